@@ -1,0 +1,196 @@
+"""Assertions about induction heads and what they do: has one, has none, copies repeats, learns in context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from pytest_induction.assertions.boundary import check_share, expect, user_facing
+from pytest_induction.errors import ArgumentError
+from pytest_induction.measure import ModelLike, Round, measure_text, probe_round, provenance
+from pytest_induction.models.load import load_model
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.records import Evidence, Verdict
+from pytest_induction.statistics import look_sizes
+from pytest_induction.verdicts import (
+    MAX_IN_CONTEXT_LEARNING,
+    MIN_ACCURACY,
+    MIN_ADVANTAGE,
+    MIN_PREFIX_MATCHING,
+    Judgement,
+    judge_copying,
+    judge_in_context_learning,
+    judge_induction_head,
+)
+
+MAX_SEQUENCES = 192
+ERROR_RATE = 1e-3
+
+
+@user_facing
+def assert_has_induction_head(
+    model: ModelLike,
+    *,
+    min_prefix_matching: float = MIN_PREFIX_MATCHING,
+    min_advantage: float = MIN_ADVANTAGE,
+    max_sequences: int = MAX_SEQUENCES,
+    error_rate: float = ERROR_RATE,
+    seed: int | None = None,
+) -> Evidence:
+    """Assert that the model has an induction head: one that matches prefixes, in a model that copies what is matched.
+
+    Shown when some head's prefix matching lies, with its whole interval, above `min_prefix_matching` and above the most that
+    any head reaches where nothing repeats or at wrong places, at two periods or more; and the model gives the successor at
+    least `min_advantage` nats more than the tokens after it. Sequences are drawn in rounds until every interval is clear of
+    its bar, at most `max_sequences`; then the verdict is UNDETERMINED, which fails too and says what would settle it.
+    `error_rate` is the most with which the verdict may be wrong, over all heads and rounds together.
+
+    Returns the evidence: `.heads` strongest first, `.verdict`, `.estimates`, `.null`, `.provenance`. Raises
+    `ExpectationFailed`, which carries it, or `ModelError` for a model that cannot be measured.
+
+    >>> found = assert_has_induction_head("fixtures/models/llama-2l")        # doctest: +SKIP
+    >>> found.heads[0].layer                                                 # doctest: +SKIP
+    1
+    """
+    evidence = _induction_head(model, min_prefix_matching, min_advantage, max_sequences, error_rate, seed)
+    return expect(evidence, Verdict.FORMED)
+
+
+@user_facing
+def assert_no_induction_head(
+    model: ModelLike,
+    *,
+    min_prefix_matching: float = MIN_PREFIX_MATCHING,
+    min_advantage: float = MIN_ADVANTAGE,
+    max_sequences: int = MAX_SEQUENCES,
+    error_rate: float = ERROR_RATE,
+    seed: int | None = None,
+) -> Evidence:
+    """Assert that the model has no induction head: shown, not merely not found. Arguments as `assert_has_induction_head`."""
+    evidence = _induction_head(model, min_prefix_matching, min_advantage, max_sequences, error_rate, seed)
+    return expect(evidence, Verdict.NOT_FORMED)
+
+
+@user_facing
+def assert_copies_repeats(
+    model: ModelLike,
+    *,
+    min_accuracy: float = MIN_ACCURACY,
+    max_sequences: int = MAX_SEQUENCES,
+    error_rate: float = ERROR_RATE,
+    seed: int | None = None,
+) -> Evidence:
+    """Assert that the model completes repeated random tokens: top-1 accuracy on the later copies above `min_accuracy`.
+
+    Behaviour only: it holds for any model that returns logits, whatever does the copying. A model that knows the tokens of
+    the block but not their order gets 1 / period. Returns the evidence, raises as `assert_has_induction_head`.
+    """
+    check_share("min_accuracy", min_accuracy)
+    evidence = _decide(
+        load_model(model),
+        "copies_repeats",
+        partial(judge_copying, min_accuracy=min_accuracy),
+        {"min_accuracy": min_accuracy},
+        (max_sequences, error_rate, seed),
+    )
+    return expect(evidence, Verdict.FORMED)
+
+
+@user_facing
+def assert_learns_in_context(
+    model: ModelLike,
+    text: Any,
+    *,
+    max_score: float = MAX_IN_CONTEXT_LEARNING,
+    error_rate: float = ERROR_RATE,
+    seed: int | None = None,
+) -> Evidence:
+    """Assert that later tokens of a text are predicted better than early ones: in-context learning score below `max_score`.
+
+    `text` is a string, a path, or token ids (one long row, or rows). It is cut into rows of the context's length, at most
+    512 tokens; the score is the mean loss of tokens 450 to 512 minus that of tokens 40 to 60 (the same shares of a shorter
+    row), in nats, negative if the model learns in context. Rows are resampled for its interval. Where rows are long enough,
+    the paper's loss at token 500 minus at token 50 is reported beside it.
+
+    The score also falls when ordinary prediction gets worse, so both losses are in `.estimates`. Returns the evidence, raises
+    as `assert_has_induction_head`, and `TextError` for a text that makes fewer than two rows.
+    """
+    check_share("error_rate", error_rate)
+    subject = load_model(model)
+    seed = subject.seed if seed is None else seed
+    losses, first_token, windows = measure_text(subject, text)
+    judgement = judge_in_context_learning(
+        losses, windows, first_token=first_token, max_score=max_score, error_rate=error_rate, seed=seed
+    )
+    described = f"rows of {losses.shape[1] + first_token - 1} tokens of text"
+    about = provenance(subject, seed=seed, n_sequences=len(losses), probe=described)
+    settle = f"about {judgement.more_sequences} more rows of text would settle it" if judgement.more_sequences else ""
+    evidence = Evidence(
+        claim="learns_in_context",
+        verdict=judgement.verdict,
+        reason=judgement.reason,
+        summary=judgement.summary,
+        provenance=about,
+        estimates=judgement.estimates or {},
+        bars={"max_score": max_score},
+        confidence=1 - error_rate,
+        settle=settle,
+    )
+    return expect(evidence, Verdict.FORMED)
+
+
+def _induction_head(
+    model: ModelLike,
+    min_prefix_matching: float,
+    min_advantage: float,
+    max_sequences: int,
+    error_rate: float,
+    seed: int | None,
+) -> Evidence:
+    check_share("min_prefix_matching", min_prefix_matching)
+    if not min_advantage >= 0:
+        raise ArgumentError(f"`min_advantage` must be at least 0 nats, got {min_advantage}")
+    subject = load_model(model)
+    _ = subject.reading  # refuse by name here, before anything is measured
+    judge = partial(judge_induction_head, min_prefix_matching=min_prefix_matching, min_advantage=min_advantage)
+    bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
+    return _decide(subject, "has_induction_head", judge, bars, (max_sequences, error_rate, seed))
+
+
+def _decide(
+    subject: ModelUnderTest,
+    claim: str,
+    judge: Callable[..., Judgement],
+    bars: dict[str, float],
+    budget: tuple[int, float, int | None],
+) -> Evidence:
+    """Draw sequences in rounds until the verdict is clear or the budget is spent."""
+    max_sequences, error_rate, seed = budget
+    check_share("error_rate", error_rate)
+    seed = subject.seed if seed is None else seed
+    looks = look_sizes(max_sequences)
+    rounds: list[Round] = []
+    drawn = 0
+    for number, size in enumerate(looks):
+        rounds.append(probe_round(subject, size - drawn, seed, number))
+        drawn = size
+        judgement = judge(Round.join(rounds), error_rate=error_rate / len(looks))
+        if judgement.verdict is not Verdict.UNDETERMINED:
+            break
+    about = provenance(subject, seed=seed, n_sequences=drawn, probe=Round.join(rounds).described)
+    settle = f"about {judgement.more_sequences} more sequences: max_sequences={drawn + judgement.more_sequences}"
+    return Evidence(
+        claim=claim,
+        verdict=judgement.verdict,
+        reason=judgement.reason,
+        summary=judgement.summary,
+        provenance=about,
+        heads=judgement.heads,
+        nearest=judgement.nearest,
+        estimates=judgement.estimates or {},
+        bars=bars,
+        null=judgement.null,
+        confidence=1 - error_rate,
+        settle=settle if judgement.verdict is Verdict.UNDETERMINED else "",
+    )

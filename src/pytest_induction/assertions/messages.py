@@ -1,0 +1,58 @@
+"""The texts of failed assertions: verdict and bound, what was seen, where it was measured, what to do next."""
+
+from __future__ import annotations
+
+from pytest_induction.records import Estimate, Evidence, HeadEvidence, Provenance, Verdict
+
+NEXT = {
+    "no_head_matches": "if heads are expected: train further, or see every head with `measure_heads(model)`",
+    "copies_without_a_head": "look for a pair of heads that does it together; `assert_copies_repeats` holds for this model",
+    "matches_without_copying": "the head may suppress what it finds, or nothing downstream reads it; ablate it to see",
+    "counts_back": "a head trained on one period only counts back; train on repeats of varied distance",
+    "does_not_copy": "see `measure_heads(model)` for its heads; a lower bar is `min_accuracy=`",
+    "does_not_learn": "compare with a model trained further on the same text; the bar is `max_score=`",
+    "formed": "the heads are named above; `measure_heads(model)` shows every one",
+}
+
+
+def failure_text(evidence: Evidence, wanted: Verdict) -> str:
+    """The whole message, at most six lines."""
+    lines = [
+        f"{evidence.claim} is {evidence.verdict}, expected {wanted}: {evidence.summary}",
+        *([_heads_line(evidence)] if evidence.heads or evidence.nearest else []),
+        f"  behaviour: {_estimates_line(evidence)}",
+        f"  measured: {measured_on(evidence.provenance)}",
+        f"  next: {evidence.settle or NEXT.get(evidence.reason, 'see docs/metrics.md')}",
+    ]
+    return "\n".join(lines)
+
+
+def measured_on(about: Provenance) -> str:
+    """Where a measurement was made, in one line."""
+    attention = f"{about.n_layers} layers x {about.n_heads} heads by {about.way_in}, " if about.n_layers else ""
+    probe = f"; {about.n_sequences} sequences, {about.probe}" if about.n_sequences else ""
+    seed = "" if about.seed is None else f"; --induction-seed={about.seed}"
+    return f"{about.model}, {attention}{about.dtype} on {about.device}{probe}{seed}"
+
+
+def _heads_line(evidence: Evidence) -> str:
+    heads = (*evidence.heads, *evidence.nearest)[:5]
+    null = "" if evidence.null is None else f"; chance gives up to {evidence.null:.3f}"
+    return f"  heads: {', '.join(_head(head) for head in heads)} (bar {evidence.bars['min_prefix_matching']:.3f}{null})"
+
+
+def _head(head: HeadEvidence) -> str:
+    estimate = head.prefix_matching
+    return f"{head} {estimate.value:.3f} ({estimate.low:.3f}..{estimate.high:.3f})"
+
+
+def _estimates_line(evidence: Evidence) -> str:
+    bars = {name.removeprefix("min_").removeprefix("max_"): bar for name, bar in evidence.bars.items()}
+    bars = {{"accuracy": "later_accuracy", "score": "in_context_learning"}.get(name, name): bar for name, bar in bars.items()}
+    return "; ".join(_estimate(name, value, bars.get(name)) for name, value in evidence.estimates.items())
+
+
+def _estimate(name: str, estimate: Estimate, bar: float | None) -> str:
+    unit = " nats" if estimate.unit == "nats" else ""
+    held = "" if bar is None else f" ({estimate.low:.2f}..{estimate.high:.2f}, bar {bar:.2f})"
+    return f"{name.replace('_', ' ')} {estimate.value:.2f}{unit}{held}"

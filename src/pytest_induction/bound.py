@@ -1,0 +1,79 @@
+"""The object behind the `induction` fixture: the measures and assertions, bound to one model, seed and set of defaults."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pytest_induction.assertions import heads as assertions
+from pytest_induction.errors import TextError
+from pytest_induction.measure import HeadScores, measure_heads
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences
+from pytest_induction.records import Evidence
+
+T = TypeVar("T")
+
+
+class Induction:
+    """Every assertion with the model, the seed and the text of the session already given.
+
+    What has been measured once is not measured again for as long as the model stays as it is. `defaults` are keyword
+    arguments, given by the marker, that each call takes as far as it has them; what a call is given itself comes first.
+    """
+
+    def __init__(self, model: ModelUnderTest, *, text: Path | None = None, defaults: Mapping[str, Any] | None = None) -> None:
+        self.model = model
+        self.text = text
+        self._defaults = {"seed": model.seed, **(defaults or {})}
+
+    @property
+    def seed(self) -> int:
+        return int(self._defaults["seed"])
+
+    def measure_heads(self, **options: Any) -> HeadScores:
+        """See `pytest_induction.measure_heads`."""
+        return self._call(measure_heads, self.model, **options)
+
+    def assert_has_induction_head(self, **options: Any) -> Evidence:
+        """See `pytest_induction.assert_has_induction_head`."""
+        __tracebackhide__ = True
+        return self._call(assertions.assert_has_induction_head, self.model, **options)
+
+    def assert_no_induction_head(self, **options: Any) -> Evidence:
+        """See `pytest_induction.assert_no_induction_head`."""
+        __tracebackhide__ = True
+        return self._call(assertions.assert_no_induction_head, self.model, **options)
+
+    def assert_copies_repeats(self, **options: Any) -> Evidence:
+        """See `pytest_induction.assert_copies_repeats`."""
+        __tracebackhide__ = True
+        return self._call(assertions.assert_copies_repeats, self.model, **options)
+
+    def assert_learns_in_context(self, text: Any = None, **options: Any) -> Evidence:
+        """See `pytest_induction.assert_learns_in_context`; the text is the session's unless one is given."""
+        __tracebackhide__ = True
+        if text is None and self.text is None:
+            raise TextError("no text: give `assert_learns_in_context` one, or the option --induction-text")
+        return self._call(assertions.assert_learns_in_context, self.model, self.text if text is None else text, **options)
+
+    def probe(self, *, period: int | None = None, n_sequences: int = 8, repeats: int = COPIES, seed: int | None = None) -> Probe:
+        """Rows of repeated random tokens that fit the model, of its longest fitting period unless one is given."""
+        if period is None:
+            periods, repeats = fitting_shape(self.model.space, repeats)
+            period = periods[-1]
+        rng = np.random.default_rng([self.seed if seed is None else seed, 3])
+        return repeated_sequences(self.model.space, period=period, rng=rng, n_sequences=n_sequences, repeats=repeats)
+
+    def default_probe(self) -> Probe:
+        """The probe with the defaults that the marker gives."""
+        return self._call(self.probe)
+
+    def _call(self, function: Callable[..., T], *subject: Any, **options: Any) -> T:
+        __tracebackhide__ = True
+        known = inspect.signature(function).parameters
+        return function(*subject, **{**{name: value for name, value in self._defaults.items() if name in known}, **options})

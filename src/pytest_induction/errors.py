@@ -1,0 +1,44 @@
+"""What can go wrong, as small classes with one-line messages. Standard library only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_induction.records import Evidence
+
+
+class InductionError(Exception):
+    """Base of every error of this package that is not a failed expectation."""
+
+
+class ArgumentError(InductionError, ValueError):
+    """An argument or option has a value that cannot be used; the message says which, and what it must be."""
+
+
+class ModelError(InductionError):
+    """The model cannot be found, loaded or run; the message says what was expected, what was seen, what to do."""
+
+
+class UnsupportedModel(ModelError):
+    """The model runs, but its attention cannot be read by any way in; `tried` says what each one saw."""
+
+    def __init__(self, message: str, tried: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.tried = tried
+
+
+class ProbeError(InductionError):
+    """No probe fits the model: its context or its usable vocabulary is too small."""
+
+
+class TextError(InductionError):
+    """The text cannot be used: it is missing, empty, too short, or cannot be turned into token ids."""
+
+
+class ExpectationFailed(AssertionError):
+    """An assertion about a model does not hold; `evidence` carries the whole measurement and the verdict."""
+
+    def __init__(self, message: str, evidence: Evidence) -> None:
+        super().__init__(message)
+        self.evidence = evidence

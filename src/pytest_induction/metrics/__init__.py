@@ -1,0 +1,1 @@
+"""Pure tensor mathematics over attention entries and logits. No model, no pytest, no files."""

@@ -1,0 +1,149 @@
+"""Per-head attention scores, from the few entries of the pattern that they need.
+
+Every score is a mean over queries of attention mass, in [0, 1]. Positions count from zero.
+
+| score | mass on | queries |
+|---|---|---|
+| prefix matching | the position after each earlier occurrence of the query's token, summed | that have an earlier occurrence |
+| duplicate token | each earlier occurrence itself, summed | that have an earlier occurrence |
+| previous token | the position before | from the third on |
+| first token | the first position | from the third on |
+
+The first two queries are left out of the last two scores: there, previous, first and own position are hard to tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pytest_induction.errors import ArgumentError
+
+SCORES = ("prefix_matching", "previous_token", "duplicate_token", "first_token")
+
+
+class AttentionReader(Protocol):
+    """One layer's attention pattern, read entry by entry."""
+
+    def diagonals(self, offsets: Sequence[int]) -> Tensor:
+        """Mass from each query to the key `offset` before it: (batch, heads, offsets, queries), 0 where there is none."""
+
+    def columns(self, keys: Tensor) -> Tensor:
+        """Mass from each query to one key per row, `keys` (batch,): (batch, heads, queries)."""
+
+    def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """Mass from `queries` to `keys` of batch `rows`, each (pairs,): (pairs, heads)."""
+
+
+@dataclass(frozen=True)
+class PeriodicScores:
+    """Scores of rows in which a block of `period` tokens, beginning at `start`, repeats up to the end.
+
+    All answers lie on a few diagonals: key = query - m * period (+ 1 for the successor), for each earlier copy m.
+    With `wrong_shift` a fifth score is given: the mass that far from the successors, where nothing draws a prefix matcher.
+    """
+
+    period: int
+    start: int
+    n_positions: int
+    wrong_shift: int | None = None
+
+    def __call__(self, attention: AttentionReader) -> Tensor:
+        """One layer's scores: (scores, batch, heads), in the order of `SCORES`, then the wrong shift."""
+        copies = range(self.period, self.n_positions - self.start, self.period)
+        shifts = (1, 0) if self.wrong_shift is None else (1, 0, 1 + self.wrong_shift)
+        offsets = [1, *(copy - shift for shift in shifts for copy in copies)]
+        mass = attention.diagonals(offsets)
+        first = attention.columns(torch.zeros(mass.shape[0], dtype=torch.long, device=mass.device))
+        sums = [mass[:, :, i + 1, self.start + copy :].sum(-1) for i, copy in enumerate([*copies] * len(shifts))]
+        n_queries = self.n_positions - self.start - self.period
+        prefix, duplicate, *wrong = (
+            torch.stack(sums[i : i + len(copies)]).sum(0) / n_queries for i in range(0, len(sums), len(copies))
+        )
+        return torch.stack([prefix, mass[:, :, 0, 2:].mean(-1), duplicate, first[:, :, 2:].mean(-1), *wrong])
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Scores of any rows of tokens, from the list of (query, earlier occurrence) pairs of each row.
+
+    A run of one token has its query itself as the successor of the occurrence just before.
+    """
+
+    rows: Tensor
+    queries: Tensor
+    occurrences: Tensor
+    n_queries: Tensor
+    real: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor, attention_mask: Tensor | None = None) -> PairScores:
+        """The answer key of `tokens` (batch, positions); what `attention_mask` marks 0 is neither query nor key.
+
+        Raises `ArgumentError` for a row in which a score is undefined: no token stands twice, or fewer than three tokens.
+        """
+        real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        found = [_earlier_occurrences(row, keep) for row, keep in zip(tokens, real, strict=True)]
+        for index, (_, _, n_queries) in enumerate(found):
+            if n_queries == 0 or int(real[index].sum()) < 3:
+                raise ArgumentError(f"`tokens` row {index} has no score: it must have a token that stands twice")
+        rows = torch.cat([torch.full_like(queries, index) for index, (queries, _, _) in enumerate(found)])
+        queries, occurrences = (torch.cat(part) for part in ([e[0] for e in found], [e[1] for e in found]))
+        return cls(rows, queries, occurrences, rows.new_tensor([entry[2] for entry in found]), real)
+
+    def __call__(self, attention: AttentionReader) -> Tensor:
+        """One layer's scores: (scores, batch, heads), in the order of `SCORES`."""
+        before = attention.diagonals([1])[:, :, 0]
+        first = attention.columns(self.real.int().argmax(1))
+        late = (self.real & (self.real.cumsum(1) > 2))[:, None]  # batch, 1, queries
+        previous, resting = ((mass * late).sum(-1) / late.sum(-1) for mass in (before, first))
+        prefix, duplicate = (self._per_query(attention, keys) for keys in (self.occurrences + 1, self.occurrences))
+        return torch.stack([prefix, previous, duplicate, resting])
+
+    def _per_query(self, attention: AttentionReader, keys: Tensor) -> Tensor:
+        """Mass on `keys`, summed per query, averaged over the queries of each row that have one: (batch, heads)."""
+        mass = attention.pairs(self.rows, self.queries, keys)
+        sums = mass.new_zeros(len(self.real), mass.shape[1]).index_add_(0, self.rows, mass)
+        return sums / self.n_queries[:, None]
+
+
+def _earlier_occurrences(row: Tensor, real: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Every (query, earlier occurrence of its token), and how many queries have one; memory grows with the pairs only."""
+    positions = torch.nonzero(real)[:, 0]
+    order = positions[row[positions].argsort(stable=True)]
+    ranked = row[order]
+    queries, occurrences = [order[:0]], [order[:0]]
+    for lag in range(1, len(order)):
+        same = ranked[lag:] == ranked[:-lag]
+        if not bool(same.any()):
+            break
+        queries.append(order[lag:][same])
+        occurrences.append(order[:-lag][same])
+    return torch.cat(queries), torch.cat(occurrences), len(queries[1]) if len(queries) > 1 else 0
+
+
+def scores_for(tokens: Tensor, attention_mask: Tensor | None = None) -> PeriodicScores | PairScores:
+    """The cheapest way to score these rows: diagonals if every row repeats with one period, else pairs."""
+    if attention_mask is None or bool(attention_mask.bool().all()):
+        attention_mask = None
+        for start in (0, 1):
+            period = common_period(tokens[:, start:])
+            if period is not None and (start == 0 or bool((tokens[:, :1] != tokens[:, 1:]).all())):
+                return PeriodicScores(period, start, tokens.shape[1])
+    return PairScores.of(tokens, attention_mask)
+
+
+def common_period(tokens: Tensor) -> int | None:
+    """The period with which every row repeats a block of different tokens, or None."""
+    again = torch.nonzero(tokens[0, 1:] == tokens[0, 0])
+    if len(again) == 0:
+        return None
+    period = int(again[0]) + 1
+    block = tokens[:, :period].sort(dim=1).values
+    if period < 2 or bool((block[:, 1:] == block[:, :-1]).any()):
+        return None
+    return period if bool((tokens[:, period:] == tokens[:, :-period]).all()) else None

@@ -1,0 +1,170 @@
+"""One layer's attention pattern, entry by entry: from queries, keys and the log-sum-exp, or from a pattern at hand.
+
+With L the log-sum-exp of a query's masked, scaled scores, pattern[q, k] = exp(query_q . key_k * scale + mask[q, k] - L_q).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+BLOCK_ENTRIES = 4_000_000  # scores held at a time where the log-sum-exp is computed in blocks of rows
+PAIR_ENTRIES = 4_000_000  # numbers gathered at a time for scattered entries
+
+NOTHING = -1e30  # below it a log-sum-exp is that of a row in which everything is masked
+
+
+@dataclass
+class LogSumExpReader:
+    """Reads the pattern from what went into the attention call; no (positions x positions) tensor is made.
+
+    `query` is (batch, heads, positions, d_head), `key` may have fewer heads (grouped queries), `log_sum_exp` is (batch,
+    heads, positions), `mask` broadcasts to (batch, heads, positions, positions): boolean (True attends) or added.
+    """
+
+    query: Tensor
+    key: Tensor
+    log_sum_exp: Tensor
+    scale: float
+    mask: Tensor | None
+    causal: bool
+
+    def __post_init__(self) -> None:
+        if self.mask is not None:  # a query that may attend to nothing has no mass anywhere, whatever its kernel says
+            self.log_sum_exp = self.log_sum_exp.masked_fill(self.log_sum_exp < NOTHING, torch.inf)
+
+    @property
+    def n_heads(self) -> int:
+        return self.query.shape[1]
+
+    @cached_property
+    def _query(self) -> Tensor:  # batch, key heads, group, positions, d_head; at least float32, or half a digit is left
+        return _upcast(self.query).unflatten(1, (self.key.shape[1], -1))
+
+    @cached_property
+    def _key(self) -> Tensor:  # batch, key heads, 1, positions, d_head
+        return _upcast(self.key)[:, :, None]
+
+    @cached_property
+    def _mask(self) -> Tensor | None:
+        """The mask with all four axes, none of them expanded."""
+        mask = self.mask
+        if mask is None:
+            return None
+        while mask.ndim < 4:
+            mask = mask[None]
+        return mask
+
+    def diagonals(self, offsets: Sequence[int]) -> Tensor:
+        batch, heads, positions = self.log_sum_exp.shape
+        scores = self._query.new_full((batch, self.key.shape[1], heads // self.key.shape[1], len(offsets), positions), -torch.inf)
+        for index, offset in enumerate(offsets):
+            if offset < positions:
+                products = torch.linalg.vecdot(self._query[..., offset:, :], self._key[..., : positions - offset, :])
+                scores[..., index, offset:] = products
+        scores = scores.flatten(1, 2).mul_(self.scale)
+        if self._mask is not None:
+            for index, offset in enumerate(offsets):
+                added = _as_added(self._mask.diagonal(-offset, -2, -1), scores.dtype)
+                scores[:, :, index, offset:] += added
+        return scores.sub_(self.log_sum_exp[:, :, None].to(scores.dtype)).exp_()
+
+    def columns(self, keys: Tensor) -> Tensor:
+        rows = torch.arange(len(keys), device=self.key.device)
+        chosen = _upcast(self.key[rows, :, keys])[:, :, None, None]  # batch, key heads, 1, 1, d_head
+        scores = torch.linalg.vecdot(self._query, chosen).flatten(1, 2).mul_(self.scale)
+        positions = scores.shape[-1]
+        if self._mask is not None:
+            mask = self._mask.expand(len(keys), -1, positions, positions)
+            scores += _as_added(mask[rows, :, :, keys], scores.dtype)
+        if self.causal:
+            scores.masked_fill_((torch.arange(positions, device=keys.device) < keys[:, None])[:, None], -torch.inf)
+        return scores.sub_(self.log_sum_exp.to(scores.dtype)).exp_()
+
+    def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        at_once = max(1, PAIR_ENTRIES // (self.query.shape[1] * self.query.shape[3]))
+        parts = zip(rows.split(at_once), queries.split(at_once), keys.split(at_once), strict=True)
+        return torch.cat([self._some_pairs(*part) for part in parts])
+
+    def _some_pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        query = self._query[rows, :, :, queries]  # pairs, key heads, group, d_head
+        key = _upcast(self.key[rows, :, keys])[:, :, None]
+        scores = torch.linalg.vecdot(query, key).flatten(1).mul_(self.scale)
+        if self._mask is not None:
+            batch, _, positions = self.log_sum_exp.shape
+            mask = self._mask.expand(batch, -1, positions, positions)[rows, :, queries, keys]
+            scores += _as_added(mask, scores.dtype)
+        if self.causal:
+            scores.masked_fill_((keys > queries)[:, None], -torch.inf)
+        return scores.sub_(self.log_sum_exp[rows, :, queries].to(scores.dtype)).exp_()
+
+
+@dataclass
+class PatternReader:
+    """Reads a pattern that the model itself has computed, (batch, heads, positions, positions)."""
+
+    pattern: Tensor
+
+    @property
+    def n_heads(self) -> int:
+        return self.pattern.shape[1]
+
+    def diagonals(self, offsets: Sequence[int]) -> Tensor:
+        batch, heads, positions, _ = self.pattern.shape
+        mass = torch.zeros(batch, heads, len(offsets), positions, device=self.pattern.device, dtype=self._dtype)
+        for index, offset in enumerate(offsets):
+            if offset < positions:
+                mass[:, :, index, offset:] = self.pattern.diagonal(-offset, -2, -1)
+        return mass
+
+    def columns(self, keys: Tensor) -> Tensor:
+        return self.pattern[torch.arange(len(keys), device=self.pattern.device), :, :, keys].to(self._dtype)
+
+    def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        return self.pattern[rows, :, queries, keys].to(self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.promote_types(self.pattern.dtype, torch.float32)
+
+
+Reader = LogSumExpReader | PatternReader
+
+
+def row_log_sum_exp(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, causal: bool) -> Tensor:
+    """Log-sum-exp of every query's masked, scaled scores, (batch, heads, positions), in blocks of rows.
+
+    The way that serves every device, dtype and mask, where the kernel does not tell.
+    """
+    batch, heads, positions, _ = query.shape
+    keys = _upcast(key)[:, :, None].transpose(-1, -2)
+    rows = max(1, BLOCK_ENTRIES // (batch * heads * positions))
+    blocks = []
+    for start in range(0, positions, rows):
+        block = _upcast(query[:, :, start : start + rows]).unflatten(1, (key.shape[1], -1))
+        scores = (block @ keys).flatten(1, 2).mul_(scale)
+        if mask is not None:
+            scores += _as_added(mask.expand(*mask.shape[:-2], positions, positions)[..., start : start + rows, :], scores.dtype)
+        if causal:
+            ahead = (
+                torch.arange(positions, device=query.device)
+                > torch.arange(start, start + scores.shape[2], device=query.device)[:, None]
+            )
+            scores.masked_fill_(ahead, -torch.inf)
+        blocks.append(scores.logsumexp(-1))
+    return torch.cat(blocks, dim=-1)
+
+
+def _as_added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask, or some entries of one, as numbers to add to the scores."""
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+    return mask.to(dtype)
+
+
+def _upcast(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,126 @@
+"""How a module is called, what it returns, and how it is left as it was found."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_induction.errors import ModelError
+
+SAMPLED_NUMBERS = 4096  # of each tensor, that go into the fingerprint beside its sum
+
+
+class Caller:
+    """Calls a module with token ids and nothing that it does not know, and finds the logits in what comes back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._parameters = _forward_parameters(module)
+        base = getattr(module, "base_model", None)
+        self.base: nn.Module | None = base if isinstance(base, nn.Module) and base is not module else None
+
+    def knows(self, keyword: str) -> bool:
+        """Whether the module's forward names this keyword."""
+        return keyword in self._parameters
+
+    def __call__(self, tokens: Tensor, attention_mask: Tensor | None = None, *, logits: bool = True, **extra: Any) -> Any:
+        """One forward pass. Without `logits` only the base model runs, where the module has one."""
+        module = self.module if logits or self.base is None else self.base
+        parameters = self._parameters if module is self.module else _forward_parameters(module)
+        keywords = dict(extra)
+        if attention_mask is not None:
+            if "attention_mask" not in parameters and "**" not in parameters:
+                raise ModelError(
+                    f"`{type(module).__name__}` takes no `attention_mask`: measure rows of one length, without padding"
+                )
+            keywords["attention_mask"] = attention_mask
+        if "use_cache" in parameters:
+            keywords["use_cache"] = False
+        if "input_ids" in parameters:
+            return module(input_ids=tokens, **keywords)
+        return module(tokens, **keywords)
+
+
+def _forward_parameters(module: nn.Module) -> frozenset[str]:
+    """Names of the forward's parameters; `**` where it takes any keyword."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return frozenset("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
+
+
+def logits_of(output: Any, tokens: Tensor) -> Tensor:
+    """The logits (batch, positions, d_vocab) in what a model returned. Raises `ModelError` where there are none."""
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if found is None:
+        found = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(found, Tensor):
+        raise ModelError(f"the model must return logits (batch, positions, d_vocab), it returned `{type(output).__name__}`")
+    if found.ndim != 3 or tuple(found.shape[:2]) != tuple(tokens.shape) or not found.is_floating_point():
+        raise ModelError(
+            f"the model must return logits ({tokens.shape[0]}, {tokens.shape[1]}, d_vocab) for token ids {tuple(tokens.shape)}, "
+            f"it returned {str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}; "
+            "wrap it so that it gives the logits of every position"
+        )
+    return found
+
+
+@contextmanager
+def as_found(module: nn.Module) -> Iterator[None]:
+    """Evaluate without gradients; on the way out, also of an exception, modes and random states are what they were."""
+    training = [part for part in module.modules() if part.training]
+    random_state = torch.get_rng_state()
+    device = device_of(module)
+    device_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        if training:
+            module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for part in training:
+            part.training = True
+        torch.set_rng_state(random_state)
+        if device_state is not None:
+            torch.cuda.set_rng_state(device_state, device)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    return next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), torch.float32)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A short name of the weights and buffers: their names, shapes, exact sums of their bits, and a sample of them."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in module.state_dict().items():
+        if isinstance(tensor, Tensor) and not tensor.is_meta:
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(_bits(tensor.detach()))
+    return digest.hexdigest()
+
+
+def _bits(tensor: Tensor) -> bytes:
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
+    if whole is None or tensor.is_quantized or tensor.numel() == 0:
+        return repr(tensor.shape).encode()
+    numbers = tensor.contiguous().flatten().view(whole)
+    sample = numbers[:: max(1, numbers.numel() // SAMPLED_NUMBERS)].cpu()
+    return int(numbers.sum(dtype=torch.int64)).to_bytes(8, "little", signed=True) + sample.numpy().tobytes()
+
+
+def condition(module: nn.Module) -> str:
+    """Changes whenever the module may compute something else: other weights, hooks, replaced forwards, modes."""
+    parts = [
+        f"{name}:{part.training}:{[*hooks['_forward_hooks']]}:{[*hooks['_forward_pre_hooks']]}:{id(hooks.get('forward'))}"
+        for name, part in module.named_modules()
+        for hooks in (vars(part),)
+    ]
+    return hashlib.blake2b("".join([fingerprint(module), *parts]).encode(), digest_size=8).hexdigest()

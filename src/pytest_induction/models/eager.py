@@ -1,0 +1,70 @@
+"""Way in 3: eager attention with `output_attentions`, for Hugging Face models that the first two cannot see into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from pytest_induction.models.attention import PatternReader
+from pytest_induction.models.calling import Caller, logits_of
+from pytest_induction.models.protocol import Observer, Refused, WayIn, all_seen
+
+SETTING = "_attn_implementation_internal"
+
+
+class EagerWay(WayIn):
+    """Asks the model for its patterns. Costs (positions x positions) per head and layer, and says so."""
+
+    name = "eager output_attentions"
+
+    def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
+        self._caller = caller
+        if not hasattr(getattr(caller.module, "config", None), SETTING):
+            raise Refused("not a Hugging Face model")
+        before = {str(getattr(config, SETTING)) for config in _configs(caller.module)} - {"None", "eager"}
+        patterns = self._patterns(tokens, None)[1]
+        if expected is not None and len(patterns) != expected:
+            raise Refused(f"{len(patterns)} attention patterns returned for {expected} layers")
+        shapes = {tuple(pattern.shape) for pattern in patterns}
+        positions = tokens.shape[1]
+        if len(shapes) != 1 or next(iter(shapes))[-2:] != (positions, positions):
+            raise Refused(f"attention patterns of shapes {sorted(shapes)} returned for {positions} positions")
+        self.n_heads = patterns[0].shape[1]
+        self.layers = tuple(f"attentions[{index}]" for index in range(len(patterns)))
+        self.notes = tuple(f"measured with eager attention, the model itself runs {name}" for name in sorted(before))
+
+    def run(self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool) -> Tensor | None:
+        output, patterns = self._patterns(tokens, attention_mask)
+        all_seen(self, len(patterns))
+        for layer, pattern in enumerate(patterns):
+            observer(layer, PatternReader(pattern))
+        return logits_of(output, tokens) if logits else None
+
+    def _patterns(self, tokens: Tensor, attention_mask: Tensor | None) -> tuple[Any, tuple[Tensor, ...]]:
+        with _eager(self._caller.module):
+            output = self._caller(tokens, attention_mask, output_attentions=True)
+        found = getattr(output, "attentions", None) or ()
+        if not found or not all(isinstance(pattern, Tensor) for pattern in found):
+            raise Refused("no attention patterns returned under output_attentions=True")
+        return output, tuple(found)
+
+
+@contextmanager
+def _eager(module: nn.Module) -> Iterator[None]:
+    """Eager attention in every part of the model, and the former setting of each part afterwards."""
+    former = [(config, getattr(config, SETTING)) for config in _configs(module)]
+    try:
+        for config, _ in former:
+            setattr(config, SETTING, "eager")
+        yield
+    finally:
+        for config, setting in former:
+            setattr(config, SETTING, setting)
+
+
+def _configs(module: nn.Module) -> list[Any]:
+    found = {id(config): config for part in module.modules() if hasattr(config := getattr(part, "config", None), SETTING)}
+    return list(found.values())

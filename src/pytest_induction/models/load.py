@@ -1,0 +1,176 @@
+"""From what the user names to a model under test: an object as it is, a directory, a hub name, a factory.
+
+Nothing is downloaded unless a name begins with `hf:`; no code comes with weights; every failure is one line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_induction.errors import ArgumentError, InductionError, ModelError
+from pytest_induction.models.adapt import adapt, first_line
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.specs import FORMS, check_spec
+
+
+def load_model(
+    model: str | Path | nn.Module | ModelUnderTest,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+) -> ModelUnderTest:
+    """Make a model under test of whatever names or is a model.
+
+    `model` is a module that maps token ids (batch, positions) to logits (a Hugging Face model, a `TransformerBridge`, your
+    own), or a string: a local directory as `save_pretrained` writes it, `hf:NAME[@REVISION]`, `module.path:factory` or
+    `path/file.py:factory`, whose factory takes no arguments and returns the module. `device` and `dtype` apply to what is
+    loaded here; a module of yours is measured where and as it is. `seed` is the one its probes are drawn with by default.
+
+    Raises `ModelError` if it cannot be found, loaded or run, `ArgumentError` for an unknown device or dtype.
+    """
+    if isinstance(model, ModelUnderTest):
+        return model
+    if isinstance(model, nn.Module):
+        return adapt(model, seed=seed)
+    if not isinstance(model, (str, Path)):
+        raise ModelError(f"a model must be a torch module or a string ({FORMS}), got `{type(model).__name__}`")
+    check_spec(str(model))
+    target, kind = parse_device(device), parse_dtype(dtype)
+    module, tokenizer = _load(str(model), kind)
+    if kind is not None:
+        module = module.to(kind)
+    return adapt(_moved(module, target), name=str(model), tokenizer=tokenizer, seed=seed)
+
+
+def parse_device(device: str | None) -> torch.device:
+    """The device of that name; the CPU by default, so that a verdict does not depend on the machine."""
+    try:
+        target = torch.device(device or "cpu")
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"device {device!r} cannot be used here: {first_line(error)}") from None
+    return target
+
+
+def parse_dtype(dtype: str | None) -> torch.dtype | None:
+    """The floating-point type of that name, or None to keep what was stored."""
+    found = getattr(torch, dtype, None) if dtype else None
+    if dtype and (not isinstance(found, torch.dtype) or not found.is_floating_point):
+        raise ArgumentError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype!r}")
+    return found
+
+
+def _load(spec: str, dtype: torch.dtype | None) -> tuple[nn.Module, Any]:
+    if spec.startswith("hf:"):
+        name, _, revision = spec.removeprefix("hf:").partition("@")
+        return _from_transformers(name, spec, dtype, revision=revision or None)
+    place, colon, factory = spec.rpartition(":")
+    if colon and factory.isidentifier():
+        return _from_factory(place, factory, spec), None
+    return _from_transformers(str(Path(spec).expanduser()), spec, dtype, local_files_only=True)
+
+
+def _moved(module: nn.Module, device: torch.device) -> nn.Module:
+    try:
+        return module.to(device)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ModelError(f"the model cannot be moved to {device}: {first_line(error)}") from None
+
+
+def _from_transformers(place: str, spec: str, dtype: torch.dtype | None, **where: Any) -> tuple[nn.Module, Any]:
+    try:
+        import transformers
+    except ImportError:
+        raise ModelError(f"loading {spec!r} needs transformers: pip install 'pytest-induction[transformers]'") from None
+    with _quiet(transformers):
+        try:
+            loader: Any = transformers.AutoModelForCausalLM
+            module, report = loader.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True, **where)
+        except Exception as error:  # whatever a broken file makes a parser raise
+            raise ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
+        absent = sorted(report.get("missing_keys", ()))
+        if absent or report.get("mismatched_keys"):
+            first = absent[0] if absent else next(iter(report["mismatched_keys"]))
+            raise ModelError(
+                f"{spec!r} lacks weights that its config asks for, and they would be random: "
+                f"{len(absent) + len(report.get('mismatched_keys', ()))} of them, the first is `{first}`"
+            )
+        return module, _tokenizer(transformers, place, where)
+
+
+def _tokenizer(transformers: Any, place: str, where: dict[str, Any]) -> Any:
+    """The tokenizer that lies beside the weights, or None: probes are token ids and need none."""
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model")
+    if where.get("local_files_only") and not any((Path(place) / name).exists() for name in files):
+        return None
+    try:
+        return transformers.AutoTokenizer.from_pretrained(place, **where)
+    except Exception:  # noqa: BLE001 - a model without a usable tokenizer is measured all the same
+        return None
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No progress bars and no reports from the loader inside the block; the user's own settings afterwards."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _from_factory(place: str, factory: str, spec: str) -> nn.Module:
+    try:
+        made = _factory(place, factory)()
+    except InductionError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        raise ModelError(f"{spec!r} cannot be made: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"the factory {spec!r} must return a torch module, it returned `{type(made).__name__}`")
+    return made
+
+
+def _factory(place: str, name: str) -> Callable[[], Any]:
+    found = getattr(_import(place), name, None)
+    if not callable(found):
+        raise ModelError(f"{place} has no factory `{name}` to call")
+    return found
+
+
+def _import(place: str) -> Any:
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    path = Path(place).resolve()
+    name = f"_induction_{path.stem}_{abs(hash(str(path)))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    specification = importlib.util.spec_from_file_location(name, path)
+    if specification is None or specification.loader is None:
+        raise ModelError(f"{place} cannot be imported")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))  # so that the file finds its neighbours, as it would when run
+    try:
+        specification.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+    return module

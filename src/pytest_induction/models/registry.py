@@ -1,0 +1,95 @@
+"""Way in 2: the attention functions of Hugging Face transformers, as each layer looks them up.
+
+The look-up itself is watched, and whatever function it gives is run unchanged: no setting of the model is touched, so its
+masks stay its own. A function that returns the pattern (eager attention, with its soft caps, sinks and biases) is read from
+that; one that does not is read from its queries and keys, unless it was given something that changes the scores.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
+from pytest_induction.models.calling import Caller, logits_of
+from pytest_induction.models.protocol import Observer, Refused, WayIn, all_seen
+from pytest_induction.models.sdpa import _one_at_a_time
+
+CHANGES_THE_SCORES = ("softcap", "s_aux", "sinks", "position_bias", "sliding_window")
+
+
+class RegistryWay(WayIn):
+    """Reads what passes through transformers' attention interface."""
+
+    name = "transformers attention interface"
+
+    def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
+        self._caller = caller
+        if "transformers.modeling_utils" not in sys.modules:
+            raise Refused("transformers is not in use")
+        heads: list[int] = []
+        modules: list[str] = []
+        names = {id(part): name for name, part in caller.module.named_modules()}
+        with self._listening(
+            tokens,
+            lambda _, reader: heads.append(reader.n_heads),
+            lambda part: modules.append(names.get(id(part), "?")),
+        ):
+            caller(tokens)
+        if not heads or (expected is not None and len(heads) != expected) or len(set(heads)) > 1:
+            wanted = "" if expected is None else f" for {expected} layers"
+            raise Refused(f"{len(heads)} calls of a registered attention function seen{wanted}")
+        self.layers, self.n_heads = tuple(modules), heads[0]
+
+    def run(self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool) -> Tensor | None:
+        seen: list[Any] = []
+        with self._listening(tokens, observer, seen.append):
+            output = self._caller(tokens, attention_mask)
+        all_seen(self, len(seen))
+        return logits_of(output, tokens) if logits else None
+
+    @contextmanager
+    def _listening(self, tokens: Tensor, observer: Observer, note: Callable[[Any], None]) -> Iterator[None]:
+        """Wrap every attention function that is looked up inside the block; `note` gets each calling module."""
+        interface = sys.modules["transformers.modeling_utils"].AttentionInterface
+        look_up = interface.get_interface
+        count = iter(range(sys.maxsize))
+
+        def wrapping(table: Any, implementation: Any, default: Any) -> Callable[..., Any]:
+            function = look_up(table, implementation, default)
+
+            def heard(
+                module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *rest: Any, **options: Any
+            ) -> Any:
+                output, weights, *more = function(module, query, key, value, mask, *rest, **options)
+                if query.shape[0] == tokens.shape[0] and query.shape[2] == key.shape[2] == tokens.shape[1]:
+                    observer(next(count), _reader(module, query, key, mask, weights, options))
+                    note(module)
+                return output, weights, *more
+
+            return heard
+
+        with _one_at_a_time:
+            interface.get_interface = wrapping
+            try:
+                yield
+            finally:
+                interface.get_interface = look_up
+
+
+def _reader(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, weights: Any, options: dict[str, Any]) -> Reader:
+    positions = query.shape[2]
+    if isinstance(weights, Tensor) and weights.ndim == 4 and tuple(weights.shape[-2:]) == (positions, positions):
+        return PatternReader(weights)
+    changing = [name for name in CHANGES_THE_SCORES if options.get(name) is not None]
+    if changing:
+        raise Refused(f"attention without patterns that takes `{changing[0]}`: load it with attn_implementation='eager'")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 4):
+        raise Refused(f"attention with a mask of type `{type(mask).__name__}`, which is not (batch, heads, positions, positions)")
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    causal = mask is None and bool(getattr(module, "is_causal", True))
+    return LogSumExpReader(query, key, row_log_sum_exp(query, key, scale, mask, causal), scale, mask, causal)

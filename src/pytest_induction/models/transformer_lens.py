@@ -1,0 +1,59 @@
+"""Way in 4: TransformerLens hook points, of a `TransformerBridge` or an older hooked model. Nothing is imported for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from pytest_induction.models.attention import PatternReader
+from pytest_induction.models.calling import Caller, logits_of
+from pytest_induction.models.protocol import Observer, Refused, WayIn, all_seen
+
+PATTERN = re.compile(r"blocks\.(\d+)\.attn\.hook_pattern")
+
+
+class HookPointWay(WayIn):
+    """Listens at `blocks.*.attn.hook_pattern`. TransformerLens computes whole patterns in any case."""
+
+    name = "TransformerLens hook_pattern"
+
+    def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
+        self._caller = caller
+        hook_points = getattr(caller.module, "hook_dict", None)
+        if not isinstance(hook_points, dict):
+            raise Refused("no TransformerLens hook points")
+        found = {int(match[1]): point for name, point in hook_points.items() if (match := PATTERN.fullmatch(name))}
+        self._points: list[nn.Module] = [found[layer] for layer in sorted(found)]
+        self.layers = tuple(f"blocks.{layer}.attn" for layer in sorted(found))
+        heads: list[int] = []
+        self._listen(tokens, None, lambda layer, reader: heads.append(reader.n_heads))
+        if not heads or len(heads) != len(self.layers) or (expected is not None and len(heads) != expected):
+            raise Refused(f"{len(heads)} patterns seen at {len(self.layers)} hook points for {expected} layers")
+        self.n_heads = heads[0]
+
+    def run(self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool) -> Tensor | None:
+        output, seen = self._listen(tokens, attention_mask, observer)
+        all_seen(self, seen)
+        return logits_of(output, tokens) if logits else None
+
+    def _listen(self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer) -> tuple[Any, int]:
+        seen: list[int] = []
+
+        def at(layer: int) -> Callable[..., None]:
+            def heard(module: nn.Module, inputs: Any, pattern: Any) -> None:
+                if not isinstance(pattern, Tensor) or pattern.ndim != 4 or pattern.shape[-1] != tokens.shape[1]:
+                    raise Refused(f"`hook_pattern` of layer {layer} carries no pattern (batch, heads, positions, positions)")
+                seen.append(layer)
+                observer(layer, PatternReader(pattern))
+
+            return heard
+
+        handles = [point.register_forward_hook(at(layer)) for layer, point in enumerate(self._points)]
+        try:
+            return self._caller(tokens, attention_mask), len(seen)
+        finally:
+            for handle in handles:
+                handle.remove()

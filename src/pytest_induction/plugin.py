@@ -1,0 +1,273 @@
+"""Every pytest hook, option, ini key, marker and fixture. Imports the standard library and pytest, and no more until used."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_induction.bound import Induction
+    from pytest_induction.models.protocol import ModelUnderTest
+    from pytest_induction.probes.sequences import Probe
+    from pytest_induction.records import Evidence
+
+T = TypeVar("T")
+SETTINGS = {
+    "model": "model under test: a local directory, hf:NAME[@REVISION], module.path:factory or path/file.py:factory",
+    "text": "text file on which in-context learning is measured",
+    "seed": "seed of the probes (default 0)",
+    "device": "device a named model is loaded on (default cpu)",
+    "dtype": "floating-point type a named model is loaded in (default: as stored)",
+}
+MARKER_KEYS = (
+    "seed",
+    "max_sequences",
+    "error_rate",
+    "min_prefix_matching",
+    "min_advantage",
+    "min_accuracy",
+    "max_score",
+    "period",
+    "repeats",
+    "n_sequences",
+)
+SESSION: pytest.StashKey[SessionModel] = pytest.StashKey()
+HEARD: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("induction", "mechanistic tests of language models")
+    for name, help_text in SETTINGS.items():
+        group.addoption(f"--induction-{name}", dest=f"induction_{name}", metavar=name.upper(), help=help_text)
+        parser.addini(f"induction_{name}", help=f"{help_text}; only for the fixtures, collects no gates", default=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", f"induction({', '.join(f'{key}=...' for key in MARKER_KEYS)}): defaults of the induction fixtures"
+    )
+    config.stash[SESSION] = SessionModel(config)
+    if config.option.induction_model is None:
+        return
+    config.stash[SESSION].check()
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args = []  # the gates are all that was asked for
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Add the gates to what the session itself collects, if a model is named on the command line."""
+    report = yield
+    spec = collector.config.option.induction_model
+    if isinstance(collector, pytest.Session) and spec is not None and report.passed:
+        from pytest_induction.gates.model import GateSuite
+
+        session_model = collector.config.stash[SESSION]
+        suite = GateSuite.from_parent(
+            collector, name=spec, nodeid=spec, bind=session_model.bind, with_text=session_model.text is not None
+        )
+        report.result = [*(report.result or []), suite]
+    return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker in item.iter_markers("induction"):
+            _check_marker(item, marker)
+
+
+def _check_marker(item: pytest.Item, marker: pytest.Mark) -> None:
+    if marker.args:
+        raise pytest.UsageError(f"{item.nodeid}: the marker `induction` takes keyword arguments only, got {marker.args!r}")
+    for key in marker.kwargs:
+        if key not in MARKER_KEYS:
+            near = difflib.get_close_matches(key, MARKER_KEYS, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else f"; it knows {', '.join(MARKER_KEYS)}"
+            raise pytest.UsageError(f"{item.nodeid}: the marker `induction` has no argument `{key}`{hint}")
+
+
+class SessionModel:
+    """The model of this session: loaded at the first use, once, and its failure remembered like its success."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._loaded: ModelUnderTest | Exception | None = None
+        self._last: tuple[Any, ModelUnderTest] | None = None
+
+    def check(self) -> None:
+        """Raise a usage error for what can be seen to be wrong without loading anything."""
+        from pytest_induction.errors import InductionError
+        from pytest_induction.specs import check_spec
+
+        try:
+            check_spec(self.spec or "")
+        except InductionError as error:
+            raise pytest.UsageError(f"--induction-model: {error}") from None
+        _ = self.seed
+        if self.text is not None and (not self.text.is_file() or not self.text.stat().st_size):
+            raise pytest.UsageError(f"--induction-text: {str(self.text)!r} is {'empty' if self.text.is_file() else 'not a file'}")
+
+    @property
+    def spec(self) -> str | None:
+        return self._path_setting("model")
+
+    @property
+    def text(self) -> Path | None:
+        text = self._path_setting("text")
+        return None if text is None else Path(text)
+
+    @property
+    def seed(self) -> int:
+        value = self._setting("seed") or "0"
+        if not value.isdecimal():
+            raise pytest.UsageError(f"--induction-seed must be a whole number from 0 up, got {value!r}")
+        return int(value)
+
+    def load(self) -> ModelUnderTest:
+        """The named model. Raises the same one-line error every time if it cannot be had."""
+        if self._loaded is None:
+            from pytest_induction.errors import InductionError, ModelError
+            from pytest_induction.models.load import load_model
+
+            try:
+                if self.spec is None:
+                    raise ModelError(
+                        "no model: give --induction-model or the ini key induction_model, or override the fixture "
+                        "`induction_model` in conftest.py to return your model"
+                    )
+                self._loaded = load_model(self.spec, device=self._setting("device"), dtype=self._setting("dtype"), seed=self.seed)
+            except InductionError as error:
+                self._loaded = error
+        if isinstance(self._loaded, Exception):
+            raise self._loaded.with_traceback(None)
+        return self._loaded
+
+    def adopt(self, model: Any) -> ModelUnderTest:
+        """The model under test for whatever an overriding fixture gave; the last one is kept."""
+        from pytest_induction.models.load import load_model
+
+        if self._last is None or self._last[0] is not model:
+            self._last = (model, load_model(model, seed=self.seed))
+        return self._last[1]
+
+    def bind(self) -> Induction:
+        """The object that gates and fixtures work with."""
+        from pytest_induction.bound import Induction
+
+        return Induction(self.load(), text=self.text)
+
+    def _setting(self, name: str) -> str | None:
+        given = self._config.getoption(f"induction_{name}")
+        value = self._config.getini(f"induction_{name}") if given is None else given
+        return value or None
+
+    def _path_setting(self, name: str) -> str | None:
+        """A setting that may be a path: the ini file's are relative to where it lies."""
+        value = self._setting(name)
+        root = self._config.inipath.parent if self._config.inipath else self._config.rootpath
+        if value is None or self._config.getoption(f"induction_{name}") is not None:
+            return value
+        beside = str(root / value)
+        return beside if Path(beside.partition(".py:")[0] + ".py" * (".py:" in beside)).exists() else value
+
+
+@pytest.fixture(scope="session")
+def induction_model(request: pytest.FixtureRequest) -> ModelUnderTest:
+    """The model under test, from --induction-model or the ini key; override it to return any model of your own."""
+    return _or_fail(request.config.stash[SESSION].load)
+
+
+@pytest.fixture
+def induction(request: pytest.FixtureRequest, induction_model: Any) -> Induction:
+    """All measures and assertions, bound to the session's model and seed and to the marker's defaults."""
+    from pytest_induction.bound import Induction
+
+    session_model = request.config.stash[SESSION]
+    defaults: dict[str, Any] = {}
+    for marker in reversed([*request.node.iter_markers("induction")]):  # the closest one comes last and wins
+        defaults |= marker.kwargs
+    return _or_fail(lambda: Induction(session_model.adopt(induction_model), text=session_model.text, defaults=defaults))
+
+
+@pytest.fixture
+def induction_probe(induction: Induction) -> Probe:
+    """Rows of repeated random tokens that fit the model; the marker sets period, repeats, n_sequences and seed."""
+    return _or_fail(induction.default_probe)
+
+
+def _or_fail(make: Callable[[], T]) -> T:
+    """What `make` gives, or the test's failure with our one line and no traceback."""
+    from pytest_induction.errors import InductionError
+
+    try:
+        return make()
+    except InductionError as error:
+        message = str(error)
+    pytest.fail(message, pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    yield from _listening(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    yield from _listening(item)
+
+
+def _listening(item: pytest.Item) -> Iterator[None]:
+    """Keep every verdict that is reached while the item runs."""
+    from pytest_induction.journal import listening
+
+    with listening() as heard:
+        try:
+            return (yield)
+        finally:
+            for evidence in heard:
+                item.stash.setdefault(HEARD, []).append(evidence.to_dict())
+                item.user_properties.extend(_properties(evidence))
+
+
+def _properties(evidence: Evidence) -> list[tuple[str, object]]:
+    """What a JUnit report shows of a verdict."""
+    prefix = f"induction.{evidence.claim}"
+    properties: list[tuple[str, object]] = [
+        (f"{prefix}.verdict", str(evidence.verdict)),
+        (f"{prefix}.reason", evidence.reason),
+        (f"{prefix}.model", evidence.provenance.model),
+        (f"{prefix}.weights", evidence.provenance.fingerprint),
+        (f"{prefix}.seed", evidence.provenance.seed),
+        (f"{prefix}.heads", " ".join(str(head) for head in evidence.heads)),
+    ]
+    return properties + [(f"{prefix}.{name}", round(value.value, 6)) for name, value in evidence.estimates.items()]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call" and HEARD in item.stash:
+        report.__dict__["induction"] = item.stash[HEARD]  # plain data, so that it travels from a worker to the controller
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    found = [
+        data for reports in terminalreporter.stats.values() for report in reports for data in getattr(report, "induction", ())
+    ]
+    if not found:
+        return
+    from pytest_induction.records import Evidence
+    from pytest_induction.report.terminal import lines
+    from pytest_induction.report.view import views
+
+    terminalreporter.section("induction")
+    for view in views(Evidence.from_dict(data) for data in found):
+        for text, marks in lines(view):
+            terminalreporter.write_line(text, **marks)

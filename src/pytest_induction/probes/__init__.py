@@ -1,0 +1,1 @@
+"""Sequences of token ids whose right answers are known."""

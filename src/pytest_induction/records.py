@@ -1,0 +1,139 @@
+"""Plain data that leaves a measurement: what was found, how sure it is, and where it came from. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+class Verdict(StrEnum):
+    """The three answers. UNDETERMINED is an answer too: the budget ran out before the interval was clear of the bar."""
+
+    FORMED = "FORMED"
+    NOT_FORMED = "NOT_FORMED"
+    UNDETERMINED = "UNDETERMINED"
+
+
+@dataclass(frozen=True)
+class TokenSpace:
+    """What a probe may be made of: ids 0 to `d_vocab - 1` without the excluded ones, within `n_ctx` positions.
+
+    `n_ctx` is None where the model has no limit; `bos_id` is None where sequences begin with no token of their own.
+    """
+
+    d_vocab: int
+    n_ctx: int | None = None
+    bos_id: int | None = None
+    excluded: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class HeadId:
+    """One attention head. Layers and heads count from zero; prints as L5H1."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer}H{self.head}"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over probe sequences (or text rows) with its interval at the stated confidence, in `unit`."""
+
+    value: float
+    low: float
+    high: float
+    unit: str = ""
+
+    def is_above(self, bar: float) -> bool:
+        """True only if the whole interval lies above; NaN is above nothing."""
+        return self.low > bar
+
+    def is_below(self, bar: float) -> bool:
+        """True only if the whole interval lies below; NaN is below nothing."""
+        return self.high < bar
+
+
+@dataclass(frozen=True)
+class HeadEvidence:
+    """What was measured of one head, all in [0, 1]; `control` is its mass at the same places where nothing repeats."""
+
+    layer: int
+    head: int
+    prefix_matching: Estimate
+    control: float
+    previous_token: float
+    duplicate_token: float
+    first_token: float
+    periods_passed: int
+
+    def __str__(self) -> str:
+        return str(HeadId(self.layer, self.head))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a measurement comes from: enough to make it again."""
+
+    model: str
+    fingerprint: str
+    way_in: str
+    n_layers: int
+    n_heads: int
+    dtype: str
+    device: str
+    seed: int | None = None
+    n_sequences: int = 0
+    probe: str = ""
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A verdict on one claim, and everything it rests on.
+
+    `claim` is the claim's name, `reason` a fixed word for why the verdict is what it is, `summary` the same as a sentence.
+    `heads` are the heads for which the claim holds, strongest first; `nearest` the strongest of all others. `estimates`
+    holds the measures of the whole model, `bars` what they were held against, and `null` the most that chance gave.
+    """
+
+    claim: str
+    verdict: Verdict
+    reason: str
+    summary: str
+    provenance: Provenance
+    heads: tuple[HeadEvidence, ...] = ()
+    nearest: tuple[HeadEvidence, ...] = ()
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    bars: Mapping[str, float] = field(default_factory=dict)
+    null: float | None = None
+    confidence: float = 0.999
+    settle: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts, with the version of this layout under `schema`."""
+        return {"schema": SCHEMA_VERSION, **asdict(self), "verdict": str(self.verdict)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Evidence:
+        """The inverse of `to_dict`; refuses another layout version."""
+        fields = dict(data)
+        if fields.pop("schema", None) != SCHEMA_VERSION:
+            raise ValueError(f"evidence must have schema {SCHEMA_VERSION}, got {data.get('schema')!r}")
+        fields["verdict"] = Verdict(fields["verdict"])
+        fields["provenance"] = Provenance(**{**fields["provenance"], "notes": tuple(fields["provenance"]["notes"])})
+        for name in ("heads", "nearest"):
+            fields[name] = tuple(_head(head) for head in fields[name])
+        fields["estimates"] = {name: Estimate(**estimate) for name, estimate in fields["estimates"].items()}
+        return cls(**fields)
+
+
+def _head(data: Mapping[str, Any]) -> HeadEvidence:
+    return HeadEvidence(**{**data, "prefix_matching": Estimate(**data["prefix_matching"])})

@@ -1,0 +1,51 @@
+"""The terminal section: each model's claims and a table of its heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pytest_induction.records import Verdict
+from pytest_induction.report.view import HeadRow, ModelView
+
+Line = tuple[str, dict[str, bool]]
+"""A line of text and how pytest's terminal writer is to mark it."""
+
+COLOURS = {Verdict.FORMED: "green", Verdict.NOT_FORMED: "red", Verdict.UNDETERMINED: "yellow"}
+COLUMNS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token")
+
+
+def lines(view: ModelView) -> Iterator[Line]:
+    """Every line of one model's block."""
+    yield view.title, {"bold": True}
+    for verdict, claim, summary in view.claims:
+        yield f"  {verdict:<12}  {claim:<18}  {summary}", {COLOURS[Verdict(verdict)]: True}
+    if view.heads:
+        yield "", {}
+        yield from _table(view.heads)
+    if view.heads_left_out:
+        yield f"    and {view.heads_left_out} more induction heads", {}
+
+
+def _table(rows: tuple[HeadRow, ...]) -> Iterator[Line]:
+    cells = [
+        (
+            row.name,
+            row.prefix_matching,
+            row.interval,
+            row.control,
+            row.previous_token,
+            row.duplicate_token,
+            row.first_token,
+        )
+        for row in rows
+    ]
+    widths = [max(len(cell) for cell in column) for column in zip(COLUMNS, *cells, strict=True)]
+    yield "    " + _aligned(COLUMNS, widths), {}
+    for row, texts in zip(rows, cells, strict=True):
+        yield f"  {'*' if row.found else ' '} {_aligned(texts, widths)}", {"bold": row.found}
+    if any(row.found for row in rows):
+        yield "  * induction head", {}
+
+
+def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
+    return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))

@@ -1,0 +1,67 @@
+"""From verdicts to what is shown of them: one block per model, with its claims and its heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pytest_induction.records import Evidence, HeadEvidence
+
+MOST_HEADS = 8
+
+
+@dataclass(frozen=True)
+class HeadRow:
+    """One head in the table; `found` marks an induction head."""
+
+    name: str
+    prefix_matching: str
+    interval: str
+    control: str
+    previous_token: str
+    duplicate_token: str
+    first_token: str
+    found: bool
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """What is shown of one model: where it was measured, a line for each claim, the heads worth a row."""
+
+    title: str
+    claims: tuple[tuple[str, str, str], ...]  # verdict, claim, summary
+    heads: tuple[HeadRow, ...]
+    heads_left_out: int
+
+
+def views(evidence: Iterable[Evidence]) -> list[ModelView]:
+    """One view for each model, in the order in which they were measured; a claim that was made twice is shown once."""
+    by_model: dict[tuple[str, str], list[Evidence]] = {}
+    for record in evidence:
+        by_model.setdefault((record.provenance.model, record.provenance.fingerprint), []).append(record)
+    return [_view(records) for records in by_model.values()]
+
+
+def _view(records: list[Evidence]) -> ModelView:
+    about = records[0].provenance
+    attention = f"{about.n_layers} layers x {about.n_heads} heads by {about.way_in}, " if about.n_layers else ""
+    title = f"{about.model}: {attention}{about.dtype} on {about.device}, weights {about.fingerprint}"
+    claims = dict.fromkeys((str(record.verdict), record.claim, record.summary) for record in records)
+    widest = max(records, key=lambda record: len(record.heads) + len(record.nearest))
+    found = [_row(head, found=True) for head in widest.heads]
+    rows = [*found[:MOST_HEADS], *(_row(head, found=False) for head in widest.nearest)]
+    return ModelView(title, tuple(claims), tuple(rows), max(0, len(found) - MOST_HEADS))
+
+
+def _row(head: HeadEvidence, *, found: bool) -> HeadRow:
+    estimate = head.prefix_matching
+    return HeadRow(
+        str(head),
+        f"{estimate.value:.3f}",
+        f"{estimate.low:.3f}..{estimate.high:.3f}",
+        f"{head.control:.3f}",
+        f"{head.previous_token:.3f}",
+        f"{head.duplicate_token:.3f}",
+        f"{head.first_token:.3f}",
+        found,
+    )

@@ -1,0 +1,32 @@
+"""What a string that names a model may look like. Standard library only, so that a typing error costs no time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytest_induction.errors import ModelError
+
+FORMS = "a local directory, hf:NAME[@REVISION], module.path:factory or path/file.py:factory"
+
+
+def check_spec(spec: str) -> None:
+    """Raise `ModelError` if nothing of that name can be loaded; cheap, and says what to write instead."""
+    if spec.startswith("hf:") and spec != "hf:":
+        return
+    place, colon, factory = spec.rpartition(":")
+    if colon and factory.isidentifier():
+        if place.endswith(".py") and not Path(place).is_file():
+            raise ModelError(f"no file {place}: the model {spec!r} is to come from a factory in it")
+        return
+    path = Path(spec).expanduser()
+    if not path.exists():
+        hub = (
+            f"; to download it from the hub write hf:{spec}"
+            if spec.count("/") <= 1 and not spec.startswith((".", "/", "~"))
+            else ""
+        )
+        raise ModelError(f"no model at {spec!r}: expected {FORMS}{hub}")
+    if not path.is_dir():
+        raise ModelError(f"{spec!r} is a file: expected {FORMS}")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{spec!r} has no config.json: expected a directory as `save_pretrained` writes it, or a factory for it")
