@@ -264,10 +264,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not found:
         return
     from pytest_induction.records import Evidence
-    from pytest_induction.report.terminal import lines
+    from pytest_induction.report.terminal import section
     from pytest_induction.report.view import views
 
     terminalreporter.section("induction")
-    for view in views(Evidence.from_dict(data) for data in found):
-        for text, marks in lines(view):
-            terminalreporter.write_line(text, **marks)
+    brief = terminalreporter.config.get_verbosity() < 0
+    for text, marks in section(views(Evidence.from_dict(data) for data in found), brief=brief):
+        terminalreporter.write_line(text, **marks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pytest_induction.records import Verdict
 from pytest_induction.report.view import HeadRow, ModelView
@@ -14,11 +14,24 @@ COLOURS = {Verdict.FORMED: "green", Verdict.NOT_FORMED: "red", Verdict.UNDETERMI
 COLUMNS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token")
 
 
-def lines(view: ModelView) -> Iterator[Line]:
-    """Every line of one model's block."""
+MOST_MODELS = 10
+
+
+def section(views: Sequence[ModelView], *, brief: bool = False) -> Iterator[Line]:
+    """The whole section; `brief` leaves out the tables of heads."""
+    for view in views[:MOST_MODELS]:
+        yield from _block(view, brief=brief)
+    if len(views) > MOST_MODELS:
+        yield f"and {len(views) - MOST_MODELS} more models", {}
+
+
+def _block(view: ModelView, *, brief: bool) -> Iterator[Line]:
     yield view.title, {"bold": True}
-    for verdict, claim, summary in view.claims:
-        yield f"  {verdict:<12}  {claim:<18}  {summary}", {COLOURS[Verdict(verdict)]: True}
+    for claim in view.claims:
+        times = f" ({claim.times} times)" if claim.times > 1 else ""
+        yield f"  {claim.verdict:<12}  {claim.name:<18}  {claim.summary}{times}", {COLOURS[Verdict(claim.verdict)]: True}
+    if brief:
+        return
     if view.heads:
         yield "", {}
         yield from _table(view.heads)

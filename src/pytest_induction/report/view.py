@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -25,11 +26,21 @@ class HeadRow:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """One verdict on one claim, and how many times it was reached; the summary is the last one's."""
+
+    verdict: str
+    name: str
+    summary: str
+    times: int
+
+
+@dataclass(frozen=True)
 class ModelView:
     """What is shown of one model: where it was measured, a line for each claim, the heads worth a row."""
 
     title: str
-    claims: tuple[tuple[str, str, str], ...]  # verdict, claim, summary
+    claims: tuple[Claim, ...]
     heads: tuple[HeadRow, ...]
     heads_left_out: int
 
@@ -46,11 +57,13 @@ def _view(records: list[Evidence]) -> ModelView:
     about = records[0].provenance
     attention = f"{about.n_layers} layers x {about.n_heads} heads by {about.way_in}, " if about.n_layers else ""
     title = f"{about.model}: {attention}{about.dtype} on {about.device}, weights {about.fingerprint}"
-    claims = dict.fromkeys((str(record.verdict), record.claim, record.summary) for record in records)
+    last = {(record.claim, str(record.verdict)): record.summary for record in records}
+    times = Counter((record.claim, str(record.verdict)) for record in records)
+    claims = tuple(Claim(verdict, claim, summary, times[claim, verdict]) for (claim, verdict), summary in last.items())
     widest = max(records, key=lambda record: len(record.heads) + len(record.nearest))
     found = [_row(head, found=True) for head in widest.heads]
     rows = [*found[:MOST_HEADS], *(_row(head, found=False) for head in widest.nearest)]
-    return ModelView(title, tuple(claims), tuple(rows), max(0, len(found) - MOST_HEADS))
+    return ModelView(title, claims, tuple(rows), max(0, len(found) - MOST_HEADS))
 
 
 def _row(head: HeadEvidence, *, found: bool) -> HeadRow:

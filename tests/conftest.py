@@ -1,0 +1,33 @@
+"""What all tests share: one thread, seeded models, no network."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+pytest_plugins = ["pytester"]
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+SHIPPED = {
+    "one-layer": f"{FIXTURES}/attention_only.py:one_layer",
+    "one-layer-smeared": f"{FIXTURES}/attention_only.py:one_layer_smeared",
+    "two-layers": f"{FIXTURES}/attention_only.py:two_layers",
+    "three-layers-text": f"{FIXTURES}/attention_only.py:three_layers_text",
+    "llama": str(FIXTURES / "models" / "llama-2l"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def shipped() -> dict[str, str]:
+    """Names of the shipped models -> how to name them to the plugin."""
+    return SHIPPED

@@ -1,0 +1,241 @@
+"""Any module that maps token ids to logits: which are measured, and how those that cannot be are refused."""
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pytest_induction import UnsupportedModel, assert_copies_repeats, load_model, measure_heads
+from pytest_induction.errors import ArgumentError, ModelError
+from pytest_induction.models import sdpa
+from pytest_induction.models.attention import row_log_sum_exp
+from tests.models.zoo import build
+
+
+class Plain(nn.Module):
+    """Two attention layers, and a switch for everything a user's module may do differently."""
+
+    def __init__(self, attend=None, d_vocab=40, n_ctx=None, causal=True, layers=2):
+        super().__init__()
+        self.attend = attend or (lambda *args: F.scaled_dot_product_attention(*args, is_causal=causal))
+        self.embed = nn.Embedding(d_vocab, 16)
+        self.positions = nn.Embedding(n_ctx or 200, 16)
+        self.layers = nn.ModuleList(nn.Linear(16, 48) for _ in range(layers))
+        self.out = nn.Linear(16, d_vocab)
+
+    def forward(self, tokens):
+        x = self.embed(tokens) + self.positions.weight[: tokens.shape[1]]
+        for layer in self.layers:
+            heads = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in layer(x).chunk(3, -1))
+            x = x + self.attend(*heads).transpose(1, 2).flatten(-2)
+        return self.out(x)
+
+
+def by_hand(query, key, value):
+    scores = query @ key.transpose(-1, -2) / 8**0.5
+    return scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf).softmax(-1) @ value
+
+
+def test_a_plain_module_needs_no_adapter():
+    """Layers are found by their calls, and named by their modules' paths."""
+    subject = load_model(Plain())
+    assert (subject.n_layers, subject.n_heads, subject.space.d_vocab) == (2, 2, 40)
+    assert measure_heads(subject).prefix_matching.shape == (2, 2)
+
+
+def test_an_alias_of_the_attention_function_is_seen():
+    """`from torch.nn.functional import scaled_dot_product_attention` hides nothing."""
+    original = F.scaled_dot_product_attention
+    alias = Plain(lambda *args: original(*args, is_causal=True))
+    torch.manual_seed(1)
+    plain = Plain()
+    alias.load_state_dict(plain.state_dict())
+    np.testing.assert_allclose(measure_heads(alias).prefix_matching, measure_heads(plain).prefix_matching, atol=1e-7)
+
+
+def test_hand_written_attention_is_refused_by_name():
+    """Nothing is called measured that was not seen; the message says what was seen and what would do."""
+    with pytest.raises(UnsupportedModel, match=r"Plain cannot be read. Tried: sdpa: 0 calls .* seen, 2 softmax calls") as caught:
+        measure_heads(Plain(by_hand))
+    assert len(caught.value.tried) == 4
+
+
+def test_one_layer_by_hand_among_others_is_refused():
+    """A model that is only partly visible has no score at all."""
+    ways = iter(range(10**6))
+
+    def every_other(*args):
+        return by_hand(*args) if next(ways) % 2 else F.scaled_dot_product_attention(*args, is_causal=True)
+
+    with pytest.raises(UnsupportedModel, match="1 calls of scaled_dot_product_attention seen, 1 softmax calls"):
+        measure_heads(Plain(every_other))
+
+
+def test_behaviour_is_measured_where_attention_cannot_be():
+    """Completing repeats is behaviour: it needs nothing but logits."""
+    with pytest.raises(AssertionError, match="copies_repeats is NOT_FORMED"):
+        assert_copies_repeats(Plain(by_hand))
+
+
+@pytest.mark.parametrize("attend", [None, by_hand])
+def test_the_context_of_a_plain_module_is_found_by_trial(attend):
+    """Where a module does not tell its context, what runs is what it has."""
+    assert load_model(Plain(attend, n_ctx=37)).space.n_ctx == 37
+    assert load_model(Plain(attend, n_ctx=150)).space.n_ctx is None
+
+
+def test_grouped_batches_and_cross_attention_calls_do_not_count():
+    """Only calls over the model's own rows and positions are layers."""
+
+    def with_memory(query, key, value):
+        memory = torch.zeros(len(query), 2, 5, 8)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True) + F.scaled_dot_product_attention(
+            query, memory, memory
+        )
+
+    assert load_model(Plain(with_memory)).n_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda model: nn.Identity(), r"must return logits \(2, 11, d_vocab\) .* it returned int64 \(2, 11\)"),
+        (lambda model: _Returning(model, lambda logits: logits[:, -1:]), r"logits of every position"),
+        (lambda model: _Returning(model, lambda logits: {"loss": logits.sum()}), r"it returned `dict`"),
+        (lambda model: _Returning(model, lambda logits: None), r"it returned `NoneType`"),
+        (lambda model: _Returning(model, lambda logits: logits * torch.nan), r"not finite"),
+        (lambda model: _Returning(model, lambda logits: logits + torch.rand(1)), r"must be deterministic"),
+        (lambda model: nn.Linear(3, 3), r"must map token ids \(batch, positions\) to logits; given \(2, 11\) it raised"),
+    ],
+)
+def test_what_is_no_language_model_is_refused_in_one_line(wrap, message):
+    """The line says what was expected and what was seen."""
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(wrap(Plain()))
+    assert "\n" not in str(caught.value)
+
+
+class _Returning(nn.Module):
+    def __init__(self, model, change):
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, tokens):
+        return self.change(self.model(tokens))
+
+
+def test_a_bidirectional_model_is_refused():
+    """A model whose earlier logits depend on later tokens has no in-context loss to speak of."""
+    with pytest.raises(ModelError, match="Plain is not causal: another last token changes earlier logits by"):
+        load_model(Plain(causal=False))
+
+
+def test_tuples_and_dicts_of_logits_are_understood():
+    """Many modules return more than logits."""
+    for change in (lambda logits: (logits, None), lambda logits: {"logits": logits}, lambda logits: [logits]):
+        assert load_model(_Returning(Plain(), change)).n_layers == 2
+
+
+def test_a_first_token_outside_the_vocabulary_is_not_used():
+    """Configs often keep the first-token id of the vocabulary they were copied from."""
+    model = build("gpt2")
+    model.config.bos_token_id = 50256
+    subject = load_model(model)
+    assert subject.space.bos_id is None
+    assert "no token of their own" in subject.notes[0]
+    assert measure_heads(subject).provenance.n_sequences == 24
+
+
+def test_padding_needs_a_model_that_takes_a_mask():
+    """A mask that would be dropped is an error."""
+    tokens = torch.randint(0, 40, (2, 12))
+    with pytest.raises(ModelError, match="`Plain` takes no `attention_mask`"):
+        measure_heads(Plain(), tokens=tokens, attention_mask=torch.tensor([[0] + [1] * 11, [1] * 12]))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.arange(12)[None], "row 0 has no score: it must have a token that stands twice"),
+        (torch.full((1, 12), 99), "must lie from 0 to 39, got 99 to 99"),
+        (torch.zeros(12), r"must be integer ids \(sequences, positions\)"),
+        (torch.zeros(2, 0, dtype=torch.long), r"must be integer ids \(sequences, positions\)"),
+        (torch.zeros(1, 300, dtype=torch.long), "has 300 positions, the context has 150"),
+    ],
+)
+def test_bad_token_ids_are_one_line(tokens, message):
+    """Ids that cannot be scored are named before the model runs."""
+    model = Plain(n_ctx=150)
+    model.n_ctx = 150
+    with pytest.raises(ArgumentError, match=message):
+        measure_heads(model, tokens=tokens)
+
+
+def test_a_transformer_bridge_is_a_model():
+    """A TransformerBridge is measured through its hook points, and scores as the model beneath it does."""
+    bridge_builder = pytest.importorskip("transformer_lens.model_bridge.sources._bridge_builder")
+    model = build("gpt2")
+    wanted = measure_heads(build("gpt2"))
+    bridge = bridge_builder.build_bridge_from_module(
+        model, architecture="GPT2LMHeadModel", hf_config=model.config, tokenizer=None
+    )
+    subject = load_model(bridge)
+    assert subject.reading.name == "TransformerLens hook_pattern"
+    probe = torch.randint(4, 61, (3, 8)).repeat(1, 3)
+    one, other = measure_heads(subject, tokens=probe), measure_heads(build("gpt2"), tokens=probe)
+    assert wanted.prefix_matching.shape == one.prefix_matching.shape == (3, 4)
+    for name in ("prefix_matching", "previous_token", "duplicate_token", "first_token"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-5)
+
+
+def test_the_portable_log_sum_exp_serves_where_the_kernel_does_not(monkeypatch):
+    """Without the private kernel every score is the same, within rounding."""
+    wanted = measure_heads(build("llama"))
+    monkeypatch.setattr(sdpa, "_fused_kernel_tells", lambda: False)
+    np.testing.assert_allclose(measure_heads(build("llama")).prefix_matching, wanted.prefix_matching, atol=1e-5)
+
+
+def test_a_kernel_that_tells_something_else_is_not_believed(monkeypatch):
+    """The self-check compares the kernel's log-sum-exp with the exact one, and can fail."""
+    check = sdpa._fused_kernel_tells.__wrapped__
+    assert check()
+    honest = sdpa._fused
+    monkeypatch.setattr(sdpa, "_fused", lambda *args, **kwargs: [part + 1 for part in honest(*args, **kwargs)])
+    assert not check()
+    monkeypatch.setattr(sdpa, "_fused", lambda *args, **kwargs: honest(*args, **kwargs)[:1])
+    assert not check()
+
+
+def test_autocast_is_left_to_the_attention_function():
+    """Under autocast the kernel cannot be called directly; scores still come out."""
+    model = build("gpt2")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = measure_heads(model)
+    np.testing.assert_allclose(found.prefix_matching, measure_heads(model).prefix_matching, atol=0.05)
+
+
+@pytest.mark.parametrize("d_value", [8, 5])
+def test_a_value_width_of_its_own_takes_the_portable_way(d_value):
+    """Where values are narrower than queries another kernel serves, and the result is the same kind of thing."""
+    query, key, value = torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, d_value)
+    arguments = {"attn_mask": None, "dropout_p": 0.0, "is_causal": True, "scale": None, "enable_gqa": False}
+    output, told = sdpa.attend(F.scaled_dot_product_attention, query, key, value, **arguments)
+    assert torch.equal(output, F.scaled_dot_product_attention(query, key, value, is_causal=True))
+    torch.testing.assert_close(told, row_log_sum_exp(query, key, 8**-0.5, None, causal=True))
+
+
+def test_nothing_foreign_is_imported_to_look_at_a_plain_module():
+    """Whether a library is in use is read from what is loaded, not by loading it."""
+    hidden = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("transformers", "transformer_lens")}
+    for name in hidden:
+        del sys.modules[name]
+    try:
+        load_model(Plain(by_hand))
+        assert not [name for name in sys.modules if name.split(".")[0] in ("transformers", "transformer_lens")]
+    finally:
+        sys.modules.update(hidden)
+    assert isinstance(sys, ModuleType)

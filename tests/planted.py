@@ -1,0 +1,94 @@
+"""Models whose attention and predictions are set by construction, so that every right answer is known.
+
+Each head's pattern is a function of the token ids; it goes into a real call of scaled_dot_product_attention, as a mask of its
+logarithms over queries and keys of zero. What a head attends to is copied to the logits with its `copy` strength.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Pattern = Callable[[Tensor], Tensor]
+
+
+def _causal(tokens: Tensor) -> Tensor:
+    positions = tokens.shape[1]
+    return torch.ones(positions, positions).tril().expand(len(tokens), -1, -1)
+
+
+def _or_first(weights: Tensor) -> Tensor:
+    """Normalise rows; a query with nothing to attend to rests on the first position."""
+    resting = F.one_hot(torch.zeros(weights.shape[1], dtype=torch.long), weights.shape[2]).float()
+    weights = torch.where(weights.sum(-1, keepdim=True) > 0, weights, resting)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _earlier(tokens: Tensor) -> Tensor:
+    """1 where the key holds the query's token and stands before it."""
+    return (tokens[:, :, None] == tokens[:, None, :]).float().tril(-1)
+
+
+def induction(tokens: Tensor) -> Tensor:
+    """Evenly over the positions after the earlier occurrences."""
+    return _or_first(F.pad(_earlier(tokens), (1, 0))[..., :-1])
+
+
+def latest_match(tokens: Tensor) -> Tensor:
+    """The position after the last earlier occurrence only."""
+    after = F.pad(_earlier(tokens), (1, 0))[..., :-1]
+    order = torch.arange(1, tokens.shape[1] + 1)
+    best = (after * order).argmax(-1)
+    return _or_first(F.one_hot(best, tokens.shape[1]).float() * after)
+
+
+def duplicate(tokens: Tensor) -> Tensor:
+    return _or_first(_earlier(tokens))
+
+
+def uniform(tokens: Tensor) -> Tensor:
+    return _or_first(_causal(tokens))
+
+
+def first(tokens: Tensor) -> Tensor:
+    return _or_first(torch.zeros_like(_causal(tokens)))
+
+
+def previous(tokens: Tensor) -> Tensor:
+    return count_back(1)(tokens)
+
+
+def count_back(distance: int) -> Pattern:
+    """Always the position that far back, whatever stands there."""
+
+    def pattern(tokens: Tensor) -> Tensor:
+        positions = tokens.shape[1]
+        return _or_first(torch.ones(positions, positions).tril(-distance).triu(-distance).expand(len(tokens), -1, -1))
+
+    return pattern
+
+
+class Planted(nn.Module):
+    """One layer with the given heads; `copy` is how strongly each writes what it attends to into the logits."""
+
+    def __init__(self, *heads: Pattern, copy: float = 20.0, d_vocab: int = 60, n_ctx: int = 128, bos: int | None = 0) -> None:
+        super().__init__()
+        self.heads, self.copy = heads, copy
+        self.d_vocab, self.n_ctx, self.bos_token_id = d_vocab, n_ctx, bos
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        pattern = torch.stack([head(tokens) for head in self.heads], dim=1)
+        empty = torch.zeros(len(tokens), len(self.heads), tokens.shape[1], 1)
+        values = F.one_hot(tokens, self.d_vocab).float()[:, None].expand(-1, len(self.heads), -1, -1)
+        mixed = F.scaled_dot_product_attention(empty, empty, values, attn_mask=pattern.log())
+        return mixed.mean(1) * self.copy + self.unused
+
+
+class CopiesUnseen(Planted):
+    """Completes repeats by looking the answer up outside of attention; its only head is uniform."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        answer = induction(tokens) @ F.one_hot(tokens, self.d_vocab).float()
+        return super().forward(tokens) * 0 + answer * self.copy

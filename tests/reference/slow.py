@@ -1,0 +1,46 @@
+"""The paper's definitions as loops over single entries, written without looking at the package."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def head_scores(pattern: np.ndarray, tokens: Sequence[int], real: Sequence[int] | None = None) -> dict[str, float]:
+    """Scores of one head from its pattern (queries, keys) over one row of tokens; `real` marks padding with 0."""
+    kept = [i for i in range(len(tokens)) if real is None or real[i]]
+    prefix, duplicate = [], []
+    for query in kept:
+        earlier = [key for key in kept if key < query and tokens[key] == tokens[query]]
+        if earlier:
+            prefix.append(sum(pattern[query, key + 1] for key in earlier))
+            duplicate.append(sum(pattern[query, key] for key in earlier))
+    late = kept[2:]
+    return {
+        "prefix_matching": float(np.mean(prefix)),
+        "duplicate_token": float(np.mean(duplicate)),
+        "previous_token": float(np.mean([pattern[query, query - 1] for query in late])),
+        "first_token": float(np.mean([pattern[query, kept[0]] for query in late])),
+    }
+
+
+def repetition(log_probabilities: np.ndarray, tokens: Sequence[int], period: int, start: int) -> dict[str, float]:
+    """Losses, accuracies and advantage of one row from its log-probabilities (positions, d_vocab)."""
+    first, later, first_hit, later_hit, advantage = [], [], [], [], []
+    for position in range(start + 1, len(tokens)):
+        place = position - start
+        if place % period == 0:
+            continue
+        row = log_probabilities[position - 1]
+        loss, hit = -row[tokens[position]], row.argmax() == tokens[position]
+        if place < period:
+            first.append(loss)
+            first_hit.append(hit)
+            continue
+        later.append(loss)
+        later_hit.append(hit)
+        rivals = [tokens[start + (place + step) % period] for step in (1, 2)]
+        advantage.append(row[tokens[position]] - np.mean([row[rival] for rival in rivals]))
+    names = ("first_loss", "later_loss", "first_accuracy", "later_accuracy", "advantage")
+    return {
+        name: float(np.mean(values)) for name, values in zip(names, (first, later, first_hit, later_hit, advantage), strict=True)
+    }
