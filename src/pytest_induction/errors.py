@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from pytest_induction.records import Evidence
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class InductionError(Exception):
@@ -42,3 +47,17 @@ class ExpectationFailed(AssertionError):
     def __init__(self, message: str, evidence: Evidence) -> None:
         super().__init__(message)
         self.evidence = evidence
+
+
+def user_facing(function: Callable[P, R]) -> Callable[P, R]:
+    """Let errors of ours leave `function` as if the user's own line had raised them."""
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        __tracebackhide__ = True
+        try:
+            return function(*args, **kwargs)
+        except (InductionError, ExpectationFailed) as error:
+            raise error.with_traceback(None) from None
+
+    return called

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pytest_induction.errors import ArgumentError, ModelError, TextError
+from pytest_induction.errors import ArgumentError, ModelError, TextError, user_facing
 from pytest_induction.metrics.attention import SCORES, AttentionReader, PairScores, PeriodicScores, scores_for
 from pytest_induction.metrics.loss import Windows, repetition, token_losses
 from pytest_induction.models.load import load_model
@@ -55,6 +55,7 @@ class HeadScores:
         }
 
 
+@user_facing
 def measure_heads(
     model: ModelLike,
     *,

@@ -11,6 +11,8 @@ FORMS = "a local directory, hf:NAME[@REVISION], module.path:factory or path/file
 
 def check_spec(spec: str) -> None:
     """Raise `ModelError` if nothing of that name can be loaded; cheap, and says what to write instead."""
+    if not spec.strip():
+        raise ModelError(f"no model is named: expected {FORMS}")
     if spec.startswith("hf:") and spec != "hf:":
         return
     place, colon, factory = spec.rpartition(":")

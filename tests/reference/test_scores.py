@@ -89,7 +89,7 @@ def test_padding_is_neither_query_nor_key(side):
 def test_a_wrong_shift_is_read_where_it_is_said_to_be():
     """The fifth score is the mass that many positions after the successors."""
     block = torch.randperm(40)[:7][None] + 1
-    tokens = torch.cat([torch.zeros(1, 1, dtype=torch.long), block.repeat(1, 3)], dim=1)
+    torch.cat([torch.zeros(1, 1, dtype=torch.long), block.repeat(1, 3)], dim=1)
     reader, pattern = random_attention(1, 2, 22)
     wrong = PeriodicScores(7, 1, 22, wrong_shift=2)(reader)[4]
     queries = range(8, 22)

@@ -1,32 +1,11 @@
-"""What every public assertion shares: checked arguments, one raise, and none of our frames in the user's traceback."""
+"""What every public assertion shares: checked arguments and one place that raises."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
-
 from pytest_induction.assertions.messages import failure_text
-from pytest_induction.errors import ArgumentError, ExpectationFailed, InductionError
+from pytest_induction.errors import ArgumentError, ExpectationFailed
 from pytest_induction.journal import tell
 from pytest_induction.records import Evidence, Verdict
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def user_facing(function: Callable[P, R]) -> Callable[P, R]:
-    """Let errors of ours leave `function` as if the user's own line had raised them."""
-
-    @functools.wraps(function)
-    def called(*args: P.args, **kwargs: P.kwargs) -> R:
-        __tracebackhide__ = True
-        try:
-            return function(*args, **kwargs)
-        except (InductionError, ExpectationFailed) as error:
-            raise error.with_traceback(None) from None
-
-    return called
 
 
 def expect(evidence: Evidence, wanted: Verdict) -> Evidence:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pytest_induction.assertions.boundary import check_share, expect, user_facing
-from pytest_induction.errors import ArgumentError
+from pytest_induction.assertions.boundary import check_share, expect
+from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.measure import ModelLike, Round, measure_text, probe_round, provenance
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest

@@ -47,7 +47,13 @@ class GateItem(pytest.Item):
         self._induction: Induction | None = None
 
     def setup(self) -> None:
-        self._induction = self._bind()
+        try:
+            self._induction = self._bind()
+        except InductionError as error:
+            message = str(error)
+        else:
+            return
+        pytest.fail(message, pytrace=False)
 
     def runtest(self) -> None:
         if self._induction is not None:

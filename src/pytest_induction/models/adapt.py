@@ -55,13 +55,16 @@ def adapt(module: nn.Module, *, name: str | None = None, tokenizer: Any = None, 
 def _try_out(caller: Caller, tokenizer: Any, name: str) -> tuple[Tensor, Tensor, TokenSpace]:
     """A few valid token ids, their logits, and what a probe may be made of."""
     n_ctx = _declared(caller.module, CONTEXT_NAMES)
+    _check_weights(caller.module, name)
     positions = min(TRIAL_POSITIONS, n_ctx or TRIAL_POSITIONS)
     device = device_of(caller.module)
     zeros = torch.zeros(2, positions, dtype=torch.long, device=device)
     d_vocab = _first_logits(caller, zeros, name).shape[-1]
     space = _token_space(caller.module, tokenizer, d_vocab, n_ctx)
     ids = torch.randint(0, space.d_vocab, zeros.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    logits = _finite(logits_of(caller(ids), ids), caller.module, name)
+    logits = logits_of(caller(ids), ids)
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelError(f"the logits of {name} are not finite (NaN or infinity)")
     _check_causal(caller, ids, logits, space.d_vocab, name)
     return (
         ids,
@@ -80,14 +83,11 @@ def _first_logits(caller: Caller, tokens: Tensor, name: str) -> Tensor:
         ) from error
 
 
-def _finite(logits: Tensor, module: nn.Module, name: str) -> Tensor:
-    if not bool(torch.isfinite(logits).all()):
-        broken = [
-            key for key, value in module.state_dict().items() if isinstance(value, Tensor) and not torch.isfinite(value).all()
-        ]
-        where = f"; {len(broken)} of its tensors are not finite either, the first is `{broken[0]}`" if broken else ""
-        raise ModelError(f"the logits of {name} are not finite (NaN or infinity){where}")
-    return logits
+def _check_weights(module: nn.Module, name: str) -> None:
+    """A kernel may turn a broken weight into an innocent number, so the weights themselves are looked at."""
+    broken = [key for key, weight in module.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if broken:
+        raise ModelError(f"{len(broken)} weights of {name} hold NaN or infinity, the first is `{broken[0]}`")
 
 
 def _check_causal(caller: Caller, ids: Tensor, logits: Tensor, d_vocab: int, name: str) -> None:
@@ -146,8 +146,12 @@ def _find_way(caller: Caller, tokens: Tensor, logits: Tensor) -> tuple[WayIn | N
 def _check_reading(way: WayIn, tokens: Tensor, logits: Tensor) -> None:
     def rows_sum_to_one(layer: int, reader: Reader) -> None:
         sums = reader.diagonals(range(tokens.shape[1])).sum(2)
-        wrong = (sums - 1).abs() if isinstance(reader, LogSumExpReader) else (sums - 1).clamp_min(0)
-        if not float(wrong.max()) <= 10 * CLOSE.get(logits.dtype, 1e-2):
+        wrong = (sums - 1).clamp_min(0)  # a sink may take some of the mass out of a pattern, but nothing adds to it
+        rounding = torch.zeros(())
+        if isinstance(reader, LogSumExpReader):
+            wrong = (sums - 1).abs()
+            rounding = 32 * torch.finfo(sums.dtype).eps * reader.log_sum_exp.abs().max()  # of scores that large
+        if not float(wrong.max()) <= 10 * CLOSE.get(logits.dtype, 1e-2) + float(rounding):
             seen = f"{float(sums.min()):.3g}..{float(sums.max()):.3g}"
             raise Refused(f"attention of layer {layer} sums to {seen} over the positions up to the query, expected 1")
 

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_induction.errors import ArgumentError, InductionError, ModelError
+from pytest_induction.errors import ArgumentError, InductionError, ModelError, user_facing
 from pytest_induction.models.adapt import adapt, first_line
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.specs import FORMS, check_spec
 
 
+@user_facing
 def load_model(
     model: str | Path | nn.Module | ModelUnderTest,
     *,

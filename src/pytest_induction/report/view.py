@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pytest_induction.records import Evidence, HeadEvidence
 
 MOST_HEADS = 8
+CLAIMS = ("has_induction_head", "copies_repeats", "learns_in_context")
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,17 @@ class ModelView:
 
 
 def views(evidence: Iterable[Evidence]) -> list[ModelView]:
-    """One view for each model, in the order in which they were measured; a claim that was made twice is shown once."""
+    """One view for each model, and one line for each of its claims, in an order that does not depend on who ran first."""
     by_model: dict[tuple[str, str], list[Evidence]] = {}
-    for record in evidence:
+    for record in sorted(evidence, key=_place):
         by_model.setdefault((record.provenance.model, record.provenance.fingerprint), []).append(record)
     return [_view(records) for records in by_model.values()]
+
+
+def _place(record: Evidence) -> tuple[str, str, int, str, int, str]:
+    about, known = record.provenance, record.claim in CLAIMS
+    order = CLAIMS.index(record.claim) if known else len(CLAIMS)
+    return about.model, about.fingerprint, order, record.claim, about.seed or 0, record.summary
 
 
 def _view(records: list[Evidence]) -> ModelView:

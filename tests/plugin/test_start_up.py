@@ -1,0 +1,70 @@
+"""An ordinary pytest run does not pay for this plugin."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAVY = ("torch", "numpy", "hypothesis", "transformers", "jinja2", "pytest_induction.models", "pytest_induction.bound")
+CONFTEST = f"""
+import sys
+
+def pytest_unconfigure():
+    loaded = [name for name in {HEAVY!r} if name in sys.modules]
+    if loaded:
+        print("LOADED", *loaded)
+"""
+
+
+def run_fresh(place, *arguments, body="def test_it(): pass"):
+    """pytest in a process of its own, with this plugin and no other."""
+    (place / "conftest.py").write_text(CONFTEST)
+    (place / "test_it.py").write_text(body)
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+    command = [sys.executable, "-m", "pytest", "-q", "--rootdir", str(place), "-p", "no:cacheprovider", *arguments, str(place)]
+    return subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, check=True).stdout
+
+
+def test_nothing_heavy_is_loaded_to_the_very_end(tmp_path):
+    """Neither at start-up, nor while tests run, nor in the last hook."""
+    assert "LOADED" not in run_fresh(tmp_path, "-p", "pytest_induction.plugin")
+    assert "LOADED" not in run_fresh(
+        tmp_path, "-p", "pytest_induction.plugin", body="import pytest_induction\ndef test_it(): pass"
+    )
+
+
+def test_the_guard_above_can_fail(tmp_path):
+    """Using the package loads torch, and the guard says so."""
+    body = "import pytest_induction\ndef test_it(): pytest_induction.measure_heads"
+    assert "LOADED torch numpy" in run_fresh(tmp_path, "-p", "pytest_induction.plugin", body=body)
+
+
+def test_importing_the_face_loads_nothing_heavy():
+    """Nor does listing what it offers."""
+    code = f"import sys, pytest_induction; dir(pytest_induction); print([n for n in {HEAVY!r} if n in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_start_up_costs_less_than_thirty_milliseconds(tmp_path):
+    """Against the same run without the plugin, interleaved, as the difference of medians."""
+
+    def seconds(*plugins):
+        started = time.perf_counter()
+        run_fresh(tmp_path, *plugins)
+        return time.perf_counter() - started
+
+    seconds("-p", "pytest_induction.plugin")
+    pairs = [(seconds("-p", "pytest_induction.plugin"), seconds()) for _ in range(9)]
+    assert statistics.median(with_it - without for with_it, without in pairs) < 0.030
+
+
+@pytest.mark.parametrize("name", ["nonesuch", "_private"])
+def test_unknown_names_are_attribute_errors(name):
+    """As of any module."""
+    import pytest_induction
+
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'"):
+        getattr(pytest_induction, name)
