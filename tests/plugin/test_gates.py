@@ -1,8 +1,8 @@
 """The command line alone: gates, exit codes, and one clear line for whatever is wrong."""
 
 import json
+import xml.etree.ElementTree as ET
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
@@ -121,7 +121,7 @@ def test_workers_give_the_same_verdicts(pytester):
 def test_junit_carries_the_verdict(run, pytester):
     """Each gate is a test case with what was found as its properties."""
     run("--induction-model", SHIPPED["llama"], "--junit-xml=report.xml", "-o", "junit_family=xunit2")
-    cases = ElementTree.parse(pytester.path / "report.xml").getroot().iter("testcase")
+    cases = ET.parse(pytester.path / "report.xml").getroot().iter("testcase")
     found = {case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")} for case in cases}
     assert found["has_induction_head"]["induction.has_induction_head.verdict"] == "FORMED"
     assert found["has_induction_head"]["induction.has_induction_head.heads"].split()[0] == "L1H0"

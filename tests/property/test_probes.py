@@ -55,9 +55,7 @@ def test_a_probe_is_the_same_for_the_same_seed(space, seed):
     except ProbeError:
         assume(False)
     draw = lambda number: (
-        repeated_sequences(  # noqa: E731
-            space, period=periods[-1], rng=np.random.default_rng(number), n_sequences=4, repeats=copies
-        ).tokens
+        repeated_sequences(space, period=periods[-1], rng=np.random.default_rng(number), n_sequences=4, repeats=copies).tokens
     )
     assert (draw(seed) == draw(seed)).all()
     assert (draw(seed) != draw(seed + 1)).any()

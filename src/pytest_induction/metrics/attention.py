@@ -14,8 +14,10 @@ The first two queries are left out of the last two scores: there, previous, firs
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -54,17 +56,33 @@ class PeriodicScores:
 
     def __call__(self, attention: AttentionReader) -> Tensor:
         """One layer's scores: (scores, batch, heads), in the order of `SCORES`, then the wrong shift."""
-        copies = range(self.period, self.n_positions - self.start, self.period)
-        shifts = (1, 0) if self.wrong_shift is None else (1, 0, 1 + self.wrong_shift)
-        offsets = [1, *(copy - shift for shift in shifts for copy in copies)]
-        mass = attention.diagonals(offsets)
+        mass = attention.diagonals(self._offsets)
+        prefix, previous, duplicate, *wrong = (mass.flatten(2) @ self._weights.to(mass)).unbind(-1)
         first = attention.columns(torch.zeros(mass.shape[0], dtype=torch.long, device=mass.device))
-        sums = [mass[:, :, i + 1, self.start + copy :].sum(-1) for i, copy in enumerate([*copies] * len(shifts))]
-        n_queries = self.n_positions - self.start - self.period
-        prefix, duplicate, *wrong = (
-            torch.stack(sums[i : i + len(copies)]).sum(0) / n_queries for i in range(0, len(sums), len(copies))
-        )
-        return torch.stack([prefix, mass[:, :, 0, 2:].mean(-1), duplicate, first[:, :, 2:].mean(-1), *wrong])
+        return torch.stack([prefix, previous, duplicate, first[:, :, 2:].mean(-1), *wrong])
+
+    @property
+    def _copies(self) -> range:
+        return range(self.period, self.n_positions - self.start, self.period)
+
+    @property
+    def _shifts(self) -> tuple[int, ...]:
+        """Of the key from the occurrence, for prefix matching, duplicate token and the wrong shift."""
+        return (1, 0) if self.wrong_shift is None else (1, 0, 1 + self.wrong_shift)
+
+    @cached_property
+    def _offsets(self) -> list[int]:
+        return [1, *(copy - shift for shift in self._shifts for copy in self._copies)]
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        """What each entry of the diagonals counts in each score but the first-token one: (offsets * queries, scores)."""
+        weights = torch.zeros(len(self._offsets), self.n_positions, 1 + len(self._shifts), dtype=torch.float64)
+        weights[0, 2:, 1] = 1 / (self.n_positions - 2)
+        places = itertools.product((0, 2, 3)[: len(self._shifts)], self._copies)
+        for index, (score, copy) in enumerate(places, start=1):
+            weights[index, self.start + copy :, score] = 1 / (self.n_positions - self.start - self.period)
+        return weights.flatten(0, 1)
 
 
 @dataclass(frozen=True)

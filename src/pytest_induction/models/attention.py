@@ -75,8 +75,8 @@ class LogSumExpReader:
 
     def columns(self, keys: Tensor) -> Tensor:
         rows = torch.arange(len(keys), device=self.key.device)
-        chosen = _upcast(self.key[rows, :, keys])[:, :, None, None]  # batch, key heads, 1, 1, d_head
-        scores = torch.linalg.vecdot(self._query, chosen).flatten(1, 2).mul_(self.scale)
+        chosen = _upcast(self.key[rows, :, keys])  # batch, key heads, d_head
+        scores = torch.einsum("bkgqd,bkd->bkgq", self._query, chosen).flatten(1, 2) * self.scale
         positions = scores.shape[-1]
         if self._mask is not None:
             mask = self._mask.expand(len(keys), -1, positions, positions)

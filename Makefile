@@ -1,0 +1,57 @@
+# Needs Python 3.11 or newer, pip and make; everything else is installed into .venv by the first target that needs it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+STAMP := $(VENV)/.installed
+MODELS := fixtures/models/llama-2l fixtures/attention_only.py:two_layers fixtures/attention_only.py:one_layer_smeared
+TEXT := fixtures/models/attn-only-3l-text/held_out.txt
+
+.PHONY: demo test lint wheel-test bench study-verdicts fixtures clean
+
+demo: $(STAMP)  ## gate the shipped models, and show what the control without induction heads gets
+	@for model in $(MODELS); do $(BIN)/python -m pytest --no-header -p no:cacheprovider --induction-model $$model || exit 1; done
+	@$(BIN)/python -m pytest --no-header -p no:cacheprovider --induction-model fixtures/attention_only.py:three_layers_text \
+		--induction-text $(TEXT) -k "has_induction_head or learns_in_context"
+	@echo; echo "The control, one layer, must fail:"; echo
+	@! $(BIN)/python -m pytest --no-header -p no:cacheprovider --induction-model fixtures/attention_only.py:one_layer
+
+test: $(STAMP)  ## lint, types, import directions, and the tests
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache > $(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
+
+wheel-test: $(STAMP)  ## build the wheel, install it into an environment of its own, and run the tests against it
+	rm -rf dist $(VENV)/wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist . > $(VENV)/build.txt || { cat $(VENV)/build.txt; exit 1; }
+	$(BIN)/python -m venv $(VENV)/wheel
+	echo "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" > \
+		"$$($(VENV)/wheel/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
+	$(VENV)/wheel/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
+	cd tests && ../$(VENV)/wheel/bin/python -c "import pytest_induction as p; assert '/wheel/' in p.__file__, p.__file__"
+	$(VENV)/wheel/bin/python -m pytest -q -n 2
+
+bench: $(STAMP)  ## speed and memory against the bare forward pass; about six minutes
+	$(BIN)/python benchmarks/speed.py
+
+study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about half an hour
+	$(BIN)/python benchmarks/study_verdicts.py
+
+fixtures: $(STAMP)  ## train the shipped models that are missing
+	$(BIN)/python fixtures/make.py
+
+clean:
+	rm -rf $(VENV) dist
+
+# torch first and alone: a range would take the newest build, with gigabytes of accelerator libraries.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --upgrade "pip>=25.1"
+	$(INSTALL) --constraint constraints.txt torch numpy
+	$(INSTALL) --constraint constraints.txt --group dev --editable .
+	touch $@
