@@ -1,0 +1,43 @@
+"""Every Python block of the README and the quickstart runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SHIPPED
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = [
+    pytest.param(block, id=f"{page}-{index}")
+    for page in ("README.md", "docs/quickstart.md")
+    for index, block in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_of_the_documentation_runs(block, pytester):
+    """As a test file of a user's, on the shipped Llama."""
+    pytester.makepyfile(test_block=block)
+    pytester.makeini(f"[pytest]\ninduction_model = {SHIPPED['llama']}\nfilterwarnings = error\naddopts = --strict-markers\n")
+    outcomes = pytester.runpytest_inprocess("-p", "no:cacheprovider").parseoutcomes()
+    assert outcomes.keys() <= {"passed"}
+    assert outcomes["passed"] == block.count("\ndef test_") + block.startswith("def test_")
+
+
+def test_pages_name_only_pages_that_exist():
+    """No dead links between pages."""
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_options_and_ini_keys_are_documented():
+    """What the plugin knows, the quickstart lists."""
+    from pytest_induction.plugin import MARKER_KEYS, SETTINGS
+
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    for name in SETTINGS:
+        assert f"`--induction-{name}`" in page
+        assert f"`induction_{name}`" in page
+    assert MARKER_KEYS
