@@ -267,7 +267,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     from pytest_induction.report.terminal import section
     from pytest_induction.report.view import views
 
-    terminalreporter.section("induction")
+    terminalreporter.write_sep("=", "induction")
     brief = terminalreporter.config.get_verbosity() < 0
     for text, marks in section(views(Evidence.from_dict(data) for data in found), brief=brief):
         terminalreporter.write_line(text, **marks)
