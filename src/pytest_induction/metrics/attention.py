@@ -31,8 +31,11 @@ SCORES = ("prefix_matching", "previous_token", "duplicate_token", "first_token")
 class AttentionReader(Protocol):
     """One layer's attention pattern, read entry by entry."""
 
-    def diagonals(self, offsets: Sequence[int]) -> Tensor:
-        """Mass from each query to the key `offset` before it: (batch, heads, offsets, queries), 0 where there is none."""
+    def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
+        """Mass from each query to the key `offset` before it: (batch, heads, offsets, queries), 0 where there is none.
+
+        With `first` one more line is given, last: the mass on position 0.
+        """
 
     def columns(self, keys: Tensor) -> Tensor:
         """Mass from each query to one key per row, `keys` (batch,): (batch, heads, queries)."""
@@ -56,10 +59,8 @@ class PeriodicScores:
 
     def __call__(self, attention: AttentionReader) -> Tensor:
         """One layer's scores: (scores, batch, heads), in the order of `SCORES`, then the wrong shift."""
-        mass = attention.diagonals(self._offsets)
-        prefix, previous, duplicate, *wrong = (mass.flatten(2) @ self._weights.to(mass)).unbind(-1)
-        first = attention.columns(torch.zeros(mass.shape[0], dtype=torch.long, device=mass.device))
-        return torch.stack([prefix, previous, duplicate, first[:, :, 2:].mean(-1), *wrong])
+        mass = attention.diagonals(self._offsets, first=True).flatten(2)
+        return (mass @ self._weights(mass.dtype, mass.device)).movedim(-1, 0)
 
     @property
     def _copies(self) -> range:
@@ -75,14 +76,24 @@ class PeriodicScores:
         return [1, *(copy - shift for shift in self._shifts for copy in self._copies)]
 
     @cached_property
-    def _weights(self) -> Tensor:
-        """What each entry of the diagonals counts in each score but the first-token one: (offsets * queries, scores)."""
-        weights = torch.zeros(len(self._offsets), self.n_positions, 1 + len(self._shifts), dtype=torch.float64)
-        weights[0, 2:, 1] = 1 / (self.n_positions - 2)
-        places = itertools.product((0, 2, 3)[: len(self._shifts)], self._copies)
+    def _exact_weights(self) -> Tensor:
+        """What each entry of the lines that are read counts in each score: (lines * queries, scores)."""
+        weights = torch.zeros(len(self._offsets) + 1, self.n_positions, 2 + len(self._shifts), dtype=torch.float64)
+        weights[0, 2:, 1] = weights[-1, 2:, 3] = 1 / (self.n_positions - 2)
+        places = itertools.product((0, 2, 4)[: len(self._shifts)], self._copies)
         for index, (score, copy) in enumerate(places, start=1):
             weights[index, self.start + copy :, score] = 1 / (self.n_positions - self.start - self.period)
         return weights.flatten(0, 1)
+
+    @cached_property
+    def _cast_weights(self) -> dict[tuple[torch.dtype, torch.device], Tensor]:
+        return {}
+
+    def _weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The weights as a layer needs them, kept for the next layer."""
+        if (dtype, device) not in self._cast_weights:
+            self._cast_weights[dtype, device] = self._exact_weights.to(device, dtype)
+        return self._cast_weights[dtype, device]
 
 
 @dataclass(frozen=True)

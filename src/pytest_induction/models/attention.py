@@ -59,18 +59,22 @@ class LogSumExpReader:
             mask = mask[None]
         return mask
 
-    def diagonals(self, offsets: Sequence[int]) -> Tensor:
+    def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
         batch, heads, positions = self.log_sum_exp.shape
-        scores = self._query.new_full((batch, self.key.shape[1], heads // self.key.shape[1], len(offsets), positions), -torch.inf)
+        key_heads, lines = self.key.shape[1], len(offsets) + first
+        scores = self._query.new_full((batch, key_heads, heads // key_heads, lines, positions), -torch.inf)
         for index, offset in enumerate(offsets):
             if offset < positions:
                 products = torch.linalg.vecdot(self._query[..., offset:, :], self._key[..., : positions - offset, :])
                 scores[..., index, offset:] = products
+        if first:
+            scores[..., -1, :] = torch.linalg.vecdot(self._query, self._key[..., :1, :])
         scores = scores.flatten(1, 2).mul_(self.scale)
         if self._mask is not None:
             for index, offset in enumerate(offsets):
-                added = _as_added(self._mask.diagonal(-offset, -2, -1), scores.dtype)
-                scores[:, :, index, offset:] += added
+                scores[:, :, index, offset:] += _as_added(self._mask.diagonal(-offset, -2, -1), scores.dtype)
+            if first:
+                scores[:, :, -1] += _as_added(self._mask[..., 0], scores.dtype)
         return scores.sub_(self.log_sum_exp[:, :, None].to(scores.dtype)).exp_()
 
     def columns(self, keys: Tensor) -> Tensor:
@@ -113,12 +117,15 @@ class PatternReader:
     def n_heads(self) -> int:
         return self.pattern.shape[1]
 
-    def diagonals(self, offsets: Sequence[int]) -> Tensor:
+    def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
         batch, heads, positions, _ = self.pattern.shape
-        mass = torch.zeros(batch, heads, len(offsets), positions, device=self.pattern.device, dtype=self._dtype)
+        lines = len(offsets) + first
+        mass = torch.zeros(batch, heads, lines, positions, device=self.pattern.device, dtype=self._dtype)
         for index, offset in enumerate(offsets):
             if offset < positions:
                 mass[:, :, index, offset:] = self.pattern.diagonal(-offset, -2, -1)
+        if first:
+            mass[:, :, -1] = self.pattern[..., 0]
         return mass
 
     def columns(self, keys: Tensor) -> Tensor:
