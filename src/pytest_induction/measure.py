@@ -190,6 +190,8 @@ def _row_losses(subject: ModelUnderTest, rows: NDArray[np.int64]) -> Array:
 def _text_rows(subject: ModelUnderTest, text: Any) -> NDArray[np.int64]:
     ids = _text_ids(subject, text)
     if ids.ndim == 2:
+        if subject.space.n_ctx is not None and ids.shape[1] > subject.space.n_ctx:
+            raise TextError(f"rows of {ids.shape[1]} token ids do not fit the context of {subject.space.n_ctx}")
         return ids
     bos = [] if subject.space.bos_id is None else [subject.space.bos_id]
     room = TEXT_TOKENS if subject.space.n_ctx is None else min(TEXT_TOKENS, subject.space.n_ctx - len(bos))

@@ -94,6 +94,14 @@ class Provenance:
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def how(self) -> str:
+        """What was read of the model and by which way in, where it ran and in which precision."""
+        layers = f"{self.n_layers} layer{'s' if self.n_layers != 1 else ''}"
+        heads = f"{self.n_heads} head{'s' if self.n_heads != 1 else ''}"
+        attention = f"{layers} x {heads} by {self.way_in}, " if self.n_layers else ""
+        return f"{attention}{self.dtype} on {self.device}"
+
 
 @dataclass(frozen=True)
 class Evidence:

@@ -78,7 +78,7 @@ def test_a_factory_may_be_named_by_module(tmp_path, monkeypatch):
     assert induction.assert_has_induction_head("mine_by_name:make").provenance.model == "mine_by_name:make"
     with pytest.raises(induction.ModelError, match=r"mine_by_name has no factory `other` to call"):
         induction.load_model("mine_by_name:other")
-    with pytest.raises(induction.ModelError, match="'nonesuch.module:make' cannot be made: ModuleNotFoundError"):
+    with pytest.raises(induction.ModelError, match=r"'nonesuch.module:make' cannot be made: ModuleNotFoundError"):
         induction.load_model("nonesuch.module:make")
 
 

@@ -134,6 +134,15 @@ def test_a_bidirectional_model_is_refused():
         load_model(Plain(causal=False))
 
 
+def test_a_context_that_is_declared_too_long_is_one_line():
+    """What the model raises on a probe is told with its name and the shape of what it was given."""
+    model = Plain(n_ctx=30)
+    model.n_ctx = 500
+    with pytest.raises(ModelError, match=r"Plain failed on token ids \(4, \d+\): The size of tensor") as caught:
+        measure_heads(model)
+    assert "\n" not in str(caught.value)
+
+
 def test_tuples_and_dicts_of_logits_are_understood():
     """Many modules return more than logits."""
     for change in (lambda logits: (logits, None), lambda logits: {"logits": logits}, lambda logits: [logits]):

@@ -122,6 +122,7 @@ def test_a_model_without_attention_can_be_asked():
         (np.full((4, 64), 50), "token ids must lie from 0 to 49, got 50 to 50"),
         (np.zeros(300), r"`text` must be a string, a path or integer token ids, got float64 \(300,\)"),
         (np.zeros((40, 20), dtype=int), "needs rows of at least 32 tokens, got 20"),
+        (np.zeros((40, 65), dtype=int), "rows of 65 token ids do not fit the context of 64"),
         ("some text", "Uniform has no tokenizer"),
     ],
 )

@@ -108,7 +108,8 @@ def assert_learns_in_context(
 ) -> Evidence:
     """Assert that later tokens of a text are predicted better than early ones: in-context learning score below `max_score`.
 
-    `text` is a string, a path, or token ids (one long row, or rows). It is cut into rows of the context's length, at most
+    `text` is a string, a path, or token ids (one long row, or rows as the model gets them, with the first-token id in front
+    if it has one). It is cut into rows of the context's length, at most
     512 tokens; the score is the mean loss of tokens 450 to 512 minus that of tokens 40 to 60 (the same shares of a shorter
     row), in nats, negative if the model learns in context. Rows are resampled for its interval. Where rows are long enough,
     the paper's loss at token 500 minus at token 50 is reported beside it.

@@ -29,10 +29,9 @@ def failure_text(evidence: Evidence, wanted: Verdict) -> str:
 
 def measured_on(about: Provenance) -> str:
     """Where a measurement was made, in one line."""
-    attention = f"{about.n_layers} layers x {about.n_heads} heads by {about.way_in}, " if about.n_layers else ""
     probe = f"; {about.n_sequences} sequences, {about.probe}" if about.n_sequences else ""
     seed = "" if about.seed is None else f"; --induction-seed={about.seed}"
-    return f"{about.model}, {attention}{about.dtype} on {about.device}{probe}{seed}"
+    return f"{about.model}, {about.how}{probe}{seed}"
 
 
 def _heads_line(evidence: Evidence) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pytest_induction.errors import ModelError
 from pytest_induction.models.attention import LogSumExpReader, Reader
-from pytest_induction.models.calling import Caller, as_found, device_of, logits_of
+from pytest_induction.models.calling import Caller, as_found, device_of, first_line, logits_of
 from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.protocol import ModelUnderTest, Refused, WayIn
 from pytest_induction.models.registry import RegistryWay
@@ -211,9 +211,3 @@ def _declared(module: nn.Module, names: tuple[str, ...]) -> int | None:
 
 def _entry(source: Any, name: str) -> Any:
     return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, short enough to stand in one of ours."""
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__

@@ -24,6 +24,7 @@ class Caller:
         self._parameters = _forward_parameters(module)
         base = getattr(module, "base_model", None)
         self.base: nn.Module | None = base if isinstance(base, nn.Module) and base is not module else None
+        self._base_parameters = frozenset() if self.base is None else _forward_parameters(self.base)
 
     def knows(self, keyword: str) -> bool:
         """Whether the module's forward names this keyword."""
@@ -32,7 +33,7 @@ class Caller:
     def __call__(self, tokens: Tensor, attention_mask: Tensor | None = None, *, logits: bool = True, **extra: Any) -> Any:
         """One forward pass. Without `logits` only the base model runs, where the module has one."""
         module = self.module if logits or self.base is None else self.base
-        parameters = self._parameters if module is self.module else _forward_parameters(module)
+        parameters = self._parameters if module is self.module else self._base_parameters
         keywords = dict(extra)
         if attention_mask is not None:
             if "attention_mask" not in parameters and "**" not in parameters:
@@ -124,3 +125,9 @@ def condition(module: nn.Module) -> str:
         for hooks in (vars(part),)
     ]
     return hashlib.blake2b("".join([fingerprint(module), *parts]).encode(), digest_size=8).hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, short enough to stand in one of ours."""
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, user_facing
-from pytest_induction.models.adapt import adapt, first_line
+from pytest_induction.models.adapt import adapt
+from pytest_induction.models.calling import first_line
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.specs import FORMS, check_spec
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from pytest_induction.errors import ModelError, TextError, UnsupportedModel
 from pytest_induction.models.attention import Reader
-from pytest_induction.models.calling import Caller, as_found, condition, device_of, dtype_of, fingerprint, logits_of
+from pytest_induction.models.calling import Caller, as_found, condition, device_of, dtype_of, fingerprint, first_line, logits_of
 from pytest_induction.records import TokenSpace
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ class ModelUnderTest:
     def logits(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits (batch, positions, d_vocab) of token ids (batch, positions), unobserved."""
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
-        with as_found(self.module):
+        with as_found(self.module), self._named(tokens):
             return logits_of(Caller(self.module)(tokens, attention_mask), tokens)
 
     def observe(
@@ -99,8 +100,16 @@ class ModelUnderTest:
     ) -> Tensor | None:
         """One forward pass over token ids (batch, positions) with every layer's attention shown to `observer`."""
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
-        with as_found(self.module):
+        with as_found(self.module), self._named(tokens):
             return self.reading.run(tokens, attention_mask, observer, logits=logits)
+
+    @contextmanager
+    def _named(self, tokens: Tensor) -> Iterator[None]:
+        """Say which model failed on what, where a forward pass raises in its own words."""
+        try:
+            yield
+        except (RuntimeError, IndexError) as error:
+            raise ModelError(f"{self.name} failed on token ids {tuple(tokens.shape)}: {first_line(error)}") from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens. Raises `TextError` where the model has no tokenizer."""

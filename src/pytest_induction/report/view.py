@@ -62,8 +62,7 @@ def _place(record: Evidence) -> tuple[str, str, int, str, int, str]:
 
 def _view(records: list[Evidence]) -> ModelView:
     about = records[0].provenance
-    attention = f"{about.n_layers} layers x {about.n_heads} heads by {about.way_in}, " if about.n_layers else ""
-    title = f"{about.model}: {attention}{about.dtype} on {about.device}, weights {about.fingerprint}"
+    title = f"{about.model}: {about.how}, weights {about.fingerprint}"
     last = {(record.claim, str(record.verdict)): record.summary for record in records}
     times = Counter((record.claim, str(record.verdict)) for record in records)
     claims = tuple(Claim(verdict, claim, summary, times[claim, verdict]) for (claim, verdict), summary in last.items())
