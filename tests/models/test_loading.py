@@ -123,3 +123,11 @@ def test_the_evidence_says_where_it_comes_from():
     assert {"python", "torch", "numpy", "transformers", "pytest-induction"} <= about.versions.keys()
     plain = induction.measure_heads(SHIPPED["llama"]).to_dict()
     assert json.loads(json.dumps(plain)) == plain
+
+
+def test_without_transformers_a_directory_is_one_line_and_a_factory_still_works(monkeypatch):
+    """What is missing, and how to get it."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(induction.ModelError, match=r"needs transformers: pip install 'pytest-induction\[transformers\]'"):
+        induction.load_model(SHIPPED["llama"])
+    assert induction.load_model(SHIPPED["two-layers"]).n_layers == 2

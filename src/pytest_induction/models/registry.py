@@ -31,6 +31,8 @@ class RegistryWay(WayIn):
         self._caller = caller
         if "transformers.modeling_utils" not in sys.modules:
             raise Refused("transformers is not in use")
+        if not hasattr(sys.modules["transformers.modeling_utils"].AttentionInterface, "get_interface"):
+            raise Refused("this transformers does not look attention functions up; 5.0 and newer do")
         heads: list[int] = []
         modules: list[str] = []
         names = {id(part): name for name, part in caller.module.named_modules()}
