@@ -32,7 +32,7 @@ class RegistryWay(WayIn):
         if "transformers.modeling_utils" not in sys.modules:
             raise Refused("transformers is not in use")
         if not hasattr(sys.modules["transformers.modeling_utils"].AttentionInterface, "get_interface"):
-            raise Refused("this transformers does not look attention functions up; 5.0 and newer do")
+            raise Refused("this transformers looks its attention functions up in another way than newer ones do")
         heads: list[int] = []
         modules: list[str] = []
         names = {id(part): name for name, part in caller.module.named_modules()}
