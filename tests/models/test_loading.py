@@ -59,6 +59,22 @@ def test_a_broken_tokenizer_does_not_keep_a_model_from_being_measured(with_token
         model.encode("abc")
 
 
+def test_a_tokenizer_that_knows_next_to_nothing_is_none(with_tokenizer, monkeypatch):
+    """One made up where its files are missing would bar nearly every id from the probes."""
+    import transformers
+
+    class MadeUp:
+        all_special_ids = (0, 1, 2)
+
+        def __len__(self):
+            return 4
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: MadeUp())
+    model = induction.load_model(str(with_tokenizer))
+    assert model.tokenizer is None
+    assert len(usable_ids(model.space)) == 127
+
+
 def test_special_ids_of_the_configuration_are_left_out(tmp_path):
     """Lists of end tokens too."""
     place = Path(shutil.copytree(SHIPPED["llama"], tmp_path / "model"))

@@ -23,6 +23,9 @@ from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.specs import FORMS, check_spec
 
 
+FEWEST_TOKENS = 8  # ordinary ones: where files are missing, transformers may make a tokenizer that knows next to none
+
+
 @user_facing
 def load_model(
     model: str | Path | nn.Module | ModelUnderTest,
@@ -116,9 +119,11 @@ def _tokenizer(transformers: Any, place: str, where: dict[str, Any]) -> Any:
     if where.get("local_files_only") and not any((Path(place) / name).exists() for name in files):
         return None
     try:
-        return transformers.AutoTokenizer.from_pretrained(place, **where)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **where)
     except Exception:  # noqa: BLE001 - a model without a usable tokenizer is measured all the same
         return None
+    ordinary = len(tokenizer) - len(set(tokenizer.all_special_ids))
+    return tokenizer if ordinary >= FEWEST_TOKENS else None
 
 
 @contextmanager
