@@ -48,7 +48,7 @@ def judge_induction_head(found: Round, *, min_prefix_matching: float, min_advant
     """
     third = error_rate / 3
     null = null_level(found, third)
-    census = Census.of(_head_evidence(found, third, min_prefix_matching), max(min_prefix_matching, null))
+    census = Census.of(_head_evidence(found, third, min_prefix_matching), min_prefix_matching, null)
     advantage = mean_interval(found.behaviour["advantage"][:, None], third, "nats")[0]
     estimates = {"advantage": advantage, **_behaviour(found, third)}
     decide = _with_matching_heads if census.matching else _without_matching_heads
@@ -58,12 +58,16 @@ def judge_induction_head(found: Round, *, min_prefix_matching: float, min_advant
         unclear, bar = (advantage, min_advantage) if census.matching else (census.undecided[0].prefix_matching, census.bar)
         more = max(1, sequences_needed(unclear, bar, len(found.periods)) - len(found.periods))
     others = tuple(head for head in census.heads if head not in census.matching)[:NEAREST]
-    return Judgement(verdict, reason, summary, census.matching, others, estimates, null, more)
+    return Judgement(verdict, reason, summary, census.matching, others, estimates, null.high, more)
 
 
 @dataclass(frozen=True)
 class Census:
-    """All heads, strongest first, and which of them match, count back, or cannot be told yet."""
+    """All heads, strongest first, and which of them match, count back, or cannot be told yet.
+
+    A head is above if it clears the highest and below if it misses the lowest that bar and null may be, so that a null
+    which is not known well yet decides nothing.
+    """
 
     heads: tuple[HeadEvidence, ...]
     bar: float
@@ -72,9 +76,10 @@ class Census:
     undecided: tuple[HeadEvidence, ...]
 
     @classmethod
-    def of(cls, heads: list[HeadEvidence], bar: float) -> Census:
+    def of(cls, heads: list[HeadEvidence], min_prefix_matching: float, null: Estimate) -> Census:
+        bar, lowest = max(min_prefix_matching, null.high), max(min_prefix_matching, null.low)
         above = [head for head in heads if head.prefix_matching.is_above(bar)]
-        unclear = (head for head in heads if head not in above and not head.prefix_matching.is_below(bar))
+        unclear = (head for head in heads if head not in above and not head.prefix_matching.is_below(lowest))
         return cls(
             tuple(heads),
             bar,
@@ -185,13 +190,15 @@ def _window_mean(losses: Array, span: tuple[int, int], first_token: int) -> Arra
     return losses[:, span[0] - first_token : span[1] + 1 - first_token].mean(axis=1)
 
 
-def null_level(found: Round, error_rate: float) -> float:
-    """The most prefix matching that any head reaches where there is nothing to match: an upper bound, over all heads.
+def null_level(found: Round, error_rate: float) -> Estimate:
+    """The most prefix matching that any head reaches where there is nothing to match, with bounds that hold over all heads.
 
     Two nulls: the same places in rows where nothing repeats, and wrong places of the rows that do.
     """
     masses = np.concatenate([_flat(found.control), _flat(found.heads[:, 4])], axis=1)
-    return max(estimate.high for estimate in mean_interval(masses, error_rate))
+    each = mean_interval(masses, error_rate)
+    value, low, high = (max(getattr(head, name) for head in each) for name in ("value", "low", "high"))
+    return Estimate(value, low, high, SHARE)
 
 
 def _head_evidence(found: Round, error_rate: float, bar: float) -> list[HeadEvidence]:

@@ -84,6 +84,18 @@ def test_other_heads_are_not_called_induction_heads(name, seed):
     assert verdict(Planted(*NOT_INDUCTION[name]), seed=seed).verdict is Verdict.NOT_FORMED
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_heads_that_count_back_do_not_hide_one_that_matches(seed):
+    """They raise the null by chance; it is measured better then, and does not decide before."""
+
+    def half(tokens):
+        return (planted.induction(tokens) + planted.first(tokens)) / 2
+
+    counting = [planted.count_back(distance) for distance in (12, 15, 18, 21, 24)]
+    found = verdict(Planted(half, *counting, copy=60.0), seed=seed)
+    assert (found.verdict, [str(head) for head in found.heads]) == (Verdict.FORMED, ["L0H0"])
+
+
 def test_a_head_that_matches_one_period_only_is_named():
     """A perfect match at one single period is counting back, however high its mean."""
 
