@@ -49,14 +49,15 @@ def judge_induction_head(found: Round, *, min_prefix_matching: float, min_advant
     third = error_rate / 3
     null = null_level(found, third)
     census = Census.of(_head_evidence(found, third, min_prefix_matching), min_prefix_matching, null)
-    advantage = mean_interval(found.behaviour["advantage"][:, None], third, "nats")[0]
-    estimates = {"advantage": advantage, **_behaviour(found, third)}
+    estimates = _behaviour(found, third)
     decide = _with_matching_heads if census.matching else _without_matching_heads
     verdict, reason, summary = decide(census, estimates, min_advantage)
     more = 0
     if verdict is Verdict.UNDETERMINED:
-        unclear, bar = (advantage, min_advantage) if census.matching else (census.undecided[0].prefix_matching, census.bar)
-        more = max(1, sequences_needed(unclear, bar, len(found.periods)) - len(found.periods))
+        if census.matching:
+            more = _more(estimates["advantage"], min_advantage, len(found.periods))
+        else:
+            more = _more(census.undecided[0].prefix_matching, census.bar, len(found.periods))
     others = tuple(head for head in census.heads if head not in census.matching)[:NEAREST]
     return Judgement(verdict, reason, summary, census.matching, others, estimates, null.high, more)
 
@@ -126,17 +127,14 @@ def _without_matching_heads(census: Census, estimates: Mapping[str, Estimate], m
 
 def judge_copying(found: Round, *, min_accuracy: float, error_rate: float) -> Judgement:
     """Is the right token the likeliest at the predictable places of repeated random tokens often enough?"""
-    estimates = {
-        "advantage": mean_interval(found.behaviour["advantage"][:, None], error_rate, "nats")[0],
-        **_behaviour(found, error_rate),
-    }
+    estimates = _behaviour(found, error_rate)
     accuracy, first = estimates["later_accuracy"], estimates["first_accuracy"]
     seen = f"top-1 accuracy {accuracy.value:.3f} on later copies, {first.value:.3f} on the first"
     if accuracy.is_above(min_accuracy):
         return Judgement(Verdict.FORMED, "copies", f"repeated tokens are completed: {seen}", estimates=estimates)
     if accuracy.is_below(min_accuracy):
         return Judgement(Verdict.NOT_FORMED, "does_not_copy", f"repeated tokens are not completed: {seen}", estimates=estimates)
-    more = max(1, sequences_needed(accuracy, min_accuracy, len(found.periods)) - len(found.periods))
+    more = _more(accuracy, min_accuracy, len(found.periods))
     return Judgement(
         Verdict.UNDETERMINED,
         "accuracy_unclear",
@@ -176,7 +174,7 @@ def judge_in_context_learning(
         return Judgement(Verdict.FORMED, "learns", seen, estimates=estimates)
     if score.is_above(max_score):
         return Judgement(Verdict.NOT_FORMED, "does_not_learn", seen, estimates=estimates)
-    more = max(1, sequences_needed(score, max_score, len(losses)) - len(losses))
+    more = _more(score, max_score, len(losses))
     return Judgement(
         Verdict.UNDETERMINED,
         "score_unclear",
@@ -224,8 +222,14 @@ def _head_evidence(found: Round, error_rate: float, bar: float) -> list[HeadEvid
 
 
 def _behaviour(found: Round, error_rate: float) -> dict[str, Estimate]:
-    units = {"first_loss": "nats", "later_loss": "nats", "first_accuracy": SHARE, "later_accuracy": SHARE}
+    nats, shares = ("advantage", "first_loss", "later_loss"), ("first_accuracy", "later_accuracy")
+    units = {**dict.fromkeys(nats, "nats"), **dict.fromkeys(shares, SHARE)}
     return {name: mean_interval(found.behaviour[name][:, None], error_rate, unit)[0] for name, unit in units.items()}
+
+
+def _more(estimate: Estimate, bar: float, count: int) -> int:
+    """How many more sequences, or rows, would set the estimate apart from its bar."""
+    return max(1, sequences_needed(estimate, bar, count) - count)
 
 
 def _flat(values: NDArray[np.float64]) -> Array:

@@ -143,6 +143,14 @@ def test_a_context_that_is_declared_too_long_is_one_line():
     assert "\n" not in str(caught.value)
 
 
+def test_a_way_in_that_gives_up_midway_is_one_line():
+    """What could be read on the trial and cannot be on a probe is an error of ours, not a stranger's."""
+    subject = load_model(build("bloom"))
+    subject.module.forward = lambda input_ids, **_: type("Bare", (), {"logits": torch.zeros(*input_ids.shape, 61)})()
+    with pytest.raises(ModelError, match=r"BloomForCausalLM failed on token ids .*: no attention patterns returned"):
+        measure_heads(subject)
+
+
 def test_tuples_and_dicts_of_logits_are_understood():
     """Many modules return more than logits."""
     for change in (lambda logits: (logits, None), lambda logits: {"logits": logits}, lambda logits: [logits]):

@@ -105,10 +105,10 @@ class ModelUnderTest:
 
     @contextmanager
     def _named(self, tokens: Tensor) -> Iterator[None]:
-        """Say which model failed on what, where a forward pass raises in its own words."""
+        """Say which model failed on what, where a forward pass raises in its own words or a way in gives up midway."""
         try:
             yield
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, Refused) as error:
             raise ModelError(f"{self.name} failed on token ids {tuple(tokens.shape)}: {first_line(error)}") from error
 
     def encode(self, text: str) -> list[int]:
