@@ -14,20 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pytest_induction.errors import ArgumentError, ModelError, TextError, user_facing
+from pytest_induction.batching import in_batches
+from pytest_induction.errors import ArgumentError, ModelError, user_facing
 from pytest_induction.metrics.attention import SCORES, AttentionReader, PairScores, PeriodicScores, scores_for
-from pytest_induction.metrics.loss import Windows, repetition, token_losses
+from pytest_induction.metrics.loss import Repetition, repetition
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences, unrepeated_sequences
+from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance
 
 Array = NDArray[np.float64]
 ModelLike = str | Path | nn.Module | ModelUnderTest
 PERIODS_AT_ONCE = 6  # different periods in each round of probes
-POSITIONS_AT_ONCE = 4096  # sequences x positions in one forward pass
-LOGITS_AT_ONCE = 50_000_000  # numbers of logits held at a time
-TEXT_TOKENS = 512  # per row of text, as in the paper
 DISTRIBUTIONS = ("pytest-induction", "torch", "transformers", "transformer-lens", "numpy")
 
 
@@ -35,13 +34,16 @@ DISTRIBUTIONS = ("pytest-induction", "torch", "transformers", "transformer-lens"
 class HeadScores:
     """Four scores of every head, each an array (n_layers, n_heads) of means over sequences, in [0, 1].
 
-    `per_sequence` holds the same before the mean: name -> (n_sequences, n_layers, n_heads).
+    `per_sequence` holds the same before the mean: name -> (n_sequences, n_layers, n_heads). `layers` are the paths of the
+    modules whose attention was measured. Where layers differ in their number of heads, a head that a layer does not have is
+    NaN.
     """
 
     prefix_matching: Array
     previous_token: Array
     duplicate_token: Array
     first_token: Array
+    layers: tuple[str, ...]
     per_sequence: Mapping[str, Array]
     provenance: Provenance
 
@@ -49,8 +51,9 @@ class HeadScores:
         """Plain lists and strings, with the version of this layout under `schema`."""
         return {
             "schema": SCHEMA_VERSION,
-            **{name: getattr(self, name).tolist() for name in SCORES},
-            "per_sequence": {name: values.tolist() for name, values in self.per_sequence.items()},
+            "layers": list(self.layers),
+            **{name: _plain(getattr(self, name)) for name in SCORES},
+            "per_sequence": {name: _plain(values) for name, values in self.per_sequence.items()},
             "provenance": {**vars(self.provenance), "notes": list(self.provenance.notes)},
         }
 
@@ -84,16 +87,18 @@ def measure_heads(
     seed = subject.seed if seed is None else seed
     if tokens is not None:
         ids, mask = _checked_tokens(subject, tokens, attention_mask)
-        values = _score_tokens(subject, ids, mask)
+        with progress("scores of heads", len(ids)):
+            values = _score_tokens(subject, ids, mask)
         about = provenance(subject, n_sequences=len(ids), probe=f"given ids, {ids.shape[1]} positions")
     else:
         rng = np.random.default_rng([seed, 0])
         probes = list(_probes(subject, n_sequences, rng, repeats, period))
-        values = np.concatenate([_score_tokens(subject, torch.from_numpy(probe.tokens), None) for probe in probes])
+        with progress("scores of heads", n_sequences):
+            values = np.concatenate([_score_tokens(subject, torch.from_numpy(probe.tokens), None) for probe in probes])
         about = provenance(subject, seed=seed, n_sequences=n_sequences, probe=describe(probes))
     per_sequence = {name: values[:, i] for i, name in enumerate(SCORES)}
     means = {name: scores.mean(axis=0) for name, scores in per_sequence.items()}
-    return HeadScores(**means, per_sequence=per_sequence, provenance=about)
+    return HeadScores(**means, layers=subject.reading.layers, per_sequence=per_sequence, provenance=about)
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,11 @@ class Round:
     control: Array
     behaviour: Mapping[str, Array]
     described: str
+
+    @property
+    def exists(self) -> NDArray[np.bool_]:
+        """Which heads there are, (n_layers, n_heads): a layer may have fewer than another."""
+        return ~np.isnan(self.heads[0, 0])
 
     @classmethod
     def join(cls, rounds: Sequence[Round]) -> Round:
@@ -145,88 +155,24 @@ def _probe_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Gener
 
 def _one_probe(subject: ModelUnderTest, probe: Probe, control: Probe, shift: int) -> Round:
     scores = PeriodicScores(probe.period, probe.start, probe.n_positions, shift)
-    heads, masses, behaviour = [], [], []
-    for rows, unrepeated in zip(_batches(subject, probe.tokens), _batches(subject, control.tokens), strict=True):
-        if subject.way is None:
-            logits = subject.logits(rows)
-        else:
-            values, logits = _observe(subject, rows, scores, logits=True)
-            heads.append(values)
-            masses.append(_observe(subject, unrepeated, scores, logits=False)[0][:, 0])
-        behaviour.append(repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start))
-    named = {name: np.concatenate([_numbers(getattr(part, name)) for part in behaviour]) for name in vars(behaviour[0])}
+
+    def measured(rows: Tensor, part: slice) -> tuple[Array | None, Repetition]:
+        values, logits = (None, subject.logits(rows)) if subject.way is None else _observe(subject, rows, scores, logits=True)
+        return values, repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start)
+
+    parts = in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=True)
+    behaviour = [found for _, found in parts]
+    named = {name: np.concatenate([numbers(getattr(part, name)) for part in behaviour]) for name in vars(behaviour[0])}
     if not all(np.isfinite(values).all() for values in named.values()):
         raise ModelError(f"the logits of {subject.name} are not finite (NaN or infinity) on repeated tokens")
-    empty = np.zeros((probe.n_sequences, 0))
-    return Round(
-        np.full(probe.n_sequences, probe.period),
-        np.concatenate(heads) if heads else empty,
-        np.concatenate(masses) if masses else empty,
-        named,
-        "",
-    )
-
-
-def measure_text(subject: ModelUnderTest, text: Any) -> tuple[Array, int, Windows]:
-    """Losses of every token of a text cut into rows: (rows, tokens), the number of the first token, and the two windows.
-
-    `text` is the text itself, a path to it, or token ids: one long row to be cut, or rows. Raises `TextError` where it makes
-    fewer than two rows.
-    """
-    rows = _text_rows(subject, text)
-    first_token = 2 if subject.space.bos_id is None else 1
-    losses = subject.remember(("text", rows.tobytes(), rows.shape), lambda: _row_losses(subject, rows))
-    return losses, first_token, Windows.for_tokens(losses.shape[1] + first_token - 1)
-
-
-def _row_losses(subject: ModelUnderTest, rows: NDArray[np.int64]) -> Array:
-    parts = [token_losses(subject.logits(batch), batch.to(subject.device)) for batch in _batches(subject, rows)]
-    losses = np.concatenate([_numbers(part) for part in parts])
-    if not np.isfinite(losses).all():
-        raise ModelError(f"the loss of {subject.name} is not finite on this text")
-    return losses
-
-
-def _text_rows(subject: ModelUnderTest, text: Any) -> NDArray[np.int64]:
-    ids = _text_ids(subject, text)
-    if ids.ndim == 2:
-        if subject.space.n_ctx is not None and ids.shape[1] > subject.space.n_ctx:
-            raise TextError(f"rows of {ids.shape[1]} token ids do not fit the context of {subject.space.n_ctx}")
-        return ids
-    bos = [] if subject.space.bos_id is None else [subject.space.bos_id]
-    room = TEXT_TOKENS if subject.space.n_ctx is None else min(TEXT_TOKENS, subject.space.n_ctx - len(bos))
-    n_rows = len(ids) // room
-    if n_rows < 2:
-        raise TextError(f"the text has {len(ids)} tokens: at least {2 * room} are needed, two rows of {room}")
-    rows = ids[: n_rows * room].reshape(n_rows, room)
-    return np.concatenate([np.full((n_rows, len(bos)), bos or 0, dtype=np.int64), rows], axis=1)
-
-
-def _text_ids(subject: ModelUnderTest, text: Any) -> NDArray[np.int64]:
-    if isinstance(text, Path):
-        text = read_text(text)
-    if isinstance(text, str):
-        if not text.strip():
-            raise TextError("the text is empty")
-        return np.asarray(subject.encode(text), dtype=np.int64)
-    ids = np.asarray(text)
-    if ids.ndim not in (1, 2) or ids.dtype.kind not in "iu" or ids.size == 0:
-        raise TextError(f"`text` must be a string, a path or integer token ids, got {ids.dtype} {ids.shape}")
-    _check_range(subject, ids)
-    return ids.astype(np.int64)
-
-
-def read_text(path: Path) -> str:
-    """A text file's content. Raises `TextError` if it is missing, empty or not UTF-8."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TextError(f"the text {str(path)!r} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise TextError(f"the text {str(path)!r} is not UTF-8: {error.reason} at byte {error.start}") from None
-    if not content.strip():
-        raise TextError(f"the text {str(path)!r} is empty")
-    return content
+    heads = masses = np.zeros((probe.n_sequences, 0))
+    if subject.way is not None:
+        heads = np.concatenate([values for values, _ in parts if values is not None])
+        unrepeated = torch.from_numpy(control.tokens)
+        masses = np.concatenate(
+            in_batches(subject, unrepeated, lambda rows, _: _observe(subject, rows, scores)[0][:, 0], logits=False)
+        )
+    return Round(np.full(probe.n_sequences, probe.period), heads, masses, named, "")
 
 
 def _probes(
@@ -248,13 +194,12 @@ def _probes(
 
 def _score_tokens(subject: ModelUnderTest, tokens: Tensor, attention_mask: Tensor | None) -> Array:
     """The four scores of every row: (sequences, 4, n_layers, n_heads)."""
-    parts = []
-    at_once = max(1, POSITIONS_AT_ONCE // tokens.shape[1])
-    for start in range(0, len(tokens), at_once):
-        rows = tokens[start : start + at_once]
-        mask = None if attention_mask is None else attention_mask[start : start + at_once]
-        parts.append(_observe(subject, rows, scores_for(rows, mask), mask)[0])
-    return np.concatenate(parts)
+
+    def measured(rows: Tensor, part: slice) -> Array:
+        mask = None if attention_mask is None else attention_mask[part]
+        return _observe(subject, rows, scores_for(rows, mask), mask)[0]
+
+    return np.concatenate(in_batches(subject, tokens, measured, logits=False))
 
 
 def _observe(
@@ -264,6 +209,7 @@ def _observe(
     attention_mask: Tensor | None = None,
     *,
     logits: bool = False,
+    early_stop: bool = True,
 ) -> tuple[Array, Any]:
     """One forward pass: scores (sequences, scores, n_layers, n_heads), and the logits if asked for."""
     layers: list[Tensor] = []
@@ -271,26 +217,21 @@ def _observe(
     def score(layer: int, attention: AttentionReader) -> None:
         layers.append(scores(attention))
 
-    found = subject.observe(rows, score, attention_mask=attention_mask, logits=logits)
-    values = _numbers(torch.stack([layer.to(layers[0].device) for layer in layers], dim=2).movedim(1, 0))
-    if not np.isfinite(values).all():
+    predicted = subject.observe(rows, score, attention_mask=attention_mask, logits=logits, early_stop=early_stop)
+    found = [numbers(layer) for layer in layers]  # each (scores, batch, heads of that layer)
+    if not all(np.isfinite(layer).all() for layer in found):
         raise ModelError(f"the attention of {subject.name} is not finite (NaN or infinity)")
-    return values, found
-
-
-def _batches(subject: ModelUnderTest, rows: NDArray[np.int64]) -> Iterator[Tensor]:
-    """The rows in batches whose positions and logits stay within bounds."""
-    positions = rows.shape[1]
-    at_once = max(1, min(POSITIONS_AT_ONCE // positions, LOGITS_AT_ONCE // (positions * subject.space.d_vocab)))
-    for start in range(0, len(rows), at_once):
-        yield torch.from_numpy(rows[start : start + at_once])
+    values = np.full((*found[0].shape[:2], len(layers), subject.n_heads), np.nan)
+    for index, layer in enumerate(found):
+        values[:, :, index, : layer.shape[2]] = layer
+    return values.swapaxes(0, 1), predicted
 
 
 def _checked_tokens(subject: ModelUnderTest, tokens: Any, attention_mask: Any) -> tuple[Tensor, Tensor | None]:
     ids = torch.as_tensor(tokens)
     if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool or ids.numel() == 0:
         raise ArgumentError(f"`tokens` must be integer ids (sequences, positions), got {ids.dtype} {tuple(ids.shape)}")
-    _check_range(subject, ids.numpy(force=True))
+    check_range(subject, ids.numpy(force=True))
     if subject.space.n_ctx is not None and ids.shape[1] > subject.space.n_ctx:
         raise ArgumentError(f"`tokens` has {ids.shape[1]} positions, the context has {subject.space.n_ctx}")
     mask = None if attention_mask is None else torch.as_tensor(attention_mask)
@@ -299,13 +240,20 @@ def _checked_tokens(subject: ModelUnderTest, tokens: Any, attention_mask: Any) -
     return ids.long().to(subject.device), None if mask is None else mask.long().to(subject.device)
 
 
-def _check_range(subject: ModelUnderTest, ids: NDArray[Any]) -> None:
+def check_range(subject: ModelUnderTest, ids: NDArray[Any]) -> None:
+    """Raise `ArgumentError` for an id that the model does not have."""
     if ids.min() < 0 or ids.max() >= subject.space.d_vocab:
         raise ArgumentError(f"token ids must lie from 0 to {subject.space.d_vocab - 1}, got {ids.min()} to {ids.max()}")
 
 
-def _numbers(values: Tensor) -> Array:
-    return values.double().numpy(force=True)
+def numbers(values: Tensor) -> Array:
+    """As numbers of double precision, on the CPU: some devices have none."""
+    return values.cpu().double().numpy(force=True)
+
+
+def _plain(values: Array) -> Any:
+    """Lists of numbers, with None for a head that there is not."""
+    return np.where(np.isnan(values), None, values).tolist()  # type: ignore[call-overload]
 
 
 def describe(probes: Sequence[Probe]) -> str:

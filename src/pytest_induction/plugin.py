@@ -22,6 +22,7 @@ SETTINGS = {
     "seed": "seed of the probes (default 0)",
     "device": "device a named model is loaded on (default cpu)",
     "dtype": "floating-point type a named model is loaded in (default: as stored)",
+    "memory": "what a forward pass may take, such as 4GB (default: half of what is free)",
 }
 MARKER_KEYS = (
     "seed",
@@ -44,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, help_text in SETTINGS.items():
         group.addoption(f"--induction-{name}", dest=f"induction_{name}", metavar=name.upper(), help=help_text)
         parser.addini(f"induction_{name}", help=f"{help_text}; only for the fixtures, collects no gates", default=None)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from pytest_induction import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -103,12 +110,17 @@ class SessionModel:
     def check(self) -> None:
         """Raise a usage error for what can be seen to be wrong without loading anything."""
         from pytest_induction.errors import InductionError
-        from pytest_induction.specs import check_spec
+        from pytest_induction.specs import check_spec, memory_size
 
-        try:
-            check_spec(self.spec or "")
-        except InductionError as error:
-            raise pytest.UsageError(f"--induction-model: {error}") from None
+        given: tuple[tuple[str, Callable[[str], object], str], ...] = (
+            ("model", check_spec, self.spec or ""),
+            ("memory", memory_size, self._setting("memory") or "1GB"),
+        )
+        for option, check, value in given:
+            try:
+                check(value)
+            except InductionError as error:
+                raise pytest.UsageError(f"--induction-{option}: {error}") from None
         _ = self.seed
         if self.text is not None and (not self.text.is_file() or not self.text.stat().st_size):
             raise pytest.UsageError(f"--induction-text: {str(self.text)!r} is {'empty' if self.text.is_file() else 'not a file'}")
@@ -141,7 +153,9 @@ class SessionModel:
                         "no model: give --induction-model or the ini key induction_model, or override the fixture "
                         "`induction_model` in conftest.py to return your model"
                     )
-                self._loaded = load_model(self.spec, device=self._setting("device"), dtype=self._setting("dtype"), seed=self.seed)
+                self._loaded = load_model(
+                    self.spec, device=self._setting("device"), dtype=self._setting("dtype"), **self._measuring
+                )
             except InductionError as error:
                 self._loaded = error
         if isinstance(self._loaded, Exception):
@@ -153,7 +167,7 @@ class SessionModel:
         from pytest_induction.models.load import load_model
 
         if self._last is None or self._last[0] is not model:
-            self._last = (model, load_model(model, seed=self.seed))
+            self._last = (model, load_model(model, **self._measuring))
         return self._last[1]
 
     def bind(self) -> Induction:
@@ -161,6 +175,15 @@ class SessionModel:
         from pytest_induction.bound import Induction
 
         return Induction(self.load(), text=self.text)
+
+    @property
+    def _measuring(self) -> dict[str, Any]:
+        """What applies to a model however it came."""
+        return {
+            "seed": self.seed,
+            "memory": self._setting("memory"),
+            "attach": lambda model: self._config.hook.pytest_induction_attach(model=model),
+        }
 
     def _setting(self, name: str) -> str | None:
         given = self._config.getoption(f"induction_{name}")

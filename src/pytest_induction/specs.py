@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from pytest_induction.errors import ModelError
+from pytest_induction.errors import ArgumentError, ModelError
 
 FORMS = "a local directory, hf:NAME[@REVISION], module.path:factory or path/file.py:factory"
 
@@ -32,3 +33,11 @@ def check_spec(spec: str) -> None:
         raise ModelError(f"{spec!r} is a file: expected {FORMS}")
     if not (path / "config.json").is_file():
         raise ModelError(f"{spec!r} has no config.json: expected a directory as `save_pretrained` writes it, or a factory for it")
+
+
+def memory_size(text: str) -> int:
+    """The bytes that a size like `4GB`, `512 MB` or `800MiB` means. Raises `ArgumentError` for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise ArgumentError(f"memory must be a size like 4GB or 512MB, got {text!r}")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))

@@ -193,7 +193,7 @@ def null_level(found: Round, error_rate: float) -> Estimate:
 
     Two nulls: the same places in rows where nothing repeats, and wrong places of the rows that do.
     """
-    masses = np.concatenate([_flat(found.control), _flat(found.heads[:, 4])], axis=1)
+    masses = np.concatenate([_of_heads(found, found.control), _of_heads(found, found.heads[:, 4])], axis=1)
     each = mean_interval(masses, error_rate)
     value, low, high = (max(getattr(head, name) for head in each) for name in ("value", "low", "high"))
     return Estimate(value, low, high, SHARE)
@@ -204,11 +204,11 @@ def _head_evidence(found: Round, error_rate: float, bar: float) -> list[HeadEvid
     scores = found.heads.mean(axis=0)
     control = found.control.mean(axis=0)
     passed = sum((found.heads[found.periods == period, 0].mean(axis=0) >= bar).astype(int) for period in np.unique(found.periods))
-    n_heads = scores.shape[2]
+    estimates = mean_interval(_of_heads(found, found.heads[:, 0]), error_rate)
     evidence = [
         HeadEvidence(
-            layer=(layer := index // n_heads),
-            head=(head := index % n_heads),
+            layer=int(layer),
+            head=int(head),
             prefix_matching=estimate,
             control=float(control[layer, head]),
             previous_token=float(scores[1, layer, head]),
@@ -216,7 +216,7 @@ def _head_evidence(found: Round, error_rate: float, bar: float) -> list[HeadEvid
             first_token=float(scores[3, layer, head]),
             periods_passed=int(np.asarray(passed)[layer, head]),
         )
-        for index, estimate in enumerate(mean_interval(_flat(found.heads[:, 0]), error_rate))
+        for (layer, head), estimate in zip(np.argwhere(found.exists), estimates, strict=True)
     ]
     return sorted(evidence, key=lambda head: -head.prefix_matching.value)
 
@@ -232,5 +232,6 @@ def _more(estimate: Estimate, bar: float, count: int) -> int:
     return max(1, sequences_needed(estimate, bar, count) - count)
 
 
-def _flat(values: NDArray[np.float64]) -> Array:
-    return values.reshape(len(values), -1)
+def _of_heads(found: Round, values: NDArray[np.float64]) -> Array:
+    """One column for each head that there is: (sequences, heads of all layers)."""
+    return values[:, found.exists]

@@ -8,11 +8,12 @@ from typing import Any
 
 from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.errors import ArgumentError, user_facing
-from pytest_induction.measure import ModelLike, Round, measure_text, probe_round, provenance
+from pytest_induction.measure import ModelLike, Round, probe_round, provenance
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.records import Evidence, Verdict
 from pytest_induction.statistics import look_sizes
+from pytest_induction.text import measure_text
 from pytest_induction.verdicts import (
     MAX_IN_CONTEXT_LEARNING,
     MIN_ACCURACY,

@@ -6,23 +6,25 @@ watched; and attention rows that sum to one over the positions up to the query.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import ModelError
-from pytest_induction.models.attention import LogSumExpReader, Reader
-from pytest_induction.models.calling import Caller, as_found, device_of, first_line, logits_of
+from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
+from pytest_induction.models.calling import Caller, as_found, device_of, first_line, is_compiled, logits_of
 from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.protocol import ModelUnderTest, Refused, WayIn
 from pytest_induction.models.registry import RegistryWay
 from pytest_induction.models.sdpa import SdpaWay
+from pytest_induction.models.shown import Attach, ShownWay
+from pytest_induction.models.softmax import SoftmaxWay
 from pytest_induction.models.transformer_lens import HookPointWay
 from pytest_induction.records import TokenSpace
 
-WAYS: tuple[Callable[[Caller, Tensor, int | None], WayIn], ...] = (SdpaWay, RegistryWay, EagerWay, HookPointWay)
+WAYS: tuple[type[WayIn], ...] = (ShownWay, SdpaWay, RegistryWay, EagerWay, HookPointWay, SoftmaxWay)
 TRIAL_POSITIONS = 11  # unlikely to be a number of heads, experts or channels as well
 CONTEXT_NAMES = (
     "max_position_embeddings",
@@ -33,23 +35,36 @@ CONTEXT_NAMES = (
     "max_seq_len",
     "seq_length",
 )
-LAYER_NAMES = ("num_hidden_layers", "n_layers", "n_layer")
+LAYER_NAMES = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layers", "n_layer")
 VOCABULARY_NAMES = ("vocab_size", "d_vocab", "n_vocab")
 SPECIAL_NAMES = ("bos_token_id", "bos_id", "eos_token_id", "eos_id", "pad_token_id", "pad_id")
 LONGEST_TRIAL = 128  # positions tried where a model does not tell its context
 CLOSE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+ROW_SUMS = {torch.float64: 1e-6, torch.float32: 1e-3}  # what the sum over a row may miss 1 by
+ROW_SUMS_HALF = 2e-2
 
 
-def adapt(module: nn.Module, *, name: str | None = None, tokenizer: Any = None, seed: int = 0) -> ModelUnderTest:
+def adapt(
+    module: nn.Module,
+    *,
+    name: str | None = None,
+    tokenizer: Any = None,
+    seed: int = 0,
+    memory: int | None = None,
+    attach: Sequence[Attach] = (),
+) -> ModelUnderTest:
     """Make a model under test of a module that maps token ids to logits. Raises `ModelError` if it cannot be one."""
     name = name or type(module).__name__
     tokenizer = tokenizer if tokenizer is not None else getattr(module, "tokenizer", None)
     caller = Caller(module)
     with as_found(module):
         tokens, logits, space = _try_out(caller, tokenizer, name)
-        way, tried = _find_way(caller, tokens, logits)
-    notes = () if space.bos_id is not None else ("sequences begin with no token of their own: the model names no usable one",)
-    return ModelUnderTest(module, name, space, way, tried, notes + (way.notes if way else ()), tokenizer, seed)
+        way, tried = _find_way(caller, tokens, logits, attach)
+    notes: tuple[str, ...] = (
+        () if space.bos_id is not None else ("sequences begin with no token of their own: the model names no usable one",)
+    )
+    notes += ("compiled, and measured as it was written",) if is_compiled(module) else ()
+    return ModelUnderTest(module, name, space, way, tried, notes + (way.notes if way else ()), tokenizer, seed, memory)
 
 
 def _try_out(caller: Caller, tokenizer: Any, name: str) -> tuple[Tensor, Tensor, TokenSpace]:
@@ -128,16 +143,17 @@ def _context_by_trial(caller: Caller, device: torch.device) -> int | None:
     return low
 
 
-def _find_way(caller: Caller, tokens: Tensor, logits: Tensor) -> tuple[WayIn | None, tuple[str, ...]]:
+def _find_way(caller: Caller, tokens: Tensor, logits: Tensor, attach: Sequence[Attach]) -> tuple[WayIn | None, tuple[str, ...]]:
     """The first way in that sees every layer and changes nothing, and what the others before it said."""
     tried: list[str] = []
     expected = _declared(caller.module, LAYER_NAMES)
     for kind in WAYS:
         try:
-            way = kind(caller, tokens, expected)
+            way = kind(caller, tokens, expected, attach) if kind is ShownWay else kind(caller, tokens, expected)
             _check_reading(way, tokens, logits)
+            way.can_stop = _can_stop(way, caller, tokens, logits)
         except Refused as refusal:
-            tried.append(f"{kind.name}: {refusal}")  # type: ignore[attr-defined]
+            tried.append(f"{kind.name}: {refusal}")
         else:
             return way, tuple(tried)
     return None, tuple(tried)
@@ -147,11 +163,14 @@ def _check_reading(way: WayIn, tokens: Tensor, logits: Tensor) -> None:
     def rows_sum_to_one(layer: int, reader: Reader) -> None:
         sums = reader.diagonals(range(tokens.shape[1])).sum(2)
         wrong = (sums - 1).clamp_min(0)  # a sink may take some of the mass out of a pattern, but nothing adds to it
+        if isinstance(reader, PatternReader) and float(ahead := reader.pattern.triu(1).abs().max()) > 0:
+            raise Refused(f"attention of layer {layer} looks ahead, with up to {float(ahead):.3g}")
         rounding = torch.zeros(())
+        tolerance = ROW_SUMS.get(reader.dtype, ROW_SUMS_HALF)
         if isinstance(reader, LogSumExpReader):
             wrong = (sums - 1).abs()
             rounding = 32 * torch.finfo(sums.dtype).eps * reader.log_sum_exp.abs().max()  # of scores that large
-        if not float(wrong.max()) <= 10 * CLOSE.get(logits.dtype, 1e-2) + float(rounding):
+        if not float(wrong.max()) <= tolerance + float(rounding):
             seen = f"{float(sums.min()):.3g}..{float(sums.max()):.3g}"
             raise Refused(f"attention of layer {layer} sums to {seen} over the positions up to the query, expected 1")
 
@@ -159,6 +178,28 @@ def _check_reading(way: WayIn, tokens: Tensor, logits: Tensor) -> None:
     change = torch.inf if watched is None else _difference(watched, logits)
     if not change <= CLOSE.get(logits.dtype, 1e-2):
         raise Refused(f"the logits change by {change:.2g} while the model is watched")
+    if way.folded:
+        _check_folding(way, tokens)
+
+
+def _check_folding(way: WayIn, tokens: Tensor) -> None:
+    """Where heads and rows share an axis, a row alone must have the patterns that were taken to be its own."""
+    together: list[Tensor] = []
+    way.run(tokens, None, lambda layer, reader: together.append(reader.diagonals([0, 1])[:1].clone()), logits=False)
+
+    def is_the_same(layer: int, reader: Reader) -> None:
+        if _difference(reader.diagonals([0, 1]), together[layer]) > 1e-2:
+            raise Refused(f"attention of layer {layer} has rows and heads on one axis, in another order than rows first")
+
+    way.run(tokens[:1], None, is_the_same, logits=False)
+
+
+def _can_stop(way: WayIn, caller: Caller, tokens: Tensor, logits: Tensor) -> bool:
+    """Whether a pass may end after the last attention layer: it does end there, and the next pass is what it was."""
+    if any(hasattr(part, "_hf_hook") for part in caller.module.modules()):
+        return False  # accelerate moves weights before and after each module; it must not be cut off between
+    way.run(tokens, None, lambda layer, reader: None, logits=False, early_stop=True)
+    return _difference(logits_of(caller(tokens), tokens), logits) == 0
 
 
 def _token_space(module: nn.Module, tokenizer: Any, logits_dim: int, n_ctx: int | None) -> TokenSpace:

@@ -35,11 +35,20 @@ class LogSumExpReader:
 
     def __post_init__(self) -> None:
         if self.mask is not None:  # a query that may attend to nothing has no mass anywhere, whatever its kernel says
-            self.log_sum_exp = self.log_sum_exp.masked_fill(self.log_sum_exp < NOTHING, torch.inf)
+            self.log_sum_exp = self.log_sum_exp.masked_fill(~(self.log_sum_exp > NOTHING), torch.inf)
 
     @property
     def n_heads(self) -> int:
         return self.query.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.query.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what the model computes in."""
+        return self.query.dtype
 
     @cached_property
     def _query(self) -> Tensor:  # batch, key heads, group, positions, d_head; at least float32, or half a digit is left
@@ -117,10 +126,19 @@ class PatternReader:
     def n_heads(self) -> int:
         return self.pattern.shape[1]
 
+    @property
+    def device(self) -> torch.device:
+        return self.pattern.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what the model computes in."""
+        return self.pattern.dtype
+
     def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
         batch, heads, positions, _ = self.pattern.shape
         lines = len(offsets) + first
-        mass = torch.zeros(batch, heads, lines, positions, device=self.pattern.device, dtype=self._dtype)
+        mass = torch.zeros(batch, heads, lines, positions, device=self.pattern.device, dtype=self._exact_dtype)
         for index, offset in enumerate(offsets):
             if offset < positions:
                 mass[:, :, index, offset:] = self.pattern.diagonal(-offset, -2, -1)
@@ -129,41 +147,41 @@ class PatternReader:
         return mass
 
     def columns(self, keys: Tensor) -> Tensor:
-        return self.pattern[torch.arange(len(keys), device=self.pattern.device), :, :, keys].to(self._dtype)
+        return self.pattern[torch.arange(len(keys), device=self.pattern.device), :, :, keys].to(self._exact_dtype)
 
     def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-        return self.pattern[rows, :, queries, keys].to(self._dtype)
+        return self.pattern[rows, :, queries, keys].to(self._exact_dtype)
 
     @property
-    def _dtype(self) -> torch.dtype:
+    def _exact_dtype(self) -> torch.dtype:
         return torch.promote_types(self.pattern.dtype, torch.float32)
 
 
 Reader = LogSumExpReader | PatternReader
 
 
-def row_log_sum_exp(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, causal: bool) -> Tensor:
+def row_log_sum_exp(
+    query: Tensor, key: Tensor, scale: float, mask: Tensor | None, causal: bool, *, rows: int | None = None
+) -> Tensor:
     """Log-sum-exp of every query's masked, scaled scores, (batch, heads, positions), in blocks of rows.
 
-    The way that serves every device, dtype and mask, where the kernel does not tell.
+    The way that serves every device, dtype and mask, where the kernel does not tell. `rows` limits it to the first ones.
     """
     batch, heads, positions, _ = query.shape
     keys = _upcast(key)[:, :, None].transpose(-1, -2)
-    rows = max(1, BLOCK_ENTRIES // (batch * heads * positions))
+    at_once = max(1, min(rows or positions, BLOCK_ENTRIES // (batch * heads * positions)))
+    columns = torch.arange(positions, device=query.device)
     blocks = []
-    for start in range(0, positions, rows):
-        block = _upcast(query[:, :, start : start + rows]).unflatten(1, (key.shape[1], -1))
+    for start in range(0, positions if rows is None else rows, at_once):
+        block = _upcast(query[:, :, start : start + at_once]).unflatten(1, (key.shape[1], -1))
         scores = (block @ keys).flatten(1, 2).mul_(scale)
         if mask is not None:
-            scores += _as_added(mask.expand(*mask.shape[:-2], positions, positions)[..., start : start + rows, :], scores.dtype)
+            part = mask.expand(*mask.shape[:-2], positions, positions)[..., start : start + at_once, :]
+            scores += _as_added(part, scores.dtype)
         if causal:
-            ahead = (
-                torch.arange(positions, device=query.device)
-                > torch.arange(start, start + scores.shape[2], device=query.device)[:, None]
-            )
-            scores.masked_fill_(ahead, -torch.inf)
+            scores.masked_fill_(columns > columns[start : start + at_once, None], -torch.inf)
         blocks.append(scores.logsumexp(-1))
-    return torch.cat(blocks, dim=-1)
+    return torch.cat(blocks, dim=-1)[..., :rows]
 
 
 def _as_added(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ class Caller:
     """Calls a module with token ids and nothing that it does not know, and finds the logits in what comes back."""
 
     def __init__(self, module: nn.Module) -> None:
+        module = uncompiled(module)
         self.module = module
         self._parameters = _forward_parameters(module)
         base = getattr(module, "base_model", None)
@@ -48,9 +50,25 @@ class Caller:
         return module(tokens, **keywords)
 
 
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module itself, where `torch.compile` has wrapped it."""
+    inner = getattr(module, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else module
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` was applied to the module or to a part of it, as a module."""
+    if uncompiled(module) is not module:
+        return True
+    return any(getattr(part, "_compiled_call_impl", None) or uncompiled(part) is not part for part in module.modules())
+
+
 def _forward_parameters(module: nn.Module) -> frozenset[str]:
     """Names of the forward's parameters; `**` where it takes any keyword."""
-    parameters = inspect.signature(module.forward).parameters.values()
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except ValueError:  # a script has none
+        return frozenset()
     return frozenset("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
 
 
@@ -72,7 +90,10 @@ def logits_of(output: Any, tokens: Tensor) -> Tensor:
 
 @contextmanager
 def as_found(module: nn.Module) -> Iterator[None]:
-    """Evaluate without gradients; on the way out, also of an exception, modes and random states are what they were."""
+    """Evaluate without gradients; on the way out, also of an exception, modes and random states are what they were.
+
+    What `torch.compile` has compiled runs as it was written: every other length of a probe would compile it again.
+    """
     training = [part for part in module.modules() if part.training]
     random_state = torch.get_rng_state()
     device = device_of(module)
@@ -80,7 +101,7 @@ def as_found(module: nn.Module) -> Iterator[None]:
     try:
         if training:
             module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), _as_written():
             yield
     finally:
         for part in training:
@@ -88,6 +109,22 @@ def as_found(module: nn.Module) -> Iterator[None]:
         torch.set_rng_state(random_state)
         if device_state is not None:
             torch.cuda.set_rng_state(device_state, device)
+
+
+def _as_written() -> AbstractContextManager[Any]:
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def full_precision(device: str) -> Iterator[None]:
+    """No autocast: what is measured must not be rounded to what the model computes in."""
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    with torch.autocast(device, enabled=False):
+        yield
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -125,6 +162,14 @@ def condition(module: nn.Module) -> str:
         for hooks in (vars(part),)
     ]
     return hashlib.blake2b("".join([fingerprint(module), *parts]).encode(), digest_size=8).hexdigest()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what torch raises, on any device, where memory does not last."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = str(error)
+    return any(words in said for words in ("not enough memory", "can't allocate memory", "out of memory"))
 
 
 def first_line(error: BaseException) -> str:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller, logits_of
-from pytest_induction.models.protocol import Observer, Refused, WayIn, all_seen
+from pytest_induction.models.census import Running
+from pytest_induction.models.protocol import Observer, Refused, Show, WayIn, all_seen
 
 SETTING = "_attn_implementation_internal"
 
@@ -25,22 +26,25 @@ class EagerWay(WayIn):
         if not hasattr(getattr(caller.module, "config", None), SETTING):
             raise Refused("not a Hugging Face model")
         before = {str(getattr(config, SETTING)) for config in _configs(caller.module)} - {"None", "eager"}
-        patterns = self._patterns(tokens, None)[1]
-        if expected is not None and len(patterns) != expected:
-            raise Refused(f"{len(patterns)} attention patterns returned for {expected} layers")
+        running = Running(caller.module)
+        with running.following():
+            patterns = self._patterns(tokens, None)[1]
         shapes = {tuple(pattern.shape) for pattern in patterns}
         positions = tokens.shape[1]
-        if len(shapes) != 1 or next(iter(shapes))[-2:] != (positions, positions):
+        if any(len(shape) != 4 or shape[-2:] != (positions, positions) for shape in shapes):
             raise Refused(f"attention patterns of shapes {sorted(shapes)} returned for {positions} positions")
-        self.n_heads = patterns[0].shape[1]
-        self.layers = tuple(f"attentions[{index}]" for index in range(len(patterns)))
+        self.layers = running.attention_layers(len(patterns), expected)
+        self.heads = tuple(pattern.shape[1] for pattern in patterns)
         self.notes = tuple(f"measured with eager attention, the model itself runs {name}" for name in sorted(before))
 
-    def run(self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool) -> Tensor | None:
+    def run(
+        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
+    ) -> Tensor | None:
         output, patterns = self._patterns(tokens, attention_mask)
         all_seen(self, len(patterns))
-        for layer, pattern in enumerate(patterns):
-            observer(layer, PatternReader(pattern))
+        show = Show(observer)
+        for pattern in patterns:
+            show(PatternReader(pattern))
         return logits_of(output, tokens) if logits else None
 
     def _patterns(self, tokens: Tensor, attention_mask: Tensor | None) -> tuple[Any, tuple[Tensor, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from pytest_induction.errors import ArgumentError, InductionError, ModelError, u
 from pytest_induction.models.adapt import adapt
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.specs import FORMS, check_spec
+from pytest_induction.models.shown import Attach
+from pytest_induction.specs import FORMS, check_spec, memory_size
 
 FEWEST_TOKENS = 8  # ordinary ones: where files are missing, transformers may make a tokenizer that knows next to none
 
@@ -32,6 +33,8 @@ def load_model(
     device: str | None = None,
     dtype: str | None = None,
     seed: int = 0,
+    memory: str | None = None,
+    attach: Attach | Sequence[Attach] = (),
 ) -> ModelUnderTest:
     """Make a model under test of whatever names or is a model.
 
@@ -39,21 +42,28 @@ def load_model(
     own), or a string: a local directory as `save_pretrained` writes it, `hf:NAME[@REVISION]`, `module.path:factory` or
     `path/file.py:factory`, whose factory takes no arguments and returns the module. `device` and `dtype` apply to what is
     loaded here; a module of yours is measured where and as it is. `seed` is the one its probes are drawn with by default.
+    `memory`, such as `"4GB"`, is what a forward pass may take; half of what is free by default. `attach` is one function or
+    several, each given the module, that hook `show_attention` into a model which nothing else can read and return what undoes
+    it, or None for a module that they do not know.
 
-    Raises `ModelError` if it cannot be found, loaded or run, `ArgumentError` for an unknown device or dtype.
+    Raises `ModelError` if it cannot be found, loaded or run, `ArgumentError` for an unknown device, dtype or size.
     """
     if isinstance(model, ModelUnderTest):
         return model
+    known = (attach,) if callable(attach) else tuple(attach)
+    settings: dict[str, Any] = {"seed": seed, "attach": known, "memory": None if memory is None else memory_size(memory)}
     if isinstance(model, nn.Module):
-        return adapt(model, seed=seed)
+        return adapt(model, **settings)
     if not isinstance(model, (str, Path)):
         raise ModelError(f"a model must be a torch module or a string ({FORMS}), got `{type(model).__name__}`")
     check_spec(str(model))
     target, kind = parse_device(device), parse_dtype(dtype)
     module, tokenizer = _load(str(model), kind)
+    if isinstance(module, ModelUnderTest):
+        return module
     if kind is not None:
         module = module.to(kind)
-    return adapt(_moved(module, target), name=str(model), tokenizer=tokenizer, seed=seed)
+    return adapt(_moved(module, target), name=str(model), tokenizer=tokenizer, **settings)
 
 
 def parse_device(device: str | None) -> torch.device:
@@ -74,7 +84,7 @@ def parse_dtype(dtype: str | None) -> torch.dtype | None:
     return found
 
 
-def _load(spec: str, dtype: torch.dtype | None) -> tuple[nn.Module, Any]:
+def _load(spec: str, dtype: torch.dtype | None) -> tuple[nn.Module | ModelUnderTest, Any]:
     if spec.startswith("hf:"):
         name, _, revision = spec.removeprefix("hf:").partition("@")
         return _from_transformers(name, spec, dtype, revision=revision or None)
@@ -140,14 +150,14 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _from_factory(place: str, factory: str, spec: str) -> nn.Module:
+def _from_factory(place: str, factory: str, spec: str) -> nn.Module | ModelUnderTest:
     try:
         made = _factory(place, factory)()
     except InductionError:
         raise
     except Exception as error:  # the user's own code may raise anything
         raise ModelError(f"{spec!r} cannot be made: {type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(made, nn.Module):
+    if not isinstance(made, (nn.Module, ModelUnderTest)):
         raise ModelError(f"the factory {spec!r} must return a torch module, it returned `{type(made).__name__}`")
     return made
 

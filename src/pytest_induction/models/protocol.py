@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import ModelError, TextError, UnsupportedModel
 from pytest_induction.models.attention import Reader
-from pytest_induction.models.calling import Caller, as_found, condition, device_of, dtype_of, fingerprint, first_line, logits_of
+from pytest_induction.models.calling import (
+    Caller,
+    as_found,
+    condition,
+    device_of,
+    dtype_of,
+    fingerprint,
+    first_line,
+    full_precision,
+    is_out_of_memory,
+    logits_of,
+)
 from pytest_induction.records import TokenSpace
+
+if TYPE_CHECKING:
+    from pytest_induction.models.census import Running
 
 T = TypeVar("T")
 Observer = Callable[[int, Reader], None]
@@ -25,17 +39,68 @@ class Refused(Exception):
     """A way in cannot read this model; the message says what it saw."""
 
 
+class Enough(BaseException):
+    """Ends a forward pass after the last attention layer; no `except Exception` of a model's own may swallow it."""
+
+
+class Show:
+    """Shows the layers of one forward pass to an observer, one after the other, and may end the pass after the last."""
+
+    def __init__(self, observer: Observer | None = None, *, last: int | None = None, running: Running | None = None) -> None:
+        self._observer = observer
+        self._last = last
+        self.running = running
+        self.heads: list[int] = []
+        self.paths: list[str] = []
+
+    def __call__(self, reader: Reader) -> None:
+        self.heads.append(reader.n_heads)
+        if self.running is not None:
+            self.paths.append(self.running.here)
+        if self._observer is not None:
+            with full_precision(reader.device.type):
+                self._observer(len(self.heads) - 1, reader)
+        if len(self.heads) == self._last:
+            raise Enough
+
+    @contextmanager
+    def until_last(self) -> Iterator[None]:
+        """A forward pass that may end early."""
+        with suppress(Enough):
+            yield
+
+
 class WayIn(ABC):
     """One way to see a model's attention while it runs. Building one tries it out, and raises `Refused`."""
 
     name: str
     layers: tuple[str, ...]  # module paths of the attention layers, in order
-    n_heads: int
+    heads: tuple[int, ...]  # of each layer
     notes: tuple[str, ...] = ()
+    folded: bool = False  # whether heads and rows share an axis, so that which is which must be tried out
+    makes_patterns: bool = True  # whether whole patterns lie in memory while it looks
+    can_stop: bool = False  # whether a pass may end after the last attention layer; found out by trial
 
     @abstractmethod
-    def run(self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool) -> Tensor | None:
+    def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None: ...
+
+    @property
+    def n_heads(self) -> int:
+        """Heads of the layer that has most."""
+        return max(self.heads)
+
+    @abstractmethod
+    def run(
+        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
+    ) -> Tensor | None:
         """One forward pass under observation: the logits if asked for. Raises `ModelError` if a layer was not seen."""
+
+    def settle(self, show: Show, expected: int | None, excused: Sequence[str] = ()) -> None:
+        """Take the layers that the trial pass showed. Raises `Refused` if attention may have run unseen, but in those excused."""
+        if show.running is None:
+            raise TypeError("the trial pass must follow the modules that run")
+        self.notes += show.running.check(show.paths, expected, excused)
+        self.layers, self.heads = tuple(path or f"call {index}" for index, path in enumerate(show.paths)), tuple(show.heads)
 
 
 def all_seen(way: WayIn, seen: int) -> None:
@@ -49,6 +114,7 @@ class ModelUnderTest:
     """A causal transformer as the user runs it, and what a probe needs to know of it.
 
     `way` is None where no way in can read the attention; `tried` then says why, and behaviour can still be measured.
+    `memory` is the most bytes that a forward pass may take; None for a share of what is free.
     """
 
     module: nn.Module
@@ -59,7 +125,8 @@ class ModelUnderTest:
     notes: tuple[str, ...] = ()
     tokenizer: Any = None
     seed: int = 0
-    _memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    memory: int | None = None
+    _known: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @property
     def n_layers(self) -> int:
@@ -96,12 +163,22 @@ class ModelUnderTest:
             return logits_of(Caller(self.module)(tokens, attention_mask), tokens)
 
     def observe(
-        self, tokens: Tensor, observer: Observer, *, attention_mask: Tensor | None = None, logits: bool = False
+        self,
+        tokens: Tensor,
+        observer: Observer,
+        *,
+        attention_mask: Tensor | None = None,
+        logits: bool = False,
+        early_stop: bool = True,
     ) -> Tensor | None:
-        """One forward pass over token ids (batch, positions) with every layer's attention shown to `observer`."""
+        """One forward pass over token ids (batch, positions) with every layer's attention shown to `observer`.
+
+        Where no logits are asked for it ends after the last attention layer, unless `early_stop` is False.
+        """
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
+        way = self.reading
         with as_found(self.module), self._named(tokens):
-            return self.reading.run(tokens, attention_mask, observer, logits=logits)
+            return way.run(tokens, attention_mask, observer, logits=logits, early_stop=early_stop and way.can_stop)
 
     @contextmanager
     def _named(self, tokens: Tensor) -> Iterator[None]:
@@ -109,6 +186,8 @@ class ModelUnderTest:
         try:
             yield
         except (RuntimeError, IndexError, Refused) as error:
+            if is_out_of_memory(error):
+                raise  # fewer rows may fit
             raise ModelError(f"{self.name} failed on token ids {tuple(tokens.shape)}: {first_line(error)}") from error
 
     def encode(self, text: str) -> list[int]:
@@ -127,9 +206,9 @@ class ModelUnderTest:
     def remember(self, key: Hashable, measure: Callable[[], T]) -> T:
         """What `measure` gave the last time for this key, as long as the model has not changed since."""
         whole = (key, condition(self.module))
-        if whole not in self._memory:
-            self._memory[whole] = measure()
-        return self._memory[whole]
+        if whole not in self._known:
+            self._known[whole] = measure()
+        return self._known[whole]
 
 
 def _on(device: torch.device, tokens: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
 from pytest_induction.models.calling import Caller, logits_of
-from pytest_induction.models.protocol import Observer, Refused, WayIn, all_seen
+from pytest_induction.models.census import Running
+from pytest_induction.models.protocol import Observer, Refused, Show, WayIn, all_seen
 from pytest_induction.models.sdpa import _one_at_a_time
 
 CHANGES_THE_SCORES = ("softcap", "s_aux", "sinks", "position_bias", "sliding_window")
@@ -33,33 +34,29 @@ class RegistryWay(WayIn):
             raise Refused("transformers is not in use")
         if not hasattr(sys.modules["transformers.modeling_utils"].AttentionInterface, "get_interface"):
             raise Refused("this transformers looks its attention functions up in another way than newer ones do")
-        heads: list[int] = []
-        modules: list[str] = []
-        names = {id(part): name for name, part in caller.module.named_modules()}
-        with self._listening(
-            tokens,
-            lambda _, reader: heads.append(reader.n_heads),
-            lambda part: modules.append(names.get(id(part), "?")),
-        ):
+        running = Running(caller.module)
+        show = Show(running=running)
+        with running.following(), self._listening(tokens, show):
             caller(tokens)
-        if not heads or (expected is not None and len(heads) != expected) or len(set(heads)) > 1:
-            wanted = "" if expected is None else f" for {expected} layers"
-            raise Refused(f"{len(heads)} calls of a registered attention function seen{wanted}")
-        self.layers, self.n_heads = tuple(modules), heads[0]
+        if not show.heads:
+            raise Refused("0 calls of a registered attention function seen")
+        self.settle(show, expected)
 
-    def run(self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool) -> Tensor | None:
-        seen: list[Any] = []
-        with self._listening(tokens, observer, seen.append):
+    def run(
+        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
+    ) -> Tensor | None:
+        show = Show(observer, last=len(self.layers) if early_stop and not logits else None)
+        output = None
+        with show.until_last(), self._listening(tokens, show):
             output = self._caller(tokens, attention_mask)
-        all_seen(self, len(seen))
+        all_seen(self, len(show.heads))
         return logits_of(output, tokens) if logits else None
 
     @contextmanager
-    def _listening(self, tokens: Tensor, observer: Observer, note: Callable[[Any], None]) -> Iterator[None]:
-        """Wrap every attention function that is looked up inside the block; `note` gets each calling module."""
+    def _listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
+        """Wrap every attention function that is looked up inside the block."""
         interface = sys.modules["transformers.modeling_utils"].AttentionInterface
         look_up = interface.get_interface
-        count = iter(range(sys.maxsize))
 
         def wrapping(table: Any, implementation: Any, default: Any) -> Callable[..., Any]:
             function = look_up(table, implementation, default)
@@ -69,8 +66,7 @@ class RegistryWay(WayIn):
             ) -> Any:
                 output, weights, *more = function(module, query, key, value, mask, *rest, **options)
                 if query.shape[0] == tokens.shape[0] and query.shape[2] == key.shape[2] == tokens.shape[1]:
-                    observer(next(count), _reader(module, query, key, mask, weights, options))
-                    note(module)
+                    show(_reader(module, query, key, mask, weights, options))
                 return output, weights, *more
 
             return heard

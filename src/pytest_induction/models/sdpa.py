@@ -1,27 +1,29 @@
 """Way in 1: calls of `torch.nn.functional.scaled_dot_product_attention`, in any PyTorch model, with no adapter code.
 
-The CPU kernel behind that function computes the log-sum-exp of every row anyway; calling it directly gives the same output,
-to the bit, and the log-sum-exp with it. Where another kernel serves, the log-sum-exp is computed in blocks of rows.
+A trial pass sees the calls under whatever name the function was imported, and sees attention that is computed in any other
+way. The passes after it only replace the function's attribute, which costs nothing, unless an alias was used.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pytest_induction.models.attention import LogSumExpReader, row_log_sum_exp
-from pytest_induction.models.calling import Caller, logits_of
-from pytest_induction.models.protocol import Observer, Refused, WayIn, all_seen
+from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
+from pytest_induction.models.calling import Caller, full_precision, logits_of
+from pytest_induction.models.census import Running
+from pytest_induction.models.kernels import Call, attend, exact
+from pytest_induction.models.protocol import Observer, Refused, Show, WayIn, all_seen
 
-FLASH = 1  # torch's number of the fused kernel, which on CPU gives the log-sum-exp
+SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
 _one_at_a_time = threading.RLock()
 
 
@@ -29,66 +31,57 @@ class SdpaWay(WayIn):
     """Sees every causal self-attention call; refuses a model that computes attention anywhere else too."""
 
     name = "sdpa"
+    makes_patterns = False
 
     def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
         self._caller = caller
-        with _modules_running(caller.module) as running:
-            watched = _Tap(tokens, running)
-            with _watching(watched) as mode:
-                caller(tokens)
-        patched = _Tap(tokens)
-        with _patched(patched):
-            caller(tokens)
-        self._by_patch = len(patched.heads) >= len(watched.heads)
-        self.layers = tuple(watched.layers) if len(watched.layers) >= len(patched.heads) else _numbered(patched.heads)
-        heads = patched.heads if self._by_patch else watched.heads
-        self._check(heads, mode.foreign, watched.other + patched.other, expected)
-        self.n_heads = heads[0]
+        tap, watch = try_out(caller, tokens)
+        if not tap.show.heads or watch.foreign:
+            elsewhere = f", {watch.foreign} softmax calls over (positions x positions) outside of it" if watch.foreign else ""
+            elsewhere += ", and calls of other shapes" if tap.others else ""
+            raise Refused(f"{len(tap.show.heads)} calls of scaled_dot_product_attention seen{elsewhere}")
+        self.settle(tap.show, expected, excused=cross_attention(caller, tokens, tap))
+        self.folded = tap.folded
+        self._by_patch = not watch.aliased
         self._base_serves = self._sees_all_in_base(tokens)
-
-    def _check(self, heads: list[int], foreign: int, other: int, expected: int | None) -> None:
-        elsewhere = f", {foreign} softmax calls over (positions x positions) outside of it" if foreign else ""
-        elsewhere += ", and calls of other shapes" if other else ""
-        if not heads or foreign or (expected is not None and len(heads) != expected):
-            layers = "" if expected is None else f" for {expected} layers"
-            raise Refused(f"{len(heads)} calls of scaled_dot_product_attention seen{layers}{elsewhere}")
-        if len(set(heads)) > 1:
-            raise Refused(f"layers have different numbers of heads: {heads}")
 
     def _sees_all_in_base(self, tokens: Tensor) -> bool:
         """Whether the base model alone, without the logits, makes the same attention calls."""
         if self._caller.base is None:
             return False
-        tap = _Tap(tokens)
-        with self._tapping(tap):
+        show = Show()
+        with self.tapping(Tap(tokens, show)):
             self._caller(tokens, logits=False)
-        return len(tap.heads) == len(self.layers)
+        return len(show.heads) == len(self.layers)
 
-    def run(self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool) -> Tensor | None:
-        tap = _Tap(tokens, observer=observer)
-        with self._tapping(tap):
+    def run(
+        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
+    ) -> Tensor | None:
+        show = Show(observer, last=len(self.layers) if early_stop and not logits else None)
+        output = None
+        with show.until_last(), self.tapping(Tap(tokens, show)):
             output = self._caller(tokens, attention_mask, logits=logits or not self._base_serves)
-        all_seen(self, len(tap.heads))
+        all_seen(self, len(show.heads))
         return logits_of(output, tokens) if logits else None
 
     @contextmanager
-    def _tapping(self, tap: _Tap) -> Iterator[None]:
-        with _patched(tap) if self._by_patch else _watching(tap):
+    def tapping(self, tap: Tap) -> Iterator[None]:
+        with patched(tap) if self._by_patch else watching(tap):
             yield
 
 
-class _Tap:
-    """Stands in for the attention function: computes what it would, and shows each causal self-attention call."""
+class Tap:
+    """Stands in for the attention functions: computes what they would, and shows each causal self-attention call."""
 
-    def __init__(self, tokens: Tensor, running: list[str] | None = None, observer: Observer | None = None) -> None:
-        self._original = F.scaled_dot_product_attention
-        self._batch, self.positions = tokens.shape
-        self._running = running
-        self._observer = observer
+    def __init__(self, tokens: Tensor, show: Show) -> None:
+        self.attention = F.scaled_dot_product_attention
+        self.multi_head = F.multi_head_attention_forward
+        self.batch, self.positions = tokens.shape
+        self.show = show
+        self.inside = False
+        self.folded = False  # whether heads and rows shared an axis
+        self.others: list[tuple[str, int]] = []  # calls that are not self-attention: where, and over how many keys
         self._thread = threading.get_ident()
-        self.heads: list[int] = []
-        self.layers: list[str] = []
-        self.other = 0
 
     def __call__(
         self,
@@ -101,128 +94,141 @@ class _Tap:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        arguments = {
-            "attn_mask": attn_mask,
-            "dropout_p": dropout_p,
-            "is_causal": is_causal,
-            "scale": scale,
-            "enable_gqa": enable_gqa,
-        }
-        if threading.get_ident() != self._thread or not self._is_self_attention(query, key):
-            self.other += threading.get_ident() == self._thread
-            return self._original(query, key, value, **arguments)  # type: ignore[arg-type]
-        self.heads.append(query.shape[1])
-        if self._running is not None:
-            self.layers.append(self._running[-1] if self._running else f"call {len(self.heads) - 1}")
-        if self._observer is None:
-            return self._original(query, key, value, **arguments)  # type: ignore[arg-type]
-        output, log_sum_exp = attend(self._original, query, key, value, **arguments)
-        number = query.shape[-1] ** -0.5 if scale is None else scale
-        self._observer(len(self.heads) - 1, LogSumExpReader(query, key, log_sum_exp, number, attn_mask, is_causal))
+        call = Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        mine = threading.get_ident() == self._thread and not self.inside
+        if not mine or not self._is_self_attention(query, key):
+            if mine:
+                self._note_other(key)
+            return call.run(self.attention)
+        self.inside = True  # what the attention function calls itself is not another call
+        try:
+            output, reader = self._attend(call.autocast())
+            self.show(reader)
+        finally:
+            self.inside = False
         return output
 
+    def _note_other(self, key: Tensor) -> None:
+        self.others.append(("" if self.show.running is None else self.show.running.here, key.shape[-2]))
+
+    def _attend(self, call: Call) -> tuple[Tensor, Reader]:
+        with full_precision(call.query.device.type):
+            if call.query.ndim == 4:
+                output, log_sum_exp = attend(self.attention, call)
+            else:
+                output, call = call.run(self.attention), self._unfolded(call)
+                log_sum_exp = exact(call)
+        return output, LogSumExpReader(call.query, call.key, log_sum_exp, call.scale, call.mask, call.causal)
+
     def _is_self_attention(self, query: Tensor, key: Tensor) -> bool:
-        wanted = (self._batch, self.positions)
-        return query.ndim == 4 and all((part.shape[0], part.shape[2]) == wanted for part in (query, key))
+        if query.shape[-2:-1] != key.shape[-2:-1] or query.shape[-2:-1] != (self.positions,) or query.ndim != key.ndim:
+            return False
+        rows = (query.shape[0], key.shape[0])
+        if query.ndim == 3:
+            return rows[0] == rows[1] and rows[0] % self.batch == 0
+        return query.ndim in (4, 5) and rows == (self.batch, self.batch)
+
+    def _unfolded(self, call: Call) -> Call:
+        """The call with axes (batch, heads, positions, d_head)."""
+        self.folded = call.query.ndim == 3
+        mask = call.mask
+        if mask is not None and mask.ndim > 2:
+            mask = mask.expand(*call.query.shape[:-2], *mask.shape[-2:])
+            mask = _heads_apart(mask, self.batch)
+        query, key = (_heads_apart(part, self.batch) for part in (call.query, call.key))
+        return Call(query, key, call.value, mask, call.dropout, call.causal, call.scale, call.grouped)
+
+    def through_module(self, *args: Any, **options: Any) -> Any:
+        """`multi_head_attention_forward`: asked for weights it computes the pattern itself, and is read from that."""
+        query, key = args[:2]
+        if self.inside or threading.get_ident() != self._thread or not options.get("need_weights", True):
+            return self.multi_head(*args, **options)
+        self.inside = True
+        try:
+            if query.ndim != 3 or not tuple(query.shape[:2]) == tuple(key.shape[:2]) == (self.positions, self.batch):
+                self._note_other(key.transpose(0, 1))
+                return self.multi_head(*args, **options)
+            result: Any = self.multi_head(*args, **{**options, "average_attn_weights": False})
+            output, weights = result
+            self.show(PatternReader(weights))
+        finally:
+            self.inside = False
+        return output, weights.mean(dim=1) if options.get("average_attn_weights", True) else weights
 
 
-def attend(original: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
-    """What the attention function returns for these arguments, and the log-sum-exp of every row (batch, heads, positions)."""
-    if _fused_kernel_serves(query, key, value, **arguments):
-        return _fused(query, key, value, **arguments)
-    output = original(query, key, value, **arguments)
-    scale, mask, causal = (arguments[name] for name in ("scale", "attn_mask", "is_causal"))
-    return output, row_log_sum_exp(query, key, query.shape[-1] ** -0.5 if scale is None else scale, mask, causal)
+def _heads_apart(part: Tensor, batch: int) -> Tensor:
+    """(batch x heads, ...) or (batch, key heads, group, ...) as (batch, heads, ...)."""
+    return part.unflatten(0, (batch, -1)) if part.ndim == 3 else part.flatten(1, 2)
 
 
-def _fused_kernel_serves(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> bool:
-    if query.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not _fused_kernel_tells():
-        return False
-    mask, dropout, causal = (arguments[name] for name in ("attn_mask", "dropout_p", "is_causal"))
-    extra = {"scale": arguments["scale"], "enable_gqa": arguments["enable_gqa"]}
-    choose = torch._fused_sdp_choice  # noqa: SLF001 - torch itself asks here which kernel it will use
-    return choose(query, key, value, mask, dropout, causal, **extra) == FLASH
-
-
-def _fused(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
-    mask = arguments["attn_mask"]
-    if mask is not None and mask.dtype == torch.bool:  # as the attention function does before it calls the kernel
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - it alone tells the log-sum-exp
-    output, log_sum_exp = kernel(
-        query, key, value, arguments["dropout_p"], arguments["is_causal"], attn_mask=mask, scale=arguments["scale"]
-    )
-    return output, log_sum_exp
-
-
-@cache
-def _fused_kernel_tells() -> bool:
-    """Whether the kernel of this torch exists and tells the true log-sum-exp: it is private, and may change."""
-    arguments = {"attn_mask": None, "dropout_p": 0.0, "is_causal": True, "scale": None, "enable_gqa": False}
-    generator = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(1, 2, 6, 8, generator=generator) for _ in range(2))
-    try:
-        output, told = _fused(query, key, key, **arguments)
-        torch._fused_sdp_choice(query, key, key)  # noqa: SLF001 - see above
-    except (AttributeError, RuntimeError, TypeError, ValueError):
-        return False
-    exact = row_log_sum_exp(query, key, 8**-0.5, None, causal=True)
-    return told.shape == exact.shape and torch.allclose(told, exact, atol=1e-5) and output.shape == query.shape
-
-
-class _Watch(TorchFunctionMode):
+class Watch(TorchFunctionMode):
     """Sees the attention function under whatever name it was imported, and softmax over (positions x positions)."""
 
-    def __init__(self, tap: _Tap, positions: int) -> None:
+    def __init__(self, tap: Tap) -> None:
         super().__init__()
-        self._tap = tap
-        self._original = F.scaled_dot_product_attention
-        self._square = (positions, positions)
+        self.tap = tap
+        self._square = (tap.positions, tap.positions)
+        self.aliased = 0
         self.foreign = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is self._original:
-            return self._tap(*args, **(kwargs or {}))
+        if func is self.tap.attention and not self.tap.inside:
+            self.aliased += 1
+            return self.tap(*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") in ("softmax", "_softmax") and isinstance(output, Tensor):
-            self.foreign += output.ndim >= 3 and tuple(output.shape[-2:]) == self._square
+        if not self.tap.inside:
+            self.after(func, args, kwargs or {}, output)
         return output
 
+    def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Look at what a torch function returned."""
+        self.foreign += self.is_square_softmax(func, output)
+
+    def is_square_softmax(self, func: Any, output: Any) -> bool:
+        named = getattr(func, "__name__", "") in SOFTMAX and isinstance(output, Tensor)
+        return named and output.ndim >= 3 and tuple(output.shape[-2:]) == self._square
+
+
+def try_out(caller: Caller, tokens: Tensor, mode: Callable[[Tap], Watch] = Watch) -> tuple[Tap, Watch]:
+    """A forward pass in which every attention call is seen, and the module that makes it."""
+    running = Running(caller.module)
+    tap = Tap(tokens, Show(running=running))
+    with running.following(), watching(tap, mode) as watch:
+        caller(tokens)
+    return tap, watch
+
+
+def cross_attention(caller: Caller, tokens: Tensor, tap: Tap) -> list[str]:
+    """The modules that attend to something else than the sequence, which has its own length whatever the sequence's is.
+
+    Raises `Refused` where the number of keys follows that of positions: self-attention over more than the positions.
+    """
+    if not tap.others:
+        return []
+    shorter, _ = try_out(caller, tokens[:, :-1])
+    before, after = Counter(tap.others), Counter(shorter.others)
+    if before != after:
+        where, keys = next(iter(before - after))
+        raise Refused(f"`{where}` attends from {tokens.shape[1]} positions to {keys} keys, which follow the number of positions")
+    return [where for where, _ in before]
+
 
 @contextmanager
-def _watching(tap: _Tap) -> Iterator[_Watch]:
-    with _one_at_a_time, _Watch(tap, tap.positions) as mode:
-        yield mode
+def watching(tap: Tap, mode: Callable[[Tap], Watch] = Watch) -> Iterator[Watch]:
+    """Every torch function that is called inside the block is looked at."""
+    with patched(tap), mode(tap) as watch:
+        yield watch
 
 
 @contextmanager
-def _patched(tap: _Tap) -> Iterator[None]:
+def patched(tap: Tap) -> Iterator[None]:
+    """The attention functions are replaced inside the block; what has no way around them is kept from being taken."""
     with _one_at_a_time:
-        original = F.scaled_dot_product_attention
-        F.scaled_dot_product_attention = tap
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(value=False)  # one C++ call that computes a whole encoder layer
+        F.scaled_dot_product_attention, F.multi_head_attention_forward = tap, tap.through_module
         try:
             yield
         finally:
-            F.scaled_dot_product_attention = original
-
-
-@contextmanager
-def _modules_running(module: nn.Module) -> Iterator[list[str]]:
-    """The paths of the modules whose forward is running now, innermost last."""
-    names = {id(part): name for name, part in module.named_modules()}
-    running: list[str] = []
-
-    def _leaving(part: nn.Module, inputs: Any, output: Any) -> None:
-        running.pop()
-
-    enter = nn.modules.module.register_module_forward_pre_hook(lambda part, inputs: running.append(names.get(id(part), "?")))
-    leave = nn.modules.module.register_module_forward_hook(_leaving)
-    try:
-        yield running
-    finally:
-        enter.remove()
-        leave.remove()
-
-
-def _numbered(heads: list[int]) -> tuple[str, ...]:
-    return tuple(f"call {index}" for index in range(len(heads)))
+            F.scaled_dot_product_attention, F.multi_head_attention_forward = tap.attention, tap.multi_head
+            torch.backends.mha.set_fastpath_enabled(value=fast)

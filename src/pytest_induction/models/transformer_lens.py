@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller, logits_of
-from pytest_induction.models.protocol import Observer, Refused, WayIn, all_seen
+from pytest_induction.models.protocol import Observer, Refused, Show, WayIn, all_seen
 
 PATTERN = re.compile(r"blocks\.(\d+)\.attn\.hook_pattern")
 
@@ -28,32 +27,31 @@ class HookPointWay(WayIn):
         found = {int(match[1]): point for name, point in hook_points.items() if (match := PATTERN.fullmatch(name))}
         self._points: list[nn.Module] = [found[layer] for layer in sorted(found)]
         self.layers = tuple(f"blocks.{layer}.attn" for layer in sorted(found))
-        heads: list[int] = []
-        self._listen(tokens, None, lambda layer, reader: heads.append(reader.n_heads))
-        if not heads or len(heads) != len(self.layers) or (expected is not None and len(heads) != expected):
-            raise Refused(f"{len(heads)} patterns seen at {len(self.layers)} hook points for {expected} layers")
-        self.n_heads = heads[0]
+        show = Show()
+        self._listen(tokens, None, show)
+        if not show.heads or len(show.heads) != len(self.layers) or (expected is not None and len(show.heads) != expected):
+            raise Refused(f"{len(show.heads)} patterns seen at {len(self.layers)} hook points for {expected} layers")
+        self.heads = tuple(show.heads)
 
-    def run(self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool) -> Tensor | None:
-        output, seen = self._listen(tokens, attention_mask, observer)
-        all_seen(self, seen)
+    def run(
+        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
+    ) -> Tensor | None:
+        show = Show(observer, last=len(self.layers) if early_stop and not logits else None)
+        output = None
+        with show.until_last():
+            output = self._listen(tokens, attention_mask, show)
+        all_seen(self, len(show.heads))
         return logits_of(output, tokens) if logits else None
 
-    def _listen(self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer) -> tuple[Any, int]:
-        seen: list[int] = []
+    def _listen(self, tokens: Tensor, attention_mask: Tensor | None, show: Show) -> Any:
+        def heard(module: nn.Module, inputs: Any, pattern: Any) -> None:
+            if not isinstance(pattern, Tensor) or pattern.ndim != 4 or pattern.shape[-1] != tokens.shape[1]:
+                raise Refused("`hook_pattern` carries no pattern (batch, heads, positions, positions)")
+            show(PatternReader(pattern))
 
-        def at(layer: int) -> Callable[..., None]:
-            def heard(module: nn.Module, inputs: Any, pattern: Any) -> None:
-                if not isinstance(pattern, Tensor) or pattern.ndim != 4 or pattern.shape[-1] != tokens.shape[1]:
-                    raise Refused(f"`hook_pattern` of layer {layer} carries no pattern (batch, heads, positions, positions)")
-                seen.append(layer)
-                observer(layer, PatternReader(pattern))
-
-            return heard
-
-        handles = [point.register_forward_hook(at(layer)) for layer, point in enumerate(self._points)]
+        handles = [point.register_forward_hook(heard) for point in self._points]
         try:
-            return self._caller(tokens, attention_mask), len(seen)
+            return self._caller(tokens, attention_mask)
         finally:
             for handle in handles:
                 handle.remove()

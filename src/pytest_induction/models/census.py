@@ -1,0 +1,125 @@
+"""Which modules ran, and whether attention may have run in one where none was seen.
+
+A model may mix attention layers with others (state space, linear attention, none at all), so the number of layers that it
+declares does not tell how many to expect. What tells is its modules: one that is called attention and ran, or a block built
+like those in which attention was seen, must have shown it too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from pytest_induction.models.protocol import Refused
+
+ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+NO_SOFTMAX = re.compile(  # mixers that are called attention, or live where attention is looked for, and have no pattern
+    r"linear_?attn|linear_?attention|lightning|delta|mamba|rwkv|ssm|recurrent|retention|lstm|gru|hyena|conv|hebbian|norm|drop|mask"
+    r"|residual|embed|rotary|pool|noop|identity",
+    re.IGNORECASE,
+)
+NUMBERED = re.compile(r"^(.*?\b)(\d+)(?:\.|$)")
+
+
+class Running:
+    """The paths of the modules whose forward is running now, innermost last, and of all that ever ran."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.stack: list[str] = []
+        self.ran: list[str] = []
+        self._names = {id(part): name for name, part in module.named_modules()}
+
+    @property
+    def here(self) -> str:
+        return self.stack[-1] if self.stack else ""
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Follow every call of a module inside the block."""
+        self.stack, self.ran = [], []
+        handles = [
+            nn.modules.module.register_module_forward_pre_hook(self._entering),
+            nn.modules.module.register_module_forward_hook(self._leaving),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _entering(self, part: nn.Module, inputs: Any) -> None:
+        name = self._names.get(id(part))
+        self.stack.append(self.here if name is None else name)
+        if name is not None:
+            self.ran.append(name)
+
+    def _leaving(self, part: nn.Module, inputs: Any, output: Any) -> None:
+        self.stack.pop()
+
+    def check(self, seen: Sequence[str], expected: int | None, excused: Sequence[str] = ()) -> tuple[str, ...]:
+        """Notes on layers without attention. Raises `Refused` if attention ran in a place where none was seen.
+
+        `seen` are the paths of the modules that showed theirs, `expected` the number of layers that the model declares;
+        what is `excused` was seen to be something else.
+        """
+        silent = self._silent_attention([*seen, *excused])
+        others = self._other_blocks(seen)
+        twins = [name for name in others if self._is_built_like_one_of(name, seen)]
+        unseen = silent or twins
+        if unseen:
+            where = f"`{unseen[0]}` ({type(self.module.get_submodule(unseen[0])).__name__})"
+            raise Refused(f"attention of {len(seen)} layers seen, none in {where}{_and_more(unseen)}")
+        if expected is None or len(seen) >= expected:
+            return ()
+        if len(seen) + len(others) < expected:
+            raise Refused(f"attention of {len(seen)} layers seen, the model declares {expected}")
+        return (f"layers without softmax attention: {', '.join(others)}",)
+
+    def attention_layers(self, count: int, expected: int | None) -> tuple[str, ...]:
+        """Paths for `count` layers that came without any. Raises `Refused` if another number of attention modules ran."""
+        innermost = self._silent_attention(())
+        if count == len(innermost):
+            return tuple(innermost)
+        if expected is not None and count != expected:
+            raise Refused(f"{count} attention patterns returned for {expected} layers, in which {len(innermost)} attentions ran")
+        return tuple(f"attentions[{index}]" for index in range(count))
+
+    def _silent_attention(self, seen: Sequence[str]) -> list[str]:
+        """Modules that are called attention and ran, and have nothing to do with those seen."""
+        found = [name for name in dict.fromkeys(self.ran) if self._is_attention(name)]
+        innermost = [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
+        return [name for name in innermost if not any(_related(name, other) for other in seen)]
+
+    def _is_attention(self, name: str) -> bool:
+        part = self.module.get_submodule(name)
+        words = (name.rpartition(".")[2], type(part).__name__)
+        named = any(ATTENTION.search(word) for word in words) and not any(NO_SOFTMAX.search(word) for word in words)
+        return named and any(True for _ in part.children())
+
+    def _other_blocks(self, seen: Sequence[str]) -> list[str]:
+        """Siblings of the numbered blocks in which attention was seen that ran without any."""
+        blocks = {match[0].rstrip(".") for path in seen if (match := NUMBERED.match(path))}
+        lists = {block.rpartition(".")[0] for block in blocks}
+        ran = [name for name in dict.fromkeys(self.ran) if name.rpartition(".")[2].isdigit()]
+        return [name for name in ran if name.rpartition(".")[0] in lists and name not in blocks]
+
+    def _is_built_like_one_of(self, name: str, seen: Sequence[str]) -> bool:
+        blocks = {match[0].rstrip(".") for path in seen if (match := NUMBERED.match(path))}
+        return any(self._build(name) == self._build(block) for block in blocks)
+
+    def _build(self, name: str) -> list[tuple[str, type]]:
+        return [(path, type(part)) for path, part in self.module.get_submodule(name).named_modules()]
+
+
+def _related(one: str, other: str) -> bool:
+    """Whether one of two module paths lies within the other."""
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.") or "" in (one, other)
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -1,0 +1,188 @@
+"""What an attention call returns, with the log-sum-exp of every row that the kernel behind it computes anyway.
+
+Each backend's kernel is private to torch and may change, so the first call of every kind is checked: the same output as the
+public function gives, and the log-sum-exp of a block of rows computed by the book. A kernel that disagrees is not used again.
+Wherever no kernel serves, the log-sum-exp is computed in blocks of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pytest_induction.models.attention import NOTHING, row_log_sum_exp
+
+FLASH, EFFICIENT, CUDNN = 1, 2, 3  # torch's numbers of its fused kernels
+CHECKED_ROWS = 64  # exact rows that a kernel is compared with at its first use
+CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4}  # per unit of log-sum-exp; half precision uses a fast exponential
+CLOSE_HALF = 1e-2
+_trusted: dict[Hashable, bool] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The arguments of one call of scaled_dot_product_attention."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None = None
+    dropout: float = 0.0
+    causal: bool = False
+    given_scale: float | None = None
+    grouped: bool = False
+
+    @property
+    def scale(self) -> float:
+        return self.query.shape[-1] ** -0.5 if self.given_scale is None else self.given_scale
+
+    def run(self, function: Callable[..., Tensor]) -> Tensor:
+        """What this attention function returns for the call."""
+        extra = {"enable_gqa": True} if self.grouped else {}
+        return function(self.query, self.key, self.value, self.mask, self.dropout, self.causal, scale=self.given_scale, **extra)
+
+    def autocast(self) -> Call:
+        """The call as the attention function makes it under autocast: everything in the lower precision."""
+        kind = self.query.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value, mask = (_lowered(part, dtype) for part in (self.query, self.key, self.value, self.mask))
+        return Call(query, key, value, mask, self.dropout, self.causal, self.given_scale, self.grouped)  # type: ignore[arg-type]
+
+
+def _lowered(part: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if part is None or not part.is_floating_point() or part.dtype == torch.float64:
+        return part
+    return part.to(dtype)
+
+
+class Attended(NamedTuple):
+    """Output (batch, heads, positions, d_value) and log-sum-exp (batch, heads, positions) of a call."""
+
+    output: Tensor
+    log_sum_exp: Tensor
+
+
+def attend(original: Callable[..., Tensor], call: Call) -> Attended:
+    """What the attention function returns for this call, and the log-sum-exp of every row; autocast already applied."""
+    kernel = _kernel(call)
+    if kernel is not None:
+        kind = _kind(kernel, call)
+        if kind not in _trusted:
+            _trusted[kind] = _agrees(kernel, original, call)
+        if _trusted[kind]:
+            return kernel(call)
+    return Attended(call.run(original), exact(call))
+
+
+def exact(call: Call) -> Tensor:
+    """The log-sum-exp of every row of the call, computed by the book."""
+    return row_log_sum_exp(call.query, call.key, call.scale, call.mask, call.causal)
+
+
+def _kind(kernel: Callable[[Call], Attended], call: Call) -> Hashable:
+    """What a kernel's behaviour may depend on, but for the values."""
+    mask = None if call.mask is None else call.mask.dtype
+    return kernel, call.query.device.type, call.query.dtype, call.query.shape[-1], mask, call.causal, call.grouped
+
+
+def _kernel(call: Call) -> Callable[[Call], Attended] | None:
+    """The kernel that torch would choose for this call, if it is one that tells the log-sum-exp."""
+    device = call.query.device.type
+    if device not in ("cpu", "cuda") or call.dropout:
+        return None
+    choose = torch._fused_sdp_choice  # noqa: SLF001 - torch itself asks here which kernel it will use
+    try:
+        choice = choose(
+            call.query,
+            call.key,
+            call.value,
+            call.mask,
+            call.dropout,
+            call.causal,
+            scale=call.given_scale,
+            enable_gqa=call.grouped,
+        )
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return KERNELS.get((device, choice))
+
+
+def _agrees(kernel: Callable[[Call], Attended], original: Callable[..., Tensor], call: Call) -> bool:
+    """Whether the kernel gives this call's output, and the true log-sum-exp of its first rows."""
+    dtype = call.query.dtype
+    tolerance = CLOSE.get(dtype, CLOSE_HALF)
+    try:
+        output, told = kernel(call)
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return False
+    expected = call.run(original)
+    rows = min(CHECKED_ROWS, call.query.shape[2])
+    if output.shape != expected.shape or told.shape != call.query.shape[:-1]:
+        return False
+    exact = row_log_sum_exp(call.query, call.key, call.scale, call.mask, call.causal, rows=rows)
+    open_rows = exact > NOTHING  # a row in which everything is masked has no log-sum-exp
+    wrong = (told[..., :rows].to(exact.dtype) - exact)[open_rows].abs() - tolerance * (1 + exact[open_rows].abs())
+    return bool((wrong <= 0).all()) and bool(torch.allclose(output, expected, atol=tolerance, rtol=tolerance, equal_nan=True))
+
+
+def _flash_cpu(call: Call) -> Attended:
+    mask = call.mask
+    if mask is not None and mask.dtype == torch.bool:  # as the attention function does before it calls the kernel
+        mask = torch.zeros_like(mask, dtype=call.query.dtype).masked_fill_(~mask, -torch.inf)
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - it alone tells the log-sum-exp
+    return Attended(*kernel(call.query, call.key, call.value, call.dropout, call.causal, attn_mask=mask, scale=call.given_scale))
+
+
+def _flash_cuda(call: Call) -> Attended:
+    width = call.value.shape[-1]
+    query, key, value = (F.pad(part, (0, -part.shape[-1] % 8)) for part in (call.query, call.key, call.value))
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention  # noqa: SLF001 - as above
+    output, told, *_ = kernel(query, key, value, is_causal=call.causal, scale=call.scale)
+    return Attended(output[..., :width], told[..., : query.shape[2]])
+
+
+def _efficient_cuda(call: Call) -> Attended:
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention  # noqa: SLF001 - as above
+    tensors, options = (call.query, call.key, call.value, _aligned(call)), {"compute_log_sumexp": True}
+    output, told, *_ = kernel(*tensors, **options, is_causal=call.causal, scale=call.given_scale)
+    return Attended(output, told[..., : call.query.shape[2]])  # its rows are padded
+
+
+def _cudnn(call: Call) -> Attended:
+    kernel = torch.ops.aten._scaled_dot_product_cudnn_attention  # noqa: SLF001 - as above
+    tensors, options = (call.query, call.key, call.value, _added(call)), {"compute_log_sumexp": True}
+    output, told, *_ = kernel(*tensors, **options, is_causal=call.causal, scale=call.given_scale)
+    return Attended(output, told.reshape(call.query.shape[:-1]))
+
+
+def _added(call: Call) -> Tensor | None:
+    """The mask as numbers to add, over all rows and heads."""
+    mask = call.mask
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=call.query.dtype).masked_fill_(~mask, -torch.inf)
+    return mask.expand(*call.query.shape[:2], call.query.shape[2], call.key.shape[2])
+
+
+def _aligned(call: Call) -> Tensor | None:
+    """The added mask in memory whose rows begin where this kernel wants them."""
+    mask = _added(call)
+    if mask is None or mask.shape[-1] % 16 == 0:
+        return mask
+    return F.pad(mask, (0, -mask.shape[-1] % 16))[..., : mask.shape[-1]]
+
+
+KERNELS: dict[Any, Callable[[Call], Attended]] = {
+    ("cpu", FLASH): _flash_cpu,
+    ("cuda", FLASH): _flash_cuda,
+    ("cuda", EFFICIENT): _efficient_cuda,
+    ("cuda", CUDNN): _cudnn,
+}

@@ -1,0 +1,141 @@
+"""Way in 0: attention that a model, or code that knows the model, shows by itself.
+
+`show_attention` is the one function: called where attention is computed, it does nothing unless a measurement runs. Code that
+knows a kind of model may call it from hooks that it attaches, through the entry points of the group `pytest_induction.ways_in`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import Tensor, nn
+
+from pytest_induction.errors import ArgumentError, ModelError
+from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
+from pytest_induction.models.calling import Caller, logits_of
+from pytest_induction.models.census import Running
+from pytest_induction.models.protocol import Observer, Refused, Show, WayIn, all_seen
+
+GROUP = "pytest_induction.ways_in"
+Attach = Callable[[nn.Module], Callable[[], Any] | None]
+"""Is given a model. Attaches what calls `show_attention` for each layer and returns what detaches it; None for a stranger."""
+
+_show: ContextVar[Callable[[Reader], None] | None] = ContextVar("induction_show", default=None)
+
+
+def show_attention(
+    pattern: Tensor | None = None,
+    *,
+    query: Tensor | None = None,
+    key: Tensor | None = None,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    causal: bool = True,
+) -> None:
+    """Show one layer's attention to a measurement that is running; do nothing, at the cost of a look-up, if none is.
+
+    Call it once per layer and forward pass, in the order of the layers, from the model's own code or from a hook on it: with
+    `pattern` (batch, heads, positions, positions) after softmax, or with `query` (batch, heads, positions, d_head) and `key`
+    (batch, key heads, positions, d_head), as they are multiplied (after rotary embeddings and norms). Then no pattern is made:
+    the scores are query . key * `scale` (default 1 / sqrt(d_head)), plus `mask` (broadcast to batch, heads, positions,
+    positions; a boolean one is True where attention is allowed), with the future left out if `causal`.
+
+    Raises `ArgumentError`, while a measurement runs, for tensors of other shapes.
+
+    >>> show_attention(query=q, key=k)                               # doctest: +SKIP
+    """
+    show = _show.get()
+    if show is not None:
+        show(_reader(pattern, query, key, scale, mask, causal))
+
+
+def _reader(
+    pattern: Tensor | None, query: Tensor | None, key: Tensor | None, scale: float | None, mask: Tensor | None, causal: bool
+) -> Reader:
+    if pattern is not None:
+        if query is not None or key is not None or pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2]:
+            raise ArgumentError(
+                "`show_attention` takes a pattern (batch, heads, positions, positions), or query and key instead, "
+                f"got a pattern {tuple(pattern.shape)}{'' if query is None else ' and a query'}"
+            )
+        return PatternReader(pattern)
+    if query is None or key is None:
+        raise ArgumentError("`show_attention` takes a pattern, or both query and key")
+    if query.ndim != 4 or key.ndim != 4 or query.shape[1] % key.shape[1] or query.shape[::2] != key.shape[::2]:
+        raise ArgumentError(
+            "`show_attention` takes a query (batch, heads, positions, d_head) and a key (batch, key heads, positions, d_head), "
+            f"got {tuple(query.shape)} and {tuple(key.shape)}"
+        )
+    number = query.shape[-1] ** -0.5 if scale is None else scale
+    return LogSumExpReader(query, key, row_log_sum_exp(query, key, number, mask, causal), number, mask, causal)
+
+
+class ShownWay(WayIn):
+    """Listens to `show_attention`, called by the model itself or by what knows it and attaches to it."""
+
+    name = "show_attention"
+
+    def __init__(self, caller: Caller, tokens: Tensor, expected: int | None, attach: Sequence[Attach] = ()) -> None:
+        self._caller = caller
+        self._attach = next((known for known in (*attach, *_installed()) if self._knows(known)), None)
+        running = Running(caller.module)
+        show = Show(running=running)
+        with running.following(), self._listening(show):
+            caller(tokens)
+        if not show.heads:
+            raise Refused("the model does not call it, and nothing installed attaches to it")
+        self.settle(show, expected)
+
+    def _knows(self, attach: Attach) -> bool:
+        detach = _attached(attach, self._caller.module)
+        if detach is not None:
+            detach()
+        return detach is not None
+
+    def run(
+        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
+    ) -> Tensor | None:
+        show = Show(observer, last=len(self.layers) if early_stop and not logits else None)
+        output = None
+        with show.until_last(), self._listening(show):
+            output = self._caller(tokens, attention_mask)
+        all_seen(self, len(show.heads))
+        return logits_of(output, tokens) if logits else None
+
+    @contextmanager
+    def _listening(self, show: Show) -> Iterator[None]:
+        with ExitStack() as stack:
+            detach = None if self._attach is None else _attached(self._attach, self._caller.module)
+            if detach is not None:
+                stack.callback(detach)
+            stack.callback(_show.reset, _show.set(show))
+            yield
+
+
+def _attached(attach: Attach, module: nn.Module) -> Callable[[], Any] | None:
+    """What `attach` made of the model. Raises `ModelError` where its code fails or gives back something else."""
+    name = getattr(attach, "__qualname__", repr(attach))
+    try:
+        detach = attach(module)
+    except Exception as error:
+        raise ModelError(f"{name} failed to attach to `{type(module).__name__}`: {type(error).__name__}: {error}") from error
+    if detach is not None and not callable(detach):
+        raise ModelError(f"{name} must return a function that detaches it, or None, it returned `{type(detach).__name__}`")
+    return detach
+
+
+@cache
+def _installed() -> tuple[Attach, ...]:
+    """What installed distributions bring; one that cannot be imported is an error, not an absence."""
+    found = []
+    for entry in entry_points(group=GROUP):
+        try:
+            found.append(entry.load())
+        except Exception as error:
+            raise ModelError(f"the entry point {entry.value} of {GROUP} cannot be loaded: {error}") from error
+    return tuple(found)

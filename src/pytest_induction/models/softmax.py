@@ -1,0 +1,128 @@
+"""Way in 5: attention written by hand. Every softmax over (positions x positions) is watched, and sdpa calls with it.
+
+A softmax is taken for the pattern only if a trial pass shows its result to weigh something: nothing but casts, views and
+changes without effect (dropout while evaluating) lie between it and a matrix product. Patterns that are changed on the way,
+such as the difference of two, are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_induction.models.attention import PatternReader
+from pytest_induction.models.calling import Caller, logits_of
+from pytest_induction.models.protocol import Observer, Refused, Show, WayIn, all_seen
+from pytest_induction.models.sdpa import Tap, Watch, cross_attention, try_out, watching
+
+PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "einsum", "mm", "baddbmm"})
+VIEWS = frozenset(
+    {"view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "flatten", "unflatten", "contiguous", "clone"}
+    | {"swapaxes", "movedim", "__getitem__", "chunk", "split"}
+)
+HARMLESS = 1e-2  # what a cast to half precision may change
+
+
+class SoftmaxWay(WayIn):
+    """Sees patterns where the model computes them itself, whatever its code is. Costs a little per torch function."""
+
+    name = "softmax"
+
+    def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
+        self._caller = caller
+        tap, watch = try_out(caller, tokens, Traced)
+        if not tap.show.heads or not isinstance(watch, Traced):
+            raise Refused("no softmax over (positions x positions) seen")
+        watch.check()
+        self.settle(tap.show, expected, excused=cross_attention(caller, tokens, tap))
+        self.folded = tap.folded
+
+    def run(
+        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
+    ) -> Tensor | None:
+        show = Show(observer, last=len(self.layers) if early_stop and not logits else None)
+        output = None
+        with show.until_last(), self._watching(tokens, show):
+            output = self._caller(tokens, attention_mask)
+        all_seen(self, len(show.heads))
+        return logits_of(output, tokens) if logits else None
+
+    @contextmanager
+    def _watching(self, tokens: Tensor, show: Show) -> Iterator[None]:
+        with watching(Tap(tokens, show), Shown):
+            yield
+
+
+class Shown(Watch):
+    """Shows each softmax over (positions x positions) as a layer's pattern."""
+
+    def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if self.is_square_softmax(func, output):
+            pattern = self.unfolded(output)
+            if pattern is None:
+                raise Refused(f"a softmax of shape {tuple(output.shape)}, which is not (batch, heads, positions, positions)")
+            self.tap.show(PatternReader(pattern))
+
+    def unfolded(self, pattern: Tensor) -> Tensor | None:
+        """The pattern with axes (batch, heads, positions, positions), or None."""
+        batch = self.tap.batch
+        if pattern.ndim == 3 and pattern.shape[0] % batch == 0:
+            self.tap.folded |= pattern.shape[0] != batch
+            return pattern.unflatten(0, (batch, -1))
+        if pattern.ndim in (4, 5) and pattern.shape[0] == batch:
+            return pattern.flatten(1, -3)
+        return None
+
+
+class Traced(Shown):
+    """Follows each pattern, as well, to the product in which it weighs the values."""
+
+    def __init__(self, tap: Tap) -> None:
+        super().__init__(tap)
+        self._patterns: dict[int, tuple[Tensor, int]] = {}  # each form that a pattern took: the tensor, and its number
+        self._fate: list[str] = []
+
+    def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        super().after(func, args, kwargs, output)
+        name = getattr(func, "__name__", "")
+        if self.is_square_softmax(func, output):
+            self._patterns[id(output)] = (output, len(self._fate))
+            self._fate.append("used nowhere")
+            return
+        for found in _tensors([*args, *kwargs.values()]):
+            known, number = self._patterns.get(id(found), (None, -1))
+            if known is not found:
+                continue
+            if name in PRODUCTS:
+                self._fate[number] = ""
+            elif _same(name, found, output):
+                self._patterns[id(output)] = (output, number)
+            elif self._fate[number]:
+                self._fate[number] = f"changed by `{name}`"
+
+    def check(self) -> None:
+        """Raise `Refused` unless every pattern was used as it was."""
+        fates = [fate for fate in self._fate if fate]
+        if fates:
+            raise Refused(f"{len(self._fate)} softmax calls over (positions x positions), of which {len(fates)} are {fates[0]}")
+
+
+def _same(name: str, before: Tensor, after: Any) -> bool:
+    """Whether a function gave its argument back, in another layout or precision at most."""
+    if not isinstance(after, Tensor):
+        return False
+    if name in VIEWS:
+        return after.numel() == before.numel()
+    return after.shape == before.shape and torch.allclose(after.float(), before.float(), atol=HARMLESS, rtol=HARMLESS)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)

@@ -1,0 +1,87 @@
+"""Losses over a text: from a string, a path or token ids to rows, and from rows to the loss of every token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pytest_induction.batching import in_batches
+from pytest_induction.errors import ModelError, TextError
+from pytest_induction.measure import Array, check_range, numbers
+from pytest_induction.metrics.loss import Windows, token_losses
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.progress import progress
+
+TEXT_TOKENS = 512  # per row of text, as in the paper
+
+
+def measure_text(subject: ModelUnderTest, text: Any) -> tuple[Array, int, Windows]:
+    """Losses of every token of a text cut into rows: (rows, tokens), the number of the first token, and the two windows.
+
+    `text` is the text itself, a path to it, or token ids: one long row to be cut, or rows. Raises `TextError` where it makes
+    fewer than two rows.
+    """
+    rows = _text_rows(subject, text)
+    first_token = 2 if subject.space.bos_id is None else 1
+    losses = subject.remember(("text", rows.tobytes(), rows.shape), lambda: _row_losses(subject, rows))
+    return losses, first_token, Windows.for_tokens(losses.shape[1] + first_token - 1)
+
+
+def _row_losses(subject: ModelUnderTest, rows: NDArray[np.int64]) -> Array:
+    with progress("losses of a text", len(rows)):
+        losses = np.concatenate(in_batches(subject, torch.from_numpy(rows), lambda part, _: _losses(subject, part), logits=True))
+    if not np.isfinite(losses).all():
+        raise ModelError(f"the loss of {subject.name} is not finite on this text")
+    return losses
+
+
+def _losses(subject: ModelUnderTest, rows: Tensor) -> Array:
+    logits = subject.logits(rows)
+    return numbers(token_losses(logits, rows.to(logits.device)))
+
+
+def _text_rows(subject: ModelUnderTest, text: Any) -> NDArray[np.int64]:
+    ids = _text_ids(subject, text)
+    if ids.ndim == 2:
+        if subject.space.n_ctx is not None and ids.shape[1] > subject.space.n_ctx:
+            raise TextError(f"rows of {ids.shape[1]} token ids do not fit the context of {subject.space.n_ctx}")
+        return ids
+    bos = [] if subject.space.bos_id is None else [subject.space.bos_id]
+    room = TEXT_TOKENS if subject.space.n_ctx is None else min(TEXT_TOKENS, subject.space.n_ctx - len(bos))
+    n_rows = len(ids) // room
+    if n_rows < 2:
+        raise TextError(f"the text has {len(ids)} tokens: at least {2 * room} are needed, two rows of {room}")
+    rows = ids[: n_rows * room].reshape(n_rows, room)
+    return np.concatenate([np.full((n_rows, len(bos)), bos or 0, dtype=np.int64), rows], axis=1)
+
+
+def _text_ids(subject: ModelUnderTest, text: Any) -> NDArray[np.int64]:
+    if isinstance(text, Path):
+        text = read_text(text)
+    if isinstance(text, str):
+        if not text.strip():
+            raise TextError("the text is empty")
+        return np.asarray(subject.encode(text), dtype=np.int64)
+    ids = np.asarray(text)
+    if ids.ndim not in (1, 2) or ids.dtype.kind not in "iu" or ids.size == 0:
+        raise TextError(f"`text` must be a string, a path or integer token ids, got {ids.dtype} {ids.shape}")
+    check_range(subject, ids)
+    return ids.astype(np.int64)
+
+
+def read_text(path: Path) -> str:
+    """A text file's content. Raises `TextError` if it is missing, empty or not UTF-8."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TextError(f"the text {str(path)!r} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise TextError(f"the text {str(path)!r} is not UTF-8: {error.reason} at byte {error.start}") from None
+    if not content.strip():
+        raise TextError(f"the text {str(path)!r} is empty")
+    return content
