@@ -8,6 +8,7 @@ like those in which attention was seen, must have shown it too.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,16 +33,23 @@ class Running:
         self.module = module
         self.stack: list[str] = []
         self.ran: list[str] = []
+        self._passes: list[int] = []  # numbers of the module calls on the stack
         self._names = {id(part): name for name, part in module.named_modules()}
 
     @property
     def here(self) -> str:
         return self.stack[-1] if self.stack else ""
 
+    @property
+    def this_pass(self) -> int:
+        """A number that is another one whenever a module is called."""
+        return self._passes[-1] if self._passes else 0
+
     @contextmanager
     def following(self) -> Iterator[None]:
         """Follow every call of a module inside the block."""
-        self.stack, self.ran = [], []
+        self.stack, self.ran, self._passes = [], [], []
+        self._count = 0
         handles = [
             nn.modules.module.register_module_forward_pre_hook(self._entering),
             nn.modules.module.register_module_forward_hook(self._leaving),
@@ -55,26 +63,35 @@ class Running:
     def _entering(self, part: nn.Module, inputs: Any) -> None:
         name = self._names.get(id(part))
         self.stack.append(self.here if name is None else name)
+        self._count += 1
+        self._passes.append(self._count)
         if name is not None:
             self.ran.append(name)
 
     def _leaving(self, part: nn.Module, inputs: Any, output: Any) -> None:
         self.stack.pop()
+        self._passes.pop()
 
-    def check(self, seen: Sequence[str], expected: int | None, excused: Sequence[str] = ()) -> tuple[str, ...]:
+    def check(self, places: Sequence[tuple[str, int]], expected: int | None, excused: Sequence[str] = ()) -> tuple[str, ...]:
         """Notes on layers without attention. Raises `Refused` if attention ran in a place where none was seen.
 
-        `seen` are the paths of the modules that showed theirs, `expected` the number of layers that the model declares;
-        what is `excused` was seen to be something else.
+        `places` are the modules that showed theirs and the numbers of their passes, `expected` is how many layers the model
+        declares; what is `excused` was seen to be something else.
         """
+        seen = [path for path, _ in places]
+        for (path, _), count in Counter(places).items():
+            if count > 1 and self._is_attention(path):
+                raise Refused(f"`{path}` makes {count} attention calls in one pass, so none of them is its pattern")
+        if expected is not None and len(seen) > expected:
+            raise Refused(f"attention seen {len(seen)} times, the model declares {expected} layers")
         silent = self._silent_attention([*seen, *excused])
         others = self._other_blocks(seen)
-        twins = [name for name in others if self._is_built_like_one_of(name, seen)]
+        twins = [name for name in others if name in self.ran and self._is_built_like_one_of(name, seen)]
         unseen = silent or twins
         if unseen:
             where = f"`{unseen[0]}` ({type(self.module.get_submodule(unseen[0])).__name__})"
             raise Refused(f"attention of {len(seen)} layers seen, none in {where}{_and_more(unseen)}")
-        if expected is None or len(seen) >= expected:
+        if expected is None or len(seen) == expected:
             return ()
         if len(seen) + len(others) < expected:
             raise Refused(f"attention of {len(seen)} layers seen, the model declares {expected}")
@@ -85,8 +102,8 @@ class Running:
         innermost = self._silent_attention(())
         if count == len(innermost):
             return tuple(innermost)
-        if expected is not None and count != expected:
-            raise Refused(f"{count} attention patterns returned for {expected} layers, in which {len(innermost)} attentions ran")
+        if count != expected:
+            raise Refused(f"{count} attention patterns returned, but {len(innermost)} attention modules ran")
         return tuple(f"attentions[{index}]" for index in range(count))
 
     def _silent_attention(self, seen: Sequence[str]) -> list[str]:
@@ -102,11 +119,11 @@ class Running:
         return named and any(True for _ in part.children())
 
     def _other_blocks(self, seen: Sequence[str]) -> list[str]:
-        """Siblings of the numbered blocks in which attention was seen that ran without any."""
+        """Siblings of the numbered blocks in which attention was seen that showed none, whether they ran or not."""
         blocks = {match[0].rstrip(".") for path in seen if (match := NUMBERED.match(path))}
         lists = {block.rpartition(".")[0] for block in blocks}
-        ran = [name for name in dict.fromkeys(self.ran) if name.rpartition(".")[2].isdigit()]
-        return [name for name in ran if name.rpartition(".")[0] in lists and name not in blocks]
+        siblings = [name for name, _ in self.module.named_modules() if name.rpartition(".")[2].isdigit()]
+        return [name for name in siblings if name.rpartition(".")[0] in lists and name not in blocks]
 
     def _is_built_like_one_of(self, name: str, seen: Sequence[str]) -> bool:
         blocks = {match[0].rstrip(".") for path in seen if (match := NUMBERED.match(path))}

@@ -51,12 +51,12 @@ class Show:
         self._last = last
         self.running = running
         self.heads: list[int] = []
-        self.paths: list[str] = []
+        self.places: list[tuple[str, int]] = []  # module path, and number of the module's pass
 
     def __call__(self, reader: Reader) -> None:
         self.heads.append(reader.n_heads)
         if self.running is not None:
-            self.paths.append(self.running.here)
+            self.places.append((self.running.here, self.running.this_pass))
         if self._observer is not None:
             with full_precision(reader.device.type):
                 self._observer(len(self.heads) - 1, reader)
@@ -99,8 +99,8 @@ class WayIn(ABC):
         """Take the layers that the trial pass showed. Raises `Refused` if attention may have run unseen, but in those excused."""
         if show.running is None:
             raise TypeError("the trial pass must follow the modules that run")
-        self.notes += show.running.check(show.paths, expected, excused)
-        self.layers, self.heads = tuple(path or f"call {index}" for index, path in enumerate(show.paths)), tuple(show.heads)
+        self.notes += show.running.check(show.places, expected, excused)
+        self.layers, self.heads = tuple(path or f"call {index}" for index, (path, _) in enumerate(show.places)), tuple(show.heads)
 
 
 def all_seen(way: WayIn, seen: int) -> None:
