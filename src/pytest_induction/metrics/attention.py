@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pytest_induction.errors import ArgumentError
@@ -60,7 +61,7 @@ class PeriodicScores:
     def __call__(self, attention: AttentionReader) -> Tensor:
         """One layer's scores: (scores, batch, heads), in the order of `SCORES`, then the wrong shift."""
         mass = attention.diagonals(self._offsets, first=True).flatten(2)
-        return (mass @ self._weights(mass.dtype, mass.device)).movedim(-1, 0)
+        return F.linear(mass, self._weights(mass.dtype, mass.device)).movedim(-1, 0)
 
     @property
     def _copies(self) -> range:
@@ -77,13 +78,13 @@ class PeriodicScores:
 
     @cached_property
     def _exact_weights(self) -> Tensor:
-        """What each entry of the lines that are read counts in each score: (lines * queries, scores)."""
+        """What each entry of the lines that are read counts in each score: (scores, lines * queries)."""
         weights = torch.zeros(len(self._offsets) + 1, self.n_positions, 2 + len(self._shifts), dtype=torch.float64)
         weights[0, 2:, 1] = weights[-1, 2:, 3] = 1 / (self.n_positions - 2)
         places = itertools.product((0, 2, 4)[: len(self._shifts)], self._copies)
         for index, (score, copy) in enumerate(places, start=1):
             weights[index, self.start + copy :, score] = 1 / (self.n_positions - self.start - self.period)
-        return weights.flatten(0, 1)
+        return weights.flatten(0, 1).T.contiguous()
 
     @cached_property
     def _cast_weights(self) -> dict[tuple[torch.dtype, torch.device], Tensor]:

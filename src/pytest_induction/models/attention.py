@@ -70,15 +70,16 @@ class LogSumExpReader:
 
     def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
         batch, heads, positions = self.log_sum_exp.shape
-        key_heads, lines = self.key.shape[1], len(offsets) + first
-        scores = self._query.new_full((batch, key_heads, heads // key_heads, lines, positions), -torch.inf)
-        for index, offset in enumerate(offsets):
+        query, key, dot = self._query, self._key, torch.linalg.vecdot
+        scores = query.new_full((batch, *query.shape[1:3], len(offsets) + first, positions), -torch.inf)
+        lines = scores.unbind(3)  # narrow and unbind: this runs in every layer, and indexing costs as much as the products
+        for line, offset in zip(lines, offsets, strict=first is False):
             if offset < positions:
-                products = torch.linalg.vecdot(self._query[..., offset:, :], self._key[..., : positions - offset, :])
-                scores[..., index, offset:] = products
+                width = positions - offset
+                line.narrow(-1, offset, width).copy_(dot(query.narrow(-2, offset, width), key.narrow(-2, 0, width)))
         if first:
-            scores[..., -1, :] = torch.linalg.vecdot(self._query, self._key[..., :1, :])
-        scores = scores.flatten(1, 2).mul_(self.scale)
+            lines[-1].copy_(dot(query, key.narrow(-2, 0, 1)))
+        scores = scores.view(batch, heads, -1, positions).mul_(self.scale)
         if self._mask is not None:
             for index, offset in enumerate(offsets):
                 scores[:, :, index, offset:] += _as_added(self._mask.diagonal(-offset, -2, -1), scores.dtype)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pytest_induction.errors import ModelError
 
+_NOTHING = nullcontext()
 SAMPLED_NUMBERS = 4096  # of each tensor, that go into the fingerprint beside its sum
 
 
@@ -117,14 +118,9 @@ def _as_written() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
-@contextmanager
-def full_precision(device: str) -> Iterator[None]:
-    """No autocast: what is measured must not be rounded to what the model computes in."""
-    if not torch.is_autocast_enabled(device):
-        yield
-        return
-    with torch.autocast(device, enabled=False):
-        yield
+def full_precision(device: str) -> AbstractContextManager[Any]:
+    """No autocast inside the block."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -8,7 +8,6 @@ Wherever no kernel serves, the log-sum-exp is computed in blocks of rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +23,7 @@ CLOSE_HALF = 1e-2
 _trusted: dict[Hashable, bool] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """The arguments of one call of scaled_dot_product_attention."""
 
     query: Tensor
@@ -136,27 +134,27 @@ def _flash_cpu(call: Call) -> Attended:
     mask = call.mask
     if mask is not None and mask.dtype == torch.bool:  # as the attention function does before it calls the kernel
         mask = torch.zeros_like(mask, dtype=call.query.dtype).masked_fill_(~mask, -torch.inf)
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - it alone tells the log-sum-exp
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # noqa: SLF001 - it alone tells the log-sum-exp
     return Attended(*kernel(call.query, call.key, call.value, call.dropout, call.causal, attn_mask=mask, scale=call.given_scale))
 
 
 def _flash_cuda(call: Call) -> Attended:
     width = call.value.shape[-1]
     query, key, value = (F.pad(part, (0, -part.shape[-1] % 8)) for part in (call.query, call.key, call.value))
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention  # noqa: SLF001 - as above
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention.default  # noqa: SLF001 - as above
     output, told, *_ = kernel(query, key, value, is_causal=call.causal, scale=call.scale)
     return Attended(output[..., :width], told[..., : query.shape[2]])
 
 
 def _efficient_cuda(call: Call) -> Attended:
-    kernel = torch.ops.aten._scaled_dot_product_efficient_attention  # noqa: SLF001 - as above
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention.default  # noqa: SLF001 - as above
     tensors, options = (call.query, call.key, call.value, _aligned(call)), {"compute_log_sumexp": True}
     output, told, *_ = kernel(*tensors, **options, is_causal=call.causal, scale=call.given_scale)
     return Attended(output, told[..., : call.query.shape[2]])  # its rows are padded
 
 
 def _cudnn(call: Call) -> Attended:
-    kernel = torch.ops.aten._scaled_dot_product_cudnn_attention  # noqa: SLF001 - as above
+    kernel = torch.ops.aten._scaled_dot_product_cudnn_attention.default  # noqa: SLF001 - as above
     tensors, options = (call.query, call.key, call.value, _added(call)), {"compute_log_sumexp": True}
     output, told, *_ = kernel(*tensors, **options, is_causal=call.causal, scale=call.given_scale)
     return Attended(output, told.reshape(call.query.shape[:-1]))

@@ -58,7 +58,7 @@ class Show:
         if self.running is not None:
             self.places.append((self.running.here, self.running.this_pass))
         if self._observer is not None:
-            with full_precision(reader.device.type):
+            with full_precision(reader.device.type):  # what is measured must not be rounded to what the model computes in
                 self._observer(len(self.heads) - 1, reader)
         if len(self.heads) == self._last:
             raise Enough

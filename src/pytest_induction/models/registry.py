@@ -61,11 +61,10 @@ class RegistryWay(WayIn):
         def wrapping(table: Any, implementation: Any, default: Any) -> Callable[..., Any]:
             function = look_up(table, implementation, default)
 
-            def heard(
-                module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *rest: Any, **options: Any
-            ) -> Any:
-                output, weights, *more = function(module, query, key, value, mask, *rest, **options)
+            def heard(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
+                output, weights, *more = function(module, query, key, value, *rest, **options)
                 if query.shape[0] == tokens.shape[0] and query.shape[2] == key.shape[2] == tokens.shape[1]:
+                    mask = rest[0] if rest else options.get("attention_mask")
                     show(_reader(module, query, key, mask, weights, options))
                 return output, weights, *more
 
