@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.reference.eager import Batch
+
 POSITIONS = 53
+PADDING = 7
 D_VOCAB = 67
 USABLE = range(4, 60)  # ids that no type gives a meaning of their own
 MARKER = 65  # any special id but the three below: never drawn
@@ -37,7 +40,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k"), 2),
     **dict.fromkeys(("n_group",), 2),
     **dict.fromkeys(("topk_group",), 1),
-    **dict.fromkeys(("sliding_window", "sliding_window_size", "window_size", "attention_window_size"), 11),
+    **dict.fromkeys(("sliding_window", "sliding_window_size", "window_size", "attention_window_size"), 9),
     "attention_chunk_size": 13,
     "kv_lora_rank": 20,
     "q_lora_rank": 28,
@@ -51,7 +54,7 @@ SIZES: dict[str, Any] = {
     "query_pre_attn_scalar": 16,
     **dict.fromkeys(("index_n_heads", "indexer_n_heads"), 2),
     **dict.fromkeys(("index_head_dim", "indexer_head_dim"), 16),
-    "index_topk": 9,
+    "index_topk": 12,
     **dict.fromkeys(("linear_num_key_heads", "linear_num_heads"), 2),
     "linear_num_value_heads": 4,
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 12),
@@ -107,9 +110,9 @@ OWN: dict[str, dict[str, Any]] = {
         "vision_config": {"mlp_layer_types": ["dense"] * 4, "adapter_in_dim": 64, "adapter_out_dim": 64},
         "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64, "feature_size": 16, "downsample_hidden_size": 8},
     },
-    **dict.fromkeys(("gemma3_text", "kolibri1", "mellum", "ministral"), {"layer_types": SLIDING}),
+    **{kind: {"layer_types": SLIDING} for kind in ("gemma3_text", "kolibri1", "mellum", "ministral")},
     "dots1": {"n_shared_experts": 1, "layer_types": SLIDING},
-    **dict.fromkeys(("qwen2", "qwen2_moe", "smollm3"), {"layer_types": SLIDING, "use_sliding_window": True}),
+    **{kind: {"layer_types": SLIDING, "use_sliding_window": True} for kind in ("qwen2", "qwen2_moe", "smollm3")},
     "gemma3": {"text_config": {"layer_types": SLIDING}},
     "gemma3n_text": {"layer_types": SLIDING, "num_kv_shared_layers": 2},
     "gemma4": {"text_config": {"layer_types": SLIDING, "global_head_dim": 24, "num_kv_shared_layers": 2}},
@@ -252,12 +255,33 @@ def _merged(settings: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def probes() -> list[torch.Tensor]:
+def probes() -> list[Batch]:
     """Two batches of two rows: one period for both rows, and a period of its own for each."""
-    generator = torch.Generator().manual_seed(3)
+    return [Batch(_rows(17, 17)), Batch(_rows(14, 23))]
 
-    def row(period: int) -> torch.Tensor:  # a token that comes only once, then a repeated block
+
+def padded() -> Batch:
+    """Two rows, the second padded on the left."""
+    tokens = _rows(12, 15)
+    real = torch.ones_like(tokens)
+    tokens[1, :PADDING], real[1, :PADDING] = SIZES["pad_token_id"], 0
+    return Batch(tokens, real)
+
+
+def _rows(*periods: int) -> torch.Tensor:
+    """Rows of a token that comes once and a block that repeats, of this period each."""
+    generator = torch.Generator().manual_seed(sum(periods))
+    rows = []
+    for period in periods:
         first, *block = (torch.randperm(len(USABLE), generator=generator)[: period + 1] + USABLE[0]).tolist()
-        return torch.tensor([first, *block * POSITIONS][:POSITIONS])
+        rows.append(torch.tensor([first, *block * POSITIONS][:POSITIONS]))
+    return torch.stack(rows)
 
-    return [torch.stack([row(period) for period in periods]) for periods in ((17, 17), (14, 23))]
+
+def declared_layers(model: nn.Module) -> int | None:
+    """How many layers the config names, those of the decoder where it has two counts."""
+    for name in ("decoder_layers", "num_decoder_layers", "num_hidden_layers"):
+        for config in (model.config.get_text_config(), model.config):
+            if getattr(config, name, None) is not None:
+                return int(getattr(config, name))
+    return None
