@@ -30,6 +30,11 @@ WORKERS = 2
 SECONDS = 120  # for one type
 FLAT = 0.1  # patterns nearer than that to uniform ones would test nothing
 MARK = "@@"  # begins a record in a worker's output; models may print too
+UNBUILT = {  # what the exception says in many words
+    "gemma3n": "its vision tower needs timm and PIL; its text model is `gemma3n_text`",
+    "gemma4_assistant": "its config is refused by its own code; needs the embeddings, keys and values of another model",
+    "gemma4_unified_assistant": "as `gemma4_assistant`",
+}
 Record = dict[str, Any]
 
 
@@ -87,9 +92,14 @@ class Worker:
 
     def __call__(self, kind: str) -> Record:
         started = time.perf_counter()
-        process = self._process = self._process or self._start()
-        process.stdin.write(f"{kind}\n")
-        process.stdin.flush()
+        if self._process is None or self._process.poll() is not None:
+            self._process = self._start()
+        process = self._process
+        try:
+            process.stdin.write(f"{kind}\n")
+            process.stdin.flush()
+        except BrokenPipeError:  # it died at the start, which its silence tells as well
+            pass
         record = self._answer(process)
         if record is None:
             self.stop()
@@ -165,6 +175,9 @@ def main() -> int:
         return 0
     from tests.models.architectures import types
 
+    unknown = sorted(set(arguments.only or ()) - set(types()))
+    if unknown:
+        parser.error(f"transformers knows no causal type {', '.join(map(repr, unknown))}")
     records = examine_all(arguments.only or sorted(types()))
     wrong = faults(records)
     print(summary(records), *wrong, sep="\n")
@@ -213,7 +226,10 @@ def page(records: list[Record], wrong: list[str]) -> Iterator[str]:
     yield from refused_table("Nothing to measure", [r for r in groups["refused"] if not r["patterns"]])
     if left:
         yield from ("", "## Not built, not run or wrong", "", "| type | ended | reason |", "|---|---|---|")
-        yield from (f"| `{record['type']}` | {record['status']} | {short(record['reason'])} |" for record in left)
+        yield from (
+            f"| `{record['type']}` | {record['status']} | {short(UNBUILT.get(record['type'], record['reason']))} |"
+            for record in left
+        )
 
 
 def measured_table(records: list[Record]) -> Iterator[str]:
