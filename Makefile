@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 MODELS := fixtures/models/llama-2l fixtures/attention_only.py:two_layers fixtures/attention_only.py:one_layer_smeared
 TEXT := fixtures/models/attn-only-3l-text/held_out.txt
 
-.PHONY: demo test lint wheel-test bench study-verdicts fixtures clean
+.PHONY: demo test lint wheel-test bench study-verdicts study-architectures fixtures clean
 
 demo: $(STAMP)  ## gate the shipped models, and show what the control without induction heads gets
 	@for model in $(MODELS); do $(BIN)/python -m pytest --no-header -p no:cacheprovider --induction-model $$model || exit 1; done
@@ -41,6 +41,9 @@ bench: $(STAMP)  ## speed and memory against the bare forward pass; about six mi
 
 study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about half an hour
 	$(BIN)/python benchmarks/study_verdicts.py
+
+study-architectures: $(STAMP)  ## every causal architecture of transformers against its own eager patterns; about two minutes
+	$(BIN)/python benchmarks/study_architectures.py
 
 fixtures: $(STAMP)  ## train the shipped models that are missing
 	$(BIN)/python fixtures/make.py
