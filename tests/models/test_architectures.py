@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from tests.models.architectures import declared_layers, padded, probes, tiny, types
+from tests.models.architectures import padded, probes, tiny, types
 from tests.reference import eager, slow
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
@@ -24,6 +24,12 @@ KINDS = {  # type -> the layers that have attention over positions, of four or w
     "gpt_neo": 4,  # attention of its own, local and global
     "gpt_oss": 4,  # sinks
     "gptj": 4,  # attention of its own, no other implementation
+    "jamba": 2,  # state space layers between
+    "laguna": 4,  # layers with different numbers of heads
+    "lfm2": 2,  # convolutions between
+    "minimax": 2,  # linear attention between, whose states are returned among the patterns
+    "mllama": 3,  # cross-attention to an image that is not there
+    "whisper": 4,  # the decoder of a pair whose encoder has another number of layers
     "hrm_text": 8,  # layers that run more than once
     "llama4_text": 4,  # chunks
     "mixtral": 4,  # experts
@@ -32,12 +38,8 @@ KINDS = {  # type -> the layers that have attention over positions, of four or w
 }
 REFUSED = {  # type -> how many patterns it has, all the same
     "deepseek_v4": 1,  # most layers attend to compressed entries beside the positions
-    "jamba": 2,  # state space layers between
-    "laguna": 4,  # layers with different numbers of heads
-    "lfm2": 2,  # convolutions between
+    "blt": 8,  # patches of bytes beside the positions
     "mamba": 0,  # no attention
-    "minimax": 2,  # linear attention between, whose states are returned among the patterns
-    "whisper": 4,  # the decoder of a pair whose encoder has another number of layers
 }
 
 
@@ -51,7 +53,7 @@ def test_every_kind_of_attention_is_measured_as_its_own_eager_patterns_say(kind)
     """All four scores of every head and layer, with and without padding, on patterns that are not flat."""
     outcome = outcome_of(kind)
     assert outcome.status == "measured", outcome
-    assert outcome.measured == outcome.patterns == KINDS[kind] == declared_layers(tiny(kind))
+    assert outcome.measured == outcome.patterns == KINDS[kind]
     assert outcome.spread > 0.1
 
 
@@ -60,7 +62,7 @@ def test_what_cannot_be_read_is_refused_and_says_what_was_tried(kind):
     """Never a part of the layers, never a made-up score."""
     outcome = outcome_of(kind, probes())
     assert (outcome.status, outcome.patterns) == ("refused", REFUSED[kind])
-    assert "Tried: sdpa" in outcome.reason
+    assert "sdpa: " in outcome.reason
 
 
 def tampered(change):
