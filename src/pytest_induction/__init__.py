@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_induction.measure import HeadScores, measure_heads
     from pytest_induction.models.load import load_model
     from pytest_induction.models.protocol import ModelUnderTest
+    from pytest_induction.models.shown import show_attention
     from pytest_induction.probes.sequences import Probe, repeated_sequences, unrepeated_sequences
     from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Provenance, TokenSpace, Verdict
 
@@ -50,6 +51,7 @@ _HOME = {
     "measure": ("HeadScores", "measure_heads"),
     "models.load": ("load_model",),
     "models.protocol": ("ModelUnderTest",),
+    "models.shown": ("show_attention",),
     "probes.sequences": ("Probe", "repeated_sequences", "unrepeated_sequences"),
     "records": ("Estimate", "Evidence", "HeadEvidence", "HeadId", "Provenance", "TokenSpace", "Verdict"),
 }
@@ -81,6 +83,7 @@ __all__ = [
     "load_model",
     "measure_heads",
     "repeated_sequences",
+    "show_attention",
     "unrepeated_sequences",
 ]
 

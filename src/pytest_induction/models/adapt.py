@@ -196,7 +196,7 @@ def _check_folding(way: WayIn, tokens: Tensor) -> None:
 
 def _can_stop(way: WayIn, caller: Caller, tokens: Tensor, logits: Tensor) -> bool:
     """Whether a pass may end after the last attention layer: it does end there, and the next pass is what it was."""
-    if any(hasattr(part, "_hf_hook") for part in caller.module.modules()):
+    if not way.stops or any(hasattr(part, "_hf_hook") for part in caller.module.modules()):
         return False  # accelerate moves weights before and after each module; it must not be cut off between
     way.run(tokens, None, lambda layer, reader: None, logits=False, early_stop=True)
     return _difference(logits_of(caller(tokens), tokens), logits) == 0

@@ -35,7 +35,8 @@ class LogSumExpReader:
 
     def __post_init__(self) -> None:
         if self.mask is not None:  # a query that may attend to nothing has no mass anywhere, whatever its kernel says
-            self.log_sum_exp = self.log_sum_exp.masked_fill(~(self.log_sum_exp > NOTHING), torch.inf)
+            nothing = max(NOTHING, torch.finfo(self.query.dtype).min / 2)  # half precision has no number as low
+            self.log_sum_exp = self.log_sum_exp.masked_fill(~(self.log_sum_exp > nothing), torch.inf)
 
     @property
     def n_heads(self) -> int:

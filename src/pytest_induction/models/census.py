@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from pytest_induction.models.protocol import Refused
@@ -50,10 +51,10 @@ class Running:
         """Follow every call of a module inside the block."""
         self.stack, self.ran, self._passes = [], [], []
         self._count = 0
-        handles = [
-            nn.modules.module.register_module_forward_pre_hook(self._entering),
-            nn.modules.module.register_module_forward_hook(self._leaving),
-        ]
+        handles = []
+        for part in self.module.modules():
+            if not isinstance(part, torch.jit.ScriptModule):  # whose calls nothing can follow
+                handles += [part.register_forward_pre_hook(self._entering), part.register_forward_hook(self._leaving)]
         try:
             yield
         finally:
@@ -86,7 +87,7 @@ class Running:
             raise Refused(f"attention seen {len(seen)} times, the model declares {expected} layers")
         silent = self._silent_attention([*seen, *excused])
         others = self._other_blocks(seen)
-        twins = [name for name in others if name in self.ran and self._is_built_like_one_of(name, seen)]
+        twins = [name for name in others if self._ran(name) and self._is_built_like_one_of(name, seen)]
         unseen = silent or twins
         if unseen:
             where = f"`{unseen[0]}` ({type(self.module.get_submodule(unseen[0])).__name__})"
@@ -124,6 +125,9 @@ class Running:
         lists = {block.rpartition(".")[0] for block in blocks}
         siblings = [name for name, _ in self.module.named_modules() if name.rpartition(".")[2].isdigit()]
         return [name for name in siblings if name.rpartition(".")[0] in lists and name not in blocks]
+
+    def _ran(self, name: str) -> bool:
+        return any(path == name or path.startswith(f"{name}.") for path in self.ran)
 
     def _is_built_like_one_of(self, name: str, seen: Sequence[str]) -> bool:
         blocks = {match[0].rstrip(".") for path in seen if (match := NUMBERED.match(path))}

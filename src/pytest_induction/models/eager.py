@@ -20,6 +20,7 @@ class EagerWay(WayIn):
     """Asks the model for its patterns. Costs (positions x positions) per head and layer, and says so."""
 
     name = "eager output_attentions"
+    stops = False
 
     def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
         self._caller = caller

@@ -79,6 +79,7 @@ class WayIn(ABC):
     notes: tuple[str, ...] = ()
     folded: bool = False  # whether heads and rows share an axis, so that which is which must be tried out
     makes_patterns: bool = True  # whether whole patterns lie in memory while it looks
+    stops: bool = True  # whether it knows how to end a pass early
     can_stop: bool = False  # whether a pass may end after the last attention layer; found out by trial
 
     @abstractmethod

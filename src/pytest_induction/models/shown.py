@@ -85,7 +85,7 @@ class ShownWay(WayIn):
         self._attach = next((known for known in (*attach, *_installed()) if self._knows(known)), None)
         running = Running(caller.module)
         show = Show(running=running)
-        with running.following(), self._listening(show):
+        with self._listening(show), running.following():  # the hooks that show run before those that leave
             caller(tokens)
         if not show.heads:
             raise Refused("the model does not call it, and nothing installed attaches to it")
