@@ -16,7 +16,7 @@ from pytest_induction.errors import ModelError
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, as_found, device_of, first_line, is_compiled, logits_of
 from pytest_induction.models.eager import EagerWay
-from pytest_induction.models.protocol import ModelUnderTest, Refused, WayIn
+from pytest_induction.models.protocol import ModelUnderTest, NotInUse, Refused, WayIn
 from pytest_induction.models.registry import RegistryWay
 from pytest_induction.models.sdpa import SdpaWay
 from pytest_induction.models.shown import Attach, ShownWay
@@ -145,7 +145,7 @@ def _context_by_trial(caller: Caller, device: torch.device) -> int | None:
 
 def _find_way(caller: Caller, tokens: Tensor, logits: Tensor, attach: Sequence[Attach]) -> tuple[WayIn | None, tuple[str, ...]]:
     """The first way in that sees every layer and changes nothing, and what the others before it said."""
-    tried: list[str] = []
+    tried: list[tuple[str, bool]] = []
     expected = _declared(caller.module, LAYER_NAMES)
     for kind in WAYS:
         try:
@@ -153,10 +153,10 @@ def _find_way(caller: Caller, tokens: Tensor, logits: Tensor, attach: Sequence[A
             _check_reading(way, tokens, logits)
             way.can_stop = _can_stop(way, caller, tokens, logits)
         except Refused as refusal:
-            tried.append(f"{kind.name}: {refusal}")
+            tried.append((f"{kind.name}: {refusal}", isinstance(refusal, NotInUse)))
         else:
-            return way, tuple(tried)
-    return None, tuple(tried)
+            return way, tuple(said for said, strange in tried if not strange)
+    return None, tuple(said for said, _ in tried)
 
 
 def _check_reading(way: WayIn, tokens: Tensor, logits: Tensor) -> None:

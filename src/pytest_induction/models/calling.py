@@ -29,6 +29,11 @@ class Caller:
         self.base: nn.Module | None = base if isinstance(base, nn.Module) and base is not module else None
         self._base_parameters = frozenset() if self.base is None else _forward_parameters(self.base)
 
+    @property
+    def takes_mask(self) -> bool:
+        """Whether padding can be marked."""
+        return "attention_mask" in self._parameters or "**" in self._parameters
+
     def knows(self, keyword: str) -> bool:
         """Whether the module's forward names this keyword."""
         return keyword in self._parameters

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller, logits_of
 from pytest_induction.models.census import Running
-from pytest_induction.models.protocol import Observer, Refused, Show, WayIn, all_seen
+from pytest_induction.models.protocol import NotInUse, Observer, Refused, Show, WayIn, all_seen
 
 SETTING = "_attn_implementation_internal"
 
@@ -25,7 +25,7 @@ class EagerWay(WayIn):
     def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
         self._caller = caller
         if not hasattr(getattr(caller.module, "config", None), SETTING):
-            raise Refused("not a Hugging Face model")
+            raise NotInUse("not a Hugging Face model")
         before = {str(getattr(config, SETTING)) for config in _configs(caller.module)} - {"None", "eager"}
         running = Running(caller.module)
         with running.following():

@@ -25,6 +25,7 @@ from pytest_induction.models.calling import (
     is_out_of_memory,
     logits_of,
 )
+from pytest_induction.models.diagnosis import as_text, diagnose
 from pytest_induction.records import TokenSpace
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ Observer = Callable[[int, Reader], None]
 
 class Refused(Exception):
     """A way in cannot read this model; the message says what it saw."""
+
+
+class NotInUse(Refused):
+    """A way in has nothing to do with this model, which is worth saying only if no other way serves."""
 
 
 class Enough(BaseException):
@@ -149,12 +154,7 @@ class ModelUnderTest:
     def reading(self) -> WayIn:
         """The way in. Raises `UnsupportedModel` where there is none, with what each one saw."""
         if self.way is None:
-            raise UnsupportedModel(
-                f"the attention of {self.name} cannot be read. Tried: {'; '.join(self.tried)}. "
-                "A Hugging Face model loaded with attn_implementation='sdpa' or 'eager', or a module that calls "
-                "torch.nn.functional.scaled_dot_product_attention, can be",
-                self.tried,
-            )
+            raise UnsupportedModel(f"the attention of {self.name} cannot be read\n{as_text(self.diagnosis())}", self.tried)
         return self.way
 
     def logits(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -200,6 +200,10 @@ class ModelUnderTest:
         except TypeError:  # a tokenizer of the user's own may take the text alone
             encoded = self.tokenizer.encode(text)
         return [int(token) for token in getattr(encoded, "ids", encoded)]
+
+    def diagnosis(self) -> tuple[tuple[str, str], ...]:
+        """What the model is, how it is read, what can be measured on it and what to change: labels and texts."""
+        return diagnose(self)
 
     def fingerprint(self) -> str:
         return fingerprint(self.module)

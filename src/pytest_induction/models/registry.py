@@ -17,7 +17,7 @@ from torch import Tensor
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
 from pytest_induction.models.calling import Caller, logits_of
 from pytest_induction.models.census import Running
-from pytest_induction.models.protocol import Observer, Refused, Show, WayIn, all_seen
+from pytest_induction.models.protocol import NotInUse, Observer, Refused, Show, WayIn, all_seen
 from pytest_induction.models.sdpa import _one_at_a_time
 
 CHANGES_THE_SCORES = ("softcap", "s_aux", "sinks", "position_bias", "sliding_window")
@@ -31,7 +31,7 @@ class RegistryWay(WayIn):
     def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
         self._caller = caller
         if "transformers.modeling_utils" not in sys.modules:
-            raise Refused("transformers is not in use")
+            raise NotInUse("transformers is not in use")
         if not hasattr(sys.modules["transformers.modeling_utils"].AttentionInterface, "get_interface"):
             raise Refused("this transformers looks its attention functions up in another way than newer ones do")
         running = Running(caller.module)

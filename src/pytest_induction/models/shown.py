@@ -19,7 +19,7 @@ from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
 from pytest_induction.models.calling import Caller, logits_of
 from pytest_induction.models.census import Running
-from pytest_induction.models.protocol import Observer, Refused, Show, WayIn, all_seen
+from pytest_induction.models.protocol import NotInUse, Observer, Show, WayIn, all_seen
 
 GROUP = "pytest_induction.ways_in"
 Attach = Callable[[nn.Module], Callable[[], Any] | None]
@@ -88,7 +88,7 @@ class ShownWay(WayIn):
         with self._listening(show), running.following():  # the hooks that show run before those that leave
             caller(tokens)
         if not show.heads:
-            raise Refused("the model does not call it, and nothing installed attaches to it")
+            raise NotInUse("the model does not call it, and nothing installed attaches to it")
         self.settle(show, expected)
 
     def _knows(self, attach: Attach) -> bool:

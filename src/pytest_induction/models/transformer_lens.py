@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller, logits_of
-from pytest_induction.models.protocol import Observer, Refused, Show, WayIn, all_seen
+from pytest_induction.models.protocol import NotInUse, Observer, Refused, Show, WayIn, all_seen
 
 PATTERN = re.compile(r"blocks\.(\d+)\.attn\.hook_pattern")
 
@@ -23,7 +23,7 @@ class HookPointWay(WayIn):
         self._caller = caller
         hook_points = getattr(caller.module, "hook_dict", None)
         if not isinstance(hook_points, dict):
-            raise Refused("no TransformerLens hook points")
+            raise NotInUse("no TransformerLens hook points")
         found = {int(match[1]): point for name, point in hook_points.items() if (match := PATTERN.fullmatch(name))}
         self._points: list[nn.Module] = [found[layer] for layer in sorted(found)]
         self.layers = tuple(f"blocks.{layer}.attn" for layer in sorted(found))

@@ -1,0 +1,62 @@
+"""The command line: `python -m pytest_induction doctor MODEL`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pytest_induction.errors import InductionError, ProbeError
+from pytest_induction.specs import FORMS
+
+if TYPE_CHECKING:
+    from pytest_induction.models.protocol import ModelUnderTest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 if all is well, 1 if something cannot be measured, 2 for an error."""
+    parser = argparse.ArgumentParser(prog="python -m pytest_induction", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    about = "say what a model is, how its attention is read, what can be measured on it, and what to change"
+    doctor = commands.add_parser("doctor", help=about, description=about)
+    doctor.add_argument("model", metavar="MODEL", help=FORMS)
+    doctor.add_argument("--device", help="device it is loaded on (default cpu)")
+    doctor.add_argument("--dtype", help="floating-point type it is loaded in (default: as stored)")
+    doctor.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
+    given = parser.parse_args(arguments)
+    try:
+        return _doctor(given)
+    except InductionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from pytest_induction.models.diagnosis import as_text
+    from pytest_induction.models.load import load_model
+
+    subject = load_model(given.model, device=given.device, dtype=given.dtype, memory=given.memory)
+    lines, fits = subject.diagnosis(), True
+    try:
+        lines += (("probes", _probes(subject)),)
+    except ProbeError as error:
+        lines += (("probes", str(error)),)
+        fits = False
+    print(as_text(lines, indent=""))
+    return int(subject.way is None or not fits)
+
+
+def _probes(subject: ModelUnderTest) -> str:
+    """What it is probed with, and how many sequences share a pass."""
+    from pytest_induction.batching import batch_size
+    from pytest_induction.probes.sequences import COPIES, fitting_shape
+
+    periods, repeats = fitting_shape(subject.space, COPIES)
+    positions = (subject.space.bos_id is not None) + periods[-1] * repeats
+    at_once = batch_size(subject, positions, logits=True)
+    return f"{repeats} copies of {periods[0]} to {periods[-1]} tokens; {at_once} sequences of {positions} positions share a pass"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What a model under test is, how it is read, what cannot be measured on it, and what to change."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pytest_induction.models.calling import Caller
+
+if TYPE_CHECKING:
+    from pytest_induction.models.protocol import ModelUnderTest
+
+SHOWN_LAYERS = 4  # that are named one by one
+Line = tuple[str, str]
+
+
+def diagnose(subject: ModelUnderTest) -> tuple[Line, ...]:
+    """Lines of a label and a text, in the order in which they are read."""
+    return (
+        ("model", _what(subject)),
+        ("sequences", _sequences(subject)),
+        *(_read(subject) if subject.way is not None else _unread(subject)),
+        ("behaviour", _behaviour(subject)),
+        *(("note", note) for note in subject.notes),
+    )
+
+
+def as_text(lines: tuple[Line, ...], indent: str = "  ") -> str:
+    """The lines, one below the other."""
+    width = max(len(label) for label, _ in lines)
+    return "\n".join(f"{indent}{label:<{width}}  {text}" for label, text in lines)
+
+
+def _what(subject: ModelUnderTest) -> str:
+    module = subject.module
+    count = sum(weight.numel() for weight in module.parameters())
+    dtype = str(subject.dtype).removeprefix("torch.")
+    return f"{subject.name}: {type(module).__name__}, {count:,} parameters, {dtype} on {subject.device}"
+
+
+def _sequences(subject: ModelUnderTest) -> str:
+    space = subject.space
+    context = "any length that was tried" if space.n_ctx is None else f"up to {space.n_ctx} positions"
+    first = "no first token of their own" if space.bos_id is None else f"first token {space.bos_id}"
+    usable = space.d_vocab - len(space.excluded)
+    mask = "padding by attention_mask" if Caller(subject.module).takes_mask else "no padding: it takes no attention_mask"
+    return f"{context}, {first}, {usable:,} usable of {space.d_vocab:,} token ids, {mask}"
+
+
+def _read(subject: ModelUnderTest) -> tuple[Line, ...]:
+    way = subject.reading
+    cost = "whole patterns are made" if way.makes_patterns else "no pattern is ever made"
+    end = "a pass without logits ends after the last attention" if way.can_stop else "every pass runs to its end"
+    return (
+        ("way in", f"{way.name}: {cost}, {end}"),
+        *(("not taken", said) for said in subject.tried),
+        ("layers", _layers(way.layers, way.heads)),
+        ("heads", "prefix matching, previous token, duplicate token, first token; has_induction_head"),
+    )
+
+
+def _layers(layers: tuple[str, ...], heads: tuple[int, ...]) -> str:
+    named = [f"L{index} {path}" for index, path in enumerate(layers)]
+    if len(named) > SHOWN_LAYERS:
+        named = [*named[: SHOWN_LAYERS - 1], "...", named[-1]]
+    runs = " then ".join(f"{len(list(run))} x {count}" for count, run in itertools.groupby(heads))
+    return f"{len(layers)} with attention ({runs} heads): {', '.join(named)}"
+
+
+def _unread(subject: ModelUnderTest) -> tuple[Line, ...]:
+    return (
+        ("way in", "none: no head can be measured"),
+        *(("tried", said) for said in subject.tried),
+        *(("to do", advice) for advice in _advice(subject.module)),
+    )
+
+
+def _advice(module: nn.Module) -> list[str]:
+    """What would make this model readable, the likeliest first."""
+    if type(module).__module__.startswith("torch.jit") or hasattr(module, "_c"):
+        return ["a TorchScript module runs no code that can be watched: measure the module that it was made from"]
+    config: Any = getattr(module, "config", None)
+    implementation = getattr(config, "_attn_implementation", None)
+    advice = []
+    if isinstance(implementation, str) and implementation not in ("sdpa", "eager"):
+        advice.append(f"it was loaded with attn_implementation={implementation!r}: load it with 'sdpa' or 'eager'")
+    named = [name for name, part in module.named_modules() if "att" in type(part).__name__.lower()]
+    where = f" (in `{named[0]}`, say)" if named else ""
+    advice.append(
+        f"call `pytest_induction.show_attention(query=..., key=...)` where it attends{where}, or attach a hook that does: "
+        "docs/models.md; attention by torch.nn.functional.scaled_dot_product_attention, or by a softmax that is used "
+        "unchanged, needs neither"
+    )
+    return advice
+
+
+def _behaviour(subject: ModelUnderTest) -> str:
+    text = "text" if subject.tokenizer is not None else "token ids of a text, as it has no tokenizer"
+    return f"copies_repeats; learns_in_context, from {text}"
