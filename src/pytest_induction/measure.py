@@ -34,27 +34,29 @@ DISTRIBUTIONS = ("pytest-induction", "torch", "transformers", "transformer-lens"
 class HeadScores:
     """Four scores of every head, each an array (n_layers, n_heads) of means over sequences, in [0, 1].
 
-    `per_sequence` holds the same before the mean: name -> (n_sequences, n_layers, n_heads). `layers` are the paths of the
-    modules whose attention was measured. Where layers differ in their number of heads, a head that a layer does not have is
-    NaN.
+    `per_sequence` holds the same before the mean: name -> (n_sequences, n_layers, n_heads). Where layers differ in their
+    number of heads, a head that a layer does not have is NaN.
     """
 
     prefix_matching: Array
     previous_token: Array
     duplicate_token: Array
     first_token: Array
-    layers: tuple[str, ...]
     per_sequence: Mapping[str, Array]
     provenance: Provenance
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The paths of the modules whose attention was measured, one for each row of the scores."""
+        return self.provenance.layers
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, with the version of this layout under `schema`."""
         return {
             "schema": SCHEMA_VERSION,
-            "layers": list(self.layers),
             **{name: _plain(getattr(self, name)) for name in SCORES},
             "per_sequence": {name: _plain(values) for name, values in self.per_sequence.items()},
-            "provenance": {**vars(self.provenance), "notes": list(self.provenance.notes)},
+            "provenance": {**vars(self.provenance), "layers": list(self.layers), "notes": list(self.provenance.notes)},
         }
 
 
@@ -98,7 +100,7 @@ def measure_heads(
         about = provenance(subject, seed=seed, n_sequences=n_sequences, probe=describe(probes))
     per_sequence = {name: values[:, i] for i, name in enumerate(SCORES)}
     means = {name: scores.mean(axis=0) for name, scores in per_sequence.items()}
-    return HeadScores(**means, layers=subject.reading.layers, per_sequence=per_sequence, provenance=about)
+    return HeadScores(**means, per_sequence=per_sequence, provenance=about)
 
 
 @dataclass(frozen=True)
@@ -277,6 +279,7 @@ def provenance(subject: ModelUnderTest, *, seed: int | None = None, n_sequences:
         seed=seed,
         n_sequences=n_sequences,
         probe=probe,
+        layers=way.layers if way else (),
         notes=subject.notes,
         versions=_versions(),
     )

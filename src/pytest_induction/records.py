@@ -79,7 +79,10 @@ class HeadEvidence:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a measurement comes from: enough to make it again."""
+    """Where a measurement comes from: enough to make it again.
+
+    `layers` are the paths of the modules whose attention was read; head L3H1 is head 1 of `layers[3]`.
+    """
 
     model: str
     fingerprint: str
@@ -91,6 +94,7 @@ class Provenance:
     seed: int | None = None
     n_sequences: int = 0
     probe: str = ""
+    layers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -136,7 +140,8 @@ class Evidence:
         if fields.pop("schema", None) != SCHEMA_VERSION:
             raise ValueError(f"evidence must have schema {SCHEMA_VERSION}, got {data.get('schema')!r}")
         fields["verdict"] = Verdict(fields["verdict"])
-        fields["provenance"] = Provenance(**{**fields["provenance"], "notes": tuple(fields["provenance"]["notes"])})
+        about = fields["provenance"]
+        fields["provenance"] = Provenance(**{**about, "notes": tuple(about["notes"]), "layers": tuple(about["layers"])})
         for name in ("heads", "nearest"):
             fields[name] = tuple(_head(head) for head in fields[name])
         fields["estimates"] = {name: Estimate(**estimate) for name, estimate in fields["estimates"].items()}

@@ -24,6 +24,7 @@ NO_SOFTMAX = re.compile(  # mixers that are called attention, or live where atte
     r"|residual|embed|rotary|pool|noop|identity",
     re.IGNORECASE,
 )
+MOST_NAMED = 6
 NUMBERED = re.compile(r"^(.*?\b)(\d+)(?:\.|$)")
 
 
@@ -96,7 +97,8 @@ class Running:
             return ()
         if len(seen) + len(others) < expected:
             raise Refused(f"attention of {len(seen)} layers seen, the model declares {expected}")
-        return (f"layers without softmax attention: {', '.join(others)}",)
+        named = [f"L{index} is {path}" for index, path in enumerate(seen)]
+        return (f"layers without softmax attention: {_few(others)}", f"layers with it: {_few(named)}")
 
     def attention_layers(self, count: int, expected: int | None) -> tuple[str, ...]:
         """Paths for `count` layers that came without any. Raises `Refused` if another number of attention modules ran."""
@@ -140,6 +142,11 @@ class Running:
 def _related(one: str, other: str) -> bool:
     """Whether one of two module paths lies within the other."""
     return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.") or "" in (one, other)
+
+
+def _few(names: Sequence[str]) -> str:
+    """All of them, or the first and the last where they are many."""
+    return ", ".join(names if len(names) <= MOST_NAMED else [*names[: MOST_NAMED - 1], "...", names[-1]])
 
 
 def _and_more(names: Sequence[str]) -> str:

@@ -32,6 +32,8 @@ def _block(view: ModelView, *, brief: bool) -> Iterator[Line]:
         yield f"  {claim.verdict:<12}  {claim.name:<18}  {claim.summary}{times}", {COLOURS[Verdict(claim.verdict)]: True}
     if brief:
         return
+    for note in view.notes:
+        yield f"  note          {note}", {}
     if view.heads:
         yield "", {}
         yield from _table(view.heads)

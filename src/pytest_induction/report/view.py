@@ -38,12 +38,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class ModelView:
-    """What is shown of one model: where it was measured, a line for each claim, the heads worth a row."""
+    """What is shown of one model: where it was measured, a line for each claim, the heads worth a row, what to know about it."""
 
     title: str
     claims: tuple[Claim, ...]
     heads: tuple[HeadRow, ...]
     heads_left_out: int
+    notes: tuple[str, ...] = ()
 
 
 def views(evidence: Iterable[Evidence]) -> list[ModelView]:
@@ -69,7 +70,8 @@ def _view(records: list[Evidence]) -> ModelView:
     widest = max(records, key=lambda record: len(record.heads) + len(record.nearest))
     found = [_row(head, found=True) for head in widest.heads]
     rows = [*found[:MOST_HEADS], *(_row(head, found=False) for head in widest.nearest)]
-    return ModelView(title, claims, tuple(rows), max(0, len(found) - MOST_HEADS))
+    notes = tuple(dict.fromkeys(note for record in records for note in record.provenance.notes))
+    return ModelView(title, claims, tuple(rows), max(0, len(found) - MOST_HEADS), notes)
 
 
 def _row(head: HeadEvidence, *, found: bool) -> HeadRow:
