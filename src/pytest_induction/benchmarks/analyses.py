@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -141,8 +141,9 @@ def _long_row(space: TokenSpace, positions: int, seed: int) -> np.ndarray[Any, n
 
 
 def fresh(subject: ModelUnderTest) -> ModelUnderTest:
-    """The same model with nothing remembered, so that a second run measures again."""
-    return replace(subject, _memory={})
+    """The same model with nothing remembered, so that a second run measures again: what it remembers is in private fields."""
+    remembered: dict[str, Any] = {each.name: {} for each in fields(subject) if each.name.startswith("_")}
+    return replace(subject, **remembered)
 
 
 class Recorder(ModelUnderTest):
