@@ -179,6 +179,34 @@ def test_a_model_that_cannot_be_loaded_is_one_line(run):
     result.stdout.no_fnmatch_line("*suite.py:*: in *")
 
 
+def test_what_needs_no_attention_is_timed_where_none_can_be_read(run, pytester):
+    """The rest is one line each, and does not stop them."""
+    pytester.makepyfile(
+        mine="""
+        import torch
+        from torch import nn
+
+        class Recurrent(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embed, self.cell, self.unembed = nn.Embedding(50, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 50)
+
+            def forward(self, tokens):
+                return self.unembed(self.cell(self.embed(tokens))[0])
+
+        def make():
+            torch.manual_seed(0)
+            return Recurrent()
+        """
+    )
+    result = run("--induction-model", "mine.py:make", "--induction-benchmark", "-k", "not 512 and not 2048")
+    result.assert_outcomes(passed=2, errors=2, deselected=4)
+    result.stdout.fnmatch_lines(
+        ["the attention of mine.py:make cannot be read. Tried: *", "mine.py:make: attention not read, *", "  behaviour *"]
+    )
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
 def test_lengths_are_tried_where_a_model_does_not_tell_its_context(run, pytester):
     """What does not run is skipped, what runs is timed; nothing is guessed."""
     pytester.makepyfile(

@@ -26,7 +26,8 @@ def timings(reports: Iterable[tuple[str, Iterable[tuple[str, Any]]]]) -> Iterato
 
 def _title(found: Mapping[str, Any]) -> str:
     threads = f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}"
-    return f"{found['model']}: by {found['way_in']}, {found['dtype']} on {found['device']}, {threads}, torch {found['torch']}"
+    way = "attention not read" if found["way_in"] == "none" else f"by {found['way_in']}"
+    return f"{found['model']}: {way}, {found['dtype']} on {found['device']}, {threads}, torch {found['torch']}"
 
 
 def _row(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
