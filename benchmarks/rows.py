@@ -6,7 +6,7 @@ BARE = "bare forward"  # of the base model with sdpa, without logits
 EAGER = "eager output_attentions"
 LENS = "TransformerLens detect_head"
 TOY = "bare forward of the toy"
-UNITS = {"ratio": "x", "faster": "x faster", "less": "x less", "extra_ms": "ms more", "extra_mb": "MB more"}
+UNITS = {"ratio": "x", "faster": "x faster", "less": "x less", "extra_ms": "ms", "extra_mb": "MB"}
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Row:
 
     def shown(self, value: float) -> str:
         """The figure as people read it."""
-        digits = {"ratio": 3, "faster": 2, "less": 1, "extra_ms": 2, "extra_mb": 0}[self.figure]
-        return f"{value:.{digits}f} {UNITS[self.figure]}"
+        form = {"ratio": ".3f", "faster": ".2f", "less": ".1f", "extra_ms": "+.2f", "extra_mb": "+.0f"}[self.figure]
+        return f"{value:{form}} {UNITS[self.figure]}"
 
     @property
     def bar_shown(self) -> str:

@@ -28,7 +28,7 @@ def cells(row: Row, noted: dict[str, Any]) -> tuple[str, ...]:
     amounts = (f"{noted[side]:.0f} MB" if memory else _duration(noted[side]) for side in ("other", "ours"))
     bounds = "" if not noted["bounds"] else " ({:.3f}..{:.3f})".format(*noted["bounds"])
     missed = "" if row.met(noted["figure"]) else " **missed**"
-    repeats = f"{noted['repeats']} processes" if memory else str(noted["repeats"])
+    repeats = f"{noted['repeats']} process{'es' if noted['repeats'] != 1 else ''}" if memory else str(noted["repeats"])
     other, ours = amounts
     return (
         row.what,

@@ -87,5 +87,11 @@ class BenchmarkItem(pytest.Function):
             pytest.fail(wrong, pytrace=False)
         super().setup()
 
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *arguments: Any, **options: Any) -> Any:
+        """The message alone for what we raise."""
+        if isinstance(excinfo.value, InductionError):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, *arguments, **options)
+
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, 0, self.name  # pytest wants a line for what a marker skips
