@@ -100,6 +100,8 @@ def main() -> int:
     parser.add_argument("json", type=Path)
     parser.add_argument("--write", type=Path, metavar="PAGE", help="rewrite the table of this page")
     arguments = parser.parse_args()
+    if not arguments.json.exists():
+        raise SystemExit(f"{arguments.json} was not written: nothing was measured")
     data = json.loads(arguments.json.read_text(encoding="utf-8"))
     if not rows_of(data):
         raise SystemExit(f"{arguments.json} holds no row of the table")
