@@ -36,8 +36,12 @@ wheel-test: $(STAMP)  ## build the wheel, install it into an environment of its 
 	cd tests && ../$(VENV)/wheel/bin/python -c "import pytest_induction as p; assert '/wheel/' in p.__file__, p.__file__"
 	$(VENV)/wheel/bin/python -m pytest -q -n 2
 
-bench: $(STAMP)  ## speed and memory against the bare forward pass; about six minutes
-	$(BIN)/python benchmarks/speed.py
+BENCH_JSON := .benchmarks/bench.json
+
+bench: $(STAMP)  ## speed and memory, into docs/performance.md; about twenty minutes. BENCH="101 or toy": only those rows
+	@mkdir -p $(dir $(BENCH_JSON)) && rm -f $(BENCH_JSON)
+	@$(BIN)/python -m pytest benchmarks -v -p no:cacheprovider --benchmark-quiet --benchmark-json=$(BENCH_JSON) -k "$(BENCH)"; \
+		status=$$?; $(BIN)/python benchmarks/table.py $(BENCH_JSON) --write docs/performance.md && exit $$status
 
 study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about half an hour
 	$(BIN)/python benchmarks/study_verdicts.py

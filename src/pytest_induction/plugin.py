@@ -23,6 +23,7 @@ SETTINGS = {
     "device": "device a named model is loaded on (default cpu)",
     "dtype": "floating-point type a named model is loaded in (default: as stored)",
     "memory": "what a forward pass may take, such as 4GB (default: half of what is free)",
+    "max_overhead": "most that the scores may take, in bare forward passes; judged by --induction-benchmark",
 }
 MARKER_KEYS = (
     "seed",
@@ -43,8 +44,12 @@ HEARD: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("induction", "mechanistic tests of language models")
     for name, help_text in SETTINGS.items():
-        group.addoption(f"--induction-{name}", dest=f"induction_{name}", metavar=name.upper(), help=help_text)
-        parser.addini(f"induction_{name}", help=f"{help_text}; only for the fixtures, collects no gates", default=None)
+        option = f"--induction-{name.replace('_', '-')}"
+        group.addoption(option, dest=f"induction_{name}", metavar=name.upper(), help=help_text)
+        parser.addini(f"induction_{name}", help=f"{help_text}; collects nothing by itself", default=None)
+    group.addoption(
+        "--induction-benchmark", action="store_true", help="time the analyses of the model with pytest-benchmark, not gate it"
+    )
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -57,30 +62,45 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", f"induction({', '.join(f'{key}=...' for key in MARKER_KEYS)}): defaults of the induction fixtures"
     )
-    config.stash[SESSION] = SessionModel(config)
-    if config.option.induction_model is None:
+    session_model = config.stash[SESSION] = SessionModel(config)
+    if config.option.induction_benchmark:
+        session_model.check_benchmark()
+    elif config.option.induction_max_overhead is not None:
+        raise pytest.UsageError("--induction-max-overhead is judged by --induction-benchmark, which was not given")
+    if session_model.collected is None:
         return
-    config.stash[SESSION].check()
+    session_model.check()
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
-        config.args = []  # the gates are all that was asked for
+        config.args = []  # the gates, or the benchmarks, are all that was asked for
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Add the gates to what the session itself collects, if a model is named on the command line."""
+    """Add the gates, or in their place the benchmarks, to what the session itself collects, if a model is named for it."""
     report = yield
-    spec = collector.config.option.induction_model
-    if isinstance(collector, pytest.Session) and spec is not None and report.passed:
-        from pytest_induction.gates.model import GateSuite
-
+    if isinstance(collector, pytest.Session) and report.passed:
         session_model = collector.config.stash[SESSION]
-        suite = GateSuite.from_parent(
-            collector, name=spec, nodeid=spec, bind=session_model.bind, with_text=session_model.text is not None
-        )
-        report.result = [*(report.result or []), suite]
+        if session_model.collected is not None:
+            report.result = [*(report.result or []), _suite(collector, session_model, session_model.collected)]
     return report
+
+
+def _suite(session: pytest.Session, session_model: SessionModel, spec: str) -> pytest.Collector:
+    common: dict[str, Any] = {
+        "name": spec,
+        "nodeid": spec,
+        "bind": session_model.bind,
+        "with_text": session_model.text is not None,
+    }
+    if session.config.option.induction_benchmark:
+        from pytest_induction.benchmarks.suite import BenchmarkSuite
+
+        return BenchmarkSuite.from_parent(session, max_overhead=session_model.max_overhead, **common)
+    from pytest_induction.gates.model import GateSuite
+
+    return GateSuite.from_parent(session, **common)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -124,6 +144,30 @@ class SessionModel:
         _ = self.seed
         if self.text is not None and (not self.text.is_file() or not self.text.stat().st_size):
             raise pytest.UsageError(f"--induction-text: {str(self.text)!r} is {'empty' if self.text.is_file() else 'not a file'}")
+
+    def check_benchmark(self) -> None:
+        """Raise a usage error unless there is something to time, and something to time it with."""
+        if not hasattr(self._config.option, "benchmark_only"):
+            raise pytest.UsageError("--induction-benchmark needs pytest-benchmark: pip install 'pytest-induction[benchmark]'")
+        if self.spec is None:
+            raise pytest.UsageError("--induction-benchmark: no model, give --induction-model or the ini key induction_model")
+        _ = self.max_overhead
+
+    @property
+    def collected(self) -> str | None:
+        """The model that is gated or timed without a test file: the command line's, for timing the ini file's too."""
+        return self.spec if self._config.option.induction_benchmark else self._config.option.induction_model
+
+    @property
+    def max_overhead(self) -> float | None:
+        value = self._setting("max_overhead")
+        try:
+            bound = None if value is None else float(value)
+        except ValueError:
+            bound = 0.0
+        if bound is not None and not 0 < bound < float("inf"):
+            raise pytest.UsageError(f"--induction-max-overhead must be a number above 0, got {value!r}")
+        return bound
 
     @property
     def spec(self) -> str | None:
@@ -281,16 +325,22 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    found = [
-        data for reports in terminalreporter.stats.values() for report in reports for data in getattr(report, "induction", ())
-    ]
-    if not found:
-        return
-    from pytest_induction.records import Evidence
-    from pytest_induction.report.terminal import section
-    from pytest_induction.report.view import views
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    found = [data for report in reports for data in getattr(report, "induction", ())]
+    if found:
+        from pytest_induction.records import Evidence
+        from pytest_induction.report.terminal import section
+        from pytest_induction.report.view import views
 
-    terminalreporter.write_sep("=", "induction")
-    brief = terminalreporter.config.get_verbosity() < 0
-    for text, marks in section(views(Evidence.from_dict(data) for data in found), brief=brief):
-        terminalreporter.write_line(text, **marks)
+        terminalreporter.write_sep("=", "induction")
+        brief = terminalreporter.config.get_verbosity() < 0
+        for text, marks in section(views(Evidence.from_dict(data) for data in found), brief=brief):
+            terminalreporter.write_line(text, **marks)
+    if terminalreporter.config.option.induction_benchmark:
+        from pytest_induction.report.timings import timings
+
+        lines = timings((report.nodeid, report.user_properties) for report in reports if getattr(report, "when", "") == "call")
+        for index, text in enumerate(lines):
+            if index == 0:
+                terminalreporter.write_sep("=", "induction benchmark")
+            terminalreporter.write_line(text)

@@ -52,6 +52,22 @@ def mean_interval(values: Values, error_rate: float, unit: str = SHARE) -> list[
     return [Estimate(float(m), float(a), float(b), unit) for m, a, b in zip(means, low, high, strict=True)]
 
 
+def median_interval(values: Values, error_rate: float, unit: str) -> Estimate:
+    """Interval of the median (n,) between two of the values, whatever they are distributed like.
+
+    Each end is wrong at most at half of `error_rate`: the chance that so many of n coins fall on one side. Raises
+    `ArgumentError` for values that are not finite, or too few to bound the median at that rate.
+    """
+    ordered, count = np.sort(values), len(values)
+    tail, rank = 2.0**-count, 0
+    while tail <= error_rate / 2:
+        rank += 1
+        tail += math.comb(count, rank) / 2**count
+    if rank == 0 or not np.isfinite(ordered).all():
+        raise ArgumentError(f"the interval of a median at error rate {error_rate} needs more finite values, got {count}")
+    return Estimate(float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[-rank]), unit)
+
+
 def student_quantile(tail: float, freedom: int) -> float:
     """The t above which Student's distribution with `freedom` degrees of freedom has mass `tail`, for tail in (0, 0.5)."""
     if not 0 < tail < 0.5 or freedom < 1:

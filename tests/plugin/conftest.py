@@ -10,9 +10,11 @@ def _imported():
     import torch._dynamo  # noqa: F401
 
     import pytest_induction
+    import pytest_induction.benchmarks.suite
     import pytest_induction.bound
     import pytest_induction.gates.model
     import pytest_induction.report.terminal
+    import pytest_induction.report.timings
     import tests.models.test_ways_in  # noqa: F401
 
     for spec in SHIPPED.values():

@@ -38,6 +38,7 @@ def test_options_and_ini_keys_are_documented():
 
     page = (ROOT / "docs" / "quickstart.md").read_text()
     for name in SETTINGS:
-        assert f"`--induction-{name}`" in page
+        assert f"`--induction-{name.replace('_', '-')}`" in page
         assert f"`induction_{name}`" in page
+    assert "`--induction-benchmark`" in page
     assert MARKER_KEYS

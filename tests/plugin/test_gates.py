@@ -110,6 +110,22 @@ def test_gates_can_be_selected_and_listed(run):
     assert result.ret == 0
 
 
+def test_gates_can_be_skipped_by_a_plugin(run, pytester):
+    """As --benchmark-only does with whatever is no benchmark: a marker skips them, and no model is loaded."""
+    pytester.makeconftest(
+        """
+        import pytest
+
+        def pytest_collection_modifyitems(items):
+            for item in items:
+                item.add_marker(pytest.mark.skip(reason="not today"))
+        """
+    )
+    result = run("--induction-model", "no.such.module:factory", "-rs")
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines(["SKIPPED [[]2[]] *: not today"])
+
+
 def test_workers_give_the_same_verdicts(pytester):
     """Evidence travels from the workers to the section."""
     pytest.importorskip("xdist")

@@ -8,7 +8,16 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "numpy", "hypothesis", "transformers", "jinja2", "pytest_induction.models", "pytest_induction.bound")
+HEAVY = (
+    "torch",
+    "numpy",
+    "hypothesis",
+    "transformers",
+    "jinja2",
+    "pytest_induction.models",
+    "pytest_induction.bound",
+    "pytest_induction.benchmarks",
+)
 CONFTEST = f"""
 import sys
 

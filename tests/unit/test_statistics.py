@@ -6,7 +6,14 @@ from scipy import stats
 
 from pytest_induction.errors import ArgumentError
 from pytest_induction.records import Estimate
-from pytest_induction.statistics import bootstrap_interval, look_sizes, mean_interval, sequences_needed, student_quantile
+from pytest_induction.statistics import (
+    bootstrap_interval,
+    look_sizes,
+    mean_interval,
+    median_interval,
+    sequences_needed,
+    student_quantile,
+)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 5, 11, 47, 191, 2000])
@@ -89,3 +96,29 @@ def test_what_would_settle_it_settles_it():
     scale = few.mean() + (rng.normal(0, few.std(ddof=1), (needed, 1)))
     scale += few.mean() - scale.mean()
     assert mean_interval(scale, 0.001)[0].is_above(0.3) == (few.mean() > 0.3)
+
+
+@pytest.mark.parametrize("count", [11, 15, 25, 101])
+def test_the_interval_of_a_median_is_between_two_order_statistics(count):
+    """The outermost pair of them whose chance to miss, by scipy's binomial, is still within the rate."""
+    values = np.random.default_rng(4).permutation(count).astype(float)
+    found = median_interval(values, 0.001, "ratio")
+    rank = int(found.low) + 1  # of n values, the lower end is the rank-th smallest
+    assert found.high == count - rank
+    assert stats.binom.cdf(rank - 1, count, 0.5) <= 0.0005 < stats.binom.cdf(rank, count, 0.5)
+    assert found.value == (count - 1) / 2
+
+
+def test_the_interval_of_a_median_misses_at_most_as_often_as_stated():
+    """Whatever the distribution: here a skewed one with a heavy tail."""
+    rng = np.random.default_rng(5)
+    samples = np.exp(rng.standard_normal((4000, 15)) * 2)
+    missed = sum(not each.low <= 1 <= each.high for each in (median_interval(row, 0.05, "ratio") for row in samples))
+    assert 0 < missed / 4000 <= 0.05 + 3 * np.sqrt(0.05 / 4000)
+
+
+@pytest.mark.parametrize("values", [np.zeros(0), np.ones(10), np.full(20, np.nan)])
+def test_no_interval_of_a_median_of_too_little_or_of_nan(values):
+    """Ten values cannot bound a median at one in a thousand."""
+    with pytest.raises(ArgumentError, match="the interval of a median"):
+        median_interval(values, 0.001, "ratio")

@@ -1,0 +1,79 @@
+"""The rows of the table in docs/performance.md: what is measured, on what, how often, and the bar it is held to."""
+
+from dataclasses import dataclass
+
+BARE = "bare forward"  # of the base model with sdpa, without logits
+EAGER = "eager output_attentions"
+LENS = "TransformerLens detect_head"
+TOY = "bare forward of the toy"
+UNITS = {"ratio": "x", "faster": "x faster", "less": "x less", "extra_ms": "ms", "extra_mb": "MB"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure, ours against the other side, over pairs that alternate or over fresh processes.
+
+    `early_stop=True` ends our pass after the last attention, as measuring does by default; False runs the model to its end.
+    """
+
+    name: str
+    what: str
+    positions: int
+    layers: int
+    repeats: int  # pairs, or for memory fresh processes of each side
+    figure: str
+    bar: float | None  # None: no claim, reported only
+    against: str = BARE
+    dtype: str = "float32"
+    early_stop: bool = False
+
+    @property
+    def at_least(self) -> bool:
+        """Whether the bar is a least and not a most."""
+        return self.figure in ("faster", "less")
+
+    def met(self, value: float) -> bool:
+        if self.bar is None:
+            return True
+        return value >= self.bar if self.at_least else value <= self.bar
+
+    def shown(self, value: float) -> str:
+        """The figure as people read it."""
+        form = {"ratio": ".3f", "faster": ".2f", "less": ".1f", "extra_ms": "+.2f", "extra_mb": "+.0f"}[self.figure]
+        return f"{value:{form}} {UNITS[self.figure]}"
+
+    @property
+    def bar_shown(self) -> str:
+        return "no claim" if self.bar is None else f"{'>=' if self.at_least else '<='} {self.bar:g}"
+
+
+def _ratios(what: str, bar: float, shapes: tuple[tuple[int, int, int], ...], dtype: str, *, early_stop: bool) -> list[Row]:
+    stem = "early-stop" if early_stop else "scores"
+    return [
+        Row(f"{stem}-{dtype}-{positions}", what, positions, layers, pairs, "ratio", bar, dtype=dtype, early_stop=early_stop)
+        for positions, layers, pairs in shapes
+    ]
+
+
+FULL = ((101, 12, 25), (512, 12, 15), (2048, 6, 15), (8192, 2, 5))
+STOPPED = ((101, 12, 25), (512, 12, 15), (2048, 12, 5), (8192, 4, 3))  # fewer layers would flatter: the last one is cut short
+
+SPEED = (
+    *_ratios("four scores of every head, whole forward pass", 1.03, FULL, "float32", early_stop=False),
+    *_ratios("the same, bfloat16", 1.10, FULL, "bfloat16", early_stop=False),
+    *_ratios("the same, float32, stopped after the last attention", 1.00, STOPPED, "float32", early_stop=True),
+    Row("eager-101", "against eager `output_attentions`", 101, 12, 15, "faster", None, EAGER, early_stop=True),
+    Row("eager-512", "against eager `output_attentions`", 512, 12, 9, "faster", None, EAGER, early_stop=True),
+    Row("eager-2048", "against eager `output_attentions`", 2048, 12, 5, "faster", 2.2, EAGER, early_stop=True),
+    Row("lens-101", "against TransformerLens `detect_head`, its three heads", 101, 12, 15, "faster", 5, LENS, early_stop=True),
+    Row("lens-512", "against TransformerLens `detect_head`, its three heads", 512, 12, 7, "faster", 5, LENS, early_stop=True),
+    Row("toy", "two attention-only layers, d_model 256", 101, 2, 101, "extra_ms", 1.0, TOY),
+)
+MEMORY = (
+    Row("memory-2048", "peak memory, whole forward pass", 2048, 12, 3, "extra_mb", 32),
+    Row("memory-8192", "peak memory, whole forward pass: four times the positions", 8192, 2, 1, "extra_mb", 4 * 32),
+    Row("memory-eager-2048", "peak memory against eager `output_attentions`", 2048, 12, 1, "less", 9, EAGER, early_stop=True),
+    Row("memory-lens-101", "peak memory against `detect_head`", 101, 12, 1, "less", 10, LENS, early_stop=True),
+    Row("memory-lens-512", "peak memory against `detect_head`", 512, 12, 1, "less", 10, LENS, early_stop=True),
+)
+ROWS = {row.name: row for row in (*SPEED, *MEMORY)}

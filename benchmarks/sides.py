@@ -1,0 +1,143 @@
+"""Both sides of every row as functions without arguments, on models of random weights: GPT-2-small shape, one sequence."""
+
+import copy
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pytest_induction import load_model
+from pytest_induction.measure import _observe
+from pytest_induction.metrics.attention import PeriodicScores, scores_for
+from pytest_induction.models.attention import PatternReader
+from pytest_induction.models.protocol import ModelUnderTest
+from rows import BARE, EAGER, LENS, TOY, Row
+
+D_VOCAB = 50_257
+FIRST = D_VOCAB - 1  # GPT-2's token of its own for the beginning
+CLOSE = 1e-4  # that the scores of both sides may differ by, in float32
+Side = Callable[[], object]
+
+
+def sides(row: Row) -> tuple[Side, Side]:
+    """Ours and the other side of a row, ready to run."""
+    return ours(row), other(row)
+
+
+def ours(row: Row) -> Side:
+    if row.against == TOY:
+        model, ids = toy(row.layers), toy_tokens(row.positions)
+    else:
+        model, ids = gpt2_small(row.layers, row.dtype), tokens(row.positions)
+    return partial(observe, load_model(model), ids, periodic(ids), early_stop=row.early_stop)
+
+
+def other(row: Row) -> Side:
+    ids = tokens(row.positions)
+    if row.against == TOY:
+        return partial(bare, toy(row.layers), toy_tokens(row.positions))
+    model = gpt2_small(row.layers, row.dtype)
+    if row.against == BARE:
+        return partial(bare, model.base_model, ids, use_cache=False)
+    if row.against == EAGER:
+        return partial(eager_scores, _eager(model), ids, periodic(ids))
+    if row.against == LENS:
+        return partial(detect_heads, _bridge(model), " ".join(f"t{token}" for token in ids[0, 1:].tolist()))
+    raise ValueError(row.against)
+
+
+def observe(subject: ModelUnderTest, ids: Tensor, scores: PeriodicScores, *, early_stop: bool):
+    """Four scores of every head: (sequences, scores, n_layers, n_heads)."""
+    return _observe(subject, ids, scores, early_stop=early_stop)[0]
+
+
+@torch.no_grad()
+def bare(module: torch.nn.Module, ids: Tensor, **options: bool) -> None:
+    module(ids, **options)
+
+
+@torch.no_grad()
+def eager_scores(module: torch.nn.Module, ids: Tensor, scores: PeriodicScores) -> Tensor:
+    """The same scores from the patterns of all layers, as Hugging Face returns them."""
+    patterns = module(ids, use_cache=False, output_attentions=True).attentions
+    return torch.stack([scores(PatternReader(pattern)) for pattern in patterns], dim=2).movedim(1, 0)
+
+
+@torch.no_grad()
+def detect_heads(bridge: torch.nn.Module, text: str) -> list[Tensor]:
+    """One call for each head type that it names, as its documentation shows."""
+    from transformer_lens.head_detector import HEAD_NAMES, detect_head
+
+    return [detect_head(bridge, text, name) for name in HEAD_NAMES]
+
+
+@cache
+def gpt2_small(layers: int, dtype: str) -> torch.nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(n_layer=layers, n_positions=8192)).to(getattr(torch, dtype)).eval()
+
+
+@cache
+def toy(layers: int) -> torch.nn.Module:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
+    from attention_only import AttentionOnly, Config
+
+    torch.manual_seed(0)
+    return AttentionOnly(Config(n_layers=layers, d_vocab=1000, n_ctx=128, d_model=256)).eval()
+
+
+def _eager(model: torch.nn.Module) -> torch.nn.Module:
+    other_one = copy.deepcopy(model.base_model)
+    other_one.set_attn_implementation("eager")
+    return other_one
+
+
+def _bridge(model: torch.nn.Module) -> torch.nn.Module:
+    """TransformerLens around a copy of the model, for it changes what it wraps, with a tokenizer of one word per id."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    first = "<|endoftext|>"
+    words = Tokenizer(models.WordLevel({**{f"t{token}": token for token in range(FIRST)}, first: FIRST}, unk_token=first))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=words, bos_token=first, eos_token=first, pad_token=first)
+    with tempfile.TemporaryDirectory() as place:  # TransformerLens wants a tokenizer that came from somewhere
+        wrapped.save_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        return build_bridge_from_module(copy.deepcopy(model), "GPT2LMHeadModel", hf_config=model.config, tokenizer=tokenizer)
+
+
+def tokens(positions: int) -> Tensor:
+    """The first token and four copies of one block, the last one cut where the positions end."""
+    return _repeated(positions, D_VOCAB - 1, FIRST)
+
+
+def toy_tokens(positions: int) -> Tensor:
+    return 1 + _repeated(positions, 998, -1)
+
+
+def _repeated(positions: int, usable: int, first: int) -> Tensor:
+    block = torch.randperm(usable, generator=torch.Generator().manual_seed(0))[: -(-(positions - 1) // 4)]
+    return torch.cat([torch.tensor([first]), block.repeat(4)])[None, :positions]
+
+
+def periodic(ids: Tensor) -> PeriodicScores:
+    scores = scores_for(ids)
+    if not isinstance(scores, PeriodicScores):
+        raise TypeError("the sequences of the benchmark must have a period")
+    return scores
+
+
+def check_agreement(row: Row) -> None:
+    """Raise unless both sides find the same, where the other side gives the same scores at all."""
+    if row.against == EAGER:
+        gap = float((torch.as_tensor(ours(row)()) - other(row)()).abs().max())
+        if not gap <= CLOSE:
+            raise ValueError(f"{row.name}: the scores of both sides differ by {gap:.2g}")
