@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ArgumentError, ModelError, user_facing
-from pytest_induction.metrics.attention import SCORES, AttentionReader, PairScores, PeriodicScores, scores_for
+from pytest_induction.metrics.attention import SCORES, PairScores, PeriodicScores, scores_for
 from pytest_induction.metrics.loss import Repetition, repetition
+from pytest_induction.metrics.streaming import Streamed
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences, unrepeated_sequences
@@ -214,16 +215,12 @@ def _observe(
     early_stop: bool = True,
 ) -> tuple[Array, Any]:
     """One forward pass: scores (sequences, scores, n_layers, n_heads), and the logits if asked for."""
-    layers: list[Tensor] = []
-
-    def score(layer: int, attention: AttentionReader) -> None:
-        layers.append(scores(attention))
-
-    predicted = subject.observe(rows, score, attention_mask=attention_mask, logits=logits, early_stop=early_stop)
-    found = [numbers(layer) for layer in layers]  # each (scores, batch, heads of that layer)
+    stream = Streamed(scores, subject.n_layers)
+    predicted = subject.observe(rows, stream.add, attention_mask=attention_mask, logits=logits, early_stop=early_stop)
+    found = [numbers(layer) for layer in stream.layers()]  # each (scores, batch, heads of that layer)
     if not all(np.isfinite(layer).all() for layer in found):
         raise ModelError(f"the attention of {subject.name} is not finite (NaN or infinity)")
-    values = np.full((*found[0].shape[:2], len(layers), subject.n_heads), np.nan)
+    values = np.full((*found[0].shape[:2], len(found), subject.n_heads), np.nan)
     for index, layer in enumerate(found):
         values[:, :, index, : layer.shape[2]] = layer
     return values.swapaxes(0, 1), predicted

@@ -32,11 +32,30 @@ SCORES = ("prefix_matching", "previous_token", "duplicate_token", "first_token")
 class AttentionReader(Protocol):
     """One layer's attention pattern, read entry by entry."""
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether scores before softmax can be had, or the pattern only."""
+
+    @property
+    def log_sum_exp(self) -> Tensor:
+        """Of each query's scores, (batch, heads, queries), where those can be had."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what the model computes in."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+
     def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
         """Mass from each query to the key `offset` before it: (batch, heads, offsets, queries), 0 where there is none.
 
         With `first` one more line is given, last: the mass on position 0.
         """
+
+    def write_scores(self, offsets: Sequence[int], out: Tensor, *, first: bool) -> float:
+        """Scores before softmax into `out`, laid out as `diagonals`, but for a factor, which is returned."""
 
     def columns(self, keys: Tensor) -> Tensor:
         """Mass from each query to one key per row, `keys` (batch,): (batch, heads, queries)."""
@@ -60,8 +79,8 @@ class PeriodicScores:
 
     def __call__(self, attention: AttentionReader) -> Tensor:
         """One layer's scores: (scores, batch, heads), in the order of `SCORES`, then the wrong shift."""
-        mass = attention.diagonals(self._offsets, first=True).flatten(2)
-        return F.linear(mass, self._weights(mass.dtype, mass.device)).movedim(-1, 0)
+        mass = attention.diagonals(self.offsets, first=True).flatten(2)
+        return F.linear(mass, self.weights(mass.dtype, mass.device)).movedim(-1, 0)
 
     @property
     def _copies(self) -> range:
@@ -73,13 +92,14 @@ class PeriodicScores:
         return (1, 0) if self.wrong_shift is None else (1, 0, 1 + self.wrong_shift)
 
     @cached_property
-    def _offsets(self) -> list[int]:
+    def offsets(self) -> list[int]:
+        """The lines that are read, beside the first column."""
         return [1, *(copy - shift for shift in self._shifts for copy in self._copies)]
 
     @cached_property
     def _exact_weights(self) -> Tensor:
         """What each entry of the lines that are read counts in each score: (scores, lines * queries)."""
-        weights = torch.zeros(len(self._offsets) + 1, self.n_positions, 2 + len(self._shifts), dtype=torch.float64)
+        weights = torch.zeros(len(self.offsets) + 1, self.n_positions, 2 + len(self._shifts), dtype=torch.float64)
         weights[0, 2:, 1] = weights[-1, 2:, 3] = 1 / (self.n_positions - 2)
         places = itertools.product((0, 2, 4)[: len(self._shifts)], self._copies)
         for index, (score, copy) in enumerate(places, start=1):
@@ -90,7 +110,7 @@ class PeriodicScores:
     def _cast_weights(self) -> dict[tuple[torch.dtype, torch.device], Tensor]:
         return {}
 
-    def _weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def weights(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The weights as a layer needs them, kept for the next layer."""
         if (dtype, device) not in self._cast_weights:
             self._cast_weights[dtype, device] = self._exact_weights.to(device, dtype)

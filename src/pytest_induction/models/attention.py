@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 BLOCK_ENTRIES = 4_000_000  # scores held at a time where the log-sum-exp is computed in blocks of rows
+SMALL_ENTRIES = 65_536  # up to so many products of queries and keys, all of them at once are cheaper than line by line
 PAIR_ENTRIES = 4_000_000  # numbers gathered at a time for scattered entries
 
 NOTHING = -1e30  # below it a log-sum-exp is that of a row in which everything is masked
@@ -37,6 +38,8 @@ class LogSumExpReader:
         if self.mask is not None:  # a query that may attend to nothing has no mass anywhere, whatever its kernel says
             nothing = max(NOTHING, torch.finfo(self.query.dtype).min / 2)  # half precision has no number as low
             self.log_sum_exp = self.log_sum_exp.masked_fill(~(self.log_sum_exp > nothing), torch.inf)
+
+    has_scores = True
 
     @property
     def n_heads(self) -> int:
@@ -71,22 +74,44 @@ class LogSumExpReader:
 
     def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
         batch, heads, positions = self.log_sum_exp.shape
-        query, key, dot = self._query, self._key, torch.linalg.vecdot
-        scores = query.new_full((batch, *query.shape[1:3], len(offsets) + first, positions), -torch.inf)
-        lines = scores.unbind(3)  # narrow and unbind: this runs in every layer, and indexing costs as much as the products
-        for line, offset in zip(lines, offsets, strict=first is False):
-            if offset < positions:
-                width = positions - offset
+        dtype = torch.promote_types(self.query.dtype, torch.float32)
+        scores = self.query.new_full((batch, heads, len(offsets) + first, positions), -torch.inf, dtype=dtype)
+        left = self.write_scores(offsets, scores, first=first)
+        return scores.mul_(left).sub_(self.log_sum_exp[:, :, None].to(dtype)).exp_()
+
+    def write_scores(self, offsets: Sequence[int], out: Tensor, *, first: bool) -> float:
+        """The scores before softmax into `out` (batch, heads, lines, positions), but for a factor, which is returned.
+
+        What a line has no key for stays as it is. This runs in every layer, where each torch function costs as much as the
+        arithmetic of a short sequence: hence the sparing ones.
+        """
+        batch, heads, positions = self.log_sum_exp.shape
+        if batch * heads * positions**2 <= SMALL_ENTRIES:
+            products = (self._query @ self._key.transpose(-1, -2)).view(batch, heads, -1)
+            places, outside = _places(tuple(offsets), first, positions, products.device)
+            out.copy_(products[..., places].view(out.shape)).masked_fill_(outside, -torch.inf)
+        else:
+            self._write_lines(offsets, out, first)
+        if self._mask is None:
+            return self.scale
+        out.mul_(self.scale)
+        for index, offset in enumerate(offsets):
+            out[:, :, index, offset:] += _as_added(self._mask.diagonal(-offset, -2, -1), out.dtype)
+        if first:
+            out[:, :, -1] += _as_added(self._mask[..., 0], out.dtype)
+        return 1.0
+
+    def _write_lines(self, offsets: Sequence[int], out: Tensor, first: bool) -> None:
+        dot, positions = torch.linalg.vecdot, out.shape[-1]
+        query, key, lines = _upcast(self.query), _upcast(self.key), out.unbind(2)
+        if query.shape[1] != key.shape[1]:
+            query, key, lines = self._query, self._key, out.unflatten(1, (key.shape[1], -1)).unbind(3)
+        for line, offset in zip(lines, offsets, strict=not first):
+            width = positions - offset
+            if width > 0:
                 line.narrow(-1, offset, width).copy_(dot(query.narrow(-2, offset, width), key.narrow(-2, 0, width)))
         if first:
             lines[-1].copy_(dot(query, key.narrow(-2, 0, 1)))
-        scores = scores.view(batch, heads, -1, positions).mul_(self.scale)
-        if self._mask is not None:
-            for index, offset in enumerate(offsets):
-                scores[:, :, index, offset:] += _as_added(self._mask.diagonal(-offset, -2, -1), scores.dtype)
-            if first:
-                scores[:, :, -1] += _as_added(self._mask[..., 0], scores.dtype)
-        return scores.sub_(self.log_sum_exp[:, :, None].to(scores.dtype)).exp_()
 
     def columns(self, keys: Tensor) -> Tensor:
         rows = torch.arange(len(keys), device=self.key.device)
@@ -124,9 +149,20 @@ class PatternReader:
 
     pattern: Tensor
 
+    has_scores = False
+
     @property
     def n_heads(self) -> int:
         return self.pattern.shape[1]
+
+    @property
+    def log_sum_exp(self) -> Tensor:
+        """Not known: a pattern has lost it."""
+        raise NotImplementedError
+
+    def write_scores(self, offsets: Sequence[int], out: Tensor, *, first: bool) -> float:
+        """Not known, as above."""
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -160,6 +196,14 @@ class PatternReader:
 
 
 Reader = LogSumExpReader | PatternReader
+
+
+@lru_cache(maxsize=32)
+def _places(offsets: tuple[int, ...], first: bool, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the lines lie in a flat (positions x positions), and which of their entries do not exist."""
+    queries = torch.arange(positions, device=device)
+    keys = torch.stack([*(queries - offset for offset in offsets), *([torch.zeros_like(queries)] if first else [])])
+    return (queries * positions + keys.clamp_min(0)).flatten(), keys < 0
 
 
 def row_log_sum_exp(
