@@ -2,42 +2,85 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO
 
 DELAY = 2.0  # seconds before anything is shown
 _bar: ContextVar[Any] = ContextVar("induction_bar", default=None)
-_terminal: ContextVar[TextIO | None] = ContextVar("induction_terminal", default=None)
+_open: ContextVar[Callable[[], TextIO | None] | None] = ContextVar("induction_terminal", default=None)
+
+
+class FreshLine:
+    """A terminal in whose current line something else stands: what is written begins on the next one."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        self._terminal = terminal
+        self._begun = False
+
+    def write(self, text: str) -> None:
+        if text and not self._begun:
+            self._terminal.write("\n")
+            self._begun = True
+        self._terminal.write(text)
+
+    def flush(self) -> None:
+        self._terminal.flush()
+
+    def fileno(self) -> int:
+        return self._terminal.fileno()
 
 
 @contextmanager
-def showing_on(terminal: TextIO) -> Iterator[None]:
-    """Where progress is shown inside the block, in place of the standard error stream."""
-    token = _terminal.set(terminal)
+def showing_on(terminal: Callable[[], TextIO | None]) -> Iterator[None]:
+    """Where progress is shown inside the block: on what this opens, if anything; closed when it was shown."""
+    token = _open.set(terminal)
     try:
         yield
     finally:
-        _terminal.reset(token)
+        _open.reset(token)
 
 
 @contextmanager
 def progress(about: str, total: int) -> Iterator[None]:
     """Count the sequences that are measured inside the block; within another such block, that one counts on."""
-    terminal = _terminal.get() or sys.stderr
-    if _bar.get() is not None or not terminal.isatty():
+    if _bar.get() is not None:
         yield
         return
+    opened = _open.get()
+    terminal = sys.stderr if opened is None else opened()
+    if terminal is None or not terminal.isatty():
+        yield
+        return
+    try:
+        with _shown(terminal if opened is None else FreshLine(terminal), about, total):
+            yield
+    finally:
+        if opened is not None:
+            terminal.close()
+
+
+@contextmanager
+def _shown(terminal: Any, about: str, total: int) -> Iterator[None]:
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=about, unit="seq", delay=DELAY, leave=False, file=terminal, dynamic_ncols=True) as bar:
+    width = os.get_terminal_size(terminal.fileno()).columns if _has_size(terminal) else None
+    with tqdm(total=total, desc=about, unit="seq", delay=DELAY, leave=False, file=terminal, ncols=width) as bar:
         token = _bar.set(bar)
         try:
             yield
         finally:
             _bar.reset(token)
+
+
+def _has_size(terminal: Any) -> bool:
+    try:
+        return os.get_terminal_size(terminal.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
 
 
 def advance(count: int) -> None:

@@ -153,12 +153,15 @@ class Terminal(io.StringIO):
     def isatty(self):
         return self.tty
 
+    def close(self):
+        """What was written can be read afterwards."""
+
 
 def test_progress_is_shown_on_a_terminal_where_it_lasts(monkeypatch):
     """How many sequences of how many, under one name, though parts of it count by themselves."""
     monkeypatch.setattr("pytest_induction.progress.DELAY", 0)
     terminal = Terminal()
-    with showing_on(terminal), progress("scores of heads", 24), progress("an inner part", 3):
+    with showing_on(lambda: terminal), progress("scores of heads", 24), progress("an inner part", 3):
         batching.in_batches(load_model(Plain()), torch.zeros(12, 50, dtype=torch.long), lambda *_: time.sleep(0.2), logits=True)
     assert "scores of heads" in terminal.getvalue()
     assert "12/24" in terminal.getvalue()
@@ -170,6 +173,6 @@ def test_progress_is_not_shown_elsewhere(monkeypatch, tty, delay):
     """In no file, and not for what is over at once."""
     monkeypatch.setattr("pytest_induction.progress.DELAY", delay)
     terminal = Terminal(tty)
-    with showing_on(terminal):
+    with showing_on(lambda: terminal):
         measure_heads(load_model(Plain()))
     assert terminal.getvalue() == ""

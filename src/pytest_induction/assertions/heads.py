@@ -11,6 +11,7 @@ from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.measure import ModelLike, Round, probe_round, provenance
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, Verdict
 from pytest_induction.statistics import look_sizes
 from pytest_induction.text import measure_text
@@ -175,7 +176,9 @@ def _decide(
     rounds: list[Round] = []
     drawn = 0
     for number, size in enumerate(looks):
-        rounds.append(probe_round(subject, size - drawn, seed, number))
+        passes = (size - drawn) * (1 if subject.way is None else 2)  # the repeated rows, and their controls
+        with progress(claim, passes):
+            rounds.append(probe_round(subject, size - drawn, seed, number))
         drawn = size
         judgement = judge(Round.join(rounds), error_rate=error_rate / len(looks))
         if judgement.verdict is not Verdict.UNDETERMINED:

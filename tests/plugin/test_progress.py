@@ -1,0 +1,48 @@
+"""The progress bar of a long measurement on a real terminal, past pytest's capturing; nothing in a file."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import SHIPPED
+
+CONFTEST = "from pytest_induction import progress\nprogress.DELAY = {delay}\n"
+
+
+def run_on_terminal(place, *arguments):
+    """What pytest writes to a terminal of its own."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--induction-model={SHIPPED['llama']}", *arguments]
+    with subprocess.Popen(command, cwd=place, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL) as run:
+        os.close(theirs)
+        said = b""
+        while True:
+            try:
+                part = os.read(ours, 4096)
+            except OSError:  # the other side is closed
+                break
+            if not part:
+                break
+            said += part
+    os.close(ours)
+    assert run.returncode == 0, said.decode()
+    return said.decode()
+
+
+@pytest.mark.parametrize("capture", ["fd", "sys", "no"])
+def test_a_bar_is_drawn_past_the_capturing_and_taken_away(tmp_path, capture):
+    """On a line of its own, below what pytest has written."""
+    (tmp_path / "conftest.py").write_text(CONFTEST.format(delay=0))
+    said = run_on_terminal(tmp_path, f"--capture={capture}")
+    assert "\n\rhas_induction_head:   0%|" in said.replace("\r\n", "\n")
+    assert said.count("copies_repeats:   0%|") <= 1
+    assert "2 passed" in said
+
+
+def test_what_is_over_at_once_draws_none(tmp_path):
+    """Nothing flickers."""
+    (tmp_path / "conftest.py").write_text(CONFTEST.format(delay=600))
+    assert "%|" not in run_on_terminal(tmp_path)
