@@ -6,16 +6,16 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import ModelError
+from pytest_induction.models.weights import fingerprint
 
 _NOTHING = nullcontext()
-SAMPLED_NUMBERS = 4096  # of each tensor, that go into the fingerprint beside its sum
 
 
 class Caller:
@@ -95,21 +95,33 @@ def as_found(module: nn.Module) -> Iterator[None]:
 
     What `torch.compile` has compiled runs as it was written: every other length of a probe would compile it again.
     """
-    training = [part for part in module.modules() if part.training]
+    training = [part for part in _all_parts(module) if part.training]
     random_state = torch.get_rng_state()
     device = device_of(module)
     device_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     try:
         if training:
-            module.eval()
+            with suppress(NotImplementedError):  # an exported program has no modes
+                module.eval()
         with torch.no_grad(), _as_written():
             yield
+    except BaseException:
+        _offload_again(module)
+        raise
     finally:
         for part in training:
             part.training = True
         torch.set_rng_state(random_state)
         if device_state is not None:
             torch.cuda.set_rng_state(device_state, device)
+
+
+def _offload_again(module: nn.Module) -> None:
+    """Where a pass broke off between the two hooks by which accelerate fetches a module's weights and puts them away."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        if hook is not None:
+            hook.post_forward(part, None)
 
 
 def _as_written() -> AbstractContextManager[Any]:
@@ -124,40 +136,30 @@ def full_precision(device: str) -> AbstractContextManager[Any]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    """Where token ids go; offloaded weights do not tell, and what offloads them moves the ids."""
+    return next((tensor.device for tensor in module.parameters() if not tensor.is_meta), torch.device("cpu"))
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
     return next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), torch.float32)
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A short name of the weights and buffers: their names, shapes, exact sums of their bits, and a sample of them."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in module.state_dict().items():
-        if isinstance(tensor, Tensor) and not tensor.is_meta:
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(_bits(tensor.detach()))
-    return digest.hexdigest()
-
-
-def _bits(tensor: Tensor) -> bytes:
-    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
-    if whole is None or tensor.is_quantized or tensor.numel() == 0:
-        return repr(tensor.shape).encode()
-    numbers = tensor.contiguous().flatten().view(whole)
-    sample = numbers[:: max(1, numbers.numel() // SAMPLED_NUMBERS)].cpu()
-    return int(numbers.sum(dtype=torch.int64)).to_bytes(8, "little", signed=True) + sample.numpy().tobytes()
-
-
 def condition(module: nn.Module) -> str:
     """Changes whenever the module may compute something else: other weights, hooks, replaced forwards, modes."""
     parts = [
-        f"{name}:{part.training}:{[*hooks['_forward_hooks']]}:{[*hooks['_forward_pre_hooks']]}:{id(hooks.get('forward'))}"
-        for name, part in module.named_modules()
+        f"{part.training}:{[*hooks['_forward_hooks']]}:{[*hooks['_forward_pre_hooks']]}:{id(hooks.get('forward'))}"
+        for part in _all_parts(module)
         for hooks in (vars(part),)
     ]
     return hashlib.blake2b("".join([fingerprint(module), *parts]).encode(), digest_size=8).hexdigest()
+
+
+def _all_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules in a module, and in those that it keeps without registering them, as a TransformerBridge does."""
+    yield from module.modules()
+    for kept in vars(module).values():
+        if isinstance(kept, nn.Module):
+            yield from kept.modules()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -19,12 +19,12 @@ from pytest_induction.models.calling import (
     condition,
     device_of,
     dtype_of,
-    fingerprint,
     first_line,
     full_precision,
     is_out_of_memory,
     logits_of,
 )
+from pytest_induction.models.weights import fingerprint
 from pytest_induction.records import TokenSpace
 
 if TYPE_CHECKING:
