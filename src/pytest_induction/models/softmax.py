@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller, logits_of
@@ -24,7 +24,8 @@ VIEWS = frozenset(
     {"view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "flatten", "unflatten", "contiguous", "clone"}
     | {"swapaxes", "movedim", "__getitem__", "chunk", "split"}
 )
-HARMLESS = 1e-2  # what a cast to half precision may change
+HARMLESS = 1e-2  # what a cast to half precision may change,
+EXACT = 1e-6  # and any other
 
 
 class SoftmaxWay(WayIn):
@@ -116,7 +117,7 @@ class Traced(Shown):
         intact = torch.equal(form.tensor, form.held)  # what works in place returns its argument
         if name in PRODUCTS and intact and not self._is_square(output):
             self._fate[form.number] = ""
-        elif intact and _same(name, form.held, inputs, output):
+        elif intact and _same(name, form, inputs, output):
             self._follow(output, form.number)
         elif self._fate[form.number]:
             self._fate[form.number] = f"changed by `{name}`"
@@ -128,16 +129,19 @@ class Traced(Shown):
             raise Refused(f"{len(self._fate)} softmax calls over (positions x positions), of which {len(fates)} are {fates[0]}")
 
 
-def _same(name: str, before: Tensor, inputs: list[Tensor], after: Any) -> bool:
+def _same(name: str, form: Form, inputs: list[Tensor], after: Any) -> bool:
     """Whether a function gave its argument back, in another layout or precision at most.
 
-    One that has weights may do so now, as mixing of heads does at first, and not after some training.
+    One that takes other numbers may do so now, as mixing of heads does at first, and not after some training.
     """
-    if not isinstance(after, Tensor) or any(isinstance(each, nn.Parameter) for each in inputs):
+    before = form.held
+    others = [each for each in inputs if each is not form.tensor and each.is_floating_point() and each.ndim > 0]
+    if not isinstance(after, Tensor) or (others and name != "where"):
         return False
     if name in VIEWS:
         return after.numel() == before.numel()
-    return after.shape == before.shape and torch.allclose(after.float(), before.float(), atol=HARMLESS, rtol=HARMLESS)
+    close = HARMLESS if min(after.element_size(), before.element_size()) < 4 else EXACT
+    return after.shape == before.shape and torch.allclose(after.float(), before.float(), atol=close, rtol=close)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
