@@ -6,16 +6,16 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import ModelError
+from pytest_induction.models.weights import fingerprint
 
 _NOTHING = nullcontext()
-SAMPLED_NUMBERS = 4096  # of each tensor, that go into the fingerprint beside its sum
 
 
 class Caller:
@@ -106,9 +106,13 @@ def as_found(module: nn.Module) -> Iterator[None]:
     device_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     try:
         if training:
-            module.eval()
+            with suppress(NotImplementedError):  # an exported program has no modes
+                module.eval()
         with torch.no_grad(), _as_written():
             yield
+    except BaseException:
+        _offload_again(module)
+        raise
     finally:
         for part in training:
             part.training = True
@@ -119,13 +123,21 @@ def as_found(module: nn.Module) -> Iterator[None]:
 
 def _in_training(module: nn.Module) -> list[nn.Module]:
     """The parts in training mode. This runs before every pass, so it walks by hand, several times as fast as `modules()`."""
-    found, ahead = [], [module]
+    found, ahead = [], [module, *_kept(module)]
     while ahead:
         part = ahead.pop()
         if part.training:
             found.append(part)
         ahead += [child for child in part._modules.values() if child is not None]  # noqa: SLF001 - see above
     return found
+
+
+def _offload_again(module: nn.Module) -> None:
+    """Where a pass broke off between the two hooks by which accelerate fetches a module's weights and puts them away."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        if hook is not None:
+            hook.post_forward(part, None)
 
 
 def _as_written() -> AbstractContextManager[Any]:
@@ -140,44 +152,33 @@ def full_precision(device: str) -> AbstractContextManager[Any]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    """Where token ids go; offloaded weights do not tell, and what offloads them moves the ids."""
+    return next((tensor.device for tensor in module.parameters() if not tensor.is_meta), torch.device("cpu"))
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
     return next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), torch.float32)
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A short name of the weights and buffers: their names, shapes, exact sums of their bits, and a sample of them."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in module.state_dict().items():
-        if isinstance(tensor, Tensor) and not tensor.is_meta:
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(_bits(tensor.detach()))
-    return digest.hexdigest()
-
-
-def _bits(tensor: Tensor) -> bytes:
-    if tensor.is_quantized or tensor.numel() == 0 or tensor.layout != torch.strided:
-        return repr(tensor.shape).encode()
-    octets = tensor.contiguous().flatten().view(torch.uint8)
-    if octets.storage_offset() % 8:
-        octets = octets.clone()
-    whole = len(octets) // 8 * 8
-    words = octets[:whole].view(torch.int64)  # eight bytes at a time, as summing is what takes the time
-    sample = words[:: max(1, len(words) // SAMPLED_NUMBERS)]
-    parts = (words.sum()[None], sample, octets[whole:])
-    return b"".join(part.cpu().numpy().tobytes() for part in parts)
-
-
 def condition(module: nn.Module) -> str:
     """Changes whenever the module may compute something else: other weights, hooks, replaced forwards, modes."""
     parts = [
-        f"{name}:{part.training}:{[*hooks['_forward_hooks']]}:{[*hooks['_forward_pre_hooks']]}:{id(hooks.get('forward'))}"
-        for name, part in module.named_modules()
+        f"{part.training}:{[*hooks['_forward_hooks']]}:{[*hooks['_forward_pre_hooks']]}:{id(hooks.get('forward'))}"
+        for part in _all_parts(module)
         for hooks in (vars(part),)
     ]
     return hashlib.blake2b("".join([fingerprint(module), *parts]).encode(), digest_size=8).hexdigest()
+
+
+def _all_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules in a module, and in those that it keeps unregistered."""
+    for part in (module, *_kept(module)):
+        yield from part.modules()
+
+
+def _kept(module: nn.Module) -> list[nn.Module]:
+    """Modules that a module keeps without registering them, as a TransformerBridge does."""
+    return [value for value in vars(module).values() if isinstance(value, nn.Module)]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

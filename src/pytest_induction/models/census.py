@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ NO_SOFTMAX = re.compile(  # mixers that are called attention, or live where atte
     re.IGNORECASE,
 )
 MOST_NAMED = 6
+SEALED = ("softmax", "scaled_dot_product_attention")
 NUMBERED = re.compile(r"^(.*?\b)(\d+)(?:\.|$)")
 
 
@@ -89,7 +90,7 @@ class Running:
         silent = self._silent_attention([*seen, *excused])
         others = self._other_blocks(seen)
         twins = [name for name in others if self._ran(name) and self._is_built_like_one_of(name, seen)]
-        unseen = silent or twins
+        unseen = silent or twins or [name for name in self.sealed() if not any(_within(other, name) for other in seen)]
         if unseen:
             where = f"`{unseen[0]}` ({type(self.module.get_submodule(unseen[0])).__name__})"
             raise Refused(f"attention of {len(seen)} layers seen, none in {where}{_and_more(unseen)}")
@@ -109,10 +110,14 @@ class Running:
             raise Refused(f"{count} attention patterns returned, but {len(innermost)} attention modules ran")
         return tuple(f"attentions[{index}]" for index in range(count))
 
+    def sealed(self) -> list[str]:
+        """Modules that torch.jit or torch.export made programs of, with attention in them: what runs there shows nowhere."""
+        return [name for name, part in self.module.named_modules() if any(word in _program(part) for word in SEALED)]
+
     def _silent_attention(self, seen: Sequence[str]) -> list[str]:
         """Modules that are called attention and ran, and have nothing to do with those seen."""
         found = [name for name in dict.fromkeys(self.ran) if self._is_attention(name)]
-        innermost = [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
+        innermost = [name for name in found if not any(_within(other, name) and other != name for other in found)]
         return [name for name in innermost if not any(_related(name, other) for other in seen)]
 
     def _is_attention(self, name: str) -> bool:
@@ -141,7 +146,22 @@ class Running:
 
 def _related(one: str, other: str) -> bool:
     """Whether one of two module paths lies within the other."""
-    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.") or "" in (one, other)
+    return _within(one, other) or _within(other, one)
+
+
+def _within(inner: str, outer: str) -> bool:
+    """Whether a module path is another one, or lies within it."""
+    return inner == outer or not outer or inner.startswith(f"{outer}.")
+
+
+def _program(part: nn.Module) -> str:
+    """What a module calls without Python, or past what torch lets Python see."""
+    if isinstance(part, torch.jit.ScriptModule):
+        with suppress(AttributeError, RuntimeError):  # one without a forward
+            return str(part.inlined_graph)
+    if isinstance(part, torch.fx.GraphModule):
+        return " ".join(str(node.target) for node in part.graph.nodes if isinstance(node.target, torch._ops.OpOverload))  # noqa: SLF001
+    return ""
 
 
 def _few(names: Sequence[str]) -> str:

@@ -88,6 +88,8 @@ def _advice(module: nn.Module) -> list[str]:
         advice.append(f"it was loaded with attn_implementation={implementation!r}: load it with 'sdpa' or 'eager'")
     named = [name for name, part in module.named_modules() if "att" in type(part).__name__.lower()]
     where = f" (in `{named[0]}`, say)" if named else ""
+    if not named:
+        advice.append("nothing in it is called attention: a model without any has behaviour only, and no heads to measure")
     advice.append(
         f"call `pytest_induction.show_attention(query=..., key=...)` where it attends{where}, or attach a hook that does: "
         "docs/models.md; attention by torch.nn.functional.scaled_dot_product_attention, or by a softmax that is used "

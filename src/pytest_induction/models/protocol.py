@@ -19,13 +19,13 @@ from pytest_induction.models.calling import (
     condition,
     device_of,
     dtype_of,
-    fingerprint,
     first_line,
     full_precision,
     is_out_of_memory,
     logits_of,
 )
 from pytest_induction.models.diagnosis import as_text, diagnose
+from pytest_induction.models.weights import fingerprint
 from pytest_induction.records import TokenSpace
 
 if TYPE_CHECKING:

@@ -38,9 +38,8 @@ class SdpaWay(WayIn):
         tap, watch = try_out(caller, tokens)
         if not tap.show.heads or watch.foreign:
             elsewhere = f", {watch.foreign} softmax calls over (positions x positions) outside of it" if watch.foreign else ""
-            elsewhere += ", and calls of other shapes" if tap.others else ""
-            raise Refused(f"{len(tap.show.heads)} calls of scaled_dot_product_attention seen{elsewhere}")
-        self.settle(tap.show, expected, excused=cross_attention(caller, tokens, tap))
+            raise Refused(f"{len(tap.show.heads)} calls of scaled_dot_product_attention seen{elsewhere}{watch.unreadable()}")
+        self.settle(tap.show, expected, excused=cross_attention(caller, tokens, watch))
         self.folded = tap.folded
         self._by_patch = not watch.aliased
         self._base_serves = self._sees_all_in_base(tokens)
@@ -109,7 +108,12 @@ class Tap:
         return output
 
     def _note_other(self, key: Tensor) -> None:
-        self.others.append(("" if self.show.running is None else self.show.running.here, key.shape[-2]))
+        self.others.append((self.here, key.shape[-2]))
+
+    @property
+    def here(self) -> str:
+        """The module that runs now, where that is followed."""
+        return "" if self.show.running is None else self.show.running.here
 
     def _attend(self, call: Call) -> tuple[Tensor, Reader]:
         with full_precision(call.query.device.type):
@@ -170,6 +174,7 @@ class Watch(TorchFunctionMode):
         self._square = (tap.positions, tap.positions)
         self.aliased = 0
         self.foreign = 0
+        self.oblong: list[tuple[str, int]] = []  # softmax calls over more than the positions: where, and over how many keys
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is self.tap.attention and not self.tap.inside:
@@ -183,10 +188,36 @@ class Watch(TorchFunctionMode):
     def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Look at what a torch function returned."""
         self.foreign += self.is_square_softmax(func, output)
+        self.note_oblong(func, output)
 
     def is_square_softmax(self, func: Any, output: Any) -> bool:
-        named = getattr(func, "__name__", "") in SOFTMAX and isinstance(output, Tensor)
-        return named and output.ndim >= 3 and tuple(output.shape[-2:]) == self._square
+        """Whether this was a softmax over (positions x positions)."""
+        return _is_softmax(func, output) and self._is_square(output)
+
+    def _is_square(self, output: Any) -> bool:
+        return isinstance(output, Tensor) and tuple(output.shape[-2:]) == self._square
+
+    def note_oblong(self, func: Any, output: Any) -> None:
+        """Note a softmax over more than the positions."""
+        if (
+            _is_softmax(func, output)
+            and min(output.shape[-2:]) >= self.tap.positions
+            and not self.is_square_softmax(func, output)
+        ):
+            self.oblong.append((self.tap.here, output.shape[-1]))
+
+    def unreadable(self) -> str:
+        """What was seen that may be attention, and that no way in reads."""
+        positions, running = self.tap.positions, self.tap.show.running
+        found = [f"`{where}` attends to {keys} keys from {positions} positions" for where, keys in self.tap.others[:1]]
+        found += [f"`{where}` takes a softmax over {keys} entries at {positions} positions" for where, keys in self.oblong[:1]]
+        sealed = [] if running is None else running.sealed()
+        found += [f"`{name}` is a compiled program, which nothing can watch" for name in sealed[:1]]
+        return "".join(f"; {each}" for each in found).replace("``", "the model itself")
+
+
+def _is_softmax(func: Any, output: Any) -> bool:
+    return getattr(func, "__name__", "") in SOFTMAX and isinstance(output, Tensor) and output.ndim >= 3
 
 
 def try_out(caller: Caller, tokens: Tensor, mode: Callable[[Tap], Watch] = Watch) -> tuple[Tap, Watch]:
@@ -198,19 +229,19 @@ def try_out(caller: Caller, tokens: Tensor, mode: Callable[[Tap], Watch] = Watch
     return tap, watch
 
 
-def cross_attention(caller: Caller, tokens: Tensor, tap: Tap) -> list[str]:
+def cross_attention(caller: Caller, tokens: Tensor, watch: Watch) -> list[str]:
     """The modules that attend to something else than the sequence, which has its own length whatever the sequence's is.
 
     Raises `Refused` where the number of keys follows that of positions: self-attention over more than the positions.
     """
-    if not tap.others:
+    if not watch.tap.others and not watch.oblong:
         return []
-    shorter, _ = try_out(caller, tokens[:, :-1])
-    before, after = Counter(tap.others), Counter(shorter.others)
+    _, shorter = try_out(caller, tokens[:, :-1])
+    before, after = (Counter([*each.tap.others, *each.oblong]) for each in (watch, shorter))
     if before != after:
         where, keys = next(iter(before - after))
         raise Refused(f"`{where}` attends from {tokens.shape[1]} positions to {keys} keys, which follow the number of positions")
-    return [where for where, _ in before]
+    return [where for where, _ in watch.tap.others]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ VIEWS = frozenset(
     {"view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "flatten", "unflatten", "contiguous", "clone"}
     | {"swapaxes", "movedim", "__getitem__", "chunk", "split"}
 )
-HARMLESS = 1e-2  # what a cast to half precision may change
+HARMLESS = 1e-2  # what a cast to half precision may change,
+EXACT = 1e-6  # and any other
 
 
 class SoftmaxWay(WayIn):
@@ -36,9 +37,9 @@ class SoftmaxWay(WayIn):
         self._caller = caller
         tap, watch = try_out(caller, tokens, Traced)
         if not tap.show.heads or not isinstance(watch, Traced):
-            raise Refused("no softmax over (positions x positions) seen")
+            raise Refused(f"no softmax over (positions x positions) seen{watch.unreadable()}")
         watch.check()
-        self.settle(tap.show, expected, excused=cross_attention(caller, tokens, tap))
+        self.settle(tap.show, expected, excused=cross_attention(caller, tokens, watch))
         self.folded = tap.folded
 
     def run(
@@ -78,31 +79,48 @@ class Shown(Watch):
         return None
 
 
+class Form(NamedTuple):
+    """One form that a pattern took on its way: the tensor, what it held then, and the number of the pattern."""
+
+    tensor: Tensor
+    held: Tensor
+    number: int
+
+
 class Traced(Shown):
     """Follows each pattern, as well, to the product in which it weighs the values."""
 
     def __init__(self, tap: Tap) -> None:
         super().__init__(tap)
-        self._patterns: dict[int, tuple[Tensor, int]] = {}  # each form that a pattern took: the tensor, and its number
+        self._forms: dict[int, Form] = {}
         self._fate: list[str] = []
 
     def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         super().after(func, args, kwargs, output)
-        name = getattr(func, "__name__", "")
+        self.note_oblong(func, output)
         if self.is_square_softmax(func, output):
-            self._patterns[id(output)] = (output, len(self._fate))
+            self._follow(output, len(self._fate))
             self._fate.append("used nowhere")
             return
-        for found in _tensors([*args, *kwargs.values()]):
-            known, number = self._patterns.get(id(found), (None, -1))
-            if known is not found:
-                continue
-            if name in PRODUCTS:
-                self._fate[number] = ""
-            elif _same(name, found, output):
-                self._patterns[id(output)] = (output, number)
-            elif self._fate[number]:
-                self._fate[number] = f"changed by `{name}`"
+        name = getattr(func, "__name__", "")
+        inputs = list(_tensors([*args, *kwargs.values()]))
+        for found in inputs:
+            form = self._forms.get(id(found))
+            if form is not None and form.tensor is found:
+                self._judge(name, form, inputs, output)
+
+    def _follow(self, tensor: Tensor, number: int) -> None:
+        self._forms[id(tensor)] = Form(tensor, tensor.detach().clone(), number)
+
+    def _judge(self, name: str, form: Form, inputs: list[Tensor], output: Any) -> None:
+        """What a function made of a pattern: a weighted sum of values, the same pattern, or another one."""
+        intact = torch.equal(form.tensor, form.held)  # what works in place returns its argument
+        if name in PRODUCTS and intact and not self._is_square(output):
+            self._fate[form.number] = ""
+        elif intact and _same(name, form, inputs, output):
+            self._follow(output, form.number)
+        elif self._fate[form.number]:
+            self._fate[form.number] = f"changed by `{name}`"
 
     def check(self) -> None:
         """Raise `Refused` unless every pattern was used as it was."""
@@ -111,13 +129,19 @@ class Traced(Shown):
             raise Refused(f"{len(self._fate)} softmax calls over (positions x positions), of which {len(fates)} are {fates[0]}")
 
 
-def _same(name: str, before: Tensor, after: Any) -> bool:
-    """Whether a function gave its argument back, in another layout or precision at most."""
-    if not isinstance(after, Tensor):
+def _same(name: str, form: Form, inputs: list[Tensor], after: Any) -> bool:
+    """Whether a function gave its argument back, in another layout or precision at most.
+
+    One that takes other numbers may do so now, as mixing of heads does at first, and not after some training.
+    """
+    before = form.held
+    others = [each for each in inputs if each is not form.tensor and each.is_floating_point() and each.ndim > 0]
+    if not isinstance(after, Tensor) or (others and name != "where"):
         return False
     if name in VIEWS:
         return after.numel() == before.numel()
-    return after.shape == before.shape and torch.allclose(after.float(), before.float(), atol=HARMLESS, rtol=HARMLESS)
+    close = HARMLESS if min(after.element_size(), before.element_size()) < 4 else EXACT
+    return after.shape == before.shape and torch.allclose(after.float(), before.float(), atol=close, rtol=close)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
