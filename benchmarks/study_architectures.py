@@ -272,9 +272,9 @@ def error_of(part: Record) -> str:
 
 
 def short(reason: str) -> str:
-    """A reason on one line of a table, without advice."""
-    text = " ".join(reason.split()).replace("|", "\\|").partition(". A Hugging Face model loaded")[0]
-    return text if len(text) <= 300 else f"{text[:297]}..."
+    """A reason on one line of a table."""
+    text = " ".join(reason.split()).replace("|", "\\|")
+    return text if len(text) <= 400 else f"{text[:397]}..."
 
 
 if __name__ == "__main__":

@@ -146,6 +146,12 @@ def drift(model: nn.Module, twin: nn.Module, batch: Batch) -> float:
     return float((one - other).abs().max() / one.abs().max())
 
 
+def refusal(error: InductionError) -> str:
+    """What the ways in said that have anything to do with such a model, or the error itself."""
+    said = [each for each in getattr(error, "tried", ()) if not each.startswith(("show_attention", "TransformerLens"))]
+    return "; ".join(said) or str(error)
+
+
 def compare(model: nn.Module, twin: nn.Module, batches: Sequence[Batch]) -> Outcome:
     """Measure `model` on every batch, and compare with the patterns that its eager twin returns."""
     eager = [returned_patterns(twin, batch) for batch in batches]
@@ -154,7 +160,7 @@ def compare(model: nn.Module, twin: nn.Module, batches: Sequence[Batch]) -> Outc
     try:
         found = [measure_heads(model, tokens=batch.tokens, attention_mask=batch.real) for batch in batches]
     except InductionError as error:
-        return Outcome("refused", str(error), **told)
+        return Outcome("refused", refusal(error), **told)
     told |= {"way": found[0].provenance.way_in, "measured": found[0].prefix_matching.shape[0]}
     if not patterns:
         return Outcome("unchecked", "measured, but eager attention returns no pattern to compare with", **told)
