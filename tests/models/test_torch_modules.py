@@ -137,7 +137,10 @@ def test_self_attention_over_more_than_the_positions_is_refused():
         return F.scaled_dot_product_attention(query, key, value, mask)
 
     calls = iter(range(10**6))
-    with pytest.raises(UnsupportedModel, match="0 calls of scaled_dot_product_attention seen; the model itself attends to 14 keys from 11 positions"):
+    with pytest.raises(
+        UnsupportedModel,
+        match="0 calls of scaled_dot_product_attention seen; the model itself attends to 14 keys from 11 positions",
+    ):
         measure_heads(Plain(with_memory))
 
     def every_other(*args):

@@ -86,7 +86,7 @@ def _advice(module: nn.Module) -> list[str]:
     advice = []
     if isinstance(implementation, str) and implementation not in ("sdpa", "eager"):
         advice.append(f"it was loaded with attn_implementation={implementation!r}: load it with 'sdpa' or 'eager'")
-    named = [name for name, part in module.named_modules() if "att" in type(part).__name__.lower()]
+    named = [name for name, part in module.named_modules() if _is_called_attention(name, part)]
     where = f" (in `{named[0]}`, say)" if named else ""
     if not named:
         advice.append("nothing in it is called attention: a model without any has behaviour only, and no heads to measure")
@@ -96,6 +96,11 @@ def _advice(module: nn.Module) -> list[str]:
         "unchanged, needs neither"
     )
     return advice
+
+
+def _is_called_attention(name: str, part: nn.Module) -> bool:
+    words = f"{name.rpartition('.')[2]} {type(part).__name__}".lower()
+    return "attn" in words or "attention" in words
 
 
 def _behaviour(subject: ModelUnderTest) -> str:
