@@ -9,7 +9,7 @@ from pytest_induction import load_model, measure_heads
 from pytest_induction.errors import ModelError
 from pytest_induction.measure import _observe
 from pytest_induction.metrics.attention import PeriodicScores
-from tests.models.test_ways_in import Plain, by_hand
+from tests.models.plain import Plain, by_hand
 from tests.models.zoo import ZOO, build
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_induction import UnsupportedModel, load_model, measure_heads
-from tests.models.test_ways_in import Plain
+from tests.models.plain import Plain
 
 
 def scores_of(query, key):
@@ -222,6 +222,16 @@ def test_a_layer_that_attends_unseen_is_never_left_out(model, why):
     """An attention module that shows nothing, a block built like one that does, and wrong counts are refused."""
     with pytest.raises(UnsupportedModel, match=why):
         measure_heads(model())
+
+
+class MaskedAttention(Attention):
+    """Its name says what it is, and not what it does without."""
+
+
+def test_what_an_attention_is_called_besides_does_not_excuse_it():
+    """A mask that follows attention is none; an attention that is masked is one."""
+    with pytest.raises(UnsupportedModel, match=r"none in `blocks.1.mixer` \(MaskedAttention\)"):
+        measure_heads(Blocks(Attention(fused), MaskedAttention(hidden)))
 
 
 def test_a_block_built_like_one_that_attends_must_attend():

@@ -7,7 +7,7 @@ from torch import nn
 
 from pytest_induction import ArgumentError, ModelError, UnsupportedModel, load_model, measure_heads, show_attention
 from pytest_induction.models import shown
-from tests.models.test_ways_in import Plain, unreadable
+from tests.models.plain import Plain, unreadable
 
 pytest_plugins = ("pytester",)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_induction import UnsupportedModel, load_model, measure_heads
-from tests.models.test_ways_in import Plain, by_hand
+from tests.models.plain import Plain, by_hand
 from tests.reference import slow
 
 HEADS, WIDTH, D_VOCAB = 4, 32, 50

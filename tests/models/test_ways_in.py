@@ -11,38 +11,9 @@ from torch import nn
 
 from pytest_induction import UnsupportedModel, assert_copies_repeats, load_model, measure_heads
 from pytest_induction.errors import ArgumentError, ModelError
+from pytest_induction.models import sdpa
+from tests.models.plain import Plain, by_hand, unreadable
 from tests.models.zoo import build
-
-
-class Plain(nn.Module):
-    """Two attention layers, and a switch for everything a user's module may do differently."""
-
-    def __init__(self, attend=None, d_vocab=40, n_ctx=None, causal=True, layers=2):
-        super().__init__()
-        self.attend = attend or (lambda *args: F.scaled_dot_product_attention(*args, is_causal=causal))
-        self.embed = nn.Embedding(d_vocab, 16)
-        self.positions = nn.Embedding(n_ctx or 200, 16)
-        self.layers = nn.ModuleList(nn.Linear(16, 48) for _ in range(layers))
-        self.out = nn.Linear(16, d_vocab)
-
-    def forward(self, tokens):
-        x = self.embed(tokens) + self.positions.weight[: tokens.shape[1]]
-        for layer in self.layers:
-            heads = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in layer(x).chunk(3, -1))
-            x = x + self.attend(*heads).transpose(1, 2).flatten(-2)
-        return self.out(x)
-
-
-def by_hand(query, key, value):
-    scores = query @ key.transpose(-1, -2) / 8**0.5
-    return scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf).softmax(-1) @ value
-
-
-def unreadable(query, key, value):
-    """Attention whose pattern no function ever returns."""
-    scores = query @ key.transpose(-1, -2) / 8**0.5
-    weights = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf).exp()
-    return weights @ value / weights.sum(-1, keepdim=True)
 
 
 def test_a_plain_module_needs_no_adapter():
@@ -60,6 +31,17 @@ def test_an_alias_of_the_attention_function_is_seen():
     plain = Plain()
     alias.load_state_dict(plain.state_dict())
     np.testing.assert_allclose(measure_heads(alias).prefix_matching, measure_heads(plain).prefix_matching, atol=1e-7)
+
+
+@pytest.mark.parametrize("aliased", [False, True])
+def test_only_an_alias_costs_a_look_at_every_torch_function(monkeypatch, aliased):
+    """The trial pass looks at all of them; those after it only where the attention function has another name."""
+    original, looks = F.scaled_dot_product_attention, []
+    subject = load_model(Plain((lambda *args: original(*args, is_causal=True)) if aliased else None))
+    look = sdpa.Watch.__torch_function__
+    monkeypatch.setattr(sdpa.Watch, "__torch_function__", lambda *args: (looks.append(1), look(*args))[1])
+    measure_heads(subject)
+    assert bool(looks) is aliased
 
 
 def test_behaviour_is_measured_where_attention_cannot_be():

@@ -15,7 +15,7 @@ def _imported():
     import pytest_induction.gates.model
     import pytest_induction.report.terminal
     import pytest_induction.report.timings
-    import tests.models.test_ways_in  # noqa: F401
+    import tests.models.plain  # noqa: F401
 
     for spec in SHIPPED.values():
         model = pytest_induction.load_model(spec)

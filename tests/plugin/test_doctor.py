@@ -9,7 +9,7 @@ import torch
 from pytest_induction import UnsupportedModel, load_model, measure_heads
 from pytest_induction.__main__ import main
 from tests.conftest import SHIPPED
-from tests.models.test_ways_in import Plain, unreadable
+from tests.models.plain import Plain, unreadable
 from tests.models.zoo import build
 
 
@@ -36,7 +36,7 @@ def test_a_model_that_can_be_read(capsys):
 def test_a_model_that_cannot_be_read_is_told_what_to_change(capsys, tmp_path):
     """What every way in saw, what to do, and what can be measured all the same; the same lines stand in the refusal."""
     (tmp_path / "mine.py").write_text(
-        "from tests.models.test_ways_in import Plain, unreadable\ndef make():\n    return Plain(unreadable)\n"
+        "from tests.models.plain import Plain, unreadable\ndef make():\n    return Plain(unreadable)\n"
     )
     status, out, _ = doctor(capsys, f"{tmp_path}/mine.py:make")
     assert status == 1
@@ -84,7 +84,7 @@ def test_an_implementation_that_hides_is_named():
 
 def test_a_model_without_room_for_a_probe_says_so(capsys, tmp_path):
     """It loads, and yet nothing can be measured on it."""
-    (tmp_path / "mine.py").write_text("from tests.models.test_ways_in import Plain\ndef make():\n    return Plain(d_vocab=3)\n")
+    (tmp_path / "mine.py").write_text("from tests.models.plain import Plain\ndef make():\n    return Plain(d_vocab=3)\n")
     status, out, _ = doctor(capsys, f"{tmp_path}/mine.py:make")
     assert status == 1
     assert "probes     " in out

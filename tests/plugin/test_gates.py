@@ -283,9 +283,7 @@ FACTORIES = {
 def test_a_factory_that_makes_no_usable_model_is_one_line(kind, run, pytester):
     """The same for what a user's own code returns."""
     body, message = FACTORIES[kind]
-    pytester.makepyfile(
-        mine=f"from torch import nn\nfrom tests.models.test_ways_in import Plain\ndef make():\n    return {body}\n"
-    )
+    pytester.makepyfile(mine=f"from torch import nn\nfrom tests.models.plain import Plain\ndef make():\n    return {body}\n")
     result = run("--induction-model", "mine.py:make", "-k", "has_induction")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     if message is not None:

@@ -11,7 +11,7 @@ from pytest_induction import ArgumentError, ModelError, assert_has_induction_hea
 from pytest_induction.progress import progress, showing_on
 from pytest_induction.specs import memory_size
 from tests.conftest import SHIPPED
-from tests.models.test_ways_in import Plain, by_hand
+from tests.models.plain import Plain, by_hand
 
 
 def sizes_of(subject, rows, measure=None):
@@ -106,7 +106,7 @@ def test_a_model_that_runs_out_of_memory_is_measured_in_smaller_parts(monkeypatc
 @pytest.mark.parametrize("memory", ["50KB", "400KB", "2MB"])
 def test_the_split_changes_no_result(memory):
     """Scores within rounding, and the same verdict on the same grounds."""
-    whole, split = (load_model(SHIPPED["llama"], memory=given) for given in (None, memory))
+    whole, split = (load_model(SHIPPED["two-layers"], memory=given) for given in (None, memory))
     np.testing.assert_allclose(measure_heads(split).prefix_matching, measure_heads(whole).prefix_matching, atol=1e-6)
     one, other = (assert_has_induction_head(model) for model in (whole, split))
     assert [str(head) for head in one.heads] == [str(head) for head in other.heads]

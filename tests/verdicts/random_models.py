@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import transformers as hf
 
-from tests.models.test_ways_in import Plain
+from tests.models.plain import Plain
 
 
 def random_models(count, seed):

@@ -33,14 +33,6 @@ class AttentionReader(Protocol):
     """One layer's attention pattern, read entry by entry."""
 
     @property
-    def has_scores(self) -> bool:
-        """Whether scores before softmax can be had, or the pattern only."""
-
-    @property
-    def log_sum_exp(self) -> Tensor:
-        """Of each query's scores, (batch, heads, queries), where those can be had."""
-
-    @property
     def dtype(self) -> torch.dtype:
         """Of what the model computes in."""
 
@@ -54,14 +46,22 @@ class AttentionReader(Protocol):
         With `first` one more line is given, last: the mass on position 0.
         """
 
-    def write_scores(self, offsets: Sequence[int], out: Tensor, *, first: bool) -> float:
-        """Scores before softmax into `out`, laid out as `diagonals`, but for a factor, which is returned."""
-
     def columns(self, keys: Tensor) -> Tensor:
         """Mass from each query to one key per row, `keys` (batch,): (batch, heads, queries)."""
 
     def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         """Mass from `queries` to `keys` of batch `rows`, each (pairs,): (pairs, heads)."""
+
+
+class ScoresReader(AttentionReader, Protocol):
+    """One layer's attention, of which scores before softmax can be had too."""
+
+    @property
+    def log_sum_exp(self) -> Tensor:
+        """Of each query's scores, (batch, heads, queries)."""
+
+    def write_scores(self, offsets: Sequence[int], out: Tensor, *, first: bool) -> float:
+        """Scores before softmax into `out`, laid out as `diagonals`, but for a factor, which is returned."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ several layers are there: cold code, not arithmetic, is what they cost. Little i
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pytest_induction.metrics.attention import AttentionReader, PairScores, PeriodicScores
+from pytest_induction.metrics.attention import AttentionReader, PairScores, PeriodicScores, ScoresReader
 
 HELD_ENTRIES = 2_000_000  # scores before softmax that wait for the rest of their layers; 8 MB
 
@@ -28,7 +30,7 @@ class Streamed:
     def add(self, layer: int, attention: AttentionReader) -> None:
         """Take what this layer's scores need."""
         self._to_come -= 1
-        if not isinstance(self._scores, PeriodicScores) or not attention.has_scores:
+        if not isinstance(self._scores, PeriodicScores) or not _has_scores(attention):
             self._finish()
             self._done.append(self._scores(attention))
             return
@@ -41,7 +43,7 @@ class Streamed:
         self._finish()
         return self._done
 
-    def _room(self, scores: PeriodicScores, attention: AttentionReader) -> Tensor:
+    def _room(self, scores: PeriodicScores, attention: ScoresReader) -> Tensor:
         """Where the next layer's scores go: -inf everywhere, (batch, heads, lines, queries)."""
         batch, heads, positions = attention.log_sum_exp.shape
         shape = (batch, heads, len(scores.offsets) + 1, positions)
@@ -69,3 +71,7 @@ class Streamed:
             found = F.linear(mass.flatten(3), self._scores.weights(mass.dtype, mass.device))
         self._done += found.movedim(-1, 1).unbind(0)
         self._buffer, self._waiting = torch.empty(0), []
+
+
+def _has_scores(attention: AttentionReader) -> TypeGuard[ScoresReader]:
+    return hasattr(attention, "write_scores")

@@ -39,8 +39,6 @@ class LogSumExpReader:
             nothing = max(NOTHING, torch.finfo(self.query.dtype).min / 2)  # half precision has no number as low
             self.log_sum_exp = self.log_sum_exp.masked_fill(~(self.log_sum_exp > nothing), torch.inf)
 
-    has_scores = True
-
     @property
     def n_heads(self) -> int:
         return self.query.shape[1]
@@ -149,20 +147,9 @@ class PatternReader:
 
     pattern: Tensor
 
-    has_scores = False
-
     @property
     def n_heads(self) -> int:
         return self.pattern.shape[1]
-
-    @property
-    def log_sum_exp(self) -> Tensor:
-        """Not known: a pattern has lost it."""
-        raise NotImplementedError
-
-    def write_scores(self, offsets: Sequence[int], out: Tensor, *, first: bool) -> float:
-        """Not known, as above."""
-        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:

@@ -19,9 +19,9 @@ from torch import nn
 from pytest_induction.models.protocol import Refused
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-NO_SOFTMAX = re.compile(  # mixers that are called attention, or live where attention is looked for, and have no pattern
-    r"linear_?attn|linear_?attention|lightning|delta|mamba|rwkv|ssm|recurrent|retention|lstm|gru|hyena|conv|hebbian|norm|drop|mask"
-    r"|residual|embed|rotary|pool|noop|identity",
+NO_SOFTMAX = re.compile(  # mixers that are called attention and have no pattern, and what only serves or follows attention
+    r"linear_?att|lightning|delta|mamba|rwkv|ssm|recurrent|retention|lstm|gru|hyena|conv|hebbian|noop|identity"
+    r"|att.*(norm|drop|mask|residual|embed|rotary|pool)",
     re.IGNORECASE,
 )
 MOST_NAMED = 6
