@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller, logits_of
 from pytest_induction.models.census import Running
-from pytest_induction.models.protocol import NotInUse, Observer, Refused, Show, WayIn, all_seen
+from pytest_induction.models.protocol import NotInUse, Observer, Refused, Show, WayIn
 
 SETTING = "_attn_implementation_internal"
 
@@ -23,7 +23,7 @@ class EagerWay(WayIn):
     stops = False
 
     def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
-        self._caller = caller
+        self.caller = caller
         if not hasattr(getattr(caller.module, "config", None), SETTING):
             raise NotInUse("not a Hugging Face model")
         before = {str(getattr(config, SETTING)) for config in _configs(caller.module)} - {"None", "eager"}
@@ -42,15 +42,15 @@ class EagerWay(WayIn):
         self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
     ) -> Tensor | None:
         output, patterns = self._patterns(tokens, attention_mask)
-        all_seen(self, len(patterns))
+        self.all_seen(len(patterns))
         show = Show(observer)
         for pattern in patterns:
             show(PatternReader(pattern))
         return logits_of(output, tokens) if logits else None
 
     def _patterns(self, tokens: Tensor, attention_mask: Tensor | None) -> tuple[Any, tuple[Tensor, ...]]:
-        with _eager(self._caller.module):
-            output = self._caller(tokens, attention_mask, output_attentions=True)
+        with _eager(self.caller.module):
+            output = self.caller(tokens, attention_mask, output_attentions=True)
         found = getattr(output, "attentions", None) or ()
         if not found or not all(isinstance(pattern, Tensor) for pattern in found):
             raise Refused("no attention patterns returned under output_attentions=True")

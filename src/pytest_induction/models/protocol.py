@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,6 +79,7 @@ class WayIn(ABC):
     """One way to see a model's attention while it runs. Building one tries it out, and raises `Refused`."""
 
     name: str
+    caller: Caller
     layers: tuple[str, ...]  # module paths of the attention layers, in order
     heads: tuple[int, ...]  # of each layer
     notes: tuple[str, ...] = ()
@@ -101,6 +102,12 @@ class WayIn(ABC):
     ) -> Tensor | None:
         """One forward pass under observation: the logits if asked for. Raises `ModelError` if a layer was not seen."""
 
+    def all_seen(self, seen: int) -> None:
+        """Raise `ModelError` unless every layer was observed: a layer that goes unseen would silently have no score."""
+        if seen != len(self.layers):
+            expected = f"{len(self.layers)} attention layers were expected in this forward pass"
+            raise ModelError(f"{expected}, {seen} were seen by {self.name}")
+
     def settle(self, show: Show, expected: int | None, excused: Sequence[str] = ()) -> None:
         """Take the layers that the trial pass showed. Raises `Refused` if attention may have run unseen, but in those excused."""
         if show.running is None:
@@ -109,10 +116,24 @@ class WayIn(ABC):
         self.layers, self.heads = tuple(path or f"call {index}" for index, (path, _) in enumerate(show.places)), tuple(show.heads)
 
 
-def all_seen(way: WayIn, seen: int) -> None:
-    """Raise `ModelError` unless every layer was observed: a layer that goes unseen would silently have no score."""
-    if seen != len(way.layers):
-        raise ModelError(f"{len(way.layers)} attention layers were expected in this forward pass, {seen} were seen by {way.name}")
+class ListeningWay(WayIn):
+    """A way in that listens while the model runs as it is called."""
+
+    base_serves: bool = False  # whether the model without its logits shows every layer too
+
+    @abstractmethod
+    def listening(self, tokens: Tensor, show: Show) -> AbstractContextManager[object]:
+        """Show each layer of a forward pass over `tokens` inside the block."""
+
+    def run(
+        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
+    ) -> Tensor | None:
+        show = Show(observer, last=len(self.layers) if early_stop and not logits else None)
+        output = None
+        with show.until_last(), self.listening(tokens, show):
+            output = self.caller(tokens, attention_mask, logits=logits or not self.base_serves)
+        self.all_seen(len(show.heads))
+        return logits_of(output, tokens) if logits else None
 
 
 @dataclass

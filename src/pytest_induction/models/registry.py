@@ -15,45 +15,35 @@ from typing import Any
 from torch import Tensor
 
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
-from pytest_induction.models.calling import Caller, logits_of
+from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
-from pytest_induction.models.protocol import NotInUse, Observer, Refused, Show, WayIn, all_seen
+from pytest_induction.models.protocol import ListeningWay, NotInUse, Refused, Show
 from pytest_induction.models.sdpa import _one_at_a_time
 
 CHANGES_THE_SCORES = ("softcap", "s_aux", "sinks", "position_bias", "sliding_window")
 
 
-class RegistryWay(WayIn):
+class RegistryWay(ListeningWay):
     """Reads what passes through transformers' attention interface."""
 
     name = "transformers attention interface"
 
     def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
-        self._caller = caller
+        self.caller = caller
         if "transformers.modeling_utils" not in sys.modules:
             raise NotInUse("transformers is not in use")
         if not hasattr(sys.modules["transformers.modeling_utils"].AttentionInterface, "get_interface"):
             raise Refused("this transformers looks its attention functions up in another way than newer ones do")
         running = Running(caller.module)
         show = Show(running=running)
-        with running.following(), self._listening(tokens, show):
+        with running.following(), self.listening(tokens, show):
             caller(tokens)
         if not show.heads:
             raise Refused("0 calls of a registered attention function seen")
         self.settle(show, expected)
 
-    def run(
-        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
-    ) -> Tensor | None:
-        show = Show(observer, last=len(self.layers) if early_stop and not logits else None)
-        output = None
-        with show.until_last(), self._listening(tokens, show):
-            output = self._caller(tokens, attention_mask)
-        all_seen(self, len(show.heads))
-        return logits_of(output, tokens) if logits else None
-
     @contextmanager
-    def _listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
+    def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
         """Wrap every attention function that is looked up inside the block."""
         interface = sys.modules["transformers.modeling_utils"].AttentionInterface
         look_up = interface.get_interface

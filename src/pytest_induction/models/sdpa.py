@@ -18,23 +18,23 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
-from pytest_induction.models.calling import Caller, full_precision, logits_of
+from pytest_induction.models.calling import Caller, full_precision
 from pytest_induction.models.census import Running
 from pytest_induction.models.kernels import Call, attend, exact
-from pytest_induction.models.protocol import Observer, Refused, Show, WayIn, all_seen
+from pytest_induction.models.protocol import ListeningWay, Refused, Show
 
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
 _one_at_a_time = threading.RLock()
 
 
-class SdpaWay(WayIn):
+class SdpaWay(ListeningWay):
     """Sees every causal self-attention call; refuses a model that computes attention anywhere else too."""
 
     name = "sdpa"
     makes_patterns = False
 
     def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
-        self._caller = caller
+        self.caller = caller
         tap, watch = try_out(caller, tokens)
         if not tap.show.heads or watch.foreign:
             elsewhere = f", {watch.foreign} softmax calls over (positions x positions) outside of it" if watch.foreign else ""
@@ -42,29 +42,20 @@ class SdpaWay(WayIn):
         self.settle(tap.show, expected, excused=cross_attention(caller, tokens, watch))
         self.folded = tap.folded
         self._by_patch = not watch.aliased
-        self._base_serves = self._sees_all_in_base(tokens)
+        self.base_serves = self._sees_all_in_base(tokens)
 
     def _sees_all_in_base(self, tokens: Tensor) -> bool:
         """Whether the base model alone, without the logits, makes the same attention calls."""
-        if self._caller.base is None:
+        if self.caller.base is None:
             return False
         show = Show()
-        with self.tapping(Tap(tokens, show)), suppress(Exception):  # a base may need what only the whole gives it
-            self._caller(tokens, logits=False)
+        with self.listening(tokens, show), suppress(Exception):  # a base may need what only the whole gives it
+            self.caller(tokens, logits=False)
         return len(show.heads) == len(self.layers)
 
-    def run(
-        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
-    ) -> Tensor | None:
-        show = Show(observer, last=len(self.layers) if early_stop and not logits else None)
-        output = None
-        with show.until_last(), self.tapping(Tap(tokens, show)):
-            output = self._caller(tokens, attention_mask, logits=logits or not self._base_serves)
-        all_seen(self, len(show.heads))
-        return logits_of(output, tokens) if logits else None
-
     @contextmanager
-    def tapping(self, tap: Tap) -> Iterator[None]:
+    def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
+        tap = Tap(tokens, show)
         with patched(tap) if self._by_patch else watching(tap):
             yield
 

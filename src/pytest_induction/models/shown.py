@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
-from pytest_induction.models.calling import Caller, logits_of
+from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
-from pytest_induction.models.protocol import NotInUse, Observer, Show, WayIn, all_seen
+from pytest_induction.models.protocol import ListeningWay, NotInUse, Show
 
 GROUP = "pytest_induction.ways_in"
 Attach = Callable[[nn.Module], Callable[[], Any] | None]
@@ -75,42 +75,32 @@ def _reader(
     return LogSumExpReader(query, key, row_log_sum_exp(query, key, number, mask, causal), number, mask, causal)
 
 
-class ShownWay(WayIn):
+class ShownWay(ListeningWay):
     """Listens to `show_attention`, called by the model itself or by what knows it and attaches to it."""
 
     name = "show_attention"
 
     def __init__(self, caller: Caller, tokens: Tensor, expected: int | None, attach: Sequence[Attach] = ()) -> None:
-        self._caller = caller
+        self.caller = caller
         self._attach = next((known for known in (*attach, *_installed()) if self._knows(known)), None)
         running = Running(caller.module)
         show = Show(running=running)
-        with self._listening(show), running.following():  # the hooks that show run before those that leave
+        with self.listening(tokens, show), running.following():  # the hooks that show run before those that leave
             caller(tokens)
         if not show.heads:
             raise NotInUse("the model does not call it, and nothing installed attaches to it")
         self.settle(show, expected)
 
     def _knows(self, attach: Attach) -> bool:
-        detach = _attached(attach, self._caller.module)
+        detach = _attached(attach, self.caller.module)
         if detach is not None:
             detach()
         return detach is not None
 
-    def run(
-        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
-    ) -> Tensor | None:
-        show = Show(observer, last=len(self.layers) if early_stop and not logits else None)
-        output = None
-        with show.until_last(), self._listening(show):
-            output = self._caller(tokens, attention_mask)
-        all_seen(self, len(show.heads))
-        return logits_of(output, tokens) if logits else None
-
     @contextmanager
-    def _listening(self, show: Show) -> Iterator[None]:
+    def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
         with ExitStack() as stack:
-            detach = None if self._attach is None else _attached(self._attach, self._caller.module)
+            detach = None if self._attach is None else _attached(self._attach, self.caller.module)
             if detach is not None:
                 stack.callback(detach)
             stack.callback(_show.reset, _show.set(show))

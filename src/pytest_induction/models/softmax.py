@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pytest_induction.models.attention import PatternReader
-from pytest_induction.models.calling import Caller, logits_of
-from pytest_induction.models.protocol import Observer, Refused, Show, WayIn, all_seen
+from pytest_induction.models.calling import Caller
+from pytest_induction.models.protocol import ListeningWay, Refused, Show
 from pytest_induction.models.sdpa import Tap, Watch, cross_attention, try_out, watching
 
 PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "einsum", "mm", "baddbmm"})
@@ -28,13 +28,13 @@ HARMLESS = 1e-2  # what a cast to half precision may change,
 EXACT = 1e-6  # and any other
 
 
-class SoftmaxWay(WayIn):
+class SoftmaxWay(ListeningWay):
     """Sees patterns where the model computes them itself, whatever its code is. Costs a little per torch function."""
 
     name = "softmax"
 
     def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
-        self._caller = caller
+        self.caller = caller
         tap, watch = try_out(caller, tokens, Traced)
         if not tap.show.heads or not isinstance(watch, Traced):
             raise Refused(f"no softmax over (positions x positions) seen{watch.unreadable()}")
@@ -42,18 +42,8 @@ class SoftmaxWay(WayIn):
         self.settle(tap.show, expected, excused=cross_attention(caller, tokens, watch))
         self.folded = tap.folded
 
-    def run(
-        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
-    ) -> Tensor | None:
-        show = Show(observer, last=len(self.layers) if early_stop and not logits else None)
-        output = None
-        with show.until_last(), self._watching(tokens, show):
-            output = self._caller(tokens, attention_mask)
-        all_seen(self, len(show.heads))
-        return logits_of(output, tokens) if logits else None
-
     @contextmanager
-    def _watching(self, tokens: Tensor, show: Show) -> Iterator[None]:
+    def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
         with watching(Tap(tokens, show), Shown):
             yield
 
