@@ -217,13 +217,15 @@ def _observe(
     """One forward pass: scores (sequences, scores, n_layers, n_heads), and the logits if asked for."""
     stream = Streamed(scores, subject.n_layers)
     predicted = subject.observe(rows, stream.add, attention_mask=attention_mask, logits=logits, early_stop=early_stop)
-    found = [numbers(layer) for layer in stream.layers()]  # each (scores, batch, heads of that layer)
-    if not all(np.isfinite(layer).all() for layer in found):
+    chunks = [numbers(chunk) for chunk in stream.chunks()]  # each (layers, scores, batch, heads of those layers)
+    if not all(np.isfinite(chunk).all() for chunk in chunks):
         raise ModelError(f"the attention of {subject.name} is not finite (NaN or infinity)")
-    values = np.full((*found[0].shape[:2], len(found), subject.n_heads), np.nan)
-    for index, layer in enumerate(found):
-        values[:, :, index, : layer.shape[2]] = layer
-    return values.swapaxes(0, 1), predicted
+    values = np.full((subject.n_layers, *chunks[0].shape[1:3], subject.n_heads), np.nan)
+    start = 0
+    for chunk in chunks:
+        values[start : start + len(chunk), ..., : chunk.shape[-1]] = chunk
+        start += len(chunk)
+    return values.transpose(2, 1, 0, 3), predicted
 
 
 def _checked_tokens(subject: ModelUnderTest, tokens: Any, attention_mask: Any) -> tuple[Tensor, Tensor | None]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pytest_induction import measure_heads
 from pytest_induction.models import kernels
@@ -150,6 +151,20 @@ def test_a_kernel_that_is_gone_is_done_without(monkeypatch):
     monkeypatch.setattr(kernels, "_trusted", {})
     monkeypatch.setattr(kernels, "KERNELS", {("cpu", kernels.FLASH): gone})
     assert measure_heads(build("llama")).prefix_matching == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_choice_of_kernels_that_the_user_makes_is_honoured():
+    """What torch chose once is remembered for as long as all that it depends on is the same."""
+    call = Call(*parts(), causal=True)
+    assert kernels._kernel(call) is kernels._flash_cpu
+    with sdpa_kernel(SDPBackend.MATH):
+        assert kernels._kernel(call) is None
+        torch.testing.assert_close(
+            read(call).diagonals([1])[..., 0, 1:], reference(call).diagonal(-1, -2, -1).float(), atol=1e-5, rtol=0
+        )
+    assert kernels._kernel(call) is kernels._flash_cpu
+    transposed = Call(*(part.mT.contiguous().mT for part in parts()), causal=True)
+    assert kernels._kernel(transposed) is None
 
 
 def test_the_kernel_is_trusted_where_it_tells_the_truth():

@@ -24,6 +24,10 @@ def pattern(seed):
     return PatternReader(torch.rand(2, 3, T, T, generator=torch.Generator().manual_seed(seed)).tril())
 
 
+def layers_of(stream):
+    return [layer for chunk in stream.chunks() for layer in chunk]
+
+
 MODELS = {
     "alike": lambda: [layer(seed) for seed in range(5)],
     "heads differ": lambda: [layer(0), layer(1, heads=6, key_heads=2), layer(2, heads=6, key_heads=6), layer(3)],
@@ -45,7 +49,7 @@ def test_together_is_the_same_as_alone(monkeypatch, kind, held, small):
     stream = Streamed(SCORES, len(layers))
     for index, reader in enumerate(layers):
         stream.add(index, reader)
-    found = stream.layers()
+    found = layers_of(stream)
     assert len(found) == len(layers)
     for one, reader in zip(found, layers, strict=True):
         torch.testing.assert_close(one, SCORES(reader), atol=1e-6, rtol=0)
@@ -66,7 +70,7 @@ def test_more_layers_than_were_announced_are_taken_too():
     stream = Streamed(SCORES, 1)
     for index in range(3):
         stream.add(index, layer(index))
-    assert len(stream.layers()) == 3
+    assert len(layers_of(stream)) == 3
 
 
 def test_scattered_scores_are_taken_at_once():
@@ -76,7 +80,7 @@ def test_scattered_scores_are_taken_at_once():
     stream = Streamed(scores, 2)
     for index in range(2):
         stream.add(index, layer(index))
-    torch.testing.assert_close(stream.layers()[1], scores(layer(1)))
+    torch.testing.assert_close(layers_of(stream)[1], scores(layer(1)))
 
 
 def test_autocast_rounds_nothing():
@@ -86,6 +90,6 @@ def test_autocast_rounds_nothing():
     found = Streamed(SCORES, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found.add(0, layer(0))
-        rounded = found.layers()[0]
-    torch.testing.assert_close(rounded, wanted.layers()[0], atol=1e-3, rtol=0)
+        rounded = layers_of(found)[0]
+    torch.testing.assert_close(rounded, layers_of(wanted)[0], atol=1e-3, rtol=0)
     assert rounded.dtype is torch.float32

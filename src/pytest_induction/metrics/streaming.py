@@ -32,14 +32,14 @@ class Streamed:
         self._to_come -= 1
         if not isinstance(self._scores, PeriodicScores) or not _has_scores(attention):
             self._finish()
-            self._done.append(self._scores(attention))
+            self._done.append(self._scores(attention)[None])
             return
         out = self._room(self._scores, attention)
         factor = attention.write_scores(self._scores.offsets, out, first=True)
         self._waiting.append((factor, attention.log_sum_exp))
 
-    def layers(self) -> list[Tensor]:
-        """Each layer's scores, (scores, batch, heads)."""
+    def chunks(self) -> list[Tensor]:
+        """The scores of all layers in order, those of some at a time: each (layers, scores, batch, heads)."""
         self._finish()
         return self._done
 
@@ -64,12 +64,13 @@ class Streamed:
         if not self._waiting or not isinstance(self._scores, PeriodicScores):
             return
         held = self._buffer[: len(self._waiting)]
-        factors = held.new_tensor([factor for factor, _ in self._waiting])[:, None, None, None, None]
+        factors = {factor for factor, _ in self._waiting}
+        factor = factors.pop() if len(factors) == 1 else held.new_tensor([each for each, _ in self._waiting]).view(-1, 1, 1, 1, 1)
         log_sum_exps = torch.stack([each for _, each in self._waiting])[:, :, :, None]
         with torch.autocast(held.device.type, enabled=False):  # this may be called where the user has it on
-            mass = held.mul_(factors).sub_(log_sum_exps.to(held.dtype)).exp_()
+            mass = held.mul_(factor).sub_(log_sum_exps.to(held.dtype)).exp_()
             found = F.linear(mass.flatten(3), self._scores.weights(mass.dtype, mass.device))
-        self._done += found.movedim(-1, 1).unbind(0)
+        self._done.append(found.movedim(-1, 1))
         self._buffer, self._waiting = torch.empty(0), []
 
 

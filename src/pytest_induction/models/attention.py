@@ -85,7 +85,8 @@ class LogSumExpReader:
         """
         batch, heads, positions = self.log_sum_exp.shape
         if batch * heads * positions**2 <= SMALL_ENTRIES:
-            products = (self._query @ self._key.transpose(-1, -2)).view(batch, heads, -1)
+            query, key = (self.query, self.key) if self.key.shape[1] == heads else (self._query, self._key)
+            products = (_upcast(query) @ _upcast(key).transpose(-1, -2)).view(batch, heads, -1)
             places, outside = _places(tuple(offsets), first, positions, products.device)
             out.copy_(products[..., places].view(out.shape)).masked_fill_(outside, -torch.inf)
         else:

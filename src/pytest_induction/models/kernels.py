@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, math_sdp_enabled, mem_efficient_sdp_enabled
 
 from pytest_induction.models.attention import NOTHING, row_log_sum_exp
 
@@ -20,7 +21,9 @@ FLASH, EFFICIENT, CUDNN = 1, 2, 3  # torch's numbers of its fused kernels
 CHECKED_ROWS = 64  # exact rows that a kernel is compared with at its first use
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4}  # per unit of log-sum-exp; half precision uses a fast exponential
 CLOSE_HALF = 1e-2
+MOST_LOOKS = 1024
 _trusted: dict[Hashable, bool] = {}
+_chosen: dict[Hashable, int | None] = {}
 
 
 class Call(NamedTuple):
@@ -95,21 +98,28 @@ def _kernel(call: Call) -> Callable[[Call], Attended] | None:
     device = call.query.device.type
     if device not in ("cpu", "cuda") or call.dropout:
         return None
+    look = _look(call)
+    if look not in _chosen:
+        if len(_chosen) >= MOST_LOOKS:
+            _chosen.clear()
+        _chosen[look] = _choice(call)
+    return KERNELS.get((device, _chosen[look]))
+
+
+def _look(call: Call) -> Hashable:
+    """All that torch's choice depends on: asking it again in every layer costs as much as reading a short one."""
+    tensors = tuple((part.shape, part.stride(), part.dtype) for part in call[:4] if isinstance(part, Tensor))
+    allowed = (flash_sdp_enabled(), mem_efficient_sdp_enabled(), math_sdp_enabled(), cudnn_sdp_enabled())
+    return tensors, call.causal, call.given_scale, call.grouped, call.query.device, allowed
+
+
+def _choice(call: Call) -> int | None:
     choose = torch._fused_sdp_choice  # noqa: SLF001 - torch itself asks here which kernel it will use
+    options = {"scale": call.given_scale, "enable_gqa": call.grouped}
     try:
-        choice = choose(
-            call.query,
-            call.key,
-            call.value,
-            call.mask,
-            call.dropout,
-            call.causal,
-            scale=call.given_scale,
-            enable_gqa=call.grouped,
-        )
+        return int(choose(call.query, call.key, call.value, call.mask, call.dropout, call.causal, **options))  # type: ignore[arg-type]
     except (AttributeError, RuntimeError, TypeError):
         return None
-    return KERNELS.get((device, choice))
 
 
 def _agrees(kernel: Callable[[Call], Attended], original: Callable[..., Tensor], call: Call) -> bool:
