@@ -1,5 +1,6 @@
 """What an attention call returns, and its log-sum-exp: against a softmax in double precision, and kernels that lie."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from pytest_induction import measure_heads
 from pytest_induction.models import kernels
 from pytest_induction.models.attention import LogSumExpReader
 from pytest_induction.models.kernels import Attended, Call, attend
+from tests.models.plain import Plain
 from tests.models.zoo import build
 
 ORIGINAL = F.scaled_dot_product_attention
@@ -139,6 +141,40 @@ def test_a_kernel_that_lies_is_not_believed(monkeypatch, change):
     assert measure_heads(build("llama")).prefix_matching == pytest.approx(wanted, abs=1e-5)
     assert kernels._trusted
     assert not any(kernels._trusted.values())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda told: told + (told.shape[-1] > 64),
+        lambda told: told + (torch.arange(told.shape[-1]) > 70),
+        lambda told: told + (told.shape[-1] % 16 == 0),
+    ],
+    ids=["long sequences", "last rows", "a whole number of blocks"],
+)
+def test_a_kernel_that_lies_about_some_lengths_is_found_out_there(monkeypatch, wrong):
+    """It told the truth on the few tokens of the trial, and is asked again where it may work in another way."""
+    tokens = torch.randint(1, 40, (2, 80), generator=torch.Generator().manual_seed(0))
+    model = Plain()
+    wanted = [measure_heads(model, tokens=tokens[:, :length]).prefix_matching for length in (79, 80)]
+    monkeypatch.setattr(kernels, "_trusted", {})
+    lying = lie_about(lambda output, told: (output, wrong(told)))
+    monkeypatch.setattr(kernels, "KERNELS", {("cpu", kernels.FLASH): lying})
+    found = [measure_heads(model, tokens=tokens[:, :length]).prefix_matching for length in (79, 80)]
+    assert np.array(found) == pytest.approx(np.array(wanted), abs=1e-5)
+    assert set(kernels._trusted.values()) == {True, False}
+
+
+def test_a_kernel_out_of_memory_is_no_liar(monkeypatch):
+    """Fewer rows may fit, which is for the caller to try."""
+
+    def full(call):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(kernels, "KERNELS", {("cpu", kernels.FLASH): full})
+    with pytest.raises(torch.OutOfMemoryError):
+        attend(ORIGINAL, Call(*parts(), causal=True))
+    assert not kernels._trusted
 
 
 def test_a_kernel_that_is_gone_is_done_without(monkeypatch):

@@ -195,27 +195,27 @@ def _places(offsets: tuple[int, ...], first: bool, positions: int, device: torch
 
 
 def row_log_sum_exp(
-    query: Tensor, key: Tensor, scale: float, mask: Tensor | None, causal: bool, *, rows: int | None = None
+    query: Tensor, key: Tensor, scale: float, mask: Tensor | None, causal: bool, *, rows: range | None = None
 ) -> Tensor:
     """Log-sum-exp of every query's masked, scaled scores, (batch, heads, positions), in blocks of rows.
 
-    The way that serves every device, dtype and mask, where the kernel does not tell. `rows` limits it to the first ones.
+    The way that serves every device, dtype and mask, where the kernel does not tell. `rows` limits it to some.
     """
     batch, heads, positions, _ = query.shape
+    rows = range(positions) if rows is None else rows
     keys = _upcast(key)[:, :, None].transpose(-1, -2)
-    at_once = max(1, min(rows or positions, BLOCK_ENTRIES // (batch * heads * positions)))
+    at_once = max(1, min(len(rows), BLOCK_ENTRIES // (batch * heads * positions)))
     columns = torch.arange(positions, device=query.device)
     blocks = []
-    for start in range(0, positions if rows is None else rows, at_once):
-        block = _upcast(query[:, :, start : start + at_once]).unflatten(1, (key.shape[1], -1))
-        scores = (block @ keys).flatten(1, 2).mul_(scale)
+    for start in rows[::at_once]:
+        block = slice(start, min(start + at_once, rows.stop))
+        scores = (_upcast(query[:, :, block]).unflatten(1, (key.shape[1], -1)) @ keys).flatten(1, 2).mul_(scale)
         if mask is not None:
-            part = mask.expand(*mask.shape[:-2], positions, positions)[..., start : start + at_once, :]
-            scores += _as_added(part, scores.dtype)
+            scores += _as_added(mask.expand(*mask.shape[:-2], positions, positions)[..., block, :], scores.dtype)
         if causal:
-            scores.masked_fill_(columns > columns[start : start + at_once, None], -torch.inf)
+            scores.masked_fill_(columns > columns[block, None], -torch.inf)
         blocks.append(scores.logsumexp(-1))
-    return torch.cat(blocks, dim=-1)[..., :rows]
+    return torch.cat(blocks, dim=-1)
 
 
 def _as_added(mask: Tensor, dtype: torch.dtype) -> Tensor:
