@@ -2,7 +2,6 @@
 
 import os
 import resource
-import statistics
 import subprocess
 import sys
 
@@ -57,18 +56,32 @@ def test_importing_the_face_loads_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-def test_start_up_costs_less_than_thirty_milliseconds(tmp_path):
-    """Against the same run without the plugin, interleaved, in processor time: what else the machine does is not counted."""
+def start_up_cost(place, *plugins):
+    """Processor seconds that these plugins add to a run, at the least: whatever else the machine does only ever adds."""
 
-    def seconds(*plugins):
+    def seconds(*given):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run_fresh(tmp_path, *plugins)
+        run_fresh(place, *given)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    seconds("-p", "pytest_induction.plugin")
-    pairs = [(seconds("-p", "pytest_induction.plugin"), seconds()) for _ in range(9)]
-    assert statistics.median(with_it - without for with_it, without in pairs) < 0.030
+    loaded = [part for plugin in plugins for part in ("-p", plugin)]
+    seconds(*loaded)  # writes what is compiled
+    pairs = [(seconds(*loaded), seconds()) for _ in range(9)]
+    return min(with_it for with_it, _ in pairs) - min(without for _, without in pairs)
+
+
+def test_start_up_costs_less_than_thirty_milliseconds(tmp_path):
+    """Against the same run without the plugin, interleaved; three tries, since a cost that is there shows in each of them."""
+    assert any(start_up_cost(tmp_path, "pytest_induction.plugin") < 0.030 for _ in range(3))
+
+
+def test_a_plugin_that_costs_fifty_milliseconds_would_be_seen(tmp_path, monkeypatch):
+    """The measure above can fail."""
+    burn = "import time\nbegun = time.process_time()\nwhile time.process_time() - begun < 0.05:\n    pass\n"
+    (tmp_path / "slow_to_start.py").write_text(burn)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert start_up_cost(tmp_path, "pytest_induction.plugin", "slow_to_start") > 0.030
 
 
 @pytest.mark.parametrize("name", ["nonesuch", "_private"])
