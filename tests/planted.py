@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pytest_induction import show_attention
+
 Pattern = Callable[[Tensor], Tensor]
 
 
@@ -87,8 +89,9 @@ class Planted(nn.Module):
 
 
 class CopiesUnseen(Planted):
-    """Completes repeats by looking the answer up outside of attention; its only head is uniform."""
+    """Completes repeats by looking the answer up outside of attention; the only head that it shows is uniform."""
 
     def forward(self, tokens: Tensor) -> Tensor:
+        show_attention(pattern=uniform(tokens)[:, None])
         answer = induction(tokens) @ F.one_hot(tokens, self.d_vocab).float()
         return super().forward(tokens) * 0 + answer * self.copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -47,6 +48,17 @@ class ExpectationFailed(AssertionError):
     def __init__(self, message: str, evidence: Evidence) -> None:
         super().__init__(message)
         self.evidence = evidence
+
+
+def whole_number(name: str, value: object, *, least: int) -> int:
+    """The argument as a whole number. Raises `ArgumentError` for anything else, and below `least`."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if number < least or isinstance(value, bool):
+        raise ArgumentError(f"`{name}` must be a whole number from {least} up, got {value!r}")
+    return number
 
 
 def user_facing(function: Callable[P, R]) -> Callable[P, R]:

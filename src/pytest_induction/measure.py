@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pytest_induction.batching import in_batches
-from pytest_induction.errors import ArgumentError, ModelError, user_facing
+from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
 from pytest_induction.metrics.attention import SCORES, PairScores, PeriodicScores, scores_for
 from pytest_induction.metrics.loss import Repetition, repetition
 from pytest_induction.metrics.streaming import Streamed
+from pytest_induction.models.calling import first_line
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences, unrepeated_sequences
@@ -27,6 +28,7 @@ from pytest_induction.records import SCHEMA_VERSION, Provenance
 
 Array = NDArray[np.float64]
 ModelLike = str | Path | nn.Module | ModelUnderTest
+FEWEST_POSITIONS = 3  # the first query that counts everywhere
 PERIODS_AT_ONCE = 6  # different periods in each round of probes
 DISTRIBUTIONS = ("pytest-induction", "torch", "transformers", "transformer-lens", "numpy")
 
@@ -86,6 +88,15 @@ def measure_heads(
     >>> scores.prefix_matching.shape                                 # doctest: +SKIP
     (2, 4)
     """
+    for name, value, least in (
+        ("n_sequences", n_sequences, 1),
+        ("period", period, 1),
+        ("repeats", repeats, 2),
+        ("seed", seed, 0),
+    ):
+        _ = None if value is None else whole_number(name, value, least=least)
+    if attention_mask is not None and tokens is None:
+        raise ArgumentError("`attention_mask` belongs to `tokens`, which were not given")
     subject = load_model(model)
     seed = subject.seed if seed is None else seed
     if tokens is not None:
@@ -182,8 +193,6 @@ def _probes(
     subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator, repeats: int, period: int | None
 ) -> Iterator[Probe]:
     """Rows of repeated tokens, one probe for each period, the sequences dealt out evenly."""
-    if n_sequences < 1:
-        raise ArgumentError(f"`n_sequences` must be at least 1, got {n_sequences}")
     if period is None:
         fitting, repeats = fitting_shape(subject.space, repeats)
         count = min(PERIODS_AT_ONCE, len(fitting), n_sequences)
@@ -229,12 +238,17 @@ def _observe(
 
 
 def _checked_tokens(subject: ModelUnderTest, tokens: Any, attention_mask: Any) -> tuple[Tensor, Tensor | None]:
-    ids = torch.as_tensor(tokens)
+    try:
+        ids = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"`tokens` must be integer ids (sequences, positions): {first_line(error)}") from None
     if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool or ids.numel() == 0:
         raise ArgumentError(f"`tokens` must be integer ids (sequences, positions), got {ids.dtype} {tuple(ids.shape)}")
     check_range(subject, ids.numpy(force=True))
     if subject.space.n_ctx is not None and ids.shape[1] > subject.space.n_ctx:
         raise ArgumentError(f"`tokens` has {ids.shape[1]} positions, the context has {subject.space.n_ctx}")
+    if ids.shape[1] < FEWEST_POSITIONS:
+        raise ArgumentError(f"`tokens` must have at least {FEWEST_POSITIONS} positions, got {ids.shape[1]}")
     mask = None if attention_mask is None else torch.as_tensor(attention_mask)
     if mask is not None and mask.shape != ids.shape:
         raise ArgumentError(f"`attention_mask` must have the shape of `tokens`, {tuple(ids.shape)}, got {tuple(mask.shape)}")

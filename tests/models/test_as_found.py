@@ -62,7 +62,7 @@ def test_a_model_is_as_it_was_after_an_exception_too(kind):
     def fails(layer, reader):
         raise KeyError("on purpose")
 
-    with pytest.raises(KeyError, match="on purpose"):
+    with pytest.raises(ModelError, match="on purpose"):
         subject.observe(tokens, fails)
     assert same(everything(model), before)
 

@@ -147,7 +147,7 @@ def test_offloaded_models_are_measured_and_stay_offloaded(kind, kept, tmp_path):
     def fails(layer, reader):
         raise KeyError("on purpose")
 
-    with pytest.raises(KeyError, match="on purpose"):
+    with pytest.raises(ModelError, match="on purpose"):
         subject.observe(tokens, fails)
     assert places(model) == before
     subject.observe(tokens, lambda layer, reader: None, early_stop=False)

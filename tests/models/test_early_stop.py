@@ -16,7 +16,7 @@ from tests.models.zoo import ZOO, build
 def what_ran(model, run):
     ran, handles = [], []
     for name, part in model.named_modules():
-        handles.append(part.register_forward_hook(lambda *_, name=name: ran.append(name)))
+        handles.append(part.register_forward_pre_hook(lambda *_, name=name: ran.append(name)))
     run()
     for handle in handles:
         handle.remove()

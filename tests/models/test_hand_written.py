@@ -123,7 +123,7 @@ def other_axis(query, key, value):
         (difference, r"4 softmax calls over \(positions x positions\), of which 4 are changed by `(sub|mul|__rmul__)`"),
         (strongest_only, r"changed by `"),
         (unused, "used nowhere"),
-        (other_axis, "rows and heads on one axis, in another order than rows first"),
+        (other_axis, "rows and heads in another order than rows first"),
     ],
 )
 def test_a_softmax_that_is_not_the_pattern_is_refused_by_name(attend, why):
@@ -139,7 +139,7 @@ def test_an_attention_function_with_rows_and_heads_swapped_is_refused():
         parts = (part.transpose(0, 1).flatten(0, 1) for part in (query, key, value))
         return F.scaled_dot_product_attention(*parts, is_causal=True).unflatten(0, (2, -1)).transpose(0, 1)
 
-    with pytest.raises(UnsupportedModel, match="sdpa: attention of layer 0 has rows and heads on one axis"):
+    with pytest.raises(UnsupportedModel, match="sdpa: attention of layer 0 has rows and heads in another order"):
         measure_heads(plain(swapped))
 
 
@@ -211,7 +211,7 @@ def test_a_hybrid_is_measured_where_it_attends_and_says_where(other, declared):
     [
         (
             lambda: Blocks(Attention(fused), Attention(hidden)),
-            r"attention of 1 layers seen, none in `blocks.1.mixer` \(Attention\)",
+            r"information moves between positions in `blocks.1.mixer` \(Attention\) too, where no attention is seen",
         ),
         (lambda: Blocks(Attention(fused), Recurrence(), declared=5), "attention of 1 layers seen, the model declares 5"),
         (lambda: Blocks(Attention(fused), Attention(fused), declared=1), "attention seen 2 times, the model declares 1 layers"),
@@ -230,7 +230,7 @@ class MaskedAttention(Attention):
 
 def test_what_an_attention_is_called_besides_does_not_excuse_it():
     """A mask that follows attention is none; an attention that is masked is one."""
-    with pytest.raises(UnsupportedModel, match=r"none in `blocks.1.mixer` \(MaskedAttention\)"):
+    with pytest.raises(UnsupportedModel, match=r"in `blocks.1.mixer` \(MaskedAttention\) too"):
         measure_heads(Blocks(Attention(fused), MaskedAttention(hidden)))
 
 
@@ -240,7 +240,7 @@ def test_a_block_built_like_one_that_attends_must_attend():
     class Mixer(Attention):
         pass
 
-    with pytest.raises(UnsupportedModel, match=r"none in `blocks.1`"):
+    with pytest.raises(UnsupportedModel, match=r"in `blocks.1.mixer` \(Mixer\) too"):
         measure_heads(Blocks(Mixer(fused), Mixer(hidden)))
 
 

@@ -62,7 +62,7 @@ def test_outside_of_a_measurement_nothing_happens():
             r"takes a pattern \(batch, heads, positions, positions\).* got a pattern \(2, 11, 11\)",
         ),
         (lambda q, k: show_attention(scores_of(q, k), query=q, key=k), "and a query"),
-        (lambda q, k: show_attention(query=q, key=k[:, :, :-1]), r"got \(2, 2, 11, 8\) and \(2, 2, 10, 8\)"),
+        (lambda q, k: show_attention(query=q, key=k[:, :, :-1]), r"got \(3, 2, 11, 8\) and \(3, 2, 10, 8\)"),
     ],
 )
 def test_what_is_no_attention_is_one_line(shown_as, message):

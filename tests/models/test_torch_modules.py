@@ -139,7 +139,7 @@ def test_self_attention_over_more_than_the_positions_is_refused():
     calls = iter(range(10**6))
     with pytest.raises(
         UnsupportedModel,
-        match="0 calls of scaled_dot_product_attention seen; the model itself attends to 14 keys from 11 positions",
+        match="sdpa: the model itself attends from 11 positions to 14 keys, which follow the number of positions",
     ):
         measure_heads(Plain(with_memory))
 

@@ -223,7 +223,7 @@ def test_a_bridge_in_training_mode_is_as_it_was(fails):
             raise KeyError("on purpose")
 
     if fails:
-        with pytest.raises(KeyError, match="on purpose"):
+        with pytest.raises(ModelError, match="on purpose"):
             subject.observe(repeated(), observer)
     else:
         subject.observe(repeated(), observer)

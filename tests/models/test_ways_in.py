@@ -74,13 +74,13 @@ def test_grouped_batches_and_cross_attention_calls_do_not_count():
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [
-        (lambda model: nn.Identity(), r"must return logits \(2, 11, d_vocab\) .* it returned int64 \(2, 11\)"),
+        (lambda model: nn.Identity(), r"must return logits \(3, 11, d_vocab\) .* it returned int64 \(3, 11\)"),
         (lambda model: _Returning(model, lambda logits: logits[:, -1:]), r"logits of every position"),
         (lambda model: _Returning(model, lambda logits: {"loss": logits.sum()}), r"it returned `dict`"),
         (lambda model: _Returning(model, lambda logits: None), r"it returned `NoneType`"),
         (lambda model: _Returning(model, lambda logits: logits * torch.nan), r"not finite"),
         (lambda model: _Returning(model, lambda logits: logits + torch.rand(1)), r"must be deterministic"),
-        (lambda model: nn.Linear(3, 3), r"must map token ids \(batch, positions\) to logits; given \(2, 11\) it raised"),
+        (lambda model: nn.Linear(3, 3), r"must map token ids \(batch, positions\) to logits; given \(3, 11\) it raised"),
     ],
 )
 def test_what_is_no_language_model_is_refused_in_one_line(wrap, message):
@@ -108,6 +108,13 @@ def test_a_bidirectional_model_is_refused():
 def test_a_context_that_is_declared_too_long_is_one_line():
     """What the model raises on a probe is told with its name and the shape of what it was given."""
     model = Plain(n_ctx=30)
+    model.n_ctx = 500
+    with pytest.raises(
+        ModelError, match=r"Plain must map token ids .*; given \(3, 37\) it raised RuntimeError: The size of"
+    ) as caught:
+        measure_heads(model)
+    assert "\n" not in str(caught.value)
+    model = Plain(n_ctx=60)
     model.n_ctx = 500
     with pytest.raises(ModelError, match=r"Plain failed on token ids \(4, \d+\): The size of tensor") as caught:
         measure_heads(model)

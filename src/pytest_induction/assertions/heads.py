@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from pytest_induction.assertions.boundary import check_share, expect
-from pytest_induction.errors import ArgumentError, user_facing
+from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, Round, probe_round, provenance
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
@@ -121,7 +121,7 @@ def assert_learns_in_context(
     """
     check_share("error_rate", error_rate)
     subject = load_model(model)
-    seed = subject.seed if seed is None else seed
+    seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
     losses, first_token, windows = measure_text(subject, text)
     judgement = judge_in_context_learning(
         losses, windows, first_token=first_token, max_score=max_score, error_rate=error_rate, seed=seed
@@ -171,7 +171,7 @@ def _decide(
     """Draw sequences in rounds until the verdict is clear or the budget is spent."""
     max_sequences, error_rate, seed = budget
     check_share("error_rate", error_rate)
-    seed = subject.seed if seed is None else seed
+    seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
     looks = look_sizes(max_sequences)
     rounds: list[Round] = []
     drawn = 0

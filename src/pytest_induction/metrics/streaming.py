@@ -56,7 +56,8 @@ class Streamed:
         ):
             self._finish()
             layers = max(1, min(self._to_come + 1, HELD_ENTRIES // (batch * heads * shape[2] * positions)))
-            self._buffer = torch.full((layers, *shape), -torch.inf, dtype=dtype, device=attention.device)
+            with torch.inference_mode(mode=False):  # a model may turn it on for its own forward only, and this outlives that
+                self._buffer = torch.full((layers, *shape), -torch.inf, dtype=dtype, device=attention.device)
         return self._buffer[len(self._waiting)]
 
     def _finish(self) -> None:

@@ -35,6 +35,8 @@ class LogSumExpReader:
     causal: bool
 
     def __post_init__(self) -> None:
+        if self.scale <= 0:  # no factor for scores that are -inf where masked
+            self.query, self.scale = self.query * self.scale, 1.0
         if self.mask is not None:  # a query that may attend to nothing has no mass anywhere, whatever its kernel says
             nothing = max(NOTHING, torch.finfo(self.query.dtype).min / 2)  # half precision has no number as low
             self.log_sum_exp = self.log_sum_exp.masked_fill(~(self.log_sum_exp > nothing), torch.inf)
@@ -62,13 +64,14 @@ class LogSumExpReader:
 
     @cached_property
     def _mask(self) -> Tensor | None:
-        """The mask with all four axes, none of them expanded."""
+        """The mask over all queries and keys, with all four axes."""
         mask = self.mask
         if mask is None:
             return None
         while mask.ndim < 4:
             mask = mask[None]
-        return mask
+        positions = self.query.shape[2]
+        return mask.expand(*mask.shape[:2], positions, positions)
 
     def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
         batch, heads, positions = self.log_sum_exp.shape
@@ -183,7 +186,36 @@ class PatternReader:
         return torch.promote_types(self.pattern.dtype, torch.float32)
 
 
-Reader = LogSumExpReader | PatternReader
+@dataclass
+class JoinedReader:
+    """Reads a layer whose heads attend one by one, each in a call of its own."""
+
+    parts: Sequence[Reader]
+
+    @property
+    def n_heads(self) -> int:
+        return sum(part.n_heads for part in self.parts)
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what the model computes in."""
+        return self.parts[0].dtype
+
+    def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
+        return torch.cat([part.diagonals(offsets, first=first) for part in self.parts], dim=1)
+
+    def columns(self, keys: Tensor) -> Tensor:
+        return torch.cat([part.columns(keys) for part in self.parts], dim=1)
+
+    def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        return torch.cat([part.pairs(rows, queries, keys) for part in self.parts], dim=1)
+
+
+Reader = LogSumExpReader | PatternReader | JoinedReader
 
 
 @lru_cache(maxsize=32)
@@ -203,19 +235,23 @@ def row_log_sum_exp(
     """
     batch, heads, positions, _ = query.shape
     rows = range(positions) if rows is None else rows
-    keys = _upcast(key)[:, :, None].transpose(-1, -2)
     at_once = max(1, min(len(rows), BLOCK_ENTRIES // (batch * heads * positions)))
-    columns = torch.arange(positions, device=query.device)
-    blocks = []
-    for start in rows[::at_once]:
-        block = slice(start, min(start + at_once, rows.stop))
-        scores = (_upcast(query[:, :, block]).unflatten(1, (key.shape[1], -1)) @ keys).flatten(1, 2).mul_(scale)
-        if mask is not None:
-            scores += _as_added(mask.expand(*mask.shape[:-2], positions, positions)[..., block, :], scores.dtype)
-        if causal:
-            scores.masked_fill_(columns > columns[block, None], -torch.inf)
-        blocks.append(scores.logsumexp(-1))
-    return torch.cat(blocks, dim=-1)
+    starts = rows[::at_once]
+    blocks = (range(start, min(start + at_once, rows.stop)) for start in starts)
+    return torch.cat([rows_of_scores(query, key, scale, mask, causal, block).logsumexp(-1) for block in blocks], dim=-1)
+
+
+def rows_of_scores(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, causal: bool, rows: range) -> Tensor:
+    """The masked, scaled scores before softmax of some queries, (batch, heads, rows, positions)."""
+    positions, block = query.shape[2], slice(rows.start, rows.stop)
+    part = _upcast(query[:, :, block]).unflatten(1, (key.shape[1], -1))
+    scores = (part @ _upcast(key)[:, :, None].transpose(-1, -2)).flatten(1, 2).mul_(scale)
+    if mask is not None:
+        scores += _as_added(mask.expand(*mask.shape[:-2], positions, positions)[..., block, :], scores.dtype)
+    if causal:
+        columns = torch.arange(positions, device=query.device)
+        scores.masked_fill_(columns > columns[block, None], -torch.inf)
+    return scores
 
 
 def _as_added(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,12 @@ class Caller:
         base = getattr(module, "base_model", None)
         self.base: nn.Module | None = base if isinstance(base, nn.Module) and base is not module else None
         self._base_parameters = frozenset() if self.base is None else _forward_parameters(self.base)
+
+    @property
+    def is_unchanged_transformers(self) -> bool:
+        """Whether the module runs a forward that transformers wrote, with nobody's hooks or replacements around it."""
+        own = type(self.module).forward.__module__.startswith("transformers.") and "forward" not in vars(self.module)
+        return own and not self.module._forward_hooks and not self.module._forward_pre_hooks  # noqa: SLF001 - nothing else tells
 
     @property
     def takes_mask(self) -> bool:
@@ -95,21 +103,24 @@ def logits_of(output: Any, tokens: Tensor) -> Tensor:
 
 
 @contextmanager
-def as_found(module: nn.Module) -> Iterator[None]:
+def as_found(module: nn.Module, *, draws: bool = False) -> Iterator[bool]:
     """Evaluate without gradients; on the way out, also of an exception, modes and random states are what they were.
 
-    What `torch.compile` has compiled runs as it was written: every other length of a probe would compile it again.
+    Gives whether somebody's hooks wait for the end of a part of the module. `draws` says that the module draws random numbers of
+    Python or numpy: few do, and to keep these takes long.
+
+    Modes are set part by part: `eval` may do more than that, as layers do that merge what they learn into their weights. What
+    `torch.compile` has compiled runs as it was written: every other length of a probe would compile it again.
     """
-    training = _in_training(module)
-    random_state = torch.get_rng_state()
+    training, hooked = _walked(module)
+    random_state, others = torch.get_rng_state(), OtherRandom() if draws else None
     device = device_of(module)
     device_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     try:
-        if training:
-            with suppress(NotImplementedError):  # an exported program has no modes
-                module.eval()
+        for part in training:
+            part.training = False
         with torch.no_grad(), _as_written():
-            yield
+            yield hooked
     except BaseException:
         _offload_again(module)
         raise
@@ -117,19 +128,53 @@ def as_found(module: nn.Module) -> Iterator[None]:
         for part in training:
             part.training = True
         torch.set_rng_state(random_state)
+        if others is not None:
+            others.restore()
         if device_state is not None:
             torch.cuda.set_rng_state(device_state, device)
 
 
-def _in_training(module: nn.Module) -> list[nn.Module]:
-    """The parts in training mode. This runs before every pass, so it walks by hand, several times as fast as `modules()`."""
-    found, ahead = [], [module, *_kept(module)]
+class OtherRandom:
+    """The random states of Python and numpy at one moment."""
+
+    def __init__(self) -> None:
+        self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that a model would use
+
+    def restore(self) -> bool:
+        """Set them back, and tell whether they had changed."""
+        now = OtherRandom()
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002 - as above
+        return now._python != self._python or not all(map(np.array_equal, now._numpy, self._numpy))
+
+
+def standing(module: nn.Module) -> list[Any]:
+    """What a module and its parts keep in plain attributes: a pass that is cut off must leave it as a whole one does."""
+    return [_seen(value) for part in _all_parts(module) for name, value in vars(part).items() if not name.startswith("_")]
+
+
+def _seen(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if isinstance(value, (list, tuple, dict, set)):
+        return len(value)
+    locked = getattr(value, "locked", None)
+    return locked() if callable(locked) else type(value)
+
+
+def _walked(module: nn.Module) -> tuple[list[nn.Module], bool]:
+    """The parts in training mode, and whether any part has hooks that run at its end.
+
+    This runs before every pass, so it walks by hand, several times as fast as `modules()`.
+    """
+    found, hooked, ahead = [], False, [module, *_kept(module)]
     while ahead:
         part = ahead.pop()
         if part.training:
             found.append(part)
+        hooked = hooked or bool(part._forward_hooks)  # noqa: SLF001 - nothing else tells
         ahead += [child for child in part._modules.values() if child is not None]  # noqa: SLF001 - see above
-    return found
+    return found, hooked
 
 
 def _offload_again(module: nn.Module) -> None:
@@ -179,6 +224,11 @@ def _all_parts(module: nn.Module) -> Iterator[nn.Module]:
 def _kept(module: nn.Module) -> list[nn.Module]:
     """Modules that a module keeps without registering them, as a TransformerBridge does."""
     return [value for value in vars(module).values() if isinstance(value, nn.Module)]
+
+
+def quoted(path: str) -> str:
+    """A module's path as messages have it."""
+    return f"`{path}`" if path else "the model itself"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

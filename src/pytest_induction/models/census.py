@@ -11,11 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pytest_induction.models.calling import quoted
 from pytest_induction.models.protocol import Refused
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
@@ -27,6 +28,19 @@ NO_SOFTMAX = re.compile(  # mixers that are called attention and have no pattern
 MOST_NAMED = 6
 SEALED = ("softmax", "scaled_dot_product_attention")
 NUMBERED = re.compile(r"^(.*?\b)(\d+)(?:\.|$)")
+NUMBERED_LAST = re.compile(r"(?:^|\.)\d+$")
+
+
+class Place(NamedTuple):
+    """Where a layer's attention was seen.
+
+    `unit` is the number of the pass of the block that the module lies in, or 0 where it lies in none; `source` is the first
+    tensor that the module was given.
+    """
+
+    path: str
+    unit: int = 0
+    source: Tensor | None = None
 
 
 class Running:
@@ -34,72 +48,99 @@ class Running:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.stack: list[str] = []
+        self.stack: list[Place] = []
         self.ran: list[str] = []
-        self._passes: list[int] = []  # numbers of the module calls on the stack
         self._names = {id(part): name for name, part in module.named_modules()}
 
     @property
     def here(self) -> str:
-        return self.stack[-1] if self.stack else ""
+        return self.stack[-1].path if self.stack else ""
 
     @property
-    def this_pass(self) -> int:
-        """A number that is another one whenever a module is called."""
-        return self._passes[-1] if self._passes else 0
+    def place(self) -> Place:
+        """The module that runs now, and the pass of the block around it."""
+        if not self.stack:
+            return Place("")
+        blocks = [place for place in self.stack if NUMBERED_LAST.search(place.path)]
+        named = [place for place in self.stack if self._is_attention(place.path)]
+        unit = (blocks or named or [Place("")])[-1].unit
+        return self.stack[-1]._replace(unit=unit)
 
     @contextmanager
     def following(self) -> Iterator[None]:
         """Follow every call of a module inside the block."""
-        self.stack, self.ran, self._passes = [], [], []
+        self.stack, self.ran = [], []
         self._count = 0
         handles = []
         for part in self.module.modules():
             if not isinstance(part, torch.jit.ScriptModule):  # whose calls nothing can follow
-                handles += [part.register_forward_pre_hook(self._entering), part.register_forward_hook(self._leaving)]
+                handles.append(part.register_forward_pre_hook(self._entering, with_kwargs=True))
+                handles.append(part.register_forward_hook(self._leaving))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _entering(self, part: nn.Module, inputs: Any) -> None:
+    def _entering(self, part: nn.Module, inputs: Any, options: Any) -> None:
         name = self._names.get(id(part))
-        self.stack.append(self.here if name is None else name)
         self._count += 1
-        self._passes.append(self._count)
+        source = next((each for each in (*inputs, *options.values()) if isinstance(each, Tensor)), None)
+        self.stack.append(Place(self.here if name is None else name, self._count, source))
         if name is not None:
             self.ran.append(name)
 
     def _leaving(self, part: nn.Module, inputs: Any, output: Any) -> None:
         self.stack.pop()
-        self._passes.pop()
 
-    def check(self, places: Sequence[tuple[str, int]], expected: int | None, excused: Sequence[str] = ()) -> tuple[str, ...]:
-        """Notes on layers without attention. Raises `Refused` if attention ran in a place where none was seen.
+    def joined(self, places: Sequence[Place]) -> list[list[Place]]:
+        """The places in groups of one, but for modules of one list that are all given the same: the heads of a layer."""
+        groups: list[list[Place]] = []
+        for place in places:
+            last = groups[-1][-1] if groups else Place("")
+            beside = _list_of(place.path) == _list_of(last.path) is not None and place.path != last.path
+            if beside and place.source is not None and place.source is last.source:
+                groups[-1].append(place)
+            else:
+                groups.append([place])
+        return groups
 
-        `places` are the modules that showed theirs and the numbers of their passes, `expected` is how many layers the model
-        declares; what is `excused` was seen to be something else.
+    def of_all(self, group: Sequence[Place]) -> Place:
+        """One place for a group: that of its list."""
+        return group[0] if len(group) == 1 else Place(_list_of(group[0].path) or "")
+
+    def check(self, places: Sequence[Place], expected: int | None) -> tuple[str, ...]:
+        """Notes on layers without attention. Raises `Refused` where the places cannot be the layers of the model.
+
+        `expected` is how many it declares.
         """
-        seen = [path for path, _ in places]
-        for (path, _), count in Counter(places).items():
-            if count > 1 and self._is_attention(path):
+        seen = [place.path for place in places]
+        if not seen:
+            raise Refused("no call seen in which positions attend to positions")
+        for (path, unit), count in Counter((place.path, place.unit) for place in places).items():
+            if count > 1 and unit:
                 raise Refused(f"`{path}` makes {count} attention calls in one pass, so none of them is its pattern")
         if expected is not None and len(seen) > expected:
             raise Refused(f"attention seen {len(seen)} times, the model declares {expected} layers")
-        silent = self._silent_attention([*seen, *excused])
-        others = self._other_blocks(seen)
-        twins = [name for name in others if self._ran(name) and self._is_built_like_one_of(name, seen)]
-        unseen = silent or twins or [name for name in self.sealed() if not any(_within(other, name) for other in seen)]
-        if unseen:
-            where = f"`{unseen[0]}` ({type(self.module.get_submodule(unseen[0])).__name__})"
-            raise Refused(f"attention of {len(seen)} layers seen, none in {where}{_and_more(unseen)}")
         if expected is None or len(seen) == expected:
             return ()
+        others = self._other_blocks(seen)
         if len(seen) + len(others) < expected:
             raise Refused(f"attention of {len(seen)} layers seen, the model declares {expected}")
         named = [f"L{index} is {path}" for index, path in enumerate(seen)]
         return (f"layers without softmax attention: {_few(others)}", f"layers with it: {_few(named)}")
+
+    def check_names(self, seen: Sequence[str]) -> None:
+        """Raise `Refused` if what is called attention, or built like a block that attends, ran and showed nothing.
+
+        For where nothing better can be had than names.
+        """
+        silent = self._silent_attention(seen)
+        twins = [name for name in self._other_blocks(seen) if self._ran(name) and self._is_built_like_one_of(name, seen)]
+        unseen = silent or twins
+        if unseen:
+            where = f"`{unseen[0]}` ({type(self.module.get_submodule(unseen[0])).__name__})"
+            raise Refused(f"attention of {len(seen)} layers seen, none in {where}{_and_more(unseen)}")
 
     def attention_layers(self, count: int, expected: int | None) -> tuple[str, ...]:
         """Paths for `count` layers that came without any. Raises `Refused` if another number of attention modules ran."""
@@ -109,10 +150,6 @@ class Running:
         if count != expected:
             raise Refused(f"{count} attention patterns returned, but {len(innermost)} attention modules ran")
         return tuple(f"attentions[{index}]" for index in range(count))
-
-    def sealed(self) -> list[str]:
-        """Modules that torch.jit or torch.export made programs of, with attention in them: what runs there shows nowhere."""
-        return [name for name, part in self.module.named_modules() if any(word in _program(part) for word in SEALED)]
 
     def _silent_attention(self, seen: Sequence[str]) -> list[str]:
         """Modules that are called attention and ran, and have nothing to do with those seen."""
@@ -144,6 +181,11 @@ class Running:
         return [(path, type(part)) for path, part in self.module.get_submodule(name).named_modules()]
 
 
+def _list_of(path: str) -> str | None:
+    """The list that a module is a numbered part of."""
+    return path.rpartition(".")[0] if NUMBERED_LAST.search(path) else None
+
+
 def _related(one: str, other: str) -> bool:
     """Whether one of two module paths lies within the other."""
     return _within(one, other) or _within(other, one)
@@ -152,6 +194,14 @@ def _related(one: str, other: str) -> bool:
 def _within(inner: str, outer: str) -> bool:
     """Whether a module path is another one, or lies within it."""
     return inner == outer or not outer or inner.startswith(f"{outer}.")
+
+
+def sealed_in(module: nn.Module, name: str = "") -> str:
+    """Words on a module that torch.jit or torch.export made a program of, with attention in it: what runs there shows nowhere."""
+    for path, part in module.named_modules(prefix=name):
+        if any(word in _program(part) for word in SEALED):
+            return f"; {quoted(path)} is a compiled program, which nothing can watch"
+    return ""
 
 
 def _program(part: nn.Module) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller, logits_of
 from pytest_induction.models.census import Running
-from pytest_induction.models.protocol import NotInUse, Observer, Refused, Show, WayIn
+from pytest_induction.models.protocol import NotInUse, Observer, Refused, Show, Trials, WayIn
+from pytest_induction.models.sdpa import Tap, Watch, is_softmax, watching
 
 SETTING = "_attn_implementation_internal"
 
@@ -22,21 +24,29 @@ class EagerWay(WayIn):
     name = "eager output_attentions"
     stops = False
 
-    def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
+    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
         self.caller = caller
         if not hasattr(getattr(caller.module, "config", None), SETTING):
             raise NotInUse("not a Hugging Face model")
         before = {str(getattr(config, SETTING)) for config in _configs(caller.module)} - {"None", "eager"}
         running = Running(caller.module)
-        with running.following():
-            patterns = self._patterns(tokens, None)[1]
+        tap = Tap(trials[0], Show(running=running))
+        with running.following(), watching(tap, Squares) as squares:
+            patterns = self._patterns(trials[0], None)[1]
         shapes = {tuple(pattern.shape) for pattern in patterns}
-        positions = tokens.shape[1]
+        positions = trials[0].shape[1]
         if any(len(shape) != 4 or shape[-2:] != (positions, positions) for shape in shapes):
             raise Refused(f"attention patterns of shapes {sorted(shapes)} returned for {positions} positions")
         self.layers = running.attention_layers(len(patterns), expected)
         self.heads = tuple(pattern.shape[1] for pattern in patterns)
         self.notes = tuple(f"measured with eager attention, the model itself runs {name}" for name in sorted(before))
+        self._softmaxes = squares.that_give(patterns)
+
+    @contextmanager
+    def alone(self, tokens: Tensor) -> Iterator[None]:
+        """The softmaxes that gave the patterns give each position itself."""
+        with watching(Tap(tokens, Show(layers=self._softmaxes, alone=True)), Squares), _eager(self.caller.module):
+            yield
 
     def run(
         self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
@@ -55,6 +65,35 @@ class EagerWay(WayIn):
         if not found or not all(isinstance(pattern, Tensor) for pattern in found):
             raise Refused("no attention patterns returned under output_attentions=True")
         return output, tuple(found)
+
+
+class Squares(Watch):
+    """Keeps the softmaxes over the positions of a trial, to tell which of them are the patterns that are returned."""
+
+    def __init__(self, tap: Tap) -> None:
+        super().__init__(tap)
+        self._found: dict[int, Tensor] = {}
+
+    def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        if not is_softmax(func, output):
+            return output
+        number, show, positions = self.tap.show.n_events, self.tap.show, self.tap.positions
+        fits = output.shape[-2] == positions <= output.shape[-1]  # a sink may come after the positions
+        if show.hears(*output.shape[-2:], fits=fits):
+            if show.alone:
+                return torch.eye(*output.shape[-2:], dtype=output.dtype, device=output.device).expand_as(output)
+            self._found[number] = output[..., :positions].detach().clone()
+        return output
+
+    def that_give(self, patterns: Sequence[Tensor]) -> frozenset[int]:
+        """The numbers of the softmaxes whose results are among the patterns, in any layout; all, where a pattern is of none."""
+        numbers = {}
+        for index, pattern in enumerate(patterns):
+            values = pattern.float().flatten().sort().values
+            for number, found in self._found.items():
+                if found.numel() == len(values) and torch.allclose(found.float().flatten().sort().values, values, atol=1e-5):
+                    numbers[number] = index
+        return frozenset(numbers if len(set(numbers.values())) == len(patterns) else self._found)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, math_sdp_enabled, mem_efficient_sdp_enabled
 
-from pytest_induction.models.attention import NOTHING, row_log_sum_exp
+from pytest_induction.models.attention import NOTHING, row_log_sum_exp, rows_of_scores
 from pytest_induction.models.calling import is_out_of_memory
 
 FLASH, EFFICIENT, CUDNN = 1, 2, 3  # torch's numbers of its fused kernels
@@ -26,6 +26,7 @@ FAILURES = (AttributeError, RuntimeError, TypeError, ValueError)  # of what is g
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4}  # per unit of log-sum-exp; half precision uses a fast exponential
 CLOSE_HALF = 1e-2
 MOST_LOOKS = 1024
+BUILTIN = torch._C._nn.scaled_dot_product_attention  # noqa: SLF001 - where the public name points
 _trusted: dict[Hashable, bool] = {}
 _chosen: dict[Hashable, int | None] = {}
 
@@ -50,6 +51,17 @@ class Call(NamedTuple):
         """What this attention function returns for the call."""
         extra = {"enable_gqa": True} if self.grouped else {}
         return function(self.query, self.key, self.value, self.mask, self.dropout, self.causal, scale=self.given_scale, **extra)
+
+    def alone(self) -> Call:
+        """The call in which every position attends to itself only, so that nothing moves between positions."""
+        itself = torch.eye(self.query.shape[-2], dtype=torch.bool, device=self.query.device)
+        return self._replace(mask=itself, dropout=0.0, causal=False)
+
+    def plain(self) -> Call:
+        """The call with torch's own name for a causal mask, which holds no numbers, put as what it means where it is square."""
+        if type(self.mask).__name__ != "CausalBias" or self.query.shape[-2] != self.key.shape[-2]:
+            return self
+        return self._replace(mask=None, causal=True)
 
     def autocast(self) -> Call:
         """The call as the attention function makes it under autocast: everything in the lower precision."""
@@ -76,7 +88,7 @@ class Attended(NamedTuple):
 
 def attend(original: Callable[..., Tensor], call: Call) -> Attended:
     """What the attention function returns for this call, and the log-sum-exp of every row; autocast already applied."""
-    kernel = _kernel(call)
+    kernel = _kernel(call) if original is BUILTIN else None
     if kernel is not None:
         kind = _kind(kernel, call)
         if kind not in _trusted:
@@ -84,6 +96,24 @@ def attend(original: Callable[..., Tensor], call: Call) -> Attended:
         if _trusted[kind]:
             return kernel(call)
     return Attended(call.run(original), exact(call))
+
+
+def is_softmax_attention(call: Call, output: Tensor) -> bool:
+    """Whether an output (batch, heads, positions, d_value) is what the call gives by the book, in its last rows.
+
+    For attention functions that are not torch's own, which may do anything between scores and values.
+    """
+    positions = call.query.shape[2]
+    rows = range(max(0, positions - CHECKED_ROWS), positions)
+    scores = rows_of_scores(call.query, call.key, call.scale, call.mask, call.causal, rows)
+    value = call.value.to(scores.dtype).repeat_interleave(call.query.shape[1] // call.value.shape[1], 1)
+    given = output[:, :, rows.start :].to(scores.dtype)
+    if given.shape[:3] != scores.shape[:3] or given.shape[3] > value.shape[3]:
+        return False
+    open_rows = scores.amax(-1) > NOTHING
+    expected = (scores.softmax(-1) @ value)[..., : given.shape[3]]
+    tolerance = CLOSE.get(call.value.dtype, CLOSE_HALF) * 10
+    return bool(torch.allclose(given[open_rows], expected[open_rows], atol=tolerance * float(value.abs().max()), rtol=tolerance))
 
 
 def exact(call: Call) -> Tensor:

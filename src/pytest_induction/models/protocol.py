@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.errors import ModelError, TextError, UnsupportedModel
-from pytest_induction.models.attention import Reader
+from pytest_induction.errors import InductionError, ModelError, TextError, UnsupportedModel
+from pytest_induction.models.attention import JoinedReader, Reader
 from pytest_induction.models.calling import (
     Caller,
     as_found,
@@ -23,15 +24,18 @@ from pytest_induction.models.calling import (
     full_precision,
     is_out_of_memory,
     logits_of,
+    quoted,
 )
 from pytest_induction.models.diagnosis import as_text, diagnose
 from pytest_induction.models.weights import fingerprint
 from pytest_induction.records import TokenSpace
 
 if TYPE_CHECKING:
-    from pytest_induction.models.census import Running
+    from pytest_induction.models.census import Place, Running
 
 T = TypeVar("T")
+Trials = tuple[Tensor, Tensor]
+"""Token ids (batch, positions) of two lengths, on which a way in is tried out."""
 Observer = Callable[[int, Reader], None]
 """Is handed each layer's number and a reader of its pattern during the forward pass, in order. The reader dies with the call."""
 
@@ -48,24 +52,76 @@ class Enough(BaseException):
     """Ends a forward pass after the last attention layer; no `except Exception` of a model's own may swallow it."""
 
 
-class Show:
-    """Shows the layers of one forward pass to an observer, one after the other, and may end the pass after the last."""
+class Event(NamedTuple):
+    """One call that may be attention: the module that makes it, its queries and keys, and whether it fits a layer of its own."""
 
-    def __init__(self, observer: Observer | None = None, *, last: int | None = None, running: Running | None = None) -> None:
+    where: str
+    queries: int
+    keys: int
+    fits: bool
+
+
+class Show:
+    """Shows the layers of one forward pass to an observer, one after the other, and may end the pass after the last.
+
+    In a trial (`layers` is None) every call that fits is taken for a layer and all are noted; after it, `layers` are the numbers
+    of the calls that are, whatever else may look like one. `groups` says how many of these make one layer each. With `alone`
+    every position is to attend to itself only, and nothing is shown.
+    """
+
+    def __init__(
+        self,
+        observer: Observer | None = None,
+        *,
+        last: int | None = None,
+        running: Running | None = None,
+        layers: Collection[int] | None = None,
+        groups: Sequence[int] | None = None,
+        alone: bool = False,
+    ) -> None:
         self._observer = observer
         self._last = last
+        self._layers = layers
+        self._groups = groups
+        self._together: list[Reader] = []  # of a layer that is not complete yet
         self.running = running
+        self.alone = alone
         self.heads: list[int] = []
-        self.places: list[tuple[str, int]] = []  # module path, and number of the module's pass
+        self.places: list[Place] = []
+        self.events: list[Event] = []
+        self.n_events = 0
+        self.stopped = False
+
+    @property
+    def here(self) -> str:
+        """The module that runs now, where that is followed."""
+        return "" if self.running is None else self.running.here
+
+    def hears(self, queries: int, keys: int, *, fits: bool) -> bool:
+        """Note a call that may be attention; whether it is a layer's. Raises `Refused` where it is, and does not fit one."""
+        number = self.n_events
+        self.n_events += 1
+        if self._layers is None:
+            self.events.append(Event(self.here, queries, keys, fits))
+            return fits
+        if number in self._layers and not fits:
+            raise Refused(f"a layer attends from {queries} positions to {keys} keys, and did not in the trial")
+        return number in self._layers
 
     def __call__(self, reader: Reader) -> None:
-        self.heads.append(reader.n_heads)
         if self.running is not None:
-            self.places.append((self.running.here, self.running.this_pass))
+            self.places.append(self.running.place)
+        self._together.append(reader)
+        if self._groups is not None and len(self._together) < self._groups[len(self.heads)]:
+            return
+        whole = self._together[0] if len(self._together) == 1 else JoinedReader(self._together)
+        self._together = []
+        self.heads.append(whole.n_heads)
         if self._observer is not None:
-            with full_precision(reader.device.type):  # what is measured must not be rounded to what the model computes in
-                self._observer(len(self.heads) - 1, reader)
+            with full_precision(whole.device.type):  # what is measured must not be rounded to what the model computes in
+                self._observer(len(self.heads) - 1, whole)
         if len(self.heads) == self._last:
+            self.stopped = True
             raise Enough
 
     @contextmanager
@@ -83,13 +139,13 @@ class WayIn(ABC):
     layers: tuple[str, ...]  # module paths of the attention layers, in order
     heads: tuple[int, ...]  # of each layer
     notes: tuple[str, ...] = ()
-    folded: bool = False  # whether heads and rows share an axis, so that which is which must be tried out
     makes_patterns: bool = True  # whether whole patterns lie in memory while it looks
+    can_isolate: bool = True  # whether it can make layers attend otherwise, and not only look
     stops: bool = True  # whether it knows how to end a pass early
     can_stop: bool = False  # whether a pass may end after the last attention layer; found out by trial
 
     @abstractmethod
-    def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None: ...
+    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None: ...
 
     @property
     def n_heads(self) -> int:
@@ -102,24 +158,25 @@ class WayIn(ABC):
     ) -> Tensor | None:
         """One forward pass under observation: the logits if asked for. Raises `ModelError` if a layer was not seen."""
 
+    @abstractmethod
+    def alone(self, tokens: Tensor) -> AbstractContextManager[object]:
+        """In a pass inside the block every layer lets each position attend to itself only, if it `can_isolate`."""
+
     def all_seen(self, seen: int) -> None:
         """Raise `ModelError` unless every layer was observed: a layer that goes unseen would silently have no score."""
         if seen != len(self.layers):
             expected = f"{len(self.layers)} attention layers were expected in this forward pass"
             raise ModelError(f"{expected}, {seen} were seen by {self.name}")
 
-    def settle(self, show: Show, expected: int | None, excused: Sequence[str] = ()) -> None:
-        """Take the layers that the trial pass showed. Raises `Refused` if attention may have run unseen, but in those excused."""
-        if show.running is None:
-            raise TypeError("the trial pass must follow the modules that run")
-        self.notes += show.running.check(show.places, expected, excused)
-        self.layers, self.heads = tuple(path or f"call {index}" for index, (path, _) in enumerate(show.places)), tuple(show.heads)
-
 
 class ListeningWay(WayIn):
     """A way in that listens while the model runs as it is called."""
 
     base_serves: bool = False  # whether the model without its logits shows every layer too
+    calls: frozenset[int]  # which of the calls that are heard in a pass are a layer's
+    n_calls: int  # all that are heard
+    groups: tuple[int, ...] | None  # how many of these make a layer, where it is not one each
+    check_names: Callable[[], None]  # what to look at where nothing better can be had than the names of modules
 
     @abstractmethod
     def listening(self, tokens: Tensor, show: Show) -> AbstractContextManager[object]:
@@ -128,12 +185,51 @@ class ListeningWay(WayIn):
     def run(
         self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
     ) -> Tensor | None:
-        show = Show(observer, last=len(self.layers) if early_stop and not logits else None)
+        stops = early_stop and not logits
+        show = Show(observer, last=len(self.layers) if stops else None, layers=self.calls, groups=self.groups)
         output = None
         with show.until_last(), self.listening(tokens, show):
-            output = self.caller(tokens, attention_mask, logits=logits or not self.base_serves)
+            output = self.caller(tokens, attention_mask, logits=logits or stops or not self.base_serves)
         self.all_seen(len(show.heads))
+        if not stops and show.n_events != self.n_calls:
+            raise ModelError(f"{self.n_calls} calls that may be attention were expected in a pass, {show.n_events} were seen")
         return logits_of(output, tokens) if logits else None
+
+    def alone(self, tokens: Tensor) -> AbstractContextManager[object]:
+        return self.listening(tokens, Show(layers=self.calls, alone=True))
+
+    def settle(self, shows: Sequence[Show], expected: int | None) -> None:
+        """Take the layers that trial passes of two lengths showed.
+
+        Raises `Refused` if none was, or one may be only a part of a layer. What has as many keys at either length is no
+        self-attention, and left alone.
+        """
+        first, second = shows
+        if first.running is None:
+            raise TypeError("the trial pass must follow the modules that run")
+        if len(first.events) != len(second.events):
+            raise Refused(
+                f"{len(first.events)} calls that may be attention in a short pass, {len(second.events)} in a longer one"
+            )
+        pairs = list(zip(first.events, second.events, strict=True))
+        self.calls = frozenset(number for number, (one, other) in enumerate(pairs) if one.fits and other.fits)
+        self.n_calls = len(pairs)
+        for number, (one, other) in enumerate(pairs):
+            if number not in self.calls and one.keys != other.keys:
+                what = f"from {one.queries} positions to {one.keys} keys, which follow the number of positions"
+                raise Refused(f"{quoted(one.where)} attends {what}, and not as (rows, heads, positions, positions)")
+        fitting = [number for number, (one, _) in enumerate(pairs) if one.fits]
+        shown = zip(fitting, first.places, first.heads, strict=True)
+        kept = [(place, heads) for number, place, heads in shown if number in self.calls]
+        excused = [one.where for number, (one, _) in enumerate(pairs) if number not in self.calls and one.where]
+        joined = first.running.joined([place for place, _ in kept])
+        self.groups = tuple(map(len, joined)) if len(joined) < len(kept) else None
+        heads = iter([heads for _, heads in kept])
+        self.heads = tuple(sum(next(heads) for _ in group) for group in joined)
+        places = [first.running.of_all(group) for group in joined]
+        self.notes += first.running.check(places, expected)
+        self.check_names = partial(first.running.check_names, [*(place.path for place in places), *excused])
+        self.layers = tuple(place.path or f"call {index}" for index, place in enumerate(places))
 
 
 @dataclass
@@ -141,7 +237,8 @@ class ModelUnderTest:
     """A causal transformer as the user runs it, and what a probe needs to know of it.
 
     `way` is None where no way in can read the attention; `tried` then says why, and behaviour can still be measured.
-    `memory` is the most bytes that a forward pass may take; None for a share of what is free.
+    `memory` is the most bytes that a forward pass may take; None for a share of what is free. `draws` says that the model draws
+    random numbers of Python or numpy.
     """
 
     module: nn.Module
@@ -153,6 +250,7 @@ class ModelUnderTest:
     tokenizer: Any = None
     seed: int = 0
     memory: int | None = None
+    draws: bool = False
     _known: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -181,7 +279,7 @@ class ModelUnderTest:
     def logits(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits (batch, positions, d_vocab) of token ids (batch, positions), unobserved."""
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
-        with as_found(self.module), self._named(tokens):
+        with as_found(self.module, draws=self.draws), self._named(tokens):
             return logits_of(Caller(self.module)(tokens, attention_mask), tokens)
 
     def observe(
@@ -199,15 +297,18 @@ class ModelUnderTest:
         """
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
         way = self.reading
-        with as_found(self.module), self._named(tokens):
-            return way.run(tokens, attention_mask, observer, logits=logits, early_stop=early_stop and way.can_stop)
+        with as_found(self.module, draws=self.draws) as hooked, self._named(tokens):
+            stops = early_stop and way.can_stop and not hooked  # whoever listens for the end of a module may count on it
+            return way.run(tokens, attention_mask, observer, logits=logits, early_stop=stops)
 
     @contextmanager
     def _named(self, tokens: Tensor) -> Iterator[None]:
         """Say which model failed on what, where a forward pass raises in its own words or a way in gives up midway."""
         try:
             yield
-        except (RuntimeError, IndexError, Refused) as error:
+        except InductionError:
+            raise
+        except Exception as error:
             if is_out_of_memory(error):
                 raise  # fewer rows may fit
             raise ModelError(f"{self.name} failed on token ids {tuple(tokens.shape)}: {first_line(error)}") from error

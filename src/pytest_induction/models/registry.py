@@ -14,10 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
+from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
-from pytest_induction.models.protocol import ListeningWay, NotInUse, Refused, Show
+from pytest_induction.models.kernels import Call, exact, is_softmax_attention
+from pytest_induction.models.protocol import ListeningWay, NotInUse, Refused, Show, Trials
 from pytest_induction.models.sdpa import _one_at_a_time
 
 CHANGES_THE_SCORES = ("softcap", "s_aux", "sinks", "position_bias", "sliding_window")
@@ -28,39 +29,47 @@ class RegistryWay(ListeningWay):
 
     name = "transformers attention interface"
 
-    def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
+    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
         self.caller = caller
         if "transformers.modeling_utils" not in sys.modules:
             raise NotInUse("transformers is not in use")
         if not hasattr(sys.modules["transformers.modeling_utils"].AttentionInterface, "get_interface"):
             raise Refused("this transformers looks its attention functions up in another way than newer ones do")
-        running = Running(caller.module)
-        show = Show(running=running)
-        with running.following(), self.listening(tokens, show):
-            caller(tokens)
-        if not show.heads:
+        shows = []
+        for tokens in trials:
+            running = Running(caller.module)
+            shows.append(Show(running=running))
+            with running.following(), self.listening(tokens, shows[-1]):
+                caller(tokens)
+        if not shows[0].events:
             raise Refused("0 calls of a registered attention function seen")
-        self.settle(show, expected)
+        self.settle(shows, expected)
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
         """Wrap every attention function that is looked up inside the block."""
         interface = sys.modules["transformers.modeling_utils"].AttentionInterface
-        look_up = interface.get_interface
 
         def wrapping(table: Any, implementation: Any, default: Any) -> Callable[..., Any]:
             function = look_up(table, implementation, default)
 
             def heard(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
-                output, weights, *more = function(module, query, key, value, *rest, **options)
-                if query.shape[0] == tokens.shape[0] and query.shape[2] == key.shape[2] == tokens.shape[1]:
+                found = function(module, query, key, value, *rest, **options)
+                fits = query.shape[0] == tokens.shape[0] and query.shape[2] == key.shape[2] == tokens.shape[1]
+                if not show.hears(query.shape[2], key.shape[2], fits=fits):
+                    return found
+                output, weights, *more = found
+                if show.alone:
+                    output = value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
+                else:
                     mask = rest[0] if rest else options.get("attention_mask")
-                    show(_reader(module, query, key, mask, weights, options))
+                    show(_reader(module, Call(query, key, value, mask), output, weights, options))
                 return output, weights, *more
 
             return heard
 
         with _one_at_a_time:
+            look_up = interface.get_interface
             interface.get_interface = wrapping
             try:
                 yield
@@ -68,8 +77,8 @@ class RegistryWay(ListeningWay):
                 interface.get_interface = look_up
 
 
-def _reader(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, weights: Any, options: dict[str, Any]) -> Reader:
-    positions = query.shape[2]
+def _reader(module: Any, call: Call, output: Any, weights: Any, options: dict[str, Any]) -> Reader:
+    positions, mask = call.query.shape[2], call.mask
     if isinstance(weights, Tensor) and weights.ndim == 4 and tuple(weights.shape[-2:]) == (positions, positions):
         return PatternReader(weights)
     changing = [name for name in CHANGES_THE_SCORES if options.get(name) is not None]
@@ -77,6 +86,10 @@ def _reader(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, weight
         raise Refused(f"attention without patterns that takes `{changing[0]}`: load it with attn_implementation='eager'")
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 4):
         raise Refused(f"attention with a mask of type `{type(mask).__name__}`, which is not (batch, heads, positions, positions)")
-    scale = options.get("scaling") or query.shape[-1] ** -0.5
     causal = mask is None and bool(getattr(module, "is_causal", True))
-    return LogSumExpReader(query, key, row_log_sum_exp(query, key, scale, mask, causal), scale, mask, causal)
+    call = call._replace(causal=causal, given_scale=options.get("scaling"))
+    if not is_softmax_attention(call, output.transpose(1, 2)):
+        raise Refused(
+            "attention without patterns whose output is not that of softmax attention: something else changes the scores"
+        )
+    return LogSumExpReader(call.query, call.key, exact(call), call.scale, mask, causal)

@@ -7,10 +7,9 @@ way. The passes after it only replace the function's attribute, which costs noth
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, full_precision
-from pytest_induction.models.census import Running
-from pytest_induction.models.kernels import Call, attend, exact
-from pytest_induction.models.protocol import ListeningWay, Refused, Show
+from pytest_induction.models.census import Running, sealed_in
+from pytest_induction.models.kernels import BUILTIN, Call, attend, exact, is_softmax_attention
+from pytest_induction.models.protocol import ListeningWay, Refused, Show, Trials
 
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
 _one_at_a_time = threading.RLock()
@@ -33,30 +32,35 @@ class SdpaWay(ListeningWay):
     name = "sdpa"
     makes_patterns = False
 
-    def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
+    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
         self.caller = caller
-        tap, watch = try_out(caller, tokens)
-        if not tap.show.heads or watch.foreign:
-            elsewhere = f", {watch.foreign} softmax calls over (positions x positions) outside of it" if watch.foreign else ""
-            raise Refused(f"{len(tap.show.heads)} calls of scaled_dot_product_attention seen{elsewhere}{watch.unreadable()}")
-        self.settle(tap.show, expected, excused=cross_attention(caller, tokens, watch))
-        self.folded = tap.folded
-        self._by_patch = not watch.aliased
-        self.base_serves = self._sees_all_in_base(tokens)
+        shows, watches = try_out(caller, trials, Watch)
+        if not shows[0].events:
+            raise Refused(f"0 calls of scaled_dot_product_attention seen{watches[0].sealed()}")
+        self.settle(shows, expected)
+        self._by_patch = not any(watch.aliased for watch in watches)
+        self.base_serves = self._is_the_same_in_base(trials[0])
 
-    def _sees_all_in_base(self, tokens: Tensor) -> bool:
-        """Whether the base model alone, without the logits, makes the same attention calls."""
-        if self.caller.base is None:
+    def _is_the_same_in_base(self, tokens: Tensor) -> bool:
+        """Whether the base model alone, without the logits, attends as the whole model does.
+
+        Believed of transformers' own models only: what a user's `forward` or hooks do around the base may not show in a trial.
+        """
+        if self.caller.base is None or not self.caller.is_unchanged_transformers:
             return False
-        show = Show()
-        with self.listening(tokens, show), suppress(Exception):  # a base may need what only the whole gives it
-            self.caller(tokens, logits=False)
-        return len(show.heads) == len(self.layers)
+        seen: list[list[Tensor]] = []
+        for logits in (True, False):
+            seen.append([])
+            show = Show(lambda _, reader: seen[-1].append(reader.diagonals(range(3))), layers=self.calls, groups=self.groups)
+            with self.listening(tokens, show), suppress(Exception):  # a base may need what only the whole gives it
+                self.caller(tokens, logits=logits)
+        whole, base = seen
+        return len(whole) == len(base) and all(map(torch.equal, whole, base))
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
         tap = Tap(tokens, show)
-        with patched(tap) if self._by_patch else watching(tap):
+        with patched(tap) if self._by_patch else watching(tap, Watch):
             yield
 
 
@@ -64,14 +68,17 @@ class Tap:
     """Stands in for the attention functions: computes what they would, and shows each causal self-attention call."""
 
     def __init__(self, tokens: Tensor, show: Show) -> None:
-        self.attention = F.scaled_dot_product_attention
-        self.multi_head = F.multi_head_attention_forward
+        self.attention: Callable[..., Tensor] = F.scaled_dot_product_attention
+        self.multi_head: Callable[..., Any] = F.multi_head_attention_forward
         self.batch, self.positions = tokens.shape
         self.show = show
         self.inside = False
-        self.folded = False  # whether heads and rows shared an axis
-        self.others: list[tuple[str, int]] = []  # calls that are not self-attention: where, and over how many keys
         self._thread = threading.get_ident()
+
+    @property
+    def listens(self) -> bool:
+        """Whether a call is the model's own: what the attention function calls itself is not another one."""
+        return not self.inside and threading.get_ident() == self._thread
 
     def __call__(
         self,
@@ -85,34 +92,33 @@ class Tap:
         enable_gqa: bool = False,
     ) -> Tensor:
         call = Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        mine = threading.get_ident() == self._thread and not self.inside
-        if not mine or not self._is_self_attention(query, key):
-            if mine:
-                self._note_other(key)
+        fits = self.listens and self._is_self_attention(query, key)
+        if not self.listens or not self.show.hears(query.shape[-2], key.shape[-2], fits=fits):
             return call.run(self.attention)
-        self.inside = True  # what the attention function calls itself is not another call
+        self.inside = True
         try:
-            output, reader = self._attend(call.autocast())
+            if self.show.alone:
+                return call.alone().run(self.attention)
+            output, reader = self._attend(call.plain().autocast())
             self.show(reader)
         finally:
             self.inside = False
         return output
 
-    def _note_other(self, key: Tensor) -> None:
-        self.others.append((self.here, key.shape[-2]))
-
-    @property
-    def here(self) -> str:
-        """The module that runs now, where that is followed."""
-        return "" if self.show.running is None else self.show.running.here
-
     def _attend(self, call: Call) -> tuple[Tensor, Reader]:
+        if call.value.shape[-1] == self.positions and bool((call.value == torch.eye(self.positions).to(call.value)).all()):
+            raise Refused(
+                "attention to one-hot values: what comes out is the pattern itself, and what is made of it shows nowhere"
+            )
         with full_precision(call.query.device.type):
             if call.query.ndim == 4:
                 output, log_sum_exp = attend(self.attention, call)
             else:
                 output, call = call.run(self.attention), self._unfolded(call)
                 log_sum_exp = exact(call)
+            if self.attention is not BUILTIN and not is_softmax_attention(call, output.reshape(*call.query.shape[:3], -1)):
+                name = getattr(self.attention, "__qualname__", repr(self.attention))
+                raise Refused(f"scaled_dot_product_attention was replaced by `{name}`, which computes something else")
         return output, LogSumExpReader(call.query, call.key, log_sum_exp, call.scale, call.mask, call.causal)
 
     def _is_self_attention(self, query: Tensor, key: Tensor) -> bool:
@@ -125,27 +131,29 @@ class Tap:
 
     def _unfolded(self, call: Call) -> Call:
         """The call with axes (batch, heads, positions, d_head)."""
-        self.folded = call.query.ndim == 3
         mask = call.mask
         if mask is not None and mask.ndim > 2:
             mask = mask.expand(*call.query.shape[:-2], *mask.shape[-2:])
             mask = _heads_apart(mask, self.batch)
-        query, key = (_heads_apart(part, self.batch) for part in (call.query, call.key))
-        return Call(query, key, call.value, mask, call.dropout, call.causal, call.scale, call.grouped)
+        query, key, value = (_heads_apart(part, self.batch) for part in (call.query, call.key, call.value))
+        return Call(query, key, value, mask, call.dropout, call.causal, call.scale, call.grouped)
 
     def through_module(self, *args: Any, **options: Any) -> Any:
         """`multi_head_attention_forward`: asked for weights it computes the pattern itself, and is read from that."""
         query, key = args[:2]
-        if self.inside or threading.get_ident() != self._thread or not options.get("need_weights", True):
+        if not self.listens or not options.get("need_weights", True):
             return self.multi_head(*args, **options)
+        fits = query.ndim == 3 and tuple(query.shape[:2]) == tuple(key.shape[:2]) == (self.positions, self.batch)
+        if not self.show.hears(query.shape[0], key.shape[0], fits=fits):
+            return self.multi_head(*args, **options)
+        if self.show.alone:
+            others = ~torch.eye(self.positions, dtype=torch.bool, device=query.device)
+            options |= {"attn_mask": others, "key_padding_mask": None, "is_causal": False}
         self.inside = True
         try:
-            if query.ndim != 3 or not tuple(query.shape[:2]) == tuple(key.shape[:2]) == (self.positions, self.batch):
-                self._note_other(key.transpose(0, 1))
-                return self.multi_head(*args, **options)
-            result: Any = self.multi_head(*args, **{**options, "average_attn_weights": False})
-            output, weights = result
-            self.show(PatternReader(weights))
+            output, weights = self.multi_head(*args, **{**options, "average_attn_weights": False})
+            if not self.show.alone:
+                self.show(PatternReader(weights))
         finally:
             self.inside = False
         return output, weights.mean(dim=1) if options.get("average_attn_weights", True) else weights
@@ -157,86 +165,54 @@ def _heads_apart(part: Tensor, batch: int) -> Tensor:
 
 
 class Watch(TorchFunctionMode):
-    """Sees the attention function under whatever name it was imported, and softmax over (positions x positions)."""
+    """Sees the attention function under whatever name it was imported."""
 
     def __init__(self, tap: Tap) -> None:
         super().__init__()
         self.tap = tap
-        self._square = (tap.positions, tap.positions)
         self.aliased = 0
-        self.foreign = 0
-        self.oblong: list[tuple[str, int]] = []  # softmax calls over more than the positions: where, and over how many keys
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is self.tap.attention and not self.tap.inside:
             self.aliased += 1
             return self.tap(*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
-        if not self.tap.inside:
-            self.after(func, args, kwargs or {}, output)
+        return output if self.tap.inside else self.after(func, args, kwargs or {}, output)
+
+    def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        """What is given back for what a torch function returned."""
         return output
 
-    def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
-        """Look at what a torch function returned."""
-        self.foreign += self.is_square_softmax(func, output)
-        self.note_oblong(func, output)
-
-    def is_square_softmax(self, func: Any, output: Any) -> bool:
-        """Whether this was a softmax over (positions x positions)."""
-        return _is_softmax(func, output) and self._is_square(output)
-
-    def _is_square(self, output: Any) -> bool:
-        return isinstance(output, Tensor) and tuple(output.shape[-2:]) == self._square
-
-    def note_oblong(self, func: Any, output: Any) -> None:
-        """Note a softmax over more than the positions."""
-        if (
-            _is_softmax(func, output)
-            and min(output.shape[-2:]) >= self.tap.positions
-            and not self.is_square_softmax(func, output)
-        ):
-            self.oblong.append((self.tap.here, output.shape[-1]))
-
-    def unreadable(self) -> str:
-        """What was seen that may be attention, and that no way in reads."""
-        positions, running = self.tap.positions, self.tap.show.running
-        found = [f"`{where}` attends to {keys} keys from {positions} positions" for where, keys in self.tap.others[:1]]
-        found += [f"`{where}` takes a softmax over {keys} entries at {positions} positions" for where, keys in self.oblong[:1]]
-        sealed = [] if running is None else running.sealed()
-        found += [f"`{name}` is a compiled program, which nothing can watch" for name in sealed[:1]]
-        return "".join(f"; {each}" for each in found).replace("``", "the model itself")
+    def sealed(self) -> str:
+        """Words on what nothing can watch."""
+        running = self.tap.show.running
+        return "" if running is None else sealed_in(running.module)
 
 
-def _is_softmax(func: Any, output: Any) -> bool:
-    return getattr(func, "__name__", "") in SOFTMAX and isinstance(output, Tensor) and output.ndim >= 3
+def is_softmax(func: Any, output: Any) -> bool:
+    """Whether a torch function was a softmax that may be attention's."""
+    return getattr(func, "__name__", "") in SOFTMAX and isinstance(output, Tensor) and output.ndim >= 2
 
 
-def try_out(caller: Caller, tokens: Tensor, mode: Callable[[Tap], Watch] = Watch) -> tuple[Tap, Watch]:
-    """A forward pass in which every attention call is seen, and the module that makes it."""
-    running = Running(caller.module)
-    tap = Tap(tokens, Show(running=running))
-    with running.following(), watching(tap, mode) as watch:
-        caller(tokens)
-    return tap, watch
+Mode = TypeVar("Mode", bound=Watch)
 
 
-def cross_attention(caller: Caller, tokens: Tensor, watch: Watch) -> list[str]:
-    """The modules that attend to something else than the sequence, which has its own length whatever the sequence's is.
-
-    Raises `Refused` where the number of keys follows that of positions: self-attention over more than the positions.
-    """
-    if not watch.tap.others and not watch.oblong:
-        return []
-    _, shorter = try_out(caller, tokens[:, :-1])
-    before, after = (Counter([*each.tap.others, *each.oblong]) for each in (watch, shorter))
-    if before != after:
-        where, keys = next(iter(before - after))
-        raise Refused(f"`{where}` attends from {tokens.shape[1]} positions to {keys} keys, which follow the number of positions")
-    return [where for where, _ in watch.tap.others]
+def try_out(caller: Caller, trials: Trials, mode: Callable[[Tap], Mode]) -> tuple[list[Show], list[Mode]]:
+    """A forward pass over each trial in which every attention call is seen, and the module that makes it."""
+    shows: list[Show] = []
+    watches: list[Mode] = []
+    for tokens in trials:
+        running = Running(caller.module)
+        tap = Tap(tokens, Show(running=running))
+        with running.following(), watching(tap, mode) as watch:
+            caller(tokens)
+        shows.append(tap.show)
+        watches.append(watch)
+    return shows, watches
 
 
 @contextmanager
-def watching(tap: Tap, mode: Callable[[Tap], Watch] = Watch) -> Iterator[Watch]:
+def watching(tap: Tap, mode: Callable[[Tap], Mode]) -> Iterator[Mode]:
     """Every torch function that is called inside the block is looked at."""
     with patched(tap), mode(tap) as watch:
         yield watch
@@ -246,6 +222,7 @@ def watching(tap: Tap, mode: Callable[[Tap], Watch] = Watch) -> Iterator[Watch]:
 def patched(tap: Tap) -> Iterator[None]:
     """The attention functions are replaced inside the block; what has no way around them is kept from being taken."""
     with _one_at_a_time:
+        tap.attention, tap.multi_head = F.scaled_dot_product_attention, F.multi_head_attention_forward
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(value=False)  # one C++ call that computes a whole encoder layer
         F.scaled_dot_product_attention, F.multi_head_attention_forward = tap, tap.through_module

@@ -19,7 +19,7 @@ from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
-from pytest_induction.models.protocol import ListeningWay, NotInUse, Show
+from pytest_induction.models.protocol import ListeningWay, NotInUse, Show, Trials
 
 GROUP = "pytest_induction.ways_in"
 Attach = Callable[[nn.Module], Callable[[], Any] | None]
@@ -79,17 +79,20 @@ class ShownWay(ListeningWay):
     """Listens to `show_attention`, called by the model itself or by what knows it and attaches to it."""
 
     name = "show_attention"
+    can_isolate = False  # what only shows its attention cannot be made to attend otherwise
 
-    def __init__(self, caller: Caller, tokens: Tensor, expected: int | None, attach: Sequence[Attach] = ()) -> None:
+    def __init__(self, caller: Caller, trials: Trials, expected: int | None, attach: Sequence[Attach] = ()) -> None:
         self.caller = caller
         self._attach = next((known for known in (*attach, *_installed()) if self._knows(known)), None)
-        running = Running(caller.module)
-        show = Show(running=running)
-        with self.listening(tokens, show), running.following():  # the hooks that show run before those that leave
-            caller(tokens)
-        if not show.heads:
+        shows = []
+        for tokens in trials:
+            running = Running(caller.module)
+            shows.append(Show(running=running))
+            with self.listening(tokens, shows[-1]), running.following():  # the hooks that show run before those that leave
+                caller(tokens)
+        if not shows[0].events:
             raise NotInUse("the model does not call it, and nothing installed attaches to it")
-        self.settle(show, expected)
+        self.settle(shows, expected)
 
     def _knows(self, attach: Attach) -> bool:
         detach = _attached(attach, self.caller.module)
@@ -103,8 +106,15 @@ class ShownWay(ListeningWay):
             detach = None if self._attach is None else _attached(self._attach, self.caller.module)
             if detach is not None:
                 stack.callback(detach)
-            stack.callback(_show.reset, _show.set(show))
+            stack.callback(_show.reset, _show.set(lambda reader: _one(reader, tokens, show)))
             yield
+
+
+def _one(reader: Reader, tokens: Tensor, show: Show) -> None:
+    told = reader.log_sum_exp if isinstance(reader, LogSumExpReader) else reader.diagonals([0])
+    fits = (told.shape[0], told.shape[-1]) == tuple(tokens.shape)
+    if show.hears(told.shape[-1], told.shape[-1], fits=fits):
+        show(reader)
 
 
 def _attached(attach: Attach, module: nn.Module) -> Callable[[], Any] | None:

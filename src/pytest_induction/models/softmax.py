@@ -1,14 +1,14 @@
 """Way in 5: attention written by hand. Every softmax over (positions x positions) is watched, and sdpa calls with it.
 
-A softmax is taken for the pattern only if a trial pass shows its result to weigh something: nothing but casts, views and
-changes without effect (dropout while evaluating) lie between it and a matrix product. Patterns that are changed on the way,
-such as the difference of two, are refused.
+A softmax is taken for the pattern only if it is followed to a matrix product in which it weighs something as it is: nothing but
+casts, views and changes without effect (dropout while evaluating) lie between. Patterns that are changed on the way, such as the
+difference of two, are refused. Every pass is followed, since what has no effect on a few tokens may have one on many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -16,16 +16,20 @@ from torch import Tensor
 
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller
-from pytest_induction.models.protocol import ListeningWay, Refused, Show
-from pytest_induction.models.sdpa import Tap, Watch, cross_attention, try_out, watching
+from pytest_induction.models.protocol import Enough, ListeningWay, Refused, Show, Trials
+from pytest_induction.models.sdpa import Tap, Watch, is_softmax, try_out, watching
 
-PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "einsum", "mm", "baddbmm"})
+PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "linalg_matmul", "bmm", "mm", "baddbmm", "einsum"})
 VIEWS = frozenset(
     {"view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "flatten", "unflatten", "contiguous", "clone"}
-    | {"swapaxes", "movedim", "__getitem__", "chunk", "split"}
+    | {"swapaxes", "movedim", "__getitem__", "chunk", "split", "unbind", "detach", "view_as", "reshape_as", "expand_as"}
+    | {"__get__"}  # of a property, such as mT
 )
 HARMLESS = 1e-2  # what a cast to half precision may change,
 EXACT = 1e-6  # and any other
+STAMPED = 65_536  # numbers of a pattern whose places are looked at to see whether it was written to
+UNUSED = "used nowhere"
+FOLLOWED = 3  # patterns that are followed at a time in a measurement; two may be used together, as in a difference
 
 
 class SoftmaxWay(ListeningWay):
@@ -33,105 +37,163 @@ class SoftmaxWay(ListeningWay):
 
     name = "softmax"
 
-    def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
+    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
         self.caller = caller
-        tap, watch = try_out(caller, tokens, Traced)
-        if not tap.show.heads or not isinstance(watch, Traced):
-            raise Refused(f"no softmax over (positions x positions) seen{watch.unreadable()}")
-        watch.check()
-        self.settle(tap.show, expected, excused=cross_attention(caller, tokens, watch))
-        self.folded = tap.folded
+        shows, watches = try_out(caller, trials, Traced)
+        if not shows[0].events:
+            raise Refused(f"no softmax seen{watches[0].sealed()}")
+        self.settle(shows, expected)
+        for watch in watches:
+            watch.check(self.calls)
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
-        with watching(Tap(tokens, show), Shown):
+        with watching(Tap(tokens, show), Traced) as watch, suppress(Enough):
+            watch.follows = FOLLOWED
             yield
+        watch.check(self.calls)
 
 
-class Shown(Watch):
-    """Shows each softmax over (positions x positions) as a layer's pattern."""
+class Form(NamedTuple):
+    """One form that a pattern takes on its way: a tensor, its state then, the softmaxes it is of, and what changed it, if any."""
 
-    def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
-        if self.is_square_softmax(func, output):
-            pattern = self.unfolded(output)
-            if pattern is None:
-                raise Refused(f"a softmax of shape {tuple(output.shape)}, which is not (batch, heads, positions, positions)")
-            self.tap.show(PatternReader(pattern))
+    tensor: Tensor
+    stamp: tuple[float, float]
+    numbers: frozenset[int]
+    changed_by: str
 
-    def unfolded(self, pattern: Tensor) -> Tensor | None:
+
+class Traced(Watch):
+    """Shows each softmax over (positions x positions) as a layer's pattern, and follows it to the product in which it weighs."""
+
+    def __init__(self, tap: Tap) -> None:
+        super().__init__(tap)
+        self.follows: int | None = None  # how many patterns at a time; None for all
+        self._forms: dict[int, Form] = {}
+        self._fate: dict[int, str] = {}  # of each softmax, by the number of its call
+
+    def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        if is_softmax(func, output):
+            pattern = self._unfolded(output)
+            number = self.tap.show.n_events
+            if self.tap.show.hears(*output.shape[-2:], fits=pattern is not None) and pattern is not None:
+                return self._shown(pattern, output, number)
+        if self._forms:
+            self._judge(getattr(func, "__name__", ""), args, kwargs, output)
+        return output
+
+    def _shown(self, pattern: Tensor, output: Tensor, number: int) -> Tensor:
+        if self.tap.show.alone:
+            return torch.eye(output.shape[-1], dtype=output.dtype, device=output.device).expand_as(output)
+        self._follow(output, frozenset({number}))
+        self._fate[number] = UNUSED
+        if self.follows is not None:
+            self._let_go(sorted(self._fate)[: -self.follows])
+        self.tap.show(PatternReader(pattern))
+        return output
+
+    def _let_go(self, numbers: list[int]) -> None:
+        """Follow these patterns no more; that they are used later than that was seen in the trial."""
+        self._forms = {key: form for key, form in self._forms.items() if form.numbers.isdisjoint(numbers)}
+        self._fate |= {number: "" for number in numbers if self._fate[number] == UNUSED}
+
+    def _unfolded(self, pattern: Tensor) -> Tensor | None:
         """The pattern with axes (batch, heads, positions, positions), or None."""
-        batch = self.tap.batch
+        batch, positions = self.tap.batch, self.tap.positions
+        if pattern.shape[-2:] != (positions, positions):
+            return None
         if pattern.ndim == 3 and pattern.shape[0] % batch == 0:
-            self.tap.folded |= pattern.shape[0] != batch
             return pattern.unflatten(0, (batch, -1))
         if pattern.ndim in (4, 5) and pattern.shape[0] == batch:
             return pattern.flatten(1, -3)
         return None
 
+    def _follow(self, tensor: Tensor, numbers: frozenset[int], changed_by: str = "") -> None:
+        self._forms[id(tensor)] = Form(tensor, _stamp(tensor), numbers, changed_by)
 
-class Form(NamedTuple):
-    """One form that a pattern took on its way: the tensor, what it held then, and the number of the pattern."""
-
-    tensor: Tensor
-    held: Tensor
-    number: int
-
-
-class Traced(Shown):
-    """Follows each pattern, as well, to the product in which it weighs the values."""
-
-    def __init__(self, tap: Tap) -> None:
-        super().__init__(tap)
-        self._forms: dict[int, Form] = {}
-        self._fate: list[str] = []
-
-    def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
-        super().after(func, args, kwargs, output)
-        self.note_oblong(func, output)
-        if self.is_square_softmax(func, output):
-            self._follow(output, len(self._fate))
-            self._fate.append("used nowhere")
-            return
-        name = getattr(func, "__name__", "")
+    def _judge(self, name: str, args: Any, kwargs: Any, output: Any) -> None:
+        """What a function made of the patterns among its arguments: sums weighted by one, the same pattern, or another one."""
         inputs = list(_tensors([*args, *kwargs.values()]))
-        for found in inputs:
-            form = self._forms.get(id(found))
-            if form is not None and form.tensor is found:
-                self._judge(name, form, inputs, output)
+        found = [form for each in inputs if (form := self._forms.get(id(each))) is not None and form.tensor is each]
+        if not found:
+            return
+        numbers = frozenset().union(*(form.numbers for form in found))
+        changed_by = next((form.changed_by for form in found if form.changed_by), "")
+        one = found[0].tensor  # what works in place returns its argument, so that its stamp tells
+        intact = len(found) == 1 and not changed_by and _stamp(one) == found[0].stamp
+        if name in PRODUCTS:
+            weighs = intact and _weighs(name, one, args)
+            for number in numbers:
+                if not weighs:
+                    self._fate[number] = f"changed by `{changed_by or name}`"
+                elif self._fate[number] == UNUSED:
+                    self._fate[number] = ""
+            return
+        if not (intact and _same(name, one, inputs, output)):
+            changed_by = changed_by or name
+        for each in _tensors([output]):
+            if each.is_floating_point():  # a comparison picks; what it picks is compared where it is used
+                self._follow(each, numbers, changed_by)
 
-    def _follow(self, tensor: Tensor, number: int) -> None:
-        self._forms[id(tensor)] = Form(tensor, tensor.detach().clone(), number)
-
-    def _judge(self, name: str, form: Form, inputs: list[Tensor], output: Any) -> None:
-        """What a function made of a pattern: a weighted sum of values, the same pattern, or another one."""
-        intact = torch.equal(form.tensor, form.held)  # what works in place returns its argument
-        if name in PRODUCTS and intact and not self._is_square(output):
-            self._fate[form.number] = ""
-        elif intact and _same(name, form, inputs, output):
-            self._follow(output, form.number)
-        elif self._fate[form.number]:
-            self._fate[form.number] = f"changed by `{name}`"
-
-    def check(self) -> None:
-        """Raise `Refused` unless every pattern was used as it was."""
-        fates = [fate for fate in self._fate if fate]
+    def check(self, calls: frozenset[int]) -> None:
+        """Raise `Refused` unless every pattern was used as it was; of a pass that ended early the last one does not count."""
+        counted = calls - {max(calls)} if self.tap.show.stopped else calls
+        fates = sorted(fate for number, fate in self._fate.items() if fate and number in counted)
         if fates:
-            raise Refused(f"{len(self._fate)} softmax calls over (positions x positions), of which {len(fates)} are {fates[0]}")
+            raise Refused(f"{len(calls)} softmax calls over (positions x positions), of which {len(fates)} are {fates[0]}")
 
 
-def _same(name: str, form: Form, inputs: list[Tensor], after: Any) -> bool:
+def _weighs(name: str, pattern: Tensor, args: Sequence[Any]) -> bool:
+    """Whether a product sums something over the keys of a pattern, for each of its queries, and mixes nothing else."""
+    if name == "einsum":
+        axis = _summed_axis(pattern, args)
+    else:
+        operands = args[1:3] if name == "baddbmm" else args[:2]
+        left = operands[0] is pattern
+        axis = (-1 if left else -2) if len(operands) == 2 and name != "__rmatmul__" else None
+    if axis is None:
+        return False
+    sums = pattern.sum(axis, dtype=torch.float32)  # of a causal pattern only those over the keys are all one
+    return bool((((sums - 1).abs() < HARMLESS) | (sums.abs() < HARMLESS)).all())
+
+
+def _summed_axis(pattern: Tensor, args: Sequence[Any]) -> int | None:
+    """The axis of the pattern that an einsum of two operands sums over, if it is one and the other axes stay."""
+    equation, *operands = args
+    operands = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+    if not isinstance(equation, str) or len(operands) != 2 or "->" not in equation:
+        return None
+    given, result = equation.replace(" ", "").split("->")
+    terms = given.split(",")
+    mine = terms[0 if operands[0] is pattern else 1].replace("...", ".")
+    other = terms[1 if operands[0] is pattern else 0].replace("...", ".")
+    summed = [letter for letter in mine if letter not in result]
+    if len(summed) != 1 or summed[0] not in other or len(set(mine)) != len(mine):
+        return None
+    place = mine.index(summed[0])
+    return place - len(mine) if "." in mine[:place] or "." not in mine else place
+
+
+def _same(name: str, before: Tensor, inputs: list[Tensor], after: Any) -> bool:
     """Whether a function gave its argument back, in another layout or precision at most.
 
     One that takes other numbers may do so now, as mixing of heads does at first, and not after some training.
     """
-    before = form.held
-    others = [each for each in inputs if each is not form.tensor and each.is_floating_point() and each.ndim > 0]
-    if not isinstance(after, Tensor) or (others and name != "where"):
+    others = [each for each in inputs if each is not before and each.is_floating_point() and each.ndim > 0]
+    if others and name not in ("where", "type_as", "view_as", "reshape_as", "expand_as"):
         return False
     if name in VIEWS:
-        return after.numel() == before.numel()
+        return True
+    if not isinstance(after, Tensor) or after.shape != before.shape:
+        return False
     close = HARMLESS if min(after.element_size(), before.element_size()) < 4 else EXACT
-    return after.shape == before.shape and torch.allclose(after.float(), before.float(), atol=close, rtol=close)
+    return torch.allclose(after.float(), before.float(), atol=close, rtol=close)
+
+
+def _stamp(tensor: Tensor) -> tuple[float, float]:
+    """Other numbers whenever other ones are written to the tensor: the sum of all, and that of some by their places."""
+    some = tensor.flatten()[:: max(1, tensor.numel() // STAMPED)].double()
+    return float(tensor.sum(dtype=torch.float64)), float(some @ torch.arange(len(some), dtype=some.dtype, device=some.device))
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller
-from pytest_induction.models.protocol import ListeningWay, NotInUse, Refused, Show
+from pytest_induction.models.protocol import ListeningWay, NotInUse, Refused, Show, Trials
 
 PATTERN = re.compile(r"blocks\.(\d+)\.attn\.hook_pattern")
 
@@ -21,7 +21,10 @@ class HookPointWay(ListeningWay):
 
     name = "TransformerLens hook_pattern"
 
-    def __init__(self, caller: Caller, tokens: Tensor, expected: int | None) -> None:
+    can_isolate = False  # an edit at a hook point does not reach the values in every version; the points tell the layers
+    groups = None
+
+    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
         self.caller = caller
         hook_points = getattr(caller.module, "hook_dict", None)
         if not isinstance(hook_points, dict):
@@ -30,18 +33,21 @@ class HookPointWay(ListeningWay):
         self._points: list[nn.Module] = [found[layer] for layer in sorted(found)]
         self.layers = tuple(f"blocks.{layer}.attn" for layer in sorted(found))
         show = Show()
-        with self.listening(tokens, show):
-            caller(tokens)
+        with self.listening(trials[0], show):
+            caller(trials[0])
         if not show.heads or len(show.heads) != len(self.layers) or (expected is not None and len(show.heads) != expected):
             raise Refused(f"{len(show.heads)} patterns seen at {len(self.layers)} hook points for {expected} layers")
         self.heads = tuple(show.heads)
+        self.check_names = lambda: None
+        self.calls, self.n_calls = frozenset(range(len(show.heads))), len(show.heads)
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
         def heard(module: nn.Module, inputs: Any, pattern: Any) -> None:
             if not isinstance(pattern, Tensor) or pattern.ndim != 4 or pattern.shape[-1] != tokens.shape[1]:
                 raise Refused("`hook_pattern` carries no pattern (batch, heads, positions, positions)")
-            show(PatternReader(pattern))
+            if show.hears(*pattern.shape[-2:], fits=True):
+                show(PatternReader(pattern))
 
         handles = [point.register_forward_hook(heard) for point in self._points]
         try:
