@@ -24,38 +24,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor.add_argument("--device", help="device it is loaded on (default cpu)")
     doctor.add_argument("--dtype", help="floating-point type it is loaded in (default: as stored)")
     doctor.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
+    doctor.add_argument("--attach", help="function that shows the model's attention: conftest.py:pytest_induction_attach, say")
     given = parser.parse_args(arguments)
     try:
         return _doctor(given)
     except InductionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _doctor(given: argparse.Namespace) -> int:
     from pytest_induction.models.diagnosis import as_text
-    from pytest_induction.models.load import load_model
+    from pytest_induction.models.load import function_named, load_model
 
-    subject = load_model(given.model, device=given.device, dtype=given.dtype, memory=given.memory)
+    attach = () if given.attach is None else function_named(given.attach)
+    subject = load_model(given.model, device=given.device, dtype=given.dtype, memory=given.memory, attach=attach)
     lines, fits = subject.diagnosis(), True
     try:
         lines += (("probes", _probes(subject)),)
     except ProbeError as error:
-        lines += (("probes", str(error)),)
+        lines += (
+            ("probes", f"none: {error}"),
+            ("to do", "measure it on token ids of your own: measure_heads(model, tokens=...)"),
+        )
         fits = False
     print(as_text(lines, indent=""))
     return int(subject.way is None or not fits)
 
 
 def _probes(subject: ModelUnderTest) -> str:
-    """What it is probed with, and how many sequences share a pass."""
-    from pytest_induction.batching import batch_size
+    """What it is probed with, and how many sequences share a pass. Raises `ModelError` if one as long as the longest fails."""
+    import torch
+
+    from pytest_induction.batching import batch_size, bytes_per_sequence
     from pytest_induction.probes.sequences import COPIES, fitting_shape
 
     periods, repeats = fitting_shape(subject.space, COPIES)
     positions = (subject.space.bos_id is not None) + periods[-1] * repeats
-    at_once = batch_size(subject, positions, logits=True)
-    return f"{repeats} copies of {periods[0]} to {periods[-1]} tokens; {at_once} sequences of {positions} positions share a pass"
+    subject.logits(torch.zeros(1, positions, dtype=torch.long))
+    at_once, each = batch_size(subject, positions, logits=True), bytes_per_sequence(subject, positions, logits=True)
+    copies = f"{repeats} copies of {periods[0]} to {periods[-1]} tokens; "
+    if subject.memory is not None and each > subject.memory:
+        return f"{copies}{positions} positions at a time, which may take {each / 1e6:.3g} MB, more than the memory allowed"
+    together = "1 sequence has a pass" if at_once == 1 else f"{at_once} sequences share a pass"
+    return f"{copies}{together} of {positions} positions each"
 
 
 if __name__ == "__main__":

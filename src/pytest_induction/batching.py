@@ -64,10 +64,10 @@ def batch_size(subject: ModelUnderTest, positions: int, *, logits: bool) -> int:
     """Sequences of so many positions that are measured in one pass."""
     most = POSITIONS_AT_ONCE.get(subject.device.type, POSITIONS_ELSEWHERE) // positions
     budget = subject.memory if subject.memory is not None else int(SHARE_OF_FREE * free_memory(subject.device))
-    return max(1, min(most, budget // _bytes_per_sequence(subject, positions, logits=logits)))
+    return max(1, min(most, budget // bytes_per_sequence(subject, positions, logits=logits)))
 
 
-def _bytes_per_sequence(subject: ModelUnderTest, positions: int, *, logits: bool) -> int:
+def bytes_per_sequence(subject: ModelUnderTest, positions: int, *, logits: bool) -> int:
     """A guess on the safe side: activations of a layer, logits with their logarithms, patterns where the way in has them."""
     d_vocab = subject.space.d_vocab
     widths = (size for weight in subject.module.parameters() for size in weight.shape[-2:] if size < d_vocab)

@@ -1,15 +1,19 @@
-"""Tells whoever listens (the plugin, while a test runs) about every verdict that is reached. Standard library only."""
+"""Between what measures and who runs it (the plugin, while a test runs), in both directions. Standard library only.
+
+Verdicts that are reached go to whoever listens; what the user's hooks attach to models comes from there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_induction.records import Evidence
 
+_attach: ContextVar[Callable[[Any], Any] | None] = ContextVar("induction_attach", default=None)
 _heard: ContextVar[list[Evidence] | None] = ContextVar("induction_heard", default=None)
 
 
@@ -29,3 +33,19 @@ def listening() -> Iterator[list[Evidence]]:
         yield heard
     finally:
         _heard.reset(token)
+
+
+@contextmanager
+def attaching(attach: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside the block every model that is loaded is offered to this function too, which may attach to it."""
+    token = _attach.set(attach)
+    try:
+        yield
+    finally:
+        _attach.reset(token)
+
+
+def attached() -> tuple[Callable[[Any], Any], ...]:
+    """What is to be offered every model now."""
+    attach = _attach.get()
+    return () if attach is None else (attach,)

@@ -65,6 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", f"induction({', '.join(f'{key}=...' for key in MARKER_KEYS)}): defaults of the induction fixtures"
     )
     session_model = config.stash[SESSION] = SessionModel(config)
+    session_model.check_settings()
     if config.option.induction_benchmark:
         session_model.check_benchmark()
     elif config.option.induction_max_overhead is not None:
@@ -168,9 +169,10 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 def _listening(item: pytest.Item) -> Iterator[None]:
     """Keep every verdict that is reached while the item runs."""
-    from pytest_induction.journal import listening
+    from pytest_induction.journal import attaching, listening
 
-    with listening() as heard, showing_on(lambda: open_terminal(item.config)):
+    attach = item.config.stash[SESSION].attach
+    with listening() as heard, attaching(attach), showing_on(lambda: open_terminal(item.config)):
         try:
             return (yield)
         finally:

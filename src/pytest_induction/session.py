@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from pytest_induction.models.protocol import ModelUnderTest
 
 
+CHECKED = {  # setting -> what checks it
+    "memory": "memory_size",
+    "seed": "check_seed",
+    "device": "check_device",
+    "dtype": "check_dtype",
+    "max_overhead": "check_bound",
+}
+
+
 class SessionModel:
     """The model of this session: loaded at the first use, once, and its failure remembered like its success."""
 
@@ -23,21 +32,31 @@ class SessionModel:
         self._loaded: ModelUnderTest | Exception | None = None
         self._last: tuple[Any, ModelUnderTest] | None = None
 
-    def check(self) -> None:
-        """Raise a usage error for what can be seen to be wrong without loading anything."""
-        from pytest_induction.errors import InductionError
-        from pytest_induction.specs import check_spec, memory_size
+        self.attach = _hook(config)
 
-        given: tuple[tuple[str, Callable[[str], object], str], ...] = (
-            ("model", check_spec, self.spec or ""),
-            ("memory", memory_size, self._setting("memory") or "1GB"),
-        )
-        for option, check, value in given:
+    def check_settings(self) -> None:
+        """Raise a usage error for a setting that no model could make sense of; loads nothing where none is given."""
+        given = {name: value for name in CHECKED if (value := self._setting(name)) is not None}
+        if not given:
+            return
+        from pytest_induction import specs
+        from pytest_induction.errors import InductionError
+
+        for name, value in given.items():
             try:
-                check(value)
+                getattr(specs, CHECKED[name])(value)
             except InductionError as error:
-                raise pytest.UsageError(f"--induction-{option}: {error}") from None
-        _ = self.seed
+                raise pytest.UsageError(f"{self._source(name)}: {error}") from None
+
+    def check(self) -> None:
+        """Raise a usage error for a model or text that can be seen to be wrong without loading anything."""
+        from pytest_induction.errors import InductionError
+        from pytest_induction.specs import check_spec
+
+        try:
+            check_spec(self.spec or "")
+        except InductionError as error:
+            raise pytest.UsageError(f"{self._source('model')}: {error}") from None
         if self.text is not None and (not self.text.is_file() or not self.text.stat().st_size):
             raise pytest.UsageError(f"--induction-text: {str(self.text)!r} is {'empty' if self.text.is_file() else 'not a file'}")
 
@@ -47,7 +66,6 @@ class SessionModel:
             raise pytest.UsageError("--induction-benchmark needs pytest-benchmark: pip install 'pytest-induction[benchmark]'")
         if self.spec is None:
             raise pytest.UsageError("--induction-benchmark: no model, give --induction-model or the ini key induction_model")
-        _ = self.max_overhead
 
     @property
     def collected(self) -> str | None:
@@ -57,13 +75,7 @@ class SessionModel:
     @property
     def max_overhead(self) -> float | None:
         value = self._setting("max_overhead")
-        try:
-            bound = None if value is None else float(value)
-        except ValueError:
-            bound = 0.0
-        if bound is not None and not 0 < bound < float("inf"):
-            raise pytest.UsageError(f"--induction-max-overhead must be a number above 0, got {value!r}")
-        return bound
+        return None if value is None else float(value)
 
     @property
     def spec(self) -> str | None:
@@ -76,10 +88,7 @@ class SessionModel:
 
     @property
     def seed(self) -> int:
-        value = self._setting("seed") or "0"
-        if not value.isdecimal():
-            raise pytest.UsageError(f"--induction-seed must be a whole number from 0 up, got {value!r}")
-        return int(value)
+        return int(self._setting("seed") or "0")
 
     def load(self) -> ModelUnderTest:
         """The named model. Raises the same one-line error every time if it cannot be had."""
@@ -119,16 +128,17 @@ class SessionModel:
     @property
     def _measuring(self) -> dict[str, Any]:
         """What applies to a model however it came."""
-        return {
-            "seed": self.seed,
-            "memory": self._setting("memory"),
-            "attach": lambda model: self._config.hook.pytest_induction_attach(model=model),
-        }
+        return {"seed": self.seed, "memory": self._setting("memory")}
 
     def _setting(self, name: str) -> str | None:
         given = self._config.getoption(f"induction_{name}")
         value = self._config.getini(f"induction_{name}") if given is None else given
         return value or None
+
+    def _source(self, name: str) -> str:
+        """Where a setting was made."""
+        on_command_line = self._config.getoption(f"induction_{name}") is not None
+        return f"--induction-{name.replace('_', '-')}" if on_command_line else f"ini key induction_{name}"
 
     def _path_setting(self, name: str) -> str | None:
         """A setting that may be a path: the ini file's are relative to where it lies."""
@@ -138,6 +148,16 @@ class SessionModel:
             return value
         beside = str(root / value)
         return beside if Path(beside.partition(".py:")[0] + ".py" * (".py:" in beside)).exists() else value
+
+
+def _hook(config: pytest.Config) -> Callable[[Any], Any]:
+    """The hook by which conftest.py files attach to models, as a function of a model."""
+
+    def pytest_induction_attach(model: Any) -> Any:
+        return config.hook.pytest_induction_attach(model=model)
+
+    pytest_induction_attach.__qualname__ = "pytest_induction_attach"  # what messages call it
+    return pytest_induction_attach
 
 
 def open_terminal(config: pytest.Config) -> TextIO | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pytest_induction.errors import ArgumentError, ModelError
 
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 FORMS = "a local directory, hf:NAME[@REVISION], module.path:factory or path/file.py:factory"
 
 
@@ -25,7 +26,7 @@ def check_spec(spec: str) -> None:
     if not path.exists():
         hub = (
             f"; to download it from the hub write hf:{spec}"
-            if spec.count("/") <= 1 and not spec.startswith((".", "/", "~"))
+            if spec.count("/") <= 1 and ":" not in spec and not spec.startswith((".", "/", "~"))
             else ""
         )
         raise ModelError(f"no model at {spec!r}: expected {FORMS}{hub}")
@@ -41,3 +42,31 @@ def memory_size(text: str) -> int:
     if found is None or float(found[1]) <= 0:
         raise ArgumentError(f"memory must be a size like 4GB or 512MB, got {text!r}")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+
+
+def check_dtype(text: str) -> None:
+    """Raise `ArgumentError` for what is no floating-point type that a model is loaded in."""
+    if text not in DTYPES:
+        raise ArgumentError(f"dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {text!r}")
+
+
+def check_device(text: str) -> None:
+    """Raise `ArgumentError` for what cannot be the name of a device, here or elsewhere."""
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu|xla|hpu|npu|mtia|privateuseone)(:\d+)?", text):
+        raise ArgumentError(f"device must be like cpu, cuda, cuda:1 or mps, got {text!r}")
+
+
+def check_seed(text: str) -> None:
+    """Raise `ArgumentError` for what is no whole number from 0 up."""
+    if not text.isdecimal():
+        raise ArgumentError(f"it must be a whole number from 0 up, got {text!r}")
+
+
+def check_bound(text: str) -> None:
+    """Raise `ArgumentError` for what is no number above 0."""
+    try:
+        bound = float(text)
+    except ValueError:
+        bound = 0.0
+    if not 0 < bound < float("inf"):
+        raise ArgumentError(f"it must be a number above 0, got {text!r}")

@@ -18,15 +18,16 @@ from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.progress import progress
 
 TEXT_TOKENS = 512  # per row of text, as in the paper
+CHARACTERS_PER_TOKEN = 12  # more than a row of text may need
 
 
-def measure_text(subject: ModelUnderTest, text: Any) -> tuple[Array, int, Windows]:
+def measure_text(subject: ModelUnderTest, text: Any, max_rows: int) -> tuple[Array, int, Windows]:
     """Losses of every token of a text cut into rows: (rows, tokens), the number of the first token, and the two windows.
 
-    `text` is the text itself, a path to it, or token ids: one long row to be cut, or rows. Raises `TextError` where it makes
-    fewer than two rows.
+    `text` is the text itself, a path to it, or token ids: one long row to be cut, or rows. Of more than `max_rows` rows so many
+    are taken, evenly spread. Raises `TextError` where it makes fewer than two rows.
     """
-    rows = _text_rows(subject, text)
+    rows = _spread(_text_rows(subject, text, max_rows), max_rows)
     first_token = 2 if subject.space.bos_id is None else 1
     losses = subject.remember(("text", rows.tobytes(), rows.shape), lambda: _row_losses(subject, rows))
     return losses, first_token, Windows.for_tokens(losses.shape[1] + first_token - 1)
@@ -45,14 +46,19 @@ def _losses(subject: ModelUnderTest, rows: Tensor) -> Array:
     return numbers(token_losses(logits, rows.to(logits.device)))
 
 
-def _text_rows(subject: ModelUnderTest, text: Any) -> NDArray[np.int64]:
-    ids = _text_ids(subject, text)
+def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """All rows, or `count` of them from the first to the last."""
+    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
+
+
+def _text_rows(subject: ModelUnderTest, text: Any, max_rows: int) -> NDArray[np.int64]:
+    bos = [] if subject.space.bos_id is None else [subject.space.bos_id]
+    room = TEXT_TOKENS if subject.space.n_ctx is None else min(TEXT_TOKENS, subject.space.n_ctx - len(bos))
+    ids = _text_ids(subject, text, max_rows, room)
     if ids.ndim == 2:
         if subject.space.n_ctx is not None and ids.shape[1] > subject.space.n_ctx:
             raise TextError(f"rows of {ids.shape[1]} token ids do not fit the context of {subject.space.n_ctx}")
         return ids
-    bos = [] if subject.space.bos_id is None else [subject.space.bos_id]
-    room = TEXT_TOKENS if subject.space.n_ctx is None else min(TEXT_TOKENS, subject.space.n_ctx - len(bos))
     n_rows = len(ids) // room
     if n_rows < 2:
         raise TextError(f"the text has {len(ids)} tokens: at least {2 * room} are needed, two rows of {room}")
@@ -60,18 +66,30 @@ def _text_rows(subject: ModelUnderTest, text: Any) -> NDArray[np.int64]:
     return np.concatenate([np.full((n_rows, len(bos)), bos or 0, dtype=np.int64), rows], axis=1)
 
 
-def _text_ids(subject: ModelUnderTest, text: Any) -> NDArray[np.int64]:
+def _text_ids(subject: ModelUnderTest, text: Any, max_rows: int, room: int) -> NDArray[np.int64]:
     if isinstance(text, Path):
         text = read_text(text)
     if isinstance(text, str):
         if not text.strip():
             raise TextError("the text is empty")
-        return np.asarray(subject.encode(text), dtype=np.int64)
+        return np.asarray(_encoded(subject, text, max_rows, room), dtype=np.int64)
     ids = np.asarray(text)
     if ids.ndim not in (1, 2) or ids.dtype.kind not in "iu" or ids.size == 0:
         raise TextError(f"`text` must be a string, a path or integer token ids, got {ids.dtype} {ids.shape}")
     check_range(subject, ids)
     return ids.astype(np.int64)
+
+
+def _encoded(subject: ModelUnderTest, text: str, max_rows: int, room: int) -> list[int]:
+    """Token ids of a text; of a long one those of pieces from all over it, a row from each, for encoding takes long too."""
+    width = CHARACTERS_PER_TOKEN * room
+    if len(text) <= max_rows * width:
+        return subject.encode(text)
+    ids: list[int] = []
+    for start in np.linspace(0, len(text) - width, max_rows).astype(int):
+        piece = subject.encode(text[start : start + width])
+        ids += piece[:room] if len(piece) >= room else []
+    return ids
 
 
 def read_text(path: Path) -> str:

@@ -174,6 +174,7 @@ def test_an_installed_distribution_brings_its_own_way_in(monkeypatch):
     [
         (lambda model: 1 / 0, "failed to attach to `Reading`: ZeroDivisionError"),
         (lambda model: 3, "must return a function that detaches it, or None, it returned `int`"),
+        (lambda model: lambda: 1 / 0, "failed to detach: ZeroDivisionError"),
     ],
 )
 def test_what_attaches_wrongly_is_named(broken, message):
@@ -183,7 +184,7 @@ def test_what_attaches_wrongly_is_named(broken, message):
 
 
 def test_a_conftest_brings_a_way_in(pytester):
-    """The hook `pytest_induction_attach` serves gates and fixtures alike."""
+    """The hook `pytest_induction_attach` serves gates, fixtures and direct calls alike."""
     pytester.makeconftest(
         """
         from tests.models.test_shown import attach
@@ -201,9 +202,12 @@ def test_a_conftest_brings_a_way_in(pytester):
             return Reading()
         def test_it(induction):
             assert induction.measure_heads().provenance.way_in == "show_attention"
+        def test_directly():
+            from pytest_induction import measure_heads
+            assert measure_heads(Reading()).provenance.way_in == "show_attention"
         """
     )
-    pytester.runpytest("-p", "no:cacheprovider").assert_outcomes(passed=1)
+    pytester.runpytest("-p", "no:cacheprovider").assert_outcomes(passed=2)
     result = pytester.runpytest("--induction-model", "reading.py:make", "-p", "no:cacheprovider")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["*no head matches prefixes*"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers as hf
 from torch import nn
 
 from pytest_induction import UnsupportedModel, assert_copies_repeats, load_model, measure_heads
@@ -116,7 +117,9 @@ def test_a_context_that_is_declared_too_long_is_one_line():
     assert "\n" not in str(caught.value)
     model = Plain(n_ctx=60)
     model.n_ctx = 500
-    with pytest.raises(ModelError, match=r"Plain failed on token ids \(4, \d+\): The size of tensor") as caught:
+    with pytest.raises(
+        ModelError, match=r"Plain failed on token ids \(4, \d+\) \(its context is said to be 500\): The"
+    ) as caught:
         measure_heads(model)
     assert "\n" not in str(caught.value)
 
@@ -198,3 +201,21 @@ def test_nothing_foreign_is_imported_to_look_at_a_plain_module():
     finally:
         sys.modules.update(hidden)
     assert isinstance(sys, ModuleType)
+
+
+@pytest.mark.parametrize(
+    ("make", "advice"),
+    [
+        (lambda: hf.GPT2Model(hf.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=40)), "it has no language-model head"),
+        (
+            lambda: hf.T5ForConditionalGeneration(
+                hf.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+            ),
+            "it is an encoder and a decoder, and no causal language model",
+        ),
+    ],
+)
+def test_a_model_of_another_kind_is_told_what_it_is(make, advice):
+    """What it lacks, and what to load in its place."""
+    with pytest.raises(ModelError, match=advice):
+        load_model(make())

@@ -146,11 +146,11 @@ USAGE = {
     ),
     "no number": (
         ["--induction-benchmark", "--induction-model", SHIPPED["llama"], "--induction-max-overhead", "much"],
-        "--induction-max-overhead must be a number above 0, got 'much'",
+        "--induction-max-overhead: it must be a number above 0, got 'much'",
     ),
     "NaN": (
         ["--induction-benchmark", "--induction-model", SHIPPED["llama"], "--induction-max-overhead", "nan"],
-        "--induction-max-overhead must be a number above 0, got 'nan'",
+        "--induction-max-overhead: it must be a number above 0, got 'nan'",
     ),
     "nothing to judge": (
         ["--induction-model", SHIPPED["llama"], "--induction-max-overhead", "1.2"],

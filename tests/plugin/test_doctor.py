@@ -43,7 +43,7 @@ def test_a_model_that_cannot_be_read_is_told_what_to_change(capsys, tmp_path):
     for line in (
         "way in     none: no head can be measured",
         "tried      sdpa: 0 calls of scaled_dot_product_attention seen",
-        "to do      call `pytest_induction.show_attention(query=..., key=...)` where it attends",
+        "to do      call `pytest_induction.show_attention` where it attends",
         "behaviour  copies_repeats; learns_in_context, from token ids of a text",
     ):
         assert line in out
@@ -87,7 +87,37 @@ def test_a_model_without_room_for_a_probe_says_so(capsys, tmp_path):
     (tmp_path / "mine.py").write_text("from tests.models.plain import Plain\ndef make():\n    return Plain(d_vocab=3)\n")
     status, out, _ = doctor(capsys, f"{tmp_path}/mine.py:make")
     assert status == 1
-    assert "probes     " in out
+    assert "probes     none: a probe needs at least" in out
+    assert "to do      measure it on token ids of your own" in out
+
+
+def test_a_context_that_is_declared_too_long_is_found_out(capsys, tmp_path):
+    """A sequence as long as the longest probe is run, and what the model says to it is told."""
+    (tmp_path / "mine.py").write_text(
+        "from tests.models.plain import Plain\n"
+        "def make():\n    model = Plain(n_ctx=60)\n    model.n_ctx = 4096\n    return model\n"
+    )
+    status, out, err = doctor(capsys, f"{tmp_path}/mine.py:make")
+    assert (status, out) == (2, "")
+    assert "failed on token ids (1, 100) (its context is said to be 4096): The size of tensor" in err
+
+
+def test_a_budget_that_one_sequence_exceeds_is_said(capsys):
+    """It is measured all the same, a sequence at a time."""
+    status, out, _ = doctor(capsys, SHIPPED["llama"], "--memory", "1KB")
+    assert status == 0
+    assert "61 positions at a time, which may take 0.344 MB, more than the memory allowed" in out
+
+
+def test_what_attaches_can_be_named(capsys, tmp_path):
+    """A function in a conftest.py, say, which the doctor does not read by itself."""
+    (tmp_path / "mine.py").write_text("from tests.models.test_shown import Reading, attach\ndef make():\n    return Reading()\n")
+    spec = f"{tmp_path}/mine.py"
+    assert doctor(capsys, f"{spec}:make")[0] == 1
+    status, out, _ = doctor(capsys, f"{spec}:make", "--attach", f"{spec}:attach")
+    assert (status, "way in     show_attention" in out) == (0, True)
+    status, _, err = doctor(capsys, f"{spec}:make", "--attach", f"{spec}:nonesuch")
+    assert (status, "has no factory `nonesuch`" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

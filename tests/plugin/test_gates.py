@@ -177,7 +177,7 @@ USAGE = {
     "empty": (["--induction-model", ""], "expected a local directory"),
     "seed": (
         ["--induction-model", SHIPPED["llama"], "--induction-seed", "-1"],
-        "--induction-seed must be a whole number from 0 up, got '-1'",
+        "--induction-seed: it must be a whole number from 0 up, got '-1'",
     ),
     "missing text": (
         ["--induction-model", SHIPPED["llama"], "--induction-text", "nope.txt"],
@@ -241,7 +241,7 @@ def change_config(**values):
 
 BROKEN = {
     "truncated weights": (truncate, "cannot be loaded: SafetensorError"),
-    "NaN weights": (put_nan, "hold NaN or infinity, the first is `model.layers.0.self_attn.q_proj.weight`"),
+    "NaN weights": (put_nan, "the weight `model.layers.0.self_attn.q_proj.weight` of"),
     "a tensor missing": (
         drop_tensor,
         "lacks weights that its config asks for, and they would be random: 1 of them, the first is `model.layers.1",
@@ -294,17 +294,40 @@ def test_a_factory_that_makes_no_usable_model_is_one_line(kind, run, pytester):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("device", "warp9", "device 'warp9' cannot be used here"),
-        ("device", "cuda:7", "device 'cuda:7' cannot be used"),
+        ("device", "warp9", "device must be like cpu, cuda, cuda:1 or mps, got 'warp9'"),
         ("dtype", "int8", "dtype must be float32, float64, bfloat16 or float16, got 'int8'"),
     ],
 )
 def test_an_unknown_device_or_dtype_is_one_line(option, value, message, run):
     """Said before the model is loaded."""
     result = run("--induction-model", SHIPPED["llama"], f"--induction-{option}", value)
-    assert result.ret != 0
-    result.stdout.fnmatch_lines([f"*{message}*"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: --induction-{option}: {message}*"])
+
+
+def test_a_device_that_is_not_there_is_one_line(run):
+    """Its name is one, so that only loading can tell."""
+    result = run("--induction-model", SHIPPED["llama"], "--induction-device", "cuda:7")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*device 'cuda:7' cannot be used here*"])
     result.stdout.no_fnmatch_line("*Traceback*")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seed = x", "ini key induction_seed: it must be a whole number from 0 up, got 'x'"),
+        ("memory = much", "ini key induction_memory: memory must be a size like 4GB or 512MB, got 'much'"),
+        ("max_overhead = much", "ini key induction_max_overhead: it must be a number above 0, got 'much'"),
+    ],
+)
+def test_a_wrong_setting_in_the_ini_file_is_said_to_be_there(setting, message, pytester):
+    """Also where nothing uses it yet."""
+    pytester.makeini(f"[pytest]\ninduction_{setting}")
+    pytester.makepyfile("def test_it(): pass")
+    result = pytester.runpytest()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
 
 
 def test_a_text_that_is_too_short_is_one_line(run, pytester):
@@ -334,7 +357,9 @@ def test_hub_names_are_looked_up_only_when_asked_for(run, monkeypatch, tmp_path)
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     result = run("--induction-model", "hf:someone/model@step512", "-k", "copies")
     assert (asked["name"], asked["revision"]) == ("someone/model", "step512")
-    result.stdout.fnmatch_lines(["'hf:someone/model@step512' cannot be loaded: OSError: offline"])
+    result.stdout.fnmatch_lines(
+        ["'hf:someone/model@step512' cannot be loaded: OSError: offline; is the network there, and the name right?"]
+    )
 
 
 def test_a_cached_hub_model_is_measured(run, monkeypatch, tmp_path):

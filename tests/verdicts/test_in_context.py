@@ -75,12 +75,30 @@ def test_a_model_trained_on_text_learns_in_context_from_text():
     ids = np.array(model.encode(TEXT.read_text()))
     rows = ids[: len(ids) // 127 * 127].reshape(-1, 127)
     rows = np.concatenate([np.zeros((len(rows), 1), dtype=np.int64), rows], axis=1)
-    found = [induction.assert_learns_in_context(model, text) for text in (TEXT, TEXT.read_text(), ids, rows)]
+    texts = (TEXT, TEXT.read_text(), ids, rows)
+    found = [induction.assert_learns_in_context(model, text, max_sequences=len(rows)) for text in texts]
     assert found[0].verdict is Verdict.FORMED
     assert {evidence.estimates["in_context_learning"].value for evidence in found} == {
         found[0].estimates["in_context_learning"].value
     }
     assert found[0].provenance.n_sequences == len(rows)
+
+
+def test_of_a_long_text_rows_from_all_over_it_are_taken(monkeypatch):
+    """As many as asked for, from the first to the last; and not all of it is encoded."""
+    model = induction.load_model(SHIPPED["three-layers-text"])
+    ids = np.array(model.encode(TEXT.read_text()))
+    some = induction.assert_learns_in_context(model, ids, max_sequences=200)
+    every = induction.assert_learns_in_context(model, ids, max_sequences=10_000)
+    assert (some.provenance.n_sequences, every.provenance.n_sequences) == (200, len(ids) // 127)
+    gap = some.estimates["in_context_learning"].value - every.estimates["in_context_learning"].value
+    assert 0 < abs(gap) < 0.1
+    encoded, encode = [], type(model).encode
+    monkeypatch.setattr(type(model), "encode", lambda self, text: encoded.append(len(text)) or encode(self, text))
+    text = TEXT.read_text() * 20
+    found = induction.assert_learns_in_context(model, text, max_sequences=100)
+    assert found.provenance.n_sequences == 100
+    assert (len(encoded), max(encoded)) == (100, 12 * 127)
 
 
 def test_the_same_text_shuffled_teaches_nothing():

@@ -27,6 +27,7 @@ from pytest_induction.verdicts import (
 )
 
 MAX_SEQUENCES = 192
+MAX_TEXT_ROWS = 512
 ERROR_RATE = 1e-3
 
 
@@ -105,16 +106,17 @@ def assert_learns_in_context(
     text: Any,
     *,
     max_score: float = MAX_IN_CONTEXT_LEARNING,
+    max_sequences: int = MAX_TEXT_ROWS,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
     """Assert that later tokens of a text are predicted better than early ones: in-context learning score below `max_score`.
 
     `text` is a string, a path, or token ids (one long row, or rows as the model gets them, with the first-token id in front
-    if it has one). It is cut into rows of the context's length, at most
-    512 tokens; the score is the mean loss of tokens 450 to 512 minus that of tokens 40 to 60 (the same shares of a shorter
-    row), in nats, negative if the model learns in context. Rows are resampled for its interval. Where rows are long enough,
-    the paper's loss at token 500 minus at token 50 is reported beside it.
+    if it has one). It is cut into rows of the context's length, at most 512 tokens; of a long text `max_sequences` rows are
+    taken, spread over all of it. The score is the mean loss of tokens 450 to 512 minus that of tokens 40 to 60 (the same
+    shares of a shorter row), in nats, negative if the model learns in context. Rows are resampled for its interval. Where rows
+    are long enough, the paper's loss at token 500 minus at token 50 is reported beside it.
 
     The score also falls when ordinary prediction gets worse, so both losses are in `.estimates`. Returns the evidence, raises
     as `assert_has_induction_head`, and `TextError` for a text that makes fewer than two rows.
@@ -122,7 +124,7 @@ def assert_learns_in_context(
     check_share("error_rate", error_rate)
     subject = load_model(model)
     seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
-    losses, first_token, windows = measure_text(subject, text)
+    losses, first_token, windows = measure_text(subject, text, whole_number("max_sequences", max_sequences, least=2))
     judgement = judge_in_context_learning(
         losses, windows, first_token=first_token, max_score=max_score, error_rate=error_rate, seed=seed
     )

@@ -109,17 +109,27 @@ def _first_logits(caller: Caller, n_ctx: int | None, name: str) -> tuple[tuple[i
 def _logits(caller: Caller, tokens: Tensor, name: str) -> Tensor:
     try:
         return logits_of(caller(tokens), tokens)
-    except InductionError:
-        raise
+    except InductionError as error:
+        raise ModelError(f"{error}{_advice(caller.module, tokens, error)}") from None
     except Exception as error:  # whatever a user's model may raise
         if is_out_of_memory(error):
             raise
-        beyond = int(tokens.max())
-        hint = f"; token id {beyond} may be none: give it the attribute `vocab_size`" if isinstance(error, IndexError) else ""
         raise ModelError(
             f"{name} must map token ids (batch, positions) to logits; given {tuple(tokens.shape)} it raised "
-            f"{type(error).__name__}: {first_line(error)}{hint}"
+            f"{type(error).__name__}: {first_line(error)}{_advice(caller.module, tokens, error)}"
         ) from error
+
+
+def _advice(module: nn.Module, tokens: Tensor, error: Exception) -> str:
+    """What may be the matter with a model that gives no logits, where that can be told."""
+    if isinstance(error, IndexError):
+        return f"; token id {int(tokens.max())} may be none: give it the attribute `vocab_size`"
+    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+        return "; it is an encoder and a decoder, and no causal language model"
+    head = getattr(module, "get_output_embeddings", None)
+    if callable(head) and head() is None:
+        return "; it has no language-model head: load it with AutoModelForCausalLM"
+    return ""
 
 
 def _check_weights(module: nn.Module, name: str) -> None:
@@ -128,7 +138,8 @@ def _check_weights(module: nn.Module, name: str) -> None:
         raise ModelError(f"{name} lies on the meta device and has no weights: load or initialise them")
     broken = broken_weights(module)
     if broken:
-        raise ModelError(f"{len(broken)} weights of {name} hold NaN or infinity, the first is `{broken[0]}`")
+        others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise ModelError(f"the weight `{broken[0]}` of {name}{others} holds NaN or infinity")
 
 
 def _check_causal(caller: Caller, ids: Tensor, logits: Tensor, d_vocab: int, name: str) -> tuple[str, ...]:

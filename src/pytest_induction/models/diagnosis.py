@@ -91,7 +91,8 @@ def _advice(module: nn.Module) -> list[str]:
     if not named:
         advice.append("nothing in it is called attention: a model without any has behaviour only, and no heads to measure")
     advice.append(
-        f"call `pytest_induction.show_attention(query=..., key=...)` where it attends{where}, or attach a hook that does: "
+        f"call `pytest_induction.show_attention` where it attends{where}, with the pattern, or with query and key where that is "
+        "a softmax; or attach a hook that does, by `load_model(model, attach=...)`, conftest.py or `doctor --attach`: "
         "docs/models.md; attention by torch.nn.functional.scaled_dot_product_attention, or by a softmax that is used "
         "unchanged, needs neither"
     )

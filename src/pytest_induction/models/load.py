@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ import torch
 from torch import nn
 
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, user_facing
+from pytest_induction.journal import attached
 from pytest_induction.models.adapt import adapt
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
-from pytest_induction.specs import FORMS, check_spec, memory_size
+from pytest_induction.specs import FORMS, check_dtype, check_spec, memory_size
 
 FEWEST_TOKENS = 8  # ordinary ones: where files are missing, transformers may make a tokenizer that knows next to none
 
@@ -50,7 +53,7 @@ def load_model(
     """
     if isinstance(model, ModelUnderTest):
         return model
-    known = (attach,) if callable(attach) else tuple(attach)
+    known = (*((attach,) if callable(attach) else attach), *attached())
     settings: dict[str, Any] = {"seed": seed, "attach": known, "memory": None if memory is None else memory_size(memory)}
     if isinstance(model, nn.Module):
         return adapt(model, **settings)
@@ -78,9 +81,10 @@ def parse_device(device: str | None) -> torch.device:
 
 def parse_dtype(dtype: str | None) -> torch.dtype | None:
     """The floating-point type of that name, or None to keep what was stored."""
-    found = getattr(torch, dtype, None) if dtype else None
-    if dtype and (not isinstance(found, torch.dtype) or not found.is_floating_point):
-        raise ArgumentError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype!r}")
+    if not dtype:
+        return None
+    check_dtype(dtype)
+    found: torch.dtype = getattr(torch, dtype)
     return found
 
 
@@ -111,7 +115,8 @@ def _from_transformers(place: str, spec: str, dtype: torch.dtype | None, **where
             loader: Any = transformers.AutoModelForCausalLM
             module, report = loader.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True, **where)
         except Exception as error:  # whatever a broken file makes a parser raise
-            raise ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
+            hint = "; is the network there, and the name right?" if spec.startswith("hf:") else _no_transformers(place)
+            raise ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}{hint}") from error
         absent = sorted(report.get("missing_keys", ()))
         if absent or report.get("mismatched_keys"):
             first = absent[0] if absent else next(iter(report["mismatched_keys"]))
@@ -120,6 +125,17 @@ def _from_transformers(place: str, spec: str, dtype: torch.dtype | None, **where
                 f"{len(absent) + len(report.get('mismatched_keys', ()))} of them, the first is `{first}`"
             )
         return module, _tokenizer(transformers, place, where)
+
+
+def _no_transformers(place: str) -> str:
+    """What to do about a directory of another library's, whose config names no model that transformers knows."""
+    try:
+        config = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    if isinstance(config, dict) and "model_type" not in config:
+        return "; it is not of transformers: name a function that makes the model, path/file.py:factory"
+    return ""
 
 
 def _tokenizer(transformers: Any, place: str, where: dict[str, Any]) -> Any:
@@ -140,11 +156,15 @@ def _quiet(transformers: Any) -> Iterator[None]:
     """No progress bars and no reports from the loader inside the block; the user's own settings afterwards."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub = getLogger("huggingface_hub")  # says every try to reach it
+    hub_level = hub.level
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    hub.setLevel(ERROR)
     try:
         yield
     finally:
+        hub.setLevel(hub_level)
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
@@ -155,15 +175,30 @@ def _from_factory(place: str, factory: str, spec: str) -> nn.Module | ModelUnder
         made = _factory(place, factory)()
     except InductionError:
         raise
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise ModelError(f"{spec!r} cannot be made: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, (nn.Module, ModelUnderTest)):
         raise ModelError(f"the factory {spec!r} must return a torch module, it returned `{type(made).__name__}`")
     return made
 
 
-def _factory(place: str, name: str) -> Callable[[], Any]:
+def function_named(spec: str) -> Callable[..., Any]:
+    """The function that `module.path:name` or `path/file.py:name` names. Raises `ModelError` where there is none."""
+    place, colon, name = spec.rpartition(":")
+    if not colon or not name.isidentifier():
+        raise ModelError(f"a function is named module.path:function or path/file.py:function, got {spec!r}")
+    try:
+        return _factory(place, name)
+    except InductionError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        raise ModelError(f"{spec!r} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _factory(place: str, name: str) -> Callable[..., Any]:
     found = getattr(_import(place), name, None)
+    if isinstance(found, nn.Module):
+        raise ModelError(f"`{name}` in {place} is a module: name a function that returns it")
     if not callable(found):
         raise ModelError(f"{place} has no factory `{name}` to call")
     return found

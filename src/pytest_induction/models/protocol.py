@@ -311,7 +311,8 @@ class ModelUnderTest:
         except Exception as error:
             if is_out_of_memory(error):
                 raise  # fewer rows may fit
-            raise ModelError(f"{self.name} failed on token ids {tuple(tokens.shape)}: {first_line(error)}") from error
+            context = "" if self.space.n_ctx is None else f" (its context is said to be {self.space.n_ctx})"
+            raise ModelError(f"{self.name} failed on token ids {tuple(tokens.shape)}{context}: {first_line(error)}") from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens. Raises `TextError` where the model has no tokenizer."""

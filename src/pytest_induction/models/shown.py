@@ -40,10 +40,12 @@ def show_attention(
     """Show one layer's attention to a measurement that is running; do nothing, at the cost of a look-up, if none is.
 
     Call it once per layer and forward pass, in the order of the layers, from the model's own code or from a hook on it: with
-    `pattern` (batch, heads, positions, positions) after softmax, or with `query` (batch, heads, positions, d_head) and `key`
-    (batch, key heads, positions, d_head), as they are multiplied (after rotary embeddings and norms). Then no pattern is made:
-    the scores are query . key * `scale` (default 1 / sqrt(d_head)), plus `mask` (broadcast to batch, heads, positions,
-    positions; a boolean one is True where attention is allowed), with the future left out if `causal`.
+    `pattern` (batch, heads, positions, positions), the weights of the values as they are used; or, where these are a softmax of
+    scores and nothing else, with `query` (batch, heads, positions, d_head) and `key` (batch, key heads, positions, d_head), as
+    they are multiplied (after rotary embeddings and norms). Then no pattern is made: the scores are query . key * `scale`
+    (default 1 / sqrt(d_head)), plus `mask` (broadcast to batch, heads, positions, positions; a boolean one is True where
+    attention is allowed), with the future left out if `causal`. What is shown is taken at its word: that it is all of the
+    model's attention, and what weighs the values, cannot be checked.
 
     Raises `ArgumentError`, while a measurement runs, for tensors of other shapes.
 
@@ -93,11 +95,12 @@ class ShownWay(ListeningWay):
         if not shows[0].events:
             raise NotInUse("the model does not call it, and nothing installed attaches to it")
         self.settle(shows, expected)
+        self.notes += ("what is shown is taken at its word: nothing tells whether it is all, and what weighs the values",)
 
     def _knows(self, attach: Attach) -> bool:
         detach = _attached(attach, self.caller.module)
         if detach is not None:
-            detach()
+            _detached(attach, detach)
         return detach is not None
 
     @contextmanager
@@ -105,7 +108,7 @@ class ShownWay(ListeningWay):
         with ExitStack() as stack:
             detach = None if self._attach is None else _attached(self._attach, self.caller.module)
             if detach is not None:
-                stack.callback(detach)
+                stack.callback(_detached, self._attach, detach)
             stack.callback(_show.reset, _show.set(lambda reader: _one(reader, tokens, show)))
             yield
 
@@ -119,7 +122,7 @@ def _one(reader: Reader, tokens: Tensor, show: Show) -> None:
 
 def _attached(attach: Attach, module: nn.Module) -> Callable[[], Any] | None:
     """What `attach` made of the model. Raises `ModelError` where its code fails or gives back something else."""
-    name = getattr(attach, "__qualname__", repr(attach))
+    name = _name(attach)
     try:
         detach = attach(module)
     except Exception as error:
@@ -127,6 +130,17 @@ def _attached(attach: Attach, module: nn.Module) -> Callable[[], Any] | None:
     if detach is not None and not callable(detach):
         raise ModelError(f"{name} must return a function that detaches it, or None, it returned `{type(detach).__name__}`")
     return detach
+
+
+def _detached(attach: Any, detach: Callable[[], Any]) -> None:
+    try:
+        detach()
+    except Exception as error:
+        raise ModelError(f"{_name(attach)} failed to detach: {type(error).__name__}: {error}") from error
+
+
+def _name(attach: Any) -> str:
+    return str(getattr(attach, "__qualname__", repr(attach)))
 
 
 @cache
