@@ -20,7 +20,12 @@ T = 23
 
 @pytest.fixture(autouse=True)
 def _no_memory_of_other_tests(monkeypatch):
-    monkeypatch.setattr(kernels, "_trusted", {})
+    forget(monkeypatch)
+
+
+def forget(monkeypatch):
+    for name in ("_trusted", "_known"):
+        monkeypatch.setattr(kernels, name, {})
 
 
 def parts(dtype=torch.float32, heads=4, key_heads=4, width=8, d_value=8, batch=2):
@@ -136,7 +141,7 @@ def lie_about(change):
 def test_a_kernel_that_lies_is_not_believed(monkeypatch, change):
     """Its first call is compared with exact rows and the public function; then blocks of rows serve, with the same scores."""
     wanted = measure_heads(build("llama")).prefix_matching
-    monkeypatch.setattr(kernels, "_trusted", {})
+    forget(monkeypatch)
     monkeypatch.setattr(kernels, "KERNELS", {("cpu", kernels.FLASH): lie_about(change)})
     assert measure_heads(build("llama")).prefix_matching == pytest.approx(wanted, abs=1e-5)
     assert kernels._trusted
@@ -157,7 +162,7 @@ def test_a_kernel_that_lies_about_some_lengths_is_found_out_there(monkeypatch, w
     tokens = torch.randint(1, 40, (2, 80), generator=torch.Generator().manual_seed(0))
     model = Plain()
     wanted = [measure_heads(model, tokens=tokens[:, :length]).prefix_matching for length in (79, 80)]
-    monkeypatch.setattr(kernels, "_trusted", {})
+    forget(monkeypatch)
     lying = lie_about(lambda output, told: (output, wrong(told)))
     monkeypatch.setattr(kernels, "KERNELS", {("cpu", kernels.FLASH): lying})
     found = [measure_heads(model, tokens=tokens[:, :length]).prefix_matching for length in (79, 80)]
@@ -184,7 +189,7 @@ def test_a_kernel_that_is_gone_is_done_without(monkeypatch):
         raise AttributeError("no such kernel")
 
     wanted = measure_heads(build("llama")).prefix_matching
-    monkeypatch.setattr(kernels, "_trusted", {})
+    forget(monkeypatch)
     monkeypatch.setattr(kernels, "KERNELS", {("cpu", kernels.FLASH): gone})
     assert measure_heads(build("llama")).prefix_matching == pytest.approx(wanted, abs=1e-5)
 
@@ -192,15 +197,15 @@ def test_a_kernel_that_is_gone_is_done_without(monkeypatch):
 def test_a_choice_of_kernels_that_the_user_makes_is_honoured():
     """What torch chose once is remembered for as long as all that it depends on is the same."""
     call = Call(*parts(), causal=True)
-    assert kernels._kernel(call) is kernels._flash_cpu
+    assert kernels._serving(ORIGINAL, call) is kernels._flash_cpu
     with sdpa_kernel(SDPBackend.MATH):
-        assert kernels._kernel(call) is None
+        assert kernels._serving(ORIGINAL, call) is None
         torch.testing.assert_close(
             read(call).diagonals([1])[..., 0, 1:], reference(call).diagonal(-1, -2, -1).float(), atol=1e-5, rtol=0
         )
-    assert kernels._kernel(call) is kernels._flash_cpu
+    assert kernels._serving(ORIGINAL, call) is kernels._flash_cpu
     transposed = Call(*(part.mT.contiguous().mT for part in parts()), causal=True)
-    assert kernels._kernel(transposed) is None
+    assert kernels._serving(ORIGINAL, transposed) is None
 
 
 def test_the_kernel_is_trusted_where_it_tells_the_truth():

@@ -56,8 +56,7 @@ class Streamed:
         ):
             self._finish()
             layers = max(1, min(self._to_come + 1, HELD_ENTRIES // (batch * heads * shape[2] * positions)))
-            with torch.inference_mode(mode=False):  # a model may turn it on for its own forward only, and this outlives that
-                self._buffer = torch.full((layers, *shape), -torch.inf, dtype=dtype, device=attention.device)
+            self._buffer = _filled((layers, *shape), dtype, attention.device)
         return self._buffer[len(self._waiting)]
 
     def _finish(self) -> None:
@@ -73,6 +72,14 @@ class Streamed:
             found = F.linear(mass.flatten(3), self._scores.weights(mass.dtype, mass.device))
         self._done.append(found.movedim(-1, 1))
         self._buffer, self._waiting = torch.empty(0), []
+
+
+def _filled(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of -inf that may be written to after the pass, even where a model turns inference mode on for its own forward."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(mode=False):
+            return torch.full(shape, -torch.inf, dtype=dtype, device=device)
+    return torch.full(shape, -torch.inf, dtype=dtype, device=device)
 
 
 def _has_scores(attention: AttentionReader) -> TypeGuard[ScoresReader]:

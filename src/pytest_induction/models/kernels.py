@@ -27,8 +27,9 @@ CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4}  # per unit of log-sum-exp; h
 CLOSE_HALF = 1e-2
 MOST_LOOKS = 1024
 BUILTIN = torch._C._nn.scaled_dot_product_attention  # noqa: SLF001 - where the public name points
+Kernel = Callable[["Call"], "Attended"]
 _trusted: dict[Hashable, bool] = {}
-_chosen: dict[Hashable, int | None] = {}
+_known: dict[Hashable, Kernel | None] = {}
 
 
 class Call(NamedTuple):
@@ -59,7 +60,7 @@ class Call(NamedTuple):
 
     def plain(self) -> Call:
         """The call with torch's own name for a causal mask, which holds no numbers, put as what it means where it is square."""
-        if type(self.mask).__name__ != "CausalBias" or self.query.shape[-2] != self.key.shape[-2]:
+        if self.mask is None or type(self.mask).__name__ != "CausalBias" or self.query.shape[-2] != self.key.shape[-2]:
             return self
         return self._replace(mask=None, causal=True)
 
@@ -88,14 +89,24 @@ class Attended(NamedTuple):
 
 def attend(original: Callable[..., Tensor], call: Call) -> Attended:
     """What the attention function returns for this call, and the log-sum-exp of every row; autocast already applied."""
-    kernel = _kernel(call) if original is BUILTIN else None
-    if kernel is not None:
-        kind = _kind(kernel, call)
-        if kind not in _trusted:
-            _trusted[kind] = _agrees(kernel, original, call)
-        if _trusted[kind]:
-            return kernel(call)
-    return Attended(call.run(original), exact(call))
+    kernel = _serving(original, call) if original is BUILTIN and not call.dropout else None
+    return Attended(call.run(original), exact(call)) if kernel is None else kernel(call)
+
+
+def _serving(original: Callable[..., Tensor], call: Call) -> Kernel | None:
+    """The kernel that torch would choose for this call, if it is one that tells the log-sum-exp, and the truth."""
+    look = _look(call)
+    if look not in _known:
+        if len(_known) >= MOST_LOOKS:
+            _known.clear()
+        kernel = KERNELS.get((call.query.device.type, _choice(call)))
+        if kernel is not None:
+            kind = _kind(kernel, call)
+            if kind not in _trusted:
+                _trusted[kind] = _agrees(kernel, original, call)
+            kernel = kernel if _trusted[kind] else None
+        _known[look] = kernel
+    return _known[look]
 
 
 def is_softmax_attention(call: Call, output: Tensor) -> bool:
@@ -121,25 +132,12 @@ def exact(call: Call) -> Tensor:
     return row_log_sum_exp(call.query, call.key, call.scale, call.mask, call.causal)
 
 
-def _kind(kernel: Callable[[Call], Attended], call: Call) -> Hashable:
+def _kind(kernel: Kernel, call: Call) -> Hashable:
     """What a kernel's behaviour may depend on, but for the values."""
     mask = None if call.mask is None else call.mask.dtype
     _, heads, positions, width = call.query.shape
     shape = (positions.bit_length(), positions % ALIGNED == 0, width, call.value.shape[-1], call.key.shape[1] == heads)
     return kernel, call.query.device.type, call.query.dtype, shape, mask, call.causal
-
-
-def _kernel(call: Call) -> Callable[[Call], Attended] | None:
-    """The kernel that torch would choose for this call, if it is one that tells the log-sum-exp."""
-    device = call.query.device.type
-    if device not in ("cpu", "cuda") or call.dropout:
-        return None
-    look = _look(call)
-    if look not in _chosen:
-        if len(_chosen) >= MOST_LOOKS:
-            _chosen.clear()
-        _chosen[look] = _choice(call)
-    return KERNELS.get((device, _chosen[look]))
 
 
 def _look(call: Call) -> Hashable:
@@ -150,6 +148,7 @@ def _look(call: Call) -> Hashable:
 
 
 def _choice(call: Call) -> int | None:
+    """Torch's number of the kernel that it would take."""
     choose = torch._fused_sdp_choice  # noqa: SLF001 - torch itself asks here which kernel it will use
     options = {"scale": call.given_scale, "enable_gqa": call.grouped}
     try:
@@ -158,7 +157,7 @@ def _choice(call: Call) -> int | None:
         return None
 
 
-def _agrees(kernel: Callable[[Call], Attended], original: Callable[..., Tensor], call: Call) -> bool:
+def _agrees(kernel: Kernel, original: Callable[..., Tensor], call: Call) -> bool:
     """Whether the kernel gives this call's output, and the true log-sum-exp of its first rows."""
     dtype = call.query.dtype
     tolerance = CLOSE.get(dtype, CLOSE_HALF)
@@ -239,7 +238,7 @@ def _aligned(call: Call) -> Tensor | None:
     return F.pad(mask, (0, -mask.shape[-1] % 16))[..., : mask.shape[-1]]
 
 
-KERNELS: dict[Any, Callable[[Call], Attended]] = {
+KERNELS: dict[Any, Kernel] = {
     ("cpu", FLASH): _flash_cpu,
     ("cuda", FLASH): _flash_cuda,
     ("cuda", EFFICIENT): _efficient_cuda,
