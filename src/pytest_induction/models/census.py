@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.models.calling import quoted
-from pytest_induction.models.protocol import Refused
+from pytest_induction.models.way_in import Refused
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 NO_SOFTMAX = re.compile(  # mixers that are called attention and have no pattern, and what only serves or follows attention

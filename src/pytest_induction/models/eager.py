@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller, logits_of
 from pytest_induction.models.census import Running
-from pytest_induction.models.protocol import NotInUse, Observer, Refused, Show, Trials, WayIn
 from pytest_induction.models.sdpa import Tap, Watch, is_softmax, watching
+from pytest_induction.models.way_in import NotInUse, Observer, Refused, Show, Trials, WayIn
 
 SETTING = "_attn_implementation_internal"
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pytest_induction.models.calling import Caller, quoted
 from pytest_induction.models.census import sealed_in
-from pytest_induction.models.protocol import Refused
+from pytest_induction.models.way_in import Refused
 
 WITHOUT_PATTERN = frozenset(
     {

@@ -18,8 +18,8 @@ from pytest_induction.models.attention import LogSumExpReader, PatternReader, Re
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
 from pytest_induction.models.kernels import Call, exact, is_softmax_attention
-from pytest_induction.models.protocol import ListeningWay, NotInUse, Refused, Show, Trials
 from pytest_induction.models.sdpa import _one_at_a_time
+from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
 
 CHANGES_THE_SCORES = ("softcap", "s_aux", "sinks", "position_bias", "sliding_window")
 

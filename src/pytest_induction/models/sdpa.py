@@ -20,7 +20,7 @@ from pytest_induction.models.attention import LogSumExpReader, PatternReader, Re
 from pytest_induction.models.calling import Caller, full_precision
 from pytest_induction.models.census import Running, sealed_in
 from pytest_induction.models.kernels import BUILTIN, Call, attend, exact, is_softmax_attention
-from pytest_induction.models.protocol import ListeningWay, Refused, Show, Trials
+from pytest_induction.models.way_in import ListeningWay, Refused, Show, Trials
 
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
 _one_at_a_time = threading.RLock()

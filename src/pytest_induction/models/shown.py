@@ -19,7 +19,7 @@ from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
-from pytest_induction.models.protocol import ListeningWay, NotInUse, Show, Trials
+from pytest_induction.models.way_in import ListeningWay, NotInUse, Show, Trials
 
 GROUP = "pytest_induction.ways_in"
 Attach = Callable[[nn.Module], Callable[[], Any] | None]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller
-from pytest_induction.models.protocol import Enough, ListeningWay, Refused, Show, Trials
 from pytest_induction.models.sdpa import Tap, Watch, is_softmax, try_out, watching
+from pytest_induction.models.way_in import Enough, ListeningWay, Refused, Show, Trials
 
 PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "linalg_matmul", "bmm", "mm", "baddbmm", "einsum"})
 VIEWS = frozenset(

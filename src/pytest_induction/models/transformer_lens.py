@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller
-from pytest_induction.models.protocol import ListeningWay, NotInUse, Refused, Show, Trials
+from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
 
 PATTERN = re.compile(r"blocks\.(\d+)\.attn\.hook_pattern")
 

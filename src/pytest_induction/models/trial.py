@@ -18,12 +18,12 @@ from pytest_induction.models.attention import LogSumExpReader, PatternReader, Re
 from pytest_induction.models.calling import Caller, first_line, is_out_of_memory, logits_of, standing
 from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.flow import mixers
-from pytest_induction.models.protocol import ListeningWay, NotInUse, Refused, Trials, WayIn
 from pytest_induction.models.registry import RegistryWay
 from pytest_induction.models.sdpa import SdpaWay
 from pytest_induction.models.shown import Attach, ShownWay
 from pytest_induction.models.softmax import SoftmaxWay
 from pytest_induction.models.transformer_lens import HookPointWay
+from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Trials, WayIn
 from pytest_induction.records import TokenSpace
 
 WAYS: tuple[type[WayIn], ...] = (ShownWay, SdpaWay, RegistryWay, EagerWay, HookPointWay, SoftmaxWay)
