@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import InductionError
-from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
+from pytest_induction.models.attention import JoinedReader, LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, first_line, is_out_of_memory, logits_of, standing
 from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.flow import mixers
@@ -88,6 +88,10 @@ def _check(way: WayIn, caller: Caller, trial: Trial) -> None:
 
 def _check_reading(way: WayIn, tokens: Tensor, logits: Tensor) -> None:
     def rows_sum_to_one(layer: int, reader: Reader) -> None:
+        if isinstance(reader, JoinedReader):
+            for part in reader.parts:
+                rows_sum_to_one(layer, part)
+            return
         sums = reader.diagonals(range(tokens.shape[1])).sum(2)
         wrong = (sums - 1).clamp_min(0)  # a sink may take some of the mass out of a pattern, but nothing adds to it
         if isinstance(reader, PatternReader) and float(ahead := reader.pattern.triu(1).abs().max()) > 0:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from pytest_induction.errors import ModelError
 from pytest_induction.models.attention import JoinedReader, Reader
 from pytest_induction.models.calling import Caller, full_precision, logits_of, quoted
 
@@ -139,17 +138,17 @@ class WayIn(ABC):
     def run(
         self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
     ) -> Tensor | None:
-        """One forward pass under observation: the logits if asked for. Raises `ModelError` if a layer was not seen."""
+        """One forward pass under observation: the logits if asked for. Raises `Refused` if a layer was not seen."""
 
     @abstractmethod
     def alone(self, tokens: Tensor) -> AbstractContextManager[object]:
         """In a pass inside the block every layer lets each position attend to itself only, if it `can_isolate`."""
 
     def all_seen(self, seen: int) -> None:
-        """Raise `ModelError` unless every layer was observed: a layer that goes unseen would silently have no score."""
+        """Raise `Refused` unless every layer was observed: a layer that goes unseen would silently have no score."""
         if seen != len(self.layers):
             expected = f"{len(self.layers)} attention layers were expected in this forward pass"
-            raise ModelError(f"{expected}, {seen} were seen by {self.name}")
+            raise Refused(f"{expected}, {seen} were seen by {self.name}")
 
 
 class ListeningWay(WayIn):
@@ -175,7 +174,7 @@ class ListeningWay(WayIn):
             output = self.caller(tokens, attention_mask, logits=logits or stops or not self.base_serves)
         self.all_seen(len(show.heads))
         if not stops and show.n_events != self.n_calls:
-            raise ModelError(f"{self.n_calls} calls that may be attention were expected in a pass, {show.n_events} were seen")
+            raise Refused(f"{self.n_calls} calls that may be attention were expected in a pass, {show.n_events} were seen")
         return logits_of(output, tokens) if logits else None
 
     def alone(self, tokens: Tensor) -> AbstractContextManager[object]:
