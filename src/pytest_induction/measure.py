@@ -94,7 +94,8 @@ def measure_heads(
         ("repeats", repeats, 2),
         ("seed", seed, 0),
     ):
-        _ = None if value is None else whole_number(name, value, least=least)
+        if value is not None or name in ("n_sequences", "repeats"):
+            whole_number(name, value, least=least)
     if attention_mask is not None and tokens is None:
         raise ArgumentError("`attention_mask` belongs to `tokens`, which were not given")
     subject = load_model(model)

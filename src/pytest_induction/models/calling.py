@@ -148,18 +148,42 @@ class OtherRandom:
         return now._python != self._python or not all(map(np.array_equal, now._numpy, self._numpy))
 
 
-def standing(module: nn.Module) -> list[Any]:
-    """What a module and its parts keep in plain attributes: a pass that is cut off must leave it as a whole one does."""
-    return [_seen(value) for part in _all_parts(module) for name, value in vars(part).items() if not name.startswith("_")]
+class Standing:
+    """What a module and its parts keep in plain attributes, which a pass that is cut off must leave as a whole one does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._before = [(part, name, value, _held(value)) for part in _all_parts(module) for name, value in _own(part)]
+
+    def restore(self) -> bool:
+        """Put everything back as it was, and tell whether anything was not."""
+        changed = False
+        for part, name, value, held in self._before:
+            now = vars(part).get(name)
+            if now is value and _held(now) == held:
+                continue
+            changed = True
+            vars(part)[name] = value
+            if isinstance(value, list):
+                value[:] = held
+            elif isinstance(value, (dict, set)):
+                value.clear()
+                value.update(held)
+            elif not held and _held(value):
+                value.release()
+        return changed
 
 
-def _seen(value: Any) -> Any:
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return value
-    if isinstance(value, (list, tuple, dict, set)):
-        return len(value)
+def _own(part: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The attributes of a module that are not torch's."""
+    return ((name, value) for name, value in vars(part).items() if not name.startswith("_"))
+
+
+def _held(value: Any) -> Any:
+    """What a container holds, or whether a lock is held; None for anything else."""
+    if isinstance(value, (list, dict, set)):
+        return value.copy()
     locked = getattr(value, "locked", None)
-    return locked() if callable(locked) else type(value)
+    return bool(locked()) if callable(locked) else None
 
 
 def _walked(module: nn.Module) -> tuple[list[nn.Module], bool]:

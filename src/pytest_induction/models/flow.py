@@ -1,13 +1,14 @@
 """Whether anything but the layers that are seen moves information between positions.
 
-Names tell little about what a module does, and what a way in does not see it cannot count. So every layer that is seen is made to
-let each position attend to itself only, and the first token is exchanged: whatever then changes at a later position came there
-by another way. The module in which that happens first is either known to mix positions without any pattern (a convolution, a
-recurrence), and is held still to look further, or it may hide attention.
+Names tell little about what a module does, and what a way in does not see it cannot count. So every layer that is seen is made
+to let each position attend to itself only, and one token is exchanged, the first and then one in the middle: whatever then
+changes at a later position came there by another way. The module in whose own code it did is either known to mix positions
+without any pattern (a convolution, a recurrence), and what came is taken away again, to look further; or it may hide attention.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -22,134 +23,114 @@ from pytest_induction.models.calling import Caller, quoted
 from pytest_induction.models.census import sealed_in
 from pytest_induction.models.way_in import Refused
 
-WITHOUT_PATTERN = frozenset(
-    {
-        "conv",
-        "conv1d",
-        "convolution",
-        "mamba",
-        "mamba2",
-        "ssm",
-        "ssd",
-        "s4",
-        "s6",
-        "rwkv",
-        "recurrent",
-        "recurrence",
-        "lru",
-        "rglru",
-    }
-    | {
-        "lstm",
-        "gru",
-        "rnn",
-        "hyena",
-        "retention",
-        "lightning",
-        "deltanet",
-        "delta",
-        "kda",
-        "hebbian",
-        "shift",
-        "ema",
-        "cumulative",
-    }
-)  # words in the names of what mixes positions and has no pattern; so does linear attention
+WITHOUT_PATTERN = frozenset(  # words in the names of what mixes positions and has no pattern; so does linear attention
+    {"mamba", "mamba2", "ssm", "ssd", "s4", "s6", "rwkv", "rglru", "lru", "hyena", "retention", "lightning", "delta", "deltanet"}
+    | {"kda", "hebbian", "lstm", "gru", "rnn"}
+)
+NOT_BESIDE_ATTENTION = frozenset(  # and words that tell it only of what is not called attention too
+    {"conv", "conv1d", "convolution", "recurrent", "recurrence", "shift", "ema"}
+)
 WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+[0-9]*|[A-Z]+[0-9]*")
-MOST_KINDS = 12  # of such modules in one model
 CLOSE = {torch.float64: 1e-8, torch.float32: 1e-4}  # what other rows of a batch may change by rounding
 CLOSE_HALF = 3e-2
-Key = tuple[str, int, str]
-
-
-class Mixer(NamedTuple):
-    """A module in whose own code something moved between positions, and how many positions it reached."""
-
-    path: str
-    reach: int
+Key = tuple[str, int, str]  # of a module, which time it ran, and whether it was given something or gave it
 
 
 def mixers(caller: Caller, tokens: Tensor, usable: list[int], alone: Callable[[], AbstractContextManager[object]]) -> list[str]:
     """The modules that mix positions beside the layers that are seen, as far as they are known to have no pattern.
 
-    `usable` are token ids to exchange the first one with. Raises `Refused` for a module that may hide attention.
+    `usable` are token ids to exchange one with. Raises `Refused` for a module that may hide attention.
     """
-    other = tokens.clone()
-    other[:, 0] = torch.tensor([next(token for token in usable if token != first) for first in tokens[:, 0].tolist()])
-    found: list[str] = []
-    for _ in range(MOST_KINDS):
-        flow = Flow(caller.module, tokens, still={type(caller.module.get_submodule(path)) for path in found})
-        with alone(), flow.first():
-            caller(tokens)
-        with alone(), flow.second():
+    flow = Flow(caller.module, tokens)
+    with alone(), flow.noting():
+        caller(tokens)
+    for place in (0, tokens.shape[1] // 2):
+        other = tokens.clone()
+        known = tokens[:, place].tolist()
+        other[:, place] = torch.tensor([next(token for token in usable if token != one) for one in known])
+        with alone(), flow.comparing(place):
             caller(other)
-        mixer = flow.mixer
-        if mixer is None:
-            break
-        part = caller.module.get_submodule(mixer.path)
-        if mixer.path in found or not (mixer.reach == 1 or _is_known(mixer.path, part)):
-            where = f"{quoted(mixer.path)} ({type(part).__name__})"
-            raise Refused(
-                f"information moves between positions in {where} too, where no attention is seen{sealed_in(part, mixer.path)}"
-            )
-        found.append(mixer.path)
-    return found
+    return list(flow.found)
 
 
-def _is_known(path: str, part: nn.Module) -> bool:
-    """Whether a module is one that mixes positions without a pattern, by its name or by what it is made of."""
-    if any(isinstance(child, (nn.Conv1d, nn.RNNBase)) for child in (part, *part.children())):
+def _has_no_pattern(path: str, part: nn.Module, reach: int) -> bool:
+    """Whether what moved so many positions far in a module's own code moved without a pattern.
+
+    Told by how far it went, where a shift or a convolution goes no further, else by the names of the module.
+    """
+    parts = (part, *part.children())
+    convolutions = [each for each in parts if isinstance(each, nn.Conv1d)]
+    if reach <= max(1, sum((each.kernel_size[0] - 1) * each.dilation[0] for each in convolutions)):
         return True
-    names = [WORD.findall(name) for name in (path.rpartition(".")[2], type(part).__name__)]
-    words = [[word.lower() for word in name] for name in names]
-    linear = any(one == "linear" and other.startswith("att") for name in words for one, other in pairwise(name))
-    return linear or any(word in WITHOUT_PATTERN for name in words for word in name)
+    names = [[word.lower() for word in WORD.findall(name)] for name in (path.rpartition(".")[2], type(part).__name__)]
+    words = {word for name in names for word in name} - ({"conv", "conv1d", "convolution"} if convolutions else set())
+    linear = any(one == "linear" and other.startswith("att") for name in names for one, other in pairwise(name))
+    if linear or words & WITHOUT_PATTERN:
+        return True
+    recurrent = any(isinstance(each, nn.RNNBase) for each in parts)
+    return (recurrent or bool(words & NOT_BESIDE_ATTENTION)) and not any(word.startswith("att") for word in words)
+
+
+class Told(NamedTuple):
+    """A tensor that a module was given or gave, told by position, and as it was then."""
+
+    sums: Tensor  # (rows, positions)
+    sizes: Tensor  # what these may change by rounding
+    values: Tensor
 
 
 class Flow:
-    """Compares what every module is given and gives at the positions after the first, in two passes."""
+    """Compares what every module is given and gives, in a pass and in others that differ in one token."""
 
-    def __init__(self, module: nn.Module, tokens: Tensor, *, still: set[type]) -> None:
+    def __init__(self, module: nn.Module, tokens: Tensor) -> None:
         self.module = module
-        self.mixer: Mixer | None = None
+        self.found: dict[str, int] = {}  # modules that mix positions without a pattern, and how far
         self._rows, self._positions = tokens.shape
-        self._still = still  # kinds of modules that give in the second pass what they gave in the first
-        self._known: dict[Key, list[tuple[Tensor, Tensor]]] = {}
-        self._kept: dict[Key, Any] = {}
+        self._known: dict[Key, list[Told | None]] = {}
         self._names = {id(part): name for name, part in module.named_modules()}
 
     @contextmanager
-    def first(self) -> Iterator[None]:
+    def noting(self) -> Iterator[None]:
         """The pass that is compared with."""
-        with self._following(self._note):
+
+        def note(key: Key, path: str, values: Any) -> Any:
+            self._known[key] = [self._told(each) for each in _tensors(values)]
+            return values
+
+        with self._following(note):
             yield
 
     @contextmanager
-    def second(self) -> Iterator[None]:
-        """The pass in which a difference is looked for."""
-        with self._following(self._compare):
+    def comparing(self, place: int) -> Iterator[None]:
+        """A pass in which the token at `place` is another one. Raises `Refused` where that shows and may be attention."""
+
+        def compare(key: Key, path: str, values: Any) -> Any:
+            known = self._known.get(key, [])
+            reach = max((self._reach(each, was, place) for each, was in zip(_tensors(values), known, strict=False)), default=0)
+            if not reach:
+                return values
+            self._judge(path, reach)
+            return self._without(values, iter(known), place)
+
+        with self._following(compare):
             yield
 
     @contextmanager
-    def _following(self, look: Callable[[Key, str, list[Tensor]], None]) -> Iterator[None]:
-        stack: list[tuple[str, int, bool]] = []  # path, which time it runs, and whether it or one around it is held still
+    def _following(self, look: Callable[[Key, str, Any], Any]) -> Iterator[None]:
+        """Hand what every module is given and gives to `look`, with the module in whose code it came about; take its answer."""
         times: Counter[str] = Counter()
+        stack: list[tuple[str, int]] = []
 
-        def entering(part: nn.Module, inputs: Any, options: Any) -> None:
-            name, within, still = self._names[id(part)], *(stack[-1][::2] if stack else ("", False))
-            if not still:
-                look((name, times[name], "in"), within, list(_tensors([inputs, options])))
-            stack.append((name, times[name], still or type(part) in self._still))
+        def entering(part: nn.Module, inputs: Any, options: Any) -> Any:
+            name = self._names[id(part)]
+            inputs, options = look((name, times[name], "given"), stack[-1][0] if stack else "", (inputs, options))
+            stack.append((name, times[name]))
             times[name] += 1
+            return inputs, options
 
         def leaving(part: nn.Module, inputs: Any, output: Any) -> Any:
-            name, time, still = stack.pop()
-            key = (name, time, "out")
-            if type(part) in self._still:
-                output = self._kept.setdefault(key, output)
-            if not still:
-                look(key, name, list(_tensors([output])))
-            return output
+            name, time = stack.pop()
+            return look((name, time, "gave"), name, output)
 
         handles = []
         for part in self.module.modules():
@@ -162,47 +143,69 @@ class Flow:
             for handle in handles:
                 handle.remove()
 
-    def _note(self, key: Key, at: str, tensors: list[Tensor]) -> None:
-        self._known[key] = self._told(tensors)
+    def _judge(self, path: str, reach: int) -> None:
+        part = self.module.get_submodule(path)
+        if not _has_no_pattern(path, part, reach):
+            where = f"{quoted(path)} ({type(part).__name__})"
+            sealed = sealed_in(part, path)
+            raise Refused(f"information moves between positions in {where} too, where no attention is seen{sealed}")
+        self.found[path] = max(reach, self.found.get(path, 0))
 
-    def _compare(self, key: Key, at: str, tensors: list[Tensor]) -> None:
-        if self.mixer is not None:
-            return
-        for (sums, sizes), (before, _) in zip(self._told(tensors), self._known.get(key, []), strict=False):
-            if sums.shape == before.shape:
-                changed = ((sums - before).abs() > sizes)[:, 1:].any(0)
-                if bool(changed.any()):
-                    self.mixer = Mixer(at, int(changed.nonzero().max()) + 1)
-                    return
-
-    def _told(self, tensors: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """For each tensor that has rows and positions, a weighted sum at each, and what that may change by rounding."""
-        told = []
-        for each in tensors:
-            values = self._by_position(each)
-            if values is not None:
-                weights = torch.arange(1, values.shape[2] + 1, device=values.device).to(torch.float32).cos()
-                close = CLOSE.get(each.dtype, CLOSE_HALF)
-                told.append((values @ weights, close * values.norm(dim=2) * weights.norm() + close * 1e-3))
-        return told
-
-    def _by_position(self, tensor: Tensor) -> Tensor | None:
-        """(rows, positions, numbers), or None for what is not laid out like that; scores and patterns are not."""
-        sides = (self._rows, self._positions)
-        if not tensor.is_floating_point() or tensor.ndim < 3 or tuple(tensor.shape[-2:]) == (self._positions,) * 2:
+    def _told(self, tensor: Tensor) -> Told | None:
+        """The tensor by position, or None for what is not laid out like that."""
+        axis = self._axis(tensor)
+        if axis is None:
             return None
-        if tuple(tensor.shape[:2]) == sides:
-            return tensor.detach().flatten(2).float()
-        if tuple(tensor.shape[:2]) == sides[::-1]:
-            return tensor.detach().transpose(0, 1).flatten(2).float()
-        if tensor.ndim == 4 and tensor.shape[0] == self._rows and tensor.shape[2] == self._positions:
-            return tensor.detach().transpose(1, 2).flatten(2).float()
-        return None
+        order = {0: (1, 0), 1: (0, 1), 2: (0, 2)}[axis]
+        numbers = tensor.detach().movedim(order, (0, 1)).flatten(2).float()  # rows, positions, numbers
+        weights = torch.arange(1, numbers.shape[2] + 1, device=numbers.device).to(torch.float32).cos()
+        close = CLOSE.get(tensor.dtype, CLOSE_HALF)
+        sizes = close * numbers.norm(dim=2) * weights.norm() + close * 1e-3
+        return Told(numbers @ weights, sizes, tensor.detach().clone())
+
+    def _axis(self, tensor: Tensor) -> int | None:
+        """Which axis of a tensor is that of positions; None for scores and patterns, too."""
+        sides, shape = (self._rows, self._positions), tuple(tensor.shape)
+        if not tensor.is_floating_point() or len(shape) < 3 or shape[-2:] == (self._positions,) * 2:
+            return None
+        if shape[:2] == sides:
+            return 1
+        if shape[:2] == sides[::-1]:
+            return 0
+        return 2 if len(shape) == 4 and shape[::2] == sides else None
+
+    def _reach(self, tensor: Tensor, was: Told | None, place: int) -> int:
+        """How many positions beyond the exchanged one the tensor changed, 0 for none."""
+        now = self._told(tensor) if was is not None and was.values.shape == tensor.shape else None
+        if now is None or was is None:
+            return 0
+        changed = ((now.sums - was.sums).abs() > was.sizes)[:, place + 1 :].any(0).nonzero()
+        return int(changed.max()) + 1 if len(changed) else 0
+
+    def _without(self, values: Any, known: Iterator[Told | None], place: int) -> Any:
+        """The values, with what they were before at all positions after the exchanged one."""
+        if isinstance(values, Tensor):
+            was, axis = next(known, None), self._axis(values)
+            if was is None or axis is None or was.values.shape != values.shape:
+                return values
+            merged = was.values.clone()
+            merged.narrow(axis, 0, place + 1).copy_(values.narrow(axis, 0, place + 1))
+            return merged
+        if isinstance(values, Mapping):
+            parts = copy.copy(values)
+            for name, value in values.items():
+                parts[name] = self._without(value, known, place)  # type: ignore[index]
+            return parts
+        if isinstance(values, (list, tuple)):
+            made = [self._without(value, known, place) for value in values]
+            return type(values)(*made) if hasattr(values, "_fields") else type(values)(made)
+        return values
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values.values() if isinstance(values, Mapping) else values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple, Mapping)):
+    """The tensors in what a module was given or gave, in an order of their own."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (list, tuple, Mapping)):
+        for value in values.values() if isinstance(values, Mapping) else values:
             yield from _tensors(value)

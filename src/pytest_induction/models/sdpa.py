@@ -93,7 +93,7 @@ class Tap:
     ) -> Tensor:
         call = Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         fits = self.listens and self._is_self_attention(query, key)
-        if not self.listens or not self.show.hears(query.shape[-2], key.shape[-2], fits=fits):
+        if not self.listens or not self.show.hears(query.shape[-2], key.shape[-2], fits=fits, values=value):
             return call.run(self.attention)
         self.inside = True
         try:

@@ -48,6 +48,7 @@ class SoftmaxWay(ListeningWay):
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
+        show.ends = False  # but when it is known what becomes of the last pattern
         with watching(Tap(tokens, show), Traced) as watch, suppress(Enough):
             watch.follows = FOLLOWED
             yield
@@ -70,6 +71,7 @@ class Traced(Watch):
         super().__init__(tap)
         self.follows: int | None = None  # how many patterns at a time; None for all
         self._forms: dict[int, Form] = {}
+        self._summed: dict[int, tuple[Tensor, frozenset[int]]] = {}  # what patterns weighed, which none may weigh again
         self._fate: dict[int, str] = {}  # of each softmax, by the number of its call
 
     def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
@@ -80,6 +82,8 @@ class Traced(Watch):
                 return self._shown(pattern, output, number)
         if self._forms:
             self._judge(getattr(func, "__name__", ""), args, kwargs, output)
+        if self.tap.show.stopped and UNUSED not in self._fate.values():
+            raise Enough
         return output
 
     def _shown(self, pattern: Tensor, output: Tensor, number: int) -> Tensor:
@@ -95,6 +99,7 @@ class Traced(Watch):
     def _let_go(self, numbers: list[int]) -> None:
         """Follow these patterns no more; that they are used later than that was seen in the trial."""
         self._forms = {key: form for key, form in self._forms.items() if form.numbers.isdisjoint(numbers)}
+        self._summed = {key: held for key, held in self._summed.items() if held[1].isdisjoint(numbers)}
         self._fate |= {number: "" for number in numbers if self._fate[number] == UNUSED}
 
     def _unfolded(self, pattern: Tensor) -> Tensor | None:
@@ -122,7 +127,10 @@ class Traced(Watch):
         one = found[0].tensor  # what works in place returns its argument, so that its stamp tells
         intact = len(found) == 1 and not changed_by and _stamp(one) == found[0].stamp
         if name in PRODUCTS:
-            weighs = intact and _weighs(name, one, args)
+            again = any(numbers & self._summed.get(id(each), (each, frozenset()))[1] for each in inputs)
+            weighs = intact and not again and _weighs(name, one, args)
+            if isinstance(output, Tensor):
+                self._summed[id(output)] = output, numbers
             for number in numbers:
                 if not weighs:
                     self._fate[number] = f"changed by `{changed_by or name}`"
@@ -136,9 +144,8 @@ class Traced(Watch):
                 self._follow(each, numbers, changed_by)
 
     def check(self, calls: frozenset[int]) -> None:
-        """Raise `Refused` unless every pattern was used as it was; of a pass that ended early the last one does not count."""
-        counted = calls - {max(calls)} if self.tap.show.stopped else calls
-        fates = sorted(fate for number, fate in self._fate.items() if fate and number in counted)
+        """Raise `Refused` unless every pattern was used as it was."""
+        fates = sorted(fate for number, fate in self._fate.items() if fate and number in calls)
         if fates:
             raise Refused(f"{len(calls)} softmax calls over (positions x positions), of which {len(fates)} are {fates[0]}")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pytest_induction.errors import InductionError
 from pytest_induction.models.attention import JoinedReader, LogSumExpReader, PatternReader, Reader
-from pytest_induction.models.calling import Caller, first_line, is_out_of_memory, logits_of, standing
+from pytest_induction.models.calling import Caller, Standing, first_line, is_out_of_memory, logits_of
 from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.flow import mixers
 from pytest_induction.models.registry import RegistryWay
@@ -120,9 +120,9 @@ def _check_rows(way: WayIn, tokens: Tensor) -> None:
         return found
 
     together = read([*range(len(tokens))])
-    for rows in ([2, 0], [1]):
-        for layer, (some, all_rows) in enumerate(zip(read(rows), together, strict=True)):
-            if some.shape[1:] != all_rows.shape[1:] or not all(map(_is_nearest, some, [all_rows] * len(rows), rows)):
+    for row in range(len(tokens)):
+        for layer, (one, all_rows) in enumerate(zip(read([row]), together, strict=True)):
+            if one.shape[1:] != all_rows.shape[1:] or not _is_nearest(one[0], all_rows, row):
                 raise Refused(f"attention of layer {layer} has rows and heads in another order than rows first, or other rows")
 
 
@@ -133,17 +133,17 @@ def _is_nearest(pattern: Tensor, all_rows: Tensor, row: int) -> bool:
     """
     distances = (all_rows - pattern).flatten(1).norm(dim=1)
     others = distances[[other for other in range(len(distances)) if other != row]]
-    return bool(distances[row] <= max(OTHER_ROWS * float(pattern.norm()), float(others.min()) / 2))
+    return bool(distances[row] <= max(OTHER_ROWS * float(pattern.norm()), float(others.min())))
 
 
 def _can_stop(way: WayIn, caller: Caller, tokens: Tensor) -> bool:
     """Whether a pass may end after the last attention layer: it does end there, and leaves nothing half done."""
     if not way.stops or is_offloaded(caller.module):
         return False  # accelerate moves weights before and after each module; it must not be cut off between
-    logits, before = logits_of(caller(tokens), tokens), standing(caller.module)
+    logits, before = logits_of(caller(tokens), tokens), Standing(caller.module)
     way.run(tokens, None, lambda layer, reader: None, logits=False, early_stop=True)
-    left = standing(caller.module) == before
-    return bool(torch.equal(logits_of(caller(tokens), tokens), logits)) and left
+    changed = before.restore()
+    return not changed and bool(torch.equal(logits_of(caller(tokens), tokens), logits))
 
 
 def is_offloaded(module: nn.Module) -> bool:

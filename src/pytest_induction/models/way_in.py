@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -35,12 +36,16 @@ class Enough(BaseException):
 
 
 class Event(NamedTuple):
-    """One call that may be attention: the module that makes it, its queries and keys, and whether it fits a layer of its own."""
+    """One call that may be attention: the module that makes it, its queries and keys, and whether it fits a layer of its own.
+
+    `values` are what it weighs, where that is known.
+    """
 
     where: str
     queries: int
     keys: int
     fits: bool
+    values: Tensor | None = None
 
 
 class Show:
@@ -72,19 +77,20 @@ class Show:
         self.places: list[Place] = []
         self.events: list[Event] = []
         self.n_events = 0
-        self.stopped = False
+        self.stopped = False  # whether the last layer was shown and nothing after it is needed
+        self.ends = True  # whether the pass ends right then
 
     @property
     def here(self) -> str:
         """The module that runs now, where that is followed."""
         return "" if self.running is None else self.running.here
 
-    def hears(self, queries: int, keys: int, *, fits: bool) -> bool:
+    def hears(self, queries: int, keys: int, *, fits: bool, values: Tensor | None = None) -> bool:
         """Note a call that may be attention; whether it is a layer's. Raises `Refused` where it is, and does not fit one."""
         number = self.n_events
         self.n_events += 1
         if self._layers is None:
-            self.events.append(Event(self.here, queries, keys, fits))
+            self.events.append(Event(self.here, queries, keys, fits, values))
             return fits
         if number in self._layers and not fits:
             raise Refused(f"a layer attends from {queries} positions to {keys} keys, and did not in the trial")
@@ -104,7 +110,8 @@ class Show:
                 self._observer(len(self.heads) - 1, whole)
         if len(self.heads) == self._last:
             self.stopped = True
-            raise Enough
+            if self.ends:
+                raise Enough
 
     @contextmanager
     def until_last(self) -> Iterator[None]:
@@ -210,5 +217,15 @@ class ListeningWay(WayIn):
         self.heads = tuple(sum(next(heads) for _ in group) for group in joined)
         places = [first.running.of_all(group) for group in joined]
         self.notes += first.running.check(places, expected)
+        for one, other in pairwise(pairs[number][0] for number in sorted(self.calls)):
+            if one.where == other.where and _share_memory(one.values, other.values):
+                raise Refused(f"{quoted(one.where)} attends to the same values twice, so neither pattern is that of the layer")
         self.check_names = partial(first.running.check_names, [*(place.path for place in places), *excused])
         self.layers = tuple(place.path or f"call {index}" for index, place in enumerate(places))
+
+
+def _share_memory(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two tensors are parts of one, as the halves of a projection are."""
+    if one is None or other is None:
+        return False
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -1,0 +1,217 @@
+"""What a pass that is watched, or cut off after its last layer, must not leave half done: a user's modules, hooks and states."""
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pytest_induction import load_model, measure_heads
+from tests.models.recorded import Positioned, assert_right, probe
+from tests.models.test_as_found import everything, same
+from tests.models.test_hand_written import Attention, by_function, fused
+
+
+def attends_twice(kind=Positioned, attend=fused):
+    return kind(Attention(attend), Attention(attend))
+
+
+class Merging(nn.Linear):
+    """A linear layer that merges what it learns into its weights for evaluation, as loralib's does."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs) / 4), nn.Parameter(torch.randn(outputs, 2) / 4)
+        self.merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode is self.merged:
+            self.weight.data += (self.up @ self.down) * (-1 if mode else 1)
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        fixed = F.linear(x, self.weight, self.bias)
+        return fixed if self.merged else fixed + x @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_that_merges_what_it_learns_is_left_as_it_was(training):
+    """Its weights, to the bit, its mode and its gradients afterwards: evaluating it is no reason to call its `train`."""
+    model = attends_twice()
+    layer = model.blocks[0]["mixer"].qkv = Merging(16, 48)
+    model.train(training)
+    before = everything(model)
+    measure_heads(model, n_sequences=6)
+    assert same(everything(model), before)
+    assert layer.merged is not training
+    model.train()(probe()).sum().backward()
+    assert layer.down.grad.abs().max() > 0
+
+
+def test_a_layer_that_merges_what_it_learns_scores_the_same_in_either_mode():
+    """Merged or not it computes the same, and what it has learned takes part."""
+    model = attends_twice()
+    model.blocks[0]["mixer"].qkv = Merging(16, 48)
+    assert_right(model.eval())
+    merged = measure_heads(model, tokens=probe()).prefix_matching
+    np.testing.assert_allclose(measure_heads(model.train(), tokens=probe()).prefix_matching, merged, atol=1e-5)
+
+
+@pytest.mark.parametrize("attend", [fused, by_function])
+def test_hooks_that_wait_for_the_end_of_a_module_are_called(attend):
+    """A user's stack of the modules that run, pushed and popped by hooks, is empty afterwards."""
+    model, stack, seen = attends_twice(attend=attend), [], []
+
+    def popped(part, inputs, output):
+        seen.append(stack.pop())
+
+    for part in model.modules():
+        part.register_forward_pre_hook(lambda part, inputs: stack.append(part))
+        part.register_forward_hook(popped)
+    subject = load_model(model)
+    assert not stack
+    assert_right(subject)
+    assert not stack and model.out in seen
+
+
+def test_hooks_that_come_later_are_called_too():
+    """A model that was tried out without them is run to its end from then on, and no longer when they are gone."""
+    model, ended = attends_twice(), []
+    subject = load_model(model)
+    assert subject.way.can_stop
+    handle = model.register_forward_hook(lambda *_: ended.append(True))
+    measure_heads(subject, tokens=probe())
+    assert ended
+    handle.remove()
+    ended.clear()
+    model.out.register_forward_pre_hook(lambda *_: ended.append(True))
+    measure_heads(subject, tokens=probe())
+    assert not ended
+
+
+class Busy(Positioned):
+    """Says that it runs while it does."""
+
+    busy = False
+
+    def through(self, x):
+        self.busy = True
+        x = super().through(x)
+        self.busy = False
+        return x
+
+
+class Locked(Positioned):
+    """Keeps others from running it at the same time."""
+
+    def __init__(self, *mixers):
+        super().__init__(*mixers)
+        self.lock = threading.Lock()
+
+    @property
+    def busy(self):
+        return self.lock.locked()
+
+    def through(self, x):
+        if not self.lock.acquire(timeout=5):
+            raise RuntimeError("it would wait for ever")
+        try:
+            return super().through(x)
+        finally:
+            self.lock.release()
+
+
+class LockedPlainly(Locked):
+    """The same, without a thought for what may be raised between."""
+
+    def through(self, x):
+        if not self.lock.acquire(timeout=5):
+            raise RuntimeError("it would wait for ever")
+        x = Positioned.through(self, x)
+        self.lock.release()
+        return x
+
+
+class Listing(Positioned):
+    """Keeps a list of what is under way."""
+
+    def __init__(self, *mixers):
+        super().__init__(*mixers)
+        self.busy = []
+
+    def through(self, x):
+        self.busy.append(len(x))
+        x = super().through(x)
+        self.busy.pop()
+        return x
+
+
+@pytest.mark.parametrize(("kind", "stops"), [(Busy, False), (Locked, True), (LockedPlainly, False), (Listing, False)])
+def test_a_model_that_is_in_the_middle_of_something_is_not_left_there(kind, stops):
+    """A flag, and a lock: a pass is cut off only where nothing stays half done."""
+    model = attends_twice(kind)
+    subject = load_model(model)
+    assert subject.way.can_stop is stops
+    assert not model.busy
+    assert_right(subject)
+    assert not model.busy
+
+
+class Drawing(Positioned):
+    """Draws random numbers, of which nothing depends."""
+
+    def forward(self, tokens):
+        self.drawn = (random.random(), np.random.rand(), float(torch.rand(())))
+        return super().forward(tokens)
+
+
+def test_random_states_are_kept_where_a_model_draws_numbers():
+    """Python's, numpy's and torch's own: trying the model out, measuring it, and asking for logits."""
+    model = attends_twice(Drawing)
+
+    def states():
+        return random.getstate(), np.random.get_state()[1:3], torch.get_rng_state()
+
+    def kept(before):
+        (python, numbers, own), (now, numbers_now, own_now) = before, states()
+        return python == now and same(numbers, numbers_now) and torch.equal(own, own_now)
+
+    before = states()
+    subject = load_model(model)
+    assert kept(before)
+    for run in (lambda: measure_heads(subject, tokens=probe()), lambda: subject.logits(probe())):
+        model.drawn = None
+        run()
+        assert model.drawn is not None
+        assert kept(before)
+    model(probe())
+    assert not kept(before)
+
+
+@pytest.mark.parametrize("attend", [fused, by_function])
+def test_two_threads_may_measure_at_once(attend):
+    """Each gets the scores of its own model, and torch's functions are its own afterwards."""
+    functions = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
+    settings = (torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled())
+    models = [attends_twice(attend=attend) for _ in range(2)]
+    wanted = [measure_heads(model, n_sequences=6).prefix_matching for model in models]
+    assert np.abs(wanted[0] - wanted[1]).max() > 1e-3
+    together = threading.Barrier(2)
+
+    def measured(model):
+        together.wait(timeout=30)
+        return [measure_heads(model, n_sequences=6).prefix_matching for _ in range(5)]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(measured, models))
+    for each, alone in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(each, [alone] * 5, atol=1e-6)
+    assert (F.scaled_dot_product_attention, F.multi_head_attention_forward) == functions
+    assert (torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled()) == settings
+    assert_right(models[0])
