@@ -142,7 +142,7 @@ class InAnotherThread(nn.Module):
     [
         (lambda: Unnumbered(Mixer(fused), Mixer(hidden)), r"`second` \(Mixer\)"),
         (lambda: Unregistered(Attention(fused), Attention(hidden)), r"the model itself \(Unregistered\)"),
-        (lambda: Positioned(Attention(fused), InAnotherThread(Attention(fused))), r"`blocks.1.mixer.layer` \(Attention\)"),
+        (lambda: Positioned(Attention(fused), InAnotherThread(Attention(fused))), r"`blocks.1.mixer` \(InAnotherThread\)"),
     ],
     ids=["no list", "plain list", "thread"],
 )

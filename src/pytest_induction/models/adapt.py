@@ -28,7 +28,7 @@ from pytest_induction.models.trial import Trial, close_to, difference, find_way,
 from pytest_induction.models.weights import broken_weights
 from pytest_induction.records import TokenSpace
 
-TRIALS = ((11, 37), (37, 53), (5, 7))  # positions of two trials: what is as long as the sequence in both is made of it
+TRIALS = ((11, 37), (37, 53), (64, 128), (5, 7))  # positions of two trials: what is as long as the sequence in both is made of it
 TRIAL_ROWS = 3
 CONTEXT_NAMES = (
     "max_position_embeddings",
@@ -90,7 +90,9 @@ def _try_out(caller: Caller, tokenizer: Any, name: str) -> Trial:
     if not all(bool(torch.isfinite(logits).all()) for logits in (short, long)):
         raise ModelError(f"the logits of {name} are not finite (NaN or infinity)")
     notes = _check_causal(caller, tokens[0], short, space.d_vocab, name)
-    return Trial(tokens, (short, long), space, notes, steady=not notes)
+    alone = torch.cat([_logits(caller, row[None], name) for row in tokens[0]])[..., : space.d_vocab]
+    steady = not notes and difference(alone, short) <= close_to(short)
+    return Trial(tokens, (short, long), space, notes, steady)
 
 
 def _first_logits(caller: Caller, n_ctx: int | None, name: str) -> tuple[tuple[int, int], int]:

@@ -8,6 +8,7 @@ like those in which attention was seen, must have shown it too.
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,13 +35,15 @@ NUMBERED_LAST = re.compile(r"(?:^|\.)\d+$")
 class Place(NamedTuple):
     """Where a layer's attention was seen.
 
-    `unit` is the number of the pass of the block that the module lies in, or 0 where it lies in none; `source` is the first
-    tensor that the module was given.
+    `number` is that of the module's pass, `unit` that of the block it lies in, or 0 where it lies in none; `source` is the first
+    tensor that the module was given, and `version` how often it had been written to.
     """
 
     path: str
+    number: int = 0
     unit: int = 0
     source: Tensor | None = None
+    version: int = 0
 
 
 class Running:
@@ -63,14 +66,14 @@ class Running:
             return Place("")
         blocks = [place for place in self.stack if NUMBERED_LAST.search(place.path)]
         named = [place for place in self.stack if self._is_attention(place.path)]
-        unit = (blocks or named or [Place("")])[-1].unit
+        unit = (blocks or named or [Place("")])[-1].number
         return self.stack[-1]._replace(unit=unit)
 
     @contextmanager
     def following(self) -> Iterator[None]:
         """Follow every call of a module inside the block."""
         self.stack, self.ran = [], []
-        self._count = 0
+        self._count, self._thread = 0, threading.get_ident()
         handles = []
         for part in self.module.modules():
             if not isinstance(part, torch.jit.ScriptModule):  # whose calls nothing can follow
@@ -83,23 +86,28 @@ class Running:
                 handle.remove()
 
     def _entering(self, part: nn.Module, inputs: Any, options: Any) -> None:
+        if threading.get_ident() != self._thread:  # somebody else's pass
+            return
         name = self._names.get(id(part))
         self._count += 1
         source = next((each for each in (*inputs, *options.values()) if isinstance(each, Tensor)), None)
-        self.stack.append(Place(self.here if name is None else name, self._count, source))
+        version = 0 if source is None or source.is_inference() else source._version  # noqa: SLF001 - nothing else tells
+        self.stack.append(Place(self.here if name is None else name, self._count, 0, source, version))
         if name is not None:
             self.ran.append(name)
 
     def _leaving(self, part: nn.Module, inputs: Any, output: Any) -> None:
-        self.stack.pop()
+        if threading.get_ident() == self._thread:
+            self.stack.pop()
 
-    def joined(self, places: Sequence[Place]) -> list[list[Place]]:
-        """The places in groups of one, but for modules of one list that are all given the same: the heads of a layer."""
+    def joined(self, places: Sequence[Place], heads: Sequence[int]) -> list[list[Place]]:
+        """The places in groups of one, but for modules of one list, one head each, all given the same: the heads of a layer."""
         groups: list[list[Place]] = []
-        for place in places:
+        for place, count in zip(places, heads, strict=True):
             last = groups[-1][-1] if groups else Place("")
             beside = _list_of(place.path) == _list_of(last.path) is not None and place.path != last.path
-            if beside and place.source is not None and place.source is last.source:
+            same = place.source is not None and place.source is last.source and place.version == last.version
+            if beside and same and count == 1 and heads[sum(map(len, groups)) - 1] == 1:
                 groups[-1].append(place)
             else:
                 groups.append([place])

@@ -1,7 +1,7 @@
 """Whether anything but the layers that are seen moves information between positions.
 
 Names tell little about what a module does, and what a way in does not see it cannot count. So every layer that is seen is made
-to let each position attend to itself only, and one token is exchanged, the first and then one in the middle: whatever then
+to let each position attend to itself only, and tokens are exchanged, the first and then the whole first half: whatever then
 changes at a later position came there by another way. The module in whose own code it did is either known to mix positions
 without any pattern (a convolution, a recurrence), and what came is taken away again, to look further; or it may hide attention.
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -23,52 +24,84 @@ from pytest_induction.models.calling import Caller, quoted
 from pytest_induction.models.census import sealed_in
 from pytest_induction.models.way_in import Refused
 
-WITHOUT_PATTERN = frozenset(  # words in the names of what mixes positions and has no pattern; so does linear attention
-    {"mamba", "mamba2", "ssm", "ssd", "s4", "s6", "rwkv", "rglru", "lru", "hyena", "retention", "lightning", "delta", "deltanet"}
-    | {"kda", "hebbian", "lstm", "gru", "rnn"}
+WITHOUT_PATTERN = frozenset(  # words in the names of what mixes positions and has no pattern, where no word says attention
+    {
+        "mamba",
+        "ssm",
+        "ssd",
+        "rwkv",
+        "rglru",
+        "lru",
+        "hyena",
+        "retention",
+        "retnet",
+        "deltanet",
+        "kda",
+        "gla",
+        "hgrn",
+        "qrnn",
+        "sru",
+    }
+    | {"lstm", "gru", "rnn", "xlstm", "hebbian", "ttt", "conv", "convolution", "recurrent", "recurrence", "shift", "canon", "ema"}
+    | {"lightning", "delta"}
 )
-NOT_BESIDE_ATTENTION = frozenset(  # and words that tell it only of what is not called attention too
-    {"conv", "conv1d", "convolution", "recurrent", "recurrence", "shift", "ema"}
-)
-WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+[0-9]*|[A-Z]+[0-9]*")
+LINEAR = frozenset({"linear", "lightning", "delta"})  # kinds of attention without a softmax
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 CLOSE = {torch.float64: 1e-8, torch.float32: 1e-4}  # what other rows of a batch may change by rounding
 CLOSE_HALF = 3e-2
 Key = tuple[str, int, str]  # of a module, which time it ran, and whether it was given something or gave it
 
 
-def mixers(caller: Caller, tokens: Tensor, usable: list[int], alone: Callable[[], AbstractContextManager[object]]) -> list[str]:
+def mixers(
+    caller: Caller, tokens: Tensor, usable: list[int], seen: Sequence[str], alone: Callable[[], AbstractContextManager[object]]
+) -> list[str]:
     """The modules that mix positions beside the layers that are seen, as far as they are known to have no pattern.
 
-    `usable` are token ids to exchange one with. Raises `Refused` for a module that may hide attention.
+    `usable` are token ids to exchange some with, `seen` the paths of the layers. Raises `Refused` for a module that may hide
+    attention.
     """
-    flow = Flow(caller.module, tokens)
+    flow = Flow(caller.module, tokens, seen)
     with alone(), flow.noting():
         caller(tokens)
+    ordinary = usable[len(usable) // 2 :] + usable[: len(usable) // 2]  # the first ids may mean something to a model
+    present = set(tokens.flatten().tolist())
+    strange = [token for token in ordinary if token not in present] or ordinary
     for place in (0, tokens.shape[1] // 2):
         other = tokens.clone()
-        known = tokens[:, place].tolist()
-        other[:, place] = torch.tensor([next(token for token in usable if token != one) for one in known])
+        exchanged = torch.tensor([strange[number % len(strange)] for number in range(place + 1)], device=tokens.device)
+        other[:, : place + 1] = torch.where(other[:, : place + 1] == exchanged, strange[-1], exchanged)
         with alone(), flow.comparing(place):
             caller(other)
     return list(flow.found)
 
 
-def _has_no_pattern(path: str, part: nn.Module, reach: int) -> bool:
+def _has_no_pattern(path: str, part: nn.Module, reach: int, seen: Sequence[str]) -> bool:
     """Whether what moved so many positions far in a module's own code moved without a pattern.
 
-    Told by how far it went, where a shift or a convolution goes no further, else by the names of the module.
+    Told by how far it went, where a shift or a convolution goes no further, else by the names of the module: but not of one that
+    holds layers that are seen, for it is called after more than what moved there.
     """
-    parts = (part, *part.children())
-    convolutions = [each for each in parts if isinstance(each, nn.Conv1d)]
+    convolutions = [each for each in (part, *_near(part)) if isinstance(each, nn.Conv1d)]
     if reach <= max(1, sum((each.kernel_size[0] - 1) * each.dilation[0] for each in convolutions)):
         return True
-    names = [[word.lower() for word in WORD.findall(name)] for name in (path.rpartition(".")[2], type(part).__name__)]
-    words = {word for name in names for word in name} - ({"conv", "conv1d", "convolution"} if convolutions else set())
-    linear = any(one == "linear" and other.startswith("att") for name in names for one, other in pairwise(name))
-    if linear or words & WITHOUT_PATTERN:
+    if isinstance(part, (nn.RNNBase, nn.Embedding)):  # tokens before may choose a row of an embedding; it cannot attend
         return True
-    recurrent = any(isinstance(each, nn.RNNBase) for each in parts)
-    return (recurrent or bool(words & NOT_BESIDE_ATTENTION)) and not any(word.startswith("att") for word in words)
+    if not path or any(each.startswith(f"{path}.") for each in seen):
+        return False
+    names = [[word.lower() for word in WORD.findall(name)] for name in (path.rpartition(".")[2], type(part).__name__)]
+    words = {word for name in names for word in name} - ({"conv", "convolution"} if convolutions else set())
+    linear = any(one in LINEAR and other.startswith("att") for name in names for one, other in pairwise(name))
+    attends = any(word.startswith("att") for word in words)
+    return linear or (not attends and bool(words & WITHOUT_PATTERN))
+
+
+def _near(part: nn.Module) -> Iterator[nn.Module]:
+    """The children of a module, and those in its lists."""
+    for child in part.children():
+        if isinstance(child, CONTAINERS):
+            yield from _near(child)
+        yield child
 
 
 class Told(NamedTuple):
@@ -82,8 +115,8 @@ class Told(NamedTuple):
 class Flow:
     """Compares what every module is given and gives, in a pass and in others that differ in one token."""
 
-    def __init__(self, module: nn.Module, tokens: Tensor) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, tokens: Tensor, seen: Sequence[str]) -> None:
+        self.module, self._seen = module, seen
         self.found: dict[str, int] = {}  # modules that mix positions without a pattern, and how far
         self._rows, self._positions = tokens.shape
         self._known: dict[Key, list[Told | None]] = {}
@@ -120,8 +153,11 @@ class Flow:
         """Hand what every module is given and gives to `look`, with the module in whose code it came about; take its answer."""
         times: Counter[str] = Counter()
         stack: list[tuple[str, int]] = []
+        thread = threading.get_ident()
 
         def entering(part: nn.Module, inputs: Any, options: Any) -> Any:
+            if threading.get_ident() != thread:  # somebody else's pass
+                return None
             name = self._names[id(part)]
             inputs, options = look((name, times[name], "given"), stack[-1][0] if stack else "", (inputs, options))
             stack.append((name, times[name]))
@@ -129,6 +165,8 @@ class Flow:
             return inputs, options
 
         def leaving(part: nn.Module, inputs: Any, output: Any) -> Any:
+            if threading.get_ident() != thread:
+                return None
             name, time = stack.pop()
             return look((name, time, "gave"), name, output)
 
@@ -145,7 +183,7 @@ class Flow:
 
     def _judge(self, path: str, reach: int) -> None:
         part = self.module.get_submodule(path)
-        if not _has_no_pattern(path, part, reach):
+        if not _has_no_pattern(path, part, reach, self._seen):
             where = f"{quoted(path)} ({type(part).__name__})"
             sealed = sealed_in(part, path)
             raise Refused(f"information moves between positions in {where} too, where no attention is seen{sealed}")

@@ -127,6 +127,23 @@ def is_softmax_attention(call: Call, output: Tensor) -> bool:
     return bool(torch.allclose(given[open_rows], expected[open_rows], atol=tolerance * float(value.abs().max()), rtol=tolerance))
 
 
+def is_weighted_sum(pattern: Tensor, value: Tensor, output: Tensor) -> bool:
+    """Whether an output (batch, heads, positions, d_value) is the values weighed by a pattern, in its last rows.
+
+    But for a factor of each row, which gates what a head says and not where it looks.
+    """
+    start = max(0, pattern.shape[2] - CHECKED_ROWS)
+    rows = pattern[:, :, start:].to(torch.promote_types(pattern.dtype, torch.float32))
+    weighed = rows @ value.to(rows.dtype).repeat_interleave(rows.shape[1] // value.shape[1], 1)
+    given = output[:, :, start:].to(rows.dtype)
+    if given.shape[:3] != weighed.shape[:3] or given.shape[3] > weighed.shape[3]:
+        return False
+    weighed = weighed[..., : given.shape[3]]
+    factor = (given * weighed).sum(-1, keepdim=True) / (weighed * weighed).sum(-1, keepdim=True).clamp_min(1e-30)
+    tolerance = CLOSE.get(value.dtype, CLOSE_HALF) * 10
+    return bool(torch.allclose(given, factor * weighed, atol=tolerance * float(value.abs().max()), rtol=tolerance))
+
+
 def exact(call: Call) -> Tensor:
     """The log-sum-exp of every row of the call, computed by the book."""
     return row_log_sum_exp(call.query, call.key, call.scale, call.mask, call.causal)

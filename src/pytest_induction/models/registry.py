@@ -17,7 +17,7 @@ from torch import Tensor
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
-from pytest_induction.models.kernels import Call, exact, is_softmax_attention
+from pytest_induction.models.kernels import Call, exact, is_softmax_attention, is_weighted_sum
 from pytest_induction.models.sdpa import _one_at_a_time
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
 
@@ -80,6 +80,8 @@ class RegistryWay(ListeningWay):
 def _reader(module: Any, call: Call, output: Any, weights: Any, options: dict[str, Any]) -> Reader:
     positions, mask = call.query.shape[2], call.mask
     if isinstance(weights, Tensor) and weights.ndim == 4 and tuple(weights.shape[-2:]) == (positions, positions):
+        if not is_weighted_sum(weights, call.value, output.transpose(1, 2)):
+            raise Refused("patterns that are not what weighs the values: what is done to them after the softmax shows nowhere")
         return PatternReader(weights)
     changing = [name for name in CHANGES_THE_SCORES if options.get(name) is not None]
     if changing:

@@ -19,7 +19,11 @@ from pytest_induction.models.calling import Caller
 from pytest_induction.models.sdpa import Tap, Watch, is_softmax, try_out, watching
 from pytest_induction.models.way_in import Enough, ListeningWay, Refused, Show, Trials
 
-PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "linalg_matmul", "bmm", "mm", "baddbmm", "einsum"})
+PRODUCTS = frozenset(
+    {"matmul", "__matmul__", "__rmatmul__", "linalg_matmul", "bmm", "mm", "baddbmm", "einsum"}
+    | {"tensordot", "inner", "linear", "addbmm", "addmm", "vecdot", "linalg_vecdot", "multi_dot", "linalg_multi_dot"}
+)
+OF_TWO = frozenset({"matmul", "__matmul__", "linalg_matmul", "bmm", "mm", "baddbmm"})  # whose axes are known
 VIEWS = frozenset(
     {"view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "flatten", "unflatten", "contiguous", "clone"}
     | {"swapaxes", "movedim", "__getitem__", "chunk", "split", "unbind", "detach", "view_as", "reshape_as", "expand_as"}
@@ -88,7 +92,7 @@ class Traced(Watch):
 
     def _shown(self, pattern: Tensor, output: Tensor, number: int) -> Tensor:
         if self.tap.show.alone:
-            return torch.eye(output.shape[-1], dtype=output.dtype, device=output.device).expand_as(output)
+            return torch.eye(output.shape[-1], dtype=output.dtype, device=output.device).expand_as(output).clone()
         self._follow(output, frozenset({number}))
         self._fate[number] = UNUSED
         if self.follows is not None:
@@ -129,19 +133,21 @@ class Traced(Watch):
         if name in PRODUCTS:
             again = any(numbers & self._summed.get(id(each), (each, frozenset()))[1] for each in inputs)
             weighs = intact and not again and _weighs(name, one, args)
+            self._used(numbers, "" if weighs else f"changed by `{changed_by or name}`")
             if isinstance(output, Tensor):
                 self._summed[id(output)] = output, numbers
-            for number in numbers:
-                if not weighs:
-                    self._fate[number] = f"changed by `{changed_by or name}`"
-                elif self._fate[number] == UNUSED:
-                    self._fate[number] = ""
             return
         if not (intact and _same(name, one, inputs, output)):
             changed_by = changed_by or name
+            if any(each.ndim > 2 and each.shape[-2:] != one.shape[-2:] for each in inputs if id(each) not in self._forms):
+                self._used(numbers, f"changed by `{changed_by}`")  # it meets values, in whatever kind of sum
         for each in _tensors([output]):
             if each.is_floating_point():  # a comparison picks; what it picks is compared where it is used
                 self._follow(each, numbers, changed_by)
+
+    def _used(self, numbers: frozenset[int], fate: str) -> None:
+        """Patterns weighed something, as they are or changed; changed once is changed."""
+        self._fate |= {number: fate for number in numbers if fate or self._fate[number] == UNUSED}
 
     def check(self, calls: frozenset[int]) -> None:
         """Raise `Refused` unless every pattern was used as it was."""
@@ -157,7 +163,7 @@ def _weighs(name: str, pattern: Tensor, args: Sequence[Any]) -> bool:
     else:
         operands = args[1:3] if name == "baddbmm" else args[:2]
         left = operands[0] is pattern
-        axis = (-1 if left else -2) if len(operands) == 2 and name != "__rmatmul__" else None
+        axis = (-1 if left else -2) if len(operands) == 2 and name in OF_TWO else None
     if axis is None:
         return False
     sums = pattern.sum(axis, dtype=torch.float32)  # of a causal pattern only those over the keys are all one

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pytest_induction.errors import InductionError
 from pytest_induction.models.attention import JoinedReader, LogSumExpReader, PatternReader, Reader
-from pytest_induction.models.calling import Caller, Standing, first_line, is_out_of_memory, logits_of
+from pytest_induction.models.calling import Caller, Standing, first_line, is_out_of_memory, logits_of, quoted
 from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.flow import mixers
 from pytest_induction.models.registry import RegistryWay
@@ -77,10 +77,10 @@ def _check(way: WayIn, caller: Caller, trial: Trial) -> None:
         _check_reading(way, tokens, logits)
     _check_rows(way, trial.tokens[0])
     if trial.steady and way.can_isolate:
-        tokens = trial.tokens[0]
-        mixing = mixers(caller, tokens, trial.usable, lambda: way.alone(tokens))
-        if mixing and not way.notes:
-            named = ", ".join(f"`{path}`" for path in mixing)
+        tokens = trial.tokens[1]
+        mixing = mixers(caller, tokens, trial.usable, way.layers, lambda: way.alone(tokens))
+        if mixing and not any(note.startswith("layers without") for note in way.notes):
+            named = ", ".join(quoted(path) for path in mixing)
             way.notes += (f"positions are also mixed, without a pattern, by what runs in {named}",)
     elif isinstance(way, ListeningWay):
         way.check_names()

@@ -211,15 +211,16 @@ class ListeningWay(WayIn):
         shown = zip(fitting, first.places, first.heads, strict=True)
         kept = [(place, heads) for number, place, heads in shown if number in self.calls]
         excused = [one.where for number, (one, _) in enumerate(pairs) if number not in self.calls and one.where]
-        joined = first.running.joined([place for place, _ in kept])
+        joined = first.running.joined([place for place, _ in kept], [count for _, count in kept])
         self.groups = tuple(map(len, joined)) if len(joined) < len(kept) else None
         heads = iter([heads for _, heads in kept])
         self.heads = tuple(sum(next(heads) for _ in group) for group in joined)
         places = [first.running.of_all(group) for group in joined]
         self.notes += first.running.check(places, expected)
-        for one, other in pairwise(pairs[number][0] for number in sorted(self.calls)):
-            if one.where == other.where and _share_memory(one.values, other.values):
-                raise Refused(f"{quoted(one.where)} attends to the same values twice, so neither pattern is that of the layer")
+        weighed = [pairs[number][0].values for number in sorted(self.calls)]
+        for (here, its), (there, others) in pairwise(zip([place for place, _ in kept], weighed, strict=True)):
+            if here.path and here[:2] == there[:2] and _share_memory(its, others):
+                raise Refused(f"{quoted(here.path)} attends to the same values twice, so neither pattern is that of the layer")
         self.check_names = partial(first.running.check_names, [*(place.path for place in places), *excused])
         self.layers = tuple(place.path or f"call {index}" for index, place in enumerate(places))
 
