@@ -117,14 +117,9 @@ def is_softmax_attention(call: Call, output: Tensor) -> bool:
     positions = call.query.shape[2]
     rows = range(max(0, positions - CHECKED_ROWS), positions)
     scores = rows_of_scores(call.query, call.key, call.scale, call.mask, call.causal, rows)
-    value = call.value.to(scores.dtype).repeat_interleave(call.query.shape[1] // call.value.shape[1], 1)
-    given = output[:, :, rows.start :].to(scores.dtype)
-    if given.shape[:3] != scores.shape[:3] or given.shape[3] > value.shape[3]:
-        return False
     open_rows = scores.amax(-1) > NOTHING
-    expected = (scores.softmax(-1) @ value)[..., : given.shape[3]]
-    tolerance = CLOSE.get(call.value.dtype, CLOSE_HALF) * 10
-    return bool(torch.allclose(given[open_rows], expected[open_rows], atol=tolerance * float(value.abs().max()), rtol=tolerance))
+    given, weighed = _given_and_weighed(scores.softmax(-1), call.value, output)
+    return given.shape == weighed.shape and _is_close(given[open_rows], weighed[open_rows], call.value)
 
 
 def is_weighted_sum(pattern: Tensor, value: Tensor, output: Tensor) -> bool:
@@ -132,16 +127,23 @@ def is_weighted_sum(pattern: Tensor, value: Tensor, output: Tensor) -> bool:
 
     But for a factor of each row, which gates what a head says and not where it looks.
     """
-    start = max(0, pattern.shape[2] - CHECKED_ROWS)
-    rows = pattern[:, :, start:].to(torch.promote_types(pattern.dtype, torch.float32))
-    weighed = rows @ value.to(rows.dtype).repeat_interleave(rows.shape[1] // value.shape[1], 1)
-    given = output[:, :, start:].to(rows.dtype)
-    if given.shape[:3] != weighed.shape[:3] or given.shape[3] > weighed.shape[3]:
+    rows = pattern[:, :, max(0, pattern.shape[2] - CHECKED_ROWS) :]
+    given, weighed = _given_and_weighed(rows.to(torch.promote_types(rows.dtype, torch.float32)), value, output)
+    if given.shape != weighed.shape:
         return False
-    weighed = weighed[..., : given.shape[3]]
     factor = (given * weighed).sum(-1, keepdim=True) / (weighed * weighed).sum(-1, keepdim=True).clamp_min(1e-30)
+    return _is_close(given, factor * weighed, value)
+
+
+def _given_and_weighed(pattern: Tensor, value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """The last rows of an output, and the values weighed by those rows of a pattern; a kernel may have padded the values."""
+    weighed = pattern @ value.to(pattern.dtype).repeat_interleave(pattern.shape[1] // value.shape[1], 1)
+    return output[:, :, -pattern.shape[2] :].to(pattern.dtype), weighed[..., : output.shape[-1]]
+
+
+def _is_close(given: Tensor, expected: Tensor, value: Tensor) -> bool:
     tolerance = CLOSE.get(value.dtype, CLOSE_HALF) * 10
-    return bool(torch.allclose(given, factor * weighed, atol=tolerance * float(value.abs().max()), rtol=tolerance))
+    return bool(torch.allclose(given, expected, atol=tolerance * float(value.abs().max()), rtol=tolerance))
 
 
 def exact(call: Call) -> Tensor:
