@@ -240,9 +240,9 @@ def test_attention_after_a_short_convolution_is_measured():
 class Gated(nn.Module):
     """A recurrence that torch provides, under a name that does not tell."""
 
-    def __init__(self):
+    def __init__(self, width=16):
         super().__init__()
-        self.state = nn.GRU(16, 16, batch_first=True)
+        self.state = nn.GRU(width, width, batch_first=True)
 
     def forward(self, x):
         return self.state(x)[0]

@@ -10,7 +10,7 @@ from transformers import AttentionInterface
 from pytest_induction import UnsupportedModel, load_model, measure_heads
 from tests.models.recorded import Positioned, assert_right
 from tests.models.test_hand_written import Attention, by_function, fused, scores_of
-from tests.models.test_hidden_attention import MOVES, NOTE, hidden
+from tests.models.test_hidden_attention import MOVES, NOTE, Gated, hidden
 from tests.models.zoo import build
 
 
@@ -196,19 +196,10 @@ def test_a_note_on_what_else_mixes_stands_beside_others():
         )
     ).eval()
     model.set_attn_implementation("flex_attention")
-    model.model.layers[0].mlp = nn.Sequential(nn.Linear(32, 32), Recurrent())
+    model.model.layers[0].mlp = nn.Sequential(nn.Linear(32, 32), Gated(32))
     notes = load_model(model).notes
     assert any("measured with eager attention" in note for note in notes)
     assert any(note.startswith(NOTE) for note in notes)
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.state = nn.GRU(32, 32, batch_first=True)
-
-    def forward(self, x):
-        return self.state(x)[0]
 
 
 def written_in_place(query, key, value):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -30,6 +30,29 @@ MOST_NAMED = 6
 SEALED = ("softmax", "scaled_dot_product_attention")
 NUMBERED = re.compile(r"^(.*?\b)(\d+)(?:\.|$)")
 NUMBERED_LAST = re.compile(r"(?:^|\.)\d+$")
+
+
+@contextmanager
+def following_calls(module: nn.Module, entering: Callable[..., Any], leaving: Callable[..., Any]) -> Iterator[None]:
+    """Call these as hooks before and after every module of this thread's passes inside the block; what they return counts."""
+    thread = threading.get_ident()
+
+    def before(part: nn.Module, inputs: Any, options: Any) -> Any:
+        return entering(part, inputs, options) if threading.get_ident() == thread else None
+
+    def after(part: nn.Module, inputs: Any, output: Any) -> Any:
+        return leaving(part, inputs, output) if threading.get_ident() == thread else None
+
+    handles = []
+    for part in module.modules():
+        if not isinstance(part, torch.jit.ScriptModule):  # whose calls nothing can follow
+            handles.append(part.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(part.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Place(NamedTuple):
@@ -72,22 +95,11 @@ class Running:
     @contextmanager
     def following(self) -> Iterator[None]:
         """Follow every call of a module inside the block."""
-        self.stack, self.ran = [], []
-        self._count, self._thread = 0, threading.get_ident()
-        handles = []
-        for part in self.module.modules():
-            if not isinstance(part, torch.jit.ScriptModule):  # whose calls nothing can follow
-                handles.append(part.register_forward_pre_hook(self._entering, with_kwargs=True))
-                handles.append(part.register_forward_hook(self._leaving))
-        try:
+        self.stack, self.ran, self._count = [], [], 0
+        with following_calls(self.module, self._entering, self._leaving):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _entering(self, part: nn.Module, inputs: Any, options: Any) -> None:
-        if threading.get_ident() != self._thread:  # somebody else's pass
-            return
         name = self._names.get(id(part))
         self._count += 1
         source = next((each for each in (*inputs, *options.values()) if isinstance(each, Tensor)), None)
@@ -97,8 +109,7 @@ class Running:
             self.ran.append(name)
 
     def _leaving(self, part: nn.Module, inputs: Any, output: Any) -> None:
-        if threading.get_ident() == self._thread:
-            self.stack.pop()
+        self.stack.pop()
 
     def joined(self, places: Sequence[Place], heads: Sequence[int]) -> list[list[Place]]:
         """The places in groups of one, but for modules of one list, one head each, all given the same: the heads of a layer."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller, logits_of
 from pytest_induction.models.census import Running
-from pytest_induction.models.sdpa import Tap, Watch, is_softmax, watching
+from pytest_induction.models.sdpa import Tap, Watch, each_itself, is_softmax, watching
 from pytest_induction.models.way_in import NotInUse, Observer, Refused, Show, Trials, WayIn
 
 SETTING = "_attn_implementation_internal"
@@ -81,7 +81,7 @@ class Squares(Watch):
         fits = output.shape[-2] == positions <= output.shape[-1]  # a sink may come after the positions
         if show.hears(*output.shape[-2:], fits=fits):
             if show.alone:
-                return torch.eye(*output.shape[-2:], dtype=output.dtype, device=output.device).expand_as(output).clone()
+                return each_itself(output)
             self._found[number] = output[..., :positions].detach().clone()
         return output
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.models.calling import Caller, quoted
-from pytest_induction.models.census import sealed_in
+from pytest_induction.models.census import following_calls, sealed_in
 from pytest_induction.models.way_in import Refused
 
-WITHOUT_PATTERN = frozenset(  # words in the names of what mixes positions and has no pattern, where no word says attention
-    {
+# Words in the names of what mixes positions and has no pattern, where no word says attention.
+WITHOUT_PATTERN = frozenset(
+    [
         "mamba",
         "ssm",
         "ssd",
@@ -41,9 +41,22 @@ WITHOUT_PATTERN = frozenset(  # words in the names of what mixes positions and h
         "hgrn",
         "qrnn",
         "sru",
-    }
-    | {"lstm", "gru", "rnn", "xlstm", "hebbian", "ttt", "conv", "convolution", "recurrent", "recurrence", "shift", "canon", "ema"}
-    | {"lightning", "delta"}
+        "lstm",
+        "gru",
+        "rnn",
+        "xlstm",
+        "hebbian",
+        "ttt",
+        "conv",
+        "convolution",
+        "recurrent",
+        "recurrence",
+        "shift",
+        "canon",
+        "ema",
+        "lightning",
+        "delta",
+    ]
 )
 LINEAR = frozenset({"linear", "lightning", "delta"})  # kinds of attention without a softmax
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -73,7 +86,7 @@ def mixers(
         other[:, : place + 1] = torch.where(other[:, : place + 1] == exchanged, strange[-1], exchanged)
         with alone(), flow.comparing(place):
             caller(other)
-    return list(flow.found)
+    return flow.found
 
 
 def _has_no_pattern(path: str, part: nn.Module, reach: int, seen: Sequence[str]) -> bool:
@@ -113,11 +126,11 @@ class Told(NamedTuple):
 
 
 class Flow:
-    """Compares what every module is given and gives, in a pass and in others that differ in one token."""
+    """Compares what every module is given and gives, in a pass and in others that differ in some tokens."""
 
     def __init__(self, module: nn.Module, tokens: Tensor, seen: Sequence[str]) -> None:
         self.module, self._seen = module, seen
-        self.found: dict[str, int] = {}  # modules that mix positions without a pattern, and how far
+        self.found: list[str] = []  # modules that mix positions without a pattern
         self._rows, self._positions = tokens.shape
         self._known: dict[Key, list[Told | None]] = {}
         self._names = {id(part): name for name, part in module.named_modules()}
@@ -153,11 +166,8 @@ class Flow:
         """Hand what every module is given and gives to `look`, with the module in whose code it came about; take its answer."""
         times: Counter[str] = Counter()
         stack: list[tuple[str, int]] = []
-        thread = threading.get_ident()
 
         def entering(part: nn.Module, inputs: Any, options: Any) -> Any:
-            if threading.get_ident() != thread:  # somebody else's pass
-                return None
             name = self._names[id(part)]
             inputs, options = look((name, times[name], "given"), stack[-1][0] if stack else "", (inputs, options))
             stack.append((name, times[name]))
@@ -165,21 +175,11 @@ class Flow:
             return inputs, options
 
         def leaving(part: nn.Module, inputs: Any, output: Any) -> Any:
-            if threading.get_ident() != thread:
-                return None
             name, time = stack.pop()
             return look((name, time, "gave"), name, output)
 
-        handles = []
-        for part in self.module.modules():
-            if not isinstance(part, torch.jit.ScriptModule):
-                handles.append(part.register_forward_pre_hook(entering, with_kwargs=True))
-                handles.append(part.register_forward_hook(leaving))
-        try:
+        with following_calls(self.module, entering, leaving):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _judge(self, path: str, reach: int) -> None:
         part = self.module.get_submodule(path)
@@ -187,7 +187,8 @@ class Flow:
             where = f"{quoted(path)} ({type(part).__name__})"
             sealed = sealed_in(part, path)
             raise Refused(f"information moves between positions in {where} too, where no attention is seen{sealed}")
-        self.found[path] = max(reach, self.found.get(path, 0))
+        if path not in self.found:
+            self.found.append(path)
 
     def _told(self, tensor: Tensor) -> Told | None:
         """The tensor by position, or None for what is not laid out like that."""

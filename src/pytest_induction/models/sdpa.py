@@ -194,6 +194,11 @@ def is_softmax(func: Any, output: Any) -> bool:
     return getattr(func, "__name__", "") in SOFTMAX and isinstance(output, Tensor) and output.ndim >= 2
 
 
+def each_itself(pattern: Tensor) -> Tensor:
+    """A pattern of this shape and kind in which every position attends to itself only."""
+    return torch.eye(*pattern.shape[-2:], dtype=pattern.dtype, device=pattern.device).expand_as(pattern).clone()
+
+
 Mode = TypeVar("Mode", bound=Watch)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller
-from pytest_induction.models.sdpa import Tap, Watch, is_softmax, try_out, watching
+from pytest_induction.models.sdpa import Tap, Watch, each_itself, is_softmax, try_out, watching
 from pytest_induction.models.way_in import Enough, ListeningWay, Refused, Show, Trials
 
 PRODUCTS = frozenset(
@@ -92,7 +92,7 @@ class Traced(Watch):
 
     def _shown(self, pattern: Tensor, output: Tensor, number: int) -> Tensor:
         if self.tap.show.alone:
-            return torch.eye(output.shape[-1], dtype=output.dtype, device=output.device).expand_as(output).clone()
+            return each_itself(output)
         self._follow(output, frozenset({number}))
         self._fate[number] = UNUSED
         if self.follows is not None:
