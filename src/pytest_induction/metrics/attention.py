@@ -33,6 +33,10 @@ class AttentionReader(Protocol):
     """One layer's attention pattern, read entry by entry."""
 
     @property
+    def n_heads(self) -> int:
+        """Of this layer."""
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of what the model computes in."""
 
@@ -51,6 +55,9 @@ class AttentionReader(Protocol):
 
     def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         """Mass from `queries` to `keys` of batch `rows`, each (pairs,): (pairs, heads)."""
+
+    def pattern_of(self, queries: range) -> Tensor:
+        """All of some queries, at least float32: (batch, heads, queries, keys). Ask for so many as may lie in memory."""
 
 
 class ScoresReader(AttentionReader, Protocol):

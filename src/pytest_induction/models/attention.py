@@ -144,6 +144,10 @@ class LogSumExpReader:
             scores.masked_fill_((keys > queries)[:, None], -torch.inf)
         return scores.sub_(self.log_sum_exp[rows, :, queries].to(scores.dtype)).exp_()
 
+    def pattern_of(self, queries: range) -> Tensor:
+        scores = rows_of_scores(self.query, self.key, self.scale, self.mask, self.causal, queries)
+        return scores.sub_(self.log_sum_exp[:, :, queries.start : queries.stop, None].to(scores.dtype)).exp_()
+
 
 @dataclass
 class PatternReader:
@@ -181,6 +185,9 @@ class PatternReader:
     def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         return self.pattern[rows, :, queries, keys].to(self._exact_dtype)
 
+    def pattern_of(self, queries: range) -> Tensor:
+        return self.pattern[:, :, queries.start : queries.stop].to(self._exact_dtype)
+
     @property
     def _exact_dtype(self) -> torch.dtype:
         return torch.promote_types(self.pattern.dtype, torch.float32)
@@ -213,6 +220,9 @@ class JoinedReader:
 
     def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         return torch.cat([part.pairs(rows, queries, keys) for part in self.parts], dim=1)
+
+    def pattern_of(self, queries: range) -> Tensor:
+        return torch.cat([part.pattern_of(queries) for part in self.parts], dim=1)
 
 
 Reader = LogSumExpReader | PatternReader | JoinedReader

@@ -1,0 +1,177 @@
+"""Probe a model for virtual induction heads: pairs of heads that match prefixes in two steps, where neither does it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pytest_induction.batching import in_batches
+from pytest_induction.errors import ModelError, user_facing, whole_number
+from pytest_induction.measure import Array, ModelLike, _probes, describe, numbers, provenance
+from pytest_induction.metrics.virtual import PAIR_SCORES, Columns, VirtualHeads
+from pytest_induction.models.load import load_model
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import COPIES, Probe, unrepeated_sequences
+from pytest_induction.progress import progress
+from pytest_induction.records import HeadId, Provenance
+
+Single = NDArray[np.float32]
+HELD_NUMBERS = 50_000_000  # of all heads of the sequences that share a pass, 200 MB; beyond, fewer sequences share one
+NAMES = (*PAIR_SCORES, *(f"{name}_at_wrong_shift" for name in PAIR_SCORES))
+CONTROLS = tuple(f"{name}_of_control" for name in PAIR_SCORES)
+
+
+@dataclass(frozen=True)
+class VirtualPair:
+    """A head and one of an earlier layer, and what they score together; all in [0, 1].
+
+    `null` is the higher one of the pair's composed scores at a wrong shift and on unrepeated rows, `alone` the higher one of the
+    prefix-matching scores that the two heads have by themselves.
+    """
+
+    later: HeadId
+    earlier: HeadId
+    prefix_matching: float
+    composed: float
+    null: float
+    alone: float
+
+    def __str__(self) -> str:
+        return f"{self.later} after {self.earlier}"
+
+
+@dataclass(frozen=True)
+class VirtualScores:
+    """Virtual prefix matching of every pair of heads, means over sequences, in [0, 1].
+
+    `prefix_matching` and `composed` are (n_layers, n_heads, n_layers, n_heads): entry [l2, h2, l1, h1] is of head h2 in layer
+    l2 after head h1 in an earlier layer l1, NaN where l1 >= l2 or a layer has no such head. The first is the prefix matching
+    of the product of the two patterns, the second what is left of it without the mass that either head sends from a token to
+    its successor by itself (metrics/virtual.py defines both). `single` (n_layers, n_heads) are the heads' own prefix-matching
+    scores on the same rows.
+
+    `per_sequence` holds all of them before the mean, with the number of sequences as first axis, in float32. Under
+    `prefix_matching_at_wrong_shift` and `composed_at_wrong_shift` it has the same where nothing draws a prefix matcher, under
+    `prefix_matching_of_control` and `composed_of_control` the same places of unrepeated rows. Heads that attend by position only
+    score on the control what they score on the probe; at a wrong shift, nearer by, they may score less.
+    """
+
+    prefix_matching: Array
+    composed: Array
+    single: Array
+    per_sequence: Mapping[str, Single]
+    provenance: Provenance
+
+    def pairs(self, most: int = 10) -> tuple[VirtualPair, ...]:
+        """The pairs with the highest composed scores, highest first. Raises `ArgumentError` unless `most` is 1 or more."""
+        whole_number("most", most, least=1)
+        composed = np.where(np.isnan(self.composed), -np.inf, self.composed).ravel()
+        order = np.argsort(-composed, kind="stable")[: min(most, int(np.isfinite(composed).sum()))]
+        return tuple(self._pair(*map(int, np.unravel_index(place, self.composed.shape))) for place in order)
+
+    @property
+    def best(self) -> VirtualPair:
+        """The pair with the highest composed score."""
+        return self.pairs(1)[0]
+
+    def _pair(self, layer: int, head: int, before: int, other: int) -> VirtualPair:
+        place = layer, head, before, other
+        nulls = (self.per_sequence[name][:, *place] for name in ("composed_at_wrong_shift", "composed_of_control"))
+        return VirtualPair(
+            later=HeadId(layer, head),
+            earlier=HeadId(before, other),
+            prefix_matching=float(self.prefix_matching[place]),
+            composed=float(self.composed[place]),
+            null=max(float(null.mean(dtype=np.float64)) for null in nulls),
+            alone=float(max(self.single[layer, head], self.single[before, other])),
+        )
+
+
+@user_facing
+def measure_virtual_heads(model: ModelLike, *, n_sequences: int = 24, seed: int | None = None) -> VirtualScores:
+    """Measure the virtual prefix-matching score of every head after every head of an earlier layer.
+
+    The model is probed with `n_sequences` rows of repeated random tokens of varied period, the same as those of `measure_heads`
+    at that seed, and with as many unrepeated ones. Two heads of which one attends to where the other gathered the successor have
+    1; two uniform causal heads 0.5 to 0.9 of 1 / period, as on unrepeated rows; a head that rests on the first token 0 with any
+    other. A high score says where information may come from, not that the values carry it, and two heads that count back by a
+    fixed distance have a high one at a single period.
+
+    Raises `ModelError` for a model with fewer than two attention layers or whose attention cannot be read, `ProbeError` where
+    no probe fits it, `ArgumentError` for a number that is out of range. Source: Elhage et al. 2021, virtual attention heads.
+
+    >>> scores = measure_virtual_heads(model)                        # doctest: +SKIP
+    >>> print(scores.best, round(scores.best.composed, 2))           # doctest: +SKIP
+    L1H3 after L0H0 0.89
+    """
+    whole_number("n_sequences", n_sequences, least=1)
+    if seed is not None:
+        whole_number("seed", seed, least=0)
+    subject = load_model(model)
+    if subject.n_layers < 2:
+        raise ModelError(f"a virtual head is made of heads in two layers, {subject.name} has one attention layer")
+    seed = subject.seed if seed is None else seed
+    rng = np.random.default_rng([seed, 0])
+    probes = list(_probes(subject, n_sequences, rng, COPIES, None))
+    with progress("scores of pairs of heads", 2 * n_sequences):
+        parts = [virtual_scores(subject, probe, *_control(subject, probe, rng)) for probe in probes]
+    per_sequence = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    means = {name: per_sequence[name].mean(axis=0, dtype=np.float64) for name in (*PAIR_SCORES, "single")}
+    about = provenance(subject, seed=seed, n_sequences=n_sequences, probe=describe(probes))
+    return VirtualScores(**means, per_sequence=per_sequence, provenance=about)
+
+
+def _control(subject: ModelUnderTest, probe: Probe, rng: np.random.Generator) -> tuple[Probe, int]:
+    """Unrepeated rows as many and as long as those of the probe, and how far from the successors to look for the null."""
+    shape = {"period": probe.period, "n_sequences": probe.n_sequences, "repeats": probe.repeats}
+    return unrepeated_sequences(subject.space, rng=rng, **shape), int(rng.integers(1, max(2, probe.period // 2)))
+
+
+def virtual_scores(subject: ModelUnderTest, probe: Probe, control: Probe, wrong_shift: int) -> dict[str, Single]:
+    """The scores of one probe and its control, under the names of `VirtualScores.per_sequence`; sequences come first."""
+    shape = probe.period, probe.start, probe.n_positions
+    pairs, single = _scores_of_rows(subject, torch.from_numpy(probe.tokens), Columns(*shape, wrong_shift))
+    unrepeated, _ = _scores_of_rows(subject, torch.from_numpy(control.tokens), Columns(*shape))
+    return {**dict(zip(NAMES, pairs, strict=True)), **dict(zip(CONTROLS, unrepeated, strict=True)), "single": single}
+
+
+def _scores_of_rows(subject: ModelUnderTest, tokens: Tensor, columns: Columns) -> tuple[Single, Single]:
+    """Scores of pairs (scores, sequences, n_layers, n_heads, n_layers, n_heads), and of heads (sequences, n_layers, n_heads)."""
+
+    def measured(rows: Tensor, part: slice) -> tuple[Single, Single]:
+        found = VirtualHeads(columns, len(rows))
+        subject.observe(rows, found.add)
+        pairs, single = ([numbers(layer) for layer in layers] for layers in (found.pairs, found.single))
+        if not all(np.isfinite(layer).all() for layer in (*pairs, *single)):
+            raise ModelError(f"the attention of {subject.name} is not finite (NaN or infinity)")
+        return _of_all_pairs(pairs, subject.n_heads), _of_all_heads(single, subject.n_heads)
+
+    at_once = max(1, HELD_NUMBERS // (sum(subject.reading.heads) * columns.count * columns.n_positions))
+    parts = [found for rows in tokens.split(at_once) for found in in_batches(subject, rows, measured, logits=False)]
+    pairs, single = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return np.moveaxis(pairs, 1, 0), single
+
+
+def _of_all_heads(layers: Sequence[Array], n_heads: int) -> Single:
+    """Of each layer (sequences, heads) as (sequences, n_layers, n_heads), NaN for a head that there is not."""
+    found = np.full((len(layers[0]), len(layers), n_heads), np.nan, dtype=np.float32)
+    for index, layer in enumerate(layers):
+        found[:, index, : layer.shape[1]] = layer
+    return found
+
+
+def _of_all_pairs(layers: Sequence[Array], n_heads: int) -> Single:
+    """Of each layer (sequences, heads, scores, heads before) as (sequences, scores, n_layers, n_heads, n_layers, n_heads)."""
+    sequences, _, scores, _ = layers[0].shape
+    found = np.full((sequences, scores, *(len(layers), n_heads) * 2), np.nan, dtype=np.float32)
+    for later, layer in enumerate(layers):
+        start = 0
+        for earlier, heads in enumerate(other.shape[1] for other in layers[:later]):
+            found[:, :, later, : layer.shape[1], earlier, :heads] = layer[..., start : start + heads].swapaxes(1, 2)
+            start += heads
+    return found
