@@ -6,6 +6,7 @@ BARE = "bare forward"  # of the base model with sdpa, without logits
 EAGER = "eager output_attentions"
 LENS = "TransformerLens detect_head"
 TOY = "bare forward of the toy"
+GIVEN = "plain `given`"
 UNITS = {"ratio": "x", "faster": "x faster", "less": "x less", "extra_ms": "ms", "extra_mb": "MB"}
 
 
@@ -26,6 +27,7 @@ class Row:
     against: str = BARE
     dtype: str = "float32"
     early_stop: bool = False
+    model: str = ""  # of fixtures/, where it is one of them
 
     @property
     def at_least(self) -> bool:
@@ -58,6 +60,8 @@ def _ratios(what: str, bar: float, shapes: tuple[tuple[int, int, int], ...], dty
 FULL = ((101, 12, 25), (512, 12, 15), (2048, 6, 15), (8192, 2, 5))
 STOPPED = ((101, 12, 25), (512, 12, 15), (2048, 12, 5), (8192, 4, 3))  # fewer layers would flatter: the last one is cut short
 
+EXAMPLES = "a property of 200 generated sequences"
+
 SPEED = (
     *_ratios("four scores of every head, whole forward pass", 1.03, FULL, "float32", early_stop=False),
     *_ratios("the same, bfloat16", 1.10, FULL, "bfloat16", early_stop=False),
@@ -67,6 +71,11 @@ SPEED = (
     Row("eager-2048", "against eager `output_attentions`", 2048, 12, 5, "faster", 2.2, EAGER, early_stop=True),
     Row("lens-101", "against TransformerLens `detect_head`, its three heads", 101, 12, 15, "faster", 5, LENS, early_stop=True),
     Row("lens-512", "against TransformerLens `detect_head`, its three heads", 512, 12, 7, "faster", 5, LENS, early_stop=True),
+    Row("virtual-101", "virtual prefix matching of all pairs of heads", 101, 12, 9, "ratio", 25),
+    Row("properties-attn-only-2l", EXAMPLES, 18, 2, 15, "faster", 4, GIVEN, model="attention_only.py:two_layers"),
+    Row("properties-attn-only-3l-text", EXAMPLES, 18, 3, 15, "faster", 4, GIVEN, model="attention_only.py:three_layers_text"),
+    Row("properties-llama-2l", EXAMPLES, 18, 2, 15, "faster", 4, GIVEN, model="models/llama-2l"),
+    Row("properties-gpt2", f"{EXAMPLES}, GPT-2-small shape", 23, 12, 3, "faster", 1.8, GIVEN),
     Row("toy", "two attention-only layers, d_model 256", 101, 2, 101, "extra_ms", 1.0, TOY),
 )
 MEMORY = (

@@ -4,22 +4,32 @@ import copy
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
+import hypothesis
 import torch
+from hypothesis import HealthCheck
 from torch import Tensor
 
-from pytest_induction import load_model
-from pytest_induction.measure import _observe
+from pytest_induction import ProbeSequence, completes_repeats, evaluate_probes, load_model, strategies
+from pytest_induction.assertions.hunting import Hunt
+from pytest_induction.measure import observe
 from pytest_induction.metrics.attention import PeriodicScores, scores_for
+from pytest_induction.metrics.virtual import Columns
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.protocol import ModelUnderTest
-from rows import BARE, EAGER, LENS, TOY, Row
+from pytest_induction.virtual import _scores_of_rows
+from rows import BARE, EAGER, GIVEN, LENS, TOY, Row
 
 D_VOCAB = 50_257
 FIRST = D_VOCAB - 1  # GPT-2's token of its own for the beginning
 CLOSE = 1e-4  # that the scores of both sides may differ by, in float32
+EXAMPLES, SEED = 200, 3
+ANY_LOSS = 1e6  # holds for every model, so that all examples are looked at
+NO_LOSS = 0.0  # holds for none
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 Side = Callable[[], object]
 
 
@@ -29,14 +39,20 @@ def sides(row: Row) -> tuple[Side, Side]:
 
 
 def ours(row: Row) -> Side:
+    if row.against == GIVEN:
+        return partial(checked, subject_of(row), completes_repeats, max_loss=ANY_LOSS)
+    if row.name.startswith("virtual"):
+        return partial(virtual_heads, load_model(gpt2_small(row.layers, row.dtype)), tokens(row.positions))
     if row.against == TOY:
         model, ids = toy(row.layers), toy_tokens(row.positions)
     else:
         model, ids = gpt2_small(row.layers, row.dtype), tokens(row.positions)
-    return partial(observe, load_model(model), ids, periodic(ids), early_stop=row.early_stop)
+    return partial(scored, load_model(model), ids, periodic(ids), early_stop=row.early_stop)
 
 
 def other(row: Row) -> Side:
+    if row.against == GIVEN:
+        return partial(plain, subject_of(row), completes_repeats, max_loss=ANY_LOSS)
     ids = tokens(row.positions)
     if row.against == TOY:
         return partial(bare, toy(row.layers), toy_tokens(row.positions))
@@ -50,9 +66,55 @@ def other(row: Row) -> Side:
     raise ValueError(row.against)
 
 
-def observe(subject: ModelUnderTest, ids: Tensor, scores: PeriodicScores, *, early_stop: bool):
+def scored(subject: ModelUnderTest, ids: Tensor, scores: PeriodicScores, *, early_stop: bool):
     """Four scores of every head: (sequences, scores, n_layers, n_heads)."""
-    return _observe(subject, ids, scores, early_stop=early_stop)[0]
+    return observe(subject, ids, scores, early_stop=early_stop)[0]
+
+
+def virtual_heads(subject: ModelUnderTest, ids: Tensor):
+    """Both scores of every pair of heads, and the same at a wrong shift."""
+    scores = periodic(ids)
+    return _scores_of_rows(subject, ids, Columns(scores.period, scores.start, scores.n_positions, wrong_shift=3))
+
+
+def checked(subject: ModelUnderTest, claim: Callable[..., object], **options: float) -> object:
+    """The smallest sequence on which the property fails, or None, as the package searches."""
+    hunt = Hunt(subject, claim, options)
+    found = hunt.search(sequences(subject), EXAMPLES, SEED, climb=False)
+    if found is None and hunt.n_examples < EXAMPLES:
+        raise ValueError(f"{hunt.n_examples} of {EXAMPLES} examples were looked at")
+    return found
+
+
+def plain(subject: ModelUnderTest, claim: Callable[..., object], **options: float) -> object:
+    """The same as a test under hypothesis's own `given`, one forward pass for each example."""
+    failed: list[object] = []
+
+    @hypothesis.seed(SEED)
+    @hypothesis.settings(max_examples=EXAMPLES, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @hypothesis.given(sequences(subject))
+    def test(probe: ProbeSequence) -> None:
+        try:
+            claim(evaluate_probes(subject, [probe])[0], **options)
+        except AssertionError:
+            failed[:] = [probe]
+            raise
+
+    with suppress(AssertionError):
+        test()
+    return failed[0] if failed else None
+
+
+def sequences(subject: ModelUnderTest):
+    """The default probes; of 19 to 28 positions for a model that computes and does not wait."""
+    if subject.space.d_vocab == D_VOCAB:
+        return strategies.repeated_sequences(subject, period=(6, 9), repeats=3)
+    return strategies.repeated_sequences(subject)
+
+
+@cache
+def subject_of(row: Row) -> ModelUnderTest:
+    return load_model(str(FIXTURES / row.model) if row.model else gpt2_small(row.layers, row.dtype))
 
 
 @torch.no_grad()
@@ -85,7 +147,7 @@ def gpt2_small(layers: int, dtype: str) -> torch.nn.Module:
 
 @cache
 def toy(layers: int) -> torch.nn.Module:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
+    sys.path.insert(0, str(FIXTURES))
     from attention_only import AttentionOnly, Config
 
     torch.manual_seed(0)
@@ -137,6 +199,11 @@ def periodic(ids: Tensor) -> PeriodicScores:
 
 def check_agreement(row: Row) -> None:
     """Raise unless both sides find the same, where the other side gives the same scores at all."""
+    if row.against == GIVEN:
+        for bar in (ANY_LOSS, NO_LOSS):
+            found = [side(subject_of(row), completes_repeats, max_loss=bar) for side in (checked, plain)]
+            if found[0] != found[1]:
+                raise ValueError(f"{row.name}: {found[0]} is the smallest that fails, and {found[1]} under plain `given`")
     if row.against == EAGER:
         gap = float((torch.as_tensor(ours(row)()) - other(row)()).abs().max())
         if not gap <= CLOSE:

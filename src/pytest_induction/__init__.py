@@ -14,6 +14,15 @@ if TYPE_CHECKING:
         assert_learns_in_context,
         assert_no_induction_head,
     )
+    from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample, given_probes
+    from pytest_induction.assertions.properties import (
+        attends_to_successor,
+        completes_repeats,
+        is_period_invariant,
+        is_relabelling_invariant,
+        prefers_longer_match,
+        survives_distractors,
+    )
     from pytest_induction.bound import Induction
     from pytest_induction.errors import (
         ArgumentError,
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
         InductionError,
         ModelError,
         ProbeError,
+        PropertyFailed,
         TextError,
         UnsupportedModel,
     )
@@ -28,8 +38,11 @@ if TYPE_CHECKING:
     from pytest_induction.models.load import load_model
     from pytest_induction.models.protocol import ModelUnderTest
     from pytest_induction.models.shown import show_attention
-    from pytest_induction.probes.sequences import Probe, repeated_sequences, unrepeated_sequences
+    from pytest_induction.outcomes import Behaviour, Masses, Outcome, evaluate_probes
+    from pytest_induction.probes.answers import Answer, ProbeSequence
+    from pytest_induction.probes.sequences import Probe
     from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Provenance, TokenSpace, Verdict
+    from pytest_induction.virtual import VirtualPair, VirtualScores, measure_virtual_heads
 
 _HOME = {
     "assertions.heads": (
@@ -38,6 +51,15 @@ _HOME = {
         "assert_learns_in_context",
         "assert_no_induction_head",
     ),
+    "assertions.hunting": ("PropertyCheck", "check_property", "find_counterexample", "given_probes"),
+    "assertions.properties": (
+        "attends_to_successor",
+        "completes_repeats",
+        "is_period_invariant",
+        "is_relabelling_invariant",
+        "prefers_longer_match",
+        "survives_distractors",
+    ),
     "bound": ("Induction",),
     "errors": (
         "ArgumentError",
@@ -45,6 +67,7 @@ _HOME = {
         "InductionError",
         "ModelError",
         "ProbeError",
+        "PropertyFailed",
         "TextError",
         "UnsupportedModel",
     ),
@@ -52,13 +75,18 @@ _HOME = {
     "models.load": ("load_model",),
     "models.protocol": ("ModelUnderTest",),
     "models.shown": ("show_attention",),
-    "probes.sequences": ("Probe", "repeated_sequences", "unrepeated_sequences"),
+    "outcomes": ("Behaviour", "Masses", "Outcome", "evaluate_probes"),
+    "probes.answers": ("Answer", "ProbeSequence"),
+    "probes.sequences": ("Probe",),
     "records": ("Estimate", "Evidence", "HeadEvidence", "HeadId", "Provenance", "TokenSpace", "Verdict"),
+    "virtual": ("VirtualPair", "VirtualScores", "measure_virtual_heads"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "Answer",
     "ArgumentError",
+    "Behaviour",
     "Estimate",
     "Evidence",
     "ExpectationFailed",
@@ -67,24 +95,40 @@ __all__ = [
     "HeadScores",
     "Induction",
     "InductionError",
+    "Masses",
     "ModelError",
     "ModelUnderTest",
+    "Outcome",
     "Probe",
     "ProbeError",
+    "ProbeSequence",
+    "PropertyCheck",
+    "PropertyFailed",
     "Provenance",
     "TextError",
     "TokenSpace",
     "UnsupportedModel",
     "Verdict",
+    "VirtualPair",
+    "VirtualScores",
     "assert_copies_repeats",
     "assert_has_induction_head",
     "assert_learns_in_context",
     "assert_no_induction_head",
+    "attends_to_successor",
+    "check_property",
+    "completes_repeats",
+    "evaluate_probes",
+    "find_counterexample",
+    "given_probes",
+    "is_period_invariant",
+    "is_relabelling_invariant",
     "load_model",
     "measure_heads",
-    "repeated_sequences",
+    "measure_virtual_heads",
+    "prefers_longer_match",
     "show_attention",
-    "unrepeated_sequences",
+    "survives_distractors",
 ]
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pytest_induction.assertions import heads as assertions
+from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
 from pytest_induction.errors import TextError
 from pytest_induction.measure import HeadScores, measure_heads
 from pytest_induction.models.protocol import ModelUnderTest
@@ -60,6 +61,16 @@ class Induction:
         if text is None and self.text is None:
             raise TextError("no text: give `assert_learns_in_context` one, or the option --induction-text")
         return self._call(assertions.assert_learns_in_context, self.model, self.text if text is None else text, **options)
+
+    def check_property(self, property: Any, **options: Any) -> PropertyCheck:  # noqa: A002 - what it is
+        """See `pytest_induction.check_property`; generation follows the hypothesis profile, not the session's seed."""
+        __tracebackhide__ = True
+        return check_property(self.model, property, **options)
+
+    def find_counterexample(self, property: Any, **options: Any) -> Any:  # noqa: A002 - what it is
+        """See `pytest_induction.find_counterexample`."""
+        __tracebackhide__ = True
+        return find_counterexample(self.model, property, **options)
 
     def probe(self, *, period: int | None = None, n_sequences: int = 8, repeats: int = COPIES, seed: int | None = None) -> Probe:
         """Rows of repeated random tokens that fit the model, of its longest fitting period unless one is given."""

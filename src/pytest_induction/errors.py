@@ -50,6 +50,14 @@ class ExpectationFailed(AssertionError):
         self.evidence = evidence
 
 
+class PropertyFailed(AssertionError):
+    """A property of a model does not hold on a probe sequence; `probe` is that sequence, or the tuple of them."""
+
+    def __init__(self, message: str, probe: object) -> None:
+        super().__init__(message)
+        self.probe = probe
+
+
 def whole_number(name: str, value: object, *, least: int) -> int:
     """The argument as a whole number. Raises `ArgumentError` for anything else, and below `least`."""
     try:
@@ -69,7 +77,7 @@ def user_facing(function: Callable[P, R]) -> Callable[P, R]:
         __tracebackhide__ = True
         try:
             return function(*args, **kwargs)
-        except (InductionError, ExpectationFailed) as error:
+        except (InductionError, ExpectationFailed, PropertyFailed) as error:
             raise error.with_traceback(None) from None
 
     return called

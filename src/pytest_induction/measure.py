@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
-from pytest_induction.metrics.attention import SCORES, PairScores, PeriodicScores, scores_for
+from pytest_induction.metrics.attention import SCORES, PeriodicScores, scores_for
 from pytest_induction.metrics.loss import Repetition, repetition
-from pytest_induction.metrics.streaming import Streamed
+from pytest_induction.metrics.streaming import Scores, Streamed
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
@@ -172,7 +172,7 @@ def _one_probe(subject: ModelUnderTest, probe: Probe, control: Probe, shift: int
     scores = PeriodicScores(probe.period, probe.start, probe.n_positions, shift)
 
     def measured(rows: Tensor, part: slice) -> tuple[Array | None, Repetition]:
-        values, logits = (None, subject.logits(rows)) if subject.way is None else _observe(subject, rows, scores, logits=True)
+        values, logits = (None, subject.logits(rows)) if subject.way is None else observe(subject, rows, scores, logits=True)
         return values, repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start)
 
     parts = in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=True)
@@ -185,7 +185,7 @@ def _one_probe(subject: ModelUnderTest, probe: Probe, control: Probe, shift: int
         heads = np.concatenate([values for values, _ in parts if values is not None])
         unrepeated = torch.from_numpy(control.tokens)
         masses = np.concatenate(
-            in_batches(subject, unrepeated, lambda rows, _: _observe(subject, rows, scores)[0][:, 0], logits=False)
+            in_batches(subject, unrepeated, lambda rows, _: observe(subject, rows, scores)[0][:, 0], logits=False)
         )
     return Round(np.full(probe.n_sequences, probe.period), heads, masses, named, "")
 
@@ -210,15 +210,15 @@ def _score_tokens(subject: ModelUnderTest, tokens: Tensor, attention_mask: Tenso
 
     def measured(rows: Tensor, part: slice) -> Array:
         mask = None if attention_mask is None else attention_mask[part]
-        return _observe(subject, rows, scores_for(rows, mask), mask)[0]
+        return observe(subject, rows, scores_for(rows, mask), mask)[0]
 
     return np.concatenate(in_batches(subject, tokens, measured, logits=False))
 
 
-def _observe(
+def observe(
     subject: ModelUnderTest,
     rows: Tensor,
-    scores: PeriodicScores | PairScores,
+    scores: Scores,
     attention_mask: Tensor | None = None,
     *,
     logits: bool = False,

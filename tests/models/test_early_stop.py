@@ -7,7 +7,7 @@ from torch import nn
 
 from pytest_induction import load_model, measure_heads
 from pytest_induction.errors import ModelError
-from pytest_induction.measure import _observe
+from pytest_induction.measure import observe
 from pytest_induction.metrics.attention import PeriodicScores
 from tests.models.plain import Plain, by_hand
 from tests.models.zoo import ZOO, build
@@ -29,7 +29,7 @@ def test_nothing_after_the_last_attention_runs_and_the_scores_are_the_same(kind)
     model = build(kind)
     subject, scores = load_model(model), PeriodicScores(9, 1, 28)
     tokens = torch.cat([torch.tensor([[2]]), torch.arange(10, 19).repeat(3)[None]], dim=1)
-    stopped, whole = (_observe(subject, tokens, scores, early_stop=stop)[0] for stop in (True, False))
+    stopped, whole = (observe(subject, tokens, scores, early_stop=stop)[0] for stop in (True, False))
     np.testing.assert_array_equal(stopped, whole)
     short, long = (
         what_ran(model, lambda stop=stop: subject.observe(tokens, lambda *_: None, early_stop=stop)) for stop in (True, False)

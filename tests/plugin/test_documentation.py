@@ -1,4 +1,4 @@
-"""Every Python block of the README and the quickstart runs."""
+"""Every Python block of the README and of the pages for users runs."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.conftest import SHIPPED
 ROOT = Path(__file__).parents[2]
 BLOCKS = [
     pytest.param(block, id=f"{page}-{index}")
-    for page in ("README.md", "docs/quickstart.md")
+    for page in ("README.md", "docs/quickstart.md", "docs/properties.md", "docs/planted.md")
     for index, block in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
 ]
 

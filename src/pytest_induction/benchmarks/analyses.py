@@ -16,7 +16,7 @@ from torch import Tensor
 from pytest_induction.assertions.heads import assert_has_induction_head, assert_learns_in_context
 from pytest_induction.errors import ExpectationFailed, ProbeError
 from pytest_induction.journal import listening
-from pytest_induction.measure import _observe
+from pytest_induction.measure import observe
 from pytest_induction.metrics.attention import scores_for
 from pytest_induction.metrics.loss import repetition
 from pytest_induction.models.calling import Caller, first_line
@@ -68,7 +68,7 @@ def scores(induction: Induction, positions: int | None) -> Measure:
     """The four scores of every head."""
     tokens = rows(induction, positions)
     scored = scores_for(tokens)
-    return lambda subject: _observe(subject, tokens, scored)
+    return lambda subject: observe(subject, tokens, scored)
 
 
 def behaviour(induction: Induction) -> Measure:

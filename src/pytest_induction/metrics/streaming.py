@@ -6,21 +6,24 @@ several layers are there: cold code, not arithmetic, is what they cost. Little i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pytest_induction.metrics.attention import AttentionReader, PairScores, PeriodicScores, ScoresReader
+from pytest_induction.metrics.attention import AttentionReader, PeriodicScores, ScoresReader
 
+Scores = Callable[[AttentionReader], Tensor]
+"""One layer's scores of a reader: (scores, batch, heads)."""
 HELD_ENTRIES = 2_000_000  # scores before softmax that wait for the rest of their layers; 8 MB
 
 
 class Streamed:
     """Is handed each layer's attention in order, and gives the scores of all of them."""
 
-    def __init__(self, scores: PeriodicScores | PairScores, n_layers: int) -> None:
+    def __init__(self, scores: Scores, n_layers: int) -> None:
         self._scores = scores
         self._to_come = n_layers
         self._buffer = torch.empty(0)

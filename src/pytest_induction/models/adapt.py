@@ -71,7 +71,9 @@ def adapt(
     if space.bos_id is None:
         notes += ("sequences begin with no token of their own: the model names no usable one",)
     notes += ("compiled, and measured as it was written",) if is_compiled(module) else ()
-    return ModelUnderTest(module, name, space, way, tried, notes + (way.notes if way else ()), tokenizer, seed, memory, draws)
+    notes += way.notes if way else ()
+    settings = (tokenizer, seed, memory, draws, not trial.steady)
+    return ModelUnderTest(module, name, space, way, tried, notes, *settings)
 
 
 def _try_out(caller: Caller, tokenizer: Any, name: str) -> Trial:

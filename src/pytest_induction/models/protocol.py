@@ -27,6 +27,7 @@ from pytest_induction.models.weights import fingerprint
 from pytest_induction.records import TokenSpace
 
 T = TypeVar("T")
+KEEP = "logits_to_keep"  # what transformers calls it
 
 
 @dataclass
@@ -35,7 +36,8 @@ class ModelUnderTest:
 
     `way` is None where no way in can read the attention; `tried` then says why, and behaviour can still be measured.
     `memory` is the most bytes that a forward pass may take; None for a share of what is free. `draws` says that the model draws
-    random numbers of Python or numpy.
+    random numbers of Python or numpy, `mixes_rows` that the rows beside a row change its logits, so that it must run alone where
+    another batch must give the same.
     """
 
     module: nn.Module
@@ -48,6 +50,7 @@ class ModelUnderTest:
     seed: int = 0
     memory: int | None = None
     draws: bool = False
+    mixes_rows: bool = False
     _known: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -73,11 +76,23 @@ class ModelUnderTest:
             raise UnsupportedModel(f"the attention of {self.name} cannot be read\n{as_text(self.diagnosis())}", self.tried)
         return self.way
 
-    def logits(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits (batch, positions, d_vocab) of token ids (batch, positions), unobserved."""
+    def logits(self, tokens: Tensor, attention_mask: Tensor | None = None, *, positions: Tensor | None = None) -> Tensor:
+        """Logits (batch, positions, d_vocab) of token ids (batch, positions), unobserved.
+
+        Of some `positions` (kept,) only, ascending, where they are given; transformers' own models do not compute the others.
+        """
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
+        caller = Caller(self.module)
+        keep: dict[str, Any] = {}
+        if positions is not None and caller.is_unchanged_transformers and caller.knows(KEEP):
+            keep = {KEEP: positions.to(self.device)}
         with as_found(self.module, draws=self.draws), self._named(tokens):
-            return logits_of(Caller(self.module)(tokens, attention_mask), tokens)
+            output = caller(tokens, attention_mask, **keep)
+        if positions is None:
+            return logits_of(output, tokens)
+        if keep and getattr(getattr(output, "logits", None), "shape", ())[1:2] == positions.shape:
+            return logits_of(output, tokens[:, positions.to(tokens.device)])
+        return logits_of(output, tokens)[:, positions]
 
     def observe(
         self,

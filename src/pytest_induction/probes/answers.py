@@ -1,0 +1,138 @@
+"""One sequence of token ids, and what an ideal induction head does at every position of it.
+
+The answer key follows from the tokens alone: a context that stood before foretells what came after it then.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+from pytest_induction.errors import ArgumentError, whole_number
+
+
+class Answer(NamedTuple):
+    """A position whose next token is foretold, and came.
+
+    `order` is the least number of last tokens whose earlier occurrences were all followed by `token`; 1 is what an induction
+    head needs. `rival` is what the last token alone foretells where that is something else, else None.
+    """
+
+    query: int
+    token: int
+    order: int
+    rival: int | None
+
+
+@dataclass(frozen=True)
+class ProbeSequence:
+    """Token ids of one sequence; a block of `period` of them stands `repeats` times, whole.
+
+    `breaks` are the positions at which a new part begins, for reading only. `first` says that the first id is the model's
+    first token. `lures` are pairs (query, key) that the places in the block suggest and the tokens do not: an ideal induction
+    head does not follow them. `period` is 0 where nothing repeats.
+
+    >>> ProbeSequence((0, 5, 6, 7, 5, 6, 7), period=3, repeats=2, breaks=(1, 4), first=True)
+    BOS | 5 6 7 | 5 6 7
+    """
+
+    tokens: tuple[int, ...]
+    period: int = 0
+    repeats: int = 1
+    breaks: tuple[int, ...] = ()
+    first: bool = False
+    lures: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        checked = tuple(whole_number("tokens", token, least=0) for token in self.tokens)
+        object.__setattr__(self, "tokens", checked)  # whatever whole numbers they came as
+        if len(checked) < 2:
+            raise ArgumentError(f"`tokens` must be at least two, got {len(checked)}")
+        for query, key in self.lures:
+            if not 0 <= key <= query < len(checked):
+                raise ArgumentError(f"`lures` must be pairs (query, key) of positions with key <= query, got {(query, key)}")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        parts = []
+        cuts = [0, *self.breaks, len(self.tokens)]
+        for start, end in pairwise(cuts):
+            words = ["BOS" if self.first and place == 0 else str(self.tokens[place]) for place in range(start, end)]
+            parts.append(" ".join(words))
+        return " | ".join(part for part in parts if part)
+
+    @property
+    def line(self) -> str:
+        """Python that makes this sequence again."""
+        given = [f"{self.tokens}"]
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                given.append(f"{field.name}={value!r}")
+        return f"ProbeSequence({', '.join(given)})"
+
+    @cached_property
+    def successors(self) -> dict[int, tuple[int, ...]]:
+        """Each query whose token stood before -> the positions after the earlier occurrences: where an induction head looks."""
+        return {query: tuple(place + 1 for place in places) for query, places in _occurrences(self.tokens).items()}
+
+    @cached_property
+    def answers(self) -> tuple[Answer, ...]:
+        """Every position whose next token was foretold by the longest context that stood before, and is what comes."""
+        found = []
+        for query, places in _occurrences(self.tokens).items():
+            if query + 1 == len(self.tokens):
+                continue
+            matched = {place: _common_suffix(self.tokens, place, query) for place in places}
+            answer = _foretold(self.tokens, matched)
+            if answer is not None and answer[0] == self.tokens[query + 1]:
+                found.append(Answer(query, answer[0], answer[1], _rival(self.tokens, places, answer[0])))
+        return tuple(found)
+
+    @property
+    def targets(self) -> tuple[int | None, ...]:
+        """For every position the next token where it is foretold, else None."""
+        known = {answer.query: answer.token for answer in self.answers}
+        return tuple(known.get(position) for position in range(len(self.tokens)))
+
+
+def _occurrences(tokens: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """Each position whose token stood before -> where it did."""
+    seen: dict[int, list[int]] = defaultdict(list)
+    found = {}
+    for position, token in enumerate(tokens):
+        if seen[token]:
+            found[position] = tuple(seen[token])
+        seen[token].append(position)
+    return found
+
+
+def _common_suffix(tokens: Sequence[int], one: int, other: int) -> int:
+    """How many tokens up to and with position `one` are the same as those up to and with position `other`."""
+    length = 0
+    while length <= one and tokens[one - length] == tokens[other - length]:
+        length += 1
+    return length
+
+
+def _foretold(tokens: Sequence[int], matched: dict[int, int]) -> tuple[int, int] | None:
+    """What the longest matches were followed by, if all by one token, and the least context that foretells it alone."""
+    longest = max(matched.values())
+    following = {tokens[place + 1] for place, length in matched.items() if length == longest}
+    if len(following) > 1:
+        return None
+    token = following.pop()
+    misleading = [length for place, length in matched.items() if tokens[place + 1] != token]
+    return token, 1 + max(misleading, default=0)
+
+
+def _rival(tokens: Sequence[int], places: Sequence[int], token: int) -> int | None:
+    """The token other than the right one that most often followed an earlier occurrence, the latest of equals."""
+    others = Counter(tokens[place + 1] for place in reversed(places) if tokens[place + 1] != token)
+    return others.most_common(1)[0][0] if others else None
