@@ -19,6 +19,7 @@ SHIPPED = {
     "two-layers": f"{FIXTURES}/attention_only.py:two_layers",
     "three-layers-text": f"{FIXTURES}/attention_only.py:three_layers_text",
     "llama": str(FIXTURES / "models" / "llama-2l"),
+    "virtual": str(FIXTURES / "models" / "gpt2-2l-virtual"),
 }
 
 

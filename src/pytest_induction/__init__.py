@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pytest_induction.outcomes import Behaviour, Masses, Outcome, evaluate_probes
     from pytest_induction.probes.answers import Answer, ProbeSequence
     from pytest_induction.probes.sequences import Probe
-    from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Provenance, TokenSpace, Verdict
+    from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, PairEvidence, Provenance, TokenSpace, Verdict
     from pytest_induction.virtual import VirtualPair, VirtualScores, measure_virtual_heads
 
 _HOME = {
@@ -78,7 +78,7 @@ _HOME = {
     "outcomes": ("Behaviour", "Masses", "Outcome", "evaluate_probes"),
     "probes.answers": ("Answer", "ProbeSequence"),
     "probes.sequences": ("Probe",),
-    "records": ("Estimate", "Evidence", "HeadEvidence", "HeadId", "Provenance", "TokenSpace", "Verdict"),
+    "records": ("Estimate", "Evidence", "HeadEvidence", "HeadId", "PairEvidence", "Provenance", "TokenSpace", "Verdict"),
     "virtual": ("VirtualPair", "VirtualScores", "measure_virtual_heads"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -99,6 +99,7 @@ __all__ = [
     "ModelError",
     "ModelUnderTest",
     "Outcome",
+    "PairEvidence",
     "Probe",
     "ProbeError",
     "ProbeSequence",

@@ -107,7 +107,7 @@ def measure_heads(
         about = provenance(subject, n_sequences=len(ids), probe=f"given ids, {ids.shape[1]} positions")
     else:
         rng = np.random.default_rng([seed, 0])
-        probes = list(_probes(subject, n_sequences, rng, repeats, period))
+        probes = list(probes_of(subject, n_sequences, rng, repeats, period))
         with progress("scores of heads", n_sequences):
             values = np.concatenate([_score_tokens(subject, torch.from_numpy(probe.tokens), None) for probe in probes])
         about = provenance(subject, seed=seed, n_sequences=n_sequences, probe=describe(probes))
@@ -156,7 +156,7 @@ def probe_round(subject: ModelUnderTest, n_sequences: int, seed: int, number: in
 
 
 def _probe_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator) -> Round:
-    probes = list(_probes(subject, n_sequences, rng, COPIES, None))
+    probes = list(probes_of(subject, n_sequences, rng, COPIES, None))
     parts = []
     for probe in probes:
         control = unrepeated_sequences(
@@ -190,7 +190,7 @@ def _one_probe(subject: ModelUnderTest, probe: Probe, control: Probe, shift: int
     return Round(np.full(probe.n_sequences, probe.period), heads, masses, named, "")
 
 
-def _probes(
+def probes_of(
     subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator, repeats: int, period: int | None
 ) -> Iterator[Probe]:
     """Rows of repeated tokens, one probe for each period, the sequences dealt out evenly."""

@@ -33,6 +33,7 @@ MARKER_KEYS = (
     "error_rate",
     "min_prefix_matching",
     "min_advantage",
+    "allow_virtual",
     "min_accuracy",
     "max_score",
     "period",
@@ -199,7 +200,10 @@ def _properties(evidence: Evidence) -> list[tuple[str, object]]:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.when == "call" and HEARD in item.stash:
-        report.__dict__["induction"] = item.stash[HEARD]  # plain data, so that it travels from a worker to the controller
+        heard = report.__dict__["induction"] = item.stash[HEARD]  # plain data, so that it travels from a worker to the controller
+        if report.failed:
+            again = item.config.stash[SESSION].again(item, heard[-1]["provenance"]["seed"])
+            report.sections.append(("induction: again, alone", again))
     return report
 
 

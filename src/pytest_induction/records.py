@@ -62,19 +62,44 @@ class Estimate:
 
 @dataclass(frozen=True)
 class HeadEvidence:
-    """What was measured of one head, all in [0, 1]; `control` is its mass at the same places where nothing repeats."""
+    """What was measured of one head; masses in [0, 1].
+
+    `control` is its mass at the same places where nothing repeats, `null` the higher one of that and its mass at wrong places,
+    and `excess` what is left of prefix matching without it. `kind` is what the head does with most of its attention: "matches",
+    "positional", "previous", "duplicate", "dormant" (it rests on the first token, on this data), or "" for no one thing.
+    """
 
     layer: int
     head: int
     prefix_matching: Estimate
+    excess: Estimate
     control: float
+    null: float
     previous_token: float
     duplicate_token: float
     first_token: float
-    periods_passed: int
+    periods_passed: int = 0
+    kind: str = ""
 
     def __str__(self) -> str:
         return str(HeadId(self.layer, self.head))
+
+
+@dataclass(frozen=True)
+class PairEvidence:
+    """What was measured of a head and one in an earlier layer together; see docs/metrics.md, virtual prefix matching."""
+
+    layer: int
+    head: int
+    earlier_layer: int
+    earlier_head: int
+    composed: Estimate
+    excess: Estimate
+    prefix_matching: float
+    periods_passed: int
+
+    def __str__(self) -> str:
+        return f"{HeadId(self.layer, self.head)} after {HeadId(self.earlier_layer, self.earlier_head)}"
 
 
 @dataclass(frozen=True)
@@ -112,8 +137,9 @@ class Evidence:
     """A verdict on one claim, and everything it rests on.
 
     `claim` is the claim's name, `reason` a fixed word for why the verdict is what it is, `summary` the same as a sentence.
-    `heads` are the heads for which the claim holds, strongest first; `nearest` the strongest of all others. `estimates`
-    holds the measures of the whole model, `bars` what they were held against, and `null` the most that chance gave.
+    `heads` are the heads for which the claim holds, strongest first; `nearest` the strongest of all others; `pairs` those that
+    do it in two steps where no single head does. `estimates` holds the measures of the whole model, `bars` what they were held
+    against.
     """
 
     claim: str
@@ -123,9 +149,9 @@ class Evidence:
     provenance: Provenance
     heads: tuple[HeadEvidence, ...] = ()
     nearest: tuple[HeadEvidence, ...] = ()
+    pairs: tuple[PairEvidence, ...] = ()
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     bars: Mapping[str, float] = field(default_factory=dict)
-    null: float | None = None
     confidence: float = 0.999
     settle: str = ""
 
@@ -143,10 +169,12 @@ class Evidence:
         about = fields["provenance"]
         fields["provenance"] = Provenance(**{**about, "notes": tuple(about["notes"]), "layers": tuple(about["layers"])})
         for name in ("heads", "nearest"):
-            fields[name] = tuple(_head(head) for head in fields[name])
+            fields[name] = tuple(HeadEvidence(**_with_estimates(head)) for head in fields[name])
+        fields["pairs"] = tuple(PairEvidence(**_with_estimates(pair)) for pair in fields["pairs"])
         fields["estimates"] = {name: Estimate(**estimate) for name, estimate in fields["estimates"].items()}
         return cls(**fields)
 
 
-def _head(data: Mapping[str, Any]) -> HeadEvidence:
-    return HeadEvidence(**{**data, "prefix_matching": Estimate(**data["prefix_matching"])})
+def _with_estimates(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a record, estimates made of what they became."""
+    return {name: Estimate(**value) if isinstance(value, Mapping) else value for name, value in data.items()}

@@ -24,6 +24,9 @@ CHECKED = {  # setting -> what checks it
 }
 
 
+REPEATED = ("model", "text", "device", "dtype", "memory")  # settings of the command line that a test depends on
+
+
 class SessionModel:
     """The model of this session: loaded at the first use, once, and its failure remembered like its success."""
 
@@ -124,6 +127,19 @@ class SessionModel:
         from pytest_induction.bound import Induction
 
         return Induction(self.load(), text=self.text)
+
+    def again(self, item: pytest.Item, seed: int | None) -> str:
+        """The command that runs this item alone, and makes it measure the same again."""
+        import shlex
+
+        given = {name: self._config.getoption(f"induction_{name}") for name in REPEATED}
+        given["seed"] = None if seed is None else str(seed)
+        if item.nodeid.rpartition("::")[0] == given["model"]:
+            options, chosen = [], ["-k", item.name]
+        else:  # the option would bring the gates with it
+            options, chosen = [f"-oinduction_model={model}"] if (model := given.pop("model")) is not None else [], [item.nodeid]
+        options += [f"--induction-{name}={value}" for name, value in given.items() if value is not None]
+        return shlex.join(["pytest", *options, *chosen])
 
     @property
     def _measuring(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ModelError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, _probes, describe, numbers, provenance
+from pytest_induction.measure import Array, ModelLike, describe, numbers, probes_of, provenance
 from pytest_induction.metrics.virtual import PAIR_SCORES, Columns, VirtualHeads
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
@@ -92,6 +92,41 @@ class VirtualScores:
         )
 
 
+@dataclass(frozen=True)
+class PairRound:
+    """One round of probes and their controls: arrays (sequences, n_layers, n_heads, n_layers, n_heads), as of `VirtualScores`.
+
+    `chance` is the higher one of the composed scores at a wrong shift and on unrepeated rows, sequence by sequence.
+    """
+
+    periods: NDArray[np.int64]
+    prefix_matching: Single
+    composed: Single
+    chance: Single
+
+    @property
+    def exists(self) -> NDArray[np.bool_]:
+        """Which pairs there are: (n_layers, n_heads, n_layers, n_heads)."""
+        return ~np.isnan(self.composed[0])
+
+    @classmethod
+    def join(cls, rounds: Sequence[PairRound]) -> PairRound:
+        """All rounds as one."""
+        return cls(*(np.concatenate([getattr(part, name) for part in rounds]) for name in cls.__annotations__))
+
+
+def probe_pairs(subject: ModelUnderTest, n_sequences: int, seed: int, number: int) -> PairRound:
+    """Probe with `n_sequences` repeated rows and as many unrepeated ones; the same for the same seed and number."""
+    rng = np.random.default_rng([seed, 4, number])
+    parts = []
+    for probe in probes_of(subject, n_sequences, rng, COPIES, None):
+        found = virtual_scores(subject, probe, *_control(subject, probe, rng))
+        chance = np.maximum(found["composed_at_wrong_shift"], found["composed_of_control"])
+        periods = np.full(probe.n_sequences, probe.period)
+        parts.append(PairRound(periods, found["prefix_matching"], found["composed"], chance))
+    return PairRound.join(parts)
+
+
 @user_facing
 def measure_virtual_heads(model: ModelLike, *, n_sequences: int = 24, seed: int | None = None) -> VirtualScores:
     """Measure the virtual prefix-matching score of every head after every head of an earlier layer.
@@ -117,7 +152,7 @@ def measure_virtual_heads(model: ModelLike, *, n_sequences: int = 24, seed: int 
         raise ModelError(f"a virtual head is made of heads in two layers, {subject.name} has one attention layer")
     seed = subject.seed if seed is None else seed
     rng = np.random.default_rng([seed, 0])
-    probes = list(_probes(subject, n_sequences, rng, COPIES, None))
+    probes = list(probes_of(subject, n_sequences, rng, COPIES, None))
     with progress("scores of pairs of heads", 2 * n_sequences):
         parts = [virtual_scores(subject, probe, *_control(subject, probe, rng)) for probe in probes]
     per_sequence = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,6 +1,7 @@
 """The command line alone: gates, exit codes, and one clear line for whatever is wrong."""
 
 import json
+import shlex
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def test_a_named_model_is_gated_and_nothing_else_is_collected(run):
             "*llama-2l: 2 layers x 4 heads by sdpa, float32 on cpu, weights *",
             "  FORMED        has_induction_head  4 heads with prefix matching above 0.300; the strongest, L1H*",
             "  FORMED        copies_repeats      repeated tokens are completed: top-1 accuracy 1.000 on later copies*",
-            "    head  prefix matching *interval  unrepeated  previous  duplicate  first token",
+            "    head  prefix matching *interval  unrepeated  previous  duplicate  first token     kind",
             "  [*] L1H0 *0.9*",
             "  [*] induction head",
         ]
@@ -64,9 +65,36 @@ def test_the_control_fails_and_says_why_in_five_lines(run, monkeypatch):
     lines = result.outlines
     start = next(i for i, line in enumerate(lines) if line.startswith("has_induction_head is NOT_FORMED, expected FORMED"))
     assert [line.split(":")[0] for line in lines[start + 1 : start + 5]] == ["  heads", "  behaviour", "  measured", "  next"]
-    assert lines[start + 5].startswith("=")
+    assert lines[start + 5].strip("- ") == "induction: again, alone"
+    assert lines[start + 6] == f"pytest --induction-model={SHIPPED['one-layer']} --induction-seed=0 -k has_induction_head"
+    assert lines[start + 7].startswith("=")
     result.stdout.fnmatch_lines(["FAILED *one_layer::has_induction_head - has_induction_head is*"])
     result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_a_failed_test_says_how_to_run_it_alone(pytester):
+    """With the seed that it had, and the model of the command line; and that does run it, and finds the same."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        class TestModel:
+            @pytest.mark.parametrize("bar", ["a b"])
+            def test_it(self, induction, bar):
+                induction.assert_has_induction_head()
+
+        def test_other():
+            pass
+        """
+    )
+    result = pytester.runpytest_inprocess(f"--induction-model={SHIPPED['one-layer']}", "--induction-seed=5", pytester.path)
+    line = next(line for line in result.outlines if line.startswith("pytest -oinduction_model"))
+    command = shlex.split(line)
+    assert "--induction-seed=5" in command and command[-1].endswith("::TestModel::test_it[a b]")
+    again = pytester.runpytest_inprocess(*command[1:])
+    again.assert_outcomes(failed=1)
+    first, second = (next(line for line in each.outlines if "measured: " in line) for each in (result, again))
+    assert first == second
 
 
 def test_ini_keys_feed_the_fixtures_and_collect_no_gates(pytester):

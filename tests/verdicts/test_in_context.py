@@ -8,7 +8,7 @@ from torch import nn
 import pytest_induction as induction
 from pytest_induction import Verdict
 from pytest_induction.metrics.loss import Windows
-from pytest_induction.verdicts import judge_in_context_learning
+from pytest_induction.verdicts.behaviour import judge_in_context_learning
 from tests.conftest import FIXTURES, SHIPPED
 
 TEXT = FIXTURES / "models" / "attn-only-3l-text" / "held_out.txt"

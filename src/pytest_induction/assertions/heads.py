@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,16 +16,16 @@ from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, Verdict
 from pytest_induction.statistics import look_sizes
 from pytest_induction.text import measure_text
-from pytest_induction.verdicts import (
+from pytest_induction.verdicts.behaviour import (
     MAX_IN_CONTEXT_LEARNING,
     MIN_ACCURACY,
-    MIN_ADVANTAGE,
-    MIN_PREFIX_MATCHING,
-    Judgement,
     judge_copying,
     judge_in_context_learning,
-    judge_induction_head,
 )
+from pytest_induction.verdicts.heads import MIN_ADVANTAGE, MIN_PREFIX_MATCHING, judge_induction_head
+from pytest_induction.verdicts.judgement import Judgement
+from pytest_induction.verdicts.pairs import judge_virtual_head
+from pytest_induction.virtual import PairRound, probe_pairs
 
 MAX_SEQUENCES = 192
 MAX_TEXT_ROWS = 512
@@ -37,26 +38,30 @@ def assert_has_induction_head(
     *,
     min_prefix_matching: float = MIN_PREFIX_MATCHING,
     min_advantage: float = MIN_ADVANTAGE,
+    allow_virtual: bool = False,
     max_sequences: int = MAX_SEQUENCES,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
     """Assert that the model has an induction head: one that matches prefixes, in a model that copies what is matched.
 
-    Shown when some head's prefix matching lies, with its whole interval, above `min_prefix_matching` and above the most that
-    any head reaches where nothing repeats or at wrong places, at two periods or more; and the model gives the successor at
-    least `min_advantage` nats more than the tokens after it. Sequences are drawn in rounds until every interval is clear of
+    Shown when some head's prefix matching lies, with its whole interval, above `min_prefix_matching`, and more than half of that
+    is left without the mass that the head has at wrong places or where nothing repeats, at two periods or more; and the model
+    gives the successor at least `min_advantage` nats more than the tokens after it. With `allow_virtual` two heads that do it in
+    two steps are enough where no single head does (a virtual induction head); without, they are named and the verdict is
+    NOT_FORMED. Sequences are drawn in rounds until every interval is clear of
     its bar, at most `max_sequences`; then the verdict is UNDETERMINED, which fails too and says what would settle it.
     `error_rate` is the most with which the verdict may be wrong, over all heads and rounds together.
 
-    Returns the evidence: `.heads` strongest first, `.verdict`, `.estimates`, `.null`, `.provenance`. Raises
+    Returns the evidence: `.heads` strongest first, `.pairs`, `.verdict`, `.estimates`, `.provenance`. Raises
     `ExpectationFailed`, which carries it, or `ModelError` for a model that cannot be measured.
 
     >>> found = assert_has_induction_head("fixtures/models/llama-2l")        # doctest: +SKIP
     >>> found.heads[0].layer                                                 # doctest: +SKIP
     1
     """
-    evidence = _induction_head(model, min_prefix_matching, min_advantage, max_sequences, error_rate, seed)
+    bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
+    evidence = _induction_head(model, bars, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
     return expect(evidence, Verdict.FORMED)
 
 
@@ -66,12 +71,14 @@ def assert_no_induction_head(
     *,
     min_prefix_matching: float = MIN_PREFIX_MATCHING,
     min_advantage: float = MIN_ADVANTAGE,
+    allow_virtual: bool = False,
     max_sequences: int = MAX_SEQUENCES,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
     """Assert that the model has no induction head: shown, not merely not found. Arguments as `assert_has_induction_head`."""
-    evidence = _induction_head(model, min_prefix_matching, min_advantage, max_sequences, error_rate, seed)
+    bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
+    evidence = _induction_head(model, bars, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
     return expect(evidence, Verdict.NOT_FORMED)
 
 
@@ -146,21 +153,55 @@ def assert_learns_in_context(
 
 
 def _induction_head(
-    model: ModelLike,
-    min_prefix_matching: float,
-    min_advantage: float,
-    max_sequences: int,
-    error_rate: float,
-    seed: int | None,
+    model: ModelLike, bars: dict[str, float], budget: tuple[int, float, int | None], *, allow_virtual: bool
 ) -> Evidence:
-    check_share("min_prefix_matching", min_prefix_matching)
-    if not min_advantage >= 0:
-        raise ArgumentError(f"`min_advantage` must be at least 0 nats, got {min_advantage}")
+    check_share("min_prefix_matching", bars["min_prefix_matching"])
+    if not bars["min_advantage"] >= 0:
+        raise ArgumentError(f"`min_advantage` must be at least 0 nats, got {bars['min_advantage']}")
+    check_share("error_rate", budget[1])
     subject = load_model(model)
     _ = subject.reading  # refuse by name here, before anything is measured
-    judge = partial(judge_induction_head, min_prefix_matching=min_prefix_matching, min_advantage=min_advantage)
-    bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
-    return _decide(subject, "has_induction_head", judge, bars, (max_sequences, error_rate, seed))
+    judge = partial(judge_induction_head, min_prefix_matching=bars["min_prefix_matching"], min_advantage=bars["min_advantage"])
+    if allow_virtual:  # two claims, of which either may be wrong
+        budget = (budget[0], budget[1] / 2, budget[2])
+    evidence = _decide(subject, "has_induction_head", judge, bars, budget)
+    if evidence.reason == "copies_without_a_head" and subject.n_layers > 1:
+        evidence = _through_pairs(subject, evidence, budget, allow_virtual=allow_virtual)
+    return replace(evidence, confidence=1 - budget[1] * (2 if allow_virtual else 1))
+
+
+def _through_pairs(
+    subject: ModelUnderTest, evidence: Evidence, budget: tuple[int, float, int | None], *, allow_virtual: bool
+) -> Evidence:
+    """The evidence on a model that copies without a single head that matches, with what pairs of heads do; FORMED if allowed."""
+    max_sequences, error_rate, seed = budget
+    seed = subject.seed if seed is None else seed
+    rounds: list[PairRound] = []
+    looks = look_sizes(max_sequences)
+    drawn = 0
+    for number, size in enumerate(looks):
+        with progress("pairs of heads", 2 * (size - drawn)):
+            rounds.append(probe_pairs(subject, size - drawn, seed, number))
+        drawn = size
+        found = judge_virtual_head(
+            PairRound.join(rounds), min_prefix_matching=evidence.bars["min_prefix_matching"], error_rate=error_rate / len(looks)
+        )
+        if found.verdict is not Verdict.UNDETERMINED:
+            break
+    if found.verdict is Verdict.FORMED and not allow_virtual:
+        summary = f"{evidence.summary}; {found.summary} (a virtual induction head)"
+        return replace(evidence, reason="copies_through_pairs", summary=summary, pairs=found.pairs)
+    if found.verdict is Verdict.NOT_FORMED or not allow_virtual:
+        return evidence
+    settle = f"about {found.more_sequences} more sequences: max_sequences={drawn + found.more_sequences}"
+    return replace(
+        evidence,
+        verdict=found.verdict,
+        reason=found.reason,
+        summary=f"no single head matches prefixes, but {found.summary}",
+        pairs=found.pairs,
+        settle=settle if found.verdict is Verdict.UNDETERMINED else "",
+    )
 
 
 def _decide(
@@ -197,7 +238,6 @@ def _decide(
         nearest=judgement.nearest,
         estimates=judgement.estimates or {},
         bars=bars,
-        null=judgement.null,
         confidence=1 - error_rate,
         settle=settle if judgement.verdict is Verdict.UNDETERMINED else "",
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pytest_induction.records import Estimate, Evidence, HeadEvidence, Provenance, Verdict
+from pytest_induction.records import Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
 
 NEXT = {
     "no_head_matches": "if heads are expected: train further, or see every head with `measure_heads(model)`",
-    "copies_without_a_head": "look for a pair of heads that does it together; `assert_copies_repeats` holds for this model",
+    "copies_without_a_head": "see every head with `measure_heads(model)`, pairs with `measure_virtual_heads(model)`",
+    "copies_through_pairs": "with `allow_virtual=True` two heads in a row are enough; see `measure_virtual_heads(model)`",
+    "formed_virtual": "with `allow_virtual=False` only single heads count",
+    "suppresses_what_it_matches": "a head that lowers what it finds suppresses copies; ablate it to see",
+    "dormant": "heads may wake on other data: measure on your own with `measure_heads(model, tokens=...)`",
     "matches_without_copying": "the head may suppress what it finds, or nothing downstream reads it; ablate it to see",
-    "counts_back": "a head trained on one period only counts back; train on repeats of varied distance",
+    "counts_back": "a head trained on one period only counts back: train on repeats of varied distance",
     "does_not_copy": "see `measure_heads(model)` for its heads; a lower bar is `min_accuracy=`",
     "does_not_learn": "compare with a model trained further on the same text; the bar is `max_score=`",
     "formed": "the heads are named above; `measure_heads(model)` shows every one",
@@ -16,10 +20,11 @@ NEXT = {
 
 
 def failure_text(evidence: Evidence, wanted: Verdict) -> str:
-    """The whole message, at most six lines."""
+    """The whole message, at most seven lines."""
     lines = [
         f"{evidence.claim} is {evidence.verdict}, expected {wanted}: {evidence.summary}",
         *([_heads_line(evidence)] if evidence.heads or evidence.nearest else []),
+        *([f"  pairs: {', '.join(map(_pair, evidence.pairs))}"] if evidence.pairs else []),
         f"  behaviour: {_estimates_line(evidence)}",
         f"  measured: {measured_on(evidence.provenance)}",
         f"  next: {evidence.settle or NEXT.get(evidence.reason, 'see docs/metrics.md')}",
@@ -36,13 +41,17 @@ def measured_on(about: Provenance) -> str:
 
 def _heads_line(evidence: Evidence) -> str:
     heads = (*evidence.heads, *evidence.nearest)[:5]
-    null = "" if evidence.null is None else f"; chance gives up to {evidence.null:.3f}"
-    return f"  heads: {', '.join(_head(head) for head in heads)} (bar {evidence.bars['min_prefix_matching']:.3f}{null})"
+    bar, first = evidence.bars["min_prefix_matching"], heads[0]
+    return f"  heads: {', '.join(_head(head) for head in heads)} (bar {bar:.3f}; chance gives {first} {first.null:.3f})"
 
 
 def _head(head: HeadEvidence) -> str:
     estimate = head.prefix_matching
     return f"{head} {estimate.value:.3f} ({estimate.low:.3f}..{estimate.high:.3f})"
+
+
+def _pair(pair: PairEvidence) -> str:
+    return f"{pair} {pair.composed.value:.3f} ({pair.composed.low:.3f}..{pair.composed.high:.3f})"
 
 
 def _estimates_line(evidence: Evidence) -> str:

@@ -11,7 +11,7 @@ Line = tuple[str, dict[str, bool]]
 """A line of text and how pytest's terminal writer is to mark it."""
 
 COLOURS = {Verdict.FORMED: "green", Verdict.NOT_FORMED: "red", Verdict.UNDETERMINED: "yellow"}
-COLUMNS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token")
+COLUMNS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token", "kind")
 
 
 MOST_MODELS = 10
@@ -51,6 +51,7 @@ def _table(rows: tuple[HeadRow, ...]) -> Iterator[Line]:
             row.previous_token,
             row.duplicate_token,
             row.first_token,
+            row.kind,
         )
         for row in rows
     ]
@@ -63,4 +64,4 @@ def _table(rows: tuple[HeadRow, ...]) -> Iterator[Line]:
 
 
 def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
-    return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+    return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()

@@ -14,7 +14,7 @@ CLAIMS = ("has_induction_head", "copies_repeats", "learns_in_context")
 
 @dataclass(frozen=True)
 class HeadRow:
-    """One head in the table; `found` marks an induction head."""
+    """One head in the table; `found` marks an induction head, `kind` is what it does otherwise."""
 
     name: str
     prefix_matching: str
@@ -23,6 +23,7 @@ class HeadRow:
     previous_token: str
     duplicate_token: str
     first_token: str
+    kind: str
     found: bool
 
 
@@ -84,5 +85,6 @@ def _row(head: HeadEvidence, *, found: bool) -> HeadRow:
         f"{head.previous_token:.3f}",
         f"{head.duplicate_token:.3f}",
         f"{head.first_token:.3f}",
+        head.kind,
         found,
     )

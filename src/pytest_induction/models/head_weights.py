@@ -1,0 +1,143 @@
+"""The weights of heads as tensors, wherever a model keeps them, with the norms around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm of (..., d_model): centred or not, divided by its scale, times `gain` plus `shift`; `divides` says if at all."""
+
+    centred: bool = False
+    divides: bool = False
+    eps: float = 0.0
+    gain: Tensor | None = None
+    shift: Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        """`none`, `RMSNorm` or `LayerNorm`."""
+        return ("LayerNorm" if self.centred else "RMSNorm") if self.divides else "none"
+
+    def scale(self, residual: Tensor) -> Tensor:
+        """What each position is divided by: (...,) of (..., d_model), at least float32."""
+        residual = upcast(residual)
+        if not self.divides:
+            return residual.new_ones(residual.shape[:-1])
+        if self.centred:
+            return (residual.var(-1, correction=0) + self.eps).sqrt()
+        return (torch.linalg.vecdot(residual, residual) / residual.shape[-1] + self.eps).sqrt()
+
+    def __call__(self, residual: Tensor) -> Tensor:
+        """The norm itself, at least float32."""
+        residual = upcast(residual)
+        made = (residual - residual.mean(-1, keepdim=True) if self.centred else residual) / self.scale(residual)[..., None]
+        made = made if self.gain is None else made * upcast(self.gain)
+        return made if self.shift is None else made + upcast(self.shift)
+
+    def folded(self, reads: Tensor) -> Tensor:
+        """Weights (..., d_model, n) that read what the norm gives, as ones that read its input divided by its scale.
+
+        The gain is multiplied in, and the centring too, so that the mean over d_model is 0. The shift is left out: it adds to
+        what is read the same for any input.
+        """
+        reads = upcast(reads)
+        reads = reads if self.gain is None else reads * upcast(self.gain)[:, None]
+        return reads - reads.mean(-2, keepdim=True) if self.centred else reads
+
+
+class Affine(NamedTuple):
+    """A linear map of (..., n_in) to (..., n_out): `weight` (n_in, n_out), `bias` (n_out,) or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, given: Tensor) -> Tensor:
+        made = upcast(given) @ upcast(self.weight)
+        return made if self.bias is None else made + upcast(self.bias)
+
+
+@dataclass(frozen=True)
+class LayerCircuits:
+    """One attention layer: where its weights lie. `d_head` is that of the values."""
+
+    path: str
+    norm: Norm  # before attention
+    reads: nn.Module  # given what the values are made of
+    writes: nn.Module | None  # given what the heads found, heads side by side; None where no module is
+    factor: float  # on what the layer adds to the residual stream
+    _values: Affine
+    _columns: Tensor
+    _out: Affine
+
+    @property
+    def n_heads(self) -> int:
+        return len(self._columns)
+
+    @property
+    def values(self) -> Tensor:
+        """W_V, (n_heads, d_model, d_head), in the model's dtype; heads of a group have equal ones. Made anew each time."""
+        return self._values.weight[:, self._columns.to(self._values.weight.device)].movedim(1, 0)
+
+    @property
+    def value_bias(self) -> Tensor | None:
+        """(n_heads, d_head)."""
+        return None if self._values.bias is None else self._values.bias[self._columns.to(self._values.bias.device)]
+
+    @property
+    def outs(self) -> Tensor:
+        """W_O, (n_heads, d_head, d_model), with the layer's factor."""
+        weight = self._out.weight.unflatten(0, (self.n_heads, -1))
+        return weight if self.factor == 1 else weight * self.factor
+
+    @property
+    def out_bias(self) -> Tensor | None:
+        """(d_model,), with the layer's factor: of no head in particular."""
+        return None if self._out.bias is None else self._out.bias * self.factor
+
+    def values_of(self, given: Tensor) -> Tensor:
+        """Values (batch, positions, n_heads, d_head) of what the norm gives, (batch, positions, d_model)."""
+        return self._values(given)[..., self._columns.to(given.device)]
+
+
+@dataclass(frozen=True)
+class Circuits:
+    """The weights of every measured layer, the embedding (d_vocab, d_model) and the unembedding (d_model, d_vocab).
+
+    The embedding counts `embedding_factor` times where it enters the residual stream, the unembedding `logit_factor` times. The
+    bias of the unembedding, (d_vocab,) or None, is of no head. `notes` say what else the model does to its logits.
+    """
+
+    layers: tuple[LayerCircuits, ...]
+    embedding: Tensor
+    unembedding: Tensor
+    unembedding_bias: Tensor | None
+    final_norm: Norm
+    embedding_factor: float
+    logit_factor: float
+    notes: tuple[str, ...]
+    ends: nn.Module | None  # given the last of the residual stream; None where no module is
+
+    @cached_property
+    def mean_unembedding(self) -> Tensor:
+        """The mean over the vocabulary, (d_model,), at least float32."""
+        return self.unembedding.mean(1, dtype=torch.promote_types(self.unembedding.dtype, torch.float32))
+
+    def written(self, tokens: Tensor) -> Tensor:
+        """Directions (..., d_model) along which the logit of each token lies above the mean over the vocabulary.
+
+        For what is added to the residual stream, final norm folded; the logit itself is that divided by the norm's scale.
+        """
+        chosen = upcast(self.unembedding.mT[tokens.to(self.unembedding.device)]) - self.mean_unembedding
+        return self.final_norm.folded(chosen.flatten(0, -2).mT).mT.reshape(chosen.shape) * self.logit_factor
+
+
+def upcast(values: Tensor) -> Tensor:
+    """At least float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

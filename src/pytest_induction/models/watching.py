@@ -1,0 +1,100 @@
+"""One forward pass in which what each head found is seen before it is written to the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_induction.models.anatomy import first_tensor, mix
+from pytest_induction.models.attention import Reader
+from pytest_induction.models.calling import Caller, full_precision
+from pytest_induction.models.head_weights import Circuits
+from pytest_induction.models.protocol import ModelUnderTest
+
+Take = Callable[[int, Tensor, Tensor | None], None]
+"""Is handed a layer's number, what its heads found (batch, positions, n_heads, d_head), and the pattern if it is asked for."""
+
+
+class Watch:
+    """Watches passes of a model whose circuits are known. The output projection is given what its heads found, side by side."""
+
+    def __init__(self, subject: ModelUnderTest, circuits: Circuits) -> None:
+        self._subject = subject
+        self._circuits = circuits
+        base = Caller(subject.module).base
+        self._with_logits = base is not None and circuits.ends not in set(base.modules())
+
+    def __call__(self, tokens: Tensor, take: Take, *, patterns: bool = False) -> Tensor:
+        """One pass over `tokens` (batch, positions): gives the scale of the final norm at each, and `take` each layer in order.
+
+        With `patterns`, `take` also gets what the heads attend to, (batch, n_heads, positions, positions).
+        """
+        one = _Pass(self._circuits, tokens, take, patterns=patterns)
+        handles = [part.register_forward_pre_hook(heard, with_kwargs=True) for part, heard in one.listeners()]
+        try:
+            self._subject.observe(tokens, one.shown, logits=self._with_logits, early_stop=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return one.scale if one.scale is not None else torch.ones(tokens.shape, device=self._subject.device)
+
+
+class _Pass:
+    """What is seen in one pass, as it comes. A way in may show the pattern before what the heads found, or after."""
+
+    def __init__(self, circuits: Circuits, tokens: Tensor, take: Take, *, patterns: bool) -> None:
+        self.scale: Tensor | None = None
+        self._circuits = circuits
+        self._positions = range(tokens.shape[1])
+        self._take = take
+        self._patterns = patterns
+        self._given: dict[int, Tensor] = {}  # of each layer of which the pattern has not been seen
+        self._pattern: dict[int, Tensor] = {}  # of each layer of which nothing else has been seen
+
+    def listeners(self) -> list[tuple[nn.Module, Callable[..., None]]]:
+        """The modules to listen to before they run, and what listens."""
+        found = [(layer.writes or layer.reads, self._layer(number)) for number, layer in enumerate(self._circuits.layers)]
+        return found if self._circuits.ends is None else [*found, (self._circuits.ends, _listening(self._ended))]
+
+    def shown(self, number: int, attention: Reader) -> None:
+        """Take the pattern of a layer, where it is of use."""
+        if self._patterns or self._circuits.layers[number].writes is None:
+            self._pattern[number] = attention.pattern_of(self._positions)
+            if number in self._given:
+                self._hand_on(number, self._given.pop(number))
+
+    def _layer(self, number: int) -> Callable[..., None]:
+        needs_pattern = self._patterns or self._circuits.layers[number].writes is None
+
+        def heard(given: Tensor) -> None:
+            if needs_pattern and number not in self._pattern:
+                self._given[number] = given
+            else:
+                self._hand_on(number, given)
+
+        return _listening(heard)
+
+    def _hand_on(self, number: int, given: Tensor) -> None:
+        layer, pattern = self._circuits.layers[number], self._pattern.pop(number, None)
+        if layer.writes is not None:
+            self._take(number, given.unflatten(-1, (layer.n_heads, -1)), pattern)
+        elif pattern is not None:
+            self._take(number, mix(pattern, layer.values_of(given)), pattern if self._patterns else None)
+
+    def _ended(self, residual: Tensor) -> None:
+        self.scale = self._circuits.final_norm.scale(residual)
+
+
+def _listening(heard: Callable[[Tensor], None]) -> Callable[..., None]:
+    """A hook that hands on the first tensor that a module is given."""
+
+    def before(part: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        given = first_tensor((options.get("value_input"), *inputs, *options.values()))
+        if given is not None:
+            with full_precision(given.device.type):
+                heard(given)
+
+    return before
