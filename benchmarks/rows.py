@@ -7,6 +7,8 @@ EAGER = "eager output_attentions"
 LENS = "TransformerLens detect_head"
 TOY = "bare forward of the toy"
 GIVEN = "plain `given`"
+FACTORED = "TransformerLens FactoredMatrix"
+SAMPLED_HEADS = 3  # of 144, of which the other side is timed; every head costs the same there
 UNITS = {"ratio": "x", "faster": "x faster", "less": "x less", "extra_ms": "ms", "extra_mb": "MB"}
 
 
@@ -28,6 +30,7 @@ class Row:
     dtype: str = "float32"
     early_stop: bool = False
     model: str = ""  # of fixtures/, where it is one of them
+    scale: float = 1.0  # how often the other side would have to do what it is timed with, to do what ours does
 
     @property
     def at_least(self) -> bool:
@@ -71,6 +74,8 @@ SPEED = (
     Row("eager-2048", "against eager `output_attentions`", 2048, 12, 5, "faster", 2.2, EAGER, early_stop=True),
     Row("lens-101", "against TransformerLens `detect_head`, its three heads", 101, 12, 15, "faster", 5, LENS, early_stop=True),
     Row("lens-512", "against TransformerLens `detect_head`, its three heads", 512, 12, 7, "faster", 5, LENS, early_stop=True),
+    Row("ov-eigenvalues", "OV eigenvalue scores of all heads; 3 heads timed there", 0, 12, 9, "faster", 30, FACTORED, scale=48),
+    Row("direct-effects-101", "direct effect of all heads on the right token", 101, 12, 25, "ratio", 1.1),
     Row("virtual-101", "virtual prefix matching of all pairs of heads", 101, 12, 9, "ratio", 25),
     Row("properties-attn-only-2l", EXAMPLES, 18, 2, 15, "faster", 4, GIVEN, model="attention_only.py:two_layers"),
     Row("properties-attn-only-3l-text", EXAMPLES, 18, 3, 15, "faster", 4, GIVEN, model="attention_only.py:three_layers_text"),

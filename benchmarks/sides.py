@@ -15,13 +15,18 @@ from torch import Tensor
 
 from pytest_induction import ProbeSequence, completes_repeats, evaluate_probes, load_model, strategies
 from pytest_induction.assertions.hunting import Hunt
+from pytest_induction.copying import direct_effects
 from pytest_induction.measure import observe
 from pytest_induction.metrics.attention import PeriodicScores, scores_for
+from pytest_induction.metrics.copying import ov_eigenvalue_scores, product_of_embeddings
 from pytest_induction.metrics.virtual import Columns
 from pytest_induction.models.attention import PatternReader
+from pytest_induction.models.circuits import circuits_of
+from pytest_induction.models.head_weights import Circuits
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import Probe
 from pytest_induction.virtual import _scores_of_rows
-from rows import BARE, EAGER, GIVEN, LENS, TOY, Row
+from rows import BARE, EAGER, FACTORED, GIVEN, LENS, SAMPLED_HEADS, TOY, Row
 
 D_VOCAB = 50_257
 FIRST = D_VOCAB - 1  # GPT-2's token of its own for the beginning
@@ -41,6 +46,12 @@ def sides(row: Row) -> tuple[Side, Side]:
 def ours(row: Row) -> Side:
     if row.against == GIVEN:
         return partial(checked, subject_of(row), completes_repeats, max_loss=ANY_LOSS)
+    if row.against == FACTORED:
+        return partial(ov_eigenvalues_of, gpt2_small(row.layers, row.dtype))
+    if row.name.startswith("direct-effects"):
+        subject, ids = load_model(gpt2_small(row.layers, row.dtype)), tokens(row.positions)
+        scores = periodic(ids)
+        return partial(direct_effects, subject, circuits_of(subject), Probe(ids.numpy(), scores.period, 4, scores.start))
     if row.name.startswith("virtual"):
         return partial(virtual_heads, load_model(gpt2_small(row.layers, row.dtype)), tokens(row.positions))
     if row.against == TOY:
@@ -51,6 +62,8 @@ def ours(row: Row) -> Side:
 
 
 def other(row: Row) -> Side:
+    if row.against == FACTORED:
+        return partial(factored_eigenvalues, gpt2_small(row.layers, row.dtype))
     if row.against == GIVEN:
         return partial(plain, subject_of(row), completes_repeats, max_loss=ANY_LOSS)
     ids = tokens(row.positions)
@@ -69,6 +82,33 @@ def other(row: Row) -> Side:
 def scored(subject: ModelUnderTest, ids: Tensor, scores: PeriodicScores, *, early_stop: bool):
     """Four scores of every head: (sequences, scores, n_layers, n_heads)."""
     return observe(subject, ids, scores, early_stop=early_stop)[0]
+
+
+@cache
+def _circuits(model: torch.nn.Module) -> Circuits:
+    return circuits_of(load_model(model))
+
+
+def ov_eigenvalues_of(model: torch.nn.Module) -> list[Tensor]:
+    """Of all heads, layer by layer, the product of the embeddings included, which is kept for a model in use."""
+    circuits = _circuits(model)
+    between = circuits.final_norm.folded(product_of_embeddings(circuits.unembedding, circuits.embedding))
+    return [ov_eigenvalue_scores(layer.norm.folded(layer.values), between, layer.outs) for layer in circuits.layers]
+
+
+@torch.no_grad()
+def factored_eigenvalues(model: torch.nn.Module) -> list[Tensor]:
+    """The same through the vocabulary, folded as ours, of some heads of the first layer."""
+    from transformer_lens import FactoredMatrix
+
+    circuits = _circuits(model)
+    layer = circuits.layers[0]
+    values, outs, unembedding = layer.norm.folded(layer.values), layer.outs, circuits.final_norm.folded(circuits.unembedding)
+    found = []
+    for head in range(SAMPLED_HEADS):
+        eigenvalues = (circuits.embedding @ FactoredMatrix(values[head], outs[head]) @ unembedding).eigenvalues
+        found.append(eigenvalues.sum().real / eigenvalues.abs().sum())
+    return found
 
 
 def virtual_heads(subject: ModelUnderTest, ids: Tensor):
@@ -199,6 +239,10 @@ def periodic(ids: Tensor) -> PeriodicScores:
 
 def check_agreement(row: Row) -> None:
     """Raise unless both sides find the same, where the other side gives the same scores at all."""
+    if row.against == FACTORED:
+        gap = max(abs(float(mine - its)) for mine, its in zip(ours(row)()[0], other(row)(), strict=False))
+        if not gap <= CLOSE:
+            raise ValueError(f"{row.name}: the scores of both sides differ by {gap:.2g}")
     if row.against == GIVEN:
         for bar in (ANY_LOSS, NO_LOSS):
             found = [side(subject_of(row), completes_repeats, max_loss=bar) for side in (checked, plain)]

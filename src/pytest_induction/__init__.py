@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         survives_distractors,
     )
     from pytest_induction.bound import Induction
+    from pytest_induction.copying import CopyingScores, measure_copying
     from pytest_induction.errors import (
         ArgumentError,
         ExpectationFailed,
@@ -61,6 +62,7 @@ _HOME = {
         "survives_distractors",
     ),
     "bound": ("Induction",),
+    "copying": ("CopyingScores", "measure_copying"),
     "errors": (
         "ArgumentError",
         "ExpectationFailed",
@@ -87,6 +89,7 @@ __all__ = [
     "Answer",
     "ArgumentError",
     "Behaviour",
+    "CopyingScores",
     "Estimate",
     "Evidence",
     "ExpectationFailed",
@@ -125,6 +128,7 @@ __all__ = [
     "is_period_invariant",
     "is_relabelling_invariant",
     "load_model",
+    "measure_copying",
     "measure_heads",
     "measure_virtual_heads",
     "prefers_longer_match",

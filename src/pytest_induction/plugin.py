@@ -111,6 +111,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in item.iter_markers("induction"):
             _check_marker(item, marker)
+        if _is_given(item):
+            from pytest_induction.probes.strategies.searching import allow_fixtures
+
+            test: Any = getattr(item, "obj")  # noqa: B009 - not every item has one
+            allow_fixtures(getattr(test, "__func__", test))
+
+
+def _is_given(item: pytest.Item) -> bool:
+    """Whether `given_probes` made the item's test."""
+    return hasattr(getattr(item, "obj", None), "induction_carrier")
 
 
 def _check_marker(item: pytest.Item, marker: pytest.Mark) -> None:
@@ -176,10 +186,17 @@ def _listening(item: pytest.Item) -> Iterator[None]:
     with listening() as heard, attaching(attach), showing_on(lambda: open_terminal(item.config)):
         try:
             return (yield)
+        except Exception as error:
+            from pytest_induction.errors import InductionError
+
+            if not (isinstance(error, InductionError) and _is_given(item)):
+                raise
+            message = str(error)  # there is no line of the user's to show
         finally:
             for evidence in heard:
                 item.stash.setdefault(HEARD, []).append(evidence.to_dict())
                 item.user_properties.extend(_properties(evidence))
+    pytest.fail(message, pytrace=False)
 
 
 def _properties(evidence: Evidence) -> list[tuple[str, object]]:

@@ -127,6 +127,8 @@ def given_probes(
         def carrier(*args: Any, **kwargs: Any) -> None:
             __tracebackhide__ = True
             named = kwargs if wants_model or model is not None else {k: v for k, v in kwargs.items() if k != MODEL}
+            if model is None and MODEL not in kwargs:
+                raise ArgumentError(f"`{test.__name__}` gets no fixtures here: give `given_probes` a `model=`")
             subject = load_model(kwargs[MODEL] if model is None else model)
             examples = _made(probes, subject, options)
 
@@ -290,6 +292,10 @@ def _made(probes: Any, subject: ModelUnderTest, options: dict[str, Any]) -> Stra
         return probes
     if not callable(probes):
         raise ArgumentError(f"`probes` must be a strategy or a function that gives one for a model, got {probes!r}")
+    try:
+        inspect.signature(probes).bind(subject, **options)
+    except TypeError as error:
+        raise ArgumentError(f"`{getattr(probes, '__name__', probes)}`: {error}") from None
     made = probes(subject, **options)
     if not isinstance(made, Strategy):
         raise ArgumentError(

@@ -210,7 +210,7 @@ def _token_space(module: nn.Module, tokenizer: Any, logits_dim: int, n_ctx: int 
     known = _n_known(tokenizer)
     if known is not None:
         special |= set(range(known, d_vocab))
-    bos = _first_of(module, ("bos_token_id", "bos_id"))
+    bos = first_of(module, ("bos_token_id", "bos_id"))
     bos = bos if isinstance(bos, int) and 0 <= bos < d_vocab else None
     return TokenSpace(d_vocab, n_ctx, bos, frozenset(token for token in special if 0 <= token < d_vocab))
 
@@ -233,7 +233,8 @@ def _settings(module: nn.Module) -> list[Any]:
     return [text, config, getattr(module, "cfg", None)]
 
 
-def _first_of(module: nn.Module, names: tuple[str, ...]) -> Any:
+def first_of(module: nn.Module, names: tuple[str, ...]) -> Any:
+    """The first of these names that the module, its config or its `cfg` has a value for."""
     for source in (module, *_settings(module)):
         for name in names:
             value = _entry(source, name)
@@ -243,7 +244,7 @@ def _first_of(module: nn.Module, names: tuple[str, ...]) -> Any:
 
 
 def _declared(module: nn.Module, names: tuple[str, ...]) -> int | None:
-    value = _first_of(module, names)
+    value = first_of(module, names)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument, NoSuchExample, UnsatisfiedAssumption
 from hypothesis.strategies import SearchStrategy
 
+from pytest_induction.errors import InductionError
 from pytest_induction.probes.strategies.drawing import APART
 
 E = TypeVar("E")
@@ -28,7 +29,8 @@ BATCH = 96  # examples of a test case at most,
 MOST_DRAWN = 2200  # and the ids drawn for them: hypothesis has room for 8 kB of choices, of which an id takes up to 3 bytes
 MORE = st.integers(0, 255)  # 0 ends a batch: rare, but what it shrinks to
 FULL = 0.2  # how full batches are at least, on the average: hypothesis makes some that are small, and some twice
-OWN = ("is_hypothesis_test", "hypothesis", "__wrapped__", "__signature__")  # what a carrier has of itself
+CARRIER = "induction_carrier"  # marks a function that stands for a test
+OWN = (CARRIER, "is_hypothesis_test", "hypothesis", "__wrapped__", "__signature__")  # what a carrier has of itself
 SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)  # what a model and a batch are
 
 
@@ -179,13 +181,20 @@ def carry(outer: Callable[..., Any]) -> None:
     def never_run() -> None:
         """Stands for the test where a decorator writes something on it."""
 
+    outer.__dict__ |= {CARRIER: True, "is_hypothesis_test": True, "hypothesis": SimpleNamespace(inner_test=never_run)}
+
+
+def allow_fixtures(carrier: Callable[..., Any]) -> None:
+    """Let the test have fixtures of function scope: what is generated does not change them. After all decorators are on it."""
+
     @settings()
     def example() -> None:
         """Shows where the decorator keeps what it is given."""
 
-    mine = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
     place = next(name for name, value in vars(example).items() if isinstance(value, settings))
-    outer.__dict__ |= {place: mine, "is_hypothesis_test": True, "hypothesis": SimpleNamespace(inner_test=never_run)}
+    own = vars(carrier).get(place, settings())
+    suppressed = {*own.suppress_health_check, HealthCheck.function_scoped_fixture, HealthCheck.differing_executors}
+    carrier.__dict__[place] = settings(own, suppress_health_check=suppressed)
 
 
 def run_given(
@@ -209,6 +218,7 @@ def run_given(
     size = fitting(examples, min(size or BATCH, own.max_examples))
     held: set[E] = set()
     failed: set[E] = set()
+    broken: list[InductionError] = []  # of the model or the arguments: no smaller example tells more
 
     def run(drawn: Any) -> None:
         __tracebackhide__ = True
@@ -216,17 +226,22 @@ def run_given(
         known = [example for example in batch if example in failed]
         chosen = known[:1] or [example for example in dict.fromkeys(batch) if example not in held or len(batch) == 1]
         rejected = 0
-        for example, outcome in zip(chosen, evaluate(chosen), strict=True):
-            try:
-                _run_one(test, example, outcome, len(batch))
-            except UnsatisfiedAssumption:
-                rejected += 1
-            except Exception:
-                budget.failing = True
-                failed.add(example)
-                raise
-            else:
-                held.add(example)
+        try:
+            for example, outcome in zip(chosen, () if broken else evaluate(chosen), strict=not broken):
+                try:
+                    _run_one(test, example, outcome, len(batch))
+                except UnsatisfiedAssumption:
+                    rejected += 1
+                except InductionError:
+                    raise
+                except BaseException:  # what pytest fails a test with is no Exception
+                    budget.failing = True
+                    failed.add(example)
+                    raise
+                else:
+                    held.add(example)
+        except InductionError as error:
+            broken.append(error)
         if chosen and rejected == len(chosen):
             reject()
 
@@ -237,6 +252,8 @@ def run_given(
     prepared = _settings(own, own.max_examples, size)(given(**{argument: batches(examples, size)})(named))
     prepared.__dict__ |= {name: value for name, value in left.items() if not isinstance(value, settings)}
     prepared()
+    if broken:
+        raise broken[0].with_traceback(None) from None
 
 
 def _run_one(test: Callable[..., Any], example: object, outcome: Any, together: int) -> None:
@@ -250,7 +267,9 @@ def _run_one(test: Callable[..., Any], example: object, outcome: Any, together: 
         if together > 1:
             error.add_note("a test case is a batch of examples here; with `batch=1` it is one, as hypothesis has it")
         raise
-    except Exception as error:
+    except InductionError:
+        raise
+    except BaseException as error:
         error.add_note(f"failing probe: {example!r}\nto try it first from now on: @example({line(example)})")
         raise
 

@@ -1,0 +1,193 @@
+"""Measure whether the heads of a model copy what they attend to: by their weights, by what they raise, by the right answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pytest_induction.batching import in_batches
+from pytest_induction.errors import ModelError, user_facing, whole_number
+from pytest_induction.measure import Array, ModelLike, describe, numbers, probes_of, provenance
+from pytest_induction.metrics.copying import (
+    RepeatedBlock,
+    copying_shares,
+    ov_eigenvalue_scores,
+    product_of_embeddings,
+    projected,
+    raised_in_row,
+    rescaled,
+)
+from pytest_induction.models.circuits import circuits_of
+from pytest_induction.models.head_weights import Circuits
+from pytest_induction.models.load import load_model
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.models.watching import Watch
+from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD, Ids, Probe, usable_ids
+from pytest_induction.progress import progress
+from pytest_induction.records import Provenance
+
+EFFECTS = ("direct_effect", "copy_effect")
+WITHOUT_FIRST = "copying_share_without_first_token"
+
+
+@dataclass(frozen=True)
+class CopyingScores:
+    """How much every head copies, each an array (n_layers, n_heads). NaN for a head that a layer does not have.
+
+    | score | a copier has | a suppressor | a random head | one that writes nothing |
+    |---|---|---|---|---|
+    | `ov_eigenvalue`, of the weights alone | 1 | -1 | about 0 | 0 |
+    | `copying_share` p, of what is raised of an unrepeated row, on what is attended to | 1 | 0 | about 0.04 | NaN |
+    | `copying`, the same as the paper scales it, 4 p / (1 + p) - 1 | 1 | -1 | about -0.85 | NaN |
+    | `direct_effect` on the right token in repeated rows, above the vocabulary, nats | s - s / V | s / V - s | about 0 | 0 |
+    | `copy_effect`, the same above the other tokens of the block, nats | s | -s | about 0 | 0 |
+
+    Shares are those of heads that attend to one token; one that copies k tokens evenly has 1 / k. Effects are those of heads that
+    attend to the right token and raise or lower what they attend to by s; V is the size of the vocabulary. A head that writes
+    nothing, or rests on the first token and writes nothing there, has nothing of which a share could be taken: NaN meets no bar.
+
+    `per_sequence` has the shares and effects before the mean, (n_sequences, n_layers, n_heads), and under
+    `copying_share_without_first_token` the shares of the same blocks without the token that begins the model's sequences, as the
+    paper has them; absent where the model has none. metrics/copying.py defines all of them.
+    """
+
+    ov_eigenvalue: Array
+    copying: Array
+    copying_share: Array
+    direct_effect: Array
+    copy_effect: Array
+    per_sequence: Mapping[str, Array]
+    provenance: Provenance
+
+
+@user_facing
+def measure_copying(model: ModelLike, *, n_sequences: int = 24, seed: int | None = None) -> CopyingScores:
+    """Measure whether each head copies what it attends to, on the direct path to the logits.
+
+    Effects are measured on the `n_sequences` rows of repeated random tokens that `measure_heads` has at that seed, shares on as
+    many unrepeated blocks of 25 random tokens. Norms are folded into the weights, and the final norm's scale is held fixed.
+
+    Raises `UnsupportedModel` where the weights of the heads are not known or the model does something else with them (it is tried
+    out: models/circuits.py says how), `ProbeError` where no probe fits the model, `ArgumentError` for a number out of range.
+
+    >>> from pytest_induction.models.planted import induction_head
+    >>> scores = measure_copying(induction_head())
+    >>> round(float(scores.copy_effect[1, 0]), 3), round(float(scores.ov_eigenvalue[1, 0]), 3)
+    (16.0, 1.0)
+    """
+    whole_number("n_sequences", n_sequences, least=1)
+    if seed is not None:
+        whole_number("seed", seed, least=0)
+    subject = load_model(model)
+    circuits = circuits_of(subject)
+    seed = subject.seed if seed is None else seed
+    rng = np.random.default_rng([seed, 0])
+    probes = list(probes_of(subject, n_sequences, rng, COPIES, None))
+    rows = unrepeated_blocks(subject, n_sequences, rng)
+    begins = rows.shape[1] > 1 and subject.space.bos_id is not None
+    with progress("copying of heads", (2 + begins) * n_sequences):
+        effects = np.concatenate([direct_effects(subject, circuits, probe) for probe in probes], axis=1)
+        per_sequence = dict(zip(EFFECTS, effects, strict=True))
+        per_sequence["copying_share"] = block_shares(subject, circuits, rows, first=int(begins))
+        if begins:
+            per_sequence[WITHOUT_FIRST] = block_shares(subject, circuits, rows[:, 1:], first=0)
+    share = _mean_of_defined(per_sequence["copying_share"])
+    about = provenance(
+        subject, seed=seed, n_sequences=n_sequences, probe=f"{describe(probes)}; {rows.shape[1]} unrepeated tokens"
+    )
+    return CopyingScores(
+        ov_eigenvalue=ov_eigenvalues(subject, circuits),
+        copying=rescaled(share),
+        copying_share=share,
+        direct_effect=per_sequence["direct_effect"].mean(axis=0),
+        copy_effect=per_sequence["copy_effect"].mean(axis=0),
+        per_sequence=per_sequence,
+        provenance=replace(about, notes=about.notes + circuits.notes),
+    )
+
+
+def ov_eigenvalues(subject: ModelUnderTest, circuits: Circuits) -> Array:
+    """The OV eigenvalue score of every head, (n_layers, n_heads); what all heads share is computed once for a model."""
+    product = subject.remember(
+        ("product of embeddings",), lambda: product_of_embeddings(circuits.unembedding, circuits.embedding)
+    )
+    between = circuits.final_norm.folded(product) * (circuits.embedding_factor * circuits.logit_factor)
+    layers = [ov_eigenvalue_scores(layer.norm.folded(layer.values), between, layer.outs) for layer in circuits.layers]
+    return _of_all_heads(subject, [layer[None] for layer in layers])[0]
+
+
+def direct_effects(subject: ModelUnderTest, circuits: Circuits, probe: Probe) -> Array:
+    """Direct and copy effects of every head on the rows of a probe: (2, sequences, n_layers, n_heads)."""
+    block = RepeatedBlock(probe.period, probe.repeats, probe.start)
+    watch = Watch(subject, circuits)
+
+    def measured(rows: Tensor, part: slice) -> Array:
+        directions = circuits.written(rows[:, probe.start : probe.start + probe.period])
+        raised: list[Tensor] = []
+
+        def take(layer: int, found: Tensor, pattern: Tensor | None) -> None:
+            raised.append(block.raised(found, projected(directions, circuits.layers[layer].outs)))
+
+        scale = watch(rows, take)
+        effects = [block.direct_effects(each, scale) for each in raised]
+        return np.stack([_of_all_heads(subject, [layer[which] for layer in effects]) for which in range(len(EFFECTS))])
+
+    found = np.concatenate(in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=False), axis=1)
+    return _finite(subject, found)
+
+
+def block_shares(subject: ModelUnderTest, circuits: Circuits, rows: Ids, *, first: int) -> Array:
+    """The copying share of every head on rows of distinct tokens, (sequences, n_layers, n_heads), over queries from `first` on.
+
+    Queries at which a head raises none of the row's tokens do not count; NaN where none counts.
+    """
+    watch = Watch(subject, circuits)
+
+    def measured(batch: Tensor, part: slice) -> Array:
+        directions = circuits.written(batch)
+        raised: list[Tensor] = []
+
+        def take(layer: int, found: Tensor, pattern: Tensor | None) -> None:
+            if pattern is None:
+                raise TypeError("a copying share needs the pattern")
+            raised.append(raised_in_row(found, pattern, projected(directions, circuits.layers[layer].outs)))
+
+        scale = watch(batch, take, patterns=True)
+        return _of_all_heads(subject, [copying_shares(each, scale, first=first) for each in raised])
+
+    return np.concatenate(in_batches(subject, torch.from_numpy(rows), measured, logits=False))
+
+
+def unrepeated_blocks(subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator) -> Ids:
+    """Rows of 25 different random tokens each, fewer where the model has no room, after the one that begins its sequences."""
+    space = subject.space
+    ids, first = usable_ids(space), [] if space.bos_id is None else [space.bos_id]
+    length = min(LONGEST_PERIOD, len(ids), LONGEST_PERIOD if space.n_ctx is None else space.n_ctx - len(first))
+    return np.stack([np.concatenate([first, rng.choice(ids, size=length, replace=False)]) for _ in range(n_sequences)]).astype(
+        np.int64
+    )
+
+
+def _of_all_heads(subject: ModelUnderTest, layers: Sequence[Tensor]) -> Array:
+    """Of each layer (sequences, heads) as (sequences, n_layers, n_heads), NaN for a head that there is not."""
+    found = np.full((len(layers[0]), len(layers), subject.n_heads), np.nan)
+    for index, layer in enumerate(layers):
+        found[:, index, : layer.shape[1]] = numbers(layer)
+    return found
+
+
+def _finite(subject: ModelUnderTest, found: Array) -> Array:
+    exists = np.arange(subject.n_heads) < np.array(subject.reading.heads)[:, None]
+    if not np.isfinite(found[..., exists]).all():
+        raise ModelError(f"what the heads of {subject.name} write is not finite (NaN or infinity)")
+    return found
+
+
+def _mean_of_defined(values: Array) -> Array:
+    """The mean over sequences of those that are numbers, NaN where none is."""
+    counted = (~np.isnan(values)).sum(axis=0)
+    return np.where(counted > 0, np.nansum(values, axis=0) / np.maximum(counted, 1), np.nan)

@@ -1,0 +1,220 @@
+"""What the modules of a model computed in one pass, and which of them, by their numbers, read and write for a layer's heads.
+
+Names only say where to look. Whatever is taken has computed on a few tokens what it is taken to compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pytest_induction.models.calling import Caller, as_found
+from pytest_induction.models.head_weights import Affine, Norm, upcast
+
+CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest number, that two results may differ by
+CLOSE_HALF = 3e-2
+EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps", "layer_norm_eps")
+GAINS = ("weight", "w", "scale", "gamma")
+SHIFTS = ("bias", "b", "beta")
+
+
+class Call(NamedTuple):
+    """What a module was given and what it gave, the first tensor of each: copies, for either may be written to."""
+
+    part: nn.Module
+    given: Tensor
+    gave: Tensor
+
+
+class Values(NamedTuple):
+    """The values of a layer's heads: the call that gives them, as which map, and which of its outputs are whose.
+
+    `columns` is (n_heads, d_head).
+    """
+
+    call: Call
+    affine: Affine
+    columns: Tensor
+
+
+@contextmanager
+def recording(module: nn.Module, also: Sequence[nn.Module]) -> Iterator[list[Call]]:
+    """The calls of linear maps, norms, embeddings and the modules in `also` of passes inside the block, as they end."""
+    found: list[Call] = []
+
+    def heard(part: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        given, gave = first_tensor((options.get("value_input"), *inputs, *options.values())), first_tensor((output,))
+        if given is not None and gave is not None:
+            found.append(Call(part, given.detach().clone(), gave.detach().clone()))
+
+    wanted = [part for part in module.modules() if part in also or affine_of(part) or table_of(part) is not None or is_norm(part)]
+    handles = [part.register_forward_hook(heard, with_kwargs=True) for part in wanted]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_tensor(values: Sequence[Any]) -> Tensor | None:
+    """The first tensor among the values, or the first of a tuple that is the first of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, (tuple, list)):
+            return first_tensor(value)
+    return None
+
+
+def affine_of(part: nn.Module) -> Affine | None:
+    """The linear map that a module seems to be: torch's, transformers' `Conv1D`, or the unembedding of TransformerLens."""
+    weight, bias = getattr(part, "weight", None), getattr(part, "bias", None)
+    if isinstance(part, nn.Linear) and isinstance(weight, Tensor):
+        weight = weight.mT if weight.ndim == 2 else None
+    elif type(part).__name__ != "Conv1D":
+        own = vars(part).get("_parameters", {})
+        weight, bias = own.get("W_U"), own.get("b_U")
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or weight.is_meta or not weight.is_floating_point():
+        return None
+    return Affine(weight.detach(), bias.detach() if isinstance(bias, Tensor) else None)
+
+
+def table_of(part: nn.Module) -> Tensor | None:
+    """The table (entries, width) that a module seems to look ids up in."""
+    weight = part.weight if isinstance(part, nn.Embedding) else vars(part).get("_parameters", {}).get("W_E")
+    return weight.detach() if isinstance(weight, Tensor) and weight.ndim == 2 and not weight.is_meta else None
+
+
+def is_norm(part: nn.Module) -> bool:
+    """Whether a module's class is called a norm."""
+    return "norm" in type(part).__name__.lower()
+
+
+@torch.no_grad()
+def norm_of(call: Call) -> Norm | None:
+    """The norm that a call computed, or None where it is neither a LayerNorm nor an RMSNorm.
+
+    The module is also given what lies far from centred: half precision may not tell by a residual stream alone what centres it.
+    """
+    part, given = call.part, call.given
+    if given.shape != call.gave.shape or not given.is_floating_point():
+        return None
+    far = given + upcast(given).square().mean(-1, keepdim=True).sqrt().to(given)
+    telling = torch.cat([given, far]), torch.cat([call.gave, part(far)])
+    eps = next((value for name in EPSILONS if isinstance(value := getattr(part, name, None), float)), 1e-5)
+    gain, shift = (_vector(part, names, given.shape[-1:]) for names in (GAINS, SHIFTS))
+    gains = (None,) if gain is None else (gain, 1 + upcast(gain), None)
+    forms = (
+        Norm(centred=centred, divides=True, eps=eps, gain=each, shift=other)
+        for centred in (False, True)
+        for each in gains
+        for other in ((None,) if shift is None else (shift, None))
+    )
+    best = min(forms, key=lambda norm: float((norm(telling[0]) - upcast(telling[1])).abs().max()))
+    return best if agrees(best(telling[0]), telling[1]) else None
+
+
+def _vector(part: nn.Module, names: Sequence[str], shape: torch.Size) -> Tensor | None:
+    found = (getattr(part, name, None) for name in names)
+    return next((each.detach() for each in found if isinstance(each, Tensor) and each.shape == shape), None)
+
+
+def find_values(calls: Sequence[Call], pattern: Tensor) -> tuple[Values, Call] | None:
+    """The call that gives the values of a layer's heads, and the one that reads what `pattern` mixes of them.
+
+    `pattern` is (batch, n_heads, positions, positions). None where no two linear maps among the calls are these.
+    """
+    n_heads = pattern.shape[1]
+    for number, out in reversed(list(enumerate(calls))):
+        if affine_of(out.part) is None or out.given.shape[:2] != pattern[:, 0].shape[:2] or out.given.shape[-1] % n_heads:
+            continue
+        mixed = out.given.unflatten(-1, (n_heads, -1))
+        for call in calls[:number]:
+            affine = affine_of(call.part)
+            if affine is None or call.gave.shape[:2] != mixed.shape[:2]:
+                continue
+            for columns in _layouts(call.gave.shape[-1], n_heads, mixed.shape[-1]):
+                if agrees(mix(pattern, call.gave[..., columns.to(call.gave.device)]), mixed):
+                    return Values(call, affine, columns), out
+    return None
+
+
+def mix(pattern: Tensor, values: Tensor) -> Tensor:
+    """What each head's pattern (batch, n_heads, queries, keys) mixes of values (batch, keys, n_heads, d_head), as those."""
+    return torch.einsum("bhqk,bkhd->bqhd", pattern, values.to(pattern.dtype))
+
+
+def _layouts(width: int, n_heads: int, d_head: int) -> Iterator[Tensor]:
+    """Which of `width` outputs may be the values of which head, (n_heads, d_head): alone, or beside keys and queries.
+
+    Heads may share the values of a group. Where queries, keys and values lie in one, they lie one after the other (GPT-2, Phi),
+    or so in each group (GPT-NeoX, Falcon).
+    """
+    slots, rest = divmod(width, d_head)
+    if rest:
+        return
+    places = torch.arange(width).view(slots, d_head)
+
+    def of_groups(values: Tensor) -> Tensor:
+        return values.repeat_interleave(n_heads // len(values), 0)
+
+    if n_heads % slots == 0:
+        yield of_groups(places)
+    for queries in (n_heads, 0):
+        groups, rest = divmod(slots - queries, 2)
+        if groups > 0 and rest == 0 and n_heads % groups == 0:
+            yield of_groups(places[queries + groups :])
+            yield of_groups(places.view(groups, -1, d_head)[:, -1])
+
+
+def replayed(
+    module: nn.Module, tokens: Tensor, calls: Sequence[Call], moved: Mapping[nn.Module, Tensor], read: Sequence[nn.Module]
+) -> dict[nn.Module, Tensor]:
+    """What the modules in `read` are given where those in `moved` give that much more and no norm lets any of it through.
+
+    Every norm gives what it gave in `calls`, so that all that reads the residual stream through one computes what it did, and
+    only what is added to the stream is seen.
+    """
+    clean: dict[nn.Module, list[Tensor]] = {}
+    seen: dict[nn.Module, Tensor] = {}
+    for call in calls:
+        if is_norm(call.part) or call.part in moved:
+            clean.setdefault(call.part, []).append(call.gave)
+
+    def given(part: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        tensor = first_tensor((options.get("value_input"), *inputs, *options.values()))
+        if tensor is not None:
+            seen[part] = tensor.detach().clone()
+
+    def instead(part: nn.Module, inputs: Any, output: Any) -> Any:
+        made = clean[part].pop(0)
+        made = made + moved[part].to(made) if part in moved else made
+        return (made, *output[1:]) if isinstance(output, tuple) else made
+
+    handles: list[Any] = [part.register_forward_hook(instead) for part in clean]
+    handles += [part.register_forward_pre_hook(given, with_kwargs=True) for part in read]
+    try:
+        with as_found(module):
+            Caller(module)(tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def latest(calls: Sequence[Call], wanted: Callable[[Call], bool]) -> Call | None:
+    """The last of the calls that is wanted."""
+    return next(filter(wanted, reversed(calls)), None)
+
+
+def agrees(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two results are equal but for the rounding of what the model, which gave `wanted`, computes in."""
+    if found.shape != wanted.shape:
+        return False
+    close = CLOSE.get(wanted.dtype, CLOSE_HALF)
+    found, wanted = upcast(found), upcast(wanted).to(found.device)
+    return bool((found - wanted).abs().max() <= close * wanted.abs().max())

@@ -1,0 +1,423 @@
+"""Copying against slow references: whole (vocabulary x vocabulary) spectra, the paper's evaluator by loops, heads taken away."""
+
+import copy
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from pytest_induction import load_model
+from pytest_induction.copying import block_shares, direct_effects, measure_copying, ov_eigenvalues, unrepeated_blocks
+from pytest_induction.errors import ArgumentError, ModelError
+from pytest_induction.measure import probes_of
+from pytest_induction.metrics.copying import (
+    RepeatedBlock,
+    copying_shares,
+    ov_eigenvalue_scores,
+    product_of_embeddings,
+    raised_in_row,
+    rescaled,
+)
+from pytest_induction.models import planted
+from pytest_induction.models.circuits import circuits_of
+
+TINY = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 110,
+    "initializer_range": 0.3,
+}
+KINDS = {
+    "GPT2": {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 110, "initializer_range": 0.3},
+    "Llama": {**LLAMA, "num_key_value_heads": 2},
+    "GPTNeoX": LLAMA,
+    "OPT": {
+        "hidden_size": 32,
+        "ffn_dim": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 110,
+        "word_embed_proj_dim": 32,
+        "init_std": 0.3,
+    },
+}
+OUT = {"GPT2": "attn.c_proj", "Llama": "self_attn.o_proj", "GPTNeoX": "attention.dense", "OPT": "self_attn.out_proj"}
+HEADS = 4
+
+
+def tiny(kind):
+    transformers = pytest.importorskip("transformers")
+    model_class = getattr(transformers, f"{kind}LMHeadModel", None) or getattr(transformers, f"{kind}ForCausalLM")
+    torch.manual_seed(1)
+    model = model_class(getattr(transformers, f"{kind}Config")(**TINY, **KINDS[kind])).eval()
+    with torch.no_grad():  # gains and biases that begin at one and at zero hide mistakes
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.add_(0.3 * torch.randn_like(weight)) if "bias" not in name else weight.normal_(0, 0.2)
+    return model
+
+
+def of_layers(model, kind):
+    """The blocks of a model, its final norm and the unembedding (d_vocab, d_model)."""
+    if kind == "GPT2":
+        return list(model.transformer.h), model.transformer.ln_f, model.lm_head.weight
+    if kind == "GPTNeoX":
+        return list(model.gpt_neox.layers), model.gpt_neox.final_layer_norm, model.lm_head.weight
+    if kind == "OPT":
+        return list(model.model.decoder.layers), model.model.decoder.final_layer_norm, model.lm_head.weight
+    return list(model.model.layers), model.model.norm, model.lm_head.weight
+
+
+def by_hand(model, kind, layer):
+    """W_V (heads, d_model, d_head) and W_O (heads, d_head, d_model) of a layer, cut out of the model's own parameters."""
+    block = of_layers(model, kind)[0][layer]
+    if kind == "GPT2":
+        value, out = block.attn.c_attn.weight[:, 64:], block.attn.c_proj.weight
+        return value.reshape(32, 4, 8).permute(1, 0, 2), out.reshape(4, 8, 32)
+    if kind == "GPTNeoX":
+        value = block.attention.query_key_value.weight.reshape(4, 3, 8, 32)[:, 2]
+        return value.permute(0, 2, 1), block.attention.dense.weight.T.reshape(4, 8, 32)
+    if kind == "OPT":
+        return block.self_attn.v_proj.weight.reshape(4, 8, 32).permute(0, 2, 1), block.self_attn.out_proj.weight.T.reshape(
+            4, 8, 32
+        )
+    value = block.self_attn.v_proj.weight.reshape(2, 8, 32)[[0, 0, 1, 1]]
+    return value.permute(0, 2, 1), block.self_attn.o_proj.weight.T.reshape(4, 8, 32)
+
+
+def norm_by_hand(model, kind, layer):
+    """The gain of the norm before a layer's attention as a matrix, with the centring before it; of the final norm for None."""
+    blocks, final, _ = of_layers(model, kind)
+    name = {"GPT2": "ln_1", "Llama": "input_layernorm", "GPTNeoX": "input_layernorm", "OPT": "self_attn_layer_norm"}[kind]
+    norm = final if layer is None else getattr(blocks[layer], name)
+    centring = torch.zeros(32, 32) if kind == "Llama" else torch.full((32, 32), 1 / 32)
+    return (torch.eye(32) - centring) @ torch.diag(norm.weight)
+
+
+def full_matrix(model, kind, layer, head):
+    """How much a head that attends to one token raises another, (d_vocab, d_vocab)."""
+    value, out = by_hand(model, kind, layer)
+    read = model.get_input_embeddings().weight @ norm_by_hand(model, kind, layer) @ value[head]
+    return read @ out[head] @ norm_by_hand(model, kind, None) @ of_layers(model, kind)[2].T
+
+
+def score_of(matrix):
+    eigenvalues = np.linalg.eigvals(matrix.detach().double().numpy())
+    return eigenvalues.sum().real / np.abs(eigenvalues).sum()
+
+
+def caught(model, kind, tokens):
+    """What each layer's heads found, (layers, batch, positions, 4, 8), and the last of the residual stream."""
+    blocks, final, _ = of_layers(model, kind)
+    found = []
+    handles = [b.get_submodule(OUT[kind]).register_forward_pre_hook(lambda _, given: found.append(given[0])) for b in blocks]
+    handles.append(final.register_forward_pre_hook(lambda _, given: found.append(given[0])))
+    with torch.no_grad():
+        model(tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return [each.unflatten(-1, (HEADS, 8)) for each in found[:-1]], found[-1]
+
+
+def frozen(norm, residual, moved, kind):
+    """The final norm of `moved` with the scale that it has for `residual`."""
+    if kind == "Llama":
+        return moved / (residual.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt() * norm.weight
+    scale = (residual.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+    return (moved - moved.mean(-1, keepdim=True)) / scale * norm.weight + norm.bias
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_eigenvalue_scores_are_those_of_the_whole_matrix(kind):
+    """Of the (vocabulary x vocabulary) matrix, folded by hand, grouped queries and interleaved projections included."""
+    model = tiny(kind)
+    subject = load_model(model)
+    found = ov_eigenvalues(subject, circuits_of(subject))
+    wanted = [[score_of(full_matrix(model, kind, layer, head)) for head in range(4)] for layer in range(2)]
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_the_small_matrix_has_the_spectrum_of_the_large_one():
+    """Also where d_head exceeds the rank, and in bfloat16 weights, which are turned into single precision."""
+    generator = torch.Generator().manual_seed(3)
+    value, out, embedding, unembedding = (
+        torch.randn(shape, generator=generator) for shape in ((3, 12, 5), (3, 5, 12), (40, 12), (12, 40))
+    )
+    product = product_of_embeddings(unembedding, embedding)
+    found = ov_eigenvalue_scores(value, product, out)
+    wanted = [score_of(embedding @ value[head] @ out[head] @ unembedding) for head in range(3)]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    half = product_of_embeddings(unembedding.bfloat16(), embedding.bfloat16())
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, unembedding.bfloat16().float() @ embedding.bfloat16().float())
+
+
+@pytest.mark.parametrize(("sign", "score"), [(1.0, 1.0), (-1.0, -1.0), (0.0, 0.0)])
+def test_eigenvalue_scores_of_known_heads(sign, score):
+    """A copier has 1, a suppressor -1, what writes nothing 0."""
+    eye = torch.eye(6)[None]
+    assert float(ov_eigenvalue_scores(eye, torch.eye(6), sign * eye)) == score
+
+
+def test_eigenvalue_scores_of_random_heads_lie_about_zero():
+    """And all of them within -1 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    value, out = (torch.randn(200, *shape, generator=generator) for shape in ((32, 16), (16, 32)))
+    found = ov_eigenvalue_scores(value, torch.eye(32), out)
+    assert abs(float(found.mean())) < 0.02 and float(found.abs().max()) <= 1
+
+
+@torch.no_grad()
+def shares_by_loops(model, kind, tokens, first):
+    """The copying evaluator by the words of the paper: (batch, layers, heads)."""
+    twin = copy.deepcopy(model)
+    twin.set_attn_implementation("eager")
+    with torch.no_grad():
+        patterns = twin(tokens, output_attentions=True, use_cache=False).attentions
+    found, residual = caught(model, kind, tokens)
+    _, norm, unembedding = of_layers(model, kind)
+    shares = np.zeros((len(tokens), 2, HEADS))
+    for row, layer, head in np.ndindex(shares.shape):
+        _, out = by_hand(model, kind, layer)
+        ratios = []
+        for query in range(first, tokens.shape[1]):
+            written = found[layer][row, query, head] @ out[head]
+            at = residual[row, query]
+            logits = (frozen(norm, at, at, kind) - frozen(norm, at, at - written, kind)) @ unembedding.T
+            raised = torch.relu(logits - logits.mean())
+            attended = sum(
+                float(patterns[layer][row, head, query, key] * raised[tokens[row, key]]) for key in range(tokens.shape[1])
+            )
+            ratios.append(attended / float(sum(raised[token] for token in tokens[row])))
+        shares[row, layer, head] = np.mean(ratios)
+    return shares
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copying_shares_are_those_of_the_loop(kind):
+    """Over the whole vocabulary, token by token."""
+    model = tiny(kind)
+    subject = load_model(model)
+    rows = unrepeated_blocks(subject, 2, np.random.default_rng(0))
+    assert rows.shape == (2, 26) and (rows[:, 0] == 0).all() and all(len(set(row)) == 26 for row in rows.tolist())
+    for part, first in ((rows, 1), (rows[:, 1:], 0)):
+        found = block_shares(subject, circuits_of(subject), part, first=first)
+        np.testing.assert_allclose(found, shares_by_loops(model, kind, torch.from_numpy(part), first), atol=1e-4)
+
+
+@torch.no_grad()
+def effects_by_subtraction(model, kind, probe):
+    """By how much the right token's logit falls where a head's output is taken away and the norm's scale is not: both effects."""
+    tokens = torch.from_numpy(probe.tokens)
+    found, residual = caught(model, kind, tokens)
+    _, norm, unembedding = of_layers(model, kind)
+    wanted = np.zeros((2, len(tokens), 2, HEADS))
+    for row, layer, head in np.ndindex(wanted.shape[1:]):
+        _, out = by_hand(model, kind, layer)
+        block = tokens[row, probe.start : probe.start + probe.period]
+        queries = range(probe.start + probe.period, tokens.shape[1])
+        each = []
+        for query in queries:
+            target = block[(query - probe.start + 1) % probe.period]
+            at = residual[row, query]
+            without = at - found[layer][row, query, head] @ out[head]
+            change = (frozen(norm, at, at, kind) - frozen(norm, at, without, kind)) @ unembedding.T
+            others = [float(change[token]) for token in block if token != target]
+            each.append((float(change[target] - change.mean()), float(change[target]) - np.mean(others)))
+        wanted[:, row, layer, head] = np.mean(each, axis=0)
+    return wanted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_direct_effects_are_what_a_head_taken_away_takes_with_it(kind):
+    """With the final norm's scale held fixed, query by query."""
+    model = tiny(kind)
+    subject = load_model(model)
+    for probe in probes_of(subject, 4, np.random.default_rng(2), 3, None):
+        found = direct_effects(subject, circuits_of(subject), probe)
+        np.testing.assert_allclose(found, effects_by_subtraction(model, kind, probe), atol=2e-4)
+
+
+KNOWN = {  # of a planted head of strength 16 among 64 tokens: eigenvalue, direct effect, copy effect
+    "induction_head": (1, 15.75, 16),
+    "copy_suppression_head": (-1, -15.75, -16),
+    "matching_head": (0, 0, 0),
+    "pointer_induction_head": (1, 15.75, 16),
+    "virtual_induction_head": (0, 15.75, 16),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_planted_heads_have_the_scores_of_what_they_are(name):
+    """Every head beside them has 0 and 0, and no share: it writes nothing."""
+    scores = measure_copying(getattr(planted, name)(), n_sequences=6)
+    found = [getattr(scores, each)[1, 0] for each in ("ov_eigenvalue", "direct_effect", "copy_effect")]
+    np.testing.assert_allclose(found, KNOWN[name], atol=1e-4)
+    for each in ("ov_eigenvalue", "direct_effect", "copy_effect"):
+        others = np.delete(getattr(scores, each).ravel(), 4)
+        assert (others == 0).all()
+    assert np.isnan(scores.copying).all()  # on rows without repeats it rests on the first token
+
+
+def test_redundant_heads_share_the_effect():
+    """Three equal heads of a third each."""
+    scores = measure_copying(planted.redundant_induction_heads(count=3), n_sequences=4)
+    np.testing.assert_allclose(scores.copy_effect[1], [16 / 3, 16 / 3, 16 / 3, 0], atol=1e-4)
+    np.testing.assert_allclose(scores.ov_eigenvalue[1], [1, 1, 1, 0], atol=1e-6)
+
+
+def test_a_head_that_copies_one_token_has_the_top_of_the_range():
+    """The previous-token head that raises what it finds: share 1, copying 1; one that lowers it raises only others: 0 and -1."""
+    scores = measure_copying(planted.previous_token_head(strength=16.0), n_sequences=3)
+    assert scores.per_sequence["copying_share_without_first_token"].shape == (3, 2, 4)
+    assert scores.copying_share[0, 0] == pytest.approx(1, abs=1e-6) and scores.copying[0, 0] == pytest.approx(1, abs=1e-6)
+    model = planted.previous_token_head(strength=16.0)
+    with torch.no_grad():
+        model.layers[0].W_O.neg_()
+    scores = measure_copying(model, n_sequences=3)
+    assert scores.copying_share[0, 0] == pytest.approx(0, abs=1e-6) and scores.copying[0, 0] == pytest.approx(-1, abs=1e-6)
+
+
+def test_a_head_that_copies_evenly_has_one_share_among_many():
+    """At the query after k tokens it has 1 / k of what it attends to them with; the first one, which copies as nothing, gets the rest."""
+    scores = measure_copying(planted.copying_head(), n_sequences=3)
+    queries = np.arange(1, 26)
+    assert scores.copying_share[0, 0] == pytest.approx(np.mean(1 / (queries + 1)), abs=1e-5)
+    assert scores.per_sequence["copying_share_without_first_token"][:, 0, 0].mean() == pytest.approx(
+        np.mean(1 / queries), abs=1e-2
+    )
+
+
+@pytest.mark.parametrize(("share", "score"), [(0.0, -1.0), (1 / 3, 0.0), (1.0, 1.0), (1 / 25, 4 / 26 - 1)])
+def test_the_paper_rescales_a_share_so(share, score):
+    """0.5 at the most, times four, less one."""
+    assert rescaled(share) == pytest.approx(score)
+    assert float(rescaled(torch.tensor(share))) == pytest.approx(score)
+
+
+def test_what_raises_nothing_has_no_share():
+    """Queries of no raise do not count; where none counts there is no number."""
+    found = torch.zeros(1, 3, 2, 4)
+    found[0, 2, 1, 0] = 1.0
+    pattern = torch.eye(3).expand(1, 2, 3, 3)
+    own = torch.eye(4)[None, :3, None].expand(1, 3, 2, 4).roll(1, dims=1)
+    shares = copying_shares(raised_in_row(found, pattern, own), torch.ones(1, 3))
+    assert bool(torch.isnan(shares[0, 0])) and float(shares[0, 1]) == 0.0  # raises the token at 1, attends to that at 2
+
+
+def test_effects_of_a_block_by_hand():
+    """One head, one number for each token: the mean over later copies of the right one's, less the mean of the others."""
+    block = RepeatedBlock(period=3, copies=3, start=1)
+    generator = torch.Generator().manual_seed(0)
+    found, own = torch.randn(2, 10, 1, 4, generator=generator), torch.randn(2, 3, 1, 4, generator=generator)
+    scale = 1 + torch.rand(2, 10, generator=generator)
+    wanted = np.zeros((2, 2))
+    for row in range(2):
+        for query in range(4, 10):
+            raised = [float(found[row, query, 0] @ own[row, token, 0] / scale[row, query]) for token in range(3)]
+            right = (query - 1 + 1) % 3
+            others = [raised[token] for token in range(3) if token != right]
+            wanted[:, row] += np.array([raised[right], raised[right] - np.mean(others)]) / 6
+    np.testing.assert_allclose(block.direct_effects(block.raised(found, own), scale)[..., 0], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["two-layers", "llama"])
+def test_shipped_models_copy_with_their_induction_heads(shipped, name):
+    """The heads of the last layer, all of them, and none before."""
+    scores = measure_copying(shipped[name], n_sequences=6)
+    assert scores.ov_eigenvalue[1].min() > 0.98 and scores.copy_effect[1].min() > 0.8
+    assert abs(scores.copy_effect[0]).max() < 0.1
+
+
+def test_the_same_seed_gives_the_same_scores_however_many_rows_share_a_pass(shipped):
+    """Sequences are measured one by one, and another seed draws others."""
+    whole = measure_copying(shipped["two-layers"], n_sequences=5, seed=3)
+    alone = measure_copying(load_model(shipped["two-layers"], memory="1MB"), n_sequences=5, seed=3)
+    other = measure_copying(shipped["two-layers"], n_sequences=5, seed=4)
+    for name, values in whole.per_sequence.items():
+        assert values.shape == (5, 2, 4)
+        np.testing.assert_allclose(alone.per_sequence[name], values, atol=1e-5)
+        assert not np.array_equal(other.per_sequence[name], values)
+    assert whole.provenance.seed == 3 and whole.provenance.probe.endswith("26 unrepeated tokens")
+
+
+def test_half_precision_scores_as_single_does(shipped):
+    """Of the same rounded weights: the spectrum up to what single precision can tell apart, the rest up to what bfloat16 can."""
+    half = measure_copying(load_model(shipped["two-layers"], dtype="bfloat16"), n_sequences=6)
+    single = measure_copying(load_model(shipped["two-layers"], dtype="bfloat16").module.float(), n_sequences=6)
+    np.testing.assert_allclose(half.ov_eigenvalue, single.ov_eigenvalue, atol=1e-4)
+    np.testing.assert_allclose(half.copy_effect, single.copy_effect, atol=0.05)
+
+
+@pytest.mark.parametrize("options", [{"n_sequences": 0}, {"n_sequences": 1.5}, {"seed": -1}])
+def test_numbers_out_of_range_are_named(options):
+    """In one line, before anything is measured."""
+    with pytest.raises(ArgumentError, match=f"`{next(iter(options))}` must be a whole number"):
+        measure_copying(planted.induction_head(), **options)
+
+
+def test_what_is_not_finite_is_an_error():
+    """No score is made of an infinity."""
+    model = planted.induction_head()
+    subject = load_model(model)
+    circuits = circuits_of(subject)
+    with torch.no_grad():
+        model.layers[1].W_O.mul_(float("inf"))
+    probe = next(iter(probes_of(subject, 1, np.random.default_rng(2), 3, None)))
+    with pytest.raises(ModelError, match="not finite"):
+        direct_effects(subject, circuits, probe)
+
+
+NATIVE = importlib.util.find_spec("transformer_lens") and importlib.util.find_spec("transformer_lens.model_bridge.sources.native")
+needs_bridge = pytest.mark.skipif(not NATIVE, reason="no TransformerLens with models of its own")
+
+
+@needs_bridge
+@pytest.mark.filterwarnings("ignore")
+def test_eigenvalues_are_those_of_transformer_lens():
+    """FactoredMatrix over embedding, head and unembedding, in its compatibility mode, which folds the norms itself."""
+    from tests.models.test_transformer_lens import bridge
+
+    model = bridge("gpt2")
+    subject = load_model(model)
+    before = ov_eigenvalues(subject, circuits_of(subject))
+    model.enable_compatibility_mode(disable_warnings=True, center_unembed=False)
+    full = model.W_E @ model.OV @ model.W_U
+    eigenvalues = full.eigenvalues
+    wanted = (eigenvalues.sum(-1).real / eigenvalues.abs().sum(-1)).detach().numpy()
+    np.testing.assert_allclose(before, wanted, atol=1e-4)
+
+
+@needs_bridge
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", ["bridge", "planted"])
+def test_direct_effects_are_those_of_stacked_head_results(make):
+    """The library's own outputs of every head, times the unembedding of the right token, over the cached scale."""
+    from tests.models.test_transformer_lens import bridge
+
+    model = bridge("gpt2") if make == "bridge" else planted.induction_head().to_transformer_lens()
+    subject = load_model(model)
+    probe = next(iter(probes_of(subject, 2, np.random.default_rng(2), 2, 6)))
+    found = direct_effects(subject, circuits_of(subject), probe)[0]
+    tokens = torch.from_numpy(probe.tokens)
+    if make == "bridge":
+        model.cfg.use_attn_result = False
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens)
+        results = cache.stack_head_results(layer=-1)  # layers * heads, batch, positions, d_model
+        scale = cache["ln_final.hook_scale"] if make == "bridge" else torch.ones(*tokens.shape, 1)
+        reads = model.W_U
+        if make == "bridge":
+            results = results - results.mean(-1, keepdim=True)
+            reads = model.original_model.transformer.ln_f.weight[:, None] * reads
+        logits = results / scale @ reads
+        later = range(probe.start + probe.period, tokens.shape[1])
+        targets = [probe.start + (query - probe.start + 1) % probe.period for query in later]
+        raised = logits - logits.mean(-1, keepdim=True)
+        for row in range(len(tokens)):
+            wanted = raised[:, row, list(later), tokens[row, targets]].mean(-1)
+            np.testing.assert_allclose(found[row].ravel(), wanted, atol=1e-4)
