@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
-
-import numpy as np
 
 from pytest_induction.assertions.messages import measured_on
 from pytest_induction.assertions.properties import PROBES, PROPERTIES
@@ -20,7 +19,7 @@ from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.outcomes import Outcome, evaluate_probes
 from pytest_induction.probes import strategies
 from pytest_induction.probes.answers import ProbeSequence
-from pytest_induction.probes.strategies.searching import Judged, Strategy, carry, line, run_given, search
+from pytest_induction.probes.strategies.searching import Judged, Rejected, Strategy, carry, line, run_given, search
 from pytest_induction.progress import progress
 
 Example = ProbeSequence | tuple[ProbeSequence, ...]
@@ -73,6 +72,7 @@ def check_property(
         failed = hunt.look_at(given) if given else hunt.search(_strategy(probes, hunt), most, seed, climb=False)
     if failed is not None:
         raise hunt.failure(failed)
+    hunt.check_asked()
     return PropertyCheck(hunt.name, hunt.subject.name, hunt.n_examples, *hunt.worst)
 
 
@@ -108,18 +108,23 @@ def given_probes(
     `probes` is a strategy, or a function that gives one for a model, as those of `pytest_induction.strategies`, to which
     `options` go. The last argument of the test gets an `Outcome`, or a tuple of them where an example is a pair; all others are
     fixtures. The model is the fixture `induction_model`, or `model`. `@settings`, `@seed` and `@example(ProbeSequence(...))` go
-    above it; up to 96 examples, or `batch` of them, share a test case, and with it their forward passes.
+    above it; up to 64 examples, or `batch` of them, share a test case, and with it their forward passes.
 
     >>> @given_probes(repeated_sequences, period=(2, 12))                    # doctest: +SKIP
     ... def test_loss_on_repeats(outcome):
     ...     assert outcome.losses.mean() < 1.0
     """
+    __tracebackhide__ = True
     size = None if batch is None else whole_number("batch", batch, least=1)
 
     def decorate(test: Property) -> Property:
+        __tracebackhide__ = True
         parameters = list(inspect.signature(test).parameters.values())
-        if not parameters:
-            raise ArgumentError(f"`{test.__name__}` must take the outcome as its last argument, it takes none")
+        if not parameters or parameters[-1].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            taken = "none" if not parameters else str(parameters[-1])
+            raise ArgumentError(f"`{test.__name__}` must take the outcome as its last argument, it takes {taken}")
+        if inspect.iscoroutinefunction(test) or inspect.isgeneratorfunction(test) or inspect.isasyncgenfunction(test):
+            raise ArgumentError(f"`{test.__name__}` must be a plain function: no one would run its coroutine or generator")
         argument, fixtures = parameters[-1].name, parameters[:-1]
         wants_model = any(parameter.name == MODEL for parameter in fixtures)
 
@@ -132,9 +137,9 @@ def given_probes(
             subject = load_model(kwargs[MODEL] if model is None else model)
             examples = _made(probes, subject, options)
 
-            def run_one(outcome: Any) -> None:
+            def run_one(outcome: Any) -> Any:
                 __tracebackhide__ = True
-                test(*args, **named, **{argument: outcome})
+                return test(*args, **named, **{argument: outcome})
 
             run_given(carrier, run_one, argument, examples, Evaluator(subject), size=size)
 
@@ -156,7 +161,7 @@ class Evaluator:
 
     def __call__(self, examples: Sequence[Example]) -> list[Any]:
         """An outcome for each sequence, a tuple of them for each tuple."""
-        sequences = [each for example in examples for each in _sequences(example)]
+        sequences = [each for example in map(_checked, examples) for each in _sequences(example)]
         new = [each for each in dict.fromkeys(sequences) if each not in self._known]
         if len(self._known) + len(new) > MOST_KEPT:
             self._known.clear()
@@ -178,6 +183,8 @@ class Hunt:
         chosen = PROPERTIES[claim] if isinstance(claim, str) else claim
         if not callable(chosen):
             raise ArgumentError(f"`property` must be a function or a name, got `{type(chosen).__name__}`")
+        # what can be gone through only once would be used up by the first example
+        options = {name: list(value) if isinstance(value, Iterator) else value for name, value in options.items()}
         self.subject, self._property, self._options = subject, chosen, options
         self.name = getattr(chosen, "__name__", type(chosen).__name__)
         self._margins: dict[Example, float | None] = {}
@@ -211,17 +218,16 @@ class Hunt:
         known = next((example for example in examples if example in self._said), None)
         if known is not None or self._broken is not None:
             return Judged(known, None)
-        new = [example for example in dict.fromkeys(examples) if example not in self._margins]
         try:
+            new = [example for example in dict.fromkeys(map(_checked, examples)) if example not in self._margins]
             for example, outcome in zip(new, self._evaluate(new), strict=True):
                 self._margins[example] = self._margin(example, outcome)
         except InductionError as error:
             self._broken = error
             return Judged(None, None)
         failed = next((example for example in new if example in self._said), None)
-        return Judged(
-            failed, min((margin for example in examples if (margin := self._margins[example]) is not None), default=None)
-        )
+        margins = [self._margins[example] for example in examples]
+        return Judged(failed, min((margin for margin in margins if margin is not None), default=None))
 
     @property
     def n_examples(self) -> int:
@@ -237,26 +243,49 @@ class Hunt:
     def _margin(self, example: Example, outcome: Any) -> float | None:
         try:
             found = self._property(outcome, **self._options)
+        except Rejected:
+            return math.inf  # asks nothing
         except AssertionError as error:
             self._said[example] = str(error) or f"`{self.name}` raised an assertion error"
             return None
-        if found is None or isinstance(found, (bool, np.bool_)):
+        if getattr(found, "ndim", None) == 0:  # a tensor's or an array's number
+            found = found.item()
+        if found is None or isinstance(found, bool):
             margin = None if found is None or found else -1.0
-        else:
+        elif isinstance(found, Real):
             margin = float(found)
+        else:
+            raise ArgumentError(
+                f"`{self.name}` must return nothing, True, False or a number, it returned `{type(found).__name__}`"
+            )
         if margin is not None and not margin >= 0:
             self._said[example] = f"`{self.name}` returned {found}; on {example!r}"
         return margin
 
+    def check_asked(self) -> None:
+        """Raise `ArgumentError` where the property asked nothing of any example: then nothing was shown to hold."""
+        if self._margins and all(margin == math.inf for margin in self._margins.values()):
+            raise ArgumentError(f"`{self.name}` asked nothing of any of these {self.n_examples} examples: give other `probes`")
+
     def failure(self, example: Example) -> PropertyFailed:
         """The error for an example that fails."""
+        given = "".join(f", {name}={value!r}" for name, value in self._options.items())
         about = provenance(self.subject, n_sequences=self.n_examples, probe="generated and shrunk")
         return PropertyFailed(
             f"{self.name} does not hold: {self._said[example]}\n"
             f"  measured: {measured_on(about)}\n"
-            f"  next: check_property(model, {self.name}, probes=[{line(example)}]) looks at this one alone",
+            f"  next: check_property(model, {self.name}, probes=[{line(example)}]{given}) looks at this one alone",
             example,
         )
+
+
+def _checked(example: Any) -> Example:
+    """The example, if it is a sequence or a tuple of them."""
+    for each in example if isinstance(example, tuple) and example else (example,):
+        if not isinstance(each, ProbeSequence):
+            raise ArgumentError(f"`probes` must be of `ProbeSequence`, or tuples of them, got `{type(each).__name__}`")
+    found: Example = example
+    return found
 
 
 def _sequences(example: Example) -> tuple[ProbeSequence, ...]:

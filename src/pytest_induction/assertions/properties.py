@@ -6,9 +6,10 @@ A property takes an `Outcome`, or a pair of them, and its options by name. It ca
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -26,12 +27,22 @@ PROBES: dict[str, str] = {}
 
 
 def _ready(probes: str) -> Callable[[F], F]:
-    """List a property under its name, with the strategy whose probes it asks about."""
+    """List a property under its name, with the strategy whose probes it asks about: sequences, or pairs of them."""
 
     def listed(function: F) -> F:
-        name = function.__name__
-        PROPERTIES[name], PROBES[name] = function, probes
-        return function
+        name, pairs = function.__name__, probes.endswith("_pairs")
+
+        @functools.wraps(function)
+        def checked(outcome: Any, **options: Any) -> Any:
+            __tracebackhide__ = True
+            found = len(outcome) if isinstance(outcome, tuple) else 1
+            if found != 1 + pairs or not (isinstance(outcome, (tuple, Outcome))):
+                wanted = "a pair of outcomes" if pairs else "one outcome"
+                raise ArgumentError(f"`{name}` takes {wanted}, got `{type(outcome).__name__}`; its `probes` are like `{probes}`")
+            return function(outcome, **options)
+
+        PROPERTIES[name], PROBES[name] = checked, probes
+        return cast("F", checked)
 
     return listed
 
@@ -46,6 +57,9 @@ def completes_repeats(outcome: Outcome, *, min_accuracy: float = 1.0, max_loss: 
     likeliest other token, or to `max_loss`, at the worst position, or of the accuracy.
     """
     __tracebackhide__ = True
+    for name, value in (("min_accuracy", min_accuracy), ("max_loss", max_loss)):
+        if value is not None and not isinstance(value, (int, float)):
+            raise ArgumentError(f"`{name}` must be a number, got {value!r}")
     asked = outcome.foretold(max_order)
     if not asked.any():
         return math.inf
@@ -76,7 +90,7 @@ def attends_to_successor(outcome: Outcome, *, heads: Heads, min_mass: float = MI
     """
     __tracebackhide__ = True
     margins: list[tuple[float, str]] = []
-    for head in map(_head_id, heads):
+    for head in _named(heads):
         _check_head(head, outcome)
         if outcome.probe.successors:
             mass = float(outcome.prefix_matching[head.layer, head.head])
@@ -164,23 +178,34 @@ def _scores(pair: Pair, heads: Heads | None) -> list[tuple[float, float, str]]:
         found = [(before, after, f"mean probability of the foretold tokens {before:.3f} and {after:.3f}")]
     else:
         found = []
-        for head in map(_head_id, heads):
+        for head in _named(heads):
             _check_head(head, pair[0])
             before, after = (float(outcome.prefix_matching[head.layer, head.head]) for outcome in pair)
             found.append((before, after, f"{head} has prefix matching {before:.3f} and {after:.3f}"))
     return [entry for entry in found if not math.isnan(entry[0] + entry[1])]
 
 
-def _head_id(head: str | HeadId | tuple[int, int]) -> HeadId:
+def _named(heads: Heads) -> list[HeadId]:
+    """The heads, one at least; a name alone is one of them."""
+    if isinstance(heads, (str, HeadId)):
+        return [_head_id(heads)]
+    found = [_head_id(head) for head in heads] if isinstance(heads, Iterable) else []
+    if not found:
+        raise ArgumentError(f"`heads` must name at least one head, like 'L5H1', HeadId(5, 1) or (5, 1), got {heads!r}")
+    return found
+
+
+def _head_id(head: object) -> HeadId:
     if isinstance(head, HeadId):
         return head
-    if isinstance(head, str):
-        layer, middle, number = head.removeprefix("L").partition("H")
-        if head.startswith("L") and middle and layer.isdecimal() and number.isdecimal():
-            return HeadId(int(layer), int(number))
-    elif len(head) == 2:
-        return HeadId(int(head[0]), int(head[1]))
-    raise ArgumentError(f"`heads` must be named like 'L5H1', HeadId(5, 1) or (5, 1), got {head!r}")
+    numbers: tuple[object, ...] = ()
+    if isinstance(head, str) and head.startswith("L"):
+        numbers = tuple(int(part) for part in head[1:].split("H") if part.isdecimal())
+    elif isinstance(head, tuple):
+        numbers = head
+    if len(numbers) != 2 or not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ArgumentError(f"`heads` must be named like 'L5H1', HeadId(5, 1) or (5, 1), got {head!r}")
+    return HeadId(*(int(str(number)) for number in numbers))
 
 
 def _check_head(head: HeadId, outcome: Outcome) -> None:

@@ -48,12 +48,22 @@ class ProbeSequence:
     lures: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        checked = tuple(whole_number("tokens", token, least=0) for token in self.tokens)
-        object.__setattr__(self, "tokens", checked)  # whatever whole numbers they came as
-        if len(checked) < 2:
-            raise ArgumentError(f"`tokens` must be at least two, got {len(checked)}")
+        plain = {
+            "tokens": tuple(whole_number("tokens", token, least=0) for token in self.tokens),
+            "period": whole_number("period", self.period, least=0),
+            "repeats": whole_number("repeats", self.repeats, least=1),
+            "breaks": tuple(whole_number("breaks", place, least=0) for place in self.breaks),
+            "lures": tuple(_pair(lure) for lure in self.lures),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)  # whatever whole numbers and sequences they came as
+        length = len(self.tokens)
+        if length < 2:
+            raise ArgumentError(f"`tokens` must be at least two, got {length}")
+        if any(one >= other for one, other in pairwise((-1, *self.breaks, length))):
+            raise ArgumentError(f"`breaks` must be ascending positions below {length}, got {self.breaks}")
         for query, key in self.lures:
-            if not 0 <= key <= query < len(checked):
+            if not key <= query < length:
                 raise ArgumentError(f"`lures` must be pairs (query, key) of positions with key <= query, got {(query, key)}")
 
     def __len__(self) -> int:
@@ -100,6 +110,12 @@ class ProbeSequence:
         """For every position the next token where it is foretold, else None."""
         known = {answer.query: answer.token for answer in self.answers}
         return tuple(known.get(position) for position in range(len(self.tokens)))
+
+
+def _pair(lure: object) -> tuple[int, int]:
+    if not isinstance(lure, Sequence) or len(lure) != 2:
+        raise ArgumentError(f"`lures` must be pairs (query, key) of positions, got {lure!r}")
+    return whole_number("lures", lure[0], least=0), whole_number("lures", lure[1], least=0)
 
 
 def _occurrences(tokens: Sequence[int]) -> dict[int, tuple[int, ...]]:

@@ -49,6 +49,8 @@ class Material:
             if token is not None and token >= space.d_vocab:
                 raise ArgumentError(f"`bos` must be below the vocabulary's {space.d_vocab}, got {token}")
             space = replace(space, bos_id=token)
+        if not isinstance(exclude, Collection):
+            raise ArgumentError(f"`exclude` must be a collection of token ids, got {exclude!r}")
         barred = frozenset(whole_number("exclude", token, least=0) for token in exclude)
         return cls(replace(space, excluded=space.excluded | barred))
 
@@ -151,7 +153,7 @@ class Sizes:
     def draw(self, draw: Draw, *, most: int) -> int:
         """One size, at most `most`."""
         if self.own is not None:
-            size = draw(self.own)
+            size = whole_number(self.name, draw(self.own), least=0)
             assume(self.least <= size <= most)
             return size
         most = min(self.most, most)

@@ -9,29 +9,32 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from random import Random
 from types import SimpleNamespace
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from hypothesis import HealthCheck, Phase, find, given, reject, settings, target
+from hypothesis import HealthCheck, Phase, currently_in_test_context, find, given, settings, target
 from hypothesis import strategies as st
-from hypothesis.errors import InvalidArgument, NoSuchExample, UnsatisfiedAssumption
+from hypothesis.errors import InvalidArgument, NoSuchExample, Unsatisfiable, UnsatisfiedAssumption
 from hypothesis.strategies import SearchStrategy
 
-from pytest_induction.errors import InductionError
+from pytest_induction.errors import ArgumentError, InductionError
 from pytest_induction.probes.strategies.drawing import APART
 
 E = TypeVar("E")
 Strategy = SearchStrategy
-BATCH = 96  # examples of a test case at most,
+Rejected = UnsatisfiedAssumption
+BATCH = 64  # examples of a test case at most,
 MOST_DRAWN = 2200  # and the ids drawn for them: hypothesis has room for 8 kB of choices, of which an id takes up to 3 bytes
 MORE = st.integers(0, 255)  # 0 ends a batch: rare, but what it shrinks to
-FULL = 0.2  # how full batches are at least, on the average: hypothesis makes some that are small, and some twice
+FULL = 0.1  # how full of new examples batches are at least: hypothesis makes some that are small, and many twice
 CARRIER = "induction_carrier"  # marks a function that stands for a test
 OWN = (CARRIER, "is_hypothesis_test", "hypothesis", "__wrapped__", "__signature__")  # what a carrier has of itself
-SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)  # what a model and a batch are
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]  # what a model and a batch are,
+SLOW += [check for check in HealthCheck if check.name == "nested_given"]  # and a search within a test
 
 
 class Examples(tuple[E, ...], Generic[E]):
@@ -101,6 +104,10 @@ def search(
     database under `key` and tried first the next time. With `climb` half of the examples are not drawn at random but near those
     of least margin, one by one.
     """
+    if currently_in_test_context():  # hypothesis wants no test within a test; in a thread of its own there is none around
+        with ThreadPoolExecutor(1) as apart:
+            options = {"max_examples": max_examples, "seed": seed, "key": key, "climb": climb}
+            return apart.submit(lambda: search(examples, judge, **options)).result()  # type: ignore[arg-type]
     if climb and max_examples > 1:
         found = search(examples, judge, max_examples=max_examples - max_examples // 2, seed=seed, key=key)
         if found is not None:
@@ -146,21 +153,27 @@ class Spent(BaseException):
 
 
 class Budget:
-    """How many more examples may be judged; as many as shrinking takes once one has failed."""
+    """How many different examples may be judged; as many as shrinking takes once one has failed."""
 
     def __init__(self, most: int, *, ends: bool = False) -> None:
-        self._left, self._ends = most, ends
+        self._most, self._ends = most, ends
+        self._seen: set[object] = set()
         self.failing = False
 
     def take(self, batch: Examples[E]) -> Examples[E]:
-        """The batch, or what the budget leaves of it."""
+        """The batch, without what is new in it and the budget does not allow."""
         if self.failing:
             return batch
-        if not self._left and self._ends:
+        if len(self._seen) >= self._most and self._ends:
             raise Spent
-        taken = Examples(batch[: self._left])
-        self._left -= len(taken)
-        return taken
+        taken = []
+        for example in batch:
+            if not isinstance(example, Hashable):
+                raise ArgumentError(f"`probes` must be of `ProbeSequence`, or tuples of them, got `{type(example).__name__}`")
+            if example in self._seen or len(self._seen) < self._most:
+                self._seen.add(example)
+                taken.append(example)
+        return Examples(taken)
 
 
 def _settings(chosen: settings, max_examples: int, size: int) -> settings:
@@ -214,64 +227,74 @@ def run_given(
     __tracebackhide__ = True
     left = {name: value for name, value in vars(carrier).items() if name not in OWN}
     own = next((value for value in left.values() if isinstance(value, settings)), settings())
-    budget = Budget(own.max_examples)
     size = fitting(examples, min(size or BATCH, own.max_examples))
-    held: set[E] = set()
-    failed: set[E] = set()
-    broken: list[InductionError] = []  # of the model or the arguments: no smaller example tells more
+    looked = Looked(test, evaluate, Budget(own.max_examples))
 
-    def run(drawn: Any) -> None:
+    def run(*values: Any, **named: Any) -> None:
         __tracebackhide__ = True
-        batch = budget.take(drawn) if isinstance(drawn, Examples) else Examples([drawn])  # one alone is an explicit example
-        known = [example for example in batch if example in failed]
-        chosen = known[:1] or [example for example in dict.fromkeys(batch) if example not in held or len(batch) == 1]
-        rejected = 0
-        try:
-            for example, outcome in zip(chosen, () if broken else evaluate(chosen), strict=not broken):
-                try:
-                    _run_one(test, example, outcome, len(batch))
-                except UnsatisfiedAssumption:
-                    rejected += 1
-                except InductionError:
-                    raise
-                except BaseException:  # what pytest fails a test with is no Exception
-                    budget.failing = True
-                    failed.add(example)
-                    raise
-                else:
-                    held.add(example)
-        except InductionError as error:
-            broken.append(error)
-        if chosen and rejected == len(chosen):
-            reject()
+        looked.at(*values, *named.values())
 
-    named = functools.wraps(inspect.unwrap(carrier), updated=())(run)
-    named.__dict__ |= vars(vars(carrier)["hypothesis"].inner_test)
+    test_of_batches = functools.wraps(inspect.unwrap(carrier), updated=())(run)
+    test_of_batches.__dict__ |= vars(vars(carrier)["hypothesis"].inner_test)
     parameter = inspect.Parameter(argument, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    named.__dict__["__signature__"] = inspect.Signature([parameter])
-    prepared = _settings(own, own.max_examples, size)(given(**{argument: batches(examples, size)})(named))
+    test_of_batches.__dict__["__signature__"] = inspect.Signature([parameter])
+    prepared = _settings(own, own.max_examples, size)(given(**{argument: batches(examples, size)})(test_of_batches))
     prepared.__dict__ |= {name: value for name, value in left.items() if not isinstance(value, settings)}
     prepared()
-    if broken:
-        raise broken[0].with_traceback(None) from None
+    looked.check()
 
 
-def _run_one(test: Callable[..., Any], example: object, outcome: Any, together: int) -> None:
-    """Run the test on one outcome; what it raises says which example it was, and how to try that first."""
-    __tracebackhide__ = True
-    try:
-        test(outcome)
-    except UnsatisfiedAssumption:
-        raise
-    except InvalidArgument as error:
-        if together > 1:
-            error.add_note("a test case is a batch of examples here; with `batch=1` it is one, as hypothesis has it")
-        raise
-    except InductionError:
-        raise
-    except BaseException as error:
-        error.add_note(f"failing probe: {example!r}\nto try it first from now on: @example({line(example)})")
-        raise
+class Looked(Generic[E]):
+    """What a test said of the examples that it looked at so far."""
+
+    def __init__(self, test: Callable[..., Any], evaluate: Callable[[Sequence[E]], Sequence[Any]], budget: Budget) -> None:
+        self._test, self._evaluate, self._budget = test, evaluate, budget
+        self._held: set[E] = set()
+        self._failed: set[E] = set()
+        self._rejected: set[E] = set()
+        self._broken: Exception | None = None  # of the model, the arguments or the test itself: no smaller example tells more
+
+    def at(self, drawn: Any) -> None:
+        """Run the test on a batch, or on an explicit example: on what is new of it, or on one that is known to fail."""
+        __tracebackhide__ = True
+        batch = self._budget.take(drawn) if isinstance(drawn, Examples) else Examples([drawn])
+        known = [example for example in batch if example in self._failed]
+        chosen = known[:1] or [each for each in dict.fromkeys(batch) if each not in self._held or len(batch) == 1]
+        if self._broken is not None or self._rejected.issuperset(chosen):
+            return
+        try:
+            for example, outcome in zip(chosen, self._evaluate(chosen), strict=True):
+                self._one(example, outcome)
+        except (InductionError, InvalidArgument) as error:
+            if isinstance(error, InvalidArgument) and len(batch) > 1:
+                error.add_note("a test case is a batch of examples here; with `batch=1` it is one, as hypothesis has it")
+            self._broken = error
+
+    def _one(self, example: E, outcome: Any) -> None:
+        __tracebackhide__ = True
+        try:
+            returned = self._test(outcome)
+        except UnsatisfiedAssumption:
+            self._rejected.add(example)
+        except (InductionError, InvalidArgument):
+            raise
+        except BaseException as error:  # what pytest fails a test with is no Exception
+            self._budget.failing = True
+            self._failed.add(example)
+            error.add_note(f"failing probe: {example!r}\nto try it first from now on: @example({line(example)})")
+            raise
+        else:
+            if returned is not None:
+                raise ArgumentError(f"a test must assert and return nothing, it returned `{type(returned).__name__}`")
+            self._held.add(example)
+
+    def check(self) -> None:
+        """Raise what broke the run, or `Unsatisfiable` where the test took no example."""
+        __tracebackhide__ = True
+        if self._broken is not None:
+            raise self._broken.with_traceback(None) from None
+        if self._rejected and not self._held:
+            raise Unsatisfiable(f"the test looked at no example: `assume` rejected all {len(self._rejected)}")
 
 
 def line(example: object) -> str:
