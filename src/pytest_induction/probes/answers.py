@@ -6,7 +6,7 @@ The answer key follows from the tokens alone: a context that stood before forete
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -95,14 +95,17 @@ class ProbeSequence:
     @cached_property
     def answers(self) -> tuple[Answer, ...]:
         """Every position whose next token was foretold by the longest context that stood before, and is what comes."""
-        found = []
-        for query, places in _occurrences(self.tokens).items():
-            if query + 1 == len(self.tokens):
+        tokens, found = self.tokens, []
+        before: dict[int, int] = {}  # of the query before: earlier place -> tokens up to there that are the same up to the query
+        for query in range(len(tokens) - 1):
+            successors = self.successors.get(query, ())
+            matched = {after - 1: before.get(after - 2, 0) + 1 for after in successors}
+            before = matched
+            if not matched:
                 continue
-            matched = {place: _common_suffix(self.tokens, place, query) for place in places}
-            answer = _foretold(self.tokens, matched)
-            if answer is not None and answer[0] == self.tokens[query + 1]:
-                found.append(Answer(query, answer[0], answer[1], _rival(self.tokens, places, answer[0])))
+            answer = _foretold(tokens, matched)
+            if answer is not None and answer[0] == tokens[query + 1]:
+                found.append(Answer(query, *answer, _rival(tokens, matched, answer[0]) if answer[1] > 1 else None))
         return tuple(found)
 
     @property
@@ -129,16 +132,10 @@ def _occurrences(tokens: Sequence[int]) -> dict[int, tuple[int, ...]]:
     return found
 
 
-def _common_suffix(tokens: Sequence[int], one: int, other: int) -> int:
-    """How many tokens up to and with position `one` are the same as those up to and with position `other`."""
-    length = 0
-    while length <= one and tokens[one - length] == tokens[other - length]:
-        length += 1
-    return length
-
-
 def _foretold(tokens: Sequence[int], matched: dict[int, int]) -> tuple[int, int] | None:
     """What the longest matches were followed by, if all by one token, and the least context that foretells it alone."""
+    if len(matched) == 1:
+        return tokens[next(iter(matched)) + 1], 1
     longest = max(matched.values())
     following = {tokens[place + 1] for place, length in matched.items() if length == longest}
     if len(following) > 1:
@@ -148,7 +145,7 @@ def _foretold(tokens: Sequence[int], matched: dict[int, int]) -> tuple[int, int]
     return token, 1 + max(misleading, default=0)
 
 
-def _rival(tokens: Sequence[int], places: Sequence[int], token: int) -> int | None:
+def _rival(tokens: Sequence[int], places: Iterable[int], token: int) -> int | None:
     """The token other than the right one that most often followed an earlier occurrence, the latest of equals."""
-    others = Counter(tokens[place + 1] for place in reversed(places) if tokens[place + 1] != token)
+    others = Counter(tokens[place + 1] for place in sorted(places, reverse=True) if tokens[place + 1] != token)
     return others.most_common(1)[0][0] if others else None

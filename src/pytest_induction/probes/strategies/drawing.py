@@ -7,7 +7,7 @@ and still shrunk id by id.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -82,33 +82,35 @@ class Material:
         if self.room < positions:
             raise ProbeError(f"{what} need at least {positions + self.start} positions, the context has {self.space.n_ctx}")
 
-    def different_ids(self, draw: Draw, count: int, *, most: int) -> Iterator[int]:
+    def different_ids(self, draw: Draw, count: int, *, most: int) -> list[int]:
         """So many different ids at random; the smallest, ascending, where it shrinks.
 
         `most` is the largest such count of the strategy: unless that is large, as much is drawn for few ids as for many, so that
         a sequence can become shorter and keep its ids.
         """
+        size = len(self.ids)
         if APART.get():
-            ranks = iter([draw(_numbers(0, len(self.ids) - 1 - number)) for number in range(count)])
+            ranks = [draw(_numbers(0, size - 1 - number)) for number in range(count)]
         else:
             ranks = self._ranks(draw, count, most)
         taken: list[int] = []
+        found = []
         for rank in ranks:
-            place = rank
             for other in taken:  # ascending: the rank counts the ids that are left
-                if other > place:
+                if other > rank:
                     break
-                place += 1
-            insort(taken, place)
-            yield int(self.ids[place])
+                rank += 1  # noqa: PLW2901 - the rank among all ids
+            insort(taken, rank)
+            found.append(rank)
+        return self.ids[found].tolist()
 
-    def _ranks(self, draw: Draw, count: int, most: int) -> Iterator[int]:
+    def _ranks(self, draw: Draw, count: int, most: int) -> list[int]:
         """Of each id among those that are left, out of one draw."""
-        width = _bytes_per_id(len(self.ids))
+        size = len(self.ids)
+        width = _bytes_per_id(size)
         raw = draw(_byte_strings(width * (max(count, min(most, self.n_ids)) if most <= FEW_IDS else count)))
-        for number in range(count):
-            value = int.from_bytes(raw[number * width : (number + 1) * width])
-            yield value * (len(self.ids) - number) >> 8 * width
+        values = (int.from_bytes(raw[place : place + width]) for place in range(0, count * width, width))
+        return [value * (size - number) >> 8 * width for number, value in enumerate(values)]
 
     def sequence(
         self, parts: list[list[int]], *, period: int, repeats: int, lures: tuple[tuple[int, int], ...] = ()
@@ -168,6 +170,7 @@ def _space(source: Vocabulary) -> TokenSpace:
     return TokenSpace(whole_number("model", source, least=1))
 
 
+@cache
 def _bytes_per_id(count: int) -> int:
     width = 1
     while 256**width < ID_EXCESS * count:

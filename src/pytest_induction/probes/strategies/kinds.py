@@ -84,7 +84,7 @@ class RepeatSizes:
         for _ in range(repeats - 1):
             gaps.append(self.gap.draw(draw, most=gap + spare))
             spare -= gaps[-1] - gap
-        ids = material.different_ids(draw, period + before + sum(gaps), most=self.most_ids)
+        ids = iter(material.different_ids(draw, period + before + sum(gaps), most=self.most_ids))
         block = [next(ids) for _ in range(period)]
         parts = [[next(ids) for _ in range(before)], block]
         for size in gaps:
@@ -105,7 +105,7 @@ def partial_repeats(
         size = sizes.draw(draw, most=longest)
         length = Sizes("length", 2, size - 1).draw(draw, most=material.room - size)
         begin = Sizes("begin", 0, size - length).draw(draw, most=size - length)
-        block = list(material.different_ids(draw, size, most=sizes.most))
+        block = material.different_ids(draw, size, most=sizes.most)
         return material.sequence([block, block[begin : begin + length]], period=size, repeats=1)
 
     return sequences()
@@ -137,7 +137,7 @@ def nested_repeats(
         length = inside.draw(draw, most=min((room - outside.least) // 2, material.n_ids - outside.least))
         rest = outside.draw(draw, most=min(room - 2 * length, material.n_ids - length))
         count = copies.draw(draw, most=material.room // (2 * length + rest))
-        ids = list(material.different_ids(draw, length + rest, most=inside.most + outside.most))
+        ids = material.different_ids(draw, length + rest, most=inside.most + outside.most)
         block = ids[:length] * 2 + ids[length:]
         return material.sequence([block] * count, period=len(block), repeats=count)
 
@@ -171,7 +171,7 @@ def conflicting_ngrams(
         for _ in range(count + 1):
             gaps.append(between.draw(draw, most=gap + spare))
             spare -= gaps[-1] - gap
-        ids = material.different_ids(draw, 5 + sum(gaps), most=5 + (1 + times.most) * between.most)
+        ids = iter(material.different_ids(draw, 5 + sum(gaps), most=5 + (1 + times.most) * between.most))
         one, two, right, other, wrong = (next(ids) for _ in range(5))
         parts = [[one, two, right]]
         for part, size in zip([*[[other, two, wrong]] * count, [one, two, right]], gaps, strict=True):
@@ -208,7 +208,7 @@ def unrepeated_sequences(
         room = min(material.room, material.n_ids)
         size = sizes.draw(draw, most=room // copies.least)
         count = copies.draw(draw, most=room // size)
-        ids = list(material.different_ids(draw, size * count, most=sizes.most * copies.most))
+        ids = material.different_ids(draw, size * count, most=sizes.most * copies.most)
         parts = [ids[begin : begin + size] for begin in range(0, len(ids), size)]
         lures = tuple((query, query - copy * size + 1) for query in range(size, len(ids)) for copy in range(1, query // size + 1))
         return material.sequence(parts, period=0, repeats=1, lures=lures)
@@ -240,7 +240,7 @@ def near_misses(
         size = max(sizes.draw(draw, most=longest), replaced.least + 1)
         count = replaced.draw(draw, most=min(size - 1, material.n_ids - size))
         places = sorted(draw(_sets(size - 1, count)))
-        ids = list(material.different_ids(draw, size + count, most=sizes.most + replaced.most))
+        ids = material.different_ids(draw, size + count, most=sizes.most + replaced.most)
         copy = ids[:size]
         for place, new in zip(places, ids[size:], strict=True):
             copy[place] = new

@@ -36,7 +36,7 @@ def period_pairs(
         size = sizes.draw(draw, most=room - more.least)
         extra = more.draw(draw, most=room - size)
         count = copies.draw(draw, most=material.room // (size + extra))
-        ids = list(material.different_ids(draw, size + extra, most=sizes.most + more.most))
+        ids = material.different_ids(draw, size + extra, most=sizes.most + more.most)
         one, other = (material.sequence([ids[:end]] * count, period=end, repeats=count) for end in (size, size + extra))
         return one, other
 
@@ -83,7 +83,7 @@ def relabelled_pairs(
     @st.composite
     def pairs(draw: Draw) -> Pair:
         one = sizes.draw(draw, material)
-        block = list(material.different_ids(draw, one.period, most=sizes.most_ids))
+        block = material.different_ids(draw, one.period, most=sizes.most_ids)
         return one, material.sequence([block] * one.repeats, period=one.period, repeats=one.repeats)
 
     return pairs()

@@ -30,7 +30,9 @@ Rejected = UnsatisfiedAssumption
 BATCH = 64  # examples of a test case at most,
 MOST_DRAWN = 2200  # and the ids drawn for them: hypothesis has room for 8 kB of choices, of which an id takes up to 3 bytes
 MORE = st.integers(0, 255)  # 0 ends a batch: rare, but what it shrinks to
-FULL = 0.1  # how full of new examples batches are at least: hypothesis makes some that are small, and many twice
+FULL = 0.5  # how full of new examples batches are on the average: hypothesis makes some that are small, and many twice;
+LEAST_FULL = 0.1  # and at least
+ROUNDS = 20  # of a search, until its budget is spent
 CARRIER = "induction_carrier"  # marks a function that stands for a test
 OWN = (CARRIER, "is_hypothesis_test", "hypothesis", "__wrapped__", "__signature__")  # what a carrier has of itself
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]  # what a model and a batch are,
@@ -72,7 +74,8 @@ def fitting(examples: SearchStrategy[E], most: int) -> int:
     few = settings(max_examples=5, database=None, deadline=None, phases=[Phase.generate])
     with suppress(NoSuchExample):
         find(examples, looked_at, settings=few, random=Random(0))  # noqa: S311 - what hypothesis takes
-    return max(1, min(most, BATCH, MOST_DRAWN // max(counts, default=1)))
+    size = max(1, min(most, BATCH, MOST_DRAWN // max(counts, default=1)))
+    return math.ceil(most / math.ceil(most / size))  # so that the last one is not drawn for a few
 
 
 def _drawn(example: object) -> int:
@@ -139,13 +142,23 @@ def _search(
             target(-judged.margin, label="nearest to failing")
         return judged.failed is not None
 
-    chosen = _settings(settings(), max_examples, size)
-    random = None if seed is None else Random(seed)  # noqa: S311 - what hypothesis takes
-    try:
-        smallest = find(batches(examples, size), fails, settings=chosen, random=random, database_key=key)
-    except (NoSuchExample, Spent):
-        return None
-    return judge(smallest).failed
+    profile = settings()
+    seeds = [seed, *range(1, ROUNDS)] if seed is not None or profile.derandomize else [None] * ROUNDS
+    seen = -1
+    for number, each in enumerate(seeds):
+        random = None if each is None else Random(each + 1_000_003 * number)  # noqa: S311 - what hypothesis takes
+        chosen = _settings(profile, max_examples, size, full=FULL)
+        try:
+            smallest = find(batches(examples, size), fails, settings=chosen, random=random, database_key=key)
+        except NoSuchExample:
+            if budget.n_seen == seen:  # there are no others
+                return None
+            seen = budget.n_seen
+        except Spent:
+            return None
+        else:
+            return judge(smallest).failed
+    return None
 
 
 class Spent(BaseException):
@@ -159,6 +172,10 @@ class Budget:
         self._most, self._ends = most, ends
         self._seen: set[object] = set()
         self.failing = False
+
+    @property
+    def n_seen(self) -> int:
+        return len(self._seen)
 
     def take(self, batch: Examples[E]) -> Examples[E]:
         """The batch, without what is new in it and the budget does not allow."""
@@ -176,11 +193,11 @@ class Budget:
         return Examples(taken)
 
 
-def _settings(chosen: settings, max_examples: int, size: int) -> settings:
+def _settings(chosen: settings, max_examples: int, size: int, *, full: float) -> settings:
     """The user's settings for so many examples in batches of that size, without what a slow model cannot keep or afford."""
     return settings(
         chosen,
-        max_examples=math.ceil(max_examples / (FULL * size)) if size > 1 else max_examples,
+        max_examples=math.ceil(max_examples / (full * size)) if size > 1 else max_examples,
         deadline=None,
         report_multiple_bugs=False,
         phases=[phase for phase in chosen.phases if phase is not Phase.explain],
@@ -238,7 +255,9 @@ def run_given(
     test_of_batches.__dict__ |= vars(vars(carrier)["hypothesis"].inner_test)
     parameter = inspect.Parameter(argument, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     test_of_batches.__dict__["__signature__"] = inspect.Signature([parameter])
-    prepared = _settings(own, own.max_examples, size)(given(**{argument: batches(examples, size)})(test_of_batches))
+    prepared = _settings(own, own.max_examples, size, full=LEAST_FULL)(
+        given(**{argument: batches(examples, size)})(test_of_batches)
+    )
     prepared.__dict__ |= {name: value for name, value in left.items() if not isinstance(value, settings)}
     prepared()
     looked.check()
