@@ -43,7 +43,7 @@ bench: $(STAMP)  ## speed and memory, into docs/performance.md; about twenty min
 	@$(BIN)/python -m pytest benchmarks -v -p no:cacheprovider --benchmark-quiet --benchmark-json=$(BENCH_JSON) -k "$(BENCH)"; \
 		status=$$?; $(BIN)/python benchmarks/table.py $(BENCH_JSON) --write docs/performance.md && exit $$status
 
-study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about three quarters of an hour
+study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about half an hour
 	$(BIN)/python benchmarks/study_verdicts.py
 
 study-architectures: $(STAMP)  ## every causal architecture of transformers against its own eager patterns; about two minutes
