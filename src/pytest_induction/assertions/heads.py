@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
@@ -27,6 +27,7 @@ from pytest_induction.verdicts.judgement import Judgement
 from pytest_induction.verdicts.pairs import judge_virtual_head
 from pytest_induction.virtual import PairRound, probe_pairs
 
+R = TypeVar("R")
 MAX_SEQUENCES = 192
 MAX_TEXT_ROWS = 512
 ERROR_RATE = 1e-3
@@ -174,33 +175,30 @@ def _through_pairs(
     subject: ModelUnderTest, evidence: Evidence, budget: tuple[int, float, int | None], *, allow_virtual: bool
 ) -> Evidence:
     """The evidence on a model that copies without a single head that matches, with what pairs of heads do; FORMED if allowed."""
-    max_sequences, error_rate, seed = budget
-    seed = subject.seed if seed is None else seed
-    rounds: list[PairRound] = []
-    looks = look_sizes(max_sequences)
-    drawn = 0
-    for number, size in enumerate(looks):
-        with progress("pairs of heads", 2 * (size - drawn)):
-            rounds.append(probe_pairs(subject, size - drawn, seed, number))
-        drawn = size
-        found = judge_virtual_head(
-            PairRound.join(rounds), min_prefix_matching=evidence.bars["min_prefix_matching"], error_rate=error_rate / len(looks)
-        )
-        if found.verdict is not Verdict.UNDETERMINED:
-            break
+    max_sequences, error_rate, given_seed = budget
+    seed = subject.seed if given_seed is None else given_seed
+    bar = evidence.bars["min_prefix_matching"]
+
+    def judge(rounds: list[PairRound], error_rate: float) -> Judgement:
+        return judge_virtual_head(PairRound.join(rounds), min_prefix_matching=bar, error_rate=error_rate)
+
+    def draw(n_sequences: int, number: int) -> PairRound:
+        with progress("pairs of heads", 2 * n_sequences):  # the repeated rows, and their controls
+            return probe_pairs(subject, n_sequences, seed, number)
+
+    _, found, settle = _until_clear(draw, judge, max_sequences, error_rate)
     if found.verdict is Verdict.FORMED and not allow_virtual:
         summary = f"{evidence.summary}; {found.summary} (a virtual induction head)"
         return replace(evidence, reason="copies_through_pairs", summary=summary, pairs=found.pairs)
     if found.verdict is Verdict.NOT_FORMED or not allow_virtual:
         return evidence
-    settle = f"about {found.more_sequences} more sequences: max_sequences={drawn + found.more_sequences}"
     return replace(
         evidence,
         verdict=found.verdict,
         reason=found.reason,
         summary=f"no single head matches prefixes, but {found.summary}",
         pairs=found.pairs,
-        settle=settle if found.verdict is Verdict.UNDETERMINED else "",
+        settle=settle,
     )
 
 
@@ -212,22 +210,19 @@ def _decide(
     budget: tuple[int, float, int | None],
 ) -> Evidence:
     """Draw sequences in rounds until the verdict is clear or the budget is spent."""
-    max_sequences, error_rate, seed = budget
+    max_sequences, error_rate, given_seed = budget
     check_share("error_rate", error_rate)
-    seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
-    looks = look_sizes(max_sequences)
-    rounds: list[Round] = []
-    drawn = 0
-    for number, size in enumerate(looks):
-        passes = (size - drawn) * (1 if subject.way is None else 2)  # the repeated rows, and their controls
-        with progress(claim, passes):
-            rounds.append(probe_round(subject, size - drawn, seed, number))
-        drawn = size
-        judgement = judge(Round.join(rounds), error_rate=error_rate / len(looks))
-        if judgement.verdict is not Verdict.UNDETERMINED:
-            break
-    about = provenance(subject, seed=seed, n_sequences=drawn, probe=Round.join(rounds).described)
-    settle = f"about {judgement.more_sequences} more sequences: max_sequences={drawn + judgement.more_sequences}"
+    seed = subject.seed if given_seed is None else whole_number("seed", given_seed, least=0)
+
+    def draw(n_sequences: int, number: int) -> Round:
+        with progress(claim, n_sequences * (1 if subject.way is None else 2)):  # the repeated rows, and their controls
+            return probe_round(subject, n_sequences, seed, number)
+
+    rounds, judgement, settle = _until_clear(
+        draw, lambda rounds, error_rate: judge(Round.join(rounds), error_rate=error_rate), max_sequences, error_rate
+    )
+    found = Round.join(rounds)
+    about = provenance(subject, seed=seed, n_sequences=len(found.periods), probe=found.described)
     return Evidence(
         claim=claim,
         verdict=judgement.verdict,
@@ -239,5 +234,25 @@ def _decide(
         estimates=judgement.estimates or {},
         bars=bars,
         confidence=1 - error_rate,
-        settle=settle if judgement.verdict is Verdict.UNDETERMINED else "",
+        settle=settle,
     )
+
+
+def _until_clear(
+    draw: Callable[[int, int], R], judge: Callable[[list[R], float], Judgement], max_sequences: int, error_rate: float
+) -> tuple[list[R], Judgement, str]:
+    """Draw rounds until the judgement on all of them is clear or the budget is spent: these, it, and what would settle it.
+
+    `draw` is given how many sequences and the round's number, `judge` the rounds and what a look may spend of the error rate.
+    """
+    looks = look_sizes(max_sequences)
+    rounds: list[R] = []
+    drawn = 0
+    for number, size in enumerate(looks):
+        rounds.append(draw(size - drawn, number))
+        drawn = size
+        judgement = judge(rounds, error_rate / len(looks))
+        if judgement.verdict is not Verdict.UNDETERMINED:
+            return rounds, judgement, ""
+    more = judgement.more_sequences
+    return rounds, judgement, f"about {more} more sequences: max_sequences={drawn + more}"

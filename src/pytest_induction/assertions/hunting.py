@@ -188,9 +188,7 @@ class Hunt:
         self.subject, self._property, self._options = subject, chosen, options
         self.name = getattr(chosen, "__name__", type(chosen).__name__)
         self._margins: dict[Example, float | None] = {}
-        self._broken: InductionError | None = (
-            None  # what went wrong with model or arguments, for which there is no smallest example
-        )
+        self._broken: InductionError | None = None  # of the model or the arguments: no smaller example tells more
         self._evaluate = Evaluator(subject)
         self._said: dict[Example, str] = {}  # of those that failed
         try:
