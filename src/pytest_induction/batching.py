@@ -23,6 +23,7 @@ T = TypeVar("T")
 SHARE_OF_FREE = 0.5  # of the memory that is free, taken where no budget is given
 POSITIONS_AT_ONCE = {"cpu": 4096}  # beyond this a pass gets no faster
 POSITIONS_ELSEWHERE = 65_536
+SMALL = 64 * 2**20  # bytes that are taken without a look at how many are free
 UNKNOWN_FREE = 2 * 2**30  # bytes taken to be free where the system does not tell
 LAYER_WIDTHS = 16  # activations of one position, in widths of the widest weight, float32
 
@@ -33,7 +34,7 @@ def in_batches(subject: ModelUnderTest, rows: Tensor, measure: Callable[[Tensor,
     Out of memory, a batch is halved and tried again. Raises `ModelError` where one row alone does not fit.
     """
     parts: list[T] = []
-    size, start = batch_size(subject, rows.shape[1], logits=logits), 0
+    size, start = batch_size(subject, rows.shape[1], logits=logits, wanted=len(rows)), 0
     while start < len(rows):
         part = slice(start, min(start + size, len(rows)))
         done = _try(subject, rows, part, measure)
@@ -60,11 +61,15 @@ def _try(subject: ModelUnderTest, rows: Tensor, part: slice, measure: Callable[[
     raise ModelError(f"{subject.name} runs out of memory on one sequence of {rows.shape[1]} positions on {subject.device}")
 
 
-def batch_size(subject: ModelUnderTest, positions: int, *, logits: bool) -> int:
-    """Sequences of so many positions that are measured in one pass."""
-    most = POSITIONS_AT_ONCE.get(subject.device.type, POSITIONS_ELSEWHERE) // positions
+def batch_size(subject: ModelUnderTest, positions: int, *, logits: bool, wanted: int | None = None) -> int:
+    """Sequences of so many positions that are measured in one pass, of at most as many as are wanted."""
+    most = max(1, POSITIONS_AT_ONCE.get(subject.device.type, POSITIONS_ELSEWHERE) // positions)
+    most = most if wanted is None else min(most, wanted)
+    each = bytes_per_sequence(subject, positions, logits=logits)
+    if subject.memory is None and most * each <= SMALL:
+        return most
     budget = subject.memory if subject.memory is not None else int(SHARE_OF_FREE * free_memory(subject.device))
-    return max(1, min(most, budget // bytes_per_sequence(subject, positions, logits=logits)))
+    return max(1, min(most, budget // each))
 
 
 def bytes_per_sequence(subject: ModelUnderTest, positions: int, *, logits: bool) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from pytest_induction.probes.answers import ProbeSequence
 
 FEWEST_POSITIONS = 160  # of a pass: fewer cost as much
 LOGITS_AT_ONCE = 200_000  # looked at together: what stays in a processor's cache
-PASS_COSTS = 2e7  # as much as so many weights for one position: what a pass takes beside its arithmetic
+PASS_COSTS = 4e7  # as much as so many weights for one position: what a pass takes beside its arithmetic
 
 
 @dataclass(frozen=True)
@@ -161,13 +162,13 @@ class Batch:
             asked = sorted({answer.query for probe in chosen for answer in probe.answers})
             if not asked:
                 return [NOTHING] * len(chosen)
-            return _behaviour_of(self.subject.logits(rows, positions=torch.tensor(asked)), asked, chosen)
+            found = _behaviour_of(self.subject.logits(rows, positions=torch.tensor(asked)), asked, chosen)
+            if found is None:
+                raise ModelError(f"the logits of {self.subject.name} are not finite (NaN or infinity) on repeated tokens")
+            return found
 
         parts = in_batches(self.subject, _padded(probes), measured, logits=True)
-        found = [behaviour for part in parts for behaviour in part]
-        if not all(np.isfinite(each.log_prob).all() for each in found):
-            raise ModelError(f"the logits of {self.subject.name} are not finite (NaN or infinity) on repeated tokens")
-        return found
+        return [behaviour for part in parts for behaviour in part]
 
     def _attention(self, probes: list[ProbeSequence]) -> list[Masses]:
         def measured(rows: Tensor, part: slice) -> list[Masses]:
@@ -212,21 +213,25 @@ def _padded(probes: Sequence[ProbeSequence]) -> Tensor:
     return torch.tensor([probe.tokens + probe.tokens[-1:] * (longest - len(probe)) for probe in probes])
 
 
-def _behaviour_of(logits: Tensor, positions: Sequence[int], probes: Sequence[ProbeSequence]) -> list[Behaviour]:
-    """What the logits (batch, n_positions, d_vocab) of some positions say at every answer of each row."""
+def _behaviour_of(logits: Tensor, positions: Sequence[int], probes: Sequence[ProbeSequence]) -> list[Behaviour] | None:
+    """What the logits (batch, n_positions, d_vocab) of some positions say at every answer of each row; None if not finite."""
     place = {position: index for index, position in enumerate(positions)}
+    keyed = [probe.answers for probe in probes]
     entries = [
-        (row, place[answer.query], answer.token, -1 if answer.rival is None else answer.rival)
-        for row, probe in enumerate(probes)
-        for answer in probe.answers
+        (row, place[query], token, -1 if other is None else other)
+        for row, answers in enumerate(keyed)
+        for query, token, _, other in answers
     ]
     rows, queries, right, rivals = torch.tensor(entries, device=logits.device).T
     parts = [part.split(max(1, LOGITS_AT_ONCE // logits.shape[-1])) for part in (rows, queries, right, rivals)]
     found = [_told(logits[row, query], *tokens) for row, query, *tokens in zip(*parts, strict=True)]
     columns, predicted = (torch.cat(part, dim=-1) for part in zip(*found, strict=True))
-    ends = np.cumsum([len(probe.answers) for probe in probes])[:-1]
-    each_row = zip(np.split(numbers(columns), ends, axis=1), np.split(predicted.numpy(force=True), ends), strict=True)
-    return [Behaviour(log_prob, lead, rival, ids) for (log_prob, lead, rival), ids in each_row]
+    (log_prob, lead, rival), ids = numbers(columns), predicted.numpy(force=True)
+    if not np.isfinite(log_prob).all():
+        return None
+    ends = np.cumsum([0, *map(len, keyed)]).tolist()
+    parted = (slice(*bounds) for bounds in pairwise(ends))
+    return [Behaviour(log_prob[part], lead[part], rival[part], ids[part]) for part in parted]
 
 
 def _told(logits: Tensor, right: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:

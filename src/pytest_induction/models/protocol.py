@@ -92,7 +92,7 @@ class ModelUnderTest:
             return logits_of(output, tokens)
         if keep and getattr(getattr(output, "logits", None), "shape", ())[1:2] == positions.shape:
             return logits_of(output, tokens[:, positions.to(tokens.device)])
-        return logits_of(output, tokens)[:, positions]
+        return _at(logits_of(output, tokens), positions)
 
     def observe(
         self,
@@ -149,6 +149,13 @@ class ModelUnderTest:
         if whole not in self._known:
             self._known[whole] = measure()
         return self._known[whole]
+
+
+def _at(logits: Tensor, positions: Tensor) -> Tensor:
+    """Logits of these positions, ascending; no copy where they are next to each other."""
+    first, last = int(positions[0]), int(positions[-1])
+    near = last - first + 1 == len(positions)
+    return logits[:, first : last + 1] if near else logits[:, positions.to(logits.device)]
 
 
 def _on(device: torch.device, tokens: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -5,7 +5,7 @@ The answer key follows from the tokens alone: a context that stood before forete
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -49,10 +49,10 @@ class ProbeSequence:
 
     def __post_init__(self) -> None:
         plain = {
-            "tokens": tuple(whole_number("tokens", token, least=0) for token in self.tokens),
+            "tokens": _whole_numbers("tokens", self.tokens),
             "period": whole_number("period", self.period, least=0),
             "repeats": whole_number("repeats", self.repeats, least=1),
-            "breaks": tuple(whole_number("breaks", place, least=0) for place in self.breaks),
+            "breaks": _whole_numbers("breaks", self.breaks),
             "lures": tuple(_pair(lure) for lure in self.lures),
         }
         for name, value in plain.items():
@@ -90,22 +90,34 @@ class ProbeSequence:
     @cached_property
     def successors(self) -> dict[int, tuple[int, ...]]:
         """Each query whose token stood before -> the positions after the earlier occurrences: where an induction head looks."""
-        return {query: tuple(place + 1 for place in places) for query, places in _occurrences(self.tokens).items()}
+        return {query: tuple([place + 1 for place in places]) for query, places in self._earlier.items()}
+
+    @cached_property
+    def _earlier(self) -> dict[int, tuple[int, ...]]:
+        """Each query whose token stood before -> where it did."""
+        seen: dict[int, tuple[int, ...]] = {}
+        found = {}
+        for query, token in enumerate(self.tokens):
+            places = seen.get(token, ())
+            if places:
+                found[query] = places
+            seen[token] = (*places, query)
+        return found
 
     @cached_property
     def answers(self) -> tuple[Answer, ...]:
         """Every position whose next token was foretold by the longest context that stood before, and is what comes."""
         tokens, found = self.tokens, []
         before: dict[int, int] = {}  # of the query before: earlier place -> tokens up to there that are the same up to the query
-        for query in range(len(tokens) - 1):
-            successors = self.successors.get(query, ())
-            matched = {after - 1: before.get(after - 2, 0) + 1 for after in successors}
-            before = matched
-            if not matched:
+        for query, following in enumerate(tokens[1:]):
+            places = self._earlier.get(query)
+            if places is None:
+                before = {}
                 continue
-            answer = _foretold(tokens, matched)
-            if answer is not None and answer[0] == tokens[query + 1]:
-                found.append(Answer(query, *answer, _rival(tokens, matched, answer[0]) if answer[1] > 1 else None))
+            before = matched = {place: before.get(place - 1, 0) + 1 for place in places}
+            foretold, order = (tokens[places[0] + 1], 1) if len(places) == 1 else _foretold(tokens, matched)
+            if foretold == following:
+                found.append(Answer(query, following, order, _rival(tokens, places, following) if order > 1 else None))
         return tuple(found)
 
     @property
@@ -115,31 +127,24 @@ class ProbeSequence:
         return tuple(known.get(position) for position in range(len(self.tokens)))
 
 
+def _whole_numbers(name: str, values: Iterable[object]) -> tuple[int, ...]:
+    if isinstance(values, tuple) and set(map(type, values)) == {int} and min(values) >= 0:
+        return values  # most are, and strategies make many
+    return tuple([whole_number(name, value, least=0) for value in values])
+
+
 def _pair(lure: object) -> tuple[int, int]:
     if not isinstance(lure, Sequence) or len(lure) != 2:
         raise ArgumentError(f"`lures` must be pairs (query, key) of positions, got {lure!r}")
     return whole_number("lures", lure[0], least=0), whole_number("lures", lure[1], least=0)
 
 
-def _occurrences(tokens: Sequence[int]) -> dict[int, tuple[int, ...]]:
-    """Each position whose token stood before -> where it did."""
-    seen: dict[int, list[int]] = defaultdict(list)
-    found = {}
-    for position, token in enumerate(tokens):
-        if seen[token]:
-            found[position] = tuple(seen[token])
-        seen[token].append(position)
-    return found
-
-
-def _foretold(tokens: Sequence[int], matched: dict[int, int]) -> tuple[int, int] | None:
+def _foretold(tokens: Sequence[int], matched: dict[int, int]) -> tuple[int | None, int]:
     """What the longest matches were followed by, if all by one token, and the least context that foretells it alone."""
-    if len(matched) == 1:
-        return tokens[next(iter(matched)) + 1], 1
     longest = max(matched.values())
     following = {tokens[place + 1] for place, length in matched.items() if length == longest}
     if len(following) > 1:
-        return None
+        return None, 0
     token = following.pop()
     misleading = [length for place, length in matched.items() if tokens[place + 1] != token]
     return token, 1 + max(misleading, default=0)

@@ -71,7 +71,7 @@ def fitting(examples: SearchStrategy[E], most: int) -> int:
         counts.append(_drawn(example))
         return False
 
-    few = settings(max_examples=5, database=None, deadline=None, phases=[Phase.generate])
+    few = settings(max_examples=3, database=None, deadline=None, phases=[Phase.generate])
     with suppress(NoSuchExample):
         find(examples, looked_at, settings=few, random=Random(0))  # noqa: S311 - what hypothesis takes
     size = max(1, min(most, BATCH, MOST_DRAWN // max(counts, default=1)))
@@ -151,7 +151,7 @@ def _search(
         try:
             smallest = find(batches(examples, size), fails, settings=chosen, random=random, database_key=key)
         except NoSuchExample:
-            if budget.n_seen == seen:  # there are no others
+            if budget.is_spent or budget.n_seen == seen:  # or there are no others
                 return None
             seen = budget.n_seen
         except Spent:
@@ -177,11 +177,15 @@ class Budget:
     def n_seen(self) -> int:
         return len(self._seen)
 
+    @property
+    def is_spent(self) -> bool:
+        return len(self._seen) >= self._most
+
     def take(self, batch: Examples[E]) -> Examples[E]:
         """The batch, without what is new in it and the budget does not allow."""
         if self.failing:
             return batch
-        if len(self._seen) >= self._most and self._ends:
+        if self.is_spent and self._ends:
             raise Spent
         taken = []
         for example in batch:
