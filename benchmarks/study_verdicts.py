@@ -8,6 +8,10 @@
 | one layer, trained again | 50 training seeds | FORMED |
 | two layers, trained again | 50 training seeds, those that have a head by the reference | NOT_FORMED |
 | copies through pairs | GPT-2 shapes trained on the synthetic corpus, 2 seeds | FORMED |
+| beside suppressors | 500 planted, one to three heads that match, some copying and some suppressing | against what is known |
+| pairs allowed, random | 500 as in the first row, with `allow_virtual` | FORMED |
+| pairs allowed, planted | 1000 of the planted kinds, half of them virtual heads, with `allow_virtual` | against what is known |
+| pairs allowed, shipped | the model that copies through pairs, 500 probe seeds, with `allow_virtual` | NOT_FORMED |
 
 What is known of a planted head that matches follows from its pattern: prefix matching by the formula of its sharpness, over the
 periods that probes have, above the bar or below. Where that lies within a tenth of the bar nothing counts as wrong, as the mean
@@ -35,6 +39,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "fixtures")]
 
 from scipy.stats import beta  # noqa: E402
 from tests.reference import slow  # noqa: E402
+from tests.verdicts.mixtures import matching_heads  # noqa: E402
 from tests.verdicts.random_models import random_models  # noqa: E402
 
 import make as fixtures  # noqa: E402
@@ -49,7 +54,7 @@ from pytest_induction import (  # noqa: E402
 )
 from pytest_induction.models import planted  # noqa: E402
 from pytest_induction.probes.sequences import fitting_shape  # noqa: E402
-from pytest_induction.verdicts.heads import MIN_PREFIX_MATCHING  # noqa: E402
+from pytest_induction.verdicts.heads import MIN_ADVANTAGE, MIN_PREFIX_MATCHING  # noqa: E402
 
 STATED = 1e-3  # the error rate of a verdict
 REFERENCE_BAR = 0.5
@@ -62,6 +67,7 @@ SHIPPED = {
     "models/llama-2l": Verdict.FORMED,
     "models/gpt2-2l-virtual": Verdict.NOT_FORMED,
 }
+VIRTUAL = "virtual_induction_head"
 MATCHING = ("induction_head", "redundant_induction_heads", "pointer_induction_head")
 OTHERS = (
     "copy_suppression_head",
@@ -72,14 +78,15 @@ OTHERS = (
     "duplicate_token_head",
     "first_token_head",
     "uniform_head",
-    "virtual_induction_head",
+    VIRTUAL,
 )
+NET = 0.5  # nats around the bar of the advantage where no answer is known
 TRAINING_STEPS = 600
 
 
-def evidence_of(model: object, seed: int = 0) -> Evidence:
+def evidence_of(model: object, seed: int = 0, *, pairs: bool = False) -> Evidence:
     try:
-        return assert_has_induction_head(model, seed=seed)
+        return assert_has_induction_head(model, seed=seed, allow_virtual=pairs)
     except ExpectationFailed as failure:
         return failure.evidence
 
@@ -87,11 +94,16 @@ def evidence_of(model: object, seed: int = 0) -> Evidence:
 Known = tuple[Evidence, Verdict | None]  # what was said, and what is so; None where that is not known
 
 
-def planted_models(count: int, seed: int) -> Iterator[Known]:
-    """Heads of every kind, half of them ones that match and copy; sharp or not, of several sizes and precisions."""
+def planted_models(count: int, seed: int, *, pairs: bool = False) -> Iterator[Known]:
+    """Heads of every kind, half of them ones that match and copy; sharp or not, of several sizes and precisions.
+
+    With `pairs` half of them are virtual heads, and these count.
+    """
     rng = np.random.default_rng(seed)
+    formed = (*MATCHING, VIRTUAL) if pairs else MATCHING
     for index in range(count):
-        kind = str(rng.choice(MATCHING if index % 2 else OTHERS))
+        kinds = ((VIRTUAL,) if pairs else MATCHING) if index % 2 else (*MATCHING, *OTHERS) if pairs else OTHERS
+        kind = str(rng.choice(kinds))
         sizes = {
             "n_layers": int(rng.integers(2, 4)),
             "n_heads": int(rng.integers(2, 6)),
@@ -100,23 +112,25 @@ def planted_models(count: int, seed: int) -> Iterator[Known]:
         }
         options: dict[str, object] = {"layer": sizes["n_layers"] - 1, "head": int(rng.integers(0, 2))}
         sharp = bool(rng.integers(2))
-        if kind in MATCHING and not sharp:
+        if kind in formed and not sharp:
             options["sharpness"] = float(rng.uniform(0.5, 6.0))
         if kind == "count_back_head":
             options["distance"] = int(rng.integers(1, 25))
         if kind == "redundant_induction_heads":
             options |= {"count": 2, "head": 0}
+        if kind == VIRTUAL and pairs:
+            options["distance"] = int(rng.integers(1, 3))  # below every period
         model = getattr(planted, kind)(**options, **sizes)
         if sharp and kind != "pointer_induction_head":  # whose pointers round in bfloat16
             model = model.to([torch.float32, torch.float64, torch.bfloat16][int(rng.integers(3))])
         subject = load_model(model)
         wanted: Verdict | None = Verdict.NOT_FORMED
-        if kind in MATCHING:
+        if kind in formed:
             latest = kind == "pointer_induction_head"
             score = 1.0 if sharp else score_by_formula(subject, float(str(options["sharpness"])), latest_only=latest)
             near = abs(score - MIN_PREFIX_MATCHING) < NEAR * MIN_PREFIX_MATCHING
             wanted = None if near else Verdict.FORMED if score > MIN_PREFIX_MATCHING else Verdict.NOT_FORMED
-        yield evidence_of(subject, seed=index), wanted
+        yield evidence_of(subject, seed=index, pairs=pairs), wanted
 
 
 def score_by_formula(subject: object, sharpness: float, *, latest_only: bool) -> float:
@@ -131,10 +145,23 @@ def score_by_formula(subject: object, sharpness: float, *, latest_only: bool) ->
     return float(np.mean(means))
 
 
-def shipped_again(place: str, wanted: Verdict, seeds: range) -> Iterator[Known]:
+def mixed_models(count: int, seed: int) -> Iterator[Known]:
+    """One to three heads that match the same prefixes; some copy, some suppress."""
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        count_of_heads = int(rng.integers(1, 4))
+        strengths = rng.uniform(1, 16, size=count_of_heads) * rng.choice([-1, 1], size=count_of_heads)
+        sizes = {"d_vocab": int(rng.choice([24, 40, 64])), "n_ctx": int(rng.choice([48, 102]))}
+        near = abs(strengths.sum() - MIN_ADVANTAGE) < NET
+        copies = strengths.max() > 0 and strengths.sum() > MIN_ADVANTAGE
+        wanted = None if near else Verdict.FORMED if copies else Verdict.NOT_FORMED
+        yield evidence_of(matching_heads(*strengths.tolist(), **sizes), seed=index), wanted
+
+
+def shipped_again(place: str, wanted: Verdict, seeds: range, *, pairs: bool = False) -> Iterator[Known]:
     subject = load_model(f"{ROOT}/fixtures/{place}")
     for seed in seeds:
-        yield evidence_of(subject, seed), wanted
+        yield evidence_of(subject, seed, pairs=pairs), wanted
         subject._known.clear()
 
 
@@ -227,17 +254,21 @@ def main() -> int:
     torch.set_num_threads(1)
     table, formed, absent = Table(), Verdict.FORMED, Verdict.NOT_FORMED
 
-    def all_are(wanted: Verdict, models: Iterable[object]) -> Iterator[Known]:
+    def all_are(wanted: Verdict, models: Iterable[object], *, pairs: bool = False) -> Iterator[Known]:
         for model in models:
             try:
-                yield evidence_of(model), wanted
+                yield evidence_of(model, pairs=pairs), wanted
             except UnsupportedModel as refusal:  # weights so large that rounding decides what is attended to
                 print(f"refused: {str(refusal).splitlines()[0]}", file=sys.stderr)
 
     table.row("random weights", all_are(absent, random_models(1000 // share, seed=1)))
     table.row("planted heads", planted_models(3000 // share, seed=2))
+    table.row("beside suppressors", mixed_models(500 // share, seed=3))
     for place, wanted in SHIPPED.items():
         table.row(f"shipped {place.rpartition('/')[2].rpartition(':')[2]}", shipped_again(place, wanted, range(1000 // share)))
+    table.row("pairs allowed, random", all_are(absent, random_models(500 // share, seed=4), pairs=True))
+    table.row("pairs allowed, planted", planted_models(1000 // share, seed=5, pairs=True))
+    table.row("pairs allowed, shipped", shipped_again("models/gpt2-2l-virtual", formed, range(500 // share), pairs=True))
     if options.without_training:
         return table.pooled()
     seeds = range(1, 1 + max(1, 50 // share))

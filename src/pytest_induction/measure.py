@@ -245,7 +245,7 @@ def _checked_tokens(subject: ModelUnderTest, tokens: Any, attention_mask: Any) -
         raise ArgumentError(f"`tokens` must be integer ids (sequences, positions): {first_line(error)}") from None
     if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool or ids.numel() == 0:
         raise ArgumentError(f"`tokens` must be integer ids (sequences, positions), got {ids.dtype} {tuple(ids.shape)}")
-    check_range(subject, ids.numpy(force=True))
+    check_range(subject, int(ids.min()), int(ids.max()))
     if subject.space.n_ctx is not None and ids.shape[1] > subject.space.n_ctx:
         raise ArgumentError(f"`tokens` has {ids.shape[1]} positions, the context has {subject.space.n_ctx}")
     if ids.shape[1] < FEWEST_POSITIONS:
@@ -256,10 +256,10 @@ def _checked_tokens(subject: ModelUnderTest, tokens: Any, attention_mask: Any) -
     return ids.long().to(subject.device), None if mask is None else mask.long().to(subject.device)
 
 
-def check_range(subject: ModelUnderTest, ids: NDArray[Any]) -> None:
-    """Raise `ArgumentError` for an id that the model does not have."""
-    if ids.min() < 0 or ids.max() >= subject.space.d_vocab:
-        raise ArgumentError(f"token ids must lie from 0 to {subject.space.d_vocab - 1}, got {ids.min()} to {ids.max()}")
+def check_range(subject: ModelUnderTest, lowest: int, highest: int) -> None:
+    """Raise `ArgumentError` for ids that the model does not have."""
+    if lowest < 0 or highest >= subject.space.d_vocab:
+        raise ArgumentError(f"token ids must lie from 0 to {subject.space.d_vocab - 1}, got {lowest} to {highest}")
 
 
 def numbers(values: Tensor) -> Array:

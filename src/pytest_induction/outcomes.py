@@ -202,7 +202,7 @@ def evaluate_probes(model: ModelLike, probes: Iterable[ProbeSequence]) -> list[O
 def _check(subject: ModelUnderTest, probes: Sequence[ProbeSequence]) -> None:
     """Raise `ArgumentError` for a sequence that this model cannot be given."""
     for probe in probes:
-        check_range(subject, np.asarray(probe.tokens))
+        check_range(subject, min(probe.tokens), max(probe.tokens))
         if subject.space.n_ctx is not None and len(probe) > subject.space.n_ctx:
             raise ArgumentError(f"a sequence of {len(probe)} positions does not fit the context of {subject.space.n_ctx}")
 
@@ -217,13 +217,12 @@ def _behaviour_of(logits: Tensor, positions: Sequence[int], probes: Sequence[Pro
     """What the logits (batch, n_positions, d_vocab) of some positions say at every answer of each row; None if not finite."""
     place = {position: index for index, position in enumerate(positions)}
     keyed = [probe.answers for probe in probes]
-    entries = [
-        (row, place[query], token, -1 if other is None else other)
-        for row, answers in enumerate(keyed)
-        for query, token, _, other in answers
-    ]
-    rows, queries, right, rivals = torch.tensor(entries, device=logits.device).T
-    parts = [part.split(max(1, LOGITS_AT_ONCE // logits.shape[-1])) for part in (rows, queries, right, rivals)]
+    rows = [row for row, answers in enumerate(keyed) for _ in answers]
+    queries = [place[answer.query] for answers in keyed for answer in answers]
+    right = [answer.token for answers in keyed for answer in answers]
+    rivals = [-1 if answer.rival is None else answer.rival for answers in keyed for answer in answers]
+    entries = torch.tensor([rows, queries, right, rivals], device=logits.device)
+    parts = [part.split(max(1, LOGITS_AT_ONCE // logits.shape[-1])) for part in entries]
     found = [_told(logits[row, query], *tokens) for row, query, *tokens in zip(*parts, strict=True)]
     columns, predicted = (torch.cat(part, dim=-1) for part in zip(*found, strict=True))
     (log_prob, lead, rival), ids = numbers(columns), predicted.numpy(force=True)

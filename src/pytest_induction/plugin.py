@@ -207,9 +207,10 @@ def _properties(evidence: Evidence) -> list[tuple[str, object]]:
         (f"{prefix}.reason", evidence.reason),
         (f"{prefix}.model", evidence.provenance.model),
         (f"{prefix}.weights", evidence.provenance.fingerprint),
-        (f"{prefix}.seed", evidence.provenance.seed),
         (f"{prefix}.heads", " ".join(str(head) for head in evidence.heads)),
     ]
+    if evidence.provenance.seed is not None:
+        properties.append((f"{prefix}.seed", evidence.provenance.seed))
     return properties + [(f"{prefix}.{name}", round(value.value, 6)) for name, value in evidence.estimates.items()]
 
 
@@ -219,7 +220,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.when == "call" and HEARD in item.stash:
         heard = report.__dict__["induction"] = item.stash[HEARD]  # plain data, so that it travels from a worker to the controller
         if report.failed:
-            again = item.config.stash[SESSION].again(item, heard[-1]["provenance"]["seed"])
+            seeds = [seed for each in heard if (seed := each["provenance"]["seed"]) is not None]
+            again = item.config.stash[SESSION].again(item, seeds[-1] if seeds else None)
             report.sections.append(("induction: again, alone", again))
     return report
 

@@ -66,7 +66,9 @@ class HeadEvidence:
 
     `control` is its mass at the same places where nothing repeats, `null` the higher one of that and its mass at wrong places,
     and `excess` what is left of prefix matching without it. `kind` is what the head does with most of its attention: "matches",
-    "positional", "previous", "duplicate", "dormant" (it rests on the first token, on this data), or "" for no one thing.
+    "suppresses" (it matches, and lowers what it matches), "positional", "previous", "duplicate", "dormant" (it rests on the first
+    token, on this data), or "" for no one thing. `copy_effect` is what the head adds to the logit of what it matches, above the
+    rest of the block, in nats; None where that was not measured.
     """
 
     layer: int
@@ -80,6 +82,7 @@ class HeadEvidence:
     first_token: float
     periods_passed: int = 0
     kind: str = ""
+    copy_effect: Estimate | None = None
 
     def __str__(self) -> str:
         return str(HeadId(self.layer, self.head))
@@ -139,7 +142,7 @@ class Evidence:
     `claim` is the claim's name, `reason` a fixed word for why the verdict is what it is, `summary` the same as a sentence.
     `heads` are the heads for which the claim holds, strongest first; `nearest` the strongest of all others; `pairs` those that
     do it in two steps where no single head does. `estimates` holds the measures of the whole model, `bars` what they were held
-    against.
+    against. `confidence` is that of the verdict, None where examples were searched for one that fails.
     """
 
     claim: str
@@ -152,7 +155,7 @@ class Evidence:
     pairs: tuple[PairEvidence, ...] = ()
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     bars: Mapping[str, float] = field(default_factory=dict)
-    confidence: float = 0.999
+    confidence: float | None = 0.999
     settle: str = ""
 
     def to_dict(self) -> dict[str, Any]:

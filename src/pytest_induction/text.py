@@ -76,7 +76,7 @@ def _text_ids(subject: ModelUnderTest, text: Any, max_rows: int, room: int) -> N
     ids = np.asarray(text)
     if ids.ndim not in (1, 2) or ids.dtype.kind not in "iu" or ids.size == 0:
         raise TextError(f"`text` must be a string, a path or integer token ids, got {ids.dtype} {ids.shape}")
-    check_range(subject, ids)
+    check_range(subject, int(ids.min()), int(ids.max()))
     return ids.astype(np.int64)
 
 

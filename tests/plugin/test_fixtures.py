@@ -233,3 +233,50 @@ def test_nothing_is_printed_where_nothing_was_measured(run, pytester):
     """A session of other tests does not see the plugin."""
     pytester.makepyfile("def test_it(): pass")
     run().stdout.no_fnmatch_line("*= induction =*")
+
+
+def test_properties_are_reported_like_verdicts(run, pytester):
+    """In the terminal section and in JUnit; one that fails with its first line, and with the command that runs it alone."""
+    pytester.makepyfile(
+        """
+        from pytest_induction import check_property, strategies
+
+        def test_holds(induction):
+            induction.check_property("completes_repeats", max_loss=50.0, max_examples=20, seed=0)
+
+        def test_fails(induction_model):
+            def never(outcome):
+                raise AssertionError("not so\\nat all")
+            check_property(induction_model, never, probes=strategies.repeated_sequences, seed=0)
+        """
+    )
+    result = run("-o", f"induction_model={SHIPPED['two-layers']}", "--junit-xml=report.xml", "-o", "junit_family=xunit2")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.re_match_lines(
+        [
+            r".*two_layers: 2 layers x 4 heads by sdpa",
+            r"  FORMED        completes_repeats   holds on all of \d+ examples, by \d.* at least: BOS \| ",
+            r"  NOT_FORMED    never               not so$",
+        ]
+    )
+    result.stdout.fnmatch_lines(["*induction: again, alone*", "pytest *::test_fails*"])
+    report = (pytester.path / "report.xml").read_text()
+    assert 'name="induction.completes_repeats.verdict" value="FORMED"' in report
+    assert 'name="induction.never.reason" value="fails"' in report and "never.seed" not in report
+
+
+def test_a_suppressor_is_no_induction_head_in_the_table(run, pytester):
+    """Its kind and its effect are shown, and nothing is marked."""
+    pytester.makepyfile(
+        """
+        from pytest_induction import assert_has_induction_head
+        from pytest_induction.models import planted
+
+        def test_it():
+            assert_has_induction_head(planted.copy_suppression_head(d_vocab=40))
+        """
+    )
+    result = run()
+    result.assert_outcomes(failed=1)
+    result.stdout.re_match_lines([r"    L1H0 .*-16\.00  suppresses"])
+    result.stdout.no_fnmatch_line("*[*] induction head*")

@@ -7,13 +7,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
+
 from pytest_induction.assertions.boundary import check_share, expect
-from pytest_induction.errors import ArgumentError, user_facing, whole_number
-from pytest_induction.measure import ModelLike, Round, probe_round, provenance
+from pytest_induction.copying import direct_effects
+from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
+from pytest_induction.measure import Array, ModelLike, Round, probe_round, probes_of, provenance
+from pytest_induction.models.calling import first_line, is_out_of_memory
+from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import COPIES
 from pytest_induction.progress import progress
-from pytest_induction.records import Evidence, Verdict
+from pytest_induction.records import Evidence, Provenance, Verdict
 from pytest_induction.statistics import look_sizes
 from pytest_induction.text import measure_text
 from pytest_induction.verdicts.behaviour import (
@@ -22,6 +28,7 @@ from pytest_induction.verdicts.behaviour import (
     judge_copying,
     judge_in_context_learning,
 )
+from pytest_induction.verdicts.copying import judge_copying_of_heads
 from pytest_induction.verdicts.heads import MIN_ADVANTAGE, MIN_PREFIX_MATCHING, judge_induction_head
 from pytest_induction.verdicts.judgement import Judgement
 from pytest_induction.verdicts.pairs import judge_virtual_head
@@ -31,6 +38,7 @@ R = TypeVar("R")
 MAX_SEQUENCES = 192
 MAX_TEXT_ROWS = 512
 ERROR_RATE = 1e-3
+COPYING_SHARE = 0.2  # of it, that is kept for whether heads copy what they match
 
 
 @user_facing
@@ -48,11 +56,13 @@ def assert_has_induction_head(
 
     Shown when some head's prefix matching lies, with its whole interval, above `min_prefix_matching`, and more than half of that
     is left without the mass that the head has at wrong places or where nothing repeats, at two periods or more; and the model
-    gives the successor at least `min_advantage` nats more than the tokens after it. With `allow_virtual` two heads that do it in
-    two steps are enough where no single head does (a virtual induction head); without, they are named and the verdict is
-    NOT_FORMED. Sequences are drawn in rounds until every interval is clear of
-    its bar, at most `max_sequences`; then the verdict is UNDETERMINED, which fails too and says what would settle it.
-    `error_rate` is the most with which the verdict may be wrong, over all heads and rounds together.
+    gives the successor at least `min_advantage` nats more than the tokens after it. A head that is shown to lower what it matches
+    suppresses it, and does not count (where the weights of heads are known). With `allow_virtual` two heads that do it in two
+    steps are enough where no single head does (a virtual induction head); without, they are named and the verdict is NOT_FORMED.
+
+    Sequences are drawn in rounds until every interval is clear of its bar, at most `max_sequences`; then the verdict is
+    UNDETERMINED, which fails too and says what would settle it. `error_rate` is the most with which the verdict may be wrong,
+    over all heads and rounds together.
 
     Returns the evidence: `.heads` strongest first, `.pairs`, `.verdict`, `.estimates`, `.provenance`. Raises
     `ExpectationFailed`, which carries it, or `ModelError` for a model that cannot be measured.
@@ -163,12 +173,37 @@ def _induction_head(
     subject = load_model(model)
     _ = subject.reading  # refuse by name here, before anything is measured
     judge = partial(judge_induction_head, min_prefix_matching=bars["min_prefix_matching"], min_advantage=bars["min_advantage"])
-    if allow_virtual:  # two claims, of which either may be wrong
-        budget = (budget[0], budget[1] / 2, budget[2])
-    evidence = _decide(subject, "has_induction_head", judge, bars, budget)
+    max_sequences, error_rate, given_seed = budget
+    rest = error_rate * (1 - COPYING_SHARE)
+    stage = (max_sequences, rest / 2 if allow_virtual else rest, given_seed)  # heads and pairs: of two claims either may be wrong
+    evidence = _decide(subject, "has_induction_head", judge, bars, stage)
+    if evidence.heads and evidence.verdict is not Verdict.UNDETERMINED:
+        evidence = _with_copying(subject, evidence, error_rate * COPYING_SHARE)
     if evidence.reason == "copies_without_a_head" and subject.n_layers > 1:
-        evidence = _through_pairs(subject, evidence, budget, allow_virtual=allow_virtual)
-    return replace(evidence, confidence=1 - budget[1] * (2 if allow_virtual else 1))
+        evidence = _through_pairs(subject, evidence, stage, allow_virtual=allow_virtual)
+    return replace(evidence, confidence=1 - error_rate)
+
+
+def _with_copying(subject: ModelUnderTest, evidence: Evidence, error_rate: float) -> Evidence:
+    """The evidence with what each head that matches adds to the logit of what it matches, where its weights are known."""
+    about = evidence.provenance
+    try:
+        with progress("copying of heads", about.n_sequences):
+            effects = subject.remember(("copy effects", about.n_sequences, about.seed), lambda: _copy_effects(subject, about))
+    except (RuntimeError, MemoryError, ModelError) as error:  # then the model's behaviour alone says that it copies
+        if not (isinstance(error, ModelError) or is_out_of_memory(error)):
+            raise
+        note = f"whether each head copies is not known: {first_line(error)}"
+        return replace(evidence, provenance=replace(about, notes=(*about.notes, note)))
+    return judge_copying_of_heads(evidence, effects, error_rate)
+
+
+def _copy_effects(subject: ModelUnderTest, about: Provenance) -> Array:
+    """Of every head on as many sequences as the verdict took, (sequences, n_layers, n_heads)."""
+    circuits = circuits_of(subject)
+    rng = np.random.default_rng([about.seed or 0, 3])
+    probes = probes_of(subject, about.n_sequences, rng, COPIES, None)
+    return np.concatenate([direct_effects(subject, circuits, probe)[1] for probe in probes])
 
 
 def _through_pairs(

@@ -13,6 +13,7 @@ from typing import Any
 from pytest_induction.assertions.messages import measured_on
 from pytest_induction.assertions.properties import PROBES, PROPERTIES
 from pytest_induction.errors import ArgumentError, InductionError, PropertyFailed, user_facing, whole_number
+from pytest_induction.journal import tell
 from pytest_induction.measure import ModelLike, provenance
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
@@ -21,6 +22,7 @@ from pytest_induction.probes import strategies
 from pytest_induction.probes.answers import ProbeSequence
 from pytest_induction.probes.strategies.searching import Judged, Rejected, Strategy, carry, line, run_given, search
 from pytest_induction.progress import progress
+from pytest_induction.records import Evidence, Provenance, Verdict
 
 Example = ProbeSequence | tuple[ProbeSequence, ...]
 Property = Callable[..., Any]
@@ -71,9 +73,13 @@ def check_property(
     with progress(hunt.name, most if given is None else len(given)):
         failed = hunt.look_at(given) if given else hunt.search(_strategy(probes, hunt), most, seed, climb=False)
     if failed is not None:
+        tell(hunt.evidence(Verdict.NOT_FORMED, "fails", hunt.said(failed).splitlines()[0]))
         raise hunt.failure(failed)
     hunt.check_asked()
-    return PropertyCheck(hunt.name, hunt.subject.name, hunt.n_examples, *hunt.worst)
+    check = PropertyCheck(hunt.name, hunt.subject.name, hunt.n_examples, *hunt.worst)
+    near = "" if check.margin is None else f", by {check.margin:.3g} at least: {check.worst!r}"
+    tell(hunt.evidence(Verdict.FORMED, "holds", f"holds on all of {check.n_examples} examples{near}"))
+    return check
 
 
 @user_facing
@@ -265,13 +271,24 @@ class Hunt:
         if self._margins and all(margin == math.inf for margin in self._margins.values()):
             raise ArgumentError(f"`{self.name}` asked nothing of any of these {self.n_examples} examples: give other `probes`")
 
+    def said(self, example: Example) -> str:
+        """Why an example fails."""
+        return self._said[example]
+
+    def evidence(self, verdict: Verdict, reason: str, summary: str) -> Evidence:
+        """What the report gets. Examples are searched for and not a sample, so no confidence is stated."""
+        return Evidence(self.name, verdict, reason, summary, self._about, confidence=None)
+
+    @property
+    def _about(self) -> Provenance:
+        return provenance(self.subject, n_sequences=self.n_examples, probe="generated and shrunk")
+
     def failure(self, example: Example) -> PropertyFailed:
         """The error for an example that fails."""
         given = "".join(f", {name}={value!r}" for name, value in self._options.items())
-        about = provenance(self.subject, n_sequences=self.n_examples, probe="generated and shrunk")
         return PropertyFailed(
-            f"{self.name} does not hold: {self._said[example]}\n"
-            f"  measured: {measured_on(about)}\n"
+            f"{self.name} does not hold: {self.said(example)}\n"
+            f"  measured: {measured_on(self._about)}\n"
             f"  next: check_property(model, {self.name}, probes=[{line(example)}]{given}) looks at this one alone",
             example,
         )

@@ -66,6 +66,9 @@ class ProbeSequence:
             if not key <= query < length:
                 raise ArgumentError(f"`lures` must be pairs (query, key) of positions with key <= query, got {(query, key)}")
 
+    def __hash__(self) -> int:
+        return self._hash
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -91,6 +94,10 @@ class ProbeSequence:
     def successors(self) -> dict[int, tuple[int, ...]]:
         """Each query whose token stood before -> the positions after the earlier occurrences: where an induction head looks."""
         return {query: tuple([place + 1 for place in places]) for query, places in self._earlier.items()}
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.tokens, self.period, self.breaks, self.lures))  # looked up often
 
     @cached_property
     def _earlier(self) -> dict[int, tuple[int, ...]]:

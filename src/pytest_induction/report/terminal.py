@@ -11,7 +11,7 @@ Line = tuple[str, dict[str, bool]]
 """A line of text and how pytest's terminal writer is to mark it."""
 
 COLOURS = {Verdict.FORMED: "green", Verdict.NOT_FORMED: "red", Verdict.UNDETERMINED: "yellow"}
-COLUMNS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token", "kind")
+COLUMNS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token", "copy effect", "kind")
 
 
 MOST_MODELS = 10
@@ -27,9 +27,10 @@ def section(views: Sequence[ModelView], *, brief: bool = False) -> Iterator[Line
 
 def _block(view: ModelView, *, brief: bool) -> Iterator[Line]:
     yield view.title, {"bold": True}
+    width = max(18, *(len(claim.name) for claim in view.claims))
     for claim in view.claims:
         times = f" ({claim.times} times)" if claim.times > 1 else ""
-        yield f"  {claim.verdict:<12}  {claim.name:<18}  {claim.summary}{times}", {COLOURS[Verdict(claim.verdict)]: True}
+        yield f"  {claim.verdict:<12}  {claim.name:<{width}}  {claim.summary}{times}", {COLOURS[Verdict(claim.verdict)]: True}
     if brief:
         return
     for note in view.notes:
@@ -51,6 +52,7 @@ def _table(rows: tuple[HeadRow, ...]) -> Iterator[Line]:
             row.previous_token,
             row.duplicate_token,
             row.first_token,
+            row.copy_effect,
             row.kind,
         )
         for row in rows

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pytest_induction.records import Evidence, HeadEvidence
+from pytest_induction.records import Evidence, HeadEvidence, Verdict
 
 MOST_HEADS = 8
 CLAIMS = ("has_induction_head", "copies_repeats", "learns_in_context")
@@ -14,7 +14,7 @@ CLAIMS = ("has_induction_head", "copies_repeats", "learns_in_context")
 
 @dataclass(frozen=True)
 class HeadRow:
-    """One head in the table; `found` marks an induction head, `kind` is what it does otherwise."""
+    """One head in the table; `found` marks an induction head, `kind` is what it does, `copy_effect` in nats or ""."""
 
     name: str
     prefix_matching: str
@@ -23,6 +23,7 @@ class HeadRow:
     previous_token: str
     duplicate_token: str
     first_token: str
+    copy_effect: str
     kind: str
     found: bool
 
@@ -69,7 +70,7 @@ def _view(records: list[Evidence]) -> ModelView:
     times = Counter((record.claim, str(record.verdict)) for record in records)
     claims = tuple(Claim(verdict, claim, summary, times[claim, verdict]) for (claim, verdict), summary in last.items())
     widest = max(records, key=lambda record: len(record.heads) + len(record.nearest))
-    found = [_row(head, found=True) for head in widest.heads]
+    found = [_row(head, found=widest.verdict is Verdict.FORMED) for head in widest.heads]
     rows = [*found[:MOST_HEADS], *(_row(head, found=False) for head in widest.nearest)]
     notes = tuple(dict.fromkeys(note for record in records for note in record.provenance.notes))
     return ModelView(title, claims, tuple(rows), max(0, len(found) - MOST_HEADS), notes)
@@ -85,6 +86,7 @@ def _row(head: HeadEvidence, *, found: bool) -> HeadRow:
         f"{head.previous_token:.3f}",
         f"{head.duplicate_token:.3f}",
         f"{head.first_token:.3f}",
+        "" if head.copy_effect is None else f"{head.copy_effect.value:+.2f}",
         head.kind,
         found,
     )

@@ -150,9 +150,13 @@ def _head_evidence(found: Round, error_rate: float, bar: float) -> list[HeadEvid
                 int(head),
                 estimate,
                 excess,
+                control=measured["control"],
+                null=measured["null"],
+                previous_token=measured["previous_token"],
+                duplicate_token=measured["duplicate_token"],
+                first_token=measured["first_token"],
                 periods_passed=int(passed[layer, head]),
                 kind=_kind(estimate.value, excess.value, measured, bar),
-                **measured,
             )
         )
     return sorted(evidence, key=lambda head: -head.prefix_matching.value)

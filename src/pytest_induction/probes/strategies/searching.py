@@ -71,7 +71,7 @@ def fitting(examples: SearchStrategy[E], most: int) -> int:
         counts.append(_drawn(example))
         return False
 
-    few = settings(max_examples=3, database=None, deadline=None, phases=[Phase.generate])
+    few = settings(max_examples=2, database=None, deadline=None, phases=[Phase.generate])
     with suppress(NoSuchExample):
         find(examples, looked_at, settings=few, random=Random(0))  # noqa: S311 - what hypothesis takes
     size = max(1, min(most, BATCH, MOST_DRAWN // max(counts, default=1)))

@@ -1,0 +1,136 @@
+"""Heads that match prefixes and copy, and heads that match and suppress, in one model: which of them count."""
+
+import numpy as np
+import pytest
+
+import pytest_induction as induction
+from pytest_induction import ExpectationFailed, UnsupportedModel, Verdict, assert_has_induction_head, assert_no_induction_head
+from pytest_induction.assertions import heads as assertions
+from pytest_induction.models import planted
+from pytest_induction.records import Estimate, Evidence, HeadEvidence, Provenance
+from pytest_induction.verdicts.copying import judge_copying_of_heads
+from tests.verdicts.mixtures import SIZES, matching_heads, pair_beside
+
+ABOUT = Provenance("a model", "0", "sdpa", 2, 2, "float32", "cpu")
+
+
+def evidence_of(model, **options):
+    """The evidence, whichever way it goes."""
+    try:
+        return assert_has_induction_head(model, **options)
+    except ExpectationFailed as failure:
+        return failure.evidence
+
+
+def test_a_suppressor_beside_an_induction_head_is_named_and_does_not_count():
+    """Both match; what they add to the logit tells them apart, exactly."""
+    found = assert_has_induction_head(matching_heads(16.0, -6.0))
+    assert [str(head) for head in found.heads] == ["L1H0"]
+    suppressor = found.nearest[0]
+    assert (str(suppressor), suppressor.kind) == ("L1H1", "suppresses")
+    assert found.heads[0].copy_effect.value == pytest.approx(16, abs=1e-4)
+    assert suppressor.copy_effect.value == pytest.approx(-6, abs=1e-4)
+    assert "L1H1 lowers what it matches by 6.00 nats, and does not count" in found.summary
+    assert Evidence.from_dict(found.to_dict()) == found
+
+
+@pytest.mark.parametrize("allow_virtual", [False, True])
+def test_a_model_that_copies_past_its_suppressor_has_no_single_head(allow_virtual):
+    """Prefix matching and copying are both there, in different heads: the pair that copies is found all the same."""
+    found = evidence_of(pair_beside(-4.0), allow_virtual=allow_virtual)
+    assert found.verdict is (Verdict.FORMED if allow_virtual else Verdict.NOT_FORMED)
+    assert found.reason == ("formed_virtual" if allow_virtual else "copies_through_pairs")
+    assert not found.heads and str(found.pairs[0]) == "L1H0 after L0H0"
+    assert found.nearest[0].kind == "suppresses" and str(found.nearest[0]) == "L1H1"
+
+
+def test_the_same_head_counts_where_it_copies():
+    """Only its sign differs: the guard above is not passed by chance."""
+    found = assert_has_induction_head(pair_beside(4.0))
+    assert [str(head) for head in found.heads] == ["L1H1"] and found.heads[0].copy_effect.low > 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UnsupportedModel("no weights"), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError("no room")],
+)
+def test_where_weights_are_not_known_behaviour_alone_says_whether_it_copies(error, monkeypatch):
+    """No effect, a note that says why, and the verdict as it was."""
+
+    def unknown(subject):
+        raise error
+
+    monkeypatch.setattr(assertions, "circuits_of", unknown)
+    found = assert_has_induction_head(matching_heads(16.0, -6.0))
+    assert len(found.heads) == 2 and all(head.copy_effect is None and head.kind == "matches" for head in found.heads)
+    assert f"whether each head copies is not known: {error}" in found.provenance.notes
+
+
+def test_an_error_of_the_model_is_not_taken_for_unknown_weights(monkeypatch):
+    """Whatever else breaks there must be seen."""
+
+    def broken(subject):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(assertions, "circuits_of", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        assert_has_induction_head(matching_heads(16.0))
+
+
+@pytest.mark.parametrize("name", ["llama", "two-layers", "three-layers-text", "one-layer-smeared"])
+def test_the_heads_of_trained_models_copy(name, shipped):
+    """Each adds to the logit of what it matches, by an interval above 0; and the direct path is the paper's."""
+    found = assert_has_induction_head(shipped[name])
+    assert found.heads
+    for head in found.heads:
+        assert head.copy_effect is not None and head.copy_effect.low > 0, (head, head.copy_effect)
+    measured = induction.measure_copying(shipped[name]).copy_effect
+    for head in found.heads:
+        assert measured[head.layer, head.head] == pytest.approx(head.copy_effect.value, rel=0.25)
+
+
+def test_a_suppressor_is_named_where_nothing_copies():
+    """The verdict was no already; now the head says why."""
+    with pytest.raises(ExpectationFailed) as caught:
+        assert_has_induction_head(planted.copy_suppression_head(**SIZES))
+    head = caught.value.evidence.heads[0]
+    assert head.kind == "suppresses" and head.copy_effect.value == pytest.approx(-16, abs=1e-4)
+    assert_no_induction_head(planted.copy_suppression_head(**SIZES))
+
+
+def judged(*means, spread=1.0, count=24, error_rate=2e-4):
+    """Heads that match in a model that copies, with copy effects of these means."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((count, 1, len(means)))
+    noise = (noise - noise.mean(0)) / noise.std(0, ddof=1)
+    score = Estimate(0.9, 0.8, 1.0, "share")
+    heads = tuple(HeadEvidence(0, head, score, score, 0, 0, 0, 0, 0, kind="matches") for head in range(len(means)))
+    estimates = {"later_accuracy": Estimate(0.9, 0.8, 1.0, "share")}
+    evidence = Evidence("has_induction_head", Verdict.FORMED, "formed", "2 heads", ABOUT, heads, estimates=estimates)
+    return judge_copying_of_heads(evidence, np.array(means) + spread * noise, error_rate)
+
+
+@pytest.mark.parametrize(
+    ("means", "verdict", "counts"),
+    [
+        ((5.0, 5.0), Verdict.FORMED, 2),
+        ((5.0, -5.0), Verdict.FORMED, 1),
+        ((-5.0, -5.0), Verdict.NOT_FORMED, 0),
+        ((0.0, 0.0), Verdict.FORMED, 2),  # what it writes may be read by a later layer
+        ((-0.5, -5.0), Verdict.FORMED, 1),  # 24 sequences of spread 1 do not show that the first lowers anything
+        ((-1.2, -5.0), Verdict.NOT_FORMED, 0),  # but this they do
+    ],
+)
+def test_only_what_is_shown_to_suppress_does_not_count(means, verdict, counts):
+    """An interval that holds 0 leaves a head as it is."""
+    found = judged(*means)
+    assert (found.verdict, len(found.heads)) == (verdict, counts)
+    assert len(found.heads) + len(found.nearest) == 2
+    if verdict is Verdict.NOT_FORMED:
+        assert found.reason == "copies_without_a_head" and "L0H0 and 1 more lower what they match by" in found.summary
+
+
+def test_many_heads_share_the_error_rate():
+    """What one head may be shown to do alone, it may not among thirty."""
+    assert judged(-0.95).verdict is Verdict.NOT_FORMED
+    assert judged(-0.95, *[0.0] * 29).heads[0].kind == "matches"
