@@ -32,7 +32,7 @@ def test_a_named_model_is_gated_and_nothing_else_is_collected(run):
             "*llama-2l: 2 layers x 4 heads by sdpa, float32 on cpu, weights *",
             "  FORMED        has_induction_head  4 heads with prefix matching above 0.300; the strongest, L1H*",
             "  FORMED        copies_repeats      repeated tokens are completed: top-1 accuracy 1.000 on later copies*",
-            "    head  prefix matching *interval  unrepeated  previous  duplicate  first token  copy effect     kind",
+            "    head  prefix matching *interval  unrepeated  previous  duplicate  first token  copy (nats)     kind",
             "  [*] L1H0 *0.9*",
             "  [*] induction head",
         ]

@@ -11,7 +11,7 @@ Line = tuple[str, dict[str, bool]]
 """A line of text and how pytest's terminal writer is to mark it."""
 
 COLOURS = {Verdict.FORMED: "green", Verdict.NOT_FORMED: "red", Verdict.UNDETERMINED: "yellow"}
-COLUMNS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token", "copy effect", "kind")
+COLUMNS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token", "copy (nats)", "kind")
 
 
 MOST_MODELS = 10
