@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_induction.assertions.given import given_probes
     from pytest_induction.assertions.heads import (
         assert_copies_repeats,
         assert_has_induction_head,
         assert_learns_in_context,
         assert_no_induction_head,
     )
-    from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample, given_probes
+    from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
     from pytest_induction.assertions.properties import (
         attends_to_successor,
         completes_repeats,
@@ -52,7 +53,8 @@ _HOME = {
         "assert_learns_in_context",
         "assert_no_induction_head",
     ),
-    "assertions.hunting": ("PropertyCheck", "check_property", "find_counterexample", "given_probes"),
+    "assertions.given": ("given_probes",),
+    "assertions.hunting": ("PropertyCheck", "check_property", "find_counterexample"),
     "assertions.properties": (
         "attends_to_successor",
         "completes_repeats",

@@ -1,8 +1,7 @@
-"""Properties of a model over whatever hypothesis comes up with: in tests, as an assertion, and as a hunt for a counterexample."""
+"""Properties of a model over whatever hypothesis comes up with: as an assertion, and as a hunt for a counterexample."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.outcomes import Outcome, evaluate_probes
 from pytest_induction.probes import strategies
 from pytest_induction.probes.answers import ProbeSequence
-from pytest_induction.probes.strategies.searching import Judged, Rejected, Strategy, carry, line, run_given, search
+from pytest_induction.probes.strategies.searching import Judged, Rejected, Strategy, line, search
 from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, Provenance, Verdict
 
@@ -29,7 +28,6 @@ Property = Callable[..., Any]
 MAX_EXAMPLES = 200
 BUDGET = 1000
 MOST_KEPT = 4096  # outcomes that are remembered while a failure shrinks
-MODEL = "induction_model"
 
 
 @dataclass(frozen=True)
@@ -104,58 +102,6 @@ def find_counterexample(
     most = whole_number("budget", budget, least=1)
     with progress(hunt.name, most):
         return hunt.search(_strategy(probes, hunt), most, seed, climb=True)
-
-
-def given_probes(
-    probes: Any, *, model: ModelLike | None = None, batch: int | None = None, **options: Any
-) -> Callable[[Property], Property]:
-    """Run a test on what a model does on probe sequences that hypothesis generates, as `hypothesis.given` runs one on values.
-
-    `probes` is a strategy, or a function that gives one for a model, as those of `pytest_induction.strategies`, to which
-    `options` go. The last argument of the test gets an `Outcome`, or a tuple of them where an example is a pair; all others are
-    fixtures. The model is the fixture `induction_model`, or `model`. `@settings`, `@seed` and `@example(ProbeSequence(...))` go
-    above it; up to 64 examples, or `batch` of them, share a test case, and with it their forward passes.
-
-    >>> @given_probes(repeated_sequences, period=(2, 12))                    # doctest: +SKIP
-    ... def test_loss_on_repeats(outcome):
-    ...     assert outcome.losses.mean() < 1.0
-    """
-    __tracebackhide__ = True
-    size = None if batch is None else whole_number("batch", batch, least=1)
-
-    def decorate(test: Property) -> Property:
-        __tracebackhide__ = True
-        parameters = list(inspect.signature(test).parameters.values())
-        if not parameters or parameters[-1].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            taken = "none" if not parameters else str(parameters[-1])
-            raise ArgumentError(f"`{test.__name__}` must take the outcome as its last argument, it takes {taken}")
-        if inspect.iscoroutinefunction(test) or inspect.isgeneratorfunction(test) or inspect.isasyncgenfunction(test):
-            raise ArgumentError(f"`{test.__name__}` must be a plain function: no one would run its coroutine or generator")
-        argument, fixtures = parameters[-1].name, parameters[:-1]
-        wants_model = any(parameter.name == MODEL for parameter in fixtures)
-
-        @functools.wraps(test)
-        def carrier(*args: Any, **kwargs: Any) -> None:
-            __tracebackhide__ = True
-            named = kwargs if wants_model or model is not None else {k: v for k, v in kwargs.items() if k != MODEL}
-            if model is None and MODEL not in kwargs:
-                raise ArgumentError(f"`{test.__name__}` gets no fixtures here: give `given_probes` a `model=`")
-            subject = load_model(kwargs[MODEL] if model is None else model)
-            examples = _made(probes, subject, options)
-
-            def run_one(outcome: Any) -> Any:
-                __tracebackhide__ = True
-                return test(*args, **named, **{argument: outcome})
-
-            run_given(carrier, run_one, argument, examples, Evaluator(subject), size=size)
-
-        if model is None and not wants_model:
-            fixtures.append(inspect.Parameter(MODEL, inspect.Parameter.KEYWORD_ONLY))
-        carrier.__dict__["__signature__"] = inspect.Signature(fixtures)
-        carry(carrier)
-        return carrier
-
-    return decorate
 
 
 class Evaluator:
@@ -326,10 +272,11 @@ def _strategy(probes: Any, hunt: Hunt) -> Strategy[Example]:
         if hunt.name not in PROBES:
             raise ArgumentError(f"`{hunt.name}` is no ready property: give `probes=`, such as `repeated_sequences`")
         probes = getattr(strategies, PROBES[hunt.name])
-    return _made(probes, hunt.subject, {})
+    return made(probes, hunt.subject, {})
 
 
-def _made(probes: Any, subject: ModelUnderTest, options: dict[str, Any]) -> Strategy[Example]:
+def made(probes: Any, subject: ModelUnderTest, options: dict[str, Any]) -> Strategy[Example]:
+    """The strategy for this model, given one or what makes one. Raises `ArgumentError` for anything else."""
     if isinstance(probes, Strategy):
         if options:
             raise ArgumentError(f"a strategy takes no options, got {', '.join(options)}: give the function that makes it")
@@ -340,9 +287,9 @@ def _made(probes: Any, subject: ModelUnderTest, options: dict[str, Any]) -> Stra
         inspect.signature(probes).bind(subject, **options)
     except TypeError as error:
         raise ArgumentError(f"`{getattr(probes, '__name__', probes)}`: {error}") from None
-    made = probes(subject, **options)
-    if not isinstance(made, Strategy):
+    strategy = probes(subject, **options)
+    if not isinstance(strategy, Strategy):
         raise ArgumentError(
-            f"`{getattr(probes, '__name__', probes)}` must return a strategy, it returned `{type(made).__name__}`"
+            f"`{getattr(probes, '__name__', probes)}` must return a strategy, it returned `{type(strategy).__name__}`"
         )
-    return made
+    return strategy
