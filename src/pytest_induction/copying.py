@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,25 +12,27 @@ from torch import Tensor
 
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ModelError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, describe, numbers, probes_of, provenance
+from pytest_induction.measure import Array, ModelLike, describe, numbers, plain, probes_of, provenance
 from pytest_induction.metrics.copying import (
     RepeatedBlock,
     copying_shares,
     ov_eigenvalue_scores,
+    own_logits,
     product_of_embeddings,
     projected,
     raised_in_row,
     rescaled,
 )
 from pytest_induction.models.circuits import circuits_of
-from pytest_induction.models.head_weights import Circuits
+from pytest_induction.models.head_weights import Circuits, upcast
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.watching import Watch
 from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD, Ids, Probe, usable_ids
 from pytest_induction.progress import progress
-from pytest_induction.records import Provenance
+from pytest_induction.records import SCHEMA_VERSION, Provenance
 
+MOST_TOKENS = 512  # compared with each other
 EFFECTS = ("direct_effect", "copy_effect")
 WITHOUT_FIRST = "copying_share_without_first_token"
 
@@ -41,6 +44,8 @@ class CopyingScores:
     | score | a copier has | a suppressor | a random head | one that writes nothing |
     |---|---|---|---|---|
     | `ov_eigenvalue`, of the weights alone | 1 | -1 | about 0 | 0 |
+    | `own_logit_raised`, share of tokens whose own logit the head raises | 1 | 0 | about 0.5 | NaN |
+    | `own_logit_first`, share of those whose own logit it raises most | 1 | 0 | about 1 / V | NaN |
     | `copying_share` p, of what is raised of an unrepeated row, on what is attended to | 1 | 0 | about 0.04 | NaN |
     | `copying`, the same as the paper scales it, 4 p / (1 + p) - 1 | 1 | -1 | about -0.85 | NaN |
     | `direct_effect` on the right token in repeated rows, above the vocabulary, nats | s - s / V | s / V - s | about 0 | 0 |
@@ -56,12 +61,24 @@ class CopyingScores:
     """
 
     ov_eigenvalue: Array
+    own_logit_raised: Array
+    own_logit_first: Array
     copying: Array
     copying_share: Array
     direct_effect: Array
     copy_effect: Array
     per_sequence: Mapping[str, Array]
     provenance: Provenance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and strings, None where there is no number, with the version of this layout under `schema`."""
+        scores = [each.name for each in fields(self) if each.name not in ("per_sequence", "provenance")]
+        return {
+            "schema": SCHEMA_VERSION,
+            **{name: plain(getattr(self, name)) for name in scores},
+            "per_sequence": {name: plain(values) for name, values in self.per_sequence.items()},
+            "provenance": self.provenance.to_dict(),
+        }
 
 
 @user_facing
@@ -95,12 +112,15 @@ def measure_copying(model: ModelLike, *, n_sequences: int = 24, seed: int | None
         per_sequence["copying_share"] = block_shares(subject, circuits, rows, first=int(begins))
         if begins:
             per_sequence[WITHOUT_FIRST] = block_shares(subject, circuits, rows[:, 1:], first=0)
+    raised, first = own_logit_shares(subject, circuits)
     share = _mean_of_defined(per_sequence["copying_share"])
     about = provenance(
         subject, seed=seed, n_sequences=n_sequences, probe=f"{describe(probes)}; {rows.shape[1]} unrepeated tokens"
     )
     return CopyingScores(
         ov_eigenvalue=ov_eigenvalues(subject, circuits),
+        own_logit_raised=raised,
+        own_logit_first=first,
         copying=rescaled(share),
         copying_share=share,
         direct_effect=per_sequence["direct_effect"].mean(axis=0),
@@ -118,6 +138,22 @@ def ov_eigenvalues(subject: ModelUnderTest, circuits: Circuits) -> Array:
     between = circuits.final_norm.folded(product) * (circuits.embedding_factor * circuits.logit_factor)
     layers = [ov_eigenvalue_scores(layer.norm.folded(layer.values), between, layer.outs) for layer in circuits.layers]
     return _of_all_heads(subject, [layer[None] for layer in layers])[0]
+
+
+def own_logit_shares(subject: ModelUnderTest, circuits: Circuits) -> Array:
+    """Of every head, (2, n_layers, n_heads): of how many tokens it raises the own logit, and of how many most of all.
+
+    Of the whole vocabulary, or of 512 tokens spread evenly over a larger one, which are then also those that are compared.
+    """
+    usable = usable_ids(subject.space)
+    chosen = torch.from_numpy(usable[np.linspace(0, len(usable) - 1, min(MOST_TOKENS, len(usable))).round().astype(int)])
+    entries = upcast(circuits.embedding[chosen.to(circuits.embedding.device)]) * circuits.embedding_factor
+    directions = circuits.written(chosen)[None]
+    layers = []
+    for layer in circuits.layers:
+        found = torch.einsum("td,hde->the", entries.to(layer.outs.device), layer.norm.folded(layer.values))
+        layers.append(own_logits(found, projected(directions, layer.outs)[0]))
+    return _of_all_heads(subject, layers)
 
 
 def direct_effects(subject: ModelUnderTest, circuits: Circuits, probe: Probe) -> Array:

@@ -57,9 +57,9 @@ class HeadScores:
         """Plain lists and strings, with the version of this layout under `schema`."""
         return {
             "schema": SCHEMA_VERSION,
-            **{name: _plain(getattr(self, name)) for name in SCORES},
-            "per_sequence": {name: _plain(values) for name, values in self.per_sequence.items()},
-            "provenance": {**vars(self.provenance), "layers": list(self.layers), "notes": list(self.provenance.notes)},
+            **{name: plain(getattr(self, name)) for name in SCORES},
+            "per_sequence": {name: plain(values) for name, values in self.per_sequence.items()},
+            "provenance": self.provenance.to_dict(),
         }
 
 
@@ -267,8 +267,8 @@ def numbers(values: Tensor) -> Array:
     return values.cpu().double().numpy(force=True)
 
 
-def _plain(values: Array) -> Any:
-    """Lists of numbers, with None for a head that there is not."""
+def plain(values: Array) -> Any:
+    """Lists of numbers, with None where there is no number, as for a head that there is not."""
     return np.where(np.isnan(values), None, values).tolist()  # type: ignore[call-overload]
 
 

@@ -126,6 +126,10 @@ class Provenance:
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain strings, numbers and lists."""
+        return {**vars(self), "layers": list(self.layers), "notes": list(self.notes), "versions": dict(self.versions)}
+
     @property
     def how(self) -> str:
         """What was read of the model and by which way in, where it ran and in which precision."""

@@ -2,19 +2,28 @@
 
 import copy
 import importlib.util
+import json
 
 import numpy as np
 import pytest
 import torch
 
 from pytest_induction import load_model
-from pytest_induction.copying import block_shares, direct_effects, measure_copying, ov_eigenvalues, unrepeated_blocks
+from pytest_induction.copying import (
+    block_shares,
+    direct_effects,
+    measure_copying,
+    ov_eigenvalues,
+    own_logit_shares,
+    unrepeated_blocks,
+)
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.measure import probes_of
 from pytest_induction.metrics.copying import (
     RepeatedBlock,
     copying_shares,
     ov_eigenvalue_scores,
+    own_logits,
     product_of_embeddings,
     raised_in_row,
     rescaled,
@@ -154,6 +163,53 @@ def test_the_small_matrix_has_the_spectrum_of_the_large_one():
     half = product_of_embeddings(unembedding.bfloat16(), embedding.bfloat16())
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, unembedding.bfloat16().float() @ embedding.bfloat16().float())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_own_logits_are_those_of_the_whole_matrix(kind):
+    """Token by token: whether its own logit is above the mean of its row, and above every other."""
+    model = tiny(kind)
+    subject = load_model(model)
+    found = own_logit_shares(subject, circuits_of(subject))
+    usable = [token for token in range(61) if token not in (0, 1, 2)]
+    for layer, head in np.ndindex(2, 4):
+        matrix = full_matrix(model, kind, layer, head).detach().double().numpy()
+        raised = sum(bool(matrix[token, token] > matrix[token].mean()) for token in usable)
+        first = sum(all(matrix[token, token] > matrix[token, other] for other in usable if other != token) for token in usable)
+        assert found[:, layer, head] * len(usable) == pytest.approx([raised, first], abs=1e-3), (layer, head)
+
+
+def test_positive_eigenvalues_may_hide_tokens_that_lower_themselves():
+    """Trace and determinant of the first two tokens' part are positive, and the first one's own entry is not."""
+    matrix = torch.tensor([[-1.0, 5.0, 0.0], [-1.0, 3.5, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    assert torch.linalg.eigvals(matrix).real.min() > 0 and matrix[0, 0] < 0
+    eye = torch.eye(3, dtype=torch.float64)
+    score = ov_eigenvalue_scores(matrix[None], eye, eye[None])
+    shares = own_logits(matrix[:, None], eye[:, None])
+    assert float(score) == pytest.approx(1) and shares[:, 0].tolist() == pytest.approx([2 / 3, 2 / 3])
+
+
+def test_own_logits_of_a_large_vocabulary_are_those_of_a_sample_of_it():
+    """Of tokens from all over it, and quickly; copier, suppressor and what writes nothing have the ends of the range and no value."""
+    for make, wanted in ((planted.induction_head, [1, 1]), (planted.copy_suppression_head, [0, 0])):
+        subject = load_model(make(d_vocab=700, n_ctx=32))
+        found = own_logit_shares(subject, circuits_of(subject))
+        assert found[:, 1, 0].tolist() == wanted
+        assert np.isnan(np.delete(found.reshape(2, -1), 4, axis=1)).all()
+    model = planted.induction_head(d_vocab=700, n_ctx=32)
+    with torch.no_grad():
+        model.W_U[:, 350:] = -model.W_U[:, 350:]  # the upper half suppresses itself
+    subject = load_model(model)
+    assert own_logit_shares(subject, circuits_of(subject))[:, 1, 0] == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+def test_scores_as_plain_data_go_through_json():
+    """With None where there is no number."""
+    scores = measure_copying(planted.induction_head(), n_sequences=2)
+    data = json.loads(json.dumps(scores.to_dict()))
+    assert data["schema"] == 1 and data["ov_eigenvalue"][1][0] == pytest.approx(1) and data["own_logit_first"][0][0] is None
+    assert np.array(data["per_sequence"]["copy_effect"]).shape == (2, 2, 4)
+    assert data["provenance"]["model"] == scores.provenance.model and data["provenance"]["layers"] == ["layers.0", "layers.1"]
 
 
 @pytest.mark.parametrize(("sign", "score"), [(1.0, 1.0), (-1.0, -1.0), (0.0, 0.0)])

@@ -8,6 +8,7 @@ mean over the vocabulary, but for the scale of the final norm.
 | score | range | definition |
 |---|---|---|
 | OV eigenvalue | -1 to 1 | sum(Re l) / sum(abs l) over the eigenvalues l of W_O (W_U W_E) W_V |
+| own logits | 0 to 1 | the shares of tokens whose own logit a head raises, and raises most |
 | copying share p | 0 to 1 | of what a head raises of the tokens in its row, the share of those that it attends to |
 | copying | -1 to 1 | 4 p / (1 + p) - 1 |
 | direct effect | nats | what a head adds to the right token's logit, less the mean over the vocabulary |
@@ -58,6 +59,23 @@ def ov_eigenvalue_scores(values: Tensor, product: Tensor, outs: Tensor) -> Tenso
     found = torch.linalg.eigvals(circuits.cpu())
     size = found.abs().sum(-1)
     return torch.where(size > NO_SCORE, found.real.sum(-1) / size.clamp_min(NO_SCORE), 0.0)
+
+
+def own_logits(found: Tensor, own: Tensor) -> Tensor:
+    """Whether heads raise the tokens that they attend to: (2, n_heads), shares of the tokens, in [0, 1].
+
+    `found` (tokens, n_heads, d_head) is what a head finds in each token's embedding, `own` the same tokens' directions,
+    `projected`. The first share is of those whose own logit the head raises above the mean over the vocabulary, the second of
+    those whose own logit it raises more than that of any other of them. NaN for a head that writes nothing.
+
+    What eigenvalues may hide: all of them can be positive while some token lowers its own logit. Source: Elhage et al. 2021.
+    """
+    raised = torch.einsum("thd,uhd->htu", found.to(own), own)  # by a head that attends to t, of u
+    diagonal = raised.diagonal(dim1=1, dim2=2).clone()
+    writes = (raised != 0).flatten(1).any(1)
+    raised.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    shares = torch.stack([diagonal > 0, diagonal > raised.amax(-1)]).to(own.dtype).mean(-1)
+    return torch.where(writes, shares, torch.nan)
 
 
 def projected(directions: Tensor, outs: Tensor) -> Tensor:
