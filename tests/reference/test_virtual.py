@@ -123,7 +123,7 @@ def test_sinks_take_their_mass_out_of_both_steps():
             layer.self_attn.sinks.fill_(1.0)
     patterns = returned_by(model)
     subject = check_against(patterns, model)
-    assert subject.way.name == "transformers attention interface"
+    assert subject.way.name in ("transformers attention interface", "eager output_attentions")  # the latter in transformers 5.0
     assert float(patterns(torch.arange(4)[None])[0].sum(-1).mean()) < 0.9
 
 
