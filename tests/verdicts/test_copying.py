@@ -42,6 +42,10 @@ def test_a_model_that_copies_past_its_suppressor_has_no_single_head(allow_virtua
     assert found.reason == ("formed_virtual" if allow_virtual else "copies_through_pairs")
     assert not found.heads and str(found.pairs[0]) == "L1H0 after L0H0"
     assert found.nearest[0].kind == "suppresses" and str(found.nearest[0]) == "L1H1"
+    if allow_virtual:
+        assert found.summary.startswith("no single head matches prefixes and copies, but L1H0 after L0H0 match")
+    else:
+        assert "not by a head that matches prefixes: L1H1 lowers what it matches by 4.00 nats; L1H0 after L0H0" in found.summary
 
 
 def test_the_same_head_counts_where_it_copies():

@@ -28,7 +28,7 @@ from pytest_induction.verdicts.behaviour import (
     judge_copying,
     judge_in_context_learning,
 )
-from pytest_induction.verdicts.copying import judge_copying_of_heads
+from pytest_induction.verdicts.copying import SUPPRESSES, judge_copying_of_heads
 from pytest_induction.verdicts.heads import MIN_ADVANTAGE, MIN_PREFIX_MATCHING, judge_induction_head
 from pytest_induction.verdicts.judgement import Judgement
 from pytest_induction.verdicts.pairs import judge_virtual_head
@@ -227,11 +227,12 @@ def _through_pairs(
         return replace(evidence, reason="copies_through_pairs", summary=summary, pairs=found.pairs)
     if found.verdict is Verdict.NOT_FORMED or not allow_virtual:
         return evidence
+    and_copies = " and copies" if any(head.kind == SUPPRESSES for head in evidence.nearest) else ""
     return replace(
         evidence,
         verdict=found.verdict,
         reason=found.reason,
-        summary=f"no single head matches prefixes, but {found.summary}",
+        summary=f"no single head matches prefixes{and_copies}, but {found.summary}",
         pairs=found.pairs,
         settle=settle,
     )
