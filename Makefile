@@ -38,12 +38,12 @@ wheel-test: $(STAMP)  ## build the wheel, install it into an environment of its 
 
 BENCH_JSON := .benchmarks/bench.json
 
-bench: $(STAMP)  ## speed and memory, into docs/performance.md; about twenty minutes. BENCH="101 or toy": only those rows
+bench: $(STAMP)  ## speed and memory, into docs/performance.md; half an hour. BENCH="101 or toy": only those rows
 	@mkdir -p $(dir $(BENCH_JSON)) && rm -f $(BENCH_JSON)
 	@$(BIN)/python -m pytest benchmarks -v -p no:cacheprovider --benchmark-quiet --benchmark-json=$(BENCH_JSON) -k "$(BENCH)"; \
 		status=$$?; $(BIN)/python benchmarks/table.py $(BENCH_JSON) --write docs/performance.md && exit $$status
 
-study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about half an hour
+study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about an hour on one core
 	$(BIN)/python benchmarks/study_verdicts.py
 
 study-architectures: $(STAMP)  ## every causal architecture of transformers against its own eager patterns; about two minutes
