@@ -65,6 +65,11 @@ STOPPED = ((101, 12, 25), (512, 12, 15), (2048, 12, 5), (8192, 4, 3))  # fewer l
 
 EXAMPLES = "a property of 200 generated sequences"
 
+
+def _on_shipped(name: str, layers: int, model: str) -> Row:
+    return Row(f"properties-{name}", f"{EXAMPLES}, {name}", 18, layers, 15, "faster", 4, GIVEN, model=model)
+
+
 SPEED = (
     *_ratios("four scores of every head, whole forward pass", 1.03, FULL, "float32", early_stop=False),
     *_ratios("the same, bfloat16", 1.10, FULL, "bfloat16", early_stop=False),
@@ -77,29 +82,9 @@ SPEED = (
     Row("ov-eigenvalues", "OV eigenvalue scores of all heads; 3 heads timed there", 0, 12, 9, "faster", 30, FACTORED, scale=48),
     Row("direct-effects-101", "direct effect of all heads on the right token", 101, 12, 25, "ratio", 1.1),
     Row("virtual-101", "virtual prefix matching of all pairs of heads", 101, 12, 9, "ratio", 25),
-    Row(
-        "properties-attn-only-2l",
-        f"{EXAMPLES}, attn-only-2l",
-        18,
-        2,
-        15,
-        "faster",
-        4,
-        GIVEN,
-        model="attention_only.py:two_layers",
-    ),
-    Row(
-        "properties-attn-only-3l-text",
-        f"{EXAMPLES}, attn-only-3l-text",
-        18,
-        3,
-        15,
-        "faster",
-        4,
-        GIVEN,
-        model="attention_only.py:three_layers_text",
-    ),
-    Row("properties-llama-2l", f"{EXAMPLES}, llama-2l", 18, 2, 15, "faster", 4, GIVEN, model="models/llama-2l"),
+    _on_shipped("attn-only-2l", 2, "attention_only.py:two_layers"),
+    _on_shipped("attn-only-3l-text", 3, "attention_only.py:three_layers_text"),
+    _on_shipped("llama-2l", 2, "models/llama-2l"),
     Row("properties-gpt2", f"{EXAMPLES}, GPT-2-small shape", 23, 12, 3, "faster", 1.8, GIVEN),
     Row("toy", "two attention-only layers, d_model 256", 101, 2, 101, "extra_ms", 1.0, TOY),
 )
