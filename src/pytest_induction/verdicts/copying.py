@@ -11,19 +11,20 @@ from pytest_induction.records import Evidence, HeadEvidence, Verdict
 from pytest_induction.statistics import mean_interval
 
 SUPPRESSES = "suppresses"
+MIN_SUPPRESSION = 0.25  # nats, half of the least advantage: any head may do as much on its way to a later one
 
 
 def judge_copying_of_heads(evidence: Evidence, effects: Array, error_rate: float) -> Evidence:
     """The evidence with the copy effect of each head that matches; one that suppresses what it matches is no induction head.
 
     `effects` (sequences, n_layers, n_heads) are copy effects in nats: what a head adds to the logit of the successor above the
-    rest of the block, on the direct path. Only an interval below 0 says that a head suppresses: what it writes may be used by
-    later layers without raising the logit itself. `error_rate` is for all of these heads together.
+    rest of the block, on the direct path. Only an interval below -0.25 says that a head suppresses: what it writes may be used
+    by later layers without raising the logit itself. `error_rate` is for all of these heads together.
     """
     columns = np.stack([effects[:, head.layer, head.head] for head in evidence.heads], axis=1)
     found = mean_interval(columns, error_rate, "nats")
     heads = [
-        replace(head, copy_effect=effect, kind=SUPPRESSES if effect.is_below(0) else head.kind)
+        replace(head, copy_effect=effect, kind=SUPPRESSES if effect.is_below(-MIN_SUPPRESSION) else head.kind)
         for head, effect in zip(evidence.heads, found, strict=True)
     ]
     copying = tuple(head for head in heads if head.kind != SUPPRESSES)
