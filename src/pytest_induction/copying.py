@@ -45,7 +45,7 @@ class CopyingScores:
     |---|---|---|---|---|
     | `ov_eigenvalue`, of the weights alone | 1 | -1 | about 0 | 0 |
     | `own_logit_raised`, share of tokens whose own logit the head raises | 1 | 0 | about 0.5 | NaN |
-    | `own_logit_first`, share of those whose own logit it raises most | 1 | 0 | about 1 / V | NaN |
+    | `own_logit_first`, share of those whose own logit it raises most | 1 | 0 | 1 / min(V, 512) | NaN |
     | `copying_share` p, of what is raised of an unrepeated row, on what is attended to | 1 | 0 | about 0.04 | NaN |
     | `copying`, the same as the paper scales it, 4 p / (1 + p) - 1 | 1 | -1 | about -0.85 | NaN |
     | `direct_effect` on the right token in repeated rows, above the vocabulary, nats | s - s / V | s / V - s | about 0 | 0 |

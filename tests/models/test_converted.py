@@ -41,6 +41,7 @@ CONVERSIONS = {
     "dynamic int8": (dynamic_int8, 1e-2),
     "torchao": (torchao_int8, 1e-2),
 }
+READ = ("bfloat16", "float16", "float64", "torchao")  # the weights of their heads are, if only to rounding
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -56,7 +57,9 @@ def test_a_converted_model_kept_its_heads(conversion, shipped):
     tokens = repeated(d_vocab=128)
     one, other = (measure_heads(each, tokens=tokens).prefix_matching for each in (subject, original))
     np.testing.assert_allclose(one, other, atol=tolerance)
-    assert assert_has_induction_head(subject).verdict.value == "FORMED"
+    found = assert_has_induction_head(subject)
+    assert found.verdict.value == "FORMED"
+    assert conversion not in READ or all(head.copy_effect is not None for head in found.heads), found.provenance.notes
 
 
 @pytest.mark.filterwarnings("ignore")

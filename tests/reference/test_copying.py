@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_induction import load_model
+from pytest_induction import copying, load_model
 from pytest_induction.copying import (
     block_shares,
     direct_effects,
@@ -189,18 +189,32 @@ def test_positive_eigenvalues_may_hide_tokens_that_lower_themselves():
     assert float(score) == pytest.approx(1) and shares[:, 0].tolist() == pytest.approx([2 / 3, 2 / 3])
 
 
-def test_own_logits_of_a_large_vocabulary_are_those_of_a_sample_of_it():
-    """Of tokens from all over it, and quickly; copier, suppressor and what writes nothing have the ends of the range and no value."""
+def test_own_logits_of_a_large_vocabulary_are_those_of_a_sample_of_it(monkeypatch):
+    """Of tokens from all over it; copier, suppressor and what writes nothing have the ends of the range and no value."""
+    monkeypatch.setattr(copying, "MOST_TOKENS", 21)
     for make, wanted in ((planted.induction_head, [1, 1]), (planted.copy_suppression_head, [0, 0])):
-        subject = load_model(make(d_vocab=700, n_ctx=32))
+        subject = load_model(make())
         found = own_logit_shares(subject, circuits_of(subject))
         assert found[:, 1, 0].tolist() == wanted
         assert np.isnan(np.delete(found.reshape(2, -1), 4, axis=1)).all()
-    model = planted.induction_head(d_vocab=700, n_ctx=32)
+    model = planted.induction_head()
     with torch.no_grad():
-        model.W_U[:, 350:] = -model.W_U[:, 350:]  # the upper half suppresses itself
+        model.W_U[:, 32:] = -model.W_U[:, 32:]  # the upper half suppresses itself
     subject = load_model(model)
-    assert own_logit_shares(subject, circuits_of(subject))[:, 1, 0] == pytest.approx([0.5, 0.5], abs=0.01)
+    assert (own_logit_shares(subject, circuits_of(subject))[:, 1, 0] * 21).tolist() == pytest.approx([10, 10], abs=1)
+
+
+def test_a_head_that_raises_other_tokens_only_has_none_of_its_own():
+    """And one that raises all alike raises none above the others; with negative factors on both ends the signs cancel."""
+    eye = torch.eye(5)
+    shifted = eye.roll(1, dims=1)
+    assert own_logits(shifted[:, None], eye[:, None])[:, 0].tolist() == [0, 0]
+    alike = torch.ones(5, 1, 5)
+    assert float(own_logits(alike, eye[:, None])[1, 0]) == 0
+    assert own_logits(-eye[:, None], -eye[:, None])[:, 0].tolist() == [1, 1]
+    assert bool(own_logits(0 * eye[:, None], eye[:, None]).isnan().all())
+    half = own_logits(eye[:, None].bfloat16(), eye[:, None])
+    assert half.dtype == torch.float32 and half[:, 0].tolist() == [1, 1]
 
 
 def test_scores_as_plain_data_go_through_json():

@@ -13,7 +13,7 @@ from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.copying import direct_effects
 from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
 from pytest_induction.measure import Array, ModelLike, Round, probe_round, probes_of, provenance
-from pytest_induction.models.calling import first_line, is_out_of_memory
+from pytest_induction.models.calling import first_line
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
@@ -190,10 +190,9 @@ def _with_copying(subject: ModelUnderTest, evidence: Evidence, error_rate: float
     try:
         with progress("copying of heads", about.n_sequences):
             effects = subject.remember(("copy effects", about.n_sequences, about.seed), lambda: _copy_effects(subject, about))
-    except (RuntimeError, MemoryError, ModelError) as error:  # then the model's behaviour alone says that it copies
-        if not (isinstance(error, ModelError) or is_out_of_memory(error)):
-            raise
-        note = f"whether each head copies is not known: {first_line(error)}"
+    except Exception as error:  # noqa: BLE001 - whatever it is: what has been measured is not lost, behaviour says that it copies
+        seen = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+        note = f"whether each head copies is not known: {seen}{first_line(error)}"
         return replace(evidence, provenance=replace(about, notes=(*about.notes, note)))
     return judge_copying_of_heads(evidence, effects, error_rate)
 

@@ -13,8 +13,8 @@ mean over the vocabulary, but for the scale of the final norm.
 | copying | -1 to 1 | 4 p / (1 + p) - 1 |
 | direct effect | nats | what a head adds to the right token's logit, less the mean over the vocabulary |
 
-All of it is exact up to rounding: of the vocabulary only the mean and the tokens of the rows are needed, and no tensor of
-(heads, positions, d_vocab) or (heads, positions, d_model) is made.
+All but own logits is exact up to rounding: of the vocabulary only the mean and the tokens of the rows are needed, and no tensor
+of (heads, positions, d_vocab) or (heads, positions, d_model) is made. Own logits are of the tokens given, all or a sample.
 """
 
 from __future__ import annotations

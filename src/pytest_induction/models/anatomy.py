@@ -73,20 +73,35 @@ def first_tensor(values: Sequence[Any]) -> Tensor | None:
 def affine_of(part: nn.Module) -> Affine | None:
     """The linear map that a module seems to be: torch's, transformers' `Conv1D`, or the unembedding of TransformerLens."""
     weight, bias = getattr(part, "weight", None), getattr(part, "bias", None)
-    if isinstance(part, nn.Linear) and isinstance(weight, Tensor):
-        weight = weight.mT if weight.ndim == 2 else None
-    elif type(part).__name__ != "Conv1D":
+    linear = isinstance(part, nn.Linear)
+    if not linear and type(part).__name__ != "Conv1D":
         own = vars(part).get("_parameters", {})
         weight, bias = own.get("W_U"), own.get("b_U")
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or weight.is_meta or not weight.is_floating_point():
+    numbers = _plain(weight)
+    if numbers is None or numbers.ndim != 2 or not numbers.is_floating_point():
         return None
-    return Affine(weight.detach(), bias.detach() if isinstance(bias, Tensor) else None)
+    return Affine(numbers.mT if linear else numbers, _plain(bias))
+
+
+def _plain(weight: object) -> Tensor | None:
+    """A weight as a tensor that can be computed with; None where there is none, or its numbers are not here."""
+    if not isinstance(weight, Tensor) or weight.is_meta:
+        return None
+    weight = weight.detach()
+    if type(weight) is Tensor:
+        return weight
+    try:  # torchao's and others' own kinds of tensors know few functions beside the product
+        found = weight.dequantize()
+    except (RuntimeError, TypeError):
+        return None
+    return found if type(found) is Tensor else None
 
 
 def table_of(part: nn.Module) -> Tensor | None:
     """The table (entries, width) that a module seems to look ids up in."""
     weight = part.weight if isinstance(part, nn.Embedding) else vars(part).get("_parameters", {}).get("W_E")
-    return weight.detach() if isinstance(weight, Tensor) and weight.ndim == 2 and not weight.is_meta else None
+    table = _plain(weight)
+    return table if table is not None and table.ndim == 2 else None
 
 
 def is_norm(part: nn.Module) -> bool:
