@@ -60,24 +60,22 @@ def completes_repeats(outcome: Outcome, *, min_accuracy: float = 1.0, max_loss: 
     for name, value in (("min_accuracy", min_accuracy), ("max_loss", max_loss)):
         if value is not None and not isinstance(value, (int, float)):
             raise ArgumentError(f"`{name}` must be a number, got {value!r}")
-    asked = outcome.foretold(max_order)
-    if not asked.any():
+    places = [place for place, answer in enumerate(outcome.probe.answers) if answer.order <= max_order]
+    if not places:
         return math.inf
-    answers = [answer for answer, wanted in zip(outcome.probe.answers, asked, strict=True) if wanted]
-    leads, log_probs = outcome.behaviour.lead[asked], outcome.behaviour.log_prob[asked]
-    if max_loss is not None:
-        margins, bar = max_loss + log_probs, f"at most {max_loss:g}"
-    elif min_accuracy < 1:
+    leads, log_probs = outcome.behaviour.lead[places], outcome.behaviour.log_prob[places]
+    if max_loss is None and min_accuracy < 1:
         accuracy = float((leads > 0).mean())
         return _hold(accuracy - min_accuracy, outcome, f"accuracy {accuracy:.2f}, at least {min_accuracy:g} expected")
-    else:
-        margins, bar = leads, "the likeliest"
+    margins, bar = (leads, "the likeliest") if max_loss is None else (max_loss + log_probs, f"at most {max_loss:g}")
     worst = int(margins.argmin())
-    query, token = answers[worst].query, answers[worst].token
-    predicted = int(outcome.behaviour.predicted[asked][worst])
+    margin, strict = float(margins[worst]), max_loss is None
+    if margin > 0:
+        return margin
+    answer, predicted = outcome.probe.answers[places[worst]], outcome.behaviour.predicted[places[worst]]
     seen = f"loss {-log_probs[worst]:.2f} nats, the likeliest is {predicted}"
-    margin = float(margins[worst])
-    return _hold(margin, outcome, f"after position {query} comes {token}, expected {bar}: {seen}", strict=max_loss is None)
+    said = f"after position {answer.query} comes {answer.token}, expected {bar}: {seen}"
+    return _hold(margin, outcome, said, strict=strict)
 
 
 @_ready("repeated_sequences")

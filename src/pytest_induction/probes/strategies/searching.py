@@ -55,7 +55,7 @@ def batches(examples: SearchStrategy[E], size: int = BATCH) -> SearchStrategy[Ex
     def drawn(draw: st.DrawFn) -> Examples[E]:
         found = [draw(examples)]
         ids = _drawn(found[0])
-        while len(found) < size and ids < MOST_DRAWN and draw(MORE):
+        while len(found) < size and ids + ids // len(found) <= MOST_DRAWN and draw(MORE):
             found.append(draw(examples))
             ids += _drawn(found[-1])
         return Examples(found)
@@ -74,8 +74,12 @@ def fitting(examples: SearchStrategy[E], most: int) -> int:
     few = settings(max_examples=2, database=None, deadline=None, phases=[Phase.generate])
     with suppress(NoSuchExample):
         find(examples, looked_at, settings=few, random=Random(0))  # noqa: S311 - what hypothesis takes
-    size = max(1, min(most, BATCH, MOST_DRAWN // max(counts, default=1)))
-    return math.ceil(most / math.ceil(most / size))  # so that the last one is not drawn for a few
+    return even(most, max(1, min(most, BATCH, MOST_DRAWN // max(counts, default=1))))
+
+
+def even(most: int, size: int) -> int:
+    """The size of batches, at most that large, of which the last is not drawn for a few."""
+    return math.ceil(most / math.ceil(most / size))
 
 
 def _drawn(example: object) -> int:
@@ -120,7 +124,7 @@ def search(
             return _search(examples, judge, max_examples // 2, 1, seed=seed, key=key and key + b" climbing")
         finally:
             APART.reset(before)
-    return _search(examples, judge, max_examples, fitting(examples, max_examples), seed=seed, key=key)
+    return _search(examples, judge, max_examples, even(max_examples, BATCH), seed=seed, key=key)
 
 
 def _search(
