@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ModelError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, describe, numbers, plain, probes_of, provenance
+from pytest_induction.measure import Array, ModelLike, describe, numbers, of_all_heads, plain, probes_of, provenance
 from pytest_induction.metrics.copying import (
     RepeatedBlock,
     copying_shares,
@@ -209,11 +209,8 @@ def unrepeated_blocks(subject: ModelUnderTest, n_sequences: int, rng: np.random.
 
 
 def _of_all_heads(subject: ModelUnderTest, layers: Sequence[Tensor]) -> Array:
-    """Of each layer (sequences, heads) as (sequences, n_layers, n_heads), NaN for a head that there is not."""
-    found = np.full((len(layers[0]), len(layers), subject.n_heads), np.nan)
-    for index, layer in enumerate(layers):
-        found[:, index, : layer.shape[1]] = numbers(layer)
-    return found
+    """Of each layer (sequences, heads), a tensor, as (sequences, n_layers, n_heads)."""
+    return of_all_heads([numbers(layer) for layer in layers], subject.n_heads)
 
 
 def _finite(subject: ModelUnderTest, found: Array) -> Array:

@@ -267,6 +267,14 @@ def numbers(values: Tensor) -> Array:
     return values.cpu().double().numpy(force=True)
 
 
+def of_all_heads(layers: Sequence[Array], n_heads: int, dtype: type[np.floating[Any]] = np.float64) -> NDArray[Any]:
+    """Of each layer (sequences, heads) as (sequences, n_layers, n_heads), NaN for a head that a layer does not have."""
+    found = np.full((len(layers[0]), len(layers), n_heads), np.nan, dtype=dtype)
+    for index, layer in enumerate(layers):
+        found[:, index, : layer.shape[1]] = layer
+    return found
+
+
 def plain(values: Array) -> Any:
     """Lists of numbers, with None where there is no number, as for a head that there is not."""
     return np.where(np.isnan(values), None, values).tolist()  # type: ignore[call-overload]

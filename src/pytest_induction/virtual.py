@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ModelError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, describe, numbers, probes_of, provenance
+from pytest_induction.measure import Array, ModelLike, describe, numbers, of_all_heads, probes_of, provenance
 from pytest_induction.metrics.virtual import PAIR_SCORES, Columns, VirtualHeads
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
@@ -184,20 +184,12 @@ def _scores_of_rows(subject: ModelUnderTest, tokens: Tensor, columns: Columns) -
         pairs, single = ([numbers(layer) for layer in layers] for layers in (found.pairs, found.single))
         if not all(np.isfinite(layer).all() for layer in (*pairs, *single)):
             raise ModelError(f"the attention of {subject.name} is not finite (NaN or infinity)")
-        return _of_all_pairs(pairs, subject.n_heads), _of_all_heads(single, subject.n_heads)
+        return _of_all_pairs(pairs, subject.n_heads), of_all_heads(single, subject.n_heads, np.float32)
 
     at_once = max(1, HELD_NUMBERS // (sum(subject.reading.heads) * columns.count * columns.n_positions))
     parts = [found for rows in tokens.split(at_once) for found in in_batches(subject, rows, measured, logits=False)]
     pairs, single = (np.concatenate(values) for values in zip(*parts, strict=True))
     return np.moveaxis(pairs, 1, 0), single
-
-
-def _of_all_heads(layers: Sequence[Array], n_heads: int) -> Single:
-    """Of each layer (sequences, heads) as (sequences, n_layers, n_heads), NaN for a head that there is not."""
-    found = np.full((len(layers[0]), len(layers), n_heads), np.nan, dtype=np.float32)
-    for index, layer in enumerate(layers):
-        found[:, index, : layer.shape[1]] = layer
-    return found
 
 
 def _of_all_pairs(layers: Sequence[Array], n_heads: int) -> Single:

@@ -60,8 +60,8 @@ def completes_repeats(outcome: Outcome, *, min_accuracy: float = 1.0, max_loss: 
     for name, value in (("min_accuracy", min_accuracy), ("max_loss", max_loss)):
         if value is not None and not isinstance(value, (int, float)):
             raise ArgumentError(f"`{name}` must be a number, got {value!r}")
-    places = [place for place, answer in enumerate(outcome.probe.answers) if answer.order <= max_order]
-    if not places:
+    places = outcome.foretold(max_order).nonzero()[0]
+    if not places.size:
         return math.inf
     leads, log_probs = outcome.behaviour.lead[places], outcome.behaviour.log_prob[places]
     if max_loss is None and min_accuracy < 1:

@@ -101,7 +101,7 @@ def _load(spec: str, dtype: torch.dtype | None) -> tuple[nn.Module | ModelUnderT
 def _moved(module: nn.Module, device: torch.device) -> nn.Module:
     try:
         return module.to(device)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:  # of the device, or for weights that are not here
         raise ModelError(f"the model cannot be moved to {device}: {first_line(error)}") from None
 
 
