@@ -42,6 +42,10 @@ class TextError(InductionError):
     """The text cannot be used: it is missing, empty, too short, or cannot be turned into token ids."""
 
 
+class RunError(InductionError):
+    """A run, a checkpoint or a log cannot be read or written; the message says which one, what was seen, what to do."""
+
+
 class ExpectationFailed(AssertionError):
     """An assertion about a model does not hold; `evidence` carries the whole measurement and the verdict."""
 

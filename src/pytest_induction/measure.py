@@ -151,11 +151,12 @@ def probe_round(subject: ModelUnderTest, n_sequences: int, seed: int, number: in
     """Probe with `n_sequences` repeated rows and as many unrepeated ones; the same for the same seed and number."""
     return subject.remember(
         ("round", n_sequences, seed, number),
-        lambda: _probe_round(subject, n_sequences, np.random.default_rng([seed, 1, number])),
+        lambda: draw_round(subject, n_sequences, np.random.default_rng([seed, 1, number])),
     )
 
 
-def _probe_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator) -> Round:
+def draw_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator) -> Round:
+    """The same as `probe_round`, from a generator, and not kept: of a model in training no round is asked for twice."""
     probes = list(probes_of(subject, n_sequences, rng, COPIES, None))
     parts = []
     for probe in probes:

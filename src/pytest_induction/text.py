@@ -27,13 +27,30 @@ def measure_text(subject: ModelUnderTest, text: Any, max_rows: int) -> tuple[Arr
     `text` is the text itself, a path to it, or token ids: one long row to be cut, or rows. Of more than `max_rows` rows so many
     are taken, evenly spread. Raises `TextError` where it makes fewer than two rows.
     """
-    rows = _spread(_text_rows(subject, text, max_rows), max_rows)
+    rows = rows_of(subject, text, max_rows)
+    losses = subject.remember(("text", rows.tobytes(), rows.shape), lambda: row_losses(subject, rows))
+    first_token, windows = windows_of(subject, rows)
+    return losses, first_token, windows
+
+
+def rows_of(subject: ModelUnderTest, text: Any, max_rows: int) -> NDArray[np.int64]:
+    """The rows of token ids that a text makes for this model, (rows, positions), at most so many, evenly spread."""
+    return _spread(_text_rows(subject, text, max_rows), max_rows)
+
+
+def windows_of(subject: ModelUnderTest, rows: NDArray[np.int64]) -> tuple[int, Windows]:
+    """The number of the first token that has a loss in such rows, and the windows that the in-context learning score compares."""
     first_token = 2 if subject.space.bos_id is None else 1
-    losses = subject.remember(("text", rows.tobytes(), rows.shape), lambda: _row_losses(subject, rows))
-    return losses, first_token, Windows.for_tokens(losses.shape[1] + first_token - 1)
+    return first_token, Windows.for_tokens(rows.shape[1] + first_token - 2)
 
 
-def _row_losses(subject: ModelUnderTest, rows: NDArray[np.int64]) -> Array:
+def window_mean(losses: Array, span: tuple[int, int], first_token: int) -> Array:
+    """The mean loss of tokens `span[0]` to `span[1]`, both included, of each row, (rows,)."""
+    return losses[:, span[0] - first_token : span[1] + 1 - first_token].mean(axis=1)
+
+
+def row_losses(subject: ModelUnderTest, rows: NDArray[np.int64]) -> Array:
+    """Losses of every token but the first of each row, (rows, positions - 1). Raises `ModelError` where they are not finite."""
     with progress("losses of a text", len(rows)):
         losses = np.concatenate(in_batches(subject, torch.from_numpy(rows), lambda part, _: _losses(subject, part), logits=True))
     if not np.isfinite(losses).all():

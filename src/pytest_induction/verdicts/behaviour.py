@@ -8,6 +8,7 @@ from pytest_induction.measure import Array, Round
 from pytest_induction.metrics.loss import Windows
 from pytest_induction.records import Verdict
 from pytest_induction.statistics import bootstrap_interval
+from pytest_induction.text import window_mean
 from pytest_induction.verdicts.judgement import Judgement, behaviour_of, more_needed
 
 MIN_ACCURACY = 0.5  # top-1, on the later copies
@@ -41,7 +42,7 @@ def judge_in_context_learning(
     """Is the loss of late tokens lower than that of early ones by enough, over rows of text?"""
     rng = np.random.default_rng([seed, 2])
     spans = {"early_loss": windows.early, "late_loss": windows.late}
-    means = {name: _window_mean(losses, span, first_token) for name, span in spans.items()}
+    means = {name: window_mean(losses, span, first_token) for name, span in spans.items()}
     scores = {"in_context_learning": means["late_loss"] - means["early_loss"], **means}
     if losses.shape[1] >= PAPER[1] - first_token + 1:
         late, early = (losses[:, number - first_token] for number in reversed(PAPER))
@@ -73,7 +74,3 @@ def judge_in_context_learning(
         estimates=estimates,
         more_sequences=more,
     )
-
-
-def _window_mean(losses: Array, span: tuple[int, int], first_token: int) -> Array:
-    return losses[:, span[0] - first_token : span[1] + 1 - first_token].mean(axis=1)

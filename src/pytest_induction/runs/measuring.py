@@ -1,0 +1,132 @@
+"""One snapshot of a model in training, always on the same sequences, so that curves are smooth."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pytest_induction.errors import ModelError
+from pytest_induction.measure import Array, Round, draw_round, provenance
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.records import Provenance, TokenSpace
+from pytest_induction.runs.record import Snapshot
+from pytest_induction.text import row_losses, rows_of, window_mean, windows_of
+
+SEQUENCES = 12  # of repeated tokens: two for each of six periods
+TEXT_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What every snapshot of a run measures: heads and behaviour on repeated tokens; losses of a held-out text, if there is one.
+
+    `text` is a string, a path or token ids, as for `assert_learns_in_context`. `token_losses` keeps the loss of one fixed token
+    of each row, for the path of a training in the space of losses.
+    """
+
+    n_sequences: int = SEQUENCES
+    seed: int = 0
+    text: Any = None
+    max_rows: int = TEXT_ROWS
+    token_losses: bool = False
+    _kept: dict[TokenSpace, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
+
+    def snapshot(self, subject: ModelUnderTest, step: int, tokens: int | None = None, loss: float | None = None) -> Snapshot:
+        """Measure the model as it is now. What cannot be measured, as of a model that has diverged, is left out and said why."""
+        began = time.perf_counter()
+        problems: list[str] = []
+        found: dict[str, Any] = {}
+        errors: dict[str, Any] = {}
+        if loss is not None and not math.isfinite(loss):
+            problems.append(f"the loss is {loss}")
+            loss = None
+        for measure in (self._repeats, self._in_context):
+            try:
+                values, spreads = measure(subject)
+            except ModelError as error:
+                problems.append(str(error).splitlines()[0])
+            else:
+                found |= values
+                errors |= spreads
+        return Snapshot(
+            step,
+            tokens=tokens,
+            loss=loss,
+            errors=errors,
+            n_sequences=self.n_sequences,
+            fingerprint=subject.fingerprint(),
+            seconds=time.perf_counter() - began,
+            problem="; ".join(problems),
+            **found,
+        )
+
+    def header(self, subject: ModelUnderTest) -> dict[str, Any]:
+        """What `run.json` says of the measurements."""
+        described: dict[str, Any] = {"about": self._about(subject).to_dict()}
+        if self.text is not None:
+            windows = windows_of(subject, self._rows(subject))[1]
+            described["icl_windows"] = [list(windows.early), list(windows.late)]
+        return described
+
+    def _about(self, subject: ModelUnderTest) -> Provenance:
+        text = "" if self.text is None else f", {len(self._rows(subject))} rows of text"
+        probe = f"repeated tokens{text}"
+        return provenance(subject, seed=self.seed, n_sequences=self.n_sequences, probe=probe)
+
+    def _rows(self, subject: ModelUnderTest) -> NDArray[np.int64]:
+        """The rows of the text; to encode them takes longer than to measure a small model."""
+        if subject.space not in self._kept:
+            self._kept[subject.space] = rows_of(subject, self.text, self.max_rows)
+        return self._kept[subject.space]
+
+    def _repeats(self, subject: ModelUnderTest) -> tuple[dict[str, Any], dict[str, Any]]:
+        seen = draw_round(subject, self.n_sequences, np.random.default_rng([self.seed, 1, 0]))
+        behaviour = {
+            "first_loss": seen.behaviour["first_loss"],
+            "repeat_loss": seen.behaviour["later_loss"],
+            "repeat_accuracy": seen.behaviour["later_accuracy"],
+            "advantage": seen.behaviour["advantage"],
+        }
+        found: dict[str, Any] = {name: float(values.mean()) for name, values in behaviour.items()}
+        errors: dict[str, Any] = {name: float(_error(values)) for name, values in behaviour.items()}
+        if subject.way is not None:
+            for name, values in _heads(seen).items():
+                found[name] = values.mean(axis=0).astype(np.float32)
+                if name in ("prefix_matching", "excess"):
+                    errors[name] = _error(values).astype(np.float32)
+        return found, errors
+
+    def _in_context(self, subject: ModelUnderTest) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self.text is None:
+            return {}, {}
+        rows = self._rows(subject)
+        losses = row_losses(subject, rows)
+        first_token, windows = windows_of(subject, rows)
+        early, late = (window_mean(losses, span, first_token) for span in (windows.early, windows.late))
+        found = {
+            "icl_score": float((late - early).mean()),
+            "early_loss": float(early.mean()),
+            "late_loss": float(late.mean()),
+            "icl_rows": (late - early).astype(np.float32),
+        }
+        if self.token_losses:
+            chosen = np.random.default_rng([self.seed, 2]).integers(0, losses.shape[1], len(losses))
+            found["token_losses"] = losses[np.arange(len(losses)), chosen].astype(np.float32)
+        return found, {"icl_score": float(_error(late - early))}
+
+
+def _heads(seen: Round) -> dict[str, Array]:
+    """Scores of each head on each sequence, (sequences, n_layers, n_heads)."""
+    own_chance = np.maximum(seen.control, seen.heads[:, 4])
+    names = ("prefix_matching", "previous_token", "duplicate_token", "first_token")
+    return {**{name: seen.heads[:, index] for index, name in enumerate(names)}, "excess": seen.heads[:, 0] - own_chance}
+
+
+def _error(values: Array) -> Any:
+    """The standard error of the mean over the first axis."""
+    return values.std(axis=0, ddof=1) / math.sqrt(len(values))

@@ -1,0 +1,184 @@
+"""A training run as data: snapshots in the order of their steps, and what is known of the run. Needs numpy, not torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pytest_induction.errors import RunError
+
+Floats = NDArray[np.floating[Any]]
+NUMBERS = (
+    "loss",
+    "icl_score",
+    "early_loss",
+    "late_loss",
+    "first_loss",
+    "repeat_loss",
+    "repeat_accuracy",
+    "advantage",
+)
+HEADS = ("prefix_matching", "excess", "previous_token", "duplicate_token", "first_token")
+ROWS = ("icl_rows", "token_losses")
+ARRAYS = (*HEADS, *ROWS)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What was measured at one step of a training. Whatever was not measured is None.
+
+    `step` counts optimiser steps, `tokens` what was trained on until then. Losses in nats per token: `loss` is the run's own,
+    `early_loss` and `late_loss` are those of the two windows of held-out text (`TrainingRun.icl_windows`), `icl_score` is late
+    minus early, negative if the model learns in context, and `icl_rows` (rows,) the same of each row. On repeated random
+    tokens `first_loss` is of the first copy, `repeat_loss`, `repeat_accuracy` (top-1) and `advantage` are of the later ones.
+    Scores of heads are (n_layers, n_heads), in [0, 1], NaN for a head that a layer does not have; `excess` is what is left of
+    prefix matching without the head's own chance, in [-1, 1]. `token_losses` (examples,) is the loss of one fixed token of each
+    example. `errors` holds standard errors of the values of the same name, over sequences or rows.
+
+    `problem` says why something that was to be measured is missing: a loss that is not finite, a checkpoint that cannot be read.
+    """
+
+    step: int
+    tokens: int | None = None
+    loss: float | None = None
+    icl_score: float | None = None
+    early_loss: float | None = None
+    late_loss: float | None = None
+    first_loss: float | None = None
+    repeat_loss: float | None = None
+    repeat_accuracy: float | None = None
+    advantage: float | None = None
+    prefix_matching: Floats | None = None
+    excess: Floats | None = None
+    previous_token: Floats | None = None
+    duplicate_token: Floats | None = None
+    first_token: Floats | None = None
+    icl_rows: Floats | None = None
+    token_losses: Floats | None = None
+    errors: Mapping[str, float | Floats] = field(default_factory=dict)
+    n_sequences: int = 0
+    fingerprint: str = ""
+    seconds: float | None = None
+    problem: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Snapshot):
+            return NotImplemented
+        return all(_same(getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
+
+    __hash__ = None  # type: ignore[assignment]  # it holds arrays
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return one is not None and other is not None and np.array_equal(one, other, equal_nan=True)
+    return bool(one == other)
+
+
+@dataclass(frozen=True)
+class ScheduledChange:
+    """What the training was made to do at a step: the end of the warm-up, another learning rate, weight decay or data mixture."""
+
+    step: int
+    what: str
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Snapshots of one training, steps strictly rising, and what is known of it.
+
+    `source` says where they come from: "recorder", "sweep" or "log". `icl_windows` are the token numbers, from one, both ends
+    included, whose losses the in-context learning score compares. `about` is what describes the measurements (model, way in,
+    device, probes, versions), `notes` what a reader must know: lines that were dropped, parts that were trained again.
+    """
+
+    name: str
+    snapshots: tuple[Snapshot, ...]
+    source: str = "recorder"
+    tokens_per_step: float | None = None
+    icl_windows: tuple[tuple[int, int], tuple[int, int]] | None = None
+    schedule: tuple[ScheduledChange, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        steps = [snapshot.step for snapshot in self.snapshots]
+        if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+            raise RunError(f"the steps of run {self.name!r} must rise strictly; `in_order` sorts out resumed and repeated ones")
+
+    def __len__(self) -> int:
+        return len(self.snapshots)
+
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """The step of every snapshot, (snapshots,)."""
+        return np.array([snapshot.step for snapshot in self.snapshots], dtype=np.int64)
+
+    @cached_property
+    def tokens(self) -> NDArray[np.float64]:
+        """Tokens trained on at every snapshot, (snapshots,): recorded, or steps times `tokens_per_step`, or NaN."""
+        per_step = self.tokens_per_step
+        known = [snapshot.tokens for snapshot in self.snapshots]
+        steps = self.steps * (np.nan if per_step is None else per_step)
+        return np.array([step if value is None else value for value, step in zip(known, steps, strict=True)], dtype=np.float64)
+
+    def has(self, name: str) -> bool:
+        """Whether any snapshot has this measurement."""
+        return any(getattr(snapshot, name) is not None for snapshot in self.snapshots)
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """A number of every snapshot, (snapshots,), NaN where it is missing."""
+        if name not in NUMBERS and name != "seconds":
+            raise RunError(f"a run has no column {name!r}: it has {', '.join(NUMBERS)}")
+        values = [getattr(snapshot, name) for snapshot in self.snapshots]
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+    def error(self, name: str) -> NDArray[np.float64]:
+        """The standard error of a number of every snapshot, (snapshots,), NaN where it is not known."""
+        values = [snapshot.errors.get(name) for snapshot in self.snapshots]
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+    def best_of_heads(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The highest score over all heads at every snapshot, NaN where there is none, and which head it is (layer, head)."""
+        values = np.full(len(self), np.nan)
+        heads = np.full((len(self), 2), -1, dtype=np.int64)
+        for index, snapshot in enumerate(self.snapshots):
+            scores = getattr(snapshot, name)
+            if scores is not None and np.isfinite(scores).any():
+                heads[index] = np.unravel_index(np.nanargmax(scores), scores.shape)
+                values[index] = scores[tuple(heads[index])]
+        return values, heads
+
+
+def in_order(snapshots: Iterable[Snapshot], *, by_step: bool) -> tuple[tuple[Snapshot, ...], tuple[str, ...]]:
+    """Snapshots with strictly rising steps, and a note for what was left out.
+
+    As they were written (`by_step` False), a step that goes back means that training went on from an earlier checkpoint: what
+    had been recorded from there on was abandoned. With `by_step` the order means nothing, and the last of a step counts.
+    """
+    if by_step:
+        last = {snapshot.step: snapshot for snapshot in snapshots}
+        return tuple(last[step] for step in sorted(last)), ()
+    kept: list[Snapshot] = []
+    returns: list[tuple[int, int]] = []
+    dropped = 0
+    for snapshot in snapshots:
+        if kept and snapshot.step <= kept[-1].step:
+            returns.append((kept[-1].step, snapshot.step))
+            while kept and kept[-1].step >= snapshot.step:
+                kept.pop()
+                dropped += 1
+        kept.append(snapshot)
+    if not returns:
+        return tuple(kept), ()
+    (end, back), times = returns[0], "" if len(returns) == 1 else f" (and {len(returns) - 1} times more)"
+    where = f"went back from step {end} to {back}" if back < end else f"recorded step {end} again"
+    return tuple(kept), (f"the training {where}{times}: {dropped} snapshots that it then replaced are left out",)
