@@ -24,6 +24,14 @@ if TYPE_CHECKING:
         prefers_longer_match,
         survives_distractors,
     )
+    from pytest_induction.assertions.run_state import assert_final_has_induction_head, assert_heads_kept, assert_log_is_sane
+    from pytest_induction.assertions.runs import (
+        assert_cooccurrence,
+        assert_no_phase_change,
+        assert_onset_not_later,
+        assert_phase_change,
+        assert_previous_token_first,
+    )
     from pytest_induction.bound import Induction
     from pytest_induction.copying import CopyingScores, measure_copying
     from pytest_induction.errors import (
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
         ModelError,
         ProbeError,
         PropertyFailed,
+        RunError,
         TextError,
         UnsupportedModel,
     )
@@ -43,7 +52,22 @@ if TYPE_CHECKING:
     from pytest_induction.outcomes import Behaviour, Masses, Outcome, evaluate_probes
     from pytest_induction.probes.answers import Answer, ProbeSequence
     from pytest_induction.probes.sequences import Probe
-    from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, PairEvidence, Provenance, TokenSpace, Verdict
+    from pytest_induction.records import (
+        Change,
+        Estimate,
+        Evidence,
+        HeadEvidence,
+        HeadId,
+        Moment,
+        PairEvidence,
+        Provenance,
+        TokenSpace,
+        Verdict,
+    )
+    from pytest_induction.runs.opening import load_run
+    from pytest_induction.runs.phase_change import PhaseChange, find_phase_changes
+    from pytest_induction.runs.record import ScheduledChange, Snapshot, TrainingRun
+    from pytest_induction.runs.recorder import InductionRecorder
     from pytest_induction.virtual import VirtualPair, VirtualScores, measure_virtual_heads
 
 _HOME = {
@@ -63,6 +87,14 @@ _HOME = {
         "prefers_longer_match",
         "survives_distractors",
     ),
+    "assertions.run_state": ("assert_final_has_induction_head", "assert_heads_kept", "assert_log_is_sane"),
+    "assertions.runs": (
+        "assert_cooccurrence",
+        "assert_no_phase_change",
+        "assert_onset_not_later",
+        "assert_phase_change",
+        "assert_previous_token_first",
+    ),
     "bound": ("Induction",),
     "copying": ("CopyingScores", "measure_copying"),
     "errors": (
@@ -72,6 +104,7 @@ _HOME = {
         "ModelError",
         "ProbeError",
         "PropertyFailed",
+        "RunError",
         "TextError",
         "UnsupportedModel",
     ),
@@ -82,7 +115,22 @@ _HOME = {
     "outcomes": ("Behaviour", "Masses", "Outcome", "evaluate_probes"),
     "probes.answers": ("Answer", "ProbeSequence"),
     "probes.sequences": ("Probe",),
-    "records": ("Estimate", "Evidence", "HeadEvidence", "HeadId", "PairEvidence", "Provenance", "TokenSpace", "Verdict"),
+    "records": (
+        "Change",
+        "Estimate",
+        "Evidence",
+        "HeadEvidence",
+        "HeadId",
+        "Moment",
+        "PairEvidence",
+        "Provenance",
+        "TokenSpace",
+        "Verdict",
+    ),
+    "runs.opening": ("load_run",),
+    "runs.phase_change": ("PhaseChange", "find_phase_changes"),
+    "runs.record": ("ScheduledChange", "Snapshot", "TrainingRun"),
+    "runs.recorder": ("InductionRecorder",),
     "virtual": ("VirtualPair", "VirtualScores", "measure_virtual_heads"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -91,6 +139,7 @@ __all__ = [
     "Answer",
     "ArgumentError",
     "Behaviour",
+    "Change",
     "CopyingScores",
     "Estimate",
     "Evidence",
@@ -100,36 +149,53 @@ __all__ = [
     "HeadScores",
     "Induction",
     "InductionError",
+    "InductionRecorder",
     "Masses",
     "ModelError",
     "ModelUnderTest",
+    "Moment",
     "Outcome",
     "PairEvidence",
+    "PhaseChange",
     "Probe",
     "ProbeError",
     "ProbeSequence",
     "PropertyCheck",
     "PropertyFailed",
     "Provenance",
+    "RunError",
+    "ScheduledChange",
+    "Snapshot",
     "TextError",
     "TokenSpace",
+    "TrainingRun",
     "UnsupportedModel",
     "Verdict",
     "VirtualPair",
     "VirtualScores",
+    "assert_cooccurrence",
     "assert_copies_repeats",
+    "assert_final_has_induction_head",
     "assert_has_induction_head",
+    "assert_heads_kept",
     "assert_learns_in_context",
+    "assert_log_is_sane",
     "assert_no_induction_head",
+    "assert_no_phase_change",
+    "assert_onset_not_later",
+    "assert_phase_change",
+    "assert_previous_token_first",
     "attends_to_successor",
     "check_property",
     "completes_repeats",
     "evaluate_probes",
     "find_counterexample",
+    "find_phase_changes",
     "given_probes",
     "is_period_invariant",
     "is_relabelling_invariant",
     "load_model",
+    "load_run",
     "measure_copying",
     "measure_heads",
     "measure_virtual_heads",

@@ -10,12 +10,14 @@ import pytest
 
 from pytest_induction.progress import showing_on
 from pytest_induction.session import SessionModel, open_terminal
+from pytest_induction.session_runs import SessionRuns, readable_ids
 
 if TYPE_CHECKING:
     from pytest_induction.bound import Induction
     from pytest_induction.models.protocol import ModelUnderTest
     from pytest_induction.probes.sequences import Probe
     from pytest_induction.records import Evidence
+    from pytest_induction.runs.record import TrainingRun
 
 T = TypeVar("T")
 SETTINGS = {
@@ -26,6 +28,10 @@ SETTINGS = {
     "dtype": "floating-point type a named model is loaded in (default: as stored)",
     "memory": "what a forward pass may take, such as 4GB (default: half of what is free)",
     "max_overhead": "most that the scores may take, in bare forward passes; judged by --induction-benchmark",
+}
+RUN_SETTINGS = {
+    "run": "training run to gate: a recorded run, a log, or a directory of checkpoints, here or where fsspec reaches; may be repeated",
+    "reference": "training run than which induction must not form later",
 }
 MARKER_KEYS = (
     "seed",
@@ -41,6 +47,7 @@ MARKER_KEYS = (
     "n_sequences",
 )
 SESSION: pytest.StashKey[SessionModel] = pytest.StashKey()
+RUNS: pytest.StashKey[SessionRuns] = pytest.StashKey()
 HEARD: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
@@ -50,6 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         option = f"--induction-{name.replace('_', '-')}"
         group.addoption(option, dest=f"induction_{name}", metavar=name.upper(), help=help_text)
         parser.addini(f"induction_{name}", help=f"{help_text}; collects nothing by itself", default=None)
+    run, reference = RUN_SETTINGS["run"], RUN_SETTINGS["reference"]
+    group.addoption("--induction-run", dest="induction_run", action="append", metavar="RUN", help=run)
+    group.addoption("--induction-reference", dest="induction_reference", metavar="RUN", help=reference)
+    parser.addini("induction_run", f"{run}; collects nothing by itself", type="linelist", default=[])
+    parser.addini("induction_reference", reference, default=None)
     group.addoption(
         "--induction-benchmark", action="store_true", help="time the analyses of the model with pytest-benchmark, not gate it"
     )
@@ -66,14 +78,17 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", f"induction({', '.join(f'{key}=...' for key in MARKER_KEYS)}): defaults of the induction fixtures"
     )
     session_model = config.stash[SESSION] = SessionModel(config)
+    session_runs = config.stash[RUNS] = SessionRuns(config)
+    session_runs.check()
     session_model.check_settings()
     if config.option.induction_benchmark:
         session_model.check_benchmark()
     elif config.option.induction_max_overhead is not None:
         raise pytest.UsageError("--induction-max-overhead is judged by --induction-benchmark, which was not given")
-    if session_model.collected is None:
+    if session_model.collected is not None:
+        session_model.check()
+    elif not session_runs.collected:
         return
-    session_model.check()
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = []  # the gates, or the benchmarks, are all that was asked for
 
@@ -86,25 +101,40 @@ def pytest_make_collect_report(
     report = yield
     if isinstance(collector, pytest.Session) and report.passed:
         session_model = collector.config.stash[SESSION]
-        if session_model.collected is not None:
-            report.result = [*(report.result or []), _suite(collector, session_model, session_model.collected)]
+        suites = [] if session_model.collected is None else [_suite(collector, session_model, session_model.collected)]
+        suites += [_run_suite(collector, collector.config.stash[RUNS], name) for name in collector.config.stash[RUNS].collected]
+        if suites:
+            report.result = [*(report.result or []), *suites]
     return report
 
 
 def _suite(session: pytest.Session, session_model: SessionModel, spec: str) -> pytest.Collector:
-    common: dict[str, Any] = {
-        "name": spec,
-        "nodeid": spec,
-        "bind": session_model.bind,
-        "with_text": session_model.text is not None,
-    }
+    common: dict[str, Any] = {"name": spec, "nodeid": spec, "bind": session_model.bind}
+    with_text = session_model.text is not None
     if session.config.option.induction_benchmark:
         from pytest_induction.benchmarks.suite import BenchmarkSuite
 
-        return BenchmarkSuite.from_parent(session, max_overhead=session_model.max_overhead, **common)
-    from pytest_induction.gates.model import GateSuite
+        return BenchmarkSuite.from_parent(session, max_overhead=session_model.max_overhead, with_text=with_text, **common)
+    from pytest_induction.gates.items import GateSuite
+    from pytest_induction.gates.model import model_gates
 
-    return GateSuite.from_parent(session, **common)
+    return GateSuite.from_parent(session, gates=model_gates(with_text=with_text), **common)
+
+
+def _run_suite(session: pytest.Session, runs: SessionRuns, name: str) -> pytest.Collector:
+    from pytest_induction.gates.items import GateSuite
+    from pytest_induction.gates.run import run_gates
+
+    other = runs.reference
+    gates = run_gates(None if other is None else lambda: runs.open(other))
+    return GateSuite.from_parent(session, name=name, nodeid=name, bind=lambda: runs.open(name), gates=gates)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "induction_run" in metafunc.fixturenames:
+        names = metafunc.config.stash[RUNS].named
+        if names:
+            metafunc.parametrize("induction_run", names, ids=readable_ids(names), indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -149,6 +179,15 @@ def induction(request: pytest.FixtureRequest, induction_model: Any) -> Induction
     for marker in reversed([*request.node.iter_markers("induction")]):  # the closest one comes last and wins
         defaults |= marker.kwargs
     return _or_fail(lambda: Induction(session_model.adopt(induction_model), text=session_model.text, defaults=defaults))
+
+
+@pytest.fixture(scope="session")
+def induction_run(request: pytest.FixtureRequest) -> TrainingRun:
+    """The training run that --induction-run or the ini key induction_run names; a test runs once for each of several."""
+    name = getattr(request, "param", None)
+    if name is None:
+        pytest.fail("no run: give --induction-run or the ini key induction_run, or override the fixture", pytrace=False)
+    return _or_fail(lambda: request.config.stash[RUNS].open(name))
 
 
 @pytest.fixture

@@ -106,10 +106,46 @@ class PairEvidence:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """A point of a training with its interval, in optimiser steps and, where they are known, in tokens trained on."""
+
+    step: Estimate
+    tokens: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one series of a run did: whether it changed abruptly, when, how far, how fast.
+
+    `shape` is "flat", "gradual" or "abrupt", or "" where that is not known; `reason` a fixed word for the verdict. `change` is
+    what happened between `onset` and `end` (10 % and 90 % of it), in the unit of the series, positive where it goes the way it
+    goes when induction forms; `share` what that is of all that the series changed; `width` the decades of tokens (of steps where
+    tokens are not known) between the two. `n_inside` counts the snapshots in the interval with its uncertainty. `rivals` are
+    scheduled changes of the training so near that they may be the cause.
+    """
+
+    series: str
+    verdict: Verdict
+    reason: str
+    summary: str
+    shape: str = ""
+    change: Estimate | None = None
+    share: float | None = None
+    onset: Moment | None = None
+    midpoint: Moment | None = None
+    end: Moment | None = None
+    width: Estimate | None = None
+    n_inside: int = 0
+    rivals: tuple[str, ...] = ()
+    settle: str = ""
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where a measurement comes from: enough to make it again.
 
-    `layers` are the paths of the modules whose attention was read; head L3H1 is head 1 of `layers[3]`.
+    `layers` are the paths of the modules whose attention was read; head L3H1 is head 1 of `layers[3]`. Of a training run
+    (`is_run`) `model` is its name, `fingerprint` stands for its snapshots, and `probe` says how many there are.
     """
 
     model: str
@@ -124,6 +160,7 @@ class Provenance:
     probe: str = ""
     layers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    is_run: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,7 +183,8 @@ class Evidence:
     `claim` is the claim's name, `reason` a fixed word for why the verdict is what it is, `summary` the same as a sentence.
     `heads` are the heads for which the claim holds, strongest first; `nearest` the strongest of all others; `pairs` those that
     do it in two steps where no single head does. `estimates` holds the measures of the whole model, `bars` what they were held
-    against. `confidence` is that of the verdict, None where examples were searched for one that fails.
+    against. `confidence` is that of the verdict, None where examples were searched for one that fails. `changes` is what the
+    series of a training run did.
     """
 
     claim: str
@@ -161,10 +199,12 @@ class Evidence:
     bars: Mapping[str, float] = field(default_factory=dict)
     confidence: float | None = 0.999
     settle: str = ""
+    changes: tuple[Change, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts, with the version of this layout under `schema`."""
-        return {"schema": SCHEMA_VERSION, **asdict(self), "verdict": str(self.verdict)}
+        changes = [{**asdict(change), "verdict": str(change.verdict)} for change in self.changes]
+        return {"schema": SCHEMA_VERSION, **asdict(self), "verdict": str(self.verdict), "changes": changes}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evidence:
@@ -179,9 +219,18 @@ class Evidence:
             fields[name] = tuple(HeadEvidence(**_with_estimates(head)) for head in fields[name])
         fields["pairs"] = tuple(PairEvidence(**_with_estimates(pair)) for pair in fields["pairs"])
         fields["estimates"] = {name: Estimate(**estimate) for name, estimate in fields["estimates"].items()}
+        fields["changes"] = tuple(_change(change) for change in fields.get("changes", ()))
         return cls(**fields)
 
 
 def _with_estimates(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a record, estimates made of what they became."""
     return {name: Estimate(**value) if isinstance(value, Mapping) else value for name, value in data.items()}
+
+
+def _change(data: Mapping[str, Any]) -> Change:
+    moments = {
+        name: None if data[name] is None else Moment(**_with_estimates(data[name])) for name in ("onset", "midpoint", "end")
+    }
+    rest = {**data, **dict.fromkeys(moments), "verdict": Verdict(data["verdict"]), "rivals": tuple(data["rivals"])}
+    return Change(**{**_with_estimates(rest), **moments})

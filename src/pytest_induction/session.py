@@ -132,6 +132,12 @@ class SessionModel:
         """The command that runs this item alone, and makes it measure the same again."""
         import shlex
 
+        run = item.nodeid.rpartition("::")[0]
+        if run in (self._config.option.induction_run or ()):
+            other = self._config.option.induction_reference
+            return shlex.join(
+                ["pytest", f"--induction-run={run}", *([f"--induction-reference={other}"] if other else []), "-k", item.name]
+            )
         given = {name: self._config.getoption(f"induction_{name}") for name in REPEATED}
         given["seed"] = None if seed is None else str(seed)
         if item.nodeid.rpartition("::")[0] == given["model"]:

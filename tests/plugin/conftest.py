@@ -12,7 +12,7 @@ def _imported():
     import pytest_induction
     import pytest_induction.benchmarks.suite
     import pytest_induction.bound
-    import pytest_induction.gates.model
+    import pytest_induction.gates.items
     import pytest_induction.report.terminal
     import pytest_induction.report.timings
     import tests.models.plain  # noqa: F401

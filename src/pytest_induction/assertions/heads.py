@@ -22,6 +22,7 @@ from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, Provenance, Verdict
 from pytest_induction.statistics import look_sizes
 from pytest_induction.text import measure_text
+from pytest_induction.verdicts.bars import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.behaviour import (
     MAX_IN_CONTEXT_LEARNING,
     MIN_ACCURACY,
@@ -29,7 +30,7 @@ from pytest_induction.verdicts.behaviour import (
     judge_in_context_learning,
 )
 from pytest_induction.verdicts.copying import SUPPRESSES, judge_copying_of_heads
-from pytest_induction.verdicts.heads import MIN_ADVANTAGE, MIN_PREFIX_MATCHING, judge_induction_head
+from pytest_induction.verdicts.heads import judge_induction_head
 from pytest_induction.verdicts.judgement import Judgement
 from pytest_induction.verdicts.pairs import judge_virtual_head
 from pytest_induction.virtual import PairRound, probe_pairs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_induction.records import Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
+from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
 
 NEXT = {
     "no_head_matches": "if heads are expected: train further, or see every head with `measure_heads(model)`",
@@ -17,12 +17,27 @@ NEXT = {
     "does_not_learn": "compare with a model trained further on the same text; the bar is `max_score=`",
     "formed": "the heads are named above; `measure_heads(model)` shows every one",
 }
+NEXT_OF_RUN = {
+    "no_change": "if a change is expected: train further; what counts as one is `min_change=`",
+    "gradual": "what counts as abrupt is `max_width=`, in decades",
+    "formed": "when and how fast it was stands above",
+    "copies_without_a_head": "pairs of heads may do it: `measure_virtual_heads` on a checkpoint tells",
+    "matches_without_copying": "the head may suppress what it finds: `measure_copying` on a checkpoint tells",
+    "too_late": "what is allowed is `before_tokens=` or `before_steps=`",
+    "apart": "what counts as together is `margin=`, in decades",
+    "later": "what is allowed is `margin=`, in decades; onsets vary with the seed of a training",
+    "lost": "see `run.best_of_heads('prefix_matching')` for when; what must be kept is `min_share=`",
+    "never_there": "train further, or lower `min_prefix_matching=`",
+}
 
 
 def failure_text(evidence: Evidence, wanted: Verdict) -> str:
-    """The whole message, at most seven lines."""
+    """The whole message, at most eight lines."""
+    first = f"{evidence.claim} is {evidence.verdict}, expected {wanted}: {evidence.summary}"
+    if evidence.provenance.is_run:
+        return "\n".join([first, *_of_run(evidence)])
     lines = [
-        f"{evidence.claim} is {evidence.verdict}, expected {wanted}: {evidence.summary}",
+        first,
         *([_heads_line(evidence)] if evidence.heads or evidence.nearest else []),
         *([f"  pairs: {', '.join(map(_pair, evidence.pairs))}"] if evidence.pairs else []),
         f"  behaviour: {_estimates_line(evidence)}",
@@ -32,8 +47,29 @@ def failure_text(evidence: Evidence, wanted: Verdict) -> str:
     return "\n".join(lines)
 
 
+def _of_run(evidence: Evidence) -> list[str]:
+    """What a training run did, where it was recorded, what to do."""
+    series = [f"  {change.series.replace('_', ' ')}: {_change(change)}" for change in evidence.changes[:4]]
+    heads = (
+        [f"  heads: {', '.join(map(_head, (*evidence.heads, *evidence.nearest)[:5]))}"]
+        if evidence.nearest or evidence.heads
+        else []
+    )
+    next_step = evidence.settle or NEXT_OF_RUN.get(evidence.reason, "see docs/runs.md")
+    return [*series, *heads, f"  measured: {measured_on(evidence.provenance)}", f"  next: {next_step}"]
+
+
+def _change(change: Change) -> str:
+    rivals = (
+        f"; may be due to {' and '.join(change.rivals)}" if change.rivals and change.verdict is not Verdict.NOT_FORMED else ""
+    )
+    return f"{change.verdict}, {change.summary}{rivals}"
+
+
 def measured_on(about: Provenance) -> str:
     """Where a measurement was made, in one line."""
+    if about.is_run:
+        return f"{about.model}, {about.probe}"
     probe = f"; {about.n_sequences} sequences, {about.probe}" if about.n_sequences else ""
     seed = "" if about.seed is None else f"; --induction-seed={about.seed}"
     return f"{about.model}, {about.how}{probe}{seed}"

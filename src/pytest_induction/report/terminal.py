@@ -14,6 +14,9 @@ COLOURS = {Verdict.FORMED: "green", Verdict.NOT_FORMED: "red", Verdict.UNDETERMI
 COLUMNS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token", "copy (nats)", "kind")
 
 
+CHANGE_COLUMNS = ("series", "verdict", "shape", "change", "onset", "midpoint", "end", "decades", "inside")
+
+
 MOST_MODELS = 10
 
 
@@ -35,11 +38,26 @@ def _block(view: ModelView, *, brief: bool) -> Iterator[Line]:
         return
     for note in view.notes:
         yield f"  note          {note}", {}
+    if view.changes:
+        yield "", {}
+        yield from _changes(view)
     if view.heads:
         yield "", {}
         yield from _table(view.heads)
     if view.heads_left_out:
         yield f"    and {view.heads_left_out} more induction heads", {}
+
+
+def _changes(view: ModelView) -> Iterator[Line]:
+    """A row for each series of a run; places in steps or tokens, with their intervals."""
+    cells = [
+        (row.name, row.verdict, row.shape, row.change, row.onset, row.midpoint, row.end, row.width, row.inside)
+        for row in view.changes
+    ]
+    widths = [max(len(cell) for cell in column) for column in zip(CHANGE_COLUMNS, *cells, strict=True)]
+    yield f"    {_aligned(CHANGE_COLUMNS, widths)}   ({view.places})", {}
+    for texts in cells:
+        yield "    " + _aligned(texts, widths), {COLOURS[Verdict(texts[1])]: True}
 
 
 def _table(rows: tuple[HeadRow, ...]) -> Iterator[Line]:

@@ -4,57 +4,137 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from pytest_induction.runs.record import ARRAYS, NUMBERS, Floats, Snapshot
+from pytest_induction.runs.record import ARRAYS, HEADS, NUMBERS, Floats, Snapshot
 
 MOST_INLINE = 2048  # numbers of an array that stand in the line itself
 DIGITS = 7  # of every number that is written: as many as float32 can tell apart
+LARGEST = 2**63 - 1  # of a step or a token count: what an array of them can hold
 
 
 def from_line(line: bytes, beside: Callable[[str], Mapping[str, Floats]]) -> Snapshot:
-    """The snapshot of a line; `beside` reads the arrays of a file that lies beside it. Raises `ValueError` and its like."""
-    data = json.loads(line)
-    step = data["step"]
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-        raise ValueError(f"the step must be a whole number from 0 up, got {step!r}")
+    """The snapshot of a line; `beside` reads the arrays of a file that lies beside it.
+
+    Raises `ValueError` for whatever is not what it must be, and what json and `beside` raise. Names that are not known are
+    passed over: a later version may write more.
+    """
+    data = parsed(line)
+    if not isinstance(data, dict) or "step" not in data:
+        raise ValueError("it is no object with a step")
     arrays = beside(data["arrays"]) if "arrays" in data else {}
-    known: dict[str, Any] = {name: float(data[name]) for name in (*NUMBERS, "seconds") if data.get(name) is not None}
-    errors: dict[str, Any] = {name: _value(value) for name, value in data.get("errors", {}).items()}
-    for name in ARRAYS:
-        if name in data:
-            known[name] = _value(data[name])
-        if name in arrays:
-            known[name] = arrays[name]
-        if f"errors.{name}" in arrays:
-            errors[name] = arrays[f"errors.{name}"]
-    tokens = data.get("tokens")
+    known: dict[str, Any] = {name: _number(name, data[name]) for name in (*NUMBERS, "seconds") if data.get(name) is not None}
+    known |= _arrays(data, arrays, "")
+    spreads = data.get("errors", {})
+    if not isinstance(spreads, dict):
+        raise ValueError("`errors` must be an object")  # noqa: TRY004 - see `_text`
+    errors: dict[str, Any] = {name: _spread(name, spreads[name]) for name in NUMBERS if name in spreads}
+    errors |= _arrays(spreads, arrays, "errors.")
+    _check_shapes({**known, **{f"errors.{name}": value for name, value in errors.items()}})
     return Snapshot(
-        step=step,
-        tokens=None if tokens is None else int(tokens),
+        step=_count("step", data["step"]),
+        tokens=None if data.get("tokens") is None else _count("tokens", data["tokens"]),
         errors=errors,
-        n_sequences=int(data.get("n_sequences", 0)),
-        fingerprint=str(data.get("fingerprint", "")),
-        problem=str(data.get("problem", "")),
+        n_sequences=_count("n_sequences", data.get("n_sequences", 0)),
+        fingerprint=_text("fingerprint", data.get("fingerprint", "")),
+        problem=_text("problem", data.get("problem", "")),
         **known,
     )
 
 
-def _value(value: Any) -> float | Floats:
-    return np.array(value, dtype=np.float32) if isinstance(value, list) else float(value)  # None becomes NaN
+def parsed(text: bytes) -> Any:
+    """What a JSON text holds. Raises `ValueError` also for the NaN and Infinity that Python takes for JSON."""
+    return json.loads(text, parse_constant=_no_number)
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number and neither a truth value nor an integer that no float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= LARGEST if isinstance(value, int) else math.isfinite(value)
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number from 0 up that an array of steps can hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
+
+
+def _number(name: str, value: Any) -> float:
+    if not is_number(value):
+        raise ValueError(f"`{name}` must be a finite number")
+    return float(value)
+
+
+def _spread(name: str, value: Any) -> float:
+    """A standard error; that of a single row is not known and was written as null."""
+    return math.nan if value is None else _number(f"errors.{name}", value)
+
+
+def _count(name: str, value: Any) -> int:
+    if not is_count(value):
+        raise ValueError(f"`{name}` must be a whole number from 0 up")
+    return int(value)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"`{name}` must be a text")  # noqa: TRY004 - all that a line can be wrong in is one kind of error
+    return value
+
+
+def _arrays(data: Mapping[str, Any], beside: Mapping[str, Floats], prefix: str) -> dict[str, Floats]:
+    """The arrays of a line, whether they stand in it or beside it."""
+    found = {name: _array(f"{prefix}{name}", _listed(f"{prefix}{name}", data[name])) for name in ARRAYS if name in data}
+    lying = {name: beside[f"{prefix}{name}"] for name in ARRAYS if f"{prefix}{name}" in beside}
+    return found | {name: _array(f"{prefix}{name}", values) for name, values in lying.items()}
+
+
+def _listed(name: str, value: Any) -> Floats:
+    """Lists of numbers as an array, null as NaN. Texts and truth values, which numpy would take for numbers, are none."""
+    rows = value if name.rpartition(".")[2] in HEADS else [value]
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise ValueError(f"`{name}` must be lists of numbers")
+    if not {kind for row in rows for kind in set(map(type, row))} <= {int, float, type(None)}:
+        raise ValueError(f"`{name}` must hold nothing but numbers")
+    return np.array(value, dtype=np.float64)  # raises `ValueError` for rows of different lengths
+
+
+def _array(name: str, values: Floats) -> Floats:
+    dimensions = 2 if name.rpartition(".")[2] in HEADS else 1
+    if values.dtype.kind != "f" or values.ndim != dimensions or values.size == 0:
+        raise ValueError(f"`{name}` must be numbers in {dimensions} dimensions, got {values.dtype} {values.shape}")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    if np.isinf(values).any():
+        raise ValueError(f"`{name}` must hold finite numbers")
+    return values
+
+
+def _check_shapes(arrays: Mapping[str, Any]) -> None:
+    """All scores are of the same heads, and so are their standard errors."""
+    shapes = {value.shape for name, value in arrays.items() if name.rpartition(".")[2] in HEADS}
+    if len(shapes) > 1:
+        raise ValueError(f"the scores of heads have different shapes: {', '.join(map(str, sorted(shapes)))}")
 
 
 def to_line(snapshot: Snapshot) -> tuple[bytes, dict[str, Floats]]:
     """The line of a snapshot, without its end, and the arrays that are too large for it."""
-    data: dict[str, Any] = {"step": snapshot.step}
+    data: dict[str, Any] = {"step": operator.index(snapshot.step)}
+    if snapshot.tokens is not None:
+        data["tokens"] = int(snapshot.tokens)
     beside: dict[str, Floats] = {}
-    for name in ("tokens", *NUMBERS, "seconds"):
+    for name in (*NUMBERS, "seconds"):
         value = getattr(snapshot, name)
         if value is not None:
-            data[name] = value if isinstance(value, int) else _rounded(value)
+            data[name] = _rounded(value)
     for name in ARRAYS:
         _put(data, beside, name, name, getattr(snapshot, name))
     errors: dict[str, Any] = {}
@@ -62,7 +142,7 @@ def to_line(snapshot: Snapshot) -> tuple[bytes, dict[str, Floats]]:
         _put(errors, beside, name, f"errors.{name}", value)
     rest = {
         "errors": errors,
-        "n_sequences": snapshot.n_sequences,
+        "n_sequences": operator.index(snapshot.n_sequences),
         "fingerprint": snapshot.fingerprint,
         "problem": snapshot.problem,
     }
@@ -71,7 +151,7 @@ def to_line(snapshot: Snapshot) -> tuple[bytes, dict[str, Floats]]:
 
 
 def _put(data: dict[str, Any], beside: dict[str, Floats], name: str, name_beside: str, value: Any) -> None:
-    if value is None:
+    if value is None or np.size(value) == 0:
         return
     if not isinstance(value, np.ndarray):
         data[name] = _rounded(value)

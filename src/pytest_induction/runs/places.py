@@ -6,35 +6,57 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 
 from pytest_induction.errors import RunError
+from pytest_induction.runs.streams import first_line
+
+LOCAL = ("file://", "local://")
 
 
 class Place:
     """A file or directory, here or elsewhere, to be read. Prints as what the user wrote.
 
-    Every failure to read is a `RunError` of one line that names the place.
+    Every failure to read is a `RunError` of one line that names the place. A URL of `file://` is a local path.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._text = os.fspath(path)
+        if not self._text:
+            raise RunError("the path is empty: give that of a file or directory, or a URL")
         self._system: Any = None
-        if "://" in self._text:
+        self._inside = ""
+        here = next((scheme for scheme in LOCAL if self._text.startswith(scheme)), "")
+        if "://" in self._text and not here:
             self._system, self._inside = _remote(self._text)
         else:
-            self._local = Path(self._text).expanduser()
+            self._local = Path(self._text.removeprefix(here)).expanduser()
 
     def __str__(self) -> str:
         return self._text
 
-    def __truediv__(self, name: str) -> Place:
-        return Place(f"{self._text.rstrip('/')}/{name}")
+    def __repr__(self) -> str:
+        return f"Place({self._text!r})"
+
+    def __truediv__(self, name: str) -> Self:
+        below = object.__new__(type(self))
+        first, chained, rest = self._text.partition("::")
+        if "://" in first:  # in `zip://a::s3://b.zip`, what is below `a` is meant
+            below._text = f"{_joined(first, name)}{chained}{rest}"
+        else:
+            below._text = _joined(self._text, name)
+        below._system = self._system
+        below._inside = _joined(self._inside, name)
+        if self._system is None:
+            below._local = self._local / name
+        return below
 
     @property
     def name(self) -> str:
         """The last part of the path."""
-        return self._text.rstrip("/").rpartition("/")[2]
+        if self._system is None:
+            return self._local.name or self._local.resolve().name
+        return self._inside.rstrip("/").rpartition("/")[2]
 
     @property
     def local(self) -> Path | None:
@@ -67,7 +89,7 @@ class Place:
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """The file's bytes, to be read inside the block."""
+        """The file's bytes, to be read inside the block. A connection that is lost there is a `RunError` too."""
         with self._named():
             stream = self._local.open("rb") if self._system is None else self._system.open(self._inside, "rb")
             with stream:
@@ -83,9 +105,13 @@ class Place:
             raise RunError(f"{self} is not there") from None
         except Exception as error:
             if isinstance(error, (OSError, EOFError)) or self._system is not None:  # each system raises in its own words
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
                 raise RunError(f"{self} cannot be read: {reason}") from error
             raise
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}{name}" if not path or path.endswith("/") else f"{path}/{name}"
 
 
 def _remote(url: str) -> tuple[Any, str]:
@@ -95,6 +121,6 @@ def _remote(url: str) -> tuple[Any, str]:
         raise RunError(f"reading {url} needs fsspec: pip install 'pytest-induction[remote]'") from None
     try:
         system, inside = url_to_fs(url)
-    except (ImportError, ValueError) as error:  # a protocol that nobody knows, or one whose library is missing
-        raise RunError(f"{url} cannot be reached: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # noqa: BLE001 - a protocol nobody knows, one whose library is missing, credentials that are refused
+        raise RunError(f"{url} cannot be reached: {first_line(error)}") from None
     return system, inside

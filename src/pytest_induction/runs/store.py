@@ -8,20 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, BinaryIO, Self
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.lines import from_line, to_line
+from pytest_induction.runs.header import HEADER, SCHEMA, read_header
+from pytest_induction.runs.lines import from_line, parsed, to_line
+from pytest_induction.runs.locks import Lock
 from pytest_induction.runs.places import Place
-from pytest_induction.runs.record import Floats, ScheduledChange, Snapshot, TrainingRun, in_order
+from pytest_induction.runs.record import HEADS, Floats, ScheduledChange, Snapshot, TrainingRun, in_order
+from pytest_induction.runs.streams import Reading
 
-SCHEMA = 1
-HEADER, SNAPSHOTS, LOCK, BESIDE = "run.json", "snapshots.jsonl", "run.lock", "arrays"
+SNAPSHOTS, LOCK, BESIDE = "snapshots.jsonl", "run.lock", "arrays"
 LONGEST_LINE = 2**24  # bytes; a line of ours has some thousand
-LONGEST_HEADER = 2**20
+LARGEST_FILE = 2**28  # bytes of arrays beside a line
 
 
 def is_run(place: Place) -> bool:
@@ -31,36 +36,34 @@ def is_run(place: Place) -> bool:
 
 def read_run(place: Place) -> TrainingRun:
     """The run that lies in a directory, here or elsewhere. Raises `RunError` where there is none, or none that can be read."""
-    header = _read_header(place)
+    header = read_header(place)
     notes: list[str] = []
     snapshots, order = in_order(_snapshots(place, notes), by_step=header["source"] == "sweep")
+    snapshots, others = _of_one_model(snapshots)
     windows = header.get("icl_windows")
+    stopped = header.get("stopped")
     return TrainingRun(
-        name=str(header.get("name") or place.name),
+        name=header.get("name") or place.name,
         snapshots=snapshots,
         source=header["source"],
         tokens_per_step=header.get("tokens_per_step"),
         icl_windows=None if windows is None else (tuple(windows[0]), tuple(windows[1])),
-        schedule=tuple(ScheduledChange(int(change["step"]), str(change["what"])) for change in header.get("schedule", ())),
-        about=header.get("about", {}),
-        notes=(*notes, *order),
+        schedule=tuple(ScheduledChange(change["step"], change["what"]) for change in header.get("schedule") or ()),
+        about=header.get("about") or {},
+        notes=(*notes, *order, *others, *([f"the recorder stopped the training {stopped}"] if stopped else ())),
     )
 
 
-def _read_header(place: Place) -> dict[str, Any]:
-    where = place / HEADER
-    with where.open() as stream:
-        text = stream.read(LONGEST_HEADER)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{where} is not JSON: {error}") from None
-    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
-        seen = header.get("schema") if isinstance(header, dict) else type(header).__name__
-        raise RunError(f"{where} must be an object with schema {SCHEMA}, got {seen!r}; was it written by another version?")
-    if header.get("source") not in ("recorder", "sweep", "log"):
-        raise RunError(f'{where} must have a source "recorder", "sweep" or "log", got {header.get("source")!r}')
-    return header
+def _of_one_model(snapshots: tuple[Snapshot, ...]) -> tuple[tuple[Snapshot, ...], tuple[str, ...]]:
+    """Snapshots without those whose scores are of other heads than the last ones', and a note for what was left out."""
+    shapes = [next((scores.shape for name in HEADS if (scores := getattr(each, name)) is not None), None) for each in snapshots]
+    last = next((shape for shape in reversed(shapes) if shape is not None), None)
+    kept = tuple(each for each, shape in zip(snapshots, shapes, strict=True) if shape in {None, last})
+    left_out = len(snapshots) - len(kept)
+    if last is None or not left_out:
+        return kept, ()
+    heads = f"{last[0]} layers of {last[1]} heads"
+    return kept, (f"{left_out} snapshots of a model without the {heads} that the last snapshots have are left out",)
 
 
 def _snapshots(place: Place, notes: list[str]) -> Iterator[Snapshot]:
@@ -70,42 +73,38 @@ def _snapshots(place: Place, notes: list[str]) -> Iterator[Snapshot]:
         return
     broken: list[str] = []
     with where.open() as stream:
-        for number, line in _lines(stream):
-            if line is None:
-                broken.append(f"line {number} (it is longer than {LONGEST_LINE} bytes)")
+        reading = Reading(stream)
+        for line in reading.lines(LONGEST_LINE):
+            if line.content is None:
+                broken.append(f"line {line.number} (it is longer than {LONGEST_LINE} bytes)")
+                continue
+            if not line.content.strip():
                 continue
             try:
-                yield from_line(line, lambda name: _beside(place, name))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, RunError) as error:
-                broken.append(f"line {number} ({type(error).__name__}: {str(error).splitlines()[0]})")
+                yield from_line(line.content, lambda name: _beside(place, name))
+            except (ValueError, TypeError, OverflowError, RecursionError, RunError) as error:
+                broken.append(f"line {line.number} ({_reason(error)})")
+    if reading.stopped:
+        notes.append(f"{SNAPSHOTS}: the connection was lost ({reading.stopped}): what came before counts")
     if broken:
         more = f" and {len(broken) - 1} more lines" if len(broken) > 1 else ""
         notes.append(f"{SNAPSHOTS}: {broken[0]}{more} cannot be read and {'is' if len(broken) == 1 else 'are'} left out")
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Lines with their numbers, None for one that is too long to be held."""
-    number = 0
-    while line := stream.readline(LONGEST_LINE):
-        number += 1
-        whole = line.endswith(b"\n") or len(line) < LONGEST_LINE
-        while not (line.endswith(b"\n") or len(line) < LONGEST_LINE):
-            line = stream.readline(LONGEST_LINE)
-        if not whole or line.strip():
-            yield number, line if whole else None
-
-
-def _beside(place: Place, name: str) -> dict[str, Floats]:
+def _beside(place: Place, name: Any) -> dict[str, Floats]:
     from safetensors.numpy import load
 
-    if not isinstance(name, str) or "/" in name or name.startswith("."):
-        raise ValueError(f"{name!r} is no name of an array file")
-    with (place / BESIDE / name).open() as stream:
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"{short(name)} is no name of an array file")
+    where = place / BESIDE / name
+    if where.size() > LARGEST_FILE:
+        raise ValueError(f"{BESIDE}/{name} is larger than {LARGEST_FILE} bytes")
+    with where.open() as stream:
         content = stream.read()
     try:
         return load(content)
     except Exception as error:  # noqa: BLE001 - safetensors has an error class of its own
-        raise ValueError(f"{BESIDE}/{name}: {error}") from None
+        raise ValueError(f"{BESIDE}/{name}: {_reason(error)}") from None
 
 
 class RunWriter:
@@ -117,15 +116,16 @@ class RunWriter:
 
     def __init__(self, directory: str | Path, *, source: str, name: str = "", **header: Any) -> None:
         self.directory = Path(directory).expanduser()
-        self._waiting: list[Snapshot] = []
+        self._waiting: list[tuple[bytes, dict[str, Floats], int]] = []
+        self._torn = False
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = _Lock(self.directory / LOCK)
+            self._lock = Lock(self.directory / LOCK)
         except OSError as error:
             raise RunError(f"no run can be written to {self.directory}: {_reason(error)}") from None
         try:
             self._header = self._opened(source, name, header)
-            self._cut_torn_line()
+            self._mend()
         except BaseException:
             self._lock.release()
             raise
@@ -136,36 +136,44 @@ class RunWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def header(self) -> Mapping[str, Any]:
+        """What `run.json` says."""
+        return self._header
+
     def close(self) -> None:
         """Write what still waits, if it can be, and let others write."""
         try:
-            if self._waiting:
+            if self._waiting and self._lock.is_held:
                 self.flush()
         finally:
             self._lock.release()
 
     def append(self, snapshot: Snapshot) -> None:
         """Write one snapshot. Raises `RunError` where the disk does not take it; it then waits, and is written with the next."""
-        self._waiting.append(snapshot)
+        self._waiting.append((*to_line(snapshot), snapshot.step))
         self.flush()
 
     def flush(self) -> None:
         """Write what waits. Raises `RunError` where the disk does not take it."""
-        try:
-            while self._waiting:
-                self._write(self._waiting[0])
-                del self._waiting[0]
-        except OSError as error:
-            raise RunError(f"{self.directory / SNAPSHOTS} cannot be written: {_reason(error)}") from None
+        if not self._lock.is_held:
+            raise RunError(f"{self.directory} cannot be written: the writer was closed, or belongs to another process")
+        if self._torn:
+            self._mend()
+        while self._waiting:
+            self._torn = True  # until the line is whole, however the writing of it ends
+            try:
+                self._write(*self._waiting[0])
+            except OSError as error:
+                raise RunError(f"{self.directory / SNAPSHOTS} cannot be written: {_reason(error)}") from None
+            self._torn = False
+            del self._waiting[0]
 
     def describe(self, **header: Any) -> None:
         """Add to what `run.json` says of the run; what is there of the same name is replaced."""
         changed = {**self._header, **header}
         if changed != self._header:
-            try:
-                _replace(self.directory / HEADER, json.dumps(changed, indent=1).encode() + b"\n")
-            except OSError as error:
-                raise RunError(f"{self.directory / HEADER} cannot be written: {_reason(error)}") from None
+            self._write_header(changed)
             self._header = changed
 
     def add_scheduled_change(self, step: int, what: str) -> None:
@@ -178,38 +186,44 @@ class RunWriter:
     def _opened(self, source: str, name: str, header: Mapping[str, Any]) -> dict[str, Any]:
         here = Place(self.directory)
         if is_run(here):
-            found = _read_header(here)
+            found = read_header(here)
             if found["source"] != source:
                 raise RunError(f"{self.directory} holds a run of a {found['source']}, not of a {source}: choose another place")
             self._header = found
             self.describe(**header)
             return self._header
-        others = [name for name in here.names() if name != LOCK]
+        others = [name for name in here.names() if name not in (LOCK, f"{HEADER}.part")]
         if others:
             raise RunError(f"{self.directory} is not empty and holds no run (it has {others[0]}): choose another place")
         made = {"schema": SCHEMA, "source": source, "name": name or self.directory.resolve().name, **header}
-        try:
-            _replace(self.directory / HEADER, json.dumps(made, indent=1).encode() + b"\n")
-        except OSError as error:
-            raise RunError(f"{self.directory / HEADER} cannot be written: {_reason(error)}") from None
+        self._write_header(made)
         return made
 
-    def _cut_torn_line(self) -> None:
-        path = self.directory / SNAPSHOTS
-        if not path.exists():
-            return
-        with path.open("r+b") as stream:
-            stream.truncate(_end_of_last_line(stream))
+    def _write_header(self, header: Mapping[str, Any]) -> None:
+        try:
+            _replace(self.directory / HEADER, json.dumps(header, indent=1, allow_nan=False).encode() + b"\n")
+        except OSError as error:
+            raise RunError(f"{self.directory / HEADER} cannot be written: {_reason(error)}") from None
 
-    def _write(self, snapshot: Snapshot) -> None:
-        line, beside = to_line(snapshot)
+    def _mend(self) -> None:
+        """Cut off a last line that is not whole; one that lacks nothing but its end is given that."""
+        path = self.directory / SNAPSHOTS
+        try:
+            if path.exists():
+                with path.open("r+b") as stream:
+                    _mend(stream)
+        except OSError as error:
+            raise RunError(f"{path} cannot be written: {_reason(error)}") from None
+        self._torn = False
+
+    def _write(self, line: bytes, beside: Mapping[str, Floats], step: int) -> None:
         if beside:
             from safetensors.numpy import save
 
             place = self.directory / BESIDE
             place.mkdir(exist_ok=True)
-            content = save(beside)
-            name = f"step-{snapshot.step:09d}-{hashlib.blake2b(content, digest_size=6).hexdigest()}.safetensors"
+            content = save(dict(beside))
+            name = f"step-{step:09d}-{hashlib.blake2b(content, digest_size=6).hexdigest()}.safetensors"
             _replace(place / name, content)
             line = line[:-1] + f',"arrays":"{name}"}}'.encode()
         with (self.directory / SNAPSHOTS).open("ab", buffering=0) as stream:
@@ -217,9 +231,11 @@ class RunWriter:
             try:
                 _write_whole(stream, line + b"\n")
                 os.fsync(stream.fileno())
-            except OSError:
+            except BaseException:
                 stream.truncate(before)
                 raise
+        if before == 0:
+            _keep_names(self.directory)
 
 
 def _write_whole(stream: Any, content: bytes) -> None:
@@ -240,6 +256,32 @@ def _replace(path: Path, content: bytes) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
+    _keep_names(path.parent)
+
+
+def _keep_names(directory: Path) -> None:
+    """See to it that the names of new files outlive a power cut too, where the system can."""
+    with suppress(OSError):  # no directory can be opened on Windows
+        number = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _mend(stream: BinaryIO) -> None:
+    end = _end_of_last_line(stream)
+    stream.seek(end)
+    rest = stream.read(LONGEST_LINE)
+    try:
+        whole = isinstance(parsed(rest), dict)  # no part of an object is an object
+    except (ValueError, RecursionError):
+        whole = False
+    if whole:
+        stream.seek(0, os.SEEK_END)
+        stream.write(b"\n")
+    elif rest:
+        stream.truncate(end)
 
 
 def _end_of_last_line(stream: BinaryIO, block: int = 65_536) -> int:
@@ -255,32 +297,7 @@ def _end_of_last_line(stream: BinaryIO, block: int = 65_536) -> int:
     return 0
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
-
-
-class _Lock:
-    """Held by one process; let go by the system when that ends, however it ends."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("a+b")
-        try:
-            _take(self._file)
-        except OSError:
-            self._file.close()
-            raise RunError(f"{path.parent} is being written by another process: choose another place, or wait for it") from None
-
-    def release(self) -> None:
-        self._file.close()
-
-
-def _take(file: BinaryIO) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _reason(error: Exception) -> str:
+    """An error in a line: what the system says of it, or its own first words, or its kind."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(said).splitlines()[0][:200]

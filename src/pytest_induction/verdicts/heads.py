@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from pytest_induction.measure import Array, Round
 from pytest_induction.records import Estimate, HeadEvidence, Verdict
 from pytest_induction.statistics import mean_interval
+from pytest_induction.verdicts.bars import EXCESS_SHARE, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.behaviour import MIN_ACCURACY
 from pytest_induction.verdicts.judgement import Judgement, behaviour_of, more_needed
 
-MIN_PREFIX_MATCHING = 0.3  # of a head, over varied periods; paper: "a continuum, but a clear subset", so no bar of its own
-MIN_ADVANTAGE = 0.5  # nats by which the successor must be likelier than the tokens after it
 MIN_PERIODS = 2  # at which a head must match: one period cannot tell matching from counting back
-EXCESS_SHARE = 0.5  # of the bar, that must be left of a head's score without what it has where there is nothing to match
 CLEAR, DORMANT = 0.5, 0.9  # mass that makes a kind of a head, and that leaves nothing for any other
 NEAREST = 3  # other heads that are named beside those found
 

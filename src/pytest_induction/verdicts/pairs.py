@@ -6,7 +6,8 @@ import numpy as np
 
 from pytest_induction.records import PairEvidence, Verdict
 from pytest_induction.statistics import mean_interval
-from pytest_induction.verdicts.heads import EXCESS_SHARE, MIN_PERIODS
+from pytest_induction.verdicts.bars import EXCESS_SHARE
+from pytest_induction.verdicts.heads import MIN_PERIODS
 from pytest_induction.verdicts.judgement import Judgement, more_needed
 from pytest_induction.virtual import PairRound
 

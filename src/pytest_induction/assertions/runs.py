@@ -1,0 +1,339 @@
+"""Assertions about training runs: a phase change, none, several at once, no later than in another run."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from pytest_induction.assertions.boundary import expect
+from pytest_induction.errors import ArgumentError, user_facing
+from pytest_induction.journal import tell
+from pytest_induction.records import Change, Estimate, Evidence, Moment, Provenance, Verdict
+from pytest_induction.runs.changes import MAX_WIDTH
+from pytest_induction.runs.opening import load_run
+from pytest_induction.runs.phase_change import ERROR_RATE, MARGIN, PhaseChange, change_of, find_phase_changes, lag_between
+from pytest_induction.runs.record import TrainingRun
+from pytest_induction.statistics import mean_interval
+
+RunLike = TrainingRun | str | os.PathLike[str]
+ONSET_MARGIN = 0.1  # decades: about a quarter more tokens
+
+
+@user_facing
+def assert_phase_change(
+    run: RunLike,
+    *,
+    before_tokens: float | None = None,
+    before_steps: float | None = None,
+    max_width: float = MAX_WIDTH,
+    co_occurring: bool | None = None,
+    min_change: Mapping[str, float] | None = None,
+    error_rate: float = ERROR_RATE,
+) -> Evidence:
+    """Assert that induction formed abruptly in a training run (see `find_phase_changes` for what that means).
+
+    `run` is a `TrainingRun`, or whatever `load_run` opens. With `before_tokens` or `before_steps` the change must have ended by
+    then. `co_occurring` asks that in-context learning changed with it, midpoints at most 0.15 decades apart; by default it is asked
+    where in-context learning was recorded.
+
+    UNDETERMINED fails too, and says what would settle it: a change of which too few snapshots tell, that is not over, or that may
+    be gradual. Returns the evidence: `.changes` has the onset, midpoint, end and width of each series, in steps and tokens. Raises
+    `ExpectationFailed`, which carries it, or `RunError` for a run that cannot be read.
+
+    >>> found = assert_phase_change("fixtures/runs/two-layers", before_steps=400)       # doctest: +SKIP
+    >>> found.changes[0].midpoint.step.value                                            # doctest: +SKIP
+    """
+    opened, found = _found(run, max_width, min_change, error_rate)
+    evidence = _evidence(opened, "phase_change", found, error_rate)
+    for name, bar in (("before_tokens", before_tokens), ("before_steps", before_steps)):
+        if bar is not None:
+            if not 0 < bar < math.inf:
+                raise ArgumentError(f"`{name}` must be above 0, got {bar}")
+            evidence = _in_time(evidence, found.induction, name, bar)
+    if co_occurring or (co_occurring is None and found.in_context_learning is not None):
+        evidence = _together(evidence, found)
+    return expect(evidence, Verdict.FORMED)
+
+
+@user_facing
+def assert_no_phase_change(
+    run: RunLike,
+    *,
+    max_width: float = MAX_WIDTH,
+    min_change: Mapping[str, float] | None = None,
+    error_rate: float = ERROR_RATE,
+) -> Evidence:
+    """Assert that induction did not form abruptly in a training run: shown, not merely not found. Arguments as `assert_phase_change`."""
+    opened, found = _found(run, max_width, min_change, error_rate)
+    return expect(_evidence(opened, "phase_change", found, error_rate), Verdict.NOT_FORMED)
+
+
+@user_facing
+def assert_cooccurrence(
+    run: RunLike | Sequence[RunLike],
+    *,
+    margin: float = MARGIN,
+    max_width: float = MAX_WIDTH,
+    min_change: Mapping[str, float] | None = None,
+    error_rate: float = ERROR_RATE,
+) -> Evidence:
+    """Assert that in-context learning changes together with induction: midpoints at most `margin` decades of tokens apart.
+
+    Of one run the interval of their distance is that of the two fits together. Of several runs (seeds) the distances are taken run
+    by run, and the interval is that of their mean. The noisier of two series makes the interval wider, and its change no later.
+    """
+    if not 0 < margin < math.inf:
+        raise ArgumentError(f"`margin` must be above 0 decades, got {margin}")
+    runs = [run] if isinstance(run, (TrainingRun, str, os.PathLike)) else list(run)
+    if not runs:
+        raise ArgumentError("`run` must be a run or several, got none")
+    pairs = [_found(each, max_width, min_change, error_rate) for each in runs]
+    parts = [_together(_evidence(opened, "cooccurrence", found, error_rate), found, margin) for opened, found in pairs]
+    if len(parts) == 1:
+        return expect(parts[0], Verdict.FORMED)
+    return expect(_over_runs(parts, [found for _, found in pairs], margin, error_rate), Verdict.FORMED)
+
+
+@user_facing
+def assert_onset_not_later(
+    run: RunLike,
+    reference: RunLike,
+    *,
+    margin: float = ONSET_MARGIN,
+    max_width: float = MAX_WIDTH,
+    min_change: Mapping[str, float] | None = None,
+    error_rate: float = ERROR_RATE,
+) -> Evidence:
+    """Assert that induction begins to form no later than in a reference run: by less than `margin` decades, its whole interval.
+
+    In tokens where both runs know them, else in steps. Onsets vary with the seed of a training: one run against one reference tells
+    of these two. Returns the evidence with the estimate `onset_lag`, in decades, positive if the run is later.
+    """
+    if not 0 <= margin < math.inf:
+        raise ArgumentError(f"`margin` must be at least 0 decades, got {margin}")
+    opened, found = _found(run, max_width, min_change, error_rate)
+    other, expected = _found(reference, max_width, min_change, error_rate)
+    evidence = _evidence(opened, "onset_not_later", found, error_rate)
+    return expect(_not_later(evidence, found, expected, other.name, margin), Verdict.FORMED)
+
+
+@user_facing
+def assert_previous_token_first(
+    run: RunLike,
+    *,
+    gate: bool = False,
+    max_width: float = MAX_WIDTH,
+    min_change: Mapping[str, float] | None = None,
+    error_rate: float = ERROR_RATE,
+) -> Evidence:
+    """Report whether previous-token heads form before induction heads, by their midpoints.
+
+    A report: trainings differ in the order, so nothing is raised unless `gate` is set. Returns the evidence with the estimate
+    `lag`, induction minus previous-token, in decades.
+    """
+    opened, found = _found(run, max_width, min_change, error_rate)
+    evidence = _evidence(opened, "previous_token_first", found, error_rate)
+    previous = change_of(opened, "previous_token", max_width=max_width, min_change=min_change, error_rate=error_rate)
+    lag = lag_between(previous, found.induction)
+    if lag is None or previous is None or found.verdict is not Verdict.FORMED:
+        seen = "no previous-token scores were recorded" if previous is None else f"{previous.summary}; {found.summary}"
+        evidence = replace(evidence, verdict=Verdict.UNDETERMINED, reason="no_two_changes", summary=seen)
+    else:
+        verdict = Verdict.FORMED if lag.is_above(0) else Verdict.NOT_FORMED if lag.is_below(0) else Verdict.UNDETERMINED
+        reason = {Verdict.FORMED: "previous_first", Verdict.NOT_FORMED: "previous_later"}.get(verdict, "order_unclear")
+        seen = f"induction forms {_apart(lag)} after previous-token heads"
+        evidence = replace(
+            evidence,
+            verdict=verdict,
+            reason=reason,
+            summary=seen,
+            settle="",
+            estimates={**evidence.estimates, "lag": lag},
+            changes=(*evidence.changes, previous),
+        )
+    if gate:
+        return expect(evidence, Verdict.FORMED)
+    tell(evidence)
+    return evidence
+
+
+def _found(
+    run: RunLike, max_width: float, min_change: Mapping[str, float] | None, error_rate: float
+) -> tuple[TrainingRun, PhaseChange]:
+    opened = load_run(run)
+    return opened, find_phase_changes(opened, max_width=max_width, min_change=min_change, error_rate=error_rate)
+
+
+def _evidence(run: TrainingRun, claim: str, found: PhaseChange, error_rate: float) -> Evidence:
+    estimates: dict[str, Estimate] = {}
+    change = found.induction
+    if change is not None and change.midpoint is not None and change.width is not None:
+        estimates |= {"midpoint": change.midpoint.tokens or change.midpoint.step, "width": change.width}
+    if found.lag is not None:
+        estimates["lag"] = found.lag
+    return Evidence(
+        claim,
+        found.verdict,
+        found.reason,
+        found.summary,
+        provenance_of(run),
+        estimates=estimates,
+        bars=found.bars,
+        confidence=1 - error_rate,
+        settle=found.settle,
+        changes=found.changes,
+    )
+
+
+def provenance_of(run: TrainingRun) -> Provenance:
+    """Where what is said of a run comes from."""
+    about = run.about
+    span = f"{len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}" if len(run) else "no snapshots"
+    digest = hashlib.blake2b(digest_size=8)
+    for snapshot in run.snapshots:
+        digest.update(
+            f"{snapshot.step} {snapshot.loss} {snapshot.icl_score} {snapshot.advantage} {snapshot.fingerprint}".encode()
+        )
+    return Provenance(
+        model=run.name,
+        fingerprint=digest.hexdigest(),
+        way_in=str(about.get("way_in", "none")),
+        n_layers=int(about.get("n_layers", 0)),
+        n_heads=int(about.get("n_heads", 0)),
+        dtype=str(about.get("dtype", "")),
+        device=str(about.get("device", "")),
+        seed=about.get("seed"),
+        probe=f"{span}, from a {run.source}",
+        layers=tuple(about.get("layers", ())),
+        notes=(*run.notes, *about.get("notes", ())),
+        is_run=True,
+        versions=about.get("versions", {}),
+    )
+
+
+def _in_time(evidence: Evidence, change: Change | None, name: str, bar: float) -> Evidence:
+    """The evidence on a run whose change must have ended by so many tokens or steps."""
+    if evidence.verdict is not Verdict.FORMED or change is None or change.end is None:
+        return evidence
+    end = change.end.tokens if name == "before_tokens" else change.end.step
+    unit = name.removeprefix("before_")
+    bars = {**evidence.bars, name: bar}
+    if end is None:
+        return replace(
+            evidence,
+            verdict=Verdict.UNDETERMINED,
+            reason="tokens_not_known",
+            summary=f"{evidence.summary}; how many tokens that is, is not known",
+            settle="give the run its `tokens_per_step`, or ask with `before_steps`",
+            bars=bars,
+        )
+    evidence = replace(evidence, bars=bars, estimates={**evidence.estimates, f"end_{unit}": end})
+    if end.high <= bar:
+        return evidence
+    verdict, reason = (Verdict.NOT_FORMED, "too_late") if end.low > bar else (Verdict.UNDETERMINED, "end_unclear")
+    seen = f"it ends after {end.value:.4g} {unit} ({end.low:.4g}..{end.high:.4g}), {bar:.4g} are allowed"
+    settle = "" if verdict is Verdict.NOT_FORMED else "record more snapshots around the end of the change"
+    return replace(evidence, verdict=verdict, reason=reason, summary=f"{evidence.summary}; but {seen}", settle=settle)
+
+
+def _together(evidence: Evidence, found: PhaseChange, margin: float = MARGIN) -> Evidence:
+    """The evidence on a run in which in-context learning must change with induction."""
+    if evidence.verdict is not Verdict.FORMED:
+        return evidence
+    change, lag = found.in_context_learning, found.lag
+    if change is None:
+        return replace(
+            evidence,
+            verdict=Verdict.UNDETERMINED,
+            reason="icl_not_recorded",
+            summary=f"{evidence.summary}; in-context learning was not recorded",
+            settle="record or sweep with a held-out text (`text=`, --text), or ask without (`co_occurring=False`)",
+        )
+    if change.verdict is not Verdict.FORMED or lag is None:
+        reason = f"icl_{change.reason}"
+        summary = f"{evidence.summary}; but {change.summary}"
+        return replace(evidence, verdict=change.verdict, reason=reason, summary=summary, settle=change.settle)
+    return _within(evidence, lag, margin, f"{evidence.summary}; in-context learning changes {_apart(lag)} after")
+
+
+def _within(evidence: Evidence, lag: Estimate, margin: float, summary: str) -> Evidence:
+    bars = {**evidence.bars, "margin": margin}
+    if -margin <= lag.low and lag.high <= margin:
+        return replace(evidence, summary=summary, bars=bars)
+    apart = lag.low > margin or lag.high < -margin
+    return replace(
+        evidence,
+        verdict=Verdict.NOT_FORMED if apart else Verdict.UNDETERMINED,
+        reason="apart" if apart else "lag_unclear",
+        summary=f"{summary}: {'more than' if apart else 'it is not clear whether within'} the {margin:.2f} that count as together",
+        bars=bars,
+        settle="" if apart else "record more snapshots around the change",
+    )
+
+
+def _over_runs(parts: Sequence[Evidence], found: Sequence[PhaseChange], margin: float, error_rate: float) -> Evidence:
+    """The evidence on several runs: the mean of their distances."""
+    lags = [each.lag for each in found]
+    without = [
+        part.provenance.model
+        for part, lag in zip(parts, lags, strict=True)
+        if part.verdict is not Verdict.FORMED and (lag is None or part.reason not in ("apart", "lag_unclear"))
+    ]
+    names = ", ".join(part.provenance.model for part in parts)
+    about = replace(parts[0].provenance, model=names, probe=f"{len(parts)} runs")
+    if without:
+        first = next(part for part in parts if part.provenance.model == without[0])
+        summary = (
+            f"{len(without)} of {len(parts)} runs have no two changes to compare, the first is {without[0]}: {first.summary}"
+        )
+        return replace(first, summary=summary, provenance=about)
+    values = np.array([[lag.value] for lag in lags if lag is not None])
+    lag = mean_interval(values, error_rate, "decades")[0]
+    changes = tuple(change for part in parts for change in part.changes)
+    whole = replace(parts[0], verdict=Verdict.FORMED, reason="formed", provenance=about, estimates={"lag": lag}, changes=changes)
+    return _within(whole, lag, margin, f"over {len(parts)} runs in-context learning changes {_apart(lag)} after induction")
+
+
+def _not_later(evidence: Evidence, found: PhaseChange, expected: PhaseChange, name: str, margin: float) -> Evidence:
+    bars = {**evidence.bars, "margin": margin}
+    if expected.verdict is not Verdict.FORMED:
+        return replace(
+            evidence,
+            verdict=Verdict.UNDETERMINED,
+            reason="reference_has_none",
+            summary=f"the reference {name} is {expected.verdict}: {expected.summary}",
+            settle="choose a reference that went through its phase change",
+            bars=bars,
+        )
+    if found.verdict is not Verdict.FORMED or found.induction is None or expected.induction is None:
+        return replace(evidence, bars=bars)
+    lag = lag_between(_at_onset(expected.induction), _at_onset(found.induction))
+    if lag is None:
+        return replace(evidence, verdict=Verdict.UNDETERMINED, reason="onset_unclear", bars=bars)
+    summary = f"induction begins to form {_apart(lag)} after the reference {name}"
+    evidence = replace(evidence, summary=summary, estimates={**evidence.estimates, "onset_lag": lag}, bars=bars)
+    if lag.high <= margin:
+        return evidence
+    late = lag.low > margin
+    return replace(
+        evidence,
+        verdict=Verdict.NOT_FORMED if late else Verdict.UNDETERMINED,
+        reason="later" if late else "onset_unclear",
+        summary=f"{summary}, {'more than' if late else 'not clearly within'} the margin of {margin:.2f}",
+        settle="" if late else "record more snapshots around the onset, in both runs",
+    )
+
+
+def _at_onset(change: Change) -> Change:
+    """The same change, its midpoint put at its onset."""
+    onset: Moment | None = change.onset
+    return replace(change, midpoint=onset)
+
+
+def _apart(lag: Estimate) -> str:
+    return f"{lag.value:+.3f} decades ({lag.low:+.3f}..{lag.high:+.3f})"

@@ -1,0 +1,224 @@
+"""Does one series of a run change abruptly? FORMED if it is shown to, NOT_FORMED if it is shown not to, else UNDETERMINED."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pytest_induction.records import Change, Estimate, Verdict
+from pytest_induction.runs.record import ScheduledChange, TrainingRun
+from pytest_induction.runs.series import Axis, Series, measuring_error
+from pytest_induction.runs.transition import Transition, find_transition
+
+Floats = NDArray[np.float64]
+MAX_WIDTH = 0.5  # decades; the paper's own windows are 0.3 (2.5e9 to 5e9 tokens) and 0.48 (1e9 to 3e9)
+MIN_SHARE = 0.4  # of all that the series changes, between 10 % and 90 % of the transition
+POWER = 2.8  # standard errors: what is found with 80 % power at 5 %, two-sided
+FEWEST = 8  # snapshots, for a fit of six parameters
+FEWEST_INSIDE = 3
+FEWEST_BESIDE = 3  # snapshots before and after the change, for a level to be known
+NEAR = 0.15  # decades; a scheduled change so near may be the cause
+WORDS = {
+    "prefix_matching": "prefix matching of the best head",
+    "previous_token": "the previous-token score of the best head",
+    "advantage": "the advantage of the successor on repeated tokens",
+    "repeat_accuracy": "accuracy on repeated tokens",
+    "repeat_loss": "loss on repeated tokens",
+    "icl_score": "the in-context learning score",
+    "loss": "the loss",
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What counts as an abrupt change: at most so wide, in decades; intervals miss at most at `error_rate`."""
+
+    max_width: float = MAX_WIDTH
+    error_rate: float = 0.05
+
+
+def judge_change(run: TrainingRun, axis: Axis, series: Series, rule: Rule) -> Change:
+    """The verdict on one series of a run."""
+    words = WORDS[series.name]
+    if len(series.x) < FEWEST:
+        return Change(
+            series.name,
+            Verdict.UNDETERMINED,
+            "few_snapshots",
+            f"{words} is known at {len(series.x)} snapshots; at least {FEWEST} are needed",
+            settle=f"record {words} at {FEWEST - len(series.x)} more snapshots at least",
+        )
+    kept = _until_lost(series)
+    levels = _Levels.of(run, kept)
+    if levels.largest + POWER * levels.error < series.bar:
+        flat = f"{words} stays between {_number(kept.y.min())} and {_number(kept.y.max())}"
+        return Change(series.name, Verdict.NOT_FORMED, "no_change", flat, shape="flat")
+    found = find_transition(kept.x, kept.y, rule.error_rate)
+    change = _Seen(run, axis, kept, levels, found, rule).judged()
+    if len(kept.x) < len(series.x):
+        change = replace(change, summary=f"{change.summary}; later it is lost")
+    return change
+
+
+def _until_lost(series: Series) -> Series:
+    """The series up to where it leaves its highest level, if it ends far below it: what is lost again was there before."""
+    smooth = series.sign * _running_median(series.y)
+    rise = smooth.max() - smooth[:FEWEST_BESIDE].mean()
+    if rise < series.bar or smooth[-1] > smooth.max() - rise / 2:
+        return series
+    end = int(np.flatnonzero(smooth >= smooth.max() - rise / 5)[-1]) + 1
+    if end < FEWEST:
+        return series
+    return replace(series, index=series.index[:end], x=series.x[:end], y=series.y[:end])
+
+
+def _running_median(values: Floats, width: int = 5) -> Floats:
+    padded = np.concatenate([[values[0]] * (width // 2), values, [values[-1]] * (width // 2)])
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1)
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """How far a series gets from where it starts, in the direction that counts, and the standard error of that."""
+
+    largest: float
+    error: float
+
+    @classmethod
+    def of(cls, run: TrainingRun, series: Series) -> _Levels:
+        smooth = series.sign * _running_median(series.y)
+        start = float(np.median(smooth[:FEWEST_BESIDE]))
+        top = int(smooth.argmax())
+        rough = float(1.4826 * np.median(np.abs(np.diff(series.y))) / math.sqrt(2))
+        error = math.hypot(measuring_error(run, series, 0, top), rough)
+        return cls(max(0.0, float(smooth[top]) - start), error)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One series with the transition that was found in it."""
+
+    run: TrainingRun
+    axis: Axis
+    series: Series
+    levels: _Levels
+    found: Transition
+    rule: Rule
+
+    def judged(self) -> Change:
+        """The change with its verdict."""
+        verdict, reason, shape, settle = self._verdict()
+        change = self._change()
+        onset, midpoint, end = (
+            self.axis.moment(value, *self.found.interval(column))
+            for column, value in enumerate((self.found.onset, self.found.midpoint, self.found.end))
+        )
+        width = Estimate(self.found.width, *self.found.interval(3), unit="decades")
+        where = f"{_number(onset.step.value)} and {_number(end.step.value)}"
+        how = f"{WORDS[self.series.name]} changes by {_number(change.value)} between steps {where}, {width.value:.2f} decades"
+        told = {
+            "gradual": f"{how}: gradual, or a small part of all that it changes ({self.share:.0%})",
+            "width_unclear": f"{how}, with an interval of {width.low:.2f} to {width.high:.2f}: abrupt or gradual is not clear",
+            "not_over": f"{how}, and may not be over at the last snapshot",
+            "began_before": f"{how}, and may have begun before the first snapshots",
+            "few_inside": f"{how}, with {self.n_inside} snapshots inside",
+            "change_unclear": f"{how}: less than {POWER} standard errors ({_number(change.high - change.value)}) beyond the bar",
+        }
+        return Change(
+            self.series.name,
+            verdict,
+            reason,
+            told.get(reason, how),
+            shape,
+            change,
+            self.share,
+            onset,
+            midpoint,
+            end,
+            width,
+            self.n_inside,
+            rivals_of(self.run.schedule, self.axis, *self._extent),
+            settle,
+        )
+
+    def _verdict(self) -> tuple[Verdict, str, str, str]:
+        """Verdict, reason, shape, and what would settle it."""
+        if self._is_gradual():
+            return Verdict.NOT_FORMED, "gradual", "gradual", ""
+        missing = self._missing()
+        if missing is not None:
+            return Verdict.UNDETERMINED, missing[0], "", missing[1]
+        return Verdict.FORMED, "abrupt", "abrupt", ""
+
+    def _is_gradual(self) -> bool:
+        """Whether something surely changes, no transition that fits is abrupt, and the best is over."""
+        surely = self.levels.largest - POWER * self.levels.error > self.series.bar
+        return surely and not self._abrupt().any() and self.found.end < self.series.x[-1]
+
+    def _missing(self) -> tuple[str, str] | None:
+        """Why it cannot be said that the change is abrupt, and what would settle it; None where it can."""
+        first, last = self._extent
+        change = self._change()
+        denser = f"record more snapshots between steps {self._steps(first, last)}"
+        if (self.series.x > last).sum() < FEWEST_BESIDE:
+            return "not_over", "train further, or record a few more snapshots at the end"
+        if (self.series.x < first).sum() < FEWEST_BESIDE:
+            return "began_before", "record from the first steps on"
+        if change.low <= self.series.bar:
+            return "change_unclear", "measure on more sequences or rows of text"
+        if not self._abrupt().all() or self.found.is_no_better_than_a_bend:
+            return "width_unclear", denser
+        return ("few_inside", denser) if self.n_inside < FEWEST_INSIDE else None
+
+    @property
+    def share(self) -> float:
+        """Of all that the series changes, what the best transition does between its onset and its end."""
+        return min(1.0, max(0.0, self.series.sign * self.found.change / max(self.levels.largest, 1e-12)))
+
+    def _abrupt(self) -> NDArray[np.bool_]:
+        """Of every transition that fits, whether it is narrow, and most of what changes."""
+        width, change = self.found.fitting[:, 3], self.series.sign * self.found.fitting[:, 4]
+        return (width <= self.rule.max_width) & (change >= MIN_SHARE * self.levels.largest)
+
+    @property
+    def _extent(self) -> tuple[float, float]:
+        """From the earliest onset to the latest end that fit."""
+        return self.found.interval(0)[0], self.found.interval(2)[1]
+
+    @property
+    def n_inside(self) -> int:
+        first, last = self._extent
+        return int(((self.series.x >= first - 1e-9) & (self.series.x <= last + 1e-9)).sum())
+
+    def _change(self) -> Estimate:
+        """What changes in the window, in the direction that counts, give or take 2.8 standard errors."""
+        x, found = self.series.x, self.found
+        before, after = (max(1, int(beside.sum())) for beside in (x < found.onset, x > found.end))
+        worth = found.n_effective / len(x)
+        scatter = found.noise * math.sqrt(1 / max(1.0, before * worth) + 1 / max(1.0, after * worth))
+        places = [int(np.searchsorted(x, place).clip(0, len(x) - 1)) for place in (found.onset, found.end)]
+        half = POWER * math.hypot(scatter, measuring_error(self.run, self.series, *places))
+        value = self.series.sign * found.change
+        return Estimate(value, value - half, value + half, self.series.unit)
+
+    def _steps(self, first: float, last: float) -> str:
+        moment = self.axis.moment(first, first, last).step
+        return f"{_number(moment.low)} and {_number(moment.high)}"
+
+
+def rivals_of(schedule: Sequence[ScheduledChange], axis: Axis, first: float, last: float) -> tuple[str, ...]:
+    """Scheduled changes of the training within the interval or near it."""
+    near = []
+    for change in schedule:
+        place = float(np.interp(np.log10(max(change.step, 1)), np.log10(axis.steps), axis.x))
+        if first - NEAR <= place <= last + NEAR:
+            near.append(f"{change.what} (step {change.step})")
+    return tuple(near)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -1,0 +1,105 @@
+"""Puts a state dict into a module, whole or not at all: every weight of the module is given, and nothing is left over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pytest_induction.errors import RunError
+from pytest_induction.models.calling import uncompiled
+
+COMPILED = "_orig_mod."  # what torch.compile puts into names
+
+
+def fit(module: nn.Module, tensors: Mapping[str, Tensor], name: str, ignored: Iterable[str] = ()) -> dict[str, Tensor]:
+    """What `load_state_dict` is to get: names of the module -> tensors, in the types of these.
+
+    A prefix that all of a model's weights have in the file (`model.` of Lightning, `module.` of DistributedDataParallel) is
+    taken away, and so is what `torch.compile` puts in. A weight that is missing in the file is another name of one that is
+    there, or an error. Raises `RunError` of one line that says which tensor, what was expected, what was seen.
+    """
+    expected = state_of(module)
+    plain = {key.replace(COMPILED, ""): value for key, value in tensors.items()}
+    wanted = {key.replace(COMPILED, ""): key for key in expected}
+    prefix = _prefix(plain, wanted, expected, name)
+    given = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+    left_over = sorted(given.keys() - wanted.keys() - set(ignored))
+    if left_over:
+        raise RunError(f"{name} has {len(left_over)} tensors that the model lacks, the first is `{left_over[0]}`; is it the right model?")
+    fitted = {wanted[key]: value for key, value in given.items() if key in wanted}
+    for key, value in fitted.items():
+        _check(key, expected[key], value, name)
+    for key in expected.keys() - fitted.keys():
+        fitted[key] = next(fitted[other] for other in expected if other in fitted and _is_same(expected[key], expected[other]))
+    _check_shared(expected, fitted, name)
+    return fitted
+
+
+def fill(module: nn.Module, fitted: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
+    """Copy what `fit` gave into the module, through the types that its weights had when it was made."""
+    values = {key: value.to(dtypes[key]) for key, value in fitted.items()}
+    uncompiled(module).load_state_dict(values, strict=True)
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a module keeps in its state. Raises `RunError` where it keeps anything else there."""
+    state = uncompiled(module).state_dict()
+    other = next((key for key, value in state.items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise RunError(f"`{other}` of `{type(module).__name__}` is no tensor: checkpoints of such a model are not read")
+    return state
+
+
+def _prefix(plain: Mapping[str, Tensor], wanted: Mapping[str, str], expected: Mapping[str, Tensor], name: str) -> str:
+    """What stands before the names of the model's weights in the file. Raises `RunError` where some of these are missing."""
+    needed = _needed(wanted, expected)
+    counts: dict[str, int] = {"": len(wanted.keys() & plain.keys())}
+    for key in plain:
+        parts = key.split(".")
+        for depth in range(1, len(parts)):
+            if ".".join(parts[depth:]) in wanted:
+                prefix = ".".join(parts[:depth]) + "."
+                counts[prefix] = counts.get(prefix, 0) + 1
+    whole = [prefix for prefix in counts if all(any(prefix + key in plain for key in keys) for keys in needed)]
+    if "" in whole:
+        return ""
+    if len(whole) > 1:
+        raise RunError(f"{name} holds several such models, {' and '.join(f'`{each}*`' for each in sorted(whole))}: save the one that is meant")
+    if whole:
+        return whole[0]
+    best = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)))
+    missing = [keys[0] for keys in needed if not any(best + key in plain for key in keys)]
+    raise RunError(f"{name} lacks {len(missing)} of the model's {len(needed)} tensors, the first is `{best}{missing[0]}`; is it the right model?")
+
+
+def _needed(wanted: Mapping[str, str], expected: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of each tensor of the model; tied ones have several, of which one is enough."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for key, full in wanted.items():
+        value = expected[full]
+        place = (value.data_ptr(), tuple(value.shape), value.stride()) if value.numel() and not value.is_meta else (key,)
+        groups.setdefault(place, []).append(key)
+    return list(groups.values())
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return bool(one.numel()) and (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
+
+
+def _check(key: str, expected: Tensor, value: Tensor, name: str) -> None:
+    if value.shape != expected.shape:
+        raise RunError(f"`{key}` in {name} has shape {tuple(value.shape)}, the model's has {tuple(expected.shape)}")
+    kinds = [(each.is_floating_point(), each.is_complex()) for each in (value, expected)]
+    if kinds[0] != kinds[1] or value.is_quantized or value.layout != torch.strided:
+        raise RunError(f"`{key}` in {name} is {value.dtype} ({value.layout}), the model's is {expected.dtype}")
+
+
+def _check_shared(expected: Mapping[str, Tensor], fitted: Mapping[str, Tensor], name: str) -> None:
+    """Raise `RunError` where one tensor of the model is two different ones in the file: one would be lost."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    for key, value in expected.items():
+        other = first.setdefault((value.data_ptr(), value.shape), key) if value.numel() else key
+        if other != key and fitted[key] is not fitted[other] and not torch.equal(fitted[key], fitted[other]):
+            raise RunError(f"`{other}` and `{key}` are one tensor in the model and two different ones in {name}")

@@ -1,0 +1,80 @@
+"""One writer at a time: a lock on a file, held by one process and let go by the system when that ends, however it ends."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from weakref import WeakSet, finalize
+
+from pytest_induction.errors import RunError
+
+
+class Lock:
+    """Held from when it is made until it is released, or nobody knows it any more.
+
+    Raises `RunError` where another holds it, `OSError` where no file can be. A file system that has no locks leaves the run
+    unguarded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._close = finalize(self, os.close, self._number)
+        try:
+            _take(self._number)
+        except BlockingIOError:
+            self._close()
+            raise RunError(f"{path.parent} is being written by another process: choose another place, or wait for it") from None
+        except OSError:
+            pass  # this file system has none
+        _held.add(self)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it was neither released nor forgotten."""
+        return self._close.alive
+
+    def release(self) -> None:
+        """Let others write; a second time does nothing."""
+        if self.is_held:
+            _give(self._number)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the file, which lets go of the lock unless another process that was forked from this one has it too."""
+        self._close()
+        _held.discard(self)
+
+
+def _take(number: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows, whose error where another holds it is another kind
+        import msvcrt
+
+        try:
+            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except PermissionError as error:
+            raise BlockingIOError from error
+    else:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _give(number: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows lets go as the file is closed
+        return
+    with suppress(OSError):  # where there was none to give
+        fcntl.flock(number, fcntl.LOCK_UN)
+
+
+def _forget_all() -> None:
+    for lock in list(_held):
+        lock.forget()
+
+
+_held: WeakSet[Lock] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    # Workers that load data are forked in the midst of a training: one that outlives it must not keep its run locked.
+    os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,193 @@
+"""The phase change of a training: when induction forms, whether in-context learning changes with it, and the bump of the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pytest_induction.errors import ArgumentError, RunError, user_facing
+from pytest_induction.records import Change, Estimate, Verdict
+from pytest_induction.runs.bump import find_bump
+from pytest_induction.runs.changes import FEWEST, MAX_WIDTH, POWER, WORDS, Rule, judge_change, rivals_of
+from pytest_induction.runs.record import TrainingRun
+from pytest_induction.runs.series import MIN_CHANGE, REPEATS, Axis, series_of
+
+MARGIN = 0.15  # decades between two midpoints that belong to one change
+ERROR_RATE = 0.05
+
+
+@dataclass(frozen=True)
+class PhaseChange:
+    """What `find_phase_changes` found: a verdict on the run, and the change of each series; None for what was not recorded.
+
+    FORMED means that induction formed abruptly: prefix matching of the best head and behaviour on repeated tokens both changed,
+    the former abruptly. `in_context_learning` and `loss_bump` are reported beside it: the first also falls where a model learns
+    which tokens are frequent in a context, the second may be missing where all else is there. `lag` is the midpoint of in-context
+    learning minus that of induction, in decades; None where either did not change.
+    """
+
+    verdict: Verdict
+    reason: str
+    summary: str
+    prefix_matching: Change | None
+    repeats: Change | None
+    in_context_learning: Change | None
+    loss_bump: Change | None
+    lag: Estimate | None = None
+    settle: str = ""
+    bars: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def induction(self) -> Change | None:
+        """The change that says when induction formed: of the best head, or of behaviour where heads were not recorded."""
+        return self.prefix_matching or self.repeats
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """The change of every series that was recorded."""
+        every = (self.prefix_matching, self.repeats, self.in_context_learning, self.loss_bump)
+        return tuple(change for change in every if change is not None)
+
+
+@user_facing
+def find_phase_changes(
+    run: TrainingRun,
+    *,
+    max_width: float = MAX_WIDTH,
+    min_change: Mapping[str, float] | None = None,
+    error_rate: float = ERROR_RATE,
+) -> PhaseChange:
+    """Find when, and whether, induction formed abruptly in a training run.
+
+    Each series (prefix matching of the best head, behaviour on repeated tokens, in-context learning score) is fitted with two
+    plateaus, each with a slope, and a transition between them, over the logarithm of the tokens trained on. It changed abruptly
+    if every transition that fits about as well is at most `max_width` decades wide from 10 % to 90 %, makes up a good part of all
+    that the series changes, moves it by more than its bar and 2.8 standard errors, and has three snapshots or more inside and on
+    either side. `min_change` replaces bars by name: prefix_matching and previous_token 0.2, advantage 1 nat, repeat_accuracy 0.3,
+    repeat_loss 1 nat, icl_score 0.15 nats, loss (height of the bump) 0.1 nats. Intervals miss at most at `error_rate`.
+
+    Raises `RunError` for a run with fewer than two snapshots, `ArgumentError` for bars that make no sense.
+
+    >>> found = find_phase_changes(load_run("fixtures/runs/two-layers"))     # doctest: +SKIP
+    >>> found.verdict, found.induction.midpoint.step.value                   # doctest: +SKIP
+    """
+    if not 0 < max_width < 10:
+        raise ArgumentError(f"`max_width` must lie between 0 and 10 decades, got {max_width}")
+    if not 0 < error_rate < 1:
+        raise ArgumentError(f"`error_rate` must lie between 0 and 1, got {error_rate}")
+    bars = _bars(min_change or {})
+    if len(run) < 2:
+        raise RunError(f"run {run.name!r} has {len(run)} snapshots: a change needs at least {FEWEST}")
+    axis, rule = Axis.of(run), Rule(max_width, error_rate)
+    heads = _judged(run, axis, "prefix_matching", bars, rule)
+    repeats = next((change for name in REPEATS if (change := _judged(run, axis, name, bars, rule))), None)
+    in_context = _judged(run, axis, "icl_score", bars, rule)
+    verdict, reason, summary, settle = _induction(heads, repeats)
+    return PhaseChange(
+        verdict,
+        reason,
+        summary,
+        heads,
+        repeats,
+        in_context,
+        _bump(run, axis, bars["loss"], rule),
+        lag_between(heads or repeats, in_context),
+        settle,
+        {"max_width": max_width, **bars},
+    )
+
+
+def change_of(
+    run: TrainingRun,
+    name: str,
+    *,
+    max_width: float = MAX_WIDTH,
+    min_change: Mapping[str, float] | None = None,
+    error_rate: float = ERROR_RATE,
+) -> Change | None:
+    """The change of one more series of a run, such as "previous_token"; None if no snapshot has it."""
+    return _judged(run, Axis.of(run), name, _bars(min_change or {}), Rule(max_width, error_rate))
+
+
+def _bars(given: Mapping[str, float]) -> dict[str, float]:
+    for name, value in given.items():
+        if name not in MIN_CHANGE:
+            raise ArgumentError(f"`min_change` has no series {name!r}: it has {', '.join(MIN_CHANGE)}")
+        if not 0 < value < math.inf:
+            raise ArgumentError(f"`min_change` of {name} must be above 0, got {value}")
+    return {**MIN_CHANGE, **given}
+
+
+def _judged(run: TrainingRun, axis: Axis, name: str, bars: Mapping[str, float], rule: Rule) -> Change | None:
+    """The change of one series, or None if no snapshot has it."""
+    return judge_change(run, axis, series_of(run, axis, name, bars), rule) if run.has(name) else None
+
+
+def _induction(heads: Change | None, repeats: Change | None) -> tuple[Verdict, str, str, str]:
+    """The verdict on induction: verdict, reason, summary, what would settle it."""
+    if heads is None and repeats is None:
+        missing = "neither scores of heads nor behaviour on repeated tokens were recorded"
+        return Verdict.UNDETERMINED, "not_recorded", missing, "sweep the run's checkpoints: python -m pytest_induction sweep"
+    if heads is None or repeats is None:
+        only = heads or repeats
+        if only is None:  # never: one of them is there
+            raise RunError("no series")
+        return only.verdict, only.reason, only.summary, only.settle
+    if heads.verdict is Verdict.NOT_FORMED:
+        copies = repeats.verdict is Verdict.FORMED
+        reason = "copies_without_a_head" if copies else heads.reason
+        return Verdict.NOT_FORMED, reason, f"{heads.summary}{f'; but {repeats.summary}' if copies else ''}", ""
+    if heads.verdict is Verdict.FORMED and repeats.reason == "no_change":
+        return Verdict.NOT_FORMED, "matches_without_copying", f"{heads.summary}; but {repeats.summary}", ""
+    if heads.verdict is Verdict.FORMED and (repeats.shape or _has_changed(repeats)):
+        return Verdict.FORMED, "formed", heads.summary, ""
+    unclear = heads if heads.verdict is Verdict.UNDETERMINED else repeats
+    return Verdict.UNDETERMINED, unclear.reason, unclear.summary, unclear.settle
+
+
+def _has_changed(change: Change) -> bool:
+    """Whether something did change, however fast: the whole interval of the change lies above 0."""
+    return change.change is not None and change.change.low > 0 and change.reason != "change_unclear"
+
+
+def lag_between(first: Change | None, second: Change | None) -> Estimate | None:
+    """The midpoint of the second change minus that of the first, in decades, with its interval; None where either has none.
+
+    Half-widths are added in quadrature, so that the noisier of two series makes the interval wider and its change no later.
+    """
+    if first is None or second is None or first.midpoint is None or second.midpoint is None:
+        return None
+    known = first.midpoint.tokens is not None and second.midpoint.tokens is not None
+    one, two = ((m.tokens if known else m.step) or m.step for m in (first.midpoint, second.midpoint))
+    value = math.log10(two.value / one.value)
+    low = math.hypot(math.log10(two.value / two.low), math.log10(one.high / one.value))
+    high = math.hypot(math.log10(two.high / two.value), math.log10(one.value / one.low))
+    return Estimate(value, value - low, value + high, "decades")
+
+
+def _bump(run: TrainingRun, axis: Axis, bar: float, rule: Rule) -> Change | None:
+    """The bump of the loss: reported, never required, for many runs have none."""
+    if not run.has("loss"):
+        return None
+    series = series_of(run, axis, "loss", {"loss": bar})
+    if len(series.x) < FEWEST:
+        seen = f"{WORDS['loss']} is known at {len(series.x)} snapshots; at least {FEWEST} are needed"
+        return Change("loss", Verdict.UNDETERMINED, "few_snapshots", seen)
+    amount = axis.steps if axis.tokens is None else axis.tokens
+    bump = find_bump(series.x, amount[series.index], series.y)
+    half = POWER * bump.error
+    height = Estimate(bump.height, bump.height - half, bump.height + half, "nats")
+    knee, first, last, end = (float(series.x[place]) for place in (bump.knee, bump.first_knee, bump.last_knee, bump.end))
+    onset, stop = axis.moment(knee, first, last), axis.moment(end, end, end)
+    middle = axis.moment((knee + end) / 2, (first + end) / 2, (last + end) / 2)
+    inside = int(((series.x >= first) & (series.x <= end)).sum())
+    where = f"between steps {onset.step.value:.0f} and {stop.step.value:.0f}"
+    seen = f"the loss lies up to {bump.height:.3f} nats above its convex hull, and falls faster {where}"
+    if height.is_below(bar):
+        return Change("loss", Verdict.NOT_FORMED, "no_bump", seen, change=height)
+    verdict, reason = (Verdict.FORMED, "bump") if height.is_above(bar) else (Verdict.UNDETERMINED, "bump_unclear")
+    width = Estimate(end - knee, end - last, end - first, "decades")
+    rivals = rivals_of(run.schedule, axis, first, end)
+    share = bump.height / max(float(series.y.max() - series.y.min()), 1e-12)
+    return Change("loss", verdict, reason, seen, "", height, share, onset, middle, stop, width, inside, rivals)

@@ -1,0 +1,351 @@
+"""Records a training while it runs: snapshots of the model, taken when they are due and the training can afford them.
+
+The model, its gradients, the optimiser and all random numbers are left as they were: a training with the recorder is the one
+without it, to the bit. Nothing that a snapshot cannot do ends it: there is one warning, and `problem` says what is missing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import Tensor, nn
+
+from pytest_induction.errors import ArgumentError, InductionError, RunError, user_facing, whole_number
+from pytest_induction.models.calling import first_line
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.models.shown import Attach
+from pytest_induction.progress import showing_on
+from pytest_induction.runs.measuring import SEQUENCES, Measuring
+from pytest_induction.runs.places import Place
+from pytest_induction.runs.record import Snapshot
+from pytest_induction.runs.schedule import Budget, Cost, Schedule, due_steps
+from pytest_induction.runs.stopping import StopRule, rules_of
+from pytest_induction.runs.store import RunWriter, read_run
+from pytest_induction.runs.subject import Subject, is_first_process, said, wait_for
+from pytest_induction.text import read_text
+
+if TYPE_CHECKING:
+    from pytest_induction.runs.callbacks import LanguageModel
+
+OVERHEAD = 0.02  # of the training time, that recording may take
+
+
+class InductionRecorder:
+    """Called in every step of a training, it measures the model now and then and writes what it finds to a run at `path`.
+
+    `text` is held-out text for the in-context learning score: a string, a `Path` or token ids; a string needs a `tokenizer`, or
+    a model that has one. `schedule` says at which steps a snapshot is due: every n-th, a list, a function of the step; by default
+    every one at first, and then 40 for every ten times as many steps. `max_overhead` is the share of the training time that
+    recording may take: the first snapshot is always taken, a later one waits until it is within the budget, and the schedule gets
+    thinner rather than the training slower. None means no limit. `stop_when` is one rule or several, asked after each snapshot
+    (`runs.stopping` has some). `tokens_per_step` tells how many tokens a step trains on, where the call does not. A run that is
+    there already is gone on with.
+
+    Raises `ArgumentError` for a bad argument, `TextError` for a file that cannot be read, and, on the first call, `RunError`
+    where no run can be written.
+
+    >>> recorder = InductionRecorder("runs/first", tokens_per_step=4096)          # doctest: +SKIP
+    >>> for step, batch in enumerate(batches):                                    # doctest: +SKIP
+    ...     loss = train(model, batch)
+    ...     recorder(model, step, loss=loss)
+    """
+
+    @user_facing
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        text: Any = None,
+        schedule: Schedule = None,
+        max_overhead: float | None = OVERHEAD,
+        stop_when: StopRule | Iterable[StopRule] | None = None,
+        n_sequences: int = SEQUENCES,
+        seed: int = 0,
+        token_losses: bool = False,
+        tokens_per_step: float | None = None,
+        name: str = "",
+        attach: Attach | Sequence[Attach] = (),
+        tokenizer: Any = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        whole_number("n_sequences", n_sequences, least=2)
+        whole_number("seed", seed, least=0)
+        self.path = Path(path)
+        self._tokens_per_step = _checked_tokens_per_step(tokens_per_step)
+        self._name = str(name)
+        text = read_text(text) if isinstance(text, Path) else text
+        self._measuring = Measuring(n_sequences=n_sequences, seed=seed, text=text, token_losses=token_losses)
+        self._max_overhead = max_overhead
+        self._budget = Budget(max_overhead, clock)
+        self._due = due_steps(schedule)
+        self.rules = rules_of(stop_when)
+        self._subject = Subject(seed=seed, attach=attach, tokenizer=tokenizer)
+        self._described: ModelUnderTest | None = None
+        self._writer: RunWriter | None = None
+        self._unsaid: list[Callable[[RunWriter], None]] = []
+        self._seen: int | None = None
+        self._is_pending = False
+        self._last_step: int | None = None
+        self._history: list[Snapshot] = []
+        self._stop_reason = ""
+        self._warned: set[str] = set()
+        self._lacking: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a rule of `stop_when` gave a reason to stop; once it did, it stays so."""
+        return bool(self._stop_reason)
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the training should stop, or an empty text."""
+        return self._stop_reason
+
+    @property
+    def cost(self) -> Cost:
+        """What recording took so far; its `str` is one line."""
+        return self._budget.cost
+
+    @user_facing
+    def __call__(
+        self, model: nn.Module | ModelUnderTest, step: int, *, loss: Any = None, tokens: int | None = None, force: bool = False
+    ) -> Snapshot | None:
+        """Take a snapshot of the model after so many steps, if one is due and within the budget, or `force` asks for it.
+
+        `loss` is the training loss, a number or a tensor of one, in nats per token; it is looked at when a snapshot is taken and
+        not otherwise, so that no device is waited for. `tokens` counts what was trained on so far. Returns what was written, or
+        None where nothing was. In a training of several processes only the first records.
+        """
+        step = whole_number("step", step, least=0)
+        if not isinstance(model, (nn.Module, ModelUnderTest)):
+            raise ArgumentError(f"`model` must be a torch module, got `{type(model).__name__}`")
+        if not is_first_process():
+            return None
+        with self._budget.spending():
+            writer = self._opened()
+            if not (self._is_due(step) and self._budget.affords()) and not force:
+                return None
+            self._is_pending = False
+            loss, tokens = _number("loss", loss), self._tokens(step, tokens)
+            wait_for(model)
+            self._budget.waited()
+            with self._budget.snapshot():
+                snapshot = self._measured(model, step, tokens, loss)
+                self._write(writer, snapshot)
+                self._judge(writer, snapshot)
+            return snapshot
+
+    @user_facing
+    def final(
+        self, model: nn.Module | ModelUnderTest, step: int, *, loss: Any = None, tokens: int | None = None
+    ) -> Snapshot | None:
+        """Take the snapshot of the last step, unless this step has one."""
+        return None if step == self._last_step else self(model, step, loss=loss, tokens=tokens, force=True)
+
+    @user_facing
+    def add_scheduled_change(self, step: int, what: str) -> None:
+        """Note that the training is made to change at a step, as by another learning rate, for whoever wonders at the effect."""
+        step = whole_number("step", step, least=0)
+        if is_first_process():
+            self._say(self._opened(), partial(RunWriter.add_scheduled_change, step=step, what=str(what)))
+
+    def can_measure(self, model: nn.Module) -> bool:
+        """Whether this module is a language model that can be measured; it is then kept, and the first snapshot comes sooner."""
+        with self._budget.spending():
+            try:
+                self._subject.of(model)
+            except Exception:  # noqa: BLE001 - whatever the user's module raises
+                return False
+            return True
+
+    def use_tokenizer(self, tokenizer: Any) -> None:
+        """Encode the text with this tokenizer, if no other was given."""
+        self._subject.use_tokenizer(tokenizer)
+
+    def close(self) -> None:
+        """Write what recording cost and what still waits, and let others write. A later call opens the run again."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        self._budget.skipped += self._is_pending
+        self._is_pending = False
+        cost = {**asdict(self.cost), "max_overhead": self._max_overhead}
+        self._say(writer, partial(RunWriter.describe, cost=cost))
+        try:
+            writer.close()
+        except RunError as error:
+            self._warn("close", f"{error}; the snapshots that waited for it are lost")
+        self._budget.pause()
+
+    def hf_callback(self) -> Any:
+        """This recorder as a `transformers.TrainerCallback`. See `runs.callbacks`. Raises `RunError` without transformers."""
+        from pytest_induction.runs.callbacks import hf_callback
+
+        return hf_callback(self)
+
+    def lightning_callback(self, *, module: LanguageModel | None = None) -> Any:
+        """This recorder as a `Callback` of Lightning. See `runs.callbacks`. Raises `RunError` without Lightning.
+
+        `module` is a function from the LightningModule to the language model in it. By default that is the module itself, if it
+        maps token ids to logits, or else its attribute `model`.
+        """
+        from pytest_induction.runs.callbacks import lightning_callback
+
+        return lightning_callback(self, module)
+
+    def _opened(self) -> RunWriter:
+        if self._writer is None:
+            header = {} if self._tokens_per_step is None else {"tokens_per_step": self._tokens_per_step}
+            self._writer = RunWriter(self.path, source="recorder", name=self._name, **header)
+            self._described = None
+            if self._writer.header.get("stopped") and not self._stop_reason:
+                self._say(self._writer, partial(RunWriter.describe, stopped=""))  # it goes on after all
+            if self.rules and not self._history:
+                self._history = [_lighter(each) for each in read_run(Place(self.path)).snapshots]
+        return self._writer
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a step of the schedule, this one or one that went by, still waits for its snapshot."""
+        after = step - 1 if self._seen is None or self._seen > step else self._seen  # beyond it in a training that went back
+        self._seen = step
+        if self._due(after, step):
+            self._budget.skipped += self._is_pending
+            self._is_pending = True
+        return self._is_pending
+
+    def _tokens(self, step: int, tokens: Any) -> int | None:
+        if tokens is not None:
+            found = _number("tokens", tokens)
+            if found is None or not math.isfinite(found) or found < 0:
+                raise ArgumentError(f"`tokens` must be a number from 0 up, got {tokens!r}")
+            return round(found)
+        return None if self._tokens_per_step is None else round(step * self._tokens_per_step)
+
+    def _measured(self, model: nn.Module | ModelUnderTest, step: int, tokens: int | None, loss: float | None) -> Snapshot:
+        began = time.perf_counter()
+        try:
+            subject = self._adapted(model)
+            with showing_on(lambda: None):  # the terminal is the training's
+                snapshot = self._measuring.snapshot(subject, step, tokens, loss)
+        except Exception as error:  # noqa: BLE001 - whatever a model may raise, the training goes on
+            reason = said(error)
+            self._warn("model", f"the model cannot be measured at step {step}, and its loss alone is recorded: {reason}")
+            finite = loss is None or math.isfinite(loss)
+            problem = reason if finite else f"the loss is {loss}; {reason}"
+            seconds = time.perf_counter() - began
+            return Snapshot(step, tokens=tokens, loss=loss if finite else None, seconds=seconds, problem=problem)
+        if not self._lacking:
+            return snapshot
+        return replace(snapshot, problem="; ".join(filter(None, (snapshot.problem, *self._lacking.values()))))
+
+    def _adapted(self, model: nn.Module | ModelUnderTest) -> ModelUnderTest:
+        """The model under test, described in the run when it is a new one."""
+        with self._budget.set_up():
+            subject = self._subject.of(model)
+            if subject is not self._described and self._writer is not None:
+                self._lacking.pop("heads", None)
+                if subject.way is None:
+                    self._lack("heads", f"heads are not measured, as the attention of {subject.name} cannot be read")
+                header = self._header(subject)
+                self._compare(self._writer.header.get("about") or {}, header["about"])
+                self._say(self._writer, partial(RunWriter.describe, **header))
+                self._described = subject
+        return subject
+
+    def _header(self, subject: ModelUnderTest) -> dict[str, Any]:
+        try:
+            return self._measuring.header(subject)
+        except InductionError as error:
+            if self._measuring.text is None:
+                raise
+            self._lack("text", f"the in-context learning score is not measured: {first_line(error)}")
+            self._measuring = replace(self._measuring, text=None)
+            return self._measuring.header(subject)
+
+    def _lack(self, about: str, what: str) -> None:
+        """Say once, and in each snapshot, what is never measured."""
+        self._lacking[about] = what
+        self._warn(about, what)
+
+    def _compare(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Say that a run which is gone on with was begun with other probes: its curves then have a break."""
+        changed = [name for name in ("seed", "n_sequences", "probe") if before and before.get(name) != now.get(name)]
+        if changed:
+            name = changed[0]
+            self._warn("probes", f"the run was begun with `{name}` {before.get(name)!r} and goes on with {now.get(name)!r}")
+
+    def _write(self, writer: RunWriter, snapshot: Snapshot) -> None:
+        self._last_step = snapshot.step
+        try:
+            writer.append(snapshot)
+        except RunError as error:
+            self._warn("disk", f"{error}; the training goes on, and what was measured is written once it can be")
+        self._say(writer)
+
+    def _say(self, writer: RunWriter, *words: Callable[[RunWriter], None]) -> None:
+        """Put into the run's header what is said, and what could not be put there before."""
+        self._unsaid += words
+        try:
+            while self._unsaid:
+                self._unsaid[0](writer)
+                del self._unsaid[0]
+        except RunError as error:
+            self._warn("disk", f"{error}; the training goes on, and what was measured is written once it can be")
+
+    def _judge(self, writer: RunWriter, snapshot: Snapshot) -> None:
+        """Ask the rules, all that was measured in hand but what lies beyond this step: that was another training."""
+        if not self.rules:
+            return
+        while self._history and self._history[-1].step >= snapshot.step:
+            self._history.pop()
+        self._history.append(_lighter(snapshot))
+        for rule in self.rules if not self._stop_reason else ():
+            try:
+                reason = rule(tuple(self._history))
+            except Exception as error:  # noqa: BLE001 - a user's rule may raise anything
+                self._warn(f"rule {id(rule)}", f"the stop rule {rule!r} raised {type(error).__name__}: {first_line(error)}")
+                continue
+            if reason:
+                self._stop_reason = str(reason)
+                self._say(writer, partial(RunWriter.describe, stopped=f"at step {snapshot.step}: {reason}"))
+                return
+
+    def _warn(self, about: str, message: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(f"{self.path}: {message}", RuntimeWarning, stacklevel=2)
+
+
+def _lighter(snapshot: Snapshot) -> Snapshot:
+    """Without its rows: a training may have ten thousand snapshots."""
+    return replace(snapshot, icl_rows=None, token_losses=None)
+
+
+def _number(name: str, value: Any) -> float | None:
+    try:
+        return None if value is None else float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
+        shape = f" {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+        raise ArgumentError(f"`{name}` must be a number or a tensor of one, got `{type(value).__name__}`{shape}") from None
+
+
+def _checked_tokens_per_step(value: Any) -> float | None:
+    if value is None:
+        return None
+    number = _number("tokens_per_step", value)
+    if number is None or not math.isfinite(number) or number <= 0:
+        raise ArgumentError(f"`tokens_per_step` must be a number above 0, got {value!r}")
+    return number

@@ -1,0 +1,151 @@
+"""When a snapshot is due, and whether the training can afford it. Standard library only."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+from pytest_induction.errors import ArgumentError, whole_number
+
+Schedule = int | Iterable[int] | Callable[[int], bool] | None
+Due = Callable[[int, int], bool]
+PER_DECADE = 40  # snapshots for every ten times as many steps
+MOST_STEPS = 10_000_000  # that a schedule may list
+RECENT = 7  # snapshots whose median says what the next will cost
+
+
+def due_steps(schedule: Schedule) -> Due:
+    """Whether any scheduled step lies after one step, up to another: a loop need not ask at every step.
+
+    A whole number n is for every n-th step, a function is asked of the step at hand, None is for steps 0, 1, 2, ... that grow
+    further apart, 40 for every ten times as many. Raises `ArgumentError` for anything else.
+    """
+    if schedule is None:
+        return _LogSpaced()
+    if callable(schedule):
+        return _asked(schedule)
+    if isinstance(schedule, range):  # may be as long as it likes
+        return _listed(schedule if schedule.step > 0 else schedule[::-1])
+    if isinstance(schedule, Iterable):
+        steps = list(itertools.islice(schedule, MOST_STEPS + 1))
+        if len(steps) > MOST_STEPS:
+            raise ArgumentError(f"`schedule` lists more than {MOST_STEPS} steps: give a function of the step instead")
+        return _listed(sorted({whole_number("schedule", step, least=0) for step in steps}))
+    every = whole_number("schedule", schedule, least=1)
+    return lambda after, step: step // every > after // every
+
+
+def _asked(is_due: Callable[[int], bool]) -> Due:
+    return lambda after, step: step > after and bool(is_due(step))
+
+
+def _listed(steps: Sequence[int]) -> Due:
+    return lambda after, step: bisect_right(steps, step) > bisect_right(steps, after)
+
+
+class _LogSpaced:
+    """Steps 0, 1, 2, ..., each a fixed share later than the one before, and at least one step."""
+
+    def __init__(self) -> None:
+        self._steps = [0]
+
+    def __call__(self, after: int, step: int) -> bool:
+        while self._steps[-1] < step:
+            last = self._steps[-1]
+            self._steps.append(max(last + 1, math.ceil(last * 10 ** (1 / PER_DECADE))))
+        return bisect_right(self._steps, step) > bisect_right(self._steps, after)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What recording took: its own `seconds`, beside those of training without it, and their `share`, None where none passed.
+
+    `snapshots` were taken; `skipped` ones were due and gave way to later ones, as the budget did not reach for both.
+    """
+
+    seconds: float
+    training_seconds: float
+    share: float | None
+    snapshots: int
+    skipped: int
+
+    def __str__(self) -> str:
+        share = "" if self.share is None else f", {self.share:.2%} of {self.training_seconds:.3g} s of training"
+        skipped = f"; {self.skipped} due ones gave way to later ones" if self.skipped else ""
+        return f"{self.snapshots} snapshots took {self.seconds:.3g} s{share}{skipped}"
+
+
+class Budget:
+    """The time that recording may take: a share of the time that passes between its calls, or any where `share` is None."""
+
+    def __init__(self, share: float | None, clock: Callable[[], float]) -> None:
+        if share is not None and (isinstance(share, bool) or not _is_positive(share)):
+            raise ArgumentError(
+                f"`max_overhead` must be a share of the training time above 0, or None for no limit, got {share!r}"
+            )
+        self._share = share
+        self._clock = clock
+        self._spent = self._training = self._began = self._set_up = 0.0
+        self._left: float | None = None
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._snapshots = self.skipped = 0
+
+    @property
+    def cost(self) -> Cost:
+        share = self._spent / self._training if self._training > 0 else None
+        return Cost(self._spent, self._training, share, self._snapshots, self.skipped)
+
+    def affords(self) -> bool:
+        """Whether another snapshot may be taken now. The first always may, and is paid back before the next."""
+        if self._share is None or not self._recent:
+            return True
+        return self._spent + median(self._recent) <= self._share * self._training
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """The time inside is the recorder's, and what passed since the last such block was the training's."""
+        self._began = self._clock()
+        if self._left is not None:
+            self._training += self._began - self._left
+        try:
+            yield
+        finally:
+            self._left = self._clock()
+            self._spent += self._left - self._began
+
+    def waited(self) -> None:
+        """What passed of this block until now was the training's too: a device had not finished its steps."""
+        now = self._clock()
+        self._training += now - self._began
+        self._began = now
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """The inside of the block takes a snapshot."""
+        began, self._set_up = self._clock(), 0.0
+        yield
+        self._recent.append(self._clock() - began - self._set_up)
+        self._snapshots += 1
+
+    @contextmanager
+    def set_up(self) -> Iterator[None]:
+        """The inside of the block, within a snapshot, is done once, and does not count for what the next one will cost."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._set_up += self._clock() - began
+
+    def pause(self) -> None:
+        """What passes from now on, until the next block, is not training."""
+        self._left = None
+
+
+def _is_positive(share: object) -> bool:
+    return isinstance(share, (int, float)) and math.isfinite(share) and share > 0

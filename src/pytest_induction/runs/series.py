@@ -1,0 +1,114 @@
+"""The series of a run that a phase change shows in, each with its axis, its direction and how far it must change to count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pytest_induction.records import Estimate, Moment
+from pytest_induction.runs.record import TrainingRun
+
+Floats = NDArray[np.float64]
+MIN_CHANGE = {
+    "prefix_matching": 0.2,
+    "previous_token": 0.2,
+    "advantage": 1.0,
+    "repeat_accuracy": 0.3,
+    "repeat_loss": 1.0,
+    "icl_score": 0.15,
+    "loss": 0.1,
+}
+FALLS = ("repeat_loss", "icl_score", "loss")  # what falls where induction forms
+OF_HEADS = ("prefix_matching", "previous_token")
+UNITS = dict.fromkeys((*OF_HEADS, "repeat_accuracy"), "share")
+REPEATS = ("advantage", "repeat_accuracy", "repeat_loss")  # behaviour on repeated tokens, the most telling one first
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The logarithm of the tokens trained on at every snapshot (of its step where tokens are not known), (snapshots,).
+
+    The first snapshot of an untrained model lies at half of what the second has trained on.
+    """
+
+    x: Floats
+    steps: Floats
+    tokens: Floats | None
+
+    @classmethod
+    def of(cls, run: TrainingRun) -> Axis:
+        """The axis of a run of at least two snapshots."""
+        steps = _positive(run.steps.astype(np.float64))
+        tokens = run.tokens
+        known = bool(np.isfinite(tokens).all() and (np.diff(tokens) > 0).all())
+        counted = _positive(tokens) if known else None
+        return cls(np.log10(steps if counted is None else counted), steps, counted)
+
+    def moment(self, value: float, low: float, high: float) -> Moment:
+        """A place on the axis, in steps and tokens."""
+        inside = np.clip([value, low, high], self.x[0], self.x[-1])
+        step = 10 ** np.interp(inside, self.x, np.log10(self.steps))
+        return Moment(_estimate(step, "steps"), None if self.tokens is None else _estimate(10**inside, "tokens"))
+
+
+def _estimate(places: Floats, unit: str) -> Estimate:
+    return Estimate(float(places[0]), float(places[1]), float(places[2]), unit)
+
+
+def _positive(values: Floats) -> Floats:
+    """The same with a first value of 0 put at half of the second."""
+    return np.where(values > 0, values, values[1] / 2)
+
+
+@dataclass(frozen=True)
+class Series:
+    """The values of one measure where it was recorded, (points,) each; `index` says at which snapshots."""
+
+    name: str
+    index: NDArray[np.int64]
+    x: Floats
+    y: Floats
+    bar: float
+
+    @property
+    def sign(self) -> float:
+        """1 for what rises where induction forms, -1 for what falls."""
+        return -1.0 if self.name in FALLS else 1.0
+
+    @property
+    def unit(self) -> str:
+        return UNITS.get(self.name, "nats")
+
+
+def series_of(run: TrainingRun, axis: Axis, name: str, bars: Mapping[str, float]) -> Series:
+    """A measure of a run, without the snapshots at which it is missing; NaN is missing."""
+    values = run.best_of_heads(name)[0] if name in OF_HEADS else run.column(name)
+    index = np.flatnonzero(np.isfinite(values))
+    return Series(name, index, axis.x[index], values[index], bars[name])
+
+
+def measuring_error(run: TrainingRun, series: Series, before: int, after: int) -> float:
+    """The standard error that rows or sequences give the difference between two snapshots; 0 where it is not known.
+
+    Rows of a text are the same at every snapshot, so differences are taken row by row.
+    """
+    first, last = (run.snapshots[int(series.index[place])] for place in (before, after))
+    one, two = first.icl_rows, last.icl_rows
+    if series.name == "icl_score" and one is not None and two is not None and one.shape == two.shape and len(one) > 1:
+        return float((two - one).std(ddof=1) / math.sqrt(len(one)))
+    errors = [snapshot.errors.get(series.name) for snapshot in (first, last)]
+    values = [of_best(snapshot.prefix_matching, error) for snapshot, error in zip((first, last), errors, strict=True)]
+    return math.hypot(*values)
+
+
+def of_best(scores: object, error: object) -> float:
+    """The standard error of a number, or of the highest of many."""
+    if isinstance(error, np.ndarray):
+        if not isinstance(scores, np.ndarray) or scores.shape != error.shape:
+            return 0.0
+        error = float(error[np.unravel_index(np.nanargmax(scores), scores.shape)])
+    return error if isinstance(error, float) and math.isfinite(error) else 0.0

@@ -1,0 +1,106 @@
+"""The model under test of a training: made once, as that takes long, and kept as long as the module is the same object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pytest_induction.errors import InductionError, ModelError
+from pytest_induction.journal import attached
+from pytest_induction.models.adapt import adapt
+from pytest_induction.models.calling import device_of, first_line, uncompiled
+from pytest_induction.models.load import load_model
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.models.shown import Attach
+
+
+class Subject:
+    """Turns the module that a training calls its model into a model under test.
+
+    One that failed is tried again, for weights may be finite later; but not at once, for each trial takes time: after one more
+    snapshot, then after two, four, eight.
+    """
+
+    def __init__(self, *, seed: int, attach: Attach | Sequence[Attach], tokenizer: Any) -> None:
+        self._seed = seed
+        self._attach = (attach,) if callable(attach) else tuple(attach)
+        self._tokenizer = tokenizer
+        self._module: object = None
+        self._made: ModelUnderTest | None = None
+        self._failure = ""
+        self._patience = self._wait = 0
+
+    def use_tokenizer(self, tokenizer: Any) -> None:
+        """Take this one, if no other was given."""
+        if self._tokenizer is None:
+            self._tokenizer = tokenizer
+
+    def of(self, model: nn.Module | ModelUnderTest) -> ModelUnderTest:
+        """The model under test of this module. Raises `ModelError` where it cannot be one, and whatever it raises itself."""
+        if model is not self._module:
+            self._module, self._made, self._failure = model, None, ""
+            self._patience, self._wait = 1, 0
+        if self._made is not None:
+            return self._made
+        if self._wait > 0:
+            self._wait -= 1
+            raise ModelError(self._failure)
+        try:
+            self._made = self._make(model)
+        except Exception as error:
+            self._failure = (
+                first_line(error) if isinstance(error, InductionError) else f"{type(error).__name__}: {first_line(error)}"
+            )
+            self._patience, self._wait = 2 * self._patience, self._patience
+            raise
+        return self._made
+
+    def _make(self, model: nn.Module | ModelUnderTest) -> ModelUnderTest:
+        if not isinstance(model, nn.Module):
+            return load_model(model, seed=self._seed)
+        module = unwrapped(model)
+        if is_sharded(module):
+            kind = type(module).__name__
+            raise ModelError(f"`{kind}` is spread over processes and cannot run in one of them: measure its checkpoints instead")
+        return adapt(module, tokenizer=self._tokenizer, seed=self._seed, attach=(*self._attach, *attached()))
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module that `DistributedDataParallel` has wrapped: a pass of the wrapper may wait for the other processes."""
+    inner = uncompiled(module)
+    return inner.module if isinstance(inner, DistributedDataParallel) else module
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a pass needs all processes of this training: FSDP, tensor parallelism, the third stage of DeepSpeed's ZeRO."""
+    if not _in_several_processes():
+        return False
+    wrapped = any(type(part).__name__ == "FullyShardedDataParallel" for part in module.modules())
+    return wrapped or any(hasattr(weight, "device_mesh") or hasattr(weight, "ds_id") for weight in module.parameters())
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of the training, or the only one."""
+    return not _in_several_processes() or torch.distributed.get_rank() == 0
+
+
+def _in_several_processes() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def said(error: Exception) -> str:
+    """What an error says in one line: ours speak for themselves, others with their kind."""
+    words = first_line(error)
+    return words if isinstance(error, InductionError) else f"{type(error).__name__}: {words}"
+
+
+def wait_for(model: nn.Module | ModelUnderTest) -> None:
+    """Let the device finish the steps that it was given, which are the training's."""
+    device = model.device if isinstance(model, ModelUnderTest) else device_of(model)
+    if device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,210 @@
+"""Where, how far and how fast a series changes: two plateaus, each with a slope, and a transition between them.
+
+The transition is a ramp (two knots) or a logistic, whichever lies nearer; all its places and widths are tried, and those that fit
+about as well make the intervals, so that a change between two snapshots is known no better than by the gap. Neighbouring
+residuals are alike, in training as in any slow process, which is paid for: they count for as many as independent ones would.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pytest_induction.statistics import student_quantile
+
+Floats = NDArray[np.float64]
+MOST_POINTS = 200  # a longer series is averaged in so many equal parts of the axis
+PLACES, WIDTHS = 120, 16  # of the coarse grid, over the whole axis
+FINE_PLACES, FINE_WIDTHS = 40, 24  # and of a finer one, over all that fitted,
+MOST_REFINEMENTS = 4  # laid again where few of its places still fit
+INNER = 0.8  # the share of a transition between its onset and its end: from 10 % to 90 %
+NEIGHBOURHOOD = 0.6  # decades on either side of a transition that is looked at again, at least; and at least twice its width
+PARAMETERS = 6  # four linear ones, the place and the width
+GAP_SHARE = 1 / 24  # real changes are neither ramps nor logistics: between two points, how they went is not known
+SLOPE_RIDGE = 1e-3  # keeps the slope of a plateau of few points from standing in for the change
+NOISE_FLOOR = 2e-3  # of the series' range: no series is known better
+
+
+@dataclass(frozen=True)
+class Points:
+    """A series on its axis, (points,) each, the places rising strictly."""
+
+    x: Floats
+    y: Floats
+
+    @property
+    def range(self) -> float:
+        """How far the values lie apart."""
+        return float(self.y.max() - self.y.min())
+
+
+@dataclass(frozen=True)
+class Transition:
+    """The transition that fits best, and all that fit about as well. Places on the axis, in decades; changes in the series' unit.
+
+    `fitting` (fits, 5) has a row for each of the latter: onset, midpoint, end, width, and the change between onset and end.
+    `change` is that of the best. `noise` is the standard deviation of the residuals, `n_effective` how many independent ones
+    they are worth. `costs` are the squared residuals of the best flat line, the best line with at most one bend, and the best
+    transition, and `allowed` is how much more than the last still fits about as well. `gap` is that between the points around
+    the midpoint.
+    """
+
+    onset: float
+    midpoint: float
+    end: float
+    change: float
+    fitting: Floats
+    noise: float
+    n_effective: float
+    costs: tuple[float, float, float]
+    allowed: float
+    gap: float
+
+    @property
+    def width(self) -> float:
+        """Decades from onset to end: from 10 % to 90 % of the change."""
+        return self.end - self.onset
+
+    @property
+    def is_no_better_than_a_bend(self) -> bool:
+        """Whether a line with at most one bend fits about as well."""
+        return self.costs[1] <= self.costs[2] + self.allowed
+
+    def interval(self, column: int) -> tuple[float, float]:
+        """The lowest and highest value of a column among all that fit; no place is known better than to a part of the gap."""
+        values = self.fitting[:, column]
+        slack = self.gap * GAP_SHARE if column < 3 else 0.0
+        return float(values.min()) - slack, float(values.max()) + slack
+
+
+def thinned(x: Floats, y: Floats, most: int = MOST_POINTS) -> Points:
+    """The points themselves, or, of more than `most`, their means over equal parts of the axis."""
+    if len(x) <= most:
+        return Points(x, y)
+    part = np.minimum(((x - x[0]) / (x[-1] - x[0]) * most).astype(np.int64), most - 1)
+    counts = np.bincount(part, minlength=most)
+    full = counts > 0
+    means = [np.bincount(part, weights=values, minlength=most)[full] / counts[full] for values in (x, y)]
+    return Points(means[0], means[1])
+
+
+def find_transition(x: Floats, y: Floats, error_rate: float = 0.05) -> Transition:
+    """The transition of a series (points,) over an axis in decades, rising strictly; at least eight points.
+
+    Found on the whole series, then once more in its neighbourhood, where what is far away cannot bend the plateaus. Each
+    interval misses at most at `error_rate`.
+    """
+    points = thinned(x, y)
+    found = _fit(points, _coarse(points), error_rate)
+    reach = max(NEIGHBOURHOOD, 2 * found.width)
+    near = (x >= found.onset - reach) & (x <= found.end + reach)
+    if near.sum() >= PARAMETERS + 2 and (not near.all() or len(x) > MOST_POINTS):
+        points = thinned(x[near], y[near])
+        found = _fit(points, _coarse(points), error_rate)
+    for _ in range(MOST_REFINEMENTS):
+        found = _fit(points, _fine(found), error_rate)
+        if len(np.unique(found.fitting[:, 1])) >= FINE_PLACES / 4:
+            break
+    return found
+
+
+def _fit(points: Points, grid: tuple[Floats, Floats], error_rate: float) -> Transition:
+    place, width = (np.tile(each, 2) for each in grid)
+    shapes = np.concatenate([_ramp(points.x, *grid), _logistic(points.x, *grid)])
+    costs, changes = _costs(points, place, width, shapes)
+    best = int(costs.argmin())
+    noise, n_effective = _noise(points, place[best], shapes[best])
+    freedom = max(2, math.floor(n_effective) - PARAMETERS)
+    allowed = student_quantile(error_rate / 2, freedom) ** 2 * noise**2 * len(points.x) / n_effective
+    fitting = np.stack([place - width / 2, place, place + width / 2, width, changes], axis=1)
+    onset, midpoint, end, _, change = map(float, fitting[best])
+    flat = float(((points.y - points.y.mean()) ** 2).sum())
+    rivals = (flat, _bent_cost(points), float(costs[best]))
+    chosen = costs <= costs[best] + allowed
+    beside = int(np.clip(np.searchsorted(points.x, midpoint), 1, len(points.x) - 1))
+    gap = float(points.x[beside] - points.x[beside - 1])
+    return Transition(onset, midpoint, end, change, fitting[chosen], noise, n_effective, rivals, allowed, gap)
+
+
+def _coarse(points: Points) -> tuple[Floats, Floats]:
+    """Midpoints and widths to try, (tried,) each: every place, and widths from half of the narrowest gap to the whole axis."""
+    start, stop = points.x[0], points.x[-1]
+    gaps = np.diff(points.x)
+    widths = np.geomspace(max(gaps.min() / 2, (stop - start) / 1000), stop - start, WIDTHS)
+    return _crossed(np.unique(np.concatenate([np.linspace(start, stop, PLACES), points.x[:-1] + gaps / 2])), widths)
+
+
+def _fine(found: Transition) -> tuple[Floats, Floats]:
+    """A finer grid over all that fitted and a little more."""
+    first, last = found.interval(1)
+    narrow, wide = found.interval(3)
+    margin = max((last - first) / 3, found.width / 50)
+    places = np.append(np.linspace(first - margin, last + margin, FINE_PLACES), found.midpoint)
+    stretch = max((wide / narrow) ** 0.3, 1.1)
+    return _crossed(places, np.append(np.geomspace(narrow / stretch, wide * stretch, FINE_WIDTHS), found.width))
+
+
+def _crossed(places: Floats, widths: Floats) -> tuple[Floats, Floats]:
+    place, width = np.meshgrid(places, widths, indexing="ij")
+    return place.ravel(), width.ravel()
+
+
+def _ramp(x: Floats, place: Floats, width: Floats) -> Floats:
+    """From 0 to 1 in a straight line, 10 % and 90 % of it `width` apart; (tried, points)."""
+    return np.clip((x - place[:, None]) / (width[:, None] / INNER) + 0.5, 0.0, 1.0)
+
+
+def _logistic(x: Floats, place: Floats, width: Floats) -> Floats:
+    """From 0 to 1 as a logistic, 10 % and 90 % of it `width` apart; (tried, points)."""
+    return 1 / (1 + np.exp(-np.clip((x - place[:, None]) * (2 * math.log(9) / width[:, None]), -500, 500)))
+
+
+def _design(x: Floats, place: Floats, shape: Floats) -> Floats:
+    """Columns (tried, points, 4): the level before, the change, the slopes before and after."""
+    away = x - place[:, None]
+    return np.stack([np.ones_like(shape), shape, away * (1 - shape), away * shape], axis=-1)
+
+
+def _solved(points: Points, place: Floats, shape: Floats) -> tuple[Floats, Floats]:
+    """Coefficients (tried, 4) and fitted values (tried, points) of least squares, slopes held to nothing ever so slightly."""
+    design = _design(points.x, place, shape)
+    normal = np.einsum("tpi,tpj->tij", design, design)
+    normal[:, [0, 1], [0, 1]] += 1e-9
+    normal[:, [2, 3], [2, 3]] += SLOPE_RIDGE * len(points.x)
+    right = np.einsum("tpi,p->ti", design, points.y)
+    found = np.linalg.solve(normal, right[..., None])[..., 0]
+    return found, np.einsum("tpi,ti->tp", design, found)
+
+
+def _costs(points: Points, place: Floats, width: Floats, shapes: Floats, at_once: int = 500) -> tuple[Floats, Floats]:
+    """Squared residuals, and changes between onset and end, of every transition tried, (tried,) each."""
+    costs, changes = np.empty(len(place)), np.empty(len(place))
+    for start in range(0, len(place), at_once):
+        part = slice(start, start + at_once)
+        found, fitted = _solved(points, place[part], shapes[part])
+        costs[part] = ((points.y - fitted) ** 2).sum(axis=1)
+        changes[part] = INNER * found[:, 1] + width[part] / 2 * (found[:, 2] + found[:, 3])  # a tenth to nine tenths
+    return costs, changes
+
+
+def _noise(points: Points, place: float, shape: Floats) -> tuple[float, float]:
+    """Standard deviation of the residuals of one transition, and how many independent values they are worth."""
+    _, fitted = _solved(points, np.array([place]), shape[None])
+    left = points.y - fitted[0]
+    count = len(left)
+    noise = math.sqrt(float((left**2).sum()) / max(1, count - PARAMETERS))
+    alike = float((left[1:] * left[:-1]).sum() / max((left**2).sum(), 1e-300))
+    alike = min(max(alike + PARAMETERS * (1 + abs(alike)) / count, 0.0), 0.95)  # the fit takes some of the likeness away
+    return max(noise, NOISE_FLOOR * points.range), max(PARAMETERS + 2.0, count * (1 - alike) / (1 + alike))
+
+
+def _bent_cost(points: Points) -> float:
+    """Squared residuals of the best line with at most one bend: what changes without a transition."""
+    bends = np.maximum(points.x - points.x[:-1, None], 0.0)  # the first is no bend: a line
+    design = np.stack([np.ones_like(bends), np.broadcast_to(points.x, bends.shape), bends], axis=-1)
+    normal = np.einsum("tpi,tpj->tij", design, design) + 1e-9 * np.eye(3)
+    found = np.linalg.solve(normal, np.einsum("tpi,p->ti", design, points.y)[..., None])[..., 0]
+    return float(((points.y - np.einsum("tpi,ti->tp", design, found)) ** 2).sum(axis=1).min())

@@ -1,0 +1,87 @@
+"""The training runs of one pytest session. Imports the standard library and pytest until used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_induction.runs.record import TrainingRun
+
+
+class SessionRuns:
+    """The runs that the command line or the ini file names: each opened at its first use, once, as its failure is."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._opened: dict[str, TrainingRun | Exception] = {}
+
+    @property
+    def collected(self) -> list[str]:
+        """The runs that are gated without a test file: the command line's."""
+        return list(self._config.option.induction_run or ())
+
+    @property
+    def named(self) -> list[str]:
+        """The runs that the fixture `induction_run` gives: the command line's, else the ini file's."""
+        return self.collected or [self._beside(path) for path in self._config.getini("induction_run")]
+
+    @property
+    def reference(self) -> str | None:
+        """The run that onsets are compared with."""
+        given: str | None = self._config.option.induction_reference
+        if given is not None:
+            return given or None
+        path = self._config.getini("induction_reference")
+        return self._beside(path) if path else None
+
+    def check(self) -> None:
+        """Raise a usage error for what can be seen to be wrong without reading anything."""
+        for option, names in (("run", self.collected), ("reference", [self._config.option.induction_reference])):
+            for name in names:
+                if name is not None:
+                    _check(f"--induction-{option}", name)
+        if len(set(self.collected)) < len(self.collected):
+            raise pytest.UsageError("--induction-run: the same run is named twice")
+        if self._config.option.induction_reference is not None and not self.collected:
+            raise pytest.UsageError("--induction-reference: there is no run to compare it with: give --induction-run")
+
+    def open(self, name: str) -> TrainingRun:
+        """The run of that name. Raises the same one-line error every time if it cannot be had."""
+        if name not in self._opened:
+            from pytest_induction.errors import InductionError
+            from pytest_induction.runs.opening import load_run
+
+            try:
+                self._opened[name] = load_run(name)
+            except InductionError as error:
+                self._opened[name] = error
+        opened = self._opened[name]
+        if isinstance(opened, Exception):
+            raise opened.with_traceback(None)
+        return opened
+
+    def _beside(self, path: str) -> str:
+        """A path of the ini file is relative to where that lies."""
+        root = self._config.inipath.parent if self._config.inipath else self._config.rootpath
+        beside = root / path
+        return str(beside) if "://" not in path and beside.exists() else path
+
+
+def _check(option: str, name: str) -> None:
+    if not name.strip():
+        raise pytest.UsageError(f"{option}: no run is named")
+    if "://" not in name and not Path(name).expanduser().exists():
+        raise pytest.UsageError(f"{option}: there is no {name!r}: expected a run, a log or a directory of checkpoints")
+
+
+def readable_ids(names: list[str]) -> list[str]:
+    """The last part of each path, or more of it where two would be the same."""
+    parts = [name.rstrip("/").split("/") for name in names]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        ids = ["/".join(part[-depth:]) for part in parts]
+        if len(set(ids)) == len(ids):
+            return ids
+    return names

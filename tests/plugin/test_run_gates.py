@@ -1,0 +1,169 @@
+"""`--induction-run`: gates over training runs with no test file, the fixture, exit codes, texts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
+GATES = ["log_is_sane", "phase_change", "cooccurrence", "heads_kept_to_the_end", "final_has_induction_head"]
+
+
+def test_a_run_that_formed_passes_every_gate(pytester):
+    result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers'}", "-v")
+    result.assert_outcomes(passed=5)
+    for name in GATES:
+        result.stdout.fnmatch_lines([f"*two-layers::{name} PASSED*"])
+    result.stdout.fnmatch_lines(["two-layers: 88 snapshots, steps 0 to 400, from a recorder", "*prefix matching*FORMED*abrupt*"])
+
+
+def test_a_run_without_a_change_fails_with_a_message_and_no_traceback(pytester):
+    result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'one-layer'}")
+    assert result.ret == 1
+    result.assert_outcomes(passed=1, failed=4)
+    result.stdout.fnmatch_lines(["phase_change is NOT_FORMED, expected FORMED: prefix matching of the best head stays between*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_undetermined_fails_and_says_what_would_settle_it(pytester):
+    result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'truncated'}", "-k", "phase_change")
+    result.assert_outcomes(failed=1, deselected=4)
+    result.stdout.fnmatch_lines(["phase_change is UNDETERMINED*", "  next: train further*"])
+
+
+def test_a_reference_adds_a_gate(pytester):
+    slower = ["--induction-run", str(RUNS / "two-layers"), "--induction-reference", str(RUNS / "one-layer-smeared")]
+    result = pytester.runpytest_inprocess(*slower, "-k", "onset_not_later")
+    result.assert_outcomes(failed=1, deselected=5)
+    result.stdout.fnmatch_lines(
+        ["onset_not_later is NOT_FORMED*after the reference one-layer-smeared, more than the margin of 0.10"]
+    )
+    result.stdout.fnmatch_lines([f"pytest --induction-run={RUNS / 'two-layers'} --induction-reference=* -k onset_not_later"])
+    faster = ["--induction-run", str(RUNS / "one-layer-smeared"), "--induction-reference", str(RUNS / "two-layers")]
+    pytester.runpytest_inprocess(*faster, "-k", "onset_not_later").assert_outcomes(passed=1, deselected=5)
+
+
+def test_the_command_that_is_printed_runs_the_gate_alone(pytester):
+    result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'one-layer'}", "-k", "heads_kept")
+    command = next(line for line in result.outlines if line.startswith("pytest --induction-run="))
+    again = pytester.runpytest_inprocess(*command.split()[1:])
+    again.assert_outcomes(failed=1, deselected=4)
+
+
+def test_several_runs_have_suites_of_their_own(pytester):
+    options = [f"--induction-run={RUNS / name}" for name in ("two-layers", "one-layer-smeared")]
+    pytester.runpytest_inprocess(*options).assert_outcomes(passed=10)
+
+
+def test_gates_of_a_model_and_a_run_in_one_session(pytester):
+    model = RUNS.parent / "models" / "llama-2l"
+    result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers'}", f"--induction-model={model}")
+    result.assert_outcomes(passed=7)
+
+
+def test_gates_run_under_xdist(pytester):
+    result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers'}", "-n", "2")
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines(["two-layers: 88 snapshots*", "*phase_change*"])
+
+
+def test_the_fixture_runs_a_test_once_for_each_run_with_readable_ids(pytester):
+    pytester.makepyfile(
+        """
+        from pytest_induction import assert_phase_change
+
+        def test_forms(induction_run):
+            assert assert_phase_change(induction_run).changes[0].midpoint.step.value > 50
+        """
+    )
+    options = [f"-oinduction_run={RUNS / 'two-layers'}\n{RUNS / 'one-layer-smeared'}", "-v"]
+    result = pytester.runpytest_inprocess(*options)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["*test_forms[[]two-layers[]] PASSED*", "*test_forms[[]one-layer-smeared[]] PASSED*"])
+
+
+def test_runs_of_the_ini_file_lie_beside_it_and_collect_no_gates(pytester):
+    shutil.copytree(RUNS / "two-layers", pytester.path / "mine")
+    pytester.makeini("[pytest]\ninduction_run = mine\n")
+    pytester.makepyfile("def test_it(induction_run): assert induction_run.name == 'two-layers'")
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_ids_tell_runs_of_the_same_name_apart(pytester):
+    for place in ("a", "b"):
+        shutil.copytree(RUNS / "one-layer", pytester.path / place / "run")
+    pytester.makepyfile("def test_it(induction_run): pass")
+    result = pytester.runpytest_inprocess("-oinduction_run=a/run\nb/run", "-v")
+    result.stdout.fnmatch_lines(["*test_it[[]a/run[]] PASSED*", "*test_it[[]b/run[]] PASSED*"])
+
+
+def test_a_test_without_a_run_says_how_to_name_one(pytester):
+    pytester.makepyfile("def test_it(induction_run): pass")
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["no run: give --induction-run or the ini key induction_run, or override the fixture"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--induction-run=missing"], "--induction-run: there is no 'missing'*"),
+        (["--induction-run="], "--induction-run: no run is named*"),
+        ([f"--induction-run={RUNS / 'two-layers'}"] * 2, "--induction-run: the same run is named twice"),
+        (
+            [f"--induction-run={RUNS / 'two-layers'}", "--induction-reference=missing"],
+            "--induction-reference: there is no 'missing'*",
+        ),
+        ([f"--induction-reference={RUNS / 'one-layer'}"], "--induction-reference: there is no run to compare*"),
+    ],
+)
+def test_what_makes_no_sense_is_a_usage_error(pytester, options, said):
+    result = pytester.runpytest_inprocess(*options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{said}"])
+
+
+def test_a_broken_run_is_one_line_for_each_gate(pytester):
+    broken = pytester.mkdir("broken")
+    (broken / "run.json").write_text("{")
+    result = pytester.runpytest_inprocess(f"--induction-run={broken}", "-p", "no:cacheprovider")
+    result.assert_outcomes(errors=5)
+    result.stdout.fnmatch_lines(["*run.json is not JSON*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_a_run_with_a_lost_loss_is_not_sane(pytester):
+    lossy = pytester.path / "lossy"
+    shutil.copytree(RUNS / "two-layers", lossy)
+    lines = (lossy / "snapshots.jsonl").read_text().splitlines()
+    bad = {**json.loads(lines[-1]), "problem": "the loss is nan"}
+    bad.pop("loss")
+    (lossy / "snapshots.jsonl").write_text("\n".join([*lines[:-1], json.dumps(bad)]) + "\n")
+    result = pytester.runpytest_inprocess(f"--induction-run={lossy}", "-k", "log_is_sane")
+    result.assert_outcomes(failed=1, deselected=4)
+    result.stdout.fnmatch_lines(["log_is_sane is NOT_FORMED, expected FORMED: step 400: the loss is nan"])
+
+
+def test_gating_a_run_loads_no_torch(pytester):
+    """A log is judged on a machine that only has numpy's speed to wait for."""
+    pytester.makeconftest(
+        """
+        import sys
+
+        def pytest_unconfigure(config):
+            assert "numpy" in sys.modules
+            assert "torch" not in sys.modules, "torch was loaded"
+        """
+    )
+    result = pytester.runpytest_subprocess(f"--induction-run={RUNS / 'two-layers'}", "-p", "no:xdist", "-p", "no:benchmark")
+    result.assert_outcomes(passed=5)
+    assert result.ret == 0
+
+
+def test_junit_tells_the_verdict_and_when(pytester):
+    result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers'}", "--junitxml=out.xml", "-k", "phase_change")
+    result.assert_outcomes(passed=1, deselected=4)
+    text = (pytester.path / "out.xml").read_text()
+    assert 'name="induction.phase_change.verdict" value="FORMED"' in text
+    assert 'name="induction.phase_change.midpoint"' in text

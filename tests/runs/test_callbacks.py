@@ -1,0 +1,444 @@
+"""The recorder in the Trainer of transformers and in Lightning's: real trainings, small ones."""
+
+import importlib
+import json
+import logging
+import random
+import subprocess
+import sys
+import textwrap
+import types
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pytest_induction.errors import RunError
+from pytest_induction.models.load import load_model
+from pytest_induction.runs import callbacks
+from pytest_induction.runs.places import Place
+from pytest_induction.runs.recorder import InductionRecorder
+from pytest_induction.runs.stopping import NoInductionBy
+from pytest_induction.runs.store import read_run
+from tests.runs.training import CONTEXT, D_VOCAB, Tiny, loss_of, rows
+
+TEXT = np.random.default_rng(0).integers(0, D_VOCAB, (4, CONTEXT))
+
+
+def read(path):
+    return read_run(Place(path))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run"
+
+
+def same_weights(one, other):
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+class TestTrainer:
+    def model(self):
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        torch.manual_seed(0)
+        sizes = {"vocab_size": D_VOCAB, "n_positions": CONTEXT, "n_embd": 16, "n_layer": 2, "n_head": 2}
+        return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+
+    def train(self, tmp_path, *added, steps=12, model=None, resume=None, **settings):
+        """A Trainer that has run; its model, its state and the random numbers that come next."""
+        from transformers import Trainer, TrainingArguments, set_seed
+
+        set_seed(1)
+        model = model or self.model()
+        base = {
+            "save_strategy": "no",
+            "report_to": [],
+            "disable_tqdm": True,
+            "logging_strategy": "no",
+            "use_cpu": True,
+            "seed": 1,
+        }
+        given = base | {"max_steps": steps, "per_device_train_batch_size": 4, "learning_rate": 1e-2} | settings
+        data = [{"input_ids": row, "labels": row} for row in rows(64)]
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(output_dir=str(tmp_path / "out"), **given),
+            train_dataset=data,
+            eval_dataset=data[:8],
+            callbacks=list(added),
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return model, trainer.state, (torch.rand(2).tolist(), random.random(), np.random.random())
+
+    def test_a_training_is_recorded_from_before_its_first_step_to_its_last(self, tmp_path, path, capfd, caplog):
+        caplog.set_level(logging.INFO, logger="pytest_induction")
+        recorder = InductionRecorder(path, text=TEXT, schedule=5, max_overhead=None)
+        model, _, _ = self.train(tmp_path, recorder.hf_callback())
+        run = read(path)
+        assert run.steps.tolist() == [0, 5, 10, 12] and run.notes == () and run.schedule == ()
+        assert all(
+            each.prefix_matching.shape == (2, 2) and each.icl_score is not None and each.problem == "" for each in run.snapshots
+        )
+        assert len({each.fingerprint for each in run.snapshots}) == 4
+        assert run.snapshots[-1].fingerprint == load_model(model).fingerprint()
+        assert run.snapshots[0].fingerprint == load_model(self.model()).fingerprint()
+        assert [record.getMessage() for record in caplog.records] == [f"{path}: {recorder.cost}"]
+        assert json.loads((path / "run.json").read_text())["cost"]["snapshots"] == 4
+
+    def test_the_training_is_the_same_to_the_bit(self, tmp_path, path):
+        plain, _, drawn = self.train(tmp_path)
+        recorder = InductionRecorder(path, text=TEXT, max_overhead=None)
+        recorded, _, recorded_drawn = self.train(tmp_path, recorder.hf_callback())
+        assert len(read(path)) == 13
+        assert plain.config.attn_pdrop == plain.config.resid_pdrop == 0.1
+        assert same_weights(plain, recorded) and drawn == recorded_drawn
+        assert not same_weights(plain, self.model())
+
+    def test_a_snapshot_has_the_loss_that_was_logged_since_the_one_before(self, tmp_path, path):
+        recorder = InductionRecorder(path, schedule=1, max_overhead=None)
+        _, state, _ = self.train(tmp_path, recorder.hf_callback(), steps=7, logging_strategy="steps", logging_steps=3)
+        logged = {entry["step"]: entry["loss"] for entry in state.log_history if "loss" in entry}
+        losses = {each.step: each.loss for each in read(path).snapshots if each.loss is not None}
+        assert set(logged) == {3, 6} and set(losses) == {4, 7}  # logging comes after the end of the step
+        assert losses == {4: pytest.approx(logged[3], rel=1e-6), 7: pytest.approx(logged[6], rel=1e-6)}
+
+    def test_tokens_are_those_that_the_trainer_counts(self, tmp_path, path):
+        recorder = InductionRecorder(path, schedule=4, max_overhead=None)
+        self.train(tmp_path, recorder.hf_callback(), steps=8, include_num_input_tokens_seen="all")
+        assert [each.tokens for each in read(path).snapshots] == [None, 4 * 4 * 24, 8 * 4 * 24]
+
+    def test_tokens_follow_from_the_step_where_the_trainer_does_not_count_them(self, tmp_path, path):
+        recorder = InductionRecorder(path, schedule=4, max_overhead=None, tokens_per_step=96)
+        self.train(tmp_path, recorder.hf_callback(), steps=8)
+        assert [each.tokens for each in read(path).snapshots] == [0, 384, 768]
+
+    def test_the_end_of_the_warm_up_is_a_scheduled_change(self, tmp_path, path):
+        recorder = InductionRecorder(path, schedule=[], max_overhead=None)
+        self.train(tmp_path, recorder.hf_callback(), warmup_steps=5)
+        assert [(each.step, each.what) for each in read(path).schedule] == [(5, "end of the warm-up of the learning rate")]
+        assert read(path).steps.tolist() == [12]
+
+    def test_a_constant_learning_rate_has_no_warm_up(self, tmp_path, path):
+        self.train(tmp_path, InductionRecorder(path).hf_callback(), steps=2, warmup_steps=1, lr_scheduler_type="constant")
+        assert read(path).schedule == ()
+
+    def test_a_rule_stops_the_training_and_the_run_says_why(self, tmp_path, path):
+        recorder = InductionRecorder(
+            path, schedule=1, max_overhead=None, stop_when=NoInductionBy(steps=3, min_prefix_matching=0.9)
+        )
+        _, state, _ = self.train(tmp_path, recorder.hf_callback())
+        assert state.global_step == 3 and recorder.should_stop
+        assert read(path).steps.tolist() == [0, 1, 2, 3]
+        assert read(path).notes == (f"the recorder stopped the training at step 3: {recorder.stop_reason}",)
+
+    def test_the_last_snapshot_is_of_the_last_step_and_not_of_the_best_model(self, tmp_path, path):
+        from transformers import TrainerCallback
+
+        class Ruin(TrainerCallback):
+            def on_step_end(self, args, state, control, model=None, **given):
+                if state.global_step == 4:
+                    with torch.no_grad():
+                        model.lm_head.weight.mul_(3.0)
+
+        keeps = {
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "load_best_model_at_end": True,
+        }
+        recorder = InductionRecorder(path, schedule=[], max_overhead=None)
+        model, state, _ = self.train(tmp_path, Ruin(), recorder.hf_callback(), steps=4, **keeps)
+        (last,) = read(path).snapshots
+        assert state.best_global_step == 2
+        assert last.step == 4 and last.fingerprint != load_model(model).fingerprint()
+
+    def test_a_resumed_training_goes_on_with_its_run(self, tmp_path, path):
+        settings = {"save_strategy": "steps", "save_steps": 6, "logging_strategy": "steps", "logging_steps": 2}
+        recorder = InductionRecorder(path, schedule=5, max_overhead=None)
+        self.train(tmp_path, recorder.hf_callback(), steps=8, **settings)
+        assert read(path).steps.tolist() == [0, 5, 8]
+        recorder = InductionRecorder(path, schedule=5, max_overhead=None)
+        self.train(tmp_path, recorder.hf_callback(), steps=12, resume=str(tmp_path / "out" / "checkpoint-6"), **settings)
+        run = read(path)
+        assert run.steps.tolist() == [0, 5, 8, 10, 12] and run.notes == ()
+        assert run.snapshots[3].loss is not None
+
+    def test_a_text_is_encoded_with_the_tokenizer_of_the_trainer(self, tmp_path, path):
+        class Letters:
+            all_special_ids = ()
+
+            def encode(self, text, add_special_tokens=False):
+                return [ord(letter) % D_VOCAB for letter in text]
+
+            def __len__(self):
+                return D_VOCAB
+
+        recorder = InductionRecorder(path, text="the quick brown fox jumps over the lazy dog " * 9)
+        callback = recorder.hf_callback()
+        state = types.SimpleNamespace(
+            is_world_process_zero=True, global_step=0, max_steps=5, log_history=[], num_input_tokens_seen=0
+        )
+        args = types.SimpleNamespace(get_warmup_steps=lambda steps: 0, lr_scheduler_type="linear")
+        callback.on_train_begin(args, state, None, model=self.model(), processing_class=Letters())
+        assert read(path).snapshots[0].icl_score is not None
+
+    def test_another_process_than_the_first_records_nothing(self, path):
+        callback = InductionRecorder(path).hf_callback()
+        state = types.SimpleNamespace(is_world_process_zero=False, global_step=0, max_steps=5)
+        control = types.SimpleNamespace(should_training_stop=False)
+        args = types.SimpleNamespace(world_size=2)
+        callback.on_train_begin(args, state, control, model=None)
+        assert callback.on_step_end(args, state, control, model=None) is control and not control.should_training_stop
+        callback.on_train_end(args, state, control, model=None)
+        assert not path.exists()
+
+    def test_a_model_that_cannot_be_measured_does_not_end_the_training(self, tmp_path, path):
+        model = self.model()
+
+        def broken(tokens=None, **given):
+            raise ValueError("only rows of 24 tokens are taken")
+
+        forward = model.forward
+        model.forward = lambda input_ids=None, **given: (forward if given.get("labels") is not None else broken)(
+            input_ids, **given
+        )
+        recorder = InductionRecorder(path, max_overhead=None, schedule=1)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", RuntimeWarning)
+            _, state, _ = self.train(
+                tmp_path, recorder.hf_callback(), model=model, steps=4, logging_strategy="steps", logging_steps=1
+            )
+        assert state.global_step == 4
+        (message,) = [str(each.message) for each in told if each.category is RuntimeWarning]
+        assert "only rows of 24 tokens are taken" in message and "\n" not in message
+        run = read(path)
+        assert run.steps.tolist() == [0, 1, 2, 3, 4]
+        assert [each.loss is None for each in run.snapshots] == [True, True, False, False, False]
+        assert all("only rows of 24 tokens are taken" in each.problem for each in run.snapshots)
+
+    def test_without_transformers_it_says_what_to_install(self, path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "transformers", None)
+        with pytest.raises(RunError, match=r"needs transformers: pip install 'pytest-induction\[transformers\]'$"):
+            InductionRecorder(path).hf_callback()
+
+
+@pytest.fixture(params=["lightning.pytorch", "pytorch_lightning"])
+def lightning(request, monkeypatch):
+    """Each of the two packages, alone: the other is not loaded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        package = importlib.import_module(request.param)
+    other = {"lightning.pytorch", "pytorch_lightning"} - {request.param}
+    monkeypatch.delitem(sys.modules, *other, raising=False)
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return package
+
+
+def module_of(lightning, *, is_language_model, name="model"):
+    """A LightningModule that maps ids to logits itself, or keeps a model that does."""
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            setattr(self, name, Tiny(dropout=0.2))
+
+        def training_step(self, batch, batch_idx):
+            return loss_of(getattr(self, name), batch)
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+    class LanguageModel(Module):
+        def forward(self, tokens):
+            return getattr(self, name)(tokens)
+
+    torch.manual_seed(0)
+    return (LanguageModel if is_language_model else Module)()
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestLightning:
+    def fit(self, lightning, module, *added, steps=12, **settings):
+        torch.manual_seed(1)
+        random.seed(1)
+        np.random.seed(1)
+        quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = lightning.Trainer(**quiet, enable_model_summary=False, max_steps=steps, callbacks=list(added), **settings)
+        trainer.fit(module, torch.utils.data.DataLoader(rows(96), batch_size=4))
+        return trainer, (torch.rand(2).tolist(), random.random(), np.random.random())
+
+    @pytest.mark.parametrize("is_language_model", [True, False])
+    def test_a_training_is_recorded_from_before_its_first_step_to_its_last(self, lightning, path, is_language_model, caplog):
+        caplog.set_level(logging.INFO, logger="pytest_induction")
+        recorder, module = (
+            InductionRecorder(path, text=TEXT, schedule=5, max_overhead=None),
+            module_of(lightning, is_language_model=is_language_model),
+        )
+        callback = recorder.lightning_callback()
+        assert isinstance(callback, lightning.Callback)
+        self.fit(lightning, module, callback)
+        run = read(path)
+        assert run.steps.tolist() == [0, 5, 10, 12] and run.notes == ()
+        assert run.about["model"] == ("LanguageModel" if is_language_model else "Tiny")
+        assert all(
+            each.prefix_matching.shape == (2, 2) and each.icl_score is not None and each.problem == "" for each in run.snapshots
+        )
+        assert [each.loss is None for each in run.snapshots] == [True, False, False, True]
+        assert f"{path}: {recorder.cost}" in [record.getMessage() for record in caplog.records]
+
+    def test_the_training_is_the_same_to_the_bit(self, lightning, path):
+        plain, recorded = (module_of(lightning, is_language_model=True) for _ in range(2))
+        _, drawn = self.fit(lightning, plain)
+        _, recorded_drawn = self.fit(
+            lightning, recorded, InductionRecorder(path, text=TEXT, max_overhead=None).lightning_callback()
+        )
+        assert len(read(path)) == 13
+        assert same_weights(plain, recorded) and drawn == recorded_drawn
+        assert not same_weights(plain, module_of(lightning, is_language_model=True))
+
+    def test_a_rule_stops_the_training(self, lightning, path):
+        recorder = InductionRecorder(
+            path, schedule=1, max_overhead=None, stop_when=NoInductionBy(steps=3, min_prefix_matching=0.9)
+        )
+        trainer, _ = self.fit(lightning, module_of(lightning, is_language_model=False), recorder.lightning_callback())
+        assert trainer.global_step == 3 and read(path).steps.tolist() == [0, 1, 2, 3]
+
+    def test_where_gradients_are_accumulated_steps_are_the_optimiser_s_and_losses_whole(self, lightning, path):
+        seen = []
+
+        class Watching(lightning.Callback):
+            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+                seen.append(float(outputs["loss"]) * 3)
+
+        recorder = InductionRecorder(path, schedule=1, max_overhead=None)
+        callbacks = Watching(), recorder.lightning_callback()
+        self.fit(lightning, module_of(lightning, is_language_model=False), *callbacks, steps=4, accumulate_grad_batches=3)
+        run = read(path)
+        assert run.steps.tolist() == [0, 1, 2, 3, 4] and len(seen) == 12
+        np.testing.assert_allclose(run.column("loss")[1:], seen[2::3], rtol=1e-5)
+        assert 2.5 < run.column("loss")[1] < 6  # log(24) is 3.2
+
+    def test_a_function_finds_the_language_model_in_the_module(self, lightning, path):
+        recorder, module = (
+            InductionRecorder(path, schedule=[3], max_overhead=None),
+            module_of(lightning, is_language_model=False, name="network"),
+        )
+        self.fit(lightning, module, recorder.lightning_callback(module=lambda pl_module: pl_module.network), steps=3)
+        assert read(path).about["model"] == "Tiny" and read(path).snapshots[0].problem == ""
+
+    def test_an_error_in_the_training_leaves_what_was_measured_and_the_run_open_to_others(self, lightning, path):
+        module = module_of(lightning, is_language_model=False)
+        step = module.training_step
+
+        def failing(batch, batch_idx):
+            if batch_idx == 3:
+                raise ZeroDivisionError
+            return step(batch, batch_idx)
+
+        module.training_step = failing
+        recorder = InductionRecorder(path, schedule=1, max_overhead=None)
+        with pytest.raises(ZeroDivisionError):
+            self.fit(lightning, module, recorder.lightning_callback())
+        assert read(path).steps.tolist() == [0, 1, 2, 3]
+        InductionRecorder(path, schedule=1)(module.model, 4)
+        assert len(read(path)) == 5
+
+    def test_a_package_that_is_loaded_already_is_the_one_that_is_used(self, lightning, path):
+        base = type(InductionRecorder(path).lightning_callback()).__mro__[2]
+        assert base is lightning.Callback
+
+
+def test_without_lightning_it_says_what_to_install(path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "pytorch_lightning", raising=False)
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    with pytest.raises(RunError, match=r"needs it: pip install lightning$"):
+        InductionRecorder(path).lightning_callback()
+
+
+def test_importing_the_recorder_loads_neither_transformers_nor_lightning(pytester):
+    code = """
+    import sys
+    import pytest_induction.runs.recorder, pytest_induction.runs.callbacks
+    print(sorted(name for name in sys.modules if name in ("transformers", "lightning", "pytorch_lightning", "accelerate")))
+    """
+    result = pytester.runpython_c(textwrap.dedent(code))
+    assert result.stdout.lines == ["[]"]
+
+
+TWO = """
+import os, sys
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+sys.path.insert(0, sys.argv[4])
+from pytest_induction.runs.callbacks import _any_process
+from pytest_induction.runs.recorder import InductionRecorder
+from tests.runs.training import Tiny, loss_of, rows
+rank = int(sys.argv[1])
+torch.set_num_threads(1)
+distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+torch.manual_seed(0)
+model = DistributedDataParallel(Tiny(dropout=0.0))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+recorder = InductionRecorder(sys.argv[3], schedule=2, max_overhead=None, stop_when=lambda all_: "enough" if all_[-1].step == 4 else "")
+for step in range(10):
+    loss = loss_of(model, rows(2, seed=10 * step + rank))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    recorder(model, step, loss=loss)
+    if _any_process(recorder.should_stop, torch.device("cpu")):
+        break
+recorder.close()
+print(rank, step, recorder.should_stop)
+distributed.destroy_process_group()
+"""
+
+
+def test_in_a_training_of_two_processes_the_first_records_and_both_stop(tmp_path, path):
+    root = str(Path(__file__).parents[2])
+    arguments = [str(tmp_path / "meeting"), str(path), root]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, str(rank), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    told = [process.communicate(timeout=120) for process in both]
+    assert [out.strip() for out, _ in told] == ["0 4 True", "1 4 False"], told
+    run = read(path)
+    assert run.steps.tolist() == [0, 2, 4] and all(each.problem == "" for each in run.snapshots)
+    assert run.about["model"] == "Tiny"
+
+
+class Recording:
+    """A recorder of which only its verdict is asked."""
+
+    def __init__(self, *, should_stop, rules=(1,)):
+        self.should_stop, self.rules = should_stop, rules
+
+
+@pytest.mark.parametrize("should_stop", [True, False])
+def test_several_processes_agree_at_the_same_steps_and_only_where_a_rule_may_stop_them(monkeypatch, should_stop):
+    asked = []
+    monkeypatch.setattr(callbacks, "_any_process", lambda value, device: asked.append(value) or True)
+    args = types.SimpleNamespace(world_size=2, device="cpu")
+    following = callbacks._OfTrainer(Recording(should_stop=should_stop))
+    stops = [step for step in range(1, 31) if following._stops(args, types.SimpleNamespace(global_step=step))]
+    assert stops == [10, 20, 30] and asked == [should_stop] * 3
+    without = callbacks._OfTrainer(Recording(should_stop=False, rules=()))
+    assert not any(without._stops(args, types.SimpleNamespace(global_step=step)) for step in range(1, 31)) and len(asked) == 3
+
+    decided = []
+    strategy = types.SimpleNamespace(reduce_boolean_decision=lambda value, all: decided.append((value, all)) or True)  # noqa: A006
+    trainer = types.SimpleNamespace(world_size=2, strategy=strategy)
+    following = callbacks._OfLightning(Recording(should_stop=should_stop), None)
+    assert [step for step in range(1, 31) if following._stops(trainer, step)] == [10, 20, 30]
+    assert decided == [(should_stop, False)] * 3
