@@ -5,16 +5,19 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 MODELS := fixtures/models/llama-2l fixtures/attention_only.py:two_layers fixtures/attention_only.py:one_layer_smeared
+RUN := fixtures/runs/two-layers
 TEXT := fixtures/models/attn-only-3l-text/held_out.txt
 
-.PHONY: demo test lint wheel-test bench study-verdicts study-architectures fixtures clean
+.PHONY: demo test lint wheel-test bench study-verdicts study-phase-change study-architectures fixtures runs clean
 
-demo: $(STAMP)  ## gate the shipped models, and show what the control without induction heads gets
+demo: $(STAMP)  ## gate the shipped models and a training run, and show what the controls without induction heads get
 	@for model in $(MODELS); do $(BIN)/python -m pytest --no-header -p no:cacheprovider --induction-model $$model || exit 1; done
 	@$(BIN)/python -m pytest --no-header -p no:cacheprovider --induction-model fixtures/attention_only.py:three_layers_text \
 		--induction-text $(TEXT) -k "has_induction_head or learns_in_context"
-	@echo; echo "The control, one layer, must fail:"; echo
+	@$(BIN)/python -m pytest --no-header -p no:cacheprovider --induction-run $(RUN)
+	@echo; echo "The controls, one layer and its training, must fail:"; echo
 	@! $(BIN)/python -m pytest --no-header -p no:cacheprovider --induction-model fixtures/attention_only.py:one_layer
+	@! $(BIN)/python -m pytest --no-header -p no:cacheprovider --induction-run fixtures/runs/one-layer
 
 test: $(STAMP)  ## lint, types, import directions, and the tests
 	$(MAKE) --no-print-directory lint
@@ -46,11 +49,17 @@ bench: $(STAMP)  ## speed and memory, into docs/performance.md; half an hour. BE
 study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about an hour on one core
 	$(BIN)/python benchmarks/study_verdicts.py
 
+study-phase-change: $(STAMP)  ## phase changes found and missed, over hundreds of small trainings; about an hour the first time
+	$(BIN)/python benchmarks/study_phase_change.py
+
 study-architectures: $(STAMP)  ## every causal architecture of transformers against its own eager patterns; about two minutes
 	$(BIN)/python benchmarks/study_architectures.py
 
 fixtures: $(STAMP)  ## train the shipped models that are missing
 	$(BIN)/python fixtures/make.py
+
+runs: $(STAMP)  ## record the shipped training runs again
+	$(BIN)/python fixtures/make.py runs
 
 clean:
 	rm -rf $(VENV) dist

@@ -23,7 +23,7 @@ from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.recorder import InductionRecorder
-from pytest_induction.runs.schedule import Cost, due_steps
+from pytest_induction.runs.schedule import Budget, Cost, due_steps
 from pytest_induction.runs.stopping import HeadsLost, NoInductionBy, NotFinite
 from pytest_induction.runs.store import RunWriter, read_run
 from pytest_induction.runs.subject import is_sharded, unwrapped
@@ -348,6 +348,17 @@ class TestBudget:
         quick.clock.passes(10**6)
         assert quick.run(recorder, [1, 2]) == []
         assert recorder.cost.training_seconds == 1
+
+    def test_waiting_for_a_device_to_finish_its_steps_is_training(self):
+        clock = Clock()
+        budget = Budget(0.5, clock)
+        for _ in range(2):
+            with budget.spending():
+                clock.passes(5)
+                budget.waited()
+                clock.passes(1)
+            clock.passes(10)
+        assert (budget.cost.seconds, budget.cost.training_seconds) == (2, 20)
 
     def test_a_forced_snapshot_counts(self, quick, path):
         recorder = quick.recorder(path, max_overhead=0.1, schedule=[])

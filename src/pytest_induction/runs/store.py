@@ -71,24 +71,24 @@ def _snapshots(place: Place, notes: list[str]) -> Iterator[Snapshot]:
     where = place / SNAPSHOTS
     if not where.is_file():
         return
-    broken: list[str] = []
+    first, broken = "", 0
     with where.open() as stream:
         reading = Reading(stream)
         for line in reading.lines(LONGEST_LINE):
             if line.content is None:
-                broken.append(f"line {line.number} (it is longer than {LONGEST_LINE} bytes)")
+                first, broken = first or f"line {line.number} (it is longer than {LONGEST_LINE} bytes)", broken + 1
                 continue
             if not line.content.strip():
                 continue
             try:
                 yield from_line(line.content, lambda name: _beside(place, name))
             except (ValueError, TypeError, OverflowError, RecursionError, RunError) as error:
-                broken.append(f"line {line.number} ({_reason(error)})")
+                first, broken = first or f"line {line.number} ({_reason(error)})", broken + 1
     if reading.stopped:
         notes.append(f"{SNAPSHOTS}: the connection was lost ({reading.stopped}): what came before counts")
     if broken:
-        more = f" and {len(broken) - 1} more lines" if len(broken) > 1 else ""
-        notes.append(f"{SNAPSHOTS}: {broken[0]}{more} cannot be read and {'is' if len(broken) == 1 else 'are'} left out")
+        more = f" and {broken - 1} more lines" if broken > 1 else ""
+        notes.append(f"{SNAPSHOTS}: {first}{more} cannot be read and {'is' if broken == 1 else 'are'} left out")
 
 
 def _beside(place: Place, name: Any) -> dict[str, Floats]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pytest_induction.measure import Array, Round
 from pytest_induction.records import Estimate, HeadEvidence, Verdict
 from pytest_induction.statistics import mean_interval
-from pytest_induction.verdicts.bars import EXCESS_SHARE, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
+from pytest_induction.verdicts.bars import EXCESS_SHARE
 from pytest_induction.verdicts.behaviour import MIN_ACCURACY
 from pytest_induction.verdicts.judgement import Judgement, behaviour_of, more_needed
 
