@@ -1,4 +1,4 @@
-"""The command line: `python -m pytest_induction doctor MODEL`."""
+"""The command line: `python -m pytest_induction doctor MODEL`, and `sweep CHECKPOINTS -o RUN`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_induction.errors import InductionError, ProbeError
+from pytest_induction.runs import command
 from pytest_induction.specs import FORMS
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 if all is well, 1 if something cannot be measured, 2 for an error."""
+    """Run the command; 0 if all is well, 1 if something cannot be measured, 2 for an error, 130 if it was interrupted."""
     parser = argparse.ArgumentParser(prog="python -m pytest_induction", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     about = "say what a model is, how its attention is read, what can be measured on it, and what to change"
@@ -25,9 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor.add_argument("--dtype", help="floating-point type it is loaded in (default: as stored)")
     doctor.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
     doctor.add_argument("--attach", help="function that shows the model's attention: conftest.py:pytest_induction_attach, say")
+    doctor.set_defaults(command=_doctor)
+    sweep = commands.add_parser("sweep", help=command.ABOUT, description=command.ABOUT)
+    command.add_options(sweep)
+    sweep.set_defaults(command=_sweep)
     given = parser.parse_args(arguments)
     try:
-        return _doctor(given)
+        return int(given.command(given))
     except InductionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -52,6 +57,12 @@ def _doctor(given: argparse.Namespace) -> int:
         fits = False
     print(as_text(lines, indent=""))
     return int(subject.way is None or not fits)
+
+
+def _sweep(given: argparse.Namespace) -> int:
+    said, code = command.run(given)
+    print(said, file=sys.stderr if code == 130 else sys.stdout)
+    return code
 
 
 def _probes(subject: ModelUnderTest) -> str:

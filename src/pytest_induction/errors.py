@@ -46,6 +46,10 @@ class RunError(InductionError):
     """A run, a checkpoint or a log cannot be read or written; the message says which one, what was seen, what to do."""
 
 
+class RunBusyError(RunError):
+    """Another process is writing to the run: choose another place, or wait for it."""
+
+
 class ExpectationFailed(AssertionError):
     """An assertion about a model does not hold; `evidence` carries the whole measurement and the verdict."""
 

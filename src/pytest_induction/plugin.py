@@ -30,8 +30,9 @@ SETTINGS = {
     "max_overhead": "most that the scores may take, in bare forward passes; judged by --induction-benchmark",
 }
 RUN_SETTINGS = {
-    "run": "training run to gate: a recorded run, a log, or a directory of checkpoints, here or where fsspec reaches; may be repeated",
+    "run": "training run to gate: a recorded one, a log or checkpoints, here or where fsspec reaches; may be repeated",
     "reference": "training run than which induction must not form later",
+    "factory": "what makes the model of the checkpoints that --induction-run names: module.path:factory or path/file.py:factory",
 }
 MARKER_KEYS = (
     "seed",
@@ -57,11 +58,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         option = f"--induction-{name.replace('_', '-')}"
         group.addoption(option, dest=f"induction_{name}", metavar=name.upper(), help=help_text)
         parser.addini(f"induction_{name}", help=f"{help_text}; collects nothing by itself", default=None)
-    run, reference = RUN_SETTINGS["run"], RUN_SETTINGS["reference"]
+    run, reference, factory = RUN_SETTINGS["run"], RUN_SETTINGS["reference"], RUN_SETTINGS["factory"]
     group.addoption("--induction-run", dest="induction_run", action="append", metavar="RUN", help=run)
     group.addoption("--induction-reference", dest="induction_reference", metavar="RUN", help=reference)
+    group.addoption("--induction-factory", dest="induction_factory", metavar="FACTORY", help=factory)
     parser.addini("induction_run", f"{run}; collects nothing by itself", type="linelist", default=[])
     parser.addini("induction_reference", reference, default=None)
+    parser.addini("induction_factory", factory, default=None)
     group.addoption(
         "--induction-benchmark", action="store_true", help="time the analyses of the model with pytest-benchmark, not gate it"
     )
@@ -78,7 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", f"induction({', '.join(f'{key}=...' for key in MARKER_KEYS)}): defaults of the induction fixtures"
     )
     session_model = config.stash[SESSION] = SessionModel(config)
-    session_runs = config.stash[RUNS] = SessionRuns(config)
+    session_runs = config.stash[RUNS] = SessionRuns(config, session_model)
     session_runs.check()
     session_model.check_settings()
     if config.option.induction_benchmark:

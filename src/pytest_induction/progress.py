@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, TextIO
 
 DELAY = 2.0  # seconds before anything is shown
+SEQUENCES = "seq"
 _bar: ContextVar[Any] = ContextVar("induction_bar", default=None)
 _open: ContextVar[Callable[[], TextIO | None] | None] = ContextVar("induction_terminal", default=None)
 
@@ -45,8 +46,11 @@ def showing_on(terminal: Callable[[], TextIO | None]) -> Iterator[None]:
 
 
 @contextmanager
-def progress(about: str, total: int) -> Iterator[None]:
-    """Count the sequences that are measured inside the block; within another such block, that one counts on."""
+def progress(about: str, total: int, unit: str = SEQUENCES) -> Iterator[None]:
+    """Count the sequences that are measured inside the block; within another such block, that one counts on.
+
+    With another `unit` that is what is counted, and sequences are not.
+    """
     if _bar.get() is not None:
         yield
         return
@@ -56,7 +60,7 @@ def progress(about: str, total: int) -> Iterator[None]:
         yield
         return
     try:
-        with _shown(terminal if opened is None else FreshLine(terminal), about, total):
+        with _shown(terminal if opened is None else FreshLine(terminal), about, total, unit):
             yield
     finally:
         if opened is not None:
@@ -64,11 +68,11 @@ def progress(about: str, total: int) -> Iterator[None]:
 
 
 @contextmanager
-def _shown(terminal: Any, about: str, total: int) -> Iterator[None]:
+def _shown(terminal: Any, about: str, total: int, unit: str) -> Iterator[None]:
     from tqdm import tqdm
 
     width = os.get_terminal_size(terminal.fileno()).columns if _has_size(terminal) else None
-    with tqdm(total=total, desc=about, unit="seq", delay=DELAY, leave=False, file=terminal, ncols=width) as bar:
+    with tqdm(total=total, desc=about, unit=unit, delay=DELAY, leave=False, file=terminal, ncols=width) as bar:
         token = _bar.set(bar)
         try:
             yield
@@ -83,8 +87,8 @@ def _has_size(terminal: Any) -> bool:
         return False
 
 
-def advance(count: int) -> None:
-    """So many more sequences are done."""
+def advance(count: int, unit: str = SEQUENCES) -> None:
+    """So many more sequences are done, or whatever the unit is."""
     bar = _bar.get()
-    if bar is not None:
+    if bar is not None and bar.unit == unit:
         bar.update(count)

@@ -25,6 +25,7 @@ CHECKED = {  # setting -> what checks it
 
 
 REPEATED = ("model", "text", "device", "dtype", "memory")  # settings of the command line that a test depends on
+ON_RUNS = ("reference", "factory", "text", "device", "dtype", "memory", "seed")  # and those that a gate of a run depends on
 
 
 class SessionModel:
@@ -39,7 +40,7 @@ class SessionModel:
 
     def check_settings(self) -> None:
         """Raise a usage error for a setting that no model could make sense of; loads nothing where none is given."""
-        given = {name: value for name in CHECKED if (value := self._setting(name)) is not None}
+        given = {name: value for name in CHECKED if (value := self.setting(name)) is not None}
         if not given:
             return
         from pytest_induction import specs
@@ -77,7 +78,7 @@ class SessionModel:
 
     @property
     def max_overhead(self) -> float | None:
-        value = self._setting("max_overhead")
+        value = self.setting("max_overhead")
         return None if value is None else float(value)
 
     @property
@@ -91,7 +92,7 @@ class SessionModel:
 
     @property
     def seed(self) -> int:
-        return int(self._setting("seed") or "0")
+        return int(self.setting("seed") or "0")
 
     def load(self) -> ModelUnderTest:
         """The named model. Raises the same one-line error every time if it cannot be had."""
@@ -106,7 +107,7 @@ class SessionModel:
                         "`induction_model` in conftest.py to return your model"
                     )
                 self._loaded = load_model(
-                    self.spec, device=self._setting("device"), dtype=self._setting("dtype"), **self._measuring
+                    self.spec, device=self.setting("device"), dtype=self.setting("dtype"), **self._measuring
                 )
             except InductionError as error:
                 self._loaded = error
@@ -132,12 +133,8 @@ class SessionModel:
         """The command that runs this item alone, and makes it measure the same again."""
         import shlex
 
-        run = item.nodeid.rpartition("::")[0]
-        if run in (self._config.option.induction_run or ()):
-            other = self._config.option.induction_reference
-            return shlex.join(
-                ["pytest", f"--induction-run={run}", *([f"--induction-reference={other}"] if other else []), "-k", item.name]
-            )
+        if item.nodeid.rpartition("::")[0] in (self._config.option.induction_run or ()):
+            return self._again_on_run(item)
         given = {name: self._config.getoption(f"induction_{name}") for name in REPEATED}
         given["seed"] = None if seed is None else str(seed)
         if item.nodeid.rpartition("::")[0] == given["model"]:
@@ -147,12 +144,24 @@ class SessionModel:
         options += [f"--induction-{name}={value}" for name, value in given.items() if value is not None]
         return shlex.join(["pytest", *options, *chosen])
 
+    def _again_on_run(self, item: pytest.Item) -> str:
+        """The command that runs a gate of a training run alone."""
+        import shlex
+
+        named = {
+            "run": item.nodeid.rpartition("::")[0],
+            **{name: getattr(self._config.option, f"induction_{name}") for name in ON_RUNS},
+        }
+        options = [f"--induction-{name}={value}" for name, value in named.items() if value is not None]
+        return shlex.join(["pytest", *options, "-k", item.name])
+
     @property
     def _measuring(self) -> dict[str, Any]:
         """What applies to a model however it came."""
-        return {"seed": self.seed, "memory": self._setting("memory")}
+        return {"seed": self.seed, "memory": self.setting("memory")}
 
-    def _setting(self, name: str) -> str | None:
+    def setting(self, name: str) -> str | None:
+        """What the command line gives, or else the ini file; None for nothing."""
         given = self._config.getoption(f"induction_{name}")
         value = self._config.getini(f"induction_{name}") if given is None else given
         return value or None
@@ -164,7 +173,7 @@ class SessionModel:
 
     def _path_setting(self, name: str) -> str | None:
         """A setting that may be a path: the ini file's are relative to where it lies."""
-        value = self._setting(name)
+        value = self.setting(name)
         root = self._config.inipath.parent if self._config.inipath else self._config.rootpath
         if value is None or self._config.getoption(f"induction_{name}") is not None:
             return value

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_induction.session import SessionModel
+
 if TYPE_CHECKING:
     from pytest_induction.runs.record import TrainingRun
+
+BUSY = 0.5  # seconds between two looks at a sweep that another worker is at
 
 
 class SessionRuns:
     """The runs that the command line or the ini file names: each opened at its first use, once, as its failure is."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, session_model: SessionModel) -> None:
         self._config = config
+        self._model = session_model
         self._opened: dict[str, TrainingRun | Exception] = {}
 
     @property
@@ -52,16 +60,47 @@ class SessionRuns:
         """The run of that name. Raises the same one-line error every time if it cannot be had."""
         if name not in self._opened:
             from pytest_induction.errors import InductionError
-            from pytest_induction.runs.opening import load_run
+            from pytest_induction.runs.opening import holds_checkpoints, load_run
+            from pytest_induction.runs.places import Place
 
             try:
-                self._opened[name] = load_run(name)
+                self._opened[name] = self._swept(name) if holds_checkpoints(Place(name)) else load_run(name)
             except InductionError as error:
                 self._opened[name] = error
         opened = self._opened[name]
         if isinstance(opened, Exception):
             raise opened.with_traceback(None)
         return opened
+
+    def _swept(self, name: str) -> TrainingRun:
+        """The run of a directory of checkpoints; what was measured before, in this session or an earlier one, is not again."""
+        from pytest_induction.errors import RunBusyError
+        from pytest_induction.runs.sweep import sweep
+
+        device, dtype, memory = (self._model.setting(each) for each in ("device", "dtype", "memory"))
+        factory = self._config.option.induction_factory or self._config.getini("induction_factory") or None
+        place = name if "://" in name else Path(name).resolve()
+        key = repr((str(place), factory, device, dtype, memory, self._model.seed, str(self._model.text)))
+        out = self._kept_at() / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+        while True:
+            try:
+                return sweep(
+                    name,
+                    out,
+                    factory=factory,
+                    text=self._model.text,
+                    seed=self._model.seed,
+                    device=device,
+                    dtype=dtype,
+                    memory=memory,
+                )
+            except RunBusyError:  # another worker of this session
+                time.sleep(BUSY)
+
+    def _kept_at(self) -> Path:
+        """Where sweeps are kept from one session to the next: pytest's cache, if it has one."""
+        cache = getattr(self._config, "cache", None)
+        return Path(tempfile.gettempdir()) / "pytest-induction" if cache is None else cache.mkdir("induction-sweeps")
 
     def _beside(self, path: str) -> str:
         """A path of the ini file is relative to where that lies."""

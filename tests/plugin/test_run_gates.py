@@ -167,3 +167,43 @@ def test_junit_tells_the_verdict_and_when(pytester):
     text = (pytester.path / "out.xml").read_text()
     assert 'name="induction.phase_change.verdict" value="FORMED"' in text
     assert 'name="induction.phase_change.midpoint"' in text
+
+
+def test_a_directory_of_checkpoints_is_swept_once_and_gated(pytester):
+    """The second session measures nothing again, and another test of the first waits for none."""
+    checkpoints = RUNS / "two-layers-checkpoints"
+    chosen = pytester.mkdir("checkpoints")
+    for step in (0, 100, 200, 220, 230, 240, 250, 260, 280, 300, 340, 400):
+        shutil.copy(checkpoints / f"step-{step:03d}.safetensors", chosen)
+    factory = RUNS.parent / "attention_only.py"
+    options = [f"--induction-run={chosen}", f"--induction-factory={factory}:two_layers", "-k", "log_is_sane or final_has"]
+    result = pytester.runpytest_subprocess(*options)
+    result.assert_outcomes(passed=2, deselected=3)
+    result.stdout.fnmatch_lines(["*checkpoints: 12 snapshots, steps 0 to 400, from a sweep"])
+    kept = next((pytester.path / ".pytest_cache").rglob("snapshots.jsonl"))
+    before = kept.read_bytes()
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=2, deselected=3)
+    assert kept.read_bytes() == before
+    again = next(
+        line for line in pytester.runpytest_subprocess(*options[:2], "-k", "cooccurrence").outlines if line.startswith("pytest ")
+    )
+    assert f"--induction-factory={factory}:two_layers" in again
+
+
+def test_workers_share_one_sweep(pytester):
+    checkpoints = pytester.mkdir("checkpoints")
+    for step in (0, 150, 250, 400):
+        shutil.copy(RUNS / "two-layers-checkpoints" / f"step-{step:03d}.safetensors", checkpoints)
+    factory = RUNS.parent / "attention_only.py"
+    result = pytester.runpytest_subprocess(
+        f"--induction-run={checkpoints}", f"--induction-factory={factory}:two_layers", "-k", "log_is_sane or final_has", "-n", "2"
+    )
+    result.assert_outcomes(passed=1, failed=1)  # four snapshots tell of the last one, and are too few for a log
+    lines = next((pytester.path / ".pytest_cache").rglob("snapshots.jsonl")).read_text().splitlines()
+    assert sorted(json.loads(line)["step"] for line in lines) == [0, 150, 250, 400]
+
+
+def test_checkpoints_without_a_factory_say_what_is_missing(pytester):
+    result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers-checkpoints'}", "-k", "phase_change")
+    result.assert_outcomes(errors=1, deselected=4)
+    result.stdout.fnmatch_lines(["*holds weights alone: name what makes the model*--induction-factory*"])

@@ -136,7 +136,8 @@ class TestTrainer:
         assert read(path).steps.tolist() == [0, 1, 2, 3]
         assert read(path).notes == (f"the recorder stopped the training at step 3: {recorder.stop_reason}",)
 
-    def test_the_last_snapshot_is_of_the_last_step_and_not_of_the_best_model(self, tmp_path, path):
+    @pytest.mark.parametrize("early", [False, True])
+    def test_the_last_snapshot_is_of_the_last_step_and_not_of_the_best_model(self, tmp_path, path, early):
         from transformers import TrainerCallback
 
         class Ruin(TrainerCallback):
@@ -145,6 +146,9 @@ class TestTrainer:
                     with torch.no_grad():
                         model.lm_head.weight.mul_(3.0)
 
+            def on_evaluate(self, args, state, control, **given):
+                control.should_training_stop = state.global_step == 4
+
         keeps = {
             "save_strategy": "steps",
             "save_steps": 2,
@@ -152,11 +156,21 @@ class TestTrainer:
             "eval_steps": 2,
             "load_best_model_at_end": True,
         }
-        recorder = InductionRecorder(path, schedule=[], max_overhead=None)
-        model, state, _ = self.train(tmp_path, Ruin(), recorder.hf_callback(), steps=4, **keeps)
-        (last,) = read(path).snapshots
-        assert state.best_global_step == 2
-        assert last.step == 4 and last.fingerprint != load_model(model).fingerprint()
+        recorder = InductionRecorder(path, schedule=[2], max_overhead=None)
+        model, state, _ = self.train(tmp_path, Ruin(), recorder.hf_callback(), steps=12 if early else 4, **keeps)
+        assert (state.global_step, state.best_global_step) == (4, 2)
+        snapshots, best = read(path).snapshots, load_model(model).fingerprint()
+        # Where the stop comes after the step has ended, its model is gone: nothing is better than another one.
+        assert [each.step for each in snapshots] == ([2] if early else [2, 4])
+        assert [each.fingerprint == best for each in snapshots] == ([True] if early else [True, False])
+
+    def test_a_callback_serves_one_training_after_another(self, tmp_path, path):
+        callback = InductionRecorder(path, schedule=3, max_overhead=None).hf_callback()
+        for _ in range(2):
+            self.train(tmp_path, callback, steps=4, logging_strategy="steps", logging_steps=2)
+        run = read(path)
+        assert run.steps.tolist() == [0, 3, 4] and run.snapshots[1].loss is not None
+        assert len(run.notes) == 1 and "went back from step 4 to 0" in run.notes[0]
 
     def test_a_resumed_training_goes_on_with_its_run(self, tmp_path, path):
         settings = {"save_strategy": "steps", "save_steps": 6, "logging_strategy": "steps", "logging_steps": 2}

@@ -151,6 +151,21 @@ class TestRoundTrip:
         (tmp_path / "run.json.part").write_text('{"sche')
         assert len(read(written(tmp_path, snapshot(1)))) == 1
 
+    def test_what_append_returned_for_is_on_the_disk(self, tmp_path, monkeypatch):
+        synced = []
+        fsync = os.fsync
+
+        def watched(number):
+            synced.append(os.fstat(number).st_ino)
+            fsync(number)
+
+        with RunWriter(tmp_path / "run", source="recorder") as writer:
+            writer.append(snapshot(1))
+            monkeypatch.setattr("os.fsync", watched)
+            writer.append(whole(2, (60, 64)))
+        (beside,) = (tmp_path / "run" / "arrays").iterdir()
+        assert {path.stat().st_ino for path in (beside, tmp_path / "run" / "snapshots.jsonl")} <= set(synced)
+
 
 class TestSteps:
     def test_a_training_that_went_back_replaces_what_it_does_again(self, tmp_path):

@@ -111,8 +111,8 @@ def assert_onset_not_later(
 ) -> Evidence:
     """Assert that induction begins to form no later than in a reference run: by less than `margin` decades, its whole interval.
 
-    In tokens where both runs know them, else in steps. Onsets vary with the seed of a training: one run against one reference tells
-    of these two. Returns the evidence with the estimate `onset_lag`, in decades, positive if the run is later.
+    In tokens where both runs know them, else in steps. Onsets vary with the seed of a training: one run against one reference
+    tells of these two. Returns the evidence with the estimate `onset_lag`, in decades, positive if the run is later.
     """
     if not 0 <= margin < math.inf:
         raise ArgumentError(f"`margin` must be at least 0 decades, got {margin}")
@@ -270,7 +270,7 @@ def _within(evidence: Evidence, lag: Estimate, margin: float, summary: str) -> E
         evidence,
         verdict=Verdict.NOT_FORMED if apart else Verdict.UNDETERMINED,
         reason="apart" if apart else "lag_unclear",
-        summary=f"{summary}: {'more than' if apart else 'it is not clear whether within'} the {margin:.2f} that count as together",
+        summary=f"{summary}: {'more than' if apart else 'not clearly within'} the {margin:.2f} that count as together",
         bars=bars,
         settle="" if apart else "record more snapshots around the change",
     )

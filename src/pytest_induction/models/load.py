@@ -113,18 +113,29 @@ def _from_transformers(place: str, spec: str, dtype: torch.dtype | None, **where
     with _quiet(transformers):
         try:
             loader: Any = transformers.AutoModelForCausalLM
-            module, report = loader.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True, **where)
+            wanted = {**where, "dtype": dtype or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
+            module, report = loader.from_pretrained(place, **wanted)
         except Exception as error:  # whatever a broken file makes a parser raise
             hint = "; is the network there, and the name right?" if spec.startswith("hf:") else _no_transformers(place)
             raise ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}{hint}") from error
-        absent = sorted(report.get("missing_keys", ()))
-        if absent or report.get("mismatched_keys"):
-            first = absent[0] if absent else next(iter(report["mismatched_keys"]))
-            raise ModelError(
-                f"{spec!r} lacks weights that its config asks for, and they would be random: "
-                f"{len(absent) + len(report.get('mismatched_keys', ()))} of them, the first is `{first}`"
-            )
+        _check_report(report, spec)
         return module, _tokenizer(transformers, place, where)
+
+
+def _check_report(report: Any, spec: str) -> None:
+    """Raise `ModelError` where the loader made weights up: those that are missing, and those of another shape."""
+    absent, others = sorted(report.get("missing_keys", ())), sorted(report.get("mismatched_keys", ()))
+    if others:
+        name, seen, expected = others[0]
+        raise ModelError(
+            f"`{name}` in {spec!r} has shape {tuple(seen)}, its config asks for {tuple(expected)}; "
+            f"{len(others)} weights have another shape"
+        )
+    if absent:
+        raise ModelError(
+            f"{spec!r} lacks weights that its config asks for, and they would be random: "
+            f"{len(absent)} of them, the first is `{absent[0]}`"
+        )
 
 
 def _no_transformers(place: str) -> str:

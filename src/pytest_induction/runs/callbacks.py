@@ -43,7 +43,7 @@ class _OfTrainer:
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if not state.is_world_process_zero:
             return
-        self._logged = state.global_step if state.log_history else -1  # what was logged by then is of another start
+        self._logged = -1
         self.recorder.use_tokenizer(given.get("processing_class"))
         warmup = args.get_warmup_steps(state.max_steps)
         if warmup > 0 and str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) != "constant":
@@ -52,7 +52,7 @@ class _OfTrainer:
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
         if state.is_world_process_zero:
-            is_last = state.global_step >= state.max_steps or control.should_training_stop
+            is_last = control.should_training_stop  # the Trainer's own callback, which comes first, sets it at the last step;
             self._record(state, given["model"], is_last=is_last)  # on_train_end may see another model, the best one
         if self._stops(args, state):
             control.should_training_stop = True
@@ -106,19 +106,14 @@ class _OfLightning:
         self.recorder = recorder
         self._module = module
         self._model: Any = None
-        self._step = -1  # the last one seen: with accumulated gradients it lasts for several batches
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
             self._model = self._language_model(pl_module)
-            self._step = trainer.global_step
-            self.recorder(self._model, self._step)
+            self.recorder(self._model, trainer.global_step)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step, before = trainer.global_step, self._step
-        self._step = step
-        if step == before:
-            return
+        step = trainer.global_step  # where gradients are accumulated it lasts for several batches
         if trainer.is_global_zero:
             self.recorder(self._model, step, loss=_loss(outputs, trainer.accumulate_grad_batches))
         if self._stops(trainer, step):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,8 +18,11 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 HUB = "hf:"
 CONFIG = "config.json"
 SHARD = re.compile(r"\d+-of-\d+\.")
-BESIDE_WEIGHTS = re.compile(r"(optim|sched|rng_state|random_states|scaler|training_args)|optim_states", re.IGNORECASE)
-DESCRIBES = re.compile(r"(config|generation_config|tokenizer|vocab|merges|special_tokens|added_tokens|spiece).*\.(json|txt|model)")
+BESIDE_WEIGHTS = re.compile(
+    r"((lr_)?scheduler|optimizer|optim|rng_state|random_states|(grad_)?scaler|training_args)([-_.=\d]|$)|.*optim_states",
+    re.IGNORECASE,
+)
+DESCRIBES = re.compile(r"((generation_)?config|tokenizer|vocab|merges|special_tokens|added_tokens|spiece).*\.(json|txt|model)")
 WHOLE = 2**28  # bytes of a file on this machine whose every byte goes into its digest; of a larger one,
 BLOCK = 2**16  # blocks of so many bytes,
 BLOCKS, BLOCKS_ELSEWHERE = 1024, 16  # so many of them, evenly spread: each may be a request to a server
@@ -80,22 +84,34 @@ def find_checkpoints(place: str | os.PathLike[str] | Place, steps: Iterable[int]
         RunError: nothing is found, or not all the steps that are asked for, or two checkpoints are of the same step.
         ArgumentError: a step is no whole number from 0 up.
     """
-    wanted = None if steps is None else sorted({whole_number("steps", step, least=0) for step in steps})
     text = str(place)
     if text.startswith(HUB):
-        return list(_on_hub(text, wanted))
-    found = sorted(_lying_in(place if isinstance(place, Place) else Place(place)), key=lambda each: each.step)
-    for one, other in zip(found, found[1:], strict=False):
+        return list(_on_hub(text, steps))
+    found = list(_lying_in(place if isinstance(place, Place) else Place(place)))
+    return chosen(found, steps, text)
+
+
+def chosen(found: Iterable[Checkpoint], steps: Iterable[int] | None, about: str) -> list[Checkpoint]:
+    """Those of the steps that are asked for, or all; sorted. Raises `RunError` where a step has none, or two."""
+    in_order = sorted(found, key=lambda each: each.step)
+    for one, other in itertools.pairwise(in_order):
         if one.step == other.step:
             raise RunError(
-                f"{one.name} and {other.name} in {text} are both of step {one.step}: name those that are meant by a pattern, {text}/model-*"
+                f"{one.name} and {other.name} in {about} are both of step {one.step}: "
+                f"name those that are meant by a pattern, as {about.rstrip('/')}/model-*"
             )
-    if wanted is None:
-        return found
-    missing = set(wanted) - {each.step for each in found}
+    if steps is None:
+        return in_order
+    wanted = set(_steps(steps))
+    missing = wanted - {each.step for each in in_order}
     if missing:
-        raise RunError(f"{text} has no checkpoint of step {min(missing)}: it has steps {found[0].step} to {found[-1].step}")
-    return [each for each in found if each.step in wanted]
+        seen = f"{len(in_order)}, of steps {in_order[0].step} to {in_order[-1].step}"
+        raise RunError(f"{about} has no checkpoint of step {min(missing)}: it has {seen}")
+    return [each for each in in_order if each.step in wanted]
+
+
+def _steps(steps: Iterable[int]) -> list[int]:
+    return sorted({whole_number("steps", step, least=0) for step in steps})
 
 
 def step_in(name: str) -> int | None:
@@ -112,29 +128,30 @@ def step_in(name: str) -> int | None:
 
 def is_weights(name: str) -> bool:
     """Whether a file of this name holds weights of a model, and not what an optimiser or a trainer keeps beside them."""
-    return name.endswith(WEIGHTS) and not BESIDE_WEIGHTS.search(name)
+    return name.endswith(WEIGHTS) and not BESIDE_WEIGHTS.match(name)
 
 
 def parse_steps(text: str) -> list[int]:
     """Steps as the command line has them: `0,1,2,4` and `FIRST:LAST:EVERY`, both ends included. Raises `RunError`."""
     found: list[int] = []
-    for part in filter(None, text.replace(" ", "").split(",")):
-        pieces = part.split(":")
-        if not all(re.fullmatch(r"\d{1,15}", piece) for piece in pieces) or len(pieces) not in (1, 3) or int(pieces[-1]) < len(pieces) // 3:
+    for part in text.replace(" ", "").split(","):
+        known = re.fullmatch(r"(\d{1,15})(?::(\d{1,15}):([1-9]\d{0,14}))?", part)
+        if known is None:
             raise RunError(f"steps must be like 0,1,2,4 or 1000:143000:1000, got {part!r}")
-        found += [int(part)] if len(pieces) == 1 else range(int(pieces[0]), int(pieces[1]) + 1, int(pieces[2]))
-    if not found:
-        raise RunError(f"steps must be like 0,1,2,4 or 1000:143000:1000, got {text!r}")
+        first, last, every = known.groups()
+        found += [int(first)] if last is None else range(int(first), int(last) + 1, int(every))
     return found
 
 
-def _on_hub(text: str, steps: list[int] | None) -> Iterator[Checkpoint]:
+def _on_hub(text: str, steps: Iterable[int] | None) -> Iterator[Checkpoint]:
     name, _, revision = text.removeprefix(HUB).partition("@")
     if not name or revision.count("{}") != 1:
-        raise RunError(f"checkpoints on the hub are named hf:NAME@REVISION with {{}} for the step, as hf:{name or 'NAME'}@step{{}}, got {text!r}")
-    if not steps:
+        form = f"hf:{name or 'NAME'}@step{{}}"
+        raise RunError(f"checkpoints on the hub are revisions, with {{}} for the step, as {form}, got {text!r}")
+    wanted = [] if steps is None else _steps(steps)
+    if not wanted:
         raise RunError(f"the hub does not tell which steps {text!r} has: name them, as --steps 0,1,2,4,8 or steps=[...]")
-    for step in steps:
+    for step in wanted:
         yield Checkpoint(step, text.replace("{}", str(step)), "hub")
 
 

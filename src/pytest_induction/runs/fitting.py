@@ -13,6 +13,10 @@ from pytest_induction.models.calling import uncompiled
 COMPILED = "_orig_mod."  # what torch.compile puts into names
 
 
+class LeftOver(RunError):
+    """A file has all that the model needs, and more."""
+
+
 def fit(module: nn.Module, tensors: Mapping[str, Tensor], name: str, ignored: Iterable[str] = ()) -> dict[str, Tensor]:
     """What `load_state_dict` is to get: names of the module -> tensors, in the types of these.
 
@@ -27,12 +31,13 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], name: str, ignored: It
     given = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
     left_over = sorted(given.keys() - wanted.keys() - set(ignored))
     if left_over:
-        raise RunError(f"{name} has {len(left_over)} tensors that the model lacks, the first is `{left_over[0]}`; is it the right model?")
+        count = len(left_over)
+        raise LeftOver(f"{name} has {count} tensors that the model lacks, the first is `{left_over[0]}`; is it the right model?")
     fitted = {wanted[key]: value for key, value in given.items() if key in wanted}
     for key, value in fitted.items():
         _check(key, expected[key], value, name)
-    for key in expected.keys() - fitted.keys():
-        fitted[key] = next(fitted[other] for other in expected if other in fitted and _is_same(expected[key], expected[other]))
+    lying = {_lies(key, expected): value for key, value in fitted.items()}
+    fitted |= {key: lying[_lies(key, expected)] for key in expected.keys() - fitted.keys()}
     _check_shared(expected, fitted, name)
     return fitted
 
@@ -66,26 +71,30 @@ def _prefix(plain: Mapping[str, Tensor], wanted: Mapping[str, str], expected: Ma
     if "" in whole:
         return ""
     if len(whole) > 1:
-        raise RunError(f"{name} holds several such models, {' and '.join(f'`{each}*`' for each in sorted(whole))}: save the one that is meant")
+        several = " and ".join(f"`{each}*`" for each in sorted(whole))
+        raise RunError(f"{name} holds several such models, {several}: save the one that is meant")
     if whole:
         return whole[0]
     best = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)))
     missing = [keys[0] for keys in needed if not any(best + key in plain for key in keys)]
-    raise RunError(f"{name} lacks {len(missing)} of the model's {len(needed)} tensors, the first is `{best}{missing[0]}`; is it the right model?")
+    count = f"{len(missing)} of the model's {len(needed)}"
+    raise RunError(f"{name} lacks {count} tensors, the first is `{best}{missing[0]}`; is it the right model?")
 
 
 def _needed(wanted: Mapping[str, str], expected: Mapping[str, Tensor]) -> list[list[str]]:
     """The names of each tensor of the model; tied ones have several, of which one is enough."""
-    groups: dict[tuple[object, ...], list[str]] = {}
+    groups: dict[object, list[str]] = {}
     for key, full in wanted.items():
-        value = expected[full]
-        place = (value.data_ptr(), tuple(value.shape), value.stride()) if value.numel() and not value.is_meta else (key,)
-        groups.setdefault(place, []).append(key)
+        groups.setdefault(_lies(full, expected), []).append(key)
     return list(groups.values())
 
 
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    return bool(one.numel()) and (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
+def _lies(key: str, expected: Mapping[str, Tensor]) -> object:
+    """Where a tensor of the model lies, the same for two names of one; its name where nothing lies anywhere."""
+    value = expected[key]
+    if value.is_meta or not value.numel() or value.layout != torch.strided:
+        return key
+    return value.data_ptr(), value.shape, value.stride()
 
 
 def _check(key: str, expected: Tensor, value: Tensor, name: str) -> None:
@@ -98,8 +107,8 @@ def _check(key: str, expected: Tensor, value: Tensor, name: str) -> None:
 
 def _check_shared(expected: Mapping[str, Tensor], fitted: Mapping[str, Tensor], name: str) -> None:
     """Raise `RunError` where one tensor of the model is two different ones in the file: one would be lost."""
-    first: dict[tuple[int, torch.Size], str] = {}
-    for key, value in expected.items():
-        other = first.setdefault((value.data_ptr(), value.shape), key) if value.numel() else key
+    first: dict[object, str] = {}
+    for key in expected:
+        other = first.setdefault(_lies(key, expected), key)
         if other != key and fitted[key] is not fitted[other] and not torch.equal(fitted[key], fitted[other]):
             raise RunError(f"`{other}` and `{key}` are one tensor in the model and two different ones in {name}")

@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from weakref import WeakSet, finalize
 
-from pytest_induction.errors import RunError
+from pytest_induction.errors import RunBusyError
 
 
 class Lock:
     """Held from when it is made until it is released, or nobody knows it any more.
 
-    Raises `RunError` where another holds it, `OSError` where no file can be. A file system that has no locks leaves the run
+    Raises `RunBusyError` where another holds it, `OSError` where no file can be. A file system that has no locks leaves the run
     unguarded.
     """
 
     def __init__(self, path: Path) -> None:
-        self._number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        self._close = finalize(self, os.close, self._number)
+        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._close = finalize(self, os.close, number)
         try:
-            _take(self._number)
+            _take(number)
         except BlockingIOError:
             self._close()
-            raise RunError(f"{path.parent} is being written by another process: choose another place, or wait for it") from None
+            raise RunBusyError(
+                f"{path.parent} is being written by another process: choose another place, or wait for it"
+            ) from None
         except OSError:
             pass  # this file system has none
         _held.add(self)
 
     @property
     def is_held(self) -> bool:
-        """Whether it was neither released nor forgotten."""
+        """Whether it was not released, and is this process's own."""
         return self._close.alive
 
     def release(self) -> None:
         """Let others write; a second time does nothing."""
-        if self.is_held:
-            _give(self._number)
-        self.forget()
-
-    def forget(self) -> None:
-        """Close the file, which lets go of the lock unless another process that was forked from this one has it too."""
         self._close()
         _held.discard(self)
 
@@ -60,18 +55,10 @@ def _take(number: int) -> None:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _give(number: int) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows lets go as the file is closed
-        return
-    with suppress(OSError):  # where there was none to give
-        fcntl.flock(number, fcntl.LOCK_UN)
-
-
 def _forget_all() -> None:
+    """Close the files of a process that was forked: the lock stays with the one it was forked from."""
     for lock in list(_held):
-        lock.forget()
+        lock.release()
 
 
 _held: WeakSet[Lock] = WeakSet()

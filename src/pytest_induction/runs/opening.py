@@ -55,6 +55,14 @@ def load_run(path: str | os.PathLike[str] | Place | TrainingRun, *, columns: Map
     return read_log(place, columns)
 
 
+def holds_checkpoints(place: Place) -> bool:
+    """Whether a directory holds checkpoints, and neither a run nor a log of its own: it must be swept."""
+    if not place.is_dir() or is_run(place):
+        return False
+    names = place.names()
+    return STATE not in names and any(map(_is_checkpoint, names)) and not event_files(place)
+
+
 def _as_it_is(run: TrainingRun, columns: Mapping[str, str] | None) -> TrainingRun:
     if columns:
         raise ArgumentError(f"`columns` is for logs, and {run.name!r} is a run: leave it out")
@@ -73,8 +81,8 @@ def _check_directory(place: Place) -> None:
     names = place.names()
     if STATE in names or event_files(place):
         return
-    checkpoints = [name for name in names if _is_checkpoint(name)]
-    if checkpoints:
+    if holds_checkpoints(place):
+        checkpoints = [name for name in names if _is_checkpoint(name)]
         sweep = f"python -m pytest_induction sweep {place} -o RUN"
         states = [place / name / STATE for name in reversed(checkpoints) if not name.endswith(_WEIGHTS)]
         state = next((state for state in states if state.is_file()), None)

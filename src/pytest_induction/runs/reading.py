@@ -73,7 +73,7 @@ def check_step(checkpoint: Checkpoint, stored: int | None) -> None:
     """Raise `RunError` where what a checkpoint says of its step is not what its name says."""
     if stored is not None and stored != checkpoint.step:
         raise RunError(
-            f"{checkpoint.name} holds step {stored}, and its name says step {checkpoint.step}: one of them is wrong, rename the right file"
+            f"{checkpoint.name} holds step {stored}, and its name says {checkpoint.step}: rename it, or find the right file"
         )
 
 
@@ -160,7 +160,7 @@ def _refusal(error: Exception) -> str:
     said = str(error)
     needs = re.search(r"(?:GLOBAL|global:?|class|instance) ([\w]+(?:\.[\w]+)+)", said)
     if isinstance(error, pickle.UnpicklingError) and needs is not None:
-        return f"needs `{needs[1]}`, which is more than weights and may run code, so it is not read: save model.state_dict() alone"
+        return f"needs `{needs[1]}`, which is more than weights and may run code: save model.state_dict() alone"
     if isinstance(error, pickle.UnpicklingError):
         reason = re.search(r"(Unsupported \w+ [^\n]*|Unsupported persistent[^\n]*)", said)
         return f"is no file of weights that can be read safely{': ' + reason[1] if reason else ''}"
@@ -176,7 +176,7 @@ def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         raise RunError(f"{path.name} holds no tensors")
     spread = next((name for name, value in tensors.items() if hasattr(value, "device_mesh")), None)
     if spread is not None:
-        raise RunError(f"{path.name} holds a part of `{spread}` only, of a training spread over processes: save the whole state dict")
+        raise RunError(f"{path.name} holds but a part of `{spread}`, from one of several processes: save the whole state dict")
     return tensors
 
 

@@ -44,9 +44,8 @@ class InductionRecorder:
     a model that has one. `schedule` says at which steps a snapshot is due: every n-th, a list, a function of the step; by default
     every one at first, and then 40 for every ten times as many steps. `max_overhead` is the share of the training time that
     recording may take: the first snapshot is always taken, a later one waits until it is within the budget, and the schedule gets
-    thinner rather than the training slower. None means no limit. `stop_when` is one rule or several, asked after each snapshot
-    (`runs.stopping` has some). `tokens_per_step` tells how many tokens a step trains on, where the call does not. A run that is
-    there already is gone on with.
+    thinner rather than the training slower. None means no limit. `stop_when` is one rule or several (see `runs.stopping`), asked
+    after each snapshot. `tokens_per_step` tells how many tokens a step trains on. A run that is there already is gone on with.
 
     Raises `ArgumentError` for a bad argument, `TextError` for a file that cannot be read, and, on the first call, `RunError`
     where no run can be written.
@@ -80,8 +79,8 @@ class InductionRecorder:
         self.path = Path(path)
         self._tokens_per_step = _checked_tokens_per_step(tokens_per_step)
         self._name = str(name)
-        text = read_text(text) if isinstance(text, Path) else text
-        self._measuring = Measuring(n_sequences=n_sequences, seed=seed, text=text, token_losses=token_losses)
+        held_out = read_text(text) if isinstance(text, Path) else text
+        self._measuring = Measuring(n_sequences=n_sequences, seed=seed, text=held_out, token_losses=token_losses)
         self._max_overhead = max_overhead
         self._budget = Budget(max_overhead, clock)
         self._due = due_steps(schedule)

@@ -1,0 +1,149 @@
+"""A sweep on a Ray cluster: actors that keep their model, one checkpoint each at a time.
+
+A node or a process that is lost costs the checkpoints that were measured there just then; they are measured again elsewhere.
+Whatever is named must be reachable from every node: the checkpoints, a factory's file, this package.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_induction.errors import RunError
+from pytest_induction.runs.checkpoints import Checkpoint
+from pytest_induction.runs.streams import first_line
+from pytest_induction.runs.tasks import Bench, Outcome, Plan
+from pytest_induction.runs.workers import divided, share_out
+
+
+@contextmanager
+def on_cluster(plan: Plan, address: str, *, workers: int, num_gpus: float | None, most: int) -> Iterator[Any]:
+    """A function that measures checkpoints on the cluster. Raises `RunError` where there is none, or none that has room.
+
+    A connection to Ray that is there already is used, and left open.
+    """
+    ray = _ray()
+    is_ours = not ray.is_initialized()
+    try:
+        if is_ours:
+            _connect(ray, address)
+        crew = _Actors(ray, plan, num_gpus, _room(ray, workers, num_gpus, most))
+        try:
+            yield lambda tasks: share_out(crew, iter(tasks))
+        finally:
+            crew.dismiss()
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    try:
+        import ray
+    except ImportError:
+        raise RunError("measuring on a Ray cluster needs it: pip install 'pytest-induction[ray]'") from None
+    return ray
+
+
+def _connect(ray: Any, address: str) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+            return
+        try:
+            ray.init(address="auto", **quiet)
+        except ConnectionError:  # there is none
+            ray.init(address="local", include_dashboard=False, **quiet)
+    except Exception as error:  # each transport raises in its own words
+        raise RunError(f"no Ray cluster can be reached at {address or 'this machine'!r}: {first_line(error)}") from error
+
+
+def _room(ray: Any, workers: int, num_gpus: float | None, most: int) -> int:
+    """How many actors measure at once: as many as were asked for, or as the cluster has room for now."""
+    has = ray.cluster_resources()
+    name, each = ("CPU", 1.0) if num_gpus is None else ("GPU", num_gpus)
+    room = int(has.get(name, 0) / each)
+    if room < 1:
+        raise RunError(f"the Ray cluster has {has.get(name, 0):g} {name}s, and {each:g} are needed for each model")
+    return min(most, workers if workers > 1 else room)
+
+
+@dataclass(eq=False)
+class _Hand:
+    """An actor, a sign that it has begun, and what it does now."""
+
+    actor: Any
+    begun: Any
+    work: Any = None
+
+
+class _Actors:
+    def __init__(self, ray: Any, plan: Plan, num_gpus: float | None, size: int) -> None:
+        self.size = size
+        self._ray = ray
+        self._plan = ray.put(plan)
+        self._made = ray.remote(Measurer).options(num_cpus=1, num_gpus=num_gpus or 0)
+        self._all: list[_Hand] = []
+
+    def hire(self) -> _Hand:
+        actor = self._made.remote(self._plan, self.size)
+        hand = _Hand(actor, actor.begin.remote())
+        self._all.append(hand)
+        return hand
+
+    def give(self, hand: _Hand, checkpoint: Checkpoint) -> None:
+        hand.work = hand.actor.outcome.remote(checkpoint)
+
+    def next_done(self, busy: Collection[_Hand]) -> tuple[_Hand, Outcome | str]:
+        hands = {hand.work: hand for hand in busy}
+        try:
+            (ready, *_), _ = self._ray.wait(list(hands), num_returns=1)
+        except Exception as error:
+            raise RunError(f"the Ray cluster is lost: {first_line(error)}; what was measured is kept") from error
+        hand = hands[ready]
+        try:
+            return hand, self._ray.get(ready)
+        except Exception as error:  # noqa: BLE001 - ray has many classes for what is lost
+            return hand, self._lost(hand, error)
+
+    def _lost(self, hand: _Hand, error: Exception) -> str:
+        self._all.remove(hand)
+        self._end(hand)
+        try:
+            self._ray.get(hand.begun)
+        except Exception as reason:
+            raise RunError(f"nothing can be measured on the Ray cluster: {_last_line(reason)}") from reason
+        return f"with {type(error).__name__}"
+
+    def _end(self, hand: _Hand) -> None:
+        with suppress(Exception):  # it may be gone with its node
+            self._ray.kill(hand.actor)
+
+    def dismiss(self) -> None:
+        for hand in self._all:
+            self._end(hand)
+
+
+class Measurer:
+    """Measures on the cluster, in a process of its own."""
+
+    def __init__(self, plan: Plan, beside: int) -> None:
+        self._bench = Bench(divided(plan, beside))  # all may be on one node
+
+    def begin(self) -> None:
+        """Nothing; that it returns shows that the process has begun."""
+
+    def outcome(self, checkpoint: Checkpoint) -> Outcome:
+        return self._bench.outcome(checkpoint)
+
+
+def _last_line(error: Exception) -> str:
+    """What Ray says of an error on a node: the traceback comes first, the reason last."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

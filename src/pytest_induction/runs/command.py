@@ -1,0 +1,84 @@
+"""`python -m pytest_induction sweep`: its options, and what it says at the end."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pytest_induction.errors import InductionError
+from pytest_induction.runs.checkpoints import parse_steps
+from pytest_induction.runs.places import Place
+from pytest_induction.runs.record import TrainingRun
+from pytest_induction.runs.store import read_run
+
+ABOUT = "measure every checkpoint of a training and write a run that can be asserted about; a sweep that was broken off goes on"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument(
+        "checkpoints",
+        metavar="CHECKPOINTS",
+        help="a directory or URL with checkpoint-N directories or step-numbered files, a pattern in it, or hf:NAME@step{}",
+    )
+    parser.add_argument(
+        "-o", "--out", metavar="RUN", required=True, help="directory of the run: a new one, or an earlier sweep's"
+    )
+    parser.add_argument("--factory", metavar="F", help="what makes the model: path/file.py:factory or module:factory")
+    parser.add_argument("--text", metavar="FILE", help="held-out text for the in-context learning score")
+    parser.add_argument("--steps", metavar="STEPS", help="these only: 0,1,2,4 or FIRST:LAST:EVERY")
+    parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes that measure at once (default 1)")
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const="",
+        help="measure on a Ray cluster: auto, an address, or nothing for the one of this machine, started if there is none",
+    )
+    parser.add_argument("--num-gpus", metavar="X", type=float, help="GPUs of each that measures on the cluster")
+    parser.add_argument("--device", help="device the model runs on (default cpu)")
+    parser.add_argument("--dtype", help="floating-point type it runs in (default: as stored)")
+    parser.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the probes (default 0)")
+    parser.add_argument("--tokens-per-step", metavar="T", type=float, help="tokens that a step of the training had")
+
+
+def run(given: argparse.Namespace) -> tuple[str, int]:
+    """Do it: what there is to say, and 0 if all was measured, 1 if some was not, 130 if it was interrupted."""
+    from pytest_induction.runs.sweep import sweep
+
+    try:
+        found = sweep(
+            given.checkpoints,
+            given.out,
+            factory=given.factory,
+            text=None if given.text is None else Path(given.text),
+            steps=None if given.steps is None else parse_steps(given.steps),
+            workers=given.workers,
+            ray=given.ray,
+            num_gpus=given.num_gpus,
+            device=given.device,
+            dtype=given.dtype,
+            memory=given.memory,
+            seed=given.seed,
+            tokens_per_step=given.tokens_per_step,
+        )
+    except KeyboardInterrupt:
+        return f"interrupted: {_kept(given.out)}; the same command goes on with it", 130
+    problems = [f"step {each.step}: {each.problem}" for each in found.snapshots if each.problem]
+    return "\n".join([*problems, summary(found, given.out)]), int(bool(problems))
+
+
+def summary(run: TrainingRun, out: str) -> str:
+    """How many snapshots there are, of which steps, and where."""
+    failed = sum(bool(each.problem) for each in run.snapshots)
+    without = f", {failed} with a problem" if failed else ""
+    steps = f"steps {run.snapshots[0].step} to {run.snapshots[-1].step}" if len(run) else "no steps"
+    return f"{out}: {len(run)} snapshots{without}, {steps}"
+
+
+def _kept(out: str) -> str:
+    try:
+        return summary(read_run(Place(out)), out)
+    except InductionError:  # it had not begun
+        return "nothing was measured"

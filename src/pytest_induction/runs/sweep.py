@@ -1,0 +1,261 @@
+"""From the checkpoints of a training to a run: each is loaded, measured and written before the next, and none twice."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pytest_induction.errors import ArgumentError, RunError, user_facing, whole_number
+from pytest_induction.models.load import function_named
+from pytest_induction.models.shown import Attach
+from pytest_induction.progress import advance, progress
+from pytest_induction.runs.checkpoints import Checkpoint, chosen, find_checkpoints
+from pytest_induction.runs.loading import Factory, Loading
+from pytest_induction.runs.measuring import SEQUENCES
+from pytest_induction.runs.places import Place
+from pytest_induction.runs.reading import check_step, on_this_machine, read_weights
+from pytest_induction.runs.record import Snapshot, TrainingRun
+from pytest_induction.runs.store import RunWriter, read_run
+from pytest_induction.runs.tasks import Bench, Outcome, Plan
+from pytest_induction.specs import check_device, check_dtype, memory_size
+from pytest_induction.text import read_text
+
+UNIT = "checkpoint"
+Tasks = Iterable[Checkpoint]
+Done = Iterator[tuple[Checkpoint, Outcome]]
+Doing = Callable[[Tasks], Done]
+
+
+@user_facing
+def sweep(
+    checkpoints: str | os.PathLike[str] | Place | Sequence[Checkpoint],
+    out: str | Path,
+    *,
+    factory: Factory | None = None,
+    text: Any = None,
+    steps: Iterable[int] | None = None,
+    workers: int = 1,
+    ray: str | None = None,
+    num_gpus: float | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    memory: str | None = None,
+    n_sequences: int = SEQUENCES,
+    seed: int = 0,
+    tokens_per_step: float | None = None,
+    attach: Attach | Sequence[Attach] = (),
+) -> TrainingRun:
+    """Measure every checkpoint of a training, write what is found to a run at `out`, and return that.
+
+    A sweep that was broken off goes on where it was: a checkpoint is measured once, as long as its content stays the same,
+    wherever it lies and whatever it is called. One that cannot be measured is a snapshot with a `problem`, and is tried again the
+    next time. One model is in memory at a time, and is made once where that gives what a new one would.
+
+    Args:
+        checkpoints: what `find_checkpoints` takes, or what it gave.
+        out: a local directory: a new one, or that of an earlier sweep.
+        factory: what makes the module whose weights are loaded: `path/file.py:factory`, `module:factory` or a function. Needed
+            for files; not for directories as `save_pretrained` writes them.
+        text: held-out text for the in-context learning score: a string, a `Path` or token ids.
+        steps: measure these only; needed for `hf:NAME@step{}`.
+        workers: processes that measure, each with a model of its own. The results are those of one, to the bit where torch uses
+            as many threads; the threads are divided among them.
+        ray: the address of a Ray cluster, "auto" for the one of this machine, or "" for that or else one started for the sweep.
+            `workers` is then how many measure at once; 1 for as many as the cluster has room for.
+        num_gpus: GPUs of each of them on the cluster; the model then runs on "cuda" unless `device` says otherwise.
+        device: as for `load_model`.
+        dtype: as for `load_model`.
+        memory: as for `load_model`.
+        attach: as for `load_model`.
+        n_sequences: rows of repeated tokens of each checkpoint.
+        seed: what they are drawn with.
+        tokens_per_step: tokens that a step of the training had.
+
+    Raises:
+        RunError: nothing is found, `out` holds something else or was measured with other settings, or workers do not start.
+        ArgumentError: a bad argument. TextError: the text cannot be used. ModelError: the factory makes no model.
+
+    Example:
+        >>> run = sweep("checkpoints", "run", factory="model.py:make", workers=4)              # doctest: +SKIP
+    """
+    whole_number("n_sequences", n_sequences, least=2)
+    whole_number("seed", seed, least=0)
+    whole_number("workers", workers, least=1)
+    if num_gpus is not None and not (num_gpus > 0 and ray is not None):
+        raise ArgumentError(f"`num_gpus` must be above 0 and belongs to `ray`, got {num_gpus!r}")
+    if tokens_per_step is not None and not 0 < tokens_per_step < float("inf"):
+        raise ArgumentError(f"`tokens_per_step` must be a number above 0, got {tokens_per_step!r}")
+    for check, value in ((check_device, device), (check_dtype, dtype), (memory_size, memory)):
+        if value is not None:
+            check(value)
+    text = read_text(text) if isinstance(text, Path) else text
+    hooks = (attach,) if callable(attach) else tuple(attach)
+    device = "cuda" if num_gpus is not None and device is None else device
+    plan = Plan(Loading(_named(factory), device, dtype, memory, seed, hooks), n_sequences, seed, text)
+    found = _found(checkpoints, steps)
+    _check_factory(plan.loading.factory, found)
+    header = {} if tokens_per_step is None else {"tokens_per_step": tokens_per_step}
+    with RunWriter(out, source="sweep") as writer:
+        _check_settings(writer, plan)
+        writer.describe(**header)
+        name = str(checkpoints) if isinstance(checkpoints, (str, os.PathLike, Place)) else writer.header["name"]
+        with _doing(plan, workers, ray, num_gpus, len(found)) as doing, progress("sweep", len(found), UNIT):
+            _Sweep(writer, str(name)).run(found, doing)
+    return read_run(Place(out))
+
+
+class _Sweep:
+    """Which checkpoints are to be measured, and what is written when they are."""
+
+    def __init__(self, writer: RunWriter, about: str) -> None:
+        self._writer = writer
+        self._about = about
+        self._known = {snapshot.step: snapshot for snapshot in read_run(Place(writer.directory)).snapshots}
+        self._twins = {each.fingerprint: each for each in self._known.values() if each.fingerprint and not each.problem}
+        self._digests: dict[int, str] = {}  # of what is being measured, by its step
+        self._waiting: dict[str, list[Checkpoint]] = {}  # for one of the same content that is being measured
+        self._again: list[Checkpoint] = []
+        self._is_described = False
+
+    def run(self, checkpoints: Sequence[Checkpoint], doing: Doing) -> None:
+        left: Sequence[Checkpoint] = checkpoints
+        while left:
+            self._again = []
+            for checkpoint, outcome in doing(self._to_do(left)):
+                self._take(checkpoint, outcome)
+            left = self._again
+
+    def _to_do(self, checkpoints: Iterable[Checkpoint]) -> Iterator[Checkpoint]:
+        """Those that must be measured. Asked for one at a time, when somebody is free to measure it."""
+        for checkpoint in checkpoints:
+            try:
+                digest = checkpoint.digest()
+            except RunError as error:
+                self._write(Snapshot(checkpoint.step, problem=str(error)))
+                continue
+            known = self._known.get(checkpoint.step)
+            if known is not None and known.fingerprint == digest and not known.problem:
+                advance(1, UNIT)
+            elif digest in self._twins:
+                self._copy(checkpoint, self._twins[digest])
+            elif digest in self._waiting:
+                self._waiting[digest].append(checkpoint)
+            else:
+                self._waiting[digest] = []
+                self._digests[checkpoint.step] = digest
+                yield checkpoint
+
+    def _take(self, checkpoint: Checkpoint, outcome: Outcome) -> None:
+        if outcome.refusal is not None and not self._twins:
+            raise outcome.refusal
+        digest = self._digests.pop(checkpoint.step)
+        snapshot = replace(outcome.snapshot, fingerprint=digest)
+        if outcome.header is not None and not self._is_described:
+            self._describe(outcome.header)
+        self._write(snapshot)
+        waiting = self._waiting.pop(digest)
+        if snapshot.problem:
+            self._again += waiting  # what is wrong may be its name
+            return
+        self._twins[digest] = snapshot
+        for twin in waiting:
+            self._copy(twin, snapshot)
+
+    def _describe(self, header: Mapping[str, Any]) -> None:
+        """Say what was measured and how, but for what differs between the checkpoints."""
+        about = {**header["about"], "model": self._about, "fingerprint": ""}
+        self._writer.describe(**{**header, "about": about})
+        self._is_described = True
+
+    def _copy(self, checkpoint: Checkpoint, twin: Snapshot) -> None:
+        """Write what was measured of the same content for this step too, unless it says that it is of another."""
+        try:
+            if checkpoint.kind != "hub":
+                with on_this_machine(checkpoint) as path:
+                    check_step(checkpoint, read_weights(path).step)
+        except RunError as error:
+            self._write(Snapshot(checkpoint.step, fingerprint=twin.fingerprint, problem=str(error)))
+        else:
+            self._write(replace(twin, step=checkpoint.step, seconds=0.0))
+
+    def _write(self, snapshot: Snapshot) -> None:
+        known = self._known.get(snapshot.step)
+        is_news = known is None or (known.fingerprint, known.problem) != (snapshot.fingerprint, snapshot.problem)
+        if is_news or not snapshot.problem:
+            self._writer.append(snapshot)
+        self._known[snapshot.step] = snapshot
+        advance(1, UNIT)
+
+
+def _found(checkpoints: Any, steps: Iterable[int] | None) -> Sequence[Checkpoint]:
+    if isinstance(checkpoints, (str, os.PathLike, Place)):
+        return find_checkpoints(checkpoints, steps)
+    found = list(checkpoints)
+    strange = next((each for each in found if not isinstance(each, Checkpoint)), None)
+    if strange is not None or not found:
+        raise ArgumentError(f"`checkpoints` must be a place or what `find_checkpoints` gives, got {strange or 'none'!r}")
+    return chosen(found, steps, "the list")
+
+
+def _named(factory: Factory | None) -> Factory | None:
+    """The factory with an absolute path, so that it is found from any working directory."""
+    if not isinstance(factory, str):
+        return factory
+    place, colon, name = factory.rpartition(":")
+    return f"{Path(place).expanduser().absolute()}:{name}" if colon and place.endswith(".py") else factory
+
+
+def _check_factory(factory: Factory | None, checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise early for what no checkpoint could be measured with."""
+    if factory is None:
+        file = next((each for each in checkpoints if each.kind == "file"), None)
+        if file is not None:
+            raise RunError(f"{file.name} holds weights alone: name what makes the model, --factory path/file.py:factory")
+    elif isinstance(factory, str):
+        function_named(factory)
+    elif not callable(factory):
+        raise ArgumentError(f"`factory` must be path/file.py:factory, module:factory or a function, got {factory!r}")
+
+
+def _check_settings(writer: RunWriter, plan: Plan) -> None:
+    """Raise `RunError` where what is there was measured in another way: its curves would have a break."""
+    settings = {"seed": plan.seed, "n_sequences": plan.n_sequences, "text": _digest(plan.text), "dtype": plan.loading.dtype}
+    before = writer.header.get("sweep")
+    if before is None:
+        writer.describe(sweep=settings)
+        return
+    changed = next((name for name, value in settings.items() if not isinstance(before, dict) or before.get(name) != value), None)
+    if changed is not None:
+        seen = before.get(changed) if isinstance(before, dict) else before
+        now = f"`{changed}` {seen!r} and now {settings[changed]!r}"
+        raise RunError(f"{writer.directory} was measured with other settings, {now}: choose another place")
+
+
+def _digest(text: Any) -> str | None:
+    """A short name of the text."""
+    if text is None:
+        return None
+    ids = None if isinstance(text, str) else np.asarray(text)
+    content = text.encode("utf-8", "surrogatepass") if ids is None else f"{ids.shape}".encode() + ids.astype("<i8").tobytes()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _doing(plan: Plan, workers: int, ray: str | None, num_gpus: float | None, count: int) -> AbstractContextManager[Doing]:
+    """Who measures: this process, some others, or a cluster."""
+    if ray is not None:
+        from pytest_induction.runs.cluster import on_cluster
+
+        return on_cluster(plan, ray, workers=workers, num_gpus=num_gpus, most=count)
+    if workers > 1:
+        from pytest_induction.runs.workers import in_processes
+
+        return in_processes(plan, min(workers, count))
+    bench = Bench(plan)
+    return nullcontext(lambda tasks: ((task, bench.outcome(task)) for task in tasks))

@@ -1,0 +1,80 @@
+"""What is done with one checkpoint of a sweep, in whichever process: load it, measure it, and say what came of it."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pytest_induction.errors import ArgumentError, InductionError, TextError
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.progress import showing_on
+from pytest_induction.runs.checkpoints import Checkpoint
+from pytest_induction.runs.loading import FactoryError, Loader, Loading
+from pytest_induction.runs.measuring import Measuring
+from pytest_induction.runs.record import Snapshot
+from pytest_induction.runs.streams import first_line
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every checkpoint of a sweep is loaded and measured by; it can be sent to another process."""
+
+    loading: Loading
+    n_sequences: int
+    seed: int
+    text: Any = None
+
+    def measuring(self) -> Measuring:
+        return Measuring(n_sequences=self.n_sequences, seed=self.seed, text=self.text)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The snapshot, what `run.json` is to say if a model was described, and an error that every checkpoint would meet."""
+
+    snapshot: Snapshot
+    header: Mapping[str, Any] | None = None
+    refusal: InductionError | None = None
+
+
+class Bench:
+    """Measures one checkpoint after the other, with one model in memory."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._loader = Loader(plan.loading)
+        self._described: Callable[[], ModelUnderTest | None] = lambda: None
+        self._measuring = plan.measuring()
+
+    def outcome(self, checkpoint: Checkpoint) -> Outcome:
+        """Measure it. Whatever is wrong with it is the problem of its snapshot; only an interruption passes."""
+        began = time.perf_counter()
+        try:
+            with showing_on(lambda: None):  # the sweep shows how far it is
+                snapshot, header = self._measured(checkpoint)
+        except (ArgumentError, TextError, FactoryError) as error:
+            return Outcome(self._failed(checkpoint, error, began), refusal=error)
+        except Exception as error:  # noqa: BLE001 - whatever a broken checkpoint or a user's model raises
+            return Outcome(self._failed(checkpoint, error, began))
+        return Outcome(replace(snapshot, seconds=time.perf_counter() - began), header)
+
+    def _failed(self, checkpoint: Checkpoint, error: Exception, began: float) -> Snapshot:
+        words = first_line(error) if isinstance(error, InductionError) else f"{type(error).__name__}: {first_line(error)}"
+        problem = words if checkpoint.name in words else f"{checkpoint.name}: {words}"
+        return Snapshot(checkpoint.step, seconds=time.perf_counter() - began, problem=problem)
+
+    def _measured(self, checkpoint: Checkpoint) -> tuple[Snapshot, Mapping[str, Any] | None]:
+        subject = self._loader.load(checkpoint)
+        header = None
+        if subject is not self._described():
+            self._measuring = self._plan.measuring()  # another tokenizer makes other rows of the text
+            header = self._measuring.header(subject)
+            self._described = weakref.ref(subject)  # whether it is kept is for the loader to say
+        snapshot = self._measuring.snapshot(subject, checkpoint.step)
+        if subject.way is None:
+            lacking = f"heads are not measured, as the attention of {subject.name} cannot be read"
+            snapshot = replace(snapshot, problem="; ".join(filter(None, (snapshot.problem, lacking))))
+        return snapshot, header

@@ -1,0 +1,120 @@
+"""Factories of tiny models, to be named as `path/small_models.py:make`; and what loads a checkpoint into one by hand."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+HERE = Path(__file__)
+MAKE = f"{HERE}:make"
+
+
+class Small(nn.Module):
+    """Two layers of attention and nothing else; token ids (batch, positions) to logits."""
+
+    def __init__(self, width=16, layers=2, *, tied=False):
+        super().__init__()
+        self.n_ctx, self.vocab_size = 64, 40
+        self.embed = nn.Embedding(40, width)
+        self.places = nn.Embedding(64, width)
+        self.layers = nn.ModuleList(nn.Linear(width, 4 * width, bias=False) for _ in range(layers))
+        self.unembed = nn.Linear(width, 40, bias=False)
+        if tied:
+            self.unembed.weight = self.embed.weight
+
+    def forward(self, tokens):
+        residual = self.embed(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
+        for layer in self.layers:
+            query, key, value, gate = (
+                part.unflatten(-1, (2, -1)).transpose(1, 2)
+                for part in layer(F.layer_norm(residual, residual.shape[-1:])).chunk(4, -1)
+            )
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True) * torch.sigmoid(gate)
+            residual = residual + mixed.transpose(1, 2).flatten(-2)
+        return self.unembed(residual)
+
+
+class Hoarder(Small):
+    """Keeps what it made of its weights at the first pass, as some models do to be quick."""
+
+    def forward(self, tokens):
+        if not hasattr(self, "scaled"):
+            self.scaled = self.unembed.weight.detach() * 2
+        return super().forward(tokens) + F.linear(self.embed(tokens), self.scaled)
+
+
+def make():
+    return Small()
+
+
+def make_tied():
+    return Small(tied=True)
+
+
+def make_wider():
+    return Small(width=24)
+
+
+def make_hoarder():
+    return Hoarder()
+
+
+def make_compiled():
+    return torch.compile(Small(), backend="eager")
+
+
+def make_half():
+    return Small().to(torch.bfloat16)
+
+
+def make_none():
+    return None
+
+
+def make_broken():
+    raise ValueError("out of luck\nand more")
+
+
+def make_deadly():
+    """Kills the process that makes it, as often as `DEADLY` (a file) has lines left."""
+    left = Path(os.environ["DEADLY"])
+    lines = left.read_text().splitlines() if left.exists() else []
+    if lines:
+        left.write_text("\n".join(lines[1:]))
+        os._exit(3)
+    return Small()
+
+
+class Fatal(Small):
+    """Kills its process when it runs with weights that begin with 7."""
+
+    def forward(self, tokens):
+        if float(self.embed.weight[0, 0]) == 7:
+            os._exit(9)
+        return super().forward(tokens)
+
+
+class Slow(Small):
+    def forward(self, tokens):
+        time.sleep(float(os.environ.get("SLOW", "0")))
+        return super().forward(tokens)
+
+
+def make_fatal():
+    return Fatal()
+
+
+def make_slow():
+    return Slow()
+
+
+def state(seed, made=Small, **options):
+    """Weights of a model whose attention is not flat, the same for the same seed."""
+    torch.manual_seed(seed)
+    model = made(**options)
+    for weight in model.layers.parameters():
+        nn.init.normal_(weight, std=0.5)
+    return model.state_dict()

@@ -1,0 +1,461 @@
+"""Checkpoints -> run: the numbers are those of each checkpoint loaded by itself, none is measured twice, and none ends the sweep."""
+
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pytest_induction.__main__ import main
+from pytest_induction.errors import ArgumentError, ModelError, RunError, TextError
+from pytest_induction.models.load import load_model
+from pytest_induction.runs import loading, tasks
+from pytest_induction.runs.checkpoints import Checkpoint, find_checkpoints
+from pytest_induction.runs.lines import from_line, to_line
+from pytest_induction.runs.loading import Loader, Loading
+from pytest_induction.runs.measuring import Measuring
+from pytest_induction.runs.places import Place
+from pytest_induction.runs.store import read_run
+from pytest_induction.runs.sweep import sweep
+
+from .small_models import HERE, MAKE, Small, make, make_hoarder, state
+
+N = 6  # sequences: each measurement is quick
+
+
+def refusal(call, kind=RunError):
+    with pytest.raises(kind) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Four checkpoints: steps 0, 10, 20, 30."""
+    directory = tmp_path / "training"
+    directory.mkdir()
+    for step in (0, 10, 20, 30):
+        torch.save({"state_dict": state(step), "global_step": step}, directory / f"step_{step:04d}.pt")
+    return directory
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The steps that are measured, as they are."""
+    steps = []
+    snapshot = Measuring.snapshot
+    monkeypatch.setattr(Measuring, "snapshot", lambda self, subject, step: steps.append(step) or snapshot(self, subject, step))
+    return steps
+
+
+@pytest.fixture
+def adapted(monkeypatch):
+    """The names of the models that are tried out."""
+    names = []
+
+    def counted(module, **options):
+        names.append(options["name"])
+        return adapt(module, **options)
+
+    adapt = loading.adapt
+    monkeypatch.setattr(loading, "adapt", counted)
+    monkeypatch.setattr("pytest_induction.models.load.adapt", counted)
+    return names
+
+
+def quick(checkpoints, out, **options):
+    return sweep(checkpoints, out, **{"factory": MAKE, "n_sequences": N, **options})
+
+
+def numbers(snapshot):
+    """What was measured, as it is written: without the time it took and the content it was measured on."""
+    line, _ = to_line(replace(snapshot, seconds=None, fingerprint=""))
+    return from_line(line, lambda _: {})
+
+
+def alone(model, step, **options):
+    """What a model loaded for itself gives."""
+    subject = load_model(model, **options)
+    return numbers(Measuring(n_sequences=N).snapshot(subject, step))
+
+
+def filled(step, made=make):
+    module = made()
+    module.load_state_dict(state(step))
+    return module
+
+
+def problems(run):
+    return {snapshot.step: snapshot.problem for snapshot in run.snapshots if snapshot.problem}
+
+
+def save_llama(directory, seed, *, layers=2, **options):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=48,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=options.pop("tied", False),
+    )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2 and "embed" not in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(directory, **options)
+
+
+def test_the_numbers_are_those_of_each_checkpoint_loaded_by_itself(place, out, adapted):
+    run = quick(place, out)
+    assert run.steps.tolist() == [0, 10, 20, 30] and run.source == "sweep" and not problems(run)
+    for snapshot in run.snapshots:
+        assert numbers(snapshot) == alone(filled(snapshot.step), snapshot.step)
+    assert adapted[:1] == ["step_0000.pt"] and adapted.count("Small") == len(adapted) - 1 == 4, "tried out once in the sweep"
+    assert run.about["model"] == str(place) and run.about["way_in"] == "sdpa" and run.about["n_sequences"] == N
+
+
+def test_other_types_give_the_same_numbers_as_a_model_of_its_own(place, out):
+    run = quick(place, out, factory=f"{HERE}:make_half", dtype="float32")
+    for snapshot in run.snapshots:
+        assert numbers(snapshot) == alone(filled(snapshot.step).to(torch.bfloat16).float(), snapshot.step)
+
+
+def test_a_model_that_keeps_what_it_made_of_its_weights_is_made_anew(place, out, adapted):
+    """What stays from the checkpoint before would be measured again."""
+    run = quick(place, out, factory=make_hoarder)
+    assert len(adapted) == 4
+    for snapshot in run.snapshots:
+        assert numbers(snapshot) == alone(filled(snapshot.step, make_hoarder), snapshot.step)
+
+
+def test_a_text_gives_the_same_losses(place, out):
+    text = np.random.default_rng(0).integers(1, 40, 64 * 8)
+    run = quick(place, out, text=text)
+    assert run.icl_windows is not None
+    for snapshot in run.snapshots:
+        subject = load_model(filled(snapshot.step))
+        assert numbers(snapshot) == numbers(Measuring(n_sequences=N, text=text).snapshot(subject, snapshot.step))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_directories_of_transformers_sharded_or_not(tmp_path, out, adapted, tied):
+    """The model is made once and refilled, and gives what `load_model` gives for each directory."""
+    for step in (0, 5, 10):
+        sharded = {"max_shard_size": "3KB"} if step == 5 else {}
+        save_llama(tmp_path / "t" / f"checkpoint-{step}", step, tied=tied, **sharded)
+    assert (tmp_path / "t" / "checkpoint-5" / "model.safetensors.index.json").exists()
+    (tmp_path / "t" / "checkpoint-5" / "trainer_state.json").write_text('{"global_step": 5}')
+    run = quick(tmp_path / "t", out, factory=None)
+    assert not problems(run) and len(adapted) == 1
+    for snapshot in run.snapshots:
+        assert numbers(snapshot) == alone(str(tmp_path / "t" / f"checkpoint-{snapshot.step}"), snapshot.step)
+
+
+def test_directories_of_another_architecture_are_loaded_anew(tmp_path, out, adapted):
+    save_llama(tmp_path / "t" / "checkpoint-0", 0)
+    save_llama(tmp_path / "t" / "checkpoint-1", 1, layers=3)
+    save_llama(tmp_path / "t" / "checkpoint-2", 2)
+    quick(tmp_path / "t", out, factory=None)
+    assert adapted == [str(tmp_path / "t" / f"checkpoint-{step}") for step in range(3)]
+
+
+def test_a_directory_whose_weights_do_not_fit_its_config_is_a_problem_in_one_line(tmp_path, out):
+    """Shapes, missing and left-over weights, a step that is another's, weights that are NaN, and a pickle that runs code."""
+    for step in range(7):
+        save_llama(tmp_path / "t" / f"checkpoint-{step}", step)
+
+    def change(step, edit):
+        path = tmp_path / "t" / f"checkpoint-{step}" / "model.safetensors"
+        weights = load_file(path)
+        edit(weights)
+        save_file(weights, path, metadata={"format": "pt"})
+
+    change(1, lambda weights: weights.update({"lm_head.weight": torch.ones(47, 16)}))
+    change(2, lambda weights: weights.pop("model.norm.weight"))
+    change(3, lambda weights: weights.update({"model.layers.2.mlp.up_proj.weight": torch.ones(16, 16)}))
+    change(4, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
+    (tmp_path / "t" / "checkpoint-5" / "trainer_state.json").write_text('{"global_step": 6}')
+    (tmp_path / "t" / "checkpoint-8").mkdir()
+    run = quick(tmp_path / "t", out, factory=None)
+    said = problems(run)
+    assert said[1].startswith("`lm_head.weight` in 'checkpoint-1' has shape (47, 16), its config asks for (48, 16)")
+    assert "'checkpoint-2' lacks weights that its config asks for" in said[2] and "`model.norm.weight`" in said[2]
+    assert "checkpoint-3 has 1 tensors that the model lacks, the first is `model.layers.2.mlp.up_proj.weight`" in said[3]
+    assert "the weight `model.norm.weight` of" in said[4] and "checkpoint-4" in said[4] and "holds NaN" in said[4]
+    assert said[5].startswith("checkpoint-5 holds step 6, and its name says 5")
+    assert said[8].startswith("checkpoint-8 must hold model.safetensors")
+    assert said.keys() == {1, 2, 3, 4, 5, 8} and not any("\n" in each for each in said.values())
+    assert numbers(run.snapshots[6]) == alone(str(tmp_path / "t" / "checkpoint-6"), 6)
+
+
+def test_broken_files_are_problems_and_the_others_are_measured(place, out):
+    content = (place / "step_0010.pt").read_bytes()
+    (place / "step_0010.pt").write_bytes(content[: len(content) // 2])
+    shutil.copy(place / "step_0030.pt", place / "step_0040.pt")
+    torch.save({**state(1), "places.weight": torch.full((64, 16), float("nan"))}, place / "step_0050.pt")
+    torch.save({**state(1), "places.weight": torch.ones(65, 16)}, place / "step_0060.pt")
+    torch.save({name: value for name, value in state(1).items() if name != "unembed.weight"}, place / "step_0070.pt")
+    run = quick(place, out)
+    said = problems(run)
+    assert said.keys() == {10, 40, 50, 60, 70} and not any("\n" in each for each in said.values())
+    assert said[10].startswith("step_0010.pt is no whole file of weights")
+    assert said[40].startswith("step_0040.pt holds step 30, and its name says 40")
+    assert "`places.weight` of step_0050.pt holds NaN" in said[50]
+    assert said[60] == "`places.weight` in step_0060.pt has shape (65, 16), the model's has (64, 16)"
+    assert said[70].startswith("step_0070.pt lacks 1 of the model's 5 tensors, the first is `unembed.weight`")
+    assert numbers(run.snapshots[2]) == alone(filled(20), 20)
+    assert all(snapshot.prefix_matching is None for snapshot in run.snapshots if snapshot.problem)
+
+
+def test_what_is_wrong_with_the_first_checkpoint_does_not_cost_the_others_their_kept_model(place, out, adapted):
+    torch.save({**state(0), "embed.weight": torch.full((40, 16), float("nan"))}, place / "step_0000.pt")
+    run = quick(place, out)
+    assert problems(run).keys() == {0} and adapted == ["step_0000.pt", "step_0010.pt"]
+
+
+def test_a_sweep_goes_on_where_it_was_broken_off_and_measures_nothing_twice(place, out, measured):
+    quick(place, out, steps=[0, 10])
+    whole = quick(place, out)
+    assert measured == [0, 10, 20, 30]
+    again = quick(place, out)
+    assert measured == [0, 10, 20, 30] and again.snapshots == whole.snapshots
+    assert len((out / "snapshots.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_checkpoint_that_has_changed_is_measured_again(place, out, measured):
+    quick(place, out)
+    torch.save(state(77), place / "step_0020.pt")
+    run = quick(place, out)
+    assert measured == [0, 10, 20, 30, 20] and numbers(run.snapshots[2]) == alone(filled(77), 20)
+
+
+def test_the_same_content_under_another_name_is_not_measured_again(tmp_path, out, measured):
+    place = tmp_path / "t"
+    place.mkdir()
+    torch.save(state(1), place / "step_1.pt")
+    shutil.copy(place / "step_1.pt", place / "step_2.pt")
+    run = quick(place, out)
+    (place / "step_1.pt").rename(place / "step_3.pt")
+    later = quick(place, out)
+    assert measured == [1] and run.steps.tolist() == [1, 2] and later.steps.tolist() == [1, 2, 3]
+    assert numbers(later.snapshots[2]) == replace(numbers(later.snapshots[0]), step=3)
+
+
+def test_a_copy_that_says_another_step_is_refused_whichever_comes_first(tmp_path, out):
+    place = tmp_path / "t"
+    place.mkdir()
+    torch.save({"state_dict": state(1), "step": 2}, place / "step_1.pt")
+    shutil.copy(place / "step_1.pt", place / "step_2.pt")
+    shutil.copy(place / "step_1.pt", place / "step_3.pt")
+    run = quick(place, out)
+    assert problems(run).keys() == {1, 3} and run.snapshots[1].prefix_matching is not None
+    assert problems(quick(place, out)) == problems(run)
+
+
+def test_a_checkpoint_that_failed_is_tried_again_and_its_problem_written_once(place, out, measured):
+    whole = (place / "step_0010.pt").read_bytes()
+    (place / "step_0010.pt").write_bytes(whole[:100])
+    quick(place, out)
+    assert problems(quick(place, out)).keys() == {10}
+    assert len((out / "snapshots.jsonl").read_text().splitlines()) == 4
+    (place / "step_0010.pt").write_bytes(whole)
+    assert not problems(quick(place, out)) and measured == [0, 20, 30, 10]
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"n_sequences": 7}, {"text": [[1] * 64] * 2}, {"dtype": "float64"}])
+def test_other_settings_need_another_place(place, out, changed):
+    quick(place, out, steps=[0])
+    said = refusal(lambda: quick(place, out, **changed))
+    assert f"was measured with other settings, `{next(iter(changed))}`" in said and said.endswith("choose another place")
+    assert len(read_run(Place(out))) == 1
+
+
+def test_a_place_that_holds_something_else_is_refused(place, out):
+    out.mkdir()
+    (out / "thesis.txt").write_text("x")
+    assert "is not empty and holds no run" in refusal(lambda: quick(place, out))
+
+
+def test_what_no_checkpoint_could_be_measured_with_is_an_error_at_once(place, out):
+    assert "name what makes the model, --factory" in refusal(lambda: quick(place, out, factory=None))
+    assert "no_such" in refusal(lambda: quick(place, out, factory=f"{HERE}:no_such"), ModelError)
+    assert "must return a torch module, it returned `NoneType`" in refusal(
+        lambda: quick(place, out, factory=f"{HERE}:make_none"), ModelError
+    )
+    assert "makes no model: ValueError: out of luck" in refusal(lambda: quick(place, out, factory=f"{HERE}:make_broken"), ModelError)
+    assert "has no tokenizer" in refusal(lambda: quick(place, out.with_name("other"), text="some words " * 99), TextError)
+    for options in ({"workers": 0}, {"seed": -1}, {"device": "abacus"}, {"dtype": "int4"}, {"memory": "much"}, {"num_gpus": 1.0}):
+        refusal(lambda options=options: quick(place, out, **options), ArgumentError)
+    refusal(lambda: quick(place, out, tokens_per_step=float("nan")), ArgumentError)
+    refusal(lambda: quick([], out), ArgumentError)
+    refusal(lambda: quick([place], out), ArgumentError)
+
+
+def test_a_list_of_checkpoints_and_tokens_per_step(place, out):
+    listed = [each for each in find_checkpoints(place) if each.step < 20]
+    run = quick(listed, out, tokens_per_step=100)
+    assert run.tokens.tolist() == [0, 1000]
+
+
+def test_remote_checkpoints_are_measured_as_local_ones(place, out, tmp_path):
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    try:
+        for file in place.iterdir():
+            system.pipe_file(f"/t/{file.name}", file.read_bytes())
+        run = quick("memory://t", out)
+        here = quick(place, tmp_path / "here")
+        assert [numbers(each) for each in run.snapshots] == [numbers(each) for each in here.snapshots]
+        save_llama(tmp_path / "h" / "checkpoint-3", 3, max_shard_size="3KB")
+        for file in (tmp_path / "h" / "checkpoint-3").iterdir():
+            system.pipe_file(f"/h/checkpoint-3/{file.name}", file.read_bytes())
+        (far,) = quick("memory://h", tmp_path / "far", factory=None).snapshots
+        assert numbers(far) == alone(str(tmp_path / "h" / "checkpoint-3"), 3)
+    finally:
+        system.store.clear()
+
+
+def test_revisions_of_the_hub_are_loaded_one_by_one(out, monkeypatch):
+    asked = []
+
+    def fake(spec, **options):
+        asked.append(spec)
+        if spec.endswith("step2"):
+            raise ModelError(f"{spec!r} cannot be loaded: there is no such revision")
+        return load_model(filled(int(spec.rpartition("step")[2])))
+
+    monkeypatch.setattr(loading, "load_model", fake)
+    run = quick("hf:a/b@step{}", out, factory=None, steps=[1, 2, 4])
+    assert asked == ["hf:a/b@step1", "hf:a/b@step2", "hf:a/b@step4"]
+    assert problems(run) == {2: "hf:a/b@step2: 'hf:a/b@step2' cannot be loaded: there is no such revision"} or "hf:a/b@step2" in problems(run)[2]
+    assert numbers(run.snapshots[2]) == alone(filled(4), 4)
+
+
+def test_one_model_is_in_memory_at_a_time(place):
+    """Also where every checkpoint needs a new one."""
+    alive = []
+
+    def watched():
+        gc.collect()
+        assert sum(each() is not None for each in alive) <= 1
+        module = make_hoarder()
+        alive.append(weakref.ref(module))
+        return module
+
+    bench = tasks.Bench(tasks.Plan(Loading(factory=watched), N, 0))
+    outcomes = [bench.outcome(each) for each in find_checkpoints(place)]
+    assert not any(outcome.snapshot.problem for outcome in outcomes) and len(alive) == 5
+
+
+def test_nothing_stays_of_the_checkpoint_before(tmp_path):
+    """Neither after one that lacks a weight, nor after one of another shape."""
+    loader = Loader(Loading(factory=MAKE))
+    torch.save(state(1), tmp_path / "step_1.pt")
+    torch.save({name: value for name, value in state(2).items() if name != "layers.1.weight"}, tmp_path / "step_2.pt")
+    torch.save(state(3), tmp_path / "step_3.pt")
+    one, two, three = (Checkpoint(step, str(tmp_path / f"step_{step}.pt"), "file") for step in (1, 2, 3))
+    subject = loader.load(one)
+    assert "lacks 1 of" in refusal(lambda: loader.load(two))
+    again = loader.load(three)
+    assert again is subject and again.fingerprint() == load_model(filled(3)).fingerprint() and again.name == "step_3.pt"
+
+
+def test_several_processes_give_the_numbers_of_one(place, out, tmp_path):
+    (place / "step_0010.pt").write_bytes(b"broken")
+    one = quick(place, tmp_path / "one")
+    several = quick(place, out, workers=2)
+    assert [numbers(each) for each in several.snapshots] == [numbers(each) for each in one.snapshots]
+    assert problems(several) == problems(one) and problems(one).keys() == {10}
+    assert several.about == one.about
+
+
+def test_a_process_that_dies_costs_its_own_checkpoint_alone(place, out, tmp_path, monkeypatch):
+    """Once: it is measured by the next one. Twice: it has a problem, and the others are measured."""
+    monkeypatch.setenv("DEADLY", str(tmp_path / "left"))
+    fatal = state(10)
+    fatal["embed.weight"][0, 0] = 7
+    torch.save(fatal, place / "step_0010.pt")
+    run = quick(place, out, workers=2, factory=f"{HERE}:make_fatal")
+    assert problems(run) == {10: "step_0010.pt: the process that measured it died 2 times, the last time with exit code 9"}
+    assert [numbers(run.snapshots[index]) for index in (0, 2, 3)] == [alone(filled(step), step) for step in (0, 20, 30)]
+    (tmp_path / "left").write_text("once")
+    once = quick(place, tmp_path / "once", workers=2, steps=[0, 20], factory=f"{HERE}:make_deadly")
+    assert not problems(once) and (tmp_path / "left").read_text() == ""
+
+
+def test_a_factory_that_cannot_be_sent_is_an_error(place, out):
+    said = refusal(lambda: quick(place, out, workers=2, factory=lambda: Small()))
+    assert said.startswith("no worker can be started") and "imported by name" in said
+
+
+def test_a_sweep_that_is_killed_goes_on_without_repeating_a_snapshot(place, out):
+    """The process is killed without warning as soon as something is written."""
+    command = [sys.executable, "-m", "pytest_induction", "sweep", str(place), "-o", str(out), "--factory", f"{HERE}:make_slow"]
+    lines = out / "snapshots.jsonl"
+    with subprocess.Popen(command, env={**os.environ, "SLOW": "0.02"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        deadline = time.monotonic() + 60
+        while not (lines.exists() and lines.read_bytes().count(b"\n")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        run.kill()
+    before = lines.read_text().splitlines()
+    assert 1 <= len(before) < 4
+    assert main(["sweep", str(place), "-o", str(out), "--factory", f"{HERE}:make_slow"]) == 0
+    after = lines.read_text().splitlines()
+    assert after[: len(before)] == before and [json.loads(line)["step"] for line in after] == [0, 10, 20, 30]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="processes are interrupted in another way")
+def test_an_interrupted_sweep_keeps_what_is_measured(place, out):
+    command = [sys.executable, "-m", "pytest_induction", "sweep", str(place), "-o", str(out), "--factory", f"{HERE}:make_slow"]
+    lines = out / "snapshots.jsonl"
+    environment = {**os.environ, "SLOW": "0.02"}
+    with subprocess.Popen(
+        [*command, "--workers", "2"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        deadline = time.monotonic() + 60
+        while not (lines.exists() and lines.read_bytes().count(b"\n")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(run.pid, signal.SIGINT)
+        said, errors = run.communicate(timeout=60)
+    assert run.returncode == 130 and said == ""
+    assert errors.startswith(f"interrupted: {out}: ") and errors.endswith("the same command goes on with it\n")
+    assert len(read_run(Place(out))) >= 1
+
+
+def test_the_command_says_what_could_not_be_measured_and_where_the_run_lies(place, out, capsys):
+    command = ["sweep", f"{place}/step_*", "-o", str(out), "--factory", MAKE, "--tokens-per-step", "64"]
+    assert main([*command, "--steps", "0:20:20"]) == 0
+    assert capsys.readouterr().out == f"{out}: 2 snapshots, steps 0 to 20\n"
+    (place / "step_0010.pt").write_bytes(b"broken")
+    assert main(command) == 1
+    *said, last = capsys.readouterr().out.splitlines()
+    assert last == f"{out}: 4 snapshots, 1 with a problem, steps 0 to 30"
+    assert len(said) == 1 and said[0].startswith("step 10: step_0010.pt is no ")
+    assert read_run(Place(out)).tokens.tolist() == [0, 640, 1280, 1920]
+    for wrong in (["--seed", "3"], ["--steps", "x"], ["--text", str(Path(place) / "none.txt")]):
+        assert main([*command, *wrong]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
