@@ -10,7 +10,7 @@ from tests.conftest import SHIPPED
 ROOT = Path(__file__).parents[2]
 BLOCKS = [
     pytest.param(block, id=f"{page}-{index}")
-    for page in ("README.md", "docs/quickstart.md", "docs/properties.md", "docs/planted.md")
+    for page in ("README.md", "docs/quickstart.md", "docs/properties.md", "docs/planted.md", "docs/runs.md")
     for index, block in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
 ]
 
@@ -19,7 +19,9 @@ BLOCKS = [
 def test_a_block_of_the_documentation_runs(block, pytester):
     """As a test file of a user's, on the shipped Llama."""
     pytester.makepyfile(test_block=block)
-    pytester.makeini(f"[pytest]\ninduction_model = {SHIPPED['llama']}\nfilterwarnings = error\naddopts = --strict-markers\n")
+    (pytester.path / "fixtures").symlink_to(ROOT / "fixtures")
+    named = f"induction_model = {SHIPPED['llama']}\ninduction_run = fixtures/runs/two-layers"
+    pytester.makeini(f"[pytest]\n{named}\nfilterwarnings = error\naddopts = --strict-markers\n")
     outcomes = pytester.runpytest_inprocess("-p", "no:cacheprovider").parseoutcomes()
     assert outcomes.keys() <= {"passed"}
     assert outcomes["passed"] == block.count("\ndef test_") + block.startswith("def test_")
@@ -34,10 +36,10 @@ def test_pages_name_only_pages_that_exist():
 
 def test_options_and_ini_keys_are_documented():
     """What the plugin knows, the quickstart lists."""
-    from pytest_induction.plugin import MARKER_KEYS, SETTINGS
+    from pytest_induction.plugin import MARKER_KEYS, RUN_SETTINGS, SETTINGS
 
     page = (ROOT / "docs" / "quickstart.md").read_text()
-    for name in SETTINGS:
+    for name in (*SETTINGS, *RUN_SETTINGS):
         assert f"`--induction-{name.replace('_', '-')}`" in page
         assert f"`induction_{name}`" in page
     assert "`--induction-benchmark`" in page

@@ -12,6 +12,16 @@ HERE = Path(__file__)
 MAKE = f"{HERE}:make"
 
 
+class Evil:
+    """Would make a file if it were unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
 class Small(nn.Module):
     """Two layers of attention and nothing else; token ids (batch, positions) to logits."""
 
@@ -97,9 +107,12 @@ class Fatal(Small):
         return super().forward(tokens)
 
 
-class Slow(Small):
+class Held(Small):
+    """With weights that begin with 5 it runs no further while `HOLD` (a file) exists."""
+
     def forward(self, tokens):
-        time.sleep(float(os.environ.get("SLOW", "0")))
+        while float(self.embed.weight[0, 0]) == 5 and Path(os.environ["HOLD"]).exists():
+            time.sleep(0.01)
         return super().forward(tokens)
 
 
@@ -107,14 +120,16 @@ def make_fatal():
     return Fatal()
 
 
-def make_slow():
-    return Slow()
+def make_held():
+    return Held()
 
 
-def state(seed, made=Small, **options):
-    """Weights of a model whose attention is not flat, the same for the same seed."""
+def state(seed, made=Small, first=None, **options):
+    """Weights of a model whose attention is not flat, the same for the same seed, but for the very first."""
     torch.manual_seed(seed)
     model = made(**options)
     for weight in model.layers.parameters():
         nn.init.normal_(weight, std=0.5)
+    if first is not None:
+        model.embed.weight.data[0, 0] = first
     return model.state_dict()

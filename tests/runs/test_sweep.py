@@ -1,15 +1,21 @@
 """Checkpoints -> run: the numbers are those of each checkpoint loaded by itself, none is measured twice, and none ends the sweep."""
 
+import contextlib
+import fcntl
 import gc
 import json
 import os
+import pty
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 import weakref
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import fsspec
@@ -30,7 +36,7 @@ from pytest_induction.runs.places import Place
 from pytest_induction.runs.store import read_run
 from pytest_induction.runs.sweep import sweep
 
-from .small_models import HERE, MAKE, Small, make, make_hoarder, state
+from .small_models import HERE, MAKE, Evil, Small, make, make_hoarder, state
 
 N = 6  # sequences: each measurement is quick
 
@@ -72,7 +78,7 @@ def adapted(monkeypatch):
     names = []
 
     def counted(module, **options):
-        names.append(options["name"])
+        names.append(options.get("name"))
         return adapt(module, **options)
 
     adapt = loading.adapt
@@ -134,7 +140,7 @@ def test_the_numbers_are_those_of_each_checkpoint_loaded_by_itself(place, out, a
     assert run.steps.tolist() == [0, 10, 20, 30] and run.source == "sweep" and not problems(run)
     for snapshot in run.snapshots:
         assert numbers(snapshot) == alone(filled(snapshot.step), snapshot.step)
-    assert adapted[:1] == ["step_0000.pt"] and adapted.count("Small") == len(adapted) - 1 == 4, "tried out once in the sweep"
+    assert adapted[:1] == ["step_0000.pt"] and adapted.count(None) == len(adapted) - 1 == 4, "tried out once in the sweep"
     assert run.about["model"] == str(place) and run.about["way_in"] == "sdpa" and run.about["n_sequences"] == N
 
 
@@ -175,16 +181,32 @@ def test_directories_of_transformers_sharded_or_not(tmp_path, out, adapted, tied
         assert numbers(snapshot) == alone(str(tmp_path / "t" / f"checkpoint-{snapshot.step}"), snapshot.step)
 
 
+def test_a_model_that_is_stored_under_other_names_is_made_once_too(tmp_path, out, adapted):
+    """As those of the Pythia suite are, whose steps on the hub are what most people look at."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    options = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    for step in range(3):
+        torch.manual_seed(step)
+        config = GPTNeoXConfig(vocab_size=48, max_position_embeddings=64, bos_token_id=0, eos_token_id=0, **options)
+        GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "t" / f"checkpoint-{step}")
+    assert "embed_out.weight" in load_file(tmp_path / "t" / "checkpoint-0" / "model.safetensors")
+    run = quick(tmp_path / "t", out, factory=None)
+    assert adapted == ["checkpoint-0"]
+    for snapshot in run.snapshots:
+        assert numbers(snapshot) == alone(str(tmp_path / "t" / f"checkpoint-{snapshot.step}"), snapshot.step)
+
+
 def test_directories_of_another_architecture_are_loaded_anew(tmp_path, out, adapted):
     save_llama(tmp_path / "t" / "checkpoint-0", 0)
     save_llama(tmp_path / "t" / "checkpoint-1", 1, layers=3)
     save_llama(tmp_path / "t" / "checkpoint-2", 2)
     quick(tmp_path / "t", out, factory=None)
-    assert adapted == [str(tmp_path / "t" / f"checkpoint-{step}") for step in range(3)]
+    assert adapted == [f"checkpoint-{step}" for step in range(3)]
 
 
 def test_a_directory_whose_weights_do_not_fit_its_config_is_a_problem_in_one_line(tmp_path, out):
-    """Shapes, missing and left-over weights, a step that is another's, weights that are NaN, and a pickle that runs code."""
+    """Shapes, missing and left-over weights, a step that is another's, weights that are NaN, nothing at all."""
     for step in range(7):
         save_llama(tmp_path / "t" / f"checkpoint-{step}", step)
 
@@ -202,14 +224,58 @@ def test_a_directory_whose_weights_do_not_fit_its_config_is_a_problem_in_one_lin
     (tmp_path / "t" / "checkpoint-8").mkdir()
     run = quick(tmp_path / "t", out, factory=None)
     said = problems(run)
-    assert said[1].startswith("`lm_head.weight` in 'checkpoint-1' has shape (47, 16), its config asks for (48, 16)")
-    assert "'checkpoint-2' lacks weights that its config asks for" in said[2] and "`model.norm.weight`" in said[2]
-    assert "checkpoint-3 has 1 tensors that the model lacks, the first is `model.layers.2.mlp.up_proj.weight`" in said[3]
+    assert said[1].startswith("`lm_head.weight` in checkpoint-1 has shape (47, 16), its config asks for (48, 16)")
+    assert "checkpoint-2 lacks weights that its config asks for" in said[2] and "`model.norm.weight`" in said[2]
+    assert (
+        "checkpoint-3 has 1 tensors that its config has no use for, the first is `model.layers.2.mlp.up_proj.weight`" in said[3]
+    )
     assert "the weight `model.norm.weight` of" in said[4] and "checkpoint-4" in said[4] and "holds NaN" in said[4]
     assert said[5].startswith("checkpoint-5 holds step 6, and its name says 5")
     assert said[8].startswith("checkpoint-8 must hold model.safetensors")
     assert said.keys() == {1, 2, 3, 4, 5, 8} and not any("\n" in each for each in said.values())
     assert numbers(run.snapshots[6]) == alone(str(tmp_path / "t" / "checkpoint-6"), 6)
+
+
+def test_weights_of_a_directory_in_pickles_are_read_as_safely(tmp_path, out):
+    """`pytorch_model.bin`, as older versions of transformers wrote it, and with more in it than weights."""
+    proof = tmp_path / "proof"
+    for step in (1, 2):
+        directory = tmp_path / "t" / f"checkpoint-{step}"
+        save_llama(directory, step)
+        weights = load_file(directory / "model.safetensors")
+        (directory / "model.safetensors").unlink()
+        torch.save({**weights, "extra": Evil(proof)} if step == 2 else weights, directory / "pytorch_model.bin")
+    run = quick(tmp_path / "t", out, factory=None)
+    assert numbers(run.snapshots[0]) == alone(str(tmp_path / "t" / "checkpoint-1"), 1)
+    assert problems(run).keys() == {2} and "needs `posix.system`" in problems(run)[2] and not proof.exists()
+
+
+def test_a_factory_may_say_which_classes_are_safe_in_a_checkpoint(tmp_path, out):
+    """Settings of a training that lie beside the weights, as Lightning puts them there."""
+    place = tmp_path / "t"
+    place.mkdir()
+    torch.save({"state_dict": state(1), "hyper_parameters": {"scale": Fraction(1, 3)}}, place / "step_1.ckpt")
+    assert "step_1.ckpt needs `fractions.Fraction`" in problems(quick(place, out))[1]
+    factory = tmp_path / "factory.py"
+    factory.write_text(
+        "import torch\nfrom fractions import Fraction\nfrom tests.runs.small_models import make\n"
+        "torch.serialization.add_safe_globals([Fraction])\n"
+    )
+    try:
+        assert not problems(quick(place, out, factory=f"{factory}:make"))
+    finally:
+        torch.serialization.clear_safe_globals()
+
+
+def test_directories_without_a_config_need_a_factory(tmp_path, out):
+    """What the Trainer of transformers writes of a module that is not its own."""
+    directory = tmp_path / "t" / "checkpoint-3"
+    directory.mkdir(parents=True)
+    save_file(state(3), directory / "model.safetensors")
+    torch.save({"state": {}}, directory / "optimizer.pt")
+    assert "has no config.json: name what makes the model" in problems(quick(tmp_path / "t", out, factory=None))[3]
+    run = quick(tmp_path / "t", out)
+    assert numbers(run.snapshots[0]) == alone(filled(3), 3)
 
 
 def test_broken_files_are_problems_and_the_others_are_measured(place, out):
@@ -306,7 +372,9 @@ def test_what_no_checkpoint_could_be_measured_with_is_an_error_at_once(place, ou
     assert "must return a torch module, it returned `NoneType`" in refusal(
         lambda: quick(place, out, factory=f"{HERE}:make_none"), ModelError
     )
-    assert "makes no model: ValueError: out of luck" in refusal(lambda: quick(place, out, factory=f"{HERE}:make_broken"), ModelError)
+    assert "makes no model: ValueError: out of luck" in refusal(
+        lambda: quick(place, out, factory=f"{HERE}:make_broken"), ModelError
+    )
     assert "has no tokenizer" in refusal(lambda: quick(place, out.with_name("other"), text="some words " * 99), TextError)
     for options in ({"workers": 0}, {"seed": -1}, {"device": "abacus"}, {"dtype": "int4"}, {"memory": "much"}, {"num_gpus": 1.0}):
         refusal(lambda options=options: quick(place, out, **options), ArgumentError)
@@ -339,20 +407,45 @@ def test_remote_checkpoints_are_measured_as_local_ones(place, out, tmp_path):
         system.store.clear()
 
 
-def test_revisions_of_the_hub_are_loaded_one_by_one(out, monkeypatch):
+def test_revisions_of_the_hub_are_loaded_one_by_one(tmp_path, out, monkeypatch, adapted):
     asked = []
 
     def fake(spec, **options):
         asked.append(spec)
         if spec.endswith("step2"):
             raise ModelError(f"{spec!r} cannot be loaded: there is no such revision")
-        return load_model(filled(int(spec.rpartition("step")[2])))
+        return load_module(str(tmp_path / spec.rpartition("@")[2]), **options)
 
-    monkeypatch.setattr(loading, "load_model", fake)
-    run = quick("hf:a/b@step{}", out, factory=None, steps=[1, 2, 4])
-    assert asked == ["hf:a/b@step1", "hf:a/b@step2", "hf:a/b@step4"]
-    assert problems(run) == {2: "hf:a/b@step2: 'hf:a/b@step2' cannot be loaded: there is no such revision"} or "hf:a/b@step2" in problems(run)[2]
-    assert numbers(run.snapshots[2]) == alone(filled(4), 4)
+    for step in (1, 4, 8):
+        save_llama(tmp_path / f"step{step}", step)
+    load_module = loading.load_module
+    monkeypatch.setattr(loading, "load_module", fake)
+    run = quick("hf:a/b@step{}", out, factory=None, steps=[1, 2, 4, 8])
+    assert asked == [f"hf:a/b@step{step}" for step in (1, 2, 4, 8)]
+    assert adapted == ["hf:a/b@step1", "hf:a/b@step4"], "a new one after what failed"
+    assert problems(run) == {2: "hf:a/b@step2 cannot be loaded: there is no such revision"}
+    for snapshot in run.snapshots:
+        assert snapshot.problem or numbers(snapshot) == alone(str(tmp_path / f"step{snapshot.step}"), snapshot.step)
+
+
+def test_one_model_of_transformers_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    """The weights of the one before are gone before the next is loaded."""
+    alive, counts = [], []
+
+    def watched(spec, **options):
+        gc.collect()
+        counts.append(sum(weight() is not None and weight().numel() > 0 for weight in alive))
+        loaded = load_module(spec, **options)
+        alive.extend(weakref.ref(weight) for weight in loaded.module.parameters())
+        return loaded
+
+    load_module = loading.load_module
+    monkeypatch.setattr(loading, "load_module", watched)
+    for step in (1, 2, 3):
+        save_llama(tmp_path / f"checkpoint-{step}", step, layers=3 if step == 3 else 2)
+    bench = tasks.Bench(tasks.Plan(Loading(), N, 0))
+    outcomes = [bench.outcome(each) for each in find_checkpoints(tmp_path)]
+    assert counts == [0, 0, 0] and not any(outcome.snapshot.problem for outcome in outcomes)
 
 
 def test_one_model_is_in_memory_at_a_time(place):
@@ -396,9 +489,7 @@ def test_several_processes_give_the_numbers_of_one(place, out, tmp_path):
 def test_a_process_that_dies_costs_its_own_checkpoint_alone(place, out, tmp_path, monkeypatch):
     """Once: it is measured by the next one. Twice: it has a problem, and the others are measured."""
     monkeypatch.setenv("DEADLY", str(tmp_path / "left"))
-    fatal = state(10)
-    fatal["embed.weight"][0, 0] = 7
-    torch.save(fatal, place / "step_0010.pt")
+    torch.save(state(10, first=7), place / "step_0010.pt")
     run = quick(place, out, workers=2, factory=f"{HERE}:make_fatal")
     assert problems(run) == {10: "step_0010.pt: the process that measured it died 2 times, the last time with exit code 9"}
     assert [numbers(run.snapshots[index]) for index in (0, 2, 3)] == [alone(filled(step), step) for step in (0, 20, 30)]
@@ -412,38 +503,77 @@ def test_a_factory_that_cannot_be_sent_is_an_error(place, out):
     assert said.startswith("no worker can be started") and "imported by name" in said
 
 
-def test_a_sweep_that_is_killed_goes_on_without_repeating_a_snapshot(place, out):
-    """The process is killed without warning as soon as something is written."""
-    command = [sys.executable, "-m", "pytest_induction", "sweep", str(place), "-o", str(out), "--factory", f"{HERE}:make_slow"]
-    lines = out / "snapshots.jsonl"
-    with subprocess.Popen(command, env={**os.environ, "SLOW": "0.02"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
-        deadline = time.monotonic() + 60
-        while not (lines.exists() and lines.read_bytes().count(b"\n")) and time.monotonic() < deadline:
+@pytest.fixture
+def begun(place, out, tmp_path, monkeypatch):
+    """Begins a sweep by the command, which is held at step 20, and waits until so many snapshots are written."""
+    torch.save(state(20, first=5), place / "step_0020.pt")
+    hold = tmp_path / "hold"
+    hold.touch()
+    monkeypatch.setenv("HOLD", str(hold))
+    begun = []
+
+    def begin(count, *options):
+        command = [sys.executable, "-m", "pytest_induction", *HELD, str(place), "-o", str(out), *options]
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        begun.append(run)
+        lines = out / "snapshots.jsonl"
+        while run.poll() is None and not (lines.exists() and lines.read_bytes().count(b"\n") >= count):
             time.sleep(0.01)
+        assert run.poll() is None, run.communicate()
+        return run
+
+    yield begin
+    hold.unlink(missing_ok=True)
+    for run in begun:
         run.kill()
+        run.communicate()
+
+
+HELD = ["sweep", "--factory", f"{HERE}:make_held"]
+
+
+def test_a_sweep_that_is_killed_goes_on_without_repeating_a_snapshot(place, out, begun, tmp_path):
+    """It is killed without warning while it measures the third."""
+    run = begun(2)
+    run.kill()
+    run.communicate()
+    lines = out / "snapshots.jsonl"
     before = lines.read_text().splitlines()
-    assert 1 <= len(before) < 4
-    assert main(["sweep", str(place), "-o", str(out), "--factory", f"{HERE}:make_slow"]) == 0
+    (tmp_path / "hold").unlink()
+    assert main([*HELD, str(place), "-o", str(out)]) == 0
     after = lines.read_text().splitlines()
-    assert after[: len(before)] == before and [json.loads(line)["step"] for line in after] == [0, 10, 20, 30]
+    assert after[:2] == before and [json.loads(line)["step"] for line in after] == [0, 10, 20, 30]
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="processes are interrupted in another way")
-def test_an_interrupted_sweep_keeps_what_is_measured(place, out):
-    command = [sys.executable, "-m", "pytest_induction", "sweep", str(place), "-o", str(out), "--factory", f"{HERE}:make_slow"]
-    lines = out / "snapshots.jsonl"
-    environment = {**os.environ, "SLOW": "0.02"}
-    with subprocess.Popen(
-        [*command, "--workers", "2"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as run:
-        deadline = time.monotonic() + 60
-        while not (lines.exists() and lines.read_bytes().count(b"\n")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.killpg(run.pid, signal.SIGINT)
-        said, errors = run.communicate(timeout=60)
-    assert run.returncode == 130 and said == ""
-    assert errors.startswith(f"interrupted: {out}: ") and errors.endswith("the same command goes on with it\n")
-    assert len(read_run(Place(out))) >= 1
+def test_an_interrupted_sweep_keeps_what_is_measured_and_ends_its_processes(place, out, begun):
+    """Ctrl-C goes to all of them; one is held and ends nevertheless."""
+    run = begun(3, "--workers", "2")
+    os.killpg(run.pid, signal.SIGINT)
+    said, errors = run.communicate(timeout=60)  # which waits for whoever else has its pipes
+    assert (run.returncode, said) == (130, "")
+    assert errors == f"interrupted: {out}: 3 snapshots, steps 0 to 30; the same command goes on with it\n"
+
+
+def test_a_terminal_shows_how_many_checkpoints_are_done_and_the_time_that_is_left(place, out):
+    """One bar, of checkpoints and not of sequences, which is taken away at the end."""
+    code = (
+        "import sys; from pytest_induction import progress; progress.DELAY = 0\n"
+        "from pytest_induction.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = [sys.executable, "-c", code, "sweep", str(place), "-o", str(out), "--factory", MAKE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as run:
+        os.close(theirs)
+        said, _ = run.communicate(timeout=60)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other side is closed
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert said == f"{out}: 4 snapshots, steps 0 to 30\n"
+    assert b"sweep:   0%" in shown and b"| 4/4 [" in shown and b"seq" not in shown and b"losses" not in shown
 
 
 def test_the_command_says_what_could_not_be_measured_and_where_the_run_lies(place, out, capsys):

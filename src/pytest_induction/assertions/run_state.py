@@ -12,6 +12,7 @@ from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.assertions.runs import RunLike, provenance_of
 from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Verdict
+from pytest_induction.runs.bump import scatter_of
 from pytest_induction.runs.changes import FEWEST, POWER
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.record import Snapshot, TrainingRun
@@ -21,6 +22,7 @@ from pytest_induction.verdicts.bars import EXCESS_SHARE, MIN_ADVANTAGE, MIN_PREF
 
 KEPT = 0.8  # of the highest level that the best head has had
 LOST_GAIN = 0.5  # of all that the loss had fallen: a run that gives so much back has diverged
+SCATTER = 6  # times the scatter of single losses: no noise alone makes so much of a rise
 AT_THE_END = 3  # snapshots whose mean stands for the end of a run
 NEAREST = 3  # heads named beside those that are found
 ERROR_RATE = 1e-3
@@ -31,8 +33,9 @@ def assert_log_is_sane(run: RunLike) -> Evidence:
     """Assert that a run can be judged: enough snapshots, every loss a number, and no loss that has diverged.
 
     A loss has diverged if at the end (the mean of three snapshots) it has given back half of what it had fallen, or was ever as far
-    above where it began as it fell below. Lines that could not be read and parts that were trained again are named in the
-    evidence, and do not fail. Returns the evidence, or raises `ExpectationFailed`.
+    above where it began as it fell below; a rise of six times the scatter of single losses or less is none. Lines that could not
+    be read and parts that were trained again are named in the evidence, and do not fail. Returns the evidence, or raises
+    `ExpectationFailed`.
     """
     opened = load_run(run)
     problems = list(_problems(opened))
@@ -193,9 +196,10 @@ def _problems(run: TrainingRun) -> Iterator[str]:
     if len(losses) < FEWEST:
         return
     first, lowest, highest, end = float(losses[0]), float(losses.min()), float(losses.max()), float(losses[-AT_THE_END:].mean())
-    if end - lowest > max(LOST_GAIN * (first - lowest), 1e-3):
+    noise = max(SCATTER * scatter_of(losses), 1e-3)
+    if end - lowest > max(LOST_GAIN * (first - lowest), noise):
         yield f"the loss has diverged: {end:.3f} at the end, {lowest:.3f} at its lowest, {first:.3f} at first"
-    elif highest - first > max(first - lowest, 1e-3):
+    elif highest - first > max(first - lowest, noise):
         step = run.steps[known[losses.argmax()]]
         yield f"the loss has diverged for a while: {highest:.3f} at step {step}, {first:.3f} at first"
 

@@ -84,8 +84,8 @@ def assert_cooccurrence(
 ) -> Evidence:
     """Assert that in-context learning changes together with induction: midpoints at most `margin` decades of tokens apart.
 
-    Of one run the interval of their distance is that of the two fits together. Of several runs (seeds) the distances are taken run
-    by run, and the interval is that of their mean. The noisier of two series makes the interval wider, and its change no later.
+    Of one run the interval of their distance is that of the two fits together. Of several runs (seeds) the distances are taken
+    run by run, and the interval is that of their mean. The noisier of two series makes the interval wider, and its change no later.
     """
     if not 0 < margin < math.inf:
         raise ArgumentError(f"`margin` must be above 0 decades, got {margin}")
@@ -280,23 +280,23 @@ def _over_runs(parts: Sequence[Evidence], found: Sequence[PhaseChange], margin: 
     """The evidence on several runs: the mean of their distances."""
     lags = [each.lag for each in found]
     without = [
-        part.provenance.model
+        part
         for part, lag in zip(parts, lags, strict=True)
         if part.verdict is not Verdict.FORMED and (lag is None or part.reason not in ("apart", "lag_unclear"))
     ]
     names = ", ".join(part.provenance.model for part in parts)
     about = replace(parts[0].provenance, model=names, probe=f"{len(parts)} runs")
     if without:
-        first = next(part for part in parts if part.provenance.model == without[0])
-        summary = (
-            f"{len(without)} of {len(parts)} runs have no two changes to compare, the first is {without[0]}: {first.summary}"
-        )
+        first = without[0]
+        named = f"the first is {first.provenance.model}: {first.summary}"
+        summary = f"{len(without)} of {len(parts)} runs have no two changes to compare, {named}"
         return replace(first, summary=summary, provenance=about)
     values = np.array([[lag.value] for lag in lags if lag is not None])
     lag = mean_interval(values, error_rate, "decades")[0]
     changes = tuple(change for part in parts for change in part.changes)
     whole = replace(parts[0], verdict=Verdict.FORMED, reason="formed", provenance=about, estimates={"lag": lag}, changes=changes)
-    return _within(whole, lag, margin, f"over {len(parts)} runs in-context learning changes {_apart(lag)} after induction")
+    judged = _within(whole, lag, margin, f"over {len(parts)} runs in-context learning changes {_apart(lag)} after induction")
+    return replace(judged, settle="more runs: the interval is that of a mean over them" if judged.settle else "")
 
 
 def _not_later(evidence: Evidence, found: PhaseChange, expected: PhaseChange, name: str, margin: float) -> Evidence:

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,30 @@ def load_model(
         return adapt(model, **settings)
     if not isinstance(model, (str, Path)):
         raise ModelError(f"a model must be a torch module or a string ({FORMS}), got `{type(model).__name__}`")
-    check_spec(str(model))
+    loaded = load_module(str(model), device=device, dtype=dtype)
+    if isinstance(loaded.module, ModelUnderTest):
+        return loaded.module
+    return adapt(loaded.module, name=str(model), tokenizer=loaded.tokenizer, **settings)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A module that is not tried out yet, the tokenizer beside it, and names of stored weights that it has no use for."""
+
+    module: nn.Module | ModelUnderTest
+    tokenizer: Any = None
+    left_over: tuple[str, ...] = ()
+
+
+def load_module(spec: str, *, device: str | None = None, dtype: str | None = None) -> Loaded:
+    """What `load_model` loads, where it belongs, before it is tried out. Raises as that does."""
+    check_spec(spec)
     target, kind = parse_device(device), parse_dtype(dtype)
-    module, tokenizer = _load(str(model), kind)
-    if isinstance(module, ModelUnderTest):
-        return module
-    if kind is not None:
-        module = module.to(kind)
-    return adapt(_moved(module, target), name=str(model), tokenizer=tokenizer, **settings)
+    loaded = _load(spec, kind)
+    if isinstance(loaded.module, ModelUnderTest):
+        return loaded
+    module = loaded.module if kind is None else loaded.module.to(kind)
+    return replace(loaded, module=_moved(module, target))
 
 
 def parse_device(device: str | None) -> torch.device:
@@ -88,13 +105,13 @@ def parse_dtype(dtype: str | None) -> torch.dtype | None:
     return found
 
 
-def _load(spec: str, dtype: torch.dtype | None) -> tuple[nn.Module | ModelUnderTest, Any]:
+def _load(spec: str, dtype: torch.dtype | None) -> Loaded:
     if spec.startswith("hf:"):
         name, _, revision = spec.removeprefix("hf:").partition("@")
         return _from_transformers(name, spec, dtype, revision=revision or None)
     place, colon, factory = spec.rpartition(":")
     if colon and factory.isidentifier():
-        return _from_factory(place, factory, spec), None
+        return Loaded(_from_factory(place, factory, spec))
     return _from_transformers(str(Path(spec).expanduser()), spec, dtype, local_files_only=True)
 
 
@@ -105,7 +122,7 @@ def _moved(module: nn.Module, device: torch.device) -> nn.Module:
         raise ModelError(f"the model cannot be moved to {device}: {first_line(error)}") from None
 
 
-def _from_transformers(place: str, spec: str, dtype: torch.dtype | None, **where: Any) -> tuple[nn.Module, Any]:
+def _from_transformers(place: str, spec: str, dtype: torch.dtype | None, **where: Any) -> Loaded:
     try:
         import transformers
     except ImportError:
@@ -119,7 +136,7 @@ def _from_transformers(place: str, spec: str, dtype: torch.dtype | None, **where
             hint = "; is the network there, and the name right?" if spec.startswith("hf:") else _no_transformers(place)
             raise ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}{hint}") from error
         _check_report(report, spec)
-        return module, _tokenizer(transformers, place, where)
+        return Loaded(module, _tokenizer(transformers, place, where), tuple(sorted(report.get("unexpected_keys", ()))))
 
 
 def _check_report(report: Any, spec: str) -> None:

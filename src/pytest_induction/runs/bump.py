@@ -19,8 +19,8 @@ PARTS = 60  # of the axis, in decades; more values than that are averaged
 class Bump:
     """The highest bump: where the loss lies farthest above the hull, and where it meets the hull again; indices of the series.
 
-    `height` in nats, with the standard error that the scatter of the loss about itself gives it; `first_knee` and `last_knee`
-    bound the places that are as high within it.
+    `height` in nats, with the error that the scatter of the loss about itself gives it; `first_knee` and `last_knee` bound the
+    places that are as high within two of these.
     """
 
     knee: int
@@ -43,11 +43,20 @@ def find_bump(x: Floats, amount: Floats, loss: Floats) -> Bump:
     knee = int(above.argmax())
     touches = np.flatnonzero(above <= 1e-12)
     end = int(touches[touches > knee][0]) if (touches > knee).any() else len(above) - 1
-    error = _scatter(loss) / float(np.sqrt(counts[knee])) * 1.5**0.5  # against a chord between two others
+    error = _height_error(scatter_of(loss) / np.sqrt(counts), mean_amount, knee, touches)
     within = np.flatnonzero(above >= above[knee] - 2 * error)
     near = within[(within >= knee - _run(within, knee, -1)) & (within <= knee + _run(within, knee, 1))]
     last = np.append(first[1:], len(loss)) - 1
     return Bump(int(last[knee]), int(first[end]), float(above[knee]), error, int(first[near[0]]), int(last[near[-1]]))
+
+
+def _height_error(errors: Floats, amount: Floats, knee: int, touches: NDArray[np.int64]) -> float:
+    """That of the knee and that of the chord below it. Added, not in quadrature: both were chosen, the highest and the lowest."""
+    left, right = (
+        int(side[place]) if len(side) else knee for side, place in ((touches[touches < knee], -1), (touches[touches > knee], 0))
+    )
+    share = (amount[knee] - amount[left]) / max(amount[right] - amount[left], 1e-300)
+    return float(errors[knee] + (1 - share) * errors[left] + share * errors[right])
 
 
 def _run(places: NDArray[np.int64], start: int, step: int) -> int:
@@ -58,7 +67,7 @@ def _run(places: NDArray[np.int64], start: int, step: int) -> int:
     return count
 
 
-def _scatter(loss: Floats) -> float:
+def scatter_of(loss: Floats) -> float:
     """Standard deviation of single values about their neighbours' mean, by the median, which a real bend does not move."""
     if len(loss) < 3:
         return 0.0

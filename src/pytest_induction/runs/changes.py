@@ -54,14 +54,21 @@ def judge_change(run: TrainingRun, axis: Axis, series: Series, rule: Rule) -> Ch
         )
     kept = _until_lost(series)
     levels = _Levels.of(run, kept)
-    if levels.largest + POWER * levels.error < series.bar:
-        flat = f"{words} stays between {_number(kept.y.min())} and {_number(kept.y.max())}"
-        return Change(series.name, Verdict.NOT_FORMED, "no_change", flat, shape="flat")
+    if levels.possible + POWER * levels.error < series.bar:
+        return Change(series.name, Verdict.NOT_FORMED, "no_change", _flat(kept), shape="flat")
     found = find_transition(kept.x, kept.y, rule.error_rate)
     change = _Seen(run, axis, kept, levels, found, rule).judged()
     if len(kept.x) < len(series.x):
         change = replace(change, summary=f"{change.summary}; later it is lost")
     return change
+
+
+def _flat(series: Series) -> str:
+    """What is said of a series that does not change the way it does when induction forms."""
+    words, smooth = WORDS[series.name], _running_median(series.y)
+    if series.sign * (smooth[0] - smooth[-1]) > series.bar:
+        return f"{words} goes from {_number(smooth[0])} to {_number(smooth[-1])}: not the way it goes when induction forms"
+    return f"{words} stays between {_number(smooth.min())} and {_number(smooth.max())}"
 
 
 def _until_lost(series: Series) -> Series:
@@ -83,19 +90,23 @@ def _running_median(values: Floats, width: int = 5) -> Floats:
 
 @dataclass(frozen=True)
 class _Levels:
-    """How far a series gets from where it starts, in the direction that counts, and the standard error of that."""
+    """How far a series gets from where it starts, in the direction that counts, and the standard error of that.
+
+    `possible` is the same from the lowest of the first snapshots: what comes right after the very first is a change too.
+    """
 
     largest: float
+    possible: float
     error: float
 
     @classmethod
     def of(cls, run: TrainingRun, series: Series) -> _Levels:
         smooth = series.sign * _running_median(series.y)
-        start = float(np.median(smooth[:FEWEST_BESIDE]))
-        top = int(smooth.argmax())
+        first, top = smooth[:FEWEST_BESIDE], int(smooth.argmax())
         rough = float(1.4826 * np.median(np.abs(np.diff(series.y))) / math.sqrt(2))
         error = math.hypot(measuring_error(run, series, 0, top), rough)
-        return cls(max(0.0, float(smooth[top]) - start), error)
+        largest, possible = (max(0.0, float(smooth[top] - start)) for start in (np.median(first), first.min()))
+        return cls(largest, possible, error)
 
 
 @dataclass(frozen=True)
@@ -155,8 +166,11 @@ class _Seen:
         return Verdict.FORMED, "abrupt", "abrupt", ""
 
     def _is_gradual(self) -> bool:
-        """Whether something surely changes, no transition that fits is abrupt, and the best is over."""
-        surely = self.levels.largest - POWER * self.levels.error > self.series.bar
+        """Whether something surely changes, no transition that fits is abrupt, and the best is over.
+
+        Where the best goes the other way, the change lies elsewhere, and may be abrupt.
+        """
+        surely = self.levels.largest - POWER * self.levels.error > self.series.bar and self.share > 0
         return surely and not self._abrupt().any() and self.found.end < self.series.x[-1]
 
     def _missing(self) -> tuple[str, str] | None:
@@ -214,7 +228,9 @@ def rivals_of(schedule: Sequence[ScheduledChange], axis: Axis, first: float, las
     """Scheduled changes of the training within the interval or near it."""
     near = []
     for change in schedule:
-        place = float(np.interp(np.log10(max(change.step, 1)), np.log10(axis.steps), axis.x))
+        step, known = np.log10(max(change.step, 1)), np.log10(axis.steps)
+        beyond = step - np.clip(step, known[0], known[-1])  # before the first snapshot or after the last
+        place = float(np.interp(step, known, axis.x) + beyond)
         if first - NEAR <= place <= last + NEAR:
             near.append(f"{change.what} (step {change.step})")
     return tuple(near)

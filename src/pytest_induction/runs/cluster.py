@@ -17,7 +17,7 @@ from pytest_induction.errors import RunError
 from pytest_induction.runs.checkpoints import Checkpoint
 from pytest_induction.runs.streams import first_line
 from pytest_induction.runs.tasks import Bench, Outcome, Plan
-from pytest_induction.runs.workers import divided, share_out
+from pytest_induction.runs.workers import Death, Foreman, Ready, divided
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def on_cluster(plan: Plan, address: str, *, workers: int, num_gpus: float | None
             _connect(ray, address)
         crew = _Actors(ray, plan, num_gpus, _room(ray, workers, num_gpus, most))
         try:
-            yield lambda tasks: share_out(crew, iter(tasks))
+            yield Foreman(crew).measured
         finally:
             crew.dismiss()
     finally:
@@ -76,14 +76,15 @@ def _room(ray: Any, workers: int, num_gpus: float | None, most: int) -> int:
 
 @dataclass(eq=False)
 class _Hand:
-    """An actor, a sign that it has begun, and what it does now."""
+    """An actor, and what is waited for: that it begins, and then what comes of its checkpoint."""
 
     actor: Any
-    begun: Any
-    work: Any = None
+    awaited: Any
 
 
 class _Actors:
+    advice = ""
+
     def __init__(self, ray: Any, plan: Plan, num_gpus: float | None, size: int) -> None:
         self.size = size
         self._ray = ray
@@ -98,28 +99,21 @@ class _Actors:
         return hand
 
     def give(self, hand: _Hand, checkpoint: Checkpoint) -> None:
-        hand.work = hand.actor.outcome.remote(checkpoint)
+        hand.awaited = hand.actor.outcome.remote(checkpoint)
 
-    def next_done(self, busy: Collection[_Hand]) -> tuple[_Hand, Outcome | str]:
-        hands = {hand.work: hand for hand in busy}
+    def next_event(self, hands: Collection[_Hand]) -> tuple[_Hand, Ready | Outcome | Death]:
+        waiting = {hand.awaited: hand for hand in hands}
         try:
-            (ready, *_), _ = self._ray.wait(list(hands), num_returns=1)
+            (ready, *_), _ = self._ray.wait(list(waiting), num_returns=1)
         except Exception as error:
             raise RunError(f"the Ray cluster is lost: {first_line(error)}; what was measured is kept") from error
-        hand = hands[ready]
+        hand = waiting[ready]
         try:
             return hand, self._ray.get(ready)
         except Exception as error:  # noqa: BLE001 - ray has many classes for what is lost
-            return hand, self._lost(hand, error)
-
-    def _lost(self, hand: _Hand, error: Exception) -> str:
-        self._all.remove(hand)
-        self._end(hand)
-        try:
-            self._ray.get(hand.begun)
-        except Exception as reason:
-            raise RunError(f"nothing can be measured on the Ray cluster: {_last_line(reason)}") from reason
-        return f"with {type(error).__name__}"
+            self._all.remove(hand)
+            self._end(hand)
+            return hand, Death(f"with {type(error).__name__}: {_reason(error)}")
 
     def _end(self, hand: _Hand) -> None:
         with suppress(Exception):  # it may be gone with its node
@@ -136,14 +130,14 @@ class Measurer:
     def __init__(self, plan: Plan, beside: int) -> None:
         self._bench = Bench(divided(plan, beside))  # all may be on one node
 
-    def begin(self) -> None:
-        """Nothing; that it returns shows that the process has begun."""
+    def begin(self) -> Ready:
+        return Ready()
 
     def outcome(self, checkpoint: Checkpoint) -> Outcome:
         return self._bench.outcome(checkpoint)
 
 
-def _last_line(error: Exception) -> str:
-    """What Ray says of an error on a node: the traceback comes first, the reason last."""
+def _reason(error: Exception) -> str:
+    """What Ray says of the death of an actor, in a sentence: the reason is in the last line, after a traceback."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    return lines[-1].strip().split(". ")[0] if lines else "no reason is known"

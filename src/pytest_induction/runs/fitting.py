@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,7 @@ from pytest_induction.models.calling import uncompiled
 COMPILED = "_orig_mod."  # what torch.compile puts into names
 
 
-class LeftOver(RunError):
-    """A file has all that the model needs, and more."""
-
-
-def fit(module: nn.Module, tensors: Mapping[str, Tensor], name: str, ignored: Iterable[str] = ()) -> dict[str, Tensor]:
+def fit(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """What `load_state_dict` is to get: names of the module -> tensors, in the types of these.
 
     A prefix that all of a model's weights have in the file (`model.` of Lightning, `module.` of DistributedDataParallel) is
@@ -29,10 +25,10 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], name: str, ignored: It
     wanted = {key.replace(COMPILED, ""): key for key in expected}
     prefix = _prefix(plain, wanted, expected, name)
     given = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
-    left_over = sorted(given.keys() - wanted.keys() - set(ignored))
+    left_over = sorted(given.keys() - wanted.keys())
     if left_over:
         count = len(left_over)
-        raise LeftOver(f"{name} has {count} tensors that the model lacks, the first is `{left_over[0]}`; is it the right model?")
+        raise RunError(f"{name} has {count} tensors that the model lacks, the first is `{left_over[0]}`; is it the right model?")
     fitted = {wanted[key]: value for key, value in given.items() if key in wanted}
     for key, value in fitted.items():
         _check(key, expected[key], value, name)

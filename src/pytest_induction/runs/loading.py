@@ -6,11 +6,9 @@ A model that is kept gets every weight of the next checkpoint or none of them, a
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +17,20 @@ from pytest_induction.errors import InductionError, ModelError, RunError
 from pytest_induction.journal import attached
 from pytest_induction.models.adapt import TRIALS, adapt
 from pytest_induction.models.calling import Caller, as_found, device_of, logits_of
-from pytest_induction.models.load import function_named, load_model, parse_device, parse_dtype
+from pytest_induction.models.load import Loaded, function_named, load_module, parse_device, parse_dtype
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
 from pytest_induction.models.weights import broken_weights
-from pytest_induction.runs.checkpoints import CONFIG, DESCRIBES, Checkpoint
-from pytest_induction.runs.fitting import LeftOver, fill, fit, state_of
+from pytest_induction.runs.checkpoints import CONFIG, Checkpoint
+from pytest_induction.runs.fitting import fill, fit, state_of
 from pytest_induction.runs.reading import check_step, on_this_machine, read_weights
 from pytest_induction.runs.streams import first_line
 from pytest_induction.specs import memory_size
 
 Factory = str | Callable[[], nn.Module]
+
+
+NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version")  # in its config
 
 
 class FactoryError(ModelError):
@@ -50,11 +51,11 @@ class Loading:
 
 @dataclass
 class _Kept:
-    """A model that may take the next checkpoint: of which architecture, and the types that its weights had when it was made."""
+    """A model that may take the next checkpoint: of which architecture, or the types that its weights had when it was made."""
 
     subject: ModelUnderTest
     architecture: object
-    dtypes: Mapping[str, torch.dtype]
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
 
 class Loader:
@@ -62,80 +63,84 @@ class Loader:
 
     def __init__(self, how: Loading) -> None:
         self._how = how
+        self._make: Callable[[], nn.Module] | None = None
         self._kept: _Kept | None = None
         self._is_safe: bool | None = None  # to keep what the factory makes; not known before a checkpoint has fitted it
 
     def load(self, checkpoint: Checkpoint) -> ModelUnderTest:
         """The model under test with these weights. Raises `InductionError`, one line, where it cannot be one."""
         if checkpoint.kind == "hub":
-            self._kept = None  # before the next one is there: one in memory at a time
-            return self._loaded(checkpoint.place, checkpoint.place)
+            return self._of_transformers(checkpoint.place, checkpoint.place)
+        if self._make is None and self._how.factory is not None:
+            self._make = _imported(self._how.factory)  # before weights are read: its file may say which classes are safe in them
         with on_this_machine(checkpoint) as path:
             weights = read_weights(path)
             check_step(checkpoint, weights.step)
-            if self._how.factory is not None:
-                return self._from_factory(weights.tensors, checkpoint.name)
+            if self._make is not None:
+                return self._from_factory(self._make, weights.tensors, checkpoint.name)
             if not (path / CONFIG).is_file():
                 raise RunError(f"{checkpoint.name} has no {CONFIG}: name what makes the model, --factory path/file.py:factory")
-            return self._from_directory(path, weights.tensors, checkpoint.name)
+            del weights
+            return self._of_transformers(str(path), checkpoint.name)
 
-    def _from_directory(self, path: Path, tensors: Mapping[str, Tensor], name: str) -> ModelUnderTest:
-        architecture = _architecture(path, tensors)
-        kept = self._kept
-        if kept is not None and kept.architecture == architecture:
-            module = kept.subject.module
-            return _refilled(kept, fit(module, tensors, name, _unused(module, tensors)), name)
-        self._kept = kept = None
-        subject = self._loaded(str(path), name)
+    def _of_transformers(self, spec: str, name: str) -> ModelUnderTest:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            _empty(kept.subject.module)  # before the next one is there: one in memory at a time
         try:
-            fitted = fit(subject.module, tensors, name, _unused(subject.module, tensors))
-        except LeftOver:
-            raise
-        except RunError:  # transformers renames or joins what is stored, and only its own loader can
-            return subject
-        if subject.way is not None and _holds(subject.module, fitted):
-            self._kept = _Kept(subject, architecture, _dtypes(subject.module))
-        return subject
-
-    def _loaded(self, spec: str, name: str) -> ModelUnderTest:
-        how = self._how
-        try:
-            subject = load_model(spec, device=how.device, dtype=how.dtype, seed=how.seed, memory=how.memory, attach=how.attach)
+            loaded = load_module(spec, device=self._how.device, dtype=self._how.dtype)
         except ModelError as error:
-            raise type(error)(first_line(error).replace(repr(spec), name)) from error
-        subject.name = name
-        return subject
+            raise ModelError(first_line(error).replace(repr(spec), name).replace(spec, name)) from error
+        if loaded.left_over:
+            raise RunError(_left_over(name, loaded.left_over))
+        module, architecture = cast("nn.Module", loaded.module), _architecture(loaded)
+        if kept is None or kept.architecture != architecture:
+            kept = _Kept(self._adapted(module, name, loaded.tokenizer), architecture)
+        else:
+            _hand_over(module, kept.subject.module)
+        if kept.subject.way is not None:
+            self._kept = kept
+        return _checked(kept.subject, name)
 
-    def _from_factory(self, tensors: Mapping[str, Tensor], name: str) -> ModelUnderTest:
+    def _from_factory(self, make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], name: str) -> ModelUnderTest:
         kept = self._kept
         if kept is not None:
-            return _refilled(kept, fit(kept.subject.module, tensors, name), name)
+            module = kept.subject.module
+            fill(module, fit(module, tensors, name), kept.dtypes)
+            return _checked(kept.subject, name)
         if self._is_safe is None:
-            used = self._made()
+            used = make()
             before = _trial(used)  # whatever it keeps of its first pass, it has now
-            fill(used, fit(used, tensors, name), _dtypes(used))
-            refilled = _trial(used)
+            refilled = _trial(_filled(used, tensors, name))
             del used
-            module = self._filled(tensors, name)
+            module = _filled(make(), tensors, name)
             self._is_safe = _same(before, refilled, _trial(module))
         else:
-            module = self._filled(tensors, name)
+            module = _filled(make(), tensors, name)
         dtypes = _dtypes(module)
-        subject = self._adapted(module, name)
+        subject = self._adapted(_moved_to(module, self._how), name)
         if self._is_safe and subject.way is not None:
             self._kept = _Kept(subject, None, dtypes)
         return subject
 
-    def _filled(self, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
-        module = self._made()
-        fill(module, fit(module, tensors, name), _dtypes(module))
-        return module
+    def _adapted(self, module: nn.Module, name: str, tokenizer: Any = None) -> ModelUnderTest:
+        how = self._how
+        memory = None if how.memory is None else memory_size(how.memory)
+        attach = (*how.attach, *attached())
+        return adapt(module, name=name, tokenizer=tokenizer, seed=how.seed, memory=memory, attach=attach)
 
-    def _made(self) -> nn.Module:
-        factory = self._how.factory
-        named = factory if isinstance(factory, str) else getattr(factory, "__qualname__", repr(factory))
+
+def _moved_to(module: nn.Module, how: Loading) -> nn.Module:
+    return module.to(device=parse_device(how.device), dtype=parse_dtype(how.dtype))
+
+
+def _imported(factory: Factory) -> Callable[[], nn.Module]:
+    """What makes the module, whatever goes wrong with it named. Raises `FactoryError` where it cannot be imported."""
+    named = factory if isinstance(factory, str) else getattr(factory, "__qualname__", repr(factory))
+
+    def make() -> nn.Module:
         try:
-            made: Any = function_named(factory)() if isinstance(factory, str) else factory() if factory else None
+            made: Any = function()
         except (Exception, SystemExit) as error:  # the user's own code may raise anything
             said = first_line(error) if isinstance(error, InductionError) else f"{type(error).__name__}: {first_line(error)}"
             raise FactoryError(f"the factory {named!r} makes no model: {said}") from error
@@ -143,23 +148,27 @@ class Loader:
             raise FactoryError(f"the factory {named!r} must return a torch module, it returned `{type(made).__name__}`")
         return made
 
-    def _adapted(self, module: nn.Module, name: str) -> ModelUnderTest:
-        how = self._how
-        target, kind = parse_device(how.device), parse_dtype(how.dtype)
-        module = module.to(device=target, dtype=kind)
-        memory = None if how.memory is None else memory_size(how.memory)
-        return adapt(module, name=name, seed=how.seed, memory=memory, attach=(*how.attach, *attached()))
+    function: Callable[[], Any]
+    try:
+        function = function_named(factory) if isinstance(factory, str) else factory
+    except ModelError as error:
+        raise FactoryError(str(error)) from error
+    return make
 
 
-def _refilled(kept: _Kept, fitted: Mapping[str, Tensor], name: str) -> ModelUnderTest:
-    module = kept.subject.module
-    fill(module, fitted, kept.dtypes)
-    kept.subject.name = name
-    broken = broken_weights(module)
+def _filled(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
+    fill(module, fit(module, tensors, name), _dtypes(module))
+    return module
+
+
+def _checked(subject: ModelUnderTest, name: str) -> ModelUnderTest:
+    """The same model with other weights. Raises `ModelError` for such as are no numbers, as `adapt` does."""
+    subject.name = name
+    broken = broken_weights(subject.module)
     if broken:
         others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise ModelError(f"the weight `{broken[0]}` of {name}{others} holds NaN or infinity")
-    return kept.subject
+    return subject
 
 
 def _dtypes(module: nn.Module) -> dict[str, torch.dtype]:
@@ -185,23 +194,40 @@ def _same(before: Tensor | None, refilled: Tensor | None, new: Tensor | None) ->
     return before is not None and refilled is not None and new is not None and torch.equal(refilled, new)
 
 
-def _architecture(path: Path, tensors: Mapping[str, Tensor]) -> object:
-    """What must be the same for the loader of transformers to do the same: config, tokenizer, and the weights' table."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(each.name for each in path.iterdir() if DESCRIBES.fullmatch(each.name)):
-        content = (path / name).read_bytes()
-        digest.update(f"{len(name)} {name} {len(content)} ".encode() + content)
-    return digest.digest(), frozenset((name, value.shape, value.dtype) for name, value in tensors.items())
+def _architecture(loaded: Loaded) -> object:
+    """What is the same of two models of transformers that differ in the numbers of their weights only."""
+    module: Any = loaded.module
+    settings = [each.to_dict() for each in (module.config, getattr(module, "generation_config", None)) if each is not None]
+    described = [sorted((key, repr(value)) for key, value in each.items() if key not in NOT_OF_THE_MODEL) for each in settings]
+    table = [(name, value.shape, value.dtype) for name, value in _tensors(module).items()]
+    return type(module), described, table, _vocabulary(loaded.tokenizer)
 
 
-def _unused(module: nn.Module, tensors: Mapping[str, Tensor]) -> set[str]:
-    """Tensors of a file that a model of transformers makes itself: buffers that older versions stored, and what it says."""
-    patterns = (*(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq$")
-    buffers = {name for name, _ in module.named_buffers()}
-    return {name for name in tensors if name in buffers or any(re.search(pattern, name) for pattern in patterns)}
+def _vocabulary(tokenizer: Any) -> object:
+    """What tells whether two tokenizers do the same."""
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return type(tokenizer), tuple(tokenizer.all_special_ids), hashlib.blake2b(rules.encode()).digest()
 
 
-def _holds(module: nn.Module, fitted: Mapping[str, Tensor]) -> bool:
-    """Whether the module has these very numbers."""
-    state = state_of(module)
-    return all(torch.equal(state[key].cpu(), value.to(state[key].dtype)) for key, value in fitted.items())
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _empty(module: nn.Module) -> None:
+    """Let go of the weights; the module is of no use until it is given others."""
+    for weight in module.parameters():
+        weight.data = weight.data.new_empty(0)
+
+
+def _hand_over(source: nn.Module, target: nn.Module) -> None:
+    """Give all that `source` holds to `target`, buffers too, so that nothing there is of the checkpoint before."""
+    given = _tensors(source)
+    for name, tensor in _tensors(target).items():
+        tensor.data = given[name].data
+
+
+def _left_over(name: str, names: tuple[str, ...]) -> str:
+    return f"{name} has {len(names)} tensors that its config has no use for, the first is `{names[0]}`; is it the right config?"

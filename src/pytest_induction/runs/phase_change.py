@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pytest_induction.errors import ArgumentError, RunError, user_facing
 from pytest_induction.records import Change, Estimate, Verdict
 from pytest_induction.runs.bump import find_bump
-from pytest_induction.runs.changes import FEWEST, MAX_WIDTH, POWER, WORDS, Rule, judge_change, rivals_of
+from pytest_induction.runs.changes import FEWEST, FEWEST_INSIDE, MAX_WIDTH, POWER, WORDS, Rule, judge_change, rivals_of
 from pytest_induction.runs.record import TrainingRun
 from pytest_induction.runs.series import MIN_CHANGE, REPEATS, Axis, series_of
 
@@ -77,8 +77,6 @@ def find_phase_changes(
     if not 0 < error_rate < 1:
         raise ArgumentError(f"`error_rate` must lie between 0 and 1, got {error_rate}")
     bars = _bars(min_change or {})
-    if len(run) < 2:
-        raise RunError(f"run {run.name!r} has {len(run)} snapshots: a change needs at least {FEWEST}")
     axis, rule = Axis.of(run), Rule(max_width, error_rate)
     heads = _judged(run, axis, "prefix_matching", bars, rule)
     repeats = next((change for name in REPEATS if (change := _judged(run, axis, name, bars, rule))), None)
@@ -107,6 +105,8 @@ def change_of(
     error_rate: float = ERROR_RATE,
 ) -> Change | None:
     """The change of one more series of a run, such as "previous_token"; None if no snapshot has it."""
+    if name not in MIN_CHANGE:
+        raise ArgumentError(f"a run has no series {name!r} to change: it has {', '.join(MIN_CHANGE)}")
     return _judged(run, Axis.of(run), name, _bars(min_change or {}), Rule(max_width, error_rate))
 
 
@@ -135,7 +135,7 @@ def _induction(heads: Change | None, repeats: Change | None) -> tuple[Verdict, s
             raise RunError("no series")
         return only.verdict, only.reason, only.summary, only.settle
     if heads.verdict is Verdict.NOT_FORMED:
-        copies = repeats.verdict is Verdict.FORMED
+        copies = heads.reason == "no_change" and repeats.verdict is Verdict.FORMED
         reason = "copies_without_a_head" if copies else heads.reason
         return Verdict.NOT_FORMED, reason, f"{heads.summary}{f'; but {repeats.summary}' if copies else ''}", ""
     if heads.verdict is Verdict.FORMED and repeats.reason == "no_change":
@@ -187,6 +187,8 @@ def _bump(run: TrainingRun, axis: Axis, bar: float, rule: Rule) -> Change | None
     if height.is_below(bar):
         return Change("loss", Verdict.NOT_FORMED, "no_bump", seen, change=height)
     verdict, reason = (Verdict.FORMED, "bump") if height.is_above(bar) else (Verdict.UNDETERMINED, "bump_unclear")
+    if verdict is Verdict.FORMED and inside < FEWEST_INSIDE:
+        verdict, reason = Verdict.UNDETERMINED, "few_inside"
     width = Estimate(end - knee, end - last, end - first, "decades")
     rivals = rivals_of(run.schedule, axis, first, end)
     share = bump.height / max(float(series.y.max() - series.y.min()), 1e-12)

@@ -160,7 +160,8 @@ def _refusal(error: Exception) -> str:
     said = str(error)
     needs = re.search(r"(?:GLOBAL|global:?|class|instance) ([\w]+(?:\.[\w]+)+)", said)
     if isinstance(error, pickle.UnpicklingError) and needs is not None:
-        return f"needs `{needs[1]}`, which is more than weights and may run code: save model.state_dict() alone"
+        cure = "save model.state_dict() alone, or name it in torch.serialization.add_safe_globals in the factory's file"
+        return f"needs `{needs[1]}`, which is more than weights and may run code: {cure}"
     if isinstance(error, pickle.UnpicklingError):
         reason = re.search(r"(Unsupported \w+ [^\n]*|Unsupported persistent[^\n]*)", said)
         return f"is no file of weights that can be read safely{': ' + reason[1] if reason else ''}"

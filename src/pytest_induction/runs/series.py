@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pytest_induction.errors import RunError
 from pytest_induction.records import Estimate, Moment
 from pytest_induction.runs.record import TrainingRun
 
@@ -41,10 +42,14 @@ class Axis:
 
     @classmethod
     def of(cls, run: TrainingRun) -> Axis:
-        """The axis of a run of at least two snapshots."""
+        """The axis of a run of at least two snapshots, no step below 0; raises `RunError` for another."""
+        if len(run) < 2:
+            raise RunError(f"run {run.name!r} has {len(run)} snapshots: a change needs two at least")
+        if run.steps[0] < 0:
+            raise RunError(f"the steps of run {run.name!r} must be counted from 0, its first is {run.steps[0]}")
         steps = _positive(run.steps.astype(np.float64))
         tokens = run.tokens
-        known = bool(np.isfinite(tokens).all() and (np.diff(tokens) > 0).all())
+        known = bool(np.isfinite(tokens).all() and tokens[0] >= 0 and (np.diff(tokens) > 0).all())
         counted = _positive(tokens) if known else None
         return cls(np.log10(steps if counted is None else counted), steps, counted)
 
@@ -101,14 +106,14 @@ def measuring_error(run: TrainingRun, series: Series, before: int, after: int) -
     if series.name == "icl_score" and one is not None and two is not None and one.shape == two.shape and len(one) > 1:
         return float((two - one).std(ddof=1) / math.sqrt(len(one)))
     errors = [snapshot.errors.get(series.name) for snapshot in (first, last)]
-    values = [of_best(snapshot.prefix_matching, error) for snapshot, error in zip((first, last), errors, strict=True)]
+    values = [of_best(getattr(each, series.name), error) for each, error in zip((first, last), errors, strict=True)]
     return math.hypot(*values)
 
 
 def of_best(scores: object, error: object) -> float:
     """The standard error of a number, or of the highest of many."""
     if isinstance(error, np.ndarray):
-        if not isinstance(scores, np.ndarray) or scores.shape != error.shape:
+        if not isinstance(scores, np.ndarray) or scores.shape != error.shape or not np.isfinite(scores).any():
             return 0.0
         error = float(error[np.unravel_index(np.nanargmax(scores), scores.shape)])
     return error if isinstance(error, float) and math.isfinite(error) else 0.0

@@ -19,12 +19,18 @@ Floats = NDArray[np.float64]
 MOST_POINTS = 200  # a longer series is averaged in so many equal parts of the axis
 PLACES, WIDTHS = 120, 16  # of the coarse grid, over the whole axis
 FINE_PLACES, FINE_WIDTHS = 40, 24  # and of a finer one, over all that fitted,
-MOST_REFINEMENTS = 4  # laid again where few of its places still fit
+STRETCHES = (
+    1.5,
+    1.2,
+    1.1,
+    1.1,
+)  # beyond the widths that fitted, at least; laid again where few of its places or widths still fit
 INNER = 0.8  # the share of a transition between its onset and its end: from 10 % to 90 %
 NEIGHBOURHOOD = 0.6  # decades on either side of a transition that is looked at again, at least; and at least twice its width
 PARAMETERS = 6  # four linear ones, the place and the width
 GAP_SHARE = 1 / 24  # real changes are neither ramps nor logistics: between two points, how they went is not known
 SLOPE_RIDGE = 1e-3  # keeps the slope of a plateau of few points from standing in for the change
+CHANGE_RIDGE = 1e-6  # what lies wholly on one side of every point changes nothing
 NOISE_FLOOR = 2e-3  # of the series' range: no series is known better
 
 
@@ -104,9 +110,9 @@ def find_transition(x: Floats, y: Floats, error_rate: float = 0.05) -> Transitio
     if near.sum() >= PARAMETERS + 2 and (not near.all() or len(x) > MOST_POINTS):
         points = thinned(x[near], y[near])
         found = _fit(points, _coarse(points), error_rate)
-    for _ in range(MOST_REFINEMENTS):
-        found = _fit(points, _fine(found), error_rate)
-        if len(np.unique(found.fitting[:, 1])) >= FINE_PLACES / 4:
+    for stretch in STRETCHES:
+        found = _fit(points, _fine(found, stretch), error_rate)
+        if all(len(np.unique(found.fitting[:, column])) >= fine / 4 for column, fine in ((1, FINE_PLACES), (3, FINE_WIDTHS))):
             break
     return found
 
@@ -137,14 +143,16 @@ def _coarse(points: Points) -> tuple[Floats, Floats]:
     return _crossed(np.unique(np.concatenate([np.linspace(start, stop, PLACES), points.x[:-1] + gaps / 2])), widths)
 
 
-def _fine(found: Transition) -> tuple[Floats, Floats]:
-    """A finer grid over all that fitted and a little more."""
+def _fine(found: Transition, least_stretch: float) -> tuple[Floats, Floats]:
+    """A finer grid over all that fitted and a little more; where a jump may have fitted, over all jumps between two points."""
     first, last = found.interval(1)
     narrow, wide = found.interval(3)
-    margin = max((last - first) / 3, found.width / 50)
+    jump = narrow < found.gap
+    margin = max((last - first) / 3, found.gap if jump else found.width / 50)
     places = np.append(np.linspace(first - margin, last + margin, FINE_PLACES), found.midpoint)
-    stretch = max((wide / narrow) ** 0.3, 1.1)
-    return _crossed(places, np.append(np.geomspace(narrow / stretch, wide * stretch, FINE_WIDTHS), found.width))
+    stretch = max((wide / narrow) ** 0.3, least_stretch)
+    narrow = min(narrow / stretch, found.gap / 20) if jump else narrow / stretch
+    return _crossed(places, np.append(np.geomspace(narrow, wide * stretch, FINE_WIDTHS), found.width))
 
 
 def _crossed(places: Floats, widths: Floats) -> tuple[Floats, Floats]:
@@ -169,10 +177,10 @@ def _design(x: Floats, place: Floats, shape: Floats) -> Floats:
 
 
 def _solved(points: Points, place: Floats, shape: Floats) -> tuple[Floats, Floats]:
-    """Coefficients (tried, 4) and fitted values (tried, points) of least squares, slopes held to nothing ever so slightly."""
+    """Coefficients (tried, 4) and fitted values (tried, points) of least squares, slopes and change held to nothing ever so slightly."""
     design = _design(points.x, place, shape)
     normal = np.einsum("tpi,tpj->tij", design, design)
-    normal[:, [0, 1], [0, 1]] += 1e-9
+    normal[:, 1, 1] += CHANGE_RIDGE
     normal[:, [2, 3], [2, 3]] += SLOPE_RIDGE * len(points.x)
     right = np.einsum("tpi,p->ti", design, points.y)
     found = np.linalg.solve(normal, right[..., None])[..., 0]
@@ -203,8 +211,9 @@ def _noise(points: Points, place: float, shape: Floats) -> tuple[float, float]:
 
 def _bent_cost(points: Points) -> float:
     """Squared residuals of the best line with at most one bend: what changes without a transition."""
-    bends = np.maximum(points.x - points.x[:-1, None], 0.0)  # the first is no bend: a line
-    design = np.stack([np.ones_like(bends), np.broadcast_to(points.x, bends.shape), bends], axis=-1)
+    x = (points.x - points.x[0]) / (points.x[-1] - points.x[0])  # a short record late in a training is as well known
+    bends = np.maximum(x - x[:-1, None], 0.0)  # the first is no bend: a line
+    design = np.stack([np.ones_like(bends), np.broadcast_to(x, bends.shape), bends], axis=-1)
     normal = np.einsum("tpi,tpj->tij", design, design) + 1e-9 * np.eye(3)
     found = np.linalg.solve(normal, np.einsum("tpi,p->ti", design, points.y)[..., None])[..., 0]
     return float(((points.y - np.einsum("tpi,ti->tp", design, found)) ** 2).sum(axis=1).min())

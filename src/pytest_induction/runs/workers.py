@@ -10,9 +10,9 @@ import signal
 from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -24,50 +24,102 @@ from pytest_induction.runs.streams import first_line
 from pytest_induction.runs.tasks import Bench, Outcome, Plan
 
 ATTEMPTS = 2  # at a checkpoint, before the death of who measures it is taken to be its doing
+STILLBORN = 2  # workers in a row that died before they could begin, until no more are tried
 PATIENCE = 5.0  # seconds that a worker has to end by itself
-READY = "ready"
 Hand = TypeVar("Hand")
+Task = tuple[Checkpoint, int]  # with which attempt it is
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker can be given its first checkpoint."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """A worker is no more."""
+
+    how: str
 
 
 class Crew(Protocol[Hand]):
     """Those who measure: hired as they are needed, each with one checkpoint at a time."""
 
     size: int
+    advice: str
 
     def hire(self) -> Hand: ...
 
     def give(self, hand: Hand, checkpoint: Checkpoint) -> None: ...
 
-    def next_done(self, busy: Collection[Hand]) -> tuple[Hand, Outcome | str]:
-        """Wait for one of them: what came of its checkpoint, or how it died."""
+    def next_event(self, hands: Collection[Hand]) -> tuple[Hand, Ready | Outcome | Death]:
+        """Wait until one of them is ready, done or dead."""
         ...
 
 
-def share_out(crew: Crew[Hand], tasks: Iterator[Checkpoint]) -> Iterator[tuple[Checkpoint, Outcome]]:
-    """Have all checkpoints measured, and give what came of each as soon as it is there."""
-    again: deque[tuple[Checkpoint, int]] = deque()
-    idle: list[Hand] = []
-    busy: dict[Hand, tuple[Checkpoint, int]] = {}
-    while True:
-        while len(busy) < crew.size:
-            task = again.popleft() if again else next(((each, 1) for each in tasks), None)
-            if task is None:
-                break
-            hand = idle.pop() if idle else crew.hire()
-            busy[hand] = task
-            crew.give(hand, task[0])
-        if not busy:
-            return
-        hand, found = crew.next_done(busy)
-        checkpoint, attempt = busy.pop(hand)
-        if isinstance(found, Outcome):
-            idle.append(hand)
-            yield checkpoint, found
-        elif attempt < ATTEMPTS:
-            again.append((checkpoint, attempt + 1))
-        else:
-            problem = f"{checkpoint.name}: the process that measured it died {ATTEMPTS} times, the last time {found}"
-            yield checkpoint, Outcome(Snapshot(checkpoint.step, problem=problem))
+class Foreman(Generic[Hand]):
+    """Has checkpoints measured by a crew. A checkpoint is given to who is ready for it, for others may never be."""
+
+    def __init__(self, crew: Crew[Hand]) -> None:
+        self._crew = crew
+        self._starting: list[Hand] = []
+        self._idle: list[Hand] = []
+        self._working: dict[Hand, Task] = {}
+        self._waiting: deque[Task] = deque()
+        self._stillborn = 0
+
+    def measured(self, tasks: Iterator[Checkpoint]) -> Iterator[tuple[Checkpoint, Outcome]]:
+        """Of every checkpoint what came of it, as soon as it is there. The next is asked for when somebody can measure it."""
+        while True:
+            self._staff(tasks)
+            while self._idle and self._waiting:
+                hand, task = self._idle.pop(), self._waiting.popleft()
+                self._working[hand] = task
+                self._crew.give(hand, task[0])
+            if not self._working and not self._waiting:
+                return
+            hand, event = self._crew.next_event([*self._starting, *self._working])
+            done = self._after(hand, event)
+            if done is not None:
+                yield done
+
+    def _staff(self, tasks: Iterator[Checkpoint]) -> None:
+        """See to it that as many checkpoints wait as there are free hands, and to hands for those that wait."""
+        while True:
+            free = len(self._idle) + len(self._starting)
+            has_room = free + len(self._working) < self._crew.size
+            if len(self._waiting) > free and has_room:
+                self._starting.append(self._crew.hire())
+            elif len(self._waiting) < free or (has_room and len(self._waiting) == free):
+                task = next(tasks, None)
+                if task is None:
+                    return
+                self._waiting.append((task, 1))
+            else:
+                return
+
+    def _after(self, hand: Hand, event: Ready | Outcome | Death) -> tuple[Checkpoint, Outcome] | None:
+        """Keep the books; what came of a checkpoint, if it is done with."""
+        if isinstance(event, Ready):
+            self._stillborn = 0
+            self._starting.remove(hand)
+            self._idle.append(hand)
+            return None
+        if hand in self._starting and isinstance(event, Death):
+            self._starting.remove(hand)
+            self._stillborn += 1
+            if self._stillborn >= STILLBORN:
+                raise RunError(f"a worker died before it could begin, {event.how}{self._crew.advice}")
+            return None
+        checkpoint, attempt = self._working.pop(hand)
+        if isinstance(event, Outcome):
+            self._idle.append(hand)
+            return checkpoint, event
+        if attempt < ATTEMPTS:
+            self._waiting.appendleft((checkpoint, attempt + 1))
+            return None
+        problem = f"{checkpoint.name}: the process that measured it died {ATTEMPTS} times, the last time {event.how}"
+        return checkpoint, Outcome(Snapshot(checkpoint.step, problem=problem))
 
 
 @contextmanager
@@ -75,7 +127,7 @@ def in_processes(plan: Plan, count: int) -> Iterator[Any]:
     """A function that measures checkpoints in so many processes, which end with the block."""
     crew = _Processes(divided(plan, count), count)
     try:
-        yield lambda tasks: share_out(crew, iter(tasks))
+        yield Foreman(crew).measured
     finally:
         crew.dismiss()
 
@@ -96,7 +148,6 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
         self.line, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, plan, threads), daemon=True)
-        self.is_ready = False
         with _no_interrupts():
             self.process.start()
         theirs.close()
@@ -110,6 +161,8 @@ class _Worker:
 
 
 class _Processes:
+    advice = '; a script that sweeps in several processes must do so under `if __name__ == "__main__":`'
+
     def __init__(self, plan: Plan, size: int) -> None:
         self.size = size
         self._plan = plan
@@ -129,30 +182,20 @@ class _Processes:
         with suppress(OSError):  # it has died, which shows when it is waited for
             hand.line.send(checkpoint)
 
-    def next_done(self, busy: Collection[_Worker]) -> tuple[_Worker, Outcome | str]:
-        lines = {worker.line: worker for worker in busy}
-        while True:
-            for line in wait(list(lines)):
-                worker = lines[line]  # type: ignore[index]  # what is waited for are lines
-                try:
-                    found = worker.line.recv()
-                except (EOFError, OSError):
-                    return worker, self._lost(worker)
-                if isinstance(found, Outcome):
-                    return worker, found
-                worker.is_ready = True
+    def next_event(self, hands: Collection[_Worker]) -> tuple[_Worker, Ready | Outcome | Death]:
+        lines = {worker.line: worker for worker in hands}
+        (line, *_) = wait(list(lines))
+        worker = lines[line]  # type: ignore[index]  # what is waited for are lines
+        try:
+            return worker, worker.line.recv()
+        except (EOFError, OSError):
+            return worker, self._lost(worker)
 
-    def _lost(self, worker: _Worker) -> str:
+    def _lost(self, worker: _Worker) -> Death:
         self._all.remove(worker)
         worker.end(PATIENCE)
         code = worker.process.exitcode or 0
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        if not worker.is_ready:
-            raise RunError(
-                f"a worker ended {how} before it could begin; a script that sweeps in several processes must do so "
-                'under `if __name__ == "__main__":`'
-            )
-        return how
+        return Death(f"by signal {-code}" if code < 0 else f"with exit code {code}")
 
     def dismiss(self) -> None:
         for worker in self._all:
@@ -182,6 +225,6 @@ def _serve(line: Connection[Any, Any], plan: Plan, threads: int) -> None:
     torch.set_num_threads(threads)
     bench = Bench(plan)
     with suppress(EOFError, OSError):
-        line.send(READY)
+        line.send(Ready())
         while True:
             line.send(bench.outcome(line.recv()))
