@@ -64,10 +64,12 @@ if TYPE_CHECKING:
         TokenSpace,
         Verdict,
     )
+    from pytest_induction.runs.checkpoints import Checkpoint, find_checkpoints
     from pytest_induction.runs.opening import load_run
     from pytest_induction.runs.phase_change import PhaseChange, find_phase_changes
     from pytest_induction.runs.record import ScheduledChange, Snapshot, TrainingRun
     from pytest_induction.runs.recorder import InductionRecorder
+    from pytest_induction.runs.sweep import sweep
     from pytest_induction.virtual import VirtualPair, VirtualScores, measure_virtual_heads
 
 _HOME = {
@@ -127,10 +129,12 @@ _HOME = {
         "TokenSpace",
         "Verdict",
     ),
+    "runs.checkpoints": ("Checkpoint", "find_checkpoints"),
     "runs.opening": ("load_run",),
     "runs.phase_change": ("PhaseChange", "find_phase_changes"),
     "runs.record": ("ScheduledChange", "Snapshot", "TrainingRun"),
     "runs.recorder": ("InductionRecorder",),
+    "runs.sweep": ("sweep",),
     "virtual": ("VirtualPair", "VirtualScores", "measure_virtual_heads"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -140,6 +144,7 @@ __all__ = [
     "ArgumentError",
     "Behaviour",
     "Change",
+    "Checkpoint",
     "CopyingScores",
     "Estimate",
     "Evidence",
@@ -189,6 +194,7 @@ __all__ = [
     "check_property",
     "completes_repeats",
     "evaluate_probes",
+    "find_checkpoints",
     "find_counterexample",
     "find_phase_changes",
     "given_probes",
@@ -202,6 +208,7 @@ __all__ = [
     "prefers_longer_match",
     "show_attention",
     "survives_distractors",
+    "sweep",
 ]
 
 

@@ -74,6 +74,8 @@ class SessionRuns:
 
     def _swept(self, name: str) -> TrainingRun:
         """The run of a directory of checkpoints; what was measured before, in this session or an earlier one, is not again."""
+        from dataclasses import replace
+
         from pytest_induction.errors import RunBusyError
         from pytest_induction.runs.sweep import sweep
 
@@ -84,7 +86,7 @@ class SessionRuns:
         out = self._kept_at() / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
         while True:
             try:
-                return sweep(
+                found = sweep(
                     name,
                     out,
                     factory=factory,
@@ -96,6 +98,8 @@ class SessionRuns:
                 )
             except RunBusyError:  # another worker of this session
                 time.sleep(BUSY)
+            else:
+                return replace(found, name=name.rstrip("/").rpartition("/")[2])
 
     def _kept_at(self) -> Path:
         """Where sweeps are kept from one session to the next: pytest's cache, if it has one."""

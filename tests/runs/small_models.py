@@ -64,10 +64,6 @@ def make_tied():
     return Small(tied=True)
 
 
-def make_wider():
-    return Small(width=24)
-
-
 def make_hoarder():
     return Hoarder()
 

@@ -46,7 +46,13 @@ def test_the_height_is_that_above_the_lowest_chord(seed):
 
 @pytest.mark.parametrize(
     "loss",
-    [lambda a: 2 + 8 * a**-0.3, lambda a: 2 + 4 * np.exp(-a / 500), lambda a: 5 - 4 * a / a[-1], lambda a: 0 * a + 3, lambda a: (a / a[-1]) ** 2],
+    [
+        lambda a: 2 + 8 * a**-0.3,
+        lambda a: 2 + 4 * np.exp(-a / 500),
+        lambda a: 5 - 4 * a / a[-1],
+        lambda a: 0 * a + 3,
+        lambda a: (a / a[-1]) ** 2,
+    ],
     ids=["power", "exponential", "line", "constant", "rising"],
 )
 def test_a_convex_loss_has_no_bump(loss):

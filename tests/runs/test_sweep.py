@@ -24,6 +24,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pytest_induction import progress
 from pytest_induction.__main__ import main
 from pytest_induction.errors import ArgumentError, ModelError, RunError, TextError
 from pytest_induction.models.load import load_model
@@ -573,7 +574,28 @@ def test_a_terminal_shows_how_many_checkpoints_are_done_and_the_time_that_is_lef
             shown += part
     os.close(ours)
     assert said == f"{out}: 4 snapshots, steps 0 to 30\n"
-    assert b"sweep:   0%" in shown and b"| 4/4 [" in shown and b"seq" not in shown and b"losses" not in shown
+    assert b"sweep:   0%" in shown and b"| 0/4 [" in shown and b"checkpoint/s" in shown
+    assert b"seq" not in shown and b"losses" not in shown
+
+
+def test_the_bar_counts_every_checkpoint_and_no_sequence(place, out):
+    """Those too that are measured already, or cannot be."""
+
+    class Bar:
+        unit, n = "checkpoint", 0
+
+        def update(self, count):
+            self.n += count
+
+    (place / "step_0010.pt").write_bytes(b"broken")
+    for _ in range(2):
+        bar = Bar()
+        token = progress._bar.set(bar)
+        try:
+            quick(place, out)
+        finally:
+            progress._bar.reset(token)
+        assert bar.n == 4
 
 
 def test_the_command_says_what_could_not_be_measured_and_where_the_run_lies(place, out, capsys):

@@ -114,27 +114,24 @@ def test_shifting_the_axis_shifts_the_places(shift):
     assert other.costs == pytest.approx(found.costs, rel=1e-3)
 
 
-COVERED = 30  # curves for each kind of noise
-
-
-@pytest.mark.parametrize(("likeness", "size"), [(0.0, 0.01), (0.0, 0.05), (0.5, 0.03), (0.8, 0.02)])
-def test_the_intervals_hold_what_the_curves_were_made_with(likeness, size):
-    """Of 30 curves a 95 % interval misses the midpoint in 4 at most, and it is not so wide as to be of no use."""
+def test_the_intervals_hold_what_the_curves_were_made_with():
+    """Of 128 curves, a quarter for each kind of noise, nine in ten or more for places and for widths, and not by being of no use."""
     held, widths_held, half = [], [], []
-    for seed in range(COVERED):
+    for seed in range(128):
         rng = np.random.default_rng(seed)
+        likeness, size = [(0.0, 0.01), (0.0, 0.05), (0.5, 0.03), (0.8, 0.02)][seed // 32]
         x = np.linspace(0, 3, int(rng.choice([40, 60, 100])))
         place, width = rng.uniform(1, 2), rng.choice([0.1, 0.2, 0.4])
-        y = curve(["ramp", "logistic"][seed % 2], x, place, width) + noise_of(len(x), size, seed, likeness)
-        found = find_transition(x, y)
-        low, high = found.interval(1)
+        found = find_transition(
+            x, curve(["ramp", "logistic"][seed % 2], x, place, width) + noise_of(len(x), size, seed + 1000, likeness)
+        )
+        (low, high), (narrow, wide) = found.interval(1), found.interval(3)
         held.append(low <= place <= high)
+        widths_held.append(narrow <= width <= wide)
         half.append((high - low) / 2)
-        low, high = found.interval(3)
-        widths_held.append(low <= width <= high)
-    assert sum(held) >= COVERED - 4
-    assert sum(widths_held) >= COVERED - 5
-    assert np.median(half) < 0.05
+    assert np.mean(held) >= 0.9
+    assert np.mean(widths_held) >= 0.9
+    assert np.median(half) < 0.03
 
 
 def test_a_wider_interval_is_asked_for_by_a_smaller_error_rate():
@@ -189,7 +186,11 @@ def test_a_constant_series_has_no_change_and_no_place_that_is_not_finite(value, 
 
 @pytest.mark.parametrize(
     ("name", "bends"),
-    [("line", lambda x: 0.2 * x), ("bend", lambda x: 0.4 * np.maximum(x - 1.5, 0)), ("transition", lambda x: 0.7 * ramp(x, 1.5, 0.4))],
+    [
+        ("line", lambda x: 0.2 * x),
+        ("bend", lambda x: 0.4 * np.maximum(x - 1.5, 0)),
+        ("transition", lambda x: 0.7 * ramp(x, 1.5, 0.4)),
+    ],
 )
 @pytest.mark.parametrize("shift", [0.0, 9.0])
 @pytest.mark.parametrize("stretch", [1.0, 1e-4])

@@ -211,11 +211,8 @@ class _Seen:
     def _change(self) -> Estimate:
         """What changes in the window, in the direction that counts, give or take 2.8 standard errors."""
         x, found = self.series.x, self.found
-        before, after = (max(1, int(beside.sum())) for beside in (x < found.onset, x > found.end))
-        worth = found.n_effective / len(x)
-        scatter = found.noise * math.sqrt(1 / max(1.0, before * worth) + 1 / max(1.0, after * worth))
         places = [int(np.searchsorted(x, place).clip(0, len(x) - 1)) for place in (found.onset, found.end)]
-        half = POWER * math.hypot(scatter, measuring_error(self.run, self.series, *places))
+        half = POWER * math.hypot(found.change_error, measuring_error(self.run, self.series, *places))
         value = self.series.sign * found.change
         return Estimate(value, value - half, value + half, self.series.unit)
 

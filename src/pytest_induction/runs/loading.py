@@ -135,12 +135,16 @@ def _moved_to(module: nn.Module, how: Loading) -> nn.Module:
 
 
 def _imported(factory: Factory) -> Callable[[], nn.Module]:
-    """What makes the module, whatever goes wrong with it named. Raises `FactoryError` where it cannot be imported."""
+    """What makes the module; whatever goes wrong with it is a `FactoryError` that names it."""
     named = factory if isinstance(factory, str) else getattr(factory, "__qualname__", repr(factory))
+    try:
+        found: Callable[[], Any] = function_named(factory) if isinstance(factory, str) else factory
+    except ModelError as error:
+        raise FactoryError(str(error)) from error
 
     def make() -> nn.Module:
         try:
-            made: Any = function()
+            made = found()
         except (Exception, SystemExit) as error:  # the user's own code may raise anything
             said = first_line(error) if isinstance(error, InductionError) else f"{type(error).__name__}: {first_line(error)}"
             raise FactoryError(f"the factory {named!r} makes no model: {said}") from error
@@ -148,11 +152,6 @@ def _imported(factory: Factory) -> Callable[[], nn.Module]:
             raise FactoryError(f"the factory {named!r} must return a torch module, it returned `{type(made).__name__}`")
         return made
 
-    function: Callable[[], Any]
-    try:
-        function = function_named(factory) if isinstance(factory, str) else factory
-    except ModelError as error:
-        raise FactoryError(str(error)) from error
     return make
 
 

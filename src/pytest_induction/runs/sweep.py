@@ -217,7 +217,8 @@ def _check_factory(factory: Factory | None, checkpoints: Sequence[Checkpoint]) -
     if factory is None:
         file = next((each for each in checkpoints if each.kind == "file"), None)
         if file is not None:
-            raise RunError(f"{file.name} holds weights alone: name what makes the model, --factory path/file.py:factory")
+            how = "--factory (of pytest --induction-factory) path/file.py:factory"
+            raise RunError(f"{file.name} holds weights alone: name what makes the model, {how}")
     elif isinstance(factory, str):
         function_named(factory)
     elif not callable(factory):

@@ -24,7 +24,7 @@ STRETCHES = (
     1.2,
     1.1,
     1.1,
-)  # beyond the widths that fitted, at least; laid again where few of its places or widths still fit
+)  # at least so far beyond the widths that fitted; laid again where few of it still fit
 INNER = 0.8  # the share of a transition between its onset and its end: from 10 % to 90 %
 NEIGHBOURHOOD = 0.6  # decades on either side of a transition that is looked at again, at least; and at least twice its width
 PARAMETERS = 6  # four linear ones, the place and the width
@@ -52,16 +52,17 @@ class Transition:
     """The transition that fits best, and all that fit about as well. Places on the axis, in decades; changes in the series' unit.
 
     `fitting` (fits, 5) has a row for each of the latter: onset, midpoint, end, width, and the change between onset and end.
-    `change` is that of the best. `noise` is the standard deviation of the residuals, `n_effective` how many independent ones
-    they are worth. `costs` are the squared residuals of the best flat line, the best line with at most one bend, and the best
-    transition, and `allowed` is how much more than the last still fits about as well. `gap` is that between the points around
-    the midpoint.
+    `change` is that of the best, `change_error` its standard error. `noise` is the standard deviation of the residuals,
+    `n_effective` how many independent ones they are worth. `costs` are the squared residuals of the best flat line, the best line
+    with at most one bend, and the best transition, and `allowed` is how much more than the last still fits about as well. `gap`
+    is that between the points around the midpoint.
     """
 
     onset: float
     midpoint: float
     end: float
     change: float
+    change_error: float
     fitting: Floats
     noise: float
     n_effective: float
@@ -100,8 +101,8 @@ def thinned(x: Floats, y: Floats, most: int = MOST_POINTS) -> Points:
 def find_transition(x: Floats, y: Floats, error_rate: float = 0.05) -> Transition:
     """The transition of a series (points,) over an axis in decades, rising strictly; at least eight points.
 
-    Found on the whole series, then once more in its neighbourhood, where what is far away cannot bend the plateaus. Each
-    interval misses at most at `error_rate`.
+    Found on the whole series, then once more in its neighbourhood, where what is far away cannot bend the plateaus. The interval
+    of each place and of the width misses at most at `error_rate`.
     """
     points = thinned(x, y)
     found = _fit(points, _coarse(points), error_rate)
@@ -123,8 +124,9 @@ def _fit(points: Points, grid: tuple[Floats, Floats], error_rate: float) -> Tran
     costs, changes = _costs(points, place, width, shapes)
     best = int(costs.argmin())
     noise, n_effective = _noise(points, place[best], shapes[best])
-    freedom = max(2, math.floor(n_effective) - PARAMETERS)
-    allowed = student_quantile(error_rate / 2, freedom) ** 2 * noise**2 * len(points.x) / n_effective
+    quantile = student_quantile(error_rate / 2, max(2, math.floor(n_effective) - PARAMETERS))
+    worth = noise**2 * len(points.x) / n_effective
+    allowed = quantile**2 * worth
     fitting = np.stack([place - width / 2, place, place + width / 2, width, changes], axis=1)
     onset, midpoint, end, _, change = map(float, fitting[best])
     flat = float(((points.y - points.y.mean()) ** 2).sum())
@@ -132,7 +134,9 @@ def _fit(points: Points, grid: tuple[Floats, Floats], error_rate: float) -> Tran
     chosen = costs <= costs[best] + allowed
     beside = int(np.clip(np.searchsorted(points.x, midpoint), 1, len(points.x) - 1))
     gap = float(points.x[beside] - points.x[beside - 1])
-    return Transition(onset, midpoint, end, change, fitting[chosen], noise, n_effective, rivals, allowed, gap)
+    own = _change_error(points, place[best], width[best], shapes[best]) * math.sqrt(worth)
+    error = math.hypot(own, float(np.ptp(changes[chosen])) / 2 / quantile)
+    return Transition(onset, midpoint, end, change, error, fitting[chosen], noise, n_effective, rivals, allowed, gap)
 
 
 def _coarse(points: Points) -> tuple[Floats, Floats]:
@@ -177,14 +181,27 @@ def _design(x: Floats, place: Floats, shape: Floats) -> Floats:
 
 
 def _solved(points: Points, place: Floats, shape: Floats) -> tuple[Floats, Floats]:
-    """Coefficients (tried, 4) and fitted values (tried, points) of least squares, slopes and change held to nothing ever so slightly."""
+    """Coefficients (tried, 4) and fitted values (tried, points) of least squares, slopes and change held a little to nothing."""
     design = _design(points.x, place, shape)
-    normal = np.einsum("tpi,tpj->tij", design, design)
-    normal[:, 1, 1] += CHANGE_RIDGE
-    normal[:, [2, 3], [2, 3]] += SLOPE_RIDGE * len(points.x)
+    normal = _normal(design)
     right = np.einsum("tpi,p->ti", design, points.y)
     found = np.linalg.solve(normal, right[..., None])[..., 0]
     return found, np.einsum("tpi,ti->tp", design, found)
+
+
+def _normal(design: Floats) -> Floats:
+    """The matrices (tried, 4, 4) of the normal equations, with what holds slopes and change."""
+    normal = np.einsum("tpi,tpj->tij", design, design)
+    normal[:, 1, 1] += CHANGE_RIDGE
+    normal[:, [2, 3], [2, 3]] += SLOPE_RIDGE * design.shape[1]
+    return normal
+
+
+def _change_error(points: Points, place: float, width: float, shape: Floats) -> float:
+    """Standard error of the change between onset and end, for independent noise of 1; its place and width as they are."""
+    counted = np.array([0.0, INNER, width / 2, width / 2])
+    normal = _normal(_design(points.x, np.array([place]), shape[None]))[0]
+    return math.sqrt(float(counted @ np.linalg.solve(normal, counted)))
 
 
 def _costs(points: Points, place: Floats, width: Floats, shapes: Floats, at_once: int = 500) -> tuple[Floats, Floats]:
