@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from pytest_induction.runs.phase_change import change_of
 from pytest_induction.runs.record import ScheduledChange, Snapshot, TrainingRun
 
 HEADS = ("prefix_matching", "previous_token")
@@ -61,3 +62,18 @@ def formed_series(steps, place=2.4, width=0.15, *, noise=0.003, seed=0):
         "icl_score": -0.1 - 1.5 * shape + 3 * parts[2],
         "loss": 6 - 0.5 * x - 1.5 * shape + parts[3],
     }
+
+
+STEPS = log_steps(100)
+X = np.log10(STEPS)
+
+
+def heads(shape, steps=STEPS, noise=0.003, seed=0, **options):
+    """The change of prefix matching that goes from 0.06 to 0.76 as a shape does from 0 to 1."""
+    values = 0.06 + 0.7 * np.asarray(shape) + noise_of(len(steps), noise, seed)
+    rule = {name: options.pop(name) for name in ("max_width", "min_change") if name in options}
+    return change_of(run_of(steps, prefix_matching=values, **options), "prefix_matching", **rule)
+
+
+def abrupt(steps=STEPS, place=2.4, width=0.2):
+    return logistic(np.log10(np.maximum(steps, 0.5)), place, width)

@@ -12,22 +12,9 @@ from pytest_induction.runs.changes import POWER, rivals_of
 from pytest_induction.runs.phase_change import change_of
 from pytest_induction.runs.record import TrainingRun
 from pytest_induction.runs.series import Axis, measuring_error, series_of
-from tests.runs.curves import log_steps, logistic, noise_of, ramp, run_of
+from tests.runs.curves import STEPS, X, abrupt, heads, logistic, noise_of, ramp, run_of
 
 FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED
-STEPS = log_steps(100)
-X = np.log10(STEPS)
-
-
-def heads(shape, steps=STEPS, noise=0.003, seed=0, **options):
-    """The change of prefix matching that goes from 0.06 to 0.76 as a shape does from 0 to 1."""
-    values = 0.06 + 0.7 * np.asarray(shape) + noise_of(len(steps), noise, seed)
-    rule = {name: options.pop(name) for name in ("max_width", "min_change") if name in options}
-    return change_of(run_of(steps, prefix_matching=values, **options), "prefix_matching", **rule)
-
-
-def abrupt(steps=STEPS, place=2.4, width=0.2):
-    return logistic(np.log10(np.maximum(steps, 0.5)), place, width)
 
 
 CASES = {
@@ -74,7 +61,8 @@ def test_a_formed_change_says_what_the_curve_was_made_with():
     assert found.change.value == pytest.approx(0.56, rel=0.03)
     assert found.change.low < 0.56 < found.change.high
     assert found.share == pytest.approx(0.8, abs=0.03)
-    inside = (STEPS >= found.onset.step.low) & (STEPS <= found.end.step.high)
+    first, last = found.onset.step.low, found.end.step.high
+    inside = (first <= STEPS) & (last >= STEPS)
     assert found.n_inside == inside.sum() >= 3
     for estimate in (found.onset.step, found.midpoint.step, found.end.step, found.width, found.change):
         assert estimate.low <= estimate.value <= estimate.high
@@ -99,12 +87,12 @@ def test_a_fall_is_no_change_and_is_told_as_a_fall():
 
 def test_a_rise_beside_a_larger_fall_is_not_called_gradual():
     """What goes the other way fits best here, and says nothing of how fast the rise was."""
-    for seed in range(5):
-        steps = np.unique(np.r_[0, np.geomspace(125, 10_000, 80).astype(int)])
-        x = np.log10(np.maximum(steps, 0.5))
-        found = heads(logistic(x, 2.4, 0.1) - 0.75 * logistic(x, 3.1, 0.25), steps, seed=seed)
-        assert found.reason != "gradual"
-        assert found.verdict is not NOT_FORMED
+    steps = np.arange(81) * 125
+    x = np.log10(np.maximum(steps, 0.5))
+    for lost, width in ((0.6, 0.4), (0.8, 0.24), (1.0, 0.4)):
+        found = heads(ramp(x, 2.44, 0.24) - lost * ramp(x, 2.94, width), steps)
+        assert found.change.value < 0
+        assert found.verdict is UNDETERMINED
 
 
 def test_heads_that_are_lost_later_had_formed():
@@ -174,11 +162,10 @@ def test_heads_of_other_shapes_at_some_snapshots_are_read_all_the_same():
     assert change_of(TrainingRun("ragged", tuple(ragged)), "prefix_matching").verdict is FORMED
 
 
-def test_no_number_at_all_is_few_snapshots():
+def test_no_number_at_all_is_not_recorded():
     run = run_of(STEPS, loss=X)
     empty = [dataclasses.replace(each, prefix_matching=np.full((2, 2), np.nan)) for each in run.snapshots]
-    found = change_of(TrainingRun("empty", tuple(empty)), "prefix_matching")
-    assert (found.verdict, found.reason) == (UNDETERMINED, "few_snapshots")
+    assert change_of(TrainingRun("empty", tuple(empty)), "prefix_matching") is None
 
 
 @pytest.mark.parametrize(
@@ -338,40 +325,3 @@ def test_a_series_that_is_none_of_a_run_is_refused_by_name():
 
 def test_a_series_that_was_not_recorded_has_no_change():
     assert change_of(run_of(STEPS, loss=X), "previous_token") is None
-
-
-def test_noise_never_passes_for_a_change_and_a_change_never_for_none():
-    """Of 40 flat series with noise of any size none is FORMED; of 40 abrupt ones none is NOT_FORMED, and with little noise all are FORMED."""
-    for seed in range(40):
-        size, likeness = (0.01, 0.03, 0.1, 0.2)[seed % 4], (0.0, 0.5, 0.9)[seed % 3]
-        noise = noise_of(len(X), size, seed, likeness)
-        assert heads(noise / 0.7, noise=0).verdict is not FORMED
-        changed = heads(abrupt() + noise / 0.7, noise=0)
-        assert changed.verdict is not NOT_FORMED
-        assert changed.verdict is FORMED or size > 0.01
-
-
-@pytest.mark.parametrize("spacing", ["even", "logarithmic"])
-def test_coarse_records_of_abrupt_changes_are_never_called_gradual_or_none(spacing):
-    """Wherever the change lies among 12 to 40 snapshots, also before the second or at the last."""
-    verdicts = []
-    for seed in range(24):
-        rng = np.random.default_rng(seed)
-        count = (12, 20, 40)[seed % 3]
-        steps = np.arange(count) * (10_000 // count) if spacing == "even" else log_steps(count)
-        found = heads(abrupt(steps, rng.uniform(1.0, 3.9), rng.uniform(0.05, 0.35)), steps, seed=seed)
-        verdicts.append(found.verdict)
-        assert found.verdict is not NOT_FORMED, (seed, found.summary)
-    assert verdicts.count(UNDETERMINED) > 3
-
-
-@pytest.mark.parametrize("spacing", ["even", "logarithmic"])
-def test_gradual_changes_are_never_called_abrupt(spacing):
-    """Of shapes that are none of those that are fitted, too."""
-    for seed in range(18):
-        rng = np.random.default_rng(seed)
-        steps = np.arange(60) * 150 if spacing == "even" else log_steps(60)
-        x = np.log10(np.maximum(steps, 0.5))
-        place, width = rng.uniform(1.5, 3.0), rng.uniform(0.7, 1.5)
-        shape = [logistic(x, place, width), ramp(x, place, width), 1 - (1 + steps / 10**place) ** -0.8][seed % 3]
-        assert heads(shape, steps, noise=0.01, seed=seed).verdict is not FORMED

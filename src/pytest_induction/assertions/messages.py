@@ -21,7 +21,6 @@ NEXT_OF_RUN = {
     "no_change": "if a change is expected: train further; what counts as one is `min_change=`",
     "gradual": "what counts as abrupt is `max_width=`, in decades",
     "formed": "when and how fast it was stands above",
-    "copies_without_a_head": "pairs of heads may do it: `measure_virtual_heads` on a checkpoint tells",
     "matches_without_copying": "the head may suppress what it finds: `measure_copying` on a checkpoint tells",
     "too_late": "what is allowed is `before_tokens=` or `before_steps=`",
     "apart": "what counts as together is `margin=`, in decades",

@@ -32,9 +32,9 @@ ERROR_RATE = 1e-3
 def assert_log_is_sane(run: RunLike) -> Evidence:
     """Assert that a run can be judged: enough snapshots, every loss a number, and no loss that has diverged.
 
-    A loss has diverged if at the end (the mean of three snapshots) it has given back half of what it had fallen, or was ever as far
-    above where it began as it fell below; a rise of six times the scatter of single losses or less is none. Lines that could not
-    be read and parts that were trained again are named in the evidence, and do not fail. Returns the evidence, or raises
+    A loss has diverged if at the end (the mean of three snapshots) it has given back half of what it had fallen, or was ever as
+    far above where it began as it fell below; a rise of six times the scatter of single losses or less is none. Lines that could
+    not be read and parts that were trained again are named in the evidence, and do not fail. Returns the evidence, or raises
     `ExpectationFailed`.
     """
     opened = load_run(run)
@@ -58,8 +58,8 @@ def assert_heads_kept(run: RunLike, *, min_share: float = KEPT, min_prefix_match
     """Assert that the induction heads of a run are there to its end: the best head's prefix matching above `min_prefix_matching`,
     and at least `min_share` of the highest that it was, by whichever head.
 
-    Heads may take over from one another, so it is the best head at each snapshot that counts. Levels are means of three snapshots,
-    give or take 2.8 standard errors.
+    Heads may take over from one another, so it is the best head at each snapshot that counts. Levels are means of three
+    snapshots, give or take 2.8 standard errors.
     """
     check_share("min_share", min_share)
     check_share("min_prefix_matching", min_prefix_matching)
@@ -100,10 +100,10 @@ def assert_final_has_induction_head(
 ) -> Evidence:
     """Assert that the last snapshot has an induction head, by what was recorded of it: no model is loaded.
 
-    A head counts by the bars of `assert_has_induction_head`: prefix matching above `min_prefix_matching`, more than half of that left
-    without its own chance, in a model that gives the successor `min_advantage` nats more than the tokens after it. Intervals are
-    Student's, over the sequences of that snapshot; `error_rate` is divided among heads and measures. Whether heads copy one by one,
-    and whether they match at two periods, a snapshot does not tell: for these, assert about the model.
+    A head counts by the bars of `assert_has_induction_head`: prefix matching above `min_prefix_matching`, more than half of that
+    left without its own chance, in a model that gives the successor `min_advantage` nats more than the tokens after it. Intervals
+    are Student's, over the sequences of that snapshot; `error_rate` is divided among heads and measures. Whether heads copy one
+    by one, and whether they match at two periods, a snapshot does not tell: for these, assert about the model.
     """
     check_share("min_prefix_matching", min_prefix_matching)
     check_share("error_rate", error_rate)

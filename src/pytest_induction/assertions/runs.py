@@ -16,7 +16,15 @@ from pytest_induction.journal import tell
 from pytest_induction.records import Change, Estimate, Evidence, Moment, Provenance, Verdict
 from pytest_induction.runs.changes import MAX_WIDTH
 from pytest_induction.runs.opening import load_run
-from pytest_induction.runs.phase_change import ERROR_RATE, MARGIN, PhaseChange, change_of, find_phase_changes, lag_between
+from pytest_induction.runs.phase_change import (
+    ERROR_RATE,
+    MARGIN,
+    PhaseChange,
+    change_of,
+    find_phase_changes,
+    has_changed,
+    lag_between,
+)
 from pytest_induction.runs.record import TrainingRun
 from pytest_induction.statistics import mean_interval
 
@@ -38,12 +46,12 @@ def assert_phase_change(
     """Assert that induction formed abruptly in a training run (see `find_phase_changes` for what that means).
 
     `run` is a `TrainingRun`, or whatever `load_run` opens. With `before_tokens` or `before_steps` the change must have ended by
-    then. `co_occurring` asks that in-context learning changed with it, midpoints at most 0.15 decades apart; by default it is asked
-    where in-context learning was recorded.
+    then. `co_occurring` asks that in-context learning changed with it, midpoints at most 0.15 decades apart; by default it is
+    asked where in-context learning was recorded.
 
     UNDETERMINED fails too, and says what would settle it: a change of which too few snapshots tell, that is not over, or that may
-    be gradual. Returns the evidence: `.changes` has the onset, midpoint, end and width of each series, in steps and tokens. Raises
-    `ExpectationFailed`, which carries it, or `RunError` for a run that cannot be read.
+    be gradual. Returns the evidence: `.changes` has the onset, midpoint, end and width of each series, in steps and tokens.
+    Raises `ExpectationFailed`, which carries it, or `RunError` for a run that cannot be read.
 
     >>> found = assert_phase_change("fixtures/runs/two-layers", before_steps=400)       # doctest: +SKIP
     >>> found.changes[0].midpoint.step.value                                            # doctest: +SKIP
@@ -68,7 +76,10 @@ def assert_no_phase_change(
     min_change: Mapping[str, float] | None = None,
     error_rate: float = ERROR_RATE,
 ) -> Evidence:
-    """Assert that induction did not form abruptly in a training run: shown, not merely not found. Arguments as `assert_phase_change`."""
+    """Assert that induction did not form abruptly in a training run: shown, not merely not found.
+
+    Arguments as those of `assert_phase_change`.
+    """
     opened, found = _found(run, max_width, min_change, error_rate)
     return expect(_evidence(opened, "phase_change", found, error_rate), Verdict.NOT_FORMED)
 
@@ -85,7 +96,7 @@ def assert_cooccurrence(
     """Assert that in-context learning changes together with induction: midpoints at most `margin` decades of tokens apart.
 
     Of one run the interval of their distance is that of the two fits together. Of several runs (seeds) the distances are taken
-    run by run, and the interval is that of their mean. The noisier of two series makes the interval wider, and its change no later.
+    run by run, and the interval is that of their mean. The noisier of two series makes the interval wider, its change no later.
     """
     if not 0 < margin < math.inf:
         raise ArgumentError(f"`margin` must be above 0 decades, got {margin}")
@@ -140,7 +151,7 @@ def assert_previous_token_first(
     evidence = _evidence(opened, "previous_token_first", found, error_rate)
     previous = change_of(opened, "previous_token", max_width=max_width, min_change=min_change, error_rate=error_rate)
     lag = lag_between(previous, found.induction)
-    if lag is None or previous is None or found.verdict is not Verdict.FORMED:
+    if lag is None or previous is None or not has_changed(previous) or found.verdict is not Verdict.FORMED:
         seen = "no previous-token scores were recorded" if previous is None else f"{previous.summary}; {found.summary}"
         evidence = replace(evidence, verdict=Verdict.UNDETERMINED, reason="no_two_changes", summary=seen)
     else:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pytest_induction.errors import ArgumentError, RunError, user_facing
+from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.records import Change, Estimate, Verdict
 from pytest_induction.runs.bump import find_bump
 from pytest_induction.runs.changes import FEWEST, FEWEST_INSIDE, MAX_WIDTH, POWER, WORDS, Rule, judge_change, rivals_of
@@ -90,7 +90,7 @@ def find_phase_changes(
         repeats,
         in_context,
         _bump(run, axis, bars["loss"], rule),
-        lag_between(heads or repeats, in_context),
+        _lag(heads or repeats, in_context),
         settle,
         {"max_width": max_width, **bars},
     )
@@ -121,34 +121,41 @@ def _bars(given: Mapping[str, float]) -> dict[str, float]:
 
 def _judged(run: TrainingRun, axis: Axis, name: str, bars: Mapping[str, float], rule: Rule) -> Change | None:
     """The change of one series, or None if no snapshot has it."""
-    return judge_change(run, axis, series_of(run, axis, name, bars), rule) if run.has(name) else None
+    series = series_of(run, axis, name, bars)
+    return judge_change(run, axis, series, rule) if len(series.x) else None
 
 
 def _induction(heads: Change | None, repeats: Change | None) -> tuple[Verdict, str, str, str]:
     """The verdict on induction: verdict, reason, summary, what would settle it."""
-    if heads is None and repeats is None:
-        missing = "neither scores of heads nor behaviour on repeated tokens were recorded"
-        return Verdict.UNDETERMINED, "not_recorded", missing, "sweep the run's checkpoints: python -m pytest_induction sweep"
     if heads is None or repeats is None:
         only = heads or repeats
-        if only is None:  # never: one of them is there
-            raise RunError("no series")
-        return only.verdict, only.reason, only.summary, only.settle
-    if heads.verdict is Verdict.NOT_FORMED:
-        copies = heads.reason == "no_change" and repeats.verdict is Verdict.FORMED
-        reason = "copies_without_a_head" if copies else heads.reason
-        return Verdict.NOT_FORMED, reason, f"{heads.summary}{f'; but {repeats.summary}' if copies else ''}", ""
+        if only is not None:
+            return only.verdict, only.reason, only.summary, only.settle
+        missing = "neither scores of heads nor behaviour on repeated tokens were recorded"
+        return Verdict.UNDETERMINED, "not_recorded", missing, "sweep the run's checkpoints: python -m pytest_induction sweep"
+    seen = f"{heads.summary}; but {repeats.summary}"
+    if heads.reason == "no_change" and repeats.verdict is Verdict.FORMED:
+        pairs = "pairs of heads may do it: `measure_virtual_heads` on a checkpoint tells"
+        return Verdict.UNDETERMINED, "copies_without_a_head", seen, pairs
     if heads.verdict is Verdict.FORMED and repeats.reason == "no_change":
-        return Verdict.NOT_FORMED, "matches_without_copying", f"{heads.summary}; but {repeats.summary}", ""
-    if heads.verdict is Verdict.FORMED and (repeats.shape or _has_changed(repeats)):
-        return Verdict.FORMED, "formed", heads.summary, ""
-    unclear = heads if heads.verdict is Verdict.UNDETERMINED else repeats
-    return Verdict.UNDETERMINED, unclear.reason, unclear.summary, unclear.settle
+        return Verdict.NOT_FORMED, "matches_without_copying", seen, ""
+    if heads.verdict is Verdict.FORMED and not (repeats.shape or has_changed(repeats)):
+        return Verdict.UNDETERMINED, repeats.reason, repeats.summary, repeats.settle
+    reason = "formed" if heads.verdict is Verdict.FORMED else heads.reason
+    return heads.verdict, reason, heads.summary, heads.settle
 
 
-def _has_changed(change: Change) -> bool:
+def has_changed(change: Change) -> bool:
     """Whether something did change, however fast: the whole interval of the change lies above 0."""
     return change.change is not None and change.change.low > 0 and change.reason != "change_unclear"
+
+
+def _lag(induction: Change | None, in_context: Change | None) -> Estimate | None:
+    """How much later in-context learning changes; None unless both may have."""
+    both = (induction, in_context)
+    if any(change is not None and change.verdict is Verdict.NOT_FORMED for change in both):
+        return None
+    return lag_between(induction, in_context)
 
 
 def lag_between(first: Change | None, second: Change | None) -> Estimate | None:
@@ -183,9 +190,10 @@ def _bump(run: TrainingRun, axis: Axis, bar: float, rule: Rule) -> Change | None
     middle = axis.moment((knee + end) / 2, (first + end) / 2, (last + end) / 2)
     inside = int(((series.x >= first) & (series.x <= end)).sum())
     where = f"between steps {onset.step.value:.0f} and {stop.step.value:.0f}"
-    seen = f"the loss lies up to {bump.height:.3f} nats above its convex hull, and falls faster {where}"
     if height.is_below(bar):
-        return Change("loss", Verdict.NOT_FORMED, "no_bump", seen, change=height)
+        none = f"the loss lies nowhere more than {bump.height:.3f} nats above its convex hull: no bump"
+        return Change("loss", Verdict.NOT_FORMED, "no_bump", none, "flat", height)
+    seen = f"the loss lies up to {bump.height:.3f} nats above its convex hull, and falls faster {where}"
     verdict, reason = (Verdict.FORMED, "bump") if height.is_above(bar) else (Verdict.UNDETERMINED, "bump_unclear")
     if verdict is Verdict.FORMED and inside < FEWEST_INSIDE:
         verdict, reason = Verdict.UNDETERMINED, "few_inside"

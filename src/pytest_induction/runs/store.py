@@ -120,6 +120,7 @@ class RunWriter:
         self._torn = False
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._check_is_for_runs()  # before anything is left there
             self._lock = Lock(self.directory / LOCK)
         except OSError as error:
             raise RunError(f"no run can be written to {self.directory}: {_reason(error)}") from None
@@ -192,12 +193,15 @@ class RunWriter:
             self._header = found
             self.describe(**header)
             return self._header
-        others = [name for name in here.names() if name not in (LOCK, f"{HEADER}.part")]
-        if others:
-            raise RunError(f"{self.directory} is not empty and holds no run (it has {others[0]}): choose another place")
         made = {"schema": SCHEMA, "source": source, "name": name or self.directory.resolve().name, **header}
         self._write_header(made)
         return made
+
+    def _check_is_for_runs(self) -> None:
+        """Raise `RunError` for a directory that holds something else."""
+        names = sorted({entry.name for entry in self.directory.iterdir()} - {LOCK, f"{HEADER}.part"})
+        if names and not is_run(Place(self.directory)):
+            raise RunError(f"{self.directory} is not empty and holds no run (it has {names[0]}): choose another place")
 
     def _write_header(self, header: Mapping[str, Any]) -> None:
         try:

@@ -184,14 +184,13 @@ def _solved(points: Points, place: Floats, shape: Floats) -> tuple[Floats, Float
     """Coefficients (tried, 4) and fitted values (tried, points) of least squares, slopes and change held a little to nothing."""
     design = _design(points.x, place, shape)
     normal = _normal(design)
-    right = np.einsum("tpi,p->ti", design, points.y)
-    found = np.linalg.solve(normal, right[..., None])[..., 0]
-    return found, np.einsum("tpi,ti->tp", design, found)
+    found = np.linalg.solve(normal, (points.y @ design)[..., None]).astype(np.float64)
+    return found[..., 0], (design @ found)[..., 0]
 
 
 def _normal(design: Floats) -> Floats:
     """The matrices (tried, 4, 4) of the normal equations, with what holds slopes and change."""
-    normal = np.einsum("tpi,tpj->tij", design, design)
+    normal = design.transpose(0, 2, 1) @ design
     normal[:, 1, 1] += CHANGE_RIDGE
     normal[:, [2, 3], [2, 3]] += SLOPE_RIDGE * design.shape[1]
     return normal
@@ -231,6 +230,6 @@ def _bent_cost(points: Points) -> float:
     x = (points.x - points.x[0]) / (points.x[-1] - points.x[0])  # a short record late in a training is as well known
     bends = np.maximum(x - x[:-1, None], 0.0)  # the first is no bend: a line
     design = np.stack([np.ones_like(bends), np.broadcast_to(x, bends.shape), bends], axis=-1)
-    normal = np.einsum("tpi,tpj->tij", design, design) + 1e-9 * np.eye(3)
-    found = np.linalg.solve(normal, np.einsum("tpi,p->ti", design, points.y)[..., None])[..., 0]
-    return float(((points.y - np.einsum("tpi,ti->tp", design, found)) ** 2).sum(axis=1).min())
+    normal = design.transpose(0, 2, 1) @ design + 1e-9 * np.eye(3)
+    found = np.linalg.solve(normal, (points.y @ design)[..., None]).astype(np.float64)
+    return float(((points.y - (design @ found)[..., 0]) ** 2).sum(axis=1).min())

@@ -1,0 +1,369 @@
+"""Every assertion about the change of a run: where it passes, fails and cannot tell, what it returns, and what it says."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pytest_induction.assertions.messages import failure_text
+from pytest_induction.assertions.runs import (
+    assert_cooccurrence,
+    assert_no_phase_change,
+    assert_onset_not_later,
+    assert_phase_change,
+    assert_previous_token_first,
+)
+from pytest_induction.errors import ExpectationFailed, RunError
+from pytest_induction.records import Evidence, Verdict
+from pytest_induction.runs.phase_change import find_phase_changes
+from tests.runs.claims import evidence_of, refusal
+from tests.runs.curves import PER_STEP, STEPS, X, formed_series, logistic, noise_of, run_of
+
+FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED
+RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
+GAIN = 10**2.4  # the step in the middle of the change
+
+
+def made(
+    name="made", *, place=2.4, icl=None, previous=None, seed=0, steps=STEPS, tokens_per_step=PER_STEP, schedule=(), **changed
+):
+    """A run in which induction forms, in-context learning and previous-token heads at places of their own; None leaves one out."""
+    series = formed_series(steps, place, seed=seed)
+    if icl is not None:
+        series["icl_score"] = formed_series(steps, icl, seed=seed + 50)["icl_score"]
+    if previous is not None:
+        series["previous_token"] = 0.06 + 0.7 * logistic(np.log10(steps), previous, 0.15) + noise_of(len(steps), 0.003, seed + 60)
+    series = {key: values for key, values in {**series, **changed}.items() if values is not None}
+    return run_of(steps, name=name, tokens_per_step=tokens_per_step, schedule=schedule, **series)
+
+
+def flat(name="flat", size=0.003):
+    return made(name, prefix_matching=0.06 + noise_of(len(X), size, 5), advantage=0.1 + noise_of(len(X), 0.03, 6))
+
+
+def coarse(name="coarse"):
+    """Induction is there from one snapshot to the next."""
+    return made(name, prefix_matching=0.06 + 0.7 * (X > 2.4))
+
+
+class TestPhaseChange:
+    def test_a_run_that_went_through_it_passes_with_its_evidence(self):
+        found = assert_phase_change(made("good"))
+        assert (found.claim, found.verdict) == ("phase_change", FORMED)
+        assert [change.series for change in found.changes] == ["prefix_matching", "advantage", "icl_score", "loss"]
+        assert found.estimates["midpoint"].unit == "tokens"
+        assert found.estimates["midpoint"].value == pytest.approx(GAIN * PER_STEP, rel=0.02)
+        assert found.estimates["width"].value == pytest.approx(0.15, rel=0.1)
+        assert abs(found.estimates["lag"].value) < 0.02
+        assert found.confidence == pytest.approx(0.95)
+        assert found.bars["max_width"] == 0.5
+        assert found.provenance.is_run and found.provenance.model == "good"
+        assert found.provenance.probe == f"{len(STEPS)} snapshots, steps 1 to 10000, from a recorder"
+
+    def test_a_run_may_be_named_by_its_path(self):
+        assert assert_phase_change(RUNS / "two-layers") == assert_phase_change(str(RUNS / "two-layers"))
+
+    def test_a_path_where_nothing_is_is_a_run_error(self, tmp_path):
+        assert "is not there" in refusal(assert_phase_change, tmp_path / "none", kind=RunError)
+
+    @pytest.mark.parametrize(("bar", "verdict"), [(1.6, FORMED), (1.1, NOT_FORMED)])
+    @pytest.mark.parametrize(("name", "unit"), [("before_tokens", PER_STEP), ("before_steps", 1)])
+    def test_it_must_have_ended_in_time(self, name, unit, bar, verdict):
+        """The change ends at step 299."""
+        found = evidence_of(assert_phase_change, made(), **{name: GAIN * bar * unit})
+        assert found.verdict is verdict
+        assert found.reason == ("too_late" if verdict is NOT_FORMED else "formed")
+        assert found.bars[name] == pytest.approx(GAIN * bar * unit)
+        assert found.estimates[f"end_{name.removeprefix('before_')}"].value == pytest.approx(299 * unit, rel=0.02)
+
+    def test_an_end_whose_interval_holds_the_bar_is_undetermined(self):
+        end = find_phase_changes(made()).prefix_matching.end.step
+        found = evidence_of(assert_phase_change, made(), before_steps=end.value)
+        assert (found.verdict, found.reason) == (UNDETERMINED, "end_unclear")
+        assert "around the end" in found.settle
+
+    def test_tokens_that_are_not_known_cannot_be_held_to_a_bar(self):
+        found = evidence_of(assert_phase_change, made(tokens_per_step=None), before_tokens=1e9)
+        assert (found.verdict, found.reason) == (UNDETERMINED, "tokens_not_known")
+        assert "before_steps" in found.settle
+        assert assert_phase_change(made(tokens_per_step=None), before_steps=1e9).estimates["midpoint"].unit == "steps"
+
+    def test_both_bars_may_be_set_and_the_stricter_counts(self):
+        found = evidence_of(assert_phase_change, made(), before_steps=GAIN * 2, before_tokens=GAIN)
+        assert found.reason == "too_late" and "tokens" in found.summary
+
+    @pytest.mark.parametrize("co_occurring", [None, True])
+    def test_in_context_learning_that_changes_elsewhere_fails(self, co_occurring):
+        found = evidence_of(assert_phase_change, made(icl=2.9), co_occurring=co_occurring)
+        assert (found.verdict, found.reason) == (NOT_FORMED, "apart")
+        assert found.estimates["lag"].value == pytest.approx(0.5, abs=0.02)
+
+    def test_in_context_learning_is_left_aside_when_told_so(self):
+        assert assert_phase_change(made(icl=2.9), co_occurring=False).verdict is FORMED
+
+    def test_in_context_learning_that_does_not_change_fails(self):
+        found = evidence_of(assert_phase_change, made(icl_score=0.01 * X))
+        assert (found.verdict, found.reason) == (NOT_FORMED, "icl_no_change")
+
+    def test_in_context_learning_that_is_unclear_is_undetermined(self):
+        found = evidence_of(assert_phase_change, made(icl_score=-1.5 * (X > 2.4)))
+        assert (found.verdict, found.reason) == (UNDETERMINED, "icl_few_inside")
+        assert "more snapshots" in found.settle
+
+    def test_without_in_context_learning_it_is_asked_for_only_when_told_so(self):
+        assert assert_phase_change(made(icl_score=None)).verdict is FORMED
+        found = evidence_of(assert_phase_change, made(icl_score=None), co_occurring=True)
+        assert (found.verdict, found.reason) == (UNDETERMINED, "icl_not_recorded")
+        assert "co_occurring=False" in found.settle
+
+    def test_a_run_without_a_change_fails_and_says_what_was_seen(self):
+        with pytest.raises(ExpectationFailed) as caught:
+            assert_phase_change(flat("flat run"))
+        text = str(caught.value)
+        assert text.startswith("phase_change is NOT_FORMED, expected FORMED: prefix matching of the best head stays between 0.05")
+        assert f"  measured: flat run, {len(STEPS)} snapshots, steps 1 to 10000, from a recorder" in text
+        assert "next: if a change is expected: train further; what counts as one is `min_change=`" in text
+        assert "\n  icl score: FORMED, the in-context learning score changes by" in text
+
+    def test_a_run_that_does_not_tell_fails_too_and_says_what_would(self):
+        found = evidence_of(assert_phase_change, coarse())
+        assert (found.verdict, found.reason) == (UNDETERMINED, "few_inside")
+        assert found.settle.startswith("record more snapshots between steps ")
+
+    def test_how_wide_a_change_may_be_is_an_option(self):
+        assert evidence_of(assert_phase_change, made(), max_width=0.1).reason == "gradual"
+        assert evidence_of(assert_phase_change, made(), max_width=0.1).bars["max_width"] == 0.1
+
+    def test_rivals_are_named_in_the_message(self):
+        run = made(prefix_matching=0.06 + 0.7 * (X > 2.4), schedule=[(240, "the warm-up ends"), (3, "it starts")])
+        with pytest.raises(ExpectationFailed, match=r"may be due to the warm-up ends \(step 240\)\n"):
+            assert_phase_change(run)
+
+    @pytest.mark.parametrize("value", [0, -5, math.nan, math.inf])
+    @pytest.mark.parametrize("name", ["before_tokens", "before_steps"])
+    def test_a_bar_that_is_none_is_refused(self, name, value):
+        assert refusal(assert_phase_change, made(), **{name: value}).startswith(f"`{name}` must be above 0")
+
+
+class TestNoPhaseChange:
+    @pytest.mark.parametrize("name", ["one-layer", "gradual", "diverged"])
+    def test_what_is_flat_or_gradual_passes(self, name):
+        assert assert_no_phase_change(RUNS / name).verdict is NOT_FORMED
+
+    def test_a_phase_change_fails(self):
+        found = evidence_of(assert_no_phase_change, made())
+        assert found.verdict is FORMED
+        with pytest.raises(
+            ExpectationFailed, match="phase_change is FORMED, expected NOT_FORMED: prefix matching of the best head changes"
+        ):
+            assert_no_phase_change(made())
+
+    @pytest.mark.parametrize("run", [coarse(), made(steps=STEPS[STEPS < 270])], ids=["coarse", "cut off"])
+    def test_what_is_not_shown_fails(self, run):
+        """Absence of evidence is not evidence of absence."""
+        assert evidence_of(assert_no_phase_change, run).verdict is UNDETERMINED
+
+    def test_a_change_before_the_second_snapshot_is_not_none(self):
+        steps = np.arange(20) * 1000
+        there = (np.arange(20) > 0).astype(float)
+        run = run_of(steps, prefix_matching=0.06 + 0.7 * there, advantage=6 * there, icl_score=-1.5 * there)
+        assert evidence_of(assert_no_phase_change, run).reason == "began_before"
+
+
+class TestCooccurrence:
+    @pytest.mark.parametrize(
+        ("icl", "verdict", "reason"),
+        [(2.4, FORMED, "formed"), (2.5, FORMED, "formed"), (2.7, NOT_FORMED, "apart"), (2.1, NOT_FORMED, "apart")],
+    )
+    def test_midpoints_that_are_near_pass_and_others_fail(self, icl, verdict, reason):
+        found = evidence_of(assert_cooccurrence, made(icl=icl))
+        assert (found.claim, found.verdict, found.reason) == ("cooccurrence", verdict, reason)
+        assert found.estimates["lag"].value == pytest.approx(icl - 2.4, abs=0.02)
+        assert found.bars["margin"] == 0.15
+
+    def test_the_margin_is_an_option_and_an_interval_that_holds_it_is_undetermined(self):
+        lag = find_phase_changes(made(icl=2.5)).lag
+        assert evidence_of(assert_cooccurrence, made(icl=2.5), margin=lag.high * 1.01).verdict is FORMED
+        unclear = evidence_of(assert_cooccurrence, made(icl=2.5), margin=lag.value)
+        assert (unclear.verdict, unclear.reason) == (UNDETERMINED, "lag_unclear")
+        assert evidence_of(assert_cooccurrence, made(icl=2.5), margin=lag.low * 0.99).verdict is NOT_FORMED
+
+    def test_a_run_without_two_changes_does_not_pass(self):
+        assert evidence_of(assert_cooccurrence, flat()).verdict is NOT_FORMED
+        assert evidence_of(assert_cooccurrence, coarse()).verdict is UNDETERMINED
+        assert evidence_of(assert_cooccurrence, made(icl_score=None)).reason == "icl_not_recorded"
+
+    def test_several_runs_are_judged_by_the_mean_of_their_distances(self):
+        """One by one 0.14 and -0.1 might pass or fail; together the mean is near 0."""
+        places = [2.3, 2.34, 2.4, 2.42, 2.46, 2.5]
+        runs = [made(f"seed {index}", icl=place, seed=10 * index) for index, place in enumerate(places)]
+        found = evidence_of(assert_cooccurrence, runs)
+        lags = [find_phase_changes(run).lag.value for run in runs]
+        assert found.verdict is FORMED
+        assert found.estimates["lag"].value == pytest.approx(np.mean(lags))
+        half = 2.571 * np.std(lags, ddof=1) / math.sqrt(6)  # Student's, 5 degrees of freedom
+        assert found.estimates["lag"].high - found.estimates["lag"].value == pytest.approx(half, rel=0.01)
+        assert found.provenance.model == "seed 0, seed 1, seed 2, seed 3, seed 4, seed 5"
+        assert found.provenance.probe == "6 runs" and len(found.changes) == 24
+        assert found.summary.startswith("over 6 runs in-context learning changes ")
+
+    def test_several_runs_whose_distances_are_far_fail(self):
+        runs = [made(f"seed {index}", icl=2.75, seed=10 * index) for index in range(3)]
+        found = evidence_of(assert_cooccurrence, runs)
+        assert (found.verdict, found.reason) == (NOT_FORMED, "apart")
+
+    def test_two_runs_that_differ_do_not_tell(self):
+        found = evidence_of(assert_cooccurrence, [made("a", icl=2.3), made("b", icl=2.5)])
+        assert (found.verdict, found.reason) == (UNDETERMINED, "lag_unclear")
+
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+    @pytest.mark.parametrize("name", ["made", "other"])
+    def test_one_run_without_a_change_among_several_does_not_pass(self, name, order):
+        """Also where both bear the same name, as runs of one script in directories of their own do."""
+        pair = [made(), flat(name)]
+        found = evidence_of(assert_cooccurrence, [pair[place] for place in order])
+        assert found.verdict is NOT_FORMED
+        assert f"1 of 2 runs have no two changes to compare, the first is {name}: prefix matching" in found.summary
+
+    def test_a_list_of_one_is_that_one(self):
+        assert assert_cooccurrence([made()]) == assert_cooccurrence(made())
+
+    def test_a_noisier_series_is_not_called_later(self):
+        """In-context learning with five times the noise, at the same place: over 24 seeds the mean distance is 0 within its error."""
+        lags = []
+        for seed in range(24):
+            shape = logistic(X, 2.4, 0.2)
+            run = run_of(
+                STEPS,
+                prefix_matching=0.06 + 0.7 * shape + noise_of(len(X), 0.005, seed),
+                icl_score=-0.1 - 1.5 * shape + noise_of(len(X), 0.15, 100 + seed, 0.3),
+            )
+            lags.append(find_phase_changes(run).lag)
+        values = np.array([lag.value for lag in lags])
+        assert abs(values.mean()) < 2.5 * values.std(ddof=1) / math.sqrt(24)
+        assert values.std(ddof=1) / math.sqrt(24) < 0.01
+        assert sum(lag.low <= 0 <= lag.high for lag in lags) >= 21
+
+    @pytest.mark.parametrize("margin", [0, -0.1, math.nan, math.inf])
+    def test_a_margin_that_is_none_is_refused(self, margin):
+        assert "`margin` must be above 0 decades" in refusal(assert_cooccurrence, made(), margin=margin)
+
+    def test_no_run_is_refused(self):
+        assert refusal(assert_cooccurrence, []) == "`run` must be a run or several, got none"
+
+
+class TestOnsetNotLater:
+    @pytest.mark.parametrize(
+        ("place", "verdict", "reason"), [(2.4, FORMED, "formed"), (2.2, FORMED, "formed"), (2.6, NOT_FORMED, "later")]
+    )
+    def test_a_run_that_begins_no_later_passes(self, place, verdict, reason):
+        found = evidence_of(assert_onset_not_later, made("new", place=place, seed=4), made("old"))
+        assert (found.claim, found.verdict, found.reason) == ("onset_not_later", verdict, reason)
+        assert found.estimates["onset_lag"].value == pytest.approx(place - 2.4, abs=0.02)
+        assert "after the reference old" in found.summary
+
+    def test_an_interval_that_holds_the_margin_is_undetermined(self):
+        lag = assert_onset_not_later(made(place=2.45), made(), margin=0.5).estimates["onset_lag"]
+        found = evidence_of(assert_onset_not_later, made(place=2.45), made(), margin=lag.value)
+        assert (found.verdict, found.reason) == (UNDETERMINED, "onset_unclear")
+        assert "both runs" in found.settle
+
+    def test_a_reference_without_a_change_tells_nothing(self):
+        found = evidence_of(assert_onset_not_later, made(), flat("old"))
+        assert (found.verdict, found.reason) == (UNDETERMINED, "reference_has_none")
+        assert "the reference old is NOT_FORMED" in found.summary and "choose a reference" in found.settle
+
+    @pytest.mark.parametrize(("run", "verdict"), [(flat(), NOT_FORMED), (coarse(), UNDETERMINED)])
+    def test_a_run_without_a_change_does_not_pass(self, run, verdict):
+        assert evidence_of(assert_onset_not_later, run, made()).verdict is verdict
+
+    def test_tokens_count_where_both_know_them(self):
+        """The same steps with four times the tokens: later in tokens, not in steps."""
+        larger = {"tokens_per_step": 4 * PER_STEP, "seed": 4}
+        assert evidence_of(assert_onset_not_later, made(**larger), made()).reason == "later"
+        assert assert_onset_not_later(made(**larger), made(tokens_per_step=None)).verdict is FORMED
+
+    @pytest.mark.parametrize("margin", [-0.1, math.nan, math.inf])
+    def test_a_margin_that_is_none_is_refused(self, margin):
+        assert "`margin` must be at least 0 decades" in refusal(assert_onset_not_later, made(), made(), margin=margin)
+
+
+class TestPreviousTokenFirst:
+    @pytest.mark.parametrize(
+        ("previous", "verdict", "reason"),
+        [(2.1, FORMED, "previous_first"), (2.7, NOT_FORMED, "previous_later"), (2.4, UNDETERMINED, "order_unclear")],
+    )
+    def test_the_order_is_reported_and_gates_only_when_told_so(self, previous, verdict, reason):
+        run = made(previous=previous, prefix_matching=0.06 + 0.7 * logistic(X, 2.4, 0.15) + noise_of(len(X), 0.01, 0))
+        found = assert_previous_token_first(run)
+        assert (found.claim, found.verdict, found.reason) == ("previous_token_first", verdict, reason)
+        assert found.estimates["lag"].value == pytest.approx(2.4 - previous, abs=0.02)
+        assert found.changes[-1].series == "previous_token"
+        assert evidence_of(assert_previous_token_first, run) == found
+        if verdict is FORMED:
+            assert assert_previous_token_first(run, gate=True) == found
+        else:
+            with pytest.raises(ExpectationFailed, match=f"previous_token_first is {verdict}, expected FORMED"):
+                assert_previous_token_first(run, gate=True)
+
+    @pytest.mark.parametrize(
+        ("run", "seen"),
+        [
+            (made(), "no previous-token scores"),
+            (made(previous_token=0 * X + 0.06), "stays between"),
+            (flat(), "no previous-token scores"),
+        ],
+    )
+    def test_without_two_changes_there_is_no_order(self, run, seen):
+        found = evidence_of(assert_previous_token_first, run)
+        assert (found.verdict, found.reason) == (UNDETERMINED, "no_two_changes")
+        assert seen in found.summary
+
+    def test_noise_has_no_place_in_the_order(self):
+        """A previous-token score that only wavers forms neither before nor after; a change with some noise does."""
+        for seed in range(8):
+            wavering = noise_of(len(X), 0.05, seed, 0.5)
+            assert assert_previous_token_first(made(previous_token=0.3 + wavering)).reason == "no_two_changes"
+            changing = 0.1 + 0.6 * logistic(X, 1.6, 0.2) + 0.4 * wavering
+            assert assert_previous_token_first(made(previous_token=changing)).reason == "previous_first"
+
+
+class TestAllOfThem:
+    CLAIMS = (
+        assert_phase_change,
+        assert_no_phase_change,
+        assert_cooccurrence,
+        lambda run, **options: assert_onset_not_later(run, made(), **options),
+        assert_previous_token_first,
+    )
+
+    @pytest.mark.parametrize("claim", CLAIMS, ids=range(5))
+    def test_bars_that_make_no_sense_are_refused_by_all(self, claim):
+        assert "`max_width`" in refusal(claim, made(), max_width=-1)
+        assert "`error_rate`" in refusal(claim, made(), error_rate=2)
+        assert "'heads'" in refusal(claim, made(), min_change={"heads": 1})
+
+    @pytest.mark.parametrize("claim", CLAIMS, ids=range(5))
+    def test_a_run_of_one_snapshot_is_refused_by_all(self, claim):
+        assert "1 snapshots" in refusal(claim, run_of([5], loss=[1.0]), kind=RunError)
+
+    def test_evidence_survives_json_with_its_changes(self):
+        found = assert_phase_change(made(schedule=[(240, "the warm-up ends")]))
+        again = Evidence.from_dict(json.loads(json.dumps(found.to_dict())))
+        assert again == found
+        assert again.changes[0].midpoint.tokens == found.changes[0].midpoint.tokens
+        assert again.changes[0].rivals == ("the warm-up ends (step 240)",)
+        assert again.changes[0].verdict is FORMED
+        assert failure_text(again, NOT_FORMED) == failure_text(found, NOT_FORMED)
+
+    def test_evidence_without_places_survives_too(self):
+        found = evidence_of(assert_phase_change, flat())
+        assert found.changes[0].midpoint is None
+        unknown = evidence_of(assert_phase_change, made(tokens_per_step=None))
+        assert unknown.changes[0].midpoint.tokens is None
+
+    def test_the_fingerprint_is_of_the_snapshots(self):
+        one, same, other = (assert_phase_change(run).provenance.fingerprint for run in (made(), made(), made(seed=3)))
+        assert one == same != other
