@@ -1,6 +1,6 @@
 """How often phase changes are found and missed, and whether their intervals hold: `make study-phase-change` prints the tables.
 
-Real trainings are recorded densely (60 snapshots for every ten times as many steps), once; they stay in `.benchmarks/phase-change`.
+Real trainings are recorded densely (60 snapshots for ten times as many steps), once; they stay in `.benchmarks/phase-change`.
 
 | trainings | seeds | expected |
 |---|---|---|
@@ -9,10 +9,10 @@ Real trainings are recorded densely (60 snapshots for every ten times as many st
 | one layer; untrained; independent tokens; diverged; learning rate dropped; data switched, one layer and two | 84 | none |
 | gradual: learning rate falling as one over the step; constant and very low | 18 | not abrupt |
 
-Each record is judged as it is, and thinned to 40, 30 and 15 snapshots (evenly over the logarithm of the steps, at random places), with
-no more noise than it has and with normal noise of 0.02 and 0.05 on every head's score (8 and 3 times that, in nats, on the
-advantage and the in-context learning score). Wrong is FORMED where none or only a gradual change is expected, and NOT_FORMED where
-an abrupt one is. The reference for a midpoint is that of the dense record. A training of the first two rows whose best
+Each record is judged as it is, and thinned to 40, 30 and 15 snapshots (evenly over the logarithm of the steps, at random places),
+with no more noise than it has and with normal noise of 0.02 and 0.05 on every head's score (8 and 3 times that, in nats, on
+the advantage and the in-context learning score). Wrong is FORMED where none or only a gradual change is expected, and NOT_FORMED
+where an abrupt one is. The reference for a midpoint is that of the dense record. A training of the first two rows whose best
 head ends below 0.4 did not form an induction head in its steps, and is left out.
 
 Then simulated curves with known midpoints, the time and memory of the largest run, and other rules on the same dense records.
@@ -40,7 +40,7 @@ from pytest_induction.records import Change, Verdict  # noqa: E402
 from pytest_induction.runs.phase_change import PhaseChange, find_phase_changes  # noqa: E402
 from pytest_induction.runs.places import Place  # noqa: E402
 from pytest_induction.runs.record import Snapshot, TrainingRun  # noqa: E402
-from pytest_induction.runs.store import is_run, read_run  # noqa: E402
+from pytest_induction.runs.store import read_run  # noqa: E402
 from pytest_induction.runs.transition import find_transition  # noqa: E402
 from trainings import Training, diverging, falling, record, warmed_up  # noqa: E402
 
@@ -206,17 +206,17 @@ def judged(runs: list[tuple[Row, TrainingRun]]) -> tuple[dict[str, Tally], list[
     missed = []
     if tallies["dense"].share(ABRUPT, Verdict.FORMED) < BARS["found"]:
         missed.append("abrupt changes found in dense records")
-    every = [tally for tally in tallies.values()]
+    every = list(tallies.values())
     alarms = sum(tally.verdicts[kind]["FORMED"] for tally in every for kind in (NONE, GRADUAL))
     controls = sum(tally.verdicts[kind].total() for tally in every for kind in (NONE, GRADUAL))
     denied = sum(tally.verdicts[ABRUPT]["NOT_FORMED"] for tally in every)
+    asked = sum(tally.verdicts[ABRUPT].total() for tally in every)
     near = [value for tally in every for value in tally.near]
     covered = [value for name, tally in tallies.items() if name != "dense" for value in tally.covered]
+    print(f"false alarms: {alarms} of {controls}; abrupt changes denied: {denied} of {asked}")
     print(
-        f"false alarms: {alarms} of {controls}; abrupt changes denied: {denied} of {sum(t.verdicts[ABRUPT].total() for t in every)}"
-    )
-    print(
-        f"midpoints within one snapshot: {np.mean(near):.4f} of {len(near)}; intervals hold: {np.mean(covered):.4f} of {len(covered)}"
+        f"midpoints within one snapshot: {np.mean(near):.4f} of {len(near)}; "
+        f"intervals hold: {np.mean(covered):.4f} of {len(covered)}"
     )
     if alarms > BARS["false alarms"] * controls:
         missed.append("false alarms on the controls")
