@@ -132,7 +132,7 @@ class _Seen:
         where = f"{_number(onset.step.value)} and {_number(end.step.value)}"
         how = f"{WORDS[self.series.name]} changes by {_number(change.value)} between steps {where}, {width.value:.2f} decades"
         told = {
-            "gradual": f"{how}: gradual, or a small part of all that it changes ({self.share:.0%})",
+            "gradual": f"{how}: {self._why_gradual()}",
             "width_unclear": f"{how}, with an interval of {width.low:.2f} to {width.high:.2f}: abrupt or gradual is not clear",
             "not_over": f"{how}, and may not be over at the last snapshot",
             "began_before": f"{how}, and may have begun before the first snapshots",
@@ -172,6 +172,11 @@ class _Seen:
         """
         surely = self.levels.largest - POWER * self.levels.error > self.series.bar and self.share > 0
         return surely and not self._abrupt().any() and self.found.end < self.series.x[-1]
+
+    def _why_gradual(self) -> str:
+        if self.found.width > self.rule.max_width:
+            return f"gradual, wider than {self.rule.max_width:g}"
+        return f"gradual, only {self.share:.0%} of all that it changes"
 
     def _missing(self) -> tuple[str, str] | None:
         """Why it cannot be said that the change is abrupt, and what would settle it; None where it can."""
