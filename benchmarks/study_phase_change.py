@@ -23,6 +23,7 @@ import argparse
 import resource
 import sys
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -289,13 +290,15 @@ def others() -> dict[str, Callable[[np.ndarray, np.ndarray], bool]]:
         def curve(place, level, slope, height, middle, width):
             return level + slope * place + height / (1 + np.exp(-np.clip((place - middle) / width, -50, 50)))
 
+        warnings.simplefilter("ignore")  # where nothing changes the curve is not determined
         try:
             found, _ = curve_fit(curve, x, y, p0=(y[0], 0, y[-1] - y[0], np.median(x), 0.1), maxfev=5000)
         except RuntimeError:
             return False
         line = np.polyval(np.polyfit(x, y, 1), x)
         n = len(x)
-        better = n * np.log(((y - line) ** 2).mean() / max(((y - curve(x, *found)) ** 2).mean(), 1e-12)) - 3 * np.log(n)
+        left = [max(float(((y - fitted) ** 2).mean()), 1e-12) for fitted in (line, curve(x, *found))]
+        better = n * np.log(left[0] / left[1]) - 3 * np.log(n)
         return bool(better > 10 and found[2] >= 0.2 and abs(found[4]) * 2 * np.log(9) <= 0.5)
 
     def change_points(x: np.ndarray, y: np.ndarray) -> bool:
