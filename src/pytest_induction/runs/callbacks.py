@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 LanguageModel = Callable[[Any], nn.Module]
 AGREE_EVERY = 10  # steps after which the processes of a training agree whether to stop, where a rule may say so
-_log = logging.getLogger("pytest_induction")
 
 
 def hf_callback(recorder: InductionRecorder) -> Any:
@@ -63,7 +61,7 @@ class _OfTrainer:
             return
         if not args.load_best_model_at_end:
             self._record(state, given["model"], is_last=True)
-        _finish(self.recorder)
+        self.recorder.close()
 
     def _record(self, state: Any, model: Any, *, is_last: bool = False) -> None:
         logged: Mapping[str, Any] = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
@@ -122,7 +120,7 @@ class _OfLightning:
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
             self.recorder.final(self._model, trainer.global_step)
-            _finish(self.recorder)
+            self.recorder.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self.recorder.close()
@@ -143,8 +141,3 @@ def _loss(outputs: Any, accumulated: int) -> Any:
     """What `training_step` returned, which Lightning divides by the number of batches whose gradients are accumulated."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     return loss * accumulated if isinstance(loss, torch.Tensor) else None
-
-
-def _finish(recorder: InductionRecorder) -> None:
-    recorder.close()
-    _log.info("%s: %s", recorder.path, recorder.cost)

@@ -7,6 +7,7 @@ without it, to the bit. Nothing that a snapshot cannot do ends it: there is one 
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ from pytest_induction.runs.measuring import SEQUENCES, Measuring
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.schedule import Budget, Cost, Schedule, due_steps
-from pytest_induction.runs.stopping import StopRule, rules_of
+from pytest_induction.runs.stopping import StopRule, lighter, rules_of
 from pytest_induction.runs.store import RunWriter, read_run
 from pytest_induction.runs.subject import Subject, is_first_process, said, wait_for
 from pytest_induction.text import read_text
@@ -175,7 +176,7 @@ class InductionRecorder:
         self._subject.use_tokenizer(tokenizer)
 
     def close(self) -> None:
-        """Write what recording cost and what still waits, and let others write. A later call opens the run again."""
+        """Write what still waits, say what recording cost, and let others write. A later call opens the run again."""
         writer, self._writer = self._writer, None
         if writer is None:
             return
@@ -187,6 +188,7 @@ class InductionRecorder:
             writer.close()
         except RunError as error:
             self._warn("close", f"{error}; the snapshots that waited for it are lost")
+        sys.stderr.write(f"{self.path}: {self.cost}\n")
         self._budget.pause()
 
     def hf_callback(self) -> Any:
@@ -213,7 +215,7 @@ class InductionRecorder:
             if self._writer.header.get("stopped") and not self._stop_reason:
                 self._say(self._writer, partial(RunWriter.describe, stopped=""))  # it goes on after all
             if self.rules and not self._history:
-                self._history = [_lighter(each) for each in read_run(Place(self.path)).snapshots]
+                self._history = [lighter(each) for each in read_run(Place(self.path)).snapshots]
         return self._writer
 
     def _is_due(self, step: int) -> bool:
@@ -310,7 +312,7 @@ class InductionRecorder:
             return
         while self._history and self._history[-1].step >= snapshot.step:
             self._history.pop()
-        self._history.append(_lighter(snapshot))
+        self._history.append(lighter(snapshot))
         for rule in self.rules if not self._stop_reason else ():
             try:
                 reason = rule(tuple(self._history))
@@ -326,11 +328,6 @@ class InductionRecorder:
         if about not in self._warned:
             self._warned.add(about)
             warnings.warn(f"{self.path}: {message}", RuntimeWarning, stacklevel=2)
-
-
-def _lighter(snapshot: Snapshot) -> Snapshot:
-    """Without its rows: a training may have ten thousand snapshots."""
-    return replace(snapshot, icl_rows=None, token_losses=None)
 
 
 def _number(name: str, value: Any) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -117,3 +117,8 @@ def _highest(scores: Floats | None) -> float:
 def _check_share(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise ArgumentError(f"`{name}` must lie above 0 and up to 1, got {value!r}")
+
+
+def lighter(snapshot: Snapshot) -> Snapshot:
+    """A snapshot without its rows, as rules are shown it: a training may have ten thousand of them."""
+    return replace(snapshot, icl_rows=None, token_losses=None)
