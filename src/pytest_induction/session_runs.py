@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +71,9 @@ class SessionRuns:
 
     def _swept(self, name: str) -> TrainingRun:
         """The run of a directory of checkpoints; what was measured before, in this session or an earlier one, is not again."""
+        import time
         from dataclasses import replace
+        from hashlib import blake2b
 
         from pytest_induction.errors import RunBusyError
         from pytest_induction.runs.sweep import sweep
@@ -83,7 +82,7 @@ class SessionRuns:
         factory = self._config.option.induction_factory or self._config.getini("induction_factory") or None
         place = name if "://" in name else Path(name).resolve()
         key = repr((str(place), factory, device, dtype, memory, self._model.seed, str(self._model.text)))
-        out = self._kept_at() / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+        out = self._kept_at() / blake2b(key.encode(), digest_size=8).hexdigest()
         while True:
             try:
                 found = sweep(
@@ -103,6 +102,8 @@ class SessionRuns:
 
     def _kept_at(self) -> Path:
         """Where sweeps are kept from one session to the next: pytest's cache, if it has one."""
+        import tempfile
+
         cache = getattr(self._config, "cache", None)
         return Path(tempfile.gettempdir()) / "pytest-induction" if cache is None else cache.mkdir("induction-sweeps")
 
