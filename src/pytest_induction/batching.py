@@ -28,13 +28,16 @@ UNKNOWN_FREE = 2 * 2**30  # bytes taken to be free where the system does not tel
 LAYER_WIDTHS = 16  # activations of one position, in widths of the widest weight, float32
 
 
-def in_batches(subject: ModelUnderTest, rows: Tensor, measure: Callable[[Tensor, slice], T], *, logits: bool) -> list[T]:
-    """What `measure` gives for each batch of the rows, in order; it gets the batch and which rows it is.
+def in_batches(
+    subject: ModelUnderTest, rows: Tensor, measure: Callable[[Tensor, slice], T], *, logits: bool, most: int | None = None
+) -> list[T]:
+    """What `measure` gives for each batch of the rows, of at most `most` rows, in order; it gets the batch and which rows it is.
 
     Out of memory, a batch is halved and tried again. Raises `ModelError` where one row alone does not fit.
     """
     parts: list[T] = []
-    size, start = batch_size(subject, rows.shape[1], logits=logits, wanted=len(rows)), 0
+    wanted = len(rows) if most is None else min(most, len(rows))
+    size, start = batch_size(subject, rows.shape[1], logits=logits, wanted=wanted), 0
     while start < len(rows):
         part = slice(start, min(start + size, len(rows)))
         done = _try(subject, rows, part, measure)

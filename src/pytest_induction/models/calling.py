@@ -119,7 +119,7 @@ def as_found(module: nn.Module, *, draws: bool = False) -> Iterator[bool]:
     try:
         for part in training:
             part.training = False
-        with torch.no_grad(), _as_written():
+        with torch.no_grad(), as_written():
             yield hooked
     except BaseException:
         _offload_again(module)
@@ -209,7 +209,8 @@ def _offload_again(module: nn.Module) -> None:
             hook.post_forward(part, None)
 
 
-def _as_written() -> AbstractContextManager[Any]:
+def as_written() -> AbstractContextManager[Any]:
+    """What `torch.compile` has compiled runs as it was written inside the block."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
     return torch.compiler.set_stance("force_eager")

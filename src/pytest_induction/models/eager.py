@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytest_induction.models.acting import Steps
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller, logits_of
 from pytest_induction.models.census import Running
+from pytest_induction.models.editing import Editing
 from pytest_induction.models.sdpa import Tap, Watch, each_itself, is_softmax, watching
 from pytest_induction.models.way_in import NotInUse, Observer, Refused, Show, Trials, WayIn
 
@@ -22,6 +24,7 @@ class EagerWay(WayIn):
     """Asks the model for its patterns. Costs (positions x positions) per head and layer, and says so."""
 
     name = "eager output_attentions"
+    acts_outside = True
     stops = False
 
     def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
@@ -40,7 +43,17 @@ class EagerWay(WayIn):
         self.layers = running.attention_layers(len(patterns), expected)
         self.heads = tuple(pattern.shape[1] for pattern in patterns)
         self.notes = tuple(f"measured with eager attention, the model itself runs {name}" for name in sorted(before))
-        self._softmaxes = squares.that_give(patterns)
+        of_patterns = squares.that_give(patterns)
+        every = set(of_patterns.values()) == set(range(len(patterns)))
+        self._softmaxes = frozenset(of_patterns if every else squares.found)
+        with _eager(caller.module):
+            self._editing = Editing.of_each(caller, trials[0], self.layers, of_patterns)
+
+    @contextmanager
+    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> Iterator[None]:
+        """The model runs eager attention, as it does where it is measured."""
+        with _eager(self.caller.module), self._editing.acting(tokens, steps, first=first):
+            yield
 
     @contextmanager
     def alone(self, tokens: Tensor) -> Iterator[None]:
@@ -72,7 +85,7 @@ class Squares(Watch):
 
     def __init__(self, tap: Tap) -> None:
         super().__init__(tap)
-        self._found: dict[int, Tensor] = {}
+        self.found: dict[int, Tensor] = {}
 
     def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if not is_softmax(func, output):
@@ -82,18 +95,18 @@ class Squares(Watch):
         if show.hears(*output.shape[-2:], fits=fits):
             if show.alone:
                 return each_itself(output)
-            self._found[number] = output[..., :positions].detach().clone()
+            self.found[number] = output[..., :positions].detach().clone()
         return output
 
-    def that_give(self, patterns: Sequence[Tensor]) -> frozenset[int]:
-        """The numbers of the softmaxes whose results are among the patterns, in any layout; all, where a pattern is of none."""
+    def that_give(self, patterns: Sequence[Tensor]) -> dict[int, int]:
+        """Of the softmaxes whose results are among the patterns, in any layout, by their numbers, which patterns these are."""
         numbers = {}
         for index, pattern in enumerate(patterns):
             values = pattern.float().flatten().sort().values
-            for number, found in self._found.items():
+            for number, found in self.found.items():
                 if found.numel() == len(values) and torch.allclose(found.float().flatten().sort().values, values, atol=1e-5):
                     numbers[number] = index
-        return frozenset(numbers if len(set(numbers.values())) == len(patterns) else self._found)
+        return numbers
 
 
 @contextmanager

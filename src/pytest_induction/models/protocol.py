@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,13 @@ T = TypeVar("T")
 KEEP = "logits_to_keep"  # what transformers calls it
 
 
+class Intervention(Protocol):
+    """What changes the passes of a model."""
+
+    def outside(self, tokens: Tensor, run: Callable[[], Any]) -> AbstractContextManager[None]:
+        """Around a measured pass over `tokens`, which `run` makes without measuring."""
+
+
 @dataclass
 class ModelUnderTest:
     """A causal transformer as the user runs it, and what a probe needs to know of it.
@@ -37,7 +44,7 @@ class ModelUnderTest:
     `way` is None where no way in can read the attention; `tried` then says why, and behaviour can still be measured.
     `memory` is the most bytes that a forward pass may take; None for a share of what is free. `draws` says that the model draws
     random numbers of Python or numpy, `mixes_rows` that the rows beside a row change its logits, so that it must run alone where
-    another batch must give the same.
+    another batch must give the same. `intervening` is what changes every pass for the time being.
     """
 
     module: nn.Module
@@ -51,6 +58,7 @@ class ModelUnderTest:
     memory: int | None = None
     draws: bool = False
     mixes_rows: bool = False
+    intervening: Intervention | None = field(default=None, repr=False)
     _known: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -76,17 +84,25 @@ class ModelUnderTest:
             raise UnsupportedModel(f"the attention of {self.name} cannot be read\n{as_text(self.diagnosis())}", self.tried)
         return self.way
 
-    def logits(self, tokens: Tensor, attention_mask: Tensor | None = None, *, positions: Tensor | None = None) -> Tensor:
+    def logits(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        gradients: bool = False,
+    ) -> Tensor:
         """Logits (batch, positions, d_vocab) of token ids (batch, positions), unobserved.
 
         Of some `positions` (kept,) only, ascending, where they are given; transformers' own models do not compute the others.
+        With `gradients` what was computed is kept for a backward pass.
         """
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
         caller = Caller(self.module)
         keep: dict[str, Any] = {}
         if positions is not None and caller.is_unchanged_transformers and caller.knows(KEEP):
             keep = {KEEP: positions.to(self.device)}
-        with as_found(self.module, draws=self.draws), self._named(tokens):
+        with as_found(self.module, draws=self.draws), self._named(tokens), torch.set_grad_enabled(gradients):
             output = caller(tokens, attention_mask, **keep)
         if positions is None:
             return logits_of(output, tokens)
@@ -109,9 +125,15 @@ class ModelUnderTest:
         """
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
         way = self.reading
-        with as_found(self.module, draws=self.draws) as hooked, self._named(tokens):
+        with as_found(self.module, draws=self.draws) as hooked, self._named(tokens), self._changed(tokens, attention_mask):
             stops = early_stop and way.can_stop and not hooked  # whoever listens for the end of a module may count on it
             return way.run(tokens, attention_mask, observer, logits=logits, early_stop=stops)
+
+    def _changed(self, tokens: Tensor, attention_mask: Tensor | None) -> AbstractContextManager[None]:
+        """Around a measured pass: what changes it, where that must be entered before what measures."""
+        if self.intervening is None or not getattr(self.reading, "acts_outside", False):
+            return nullcontext()
+        return self.intervening.outside(tokens, lambda: self.reading.caller(tokens, attention_mask))
 
     @contextmanager
     def _named(self, tokens: Tensor) -> Iterator[None]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor
 
+from pytest_induction.models.acting import Acting, Steps
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
@@ -45,6 +46,9 @@ class RegistryWay(ListeningWay):
             raise Refused("0 calls of a registered attention function seen")
         self.settle(shows, expected)
 
+    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
+        return self.listening(tokens, Acting(steps, layers=self.calls, groups=self.groups, first=first))
+
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
         """Wrap every attention function that is looked up inside the block."""
@@ -54,9 +58,12 @@ class RegistryWay(ListeningWay):
             function = look_up(table, implementation, default)
 
             def heard(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
-                found = function(module, query, key, value, *rest, **options)
                 fits = query.shape[0] == tokens.shape[0] and query.shape[2] == key.shape[2] == tokens.shape[1]
-                if not show.hears(query.shape[2], key.shape[2], fits=fits):
+                hears = show.hears(query.shape[2], key.shape[2], fits=fits)
+                if hears and isinstance(show, Acting):
+                    return _acted(show, function, module, (query, key, value, *rest), options)
+                found = function(module, query, key, value, *rest, **options)
+                if not hears:
                     return found
                 output, weights, *more = found
                 if show.alone:
@@ -75,6 +82,30 @@ class RegistryWay(ListeningWay):
                 yield
             finally:
                 interface.get_interface = look_up
+
+
+def _acted(show: Acting, function: Callable[..., Any], module: Any, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """What an attention function gives for a layer that takes its steps."""
+    query, key, value, *rest = given
+    mask = rest[0] if rest else options.get("attention_mask")
+    if mask is not None and not isinstance(mask, Tensor):
+        raise Refused(f"attention with a mask of type `{type(mask).__name__}` cannot be made to act otherwise")
+    call = Call(query, key, value, mask, causal=mask is None and bool(getattr(module, "is_causal", True)))
+    more: list[Any] = []
+
+    def run(edited: Call | None) -> Tensor:
+        if edited is None:
+            output, *others = function(module, *given, **options)
+        else:
+            settings = {**options, **({} if rest else {"attention_mask": edited.mask})}
+            masks = (edited.mask, *rest[1:]) if rest else ()
+            output, *others = function(module, edited.query, edited.key, edited.value, *masks, **settings)
+        more.extend(others)
+        found: Tensor = output.transpose(1, 2)
+        return found
+
+    output = show.act(call, run)
+    return output.transpose(1, 2).contiguous(), *more
 
 
 def _reader(module: Any, call: Call, output: Any, weights: Any, options: dict[str, Any]) -> Reader:

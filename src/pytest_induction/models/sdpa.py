@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pytest_induction.models.acting import Acting, Steps
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, full_precision
 from pytest_induction.models.census import Running, sealed_in
@@ -56,6 +57,9 @@ class SdpaWay(ListeningWay):
                 self.caller(tokens, logits=logits)
         whole, base = seen
         return len(whole) == len(base) and all(map(torch.equal, whole, base))
+
+    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
+        return self.listening(tokens, Acting(steps, layers=self.calls, groups=self.groups, first=first))
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
@@ -99,6 +103,8 @@ class Tap:
         try:
             if self.show.alone:
                 return call.alone().run(self.attention)
+            if isinstance(self.show, Acting):
+                return self._acted(call, self.show)
             output, reader = self._attend(call.plain().autocast())
             self.show(reader)
         finally:
@@ -120,6 +126,15 @@ class Tap:
                 name = getattr(self.attention, "__qualname__", repr(self.attention))
                 raise Refused(f"scaled_dot_product_attention was replaced by `{name}`, which computes something else")
         return output, LogSumExpReader(call.query, call.key, log_sum_exp, call.scale, call.mask, call.causal)
+
+    def _acted(self, call: Call, acting: Acting) -> Tensor:
+        """What the layer gives when it takes its steps, in the layout of the call."""
+        apart = call.plain() if call.query.ndim == 4 else self._unfolded(call.plain())
+
+        def run(edited: Call | None) -> Tensor:
+            return (edited or call).run(self.attention).reshape(*apart.query.shape[:3], -1)
+
+        return acting.act(apart, run).reshape(*call.query.shape[:-1], -1)
 
     def _is_self_attention(self, query: Tensor, key: Tensor) -> bool:
         if query.shape[-2:-1] != key.shape[-2:-1] or query.shape[-2:-1] != (self.positions,) or query.ndim != key.ndim:
@@ -143,6 +158,13 @@ class Tap:
         query, key = args[:2]
         if not self.listens or not options.get("need_weights", True):
             return self.multi_head(*args, **options)
+        if isinstance(self.show, Acting):  # without weights it attends by the function above
+            output, _ = self.multi_head(*args, **{**options, "need_weights": False})
+            self.inside = True
+            try:
+                return output, self.multi_head(*args, **options)[1]
+            finally:
+                self.inside = False
         fits = query.ndim == 3 and tuple(query.shape[:2]) == tuple(key.shape[:2]) == (self.positions, self.batch)
         if not self.show.hears(query.shape[0], key.shape[0], fits=fits):
             return self.multi_head(*args, **options)

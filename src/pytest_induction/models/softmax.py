@@ -8,22 +8,21 @@ difference of two, are refused. Every pass is followed, since what has no effect
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pytest_induction.models.acting import Steps
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller
+from pytest_induction.models.editing import Editing
+from pytest_induction.models.products import PRODUCTS, tensors_in
 from pytest_induction.models.sdpa import Tap, Watch, each_itself, is_softmax, try_out, watching
-from pytest_induction.models.way_in import Enough, ListeningWay, Refused, Show, Trials
+from pytest_induction.models.way_in import Enough, ListeningWay, Refused, Show, Trials, looking
 
-PRODUCTS = frozenset(
-    {"matmul", "__matmul__", "__rmatmul__", "linalg_matmul", "bmm", "mm", "baddbmm", "einsum"}
-    | {"tensordot", "inner", "linear", "addbmm", "addmm", "vecdot", "linalg_vecdot", "multi_dot", "linalg_multi_dot"}
-)
-OF_TWO = frozenset({"matmul", "__matmul__", "linalg_matmul", "bmm", "mm", "baddbmm"})  # whose axes are known
+TWO_OPERANDS = frozenset({"matmul", "__matmul__", "linalg_matmul", "bmm", "mm", "baddbmm"})  # whose axes are known
 VIEWS = frozenset(
     {"view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "flatten", "unflatten", "contiguous", "clone"}
     | {"swapaxes", "movedim", "__getitem__", "chunk", "split", "unbind", "detach", "view_as", "reshape_as", "expand_as"}
@@ -40,6 +39,7 @@ class SoftmaxWay(ListeningWay):
     """Sees patterns where the model computes them itself, whatever its code is. Costs a little per torch function."""
 
     name = "softmax"
+    acts_outside = True
 
     def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
         self.caller = caller
@@ -49,6 +49,10 @@ class SoftmaxWay(ListeningWay):
         self.settle(shows, expected)
         for watch in watches:
             watch.check(self.calls)
+        self._editing = Editing(caller, trials[0], self.layers, calls=self.calls, groups=self.groups)
+
+    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
+        return self._editing.acting(tokens, steps, first=first)
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
@@ -79,6 +83,12 @@ class Traced(Watch):
         self._fate: dict[int, str] = {}  # of each softmax, by the number of its call
 
     def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        if not (self._forms or self.tap.show.stopped or is_softmax(func, output)):
+            return output
+        with looking():
+            return self._looked_at(func, args, kwargs, output)
+
+    def _looked_at(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if is_softmax(func, output):
             pattern = self._unfolded(output)
             number = self.tap.show.n_events
@@ -122,7 +132,7 @@ class Traced(Watch):
 
     def _judge(self, name: str, args: Any, kwargs: Any, output: Any) -> None:
         """What a function made of the patterns among its arguments: sums weighted by one, the same pattern, or another one."""
-        inputs = list(_tensors([*args, *kwargs.values()]))
+        inputs = list(tensors_in([*args, *kwargs.values()]))
         found = [form for each in inputs if (form := self._forms.get(id(each))) is not None and form.tensor is each]
         if not found:
             return
@@ -141,7 +151,7 @@ class Traced(Watch):
             changed_by = changed_by or name
             if any(each.ndim > 2 and each.shape[-2:] != one.shape[-2:] for each in inputs if id(each) not in self._forms):
                 self._used(numbers, f"changed by `{changed_by}`")  # it meets values, in whatever kind of sum
-        for each in _tensors([output]):
+        for each in tensors_in([output]):
             if each.is_floating_point():  # a comparison picks; what it picks is compared where it is used
                 self._follow(each, numbers, changed_by)
 
@@ -163,7 +173,7 @@ def _weighs(name: str, pattern: Tensor, args: Sequence[Any]) -> bool:
     else:
         operands = args[1:3] if name == "baddbmm" else args[:2]
         left = operands[0] is pattern
-        axis = (-1 if left else -2) if len(operands) == 2 and name in OF_TWO else None
+        axis = (-1 if left else -2) if len(operands) == 2 and name in TWO_OPERANDS else None
     if axis is None:
         return False
     sums = pattern.sum(axis, dtype=torch.float32)  # of a causal pattern only those over the keys are all one
@@ -207,11 +217,3 @@ def _stamp(tensor: Tensor) -> tuple[float, float]:
     """Other numbers whenever other ones are written to the tensor: the sum of all, and that of some by their places."""
     some = tensor.flatten()[:: max(1, tensor.numel() // STAMPED)].double()
     return float(tensor.sum(dtype=torch.float64)), float(some @ torch.arange(len(some), dtype=some.dtype, device=some.device))
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
+from pytest_induction.models.acting import Steps
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller
+from pytest_induction.models.eager import Squares
+from pytest_induction.models.editing import Editing
+from pytest_induction.models.sdpa import Tap, watching
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
 
 PATTERN = re.compile(r"blocks\.(\d+)\.attn\.hook_pattern")
@@ -21,6 +25,7 @@ class HookPointWay(ListeningWay):
 
     name = "TransformerLens hook_pattern"
 
+    acts_outside = True
     can_isolate = False  # an edit at a hook point does not reach the values in every version; the points tell the layers
     groups = None
 
@@ -32,14 +37,20 @@ class HookPointWay(ListeningWay):
         found = {int(match[1]): point for name, point in hook_points.items() if (match := PATTERN.fullmatch(name))}
         self._points: list[nn.Module] = [found[layer] for layer in sorted(found)]
         self.layers = tuple(f"blocks.{layer}.attn" for layer in sorted(found))
-        show = Show()
-        with self.listening(trials[0], show):
+        patterns: list[Tensor] = []
+        show = Show(lambda _, reader: patterns.append(reader.pattern_of(range(trials[0].shape[1])).clone()))
+        with watching(Tap(trials[0], Show()), Squares) as squares, self.listening(trials[0], show):
             caller(trials[0])
         if not show.heads or len(show.heads) != len(self.layers) or (expected is not None and len(show.heads) != expected):
             raise Refused(f"{len(show.heads)} patterns seen at {len(self.layers)} hook points for {expected} layers")
         self.heads = tuple(show.heads)
         self.check_names = lambda: None
         self.calls, self.n_calls = frozenset(range(len(show.heads))), len(show.heads)
+        self._editing = Editing.of_each(caller, trials[0], self.layers, squares.that_give(patterns))
+
+    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
+        """Acts where the softmaxes are that give what the hook points carry."""
+        return self._editing.acting(tokens, steps, first=first)
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:

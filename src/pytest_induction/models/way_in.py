@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +16,7 @@ from pytest_induction.models.attention import JoinedReader, Reader
 from pytest_induction.models.calling import Caller, full_precision, logits_of, quoted
 
 if TYPE_CHECKING:
+    from pytest_induction.models.acting import Steps
     from pytest_induction.models.census import Place, Running
 
 Trials = tuple[Tensor, Tensor]
@@ -33,6 +35,24 @@ class NotInUse(Refused):
 
 class Enough(BaseException):
     """Ends a forward pass after the last attention layer; no `except Exception` of a model's own may swallow it."""
+
+
+_looks: ContextVar[bool] = ContextVar("induction_looks", default=False)
+
+
+@contextmanager
+def looking() -> Iterator[None]:
+    """What is computed inside the block is of a measurement, and nothing that the model computes."""
+    token = _looks.set(True)
+    try:
+        yield
+    finally:
+        _looks.reset(token)
+
+
+def is_looking() -> bool:
+    """Whether a measurement computes something now."""
+    return _looks.get()
 
 
 class Event(NamedTuple):
@@ -106,7 +126,7 @@ class Show:
         self._together = []
         self.heads.append(whole.n_heads)
         if self._observer is not None:
-            with full_precision(whole.device.type):  # what is measured must not be rounded to what the model computes in
+            with full_precision(whole.device.type), looking():  # what is measured is not rounded to what the model computes in
                 self._observer(len(self.heads) - 1, whole)
         if len(self.heads) == self._last:
             self.stopped = True
@@ -130,6 +150,7 @@ class WayIn(ABC):
     notes: tuple[str, ...] = ()
     makes_patterns: bool = True  # whether whole patterns lie in memory while it looks
     can_isolate: bool = True  # whether it can make layers attend otherwise, and not only look
+    acts_outside: bool = False  # whether `acting` is entered before a measurement that is to see what it does, or inside it
     stops: bool = True  # whether it knows how to end a pass early
     can_stop: bool = False  # whether a pass may end after the last attention layer; found out by trial
 
@@ -150,6 +171,13 @@ class WayIn(ABC):
     @abstractmethod
     def alone(self, tokens: Tensor) -> AbstractContextManager[object]:
         """In a pass inside the block every layer lets each position attend to itself only, if it `can_isolate`."""
+
+    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
+        """In a pass over `tokens` inside the block layers take these steps; `first` layers are not run in it.
+
+        Raises `Refused` where what is seen by this way cannot be changed.
+        """
+        raise Refused(f"what is read by {self.name} cannot be made to act otherwise")
 
     def all_seen(self, seen: int) -> None:
         """Raise `Refused` unless every layer was observed: a layer that goes unseen would silently have no score."""
