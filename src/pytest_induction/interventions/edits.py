@@ -1,0 +1,329 @@
+"""Interventions as a user names them, and the steps that they are in a pass.
+
+Each function below gives one intervention; `intervene` and `run_with` take any number of them, in the order in which they are to
+act. What an intervention needs of another pass (means, what heads found on other tokens, the clean run's queries and keys) is
+taken from a pass of the same model in which nothing is changed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pytest_induction.errors import ArgumentError
+from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
+from pytest_induction.models.acting import Close, Give, GivePattern, Record, Replace, Scale, Smear, Step, Substitute
+from pytest_induction.models.intervening import acting
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.records import HeadId
+
+Replacement = Literal["zero", "mean", "resample"]
+HOW = ("zero", "mean", "resample")
+PATTERNS = ("previous token", "induction")
+Layers = dict[int, list[Step]]
+Pass = Callable[[Mapping[int, Sequence[Step]]], None]
+"""Runs the pass that is being changed, with these steps and nothing else."""
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What an intervention may ask of the pass that it changes: its token ids (rows, positions), and the same pass unchanged."""
+
+    subject: ModelUnderTest
+    tokens: Tensor
+    run: Pass
+
+    def recorded(
+        self, layers: Sequence[int], tokens: Tensor | None = None, *, inputs: bool = False, outputs: bool = False
+    ) -> dict[int, Record]:
+        """What some layers do in a clean pass over these tokens, or over those of the pass itself."""
+        steps = {layer: Record(inputs, outputs) for layer in layers}
+        if tokens is None:
+            self.run({layer: [step] for layer, step in steps.items()})
+        else:
+            taken = {layer: [step] for layer, step in steps.items()}
+            with acting(self.subject, tokens, taken):
+                self.subject.logits(tokens)
+        return steps
+
+
+class Intervention(ABC):
+    """One change to how the heads of a model act. Made by the functions of this module."""
+
+    @abstractmethod
+    def steps(self, clean: Clean) -> Layers:
+        """The steps of each layer that it changes, for one pass."""
+
+
+@dataclass(frozen=True)
+class Ablation(Intervention):
+    """See `ablate`."""
+
+    heads: HeadsLike
+    how: Replacement
+    source: Tensor | None
+
+    def steps(self, clean: Clean) -> Layers:
+        heads = heads_of(clean.subject, self.heads)
+        layers = sorted({head.layer for head in heads})
+        values: dict[int, Tensor] = {}
+        if self.how != "zero" and layers:
+            seen = clean.recorded(layers, _on(self.source, clean), outputs=True)
+            found = {layer: _known(record.get("output"), "what its heads find") for layer, record in seen.items()}
+            values = {layer: self._values(each, clean.tokens) for layer, each in found.items()}
+        return {layer: [Replace(_flags(clean.subject, layer, heads)[None], values.get(layer))] for layer in layers}
+
+    def _values(self, found: Tensor, tokens: Tensor) -> Tensor:
+        if self.how == "mean":
+            return found.mean((0, 2), keepdim=True)
+        if self.source is None:
+            if len(found) < 2:
+                raise ArgumentError("resampling among the rows of a batch needs two of them, or a `source` of other tokens")
+            return found.roll(1, 0)
+        if found.shape[2] != tokens.shape[1] or len(found) not in (1, len(tokens)):
+            raise ArgumentError(
+                f"`source` must have the shape of the tokens that the model is given, {tuple(tokens.shape)} or one row, "
+                f"got {(len(found), found.shape[2])}"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Scaling(Intervention):
+    """See `scale`."""
+
+    heads: HeadsLike
+    by: float
+
+    def steps(self, clean: Clean) -> Layers:
+        heads = heads_of(clean.subject, self.heads)
+        made: Layers = {}
+        for layer in sorted({head.layer for head in heads}):
+            flags = _flags(clean.subject, layer, heads)
+            made[layer] = [Scale(torch.where(flags, self.by, 1.0)[None])]
+        return made
+
+
+@dataclass(frozen=True)
+class LeavingIn(Intervention):
+    """See `leave_in`."""
+
+    heads: HeadsLike
+    among: HeadsLike | None
+    how: Replacement
+    source: Tensor | None
+
+    def steps(self, clean: Clean) -> Layers:
+        kept = set(heads_of(clean.subject, self.heads))
+        others = all_heads(clean.subject) if self.among is None else heads_of(clean.subject, self.among)
+        return Ablation([head for head in others if head not in kept], self.how, self.source).steps(clean)
+
+
+@dataclass(frozen=True)
+class Knockout(Intervention):
+    """See `knock_out`."""
+
+    heads: HeadsLike
+    entries: Tensor
+
+    def steps(self, clean: Clean) -> Layers:
+        heads, (_, positions) = heads_of(clean.subject, self.heads), clean.tokens.shape
+        closed = self.entries
+        if closed.dtype != torch.bool:
+            if closed.numel() and not 0 <= int(closed.min()) <= int(closed.max()) < positions:
+                raise ArgumentError(f"`entries` names positions outside the {positions} of the tokens that the model is given")
+            flat = torch.zeros(positions, positions, dtype=torch.bool)
+            flat[closed[:, 0], closed[:, 1]] = True
+            closed = flat
+        closed = _for_rows(closed, clean.tokens, "`entries`")
+        return {
+            layer: [Close(closed & _flags(clean.subject, layer, heads)[:, None, None].to(closed.device))]
+            for layer in sorted({head.layer for head in heads})
+        }
+
+
+@dataclass(frozen=True)
+class Substitution(Intervention):
+    """See `substitute_pattern`."""
+
+    heads: HeadsLike
+    pattern: str | Tensor
+
+    def steps(self, clean: Clean) -> Layers:
+        heads = heads_of(clean.subject, self.heads)
+        pattern = self.pattern if isinstance(self.pattern, Tensor) else ideal_pattern(self.pattern, clean.tokens)
+        pattern = _for_rows(pattern, clean.tokens, "`pattern`")
+        return {
+            layer: [Substitute(_flags(clean.subject, layer, heads), pattern)] for layer in sorted({head.layer for head in heads})
+        }
+
+
+@dataclass(frozen=True)
+class Frozen(Intervention):
+    """See `freeze_patterns`."""
+
+    source: Tensor | None
+
+    def steps(self, clean: Clean) -> Layers:
+        layers = range(clean.subject.n_layers)
+        seen = clean.recorded(layers, _on(self.source, clean), inputs=True)
+        return {layer: [given(record)] for layer, record in seen.items()}
+
+
+@dataclass(frozen=True)
+class Smearing(Intervention):
+    """See `smear`."""
+
+    share: float
+
+    def steps(self, clean: Clean) -> Layers:
+        share = torch.tensor([self.share], dtype=torch.float64)
+        return {layer: [Smear(share)] for layer in range(clean.subject.n_layers)}
+
+
+def ablate(heads: HeadsLike, how: Replacement = "zero", *, source: Any = None) -> Intervention:
+    """Some heads give something else than what they find, at every position; all that comes after them is computed anew.
+
+    `how` is "zero"; "mean", the mean of what the head finds over all rows and positions; or "resample", what it finds at the same
+    position of other tokens. These are taken on `source`, token ids (rows, positions), with the model as it is; without one, on
+    the tokens that the model is given, "resample" then taking each row from the row before it.
+    """
+    if how not in HOW:
+        raise ArgumentError(f"`how` must be one of {', '.join(HOW)}, got {how!r}")
+    return Ablation(heads, how, _ids(source))
+
+
+def leave_in(heads: HeadsLike, *, among: HeadsLike | None = None, how: Replacement = "zero", source: Any = None) -> Intervention:
+    """All heads `among` these, or all of the model, are ablated but some: what is left shows what those suffice for."""
+    if how not in HOW:
+        raise ArgumentError(f"`how` must be one of {', '.join(HOW)}, got {how!r}")
+    return LeavingIn(heads, among, how, _ids(source))
+
+
+def scale(heads: HeadsLike, by: float) -> Intervention:
+    """What some heads find counts `by` times: 0 ablates them, 1 changes nothing, 2 doubles them."""
+    return Scaling(heads, float(by))
+
+
+def knock_out(heads: HeadsLike, entries: Any) -> Intervention:
+    """Some heads cannot attend where `entries` says: -inf before the softmax, so that the rest of a query's attention grows.
+
+    `entries` is a sequence of (query, key) positions, or boolean (positions, positions) or (rows, positions, positions), True
+    where there is to be no attention.
+    """
+    closed = torch.as_tensor(entries)
+    if closed.dtype != torch.bool and (closed.ndim != 2 or closed.shape[-1] != 2 or closed.is_floating_point()):
+        raise ArgumentError(f"`entries` must be pairs (query, key) or a boolean mask, got {closed.dtype} {tuple(closed.shape)}")
+    return Knockout(heads, closed)
+
+
+def substitute_pattern(heads: HeadsLike, pattern: str | Any) -> Intervention:
+    """Some heads attend by another pattern than their own, and find by it what their values are.
+
+    `pattern` is "previous token", "induction" (evenly after the earlier occurrences of the query's token, on the first position
+    where there are none), or numbers (positions, positions) or (rows, positions, positions).
+    """
+    if isinstance(pattern, str):
+        if pattern not in PATTERNS:
+            raise ArgumentError(f"`pattern` must be one of {', '.join(PATTERNS)}, or numbers, got {pattern!r}")
+        return Substitution(heads, pattern)
+    numbers = torch.as_tensor(pattern, dtype=torch.float32)
+    if numbers.ndim not in (2, 3) or numbers.shape[-1] != numbers.shape[-2]:
+        raise ArgumentError(f"`pattern` must be (positions, positions) for all rows or for each, got {tuple(numbers.shape)}")
+    return Substitution(heads, numbers)
+
+
+def freeze_patterns(source: Any = None) -> Intervention:
+    """All heads attend as they do in a clean pass, over the same tokens or over `source`, whatever else is changed.
+
+    Queries and keys of that pass are kept, never a pattern, but in models that compute patterns themselves. With an ablation
+    this makes it pattern-preserving: only what is moved along the patterns changes.
+    """
+    return Frozen(_ids(source))
+
+
+def smear(share: float) -> Intervention:
+    """Every key is mixed with the one before it: `share` of its own, from 0 to 1, the rest the key of the position before.
+
+    Keys are mixed as they are multiplied, after any rotary embedding. `smear_keys` makes the shares learnable.
+    """
+    if not 0 <= share <= 1:
+        raise ArgumentError(f"`share` must lie from 0 to 1, got {share}")
+    return Smearing(float(share))
+
+
+def ideal_pattern(name: str, tokens: Tensor) -> Tensor:
+    """An ideal head's pattern on token ids (rows, positions): (rows, positions, positions), each query's mass 1.
+
+    Where a query has nothing to attend to, as at the first position, its mass is on the first.
+    """
+    positions = tokens.shape[1]
+    ones = torch.ones(positions, positions, dtype=torch.bool, device=tokens.device)
+    before = ones.tril(-1)
+    if name == "previous token":
+        wanted = (before & ~ones.tril(-2)).expand(len(tokens), -1, -1)
+    else:
+        same = (tokens[:, :, None] == tokens[:, None, :]) & before
+        wanted = same.roll(1, 2)  # the position after an earlier occurrence is not after the query
+        wanted[:, :, 0] = False
+    count = wanted.sum(-1, keepdim=True)
+    pattern = wanted / count.clamp_min(1)
+    pattern[..., 0] += (count == 0)[..., 0]
+    return pattern
+
+
+def given(record: Record) -> Step:
+    """The step that gives a layer what was recorded of it in another pass: queries and keys, or the pattern."""
+    pattern = record.get("pattern")
+    return Give(record.get("query"), record.get("key")) if pattern is None else GivePattern(pattern)
+
+
+def joined(interventions: Sequence[Intervention], clean: Clean) -> Layers:
+    """The steps of several interventions, in order."""
+    made: Layers = {}
+    for intervention in interventions:
+        for layer, steps in intervention.steps(clean).items():
+            made.setdefault(layer, []).extend(steps)
+    return made
+
+
+def _flags(subject: ModelUnderTest, layer: int, heads: Sequence[HeadId]) -> Tensor:
+    """Which heads of a layer are among these, (n_heads,)."""
+    chosen = {head.head for head in heads if head.layer == layer}
+    return torch.tensor([head in chosen for head in range(subject.reading.heads[layer])])
+
+
+def _for_rows(numbers: Tensor, tokens: Tensor, name: str) -> Tensor:
+    """(rows or 1, 1, queries, keys) of what was given for all rows or for each."""
+    numbers = numbers[None] if numbers.ndim == 2 else numbers
+    rows, positions = tokens.shape
+    if numbers.shape[-2:] != (positions, positions) or len(numbers) not in (1, rows):
+        raise ArgumentError(
+            f"{name} must be ({positions}, {positions}) or ({rows}, {positions}, {positions}) for the tokens of this pass, "
+            f"got {tuple(numbers.shape)}"
+        )
+    return numbers[:, None]
+
+
+def _ids(source: Any) -> Tensor | None:
+    if source is None:
+        return None
+    ids = torch.as_tensor(source)
+    if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool or ids.numel() == 0:
+        raise ArgumentError(f"`source` must be token ids (rows, positions), got {ids.dtype} {tuple(ids.shape)}")
+    return ids.long()
+
+
+def _on(source: Tensor | None, clean: Clean) -> Tensor | None:
+    return None if source is None else source.to(clean.tokens.device)
+
+
+def _known(found: Tensor | None, what: str) -> Tensor:
+    if found is None:
+        raise ArgumentError(f"{what} is not seen in this model: only `zero` can be done to it")
+    return found
