@@ -1,0 +1,229 @@
+"""Measure what the heads of a model read of what earlier heads write, by their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pytest_induction.errors import ModelError, user_facing, whole_number
+from pytest_induction.measure import Array, ModelLike, measure_heads, numbers, plain
+from pytest_induction.metrics.composition import (
+    Side,
+    composition_scores,
+    pair_eigenvalues,
+    qk_traces,
+    random_mean,
+    rotation_null,
+    side,
+)
+from pytest_induction.metrics.copying import product_of_embeddings
+from pytest_induction.models.circuits import circuits_of
+from pytest_induction.models.load import load_model
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.models.query_key import queries_keys_of
+from pytest_induction.progress import advance, progress
+from pytest_induction.records import SCHEMA_VERSION, Provenance
+
+KINDS = ("query", "key", "value")
+LAYERS = "layer"
+
+
+@dataclass(frozen=True)
+class CompositionScores:
+    """How much each head reads of what each head of an earlier layer writes, by the weights of both.
+
+    Of pairs, (n_layers, n_heads, n_layers, n_heads): entry [l2, h2, l1, h1] is of head h2 in layer l2 after head h1 in layer l1.
+    NaN where l1 >= l2, where a layer has no such head, and where one of the two reads or writes nothing (eigenvalues are 0 then).
+
+    | score | an induction head with its previous-token head | a pointer head with its duplicate-token head | random heads |
+    |---|---|---|---|
+    | `query` composition above `random_mean` | below 0 | high | about 0 |
+    | `key` composition above `random_mean` | high | below 0 | about 0 |
+    | `value` composition above `random_mean` | below 0 | below 0 | about 0 |
+    | `query_z`, `key_z`, `value_z` | as the score | as the score | about 0, deviation 1 |
+    | `pair_eigenvalue`, from -1 to 1 | 1 | 0 | about 0 |
+
+    `_z` are standard deviations above pairs of the same spectra turned at random. `pair_eigenvalue` is whether the token that the
+    one moved is the one that the other matches. Value composition is high for two heads that copy in a row.
+
+    Of heads, (n_layers, n_heads), with all earlier heads at once, each by its measured previous-token score; NaN in the first
+    layer:
+
+    | score | an induction head | a pointer head | random heads |
+    |---|---|---|---|
+    | `qk_trace`, scores before the softmax, summed over the vocabulary | high | 0 | about 0 |
+    | `qk_eigenvalue`, the same over the sum of absolute eigenvalues, from -1 to 1 | 1 | 0 | about 0 |
+
+    High scores are upper bounds on what may flow: but for the previous-token scores no data is looked at. `random_mean` is what
+    random heads of these sizes have (the mean over all pairs where sizes differ); it has been taken off, so scores lie between
+    its negative and 1 less it. metrics/composition.py defines all of them.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    query_z: Array
+    key_z: Array
+    value_z: Array
+    pair_eigenvalue: Array
+    qk_trace: Array
+    qk_eigenvalue: Array
+    random_mean: float
+    provenance: Provenance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and strings, None where there is no number, with the version of this layout under `schema`."""
+        scores = [each.name for each in fields(self) if each.name not in ("random_mean", "provenance")]
+        return {
+            "schema": SCHEMA_VERSION,
+            **{name: plain(getattr(self, name)) for name in scores},
+            "random_mean": self.random_mean,
+            "provenance": self.provenance.to_dict(),
+        }
+
+
+@user_facing
+def measure_composition(model: ModelLike, *, n_sequences: int = 24, seed: int | None = None) -> CompositionScores:
+    """Measure query, key and value composition between all heads, and whether keys are matched by the token before them.
+
+    All of it is of the weights, with the norms before attention folded in, but for the previous-token scores that weigh earlier
+    heads in `qk_trace` and `qk_eigenvalue`: those of `measure_heads` with `n_sequences` rows at that seed.
+
+    Raises `UnsupportedModel` where the weights of the heads are not known or the model does something else with them (it is tried
+    out: models/query_key.py says how), `ModelError` for a model with fewer than two attention layers, `ProbeError` where no probe
+    fits it, `ArgumentError` for a number out of range.
+
+    >>> from pytest_induction.models.planted import induction_head
+    >>> scores = measure_composition(induction_head())
+    >>> round(float(scores.key[1, 0, 0, 0]), 2), round(float(scores.pair_eigenvalue[1, 0, 0, 0]), 2)
+    (0.05, 1.0)
+    """
+    whole_number("n_sequences", n_sequences, least=1)
+    if seed is not None:
+        whole_number("seed", seed, least=0)
+    subject = load_model(model)
+    if subject.n_layers < 2:
+        raise ModelError(f"composition is between heads in two layers, {subject.name} has one attention layer")
+    weights = Weights(subject)
+    with progress("composition of heads", subject.n_layers, LAYERS):
+        pairs = subject.remember(("composition",), lambda: _pairs(weights))
+    heads = measure_heads(subject, n_sequences=n_sequences, seed=seed)
+    trace, eigenvalue = qk_traces_of(weights, heads.previous_token)
+    about = heads.provenance
+    return CompositionScores(
+        **pairs.scores,
+        qk_trace=trace,
+        qk_eigenvalue=eigenvalue,
+        random_mean=pairs.random_mean,
+        provenance=replace(about, notes=about.notes + weights.notes),
+    )
+
+
+class Layer(NamedTuple):
+    """The weights of a layer's heads, norms folded: (n_heads, d_model, n), `outs` (n_heads, n, d_model).
+
+    The factor of the scores is in the queries.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    outs: Tensor
+
+
+class Weights:
+    """The weights of all layers of a model, at least float32, each made anew when it is asked for."""
+
+    def __init__(self, subject: ModelUnderTest) -> None:
+        self.subject = subject
+        self._circuits = circuits_of(subject)
+        self._queries_keys = queries_keys_of(subject)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._queries_keys.notes
+
+    def layer(self, number: int) -> Layer:
+        """Layers count from zero."""
+        circuits, read = self._circuits.layers[number], self._queries_keys.layers[number]
+        fold = circuits.norm.folded
+        queries, keys, values = fold(read.queries), fold(read.keys), fold(circuits.values)
+        return Layer(queries * read.factor, keys, values, circuits.outs.to(values))
+
+    @cached_property
+    def embeddings(self) -> Tensor:
+        """W_E^T W_E, (d_model, d_model), with the factor by which the embedding counts."""
+        table = self._circuits.embedding
+        found = self.subject.remember(("product of embeddings with themselves",), lambda: product_of_embeddings(table.mT, table))
+        if not bool(found.isfinite().all()):
+            raise ModelError(f"the embedding of {self.subject.name} is not finite (NaN or infinity)")
+        return found * self._circuits.embedding_factor**2
+
+
+def qk_traces_of(weights: Weights, previous: Array) -> tuple[Array, Array]:
+    """QK traces and eigenvalues of heads by their previous-token scores, each (n_layers, n_heads); NaN in the first layer."""
+    found = np.full((2, *previous.shape), np.nan)
+    moved: Tensor | None = None
+    for number in range(len(previous)):
+        layer = weights.layer(number)
+        n_heads = len(layer.queries)
+        if moved is not None:
+            moved = moved.to(layer.queries)
+            traces = qk_traces(layer.queries, layer.keys, moved, weights.embeddings.to(moved))
+            found[:, number, :n_heads] = numbers(torch.stack([each.cpu() for each in traces]))
+        share = torch.from_numpy(previous[number, :n_heads]).to(layer.values.dtype).to(layer.values.device)
+        added = (layer.values * share[:, None, None]).movedim(0, 1).flatten(1) @ layer.outs.flatten(0, 1)
+        moved = added if moved is None else moved + added
+    return found[0], found[1]
+
+
+class _Pairs(NamedTuple):
+    """What is known of all pairs of heads: arrays by their names in `CompositionScores`."""
+
+    scores: Mapping[str, Array]
+    random_mean: float
+
+
+class _Written(NamedTuple):
+    """What later layers need of one: what its heads write, and W_V^T W_E^T W_E (n_heads, n, d_model) of what they read."""
+
+    side: Side
+    outs: Tensor
+    embedded: Tensor
+
+
+def _pairs(weights: Weights) -> _Pairs:
+    """Every head of every layer against every head of every earlier one."""
+    subject = weights.subject
+    shape = (subject.n_layers, subject.n_heads) * 2
+    names = (*KINDS, *(f"{kind}_z" for kind in KINDS), "pair_eigenvalue")
+    scores = {name: np.full(shape, np.nan) for name in names}
+    earlier: list[_Written] = []
+    means: list[float] = []
+    for number in range(subject.n_layers):
+        layer = weights.layer(number)
+        outs = layer.outs.mT
+        read = side(layer.queries, layer.keys), side(layer.keys, layer.queries), side(layer.values, outs)
+        for before, written in enumerate(earlier):
+            for kind, one in zip(KINDS, read, strict=True):
+                found, null = composition_scores(one, written.side), rotation_null(one, written.side)
+                means.append(random_mean(*one.shape, written.side.shape[1]))
+                _put(scores[kind], number, before, found - means[-1])
+                _put(scores[f"{kind}_z"], number, before, null.z(found))
+            eigenvalues = pair_eigenvalues(layer.queries, layer.keys, *(each.to(layer.keys) for each in written[1:]))
+            _put(scores["pair_eigenvalue"], number, before, eigenvalues)
+        embedded = layer.values.mT @ weights.embeddings.to(layer.values)
+        earlier.append(_Written(side(outs, layer.values), layer.outs, embedded))
+        advance(1, LAYERS)
+    return _Pairs(scores, float(np.mean(means)))
+
+
+def _put(scores: Array, layer: int, before: int, found: Tensor) -> None:
+    """The scores of two layers, (heads, heads before), into those of all."""
+    scores[layer, : found.shape[0], before, : found.shape[1]] = numbers(found)

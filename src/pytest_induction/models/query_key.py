@@ -1,0 +1,340 @@
+"""Where a model's heads keep the weights of their queries and keys, each checked as those of values and outputs are.
+
+On a few tokens, for every layer: what linear maps make of the norm's output is, up to one factor, the queries and keys that went
+into the attention, or gives, where only patterns are seen, the pattern. What is added to the norm's output before these maps must
+be the same for every row: a function of the position and of nothing else.
+
+Rotary embeddings turn queries and keys by their position. They are known by what they leave as it is: everything at the first
+position, and at any other the products of queries (and keys) of different rows there. Weights are those before the turning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from pytest_induction.errors import UnsupportedModel
+from pytest_induction.models.anatomy import affine_of, agrees, recording
+from pytest_induction.models.attention import LogSumExpReader, Reader
+from pytest_induction.models.calling import Caller, quoted
+from pytest_induction.models.circuits import circuits_of
+from pytest_induction.models.head_weights import Affine, LayerCircuits, upcast
+from pytest_induction.models.protocol import ModelUnderTest
+
+ROWS, POSITIONS = 4, 9  # of the tokens on which everything is checked
+NO_FACTOR = 1e-6  # below it nothing of what a map makes is left
+
+
+@dataclass(frozen=True)
+class LayerQueryKey:
+    """One attention layer: what its heads read as queries and as keys.
+
+    `factor` is that from the product of a query and a key to their score before the softmax: one over the root of d_head, unless
+    the model has another. With `rotary` the score is that at a distance of zero; at others queries and keys are turned first.
+    """
+
+    path: str
+    factor: float
+    rotary: bool
+    _query: Affine
+    _query_columns: Tensor
+    _key: Affine
+    _key_columns: Tensor
+
+    @property
+    def n_heads(self) -> int:
+        return len(self._query_columns)
+
+    @property
+    def queries(self) -> Tensor:
+        """W_Q, (n_heads, d_model, d_head), in the model's dtype. Made anew each time."""
+        return _cut(self._query.weight, self._query_columns).movedim(1, 0)
+
+    @property
+    def keys(self) -> Tensor:
+        """W_K, (n_heads, d_model, d_head), in the model's dtype; heads of a group have equal ones. Made anew each time."""
+        return _cut(self._key.weight, self._key_columns).movedim(1, 0)
+
+    @property
+    def query_bias(self) -> Tensor | None:
+        """(n_heads, d_head)."""
+        return None if self._query.bias is None else _cut(self._query.bias, self._query_columns)
+
+    @property
+    def key_bias(self) -> Tensor | None:
+        """(n_heads, d_head)."""
+        return None if self._key.bias is None else _cut(self._key.bias, self._key_columns)
+
+
+@dataclass(frozen=True)
+class QueryKeys:
+    """The weights of queries and keys of every measured layer."""
+
+    layers: tuple[LayerQueryKey, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a measurement of these weights leaves out."""
+        turned = sum(layer.rotary for layer in self.layers)
+        where = "" if turned == len(self.layers) else f" in {turned} of {len(self.layers)} layers"
+        return (f"queries and keys are turned by rotary embeddings{where}; their weights are those before",) if turned else ()
+
+
+def queries_keys_of(subject: ModelUnderTest) -> QueryKeys:
+    """The weights of a model's queries and keys, read once and checked.
+
+    Raises `UnsupportedModel` where they are not known, or those of values and outputs are not (`circuits_of`); the message says
+    where. Among these are norms on queries and keys and mixtures of keys, and, where only patterns are seen, soft caps, biases by
+    distance and rotary embeddings.
+    """
+    return subject.remember(("queries and keys",), lambda: _Reading(subject).queries_keys())
+
+
+class _Map(NamedTuple):
+    """A linear map that may make queries or keys: what it was given and gave."""
+
+    given: Tensor
+    gave: Tensor
+    affine: Affine
+
+
+class _Part(NamedTuple):
+    """Columns (n_heads, d_head) of what a map gives, and by how much that is multiplied on the way into the attention."""
+
+    source: _Map
+    columns: Tensor
+    factor: float = 1.0
+    turned: bool = False
+
+    @property
+    def made(self) -> Tensor:
+        """(batch, positions, n_heads, d_head)."""
+        return _cut(self.source.gave, self.columns)
+
+
+class _Seen(NamedTuple):
+    """What went into the attention, (batch, positions, n_heads, d_head), and the factor of its scores."""
+
+    query: Tensor
+    key: Tensor
+    scale: float
+
+
+class _Reading:
+    """One reading of one model."""
+
+    def __init__(self, subject: ModelUnderTest) -> None:
+        self._subject = subject
+        self._circuits = circuits_of(subject)
+        self._root = Caller(subject.module).module
+        self._parts = [self._root.get_submodule(layer.path) for layer in self._circuits.layers]
+        tokens = _trial_tokens(subject)
+        found: list[_Seen | Tensor] = []
+
+        def kept(layer: int, attention: Reader) -> None:
+            seen = _seen(attention)
+            found.append(attention.pattern_of(range(tokens.shape[1])) if seen is None else seen)
+
+        with recording(self._root, [*self._parts, *(layer.reads for layer in self._circuits.layers)]) as self._calls:
+            subject.observe(tokens, kept, early_stop=False)
+        self._found = found
+
+    def queries_keys(self) -> QueryKeys:
+        return QueryKeys(tuple(map(self._layer, self._circuits.layers, self._parts, self._found)))
+
+    def _layer(self, layer: LayerCircuits, part: nn.Module, found: _Seen | Tensor) -> LayerQueryKey:
+        where = quoted(layer.path)
+        pair: tuple[_Part, _Part, float] | None = None
+        for maps in self._candidates(layer, part):
+            pair = _by_pattern(maps, found, layer) if isinstance(found, Tensor) else _by_number(maps, found)
+            if pair is not None:
+                break
+        if pair is None:
+            only = isinstance(found, Tensor)
+            what = "the pattern, all that is seen of it" if only else "the queries and keys that went into its attention"
+            kinds = (
+                "rotary embeddings, biases by distance, a norm or a cap"
+                if only
+                else "a norm on them, something else that is mixed in"
+            )
+            return self._refuse(f"no two linear maps in {where} give {what}, as with {kinds}, or an order of columns not known")
+        query, key, scale = pair
+        given = next(call.given for call in self._calls if call.part is layer.reads)
+        for name, one in (("queries", query), ("keys", key)):
+            if not _added_by_position(one.source.given, given):
+                self._refuse(f"the {name} of {where} are not made of what its values are made of")
+        factor = query.factor * key.factor * scale
+        return LayerQueryKey(
+            layer.path, factor, query.turned or key.turned, query.source.affine, query.columns, key.source.affine, key.columns
+        )
+
+    def _candidates(self, layer: LayerCircuits, part: nn.Module) -> Iterator[list[_Map]]:
+        """Linear maps that may make the queries and keys: those that the layer holds itself, those in it, those beside it."""
+        given = next((call.given for call in self._calls if call.part is part), None)
+        own = [_own(part, *names) for names in (("W_Q", "b_Q"), ("W_K", "b_K"))]
+        yield [_Map(given, each(given), each) for each in own if each is not None and given is not None and _fits(each, given)]
+        for scope in (part, self._root.get_submodule(layer.path.rpartition(".")[0])):
+            inside = set(scope.modules())
+            yield [
+                _Map(call.given, call.gave, affine)
+                for call in self._calls
+                if call.part in inside and call.gave.ndim == 3 and (affine := affine_of(call.part)) is not None
+            ]
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise UnsupportedModel(
+            f"the weights of the queries and keys of {self._subject.name} cannot be read: {why}. "
+            "What its heads attend to and what they write can be measured all the same"
+        )
+
+
+def _trial_tokens(subject: ModelUnderTest) -> Tensor:
+    """Random ids that the model has, (rows, positions), the first of each row too."""
+    space = subject.space
+    usable = [token for token in range(space.d_vocab) if token not in space.excluded] or [0]
+    generator = torch.Generator().manual_seed(1)
+    chosen = torch.randint(0, len(usable), (ROWS, min(POSITIONS, space.n_ctx or POSITIONS)), generator=generator)
+    return torch.tensor(usable)[chosen].to(subject.device)
+
+
+def _seen(attention: Reader) -> _Seen | None:
+    """Queries and keys that went into a layer's attention, copied; None where only its pattern is seen."""
+    if not isinstance(attention, LogSumExpReader):
+        return None
+    key = attention.key.repeat_interleave(attention.n_heads // attention.key.shape[1], 1)
+    return _Seen(attention.query.transpose(1, 2).clone(), key.transpose(1, 2).clone(), attention.scale)
+
+
+def _own(part: nn.Module, weight: str, bias: str) -> Affine | None:
+    """Weights (n_heads, d_model, d_head) that a module holds itself, as one map to the heads side by side."""
+    found, added = (getattr(part, name, None) for name in (weight, bias))
+    if not isinstance(found, Tensor) or found.ndim != 3:
+        return None
+    bias_of_heads = added.detach().flatten() if isinstance(added, Tensor) and added.ndim == 2 else None
+    return Affine(found.detach().movedim(0, 1).flatten(1), bias_of_heads)
+
+
+def _fits(affine: Affine, given: Tensor) -> bool:
+    return given.is_floating_point() and given.ndim == 3 and given.shape[-1] == len(affine.weight)
+
+
+def _by_number(maps: Sequence[_Map], seen: _Seen) -> tuple[_Part, _Part, float] | None:
+    """The maps that give the queries and keys that were seen, the last of several."""
+    found: list[_Part] = []
+    for of_keys, wanted in ((False, seen.query), (True, seen.key)):
+        n_heads, d_head = wanted.shape[2:]
+        parts = (
+            part
+            for one in reversed(maps)
+            for columns in _layouts(one.gave.shape[-1], n_heads, d_head, of_keys=of_keys)
+            if (part := _matched(_Part(one, columns), wanted)) is not None
+        )
+        part = next(parts, None)
+        if part is None:
+            return None
+        found.append(part)
+    query, key = found
+    return query, key, seen.scale
+
+
+def _matched(part: _Part, wanted: Tensor) -> _Part | None:
+    """The part with its factor, where it gives what is wanted, turned by the position or not; None where it does not."""
+    if part.source.gave.shape[:2] != wanted.shape[:2]:
+        return None
+    made = upcast(part.made)
+    one, other = made[:, 0].flatten().double().cpu(), wanted[:, 0].flatten().double().cpu()
+    size = float(one @ one)
+    factor = float(one @ other) / size if size else 1.0
+    if abs(factor) < NO_FACTOR or not agrees(made[:, 0] * factor, wanted[:, 0]):  # most are ruled out by the first position
+        return None
+    if agrees(made * factor, wanted):
+        return part._replace(factor=factor)
+    return part._replace(factor=factor, turned=True) if _is_turned(made * factor, wanted) else None
+
+
+def _is_turned(made: Tensor, wanted: Tensor) -> bool:
+    """Whether at each position the rows of one are those of the other after the same rotation: lengths and angles are equal."""
+    size = upcast(wanted).abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    ours, theirs = (torch.einsum("aphd,bphd->phab", each, each) for each in (made / size, upcast(wanted) / size))
+    return agrees(ours, theirs.to(wanted.dtype))
+
+
+def _by_pattern(maps: Sequence[_Map], pattern: Tensor, layer: LayerCircuits) -> tuple[_Part, _Part, float] | None:
+    """The maps whose products, by some factor, are the scores of which the softmax is the pattern."""
+    n_heads, d_head = pattern.shape[1], layer.outs.shape[1]
+    rows = pattern.shape[0], pattern.shape[-1]
+    queries, keys = (
+        [
+            _Part(one, columns)
+            for one in reversed(maps)
+            if one.gave.shape[:2] == rows
+            for columns in _layouts(one.gave.shape[-1], n_heads, d_head, of_keys=of_keys)
+        ]
+        for of_keys in (False, True)
+    )
+    for query in queries:
+        for key in keys:
+            scale = _scale(query.made, key.made, pattern)
+            if scale is not None:
+                return query, key, scale
+    return None
+
+
+def _scale(query: Tensor, key: Tensor, pattern: Tensor) -> float | None:
+    """The factor with which products of queries and keys are the scores of a pattern; None where there is none.
+
+    Logarithms are compared, each row's above their mean: of nearly even patterns any small scores are nearly the softmax. What
+    all keys of a query share, as with a sink, does not count, nor what is masked.
+    """
+    products = torch.einsum("bqhd,bkhd->bhqk", upcast(query), upcast(key)).to(pattern.dtype)
+    counted, least = pattern > torch.finfo(query.dtype).tiny, torch.finfo(pattern.dtype).tiny
+    one, other = (_centred(each, counted) for each in (products, pattern.clamp_min(least).log()))
+    size = float(one.double().square().sum())
+    factor = float((one.double() * other.double()).sum()) / size if size else 1.0
+    return factor if abs(factor) > NO_FACTOR and agrees(one * factor, other.to(query.dtype)) else None
+
+
+def _centred(values: Tensor, counted: Tensor) -> Tensor:
+    """Of those that are counted in a row what lies above their mean, of others 0."""
+    mean = (values * counted).sum(-1, keepdim=True) / counted.sum(-1, keepdim=True).clamp_min(1)
+    return (values - mean) * counted
+
+
+def _added_by_position(given: Tensor, values_given: Tensor) -> bool:
+    """Whether a map was given what the values' map was, plus what is the same in every row."""
+    if given.shape != values_given.shape:
+        return False
+    added = upcast(given) - upcast(values_given)
+    return agrees(upcast(values_given) + added[:1], given)
+
+
+def _cut(values: Tensor, columns: Tensor) -> Tensor:
+    return values[..., columns.to(values.device)]
+
+
+def _layouts(width: int, n_heads: int, d_head: int, *, of_keys: bool) -> Iterator[Tensor]:
+    """Which of `width` outputs may be the queries or keys of which head, (n_heads, d_head): alone, or beside others.
+
+    Where queries, keys and values lie in one, or two of them, they lie one after the other, or so in each group; as of values in
+    `anatomy`.
+    """
+    slots, rest = divmod(width, d_head)
+    if rest:
+        return
+    places = torch.arange(width).view(slots, d_head)
+    if (n_heads % slots == 0) if of_keys else (slots == n_heads):
+        yield places.repeat_interleave(n_heads // slots, 0)
+    for queries, values in ((n_heads, True), (n_heads, False), (0, True)):
+        groups, rest = divmod(slots - queries, 1 + values)
+        if groups <= 0 or rest or n_heads % groups or not (queries or of_keys):
+            continue
+        by_group = places.view(groups, -1, d_head)
+        if of_keys:
+            one_by_one = places[queries : queries + groups], by_group[:, -1 - values]
+            yield from (keys.repeat_interleave(n_heads // groups, 0) for keys in one_by_one)
+        else:
+            yield from (places[:n_heads], by_group[:, : n_heads // groups].flatten(0, 1))
