@@ -50,12 +50,14 @@ from pytest_induction.models.planted.blueprint import (
     amount,
     back,
 )
+from pytest_induction.models.planted.meaning import class_induction_head, pattern_head, translation_head
 from pytest_induction.models.planted.model import Kind, PlantedLayer, PlantedModel
 
 __all__ = [
     "Kind",
     "PlantedLayer",
     "PlantedModel",
+    "class_induction_head",
     "copy_suppression_head",
     "copying_head",
     "count_back_head",
@@ -63,9 +65,11 @@ __all__ = [
     "first_token_head",
     "induction_head",
     "matching_head",
+    "pattern_head",
     "pointer_induction_head",
     "previous_token_head",
     "redundant_induction_heads",
+    "translation_head",
     "uniform_head",
     "virtual_induction_head",
 ]

@@ -1,7 +1,8 @@
 """How attention is written down as weights: a residual stream of one-hot spaces, and heads that read and write them.
 
-The stream is cut into spaces that do not overlap: the token, the position, some for what heads find, and the output, which alone
-the unembedding reads. A head's scores are a sum of terms, each of them `sharpness` times what the key side says:
+The stream is cut into spaces that do not overlap: the token, the position, what it means, some for what heads find, and the
+output, which alone the unembedding reads. A head's scores are a sum of terms, each of them `sharpness` times what the key side
+says:
 
     score(q, k) = sharpness * (sum of weight * [query space of q equals key space of k] + resting + recency)
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import TypedDict
@@ -87,15 +88,19 @@ def back(distance: int) -> tuple[Match, ...]:
 class Blueprint:
     """The weights of a model in the making. A head that nothing is planted at rests on the first position and writes nothing."""
 
-    def __init__(self, sizes: Sizes, **scratch: str) -> None:
-        """`scratch` names the spaces that heads write for others, each as large as the space it is given."""
+    def __init__(self, sizes: Sizes, *, meanings: Sequence[Sequence[int]] = (), **scratch: str) -> None:
+        """`scratch` names the spaces that heads write for others, each as large as the space it is given.
+
+        With `meanings` the stream also has the space "meaning", in which the tokens of each of these classes are the same.
+        """
         self.n_layers = whole_number("n_layers", sizes.get("n_layers", 2), least=1)
         self.n_heads = whole_number("n_heads", sizes.get("n_heads", 4), least=1)
         d_vocab = whole_number("d_vocab", sizes.get("d_vocab", 64), least=FEWEST_TOKENS)
         self.n_ctx = whole_number("n_ctx", sizes.get("n_ctx", 128), least=FEWEST_POSITIONS)
         for name in sizes.keys() - Sizes.__annotations__.keys():
             raise ArgumentError(f"`{name}` is no option of this model; its sizes are {', '.join(Sizes.__annotations__)}")
-        widths = {"token": d_vocab, "position": self.n_ctx, "found": d_vocab}
+        self._meanings = meanings
+        widths = {"token": d_vocab, "position": self.n_ctx, "found": d_vocab, "meaning": len(meanings)}
         widths |= {name: widths[like] for name, like in scratch.items()} | {"output": d_vocab}
         ends = list(itertools.accumulate(widths.values()))
         self._spaces = {name: slice(end - widths[name], end) for name, end in zip(widths, ends, strict=True)}
@@ -126,9 +131,20 @@ class Blueprint:
         return distance
 
     def plant(
-        self, place: HeadId, kind: Kind, attends: Attends, writes: Mapping[str, float], *, reads: str = "token", shift: int = 0
+        self,
+        place: HeadId,
+        kind: Kind,
+        attends: Attends,
+        writes: Mapping[str, float],
+        *,
+        reads: str = "token",
+        shift: int = 0,
+        through: Tensor | None = None,
     ) -> None:
-        """Set a head: where it attends, and what it `reads` there and `writes` into which spaces, how strongly, `shift` on."""
+        """Set a head: where it attends, and what it `reads` there and `writes` into which spaces, how strongly, `shift` on.
+
+        What it reads goes `through` a matrix instead where one is given.
+        """
         self.answers[place] = kind
         self._attend(place, attends)
         source = self._spaces[reads]
@@ -138,7 +154,7 @@ class Blueprint:
         if reads == "position":
             value[source.start] = 0  # where a head rests it has found nothing, and points nowhere
         for target, strength in writes.items():
-            out[:size, self._spaces[target]] = strength * _shifted(size, shift)
+            out[:size, self._spaces[target]] = strength * (_shifted(size, shift) if through is None else through)
 
     def _attend(self, place: HeadId, attends: Attends) -> None:
         """Write the scores as products of queries and keys; the sharpness, and what attention divides by, go into the queries."""
@@ -167,6 +183,8 @@ class Blueprint:
                 self._attend(HeadId(layer, head), REST)
         embed, unembed = torch.zeros(self.d_vocab, self._d_model), torch.zeros(self._d_model, self.d_vocab)
         embed[:, self._spaces["token"]] = torch.eye(self.d_vocab)
+        for number, members in enumerate(self._meanings, start=self._spaces["meaning"].start):
+            embed[list(members), number] = 1
         embed[0] = 0
         unembed[self._spaces["output"]] = torch.eye(self.d_vocab)
         places = torch.zeros(self.n_ctx, self._d_model)

@@ -23,6 +23,9 @@ Kind = Literal[
     "copy_suppression",
     "matching",
     "copying",
+    "class_induction",
+    "translation",
+    "pattern",
 ]
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # of a layer: queries, keys, values, outputs
 
