@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_induction.assertions.circuits import assert_induction_circuit
+    from pytest_induction.assertions.generality import assert_heads_generalize
     from pytest_induction.assertions.given import given_probes
     from pytest_induction.assertions.heads import (
         assert_copies_repeats,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
         assert_previous_token_first,
     )
     from pytest_induction.bound import Induction
+    from pytest_induction.composition import CompositionScores, measure_composition
     from pytest_induction.copying import CopyingScores, measure_copying
     from pytest_induction.errors import (
         ArgumentError,
@@ -44,6 +47,19 @@ if TYPE_CHECKING:
         RunError,
         TextError,
         UnsupportedModel,
+    )
+    from pytest_induction.generality import FamilyScores, GeneralityScores, HeadGenerality, measure_generality
+    from pytest_induction.interventions.ablation import AblationScores, measure_ablations
+    from pytest_induction.interventions.context import intervene, run_with
+    from pytest_induction.interventions.edits import (
+        Intervention,
+        ablate,
+        freeze_patterns,
+        knock_out,
+        leave_in,
+        scale,
+        smear,
+        substitute_pattern,
     )
     from pytest_induction.measure import HeadScores, measure_heads
     from pytest_induction.models.load import load_model
@@ -97,6 +113,22 @@ _HOME = {
         "assert_phase_change",
         "assert_previous_token_first",
     ),
+    "assertions.circuits": ("assert_induction_circuit",),
+    "assertions.generality": ("assert_heads_generalize",),
+    "composition": ("CompositionScores", "measure_composition"),
+    "generality": ("FamilyScores", "GeneralityScores", "HeadGenerality", "measure_generality"),
+    "interventions.ablation": ("AblationScores", "measure_ablations"),
+    "interventions.context": ("intervene", "run_with"),
+    "interventions.edits": (
+        "Intervention",
+        "ablate",
+        "freeze_patterns",
+        "knock_out",
+        "leave_in",
+        "scale",
+        "smear",
+        "substitute_pattern",
+    ),
     "bound": ("Induction",),
     "copying": ("CopyingScores", "measure_copying"),
     "errors": (
@@ -140,21 +172,27 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "AblationScores",
     "Answer",
     "ArgumentError",
     "Behaviour",
     "Change",
     "Checkpoint",
+    "CompositionScores",
     "CopyingScores",
     "Estimate",
     "Evidence",
     "ExpectationFailed",
+    "FamilyScores",
+    "GeneralityScores",
     "HeadEvidence",
+    "HeadGenerality",
     "HeadId",
     "HeadScores",
     "Induction",
     "InductionError",
     "InductionRecorder",
+    "Intervention",
     "Masses",
     "ModelError",
     "ModelUnderTest",
@@ -178,11 +216,14 @@ __all__ = [
     "Verdict",
     "VirtualPair",
     "VirtualScores",
+    "ablate",
     "assert_cooccurrence",
     "assert_copies_repeats",
     "assert_final_has_induction_head",
     "assert_has_induction_head",
+    "assert_heads_generalize",
     "assert_heads_kept",
+    "assert_induction_circuit",
     "assert_learns_in_context",
     "assert_log_is_sane",
     "assert_no_induction_head",
@@ -197,16 +238,27 @@ __all__ = [
     "find_checkpoints",
     "find_counterexample",
     "find_phase_changes",
+    "freeze_patterns",
     "given_probes",
+    "intervene",
     "is_period_invariant",
     "is_relabelling_invariant",
+    "knock_out",
+    "leave_in",
     "load_model",
     "load_run",
+    "measure_ablations",
+    "measure_composition",
     "measure_copying",
+    "measure_generality",
     "measure_heads",
     "measure_virtual_heads",
     "prefers_longer_match",
+    "run_with",
+    "scale",
     "show_attention",
+    "smear",
+    "substitute_pattern",
     "survives_distractors",
     "sweep",
 ]

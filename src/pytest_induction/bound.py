@@ -10,8 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pytest_induction.assertions import heads as assertions
+from pytest_induction.assertions.circuits import assert_induction_circuit
+from pytest_induction.assertions.generality import assert_heads_generalize
 from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
+from pytest_induction.composition import CompositionScores, measure_composition
 from pytest_induction.errors import TextError
+from pytest_induction.generality import GeneralityScores, measure_generality
+from pytest_induction.interventions.ablation import AblationScores, measure_ablations
 from pytest_induction.measure import HeadScores, measure_heads
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences
@@ -61,6 +66,28 @@ class Induction:
         if text is None and self.text is None:
             raise TextError("no text: give `assert_learns_in_context` one, or the option --induction-text")
         return self._call(assertions.assert_learns_in_context, self.model, self.text if text is None else text, **options)
+
+    def measure_ablations(self, **options: Any) -> AblationScores:
+        """See `pytest_induction.measure_ablations`."""
+        return self._call(measure_ablations, self.model, **options)
+
+    def measure_composition(self, **options: Any) -> CompositionScores:
+        """See `pytest_induction.measure_composition`."""
+        return self._call(measure_composition, self.model, **options)
+
+    def measure_generality(self, heads: Any = None, **options: Any) -> GeneralityScores:
+        """See `pytest_induction.measure_generality`."""
+        return self._call(measure_generality, self.model, heads, **options)
+
+    def assert_heads_generalize(self, heads: Any, **options: Any) -> Evidence:
+        """See `pytest_induction.assert_heads_generalize`."""
+        __tracebackhide__ = True
+        return self._call(assert_heads_generalize, self.model, heads, **options)
+
+    def assert_induction_circuit(self, **options: Any) -> Evidence:
+        """See `pytest_induction.assert_induction_circuit`."""
+        __tracebackhide__ = True
+        return self._call(assert_induction_circuit, self.model, **options)
 
     def check_property(self, property: Any, **options: Any) -> PropertyCheck:  # noqa: A002 - what it is
         """See `pytest_induction.check_property`; generation follows the hypothesis profile, not the session's seed."""

@@ -73,7 +73,7 @@ def assert_has_induction_head(
     1
     """
     bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
-    evidence = _induction_head(model, bars, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
+    evidence = judged_induction_head(model, bars, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
     return expect(evidence, Verdict.FORMED)
 
 
@@ -90,7 +90,7 @@ def assert_no_induction_head(
 ) -> Evidence:
     """Assert that the model has no induction head: shown, not merely not found. Arguments as `assert_has_induction_head`."""
     bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
-    evidence = _induction_head(model, bars, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
+    evidence = judged_induction_head(model, bars, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
     return expect(evidence, Verdict.NOT_FORMED)
 
 
@@ -164,9 +164,10 @@ def assert_learns_in_context(
     return expect(evidence, Verdict.FORMED)
 
 
-def _induction_head(
+def judged_induction_head(
     model: ModelLike, bars: dict[str, float], budget: tuple[int, float, int | None], *, allow_virtual: bool
 ) -> Evidence:
+    """The verdict on whether a model has an induction head, and what it rests on; `budget` is sequences, error rate, seed."""
     check_share("min_prefix_matching", bars["min_prefix_matching"])
     if not bars["min_advantage"] >= 0:
         raise ArgumentError(f"`min_advantage` must be at least 0 nats, got {bars['min_advantage']}")
@@ -221,7 +222,7 @@ def _through_pairs(
         with progress("pairs of heads", 2 * n_sequences):  # the repeated rows, and their controls
             return probe_pairs(subject, n_sequences, seed, number)
 
-    _, found, settle = _until_clear(draw, judge, max_sequences, error_rate)
+    _, found, settle = until_clear(draw, judge, max_sequences, error_rate)
     if found.verdict is Verdict.FORMED and not allow_virtual:
         summary = f"{evidence.summary}; {found.summary} (a virtual induction head)"
         return replace(evidence, reason="copies_through_pairs", summary=summary, pairs=found.pairs)
@@ -254,7 +255,7 @@ def _decide(
         with progress(claim, n_sequences * (1 if subject.way is None else 2)):  # the repeated rows, and their controls
             return probe_round(subject, n_sequences, seed, number)
 
-    rounds, judgement, settle = _until_clear(
+    rounds, judgement, settle = until_clear(
         draw, lambda rounds, error_rate: judge(Round.join(rounds), error_rate=error_rate), max_sequences, error_rate
     )
     found = Round.join(rounds)
@@ -274,7 +275,7 @@ def _decide(
     )
 
 
-def _until_clear(
+def until_clear(
     draw: Callable[[int, int], R], judge: Callable[[list[R], float], Judgement], max_sequences: int, error_rate: float
 ) -> tuple[list[R], Judgement, str]:
     """Draw rounds until the judgement on all of them is clear or the budget is spent: these, it, and what would settle it.

@@ -16,6 +16,11 @@ NEXT = {
     "does_not_copy": "see `measure_heads(model)` for its heads; a lower bar is `min_accuracy=`",
     "does_not_learn": "compare with a model trained further on the same text; the bar is `max_score=`",
     "formed": "the heads are named above; `measure_heads(model)` shows every one",
+    "does_not_generalize": "see every head with `measure_generality(model)`; what means alike is `classes=` and `pairs=`",
+    "first_layer": "a first layer can only do it where keys see the token before, as smeared ones do",
+    "weights_disagree": "see the weights of all heads with `measure_composition(model)` and `measure_copying(model)`",
+    "not_through_keys": "what the head finds its place by is not known: `intervene(model, ...)` tries other paths",
+    "no_previous_token_head": "a lower bar is `min_previous_token=`; `measure_heads(model)` shows every head",
 }
 NEXT_OF_RUN = {
     "no_change": "if a change is expected: train further; what counts as one is `min_change=`",
@@ -23,6 +28,8 @@ NEXT_OF_RUN = {
     "formed": "when and how fast it was stands above",
     "matches_without_copying": "the head may suppress what it finds: `measure_copying` on a checkpoint tells",
     "too_late": "what is allowed is `before_tokens=` or `before_steps=`",
+    "no_turn": "the path of token losses does not turn: see docs/runs.md#the-turn, or ask without (turn=False)",
+    "turn_apart": "the path turns elsewhere: see docs/runs.md#the-turn, or ask without (turn=False)",
     "apart": "what counts as together is `margin=`, in decades",
     "later": "what is allowed is `margin=`, in decades; onsets vary with the seed of a training",
     "lost": "see `run.best_of_heads('prefix_matching')` for when; what must be kept is `min_share=`",
@@ -39,7 +46,7 @@ def failure_text(evidence: Evidence, wanted: Verdict) -> str:
         first,
         *([_heads_line(evidence)] if evidence.heads or evidence.nearest else []),
         *([f"  pairs: {', '.join(map(_pair, evidence.pairs))}"] if evidence.pairs else []),
-        f"  behaviour: {_estimates_line(evidence)}",
+        f"  measures: {_estimates_line(evidence)}",
         f"  measured: {measured_on(evidence.provenance)}",
         f"  next: {evidence.settle or NEXT.get(evidence.reason, 'see docs/metrics.md')}",
     ]
@@ -48,7 +55,7 @@ def failure_text(evidence: Evidence, wanted: Verdict) -> str:
 
 def _of_run(evidence: Evidence) -> list[str]:
     """What a training run did, where it was recorded, what to do."""
-    series = [f"  {change.series.replace('_', ' ')}: {_change(change)}" for change in evidence.changes[:4]]
+    series = [f"  {change.series.replace('_', ' ')}: {_change(change)}" for change in evidence.changes[:5]]
     heads = (
         [f"  heads: {', '.join(map(_head, (*evidence.heads, *evidence.nearest)[:5]))}"]
         if evidence.nearest or evidence.heads

@@ -13,6 +13,8 @@ CLAIMS = (
     "has_induction_head",
     "copies_repeats",
     "learns_in_context",
+    "induction_circuit",
+    "heads_generalize",
     "log_is_sane",
     "phase_change",
     "cooccurrence",

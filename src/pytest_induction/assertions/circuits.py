@@ -1,0 +1,182 @@
+"""An assertion about mechanism: the induction head and the heads by which it finds its place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from pytest_induction.assertions.boundary import check_share, expect
+from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, judged_induction_head, until_clear
+from pytest_induction.composition import measure_composition
+from pytest_induction.copying import ov_eigenvalues
+from pytest_induction.errors import user_facing
+from pytest_induction.interventions.chosen import all_heads
+from pytest_induction.interventions.paths import path_effects
+from pytest_induction.interventions.terms import losses_by_order, losses_with_pattern
+from pytest_induction.measure import Array, ModelLike, measure_heads, probes_of
+from pytest_induction.models.circuits import circuits_of
+from pytest_induction.models.load import load_model
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import COPIES, Probe
+from pytest_induction.progress import progress
+from pytest_induction.records import Estimate, Evidence, HeadId, Verdict
+from pytest_induction.statistics import mean_interval
+from pytest_induction.verdicts.bars import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
+from pytest_induction.verdicts.circuits import Circuit, Lost, judge_circuit
+from pytest_induction.verdicts.judgement import Judgement
+
+MIN_SHARE = 0.5  # of prefix matching, that must be lost
+MIN_PREVIOUS_TOKEN = 0.3  # mass on the position before, that makes a previous-token head
+CLAIM = "induction_circuit"
+LEAST_EFFECT = 0.05  # nats, below which no share of a head's effect is taken
+
+
+@user_facing
+def assert_induction_circuit(
+    model: ModelLike,
+    *,
+    min_share: float = MIN_SHARE,
+    min_prefix_matching: float = MIN_PREFIX_MATCHING,
+    min_previous_token: float = MIN_PREVIOUS_TOKEN,
+    max_sequences: int = MAX_SEQUENCES,
+    error_rate: float = ERROR_RATE,
+    seed: int | None = None,
+) -> Evidence:
+    """Assert that the model's induction head finds its place by a circuit: through its keys, from previous-token heads.
+
+    Cause, not correlation: the strongest induction head (as `assert_has_induction_head` finds it) must lose at least `min_share`
+    of its prefix matching when the previous-token heads (`min_previous_token` or more of their mass on the position before) are
+    kept out of its keys, by whatever way they reach them, its queries and all else being as they were; and more than without as
+    many other heads. Its weights must agree: QK matches the token that those heads moved, OV copies. The other way, by its
+    queries (pointer arithmetic), is recognised: the reason is then "query_composition" and not "key_composition". Heads are
+    chosen on other sequences than those on which they are tested.
+
+    `.estimates` also has K-composition with its z above the same spectra turned at random, what the head's ideal pattern gives
+    back of its effect (`pattern_recovery`), and in nats what paths through single heads, and through several in a row (virtual
+    heads), give on the last copy. Sequences are drawn as in `assert_has_induction_head`; half of `error_rate` is for finding the
+    head.
+
+    Returns the evidence; raises `ExpectationFailed`, which carries it, or `UnsupportedModel`, by name, where the weights of the
+    heads cannot be read or their queries and keys are not seen.
+
+    >>> assert_induction_circuit("fixtures/attention_only.py:two_layers").reason     # doctest: +SKIP
+    'key_composition'
+    """
+    for name, value in (("min_share", min_share), ("min_previous_token", min_previous_token), ("error_rate", error_rate)):
+        check_share(name, value)
+    subject = load_model(model)
+    bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": MIN_ADVANTAGE}
+    evidence = judged_induction_head(subject, bars, (max_sequences, error_rate / 2, seed), allow_virtual=False)
+    evidence = replace(evidence, claim=CLAIM, bars={**bars, "min_share": min_share}, confidence=1 - error_rate)
+    if evidence.verdict is not Verdict.FORMED:
+        summary = f"there is no induction head to have a circuit: {evidence.summary}"
+        return expect(replace(evidence, summary=summary), Verdict.FORMED)
+    found = next((head for head in evidence.heads if head.layer > 0), None)
+    if found is None:
+        summary = f"{evidence.heads[0]} matches prefixes in the first layer, where no head comes before it"
+        return expect(replace(evidence, verdict=Verdict.NOT_FORMED, reason="first_layer", summary=summary), Verdict.FORMED)
+    head = HeadId(found.layer, found.head)
+    circuit, weighed = _circuit(subject, head, min_previous_token, evidence.provenance.seed)
+    return expect(_tested(subject, evidence, circuit, weighed, (max_sequences, error_rate / 2, min_share)), Verdict.FORMED)
+
+
+def _circuit(
+    subject: ModelUnderTest, head: HeadId, min_previous_token: float, seed: int | None
+) -> tuple[Circuit, dict[str, Estimate]]:
+    """The head with its previous-token heads, and what the weights of both say."""
+    composition = measure_composition(subject, seed=seed)
+    previous_token = measure_heads(subject, seed=seed).previous_token
+    earlier = [each for each in all_heads(subject) if each.layer < head.layer]
+    previous = tuple(each for each in earlier if previous_token[each.layer, each.head] >= min_previous_token)
+    place = (head.layer, head.head)
+    circuit = Circuit(
+        head,
+        previous,
+        float(composition.qk_eigenvalue[place]),
+        float(ov_eigenvalues(subject, circuits_of(subject))[place]),
+    )
+    weighed = {"qk_eigenvalue": circuit.qk_eigenvalue, "ov_eigenvalue": circuit.ov_eigenvalue}
+    if previous:
+        first = max(previous, key=lambda each: np.nan_to_num(composition.key_z[(*place, each.layer, each.head)], nan=-np.inf))
+        pair = (*place, first.layer, first.head)
+        weighed |= {"key_composition": float(composition.key[pair]), "key_composition_z": float(composition.key_z[pair])}
+    return circuit, {name: Estimate(value, value, value) for name, value in weighed.items()}
+
+
+def _tested(
+    subject: ModelUnderTest,
+    evidence: Evidence,
+    circuit: Circuit,
+    weighed: dict[str, Estimate],
+    budget: tuple[int, float, float],
+) -> Evidence:
+    """The verdict on the paths to the head, on sequences of their own."""
+    max_sequences, error_rate, min_share = budget
+    seed = evidence.provenance.seed or 0
+    sets = _sets(subject, circuit, np.random.default_rng([seed, 6]))
+
+    def draw(n_sequences: int, number: int) -> Lost:
+        rng = np.random.default_rng([seed, 7, number])
+        with progress("paths to the head", n_sequences):
+            probes = probes_of(subject, n_sequences, rng, COPIES, None)
+            return Lost.join([_lost(subject, probe, circuit.head, sets) for probe in probes])
+
+    def judge(rounds: list[Lost], look_rate: float) -> Judgement:
+        return judge_circuit(Lost.join(rounds), circuit, min_share=min_share, error_rate=look_rate)
+
+    rounds, judgement, settle = until_clear(draw, judge, max_sequences, error_rate)
+    probe = next(iter(probes_of(subject, 6, np.random.default_rng([seed, 8]), COPIES, None)))
+    return replace(
+        evidence,
+        verdict=judgement.verdict,
+        reason=judgement.reason,
+        summary=judgement.summary,
+        estimates={
+            **evidence.estimates,
+            **(judgement.estimates or {}),
+            **weighed,
+            **_contributions(subject, probe, circuit.head),
+        },
+        provenance=replace(evidence.provenance, n_sequences=sum(len(each.keys) for each in rounds)),
+        settle=settle,
+    )
+
+
+def _sets(subject: ModelUnderTest, circuit: Circuit, rng: np.random.Generator) -> list[tuple[HeadId, ...]]:
+    """The previous-token heads, all earlier heads, and where there are any as many others, of the same layers first."""
+    earlier = tuple(each for each in all_heads(subject) if each.layer < circuit.head.layer)
+    layers = {each.layer for each in circuit.previous}
+    others = [earlier[index] for index in rng.permutation(len(earlier)) if earlier[index] not in circuit.previous]
+    others.sort(key=lambda each: each.layer not in layers)
+    chosen = tuple(others[: len(circuit.previous)])
+    return [circuit.previous, earlier, *([chosen] if chosen else [])]
+
+
+def _lost(subject: ModelUnderTest, probe: Probe, head: HeadId, sets: list[tuple[HeadId, ...]]) -> Lost:
+    effects = path_effects(subject, probe, head, sets)
+    whole = max(float(effects.clean.mean()), 1e-6)
+    by_keys, by_queries = ((effects.clean - each) / whole for each in (effects.keys, effects.queries))
+    return Lost(by_keys[0], by_keys[2] if len(sets) > 2 else None, by_keys[1], by_queries[1])
+
+
+def _contributions(subject: ModelUnderTest, probe: Probe, head: HeadId) -> dict[str, Estimate]:
+    """What the head's ideal pattern gives back of its effect, and what paths through one head, and through more, give in nats."""
+    interval = partial(_interval, error_rate=ERROR_RATE)
+    orders = losses_by_order(subject, probe)
+    found = {
+        "gain_of_single_heads": interval(orders[:, 0] - orders[:, 1], unit="nats"),
+        "gain_of_virtual_heads": interval(orders[:, 1] - orders[:, -1], unit="nats"),
+    }
+    as_it_is, ablated, ideal = losses_with_pattern(subject, probe, [head], "induction").T
+    effect = float((ablated - as_it_is).mean())
+    if effect > LEAST_EFFECT:
+        found["pattern_recovery"] = interval((ablated - ideal) / effect, unit="share of the effect")
+    return found
+
+
+def _interval(values: Array, error_rate: float, unit: str) -> Estimate:
+    if len(values) < 2:
+        return Estimate(float(values.mean()), float("-inf"), float("inf"), unit)
+    return mean_interval(values[:, None], error_rate, unit)[0]
