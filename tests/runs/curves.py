@@ -33,17 +33,29 @@ def noise_of(count, size, seed, likeness=0.0):
     return size * values
 
 
-def run_of(steps, *, name="made", tokens_per_step=PER_STEP, tokens=None, schedule=(), errors=None, icl_rows=None, **series):
+def run_of(
+    steps,
+    *,
+    name="made",
+    tokens_per_step=PER_STEP,
+    tokens=None,
+    schedule=(),
+    errors=None,
+    icl_rows=None,
+    token_losses=None,
+    **series,
+):
     """A run of series (snapshots,) by the names of `Snapshot`; NaN is not recorded.
 
     One of heads is that of the best of four heads; the others have 0.05. `errors` are standard errors by name, `icl_rows` (snapshots,
-    rows), `schedule` pairs of a step and what happened.
+    rows), `token_losses` (snapshots, tokens), `schedule` pairs of a step and what happened.
     """
     snapshots = []
     for index, step in enumerate(steps):
         values = {name: float(column[index]) for name, column in series.items() if np.isfinite(column[index])}
         heads = {name: np.array([[0.05, values[name]], [0.05, 0.05]]) for name in HEADS if name in values}
         rows = {} if icl_rows is None else {"icl_rows": icl_rows[index]}
+        rows |= {} if token_losses is None or np.isnan(token_losses[index]).all() else {"token_losses": token_losses[index]}
         count = None if tokens is None or tokens[index] is None else int(tokens[index])
         snapshots.append(Snapshot(int(step), count, **{**values, **heads}, **rows, errors=errors or {}))
     return TrainingRun(
@@ -62,6 +74,16 @@ def formed_series(steps, place=2.4, width=0.15, *, noise=0.003, seed=0):
         "icl_score": -0.1 - 1.5 * shape + 3 * parts[2],
         "loss": 6 - 0.5 * x - 1.5 * shape + parts[3],
     }
+
+
+def turning_path(steps, place=2.4, width=0.15, *, size=2.0, noise=0.05, seed=0, tokens=512):
+    """Token losses (snapshots, tokens) that drift along one direction, and at step 10^place go `size` nats along another."""
+    x = np.log10(np.maximum(steps, 0.5))
+    rng = np.random.default_rng(seed)
+    one, two = np.linalg.qr(rng.normal(size=(tokens, 2)))[0].T * np.sqrt(tokens)
+    wander = noise * rng.normal(size=(len(x), tokens))
+    wander[0] = 0  # an untrained model lies where it lies
+    return (5 + np.outer((x - x[0]) / 4, one) + np.outer(size * logistic(x, place, width), two) + wander).astype(np.float32)
 
 
 STEPS = log_steps(100)

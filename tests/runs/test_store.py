@@ -39,7 +39,7 @@ def whole(step=7, heads=(2, 3), rows=5):
     for each in scores.values():
         each[-1, -1] = np.nan
     numbers = {name: 0.125 * (index + 1) for index, name in enumerate(NUMBERS)}
-    lists = {"icl_rows": -numbered(rows), "token_losses": numbered(rows, scale=0.5)}
+    lists = {"icl_rows": -numbered(rows), "token_losses": numbered(rows, scale=0.5), "index_losses": numbered(rows, scale=1 / 3)}
     errors = {"icl_score": 0.0625, "prefix_matching": scores["prefix_matching"] / 4, "excess": scores["excess"] / 4}
     return Snapshot(
         step,

@@ -8,9 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from pytest_induction.assertions.boundary import expect
+from pytest_induction.assertions.together import apart, over_runs, together, turning
 from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.journal import tell
 from pytest_induction.records import Change, Estimate, Evidence, Moment, Provenance, Verdict
@@ -26,7 +25,6 @@ from pytest_induction.runs.phase_change import (
     lag_between,
 )
 from pytest_induction.runs.record import TrainingRun
-from pytest_induction.statistics import mean_interval
 
 RunLike = TrainingRun | str | os.PathLike[str]
 ONSET_MARGIN = 0.1  # decades: about a quarter more tokens
@@ -64,7 +62,7 @@ def assert_phase_change(
                 raise ArgumentError(f"`{name}` must be above 0, got {bar}")
             evidence = _in_time(evidence, found.induction, name, bar)
     if co_occurring or (co_occurring is None and found.in_context_learning is not None):
-        evidence = _together(evidence, found)
+        evidence = together(evidence, found)
     return expect(evidence, Verdict.FORMED)
 
 
@@ -89,13 +87,18 @@ def assert_cooccurrence(
     run: RunLike | Sequence[RunLike],
     *,
     margin: float = MARGIN,
+    turn: bool | None = None,
     max_width: float = MAX_WIDTH,
     min_change: Mapping[str, float] | None = None,
     error_rate: float = ERROR_RATE,
 ) -> Evidence:
-    """Assert that in-context learning changes together with induction: midpoints at most `margin` decades of tokens apart.
+    """Assert that in-context learning changes together with induction, and that the path of the training turns there.
 
-    Of one run the interval of their distance is that of the two fits together. Of several runs (seeds) the distances are taken
+    Midpoints lie at most `margin` decades of tokens from that of induction. The turn is that of the path in the space of token
+    losses; `turn` asks for it, or leaves it out (False). By default it is asked for where token losses were recorded, and the
+    summary says where they were not. The evidence has the distances `lag` and `turn_lag`.
+
+    Of one run the interval of a distance is that of the two changes together. Of several runs (seeds) the distances are taken
     run by run, and the interval is that of their mean. The noisier of two series makes the interval wider, its change no later.
     """
     if not 0 < margin < math.inf:
@@ -104,10 +107,15 @@ def assert_cooccurrence(
     if not runs:
         raise ArgumentError("`run` must be a run or several, got none")
     pairs = [_found(each, max_width, min_change, error_rate) for each in runs]
-    parts = [_together(_evidence(opened, "cooccurrence", found, error_rate), found, margin) for opened, found in pairs]
-    if len(parts) == 1:
-        return expect(parts[0], Verdict.FORMED)
-    return expect(_over_runs(parts, [found for _, found in pairs], margin, error_rate), Verdict.FORMED)
+    wanted = turn if turn is not None else any(found.turn is not None for _, found in pairs)
+    parts = [together(_evidence(opened, "cooccurrence", found, error_rate), found, margin) for opened, found in pairs]
+    if wanted:
+        parts = [turning(part, found, margin) for part, (_, found) in zip(parts, pairs, strict=True)]
+    if len(parts) > 1:
+        parts = [over_runs(parts, [found for _, found in pairs], margin, error_rate, turn=wanted)]
+    if turn is None and not wanted and parts[0].verdict is Verdict.FORMED:
+        parts = [replace(parts[0], summary=f"{parts[0].summary}; the turn of the path of token losses was not recorded")]
+    return expect(parts[0], Verdict.FORMED)
 
 
 @user_facing
@@ -157,7 +165,7 @@ def assert_previous_token_first(
     else:
         verdict = Verdict.FORMED if lag.is_above(0) else Verdict.NOT_FORMED if lag.is_below(0) else Verdict.UNDETERMINED
         reason = {Verdict.FORMED: "previous_first", Verdict.NOT_FORMED: "previous_later"}.get(verdict, "order_unclear")
-        seen = f"induction forms {_apart(lag)} after previous-token heads"
+        seen = f"induction forms {apart(lag)} after previous-token heads"
         evidence = replace(
             evidence,
             verdict=verdict,
@@ -187,6 +195,8 @@ def _evidence(run: TrainingRun, claim: str, found: PhaseChange, error_rate: floa
         estimates |= {"midpoint": change.midpoint.tokens or change.midpoint.step, "width": change.width}
     if found.lag is not None:
         estimates["lag"] = found.lag
+    if found.turn_lag is not None:
+        estimates["turn_lag"] = found.turn_lag
     return Evidence(
         claim,
         found.verdict,
@@ -252,64 +262,6 @@ def _in_time(evidence: Evidence, change: Change | None, name: str, bar: float) -
     return replace(evidence, verdict=verdict, reason=reason, summary=f"{evidence.summary}; but {seen}", settle=settle)
 
 
-def _together(evidence: Evidence, found: PhaseChange, margin: float = MARGIN) -> Evidence:
-    """The evidence on a run in which in-context learning must change with induction."""
-    if evidence.verdict is not Verdict.FORMED:
-        return evidence
-    change, lag = found.in_context_learning, found.lag
-    if change is None:
-        return replace(
-            evidence,
-            verdict=Verdict.UNDETERMINED,
-            reason="icl_not_recorded",
-            summary=f"{evidence.summary}; in-context learning was not recorded",
-            settle="record or sweep with a held-out text (`text=`, --text), or ask without (`co_occurring=False`)",
-        )
-    if change.verdict is not Verdict.FORMED or lag is None:
-        reason = f"icl_{change.reason}"
-        summary = f"{evidence.summary}; but {change.summary}"
-        return replace(evidence, verdict=change.verdict, reason=reason, summary=summary, settle=change.settle)
-    return _within(evidence, lag, margin, f"{evidence.summary}; in-context learning changes {_apart(lag)} after")
-
-
-def _within(evidence: Evidence, lag: Estimate, margin: float, summary: str) -> Evidence:
-    bars = {**evidence.bars, "margin": margin}
-    if -margin <= lag.low and lag.high <= margin:
-        return replace(evidence, summary=summary, bars=bars)
-    apart = lag.low > margin or lag.high < -margin
-    return replace(
-        evidence,
-        verdict=Verdict.NOT_FORMED if apart else Verdict.UNDETERMINED,
-        reason="apart" if apart else "lag_unclear",
-        summary=f"{summary}: {'more than' if apart else 'not clearly within'} the {margin:.2f} that count as together",
-        bars=bars,
-        settle="" if apart else "record more snapshots around the change",
-    )
-
-
-def _over_runs(parts: Sequence[Evidence], found: Sequence[PhaseChange], margin: float, error_rate: float) -> Evidence:
-    """The evidence on several runs: the mean of their distances."""
-    lags = [each.lag for each in found]
-    without = [
-        part
-        for part, lag in zip(parts, lags, strict=True)
-        if part.verdict is not Verdict.FORMED and (lag is None or part.reason not in ("apart", "lag_unclear"))
-    ]
-    names = ", ".join(part.provenance.model for part in parts)
-    about = replace(parts[0].provenance, model=names, probe=f"{len(parts)} runs")
-    if without:
-        first = without[0]
-        named = f"the first is {first.provenance.model}: {first.summary}"
-        summary = f"{len(without)} of {len(parts)} runs have no two changes to compare, {named}"
-        return replace(first, summary=summary, provenance=about)
-    values = np.array([[lag.value] for lag in lags if lag is not None])
-    lag = mean_interval(values, error_rate, "decades")[0]
-    changes = tuple(change for part in parts for change in part.changes)
-    whole = replace(parts[0], verdict=Verdict.FORMED, reason="formed", provenance=about, estimates={"lag": lag}, changes=changes)
-    judged = _within(whole, lag, margin, f"over {len(parts)} runs in-context learning changes {_apart(lag)} after induction")
-    return replace(judged, settle="more runs: the interval is that of a mean over them" if judged.settle else "")
-
-
 def _not_later(evidence: Evidence, found: PhaseChange, expected: PhaseChange, name: str, margin: float) -> Evidence:
     bars = {**evidence.bars, "margin": margin}
     if expected.verdict is not Verdict.FORMED:
@@ -326,7 +278,7 @@ def _not_later(evidence: Evidence, found: PhaseChange, expected: PhaseChange, na
     lag = lag_between(_at_onset(expected.induction), _at_onset(found.induction))
     if lag is None:
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="onset_unclear", bars=bars)
-    summary = f"induction begins to form {_apart(lag)} after the reference {name}"
+    summary = f"induction begins to form {apart(lag)} after the reference {name}"
     evidence = replace(evidence, summary=summary, estimates={**evidence.estimates, "onset_lag": lag}, bars=bars)
     if lag.high <= margin:
         return evidence
@@ -344,7 +296,3 @@ def _at_onset(change: Change) -> Change:
     """The same change, its midpoint put at its onset."""
     onset: Moment | None = change.onset
     return replace(change, midpoint=onset)
-
-
-def _apart(lag: Estimate) -> str:
-    return f"{lag.value:+.3f} decades ({lag.low:+.3f}..{lag.high:+.3f})"

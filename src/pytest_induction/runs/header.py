@@ -68,6 +68,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_is_text, "a text"),
     "tokens_per_step": (_is_positive, "a number above 0"),
     "icl_windows": (_is_windows, "two windows [first, last] of token numbers from one"),
+    "first_token": (lambda value: is_count(value) and value >= 1, "a token number from one"),
     "schedule": (_is_schedule, "a list of objects with a step and what changes there"),
     "about": (_is_object, "an object"),
     "stopped": (_is_text, "a text"),

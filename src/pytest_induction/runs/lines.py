@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import operator
@@ -13,6 +14,8 @@ import numpy as np
 from pytest_induction.runs.record import ARRAYS, HEADS, NUMBERS, Floats, Snapshot
 
 MOST_INLINE = 2048  # numbers of an array that stand in the line itself
+PACKED = ("token_losses", "index_losses")  # lists that stand there as base64: a third of the length, and exact
+TYPES: dict[str, np.dtype[np.floating[Any]]] = {"f2": np.dtype("<f2"), "f4": np.dtype("<f4")}
 DIGITS = 7  # of every number that is written: as many as float32 can tell apart
 LARGEST = 2**63 - 1  # of a step or a token count: what an array of them can hold
 
@@ -28,7 +31,7 @@ def from_line(line: bytes, beside: Callable[[str], Mapping[str, Floats]]) -> Sna
         raise ValueError("it is no object with a step")
     arrays = beside(data["arrays"]) if "arrays" in data else {}
     known: dict[str, Any] = {name: _number(name, data[name]) for name in (*NUMBERS, "seconds") if data.get(name) is not None}
-    known |= _arrays(data, arrays, "")
+    known |= _arrays(data, arrays, "") | _unpacked(data.get("packed", {}))
     spreads = data.get("errors", {})
     if not isinstance(spreads, dict):
         raise ValueError("`errors` must be an object")  # noqa: TRY004 - see `_text`
@@ -118,6 +121,35 @@ def _array(name: str, values: Floats) -> Floats:
     return values
 
 
+def _unpacked(packed: Any) -> dict[str, Floats]:
+    """Lists that stand in the line as the type of their numbers and their bytes in base64."""
+    if not isinstance(packed, dict):
+        raise ValueError("`packed` must be an object")  # noqa: TRY004 - see `_text`
+    found = {}
+    for name in PACKED:
+        if name in packed:
+            kind, _, content = _text(name, packed[name]).partition(":")
+            if kind not in TYPES:
+                raise ValueError(f"`{name}` must be packed as {' or '.join(TYPES)}")
+            found[name] = _array(name, np.frombuffer(base64.b64decode(content, validate=True), dtype=TYPES[kind]))
+    return found
+
+
+def _packed(values: Floats) -> str:
+    """The numbers as bytes in base64, in half precision where that is exact; what is not finite as NaN."""
+    values = _compact(np.where(np.isfinite(values), values, np.nan))
+    kind = "f2" if values.itemsize == 2 else "f4"
+    return f"{kind}:{base64.b64encode(values.astype(TYPES[kind]).tobytes()).decode()}"
+
+
+def _compact(values: Floats) -> Floats:
+    """The same in half precision where that loses nothing, else in single precision."""
+    single = np.ascontiguousarray(values, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        half = single.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), single, equal_nan=True) else single
+
+
 def _check_shapes(arrays: Mapping[str, Any]) -> None:
     """All scores are of the same heads, and so are their standard errors."""
     shapes = {value.shape for name, value in arrays.items() if name.rpartition(".")[2] in HEADS}
@@ -135,8 +167,11 @@ def to_line(snapshot: Snapshot) -> tuple[bytes, dict[str, Floats]]:
         value = getattr(snapshot, name)
         if value is not None:
             data[name] = _rounded(value)
+    packed: dict[str, Any] = {}
     for name in ARRAYS:
-        _put(data, beside, name, name, getattr(snapshot, name))
+        _put(packed if name in PACKED else data, beside, name, name, getattr(snapshot, name))
+    if packed:
+        data["packed"] = packed
     errors: dict[str, Any] = {}
     for name, value in snapshot.errors.items():
         _put(errors, beside, name, f"errors.{name}", value)
@@ -156,7 +191,9 @@ def _put(data: dict[str, Any], beside: dict[str, Floats], name: str, name_beside
     if not isinstance(value, np.ndarray):
         data[name] = _rounded(value)
     elif value.size > MOST_INLINE:
-        beside[name_beside] = np.ascontiguousarray(value, dtype=np.float32)
+        beside[name_beside] = _compact(value) if name_beside in PACKED else np.ascontiguousarray(value, dtype=np.float32)
+    elif name_beside in PACKED:
+        data[name] = _packed(value)
     else:
         data[name] = _plain(value.tolist())
 

@@ -19,21 +19,24 @@ from pytest_induction.text import row_losses, rows_of, window_mean, windows_of
 
 SEQUENCES = 12  # of repeated tokens: two for each of six periods
 TEXT_ROWS = 256
+TOKEN_LOSSES = 1024  # of the text, of which each loss is kept: 2.7 kB a snapshot
+LARGEST_HALF = 65_504.0  # that half precision holds
 
 
 @dataclass(frozen=True)
 class Measuring:
     """What every snapshot of a run measures: heads and behaviour on repeated tokens; losses of a held-out text, if there is one.
 
-    `text` is a string, a path or token ids, as for `assert_learns_in_context`. `token_losses` keeps the loss of one fixed token
-    of each row, for the path of a training in the space of losses.
+    `text` is a string, a path or token ids, as for `assert_learns_in_context`. `token_losses` says of how many of its tokens each
+    loss is kept, for the path of a training in the space of losses: about so many, fixed ones, as many from every row; True for
+    one from each row, as in the paper, False or 0 for none. They are kept in half precision (three digits).
     """
 
     n_sequences: int = SEQUENCES
     seed: int = 0
     text: Any = None
     max_rows: int = TEXT_ROWS
-    token_losses: bool = False
+    token_losses: int = TOKEN_LOSSES
     _kept: dict[TokenSpace, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
 
     def snapshot(self, subject: ModelUnderTest, step: int, tokens: int | None = None, loss: float | None = None) -> Snapshot:
@@ -69,8 +72,8 @@ class Measuring:
         """What `run.json` says of the measurements."""
         described: dict[str, Any] = {"about": self._about(subject).to_dict()}
         if self.text is not None:
-            windows = windows_of(subject, self._rows(subject))[1]
-            described["icl_windows"] = [list(windows.early), list(windows.late)]
+            first_token, windows = windows_of(subject, self._rows(subject))
+            described |= {"icl_windows": [list(windows.early), list(windows.late)], "first_token": first_token}
         return described
 
     def _about(self, subject: ModelUnderTest) -> Provenance:
@@ -113,11 +116,25 @@ class Measuring:
             "early_loss": float(early.mean()),
             "late_loss": float(late.mean()),
             "icl_rows": (late - early).astype(np.float32),
+            "index_losses": losses.mean(axis=0).astype(np.float32),
         }
         if self.token_losses:
-            chosen = np.random.default_rng([self.seed, 2]).integers(0, losses.shape[1], len(losses))
-            found["token_losses"] = losses[np.arange(len(losses)), chosen].astype(np.float32)
+            chosen = _fixed_tokens(self.seed, losses, self.token_losses)
+            found["token_losses"] = np.minimum(losses.flat[chosen], LARGEST_HALF).astype(np.float16).astype(np.float32)
         return found, {"icl_score": float(_error(late - early))}
+
+
+def _fixed_tokens(seed: int, losses: Array, count: int) -> NDArray[np.int64]:
+    """Which losses (rows, tokens) are kept, as places in the flat array, row after row: as many of each row.
+
+    Of fewer than there are rows one of each of so many rows, evenly spread.
+    """
+    n_rows, n_tokens = losses.shape
+    count = n_rows if count is True else count
+    rows = np.arange(n_rows) if count >= n_rows else np.linspace(0, n_rows - 1, count).round().astype(np.int64)
+    each = min(max(1, count // n_rows), n_tokens)
+    drawn = np.random.default_rng([seed, 2]).random((n_rows, n_tokens)).argsort(axis=1)[:, :each]
+    return (rows[:, None] * n_tokens + np.sort(drawn[rows], axis=1)).ravel()
 
 
 def _heads(seen: Round) -> dict[str, Array]:

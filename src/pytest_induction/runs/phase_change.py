@@ -12,6 +12,7 @@ from pytest_induction.runs.bump import find_bump
 from pytest_induction.runs.changes import FEWEST, FEWEST_INSIDE, MAX_WIDTH, POWER, WORDS, Rule, judge_change, rivals_of
 from pytest_induction.runs.record import TrainingRun
 from pytest_induction.runs.series import MIN_CHANGE, REPEATS, Axis, series_of
+from pytest_induction.runs.turn import judge_turn
 
 MARGIN = 0.15  # decades between two midpoints that belong to one change
 ERROR_RATE = 0.05
@@ -22,9 +23,10 @@ class PhaseChange:
     """What `find_phase_changes` found: a verdict on the run, and the change of each series; None for what was not recorded.
 
     FORMED means that induction formed abruptly: prefix matching of the best head and behaviour on repeated tokens both changed,
-    the former abruptly. `in_context_learning` and `loss_bump` are reported beside it: the first also falls where a model learns
-    which tokens are frequent in a context, the second may be missing where all else is there. `lag` is the midpoint of in-context
-    learning minus that of induction, in decades; None where either did not change.
+    the former abruptly. `in_context_learning`, `loss_bump` and `turn` are reported beside it: the first also falls where a model
+    learns which tokens are frequent in a context, the second may be missing where all else is there, and the third, the turn of
+    the path of the training in the space of token losses, is known where those were recorded. `lag` is the midpoint of
+    in-context learning minus that of induction, in decades, `turn_lag` that of the turn; None where either did not change.
     """
 
     verdict: Verdict
@@ -36,6 +38,8 @@ class PhaseChange:
     loss_bump: Change | None
     lag: Estimate | None = None
     settle: str = ""
+    turn: Change | None = None
+    turn_lag: Estimate | None = None
     bars: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -46,7 +50,7 @@ class PhaseChange:
     @property
     def changes(self) -> tuple[Change, ...]:
         """The change of every series that was recorded."""
-        every = (self.prefix_matching, self.repeats, self.in_context_learning, self.loss_bump)
+        every = (self.prefix_matching, self.repeats, self.in_context_learning, self.loss_bump, self.turn)
         return tuple(change for change in every if change is not None)
 
 
@@ -65,7 +69,8 @@ def find_phase_changes(
     if every transition that fits about as well is at most `max_width` decades wide from 10 % to 90 %, makes up a good part of all
     that the series changes, moves it by more than its bar and 2.8 standard errors, and has three snapshots or more inside and on
     either side. `min_change` replaces bars by name: prefix_matching and previous_token 0.2, advantage 1 nat, repeat_accuracy 0.3,
-    repeat_loss 1 nat, icl_score 0.15 nats, loss (height of the bump) 0.1 nats. Intervals miss at most at `error_rate`.
+    repeat_loss 1 nat, icl_score 0.15 nats, loss (height of the bump) 0.1 nats, turn 20 degrees. Intervals miss at most at
+    `error_rate`.
 
     Raises `RunError` for a run with fewer than two snapshots, `ArgumentError` for bars that make no sense.
 
@@ -81,6 +86,7 @@ def find_phase_changes(
     heads = _judged(run, axis, "prefix_matching", bars, rule)
     repeats = next((change for name in REPEATS if (change := _judged(run, axis, name, bars, rule))), None)
     in_context = _judged(run, axis, "icl_score", bars, rule)
+    turn = _judged(run, axis, "turn", bars, rule)
     verdict, reason, summary, settle = _induction(heads, repeats)
     return PhaseChange(
         verdict,
@@ -92,6 +98,8 @@ def find_phase_changes(
         _bump(run, axis, bars["loss"], rule),
         _lag(heads or repeats, in_context),
         settle,
+        turn,
+        _lag(heads or repeats, turn),
         {"max_width": max_width, **bars},
     )
 
@@ -121,6 +129,8 @@ def _bars(given: Mapping[str, float]) -> dict[str, float]:
 
 def _judged(run: TrainingRun, axis: Axis, name: str, bars: Mapping[str, float], rule: Rule) -> Change | None:
     """The change of one series, or None if no snapshot has it."""
+    if name == "turn":
+        return judge_turn(run, axis, bars[name], rule)
     series = series_of(run, axis, name, bars)
     return judge_change(run, axis, series, rule) if len(series.x) else None
 
@@ -150,12 +160,12 @@ def has_changed(change: Change) -> bool:
     return change.change is not None and change.change.low > 0 and change.reason != "change_unclear"
 
 
-def _lag(induction: Change | None, in_context: Change | None) -> Estimate | None:
-    """How much later in-context learning changes; None unless both may have."""
-    both = (induction, in_context)
+def _lag(induction: Change | None, other: Change | None) -> Estimate | None:
+    """How much later another series changes than induction; None unless both may have."""
+    both = (induction, other)
     if any(change is not None and change.verdict is Verdict.NOT_FORMED for change in both):
         return None
-    return lag_between(induction, in_context)
+    return lag_between(induction, other)
 
 
 def lag_between(first: Change | None, second: Change | None) -> Estimate | None:

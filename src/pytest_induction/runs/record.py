@@ -12,6 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.errors import RunError
+from pytest_induction.metrics.trajectory import (
+    FEWEST_POINTS,
+    WINDOW,
+    LossPath,
+    LossSlopes,
+    headings,
+    loss_slopes,
+    principal_path,
+    turning_angles,
+)
 
 Floats = NDArray[np.floating[Any]]
 NUMBERS = (
@@ -25,7 +35,7 @@ NUMBERS = (
     "advantage",
 )
 HEADS = ("prefix_matching", "excess", "previous_token", "duplicate_token", "first_token")
-ROWS = ("icl_rows", "token_losses")
+ROWS = ("icl_rows", "token_losses", "index_losses")
 ARRAYS = (*HEADS, *ROWS)
 
 
@@ -38,8 +48,10 @@ class Snapshot:
     minus early, negative if the model learns in context, and `icl_rows` (rows,) the same of each row. On repeated random
     tokens `first_loss` is of the first copy, `repeat_loss`, `repeat_accuracy` (top-1) and `advantage` are of the later ones.
     Scores of heads are (n_layers, n_heads), in [0, 1], NaN for a head that a layer does not have; `excess` is what is left of
-    prefix matching without the head's own chance, in [-1, 1]. `token_losses` (examples,) is the loss of one fixed token of each
-    example. `errors` holds standard errors of the values of the same name, over sequences or rows.
+    prefix matching without the head's own chance, in [-1, 1]. `token_losses` (tokens,) are losses of fixed tokens of the
+    text, as many from each row, row after row, and `index_losses` (indices,) the means over rows of the loss of each token of a
+    row, from token number `TrainingRun.first_token` on. `errors` holds standard errors of the values of the same name, over
+    sequences or rows.
 
     `problem` says why something that was to be measured is missing: a loss that is not finite, a checkpoint that cannot be read.
     """
@@ -61,6 +73,7 @@ class Snapshot:
     first_token: Floats | None = None
     icl_rows: Floats | None = None
     token_losses: Floats | None = None
+    index_losses: Floats | None = None
     errors: Mapping[str, float | Floats] = field(default_factory=dict)
     n_sequences: int = 0
     fingerprint: str = ""
@@ -96,8 +109,9 @@ class TrainingRun:
     """Snapshots of one training, steps strictly rising, and what is known of it.
 
     `source` says where they come from: "recorder", "sweep" or "log". `icl_windows` are the token numbers, from one, both ends
-    included, whose losses the in-context learning score compares. `about` is what describes the measurements (model, way in,
-    device, probes, versions), `notes` what a reader must know: lines that were dropped, parts that were trained again.
+    included, whose losses the in-context learning score compares, `first_token` is the number of the first token of a row that
+    has a loss. `about` is what describes the measurements (model, way in, device, probes, versions), `notes` what a reader must
+    know: lines that were dropped, parts that were trained again.
     """
 
     name: str
@@ -105,6 +119,7 @@ class TrainingRun:
     source: str = "recorder"
     tokens_per_step: float | None = None
     icl_windows: tuple[tuple[int, int], tuple[int, int]] | None = None
+    first_token: int = 2
     schedule: tuple[ScheduledChange, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -156,6 +171,72 @@ class TrainingRun:
                 heads[index] = np.unravel_index(np.nanargmax(scores), scores.shape)
                 values[index] = scores[tuple(heads[index])]
         return values, heads
+
+    def rows_of(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """A list of numbers of the same things at every snapshot: at which it was recorded (points,), and (points, things).
+
+        Snapshots with a list of another length than the last ones', of another text, are left out. Raises `RunError` where none
+        has it.
+        """
+        lists = {index: values for index, each in enumerate(self.snapshots) if (values := getattr(each, name)) is not None}
+        if not lists:
+            words = name.replace("_", " ")
+            raise RunError(
+                f"{words} of run {self.name!r} were not recorded: record or sweep with a held-out text (`text=`, --text)"
+            )
+        length = lists[max(lists)].shape
+        kept = [index for index, values in lists.items() if values.shape == length]
+        return np.array(kept, dtype=np.int64), np.array([lists[index] for index in kept], dtype=np.float64)
+
+    def token_losses(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The path of the training in the space of losses: at which snapshots (points,), and of fixed tokens (points, tokens).
+
+        In nats. Raises `RunError` where they were not recorded.
+        """
+        index, losses = self.rows_of("token_losses")
+        finite = np.isfinite(losses).all(axis=1)
+        return index[finite], losses[finite]
+
+    def token_loss_path(self, n_components: int = 2) -> tuple[NDArray[np.int64], LossPath]:
+        """The same path on the plane in which it varies most: at which snapshots, and see `LossPath`."""
+        index, losses = self.token_losses()
+        return index, principal_path(losses, n_components)
+
+    def headings(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """How far the path so far points away from where it ends: at which snapshots (points,), and degrees (points,).
+
+        What the series `turn` is judged by; see `metrics.trajectory.headings`. Raises `RunError` where token losses were not
+        recorded at five snapshots.
+        """
+        index, losses = self.token_losses()
+        if len(index) < FEWEST_POINTS:
+            raise RunError(
+                f"token losses of run {self.name!r} are known at {len(index)} snapshots: a heading needs {FEWEST_POINTS}"
+            )
+        return index, headings(losses)
+
+    def turning_angles(self, *, window: float = WINDOW) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The angle between the velocities before and after: at which snapshots (points,), and degrees (points,) or NaN.
+
+        `window` in decades of tokens (of steps where tokens are not known); see `metrics.trajectory.turning_angles`.
+        """
+        from pytest_induction.runs.series import Axis
+
+        index, losses = self.token_losses()
+        return index, turning_angles(Axis.of(self).x[index], losses, window=window)
+
+    def loss_by_index(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Mean losses of each token of a row: at which snapshots (points,), token numbers from one (indices,), (points, indices).
+
+        Raises `RunError` where they were not recorded.
+        """
+        index, losses = self.rows_of("index_losses")
+        return index, np.arange(self.first_token, self.first_token + losses.shape[1]), losses
+
+    def loss_slopes(self) -> tuple[NDArray[np.int64], LossSlopes]:
+        """The derivative of the loss by the logarithm of the token number: at which snapshots, and see `LossSlopes`."""
+        index, tokens, losses = self.loss_by_index()
+        return index, loss_slopes(losses, int(tokens[0]))
 
 
 def in_order(snapshots: Iterable[Snapshot], *, by_step: bool) -> tuple[tuple[Snapshot, ...], tuple[str, ...]]:

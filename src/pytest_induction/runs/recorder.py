@@ -23,7 +23,7 @@ from pytest_induction.models.calling import first_line
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
 from pytest_induction.progress import showing_on
-from pytest_induction.runs.measuring import SEQUENCES, Measuring
+from pytest_induction.runs.measuring import SEQUENCES, TOKEN_LOSSES, Measuring
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.schedule import Budget, Cost, Schedule, due_steps
@@ -46,7 +46,8 @@ class InductionRecorder:
     every one at first, and then 40 for every ten times as many steps. `max_overhead` is the share of the training time that
     recording may take: the first snapshot is always taken, a later one waits until it is within the budget, and the schedule gets
     thinner rather than the training slower. None means no limit. `stop_when` is one rule or several (see `runs.stopping`), asked
-    after each snapshot. `tokens_per_step` tells how many tokens a step trains on. A run that is there already is gone on with.
+    after each snapshot. `token_losses` says of how many tokens of the text each loss is kept, 2.7 bytes each (0: none, True: one
+    a row), `tokens_per_step` how many tokens a step trains on. A run that is there already is gone on with.
 
     Raises `ArgumentError` for a bad argument, `TextError` for a file that cannot be read, and, on the first call, `RunError`
     where no run can be written.
@@ -68,7 +69,7 @@ class InductionRecorder:
         stop_when: StopRule | Iterable[StopRule] | None = None,
         n_sequences: int = SEQUENCES,
         seed: int = 0,
-        token_losses: bool = False,
+        token_losses: int = TOKEN_LOSSES,
         tokens_per_step: float | None = None,
         name: str = "",
         attach: Attach | Sequence[Attach] = (),
@@ -77,6 +78,8 @@ class InductionRecorder:
     ) -> None:
         whole_number("n_sequences", n_sequences, least=2)
         whole_number("seed", seed, least=0)
+        if not isinstance(token_losses, bool):
+            whole_number("token_losses", token_losses, least=0)
         self.path = Path(path)
         self._tokens_per_step = _checked_tokens_per_step(tokens_per_step)
         self._name = str(name)

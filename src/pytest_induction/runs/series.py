@@ -22,6 +22,7 @@ MIN_CHANGE = {
     "repeat_loss": 1.0,
     "icl_score": 0.15,
     "loss": 0.1,
+    "turn": 20.0,
 }
 FALLS = ("repeat_loss", "icl_score", "loss")  # what falls where induction forms
 OF_HEADS = ("prefix_matching", "previous_token")

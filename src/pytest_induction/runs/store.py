@@ -48,6 +48,7 @@ def read_run(place: Place) -> TrainingRun:
         source=header["source"],
         tokens_per_step=header.get("tokens_per_step"),
         icl_windows=None if windows is None else (tuple(windows[0]), tuple(windows[1])),
+        first_token=header.get("first_token") or 2,
         schedule=tuple(ScheduledChange(change["step"], change["what"]) for change in header.get("schedule") or ()),
         about=header.get("about") or {},
         notes=(*notes, *order, *others, *([f"the recorder stopped the training {stopped}"] if stopped else ())),

@@ -1,0 +1,81 @@
+"""Pieces of an SVG picture: plots with a scale each way, curves, texts, rules and dots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+GRID = "#e4e8ee"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A rectangle with a scale each way."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Where a value lies in the picture."""
+        return self.left + self.width * _share(x, self.x), self.top + self.height * (1 - _share(y, self.y))
+
+    @property
+    def bottom(self) -> float:
+        return self.top + self.height
+
+    @property
+    def right(self) -> float:
+        return self.left + self.width
+
+    def line(self, x: Sequence[float], y: Sequence[float | None], colour: str, width: float = 1.8) -> str:
+        """A curve, broken where a value is missing."""
+        steps, pen = [], "M"
+        for place, value in zip(x, y, strict=True):
+            if value is None or not math.isfinite(value):
+                pen = "M"
+                continue
+            steps.append("{}{:.1f} {:.1f}".format(pen, *self.at(place, value)))
+            pen = "L"
+        return f'<path d="{"".join(steps)}" stroke="{colour}" stroke-width="{width}"/>'
+
+
+def _share(value: float, scale: tuple[float, float]) -> float:
+    return (value - scale[0]) / (scale[1] - scale[0])
+
+
+def scaled(plot: Plot, values: Iterable[float | None]) -> Plot:
+    """The plot with room for these values."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    room = (high - low) * 0.07 or 0.5
+    return Plot(plot.left, plot.top, plot.width, plot.height, plot.x, (low - room, high + room))
+
+
+def ticks_between(low: float, high: float, count: int) -> list[float]:
+    """Round values between two others, about so many."""
+    rough = (high - low) / count
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough * 0.9)
+    return [round(place * step, 12) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def text(x: float, y: float, words: str, kind: str = "", *, anchor: str = "start", fill: str = "") -> str:
+    if not words:
+        return ""
+    style = f' style="fill:{fill}"' if fill else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}"{style}>{escape(words)}</text>'
+
+
+def rule(x: float, y: float, to_x: float, to_y: float, colour: str = GRID, width: float = 1) -> str:
+    return f'<path d="M{x:.1f} {y:.1f}L{to_x:.1f} {to_y:.1f}" stroke="{colour}" stroke-width="{width}"/>'
+
+
+def dot(plot: Plot, point: tuple[float, float], size: float, colour: str) -> str:
+    x, y = plot.at(*point)
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{colour}"/>'

@@ -1,0 +1,297 @@
+"""One training run as a picture: an SVG file that needs nothing else, made of plain lists (see `runs.picture.picture_of`).
+
+Everything that changes with training lies on one axis, the logarithm of the tokens, with the window in which induction formed in
+gold; beside it the path of the training in the space of token losses, the window in gold again and the turn marked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from pytest_induction.report.drawing import GRID, Plot, dot, rule, scaled, text, ticks_between
+from pytest_induction.report.view import amount
+
+WIDTH, LEFT, PLOT, GAP = 1240, 78, 640, 34  # of the picture, its left margin, its plots, the space between them
+SIDE, SIDE_WIDTH = 830, 370  # where the path begins, and how wide it is
+TOP, LOW, TALL = 92, 118, 168  # the first plot, and the heights of plots
+INK, FAINT, GOLD, PAPER = "#1d2733", "#5f6b7a", "#d9a300", "#ffffff"
+LINES = ("#c2410c", "#1d4ed8", "#0f766e", "#7c3aed")
+SHADES = ("#9aa8ba", "#7ea6d3", "#5a8fc9", "#2563a8", "#123e73")
+NAMED_HEADS = 3
+STEEPEST = (
+    0.3,
+    1.0,
+    3.0,
+    10.0,
+)  # nats per factor e at either end of the colours: the paper's, or more where most slopes are steeper
+STYLE = (
+    f"text{{font:12px system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;fill:{INK}}}"
+    f".halo{{paint-order:stroke;stroke:{PAPER};stroke-width:4px;stroke-linejoin:round}}"
+    f".faint{{fill:{FAINT}}}.name{{font-weight:600;font-size:13px}}.title{{font-weight:700;font-size:20px}}"
+    "path{fill:none;stroke-linejoin:round;stroke-linecap:round}"
+)
+
+
+def svg(picture: Mapping[str, Any]) -> str:
+    """The whole picture as SVG. What was not recorded is left out, and named below the title."""
+    x, plots, top = _span(picture["range"]), [], float(TOP)
+    parts = [_head(picture)]
+    for draw, height in _rows(picture):
+        plot = Plot(LEFT, top, PLOT, height, x, (0.0, 1.0))
+        plots.append(plot)
+        parts += draw(picture, plot)
+        top += height + GAP
+    if plots:
+        parts += _bottom(picture, plots[-1])
+    side = _side(picture)
+    tall = max(top + 26, TOP + 80 + 21 * len(picture["changes"]) + (SIDE_WIDTH + 52 if picture["path"] else 0))
+    size = f'viewBox="0 0 {WIDTH} {tall:.0f}" width="{WIDTH}" height="{tall:.0f}"'
+    about = f"<title>{escape(picture['title'])}: {escape(picture['subtitle'])}</title><style>{STYLE}</style>"
+    ground = f'<rect width="100%" height="100%" fill="{PAPER}"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size}>{about}{ground}{"".join([*parts, *side])}</svg>\n'
+
+
+def _rows(picture: Mapping[str, Any]) -> list[tuple[Any, int]]:
+    """What is drawn below what, each with its height."""
+    curves = [(_curve_of(curve, LINES[place % len(LINES)]), LOW) for place, curve in enumerate(picture["curves"])]
+    heads = [(_heads, LOW)] if picture["heads"] else []
+    along = [(_index, TALL)] if picture["index"] else []
+    return [*curves, *heads, *along, *([(_map, TALL)] if picture["map"] else [])]
+
+
+def _head(picture: Mapping[str, Any]) -> str:
+    missing = f"; not recorded: {', '.join(picture['missing'])}" if picture["missing"] else ""
+    window = picture["window"]
+    ends = "" if window is None else " to ".join(amount(10**place) for place in window)
+    where = f"window of induction: {ends} {picture['unit']}" if ends else ""
+    swatch = "" if window is None else f'<rect x="{SIDE}" y="34" width="14" height="14" fill="{GOLD}" fill-opacity="0.3"/>'
+    return (
+        text(LEFT, 38, picture["title"], "title")
+        + text(LEFT, 60, picture["subtitle"] + missing, "faint")
+        + swatch
+        + text(SIDE + 22, 46, where, "faint")
+    )
+
+
+def _curve_of(curve: Mapping[str, Any], colour: str) -> Any:
+    def draw(picture: Mapping[str, Any], plot: Plot) -> list[str]:
+        plot = scaled(plot, curve["y"])
+        return [*_frame(picture, plot, curve["name"], curve["unit"]), plot.line(curve["x"], curve["y"], colour)]
+
+    return draw
+
+
+def _heads(picture: Mapping[str, Any], plot: Plot) -> list[str]:
+    heads = picture["heads"]
+    plot = scaled(plot, [0.0, 1.0, *(value for head in heads for value in head["y"])])
+    named = list(zip(heads[:NAMED_HEADS], LINES, strict=False))
+    lines = [plot.line(head["x"], head["y"], "#c3cbd6", 1.1) for head in reversed(heads[NAMED_HEADS:])]
+    lines += [plot.line(head["x"], head["y"], colour) for head, colour in reversed(named)]
+    labels = [(head["name"], head["y"][-1], colour) for head, colour in named]
+    return [*_frame(picture, plot, "prefix matching of each head", "share"), *lines, *_labels(plot, labels)]
+
+
+def _index(picture: Mapping[str, Any], plot: Plot) -> list[str]:
+    curves = picture["index"]
+    plot = scaled(plot, [value for curve in curves for value in curve["y"]])
+    shades = SHADES[-len(curves) :]
+    lines = [plot.line(curve["x"], curve["y"], shade) for curve, shade in zip(curves, shades, strict=True)]
+    labels = [(f"token {curve['token']:.0f}", _last(curve["y"]), shade) for curve, shade in zip(curves, shades, strict=True)]
+    return [*_frame(picture, plot, "loss by token number", "nats"), *lines, *_labels(plot, labels)]
+
+
+def _last(values: Sequence[float | None]) -> float:
+    return next((value for value in reversed(values) if value is not None), 0.0)
+
+
+def _map(picture: Mapping[str, Any], plot: Plot) -> list[str]:
+    """The derivative of the loss by the logarithm of the token number: a cell for each snapshot and place."""
+    cells = picture["map"]
+    edges, places = _edges(cells["x"]), [math.log10(token) for token in cells["tokens"]]
+    rows = _edges(places)
+    plot = Plot(plot.left, plot.top, plot.width, plot.height, plot.x, (rows[0], rows[-1]))
+    drawn, steepest = [], _steepest(cells["slopes"])
+    for row, slopes in enumerate(cells["slopes"]):
+        for column, slope in enumerate(slopes):
+            (left, low), (right, high) = plot.at(edges[column], rows[row]), plot.at(edges[column + 1], rows[row + 1])
+            left, right = max(left, plot.left), min(right, plot.right)
+            if slope is not None and right > left:
+                size = f'width="{right - left + 0.3:.1f}" height="{low - high + 0.3:.1f}"'
+                drawn.append(f'<rect x="{left:.1f}" y="{high:.1f}" {size} fill="{colour_of(slope / steepest)}"/>')
+    named = "slope of the loss along the context"
+    frame = _frame(picture, plot, named, "token number", ticks=_tokens(rows[0], rows[-1]), is_filled=True)
+    return [frame[0], *drawn, *frame[1:], *_colours(plot, steepest)]
+
+
+def _edges(places: Sequence[float]) -> list[float]:
+    """Half-way between neighbours, and as far beyond the first and the last."""
+    inner = [(one + two) / 2 for one, two in itertools.pairwise(places)]
+    if not inner:
+        return [places[0] - 0.1, places[0] + 0.1]
+    return [2 * places[0] - inner[0], *inner, 2 * places[-1] - inner[-1]]
+
+
+def _tokens(low: float, high: float) -> list[tuple[float, str]]:
+    marks = [size * 10**power for power in range(6) for size in (1, 2, 5)]
+    return [(math.log10(mark), f"{mark:g}") for mark in marks if low <= math.log10(mark) <= high]
+
+
+def _steepest(slopes: Sequence[Sequence[float | None]]) -> float:
+    """The scale of the colours: the first that nine of ten slopes keep within."""
+    sizes = sorted(abs(slope) for row in slopes for slope in row if slope is not None)
+    most = sizes[int(0.9 * (len(sizes) - 1))] if sizes else 0.0
+    return next((scale for scale in STEEPEST if scale >= most), STEEPEST[-1])
+
+
+def colour_of(share: float) -> str:
+    """Blue below 0, where the loss falls with more context, white at 0, red above; as deep as they get from -1 and 1 on."""
+    share = max(-1.0, min(1.0, share))
+    end = (178, 24, 43) if share > 0 else (23, 86, 158)
+    mixed = (round(255 + (part - 255) * abs(share) ** 0.8) for part in end)
+    return "#{:02x}{:02x}{:02x}".format(*mixed)
+
+
+def _colours(plot: Plot, steepest: float) -> list[str]:
+    """The bar of colours, right of the map."""
+    steps, left = 24, plot.right + 14
+    height = plot.height / steps
+    cells = [
+        f'<rect x="{left:.1f}" y="{plot.top + place * height:.1f}" width="11" height="{height + 0.4:.1f}" '
+        f'fill="{colour_of(1 - 2 * (place + 0.5) / steps)}"/>'
+        for place in range(steps)
+    ]
+    for share, y in ((1, plot.top + 9), (0, plot.top + plot.height / 2 + 4), (-1, plot.bottom)):
+        cells.append(text(left + 17, y, f"{share * steepest:+g}" if share else "0", "faint"))
+    return [*cells, text(left, plot.bottom + 19, "nats per factor e", "faint")]
+
+
+def _side(picture: Mapping[str, Any]) -> list[str]:
+    """The path on its principal plane, and below it the verdict on every series."""
+    path, top = picture["path"], float(TOP)
+    parts: list[str] = []
+    if path is not None:
+        parts += _path(path, Plot(SIDE + 42, top, SIDE_WIDTH - 42, SIDE_WIDTH - 42, (0.0, 1.0), (0.0, 1.0)), picture["unit"])
+        top += SIDE_WIDTH + 52
+    parts.append(text(SIDE, top, "what changed", "name"))
+    for place, change in enumerate(picture["changes"]):
+        y = top + 24 + 21 * place
+        at = change["midpoint"]
+        where = "" if at is None else f"at {amount(10**at)} ({amount(10 ** change['low'])}..{amount(10 ** change['high'])})"
+        parts += [text(SIDE, y, change["name"]), text(SIDE + 124, y, change["verdict"].replace("_", " "), "faint")]
+        parts.append(text(SIDE + SIDE_WIDTH, y, where, "faint", anchor="end"))
+    return parts
+
+
+def _path(path: Mapping[str, Any], plot: Plot, unit: str) -> list[str]:
+    middle = [(min(values) + max(values)) / 2 for values in (path["x"], path["y"])]
+    half = max(*(max(values) - min(values) for values in (path["x"], path["y"])), 1e-9) * 0.57
+    x, y = ((centre - half, centre + half) for centre in middle)
+    plot = Plot(plot.left, plot.top, plot.width, plot.height, x, y)  # one scale for both: angles are seen as they are
+    parts = [f'<rect x="{plot.left}" y="{plot.top}" width="{plot.width}" height="{plot.height}" fill="#fbfcfd" stroke="{GRID}"/>']
+    for value in ticks_between(*plot.x, 5):
+        across = plot.at(value, plot.y[0])[0]
+        parts += [rule(across, plot.top, across, plot.bottom)]
+        parts.append(text(across, plot.bottom + 16, f"{value:g}", "faint", anchor="middle"))
+    for value in ticks_between(*plot.y, 5):
+        up = plot.at(plot.x[0], value)[1]
+        parts += [rule(plot.left, up, plot.right, up), text(plot.left - 8, up + 4, f"{value:g}", "faint", anchor="end")]
+    first, second = path["shares"]
+    parts.append(text(plot.left, plot.top - 10, "path of the token losses (nats)", "name"))
+    parts.append(text(plot.right, plot.bottom + 34, f"first direction, {first:.0%} of what varies", "faint", anchor="end"))
+    parts.append(text(plot.left + 8, plot.top + 18, f"second direction, {second:.0%}", "faint"))
+    parts.append(plot.line(path["x"], path["y"], "#64748b", 1.6))
+    points = list(zip(path["x"], path["y"], strict=True))
+    if path["inside"]:
+        inside = points[max(0, path["inside"][0] - 1) : path["inside"][-1] + 2]
+        parts.append(plot.line([x for x, _ in inside], [y for _, y in inside], GOLD, 5))
+    parts += [dot(plot, point, 2.2, "#64748b") for point in points]
+    return parts + _marks(path, plot, points, unit)
+
+
+def _marks(path: Mapping[str, Any], plot: Plot, points: Sequence[tuple[float, float]], unit: str) -> list[str]:
+    """Where the path begins, ends and turns."""
+    marks = [(points[0], "start", INK), (points[-1], "end", INK)]
+    if path["turn"] is not None:
+        at = amount(10 ** path["at"][path["turn"]])
+        marks.append((points[path["turn"]], f"turn, at {at} {unit}", LINES[0]))
+    parts = [dot(plot, point, 5, colour) for point, _, colour in marks]
+    for point, words, _ in marks:
+        x, y, anchor = _clear(plot, points, point, 6.6 * len(words))
+        parts.append(text(x, y, words, "halo", anchor=anchor))
+    return parts
+
+
+def _clear(
+    plot: Plot, points: Sequence[tuple[float, float]], point: tuple[float, float], width: float
+) -> tuple[float, float, str]:
+    """Where beside a point a text of such a width covers least of the path: its place, and which end of it that is."""
+    x, y = plot.at(*point)
+    known = [plot.at(*each) for each in points]
+    known += [((a + c) / 2, (b + d) / 2) for (a, b), (c, d) in itertools.pairwise(known)]
+    costs = []
+    for across, anchor in ((9.0, "start"), (-9.0, "end")):
+        for down in (-9.0, 18.0, -24.0, 34.0):
+            left, base = x + across - (width if anchor == "end" else 0), y + down
+            covered = sum(left - 4 < a < left + width + 4 and base - 14 < b < base + 5 for a, b in known)
+            outside = max(0.0, plot.left - left, left + width - plot.right, plot.top + 34 - base, base - plot.bottom)
+            costs.append((covered + outside, abs(down), (x + across, base, anchor)))
+    return min(costs)[2]
+
+
+def _frame(
+    picture: Mapping[str, Any],
+    plot: Plot,
+    name: str,
+    unit: str,
+    *,
+    ticks: Sequence[tuple[float, str]] | None = None,
+    is_filled: bool = False,
+) -> list[str]:
+    """Window, grid, labels and name of a plot; over a filled one the window is two lines."""
+    parts = [f'<rect x="{plot.left}" y="{plot.top}" width="{plot.width}" height="{plot.height}" fill="#fbfcfd"/>']
+    if picture["window"] is not None:
+        first, last = (min(max(plot.at(place, 0)[0], plot.left), plot.right) for place in picture["window"])
+        if is_filled:
+            parts += [rule(x, plot.top, x, plot.bottom, GOLD, 2) for x in (first, last)]
+        else:
+            size = f'width="{max(last - first, 1.5):.1f}" height="{plot.height}"'
+            parts.append(f'<rect x="{first:.1f}" y="{plot.top}" {size} fill="{GOLD}" fill-opacity="0.28"/>')
+    marks = [(value, f"{value:g}") for value in ticks_between(*plot.y, 4)] if ticks is None else ticks
+    for value, label in marks:
+        y = plot.at(plot.x[0], value)[1]
+        parts += [] if is_filled else [rule(plot.left, y, plot.right, y)]
+        parts.append(text(plot.left - 8, y + 4, label, "faint", anchor="end"))
+    parts.append(rule(plot.left, plot.bottom, plot.right, plot.bottom, "#aab4c0"))
+    return [*parts, text(plot.left, plot.top - 9, name, "name"), text(plot.right, plot.top - 9, unit, "faint", anchor="end")]
+
+
+def _bottom(picture: Mapping[str, Any], plot: Plot) -> list[str]:
+    """The labels of the common axis."""
+    low, high = plot.x
+    powers = range(math.ceil(low), math.floor(high) + 1)
+    places = [power + math.log10(size) for power in powers for size in ((1,) if len(powers) > 3 else (1, 2, 5))]
+    parts = []
+    for place in (place for place in places if low <= place <= high):
+        x = plot.at(place, plot.y[0])[0]
+        parts.append(rule(x, plot.bottom, x, plot.bottom + 5, "#aab4c0"))
+        parts.append(text(x, plot.bottom + 19, amount(10**place), "faint", anchor="middle"))
+    return [*parts, text(plot.right, plot.bottom + 36, f"{picture['unit']} trained on", "faint", anchor="end")]
+
+
+def _labels(plot: Plot, labels: Sequence[tuple[str, float, str]]) -> list[str]:
+    """Names of curves at their right ends, moved apart."""
+    placed: list[tuple[float, str, str]] = []
+    floor = plot.top - 4.0
+    for words, value, colour in sorted(labels, key=lambda label: -label[1]):
+        floor = max(plot.at(plot.x[1], value)[1] + 4, floor + 14)
+        placed.append((floor, words, colour))
+    over = max(0.0, floor - plot.bottom - 4) if placed else 0.0
+    return [text(plot.right + 8, y - over, words, fill=colour) for y, words, colour in placed]
+
+
+def _span(ends: Sequence[float]) -> tuple[float, float]:
+    return (ends[0], ends[1]) if ends[1] > ends[0] else (ends[0] - 0.5, ends[0] + 0.5)

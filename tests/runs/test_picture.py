@@ -1,0 +1,149 @@
+"""The picture of a run: what it shows, that it is whole SVG whatever was recorded, and that it needs no numpy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+
+from pytest_induction.errors import RunError
+from pytest_induction.report.drawing import ticks_between
+from pytest_induction.report.run_picture import colour_of, svg
+from pytest_induction.runs.opening import load_run
+from pytest_induction.runs.picture import picture_of
+from pytest_induction.runs.record import Snapshot, TrainingRun
+from tests.runs.curves import STEPS, formed_series, run_of, turning_path
+
+SHAPES = "{http://www.w3.org/2000/svg}"
+RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
+
+
+def whole(**changed):
+    """A run with everything a picture shows."""
+    series = {**formed_series(STEPS), **changed}
+    losses = turning_path(STEPS, tokens=64)
+    run = run_of(STEPS, name="made <&> here", token_losses=losses, **series)
+    by_index = np.linspace(5, 4, 63) * np.linspace(1, 0.5, len(STEPS))[:, None]
+    snapshots = [Snapshot(**{**vars(each), "index_losses": row}) for each, row in zip(run.snapshots, by_index, strict=True)]
+    return TrainingRun(run.name, tuple(snapshots), tokens_per_step=run.tokens_per_step)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return picture_of(whole())
+
+
+def drawn(picture):
+    return ET.fromstring(svg(picture))
+
+
+def texts(picture):
+    return [each.text for each in drawn(picture).iter(f"{SHAPES}text")]
+
+
+def test_it_is_plain_data(picture):
+    assert json.loads(json.dumps(picture, allow_nan=False)) == picture
+
+
+def test_it_shows_every_part_with_the_window_and_the_turn(picture):
+    shown = texts(picture)
+    for words in ("made <&> here", "loss", "in-context learning score", "prefix matching of each head", "loss by token number",
+                  "slope of the loss along the context", "path of the token losses (nats)", "L0H1", "start", "end", "FORMED"):  # fmt: skip
+        assert words in shown
+    assert sum("turn, at" in words for words in shown) == 1
+    assert sum(each.get("fill") == "#d9a300" for each in drawn(picture).iter(f"{SHAPES}rect")) == 5  # four plots and the legend
+    assert sum(each.get("stroke") == "#d9a300" for each in drawn(picture).iter(f"{SHAPES}path")) == 3  # the map's edges, the path
+    assert picture["missing"] == []
+
+
+def test_the_window_is_where_induction_formed(picture):
+    first, last = picture["window"]
+    assert 10 ** (first + last) == pytest.approx((10**2.4 * 2048) ** 2, rel=0.1)
+    inside = [place for place, x in enumerate(picture["path"]["at"]) if first <= x <= last]
+    assert picture["path"]["inside"] == inside and len(inside) >= 3
+    assert first < picture["path"]["at"][picture["path"]["turn"]] < last
+
+
+def test_the_map_is_that_of_the_run(picture):
+    run = whole()
+    slopes = run.loss_slopes()[1]
+    np.testing.assert_allclose(np.array(picture["map"]["slopes"]).T, slopes.slopes)
+    cells = sum(each.get("fill", "").startswith("#") and "y" in each.attrib for each in drawn(picture).iter(f"{SHAPES}rect"))
+    assert cells >= slopes.slopes.size
+
+
+def test_a_run_without_induction_has_no_window_and_no_turn():
+    flat = np.full(len(STEPS), 0.1)
+    picture = picture_of(run_of(STEPS, token_losses=turning_path(STEPS, size=0, tokens=64), prefix_matching=flat, advantage=flat))
+    assert picture["window"] is None and picture["path"]["turn"] is None and picture["path"]["inside"] == []
+    assert not any("turn, at" in words or "window" in words for words in texts(picture))
+
+
+@pytest.mark.parametrize("name", ["two-layers", "diverged", "truncated"])
+def test_shipped_runs_are_drawn_and_say_what_was_not_recorded(name):
+    run = load_run(RUNS / name)
+    picture = picture_of(run)
+    lacks = [words for has, words in ((run.has("index_losses"), "losses by token index"), (run.has("token_losses"), "losses of single tokens")) if not has]  # fmt: skip
+    assert picture["missing"] == lacks
+    assert any(all(words in text for words in lacks) for text in texts(picture))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_few_snapshots_with_little_recorded_are_drawn(count):
+    run = TrainingRun("few", tuple(Snapshot(step, loss=2.0, token_losses=np.ones(3)) for step in range(count)))
+    picture = picture_of(run)
+    assert picture["unit"] == "steps" and picture["path"] is None and "losses of single tokens" in picture["missing"]
+    assert "loss" in texts(picture)
+
+
+def test_one_snapshot_makes_no_picture():
+    with pytest.raises(RunError, match="a change needs two"):
+        picture_of(TrainingRun("one", (Snapshot(0, loss=1.0),)))
+
+
+def test_a_run_with_nothing_to_draw_is_a_title():
+    assert "not recorded: loss" in " ".join(texts(picture_of(TrainingRun("bare", (Snapshot(0), Snapshot(1))))))
+
+
+def test_of_very_many_snapshots_and_heads_some_are_drawn():
+    steps = np.arange(1, 3001)
+    heads = np.random.default_rng(0).random((8, 8)).astype(np.float32)
+    heads[0, 0] = np.nan
+    run = TrainingRun("long", tuple(Snapshot(int(step), loss=1 / step, prefix_matching=heads) for step in steps))
+    picture = picture_of(run)
+    assert len(picture["curves"][0]["x"]) <= 240 and len(picture["heads"]) == 32
+    assert picture["heads"][0]["name"] == "L{}H{}".format(*np.unravel_index(np.nanargmax(heads), heads.shape))
+    assert len(svg(picture)) < 400_000
+
+
+def test_missing_values_break_a_curve_and_leave_a_cell_out(picture):
+    x = picture["map"]["x"]
+    slopes = [[None, *row[1:]] for row in picture["map"]["slopes"]]
+    index = [{**curve, "y": [None, *curve["y"][1:]]} for curve in picture["index"]]
+    holes = {**picture, "map": {**picture["map"], "slopes": slopes}, "index": index}
+    count = [sum(1 for _ in drawn(each).iter(f"{SHAPES}rect")) for each in (picture, holes)]
+    assert count[0] - count[1] == len(slopes) and len(x) == len(STEPS)
+
+
+def test_colours_are_blue_below_and_red_above():
+    low, middle, high = (tuple(bytes.fromhex(colour_of(share)[1:])) for share in (-1, 0, 1))
+    assert middle == (255, 255, 255) and low[2] > low[0] and high[0] > high[2]
+    assert colour_of(-7) == colour_of(-1) and colour_of(0.4) != colour_of(0.5)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.037, 0.0512), (2, 1e6), (-3.3, -3.29)])
+def test_ticks_are_round_and_inside(low, high):
+    found = ticks_between(low, high, 4)
+    assert 2 <= len(found) <= 9 and low <= found[0] and found[-1] <= high
+
+
+def test_what_draws_needs_neither_numpy_nor_torch(picture, tmp_path):
+    (tmp_path / "picture.json").write_text(json.dumps(picture))
+    code = (
+        "import json, sys; from pytest_induction.report.run_picture import svg; "
+        "print(len(svg(json.load(open(sys.argv[1]))))); assert not {'numpy', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "picture.json")], check=True, stdout=subprocess.DEVNULL)
