@@ -8,6 +8,7 @@ LENS = "TransformerLens detect_head"
 TOY = "bare forward of the toy"
 GIVEN = "plain `given`"
 FACTORED = "TransformerLens FactoredMatrix"
+PER_HEAD = "one forward pass per head"
 SAMPLED_HEADS = 3  # of 144, of which the other side is timed; every head costs the same there
 UNITS = {"ratio": "x", "faster": "x faster", "less": "x less", "extra_ms": "ms", "extra_mb": "MB"}
 
@@ -82,6 +83,10 @@ SPEED = (
     Row("ov-eigenvalues", "OV eigenvalue scores of all heads; 3 heads timed there", 0, 12, 9, "faster", 30, FACTORED, scale=48),
     Row("direct-effects-101", "direct effect of all heads on the right token", 101, 12, 25, "ratio", 1.1),
     Row("virtual-101", "virtual prefix matching of all pairs of heads", 101, 12, 9, "ratio", 25),
+    Row("ablations-101", "ablation of all heads; 12 heads timed there", 101, 12, 3, "faster", 2.8, PER_HEAD, scale=12),
+    Row("ablations-257", "ablation of all heads; 12 heads timed there", 257, 12, 3, "faster", 2.1, PER_HEAD, scale=12),
+    Row("ablations-screened-101", "the same, screened", 101, 12, 3, "faster", 8, PER_HEAD, scale=12),
+    Row("ablations-screened-257", "the same, screened", 257, 12, 3, "faster", 8, PER_HEAD, scale=12),
     _on_shipped("attn-only-2l", 2, "attention_only.py:two_layers"),
     _on_shipped("attn-only-3l-text", 3, "attention_only.py:three_layers_text"),
     _on_shipped("llama-2l", 2, "models/llama-2l"),

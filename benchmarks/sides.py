@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import torch
 from hypothesis import HealthCheck
 from torch import Tensor
@@ -16,21 +17,28 @@ from torch import Tensor
 from pytest_induction import ProbeSequence, completes_repeats, evaluate_probes, load_model, strategies
 from pytest_induction.assertions.hunting import Hunt
 from pytest_induction.copying import direct_effects
-from pytest_induction.measure import observe
+from pytest_induction.interventions.ablation import screened
+from pytest_induction.interventions.attribution import attributions
+from pytest_induction.interventions.chosen import all_heads
+from pytest_induction.interventions.passes import Passes
+from pytest_induction.measure import Array, observe
 from pytest_induction.metrics.attention import PeriodicScores, scores_for
 from pytest_induction.metrics.copying import ov_eigenvalue_scores, product_of_embeddings
+from pytest_induction.metrics.loss import token_losses
 from pytest_induction.metrics.virtual import Columns
+from pytest_induction.models.acting import Replace
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.head_weights import Circuits
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import Probe
 from pytest_induction.virtual import _scores_of_rows
-from rows import BARE, EAGER, FACTORED, GIVEN, LENS, SAMPLED_HEADS, TOY, Row
+from rows import BARE, EAGER, FACTORED, GIVEN, LENS, PER_HEAD, SAMPLED_HEADS, TOY, Row
 
 D_VOCAB = 50_257
 FIRST = D_VOCAB - 1  # GPT-2's token of its own for the beginning
 CLOSE = 1e-4  # that the scores of both sides may differ by, in float32
+EXACT = 1e-6  # and means of the same losses, by the order in which they are added up
 EXAMPLES, SEED = 200, 3
 ANY_LOSS = 1e6  # holds for every model, so that all examples are looked at
 NO_LOSS = 0.0  # holds for none
@@ -54,6 +62,8 @@ def ours(row: Row) -> Side:
         return partial(direct_effects, subject, circuits_of(subject), Probe(ids.numpy(), scores.period, 4, scores.start))
     if row.name.startswith("virtual"):
         return partial(virtual_heads, load_model(gpt2_small(row.layers, row.dtype)), tokens(row.positions))
+    if row.against == PER_HEAD:
+        return partial(ablations, subject_of(row), tokens(row.positions), screen="screened" in row.name)
     if row.against == TOY:
         model, ids = toy(row.layers), toy_tokens(row.positions)
     else:
@@ -62,11 +72,14 @@ def ours(row: Row) -> Side:
 
 
 def other(row: Row) -> Side:
-    if row.against == FACTORED:
-        return partial(factored_eigenvalues, gpt2_small(row.layers, row.dtype))
-    if row.against == GIVEN:
-        return partial(plain, subject_of(row), completes_repeats, max_loss=ANY_LOSS)
-    ids = tokens(row.positions)
+    ids = tokens(row.positions) if row.positions else torch.empty(0)
+    of_row = {
+        FACTORED: lambda: partial(factored_eigenvalues, gpt2_small(row.layers, row.dtype)),
+        GIVEN: lambda: partial(plain, subject_of(row), completes_repeats, max_loss=ANY_LOSS),
+        PER_HEAD: lambda: partial(ablations_one_by_one, subject_of(row), ids),
+    }
+    if row.against in of_row:
+        return of_row[row.against]()
     if row.against == TOY:
         return partial(bare, toy(row.layers), toy_tokens(row.positions))
     model = gpt2_small(row.layers, row.dtype)
@@ -115,6 +128,33 @@ def virtual_heads(subject: ModelUnderTest, ids: Tensor):
     """Both scores of every pair of heads, and the same at a wrong shift."""
     scores = periodic(ids)
     return _scores_of_rows(subject, ids, Columns(scores.period, scores.start, scores.n_positions, wrong_shift=3))
+
+
+def ablations(subject: ModelUnderTest, ids: Tensor, *, screen: bool) -> Array:
+    """The loss on the last copy with each head ablated, (heads,); screened, of those with the largest estimates."""
+    passes = Passes(subject, ids, last_queries(ids))
+    heads = all_heads(subject)
+    if screen:
+        strength = np.abs(attributions(passes)[0])
+        heads = tuple(sorted(heads, key=lambda head: -strength[head.layer, head.head])[: screened(len(heads))])
+    return passes.losses([[head] for head in heads]).ablated.mean((1, 2))
+
+
+def ablations_one_by_one(subject: ModelUnderTest, ids: Tensor) -> Array:
+    """The same by one whole forward pass and the loss of every token for each head, of one head in each layer."""
+    queries, found = last_queries(ids), []
+    for head in all_heads(subject)[:: subject.n_heads + 1]:
+        flags = torch.arange(subject.n_heads)[None] == head.head
+        with subject.reading.acting(ids, {head.layer: [Replace(flags)]}):
+            losses = token_losses(subject.logits(ids), ids)
+        found.append(float(losses[:, queries].double().mean()))
+    return np.array(found)
+
+
+def last_queries(ids: Tensor) -> Tensor:
+    """The queries whose next token is of the last copy, without its first."""
+    period = (ids.shape[1] - 1) // 4
+    return torch.arange(ids.shape[1] - period, ids.shape[1] - 1)
 
 
 def checked(subject: ModelUnderTest, claim: Callable[..., object], **options: float) -> object:
@@ -248,6 +288,11 @@ def check_agreement(row: Row) -> None:
             found = [side(subject_of(row), completes_repeats, max_loss=bar) for side in (checked, plain)]
             if found[0] != found[1]:
                 raise ValueError(f"{row.name}: {found[0]} is the smallest that fails, and {found[1]} under plain `given`")
+    if row.against == PER_HEAD and "screened" not in row.name:
+        mine, its = ours(row)(), other(row)()
+        gap = float(np.abs(mine[:: subject_of(row).n_heads + 1] - its).max())
+        if not gap <= EXACT:
+            raise ValueError(f"{row.name}: the losses of both sides differ by {gap:.2g}")
     if row.against == EAGER:
         gap = float((torch.as_tensor(ours(row)()) - other(row)()).abs().max())
         if not gap <= CLOSE:
