@@ -10,7 +10,14 @@ from tests.conftest import SHIPPED
 ROOT = Path(__file__).parents[2]
 BLOCKS = [
     pytest.param(block, id=f"{page}-{index}")
-    for page in ("README.md", "docs/quickstart.md", "docs/properties.md", "docs/planted.md", "docs/runs.md", "docs/interventions.md")
+    for page in (
+        "README.md",
+        "docs/quickstart.md",
+        "docs/properties.md",
+        "docs/planted.md",
+        "docs/runs.md",
+        "docs/interventions.md",
+    )
     for index, block in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
 ]
 

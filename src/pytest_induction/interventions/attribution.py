@@ -30,7 +30,7 @@ class Leaf(Step):
     def __init__(self) -> None:
         self.found: list[Tensor] = []
 
-    def on_output(self, output: Tensor, call: Call, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         self.found.append(output)

@@ -131,7 +131,7 @@ class ModelUnderTest:
 
     def _changed(self, tokens: Tensor, attention_mask: Tensor | None) -> AbstractContextManager[None]:
         """Around a measured pass: what changes it, where that must be entered before what measures."""
-        if self.intervening is None or not getattr(self.reading, "acts_outside", False):
+        if self.intervening is None or not self.reading.acts_outside:
             return nullcontext()
         return self.intervening.outside(tokens, lambda: self.reading.caller(tokens, attention_mask))
 
