@@ -33,7 +33,15 @@ def test_options_are_keyword_only():
         if name.startswith(("assert_", "measure_", "load_")):
             parameters = list(inspect.signature(getattr(pytest_induction, name)).parameters.values())
             positional = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-            assert positional in (["model"], ["model", "text"], ["run"], ["run", "reference"], ["path"], ["model", "heads"], ["model", "heads", "probes"]), name
+            assert positional in (
+                ["model"],
+                ["model", "text"],
+                ["run"],
+                ["run", "reference"],
+                ["path"],
+                ["model", "heads"],
+                ["model", "heads", "probes"],
+            ), name
 
 
 def test_the_package_asserts_nothing():
