@@ -46,7 +46,7 @@ def failure_text(evidence: Evidence, wanted: Verdict) -> str:
         first,
         *([_heads_line(evidence)] if evidence.heads or evidence.nearest else []),
         *([f"  pairs: {', '.join(map(_pair, evidence.pairs))}"] if evidence.pairs else []),
-        f"  measures: {_estimates_line(evidence)}",
+        f"  behaviour: {_estimates_line(evidence)}",
         f"  measured: {measured_on(evidence.provenance)}",
         f"  next: {evidence.settle or NEXT.get(evidence.reason, 'see docs/metrics.md')}",
     ]
