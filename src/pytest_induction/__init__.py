@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_induction.assertions.causes import assert_ablation_removes_icl
     from pytest_induction.assertions.circuits import assert_induction_circuit
     from pytest_induction.assertions.generality import assert_heads_generalize
     from pytest_induction.assertions.given import given_probes
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
         TokenSpace,
         Verdict,
     )
+    from pytest_induction.runs.attribution import HeadAttributions, measure_attributions
     from pytest_induction.runs.checkpoints import Checkpoint, find_checkpoints
     from pytest_induction.runs.opening import load_run
     from pytest_induction.runs.phase_change import PhaseChange, find_phase_changes
@@ -113,6 +115,7 @@ _HOME = {
         "assert_phase_change",
         "assert_previous_token_first",
     ),
+    "assertions.causes": ("assert_ablation_removes_icl",),
     "assertions.circuits": ("assert_induction_circuit",),
     "assertions.generality": ("assert_heads_generalize",),
     "composition": ("CompositionScores", "measure_composition"),
@@ -161,6 +164,7 @@ _HOME = {
         "TokenSpace",
         "Verdict",
     ),
+    "runs.attribution": ("HeadAttributions", "measure_attributions"),
     "runs.checkpoints": ("Checkpoint", "find_checkpoints"),
     "runs.opening": ("load_run",),
     "runs.phase_change": ("PhaseChange", "find_phase_changes"),
@@ -185,6 +189,7 @@ __all__ = [
     "ExpectationFailed",
     "FamilyScores",
     "GeneralityScores",
+    "HeadAttributions",
     "HeadEvidence",
     "HeadGenerality",
     "HeadId",
@@ -217,6 +222,7 @@ __all__ = [
     "VirtualPair",
     "VirtualScores",
     "ablate",
+    "assert_ablation_removes_icl",
     "assert_cooccurrence",
     "assert_copies_repeats",
     "assert_final_has_induction_head",
@@ -248,6 +254,7 @@ __all__ = [
     "load_model",
     "load_run",
     "measure_ablations",
+    "measure_attributions",
     "measure_composition",
     "measure_copying",
     "measure_generality",

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pytest_induction.assertions import heads as assertions
+from pytest_induction.assertions.causes import assert_ablation_removes_icl
 from pytest_induction.assertions.circuits import assert_induction_circuit
 from pytest_induction.assertions.generality import assert_heads_generalize
 from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
@@ -78,6 +79,11 @@ class Induction:
     def measure_generality(self, heads: Any = None, **options: Any) -> GeneralityScores:
         """See `pytest_induction.measure_generality`."""
         return self._call(measure_generality, self.model, heads, **options)
+
+    def assert_ablation_removes_icl(self, text: Any = None, **options: Any) -> Evidence:
+        """See `pytest_induction.assert_ablation_removes_icl`; on a text only where one is given here."""
+        __tracebackhide__ = True
+        return self._call(assert_ablation_removes_icl, self.model, text, **options)
 
     def assert_heads_generalize(self, heads: Any, **options: Any) -> Evidence:
         """See `pytest_induction.assert_heads_generalize`."""

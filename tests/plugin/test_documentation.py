@@ -17,6 +17,7 @@ BLOCKS = [
         "docs/planted.md",
         "docs/runs.md",
         "docs/interventions.md",
+        "docs/causes.md",
     )
     for index, block in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
 ]

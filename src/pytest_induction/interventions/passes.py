@@ -125,7 +125,7 @@ class Passes:
                 stack.enter_context(acting(self.subject, rows, records))
             losses = self.losses_of(rows)
         values = self._means
-        if self.other is not None:
+        if self.other is not None and self.ablating.how == "resample":
             values = _found(self.subject, self.other[part])
         return Kept(gave, {layer: given(steps[0]) for layer, steps in records.items()}, values, losses)
 

@@ -13,6 +13,7 @@ CLAIMS = (
     "has_induction_head",
     "copies_repeats",
     "learns_in_context",
+    "ablation_removes_icl",
     "induction_circuit",
     "heads_generalize",
     "log_is_sane",
