@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_induction.assertions.causes import assert_ablation_removes_icl
     from pytest_induction.assertions.circuits import assert_induction_circuit
+    from pytest_induction.assertions.continuity import assert_continuity
     from pytest_induction.assertions.generality import assert_heads_generalize
     from pytest_induction.assertions.given import given_probes
     from pytest_induction.assertions.heads import (
@@ -117,6 +118,7 @@ _HOME = {
     ),
     "assertions.causes": ("assert_ablation_removes_icl",),
     "assertions.circuits": ("assert_induction_circuit",),
+    "assertions.continuity": ("assert_continuity",),
     "assertions.generality": ("assert_heads_generalize",),
     "composition": ("CompositionScores", "measure_composition"),
     "generality": ("FamilyScores", "GeneralityScores", "HeadGenerality", "measure_generality"),
@@ -223,6 +225,7 @@ __all__ = [
     "VirtualScores",
     "ablate",
     "assert_ablation_removes_icl",
+    "assert_continuity",
     "assert_cooccurrence",
     "assert_copies_repeats",
     "assert_final_has_induction_head",

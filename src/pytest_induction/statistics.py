@@ -7,8 +7,9 @@ stated rate holds for the verdict as a whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from pytest_induction.errors import ArgumentError
 from pytest_induction.records import Estimate
 
 Values = NDArray[np.float64]
+Pair = tuple[int, int]
+Interval = Callable[[float], Estimate]  # of a difference, given the rate at which each of its ends may miss
 SHARE = "share"  # the unit of whatever lies in [0, 1]
 FIRST_LOOK = 12  # sequences: two for each of six periods
 SMALLEST_SPREAD = 0.01  # a few equal values do not make a certainty
@@ -68,6 +71,7 @@ def median_interval(values: Values, error_rate: float, unit: str) -> Estimate:
     return Estimate(float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[-rank]), unit)
 
 
+@lru_cache(maxsize=1024)
 def student_quantile(tail: float, freedom: int) -> float:
     """The t above which Student's distribution with `freedom` degrees of freedom has mass `tail`, for tail in (0, 0.5)."""
     if not 0 < tail < 0.5 or freedom < 1:
@@ -116,3 +120,80 @@ def bootstrap_interval(values: Values, error_rate: float, rng: np.random.Generat
 def _resampled_means(values: Values, rng: np.random.Generator, at_once: int = 500) -> Iterator[Values]:
     for _ in range(0, RESAMPLES, at_once):
         yield values[rng.integers(0, len(values), (at_once, len(values)))].mean(axis=1)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean, or a difference of two, with its standard error and the degrees of freedom of that; exact where the error is 0."""
+
+    value: float
+    error: float
+    freedom: float
+    unit: str = ""
+
+    @classmethod
+    def of(cls, values: Values, unit: str = "") -> Mean:
+        """Of rows (n,); their spread counts as at least 0.01. Raises `ArgumentError` below two rows, or if not finite."""
+        count = len(values)
+        if count < 2 or not np.isfinite(values).all():
+            raise ArgumentError(f"a mean with an error needs two rows of finite values, got {count}")
+        spread = max(float(values.std(ddof=1)), SMALLEST_SPREAD)
+        return cls(float(values.mean()), spread / math.sqrt(count), count - 1, unit)
+
+    def minus(self, other: Mean) -> Mean:
+        """The difference to a mean over other rows, whatever their spreads (Welch). Of the same rows take the mean difference."""
+        mine, others = self.error**2, other.error**2
+        weight = mine**2 / self.freedom + others**2 / other.freedom
+        freedom = (mine + others) ** 2 / weight if weight > 0 else math.inf
+        return Mean(self.value - other.value, math.hypot(self.error, other.error), freedom, self.unit)
+
+    def interval(self, tail: float) -> Estimate:
+        """Student's interval, each end of which misses at most at `tail`; freedom is rounded down."""
+        half = student_quantile(tail, max(1, math.floor(self.freedom))) * self.error if self.error > 0 else 0.0
+        return Estimate(self.value, self.value - half, self.value + half, self.unit)
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """What is shown of how far several means lie apart: all by less than a margin, some two by more, or neither.
+
+    `pair` are the two that decide, the higher one first, and `difference` by how much: those furthest apart, of all where they
+    are alike, of those that are shown to differ where some are, else of those not shown to be alike. The interval is the one
+    that the answer rests on; where there is none, the wider one, that of a difference.
+    """
+
+    pair: Pair
+    difference: Estimate
+    is_alike: bool
+    is_different: bool
+
+
+def equivalence(differences: Mapping[Pair, Interval], margin: float, error_rate: float, claims: int = 1) -> Equivalence:
+    """Whether several means are alike, by two one-sided tests of each pair, or whether some two differ by more than `margin`.
+
+    `differences` has for every pair (i, j) the interval of mean i minus mean j. *Alike*: of each pair the interval of level
+    1 - 2 `error_rate` lies within (-margin, margin). All of them must, so that no correction is due (intersection-union): where
+    two means are a margin or more apart, this is said at most at `error_rate`, however many pairs there are. It is never said
+    because no difference was found. *Different*: the interval of some pair lies wholly outside; one is enough, so
+    `error_rate` is divided by two ends, the pairs, and `claims`, the measures of which one that differs is enough.
+
+    Only one of the two can be wrong, as means are a margin apart or they are not: each may use all of `error_rate`, below 0.5.
+    Raises `ArgumentError` for no pairs, or a margin that is not above 0.
+    """
+    if not differences or not margin > 0:
+        raise ArgumentError(f"equivalence needs a pair at least and a margin above 0, got {len(differences)} and {margin}")
+    narrow = {pair: interval(error_rate) for pair, interval in differences.items()}
+    apart = {pair: found for pair, found in narrow.items() if not (found.is_above(-margin) and found.is_below(margin))}
+    if not apart:
+        return _furthest(narrow, is_alike=True)
+    tail = error_rate / (2 * claims * len(differences))
+    wide = {pair: differences[pair](tail) for pair in apart}  # a pair within by the narrower interval is not outside by this one
+    outside = {pair: found for pair, found in wide.items() if found.is_above(margin) or found.is_below(-margin)}
+    return _furthest(outside or wide, is_different=bool(outside))
+
+
+def _furthest(found: Mapping[Pair, Estimate], *, is_alike: bool = False, is_different: bool = False) -> Equivalence:
+    pair, estimate = max(found.items(), key=lambda each: abs(each[1].value))
+    if estimate.value < 0:
+        pair, estimate = pair[::-1], Estimate(-estimate.value, -estimate.high, -estimate.low, estimate.unit)
+    return Equivalence(pair, estimate, is_alike, is_different)

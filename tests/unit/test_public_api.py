@@ -41,6 +41,7 @@ def test_options_are_keyword_only():
                 ["path"],
                 ["model", "heads"],
                 ["model", "heads", "probes"],
+                ["family"],
             ), name
 
 
