@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         assert_no_induction_head,
     )
     from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
+    from pytest_induction.assertions.perturbation import assert_coperturbation
     from pytest_induction.assertions.properties import (
         attends_to_successor,
         completes_repeats,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         smear,
         substitute_pattern,
     )
+    from pytest_induction.interventions.smearing import SmearedKeys, smear_keys
     from pytest_induction.measure import HeadScores, measure_heads
     from pytest_induction.models.load import load_model
     from pytest_induction.models.protocol import ModelUnderTest
@@ -109,6 +111,7 @@ _HOME = {
         "survives_distractors",
     ),
     "assertions.run_state": ("assert_final_has_induction_head", "assert_heads_kept", "assert_log_is_sane"),
+    "assertions.perturbation": ("assert_coperturbation",),
     "assertions.runs": (
         "assert_cooccurrence",
         "assert_no_phase_change",
@@ -124,6 +127,7 @@ _HOME = {
     "generality": ("FamilyScores", "GeneralityScores", "HeadGenerality", "measure_generality"),
     "interventions.ablation": ("AblationScores", "measure_ablations"),
     "interventions.context": ("intervene", "run_with"),
+    "interventions.smearing": ("SmearedKeys", "smear_keys"),
     "interventions.edits": (
         "Intervention",
         "ablate",
@@ -215,6 +219,7 @@ __all__ = [
     "Provenance",
     "RunError",
     "ScheduledChange",
+    "SmearedKeys",
     "Snapshot",
     "TextError",
     "TokenSpace",
@@ -227,6 +232,7 @@ __all__ = [
     "assert_ablation_removes_icl",
     "assert_continuity",
     "assert_cooccurrence",
+    "assert_coperturbation",
     "assert_copies_repeats",
     "assert_final_has_induction_head",
     "assert_has_induction_head",
@@ -268,6 +274,7 @@ __all__ = [
     "scale",
     "show_attention",
     "smear",
+    "smear_keys",
     "substitute_pattern",
     "survives_distractors",
     "sweep",

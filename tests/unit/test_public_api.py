@@ -42,6 +42,7 @@ def test_options_are_keyword_only():
                 ["model", "heads"],
                 ["model", "heads", "probes"],
                 ["family"],
+                ["control", "treated"],
             ), name
 
 
