@@ -21,7 +21,7 @@ demo: $(STAMP)  ## gate the shipped models and a training run, and show what the
 
 test: $(STAMP)  ## lint, types, import directions, and the tests
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 lint: $(STAMP)
 	$(BIN)/ruff check --quiet .

@@ -111,6 +111,15 @@ def test_what_wanders_elsewhere_makes_the_interval_of_a_fall_wider():
     assert wild.high - wild.low > 1.5 * (calm.high - calm.low)
 
 
+def test_what_wanders_counts_where_all_tokens_agree():
+    """Every block has as many tokens of either kind, so that the choice of tokens adds nothing to the standard error."""
+    angle = np.radians(60 / (1 + np.exp((X - 2.4) * 30)) + 4 * np.sin(X * 20))
+    losses = np.tile(X[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1), 20).astype(np.float32)
+    found, run = turn_of(losses).change, run_of(STEPS, token_losses=losses)
+    turn = sharpest_turn(X[1:], run.headings()[1][1:])
+    assert found.high - found.value == pytest.approx(2.8 * turn.wander, rel=1e-3) and turn.wander > 1
+
+
 def test_tokens_of_one_row_count_as_one():
     """Eight copies of each token are no more evidence than one."""
     losses = turning_path(STEPS, tokens=64, noise=0.0) + np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)
@@ -142,6 +151,17 @@ class TestTooLittle:
         steps = np.concatenate([log_steps(30, 1, 60), log_steps(30, 2000, 10_000)])
         found = turn_of(turning_path(steps), steps)
         assert (found.verdict, found.reason) == (UNDETERMINED, "few_inside") and "between steps" in found.settle
+
+    def test_a_record_that_begins_in_the_turn_does_not_tell(self):
+        steps = log_steps(80, 150)
+        found = turn_of(turning_path(steps, noise=0.1), steps)
+        assert (found.verdict, found.reason) == (UNDETERMINED, "began_before") and "from the first steps" in found.settle
+
+    def test_two_snapshots_inside_do_not_tell(self):
+        steps = log_steps(22)
+        found = turn_of(turning_path(steps), steps)
+        assert (found.verdict, found.reason, found.n_inside) == (UNDETERMINED, "few_inside", 2)
+        assert "with 2 snapshots inside" in found.summary
 
     def test_a_path_that_does_not_move_does_not_turn(self):
         found = turn_of(np.ones((len(STEPS), 64), np.float32))
@@ -217,7 +237,8 @@ class TestCooccurrence:
         assert 215 < found.changes[-1].midpoint.step.value < 290
         assert load_run(tmp_path / "run").headings()[1][1:] == pytest.approx(run.headings()[1][1:])
 
-    def test_a_real_training_of_one_layer_does_not_turn_at_once(self, tmp_path, monkeypatch):
+    def test_a_real_training_does_not_turn_before_it_changes(self, tmp_path, monkeypatch):
+        """Of one layer, a hundred steps: too few for two layers to have changed, so this says nothing of how many there are."""
         monkeypatch.syspath_prepend(str(FIXTURES))
         from trainings import TRAININGS, record
 
@@ -305,6 +326,7 @@ class TestRecording:
             '{"token_losses":"f4:AAAA"}',
             '{"token_losses":"f2:"}',
             '{"index_losses":"f2:!!!!"}',
+            '{"index_losses":"f2:AA!A="}',
             f'{{"token_losses":"f4:{base64.b64encode(np.float32(np.inf).tobytes()).decode()}"}}',
         ],
     )

@@ -21,6 +21,8 @@ HeadsLike = HeadLike | Iterable[HeadLike]
 
 def heads_of(subject: ModelUnderTest, heads: HeadsLike) -> tuple[HeadId, ...]:
     """The heads meant, in order and each once. Raises `ArgumentError` for what is no head, or none of this model."""
+    if not _is_one(heads) and not isinstance(heads, Iterable):
+        raise ArgumentError(f"heads are written 'L1H3', (1, 3), or several of these in a list, got {heads!r}")
     written = [heads] if _is_one(heads) else list(heads)  # type: ignore[arg-type]
     return tuple(sorted({_head(subject, one) for one in written}, key=lambda head: (head.layer, head.head)))
 

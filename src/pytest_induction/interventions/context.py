@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pytest_induction.errors import ArgumentError, user_facing
+from pytest_induction.interventions.arguments import token_ids
 from pytest_induction.interventions.edits import Clean, Intervention, joined
-from pytest_induction.measure import ModelLike
+from pytest_induction.measure import ModelLike, check_range
 from pytest_induction.models.intervening import Intervening
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
@@ -50,8 +50,7 @@ def run_with(model: ModelLike, tokens: Any, *interventions: Intervention) -> Ten
     >>> run_with(model, tokens, ablate("L1H3"), freeze_patterns()).shape     # doctest: +SKIP
     torch.Size([1, 101, 64])
     """
-    ids = torch.as_tensor(tokens)
-    if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool or ids.numel() == 0:
-        raise ArgumentError(f"`tokens` must be token ids (rows, positions), got {ids.dtype} {tuple(ids.shape)}")
+    ids = token_ids("tokens", tokens)
     with intervene(model, *interventions) as subject:
-        return subject.logits(ids.long())
+        check_range(subject, int(ids.min()), int(ids.max()))
+        return subject.logits(ids)

@@ -7,6 +7,7 @@ taken from a pass of the same model in which nothing is changed.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 
 from pytest_induction.errors import ArgumentError
+from pytest_induction.interventions.arguments import number, tensor, token_ids
 from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
+from pytest_induction.measure import check_range
 from pytest_induction.models.acting import Close, Give, GivePattern, Record, Replace, Scale, Smear, Step, Substitute
 from pytest_induction.models.intervening import acting
 from pytest_induction.models.protocol import ModelUnderTest
@@ -85,11 +88,7 @@ class Ablation(Intervention):
             if len(found) < 2:
                 raise ArgumentError("resampling among the rows of a batch needs two of them, or a `source` of other tokens")
             return found.roll(1, 0)
-        if found.shape[2] != tokens.shape[1] or len(found) not in (1, len(tokens)):
-            raise ArgumentError(
-                f"`source` must have the shape of the tokens that the model is given, {tuple(tokens.shape)} or one row, "
-                f"got {(len(found), found.shape[2])}"
-            )
+        _check_shape(len(found), found.shape[2], tokens)
         return found
 
 
@@ -138,7 +137,7 @@ class Knockout(Intervention):
             if closed.numel() and not 0 <= int(closed.min()) <= int(closed.max()) < positions:
                 raise ArgumentError(f"`entries` names positions outside the {positions} of the tokens that the model is given")
             flat = torch.zeros(positions, positions, dtype=torch.bool)
-            flat[closed[:, 0], closed[:, 1]] = True
+            flat[tuple(closed.cpu().T)] = True
             closed = flat
         closed = _for_rows(closed, clean.tokens, "`entries`")
         return {
@@ -171,6 +170,8 @@ class Frozen(Intervention):
 
     def steps(self, clean: Clean) -> Layers:
         layers = range(clean.subject.n_layers)
+        if self.source is not None:
+            _check_shape(len(self.source), self.source.shape[1], clean.tokens)
         seen = clean.recorded(layers, _on(self.source, clean), inputs=True)
         return {layer: [given(record)] for layer, record in seen.items()}
 
@@ -195,19 +196,19 @@ def ablate(heads: HeadsLike, how: Replacement = "zero", *, source: Any = None) -
     """
     if how not in HOW:
         raise ArgumentError(f"`how` must be one of {', '.join(HOW)}, got {how!r}")
-    return Ablation(heads, how, _ids(source))
+    return Ablation(heads, how, None if source is None else token_ids("source", source))
 
 
 def leave_in(heads: HeadsLike, *, among: HeadsLike | None = None, how: Replacement = "zero", source: Any = None) -> Intervention:
     """All heads `among` these, or all of the model, are ablated but some: what is left shows what those suffice for."""
     if how not in HOW:
         raise ArgumentError(f"`how` must be one of {', '.join(HOW)}, got {how!r}")
-    return LeavingIn(heads, among, how, _ids(source))
+    return LeavingIn(heads, among, how, None if source is None else token_ids("source", source))
 
 
 def scale(heads: HeadsLike, by: float) -> Intervention:
     """What some heads find counts `by` times: 0 ablates them, 1 changes nothing, 2 doubles them."""
-    return Scaling(heads, float(by))
+    return Scaling(heads, number("by", by, "be a finite number", -math.inf, math.inf))
 
 
 def knock_out(heads: HeadsLike, entries: Any) -> Intervention:
@@ -216,7 +217,7 @@ def knock_out(heads: HeadsLike, entries: Any) -> Intervention:
     `entries` is a sequence of (query, key) positions, or boolean (positions, positions) or (rows, positions, positions), True
     where there is to be no attention.
     """
-    closed = torch.as_tensor(entries)
+    closed = tensor("entries", entries, "pairs (query, key) or a boolean mask")
     if closed.dtype != torch.bool and (closed.ndim != 2 or closed.shape[-1] != 2 or closed.is_floating_point()):
         raise ArgumentError(f"`entries` must be pairs (query, key) or a boolean mask, got {closed.dtype} {tuple(closed.shape)}")
     return Knockout(heads, closed)
@@ -232,7 +233,10 @@ def substitute_pattern(heads: HeadsLike, pattern: str | Any) -> Intervention:
         if pattern not in PATTERNS:
             raise ArgumentError(f"`pattern` must be one of {', '.join(PATTERNS)}, or numbers, got {pattern!r}")
         return Substitution(heads, pattern)
-    numbers = torch.as_tensor(pattern, dtype=torch.float32)
+    numbers = tensor("pattern", pattern, "a name, or numbers (positions, positions)")
+    numbers = numbers if numbers.is_floating_point() else numbers.float()
+    if not torch.isfinite(numbers).all():
+        raise ArgumentError("`pattern` must be finite numbers, got NaN or infinity: what is left after the softmax, not before")
     if numbers.ndim not in (2, 3) or numbers.shape[-1] != numbers.shape[-2]:
         raise ArgumentError(f"`pattern` must be (positions, positions) for all rows or for each, got {tuple(numbers.shape)}")
     return Substitution(heads, numbers)
@@ -244,7 +248,7 @@ def freeze_patterns(source: Any = None) -> Intervention:
     Queries and keys of that pass are kept, never a pattern, but in models that compute patterns themselves. With an ablation
     this makes it pattern-preserving: only what is moved along the patterns changes.
     """
-    return Frozen(_ids(source))
+    return Frozen(None if source is None else token_ids("source", source))
 
 
 def smear(share: float) -> Intervention:
@@ -252,9 +256,7 @@ def smear(share: float) -> Intervention:
 
     Keys are mixed as they are multiplied, after any rotary embedding. `smear_keys` makes the shares learnable.
     """
-    if not 0 <= share <= 1:
-        raise ArgumentError(f"`share` must lie from 0 to 1, got {share}")
-    return Smearing(float(share))
+    return Smearing(number("share", share, "lie from 0 to 1", 0, 1))
 
 
 def ideal_pattern(name: str, tokens: Tensor) -> Tensor:
@@ -292,6 +294,15 @@ def joined(interventions: Sequence[Intervention], clean: Clean) -> Layers:
     return made
 
 
+def _check_shape(rows: int, positions: int, tokens: Tensor) -> None:
+    """Raise `ArgumentError` where what was found on other tokens cannot stand for what is found on these."""
+    if positions != tokens.shape[1] or rows not in (1, len(tokens)):
+        raise ArgumentError(
+            f"`source` must have the shape of the tokens that the model is given, {tuple(tokens.shape)} or one row, "
+            f"got {(rows, positions)}"
+        )
+
+
 def _flags(subject: ModelUnderTest, layer: int, heads: Sequence[HeadId]) -> Tensor:
     """Which heads of a layer are among these, (n_heads,)."""
     chosen = {head.head for head in heads if head.layer == layer}
@@ -310,17 +321,11 @@ def _for_rows(numbers: Tensor, tokens: Tensor, name: str) -> Tensor:
     return numbers[:, None]
 
 
-def _ids(source: Any) -> Tensor | None:
+def _on(source: Tensor | None, clean: Clean) -> Tensor | None:
     if source is None:
         return None
-    ids = torch.as_tensor(source)
-    if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool or ids.numel() == 0:
-        raise ArgumentError(f"`source` must be token ids (rows, positions), got {ids.dtype} {tuple(ids.shape)}")
-    return ids.long()
-
-
-def _on(source: Tensor | None, clean: Clean) -> Tensor | None:
-    return None if source is None else source.to(clean.tokens.device)
+    check_range(clean.subject, int(source.min()), int(source.max()))
+    return source.to(clean.tokens.device)
 
 
 def _known(found: Tensor | None, what: str) -> Tensor:

@@ -7,7 +7,6 @@ not run again, rows with different sets share a pass, and logits are made only w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -17,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pytest_induction.batching import in_batches
+from pytest_induction.batching import batch_size, in_batches
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.interventions.chosen import table_of
 from pytest_induction.interventions.edits import HOW, Replacement, given
 from pytest_induction.measure import Array, numbers
 from pytest_induction.metrics.loss import ROWS_AT_ONCE, at_least_float32
 from pytest_induction.models.acting import Record, Replace, Step
+from pytest_induction.models.calling import is_out_of_memory
 from pytest_induction.models.intervening import acting
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.resuming import Blocks, blocks_of
@@ -93,10 +93,10 @@ class Passes:
             kept = self.clean(rows, part)
             found = np.empty((len(sets), *kept.losses.shape))
             for chunk in self._chunks(sets, order, rows):
-                found[chunk] = self._ablated(rows, kept, table[chunk])
+                found[chunk] = self._fitting(rows, kept, table[chunk])
             return numbers(kept.losses), found
 
-        at_once = max(1, self._most(self.rows.shape[1]))
+        at_once = self._most(self.rows.shape[1])
         parts = in_batches(self.subject, self.rows, measured, logits=True, most=1 if self.subject.mixes_rows else at_once)
         result = SetLosses(np.concatenate([clean for clean, _ in parts]), np.concatenate([each for _, each in parts], axis=1))
         if not (np.isfinite(result.clean).all() and np.isfinite(result.ablated).all()):
@@ -104,8 +104,9 @@ class Passes:
         return result
 
     def _most(self, positions: int) -> int:
-        """Rows of so many positions in a pass."""
-        return POSITIONS_AT_ONCE.get(self.subject.device.type, POSITIONS_ELSEWHERE) // positions
+        """Rows of so many positions in a pass: no more than memory allows, however many sets share it."""
+        most = POSITIONS_AT_ONCE.get(self.subject.device.type, POSITIONS_ELSEWHERE) // positions
+        return batch_size(self.subject, positions, logits=True, wanted=max(1, most))
 
     def _chunks(self, sets: Sequence[HeadSet], order: Any, rows: Tensor) -> list[list[int]]:
         """The numbers of the sets that share a pass: neighbours in the order of their first layers."""
@@ -119,15 +120,21 @@ class Passes:
         """A clean pass over some rows, with what the passes after it need."""
         layers = range(self.subject.n_layers if self.ablating.pattern_preserving else 0)
         records = {layer: [Record(inputs=True)] for layer in layers}
-        with ExitStack() as stack:
-            gave = stack.enter_context(self._blocks.kept())
-            if records:
-                stack.enter_context(acting(self.subject, rows, records))
+        with self._blocks.kept() as gave, acting(self.subject, rows, records):  # by the way that ablated passes take
             losses = self.losses_of(rows)
         values = self._means
         if self.other is not None and self.ablating.how == "resample":
             values = _found(self.subject, self.other[part])
         return Kept(gave, {layer: given(steps[0]) for layer, steps in records.items()}, values, losses)
+
+    def _fitting(self, rows: Tensor, kept: Kept, table: Tensor) -> Array:
+        """The same in as many passes as memory asks for; where one set is too much for it, fewer rows may do."""
+        try:
+            return self._ablated(rows, kept, table)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(table) == 1:
+                raise
+        return np.concatenate([self._fitting(rows, kept, part) for part in table.tensor_split(2)])
 
     def _ablated(self, rows: Tensor, kept: Kept, table: Tensor) -> Array:
         """Losses (sets, rows, queries) with each of some sets, (sets, n_layers, n_heads), ablated in the same pass."""
@@ -179,7 +186,7 @@ def mean_found(subject: ModelUnderTest, rows: Tensor) -> dict[int, Tensor]:
         found = _found(subject, batch)
         return {layer: each.double().mean((0, 2), keepdim=True) * len(batch) for layer, each in found.items()}
 
-    parts = in_batches(subject, rows, summed, logits=True)
+    parts = in_batches(subject, rows, summed, logits=True, most=1 if subject.mixes_rows else None)
     return {layer: torch.stack([part[layer] for part in parts]).sum(0) / len(rows) for layer in parts[0]}
 
 

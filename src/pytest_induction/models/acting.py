@@ -79,6 +79,11 @@ class Acting(Show):
         self.n_events = first if groups is None else sum(groups[:first])
         self._calls = self._n_heads = self._n_keys = 0  # of the layer that is not complete yet
 
+    @property
+    def acts(self) -> bool:
+        """Whether the layer that comes next has steps."""
+        return bool(self._steps.get(len(self.heads)))
+
     def act(self, call: Call, run: Callable[[Call | None], Tensor]) -> Tensor:
         """What the call gives, (rows, heads, positions, d_head), with its layer's steps; `run(None)` runs the model's own."""
         steps, part = self.next(call.query.shape[1], call.key.shape[1])
@@ -106,6 +111,15 @@ class Acting(Show):
 def _of_part(values: Tensor, heads: slice) -> Tensor:
     """Those of some heads, (rows, heads, ...); one for all heads stays."""
     return values if values.shape[1] == 1 else values[:, heads]
+
+
+def _allowed(call: Call) -> Tensor:
+    """Which keys a query may attend to, broadcast to (rows, heads, queries, keys); a mask may say so by its lowest numbers."""
+    if call.mask is None:
+        allowed = torch.ones(call.query.shape[2], call.key.shape[2], dtype=torch.bool, device=call.query.device)
+    else:
+        allowed = call.mask if call.mask.dtype == torch.bool else call.mask > torch.finfo(call.mask.dtype).min / 2
+    return allowed.tril() if call.causal else allowed
 
 
 def _beside_sinks(entries: Tensor, pattern: Tensor) -> Tensor:
@@ -144,34 +158,27 @@ class Scale(Step):
 class Close(Step):
     """Some entries get no attention, and what is left of a query's is shared out as it was (-inf before the softmax).
 
-    `closed` is boolean, (rows or 1, heads or 1, queries, keys). A query with nothing left finds zero.
+    `closed` is boolean, (rows or 1, heads or 1, queries, keys). A query with nothing left, of what the model lets it see, finds
+    zero.
     """
 
     closed: Tensor
+    _emptied: Tensor | None = field(default=None, init=False, repr=False)  # the queries with nothing left, of the call that runs
 
     def on_call(self, call: Call, part: Part) -> Call:
         closed = _of_part(self.closed, part.heads).to(call.query.device)
-        positions = call.query.shape[2]
-        if call.causal:
-            closed = closed | torch.ones(positions, positions, dtype=torch.bool, device=closed.device).triu(1)
-        if call.mask is None:
-            mask: Tensor = ~closed
-        elif call.mask.dtype == torch.bool:
-            mask = call.mask & ~closed
+        allowed = _allowed(call)
+        left = allowed & ~closed
+        nothing = ~left.any(-1, keepdim=True)
+        self._emptied = nothing & allowed.any(-1, keepdim=True)
+        if call.mask is None or call.mask.dtype == torch.bool:
+            mask = torch.where(nothing, allowed, left)  # kernels give NaN where nothing is open
         else:
-            mask = call.mask.masked_fill(closed, -torch.inf)
-        opened = mask.masked_fill(self._bereft(mask), True if mask.dtype == torch.bool else 0.0)
-        return call._replace(mask=opened, causal=False)
-
-    def _bereft(self, mask: Tensor) -> Tensor:
-        """The queries with nothing left, (..., queries, 1): kernels give NaN there, so all is opened and zero given after."""
-        is_open = mask if mask.dtype == torch.bool else mask > -torch.inf
-        return ~is_open.any(-1, keepdim=True)
+            mask = call.mask.masked_fill(closed & ~nothing, -torch.inf)
+        return call._replace(mask=mask, causal=False)
 
     def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
-        closed = _of_part(self.closed, part.heads).to(output.device)
-        future = torch.ones(closed.shape[-2:], dtype=torch.bool, device=closed.device).triu(1)
-        return output.masked_fill((closed | future).all(-1)[..., None], 0)
+        return output if self._emptied is None else output.masked_fill(self._emptied, 0)
 
     def on_pattern(self, pattern: Tensor, part: Part) -> Tensor:
         closed = _of_part(self.closed, part.heads).to(pattern.device)

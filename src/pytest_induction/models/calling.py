@@ -159,7 +159,7 @@ class Standing:
         changed = False
         for part, name, value, held in self._before:
             now = vars(part).get(name)
-            if now is value and _held(now) == held:
+            if now is value and _equal(_held(now), held):
                 continue
             changed = True
             vars(part)[name] = value
@@ -184,6 +184,14 @@ def _held(value: Any) -> Any:
         return value.copy()
     locked = getattr(value, "locked", None)
     return bool(locked()) if callable(locked) else None
+
+
+def _equal(now: Any, held: Any) -> bool:
+    """Whether a container holds what it held; one of tensors that are others, which do not compare, does not."""
+    try:
+        return bool(now == held)
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _walked(module: nn.Module) -> tuple[list[nn.Module], bool]:

@@ -48,7 +48,8 @@ def circuits_of(subject: ModelUnderTest) -> Circuits:
 
     Raises `UnsupportedModel` where they are not known, or compute something else than the model does; the message says where.
     """
-    return subject.remember(("circuits",), lambda: _Reading(subject).circuits())
+    with subject.as_it_is():
+        return subject.remember(("circuits",), lambda: _Reading(subject).circuits())
 
 
 class _Layer(NamedTuple):

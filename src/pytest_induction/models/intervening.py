@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import ModelError, UnsupportedModel
-from pytest_induction.models.acting import Steps
+from pytest_induction.models.acting import Acting, Steps
 from pytest_induction.models.calling import Caller, as_written
-from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.models.protocol import ModelUnderTest, in_force
 from pytest_induction.models.way_in import Refused
 
+OF_THE_SAME_SHAPE = ("labels", "position_ids", "token_type_ids", "decoder_input_ids")  # as token ids, in transformers' calls
 StepsFor = Callable[[Tensor, Callable[[Steps], None]], Steps]
 """Makes the steps of a pass over token ids (rows, positions); may run that pass with other steps before, as often as it likes."""
 
@@ -24,49 +26,95 @@ StepsFor = Callable[[Tensor, Callable[[Steps], None]], Steps]
 def acting(subject: ModelUnderTest, tokens: Tensor, steps: Steps, *, first: int = 0) -> Iterator[None]:
     """In a pass over `tokens` (rows, positions) inside the block layers take these steps; `first` layers are not run in it.
 
-    Raises `UnsupportedModel` where heads of this model cannot be made to act like that.
+    Raises `UnsupportedModel` where heads of this model cannot be made to act like that, or the pass did not show all its layers.
     """
+    changed = subject.intervening
+    around = nullcontext() if changed is None else changed.ahead(tokens, lambda: subject.logits(tokens))
     try:
-        with subject.reading.acting(tokens, steps, first=first):
+        with around, subject.reading.acting(tokens, steps, first=first) as taken:
             yield
+        if steps and isinstance(taken, Acting):
+            subject.reading.all_seen(len(taken.heads))
     except Refused as refused:
         raise UnsupportedModel(f"the heads of {subject.name} cannot be made to act otherwise: {refused}") from None
 
 
+class Planned(NamedTuple):
+    """The steps that a pass over some token ids is to take, made before it."""
+
+    tokens: Tensor
+    steps: Steps
+
+
+class _Here(threading.local):
+    """What is so in one thread: whether the model's own pass runs, and the steps that were made ahead of it."""
+
+    busy = False
+    planned: Planned | None = None
+
+
 class Intervening:
-    """Every pass of a model takes steps, as long as it is installed."""
+    """Every pass of a model takes steps, as long as it is installed.
+
+    What the steps need of other passes is found out before anything looks at the pass that they are for, or changes it too:
+    it would take those passes for this one.
+    """
 
     def __init__(self, subject: ModelUnderTest, steps_for: StepsFor) -> None:
-        self._subject = subject
+        self.subject = subject
         self._steps_for = steps_for
-        self._busy = False
+        self._here = _Here()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """The block. Raises `ModelError` where the model is intervened on already."""
-        subject = self._subject
+        subject, caller = self.subject, Caller(self.subject.module)
         if subject.intervening is not None:
             raise ModelError(f"an intervention on {subject.name} is in force already: give one `intervene` all of them")
-        caller = Caller(subject.module)
         with ExitStack() as stack:
             for part in (caller.module, *([] if caller.base is None else [caller.base])):
                 stack.enter_context(self._around(part))
             stack.enter_context(as_written())
-            subject.intervening = self
+            in_force[caller.module] = self
             try:
                 yield
             finally:
-                subject.intervening = None
+                del in_force[caller.module]
 
     @contextmanager
     def outside(self, tokens: Tensor, run: Callable[[], Any]) -> Iterator[None]:
-        """A measured pass over `tokens` inside the block takes the steps, where these must be taken around the measurement."""
-        self._busy = True
-        try:
-            with self._taken(tokens, run):
+        """Around a measured pass over `tokens`. The steps are taken here where that is where this way in takes them."""
+        with self.ahead(tokens, run):
+            planned = self._here.planned
+            if planned is None or not self.subject.reading.acts_outside:
                 yield
+            else:
+                with self.set_aside(), self._taken(planned.steps, tokens):
+                    yield
+
+    @contextmanager
+    def ahead(self, tokens: Tensor, run: Callable[[], Any]) -> Iterator[None]:
+        """Around a pass over `tokens` that something else changes too: its steps are made here."""
+        if self._here.busy or self._here.planned is not None:
+            yield
+            return
+        tokens = tokens.to(self.subject.device)
+        with self.set_aside():
+            steps = self._steps(tokens, run)
+        self._here.planned = Planned(tokens, steps)
+        try:
+            yield
         finally:
-            self._busy = False
+            self._here.planned = None
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Passes inside the block are the model's own."""
+        before, self._here.busy = self._here.busy, True
+        try:
+            yield
+        finally:
+            self._here.busy = before
 
     @contextmanager
     def _around(self, part: nn.Module) -> Iterator[None]:
@@ -75,17 +123,19 @@ class Intervening:
 
         @functools.wraps(forward)
         def acted(*args: Any, **options: Any) -> Any:
-            if self._busy:
+            if self._here.busy:
                 return forward(*args, **options)
-            tokens = _tokens_in((*args, *options.values()))
+            tokens = _tokens_of(args, options)
             if tokens is None:
-                raise ModelError(f"an intervention needs token ids (rows, positions) as the input of {self._subject.name}")
-            self._busy = True
-            try:
-                with self._taken(tokens, lambda: forward(*args, **options)):
+                raise ModelError(f"an intervention needs token ids (rows, positions) as the input of {self.subject.name}")
+            if options.get("past_key_values") is not None:
+                raise ModelError(f"an intervention needs whole sequences: call {self.subject.name} with use_cache=False")
+            with self.set_aside():
+                planned = self._here.planned
+                fits = planned is not None and torch.equal(planned.tokens, tokens.to(planned.tokens.device))
+                steps = planned.steps if planned is not None and fits else self._steps(tokens, lambda: forward(*args, **options))
+                with self._taken(steps, tokens):
                     return forward(*args, **options)
-            finally:
-                self._busy = False
 
         part.forward = acted
         marker = part.register_forward_pre_hook(_nothing)  # or what was measured before is taken for what is measured now
@@ -98,14 +148,25 @@ class Intervening:
             else:
                 part.forward = own
 
-    @contextmanager
-    def _taken(self, tokens: Tensor, run: Callable[[], Any]) -> Iterator[None]:
+    def _steps(self, tokens: Tensor, run: Callable[[], Any]) -> Steps:
+        """The steps of a pass over `tokens`, whose unchanged passes draw what it will draw, and leave that to be drawn."""
+        cuda = [tokens.device] if tokens.device.type == "cuda" else []
+
         def run_with(steps: Steps) -> None:
-            with torch.no_grad(), acting(self._subject, tokens, steps):
+            with torch.no_grad(), torch.random.fork_rng(cuda), acting(self.subject, tokens, steps):
                 run()
 
-        with acting(self._subject, tokens, self._steps_for(tokens, run_with)):
-            yield
+        return self._steps_for(tokens, run_with)
+
+    def _taken(self, steps: Steps, tokens: Tensor) -> AbstractContextManager[None]:
+        """Where there are none the model is left alone."""
+        return acting(self.subject, tokens, steps) if steps else nullcontext()
+
+
+def _tokens_of(args: Sequence[Any], options: Mapping[str, Any]) -> Tensor | None:
+    """The token ids (rows, positions) that a model was given: by their usual name, or before a mask that looks like them."""
+    others = {name: each for name, each in options.items() if "mask" not in name and name not in OF_THE_SAME_SHAPE}
+    return _tokens_in((*args, options.get("input_ids"), *others.values()))
 
 
 def _tokens_in(given: Sequence[Any]) -> Tensor | None:

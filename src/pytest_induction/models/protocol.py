@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from pytest_induction.models.calling import (
     first_line,
     is_out_of_memory,
     logits_of,
+    uncompiled,
 )
 from pytest_induction.models.diagnosis import as_text, diagnose
 from pytest_induction.models.way_in import Observer, WayIn
@@ -33,8 +35,20 @@ KEEP = "logits_to_keep"  # what transformers calls it
 class Intervention(Protocol):
     """What changes the passes of a model."""
 
+    subject: ModelUnderTest
+
     def outside(self, tokens: Tensor, run: Callable[[], Any]) -> AbstractContextManager[None]:
         """Around a measured pass over `tokens`, which `run` makes without measuring."""
+
+    def ahead(self, tokens: Tensor, run: Callable[[], Any]) -> AbstractContextManager[None]:
+        """Around a pass over `tokens` that something else changes too, which `run` makes unchanged."""
+
+    def set_aside(self) -> AbstractContextManager[None]:
+        """Passes inside the block are not changed."""
+
+
+in_force: WeakKeyDictionary[nn.Module, Intervention] = WeakKeyDictionary()
+"""What changes every pass of a module for the time being, whatever it is known by."""
 
 
 @dataclass
@@ -44,7 +58,7 @@ class ModelUnderTest:
     `way` is None where no way in can read the attention; `tried` then says why, and behaviour can still be measured.
     `memory` is the most bytes that a forward pass may take; None for a share of what is free. `draws` says that the model draws
     random numbers of Python or numpy, `mixes_rows` that the rows beside a row change its logits, so that it must run alone where
-    another batch must give the same. `intervening` is what changes every pass for the time being.
+    another batch must give the same.
     """
 
     module: nn.Module
@@ -58,8 +72,16 @@ class ModelUnderTest:
     memory: int | None = None
     draws: bool = False
     mixes_rows: bool = False
-    intervening: Intervention | None = field(default=None, repr=False)
     _known: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def intervening(self) -> Intervention | None:
+        """What changes every pass for the time being."""
+        return in_force.get(uncompiled(self.module))
+
+    def as_it_is(self) -> AbstractContextManager[None]:
+        """Passes inside the block are those of the weights, whatever changes passes otherwise."""
+        return nullcontext() if self.intervening is None else self.intervening.set_aside()
 
     @property
     def n_layers(self) -> int:
@@ -130,8 +152,8 @@ class ModelUnderTest:
             return way.run(tokens, attention_mask, observer, logits=logits, early_stop=stops)
 
     def _changed(self, tokens: Tensor, attention_mask: Tensor | None) -> AbstractContextManager[None]:
-        """Around a measured pass: what changes it, where that must be entered before what measures."""
-        if self.intervening is None or not self.reading.acts_outside:
+        """Around a measured pass: what changes it, or what that needs, where this must come before what measures."""
+        if self.intervening is None:
             return nullcontext()
         return self.intervening.outside(tokens, lambda: self.reading.caller(tokens, attention_mask))
 

@@ -91,7 +91,8 @@ def queries_keys_of(subject: ModelUnderTest) -> QueryKeys:
     where. Among these are norms on queries and keys and mixtures of keys, and, where only patterns are seen, soft caps, biases by
     distance and rotary embeddings.
     """
-    return subject.remember(("queries and keys",), lambda: _Reading(subject).queries_keys())
+    with subject.as_it_is():
+        return subject.remember(("queries and keys",), lambda: _Reading(subject).queries_keys())
 
 
 class _Map(NamedTuple):

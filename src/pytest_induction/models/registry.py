@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +22,7 @@ from pytest_induction.models.kernels import Call, exact, is_softmax_attention, i
 from pytest_induction.models.sdpa import _one_at_a_time
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
 
+OPEN_WHERE_TRUE = ("sdpa_attention_forward",)  # functions that are known to take a boolean mask in place of none
 CHANGES_THE_SCORES = ("softcap", "s_aux", "sinks", "position_bias", "sliding_window")
 
 
@@ -46,8 +47,11 @@ class RegistryWay(ListeningWay):
             raise Refused("0 calls of a registered attention function seen")
         self.settle(shows, expected)
 
-    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
-        return self.listening(tokens, Acting(steps, layers=self.calls, groups=self.groups, first=first))
+    @contextmanager
+    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> Iterator[Acting]:
+        acting = Acting(steps, layers=self.calls, groups=self.groups, first=first)
+        with self.listening(tokens, acting):
+            yield acting
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
@@ -97,6 +101,8 @@ def _acted(show: Acting, function: Callable[..., Any], module: Any, given: tuple
         if edited is None:
             output, *others = function(module, *given, **options)
         else:
+            if mask is None and edited.mask is not None and function.__name__ not in OPEN_WHERE_TRUE:
+                raise Refused("an attention function that is given no mask cannot be made to leave entries out")
             settings = {**options, **({} if rest else {"attention_mask": edited.mask})}
             masks = (edited.mask, *rest[1:]) if rest else ()
             output, *others = function(module, edited.query, edited.key, edited.value, *masks, **settings)

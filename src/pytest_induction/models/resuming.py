@@ -97,7 +97,8 @@ def _tried(subject: ModelUnderTest) -> Blocks:
             logits = subject.logits(tokens)
         if len(gave) != subject.n_layers:
             return Blocks(())
-        for layer in {1, subject.n_layers // 2, subject.n_layers - 1} - {0}:
+        subject.logits(tokens[:1].flip(1))  # what a block leaves on the module for a later one is of this pass from now on
+        for layer in range(1, subject.n_layers):
             with blocks.begun_at(layer, gave), way.acting(tokens, {}, first=layer):
                 if not torch.equal(subject.logits(tokens), logits):
                     return Blocks(())

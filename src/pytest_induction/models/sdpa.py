@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -58,8 +58,11 @@ class SdpaWay(ListeningWay):
         whole, base = seen
         return len(whole) == len(base) and all(map(torch.equal, whole, base))
 
-    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
-        return self.listening(tokens, Acting(steps, layers=self.calls, groups=self.groups, first=first))
+    @contextmanager
+    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> Iterator[Acting]:
+        acting = Acting(steps, layers=self.calls, groups=self.groups, first=first)
+        with self.listening(tokens, acting):
+            yield acting
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
@@ -151,21 +154,27 @@ class Tap:
             mask = mask.expand(*call.query.shape[:-2], *mask.shape[-2:])
             mask = _heads_apart(mask, self.batch)
         query, key, value = (_heads_apart(part, self.batch) for part in (call.query, call.key, call.value))
-        return Call(query, key, value, mask, call.dropout, call.causal, call.scale, call.grouped)
+        grouped = call.grouped or key.shape[1] != query.shape[1]  # what the axes of groups said
+        return Call(query, key, value, mask, call.dropout, call.causal, call.scale, grouped)
 
     def through_module(self, *args: Any, **options: Any) -> Any:
         """`multi_head_attention_forward`: asked for weights it computes the pattern itself, and is read from that."""
         query, key = args[:2]
         if not self.listens or not options.get("need_weights", True):
             return self.multi_head(*args, **options)
-        if isinstance(self.show, Acting):  # without weights it attends by the function above
-            output, _ = self.multi_head(*args, **{**options, "need_weights": False})
+        fits = query.ndim == 3 and tuple(query.shape[:2]) == tuple(key.shape[:2]) == (self.positions, self.batch)
+        if isinstance(self.show, Acting):
+            if self.show.acts:  # without weights it attends by the function above
+                output, _ = self.multi_head(*args, **{**options, "need_weights": False})
+                return output, self._unheard(*args, **options)[1]
+            if self.show.hears(query.shape[0], key.shape[0], fits=fits):
+                n_heads = args[4] if len(args) > 4 else options["num_heads"]
+                self.show.next(n_heads, n_heads)
             self.inside = True
             try:
-                return output, self.multi_head(*args, **options)[1]
+                return self.multi_head(*args, **options)
             finally:
                 self.inside = False
-        fits = query.ndim == 3 and tuple(query.shape[:2]) == tuple(key.shape[:2]) == (self.positions, self.batch)
         if not self.show.hears(query.shape[0], key.shape[0], fits=fits):
             return self.multi_head(*args, **options)
         if self.show.alone:
@@ -179,6 +188,14 @@ class Tap:
         finally:
             self.inside = False
         return output, weights.mean(dim=1) if options.get("average_attn_weights", True) else weights
+
+    @property
+    def _unheard(self) -> Callable[..., Any]:
+        """The function itself, also where others listen to it around this one."""
+        function = self.multi_head
+        while isinstance(other := getattr(function, "__self__", None), Tap):
+            function = other.multi_head
+        return function
 
 
 def _heads_apart(part: Tensor, batch: int) -> Tensor:
