@@ -8,7 +8,7 @@ MODELS := fixtures/models/llama-2l fixtures/attention_only.py:two_layers fixture
 RUN := fixtures/runs/two-layers
 TEXT := fixtures/models/attn-only-3l-text/held_out.txt
 
-.PHONY: demo test lint wheel-test bench study-verdicts study-phase-change study-architectures fixtures runs clean
+.PHONY: demo test lint wheel-test bench study-verdicts study-phase-change study-architectures fixtures runs zoo paper clean
 
 demo: $(STAMP)  ## gate the shipped models and a training run, and show what the controls without induction heads get
 	@for model in $(MODELS); do $(BIN)/python -m pytest --no-header -p no:cacheprovider --induction-model $$model || exit 1; done
@@ -60,6 +60,12 @@ fixtures: $(STAMP)  ## train the shipped models that are missing
 
 runs: $(STAMP)  ## record the shipped training runs again
 	$(BIN)/python fixtures/make.py runs
+
+zoo: $(STAMP)  ## train and measure the models of the paper's small zoo that are missing; twenty minutes for all
+	$(BIN)/python fixtures/make.py zoo
+
+paper: $(STAMP)  ## the paper's table of models, drawn from what was measured of the zoo
+	$(BIN)/python benchmarks/paper_table.py
 
 clean:
 	rm -rf $(VENV) dist

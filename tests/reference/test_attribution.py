@@ -83,6 +83,21 @@ def test_an_ablation_that_undoes_the_change_has_all_of_it(model):
     assert fewer.to_dict()["before_and_after"][2][1] is None
 
 
+def test_a_snapshot_between_is_measured_along_the_same_way(model):
+    """The direction is that between the two snapshots, whichever of them, or of those between, the model is of."""
+    here = Measuring(text=TEXT, max_rows=ROWS, token_losses=64, seed=3).snapshot(model, 1).token_losses.astype(np.float64)
+    start, end = here + 1, here.copy()
+    end[0] += 2.0
+    options = {"heads": ["L2H0", "L1H3"], "max_rows": ROWS, "seed": 3}
+    found = measure_attributions(model, TEXT, losses_start=start, losses_end=end, losses_here=here, **options)
+    with_end = measure_attributions(model, TEXT, losses_start=start - end + here, losses_end=here, **options)
+    np.testing.assert_allclose(found.before_and_after, with_end.before_and_after, rtol=1e-6)
+    with pytest.raises(ArgumentError, match="`losses_here` must be the losses of this model"):
+        measure_attributions(model, TEXT, losses_start=start, losses_end=here, losses_here=start, **options)
+    with pytest.raises(ArgumentError, match="`losses_here` to both"):
+        measure_attributions(model, TEXT, losses_here=here, **options)
+
+
 def test_losses_of_another_model_text_or_seed_are_refused(model):
     """Whatever is compared must be of the same tokens and, at the end, of the same model."""
     end = Measuring(text=TEXT, max_rows=ROWS, token_losses=64, seed=3).snapshot(model, 1).token_losses

@@ -255,7 +255,7 @@ def subject():
 
 
 class TestRecording:
-    def test_losses_by_index_are_means_over_rows_and_token_losses_are_of_fixed_tokens(self, subject):
+    def test_losses_by_index_are_means_over_rows_and_token_losses_are_offixed_tokens(self, subject):
         losses = row_losses(subject, TEXT)
         one, two = (Measuring(n_sequences=2, text=TEXT).snapshot(subject, step) for step in (0, 1))
         np.testing.assert_allclose(one.index_losses, losses.mean(axis=0), rtol=1e-6)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
@@ -18,7 +19,7 @@ from pytest_induction.metrics.attribution import before_and_after, in_context_at
 from pytest_induction.models.load import load_model
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance
-from pytest_induction.runs.measuring import TEXT_ROWS, _fixed_tokens
+from pytest_induction.runs.measuring import TEXT_ROWS, fixed_tokens
 from pytest_induction.text import rows_of, windows_of
 
 MOST_APART = 0.05  # nats in the mean, between losses that are of the same model: half precision is off by a tenth of that
@@ -57,6 +58,7 @@ def measure_attributions(
     *,
     losses_start: Any = None,
     losses_end: Any = None,
+    losses_here: Any = None,
     heads: HeadsLike | None = None,
     how: Replacement = "zero",
     pattern_preserving: bool = True,
@@ -66,11 +68,11 @@ def measure_attributions(
     """Measure what each head, ablated alone, is worth to in-context learning on a text, and to a phase change.
 
     `losses_start` and `losses_end` are the token losses of a training at two snapshots, before and after its change, as
-    `run.token_losses()` gives them; `model` is that of the second one, `text` and `max_rows` those that the run was recorded
-    with, and `seed` the run's. With `pattern_preserving` all heads attend as without the ablation, as in the paper: then a head
-    that others find their place by, as a previous-token head is, shows nothing.
+    `run.token_losses()` gives them; `model` is that of the second one, or of the snapshot that `losses_here` are of. `text` and
+    `max_rows` are those that the run was recorded with, and `seed` the run's. With `pattern_preserving` all heads attend as
+    without the ablation, as in the paper: then a head that others find their place by, as a previous-token head is, shows nothing.
 
-    Raises `ArgumentError` where `model` is not the model of `losses_end`, or losses cannot be used; otherwise as
+    Raises `ArgumentError` where `model` is not the model of those losses, or losses cannot be used; otherwise as
     `measure_ablations` and `assert_learns_in_context`. Source: Olsson et al. 2022, argument 3.
 
     >>> index, losses = run.token_losses()                                                  # doctest: +SKIP
@@ -78,8 +80,8 @@ def measure_attributions(
     >>> found.before_and_after.round(1)                                                      # doctest: +SKIP
     array([[ 0.1,  0. ], [-4.2,  0. ]])
     """
-    if (losses_start is None) != (losses_end is None):
-        raise ArgumentError("`losses_start` and `losses_end` belong together, got one of them")
+    if (losses_start is None) != (losses_end is None) or (losses_end is None and losses_here is not None):
+        raise ArgumentError("`losses_start` and `losses_end` belong together, and `losses_here` to both, got only some of them")
     subject = load_model(model)
     chosen = all_heads(subject) if heads is None else heads_of(subject, heads)
     if not chosen:
@@ -102,21 +104,23 @@ def measure_attributions(
     moved = None
     if losses_start is not None:
         moved = np.full(shape, np.nan)
-        moved[where] = _moved(found.clean, found.ablated, np.asarray(losses_start), np.asarray(losses_end), seed)
+        name, here = ("losses_end", losses_end) if losses_here is None else ("losses_here", losses_here)
+        kept = _checked_places(name, np.asarray(here), found.clean, seed)
+        whole, without = found.clean.reshape(-1)[kept], found.ablated.reshape(len(chosen), -1)[:, kept]
+        moved[where] = before_and_after(losses_start, losses_end, whole, without)
     about = provenance(subject, seed=seed, n_sequences=len(rows), probe=f"rows of {rows.shape[1]} tokens of text")
     return HeadAttributions(per_row.mean(0), moved, {"in_context": per_row}, about)
 
 
-def _moved(clean: Array, ablated: Array, start: Array, end: Array, seed: int) -> Array:
-    """How far each ablation (ablations, rows, tokens) moves the losses of those tokens that a run keeps, (ablations,)."""
-    kept = _fixed_tokens(seed, clean, max(1, end.size))
-    if end.shape != kept.shape:
-        raise ArgumentError(f"`losses_end` must be the losses of {len(kept)} tokens, as this text gives, got {end.shape}")
-    whole = clean.reshape(-1)[kept]
-    apart = float(np.abs(whole - end).mean())
+def _checked_places(name: str, losses: Array, clean: Array, seed: int) -> NDArray[np.int64]:
+    """Which of the losses (rows, tokens), as places in the flat array, a run keeps; that `losses` are those of them is checked."""
+    kept = fixed_tokens(seed, clean, max(1, losses.size))
+    if losses.shape != kept.shape:
+        raise ArgumentError(f"`{name}` must be the losses of {len(kept)} tokens, as this text gives, got {losses.shape}")
+    apart = float(np.abs(clean.reshape(-1)[kept] - losses).mean())
     if not apart <= MOST_APART:
         raise ArgumentError(
-            f"`losses_end` must be the losses of this model on this text, they are {apart:.2f} nats off: take the model of that "
+            f"`{name}` must be the losses of this model on this text, they are {apart:.2f} nats off: take the model of that "
             "snapshot, and the text, `max_rows` and `seed` of the run"
         )
-    return before_and_after(start, end, whole, ablated.reshape(len(ablated), -1)[:, kept])
+    return kept

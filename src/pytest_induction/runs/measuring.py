@@ -119,12 +119,12 @@ class Measuring:
             "index_losses": losses.mean(axis=0).astype(np.float32),
         }
         if self.token_losses:
-            chosen = _fixed_tokens(self.seed, losses, self.token_losses)
+            chosen = fixed_tokens(self.seed, losses, self.token_losses)
             found["token_losses"] = np.minimum(losses.flat[chosen], LARGEST_HALF).astype(np.float16).astype(np.float32)
         return found, {"icl_score": float(_error(late - early))}
 
 
-def _fixed_tokens(seed: int, losses: Array, count: int) -> NDArray[np.int64]:
+def fixed_tokens(seed: int, losses: Array, count: int) -> NDArray[np.int64]:
     """Which losses (rows, tokens) are kept, as places in the flat array, row after row: as many of each row.
 
     Of fewer than there are rows one of each of so many rows, evenly spread.
