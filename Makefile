@@ -28,6 +28,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache > $(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
+	$(BIN)/python benchmarks/paper_table.py --check
 
 wheel-test: $(STAMP)  ## build the wheel, install it into an environment of its own, and run the tests against it
 	rm -rf dist $(VENV)/wheel
