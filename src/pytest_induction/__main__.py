@@ -1,13 +1,15 @@
-"""The command line: `python -m pytest_induction doctor MODEL`, and `sweep CHECKPOINTS -o RUN`."""
+"""The command line: `python -m pytest_induction doctor MODEL`, `sweep CHECKPOINTS -o RUN`, and `draw RUN -o FILE`."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_induction.errors import InductionError, ProbeError
+from pytest_induction.errors import ArgumentError, InductionError, ProbeError, RunError
 from pytest_induction.runs import command
 from pytest_induction.specs import FORMS
 
@@ -30,6 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sweep = commands.add_parser("sweep", help=command.ABOUT, description=command.ABOUT)
     command.add_options(sweep)
     sweep.set_defaults(command=_sweep)
+    about = "draw a training run as an SVG file: what changed where, the loss along the context, the path of the training"
+    draw = commands.add_parser("draw", help=about, description=about)
+    draw.add_argument("run", metavar="RUN", help="a recorded or swept run, or a log, as `load_run` takes it")
+    draw.add_argument("-o", "--out", metavar="FILE", help="file that is written (default: the run's name and .svg, here)")
+    named = "column of a log that holds one of our measures: loss=train/ce; may be given again"
+    draw.add_argument("--column", metavar="NAME=COLUMN", action="append", default=[], help=named)
+    draw.set_defaults(command=_draw)
     given = parser.parse_args(arguments)
     try:
         return int(given.command(given))
@@ -63,6 +72,28 @@ def _sweep(given: argparse.Namespace) -> int:
     said, code = command.run(given)
     print(said, file=sys.stderr if code == 130 else sys.stdout)
     return code
+
+
+def _draw(given: argparse.Namespace) -> int:
+    from pytest_induction.report.run_picture import svg
+    from pytest_induction.runs.opening import load_run
+    from pytest_induction.runs.picture import picture_of
+
+    for each in given.column:
+        if not all(each.partition("=")):
+            raise ArgumentError(f"`--column` must be NAME=COLUMN, got {each!r}")
+    columns = dict(each.split("=", 1) for each in given.column)
+    run = load_run(given.run, columns=columns or None)
+    picture = picture_of(run)
+    name = re.sub(r"[^\w.-]+", "-", run.name).strip("-.")
+    out = Path(given.out or f"{name or 'run'}.svg")
+    try:
+        out.write_text(svg(picture), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{out} cannot be written: {error.strerror}") from None
+    lacks = f"; not recorded: {', '.join(picture['missing'])}" if picture["missing"] else ""
+    print(f"{out}: {len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}{lacks}")
+    return 0
 
 
 def _probes(subject: ModelUnderTest) -> str:

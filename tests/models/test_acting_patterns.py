@@ -2,18 +2,33 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_induction import load_model, show_attention
+from pytest_induction import (
+    UnsupportedModel,
+    ablate,
+    freeze_patterns,
+    intervene,
+    knock_out,
+    load_model,
+    measure_ablations,
+    measure_heads,
+    run_with,
+    scale,
+    show_attention,
+    smear,
+)
 from pytest_induction.models.acting import Close, Give, GivePattern, Record, Replace, Scale, Smear, Step, Substitute
 from pytest_induction.models.adapt import adapt
 from pytest_induction.models.calling import Caller, as_found, condition, logits_of
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.editing import Editing
+from pytest_induction.models.intervening import acting
 from pytest_induction.models.products import Layout, Operand
 from pytest_induction.models.projecting import acting_on_outputs
 from pytest_induction.models.way_in import Refused
@@ -210,10 +225,11 @@ def test_a_softmax_beside_attention_functions_acts_like_them():
     twin.load_state_dict(model.state_dict())
     here, there, step = load_model(model), load_model(twin), Replace(torch.tensor([[True, False]]), numbers(1, 2, 1, 8))
     assert (here.way.name, there.way.name) == ("softmax", "sdpa")
-    for steps in ({0: [step]}, {1: [step]}, {1: [Smear(torch.tensor([0.5]))]}):
+    smeared, given = Smear(torch.tensor([0.5])), Give(query=numbers(3, 2, POSITIONS, 8))
+    for steps in ({0: [step]}, {1: [step]}, {1: [smeared]}, {0: [smeared]}, {1: [given]}):
         assert torch.allclose(acted(here, steps), acted(there, steps), atol=CLOSE)
-    with pytest.raises(Refused, match="`Smear` acts on queries and keys"):
-        acted(here, {0: [Smear(torch.tensor([0.5]))]})
+    with pytest.raises(Refused, match="`Give` acts on queries and keys"):
+        acted(here, {0: [given]})
 
 
 def test_gradients_flow_through_what_is_changed():
@@ -328,11 +344,10 @@ def test_a_product_of_another_kind_is_refused_by_name(name, function, operands, 
 # What cannot be done
 
 
-@pytest.mark.parametrize("step", [Smear(torch.ones(1)), Give(query=torch.ones(1, 2, POSITIONS, 8))])
-def test_what_acts_on_queries_and_keys_is_refused_before_the_pass(step):
+def test_what_acts_on_queries_and_keys_is_refused_before_the_pass():
     """With a word on what to do instead."""
-    subject = load_model(plain(by_function))
-    why = rf"`{type(step).__name__}` acts on queries and keys, and only patterns are seen in `call 1`; .*`GivePattern`"
+    subject, step = load_model(plain(by_function)), Give(query=torch.ones(1, 2, POSITIONS, 8))
+    why = r"`Give` acts on queries and keys, and only patterns are seen in `call 1`; .*`GivePattern`"
     with pytest.raises(Refused, match=why), subject.way.acting(ids(0), {1: [step]}):
         pytest.fail("the block was entered")
 
@@ -411,9 +426,9 @@ def test_a_step_that_is_not_taken_in_a_pass_is_an_error():
         pass
     later = load_model(Positioned(Attention(by_function), Attention(other_where_long)))
     assert later.way.name == "softmax"
-    acted(later, {1: [Smear(torch.tensor([0.5]))]}, tokens[:, :90])
-    with pytest.raises(Refused, match="`Smear` acts on queries and keys, and only patterns are seen in `layer 1`"):
-        acted(later, {1: [Smear(torch.tensor([0.5]))]}, tokens)
+    acted(later, {1: [Give(query=numbers(2, 2, 90, 8))]}, tokens[:, :90])
+    with pytest.raises(Refused, match="`Give` acts on queries and keys, and only patterns are seen in `layer 1`"):
+        acted(later, {1: [Give(query=numbers(2, 2, 120, 8))]}, tokens)
     with pytest.raises(Refused, match="1 of 2 layers"), subject.way.acting(ids(0), {0: [step]}, first=1):
         pass
 
@@ -511,6 +526,7 @@ def hugging_face_steps(n_heads=4):
         Scale(torch.linspace(-1, 2, n_heads)[None]),
         Close(entries),
         Substitute(one, OTHER[:, :1]),
+        Smear(torch.tensor([0.2])),
     )
 
 
@@ -530,8 +546,8 @@ def test_what_a_model_returns_or_a_hook_point_carries_acts_like_its_attention_fu
     with as_found(here.module), here.way.acting(ids(0), {1: [Substitute(torch.arange(4) == 1, OTHER[:, :1])]}):
         here.way.run(ids(0), None, lambda layer, reader: seen.append(reader.pattern_of(range(POSITIONS))), logits=True)
     assert torch.equal(seen[1][:, 1], OTHER[:, 0])
-    with pytest.raises(Refused, match=r"`Smear` acts on queries and keys, and only patterns are seen in `[\w.]+1[\w.]*`"):
-        acted(here, {1: [Smear(torch.ones(1))]})
+    with pytest.raises(Refused, match=r"`Give` acts on queries and keys, and only patterns are seen in `[\w.]+1[\w.]*`"):
+        acted(here, {1: [Give(query=torch.ones(1, 4, POSITIONS, 8))]})
     assert torch.equal(here.logits(ids(0)), before) and condition(here.module) == found
 
 
@@ -643,8 +659,27 @@ def test_what_the_output_projection_cannot_do_is_refused_by_name():
         acting_on_outputs(here, circuits, tokens[:2], {0: [Replace(one)]}),
     ):
         here.module(tokens)
-    with pytest.raises(Refused, match="what is read by show_attention cannot be made to act otherwise"):
-        here.way.acting(tokens, {})
+    why = "a pass cannot begin at a later layer in a model that is read by show_attention"
+    with pytest.raises(UnsupportedModel, match=why), acting(here, tokens, {1: [Replace(one)]}, first=1):
+        pytest.fail("the block was entered")
+
+
+def test_a_model_that_only_shows_its_attention_is_ablated_like_any_other():
+    """Through the public names: what is called and what is measured inside, the mean included, and all heads one by one."""
+    here, there = shown_and_fused()
+    tokens, before = ids(0), here.logits(ids(0))
+    for change in (ablate("L1H2"), ablate(["L0H1", "L1H0"], "mean"), scale("L0H3", -1.0)):
+        one, other = (run_with(each, tokens, change) for each in (here, there))
+        assert torch.allclose(one, other, atol=5 * CLOSE) and (one - before).abs().max() > 0.01
+    with intervene(here, ablate("L0H1")) as changed, intervene(there, ablate("L0H1")) as twin:
+        one, other = (measure_heads(each, n_sequences=2).previous_token for each in (changed, twin))
+    assert np.allclose(one, other, atol=CLOSE) and not np.allclose(one, measure_heads(here, n_sequences=2).previous_token)
+    one, other = (measure_ablations(each, n_sequences=2).effect for each in (here, there))
+    assert np.allclose(one, other, atol=1e-4)
+    for change in (smear(0.5), knock_out("L0H0", [(3, 1)]), freeze_patterns()):
+        with pytest.raises(UnsupportedModel, match=r"cannot be made to act otherwise: .* read by show_attention"):
+            run_with(here, tokens, change)
+    assert torch.equal(here.logits(tokens), before)
 
 
 def test_other_projections_are_found_by_the_first_tensor_that_they_are_given():

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_induction import load_model, measure_heads
+from pytest_induction.models.calling import as_written
 from tests.models.recorded import Positioned, assert_right, probe
 from tests.models.test_as_found import everything, same
 from tests.models.test_hand_written import Attention, by_function, fused
@@ -192,6 +193,23 @@ def test_random_states_are_kept_where_a_model_draws_numbers():
         assert kept(before)
     model(probe())
     assert not kept(before)
+
+
+def test_what_is_compiled_runs_compiled_again_after_threads_that_leave_in_the_order_they_came():
+    """Torch has one setting for all threads, and each of them would put back what it found."""
+    runs = []
+
+    def backend(graph, inputs):
+        return lambda *given: (runs.append(1), graph.forward(*given))[1]
+
+    compiled = torch.compile(lambda x: x + 1, backend=backend)
+    first, second = as_written(), as_written()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert compiled(torch.ones(3)).sum() == 6 and not runs
+    second.__exit__(None, None, None)
+    assert compiled(torch.ones(3)).sum() == 6 and runs
 
 
 @pytest.mark.parametrize("attend", [fused, by_function])

@@ -110,7 +110,7 @@ FOLLOWS = r"`blocks.0.mixer` attends from {} positions to {} keys, which follow 
 @pytest.mark.parametrize(
     ("attend", "why"),
     [
-        (queries_in_chunks, "2 calls that may be attention in a short pass, 12 in a longer one"),
+        (queries_in_chunks, "2 calls that may be attention in a short pass, 6 in a longer one"),
         (padded_to_sixteen, FOLLOWS.format(16, 16)),
         (keys_padded, FOLLOWS.format(11, 12)),
         (every_other, FOLLOWS.format(5, 5)),

@@ -41,6 +41,21 @@ def test_a_replaced_attention_function_that_computes_something_else_is_refused_b
     assert_right(model)
 
 
+def positions_first(query, key, value, *rest, **options):
+    return the_same(*(part.transpose(1, 2) for part in (query, key, value)), is_causal=True).transpose(1, 2)
+
+
+def test_a_replaced_attention_function_of_another_layout_is_measured_by_what_it_computes(monkeypatch):
+    """Its calls are no attention that is known; the softmax in it is."""
+    monkeypatch.setattr(F, "scaled_dot_product_attention", positions_first)
+
+    def attend(*heads):
+        return F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in heads)).transpose(1, 2)
+
+    assert load_model(Positioned(Attention(attend))).way.name == "softmax"
+    assert_right(Positioned(Attention(attend), Attention(attend)))
+
+
 # A function in transformers' table
 
 

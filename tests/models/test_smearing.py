@@ -2,9 +2,11 @@
 
 import copy
 import itertools
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,12 +17,15 @@ from pytest_induction import (
     ModelError,
     UnsupportedModel,
     ablate,
+    intervene,
     load_model,
     measure_ablations,
     measure_heads,
     run_with,
+    smear,
 )
 from pytest_induction.interventions.smearing import smear_keys
+from pytest_induction.models.acting import Acting
 from pytest_induction.models.load import function_named
 from pytest_induction.models.planted import duplicate_token_head, induction_head
 from pytest_induction.models.way_in import Refused
@@ -86,6 +91,45 @@ class OneByOne(nn.Module):
     def forward(self, tokens):
         x = self.embed(tokens)
         return self.out(x + torch.cat([head(x) for head in self.heads], dim=-1))
+
+
+ATTEND = F.scaled_dot_product_attention  # a name of the model's own
+MEMORY = torch.randn(2, 2, 1, 3, 8, generator=torch.Generator().manual_seed(0))
+
+
+def alias(query, key, value):
+    return ATTEND(query, key, value, is_causal=True)
+
+
+def beside_another(query, key, value, attend=None):
+    """Attention to the positions, after attention to what is always there."""
+    attend = F.scaled_dot_product_attention if attend is None else attend
+    query = query + attend(query, *(part.transpose(0, 1).expand(len(query), -1, -1, -1) for part in MEMORY))
+    return attend(query, key, value, is_causal=True)
+
+
+def alias_beside_another(query, key, value):
+    return beside_another(query, key, value, ATTEND)
+
+
+def scores_of(model):
+    """Scores of heads, by what was done: nothing, smeared keys as a part of the model, under an intervention, and both."""
+    found = {"nothing": measure_heads(model, n_sequences=2)}
+    with intervene(model, smear(0.5)) as changed:
+        found["intervene"] = measure_heads(changed, n_sequences=2)
+    wrapped = smear_keys(model, share=0.2)
+    found["smear_keys"] = measure_heads(wrapped, n_sequences=2)
+    with intervene(wrapped, ablate("L0H1")) as changed:
+        found["both"] = measure_heads(changed, n_sequences=2)
+    return {name: each.previous_token for name, each in found.items()}
+
+
+class DoesNothing:
+    """A way in by which no step is ever taken."""
+
+    @contextmanager
+    def acting(self, tokens, steps, *, first=0):
+        yield Acting(steps, layers=(), groups=None, first=first)
 
 
 class TestComputes:
@@ -298,19 +342,34 @@ class TestIsAModule:
         with pytest.raises(Refused, match=r"^not like this$"):
             load_model(smear_keys(Plain().eval())).way.run(tokens_of(d_vocab=40), None, observer, logits=True)
 
-    def test_under_another_name_of_the_attention_function_it_is_measured_smeared_or_not_at_all(self):
-        attend = F.scaled_dot_product_attention
-        torch.manual_seed(0)
-        model = Plain(lambda *heads: attend(*heads, is_causal=True)).eval()
-        wrapped = smear_keys(model, share=0.2)
-        assert not torch.allclose(wrapped(tokens_of(d_vocab=40)), model(tokens_of(d_vocab=40)))
+    @pytest.mark.parametrize("attend", [alias, alias_beside_another], ids=["alone", "beside another"])
+    def test_under_another_name_of_the_attention_function_all_is_the_same(self, attend):
+        """`from torch.nn.functional import scaled_dot_product_attention`: smeared as a part of the model, and under `intervene`."""
+        by_name = {alias: Plain(), alias_beside_another: Plain(beside_another)}[attend]
+        by_alias = Plain(attend)
+        by_alias.load_state_dict(by_name.state_dict())
+        found = [scores_of(model.eval()) for model in (by_name, by_alias)]
+        for name, expected in found[0].items():
+            np.testing.assert_allclose(found[1][name], expected, atol=1e-6, err_msg=name)
+        plain, *smeared = found[0].values()
+        assert all(np.abs(each - plain).max() > 1e-3 for each in smeared)
+
+    def test_a_pass_that_ends_early_is_none_where_a_layer_was_not_smeared(self, monkeypatch):
+        """It ends at the last layer that is measured, whether or not that was smeared."""
+        wrapped = smear_keys(Plain().eval(), share=0.3)
         subject = load_model(wrapped)
-        if subject.way is None:
-            assert any("0 of 2 layers" in said for said in subject.tried)
-        else:
-            assert measure_heads(subject, n_sequences=2).previous_token != pytest.approx(
-                measure_heads(model, n_sequences=2).previous_token
-            )
+        assert subject.way.can_stop
+        monkeypatch.setattr(wrapped, "_way", DoesNothing())
+        with pytest.raises(ModelError, match="those of 0 of 2 layers were"):
+            measure_heads(subject, n_sequences=2)
+
+    def test_a_pass_that_ends_early_is_none_where_a_layer_took_no_step(self, monkeypatch):
+        subject = load_model(Plain().eval())
+        assert subject.way.can_stop
+        with intervene(subject, smear(0.3)) as changed:
+            monkeypatch.setattr(subject.way, "acting", DoesNothing().acting)
+            with pytest.raises(ModelError, match="2 attention layers were expected in this forward pass, 0 were seen"):
+                measure_heads(changed, n_sequences=2)
 
     def test_what_it_does_not_have_it_does_not_tell(self):
         wrapped = smear_keys(Plain().eval())
@@ -319,6 +378,53 @@ class TestIsAModule:
         with pytest.raises(AttributeError, match="layers"):
             _ = wrapped.layers  # of the module, and none that a measurement asks for
         assert smear_keys(zoo.build("gpt2")).config.n_layer == 3
+
+
+def masked(lowest=-torch.inf, windowed=None):
+    """Attention by hand, whose mask is this number; in a window of so many positions."""
+
+    def attend(query, key, value):
+        scores = query @ key.transpose(-1, -2) / 8**0.5
+        allowed = torch.ones(scores.shape[-2:]).tril().bool()
+        if windowed is not None:
+            allowed &= torch.ones(scores.shape[-2:]).triu(1 - windowed).bool()
+        return scores.masked_fill(~allowed, lowest).softmax(-1) @ value
+
+    return attend
+
+
+class TestWherePatternsAreMade:
+    """Of models that compute patterns themselves the scores are mixed: the same as keys."""
+
+    @pytest.mark.parametrize("lowest", [-torch.inf, torch.finfo(torch.float32).min, -1e9, -1e4])
+    @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+    def test_scores_are_mixed_as_keys_are(self, lowest, share):
+        """Whatever number masks what is to come, which stays masked."""
+        torch.manual_seed(1)
+        seen, hidden = Plain().eval(), Plain(masked(lowest)).eval()
+        hidden.load_state_dict(seen.state_dict())
+        assert load_model(hidden).reading.name == "softmax"
+        one, other = (run_with(each, tokens_of(d_vocab=40), smear(share)) for each in (seen, hidden))
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+        assert (other - hidden(tokens_of(d_vocab=40))).abs().max() > 0.05 or share == 1
+
+    def test_it_trains_and_is_measured(self):
+        """Logits, gradients of every parameter and measured scores are those of a model whose keys are smeared."""
+        torch.manual_seed(1)
+        seen, hidden = Plain().eval(), Plain(by_hand).eval()
+        hidden.load_state_dict(seen.state_dict())
+        one, other = (smear_keys(each, share=0.4) for each in (seen, hidden))
+        for each in (one, other):
+            each(tokens_of(d_vocab=40)).square().mean().backward()
+        for (name, left), right in zip(one.named_parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(left.grad, right.grad, atol=1e-5, rtol=1e-4, msg=name)
+        assert min(each.grad.abs().max() for each in other.alphas) > 1e-5
+        scores = [measure_heads(each, n_sequences=2).previous_token for each in (one, other, hidden)]
+        assert np.allclose(scores[0], scores[1], atol=1e-5) and not np.allclose(scores[1], scores[2], atol=1e-3)
+
+    def test_each_head_has_a_share_of_its_own(self):
+        """Also where heads share keys, which patterns do not show."""
+        assert [len(alpha) for alpha in smear_keys(Plain(by_hand).eval()).alphas] == [2, 2]
 
 
 class TestRefuses:
@@ -332,10 +438,16 @@ class TestRefuses:
         with pytest.raises(ArgumentError, match="`share` must lie from 0 to 1, got"):
             smear_keys(induction_head(), share=share, learnable=False)
 
-    @pytest.mark.parametrize("attend", [by_hand, unreadable])
-    def test_a_model_that_shows_no_keys(self, attend):
+    def test_a_model_whose_attention_is_not_seen(self):
         with pytest.raises(UnsupportedModel):
-            smear_keys(Plain(attend).eval())
+            smear_keys(Plain(unreadable).eval())
+
+    def test_a_window_whose_first_key_would_be_mixed_with_one_outside(self):
+        model, why = Plain(masked(windowed=5)).eval(), "may attend to a key and not to the one before it"
+        for change in (lambda: run_with(model, tokens_of(d_vocab=40), smear(0.5)), lambda: smear_keys(model)):
+            with pytest.raises(UnsupportedModel, match=why):
+                change()
+        assert run_with(model, tokens_of(positions=5, d_vocab=40), smear(0.5)).isfinite().all()
 
     @pytest.mark.parametrize("options", [{"use_cache": True}, {"past_key_values": ()}])
     def test_a_cache_of_keys(self, options):

@@ -1,5 +1,7 @@
 """Every intervention on every kind of attention call, against a transformer with every matrix written out."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,15 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from pytest_induction import (
+    ArgumentError,
+    ModelError,
     ablate,
     freeze_patterns,
+    intervene,
     knock_out,
     leave_in,
     load_model,
+    measure_heads,
     run_with,
     scale,
     smear,
@@ -20,6 +26,8 @@ from pytest_induction import (
 )
 from pytest_induction.models.acting import Give
 from pytest_induction.models.intervening import acting
+from pytest_induction.models.planted import induction_head
+from tests.models.plain import Plain
 from tests.reference.interventions_reference import (
     Edits,
     Layer,
@@ -38,11 +46,13 @@ ROWS, OTHERS = (torch.randint(1, TOKENS, (2, 7), generator=torch.Generator().man
 ROWS[:, 4] = ROWS[:, 1]  # something to induce
 CLOSED = torch.zeros(2, 7, 7, dtype=torch.bool)
 CLOSED[0, 5, 2] = CLOSED[1, 6, :3] = CLOSED[1, 3] = True  # of the second row a query has nothing left
+SMEAR = "smear"
 
 
 # The model written out, and the same weights in torch
 
 
+@functools.cache
 def written_out(key_heads=HEADS, *, norms=False, layers=2):
     """A model of random matrices; with `norms` it has an MLP too."""
     rng = np.random.default_rng(0)
@@ -173,9 +183,15 @@ def rows_and_heads_in_one(mask):
     return attend
 
 
-def added(query, key, value):
-    mask = torch.zeros(future(query).shape, dtype=query.dtype).masked_fill(future(query), torch.finfo(query.dtype).min)
-    return F.scaled_dot_product_attention(query, key, value, mask[None, None])
+def added(lowest):
+    """A mask of numbers, two axes or four."""
+
+    def attend(query, key, value):
+        closed = torch.finfo(query.dtype).min if lowest else -torch.inf
+        mask = torch.zeros(future(query).shape, dtype=query.dtype).masked_fill(future(query), closed)
+        return F.scaled_dot_product_attention(query, key, value, mask[None, None] if lowest else mask)
+
+    return attend
 
 
 def by_hand(query, key, value):
@@ -198,7 +214,8 @@ def shared(query, key, value):
 CALLS = {
     "causal flag": (HEADS, Attention, causal),
     "boolean mask": (HEADS, Attention, boolean),
-    "numbers for a mask": (HEADS, Attention, added),
+    "infinity for a mask": (HEADS, Attention, added(lowest=False)),
+    "lowest numbers for a mask": (HEADS, Attention, added(lowest=True)),
     "three axes": (HEADS, Attention, rows_and_heads_in_one(mask=False)),
     "three axes, a mask for each": (HEADS, Attention, rows_and_heads_in_one(mask=True)),
     "five axes, shared keys": (2, Attention, by_group),
@@ -225,8 +242,8 @@ def ideal(name, rows=ROWS):
     return made
 
 
-def every_intervention(slow, *, calls=True):
-    """(name, interventions, edits by hand) for heads L0H1 and L1H2; those that act on queries and keys only where there are any."""
+def every_intervention(slow):
+    """(name, interventions, edits by hand) for heads L0H1 and L1H2."""
     clean, other = run(slow, ROWS.numpy()), run(slow, OTHERS.numpy())
     one, two = (0, 1), (1, 2)
     yield "zero", [ablate("L0H1")], Edits({one: 0.0})
@@ -244,8 +261,10 @@ def every_intervention(slow, *, calls=True):
     closed = CLOSED.numpy()
     yield "knock out", [knock_out(["L0H1", two], CLOSED)], Edits(closed={one: closed, two: closed})
     pair = np.zeros((7, 7), dtype=bool)
-    pair[5, 4] = pair[6, 6] = True
-    yield "knock out pairs", [knock_out("L0H1", [(5, 4), (6, 6)])], Edits(closed={one: pair})
+    pair[5, 4] = pair[6, 6] = pair[3, :4] = True  # query 3 has nothing left
+    named = [(5, 4), (6, 6), *((3, key) for key in range(4))]
+    yield "knock out pairs", [knock_out("L0H1", named)], Edits(closed={one: pair})
+    yield "knock out for all rows", [knock_out("L0H1", torch.from_numpy(pair))], Edits(closed={one: pair})
     for name in ("previous token", "induction"):
         yield name, [substitute_pattern("L0H1", name)], Edits(pattern={one: ideal(name)})
     given = np.random.default_rng(3).dirichlet(np.ones(7), 7)
@@ -254,18 +273,26 @@ def every_intervention(slow, *, calls=True):
     yield "others' patterns", [freeze_patterns(OTHERS)], Edits(pattern=other.pattern)
     both = [scale("L0H1", 2), knock_out("L0H1", CLOSED)]
     yield "two on one head", both, Edits(factor={one: 2.0}, closed={one: closed})
-    if calls:
-        yield "smear", [smear(0.3)], Edits(share=0.3)
+    yield SMEAR, [smear(0.3)], Edits(share=0.3)
 
 
-def assert_as_by_hand(subject, slow, bar, *, calls=True):
-    clean = run(slow, ROWS.numpy()).logits
+@functools.cache
+def by_hand_of(name):
+    """Logits without and with every intervention, made by hand: of the model with so many key heads, or of transformers' one."""
+    slow = written_out(name, norms=True) if isinstance(name, int) else WRITE_OUT[name](transformer(name, "sdpa"))
+    expected = [(what, given, run(slow, ROWS.numpy(), edits).logits) for what, given, edits in every_intervention(slow)]
+    return run(slow, ROWS.numpy()).logits, expected
+
+
+def assert_as_by_hand(subject, name, bar, *, calls=True):
+    """All that are done by hand, `smear` only where there are calls to do it in."""
+    clean, expected = by_hand_of(name)
     assert np.abs(subject.logits(ROWS).numpy() - clean).max() < bar
-    for name, interventions, edits in every_intervention(slow, calls=calls):
-        expected = run(slow, ROWS.numpy(), edits).logits
-        gap = np.abs(run_with(subject, ROWS, *interventions).numpy() - expected).max()
-        assert gap < bar, (name, gap)
-        assert np.abs(expected - clean).max() > max(1e-3, 50 * bar), name
+    for what, interventions, wanted in expected:
+        if calls or what != SMEAR:
+            gap = np.abs(run_with(subject, ROWS, *interventions).numpy() - wanted).max()
+            assert gap < bar, (what, gap)
+            assert np.abs(wanted - clean).max() > max(1e-3, 50 * bar), what
     assert np.abs(subject.logits(ROWS).numpy() - clean).max() < bar
 
 
@@ -273,11 +300,10 @@ def assert_as_by_hand(subject, slow, bar, *, calls=True):
 def test_every_intervention_on_every_kind_of_call(kind):
     """Heads with keys of their own and shared ones; masks of every form; norms and MLPs around."""
     key_heads, part, attend = CALLS[kind]
-    slow = written_out(key_heads, norms=True)
-    subject = load_model(Model(slow, part, attend))
+    subject = load_model(Model(written_out(key_heads, norms=True), part, attend))
     assert subject.way.name == ("softmax" if kind == "patterns by hand" else "sdpa")
     assert subject.way.heads == (HEADS, HEADS)
-    assert_as_by_hand(subject, slow, 1e-6 if kind == "patterns by hand" else 1e-12, calls=kind != "patterns by hand")
+    assert_as_by_hand(subject, key_heads, 1e-6 if kind == "patterns by hand" else 1e-12, calls=kind != "patterns by hand")
 
 
 @pytest.mark.parametrize("kind", ["causal flag", "five axes, shared keys", "a module for each head"])
@@ -350,6 +376,9 @@ def of_llama(model):
     return Slow(weight["model.embed_tokens.weight"], [layer(0), layer(1)], weight["lm_head.weight"].T, last=last)
 
 
+WRITE_OUT = {"gpt2": of_gpt2, "llama": of_llama}
+
+
 def transformer(kind, implementation):
     torch.manual_seed(0)
     sizes = {"vocab_size": TOKENS, "attn_implementation": implementation, "bos_token_id": 0, "eos_token_id": 0}
@@ -370,14 +399,13 @@ def transformer(kind, implementation):
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize(("kind", "write_out"), [("gpt2", of_gpt2), ("llama", of_llama)])
-def test_every_intervention_on_transformers(kind, write_out, implementation):
+@pytest.mark.parametrize("kind", WRITE_OUT)
+def test_every_intervention_on_transformers(kind, implementation):
     """By both ways in; Llama turns its keys in single precision."""
-    model = transformer(kind, implementation)
-    subject = load_model(model)
+    subject = load_model(transformer(kind, implementation))
     assert subject.way.name == ("sdpa" if implementation == "sdpa" else "transformers attention interface")
     exact = kind == "gpt2" and implementation == "sdpa"
-    assert_as_by_hand(subject, write_out(model), 1e-10 if exact else 2e-6)
+    assert_as_by_hand(subject, kind, 1e-10 if exact else 2e-6)
 
 
 # Identities
@@ -423,3 +451,88 @@ def test_a_window_stays_a_window_where_an_entry_is_closed():
     for kind in ("boolean", "lowest numbers"):
         subject = load_model(Model(slow, Attention, windowed(kind)))
         assert np.abs(run_with(subject, ROWS, knock_out("L0H1", closed)).numpy() - expected).max() < 1e-12
+
+
+# What stays as it was
+
+
+def _broken_off(subject, module, clean):
+    with intervene(subject, ablate("L0H0")):
+        given = module(ROWS)
+        assert not torch.equal(getattr(given, "logits", given), clean)
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "model", [lambda: Plain().eval(), lambda: transformer("llama", "sdpa"), lambda: transformer("gpt2", "eager")]
+)
+def test_nothing_is_bit_identical_and_the_model_is_as_it_was(model):
+    """Also after an exception in the block."""
+    module = model()
+    subject = load_model(module)
+    clean, attention, before = subject.logits(ROWS), F.scaled_dot_product_attention, dict(vars(module))
+    for nothing in ((), (ablate([]),), (scale("L1H1", 1),), (leave_in(["L0H0"], among=["L0H0"]),)):
+        assert torch.equal(run_with(subject, ROWS, *nothing), clean)
+    torch.testing.assert_close(run_with(subject, ROWS, freeze_patterns()), clean, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ZeroDivisionError):
+        _broken_off(subject, module, clean)
+    assert F.scaled_dot_product_attention is attention
+    assert vars(module).keys() == before.keys()
+    assert not module._forward_pre_hooks
+    assert torch.equal(subject.logits(ROWS), clean)
+
+
+def test_what_is_measured_inside_is_measured_under_the_intervention():
+    """And is not taken for what was measured before, or after."""
+    subject = load_model(induction_head())
+    assert measure_heads(subject, n_sequences=2).prefix_matching[1, 0] > 0.99
+    with intervene(subject, ablate("L0H0")) as changed:
+        assert measure_heads(changed, n_sequences=2).prefix_matching[1, 0] < 0.01
+    assert measure_heads(subject, n_sequences=2).prefix_matching[1, 0] > 0.99
+
+
+def test_gradients_flow_through_what_is_changed():
+    """And modes stay as the user has them."""
+    model = Plain().train()
+    with intervene(model, scale("L0H1", 0.5)):
+        model(ROWS).square().sum().backward()
+        assert model.training
+    assert float(model.layers[0].weight.grad.abs().sum()) > 0
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("intervention", "said"),
+    [
+        (lambda: ablate("L9H0"), "has no head L9H0: it has 2 layers of 2 heads"),
+        (lambda: ablate("head 3"), "a head is written 'L1H3'"),
+        (lambda: ablate("L0H0", "half"), "`how` must be one of zero, mean, resample, got 'half'"),
+        (lambda: ablate("L0H0", "resample", source=ROWS[:, :5]), "must have the shape of the tokens"),
+        (lambda: knock_out("L0H0", [(1, 99)]), "outside the 7"),
+        (lambda: knock_out("L0H0", torch.zeros(4, 4, dtype=torch.bool)), "`entries` must be"),
+        (lambda: substitute_pattern("L0H0", "next"), "`pattern` must be one of previous token, induction"),
+        (lambda: substitute_pattern("L0H0", np.ones((7, 6))), "`pattern` must be"),
+        (lambda: smear(1.5), "`share` must lie from 0 to 1"),
+        (lambda: "L0H0", "takes interventions"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(intervention, said, subject):
+    """Before anything is measured, or at the first pass."""
+    with pytest.raises(ArgumentError) as caught:
+        run_with(subject, ROWS, intervention())
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_blocks_at_once_are_refused(subject):
+    """Which of them would come first is not for us to guess."""
+    with intervene(subject, ablate("L0H0")), pytest.raises(ModelError, match="in force already"), intervene(subject, smear(0.5)):
+        pass
+    assert subject.intervening is None
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return load_model(Plain().eval())

@@ -33,6 +33,7 @@ def _check_text(text, evidence):
     assert evidence.summary in lines[0]
     assert lines[-2].startswith("  measured: ")
     assert lines[-1].startswith("  next: ")
+    assert lines[-1] != "  next: see docs/runs.md", evidence.reason  # every reason has a text of its own
     assert not re.search(r"\bnan\b|Estimate\(", text)
 
 

@@ -94,7 +94,7 @@ class TestMoves:
             ((2.7, 2.7), (2.7, 2.0), NOT_FORMED, "induction_stays"),
             ((2.7, 2.7), (2.7, 2.7), NOT_FORMED, "nothing_moves"),
             ((2.4, 2.4), (2.7, 2.7), NOT_FORMED, "nothing_moves"),  # later
-            ((2.9, 2.9), (2.0, 2.4), NOT_FORMED, "apart"),
+            ((2.9, 2.9), (2.0, 2.4), NOT_FORMED, "changes_apart"),
             ((2.9, 2.5), (2.1, 2.1), NOT_FORMED, "moves_apart"),
         ],
     )

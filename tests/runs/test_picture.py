@@ -9,9 +9,11 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
+from pytest_induction.__main__ import main
 from pytest_induction.errors import RunError
 from pytest_induction.report.drawing import ticks_between
 from pytest_induction.report.run_picture import colour_of, svg
+from pytest_induction.report.view import amount
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.picture import picture_of
 from pytest_induction.runs.record import Snapshot, TrainingRun
@@ -91,6 +93,53 @@ def test_shipped_runs_are_drawn_and_say_what_was_not_recorded(name):
     assert any(all(words in text for words in lacks) for text in texts(picture))
 
 
+def test_the_turn_is_marked_at_the_place_that_is_told(picture):
+    """And not at the snapshot that is nearest to it."""
+    told = next(change["midpoint"] for change in picture["changes"] if change["name"] == "turn")
+    assert picture["path"]["turn_at"] == told
+    words = next(words for words in texts(picture) if words.startswith("turn, at"))
+    assert words == f"turn, at {amount(10**told)} tokens"
+    assert "the turn is one in all directions, not in these two" in texts(picture)
+
+
+def test_a_window_of_what_is_not_sure_says_so(picture):
+    window = next(words for words in texts(picture) if words.startswith("window of induction"))
+    assert window.startswith("window of induction: ")
+    unsure = next(words for words in texts({**picture, "verdict": "UNDETERMINED"}) if words.startswith("window of induction"))
+    assert unsure == window.replace(": ", " (UNDETERMINED): ")
+
+
+def marks(picture):
+    """What the common axis says, by its place from 0 to 1."""
+    height = max(
+        float(each.get("y")) for each in drawn(picture).iter(f"{SHAPES}text") if each.text.endswith(("ed on", "training"))
+    )
+    found = [each for each in drawn(picture).iter(f"{SHAPES}text") if abs(float(each.get("y")) - height + 17) < 0.1]
+    return {each.text: (float(each.get("x")) - 78) / 640 for each in found if each.get("text-anchor") == "middle"}
+
+
+@pytest.mark.parametrize("per_step", [2048, None])
+def test_the_axis_says_where_training_begins(per_step):
+    """An untrained model lies at half of the second snapshot: no number of tokens stands there but 0."""
+    run = TrainingRun("a", tuple(Snapshot(step, loss=9.0 - step) for step in range(0, 9, 2)), tokens_per_step=per_step)
+    found, (words, place) = marks(picture_of(run)), ("2", np.log2(2)) if per_step is None else ("5000", np.log2(5000 / 2048))
+    assert found["0"] == 0 and found[words] == pytest.approx(place / 3, abs=1e-3)
+    later = picture_of(TrainingRun("a", tuple(Snapshot(step, loss=9.0 - step) for step in range(1, 9))))
+    assert "0" not in marks(later)
+
+
+def test_a_short_stretch_late_in_a_training_has_marks():
+    run = TrainingRun("late", tuple(Snapshot(step, loss=1.0) for step in range(100_000, 130_000, 1000)))
+    assert list(marks(picture_of(run))) == ["100k", "110k", "120k"]
+
+
+def test_a_long_name_is_cut_and_heads_that_are_not_drawn_are_counted(picture):
+    long = {**picture, "title": "s3://bucket/" + "far/" * 30 + "end", "n_heads": 384}
+    title = next(each for each in drawn(long).iter(f"{SHAPES}text") if each.get("class") == "title")
+    assert len(title.text) == 58 and title.text.startswith("\u2026") and title.text.endswith("/far/end")
+    assert f"prefix matching of {len(picture['heads'])} of 384 heads, the highest" in texts(long)
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_few_snapshots_with_little_recorded_are_drawn(count):
     run = TrainingRun("few", tuple(Snapshot(step, loss=2.0, token_losses=np.ones(3)) for step in range(count)))
@@ -147,3 +196,40 @@ def test_what_draws_needs_neither_numpy_nor_torch(picture, tmp_path):
         "print(len(svg(json.load(open(sys.argv[1]))))); assert not {'numpy', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "picture.json")], check=True, stdout=subprocess.DEVNULL)
+
+
+class TestDraw:
+    """`python -m pytest_induction draw`."""
+
+    def test_it_writes_the_picture_by_the_name_of_the_run(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert main(["draw", str(RUNS / "two-layers")]) == 0
+        said = capsys.readouterr()
+        missing = "losses by token index, losses of single tokens"
+        assert (said.out, said.err) == (f"two-layers.svg: 88 snapshots, steps 0 to 400; not recorded: {missing}\n", "")
+        assert (tmp_path / "two-layers.svg").read_text() == svg(picture_of(load_run(RUNS / "two-layers")))
+
+    def test_a_log_is_drawn_into_a_file_by_columns_that_are_named(self, tmp_path, capsys):
+        (tmp_path / "log.csv").write_text("step,a,b\n" + "".join(f"{step},{9 - step},{step}\n" for step in range(9)))
+        command = ["draw", str(tmp_path / "log.csv"), "-o", str(tmp_path / "here.svg")]
+        assert main([*command, "--column", "loss=a"]) == 0
+        assert "here.svg: 9 snapshots, steps 0 to 8; not recorded: " in capsys.readouterr().out
+        falling = (tmp_path / "here.svg").read_text()
+        assert main([*command, "--column", "loss=b"]) == 0
+        assert falling != (tmp_path / "here.svg").read_text() and ET.fromstring(falling) is not None
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["nowhere"], "nowhere is not there: expected a directory with a run.json"),
+            ([str(RUNS)], "holds no run"),
+            ([str(RUNS / "two-layers"), "-o", "no/such/place.svg"], "no/such/place.svg cannot be written: No such file"),
+            ([str(RUNS / "two-layers"), "--column", "loss"], "`--column` must be NAME=COLUMN, got 'loss'"),
+        ],
+    )
+    def test_what_cannot_be_done_is_one_line(self, arguments, said, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert main(["draw", *arguments]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == "" and shown.err.startswith("error: ") and said in shown.err and shown.err.count("\n") == 1
+        assert not list(tmp_path.iterdir())

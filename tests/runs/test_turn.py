@@ -227,9 +227,9 @@ class TestCooccurrence:
 
     def test_real_checkpoints_of_two_layers_turn_where_induction_forms(self, tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(str(FIXTURES))
-        from trainings import HELD_OUT_ROWS, HELD_OUT_SEED, TRAININGS
+        from trainings import TRAININGS, held_out_of
 
-        text = next(TRAININGS["two-layers"].held_out(HELD_OUT_ROWS, HELD_OUT_SEED)).numpy()
+        text = held_out_of(TRAININGS["two-layers"])
         factory = f"{FIXTURES / 'attention_only.py'}:two_layers"
         run = sweep(FIXTURES / "runs" / "two-layers-checkpoints", tmp_path / "run", factory=factory, text=text)
         found = assert_cooccurrence(run, turn=True)
@@ -240,9 +240,9 @@ class TestCooccurrence:
     def test_a_real_training_does_not_turn_before_it_changes(self, tmp_path, monkeypatch):
         """Of one layer, a hundred steps: too few for two layers to have changed, so this says nothing of how many there are."""
         monkeypatch.syspath_prepend(str(FIXTURES))
-        from trainings import TRAININGS, record
+        from trainings import TRAININGS, every_part, record
 
-        record(replace(TRAININGS["one-layer"], steps=100), tmp_path / "run", seed=0, per_decade=12)
+        record(replace(TRAININGS["one-layer"], steps=100), tmp_path / "run", seed=0, steps=every_part(100, per_decade=12))
         run = load_run(tmp_path / "run")
         found = change_of(run, "turn")
         assert found.verdict is not FORMED and found.change.value < 20
@@ -255,7 +255,7 @@ def subject():
 
 
 class TestRecording:
-    def test_losses_by_index_are_means_over_rows_and_token_losses_are_offixed_tokens(self, subject):
+    def test_losses_by_index_are_means_over_rows_and_token_losses_are_of_fixed_tokens(self, subject):
         losses = row_losses(subject, TEXT)
         one, two = (Measuring(n_sequences=2, text=TEXT).snapshot(subject, step) for step in (0, 1))
         np.testing.assert_allclose(one.index_losses, losses.mean(axis=0), rtol=1e-6)

@@ -40,10 +40,23 @@ NEXT_OF_RUN = {
     "no_turn": "the path of token losses does not turn: see docs/runs.md#the-turn, or ask without (turn=False)",
     "turn_apart": "the path turns elsewhere: see docs/runs.md#the-turn, or ask without (turn=False)",
     "apart": "what counts as together is `margin=`, in decades",
+    "nothing_moves": "how far it must move is `margin=`, in decades",
+    "induction_stays": "how far it must move is `margin=`, in decades",
+    "in_context_learning_stays": "how far it must move is `margin=`, in decades",
+    "changes_apart": "what counts as together is `together=`, in decades",
+    "moves_apart": "what counts as together is `together=`, in decades",
     "later": "what is allowed is `margin=`, in decades; onsets vary with the seed of a training",
+    "onset_unclear": "record more snapshots around the onset, in both runs",
+    "previous_later": "trainings differ in the order: leave `gate=` out to have it reported only",
+    "order_unclear": "record more snapshots around the changes, or leave `gate=` out",
+    "no_two_changes": "train further, or record heads too; what counts as a change is `min_change=`",
+    "not_sane": "see the loss: `python -m pytest_induction draw RUN`; a lower learning rate may keep it from diverging",
+    "few_snapshots": "record the training more often",
+    "no_head_matches": "train further; a lower bar is `min_prefix_matching=`",
     "lost": "see `run.best_of_heads('prefix_matching')` for when; what must be kept is `min_share=`",
     "never_there": "train further, or lower `min_prefix_matching=`",
 }
+ABOUT = ("icl_", "turn_")  # what a reason is about, where it is that of another series than heads
 
 
 def failure_text(evidence: Evidence, wanted: Verdict) -> str:
@@ -57,7 +70,7 @@ def failure_text(evidence: Evidence, wanted: Verdict) -> str:
         *([f"  pairs: {', '.join(map(_pair, evidence.pairs))}"] if evidence.pairs else []),
         f"  behaviour: {_estimates_line(evidence)}",
         f"  measured: {measured_on(evidence.provenance)}",
-        f"  next: {evidence.settle or NEXT.get(evidence.reason, 'see docs/metrics.md')}",
+        f"  next: {next_step(evidence)}",
     ]
     return "\n".join(lines)
 
@@ -70,8 +83,17 @@ def _of_run(evidence: Evidence) -> list[str]:
         if evidence.nearest or evidence.heads
         else []
     )
-    next_step = evidence.settle or NEXT_OF_RUN.get(evidence.reason, "see docs/runs.md")
-    return [*series, *heads, f"  measured: {measured_on(evidence.provenance)}", f"  next: {next_step}"]
+    return [*series, *heads, f"  measured: {measured_on(evidence.provenance)}", f"  next: {next_step(evidence)}"]
+
+
+def next_step(evidence: Evidence) -> str:
+    """What to do: what would settle it, or what is known of the reason; a page, for a reason of which nothing is."""
+    if evidence.settle:
+        return evidence.settle
+    if not evidence.provenance.is_run:
+        return NEXT.get(evidence.reason, "see docs/metrics.md")
+    shorter = next((evidence.reason.removeprefix(about) for about in ABOUT if evidence.reason.startswith(about)), "")
+    return NEXT_OF_RUN.get(evidence.reason) or NEXT_OF_RUN.get(shorter, "see docs/runs.md")
 
 
 def _change(change: Change) -> str:

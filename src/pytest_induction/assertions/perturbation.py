@@ -15,7 +15,7 @@ from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.assertions.runs import ONSET_MARGIN, RunLike, provenance_of
 from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.records import Change, Estimate, Evidence, Moment, Provenance, Verdict
-from pytest_induction.runs.changes import FEWEST, MAX_WIDTH, POWER, _running_median
+from pytest_induction.runs.changes import FEWEST, MAX_WIDTH, POWER
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.phase_change import (
     ERROR_RATE,
@@ -111,12 +111,11 @@ class _Rule:
         series = series_of(seen.run, Axis.of(seen.run), name, {**MIN_CHANGE, **(self.min_change or {})})
         if len(series.x) < FEWEST:
             return None
-        smooth = series.sign * _running_median(series.y)
+        smooth = series.sign * series.smooth
         ends = np.searchsorted(series.x, series.x + width, side="right")
         tops = [first + int(smooth[first:end].argmax()) for first, end in enumerate(ends)]
         first = int((smooth[tops] - smooth).argmax())
-        scatter = float(1.4826 * np.median(np.abs(np.diff(series.y))) / math.sqrt(2))
-        half = POWER * math.hypot(measuring_error(seen.run, series, first, tops[first]), scatter)
+        half = POWER * math.hypot(measuring_error(seen.run, series, first, tops[first]), series.scatter)
         value = float(smooth[tops[first]] - smooth[first])
         return Estimate(value, value - half, value + half, series.unit)
 

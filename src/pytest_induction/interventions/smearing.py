@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing
 from pytest_induction.measure import ModelLike
-from pytest_induction.models.acting import ALL, Part, Record, Smear, Step
+from pytest_induction.models.acting import ALL, Part, Record, Smear
 from pytest_induction.models.adapt import CONTEXT_NAMES, LAYER_NAMES, SPECIAL_NAMES, VOCABULARY_NAMES, first_of
 from pytest_induction.models.calling import Caller, as_found, as_written
-from pytest_induction.models.intervening import _tokens_in, acting
+from pytest_induction.models.intervening import acting, tokens_in
 from pytest_induction.models.kernels import Call
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.sdpa import Tap
-from pytest_induction.models.way_in import Refused
+from pytest_induction.models.way_in import Enough, Refused
 
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_key_value_heads")
 OF_ITSELF = ("config", "cfg", "generation_config", "tokenizer")
@@ -49,8 +49,10 @@ def smear_keys(model: ModelLike, *, share: float = 0.5, learnable: bool = True) 
     Keys are mixed as they are multiplied with queries, after any rotary embedding, so that the previous key keeps its own
     rotation. Rows must begin with their first token: the key of padding on the left would be mixed in.
 
-    Works for models whose attention is read from its calls (`sdpa`, transformers' attention functions); others raise
-    `UnsupportedModel`. Raises `ArgumentError` for another `share`.
+    Where a model computes patterns itself its scores before the softmax are mixed in place of keys, with one alpha for each
+    head: the same, as scores are products of queries and keys; a bias by distance is mixed with them. A model that only shows
+    its attention raises `UnsupportedModel`, and so does a window whose first key would be mixed with one outside. Raises
+    `ArgumentError` for another `share`.
 
     >>> smeared = smear_keys(model)                                          # doctest: +SKIP
     >>> optimiser = torch.optim.AdamW(smeared.parameters())                  # doctest: +SKIP
@@ -105,18 +107,19 @@ class SmearedKeys(nn.Module):
             options["use_cache"] = False
         steps = {layer: [_Shared(*each)] for layer, each in enumerate(zip(self.shares, self._seen, strict=True))}
         with self._smeared(tokens, steps):
-            output = self.module(*args, **options)
-        taken = sum(step.taken for (step,) in steps.values())
-        if taken != len(steps):
-            raise self._unsmeared(f"those of {taken} of {len(steps)} layers were, so that it attends in another way now")
-        return output
+            return self.module(*args, **options)
 
     @contextmanager
-    def _smeared(self, tokens: Tensor, steps: Mapping[int, Sequence[Step]]) -> Iterator[None]:
-        """The layers of a pass over `tokens` inside the block take these steps."""
+    def _smeared(self, tokens: Tensor, steps: Mapping[int, Sequence[_Shared]]) -> Iterator[None]:
+        """The layers of a pass over `tokens` inside the block take these steps, all of them."""
         try:
             with as_written(), self._way.acting(tokens, steps):
-                yield
+                try:
+                    yield
+                except Enough:  # whoever watches has seen the last layer
+                    _check_taken(steps)
+                    raise
+            _check_taken(steps)
         except Refused as refused:
             raise self._unsmeared(str(refused)) from None
 
@@ -150,26 +153,46 @@ class _Shared(Smear):
     taken: bool = False
 
     def on_call(self, call: Call, part: Part) -> Call:
+        return self._each(call.key.shape[1], part).on_call(call, part)
+
+    def on_scores(self, scores: Tensor, part: Part) -> Tensor:
+        return self._each(scores.shape[1], part).on_scores(scores, part)
+
+    def _each(self, keys: int, part: Part) -> Smear:
+        """The step with a share for each of the `keys` of a call."""
         self.taken = True
-        keys = call.key.shape[1] if part.keys == ALL else self.seen
+        keys = keys if part.keys == ALL else self.seen
         if keys % len(self.share):
             raise Refused(f"a layer has {keys} key heads, and {len(self.share)} shares to smear them by")
-        return Smear(self.share.repeat_interleave(keys // len(self.share))).on_call(call, part)
+        return Smear(self.share.repeat_interleave(keys // len(self.share)))
+
+
+def _check_taken(steps: Mapping[int, Sequence[_Shared]]) -> None:
+    """Raise `Refused` where a layer did not take its step."""
+    taken = sum(step.taken for (step,) in steps.values())
+    if taken != len(steps):
+        raise Refused(f"those of {taken} of {len(steps)} layers were, so that it attends in another way now")
 
 
 def _key_heads(subject: ModelUnderTest) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of each layer how many key heads its calls have, and how many of these are different: a model may repeat them."""
+    """Of each layer how many key heads its calls have, and how many of these are different: a model may repeat them.
+
+    As many as heads, where only patterns are seen.
+    """
+    if not subject.reading.acts:
+        raise UnsupportedModel(
+            f"the keys of {subject.name} cannot be smeared: {subject.reading.name} only shows what they attend to"
+        )
     tokens = _trial(subject)
     records = {layer: Record(inputs=True) for layer in range(subject.n_layers)}
     with acting(subject, tokens, {layer: [record] for layer, record in records.items()}):
         subject.logits(tokens)
-    keys = [record.get("key") for record in records.values()]
-    seen = tuple(0 if key is None else key.shape[1] for key in keys)
-    if not all(seen):
-        how = f"{subject.reading.name} shows what they attend to, and not their keys"
-        raise UnsupportedModel(f"the keys of {subject.name} cannot be smeared: {how}")
+    shown = [(record.get("key"), record.get("pattern")) for record in records.values()]
+    kept = [key if pattern is None else pattern for key, pattern in shown]
+    seen = tuple(0 if each is None else each.shape[1] for each in kept)
     declared = first_of(subject.module, KEY_HEADS)
-    return seen, tuple(_different(key, declared) for key in keys if key is not None)
+    different = (count if key is None else _different(key, declared) for count, (key, _) in zip(seen, shown, strict=True))
+    return seen, tuple(different)
 
 
 def _different(key: Tensor, declared: Any) -> int:
@@ -190,4 +213,4 @@ def _trial(subject: ModelUnderTest) -> Tensor:
 def _shape_of(args: Sequence[Any], options: Mapping[str, Any]) -> Tensor | None:
     """Something of the shape (rows, positions) of the sequences that a model was given."""
     embedded = options.get("inputs_embeds")
-    return embedded[..., 0] if isinstance(embedded, Tensor) else _tokens_in((*args, *options.values()))
+    return embedded[..., 0] if isinstance(embedded, Tensor) else tokens_in((*args, *options.values()))

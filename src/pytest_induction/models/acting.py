@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pytest_induction.models.kernels import Call
-from pytest_induction.models.way_in import Show
+from pytest_induction.models.way_in import Refused, Show
 
 ALL = slice(None)
+MASKED = -9e3  # a score below it is one of a mask: of -inf, of the lowest number there is, or of the -1e4 of old models
 
 
 class Part(NamedTuple):
@@ -34,6 +35,13 @@ class Step:
         """The call to run in place of the model's; the same object where it is to stay as it is."""
         return call
 
+    def on_scores(self, scores: Tensor, part: Part) -> Tensor:
+        """What to take the softmax of in place of (rows, heads, queries, keys), where patterns are computed and no call is shown.
+
+        Keys that are none of a position, as sinks, come after the positions. The same object where it is to stay as it is.
+        """
+        return scores
+
     def on_pattern(self, pattern: Tensor, part: Part) -> Tensor:
         """The pattern to weigh by in place of (rows, heads, queries, keys), where a model computes patterns and shows no call.
 
@@ -47,8 +55,13 @@ class Step:
 
     @property
     def needs_call(self) -> bool:
-        """Whether patterns and what heads found do not suffice: what acts on queries and keys, and has nothing for a pattern."""
-        return self._has("on_call") and not self._has("on_pattern")
+        """Whether what a model that computes patterns shows does not suffice: what acts on queries and keys alone."""
+        return self._has("on_call") and not (self._has("on_pattern") or self.needs_scores)
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the scores before the softmax must be changed, where a model computes patterns."""
+        return self._has("on_scores")
 
     @property
     def needs_output(self) -> bool:
@@ -58,7 +71,7 @@ class Step:
     @property
     def needs_output_only(self) -> bool:
         """Whether what heads found suffices."""
-        return not (self._has("on_call") or self._has("on_pattern"))
+        return not (self._has("on_call") or self._has("on_pattern") or self.needs_scores)
 
     def _has(self, name: str) -> bool:
         return getattr(type(self), name) is not getattr(Step, name)
@@ -95,17 +108,32 @@ class Acting(Show):
             output = step.on_output(output, edited, part)
         return output
 
+    def comes(self, heads: int, keys: int) -> tuple[Sequence[Step], Part]:
+        """The steps of the call that comes next, of so many heads and key heads, and the part of its layer that it is.
+
+        No steps for a call that is no layer's.
+        """
+        if self._layers is not None and self.n_events not in self._layers:
+            return (), Part()
+        return self._steps.get(len(self.heads), ()), self._part(heads, keys)
+
     def next(self, heads: int, keys: int) -> tuple[Sequence[Step], Part]:
-        """The steps of the call that comes next, of so many heads and key heads, and the part of its layer that it is."""
-        steps = self._steps.get(len(self.heads), ())
-        calls = 1 if self._groups is None else self._groups[len(self.heads)]
-        n_heads, n_keys = self._n_heads + heads, self._n_keys + keys
-        part = Part() if calls == 1 else Part(slice(self._n_heads, n_heads), slice(self._n_keys, n_keys))
-        self._calls, self._n_heads, self._n_keys = self._calls + 1, n_heads, n_keys
-        if self._calls == calls:
-            self.heads.append(n_heads)
+        """The same of the call of a layer that was heard; it is over then."""
+        steps, part = self._steps.get(len(self.heads), ()), self._part(heads, keys)
+        self._calls, self._n_heads, self._n_keys = self._calls + 1, self._n_heads + heads, self._n_keys + keys
+        if self._calls == self._calls_here:
+            self.heads.append(self._n_heads)
             self._calls = self._n_heads = self._n_keys = 0
         return steps, part
+
+    @property
+    def _calls_here(self) -> int:
+        return 1 if self._groups is None else self._groups[len(self.heads)]
+
+    def _part(self, heads: int, keys: int) -> Part:
+        if self._calls_here == 1:
+            return Part()
+        return Part(slice(self._n_heads, self._n_heads + heads), slice(self._n_keys, self._n_keys + keys))
 
 
 def _of_part(values: Tensor, heads: slice) -> Tensor:
@@ -210,15 +238,32 @@ class Substitute(Step):
 
 @dataclass
 class Smear(Step):
-    """Each key is mixed with the one before it: `share`, (key heads or 1,) from 0 to 1, is what is kept of its own."""
+    """Each key is mixed with the one before it: `share`, (key heads or 1,) from 0 to 1, is what is kept of its own.
+
+    Scores are mixed in their place where no keys are seen: they are products of queries and keys, and their masks stay.
+    """
 
     share: Tensor
 
     def on_call(self, call: Call, part: Part) -> Call:
         key = call.key
-        share = (self.share if len(self.share) == 1 else self.share[part.keys])[:, None, None].to(key)
+        share = self._of(part).to(key)
         mixed = share * key[:, :, 1:] + (1 - share) * key[:, :, :-1]
         return call._replace(key=torch.cat([key[:, :, :1], mixed], dim=2))
+
+    def on_scores(self, scores: Tensor, part: Part) -> Tensor:
+        positions = scores.shape[-2]
+        own, others = scores[..., :positions], scores[..., positions:]
+        seen = (own > MASKED).tril()
+        if bool((seen[..., 1:] & ~seen[..., :-1]).any()):
+            raise Refused("a position may attend to a key and not to the one before it, whose score is not known")
+        share, finite = self._of(part).to(own), own.masked_fill(~seen, 0)
+        mixed = share * finite[..., 1:] + (1 - share) * finite[..., :-1]
+        mixed = torch.where(seen[..., 1:], mixed, own[..., 1:])
+        return torch.cat([own[..., :1], mixed, others], dim=-1)
+
+    def _of(self, part: Part) -> Tensor:
+        return (self.share if len(self.share) == 1 else self.share[part.keys])[:, None, None]
 
 
 @dataclass

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import random
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -217,11 +218,35 @@ def _offload_again(module: nn.Module) -> None:
             hook.post_forward(part, None)
 
 
+class _Eager(AbstractContextManager[None]):
+    """Torch's stance is one for all threads: the first that is inside sets it, and the last that leaves puts it back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._stance: AbstractContextManager[Any] = nullcontext()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._stance = torch.compiler.set_stance("force_eager")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._stance.__exit__(None, None, None)
+
+
+_EAGER = _Eager()
+
+
 def as_written() -> AbstractContextManager[Any]:
     """What `torch.compile` has compiled runs as it was written inside the block."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    return _EAGER
 
 
 def full_precision(device: str) -> AbstractContextManager[Any]:

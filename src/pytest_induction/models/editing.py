@@ -125,6 +125,22 @@ class Edits(Watch):
         self._patterns: dict[int, Pattern] = {}  # of each call of which what heads find is to be seen, and was not yet
         self._lost: dict[int, str] = {}  # of each call the first function through which its pattern could not be followed
 
+    def before(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        scores = args[0] if args else kwargs.get("input")
+        if is_looking() or not is_softmax(func, scores):
+            return args, kwargs
+        apart = _unfolded(scores, self.tap.batch, self.tap.positions)
+        if apart is None:
+            return args, kwargs
+        steps, part = self._acting.comes(apart.shape[1], apart.shape[1])
+        edited = apart
+        for step in steps:
+            edited = step.on_scores(edited, part)
+        if edited is apart:
+            return args, kwargs
+        given = _like(edited.reshape(scores.shape), scores)
+        return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "input": given})
+
     def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if is_looking():
             return output
@@ -154,9 +170,10 @@ class Edits(Watch):
         number, layer = self._acting.n_events - 1, len(self._acting.heads)
         steps, part = self._acting.next(pattern.shape[1], pattern.shape[1])
         refuse_calls(steps, f"layer {layer}")
+        edited = pattern
         for step in steps:
-            pattern = step.on_pattern(pattern, part)
-        given = _like(pattern.reshape(output.shape), output)
+            edited = step.on_pattern(edited, part)
+        given = output if edited is pattern else _like(edited.reshape(output.shape), output)
         if any(step.needs_output for step in steps):
             self._patterns[number] = Pattern(layer, steps, part, pattern.shape)
             places = torch.empty(pattern.shape, device="meta").view(output.shape)

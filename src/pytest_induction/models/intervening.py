@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from pytest_induction.errors import ModelError, UnsupportedModel
 from pytest_induction.models.acting import Acting, Steps
 from pytest_induction.models.calling import Caller, as_written
+from pytest_induction.models.circuits import circuits_of
+from pytest_induction.models.projecting import acting_on_outputs
 from pytest_induction.models.protocol import ModelUnderTest, in_force
-from pytest_induction.models.way_in import Refused
+from pytest_induction.models.way_in import Enough, Refused
 
 OF_THE_SAME_SHAPE = ("labels", "position_ids", "token_type_ids", "decoder_input_ids")  # as token ids, in transformers' calls
 StepsFor = Callable[[Tensor, Callable[[Steps], None]], Steps]
@@ -31,12 +33,35 @@ def acting(subject: ModelUnderTest, tokens: Tensor, steps: Steps, *, first: int 
     changed = subject.intervening
     around = nullcontext() if changed is None else changed.ahead(tokens, lambda: subject.logits(tokens))
     try:
-        with around, subject.reading.acting(tokens, steps, first=first) as taken:
+        with around, _where_it_can(subject, tokens, steps, first) as taken, _all_acting(subject, steps, taken):
             yield
-        if steps and isinstance(taken, Acting):
-            subject.reading.all_seen(len(taken.heads))
     except Refused as refused:
         raise UnsupportedModel(f"the heads of {subject.name} cannot be made to act otherwise: {refused}") from None
+
+
+def _where_it_can(subject: ModelUnderTest, tokens: Tensor, steps: Steps, first: int) -> AbstractContextManager[object]:
+    """Where attention is seen, or where what heads found is projected."""
+    if subject.reading.acts:
+        return subject.reading.acting(tokens, steps, first=first)
+    if first:
+        raise Refused(f"a pass cannot begin at a later layer in a model that is read by {subject.reading.name}")
+    return acting_on_outputs(subject, circuits_of(subject), tokens, steps)
+
+
+@contextmanager
+def _all_acting(subject: ModelUnderTest, steps: Steps, taken: object) -> Iterator[None]:
+    """Raise `Refused` where a pass inside the block did not show all its layers, also one that ends at the last of them."""
+    try:
+        yield
+    except Enough:
+        _check_all(subject, steps, taken)
+        raise
+    _check_all(subject, steps, taken)
+
+
+def _check_all(subject: ModelUnderTest, steps: Steps, taken: object) -> None:
+    if steps and isinstance(taken, Acting):
+        subject.reading.all_seen(len(taken.heads))
 
 
 class Planned(NamedTuple):
@@ -86,7 +111,7 @@ class Intervening:
         """Around a measured pass over `tokens`. The steps are taken here where that is where this way in takes them."""
         with self.ahead(tokens, run):
             planned = self._here.planned
-            if planned is None or not self.subject.reading.acts_outside:
+            if planned is None or self._here.busy or not self.subject.reading.acts_outside:
                 yield
             else:
                 with self.set_aside(), self._taken(planned.steps, tokens):
@@ -166,11 +191,11 @@ class Intervening:
 def _tokens_of(args: Sequence[Any], options: Mapping[str, Any]) -> Tensor | None:
     """The token ids (rows, positions) that a model was given: by their usual name, or before a mask that looks like them."""
     others = {name: each for name, each in options.items() if "mask" not in name and name not in OF_THE_SAME_SHAPE}
-    return _tokens_in((*args, options.get("input_ids"), *others.values()))
+    return tokens_in((*args, options.get("input_ids"), *others.values()))
 
 
-def _tokens_in(given: Sequence[Any]) -> Tensor | None:
-    """The first token ids (rows, positions) among what a model was given."""
+def tokens_in(given: Sequence[Any]) -> Tensor | None:
+    """The first token ids (rows, positions), of whole numbers, among what a model was given; None where there are none."""
     return next((each for each in given if isinstance(each, Tensor) and each.ndim == 2 and not each.is_floating_point()), None)
 
 

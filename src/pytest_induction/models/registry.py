@@ -19,7 +19,7 @@ from pytest_induction.models.attention import LogSumExpReader, PatternReader, Re
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
 from pytest_induction.models.kernels import Call, exact, is_softmax_attention, is_weighted_sum
-from pytest_induction.models.sdpa import _one_at_a_time
+from pytest_induction.models.sdpa import one_at_a_time
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
 
 OPEN_WHERE_TRUE = ("sdpa_attention_forward",)  # functions that are known to take a boolean mask in place of none
@@ -79,7 +79,7 @@ class RegistryWay(ListeningWay):
 
             return heard
 
-        with _one_at_a_time:
+        with one_at_a_time:
             look_up = interface.get_interface
             interface.get_interface = wrapping
             try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from pytest_induction.models.kernels import BUILTIN, Call, attend, exact, is_sof
 from pytest_induction.models.way_in import ListeningWay, Refused, Show, Trials
 
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
-_one_at_a_time = threading.RLock()
+one_at_a_time = threading.RLock()  # held while functions that all models share are replaced
 
 
 class SdpaWay(ListeningWay):
@@ -87,6 +87,11 @@ class Tap:
         """Whether a call is the model's own: what the attention function calls itself is not another one."""
         return not self.inside and threading.get_ident() == self._thread
 
+    @property
+    def beneath(self) -> Callable[..., Any]:
+        """The attention function itself, also where others listen to it around this one; a model may know it by another name."""
+        return _beneath(self, "attention")
+
     def __call__(
         self,
         query: Tensor,
@@ -99,11 +104,14 @@ class Tap:
         enable_gqa: bool = False,
     ) -> Tensor:
         call = Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        fits = self.listens and self._is_self_attention(query, key)
-        if not self.listens or not self.show.hears(query.shape[-2], key.shape[-2], fits=fits, values=value):
+        if not self.listens:
             return call.run(self.attention)
         self.inside = True
         try:
+            fits = self._is_self_attention(query, key)
+            if not self.show.hears(query.shape[-2], key.shape[-2], fits=fits, values=value):
+                self.inside = self.beneath is BUILTIN  # one of the user's own may attend in a way that is seen
+                return call.run(self.attention)
             if self.show.alone:
                 return call.alone().run(self.attention)
             if isinstance(self.show, Acting):
@@ -166,7 +174,7 @@ class Tap:
         if isinstance(self.show, Acting):
             if self.show.acts:  # without weights it attends by the function above
                 output, _ = self.multi_head(*args, **{**options, "need_weights": False})
-                return output, self._unheard(*args, **options)[1]
+                return output, _beneath(self, "multi_head")(*args, **options)[1]
             if self.show.hears(query.shape[0], key.shape[0], fits=fits):
                 n_heads = args[4] if len(args) > 4 else options["num_heads"]
                 self.show.next(n_heads, n_heads)
@@ -189,13 +197,13 @@ class Tap:
             self.inside = False
         return output, weights.mean(dim=1) if options.get("average_attn_weights", True) else weights
 
-    @property
-    def _unheard(self) -> Callable[..., Any]:
-        """The function itself, also where others listen to it around this one."""
-        function = self.multi_head
-        while isinstance(other := getattr(function, "__self__", None), Tap):
-            function = other.multi_head
-        return function
+
+def _beneath(tap: Tap, name: Literal["attention", "multi_head"]) -> Callable[..., Any]:
+    """The function that the outermost of the taps stands in for, each around the other."""
+    function: Callable[..., Any] = getattr(tap, name)
+    while isinstance(other := getattr(function, "__self__", function), Tap):
+        function = getattr(other, name)
+    return function
 
 
 def _heads_apart(part: Tensor, batch: int) -> Tensor:
@@ -212,11 +220,17 @@ class Watch(TorchFunctionMode):
         self.aliased = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is self.tap.attention and not self.tap.inside:
+        if func is self.tap.beneath and not self.tap.inside:
             self.aliased += 1
             return self.tap(*args, **(kwargs or {}))
-        output = func(*args, **(kwargs or {}))
-        return output if self.tap.inside else self.after(func, args, kwargs or {}, output)
+        if self.tap.inside:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = self.before(func, args, kwargs or {})
+        return self.after(func, args, kwargs, func(*args, **kwargs))
+
+    def before(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """What a torch function is called with, in place of what it was."""
+        return args, kwargs
 
     def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
         """What is given back for what a torch function returned."""
@@ -265,7 +279,7 @@ def watching(tap: Tap, mode: Callable[[Tap], Mode]) -> Iterator[Mode]:
 @contextmanager
 def patched(tap: Tap) -> Iterator[None]:
     """The attention functions are replaced inside the block; what has no way around them is kept from being taken."""
-    with _one_at_a_time:
+    with one_at_a_time:
         tap.attention, tap.multi_head = F.scaled_dot_product_attention, F.multi_head_attention_forward
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(value=False)  # one C++ call that computes a whole encoder layer

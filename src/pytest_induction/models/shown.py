@@ -81,6 +81,7 @@ class ShownWay(ListeningWay):
     """Listens to `show_attention`, called by the model itself or by what knows it and attaches to it."""
 
     name = "show_attention"
+    acts = False
     acts_outside = True
     can_isolate = False  # what only shows its attention cannot be made to attend otherwise
 

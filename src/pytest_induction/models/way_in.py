@@ -150,6 +150,7 @@ class WayIn(ABC):
     notes: tuple[str, ...] = ()
     makes_patterns: bool = True  # whether whole patterns lie in memory while it looks
     can_isolate: bool = True  # whether it can make layers attend otherwise, and not only look
+    acts: bool = True  # whether what it sees can be changed there; what heads found, at their output projection, else
     acts_outside: bool = False  # whether `acting` is entered before a measurement that is to see what it does, or inside it
     stops: bool = True  # whether it knows how to end a pass early
     can_stop: bool = False  # whether a pass may end after the last attention layer; found out by trial

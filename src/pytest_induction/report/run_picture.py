@@ -16,18 +16,15 @@ from pytest_induction.report.drawing import GRID, Plot, dot, rule, scaled, text,
 from pytest_induction.report.view import amount
 
 WIDTH, LEFT, PLOT, GAP = 1240, 78, 640, 34  # of the picture, its left margin, its plots, the space between them
-SIDE, SIDE_WIDTH = 830, 370  # where the path begins, and how wide it is
-TOP, LOW, TALL = 92, 118, 168  # the first plot, and the heights of plots
+SIDE, SIDE_WIDTH = 840, 370  # where the path begins, and how wide and high it is
+TOP, LOW, TALL = 104, 118, 168  # the first plot, and the heights of plots
+LONGEST_TITLE = 58  # characters that fit beside the legend
 INK, FAINT, GOLD, PAPER = "#1d2733", "#5f6b7a", "#d9a300", "#ffffff"
 LINES = ("#c2410c", "#1d4ed8", "#0f766e", "#7c3aed")
 SHADES = ("#9aa8ba", "#7ea6d3", "#5a8fc9", "#2563a8", "#123e73")
 NAMED_HEADS = 3
-STEEPEST = (
-    0.3,
-    1.0,
-    3.0,
-    10.0,
-)  # nats per factor e at either end of the colours: the paper's, or more where most slopes are steeper
+MOST_DECADES = 3.5  # with marks at 1, 2 and 5; of more only the powers of ten
+STEEPEST = (0.3, 1.0, 3.0, 10.0)  # nats per factor e at either end of the colours: the paper's, or more where most are steeper
 STYLE = (
     f"text{{font:12px system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;fill:{INK}}}"
     f".halo{{paint-order:stroke;stroke:{PAPER};stroke-width:4px;stroke-linejoin:round}}"
@@ -47,8 +44,8 @@ def svg(picture: Mapping[str, Any]) -> str:
         top += height + GAP
     if plots:
         parts += _bottom(picture, plots[-1])
-    side = _side(picture)
-    tall = max(top + 26, TOP + 80 + 21 * len(picture["changes"]) + (SIDE_WIDTH + 52 if picture["path"] else 0))
+    side, bottom = _side(picture)
+    tall = max(top + 26, bottom + 24)
     size = f'viewBox="0 0 {WIDTH} {tall:.0f}" width="{WIDTH}" height="{tall:.0f}"'
     about = f"<title>{escape(picture['title'])}: {escape(picture['subtitle'])}</title><style>{STYLE}</style>"
     ground = f'<rect width="100%" height="100%" fill="{PAPER}"/>'
@@ -65,16 +62,15 @@ def _rows(picture: Mapping[str, Any]) -> list[tuple[Any, int]]:
 
 def _head(picture: Mapping[str, Any]) -> str:
     missing = f"; not recorded: {', '.join(picture['missing'])}" if picture["missing"] else ""
-    window = picture["window"]
-    ends = "" if window is None else " to ".join(amount(10**place) for place in window)
-    where = f"window of induction: {ends} {picture['unit']}" if ends else ""
-    swatch = "" if window is None else f'<rect x="{SIDE}" y="34" width="14" height="14" fill="{GOLD}" fill-opacity="0.3"/>'
-    return (
-        text(LEFT, 38, picture["title"], "title")
-        + text(LEFT, 60, picture["subtitle"] + missing, "faint")
-        + swatch
-        + text(SIDE + 22, 46, where, "faint")
-    )
+    title, window, legend = picture["title"], picture["window"], ""
+    if len(title) > LONGEST_TITLE:
+        title = f"\u2026{title[1 - LONGEST_TITLE :]}"  # what tells runs apart is at the end
+    if window is not None:
+        ends = " to ".join(amount(10**place) for place in window)
+        swatch = f'<rect x="{SIDE}" y="27" width="14" height="14" fill="{GOLD}" fill-opacity="0.3"/>'
+        unsure = "" if picture["verdict"] == "FORMED" else f" ({picture['verdict']})"
+        legend = swatch + text(SIDE + 22, 38, f"window of induction{unsure}: {ends} {picture['unit']}", "faint")
+    return text(LEFT, 38, title, "title") + text(LEFT, 60, picture["subtitle"] + missing, "faint") + legend
 
 
 def _curve_of(curve: Mapping[str, Any], colour: str) -> Any:
@@ -92,7 +88,9 @@ def _heads(picture: Mapping[str, Any], plot: Plot) -> list[str]:
     lines = [plot.line(head["x"], head["y"], "#c3cbd6", 1.1) for head in reversed(heads[NAMED_HEADS:])]
     lines += [plot.line(head["x"], head["y"], colour) for head, colour in reversed(named)]
     labels = [(head["name"], head["y"][-1], colour) for head, colour in named]
-    return [*_frame(picture, plot, "prefix matching of each head", "share"), *lines, *_labels(plot, labels)]
+    many = f"prefix matching of {len(heads)} of {picture['n_heads']} heads, the highest"
+    name = "prefix matching of each head" if len(heads) == picture["n_heads"] else many
+    return [*_frame(picture, plot, name, "share"), *lines, *_labels(plot, labels)]
 
 
 def _index(picture: Mapping[str, Any], plot: Plot) -> list[str]:
@@ -157,7 +155,7 @@ def colour_of(share: float) -> str:
 
 def _colours(plot: Plot, steepest: float) -> list[str]:
     """The bar of colours, right of the map."""
-    steps, left = 24, plot.right + 14
+    steps, left = TALL // 3, plot.right + 14  # of whole pixels: no seams show
     height = plot.height / steps
     cells = [
         f'<rect x="{left:.1f}" y="{plot.top + place * height:.1f}" width="11" height="{height + 0.4:.1f}" '
@@ -169,21 +167,25 @@ def _colours(plot: Plot, steepest: float) -> list[str]:
     return [*cells, text(left, plot.bottom + 19, "nats per factor e", "faint")]
 
 
-def _side(picture: Mapping[str, Any]) -> list[str]:
-    """The path on its principal plane, and below it the verdict on every series."""
-    path, top = picture["path"], float(TOP)
+def _side(picture: Mapping[str, Any]) -> tuple[list[str], float]:
+    """The path on its principal plane, and below it the verdict on every series; how far down they reach."""
+    path, top = picture["path"], TOP - 9.0
     parts: list[str] = []
     if path is not None:
-        parts += _path(path, Plot(SIDE + 42, top, SIDE_WIDTH - 42, SIDE_WIDTH - 42, (0.0, 1.0), (0.0, 1.0)), picture["unit"])
-        top += SIDE_WIDTH + 52
+        parts += _path(path, Plot(SIDE, TOP, SIDE_WIDTH, SIDE_WIDTH, (0.0, 1.0), (0.0, 1.0)), picture["unit"])
+        top = TOP + SIDE_WIDTH + 92.0
+    if not picture["changes"]:
+        return parts, top
     parts.append(text(SIDE, top, "what changed", "name"))
-    for place, change in enumerate(picture["changes"]):
-        y = top + 24 + 21 * place
+    parts.append(text(SIDE + SIDE_WIDTH, top, f"half-way, in {picture['unit']}", "faint", anchor="end"))
+    y = top
+    for change in picture["changes"]:
+        y += 21
         at = change["midpoint"]
-        where = "" if at is None else f"at {amount(10**at)} ({amount(10 ** change['low'])}..{amount(10 ** change['high'])})"
+        where = "" if at is None else f"{amount(10**at)} ({amount(10 ** change['low'])}..{amount(10 ** change['high'])})"
         parts += [text(SIDE, y, change["name"]), text(SIDE + 124, y, change["verdict"].replace("_", " "), "faint")]
         parts.append(text(SIDE + SIDE_WIDTH, y, where, "faint", anchor="end"))
-    return parts
+    return parts, y
 
 
 def _path(path: Mapping[str, Any], plot: Plot, unit: str) -> list[str]:
@@ -200,9 +202,13 @@ def _path(path: Mapping[str, Any], plot: Plot, unit: str) -> list[str]:
         up = plot.at(plot.x[0], value)[1]
         parts += [rule(plot.left, up, plot.right, up), text(plot.left - 8, up + 4, f"{value:g}", "faint", anchor="end")]
     first, second = path["shares"]
-    parts.append(text(plot.left, plot.top - 10, "path of the token losses (nats)", "name"))
-    parts.append(text(plot.right, plot.bottom + 34, f"first direction, {first:.0%} of what varies", "faint", anchor="end"))
-    parts.append(text(plot.left + 8, plot.top + 18, f"second direction, {second:.0%}", "faint"))
+    parts.append(text(plot.left, plot.top - 9, "path of the token losses (nats)", "name"))
+    shown = f"\u2192 first direction, {first:.0%} of what varies; \u2191 second, {second:.0%}"
+    parts.append(text(plot.right, plot.bottom + 34, shown, "faint", anchor="end"))
+    if path["turn"] is not None:
+        parts.append(
+            text(plot.right, plot.bottom + 52, "the turn is one in all directions, not in these two", "faint", anchor="end")
+        )
     parts.append(plot.line(path["x"], path["y"], "#64748b", 1.6))
     points = list(zip(path["x"], path["y"], strict=True))
     if path["inside"]:
@@ -216,8 +222,7 @@ def _marks(path: Mapping[str, Any], plot: Plot, points: Sequence[tuple[float, fl
     """Where the path begins, ends and turns."""
     marks = [(points[0], "start", INK), (points[-1], "end", INK)]
     if path["turn"] is not None:
-        at = amount(10 ** path["at"][path["turn"]])
-        marks.append((points[path["turn"]], f"turn, at {at} {unit}", LINES[0]))
+        marks.append((points[path["turn"]], f"turn, at {amount(10 ** path['turn_at'])} {unit}", LINES[0]))
     parts = [dot(plot, point, 5, colour) for point, _, colour in marks]
     for point, words, _ in marks:
         x, y, anchor = _clear(plot, points, point, 6.6 * len(words))
@@ -237,7 +242,7 @@ def _clear(
         for down in (-9.0, 18.0, -24.0, 34.0):
             left, base = x + across - (width if anchor == "end" else 0), y + down
             covered = sum(left - 4 < a < left + width + 4 and base - 14 < b < base + 5 for a, b in known)
-            outside = max(0.0, plot.left - left, left + width - plot.right, plot.top + 34 - base, base - plot.bottom)
+            outside = max(0.0, plot.left - left, left + width - plot.right, plot.top + 14 - base, base - plot.bottom)
             costs.append((covered + outside, abs(down), (x + across, base, anchor)))
     return min(costs)[2]
 
@@ -253,6 +258,8 @@ def _frame(
 ) -> list[str]:
     """Window, grid, labels and name of a plot; over a filled one the window is two lines."""
     parts = [f'<rect x="{plot.left}" y="{plot.top}" width="{plot.width}" height="{plot.height}" fill="#fbfcfd"/>']
+    if not is_filled:
+        parts += [rule(x, plot.top, x, plot.bottom) for x, _ in _along(picture, plot)]
     if picture["window"] is not None:
         first, last = (min(max(plot.at(place, 0)[0], plot.left), plot.right) for place in picture["window"])
         if is_filled:
@@ -271,15 +278,25 @@ def _frame(
 
 def _bottom(picture: Mapping[str, Any], plot: Plot) -> list[str]:
     """The labels of the common axis."""
-    low, high = plot.x
-    powers = range(math.ceil(low), math.floor(high) + 1)
-    places = [power + math.log10(size) for power in powers for size in ((1,) if len(powers) > 3 else (1, 2, 5))]
     parts = []
-    for place in (place for place in places if low <= place <= high):
-        x = plot.at(place, plot.y[0])[0]
+    for x, label in _along(picture, plot):
         parts.append(rule(x, plot.bottom, x, plot.bottom + 5, "#aab4c0"))
-        parts.append(text(x, plot.bottom + 19, amount(10**place), "faint", anchor="middle"))
-    return [*parts, text(plot.right, plot.bottom + 36, f"{picture['unit']} trained on", "faint", anchor="end")]
+        parts.append(text(x, plot.bottom + 19, label, "faint", anchor="middle"))
+    name = "tokens trained on" if picture["unit"] == "tokens" else "steps of the training"
+    return [*parts, text(plot.right, plot.bottom + 36, name, "faint", anchor="end")]
+
+
+def _along(picture: Mapping[str, Any], plot: Plot) -> list[tuple[float, str]]:
+    """Where the common axis has marks, and what they say; an untrained model lies at its left end, and says 0."""
+    low, high = plot.x
+    sizes = (1,) if high - low > MOST_DECADES else (1, 2, 5)
+    places = [power + math.log10(size) for power in range(math.floor(low), math.floor(high) + 1) for size in sizes]
+    places = [place for place in places if low <= place <= high]
+    if len(places) < 2:
+        places = [math.log10(value) for value in ticks_between(10**low, 10**high, 4) if value > 0]
+    marks = [(plot.at(place, plot.y[0])[0], amount(10**place)) for place in places]
+    begin = [(plot.left, "0")] if picture["begins_at_0"] else []
+    return [*begin, *((x, label) for x, label in marks if not begin or x > plot.left + 36)]
 
 
 def _labels(plot: Plot, labels: Sequence[tuple[str, float, str]]) -> list[str]:

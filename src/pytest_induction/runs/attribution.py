@@ -70,7 +70,7 @@ def measure_attributions(
     `losses_start` and `losses_end` are the token losses of a training at two snapshots, before and after its change, as
     `run.token_losses()` gives them; `model` is that of the second one, or of the snapshot that `losses_here` are of. `text` and
     `max_rows` are those that the run was recorded with, and `seed` the run's. With `pattern_preserving` all heads attend as
-    without the ablation, as in the paper: then a head that others find their place by, as a previous-token head is, shows nothing.
+    without the ablation, as in the paper: then a head that others find their place by, like a previous-token head, shows nothing.
 
     Raises `ArgumentError` where `model` is not the model of those losses, or losses cannot be used; otherwise as
     `measure_ablations` and `assert_learns_in_context`. Source: Olsson et al. 2022, argument 3.
@@ -113,7 +113,7 @@ def measure_attributions(
 
 
 def _checked_places(name: str, losses: Array, clean: Array, seed: int) -> NDArray[np.int64]:
-    """Which of the losses (rows, tokens), as places in the flat array, a run keeps; that `losses` are those of them is checked."""
+    """Which of the losses (rows, tokens), as places in the flat array, a run keeps; raises unless `losses` are those of them."""
     kept = fixed_tokens(seed, clean, max(1, losses.size))
     if losses.shape != kept.shape:
         raise ArgumentError(f"`{name}` must be the losses of {len(kept)} tokens, as this text gives, got {losses.shape}")

@@ -65,7 +65,7 @@ def judge_change(run: TrainingRun, axis: Axis, series: Series, rule: Rule) -> Ch
 
 def _flat(series: Series) -> str:
     """What is said of a series that does not change the way it does when induction forms."""
-    words, smooth = WORDS[series.name], _running_median(series.y)
+    words, smooth = WORDS[series.name], series.smooth
     if series.sign * (smooth[0] - smooth[-1]) > series.bar:
         return f"{words} goes from {_number(smooth[0])} to {_number(smooth[-1])}: not the way it goes when induction forms"
     return f"{words} stays between {_number(smooth.min())} and {_number(smooth.max())}"
@@ -73,7 +73,7 @@ def _flat(series: Series) -> str:
 
 def _until_lost(series: Series) -> Series:
     """The series up to where it leaves its highest level, if it ends far below it: what is lost again was there before."""
-    smooth = series.sign * _running_median(series.y)
+    smooth = series.sign * series.smooth
     rise = smooth.max() - smooth[:FEWEST_BESIDE].mean()
     if rise < series.bar or smooth[-1] > smooth.max() - rise / 2:
         return series
@@ -81,11 +81,6 @@ def _until_lost(series: Series) -> Series:
     if end < FEWEST:
         return series
     return replace(series, index=series.index[:end], x=series.x[:end], y=series.y[:end])
-
-
-def _running_median(values: Floats, width: int = 5) -> Floats:
-    padded = np.concatenate([[values[0]] * (width // 2), values, [values[-1]] * (width // 2)])
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1)
 
 
 @dataclass(frozen=True)
@@ -101,10 +96,9 @@ class _Levels:
 
     @classmethod
     def of(cls, run: TrainingRun, series: Series) -> _Levels:
-        smooth = series.sign * _running_median(series.y)
+        smooth = series.sign * series.smooth
         first, top = smooth[:FEWEST_BESIDE], int(smooth.argmax())
-        rough = float(1.4826 * np.median(np.abs(np.diff(series.y))) / math.sqrt(2))
-        error = math.hypot(measuring_error(run, series, 0, top), rough)
+        error = math.hypot(measuring_error(run, series, 0, top), series.scatter)
         largest, possible = (max(0.0, float(smooth[top] - start)) for start in (np.median(first), first.min()))
         return cls(largest, possible, error)
 

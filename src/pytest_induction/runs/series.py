@@ -27,6 +27,7 @@ MIN_CHANGE = {
 FALLS = ("repeat_loss", "icl_score", "loss")  # what falls where induction forms
 OF_HEADS = ("prefix_matching", "previous_token")
 UNITS = dict.fromkeys((*OF_HEADS, "repeat_accuracy"), "share")
+SMOOTHED = 5  # values whose median stands for the one in the middle
 REPEATS = ("advantage", "repeat_accuracy", "repeat_loss")  # behaviour on repeated tokens, the most telling one first
 
 
@@ -84,6 +85,18 @@ class Series:
     def sign(self) -> float:
         """1 for what rises where induction forms, -1 for what falls."""
         return -1.0 if self.name in FALLS else 1.0
+
+    @property
+    def smooth(self) -> Floats:
+        """The median of each value and the two on either side, (points,); the ends count as if they went on."""
+        half = SMOOTHED // 2
+        padded = np.concatenate([[self.y[0]] * half, self.y, [self.y[-1]] * half])
+        return np.median(np.lib.stride_tricks.sliding_window_view(padded, SMOOTHED), axis=1)
+
+    @property
+    def scatter(self) -> float:
+        """The standard deviation of single values, by the median of their differences, which one change does not move."""
+        return float(1.4826 * np.median(np.abs(np.diff(self.y))) / math.sqrt(2))
 
     @property
     def unit(self) -> str:

@@ -94,7 +94,7 @@ def _one_appears(induction: Moved, learning: Moved, said: str, together: float) 
 
 def _compared(said: str, lag: Estimate | None, difference: Estimate | None, together: float) -> Perturbed:
     """Both come earlier: at the same time, and by as much?"""
-    parts = [("in treated runs in-context learning changes", "later than induction", lag, "apart")]
+    parts = [("in treated runs in-context learning changes", "later than induction", lag, "changes_apart")]
     if difference is not None:
         parts.append(("in-context learning moves", "further than induction", difference, "moves_apart"))
     for begins, ends, found, reason in parts:
