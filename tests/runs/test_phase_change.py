@@ -155,7 +155,8 @@ def test_the_shipped_runs_get_the_verdict_that_they_were_made_for(name):
 @pytest.mark.parametrize("name", ["two-layers", "one-layer-smeared"])
 def test_of_a_shipped_run_that_forms_every_series_changes_together(name):
     found = found_in(name)
-    assert [change.verdict for change in found.changes] == [FORMED] * 4
+    assert [change.series for change in found.changes] == ["prefix_matching", "advantage", "icl_score", "loss", "turn"]
+    assert [change.verdict for change in found.changes] == [FORMED] * 5
     assert abs(found.lag.value) < 0.1
     places = [change.midpoint.step.value for change in found.changes]
     assert max(places) < 1.3 * min(places)
