@@ -14,7 +14,7 @@ import numpy as np
 from pytest_induction.runs.record import ARRAYS, HEADS, NUMBERS, Floats, Snapshot
 
 MOST_INLINE = 2048  # numbers of an array that stand in the line itself
-PACKED = ("icl_rows", "token_losses", "index_losses")  # lists that stand there as base64: half of the length, or a third, and exact
+PACKED = ("icl_rows", "token_losses", "index_losses")  # lists that stand there as base64: a half or a third as long, and exact
 TYPES: dict[str, np.dtype[np.floating[Any]]] = {"f2": np.dtype("<f2"), "f4": np.dtype("<f4")}
 DIGITS = 7  # of every number that is written: as many as float32 can tell apart
 LARGEST = 2**63 - 1  # of a step or a token count: what an array of them can hold
