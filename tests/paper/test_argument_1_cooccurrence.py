@@ -42,7 +42,7 @@ def test_all_of_it_changes_in_one_window(name):
 @pytest.mark.parametrize("name", names(*WITH_MLPS))
 def test_with_mlps_too_and_never_without_a_turn(name):
     """How far the path turns is not clear in every one of them; in none is it shown not to."""
-    assert assert_cooccurrence(run(name), turn=False).verdict is Verdict.FORMED
+    assert assert_cooccurrence(run(name)).verdict is Verdict.FORMED
     assert changes(name)["turn"].verdict is not Verdict.NOT_FORMED
 
 

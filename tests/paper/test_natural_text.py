@@ -6,7 +6,7 @@ Two layers go through the phase change and one does not, with the paper's own nu
 import numpy as np
 import pytest
 
-from pytest_induction import Verdict, assert_no_phase_change, assert_phase_change
+from pytest_induction import Verdict, assert_cooccurrence, assert_no_phase_change, assert_phase_change
 from tests.paper.zoo import at_end, causes, changes, evidence, kinds_of_heads, run, score
 
 CHANGED = ("text-2l-s0", "text-2l-mlp-s0")
@@ -30,6 +30,7 @@ def test_not_in_one_layer():
 @pytest.mark.parametrize("name", CHANGED)
 def test_in_context_learning_changes_with_them(name):
     heads, learning = (changes(name)[series] for series in ("prefix_matching", "icl_score"))
+    assert evidence(assert_cooccurrence, run(name)).verdict is not Verdict.NOT_FORMED
     assert learning.verdict is not Verdict.NOT_FORMED
     assert abs(np.log10(learning.midpoint.step.value / heads.midpoint.step.value)) < 0.15
 

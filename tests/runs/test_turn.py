@@ -182,7 +182,7 @@ class TestTooLittle:
 
 class TestCooccurrence:
     def test_a_path_that_turns_with_induction_passes(self):
-        found = assert_cooccurrence(made())
+        found = assert_cooccurrence(made(), turn=True)
         assert [change.series for change in found.changes] == ["prefix_matching", "advantage", "icl_score", "loss", "turn"]
         assert "the path of token losses turns -0.0" in found.summary and abs(found.estimates["turn_lag"].value) < 0.1
 
@@ -197,17 +197,16 @@ class TestCooccurrence:
         ],
     )
     def test_one_that_turns_elsewhere_or_not_at_all_does_not(self, path, verdict, reason):
-        """All else changes together, so it passes where the turn is not asked for."""
-        found = evidence_of(assert_cooccurrence, made(**path))
+        """All else changes together, so it passes where the turn is not asked for, and says what the path does."""
+        found = evidence_of(assert_cooccurrence, made(**path), turn=True)
         assert (found.verdict, found.reason) == (verdict, reason), found.summary
         assert bool(found.settle) == (verdict is UNDETERMINED)
-        assert assert_cooccurrence(made(**path), turn=False).verdict is FORMED
+        reported = assert_cooccurrence(made(**path))
+        assert reported.verdict is FORMED and "; the path of token losses turns " in reported.summary
         assert assert_phase_change(made(**path)).verdict is FORMED
 
     def test_a_run_without_token_losses_says_so(self):
-        found = assert_cooccurrence(made(turn=None))
-        assert found.summary.endswith("; the turn of the path of token losses was not recorded")
-        assert "not recorded" not in assert_cooccurrence(made(turn=None), turn=False).summary
+        assert "path" not in assert_cooccurrence(made(turn=None)).summary
         asked = evidence_of(assert_cooccurrence, made(turn=None), turn=True)
         assert (asked.verdict, asked.reason) == (UNDETERMINED, "turn_not_recorded") and "`turn=False`" in asked.settle
 
@@ -217,12 +216,13 @@ class TestCooccurrence:
 
     def test_several_runs_are_judged_by_the_mean_of_their_distances(self):
         runs = [made(turn=place, seed=10 * seed, name=f"seed {seed}") for seed, place in enumerate((2.4, 2.43, 2.46))]
-        found = assert_cooccurrence(runs)
+        found = assert_cooccurrence(runs, turn=True)
         lags = [find_phase_changes(run).turn_lag.value for run in runs]
         assert found.estimates["turn_lag"].value == pytest.approx(np.mean(lags)) and len(found.changes) == 15
-        apart = evidence_of(assert_cooccurrence, [made(turn=3.2, seed=10 * seed) for seed in range(2)])
+        apart = evidence_of(assert_cooccurrence, [made(turn=3.2, seed=10 * seed) for seed in range(2)], turn=True)
+        assert set(assert_cooccurrence(runs).estimates) == {"lag"}
         assert (apart.verdict, apart.reason) == (NOT_FORMED, "turn_apart")
-        mixed = evidence_of(assert_cooccurrence, [*runs, made(turn=None)])
+        mixed = evidence_of(assert_cooccurrence, [*runs, made(turn=None)], turn=True)
         assert mixed.reason == "turn_not_recorded" and "1 of 4 runs have no two changes to compare" in mixed.summary
 
     def test_real_checkpoints_of_two_layers_turn_where_induction_forms(self, tmp_path, monkeypatch):

@@ -7,9 +7,10 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from pytest_induction.assertions.boundary import expect
-from pytest_induction.assertions.together import apart, over_runs, together, turning
+from pytest_induction.assertions.together import apart, over_runs, together, turning, with_turn
 from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.journal import tell
 from pytest_induction.records import Change, Estimate, Evidence, Moment, Provenance, Verdict
@@ -87,16 +88,16 @@ def assert_cooccurrence(
     run: RunLike | Sequence[RunLike],
     *,
     margin: float = MARGIN,
-    turn: bool | None = None,
+    turn: bool = False,
     max_width: float = MAX_WIDTH,
     min_change: Mapping[str, float] | None = None,
     error_rate: float = ERROR_RATE,
 ) -> Evidence:
-    """Assert that in-context learning changes together with induction, and that the path of the training turns there.
+    """Assert that in-context learning changes together with induction; with `turn`, that the path of the training turns there.
 
     Midpoints lie at most `margin` decades of tokens from that of induction. The turn is that of the path in the space of token
-    losses; `turn` asks for it, or leaves it out (False). By default it is asked for where token losses were recorded, and the
-    summary says where they were not. The evidence has the distances `lag` and `turn_lag`.
+    losses. It is reported where these were recorded and asked for with `turn` only, for small trainings on natural text had none.
+    The evidence has the distances `lag` and `turn_lag`.
 
     Of one run the interval of a distance is that of the two changes together. Of several runs (seeds) the distances are taken
     run by run, and the interval is that of their mean. The noisier of two series makes the interval wider, its change no later.
@@ -107,14 +108,11 @@ def assert_cooccurrence(
     if not runs:
         raise ArgumentError("`run` must be a run or several, got none")
     pairs = [_found(each, max_width, min_change, error_rate) for each in runs]
-    wanted = turn if turn is not None else any(found.turn is not None for _, found in pairs)
     parts = [together(_evidence(opened, "cooccurrence", found, error_rate), found, margin) for opened, found in pairs]
-    if wanted:
-        parts = [turning(part, found, margin) for part, (_, found) in zip(parts, pairs, strict=True)]
+    add = partial(turning, margin=margin) if turn else with_turn
+    parts = [add(part, found) for part, (_, found) in zip(parts, pairs, strict=True)]
     if len(parts) > 1:
-        parts = [over_runs(parts, [found for _, found in pairs], margin, error_rate, turn=wanted)]
-    if turn is None and not wanted and parts[0].verdict is Verdict.FORMED:
-        parts = [replace(parts[0], summary=f"{parts[0].summary}; the turn of the path of token losses was not recorded")]
+        parts = [over_runs(parts, [found for _, found in pairs], margin, error_rate, turn=turn)]
     return expect(parts[0], Verdict.FORMED)
 
 

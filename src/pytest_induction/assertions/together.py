@@ -32,6 +32,14 @@ def together(evidence: Evidence, found: PhaseChange, margin: float = MARGIN) -> 
     return _within(evidence, lag, margin, f"{evidence.summary}; in-context learning changes {apart(lag)} after")
 
 
+def with_turn(evidence: Evidence, found: PhaseChange) -> Evidence:
+    """The evidence on a run, with what the path of token losses does beside it, as far as that was recorded."""
+    if evidence.verdict is not Verdict.FORMED or found.turn is None:
+        return evidence
+    said = found.turn.summary if found.turn_lag is None else f"the path of token losses turns {apart(found.turn_lag)} after"
+    return replace(evidence, summary=f"{evidence.summary}; {said}")
+
+
 def turning(evidence: Evidence, found: PhaseChange, margin: float) -> Evidence:
     """The evidence on a run in which the path of token losses must turn with induction, too."""
     if evidence.verdict is not Verdict.FORMED:
