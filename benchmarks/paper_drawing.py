@@ -26,13 +26,13 @@ from paper_rows import (
 from paper_runs import Measured, Zoo, blocks
 from pytest_induction.metrics.trajectory import principal_path
 from pytest_induction.report.drawing import GRID, Plot, rule, scaled, text, ticks_between
-from pytest_induction.report.run_picture import GOLD, INK, PAPER, STYLE, colour_of
+from pytest_induction.report.run_picture import GOLD, INK, PAPER, STYLE, colour_of, edges_of, steepest_of
 from pytest_induction.report.view import amount
 
 NAMES, TICKS, CELL, GAP, BETWEEN, RIGHT = 212, 44, 138, 9, 30, 22  # widths: names of rows, labels of scales, cells, margins
 TOP, HEAD, SQUARE, LOW, SPACE = 92, 92, 150, 100, 18  # heights: title, heads of columns, cells of the plane, others, between
 GROUND, AXIS = "#fbfcfd", "#aab4c0"
-SCALES, LEVELS = (0.3, 1.0, 3.0, 10.0), 24  # ends of the colours in nats, the first that most slopes keep within; shades each way
+LEVELS = 24  # shades each way
 MAP = Row("4", "dLoss / d ln token number", "upwards: token number")
 PLANE = Row("1", "PCA of token losses", "nats per token", keys=((INK, "seed 0"), (PALE, "other seeds"), (GOLD, "window")))
 
@@ -274,12 +274,12 @@ def _inside(plot: Plot, one: Measured, path: np.ndarray) -> Iterator[str]:
 
 def _steepest(block: Block) -> float:
     """The end of the scale of colours: the first that nine of ten slopes of the block's models keep within."""
-    sizes = []
+    slopes = []
     for column in block.columns:
         index, found = column.shown.run.loss_slopes()
-        sizes.append(np.abs(found.slopes[column.shown.drawn[index]]).ravel())
-    most = float(np.nanquantile(np.concatenate(sizes), 0.9))
-    return next((scale for scale in SCALES if scale >= most), SCALES[-1])
+        slopes.append(found.slopes[column.shown.drawn[index]].ravel())
+    every = np.concatenate(slopes)
+    return steepest_of(every[np.isfinite(every)].tolist())
 
 
 def _map(column: Column, plot: Plot, steepest: float, *, is_first: bool) -> Iterator[str]:
@@ -287,8 +287,8 @@ def _map(column: Column, plot: Plot, steepest: float, *, is_first: bool) -> Iter
     one = column.shown
     index, slopes = one.run.loss_slopes()
     kept = one.drawn[index]
-    across, up = _edges(one.x[index][kept]), _edges(np.log10(slopes.tokens))
-    plot = replace(plot, y=(float(up[0]), float(up[-1])))
+    across, up = edges_of(one.x[index][kept].tolist()), edges_of(np.log10(slopes.tokens).tolist())
+    plot = replace(plot, y=(up[0], up[-1]))
     x = np.clip([plot.at(place, 0)[0] for place in across], plot.left, plot.right)
     y = [plot.at(0, place)[1] for place in up]
     shades: dict[int, list[str]] = {}
@@ -308,12 +308,6 @@ def _map(column: Column, plot: Plot, steepest: float, *, is_first: bool) -> Iter
             yield text(plot.left - 7, plot.at(0, math.log10(token))[1] + 4, str(token), "faint", anchor="end")
     yield from _window(plot, one, is_filled=True)
     yield rule(plot.left, plot.bottom, plot.right, plot.bottom, AXIS)
-
-
-def _edges(places: np.ndarray) -> np.ndarray:
-    """Half-way between neighbours, and as far beyond the first and the last."""
-    inner = (places[1:] + places[:-1]) / 2
-    return np.array([2 * places[0] - inner[0], *inner, 2 * places[-1] - inner[-1]])
 
 
 def _colours(top: float, every: Sequence[Block]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pages import filled
 from paper_drawing import drawn
 from paper_runs import INDUCES, INDUCTION, OTHER, PREVIOUS, PREVIOUS_TOKEN, ROOT, Kind, Measured, Zoo, kinds_of_the_zoo, read_zoo
 from pytest_induction.records import Verdict
@@ -177,21 +178,17 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[s
         yield f"| {' | '.join(row)} |"
 
 
-def filled(page: Path, text: str) -> tuple[str, str] | None:
-    """The page as it is and as it is with the numbers, or None where it or its markers are missing."""
-    before = page.read_text(encoding="utf-8") if page.is_file() else ""
-    head, begin, rest = before.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    return (before, f"{head}{begin}\n\n{text}\n{end}{tail}") if begin and end else None
+def written(page: Path) -> str:
+    """What stands on a page; nothing on one that is missing."""
+    return page.read_text(encoding="utf-8") if page.is_file() else ""
 
 
 def stale(picture: str, text: str) -> str:
     """What is not as the measurements give it, or ""."""
-    seen = PICTURE.read_text(encoding="utf-8") if PICTURE.is_file() else ""
-    pages = filled(PAGE, text)
-    if pages is None:
+    page = filled(written(PAGE), BEGIN, END, f"{text}\n")
+    if page is None:
         return f"{PAGE.name} must have the lines {BEGIN!r} and {END!r}"
-    names = [each.name for each, is_so in ((PICTURE, seen == picture), (PAGE, pages[0] == pages[1])) if not is_so]
+    names = [each.name for each, wanted in ((PICTURE, picture), (PAGE, page)) if written(each) != wanted]
     return f"not what the measurements of the zoo give: {' and '.join(names)}; run `make paper`" if names else ""
 
 
@@ -207,11 +204,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(bool(found))
     print(text)
     PICTURE.write_text(picture, encoding="utf-8")
-    pages = filled(PAGE, text)
-    if pages is None:
+    page = filled(written(PAGE), BEGIN, END, f"{text}\n")
+    if page is None:
         print(f"{PAGE.name} is left alone: it must have the lines {BEGIN!r} and {END!r}")
     else:
-        PAGE.write_text(pages[1], encoding="utf-8")
+        PAGE.write_text(page, encoding="utf-8")
     return 0
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pages import filled
 from rows import MEMORY, ROWS, TOY, Row
 
 BEGIN, END = "<!-- begin: written by `make bench` -->", "<!-- end -->"
@@ -85,13 +86,11 @@ def rewrite(page: Path, data: dict[str, Any]) -> str:
     left_out = [name for name in ROWS if name not in rows_of(data)]
     if left_out:
         return f"{page} is left as it is: {len(left_out)} of {len(ROWS)} rows were not measured ({', '.join(left_out)})"
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{page} must have the lines {BEGIN!r} and {END!r}")
     table = "\n".join(page_table(data))
-    page.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
+    text = filled(page.read_text(encoding="utf-8"), BEGIN, END, f"{table}\n\n")
+    if text is None:
+        raise SystemExit(f"{page} must have the lines {BEGIN!r} and {END!r}")
+    page.write_text(text, encoding="utf-8")
     return f"{page} rewritten"
 
 

@@ -20,12 +20,12 @@ from tests.paper.zoo import (
     SMEARED,
     WITH_MLPS,
     changes,
-    evidence,
     kinds_of_heads,
     names,
     run,
     score,
 )
+from tests.runs.claims import evidence_of
 
 sys.path.insert(0, str(FIXTURES))
 from attention_only import AttentionOnly, Config
@@ -57,7 +57,7 @@ def test_the_loss_has_its_bump_there(name):
 def test_nothing_of_it_in_one_layer(name):
     """The control: no head, no bump, no turn; in-context learning improves by what counting tokens in the context is worth."""
     assert assert_no_phase_change(run(name)).verdict is Verdict.NOT_FORMED
-    assert evidence(assert_cooccurrence, run(name), turn=True).reason == "no_change"
+    assert evidence_of(assert_cooccurrence, run(name), turn=True).reason == "no_change"
     for series in ("loss", "turn", "advantage"):
         assert changes(name)[series].verdict is not Verdict.FORMED, series
     assert run(name).best_of_heads("prefix_matching")[0].max() < 0.15

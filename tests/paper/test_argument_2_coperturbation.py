@@ -4,7 +4,8 @@ import pytest
 
 from pytest_induction import Verdict
 from pytest_induction.assertions.perturbation import assert_coperturbation
-from tests.paper.zoo import SEEDS, changes, evidence, names, run
+from tests.paper.zoo import SEEDS, changes, names, run
+from tests.runs.claims import evidence_of
 
 
 @pytest.mark.parametrize("layers", ["1l", "2l"])
@@ -27,7 +28,7 @@ def test_over_the_seeds_together(layers):
 )
 def test_what_makes_induction_no_earlier_moves_nothing(control, treated):
     """The control: another seed, another layer beside those that suffice, the smearing taken away, and no induction in either."""
-    assert evidence(assert_coperturbation, run(control), run(treated)).verdict is Verdict.NOT_FORMED
+    assert evidence_of(assert_coperturbation, run(control), run(treated)).verdict is Verdict.NOT_FORMED
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -9,7 +9,7 @@ import pytest
 from pytest_induction import Verdict, measure_heads
 from pytest_induction.assertions.generality import assert_heads_generalize
 from pytest_induction.models import planted
-from tests.paper.zoo import evidence
+from tests.runs.claims import evidence_of
 
 SIZES = {"n_heads": 3, "d_vocab": 40, "n_ctx": 64}
 HEADS = {"classes": planted.class_induction_head, "translation": planted.translation_head, "patterns": planted.pattern_head}
@@ -23,7 +23,7 @@ def test_a_head_that_generalizes_is_found(family):
 @pytest.mark.parametrize("family", HEADS)
 def test_a_head_that_matches_literally_does_not(family):
     """The control."""
-    assert evidence(assert_heads_generalize, planted.induction_head(**SIZES), "L1H0", family).verdict is Verdict.NOT_FORMED
+    assert evidence_of(assert_heads_generalize, planted.induction_head(**SIZES), "L1H0", family).verdict is Verdict.NOT_FORMED
 
 
 def test_one_head_matches_tokens_and_classes():
@@ -36,5 +36,5 @@ def test_one_head_matches_tokens_and_classes():
 @pytest.mark.parametrize(("name", "heads"), [("two-layers", "L1H1"), ("llama", "L1H0"), ("one-layer-smeared", "L0H0")])
 def test_trained_heads_of_this_size_are_literal(name, heads, shipped):
     """Where we differ: not shown here for any trained model."""
-    found = evidence(assert_heads_generalize, shipped[name], heads)
+    found = evidence_of(assert_heads_generalize, shipped[name], heads)
     assert (found.verdict, found.reason) == (Verdict.NOT_FORMED, "does_not_generalize")

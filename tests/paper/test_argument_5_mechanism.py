@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from pytest_induction import Verdict, assert_induction_circuit, measure_copying
-from tests.paper.zoo import PLAIN, PREVIOUS, causes, changes, evidence, kinds_of_heads, names, run
+from tests.paper.zoo import PLAIN, PREVIOUS, causes, changes, kinds_of_heads, names, run
+from tests.runs.claims import evidence_of
 
 
 @pytest.mark.parametrize(("name", "head"), [("two-layers", (1, 1)), ("three-layers-text", (2, 0)), ("llama", (1, 0))])
@@ -20,7 +21,7 @@ def test_the_circuit_is_there_and_is_used(name, head, shipped):
 @pytest.mark.parametrize("name", ["one-layer", "one-layer-smeared"])
 def test_one_layer_has_no_circuit(name, shipped):
     """The control: nothing earlier to read from, also where smeared keys do its work."""
-    assert evidence(assert_induction_circuit, shipped[name]).verdict is not Verdict.FORMED
+    assert evidence_of(assert_induction_circuit, shipped[name]).verdict is not Verdict.FORMED
 
 
 @pytest.mark.parametrize("name", names(*PLAIN))

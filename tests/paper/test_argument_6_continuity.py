@@ -6,7 +6,8 @@ The paper says "fully analogous" and gives no statistic; here are equivalence te
 import pytest
 
 from pytest_induction import Verdict, assert_continuity
-from tests.paper.zoo import ATTENTION_ONLY, PLAIN, SEEDS, SMEARED, evidence, run
+from tests.paper.zoo import ATTENTION_ONLY, PLAIN, SEEDS, SMEARED, run
+from tests.runs.claims import evidence_of
 
 
 def family(kinds, seed):
@@ -36,7 +37,7 @@ def test_seeds_look_alike(kind):
 
 def test_with_mlps_one_of_three_ends_elsewhere():
     """Where it did not replicate: with MLPs one seed ends with half a nat less of in-context learning, and weaker heads."""
-    found = evidence(assert_continuity, {str(seed): run(f"2l-mlp-s{seed}") for seed in SEEDS})
+    found = evidence_of(assert_continuity, {str(seed): run(f"2l-mlp-s{seed}") for seed in SEEDS})
     assert found.verdict is Verdict.NOT_FORMED
     assert "in-context learning score at the end" in found.summary
 
@@ -44,11 +45,11 @@ def test_with_mlps_one_of_three_ends_elsewhere():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_one_layer_is_no_member_of_the_family(seed):
     """The control: it differs in kind, for it has no phase change."""
-    found = evidence(assert_continuity, family(("1l", *ATTENTION_ONLY), seed))
+    found = evidence_of(assert_continuity, family(("1l", *ATTENTION_ONLY), seed))
     assert (found.verdict, found.reason) == (Verdict.NOT_FORMED, "differs")
     assert "1l has none" in found.summary
 
 
 def test_what_comes_much_earlier_is_not_called_alike():
     """The control: smeared keys move the window by more than the margin that families are held to."""
-    assert evidence(assert_continuity, family(("1l-smeared", *ATTENTION_ONLY), 0)).verdict is not Verdict.FORMED
+    assert evidence_of(assert_continuity, family(("1l-smeared", *ATTENTION_ONLY), 0)).verdict is not Verdict.FORMED

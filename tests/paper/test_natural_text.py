@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pytest_induction import Verdict, assert_cooccurrence, assert_no_phase_change, assert_phase_change
-from tests.paper.zoo import at_end, causes, changes, evidence, kinds_of_heads, run, score
+from tests.paper.zoo import at_end, causes, changes, kinds_of_heads, run, score
+from tests.runs.claims import evidence_of
 
 CHANGED = ("text-2l-s0", "text-2l-mlp-s0")
 
@@ -18,7 +19,7 @@ def test_induction_heads_form(name):
 
 
 def test_with_mlps_they_form_so_slowly_that_abrupt_is_not_clear():
-    assert evidence(assert_phase_change, run("text-2l-mlp-s0")).reason == "width_unclear"
+    assert evidence_of(assert_phase_change, run("text-2l-mlp-s0")).reason == "width_unclear"
     assert at_end("text-2l-mlp-s0", "prefix_matching").max() > 0.4
 
 
@@ -30,7 +31,7 @@ def test_not_in_one_layer():
 @pytest.mark.parametrize("name", CHANGED)
 def test_in_context_learning_changes_with_them(name):
     heads, learning = (changes(name)[series] for series in ("prefix_matching", "icl_score"))
-    assert evidence(assert_cooccurrence, run(name)).verdict is not Verdict.NOT_FORMED
+    assert evidence_of(assert_cooccurrence, run(name)).verdict is not Verdict.NOT_FORMED
     assert learning.verdict is not Verdict.NOT_FORMED
     assert abs(np.log10(learning.midpoint.step.value / heads.midpoint.step.value)) < 0.15
 

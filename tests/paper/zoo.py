@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from pytest_induction import load_run
-from pytest_induction.errors import ExpectationFailed
 from pytest_induction.runs.phase_change import find_phase_changes
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -59,11 +58,3 @@ def score(name, step):
     """The in-context learning score at the snapshot of a step, or the last before it, nats; negative where a model learns."""
     steps = run(name).steps
     return float(run(name).column("icl_score")[int(np.searchsorted(steps, step, side="right")) - 1])
-
-
-def evidence(assertion, *arguments, **options):
-    """The evidence of an assertion, whichever way it goes."""
-    try:
-        return assertion(*arguments, **options)
-    except ExpectationFailed as failure:
-        return failure.evidence

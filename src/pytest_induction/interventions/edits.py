@@ -196,14 +196,14 @@ def ablate(heads: HeadsLike, how: Replacement = "zero", *, source: Any = None) -
     """
     if how not in HOW:
         raise ArgumentError(f"`how` must be one of {', '.join(HOW)}, got {how!r}")
-    return Ablation(heads, how, None if source is None else token_ids("source", source))
+    return Ablation(heads, how, _given_source(source))
 
 
 def leave_in(heads: HeadsLike, *, among: HeadsLike | None = None, how: Replacement = "zero", source: Any = None) -> Intervention:
     """All heads `among` these, or all of the model, are ablated but some: what is left shows what those suffice for."""
     if how not in HOW:
         raise ArgumentError(f"`how` must be one of {', '.join(HOW)}, got {how!r}")
-    return LeavingIn(heads, among, how, None if source is None else token_ids("source", source))
+    return LeavingIn(heads, among, how, _given_source(source))
 
 
 def scale(heads: HeadsLike, by: float) -> Intervention:
@@ -248,7 +248,7 @@ def freeze_patterns(source: Any = None) -> Intervention:
     Queries and keys of that pass are kept, never a pattern, but in models that compute patterns themselves. With an ablation
     this makes it pattern-preserving: only what is moved along the patterns changes.
     """
-    return Frozen(None if source is None else token_ids("source", source))
+    return Frozen(_given_source(source))
 
 
 def smear(share: float) -> Intervention:
@@ -319,6 +319,10 @@ def _for_rows(numbers: Tensor, tokens: Tensor, name: str) -> Tensor:
             f"got {tuple(numbers.shape)}"
         )
     return numbers[:, None]
+
+
+def _given_source(source: Any) -> Tensor | None:
+    return None if source is None else token_ids("source", source)
 
 
 def _on(source: Tensor | None, clean: Clean) -> Tensor | None:

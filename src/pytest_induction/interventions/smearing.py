@@ -26,7 +26,7 @@ from pytest_induction.models.kernels import Call
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.sdpa import Tap
-from pytest_induction.models.way_in import Enough, Refused
+from pytest_induction.models.way_in import Refused, checked
 
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_key_value_heads")
 OF_ITSELF = ("config", "cfg", "generation_config", "tokenizer")
@@ -113,13 +113,8 @@ class SmearedKeys(nn.Module):
     def _smeared(self, tokens: Tensor, steps: Mapping[int, Sequence[_Shared]]) -> Iterator[None]:
         """The layers of a pass over `tokens` inside the block take these steps, all of them."""
         try:
-            with as_written(), self._way.acting(tokens, steps):
-                try:
-                    yield
-                except Enough:  # whoever watches has seen the last layer
-                    _check_taken(steps)
-                    raise
-            _check_taken(steps)
+            with checked(lambda: _check_taken(steps)), as_written(), self._way.acting(tokens, steps):
+                yield
         except Refused as refused:
             raise self._unsmeared(str(refused)) from None
 

@@ -17,7 +17,7 @@ from pytest_induction.models.calling import Caller, as_written
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.projecting import acting_on_outputs
 from pytest_induction.models.protocol import ModelUnderTest, in_force
-from pytest_induction.models.way_in import Enough, Refused
+from pytest_induction.models.way_in import Refused, checked
 
 OF_THE_SAME_SHAPE = ("labels", "position_ids", "token_type_ids", "decoder_input_ids")  # as token ids, in transformers' calls
 StepsFor = Callable[[Tensor, Callable[[Steps], None]], Steps]
@@ -33,7 +33,7 @@ def acting(subject: ModelUnderTest, tokens: Tensor, steps: Steps, *, first: int 
     changed = subject.intervening
     around = nullcontext() if changed is None else changed.ahead(tokens, lambda: subject.logits(tokens))
     try:
-        with around, _where_it_can(subject, tokens, steps, first) as taken, _all_acting(subject, steps, taken):
+        with around, _where_it_can(subject, tokens, steps, first) as taken, checked(lambda: _check_all(subject, steps, taken)):
             yield
     except Refused as refused:
         raise UnsupportedModel(f"the heads of {subject.name} cannot be made to act otherwise: {refused}") from None
@@ -48,18 +48,8 @@ def _where_it_can(subject: ModelUnderTest, tokens: Tensor, steps: Steps, first: 
     return acting_on_outputs(subject, circuits_of(subject), tokens, steps)
 
 
-@contextmanager
-def _all_acting(subject: ModelUnderTest, steps: Steps, taken: object) -> Iterator[None]:
-    """Raise `Refused` where a pass inside the block did not show all its layers, also one that ends at the last of them."""
-    try:
-        yield
-    except Enough:
-        _check_all(subject, steps, taken)
-        raise
-    _check_all(subject, steps, taken)
-
-
 def _check_all(subject: ModelUnderTest, steps: Steps, taken: object) -> None:
+    """Raise `Refused` where a pass did not show all its layers."""
     if steps and isinstance(taken, Acting):
         subject.reading.all_seen(len(taken.heads))
 

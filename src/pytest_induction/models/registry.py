@@ -14,19 +14,19 @@ from typing import Any
 
 from torch import Tensor
 
-from pytest_induction.models.acting import Acting, Steps
+from pytest_induction.models.acting import Acting
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
 from pytest_induction.models.kernels import Call, exact, is_softmax_attention, is_weighted_sum
-from pytest_induction.models.sdpa import one_at_a_time
-from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
+from pytest_induction.models.sdpa import CallsWay, one_at_a_time
+from pytest_induction.models.way_in import NotInUse, Refused, Show, Trials
 
 OPEN_WHERE_TRUE = ("sdpa_attention_forward",)  # functions that are known to take a boolean mask in place of none
 CHANGES_THE_SCORES = ("softcap", "s_aux", "sinks", "position_bias", "sliding_window")
 
 
-class RegistryWay(ListeningWay):
+class RegistryWay(CallsWay):
     """Reads what passes through transformers' attention interface."""
 
     name = "transformers attention interface"
@@ -46,12 +46,6 @@ class RegistryWay(ListeningWay):
         if not shows[0].events:
             raise Refused("0 calls of a registered attention function seen")
         self.settle(shows, expected)
-
-    @contextmanager
-    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> Iterator[Acting]:
-        acting = Acting(steps, layers=self.calls, groups=self.groups, first=first)
-        with self.listening(tokens, acting):
-            yield acting
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:

@@ -27,7 +27,17 @@ SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
 one_at_a_time = threading.RLock()  # held while functions that all models share are replaced
 
 
-class SdpaWay(ListeningWay):
+class CallsWay(ListeningWay):
+    """A way in that sees calls of attention, and has steps taken where it listens."""
+
+    @contextmanager
+    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> Iterator[Acting]:
+        acting = Acting(steps, layers=self.calls, groups=self.groups, first=first)
+        with self.listening(tokens, acting):
+            yield acting
+
+
+class SdpaWay(CallsWay):
     """Sees every causal self-attention call; refuses a model that computes attention anywhere else too."""
 
     name = "sdpa"
@@ -57,12 +67,6 @@ class SdpaWay(ListeningWay):
                 self.caller(tokens, logits=logits)
         whole, base = seen
         return len(whole) == len(base) and all(map(torch.equal, whole, base))
-
-    @contextmanager
-    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> Iterator[Acting]:
-        acting = Acting(steps, layers=self.calls, groups=self.groups, first=first)
-        with self.listening(tokens, acting):
-            yield acting
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:

@@ -187,6 +187,17 @@ class WayIn(ABC):
             raise Refused(f"{expected}, {seen} were seen by {self.name}")
 
 
+@contextmanager
+def checked(check: Callable[[], None]) -> Iterator[None]:
+    """Have `check` look at a pass inside the block, also at one that ends early: whoever watches has seen the last layer."""
+    try:
+        yield
+    except Enough:
+        check()
+        raise
+    check()
+
+
 class ListeningWay(WayIn):
     """A way in that listens while the model runs as it is called."""
 

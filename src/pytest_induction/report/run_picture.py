@@ -109,10 +109,10 @@ def _last(values: Sequence[float | None]) -> float:
 def _map(picture: Mapping[str, Any], plot: Plot) -> list[str]:
     """The derivative of the loss by the logarithm of the token number: a cell for each snapshot and place."""
     cells = picture["map"]
-    edges, places = _edges(cells["x"]), [math.log10(token) for token in cells["tokens"]]
-    rows = _edges(places)
+    edges, places = edges_of(cells["x"]), [math.log10(token) for token in cells["tokens"]]
+    rows = edges_of(places)
     plot = Plot(plot.left, plot.top, plot.width, plot.height, plot.x, (rows[0], rows[-1]))
-    drawn, steepest = [], _steepest(cells["slopes"])
+    drawn, steepest = [], steepest_of([slope for slopes in cells["slopes"] for slope in slopes if slope is not None])
     for row, slopes in enumerate(cells["slopes"]):
         for column, slope in enumerate(slopes):
             (left, low), (right, high) = plot.at(edges[column], rows[row]), plot.at(edges[column + 1], rows[row + 1])
@@ -125,7 +125,7 @@ def _map(picture: Mapping[str, Any], plot: Plot) -> list[str]:
     return [frame[0], *drawn, *frame[1:], *_colours(plot, steepest)]
 
 
-def _edges(places: Sequence[float]) -> list[float]:
+def edges_of(places: Sequence[float]) -> list[float]:
     """Half-way between neighbours, and as far beyond the first and the last."""
     inner = [(one + two) / 2 for one, two in itertools.pairwise(places)]
     if not inner:
@@ -138,9 +138,9 @@ def _tokens(low: float, high: float) -> list[tuple[float, str]]:
     return [(math.log10(mark), f"{mark:g}") for mark in marks if low <= math.log10(mark) <= high]
 
 
-def _steepest(slopes: Sequence[Sequence[float | None]]) -> float:
+def steepest_of(slopes: Sequence[float]) -> float:
     """The scale of the colours: the first that nine of ten slopes keep within."""
-    sizes = sorted(abs(slope) for row in slopes for slope in row if slope is not None)
+    sizes = sorted(map(abs, slopes))
     most = sizes[int(0.9 * (len(sizes) - 1))] if sizes else 0.0
     return next((scale for scale in STEEPEST if scale >= most), STEEPEST[-1])
 
