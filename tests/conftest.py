@@ -32,3 +32,11 @@ def _seeded() -> None:
 def shipped() -> dict[str, str]:
     """Names of the shipped models -> how to name them to the plugin."""
     return SHIPPED
+
+
+@pytest.fixture(autouse=True)
+def _inner_sessions_are_in_order(request, monkeypatch):
+    """No plugin of this environment shuffles the tests of a session inside a test."""
+    if "pytester" in request.fixturenames:
+        request.getfixturevalue("pytester")  # it clears the variable
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")

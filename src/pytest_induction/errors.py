@@ -50,6 +50,14 @@ class RunBusyError(RunError):
     """Another process is writing to the run: choose another place, or wait for it."""
 
 
+class ReportError(InductionError):
+    """A report cannot be written, or its records cannot be read; the message says which file, what is wrong, what to do."""
+
+
+class BaselineError(InductionError):
+    """A baseline cannot be read, written or compared with; the message says which file and entry, what is wrong, what to do."""
+
+
 class ExpectationFailed(AssertionError):
     """An assertion about a model does not hold; `evidence` carries the whole measurement and the verdict."""
 

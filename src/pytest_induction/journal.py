@@ -1,6 +1,7 @@
 """Between what measures and who runs it (the plugin, while a test runs), in both directions. Standard library only.
 
-Verdicts that are reached go to whoever listens; what the user's hooks attach to models comes from there.
+Verdicts that are reached go to whoever listens, and what they are about: models and runs. What the user's hooks attach to models
+comes from there.
 """
 
 from __future__ import annotations
@@ -11,10 +12,29 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_induction.records import Evidence
+    from pytest_induction.records import Evidence, Provenance
 
 _attach: ContextVar[Callable[[Any], Any] | None] = ContextVar("induction_attach", default=None)
 _heard: ContextVar[list[Evidence] | None] = ContextVar("induction_heard", default=None)
+_subjects: ContextVar[list[tuple[Any, Provenance]] | None] = ContextVar("induction_subjects", default=None)
+
+
+def name_subject(subject: Any, about: Provenance) -> None:
+    """Tell who asks for it what a measurement is of: a model under test or a training run, and by what name."""
+    subjects = _subjects.get()
+    if subjects is not None:
+        subjects.append((subject, about))
+
+
+@contextmanager
+def naming_subjects() -> Iterator[list[tuple[Any, Provenance]]]:
+    """Collect what is measured inside the block, as it is named."""
+    subjects: list[tuple[Any, Provenance]] = []
+    token = _subjects.set(subjects)
+    try:
+        yield subjects
+    finally:
+        _subjects.reset(token)
 
 
 def tell(evidence: Evidence) -> None:

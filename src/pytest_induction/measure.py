@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
+from pytest_induction.journal import name_subject
 from pytest_induction.metrics.attention import SCORES, PeriodicScores, scores_for
 from pytest_induction.metrics.loss import Repetition, repetition
 from pytest_induction.metrics.streaming import Scores, Streamed
@@ -291,7 +292,7 @@ def describe(probes: Sequence[Probe]) -> str:
 def provenance(subject: ModelUnderTest, *, seed: int | None = None, n_sequences: int = 0, probe: str = "") -> Provenance:
     """Where a measurement of this model comes from."""
     way = subject.way
-    return Provenance(
+    about = Provenance(
         model=subject.name,
         fingerprint=subject.fingerprint(),
         way_in=way.name if way else "none",
@@ -306,6 +307,9 @@ def provenance(subject: ModelUnderTest, *, seed: int | None = None, n_sequences:
         notes=subject.notes,
         versions=_versions(),
     )
+    if subject.intervening is None:  # what changes its passes now may be gone when it is shown
+        name_subject(subject, about)
+    return about
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from pytest_induction.options import add_options
 from pytest_induction.progress import showing_on
 from pytest_induction.session import SessionModel, open_terminal
 from pytest_induction.session_runs import SessionRuns, readable_ids
@@ -20,20 +21,6 @@ if TYPE_CHECKING:
     from pytest_induction.runs.record import TrainingRun
 
 T = TypeVar("T")
-SETTINGS = {
-    "model": "model under test: a local directory, hf:NAME[@REVISION], module.path:factory or path/file.py:factory",
-    "text": "text file on which in-context learning is measured",
-    "seed": "seed of the probes (default 0)",
-    "device": "device a named model is loaded on (default cpu)",
-    "dtype": "floating-point type a named model is loaded in (default: as stored)",
-    "memory": "what a forward pass may take, such as 4GB (default: half of what is free)",
-    "max_overhead": "most that the scores may take, in bare forward passes; judged by --induction-benchmark",
-}
-RUN_SETTINGS = {
-    "run": "training run to gate: a recorded one, a log or checkpoints, here or where fsspec reaches; may be repeated",
-    "reference": "training run than which induction must not form later",
-    "factory": "what makes the model of the checkpoints that --induction-run names: module.path:factory or path/file.py:factory",
-}
 MARKER_KEYS = (
     "seed",
     "max_sequences",
@@ -53,21 +40,7 @@ HEARD: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("induction", "mechanistic tests of language models")
-    for name, help_text in SETTINGS.items():
-        option = f"--induction-{name.replace('_', '-')}"
-        group.addoption(option, dest=f"induction_{name}", metavar=name.upper(), help=help_text)
-        parser.addini(f"induction_{name}", help=f"{help_text}; collects nothing by itself", default=None)
-    run, reference, factory = RUN_SETTINGS["run"], RUN_SETTINGS["reference"], RUN_SETTINGS["factory"]
-    group.addoption("--induction-run", dest="induction_run", action="append", metavar="RUN", help=run)
-    group.addoption("--induction-reference", dest="induction_reference", metavar="RUN", help=reference)
-    group.addoption("--induction-factory", dest="induction_factory", metavar="FACTORY", help=factory)
-    parser.addini("induction_run", f"{run}; collects nothing by itself", type="linelist", default=[])
-    parser.addini("induction_reference", reference, default=None)
-    parser.addini("induction_factory", factory, default=None)
-    group.addoption(
-        "--induction-benchmark", action="store_true", help="time the analyses of the model with pytest-benchmark, not gate it"
-    )
+    add_options(parser)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -184,7 +185,8 @@ class Evidence:
     `heads` are the heads for which the claim holds, strongest first; `nearest` the strongest of all others; `pairs` those that
     do it in two steps where no single head does. `estimates` holds the measures of the whole model, `bars` what they were held
     against. `confidence` is that of the verdict, None where examples were searched for one that fails. `changes` is what the
-    series of a training run did.
+    series of a training run did. `mosaic` is the prefix matching of every head, a row for each layer, as it is drawn: to four
+    digits, None for a head that a layer does not have.
     """
 
     claim: str
@@ -200,6 +202,7 @@ class Evidence:
     confidence: float | None = 0.999
     settle: str = ""
     changes: tuple[Change, ...] = ()
+    mosaic: tuple[tuple[float | None, ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts, with the version of this layout under `schema`."""
@@ -218,14 +221,40 @@ class Evidence:
         for name in ("heads", "nearest"):
             fields[name] = tuple(HeadEvidence(**_with_estimates(head)) for head in fields[name])
         fields["pairs"] = tuple(PairEvidence(**_with_estimates(pair)) for pair in fields["pairs"])
-        fields["estimates"] = {name: Estimate(**estimate) for name, estimate in fields["estimates"].items()}
+        fields["estimates"] = {name: _estimate(estimate) for name, estimate in fields["estimates"].items()}
         fields["changes"] = tuple(_change(change) for change in fields.get("changes", ()))
+        fields["mosaic"] = tuple(tuple(row) for row in fields.get("mosaic", ()))
         return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What is drawn of a model or a run beside the verdicts: plain data of one `kind`; exhibits/ has the layout of each.
+
+    `model` and `fingerprint` are those of the provenance of its verdicts. `missing` says why there is no `data`, where there
+    is none.
+    """
+
+    kind: str
+    model: str
+    fingerprint: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    missing: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        return {**vars(self), "data": dict(self.data)}
 
 
 def _with_estimates(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a record, estimates made of what they became."""
-    return {name: Estimate(**value) if isinstance(value, Mapping) else value for name, value in data.items()}
+    return {name: _estimate(value) if isinstance(value, Mapping) else value for name, value in data.items()}
+
+
+def _estimate(data: Mapping[str, Any]) -> Estimate:
+    """A number that JSON had no word for is not a number."""
+    fields: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
+    return Estimate(**fields)
 
 
 def _change(data: Mapping[str, Any]) -> Change:

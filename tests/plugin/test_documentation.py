@@ -44,10 +44,11 @@ def test_pages_name_only_pages_that_exist():
 
 def test_options_and_ini_keys_are_documented():
     """What the plugin knows, the quickstart lists."""
-    from pytest_induction.plugin import MARKER_KEYS, RUN_SETTINGS, SETTINGS
+    from pytest_induction.options import BASELINE_SETTINGS, REPORT_SETTINGS, RUN_SETTINGS, SETTINGS
+    from pytest_induction.plugin import MARKER_KEYS
 
     page = (ROOT / "docs" / "quickstart.md").read_text()
-    for name in (*SETTINGS, *RUN_SETTINGS):
+    for name in (*SETTINGS, *RUN_SETTINGS, *REPORT_SETTINGS, *BASELINE_SETTINGS):
         assert f"`--induction-{name.replace('_', '-')}`" in page
         assert f"`induction_{name}`" in page
     assert "`--induction-benchmark`" in page

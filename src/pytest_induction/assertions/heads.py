@@ -272,6 +272,7 @@ def _decide(
         bars=bars,
         confidence=1 - error_rate,
         settle=settle,
+        mosaic=judgement.mosaic,
     )
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pytest_induction.assertions.boundary import expect
 from pytest_induction.assertions.together import apart, over_runs, together, turning, with_turn
 from pytest_induction.errors import ArgumentError, user_facing
-from pytest_induction.journal import tell
+from pytest_induction.journal import name_subject, tell
 from pytest_induction.records import Change, Estimate, Evidence, Moment, Provenance, Verdict
 from pytest_induction.runs.changes import MAX_WIDTH
 from pytest_induction.runs.opening import load_run
@@ -218,7 +218,7 @@ def provenance_of(run: TrainingRun) -> Provenance:
         digest.update(
             f"{snapshot.step} {snapshot.loss} {snapshot.icl_score} {snapshot.advantage} {snapshot.fingerprint}".encode()
         )
-    return Provenance(
+    told = Provenance(
         model=run.name,
         fingerprint=digest.hexdigest(),
         way_in=str(about.get("way_in", "none")),
@@ -233,6 +233,8 @@ def provenance_of(run: TrainingRun) -> Provenance:
         is_run=True,
         versions=about.get("versions", {}),
     )
+    name_subject(run, told)
+    return told
 
 
 def _in_time(evidence: Evidence, change: Change | None, name: str, bar: float) -> Evidence:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,13 @@ def judge_induction_head(found: Round, *, min_prefix_matching: float, min_advant
         count = len(found.periods)
         more = more_needed(estimates["advantage"], min_advantage, count) if census.matching else census.more_needed(count)
     others = tuple(head for head in census.heads if head not in census.matching)[:NEAREST]
-    return Judgement(verdict, reason, summary, census.matching, others, estimates=estimates, more_sequences=more)
+    drawn = mosaic(found.heads[:, 0])
+    return Judgement(verdict, reason, summary, census.matching, others, estimates=estimates, more_sequences=more, mosaic=drawn)
+
+
+def mosaic(scores: NDArray[np.floating[Any]]) -> tuple[tuple[float | None, ...], ...]:
+    """A score of every head as it is drawn, from its values (n_sequences, n_layers, n_heads)."""
+    return tuple(tuple(None if np.isnan(each) else round(float(each), 4) for each in row) for row in scores.mean(axis=0))
 
 
 @dataclass(frozen=True)

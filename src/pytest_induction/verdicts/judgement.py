@@ -22,6 +22,7 @@ class Judgement:
     pairs: tuple[PairEvidence, ...] = ()
     estimates: Mapping[str, Estimate] | None = None
     more_sequences: int = 0
+    mosaic: tuple[tuple[float | None, ...], ...] = ()
 
 
 def behaviour_of(found: Round, error_rate: float) -> dict[str, Estimate]:

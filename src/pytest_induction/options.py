@@ -1,0 +1,63 @@
+"""The options of the command line and the keys of the ini file. Imports the standard library and pytest."""
+
+from __future__ import annotations
+
+import pytest
+
+SETTINGS = {
+    "model": "model under test: a local directory, hf:NAME[@REVISION], module.path:factory or path/file.py:factory",
+    "text": "text file on which in-context learning is measured",
+    "seed": "seed of the probes (default 0)",
+    "device": "device a named model is loaded on (default cpu)",
+    "dtype": "floating-point type a named model is loaded in (default: as stored)",
+    "memory": "what a forward pass may take, such as 4GB (default: half of what is free)",
+    "max_overhead": "most that the scores may take, in bare forward passes; judged by --induction-benchmark",
+}
+RUN_SETTINGS = {
+    "run": "training run to gate: a recorded one, a log or checkpoints, here or where fsspec reaches; may be repeated",
+    "reference": "training run than which induction must not form later",
+    "factory": "what makes the model of the checkpoints that --induction-run names: module.path:factory or path/file.py:factory",
+}
+REPORT_SETTINGS = {
+    "report": "write a report when the session ends: PATH.html, PATH.json or PATH.md; may be repeated",
+    "exhibits": "what is measured of each model for the report beside verdicts: all (default), none, or some, by commas",
+}
+BASELINE_SETTINGS = {
+    "baseline": "JSON file of measurements with which those of this session are compared",
+}
+FLAGS = {
+    "benchmark": "time the analyses of the model with pytest-benchmark, not gate it",
+    "update_baseline": "write what differs from the baseline, or is new, into its file, and fail, so that it is reviewed",
+    "accept_baseline": "write what differs from the baseline, or is new, into its file, and pass",
+}
+CALIBRATE = "measure so many times, with a seed each, and store tolerances of 2.8 standard deviations of the difference of two"
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """All of them; an ini key feeds the fixtures and collects nothing by itself."""
+    group = parser.getgroup("induction", "mechanistic tests of language models")
+    for name, help_text in SETTINGS.items():
+        group.addoption(_option(name), dest=f"induction_{name}", metavar=name.upper(), help=help_text)
+        parser.addini(f"induction_{name}", help=f"{help_text}; collects nothing by itself", default=None)
+    run, reference, factory = RUN_SETTINGS["run"], RUN_SETTINGS["reference"], RUN_SETTINGS["factory"]
+    group.addoption("--induction-run", dest="induction_run", action="append", metavar="RUN", help=run)
+    group.addoption("--induction-reference", dest="induction_reference", metavar="RUN", help=reference)
+    group.addoption("--induction-factory", dest="induction_factory", metavar="FACTORY", help=factory)
+    parser.addini("induction_run", f"{run}; collects nothing by itself", type="linelist", default=[])
+    parser.addini("induction_reference", reference, default=None)
+    parser.addini("induction_factory", factory, default=None)
+    report, exhibits = REPORT_SETTINGS["report"], REPORT_SETTINGS["exhibits"]
+    group.addoption("--induction-report", dest="induction_report", action="append", metavar="PATH", help=report)
+    group.addoption("--induction-exhibits", dest="induction_exhibits", metavar="NAMES", help=exhibits)
+    parser.addini("induction_report", report, type="linelist", default=[])
+    parser.addini("induction_exhibits", exhibits, default=None)
+    baseline = BASELINE_SETTINGS["baseline"]
+    group.addoption("--induction-baseline", dest="induction_baseline", metavar="FILE", help=baseline)
+    parser.addini("induction_baseline", baseline, default=None)
+    for name, help_text in FLAGS.items():
+        group.addoption(_option(name), dest=f"induction_{name}", action="store_true", help=help_text)
+    group.addoption("--induction-calibrate", dest="induction_calibrate", metavar="N", help=CALIBRATE)
+
+
+def _option(name: str) -> str:
+    return f"--induction-{name.replace('_', '-')}"
