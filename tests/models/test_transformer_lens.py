@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 
-from pytest_induction import measure_heads
+from pytest_induction import measure_ablations, measure_heads
 from pytest_induction.errors import ModelError
 from pytest_induction.models.adapt import adapt
 from pytest_induction.models.calling import condition
@@ -254,3 +254,13 @@ def test_a_bidirectional_hooked_transformer_is_refused():
     """It has no in-context loss to speak of."""
     with pytest.raises(ModelError, match="HookedTransformer is not causal"):
         adapt(hooked(attention_dir="bidirectional"))
+
+
+@needs_native
+def test_a_bridge_is_left_as_it_was_by_ablations():
+    """What is changed for the passes of an ablation is handed on to what a bridge wraps, and must be undone there."""
+    bridge = native()
+    before = measure_heads(bridge, n_sequences=2)
+    measure_ablations(bridge, n_sequences=2)
+    after = measure_heads(bridge, n_sequences=2)
+    assert (after.prefix_matching == before.prefix_matching).all()

@@ -60,23 +60,23 @@ class Blocks:
             stream = _stream(gave[layer - 1])
             stream = stream if rows is None else stream[rows.to(stream.device)]
             for block, own in zip(skipped, gave, strict=False):
-                block.forward = _giving(_like(own, stream))
+                vars(block)["forward"] = _giving(_like(own, stream))  # what a bridge is set, it hands on to what it wraps
         try:
             yield
         finally:
             for block in skipped:
-                del block.forward
+                del vars(block)["forward"]
 
     @contextmanager
     def needed_at(self, queries: Tensor) -> Iterator[None]:
         """In a pass inside the block, of which only the logits at some positions are looked at, the last block saves the rest."""
         for part in self._pointwise:
-            part.forward = _at(part.forward, queries)
+            vars(part)["forward"] = _at(part.forward, queries)
         try:
             yield
         finally:
             for part in self._pointwise:
-                del part.forward
+                del vars(part)["forward"]
 
 
 def blocks_of(subject: ModelUnderTest) -> Blocks:
