@@ -19,7 +19,7 @@ from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES
 from pytest_induction.progress import progress
-from pytest_induction.records import Evidence, Provenance, Verdict
+from pytest_induction.records import Evidence, Verdict
 from pytest_induction.statistics import look_sizes
 from pytest_induction.text import measure_text
 from pytest_induction.verdicts.bars import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
@@ -191,7 +191,7 @@ def _with_copying(subject: ModelUnderTest, evidence: Evidence, error_rate: float
     about = evidence.provenance
     try:
         with progress("copying of heads", about.n_sequences):
-            effects = subject.remember(("copy effects", about.n_sequences, about.seed), lambda: _copy_effects(subject, about))
+            effects = copy_effects(subject, about.n_sequences, about.seed or 0)
     except Exception as error:  # noqa: BLE001 - whatever it is: what has been measured is not lost, behaviour says that it copies
         seen = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
         note = f"whether each head copies is not known: {seen}{first_line(error)}"
@@ -199,12 +199,15 @@ def _with_copying(subject: ModelUnderTest, evidence: Evidence, error_rate: float
     return judge_copying_of_heads(evidence, effects, error_rate)
 
 
-def _copy_effects(subject: ModelUnderTest, about: Provenance) -> Array:
-    """Of every head on as many sequences as the verdict took, (sequences, n_layers, n_heads)."""
-    circuits = circuits_of(subject)
-    rng = np.random.default_rng([about.seed or 0, 3])
-    probes = probes_of(subject, about.n_sequences, rng, COPIES, None)
-    return np.concatenate([direct_effects(subject, circuits, probe)[1] for probe in probes])
+def copy_effects(subject: ModelUnderTest, n_sequences: int, seed: int) -> Array:
+    """Of every head on as many sequences as the verdict took, (n_sequences, n_layers, n_heads); measured or remembered."""
+
+    def measured() -> Array:
+        circuits = circuits_of(subject)
+        probes = probes_of(subject, n_sequences, np.random.default_rng([seed, 3]), COPIES, None)
+        return np.concatenate([direct_effects(subject, circuits, probe)[1] for probe in probes])
+
+    return subject.remember(("copy effects", n_sequences, seed), measured)
 
 
 def _through_pairs(

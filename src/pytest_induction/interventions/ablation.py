@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,13 @@ from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.interventions.attribution import attributions
 from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.edits import Replacement
-from pytest_induction.interventions.passes import Ablating, Passes
+from pytest_induction.interventions.passes import Ablating, HeadSet, Passes
 from pytest_induction.measure import Array, ModelLike, describe, plain, probes_of, provenance
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe
 from pytest_induction.progress import progress
-from pytest_induction.records import SCHEMA_VERSION, HeadId, Provenance
+from pytest_induction.records import SCHEMA_VERSION, Provenance
 
 SCREENED = 6  # one of so many heads is measured after a screening
 FEWEST_SCREENED = 8
@@ -102,7 +102,7 @@ def measure_ablations(
         strength = np.abs(estimates.mean(0))
         chosen = tuple(sorted(chosen, key=lambda head: -strength[head.layer, head.head])[:count])
     with progress("ablations", n_sequences * (len(chosen) + 1)):
-        measured = [_effects(each, chosen) for each in passes]
+        measured = [rises(each, [*([head] for head in chosen), all_heads(subject)]) for each in passes]
     loss, effects = (np.concatenate([part[which] for part in measured]) for which in (0, 1))
     whole = np.full((n_sequences, subject.n_layers, subject.n_heads), np.nan)
     for number, head in enumerate(chosen):
@@ -137,9 +137,9 @@ def _another(subject: ModelUnderTest, probe: Probe, rng: np.random.Generator) ->
     return next(iter(probes_of(subject, probe.n_sequences, rng, probe.repeats, probe.period)))
 
 
-def _effects(passes: Passes, heads: tuple[HeadId, ...]) -> tuple[Array, Array]:
-    """Of each row the loss (rows,), and what it rises by (rows, heads + 1) with each head ablated, and with all of the model."""
-    found = passes.losses([*([head] for head in heads), all_heads(passes.subject)])
+def rises(passes: Passes, sets: Sequence[HeadSet]) -> tuple[Array, Array]:
+    """Of each row the mean loss (rows,), and what it rises by (rows, sets) with each set of heads ablated."""
+    found = passes.losses(sets)
     clean, ablated = found.clean.mean(-1), found.ablated.mean(-1)
     return clean, (ablated - clean).T
 

@@ -28,7 +28,7 @@ def judge_induction_head(found: Round, *, min_prefix_matching: float, min_advant
     heads, a third on what is left of them without chance, and a third on behaviour.
     """
     third = error_rate / 3
-    census = Census.of(_head_evidence(found, third, min_prefix_matching), min_prefix_matching)
+    census = Census.of(head_evidence(found, third, min_prefix_matching), min_prefix_matching)
     estimates = behaviour_of(found, third)
     decide = _with_matching_heads if census.matching else _without_matching_heads
     verdict, reason, summary = decide(census, estimates, min_advantage)
@@ -133,10 +133,9 @@ def _without_matching_heads(census: Census, estimates: Mapping[str, Estimate], m
     return Verdict.NOT_FORMED, "no_head_matches", f"no head matches prefixes: the best, {census.best}, below {census.bar:.3f}"
 
 
-def _head_evidence(found: Round, error_rate: float, bar: float) -> list[HeadEvidence]:
-    """Every head, strongest first."""
-    score, wrong = found.heads[:, 0], found.heads[:, 4]
-    chance = np.maximum(found.control, wrong)
+def head_evidence(found: Round, error_rate: float, bar: float) -> list[HeadEvidence]:
+    """Every head, strongest first; `error_rate` is for all scores together, and as much again for all of what is left of them."""
+    score, chance = found.heads[:, 0], chance_of(found)
     means = {
         "control": found.control.mean(axis=0),
         "null": chance.mean(axis=0),
@@ -165,6 +164,11 @@ def _head_evidence(found: Round, error_rate: float, bar: float) -> list[HeadEvid
             )
         )
     return sorted(evidence, key=lambda head: -head.prefix_matching.value)
+
+
+def chance_of(found: Round) -> Array:
+    """What each head has of its score without matching, (n_sequences, n_layers, n_heads): where nothing repeats, or beside it."""
+    return np.maximum(found.control, found.heads[:, 4])
 
 
 def _periods_passed(periods: NDArray[np.int64], score: Array, excess: Array, bar: float) -> NDArray[np.int64]:

@@ -1,0 +1,63 @@
+"""Which heads read of which: composition between previous-token heads and the heads that match prefixes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pytest_induction.composition import KINDS, CompositionScores, measure_composition
+from pytest_induction.errors import ModelError
+from pytest_induction.exhibits.heads import Seen, heads_seen
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.records import HeadEvidence
+from pytest_induction.verdicts.heads import CLEAR
+
+MOST_HEADS = 8  # on either side
+OTHER = "other"  # the role of a head that is neither, but comes nearest
+Node = tuple[HeadEvidence, str, float]
+
+
+def composition_data(subject: ModelUnderTest) -> dict[str, Any]:
+    """The exhibit "composition". Raises `ModelError` for one layer, `UnsupportedModel` where the weights are not known."""
+    if subject.n_layers < 2:
+        raise ModelError("composition is between heads in two layers, the model has one attention layer")
+    scores = measure_composition(subject, n_sequences=1, seed=subject.seed)  # what is drawn does not depend on sequences
+    seen = heads_seen(subject)
+    later = _later(seen)
+    earlier = _earlier(seen, max(head.layer for head, _, _ in later))
+    edges = [_edge(scores, one, other) for one, _, _ in earlier for other, _, _ in later if one.layer < other.layer]
+    by_name = {str(node[0]): node for node in sorted((*earlier, *later), key=lambda node: node[1] != OTHER)}
+    nodes = sorted(by_name.values(), key=lambda node: (node[0].layer, node[0].head))
+    drawn = {edge[end] for edge in edges for end in ("from", "to")}
+    return {
+        "random_mean": scores.random_mean,
+        "heads": [
+            {"name": str(head), "layer": head.layer, "head": head.head, "role": role, "score": score}
+            for head, role, score in nodes
+            if str(head) in drawn
+        ],
+        "edges": sorted(edges, key=lambda edge: -np.nan_to_num(edge["key"], nan=-np.inf)),
+        "about": f"of the weights, above random heads of these sizes; heads chosen on {seen.about(subject.seed)}",
+    }
+
+
+def _later(seen: Seen) -> list[Node]:
+    """The heads that match prefixes and have a layer before them, or the two that come nearest to it."""
+    matching = [(head, "induction", head.prefix_matching.value) for head in seen.matching if head.layer > 0]
+    others = [(head, OTHER, head.prefix_matching.value) for head in seen.heads if head.layer > 0]
+    return matching[:MOST_HEADS] or others[:2]
+
+
+def _earlier(seen: Seen, last: int) -> list[Node]:
+    """The heads before layer `last` that attend to the token before, or the one that comes nearest to it."""
+    before = sorted((head for head in seen.heads if head.layer < last), key=lambda head: -head.previous_token)
+    previous = [(head, "previous token", head.previous_token) for head in before if head.previous_token >= CLEAR]
+    return previous[:MOST_HEADS] or [(head, OTHER, head.previous_token) for head in before[:1]]
+
+
+def _edge(scores: CompositionScores, one: HeadEvidence, other: HeadEvidence) -> dict[str, Any]:
+    """What the later head reads of the earlier one."""
+    pair = (other.layer, other.head, one.layer, one.head)
+    named = {f"{kind}{which}": float(getattr(scores, f"{kind}{which}")[pair]) for kind in KINDS for which in ("", "_z")}
+    return {"from": str(one), "to": str(other), **named}

@@ -1,0 +1,25 @@
+"""From a measurement to an exhibit, also where it fails: a picture less is no reason to lose the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pytest_induction.errors import InductionError
+from pytest_induction.exhibits.plain import plain
+from pytest_induction.models.calling import first_line
+from pytest_induction.records import Exhibit, Provenance
+
+
+def exhibit_with(kind: str, about: Provenance, measure: Callable[[], dict[str, Any]]) -> Exhibit:
+    """The exhibit with what is measured, or with why it could not be; whatever was foreseen or not, but for an interruption."""
+    try:
+        return Exhibit(kind, about.model, about.fingerprint, plain(measure()))
+    except Exception as error:  # noqa: BLE001 - as it says
+        return Exhibit(kind, about.model, about.fingerprint, missing=why(error))
+
+
+def why(error: Exception) -> str:
+    """What went wrong, in a line."""
+    said, name = first_line(error), type(error).__name__
+    return said if isinstance(error, InductionError) or said == name else f"{name}: {said}"
