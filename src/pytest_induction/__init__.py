@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
     from pytest_induction.assertions.perturbation import assert_coperturbation
+    from pytest_induction.assertions.preserved import assert_heads_preserved
     from pytest_induction.assertions.properties import (
         attends_to_successor,
         completes_repeats,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pytest_induction.copying import CopyingScores, measure_copying
     from pytest_induction.errors import (
         ArgumentError,
+        BaselineError,
         ExpectationFailed,
         InductionError,
         ModelError,
@@ -71,8 +73,10 @@ if TYPE_CHECKING:
     from pytest_induction.models.protocol import ModelUnderTest
     from pytest_induction.models.shown import show_attention
     from pytest_induction.outcomes import Behaviour, Masses, Outcome, evaluate_probes
+    from pytest_induction.preservation import profile_of
     from pytest_induction.probes.answers import Answer, ProbeSequence
     from pytest_induction.probes.sequences import Probe
+    from pytest_induction.profiles import HeadsProfile
     from pytest_induction.records import (
         Change,
         Estimate,
@@ -124,6 +128,9 @@ _HOME = {
     "assertions.circuits": ("assert_induction_circuit",),
     "assertions.continuity": ("assert_continuity",),
     "assertions.generality": ("assert_heads_generalize",),
+    "assertions.preserved": ("assert_heads_preserved",),
+    "preservation": ("profile_of",),
+    "profiles": ("HeadsProfile",),
     "composition": ("CompositionScores", "measure_composition"),
     "generality": ("FamilyScores", "GeneralityScores", "HeadGenerality", "measure_generality"),
     "interventions.ablation": ("AblationScores", "measure_ablations"),
@@ -143,6 +150,7 @@ _HOME = {
     "copying": ("CopyingScores", "measure_copying"),
     "errors": (
         "ArgumentError",
+        "BaselineError",
         "ExpectationFailed",
         "InductionError",
         "ModelError",
@@ -187,6 +195,7 @@ __all__ = [
     "AblationScores",
     "Answer",
     "ArgumentError",
+    "BaselineError",
     "Behaviour",
     "Change",
     "Checkpoint",
@@ -202,6 +211,7 @@ __all__ = [
     "HeadGenerality",
     "HeadId",
     "HeadScores",
+    "HeadsProfile",
     "Induction",
     "InductionError",
     "InductionRecorder",
@@ -241,6 +251,7 @@ __all__ = [
     "assert_has_induction_head",
     "assert_heads_generalize",
     "assert_heads_kept",
+    "assert_heads_preserved",
     "assert_induction_circuit",
     "assert_learns_in_context",
     "assert_log_is_sane",
@@ -273,6 +284,7 @@ __all__ = [
     "measure_heads",
     "measure_virtual_heads",
     "prefers_longer_match",
+    "profile_of",
     "run_with",
     "scale",
     "show_attention",

@@ -14,6 +14,7 @@ from pytest_induction.assertions.causes import assert_ablation_removes_icl
 from pytest_induction.assertions.circuits import assert_induction_circuit
 from pytest_induction.assertions.generality import assert_heads_generalize
 from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
+from pytest_induction.assertions.preserved import assert_heads_preserved
 from pytest_induction.composition import CompositionScores, measure_composition
 from pytest_induction.errors import TextError
 from pytest_induction.generality import GeneralityScores, measure_generality
@@ -94,6 +95,11 @@ class Induction:
         """See `pytest_induction.assert_induction_circuit`."""
         __tracebackhide__ = True
         return self._call(assert_induction_circuit, self.model, **options)
+
+    def assert_heads_preserved(self, before: Any, **options: Any) -> Evidence:
+        """See `pytest_induction.assert_heads_preserved`; the session's model is the later one, the seed the earlier one's."""
+        __tracebackhide__ = True
+        return self._call(assert_heads_preserved, before, self.model, **{"seed": None, **options})
 
     def check_property(self, property: Any, **options: Any) -> PropertyCheck:  # noqa: A002 - what it is
         """See `pytest_induction.check_property`; generation follows the hypothesis profile, not the session's seed."""

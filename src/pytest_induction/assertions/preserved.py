@@ -1,0 +1,260 @@
+"""The assertion that a later model still has the heads and the behaviour of the one before: a mechanistic regression test."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pytest_induction.assertions.boundary import expect
+from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES
+from pytest_induction.errors import ArgumentError, BaselineError, user_facing, whole_number
+from pytest_induction.measure import ModelLike, provenance
+from pytest_induction.models.load import load_model
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.preservation import BARS, MAX_ROWS, Measured, Prober, check_same
+from pytest_induction.profiles import ROLES, HeadsProfile, TextScores, read_profile
+from pytest_induction.records import Evidence, HeadEvidence, HeadId, Provenance, Verdict
+from pytest_induction.statistics import look_sizes
+from pytest_induction.verdicts.behaviour import MIN_ROWS
+from pytest_induction.verdicts.heads import head_evidence, mosaic
+from pytest_induction.verdicts.losses import MEASURES
+from pytest_induction.verdicts.preservation import ICL, Preservation, judge_preserved
+
+MOST_ERROR = 0.5  # beyond, an interval would not hold its own middle
+OF_HEADS = tuple(names[0] for names in ROLES.values())
+
+
+@user_facing
+def assert_heads_preserved(
+    before: ModelLike | HeadsProfile | os.PathLike[str],
+    after: ModelLike,
+    *,
+    entry: str | None = None,
+    text: Any = None,
+    margins: Mapping[str, float | None] | None = None,
+    max_lost: int = 0,
+    max_sequences: int = MAX_SEQUENCES,
+    max_rows: int = MAX_ROWS,
+    error_rate: float = ERROR_RATE,
+    seed: int | None = None,
+) -> Evidence:
+    """Assert that a later model kept what one before could do, and the heads that do it: same function, not same head numbers.
+
+    `after` is a quantised, pruned, fine-tuned or refactored model, or the next checkpoint (anything `load_model` takes). `before`
+    is a model too, or what was kept of one: a `HeadsProfile` (`profile_of` makes it), a JSON file with what its `to_dict` gives,
+    or a baseline file, of which `entry` names the entry if it has several. Both are measured on the same token ids, drawn from
+    the vocabulary of the model before, and every difference is paired by sequence.
+
+    Each head before that matches prefixes (and does not suppress), attends to the previous token or to duplicates is matched
+    with a head after: with the one at its place as long as that is within the margin, else so that as many as possible are, and
+    as little as possible is lost. Matches are chosen on every other sequence and measured on those between. By default it may
+    lose `prefix_matching` 0.1, in itself and beyond its chance, `previous_token` 0.1, `duplicate_token` 0.1; the model
+    `later_accuracy` 0.05 and `later_loss` 0.25 nats on repeated tokens, and with `text` (a string, a path or token ids; of a long
+    one `max_rows` rows are taken) `in_context_learning` 0.1 nats. `margins` replaces these by name; None leaves a measure out.
+
+    FORMED where every loss is shown to be within its margin; what improves passes. NOT_FORMED where some loss is shown to be
+    beyond: "behaviour_lost", "mechanism_lost" (heads, while behaviour is not shown to be worse) or "both_lost". Up to `max_lost`
+    heads may be lost or weakened. Sequences are drawn in rounds until it is clear, at most `max_sequences`, or those that a
+    profile has; then the verdict is UNDETERMINED, which fails too and says what would settle it. It also is where the model
+    before has nothing that could be lost. `error_rate` is the most with which either verdict may be wrong.
+
+    Returns the evidence: `.summary` names heads that were lost, weakened or moved, `.heads` are those after that induction heads
+    before were matched with, `.estimates` has losses, above 0 where it got worse, of behaviour by measure and of the ten heads
+    with the largest by name ("prefix_matching L1H0", numbered as before), `.bars` the margins; `.provenance` is that of the later
+    model, and its notes say what the one before was. Raises `ExpectationFailed`, which carries it; `ModelError` where the later
+    model lacks ids or positions of the probes; `BaselineError` for a file that is damaged, or whose probes or text are others;
+    `ArgumentError` for margins that no head could exceed.
+
+    >>> from pytest_induction.models.planted import induction_head
+    >>> assert_heads_preserved(induction_head(head=0), induction_head(head=3)).summary.partition(";")[0]
+    'L1H0 -> L1H3 moved'
+    """
+    if not 0 < error_rate < MOST_ERROR:
+        raise ArgumentError(f"`error_rate` must lie between 0 and {MOST_ERROR}, got {error_rate}")
+    budget = _Budget(
+        whole_number("max_lost", max_lost, least=0),
+        whole_number("max_sequences", max_sequences, least=1),
+        whole_number("max_rows", max_rows, least=2),
+        error_rate,
+    )
+    given = _margins(margins or {}, text)
+    given_seed = None if seed is None else whole_number("seed", seed, least=0)
+    kept, where = _kept(before, entry)
+    later = load_model(after)
+    if isinstance(kept, HeadsProfile):
+        pair = _of_profile(kept, where, later, text, given_seed)
+    else:
+        pair = _of_models(load_model(kept), later, text, budget, given_seed)
+    return expect(_evidence(pair, given, budget), Verdict.FORMED)
+
+
+@dataclass(frozen=True)
+class _Budget:
+    max_lost: int
+    max_sequences: int
+    max_rows: int
+    error_rate: float
+
+
+def _margins(given: Mapping[str, float | None], text: Any) -> dict[str, float]:
+    """The margin of every measure that is not left out."""
+    for name, margin in given.items():
+        if name not in MEASURES:
+            raise ArgumentError(f"`margins` has no measure {name!r}: it has {', '.join(MEASURES)}")
+        most = BARS.get(name, math.inf)
+        number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
+        if margin is not None and not (number and 0 < margin < most):
+            below = f" and below {most:.3f}, what a head must have to count," if math.isfinite(most) else ""
+            raise ArgumentError(f"`margins` of {name} must be a number above 0{below} or None to leave it out, got {margin!r}")
+    if text is None and given.get(ICL) is not None:
+        raise ArgumentError(f"`margins` has {ICL}, and {ICL} needs a `text`")
+    if text is not None and ICL in given and given[ICL] is None:
+        raise ArgumentError(f"`text` is for the measure {ICL}, which is left out by its margin of None")
+    wanted = {name: given.get(name, measure.margin) for name, measure in MEASURES.items() if name != ICL or text is not None}
+    kept = {name: float(margin) for name, margin in wanted.items() if margin is not None}
+    if not kept:
+        raise ArgumentError("`margins` leaves out every measure: there is nothing to compare")
+    return kept
+
+
+def _kept(before: Any, entry: str | None) -> tuple[Any, str]:
+    """The model before, or the profile that `before` is or is the file of, with what to call that."""
+    where = ""
+    if isinstance(before, HeadsProfile):
+        where = f"the profile of {before.provenance.model}"
+    elif isinstance(before, (str, os.PathLike)):
+        path = Path(before).expanduser()
+        if path.is_file() or path.suffix == ".json":
+            return read_profile(path, entry), repr(os.fspath(before))
+    if entry is not None:
+        raise ArgumentError("`entry` names an entry of a baseline file, and `before` is none")
+    return before, where
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The model before, or what was kept of it, and the later one, with the rows of text of both."""
+
+    before: Prober | HeadsProfile
+    after: Prober
+    texts: tuple[TextScores | None, TextScores | None]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def most(self) -> int:
+        """How many sequences there are of the model before."""
+        return self.before.probed.n_sequences if isinstance(self.before, HeadsProfile) else sys.maxsize
+
+    @property
+    def of_text(self) -> str:
+        """What of a text was compared."""
+        scores = self.texts[1]
+        return "" if scores is None else f"; {len(scores.late_loss)} rows of {scores.n_positions} positions of text"
+
+    def draw(self, size: int) -> HeadsProfile:
+        """Draw up to `size` sequences; what is kept of the model before on them."""
+        self.after.draw(size)
+        if isinstance(self.before, HeadsProfile):
+            return self.before.first(size)
+        self.before.draw(size)
+        return self.before.profile(self.texts[0])
+
+
+def _of_models(before: ModelUnderTest, later: ModelUnderTest, text: Any, budget: _Budget, seed: int | None) -> _Pair:
+    space, used = before.space, before.seed if seed is None else seed
+    first, second = Prober(before, space, used), Prober(later, space, used)
+    if text is None:
+        return _Pair(first, second, (None, None))
+    rows = first.rows(text, budget.max_rows)
+    if later.tokenizer is not None and not np.array_equal(second.rows(text, budget.max_rows), rows):
+        raise ArgumentError(
+            f"`text` is not the same tokens for {before.name} and {later.name}: in-context learning scores per token are then "
+            "not comparable; compare models of one tokenizer, or leave the text out"
+        )
+    return _Pair(first, second, (first.in_context(rows, budget.max_rows), second.in_context(rows, budget.max_rows)))
+
+
+def _of_profile(kept: HeadsProfile, where: str, later: ModelUnderTest, text: Any, seed: int | None) -> _Pair:
+    if seed not in (None, kept.probed.seed):
+        raise ArgumentError(f"`seed` is {seed}, {where} was drawn with seed {kept.probed.seed}: leave it out, or take it anew")
+    prober = Prober(later, kept.probed.space, kept.probed.seed)
+    check_same(prober, kept, where)
+    if kept.text is None:
+        if text is not None:
+            raise BaselineError(f"{where} has no text to compare with: take it anew with `text=`, or leave the text out")
+        return _Pair(kept, prober, (None, None))
+    if text is None:
+        return _Pair(kept, prober, (kept.text, None), (f"{ICL.replace('_', '-')} is not compared: no `text` was given",))
+    scores = prober.in_context(prober.rows(text, kept.text.max_rows), kept.text.max_rows)
+    if scores.digest != kept.text.digest:
+        raise BaselineError(f"`text` makes other rows of token ids than that of {where}: give the same text, or take it anew")
+    return _Pair(kept, prober, (kept.text, scores))
+
+
+def _evidence(pair: _Pair, margins: Mapping[str, float], budget: _Budget) -> Evidence:
+    """Look at ever more sequences until it is clear, or there are no more."""
+    looks = look_sizes(min(budget.max_sequences, pair.most))
+    error_rate = budget.error_rate / len(looks)
+    for size in looks:
+        profile, later = pair.draw(size), pair.after.measured(pair.texts[1])
+        found = judge_preserved(profile, later, margins, max_lost=budget.max_lost, error_rate=error_rate)
+        if not found.more_sequences:
+            break
+    about = provenance(pair.after.subject, seed=profile.probed.seed, n_sequences=size, probe=later.found.described + pair.of_text)
+    notes = about.notes + later.notes + pair.notes + _notes(profile.provenance)
+    heads = _heads(later, found, error_rate)
+    return Evidence(
+        claim="heads_preserved",
+        verdict=found.verdict,
+        reason=found.reason,
+        summary=found.summary,
+        provenance=replace(about, notes=notes),
+        heads=heads,
+        estimates=found.estimates or {},
+        bars={**margins, "min_prefix_matching": BARS["prefix_matching"]} if heads else margins,
+        confidence=1 - budget.error_rate,
+        settle=_settle(found, size, is_profile=isinstance(pair.before, HeadsProfile), spent=size < pair.most),
+        mosaic=() if later.scores is None else mosaic(later.scores["prefix_matching"]),
+    )
+
+
+def _notes(before: Provenance) -> tuple[str, ...]:
+    """What the model before was."""
+    return (
+        f"before is {before.model}: {before.how}, weights {before.fingerprint}",
+        *(f"before: {note}" for note in before.notes),
+    )
+
+
+def _heads(later: Measured, found: Preservation, error_rate: float) -> tuple[HeadEvidence, ...]:
+    """The later model's heads that induction heads before were matched with and that are within the margin, strongest first."""
+    kept = {match.after for match in found.matches if match.is_kept and match.role == "induction"}
+    if not kept:
+        return ()
+    every = head_evidence(later.found, error_rate, BARS["prefix_matching"])
+    return tuple(head for head in every if HeadId(head.layer, head.head) in kept)
+
+
+def _settle(found: Preservation, size: int, *, is_profile: bool, spent: bool) -> str:
+    """What would tell, as an instruction."""
+    if found.few_rows:
+        return f"give a text of {MIN_ROWS} rows or more"
+    if found.reason == "not_comparable":
+        left_out = ", ".join(f'"{name}": None' for name in OF_HEADS)
+        return f"compare behaviour alone: margins={{{left_out}}}"
+    again = "profile the model before again with " if is_profile else ""
+    wanted = []
+    if found.more_sequences:
+        option = "max_sequences" if spent or not is_profile else "n_sequences"
+        where = again if option == "n_sequences" else ""
+        wanted.append(f"about {found.more_sequences} more sequences: {where}{option}={size + found.more_sequences}")
+    if found.more_rows:
+        wanted.append(f"about {found.more_rows} more rows of text: {again}max_rows={found.rows + found.more_rows}")
+    return "; ".join(wanted)

@@ -1,0 +1,240 @@
+"""Measure what is kept of a model to hold a later one against, and a later one on the same probes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pytest_induction.copying import direct_effects
+from pytest_induction.errors import ArgumentError, BaselineError, ModelError, user_facing, whole_number
+from pytest_induction.measure import Array, ModelLike, Round, draw_round, probe_round, probes_of, provenance
+from pytest_induction.models.calling import first_line
+from pytest_induction.models.circuits import circuits_of
+from pytest_induction.models.load import load_model
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import COPIES, Ids, fitting_shape, usable_ids
+from pytest_induction.profiles import BEHAVIOUR, ROLES, HeadInRole, HeadsProfile, Probed, TextScores
+from pytest_induction.progress import progress
+from pytest_induction.records import TokenSpace
+from pytest_induction.statistics import FIRST_LOOK, look_sizes, mean_interval
+from pytest_induction.text import row_losses, rows_of, window_mean, windows_of
+
+# What each score must be, as verdicts/ has it too: this module lies below. A test holds them together.
+BARS: Mapping[str, float] = {"prefix_matching": 0.3, "excess": 0.15, "previous_token": 0.5, "duplicate_token": 0.5}
+SUPPRESSION = 0.25  # nats, by which a head that matches must be shown to lower what it matches
+SUPPRESSION_ERROR = 1e-4  # of all heads together
+N_SEQUENCES, MAX_ROWS = 48, 256
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a model on the same probes: every head, by score (n_sequences, n_layers, n_heads); None if unread.
+
+    `suppressing` (n_layers, n_heads) are heads that lower what they match. `notes` say what is not known of the model.
+    """
+
+    found: Round
+    scores: Mapping[str, Array] | None
+    suppressing: NDArray[np.bool_]
+    text: TextScores | None = None
+    notes: tuple[str, ...] = ()
+
+
+@user_facing
+def profile_of(
+    model: ModelLike,
+    *,
+    text: Any = None,
+    n_sequences: int = N_SEQUENCES,
+    seed: int | None = None,
+    space: TokenSpace | None = None,
+    max_rows: int = MAX_ROWS,
+) -> HeadsProfile:
+    """Measure what `assert_heads_preserved` holds later models against; `.to_dict()` is plain data for a JSON file.
+
+    `n_sequences` repeated rows of random tokens are drawn from `space`, that of the model unless given: a smaller one (fewer ids,
+    a shorter context) serves later models that have no more. With `text` (as for `assert_learns_in_context`) in-context learning
+    is measured too, on at most `max_rows` rows of it.
+
+    A head is kept for every role that it has on every other sequence: "induction" with prefix matching of 0.3 and more than half
+    of that left without its own chance, unless it is shown to lower what it matches; "previous_token" and "duplicate_token" with
+    a score of 0.5. Raises `ModelError` for a model that cannot be measured, `ProbeError` where no probe fits it.
+
+    >>> from pytest_induction.models.planted import induction_head
+    >>> [(head.role, head.layer, head.head) for head in profile_of(induction_head()).heads]
+    [('induction', 1, 0), ('previous_token', 0, 0)]
+    """
+    subject = load_model(model)
+    if space is not None and not isinstance(space, TokenSpace):
+        raise ArgumentError(f"`space` must be a `TokenSpace`, got `{type(space).__name__}`")
+    prober = Prober(subject, space or subject.space, subject.seed if seed is None else whole_number("seed", seed, least=0))
+    count, most = whole_number("n_sequences", n_sequences, least=FIRST_LOOK), whole_number("max_rows", max_rows, least=2)
+    scores = None if text is None else prober.in_context(prober.rows(text, most), most)
+    for size in look_sizes(count):
+        prober.draw(size)
+    profile = prober.profile(scores)
+    return replace(profile, probed=replace(profile.probed, digest=prober.digest(count)))
+
+
+class Prober:
+    """Measures one model in rounds of sequences drawn from a space, which need not be its own; the same for the same seed."""
+
+    def __init__(self, subject: ModelUnderTest, space: TokenSpace, seed: int) -> None:
+        self.subject, self._space, self._seed = subject, space, seed
+        self._check_fits()
+        self._alike = subject if space == subject.space else replace(subject, space=space, _known={})
+        self._rounds: list[Round] = []
+
+    def _check_fits(self) -> None:
+        """Raise `ModelError` where the model lacks ids or positions that the probes have."""
+        periods, copies = fitting_shape(self._space)
+        longest = periods[-1] * copies + int(self._space.bos_id is not None)
+        most, own = max(int(usable_ids(self._space)[-1]), self._space.bos_id or 0), self.subject.space
+        if most >= own.d_vocab:
+            raise ModelError(
+                f"{self.subject.name} has token ids 0 to {own.d_vocab - 1}, the probes go up to {most}: compare models of one "
+                "vocabulary, or profile the first in a `space` that both have"
+            )
+        if own.n_ctx is not None and own.n_ctx < longest:
+            raise ModelError(
+                f"{self.subject.name} has a context of {own.n_ctx}, the probes have up to {longest} positions: profile the first "
+                "in a `space` that both have"
+            )
+
+    @property
+    def n_sequences(self) -> int:
+        return sum(len(part.periods) for part in self._rounds)
+
+    def draw(self, size: int) -> None:
+        """One round more, so that `size` sequences have been drawn in all."""
+        more, number = size - self.n_sequences, len(self._rounds)
+        with progress("preserved heads", more * (1 if self.subject.way is None else 2)):  # and their controls
+            if self._alike is self.subject:
+                self._rounds.append(probe_round(self.subject, more, self._seed, number))
+            else:
+                rng = np.random.default_rng([self._seed, 1, number])
+                key = ("round", self._space, more, self._seed, number)
+                self._rounds.append(self.subject.remember(key, partial(draw_round, self._alike, more, rng)))
+
+    def digest(self, n_sequences: int) -> str:
+        """Of all token ids of as many sequences, drawn again."""
+        said, drawn = hashlib.sha256(), 0
+        for number, size in enumerate(look_sizes(n_sequences)):
+            rng = np.random.default_rng([self._seed, 1, number])
+            for probe in probes_of(self._alike, size - drawn, rng, COPIES, None):
+                said.update(np.ascontiguousarray(probe.tokens, dtype="<i8").tobytes())
+            drawn = size
+        return said.hexdigest()[:16]
+
+    def measured(self, text: TextScores | None = None) -> Measured:
+        """What has been measured so far."""
+        found = Round.join(self._rounds)
+        if self.subject.way is None:
+            return Measured(found, None, np.zeros((0, 0), bool), text, ("its attention cannot be read",))
+        scores = scores_of(found)
+        suppressing, notes = self._suppressing(scores)
+        return Measured(found, scores, suppressing, text, notes)
+
+    def profile(self, text: TextScores | None = None) -> HeadsProfile:
+        """What is kept of what has been measured so far."""
+        measured, count = self.measured(text), self.n_sequences
+        heads = None if measured.scores is None else tuple(heads_in_roles(measured.scores, measured.suppressing))
+        behaviour = {name: measured.found.behaviour[name] for name in BEHAVIOUR}
+        about = provenance(self.subject, seed=self._seed, n_sequences=count, probe=measured.found.described)
+        periods = tuple(int(period) for period in np.unique(measured.found.periods))
+        probed = Probed(self._seed, count, self._space, periods, fitting_shape(self._space)[1])
+        return HeadsProfile(heads, behaviour, text, probed, replace(about, notes=about.notes + measured.notes))
+
+    def _suppressing(self, scores: Mapping[str, Array]) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+        """Which heads are shown to lower what they match; and a note where that is not known of one that matches."""
+        none = np.zeros(scores["excess"].shape[1:], bool)
+        if not in_role(scores, "induction").any():
+            return none, ()
+        try:
+            effects = self.subject.remember(("effects of preserved heads", self._seed), self._copy_effects)
+        except Exception as error:  # noqa: BLE001 - whatever it is: what has been measured is not lost, behaviour says that it copies
+            seen = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+            return none, (f"whether each head copies is not known: {seen}{first_line(error)}",)
+        exists = ~np.isnan(effects[0])
+        found = mean_interval(effects[:, exists], SUPPRESSION_ERROR, "nats")
+        none[exists] = [each.is_below(-SUPPRESSION) for each in found]
+        return none, ()
+
+    def _copy_effects(self) -> Array:
+        """What every head adds to the logit of what it may match, on sequences of the model's own space."""
+        circuits, rng = circuits_of(self.subject), np.random.default_rng([self._seed, 3])
+        probes = probes_of(self.subject, FIRST_LOOK, rng, COPIES, None)
+        return np.concatenate([direct_effects(self.subject, circuits, probe)[1] for probe in probes])
+
+    def rows(self, text: Any, max_rows: int) -> Ids:
+        """The rows of token ids that a text makes for this model."""
+        return rows_of(self._alike, text, max_rows)
+
+    def in_context(self, rows: Ids, max_rows: int) -> TextScores:
+        """The in-context learning score of each row. Raises `ModelError` where the model lacks ids or positions of them."""
+        own = self.subject.space
+        if int(rows.max()) >= own.d_vocab or (own.n_ctx is not None and rows.shape[1] > own.n_ctx):
+            raise ModelError(
+                f"{self.subject.name} has {own.d_vocab} token ids and a context of {own.n_ctx}, the rows of text have ids up to "
+                f"{rows.max()} and {rows.shape[1]} positions"
+            )
+        losses = self.subject.remember(("text", rows.tobytes(), rows.shape), partial(row_losses, self.subject, rows))
+        first_token, windows = windows_of(self._alike, rows)
+        early, late = (window_mean(losses, span, first_token) for span in (windows.early, windows.late))
+        return TextScores(digest_of(rows), max_rows, rows.shape[1], late - early, late)
+
+
+def digest_of(rows: Ids) -> str:
+    """Of the token ids of rows."""
+    return hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()[:16]
+
+
+def scores_of(found: Round) -> dict[str, Array]:
+    """The scores that roles go by, of every head on every sequence: (n_sequences, n_layers, n_heads) each."""
+    matching = found.heads[:, 0]
+    chance = np.maximum(found.control, found.heads[:, 4])
+    return {
+        "prefix_matching": matching,
+        "excess": matching - chance,
+        "previous_token": found.heads[:, 1],
+        "duplicate_token": found.heads[:, 2],
+    }
+
+
+def chosen(values: Array) -> Array:
+    """Of values by sequence every other one, on which heads are chosen; those between are left to measure them on."""
+    return values[::2]
+
+
+def held_out(values: Array) -> Array:
+    """The sequences on which nothing was chosen."""
+    return values[1::2]
+
+
+def in_role(scores: Mapping[str, Array], role: str) -> NDArray[np.bool_]:
+    """Which heads have all scores of a role, (n_layers, n_heads): in the mean over every other sequence."""
+    return np.all([chosen(scores[name]).mean(axis=0) >= BARS[name] for name in ROLES[role]], axis=0)
+
+
+def heads_in_roles(scores: Mapping[str, Array], suppressing: NDArray[np.bool_]) -> Sequence[HeadInRole]:
+    """The heads of each role, by layer and number."""
+    found = []
+    for role, names in ROLES.items():
+        has = in_role(scores, role) & ~suppressing if role == "induction" else in_role(scores, role)
+        for layer, head in np.argwhere(has):
+            found.append(HeadInRole(role, int(layer), int(head), {name: scores[name][:, layer, head] for name in names}))
+    return found
+
+
+def check_same(prober: Prober, profile: HeadsProfile, where: str) -> None:
+    """Raise `BaselineError` unless the probes of a profile are drawn again as they were."""
+    if profile.probed.digest and prober.digest(profile.probed.n_sequences) != profile.probed.digest:
+        raise BaselineError(
+            f"the probes of {where} cannot be drawn again (its token space was changed, or numpy draws otherwise): take it anew"
+        )
