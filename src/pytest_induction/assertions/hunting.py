@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from pytest_induction.assertions.messages import measured_on
+from pytest_induction.assertions.messages import fitted, measured_on
 from pytest_induction.assertions.properties import PROBES, PROPERTIES
 from pytest_induction.errors import ArgumentError, InductionError, PropertyFailed, user_facing, whole_number
 from pytest_induction.journal import tell
@@ -232,12 +232,14 @@ class Hunt:
     def failure(self, example: Example) -> PropertyFailed:
         """The error for an example that fails."""
         given = "".join(f", {name}={value!r}" for name, value in self._options.items())
-        return PropertyFailed(
-            f"{self.name} does not hold: {self.said(example)}\n"
-            f"  measured: {measured_on(self._about)}\n"
+        first, *facts = self.said(example).splitlines()
+        message = fitted(
+            f"{self.name} does not hold: {first}",
+            facts,
+            f"  measured: {measured_on(self._about)}",
             f"  next: check_property(model, {self.name}, probes=[{line(example)}]{given}) looks at this one alone",
-            example,
         )
+        return PropertyFailed(message, example)
 
 
 def _checked(example: Any) -> Example:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
 
 NEXT = {
@@ -29,6 +33,10 @@ NEXT = {
     "weights_disagree": "see the weights of all heads with `measure_composition(model)` and `measure_copying(model)`",
     "not_through_keys": "what the head finds its place by is not known: `intervene(model, ...)` tries other paths",
     "no_previous_token_head": "a lower bar is `min_previous_token=`; `measure_heads(model)` shows every head",
+    "behaviour_lost": "heads are told apart from behaviour above; what may be lost is `margins=`",
+    "mechanism_lost": "see both models with `measure_heads(model)`; how many heads may go is `max_lost=`, how much `margins=`",
+    "both_lost": "see both models with `measure_heads(model)`; what may be lost is `margins=`",
+    "nothing_to_preserve": "compare with a model that has heads: `measure_heads(model)` shows what the one before has",
 }
 NEXT_OF_RUN = {
     "no_change": "if a change is expected: train further; what counts as one is `min_change=`",
@@ -57,33 +65,87 @@ NEXT_OF_RUN = {
     "never_there": "train further, or lower `min_prefix_matching=`",
 }
 ABOUT = ("icl_", "turn_")  # what a reason is about, where it is that of another series than heads
+MOST_LINES, WIDEST = 25, 300  # of a message; a word, such as a path, stays whole where it alone is longer
+MOST_OF_EACH = 4  # lines of the first sentence, of where it was measured and of what to do
+MOST_HEADS, MOST_SERIES = 5, 5
+BARS = {
+    "later_accuracy": "min_accuracy",
+    "in_context_learning": "max_score",
+    "lost_through_keys": "min_share",
+    "lag": "margin",
+    "turn_lag": "margin",
+    "onset_lag": "margin",
+    "induction_shift": "margin",
+    "in_context_learning_shift": "margin",
+    "shift_difference": "together",
+    "final": "min_prefix_matching",
+    "end_tokens": "before_tokens",
+    "end_steps": "before_steps",
+}
+"""What an estimate is held against, where the names do not say so themselves."""
+ONE_SIDED = ("onset_lag", "induction_shift", "in_context_learning_shift")  # of those that are held against a margin
+WORDS = {"final": "prefix matching at the end"}
+ESTIMATES = {"continuity": "largest differences", "heads_preserved": "losses"}  # what estimates are, where no behaviour
 
 
 def failure_text(evidence: Evidence, wanted: Verdict) -> str:
-    """The whole message, at most eight lines."""
+    """The whole message, at most 25 lines of 300 characters: verdict, what was seen, where it was measured, what to do."""
     first = f"{evidence.claim} is {evidence.verdict}, expected {wanted}: {evidence.summary}"
-    if evidence.provenance.is_run:
-        return "\n".join([first, *_of_run(evidence)])
-    lines = [
-        first,
-        *([_heads_line(evidence)] if evidence.heads or evidence.nearest else []),
-        *([f"  pairs: {', '.join(map(_pair, evidence.pairs))}"] if evidence.pairs else []),
-        f"  behaviour: {_estimates_line(evidence)}",
-        f"  measured: {measured_on(evidence.provenance)}",
-        f"  next: {next_step(evidence)}",
-    ]
-    return "\n".join(lines)
+    facts = _of_run(evidence) if evidence.provenance.is_run else _of_model(evidence)
+    return fitted(first, facts, f"  measured: {measured_on(evidence.provenance)}", f"  next: {next_step(evidence)}")
+
+
+def fitted(first: str, facts: Sequence[str], *last: str) -> str:
+    """Lines as a message: long ones go on in the next, indented; where there are too many, the last facts are only counted."""
+    begins, *ends = (_broken(text, MOST_OF_EACH) for text in (first, *last))
+    lines = [line for fact in facts for line in _broken(fact, MOST_LINES)]
+    room = MOST_LINES - len(begins) - sum(map(len, ends))
+    if len(lines) > room:
+        left_out = len(lines) - room + 1
+        lines = [*lines[: room - 1], f"  and {left_out} lines more"]
+    return "\n".join([*begins, *lines, *(line for end in ends for line in end)])
+
+
+def _broken(text: str, most: int) -> list[str]:
+    """Its lines, those that are too long in several; of too many those in the middle are left out."""
+    indent = " " * (2 + len(text) - len(text.lstrip()))
+    found = []
+    for line in text.splitlines():
+        parts = [line]
+        if len(line) > WIDEST:
+            parts = textwrap.wrap(line, WIDEST, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        found += parts
+    return found if len(found) <= most else [*found[: most - 2], f"{indent}...", found[-1]]
+
+
+def _of_model(evidence: Evidence) -> list[str]:
+    """Heads, pairs of them, and what the model does."""
+    pairs = ", ".join(map(_pair, evidence.pairs[:MOST_HEADS]))
+    found = {"heads": _heads(evidence), "pairs": pairs, ESTIMATES.get(evidence.claim, "behaviour"): _estimates_line(evidence)}
+    return [f"  {name}: {said}" for name, said in found.items() if said]
 
 
 def _of_run(evidence: Evidence) -> list[str]:
-    """What a training run did, where it was recorded, what to do."""
-    series = [f"  {change.series.replace('_', ' ')}: {_change(change)}" for change in evidence.changes[:5]]
-    heads = (
-        [f"  heads: {', '.join(map(_head, (*evidence.heads, *evidence.nearest)[:5]))}"]
-        if evidence.nearest or evidence.heads
-        else []
-    )
-    return [*series, *heads, f"  measured: {measured_on(evidence.provenance)}", f"  next: {next_step(evidence)}"]
+    """What a training run did, and what that was held against."""
+    found = [f"  {words(change.series)}: {_change(change)}" for change in evidence.changes[:MOST_SERIES]]
+    if len(evidence.changes) > MOST_SERIES:
+        found.append(f"  and {len(evidence.changes) - MOST_SERIES} series more")
+    heads, bars = _heads(evidence), _bars_of_run(evidence)
+    return [*found, *([f"  heads: {heads}"] if heads else []), *([f"  bars: {bars}"] if bars else [])]
+
+
+def _bars_of_run(evidence: Evidence) -> str:
+    """From how much on a change counts, and what was held against a bar."""
+    series = dict.fromkeys(change.series for change in evidence.changes)
+    bars = {name: bar for name, bar in evidence.bars.items() if name not in evidence.estimates}  # and no margin of a family
+    counts = ", ".join(f"{bars[name]:g} in {words(name)}" for name in series if name in bars)
+    held = [_estimate(name, value, bars) for name, value, bars in with_bars(evidence) if bars]
+    return "; ".join([*([f"a change counts from {counts} on"] if counts else []), *held])
+
+
+def words(name: str) -> str:
+    """The name of an estimate or a series as it is read."""
+    return WORDS.get(name, name.replace("_", " "))
 
 
 def next_step(evidence: Evidence) -> str:
@@ -107,33 +169,71 @@ def measured_on(about: Provenance) -> str:
     """Where a measurement was made, in one line."""
     if about.is_run:
         return f"{about.model}, {about.probe}"
-    probe = f"; {about.n_sequences} sequences, {about.probe}" if about.n_sequences else ""
+    count = f"{about.n_sequences} sequence{'s' if about.n_sequences != 1 else ''}"
+    probe = f"; {count}, {about.probe}" if about.n_sequences else ""
     seed = "" if about.seed is None else f"; --induction-seed={about.seed}"
     return f"{about.model}, {about.how}{probe}{seed}"
 
 
-def _heads_line(evidence: Evidence) -> str:
-    heads = (*evidence.heads, *evidence.nearest)[:5]
-    bar, first = evidence.bars["min_prefix_matching"], heads[0]
-    return f"  heads: {', '.join(_head(head) for head in heads)} (bar {bar:.3f}; chance gives {first} {first.null:.3f})"
+def _heads(evidence: Evidence) -> str:
+    """The strongest of the heads that were found and of all others, and what they were held against."""
+    heads = (*evidence.heads, *evidence.nearest)[:MOST_HEADS]
+    said, bar = ", ".join(map(_head, heads)), evidence.bars.get("min_prefix_matching")
+    if not heads or bar is None:
+        return said
+    chance = f"; chance gives {heads[0]} {heads[0].null:.3f}" if math.isfinite(heads[0].null) else ""
+    return f"{said} (bar {bar:.3f}{chance})"
 
 
 def _head(head: HeadEvidence) -> str:
-    estimate = head.prefix_matching
-    return f"{head} {estimate.value:.3f} ({estimate.low:.3f}..{estimate.high:.3f})"
+    return f"{head} {spanned(head.prefix_matching)}"
 
 
 def _pair(pair: PairEvidence) -> str:
-    return f"{pair} {pair.composed.value:.3f} ({pair.composed.low:.3f}..{pair.composed.high:.3f})"
+    return f"{pair} {spanned(pair.composed)}"
+
+
+def spanned(estimate: Estimate, digits: int = 3) -> str:
+    """A value with its interval, as far as they are numbers."""
+    if not math.isfinite(estimate.value):
+        return "not known"
+    return f"{estimate.value:.{digits}f} ({_span(estimate, digits)})"
+
+
+def with_bars(evidence: Evidence) -> Iterator[tuple[str, Estimate, tuple[float, ...]]]:
+    """Each estimate by its name, with what it was held against: one bar, both ends of a margin, or nothing."""
+    bars = dict(evidence.bars)
+    if "onset_lag" in evidence.estimates:  # the margin is of that one alone
+        bars = {"min_onset_lag": bars.pop("margin", 0.0), **bars}
+    for name, estimate in evidence.estimates.items():
+        yield name, estimate, _bars(name, bars, estimate.unit)
+
+
+def _bars(name: str, bars: Mapping[str, float], unit: str) -> tuple[float, ...]:
+    of_kind = "min_share" if name.startswith("share ") else "min_excess" if unit == "excess" else ""
+    together = "together" if name == "lag" else ""  # where there is one, a margin is of something else
+    of_head = name.partition(" ")[0]  # "prefix_matching L1H0", whose margin is also that of what is left without chance
+    of_head = "prefix_matching" if of_head == "excess" else of_head
+    for bar in (name, of_head, together, BARS.get(name, ""), f"min_{name}", f"max_{name}", of_kind):
+        if bar in bars:
+            is_range = bar in ("margin", "together") and name not in ONE_SIDED
+            return (-bars[bar], bars[bar]) if is_range else (bars[bar],)
+    return ()
 
 
 def _estimates_line(evidence: Evidence) -> str:
-    bars = {name.removeprefix("min_").removeprefix("max_"): bar for name, bar in evidence.bars.items()}
-    bars = {{"accuracy": "later_accuracy", "score": "in_context_learning"}.get(name, name): bar for name, bar in bars.items()}
-    return "; ".join(_estimate(name, value, bars.get(name)) for name, value in evidence.estimates.items())
+    return "; ".join(_estimate(name, value, bars) for name, value, bars in with_bars(evidence))
 
 
-def _estimate(name: str, estimate: Estimate, bar: float | None) -> str:
+def _estimate(name: str, estimate: Estimate, bars: tuple[float, ...]) -> str:
+    if not math.isfinite(estimate.value):
+        return f"{words(name)} not known"
     unit = " nats" if estimate.unit == "nats" else ""
-    held = "" if bar is None else f" ({estimate.low:.2f}..{estimate.high:.2f}, bar {bar:.2f})"
-    return f"{name.replace('_', ' ')} {estimate.value:.2f}{unit}{held}"
+    held = f" ({_span(estimate, 2)}, bar {bars[-1]:.2f})" if bars else ""
+    return f"{words(name)} {estimate.value:.2f}{unit}{held}"
+
+
+def _span(estimate: Estimate, digits: int) -> str:
+    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
+        return "interval not known"
+    return f"{estimate.low:.{digits}f}..{estimate.high:.{digits}f}"

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from pytest_induction.assertions.messages import fitted
 from pytest_induction.errors import ArgumentError, PropertyFailed
 from pytest_induction.outcomes import Outcome
 from pytest_induction.records import HeadId
@@ -166,7 +167,7 @@ def _hold(margin: float, outcome: Outcome | Pair, said: str, *, strict: bool = F
     if margin > 0 or (margin == 0 and not strict):
         return margin
     probe = outcome.probe if isinstance(outcome, Outcome) else tuple(each.probe for each in outcome)
-    raise PropertyFailed(f"{said}; on {probe!r}", probe)
+    raise PropertyFailed(fitted(f"{said}; on {probe!r}", ()), probe)
 
 
 def _scores(pair: Pair, heads: Heads | None) -> list[tuple[float, float, str]]:

@@ -19,7 +19,7 @@ from pytest_induction.runs.record import Snapshot, TrainingRun
 from pytest_induction.runs.series import of_best
 from pytest_induction.statistics import SHARE, student_quantile
 from pytest_induction.verdicts.bars import EXCESS_SHARE, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
-from pytest_induction.verdicts.heads import mosaic
+from pytest_induction.verdicts.mosaic import mosaic
 
 KEPT = 0.8  # of the highest level that the best head has had
 LOST_GAIN = 0.5  # of all that the loss had fallen: a run that gives so much back has diverged

@@ -1,87 +1,178 @@
-"""The terminal section: each model's claims and a table of its heads."""
+"""The terminal section: each model's claims, its mosaic, its heads and near misses; one line where pytest is quiet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from pytest_induction.records import Verdict
-from pytest_induction.report.view import HeadRow, ModelView
+from pytest_induction.records import Evidence, Verdict
+from pytest_induction.report.mosaic import BLOCKS, mosaic_lines
+from pytest_induction.report.view import MOST_HEADS, Claim, HeadRow, ModelView, views
 
 Line = tuple[str, dict[str, bool]]
 """A line of text and how pytest's terminal writer is to mark it."""
 
 COLOURS = {Verdict.FORMED: "green", Verdict.NOT_FORMED: "red", Verdict.UNDETERMINED: "yellow"}
-COLUMNS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token", "copy (nats)", "kind")
-
-
+ALL_COLUMNS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token", "copy (nats)", "kind")
+COLUMNS = ("head", "prefix matching", "interval", "copy (nats)", "kind")
 CHANGE_COLUMNS = ("series", "verdict", "shape", "change", "onset", "midpoint", "end", "decades", "inside")
-
-
+MEASURE_COLUMNS = ("claim", "estimate", "value", "interval", "bar")
+FOUND = "  * induction head"
 MOST_MODELS = 10
+MOST_NAMED = 3  # claims in the one line
+LONGEST_NAME = 60
+MOST_NEAR = 4
+VERBOSE_HEADS = 64
 
 
-def section(views: Sequence[ModelView], *, brief: bool = False) -> Iterator[Line]:
-    """The whole section; `brief` leaves out the tables of heads."""
-    for view in views[:MOST_MODELS]:
-        yield from _block(view, brief=brief)
-    if len(views) > MOST_MODELS:
-        yield f"and {len(views) - MOST_MODELS} more models", {}
+@dataclass(frozen=True)
+class Style:
+    """How much is said, how wide the terminal is, and whether it can show no more than ASCII."""
+
+    verbose: bool = False
+    width: int = 80
+    ascii: bool = False
 
 
-def _block(view: ModelView, *, brief: bool) -> Iterator[Line]:
+def style_for(verbosity: int, width: int, encoding: str | None) -> Style:
+    """That of a terminal; of one whose encoding is not known nothing but ASCII is asked."""
+    try:
+        BLOCKS.encode(encoding or "ascii")
+    except (LookupError, UnicodeEncodeError):
+        return Style(verbosity > 0, width, ascii=True)
+    return Style(verbosity > 0, width)
+
+
+def section(evidence: Iterable[Evidence], style: Style) -> Iterator[Line]:
+    """The whole section."""
+    shown = views(evidence, most_heads=VERBOSE_HEADS if style.verbose else MOST_HEADS)
+    for view in shown[:MOST_MODELS]:
+        yield from _block(view, style)
+    if len(shown) > MOST_MODELS:
+        yield f"and {len(shown) - MOST_MODELS} more models", {}
+
+
+def one_line(evidence: Iterable[Evidence]) -> str:
+    """The session in a line: how many verdicts of each kind, and which claims were not shown."""
+    told = list(evidence)
+    parts = []
+    for verdict in Verdict:
+        found = [each for each in told if each.verdict is verdict]
+        names = list(dict.fromkeys(f"{each.claim} of {_end(each.provenance.model)}" for each in found))
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        named = f" ({', '.join(names[:MOST_NAMED])}{more})" if names and verdict is not Verdict.FORMED else ""
+        parts.append(f"{len(found)} {verdict}{named}")
+    return f"induction: {', '.join(parts)}"
+
+
+def _end(name: str) -> str:
+    """The end of a long name, which tells paths apart."""
+    return name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
+
+
+def _block(view: ModelView, style: Style) -> Iterator[Line]:
     yield view.title, {"bold": True}
-    width = max(18, *(len(claim.name) for claim in view.claims))
-    for claim in view.claims:
-        times = f" ({claim.times} times)" if claim.times > 1 else ""
-        yield f"  {claim.verdict:<12}  {claim.name:<{width}}  {claim.summary}{times}", {COLOURS[Verdict(claim.verdict)]: True}
-    if brief:
-        return
+    yield from _claims(view.claims)
     for note in view.notes:
         yield f"  note          {note}", {}
     if view.changes:
         yield "", {}
         yield from _changes(view)
+    if view.mosaic:
+        yield "", {}
+        yield from ((f"    {line}", {}) for line in mosaic_lines(view.mosaic, width=style.width - 4, ascii=style.ascii))
     if view.heads:
         yield "", {}
-        yield from _table(view.heads)
-    if view.heads_left_out:
-        yield f"    and {view.heads_left_out} more induction heads", {}
+        yield from _heads(view, style)
+    yield from _near(view, style)
+    if style.verbose:
+        yield from _grounds(view)
+
+
+def _claims(claims: Sequence[Claim]) -> Iterator[Line]:
+    width = max(18, *(len(claim.name) for claim in claims))
+    for claim in claims:
+        times = f" ({claim.times} times)" if claim.times > 1 else ""
+        yield f"  {claim.verdict:<12}  {claim.name:<{width}}  {claim.summary}{times}", {COLOURS[Verdict(claim.verdict)]: True}
 
 
 def _changes(view: ModelView) -> Iterator[Line]:
     """A row for each series of a run; places in steps or tokens, with their intervals."""
-    cells = [
+    rows = [
         (row.name, row.verdict, row.shape, row.change, row.onset, row.midpoint, row.end, row.width, row.inside)
         for row in view.changes
     ]
-    widths = [max(len(cell) for cell in column) for column in zip(CHANGE_COLUMNS, *cells, strict=True)]
-    yield f"    {_aligned(CHANGE_COLUMNS, widths)}   ({view.places})", {}
-    for texts in cells:
-        yield "    " + _aligned(texts, widths), {COLOURS[Verdict(texts[1])]: True}
+    head, *lines = _aligned(CHANGE_COLUMNS, rows)
+    yield f"    {head}   ({view.places})", {}
+    for row, line in zip(rows, lines, strict=True):
+        yield f"    {line}", {COLOURS[Verdict(row[1])]: True}
 
 
-def _table(rows: tuple[HeadRow, ...]) -> Iterator[Line]:
-    cells = [
-        (
-            row.name,
-            row.prefix_matching,
-            row.interval,
-            row.control,
-            row.previous_token,
-            row.duplicate_token,
-            row.first_token,
-            row.copy_effect,
-            row.kind,
-        )
-        for row in rows
+def _heads(view: ModelView, style: Style) -> Iterator[Line]:
+    """The induction heads; all others that are known where there are none, or where all is shown."""
+    found = [row for row in view.heads if row.found]
+    rows = list(view.heads) if style.verbose or not found else found
+    cells, names = (_every_score, ALL_COLUMNS) if style.verbose else (_some_scores, COLUMNS)
+    head, *lines = _aligned(*_without_empty(names, [cells(row) for row in rows]))
+    yield f"    {head}", {}
+    for row, line in zip(rows, lines, strict=True):
+        yield f"  {'*' if row.found else ' '} {line}", {"bold": row.found}
+    if view.heads_left_out:
+        yield f"    and {view.heads_left_out} more induction heads", {}
+    if found:
+        yield FOUND, {}
+
+
+def _every_score(row: HeadRow) -> tuple[str, ...]:
+    return (
+        row.name,
+        row.prefix_matching,
+        row.interval,
+        row.control,
+        row.previous_token,
+        row.duplicate_token,
+        row.first_token,
+        row.copy_effect,
+        row.kind,
+    )
+
+
+def _some_scores(row: HeadRow) -> tuple[str, ...]:
+    return (row.name, row.prefix_matching, row.interval, row.copy_effect, row.kind)
+
+
+def _without_empty(names: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """The table without the columns that have nothing in any row: of a run it is not known what heads copy."""
+    kept = [place for place in range(len(names)) if any(row[place] for row in rows)]
+    return [names[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
+def _near(view: ModelView, style: Style) -> Iterator[Line]:
+    for pair in view.pairs if style.verbose else view.pairs[:MOST_NEAR]:
+        yield f"  pair          {pair}", {}
+    for near in view.near if style.verbose else view.near[:MOST_NEAR]:
+        yield f"  near          {near}", {}
+    left_out = 0 if style.verbose else sum(max(0, len(each) - MOST_NEAR) for each in (view.pairs, view.near))
+    if left_out:
+        yield f"                and {left_out} more with -v", {}
+
+
+def _grounds(view: ModelView) -> Iterator[Line]:
+    """Every estimate, and where it was measured."""
+    if view.measures:
+        yield "", {}
+        rows = [(row.claim, row.name, row.value, row.interval, row.bar) for row in view.measures]
+        yield from ((f"    {line}", {}) for line in _aligned(MEASURE_COLUMNS, rows, left=2))
+    yield "", {}
+    for line in view.measured:
+        yield f"  measured      {line}", {}
+
+
+def _aligned(names: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
+    """Names and rows as lines; numbers, the columns from `left` on, stand at the right."""
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    sides = ["<" if place < left else ">" for place in range(len(names))]
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)).rstrip()
+        for cells in (names, *rows)
     ]
-    widths = [max(len(cell) for cell in column) for column in zip(COLUMNS, *cells, strict=True)]
-    yield "    " + _aligned(COLUMNS, widths), {}
-    for row, texts in zip(rows, cells, strict=True):
-        yield f"  {'*' if row.found else ' '} {_aligned(texts, widths)}", {"bold": row.found}
-    if any(row.found for row in rows):
-        yield "  * induction head", {}
-
-
-def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
-    return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from pytest_induction.assertions.messages import measured_on, spanned, with_bars, words
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, Verdict
 
 MOST_HEADS = 8
@@ -67,10 +69,24 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """One estimate of a claim, with its interval, and the bar that it was held against or ""."""
+
+    claim: str
+    name: str
+    value: str
+    interval: str
+    bar: str
+
+
+@dataclass(frozen=True)
 class ModelView:
     """What is shown of one model or run: where it was measured, its claims, the heads worth a row, what to know about it.
 
-    `changes` is a row for each series of a run, whose places are in `places`, steps or tokens.
+    `changes` is a row for each series of a run, whose places are in `places`, steps or tokens. `mosaic` is the prefix matching
+    of every head. `near` are the near misses, a line each: heads and claims whose interval reaches their bar or comes close, or
+    else the nearest head below that of the induction heads. `pairs` are heads that match two in a row. `measures` are all
+    estimates, `measured` says where they come from, for each claim.
     """
 
     title: str
@@ -80,14 +96,22 @@ class ModelView:
     notes: tuple[str, ...] = ()
     changes: tuple[ChangeRow, ...] = ()
     places: str = ""
+    mosaic: tuple[tuple[float | None, ...], ...] = ()
+    near: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    measures: tuple[Measure, ...] = ()
+    measured: tuple[str, ...] = ()
 
 
-def views(evidence: Iterable[Evidence]) -> list[ModelView]:
-    """One view for each model, and one line for each of its claims, in an order that does not depend on who ran first."""
+def views(evidence: Iterable[Evidence], *, most_heads: int = MOST_HEADS) -> list[ModelView]:
+    """One view for each model, and one line for each of its claims, in an order that does not depend on who ran first.
+
+    At most `most_heads` of the induction heads have a row.
+    """
     by_model: dict[tuple[str, str], list[Evidence]] = {}
     for record in sorted(evidence, key=_order):
         by_model.setdefault((record.provenance.model, record.provenance.fingerprint), []).append(record)
-    return [_view(records) for records in by_model.values()]
+    return [_view(records, most_heads) for records in by_model.values()]
 
 
 def _order(record: Evidence) -> tuple[str, str, int, str, int, str]:
@@ -96,7 +120,7 @@ def _order(record: Evidence) -> tuple[str, str, int, str, int, str]:
     return about.model, about.fingerprint, order, record.claim, about.seed or 0, record.summary
 
 
-def _view(records: list[Evidence]) -> ModelView:
+def _view(records: list[Evidence], most_heads: int) -> ModelView:
     about = records[0].provenance
     title = f"{about.model}: {about.probe}" if about.is_run else f"{about.model}: {about.how}, weights {about.fingerprint}"
     last = {(record.claim, str(record.verdict)): record.summary for record in records}
@@ -104,7 +128,7 @@ def _view(records: list[Evidence]) -> ModelView:
     claims = tuple(Claim(verdict, claim, summary, times[claim, verdict]) for (claim, verdict), summary in last.items())
     widest = max(records, key=lambda record: len(record.heads) + len(record.nearest))
     found = [_row(head, found=widest.verdict is Verdict.FORMED) for head in widest.heads]
-    rows = [*found[:MOST_HEADS], *(_row(head, found=False) for head in widest.nearest)]
+    rows = [*found[:most_heads], *(_row(head, found=False) for head in widest.nearest)]
     notes = tuple(dict.fromkeys(note for record in records for note in record.provenance.notes))
     changes = max((record.changes for record in records), key=len)
     tokens = all(change.midpoint.tokens is not None for change in changes if change.midpoint is not None)
@@ -113,15 +137,76 @@ def _view(records: list[Evidence]) -> ModelView:
         title,
         claims,
         tuple(rows),
-        max(0, len(found) - MOST_HEADS),
+        max(0, len(found) - most_heads),
         notes + tuple(dict.fromkeys(_rivals(change) for change in changes if change.rivals)),
         tuple(_change_row(change, places) for change in changes),
         places,
+        mosaic=widest.mosaic or next((record.mosaic for record in records if record.mosaic), ()),
+        near=tuple(dict.fromkeys((*_near_heads(widest), *(line for record in records for line in _near_claims(record))))),
+        pairs=tuple(dict.fromkeys(f"{pair} {spanned(pair.composed)}" for record in records for pair in record.pairs)),
+        measures=tuple(dict.fromkeys(measure for record in records for measure in _measures(record))),
+        measured=tuple(dict.fromkeys((*map(_measured, records), *filter(None, map(_versions, records))))),
     )
 
 
+def _near_heads(record: Evidence) -> Iterator[str]:
+    """Heads that are not clear of the bar, or are above it and do not count; else beside those that do, the nearest below."""
+    bar = record.bars.get("min_prefix_matching")
+    if bar is None:
+        return
+    named = dict.fromkeys((*record.heads, *record.nearest))
+    unclear = [head for head in named if not (head.prefix_matching.is_above(bar) or head.prefix_matching.is_below(bar))]
+    not_counted = [head for head in record.nearest if head.prefix_matching.is_above(bar)]
+    for head in unclear:
+        yield f"{head} {spanned(head.prefix_matching)} is not clear of the bar of {bar:.3f}"
+    for head in not_counted:
+        what = f": {head.kind}" if head.kind not in ("", "matches") else ""
+        yield f"{head} {spanned(head.prefix_matching)} is above the bar of {bar:.3f} and does not count{what}"
+    below = next((head for head in named if head.prefix_matching.is_below(bar)), None)
+    if below is not None and record.heads and not (unclear or not_counted):
+        yield f"{below} {spanned(below.prefix_matching)} is the nearest below the bar of {bar:.3f}"
+
+
+def _near_claims(record: Evidence) -> Iterator[str]:
+    """Estimates that a verdict rests on whose interval reaches the bar, or leaves less room to it than half of its width."""
+    if record.mosaic and not record.heads:  # no head decides before the model's behaviour does
+        return
+    for name, estimate, bars in with_bars(record):
+        for bar in bars:
+            room = max(estimate.low - bar, bar - estimate.high)
+            if estimate.low < estimate.high and room <= (estimate.high - estimate.low) / 2 < math.inf:
+                how = "is not clear of" if room <= 0 else "is close to"
+                yield f"{record.claim}: {words(name)} {spanned(estimate)} {how} its bar of {bar:.3g}"
+
+
+def _measures(record: Evidence) -> Iterator[Measure]:
+    for name, estimate, bars in with_bars(record):
+        bar = f"{'within ' if len(bars) > 1 else ''}{bars[-1]:.3f}" if bars else ""
+        unit = "" if estimate.unit in ("share", "excess", "") else f" {estimate.unit}"
+        value, low, high = (
+            amount(each) if estimate.unit in ("tokens", "steps") else _number(each)
+            for each in (estimate.value, estimate.low, estimate.high)
+        )
+        yield Measure(record.claim, words(name), f"{value}{unit}", "" if low == high else f"{low}..{high}", bar)
+
+
+def _number(value: float, form: str = ".3f") -> str:
+    """As it is printed; ? for what is no number."""
+    return "?" if math.isnan(value) else f"{value:{form}}"
+
+
+def _measured(record: Evidence) -> str:
+    held = "" if record.confidence is None else f"; confidence {record.confidence:.4g}"
+    return f"{record.claim}: {measured_on(record.provenance)}{held}"
+
+
+def _versions(record: Evidence) -> str:
+    versions = record.provenance.versions.items()
+    return f"versions: {', '.join(f'{name} {version}' for name, version in versions)}" if versions else ""
+
+
 def _rivals(change: Change) -> str:
-    return f"{' and '.join(change.rivals)} near the change of {change.series.replace('_', ' ')}: may be its cause"
+    return f"{' and '.join(change.rivals)} near the change of {words(change.series)}: may be its cause"
 
 
 def _change_row(change: Change, places: str) -> ChangeRow:
@@ -131,14 +216,14 @@ def _change_row(change: Change, places: str) -> ChangeRow:
     ]
     onset, midpoint, end = (_place(moment) for moment in moments)
     return ChangeRow(
-        change.series.replace("_", " "),
+        words(change.series),
         str(change.verdict),
         change.shape,
-        "" if change.change is None else f"{change.change.value:.3g}",
+        "" if change.change is None else _number(change.change.value, ".3g"),
         onset,
         midpoint,
         end,
-        "" if change.width is None else f"{change.width.value:.2f}",
+        "" if change.width is None else _number(change.width.value, ".2f"),
         str(change.n_inside) if change.n_inside else "",
     )
 
@@ -148,24 +233,24 @@ def _place(moment: Estimate | None) -> str:
 
 
 def amount(value: float) -> str:
-    """A number of steps or tokens as it is read: 236, 483k, 2.45B."""
+    """A number of steps or tokens as it is read: 236, 483k, 2.45B; ? for what is no number."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size * (10 if unit == "k" else 1):
             return f"{value / size:.3g}{unit}"
-    return f"{value:.0f}"
+    return _number(value, ".0f")
 
 
 def _row(head: HeadEvidence, *, found: bool) -> HeadRow:
     estimate = head.prefix_matching
     return HeadRow(
         str(head),
-        f"{estimate.value:.3f}",
-        f"{estimate.low:.3f}..{estimate.high:.3f}",
-        f"{head.control:.3f}",
-        f"{head.previous_token:.3f}",
-        f"{head.duplicate_token:.3f}",
-        f"{head.first_token:.3f}",
-        "" if head.copy_effect is None else f"{head.copy_effect.value:+.2f}",
+        _number(estimate.value),
+        f"{_number(estimate.low)}..{_number(estimate.high)}",
+        _number(head.control),
+        _number(head.previous_token),
+        _number(head.duplicate_token),
+        _number(head.first_token),
+        "" if head.copy_effect is None else _number(head.copy_effect.value, "+.2f"),
         head.kind,
         found,
     )

@@ -107,7 +107,11 @@ def sweep(
         writer.describe(**header)
         name = str(checkpoints) if isinstance(checkpoints, (str, os.PathLike, Place)) else writer.header["name"]
         with _doing(plan, workers, ray, num_gpus, len(found)) as doing, progress("sweep", len(found), UNIT):
-            _Sweep(writer, str(name)).run(found, doing)
+            try:
+                _Sweep(writer, str(name)).run(found, doing)
+            except KeyboardInterrupt as stop:
+                stop.add_note(f"the sweep of {name} is kept in {out}: the same again goes on where it was broken off")
+                raise
     return read_run(Place(out))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pytest_induction.errors import ArgumentError, InductionError, TextError
+from pytest_induction.journal import naming_subjects
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.progress import showing_on
 from pytest_induction.runs.checkpoints import Checkpoint
@@ -53,7 +54,7 @@ class Bench:
         """Measure it. Whatever is wrong with it is the problem of its snapshot; only an interruption passes."""
         began = time.perf_counter()
         try:
-            with showing_on(lambda: None):  # the sweep shows how far it is
+            with showing_on(lambda: None), naming_subjects():  # the sweep shows how far it is, and no report is on one checkpoint
                 snapshot, header = self._measured(checkpoint)
         except (ArgumentError, TextError, FactoryError) as error:
             return Outcome(self._failed(checkpoint, error, began), refusal=error)

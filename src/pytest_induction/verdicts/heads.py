@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from pytest_induction.statistics import mean_interval
 from pytest_induction.verdicts.bars import EXCESS_SHARE
 from pytest_induction.verdicts.behaviour import MIN_ACCURACY
 from pytest_induction.verdicts.judgement import Judgement, behaviour_of, more_needed
+from pytest_induction.verdicts.mosaic import mosaic
 
 MIN_PERIODS = 2  # at which a head must match: one period cannot tell matching from counting back
 CLEAR, DORMANT = 0.5, 0.9  # mass that makes a kind of a head, and that leaves nothing for any other
@@ -39,11 +39,6 @@ def judge_induction_head(found: Round, *, min_prefix_matching: float, min_advant
     others = tuple(head for head in census.heads if head not in census.matching)[:NEAREST]
     drawn = mosaic(found.heads[:, 0])
     return Judgement(verdict, reason, summary, census.matching, others, estimates=estimates, more_sequences=more, mosaic=drawn)
-
-
-def mosaic(scores: NDArray[np.floating[Any]]) -> tuple[tuple[float | None, ...], ...]:
-    """A score of every head as it is drawn, from its values (n_sequences, n_layers, n_heads)."""
-    return tuple(tuple(None if np.isnan(each) else round(float(each), 4) for each in row) for row in scores.mean(axis=0))
 
 
 @dataclass(frozen=True)
