@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -11,13 +12,17 @@ import pytest
 from pytest_induction.options import add_options
 from pytest_induction.progress import showing_on
 from pytest_induction.session import SessionModel, open_terminal
+from pytest_induction.session_baselines import SessionBaselines
+from pytest_induction.session_report import INDEX, SessionReport
 from pytest_induction.session_runs import SessionRuns, readable_ids
+from pytest_induction.session_terminal import INTERRUPTED, STOPS, hide_frames, keep_interrupted, write_section
 
 if TYPE_CHECKING:
+    from pytest_induction.baselines.checking import InductionBaseline
     from pytest_induction.bound import Induction
     from pytest_induction.models.protocol import ModelUnderTest
     from pytest_induction.probes.sequences import Probe
-    from pytest_induction.records import Evidence
+    from pytest_induction.records import Evidence, Provenance
     from pytest_induction.runs.record import TrainingRun
 
 T = TypeVar("T")
@@ -36,6 +41,9 @@ MARKER_KEYS = (
 )
 SESSION: pytest.StashKey[SessionModel] = pytest.StashKey()
 RUNS: pytest.StashKey[SessionRuns] = pytest.StashKey()
+REPORT: pytest.StashKey[SessionReport] = pytest.StashKey()
+BASELINES: pytest.StashKey[SessionBaselines] = pytest.StashKey()
+NAMED: pytest.StashKey[list[tuple[Any, Provenance]]] = pytest.StashKey()
 HEARD: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
@@ -57,6 +65,12 @@ def pytest_configure(config: pytest.Config) -> None:
     session_runs = config.stash[RUNS] = SessionRuns(config, session_model)
     session_runs.check()
     session_model.check_settings()
+    report = config.stash[REPORT] = SessionReport(config, session_model)
+    report.check()
+    config.pluginmanager.register(report, "induction-report")
+    baselines = config.stash[BASELINES] = SessionBaselines(config, session_model)
+    baselines.check()
+    config.pluginmanager.register(baselines, "induction-baselines")
     if config.option.induction_benchmark:
         session_model.check_benchmark()
     elif config.option.induction_max_overhead is not None:
@@ -94,7 +108,8 @@ def _suite(session: pytest.Session, session_model: SessionModel, spec: str) -> p
     from pytest_induction.gates.items import GateSuite
     from pytest_induction.gates.model import model_gates
 
-    return GateSuite.from_parent(session, gates=model_gates(with_text=with_text), **common)
+    more = session.config.stash[BASELINES].gates()
+    return GateSuite.from_parent(session, gates=model_gates(with_text=with_text, more=more), **common)
 
 
 def _run_suite(session: pytest.Session, runs: SessionRuns, name: str) -> pytest.Collector:
@@ -172,6 +187,12 @@ def induction_probe(induction: Induction) -> Probe:
     return _or_fail(induction.default_probe)
 
 
+@pytest.fixture
+def induction_baseline(request: pytest.FixtureRequest) -> InductionBaseline:
+    """Holds what a test measures against what --induction-baseline, or the ini key, has; see docs/baselines.md."""
+    return _or_fail(lambda: request.config.stash[BASELINES].fixture(request))
+
+
 def _or_fail(make: Callable[[], T]) -> T:
     """What `make` gives, or the test's failure with our one line and no traceback."""
     from pytest_induction.errors import InductionError
@@ -185,6 +206,7 @@ def _or_fail(make: Callable[[], T]) -> T:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    item.stash[HEARD] = []  # when it is run again, too
     yield from _listening(item)
 
 
@@ -195,12 +217,19 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 def _listening(item: pytest.Item) -> Iterator[None]:
     """Keep every verdict that is reached while the item runs."""
-    from pytest_induction.journal import attaching, listening
+    from pytest_induction.journal import attaching, listening, naming_subjects
 
     attach = item.config.stash[SESSION].attach
-    with listening() as heard, attaching(attach), showing_on(lambda: open_terminal(item.config)):
+    naming: AbstractContextManager[list[tuple[Any, Provenance]]] = nullcontext([])
+    if item.config.stash[REPORT].kinds:  # else no model is to be kept
+        naming = naming_subjects()
+    with listening() as heard, naming as named, attaching(attach), showing_on(lambda: open_terminal(item.config)):
+        stop: BaseException | None = None
         try:
             return (yield)
+        except STOPS as error:
+            stop = error
+            raise
         except Exception as error:
             from pytest_induction.errors import InductionError
 
@@ -208,9 +237,12 @@ def _listening(item: pytest.Item) -> Iterator[None]:
                 raise
             message = str(error)  # there is no line of the user's to show
         finally:
+            item.stash.setdefault(NAMED, []).extend(named)
             for evidence in heard:
                 item.stash.setdefault(HEARD, []).append(evidence.to_dict())
                 item.user_properties.extend(_properties(evidence))
+            if stop is not None:
+                keep_interrupted(item, item.stash.get(HEARD, []), stop)
     pytest.fail(message, pytrace=False)
 
 
@@ -230,29 +262,41 @@ def _properties(evidence: Evidence) -> list[tuple[str, object]]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Before a model is gone, measure what the report draws of it."""
+    named = item.stash.get(NAMED, [])
+    if named:
+        from pytest_induction.journal import attaching
+
+        with attaching(item.config.stash[SESSION].attach), showing_on(lambda: open_terminal(item.config)):
+            item.config.stash[REPORT].exhibit(item, named)
+    named.clear()  # or the item would keep the models
+    return (yield)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    for index, item in enumerate(session.items):
+        item.stash[INDEX] = index
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[REPORT].finish(session, session.config.stash.get(INTERRUPTED, []))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    hide_frames(item, call)
     report = yield
-    if report.when == "call" and HEARD in item.stash:
-        heard = report.__dict__["induction"] = item.stash[HEARD]  # plain data, so that it travels from a worker to the controller
-        if report.failed:
-            seeds = [seed for each in heard if (seed := each["provenance"]["seed"]) is not None]
-            again = item.config.stash[SESSION].again(item, seeds[-1] if seeds else None)
-            report.sections.append(("induction: again, alone", again))
+    item.config.stash[REPORT].annotate(item, report, call, item.stash.get(HEARD, []))
     return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    found = [data for report in reports for data in getattr(report, "induction", ())]
-    if found:
-        from pytest_induction.records import Evidence
-        from pytest_induction.report.terminal import section
-        from pytest_induction.report.view import views
-
-        terminalreporter.write_sep("=", "induction")
-        brief = terminalreporter.config.get_verbosity() < 0
-        for text, marks in section(views(Evidence.from_dict(data) for data in found), brief=brief):
-            terminalreporter.write_line(text, **marks)
+    write_section(terminalreporter, reports)
     if terminalreporter.config.option.induction_benchmark:
         from pytest_induction.report.timings import timings
 
@@ -261,3 +305,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             if index == 0:
                 terminalreporter.write_sep("=", "induction benchmark")
             terminalreporter.write_line(text)
+    for text, marks in terminalreporter.config.stash[REPORT].lines:
+        terminalreporter.write_line(text, **marks)

@@ -15,6 +15,7 @@ def _imported():
     import pytest_induction.gates.items
     import pytest_induction.report.terminal
     import pytest_induction.report.timings
+    import pytest_induction.runs.sweep
     import tests.models.plain  # noqa: F401
 
     for spec in SHIPPED.values():
