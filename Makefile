@@ -8,7 +8,7 @@ MODELS := fixtures/models/llama-2l fixtures/attention_only.py:two_layers fixture
 RUN := fixtures/runs/two-layers
 TEXT := fixtures/models/attn-only-3l-text/held_out.txt
 
-.PHONY: demo test lint wheel-test bench study-verdicts study-phase-change study-architectures fixtures runs zoo paper clean
+.PHONY: demo test lint wheel-test docs bench study-verdicts study-phase-change study-architectures fixtures runs zoo paper clean
 
 demo: $(STAMP)  ## gate the shipped models and a training run, and show what the controls without induction heads get
 	@for model in $(MODELS); do $(BIN)/python -m pytest --no-header -p no:cacheprovider --induction-model $$model || exit 1; done
@@ -39,6 +39,9 @@ wheel-test: $(STAMP)  ## build the wheel, install it into an environment of its 
 	$(VENV)/wheel/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
 	cd tests && ../$(VENV)/wheel/bin/python -c "import pytest_induction as p; assert '/wheel/' in p.__file__, p.__file__"
 	$(VENV)/wheel/bin/python -m pytest -q -n 2
+
+docs: $(STAMP)  ## build the documentation site into site/; open site/index.html, or serve it with `python -m http.server -d site`
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 BENCH_JSON := .benchmarks/bench.json
 
