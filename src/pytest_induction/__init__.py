@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pytest_induction.errors import (
         ArgumentError,
         BaselineError,
+        BaselineFailed,
         ExpectationFailed,
         InductionError,
         ModelError,
@@ -151,6 +152,7 @@ _HOME = {
     "errors": (
         "ArgumentError",
         "BaselineError",
+        "BaselineFailed",
         "ExpectationFailed",
         "InductionError",
         "ModelError",
@@ -196,6 +198,7 @@ __all__ = [
     "Answer",
     "ArgumentError",
     "BaselineError",
+    "BaselineFailed",
     "Behaviour",
     "Change",
     "Checkpoint",

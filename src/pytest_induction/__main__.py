@@ -1,4 +1,6 @@
-"""The command line: `python -m pytest_induction doctor MODEL`, `sweep CHECKPOINTS -o RUN`, and `draw RUN -o FILE`."""
+"""The command line: `python -m pytest_induction`, then `doctor MODEL`, `sweep CHECKPOINTS -o RUN`, `draw RUN -o FILE` or
+`report RECORDS.json -o PAGE.html`.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     named = "column of a log that holds one of our measures: loss=train/ce; may be given again"
     draw.add_argument("--column", metavar="NAME=COLUMN", action="append", default=[], help=named)
     draw.set_defaults(command=_draw)
+    about = "render the records of --induction-report RECORDS.json as a page or as Markdown; needs neither torch nor a model"
+    report = commands.add_parser("report", help=about, description=about)
+    report.add_argument("records", metavar="RECORDS.json", help="what --induction-report PATH.json wrote")
+    report.add_argument(
+        "-o", "--out", metavar="FILE", required=True, help="file that is written: PATH.html, PATH.md or PATH.json"
+    )
+    report.set_defaults(command=_report)
     given = parser.parse_args(arguments)
     try:
         return int(given.command(given))
@@ -93,6 +102,14 @@ def _draw(given: argparse.Namespace) -> int:
         raise RunError(f"{out} cannot be written: {error.strerror}") from None
     lacks = f"; not recorded: {', '.join(picture['missing'])}" if picture["missing"] else ""
     print(f"{out}: {len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}{lacks}")
+    return 0
+
+
+def _report(given: argparse.Namespace) -> int:
+    from pytest_induction.report.writing import render
+
+    render(given.records, given.out)
+    print(given.out)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from pytest_induction.records import Evidence
@@ -66,6 +66,14 @@ class ExpectationFailed(AssertionError):
         self.evidence = evidence
 
 
+class BaselineFailed(AssertionError):
+    """What was measured is not what the baseline has, or it has nothing; `comparison` is a `baselines.compare.Comparison`, or None."""
+
+    def __init__(self, message: str, comparison: Any = None) -> None:
+        super().__init__(message)
+        self.comparison = comparison
+
+
 class PropertyFailed(AssertionError):
     """A property of a model does not hold on a probe sequence; `probe` is that sequence, or the tuple of them."""
 
@@ -93,7 +101,7 @@ def user_facing(function: Callable[P, R]) -> Callable[P, R]:
         __tracebackhide__ = True
         try:
             return function(*args, **kwargs)
-        except (InductionError, ExpectationFailed, PropertyFailed) as error:
+        except (InductionError, ExpectationFailed, PropertyFailed, BaselineFailed) as error:
             raise error.with_traceback(None) from None
 
     return called

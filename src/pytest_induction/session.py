@@ -24,7 +24,7 @@ CHECKED = {  # setting -> what checks it
 }
 
 
-REPEATED = ("model", "text", "device", "dtype", "memory")  # settings of the command line that a test depends on
+REPEATED = ("model", "text", "device", "dtype", "memory", "baseline")  # settings of the command line that a test depends on
 ON_RUNS = ("reference", "factory", "text", "device", "dtype", "memory", "seed")  # and those that a gate of a run depends on
 
 

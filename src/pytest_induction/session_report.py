@@ -213,9 +213,9 @@ class SessionReport:
 
 def _message(error: BaseException, report: pytest.TestReport) -> str:
     """Why a test failed: what we say ourselves, without the lines of the test that pytest shows beside it."""
-    from pytest_induction.errors import ExpectationFailed, InductionError, PropertyFailed
+    from pytest_induction.errors import BaselineFailed, ExpectationFailed, InductionError, PropertyFailed
 
-    ours = isinstance(error, (InductionError, ExpectationFailed, PropertyFailed, pytest.fail.Exception))
+    ours = isinstance(error, (InductionError, ExpectationFailed, PropertyFailed, BaselineFailed, pytest.fail.Exception))
     return str(error) if ours else report.longreprtext
 
 

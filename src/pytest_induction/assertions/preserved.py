@@ -23,8 +23,9 @@ from pytest_induction.profiles import ROLES, HeadsProfile, TextScores, read_prof
 from pytest_induction.records import Evidence, HeadEvidence, HeadId, Provenance, Verdict
 from pytest_induction.statistics import look_sizes
 from pytest_induction.verdicts.behaviour import MIN_ROWS
-from pytest_induction.verdicts.heads import head_evidence, mosaic
+from pytest_induction.verdicts.heads import head_evidence
 from pytest_induction.verdicts.losses import MEASURES
+from pytest_induction.verdicts.mosaic import mosaic
 from pytest_induction.verdicts.preservation import ICL, Preservation, judge_preserved
 
 MOST_ERROR = 0.5  # beyond, an interval would not hold its own middle

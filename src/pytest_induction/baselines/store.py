@@ -1,0 +1,199 @@
+"""The file of a baseline: JSON, one number a line, in an order that does not depend on what was measured first."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pytest_induction.baselines.fields import rounded
+from pytest_induction.errors import BaselineError
+
+SCHEMA = 1
+WHAT = "pytest-induction baseline"
+FILE = "induction-baseline.json"
+
+
+@dataclass(frozen=True)
+class Field:
+    """A number and how far one may be from it; None where the default tolerance holds."""
+
+    value: float
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """An entry of numbers by name, and where they were measured."""
+
+    fields: Mapping[str, Field]
+    environment: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the file has it."""
+        names = sorted(self.fields, key=natural)
+        fields = {name: {key: value for key, value in vars(self.fields[name]).items() if value is not None} for name in names}
+        return {"kind": "numbers", "environment": dict(self.environment), "fields": fields}
+
+
+@dataclass(frozen=True)
+class Heads:
+    """An entry that holds what was kept of a model's heads, as `HeadsProfile.to_dict` makes it."""
+
+    profile: Mapping[str, Any]
+    environment: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the file has it."""
+        return {"kind": "heads", "environment": dict(self.environment), "profile": dict(self.profile)}
+
+
+Entry = Numbers | Heads
+LAYOUT: Mapping[str, str] = {"numbers": "fields", "heads": "profile"}
+"""Each kind of entry, and what it has beside `kind` and `environment`."""
+
+
+def read_baseline(path: Path) -> dict[str, Entry]:
+    """The entries of a file by name; none where there is no file. Raises `BaselineError`, which says what is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise BaselineError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        data = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        said = str(error).partition("\n")[0]
+        raise BaselineError(f"{path} is damaged: {said}; mend it by hand, or have it from version control") from None
+    try:
+        return _entries(data)
+    except _Damage as error:
+        raise BaselineError(f"{path}: {error}") from None
+
+
+def write_baseline(path: Path, entries: Mapping[str, Entry]) -> None:
+    """Write the file in one step: it is there whole, or as it was. Raises `BaselineError` if it cannot be written."""
+    path = path.resolve()  # a link stays one
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        text = as_text(entries)
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        if path.exists():
+            shutil.copymode(path, beside)
+        beside.replace(path)
+    except (OSError, ValueError) as error:
+        raise BaselineError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def merge_into(path: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put entries, as their `to_dict` has them, into the file as it is now. Raises `BaselineError` if that cannot be done."""
+    if data:
+        write_baseline(path, {**read_baseline(path), **{name: entry_of(each) for name, each in data.items()}})
+
+
+def as_text(entries: Mapping[str, Entry]) -> str:
+    """The file's text. Raises `ValueError` for a number that is not finite."""
+    kept = {name: _kept(entries[name].to_dict()) for name in sorted(entries, key=natural)}
+    return json.dumps({"schema": SCHEMA, "what": WHAT, "entries": kept}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def entry_of(data: Mapping[str, Any]) -> Entry:
+    """The inverse of an entry's `to_dict`. Raises `ValueError`, which says what is wrong."""
+    kind = str(data.get("kind"))
+    if kind not in LAYOUT:
+        raise _Damage(f"expected a `kind` of {' or '.join(map(repr, LAYOUT))}, got {data.get('kind')!r}")
+    _check_keys(data, ("kind", "environment", LAYOUT[kind]))
+    environment = {name: str(value) for name, value in _mapping(data, "environment").items()}
+    held = _mapping(data, LAYOUT[kind])
+    if kind == "heads":
+        return Heads(held, environment)
+    if not held:
+        raise _Damage("it has no fields")
+    return Numbers({name: _field(name, each) for name, each in held.items()}, environment)
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """What names are sorted by: the numbers in them as numbers, so that L0H10 comes after L0H2."""
+    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(re.split(r"(\d+)", name))]
+
+
+class _Damage(ValueError):
+    """Something in a file is not as it must be."""
+
+
+def _entries(data: Any) -> dict[str, Entry]:
+    if not isinstance(data, dict) or data.get("what") != WHAT:
+        raise _Damage(f"this is no baseline, whose `what` is {WHAT!r}: name another file")
+    if data.get("schema") != SCHEMA:
+        raise _Damage(f"expected schema {SCHEMA}, got {data.get('schema')!r}: use the version that wrote it")
+    _check_keys(data, ("schema", "what", "entries"))
+    found: dict[str, Entry] = {}
+    for name, each in _mapping(data, "entries").items():
+        try:
+            found[name] = entry_of(_mapping({name: each}, name))
+        except _Damage as error:
+            raise _Damage(f"entry {name!r}: {error}") from None
+    return found
+
+
+def _field(name: str, data: Any) -> Field:
+    if not isinstance(data, dict) or "value" not in data:
+        raise _Damage(f"field {name!r} must have a `value`")
+    try:
+        _check_keys(data, ("value", "tolerance"))
+    except _Damage as error:
+        raise _Damage(f"field {name!r}: {error}") from None
+    for key, number in data.items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise _Damage(f"field {name!r}: `{key}` must be a finite number, got {number!r}")
+    tolerance = data.get("tolerance")
+    if tolerance is not None and tolerance < 0:
+        raise _Damage(f"field {name!r}: `tolerance` must be 0 or more, got {tolerance}")
+    return Field(rounded(data["value"]), None if tolerance is None else rounded(tolerance))
+
+
+def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = data.get(key)
+    if not isinstance(found, dict):
+        raise _Damage(f"`{key}` must be a JSON object, got {'nothing' if found is None else type(found).__name__}")
+    return found
+
+
+def _check_keys(data: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """A key that is misspelt would be passed over, and a tolerance not hold."""
+    for key in data:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise _Damage(f"there is no key {key!r}{f'; did you mean {near[0]!r}?' if near else f': it has {known}'}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Damage(f"the key {twice!r} is there twice")
+    return found
+
+
+def _no_number(name: str) -> NoReturn:
+    raise _Damage(f"{name} is no number that can be compared with")
+
+
+def _kept(value: Any) -> Any:
+    """The same, numbers as they are kept."""
+    if isinstance(value, float):
+        return rounded(value)
+    if isinstance(value, Mapping):
+        return {name: _kept(each) for name, each in value.items()}
+    return [_kept(each) for each in value] if isinstance(value, (list, tuple)) else value
