@@ -126,6 +126,8 @@ class SessionReport:
             told["induction_message"] = _message(call.excinfo.value, report)
         if report.when == "teardown" and EXHIBITS in item.stash:
             told["induction_exhibits"] = item.stash[EXHIBITS]
+            if self._has_html:
+                told["extras"] = [*told.get("extras", ()), *_extras(item.stash[EXHIBITS])]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what a report on a test says."""
@@ -209,6 +211,16 @@ class SessionReport:
                 self.lines.append((f"step summary: {summary} cannot be written: {error.strerror}", {"yellow": True}))
         if annotate:
             self.lines.extend((line, {}) for line in annotations(records))
+
+
+def _extras(exhibits: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pictures as pytest-html takes them."""
+    from pytest_html import extras
+
+    from pytest_induction.records import Exhibit
+    from pytest_induction.report.pictures import pictures
+
+    return [extras.html(picture) for data in exhibits for picture in pictures(Exhibit(**data))]
 
 
 def _message(error: BaseException, report: pytest.TestReport) -> str:

@@ -1,0 +1,152 @@
+"""The report as one HTML page: no network, and no scripts to be read. Jinja2 makes it, with Plotly's script for its charts."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from dataclasses import dataclass
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_induction.errors import ReportError
+from pytest_induction.report.charts.chart import SHARES, SIGNED, Chart, tidy
+from pytest_induction.report.sections import CHANGE_COLUMNS, Section, sections
+from pytest_induction.report.session_records import OUTCOMES, SessionRecords
+from pytest_induction.report.verdict_rows import BADGES, counts, test_rows
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+INSTALL = "pip install 'pytest-induction[report]'"
+SCRIPT = ("package_data", "plotly.min.js")  # in the installed plotly
+HEADS = ("head", "prefix matching", "interval", "chance", "previous", "duplicate", "first token", "copying (nats)", "kind")
+PAIRS = ("pair", "composed", "interval", "alone")
+FEW = 12  # tests that need no filter
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A chart with its place in the page: `id` names its data."""
+
+    id: str
+    chart: Chart
+    data: str
+
+    @property
+    def image(self) -> str:
+        """The static picture as an address that holds it."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.chart.static.encode()).decode()}"
+
+
+def html_page(records: SessionRecords) -> str:
+    """The whole page. Raises `ReportError` where the extra `report` is not installed."""
+    check_installed()
+    found, rows = sections(records), test_rows(records)
+    verdicts = counts((str(each.verdict) for each in records.evidence), map(str, BADGES))
+    outcomes = [(name, count) for name, count in counts((test.outcome for test in records.tests), OUTCOMES) if count]
+    placed = {section.anchor: _placed(section) for section in found}
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            records=records,
+            groups=[(place, list(members)) for place, members in itertools.groupby(rows, key=lambda row: row.place)],
+            sections=found,
+            placed=placed,
+            verdicts=[
+                (name.replace("_", " "), BADGES[verdict], count) for verdict, (name, count) in zip(BADGES, verdicts, strict=False)
+            ],
+            outcomes=outcomes,
+            result=_result(records),
+            head_columns=HEADS,
+            pair_columns=PAIRS,
+            has_filter=len(rows) > FEW,
+            has_charts=any(each for panels in placed.values() for charts in panels for each in charts),
+            change_columns=CHANGE_COLUMNS,
+            headline=_headline(records),
+            css=_source("page.css").replace("RAMP_SHARE", ",".join(SHARES)).replace("RAMP_SIGNED", ",".join(SIGNED)),
+            script=_source("page.js"),
+            plotly=_plotly(),
+        )
+    )
+
+
+def check_installed() -> None:
+    """Raise `ReportError` if the extra `report` is not installed. Imports nothing of it."""
+    _plotly_path()
+    if find_spec("jinja2") is None:
+        raise ReportError(f"an HTML report needs jinja2, which is not installed: {INSTALL}")
+
+
+def _plotly_path() -> Path:
+    """Plotly's script in the installed package, whose Python modules are slow to import and are not needed."""
+    spec = find_spec("plotly")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(place, *SCRIPT)
+        if path.is_file():
+            return path
+    raise ReportError(f"an HTML report needs plotly, which is not installed: {INSTALL}")
+
+
+def _plotly() -> str:
+    """The script, as an element may hold it: none of its strings ends the element or begins a comment."""
+    return _plotly_path().read_text(encoding="utf-8").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _environment() -> Environment:
+    """Templates that escape whatever they show, and miss nothing silently."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    return Environment(
+        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def _source(name: str) -> str:
+    """A file of templates/."""
+    return resources.files("pytest_induction.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _placed(section: Section) -> list[list[Placed]]:
+    """The charts of each panel, with their data as a script element may hold it."""
+    return [
+        [Placed(f"{panel.anchor}-{place + 1}", chart, embedded(chart.spec)) for place, chart in enumerate(panel.charts)]
+        for panel in section.panels
+    ]
+
+
+def embedded(data: Any) -> str:
+    """JSON that cannot end the script element it stands in, nor begin a comment there."""
+    try:
+        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:  # JSON has no word for what is not a number
+        text = json.dumps(tidy(data, 6), ensure_ascii=False, separators=(",", ":"))
+    return (
+        text.replace("&", "\\u0026")
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
+
+
+def _result(records: SessionRecords) -> str:
+    """The session in a word: what the page is headed with."""
+    if records.stopped:
+        return "stopped"
+    failed = any(test.outcome in ("failed", "error") for test in records.tests)
+    return "failed" if failed or records.exit_status not in (0, 5) else "passed" if records.tests else "empty"
+
+
+def _headline(records: SessionRecords) -> str:
+    """The session in a line."""
+    tests = [test for test in records.tests if test.outcome != "skipped"]
+    bad = sum(test.outcome in ("failed", "error", "xpassed") for test in tests)
+    if not tests:
+        return "No test was run"
+    if bad:
+        return f"{bad} of {len(tests)} tests failed" if len(tests) > 1 else "The test failed"
+    return f"All {len(tests)} tests passed" if len(tests) > 1 else "The test passed"

@@ -1,0 +1,196 @@
+"""From tests and their verdicts to the rows of a page: the estimate that decides, and all that a verdict rests on, as texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pytest_induction.assertions.messages import measured_on, next_step
+from pytest_induction.records import Estimate, Evidence, HeadEvidence, Verdict
+from pytest_induction.report.charts.chart import known, number
+from pytest_induction.report.charts.interval import interval
+from pytest_induction.report.session_records import SessionRecords, TestRecord
+from pytest_induction.report.view import amount
+
+OF_HEADS = ("has_induction_head", "final_has_induction_head")
+DECIDES = {
+    "copies_repeats": ("later_accuracy",),
+    "learns_in_context": ("in_context_learning",),
+    "ablation_removes_icl": ("share ", "in_context_learning"),
+    "phase_change": ("width",),
+    "cooccurrence": ("lag",),
+    "heads_kept_to_the_end": ("final",),
+    "onset_not_later": ("onset_lag",),
+}
+"""What a claim is decided by: the beginning of the name of an estimate, the first that is there."""
+BARS = {
+    "later_accuracy": "min_accuracy",
+    "in_context_learning": "max_score",
+    "lag": "margin",
+    "turn_lag": "margin",
+    "onset_lag": "margin",
+}
+BEGINNINGS = (("share ", "min_share"), ("excess", "min_excess"))
+WORDS = {"copy_effect": "copying"}
+BADGES = {Verdict.FORMED: "formed", Verdict.NOT_FORMED: "not-formed", Verdict.UNDETERMINED: "undetermined"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One estimate in words: value, interval and bar with its unit, and the picture of them; `name` says of what."""
+
+    name: str
+    value: str
+    interval: str
+    bar: str
+    picture: str
+
+
+@dataclass(frozen=True)
+class VerdictRow:
+    """One verdict of one test. `heads` are rows of texts; `changes` too, of a run."""
+
+    claim: str
+    verdict: str
+    badge: str
+    summary: str
+    key: Measure | None
+    measures: tuple[Measure, ...]
+    heads: tuple[tuple[str, ...], ...]
+    pairs: tuple[tuple[str, ...], ...]
+    confidence: str
+    measured: str
+    next: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TestRow:
+    """One test: where it is, what pytest says of it, and its verdicts."""
+
+    anchor: str
+    place: str
+    name: str
+    outcome: str
+    seconds: str
+    message: str
+    again: str
+    verdicts: tuple[VerdictRow, ...] = ()
+
+    @property
+    def first_line(self) -> str:
+        """What the message of a failure begins with."""
+        return next((line for line in self.message.splitlines() if line.strip()), "")
+
+    __test__ = False
+
+
+def test_rows(records: SessionRecords) -> list[TestRow]:
+    """A row for each test, in the session's order."""
+    return [_test(test, place) for place, test in enumerate(records.tests)]
+
+
+def _test(test: TestRecord, place: int) -> TestRow:
+    where, _, name = test.nodeid.rpartition("::")
+    return TestRow(
+        f"test-{place + 1}",
+        where,
+        name,
+        test.outcome,
+        f"{test.seconds:.2f} s" if test.seconds else "",
+        test.message,
+        test.again,
+        tuple(_verdict(evidence) for evidence in test.evidence),
+    )
+
+
+def _verdict(evidence: Evidence) -> VerdictRow:
+    measures = tuple(
+        _measure(name.replace("_", " "), estimate, bars_of(name, evidence.bars)) for name, estimate in evidence.estimates.items()
+    )
+    heads = (*((head, True) for head in evidence.heads), *((head, False) for head in evidence.nearest))
+    formed = evidence.verdict is Verdict.FORMED
+    return VerdictRow(
+        evidence.claim,
+        str(evidence.verdict).replace("_", " "),
+        BADGES[evidence.verdict],
+        evidence.summary,
+        key_of(evidence),
+        measures,
+        tuple(head_row(head, holds=holds and formed) for head, holds in heads),
+        tuple(
+            (
+                str(pair),
+                number(pair.composed.value, "share"),
+                f"{number(pair.composed.low, 'share')} to {number(pair.composed.high, 'share')}",
+                number(pair.prefix_matching, "share"),
+            )
+            for pair in evidence.pairs
+        ),
+        "" if evidence.confidence is None else f"{evidence.confidence:.4g}",
+        measured_on(evidence.provenance),
+        next_step(evidence),
+        evidence.provenance.notes,
+    )
+
+
+def key_of(evidence: Evidence) -> Measure | None:
+    """The estimate that decides most of a verdict; None where it has none."""
+    heads = (*evidence.heads, *evidence.nearest)
+    if evidence.claim in OF_HEADS and heads:
+        bar = evidence.bars.get("min_prefix_matching")
+        return _measure(f"{heads[0]} prefix matching", heads[0].prefix_matching, () if bar is None else (bar,))
+    name = next((name for start in DECIDES.get(evidence.claim, ()) for name in evidence.estimates if name.startswith(start)), "")
+    name = name or next((each for each in evidence.estimates if bars_of(each, evidence.bars)), "")
+    name = name or next(iter(evidence.estimates), "")
+    if not name:
+        return None
+    return _measure(name.replace("_", " "), evidence.estimates[name], bars_of(name, evidence.bars))
+
+
+def bars_of(name: str, bars: Mapping[str, float]) -> tuple[float, ...]:
+    """What an estimate was held against: one bar, both ends of a margin, or nothing."""
+    of_beginning = next((bar for start, bar in BEGINNINGS if name.startswith(start)), "")
+    for bar in (BARS.get(name, ""), f"min_{name}", f"max_{name}", of_beginning):
+        if bar in bars:
+            return (-bars[bar], bars[bar]) if bar == "margin" and name != "onset_lag" else (bars[bar],)
+    return ()
+
+
+def _measure(name: str, estimate: Estimate, bars: tuple[float, ...]) -> Measure:
+    unit = estimate.unit
+    if not known([estimate.value]):
+        return Measure(name, "not known", "", "".join(quantity(each, unit) for each in bars[-1:]), "")
+    said = [quantity(value, unit) for value in (estimate.value, estimate.low, estimate.high)]
+    bar = f"\u00b1{number(bars[1])}" if len(bars) == 2 else "".join(quantity(each, unit) for each in bars)
+    unit_said = "" if unit == "share" else f" {unit}" if unit else ""
+    return Measure(name, said[0] + unit_said, f"{said[1]} to {said[2]}", bar, interval(estimate, bars))
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number as its unit has it: tokens and steps are whole."""
+    return amount(value) if unit in ("tokens", "steps") and value == value else number(value, unit)  # noqa: PLR0124 - NaN
+
+
+def head_row(head: HeadEvidence, *, holds: bool) -> tuple[str, ...]:
+    """What is told of a head: name, score, interval, chance, the other scores, copying, kind."""
+    found = head.prefix_matching
+    copying = "" if head.copy_effect is None else number(head.copy_effect.value, "nats", signed=True)
+    return (
+        f"{head}{' ✓' if holds else ''}",
+        number(found.value, "share"),
+        f"{number(found.low, 'share')} to {number(found.high, 'share')}",
+        number(head.null, "share"),
+        number(head.previous_token, "share"),
+        number(head.duplicate_token, "share"),
+        number(head.first_token, "share"),
+        copying,
+        head.kind,
+    )
+
+
+def counts(values: Iterable[str], wanted: Iterable[str]) -> list[tuple[str, int]]:
+    """How many of each, those that are wanted first and always; others where there are any."""
+    found = list(values)
+    order = list(dict.fromkeys([*wanted, *found]))
+    return [(each, found.count(each)) for each in order]

@@ -1,0 +1,74 @@
+"""Write a report: which kind is told by the name of its file. A file is there whole, or as it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pytest_induction.errors import ReportError
+from pytest_induction.report.session_records import SessionRecords, read_records
+
+
+def _html(records: SessionRecords) -> str:
+    from pytest_induction.report.page import html_page
+
+    return html_page(records)
+
+
+def _markdown(records: SessionRecords) -> str:
+    from pytest_induction.report.markdown import markdown
+
+    return markdown(records)
+
+
+KINDS: dict[str, Callable[[SessionRecords], str]] = {".html": _html, ".json": SessionRecords.to_json, ".md": _markdown}
+"""What a report is made by, for each suffix."""
+
+
+def write_report(records: SessionRecords, path: str | Path) -> None:
+    """Write the kind of report that the suffix names. Raises `ReportError` if it cannot be made or written."""
+    check_path(path)
+    path = Path(path)
+    text = KINDS[path.suffix.lower()](records)
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise ReportError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def render(records_path: str | Path, out_path: str | Path) -> None:
+    """Write a report of records that were kept as JSON. Raises `ReportError` if they cannot be read, or it cannot be written."""
+    check_path(out_path)
+    write_report(read_records(records_path), out_path)
+
+
+def check_path(path: str | Path) -> None:
+    """Raise `ReportError` for a report that could not be written: an unknown suffix, no such directory, no extra installed."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in KINDS:
+        raise ReportError(f"a report must be one of {', '.join(f'PATH{suffix}' for suffix in KINDS)}, got {str(path)!r}")
+    if path.is_dir():
+        raise ReportError(f"{path} is a directory: name a file")
+    if not path.parent.is_dir():
+        raise ReportError(f"{path} cannot be written: there is no directory {str(path.parent)!r}")
+    if suffix == ".html":
+        from pytest_induction.report.page import check_installed
+
+        check_installed()
+
+
+def _replace(path: Path, text: str) -> None:
+    """The text in place of what was there, in one step."""
+    path = path.resolve()  # a link stays one
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        if path.exists():
+            shutil.copymode(path, beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
