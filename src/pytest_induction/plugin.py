@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from pytest_induction.gates.finding import arguments_with_gates, is_gate_file, keep_together
 from pytest_induction.options import add_options
 from pytest_induction.progress import showing_on
 from pytest_induction.session import SessionModel, open_terminal
 from pytest_induction.session_baselines import SessionBaselines
+from pytest_induction.session_ci import SessionCI, properties
 from pytest_induction.session_report import INDEX, SessionReport
 from pytest_induction.session_runs import SessionRuns, readable_ids
 from pytest_induction.session_terminal import INTERRUPTED, STOPS, hide_frames, keep_interrupted, write_section
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_induction.bound import Induction
     from pytest_induction.models.protocol import ModelUnderTest
     from pytest_induction.probes.sequences import Probe
-    from pytest_induction.records import Evidence, Provenance
+    from pytest_induction.records import Provenance
     from pytest_induction.runs.record import TrainingRun
 
 T = TypeVar("T")
@@ -71,6 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
     baselines = config.stash[BASELINES] = SessionBaselines(config, session_model)
     baselines.check()
     config.pluginmanager.register(baselines, "induction-baselines")
+    config.pluginmanager.register(SessionCI(config), "induction-ci")
     if config.option.induction_benchmark:
         session_model.check_benchmark()
     elif config.option.induction_max_overhead is not None:
@@ -78,6 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if session_model.collected is not None:
         session_model.check()
     elif not session_runs.collected:
+        config.args = arguments_with_gates(config)
         return
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = []  # the gates, or the benchmarks, are all that was asked for
@@ -128,7 +133,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize("induction_run", names, ids=readable_ids(names), indirect=True)
 
 
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if not is_gate_file(file_path, parent.session):
+        return None
+    from pytest_induction.gates.files import GateFile
+
+    return GateFile.from_parent(parent, path=file_path, setting=parent.config.stash[SESSION].setting)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    keep_together(items)
     for item in items:
         for marker in item.iter_markers("induction"):
             _check_marker(item, marker)
@@ -240,25 +254,10 @@ def _listening(item: pytest.Item) -> Iterator[None]:
             item.stash.setdefault(NAMED, []).extend(named)
             for evidence in heard:
                 item.stash.setdefault(HEARD, []).append(evidence.to_dict())
-                item.user_properties.extend(_properties(evidence))
+                item.user_properties.extend(properties(evidence))
             if stop is not None:
                 keep_interrupted(item, item.stash.get(HEARD, []), stop)
     pytest.fail(message, pytrace=False)
-
-
-def _properties(evidence: Evidence) -> list[tuple[str, object]]:
-    """What a JUnit report shows of a verdict."""
-    prefix = f"induction.{evidence.claim}"
-    properties: list[tuple[str, object]] = [
-        (f"{prefix}.verdict", str(evidence.verdict)),
-        (f"{prefix}.reason", evidence.reason),
-        (f"{prefix}.model", evidence.provenance.model),
-        (f"{prefix}.weights", evidence.provenance.fingerprint),
-        (f"{prefix}.heads", " ".join(str(head) for head in evidence.heads)),
-    ]
-    if evidence.provenance.seed is not None:
-        properties.append((f"{prefix}.seed", evidence.provenance.seed))
-    return properties + [(f"{prefix}.{name}", round(value.value, 6)) for name, value in evidence.estimates.items()]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -25,6 +25,7 @@ CHECKED = {  # setting -> what checks it
 
 
 REPEATED = ("model", "text", "device", "dtype", "memory", "baseline")  # settings of the command line that a test depends on
+LEFT_TO_OPTIONS = ("seed", "device", "dtype", "memory")  # and those that a gate file may leave open
 ON_RUNS = ("reference", "factory", "text", "device", "dtype", "memory", "seed")  # and those that a gate of a run depends on
 
 
@@ -133,6 +134,8 @@ class SessionModel:
         """The command that runs this item alone, and makes it measure the same again."""
         import shlex
 
+        if item.path.suffix == ".toml":
+            return self._again_in_file(item)
         if item.nodeid.rpartition("::")[0] in (self._config.option.induction_run or ()):
             return self._again_on_run(item)
         given = {name: self._config.getoption(f"induction_{name}") for name in REPEATED}
@@ -154,6 +157,15 @@ class SessionModel:
         }
         options = [f"--induction-{name}={value}" for name, value in named.items() if value is not None]
         return shlex.join(["pytest", *options, "-k", item.name])
+
+    def _again_in_file(self, item: pytest.Item) -> str:
+        """The command that runs a test of a gate file alone, with what its gate leaves to the command line."""
+        import shlex
+
+        given = {name: getattr(self._config.option, f"induction_{name}") for name in LEFT_TO_OPTIONS}
+        options = [f"--induction-{name}={value}" for name, value in given.items() if value is not None]
+        path = os.path.relpath(item.path, self._config.invocation_params.dir)
+        return shlex.join(["pytest", *options, path + item.nodeid[item.nodeid.index("::") :]])
 
     @property
     def _measuring(self) -> dict[str, Any]:

@@ -213,7 +213,7 @@ class SessionReport:
             self.lines.extend((line, {}) for line in annotations(records))
 
 
-def _extras(exhibits: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _extras(exhibits: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Pictures as pytest-html takes them."""
     from pytest_html import extras
 

@@ -31,12 +31,15 @@ class GateSuite(pytest.Collector):
 
 
 class GateItem(pytest.Item):
-    """One claim about the model or run."""
+    """One claim about the model or run. In a file, `line` (from 0) and `title` say where it stands and what it is."""
 
-    def __init__(self, *, bind: Callable[[], Any], check: Callable[[Any], Any], **kwargs: Any) -> None:
+    def __init__(
+        self, *, bind: Callable[[], Any], check: Callable[[Any], Any], line: int = 0, title: str | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self._bind = bind
         self._check = check
+        self._place = (line, title or self.name)
         self._subject: Any = None
 
     def setup(self) -> None:
@@ -49,15 +52,25 @@ class GateItem(pytest.Item):
         pytest.fail(message, pytrace=False)
 
     def runtest(self) -> None:
-        self._check(self._subject)
+        try:
+            self._check(self._subject)
+        except (ExpectationFailed, InductionError) as error:
+            told = error.with_traceback(None)  # its frames would keep the model
+            told.__cause__ = told.__context__ = None
+        else:
+            return
+        raise told
+
+    def teardown(self) -> None:
+        self._subject = None
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        return self.path, 0, self.name  # pytest wants a line for what a marker skips
+        return self.path, *self._place  # pytest wants a line for what a marker skips
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The message alone for what we raise; a traceback is for what nobody foresaw."""
         if isinstance(excinfo.value, (ExpectationFailed, InductionError)):
-            return GateFailure(str(excinfo.value))
+            return GateFailure(str(excinfo.value), brief=self.config.option.tbstyle == "line")
         return super().repr_failure(excinfo, style)
 
 
@@ -67,18 +80,27 @@ class _Crash:
 
     message: str
 
+    def __str__(self) -> str:
+        return self.message
+
 
 class GateFailure(TerminalRepr):
-    """A failed gate in the terminal: its message, the first line in red; the same line in the short summary."""
+    """A failed gate in the terminal: its message, the first line in red; the same line in the short summary.
 
-    def __init__(self, message: str) -> None:
+    With `brief` nothing but that line, which `--tb=line` prints by itself.
+    """
+
+    def __init__(self, message: str, *, brief: bool = False) -> None:
         self.message = message
+        self.brief = brief
         self.reprcrash = _Crash(message.splitlines()[0])
 
     def __str__(self) -> str:
         return self.message
 
     def toterminal(self, tw: TerminalWriter) -> None:
+        if self.brief:
+            return
         first, *rest = self.message.splitlines()
         tw.line(first, red=True, bold=True)
         for line in rest:

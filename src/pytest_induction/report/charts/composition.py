@@ -145,7 +145,7 @@ def _note(data: Mapping[str, Any], edges: Sequence[Any]) -> str:
     shown = mean.get("key") if isinstance(mean, Mapping) else mean
     said = ["wider is stronger"]
     if known([shown]):
-        said.append(f"random weights of this shape give {number(shown)}")
+        said.append(f"what random weights of these sizes have, {number(shown)}, is taken off")
     if len(edges) < len(data["edges"]):
         said.append(f"the {len(edges)} strongest of {len(data['edges'])} edges")
     return "; ".join(said)
