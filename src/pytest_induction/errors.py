@@ -67,7 +67,7 @@ class ExpectationFailed(AssertionError):
 
 
 class BaselineFailed(AssertionError):
-    """What was measured is not what the baseline has, or it has nothing: `comparison`, a `baselines.compare.Comparison`, or None."""
+    """What was measured is not what the baseline has, or it has nothing; `comparison` is None then, else what differs."""
 
     def __init__(self, message: str, comparison: Any = None) -> None:
         super().__init__(message)
