@@ -245,11 +245,11 @@ def test_ablations_are_those_of_one_pass_for_each_set():
 
 
 def last_loss(subject, probe, *edits):
-    """Of the last copy without its first token, the mean of a probe with one row."""
-    assert probe.n_sequences == 1
-    logits = run_with(subject, probe.tokens, *edits).double().log_softmax(-1)[0]
+    """Of the last copy without its first token, the mean over the rows of a probe, which all probes have as many of."""
+    assert probe.n_sequences == 2
+    logits = run_with(subject, probe.tokens, *edits).double().log_softmax(-1)
     places = range(probe.n_positions - probe.period + 1, probe.n_positions)
-    return np.mean([-float(logits[place - 1, probe.tokens[0, place]]) for place in places])
+    return np.mean([-float(logits[row, place - 1, probe.tokens[row, place]]) for row in range(2) for place in places])
 
 
 def test_without_its_induction_heads_a_planted_model_guesses():
