@@ -220,17 +220,20 @@ def _or_fail(make: Callable[[], T]) -> T:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    __tracebackhide__ = True
     item.stash[HEARD] = []  # when it is run again, too
     yield from _listening(item)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    __tracebackhide__ = True
     yield from _listening(item)
 
 
 def _listening(item: pytest.Item) -> Iterator[None]:
     """Keep every verdict that is reached while the item runs."""
+    __tracebackhide__ = True
     from pytest_induction.journal import attaching, listening, naming_subjects
 
     attach = item.config.stash[SESSION].attach

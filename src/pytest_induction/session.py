@@ -142,8 +142,11 @@ class SessionModel:
         given["seed"] = None if seed is None else str(seed)
         if item.nodeid.rpartition("::")[0] == given["model"]:
             options, chosen = [], ["-k", item.name]
-        else:  # the option would bring the gates with it
+        else:  # the options would bring the gates with them
             options, chosen = [f"-oinduction_model={model}"] if (model := given.pop("model")) is not None else [], [item.nodeid]
+            if "induction_run" in getattr(item, "fixturenames", ()) and self._config.option.induction_run:
+                options.append("-oinduction_run=" + "\n".join(self._config.option.induction_run))
+                given["factory"] = self._config.option.induction_factory
         options += [f"--induction-{name}={value}" for name, value in given.items() if value is not None]
         return shlex.join(["pytest", *options, *chosen])
 

@@ -91,13 +91,14 @@ class SessionReport:
 
     def exhibit(self, item: pytest.Item, named: Iterable[Named]) -> None:
         """Measure what is drawn of these models and runs, of each once."""
+        text = getattr(item.parent, "text", None) or self._model.text  # a gate of a file has its own
         for subject, about in named:
             key = (about.model, about.fingerprint)
             if key not in self._shown:
                 self._shown.add(key)
-                item.stash.setdefault(EXHIBITS, []).extend(each.to_dict() for each in self._exhibits(subject, about))
+                item.stash.setdefault(EXHIBITS, []).extend(each.to_dict() for each in self._exhibits(subject, about, text))
 
-    def _exhibits(self, subject: Any, about: Provenance) -> list[Exhibit]:
+    def _exhibits(self, subject: Any, about: Provenance, text: Path | None) -> list[Exhibit]:
         if about.is_run:
             if RUN not in self.kinds:
                 return []
@@ -106,7 +107,7 @@ class SessionReport:
             return [exhibit_of_run(subject, about)]
         from pytest_induction.exhibits.model import exhibits_of_model
 
-        return exhibits_of_model(subject, about, kinds=self.kinds, text=self._model.text)
+        return exhibits_of_model(subject, about, kinds=self.kinds, text=text)
 
     def annotate(
         self, item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None], heard: list[dict[str, Any]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,8 +11,6 @@ from pytest_induction.session import SessionModel
 
 if TYPE_CHECKING:
     from pytest_induction.runs.record import TrainingRun
-
-BUSY = 0.5  # seconds between two looks at a sweep that another worker is at
 
 
 class SessionRuns:
@@ -57,55 +55,23 @@ class SessionRuns:
         """The run of that name. Raises the same one-line error every time if it cannot be had."""
         if name not in self._opened:
             from pytest_induction.errors import InductionError
-            from pytest_induction.runs.opening import holds_checkpoints, load_run
-            from pytest_induction.runs.places import Place
+            from pytest_induction.gates.sweeping import kept_at, opened
 
             try:
-                self._opened[name] = self._swept(name) if holds_checkpoints(Place(name)) else load_run(name)
+                self._opened[name] = opened(name, kept_at(self._config), **self._settings)
             except InductionError as error:
                 self._opened[name] = error
-        opened = self._opened[name]
-        if isinstance(opened, Exception):
-            raise opened.with_traceback(None)
-        return opened
+        found = self._opened[name]
+        if isinstance(found, Exception):
+            raise found.with_traceback(None)
+        return found
 
-    def _swept(self, name: str) -> TrainingRun:
-        """The run of a directory of checkpoints; what was measured before, in this session or an earlier one, is not again."""
-        import time
-        from dataclasses import replace
-        from hashlib import blake2b
-
-        from pytest_induction.errors import RunBusyError
-        from pytest_induction.runs.sweep import sweep
-
-        device, dtype, memory = (self._model.setting(each) for each in ("device", "dtype", "memory"))
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What checkpoints are swept with."""
         factory = self._config.option.induction_factory or self._config.getini("induction_factory") or None
-        place = name if "://" in name else Path(name).resolve()
-        key = repr((str(place), factory, device, dtype, memory, self._model.seed, str(self._model.text)))
-        out = self._kept_at() / blake2b(key.encode(), digest_size=8).hexdigest()
-        while True:
-            try:
-                found = sweep(
-                    name,
-                    out,
-                    factory=factory,
-                    text=self._model.text,
-                    seed=self._model.seed,
-                    device=device,
-                    dtype=dtype,
-                    memory=memory,
-                )
-            except RunBusyError:  # another worker of this session
-                time.sleep(BUSY)
-            else:
-                return replace(found, name=name.rstrip("/").rpartition("/")[2])
-
-    def _kept_at(self) -> Path:
-        """Where sweeps are kept from one session to the next: pytest's cache, if it has one."""
-        import tempfile
-
-        cache = getattr(self._config, "cache", None)
-        return Path(tempfile.gettempdir()) / "pytest-induction" if cache is None else cache.mkdir("induction-sweeps")
+        named = {name: self._model.setting(name) for name in ("device", "dtype", "memory")}
+        return {"factory": factory, "text": self._model.text, "seed": self._model.seed, **named}
 
     def _beside(self, path: str) -> str:
         """A path of the ini file is relative to where that lies."""

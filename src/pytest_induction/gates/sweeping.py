@@ -1,0 +1,52 @@
+"""A training run that is gated, opened: as it was recorded, or from its checkpoints, swept. Standard library only until used."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_induction.runs.record import TrainingRun
+
+BUSY = 0.5  # seconds between two looks at a sweep that another worker is at
+
+
+def opened(name: str, kept_at: Path, **settings: Any) -> TrainingRun:
+    """The run of that name. Checkpoints are swept with `settings`, which are those of `sweep`, once: what was measured is kept.
+
+    Raises `RunError` or `ModelError` in one line.
+    """
+    from pytest_induction.runs.opening import holds_checkpoints, load_run
+    from pytest_induction.runs.places import Place
+
+    return _swept(name, kept_at, settings) if holds_checkpoints(Place(name)) else load_run(name)
+
+
+def kept_at(config: pytest.Config) -> Path:
+    """Where sweeps are kept from one session to the next: pytest's cache, if it has one."""
+    cache = getattr(config, "cache", None)
+    return Path(tempfile.gettempdir()) / "pytest-induction" if cache is None else cache.mkdir("induction-sweeps")
+
+
+def _swept(name: str, kept: Path, settings: dict[str, Any]) -> TrainingRun:
+    from hashlib import blake2b
+
+    from pytest_induction.errors import RunBusyError
+    from pytest_induction.runs.sweep import sweep
+
+    place = name if "://" in name else Path(name).resolve()
+    named = ("factory", "device", "dtype", "memory", "seed", "text")
+    key = repr((str(place), *(None if settings.get(each) is None else str(settings[each]) for each in named)))
+    out = kept / blake2b(key.encode(), digest_size=8).hexdigest()
+    while True:
+        try:
+            found = sweep(name, out, **settings)
+        except RunBusyError:  # another worker of this session
+            time.sleep(BUSY)
+        else:
+            return replace(found, name=name.rstrip("/").rpartition("/")[2])
