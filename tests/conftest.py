@@ -36,7 +36,9 @@ def shipped() -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _inner_sessions_are_in_order(request, monkeypatch):
-    """No plugin of this environment shuffles the tests of a session inside a test."""
+    """No plugin of this environment shuffles the tests of a session inside a test, and it tells no CI of them."""
     if "pytester" in request.fixturenames:
         request.getfixturevalue("pytester")  # it clears the variable
         monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
+        for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
+            monkeypatch.delenv(name, raising=False)

@@ -202,16 +202,16 @@ class SessionReport:
 
     def _tell_github(self, records: SessionRecords, summary: str | None, *, annotate: bool) -> None:
         """The summary of the step, and marks beside the code, where GitHub runs us."""
-        from pytest_induction.report.github import annotations, step_summary
+        from pytest_induction.report.github import ROOM, annotations, step_summary
 
         if summary:
             try:
                 with Path(summary).open("a", encoding="utf-8") as file:
-                    file.write(step_summary(records))
+                    file.write(step_summary(records, room=ROOM - file.tell()))
             except OSError as error:
                 self.lines.append((f"step summary: {summary} cannot be written: {error.strerror}", {"yellow": True}))
         if annotate:
-            self.lines.extend((line, {}) for line in annotations(records))
+            self.lines.extend((line, {}) for line in annotations(records, root=self._config.rootpath))
 
 
 def _extras(exhibits: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def test_a_block_of_the_documentation_runs(block, beside_fixtures):
     """As a test file of a user's, on the shipped Llama."""
     beside_fixtures.makepyfile(test_block=block.text)
     named = f"induction_model = {SHIPPED['llama']}\ninduction_run = fixtures/runs/two-layers"
-    beside_fixtures.makeini(f"[pytest]\n{named}\nfilterwarnings = error\naddopts = --strict-markers\n")
+    beside_fixtures.makeini(f"[pytest]\n{named}\nfilterwarnings = error\naddopts = --strict-markers\nnorecursedirs = fixtures\n")
     outcomes = beside_fixtures.runpytest_inprocess("-p", "no:cacheprovider").parseoutcomes()
     n_tests = len(re.findall(r"^def test_", block.text, re.MULTILINE))
     assert n_tests or block.page == "docs/models.md", "a block without a test shows nothing"

@@ -154,14 +154,6 @@ def test_gates_can_be_skipped_by_a_plugin(run, pytester):
     result.stdout.fnmatch_lines(["SKIPPED [[]2[]] *: not today"])
 
 
-def test_workers_give_the_same_verdicts(pytester):
-    """Evidence travels from the workers to the section."""
-    pytest.importorskip("xdist")
-    result = pytester.runpytest_subprocess("--induction-model", SHIPPED["two-layers"], "-n", "2")
-    result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["*= induction =*", "  FORMED *has_induction_head *", "  FORMED *copies_repeats *"])
-
-
 def test_junit_carries_the_verdict(run, pytester):
     """Each gate is a test case with what was found as its properties."""
     run("--induction-model", SHIPPED["llama"], "--junit-xml=report.xml", "-o", "junit_family=xunit2")

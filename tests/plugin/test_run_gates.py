@@ -62,12 +62,6 @@ def test_gates_of_a_model_and_a_run_in_one_session(pytester):
     result.assert_outcomes(passed=7)
 
 
-def test_gates_run_under_xdist(pytester):
-    result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers'}", "-n", "2")
-    result.assert_outcomes(passed=5)
-    result.stdout.fnmatch_lines(["two-layers: 88 snapshots*", "*phase_change*"])
-
-
 def test_the_fixture_runs_a_test_once_for_each_run_with_readable_ids(pytester):
     pytester.makepyfile(
         """

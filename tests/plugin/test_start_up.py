@@ -13,6 +13,7 @@ HEAVY = (
     "hypothesis",
     "transformers",
     "jinja2",
+    "plotly",
     "pytest_induction.models",
     "pytest_induction.bound",
     "pytest_induction.benchmarks",
@@ -32,6 +33,7 @@ def run_fresh(place, *arguments, body="def test_it(): pass"):
     (place / "conftest.py").write_text(CONFTEST)
     (place / "test_it.py").write_text(body)
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as users have it: what was compiled once is kept
     command = [sys.executable, "-m", "pytest", "-q", "--rootdir", str(place), "-p", "no:cacheprovider", *arguments, str(place)]
     return subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, check=True).stdout
 

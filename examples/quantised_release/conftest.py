@@ -1,0 +1,52 @@
+"""The model as it is and as it is released: with weights of 8 bits. Set MODEL to yours."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHIPPED = Path(__file__).parents[2] / "fixtures" / "models" / "llama-2l"
+BITS = 8
+
+
+@pytest.fixture(scope="session")
+def original() -> Any:
+    """The model before."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(os.environ.get("MODEL", SHIPPED))
+
+
+@pytest.fixture(scope="session")
+def quantised(original: Any) -> Callable[[int], Any]:
+    """The model with weights of so many bits. Put your own quantisation here, or load what it made."""
+
+    def made(bits: int) -> Any:
+        import torch
+
+        model = copy.deepcopy(original)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 2:
+                    parameter.copy_(rounded(parameter, bits))
+        return model
+
+    return made
+
+
+def rounded(weight: Any, bits: int) -> Any:
+    """Each row in whole numbers of so many bits times a scale of its own."""
+    most = 2 ** (bits - 1) - 1
+    scale = weight.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / most
+    return (weight / scale).round() * scale
+
+
+@pytest.fixture(scope="session")
+def induction_model(quantised: Callable[[int], Any]) -> Any:
+    """What the fixture `induction` is bound to: the model that is released."""
+    return quantised(BITS)

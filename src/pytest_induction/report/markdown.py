@@ -1,0 +1,206 @@
+"""The records of a session as GitHub-flavoured Markdown: verdicts, what failed, each model and run. Standard library only."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pytest_induction.records import Evidence
+from pytest_induction.report.mosaic import mosaic_lines
+from pytest_induction.report.session_records import SessionRecords, TestRecord
+from pytest_induction.report.view import ModelView, views
+
+ICONS = {"passed": "✅", "xfailed": "✅", "failed": "❌", "error": "❌", "xpassed": "⚠️", "skipped": "⏭️"}
+COUNTED = {"error": "errors"}  # where the plural has another form
+WIDTH = 100  # of a mosaic, in characters
+MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
+VERDICTS = ("test", "verdict", "claim", "model", "what was found")
+HEADS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token", "copy (nats)", "kind")
+CHANGES = ("series", "verdict", "shape", "change", "onset", "midpoint", "end", "decades", "inside")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Lines that belong together; an empty line stands between two parts.
+
+    Where room is short, a table may lose lines from its end, down to the first `least` of them; None for a part that is whole
+    or not there.
+    """
+
+    lines: tuple[str, ...]
+    least: int | None = None
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def markdown(records: SessionRecords) -> str:
+    """The whole report."""
+    return "\n\n".join(map(str, parts(records))) + "\n"
+
+
+def parts(records: SessionRecords) -> Iterator[Part]:
+    """The parts of the report: what matters most comes first."""
+    yield from _head(records)
+    rows = [row for test in records.tests for row in _rows(test)]
+    if rows:
+        yield Part(tuple(_table(VERDICTS, rows, left=5)), least=2)
+    failures = [test for test in records.tests if test.message]
+    if failures:
+        yield Part(("### What failed",))
+        yield from (_failure(test) for test in failures)
+    for group in _groups(records.evidence):
+        yield from _model(group, records)
+    yield Part(tuple(_foot(records)))
+
+
+def _head(records: SessionRecords) -> Iterator[Part]:
+    outcomes = Counter(test.outcome for test in records.tests)
+    counts = ", ".join(f"{count} {COUNTED.get(name, name) if count > 1 else name}" for name, count in _ordered(outcomes))
+    bad = any(ICONS.get(name) == "❌" for name in outcomes) or records.stopped
+    yield Part((f"## {'❌' if bad else '✅'} Induction: {counts or 'no tests'}",))
+    if records.stopped:
+        yield Part((f"**Partial:** {text(records.stopped)}; what was measured until then is below.",))
+    verdicts = Counter(str(evidence.verdict) for evidence in records.evidence)
+    if verdicts:
+        told = ", ".join(f"{verdicts[name]} {name}" for name in sorted(verdicts))
+        yield Part((f"{sum(verdicts.values())} verdict{'s' if sum(verdicts.values()) != 1 else ''}: {told}",))
+
+
+def _ordered(outcomes: Counter[str]) -> list[tuple[str, int]]:
+    order = ("failed", "error", "xpassed", "passed", "xfailed", "skipped")
+    return sorted(outcomes.items(), key=lambda each: (order.index(each[0]) if each[0] in order else len(order), each[0]))
+
+
+def _rows(test: TestRecord) -> Iterator[tuple[str, ...]]:
+    """A row for each verdict of a test, one for all that are alike; a test without any says why, unless it passed."""
+    icon = f"{ICONS.get(test.outcome, '❔')} {test.outcome}"
+    told = Counter((str(each.verdict), each.claim, each.provenance.model, each.summary) for each in test.evidence)
+    for (verdict, claim, model, summary), times in told.items():
+        yield icon, verdict, code(claim), code(model), text(summary) + (f" ({times} times)" if times > 1 else "")
+    if not test.evidence and test.outcome != "passed":
+        where, _, name = test.nodeid.rpartition("::")
+        yield icon, "none", code(name), code(where), text(test.message.strip().partition("\n")[0])
+
+
+def _failure(test: TestRecord) -> Part:
+    """The whole message, folded, and the command that repeats the test."""
+    first = test.message.strip().partition("\n")[0]
+    again = ("", "Again, alone:", "", *_fenced(test.again, "sh")) if test.again else ()
+    about = f"<summary><code>{_plain_html(test.nodeid)}</code>: {_plain_html(first)}</summary>"
+    return Part(("<details>", about, "", *_fenced(test.message.strip("\n"), "text"), *again, "", "</details>"))
+
+
+def _groups(evidence: Iterable[Evidence]) -> list[list[Evidence]]:
+    """The verdicts of each model and run, in the order of their names."""
+    found: dict[tuple[str, str], list[Evidence]] = {}
+    for record in evidence:
+        found.setdefault((record.provenance.model, record.provenance.fingerprint), []).append(record)
+    return [found[key] for key in sorted(found)]
+
+
+def _model(group: list[Evidence], records: SessionRecords) -> Iterator[Part]:
+    """Its heads, the mosaic of all of them, what its series did if it is a run, and where all that was measured."""
+    (view,) = views(group)
+    about = group[0].provenance
+    yield Part((f"### {code(about.model)}",))
+    yield from _tables(view)
+    mosaic = mosaic_lines(view.mosaic, width=WIDTH)
+    if mosaic:
+        yield Part(tuple(_fenced("\n".join(mosaic), "text")))
+    missing = [
+        f"{exhibit.kind}: {exhibit.missing}"
+        for exhibit in records.exhibits
+        if exhibit.missing and (exhibit.model, exhibit.fingerprint) == (about.model, about.fingerprint)
+    ]
+    told = {"note": view.notes, "pair": view.pairs, "near miss": view.near, "not drawn": missing}
+    lines = [view.title, *(f"{name}: {line}" for name, lines in told.items() for line in lines), *view.measured]
+    yield Part(tuple(f"- {text(line)}" for line in lines))
+
+
+def _tables(view: ModelView) -> Iterator[Part]:
+    if view.changes:
+        cells = [
+            (row.name, row.verdict, row.shape, row.change, row.onset, row.midpoint, row.end, row.width, row.inside)
+            for row in view.changes
+        ]
+        yield Part(tuple(_table(CHANGES, [tuple(map(text, row)) for row in cells], left=3)), least=2)
+        yield Part((f"Onset, midpoint and end in {view.places}, with their intervals.",))
+    if view.heads:
+        heads = [
+            (
+                f"**{text(row.name)}**" if row.found else text(row.name),
+                row.prefix_matching,
+                row.interval,
+                row.control,
+                row.previous_token,
+                row.duplicate_token,
+                row.first_token,
+                row.copy_effect,
+                text(row.kind),
+            )
+            for row in view.heads
+        ]
+        yield Part(tuple(_table(HEADS, heads, left=1)), least=2)
+        more = f"; {view.heads_left_out} more are not shown" if view.heads_left_out else ""
+        if more or any(row.found for row in view.heads):
+            yield Part((f"Induction heads are bold{more}.",))
+
+
+def _foot(records: SessionRecords) -> Iterator[str]:
+    yield "<details>"
+    yield "<summary>The session: command and versions</summary>"
+    yield ""
+    if records.command:
+        yield from _fenced(records.command, "sh")
+        yield ""
+    began = f"; began {text(records.started)}" if records.started else ""
+    yield f"- exit status {records.exit_status}; {records.seconds:.1f} s{began}"
+    yield from (f"- {text(name)}: {text(value)}" for name, value in records.environment.items())
+    yield ""
+    yield "</details>"
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> Iterator[str]:
+    """Cells are Markdown already; numbers, the columns from `left` on, stand at the right."""
+    yield f"| {' | '.join(names)} |"
+    yield f"|{'|'.join('---' if index < left else '--:' for index in range(len(names)))}|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def text(words: str) -> str:
+    """The words on one line, with nothing left in them that Markdown or HTML would act on; also fit for a cell of a table."""
+    return MARKUP.sub(lambda found: f"\\{found[0]}", _plain_html(words))
+
+
+def code(words: str) -> str:
+    """The words on one line as code; also fit for a cell of a table."""
+    line = _one_line(words)
+    if not line:
+        return ""
+    if not any(mark in line for mark in "`|\\"):
+        return f"`{line}`"
+    return f"<code>{text(line)}</code>"
+
+
+def _plain_html(words: str) -> str:
+    return html.escape(_one_line(words), quote=False)
+
+
+def _one_line(words: str) -> str:
+    """With blanks in place of line ends and of whatever cannot be printed."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in words).split())
+
+
+def _fenced(words: str, language: str) -> Iterator[str]:
+    """A block of code, whatever is in it."""
+    longest = max((len(run) for run in re.findall(r"`+", words)), default=0)
+    fence = "`" * max(3, longest + 1)
+    yield f"{fence}{language}"
+    for line in words.splitlines() or [""]:
+        yield "".join(letter if letter.isprintable() or letter == "\t" else " " for letter in line).rstrip()
+    yield fence

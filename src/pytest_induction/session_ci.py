@@ -1,0 +1,131 @@
+"""What a CI reads of a test beside its outcome: JUnit properties, the same from one process as from several, of reruns the last.
+
+Imports the standard library and pytest until used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_induction.records import Evidence
+
+PREFIX = "induction."  # of our properties
+OPTION = "--induction-"
+SETTINGS = {  # files that pytest reads its settings from, and what in them says so
+    "pytest.toml": "",
+    ".pytest.toml": "",
+    "pytest.ini": "",
+    ".pytest.ini": "",
+    "pyproject.toml": "[tool.pytest",
+    "tox.ini": "[pytest]",
+    "setup.cfg": "[tool:pytest]",
+}
+RERUN = "rerun"  # the outcome that pytest-rerunfailures gives an attempt after which there is another
+
+
+def properties(evidence: Evidence) -> list[tuple[str, object]]:
+    """A verdict as properties `induction.CLAIM.NAME`: what it is and why, of which weights, every estimate with its interval.
+
+    `prefix_matching` is that of the strongest head, also where it is below the bar.
+    """
+    prefix = f"{PREFIX}{evidence.claim}"
+    found: list[tuple[str, object]] = [
+        (f"{prefix}.verdict", str(evidence.verdict)),
+        (f"{prefix}.reason", evidence.reason),
+        (f"{prefix}.summary", evidence.summary),
+        (f"{prefix}.model", evidence.provenance.model),
+        (f"{prefix}.weights", evidence.provenance.fingerprint),
+        (f"{prefix}.heads", " ".join(str(head) for head in evidence.heads)),
+    ]
+    if evidence.provenance.seed is not None:
+        found.append((f"{prefix}.seed", evidence.provenance.seed))
+    if evidence.confidence is not None:
+        found.append((f"{prefix}.confidence", round(evidence.confidence, 6)))
+    heads = [*evidence.heads, *evidence.nearest]
+    strongest = {"prefix_matching": heads[0].prefix_matching} if heads else {}
+    for name, estimate in {**strongest, **evidence.estimates}.items():
+        found.append((f"{prefix}.{name}", round(estimate.value, 6)))
+        if estimate.low < estimate.high:
+            found += [(f"{prefix}.{name}.low", round(estimate.low, 6)), (f"{prefix}.{name}.high", round(estimate.high, 6))]
+    return found + [(f"{prefix}.bar.{name}", round(bar, 6)) for name, bar in evidence.bars.items()]
+
+
+class SessionCI:
+    """A plugin of its own, beside those that write reports."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._superseded: set[str] = set()  # node ids of tests an attempt of which is followed by another
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Forget what an earlier attempt found, where a test is run again."""
+        item.user_properties[:] = _of_others(item.user_properties)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Add the command that repeats the test, once it is known, to its properties."""
+        report = yield
+        again = vars(report).get("induction_again")
+        if again is not None:
+            item.user_properties.append((f"{PREFIX}again", again))
+        return report
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_from_serializable(self, data: Mapping[str, Any]) -> Generator[None, Any, Any]:
+        """Give a failed gate of a worker back its first line, which the journey costs it: JUnit and the short summary show it."""
+        report = yield
+        if "induction_index" in data and getattr(report, "failed", False) and isinstance(report.longrepr, str):
+            from pytest_induction.gates.items import GateFailure
+
+            report.longrepr = GateFailure(report.longrepr, brief=self._config.option.tbstyle == "line")
+        return report
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Leave the verdicts of an attempt that is followed by another out of JUnit, which has each attempt as a test case."""
+        if str(report.outcome) == RERUN:
+            self._superseded.add(report.nodeid)
+        if report.when == "teardown" and report.nodeid in self._superseded:
+            self._superseded.remove(report.nodeid)
+            report.user_properties = _of_others(report.user_properties)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say which settings were not read, since pytest does not."""
+        for line in overlooked(self._config):
+            terminalreporter.write_line(line, yellow=True)
+
+
+def overlooked(config: pytest.Config) -> list[str]:
+    """A line if an option that was given in two words kept pytest from its settings: it looks for them where the path is."""
+    here = config.invocation_params.dir
+    if config.inipath is not None and (config.option.inifilename or here.is_relative_to(config.inipath.parent)):
+        return []
+    words = pairwise(map(str, config.invocation_params.args))
+    led = next(((name, value) for name, value in words if name.startswith(OPTION) and "=" not in name and _is_there(value)), None)
+    if led is None:
+        return []
+    files = (place / name for place in (here, *here.parents) for name in SETTINGS)
+    own = next((file for file in files if file.is_file() and SETTINGS[file.name] in file.read_text(errors="replace")), None)
+    return (
+        []
+        if own is None
+        else [f"note: {own} was not read, since pytest took {led[1]} for the place of its settings: write {led[0]}={led[1]}"]
+    )
+
+
+def _is_there(value: str) -> bool:
+    try:
+        return Path(value).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _of_others(told: list[tuple[str, object]]) -> list[tuple[str, object]]:
+    return [(name, value) for name, value in told if not name.startswith(PREFIX)]
