@@ -265,15 +265,18 @@ def _listening(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
-    """Before a model is gone, measure what the report draws of it."""
-    named = item.stash.get(NAMED, [])
-    if named:
-        from pytest_induction.journal import attaching
+    """Before a model is gone, measure what the report draws of it, if there was a verdict."""
+    named, heard = item.stash.get(NAMED, []), item.stash.get(HEARD, [])
+    try:
+        if named and heard:
+            from pytest_induction.journal import attaching
 
-        with attaching(item.config.stash[SESSION].attach), showing_on(lambda: open_terminal(item.config)):
-            item.config.stash[REPORT].exhibit(item, named)
-    named.clear()  # or the item would keep the models
-    return (yield)
+            with attaching(item.config.stash[SESSION].attach), showing_on(lambda: open_terminal(item.config)):
+                item.config.stash[REPORT].exhibit(item, named)
+    finally:
+        named.clear()  # or the item would keep the models
+        done = yield
+    return done
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

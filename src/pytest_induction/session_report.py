@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Named = tuple[Any, "Provenance"]
 INDEX: pytest.StashKey[int] = pytest.StashKey()
 EXHIBITS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
-RUN = "run"  # the kind of exhibit that a run has
+RUN, TEXT = "run", "text"  # kinds of exhibits: what a run has, and what needs a text
 PREFIX = "induction"  # of our fixtures
 STOPPED = {2: "interrupted", 3: "an internal error of pytest"}
 SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -42,7 +42,7 @@ class SessionReport:
         self._config = config
         self._model = session_model
         self._begun = time.time()
-        self._shown: set[tuple[str, str]] = set()  # models and runs whose exhibits this process has measured
+        self._shown: set[tuple[str, str, str]] = set()  # models and runs, and which exhibits this process has measured of them
         self._reports: dict[str, dict[str, pytest.TestReport]] = {}  # by node id and phase; of reruns the last
         self.lines: list[tuple[str, dict[str, bool]]] = []
 
@@ -51,7 +51,7 @@ class SessionReport:
         """Where reports go: the command line's, else the ini file's, relative to it."""
         given = self._config.option.induction_report
         if given:
-            return [Path(path) for path in given]
+            return [self._config.invocation_params.dir / Path(path).expanduser() for path in given]
         root = self._config.inipath.parent if self._config.inipath else self._config.rootpath
         return [root / path for path in self._config.getini("induction_report")]
 
@@ -63,7 +63,7 @@ class SessionReport:
         from pytest_induction.errors import InductionError
         from pytest_induction.report.writing import check_path
 
-        if exhibits is not None and not self.paths:
+        if exhibits is not None and not (self.paths or self._has_html):
             raise pytest.UsageError("--induction-exhibits are those of a report: give --induction-report")
         try:
             _ = self.kinds
@@ -90,24 +90,28 @@ class SessionReport:
         return bool(getattr(self._config.option, "htmlpath", None)) and self._config.pluginmanager.hasplugin("html")
 
     def exhibit(self, item: pytest.Item, named: Iterable[Named]) -> None:
-        """Measure what is drawn of these models and runs, of each once."""
+        """Measure what is drawn of these models and runs, each exhibit once."""
         text = getattr(item.parent, "text", None) or self._model.text  # a gate of a file has its own
         for subject, about in named:
-            key = (about.model, about.fingerprint)
-            if key not in self._shown:
-                self._shown.add(key)
-                item.stash.setdefault(EXHIBITS, []).extend(each.to_dict() for each in self._exhibits(subject, about, text))
+            lacking = [kind for kind in self.kinds if (about.model, about.fingerprint, kind) not in self._shown]
+            found = self._exhibits(subject, about, text, lacking)
+            self._shown |= {(about.model, about.fingerprint, exhibit.kind) for exhibit in found}
+            item.stash.setdefault(EXHIBITS, []).extend(exhibit.to_dict() for exhibit in found)
 
-    def _exhibits(self, subject: Any, about: Provenance, text: Path | None) -> list[Exhibit]:
+    @staticmethod
+    def _exhibits(subject: Any, about: Provenance, text: Path | None, kinds: list[str]) -> list[Exhibit]:
         if about.is_run:
-            if RUN not in self.kinds:
+            if RUN not in kinds:
                 return []
             from pytest_induction.exhibits.run import exhibit_of_run
 
             return [exhibit_of_run(subject, about)]
+        kinds = [kind for kind in kinds if kind != RUN and (kind != TEXT or text is not None)]
+        if not kinds:
+            return []
         from pytest_induction.exhibits.model import exhibits_of_model
 
-        return exhibits_of_model(subject, about, kinds=self.kinds, text=text)
+        return exhibits_of_model(subject, about, kinds=kinds, text=text)
 
     def annotate(
         self, item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None], heard: list[dict[str, Any]]
@@ -187,7 +191,8 @@ class SessionReport:
             self.lines.append((f"report: {error}", {"red": True}))
             return False
         partial = f" (partial: {records.stopped})" if records.stopped else ""
-        self.lines.append((f"report: {path}{partial}", {}))
+        here = self._config.invocation_params.dir
+        self.lines.append((f"report: {path.relative_to(here) if path.is_relative_to(here) else path}{partial}", {}))
         return True
 
     def _keep(self, records: SessionRecords) -> None:

@@ -13,6 +13,7 @@ from pytest_induction.report.session_records import read_records
 from tests.conftest import FIXTURES, SHIPPED
 
 RUN = str(FIXTURES / "runs" / "two-layers")
+TEXT = FIXTURES / "models" / "attn-only-3l-text" / "held_out.txt"
 TESTS = """
 import pytest
 
@@ -204,6 +205,32 @@ def test_a_rerun_test_is_recorded_once(run, pytester):
     run("--reruns=1", "-k", "none", "--induction-report=records.json", "--induction-exhibits=none")
     (test,) = read_records(pytester.path / "records.json").tests
     assert len(test.evidence) == 1
+
+
+def test_exhibits_are_those_of_models_with_a_verdict(run, pytester):
+    """What is only measured is not drawn; what a later test has a verdict on, is, and what only a later gate has a text for."""
+    gates = f"""
+        [without]
+        model = {SHIPPED["three-layers-text"]!r}
+        expect = ["has_induction_head"]
+        [with]
+        model = {SHIPPED["three-layers-text"]!r}
+        text = {str(TEXT)!r}
+        expect = ["learns_in_context"]
+    """
+    pytester.path.joinpath("text.gates.toml").write_text(gates)
+    pytester.makepyfile(
+        test_model="""
+        def test_measured(induction):
+            induction.measure_heads()
+        """
+    )
+    run("--induction-report=records.json", "--induction-exhibits=heads,text").assert_outcomes(passed=3)
+    exhibits = read_records(pytester.path / "records.json").exhibits
+    assert [(each.model.rpartition(":")[2], each.kind) for each in exhibits] == [
+        ("three_layers_text", "heads"),
+        ("three_layers_text", "text"),
+    ]
 
 
 def test_github_gets_a_summary_and_annotations(run, pytester, monkeypatch):
