@@ -539,7 +539,7 @@ def test_the_blocks_of_the_page_run(pytester, run):
     page = (FIXTURES.parent / "docs" / "baselines.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert blocks
-    pytester.makeini(f"[pytest]\ninduction_model = {SHIPPED['llama']}\nfilterwarnings = error\n")
+    pytester.makeini(f"[pytest]\ninduction_model = {SHIPPED['llama']}\nfilterwarnings = error\nnorecursedirs = fixtures\n")
     (pytester.path / "fixtures").symlink_to(FIXTURES)
     pytester.makepyfile(**{f"test_block_{index}": block for index, block in enumerate(blocks)})
     for options in ((ACCEPT,), ()):

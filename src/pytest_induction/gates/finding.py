@@ -22,9 +22,10 @@ def is_gate_file(path: Path, session: pytest.Session) -> bool:
 def arguments_with_gates(config: pytest.Config) -> list[str]:
     """The session's arguments; where testpaths stand for all there is, with the pyproject.toml beside them if it has gates."""
     own = config.rootpath / PYPROJECT
-    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and _has_gates(own):
-        return [*config.args, str(own)]
-    return config.args
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or not _has_gates(own):
+        return config.args
+    is_below = any(own.is_relative_to((config.invocation_params.dir / path).resolve()) for path in config.args)
+    return config.args if is_below else [*config.args, str(own)]
 
 
 def keep_together(items: list[pytest.Item]) -> None:
