@@ -22,7 +22,7 @@ from pytest_induction.report.charts.run import run
 from pytest_induction.report.page import embedded, html_page
 from pytest_induction.report.sections import sections
 from pytest_induction.report.session_records import SessionRecords, TestRecord
-from pytest_induction.report.verdict_rows import bars_of, key_of
+from pytest_induction.report.verdict_rows import key_of
 from pytest_induction.report.writing import check_path, render, write_report
 from tests.conftest import FIXTURES
 from tests.report import samples
@@ -283,12 +283,15 @@ def test_numbers_of_figures_are_short_and_none_is_not_a_number():
 
 
 def test_the_bar_of_a_margin_has_two_ends():
-    """A lag is held against a margin on both sides, a delay on one; others by their names."""
-    assert bars_of("lag", {"margin": 0.15}) == (-0.15, 0.15)
-    assert bars_of("onset_lag", {"margin": 0.15}) == (0.15,)
-    assert bars_of("advantage", {"min_advantage": 0.5}) == (0.5,)
-    assert bars_of("share zero", {"min_share": 0.6}) == (0.6,)
-    assert bars_of("advantage", {"min_accuracy": 0.5}) == ()
+    """A lag is held against a margin on both sides, a delay on one; an estimate against the bar of its name."""
+
+    def bar(claim, name, **bars):
+        return key_of(samples.evidence(claim, estimates={name: Estimate(0.05, 0.0, 0.1, "decades")}, bars=bars)).bar
+
+    assert bar("cooccurrence", "lag", margin=0.15) == "\u00b10.150"
+    assert bar("onset_not_later", "onset_lag", margin=0.15) == "0.150"
+    assert bar("copies_repeats", "later_accuracy", min_accuracy=0.5) == "0.500"
+    assert bar("a_new_claim", "advantage", min_accuracy=0.5) == ""
 
 
 def test_the_estimate_that_decides_is_told():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
-from pytest_induction.assertions.messages import measured_on, next_step
+from pytest_induction.assertions.messages import measured_on, next_step, with_bars, words
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Verdict
 from pytest_induction.report.charts.chart import known, number
 from pytest_induction.report.charts.interval import interval
@@ -23,15 +24,6 @@ DECIDES = {
     "onset_not_later": ("onset_lag",),
 }
 """What a claim is decided by: the beginning of the name of an estimate, the first that is there."""
-BARS = {
-    "later_accuracy": "min_accuracy",
-    "in_context_learning": "max_score",
-    "lag": "margin",
-    "turn_lag": "margin",
-    "onset_lag": "margin",
-}
-BEGINNINGS = (("share ", "min_share"), ("excess", "min_excess"))
-WORDS = {"copy_effect": "copying"}
 BADGES = {Verdict.FORMED: "formed", Verdict.NOT_FORMED: "not-formed", Verdict.UNDETERMINED: "undetermined"}
 
 
@@ -105,9 +97,7 @@ def _test(test: TestRecord, place: int) -> TestRow:
 
 
 def _verdict(evidence: Evidence) -> VerdictRow:
-    measures = tuple(
-        _measure(name.replace("_", " "), estimate, bars_of(name, evidence.bars)) for name, estimate in evidence.estimates.items()
-    )
+    measures = tuple(_measure(words(name), estimate, bars) for name, estimate, bars in with_bars(evidence))
     heads = (*((head, True) for head in evidence.heads), *((head, False) for head in evidence.nearest))
     formed = evidence.verdict is Verdict.FORMED
     return VerdictRow(
@@ -140,21 +130,11 @@ def key_of(evidence: Evidence) -> Measure | None:
     if evidence.claim in OF_HEADS and heads:
         bar = evidence.bars.get("min_prefix_matching")
         return _measure(f"{heads[0]} prefix matching", heads[0].prefix_matching, () if bar is None else (bar,))
-    name = next((name for start in DECIDES.get(evidence.claim, ()) for name in evidence.estimates if name.startswith(start)), "")
-    name = name or next((each for each in evidence.estimates if bars_of(each, evidence.bars)), "")
-    name = name or next(iter(evidence.estimates), "")
-    if not name:
-        return None
-    return _measure(name.replace("_", " "), evidence.estimates[name], bars_of(name, evidence.bars))
-
-
-def bars_of(name: str, bars: Mapping[str, float]) -> tuple[float, ...]:
-    """What an estimate was held against: one bar, both ends of a margin, or nothing."""
-    of_beginning = next((bar for start, bar in BEGINNINGS if name.startswith(start)), "")
-    for bar in (BARS.get(name, ""), f"min_{name}", f"max_{name}", of_beginning):
-        if bar in bars:
-            return (-bars[bar], bars[bar]) if bar == "margin" and name != "onset_lag" else (bars[bar],)
-    return ()
+    held = {name: (estimate, bars) for name, estimate, bars in with_bars(evidence)}
+    deciding = (name for start in DECIDES.get(evidence.claim, ()) for name in held if name.startswith(start))
+    barred = (name for name, (_, bars) in held.items() if bars)
+    name = next(chain(deciding, barred, held), None)
+    return None if name is None else _measure(words(name), *held[name])
 
 
 def _measure(name: str, estimate: Estimate, bars: tuple[float, ...]) -> Measure:
