@@ -156,6 +156,17 @@ def own_logit_shares(subject: ModelUnderTest, circuits: Circuits) -> Array:
     return _of_all_heads(subject, layers)
 
 
+def copy_effects(subject: ModelUnderTest, n_sequences: int, seed: int) -> Array:
+    """The copy effect of every head, (n_sequences, n_layers, n_heads) in nats, on repeated rows; measured or remembered."""
+
+    def measured() -> Array:
+        circuits = circuits_of(subject)
+        probes = probes_of(subject, n_sequences, np.random.default_rng([seed, 3]), COPIES, None)
+        return np.concatenate([direct_effects(subject, circuits, probe)[1] for probe in probes])
+
+    return subject.remember(("copy effects", n_sequences, seed), measured)
+
+
 def direct_effects(subject: ModelUnderTest, circuits: Circuits, probe: Probe) -> Array:
     """Direct and copy effects of every head on the rows of a probe: (2, sequences, n_layers, n_heads)."""
     block = RepeatedBlock(probe.period, probe.repeats, probe.start)

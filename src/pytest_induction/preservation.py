@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_induction.copying import direct_effects
+from pytest_induction.copying import copy_effects
 from pytest_induction.errors import ArgumentError, BaselineError, ModelError, user_facing, whole_number
 from pytest_induction.measure import Array, ModelLike, Round, draw_round, probe_round, probes_of, provenance
 from pytest_induction.models.calling import first_line
-from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Ids, fitting_shape, usable_ids
@@ -157,7 +156,7 @@ class Prober:
         if not in_role(scores, "induction").any():
             return none, ()
         try:
-            effects = self.subject.remember(("effects of preserved heads", self._seed), self._copy_effects)
+            effects = copy_effects(self.subject, FIRST_LOOK, self._seed)
         except Exception as error:  # noqa: BLE001 - whatever it is: what has been measured is not lost, behaviour says that it copies
             seen = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
             return none, (f"whether each head copies is not known: {seen}{first_line(error)}",)
@@ -165,12 +164,6 @@ class Prober:
         found = mean_interval(effects[:, exists], SUPPRESSION_ERROR, "nats")
         none[exists] = [each.is_below(-SUPPRESSION) for each in found]
         return none, ()
-
-    def _copy_effects(self) -> Array:
-        """What every head adds to the logit of what it may match, on sequences of the model's own space."""
-        circuits, rng = circuits_of(self.subject), np.random.default_rng([self._seed, 3])
-        probes = probes_of(self.subject, FIRST_LOOK, rng, COPIES, None)
-        return np.concatenate([direct_effects(self.subject, circuits, probe)[1] for probe in probes])
 
     def rows(self, text: Any, max_rows: int) -> Ids:
         """The rows of token ids that a text makes for this model."""

@@ -11,9 +11,17 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pytest_induction import ablate, assert_learns_in_context, load_model, load_run, measure_ablations, run_with
+from pytest_induction import (
+    ablate,
+    assert_has_induction_head,
+    assert_learns_in_context,
+    copying,
+    load_model,
+    load_run,
+    measure_ablations,
+    run_with,
+)
 from pytest_induction import measure as measuring
-from pytest_induction.assertions import heads as verdicts
 from pytest_induction.composition import measure_composition
 from pytest_induction.errors import ArgumentError, ExpectationFailed, RunError
 from pytest_induction.exhibits import causes, loss, run
@@ -113,7 +121,7 @@ def test_where_copying_is_not_known_the_rest_is_drawn(monkeypatch):
     def unknown(subject):
         raise NotImplementedError("no transpose of packed weights")
 
-    monkeypatch.setattr(verdicts, "circuits_of", unknown)
+    monkeypatch.setattr(copying, "circuits_of", unknown)
     (data,) = measured(small(planted.induction_head), "heads")
     assert data["scores"][-1]["name"] == "first_token" and data["kinds"][1][0] == "matches"
     assert data["about"].endswith("what heads copy is not known: NotImplementedError: no transpose of packed weights")
@@ -358,7 +366,7 @@ def test_nothing_depends_on_what_was_measured_before():
     every = exhibits_of_model(fresh, about, kinds=OF_A_MODEL, text=TEXT)
     used = load_model(gpt2())
     with pytest.raises(ExpectationFailed):
-        verdicts.assert_has_induction_head(used)
+        assert_has_induction_head(used)
     measure_ablations(used)
     single = [exhibits_of_model(used, about, kinds=(kind,), text=TEXT)[0] for kind in reversed(OF_A_MODEL)]
     assert json.dumps([each.to_dict() for each in every]) == json.dumps([each.to_dict() for each in reversed(single)])

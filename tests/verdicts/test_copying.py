@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 
 import pytest_induction as induction
-from pytest_induction import ExpectationFailed, UnsupportedModel, Verdict, assert_has_induction_head, assert_no_induction_head
-from pytest_induction.assertions import heads as assertions
+from pytest_induction import (
+    ExpectationFailed,
+    UnsupportedModel,
+    Verdict,
+    assert_has_induction_head,
+    assert_no_induction_head,
+    copying,
+)
 from pytest_induction.models import planted
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Provenance
 from pytest_induction.verdicts.copying import judge_copying_of_heads
@@ -68,7 +74,7 @@ def test_where_weights_are_not_known_behaviour_alone_says_whether_it_copies(erro
     def unknown(subject):
         raise error
 
-    monkeypatch.setattr(assertions, "circuits_of", unknown)
+    monkeypatch.setattr(copying, "circuits_of", unknown)
     found = assert_has_induction_head(matching_heads(16.0, -6.0))
     assert len(found.heads) == 2 and all(head.copy_effect is None and head.kind == "matches" for head in found.heads)
     note = found.provenance.notes[-1]

@@ -7,17 +7,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
-
 from pytest_induction.assertions.boundary import check_share, expect
-from pytest_induction.copying import direct_effects
+from pytest_induction.copying import copy_effects
 from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, Round, probe_round, probes_of, provenance
+from pytest_induction.measure import ModelLike, Round, probe_round, provenance
 from pytest_induction.models.calling import first_line
-from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.probes.sequences import COPIES
 from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, Verdict
 from pytest_induction.statistics import look_sizes
@@ -197,17 +193,6 @@ def _with_copying(subject: ModelUnderTest, evidence: Evidence, error_rate: float
         note = f"whether each head copies is not known: {seen}{first_line(error)}"
         return replace(evidence, provenance=replace(about, notes=(*about.notes, note)))
     return judge_copying_of_heads(evidence, effects, error_rate)
-
-
-def copy_effects(subject: ModelUnderTest, n_sequences: int, seed: int) -> Array:
-    """Of every head on as many sequences as the verdict took, (n_sequences, n_layers, n_heads); measured or remembered."""
-
-    def measured() -> Array:
-        circuits = circuits_of(subject)
-        probes = probes_of(subject, n_sequences, np.random.default_rng([seed, 3]), COPIES, None)
-        return np.concatenate([direct_effects(subject, circuits, probe)[1] for probe in probes])
-
-    return subject.remember(("copy effects", n_sequences, seed), measured)
 
 
 def _through_pairs(

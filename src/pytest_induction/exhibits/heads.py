@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pytest_induction.assertions.heads import ERROR_RATE, copy_effects
+from pytest_induction.assertions.heads import ERROR_RATE
+from pytest_induction.copying import copy_effects
 from pytest_induction.exhibits.making import why
 from pytest_induction.exhibits.plain import ENDS
 from pytest_induction.measure import Array, Round, probe_round
