@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
+WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo test lint wheel-test docs bench study-verdicts study-phase-change study-architectures fixtures runs zoo paper clean
+.PHONY: demo test lint wheel docs bench study-verdicts study-phase-change study-architectures fixtures runs zoo paper clean
 
 demo: $(STAMP)  ## gate the shipped models and trainings, write a report, and show what controls without induction heads get
 	@mkdir -p $(dir $(REPORT))
@@ -16,9 +17,9 @@ demo: $(STAMP)  ## gate the shipped models and trainings, write a report, and sh
 	@! $(BIN)/python -m pytest --no-header -p no:cacheprovider --induction-run fixtures/runs/one-layer
 	@echo; echo "The report: $(REPORT)"
 
-test: $(STAMP)  ## lint, types, import directions, and the tests
-	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+test: $(STAMP)  ## lint, types, import directions, and the tests against the built wheel; `.venv/bin/python -m pytest` has those of the tree
+	$(MAKE) --no-print-directory lint wheel
+	$(WHEEL)/bin/python -m pytest -q -n auto --maxprocesses 4
 
 lint: $(STAMP)
 	$(BIN)/ruff check --quiet .
@@ -27,18 +28,14 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-cache > $(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
 	$(BIN)/python benchmarks/paper_table.py --check
 
-# What these tests hold lies in the tree and is the same whatever is installed.
-OF_THE_TREE := tests/plugin/test_documentation.py tests/plugin/test_examples.py tests/unit/test_docs_site.py tests/report/test_browser.py
-
-wheel-test: $(STAMP)  ## build the wheel, install it into an environment of its own, and run the tests against it
-	rm -rf dist $(VENV)/wheel
+wheel: $(STAMP)  ## build the wheel, and install it into an environment of its own beside what it needs
+	rm -rf dist $(WHEEL)
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . > $(VENV)/build.txt || { cat $(VENV)/build.txt; exit 1; }
-	$(BIN)/python -m venv $(VENV)/wheel
+	$(BIN)/python -m venv $(WHEEL)
 	echo "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" > \
-		"$$($(VENV)/wheel/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
-	$(VENV)/wheel/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
-	cd tests && ../$(VENV)/wheel/bin/python -c "import pytest_induction as p; assert '/wheel/' in p.__file__, p.__file__"
-	$(VENV)/wheel/bin/python -m pytest -q -n 2 $(foreach test,$(OF_THE_TREE),--ignore=$(test))
+		"$$($(WHEEL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
+	$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
+	cd tests && ../$(WHEEL)/bin/python -c "import pytest_induction as p; assert '/wheel/' in p.__file__, p.__file__"
 
 docs: $(STAMP)  ## build the documentation site into site/; open site/index.html, or serve it with `python -m http.server -d site`
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
