@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Named = tuple[Any, "Provenance"]
 INDEX: pytest.StashKey[int] = pytest.StashKey()
 EXHIBITS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
-RUN, TEXT = "run", "text"  # kinds of exhibits: what a run has, and what needs a text
+RUN = "run"  # the kind of exhibit that a run has
 PREFIX = "induction"  # of our fixtures
 STOPPED = {2: "interrupted", 3: "an internal error of pytest"}
 SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -106,9 +106,6 @@ class SessionReport:
             from pytest_induction.exhibits.run import exhibit_of_run
 
             return [exhibit_of_run(subject, about)]
-        kinds = [kind for kind in kinds if kind != RUN and (kind != TEXT or text is not None)]
-        if not kinds:
-            return []
         from pytest_induction.exhibits.model import exhibits_of_model
 
         return exhibits_of_model(subject, about, kinds=kinds, text=text)

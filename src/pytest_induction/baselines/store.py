@@ -5,9 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,10 @@ from typing import Any, NoReturn
 
 from pytest_induction.baselines.fields import rounded
 from pytest_induction.errors import BaselineError
+from pytest_induction.files import replace_text
 
 SCHEMA = 1
 WHAT = "pytest-induction baseline"
-FILE = "induction-baseline.json"
 
 
 @dataclass(frozen=True)
@@ -81,18 +79,10 @@ def read_baseline(path: Path) -> dict[str, Entry]:
 
 def write_baseline(path: Path, entries: Mapping[str, Entry]) -> None:
     """Write the file in one step: it is there whole, or as it was. Raises `BaselineError` if it cannot be written."""
-    path = path.resolve()  # a link stays one
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        text = as_text(entries)
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        if path.exists():
-            shutil.copymode(path, beside)
-        beside.replace(path)
+        replace_text(path, as_text(entries))
     except (OSError, ValueError) as error:
         raise BaselineError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def merge_into(path: Path, data: Mapping[str, Mapping[str, Any]]) -> None:

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pytest_induction.records import Evidence
 from pytest_induction.report.mosaic import mosaic_lines
 from pytest_induction.report.session_records import SessionRecords, TestRecord
-from pytest_induction.report.view import ModelView, views
+from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, HeadRow, ModelView, by_model, views
 
 ICONS = {"passed": "✅", "xfailed": "✅", "failed": "❌", "error": "❌", "xpassed": "⚠️", "skipped": "⏭️"}
 COUNTED = {"error": "errors"}  # where the plural has another form
 WIDTH = 100  # of a mosaic, in characters
 MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 VERDICTS = ("test", "verdict", "claim", "model", "what was found")
-HEADS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token", "copy (nats)", "kind")
-CHANGES = ("series", "verdict", "shape", "change", "onset", "midpoint", "end", "decades", "inside")
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def parts(records: SessionRecords) -> Iterator[Part]:
     if failures:
         yield Part(("### What failed",))
         yield from (_failure(test) for test in failures)
-    for group in _groups(records.evidence):
+    for _, group in sorted(by_model(records.evidence).items()):
         yield from _model(group, records)
     yield Part(tuple(_foot(records)))
 
@@ -94,14 +92,6 @@ def _failure(test: TestRecord) -> Part:
     return Part(("<details>", about, "", *_fenced(test.message.strip("\n"), "text"), *again, "", "</details>"))
 
 
-def _groups(evidence: Iterable[Evidence]) -> list[list[Evidence]]:
-    """The verdicts of each model and run, in the order of their names."""
-    found: dict[tuple[str, str], list[Evidence]] = {}
-    for record in evidence:
-        found.setdefault((record.provenance.model, record.provenance.fingerprint), []).append(record)
-    return [found[key] for key in sorted(found)]
-
-
 def _model(group: list[Evidence], records: SessionRecords) -> Iterator[Part]:
     """Its heads, the mosaic of all of them, what its series did if it is a run, and where all that was measured."""
     (view,) = views(group)
@@ -123,31 +113,18 @@ def _model(group: list[Evidence], records: SessionRecords) -> Iterator[Part]:
 
 def _tables(view: ModelView) -> Iterator[Part]:
     if view.changes:
-        cells = [
-            (row.name, row.verdict, row.shape, row.change, row.onset, row.midpoint, row.end, row.width, row.inside)
-            for row in view.changes
-        ]
-        yield Part(tuple(_table(CHANGES, [tuple(map(text, row)) for row in cells], left=3)), least=2)
+        yield Part(tuple(_table(CHANGE_COLUMNS, [tuple(map(text, row.cells)) for row in view.changes], left=3)), least=2)
         yield Part((f"Onset, midpoint and end in {view.places}, with their intervals.",))
     if view.heads:
-        heads = [
-            (
-                f"**{text(row.name)}**" if row.found else text(row.name),
-                row.prefix_matching,
-                row.interval,
-                row.control,
-                row.previous_token,
-                row.duplicate_token,
-                row.first_token,
-                row.copy_effect,
-                text(row.kind),
-            )
-            for row in view.heads
-        ]
-        yield Part(tuple(_table(HEADS, heads, left=1)), least=2)
+        yield Part(tuple(_table(HEAD_COLUMNS, map(_head_cells, view.heads), left=1)), least=2)
         more = f"; {view.heads_left_out} more are not shown" if view.heads_left_out else ""
         if more or any(row.found for row in view.heads):
             yield Part((f"Induction heads are bold{more}.",))
+
+
+def _head_cells(row: HeadRow) -> tuple[str, ...]:
+    name, *numbers, kind = row.cells
+    return f"**{text(name)}**" if row.found else text(name), *numbers, text(kind)
 
 
 def _foot(records: SessionRecords) -> Iterator[str]:

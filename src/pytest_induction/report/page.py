@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import ReportError
 from pytest_induction.report.charts.chart import SHARES, SIGNED, Chart, tidy
-from pytest_induction.report.sections import CHANGE_COLUMNS, Section, sections
+from pytest_induction.report.sections import Section, sections
 from pytest_induction.report.session_records import OUTCOMES, SessionRecords
 from pytest_induction.report.verdict_rows import BADGES, counts, test_rows
+from pytest_induction.report.view import CHANGE_COLUMNS
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -41,7 +41,6 @@ KINDS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], list[Chart]]]] = 
 """The exhibits in the order in which they are shown: heading, what there is to see, and what draws them."""
 GRIDS = ("heads", "attention")  # charts that stand beside each other
 MOST_NAMES = 16  # heads of one kind that are named
-CHANGE_COLUMNS = ("series", "verdict", "shape", "change", "onset", "midpoint", "end", "decades", "inside")
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,8 @@ def _section(anchor: str, key: tuple[str, str], evidence: Sequence[Evidence], ex
 
 def _change(row: ChangeRow) -> tuple[str, ...]:
     """What one series did, in the order of `CHANGE_COLUMNS`."""
-    moments = (row.onset, row.midpoint, row.end)
-    return (row.name, row.verdict.replace("_", " "), row.shape, row.change, *moments, row.width, row.inside)
+    name, verdict, *rest = row.cells
+    return name, verdict.replace("_", " "), *rest
 
 
 def _panels(anchor: str, evidence: Sequence[Evidence], exhibits: Sequence[Exhibit]) -> list[Panel]:

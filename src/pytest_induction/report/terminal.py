@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 from pytest_induction.records import Evidence, Verdict
 from pytest_induction.report.mosaic import BLOCKS, mosaic_lines
-from pytest_induction.report.view import MOST_HEADS, Claim, HeadRow, ModelView, views
+from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, MOST_HEADS, Claim, HeadRow, ModelView, views
 
 Line = tuple[str, dict[str, bool]]
 """A line of text and how pytest's terminal writer is to mark it."""
 
 COLOURS = {Verdict.FORMED: "green", Verdict.NOT_FORMED: "red", Verdict.UNDETERMINED: "yellow"}
-ALL_COLUMNS = ("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token", "copy (nats)", "kind")
 COLUMNS = ("head", "prefix matching", "interval", "copy (nats)", "kind")
-CHANGE_COLUMNS = ("series", "verdict", "shape", "change", "onset", "midpoint", "end", "decades", "inside")
 MEASURE_COLUMNS = ("claim", "estimate", "value", "interval", "bar")
 FOUND = "  * induction head"
 MOST_MODELS = 10
@@ -98,22 +96,19 @@ def _claims(claims: Sequence[Claim]) -> Iterator[Line]:
 
 def _changes(view: ModelView) -> Iterator[Line]:
     """A row for each series of a run; places in steps or tokens, with their intervals."""
-    rows = [
-        (row.name, row.verdict, row.shape, row.change, row.onset, row.midpoint, row.end, row.width, row.inside)
-        for row in view.changes
-    ]
-    head, *lines = _aligned(CHANGE_COLUMNS, rows)
+    head, *lines = _aligned(CHANGE_COLUMNS, [row.cells for row in view.changes])
     yield f"    {head}   ({view.places})", {}
-    for row, line in zip(rows, lines, strict=True):
-        yield f"    {line}", {COLOURS[Verdict(row[1])]: True}
+    for row, line in zip(view.changes, lines, strict=True):
+        yield f"    {line}", {COLOURS[Verdict(row.verdict)]: True}
 
 
 def _heads(view: ModelView, style: Style) -> Iterator[Line]:
     """The induction heads; all others that are known where there are none, or where all is shown."""
     found = [row for row in view.heads if row.found]
     rows = list(view.heads) if style.verbose or not found else found
-    cells, names = (_every_score, ALL_COLUMNS) if style.verbose else (_some_scores, COLUMNS)
-    head, *lines = _aligned(*_without_empty(names, [cells(row) for row in rows]))
+    names = HEAD_COLUMNS if style.verbose else COLUMNS
+    cells = [row.cells if style.verbose else _some_scores(row) for row in rows]
+    head, *lines = _aligned(*_without_empty(names, cells))
     yield f"    {head}", {}
     for row, line in zip(rows, lines, strict=True):
         yield f"  {'*' if row.found else ' '} {line}", {"bold": row.found}
@@ -121,20 +116,6 @@ def _heads(view: ModelView, style: Style) -> Iterator[Line]:
         yield f"    and {view.heads_left_out} more induction heads", {}
     if found:
         yield FOUND, {}
-
-
-def _every_score(row: HeadRow) -> tuple[str, ...]:
-    return (
-        row.name,
-        row.prefix_matching,
-        row.interval,
-        row.control,
-        row.previous_token,
-        row.duplicate_token,
-        row.first_token,
-        row.copy_effect,
-        row.kind,
-    )
 
 
 def _some_scores(row: HeadRow) -> tuple[str, ...]:

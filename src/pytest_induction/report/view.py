@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from pytest_induction.assertions.messages import measured_on, spanned, with_bars, words
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, Verdict
 
 MOST_HEADS = 8
+HEAD_COLUMNS = (
+    *("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token", "copy (nats)", "kind"),
+)
+CHANGE_COLUMNS = ("series", "verdict", "shape", "change", "onset", "midpoint", "end", "decades", "inside")
 CLAIMS = (
     "has_induction_head",
     "copies_repeats",
@@ -42,6 +46,11 @@ class HeadRow:
     kind: str
     found: bool
 
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """All but `found`, in the order of `HEAD_COLUMNS`."""
+        return astuple(self)[:-1]
+
 
 @dataclass(frozen=True)
 class ChangeRow:
@@ -56,6 +65,11 @@ class ChangeRow:
     end: str
     width: str
     inside: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """In the order of `CHANGE_COLUMNS`."""
+        return astuple(self)
 
 
 @dataclass(frozen=True)
@@ -108,10 +122,15 @@ def views(evidence: Iterable[Evidence], *, most_heads: int = MOST_HEADS) -> list
 
     At most `most_heads` of the induction heads have a row.
     """
-    by_model: dict[tuple[str, str], list[Evidence]] = {}
-    for record in sorted(evidence, key=_order):
-        by_model.setdefault((record.provenance.model, record.provenance.fingerprint), []).append(record)
-    return [_view(records, most_heads) for records in by_model.values()]
+    return [_view(records, most_heads) for records in by_model(sorted(evidence, key=_order)).values()]
+
+
+def by_model(evidence: Iterable[Evidence]) -> dict[tuple[str, str], list[Evidence]]:
+    """The verdicts of each model and run, by name and fingerprint, in the order in which they come."""
+    found: dict[tuple[str, str], list[Evidence]] = {}
+    for record in evidence:
+        found.setdefault((record.provenance.model, record.provenance.fingerprint), []).append(record)
+    return found
 
 
 def _order(record: Evidence) -> tuple[str, str, int, str, int, str]:

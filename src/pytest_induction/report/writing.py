@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from pytest_induction.errors import ReportError
+from pytest_induction.files import replace_text
 from pytest_induction.report.session_records import SessionRecords, read_records
 
 
@@ -33,7 +32,7 @@ def write_report(records: SessionRecords, path: str | Path) -> None:
     path = Path(path)
     text = KINDS[path.suffix.lower()](records)
     try:
-        _replace(path, text)
+        replace_text(path, text)
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error.strerror or error}") from None
 
@@ -58,17 +57,3 @@ def check_path(path: str | Path) -> None:
         from pytest_induction.report.page import check_installed
 
         check_installed()
-
-
-def _replace(path: Path, text: str) -> None:
-    """The text in place of what was there, in one step."""
-    path = path.resolve()  # a link stays one
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        if path.exists():
-            shutil.copymode(path, beside)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
