@@ -42,9 +42,9 @@ def shipped() -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _inner_sessions_are_in_order(request, monkeypatch):
-    """No plugin of this environment shuffles the tests of a session inside a test, and it tells no CI of them."""
+    """A session inside a test is as at a desk: nothing shuffles its tests, and no CI is told of them or changes what is printed."""
     if "pytester" in request.fixturenames:
         request.getfixturevalue("pytester")  # it clears the variable
         monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
-        for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
+        for name in ("CI", "BUILD_NUMBER", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
             monkeypatch.delenv(name, raising=False)
