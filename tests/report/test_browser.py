@@ -54,7 +54,7 @@ def pages(tmp_path_factory):
 class Opened:
     """A page in a browser, and what went wrong in it and what it asked for."""
 
-    def __init__(self, browser, path, **look):
+    def __init__(self, browser, path, before="", **look):
         self.wrong, self.asked = [], []
         self.context = browser.new_context(**look)
         self.page = self.context.new_page()
@@ -63,7 +63,7 @@ class Opened:
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.wrong.append(dialog.message), dialog.dismiss()))
         self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.add_init_script(WATCH)
+        self.page.add_init_script(WATCH + before)
         self.page.goto(path.as_uri())
 
     def check(self):
@@ -199,6 +199,15 @@ def test_all_is_there_without_scripts(opened, look):
     assert page.locator(".evidence").first.is_visible()
     colour = {"desk": "rgb(14, 18, 23)", "phone": "rgb(250, 250, 248)"}[look]
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == colour
+
+
+def test_a_browser_that_cannot_unpack_the_script_shows_pictures(opened):
+    """Silently: everything is there but the hover."""
+    page = opened("all", **LOOKS["desk"], before="delete window.DecompressionStream")
+    page.locator("#model-1-heads-1").scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    assert page.evaluate("typeof DecompressionStream") == "undefined"
+    assert page.evaluate(DRAWN) == 0 and page.locator("#model-1-heads-1 .static svg").is_visible()
 
 
 def test_tests_are_found_by_name_and_by_outcome(opened):

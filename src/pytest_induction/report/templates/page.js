@@ -19,14 +19,14 @@
     topojsonURL: "",
   });
 
-  function plotly() {
-    if (!window.Plotly) {
-      const script = document.createElement("script");
-      script.textContent = document.getElementById("plotly").textContent;
-      document.head.append(script);
-    }
-    return window.Plotly;
+  let loading;
+  async function unpacked() { // what the page holds compressed; an old browser cannot, and keeps the pictures
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (letter) => letter.charCodeAt(0));
+    const script = document.createElement("script");
+    script.textContent = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+    document.head.append(script);
   }
+  const plotly = () => loading = loading || unpacked();
 
   function look(layout) {
     const changes = {
@@ -62,8 +62,8 @@
 
   function recolour(live) {
     const places = live.data.map((_, place) => place).filter((place) => isSigned(live.data[place]));
-    if (places.length) plotly().update(live, { colorscale: [signed()] }, look(live.layout), places);
-    else plotly().relayout(live, look(live.layout));
+    if (places.length) Plotly.update(live, { colorscale: [signed()] }, look(live.layout), places);
+    else Plotly.relayout(live, look(live.layout));
   }
 
   function draw(chart) {
@@ -75,18 +75,19 @@
     live.style.display = "block";
     const narrow = live.clientWidth < 520 && figure.layout.meta ? figure.layout.meta.narrow : {};
     for (const [path, value] of Object.entries(narrow)) set(figure.layout, path, value);
-    plotly().newPlot(live, figure.data, figure.layout, configOf(figure));
+    Plotly.newPlot(live, figure.data, figure.layout, configOf(figure));
     chart.classList.add("drawn");
     drawn.add(chart);
   }
 
   const waiting = [];
   let isBusy = false;
-  function next() {
+  async function next() {
     const chart = waiting.shift();
     isBusy = Boolean(chart);
     if (!chart) return;
     try {
+      await plotly();
       if (drawn.has(chart)) recolour(chart.querySelector(".live"));
       else draw(chart);
     } catch (error) { console.error(error); }
@@ -99,9 +100,10 @@
     }
     if (!isBusy && waiting.length) { isBusy = true; requestAnimationFrame(() => setTimeout(next, 0)); }
   }, { rootMargin: "400px 0px" });
-  for (const chart of all(".chart")) near.observe(chart);
-  if (document.getElementById("plotly")) { // read while the reader reads, so that charts are ready when they come near
-    (window.requestIdleCallback || setTimeout)(() => { if (!drawn.size) plotly(); });
+  if (window.DecompressionStream && document.getElementById("plotly")) {
+    for (const chart of all(".chart")) near.observe(chart);
+    const soon = window.requestIdleCallback || setTimeout; // while the reader reads, so that charts are ready when they come near
+    soon(() => plotly().catch(console.error));
   }
 
   function turn() { // charts that are far take the new colours when they come near
