@@ -25,8 +25,9 @@ from paper_rows import (
 )
 from paper_runs import Measured, Zoo, blocks
 from pytest_induction.metrics.trajectory import principal_path
+from pytest_induction.report.colours import GOLD, signed_colour
 from pytest_induction.report.drawing import GRID, Plot, rule, scaled, text, ticks_between
-from pytest_induction.report.run_picture import GOLD, INK, PAPER, STYLE, colour_of, edges_of, steepest_of
+from pytest_induction.report.run_picture import INK, PAPER, STYLE, edges_of, steepest_of
 from pytest_induction.report.view import amount
 
 NAMES, TICKS, CELL, GAP, BETWEEN, RIGHT = 212, 44, 138, 9, 30, 22  # widths: names of rows, labels of scales, cells, margins
@@ -301,7 +302,7 @@ def _map(column: Column, plot: Plot, steepest: float, *, is_first: bool) -> Iter
             shades.setdefault(level, []).append(f"M{x[begin]:.1f} {y[row + 1]:.1f}h{wide:.1f}v{high:.1f}h{-wide:.1f}z")
             begin = end
     for level, places in sorted(shades.items()):
-        colour = colour_of(level / LEVELS)
+        colour = signed_colour(level / LEVELS)
         yield f'<path d="{"".join(places)}" style="fill:{colour}" stroke="{colour}" stroke-width="0.4"/>'
     for token in (1, 2, 5, 10, 20, 50, 100) if is_first else ():
         if plot.y[0] <= math.log10(token) <= plot.y[1]:
@@ -315,7 +316,7 @@ def _colours(top: float, every: Sequence[Block]) -> Iterator[str]:
     wide, steepest = 150 / (2 * LEVELS + 1), _steepest(every[0])
     for level in range(-LEVELS, LEVELS + 1):
         left = 32 + (level + LEVELS) * wide
-        yield f'<rect x="{left:.1f}" y="{top:.1f}" width="{wide + 0.3:.1f}" height="10" fill="{colour_of(level / LEVELS)}"/>'
+        yield f'<rect x="{left:.1f}" y="{top:.1f}" width="{wide + 0.3:.1f}" height="10" fill="{signed_colour(level / LEVELS)}"/>'
     for share, anchor in ((-1, "start"), (0, "middle"), (1, "end")):
         yield text(32 + 75 * (1 + share), top + 25, f"{share * steepest:+g}" if share else "0", "faint", anchor=anchor)
     others = "".join(f"; {block.title}: {_steepest(block):g}" for block in every[1:] if _steepest(block) != steepest)

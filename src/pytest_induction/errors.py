@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -91,6 +92,15 @@ def whole_number(name: str, value: object, *, least: int) -> int:
     if number < least or isinstance(value, bool):
         raise ArgumentError(f"`{name}` must be a whole number from {least} up, got {value!r}")
     return number
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that is nearest to it, or all of them."""
+    every = tuple(known)
+    near = difflib.get_close_matches(name, every, n=1)
+    if near:
+        return f"; did you mean `{near[0]}`?"
+    return f"; known are {', '.join(every)}" if every else "; there are none"
 
 
 def user_facing(function: Callable[P, R]) -> Callable[P, R]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from pytest_induction.errors import meant
 from pytest_induction.gates.finding import arguments_with_gates, is_gate_file, keep_together
 from pytest_induction.options import add_options
 from pytest_induction.progress import showing_on
@@ -163,9 +163,7 @@ def _check_marker(item: pytest.Item, marker: pytest.Mark) -> None:
         raise pytest.UsageError(f"{item.nodeid}: the marker `induction` takes keyword arguments only, got {marker.args!r}")
     for key in marker.kwargs:
         if key not in MARKER_KEYS:
-            near = difflib.get_close_matches(key, MARKER_KEYS, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else f"; it knows {', '.join(MARKER_KEYS)}"
-            raise pytest.UsageError(f"{item.nodeid}: the marker `induction` has no argument `{key}`{hint}")
+            raise pytest.UsageError(f"{item.nodeid}: the marker `induction` has no argument `{key}`{meant(key, MARKER_KEYS)}")
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,7 @@ def test_the_marker_gives_defaults_and_a_call_has_the_last_word(run, pytester):
     ("marker", "message"),
     [
         ("min_prefix_maching=0.4", "has no argument `min_prefix_maching`; did you mean `min_prefix_matching`?"),
-        ("zzz=1", "has no argument `zzz`; it knows seed, max_sequences"),
+        ("zzz=1", "has no argument `zzz`; known are seed, max_sequences"),
         ("0.4", "takes keyword arguments only, got (0.4,)"),
     ],
 )

@@ -193,6 +193,7 @@ def test_all_is_there_without_scripts(opened, look):
     pictures = page.locator(".chart .static > *")
     assert pictures.count() == 12 + 2 + 2  # the run and the nasty model have a map from their verdicts
     assert all(each.is_visible() for each in pictures.all())
+    assert not page.locator(".live-only").is_visible()
     assert not page.locator(".theme").is_visible() and not page.locator(".copy").first.is_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.locator("summary", has_text="Evidence").first.click()
@@ -208,6 +209,7 @@ def test_a_browser_that_cannot_unpack_the_script_shows_pictures(opened):
     page.wait_for_timeout(500)
     assert page.evaluate("typeof DecompressionStream") == "undefined"
     assert page.evaluate(DRAWN) == 0 and page.locator("#model-1-heads-1 .static svg").is_visible()
+    assert page.locator(".live-only").count() == 1 and not page.locator(".live-only").is_visible()  # the run's picture has it
 
 
 def test_tests_are_found_by_name_and_by_outcome(opened):

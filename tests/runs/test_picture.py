@@ -11,8 +11,9 @@ import pytest
 
 from pytest_induction.__main__ import main
 from pytest_induction.errors import RunError
+from pytest_induction.report.colours import SIGNED_LIGHT, signed_colour
 from pytest_induction.report.drawing import ticks_between
-from pytest_induction.report.run_picture import colour_of, svg
+from pytest_induction.report.run_picture import svg
 from pytest_induction.report.view import amount
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.picture import picture_of
@@ -53,7 +54,7 @@ def test_it_is_plain_data(picture):
 def test_it_shows_every_part_with_the_window_and_the_turn(picture):
     shown = texts(picture)
     for words in ("made <&> here", "loss", "in-context learning score", "prefix matching of each head", "loss by token number",
-                  "slope of the loss along the context", "path of the token losses (nats)", "L0H1", "start", "end", "FORMED"):  # fmt: skip
+                  "slope of the loss along the context, blue where it falls", "path of the token losses (nats)", "L0H1", "start", "end", "FORMED"):  # fmt: skip
         assert words in shown
     assert sum("turn, at" in words for words in shown) == 1
     assert sum(each.get("fill") == "#d9a300" for each in drawn(picture).iter(f"{SHAPES}rect")) == 5  # four plots and the legend
@@ -177,10 +178,12 @@ def test_missing_values_break_a_curve_and_leave_a_cell_out(picture):
     assert count[0] - count[1] == len(slopes) and len(x) == len(STEPS)
 
 
-def test_colours_are_blue_below_and_red_above():
-    low, middle, high = (tuple(bytes.fromhex(colour_of(share)[1:])) for share in (-1, 0, 1))
-    assert middle == (255, 255, 255) and low[2] > low[0] and high[0] > high[2]
-    assert colour_of(-7) == colour_of(-1) and colour_of(0.4) != colour_of(0.5)
+def test_colours_are_blue_below_and_orange_above():
+    """Those of the charts, mixed between their steps."""
+    low, middle, high = (tuple(bytes.fromhex(signed_colour(share)[1:])) for share in (-1, 0, 1))
+    assert min(middle) > 230 and low[2] > low[0] and high[0] > high[2]
+    assert signed_colour(-7) == signed_colour(-1) and signed_colour(0.4) != signed_colour(0.45)
+    assert tuple(signed_colour(place / 5 - 1) for place in range(11)) == SIGNED_LIGHT
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.037, 0.0512), (2, 1e6), (-3.3, -3.29)])

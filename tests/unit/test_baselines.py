@@ -80,7 +80,7 @@ DAMAGE = {
         json.dumps(WHOLE).replace('"numbers"', '"words"'),
         "entry 'one': expected a `kind` of 'numbers' or 'heads', got 'words'",
     ),
-    "typo": (json.dumps(WHOLE).replace("tolerance", "tolerence"), "there is no key 'tolerence'; did you mean 'tolerance'"),
+    "typo": (json.dumps(WHOLE).replace("tolerance", "tolerence"), "there is no key `tolerence`; did you mean `tolerance`"),
     "word": (json.dumps(WHOLE).replace("0.5", '"x"'), "field 'a.L0H10': `tolerance` must be a finite number, got 'x'"),
     "negative": (json.dumps(WHOLE).replace("0.5", "-0.5"), "`tolerance` must be 0 or more, got -0.5"),
     "huge": (json.dumps(WHOLE).replace("0.5", "1e999"), "`tolerance` must be a finite number, got inf"),

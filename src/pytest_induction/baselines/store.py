@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pytest_induction.baselines.fields import rounded
-from pytest_induction.errors import BaselineError
+from pytest_induction.errors import BaselineError, meant
 from pytest_induction.files import replace_text
 
 SCHEMA = 1
@@ -163,8 +162,7 @@ def _check_keys(data: Mapping[str, Any], known: tuple[str, ...]) -> None:
     """A key that is misspelt would be passed over, and a tolerance not hold."""
     for key in data:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise _Damage(f"there is no key {key!r}{f'; did you mean {near[0]!r}?' if near else f': it has {known}'}")
+            raise _Damage(f"there is no key `{key}`{meant(key, known)}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from pytest_induction.errors import ArgumentError
+from pytest_induction.errors import ArgumentError, meant
 
 OF_A_MODEL = ("heads", "attention", "repeats", "text", "ablations", "composition")
 KINDS = (*OF_A_MODEL, "run")
@@ -20,7 +18,6 @@ def kinds_named(text: str) -> tuple[str, ...]:
         return KINDS if names == ["all"] else ()
     for name in names:
         if name not in KINDS:
-            near = difflib.get_close_matches(name, (*KINDS, "all", "none"), n=1)
-            alone = f"; {name} stands alone" if name in ("all", "none") else f"; did you mean {near[0]}?" if near else ""
-            raise ArgumentError(f"exhibits are all, none, or some of {', '.join(KINDS)} with commas between, got {text!r}{alone}")
+            hint = f"; {name} stands alone" if name in ("all", "none") else meant(name, (*KINDS, "all", "none"))
+            raise ArgumentError(f"exhibits must be all, none, or kinds with commas between, got {text!r}{hint}")
     return tuple(kind for kind in KINDS if kind in names)

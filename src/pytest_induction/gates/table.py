@@ -6,7 +6,6 @@ the `problem` of all that cannot be tested for it, so that nothing else is lost.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_induction.errors import ArgumentError, InductionError
+from pytest_induction.errors import ArgumentError, InductionError, meant
 from pytest_induction.gates import signatures, values
 from pytest_induction.gates.signatures import MODEL, PREFIX, RUN, Signature
 from pytest_induction.gates.values import ModelNamed, RunNamed
@@ -100,7 +99,7 @@ def _tables(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     ours = tool.get(SECTION[1], {})
     for key in ours:
         if key != SECTION[2]:
-            raise ArgumentError(f"{shown(path)}: [tool.pytest_induction] has no key `{key}`{_nearest(key, SECTION[2:])}")
+            raise ArgumentError(f"{shown(path)}: [tool.pytest_induction] has no key `{key}`{meant(key, SECTION[2:])}")
     gates = ours.get(SECTION[2], {})
     if not isinstance(gates, dict):
         raise ArgumentError(f"{shown(path)}: gates are tables such as {_header(path, 'small')}, got {gates!r}")
@@ -159,7 +158,7 @@ def _checked(table: Mapping[str, Any], place: Path, gate: Gate) -> Gate:
     """The gate without what it expects. Raises `ArgumentError` or `ModelError` for what is wrong with it."""
     for key in table:
         if key not in KEYS:
-            raise ArgumentError(f"there is no key `{key}`{_nearest(key, KEYS)}")
+            raise ArgumentError(f"there is no key `{key}`{meant(key, KEYS)}")
     given = [about for about in (MODEL, RUN) if about in table]
     if len(given) != 1:
         seen = "both" if given else "neither"
@@ -249,7 +248,7 @@ def _calls(expect: Any) -> list[tuple[str, str, Any]]:
 def _signature(name: str, about: str) -> Signature:
     """The assertion of that name. Raises `ArgumentError` if there is none, or none about a model (a run)."""
     if name not in signatures.names():
-        raise ArgumentError(f"there is no assertion `{name}`{_nearest(name, signatures.names())}")
+        raise ArgumentError(f"there is no assertion `{name}`{meant(name, signatures.names())}")
     found = signatures.signature(name)
     if found is None:
         raise ArgumentError(f"`{name}` is about several models or runs: assert it in a test")
@@ -267,7 +266,7 @@ def _arguments(signature: Signature, given: Any, gate: Gate, place: Path) -> dic
     known = signature.parameters
     for name in written:
         if name not in known:
-            raise ArgumentError(f"it has no argument `{name}`{_nearest(name, known)}")
+            raise ArgumentError(f"it has no argument `{name}`{meant(name, known)}")
     shared = {key: gate.settings[key] for key in NEEDED if key in gate.settings and key in known}
     left_out = {name for name in NEEDED if written.get(name) is False and not known[name].required}
     own = {name: values.read_argument(name, value, known[name], place) for name, value in written.items() if name not in left_out}
@@ -283,12 +282,3 @@ def _how(signature: Signature, name: str) -> str:
     if name in NEEDED:
         return f"give the gate {NEEDED[name]}"
     return f"write {signature.assertion.removeprefix(PREFIX)} = {{ {name} = ... }} under `expect`"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """What may have been meant."""
-    every = list(known)
-    near = difflib.get_close_matches(name, every, n=1)
-    if near:
-        return f"; did you mean `{near[0]}`?"
-    return f"; it knows {', '.join(every)}" if every else "; it takes none"

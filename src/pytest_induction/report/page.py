@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import ReportError
-from pytest_induction.report.charts.chart import SHARES, SIGNED, Chart, tidy
+from pytest_induction.report.charts.chart import Chart, tidy
+from pytest_induction.report.colours import SHARES, SIGNED
 from pytest_induction.report.sections import Section, sections
 from pytest_induction.report.session_records import OUTCOMES, SessionRecords
 from pytest_induction.report.verdict_rows import BADGES, counts, test_rows

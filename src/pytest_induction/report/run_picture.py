@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from pytest_induction.report.colours import GOLD, GREY, LINES, SHADES, signed_colour
 from pytest_induction.report.drawing import GRID, Plot, dot, rule, scaled, text, ticks_between
 from pytest_induction.report.view import amount
 
@@ -19,10 +20,8 @@ WIDTH, LEFT, PLOT, GAP = 1240, 78, 640, 34  # of the picture, its left margin, i
 SIDE, SIDE_WIDTH = 840, 370  # where the path begins, and how wide and high it is
 TOP, LOW, TALL = 104, 118, 168  # the first plot, and the heights of plots
 LONGEST_TITLE = 58  # characters that fit beside the legend
-INK, FAINT, GOLD, PAPER = "#1d2733", "#5f6b7a", "#d9a300", "#ffffff"
-LINES = ("#c2410c", "#1d4ed8", "#0f766e", "#7c3aed")
-SHADES = ("#9aa8ba", "#7ea6d3", "#5a8fc9", "#2563a8", "#123e73")
-NAMED_HEADS = 3
+INK, FAINT, PAPER = "#1d2733", "#5f6b7a", "#ffffff"
+NAMED_HEADS = 4
 MOST_DECADES = 3.5  # with marks at 1, 2 and 5; of more only the powers of ten
 STEEPEST = (0.3, 1.0, 3.0, 10.0)  # nats per factor e at either end of the colours: the paper's, or more where most are steeper
 STYLE = (
@@ -85,7 +84,7 @@ def _heads(picture: Mapping[str, Any], plot: Plot) -> list[str]:
     heads = picture["heads"]
     plot = scaled(plot, [0.0, 1.0, *(value for head in heads for value in head["y"])])
     named = list(zip(heads[:NAMED_HEADS], LINES, strict=False))
-    lines = [plot.line(head["x"], head["y"], "#c3cbd6", 1.1) for head in reversed(heads[NAMED_HEADS:])]
+    lines = [plot.line(head["x"], head["y"], GREY, 0.8) for head in reversed(heads[NAMED_HEADS:])]
     lines += [plot.line(head["x"], head["y"], colour) for head, colour in reversed(named)]
     labels = [(head["name"], head["y"][-1], colour) for head, colour in named]
     many = f"prefix matching of {len(heads)} of {picture['n_heads']} heads, the highest"
@@ -119,8 +118,8 @@ def _map(picture: Mapping[str, Any], plot: Plot) -> list[str]:
             left, right = max(left, plot.left), min(right, plot.right)
             if slope is not None and right > left:
                 size = f'width="{right - left + 0.3:.1f}" height="{low - high + 0.3:.1f}"'
-                drawn.append(f'<rect x="{left:.1f}" y="{high:.1f}" {size} fill="{colour_of(slope / steepest)}"/>')
-    named = "slope of the loss along the context"
+                drawn.append(f'<rect x="{left:.1f}" y="{high:.1f}" {size} fill="{signed_colour(slope / steepest)}"/>')
+    named = "slope of the loss along the context, blue where it falls"
     frame = _frame(picture, plot, named, "token number", ticks=_tokens(rows[0], rows[-1]), is_filled=True)
     return [frame[0], *drawn, *frame[1:], *_colours(plot, steepest)]
 
@@ -145,21 +144,13 @@ def steepest_of(slopes: Sequence[float]) -> float:
     return next((scale for scale in STEEPEST if scale >= most), STEEPEST[-1])
 
 
-def colour_of(share: float) -> str:
-    """Blue below 0, where the loss falls with more context, white at 0, red above; as deep as they get from -1 and 1 on."""
-    share = max(-1.0, min(1.0, share))
-    end = (178, 24, 43) if share > 0 else (23, 86, 158)
-    mixed = (round(255 + (part - 255) * abs(share) ** 0.8) for part in end)
-    return "#{:02x}{:02x}{:02x}".format(*mixed)
-
-
 def _colours(plot: Plot, steepest: float) -> list[str]:
     """The bar of colours, right of the map."""
     steps, left = TALL // 3, plot.right + 14  # of whole pixels: no seams show
     height = plot.height / steps
     cells = [
         f'<rect x="{left:.1f}" y="{plot.top + place * height:.1f}" width="11" height="{height + 0.4:.1f}" '
-        f'fill="{colour_of(1 - 2 * (place + 0.5) / steps)}"/>'
+        f'fill="{signed_colour(1 - 2 * (place + 0.5) / steps)}"/>'
         for place in range(steps)
     ]
     for share, y in ((1, plot.top + 9), (0, plot.top + plot.height / 2 + 4), (-1, plot.bottom)):
@@ -222,7 +213,7 @@ def _marks(path: Mapping[str, Any], plot: Plot, points: Sequence[tuple[float, fl
     """Where the path begins, ends and turns."""
     marks = [(points[0], "start", INK), (points[-1], "end", INK)]
     if path["turn"] is not None:
-        marks.append((points[path["turn"]], f"turn, at {amount(10 ** path['turn_at'])} {unit}", LINES[0]))
+        marks.append((points[path["turn"]], f"turn, at {amount(10 ** path['turn_at'])} {unit}", LINES[1]))
     parts = [dot(plot, point, 5, colour) for point, _, colour in marks]
     for point, words, _ in marks:
         x, y, anchor = _clear(plot, points, point, 6.6 * len(words))

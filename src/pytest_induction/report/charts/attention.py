@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_induction.report.charts.chart import GOLD, GREY, SHARES, Chart, axis, cells, figure, number, picture, scale, tidy
+from pytest_induction.report.charts.chart import Chart, axis, cells, figure, number, picture, scale, tidy
+from pytest_induction.report.colours import GOLD, GREY, SHARES
 from pytest_induction.report.drawing import rule, text
 
 MOST_BYTES = 600_000  # of all patterns together, as they stand in a page; one is shown in any case

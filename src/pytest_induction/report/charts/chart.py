@@ -11,22 +11,8 @@ from typing import Any
 from pytest_induction.report.drawing import Plot, rule, text, ticks_between
 
 INK, FAINT, GRID, AXIS = "var(--ink,#1b2430)", "var(--faint,#5b6675)", "var(--grid,#e3e7ee)", "var(--axis,#aab4c0)"
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito's: told apart by every eye
-GREY, GOLD = "#8b95a3", "#d9a300"  # seen on light and on dark
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 STROKES = ("", "7 4", "2 3", "7 3 2 3", "11 4", "11 3 2 3")  # the same dashes in a static picture
-SHARES = (
-    *("#00204c", "#002a66", "#00346e", "#273f6c", "#3c4a6b", "#4c556b", "#5b5f6d", "#686a70", "#757575"),
-    *("#838178", "#928c78", "#a19876", "#b0a572", "#c0b16d", "#d1bf66", "#e1cc5c", "#f3db4f", "#ffe945"),
-)
-"""Cividis: as seen by all, brightness alone tells it."""
-SIGNED_LIGHT = (
-    *("#0a4a82", "#22669f", "#4a88b8", "#9cc0dc", "#cfdfea", "#f1f1ee"),
-    *("#f7dfc0", "#efbd80", "#c9761d", "#a85c0a", "#7d4200"),
-)
-"""From blue below 0 to orange above, on light."""
-SIGNED = tuple(f"var(--s{place},{colour})" for place, colour in enumerate(SIGNED_LIGHT))
-"""The same as the page has them: on dark, 0 is dark and the ends are bright."""
 WIDTH = 720  # of a static picture, where it is not said
 
 

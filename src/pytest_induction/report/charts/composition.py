@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_induction.report.charts.chart import GREY, LINES, WIDTH, Chart, axis, figure, known, number, picture, tidy
+from pytest_induction.report.charts.chart import WIDTH, Chart, axis, figure, known, number, picture, tidy
+from pytest_induction.report.colours import GREY, LINES
 from pytest_induction.report.drawing import Plot, text
 
 MOST_EDGES = 40

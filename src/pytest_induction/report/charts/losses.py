@@ -8,9 +8,6 @@ from typing import Any
 
 from pytest_induction.report.charts.chart import (
     DASHES,
-    GOLD,
-    GREY,
-    LINES,
     STROKES,
     WIDTH,
     Chart,
@@ -25,6 +22,7 @@ from pytest_induction.report.charts.chart import (
     span,
     tidy,
 )
+from pytest_induction.report.colours import GOLD, GREY, LINES
 from pytest_induction.report.drawing import Plot, rule, text
 
 HEIGHT = 330

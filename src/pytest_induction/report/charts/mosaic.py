@@ -5,21 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_induction.report.charts.chart import (
-    SHARES,
-    SIGNED,
-    SIGNED_LIGHT,
-    Chart,
-    cells,
-    figure,
-    known,
-    level,
-    map_axis,
-    number,
-    picture,
-    scale,
-    tidy,
-)
+from pytest_induction.report.charts.chart import Chart, cells, figure, known, level, map_axis, number, picture, scale, tidy
+from pytest_induction.report.colours import SHARES, SIGNED, SIGNED_LIGHT
 from pytest_induction.report.drawing import text
 
 Matrix = Sequence[Sequence[Any]]

@@ -7,20 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_induction.records import Change, Estimate
-from pytest_induction.report.charts.chart import (
-    GOLD,
-    GREY,
-    LINES,
-    SHARES,
-    SIGNED_LIGHT,
-    Chart,
-    axis,
-    figure,
-    known,
-    scale,
-    span,
-    tidy,
-)
+from pytest_induction.report.charts.chart import Chart, axis, figure, known, scale, span, tidy
+from pytest_induction.report.colours import GOLD, GREY, LINES, SHADES, SHARES, SIGNED_LIGHT
 from pytest_induction.report.run_picture import steepest_of, svg
 from pytest_induction.report.view import amount
 
@@ -29,7 +17,6 @@ ROW, TALL, GAP = 150, 210, 46  # heights of the plots, and what is between them,
 PATH = 420
 LABEL = 14  # least distance of labels, in pixels
 MOST_DECADES = 3.5  # with marks at 1, 2 and 5
-SHADES = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#0b4f8a")
 
 
 def run(data: Mapping[str, Any], changes: Sequence[Change] = ()) -> list[Chart]:

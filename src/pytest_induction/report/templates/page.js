@@ -100,7 +100,7 @@
     }
     if (!isBusy && waiting.length) { isBusy = true; requestAnimationFrame(() => setTimeout(next, 0)); }
   }, { rootMargin: "400px 0px" });
-  if (window.DecompressionStream && document.getElementById("plotly")) {
+  if (root.classList.contains("draws") && document.getElementById("plotly")) {
     for (const chart of all(".chart")) near.observe(chart);
     const soon = window.requestIdleCallback || setTimeout; // while the reader reads, so that charts are ready when they come near
     soon(() => plotly().catch(console.error));
