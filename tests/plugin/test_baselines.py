@@ -100,7 +100,7 @@ def life(start, write, file, written=""):
 
     again = start(UPDATE)
     again.assert_outcomes(passed=1, failed=1)
-    assert file.read_bytes() == before[0].replace(b"2.5", b"3.5")  # and not a byte more
+    assert file.read_bytes() == before[0].replace(b'value": 2.5', b'value": 3.5')  # and not a byte more
     start().assert_outcomes(passed=2)
 
 

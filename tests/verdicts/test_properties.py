@@ -237,7 +237,8 @@ def test_what_makes_no_sense_is_refused_in_one_line(arguments, options, said):
     """Before the search where it can be seen, and never as a failure of the model."""
     with pytest.raises(ArgumentError) as caught:
         check_property(loaded("induction"), *arguments, **options)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    message = str(caught.value).replace("keyword-only ", "")  # Python 3.13 is more exact
+    assert said in message and "\n" not in message
 
 
 @settings(max_examples=10)
