@@ -23,6 +23,7 @@ OURS = re.compile(r"(python -m )?pytest ")
 @pytest.fixture
 def place(pytester, monkeypatch):
     """A copy of what a repository would have, with no variable of a CI set that runs these tests."""
+    pytest.importorskip("pytest_timeout")  # which the examples install
     for name in ("models", "runs"):
         (pytester.path / name).mkdir()
     (pytester.path / "models" / "candidate").symlink_to(SHIPPED["llama"])

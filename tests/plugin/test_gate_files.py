@@ -160,6 +160,7 @@ def test_listing_gates_loads_nothing_heavy(write, fresh):
 
 def test_a_test_that_is_run_again_tries_again_to_have_its_model(write, run):
     """As pytest-rerunfailures does; the others of its gate do not, where it cannot be had."""
+    pytest.importorskip("pytest_rerunfailures")
     flaky = MINE.replace(
         "    seen.append(len(alive))", "    seen.append(0)\n    if len(seen) in (1, 3, 4): raise OSError('busy')"
     )

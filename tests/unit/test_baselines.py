@@ -120,7 +120,7 @@ BAD = {
     "a number": (5, "`measured` must be a mapping of names to numbers, an `Evidence` or a `HeadScores`, got `int`"),
     "NaN": ({"a": {"b": math.nan}}, "'a.b' is nan"),
     "NaN of an estimate": (evidence(estimates={"loss": Estimate(math.nan, 0, 0)}), "finite numbers, 'loss' is nan"),
-    "numpy's True": ({"a": np.True_}, "'a' is np.True_"),
+    "numpy's True": ({"a": np.True_}, f"'a' is {np.True_!r}"),
     "several": ({"a": torch.zeros(2)}, "'a' is tensor"),
     "twice": ({"a.b": 1, "a": {"b": 2}}, "has the field 'a.b' twice"),
     "blank": ({" ": 1}, "a name must be printable, and not blank"),

@@ -209,6 +209,8 @@ def without_a_mask(module, query, key, value, attention_mask, scaling=None, **op
 
 def test_a_function_that_is_given_no_mask_is_given_none_of_ours():
     """It may take True for 1: what it can be made to do is done, and the rest is refused by name."""
+    if not hasattr(AttentionInterface, "get_interface"):
+        pytest.skip("this transformers looks its attention functions up in another way")
     AttentionInterface.register("induction_test", without_a_mask)
     subject, plain = load_model(gpt2("induction_test")), load_model(gpt2())
     assert subject.reading.name == "transformers attention interface"
