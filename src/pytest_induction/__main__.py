@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_induction.errors import ArgumentError, InductionError, ProbeError, RunError
+from pytest_induction.errors import ArgumentError, InductionError, ProbeError, RunError, reason
 from pytest_induction.runs import command
 from pytest_induction.specs import FORMS
 
@@ -99,7 +99,7 @@ def _draw(given: argparse.Namespace) -> int:
     try:
         out.write_text(svg(picture), encoding="utf-8")
     except OSError as error:
-        raise RunError(f"{out} cannot be written: {error.strerror}") from None
+        raise RunError(f"{out} cannot be written: {reason(error)}") from None
     lacks = f"; not recorded: {', '.join(picture['missing'])}" if picture["missing"] else ""
     print(f"{out}: {len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}{lacks}")
     return 0

@@ -103,6 +103,15 @@ def meant(name: str, known: Iterable[str]) -> str:
     return f"; known are {', '.join(every)}" if every else "; there are none"
 
 
+OURS = (InductionError, ExpectationFailed, PropertyFailed, BaselineFailed)
+"""All that this package raises on purpose."""
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be done: what the system says, or the error's own words."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def user_facing(function: Callable[P, R]) -> Callable[P, R]:
     """Let errors of ours leave `function` as if the user's own line had raised them."""
 
@@ -111,7 +120,7 @@ def user_facing(function: Callable[P, R]) -> Callable[P, R]:
         __tracebackhide__ = True
         try:
             return function(*args, **kwargs)
-        except (InductionError, ExpectationFailed, PropertyFailed, BaselineFailed) as error:
+        except OURS as error:
             raise error.with_traceback(None) from None
 
     return called

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences, unrepeated_sequences
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance
+from pytest_induction.versions import installed
 
 Array = NDArray[np.float64]
 ModelLike = str | Path | nn.Module | ModelUnderTest
@@ -305,18 +305,8 @@ def provenance(subject: ModelUnderTest, *, seed: int | None = None, n_sequences:
         probe=probe,
         layers=way.layers if way else (),
         notes=subject.notes,
-        versions=_versions(),
+        versions={"python": platform.python_version(), **installed(DISTRIBUTIONS)},
     )
     if subject.intervening is None:  # what changes its passes now may be gone when it is shown
         name_subject(subject, about)
     return about
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in DISTRIBUTIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

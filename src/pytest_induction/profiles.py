@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_induction.errors import BaselineError
+from pytest_induction.errors import BaselineError, reason
 from pytest_induction.records import Provenance, TokenSpace
 from pytest_induction.statistics import FIRST_LOOK
 
@@ -217,7 +217,7 @@ def read_profile(path: str | os.PathLike[str], entry: str | None = None) -> Head
         with Path(path).expanduser().open(encoding="utf-8") as stream:
             data = json.loads(stream.read(LONGEST))
     except OSError as error:
-        raise BaselineError(f"{where} cannot be read: {error.strerror or error}") from None
+        raise BaselineError(f"{where} cannot be read: {reason(error)}") from None
     except (ValueError, RecursionError) as error:
         raise BaselineError(
             f"{where} is no JSON: {str(error).partition(chr(10))[0]}; expected a profile or a baseline file"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -56,14 +57,17 @@ class SessionModel:
     def check(self) -> None:
         """Raise a usage error for a model or text that can be seen to be wrong without loading anything."""
         from pytest_induction.errors import InductionError
-        from pytest_induction.specs import check_spec
+        from pytest_induction.specs import check_spec, check_text
 
         try:
             check_spec(self.spec or "")
         except InductionError as error:
             raise pytest.UsageError(f"{self._source('model')}: {error}") from None
-        if self.text is not None and (not self.text.is_file() or not self.text.stat().st_size):
-            raise pytest.UsageError(f"--induction-text: {str(self.text)!r} is {'empty' if self.text.is_file() else 'not a file'}")
+        try:
+            if self.text is not None:
+                check_text(self.text)
+        except InductionError as error:
+            raise pytest.UsageError(f"--induction-text: {error}") from None
 
     def check_benchmark(self) -> None:
         """Raise a usage error unless there is something to time, and something to time it with."""
@@ -132,8 +136,6 @@ class SessionModel:
 
     def again(self, item: pytest.Item, seed: int | None) -> str:
         """The command that runs this item alone, and makes it measure the same again."""
-        import shlex
-
         if item.path.suffix == ".toml":
             return self._again_in_file(item)
         if item.nodeid.rpartition("::")[0] in (self._config.option.induction_run or ()):
@@ -147,28 +149,21 @@ class SessionModel:
             if "induction_run" in getattr(item, "fixturenames", ()) and self._config.option.induction_run:
                 options.append("-oinduction_run=" + "\n".join(self._config.option.induction_run))
                 given["factory"] = self._config.option.induction_factory
-        options += [f"--induction-{name}={value}" for name, value in given.items() if value is not None]
-        return shlex.join(["pytest", *options, *chosen])
+        return _command(given, *chosen, first=options)
 
     def _again_on_run(self, item: pytest.Item) -> str:
         """The command that runs a gate of a training run alone."""
-        import shlex
-
         named = {
             "run": item.nodeid.rpartition("::")[0],
             **{name: getattr(self._config.option, f"induction_{name}") for name in ON_RUNS},
         }
-        options = [f"--induction-{name}={value}" for name, value in named.items() if value is not None]
-        return shlex.join(["pytest", *options, "-k", item.name])
+        return _command(named, "-k", item.name)
 
     def _again_in_file(self, item: pytest.Item) -> str:
         """The command that runs a test of a gate file alone, with what its gate leaves to the command line."""
-        import shlex
-
         given = {name: getattr(self._config.option, f"induction_{name}") for name in LEFT_TO_OPTIONS}
-        options = [f"--induction-{name}={value}" for name, value in given.items() if value is not None]
         path = os.path.relpath(item.path, self._config.invocation_params.dir)
-        return shlex.join(["pytest", *options, path + item.nodeid[item.nodeid.index("::") :]])
+        return _command(given, path + item.nodeid[item.nodeid.index("::") :])
 
     @property
     def _measuring(self) -> dict[str, Any]:
@@ -189,11 +184,27 @@ class SessionModel:
     def _path_setting(self, name: str) -> str | None:
         """A setting that may be a path: the ini file's are relative to where it lies."""
         value = self.setting(name)
-        root = self._config.inipath.parent if self._config.inipath else self._config.rootpath
         if value is None or self._config.getoption(f"induction_{name}") is not None:
             return value
-        beside = str(root / value)
+        beside = str(place_of_settings(self._config) / value)
         return beside if Path(beside.partition(".py:")[0] + ".py" * (".py:" in beside)).exists() else value
+
+
+def _command(given: Mapping[str, str | None], *chosen: str, first: Iterable[str] = ()) -> str:
+    """A run of pytest with those of our options that are given, after what comes `first`."""
+    options = [f"--induction-{name}={value}" for name, value in given.items() if value is not None]
+    return shlex.join(["pytest", *first, *options, *chosen])
+
+
+def place_of_settings(config: pytest.Config) -> Path:
+    """The directory that paths in the ini file are relative to: its own, or pytest's root where there is none."""
+    return config.inipath.parent if config.inipath else config.rootpath
+
+
+def seen_from_here(config: pytest.Config, path: Path) -> Path:
+    """The path as it is told: relative to where pytest was started, if it lies below."""
+    here = config.invocation_params.dir
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _hook(config: pytest.Config) -> Callable[[Any], Any]:

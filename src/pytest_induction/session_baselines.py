@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_induction.session import SessionModel
+from pytest_induction.session import SessionModel, place_of_settings, seen_from_here
 
 if TYPE_CHECKING:
     from pytest_induction.baselines.checking import Book, InductionBaseline, Mode, OfHeads
@@ -54,8 +54,7 @@ class SessionBaselines:
         given = self._config.option.induction_baseline
         if given:
             return self._config.invocation_params.dir / Path(given).expanduser()
-        root = self._config.inipath.parent if self._config.inipath else self._config.rootpath
-        return root / (self._config.getini("induction_baseline") or FILE)
+        return place_of_settings(self._config) / (self._config.getini("induction_baseline") or FILE)
 
     @property
     def book(self) -> Book:
@@ -69,9 +68,7 @@ class SessionBaselines:
     @property
     def _shown(self) -> str:
         """What the file is called: as it was given, else from where pytest was started."""
-        given = self._config.option.induction_baseline
-        path, here = self.path, self._config.invocation_params.dir
-        return given or str(path.relative_to(here) if path.is_relative_to(here) else path)
+        return self._config.option.induction_baseline or str(seen_from_here(self._config, self.path))
 
     @property
     def repeats(self) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_induction.session import SessionModel
+from pytest_induction.session import SessionModel, place_of_settings, seen_from_here
 
 if TYPE_CHECKING:
     from pytest_induction.records import Exhibit, Provenance
@@ -26,6 +26,7 @@ RUN = "run"  # the kind of exhibit that a run has
 PREFIX = "induction"  # of our fixtures
 STOPPED = {2: "interrupted", 3: "an internal error of pytest"}
 SUMMARY = "GITHUB_STEP_SUMMARY"
+DISTRIBUTIONS = ("pytest", "pytest-induction", "torch", "transformers", "transformer-lens", "hypothesis", "numpy")
 
 
 def is_ours(item: pytest.Item) -> bool:
@@ -52,8 +53,7 @@ class SessionReport:
         given = self._config.option.induction_report
         if given:
             return [self._config.invocation_params.dir / Path(path).expanduser() for path in given]
-        root = self._config.inipath.parent if self._config.inipath else self._config.rootpath
-        return [root / path for path in self._config.getini("induction_report")]
+        return [place_of_settings(self._config) / path for path in self._config.getini("induction_report")]
 
     def check(self) -> None:
         """Raise a usage error for a report that could not be written, before anything is measured."""
@@ -188,8 +188,7 @@ class SessionReport:
             self.lines.append((f"report: {error}", {"red": True}))
             return False
         partial = f" (partial: {records.stopped})" if records.stopped else ""
-        here = self._config.invocation_params.dir
-        self.lines.append((f"report: {path.relative_to(here) if path.is_relative_to(here) else path}{partial}", {}))
+        self.lines.append((f"report: {seen_from_here(self._config, path)}{partial}", {}))
         return True
 
     def _keep(self, records: SessionRecords) -> None:
@@ -204,6 +203,7 @@ class SessionReport:
 
     def _tell_github(self, records: SessionRecords, summary: str | None, *, annotate: bool) -> None:
         """The summary of the step, and marks beside the code, where GitHub runs us."""
+        from pytest_induction.errors import reason
         from pytest_induction.report.github import ROOM, annotations, step_summary
 
         if summary:
@@ -211,7 +211,7 @@ class SessionReport:
                 with Path(summary).open("a", encoding="utf-8") as file:
                     file.write(step_summary(records, room=ROOM - file.tell()))
             except OSError as error:
-                self.lines.append((f"step summary: {summary} cannot be written: {error.strerror}", {"yellow": True}))
+                self.lines.append((f"step summary: {summary} cannot be written: {reason(error)}", {"yellow": True}))
         if annotate:
             self.lines.extend((line, {}) for line in annotations(records, root=self._config.rootpath))
 
@@ -228,9 +228,9 @@ def _extras(exhibits: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _message(error: BaseException, report: pytest.TestReport) -> str:
     """Why a test failed: what we say ourselves, without the lines of the test that pytest shows beside it."""
-    from pytest_induction.errors import BaselineFailed, ExpectationFailed, InductionError, PropertyFailed
+    from pytest_induction.errors import OURS
 
-    ours = isinstance(error, (InductionError, ExpectationFailed, PropertyFailed, BaselineFailed, pytest.fail.Exception))
+    ours = isinstance(error, (*OURS, pytest.fail.Exception))
     return str(error) if ours else report.longreprtext
 
 
@@ -273,12 +273,7 @@ def _interrupted(data: dict[str, Any]) -> TestRecord:
 
 def _environment() -> dict[str, str]:
     """The machine, and what of ours and pytest's is installed; versions of what measured are in the provenance of verdicts."""
-    from importlib.metadata import PackageNotFoundError, version
+    from pytest_induction.versions import installed
 
-    found = {"python": platform.python_version(), "platform": platform.platform(), "cpus": str(os.cpu_count())}
-    for name in ("pytest", "pytest-induction", "torch", "transformers", "transformer-lens", "hypothesis", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    machine = {"python": platform.python_version(), "platform": platform.platform(), "cpus": str(os.cpu_count())}
+    return {**machine, **installed(DISTRIBUTIONS)}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_induction.session import SessionModel
+from pytest_induction.session import SessionModel, place_of_settings
 
 if TYPE_CHECKING:
     from pytest_induction.runs.record import TrainingRun
@@ -75,8 +75,7 @@ class SessionRuns:
 
     def _beside(self, path: str) -> str:
         """A path of the ini file is relative to where that lies."""
-        root = self._config.inipath.parent if self._config.inipath else self._config.rootpath
-        beside = root / path
+        beside = place_of_settings(self._config) / path
         return str(beside) if "://" not in path and beside.exists() else path
 
 

@@ -33,9 +33,9 @@ def hide_frames(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     found = call.excinfo
     if found is None or item.config.getoption("fulltrace", default=False):
         return
-    from pytest_induction.errors import BaselineFailed, ExpectationFailed, InductionError, PropertyFailed
+    from pytest_induction.errors import OURS
 
-    if isinstance(found.value, (InductionError, ExpectationFailed, PropertyFailed, BaselineFailed)):
+    if isinstance(found.value, OURS):
         theirs = _without_ours(found.tb)
         if theirs is not None:
             call.excinfo = pytest.ExceptionInfo.from_exception(found.value.with_traceback(theirs))

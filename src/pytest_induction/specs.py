@@ -36,6 +36,12 @@ def check_spec(spec: str) -> None:
         raise ModelError(f"{spec!r} has no config.json: expected a directory as `save_pretrained` writes it, or a factory for it")
 
 
+def check_text(path: Path) -> None:
+    """Raise `ArgumentError` for what is no file, or has nothing in it."""
+    if not path.is_file() or not path.stat().st_size:
+        raise ArgumentError(f"{str(path)!r} is {'empty' if path.is_file() else 'not a file'}")
+
+
 def memory_size(text: str) -> int:
     """The bytes that a size like `4GB`, `512 MB` or `800MiB` means. Raises `ArgumentError` for anything else."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)

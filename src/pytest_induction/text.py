@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pytest_induction.batching import in_batches
-from pytest_induction.errors import ModelError, TextError
+from pytest_induction.errors import ModelError, TextError, reason
 from pytest_induction.measure import Array, check_range, numbers
 from pytest_induction.metrics.loss import Windows, token_losses
 from pytest_induction.models.protocol import ModelUnderTest
@@ -114,7 +114,7 @@ def read_text(path: Path) -> str:
     try:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise TextError(f"the text {str(path)!r} cannot be read: {error.strerror or error}") from None
+        raise TextError(f"the text {str(path)!r} cannot be read: {reason(error)}") from None
     except UnicodeDecodeError as error:
         raise TextError(f"the text {str(path)!r} is not UTF-8: {error.reason} at byte {error.start}") from None
     if not content.strip():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,11 +105,9 @@ def difference_text(entry: str, found: Comparison, *, elsewhere: str, path: str,
     if len(found.changed) > MOST_CHANGED:
         lines.append(f"  and {len(found.changed) - MOST_CHANGED} more")
     if found.missing:
-        lines.append(f"  missing: {_listed(found.missing)} (in the file, not measured)")
+        lines.append(f"  missing: {listed(found.missing)} (in the file, not measured)")
     if found.new:
-        lines.append(
-            f"  new: {_listed([f'{name} = {value:.6g}' for name, value in found.new.items()])} (measured, not in the file)"
-        )
+        lines.append(f"  new: {listed(f'{name} = {value:.6g}' for name, value in found.new.items())} (measured, not in the file)")
     if elsewhere:
         lines.append(f"  measured elsewhere: {elsewhere}")
     return "\n".join([*lines, f"  file: {path}", f"  next: if this is as it should be: {again}"])
@@ -119,9 +117,10 @@ def _line(each: Changed) -> str:
     return f"{each.name} was {each.was:.6g}, is {each.now:.6g}: {each.now - each.was:+.3g}, tolerance {each.tolerance:.3g}"
 
 
-def _listed(names: Any) -> str:
-    shown = ", ".join(list(names)[:MOST_NAMED])
-    return shown + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+def listed(names: Iterable[str]) -> str:
+    """Names in a line, not all where they are many."""
+    each = list(names)
+    return ", ".join(each[:MOST_NAMED]) + (f" and {len(each) - MOST_NAMED} more" if len(each) > MOST_NAMED else "")
 
 
 def _tolerance(name: str, kept: Field, given: Mapping[str, float]) -> float:

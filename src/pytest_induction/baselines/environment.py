@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+
+from pytest_induction.versions import installed
 
 DISTRIBUTIONS = ("torch", "transformers", "numpy")
 ARITHMETIC = ("torch", "device", "dtype", "machine")
@@ -14,13 +15,8 @@ ARITHMETIC = ("torch", "device", "dtype", "machine")
 
 def environment(device: str = "", dtype: str = "") -> dict[str, str]:
     """Versions as major.minor, the machine, the number of threads of torch, and where and how the model ran, as far as known."""
-    found = {"python": _short(platform.python_version())}
-    for name in DISTRIBUTIONS:
-        try:
-            found[name] = _short(version(name))
-        except PackageNotFoundError:
-            continue
-    found["machine"] = platform.machine()
+    versions = {"python": platform.python_version(), **installed(DISTRIBUTIONS)}
+    found = {**{name: _short(full) for name, full in versions.items()}, "machine": platform.machine()}
     torch = sys.modules.get("torch")
     if torch is not None:
         found["threads"] = str(torch.get_num_threads())

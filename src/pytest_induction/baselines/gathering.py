@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from pytest_induction.baselines.compare import listed
 
 Line = tuple[str, dict[str, bool]]
 """A line of text and how pytest's terminal writer is to mark it."""
 
-MOST_NAMED = 6
 STATUSES = ("same", "changed", "new")
 
 
@@ -100,12 +101,6 @@ def _details(gathered: Gathered, file: str, *, failure: str, review: bool) -> It
         yield f"  within tolerance, but not the same: {listed(entries)} ({elsewhere})", {"yellow": True}
     for entries in gathered.named("still").values():
         yield f"  calibrated, but no repeat differs: {listed(entries)}; is the seed of its test fixed?", {"yellow": True}
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in a line, not all where they are many."""
-    each = list(names)
-    return ", ".join(each[:MOST_NAMED]) + (f" and {len(each) - MOST_NAMED} more" if len(each) > MOST_NAMED else "")
 
 
 def _half(found: Sequence[tuple[str, Any]]) -> bool:

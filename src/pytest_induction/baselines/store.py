@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pytest_induction.baselines.fields import rounded
-from pytest_induction.errors import BaselineError, meant
+from pytest_induction.errors import BaselineError, meant, reason
 from pytest_induction.files import replace_text
 
 SCHEMA = 1
@@ -64,7 +64,7 @@ def read_baseline(path: Path) -> dict[str, Entry]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise BaselineError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise BaselineError(f"{path} cannot be read: {reason(error)}") from None
     try:
         data = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -81,7 +81,7 @@ def write_baseline(path: Path, entries: Mapping[str, Entry]) -> None:
     try:
         replace_text(path, as_text(entries))
     except (OSError, ValueError) as error:
-        raise BaselineError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        raise BaselineError(f"{path} cannot be written: {reason(error)}") from None
 
 
 def merge_into(path: Path, data: Mapping[str, Mapping[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.gates.signatures import Parameter
-from pytest_induction.specs import check_spec
+from pytest_induction.specs import check_spec, check_text
 
 HEADS = re.compile(r"L\d+H\d+|induction")
 HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -58,8 +58,10 @@ def kinds_of(name: str, parameter: Parameter) -> tuple[str, ...]:
 def text_at(value: Any, place: Path) -> Path:
     """A text file that has something in it."""
     path = place / Path(string(value, place)).expanduser()
-    if not path.is_file() or not path.stat().st_size:
-        raise ArgumentError(f"the text {str(path)!r} is {'empty' if path.is_file() else 'not a file'}")
+    try:
+        check_text(path)
+    except ArgumentError as error:
+        raise ArgumentError(f"the text {error}") from None
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -79,3 +80,23 @@ def rule(x: float, y: float, to_x: float, to_y: float, colour: str = GRID, width
 def dot(plot: Plot, point: tuple[float, float], size: float, colour: str) -> str:
     x, y = plot.at(*point)
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{colour}"/>'
+
+
+def dashed(line: str, dashes: str) -> str:
+    """The line with gaps: lengths of dashes and gaps by turns, "" for none."""
+    return line.replace("/>", f' stroke-dasharray="{dashes}"/>') if dashes else line
+
+
+def mark(x: float, y: float, size: float, colour: str, symbol: str) -> str:
+    """A square, a circle or a diamond around a place."""
+    shape = (
+        f' rx="{size / 2:g}"' if symbol == "circle" else f' transform="rotate(45 {x:.1f} {y:.1f})"' if symbol == "diamond" else ""
+    )
+    left, top = x - size / 2, y - size / 2
+    return f'<rect x="{left:.1f}" y="{top:.1f}" width="{size:g}" height="{size:g}" fill="{colour}"{shape}/>'
+
+
+def address(svg: str) -> str:
+    """An address that holds the picture, for an image whose style is its own."""
+    whole = svg if "xmlns=" in svg.partition(">")[0] else svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return f"data:image/svg+xml;base64,{base64.b64encode(whole.encode()).decode()}"

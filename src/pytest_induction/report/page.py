@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_induction.errors import ReportError
 from pytest_induction.report.charts.chart import Chart, tidy
 from pytest_induction.report.colours import SHARES, SIGNED
+from pytest_induction.report.drawing import address
 from pytest_induction.report.sections import Section, sections
 from pytest_induction.report.session_records import OUTCOMES, SessionRecords
 from pytest_induction.report.verdict_rows import BADGES, counts, test_rows
@@ -42,7 +43,7 @@ class Placed:
     @property
     def image(self) -> str:
         """The static picture as an address that holds it."""
-        return f"data:image/svg+xml;base64,{base64.b64encode(self.chart.static.encode()).decode()}"
+        return address(self.chart.static)
 
 
 def html_page(records: SessionRecords) -> str:

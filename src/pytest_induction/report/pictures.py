@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from html import escape
 
 from pytest_induction.records import Exhibit
+from pytest_induction.report.drawing import address
 from pytest_induction.report.sections import panel_of
 
 
@@ -22,7 +22,4 @@ def pictures(exhibit: Exhibit) -> list[str]:
 
 
 def _image(svg: str) -> str:
-    """As an image, whose style is its own."""
-    inside = svg if "xmlns=" in svg.partition(">")[0] else svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    data = b64encode(inside.encode()).decode()
-    return f'<img alt="" style="background:#fff;max-width:100%" src="data:image/svg+xml;base64,{data}">'
+    return f'<img alt="" style="background:#fff;max-width:100%" src="{address(svg)}">'

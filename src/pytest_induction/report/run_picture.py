@@ -278,16 +278,24 @@ def _bottom(picture: Mapping[str, Any], plot: Plot) -> list[str]:
 
 
 def _along(picture: Mapping[str, Any], plot: Plot) -> list[tuple[float, str]]:
-    """Where the common axis has marks, and what they say; an untrained model lies at its left end, and says 0."""
-    low, high = plot.x
+    """The marks of the common axis, where they lie in the plot."""
+    return [(plot.at(place, plot.y[0])[0], label) for place, label in marks_of(picture, room=36 / PLOT)]
+
+
+def marks_of(picture: Mapping[str, Any], *, room: float) -> list[tuple[float, str]]:
+    """Where the common axis has marks, and what they say; an untrained model lies at its left end, and says 0.
+
+    `room` is the share of the axis that this mark takes.
+    """
+    low, high = _span(picture["range"])
     sizes = (1,) if high - low > MOST_DECADES else (1, 2, 5)
     places = [power + math.log10(size) for power in range(math.floor(low), math.floor(high) + 1) for size in sizes]
     places = [place for place in places if low <= place <= high]
     if len(places) < 2:
         places = [math.log10(value) for value in ticks_between(10**low, 10**high, 4) if value > 0]
-    marks = [(plot.at(place, plot.y[0])[0], amount(10**place)) for place in places]
-    begin = [(plot.left, "0")] if picture["begins_at_0"] else []
-    return [*begin, *((x, label) for x, label in marks if not begin or x > plot.left + 36)]
+    begin = [(picture["range"][0], "0")] if picture["begins_at_0"] else []
+    least = low + room * (high - low) if begin else low
+    return [*begin, *((place, amount(10**place)) for place in places if place >= least)]
 
 
 def _labels(plot: Plot, labels: Sequence[tuple[str, float, str]]) -> list[str]:

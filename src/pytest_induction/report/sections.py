@@ -15,7 +15,7 @@ from pytest_induction.report.charts.losses import losses_of_text, repeats
 from pytest_induction.report.charts.mosaic import ends_of, head_names, is_signed, mosaic, mosaic_of
 from pytest_induction.report.charts.run import run
 from pytest_induction.report.session_records import SessionRecords
-from pytest_induction.report.view import ChangeRow, views
+from pytest_induction.report.view import ChangeRow, by_model, views
 
 KINDS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], list[Chart]]]] = {
     "run": ("The training", "", run),
@@ -78,13 +78,12 @@ class Section:
 
 def sections(records: SessionRecords) -> list[Section]:
     """One for each model or run, in the order in which they were first measured."""
-    by_model: dict[tuple[str, str], tuple[list[Evidence], list[Exhibit]]] = {}
-    for evidence in records.evidence:
-        about = evidence.provenance
-        by_model.setdefault((about.model, about.fingerprint), ([], []))[0].append(evidence)
+    evidence = by_model(records.evidence)
+    exhibits: dict[tuple[str, str], list[Exhibit]] = {}
     for exhibit in records.exhibits:
-        by_model.setdefault((exhibit.model, exhibit.fingerprint), ([], []))[1].append(exhibit)
-    return [_section(f"model-{place + 1}", key, *found) for place, (key, found) in enumerate(by_model.items())]
+        exhibits.setdefault((exhibit.model, exhibit.fingerprint), []).append(exhibit)
+    keys = dict.fromkeys([*evidence, *exhibits])
+    return [_section(f"model-{at}", key, evidence.get(key, []), exhibits.get(key, [])) for at, key in enumerate(keys, 1)]
 
 
 def _section(anchor: str, key: tuple[str, str], evidence: Sequence[Evidence], exhibits: Sequence[Exhibit]) -> Section:

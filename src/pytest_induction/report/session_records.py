@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_induction.errors import ReportError
+from pytest_induction.errors import ReportError, reason
 from pytest_induction.records import Evidence, Exhibit
 
 SCHEMA = 1
@@ -108,7 +108,7 @@ def read_records(path: str | Path) -> SessionRecords:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ReportError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ReportError(f"{path} cannot be read: {reason(error)}") from None
     try:
         return SessionRecords.from_json(text)
     except ReportError as error:

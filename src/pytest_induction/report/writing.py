@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pytest_induction.errors import ReportError
+from pytest_induction.errors import ReportError, reason
 from pytest_induction.files import replace_text
 from pytest_induction.report.session_records import SessionRecords, read_records
 
@@ -34,7 +34,7 @@ def write_report(records: SessionRecords, path: str | Path) -> None:
     try:
         replace_text(path, text)
     except OSError as error:
-        raise ReportError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise ReportError(f"{path} cannot be written: {reason(error)}") from None
 
 
 def render(records_path: str | Path, out_path: str | Path) -> None:

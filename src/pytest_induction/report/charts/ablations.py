@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_induction.report.charts.chart import WIDTH, Chart, axis, figure, frame, known, number, picture, span, tidy
 from pytest_induction.report.colours import GREY, LINES
-from pytest_induction.report.drawing import Plot, rule, text
+from pytest_induction.report.drawing import Plot, mark, rule, text
 
 MOST_HEADS = 16  # alone: those without which the loss rises most
 ROW = 26
@@ -128,10 +128,7 @@ def _static(
         parts.append(text(plot.left - 10, y + 4, name, anchor="end"))
         if known([value.get("low")]) and known([value.get("high")]):
             parts.append(rule(plot.at(value["low"], 0)[0], y, plot.at(value["high"], 0)[0], y, colour, 2))
-        for x in known([value["value"]]):
-            turned = f' transform="rotate(45 {plot.at(x, 0)[0]:.1f} {y:.1f})"' if symbol == "diamond" else ""
-            size = 'width="9" height="9"' + (' rx="5"' if symbol == "circle" else "")
-            parts.append(f'<rect x="{plot.at(x, 0)[0] - 4.5:.1f}" y="{y - 4.5:.1f}" {size} fill="{colour}"{turned}/>')
+        parts += [mark(plot.at(x, 0)[0], y, 9, colour, symbol) for x in known([value["value"]])]
     if controls:
         y = plot.bottom - ROW / 2
         parts.append(text(plot.left - 10, y + 4, _random(controls), anchor="end"))

@@ -80,9 +80,13 @@ def axis(title: str = "", **rest: Any) -> dict[str, Any]:
 
 def map_axis(count: int, title: str, **rest: Any) -> dict[str, Any]:
     """The axis of a map that has a row or column for each of `count` things, numbered from zero."""
-    step = next((step for step in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64) if count / step <= 12), max(1, count // 10))
-    look = {"showgrid": False, "tickmode": "linear", "tick0": 0, "dtick": step, "range": [-0.5, count - 0.5]}
+    look = {"showgrid": False, "tickmode": "linear", "tick0": 0, "dtick": map_step(count), "range": [-0.5, count - 0.5]}
     return axis(title, **{**look, **rest})
+
+
+def map_step(count: int) -> int:
+    """Every which of `count` rows or columns of a map has its number written."""
+    return next((step for step in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64) if count / step <= 12), max(1, count // 10))
 
 
 def scale(colours: Sequence[str]) -> list[list[Any]]:

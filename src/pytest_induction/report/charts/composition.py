@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_induction.report.charts.chart import WIDTH, Chart, axis, figure, known, number, picture, tidy
 from pytest_induction.report.colours import GREY, LINES
-from pytest_induction.report.drawing import Plot, text
+from pytest_induction.report.drawing import Plot, mark, text
 
 MOST_EDGES = 40
 ROLES = {"previous token": (LINES[0], "square"), "induction": (LINES[1], "circle"), "other": (GREY, "diamond")}
@@ -16,7 +16,7 @@ Places = dict[str, tuple[float, float]]
 
 def composition(data: Mapping[str, Any]) -> list[Chart]:
     """The graph of a `composition` exhibit: nodes by layer, edges as wide as their key composition."""
-    edges = sorted(data["edges"], key=lambda edge: -(known([edge.get("key")]) or [0.0])[0])[:MOST_EDGES]
+    edges = sorted(data["edges"], key=lambda edge: -_strength(edge))[:MOST_EDGES]
     named = {name for edge in edges for name in (edge["from"], edge["to"])}
     heads = [
         {**head, "role": head["role"] if head["role"] in ROLES else "other"}
@@ -30,7 +30,7 @@ def composition(data: Mapping[str, Any]) -> list[Chart]:
     tallest = max(sum(head["layer"] == layer for head in heads) for layer in layers)
     height = min(620, max(220, 56 * tallest + 60))
     edges = [edge for edge in edges if edge["from"] in places and edge["to"] in places]
-    widest = max((known([edge.get("key")]) or [0.0])[0] for edge in edges) if edges else 1.0
+    widest = _widest(edges)
     traces = [_line(edge, places, widest) for edge in reversed(edges)]
     traces += [_handles(edges, places, data), *_nodes(heads, places)]
     layout = {
@@ -73,8 +73,16 @@ def _places(heads: Sequence[Mapping[str, Any]]) -> Places:
 
 
 def _wide(edge: Mapping[str, Any], widest: float) -> float:
-    value = (known([edge.get("key")]) or [0.0])[0]
-    return round(0.75 + 7 * max(0.0, value) / (widest or 1.0), 2)
+    return round(0.75 + 7 * max(0.0, _strength(edge)) / (widest or 1.0), 2)
+
+
+def _widest(edges: Sequence[Mapping[str, Any]]) -> float:
+    return max(map(_strength, edges), default=1.0)
+
+
+def _strength(edge: Mapping[str, Any]) -> float:
+    """The key composition along an edge, 0 where it is not known."""
+    return (known([edge.get("key")]) or [0.0])[0]
 
 
 def _line(edge: Mapping[str, Any], places: Places, widest: float) -> dict[str, Any]:
@@ -157,7 +165,7 @@ def _static(heads: Sequence[Mapping[str, Any]], edges: Sequence[Mapping[str, Any
     rows = max(y for _, y in places.values())
     height = min(620, max(200, 56 * (rows + 1) + 60))
     plot = Plot(20, 34, WIDTH - 40, height - 74, (-0.35, columns + 0.35), (-0.5, rows + 0.7))
-    widest = max((known([edge.get("key")]) or [0.0])[0] for edge in edges) if edges else 1.0
+    widest = _widest(edges)
     parts = []
     for edge in reversed(edges):
         (x, y), (to_x, to_y) = plot.at(*places[edge["from"]]), plot.at(*places[edge["to"]])
@@ -167,11 +175,7 @@ def _static(heads: Sequence[Mapping[str, Any]], edges: Sequence[Mapping[str, Any
         )
     for head in heads:
         (x, y), (colour, symbol) = plot.at(*places[head["name"]]), ROLES[head["role"]]
-        round_, turned = (
-            (' rx="7"' if symbol == "circle" else ""),
-            f' transform="rotate(45 {x:.1f} {y:.1f})"' if symbol == "diamond" else "",
-        )
-        parts.append(f'<rect x="{x - 7:.1f}" y="{y - 7:.1f}" width="14" height="14" fill="{colour}"{round_}{turned}/>')
+        parts.append(mark(x, y, 14, colour, symbol))
         parts.append(text(x, y - 12, str(head["name"]), anchor="middle"))
     for column, layer in enumerate(sorted({head["layer"] for head in heads})):
         parts.append(text(plot.at(column, 0)[0], height - 14, f"layer {layer}", "faint", anchor="middle"))
@@ -184,7 +188,6 @@ def _key(heads: Sequence[Mapping[str, Any]]) -> list[str]:
     there = [role for role in ROLES if any(head["role"] == role for head in heads)]
     for place, role in enumerate(there):
         (colour, symbol), x = ROLES[role], 20 + 150 * place
-        round_ = ' rx="6"' if symbol == "circle" else ""
-        parts.append(f'<rect x="{x}" y="8" width="11" height="11" fill="{colour}"{round_}/>')
+        parts.append(mark(x + 5.5, 13.5, 11, colour, symbol))
         parts.append(text(x + 17, 18, f"{role} head"))
     return parts

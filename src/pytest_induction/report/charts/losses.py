@@ -23,7 +23,7 @@ from pytest_induction.report.charts.chart import (
     tidy,
 )
 from pytest_induction.report.colours import GOLD, GREY, LINES
-from pytest_induction.report.drawing import Plot, rule, text
+from pytest_induction.report.drawing import Plot, dashed, rule, text
 
 HEIGHT = 330
 MOST_COPIES = len(DASHES)
@@ -92,13 +92,14 @@ def _static(data: Mapping[str, Any], copies: Sequence[Mapping[str, Any]], label:
     )
     if uniform is not None:
         at = plot.at(0, uniform)[1]
-        dashed = rule(plot.left, at, plot.right, at, GREY).replace("/>", ' stroke-dasharray="5 4"/>')
-        parts += [dashed, text(plot.right, at - 5, "equally likely", "faint", anchor="end")]
+        parts += [
+            dashed(rule(plot.left, at, plot.right, at, GREY), "5 4"),
+            text(plot.right, at - 5, "equally likely", "faint", anchor="end"),
+        ]
     for place, copy in enumerate(copies):
         parts.append(band(plot, copy["place"], copy["low"], copy["high"], COPIES[place]))
     for place, copy in enumerate(copies):
-        line = plot.line(copy["place"], copy["loss"], COPIES[place], 2)
-        parts.append(line.replace("/>", f' stroke-dasharray="{STROKES[place]}"/>') if STROKES[place] else line)
+        parts.append(dashed(plot.line(copy["place"], copy["loss"], COPIES[place], 2), STROKES[place]))
     return picture([*parts, *_key(plot, copies)], WIDTH, HEIGHT, label)
 
 
@@ -107,8 +108,7 @@ def _key(plot: Plot, copies: Sequence[Mapping[str, Any]]) -> list[str]:
     parts = []
     for place, copy in enumerate(copies):
         y = plot.top + 8 + 20 * place
-        line = rule(plot.right + 14, y, plot.right + 42, y, COPIES[place], 2)
-        parts.append(line.replace("/>", f' stroke-dasharray="{STROKES[place]}"/>') if STROKES[place] else line)
+        parts.append(dashed(rule(plot.right + 14, y, plot.right + 42, y, COPIES[place], 2), STROKES[place]))
         parts.append(text(plot.right + 48, y + 4, str(copy["name"])[:8]))
     return parts
 

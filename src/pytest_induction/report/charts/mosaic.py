@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_induction.report.charts.chart import Chart, cells, figure, known, level, map_axis, number, picture, scale, tidy
+from pytest_induction.report.charts.chart import (
+    Chart,
+    cells,
+    figure,
+    known,
+    level,
+    map_axis,
+    map_step,
+    number,
+    picture,
+    scale,
+    tidy,
+)
 from pytest_induction.report.colours import SHARES, SIGNED, SIGNED_LIGHT
 from pytest_induction.report.drawing import text
 
 Matrix = Sequence[Sequence[Any]]
 MOST_WRITTEN = (12, 8)  # layers and heads of a model whose numbers fit into their cells
-HEIGHTS = (12, 34, 420)  # of a row at least and at most, in pixels, and of all rows
+HIGH, LOW, LEAST, ALL = 34, 12, 2, 420  # of a row with numbers, of one without at most and at least, of all these; in pixels
 NOTES = {
     "prefix_matching": "to what followed the token last time",
     "excess": "beyond chance, where nothing repeats",
@@ -68,7 +80,7 @@ def _map(score: Mapping[str, Any], kinds: Matrix) -> Chart:
     values, unit = score["value"], score["unit"]
     width = max(map(len, values), default=0)
     low, high = ends_of(score)
-    row = min(HEIGHTS[1], max(HEIGHTS[0], 0), max(HEIGHTS[2] / max(len(values), 1), 2)) if len(values) > 12 else HEIGHTS[1]
+    row = HIGH if len(values) <= MOST_WRITTEN[0] else min(LOW, max(ALL / len(values), LEAST))
     height = round(row * len(values)) + 46
     is_small = len(values) <= MOST_WRITTEN[0] and width <= MOST_WRITTEN[1]
     trace = {
@@ -149,18 +161,15 @@ def _static(score: Mapping[str, Any], height: int, label: str, *, is_small: bool
     colours, ends = (SIGNED if is_signed(score) else SHARES), ends_of(score)
     drawn = cells(values, colours, ends, gap=0.05 if is_small else 0.0)
     parts = [f'<g transform="translate({left} 4) scale({wide:.4g} {high:.4g})" shape-rendering="crispEdges">{drawn}</g>']
-    parts += [text(left + (at + 0.5) * wide, height - 26, str(at), "faint", anchor="middle") for at in _ticks(columns)]
-    parts += [text(left - 7, 8 + (at + 0.5) * high, str(at), "faint", anchor="end") for at in _ticks(rows)]
+    parts += [
+        text(left + (at + 0.5) * wide, height - 26, str(at), "faint", anchor="middle")
+        for at in range(0, columns, map_step(columns))
+    ]
+    parts += [text(left - 7, 8 + (at + 0.5) * high, str(at), "faint", anchor="end") for at in range(0, rows, map_step(rows))]
     parts += [text(width - 4, height - 8, "head", "faint", anchor="end"), text(left, height - 8, "layer \u2191", "faint")]
     if is_small:
         parts += _written(score, (left, wide, high), colours, ends)
     return picture(parts, width, height, label)
-
-
-def _ticks(count: int) -> range:
-    return range(
-        0, count, next((step for step in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64) if count / step <= 12), max(1, count // 10))
-    )
 
 
 def _written(

@@ -9,14 +9,13 @@ from typing import Any
 from pytest_induction.records import Change, Estimate
 from pytest_induction.report.charts.chart import Chart, axis, figure, known, scale, span, tidy
 from pytest_induction.report.colours import GOLD, GREY, LINES, SHADES, SHARES, SIGNED_LIGHT
-from pytest_induction.report.run_picture import steepest_of, svg
+from pytest_induction.report.run_picture import marks_of, steepest_of, svg
 from pytest_induction.report.view import amount
 
 NAMED = 4  # heads whose lines have colours
 ROW, TALL, GAP = 150, 210, 46  # heights of the plots, and what is between them, in pixels
 PATH = 420
 LABEL = 14  # least distance of labels, in pixels
-MOST_DECADES = 3.5  # with marks at 1, 2 and 5
 
 
 def run(data: Mapping[str, Any], changes: Sequence[Change] = ()) -> list[Chart]:
@@ -69,7 +68,7 @@ def _panels(data: Mapping[str, Any], unsure: tuple[float, float] | None) -> Char
         traces += [{**trace, "xaxis": "x", "yaxis": f"y{end}"} for trace in made]
         top += tall + GAP
     low, high = data["range"]
-    places = _marks(data)
+    places = marks_of(data, room=0.05)
     layout["xaxis"] = axis(
         "tokens trained on" if data["unit"] == "tokens" else "steps of the training",
         range=[low, high] if high > low else [low - 0.5, high + 0.5],
@@ -209,16 +208,6 @@ def _window(window: Sequence[float], unsure: tuple[float, float] | None, ref: st
     return shapes
 
 
-def _marks(data: Mapping[str, Any]) -> list[tuple[float, str]]:
-    """Where the common axis has marks, and what they say; an untrained model lies at its left end, and says 0."""
-    low, high = data["range"]
-    sizes = (1,) if high - low > MOST_DECADES else (1, 2, 5)
-    places = [power + math.log10(size) for power in range(math.floor(low), math.floor(high) + 1) for size in sizes]
-    begin = [(low, "0")] if data.get("begins_at_0") else []
-    room = (high - low) * 0.05 if begin else 0.0
-    return [*begin, *((at, amount(10**at)) for at in places if low + room <= at <= high)]
-
-
 def _is_round(place: float) -> bool:
     """Whether a place on the axis is a power of ten."""
     return abs(place - round(place)) < 1e-6
@@ -297,7 +286,7 @@ def _path(data: Mapping[str, Any]) -> Chart:
 
 
 def _times(data: Mapping[str, Any]) -> dict[str, Any]:
-    marks = _marks(data)
+    marks = marks_of(data, room=0.05)
     title = {"text": data["unit"], "side": "right"}
     look = {"thickness": 10, "outlinewidth": 0, "title": title, "len": 0.9}
     return {**look, "tickvals": [tidy(at) for at, _ in marks], "ticktext": [words for _, words in marks]}
