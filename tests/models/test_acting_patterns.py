@@ -24,7 +24,7 @@ from pytest_induction import (
 )
 from pytest_induction.models.acting import Close, Give, GivePattern, Record, Replace, Scale, Smear, Step, Substitute
 from pytest_induction.models.adapt import adapt
-from pytest_induction.models.calling import Caller, as_found, condition, logits_of
+from pytest_induction.models.calling import Caller, as_found, condition
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.editing import Editing
@@ -64,7 +64,7 @@ def acted(subject, steps, tokens=None, way=None):
     """The logits of a pass in which layers take steps."""
     way, tokens = way or subject.way, ids(0) if tokens is None else tokens
     with as_found(subject.module), way.acting(tokens, steps):
-        return logits_of(way.caller(tokens), tokens)
+        return way.caller.logits(tokens)
 
 
 # An independent slow reference: rows and heads one by one, in double precision

@@ -19,7 +19,7 @@ from pytest_induction.journal import listening
 from pytest_induction.measure import observe
 from pytest_induction.metrics.attention import scores_for
 from pytest_induction.metrics.loss import repetition
-from pytest_induction.models.calling import Caller, first_line
+from pytest_induction.models.calling import first_line
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, SHORTEST_PERIOD, usable_ids
 from pytest_induction.records import TokenSpace
@@ -103,7 +103,7 @@ def bare(subject: ModelUnderTest, tokens: Tensor) -> None:
     if isinstance(subject, Recorder):
         subject.batches.append(tokens)
     with torch.no_grad():
-        Caller(subject.module)(tokens, logits=False)
+        subject.caller(tokens, logits=False)
 
 
 def rows(induction: Induction, positions: int | None) -> Tensor:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing
 from pytest_induction.measure import ModelLike
 from pytest_induction.models.acting import ALL, Part, Record, Smear
-from pytest_induction.models.adapt import CONTEXT_NAMES, LAYER_NAMES, SPECIAL_NAMES, VOCABULARY_NAMES, first_of
 from pytest_induction.models.calling import Caller, as_found, as_written
-from pytest_induction.models.intervening import acting, tokens_in
+from pytest_induction.models.declared import CONTEXT_NAMES, LAYER_NAMES, SPECIAL_NAMES, VOCABULARY_NAMES, first_of
+from pytest_induction.models.intervening import acting
 from pytest_induction.models.kernels import Call
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
@@ -75,9 +75,10 @@ class SmearedKeys(nn.Module):
 
     def __init__(self, subject: ModelUnderTest, *, share: float, learnable: bool) -> None:
         super().__init__()
-        self.module = subject.module
+        self.module = subject.given
         self._name, self._way = subject.name, subject.reading
-        self._takes_cache = Caller(subject.module).knows("use_cache")
+        self._caller = subject.caller
+        self._takes_cache = Caller(subject.given).knows("use_cache")
         self._seen, self._key_heads = _key_heads(subject)
         dtype = torch.promote_types(subject.dtype, torch.float32)
         self.alphas = nn.ParameterList()
@@ -100,7 +101,7 @@ class SmearedKeys(nn.Module):
     def forward(self, *args: Any, **options: Any) -> Any:
         """What the module gives for these arguments, with its keys smeared. No cache of keys can be used or made."""
         self._check(options)
-        tokens = _shape_of(args, options)
+        tokens = self._shape_of(args, options)
         if tokens is None:
             raise ModelError(f"smeared keys need token ids (rows, positions) as the input of {self._name}")
         if self._takes_cache:
@@ -108,6 +109,11 @@ class SmearedKeys(nn.Module):
         steps = {layer: [_Shared(*each)] for layer, each in enumerate(zip(self.shares, self._seen, strict=True))}
         with self._smeared(tokens, steps):
             return self.module(*args, **options)
+
+    def _shape_of(self, args: Sequence[Any], options: Mapping[str, Any]) -> Tensor | None:
+        """Something of the shape (rows, positions) of the sequences that the model was given."""
+        embedded = options.get("inputs_embeds")
+        return embedded[..., 0] if isinstance(embedded, Tensor) else self._caller.tokens_in(args, options)
 
     @contextmanager
     def _smeared(self, tokens: Tensor, steps: Mapping[int, Sequence[_Shared]]) -> Iterator[None]:
@@ -203,9 +209,3 @@ def _trial(subject: ModelUnderTest) -> Tensor:
     """Token ids (1, positions) that the model takes."""
     positions = min(LONGEST_TRIAL, subject.space.n_ctx or LONGEST_TRIAL)
     return (torch.arange(positions, device=subject.device) % subject.space.d_vocab)[None]
-
-
-def _shape_of(args: Sequence[Any], options: Mapping[str, Any]) -> Tensor | None:
-    """Something of the shape (rows, positions) of the sequences that a model was given."""
-    embedded = options.get("inputs_embeds")
-    return embedded[..., 0] if isinstance(embedded, Tensor) else tokens_in((*args, *options.values()))

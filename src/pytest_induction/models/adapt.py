@@ -1,12 +1,14 @@
 """From a module to a model under test: try it out on a few tokens, and learn what a probe needs to know of it.
 
-Checked before anything watches it: weights that are numbers, logits at every position, finite, deterministic and causal.
+Checked before anything watches it: weights that are numbers; next-token logits at every position; that these are finite,
+deterministic and causal; rows that do not depend on each other. A wrapper that changes no logits is left aside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,36 +16,28 @@ from torch import Tensor, nn
 from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.models.calling import (
     Caller,
+    Form,
     OtherRandom,
     as_found,
     device_of,
     first_line,
     is_compiled,
     is_out_of_memory,
-    logits_of,
+    uncompiled,
 )
-from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.models.declared import CONTEXT_NAMES, LAYER_NAMES, declared, token_space, tokenizer_of
+from pytest_induction.models.differences import close_to, difference
+from pytest_induction.models.forms import GUIDE, Found, find_forms, model_inside, of_round_lengths
+from pytest_induction.models.inputs import MASKS, OPTIONAL
+from pytest_induction.models.protocol import ModelUnderTest, remember_inside
 from pytest_induction.models.shown import Attach
-from pytest_induction.models.trial import Trial, close_to, difference, find_way, is_offloaded
+from pytest_induction.models.trial import Trial, find_way, is_offloaded
 from pytest_induction.models.weights import broken_weights
 from pytest_induction.records import TokenSpace
 
-TRIALS = ((11, 37), (37, 53), (64, 128), (5, 7))  # positions of two trials: what is as long as the sequence in both is made of it
-TRIAL_ROWS = 3
-CONTEXT_NAMES = (
-    "max_position_embeddings",
-    "n_positions",
-    "n_ctx",
-    "block_size",
-    "context_length",
-    "max_seq_len",
-    "seq_length",
-)
-LAYER_NAMES = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layers", "n_layer")
-VOCABULARY_NAMES = ("vocab_size", "d_vocab", "n_vocab")
-SPECIAL_NAMES = ("bos_token_id", "bos_id", "eos_token_id", "eos_id", "pad_token_id", "pad_id")
 BATCH_TRIALS = 8  # token ids for which the influence of a later token is compared with that of the other rows,
 BATCH_SHARE = 2  # and how much more it may be: dynamic int8 gives 0.4 to 1.3, and 3.8 or more where attention looks ahead
+MIXED = "the logits of a row change with the rows beside it,"
 LONGEST_TRIAL = 128  # positions tried where a model does not tell its context
 
 
@@ -57,83 +51,150 @@ def adapt(
     attach: Sequence[Attach] = (),
 ) -> ModelUnderTest:
     """Make a model under test of a module that maps token ids to logits. Raises `ModelError` if it cannot be one."""
-    name = name or type(module).__name__
-    tokenizer = tokenizer if tokenizer is not None else getattr(module, "tokenizer", None)
-    caller, others = Caller(module), OtherRandom()
+    name = name or type(uncompiled(module)).__name__
+    others = OtherRandom()
     try:
         with as_found(module) as hooked:
-            trial = _try_out(caller, tokenizer, name)
-            expected = _declared(module, LAYER_NAMES)
-            way, tried = find_way(caller, trial, attach, expected=expected, hooked=hooked)
+            _check_weights(module, name)
+            tried = _tried_out(module, tokenizer, name)
+            expected = declared(tried.found.seen.sources, LAYER_NAMES)
+            way, said = find_way(tried.found.caller, tried.trial, attach, expected=expected, hooked=hooked)
+            for round_one in of_round_lengths(tried.found) if way is None else ():
+                again = _checked(round_one, tried.tokenizer, name)
+                way, _ = find_way(round_one.caller, again.trial, attach, expected=expected, hooked=hooked)
+                if way is not None:
+                    tried, said = again, ()
+                    break
     finally:
         draws = others.restore()
+    caller, trial = tried.found.caller, tried.trial
     notes, space = trial.notes, trial.space
     if space.bos_id is None:
         notes += ("sequences begin with no token of their own: the model names no usable one",)
     notes += ("compiled, and measured as it was written",) if is_compiled(module) else ()
     notes += way.notes if way else ()
-    settings = (tokenizer, seed, memory, draws, not trial.steady)
-    return ModelUnderTest(module, name, space, way, tried, notes, *settings)
+    remember_inside(uncompiled(module), caller.module)
+    settings = (tried.tokenizer, seed, memory, draws, not trial.steady or caller.form.most_rows == 1)
+    return ModelUnderTest(caller, module, name, space, way, said, notes, *settings)
 
 
-def _try_out(caller: Caller, tokenizer: Any, name: str) -> Trial:
-    n_ctx = _declared(caller.module, CONTEXT_NAMES)
-    _check_weights(caller.module, name)
-    lengths, d_vocab = _first_logits(caller, n_ctx, name)
+class _Tried(NamedTuple):
+    """What trials showed of a module: how it is called, what it gave, and its tokenizer."""
+
+    found: Found
+    trial: Trial
+    tokenizer: Any
+
+    @property
+    def strict(self) -> bool:
+        """Whether it stood every check."""
+        return self.trial.steady
+
+
+def _tried_out(module: nn.Module, tokenizer: Any, name: str) -> _Tried:
+    """Try the ways to call a module until one stands all checks. Raises what the first one that runs failed for.
+
+    One with which rows influence each other a little is taken where no other way has them apart.
+    """
+    failure: ModelError | None = None
+    second: _Tried | None = None
+    forms = find_forms(module, name)
+    for found in forms:
+        try:
+            tried = _checked(found, tokenizer, name)
+        except ModelError as error:
+            failure = failure or error
+            continue
+        if tried.strict:
+            _check_only_one(tried, forms, name)
+            return tried
+        if failure is None:
+            second = second or tried
+    if second is not None:
+        return second
+    raise failure or ModelError(f"{name} was not tried out")
+
+
+def _check_only_one(tried: _Tried, others: Iterator[Found], name: str) -> None:
+    """Raise `ModelError` where another value of an argument that is filled in would serve as well, and give something else."""
+    caller = tried.found.caller
+    filled = [argument.name for argument in caller.form.inputs.arguments if argument.name in OPTIONAL]
+    if not filled or not any(each.name in MASKS for each in caller.form.inputs.arguments):
+        return
+    for other in others:
+        try:
+            again = _checked(other, tried.tokenizer, name)
+        except ModelError:
+            continue
+        if again.strict and difference(again.trial.logits[0], tried.trial.logits[0]) > close_to(tried.trial.logits[0]):
+            raise ModelError(f"{name} may be given several masks as `{filled[0]}`, and each gives other logits: {GUIDE}")
+
+
+def _checked(found: Found, tokenizer: Any, name: str) -> _Tried:
+    """Try out one way to call a module, or the model inside that gives the same. Raises `ModelError` where it is no good."""
+    notes: tuple[str, ...] = ()
+    sources = found.seen.sources
+    inside = model_inside(found)
+    if inside is not None:
+        inner, same = inside
+        notes = (f"measured is `{inner.name}` ({type(same.caller.module).__name__}), whose logits {_kind(found)} returns",)
+        found = replace(same, seen=found.seen)
+    tokenizer = tokenizer if tokenizer is not None else tokenizer_of(sources)
+    return _Tried(found, _trial_of(found, tokenizer, name, notes), tokenizer)
+
+
+def _kind(found: Found) -> str:
+    return f"`{type(found.caller.module).__name__}`"
+
+
+def _trial_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...]) -> Trial:
+    caller, sources = found.caller, found.seen.sources
     device = device_of(caller.module)
-    space = _token_space(caller.module, tokenizer, d_vocab, n_ctx)
+    n_ctx = declared(sources, CONTEXT_NAMES)
+    space, said = token_space(sources, tokenizer, found.vocabulary, found.width, _usable(caller.form, n_ctx), found.seen.padding)
     if n_ctx is None:
-        space = TokenSpace(space.d_vocab, _context_by_trial(caller, device, lengths[0]), space.bos_id, space.excluded)
-    longest = min(lengths[1], space.n_ctx or lengths[1])
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, space.d_vocab, (TRIAL_ROWS, longest), generator=generator).to(device)
-    tokens = ids[:, : min(lengths[0], longest - 1)], ids
+        space = replace(space, n_ctx=_context_by_trial(caller, device, found.lengths))
+    tokens = _trial_tokens(found, space, device)
     short, long = (_logits(caller, each, name)[..., : space.d_vocab] for each in tokens)
     if not all(bool(torch.isfinite(logits).all()) for logits in (short, long)):
         raise ModelError(f"the logits of {name} are not finite (NaN or infinity)")
-    notes = _check_causal(caller, tokens[0], short, space.d_vocab, name)
-    alone = torch.cat([_logits(caller, row[None], name) for row in tokens[0]])[..., : space.d_vocab]
-    steady = not notes and difference(alone, short) <= close_to(short)
+    notes += (*caller.form.notes, *said, *_check_causal(caller, tokens[0], short, space.d_vocab, name))
+    steady = not any(note.startswith(MIXED) for note in notes) and _is_steady(caller, tokens[0], short, space.d_vocab, name)
+    if caller.form.multiple > 1:
+        _check_filling(caller, tokens[0], short, space.d_vocab, name)
     return Trial(tokens, (short, long), space, notes, steady)
 
 
-def _first_logits(caller: Caller, n_ctx: int | None, name: str) -> tuple[tuple[int, int], int]:
-    """The lengths of two trials that the model takes, and how many logits it gives for each position."""
-    failure: ModelError | None = None
-    for lengths in TRIALS:
-        positions = min(lengths[0], max(1, (n_ctx or lengths[1]) - 1))
-        tokens = torch.zeros(TRIAL_ROWS, positions, dtype=torch.long, device=device_of(caller.module))
-        try:
-            return lengths, _logits(caller, tokens, name).shape[-1]
-        except ModelError as error:  # a model may be made for longer sequences, or for shorter ones
-            failure = failure or error
-    raise failure or ModelError(f"{name} was not tried out")
+def _usable(form: Form, n_ctx: int | None) -> int | None:
+    """How many positions fit into a context where rows are filled up."""
+    if n_ctx is None or form.length(n_ctx) <= n_ctx:
+        return n_ctx
+    return n_ctx // form.multiple * form.multiple - (form.length(form.multiple) - form.multiple)
+
+
+def _trial_tokens(found: Found, space: TokenSpace, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random ids of two lengths, the shorter ones the beginning of the longer ones."""
+    multiple = found.caller.form.multiple
+    longest = min(found.lengths[1], found.caller.form.length(space.n_ctx or found.lengths[1]))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, space.d_vocab, (found.rows, longest), generator=generator).to(device)
+    shorter = min(found.lengths[0], longest - multiple)
+    return (ids[:, :shorter], ids) if shorter > 0 else (ids, ids.flip(1))
 
 
 def _logits(caller: Caller, tokens: Tensor, name: str) -> Tensor:
     try:
-        return logits_of(caller(tokens), tokens)
+        return caller.logits(tokens)
     except InductionError as error:
-        raise ModelError(f"{error}{_advice(caller.module, tokens, error)}") from None
+        raise ModelError(f"{name}: {error}") from None
     except Exception as error:  # whatever a user's model may raise
         if is_out_of_memory(error):
             raise
+        advice = f"; token id {int(tokens.max())} may be none: give it the attribute `vocab_size`"
         raise ModelError(
             f"{name} must map token ids (batch, positions) to logits; given {tuple(tokens.shape)} it raised "
-            f"{type(error).__name__}: {first_line(error)}{_advice(caller.module, tokens, error)}"
+            f"{type(error).__name__}: {first_line(error)}{advice if isinstance(error, IndexError) else ''}"
         ) from error
-
-
-def _advice(module: nn.Module, tokens: Tensor, error: Exception) -> str:
-    """What may be the matter with a model that gives no logits, where that can be told."""
-    if isinstance(error, IndexError):
-        return f"; token id {int(tokens.max())} may be none: give it the attribute `vocab_size`"
-    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
-        return "; it is an encoder and a decoder, and no causal language model"
-    head = getattr(module, "get_output_embeddings", None)
-    if callable(head) and head() is None:
-        return "; it has no language-model head: load it with AutoModelForCausalLM"
-    return ""
 
 
 def _check_weights(module: nn.Module, name: str) -> None:
@@ -146,6 +207,27 @@ def _check_weights(module: nn.Module, name: str) -> None:
         raise ModelError(f"the weight `{broken[0]}` of {name}{others} holds NaN or infinity")
 
 
+def _is_steady(caller: Caller, tokens: Tensor, logits: Tensor, d_vocab: int, name: str) -> bool:
+    """Whether the last row by itself has the logits that it has among others."""
+    if len(tokens) == 1:
+        return True
+    alone = _logits(caller, tokens[-1:], name)[..., :d_vocab]
+    return difference(alone, logits[-1:]) <= close_to(logits)
+
+
+def _check_filling(caller: Caller, tokens: Tensor, logits: Tensor, d_vocab: int, name: str) -> None:
+    """What a row is filled up with behind must change nothing before it."""
+    kept = max(1, tokens.shape[1] - max(2, caller.form.multiple // 2))
+    other = tokens.clone()
+    other[:, kept:] = (tokens[:, kept:] + 1) % d_vocab
+    change = difference(_logits(caller, other, name)[:, :kept, :d_vocab], logits[:, :kept])
+    if not change <= close_to(logits):
+        raise ModelError(
+            f"{name} takes lengths that are multiples of {caller.form.multiple} only, and what stands behind a row changes what "
+            f"is before it by {change:.2g}: wrap it so that it takes any length"
+        )
+
+
 def _check_causal(caller: Caller, ids: Tensor, logits: Tensor, d_vocab: int, name: str) -> tuple[str, ...]:
     """Another last token must leave the logits before it as they were, and the same tokens must give the same logits.
 
@@ -156,14 +238,21 @@ def _check_causal(caller: Caller, ids: Tensor, logits: Tensor, d_vocab: int, nam
     def predicted(tokens: Tensor) -> Tensor:
         return _logits(caller, tokens, name)[..., :d_vocab]
 
+    def with_other(tokens: Tensor, place: int) -> Tensor:
+        other = tokens.clone()
+        other[:, place] = (tokens[:, place] + 1) % d_vocab
+        return predicted(other)
+
     def change_by_last(tokens: Tensor, found: Tensor) -> float:
         """How much another last token changes the logits before it."""
-        other = tokens.clone()
-        other[:, -1] = (tokens[:, -1] + 1) % d_vocab
-        return difference(predicted(other)[:, :-1], found[:, :-1])
+        return difference(with_other(tokens, -1)[:, : tokens.shape[1] - 1], found[:, : tokens.shape[1] - 1])
 
-    change = change_by_last(ids, logits)
+    changed = with_other(ids, -1)
+    last = ids.shape[1] - 1
+    change = difference(changed[:, :last], logits[:, :last])
     if change <= close_to(logits):
+        if logits.shape[1] > last and torch.equal(changed[:, last], logits[:, last]):
+            _check_not_shifted(with_other(ids, -2), logits, name)
         return ()
     if difference(predicted(ids), logits) > 0:
         raise ModelError(f"{name} gives different logits for the same tokens: it must be deterministic in evaluation mode")
@@ -175,15 +264,31 @@ def _check_causal(caller: Caller, ids: Tensor, logits: Tensor, d_vocab: int, nam
         raise ModelError(
             f"{name} is not causal: another last token changes earlier logits by {change:.2g}; induction needs a causal model"
         )
-    return (f"the logits of a row change with the rows beside it, by {beside:.2g} of their size, as dynamic quantisation does",)
+    return (f"{MIXED} by {beside:.2g} of their size, as dynamic quantisation does",)
 
 
-def _context_by_trial(caller: Caller, device: torch.device, runs_at: int) -> int | None:
+def _check_not_shifted(changed: Tensor, logits: Tensor, name: str) -> None:
+    """Raise `ModelError` where the token before decides at every row what its own token does not: predictions one place late.
+
+    `changed` are the logits with another token in the last place but one.
+    """
+    moved = (changed[:, -1] != logits[:, -1]).any(-1)
+    same = (changed[:, -2] == logits[:, -2]).all(-1)
+    if bool(moved.all()) and bool(same.all()):
+        raise ModelError(
+            f"the logits of {name} are shifted: at no position do they depend on the token there, only on those before; "
+            "give it the logits before the shift, which predict the next token"
+        )
+
+
+def _context_by_trial(caller: Caller, device: torch.device, lengths: tuple[int, int]) -> int | None:
     """The longest context that runs, up to the longest probe; None where that runs."""
+    if lengths[0] == lengths[1]:
+        return lengths[0] - (caller.form.length(lengths[0]) - lengths[0])
 
     def runs(positions: int) -> bool:
         try:
-            caller(torch.zeros(1, positions, dtype=torch.long, device=device))
+            caller(torch.zeros(1, caller.form.length(positions), dtype=torch.long, device=device))
         except Exception as error:  # whatever a user's model may raise
             if is_out_of_memory(error):
                 raise
@@ -192,61 +297,8 @@ def _context_by_trial(caller: Caller, device: torch.device, runs_at: int) -> int
 
     if runs(LONGEST_TRIAL):
         return None
-    low, high = runs_at, LONGEST_TRIAL
+    low, high = lengths[0], LONGEST_TRIAL
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if runs(middle) else (low, middle)
     return low
-
-
-def _token_space(module: nn.Module, tokenizer: Any, logits_dim: int, n_ctx: int | None) -> TokenSpace:
-    d_vocab = min(logits_dim, _declared(module, VOCABULARY_NAMES) or logits_dim)
-    special: set[int] = set()
-    for name in SPECIAL_NAMES:
-        for source in (module, *_settings(module), getattr(module, "generation_config", None)):
-            value = _entry(source, name)
-            special |= {token for token in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(token, int)}
-    special |= set(getattr(tokenizer, "all_special_ids", None) or ())
-    known = _n_known(tokenizer)
-    if known is not None:
-        special |= set(range(known, d_vocab))
-    bos = first_of(module, ("bos_token_id", "bos_id"))
-    bos = bos if isinstance(bos, int) and 0 <= bos < d_vocab else None
-    return TokenSpace(d_vocab, n_ctx, bos, frozenset(token for token in special if 0 <= token < d_vocab))
-
-
-def _n_known(tokenizer: Any) -> int | None:
-    """How many ids the tokenizer knows; rows of the embedding beyond them were never trained."""
-    if hasattr(tokenizer, "get_vocab_size"):
-        return int(tokenizer.get_vocab_size())
-    try:
-        return len(tokenizer)
-    except TypeError:
-        return None
-
-
-def _settings(module: nn.Module) -> list[Any]:
-    """Where a module keeps its numbers: its text config if it has several, its config, its `cfg`."""
-    config = getattr(module, "config", None)
-    find_text = getattr(config, "get_text_config", None)
-    text = find_text() if callable(find_text) else None
-    return [text, config, getattr(module, "cfg", None)]
-
-
-def first_of(module: nn.Module, names: tuple[str, ...]) -> Any:
-    """The first of these names that the module, its config or its `cfg` has a value for."""
-    for source in (module, *_settings(module)):
-        for name in names:
-            value = _entry(source, name)
-            if value is not None:
-                return value
-    return None
-
-
-def _declared(module: nn.Module, names: tuple[str, ...]) -> int | None:
-    value = first_of(module, names)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def _entry(source: Any, name: str) -> Any:
-    return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)

@@ -187,7 +187,7 @@ def _layouts(width: int, n_heads: int, d_head: int) -> Iterator[Tensor]:
 
 
 def replayed(
-    module: nn.Module, tokens: Tensor, calls: Sequence[Call], moved: Mapping[nn.Module, Tensor], read: Sequence[nn.Module]
+    caller: Caller, tokens: Tensor, calls: Sequence[Call], moved: Mapping[nn.Module, Tensor], read: Sequence[nn.Module]
 ) -> dict[nn.Module, Tensor]:
     """What the modules in `read` are given where those in `moved` give that much more and no norm lets any of it through.
 
@@ -213,8 +213,8 @@ def replayed(
     handles: list[Any] = [part.register_forward_hook(instead) for part in clean]
     handles += [part.register_forward_pre_hook(given, with_kwargs=True) for part in read]
     try:
-        with as_found(module):
-            Caller(module)(tokens)
+        with as_found(caller.module):
+            caller(tokens)
     finally:
         for handle in handles:
             handle.remove()

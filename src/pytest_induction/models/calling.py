@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import random
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,20 +16,57 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import ModelError
+from pytest_induction.models.inputs import INPUT_IDS, Inputs, parameters_of
+from pytest_induction.models.outputs import Outputs, Vocabulary, described, readings
 from pytest_induction.models.weights import fingerprint
 
 _NOTHING = nullcontext()
 
 
-class Caller:
-    """Calls a module with token ids and nothing that it does not know, and finds the logits in what comes back."""
+@dataclass(frozen=True)
+class Form:
+    """How a module is called and where its logits are, as found by trial.
 
-    def __init__(self, module: nn.Module) -> None:
+    It takes at most `most_rows` rows at a time (None: any number), of lengths that are multiples of `multiple`.
+    """
+
+    inputs: Inputs = field(default_factory=Inputs)
+    outputs: Outputs | None = None
+    most_rows: int | None = None
+    multiple: int = 1
+
+    def length(self, positions: int) -> int:
+        """How long a row of so many positions is when it is given, filled up behind; the last ones may have no logits."""
+        short = 0 if self.outputs is None else self.outputs.short
+        return -(-(positions + short) // self.multiple) * self.multiple
+
+    def filled(self, tokens: Tensor) -> Tensor:
+        """Token ids (rows, positions), as long as the module takes them. What stands behind changes nothing before it."""
+        more = self.length(tokens.shape[1]) - tokens.shape[1]
+        return torch.cat([tokens, tokens[:, -1:].expand(-1, more)], dim=1) if more else tokens
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to know of it."""
+        found = [*self.inputs.notes, *(() if self.outputs is None else self.outputs.notes)]
+        found += ["measured one row at a time: it takes no more"] if self.most_rows == 1 else []
+        found += [f"rows are filled up to multiples of {self.multiple} positions, behind"] if self.multiple > 1 else []
+        short = self.outputs is not None and self.outputs.short
+        found += ["one more token is given behind each row, as the last has no logits"] if short else []
+        return tuple(found)
+
+
+class Caller:
+    """Calls a module with token ids in the form that it takes, and finds the logits in what comes back."""
+
+    def __init__(self, module: nn.Module, form: Form | None = None) -> None:
         module = uncompiled(module)
         self.module = module
         self._parameters = _forward_parameters(module)
+        self.form = form or Form(Inputs(INPUT_IDS if INPUT_IDS in self._parameters else ""))
         base = getattr(module, "base_model", None)
-        self.base: nn.Module | None = base if isinstance(base, nn.Module) and base is not module else None
+        plain = self.form.inputs.is_plain and isinstance(base, nn.Module) and base is not module
+        self.base: nn.Module | None = base if plain else None
         self._base_parameters = frozenset() if self.base is None else _forward_parameters(self.base)
 
     @property
@@ -41,7 +78,7 @@ class Caller:
     @property
     def takes_mask(self) -> bool:
         """Whether padding can be marked."""
-        return "attention_mask" in self._parameters or "**" in self._parameters
+        return self.form.inputs.takes_padding and ("attention_mask" in self._parameters or "**" in self._parameters)
 
     def knows(self, keyword: str) -> bool:
         """Whether the module's forward names this keyword."""
@@ -53,16 +90,34 @@ class Caller:
         parameters = self._parameters if module is self.module else self._base_parameters
         keywords = dict(extra)
         if attention_mask is not None:
-            if "attention_mask" not in parameters and "**" not in parameters:
+            if not self.takes_mask:
                 raise ModelError(
                     f"`{type(module).__name__}` takes no `attention_mask`: measure rows of one length, without padding"
                 )
             keywords["attention_mask"] = attention_mask
         if "use_cache" in parameters:
             keywords["use_cache"] = False
-        if "input_ids" in parameters:
-            return module(input_ids=tokens, **keywords)
-        return module(tokens, **keywords)
+        if module is not self.module and INPUT_IDS not in parameters:
+            return module(tokens, **keywords)
+        args, options = self.form.inputs.arguments_of(tokens, keywords)
+        return module(*args, **options)
+
+    def logits_of(self, output: Any, tokens: Tensor) -> Tensor:
+        """The logits (rows, positions, d_vocab) in what the module returned for these ids. Raises `ModelError` where none are."""
+        outputs = self.form.outputs
+        if outputs is None:
+            outputs = next(iter(readings(output, tokens, Vocabulary())), None)
+        if outputs is None:
+            raise ModelError(f"no logits of token ids {tuple(tokens.shape)} in what the model returned, {described(output)}")
+        return outputs.logits(output, tokens)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """The logits of a pass over these ids."""
+        return self.logits_of(self(tokens), tokens)
+
+    def tokens_in(self, args: Sequence[Any], options: Mapping[str, Any]) -> Tensor | None:
+        """The token ids (rows, positions) that the module was called with; None where there are none."""
+        return self.form.inputs.found(args, options)
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -80,27 +135,8 @@ def is_compiled(module: nn.Module) -> bool:
 
 def _forward_parameters(module: nn.Module) -> frozenset[str]:
     """Names of the forward's parameters; `**` where it takes any keyword."""
-    try:
-        parameters = inspect.signature(module.forward).parameters.values()
-    except ValueError:  # a script has none
-        return frozenset()
+    parameters = parameters_of(module).values()
     return frozenset("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
-
-
-def logits_of(output: Any, tokens: Tensor) -> Tensor:
-    """The logits (batch, positions, d_vocab) in what a model returned. Raises `ModelError` where there are none."""
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if found is None:
-        found = output[0] if isinstance(output, (tuple, list)) and output else output
-    if not isinstance(found, Tensor):
-        raise ModelError(f"the model must return logits (batch, positions, d_vocab), it returned `{type(output).__name__}`")
-    if found.ndim != 3 or tuple(found.shape[:2]) != tuple(tokens.shape) or not found.is_floating_point():
-        raise ModelError(
-            f"the model must return logits ({tokens.shape[0]}, {tokens.shape[1]}, d_vocab) for token ids {tuple(tokens.shape)}, "
-            f"it returned {str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}; "
-            "wrap it so that it gives the logits of every position"
-        )
-    return found
 
 
 @contextmanager

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import UnsupportedModel
-from pytest_induction.models.adapt import first_of
 from pytest_induction.models.anatomy import (
     Call,
     Values,
@@ -33,7 +32,8 @@ from pytest_induction.models.anatomy import (
     table_of,
 )
 from pytest_induction.models.attention import Reader
-from pytest_induction.models.calling import Caller, quoted
+from pytest_induction.models.calling import quoted
+from pytest_induction.models.declared import first_of
 from pytest_induction.models.head_weights import Affine, Circuits, LayerCircuits, Norm, upcast
 from pytest_induction.models.protocol import ModelUnderTest
 
@@ -79,7 +79,7 @@ class _Reading:
 
     def __init__(self, subject: ModelUnderTest) -> None:
         self._subject = subject
-        self._root = Caller(subject.module).module
+        self._root = subject.module
         self._tokens = _trial_tokens(subject)
         self._parts = [self._part(path) for path in subject.reading.layers]
         patterns: list[Tensor] = []
@@ -226,7 +226,7 @@ class _Reading:
         givers = [] if looked_up is None else [(looked_up, moves[0])]
         givers += [(layer.adds, move) for layer, move in zip(layers, moves[1:], strict=True)]
         moved = {call.part: move for call, move in givers}
-        given = replayed(self._root, self._tokens, self._calls, moved, [call.part for call in streams])
+        given = replayed(self._subject.caller, self._tokens, self._calls, moved, [call.part for call in streams])
         changes = [given[call.part].cpu().double() - call.given.cpu().double() for call in streams]  # not every device has these
         factors = [*_fitted(changes[-1], moves[: len(streams)]), 1.0][: len(moves)]
         self._check_factors(factors, layers)
@@ -274,7 +274,7 @@ def _trial_tokens(subject: ModelUnderTest) -> Tensor:
     tokens = torch.tensor(usable)[chosen]
     if space.bos_id is not None:
         tokens[:, 0] = space.bos_id
-    return tokens.to(subject.device)
+    return subject.fitting(tokens.to(subject.device))
 
 
 def _given(adds: Call, values: Values, pattern: Tensor) -> Tensor:

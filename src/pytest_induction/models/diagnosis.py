@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pytest_induction.models.calling import Caller
-
 if TYPE_CHECKING:
     from pytest_induction.models.protocol import ModelUnderTest
 
@@ -45,7 +43,7 @@ def _sequences(subject: ModelUnderTest) -> str:
     context = "any length that was tried" if space.n_ctx is None else f"up to {space.n_ctx} positions"
     first = "no first token of their own" if space.bos_id is None else f"first token {space.bos_id}"
     usable = space.d_vocab - len(space.excluded)
-    mask = "padding by attention_mask" if Caller(subject.module).takes_mask else "no padding: it takes no attention_mask"
+    mask = "padding by attention_mask" if subject.caller.takes_mask else "no padding: it takes no attention_mask"
     return f"{context}, {first}, {usable:,} usable of {space.d_vocab:,} token ids, {mask}"
 
 

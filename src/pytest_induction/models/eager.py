@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytest_induction.models.acting import Steps
 from pytest_induction.models.attention import PatternReader
-from pytest_induction.models.calling import Caller, logits_of
+from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
 from pytest_induction.models.editing import Editing
 from pytest_induction.models.sdpa import Tap, Watch, each_itself, is_softmax, watching
@@ -69,7 +69,7 @@ class EagerWay(WayIn):
         show = Show(observer)
         for pattern in patterns:
             show(PatternReader(pattern))
-        return logits_of(output, tokens) if logits else None
+        return self.caller.logits_of(output, tokens) if logits else None
 
     def _patterns(self, tokens: Tensor, attention_mask: Tensor | None) -> tuple[Any, tuple[Tensor, ...]]:
         with _eager(self.caller.module):

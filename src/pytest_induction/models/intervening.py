@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -19,7 +19,6 @@ from pytest_induction.models.projecting import acting_on_outputs
 from pytest_induction.models.protocol import ModelUnderTest, in_force
 from pytest_induction.models.way_in import Refused, checked
 
-OF_THE_SAME_SHAPE = ("labels", "position_ids", "token_type_ids", "decoder_input_ids")  # as token ids, in transformers' calls
 StepsFor = Callable[[Tensor, Callable[[Steps], None]], Steps]
 """Makes the steps of a pass over token ids (rows, positions); may run that pass with other steps before, as often as it likes."""
 
@@ -41,6 +40,9 @@ def acting(subject: ModelUnderTest, tokens: Tensor, steps: Steps, *, first: int 
 
 def _where_it_can(subject: ModelUnderTest, tokens: Tensor, steps: Steps, first: int) -> AbstractContextManager[object]:
     """Where attention is seen, or where what heads found is projected."""
+    form, positions = subject.caller.form, tokens.shape[1]
+    if form.length(positions) != positions and form.multiple > 1:
+        raise Refused(f"it takes multiples of {form.multiple} positions only, and {positions} are given")
     if subject.reading.acts:
         return subject.reading.acting(tokens, steps, first=first)
     if first:
@@ -83,12 +85,12 @@ class Intervening:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """The block. Raises `ModelError` where the model is intervened on already."""
-        subject, caller = self.subject, Caller(self.subject.module)
+        subject, caller = self.subject, self.subject.caller
         if subject.intervening is not None:
             raise ModelError(f"an intervention on {subject.name} is in force already: give one `intervene` all of them")
         with ExitStack() as stack:
             for part in (caller.module, *([] if caller.base is None else [caller.base])):
-                stack.enter_context(self._around(part))
+                stack.enter_context(self._around(part, caller))
             stack.enter_context(as_written())
             in_force[caller.module] = self
             try:
@@ -132,7 +134,7 @@ class Intervening:
             self._here.busy = before
 
     @contextmanager
-    def _around(self, part: nn.Module) -> Iterator[None]:
+    def _around(self, part: nn.Module, caller: Caller) -> Iterator[None]:
         own = vars(part).get("forward")
         forward = part.forward
 
@@ -140,7 +142,7 @@ class Intervening:
         def acted(*args: Any, **options: Any) -> Any:
             if self._here.busy:
                 return forward(*args, **options)
-            tokens = _tokens_of(args, options)
+            tokens = caller.tokens_in(args, options)
             if tokens is None:
                 raise ModelError(f"an intervention needs token ids (rows, positions) as the input of {self.subject.name}")
             if options.get("past_key_values") is not None:
@@ -176,17 +178,6 @@ class Intervening:
     def _taken(self, steps: Steps, tokens: Tensor) -> AbstractContextManager[None]:
         """Where there are none the model is left alone."""
         return acting(self.subject, tokens, steps) if steps else nullcontext()
-
-
-def _tokens_of(args: Sequence[Any], options: Mapping[str, Any]) -> Tensor | None:
-    """The token ids (rows, positions) that a model was given: by their usual name, or before a mask that looks like them."""
-    others = {name: each for name, each in options.items() if "mask" not in name and name not in OF_THE_SAME_SHAPE}
-    return tokens_in((*args, options.get("input_ids"), *others.values()))
-
-
-def tokens_in(given: Sequence[Any]) -> Tensor | None:
-    """The first token ids (rows, positions), of whole numbers, among what a model was given; None where there are none."""
-    return next((each for each in given if isinstance(each, Tensor) and each.ndim == 2 and not each.is_floating_point()), None)
 
 
 def _nothing(part: nn.Module, inputs: Any) -> None:

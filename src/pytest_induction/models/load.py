@@ -22,11 +22,12 @@ from torch import nn
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, user_facing
 from pytest_induction.journal import attached
 from pytest_induction.models.adapt import adapt
-from pytest_induction.models.calling import first_line, uncompiled
-from pytest_induction.models.protocol import ModelUnderTest, in_force
+from pytest_induction.models.calling import first_line
+from pytest_induction.models.protocol import ModelUnderTest, changed_in
 from pytest_induction.models.shown import Attach
 from pytest_induction.specs import FORMS, check_dtype, check_spec, memory_size
 
+HOLDERS = ("_module", "module", "model", "_model")  # the attributes of objects that hold a model
 FEWEST_TOKENS = 8  # ordinary ones: where files are missing, transformers may make a tokenizer that knows next to none
 
 
@@ -43,9 +44,10 @@ def load_model(
     """Make a model under test of whatever names or is a model.
 
     `model` is a module that maps token ids (batch, positions) to logits (a Hugging Face model, a `TransformerBridge`, your
-    own), or a string: a local directory as `save_pretrained` writes it, `hf:NAME[@REVISION]`, `module.path:factory` or
-    `path/file.py:factory`, whose factory takes no arguments and returns the module. `device` and `dtype` apply to what is
-    loaded here; a module of yours is measured where and as it is. `seed` is the one its probes are drawn with by default.
+    own), what holds one (a pipeline, a `Trainer`, an NNsight model), or a string: a local directory as `save_pretrained` writes
+    it, `hf:NAME[@REVISION]`, `module.path:factory` or `path/file.py:factory`, whose factory takes no arguments and returns the
+    module. A wrapper is left aside where it changes no logits: the model inside is measured. `device` and `dtype` apply to what
+    is loaded here; a module of yours is measured where and as it is. `seed` is the one its probes are drawn with by default.
     `memory`, such as `"4GB"`, is what a forward pass may take; half of what is free by default. `attach` is one function or
     several, each given the module, that hook `show_attention` into a model which nothing else can read and return what undoes
     it, or None for a module that they do not know.
@@ -54,18 +56,28 @@ def load_model(
     """
     if isinstance(model, ModelUnderTest):
         return model
-    if isinstance(model, nn.Module) and (changed := in_force.get(uncompiled(model))) is not None:
+    model, tokenizer = _held_by(model)
+    if isinstance(model, nn.Module) and (changed := changed_in(model)) is not None:
         return changed.subject  # tried out before it was changed
     known = (*((attach,) if callable(attach) else attach), *attached())
     settings: dict[str, Any] = {"seed": seed, "attach": known, "memory": None if memory is None else memory_size(memory)}
     if isinstance(model, nn.Module):
-        return adapt(model, **settings)
+        return adapt(model, tokenizer=tokenizer, **settings)
     if not isinstance(model, (str, Path)):
         raise ModelError(f"a model must be a torch module or a string ({FORMS}), got `{type(model).__name__}`")
     loaded = load_module(str(model), device=device, dtype=dtype)
     if isinstance(loaded.module, ModelUnderTest):
         return loaded.module
     return adapt(loaded.module, name=str(model), tokenizer=loaded.tokenizer, **settings)
+
+
+def _held_by(model: Any) -> tuple[Any, Any]:
+    """The module in an object that holds one, as pipelines, trainers and tracers do, and the tokenizer beside it."""
+    if isinstance(model, (nn.Module, str, Path)):
+        return model, None
+    held = (getattr(model, name, None) for name in HOLDERS)
+    module = next((each for each in held if isinstance(each, nn.Module)), None)
+    return (model, None) if module is None else (module, getattr(model, "tokenizer", None))
 
 
 @dataclass(frozen=True)

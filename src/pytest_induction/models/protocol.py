@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import InductionError, ModelError, TextError, UnsupportedModel
+from pytest_induction.models.attention import CutReader, Reader, StackedReader, kept
 from pytest_induction.models.calling import (
     Caller,
     as_found,
@@ -20,7 +21,6 @@ from pytest_induction.models.calling import (
     dtype_of,
     first_line,
     is_out_of_memory,
-    logits_of,
     uncompiled,
 )
 from pytest_induction.models.diagnosis import as_text, diagnose
@@ -49,19 +49,36 @@ class Intervention(Protocol):
 
 in_force: WeakKeyDictionary[nn.Module, Intervention] = WeakKeyDictionary()
 """What changes every pass of a module for the time being, whatever it is known by."""
+_inside: WeakKeyDictionary[nn.Module, ReferenceType[nn.Module]] = WeakKeyDictionary()
+
+
+def remember_inside(module: nn.Module, inner: nn.Module) -> None:
+    """Note that `inner` is the model that is measured where `module` is given."""
+    if inner is not module:
+        _inside[module] = ref(inner)
+
+
+def changed_in(module: nn.Module) -> Intervention | None:
+    """What changes the passes of a module, or of the model inside it, for the time being."""
+    module = uncompiled(module)
+    known = _inside.get(module)
+    inner = None if known is None else known()
+    return in_force.get(module) or (None if inner is None else in_force.get(inner))
 
 
 @dataclass
 class ModelUnderTest:
     """A causal transformer as the user runs it, and what a probe needs to know of it.
 
-    `way` is None where no way in can read the attention; `tried` then says why, and behaviour can still be measured.
+    `caller` runs the module that is measured; `given` is the one that was given, which may be around it. `way` is None where no
+    way in can read the attention; `tried` then says why, and behaviour can still be measured.
     `memory` is the most bytes that a forward pass may take; None for a share of what is free. `draws` says that the model draws
-    random numbers of Python or numpy, `mixes_rows` that the rows beside a row change its logits, so that it must run alone where
-    another batch must give the same.
+    random numbers of Python or numpy, `mixes_rows` that a row must run alone where another batch must give the same: because the
+    rows beside it change its logits, or because there may be none.
     """
 
-    module: nn.Module
+    caller: Caller
+    given: nn.Module
     name: str
     space: TokenSpace
     way: WayIn | None
@@ -75,9 +92,14 @@ class ModelUnderTest:
     _known: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @property
+    def module(self) -> nn.Module:
+        """The module that is measured."""
+        return self.caller.module
+
+    @property
     def intervening(self) -> Intervention | None:
         """What changes every pass for the time being."""
-        return in_force.get(uncompiled(self.module))
+        return in_force.get(self.module)
 
     def as_it_is(self) -> AbstractContextManager[None]:
         """Passes inside the block are those of the weights, whatever changes passes otherwise."""
@@ -120,17 +142,32 @@ class ModelUnderTest:
         With `gradients` what was computed is kept for a backward pass.
         """
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
-        caller = Caller(self.module)
+        caller, most = self.caller, self.caller.form.most_rows
+        if most is not None and len(tokens) > most:
+            parts = zip(tokens.split(most), _split(attention_mask, tokens, most), strict=True)
+            return torch.cat([self.logits(*part, positions=positions, gradients=gradients) for part in parts])
         keep: dict[str, Any] = {}
-        if positions is not None and caller.is_unchanged_transformers and caller.knows(KEEP):
+        if positions is not None and caller.is_unchanged_transformers and caller.knows(KEEP) and caller.form.inputs.is_plain:
             keep = {KEEP: positions.to(self.device)}
+        filled = self._filled(tokens, attention_mask)
         with as_found(self.module, draws=self.draws), self._named(tokens), torch.set_grad_enabled(gradients):
-            output = caller(tokens, attention_mask, **keep)
+            output = caller(filled, attention_mask, **keep)
         if positions is None:
-            return logits_of(output, tokens)
+            return caller.logits_of(output, filled)[:, : tokens.shape[1]]
         if keep and getattr(getattr(output, "logits", None), "shape", ())[1:2] == positions.shape:
-            return logits_of(output, tokens[:, positions.to(tokens.device)])
-        return _at(logits_of(output, tokens), positions)
+            return caller.logits_of(output, tokens[:, positions.to(tokens.device)])
+        return _at(caller.logits_of(output, filled), positions)
+
+    def fitting(self, tokens: Tensor) -> Tensor:
+        """As many of the rows as one pass takes, as long as it takes them."""
+        return self.caller.form.filled(tokens[: self.caller.form.most_rows])
+
+    def _filled(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The ids, as long as the model takes them."""
+        filled = self.caller.form.filled(tokens)
+        if filled is not tokens and attention_mask is not None:
+            raise ModelError(f"{self.name} takes rows of some lengths only, and no `attention_mask` with them")
+        return filled
 
     def observe(
         self,
@@ -146,16 +183,38 @@ class ModelUnderTest:
         Where no logits are asked for it ends after the last attention layer, unless `early_stop` is False.
         """
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
-        way = self.reading
-        with as_found(self.module, draws=self.draws) as hooked, self._named(tokens), self._changed(tokens, attention_mask):
+        way, most = self.reading, self.caller.form.most_rows
+        if most is not None and len(tokens) > most:
+            return self._observe_in_parts(tokens, observer, attention_mask, most, logits=logits)
+        filled = self._filled(tokens, attention_mask)
+        seen = observer if filled is tokens else _cut(observer, tokens.shape[1])
+        with as_found(self.module, draws=self.draws) as hooked, self._named(tokens), self._changed(filled, attention_mask):
             stops = early_stop and way.can_stop and not hooked  # whoever listens for the end of a module may count on it
-            return way.run(tokens, attention_mask, observer, logits=logits, early_stop=stops)
+            found = way.run(filled, attention_mask, seen, logits=logits, early_stop=stops)
+        return None if found is None else found[:, : tokens.shape[1]]
+
+    def _observe_in_parts(
+        self, tokens: Tensor, observer: Observer, attention_mask: Tensor | None, most: int, *, logits: bool
+    ) -> Tensor | None:
+        """Passes over at most so many rows each, after which the observer is shown each layer of all of them."""
+        layers: dict[int, list[Reader]] = {}
+        found = []
+        for part, mask in zip(tokens.split(most), _split(attention_mask, tokens, most), strict=True):
+
+            def keep(layer: int, reader: Reader) -> None:
+                layers.setdefault(layer, []).append(kept(reader))
+
+            found.append(self.observe(part, keep, attention_mask=mask, logits=logits))
+        counts = [len(part) for part in tokens.split(most)]
+        for layer in sorted(layers):
+            observer(layer, StackedReader(layers[layer], counts))
+        return torch.cat([each for each in found if each is not None]) if logits else None
 
     def _changed(self, tokens: Tensor, attention_mask: Tensor | None) -> AbstractContextManager[None]:
         """Around a measured pass: what changes it, or what that needs, where this must come before what measures."""
         if self.intervening is None:
             return nullcontext()
-        return self.intervening.outside(tokens, lambda: self.reading.caller(tokens, attention_mask))
+        return self.intervening.outside(tokens, lambda: self.caller(tokens, attention_mask))
 
     @contextmanager
     def _named(self, tokens: Tensor) -> Iterator[None]:
@@ -193,6 +252,16 @@ class ModelUnderTest:
         if whole not in self._known:
             self._known[whole] = measure()
         return self._known[whole]
+
+
+def _split(mask: Tensor | None, tokens: Tensor, most: int) -> Sequence[Tensor | None]:
+    """The parts of a mask that belong to parts of the rows."""
+    return [None] * -(-len(tokens) // most) if mask is None else mask.split(most)
+
+
+def _cut(observer: Observer, positions: int) -> Observer:
+    """The observer, shown the first positions only."""
+    return lambda layer, reader: observer(layer, CutReader(reader, positions))
 
 
 def _at(logits: Tensor, positions: Tensor) -> Tensor:

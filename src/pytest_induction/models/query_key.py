@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pytest_induction.errors import UnsupportedModel
 from pytest_induction.models.anatomy import affine_of, agrees, recording
 from pytest_induction.models.attention import LogSumExpReader, Reader
-from pytest_induction.models.calling import Caller, quoted
+from pytest_induction.models.calling import quoted
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.head_weights import Affine, LayerCircuits, upcast
 from pytest_induction.models.protocol import ModelUnderTest
@@ -131,7 +131,7 @@ class _Reading:
     def __init__(self, subject: ModelUnderTest) -> None:
         self._subject = subject
         self._circuits = circuits_of(subject)
-        self._root = Caller(subject.module).module
+        self._root = subject.module
         self._parts = [self._root.get_submodule(layer.path) for layer in self._circuits.layers]
         tokens = _trial_tokens(subject)
         found: list[_Seen | Tensor] = []
@@ -199,7 +199,7 @@ def _trial_tokens(subject: ModelUnderTest) -> Tensor:
     usable = [token for token in range(space.d_vocab) if token not in space.excluded] or [0]
     generator = torch.Generator().manual_seed(1)
     chosen = torch.randint(0, len(usable), (ROWS, min(POSITIONS, space.n_ctx or POSITIONS)), generator=generator)
-    return torch.tensor(usable)[chosen].to(subject.device)
+    return subject.fitting(torch.tensor(usable)[chosen].to(subject.device))
 
 
 def _seen(attention: Reader) -> _Seen | None:

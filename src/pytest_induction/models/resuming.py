@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.models.calling import Caller
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.way_in import ListeningWay
 
@@ -86,7 +85,7 @@ def blocks_of(subject: ModelUnderTest) -> Blocks:
 
 def _tried(subject: ModelUnderTest) -> Blocks:
     way = subject.reading
-    found = _side_by_side(Caller(subject.module).module, way.layers)
+    found = _side_by_side(subject.module, way.layers)
     blocks = Blocks(found)
     others = isinstance(way, ListeningWay) and way.n_calls != len(way.calls)  # calls that are none of a layer: not known where
     if not blocks.any or others or subject.mixes_rows or subject.draws:
@@ -109,7 +108,7 @@ def _tried(subject: ModelUnderTest) -> Blocks:
 
 def _pointwise(subject: ModelUnderTest, last: nn.Module, tokens: Tensor, logits: Tensor) -> list[nn.Module]:
     """The parts of the last block beside attention that may be run at some positions only."""
-    root, path = Caller(subject.module).module, subject.reading.layers[-1]
+    root, path = subject.module, subject.reading.layers[-1]
     attention = root.get_submodule(path)
     queries = torch.arange(tokens.shape[1] // 2, tokens.shape[1] - 1, device=tokens.device)
 

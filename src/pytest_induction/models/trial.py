@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pytest_induction.errors import InductionError
 from pytest_induction.models.attention import JoinedReader, LogSumExpReader, PatternReader, Reader
-from pytest_induction.models.calling import Caller, Standing, first_line, is_out_of_memory, logits_of, quoted
+from pytest_induction.models.calling import Caller, Standing, first_line, is_out_of_memory, quoted
+from pytest_induction.models.differences import close_to, difference
 from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.flow import mixers
 from pytest_induction.models.registry import RegistryWay
@@ -27,8 +28,6 @@ from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Tria
 from pytest_induction.records import TokenSpace
 
 WAYS: tuple[type[WayIn], ...] = (ShownWay, SdpaWay, RegistryWay, EagerWay, HookPointWay, SoftmaxWay)
-CLOSE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-CLOSE_OTHERWISE = 1e-2
 OTHER_ROWS = 1e-2  # what a pattern may change by with the rows beside it
 ROW_SUMS = {torch.float64: 1e-6, torch.float32: 1e-3}  # what the sum over a row may miss 1 by
 ROW_SUMS_HALF = 2e-2
@@ -140,22 +139,12 @@ def _can_stop(way: WayIn, caller: Caller, tokens: Tensor) -> bool:
     """Whether a pass may end after the last attention layer: it does end there, and leaves nothing half done."""
     if not way.stops or is_offloaded(caller.module):
         return False  # accelerate moves weights before and after each module; it must not be cut off between
-    logits, before = logits_of(caller(tokens), tokens), Standing(caller.module)
+    logits, before = caller.logits(tokens), Standing(caller.module)
     way.run(tokens, None, lambda layer, reader: None, logits=False, early_stop=True)
     changed = before.restore()
-    return not changed and bool(torch.equal(logits_of(caller(tokens), tokens), logits))
+    return not changed and bool(torch.equal(caller.logits(tokens), logits))
 
 
 def is_offloaded(module: nn.Module) -> bool:
     """Whether accelerate keeps weights elsewhere and fetches them for each pass."""
     return any(hasattr(part, "_hf_hook") for part in module.modules())
-
-
-def difference(one: Tensor, other: Tensor) -> float:
-    """Largest difference, relative to the size of the logits."""
-    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-3)) if one.numel() else 0.0
-
-
-def close_to(logits: Tensor) -> float:
-    """The largest difference from these logits that is none."""
-    return CLOSE.get(logits.dtype, CLOSE_OTHERWISE)

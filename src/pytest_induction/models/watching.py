@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pytest_induction.models.anatomy import first_tensor, mix
 from pytest_induction.models.attention import Reader
-from pytest_induction.models.calling import Caller, full_precision
+from pytest_induction.models.calling import full_precision
 from pytest_induction.models.head_weights import Circuits
 from pytest_induction.models.protocol import ModelUnderTest
 
@@ -24,7 +24,7 @@ class Watch:
     def __init__(self, subject: ModelUnderTest, circuits: Circuits) -> None:
         self._subject = subject
         self._circuits = circuits
-        base = Caller(subject.module).base
+        base = subject.caller.base
         self._with_logits = base is not None and circuits.ends not in set(base.modules())
 
     def __call__(self, tokens: Tensor, take: Take, *, patterns: bool = False) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from pytest_induction.models.attention import JoinedReader, Reader
-from pytest_induction.models.calling import Caller, full_precision, logits_of, quoted
+from pytest_induction.models.calling import Caller, full_precision, quoted
 
 if TYPE_CHECKING:
     from pytest_induction.models.acting import Steps
@@ -222,7 +222,7 @@ class ListeningWay(WayIn):
         self.all_seen(len(show.heads))
         if not stops and show.n_events != self.n_calls:
             raise Refused(f"{self.n_calls} calls that may be attention were expected in a pass, {show.n_events} were seen")
-        return logits_of(output, tokens) if logits else None
+        return self.caller.logits_of(output, tokens) if logits else None
 
     def alone(self, tokens: Tensor) -> AbstractContextManager[object]:
         return self.listening(tokens, Show(layers=self.calls, alone=True))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from pytest_induction.errors import InductionError, ModelError, RunError
 from pytest_induction.journal import attached
-from pytest_induction.models.adapt import TRIALS, adapt
-from pytest_induction.models.calling import Caller, as_found, device_of, logits_of
+from pytest_induction.models.adapt import adapt
+from pytest_induction.models.calling import as_found
+from pytest_induction.models.forms import find_forms
 from pytest_induction.models.load import Loaded, function_named, load_module, parse_device, parse_dtype
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
@@ -86,7 +87,7 @@ class Loader:
     def _of_transformers(self, spec: str, name: str) -> ModelUnderTest:
         kept, self._kept = self._kept, None
         if kept is not None:
-            _empty(kept.subject.module)  # before the next one is there: one in memory at a time
+            _empty(kept.subject.given)  # before the next one is there: one in memory at a time
         try:
             loaded = load_module(spec, device=self._how.device, dtype=self._how.dtype)
         except ModelError as error:
@@ -97,7 +98,7 @@ class Loader:
         if kept is None or kept.architecture != architecture:
             kept = _Kept(self._adapted(module, name, loaded.tokenizer), architecture)
         else:
-            _hand_over(module, kept.subject.module)
+            _hand_over(module, kept.subject.given)
         if kept.subject.way is not None:
             self._kept = kept
         return _checked(kept.subject, name)
@@ -105,7 +106,7 @@ class Loader:
     def _from_factory(self, make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], name: str) -> ModelUnderTest:
         kept = self._kept
         if kept is not None:
-            module = kept.subject.module
+            module = kept.subject.given
             fill(module, fit(module, tensors, name), kept.dtypes)
             return _checked(kept.subject, name)
         if self._is_safe is None:
@@ -177,13 +178,10 @@ def _dtypes(module: nn.Module) -> dict[str, torch.dtype]:
 def _trial(module: nn.Module) -> Tensor | None:
     """The logits of a few tokens that every model has, or None where it does not run on them."""
     with as_found(module):
-        for lengths in TRIALS:
-            tokens = (torch.arange(lengths[0], device=device_of(module)) % 2)[None]
-            try:
-                return logits_of(Caller(module)(tokens), tokens)
-            except Exception:  # noqa: BLE001, S112 - a model may be made for longer sequences, or for shorter ones
-                continue
-    return None
+        try:
+            return next(find_forms(module, type(module).__name__)).logits
+        except Exception:  # noqa: BLE001 - `adapt` says what is wrong with it
+            return None
 
 
 def _same(before: Tensor | None, refilled: Tensor | None, new: Tensor | None) -> bool | None:

@@ -1,0 +1,341 @@
+"""How a module is called and where its logits are, found by trial.
+
+The first way to call it that gives next-token logits for every position is tried out further, in `adapt`; where that finds fault
+with it (rows that influence each other, a position that looks ahead) the next one is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_induction.errors import InductionError, ModelError
+from pytest_induction.models.calling import Caller, Form, device_of, first_line, is_out_of_memory, uncompiled
+from pytest_induction.models.declared import BATCH_NAMES, CONTEXT_NAMES, VOCABULARY_NAMES, declared, special_ids
+from pytest_induction.models.differences import difference
+from pytest_induction.models.first_pass import FirstPass, Inner
+from pytest_induction.models.inputs import IDS, Inputs, parameters_of, switches_of, ways_to_give, with_options, with_targets
+from pytest_induction.models.outputs import (
+    NoLogits,
+    Vocabulary,
+    described,
+    of_last_only,
+    of_more_positions,
+    part_at,
+    parts_of,
+    readings,
+)
+
+TRIALS = ((11, 37), (37, 53), (5, 7), (16, 48), (32, 64), (64, 128))
+"""Positions of two trials: what is as long as the sequence in both is made of it. Some models take round numbers only."""
+TRIAL_ROWS = 3
+STEPS = (2, 4, 8, 16, 32, 64)  # of which lengths may have to be multiples
+ROUND = (16, 64, 128)  # to which models may fill up rows by themselves; half of each too
+MOST_LENGTHS = 12  # single lengths that are tried where no other was taken
+LONGEST = 8192
+SAME = 1e-5  # of the size of the logits: what a wrapper that fills rows up may change by other rounding
+GUIDE = "docs/how-to/wrap-a-model.md"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One way to call a module that gives logits, and what its first pass showed."""
+
+    caller: Caller
+    lengths: tuple[int, int]
+    rows: int
+    width: int  # of the logits
+    vocabulary: Vocabulary
+    seen: FirstPass
+    tokens: Tensor
+    logits: Tensor
+
+
+def find_forms(module: nn.Module, name: str) -> Iterator[Found]:
+    """The ways to call a module that give logits for every position, the likeliest first.
+
+    Raises `ModelError` where there is none, with what was seen and what to do.
+    """
+    try:
+        yield from _Search(uncompiled(module), name).found()
+    except NoLogits as error:
+        raise ModelError(str(error)) from None
+
+
+def model_inside(found: Found) -> tuple[Inner, Found] | None:
+    """The innermost module that is given the ids and returns these logits, with all the weights; None for none."""
+    outer = found.caller.module
+    weights = {id(weight) for weight in outer.parameters()}
+    for inner in sorted(found.seen.given, key=lambda each: -each.depth):
+        part = uncompiled(inner.module)
+        if part is outer or not weights <= {id(weight) for weight in part.parameters()}:
+            continue
+        if not _may_hold(inner.output, found.width):
+            continue
+        same = _giving_the_same(part, inner.name, found)
+        if same is not None:
+            return inner, same
+    return None
+
+
+def _giving_the_same(part: nn.Module, name: str, found: Found) -> Found | None:
+    """How a part is called so that it gives the logits that were found of the whole; None where it does not."""
+    try:
+        for one in find_forms(part, name):
+            logits = every_row(one.caller, found.tokens)
+            if logits.shape == found.logits.shape and difference(logits.float(), found.logits.float()) <= SAME:
+                return one
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+    return None
+
+
+def _may_hold(output: Any, width: int) -> bool:
+    return any(width in part.shape for _, part in parts_of(output))
+
+
+def every_row(caller: Caller, tokens: Tensor) -> Tensor:
+    """The logits of all rows (rows, positions), given as many at a time and as long as the module takes them."""
+    most = caller.form.most_rows or len(tokens)
+    filled = caller.form.filled(tokens)
+    found = [caller.logits(part) for part in filled.split(most)]
+    return torch.cat(found)[:, : tokens.shape[1]]
+
+
+class _Search:
+    """The search of one module."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self._module = module
+        self._name = name
+        self._n_ctx = declared(module, CONTEXT_NAMES)
+        self._ids = torch.tensor(_ordinary(module))
+        self._failure: tuple[Exception, Tensor] | None = None
+        self._found: list[Found] = []
+
+    def found(self) -> Iterator[Found]:
+        for attempts in (self._simple, self._with_options, self._of_one_length):
+            yield from self._first_of(attempts())
+            if self._found:
+                break
+        if not self._found:
+            raise self._said()
+        last = self._found[0]
+        for inputs in self._others(last.caller.form.inputs):
+            yield from self._quietly(inputs, last.rows, last.lengths)
+
+    def _first_of(self, attempts: Iterator[tuple[Inputs, int, tuple[int, int]]]) -> Iterator[Found]:
+        """What the first attempt gives that runs."""
+        for inputs, rows, lengths in attempts:
+            found = self._attempt(inputs, rows, lengths)
+            if found:
+                yield from found
+                return
+
+    def _simple(self) -> Iterator[tuple[Inputs, int, tuple[int, int]]]:
+        for rows in (TRIAL_ROWS, 1):
+            for lengths in TRIALS:
+                for inputs in self._given(rows):
+                    yield inputs, rows, lengths
+
+    def _with_options(self) -> Iterator[tuple[Inputs, int, tuple[int, int]]]:
+        """As above, with what has a default that does not serve."""
+        for inputs, rows, lengths in self._simple():
+            if not inputs.in_batch:
+                for more in with_options(self._module, inputs):
+                    yield more, rows, lengths
+
+    def _of_one_length(self) -> Iterator[tuple[Inputs, int, tuple[int, int]]]:
+        """Lengths that are the only one: a declared one, or one that an axis of a weight has."""
+        tensors = [*self._module.parameters(), *self._module.buffers()]
+        sizes = {size for tensor in tensors for size in tensor.shape if TRIALS[0][0] < size <= LONGEST}
+        lengths = list(dict.fromkeys([*([self._n_ctx] if self._n_ctx else []), *sorted(sizes)]))[:MOST_LENGTHS]
+        for rows in (TRIAL_ROWS, 1):
+            for length in lengths:
+                for inputs in self._given(rows):
+                    yield inputs, rows, (length, length)
+
+    def _given(self, rows: int) -> Iterator[Inputs]:
+        try:
+            yield from ways_to_give(self._module, rows)
+        except LookupError as error:
+            if self._failure is None:
+                self._failure = ModelError(f"{self._name}: {error.args[0]}: {GUIDE}"), self._tokens(rows, TRIALS[0][0])
+
+    def _others(self, inputs: Inputs) -> Iterator[Inputs]:
+        """Other ways to call it, where the first one was no good."""
+        if not (inputs.in_batch or inputs.flat):
+            yield replace(inputs, time_first=not inputs.time_first)
+            yield from with_options(self._module, inputs)
+
+    def _quietly(self, inputs: Inputs, rows: int, lengths: tuple[int, int]) -> list[Found]:
+        try:
+            return self._attempt(inputs, rows, lengths)
+        except ModelError:
+            return []
+
+    def _tokens(self, rows: int, positions: int) -> Tensor:
+        """Two ids that every vocabulary has, in a pattern that nothing else has; no special ones, where there are others."""
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.randint(0, 2, (rows, positions), generator=generator)
+        chosen[:, :2] = torch.tensor([0, 1])[:positions]
+        return self._ids[chosen].to(device_of(self._module))
+
+    def _attempt(self, inputs: Inputs, rows: int, lengths: tuple[int, int]) -> list[Found]:
+        """What one way to call it gives: nothing where it raises. Raises `NoLogits` where it returns none."""
+        same = lengths[0] == lengths[1]
+        positions = lengths[0] if same else min(lengths[0], max(1, (self._n_ctx or lengths[1]) - 1))
+        tokens = self._tokens(rows, positions)
+        form = Form(inputs, most_rows=1 if rows == 1 else declared(self._module, BATCH_NAMES))
+        caller = Caller(self._module, form)
+        called = self._called(caller, tokens)
+        if called is None:
+            return []
+        output, seen = called
+        try:
+            found = self._read(caller, tokens, lengths, output, seen)
+        except NoLogits as error:
+            if error.last_only:
+                for more in with_targets(self._module, inputs):
+                    given = self._quietly(more, rows, lengths)
+                    if given:
+                        return given
+            raise
+        self._found += found
+        return found
+
+    def _called(self, caller: Caller, tokens: Tensor) -> tuple[Any, FirstPass] | None:
+        seen = FirstPass(self._module, tokens)
+        try:
+            with seen.watching():
+                return caller(tokens), seen
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            first = self._failure is None
+            if first:
+                self._failure = error, tokens
+        if not first:
+            return None
+        try:  # it may mind being watched
+            return caller(tokens), FirstPass(self._module, tokens)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return None
+
+    def _read(self, caller: Caller, tokens: Tensor, lengths: tuple[int, int], output: Any, seen: FirstPass) -> list[Found]:
+        rows, width = seen.table or (None, None)
+        sources = seen.sources
+        vocabulary = Vocabulary(rows, width, declared(sources, VOCABULARY_NAMES))
+        found = []
+        for outputs in readings(output, tokens, vocabulary):
+            part = part_at(output, outputs.path)
+            logits = outputs.logits(output, tokens)
+            if logits.shape[2] == width and seen.is_hidden(part):
+                continue
+            form = replace(caller.form, outputs=outputs)
+            form = replace(form, multiple=self._multiple(replace_form(caller, form), lengths))
+            size = logits.shape[2]
+            found.append(Found(replace_form(caller, form), lengths, len(tokens), size, vocabulary, seen, tokens, logits))
+        if not found:
+            raise self._none(output, tokens, vocabulary, seen)
+        return found
+
+    def _multiple(self, caller: Caller, lengths: tuple[int, int]) -> int:
+        """What a row's length must be a multiple of; 1 where any will do."""
+        if lengths[0] == lengths[1]:
+            return lengths[0]
+        if lengths in TRIALS[:3]:
+            return 1  # prime numbers
+        for step in (1, *STEPS):
+            try:
+                caller.logits(self._tokens(1, lengths[0] + step))
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+            else:
+                return step
+        return lengths[0]
+
+    def _none(self, output: Any, tokens: Tensor, vocabulary: Vocabulary, seen: FirstPass) -> NoLogits:
+        """What to say where nothing that was returned is logits of every position."""
+        last = of_last_only(output, tokens, vocabulary)
+        known = f"; {vocabulary}" if str(vocabulary) else ""
+        said = f"{self._name} returned {described(output)} for token ids {tuple(tokens.shape)}{known}"
+        more = of_more_positions(output, tokens, vocabulary)
+        if more:
+            return NoLogits(f"{said}: {more} positions more than ids{self._inside(seen)}")
+        if last:
+            return NoLogits(
+                f"{said}: logits of the last position only, where those of every position are needed: {GUIDE}", last_only=True
+            )
+        return NoLogits(f"{said}: nothing there is next-token logits of every position{self._advice()}")
+
+    def _inside(self, seen: FirstPass) -> str:
+        """Which model inside to measure, where the one around adds positions."""
+        get = getattr(self._module, "get_base_model", None)
+        inner = get() if callable(get) else None
+        if isinstance(inner, nn.Module):
+            return f", as prompt tuning adds: measure the model inside, `get_base_model()` ({type(inner).__name__})"
+        name = next((each.name for each in seen.given if each.name and any(True for _ in each.module.children())), "")
+        return f": measure the model inside, `{name}`" if name else f": {GUIDE}"
+
+    def _advice(self) -> str:
+        head = getattr(self._module, "get_output_embeddings", None)
+        if callable(head) and head() is None:
+            return "; it has no language-model head: load it with AutoModelForCausalLM"
+        switches = switches_of(self._module)
+        return f"; its forward has {switches}: another value may give them, see {GUIDE}" if switches else f": {GUIDE}"
+
+    def _said(self) -> ModelError:
+        """What to raise where no way to call it ran."""
+        if self._failure is None:
+            return ModelError(f"{self._name} was not tried out")
+        error, tokens = self._failure
+        if isinstance(error, InductionError):
+            return ModelError(f"{error}{self._why(error, tokens)}")
+        return ModelError(
+            f"{self._name} must map token ids (batch, positions) to logits; given {tuple(tokens.shape)} it raised "
+            f"{type(error).__name__}: {first_line(error)}{self._why(error, tokens)}"
+        )
+
+    def _why(self, error: Exception, tokens: Tensor) -> str:
+        """What may be the matter, where that can be told."""
+        if getattr(getattr(self._module, "config", None), "is_encoder_decoder", False):
+            return "; it is an encoder and a decoder, and no causal language model"
+        inner = [name for name, part in self._module.named_children() if _takes_ids(part)]
+        if isinstance(error, NotImplementedError) and inner:
+            return f"; measure the model inside, `{inner[0]}`"
+        return ""
+
+
+def _ordinary(module: nn.Module) -> list[int]:
+    """Two of the first ids, which any vocabulary has, that the module does not say are special."""
+    n_ids = min(declared(module, VOCABULARY_NAMES) or 2, 8)
+    found = [token for token in range(n_ids) if token not in special_ids([module])]
+    return found[:2] if len(found) > 1 else [0, 1]
+
+
+def _takes_ids(part: nn.Module) -> bool:
+    return any(name in IDS for name in parameters_of(part))
+
+
+def of_round_lengths(found: Found) -> Iterator[Found]:
+    """The same way to call a module that fills up rows by itself, with rows that need not be filled up."""
+    form, positions = found.caller.form, found.tokens.shape[1]
+    for step in ROUND:
+        length = -(-positions // step) * step
+        if form.multiple == 1 and length in found.seen.lengths:
+            caller = replace_form(found.caller, replace(form, multiple=step))
+            yield replace(found, caller=caller, lengths=(step, 3 * step))
+
+
+def replace_form(caller: Caller, form: Form) -> Caller:
+    """The same module, called in another form."""
+    return Caller(caller.module, form)
