@@ -111,7 +111,6 @@ FOLLOWS = r"`blocks.0.mixer` attends from {} positions to {} keys, which follow 
     ("attend", "why"),
     [
         (queries_in_chunks, "2 calls that may be attention in a short pass, 6 in a longer one"),
-        (padded_to_sixteen, FOLLOWS.format(16, 16)),
         (keys_padded, FOLLOWS.format(11, 12)),
         (every_other, FOLLOWS.format(5, 5)),
         (heads_first(fused), FOLLOWS.format(11, 11)),
@@ -119,10 +118,10 @@ FOLLOWS = r"`blocks.0.mixer` attends from {} positions to {} keys, which follow 
         (row_by_row, FOLLOWS.format(11, 11)),
         (head_by_head, "`blocks.0.mixer` makes 2 attention calls in one pass, so none of them is its pattern"),
     ],
-    ids=["chunks", "padded", "keys padded", "half", "heads first", "heads first by hand", "rows", "heads"],
+    ids=["chunks", "keys padded", "half", "heads first", "heads first by hand", "rows", "heads"],
 )
 def test_calls_over_other_than_rows_heads_and_positions_are_refused(attend, why):
-    """Queries in chunks, padded or pooled positions, heads before rows, a call for each row or head: what was seen is told."""
+    """Queries in chunks, padded keys, pooled positions, heads before rows, a call for each row or head: what was seen is told."""
     with pytest.raises(UnsupportedModel, match=why):
         measure_heads(Positioned(Attention(attend), Attention(attend)))
     if attend not in (queries_in_chunks, head_by_head):

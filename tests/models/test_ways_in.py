@@ -75,10 +75,10 @@ def test_grouped_batches_and_cross_attention_calls_do_not_count():
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [
-        (lambda model: nn.Identity(), r"must return logits \(3, 11, d_vocab\) .* it returned int64 \(3, 11\)"),
-        (lambda model: _Returning(model, lambda logits: logits[:, -1:]), r"logits of every position"),
-        (lambda model: _Returning(model, lambda logits: {"loss": logits.sum()}), r"it returned `dict`"),
-        (lambda model: _Returning(model, lambda logits: None), r"it returned `NoneType`"),
+        (lambda model: nn.Identity(), r"returned int64 \(3, 11\) for token ids \(3, 11\)"),
+        (lambda model: _Returning(model, lambda logits: logits[:, -1:]), r"logits of the last position only"),
+        (lambda model: _Returning(model, lambda logits: {"loss": logits.sum()}), r"returned `dict` of loss float32"),
+        (lambda model: _Returning(model, lambda logits: None), r"returned `NoneType`"),
         (lambda model: _Returning(model, lambda logits: logits * torch.nan), r"not finite"),
         (lambda model: _Returning(model, lambda logits: logits + torch.rand(1)), r"must be deterministic"),
         (lambda model: nn.Linear(3, 3), r"must map token ids \(batch, positions\) to logits; given \(3, 11\) it raised"),

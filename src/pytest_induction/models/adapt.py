@@ -158,7 +158,13 @@ def _trial_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...]) -
     short, long = (_logits(caller, each, name)[..., : space.d_vocab] for each in tokens)
     if not all(bool(torch.isfinite(logits).all()) for logits in (short, long)):
         raise ModelError(f"the logits of {name} are not finite (NaN or infinity)")
-    notes += (*caller.form.notes, *said, *_check_causal(caller, tokens[0], short, space.d_vocab, name))
+    try:
+        mixed = _check_causal(caller, tokens[0], short, space.d_vocab, name)
+    except ModelError:
+        if caller.form.outputs is not None and caller.form.outputs.short:
+            raise ModelError(f"{name} gives logits for all positions but one, and the first one's are missing: {GUIDE}") from None
+        raise
+    notes += (*caller.form.notes, *said, *mixed)
     steady = not any(note.startswith(MIXED) for note in notes) and _is_steady(caller, tokens[0], short, space.d_vocab, name)
     if caller.form.multiple > 1:
         _check_filling(caller, tokens[0], short, space.d_vocab, name)

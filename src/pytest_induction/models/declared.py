@@ -85,11 +85,8 @@ def token_space(
     known = n_known(tokenizer)
     if known is not None and known < d_vocab:
         special |= set(range(known, d_vocab))
-        notes += (
-            [f"ids {known} to {d_vocab - 1} are no tokens of its tokenizer: probes leave them out"]
-            if known < d_vocab // 2
-            else []
-        )
+        if known <= d_vocab // 2:
+            notes.append(f"ids {known} to {d_vocab - 1} are no tokens of its tokenizer: probes leave them out")
     if known is not None and known > d_vocab:
         notes.append(f"its tokenizer has {known} ids, and the model {d_vocab}: texts with others cannot be used")
     empty = {token for token in padding if token < d_vocab} - special

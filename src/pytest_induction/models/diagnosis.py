@@ -82,6 +82,10 @@ def _advice(module: nn.Module) -> list[str]:
     config: Any = getattr(module, "config", None)
     implementation = getattr(config, "_attn_implementation", None)
     advice = []
+    get_base = getattr(module, "get_base_model", None)
+    if callable(get_base):
+        inner = type(get_base()).__name__
+        advice.append(f"if it adds keys, as prefix tuning does: measure the model inside, `get_base_model()` ({inner})")
     if isinstance(implementation, str) and implementation not in ("sdpa", "eager"):
         advice.append(f"it was loaded with attn_implementation={implementation!r}: load it with 'sdpa' or 'eager'")
     named = [name for name, part in module.named_modules() if _is_called_attention(name, part)]

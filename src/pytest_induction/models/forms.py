@@ -18,7 +18,7 @@ from pytest_induction.models.calling import Caller, Form, device_of, first_line,
 from pytest_induction.models.declared import BATCH_NAMES, CONTEXT_NAMES, VOCABULARY_NAMES, declared, special_ids
 from pytest_induction.models.differences import difference
 from pytest_induction.models.first_pass import FirstPass, Inner
-from pytest_induction.models.inputs import IDS, Inputs, parameters_of, switches_of, ways_to_give, with_options, with_targets
+from pytest_induction.models.inputs import IDS, Inputs, asking_for_all, parameters_of, switches_of, ways_to_give, with_options
 from pytest_induction.models.outputs import (
     NoLogits,
     Vocabulary,
@@ -170,12 +170,14 @@ class _Search:
     def _others(self, inputs: Inputs) -> Iterator[Inputs]:
         """Other ways to call it, where the first one was no good."""
         if not (inputs.in_batch or inputs.flat):
-            yield replace(inputs, time_first=not inputs.time_first)
+            turned = replace(inputs, time_first=True)
+            yield turned
             yield from with_options(self._module, inputs)
+            yield from with_options(self._module, turned)
 
-    def _quietly(self, inputs: Inputs, rows: int, lengths: tuple[int, int]) -> list[Found]:
+    def _quietly(self, inputs: Inputs, rows: int, lengths: tuple[int, int], *, asks: bool = True) -> list[Found]:
         try:
-            return self._attempt(inputs, rows, lengths)
+            return self._attempt(inputs, rows, lengths, asks=asks)
         except ModelError:
             return []
 
@@ -186,8 +188,8 @@ class _Search:
         chosen[:, :2] = torch.tensor([0, 1])[:positions]
         return self._ids[chosen].to(device_of(self._module))
 
-    def _attempt(self, inputs: Inputs, rows: int, lengths: tuple[int, int]) -> list[Found]:
-        """What one way to call it gives: nothing where it raises. Raises `NoLogits` where it returns none."""
+    def _attempt(self, inputs: Inputs, rows: int, lengths: tuple[int, int], *, asks: bool = True) -> list[Found]:
+        """What one way to call it gives: nothing where it raises. Raises `NoLogits` where it returns none, also when asked to."""
         same = lengths[0] == lengths[1]
         positions = lengths[0] if same else min(lengths[0], max(1, (self._n_ctx or lengths[1]) - 1))
         tokens = self._tokens(rows, positions)
@@ -200,11 +202,12 @@ class _Search:
         try:
             found = self._read(caller, tokens, lengths, output, seen)
         except NoLogits as error:
-            if error.last_only:
-                for more in with_targets(self._module, inputs):
-                    given = self._quietly(more, rows, lengths)
-                    if given:
-                        return given
+            if not (error.may_be_asked_for and asks):
+                raise NoLogits(f"{self._name}: {error}") from None
+            for more in asking_for_all(self._module, inputs):
+                given = self._quietly(more, rows, lengths, asks=False)
+                if given:
+                    return given
             raise
         self._found += found
         return found
@@ -273,9 +276,11 @@ class _Search:
             return NoLogits(f"{said}: {more} positions more than ids{self._inside(seen)}")
         if last:
             return NoLogits(
-                f"{said}: logits of the last position only, where those of every position are needed: {GUIDE}", last_only=True
+                f"{said}: logits of the last position only, where those of every position are needed: {GUIDE}",
+                may_be_asked_for=True,
             )
-        return NoLogits(f"{said}: nothing there is next-token logits of every position{self._advice()}")
+        nothing = f"{said}: nothing there is next-token logits of every position{self._advice()}"
+        return NoLogits(nothing, may_be_asked_for=True)
 
     def _inside(self, seen: FirstPass) -> str:
         """Which model inside to measure, where the one around adds positions."""

@@ -20,7 +20,9 @@ IDS = frozenset(
 )
 TARGETS = ("targets", "target", "labels", "label", "tgt", "trg", "y", "target_ids", "target_tokens", "next_tokens")
 ZERO = frozenset({"start_pos", "start_index", "start_position", "pos_offset", "offset", "position_offset", "past_length"})
-PLACES = frozenset({"position_ids", "positions", "pos", "pos_ids", "input_pos", "segment_pos", "cache_position", "position"})
+PLACES = frozenset(
+    {"position_ids", "positions", "pos", "pos_ids", "input_pos", "input_positions", "segment_pos", "cache_position", "position"}
+)
 MASKS = frozenset({"mask", "src_mask", "tgt_mask", "trg_mask", "attn_mask", "causal_mask", "x_mask", "self_attn_mask"})
 PADDING = frozenset({"attention_mask", "input_mask"})  # 1 where there is a token
 IGNORED = frozenset(  # what is nothing, for a sequence by itself
@@ -29,6 +31,7 @@ IGNORED = frozenset(  # what is nothing, for a sequence by itself
     | {"src_key_padding_mask", "tgt_key_padding_mask", "hidden", "hidden_states_in", "past_kv", "encoder_out"}
 )
 OFF = frozenset({"train", "training", "is_training", "use_cache", "return_loss", "return_hidden", "return_cache"})
+ALL_LOGITS = frozenset({"get_logits", "return_logits", "output_logits", "return_all_logits", "all_logits", "compute_logits"})
 LENGTH = frozenset({"seq_len", "seqlen", "seq_length", "length"})
 LENGTHS = frozenset({"lengths", "seq_lens", "seqlens", "input_lengths"})
 ALIKE = frozenset({*TARGETS, *PLACES, *IGNORED, "decoder_input_ids"})  # what may have the shape of token ids
@@ -58,6 +61,13 @@ def _added(tokens: Tensor) -> Tensor:
     return torch.zeros(_future(tokens).shape, device=tokens.device).masked_fill_(_future(tokens), -torch.inf)
 
 
+def _blocks(tokens: Tensor) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    length, device = tokens.shape[1], str(tokens.device)
+    return create_block_mask(lambda row, head, query, key: query >= key, None, None, length, length, device=device)
+
+
 def _masks(name: str) -> list[Argument]:
     """The causal masks that a forward may mean: what adds to the scores, what says where to look, what says where not to."""
     return [
@@ -66,6 +76,7 @@ def _masks(name: str) -> list[Argument]:
         Argument(name, "a causal mask, True where it attends", lambda tokens: ~_future(tokens)[None, None]),
         Argument(name, "a causal mask, True where it does not attend", _future),
         Argument(name, "ones for every token", torch.ones_like),
+        Argument(name, "a causal mask of blocks", _blocks),
     ]
 
 
@@ -78,7 +89,7 @@ def _any_layout(name: str) -> list[Argument]:
 
 
 def _padding(name: str) -> list[Argument]:
-    return [Argument(name, "ones for every token", torch.ones_like), *_masks(name)[:-1]]
+    return [Argument(name, "ones for every token", torch.ones_like), *_masks(name)[:4]]
 
 
 OBVIOUS: tuple[tuple[Collection[str], Callable[[str], list[Argument]]], ...] = (
@@ -232,11 +243,17 @@ def with_options(module: nn.Module, inputs: Inputs, wanted: frozenset[str] = OPT
                 yield replace(inputs, arguments=(*inputs.arguments, argument))
 
 
-def with_targets(module: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
-    """The same call with targets."""
-    for name in parameters_of(module):
-        if name in TARGETS and name != inputs.keyword:
-            yield replace(inputs, arguments=(*inputs.arguments, targets(name)))
+def asking_for_all(module: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
+    """The same call, asking for the logits of every position: with targets, by a switch that says so, or both."""
+    parameters = parameters_of(module)
+    given = [targets(name) for name in parameters if name in TARGETS and name != inputs.keyword]
+    switched = [
+        Argument(name, "True", lambda ids: True)
+        for name, each in parameters.items()
+        if name in ALL_LOGITS and each.default is False
+    ]
+    for chosen in (*((each,) for each in given), *((each,) for each in switched), *itertools.product(given, switched)):
+        yield replace(inputs, arguments=(*inputs.arguments, *chosen))
 
 
 def switches_of(module: nn.Module) -> str:

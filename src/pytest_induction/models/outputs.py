@@ -25,11 +25,11 @@ Path = tuple[str | int, ...]
 
 
 class NoLogits(ModelError):
-    """Nothing of what a model returned is next-token logits; `last_only` says that those of the last position may be there."""
+    """Nothing of what a model returned is next-token logits; `may_be_asked_for` says that it may give them when asked to."""
 
-    def __init__(self, message: str, *, last_only: bool = False) -> None:
+    def __init__(self, message: str, *, may_be_asked_for: bool = False) -> None:
         super().__init__(message)
-        self.last_only = last_only
+        self.may_be_asked_for = may_be_asked_for
 
 
 class Vocabulary(NamedTuple):
@@ -228,6 +228,8 @@ def _parts(output: Any, path: Path) -> Iterator[tuple[Path, Tensor]]:
         if output.is_floating_point():
             yield path, output
     elif len(path) < DEEPEST:
+        if _are_chunks(output):
+            yield path, torch.cat(list(output), dim=1)
         for key, value in _entries(output):
             yield from _parts(value, (*path, key))
 
@@ -246,11 +248,19 @@ def _entries(output: Any) -> Iterator[tuple[str | int, Any]]:
         yield from ((name, value) for name, value in vars_of.items() if not name.startswith("_"))
 
 
+def _are_chunks(output: Any) -> bool:
+    """Whether these are tensors (rows, positions, ids) of some positions each."""
+    if not isinstance(output, (list, tuple)) or len(output) < 2:
+        return False
+    tensors = [each for each in output if isinstance(each, Tensor) and each.ndim == 3 and each.is_floating_point()]
+    return len(tensors) == len(output) and len({(each.shape[0], each.shape[2]) for each in tensors}) == 1
+
+
 def part_at(output: Any, path: Path) -> Any:
     """What lies at a path in what a model returned; None where nothing does."""
     for key in path:
         output = dict(_entries(output)).get(key)
-    return output
+    return torch.cat(list(output), dim=1) if _are_chunks(output) else output
 
 
 def named(path: Path) -> str:

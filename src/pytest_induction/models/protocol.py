@@ -230,14 +230,22 @@ class ModelUnderTest:
             raise ModelError(f"{self.name} failed on token ids {tuple(tokens.shape)}{context}: {first_line(error)}") from error
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens. Raises `TextError` where the model has no tokenizer."""
+        """Token ids of a text, without special tokens.
+
+        Raises `TextError` where the model has no tokenizer, `ModelError` for one that gives ids which the model does not have.
+        """
         if self.tokenizer is None:
             raise TextError(f"{self.name} has no tokenizer: pass token ids, or give the model a `tokenizer` attribute")
         try:
             encoded = self.tokenizer.encode(text, add_special_tokens=False)
         except TypeError:  # a tokenizer of the user's own may take the text alone
             encoded = self.tokenizer.encode(text)
-        return [int(token) for token in getattr(encoded, "ids", encoded)]
+        ids = [int(token) for token in getattr(encoded, "ids", encoded)]
+        strange = max(ids, default=0)
+        if strange >= self.space.d_vocab:
+            known = f"the model has ids 0 to {self.space.d_vocab - 1}"
+            raise ModelError(f"{self.name}: its tokenizer gives id {strange}, and {known}: they do not belong together")
+        return ids
 
     def diagnosis(self) -> tuple[tuple[str, str], ...]:
         """What the model is, how it is read, what can be measured on it and what to change: labels and texts."""

@@ -94,8 +94,8 @@ def _tried(subject: ModelUnderTest) -> Blocks:
     try:
         with blocks.kept() as gave:
             logits = subject.logits(tokens)
-        if len(gave) != subject.n_layers:
-            return Blocks(())
+        if len(gave) != subject.n_layers or any(_stream(each).shape[:2] != tokens.shape for each in gave):
+            return Blocks(())  # one of positions first cannot be given other rows
         subject.logits(tokens[:1].flip(1))  # what a block leaves on the module for a later one is of this pass from now on
         for layer in range(1, subject.n_layers):
             with blocks.begun_at(layer, gave), way.acting(tokens, {}, first=layer):

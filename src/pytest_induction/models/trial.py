@@ -74,7 +74,8 @@ def _check(way: WayIn, caller: Caller, trial: Trial) -> None:
     """Raise `Refused` unless what the way in reads is attention, each row's own, and all that there is."""
     for tokens, logits in zip(trial.tokens, trial.logits, strict=True):
         _check_reading(way, tokens, logits)
-    _check_rows(way, trial.tokens[0])
+    if len(trial.tokens[0]) > 1:
+        _check_rows(way, trial.tokens[0])
     if trial.steady and way.can_isolate:
         tokens = trial.tokens[1]
         mixing = mixers(caller, tokens, trial.usable, way.layers, lambda: way.alone(tokens))
