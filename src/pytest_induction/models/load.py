@@ -160,6 +160,8 @@ def _from_transformers(place: str, spec: str, how: _How) -> Loaded:
 def _from_adapter(transformers: Any, adapter: Adapter, how: _How) -> Loaded:
     """An adapter on its base: from a directory, from the hub if the adapter is from there, else from the hub's cache alone."""
     check_peft(adapter.spec)
+    if not how.trust:
+        remote_code.check_tokenizer(transformers, str(adapter.directory), adapter.spec, {"local_files_only": True})
     local, on_hub = adapter.local_base, adapter.spec.startswith("hf:")
     place: str = adapter.base
     where: dict[str, Any] = {"revision": adapter.settings.get("revision"), "local_files_only": not on_hub}
@@ -175,8 +177,9 @@ def _from_adapter(transformers: Any, adapter: Adapter, how: _How) -> Loaded:
         )
         cure = cure if local is None and not on_hub else ""
         raise ModelError(f"the base of the adapter {adapter.spec!r}: {first_line(error)}{cure}") from error
-    module = on_base(adapter, cast("nn.Module", base.module))
-    own = _tokenizer(transformers, str(adapter.directory), adapter.spec, replace(how, where={"local_files_only": True}))
+    module: Any = on_base(adapter, cast("nn.Module", base.module))
+    beside = replace(how, where={"local_files_only": True})
+    own = _tokenizer(transformers, str(adapter.directory), beside, config=module.config)  # no config of a model lies there
     note = f"an adapter ({adapter.settings['peft_type']}) on {place}, not merged"
     return Loaded(module, base.tokenizer if own is None else own, (note, *base.notes))
 
@@ -191,6 +194,7 @@ def _whole(transformers: Any, place: str, spec: str, how: _How) -> Loaded:
     config = remote_code.config_of(transformers, place, how.where)
     if not how.trust:
         remote_code.check_kernels(config, spec)
+        remote_code.check_tokenizer(transformers, place, spec, how.where)
     try:
         loader: Any = transformers.AutoModelForCausalLM
         wanted = {**how.where, "dtype": how.dtype or "auto", "trust_remote_code": how.trust}
@@ -202,7 +206,7 @@ def _whole(transformers: Any, place: str, spec: str, how: _How) -> Loaded:
         raise ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}{hint}") from error
     _check_report(report, spec)
     notes = () if how.trust else remote_code.left_aside(config)
-    return Loaded(module, _tokenizer(transformers, place, spec, how), notes)
+    return Loaded(module, _tokenizer(transformers, place, how), notes)
 
 
 def _check_report(report: Any, spec: str) -> None:
@@ -241,15 +245,13 @@ def _no_transformers(place: str) -> str:
     return ""
 
 
-def _tokenizer(transformers: Any, place: str, spec: str, how: _How) -> Any:
+def _tokenizer(transformers: Any, place: str, how: _How, **more: Any) -> Any:
     """The tokenizer that lies beside the weights, or None: probes are token ids and need none."""
     files = ("tokenizer.json", remote_code.TOKENIZER_CONFIG, "vocab.json", "tokenizer.model", "spiece.model")
     if how.where.get("local_files_only") and Path(place).is_dir() and not any((Path(place) / name).exists() for name in files):
         return None
-    if not how.trust:
-        remote_code.check_tokenizer(transformers, place, spec, how.where)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **how.where, trust_remote_code=how.trust)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **how.where, **more, trust_remote_code=how.trust)
     except Exception:  # noqa: BLE001 - a model without a usable tokenizer is measured all the same
         return None
     ordinary = len(tokenizer) - len(set(tokenizer.all_special_ids))
