@@ -23,7 +23,7 @@ BESIDE_WEIGHTS = re.compile(
     re.IGNORECASE,
 )
 DESCRIBES = re.compile(
-    r"((generation_|adapter_)?config|tokenizer|vocab|merges|special_tokens|added_tokens|spiece).*\.(json|txt|model)"
+    r"((generation_|adapter_)?config|tokenizer|vocab|merges|special_tokens|added_tokens|spiece).*\.(json|txt|model)|.*\.py"
 )
 WHOLE = 2**28  # bytes of a file on this machine whose every byte goes into its digest; of a larger one,
 BLOCK = 2**16  # blocks of so many bytes,
@@ -55,8 +55,9 @@ class Checkpoint:
     def digest(self) -> str:
         """A short name of the content, the same wherever it lies and whatever it is called. Raises `RunError`.
 
-        Of a directory: the names and contents of the weights, the config and the tokenizer. Every byte counts of a file of up to
-        256 MiB on this machine, 1024 blocks of a larger one, and 16 of one elsewhere. A revision on the hub is what it is called.
+        Of a directory: the names and contents of the weights, the config, the tokenizer and the code. Every byte counts of a file
+        of up to 256 MiB on this machine, 1024 blocks of a larger one, and 16 of one elsewhere. A revision on the hub is what it is
+        called.
         """
         found = hashlib.blake2b(digest_size=8)
         if self.kind == "hub":
