@@ -160,7 +160,8 @@ REFUSED = {
     ),
     "layers that the base lacks": (
         lambda place: edit(
-            place, lambda tensors: tensors.update({k.replace("layers.1", "layers.2"): v.clone() for k, v in list(tensors.items())})
+            place,
+            lambda tensors: tensors.update({k.replace("layers.1", "layers.2"): v.clone() for k, v in list(tensors.items())}),
         ),
         "has 4 tensors that the adapted model has no place for",
     ),
@@ -186,7 +187,10 @@ REFUSED = {
         lambda place: edit(place, lambda tensors: tensors[sorted(tensors)[0]].fill_(float("nan"))),
         "holds NaN or infinity|did not arrive",
     ),
-    "a broken config": (lambda place: (place / "adapter_config.json").write_text("{"), "adapter_config.json of .* cannot be read"),
+    "a broken config": (
+        lambda place: (place / "adapter_config.json").write_text("{"),
+        "adapter_config.json of .* cannot be read",
+    ),
     "a list for a config": (lambda place: (place / "adapter_config.json").write_text("[]"), "must hold a table of settings"),
     "an unknown kind": (lambda place: change(place, peft_type="NEW"), "is of the kind 'NEW', which peft does not know"),
     "a kind that names others": (lambda place: change(place, peft_type="XLORA"), "is of the kind XLORA, which is not loaded"),

@@ -183,10 +183,13 @@ def test_flash_attention_is_refused_where_it_would_be_fetched(tmp_path, monkeypa
 def test_an_implementation_of_transformers_own_is_none(tmp_path, name):
     """What is named here is measured by it."""
     model = induction.load_model(with_code(tmp_path / "model", config={"attn_implementation": name}))
-    assert induction.measure_heads(model, n_sequences=6).provenance.way_in == {
-        "eager": "transformers attention interface",
-        "sdpa": "sdpa",
-    }[name]
+    assert (
+        induction.measure_heads(model, n_sequences=6).provenance.way_in
+        == {
+            "eager": "transformers attention interface",
+            "sdpa": "sdpa",
+        }[name]
+    )
 
 
 def test_a_pickle_beside_a_config_runs_nothing(tmp_path):
