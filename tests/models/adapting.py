@@ -52,5 +52,5 @@ def merged(model):
             inside = f"base_model.model.{name.removesuffix('.weight')}"
             down, up = (weights.get(f"{inside}.lora_{each}.default.weight") for each in "AB")
             if down is not None:
-                weight += settings.lora_alpha / settings.r * up @ down
+                weight.add_(settings.lora_alpha / settings.r * up @ down)
     return plain

@@ -151,7 +151,7 @@ def test_a_local_adapter_asks_the_hub_for_its_cache_only(tmp_path, monkeypatch):
 
 REFUSED = {
     "a tensor is missing": (
-        lambda place: edit(place, lambda tensors: tensors.pop(sorted(tensors)[0])),
+        lambda place: edit(place, lambda tensors: tensors.pop(min(tensors))),
         r"lacks 1 of the adapter's 8 tensors, and they would be random: the first is `base_model\.model",
     ),
     "a tensor is left over": (
@@ -184,8 +184,8 @@ REFUSED = {
         "cannot be loaded: SafetensorError",
     ),
     "weights that are NaN": (
-        lambda place: edit(place, lambda tensors: tensors[sorted(tensors)[0]].fill_(float("nan"))),
-        "holds NaN or infinity|did not arrive",
+        lambda place: edit(place, lambda tensors: tensors[min(tensors)].fill_(float("nan"))),
+        "the weight `base_model.* holds NaN or infinity",
     ),
     "a broken config": (
         lambda place: (place / "adapter_config.json").write_text("{"),
@@ -267,7 +267,7 @@ def test_an_adapter_that_takes_induction_away_does_not_preserve_heads(tmp_path):
             elif name.endswith("q_proj"):
                 layer.lora_B["default"].weight.zero_()
     broken.save_pretrained(tmp_path / "broken")
-    with pytest.raises(induction.ExpectationFailed, match="behaviour_lost|mechanism_lost|both_lost|lost"):
+    with pytest.raises(induction.ExpectationFailed, match="lost"):
         induction.assert_heads_preserved(SHIPPED["llama"], str(tmp_path / "broken"))
     assert induction.measure_heads(str(tmp_path / "broken")).prefix_matching.max() < 0.3
     kept = adapted(lora(init_lora_weights=True, lora_alpha=1))

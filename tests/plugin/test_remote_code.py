@@ -131,7 +131,7 @@ def test_a_refused_model_leaves_the_alarm_of_a_timeout_alone(pytester, brings_co
     """The question of transformers would cancel it; the test after that sleeps, and is ended. `-s`, with a yes on the terminal."""
     with_code(pytester.path / "other", **IN_TOKENIZER)
     pytester.makepyfile(
-        f"""
+        """
         import time, pytest
         from pytest_induction import ModelError, load_model
         def test_it():

@@ -135,7 +135,7 @@ SPOILED = {
         "is an adapter for '.*gpt2-2l-virtual', the factory's is on '.*llama-2l'",
     ),
     "a tensor too few": (
-        lambda place: _edit(place, lambda tensors: tensors.pop(sorted(tensors)[0])),
+        lambda place: _edit(place, lambda tensors: tensors.pop(min(tensors))),
         "lacks 1 of the adapter's 8 tensors",
     ),
     "a tensor too many": (
@@ -143,7 +143,7 @@ SPOILED = {
         "has 1 tensors that the adapted model has no place for, the first is `x`",
     ),
     "another shape": (
-        lambda place: _edit(place, lambda tensors: tensors.update({sorted(tensors)[0]: torch.ones(4, 3)})),
+        lambda place: _edit(place, lambda tensors: tensors.update({min(tensors): torch.ones(4, 3)})),
         r"`base_model.* has shape \(4, 3\), the model's has \(4, 64\)",
     ),
 }

@@ -174,7 +174,7 @@ def fill_adapter(module: nn.Module, tensors: Mapping[str, Tensor], place: Path, 
     whole = model.state_dict()
 
     def of_base(key: str) -> bool:
-        return key in whole and torch.equal(whole[key].cpu(), tensors[key].to(whole[key].dtype).cpu())
+        return key in whole and whole[key].shape == tensors[key].shape and _are_same(whole[key], tensors[key])
 
     _check_names(tensors, _state(model), name, of_base=of_base)
     with _telling(f"{name} cannot be loaded"):
@@ -249,8 +249,13 @@ def _check_arrived(model: nn.Module, tensors: Mapping[str, Tensor], spec: str, *
     whole = {**model.state_dict(), **found}
     for key, value in tensors.items():
         now = whole.get(key)
-        if now is None or now.shape != value.shape or not torch.equal(now.cpu(), value.to(now.dtype).cpu()):
+        if now is None or now.shape != value.shape or not _are_same(now, value):
             raise ModelError(f"`{key}` of {spec} did not arrive in the model: its base, or the version of peft, is another")
+
+
+def _are_same(now: Tensor, stored: Tensor) -> bool:
+    """Whether a tensor holds what is stored, as far as its type can."""
+    return torch.allclose(now.cpu(), stored.to(now.dtype).cpu(), rtol=0, atol=0, equal_nan=True)
 
 
 def _check_same_kind(ours: Any, stored: Mapping[str, Any], name: str) -> None:

@@ -10,6 +10,7 @@ Chat templates and `custom_generate` are run by nothing that measures.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
@@ -45,8 +46,9 @@ def never_asking() -> Iterator[None]:
 
 def config_of(transformers: Any, place: str, where: Mapping[str, Any]) -> dict[str, Any]:
     """What a model's config.json says, as it is written; nothing where it cannot be read, which the loader will say."""
+    read = transformers.PreTrainedConfig.get_config_dict
     try:
-        found, _ = transformers.PreTrainedConfig.get_config_dict(place, **where)
+        found, _ = read(place, **where)
     except Exception:  # noqa: BLE001 - whatever a broken file makes a parser raise
         return {}
     return found if isinstance(found, dict) else {}
@@ -64,8 +66,9 @@ def check_kernels(config: Mapping[str, Any], spec: str) -> None:
 
 def check_tokenizer(transformers: Any, place: str, spec: str, where: Mapping[str, Any]) -> None:
     """Raise `ModelError` where the tokenizer is code that came with it: without that its special ids are not known."""
+    read = importlib.import_module("transformers.models.auto.tokenization_auto").get_tokenizer_config
     try:
-        auto = transformers.models.auto.tokenization_auto.get_tokenizer_config(place, **where).get("auto_map")
+        auto = read(place, **where).get("auto_map")
     except Exception:  # noqa: BLE001 - a broken tokenizer is none
         return
     named = auto.get("AutoTokenizer") if isinstance(auto, Mapping) else auto

@@ -56,8 +56,8 @@ class Checkpoint:
         """A short name of the content, the same wherever it lies and whatever it is called. Raises `RunError`.
 
         Of a directory: the names and contents of the weights, the config, the tokenizer and the code. Every byte counts of a file
-        of up to 256 MiB on this machine, 1024 blocks of a larger one, and 16 of one elsewhere. A revision on the hub is what it is
-        called.
+        of up to 256 MiB on this machine, 1024 blocks of a larger one, and 16 of one elsewhere. A revision on the hub is what it
+        is called.
         """
         found = hashlib.blake2b(digest_size=8)
         if self.kind == "hub":
