@@ -252,7 +252,7 @@ def _bridge(model: torch.nn.Module) -> torch.nn.Module:
     wrapped = PreTrainedTokenizerFast(tokenizer_object=words, bos_token=first, eos_token=first, pad_token=first)
     with tempfile.TemporaryDirectory() as place:  # TransformerLens wants a tokenizer that came from somewhere
         wrapped.save_pretrained(place)
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         return build_bridge_from_module(copy.deepcopy(model), "GPT2LMHeadModel", hf_config=model.config, tokenizer=tokenizer)
 
 

@@ -19,7 +19,7 @@ def original() -> Any:
     """The model before."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(os.environ.get("MODEL", SHIPPED))
+    return AutoModelForCausalLM.from_pretrained(os.environ.get("MODEL", SHIPPED), trust_remote_code=False)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor.add_argument("--device", help="device it is loaded on (default cpu)")
     doctor.add_argument("--dtype", help="floating-point type it is loaded in (default: as stored)")
     doctor.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
+    command.add_trust(doctor)
     doctor.add_argument("--attach", help="function that shows the model's attention: conftest.py:pytest_induction_attach, say")
     doctor.set_defaults(command=_doctor)
     sweep = commands.add_parser("sweep", help=command.ABOUT, description=command.ABOUT)
@@ -63,7 +64,8 @@ def _doctor(given: argparse.Namespace) -> int:
     from pytest_induction.models.load import function_named, load_model
 
     attach = () if given.attach is None else function_named(given.attach)
-    subject = load_model(given.model, device=given.device, dtype=given.dtype, memory=given.memory, attach=attach)
+    settings = {name: getattr(given, name) for name in ("device", "dtype", "memory", "trust_remote_code")}
+    subject = load_model(given.model, attach=attach, **settings)
     lines, fits = subject.diagnosis(), True
     try:
         lines += (("probes", _probes(subject)),)

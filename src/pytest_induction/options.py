@@ -26,6 +26,7 @@ BASELINE_SETTINGS = {
     "baseline": "JSON file of measurements with which those of this session are compared",
 }
 FLAGS = {
+    "trust_remote_code": "let code run that came with the weights of a named model; the ini file cannot say so",
     "benchmark": "time the analyses of the model with pytest-benchmark, not gate it",
     "update_baseline": "write what differs from the baseline, or is new, into its file, and fail, so that it is reviewed",
     "accept_baseline": "write what differs from the baseline, or is new, into its file, and pass",

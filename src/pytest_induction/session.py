@@ -25,9 +25,27 @@ CHECKED = {  # setting -> what checks it
 }
 
 
-REPEATED = ("model", "text", "device", "dtype", "memory", "baseline")  # settings of the command line that a test depends on
-LEFT_TO_OPTIONS = ("seed", "device", "dtype", "memory")  # and those that a gate file may leave open
-ON_RUNS = ("reference", "factory", "text", "device", "dtype", "memory", "seed")  # and those that a gate of a run depends on
+TRUST = "trust_remote_code"  # a flag that the ini file does not have
+REPEATED = (
+    "model",
+    "text",
+    "device",
+    "dtype",
+    "memory",
+    "baseline",
+    TRUST,
+)  # settings of the command line that a test depends on
+LEFT_TO_OPTIONS = ("seed", "device", "dtype", "memory", TRUST)  # and those that a gate file may leave open
+ON_RUNS = (
+    "reference",
+    "factory",
+    "text",
+    "device",
+    "dtype",
+    "memory",
+    "seed",
+    TRUST,
+)  # and those that a gate of a run depends on
 
 
 class SessionModel:
@@ -42,6 +60,7 @@ class SessionModel:
 
     def check_settings(self) -> None:
         """Raise a usage error for a setting that no model could make sense of; loads nothing where none is given."""
+        _check_consent(self._config)
         given = {name: value for name in CHECKED if (value := self.setting(name)) is not None}
         if not given:
             return
@@ -168,7 +187,12 @@ class SessionModel:
     @property
     def _measuring(self) -> dict[str, Any]:
         """What applies to a model however it came."""
-        return {"seed": self.seed, "memory": self.setting("memory")}
+        return {"seed": self.seed, "memory": self.setting("memory"), "trust_remote_code": self.trusts_code}
+
+    @property
+    def trusts_code(self) -> bool:
+        """Whether the command line lets code run that came with weights."""
+        return bool(self._config.option.induction_trust_remote_code)
 
     def setting(self, name: str) -> str | None:
         """What the command line gives, or else the ini file; None for nothing."""
@@ -190,10 +214,25 @@ class SessionModel:
         return beside if Path(beside.partition(".py:")[0] + ".py" * (".py:" in beside)).exists() else value
 
 
-def _command(given: Mapping[str, str | None], *chosen: str, first: Iterable[str] = ()) -> str:
+def _command(given: Mapping[str, str | bool | None], *chosen: str, first: Iterable[str] = ()) -> str:
     """A run of pytest with those of our options that are given, after what comes `first`."""
-    options = [f"--induction-{name}={value}" for name, value in given.items() if value is not None]
+    options = [_written(name, value) for name, value in given.items() if value is not None and value is not False]
     return shlex.join(["pytest", *first, *options, *chosen])
+
+
+def _written(name: str, value: str | bool) -> str:
+    option = f"--induction-{name.replace('_', '-')}"
+    return option if value is True else f"{option}={value}"
+
+
+def _check_consent(config: pytest.Config) -> None:
+    """Raise a usage error where the consent to run code comes from the ini file, which may have come with that code."""
+    option = _written(TRUST, value=True)
+    if not config.option.induction_trust_remote_code or hasattr(config, "workerinput"):
+        return
+    given = [*map(str, config.invocation_params.args), *shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))]
+    if not any(each == option or each.startswith("@") for each in given):
+        raise pytest.UsageError(f"{option} must be given on the command line: the ini file may not say it")
 
 
 def place_of_settings(config: pytest.Config) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pytest_induction.errors import ArgumentError, ModelError
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 FORMS = "a local directory, hf:NAME[@REVISION], module.path:factory or path/file.py:factory"
 
 
@@ -32,7 +33,7 @@ def check_spec(spec: str) -> None:
         raise ModelError(f"no model at {spec!r}: expected {FORMS}{hub}")
     if not path.is_dir():
         raise ModelError(f"{spec!r} is a file: expected {FORMS}")
-    if not (path / "config.json").is_file():
+    if not ((path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()):
         raise ModelError(f"{spec!r} has no config.json: expected a directory as `save_pretrained` writes it, or a factory for it")
 
 

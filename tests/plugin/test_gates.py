@@ -397,3 +397,20 @@ def test_a_cached_hub_model_is_measured(run, monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     result = run("--induction-model", "hf:someone/model", "-k", "has_induction")
     result.assert_outcomes(passed=1, deselected=1)
+
+
+def test_an_adapter_is_a_model_for_the_gates(run, pytester):
+    """By the command line, and in a gate file beside its base; a directory with neither config is none."""
+    pytest.importorskip("peft")
+    from tests.models.adapting import lora, write
+
+    write(pytester.path / "adapter", lora(lora_alpha=1))
+    run("--induction-model", "adapter").assert_outcomes(passed=2)
+    pytester.path.joinpath("a.gates.toml").write_text(
+        f'[adapted]\nmodel = "adapter"\nexpect = {{ heads_preserved = {{ before = "{SHIPPED["llama"]}" }} }}\n'
+    )
+    run("a.gates.toml").assert_outcomes(passed=1)
+    pytester.path.joinpath("adapter", "adapter_config.json").unlink()
+    result = run("--induction-model", "adapter")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*'adapter' has no config.json: expected a directory as `save_pretrained` writes it*"])

@@ -114,6 +114,10 @@ GATES = {
     "a dtype": ('model = "model"\ndtype = "int8"', "`dtype`: dtype must be float32, float64, bfloat16 or float16, got 'int8'"),
     "a memory": ('model = "model"\nmemory = "lots"', "`memory`: memory must be a size like 4GB or 512MB, got 'lots'"),
     "no memory": ('model = "model"\nmemory = 4', "`memory` must be a string, got 4"),
+    "consent in quotes": (
+        'model = "model"\ntrust_remote_code = "yes"',
+        "`trust_remote_code` must be true or false, without quotes",
+    ),
     "a factory": (
         'run = "run"\nfactory = "mine.py"',
         "`factory`: a factory is named module.path:function or path/file.py:function",

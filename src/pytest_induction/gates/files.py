@@ -138,17 +138,22 @@ class Opening:
             return Path(shown(named.spec))  # measurements, which the assertion reads
         of_subject = {"dtype": self._of("dtype")} if named is self._gate.subject else {}  # types may be what is compared
         measured = {"seed": self._seed, "device": self._of("device"), "memory": self._of("memory")}
-        return load_model(shown(named.spec), **measured, **of_subject)
+        return load_model(shown(named.spec), **measured, **of_subject, trust_remote_code=self._trusts_code)
 
     def _run(self, named: RunNamed) -> Any:
         ours = ("device", "dtype", "memory")
-        settings = {"seed": self._seed, **{name: self._of(name) for name in ours}}
+        settings = {"seed": self._seed, "trust_remote_code": self._trusts_code, **{name: self._of(name) for name in ours}}
         own = {name: self._gate.settings.get(name) for name in ("factory", "text")}
         return opened(named.spec if "://" in named.spec else shown(named.spec), kept_at(self._config), **settings, **own)
 
     @property
     def _seed(self) -> int:
         return int(self._of("seed") or 0)
+
+    @property
+    def _trusts_code(self) -> bool:
+        """Whether code may run that came with weights: what the gate says, else the command line."""
+        return bool(self._gate.settings.get("trust_remote_code", self._config.option.induction_trust_remote_code))
 
     def _of(self, name: str) -> Any:
         """What the gate says, else the session."""

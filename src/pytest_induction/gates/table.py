@@ -23,7 +23,7 @@ PYPROJECT = "pyproject.toml"
 SECTION = ("tool", "pytest_induction", "gates")
 MISSPELT = "pytest-induction"
 FOR_RUNS = ("reference", "factory")
-KEYS = (MODEL, RUN, "text", "seed", "device", "dtype", "memory", *FOR_RUNS, "marks", "expect")
+KEYS = (MODEL, RUN, "text", "seed", "device", "dtype", "memory", "trust_remote_code", *FOR_RUNS, "marks", "expect")
 NAME = re.compile(r"\w[\w.+-]*")  # what pytest can select by node id
 NEEDED = {"text": 'text = "PATH"', "reference": 'reference = "RUN"'}  # what a gate can give all that it expects
 
@@ -174,6 +174,7 @@ def _checked(table: Mapping[str, Any], place: Path, gate: Gate) -> Gate:
         "device": _checking(check_device),
         "dtype": _checking(check_dtype),
         "memory": _checking(memory_size),
+        "trust_remote_code": values.truth,
         "reference": values.run_at,
         "factory": values.factory_at,
     }
@@ -192,7 +193,11 @@ def _key(table: Mapping[str, Any], key: str, reader: Callable[[Any, Path], Any],
         raise ArgumentError(f"`{key}`: {error}") from None
 
 
-WORDS = {"seed": "a whole number from 0 up", "marks": "a list of names of markers"}
+WORDS = {
+    "seed": "a whole number from 0 up",
+    "marks": "a list of names of markers",
+    "trust_remote_code": "true or false, without quotes",
+}
 
 
 def _seed(value: Any, place: Path) -> int:

@@ -121,7 +121,7 @@ def string(value: Any, place: Path) -> str:
     return str(_only(isinstance(value, str), value))
 
 
-def _truth(value: Any, place: Path) -> bool:
+def truth(value: Any, place: Path) -> bool:
     return bool(_only(isinstance(value, bool), value))
 
 
@@ -167,7 +167,7 @@ def _only(fits: bool, value: Any) -> Any:
 
 
 READERS: dict[str, tuple[str, Callable[[Any, Path], Any]]] = {
-    "bool": ("true or false", _truth),
+    "bool": ("true or false", truth),
     "int": ("a whole number", whole),
     "float": ("a number", _number),
     "str": ("a string", string),

@@ -1,6 +1,7 @@
 """From what the user names to a model under test: an object as it is, a directory, a hub name, a factory.
 
-Nothing is downloaded unless a name begins with `hf:`; no code comes with weights; every failure is one line.
+Nothing is downloaded unless a name begins with `hf:`; code that came with weights is not run unless the user says so; every
+failure is one line.
 """
 
 from __future__ import annotations
@@ -8,26 +9,33 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, user_facing
 from pytest_induction.journal import attached
+from pytest_induction.models import remote_code
 from pytest_induction.models.adapt import adapt
+from pytest_induction.models.adapters import Adapter, check_peft, find_adapter, on_base
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.protocol import ModelUnderTest, changed_in
 from pytest_induction.models.shown import Attach
 from pytest_induction.specs import FORMS, check_dtype, check_spec, memory_size
 
 HOLDERS = ("_module", "module", "model", "_model")  # the attributes of objects that hold a model
+HARMLESS = re.compile(  # what old files hold beside weights: masks, positions and frequencies that are computed today
+    r"(?:^|\.)(?:masked_bias|causal_mask|position_ids|(?:original_)?inv_freq|rotary_emb\.(?:cos|sin)_cached)$"
+    r"|(?:^|\.)(?:attn|attention)\.(?:attention\.)?bias$"
+)
 FEWEST_TOKENS = 8  # ordinary ones: where files are missing, transformers may make a tokenizer that knows next to none
 
 
@@ -40,17 +48,19 @@ def load_model(
     seed: int = 0,
     memory: str | None = None,
     attach: Attach | Sequence[Attach] = (),
+    trust_remote_code: bool = False,
 ) -> ModelUnderTest:
     """Make a model under test of whatever names or is a model.
 
     `model` is a module that maps token ids (batch, positions) to logits (a Hugging Face model, a `TransformerBridge`, your
     own), what holds one (a pipeline, a `Trainer`, an NNsight model), or a string: a local directory as `save_pretrained` writes
-    it, `hf:NAME[@REVISION]`, `module.path:factory` or `path/file.py:factory`, whose factory takes no arguments and returns the
-    module. A wrapper is left aside where it changes no logits: the model inside is measured. `device` and `dtype` apply to what
-    is loaded here; a module of yours is measured where and as it is. `seed` is the one its probes are drawn with by default.
-    `memory`, such as `"4GB"`, is what a forward pass may take; half of what is free by default. `attach` is one function or
-    several, each given the module, that hook `show_attention` into a model which nothing else can read and return what undoes
-    it, or None for a module that they do not know.
+    it (of an adapter too, which names its base), `hf:NAME[@REVISION]`, `module.path:factory` or `path/file.py:factory`, whose
+    factory takes no arguments and returns the module. A wrapper is left aside where it changes no logits: the model inside is
+    measured. `device` and `dtype` apply to what is loaded here; a module of yours is measured where and as it is.
+    `trust_remote_code` lets code run that came with the weights; without it such a model is refused. `seed` is the one its
+    probes are drawn with by default. `memory`, such as `"4GB"`, is what a forward pass may take; half of what is free by
+    default. `attach` is one function or several, each given the module, that hook `show_attention` into a model which nothing
+    else can read and return what undoes it, or None for a module that they do not know.
 
     Raises `ModelError` if it cannot be found, loaded or run, `ArgumentError` for an unknown device, dtype or size.
     """
@@ -65,10 +75,12 @@ def load_model(
         return adapt(model, tokenizer=tokenizer, **settings)
     if not isinstance(model, (str, Path)):
         raise ModelError(f"a model must be a torch module or a string ({FORMS}), got `{type(model).__name__}`")
-    loaded = load_module(str(model), device=device, dtype=dtype)
+    loaded = load_module(str(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     if isinstance(loaded.module, ModelUnderTest):
         return loaded.module
-    return adapt(loaded.module, name=str(model), tokenizer=loaded.tokenizer, **settings)
+    subject = adapt(loaded.module, name=str(model), tokenizer=loaded.tokenizer, **settings)
+    subject.notes += loaded.notes
+    return subject
 
 
 def _held_by(model: Any) -> tuple[Any, Any]:
@@ -82,18 +94,27 @@ def _held_by(model: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A module that is not tried out yet, the tokenizer beside it, and names of stored weights that it has no use for."""
+    """A module that is not tried out yet, the tokenizer beside it, and what there is to know of how it was loaded."""
 
     module: nn.Module | ModelUnderTest
     tokenizer: Any = None
-    left_over: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def load_module(spec: str, *, device: str | None = None, dtype: str | None = None) -> Loaded:
+@dataclass(frozen=True)
+class _How:
+    """How transformers loads: in which type, whether it may run code that came with weights, where it looks."""
+
+    dtype: torch.dtype | None
+    trust: bool
+    where: Mapping[str, Any]
+
+
+def load_module(spec: str, *, device: str | None = None, dtype: str | None = None, trust_remote_code: bool = False) -> Loaded:
     """What `load_model` loads, where it belongs, before it is tried out. Raises as that does."""
     check_spec(spec)
     target, kind = parse_device(device), parse_dtype(dtype)
-    loaded = _load(spec, kind)
+    loaded = _load(spec, kind, trust=trust_remote_code)
     if isinstance(loaded.module, ModelUnderTest):
         return loaded
     module = loaded.module if kind is None else loaded.module.to(kind)
@@ -119,14 +140,14 @@ def parse_dtype(dtype: str | None) -> torch.dtype | None:
     return found
 
 
-def _load(spec: str, dtype: torch.dtype | None) -> Loaded:
+def _load(spec: str, dtype: torch.dtype | None, *, trust: bool) -> Loaded:
     if spec.startswith("hf:"):
         name, _, revision = spec.removeprefix("hf:").partition("@")
-        return _from_transformers(name, spec, dtype, revision=revision or None)
+        return _from_transformers(name, spec, _How(dtype, trust, {"revision": revision or None}))
     place, colon, factory = spec.rpartition(":")
     if colon and factory.isidentifier():
         return Loaded(_from_factory(place, factory, spec))
-    return _from_transformers(str(Path(spec).expanduser()), spec, dtype, local_files_only=True)
+    return _from_transformers(str(Path(spec).expanduser()), spec, _How(dtype, trust, {"local_files_only": True}))
 
 
 def _moved(module: nn.Module, device: torch.device) -> nn.Module:
@@ -136,26 +157,77 @@ def _moved(module: nn.Module, device: torch.device) -> nn.Module:
         raise ModelError(f"the model cannot be moved to {device}: {first_line(error)}") from None
 
 
-def _from_transformers(place: str, spec: str, dtype: torch.dtype | None, **where: Any) -> Loaded:
+def _from_transformers(place: str, spec: str, how: _How) -> Loaded:
     try:
         import transformers
     except ImportError:
         raise ModelError(f"loading {spec!r} needs transformers: pip install 'pytest-induction[transformers]'") from None
-    with _quiet(transformers):
-        try:
-            loader: Any = transformers.AutoModelForCausalLM
-            wanted = {**where, "dtype": dtype or "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
-            module, report = loader.from_pretrained(place, **wanted)
-        except Exception as error:  # whatever a broken file makes a parser raise
-            hint = "; is the network there, and the name right?" if spec.startswith("hf:") else _no_transformers(place)
-            raise ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}{hint}") from error
-        _check_report(report, spec)
-        return Loaded(module, _tokenizer(transformers, place, where), tuple(sorted(report.get("unexpected_keys", ()))))
+    with _quiet(transformers), remote_code.never_asking():
+        adapter = find_adapter(transformers, place, spec, how.where)
+        if adapter is not None:
+            return _from_adapter(transformers, adapter, how)
+        return _whole(transformers, place, spec, how)
+
+
+def _from_adapter(transformers: Any, adapter: Adapter, how: _How) -> Loaded:
+    """An adapter on its base: from a directory, from the hub if the adapter is from there, else from the hub's cache alone."""
+    check_peft(adapter.spec)
+    if not how.trust:
+        remote_code.check_tokenizer(transformers, str(adapter.directory), adapter.spec, {"local_files_only": True})
+    local, on_hub = adapter.local_base, adapter.spec.startswith("hf:")
+    place: str = adapter.base
+    where: dict[str, Any] = {"revision": adapter.settings.get("revision"), "local_files_only": not on_hub}
+    if local is not None and not on_hub:
+        place, where = str(local), {"local_files_only": True}
+    try:
+        _check_no_adapter(transformers, place, where)
+        base = _whole(transformers, place, f"hf:{place}" if on_hub else place, replace(how, where=where))
+    except ModelError as error:
+        cure = (
+            f"; it is no directory here, and the cache of the hub is all that was looked at: download {place}, "
+            "or write the path of a copy into `base_model_name_or_path`"
+        )
+        cure = cure if local is None and not on_hub else ""
+        raise ModelError(f"the base of the adapter {adapter.spec!r}: {first_line(error)}{cure}") from error
+    module: Any = on_base(adapter, cast("nn.Module", base.module))
+    beside = replace(how, where={"local_files_only": True})
+    own = _tokenizer(transformers, str(adapter.directory), beside, config=module.config)  # no config of a model lies there
+    note = f"an adapter ({adapter.settings['peft_type']}) on {place}, not merged"
+    return Loaded(module, base.tokenizer if own is None else own, (note, *base.notes))
+
+
+def _check_no_adapter(transformers: Any, place: str, where: Mapping[str, Any]) -> None:
+    if find_adapter(transformers, place, place, where) is not None:
+        raise ModelError(f"{place!r} is an adapter itself: merge it, or make the model in a factory")
+
+
+def _whole(transformers: Any, place: str, spec: str, how: _How) -> Loaded:
+    """A model that is no adapter, with every weight that its config asks for, and none besides."""
+    config = remote_code.config_of(transformers, place, how.where)
+    if not how.trust:
+        remote_code.check_kernels(config, spec)
+        remote_code.check_tokenizer(transformers, place, spec, how.where)
+    try:
+        loader: Any = transformers.AutoModelForCausalLM
+        wanted = {**how.where, "dtype": how.dtype or "auto", "trust_remote_code": how.trust}
+        module, report = loader.from_pretrained(place, **wanted, output_loading_info=True, ignore_mismatched_sizes=True)
+    except Exception as error:  # whatever a broken file makes a parser raise
+        if not how.trust and remote_code.asks_for_code(error):
+            raise remote_code.refused(spec, remote_code.CONFIG, config.get("auto_map")) from None
+        hint = "; is the network there, and the name right?" if spec.startswith("hf:") else _no_transformers(place)
+        raise ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}{hint}") from error
+    _check_report(report, spec)
+    notes = () if how.trust else remote_code.left_aside(config)
+    return Loaded(module, _tokenizer(transformers, place, how), notes)
 
 
 def _check_report(report: Any, spec: str) -> None:
-    """Raise `ModelError` where the loader made weights up: those that are missing, and those of another shape."""
+    """Raise `ModelError` where weights and config are not of one model.
+
+    Weights that are missing the loader made up, and those of another shape; those left over are of a part that would not run.
+    """
     absent, others = sorted(report.get("missing_keys", ())), sorted(report.get("mismatched_keys", ()))
+    left_over = sorted(name for name in report.get("unexpected_keys", ()) if not HARMLESS.search(name))
     if others:
         name, seen, expected = others[0]
         raise ModelError(
@@ -166,6 +238,11 @@ def _check_report(report: Any, spec: str) -> None:
         raise ModelError(
             f"{spec!r} lacks weights that its config asks for, and they would be random: "
             f"{len(absent)} of them, the first is `{absent[0]}`"
+        )
+    if left_over:
+        raise ModelError(
+            f"{spec!r} has {len(left_over)} tensors that its config has no use for, the first is `{left_over[0]}`; "
+            "is it the right config?"
         )
 
 
@@ -180,13 +257,13 @@ def _no_transformers(place: str) -> str:
     return ""
 
 
-def _tokenizer(transformers: Any, place: str, where: dict[str, Any]) -> Any:
+def _tokenizer(transformers: Any, place: str, how: _How, **more: Any) -> Any:
     """The tokenizer that lies beside the weights, or None: probes are token ids and need none."""
-    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model")
-    if where.get("local_files_only") and not any((Path(place) / name).exists() for name in files):
+    files = ("tokenizer.json", remote_code.TOKENIZER_CONFIG, "vocab.json", "tokenizer.model", "spiece.model")
+    if how.where.get("local_files_only") and Path(place).is_dir() and not any((Path(place) / name).exists() for name in files):
         return None
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **where)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **how.where, **more, trust_remote_code=how.trust)
     except Exception:  # noqa: BLE001 - a model without a usable tokenizer is measured all the same
         return None
     ordinary = len(tokenizer) - len(set(tokenizer.all_special_ids))

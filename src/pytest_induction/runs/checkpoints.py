@@ -13,16 +13,18 @@ from typing import Literal
 
 from pytest_induction.errors import RunError, user_facing, whole_number
 from pytest_induction.runs.places import Place
+from pytest_induction.specs import ADAPTER_CONFIG, CONFIG
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 HUB = "hf:"
-CONFIG = "config.json"
 SHARD = re.compile(r"\d+-of-\d+\.")
 BESIDE_WEIGHTS = re.compile(
     r"((lr_)?scheduler|optimizer|optim|rng_state|random_states|(grad_)?scaler|training_args)([-_.=\d]|$)|.*optim_states",
     re.IGNORECASE,
 )
-DESCRIBES = re.compile(r"((generation_)?config|tokenizer|vocab|merges|special_tokens|added_tokens|spiece).*\.(json|txt|model)")
+DESCRIBES = re.compile(
+    r"((generation_|adapter_)?config|tokenizer|vocab|merges|special_tokens|added_tokens|spiece).*\.(json|txt|model)|.*\.py"
+)
 WHOLE = 2**28  # bytes of a file on this machine whose every byte goes into its digest; of a larger one,
 BLOCK = 2**16  # blocks of so many bytes,
 BLOCKS, BLOCKS_ELSEWHERE = 1024, 16  # so many of them, evenly spread: each may be a request to a server
@@ -53,8 +55,9 @@ class Checkpoint:
     def digest(self) -> str:
         """A short name of the content, the same wherever it lies and whatever it is called. Raises `RunError`.
 
-        Of a directory: the names and contents of the weights, the config and the tokenizer. Every byte counts of a file of up to
-        256 MiB on this machine, 1024 blocks of a larger one, and 16 of one elsewhere. A revision on the hub is what it is called.
+        Of a directory: the names and contents of the weights, the config, the tokenizer and the code. Every byte counts of a file
+        of up to 256 MiB on this machine, 1024 blocks of a larger one, and 16 of one elsewhere. A revision on the hub is what it
+        is called.
         """
         found = hashlib.blake2b(digest_size=8)
         if self.kind == "hub":
@@ -194,7 +197,7 @@ def _kind(place: Place, name: str) -> Kind | None:
         return None
     if _SAID.fullmatch(name):
         return "directory"
-    return "directory" if any(each == CONFIG or is_weights(each) for each in place.names()) else None
+    return "directory" if any(each in (CONFIG, ADAPTER_CONFIG) or is_weights(each) for each in place.names()) else None
 
 
 def _digest(found: hashlib.blake2b, place: Place) -> None:

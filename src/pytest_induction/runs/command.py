@@ -39,8 +39,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="device the model runs on (default cpu)")
     parser.add_argument("--dtype", help="floating-point type it runs in (default: as stored)")
     parser.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
+    add_trust(parser)
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the probes (default 0)")
     parser.add_argument("--tokens-per-step", metavar="T", type=float, help="tokens that a step of the training had")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The option by which code may run that came with weights; spelt as the messages do, too."""
+    about = "let code run that came with the weights; without it such a model is refused"
+    parser.add_argument("--trust-remote-code", "--induction-trust-remote-code", action="store_true", help=about)
 
 
 def run(given: argparse.Namespace) -> tuple[str, int]:
@@ -60,6 +67,7 @@ def run(given: argparse.Namespace) -> tuple[str, int]:
             device=given.device,
             dtype=given.dtype,
             memory=given.memory,
+            trust_remote_code=given.trust_remote_code,
             seed=given.seed,
             tokens_per_step=given.tokens_per_step,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,17 +17,18 @@ from torch import Tensor, nn
 from pytest_induction.errors import InductionError, ModelError, RunError
 from pytest_induction.journal import attached
 from pytest_induction.models.adapt import adapt
+from pytest_induction.models.adapters import fill_adapter, holds_adapter
 from pytest_induction.models.calling import as_found
 from pytest_induction.models.forms import find_forms
 from pytest_induction.models.load import Loaded, function_named, load_module, parse_device, parse_dtype
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
 from pytest_induction.models.weights import broken_weights
-from pytest_induction.runs.checkpoints import CONFIG, Checkpoint
+from pytest_induction.runs.checkpoints import Checkpoint
 from pytest_induction.runs.fitting import fill, fit, state_of
 from pytest_induction.runs.reading import check_step, on_this_machine, read_weights
 from pytest_induction.runs.streams import first_line
-from pytest_induction.specs import memory_size
+from pytest_induction.specs import ADAPTER_CONFIG, CONFIG, memory_size
 
 Factory = str | Callable[[], nn.Module]
 
@@ -48,15 +50,39 @@ class Loading:
     memory: str | None = None
     seed: int = 0
     attach: tuple[Attach, ...] = ()
+    trust_remote_code: bool = False
 
 
 @dataclass
 class _Kept:
-    """A model that may take the next checkpoint: of which architecture, or the types that its weights had when it was made."""
+    """A model that may take the next checkpoint: of which architecture, and the types that its weights had when it was made.
+
+    The architecture of what a factory makes is whether adapters alone are put into it.
+    """
 
     subject: ModelUnderTest
     architecture: object
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The tensors of a checkpoint at a local path, which a factory's model is to take."""
+
+    tensors: Mapping[str, Tensor]
+    path: Path
+    name: str
+
+    def is_adapter_for(self, module: nn.Module) -> bool:
+        """Whether they are an adapter alone, and the base stays what the factory made."""
+        return holds_adapter(module, self.tensors, self.path)
+
+    def fill(self, module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+        """Put them into the module, all or none; weights in the types that they had when it was made."""
+        if self.is_adapter_for(module):
+            fill_adapter(module, self.tensors, self.path, self.name)
+        else:
+            fill(module, fit(module, self.tensors, self.name), dtypes)
 
 
 class Loader:
@@ -78,8 +104,8 @@ class Loader:
             weights = read_weights(path)
             check_step(checkpoint, weights.step)
             if self._make is not None:
-                return self._from_factory(self._make, weights.tensors, checkpoint.name)
-            if not (path / CONFIG).is_file():
+                return self._from_factory(self._make, _Stored(weights.tensors, path, checkpoint.name))
+            if not any((path / config).is_file() for config in (CONFIG, ADAPTER_CONFIG)):
                 raise RunError(f"{checkpoint.name} has no {CONFIG}: name what makes the model, --factory path/file.py:factory")
             del weights
             return self._of_transformers(str(path), checkpoint.name)
@@ -88,40 +114,39 @@ class Loader:
         kept, self._kept = self._kept, None
         if kept is not None:
             _empty(kept.subject.given)  # before the next one is there: one in memory at a time
+        how = self._how
         try:
-            loaded = load_module(spec, device=self._how.device, dtype=self._how.dtype)
+            loaded = load_module(spec, device=how.device, dtype=how.dtype, trust_remote_code=how.trust_remote_code)
         except ModelError as error:
             raise ModelError(first_line(error).replace(repr(spec), name).replace(spec, name)) from error
-        if loaded.left_over:
-            raise RunError(_left_over(name, loaded.left_over))
         module, architecture = cast("nn.Module", loaded.module), _architecture(loaded)
         if kept is None or kept.architecture != architecture:
             kept = _Kept(self._adapted(module, name, loaded.tokenizer), architecture)
+            kept.subject.notes += loaded.notes
         else:
             _hand_over(module, kept.subject.given)
         if kept.subject.way is not None:
             self._kept = kept
         return _checked(kept.subject, name)
 
-    def _from_factory(self, make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], name: str) -> ModelUnderTest:
+    def _from_factory(self, make: Callable[[], nn.Module], stored: _Stored) -> ModelUnderTest:
         kept = self._kept
-        if kept is not None:
-            module = kept.subject.given
-            fill(module, fit(module, tensors, name), kept.dtypes)
-            return _checked(kept.subject, name)
+        if kept is not None and kept.architecture == stored.is_adapter_for(kept.subject.given):
+            stored.fill(kept.subject.given, kept.dtypes)
+            return _checked(kept.subject, stored.name)
         if self._is_safe is None:
             used = make()
             before = _trial(used)  # whatever it keeps of its first pass, it has now
-            refilled = _trial(_filled(used, tensors, name))
+            refilled = _trial(_filled(used, stored))
             del used
-            module = _filled(make(), tensors, name)
+            module = _filled(make(), stored)
             self._is_safe = _same(before, refilled, _trial(module))
         else:
-            module = _filled(make(), tensors, name)
+            module = _filled(make(), stored)
         dtypes = _dtypes(module)
-        subject = self._adapted(_moved_to(module, self._how), name)
+        subject = self._adapted(_moved_to(module, self._how), stored.name)
         if self._is_safe and subject.way is not None:
-            self._kept = _Kept(subject, None, dtypes)
+            self._kept = _Kept(subject, stored.is_adapter_for(module), dtypes)
         return subject
 
     def _adapted(self, module: nn.Module, name: str, tokenizer: Any = None) -> ModelUnderTest:
@@ -156,8 +181,8 @@ def _imported(factory: Factory) -> Callable[[], nn.Module]:
     return make
 
 
-def _filled(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
-    fill(module, fit(module, tensors, name), _dtypes(module))
+def _filled(module: nn.Module, stored: _Stored) -> nn.Module:
+    stored.fill(module, _dtypes(module))
     return module
 
 
@@ -194,7 +219,8 @@ def _same(before: Tensor | None, refilled: Tensor | None, new: Tensor | None) ->
 def _architecture(loaded: Loaded) -> object:
     """What is the same of two models of transformers that differ in the numbers of their weights only."""
     module: Any = loaded.module
-    settings = [each.to_dict() for each in (module.config, getattr(module, "generation_config", None)) if each is not None]
+    configs = (module.config, getattr(module, "generation_config", None), *getattr(module, "peft_config", {}).values())
+    settings = [each.to_dict() for each in configs if each is not None]
     described = [sorted((key, repr(value)) for key, value in each.items() if key not in NOT_OF_THE_MODEL) for each in settings]
     table = [(name, value.shape, value.dtype) for name, value in _tensors(module).items()]
     return type(module), described, table, _vocabulary(loaded.tokenizer)
@@ -224,7 +250,3 @@ def _hand_over(source: nn.Module, target: nn.Module) -> None:
     given = _tensors(source)
     for name, tensor in _tensors(target).items():
         tensor.data = given[name].data
-
-
-def _left_over(name: str, names: tuple[str, ...]) -> str:
-    return f"{name} has {len(names)} tensors that its config has no use for, the first is `{names[0]}`; is it the right config?"

@@ -47,6 +47,7 @@ def sweep(
     device: str | None = None,
     dtype: str | None = None,
     memory: str | None = None,
+    trust_remote_code: bool = False,
     n_sequences: int = SEQUENCES,
     seed: int = 0,
     tokens_per_step: float | None = None,
@@ -73,6 +74,7 @@ def sweep(
         device: as for `load_model`.
         dtype: as for `load_model`.
         memory: as for `load_model`.
+        trust_remote_code: as for `load_model`.
         attach: as for `load_model`.
         n_sequences: rows of repeated tokens of each checkpoint.
         seed: what they are drawn with.
@@ -98,7 +100,7 @@ def sweep(
     text = read_text(text) if isinstance(text, Path) else text
     hooks = (attach,) if callable(attach) else tuple(attach)
     device = "cuda" if num_gpus is not None and device is None else device
-    plan = Plan(Loading(_named(factory), device, dtype, memory, seed, hooks), n_sequences, seed, text)
+    plan = Plan(Loading(_named(factory), device, dtype, memory, seed, hooks, trust_remote_code), n_sequences, seed, text)
     found = _found(checkpoints, steps)
     _check_factory(plan.loading.factory, found)
     header = {} if tokens_per_step is None else {"tokens_per_step": tokens_per_step}
@@ -231,9 +233,11 @@ def _check_factory(factory: Factory | None, checkpoints: Sequence[Checkpoint]) -
 
 def _check_settings(writer: RunWriter, plan: Plan) -> None:
     """Raise `RunError` where what is there was measured in another way: its curves would have a break."""
-    settings = {"seed": plan.seed, "n_sequences": plan.n_sequences, "text": _digest(plan.text), "dtype": plan.loading.dtype}
+    loading = plan.loading
+    settings = {"seed": plan.seed, "n_sequences": plan.n_sequences, "text": _digest(plan.text), "dtype": loading.dtype}
+    settings["trust_remote_code"] = loading.trust_remote_code or None  # what runs may be another model
     before = writer.header.get("sweep")
-    if before is None:
+    if before is None or all(each.problem for each in read_run(Place(writer.directory)).snapshots):
         writer.describe(sweep=settings)
         return
     changed = next((name for name, value in settings.items() if not isinstance(before, dict) or before.get(name) != value), None)
