@@ -17,6 +17,7 @@ from pytest_induction.errors import InductionError
 from pytest_induction.models.attention import JoinedReader, LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, Standing, first_line, is_out_of_memory, logits_of, quoted
 from pytest_induction.models.eager import EagerWay
+from pytest_induction.models.flex import FlexWay
 from pytest_induction.models.flow import mixers
 from pytest_induction.models.registry import RegistryWay
 from pytest_induction.models.sdpa import SdpaWay
@@ -26,7 +27,7 @@ from pytest_induction.models.transformer_lens import HookPointWay
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Trials, WayIn
 from pytest_induction.records import TokenSpace
 
-WAYS: tuple[type[WayIn], ...] = (ShownWay, SdpaWay, RegistryWay, EagerWay, HookPointWay, SoftmaxWay)
+WAYS: tuple[type[WayIn], ...] = (ShownWay, SdpaWay, FlexWay, RegistryWay, EagerWay, HookPointWay, SoftmaxWay)
 CLOSE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 CLOSE_OTHERWISE = 1e-2
 OTHER_ROWS = 1e-2  # what a pattern may change by with the rows beside it

@@ -1,0 +1,82 @@
+"""Way in 3: calls of `torch.nn.attention.flex_attention.flex_attention`, compiled or not, and calls of sdpa beside them.
+
+Models know the function by many names: their own import, a class attribute, one that is compiled already. All of them end in one
+higher-order op, which torch lets a mode see; what is compiled runs as it is written while a model is measured. The op tells the
+log-sum-exp of every query, and the functions that change and mask its scores are evaluated where entries are read.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from pytest_induction.models.acting import Acting
+from pytest_induction.models.calling import FLEX, Caller, logits_of
+from pytest_induction.models.sdpa import CallsWay, Tap, Watch, one_at_a_time, try_out, watching
+from pytest_induction.models.way_in import NotInUse, Refused, Show, Trials
+
+UNMOVED = 1e-6  # what logits may change by, relative to the largest, where nothing that they are made of does
+
+
+class FlexWay(CallsWay):
+    """Reads every layer that attends by `flex_attention`, and those beside them that attend by sdpa."""
+
+    name = "flex_attention"
+
+    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
+        self.caller = caller
+        if FLEX not in sys.modules or caller.calls_flex is False:
+            raise NotInUse("flex_attention is not in use")
+        shows, watches = try_out(caller, trials, Watch)
+        if not any(watch.tap.flex.calls for watch in watches):
+            raise NotInUse("0 calls of flex_attention seen")
+        self.settle(shows, expected)
+        if any(watch.tap.flex.asked for watch in watches):
+            self._check_output_is_all(trials[0])
+        self.notes += ("flex_attention is measured as it is written, not as it is compiled",)
+
+    def _check_output_is_all(self, tokens: Tensor) -> None:
+        """Raise `Refused` where the log-sum-exp weighs what heads found, as sinks do, or joins several calls."""
+        tap = Tap(tokens, Show(layers=self.calls, groups=self.groups))
+        tap.flex.disturbs = True
+        with watching(tap, Watch):
+            disturbed = logits_of(self.caller(tokens), tokens)
+        logits = logits_of(self.caller(tokens), tokens)
+        if not float((disturbed - logits).abs().max()) <= UNMOVED * float(logits.abs().max()):
+            raise Refused(
+                "the log-sum-exp of flex_attention is used after the call (for a sink, or to join calls), so that its pattern "
+                "is not what weighs the values: load the model with eager attention, or call `show_attention` with the pattern"
+            )
+
+    @contextmanager
+    def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
+        with _gradients_allowed(isinstance(show, Acting)), watching(Tap(tokens, show), Watch):
+            yield
+
+
+@contextmanager
+def _gradients_allowed(wanted: bool) -> Iterator[None]:
+    """Calls of this thread inside the block may be made of what wants a gradient, which torch has none for on a CPU."""
+    module: Any = sys.modules[FLEX]
+    check: Callable[..., None] | None = getattr(module, "_validate_device", None)
+    if not wanted or check is None:
+        yield
+        return
+    thread = threading.get_ident()
+
+    def allow(*tensors: Tensor) -> None:
+        if threading.get_ident() == thread:
+            tensors = tuple(each.detach() for each in tensors)
+        check(*tensors)
+
+    with one_at_a_time:
+        module._validate_device = allow  # noqa: SLF001 - nothing else lets a gradient through
+        try:
+            yield
+        finally:
+            module._validate_device = check  # noqa: SLF001 - as above
