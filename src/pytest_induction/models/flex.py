@@ -8,17 +8,14 @@ log-sum-exp of every query, and the functions that change and mask its scores ar
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor
 
-from pytest_induction.models.acting import Acting
 from pytest_induction.models.calling import FLEX, Caller, logits_of
-from pytest_induction.models.sdpa import CallsWay, Tap, Watch, one_at_a_time, try_out, watching
-from pytest_induction.models.way_in import NotInUse, Refused, Show, Trials
+from pytest_induction.models.sdpa import CallsWay, Tap, Watch, try_out, watching
+from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
 
 UNMOVED = 1e-6  # what logits may change by, relative to the largest, where nothing that they are made of does
 
@@ -36,47 +33,26 @@ class FlexWay(CallsWay):
         if not any(watch.tap.flex.calls for watch in watches):
             raise NotInUse("0 calls of flex_attention seen")
         self.settle(shows, expected)
-        if any(watch.tap.flex.asked for watch in watches):
-            self._check_output_is_all(trials[0])
+        check_output_is_all(self, trials[0], watches)
         self.notes += ("flex_attention is measured as it is written, not as it is compiled",)
-
-    def _check_output_is_all(self, tokens: Tensor) -> None:
-        """Raise `Refused` where the log-sum-exp weighs what heads found, as sinks do, or joins several calls."""
-        tap = Tap(tokens, Show(layers=self.calls, groups=self.groups))
-        tap.flex.disturbs = True
-        with watching(tap, Watch):
-            disturbed = logits_of(self.caller(tokens), tokens)
-        logits = logits_of(self.caller(tokens), tokens)
-        if not float((disturbed - logits).abs().max()) <= UNMOVED * float(logits.abs().max()):
-            raise Refused(
-                "the log-sum-exp of flex_attention is used after the call (for a sink, or to join calls), so that its pattern "
-                "is not what weighs the values: load the model with eager attention, or call `show_attention` with the pattern"
-            )
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
-        with _gradients_allowed(isinstance(show, Acting)), watching(Tap(tokens, show), Watch):
+        with watching(Tap(tokens, show), Watch):
             yield
 
 
-@contextmanager
-def _gradients_allowed(wanted: bool) -> Iterator[None]:
-    """Calls of this thread inside the block may be made of what wants a gradient, which torch has none for on a CPU."""
-    module: Any = sys.modules[FLEX]
-    check: Callable[..., None] | None = getattr(module, "_validate_device", None)
-    if not wanted or check is None:
-        yield
+def check_output_is_all(way: ListeningWay, tokens: Tensor, watches: Sequence[Watch]) -> None:
+    """Raise `Refused` where the log-sum-exp weighs what heads found, as sinks do, or joins several calls."""
+    if not any(watch.tap.flex.asked for watch in watches):
         return
-    thread = threading.get_ident()
-
-    def allow(*tensors: Tensor) -> None:
-        if threading.get_ident() == thread:
-            tensors = tuple(each.detach() for each in tensors)
-        check(*tensors)
-
-    with one_at_a_time:
-        module._validate_device = allow  # noqa: SLF001 - nothing else lets a gradient through
-        try:
-            yield
-        finally:
-            module._validate_device = check  # noqa: SLF001 - as above
+    tap = Tap(tokens, Show(layers=way.calls, groups=way.groups))
+    tap.flex.disturbs = True
+    with watching(tap, Watch):
+        disturbed = logits_of(way.caller(tokens), tokens)
+    logits = logits_of(way.caller(tokens), tokens)
+    if not float((disturbed - logits).abs().max()) <= UNMOVED * float(logits.abs().max()):
+        raise Refused(
+            "the log-sum-exp of flex_attention is used after the call (for a sink, or to join calls), so that its pattern "
+            "is not what weighs the values: load the model with eager attention, or call `show_attention` with the pattern"
+        )

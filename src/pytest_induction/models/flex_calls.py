@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pytest_induction.models.acting import MASKED, Acting
 from pytest_induction.models.attention import rows_of_scores
-from pytest_induction.models.calling import full_precision
+from pytest_induction.models.calling import FLEX, full_precision
 from pytest_induction.models.flex_scores import FlexReader, Mods
 from pytest_induction.models.kernels import CHECKED_ROWS, Call, is_close
 from pytest_induction.models.way_in import Refused, Show, looking
@@ -141,8 +144,17 @@ class FlexEar:
         rows, _, positions, _ = call.query.shape
         if self._is_packed(call):
             return call.key.shape[::2] == call.query.shape[::2]
-        same = positions == call.key.shape[2] == self._positions
-        return same and rows == self._batch and len(call.key) in (1, rows)
+        if rows != self._batch or positions != self._positions or len(call.key) not in (1, rows):
+            return False
+        return call.key.shape[2] == positions or (call.key.shape[2] > positions and not bool(self._left_over(call).any()))
+
+    def _left_over(self, call: FlexCall) -> Tensor:
+        """Which keys after those of the positions may be attended to: none, where they are the empty end of a cache."""
+        positions = torch.arange(self._positions, device=call.query.device)
+        others = torch.arange(self._positions, call.key.shape[2], device=call.query.device)
+        shape = (*call.query.shape[:3], len(others))
+        with looking():
+            return call.mods(self._batch).allowed(shape, positions[None], others[None, None])
 
     def _is_packed(self, call: FlexCall) -> bool:
         return self._batch > 1 and (len(call.query), call.query.shape[2]) == (1, self._batch * self._positions)
@@ -165,12 +177,15 @@ class FlexEar:
     def _apart(self, call: FlexCall, part: Tensor) -> Tensor:
         """(rows, heads, positions, ...) of queries, keys, values or an output."""
         if not self._is_packed(call):
-            return part.expand(self._batch, *part.shape[1:])
+            return part[:, :, : self._positions].expand(self._batch, *(-1,) * (part.ndim - 1))
         return part[0].unflatten(1, (self._batch, self._positions)).transpose(0, 1)
 
-    def _together(self, call: FlexCall, part: Tensor) -> Tensor:
-        """The same as the op takes it."""
-        return part.transpose(0, 1).flatten(1, 2)[None] if self._is_packed(call) else part
+    def _together(self, call: FlexCall, part: Tensor, own: Tensor) -> Tensor:
+        """The same as the op takes it, in place of its `own`."""
+        if self._is_packed(call):
+            return part.transpose(0, 1).flatten(1, 2)[None]
+        rest = own[:, :, self._positions :].expand(len(part), *(-1,) * (own.ndim - 1))
+        return torch.cat([part, rest], dim=2) if rest.shape[2] else part
 
     def _acted(self, op: Callable[..., Given], call: FlexCall, acting: Acting) -> Given:
         """What the layer gives when it takes its steps."""
@@ -184,7 +199,7 @@ class FlexEar:
             return self._apart(call, given[0])
 
         found = acting.act(apart, run)
-        output = self._together(call, found)
+        output = self._together(call, found, given[0])
         return _laid_out_like(output, given[0]), *given[1:]
 
     def _mask(self, call: FlexCall) -> Tensor:
@@ -198,15 +213,16 @@ class FlexEar:
 
     def _edited(self, call: FlexCall, before: Call, edited: Call) -> FlexCall:
         """The call to make in place of the model's: with other tensors, and entries left out."""
-        query, key, value = (self._together(call, part) for part in edited[:3])
+        query, key, value = (self._together(call, part, own) for part, own in zip(edited[:3], call[:3], strict=True))
         other = call._replace(query=query, key=key, value=value)
         if edited.mask is before.mask:
             return other
         if edited.mask is None or edited.mask.dtype != torch.bool or edited.causal:
             raise Refused("a call of flex_attention can be made to leave entries out, and to do nothing else to its scores")
-        shape = (*query.shape[:2], self._positions, self._positions)
-        table = edited.mask.expand(self._batch, *shape[1:])
-        return other.masked_by(_packed(table, self._positions) if self._is_packed(call) else _looked_up(table))
+        table = edited.mask.expand(self._batch, query.shape[1], self._positions, self._positions)
+        if self._is_packed(call):
+            return other.masked_by(_packed(table, self._positions))
+        return other.masked_by(_looked_up(F.pad(table, (0, key.shape[2] - self._positions))))
 
 
 def _looked_up(table: Tensor) -> Callable[..., Tensor]:
@@ -234,3 +250,28 @@ def _laid_out_like(found: Tensor, given: Tensor) -> Tensor:
         return found
     empty = torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device=given.device)
     return empty.copy_(found)
+
+
+@contextmanager
+def gradients_allowed(show: Show) -> Iterator[None]:
+    """Where layers take steps calls of this thread may be made of what wants a gradient, which torch has none for on a CPU.
+
+    Entered by one at a time.
+    """
+    module: Any = sys.modules.get(FLEX)
+    check: Callable[..., None] | None = getattr(module, "_validate_device", None)
+    if check is None or not isinstance(show, Acting):
+        yield
+        return
+    thread = threading.get_ident()
+
+    def allow(*tensors: Tensor) -> None:
+        if threading.get_ident() == thread:
+            tensors = tuple(each.detach() for each in tensors)
+        check(*tensors)
+
+    module._validate_device = allow  # noqa: SLF001 - nothing else lets a gradient through
+    try:
+        yield
+    finally:
+        module._validate_device = check  # noqa: SLF001 - as above

@@ -20,7 +20,7 @@ from pytest_induction.models.acting import Acting, Steps
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, full_precision
 from pytest_induction.models.census import Running, sealed_in
-from pytest_induction.models.flex_calls import FlexEar, is_flex
+from pytest_induction.models.flex_calls import FlexEar, gradients_allowed, is_flex
 from pytest_induction.models.kernels import BUILTIN, Call, attend, exact, is_softmax_attention
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
 
@@ -283,7 +283,7 @@ def try_out(caller: Caller, trials: Trials, mode: Callable[[Tap], Mode]) -> tupl
 @contextmanager
 def watching(tap: Tap, mode: Callable[[Tap], Mode]) -> Iterator[Mode]:
     """Every torch function that is called inside the block is looked at."""
-    with patched(tap), mode(tap) as watch:
+    with patched(tap), gradients_allowed(tap.show), mode(tap) as watch:
         yield watch
 
 
