@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from pytest_induction.models.calling import FLEX, Caller, logits_of
+from pytest_induction.models.calling import FLEX, Caller, as_written, logits_of
 from pytest_induction.models.sdpa import CallsWay, Tap, Watch, try_out, watching
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
 
@@ -38,7 +38,7 @@ class FlexWay(CallsWay):
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
-        with watching(Tap(tokens, show), Watch):
+        with as_written(), watching(Tap(tokens, show), Watch):
             yield
 
 

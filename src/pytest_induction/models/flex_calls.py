@@ -16,6 +16,7 @@ from torch import Tensor
 from pytest_induction.models.acting import MASKED, Acting
 from pytest_induction.models.attention import rows_of_scores
 from pytest_induction.models.calling import FLEX, full_precision
+from pytest_induction.models.flex_blocks import listed, one_block
 from pytest_induction.models.flex_scores import FlexReader, Mods
 from pytest_induction.models.kernels import CHECKED_ROWS, Call, is_close
 from pytest_induction.models.way_in import Refused, Show, looking
@@ -95,8 +96,8 @@ class FlexCall(NamedTuple):
         )
 
     def masked_by(self, mask_mod: Callable[..., Tensor]) -> FlexCall:
-        """The call with another mask. Blocks are left as they are: nothing looks at them where the op is not compiled."""
-        return self._replace(block_mask=(*self.block_mask[:-1], mask_mod), mask_mod_other_buffers=())
+        """The call with another mask."""
+        return self._replace(block_mask=one_block(self.block_mask, mask_mod), mask_mod_other_buffers=())
 
     def alone(self) -> FlexCall:
         """The call in which every position attends to itself only."""
@@ -134,6 +135,7 @@ class FlexEar:
             return self._acted(op, call, show)
         output, *told = call.run(op)
         with looking(), full_precision(call.query.device.type):
+            self._check_blocks(call)
             reader = self._reader(call.autocast(), told[0])
             self._check(call, reader, output)
         show(reader)
@@ -164,6 +166,18 @@ class FlexEar:
         log_sum_exp = self._apart(call, told[..., None] * math.log(2))[..., 0]
         starts = torch.arange(self._batch, device=query.device) * self._positions if self._is_packed(call) else None
         return FlexReader(query, key, log_sum_exp, call.scale, mask=None, causal=False, mods=call.mods(self._batch, starts))
+
+    def _check_blocks(self, call: FlexCall) -> None:
+        """Raise `Refused` where blocks leave out what their function does not, or the other way round."""
+        positions, keys = (torch.arange(part.shape[2], device=part.device) for part in call[:2])
+        shape = (*call.query.shape[:3], len(keys))
+        allowed = call.mods(shape[0]).allowed(shape, positions[None], keys[None, None])
+        full, partly = listed(call.block_mask, positions, keys)
+        if bool(((full | (partly & allowed)) != allowed).any()):
+            raise Refused(
+                "the blocks of a block mask and its `mask_mod` say different things, so that flex_attention attends to other "
+                "keys when it is compiled: make the mask by `create_block_mask`"
+            )
 
     def _check(self, call: FlexCall, reader: FlexReader, output: Tensor) -> None:
         """Raise `Refused` unless the last rows of the output are the values weighed by what is read."""

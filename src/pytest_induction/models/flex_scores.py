@@ -17,6 +17,7 @@ from torch import Tensor
 from pytest_induction.models.attention import NOTHING, PAIR_ENTRIES, LogSumExpReader, rows_of_scores
 
 Mod = Callable[..., Tensor]
+ADDED = 1e-3  # how far from one a score may move that is moved by one, and to which something is added
 
 
 class Mods(NamedTuple):
@@ -74,6 +75,14 @@ class FlexReader(LogSumExpReader):
     def __post_init__(self) -> None:
         self.log_sum_exp = self.log_sum_exp.masked_fill(~(self.log_sum_exp > NOTHING), torch.inf)  # of rows without any key
 
+    @property
+    def keeps_products(self) -> bool:
+        positions = self._all
+        scores = rows_of_scores(self.query, self.key, self.scale, None, False, range(len(positions)))  # noqa: FBT003 - as below
+        before, after = (self.mods.scores(each, positions[None], positions[None, None]) for each in (scores, scores + 1))
+        moved = (after - before)[before.isfinite()]
+        return bool(((moved - 1).abs() < ADDED).all())
+
     def write_scores(self, offsets: Sequence[int], out: Tensor, *, first: bool) -> float:
         scores = out.mul_(super().write_scores(offsets, out, first=first)).transpose(2, 3)
         queries = self._all
@@ -92,6 +101,8 @@ class FlexReader(LogSumExpReader):
 
     def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         _, heads, positions, width = self.query.shape
+        if not len(rows):
+            return self.log_sum_exp.new_zeros(0, heads)
         at_once = max(1, PAIR_ENTRIES // (heads * max(width, positions)))
         parts = zip(rows.split(at_once), queries.split(at_once), keys.split(at_once), strict=True)
         return torch.cat([self._some_pairs(*part) for part in parts])
@@ -104,7 +115,7 @@ class FlexReader(LogSumExpReader):
         counts = row.bincount()
         place = torch.empty_like(row)
         place[order] = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row[order]]
-        shape = len(present), int(counts.max()) if len(counts) else 0
+        shape = len(present), int(counts.max())
         placed = scores.new_zeros(shape[0], scores.shape[1], shape[1], 1)
         placed[row, :, place, 0] = scores
         of_queries, of_keys = (rows.new_zeros(shape).index_put((row, place), each) for each in (queries, keys))
