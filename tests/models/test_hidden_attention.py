@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention.flex_attention import flex_attention
 
 from pytest_induction import UnsupportedModel, load_model, measure_heads
 from tests.models.recorded import Positioned, assert_right
@@ -21,10 +20,6 @@ def hidden(query, key, value):
     scores = scores_of(query, key)
     weights = (scores - scores.amax(-1, keepdim=True)).exp()
     return weights @ value / weights.sum(-1, keepdim=True)
-
-
-def flexible(query, key, value):
-    return flex_attention(query, key, value, score_mod=lambda score, b, h, q, k: torch.where(q >= k, score, -torch.inf))
 
 
 def by_log_softmax(query, key, value):
@@ -53,9 +48,8 @@ class Other(Attention):
     """And by one more, so that no block is built like another."""
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("seen", [fused, by_function])
-@pytest.mark.parametrize("attend", [hidden, flexible, by_log_softmax, by_kernel, heads_last, in_another_thread])
+@pytest.mark.parametrize("attend", [hidden, by_log_softmax, by_kernel, heads_last, in_another_thread])
 def test_attention_that_nothing_sees_is_refused_however_it_is_computed(attend, seen):
     """A block that attends by no function that is watched, beside one that does, is named in the refusal."""
     with pytest.raises(UnsupportedModel, match=MOVES.format(r"`blocks.1.mixer` \(Other\)")):

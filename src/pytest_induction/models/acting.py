@@ -97,6 +97,11 @@ class Acting(Show):
         """Whether the layer that comes next has steps."""
         return bool(self._steps.get(len(self.heads)))
 
+    @property
+    def acts_on_call(self) -> bool:
+        """Whether one of them looks at the call, and not only at what it gives."""
+        return any(type(step).on_call is not Step.on_call for step in self._steps.get(len(self.heads), ()))
+
     def act(self, call: Call, run: Callable[[Call | None], Tensor]) -> Tensor:
         """What the call gives, (rows, heads, positions, d_head), with its layer's steps; `run(None)` runs the model's own."""
         steps, part = self.next(call.query.shape[1], call.key.shape[1])

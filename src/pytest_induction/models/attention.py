@@ -55,6 +55,11 @@ class LogSumExpReader:
         """Of what the model computes in."""
         return self.query.dtype
 
+    @property
+    def keeps_products(self) -> bool:
+        """Whether scores are products of queries and keys by one factor, but for what is added to them."""
+        return True
+
     @cached_property
     def _query(self) -> Tensor:  # batch, key heads, group, positions, d_head; at least float32, or half a digit is left
         return _upcast(self.query).unflatten(1, (self.key.shape[1], -1))

@@ -21,6 +21,8 @@ from pytest_induction.models.outputs import Outputs, Vocabulary, described, read
 from pytest_induction.models.weights import fingerprint
 
 _NOTHING = nullcontext()
+FLEX = "torch.nn.attention.flex_attention"
+UNCOMPILED = "flex_attention_performance"  # torch's name of that warning
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Caller:
     def __init__(self, module: nn.Module, form: Form | None = None) -> None:
         module = uncompiled(module)
         self.module = module
+        self.calls_flex: bool | None = None  # whether it attends by `flex_attention`, once a trial pass was looked at
         self._parameters = _forward_parameters(module)
         self.form = form or Form(Inputs(INPUT_IDS if INPUT_IDS in self._parameters else ""))
         base = getattr(module, "base_model", None)
@@ -261,18 +264,32 @@ class _Eager(AbstractContextManager[None]):
         self._lock = threading.Lock()
         self._inside = 0
         self._stance: AbstractContextManager[Any] = nullcontext()
+        self._quiet = False
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
                 self._stance = torch.compiler.set_stance("force_eager")
             self._inside += 1
+            said = self._said()
+            if said is not None and UNCOMPILED not in said:
+                said.add(UNCOMPILED)
+                self._quiet = True
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
                 self._stance.__exit__(None, None, None)
+                said = self._said()
+                if said is not None and self._quiet:
+                    said.discard(UNCOMPILED)
+                self._quiet = False
+
+    @staticmethod
+    def _said() -> set[str] | None:
+        """The warnings that `flex_attention` gives once: it would advise to compile what is kept from being compiled here."""
+        return getattr(sys.modules.get(FLEX), "_WARNINGS_SHOWN", None)
 
 
 _EAGER = _Eager()
@@ -280,7 +297,7 @@ _EAGER = _Eager()
 
 def as_written() -> AbstractContextManager[Any]:
     """What `torch.compile` has compiled runs as it was written inside the block."""
-    if "torch._dynamo" not in sys.modules:
+    if "torch._dynamo" not in sys.modules and FLEX not in sys.modules:  # which compiles what it is called with
         return nullcontext()
     return _EAGER
 

@@ -119,7 +119,7 @@ def is_softmax_attention(call: Call, output: Tensor) -> bool:
     scores = rows_of_scores(call.query, call.key, call.scale, call.mask, call.causal, rows)
     open_rows = scores.amax(-1) > NOTHING
     given, weighed = _given_and_weighed(scores.softmax(-1), call.value, output)
-    return given.shape == weighed.shape and _is_close(given[open_rows], weighed[open_rows], call.value)
+    return given.shape == weighed.shape and is_close(given[open_rows], weighed[open_rows], call.value)
 
 
 def is_weighted_sum(pattern: Tensor, value: Tensor, output: Tensor) -> bool:
@@ -132,7 +132,7 @@ def is_weighted_sum(pattern: Tensor, value: Tensor, output: Tensor) -> bool:
     if given.shape != weighed.shape:
         return False
     factor = (given * weighed).sum(-1, keepdim=True) / (weighed * weighed).sum(-1, keepdim=True).clamp_min(1e-30)
-    return _is_close(given, factor * weighed, value)
+    return is_close(given, factor * weighed, value)
 
 
 def _given_and_weighed(pattern: Tensor, value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,7 @@ def _given_and_weighed(pattern: Tensor, value: Tensor, output: Tensor) -> tuple[
     return output[:, :, -pattern.shape[2] :].to(pattern.dtype), weighed[..., : output.shape[-1]]
 
 
-def _is_close(given: Tensor, expected: Tensor, value: Tensor) -> bool:
+def is_close(given: Tensor, expected: Tensor, value: Tensor) -> bool:
     tolerance = CLOSE.get(value.dtype, CLOSE_HALF) * 10
     return bool(torch.allclose(given, expected, atol=tolerance * float(value.abs().max()), rtol=tolerance))
 

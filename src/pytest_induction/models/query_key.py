@@ -203,8 +203,8 @@ def _trial_tokens(subject: ModelUnderTest) -> Tensor:
 
 
 def _seen(attention: Reader) -> _Seen | None:
-    """Queries and keys that went into a layer's attention, copied; None where only its pattern is seen."""
-    if not isinstance(attention, LogSumExpReader):
+    """Queries and keys that went into a layer's attention, copied; None where only its pattern tells what its scores are."""
+    if not isinstance(attention, LogSumExpReader) or not attention.keeps_products:
         return None
     key = attention.key.repeat_interleave(attention.n_heads // attention.key.shape[1], 1)
     return _Seen(attention.query.transpose(1, 2).clone(), key.transpose(1, 2).clone(), attention.scale)

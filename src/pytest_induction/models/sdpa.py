@@ -20,8 +20,9 @@ from pytest_induction.models.acting import Acting, Steps
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, full_precision
 from pytest_induction.models.census import Running, sealed_in
+from pytest_induction.models.flex_calls import FlexEar, gradients_allowed, is_flex
 from pytest_induction.models.kernels import BUILTIN, Call, attend, exact, is_softmax_attention
-from pytest_induction.models.way_in import ListeningWay, Refused, Show, Trials
+from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
 
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
 one_at_a_time = threading.RLock()  # held while functions that all models share are replaced
@@ -46,6 +47,9 @@ class SdpaWay(CallsWay):
     def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
         self.caller = caller
         shows, watches = try_out(caller, trials, Watch)
+        caller.calls_flex = any(watch.tap.flex.calls for watch in watches)
+        if caller.calls_flex:
+            raise NotInUse("flex_attention is called, which is read another way")
         if not shows[0].events:
             raise Refused(f"0 calls of scaled_dot_product_attention seen{watches[0].sealed()}")
         self.settle(shows, expected)
@@ -84,6 +88,7 @@ class Tap:
         self.batch, self.positions = tokens.shape
         self.show = show
         self.inside = False
+        self.flex = FlexEar(show, self.batch, self.positions)
         self._thread = threading.get_ident()
 
     @property
@@ -229,6 +234,8 @@ class Watch(TorchFunctionMode):
             return self.tap(*args, **(kwargs or {}))
         if self.tap.inside:
             return func(*args, **(kwargs or {}))
+        if is_flex(func) and self.tap.listens:
+            return self.tap.flex(func, *args, **(kwargs or {}))
         args, kwargs = self.before(func, args, kwargs or {})
         return self.after(func, args, kwargs, func(*args, **kwargs))
 
@@ -276,7 +283,7 @@ def try_out(caller: Caller, trials: Trials, mode: Callable[[Tap], Mode]) -> tupl
 @contextmanager
 def watching(tap: Tap, mode: Callable[[Tap], Mode]) -> Iterator[Mode]:
     """Every torch function that is called inside the block is looked at."""
-    with patched(tap), mode(tap) as watch:
+    with patched(tap), gradients_allowed(tap.show), mode(tap) as watch:
         yield watch
 
 

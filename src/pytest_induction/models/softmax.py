@@ -18,6 +18,7 @@ from pytest_induction.models.acting import Steps
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.editing import Editing
+from pytest_induction.models.flex import check_output_is_all
 from pytest_induction.models.products import PRODUCTS, tensors_in
 from pytest_induction.models.sdpa import Tap, Watch, each_itself, is_softmax, try_out, watching
 from pytest_induction.models.way_in import Enough, ListeningWay, Refused, Show, Trials, looking
@@ -49,6 +50,7 @@ class SoftmaxWay(ListeningWay):
         self.settle(shows, expected)
         for watch in watches:
             watch.check(self.calls)
+        check_output_is_all(self, trials[0], watches)
         self._editing = Editing(caller, trials[0], self.layers, calls=self.calls, groups=self.groups)
 
     def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:

@@ -18,6 +18,7 @@ from pytest_induction.models.attention import JoinedReader, LogSumExpReader, Pat
 from pytest_induction.models.calling import Caller, Standing, first_line, is_out_of_memory, quoted
 from pytest_induction.models.differences import close_to, difference
 from pytest_induction.models.eager import EagerWay
+from pytest_induction.models.flex import FlexWay
 from pytest_induction.models.flow import mixers
 from pytest_induction.models.registry import RegistryWay
 from pytest_induction.models.sdpa import SdpaWay
@@ -27,7 +28,7 @@ from pytest_induction.models.transformer_lens import HookPointWay
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Trials, WayIn
 from pytest_induction.records import TokenSpace
 
-WAYS: tuple[type[WayIn], ...] = (ShownWay, SdpaWay, RegistryWay, EagerWay, HookPointWay, SoftmaxWay)
+WAYS: tuple[type[WayIn], ...] = (ShownWay, SdpaWay, FlexWay, RegistryWay, EagerWay, HookPointWay, SoftmaxWay)
 OTHER_ROWS = 1e-2  # what a pattern may change by with the rows beside it
 ROW_SUMS = {torch.float64: 1e-6, torch.float32: 1e-3}  # what the sum over a row may miss 1 by
 ROW_SUMS_HALF = 2e-2
