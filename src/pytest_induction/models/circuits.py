@@ -1,11 +1,13 @@
 """Where a model's heads keep their weights: what each reads of the residual stream and what it writes back, each checked.
 
 On a few tokens, for every layer: values that these weights make, mixed by the pattern that was read, are what the output
-projection was given; what it gives is added to the residual stream as it is; the stream goes through the final norm and the
-unembedding to the model's own logits. A model of which any of this does not hold is refused by name.
+projection was given; what it gives, or what a norm behind it makes of that, is added to the residual stream as it is; the stream
+goes through the final norm and the unembedding to the model's own logits. A model of which any of this does not hold is refused
+by name.
 
 A fixed factor on what a layer writes, on the embedding or on the logits is found and kept; a soft cap on the logits is noted,
-and left out. Norms are folded (`Norm.folded`): gains and centring go into the weights, each position's scale is left out.
+and left out. Norms are folded (`Norm.folded`, `Norm.written`): gains and centring go into the weights, each position's scale is
+left out.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ class _Layer(NamedTuple):
     path: str
     values: Values
     out: Affine
-    adds: Call  # gives what is added to the stream
+    projects: Call  # of the output projection
+    adds: Call  # gives what is added to the stream: that call, or that of the norm behind it
+    behind: Norm
     norm: Norm
     stream: Call
     writes: nn.Module | None
@@ -101,7 +105,16 @@ class _Reading:
         factors = self._factors(layers, end, looked_up)
         found = tuple(
             LayerCircuits(
-                each.path, each.norm, each.values.call.part, each.writes, by, each.values.affine, each.values.columns, each.out
+                path=each.path,
+                norm=each.norm,
+                reads=each.values.call.part,
+                writes=each.writes,
+                factor=by,
+                _values=each.values.affine,
+                _columns=each.values.columns,
+                _out=each.out,
+                behind=each.behind,
+                normed=None if each.adds is each.projects else each.adds.part,
             )
             for each, by in zip(layers, factors[1:], strict=True)
         )
@@ -123,16 +136,19 @@ class _Reading:
             inside = set(scope.modules())
             found = find_values([call for call in self._calls if call.part in inside], pattern)
             if found is not None:
-                values, adds = found
-                out = affine_of(adds.part)
+                values, projects = found
+                out = affine_of(projects.part)
                 break
         else:
-            values, adds, out = self._own_weights(path, part, pattern)
-        if out is None or not agrees(out(_given(adds, values, pattern)), adds.gave):
+            values, projects, out = self._own_weights(path, part, pattern)
+        if out is None or not agrees(out(_given(projects, values, pattern)), projects.gave):
             self._refuse(f"{quoted(path)} does not give what its output projection makes of its heads' outputs")
-        self._once(path, [values.call.part, adds.part])
+        self._once(path, [values.call.part, projects.part])
         norm, stream = self._norm_before(values.call, quoted(path))
-        return _Layer(path, values, out, adds, norm, stream, None if adds.part is part else adds.part)
+        behind, adds = self._norm_behind(projects, quoted(path))
+        return _Layer(
+            path, values, out, projects, adds, behind, norm, stream, None if projects.part is part else projects.part
+        )
 
     def _own_weights(self, path: str, part: nn.Module, pattern: Tensor) -> tuple[Values, Call, Affine]:
         """Of a module that holds `W_V` (n_heads, d_model, d_head) and `W_O` (n_heads, d_head, d_model) itself."""
@@ -163,6 +179,18 @@ class _Reading:
             self._refuse(f"the norm before {where}, `{type(norms[-1].part).__name__}`, is neither a LayerNorm nor an RMSNorm")
         return Norm(), call
 
+    def _norm_behind(self, call: Call, where: str) -> tuple[Norm, Call]:
+        """The norm that was given what a call gave, and its own call: else none, and the call itself."""
+        later = self._calls[next(place for place, each in enumerate(self._calls) if each is call) + 1 :]
+        found = next((each for each in later if is_norm(each.part) and _same(call.gave, each.given)), None)
+        if found is None:
+            return Norm(), call
+        norm = norm_of(found)
+        if norm is None:
+            self._refuse(f"the norm behind {where}, `{type(found.part).__name__}`, is neither a LayerNorm nor an RMSNorm")
+        self._once(where, [found.part])
+        return norm, found
+
     def _end(self, last: _Layer) -> _End:
         for call in reversed(self._calls):
             affine = affine_of(call.part)
@@ -174,7 +202,7 @@ class _Reading:
                 norm, stream = self._norm_before(call, "the unembedding")
                 return _End(affine, norm, *related, stream)
         weight = _tensor(self._root, "W_U", 2)
-        given, gave = last.adds.given, last.adds.gave
+        given, gave = last.projects.given, last.adds.gave
         if weight is not None and given.shape == gave.shape and len(weight) == gave.shape[-1]:
             affine = Affine(weight, None)
             if agrees(affine(given + gave)[..., : self._logits.shape[-1]], self._logits):
