@@ -26,12 +26,13 @@ from pytest_induction.models.anatomy import (
     affine_of,
     agrees,
     find_values,
-    is_norm,
     latest,
     mix,
     norm_of,
+    norms_among,
     recording,
     replayed,
+    same,
     table_of,
 )
 from pytest_induction.models.attention import Reader
@@ -95,6 +96,7 @@ class _Reading:
             logits = subject.observe(self._tokens, kept, logits=True, early_stop=False)
         if logits is None:
             raise TypeError("a pass that was asked for logits gave none")
+        self._norms = norms_among(self._calls)
         self._patterns = patterns
         self._logits = logits[..., : subject.space.d_vocab]
 
@@ -146,9 +148,7 @@ class _Reading:
         self._once(path, [values.call.part, projects.part])
         norm, stream = self._norm_before(values.call, quoted(path))
         behind, adds = self._norm_behind(projects, quoted(path))
-        return _Layer(
-            path, values, out, projects, adds, behind, norm, stream, None if projects.part is part else projects.part
-        )
+        return _Layer(path, values, out, projects, adds, behind, norm, stream, None if projects.part is part else projects.part)
 
     def _own_weights(self, path: str, part: nn.Module, pattern: Tensor) -> tuple[Values, Call, Affine]:
         """Of a module that holds `W_V` (n_heads, d_model, d_head) and `W_O` (n_heads, d_head, d_model) itself."""
@@ -169,7 +169,7 @@ class _Reading:
 
     def _norm_before(self, call: Call, where: str) -> tuple[Norm, Call]:
         """The norm whose output a call was given, and the call that was given what lies before it: that norm, or itself."""
-        norms = [each for each in self._calls if is_norm(each.part) and _same(each.gave, call.given)]
+        norms = [each for each in self._calls if each.part in self._norms and same(each.gave, call.given)]
         for each in reversed(norms):
             norm = norm_of(each)
             if norm is not None:
@@ -182,7 +182,7 @@ class _Reading:
     def _norm_behind(self, call: Call, where: str) -> tuple[Norm, Call]:
         """The norm that was given what a call gave, and its own call: else none, and the call itself."""
         later = self._calls[next(place for place, each in enumerate(self._calls) if each is call) + 1 :]
-        found = next((each for each in later if is_norm(each.part) and _same(call.gave, each.given)), None)
+        found = next((each for each in later if each.part in self._norms and same(call.gave, each.given)), None)
         if found is None:
             return Norm(), call
         norm = norm_of(found)
@@ -254,7 +254,7 @@ class _Reading:
         givers = [] if looked_up is None else [(looked_up, moves[0])]
         givers += [(layer.adds, move) for layer, move in zip(layers, moves[1:], strict=True)]
         moved = {call.part: move for call, move in givers}
-        given = replayed(self._root, self._tokens, self._calls, moved, [call.part for call in streams])
+        given = replayed(self._root, self._tokens, self._calls, self._norms, moved, [call.part for call in streams])
         changes = [given[call.part].cpu().double() - call.given.cpu().double() for call in streams]  # not every device has these
         factors = [*_fitted(changes[-1], moves[: len(streams)]), 1.0][: len(moves)]
         self._check_factors(factors, layers)
@@ -316,10 +316,6 @@ def _tensor(part: nn.Module, name: str, axes: int) -> Tensor | None:
     """A tensor that a module holds under a name, if it has that many axes."""
     found = getattr(part, name, None)
     return found.detach() if isinstance(found, Tensor) and found.ndim == axes else None
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one.to(other), other)
 
 
 def _factor(found: Tensor, wanted: Tensor) -> float | None:

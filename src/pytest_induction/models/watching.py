@@ -45,6 +45,24 @@ class Watch:
                 handle.remove()
         return one.scale if one.scale is not None else torch.ones(tokens.shape, device=self._subject.device)
 
+    def scales_behind(self, tokens: Tensor) -> list[Tensor]:
+        """What the norm behind each layer's attention divides by in one pass, (batch, positions) each; 1 where none is."""
+        found = [torch.ones(tokens.shape)] * len(self._circuits.layers)
+
+        def heard(number: int, given: Tensor) -> None:
+            found[number] = self._circuits.layers[number].behind.scale(given)
+
+        layers = [(number, layer.normed) for number, layer in enumerate(self._circuits.layers) if layer.normed is not None]
+        handles = [
+            part.register_forward_pre_hook(_listening(partial(heard, number)), with_kwargs=True) for number, part in layers
+        ]
+        try:
+            self._subject.observe(tokens, lambda number, attention: None, early_stop=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
 
 class _Pass:
     """What is seen in one pass, as it comes.
