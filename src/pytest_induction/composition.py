@@ -33,7 +33,7 @@ from pytest_induction.probes.sequences import COPIES
 from pytest_induction.progress import advance, progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance
 
-MEAN_SCALE = "earlier heads count in QK traces at the mean scale of the norm behind their attention"
+MEAN_SCALE = "earlier heads count in QK traces over the mean scale of the norm behind their attention"
 KINDS = ("query", "key", "value")
 LAYERS = "layer"
 
@@ -98,7 +98,7 @@ def measure_composition(model: ModelLike, *, n_sequences: int = 24, seed: int | 
 
     All of it is of the weights, with the norms before and behind attention folded in, but for the previous-token scores that
     weigh earlier heads in `qk_trace` and `qk_eigenvalue`: those of `measure_heads` with `n_sequences` rows at that seed. Where a
-    norm lies behind attention they also count by what it multiplies with, the mean over these rows.
+    norm lies behind attention they count over its scale, the mean over these rows.
 
     Raises `UnsupportedModel` where the weights of the heads are not known or the model does something else with them (it is tried
     out: models/query_key.py says how), `ModelError` for a model with fewer than two attention layers, `ProbeError` where no probe
@@ -120,7 +120,7 @@ def measure_composition(model: ModelLike, *, n_sequences: int = 24, seed: int | 
         pairs = subject.remember(("composition",), lambda: _pairs(weights))
     heads = measure_heads(subject, n_sequences=n_sequences, seed=seed)
     about = heads.provenance
-    trace, eigenvalue = qk_traces_of(weights, heads.previous_token * weights.written(n_sequences, about.seed)[:, None])
+    trace, eigenvalue = qk_traces_of(weights, heads.previous_token / weights.scales_behind(n_sequences, about.seed)[:, None])
     return CompositionScores(
         **pairs.scores,
         qk_trace=trace,
@@ -159,8 +159,8 @@ class Weights:
         """Whether a norm lies behind the attention of any layer."""
         return any(layer.normed is not None for layer in self._circuits.layers)
 
-    def written(self, n_sequences: int, seed: int | None) -> Array:
-        """By what the norm behind each layer's attention multiplies, beside its gain, (n_layers,); 1 where no norm is.
+    def scales_behind(self, n_sequences: int, seed: int | None) -> Array:
+        """What the norm behind each layer's attention divides by, (n_layers,); 1 where no norm is.
 
         The mean over the rows of `measure_heads` at that seed, but for their first position, which has none before it.
         """
@@ -169,13 +169,12 @@ class Weights:
         watch = Watch(self.subject, self._circuits)
 
         def measured(rows: Tensor, part: slice) -> Array:
-            return np.stack([numbers(scale[:, 1:].reciprocal().mean(1)) for scale in watch.scales_behind(rows)], axis=1)
+            return np.stack([numbers(scale[:, 1:].mean(1)) for scale in watch.scales_behind(rows)], axis=1)
 
         rng = np.random.default_rng([self.subject.seed if seed is None else seed, 0])
         probes = probes_of(self.subject, n_sequences, rng, COPIES, None)
-        found = [
-            each for probe in probes for each in in_batches(self.subject, torch.from_numpy(probe.tokens), measured, logits=False)
-        ]
+        rows = [torch.from_numpy(probe.tokens) for probe in probes]
+        found = [each for some in rows for each in in_batches(self.subject, some, measured, logits=False)]
         return np.concatenate(found).mean(axis=0)
 
     def layer(self, number: int) -> Layer:

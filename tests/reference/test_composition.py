@@ -22,6 +22,7 @@ from pytest_induction.metrics.composition import (
     side,
 )
 from pytest_induction.models import planted
+from pytest_induction.probes.sequences import COPIES
 from tests.models.test_circuits import HEADS, Large, Model, Scaled
 from tests.models.test_query_key import ATTENTION
 from tests.models.test_query_key import by_hand as queries_and_keys
@@ -54,21 +55,21 @@ def whole(model, kind):
         value, out = (each.double() for each in values_and_outs(model, kind, layer))
         scores.append(fold @ query @ key.mT @ fold.mT / 8**0.5)
         moves.append(fold @ value @ out)
-    return torch.stack(scores), torch.stack(moves), model.get_input_embeddings().weight.double()
+    return torch.stack(scores), torch.stack(moves), model.get_input_embeddings()(torch.arange(61)).double()
 
 
 @torch.no_grad()
 def multiplied_behind(model, kind):
-    """By what the norm behind the first layer's attention multiplies on the rows of seed 1, on average: 1 without such a norm."""
+    """One over what the norm behind the first layer's attention divides by on the rows of seed 1: 1 without such a norm."""
     if kind not in BEHIND:
         return 1
     subject, found = load_model(model), []
     part = of_layers(model, kind)[0][0].get_submodule(OUT[kind])
-    handle = part.register_forward_hook(lambda _, given, output: found.append(output.pow(2).mean(-1).rsqrt()[:, 1:].mean(1)))
-    for probe in probes_of(subject, 2, np.random.default_rng([1, 0]), 3, None):
+    handle = part.register_forward_hook(lambda _, given, output: found.append(output.pow(2).mean(-1).sqrt()[:, 1:].mean(1)))
+    for probe in probes_of(subject, 2, np.random.default_rng([1, 0]), COPIES, None):
         model(torch.from_numpy(probe.tokens))
     handle.remove()
-    return float(torch.cat(found).mean())
+    return 1 / float(torch.cat(found).mean())
 
 
 @pytest.mark.parametrize("kind", ATTENTION)

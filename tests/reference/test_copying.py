@@ -31,6 +31,7 @@ from pytest_induction.metrics.copying import (
 from pytest_induction.models import planted
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.watching import Watch
+from tests.planted import NormedBehind
 
 TINY = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 LLAMA = {
@@ -389,6 +390,18 @@ def test_planted_heads_have_the_scores_of_what_they_are(name):
         others = np.delete(getattr(scores, each).ravel(), 4)
         assert (others == 0).all()
     assert np.isnan(scores.copying).all()  # on rows without repeats it rests on the first token
+
+
+@pytest.mark.parametrize(("strength", "size"), [(16.0, 16.0), (16.0, 4.0), (0.5, 16.0)])
+def test_planted_heads_behind_a_norm_have_what_its_gain_gives_them(strength, size):
+    """However long what they write is before the norm, but for its epsilon."""
+    model = NormedBehind(planted.induction_head(strength=strength), (1.0, size)).eval()
+    scores = measure_copying(model, n_sequences=6)
+    found = [getattr(scores, each)[1, 0] for each in ("ov_eigenvalue", "own_logit_first", "direct_effect", "copy_effect")]
+    size *= (1 + model.norms[1].eps * len(model.W_U) / strength**2) ** -0.5
+    np.testing.assert_allclose(found, [1, 1, size - size / 64, size], atol=1e-4)
+    for each in ("ov_eigenvalue", "direct_effect", "copy_effect"):
+        np.testing.assert_allclose(np.delete(getattr(scores, each).ravel(), 4), 0, atol=1e-6)
 
 
 def test_redundant_heads_share_the_effect():

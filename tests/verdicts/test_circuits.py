@@ -8,6 +8,7 @@ import pytest
 from pytest_induction import ExpectationFailed, HeadId, Verdict, assert_induction_circuit
 from pytest_induction.models.planted import induction_head, pointer_induction_head
 from pytest_induction.verdicts.circuits import Circuit, Lost, judge_circuit
+from tests.planted import NormedBehind
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 
@@ -61,6 +62,16 @@ def test_a_planted_circuit_by_keys():
     assert estimates["pattern_recovery"].value == pytest.approx(1, abs=1e-3)
     assert estimates["gain_of_single_heads"].value == pytest.approx(np.log(64), abs=0.01)
     assert found.from_dict(found.to_dict()) == found
+
+
+def test_a_planted_circuit_with_norms_behind_attention():
+    """Its weights agree as they do without, though the norms divide by all that a layer writes."""
+    model = NormedBehind(induction_head(previous_head=2, head=1), (1.0, 16.0))
+    found = assert_induction_circuit(model.eval())
+    assert found.reason == "key_composition"
+    assert "L1H1 loses 1.00 of its prefix matching without L0H2 in its keys" in found.summary
+    for name, value in (("lost_through_keys", 1), ("lost_through_keys_of_others", 0), ("qk_eigenvalue", 1), ("ov_eigenvalue", 1)):
+        assert found.estimates[name].value == pytest.approx(value, abs=1e-3), name
 
 
 def test_pointer_arithmetic_is_recognised():
