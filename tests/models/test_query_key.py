@@ -10,15 +10,16 @@ from torch import nn
 from pytest_induction import load_model, show_attention
 from pytest_induction.errors import UnsupportedModel
 from pytest_induction.models import planted
+from pytest_induction.models.attention import PatternReader, Scored
 from pytest_induction.models.circuits import circuits_of
-from pytest_induction.models.query_key import queries_keys_of
+from pytest_induction.models.query_key import _seen, queries_keys_of
 from tests.models.test_circuits import D_MODEL, HEADS, Block, Lens, Model
 from tests.reference.test_copying import gain_of, of_layers, tiny
 
 ROOT = 8**-0.5
 ATTENTION = {"GPT2": "attn.c_attn", "GPTNeoX": "attention.query_key_value", "Llama": "self_attn", "OPT": "self_attn"}
-ATTENTION |= dict.fromkeys(("Gemma3", "Olmo2", "Glm4"), "self_attn")
-NORMED, TURNED = ("Gemma3", "Olmo2"), ("Llama", "GPTNeoX", "Gemma3", "Olmo2", "Glm4")
+ATTENTION |= dict.fromkeys(("Gemma2", "Gemma3", "Olmo2", "Glm4"), "self_attn")
+NORMED, TURNED = ("Gemma3", "Olmo2"), ("Llama", "GPTNeoX", "Gemma2", "Gemma3", "Olmo2", "Glm4")
 
 
 def read(model):
@@ -54,7 +55,9 @@ def test_weights_are_those_that_are_cut_out_by_hand(kind):
         assert layer.rotary == (kind in TURNED) and layer.normed == (kind in NORMED)
     turned = ("queries and keys are turned by rotary embeddings; their weights are those before",)
     normed = ("queries and keys are normed; their weights are up to the scale of each position",)
-    assert found.notes == (turned if kind in TURNED else ()) + (normed if kind in NORMED else ())
+    capped = ("scores of queries and keys are capped before the softmax; weights are those before",)
+    notes = (capped if kind == "Gemma2" else ()) + (turned if kind in TURNED else ()) + (normed if kind in NORMED else ())
+    assert found.notes == notes and {layer.cap for layer in found.layers} == {2.0 if kind == "Gemma2" else None}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -368,16 +371,32 @@ def test_what_computes_something_else_is_refused_by_name(block):
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "gpt-oss"])
-def test_models_of_transformers_that_are_refused(kind):
-    """Rotations where only patterns are seen; what their heads write is known all the same."""
+@pytest.mark.parametrize("kind", ["gemma2", "gpt-oss", "qwen3"])
+def test_caps_sinks_and_norms_of_transformers_are_no_obstacle(kind):
+    """What went into an attention function that gives its patterns is seen beside them."""
     pytest.importorskip("transformers")
     from tests.models.zoo import build
 
-    subject = load_model(build(kind))
-    assert circuits_of(subject).layers
-    with pytest.raises(UnsupportedModel, match="the weights of the queries and keys"):
-        queries_keys_of(subject)
+    model = build(kind)
+    for layer, block in zip(read(model).layers, model.model.layers, strict=True):
+        wanted = block.self_attn.q_proj.weight.T.unflatten(-1, (4, 8)).movedim(1, 0)
+        gain = block.self_attn.q_norm.weight if kind == "qwen3" else 1
+        torch.testing.assert_close(layer.queries, wanted * gain)
+        assert layer.rotary and layer.normed == (kind == "qwen3") and layer.cap == (2.0 if kind == "gemma2" else None)
+
+
+@pytest.mark.parametrize(
+    ("cap", "told", "believed"), [(None, None, True), (2.0, 2.0, True), (2.0, None, False), (2.0, 1.0, False)]
+)
+def test_what_is_said_to_make_a_pattern_must_make_it(cap, told, believed):
+    """Up to what is masked and what goes to a sink; a cap that nobody told of shows."""
+    query, key = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8)
+    scores = query @ key.repeat_interleave(2, 1).mT / 3
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    scores = torch.cat([scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf), torch.ones(2, 4, 7, 1)], -1)
+    pattern = scores.softmax(-1)[..., :-1]
+    assert (_seen(PatternReader(pattern, Scored(query, key, 1 / 3, told))) is not None) == believed
+    assert _seen(PatternReader(pattern)) is None
 
 
 def test_a_smeared_key_is_refused(shipped):

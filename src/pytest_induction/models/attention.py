@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -149,11 +150,24 @@ class LogSumExpReader:
         return scores.sub_(self.log_sum_exp[:, :, queries.start : queries.stop, None].to(scores.dtype)).exp_()
 
 
+class Scored(NamedTuple):
+    """What is said to have made a pattern, as in `LogSumExpReader`; scores have a soft cap at `cap` if there is one."""
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    cap: float | None
+
+
 @dataclass
 class PatternReader:
-    """Reads a pattern that the model itself has computed, (batch, heads, positions, positions)."""
+    """Reads a pattern that the model itself has computed, (batch, heads, positions, positions).
+
+    `scored` is what went in beside it, where that is known: nothing has checked that it makes the pattern.
+    """
 
     pattern: Tensor
+    scored: Scored | None = None
 
     @property
     def n_heads(self) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pytest_induction.errors import UnsupportedModel
 from pytest_induction.models.anatomy import affine_of, agrees, is_norm, may_be_norm, norm_of, recording, same
-from pytest_induction.models.attention import LogSumExpReader, Reader
+from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, quoted
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.head_weights import Affine, LayerCircuits, Norm, upcast
@@ -75,11 +75,13 @@ class LayerQueryKey:
 
     `factor` is that from the product of a query and a key to their score before the softmax: one over the root of d_head, unless
     the model has another. With `rotary` the score is that at a distance of zero; at others queries and keys are turned first.
+    `cap` is that of a soft cap on the score, if there is one.
     """
 
     path: str
     factor: float
     rotary: bool
+    cap: float | None
     _query: Projection
     _key: Projection
 
@@ -122,8 +124,9 @@ class QueryKeys:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a measurement of these weights leaves out."""
-        turned, normed = ([getattr(layer, name) for layer in self.layers] for name in ("rotary", "normed"))
+        turned, normed, capped = ([getattr(layer, name) for layer in self.layers] for name in ("rotary", "normed", "cap"))
         found = [
+            (capped, "scores of queries and keys are capped{} before the softmax; weights are those before"),
             (turned, "queries and keys are turned by rotary embeddings{}; their weights are those before"),
             (normed, "queries and keys are normed{}; their weights are up to the scale of each position"),
         ]
@@ -134,8 +137,8 @@ def queries_keys_of(subject: ModelUnderTest) -> QueryKeys:
     """The weights of a model's queries and keys, read once and checked.
 
     Raises `UnsupportedModel` where they are not known, or those of values and outputs are not (`circuits_of`); the message says
-    where. Among these are mixtures of keys, norms behind rotary embeddings that have gains, and, where only patterns are seen,
-    soft caps, biases by distance and rotary embeddings.
+    where. Among these are mixtures of keys, norms behind rotary embeddings that have gains, and, where only patterns are seen and
+    not what went into the attention, soft caps, biases by distance and rotary embeddings.
     """
     with subject.as_it_is():
         return subject.remember(("queries and keys",), lambda: _Reading(subject).queries_keys())
@@ -202,11 +205,19 @@ class _Candidates(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What went into the attention, (batch, positions, n_heads, d_head), and the factor of its scores."""
+    """What went into the attention, (batch, positions, n_heads, d_head), the factor of its scores, and their soft cap."""
 
     query: Tensor
     key: Tensor
     scale: float
+    cap: float | None
+
+    def make(self, pattern: Tensor) -> bool:
+        """Whether a pattern is the softmax of these scores, but for what is masked and what all keys of a query share."""
+        scores = torch.einsum("bqhd,bkhd->bhqk", upcast(self.query), upcast(self.key)) * self.scale
+        scores = scores if self.cap is None else self.cap * torch.tanh(scores / self.cap)
+        one, other = _compared(scores, pattern, self.query.dtype)
+        return agrees(one, other.to(self.query.dtype))
 
 
 class _Reading:
@@ -253,7 +264,8 @@ class _Reading:
             if not _added_by_position(one.source.given, given):
                 self._refuse(f"the {name} of {where} are not made of what its values are made of")
         factor = query.factor * key.factor * scale
-        return LayerQueryKey(layer.path, factor, query.turned or key.turned, query.projection, key.projection)
+        turned, cap = query.turned or key.turned, None if isinstance(found, Tensor) else found.cap
+        return LayerQueryKey(layer.path, factor, turned, cap, query.projection, key.projection)
 
     def _candidates(self, layer: LayerCircuits, part: nn.Module) -> Iterator[_Candidates]:
         """What may make the queries and keys: maps that the layer holds itself, those in it, those beside it."""
@@ -294,10 +306,16 @@ def _trial_tokens(subject: ModelUnderTest) -> Tensor:
 
 def _seen(attention: Reader) -> _Seen | None:
     """Queries and keys that went into a layer's attention, copied; None where only its pattern is seen."""
-    if not isinstance(attention, LogSumExpReader):
+    cap = None
+    if isinstance(attention, PatternReader) and attention.scored is not None:
+        query, key, scale, cap = attention.scored
+    elif isinstance(attention, LogSumExpReader):
+        query, key, scale = attention.query, attention.key, attention.scale
+    else:
         return None
-    key = attention.key.repeat_interleave(attention.n_heads // attention.key.shape[1], 1)
-    return _Seen(attention.query.transpose(1, 2).clone(), key.transpose(1, 2).clone(), attention.scale)
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    seen = _Seen(query.transpose(1, 2).clone(), key.transpose(1, 2).clone(), scale, cap)
+    return seen if isinstance(attention, LogSumExpReader) or seen.make(attention.pattern) else None
 
 
 def _own(part: nn.Module, weight: str, bias: str) -> Affine | None:
@@ -396,12 +414,18 @@ def _scale(query: Tensor, key: Tensor, pattern: Tensor) -> float | None:
     Logarithms are compared, each row's above their mean: of nearly even patterns any small scores are nearly the softmax. What
     all keys of a query share, as with a sink, does not count, nor what is masked.
     """
-    products = torch.einsum("bqhd,bkhd->bhqk", upcast(query), upcast(key)).to(pattern.dtype)
-    counted, least = pattern > torch.finfo(query.dtype).tiny, torch.finfo(pattern.dtype).tiny
-    one, other = (_centred(each, counted) for each in (products, pattern.clamp_min(least).log()))
+    products = torch.einsum("bqhd,bkhd->bhqk", upcast(query), upcast(key))
+    one, other = _compared(products, pattern, query.dtype)
     size = float(one.double().square().sum())
     factor = float((one.double() * other.double()).sum()) / size if size else 1.0
     return factor if abs(factor) > NO_FACTOR and agrees(one * factor, other.to(query.dtype)) else None
+
+
+def _compared(scores: Tensor, pattern: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scores and the logarithms of a pattern, of each row what lies above the mean of those that are not masked."""
+    pattern = upcast(pattern)
+    counted, least = pattern > torch.finfo(dtype).tiny, torch.finfo(pattern.dtype).tiny
+    return _centred(scores.to(pattern.dtype), counted), _centred(pattern.clamp_min(least).log(), counted)
 
 
 def _centred(values: Tensor, counted: Tensor) -> Tensor:
@@ -418,9 +442,9 @@ def _added_by_position(given: Tensor, values_given: Tensor) -> bool:
     return agrees(upcast(values_given) + added[:1], given)
 
 
-def _in_some(which: Sequence[bool]) -> str:
+def _in_some(which: Sequence[object]) -> str:
     """Of how many layers something is said, unless it is of all."""
-    return "" if all(which) else f" in {sum(which)} of {len(which)} layers"
+    return "" if all(which) else f" in {sum(map(bool, which))} of {len(which)} layers"
 
 
 def _cut(values: Tensor, columns: Tensor) -> Tensor:
