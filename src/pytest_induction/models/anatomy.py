@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from pytest_induction.models.head_weights import Affine, Norm, upcast
 
 CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest number, that two results may differ by
 CLOSE_HALF = 3e-2
+LEAST_EPSILON = 1e-8
 EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps", "layer_norm_eps")
 GAINS = ("weight", "w", "scale", "gamma")
 SHIFTS = ("bias", "b", "beta")
@@ -136,25 +138,26 @@ def norm_of(call: Call) -> Norm | None:
     if given.shape != call.gave.shape or not given.is_floating_point():
         return None
     size = upcast(given).square().mean(-1, keepdim=True).sqrt()
-    far, epsilons = given + size.to(given), _epsilons(part, given.dtype)
-    small = (given / size.clamp_min(torch.finfo(given.dtype).tiny) * epsilons[0] ** 0.5).to(given)
+    epsilons = _epsilons(part, given.dtype)
+    far, unit = given + size.to(given), given / size.clamp_min(torch.finfo(torch.float32).tiny)
+    small = (unit * max(epsilons[0], LEAST_EPSILON) ** 0.5).to(given)
     try:
-        telling = [(given, call.gave), *((each, part(each)) for each in (far, small))]
+        made = [part(each) for each in (far, small)]
     except (TypeError, ValueError, RuntimeError, IndexError):  # it takes more than what it is to norm
         return None
-    if any(gave.shape != given.shape for given, gave in telling):
+    if not all(isinstance(each, Tensor) and each.shape == given.shape for each in made):
         return None
+    telling = [(given, call.gave), (far, made[0])]
     vectors = _vectors(part, given.shape[-1:])
-    gains = [None, *(gain for each in vectors for gain in (each, 1 + upcast(each)))]
-    forms = (
-        Norm(centred=centred, divides=True, eps=eps, gain=gain, shift=shift)
+    forms = [
+        Norm(centred=centred, divides=True, eps=epsilons[0], gain=gain, shift=shift)
         for centred in (False, True)
-        for gain in gains
+        for gain in (None, *(gain for each in vectors for gain in (each, 1 + upcast(each))))
         for shift in (None, *vectors)
-        for eps in epsilons
-    )
-    best = min(forms, key=lambda norm: sum(_error(norm(one), other) for one, other in telling))
-    return best if all(agrees(best(one), other) for one, other in telling[:2]) else None
+    ]
+    form = min(forms, key=lambda norm: sum(_error(norm(one), other) for one, other in telling))
+    best = min((replace(form, eps=eps) for eps in epsilons), key=lambda norm: _error(norm(small), made[1]))
+    return best if all(agrees(best(one), other) for one, other in telling) else None
 
 
 def _error(found: Tensor, wanted: Tensor) -> float:
@@ -163,8 +166,8 @@ def _error(found: Tensor, wanted: Tensor) -> float:
 
 def _epsilons(part: nn.Module, dtype: torch.dtype) -> list[float]:
     """What may be a norm's epsilon, the one that it names first: torch's RMSNorm has that of the dtype where it names none."""
-    named = next((value for name in EPSILONS if isinstance(value := getattr(part, name, None), float)), None)
-    return [*([] if named is None else [named]), 1e-5, 1e-6, 1e-8, torch.finfo(dtype).eps]
+    named = [value for name in EPSILONS if isinstance(value := getattr(part, name, None), float) and value >= 0]
+    return list(dict.fromkeys([*named, 1e-5, 1e-6, 1e-8, torch.finfo(dtype).eps]))
 
 
 def _vectors(part: nn.Module, shape: torch.Size) -> list[Tensor]:
