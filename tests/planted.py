@@ -95,3 +95,28 @@ class CopiesUnseen(Planted):
         show_attention(pattern=uniform(tokens)[:, None])
         answer = induction(tokens) @ F.one_hot(tokens, self.d_vocab).float()
         return super().forward(tokens) * 0 + answer * self.copy
+
+
+class NormedBehind(nn.Module):
+    """A planted model with a norm behind the attention of each layer.
+
+    What is planted writes one token's direction, of length `strength`, or nothing. The gain gives that length back, so that the
+    model is the one that was planted.
+    """
+
+    bos_token_id = 0
+
+    def __init__(self, planted: nn.Module, strengths: tuple[float, ...]):
+        super().__init__()
+        self.W_E, self.W_pos, self.W_U = planted.W_E, planted.W_pos, planted.W_U
+        self.layers, self.vocab_size, self.n_ctx = planted.layers, planted.vocab_size, planted.n_ctx
+        d_model = self.W_E.shape[1]
+        self.norms = nn.ModuleList(nn.RMSNorm(d_model, eps=1e-6) for _ in self.layers)
+        for norm, strength in zip(self.norms, strengths, strict=True):
+            nn.init.constant_(norm.weight, strength / d_model**0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        residual = self.W_E[tokens] + self.W_pos[: tokens.shape[1]]
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            residual = residual + norm(layer(residual))
+        return residual @ self.W_U

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pytest_induction.batching import in_batches
 from pytest_induction.errors import ModelError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, measure_heads, numbers, plain
+from pytest_induction.measure import Array, ModelLike, measure_heads, numbers, plain, probes_of
 from pytest_induction.metrics.composition import (
     Side,
     composition_scores,
@@ -27,9 +28,12 @@ from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.query_key import queries_keys_of
+from pytest_induction.models.watching import Watch
+from pytest_induction.probes.sequences import COPIES
 from pytest_induction.progress import advance, progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance
 
+MEAN_SCALE = "earlier heads count in QK traces over the mean scale of the norm behind their attention"
 KINDS = ("query", "key", "value")
 LAYERS = "layer"
 
@@ -92,8 +96,9 @@ class CompositionScores:
 def measure_composition(model: ModelLike, *, n_sequences: int = 24, seed: int | None = None) -> CompositionScores:
     """Measure query, key and value composition between all heads, and whether keys are matched by the token before them.
 
-    All of it is of the weights, with the norms before attention folded in, but for the previous-token scores that weigh earlier
-    heads in `qk_trace` and `qk_eigenvalue`: those of `measure_heads` with `n_sequences` rows at that seed.
+    All of it is of the weights, with the norms before and behind attention folded in, but for the previous-token scores that
+    weigh earlier heads in `qk_trace` and `qk_eigenvalue`: those of `measure_heads` with `n_sequences` rows at that seed. Where a
+    norm lies behind attention they count over its scale, the mean over these rows.
 
     Raises `UnsupportedModel` where the weights of the heads are not known or the model does something else with them (it is tried
     out: models/query_key.py says how), `ModelError` for a model with fewer than two attention layers, `ProbeError` where no probe
@@ -114,8 +119,8 @@ def measure_composition(model: ModelLike, *, n_sequences: int = 24, seed: int | 
     with progress("composition of heads", subject.n_layers, LAYERS):
         pairs = subject.remember(("composition",), lambda: _pairs(weights))
     heads = measure_heads(subject, n_sequences=n_sequences, seed=seed)
-    trace, eigenvalue = qk_traces_of(weights, heads.previous_token)
     about = heads.provenance
+    trace, eigenvalue = qk_traces_of(weights, heads.previous_token / weights.scales_behind(n_sequences, about.seed)[:, None])
     return CompositionScores(
         **pairs.scores,
         qk_trace=trace,
@@ -147,7 +152,30 @@ class Weights:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self._queries_keys.notes
+        return self._queries_keys.notes + ((MEAN_SCALE,) if self._behind else ())
+
+    @property
+    def _behind(self) -> bool:
+        """Whether a norm lies behind the attention of any layer."""
+        return any(layer.normed is not None for layer in self._circuits.layers)
+
+    def scales_behind(self, n_sequences: int, seed: int | None) -> Array:
+        """What the norm behind each layer's attention divides by, (n_layers,); 1 where no norm is.
+
+        The mean over the rows of `measure_heads` at that seed, but for their first position, which has none before it.
+        """
+        if not self._behind:
+            return np.ones(self.subject.n_layers)
+        watch = Watch(self.subject, self._circuits)
+
+        def measured(rows: Tensor, part: slice) -> Array:
+            return np.stack([numbers(scale[:, 1:].mean(1)) for scale in watch.scales_behind(rows)], axis=1)
+
+        rng = np.random.default_rng([self.subject.seed if seed is None else seed, 0])
+        probes = probes_of(self.subject, n_sequences, rng, COPIES, None)
+        rows = [torch.from_numpy(probe.tokens) for probe in probes]
+        found = [each for some in rows for each in in_batches(self.subject, some, measured, logits=False)]
+        return np.concatenate(found).mean(axis=0)
 
     def layer(self, number: int) -> Layer:
         """Layers count from zero."""
@@ -167,7 +195,10 @@ class Weights:
 
 
 def qk_traces_of(weights: Weights, previous: Array) -> tuple[Array, Array]:
-    """QK traces and eigenvalues of heads by their previous-token scores, each (n_layers, n_heads); NaN in the first layer."""
+    """QK traces and eigenvalues of heads, each (n_layers, n_heads); NaN in the first layer.
+
+    `previous` (n_layers, n_heads) is by what each head counts among earlier ones: its previous-token score.
+    """
     found = np.full((2, *previous.shape), np.nan)
     moved: Tensor | None = None
     for number in range(len(previous)):

@@ -86,7 +86,8 @@ def measure_copying(model: ModelLike, *, n_sequences: int = 24, seed: int | None
     """Measure whether each head copies what it attends to, on the direct path to the logits.
 
     Effects are measured on the `n_sequences` rows of repeated random tokens that `measure_heads` has at that seed, shares on as
-    many unrepeated blocks of 25 random tokens. Norms are folded into the weights, and the final norm's scale is held fixed.
+    many unrepeated blocks of 25 random tokens. Norms are folded into the weights; the scales of the final norm and of norms
+    behind attention are held fixed at each position.
 
     Raises `UnsupportedModel` where the weights of the heads are not known or the model does something else with them (it is tried
     out: models/circuits.py says how), `ProbeError` where no probe fits the model, `ArgumentError` for a number out of range.

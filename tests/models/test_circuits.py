@@ -181,6 +181,61 @@ class After(Block):
         return stream + self.mlp(self.middle(stream))
 
 
+class AfterOnly(Block):
+    """Nothing is normed before attention, and what is added counts a quarter."""
+
+    def forward(self, stream):
+        stream = stream + 0.25 * self.after(self.attend(stream))
+        return stream + self.middle(self.mlp(stream))
+
+
+class Rescale(nn.Module):
+    """No norm by any name, of the class, of its gain, or of what keeps it from dividing by nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.g, self.tiny = nn.Parameter(torch.ones(D_MODEL)), 1e-6
+
+    def forward(self, given):
+        return given * (given.pow(2).mean(-1, keepdim=True) + self.tiny).rsqrt() * self.g
+
+
+class AfterInPlace(Block):
+    """The norm is no module."""
+
+    def forward(self, stream):
+        stream = stream + F.rms_norm(self.attend(self.before(stream)), (D_MODEL,))
+        return stream + self.mlp(self.middle(stream))
+
+
+class AfterTwice(Block):
+    def forward(self, stream):
+        stream = stream + self.gate(self.after(self.attend(self.before(stream))))
+        return stream + self.mlp(self.middle(stream))
+
+
+class AfterBoth(Block):
+    """One norm of attention and MLP together."""
+
+    def forward(self, stream):
+        given = self.before(stream)
+        return stream + self.after(self.attend(given) + self.mlp(given))
+
+
+class AfterShared(Block):
+    """One norm of attention, and of the MLP."""
+
+    def forward(self, stream):
+        stream = stream + self.after(self.attend(self.before(stream)))
+        return stream + self.after(self.mlp(self.middle(stream)))
+
+
+class AfterStrange(After):
+    def __init__(self, norm):
+        super().__init__(norm)
+        self.after = StrangeNorm()
+
+
 class PostNorm(Block):
     def forward(self, stream):
         stream = self.after(stream + self.attend(stream))
@@ -242,10 +297,18 @@ class Decayed(Block):
         return stream + self.mlp(self.middle(stream))
 
 
+NOT_ADDED = "what `layers.0` is given is not the sum of what was written before, as where a norm follows attention"
 REFUSED = {
-    "norm after attention": (
-        lambda: Model(After),
-        "`layers.0` gives is not added to the residual stream as it is; a norm may follow it",
+    "norm after attention that is no module": (lambda: Model(AfterInPlace), NOT_ADDED),
+    "linear map behind that norm": (lambda: Model(AfterTwice), NOT_ADDED),
+    "norm of attention and MLP": (
+        lambda: Model(AfterBoth),
+        "what `layers.0` gives is not added to the residual stream as it is; a norm may follow it",
+    ),
+    "norm after attention and MLP": (lambda: Model(AfterShared), "a `LayerNorm` of `layers.0` runs more than once in a pass"),
+    "unknown norm after attention": (
+        lambda: Model(AfterStrange),
+        "the norm behind `layers.0`, `StrangeNorm`, is neither a LayerNorm nor an RMSNorm",
     ),
     "norms on the stream": (lambda: Model(PostNorm), "does not enter the residual stream as it is; a norm may follow it"),
     "gate": (lambda: Model(Gated), "no linear map in `layers.0` makes values that its pattern mixes"),
@@ -272,10 +335,8 @@ def test_what_computes_something_else_is_refused_by_name(case):
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
 
 
-ZOO = ["gpt2", "llama", "gpt-neox", "mistral", "qwen3", "gpt-oss"]
+ZOO = ["gpt2", "llama", "gpt-neox", "mistral", "qwen3", "gpt-oss", "gemma2", "gemma3"]
 OTHERS = {
-    "gemma2": "a norm may follow it",
-    "gemma3": "a norm may follow it",
     "bloom": "its embedding gives does not enter the residual stream as it is",
 }
 
@@ -313,6 +374,8 @@ MORE = [
     "whisper",
     "jamba",
     "vaultgemma",
+    "olmo2",
+    "glm4",
 ]
 
 
@@ -327,24 +390,87 @@ def test_more_architectures_are_read(kind):
 
 
 def check_outputs(model):
-    """The heads' outputs and the rest add up: the last residual, made of what is written, gives the model's logits."""
+    """What the heads of a layer write adds up to what the layer adds, as it or the norm behind it gives it."""
     subject = load_model(model)
     found = circuits_of(subject)
-    tokens = torch.randint(4, 60, (2, 11), generator=torch.Generator().manual_seed(1))
-    outputs, given = [], []
-    handle = found.layers[0].writes.register_forward_hook(lambda part, inputs, output: given.append(output))
+    tokens = torch.randint(4, min(60, subject.space.d_vocab), (2, 11), generator=torch.Generator().manual_seed(1))
+    outputs, added = [], []
+    handles = [
+        (layer.normed or layer.writes).register_forward_hook(lambda part, inputs, output: added.append(output.detach()))
+        for layer in found.layers
+    ]
 
     def take(layer, mixed, pattern):
         assert pattern.shape == (2, found.layers[layer].n_heads, 11, 11)
         assert mixed.shape[:3] == (2, 11, found.layers[layer].n_heads)
         outputs.append(torch.einsum("bqhd,hdm->bqm", mixed, found.layers[layer].outs.to(mixed)))
 
-    scale = Watch(subject, found)(tokens, take, patterns=True)
-    handle.remove()
-    assert scale.shape == (2, 11) and len(outputs) == subject.n_layers
-    bias = found.layers[0].out_bias
-    wanted = given[0].view(outputs[0].shape) * found.layers[0].factor
-    torch.testing.assert_close(outputs[0] + (0 if bias is None else bias), wanted, atol=1e-4, rtol=1e-3)
+    watch = Watch(subject, found)
+    scale = watch(tokens, take, patterns=True)
+    for handle in handles:
+        handle.remove()
+    assert scale.shape == (2, 11) and len(outputs) == len(added) == subject.n_layers
+    for layer, wrote, adds, behind in zip(found.layers, outputs, added, watch.scales_behind(tokens), strict=True):
+        assert behind.shape == (2, 11) and ((behind == 1).all() or layer.normed is not None)
+        bias, shift = (0 if each is None else each for each in (layer.out_bias, layer.shift))
+        whole = wrote + bias / behind[..., None] + shift
+        torch.testing.assert_close(whole, adds.view(whole.shape) * layer.factor, atol=1e-4, rtol=1e-3)
+    return found
+
+
+NORMS = [
+    lambda: nn.LayerNorm(D_MODEL),
+    lambda: nn.LayerNorm(D_MODEL, bias=False),
+    lambda: nn.RMSNorm(D_MODEL),
+    GemmaNorm,
+    Rescale,
+]
+
+
+@pytest.mark.parametrize("block", [After, AfterOnly])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_norm_behind_attention_is_read(norm, block):
+    """Of any kind: its gain and its centring go into what is written, its scale is that of the pass, its shift is of no head."""
+    model = Model(block, norm)
+    found, kind = check_outputs(model.eval()), "LayerNorm" if norm in NORMS[:2] else "RMSNorm"
+    for layer, part in zip(found.layers, model.layers, strict=True):
+        assert layer.normed is part.after and layer.behind.kind == kind
+        assert layer.norm.kind == (layer.behind.kind if block is After else "none")
+        assert layer.factor == pytest.approx(0.25 if block is AfterOnly else 1, rel=1e-4)
+        assert (layer.shift is None) == (norm is not NORMS[0])
+        out = part.out.weight.T.reshape(HEADS, 8, D_MODEL)
+        gain = 1 + part.after.weight if norm is GemmaNorm else next(part.after.parameters())
+        centred = out - out.mean(-1, keepdim=True) if layer.behind.centred else out
+        torch.testing.assert_close(layer.outs, centred * gain * layer.factor)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_norm_behind_attention_is_read_in_other_precision(dtype):
+    """As it is computed with there, and what is no norm is refused."""
+    assert all(layer.normed is not None for layer in read(Model(After).to(dtype)).layers)
+    with pytest.raises(UnsupportedModel):
+        read(Model(AfterStrange).to(dtype))
+
+
+def test_the_epsilon_of_a_norm_is_found_where_it_is_not_named():
+    """By what is as small: of what a layer writes there the scale is all epsilon."""
+
+    class Hidden(Rescale):
+        def __init__(self):
+            super().__init__()
+            self.tiny = 1e-5
+
+    for norm, eps in ((Hidden, 1e-5), (Rescale, 1e-6), (lambda: nn.RMSNorm(D_MODEL), torch.finfo(torch.float32).eps)):
+        assert {layer.behind.eps for layer in read(Model(After, norm)).layers} == {eps}
+
+
+def test_a_block_that_is_called_a_norm_is_none():
+    """It holds linear maps."""
+
+    class NormBlock(Block):
+        pass
+
+    assert len(read(Model(NormBlock)).layers) == 2
 
 
 @pytest.mark.parametrize("name", ["one-layer", "two-layers", "three-layers-text", "one-layer-smeared", "llama"])

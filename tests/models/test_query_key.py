@@ -10,13 +10,16 @@ from torch import nn
 from pytest_induction import load_model, show_attention
 from pytest_induction.errors import UnsupportedModel
 from pytest_induction.models import planted
+from pytest_induction.models.attention import PatternReader, Scored
 from pytest_induction.models.circuits import circuits_of
-from pytest_induction.models.query_key import queries_keys_of
+from pytest_induction.models.query_key import _seen, queries_keys_of
 from tests.models.test_circuits import D_MODEL, HEADS, Block, Lens, Model
-from tests.reference.test_copying import of_layers, tiny
+from tests.reference.test_copying import gain_of, of_layers, tiny
 
 ROOT = 8**-0.5
 ATTENTION = {"GPT2": "attn.c_attn", "GPTNeoX": "attention.query_key_value", "Llama": "self_attn", "OPT": "self_attn"}
+ATTENTION |= dict.fromkeys(("Gemma2", "Gemma3", "Olmo2", "Glm4"), "self_attn")
+NORMED, TURNED = ("Gemma3", "Olmo2"), ("Llama", "GPTNeoX", "Gemma2", "Gemma3", "Olmo2", "Glm4")
 
 
 def read(model):
@@ -30,23 +33,31 @@ def by_hand(model, kind, layer):
         return tuple(part.weight[:, start : start + 32].reshape(32, 4, 8).permute(1, 0, 2) for start in (0, 32))
     if kind == "GPTNeoX":
         return tuple(part.weight.reshape(4, 3, 8, 32)[:, which].permute(0, 2, 1) for which in (0, 1))
-    of_heads = [0, 0, 1, 1] if kind == "Llama" else [0, 1, 2, 3]
-    key = part.k_proj.weight.reshape(-1, 8, 32)[of_heads]
-    return part.q_proj.weight.reshape(4, 8, 32).permute(0, 2, 1), key.permute(0, 2, 1)
+    of_heads = [0, 1, 2, 3] if kind == "OPT" else [0, 0, 1, 1]
+    query, key = part.q_proj.weight, part.k_proj.weight
+    if kind == "Olmo2":  # a norm of all heads together
+        query, key = query * gain_of(part.q_norm)[:, None], key * gain_of(part.k_norm)[:, None]
+    query, key = query.reshape(4, 8, 32), key.reshape(-1, 8, 32)[of_heads]
+    if kind == "Gemma3":
+        query, key = query * gain_of(part.q_norm)[:, None], key * gain_of(part.k_norm)[:, None]
+    return query.permute(0, 2, 1), key.permute(0, 2, 1)
 
 
 @pytest.mark.parametrize("kind", ATTENTION)
 def test_weights_are_those_that_are_cut_out_by_hand(kind):
-    """Fused, interleaved, grouped and plain; with rotary embeddings on all of a head, or on some, or on none."""
+    """Fused, interleaved, grouped and plain; with rotary embeddings on all of a head, or on some, or on none; behind norms."""
     model = tiny(kind)
     found = read(model)
     for number, layer in enumerate(found.layers):
         query, key = by_hand(model, kind, number)
         assert torch.equal(layer.queries, query) and torch.equal(layer.keys, key)
         assert layer.n_heads == 4 and layer.factor == pytest.approx(ROOT, rel=1e-5)
-        assert layer.rotary == (kind in ("Llama", "GPTNeoX"))
+        assert layer.rotary == (kind in TURNED) and layer.normed == (kind in NORMED)
     turned = ("queries and keys are turned by rotary embeddings; their weights are those before",)
-    assert found.notes == (turned if found.layers[0].rotary else ())
+    normed = ("queries and keys are normed; their weights are up to the scale of each position",)
+    capped = ("scores of queries and keys are capped before the softmax; weights are those before",)
+    notes = (capped if kind == "Gemma2" else ()) + (turned if kind in TURNED else ()) + (normed if kind in NORMED else ())
+    assert found.notes == notes and {layer.cap for layer in found.layers} == {2.0 if kind == "Gemma2" else None}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -149,10 +160,74 @@ class Grown(Changed):
 
 
 class Standardised(Changed):
-    """Also where its gain is one."""
+    """By no module, and without a gain."""
 
     def change(self, part, given):
         return F.rms_norm(part, part.shape[-1:])
+
+
+class TurnedAndStandardised(Turned):
+    """The other way round is the same: a rotation changes no length."""
+
+    def change(self, part, given):
+        return F.rms_norm(super().change(part, given), part.shape[-1:])
+
+
+class Normed(Block):
+    """By modules of any kind, one for queries and one for keys."""
+
+    def __init__(self, norm):
+        super().__init__(norm)
+        self.of_queries, self.of_keys = self.make_norm(), self.make_norm()
+
+    def make_norm(self):
+        return nn.LayerNorm(8)
+
+    def project(self, given):
+        query, key, value = super().project(given)
+        return self.of_queries(query), self.of_keys(key), value
+
+
+class NormedFirst(Normed):
+    """Before heads are taken before positions."""
+
+    def make_norm(self):
+        return nn.RMSNorm(8)
+
+    def project(self, given):
+        query, key, value = (each.unflatten(-1, (HEADS, -1)) for each in self.qkv(given).chunk(3, -1))
+        return (each.transpose(1, 2) for each in (self.of_queries(query), self.of_keys(key), value))
+
+
+class NormedTogether(Normed):
+    """All heads by one scale."""
+
+    def make_norm(self):
+        return nn.LayerNorm(D_MODEL)
+
+    def project(self, given):
+        query, key, value = self.qkv(given).chunk(3, -1)
+        query, key = self.of_queries(query), self.of_keys(key)
+        return (each.unflatten(-1, (HEADS, -1)).transpose(1, 2) for each in (query, key, value))
+
+
+class NormedBehindTheTurning(Turned):
+    """A gain there counts for other numbers at each position."""
+
+    def __init__(self, norm):
+        super().__init__(norm)
+        self.norm_of_queries = nn.RMSNorm(8)
+
+    def project(self, given):
+        query, key, value = super().project(given)
+        return self.norm_of_queries(query), key, value
+
+
+class Hardly(Changed):
+    """By another power of the length than a norm."""
+
+    def change(self, part, given):
+        return part / part.norm(dim=-1, keepdim=True).sqrt()
 
 
 class Smeared(Changed):
@@ -228,18 +303,58 @@ def test_weights_are_found_by_the_pattern_alone(block):
         assert torch.equal(layer.keys, part.qkv.weight[24:48].reshape(HEADS, 8, D_MODEL).transpose(1, 2))
 
 
-INTO = "no two linear maps in `layers.0` give the queries and keys that went into its attention, as with a norm on them"
+INTO = "no two linear maps in `layers.0` give the queries and keys that went into its attention, as with a norm of another kind"
 ONLY = "no two linear maps in `layers.0` give the pattern, all that is seen of it, as with rotary embeddings, biases by distance, a norm"
 REFUSED = {
     Flipped: INTO,
     Rolled: INTO,
     Grown: INTO,
-    Standardised: INTO,
+    NormedBehindTheTurning: INTO,
+    Hardly: INTO,
     Smeared: INTO,
     Elsewhere: "the queries of `layers.0` are not made of what its values are made of",
     Capped: ONLY,
     Even: ONLY,
 }
+
+
+def scores_of(layer, given):
+    """Products of queries and keys of one position (rows, d_model), but for what their norms divide by."""
+    query, key = (torch.einsum("bd,hdk->bhk", given, weight) for weight in (layer.queries, layer.keys))
+    query, key = query + layer.query_bias, key + layer.key_bias
+    return query, key
+
+
+@pytest.mark.parametrize("block", [Standardised, TurnedAndStandardised, Normed, NormedFirst, NormedTogether])
+def test_norms_of_queries_and_keys_are_folded(block):
+    """What is read is what the norm gives, but for its shift and a scale that all numbers of a head have in common."""
+    model = Model(block)
+    subject = load_model(model.eval())
+    for layer, part in zip(queries_keys_of(subject).layers, model.layers, strict=True):
+        assert layer.normed and layer.rotary == (block is TurnedAndStandardised)
+        if not layer.rotary:
+            assert layer.factor == pytest.approx(ROOT, rel=1e-3)
+        given = torch.randn(5, 1, D_MODEL)
+        wanted = [each[:, :, 0] for each in part.project(given)][:2]
+        for which, (found, gave) in enumerate(zip(scores_of(layer, given[:, 0]), wanted, strict=True)):
+            norm = getattr(part, ("of_queries", "of_keys")[which], None)
+            shift = getattr(norm, "bias", None)
+            left = gave - (0 if shift is None else shift.reshape(-1, 8))
+            ratio = left / found
+            axes = (1, 2) if block is NormedTogether else 2
+            torch.testing.assert_close(ratio, ratio.mean(axes, keepdim=True).expand_as(ratio), atol=0, rtol=1e-2)
+            assert (ratio > 0).all()
+
+
+def test_norms_are_folded_where_only_patterns_are_seen():
+    """The factor is that behind the norms."""
+
+    class Seen(ByHand, NormedFirst):
+        pass
+
+    model = Model(Seen)
+    for layer in read(model).layers:
+        assert layer.normed and layer.factor == pytest.approx(1 / 3, rel=1e-3)
 
 
 @pytest.mark.parametrize("block", REFUSED)
@@ -256,16 +371,32 @@ def test_what_computes_something_else_is_refused_by_name(block):
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "gpt-oss"])
-def test_models_of_transformers_that_are_refused(kind):
-    """Norms on queries and keys, and rotations where only patterns are seen; what their heads write is known all the same."""
+@pytest.mark.parametrize("kind", ["gemma2", "gpt-oss", "qwen3"])
+def test_caps_sinks_and_norms_of_transformers_are_no_obstacle(kind):
+    """What went into an attention function that gives its patterns is seen beside them."""
     pytest.importorskip("transformers")
     from tests.models.zoo import build
 
-    subject = load_model(build(kind))
-    assert circuits_of(subject).layers
-    with pytest.raises(UnsupportedModel, match="the weights of the queries and keys"):
-        queries_keys_of(subject)
+    model = build(kind)
+    for layer, block in zip(read(model).layers, model.model.layers, strict=True):
+        wanted = block.self_attn.q_proj.weight.T.unflatten(-1, (4, 8)).movedim(1, 0)
+        gain = block.self_attn.q_norm.weight if kind == "qwen3" else 1
+        torch.testing.assert_close(layer.queries, wanted * gain)
+        assert layer.rotary and layer.normed == (kind == "qwen3") and layer.cap == (2.0 if kind == "gemma2" else None)
+
+
+@pytest.mark.parametrize(
+    ("cap", "told", "believed"), [(None, None, True), (2.0, 2.0, True), (2.0, None, False), (2.0, 1.0, False)]
+)
+def test_what_is_said_to_make_a_pattern_must_make_it(cap, told, believed):
+    """Up to what is masked and what goes to a sink; a cap that nobody told of shows."""
+    query, key = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8)
+    scores = query @ key.repeat_interleave(2, 1).mT / 3
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    scores = torch.cat([scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf), torch.ones(2, 4, 7, 1)], -1)
+    pattern = scores.softmax(-1)[..., :-1]
+    assert (_seen(PatternReader(pattern, Scored(query, key, 1 / 3, told))) is not None) == believed
+    assert _seen(PatternReader(pattern)) is None
 
 
 def test_a_smeared_key_is_refused(shipped):
@@ -292,7 +423,7 @@ def test_models_of_other_precision_are_read(block, dtype):
     layer = read(Model(block).to(dtype)).layers[0]
     assert layer.queries.dtype == dtype and layer.rotary == (block is Turned)
     with pytest.raises(UnsupportedModel):
-        read(Model(Standardised).to(dtype))
+        read(Model(Hardly).to(dtype))
 
 
 def test_weights_that_change_are_read_anew():

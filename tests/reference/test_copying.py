@@ -30,6 +30,8 @@ from pytest_induction.metrics.copying import (
 )
 from pytest_induction.models import planted
 from pytest_induction.models.circuits import circuits_of
+from pytest_induction.models.watching import Watch
+from tests.planted import NormedBehind
 
 TINY = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 LLAMA = {
@@ -39,6 +41,14 @@ LLAMA = {
     "num_attention_heads": 4,
     "max_position_embeddings": 110,
     "initializer_range": 0.3,
+}
+GROUPED = {**LLAMA, "num_key_value_heads": 2, "head_dim": 8}
+WINDOWED = {**GROUPED, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 9, "query_pre_attn_scalar": 8}
+NORMED = {  # behind attention; OLMo 2 has no norm before it
+    "Gemma2": {**WINDOWED, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+    "Gemma3": WINDOWED,
+    "Olmo2": {**LLAMA, "num_key_value_heads": 2},
+    "Glm4": GROUPED,
 }
 KINDS = {
     "GPT2": {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 110, "initializer_range": 0.3},
@@ -53,8 +63,11 @@ KINDS = {
         "word_embed_proj_dim": 32,
         "init_std": 0.3,
     },
+    **NORMED,
 }
-OUT = {"GPT2": "attn.c_proj", "Llama": "self_attn.o_proj", "GPTNeoX": "attention.dense", "OPT": "self_attn.out_proj"}
+OUT = {"GPT2": "attn.c_proj", "GPTNeoX": "attention.dense", "OPT": "self_attn.out_proj"}
+OUT |= dict.fromkeys(("Llama", *NORMED), "self_attn.o_proj")
+BEHIND = {"Glm4": "post_self_attn_layernorm", **dict.fromkeys(("Gemma2", "Gemma3", "Olmo2"), "post_attention_layernorm")}
 HEADS = 4
 
 
@@ -62,7 +75,8 @@ def tiny(kind):
     transformers = pytest.importorskip("transformers")
     model_class = getattr(transformers, f"{kind}LMHeadModel", None) or getattr(transformers, f"{kind}ForCausalLM")
     torch.manual_seed(1)
-    model = model_class(getattr(transformers, f"{kind}Config")(**TINY, **KINDS[kind])).eval()
+    config_class = getattr(transformers, f"{kind}TextConfig" if kind == "Gemma3" else f"{kind}Config")
+    model = model_class(config_class(**TINY, **KINDS[kind])).eval()
     with torch.no_grad():  # gains and biases that begin at one and at zero hide mistakes
         for name, weight in model.named_parameters():
             if weight.ndim == 1:
@@ -95,16 +109,25 @@ def by_hand(model, kind, layer):
             4, 8, 32
         )
     value = block.self_attn.v_proj.weight.reshape(2, 8, 32)[[0, 0, 1, 1]]
-    return value.permute(0, 2, 1), block.self_attn.o_proj.weight.T.reshape(4, 8, 32)
+    out = block.self_attn.o_proj.weight.T.reshape(4, 8, 32)
+    behind = gain_of(getattr(block, BEHIND[kind])) if kind in BEHIND else 1
+    return value.permute(0, 2, 1), out * behind
+
+
+def gain_of(norm):
+    """By what a norm multiplies: Gemma counts from one."""
+    return 1 + norm.weight if type(norm).__name__.startswith("Gemma") else norm.weight
 
 
 def norm_by_hand(model, kind, layer):
     """The gain of the norm before a layer's attention as a matrix, with the centring before it; of the final norm for None."""
     blocks, final, _ = of_layers(model, kind)
-    name = {"GPT2": "ln_1", "Llama": "input_layernorm", "GPTNeoX": "input_layernorm", "OPT": "self_attn_layer_norm"}[kind]
+    if kind == "Olmo2" and layer is not None:
+        return torch.eye(32)
+    name = {"GPT2": "ln_1", "OPT": "self_attn_layer_norm"}.get(kind, "input_layernorm")
     norm = final if layer is None else getattr(blocks[layer], name)
-    centring = torch.zeros(32, 32) if kind == "Llama" else torch.full((32, 32), 1 / 32)
-    return (torch.eye(32) - centring) @ torch.diag(norm.weight)
+    centring = torch.full((32, 32), 1 / 32) if kind in ("GPT2", "GPTNeoX", "OPT") else torch.zeros(32, 32)
+    return (torch.eye(32) - centring) @ torch.diag(gain_of(norm))
 
 
 def full_matrix(model, kind, layer, head):
@@ -120,10 +143,17 @@ def score_of(matrix):
 
 
 def caught(model, kind, tokens):
-    """What each layer's heads found, (layers, batch, positions, 4, 8), and the last of the residual stream."""
+    """What each layer's heads found, (layers, batch, positions, 4, 8), and the last of the residual stream.
+
+    The first is over the root mean square of what the output projection gave, where a norm is behind.
+    """
     blocks, final, _ = of_layers(model, kind)
     found = []
-    handles = [b.get_submodule(OUT[kind]).register_forward_pre_hook(lambda _, given: found.append(given[0])) for b in blocks]
+
+    def keep(_, given, output):
+        found.append(given[0] / output.pow(2).mean(-1, keepdim=True).sqrt() if kind in BEHIND else given[0])
+
+    handles = [block.get_submodule(OUT[kind]).register_forward_hook(keep) for block in blocks]
     handles.append(final.register_forward_pre_hook(lambda _, given: found.append(given[0])))
     with torch.no_grad():
         model(tokens, use_cache=False)
@@ -132,10 +162,15 @@ def caught(model, kind, tokens):
     return [each.unflatten(-1, (HEADS, 8)) for each in found[:-1]], found[-1]
 
 
+def epsilon_of(norm):
+    """Of a norm of transformers."""
+    return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+
+
 def frozen(norm, residual, moved, kind):
     """The final norm of `moved` with the scale that it has for `residual`."""
-    if kind == "Llama":
-        return moved / (residual.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt() * norm.weight
+    if kind == "Llama" or kind in BEHIND:
+        return moved / (residual.pow(2).mean(-1, keepdim=True) + epsilon_of(norm)).sqrt() * gain_of(norm)
     scale = (residual.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
     return (moved - moved.mean(-1, keepdim=True)) / scale * norm.weight + norm.bias
 
@@ -302,6 +337,30 @@ def effects_by_subtraction(model, kind, probe):
     return wanted
 
 
+@pytest.mark.parametrize("kind", NORMED)
+def test_heads_write_what_a_layer_adds(kind):
+    """All of them together, behind the norm, as the residual stream says it: it is read before and after."""
+    model = tiny(kind)
+    blocks, _, _ = of_layers(model, kind)
+    tokens, streams = torch.arange(4, 34).reshape(2, 15), []
+    for block in blocks:
+        middle = block.mlp if kind == "Olmo2" else getattr(block, "pre_feedforward_layernorm", block.post_attention_layernorm)
+        for part in (block, middle):
+            part.register_forward_pre_hook(lambda _, given: streams.append(given[0]))
+    subject = load_model(model)
+    circuits = circuits_of(subject)
+    written = []
+
+    def take(layer, found, pattern):
+        written.append(torch.einsum("bqhd,hdm->bqm", found, circuits.layers[layer].outs))
+
+    streams.clear()
+    with torch.no_grad():
+        Watch(subject, circuits)(tokens, take)
+    for before, after, wrote in zip(streams[::2], streams[1::2], written, strict=True):
+        torch.testing.assert_close(wrote, after - before, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_direct_effects_are_what_a_head_taken_away_takes_with_it(kind):
     """With the final norm's scale held fixed, query by query."""
@@ -331,6 +390,18 @@ def test_planted_heads_have_the_scores_of_what_they_are(name):
         others = np.delete(getattr(scores, each).ravel(), 4)
         assert (others == 0).all()
     assert np.isnan(scores.copying).all()  # on rows without repeats it rests on the first token
+
+
+@pytest.mark.parametrize(("strength", "size"), [(16.0, 16.0), (16.0, 4.0), (0.5, 16.0)])
+def test_planted_heads_behind_a_norm_have_what_its_gain_gives_them(strength, size):
+    """However long what they write is before the norm, but for its epsilon."""
+    model = NormedBehind(planted.induction_head(strength=strength), (1.0, size)).eval()
+    scores = measure_copying(model, n_sequences=6)
+    found = [getattr(scores, each)[1, 0] for each in ("ov_eigenvalue", "own_logit_first", "direct_effect", "copy_effect")]
+    size *= (1 + model.norms[1].eps * len(model.W_U) / strength**2) ** -0.5
+    np.testing.assert_allclose(found, [1, 1, size - size / 64, size], atol=1e-4)
+    for each in ("ov_eigenvalue", "direct_effect", "copy_effect"):
+        np.testing.assert_allclose(np.delete(getattr(scores, each).ravel(), 4), 0, atol=1e-6)
 
 
 def test_redundant_heads_share_the_effect():

@@ -5,9 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_induction import ExpectationFailed, HeadId, Verdict, assert_induction_circuit
+from pytest_induction import (
+    ExpectationFailed,
+    HeadId,
+    Verdict,
+    assert_induction_circuit,
+    load_model,
+    measure_heads,
+    measure_virtual_heads,
+)
+from pytest_induction.assertions.circuits import _circuit, _contributions
+from pytest_induction.interventions.paths import path_effects
+from pytest_induction.measure import probes_of
 from pytest_induction.models.planted import induction_head, pointer_induction_head
+from pytest_induction.probes.sequences import COPIES
 from pytest_induction.verdicts.circuits import Circuit, Lost, judge_circuit
+from tests.planted import NormedBehind
+from tests.reference.test_copying import tiny
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 
@@ -61,6 +75,32 @@ def test_a_planted_circuit_by_keys():
     assert estimates["pattern_recovery"].value == pytest.approx(1, abs=1e-3)
     assert estimates["gain_of_single_heads"].value == pytest.approx(np.log(64), abs=0.01)
     assert found.from_dict(found.to_dict()) == found
+
+
+def test_a_planted_circuit_with_norms_behind_attention():
+    """Its weights agree as they do without, though the norms divide by all that a layer writes."""
+    model = NormedBehind(induction_head(previous_head=2, head=1), (1.0, 16.0))
+    found = assert_induction_circuit(model.eval())
+    assert found.reason == "key_composition"
+    assert "L1H1 loses 1.00 of its prefix matching without L0H2 in its keys" in found.summary
+    for name, value in (("lost_through_keys", 1), ("lost_through_keys_of_others", 0), ("qk_eigenvalue", 1), ("ov_eigenvalue", 1)):
+        assert found.estimates[name].value == pytest.approx(value, abs=1e-3), name
+
+
+def test_each_step_runs_on_a_model_of_that_kind():
+    """Gemma 3: norms behind attention and on queries and keys, a window, and rotary embeddings of two kinds."""
+    subject, head = load_model(tiny("Gemma3")), HeadId(1, 2)
+    circuit, weighed = _circuit(subject, head, 0.0, 0)
+    assert len(circuit.previous) == 4  # all earlier ones, at no bar
+    assert set(weighed) == {"qk_eigenvalue", "ov_eigenvalue", "key_composition", "key_composition_z"}
+    probe = next(iter(probes_of(subject, 4, np.random.default_rng(0), COPIES, None)))
+    effects = path_effects(subject, probe, head, [circuit.previous, circuit.previous[:1]])
+    masses = measure_heads(subject, tokens=probe.tokens).per_sequence["prefix_matching"][:, 1, 2]
+    np.testing.assert_allclose(effects.clean, masses, atol=1e-6)
+    assert (abs(effects.keys - effects.clean) > 1e-4).any() and np.isfinite(effects.queries).all()
+    gains = _contributions(subject, probe, head)
+    assert all(np.isfinite(each.value) for each in (*weighed.values(), *gains.values()))
+    assert measure_virtual_heads(subject, n_sequences=2).composed.shape == (2, 4, 2, 4)
 
 
 def test_pointer_arithmetic_is_recognised():

@@ -1,9 +1,10 @@
 """Whether heads copy: from their weights alone, from what they raise of a row's tokens, and from what they do to the right one.
 
 Weights come folded: W_V (n_heads, d_model, d_head) reads the residual stream and W_O (n_heads, d_head, d_model) writes to it,
-with the gain and the centring of the norms multiplied in and the scale of each position left out. A token's direction is its
-column of the unembedding, W_U (d_model, d_vocab), less the mean column: what is written along it is the token's logit above the
-mean over the vocabulary, but for the scale of the final norm.
+with the gain and the centring of the norms multiplied in and the scale of each position left out. What heads found is over the
+scale of the norm behind attention, where one is. A token's direction is its column of the unembedding, W_U (d_model, d_vocab),
+less the mean column: what is written along it is the token's logit above the mean over the vocabulary, but for the scale of the
+final norm.
 
 | score | range | definition |
 |---|---|---|

@@ -5,8 +5,9 @@ Names only say where to look. Whatever is taken has computed on a few tokens wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from pytest_induction.models.head_weights import Affine, Norm, upcast
 
 CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest number, that two results may differ by
 CLOSE_HALF = 3e-2
+LEAST_EPSILON = 1e-8
 EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps", "layer_norm_eps")
 GAINS = ("weight", "w", "scale", "gamma")
 SHIFTS = ("bias", "b", "beta")
@@ -51,7 +53,7 @@ def recording(module: nn.Module, also: Sequence[nn.Module]) -> Iterator[list[Cal
         if given is not None and gave is not None:
             found.append(Call(part, given.detach().clone(), gave.detach().clone()))
 
-    wanted = [part for part in module.modules() if part in also or affine_of(part) or table_of(part) is not None or is_norm(part)]
+    wanted = [part for part in module.modules() if part in also or _is_known(part) or is_norm(part) or may_be_norm(part)]
     handles = [part.register_forward_hook(heard, with_kwargs=True) for part in wanted]
     try:
         yield found
@@ -104,9 +106,25 @@ def table_of(part: nn.Module) -> Tensor | None:
     return table if table is not None and table.ndim == 2 else None
 
 
+def _is_known(part: nn.Module) -> bool:
+    """Whether a module seems to be a linear map or an embedding."""
+    return affine_of(part) is not None or table_of(part) is not None
+
+
 def is_norm(part: nn.Module) -> bool:
-    """Whether a module's class is called a norm."""
-    return "norm" in type(part).__name__.lower()
+    """Whether a module's class is called a norm, and nothing in it is a linear map."""
+    return "norm" in type(part).__name__.lower() and not any(map(_is_known, part.modules()))
+
+
+def may_be_norm(part: nn.Module) -> bool:
+    """Whether a module under another name holds what a norm does: vectors and nothing else."""
+    own = list(part.parameters(recurse=False))
+    return bool(own) and all(weight.ndim == 1 for weight in own) and not any(True for _ in part.children())
+
+
+def norms_among(calls: Sequence[Call]) -> frozenset[nn.Module]:
+    """The norms among the modules that were called: those that are called so, and those that compute one."""
+    return frozenset(call.part for call in calls if is_norm(call.part) or (may_be_norm(call.part) and norm_of(call) is not None))
 
 
 @torch.no_grad()
@@ -114,28 +132,49 @@ def norm_of(call: Call) -> Norm | None:
     """The norm that a call computed, or None where it is neither a LayerNorm nor an RMSNorm.
 
     The module is also given what lies far from centred: half precision may not tell by a residual stream alone what centres it.
+    And what is as small as its epsilon, which tells that.
     """
     part, given = call.part, call.given
     if given.shape != call.gave.shape or not given.is_floating_point():
         return None
-    far = given + upcast(given).square().mean(-1, keepdim=True).sqrt().to(given)
-    telling = torch.cat([given, far]), torch.cat([call.gave, part(far)])
-    eps = next((value for name in EPSILONS if isinstance(value := getattr(part, name, None), float)), 1e-5)
-    gain, shift = (_vector(part, names, given.shape[-1:]) for names in (GAINS, SHIFTS))
-    gains = (None,) if gain is None else (gain, 1 + upcast(gain), None)
-    forms = (
-        Norm(centred=centred, divides=True, eps=eps, gain=each, shift=other)
+    size = upcast(given).square().mean(-1, keepdim=True).sqrt()
+    epsilons = _epsilons(part, given.dtype)
+    far, unit = given + size.to(given), given / size.clamp_min(torch.finfo(torch.float32).tiny)
+    small = (unit * max(epsilons[0], LEAST_EPSILON) ** 0.5).to(given)
+    try:
+        made = [part(each) for each in (far, small)]
+    except (TypeError, ValueError, RuntimeError, IndexError):  # it takes more than what it is to norm
+        return None
+    if not all(isinstance(each, Tensor) and each.shape == given.shape for each in made):
+        return None
+    telling = [(given, call.gave), (far, made[0])]
+    vectors = _vectors(part, given.shape[-1:])
+    forms = [
+        Norm(centred=centred, divides=True, eps=epsilons[0], gain=gain, shift=shift)
         for centred in (False, True)
-        for each in gains
-        for other in ((None,) if shift is None else (shift, None))
-    )
-    best = min(forms, key=lambda norm: float((norm(telling[0]) - upcast(telling[1])).abs().max()))
-    return best if agrees(best(telling[0]), telling[1]) else None
+        for gain in (None, *(gain for each in vectors for gain in (each, 1 + upcast(each))))
+        for shift in (None, *vectors)
+    ]
+    form = min(forms, key=lambda norm: sum(_error(norm(one), other) for one, other in telling))
+    best = min((replace(form, eps=eps) for eps in epsilons), key=lambda norm: _error(norm(small), made[1]))
+    return best if all(agrees(best(one), other) for one, other in telling) else None
 
 
-def _vector(part: nn.Module, names: Sequence[str], shape: torch.Size) -> Tensor | None:
-    found = (getattr(part, name, None) for name in names)
-    return next((each.detach() for each in found if isinstance(each, Tensor) and each.shape == shape), None)
+def _error(found: Tensor, wanted: Tensor) -> float:
+    return float((found - upcast(wanted)).abs().max())
+
+
+def _epsilons(part: nn.Module, dtype: torch.dtype) -> list[float]:
+    """What may be a norm's epsilon, the one that it names first: torch's RMSNorm has that of the dtype where it names none."""
+    named = [value for name in EPSILONS if isinstance(value := getattr(part, name, None), float) and value >= 0]
+    return list(dict.fromkeys([*named, 1e-5, 1e-6, 1e-8, torch.finfo(dtype).eps]))
+
+
+def _vectors(part: nn.Module, shape: torch.Size) -> list[Tensor]:
+    """What a norm may multiply with or add."""
+    found = [getattr(part, name, None) for name in (*GAINS, *SHIFTS)]
+    found += [each for each in part.parameters(recurse=False) if not any(each is other for other in found)]
+    return [each.detach() for each in found if isinstance(each, Tensor) and each.shape == shape]
 
 
 def find_values(calls: Sequence[Call], pattern: Tensor) -> tuple[Values, Call] | None:
@@ -187,17 +226,22 @@ def _layouts(width: int, n_heads: int, d_head: int) -> Iterator[Tensor]:
 
 
 def replayed(
-    caller: Caller, tokens: Tensor, calls: Sequence[Call], moved: Mapping[nn.Module, Tensor], read: Sequence[nn.Module]
+    caller: Caller,
+    tokens: Tensor,
+    calls: Sequence[Call],
+    norms: Collection[nn.Module],
+    moved: Mapping[nn.Module, Tensor],
+    read: Sequence[nn.Module],
 ) -> dict[nn.Module, Tensor]:
     """What the modules in `read` are given where those in `moved` give that much more and no norm lets any of it through.
 
-    Every norm gives what it gave in `calls`, so that all that reads the residual stream through one computes what it did, and
-    only what is added to the stream is seen.
+    Each of the `norms` gives what it gave in `calls`, so that all that reads the residual stream through one computes what it
+    did, and only what is added to the stream is seen.
     """
     clean: dict[nn.Module, list[Tensor]] = {}
     seen: dict[nn.Module, Tensor] = {}
     for call in calls:
-        if is_norm(call.part) or call.part in moved:
+        if call.part in norms or call.part in moved:
             clean.setdefault(call.part, []).append(call.gave)
 
     def given(part: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -233,3 +277,8 @@ def agrees(found: Tensor, wanted: Tensor) -> bool:
     close = CLOSE.get(wanted.dtype, CLOSE_HALF)
     found, wanted = upcast(found), upcast(wanted).to(found.device)
     return bool((found - wanted).abs().max() <= close * wanted.abs().max())
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, in the dtype of the second."""
+    return one.shape == other.shape and torch.equal(one.to(other), other)

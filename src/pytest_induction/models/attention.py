@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -155,11 +155,24 @@ class LogSumExpReader:
         return scores.sub_(self.log_sum_exp[:, :, queries.start : queries.stop, None].to(scores.dtype)).exp_()
 
 
+class Scored(NamedTuple):
+    """What is said to have made a pattern, as in `LogSumExpReader`; scores have a soft cap at `cap` if there is one."""
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    cap: float | None
+
+
 @dataclass
 class PatternReader:
-    """Reads a pattern that the model itself has computed, (batch, heads, positions, positions)."""
+    """Reads a pattern that the model itself has computed, (batch, heads, positions, positions).
+
+    `scored` is what went in beside it, where that is known: nothing has checked that it makes the pattern.
+    """
 
     pattern: Tensor
+    scored: Scored | None = None
 
     @property
     def n_heads(self) -> int:
@@ -310,14 +323,17 @@ Reader = LogSumExpReader | PatternReader | JoinedReader | CutReader | StackedRea
 
 def kept(reader: Any) -> Any:
     """A reader that outlives its pass: of copies of all tensors."""
-    values = {each.name: getattr(reader, each.name) for each in fields(reader)}
-    copied = {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
-    parts = {
-        name: [kept(part) for part in value]
-        for name, value in values.items()
-        if isinstance(value, (list, tuple)) and all(map(is_dataclass, value))
-    }
-    return replace(reader, **copied, **parts)
+    return replace(reader, **{each.name: _copied(getattr(reader, each.name)) for each in fields(reader) if each.init})
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_copied, value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_copied, value))
+    return kept(value) if is_dataclass(value) and hasattr(value, "diagonals") else value
 
 
 @lru_cache(maxsize=32)

@@ -1,11 +1,13 @@
 """Where a model's heads keep their weights: what each reads of the residual stream and what it writes back, each checked.
 
 On a few tokens, for every layer: values that these weights make, mixed by the pattern that was read, are what the output
-projection was given; what it gives is added to the residual stream as it is; the stream goes through the final norm and the
-unembedding to the model's own logits. A model of which any of this does not hold is refused by name.
+projection was given; what it gives, or what a norm behind it makes of that, is added to the residual stream as it is; the stream
+goes through the final norm and the unembedding to the model's own logits. A model of which any of this does not hold is refused
+by name.
 
 A fixed factor on what a layer writes, on the embedding or on the logits is found and kept; a soft cap on the logits is noted,
-and left out. Norms are folded (`Norm.folded`): gains and centring go into the weights, each position's scale is left out.
+and left out. Norms are folded (`Norm.folded`, `Norm.written`): gains and centring go into the weights, each position's scale is
+left out.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ from pytest_induction.models.anatomy import (
     affine_of,
     agrees,
     find_values,
-    is_norm,
     latest,
     mix,
     norm_of,
+    norms_among,
     recording,
     replayed,
+    same,
     table_of,
 )
 from pytest_induction.models.attention import Reader
@@ -58,7 +61,9 @@ class _Layer(NamedTuple):
     path: str
     values: Values
     out: Affine
-    adds: Call  # gives what is added to the stream
+    projects: Call  # of the output projection
+    adds: Call  # gives what is added to the stream: that call, or that of the norm behind it
+    behind: Norm
     norm: Norm
     stream: Call
     writes: nn.Module | None
@@ -91,6 +96,7 @@ class _Reading:
             logits = subject.observe(self._tokens, kept, logits=True, early_stop=False)
         if logits is None:
             raise TypeError("a pass that was asked for logits gave none")
+        self._norms = norms_among(self._calls)
         self._patterns = patterns
         self._logits = logits[..., : subject.space.d_vocab]
 
@@ -101,7 +107,16 @@ class _Reading:
         factors = self._factors(layers, end, looked_up)
         found = tuple(
             LayerCircuits(
-                each.path, each.norm, each.values.call.part, each.writes, by, each.values.affine, each.values.columns, each.out
+                path=each.path,
+                norm=each.norm,
+                reads=each.values.call.part,
+                writes=each.writes,
+                factor=by,
+                _values=each.values.affine,
+                _columns=each.values.columns,
+                _out=each.out,
+                behind=each.behind,
+                normed=None if each.adds is each.projects else each.adds.part,
             )
             for each, by in zip(layers, factors[1:], strict=True)
         )
@@ -123,16 +138,17 @@ class _Reading:
             inside = set(scope.modules())
             found = find_values([call for call in self._calls if call.part in inside], pattern)
             if found is not None:
-                values, adds = found
-                out = affine_of(adds.part)
+                values, projects = found
+                out = affine_of(projects.part)
                 break
         else:
-            values, adds, out = self._own_weights(path, part, pattern)
-        if out is None or not agrees(out(_given(adds, values, pattern)), adds.gave):
+            values, projects, out = self._own_weights(path, part, pattern)
+        if out is None or not agrees(out(_given(projects, values, pattern)), projects.gave):
             self._refuse(f"{quoted(path)} does not give what its output projection makes of its heads' outputs")
-        self._once(path, [values.call.part, adds.part])
+        self._once(path, [values.call.part, projects.part])
         norm, stream = self._norm_before(values.call, quoted(path))
-        return _Layer(path, values, out, adds, norm, stream, None if adds.part is part else adds.part)
+        behind, adds = self._norm_behind(projects, quoted(path))
+        return _Layer(path, values, out, projects, adds, behind, norm, stream, None if projects.part is part else projects.part)
 
     def _own_weights(self, path: str, part: nn.Module, pattern: Tensor) -> tuple[Values, Call, Affine]:
         """Of a module that holds `W_V` (n_heads, d_model, d_head) and `W_O` (n_heads, d_head, d_model) itself."""
@@ -153,7 +169,7 @@ class _Reading:
 
     def _norm_before(self, call: Call, where: str) -> tuple[Norm, Call]:
         """The norm whose output a call was given, and the call that was given what lies before it: that norm, or itself."""
-        norms = [each for each in self._calls if is_norm(each.part) and _same(each.gave, call.given)]
+        norms = [each for each in self._calls if each.part in self._norms and same(each.gave, call.given)]
         for each in reversed(norms):
             norm = norm_of(each)
             if norm is not None:
@@ -162,6 +178,18 @@ class _Reading:
         if norms:
             self._refuse(f"the norm before {where}, `{type(norms[-1].part).__name__}`, is neither a LayerNorm nor an RMSNorm")
         return Norm(), call
+
+    def _norm_behind(self, call: Call, where: str) -> tuple[Norm, Call]:
+        """The norm that was given what a call gave, and its own call: else none, and the call itself."""
+        later = self._calls[next(place for place, each in enumerate(self._calls) if each is call) + 1 :]
+        found = next((each for each in later if each.part in self._norms and same(call.gave, each.given)), None)
+        if found is None:
+            return Norm(), call
+        norm = norm_of(found)
+        if norm is None:
+            self._refuse(f"the norm behind {where}, `{type(found.part).__name__}`, is neither a LayerNorm nor an RMSNorm")
+        self._once(where, [found.part])
+        return norm, found
 
     def _end(self, last: _Layer) -> _End:
         for call in reversed(self._calls):
@@ -174,7 +202,7 @@ class _Reading:
                 norm, stream = self._norm_before(call, "the unembedding")
                 return _End(affine, norm, *related, stream)
         weight = _tensor(self._root, "W_U", 2)
-        given, gave = last.adds.given, last.adds.gave
+        given, gave = last.projects.given, last.adds.gave
         if weight is not None and given.shape == gave.shape and len(weight) == gave.shape[-1]:
             affine = Affine(weight, None)
             if agrees(affine(given + gave)[..., : self._logits.shape[-1]], self._logits):
@@ -226,7 +254,7 @@ class _Reading:
         givers = [] if looked_up is None else [(looked_up, moves[0])]
         givers += [(layer.adds, move) for layer, move in zip(layers, moves[1:], strict=True)]
         moved = {call.part: move for call, move in givers}
-        given = replayed(self._subject.caller, self._tokens, self._calls, moved, [call.part for call in streams])
+        given = replayed(self._subject.caller, self._tokens, self._calls, self._norms, moved, [call.part for call in streams])
         changes = [given[call.part].cpu().double() - call.given.cpu().double() for call in streams]  # not every device has these
         factors = [*_fitted(changes[-1], moves[: len(streams)]), 1.0][: len(moves)]
         self._check_factors(factors, layers)
@@ -288,10 +316,6 @@ def _tensor(part: nn.Module, name: str, axes: int) -> Tensor | None:
     """A tensor that a module holds under a name, if it has that many axes."""
     found = getattr(part, name, None)
     return found.detach() if isinstance(found, Tensor) and found.ndim == axes else None
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one.to(other), other)
 
 
 def _factor(found: Tensor, wanted: Tensor) -> float | None:

@@ -51,6 +51,16 @@ class Norm:
         reads = reads if self.gain is None else reads * upcast(self.gain)[:, None]
         return reads - reads.mean(-2, keepdim=True) if self.centred else reads
 
+    def written(self, writes: Tensor) -> Tensor:
+        """Weights (..., d_model) that write what the norm is given, as ones that write what it gives times its scale.
+
+        The centring and then the gain are multiplied in; the shift is left out. Without either they are as they were.
+        """
+        if self.centred:
+            writes = upcast(writes)
+            writes = writes - writes.mean(-1, keepdim=True)
+        return writes if self.gain is None else upcast(writes) * upcast(self.gain)
+
 
 class Affine(NamedTuple):
     """A linear map of (..., n_in) to (..., n_out): `weight` (n_in, n_out), `bias` (n_out,) or None."""
@@ -65,7 +75,11 @@ class Affine(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerCircuits:
-    """One attention layer: where its weights lie. `d_head` is that of the values."""
+    """One attention layer: where its weights lie. `d_head` is that of the values.
+
+    A norm `behind` the output projection is folded into what is written. What heads write is then that over the norm's scale,
+    which is the same for all heads at a position.
+    """
 
     path: str
     norm: Norm  # before attention
@@ -75,6 +89,8 @@ class LayerCircuits:
     _values: Affine
     _columns: Tensor
     _out: Affine
+    behind: Norm = Norm()
+    normed: nn.Module | None = None  # the norm behind, given what the output projection gives; None where none is
 
     @property
     def n_heads(self) -> int:
@@ -92,14 +108,19 @@ class LayerCircuits:
 
     @property
     def outs(self) -> Tensor:
-        """W_O, (n_heads, d_head, d_model), with the layer's factor."""
-        weight = self._out.weight.unflatten(0, (self.n_heads, -1))
+        """W_O, (n_heads, d_head, d_model), with the layer's factor and the norm behind folded in."""
+        weight = self.behind.written(self._out.weight.unflatten(0, (self.n_heads, -1)))
         return weight if self.factor == 1 else weight * self.factor
 
     @property
     def out_bias(self) -> Tensor | None:
-        """(d_model,), with the layer's factor: of no head in particular."""
-        return None if self._out.bias is None else self._out.bias * self.factor
+        """(d_model,), with the layer's factor and the norm behind folded in: of no head in particular."""
+        return None if self._out.bias is None else self.behind.written(self._out.bias) * self.factor
+
+    @property
+    def shift(self) -> Tensor | None:
+        """(d_model,), with the layer's factor: what the norm behind adds whatever it is given."""
+        return None if self.behind.shift is None else self.behind.shift * self.factor
 
     def values_of(self, given: Tensor) -> Tensor:
         """Values (batch, positions, n_heads, d_head) of what the norm gives, (batch, positions, d_model)."""

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from pytest_induction.models.acting import Acting
-from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
+from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, Scored
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
 from pytest_induction.models.kernels import Call, exact, is_softmax_attention, is_weighted_sum
@@ -113,7 +113,8 @@ def _reader(module: Any, call: Call, output: Any, weights: Any, options: dict[st
     if isinstance(weights, Tensor) and weights.ndim == 4 and tuple(weights.shape[-2:]) == (positions, positions):
         if not is_weighted_sum(weights, call.value, output.transpose(1, 2)):
             raise Refused("patterns that are not what weighs the values: what is done to them after the softmax shows nowhere")
-        return PatternReader(weights)
+        scale = call._replace(given_scale=options.get("scaling")).scale
+        return PatternReader(weights, Scored(call.query, call.key, scale, options.get("softcap")))
     changing = [name for name in CHANGES_THE_SCORES if options.get(name) is not None]
     if changing:
         raise Refused(f"attention without patterns that takes `{changing[0]}`: load it with attn_implementation='eager'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ from pytest_induction.models.head_weights import Circuits
 from pytest_induction.models.protocol import ModelUnderTest
 
 Take = Callable[[int, Tensor, Tensor | None], None]
-"""Is handed a layer's number, what its heads found (batch, positions, n_heads, d_head), and the pattern if it is asked for."""
+"""Is handed a layer's number, what its heads found (batch, positions, n_heads, d_head), and the pattern if it is asked for.
+
+What heads found is over the scale of the norm behind attention, where one is: times `LayerCircuits.outs` it is what they write.
+"""
 
 
 class Watch:
@@ -41,9 +45,30 @@ class Watch:
                 handle.remove()
         return one.scale if one.scale is not None else torch.ones(tokens.shape, device=self._subject.device)
 
+    def scales_behind(self, tokens: Tensor) -> list[Tensor]:
+        """What the norm behind each layer's attention divides by in one pass, (batch, positions) each; 1 where none is."""
+        found = [torch.ones(tokens.shape)] * len(self._circuits.layers)
+
+        def heard(number: int, given: Tensor) -> None:
+            found[number] = self._circuits.layers[number].behind.scale(given)
+
+        layers = [(number, layer.normed) for number, layer in enumerate(self._circuits.layers) if layer.normed is not None]
+        handles = [
+            part.register_forward_pre_hook(_listening(partial(heard, number)), with_kwargs=True) for number, part in layers
+        ]
+        try:
+            self._subject.observe(tokens, lambda number, attention: None, early_stop=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
 
 class _Pass:
-    """What is seen in one pass, as it comes. A way in may show the pattern before what the heads found, or after."""
+    """What is seen in one pass, as it comes.
+
+    A way in may show the pattern before what the heads found, or after; the norm behind attention runs after both.
+    """
 
     def __init__(self, circuits: Circuits, tokens: Tensor, take: Take, *, patterns: bool) -> None:
         self.scale: Tensor | None = None
@@ -51,38 +76,56 @@ class _Pass:
         self._positions = range(tokens.shape[1])
         self._take = take
         self._patterns = patterns
-        self._given: dict[int, Tensor] = {}  # of each layer of which the pattern has not been seen
-        self._pattern: dict[int, Tensor] = {}  # of each layer of which nothing else has been seen
+        self._given: dict[int, Tensor] = {}  # of each layer that lacks the rest; so the other two
+        self._pattern: dict[int, Tensor] = {}
+        self._behind: dict[int, Tensor] = {}  # scales of the norms behind attention
 
     def listeners(self) -> list[tuple[nn.Module, Callable[..., None]]]:
         """The modules to listen to before they run, and what listens."""
-        found = [(layer.writes or layer.reads, self._layer(number)) for number, layer in enumerate(self._circuits.layers)]
+        found: list[tuple[nn.Module, Callable[..., None]]] = []
+        for number, layer in enumerate(self._circuits.layers):
+            found.append((layer.writes or layer.reads, _listening(partial(self._found, number))))
+            if layer.normed is not None:
+                found.append((layer.normed, _listening(partial(self._normed, number))))
         return found if self._circuits.ends is None else [*found, (self._circuits.ends, _listening(self._ended))]
 
     def shown(self, number: int, attention: Reader) -> None:
         """Take the pattern of a layer, where it is of use."""
-        if self._patterns or self._circuits.layers[number].writes is None:
+        if self._needs_pattern(number):
             self._pattern[number] = attention.pattern_of(self._positions)
-            if number in self._given:
-                self._hand_on(number, self._given.pop(number))
+            self._hand_on(number)
 
-    def _layer(self, number: int) -> Callable[..., None]:
-        needs_pattern = self._patterns or self._circuits.layers[number].writes is None
+    def _found(self, number: int, given: Tensor) -> None:
+        self._given[number] = given
+        self._hand_on(number)
 
-        def heard(given: Tensor) -> None:
-            if needs_pattern and number not in self._pattern:
-                self._given[number] = given
-            else:
-                self._hand_on(number, given)
+    def _normed(self, number: int, given: Tensor) -> None:
+        self._behind[number] = self._circuits.layers[number].behind.scale(given)
+        self._hand_on(number)
 
-        return _listening(heard)
+    def _needs_pattern(self, number: int) -> bool:
+        return self._patterns or self._circuits.layers[number].writes is None
 
-    def _hand_on(self, number: int, given: Tensor) -> None:
-        layer, pattern = self._circuits.layers[number], self._pattern.pop(number, None)
+    def _hand_on(self, number: int) -> None:
+        """What is there of a layer, once all of it is."""
+        layer = self._circuits.layers[number]
+        lacking = (
+            number not in self._given,
+            self._needs_pattern(number) and number not in self._pattern,
+            layer.normed is not None and number not in self._behind,
+        )
+        if any(lacking):
+            return
+        given, pattern = self._given.pop(number), self._pattern.pop(number, None)
         if layer.writes is not None:
-            self._take(number, given.unflatten(-1, (layer.n_heads, -1)), pattern)
-        elif pattern is not None:
-            self._take(number, mix(pattern, layer.values_of(given)), pattern if self._patterns else None)
+            found = given.unflatten(-1, (layer.n_heads, -1))
+        elif pattern is None:
+            raise TypeError("what the heads of a layer found is not known without their pattern")
+        else:
+            found = mix(pattern, layer.values_of(given))
+        if layer.normed is not None:
+            found = found / self._behind.pop(number)[..., None, None]
+        self._take(number, found, pattern if self._patterns else None)
 
     def _ended(self, residual: Tensor) -> None:
         self.scale = self._circuits.final_norm.scale(residual)
