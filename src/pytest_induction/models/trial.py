@@ -8,13 +8,14 @@ the layers seen, and what is known to have no pattern.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import InductionError
-from pytest_induction.models.attention import JoinedReader, LogSumExpReader, PatternReader, Reader
+from pytest_induction.models.attention import ChunkedReader, JoinedReader, LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, Standing, first_line, is_out_of_memory, logits_of, quoted
 from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.flow import mixers
@@ -58,6 +59,8 @@ def find_way(
         try:
             way = kind(caller, trial.tokens, expected, attach) if kind is ShownWay else kind(caller, trial.tokens, expected)
             _check(way, caller, trial)
+            if isinstance(way, (SdpaWay, SoftmaxWay)):
+                way.is_chunked_from = partial(_learn_chunks, way, caller, trial, expected)
             way.can_stop = not hooked and _can_stop(way, caller, trial.tokens[0])
         except InductionError:
             raise
@@ -69,6 +72,22 @@ def find_way(
         else:
             return way, tuple(said for said, strange in tried if not strange)
     return None, tuple(said for said, _ in tried)
+
+
+def _learn_chunks(way: ListeningWay, caller: Caller, trial: Trial, expected: int | None, positions: int) -> bool:
+    """Whether the queries of sequences as long as this come in chunks, which the trial was too short for; the way knows it then.
+
+    It is tried out and checked on as many positions, as in the trial.
+    """
+    chosen = torch.randint(0, len(trial.usable), (len(trial.tokens[1]), positions), generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor(trial.usable)[chosen].to(trial.tokens[1].device)
+    other = type(way)(caller, (trial.tokens[0], tokens), expected)
+    if not other.chunked or not trial.steady or (other.layers, other.heads) != (way.layers, way.heads):
+        return False
+    longer = trial._replace(tokens=(trial.tokens[0], tokens), logits=(trial.logits[0], logits_of(caller(tokens), tokens)))
+    _check(other, caller, longer)
+    vars(way).update({**vars(other), "can_stop": way.can_stop, "notes": way.notes})
+    return True
 
 
 def _check(way: WayIn, caller: Caller, trial: Trial) -> None:
@@ -98,8 +117,9 @@ def _check_reading(way: WayIn, tokens: Tensor, logits: Tensor) -> None:
             raise Refused(f"attention of layer {layer} looks ahead, with up to {float(ahead):.3g}")
         rounding = torch.zeros(())
         tolerance = ROW_SUMS.get(reader.dtype, ROW_SUMS_HALF)
-        if isinstance(reader, LogSumExpReader):
+        if isinstance(reader, (LogSumExpReader, ChunkedReader)):
             wrong = (sums - 1).abs()
+        if isinstance(reader, LogSumExpReader):
             rounding = 32 * torch.finfo(sums.dtype).eps * reader.log_sum_exp.abs().max()  # of scores that large
         if not float(wrong.max()) <= tolerance + float(rounding):
             seen = f"{float(sums.min()):.3g}..{float(sums.max()):.3g}"
