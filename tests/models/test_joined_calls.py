@@ -320,6 +320,16 @@ def mean_of_a_stack(query, key, value):
     return torch.stack([fused(query, key, value), fused(query.flip(-1), key, value)], -1).mean(-1)
 
 
+def values_in_halves(query, key, value):
+    return torch.cat([fused(query, key, half) for half in value.chunk(2, -1)], -1)
+
+
+def heads_subtracted(query, key, value):
+    """As the calls of differential attention are made: over halves of the values, and then heads from heads."""
+    one, other = torch.cat([fused(query, key + 0, half) for half in value.chunk(2, -1)], -1).chunk(2, 1)
+    return torch.cat([one - 0.5 * other, other], 1)
+
+
 COMBINED = "what they give is combined by `{}`"
 NEITHER = [
     (one_feeds_the_other, "one is computed from what another gives"),
@@ -327,6 +337,8 @@ NEITHER = [
     (mean_of_two, COMBINED.format("add")),
     (side_by_side_and_subtracted, COMBINED.format("sub")),
     (subtracted_in_place, COMBINED.format("(__isub__|sub_)")),
+    (values_in_halves, "two attend by the same queries and keys"),
+    (heads_subtracted, COMBINED.format("sub")),
     (mixed_by_einsum, COMBINED.format("einsum")),
     (mean_of_a_stack, COMBINED.format("mean")),
     (one_dropped, "what one gives is used nowhere"),

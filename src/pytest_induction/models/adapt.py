@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.models.calling import (
     Caller,
+    Memory,
     OtherRandom,
     as_found,
     device_of,
@@ -21,6 +22,7 @@ from pytest_induction.models.calling import (
     is_compiled,
     is_out_of_memory,
     logits_of,
+    writes,
 )
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
@@ -59,7 +61,7 @@ def adapt(
     """Make a model under test of a module that maps token ids to logits. Raises `ModelError` if it cannot be one."""
     name = name or type(module).__name__
     tokenizer = tokenizer if tokenizer is not None else getattr(module, "tokenizer", None)
-    caller, others = Caller(module), OtherRandom()
+    caller, others, found = Caller(module), OtherRandom(), Memory(module)
     try:
         with as_found(module) as hooked:
             trial = _try_out(caller, tokenizer, name)
@@ -67,6 +69,7 @@ def adapt(
             way, tried = find_way(caller, trial, attach, expected=expected, hooked=hooked)
     finally:
         draws = others.restore()
+        writes[caller.module] = found.restore()
     notes, space = trial.notes, trial.space
     if space.bos_id is None:
         notes += ("sequences begin with no token of their own: the model names no usable one",)

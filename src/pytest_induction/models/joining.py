@@ -9,7 +9,7 @@ that uses one of them is given all of them, nothing combines their numbers, and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 from typing import Any
 from weakref import ref
 
@@ -48,7 +48,16 @@ class Outputs:
         self._used: dict[int, dict[frozenset[int], str]] = {}  # of each call, beside which it was used, and by what function
         self._combined: dict[tuple[int, int], str] = {}
         self._followed: set[int] = set()
+        self._asked: dict[int, tuple[ref[Tensor], ref[Tensor]]] = {}
+        self._twice: set[tuple[int, int]] = set()  # calls that have the same pattern
         self._fed: set[tuple[int, int]] = set()
+
+    def asked(self, call: int, query: Tensor, key: Tensor) -> None:
+        """A call attends by these; another that does so too has the same pattern."""
+        for other, held in self._asked.items():
+            if all((one := each()) is not None and _is_same(one, now) for each, now in zip(held, (query, key), strict=True)):
+                self._twice.add((other, call))
+        self._asked[call] = ref(query), ref(key)
 
     def given(self, call: int, tensors: Iterable[Tensor]) -> None:
         """A call takes these, which may have been computed from what others gave."""
@@ -91,21 +100,24 @@ class Outputs:
 
     def apart(self, calls: Sequence[int]) -> str:
         """Why these calls are not one layer, in words that follow a comma; nothing where they are."""
-        for one, other in combinations(calls, 2):
+        for one, other in combinations_with_replacement(calls, 2):
             if (one, other) in self._combined:
                 return f", and what they give is combined by `{self._combined[one, other]}`"
+            if (one, other) in self._twice:
+                return ", and two attend by the same queries and keys"
             if (one, other) in self._fed:
                 return ", and one is computed from what another gives"
-        for call in calls:
-            used = self._used.get(call, {})
-            if call not in self._followed or (self.broken and not used):
-                return ", and what they give cannot be followed"
-            if not used:
-                return ", and what one gives is used nowhere"
-            for beside, name in used.items():
-                if not beside >= set(calls):
-                    return f", and what one gives is used by itself, by `{name}`"
-        return ""
+        return next((why for call in calls if (why := self._why_by_itself(call, frozenset(calls)))), "")
+
+    def _why_by_itself(self, call: int, calls: frozenset[int]) -> str:
+        """Why what a call gave is not used beside what all of these calls gave, in the same words."""
+        used = self._used.get(call, {})
+        if call not in self._followed or (self.broken and not used):
+            return ", and what they give cannot be followed"
+        if not used:
+            return ", and what one gives is used nowhere"
+        by_itself = next((name for beside, name in used.items() if not beside >= calls), None)
+        return "" if by_itself is None else f", and what one gives is used by itself, by `{by_itself}`"
 
     def order(self, calls: Sequence[int]) -> list[int] | None:
         """The heads of calls that are one layer in the order in which they lie, counted call by call; None if it is that."""
@@ -235,6 +247,11 @@ class Outputs:
         if tensor.layout != torch.strided or tensor.is_meta:
             return known
         return known | self._memories.get(tensor.untyped_storage().data_ptr(), frozenset())
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers in memory."""
+    return one is other or (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
 
 
 def _summed_axes(name: str, tensor: Tensor, args: Any, kwargs: Any) -> list[int]:

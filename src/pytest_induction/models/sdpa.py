@@ -135,6 +135,7 @@ class Tap:
         """What a call gave; in a trial it is followed from here."""
         outputs = self.show.outputs
         if outputs is not None and call.query.ndim > 2:
+            outputs.asked(number, call.query, call.key)
             outputs.given(number, call[:3])
             outputs.gave(number, output, call.query.shape[:-2].numel() // self.batch)
         return output

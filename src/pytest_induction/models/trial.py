@@ -81,7 +81,10 @@ def _learn_chunks(way: ListeningWay, caller: Caller, trial: Trial, expected: int
     """
     chosen = torch.randint(0, len(trial.usable), (len(trial.tokens[1]), positions), generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor(trial.usable)[chosen].to(trial.tokens[1].device)
-    other = type(way)(caller, (trial.tokens[0], tokens), expected)
+    try:
+        other = type(way)(caller, (trial.tokens[0], tokens), expected)
+    except Refused:
+        return False
     if not other.chunked or not trial.steady or (other.layers, other.heads) != (way.layers, way.heads):
         return False
     longer = trial._replace(tokens=(trial.tokens[0], tokens), logits=(trial.logits[0], logits_of(caller(tokens), tokens)))
