@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.errors import InductionError, ModelError
+from pytest_induction.errors import ArgumentError, InductionError, ModelError
 from pytest_induction.models.calling import (
     Caller,
     Memory,
@@ -57,14 +57,16 @@ def adapt(
     seed: int = 0,
     memory: int | None = None,
     attach: Sequence[Attach] = (),
+    without_pattern: Sequence[str] = (),
 ) -> ModelUnderTest:
     """Make a model under test of a module that maps token ids to logits. Raises `ModelError` if it cannot be one."""
     name = name or type(module).__name__
+    _check_declared(module, without_pattern)
     tokenizer = tokenizer if tokenizer is not None else getattr(module, "tokenizer", None)
     caller, others, found = Caller(module), OtherRandom(), Memory(module)
     try:
         with as_found(module) as hooked:
-            trial = _try_out(caller, tokenizer, name)
+            trial = _try_out(caller, tokenizer, name)._replace(declared=tuple(without_pattern))
             expected = _declared(module, LAYER_NAMES)
             way, tried = find_way(caller, trial, attach, expected=expected, hooked=hooked)
     finally:
@@ -77,6 +79,13 @@ def adapt(
     notes += way.notes if way else ()
     settings = (tokenizer, seed, memory, draws, not trial.steady)
     return ModelUnderTest(module, name, space, way, tried, notes, *settings)
+
+
+def _check_declared(module: nn.Module, names: Sequence[str]) -> None:
+    there = {name for path, part in module.named_modules() for name in (path, type(part).__name__)}
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise ArgumentError(f"`without_pattern` must name modules by path or class, and {missing[0]!r} is none in this model")
 
 
 def _try_out(caller: Caller, tokenizer: Any, name: str) -> Trial:

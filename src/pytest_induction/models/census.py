@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +23,11 @@ from pytest_induction.models.calling import quoted
 from pytest_induction.models.way_in import Refused
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-NO_SOFTMAX = re.compile(  # mixers that are called attention and have no pattern, and what only serves or follows attention
-    r"linear_?att|lightning|delta|mamba|rwkv|ssm|recurrent|retention|lstm|gru|hyena|conv|hebbian|noop|identity"
-    r"|att.*(norm|drop|mask|residual|embed|rotary|pool)",
+NO_SOFTMAX = re.compile(  # mixers of transformers' own that are called attention and have no pattern
+    r"linear_?att|lightning|delta|mamba|rwkv|ssm|recurrent|retention|lstm|gru|hyena|conv|hebbian|noop|identity",
     re.IGNORECASE,
 )
+SERVES = re.compile(r"att.*(norm|drop|mask|residual|embed|rotary|pool)", re.IGNORECASE)  # what only serves or follows attention
 MOST_NAMED = 6
 SEALED = ("softmax", "scaled_dot_product_attention")
 NUMBERED = re.compile(r"^(.*?\b)(\d+)(?:\.|$)")
@@ -196,7 +197,8 @@ class Running:
     def _is_attention(self, name: str) -> bool:
         part = self.module.get_submodule(name)
         words = (name.rpartition(".")[2], type(part).__name__)
-        named = any(ATTENTION.search(word) for word in words) and not any(NO_SOFTMAX.search(word) for word in words)
+        named = any(ATTENTION.search(word) for word in words) and not any(SERVES.search(word) for word in words)
+        named = named and not (is_of_transformers(part) and any(NO_SOFTMAX.search(word) for word in words))
         return named and any(True for _ in part.children())
 
     def _other_blocks(self, seen: Sequence[str]) -> list[str]:
@@ -215,6 +217,17 @@ class Running:
 
     def _build(self, name: str) -> list[tuple[str, type]]:
         return [(path, type(part)) for path, part in self.module.get_submodule(name).named_modules()]
+
+
+def is_of_transformers(part: nn.Module) -> bool:
+    """Whether a module runs code of a class that transformers wrote, and not of one that is only called like it."""
+    kind = type(part)
+    home = sys.modules.get(kind.__module__)
+    return (
+        kind.__module__.startswith("transformers.models.")
+        and getattr(home, kind.__qualname__, None) is kind
+        and "forward" not in vars(part)
+    )
 
 
 def _list_of(path: str) -> str | None:

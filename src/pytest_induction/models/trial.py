@@ -7,9 +7,9 @@ the layers seen, and what is known to have no pattern.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from pytest_induction.models.attention import ChunkedReader, JoinedReader, LogSu
 from pytest_induction.models.calling import Caller, Standing, first_line, is_out_of_memory, logits_of, quoted
 from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.flow import mixers
+from pytest_induction.models.mixing import mixes_by_fixed_shares
 from pytest_induction.models.registry import RegistryWay
 from pytest_induction.models.sdpa import SdpaWay
 from pytest_induction.models.shown import Attach, ShownWay
@@ -43,6 +44,7 @@ class Trial(NamedTuple):
     space: TokenSpace
     notes: tuple[str, ...]
     steady: bool  # whether what a row gets does not depend on the rows beside it
+    declared: tuple[str, ...] = ()  # modules that are said to have no pattern, by path or class
 
     @property
     def usable(self) -> list[int]:
@@ -100,10 +102,14 @@ def _check(way: WayIn, caller: Caller, trial: Trial) -> None:
     _check_rows(way, trial.tokens[0])
     if trial.steady and way.can_isolate:
         tokens = trial.tokens[1]
-        mixing = mixers(caller, tokens, trial.usable, way.layers, lambda: way.alone(tokens))
-        if mixing and not any(note.startswith("layers without") for note in way.notes):
-            named = ", ".join(quoted(path) for path in mixing)
+        told: Mapping[str, Any] = {"fixed": mixes_by_fixed_shares, "declared": trial.declared}
+        mixing = mixers(caller, tokens, trial.usable, way.layers, lambda: way.alone(tokens), **told)
+        if mixing.known and not any(note.startswith("layers without") for note in way.notes):
+            named = ", ".join(quoted(path) for path in mixing.known)
             way.notes += (f"positions are also mixed, without a pattern, by what runs in {named}",)
+        if mixing.declared:
+            named = ", ".join(quoted(path) for path in mixing.declared)
+            way.notes += (f"declared to mix positions without a pattern, which nothing checked: what runs in {named}",)
     elif isinstance(way, ListeningWay):
         way.check_names()
 
