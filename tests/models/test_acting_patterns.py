@@ -33,6 +33,7 @@ from pytest_induction.models.products import Layout, Operand
 from pytest_induction.models.projecting import acting_on_outputs
 from pytest_induction.models.way_in import Refused
 from tests.models import foreign, zoo
+from tests.models.layouts import LAYOUTS
 from tests.models.test_hand_written import (
     Attention,
     by_function,
@@ -155,6 +156,7 @@ def joined_in_a_tuple(query, key, value):
 
 STYLES = [by_function, by_method, by_torch, folded, in_double, with_dropout, grouped]
 STYLES += [dots, heads_beside, values_on_the_left, joined, joined_in_a_tuple]
+STYLES += LAYOUTS
 
 
 @pytest.mark.parametrize("attend", STYLES)

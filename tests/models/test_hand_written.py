@@ -112,18 +112,12 @@ def unused(query, key, value):
     return value
 
 
-def other_axis(query, key, value):
-    query, key, value = (part.transpose(0, 1).flatten(0, 1) for part in (query, key, value))
-    return (scores_of(query, key).softmax(-1) @ value).unflatten(0, (2, -1)).transpose(0, 1)
-
-
 @pytest.mark.parametrize(
     ("attend", "why"),
     [
         (difference, r"4 softmax calls over \(positions x positions\), of which 4 are changed by `(sub|mul|__rmul__)`"),
         (strongest_only, r"changed by `"),
         (unused, "used nowhere"),
-        (other_axis, "rows and heads in another order than rows first"),
     ],
 )
 def test_a_softmax_that_is_not_the_pattern_is_refused_by_name(attend, why):

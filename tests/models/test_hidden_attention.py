@@ -30,11 +30,6 @@ def by_kernel(query, key, value):
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)[0]
 
 
-def heads_last(query, key, value):
-    pattern = scores_of(query, key).permute(0, 2, 3, 1).softmax(2)
-    return torch.einsum("bqkh,bhkd->bhqd", pattern, value)
-
-
 def in_another_thread(query, key, value):
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(fused, query, key, value).result()
@@ -49,7 +44,7 @@ class Other(Attention):
 
 
 @pytest.mark.parametrize("seen", [fused, by_function])
-@pytest.mark.parametrize("attend", [hidden, by_log_softmax, by_kernel, heads_last, in_another_thread])
+@pytest.mark.parametrize("attend", [hidden, by_log_softmax, by_kernel, in_another_thread])
 def test_attention_that_nothing_sees_is_refused_however_it_is_computed(attend, seen):
     """A block that attends by no function that is watched, beside one that does, is named in the refusal."""
     with pytest.raises(UnsupportedModel, match=MOVES.format(r"`blocks.1.mixer` \(Other\)")):

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_induction import load_model, measure_heads
+from pytest_induction import ablate, load_model, measure_heads, run_with
+from pytest_induction.errors import ModelError
 from pytest_induction.models.calling import as_written
 from tests.models.recorded import Positioned, assert_right, probe
 from tests.models.test_as_found import everything, same
@@ -233,3 +234,156 @@ def test_two_threads_may_measure_at_once(attend):
     assert (F.scaled_dot_product_attention, F.multi_head_attention_forward) == functions
     assert (torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled()) == settings
     assert_right(models[0])
+
+
+# What a model keeps in tensors
+
+
+class Caching(Attention):
+    """Keeps keys and values in buffers that its forward writes to, as models that generate do."""
+
+    def __init__(self, attend):
+        super().__init__(attend)
+        for name in ("cache_k", "cache_v"):
+            self.register_buffer(name, torch.full((4, 2, 160, 8), 0.5))
+
+    def forward(self, x):
+        query, key, value = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        self.cache_k[: len(x), :, : x.shape[1]] = key[:4]
+        self.cache_v[: len(x), :, : x.shape[1]] = value[:4]
+        return self.attend(query, key, value).transpose(1, 2).flatten(-2)
+
+
+class CachingPlainly(Caching):
+    """The same in plain attributes."""
+
+    def __init__(self, attend):
+        super().__init__(attend)
+        for name in ("cache_k", "cache_v"):
+            kept = self._buffers.pop(name)
+            setattr(self, name, kept)
+
+
+class Counting(Attention):
+    """Counts its passes in a buffer that is another one each time, and in a plain attribute."""
+
+    def __init__(self, attend):
+        super().__init__(attend)
+        self.register_buffer("passes", torch.zeros(()))
+        self.number = 0
+
+    def forward(self, x):
+        self.passes = self.passes + 1
+        self.number += 1
+        return super().forward(x)
+
+
+class Lazy(Attention):
+    """Registers a buffer in its first pass, and another one for longer sequences."""
+
+    longest = 0
+
+    def forward(self, x):
+        if x.shape[1] > self.longest:
+            self.register_buffer("ones", torch.ones(x.shape[1], 1), persistent=False)
+            self.longest = x.shape[1]
+        return super().forward(x * self.ones[: x.shape[1]])
+
+
+class Averaging(Attention):
+    """A running mean of what it is given, as in training, in a list of what it keeps as well."""
+
+    def __init__(self, attend):
+        super().__init__(attend)
+        self.register_buffer("mean", torch.zeros(16))
+        self.seen = []
+
+    def forward(self, x):
+        self.mean.mul_(0.9).add_(0.1 * x.mean((0, 1)))
+        self.seen.append(len(x))
+        return super().forward(x)
+
+
+def tensors_of(model):
+    """All that its parts keep, as it is now."""
+    found = {}
+    for path, part in model.named_modules():
+        for name, value in (*part._buffers.items(), *vars(part).items()):
+            if not name.startswith("_") and not callable(value):
+                found[path, name] = value.clone() if isinstance(value, torch.Tensor) else list(value) if name == "seen" else value
+    return found
+
+
+KEEPING = [Caching, CachingPlainly, Counting, Lazy, Averaging]
+
+
+@pytest.mark.parametrize("attend", [fused, by_function])
+@pytest.mark.parametrize("kind", KEEPING)
+def test_what_a_pass_writes_to_buffers_is_put_back(kind, attend):
+    """After it was tried out, measured, asked for logits, ended early; the buffers are the same objects."""
+    model = Positioned(kind(attend), kind(attend))
+    before = tensors_of(model)
+    objects = {name: id(buffer) for name, buffer in model.named_buffers()}
+    subject = load_model(model)
+    for run in (
+        lambda: None,
+        lambda: measure_heads(subject, tokens=probe()),
+        lambda: measure_heads(subject, n_sequences=6),
+        lambda: subject.logits(probe()),
+        lambda: run_with(subject, probe(), ablate(((0, 1),))),
+    ):
+        run()
+        assert same(tensors_of(model), before)
+        assert {name: id(buffer) for name, buffer in model.named_buffers()} == objects
+    assert_right(subject)
+    model(probe(64))
+    assert not same(tensors_of(model), before)
+
+
+@pytest.mark.parametrize("kind", KEEPING)
+def test_what_a_pass_wrote_is_put_back_where_it_raises(kind):
+    """An observer that fails after the first layer, and a model that fails while it is tried out."""
+    model = Positioned(kind(fused), kind(fused))
+    subject, before = load_model(model), tensors_of(model)
+
+    def fails(layer, reader):
+        raise KeyError("on purpose")
+
+    with pytest.raises(ModelError, match="on purpose"):
+        subject.observe(probe(), fails)
+    assert same(tensors_of(model), before)
+    broken = Positioned(kind(fused), kind(lambda query, key, value: value.flip(2)))
+    before = tensors_of(broken)
+    with pytest.raises(ModelError, match="not causal"):
+        load_model(broken)
+    assert same(tensors_of(broken), before)
+
+
+def test_what_a_user_left_in_a_buffer_is_what_is_put_back():
+    """Not what it held when the model was tried out."""
+    model = Positioned(Caching(fused), Caching(fused))
+    subject = load_model(model)
+    model(probe())
+    before = tensors_of(model)
+    measure_heads(subject, tokens=probe().flip(0))
+    assert same(tensors_of(model), before)
+
+
+def test_buffers_that_nothing_writes_to_are_not_kept_with_every_pass(monkeypatch):
+    """Only what the trial saw to change is worth a copy."""
+    from pytest_induction.models import calling
+
+    made = []
+
+    class Noted(calling.Memory):
+        def __init__(self, module, names=None):
+            super().__init__(module, names)
+            made.append(names)
+
+    monkeypatch.setattr(calling, "Memory", Noted)
+    for kind, names in ((Attention, None), (Counting, {"passes"})):
+        made.clear()
+        model = Positioned(kind(fused), kind(fused))
+        model.register_buffer("fixed", torch.ones(100))
+        measure_heads(load_model(model), tokens=probe())
+        assert made == [] if names is None else made and set(map(frozenset, made)) == {frozenset(names)}

@@ -66,15 +66,6 @@ def test_a_router_over_as_many_experts_as_positions_is_no_layer(experts, attend,
 # No layers
 
 
-def queries_in_chunks(query, key, value):
-    chunks, allowed = [], triangle(query.shape[2])
-    for first in range(0, query.shape[2], 16):
-        end = min(first + 16, query.shape[2])
-        mask = allowed[first:end, :end]
-        chunks.append(F.scaled_dot_product_attention(query[:, :, first:end], key[:, :, :end], value[:, :, :end], mask))
-    return torch.cat(chunks, 2)
-
-
 def padded_to_sixteen(query, key, value):
     parts = (F.pad(part, (0, 0, 0, -part.shape[2] % 16)) for part in (query, key, value))
     return fused(*parts)[:, :, : query.shape[2]]
@@ -99,34 +90,25 @@ def row_by_row(query, key, value):
     return torch.stack([fused(*parts) for parts in rows])
 
 
-def head_by_head(query, key, value):
-    heads = zip(query.unbind(1), key.unbind(1), value.unbind(1), strict=True)
-    return torch.stack([by_function(*parts) for parts in heads], 1)
-
-
 FOLLOWS = r"`blocks.0.mixer` attends from {} positions to {} keys, which follow the number of positions"
 
 
 @pytest.mark.parametrize(
     ("attend", "why"),
     [
-        (queries_in_chunks, "2 calls that may be attention in a short pass, 6 in a longer one"),
         (keys_padded, FOLLOWS.format(11, 12)),
         (every_other, FOLLOWS.format(5, 5)),
         (heads_first(fused), FOLLOWS.format(11, 11)),
-        (heads_first(by_function), FOLLOWS.format(11, 11)),
         (row_by_row, FOLLOWS.format(11, 11)),
-        (head_by_head, "`blocks.0.mixer` makes 2 attention calls in one pass, so none of them is its pattern"),
     ],
-    ids=["chunks", "keys padded", "half", "heads first", "heads first by hand", "rows", "heads"],
+    ids=["keys padded", "half", "heads first", "rows"],
 )
 def test_calls_over_other_than_rows_heads_and_positions_are_refused(attend, why):
-    """Queries in chunks, padded keys, pooled positions, heads before rows, a call for each row or head: what was seen is told."""
+    """Padded keys, pooled positions, heads before rows, a call for each row: what was seen is told."""
     with pytest.raises(UnsupportedModel, match=why):
         measure_heads(Positioned(Attention(attend), Attention(attend)))
-    if attend not in (queries_in_chunks, head_by_head):
-        with pytest.raises(UnsupportedModel, match="which follow the number of positions"):
-            measure_heads(Positioned(Attention(fused), Attention(attend)))
+    with pytest.raises(UnsupportedModel, match="which follow the number of positions"):
+        measure_heads(Positioned(Attention(fused), Attention(attend)))
 
 
 class Mapped(Blocks):

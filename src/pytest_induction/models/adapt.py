@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.errors import InductionError, ModelError
+from pytest_induction.errors import ArgumentError, InductionError, ModelError
 from pytest_induction.models.calling import (
     Caller,
     Form,
+    Memory,
     OtherRandom,
     as_found,
     device_of,
@@ -24,6 +25,7 @@ from pytest_induction.models.calling import (
     is_compiled,
     is_out_of_memory,
     uncompiled,
+    writes,
 )
 from pytest_induction.models.declared import CONTEXT_NAMES, LAYER_NAMES, declared, token_space, tokenizer_of
 from pytest_induction.models.differences import close_to, difference
@@ -49,25 +51,29 @@ def adapt(
     seed: int = 0,
     memory: int | None = None,
     attach: Sequence[Attach] = (),
+    without_pattern: Sequence[str] = (),
 ) -> ModelUnderTest:
     """Make a model under test of a module that maps token ids to logits. Raises `ModelError` if it cannot be one."""
     name = name or type(uncompiled(module)).__name__
-    others = OtherRandom()
+    _check_declared(module, without_pattern)
+    others, found = OtherRandom(), Memory(module)
     try:
         with as_found(module) as hooked:
             _check_weights(module, name)
-            tried = _tried_out(module, tokenizer, name)
+            tried = _tried_out(module, tokenizer, name, tuple(without_pattern))
             expected = declared(tried.found.seen.sources, LAYER_NAMES)
             way, said = find_way(tried.found.caller, tried.trial, attach, expected=expected, hooked=hooked)
             for round_one in of_round_lengths(tried.found) if way is None else ():
-                again = _checked(round_one, tried.tokenizer, name)
+                again = _checked(round_one, tried.tokenizer, name, tuple(without_pattern))
                 way, _ = find_way(round_one.caller, again.trial, attach, expected=expected, hooked=hooked)
                 if way is not None:
                     tried, said = again, ()
                     break
     finally:
         draws = others.restore()
+        writes[uncompiled(module)] = written = found.restore()
     caller, trial = tried.found.caller, tried.trial
+    writes[caller.module] = written
     notes, space = trial.notes, trial.space
     if space.bos_id is None:
         notes += ("sequences begin with no token of their own: the model names no usable one",)
@@ -91,7 +97,7 @@ class _Tried(NamedTuple):
         return self.trial.steady
 
 
-def _tried_out(module: nn.Module, tokenizer: Any, name: str) -> _Tried:
+def _tried_out(module: nn.Module, tokenizer: Any, name: str, without: tuple[str, ...]) -> _Tried:
     """Try the ways to call a module until one stands all checks. Raises what the first one that runs failed for.
 
     One with which rows influence each other a little is taken where no other way has them apart.
@@ -101,7 +107,7 @@ def _tried_out(module: nn.Module, tokenizer: Any, name: str) -> _Tried:
     forms = find_forms(module, name)
     for found in forms:
         try:
-            tried = _checked(found, tokenizer, name)
+            tried = _checked(found, tokenizer, name, without)
         except ModelError as error:
             failure = failure or error
             continue
@@ -130,7 +136,7 @@ def _check_only_one(tried: _Tried, others: Iterator[Found], name: str) -> None:
             raise ModelError(f"{name} may be given several masks as `{filled[0]}`, and each gives other logits: {GUIDE}")
 
 
-def _checked(found: Found, tokenizer: Any, name: str) -> _Tried:
+def _checked(found: Found, tokenizer: Any, name: str, without: tuple[str, ...] = ()) -> _Tried:
     """Try out one way to call a module, or the model inside that gives the same. Raises `ModelError` where it is no good."""
     notes: tuple[str, ...] = ()
     sources = found.seen.sources
@@ -140,11 +146,18 @@ def _checked(found: Found, tokenizer: Any, name: str) -> _Tried:
         notes = (f"measured is `{inner.name}` ({type(same.caller.module).__name__}), whose logits {_kind(found)} returns",)
         found = replace(same, seen=found.seen)
     tokenizer = tokenizer if tokenizer is not None else tokenizer_of(sources)
-    return _Tried(found, _trial_of(found, tokenizer, name, notes), tokenizer)
+    return _Tried(found, _trial_of(found, tokenizer, name, notes)._replace(declared=without), tokenizer)
 
 
 def _kind(found: Found) -> str:
     return f"`{type(found.caller.module).__name__}`"
+
+
+def _check_declared(module: nn.Module, names: Sequence[str]) -> None:
+    there = {name for path, part in module.named_modules() for name in (path, type(part).__name__)}
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise ArgumentError(f"`without_pattern` must name modules by path or class, and {missing[0]!r} is none in this model")
 
 
 def _trial_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...]) -> Trial:

@@ -6,10 +6,11 @@ import hashlib
 import random
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -151,8 +152,11 @@ def as_found(module: nn.Module, *, draws: bool = False) -> Iterator[bool]:
 
     Modes are set part by part: `eval` may do more than that, as layers do that merge what they learn into their weights. What
     `torch.compile` has compiled runs as it was written: every other length of a probe would compile it again.
+
+    Tensors that a trial saw its passes write to (see `Memory`) are put back too, and plain attributes with them.
     """
     training, hooked = _walked(module)
+    memory = Memory(module, names) if (names := writes.get(uncompiled(module))) else None
     random_state, others = torch.get_rng_state(), OtherRandom() if draws else None
     device = device_of(module)
     device_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -167,6 +171,8 @@ def as_found(module: nn.Module, *, draws: bool = False) -> Iterator[bool]:
     finally:
         for part in training:
             part.training = True
+        if memory is not None:
+            memory.restore()
         torch.set_rng_state(random_state)
         if others is not None:
             others.restore()
@@ -211,6 +217,44 @@ class Standing:
             elif not held and _held(value):
                 value.release()
         return changed
+
+
+class Memory(Standing):
+    """What a module and its parts keep in tensors that are no weights: buffers, and plain attributes.
+
+    A cache is such a tensor. Those with some `names` are kept; all of them where there are none.
+    """
+
+    def __init__(self, module: nn.Module, names: Collection[str] | None = None) -> None:
+        super().__init__(module)
+        self._stores = [(store, set(store)) for part in _all_parts(module) for store in (part._buffers, vars(part))]  # noqa: SLF001
+        self._tensors = [
+            (store, name, value, value.detach().clone())
+            for store, _ in self._stores
+            for name, value in store.items()
+            if isinstance(value, Tensor) and not value.is_meta and (names is None or name in names)
+        ]
+
+    def restore(self) -> frozenset[str]:  # type: ignore[override]
+        """Put back the tensors that are not as they were, plain attributes with them, and give the names of the tensors."""
+        written = set()
+        with torch.no_grad():
+            for store, name, value, kept in self._tensors:
+                if store.get(name) is not value or not torch.equal(value, kept):
+                    written.add(name)
+                    value.copy_(kept)
+                    store[name] = value
+        new = {name for store, before in self._stores for name in set(store) - before if isinstance(store[name], Tensor)}
+        if written or new:
+            super().restore()
+            for store, before in self._stores:
+                for name in set(store) - before:
+                    del store[name]
+        return frozenset(written | new)
+
+
+writes: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
+"""The names of tensors that passes of a module were seen to write to, which are no weights."""
 
 
 def _own(part: nn.Module) -> Iterator[tuple[str, Any]]:

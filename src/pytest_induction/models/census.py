@@ -7,7 +7,9 @@ like those in which attention was seen, must have shown it too.
 
 from __future__ import annotations
 
+import itertools
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +23,11 @@ from pytest_induction.models.calling import quoted
 from pytest_induction.models.way_in import Refused
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-NO_SOFTMAX = re.compile(  # mixers that are called attention and have no pattern, and what only serves or follows attention
-    r"linear_?att|lightning|delta|mamba|rwkv|ssm|recurrent|retention|lstm|gru|hyena|conv|hebbian|noop|identity"
-    r"|att.*(norm|drop|mask|residual|embed|rotary|pool)",
+NO_SOFTMAX = re.compile(  # mixers of transformers' own that are called attention and have no pattern
+    r"linear_?att|lightning|delta|mamba|rwkv|ssm|recurrent|retention|lstm|gru|hyena|conv|hebbian|noop|identity",
     re.IGNORECASE,
 )
+SERVES = re.compile(r"att.*(norm|drop|mask|residual|embed|rotary|pool)", re.IGNORECASE)  # what only serves or follows attention
 MOST_NAMED = 6
 SEALED = ("softmax", "scaled_dot_product_attention")
 NUMBERED = re.compile(r"^(.*?\b)(\d+)(?:\.|$)")
@@ -111,34 +113,50 @@ class Running:
     def _leaving(self, part: nn.Module, inputs: Any, output: Any) -> None:
         self.stack.pop()
 
-    def joined(self, places: Sequence[Place], heads: Sequence[int]) -> list[list[Place]]:
-        """The places in groups of one, but for modules of one list, one head each, all given the same: the heads of a layer."""
-        groups: list[list[Place]] = []
-        for place, count in zip(places, heads, strict=True):
-            last = groups[-1][-1] if groups else Place("")
+    def joined(
+        self, places: Sequence[Place], heads: Sequence[int], side_by_side: Callable[[Sequence[int]], bool]
+    ) -> list[list[int]]:
+        """The places by their numbers in groups of one, but for those that are parts of one layer.
+
+        That is so for modules of one list, one head each, all given the same, and for calls that one pass of a module, or of a
+        block, makes if what they give lies side by side.
+        """
+        groups: list[list[int]] = []
+        for number, (place, count) in enumerate(zip(places, heads, strict=True)):
+            last = places[number - 1] if groups else Place("")
             beside = _list_of(place.path) == _list_of(last.path) is not None and place.path != last.path
             same = place.source is not None and place.source is last.source and place.version == last.version
-            if beside and same and count == 1 and heads[sum(map(len, groups)) - 1] == 1:
-                groups[-1].append(place)
+            one_each = beside and same and count == 1 and heads[number - 1] == 1
+            within = place.unit == last.unit and (place.unit or place.path == last.path)
+            if groups and (one_each or (within and side_by_side([*groups[-1], number]))):
+                groups[-1].append(number)
             else:
-                groups.append([place])
+                groups.append([number])
         return groups
 
     def of_all(self, group: Sequence[Place]) -> Place:
-        """One place for a group: that of its list."""
-        return group[0] if len(group) == 1 else Place(_list_of(group[0].path) or "")
+        """One place for a group: that of its module, or of what holds all of them."""
+        paths = {place.path for place in group}
+        if len(paths) == 1:
+            return group[0]
+        lists = {_list_of(path) for path in paths}
+        common = (lists.pop() or "") if len(lists) == 1 else ""
+        return Place(common or ".".join(_common([path.split(".") for path in paths])), unit=0)
 
-    def check(self, places: Sequence[Place], expected: int | None) -> tuple[str, ...]:
+    def check(
+        self, places: Sequence[Place], expected: int | None, apart: Callable[[Sequence[int]], str] = lambda numbers: ""
+    ) -> tuple[str, ...]:
         """Notes on layers without attention. Raises `Refused` where the places cannot be the layers of the model.
 
-        `expected` is how many it declares.
+        `expected` is how many it declares. `apart` says why some of the places, by their numbers, are not one layer.
         """
         seen = [place.path for place in places]
         if not seen:
             raise Refused("no call seen in which positions attend to positions")
         for (path, unit), count in Counter((place.path, place.unit) for place in places).items():
             if count > 1 and unit:
-                raise Refused(f"`{path}` makes {count} attention calls in one pass, so none of them is its pattern")
+                why = apart([number for number, place in enumerate(places) if (place.path, place.unit) == (path, unit)])
+                raise Refused(f"`{path}` makes {count} attention calls in one pass, so none of them is its pattern{why}")
         if expected is not None and len(seen) > expected:
             raise Refused(f"attention seen {len(seen)} times, the model declares {expected} layers")
         if expected is None or len(seen) == expected:
@@ -179,7 +197,8 @@ class Running:
     def _is_attention(self, name: str) -> bool:
         part = self.module.get_submodule(name)
         words = (name.rpartition(".")[2], type(part).__name__)
-        named = any(ATTENTION.search(word) for word in words) and not any(NO_SOFTMAX.search(word) for word in words)
+        named = any(ATTENTION.search(word) for word in words) and not any(SERVES.search(word) for word in words)
+        named = named and not (is_of_transformers(part) and any(NO_SOFTMAX.search(word) for word in words))
         return named and any(True for _ in part.children())
 
     def _other_blocks(self, seen: Sequence[str]) -> list[str]:
@@ -200,9 +219,25 @@ class Running:
         return [(path, type(part)) for path, part in self.module.get_submodule(name).named_modules()]
 
 
+def is_of_transformers(part: nn.Module) -> bool:
+    """Whether a module runs code of a class that transformers wrote, and not of one that is only called like it."""
+    kind = type(part)
+    home = sys.modules.get(kind.__module__)
+    return (
+        kind.__module__.startswith("transformers.models.")
+        and getattr(home, kind.__qualname__, None) is kind
+        and "forward" not in vars(part)
+    )
+
+
 def _list_of(path: str) -> str | None:
     """The list that a module is a numbered part of."""
     return path.rpartition(".")[0] if NUMBERED_LAST.search(path) else None
+
+
+def _common(paths: Sequence[Sequence[str]]) -> list[str]:
+    """What paths begin with, all of them."""
+    return [steps[0] for steps in itertools.takewhile(lambda steps: len(set(steps)) == 1, zip(*paths, strict=False))]
 
 
 def _related(one: str, other: str) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 if TYPE_CHECKING:
     from pytest_induction.models.protocol import ModelUnderTest
 
+UNSEEN = "information moves between positions"  # what a refusal says of a module that may attend where nothing sees it
 SHOWN_LAYERS = 4  # that are named one by one
 Line = tuple[str, str]
 
@@ -71,12 +72,12 @@ def _unread(subject: ModelUnderTest) -> tuple[Line, ...]:
     return (
         ("way in", "none: no head can be measured"),
         *(("tried", said) for said in subject.tried),
-        *(("to do", advice) for advice in _advice(subject.module)),
+        *(("to do", advice) for advice in _advice(subject.module, subject.tried)),
     )
 
 
-def _advice(module: nn.Module) -> list[str]:
-    """What would make this model readable, the likeliest first."""
+def _advice(module: nn.Module, tried: tuple[str, ...]) -> list[str]:
+    """What would make this model readable, the likeliest first. Says nothing of what a model is that no way in saw."""
     if type(module).__module__.startswith("torch.jit") or hasattr(module, "_c"):
         return ["a TorchScript module runs no code that can be watched: measure the module that it was made from"]
     config: Any = getattr(module, "config", None)
@@ -90,8 +91,16 @@ def _advice(module: nn.Module) -> list[str]:
         advice.append(f"it was loaded with attn_implementation={implementation!r}: load it with 'sdpa' or 'eager'")
     named = [name for name, part in module.named_modules() if _is_called_attention(name, part)]
     where = f" (in `{named[0]}`, say)" if named else ""
-    if not named:
-        advice.append("nothing in it is called attention: a model without any has behaviour only, and no heads to measure")
+    if any(UNSEEN in said for said in tried):
+        advice.append(
+            "if what moves it there has no attention pattern (a recurrence, linear attention), say so by "
+            "`load_model(model, without_pattern=...)`, with its path or class: nothing can check that, and a note will say so"
+        )
+    elif any(said.startswith("softmax: no ") for said in tried):
+        advice.append(
+            "no attention was seen, which does not mean that there is none: compiled programs, kernels and other functions that "
+            "nothing watches may attend; a model that does not has behaviour only, and no heads to measure"
+        )
     advice.append(
         f"call `pytest_induction.show_attention` where it attends{where}, with the pattern, or with query and key where that is "
         "a softmax; or attach a hook that does, by `load_model(model, attach=...)`, conftest.py or `doctor --attach`: "

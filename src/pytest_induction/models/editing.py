@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from pytest_induction.models.acting import Acting, Part, Record, Step, Steps
+from pytest_induction.models.axes import Axes
 from pytest_induction.models.calling import Caller, first_line, is_out_of_memory, quoted
-from pytest_induction.models.products import PRODUCTS, Layout, Operand, tensors_in
+from pytest_induction.models.joining import tensors_in
+from pytest_induction.models.products import PRODUCTS, Layout, Operand
 from pytest_induction.models.sdpa import Tap, Watch, is_softmax, watching
 from pytest_induction.models.way_in import Refused, is_looking
 
@@ -36,14 +38,22 @@ class Editing:
     """
 
     def __init__(
-        self, caller: Caller, tokens: Tensor, layers: Sequence[str], *, calls: Collection[int], groups: Sequence[int] | None
+        self,
+        caller: Caller,
+        tokens: Tensor,
+        layers: Sequence[str],
+        *,
+        calls: Collection[int],
+        groups: Sequence[int] | None,
+        axes: Mapping[int, Axes] | None = None,
     ) -> None:
-        self._layers, self._calls, self._groups = layers, calls, groups
+        self._layers, self._calls, self._groups, self._axes = layers, calls, groups, axes
         records: Steps = {layer: [Record(outputs=True)] for layer in range(len(layers))}
         acting = Acting(records, layers=calls, groups=groups)
         self._refusal = ""
         try:
             with watching(Tap(tokens, acting), Trial) as trial:
+                trial.axes = axes
                 caller(tokens)
         except Exception as error:
             if is_out_of_memory(error):
@@ -68,6 +78,7 @@ class Editing:
         self._check(steps, first)
         acting = Acting(steps, layers=self._calls, groups=self._groups, first=first)
         with watching(Tap(tokens, acting), Edits) as edits:
+            edits.axes = self._axes
             yield
         if steps and len(acting.heads) != len(self._layers):
             raise Refused(f"{len(acting.heads)} of {len(self._layers)} layers were seen to compute patterns in this pass")
@@ -97,11 +108,12 @@ def refuse_calls(steps: Sequence[Step], path: str) -> None:
 
 
 class Pattern(NamedTuple):
-    """A pattern of one call: its layer, what is done to what it finds, its shape (rows, heads, queries, keys)."""
+    """A pattern of one call: its layer, what is done to what it finds, its axes, and its shape with the keys last."""
 
     layer: int
     steps: Sequence[Step]
     part: Part
+    axes: Axes
     shape: torch.Size
 
 
@@ -121,6 +133,9 @@ class Edits(Watch):
         if not isinstance(tap.show, Acting):
             raise TypeError("steps are taken by one that acts")
         self._acting = tap.show
+        self.axes: Mapping[int, Axes] | None = (
+            None  # of the patterns, by the numbers of their calls; None where they are as usual
+        )
         self._forms: dict[int, Form] = {}
         self._patterns: dict[int, Pattern] = {}  # of each call of which what heads find is to be seen, and was not yet
         self._lost: dict[int, str] = {}  # of each call the first function through which its pattern could not be followed
@@ -129,25 +144,26 @@ class Edits(Watch):
         scores = args[0] if args else kwargs.get("input")
         if is_looking() or not is_softmax(func, scores):
             return args, kwargs
-        apart = _unfolded(scores, self.tap.batch, self.tap.positions)
-        if apart is None:
+        axes = self._axes_of(self._acting.n_events, scores)
+        if axes is None:
             return args, kwargs
+        apart = axes.apart(scores, *self._size)
         steps, part = self._acting.comes(apart.shape[1], apart.shape[1])
         edited = apart
         for step in steps:
             edited = step.on_scores(edited, part)
         if edited is apart:
             return args, kwargs
-        given = _like(edited.reshape(scores.shape), scores)
+        given = _like(axes.together(edited, scores.shape, *self._size), scores)
         return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "input": given})
 
     def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if is_looking():
             return output
         if is_softmax(func, output):
-            pattern = _unfolded(output, self.tap.batch, self.tap.positions)
-            if self._acting.hears(*output.shape[-2:], fits=pattern is not None) and pattern is not None:
-                return self._edited(pattern, output)
+            axes = self._axes_of(self._acting.n_events, output)
+            if self._acting.hears(*output.shape[-2:], fits=axes is not None) and axes is not None:
+                return self._edited(axes, output)
         if not self._forms:
             return output
         inputs = list(tensors_in([*args, *kwargs.values()]))
@@ -165,18 +181,33 @@ class Edits(Watch):
                 self._lost.setdefault(form.number, name)
         return output
 
-    def _edited(self, pattern: Tensor, output: Tensor) -> Tensor:
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.tap.batch, self.tap.positions
+
+    def _axes_of(self, number: int, pattern: Tensor) -> Axes | None:
+        """The axes of a softmax, by the number of its call; None for what is no pattern. Sinks may come after the positions."""
+        batch, positions = self._size
+        if self.axes is not None and number in self.axes:
+            return self.axes[number] if self.axes[number].fits(pattern.shape, batch, positions) else None
+        if pattern.ndim not in (3, 4, 5) or pattern.shape[-2] != positions or pattern.shape[-1] < positions:
+            return None
+        fits = pattern.shape[0] % batch == 0 if pattern.ndim == 3 else pattern.shape[0] == batch
+        return Axes.usual(pattern.ndim) if fits else None
+
+    def _edited(self, axes: Axes, output: Tensor) -> Tensor:
         """What is given back for a softmax: the pattern after the steps of its layer."""
-        number, layer = self._acting.n_events - 1, len(self._acting.heads)
+        number, layer, pattern = self._acting.n_events - 1, len(self._acting.heads), axes.apart(output, *self._size)
         steps, part = self._acting.next(pattern.shape[1], pattern.shape[1])
         refuse_calls(steps, f"layer {layer}")
         edited = pattern
         for step in steps:
             edited = step.on_pattern(edited, part)
-        given = output if edited is pattern else _like(edited.reshape(output.shape), output)
+        given = output if edited is pattern else _like(axes.together(edited, output.shape, *self._size), output)
         if any(step.needs_output for step in steps):
-            self._patterns[number] = Pattern(layer, steps, part, pattern.shape)
-            places = torch.empty(pattern.shape, device="meta").view(output.shape)
+            shape = output.movedim(axes.key, -1).shape
+            self._patterns[number] = Pattern(layer, steps, part, axes, shape)
+            places = torch.empty(shape, device="meta").movedim(-1, axes.key)
             self._forms[id(given)] = Form(given, number, places)
         return given
 
@@ -201,11 +232,11 @@ class Edits(Watch):
         """What is given back for a product of a pattern and values: what the heads found, after the steps of their layer."""
         pattern = self._patterns[form.number]
         layout = Layout.of(name, Operand(form.tensor, form.places, pattern.shape), args, output)
-        found = layout.apart(output)
+        found = pattern.axes.found_apart(layout.apart(output), *self._size)
         for step in pattern.steps:
             found = step.on_output(found, None, pattern.part)
         self._settle(form.number)
-        return _like(layout.together(found), output)
+        return _like(layout.together(pattern.axes.found_together(found, pattern.shape, *self._size)), output)
 
     def _settle(self, number: int) -> None:
         """What heads find by this pattern was seen."""
@@ -230,9 +261,9 @@ class Trial(Edits):
         self._weighs: dict[int, int] = {}  # of each call, how often its pattern weighs something
         self._why: dict[int, str] = {}
 
-    def _edited(self, pattern: Tensor, output: Tensor) -> Tensor:
+    def _edited(self, axes: Axes, output: Tensor) -> Tensor:
         self.seen.add(len(self._acting.heads))
-        return super()._edited(pattern, output)
+        return super()._edited(axes, output)
 
     def _is_same(self, before: Tensor, after: Tensor) -> bool:
         return torch.allclose(before.float(), after.float(), atol=CLOSE, rtol=CLOSE)
@@ -258,17 +289,6 @@ class Trial(Edits):
                 by = "no product in which its pattern weighs values" if lost is None else f"its pattern is lost in `{lost}`"
                 why.setdefault(pattern.layer, by)
         return why
-
-
-def _unfolded(pattern: Tensor, batch: int, positions: int) -> Tensor | None:
-    """The pattern as (rows, heads, queries, keys), sinks after the positions, or None for what is none."""
-    if pattern.shape[-2] != positions or pattern.shape[-1] < positions:
-        return None
-    if pattern.ndim == 3 and pattern.shape[0] % batch == 0:
-        return pattern.unflatten(0, (batch, -1))
-    if pattern.ndim in (4, 5) and pattern.shape[0] == batch:
-        return pattern.flatten(1, -3)
-    return None
 
 
 def _like(edited: Tensor, output: Tensor) -> Tensor:

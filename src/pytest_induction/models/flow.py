@@ -3,7 +3,9 @@
 Names tell little about what a module does, and what a way in does not see it cannot count. So every layer that is seen is made
 to let each position attend to itself only, and tokens are exchanged, the first and then the whole first half: whatever then
 changes at a later position came there by another way. The module in whose own code it did is either known to mix positions
-without any pattern (a convolution, a recurrence), and what came is taken away again, to look further; or it may hide attention.
+without any pattern, and what came is taken away again, to look further; or it may hide attention. Known is what torch or
+transformers wrote, told by its class; what goes no further than a convolution reaches; what an experiment shows to take fixed
+shares (see `mixing`); and what its user declares. Names of anybody's own classes tell nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -20,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.models.calling import Caller, quoted
-from pytest_induction.models.census import following_calls, sealed_in
+from pytest_induction.models.census import following_calls, is_of_transformers, sealed_in
 from pytest_induction.models.way_in import Refused
 
-# Words in the names of what mixes positions and has no pattern, where no word says attention.
+# Words in the names of transformers' own classes that mix positions and have no pattern, where no word says attention.
 WITHOUT_PATTERN = frozenset(
     [
         "mamba",
@@ -63,16 +65,26 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 CLOSE = {torch.float64: 1e-8, torch.float32: 1e-4}  # what other rows of a batch may change by rounding
 CLOSE_HALF = 3e-2
+Given = tuple[tuple[Any, ...], dict[str, Any]]  # to a call of a module
+Experiment = Callable[[nn.Module, Given, tuple[int, int], int], bool]
 Key = tuple[str, int, str]  # of a module, which time it ran, and whether it was given something or gave it
 
 
 def mixers(
-    caller: Caller, tokens: Tensor, usable: list[int], seen: Sequence[str], alone: Callable[[], AbstractContextManager[object]]
-) -> list[str]:
+    caller: Caller,
+    tokens: Tensor,
+    usable: list[int],
+    seen: Sequence[str],
+    alone: Callable[[], AbstractContextManager[object]],
+    *,
+    fixed: Experiment,
+    declared: Collection[str] = (),
+) -> Mixing:
     """The modules that mix positions beside the layers that are seen, as far as they are known to have no pattern.
 
-    `usable` are token ids to exchange some with, `seen` the paths of the layers. Raises `Refused` for a module that may hide
-    attention.
+    `usable` are token ids to exchange some with, `seen` the paths of the layers. `fixed` tells by experiment whether a module
+    mixes by fixed shares, `declared` are paths and classes of modules that are said to have no pattern. Raises `Refused` for a
+    module that may hide attention.
     """
     flow = Flow(caller.module, tokens, seen)
     with alone(), flow.noting():
@@ -86,21 +98,41 @@ def mixers(
         other[:, : place + 1] = torch.where(other[:, : place + 1] == exchanged, strange[-1], exchanged)
         with alone(), flow.comparing(place):
             caller(other)
-    return flow.found
+        flow.decide(fixed, declared, place)  # not before the pass is over: what runs in it is counted
+    return Mixing([path for path in flow.found if path not in flow.declared], flow.declared)
+
+
+class Mixing(NamedTuple):
+    """Modules that mix positions without a pattern: those that are known to, and those that are only said to."""
+
+    known: list[str]
+    declared: list[str]
+
+
+def is_declared(module: nn.Module, path: str, names: Collection[str]) -> bool:
+    """Whether a module, or one that it lies in, has one of these names as its path or its class."""
+    steps = path.split(".")
+    around = [".".join(steps[: count + 1]) for count in range(len(steps))] if path else []
+    return any(each in names or type(module.get_submodule(each)).__name__ in names for each in around)
+
+
+def _holds(path: str, seen: Sequence[str]) -> bool:
+    return not path or any(each == path or each.startswith(f"{path}.") for each in seen)
 
 
 def _has_no_pattern(path: str, part: nn.Module, reach: int, seen: Sequence[str]) -> bool:
     """Whether what moved so many positions far in a module's own code moved without a pattern.
 
-    Told by how far it went, where a shift or a convolution goes no further, else by the names of the module: but not of one that
-    holds layers that are seen, for it is called after more than what moved there.
+    Told by how far it went, where a shift or a convolution goes no further, else by what it is: a module of torch's or of
+    transformers' own. But not one that holds layers that are seen, for it is called after more than what moved there.
     """
     convolutions = [each for each in (part, *_near(part)) if isinstance(each, nn.Conv1d)]
     if reach <= max(1, sum((each.kernel_size[0] - 1) * each.dilation[0] for each in convolutions)):
         return True
-    if isinstance(part, (nn.RNNBase, nn.Embedding)):  # tokens before may choose a row of an embedding; it cannot attend
+    own = type(part).__module__
+    if isinstance(part, (nn.RNNBase, nn.Embedding)) and own.startswith("torch.nn."):  # an embedding's rows cannot attend
         return True
-    if not path or any(each.startswith(f"{path}.") for each in seen):
+    if _holds(path, seen) or not is_of_transformers(part):
         return False
     names = [[word.lower() for word in WORD.findall(name)] for name in (path.rpartition(".")[2], type(part).__name__)]
     words = {word for name in names for word in name} - ({"conv", "convolution"} if convolutions else set())
@@ -131,8 +163,11 @@ class Flow:
     def __init__(self, module: nn.Module, tokens: Tensor, seen: Sequence[str]) -> None:
         self.module, self._seen = module, seen
         self.found: list[str] = []  # modules that mix positions without a pattern
+        self.declared: list[str] = []  # and those that are said to
+        self.asked: dict[str, Given] = {}  # those that it is not known of, and what they were given
+        self._given: dict[str, Given] = {}  # what each module that runs was given
         self._rows, self._positions = tokens.shape
-        self._known: dict[Key, list[Told | None]] = {}
+        self.known: dict[Key, list[Told | None]] = {}
         self._names = {id(part): name for name, part in module.named_modules()}
 
     @contextmanager
@@ -140,10 +175,10 @@ class Flow:
         """The pass that is compared with."""
 
         def note(key: Key, path: str, values: Any) -> Any:
-            self._known[key] = [self._told(each) for each in _tensors(values)]
+            self.known[key] = [self._told(each) for each in tensors_of(values)]
             return values
 
-        with self._following(note):
+        with self.following(note):
             yield
 
     @contextmanager
@@ -151,18 +186,18 @@ class Flow:
         """A pass in which the token at `place` is another one. Raises `Refused` where that shows and may be attention."""
 
         def compare(key: Key, path: str, values: Any) -> Any:
-            known = self._known.get(key, [])
-            reach = max((self._reach(each, was, place) for each, was in zip(_tensors(values), known, strict=False)), default=0)
+            known = self.known.get(key, [])
+            reach = max((self._reach(each, was, place) for each, was in zip(tensors_of(values), known, strict=False)), default=0)
             if not reach:
                 return values
             self._judge(path, reach)
-            return self._without(values, iter(known), place)
+            return self.without(values, iter(known), place)
 
-        with self._following(compare):
+        with self.following(compare):
             yield
 
     @contextmanager
-    def _following(self, look: Callable[[Key, str, Any], Any]) -> Iterator[None]:
+    def following(self, look: Callable[[Key, str, Any], Any]) -> Iterator[None]:
         """Hand what every module is given and gives to `look`, with the module in whose code it came about; take its answer."""
         times: Counter[str] = Counter()
         stack: list[tuple[str, int]] = []
@@ -170,6 +205,7 @@ class Flow:
         def entering(part: nn.Module, inputs: Any, options: Any) -> Any:
             name = self._names[id(part)]
             inputs, options = look((name, times[name], "given"), stack[-1][0] if stack else "", (inputs, options))
+            self._given[name] = inputs, options
             stack.append((name, times[name]))
             times[name] += 1
             return inputs, options
@@ -182,17 +218,31 @@ class Flow:
             yield
 
     def _judge(self, path: str, reach: int) -> None:
-        part = self.module.get_submodule(path)
-        if not _has_no_pattern(path, part, reach, self._seen):
-            where = f"{quoted(path)} ({type(part).__name__})"
-            sealed = sealed_in(part, path)
-            raise Refused(f"information moves between positions in {where} too, where no attention is seen{sealed}")
-        if path not in self.found:
+        if not _has_no_pattern(path, self.module.get_submodule(path), reach, self._seen):
+            self.asked.setdefault(path, self._given.get(path, ((), {})))
+        elif path not in self.found:
             self.found.append(path)
+
+    def decide(self, fixed: Experiment, declared: Collection[str], place: int) -> None:
+        """Find out what unknown modules do, by experiment or by what is declared. Raises `Refused` for one that may attend."""
+        for path, given in self.asked.items():
+            holds = _holds(path, self._seen)  # an experiment on a module by itself tells nothing of one that holds layers
+            if not holds and is_declared(self.module, path, declared):
+                self.declared += [] if path in self.declared else [path]
+            elif not holds and fixed(self.module.get_submodule(path), given, (self._rows, self._positions), place):
+                self.found += [] if path in self.found else [path]
+            else:
+                self._refuse(path)
+        self.asked.clear()
+
+    def _refuse(self, path: str) -> None:
+        part = self.module.get_submodule(path)
+        where = f"{quoted(path)} ({type(part).__name__})"
+        raise Refused(f"information moves between positions in {where} too, where no attention is seen{sealed_in(part, path)}")
 
     def _told(self, tensor: Tensor) -> Told | None:
         """The tensor by position, or None for what is not laid out like that."""
-        axis = self._axis(tensor)
+        axis = self.axis_of(tensor)
         if axis is None:
             return None
         order = {0: (1, 0), 1: (0, 1), 2: (0, 2)}[axis]
@@ -202,7 +252,7 @@ class Flow:
         sizes = close * numbers.norm(dim=2) * weights.norm() + close * 1e-3
         return Told(numbers @ weights, sizes, tensor.detach().clone())
 
-    def _axis(self, tensor: Tensor) -> int | None:
+    def axis_of(self, tensor: Tensor) -> int | None:
         """Which axis of a tensor is that of positions; None for scores and patterns, too."""
         sides, shape = (self._rows, self._positions), tuple(tensor.shape)
         if not tensor.is_floating_point() or len(shape) < 3 or shape[-2:] == (self._positions,) * 2:
@@ -221,10 +271,10 @@ class Flow:
         changed = ((now.sums - was.sums).abs() > was.sizes)[:, place + 1 :].any(0).nonzero()
         return int(changed.max()) + 1 if len(changed) else 0
 
-    def _without(self, values: Any, known: Iterator[Told | None], place: int) -> Any:
+    def without(self, values: Any, known: Iterator[Told | None], place: int) -> Any:
         """The values, with what they were before at all positions after the exchanged one."""
         if isinstance(values, Tensor):
-            was, axis = next(known, None), self._axis(values)
+            was, axis = next(known, None), self.axis_of(values)
             if was is None or axis is None or was.values.shape != values.shape:
                 return values
             merged = was.values.clone()
@@ -233,18 +283,18 @@ class Flow:
         if isinstance(values, Mapping):
             parts = copy.copy(values)
             for name, value in values.items():
-                parts[name] = self._without(value, known, place)  # type: ignore[index]
+                parts[name] = self.without(value, known, place)  # type: ignore[index]
             return parts
         if isinstance(values, (list, tuple)):
-            made = [self._without(value, known, place) for value in values]
+            made = [self.without(value, known, place) for value in values]
             return type(values)(*made) if hasattr(values, "_fields") else type(values)(made)
         return values
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def tensors_of(values: Any) -> Iterator[Tensor]:
     """The tensors in what a module was given or gave, in an order of their own."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, (list, tuple, Mapping)):
         for value in values.values() if isinstance(values, Mapping) else values:
-            yield from _tensors(value)
+            yield from tensors_of(value)

@@ -53,9 +53,14 @@ class Call(NamedTuple):
         extra = {"enable_gqa": True} if self.grouped else {}
         return function(self.query, self.key, self.value, self.mask, self.dropout, self.causal, scale=self.given_scale, **extra)
 
-    def alone(self) -> Call:
-        """The call in which every position attends to itself only, so that nothing moves between positions."""
-        itself = torch.eye(self.query.shape[-2], dtype=torch.bool, device=self.query.device)
+    def alone(self, shift: int = 0) -> Call:
+        """The call in which every position attends to itself only, so that nothing moves between positions.
+
+        The first query is as many positions behind the first key as `shift` says.
+        """
+        queries, keys = self.query.shape[-2], self.key.shape[-2]
+        places = torch.arange(max(queries, keys), device=self.query.device)
+        itself = places[:queries, None] + shift == places[:keys]
         return self._replace(mask=itself, dropout=0.0, causal=False)
 
     def plain(self) -> Call:
@@ -149,6 +154,22 @@ def is_close(given: Tensor, expected: Tensor, value: Tensor) -> bool:
 def exact(call: Call) -> Tensor:
     """The log-sum-exp of every row of the call, computed by the book."""
     return row_log_sum_exp(call.query, call.key, call.scale, call.mask, call.causal)
+
+
+def pattern_of(call: Call) -> Tensor:
+    """The pattern (batch, heads, queries, keys) of a call, which may have other numbers of queries than of keys."""
+    query, key = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (call.query, call.key))
+    scores = (query.unflatten(1, (key.shape[1], -1)) @ key[:, :, None].mT).flatten(1, 2).mul_(call.scale)
+    if call.causal:
+        scores.masked_fill_(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), -torch.inf)
+    if call.mask is not None:
+        added = call.mask
+        if added.dtype == torch.bool:
+            added = torch.zeros_like(added, dtype=scores.dtype).masked_fill_(~added, -torch.inf)
+        scores += added.to(scores.dtype)
+    lowest = scores.amax(-1, keepdim=True)
+    nothing = ~(lowest > max(NOTHING, torch.finfo(call.query.dtype).min / 2))
+    return scores.softmax(-1).masked_fill(nothing, 0)
 
 
 def _kind(kernel: Kernel, call: Call) -> Hashable:

@@ -49,6 +49,7 @@ def load_model(
     memory: str | None = None,
     attach: Attach | Sequence[Attach] = (),
     trust_remote_code: bool = False,
+    without_pattern: str | Sequence[str] = (),
 ) -> ModelUnderTest:
     """Make a model under test of whatever names or is a model.
 
@@ -60,7 +61,9 @@ def load_model(
     `trust_remote_code` lets code run that came with the weights; without it such a model is refused. `seed` is the one its
     probes are drawn with by default. `memory`, such as `"4GB"`, is what a forward pass may take; half of what is free by
     default. `attach` is one function or several, each given the module, that hook `show_attention` into a model which nothing
-    else can read and return what undoes it, or None for a module that they do not know.
+    else can read and return what undoes it, or None for a module that they do not know. `without_pattern`
+    names modules, by path or class, that mix positions and have no attention pattern, as a recurrence or linear attention of your
+    own: nothing can check that, and a note says so.
 
     Raises `ModelError` if it cannot be found, loaded or run, `ArgumentError` for an unknown device, dtype or size.
     """
@@ -71,6 +74,7 @@ def load_model(
         return changed.subject  # tried out before it was changed
     known = (*((attach,) if callable(attach) else attach), *attached())
     settings: dict[str, Any] = {"seed": seed, "attach": known, "memory": None if memory is None else memory_size(memory)}
+    settings["without_pattern"] = (without_pattern,) if isinstance(without_pattern, str) else tuple(without_pattern)
     if isinstance(model, nn.Module):
         return adapt(model, tokenizer=tokenizer, **settings)
     if not isinstance(model, (str, Path)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ OF_VALUES = -1  # in place of a stride: the axis of d_head
 class Operand(NamedTuple):
     """A pattern as a product is given it. `places` is a tensor of its shape whose strides are those in the whole pattern.
 
-    `shape` is that of the whole pattern, (rows, heads, queries, keys); keys that are none of a position are not given.
+    `shape` is that of the whole pattern with the keys last; keys that are none of a position are not given.
     """
 
     pattern: Tensor
@@ -32,7 +32,7 @@ class Operand(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How to see what a product gave as (rows, heads, positions, d_head): its axes in order, their sizes then, and that shape."""
+    """How to see what a product gave as a pattern's other axes and d_head: its axes in order, their sizes then, that shape."""
 
     order: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -51,17 +51,17 @@ class Layout(NamedTuple):
         else:
             raise Refused(f"its pattern weighs values in `{name}`, whose axes are not known")
         axes = sorted(range(output.ndim), key=lambda axis: -strides[axis])  # that of d_head comes last
-        rows, heads, queries, keys = operand.shape
+        *others, keys = operand.shape
         outer = [(strides[axis], output.shape[axis]) for axis in axes[:-1] if output.shape[axis] > 1]
         ends = [*outer, (keys, 1)]
         side_by_side = all(stride == other * size for (stride, _), (other, size) in pairwise(ends))
-        if strides.count(OF_VALUES) != 1 or not side_by_side or prod(size for _, size in outer) != rows * heads * queries:
+        if strides.count(OF_VALUES) != 1 or not side_by_side or prod(size for _, size in outer) != prod(others):
             raise Refused(f"what `{name}` gives has other axes than rows, heads, positions and d_head")
         sizes = tuple(output.shape[axis] for axis in axes)
-        return cls(tuple(axes), sizes, (rows, heads, queries, sizes[-1]))
+        return cls(tuple(axes), sizes, (*others, sizes[-1]))
 
     def apart(self, output: Tensor) -> Tensor:
-        """What the product gave, (rows, heads, positions, d_head)."""
+        """What the product gave, with the other axes of the pattern and d_head."""
         return output.permute(self.order).reshape(self.shape)
 
     def together(self, found: Tensor) -> Tensor:
@@ -110,12 +110,3 @@ def _written_out(term: str, unnamed: int) -> list[str]:
 def _check_summed(name: str, operand: Operand, axis: int) -> None:
     if operand.places.shape[axis] > 1 and operand.places.stride(axis) != 1:
         raise Refused(f"its pattern weighs values in a `{name}` that does not sum over keys")
-
-
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """The tensors among some values, and in lists and tuples among them."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from tensors_in(value)

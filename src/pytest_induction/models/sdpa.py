@@ -7,8 +7,9 @@ way. The passes after it only replace the function's attribute, which costs noth
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -17,11 +18,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pytest_induction.models.acting import Acting, Steps
-from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
+from pytest_induction.models.attention import LogSumExpReader, PatternReader, QueryChunk, Reader
 from pytest_induction.models.calling import Caller, full_precision
 from pytest_induction.models.census import Running, sealed_in
 from pytest_induction.models.flex_calls import FlexEar, gradients_allowed, is_flex
-from pytest_induction.models.kernels import BUILTIN, Call, attend, exact, is_softmax_attention
+from pytest_induction.models.kernels import BUILTIN, Call, attend, exact, is_softmax_attention, pattern_of
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
 
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
@@ -33,6 +34,7 @@ class CallsWay(ListeningWay):
 
     @contextmanager
     def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> Iterator[Acting]:
+        self.refuse_chunks()
         acting = Acting(steps, layers=self.calls, groups=self.groups, first=first)
         with self.listening(tokens, acting):
             yield acting
@@ -66,7 +68,7 @@ class SdpaWay(CallsWay):
         seen: list[list[Tensor]] = []
         for logits in (True, False):
             seen.append([])
-            show = Show(lambda _, reader: seen[-1].append(reader.diagonals(range(3))), layers=self.calls, groups=self.groups)
+            show = self.show(tokens, lambda _, reader: seen[-1].append(reader.diagonals(range(3))))
             with self.listening(tokens, show), suppress(Exception):  # a base may need what only the whole gives it
                 self.caller(tokens, logits=logits)
         whole, base = seen
@@ -117,10 +119,13 @@ class Tap:
             return call.run(self.attention)
         self.inside = True
         try:
-            fits = self._is_self_attention(query, key)
-            if not self.show.hears(query.shape[-2], key.shape[-2], fits=fits, values=value):
+            fits, number = self._is_self_attention(query, key), self.show.n_events
+            part, heads = fits or self._is_partial(query, key), query.shape[:-2].numel() // self.batch
+            if not self.show.hears(query.shape[-2], key.shape[-2], fits=fits, values=value, partial=part, heads=heads):
                 self.inside = self.beneath is BUILTIN  # one of the user's own may attend in a way that is seen
-                return call.run(self.attention)
+                return self._noted(number, call, call.run(self.attention))
+            if self.show.chunked:
+                return self._in_part(call)
             if self.show.alone:
                 return call.alone().run(self.attention)
             if isinstance(self.show, Acting):
@@ -129,7 +134,35 @@ class Tap:
             self.show(reader)
         finally:
             self.inside = False
+        return self._noted(number, call, output)
+
+    def _noted(self, number: int, call: Call, output: Tensor) -> Tensor:
+        """What a call gave; in a trial it is followed from here."""
+        outputs = self.show.outputs
+        if outputs is not None and call.query.ndim > 2:
+            outputs.asked(number, call.query, call.key)
+            outputs.given(number, call[:3])
+            outputs.gave(number, output, call.query.shape[:-2].numel() // self.batch)
         return output
+
+    def _in_part(self, call: Call) -> Tensor:
+        """What a call of some queries of a layer gives; it is shown as the part that it is."""
+        span = self.show.span(call.query.shape[-2], call.key.shape[-2])
+        if self.show.alone:
+            return call.alone(span.queries.start - span.keys.start).run(self.attention)
+        if self.attention is not BUILTIN:
+            raise Refused("scaled_dot_product_attention was replaced, and is called for some queries of a layer at a time")
+        output, apart = call.run(self.attention), call.plain().autocast()
+        apart = apart if call.query.ndim == 4 else self._unfolded(apart)
+        self.show(QueryChunk(partial(pattern_of, apart), span.queries, span.keys, output.device, apart.query.dtype))
+        return output
+
+    def _is_partial(self, query: Tensor, key: Tensor) -> bool:
+        """Whether a call is self-attention but for its number of queries and keys."""
+        if query.ndim != key.ndim or query.ndim not in (3, 4) or not query.shape[-2] <= key.shape[-2] <= self.positions:
+            return False
+        rows = {query.shape[0], key.shape[0]}
+        return len(rows) == 1 and (rows == {self.batch} if query.ndim == 4 else query.shape[0] % self.batch == 0)
 
     def _attend(self, call: Call) -> tuple[Tensor, Reader]:
         if call.value.shape[-1] == self.positions and bool((call.value == torch.eye(self.positions).to(call.value)).all()):
@@ -237,7 +270,10 @@ class Watch(TorchFunctionMode):
         if is_flex(func) and self.tap.listens:
             return self.tap.flex(func, *args, **(kwargs or {}))
         args, kwargs = self.before(func, args, kwargs or {})
-        return self.after(func, args, kwargs, func(*args, **kwargs))
+        output = self.after(func, args, kwargs, func(*args, **kwargs))
+        if self.tap.show.outputs is not None:
+            self.tap.show.outputs.after(func, args, kwargs, output)
+        return output
 
     def before(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """What a torch function is called with, in place of what it was."""
@@ -266,13 +302,13 @@ def each_itself(pattern: Tensor) -> Tensor:
 Mode = TypeVar("Mode", bound=Watch)
 
 
-def try_out(caller: Caller, trials: Trials, mode: Callable[[Tap], Mode]) -> tuple[list[Show], list[Mode]]:
+def try_out(caller: Caller, trials: Sequence[Tensor], mode: Callable[[Tap], Mode]) -> tuple[list[Show], list[Mode]]:
     """A forward pass over each trial in which every attention call is seen, and the module that makes it."""
     shows: list[Show] = []
     watches: list[Mode] = []
     for tokens in trials:
         running = Running(caller.module)
-        tap = Tap(tokens, Show(running=running))
+        tap = Tap(tokens, Show(running=running, positions=tokens.shape[1]))
         with running.following(), watching(tap, mode) as watch:
             caller(tokens)
         shows.append(tap.show)

@@ -7,7 +7,7 @@ difference of two, are refused. Every pass is followed, since what has no effect
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from pytest_induction.models.acting import Steps
-from pytest_induction.models.attention import PatternReader
+from pytest_induction.models.attention import PatternReader, QueryChunk
+from pytest_induction.models.axes import Axes, Seen, axis_of, find_axes, itself, may_fit
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.editing import Editing
 from pytest_induction.models.flex import check_output_is_all
-from pytest_induction.models.products import PRODUCTS, tensors_in
-from pytest_induction.models.sdpa import Tap, Watch, each_itself, is_softmax, try_out, watching
-from pytest_induction.models.way_in import Enough, ListeningWay, Refused, Show, Trials, looking
+from pytest_induction.models.joining import tensors_in
+from pytest_induction.models.products import PRODUCTS
+from pytest_induction.models.sdpa import Tap, Watch, is_softmax, try_out, watching
+from pytest_induction.models.way_in import Enough, ListeningWay, Refused, Show, Span, Trials, looking
 
 TWO_OPERANDS = frozenset({"matmul", "__matmul__", "linalg_matmul", "bmm", "mm", "baddbmm"})  # whose axes are known
 VIEWS = frozenset(
@@ -32,6 +34,7 @@ VIEWS = frozenset(
 HARMLESS = 1e-2  # what a cast to half precision may change,
 EXACT = 1e-6  # and any other
 STAMPED = 65_536  # numbers of a pattern whose places are looked at to see whether it was written to
+MULTIPLIED = frozenset({"mul", "__mul__", "__rmul__", "multiply"})
 UNUSED = "used nowhere"
 FOLLOWED = 3  # patterns that are followed at a time in a measurement; two may be used together, as in a difference
 
@@ -47,22 +50,33 @@ class SoftmaxWay(ListeningWay):
         shows, watches = try_out(caller, trials, Traced)
         if not shows[0].events:
             raise Refused(f"no softmax seen{watches[0].sealed()}")
+        self.axes = find_axes(watches[0].seen, watches[1].seen, lambda: try_out(caller, (trials[0][:-1],), Traced)[1][0].seen)
+        for show, watch in zip(shows, watches, strict=True):
+            show.events = [
+                event._replace(fits=event.fits and (number in self.axes or number not in watch.seen))
+                for number, event in enumerate(show.events)
+            ]
         self.settle(shows, expected)
         for watch in watches:
-            watch.check(self.calls)
+            watch.check(frozenset(range(watch.tap.show.n_events)) if self.chunked else self.calls)
         check_output_is_all(self, trials[0], watches)
-        self._editing = Editing(caller, trials[0], self.layers, calls=self.calls, groups=self.groups)
+        self._editing: Editing | None = None
+        if self.acts:
+            self._editing = Editing(caller, trials[0], self.layers, calls=self.calls, groups=self.groups, axes=self.axes)
 
     def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
+        self.refuse_chunks()
+        if self._editing is None:
+            raise TypeError("a way that acts knows how")
         return self._editing.acting(tokens, steps, first=first)
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
         show.ends = False  # but when it is known what becomes of the last pattern
         with watching(Tap(tokens, show), Traced) as watch, suppress(Enough):
-            watch.follows = FOLLOWED
+            watch.follows, watch.axes = FOLLOWED, self.axes
             yield
-        watch.check(self.calls)
+        watch.check(frozenset(range(show.n_events)) if self.chunked else self.calls)
 
 
 class Form(NamedTuple):
@@ -80,36 +94,71 @@ class Traced(Watch):
     def __init__(self, tap: Tap) -> None:
         super().__init__(tap)
         self.follows: int | None = None  # how many patterns at a time; None for all
+        self.axes: Mapping[int, Axes] | None = None  # of the softmaxes that are patterns, by their numbers; None in a trial
+        self.seen: dict[int, Seen] = {}  # in a trial, the softmaxes that may be patterns
         self._forms: dict[int, Form] = {}
         self._summed: dict[int, tuple[Tensor, frozenset[int]]] = {}  # what patterns weighed, which none may weigh again
+        self._weighted: dict[int, tuple[Tensor, Form]] = {}  # products number by number of values and a pattern, not summed yet
         self._fate: dict[int, str] = {}  # of each softmax, by the number of its call
 
     def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        if not (self._forms or self.tap.show.stopped or is_softmax(func, output)):
+        if not (self._forms or self._weighted or self.tap.show.stopped or is_softmax(func, output)):
             return output
         with looking():
             return self._looked_at(func, args, kwargs, output)
 
     def _looked_at(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if is_softmax(func, output):
-            pattern = self._unfolded(output)
+            seen = Seen(output, axis_of(args, kwargs, output.ndim), self.tap.batch, self.tap.positions)
             number = self.tap.show.n_events
-            if self.tap.show.hears(*output.shape[-2:], fits=pattern is not None) and pattern is not None:
-                return self._shown(pattern, output, number)
-        if self._forms:
+            if self._hears(seen, number):
+                return self._tried(seen, number, args) if self.axes is None else self._shown(seen, number)
+        if self._forms or self._weighted:
             self._judge(getattr(func, "__name__", ""), args, kwargs, output)
         if self.tap.show.stopped and UNUSED not in self._fate.values():
             raise Enough
         return output
 
-    def _shown(self, pattern: Tensor, output: Tensor, number: int) -> Tensor:
-        if self.tap.show.alone:
-            return each_itself(output)
+    def _hears(self, seen: Seen, number: int) -> bool:
+        """Whether a softmax is a layer's pattern, or, in a trial, may be one or a part of one."""
+        shape, key = seen.output.shape, seen.key
+        fits = may_fit(shape, key, *seen.size) if self.axes is None else self._axes(number, seen).fits(shape, *seen.size)
+        partial = key == len(shape) - 1 in (2, 3) and shape[-2] <= shape[-1] <= seen.positions and shape[0] % seen.batch == 0
+        partial = partial and (len(shape) == 3 or shape[0] == seen.batch)
+        heads = seen.output.numel() // (seen.batch * (seen.positions**2 if fits else shape[-2:].numel()))
+        queries = seen.positions if fits else shape[-2 if key == len(shape) - 1 else -1]
+        heard = self.tap.show.hears(queries, shape[key], fits=fits, partial=partial, heads=heads)
+        return heard or (partial and self.axes is None)
+
+    def _axes(self, number: int, seen: Seen) -> Axes:
+        """Those that a trial found; as usual where the call of this number was no softmax there."""
+        return (self.axes or {}).get(number) or Axes.usual(seen.output.ndim)
+
+    def _tried(self, seen: Seen, number: int, args: Any) -> Tensor:
+        """What a softmax gives in a trial, in which it is followed."""
+        self._follow(seen.output, frozenset({number}))
+        self._fate[number] = UNUSED
+        self.seen[number] = seen._replace(output=seen.output.detach().clone())
+        if self.tap.show.outputs is not None:
+            self.tap.show.outputs.given(number, tensors_in(args[:1]))
+        return seen.output
+
+    def _shown(self, seen: Seen, number: int) -> Tensor:
+        """What is given back for a softmax that is a pattern, or a part of one, which is shown and followed."""
+        output, show = seen.output, self.tap.show
+        axes = self._axes(number, seen)
+        span = show.span(*output.shape[-2:]) if show.chunked else None
+        if show.alone:
+            return itself(axes, output, *seen.size) if span is None else _itself_in(span, output)
         self._follow(output, frozenset({number}))
         self._fate[number] = UNUSED
         if self.follows is not None:
             self._let_go(sorted(self._fate)[: -self.follows])
-        self.tap.show(PatternReader(pattern))
+        if span is None:
+            show(PatternReader(axes.apart(output, *seen.size)))
+        else:
+            rows = output.reshape(seen.batch, -1, *output.shape[-2:])
+            show(QueryChunk(lambda: rows, span.queries, span.keys, rows.device, rows.dtype))
         return output
 
     def _let_go(self, numbers: list[int]) -> None:
@@ -118,23 +167,13 @@ class Traced(Watch):
         self._summed = {key: held for key, held in self._summed.items() if held[1].isdisjoint(numbers)}
         self._fate |= {number: "" for number in numbers if self._fate[number] == UNUSED}
 
-    def _unfolded(self, pattern: Tensor) -> Tensor | None:
-        """The pattern with axes (batch, heads, positions, positions), or None."""
-        batch, positions = self.tap.batch, self.tap.positions
-        if pattern.shape[-2:] != (positions, positions):
-            return None
-        if pattern.ndim == 3 and pattern.shape[0] % batch == 0:
-            return pattern.unflatten(0, (batch, -1))
-        if pattern.ndim in (4, 5) and pattern.shape[0] == batch:
-            return pattern.flatten(1, -3)
-        return None
-
     def _follow(self, tensor: Tensor, numbers: frozenset[int], changed_by: str = "") -> None:
         self._forms[id(tensor)] = Form(tensor, _stamp(tensor), numbers, changed_by)
 
     def _judge(self, name: str, args: Any, kwargs: Any, output: Any) -> None:
         """What a function made of the patterns among its arguments: sums weighted by one, the same pattern, or another one."""
         inputs = list(tensors_in([*args, *kwargs.values()]))
+        self._sum(name, args, kwargs, inputs, output)
         found = [form for each in inputs if (form := self._forms.get(id(each))) is not None and form.tensor is each]
         if not found:
             return
@@ -148,6 +187,11 @@ class Traced(Watch):
             self._used(numbers, "" if weighs else f"changed by `{changed_by or name}`")
             if isinstance(output, Tensor):
                 self._summed[id(output)] = output, numbers
+                if weighs and self.axes is None:
+                    self._weighed(numbers, inputs, output)
+            return
+        if name in MULTIPLIED and intact and isinstance(output, Tensor) and output.ndim > 2 and output.numel() > one.numel():
+            self._weighted[id(output)] = output, found[0]
             return
         if not (intact and _same(name, one, inputs, output)):
             changed_by = changed_by or name
@@ -156,6 +200,28 @@ class Traced(Watch):
         for each in tensors_in([output]):
             if each.is_floating_point():  # a comparison picks; what it picks is compared where it is used
                 self._follow(each, numbers, changed_by)
+
+    def _sum(self, name: str, args: Any, kwargs: Any, inputs: list[Tensor], output: Any) -> None:
+        """Where a function is given what a pattern weighs number by number: it sums that over the keys, or changes it."""
+        for each in inputs:
+            weighted, form = self._weighted.get(id(each), (None, None))
+            if weighted is not each or form is None:
+                continue
+            del self._weighted[id(each)]
+            intact = _stamp(form.tensor) == form.stamp
+            sums = name == "sum" and intact and _sums_over_keys(form.tensor, each, args, kwargs)
+            self._used(form.numbers, "" if sums else f"changed by `{name if intact else 'mul'}`")
+            if sums and isinstance(output, Tensor) and self.axes is None:
+                self._weighed(form.numbers, [], output)
+
+    def _weighed(self, numbers: frozenset[int], inputs: list[Tensor], output: Tensor) -> None:
+        """What heads find is followed in a trial."""
+        outputs = self.tap.show.outputs
+        if outputs is None:
+            return
+        for number in numbers:
+            outputs.given(number, inputs)
+            outputs.gave(number, output, self.tap.show.events[number].heads)
 
     def _used(self, numbers: frozenset[int], fate: str) -> None:
         """Patterns weighed something, as they are or changed; changed once is changed."""
@@ -168,6 +234,12 @@ class Traced(Watch):
             raise Refused(f"{len(calls)} softmax calls over (positions x positions), of which {len(fates)} are {fates[0]}")
 
 
+def _itself_in(span: Span, pattern: Tensor) -> Tensor:
+    """A pattern of some queries over some keys in which every position attends to itself only."""
+    places = [torch.arange(each.start, each.stop, device=pattern.device) for each in span]
+    return (places[0][:, None] == places[1]).to(pattern.dtype).expand_as(pattern).clone()
+
+
 def _weighs(name: str, pattern: Tensor, args: Sequence[Any]) -> bool:
     """Whether a product sums something over the keys of a pattern, for each of its queries, and mixes nothing else."""
     if name == "einsum":
@@ -178,8 +250,23 @@ def _weighs(name: str, pattern: Tensor, args: Sequence[Any]) -> bool:
         axis = (-1 if left else -2) if len(operands) == 2 and name in TWO_OPERANDS else None
     if axis is None:
         return False
-    sums = pattern.sum(axis, dtype=torch.float32)  # of a causal pattern only those over the keys are all one
+    return _sums_to_one(pattern, axis)
+
+
+def _sums_to_one(pattern: Tensor, axis: int) -> bool:
+    """Whether an axis is that of the keys: of a causal pattern only the sums over these are all one."""
+    sums = pattern.sum(axis, dtype=torch.float32)
     return bool((((sums - 1).abs() < HARMLESS) | (sums.abs() < HARMLESS)).all())
+
+
+def _sums_over_keys(pattern: Tensor, weighted: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a sum of what a pattern weighs number by number is one over its keys alone."""
+    given = args[1] if len(args) > 1 else kwargs.get("dim")
+    axes = [given] if isinstance(given, int) else list(given or ())
+    if len(axes) != 1:
+        return False
+    axis = axes[0] % weighted.ndim - weighted.ndim
+    return -axis <= pattern.ndim and pattern.shape[axis] == weighted.shape[axis] and _sums_to_one(pattern, axis)
 
 
 def _summed_axis(pattern: Tensor, args: Sequence[Any]) -> int | None:

@@ -7,19 +7,21 @@ the layers seen, and what is known to have no pattern.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import InductionError
-from pytest_induction.models.attention import JoinedReader, LogSumExpReader, PatternReader, Reader
+from pytest_induction.models.attention import ChunkedReader, JoinedReader, LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, Standing, first_line, is_out_of_memory, quoted
 from pytest_induction.models.differences import close_to, difference
 from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.flex import FlexWay
 from pytest_induction.models.flow import mixers
+from pytest_induction.models.mixing import mixes_by_fixed_shares
 from pytest_induction.models.registry import RegistryWay
 from pytest_induction.models.sdpa import SdpaWay
 from pytest_induction.models.shown import Attach, ShownWay
@@ -42,6 +44,7 @@ class Trial(NamedTuple):
     space: TokenSpace
     notes: tuple[str, ...]
     steady: bool  # whether what a row gets does not depend on the rows beside it
+    declared: tuple[str, ...] = ()  # modules that are said to have no pattern, by path or class
 
     @property
     def usable(self) -> list[int]:
@@ -58,6 +61,8 @@ def find_way(
         try:
             way = kind(caller, trial.tokens, expected, attach) if kind is ShownWay else kind(caller, trial.tokens, expected)
             _check(way, caller, trial)
+            if isinstance(way, (SdpaWay, SoftmaxWay)):
+                way.is_chunked_from = partial(_learn_chunks, way, caller, trial, expected)
             way.can_stop = not hooked and _can_stop(way, caller, trial.tokens[0])
         except InductionError:
             raise
@@ -71,6 +76,25 @@ def find_way(
     return None, tuple(said for said, _ in tried)
 
 
+def _learn_chunks(way: ListeningWay, caller: Caller, trial: Trial, expected: int | None, positions: int) -> bool:
+    """Whether the queries of sequences as long as this come in chunks, which the trial was too short for; the way knows it then.
+
+    It is tried out and checked on as many positions, as in the trial.
+    """
+    chosen = torch.randint(0, len(trial.usable), (len(trial.tokens[1]), positions), generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor(trial.usable)[chosen].to(trial.tokens[1].device)
+    try:
+        other = type(way)(caller, (trial.tokens[0], tokens), expected)
+    except Refused:
+        return False
+    if not other.chunked or not trial.steady or (other.layers, other.heads) != (way.layers, way.heads):
+        return False
+    longer = trial._replace(tokens=(trial.tokens[0], tokens), logits=(trial.logits[0], caller.logits(tokens)))
+    _check(other, caller, longer)
+    vars(way).update({**vars(other), "can_stop": way.can_stop, "notes": way.notes})
+    return True
+
+
 def _check(way: WayIn, caller: Caller, trial: Trial) -> None:
     """Raise `Refused` unless what the way in reads is attention, each row's own, and all that there is."""
     for tokens, logits in zip(trial.tokens, trial.logits, strict=True):
@@ -79,10 +103,14 @@ def _check(way: WayIn, caller: Caller, trial: Trial) -> None:
         _check_rows(way, trial.tokens[0])
     if trial.steady and way.can_isolate:
         tokens = trial.tokens[1]
-        mixing = mixers(caller, tokens, trial.usable, way.layers, lambda: way.alone(tokens))
-        if mixing and not any(note.startswith("layers without") for note in way.notes):
-            named = ", ".join(quoted(path) for path in mixing)
+        told: Mapping[str, Any] = {"fixed": mixes_by_fixed_shares, "declared": trial.declared}
+        mixing = mixers(caller, tokens, trial.usable, way.layers, lambda: way.alone(tokens), **told)
+        if mixing.known and not any(note.startswith("layers without") for note in way.notes):
+            named = ", ".join(quoted(path) for path in mixing.known)
             way.notes += (f"positions are also mixed, without a pattern, by what runs in {named}",)
+        if mixing.declared:
+            named = ", ".join(quoted(path) for path in mixing.declared)
+            way.notes += (f"declared to mix positions without a pattern, which nothing checked: what runs in {named}",)
     elif isinstance(way, ListeningWay):
         way.check_names()
 
@@ -99,8 +127,9 @@ def _check_reading(way: WayIn, tokens: Tensor, logits: Tensor) -> None:
             raise Refused(f"attention of layer {layer} looks ahead, with up to {float(ahead):.3g}")
         rounding = torch.zeros(())
         tolerance = ROW_SUMS.get(reader.dtype, ROW_SUMS_HALF)
-        if isinstance(reader, LogSumExpReader):
+        if isinstance(reader, (LogSumExpReader, ChunkedReader)):
             wrong = (sums - 1).abs()
+        if isinstance(reader, LogSumExpReader):
             rounding = 32 * torch.finfo(sums.dtype).eps * reader.log_sum_exp.abs().max()  # of scores that large
         if not float(wrong.max()) <= tolerance + float(rounding):
             seen = f"{float(sums.min()):.3g}..{float(sums.max()):.3g}"

@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from pytest_induction.models.attention import JoinedReader, Reader
+from pytest_induction.models.attention import ChunkedReader, JoinedReader, QueryChunk, Reader
 from pytest_induction.models.calling import Caller, full_precision, quoted
+from pytest_induction.models.joining import Outputs
 
 if TYPE_CHECKING:
     from pytest_induction.models.acting import Steps
@@ -58,7 +59,8 @@ def is_looking() -> bool:
 class Event(NamedTuple):
     """One call that may be attention: the module that makes it, its queries and keys, and whether it fits a layer of its own.
 
-    `values` are what it weighs, where that is known.
+    `values` are what it weighs, where that is known. `partial` says that it fits a layer but for its queries and keys, which may
+    be some of the positions; `heads` is how many heads it has.
     """
 
     where: str
@@ -66,14 +68,26 @@ class Event(NamedTuple):
     keys: int
     fits: bool
     values: Tensor | None = None
+    partial: bool = False
+    place: Place | None = None
+    heads: int = 0
+
+
+class Span(NamedTuple):
+    """The positions that are the queries and the keys of a call."""
+
+    queries: range
+    keys: range
 
 
 class Show:
     """Shows the layers of one forward pass to an observer, one after the other, and may end the pass after the last.
 
     In a trial (`layers` is None) every call that fits is taken for a layer and all are noted; after it, `layers` are the numbers
-    of the calls that are, whatever else may look like one. `groups` says how many of these make one layer each. With `alone`
-    every position is to attend to itself only, and nothing is shown.
+    of the calls that are, whatever else may look like one. `groups` says how many of these make one layer each, and `orders` how
+    their heads lie, where that is not the order of the calls. With `chunked`, which needs the number of `positions`, the queries
+    of every layer come in calls of some of them each. With `alone` every position is to attend to itself only, and nothing is
+    shown.
     """
 
     def __init__(
@@ -84,17 +98,25 @@ class Show:
         running: Running | None = None,
         layers: Collection[int] | None = None,
         groups: Sequence[int] | None = None,
+        orders: Sequence[Sequence[int] | None] | None = None,
+        chunked: bool = False,
+        positions: int = 0,
         alone: bool = False,
     ) -> None:
         self._observer = observer
-        self._last = last
+        self.last = last
         self._layers = layers
         self._groups = groups
+        self._orders = orders
         self._together: list[Reader] = []  # of a layer that is not complete yet
+        self._chunks: list[QueryChunk] = []  # of heads that are not complete yet
+        self.chunked = chunked
+        self.positions = positions
+        self._covered = 0  # positions that were queries of the heads that come now
+        self.outputs = None if running is None else Outputs()  # of the calls of a trial
         self.running = running
         self.alone = alone
         self.heads: list[int] = []
-        self.places: list[Place] = []
         self.events: list[Event] = []
         self.n_events = 0
         self.stopped = False  # whether the last layer was shown and nothing after it is needed
@@ -105,30 +127,55 @@ class Show:
         """The module that runs now, where that is followed."""
         return "" if self.running is None else self.running.here
 
-    def hears(self, queries: int, keys: int, *, fits: bool, values: Tensor | None = None) -> bool:
+    def hears(
+        self, queries: int, keys: int, *, fits: bool, values: Tensor | None = None, partial: bool = False, heads: int = 0
+    ) -> bool:
         """Note a call that may be attention; whether it is a layer's. Raises `Refused` where it is, and does not fit one."""
         number = self.n_events
         self.n_events += 1
         if self._layers is None:
-            self.events.append(Event(self.here, queries, keys, fits, values))
+            place = None if self.running is None else self.running.place
+            self.events.append(Event(self.here, queries, keys, fits, values, partial, place, heads))
             return fits
+        if self.chunked:
+            if not partial:
+                raise Refused(f"a layer attends from {queries} positions to {keys} keys, and did not in the trial")
+            return True
         if number in self._layers and not fits:
             raise Refused(f"a layer attends from {queries} positions to {keys} keys, and did not in the trial")
         return number in self._layers
 
-    def __call__(self, reader: Reader) -> None:
-        if self.running is not None:
-            self.places.append(self.running.place)
+    def span(self, queries: int, keys: int) -> Span:
+        """Which positions the next call of some queries is of. They follow those before, and its keys end where they do.
+
+        Raises `Refused` where they cannot.
+        """
+        start, end = self._covered, self._covered + queries
+        first = 0 if keys == self.positions else end - keys
+        if end > self.positions or first < 0:
+            raise Refused(f"{queries} queries and {keys} keys are no chunk of {self.positions} positions that begins at {start}")
+        self._covered = end % self.positions
+        return Span(range(start, end), range(first, first + keys))
+
+    def __call__(self, reader: Reader | QueryChunk) -> None:
+        if isinstance(reader, QueryChunk):
+            self._chunks.append(reader)
+            if self._covered:
+                return
+            reader, self._chunks = ChunkedReader(self._chunks), []
+        if self._layers is None and self.events:
+            self.events[-1] = self.events[-1]._replace(heads=reader.n_heads)
         self._together.append(reader)
         if self._groups is not None and len(self._together) < self._groups[len(self.heads)]:
             return
-        whole = self._together[0] if len(self._together) == 1 else JoinedReader(self._together)
+        order = None if self._orders is None else self._orders[len(self.heads)]
+        whole = self._together[0] if len(self._together) == 1 else JoinedReader(self._together, order)
         self._together = []
         self.heads.append(whole.n_heads)
         if self._observer is not None:
             with full_precision(whole.device.type), looking():  # what is measured is not rounded to what the model computes in
                 self._observer(len(self.heads) - 1, whole)
-        if len(self.heads) == self._last:
+        if len(self.heads) == self.last:
             self.stopped = True
             if self.ends:
                 raise Enough
@@ -205,6 +252,11 @@ class ListeningWay(WayIn):
     calls: frozenset[int]  # which of the calls that are heard in a pass are a layer's
     n_calls: int  # all that are heard
     groups: tuple[int, ...] | None  # how many of these make a layer, where it is not one each
+    orders: tuple[list[int] | None, ...] | None = None  # how the heads of such a layer lie, where not in the order of the calls
+    chunked: bool = False  # whether the queries of a layer come in calls of some of them each
+    is_chunked_from: Callable[[int], bool] = staticmethod(
+        lambda positions: False
+    )  # learns whether it is, from so many positions on
     check_names: Callable[[], None]  # what to look at where nothing better can be had than the names of modules
 
     @abstractmethod
@@ -214,18 +266,42 @@ class ListeningWay(WayIn):
     def run(
         self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
     ) -> Tensor | None:
-        stops = early_stop and not logits
-        show = Show(observer, last=len(self.layers) if stops else None, layers=self.calls, groups=self.groups)
-        output = None
+        show = self.show(tokens, observer, last=len(self.layers) if early_stop and not logits else None)
+        try:
+            return self._listened(tokens, attention_mask, show, logits=logits)
+        except Refused:
+            if self.chunked or not self.is_chunked_from(tokens.shape[1]):
+                raise
+        seen = len(show.heads)  # layers that were shown before the first chunk came
+
+        def rest(layer: int, reader: Reader) -> None:
+            if layer >= seen:
+                observer(layer, reader)
+
+        show = self.show(tokens, rest, last=len(self.layers) if early_stop and not logits else None)
+        return self._listened(tokens, attention_mask, show, logits=logits)
+
+    def _listened(self, tokens: Tensor, attention_mask: Tensor | None, show: Show, *, logits: bool) -> Tensor | None:
+        stops, output = show.last is not None, None
         with show.until_last(), self.listening(tokens, show):
             output = self.caller(tokens, attention_mask, logits=logits or stops or not self.base_serves)
         self.all_seen(len(show.heads))
-        if not stops and show.n_events != self.n_calls:
+        if not stops and not self.chunked and show.n_events != self.n_calls:
             raise Refused(f"{self.n_calls} calls that may be attention were expected in a pass, {show.n_events} were seen")
         return self.caller.logits_of(output, tokens) if logits else None
 
     def alone(self, tokens: Tensor) -> AbstractContextManager[object]:
-        return self.listening(tokens, Show(layers=self.calls, alone=True))
+        return self.listening(tokens, self.show(tokens, alone=True))
+
+    def show(self, tokens: Tensor, observer: Observer | None = None, **options: Any) -> Show:
+        """What shows the layers of a pass over `tokens` to an observer."""
+        known = {"layers": self.calls, "groups": self.groups, "orders": self.orders, "chunked": self.chunked}
+        return Show(observer, **known, positions=tokens.shape[1], **options)  # type: ignore[arg-type]
+
+    def refuse_chunks(self) -> None:
+        """Raise `Refused` where heads cannot be made to act otherwise, since they attend in parts."""
+        if not self.acts:
+            raise Refused("its queries attend in chunks, or its heads lie in another order than their calls come in")
 
     def settle(self, shows: Sequence[Show], expected: int | None) -> None:
         """Take the layers that trial passes of two lengths showed.
@@ -234,8 +310,11 @@ class ListeningWay(WayIn):
         self-attention, and left alone.
         """
         first, second = shows
-        if first.running is None:
+        if first.running is None or first.outputs is None:
             raise TypeError("the trial pass must follow the modules that run")
+        if (chunks := _chunks(first, second)) is not None:
+            self._settle_chunks(second, chunks, expected)
+            return
         if len(first.events) != len(second.events):
             raise Refused(
                 f"{len(first.events)} calls that may be attention in a short pass, {len(second.events)} in a longer one"
@@ -247,22 +326,92 @@ class ListeningWay(WayIn):
             if number not in self.calls and one.keys != other.keys:
                 what = f"from {one.queries} positions to {one.keys} keys, which follow the number of positions"
                 raise Refused(f"{quoted(one.where)} attends {what}, and not as (rows, heads, positions, positions)")
-        fitting = [number for number, (one, _) in enumerate(pairs) if one.fits]
-        shown = zip(fitting, first.places, first.heads, strict=True)
-        kept = [(place, heads) for number, place, heads in shown if number in self.calls]
         excused = [one.where for number, (one, _) in enumerate(pairs) if number not in self.calls and one.where]
-        joined = first.running.joined([place for place, _ in kept], [count for _, count in kept])
-        self.groups = tuple(map(len, joined)) if len(joined) < len(kept) else None
-        heads = iter([heads for _, heads in kept])
-        self.heads = tuple(sum(next(heads) for _ in group) for group in joined)
-        places = [first.running.of_all(group) for group in joined]
-        self.notes += first.running.check(places, expected)
-        weighed = [pairs[number][0].values for number in sorted(self.calls)]
-        for (here, its), (there, others) in pairwise(zip([place for place, _ in kept], weighed, strict=True)):
-            if here.path and here[:2] == there[:2] and _share_memory(its, others):
-                raise Refused(f"{quoted(here.path)} attends to the same values twice, so neither pattern is that of the layer")
-        self.check_names = partial(first.running.check_names, [*(place.path for place in places), *excused])
-        self.layers = tuple(place.path or f"call {index}" for index, place in enumerate(places))
+        kept = [[number] for number in sorted(self.calls)]
+        groups = self._take(first, kept, expected, excused)
+        for group, then in pairwise(groups):
+            one, other = first.events[group[-1][0]], first.events[then[0][0]]
+            if one.place is None or other.place is None or one.place[:2] != other.place[:2]:
+                continue
+            if one.where and _share_memory(one.values, other.values):
+                raise Refused(f"{quoted(one.where)} attends to the same values twice, so neither pattern is that of the layer")
+            if first.outputs.are_at_odds(group[-1][0], then[0][0]):
+                why = first.outputs.apart([group[-1][0], then[0][0]])
+                raise Refused(
+                    f"{quoted(one.where)} makes several attention calls in one pass that are neither one layer nor two{why}"
+                )
+
+    def _settle_chunks(self, show: Show, parts: list[list[int]], expected: int | None) -> None:
+        """The same where queries come in chunks: all calls of the longer trial, in parts that hold all queries of some heads."""
+        self.chunked, self.acts = True, False
+        self.calls, self.n_calls = frozenset(range(len(show.events))), len(show.events)
+        for group in self._take(show, parts, expected, []):
+            calls = [call for part in group for call in part]
+            if len(calls) > 1 and show.outputs is not None and (why := show.outputs.apart(calls)):
+                where = quoted(show.events[calls[0]].where)
+                raise Refused(f"{where} makes {len(calls)} attention calls in one pass, so none of them is its pattern{why}")
+        self.check_names = _refuse_unchecked_chunks
+
+    def _take(self, show: Show, parts: list[list[int]], expected: int | None, excused: list[str]) -> list[list[list[int]]]:
+        """Take these calls of a pass, in parts that hold all queries of some heads, for layers; the parts of each layer."""
+        running, outputs = show.running, show.outputs
+        if running is None or outputs is None:
+            raise TypeError("the trial pass must follow the modules that run")
+        heads = [show.events[part[0]].heads for part in parts]
+        places = [place for part in parts if (place := show.events[part[0]].place) is not None]
+        calls = [part[-1] for part in parts]
+        groups = running.joined(places, heads, lambda numbers: not outputs.apart([calls[number] for number in numbers]))
+        together = [[calls[number] for number in group] for group in groups]
+        self.groups = tuple(map(len, groups)) if len(groups) < len(parts) else None
+        self.heads = tuple(sum(heads[number] for number in group) for group in groups)
+        orders = tuple(outputs.order(group) if len(group) > 1 else None for group in together)
+        self.orders = orders if any(orders) else None
+        self.acts = self.acts and self.orders is None
+        taken = [running.of_all([places[number] for number in group]) for group in groups]
+        self.notes += running.check(
+            taken, expected, lambda some: outputs.apart([call for each in some for call in together[each]])
+        )
+        self.check_names = partial(running.check_names, [*(place.path for place in taken), *excused])
+        self.layers = tuple(place.path or f"call {index}" for index, place in enumerate(taken))
+        return [[parts[number] for number in group] for group in groups]
+
+
+def _chunks(first: Show, second: Show) -> list[list[int]] | None:
+    """The calls of the longer trial in parts that hold the queries of all positions each, where some hold several calls.
+
+    None where they do not make up such parts, or other ones than in the shorter trial.
+    """
+    short, long = _coverings(first), _coverings(second)
+    if short is None or long is None or all(len(part) == 1 for part in (*short, *long)):
+        return None
+    seen = [
+        [(show.events[part[0]].where, show.events[part[0]].heads) for part in parts]
+        for show, parts in zip((first, second), (short, long), strict=True)
+    ]
+    return long if seen[0] == seen[1] else None
+
+
+def _coverings(show: Show) -> list[list[int]] | None:
+    """All calls of a trial in parts whose queries make up its positions, one after the other; None where they do not."""
+    parts: list[list[int]] = [[]]
+    covered = 0
+    for number, event in enumerate(show.events):
+        last = show.events[number - 1] if parts[-1] else event
+        if not event.partial or event.place is None or last.place is None or event.place[:3:2] != last.place[:3:2]:
+            return None
+        parts[-1].append(number)
+        covered += event.queries
+        if covered > show.positions or event.heads != last.heads:
+            return None
+        if covered == show.positions:
+            parts.append([])
+            covered = 0
+    return parts[:-1] if not parts[-1] else None
+
+
+def _refuse_unchecked_chunks() -> None:
+    """What is looked at where rows beside a row change its logits, so that nothing else can be checked."""
+    raise Refused("its queries attend in chunks, and which positions they are cannot be checked where rows change with others")
 
 
 def _share_memory(one: Tensor | None, other: Tensor | None) -> bool:
