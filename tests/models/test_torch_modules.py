@@ -51,6 +51,25 @@ def positions_first():
     return OfModules(nn.ModuleList(nn.MultiheadAttention(WIDTH, HEADS) for _ in range(2)), run)
 
 
+class InOrder(nn.MultiheadAttention):
+    """Calls the function with its arguments in order, as libraries with modules of their own do."""
+
+    def forward(self, query, key, value, need_weights=True, attn_mask=None):
+        x = query.transpose(0, 1)
+        weights = (self.in_proj_weight, self.in_proj_bias, None, None, False, 0.0, self.out_proj.weight, self.out_proj.bias)
+        output, pattern = F.multi_head_attention_forward(x, x, x, WIDTH, HEADS, *weights, False, None, need_weights, attn_mask)
+        return output.transpose(0, 1), pattern
+
+
+def in_order(need_weights):
+    def run(layers, x, mask):
+        for layer in layers:
+            x = x + layer(x, x, x, need_weights, mask)[0]
+        return x
+
+    return OfModules(nn.ModuleList(InOrder(WIDTH, HEADS, batch_first=True) for _ in range(2)), run)
+
+
 def encoder(**how):
     layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 64, batch_first=True, **how)
     return OfModules(
@@ -69,6 +88,8 @@ KINDS = {
     "weights asked for": lambda: multi_head(need_weights=True),
     "weights of each head asked for": lambda: multi_head(need_weights=True, average_attn_weights=False),
     "causal hint": lambda: multi_head(need_weights=False, is_causal=True),
+    "arguments in order": lambda: in_order(need_weights=False),
+    "arguments in order, with weights": lambda: in_order(need_weights=True),
     "positions first": positions_first,
     "encoder layers": encoder,
     "encoder layers, norm first": lambda: encoder(norm_first=True),

@@ -21,6 +21,7 @@ from pytest_induction.models.inputs import INPUT_IDS, Inputs, parameters_of
 from pytest_induction.models.outputs import Outputs, Vocabulary, described, readings
 from pytest_induction.models.weights import fingerprint
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _NOTHING = nullcontext()
 FLEX = "torch.nn.attention.flex_attention"
 UNCOMPILED = "flex_attention_performance"  # torch's name of that warning
@@ -195,10 +196,11 @@ class OtherRandom:
 
 
 class Standing:
-    """What a module and its parts keep in plain attributes, which a pass that is cut off must leave as a whole one does."""
+    """What a module and its parts keep in plain attributes and hooks, which a pass that is cut off must leave as a whole one."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._before = [(part, name, value, _held(value)) for part in _all_parts(module) for name, value in _own(part)]
+        parts = [(part, (*_own(part), *((name, vars(part)[name]) for name in HOOKS))) for part in _all_parts(module)]
+        self._before = [(part, name, value, _held(value)) for part, held in parts for name, value in held]
 
     def restore(self) -> bool:
         """Put everything back as it was, and tell whether anything was not."""

@@ -6,6 +6,7 @@ way. The passes after it only replace the function's attribute, which costs noth
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from pytest_induction.models.kernels import BUILTIN, Call, attend, exact, is_sof
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
 
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
+MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 one_at_a_time = threading.RLock()  # held while functions that all models share are replaced
 
 
@@ -207,32 +209,33 @@ class Tap:
         grouped = call.grouped or key.shape[1] != query.shape[1]  # what the axes of groups said
         return Call(query, key, value, mask, call.dropout, call.causal, call.scale, grouped)
 
-    def through_module(self, *args: Any, **options: Any) -> Any:
+    def through_module(self, *args: Any, **named: Any) -> Any:
         """`multi_head_attention_forward`: asked for weights it computes the pattern itself, and is read from that."""
-        query, key = args[:2]
+        options = MULTI_HEAD.bind(*args, **named).arguments  # some name none of their arguments
+        query, key = options["query"], options["key"]
         if not self.listens or not options.get("need_weights", True):
-            return self.multi_head(*args, **options)
+            return self.multi_head(**options)
         fits = query.ndim == 3 and tuple(query.shape[:2]) == tuple(key.shape[:2]) == (self.positions, self.batch)
         if isinstance(self.show, Acting):
             if self.show.acts:  # without weights it attends by the function above
-                output, _ = self.multi_head(*args, **{**options, "need_weights": False})
-                return output, _beneath(self, "multi_head")(*args, **options)[1]
+                output, _ = self.multi_head(**{**options, "need_weights": False})
+                return output, _beneath(self, "multi_head")(**options)[1]
             if self.show.hears(query.shape[0], key.shape[0], fits=fits):
-                n_heads = args[4] if len(args) > 4 else options["num_heads"]
+                n_heads = options["num_heads"]
                 self.show.next(n_heads, n_heads)
             self.inside = True
             try:
-                return self.multi_head(*args, **options)
+                return self.multi_head(**options)
             finally:
                 self.inside = False
         if not self.show.hears(query.shape[0], key.shape[0], fits=fits):
-            return self.multi_head(*args, **options)
+            return self.multi_head(**options)
         if self.show.alone:
             others = ~torch.eye(self.positions, dtype=torch.bool, device=query.device)
             options |= {"attn_mask": others, "key_padding_mask": None, "is_causal": False}
         self.inside = True
         try:
-            output, weights = self.multi_head(*args, **{**options, "average_attn_weights": False})
+            output, weights = self.multi_head(**{**options, "average_attn_weights": False})
             if not self.show.alone:
                 self.show(PatternReader(weights))
         finally:
