@@ -157,34 +157,51 @@ def probe_round(subject: ModelUnderTest, n_sequences: int, seed: int, number: in
     )
 
 
-def draw_round(
-    subject: ModelUnderTest,
-    n_sequences: int,
-    rng: np.random.Generator,
-    *,
-    most_periods: int = PERIODS_AT_ONCE,
-    joined: bool = False,
-) -> Round:
-    """The same as `probe_round`, from a generator, and not kept: of a model in training no round is asked for twice.
+def draw_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator) -> Round:
+    """The same as `probe_round`, from a generator, and not kept: of a model in training no round is asked for twice."""
+    return measured_round(subject, draw(subject, n_sequences, rng))
 
-    `joined` measures a probe and its control in one pass where they are small: that halves the passes.
-    """
-    probes = list(probes_of(subject, n_sequences, rng, COPIES, None, most_periods))
-    parts = []
-    for probe in probes:
+
+@dataclass(frozen=True)
+class Drawn:
+    """A probe with its control and what scores both: drawn once, and measured as often as a model changes."""
+
+    probe: Probe
+    control: Probe
+    scores: PeriodicScores
+
+
+def draw(
+    subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator, most_periods: int = PERIODS_AT_ONCE
+) -> tuple[Drawn, ...]:
+    """The probes of a round, one for each of at most so many periods."""
+    found = []
+    for probe in list(probes_of(subject, n_sequences, rng, COPIES, None, most_periods)):
         control = unrepeated_sequences(
             subject.space, period=probe.period, rng=rng, n_sequences=probe.n_sequences, repeats=probe.repeats
         )
         shift = int(rng.integers(1, max(2, probe.period // 2)))
-        one = _joined_probe if joined and _is_small(subject, probe) else _one_probe
-        parts.append(one(subject, probe, control, shift))
-    joined = Round.join(parts)
-    return Round(joined.periods, joined.heads, joined.control, joined.behaviour, describe(probes))
+        found.append(Drawn(probe, control, PeriodicScores(probe.period, probe.start, probe.n_positions, shift)))
+    return tuple(found)
 
 
-def _one_probe(subject: ModelUnderTest, probe: Probe, control: Probe, shift: int) -> Round:
-    scores = PeriodicScores(probe.period, probe.start, probe.n_positions, shift)
+def measured_round(subject: ModelUnderTest, drawn: Sequence[Drawn], *, joined: bool = False) -> Round:
+    """One round of what was drawn.
 
+    `joined` measures a probe and its control in one pass where they are small: that halves the passes.
+    """
+    joined = joined and subject.way is not None and not subject.mixes_rows
+    parts = [
+        (_joined_probe if joined and _is_small(subject, each.probe) else _one_probe)(
+            subject, each.probe, each.control, each.scores
+        )
+        for each in drawn
+    ]
+    whole = Round.join(parts)
+    return Round(whole.periods, whole.heads, whole.control, whole.behaviour, describe([each.probe for each in drawn]))
+
+
+def _one_probe(subject: ModelUnderTest, probe: Probe, control: Probe, scores: PeriodicScores) -> Round:
     def measured(rows: Tensor, part: slice) -> tuple[Array | None, Repetition]:
         values, logits = (None, subject.logits(rows)) if subject.way is None else observe(subject, rows, scores, logits=True)
         return values, repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start)
@@ -202,14 +219,13 @@ def _one_probe(subject: ModelUnderTest, probe: Probe, control: Probe, shift: int
 
 
 def _is_small(subject: ModelUnderTest, probe: Probe) -> bool:
-    """Whether probe and control may share a pass: heads are read, rows do not touch each other, and logits are few."""
-    n_logits = 2 * probe.n_sequences * probe.n_positions * subject.space.d_vocab
-    return subject.way is not None and not subject.mixes_rows and n_logits <= MOST_JOINED
+    """Whether the logits of both, probe and control, are few."""
+    return 2 * probe.n_sequences * probe.n_positions * subject.space.d_vocab <= MOST_JOINED
 
 
-def _joined_probe(subject: ModelUnderTest, probe: Probe, control: Probe, shift: int) -> Round:
+def _joined_probe(subject: ModelUnderTest, probe: Probe, control: Probe, scores: PeriodicScores) -> Round:
     """The same as `_one_probe`, repeated rows and unrepeated ones in one pass."""
-    scores, count = PeriodicScores(probe.period, probe.start, probe.n_positions, shift), probe.n_sequences
+    count = probe.n_sequences
 
     def measured(rows: Tensor, part: slice) -> tuple[Array, Repetition | None]:
         values, logits = observe(subject, rows, scores, logits=True)

@@ -95,7 +95,9 @@ def lightning_callback(recorder: InductionRecorder, module: nn.Module | Language
     """
     if module is not None and not callable(module):
         kind = type(module).__name__
-        raise ArgumentError(f"`module` must be the language model in the LightningModule, or a function that finds it, got `{kind}`")
+        raise ArgumentError(
+            f"`module` must be the language model in the LightningModule, or a function that finds it, got `{kind}`"
+        )
     recorder.advise(MODULE_ADVICE)
     return type("InductionCallback", (_OfLightning, _lightning().Callback), {})(recorder, module)
 
@@ -142,7 +144,9 @@ class _OfLightning:
         if self._module is not None:
             found = self._module(pl_module)
             if not isinstance(found, nn.Module):
-                raise ArgumentError(f"`module` must find the language model in the LightningModule, it gave `{type(found).__name__}`")
+                raise ArgumentError(
+                    f"`module` must find the language model in the LightningModule, it gave `{type(found).__name__}`"
+                )
             return found
         inner = getattr(pl_module, "model", None)
         return pl_module if not isinstance(inner, nn.Module) or self.recorder.can_measure(pl_module) else inner

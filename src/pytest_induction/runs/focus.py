@@ -1,7 +1,7 @@
 """Where in a training snapshots are spent: few and light ones while nothing changes, many from the first sign of a rise on.
 
-A glance at the model, a pass of two rows, costs a fraction of a snapshot. It tells whether a head matches more, or the model copies
-better, than when the last snapshot was taken. Standard library only.
+A glance at the model, a pass of a few rows, costs a fraction of a snapshot. It tells whether a head matches more, or the model
+copies better, than when the last snapshot was taken. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ NOISE, MOST_NOISE = 4.0, 3.0  # a rise must be so many times the scatter of the 
 REMEMBERED = 9  # glances that tell the scatter
 FOLLOWED = 3  # glances whose median the reference follows where values fall
 SIGN, AHEAD = 0.15, 0.4  # units: after a rise by the first the next glance comes when the second is expected
-GLANCES, SPARSE = 20, 6  # for every ten times as many steps: glances, and snapshots of a model that does not change
-EARLY = 5  # added to steps before their logarithm is taken: the first few are no decade
+GLANCES, SPARSE = 20, 6  # for every ten times as many steps: glances at most, and snapshots, of a model that does not change
+EARLY = 20  # added to steps before their logarithm is taken: the first few are no decades
 SETTLING = (0.01, 0.02, 0.04, 0.08)  # decades between the last snapshots of a rise and the next ones
 GLANCE_PART, SPARSE_PART = 0.6, 0.4  # of the budget, that may be spent while nothing rises
-RISING_LEFT, SPARSE_LEFT = 8, 12  # a size is chosen if so many of it can be afforded
+RISING_LEFT, SPARSE_LEFT = 12, 20  # a size is chosen if so many of it can be afforded
 PLAIN_LEFT = 10  # whole snapshots that are paid for beside the next one: then each that is due is taken
 
 
@@ -55,7 +55,8 @@ class Focus:
             self._start_again()  # the training went back
         is_plain = due and self._budget.paid() >= (1 + PLAIN_LEFT) * self._cost(0)
         is_sparse = _decades(self._last, step) >= self._gap
-        if self._may_look(step, also=is_plain or is_sparse):
+        regular = 0 if is_plain else self._regular() if is_sparse else None
+        if self._may_look(step, also=regular is not None):
             values = look()
             self._see(step, values or {})
             if values is None:
@@ -63,11 +64,7 @@ class Focus:
             if self._has_risen():
                 self._since = 0
                 return 0 if is_plain else self._affordable(1.0, RISING_LEFT)
-        if is_plain:
-            return 0
-        if is_sparse:
-            return self._affordable(SPARSE_PART, SPARSE_LEFT) if self.is_settled else self._affordable(1.0, RISING_LEFT)
-        return None
+        return regular
 
     def taken(self, step: int) -> None:
         """A snapshot was taken at this step: what rises from now on rises from here."""
@@ -86,15 +83,26 @@ class Focus:
         """Decades from the last snapshot to the next one of a model that does not change."""
         return 1 / SPARSE if self.is_settled else SETTLING[max(0, self._since - 1)]
 
+    def _regular(self) -> int | None:
+        """The size of a snapshot that comes without a sign, None where it cannot be afforded."""
+        return self._affordable(SPARSE_PART, SPARSE_LEFT) if self.is_settled else self._affordable(1.0, RISING_LEFT)
+
     def _may_look(self, step: int, *, also: bool) -> bool:
         if not self._glances:
             is_due = True
         else:
             last, rate = self._glances[-1][0], self._rate()
             soon = rate > 0 and step - last >= max(1.0, AHEAD / rate)
-            is_due = step > last and (also or soon or _decades(last, step) >= 1 / GLANCES)
-        cost = self._budget.expected(GLANCE) or 0.0
-        return is_due and self._budget.left(GLANCE_PART if self.is_settled else 1.0) >= cost
+            is_due = step > last and (also or soon or _decades(last, step) >= 1 / self._glances_a_decade(step))
+        if not is_due or self._affordable(1.0, RISING_LEFT) is None:  # what is seen would be of no use
+            return False
+        return self._budget.left(GLANCE_PART if self.is_settled else 1.0) >= (self._budget.expected(GLANCE) or 0.0)
+
+    def _glances_a_decade(self, step: int) -> float:
+        """So many that what is left for them lasts to the end, as far as it is known, or for twice as many steps."""
+        cost = self._budget.expected(GLANCE)
+        to_come = max(_decades(step, self._budget.last_step), math.log10(2))
+        return GLANCES if not cost else min(max(self._budget.left(GLANCE_PART) / cost / to_come, SPARSE), GLANCES)
 
     def _rate(self) -> float:
         """Units by which the glances rise with each step, 0 where they hardly do."""

@@ -8,22 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pytest_induction.errors import ModelError
-from pytest_induction.measure import PERIODS_AT_ONCE, Array, Round, draw_round, numbers, observe, provenance
-from pytest_induction.metrics.attention import PeriodicScores
-from pytest_induction.metrics.loss import repetition
+from pytest_induction.measure import PERIODS_AT_ONCE, Array, Drawn, Round, draw, measured_round, provenance
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.probes.sequences import Probe, fitting_shape, repeated_sequences
 from pytest_induction.records import Provenance, TokenSpace
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.text import row_losses, rows_of, window_mean, windows_of
 
 SEQUENCES = 12  # of repeated tokens: two for each of six periods
-FEWEST_SEQUENCES = 4  # of a light snapshot: two for each of two periods
-GLANCE_ROWS = 2  # of one period
+FEWEST_SEQUENCES = 3  # of the lightest snapshot, and of a glance
 TRIED_ROWS = 2  # of the text, before a run begins
 TEXT_ROWS = 256
 TOKEN_LOSSES = 1024  # of the text, of which each loss is kept: 2.7 kB a snapshot
@@ -46,20 +41,19 @@ class Measuring:
     token_losses: int = TOKEN_LOSSES
     most_periods: int = PERIODS_AT_ONCE
     _kept: dict[TokenSpace, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
-    _glanced: dict[TokenSpace, Probe] = field(default_factory=dict, repr=False, compare=False)
+    _drawn: dict[tuple[TokenSpace, int, int], tuple[Drawn, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _seen: Round | None = field(default=None, repr=False, compare=False)
 
     def lighter(self) -> list[Measuring]:
-        """The same and what costs less, the dearest first: half of the sequences, and no text, then a third.
+        """The same and what costs less, the dearest first: half of the sequences, without text too, and three without text.
 
-        Fewer sequences are of fewer periods, as each takes a pass of its own.
+        Fewer sequences are of fewer periods, as each period takes a pass of its own. The lightest are of one.
         """
-        fewer = [max(FEWEST_SEQUENCES, self.n_sequences // share) for share in (2, 3)]
-        half, third = (replace(self, n_sequences=count, most_periods=max(2, count // 2)) for count in fewer)
-        found = {(self.n_sequences, self.text is None): self}
-        for each in (half, replace(half, text=None), replace(third, text=None)):
-            if each.n_sequences < self.n_sequences:
-                found.setdefault((each.n_sequences, each.text is None), each)
-        return list(found.values())
+        count = self.n_sequences // 2
+        half = replace(self, n_sequences=count, most_periods=max(1, self.most_periods // 2))
+        lightest = replace(self, n_sequences=min(FEWEST_SEQUENCES, self.n_sequences), most_periods=1, text=None)
+        halves = [half] if self.text is None else [half, replace(half, text=None)]
+        return [self, *(halves if count > FEWEST_SEQUENCES else []), lightest]
 
     def check_text(self, subject: ModelUnderTest) -> None:
         """Raise what keeps the text from being measured: it cannot be encoded, or the model fails on its rows."""
@@ -68,29 +62,13 @@ class Measuring:
             windows_of(subject, rows)
             row_losses(subject, rows[:TRIED_ROWS])
 
-    def glance(self, subject: ModelUnderTest) -> dict[str, float]:
-        """A look at the model in a pass of two rows, always the same ones: what tells whether something has changed.
+    def glance(self, subject: ModelUnderTest) -> Round:
+        """A look at the model in one pass, for `signs_of`; `with_glance` makes a snapshot of it."""
+        return self.lighter()[-1]._round(subject)
 
-        Prefix matching of the best head, where heads can be read, and the advantage of the successor on repeated tokens.
-        """
-        probe = self._glanced.get(subject.space) or self._glanced.setdefault(subject.space, self._few_rows(subject.space))
-        rows = torch.from_numpy(probe.tokens).to(subject.device)
-        found = {}
-        if subject.way is None:
-            logits = subject.logits(rows)
-        else:
-            heads, logits = observe(subject, rows, PeriodicScores(probe.period, probe.start, probe.n_positions), logits=True)
-            found["prefix_matching"] = float(np.nanmax(heads[:, 0].mean(axis=0)))
-        advantage = repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start).advantage
-        found["advantage"] = float(numbers(advantage).mean())
-        if not math.isfinite(found["advantage"]):
-            raise ModelError(f"the logits of {subject.name} are not finite (NaN or infinity) on repeated tokens")
-        return found
-
-    def _few_rows(self, space: TokenSpace) -> Probe:
-        periods, copies = fitting_shape(space)
-        rng = np.random.default_rng([self.seed, 3])
-        return repeated_sequences(space, period=periods[len(periods) // 2], rng=rng, n_sequences=GLANCE_ROWS, repeats=copies)
+    def with_glance(self, seen: Round) -> Measuring:
+        """The same, where the round was measured already: that of the model as it is now."""
+        return replace(self, _seen=seen)
 
     def snapshot(self, subject: ModelUnderTest, step: int, tokens: int | None = None, loss: float | None = None) -> Snapshot:
         """Measure the model as it is now. What cannot be measured, as of a model that has diverged, is left out and said why."""
@@ -140,9 +118,15 @@ class Measuring:
             self._kept[subject.space] = rows_of(subject, self.text, self.max_rows)
         return self._kept[subject.space]
 
+    def _round(self, subject: ModelUnderTest) -> Round:
+        key = (subject.space, self.n_sequences, self.most_periods)
+        if key not in self._drawn:
+            rng = np.random.default_rng([self.seed, 1, 0])
+            self._drawn[key] = draw(subject, self.n_sequences, rng, self.most_periods)
+        return measured_round(subject, self._drawn[key], joined=True)
+
     def _repeats(self, subject: ModelUnderTest) -> tuple[dict[str, Any], dict[str, Any]]:
-        rng = np.random.default_rng([self.seed, 1, 0])
-        seen = draw_round(subject, self.n_sequences, rng, most_periods=self.most_periods, joined=True)
+        seen = self._seen or self._round(subject)
         behaviour = {
             "first_loss": seen.behaviour["first_loss"],
             "repeat_loss": seen.behaviour["later_loss"],
@@ -189,6 +173,14 @@ def fixed_tokens(seed: int, losses: Array, count: int) -> NDArray[np.int64]:
     each = min(max(1, count // n_rows), n_tokens)
     drawn = np.random.default_rng([seed, 2]).random((n_rows, n_tokens)).argsort(axis=1)[:, :each]
     return (rows[:, None] * n_tokens + np.sort(drawn[rows], axis=1)).ravel()
+
+
+def signs_of(seen: Round) -> dict[str, float]:
+    """What tells whether something has changed: the advantage, and prefix matching of the best head where heads can be read."""
+    signs = {"advantage": float(seen.behaviour["advantage"].mean())}
+    if seen.heads.ndim > 2:
+        signs["prefix_matching"] = float(np.nanmax(seen.heads[:, 0].mean(axis=0)))
+    return signs
 
 
 def _heads(seen: Round) -> dict[str, Array]:

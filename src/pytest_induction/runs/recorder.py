@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from torch import Tensor, nn
 
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, RunError, TextError, user_facing, whole_number
+from pytest_induction.measure import Round
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
 from pytest_induction.progress import showing_on
 from pytest_induction.runs.focus import GLANCE, Focus
-from pytest_induction.runs.measuring import SEQUENCES, TOKEN_LOSSES, Measuring
+from pytest_induction.runs.measuring import SEQUENCES, TOKEN_LOSSES, Measuring, signs_of
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.schedule import Budget, Cost, Schedule, due_steps
@@ -117,6 +118,7 @@ class InductionRecorder:
         self._unsaid: list[Callable[[RunWriter], None]] = []
         self._seen: int | None = None
         self._is_pending = self._has_waited = False
+        self._glanced: Round | None = None  # at this very step
         self._last_step: int | None = None
         self._history: list[Snapshot] = []
         self._stop_reason = ""
@@ -163,7 +165,7 @@ class InductionRecorder:
                 return None
             writer = self._opened()
         with self._budget.spending():
-            self._has_waited = False
+            self._has_waited, self._glanced = False, None
             self._budget.stepped(step)
             size = self._size(model, step, force=force)
             if size is None:
@@ -297,9 +299,10 @@ class InductionRecorder:
         quiet = self._focus is not None and self._focus.is_settled
         try:
             with self._budget.kept(GLANCE, quiet=quiet), showing_on(lambda: None):
-                return self._measuring.glance(self._adapted(model))
+                self._glanced = self._measuring.glance(self._adapted(model))
         except Exception:  # noqa: BLE001 - whatever a model may raise, the training goes on
             return None
+        return signs_of(self._glanced)
 
     def _wait_for(self, model: nn.Module | ModelUnderTest) -> None:
         """Let the device finish the training's steps, once a call, on the training's account."""
@@ -344,10 +347,15 @@ class InductionRecorder:
             subject = self._adapted(model)
             with showing_on(lambda: None):  # the terminal is the training's
                 sizes = self._measuring.lighter()
-                snapshot = sizes[min(size, len(sizes) - 1)].snapshot(subject, step, tokens, loss)
+                measuring = sizes[min(size, len(sizes) - 1)]
+                if measuring is sizes[-1] and self._glanced is not None:
+                    measuring = measuring.with_glance(self._glanced)
+                snapshot = measuring.snapshot(subject, step, tokens, loss)
         except Exception as error:  # noqa: BLE001 - whatever a model may raise, the training goes on
             reason = said(error)
-            self._warn("model", f"the model cannot be measured at step {step}, and its loss alone is recorded: {reason}{self._advice}")
+            self._warn(
+                "model", f"the model cannot be measured at step {step}, and its loss alone is recorded: {reason}{self._advice}"
+            )
             finite = loss is None or math.isfinite(loss)
             problem = reason if finite else f"the loss is {loss}; {reason}"
             seconds = time.perf_counter() - began

@@ -17,7 +17,8 @@ Schedule = int | Iterable[int] | Callable[[int], bool] | None
 Due = Callable[[int, int], bool]
 PER_DECADE = 40  # snapshots for every ten times as many steps
 MOST_STEPS = 10_000_000  # that a schedule may list
-RECENT = 7  # snapshots whose median says what the next will cost, and steps that say how long one takes
+RECENT = 7  # snapshots whose median says what the next will cost,
+RECENT_STEPS = 31  # and steps whose median says how long one takes
 FEWEST_STEPS = 1000  # that a training is taken to last, where it is not said,
 MOST_CREDIT = 0.5  # seconds; and what recording may be ahead of its share for that
 
@@ -99,7 +100,7 @@ class Budget:
         self._share = share
         self._clock = clock
         self.total_steps = total_steps
-        self._steps: deque[float] = deque(maxlen=RECENT)  # seconds of training that each of the last steps took
+        self._steps: deque[float] = deque(maxlen=RECENT_STEPS)  # seconds of training that each of the last steps took
         self._first_step = 0
         self._mark: tuple[int, float] | None = None
         self._spent = self._training = self._began = self._set_up = 0.0
@@ -152,14 +153,18 @@ class Budget:
             return math.inf
         return self._share * self._training - self._spent - (self._clock() - self._began)
 
+    @property
+    def last_step(self) -> int:
+        """Where the training will end, as far as that is known."""
+        return self._first_step + FEWEST_STEPS if self.total_steps is None else self.total_steps
+
     def _credit(self) -> float:
         """What the whole training will pay for, as far as that is known."""
         if self._share is None or not self._steps:
             return 0.0
         a_step = self._share * median(self._steps)
-        if self.total_steps is not None:
-            return a_step * max(0, self.total_steps - self._first_step)
-        return min(MOST_CREDIT, a_step * FEWEST_STEPS)
+        credit = a_step * max(0, self.last_step - self._first_step)
+        return min(MOST_CREDIT, credit) if self.total_steps is None else credit
 
     def expected(self, kind: object) -> float | None:
         """What one more of a kind will cost, None where none was taken yet."""
