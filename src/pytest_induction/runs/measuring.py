@@ -63,8 +63,8 @@ class Measuring:
             row_losses(subject, rows[:TRIED_ROWS])
 
     def glance(self, subject: ModelUnderTest) -> Round:
-        """A look at the model in one pass, for `signs_of`; `with_glance` makes a snapshot of it."""
-        return self.lighter()[-1]._round(subject)
+        """A look at the model in one pass, for `signs_of`; `with_glance` makes the lightest snapshot of it."""
+        return self.lighter()[-1].round_of(subject)
 
     def with_glance(self, seen: Round) -> Measuring:
         """The same, where the round was measured already: that of the model as it is now."""
@@ -118,7 +118,8 @@ class Measuring:
             self._kept[subject.space] = rows_of(subject, self.text, self.max_rows)
         return self._kept[subject.space]
 
-    def _round(self, subject: ModelUnderTest) -> Round:
+    def round_of(self, subject: ModelUnderTest) -> Round:
+        """Heads and behaviour on repeated tokens and their controls, drawn once."""
         key = (subject.space, self.n_sequences, self.most_periods)
         if key not in self._drawn:
             rng = np.random.default_rng([self.seed, 1, 0])
@@ -126,7 +127,7 @@ class Measuring:
         return measured_round(subject, self._drawn[key], joined=True)
 
     def _repeats(self, subject: ModelUnderTest) -> tuple[dict[str, Any], dict[str, Any]]:
-        seen = self._seen or self._round(subject)
+        seen = self._seen or self.round_of(subject)
         behaviour = {
             "first_loss": seen.behaviour["first_loss"],
             "repeat_loss": seen.behaviour["later_loss"],

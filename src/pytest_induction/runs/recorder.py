@@ -1,8 +1,8 @@
 """Records a training while it runs: snapshots of the model, taken when they are due and the training can afford them.
 
 The model, its gradients, the optimiser and all random numbers are left as they were: a training with the recorder is the one
-without it, to the bit. A model that cannot be measured is refused before the first step. After that nothing that a snapshot cannot
-do ends the training: there is one warning, and `problem` says what is missing.
+without it, to the bit. A model that cannot be measured is refused before the first step. After that nothing that a snapshot
+cannot do ends the training: there is one warning, and `problem` says what is missing.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ class InductionRecorder:
 
     `schedule` says at which steps a snapshot is due: every n-th, a list, a function of the step. By default it is every one at
     first, and then 40 for every ten times as many steps. `max_overhead` is the share of the training time that recording may
-    take, None for no limit. The first snapshot is always taken. A later one waits until it is within the budget: the schedule gets
-    thinner rather than the training slower. Where the default schedule is thinned, snapshots are few and of fewer sequences while
-    nothing changes, and many from the first sign of a rise on. For that, recording may be ahead of its share by what the rest
-    of the training will pay: of `total_steps` steps, or of a thousand and half a second at most, where that is not given.
+    take, None for no limit. The first snapshot is always taken. A later one waits until it is within the budget: the schedule
+    gets thinner rather than the training slower. Where the default schedule is thinned, snapshots are few and of fewer
+    sequences while nothing changes, and many from the first sign of a rise on. For that, recording may be ahead of its share by
+    what the rest of the training will pay: up to `total_steps`, or, where that is not given, a thousand steps, and then by half
+    a second at most.
 
     `on_unmeasurable` says what happens if the model, or the text, cannot be measured at the first call. "raise" raises, before a
     training is spent. "loss_only" warns once and records what can be: the loss alone where the model is the reason. What fails
@@ -265,23 +266,24 @@ class InductionRecorder:
         """Raise, before anything is recorded, where the model or the text cannot be measured; asked once."""
         if self._is_checked:
             return
-        what, kind = "the model", ModelError
+        what = "the model"
         try:
             check_is_whole(model)
             if is_first_process():
                 with self._budget.set_up(), showing_on(lambda: None):
                     subject = self._subject.of(model)
                     self._measuring.glance(subject)
-                    what, kind = "the text", TextError
+                    what = "the text"
                     self._measuring.check_text(subject)
         except Exception as error:
             self._subject.forget()
             if self._writer is not None:
                 self._writer.close()  # a scheduled change was noted; whoever tries again goes on with it
                 self._writer = None
-            reason = f"{said(error)}{self._advice if kind is ModelError else ''}"
-            rest = "its loss alone" if kind is ModelError else "without it"
-            raise kind(f"{what} cannot be measured: {reason}; to record {rest} pass {WAY_OUT}") from error
+            if what == "the text":
+                raise TextError(f"{what} cannot be measured: {said(error)}; to record without it pass {WAY_OUT}") from error
+            reason = f"{said(error)}{self._advice}"
+            raise ModelError(f"{what} cannot be measured: {reason}; to record its loss alone pass {WAY_OUT}") from error
         self._is_checked = True
 
     def _size(self, model: nn.Module | ModelUnderTest, step: int, *, force: bool) -> int | None:
