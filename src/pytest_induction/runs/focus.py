@@ -24,7 +24,8 @@ SIGN, AHEAD = 0.15, 0.4  # units: after a rise by the first the next glance come
 GLANCES, SPARSE = 20, 6  # for every ten times as many steps: glances at most, and snapshots, of a model that does not change
 EARLY = 20  # added to steps before their logarithm is taken: the first few are no decades
 SETTLING = (0.01, 0.02, 0.04, 0.08)  # decades between the last snapshots of a rise and the next ones
-GLANCE_PART, SPARSE_PART = 0.6, 0.4  # of the budget, that may be spent while nothing rises
+QUIET_PART = 0.6  # of the budget, that may be spent while nothing rises
+KEPT = 1.5  # whole snapshots that are kept in hand, for the last one and what the calls themselves take
 RISING_LEFT, SPARSE_LEFT = 12, 20  # a size is chosen if so many of it can be afforded
 PLAIN_LEFT = 10  # whole snapshots that are paid for beside the next one: then each that is due is taken
 
@@ -85,7 +86,7 @@ class Focus:
 
     def _regular(self) -> int | None:
         """The size of a snapshot that comes without a sign, None where it cannot be afforded."""
-        return self._affordable(SPARSE_PART, SPARSE_LEFT) if self.is_settled else self._affordable(1.0, RISING_LEFT)
+        return self._affordable(QUIET_PART, SPARSE_LEFT) if self.is_settled else self._affordable(1.0, RISING_LEFT)
 
     def _may_look(self, step: int, *, also: bool) -> bool:
         if not self._glances:
@@ -96,13 +97,14 @@ class Focus:
             is_due = step > last and (also or soon or _decades(last, step) >= 1 / self._glances_a_decade(step))
         if not is_due or self._affordable(1.0, RISING_LEFT) is None:  # what is seen would be of no use
             return False
-        return self._budget.left(GLANCE_PART if self.is_settled else 1.0) >= (self._budget.expected(GLANCE) or 0.0)
+        left = self._left(QUIET_PART) if self.is_settled else self._left(1.0)
+        return left >= (self._budget.expected(GLANCE) or 0.0)
 
     def _glances_a_decade(self, step: int) -> float:
         """So many that what is left for them lasts to the end, as far as it is known, or for twice as many steps."""
         cost = self._budget.expected(GLANCE)
         to_come = max(_decades(step, self._budget.last_step), math.log10(2))
-        return GLANCES if not cost else min(max(self._budget.left(GLANCE_PART) / cost / to_come, SPARSE), GLANCES)
+        return GLANCES if not cost else min(max(self._left(QUIET_PART) / cost / to_come, SPARSE), GLANCES)
 
     def _rate(self) -> float:
         """Units by which the glances rise with each step, 0 where they hardly do."""
@@ -133,10 +135,13 @@ class Focus:
         return median(apart) / UNITS[name] if apart else 0.0
 
     def _affordable(self, part: float, count: int) -> int | None:
-        """The largest size of which so many can be paid for, or the lightest if one can; a last whole one is kept in hand."""
-        left, sizes = self._budget.left(part) - self._cost(0), range(len(self._shares))
+        """The largest size of which so many can be paid for, or the lightest if one can."""
+        left, sizes = self._left(part), range(len(self._shares))
         lightest = sizes[-1] if left >= self._cost(sizes[-1]) else None
         return next((size for size in sizes if left >= count * self._cost(size)), lightest)
+
+    def _left(self, part: float) -> float:
+        return min(self._budget.left(part), self._budget.left() - KEPT * self._cost(0))
 
     def _cost(self, size: int) -> float:
         known = self._budget.expected(size)

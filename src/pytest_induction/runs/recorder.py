@@ -160,12 +160,14 @@ class InductionRecorder:
         step = whole_number("step", step, least=0)
         if not isinstance(model, (nn.Module, ModelUnderTest)):
             raise ArgumentError(f"`model` must be a torch module, got `{type(model).__name__}`")
+        if not self._is_checked or self._writer is None:
+            with self._budget.spending():  # a block of its own: nothing of it is a wait for the training's steps
+                self._check(model)
+                if not is_first_process():
+                    return None
+                self._opened()
         with self._budget.spending():
-            self._check(model)
-            if not is_first_process():
-                return None
             writer = self._opened()
-        with self._budget.spending():
             self._has_waited, self._glanced = False, None
             self._budget.stepped(step)
             size = self._size(model, step, force=force)

@@ -18,7 +18,7 @@ Due = Callable[[int, int], bool]
 PER_DECADE = 40  # snapshots for every ten times as many steps
 MOST_STEPS = 10_000_000  # that a schedule may list
 RECENT = 7  # snapshots whose median says what the next will cost,
-RECENT_STEPS = 31  # and steps whose median says how long one takes
+RECENT_STEPS = 31  # and steps whose lower quartile says how long those to come take at least
 FEWEST_STEPS = 1000  # that a training is taken to last, where it is not said,
 MOST_CREDIT = 0.5  # seconds; and what recording may be ahead of its share for that
 
@@ -162,7 +162,7 @@ class Budget:
         """What the whole training will pay for, as far as that is known."""
         if self._share is None or not self._steps:
             return 0.0
-        a_step = self._share * median(self._steps)
+        a_step = self._share * sorted(self._steps)[len(self._steps) // 4]
         credit = a_step * max(0, self.last_step - self._first_step)
         return min(MOST_CREDIT, credit) if self.total_steps is None else credit
 
