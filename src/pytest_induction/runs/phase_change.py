@@ -140,9 +140,8 @@ def _with_cure(run: TrainingRun, change: Change | None) -> Change | None:
     """The same, where snapshots are wanting that the recorder left out, with what would have bought them."""
     if change is None or change.reason not in WANT_OF_SNAPSHOTS or not change.settle or run.thinned_at is None:
         return change
-    share = f"{run.thinned_at:.3g}"
-    cure = f"record again with a larger `max_overhead` ({share} here, at which due snapshots were left out), or None for no limit"
-    return replace(change, settle=f"{change.settle}: {cure}")
+    cure = f"due ones were left out to keep to `max_overhead` ({run.thinned_at:.3g}): a larger one, or None, records more"
+    return replace(change, settle=f"{change.settle}; {cure}")
 
 
 def _induction(heads: Change | None, repeats: Change | None) -> tuple[Verdict, str, str, str]:

@@ -32,6 +32,7 @@ PARAMETERS = 6  # four linear ones, the place and the width
 GAP_SHARE = 1 / 24  # real changes are neither ramps nor logistics: between two points, how they went is not known
 SLOPE_RIDGE = 1e-3  # keeps the slope of a plateau of few points from standing in for the change
 CHANGE_RIDGE = 1e-6  # what lies wholly on one side of every point changes nothing
+REWEIGHTED = 3  # times: what the well measured points scatter by is known once the others count for less
 NOISE_FLOOR = 2e-3  # of the series' range: no series is known better
 
 
@@ -119,7 +120,7 @@ def find_transition(x: Floats, y: Floats, error_rate: float = 0.05, extra: Float
     """
     points = thinned(x, y, extra=extra)
     found = _fit(points, _coarse(points), error_rate)
-    if points.extra.any():
+    for _ in range(REWEIGHTED if points.extra.any() else 0):
         points = points.weighted(found.noise)
         found = _fit(points, _coarse(points), error_rate)
     reach = max(NEIGHBOURHOOD, 2 * found.width)
