@@ -64,7 +64,7 @@ class Focus:
                 return 0 if due and self._budget.paid() >= self._cost(0) else None
             if self._has_risen():
                 self._since = 0
-                return 0 if is_plain else self._affordable(1.0, RISING_LEFT)
+                return 0 if is_plain else self._affordable(1.0, RISING_LEFT, kept=self._afterwards)
         return regular
 
     def taken(self, step: int) -> None:
@@ -97,8 +97,13 @@ class Focus:
             is_due = step > last and (also or soon or _decades(last, step) >= 1 / self._glances_a_decade(step))
         if not is_due or self._affordable(1.0, RISING_LEFT) is None:  # what is seen would be of no use
             return False
-        left = self._left(QUIET_PART) if self.is_settled else self._left(1.0)
+        left = self._left(QUIET_PART) if self.is_settled else self._left(1.0) - (0.0 if also else self._afterwards)
         return left >= (self._budget.expected(GLANCE) or 0.0)
+
+    @property
+    def _afterwards(self) -> float:
+        """What the snapshots after a rise will take: without them it is not known to be over."""
+        return len(SETTLING) * (self._cost(len(self._shares) - 1) + (self._budget.expected(GLANCE) or 0.0))
 
     def _glances_a_decade(self, step: int) -> float:
         """So many that what is left for them lasts to the end, as far as it is known, or for twice as many steps."""
@@ -134,9 +139,9 @@ class Focus:
         apart = [abs(middle - (before + after) / 2) for before, middle, after in triples]
         return median(apart) / UNITS[name] if apart else 0.0
 
-    def _affordable(self, part: float, count: int) -> int | None:
+    def _affordable(self, part: float, count: int, kept: float = 0.0) -> int | None:
         """The largest size of which so many can be paid for, or the lightest if one can."""
-        left, sizes = self._left(part), range(len(self._shares))
+        left, sizes = self._left(part) - kept, range(len(self._shares))
         lightest = sizes[-1] if left >= self._cost(sizes[-1]) else None
         return next((size for size in sizes if left >= count * self._cost(size)), lightest)
 
