@@ -26,6 +26,7 @@ EARLY = 20  # added to steps before their logarithm is taken: the first few are 
 SETTLING = (0.01, 0.02, 0.04, 0.08)  # decades between the last snapshots of a rise and the next ones
 QUIET_PART = 0.6  # of the budget, that may be spent while nothing rises
 KEPT = 1.5  # whole snapshots that are kept in hand, for the last one and what the calls themselves take
+AFTERWARDS = 7  # light snapshots for after a rise: more than are due, as what a step pays for may turn out less
 RISING_LEFT, SPARSE_LEFT = 12, 20  # a size is chosen if so many of it can be afforded
 PLAIN_LEFT = 10  # whole snapshots that are paid for beside the next one: then each that is due is taken
 
@@ -103,7 +104,7 @@ class Focus:
     @property
     def _afterwards(self) -> float:
         """What the snapshots after a rise will take: without them it is not known to be over."""
-        return len(SETTLING) * (self._cost(len(self._shares) - 1) + (self._budget.expected(GLANCE) or 0.0))
+        return AFTERWARDS * (self._cost(len(self._shares) - 1) + (self._budget.expected(GLANCE) or 0.0))
 
     def _glances_a_decade(self, step: int) -> float:
         """So many that what is left for them lasts to the end, as far as it is known, or for twice as many steps."""
