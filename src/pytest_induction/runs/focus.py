@@ -64,8 +64,10 @@ class Focus:
             if values is None:
                 return 0 if due and self._budget.paid() >= self._cost(0) else None
             if self._has_risen():
-                self._since = 0
-                return 0 if is_plain else self._affordable(1.0, RISING_LEFT, kept=self._afterwards)
+                size = 0 if is_plain else self._affordable(1.0, RISING_LEFT, kept=self._afterwards)
+                if size is not None:
+                    self._since = 0
+                    return size
         return regular
 
     def taken(self, step: int) -> None:
