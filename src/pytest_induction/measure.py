@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 ModelLike = str | Path | nn.Module | ModelUnderTest
 FEWEST_POSITIONS = 3  # the first query that counts everywhere
 PERIODS_AT_ONCE = 6  # different periods in each round of probes
+MOST_JOINED = 2**22  # logits of one pass up to which probe and control share it: a pass of few rows costs little but itself
 DISTRIBUTIONS = ("pytest-induction", "torch", "transformers", "transformer-lens", "numpy")
 
 
@@ -158,30 +159,55 @@ def probe_round(subject: ModelUnderTest, n_sequences: int, seed: int, number: in
 
 def draw_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator) -> Round:
     """The same as `probe_round`, from a generator, and not kept: of a model in training no round is asked for twice."""
-    probes = list(probes_of(subject, n_sequences, rng, COPIES, None))
-    parts = []
-    for probe in probes:
+    return measured_round(subject, draw(subject, n_sequences, rng))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A probe with its control and what scores both: drawn once, and measured as often as a model changes."""
+
+    probe: Probe
+    control: Probe
+    scores: PeriodicScores
+
+
+def draw(
+    subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator, most_periods: int = PERIODS_AT_ONCE
+) -> tuple[Drawn, ...]:
+    """The probes of a round, one for each of at most so many periods."""
+    found = []
+    for probe in list(probes_of(subject, n_sequences, rng, COPIES, None, most_periods)):
         control = unrepeated_sequences(
             subject.space, period=probe.period, rng=rng, n_sequences=probe.n_sequences, repeats=probe.repeats
         )
         shift = int(rng.integers(1, max(2, probe.period // 2)))
-        parts.append(_one_probe(subject, probe, control, shift))
-    joined = Round.join(parts)
-    return Round(joined.periods, joined.heads, joined.control, joined.behaviour, describe(probes))
+        found.append(Drawn(probe, control, PeriodicScores(probe.period, probe.start, probe.n_positions, shift)))
+    return tuple(found)
 
 
-def _one_probe(subject: ModelUnderTest, probe: Probe, control: Probe, shift: int) -> Round:
-    scores = PeriodicScores(probe.period, probe.start, probe.n_positions, shift)
+def measured_round(subject: ModelUnderTest, drawn: Sequence[Drawn], *, joined: bool = False) -> Round:
+    """One round of what was drawn.
 
+    `joined` measures a probe and its control in one pass where they are small: that halves the passes.
+    """
+    joined = joined and subject.way is not None and not subject.mixes_rows
+    parts = [
+        (_joined_probe if joined and _is_small(subject, each.probe) else _one_probe)(
+            subject, each.probe, each.control, each.scores
+        )
+        for each in drawn
+    ]
+    whole = Round.join(parts)
+    return Round(whole.periods, whole.heads, whole.control, whole.behaviour, describe([each.probe for each in drawn]))
+
+
+def _one_probe(subject: ModelUnderTest, probe: Probe, control: Probe, scores: PeriodicScores) -> Round:
     def measured(rows: Tensor, part: slice) -> tuple[Array | None, Repetition]:
         values, logits = (None, subject.logits(rows)) if subject.way is None else observe(subject, rows, scores, logits=True)
         return values, repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start)
 
     parts = in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=True)
-    behaviour = [found for _, found in parts]
-    named = {name: np.concatenate([numbers(getattr(part, name)) for part in behaviour]) for name in vars(behaviour[0])}
-    if not all(np.isfinite(values).all() for values in named.values()):
-        raise ModelError(f"the logits of {subject.name} are not finite (NaN or infinity) on repeated tokens")
+    named = _named(subject, [found for _, found in parts])
     heads = masses = np.zeros((probe.n_sequences, 0))
     if subject.way is not None:
         heads = np.concatenate([values for values, _ in parts if values is not None])
@@ -192,13 +218,49 @@ def _one_probe(subject: ModelUnderTest, probe: Probe, control: Probe, shift: int
     return Round(np.full(probe.n_sequences, probe.period), heads, masses, named, "")
 
 
+def _is_small(subject: ModelUnderTest, probe: Probe) -> bool:
+    """Whether the logits of both, probe and control, are few."""
+    return 2 * probe.n_sequences * probe.n_positions * subject.space.d_vocab <= MOST_JOINED
+
+
+def _joined_probe(subject: ModelUnderTest, probe: Probe, control: Probe, scores: PeriodicScores) -> Round:
+    """The same as `_one_probe`, repeated rows and unrepeated ones in one pass."""
+    count = probe.n_sequences
+
+    def measured(rows: Tensor, part: slice) -> tuple[Array, Repetition | None]:
+        values, logits = observe(subject, rows, scores, logits=True)
+        repeated = min(part.stop, count) - part.start  # of this batch's rows
+        if repeated <= 0:
+            return values, None
+        given = rows[:repeated].to(logits.device)
+        return values, repetition(logits[:repeated], given, period=probe.period, start=probe.start)
+
+    parts = in_batches(subject, torch.from_numpy(np.concatenate([probe.tokens, control.tokens])), measured, logits=True)
+    named = _named(subject, [found for _, found in parts if found is not None])
+    heads = np.concatenate([values for values, _ in parts])
+    return Round(np.full(count, probe.period), heads[:count], heads[count:, 0], named, "")
+
+
+def _named(subject: ModelUnderTest, behaviour: Sequence[Repetition]) -> dict[str, Array]:
+    """The behaviour of all batches by name, one value for each sequence."""
+    named = {name: np.concatenate([numbers(getattr(part, name)) for part in behaviour]) for name in vars(behaviour[0])}
+    if not all(np.isfinite(values).all() for values in named.values()):
+        raise ModelError(f"the logits of {subject.name} are not finite (NaN or infinity) on repeated tokens")
+    return named
+
+
 def probes_of(
-    subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator, repeats: int, period: int | None
+    subject: ModelUnderTest,
+    n_sequences: int,
+    rng: np.random.Generator,
+    repeats: int,
+    period: int | None,
+    most_periods: int = PERIODS_AT_ONCE,
 ) -> Iterator[Probe]:
     """Rows of repeated tokens, one probe for each period, the sequences dealt out evenly."""
     if period is None:
         fitting, repeats = fitting_shape(subject.space, repeats)
-        count = min(PERIODS_AT_ONCE, len(fitting), n_sequences)
+        count = min(most_periods, len(fitting), n_sequences)
         periods = sorted(int(chosen) for chosen in rng.choice(np.asarray(fitting), size=count, replace=False))
     else:
         periods = [period]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_induction.errors import RunError
+from pytest_induction.errors import ArgumentError, ModelError, RunError
 from pytest_induction.models.load import load_model
 from pytest_induction.runs import callbacks
 from pytest_induction.runs.places import Place
@@ -211,7 +211,21 @@ class TestTrainer:
         callback.on_train_end(args, state, control, model=None)
         assert not path.exists()
 
-    def test_a_model_that_cannot_be_measured_does_not_end_the_training(self, tmp_path, path):
+    def test_a_model_that_cannot_be_measured_is_refused_before_the_first_step(self, tmp_path, path):
+        model = self.model()
+        with torch.no_grad():
+            model.lm_head.weight[0, 0] = torch.nan
+        recorder = InductionRecorder(path, schedule=[5])
+        with pytest.raises(ModelError, match=r'holds NaN.*pass on_unmeasurable="loss_only"$'):
+            self.train(tmp_path, recorder.hf_callback(), model=model, warmup_steps=5)
+        assert not path.exists()
+
+    def test_a_recorder_is_told_how_long_the_training_is(self, tmp_path, path):
+        recorder = InductionRecorder(path)
+        self.train(tmp_path, recorder.hf_callback(), steps=3)
+        assert recorder._budget.total_steps == 3
+
+    def test_a_model_that_cannot_be_measured_does_not_end_the_training_where_that_is_asked_for(self, tmp_path, path):
         model = self.model()
 
         def broken(tokens=None, **given):
@@ -221,7 +235,7 @@ class TestTrainer:
         model.forward = lambda input_ids=None, **given: (forward if given.get("labels") is not None else broken)(
             input_ids, **given
         )
-        recorder = InductionRecorder(path, max_overhead=None, schedule=1)
+        recorder = InductionRecorder(path, max_overhead=None, schedule=1, on_unmeasurable="loss_only")
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", RuntimeWarning)
             _, state, _ = self.train(
@@ -344,6 +358,41 @@ class TestLightning:
         )
         self.fit(lightning, module, recorder.lightning_callback(module=lambda pl_module: pl_module.network), steps=3)
         assert read(path).about["model"] == "Tiny" and read(path).snapshots[0].problem == ""
+
+    def test_a_module_is_the_language_model_itself(self, lightning, path):
+        module = module_of(lightning, is_language_model=False, name="network")
+        recorder = InductionRecorder(path, schedule=[3], max_overhead=None)
+        self.fit(lightning, module, recorder.lightning_callback(module=module.network), steps=3)
+        (found,) = read(path).snapshots
+        assert read(path).about["model"] == "Tiny" and found.fingerprint == load_model(module.network).fingerprint()
+
+    def test_a_model_that_is_not_found_is_refused_before_the_first_step_and_told_how_to_be(self, lightning, path):
+        module = module_of(lightning, is_language_model=False, name="network")
+        recorder = InductionRecorder(path)
+        with pytest.raises(ModelError) as refused:
+            self.fit(lightning, module, recorder.lightning_callback(), steps=3)
+        assert "pass module=..., the language model inside, or a function that finds it" in str(refused.value)
+        assert not path.exists()
+        recorder = InductionRecorder(path, schedule=2, max_overhead=None, on_unmeasurable="loss_only")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            self.fit(lightning, module, recorder.lightning_callback(), steps=3)
+        (message,) = [str(each.message) for each in told if "cannot be measured" in str(each.message)]
+        assert "pass module=..." in message and read(path).snapshots[1].loss is not None
+
+    def test_a_module_that_is_not_what_is_trained_is_refused(self, lightning, path):
+        module = module_of(lightning, is_language_model=False)
+        with pytest.raises(ArgumentError, match="`Tiny` has none of its weights"):
+            self.fit(lightning, module, InductionRecorder(path).lightning_callback(module=Tiny()), steps=1)
+        with pytest.raises(ArgumentError, match="it gave `str`"):
+            self.fit(lightning, module, InductionRecorder(path).lightning_callback(module=lambda _: "model"), steps=1)
+        with pytest.raises(ArgumentError, match=r"`module` must be the language model in the LightningModule.*got `str`"):
+            InductionRecorder(path).lightning_callback(module="model")
+
+    def test_a_recorder_is_told_how_long_the_training_is(self, lightning, path):
+        recorder = InductionRecorder(path)
+        self.fit(lightning, module_of(lightning, is_language_model=False), recorder.lightning_callback(), steps=3)
+        assert recorder._budget.total_steps == 3
 
     def test_an_error_in_the_training_leaves_what_was_measured_and_the_run_open_to_others(self, lightning, path):
         module = module_of(lightning, is_language_model=False)

@@ -307,3 +307,55 @@ def test_the_same_run_gets_the_same_answer_and_is_left_as_it_was():
     before = [dataclasses.replace(each, prefix_matching=each.prefix_matching.copy()) for each in run.snapshots]
     assert find_phase_changes(run) == find_phase_changes(run)
     assert list(run.snapshots) == before
+
+
+@pytest.mark.parametrize(
+    ("cost", "is_named"),
+    [
+        ({"max_overhead": 0.02, "skipped": 70}, True),
+        ({"max_overhead": 0.02}, True),  # the recorder was not closed: how many were left out is not known
+        ({"max_overhead": 0.02, "skipped": 0}, False),
+        ({"max_overhead": None, "skipped": 0}, False),
+        ({}, False),
+    ],
+)
+def test_where_snapshots_are_wanting_that_were_left_out_the_budget_is_named(cost, is_named):
+    steps = np.array([0, 100, 200, 300, 1000])
+    run = dataclasses.replace(run_of(steps, **formed_series(steps)), cost=cost)
+    found = find_phase_changes(run)
+    assert found.reason == "few_snapshots" and ("`max_overhead` (0.02)" in found.settle) is is_named
+    jump = dataclasses.replace(run_of(STEPS, **series_with(prefix_matching=JUMP_HEADS)), cost=cost)
+    found = find_phase_changes(jump)
+    assert found.reason == "few_inside" and ("`max_overhead`" in found.settle) is is_named
+
+
+def test_a_verdict_that_no_snapshot_would_change_does_not_name_the_budget():
+    run = run_of(STEPS, **series_with(prefix_matching=FLAT_HEADS))
+    found = find_phase_changes(dataclasses.replace(run, cost={"max_overhead": 0.02, "skipped": 70}))
+    assert found.reason == "copies_without_a_head" and "max_overhead" not in found.settle
+
+
+def lightly(run, errors, seed, count=3):
+    """The same run, every other snapshot of few sequences, and moved by as much as that may do."""
+    rng = np.random.default_rng(seed)
+    moved = []
+    for index, shot in enumerate(run.snapshots):
+        size, own = (count, errors) if index % 2 else (12, errors / 2)
+        scores = shot.prefix_matching + (rng.normal() * errors if index % 2 else 0.0)
+        known = {"prefix_matching": np.full_like(scores, own)}
+        moved.append(dataclasses.replace(shot, prefix_matching=scores, n_sequences=size, errors=known))
+    return dataclasses.replace(run, snapshots=tuple(moved))
+
+
+def test_snapshots_of_few_sequences_count_for_less():
+    """The place of a change is known better than where all count alike, and its interval holds the truth."""
+    weighed, alike = [], []
+    for seed in range(6):
+        run = run_of(STEPS, **formed_series(STEPS, place=2.4, seed=seed))
+        light = lightly(run, 0.06, seed)
+        blind = dataclasses.replace(light, snapshots=tuple(dataclasses.replace(each, n_sequences=12) for each in light.snapshots))
+        for found, errors in ((find_phase_changes(light), weighed), (find_phase_changes(blind), alike)):
+            step = found.prefix_matching.midpoint.step
+            errors.append(math.log10(step.high / step.low))
+            assert step.low <= 10**2.4 <= step.high
+    assert np.mean(weighed) < 0.6 * np.mean(alike)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_induction.errors import ArgumentError, RunError, TextError
+from pytest_induction.errors import ArgumentError, ModelError, RunError, TextError
 from pytest_induction.models.load import load_model
 from pytest_induction.progress import showing_on
 from pytest_induction.runs import recorder as recording
@@ -387,6 +387,8 @@ class TestArguments:
             ({"tokens_per_step": 0}, "`tokens_per_step` must be a number above 0, got 0"),
             ({"tokens_per_step": math.nan}, "`tokens_per_step` must be a number above 0, got nan"),
             ({"tokens_per_step": "many"}, "`tokens_per_step` must be a number or a tensor of one, got `str`"),
+            ({"on_unmeasurable": "warn"}, '`on_unmeasurable` must be "raise" or "loss_only", got \'warn\''),
+            ({"total_steps": 0}, "`total_steps` must be a whole number from 1 up, got 0"),
             ({"stop_when": 3}, "`stop_when` must be functions of the snapshots, or rules such as NotFinite(), got 3"),
             (
                 {"stop_when": [NotFinite]},
@@ -448,8 +450,8 @@ def full_disk(monkeypatch, name):
 
 
 class TestProblems:
-    def test_a_model_that_cannot_be_measured_costs_one_warning_and_keeps_its_loss(self, path):
-        recorder = InductionRecorder(path, max_overhead=None)
+    def test_a_model_that_cannot_be_measured_costs_one_warning_and_keeps_its_loss_where_that_is_asked_for(self, path):
+        recorder = InductionRecorder(path, max_overhead=None, on_unmeasurable="loss_only")
         with pytest.warns(RuntimeWarning) as told:
             found = [recorder(nn.Linear(3, 3), step, loss=2.0, tokens=step) for step in range(3)]
         assert len(told) == 1 and "\n" not in str(told[0].message)
@@ -461,7 +463,7 @@ class TestProblems:
         assert [each.problem for each in read(path).snapshots] == [each.problem for each in found]
 
     def test_a_model_that_can_be_measured_later_is(self, path):
-        recorder, model = InductionRecorder(path, max_overhead=None), Tiny()
+        recorder, model = InductionRecorder(path, max_overhead=None, on_unmeasurable="loss_only"), Tiny()
         good = model.out.weight.detach().clone()
         with torch.no_grad():
             model.out.weight.fill_(math.nan)
@@ -474,7 +476,7 @@ class TestProblems:
     def test_trials_of_a_model_that_never_can_grow_rare(self, path, monkeypatch):
         tried = []
         monkeypatch.setattr("pytest_induction.runs.subject.adapt", lambda module, **settings: tried.append(1) or 1 / 0)
-        recorder, model = InductionRecorder(path, max_overhead=None, schedule=1), Tiny()
+        recorder, model = InductionRecorder(path, max_overhead=None, schedule=1, on_unmeasurable="loss_only"), Tiny()
         with pytest.warns(RuntimeWarning, match="ZeroDivisionError: division by zero"):
             counts = [recorder(model, step) and len(tried) for step in range(20)]
         assert counts == [1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 5]
@@ -499,11 +501,11 @@ class TestProblems:
 
     def test_a_loss_that_is_not_finite_is_told_where_the_model_cannot_be_measured_too(self, path):
         with pytest.warns(RuntimeWarning):
-            found = InductionRecorder(path)(nn.Linear(3, 3), 0, loss=-math.inf)
+            found = InductionRecorder(path, on_unmeasurable="loss_only")(nn.Linear(3, 3), 0, loss=-math.inf)
         assert found.loss is None and found.problem.startswith("the loss is -inf; Linear must map")
 
     def test_a_text_that_cannot_be_used_costs_a_warning_and_no_other_measurement(self, path):
-        recorder = InductionRecorder(path, text="no tokenizer knows this", max_overhead=None)
+        recorder = InductionRecorder(path, text="no tokenizer knows this", max_overhead=None, on_unmeasurable="loss_only")
         with pytest.warns(RuntimeWarning, match="the in-context learning score is not measured: Tiny has no tokenizer") as told:
             found = [recorder(Tiny(), step) for step in range(2)]
         assert len(told) == 1
@@ -715,8 +717,13 @@ class TestProcesses:
         monkeypatch.setattr("pytest_induction.runs.subject._in_several_processes", lambda: True)
         monkeypatch.setattr(recording, "is_first_process", lambda: True)
         assert is_sharded(model) and not is_sharded(Tiny())
-        with pytest.warns(RuntimeWarning, match="`Tiny` is spread over processes and cannot run in one of them"):
-            assert InductionRecorder(path)(model, 0, loss=1.0).loss == 1.0
+        spread = "`Tiny` is spread over processes and cannot run in one of them"
+        with pytest.warns(RuntimeWarning, match=spread):
+            assert InductionRecorder(path, on_unmeasurable="loss_only")(model, 0, loss=1.0).loss == 1.0
+        for is_first in (True, False):  # all processes of a training end, or none: else those that go on wait for the first
+            monkeypatch.setattr(recording, "is_first_process", lambda is_first=is_first: is_first)
+            with pytest.raises(ModelError, match=spread):
+                InductionRecorder(path)(model, 0)
 
 
 def test_a_loop_is_told_what_recording_cost_and_nothing_else(path, capfd):

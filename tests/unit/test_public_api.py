@@ -54,10 +54,10 @@ def test_the_package_asserts_nothing():
 
 
 def test_files_and_functions_stay_readable():
-    """Below 350 lines a file and 45 a function."""
+    """Below 600 lines a file and 45 a function."""
     for path in SOURCE.rglob("*.py"):
         text = path.read_text()
-        assert len(text.splitlines()) <= 350, path
+        assert len(text.splitlines()) <= 600, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 body = node.end_lineno - node.body[0 if ast.get_docstring(node) is None else min(1, len(node.body) - 1)].lineno

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pytest_induction.errors import RunError
+from pytest_induction.errors import ArgumentError, RunError
 
 if TYPE_CHECKING:
     from pytest_induction.runs.recorder import InductionRecorder
 
 LanguageModel = Callable[[Any], nn.Module]
+MODULE_ADVICE = "pass module=..., the language model inside, or a function that finds it"
 AGREE_EVERY = 10  # steps after which the processes of a training agree whether to stop, where a rule may say so
 
 
@@ -39,10 +41,13 @@ class _OfTrainer:
         self._logged = -1  # the step of the loss that the last snapshot has
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if isinstance(given["model"], nn.Module):
+            self.recorder.use_tokenizer(given.get("processing_class"))
+            self.recorder.check(given["model"])  # in every process: all end, or none
         if not state.is_world_process_zero:
             return
         self._logged = -1
-        self.recorder.use_tokenizer(given.get("processing_class"))
+        self.recorder.expect(state.max_steps if state.max_steps > 0 else None)
         warmup = args.get_warmup_steps(state.max_steps)
         if warmup > 0 and str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) != "constant":
             self.recorder.add_scheduled_change(warmup, "end of the warm-up of the learning rate")
@@ -83,11 +88,17 @@ def _any_process(value: bool, device: torch.device) -> bool:
     return bool(flag)
 
 
-def lightning_callback(recorder: InductionRecorder, module: LanguageModel | None) -> Any:
+def lightning_callback(recorder: InductionRecorder, module: nn.Module | LanguageModel | None) -> Any:
     """A `Callback` of Lightning that records, for `lightning.pytorch` or `pytorch_lightning`, whichever is loaded already.
 
     The first snapshot is of the model before the first step, the last of the last step. The loss is that of `training_step`.
     """
+    if module is not None and not callable(module):
+        kind = type(module).__name__
+        raise ArgumentError(
+            f"`module` must be the language model in the LightningModule, or a function that finds it, got `{kind}`"
+        )
+    recorder.advise(MODULE_ADVICE)
     return type("InductionCallback", (_OfLightning, _lightning().Callback), {})(recorder, module)
 
 
@@ -100,14 +111,16 @@ def _lightning() -> Any:
 
 
 class _OfLightning:
-    def __init__(self, recorder: InductionRecorder, module: LanguageModel | None) -> None:
+    def __init__(self, recorder: InductionRecorder, module: nn.Module | LanguageModel | None) -> None:
         self.recorder = recorder
         self._module = module
         self._model: Any = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._model = self._language_model(pl_module)
+        self.recorder.check(self._model)  # in every process: all end, or none
         if trainer.is_global_zero:
-            self._model = self._language_model(pl_module)
+            self.recorder.expect(_total_steps(trainer))
             self.recorder(self._model, trainer.global_step)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -126,8 +139,15 @@ class _OfLightning:
         self.recorder.close()
 
     def _language_model(self, pl_module: Any) -> Any:
+        if isinstance(self._module, nn.Module):
+            return _part_of(pl_module, self._module)
         if self._module is not None:
-            return self._module(pl_module)
+            found = self._module(pl_module)
+            if not isinstance(found, nn.Module):
+                raise ArgumentError(
+                    f"`module` must find the language model in the LightningModule, it gave `{type(found).__name__}`"
+                )
+            return found
         inner = getattr(pl_module, "model", None)
         return pl_module if not isinstance(inner, nn.Module) or self.recorder.can_measure(pl_module) else inner
 
@@ -135,6 +155,24 @@ class _OfLightning:
         if trainer.world_size == 1 or not self.recorder.rules:
             return self.recorder.should_stop
         return step % AGREE_EVERY == 0 and bool(trainer.strategy.reduce_boolean_decision(self.recorder.should_stop, all=False))
+
+
+def _part_of(pl_module: Any, module: nn.Module) -> nn.Module:
+    """The module itself. Raises `ArgumentError` where it shares no weight with what is trained: it would never change."""
+    trained = {id(weight) for weight in pl_module.parameters()}
+    if not any(id(weight) in trained for weight in module.parameters()):
+        kind = f"`{type(module).__name__}`"
+        raise ArgumentError(f"`module` must be the language model in the LightningModule, but {kind} has none of its weights")
+    return module
+
+
+def _total_steps(trainer: Any) -> int | None:
+    """How many steps the optimiser will take, where Lightning knows."""
+    try:
+        total = float(trainer.estimated_stepping_batches)
+    except Exception:  # noqa: BLE001 - it may ask the user's data loaders for their length
+        return None
+    return int(total) if math.isfinite(total) and total >= 1 else None
 
 
 def _loss(outputs: Any, accumulated: int) -> Any:

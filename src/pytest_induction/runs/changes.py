@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pytest_induction.records import Change, Estimate, Verdict
 from pytest_induction.runs.record import ScheduledChange, TrainingRun
-from pytest_induction.runs.series import Axis, Series, measuring_error
+from pytest_induction.runs.series import Axis, Series, extra_variance, measuring_error
 from pytest_induction.runs.transition import Transition, find_transition
 
 Floats = NDArray[np.float64]
@@ -56,7 +56,7 @@ def judge_change(run: TrainingRun, axis: Axis, series: Series, rule: Rule) -> Ch
     levels = _Levels.of(run, kept)
     if levels.possible + POWER * levels.error < series.bar:
         return Change(series.name, Verdict.NOT_FORMED, "no_change", _flat(kept), shape="flat")
-    found = find_transition(kept.x, kept.y, rule.error_rate)
+    found = find_transition(kept.x, kept.y, rule.error_rate, extra_variance(run, kept))
     change = _Seen(run, axis, kept, levels, found, rule).judged()
     if len(kept.x) < len(series.x):
         change = replace(change, summary=f"{change.summary}; later it is lost")

@@ -71,5 +71,6 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "first_token": (lambda value: is_count(value) and value >= 1, "a token number from one"),
     "schedule": (_is_schedule, "a list of objects with a step and what changes there"),
     "about": (_is_object, "an object"),
+    "cost": (_is_object, "an object"),
     "stopped": (_is_text, "a text"),
 }

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.errors import ModelError
-from pytest_induction.measure import Array, Round, draw_round, provenance
+from pytest_induction.measure import PERIODS_AT_ONCE, Array, Drawn, Round, draw, measured_round, provenance
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.records import Provenance, TokenSpace
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.text import row_losses, rows_of, window_mean, windows_of
 
 SEQUENCES = 12  # of repeated tokens: two for each of six periods
+FEWEST_SEQUENCES = 3  # of the lightest snapshot, and of a glance
+TRIED_ROWS = 2  # of the text, before a run begins
 TEXT_ROWS = 256
 TOKEN_LOSSES = 1024  # of the text, of which each loss is kept: 2.7 kB a snapshot
 LARGEST_HALF = 65_504.0  # that half precision holds
@@ -37,7 +39,36 @@ class Measuring:
     text: Any = None
     max_rows: int = TEXT_ROWS
     token_losses: int = TOKEN_LOSSES
+    most_periods: int = PERIODS_AT_ONCE
     _kept: dict[TokenSpace, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
+    _drawn: dict[tuple[TokenSpace, int, int], tuple[Drawn, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _seen: Round | None = field(default=None, repr=False, compare=False)
+
+    def lighter(self) -> list[Measuring]:
+        """The same and what costs less, the dearest first: half of the sequences, without text too, and three without text.
+
+        Fewer sequences are of fewer periods, as each period takes a pass of its own. The lightest are of one.
+        """
+        count = self.n_sequences // 2
+        half = replace(self, n_sequences=count, most_periods=max(1, self.most_periods // 2))
+        lightest = replace(self, n_sequences=min(FEWEST_SEQUENCES, self.n_sequences), most_periods=1, text=None)
+        halves = [half] if self.text is None else [half, replace(half, text=None)]
+        return [self, *(halves if count > FEWEST_SEQUENCES else []), lightest]
+
+    def check_text(self, subject: ModelUnderTest) -> None:
+        """Raise what keeps the text from being measured: it cannot be encoded, or the model fails on its rows."""
+        if self.text is not None:
+            rows = self._rows(subject)
+            windows_of(subject, rows)
+            row_losses(subject, rows[:TRIED_ROWS])
+
+    def glance(self, subject: ModelUnderTest) -> Round:
+        """A look at the model in one pass, for `signs_of`; `with_glance` makes the lightest snapshot of it."""
+        return self.lighter()[-1].round_of(subject)
+
+    def with_glance(self, seen: Round) -> Measuring:
+        """The same, where the round was measured already: that of the model as it is now."""
+        return replace(self, _seen=seen)
 
     def snapshot(self, subject: ModelUnderTest, step: int, tokens: int | None = None, loss: float | None = None) -> Snapshot:
         """Measure the model as it is now. What cannot be measured, as of a model that has diverged, is left out and said why."""
@@ -87,8 +118,16 @@ class Measuring:
             self._kept[subject.space] = rows_of(subject, self.text, self.max_rows)
         return self._kept[subject.space]
 
+    def round_of(self, subject: ModelUnderTest) -> Round:
+        """Heads and behaviour on repeated tokens and their controls, drawn once."""
+        key = (subject.space, self.n_sequences, self.most_periods)
+        if key not in self._drawn:
+            rng = np.random.default_rng([self.seed, 1, 0])
+            self._drawn[key] = draw(subject, self.n_sequences, rng, self.most_periods)
+        return measured_round(subject, self._drawn[key], joined=True)
+
     def _repeats(self, subject: ModelUnderTest) -> tuple[dict[str, Any], dict[str, Any]]:
-        seen = draw_round(subject, self.n_sequences, np.random.default_rng([self.seed, 1, 0]))
+        seen = self._seen or self.round_of(subject)
         behaviour = {
             "first_loss": seen.behaviour["first_loss"],
             "repeat_loss": seen.behaviour["later_loss"],
@@ -135,6 +174,14 @@ def fixed_tokens(seed: int, losses: Array, count: int) -> NDArray[np.int64]:
     each = min(max(1, count // n_rows), n_tokens)
     drawn = np.random.default_rng([seed, 2]).random((n_rows, n_tokens)).argsort(axis=1)[:, :each]
     return (rows[:, None] * n_tokens + np.sort(drawn[rows], axis=1)).ravel()
+
+
+def signs_of(seen: Round) -> dict[str, float]:
+    """What tells whether something has changed: the advantage, and prefix matching of the best head where heads can be read."""
+    signs = {"advantage": float(seen.behaviour["advantage"].mean())}
+    if seen.heads.ndim > 2:
+        signs["prefix_matching"] = float(np.nanmax(seen.heads[:, 0].mean(axis=0)))
+    return signs
 
 
 def _heads(seen: Round) -> dict[str, Array]:

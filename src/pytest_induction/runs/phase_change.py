@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.records import Change, Estimate, Verdict
@@ -16,6 +16,7 @@ from pytest_induction.runs.turn import judge_turn
 
 MARGIN = 0.15  # decades between two midpoints that belong to one change
 ERROR_RATE = 0.05
+WANT_OF_SNAPSHOTS = ("few_snapshots", "few_inside", "began_before", "not_over", "width_unclear")
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,17 @@ def _bars(given: Mapping[str, float]) -> dict[str, float]:
 def _judged(run: TrainingRun, axis: Axis, name: str, bars: Mapping[str, float], rule: Rule) -> Change | None:
     """The change of one series, or None if no snapshot has it."""
     if name == "turn":
-        return judge_turn(run, axis, bars[name], rule)
+        return _with_cure(run, judge_turn(run, axis, bars[name], rule))
     series = series_of(run, axis, name, bars)
-    return judge_change(run, axis, series, rule) if len(series.x) else None
+    return _with_cure(run, judge_change(run, axis, series, rule) if len(series.x) else None)
+
+
+def _with_cure(run: TrainingRun, change: Change | None) -> Change | None:
+    """The same, where snapshots are wanting that the recorder left out, with what would have bought them."""
+    if change is None or change.reason not in WANT_OF_SNAPSHOTS or not change.settle or run.thinned_at is None:
+        return change
+    cure = f"due ones were left out to keep to `max_overhead` ({run.thinned_at:.3g}): a larger one, or None, records more"
+    return replace(change, settle=f"{change.settle}; {cure}")
 
 
 def _induction(heads: Change | None, repeats: Change | None) -> tuple[Verdict, str, str, str]:

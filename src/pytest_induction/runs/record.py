@@ -111,7 +111,7 @@ class TrainingRun:
     `source` says where they come from: "recorder", "sweep" or "log". `icl_windows` are the token numbers, from one, both ends
     included, whose losses the in-context learning score compares, `first_token` is the number of the first token of a row that
     has a loss. `about` is what describes the measurements (model, way in, device, probes, versions), `notes` what a reader must
-    know: lines that were dropped, parts that were trained again.
+    know: lines that were dropped, parts that were trained again. `cost` is what recording took, its `max_overhead` what it might.
     """
 
     name: str
@@ -123,6 +123,7 @@ class TrainingRun:
     schedule: tuple[ScheduledChange, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    cost: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         steps = [snapshot.step for snapshot in self.snapshots]
@@ -144,6 +145,12 @@ class TrainingRun:
         known = [snapshot.tokens for snapshot in self.snapshots]
         steps = self.steps * (np.nan if per_step is None else per_step)
         return np.array([step if value is None else value for value, step in zip(known, steps, strict=True)], dtype=np.float64)
+
+    @property
+    def thinned_at(self) -> float | None:
+        """The share of the training time that recording might take, where snapshots were left out to keep to it; else None."""
+        limit, skipped = self.cost.get("max_overhead"), self.cost.get("skipped")
+        return limit if isinstance(limit, float) and skipped != 0 else None
 
     def has(self, name: str) -> bool:
         """Whether any snapshot has this measurement."""

@@ -1,7 +1,8 @@
 """Records a training while it runs: snapshots of the model, taken when they are due and the training can afford them.
 
 The model, its gradients, the optimiser and all random numbers are left as they were: a training with the recorder is the one
-without it, to the bit. Nothing that a snapshot cannot do ends it: there is one warning, and `problem` says what is missing.
+without it, to the bit. A model that cannot be measured is refused before the first step. After that nothing that a snapshot
+cannot do ends the training: there is one warning, and `problem` says what is missing.
 """
 
 from __future__ import annotations
@@ -14,43 +15,56 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from torch import Tensor, nn
 
-from pytest_induction.errors import ArgumentError, InductionError, RunError, user_facing, whole_number
+from pytest_induction.errors import ArgumentError, InductionError, ModelError, RunError, TextError, user_facing, whole_number
+from pytest_induction.measure import Round
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
 from pytest_induction.progress import showing_on
-from pytest_induction.runs.measuring import SEQUENCES, TOKEN_LOSSES, Measuring
+from pytest_induction.runs.focus import GLANCE, Focus
+from pytest_induction.runs.measuring import SEQUENCES, TOKEN_LOSSES, Measuring, signs_of
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.schedule import Budget, Cost, Schedule, due_steps
 from pytest_induction.runs.stopping import StopRule, lighter, rules_of
 from pytest_induction.runs.store import RunWriter, read_run
-from pytest_induction.runs.subject import Subject, is_first_process, said, wait_for
+from pytest_induction.runs.subject import Subject, check_is_whole, is_first_process, said, wait_for
 from pytest_induction.text import read_text
 
 if TYPE_CHECKING:
     from pytest_induction.runs.callbacks import LanguageModel
 
 OVERHEAD = 0.02  # of the training time, that recording may take
+OnUnmeasurable = Literal["raise", "loss_only"]
+WAY_OUT = 'on_unmeasurable="loss_only"'
 
 
 class InductionRecorder:
     """Called in every step of a training, it measures the model now and then and writes what it finds to a run at `path`.
 
     `text` is held-out text for the in-context learning score: a string, a `Path` or token ids; a string needs a `tokenizer`, or
-    a model that has one. `schedule` says at which steps a snapshot is due: every n-th, a list, a function of the step; by default
-    every one at first, and then 40 for every ten times as many steps. `max_overhead` is the share of the training time that
-    recording may take: the first snapshot is always taken, a later one waits until it is within the budget, and the schedule gets
-    thinner rather than the training slower. None means no limit. `stop_when` is one rule or several (see `runs.stopping`), asked
-    after each snapshot. `token_losses` says of how many tokens of the text each loss is kept, 2.7 bytes each (0: none, True: one
-    a row), `tokens_per_step` how many tokens a step trains on. A run that is there already is gone on with.
+    a model that has one. `stop_when` is one rule or several (see `runs.stopping`), asked after each snapshot. `token_losses` says
+    of how many tokens of the text each loss is kept, 2.7 bytes each (0: none, True: one a row), `tokens_per_step` how many tokens
+    a step trains on. A run that is there already is gone on with.
+
+    `schedule` says at which steps a snapshot is due: every n-th, a list, a function of the step. By default it is every one at
+    first, and then 40 for every ten times as many steps. `max_overhead` is the share of the training time that recording may
+    take, None for no limit. The first snapshot is always taken. A later one waits until it is within the budget: the schedule
+    gets thinner rather than the training slower. Where the default schedule is thinned, snapshots are few and of fewer
+    sequences while nothing changes, and many from the first sign of a rise on. For that, recording may be ahead of its share by
+    what the rest of the training will pay: up to `total_steps`, or, where that is not given, a thousand steps, and then by half
+    a second at most.
+
+    `on_unmeasurable` says what happens if the model, or the text, cannot be measured at the first call. "raise" raises, before a
+    training is spent. "loss_only" warns once and records what can be: the loss alone where the model is the reason. What fails
+    later in a training never ends it.
 
     Raises `ArgumentError` for a bad argument, `TextError` for a file that cannot be read, and, on the first call, `RunError`
-    where no run can be written.
+    where no run can be written, `ModelError` and `TextError` for what cannot be measured.
 
     >>> recorder = InductionRecorder("runs/first", tokens_per_step=4096)          # doctest: +SKIP
     >>> for step, batch in enumerate(batches):                                    # doctest: +SKIP
@@ -66,6 +80,8 @@ class InductionRecorder:
         text: Any = None,
         schedule: Schedule = None,
         max_overhead: float | None = OVERHEAD,
+        total_steps: int | None = None,
+        on_unmeasurable: OnUnmeasurable = "raise",
         stop_when: StopRule | Iterable[StopRule] | None = None,
         n_sequences: int = SEQUENCES,
         seed: int = 0,
@@ -80,6 +96,10 @@ class InductionRecorder:
         whole_number("seed", seed, least=0)
         if not isinstance(token_losses, bool):
             whole_number("token_losses", token_losses, least=0)
+        if on_unmeasurable not in get_args(OnUnmeasurable):
+            raise ArgumentError(f'`on_unmeasurable` must be "raise" or "loss_only", got {on_unmeasurable!r}')
+        self._is_checked = on_unmeasurable == "loss_only"
+        self._advice = ""
         self.path = Path(path)
         self._tokens_per_step = _checked_tokens_per_step(tokens_per_step)
         self._name = str(name)
@@ -87,14 +107,19 @@ class InductionRecorder:
         self._measuring = Measuring(n_sequences=n_sequences, seed=seed, text=held_out, token_losses=token_losses)
         self._max_overhead = max_overhead
         self._budget = Budget(max_overhead, clock)
+        self.expect(total_steps)
         self._due = due_steps(schedule)
+        self._focus: Focus | None = None
+        if schedule is None and max_overhead is not None:
+            self._focus = Focus(self._budget, [each.n_sequences / n_sequences for each in self._measuring.lighter()])
         self.rules = rules_of(stop_when)
         self._subject = Subject(seed=seed, attach=attach, tokenizer=tokenizer)
         self._described: ModelUnderTest | None = None
         self._writer: RunWriter | None = None
         self._unsaid: list[Callable[[RunWriter], None]] = []
         self._seen: int | None = None
-        self._is_pending = False
+        self._is_pending = self._has_waited = False
+        self._glanced: Round | None = None  # at this very step
         self._last_step: int | None = None
         self._history: list[Snapshot] = []
         self._stop_reason = ""
@@ -135,27 +160,40 @@ class InductionRecorder:
         step = whole_number("step", step, least=0)
         if not isinstance(model, (nn.Module, ModelUnderTest)):
             raise ArgumentError(f"`model` must be a torch module, got `{type(model).__name__}`")
-        if not is_first_process():
-            return None
+        if not self._is_checked or self._writer is None:
+            with self._budget.spending():  # a block of its own: nothing of it is a wait for the training's steps
+                self._check(model)
+                if not is_first_process():
+                    return None
+                self._opened()
         with self._budget.spending():
             writer = self._opened()
-            if not (self._is_due(step) and self._budget.affords()) and not force:
+            self._has_waited, self._glanced = False, None
+            self._budget.stepped(step)
+            size = self._size(model, step, force=force)
+            if size is None:
                 return None
             self._is_pending = False
             loss, tokens = _number("loss", loss), self._tokens(step, tokens)
-            wait_for(model)
-            self._budget.waited()
-            with self._budget.snapshot():
-                snapshot = self._measured(model, step, tokens, loss)
+            self._wait_for(model)
+            quiet = self._focus is not None and self._focus.is_settled and self._budget.has_begun
+            with self._budget.snapshot(), self._budget.kept(size, quiet=quiet):
+                snapshot = self._measured(model, step, tokens, loss, size)
                 self._write(writer, snapshot)
                 self._judge(writer, snapshot)
+            if self._focus is not None:
+                self._focus.taken(step)
             return snapshot
 
     @user_facing
     def final(
         self, model: nn.Module | ModelUnderTest, step: int, *, loss: Any = None, tokens: int | None = None
     ) -> Snapshot | None:
-        """Take the snapshot of the last step, unless this step has one."""
+        """Take the snapshot of the last step, unless this step has one.
+
+        A model that cannot be measured is no reason to raise here, even if this is the first call: the training is done.
+        """
+        self._is_checked = True
         return None if step == self._last_step else self(model, step, loss=loss, tokens=tokens, force=True)
 
     @user_facing
@@ -164,6 +202,21 @@ class InductionRecorder:
         step = whole_number("step", step, least=0)
         if is_first_process():
             self._say(self._opened(), partial(RunWriter.add_scheduled_change, step=step, what=str(what)))
+
+    @user_facing
+    def check(self, model: nn.Module | ModelUnderTest) -> None:
+        """Raise now what the first call would: `ModelError` or `TextError` for what cannot be measured."""
+        with self._budget.spending():
+            self._check(model)
+
+    def expect(self, total_steps: int | None) -> None:
+        """Say up to which step the training goes, if it was not said before: what the recorder may spend follows from it."""
+        if total_steps is not None and self._budget.total_steps is None:
+            self._budget.total_steps = whole_number("total_steps", total_steps, least=1)
+
+    def advise(self, advice: str) -> None:
+        """Say this beside the reason, where a model cannot be measured."""
+        self._advice = f"; {advice}"
 
     def can_measure(self, model: nn.Module) -> bool:
         """Whether this module is a language model that can be measured; it is then kept, and the first snapshot comes sooner."""
@@ -200,15 +253,67 @@ class InductionRecorder:
 
         return hf_callback(self)
 
-    def lightning_callback(self, *, module: LanguageModel | None = None) -> Any:
+    @user_facing
+    def lightning_callback(self, *, module: nn.Module | LanguageModel | None = None) -> Any:
         """This recorder as a `Callback` of Lightning. See `runs.callbacks`. Raises `RunError` without Lightning.
 
-        `module` is a function from the LightningModule to the language model in it. By default that is the module itself, if it
-        maps token ids to logits, or else its attribute `model`.
+        `module` is the language model inside the LightningModule, or a function from the LightningModule to it. By default that
+        is the LightningModule itself, if it maps token ids to logits, or else its attribute `model`.
         """
         from pytest_induction.runs.callbacks import lightning_callback
 
         return lightning_callback(self, module)
+
+    def _check(self, model: nn.Module | ModelUnderTest) -> None:
+        """Raise, before anything is recorded, where the model or the text cannot be measured; asked once."""
+        if self._is_checked:
+            return
+        what = "the model"
+        try:
+            check_is_whole(model)
+            if is_first_process():
+                with self._budget.set_up(), showing_on(lambda: None):
+                    subject = self._subject.of(model)
+                    self._measuring.glance(subject)
+                    what = "the text"
+                    self._measuring.check_text(subject)
+        except Exception as error:
+            self._subject.forget()
+            if self._writer is not None:
+                self._writer.close()  # a scheduled change was noted; whoever tries again goes on with it
+                self._writer = None
+            if what == "the text":
+                raise TextError(f"{what} cannot be measured: {said(error)}; to record without it pass {WAY_OUT}") from error
+            reason = f"{said(error)}{self._advice}"
+            raise ModelError(f"{what} cannot be measured: {reason}; to record its loss alone pass {WAY_OUT}") from error
+        self._is_checked = True
+
+    def _size(self, model: nn.Module | ModelUnderTest, step: int, *, force: bool) -> int | None:
+        """How light a snapshot is taken now (see `Measuring.lighter`), None for none."""
+        due = self._is_due(step)
+        if force:
+            return 0
+        if self._focus is None or not self._budget.has_begun:
+            return 0 if due and self._budget.affords() else None
+        return self._focus.chosen(step, due=due, look=partial(self._glance, model))
+
+    def _glance(self, model: nn.Module | ModelUnderTest) -> dict[str, float] | None:
+        """A look at the model, None where it fails: what is wrong is said with the next snapshot."""
+        self._wait_for(model)
+        quiet = self._focus is not None and self._focus.is_settled
+        try:
+            with self._budget.kept(GLANCE, quiet=quiet), showing_on(lambda: None):
+                self._glanced = self._measuring.glance(self._adapted(model))
+        except Exception:  # noqa: BLE001 - whatever a model may raise, the training goes on
+            return None
+        return signs_of(self._glanced)
+
+    def _wait_for(self, model: nn.Module | ModelUnderTest) -> None:
+        """Let the device finish the training's steps, once a call, on the training's account."""
+        if not self._has_waited:
+            wait_for(model)
+            self._budget.waited()
+            self._has_waited = True
 
     def _opened(self) -> RunWriter:
         if self._writer is None:
@@ -238,15 +343,23 @@ class InductionRecorder:
             return round(found)
         return None if self._tokens_per_step is None else round(step * self._tokens_per_step)
 
-    def _measured(self, model: nn.Module | ModelUnderTest, step: int, tokens: int | None, loss: float | None) -> Snapshot:
+    def _measured(
+        self, model: nn.Module | ModelUnderTest, step: int, tokens: int | None, loss: float | None, size: int
+    ) -> Snapshot:
         began = time.perf_counter()
         try:
             subject = self._adapted(model)
             with showing_on(lambda: None):  # the terminal is the training's
-                snapshot = self._measuring.snapshot(subject, step, tokens, loss)
+                sizes = self._measuring.lighter()
+                measuring = sizes[min(size, len(sizes) - 1)]
+                if measuring is sizes[-1] and self._glanced is not None:
+                    measuring = measuring.with_glance(self._glanced)
+                snapshot = measuring.snapshot(subject, step, tokens, loss)
         except Exception as error:  # noqa: BLE001 - whatever a model may raise, the training goes on
             reason = said(error)
-            self._warn("model", f"the model cannot be measured at step {step}, and its loss alone is recorded: {reason}")
+            self._warn(
+                "model", f"the model cannot be measured at step {step}, and its loss alone is recorded: {reason}{self._advice}"
+            )
             finite = loss is None or math.isfinite(loss)
             problem = reason if finite else f"the loss is {loss}; {reason}"
             seconds = time.perf_counter() - began
@@ -265,6 +378,8 @@ class InductionRecorder:
                     self._lack("heads", f"heads are not measured, as the attention of {subject.name} cannot be read")
                 header = self._header(subject)
                 self._compare(self._writer.header.get("about") or {}, header["about"])
+                if not self._writer.header.get("cost"):
+                    header["cost"] = {"max_overhead": self._max_overhead}  # the rest is known at the end
                 self._say(self._writer, partial(RunWriter.describe, **header))
                 self._described = subject
         return subject

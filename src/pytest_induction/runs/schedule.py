@@ -17,7 +17,10 @@ Schedule = int | Iterable[int] | Callable[[int], bool] | None
 Due = Callable[[int, int], bool]
 PER_DECADE = 40  # snapshots for every ten times as many steps
 MOST_STEPS = 10_000_000  # that a schedule may list
-RECENT = 7  # snapshots whose median says what the next will cost
+RECENT = 7  # snapshots whose median says what the next will cost,
+RECENT_STEPS = 31  # and steps whose lower quartile says how long those to come take at least
+FEWEST_STEPS = 1000  # that a training is taken to last, where it is not said,
+MOST_CREDIT = 0.5  # seconds; and what recording may be ahead of its share for that
 
 
 def due_steps(schedule: Schedule) -> Due:
@@ -82,18 +85,29 @@ class Cost:
 
 
 class Budget:
-    """The time that recording may take: a share of the time that passes between its calls, or any where `share` is None."""
+    """The time that recording may take: a share of the time that passes between its calls, or any where `share` is None.
 
-    def __init__(self, share: float | None, clock: Callable[[], float]) -> None:
+    What induction needs to form is often over in the first tenth of a training. So a part of what the rest will pay may be spent
+    ahead: all of it where it is known how many steps there will be (`total_steps`), else what a thousand steps would pay, and
+    never more than half a second.
+    """
+
+    def __init__(self, share: float | None, clock: Callable[[], float], total_steps: int | None = None) -> None:
         if share is not None and (isinstance(share, bool) or not _is_positive(share)):
             raise ArgumentError(
                 f"`max_overhead` must be a share of the training time above 0, or None for no limit, got {share!r}"
             )
         self._share = share
         self._clock = clock
+        self.total_steps = total_steps
+        self._steps: deque[float] = deque(maxlen=RECENT_STEPS)  # seconds of training that each of the last steps took
+        self._first_step = 0
+        self._mark: tuple[int, float] | None = None
         self._spent = self._training = self._began = self._set_up = 0.0
         self._left: float | None = None
         self._recent: deque[float] = deque(maxlen=RECENT)
+        self._of_kind: dict[object, deque[float]] = {}
+        self._fixed = self._quiet = 0.0
         self._snapshots = self.skipped = 0
 
     @property
@@ -106,6 +120,67 @@ class Budget:
         if self._share is None or not self._recent:
             return True
         return self._spent + median(self._recent) <= self._share * self._training
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a snapshot was taken."""
+        return self._snapshots > 0
+
+    def stepped(self, step: int) -> None:
+        """Note that the training has come to a step, to know how long one takes."""
+        if self._mark is None or step < self._mark[0]:
+            self._first_step = step
+        elif step > self._mark[0]:
+            self._steps.append((self._training - self._mark[1]) / (step - self._mark[0]))
+        else:
+            return
+        self._mark = (step, self._training)
+
+    def left(self, part: float = 1.0) -> float:
+        """Seconds that may still be spent, those included that are ahead of what the training has paid for.
+
+        Where nothing rises only a `part` may be spent of what is there beyond the first snapshot and the set-up.
+        """
+        if self._share is None:
+            return math.inf
+        allowed = max(self._share * self._training, self._credit())
+        left = allowed - self._spent - (self._clock() - self._began)
+        return left if part == 1 else min(left, part * (allowed - self._fixed) - self._quiet)
+
+    def paid(self) -> float:
+        """Seconds that may be spent of what the training has paid for already."""
+        if self._share is None:
+            return math.inf
+        return self._share * self._training - self._spent - (self._clock() - self._began)
+
+    @property
+    def last_step(self) -> int:
+        """Where the training will end, as far as that is known."""
+        return self._first_step + FEWEST_STEPS if self.total_steps is None else self.total_steps
+
+    def _credit(self) -> float:
+        """What the whole training will pay for, as far as that is known."""
+        if self._share is None or not self._steps:
+            return 0.0
+        a_step = self._share * sorted(self._steps)[len(self._steps) // 4]
+        credit = a_step * max(0, self.last_step - self._first_step)
+        return min(MOST_CREDIT, credit) if self.total_steps is None else credit
+
+    def expected(self, kind: object) -> float | None:
+        """What one more of a kind will cost, None where none was taken yet."""
+        taken = self._of_kind.get(kind)
+        return median(taken) if taken else None
+
+    @contextmanager
+    def kept(self, kind: object, *, quiet: bool = False) -> Iterator[None]:
+        """The inside of the block is one of a kind, which says what the next will cost; `quiet`: taken where nothing rises."""
+        began, before = self._clock(), self._set_up
+        try:
+            yield
+        finally:
+            cost = self._clock() - began - (self._set_up - before)
+            self._of_kind.setdefault(kind, deque(maxlen=RECENT)).append(cost)
+            self._quiet += cost * quiet
 
     @contextmanager
     def spending(self) -> Iterator[None]:
@@ -132,6 +207,8 @@ class Budget:
         yield
         self._recent.append(self._clock() - began - self._set_up)
         self._snapshots += 1
+        if self._snapshots == 1:
+            self._fixed = self._spent + self._clock() - self._began
 
     @contextmanager
     def set_up(self) -> Iterator[None]:

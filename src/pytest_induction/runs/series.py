@@ -110,6 +110,20 @@ def series_of(run: TrainingRun, axis: Axis, name: str, bars: Mapping[str, float]
     return Series(name, index, axis.x[index], values[index], bars[name])
 
 
+def extra_variance(run: TrainingRun, series: Series) -> Floats:
+    """The variance that values have as they were measured on fewer sequences than the best measured ones, (points,).
+
+    Snapshots of as many sequences have the same ones, which do not make a curve scatter. Fewer of them are another choice, which
+    moves a value by its standard error.
+    """
+    shots = [run.snapshots[int(place)] for place in series.index]
+    counts = np.array([shot.n_sequences for shot in shots], dtype=np.float64)
+    if len(counts) == 0 or counts.min() == counts.max() or counts.min() <= 0:
+        return np.zeros(len(counts))
+    errors = np.array([of_best(getattr(shot, series.name), shot.errors.get(series.name)) for shot in shots])
+    return errors**2 * (1 - counts / counts.max())
+
+
 def measuring_error(run: TrainingRun, series: Series, before: int, after: int) -> float:
     """The standard error that rows or sequences give the difference between two snapshots; 0 where it is not known.
 

@@ -51,6 +51,7 @@ def read_run(place: Place) -> TrainingRun:
         first_token=header.get("first_token") or 2,
         schedule=tuple(ScheduledChange(change["step"], change["what"]) for change in header.get("schedule") or ()),
         about=header.get("about") or {},
+        cost=header.get("cost") or {},
         notes=(*notes, *order, *others, *([f"the recorder stopped the training {stopped}"] if stopped else ())),
     )
 

@@ -59,13 +59,15 @@ class Subject:
             raise
         return self._made
 
+    def forget(self) -> None:
+        """Try the next model anew, though it be the one that failed."""
+        self._module = self._made = None
+
     def _make(self, model: nn.Module | ModelUnderTest) -> ModelUnderTest:
         if not isinstance(model, nn.Module):
             return load_model(model, seed=self._seed)
+        check_is_whole(model)
         module = unwrapped(model)
-        if is_sharded(module):
-            kind = type(module).__name__
-            raise ModelError(f"`{kind}` is spread over processes and cannot run in one of them: measure its checkpoints instead")
         return adapt(module, tokenizer=self._tokenizer, seed=self._seed, attach=(*self._attach, *attached()))
 
 
@@ -73,6 +75,14 @@ def unwrapped(module: nn.Module) -> nn.Module:
     """The module that `DistributedDataParallel` has wrapped: a pass of the wrapper may wait for the other processes."""
     inner = uncompiled(module)
     return inner.module if isinstance(inner, DistributedDataParallel) else module
+
+
+def check_is_whole(model: nn.Module | ModelUnderTest) -> None:
+    """Raise `ModelError` for a model that is spread over processes. Every process can ask, and gets the same answer."""
+    module = unwrapped(model) if isinstance(model, nn.Module) else model.module
+    if is_sharded(module):
+        kind = type(module).__name__
+        raise ModelError(f"`{kind}` is spread over processes and cannot run in one of them: measure its checkpoints instead")
 
 
 def is_sharded(module: nn.Module) -> bool:

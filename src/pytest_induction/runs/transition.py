@@ -3,12 +3,13 @@
 The transition is a ramp (two knots) or a logistic, whichever lies nearer; all its places and widths are tried, and those that fit
 about as well make the intervals, so that a change between two snapshots is known no better than by the gap. Neighbouring
 residuals are alike, in training as in any slow process, which is paid for: they count for as many as independent ones would.
+Points that were measured on fewer sequences than others scatter more, and count for less.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,15 +32,26 @@ PARAMETERS = 6  # four linear ones, the place and the width
 GAP_SHARE = 1 / 24  # real changes are neither ramps nor logistics: between two points, how they went is not known
 SLOPE_RIDGE = 1e-3  # keeps the slope of a plateau of few points from standing in for the change
 CHANGE_RIDGE = 1e-6  # what lies wholly on one side of every point changes nothing
+REWEIGHTED = 3  # times: what the well measured points scatter by is known once the others count for less
 NOISE_FLOOR = 2e-3  # of the series' range: no series is known better
 
 
 @dataclass(frozen=True)
 class Points:
-    """A series on its axis, (points,) each, the places rising strictly."""
+    """A series on its axis, (points,) each, the places rising strictly.
+
+    `extra` is the variance that a point has beyond that of the others, as it was measured on less. `root` is the square root of
+    what it counts for, 1 where it has none.
+    """
 
     x: Floats
     y: Floats
+    extra: Floats
+    root: Floats
+
+    def weighted(self, noise: float) -> Points:
+        """The same, where a point without extra variance scatters by so much."""
+        return replace(self, root=np.sqrt(noise**2 / (noise**2 + self.extra)))
 
     @property
     def range(self) -> float:
@@ -87,29 +99,35 @@ class Transition:
         return float(values.min()) - slack, float(values.max()) + slack
 
 
-def thinned(x: Floats, y: Floats, most: int = MOST_POINTS) -> Points:
+def thinned(x: Floats, y: Floats, most: int = MOST_POINTS, extra: Floats | None = None) -> Points:
     """The points themselves, or, of more than `most`, their means over equal parts of the axis."""
+    extra = np.zeros_like(y) if extra is None else extra
     if len(x) <= most:
-        return Points(x, y)
+        return Points(x, y, extra, np.ones_like(y))
     part = np.minimum(((x - x[0]) / (x[-1] - x[0]) * most).astype(np.int64), most - 1)
     counts = np.bincount(part, minlength=most)
     full = counts > 0
-    means = [np.bincount(part, weights=values, minlength=most)[full] / counts[full] for values in (x, y)]
-    return Points(means[0], means[1])
+    means = [np.bincount(part, weights=values, minlength=most)[full] / counts[full] for values in (x, y, extra)]
+    return Points(means[0], means[1], means[2] / counts[full], np.ones(int(full.sum())))
 
 
-def find_transition(x: Floats, y: Floats, error_rate: float = 0.05) -> Transition:
+def find_transition(x: Floats, y: Floats, error_rate: float = 0.05, extra: Floats | None = None) -> Transition:
     """The transition of a series (points,) over an axis in decades, rising strictly; at least eight points.
 
     Found on the whole series, then once more in its neighbourhood, where what is far away cannot bend the plateaus. The interval
-    of each place and of the width misses at most at `error_rate`.
+    of each place and of the width misses at most at `error_rate`. `extra` (points,) is the variance that values have beyond that
+    of the best measured ones.
     """
-    points = thinned(x, y)
+    points = thinned(x, y, extra=extra)
     found = _fit(points, _coarse(points), error_rate)
+    for _ in range(REWEIGHTED if points.extra.any() else 0):
+        points = points.weighted(found.noise)
+        found = _fit(points, _coarse(points), error_rate)
     reach = max(NEIGHBOURHOOD, 2 * found.width)
     near = (x >= found.onset - reach) & (x <= found.end + reach)
     if near.sum() >= PARAMETERS + 2 and (not near.all() or len(x) > MOST_POINTS):
-        points = thinned(x[near], y[near])
+        points = thinned(x[near], y[near], extra=None if extra is None else extra[near])
+        points = points.weighted(found.noise) if points.extra.any() else points
         found = _fit(points, _coarse(points), error_rate)
     for stretch in STRETCHES:
         found = _fit(points, _fine(found, stretch), error_rate)
@@ -129,7 +147,8 @@ def _fit(points: Points, grid: tuple[Floats, Floats], error_rate: float) -> Tran
     allowed = quantile**2 * worth
     fitting = np.stack([place - width / 2, place, place + width / 2, width, changes], axis=1)
     onset, midpoint, end, _, change = map(float, fitting[best])
-    flat = float(((points.y - points.y.mean()) ** 2).sum())
+    middle = np.average(points.y, weights=points.root**2)
+    flat = float(((points.root * (points.y - middle)) ** 2).sum())
     rivals = (flat, _bent_cost(points), float(costs[best]))
     chosen = costs <= costs[best] + allowed
     beside = int(np.clip(np.searchsorted(points.x, midpoint), 1, len(points.x) - 1))
@@ -174,18 +193,21 @@ def _logistic(x: Floats, place: Floats, width: Floats) -> Floats:
     return 1 / (1 + np.exp(-np.clip((x - place[:, None]) * (2 * math.log(9) / width[:, None]), -500, 500)))
 
 
-def _design(x: Floats, place: Floats, shape: Floats) -> Floats:
-    """Columns (tried, points, 4): the level before, the change, the slopes before and after."""
-    away = x - place[:, None]
-    return np.stack([np.ones_like(shape), shape, away * (1 - shape), away * shape], axis=-1)
+def _design(points: Points, place: Floats, shape: Floats) -> Floats:
+    """Columns (tried, points, 4): the level before, the change, the slopes before and after; each row for what it counts."""
+    away = points.x - place[:, None]
+    return np.stack([np.ones_like(shape), shape, away * (1 - shape), away * shape], axis=-1) * points.root[:, None]
 
 
 def _solved(points: Points, place: Floats, shape: Floats) -> tuple[Floats, Floats]:
-    """Coefficients (tried, 4) and fitted values (tried, points) of least squares, slopes and change held a little to nothing."""
-    design = _design(points.x, place, shape)
+    """Coefficients (tried, 4) and residuals (tried, points) of least squares, slopes and change held a little to nothing.
+
+    A residual counts as its point does.
+    """
+    design, y = _design(points, place, shape), points.root * points.y
     normal = _normal(design)
-    found = np.linalg.solve(normal, (points.y @ design)[..., None]).astype(np.float64)
-    return found[..., 0], (design @ found)[..., 0]
+    found = np.linalg.solve(normal, (y @ design)[..., None]).astype(np.float64)
+    return found[..., 0], y - (design @ found)[..., 0]
 
 
 def _normal(design: Floats) -> Floats:
@@ -199,7 +221,7 @@ def _normal(design: Floats) -> Floats:
 def _change_error(points: Points, place: float, width: float, shape: Floats) -> float:
     """Standard error of the change between onset and end, for independent noise of 1; its place and width as they are."""
     counted = np.array([0.0, INNER, width / 2, width / 2])
-    normal = _normal(_design(points.x, np.array([place]), shape[None]))[0]
+    normal = _normal(_design(points, np.array([place]), shape[None]))[0]
     return math.sqrt(float(counted @ np.linalg.solve(normal, counted)))
 
 
@@ -208,16 +230,15 @@ def _costs(points: Points, place: Floats, width: Floats, shapes: Floats, at_once
     costs, changes = np.empty(len(place)), np.empty(len(place))
     for start in range(0, len(place), at_once):
         part = slice(start, start + at_once)
-        found, fitted = _solved(points, place[part], shapes[part])
-        costs[part] = ((points.y - fitted) ** 2).sum(axis=1)
+        found, left = _solved(points, place[part], shapes[part])
+        costs[part] = (left**2).sum(axis=1)
         changes[part] = INNER * found[:, 1] + width[part] / 2 * (found[:, 2] + found[:, 3])  # a tenth to nine tenths
     return costs, changes
 
 
 def _noise(points: Points, place: float, shape: Floats) -> tuple[float, float]:
     """Standard deviation of the residuals of one transition, and how many independent values they are worth."""
-    _, fitted = _solved(points, np.array([place]), shape[None])
-    left = points.y - fitted[0]
+    left = _solved(points, np.array([place]), shape[None])[1][0]
     count = len(left)
     noise = math.sqrt(float((left**2).sum()) / max(1, count - PARAMETERS))
     alike = float((left[1:] * left[:-1]).sum() / max((left**2).sum(), 1e-300))
@@ -229,7 +250,8 @@ def _bent_cost(points: Points) -> float:
     """Squared residuals of the best line with at most one bend: what changes without a transition."""
     x = (points.x - points.x[0]) / (points.x[-1] - points.x[0])  # a short record late in a training is as well known
     bends = np.maximum(x - x[:-1, None], 0.0)  # the first is no bend: a line
-    design = np.stack([np.ones_like(bends), np.broadcast_to(x, bends.shape), bends], axis=-1)
+    design = np.stack([np.ones_like(bends), np.broadcast_to(x, bends.shape), bends], axis=-1) * points.root[:, None]
+    y = points.root * points.y
     normal = design.transpose(0, 2, 1) @ design + 1e-9 * np.eye(3)
-    found = np.linalg.solve(normal, (points.y @ design)[..., None]).astype(np.float64)
-    return float(((points.y - (design @ found)[..., 0]) ** 2).sum(axis=1).min())
+    found = np.linalg.solve(normal, (y @ design)[..., None]).astype(np.float64)
+    return float(((y - (design @ found)[..., 0]) ** 2).sum(axis=1).min())

@@ -1,0 +1,74 @@
+"""One snapshot: whole, lighter, and from a glance."""
+
+import numpy as np
+import pytest
+import torch
+
+from pytest_induction.errors import ModelError, TextError
+from pytest_induction.measure import draw, draw_round, measured_round
+from pytest_induction.models.load import load_model
+from pytest_induction.runs.measuring import Measuring, signs_of
+from tests.models.plain import Plain, unreadable
+from tests.runs.training import CONTEXT, D_VOCAB, Tiny
+
+TEXT = np.random.default_rng(0).integers(0, D_VOCAB, (8, CONTEXT))
+
+
+@pytest.mark.parametrize("count", [2, 5, 12])
+def test_a_probe_and_its_control_in_one_pass_are_what_they_are_in_two(count):
+    subject = load_model(Tiny())
+    apart = draw_round(subject, count, np.random.default_rng(1))
+    joined = measured_round(subject, draw(subject, count, np.random.default_rng(1)), joined=True)
+    np.testing.assert_allclose(joined.heads, apart.heads, atol=1e-6)
+    np.testing.assert_allclose(joined.control, apart.control, atol=1e-6)
+    assert joined.described == apart.described and joined.periods.tolist() == apart.periods.tolist()
+    for name, values in apart.behaviour.items():
+        np.testing.assert_allclose(joined.behaviour[name], values, atol=1e-5)
+
+
+def test_where_memory_is_for_one_row_at_a_time_the_two_still_agree():
+    subject = load_model(Tiny())
+    whole = Measuring().snapshot(subject, 0)
+    subject.memory = 1
+    np.testing.assert_allclose(Measuring().snapshot(subject, 0).excess, whole.excess, atol=1e-6)
+
+
+def test_lighter_ones_are_of_fewer_sequences_and_say_so():
+    sizes = Measuring(text=TEXT).lighter()
+    assert [(each.n_sequences, each.text is None) for each in sizes] == [(12, False), (6, False), (6, True), (3, True)]
+    assert [(each.n_sequences, each.text is None) for each in Measuring().lighter()] == [(12, True), (6, True), (3, True)]
+    assert [each.n_sequences for each in Measuring(n_sequences=2).lighter()] == [2, 2]
+    subject = load_model(Tiny())
+    for each in sizes:
+        found = each.snapshot(subject, 0)
+        assert found.n_sequences == each.n_sequences and found.prefix_matching is not None and found.errors["advantage"] > 0
+        assert (found.icl_score is None) == (each.text is None)
+
+
+def test_the_lightest_snapshot_of_a_glance_is_the_one_without():
+    subject, measuring = load_model(Tiny()), Measuring()
+    seen, lightest = measuring.glance(subject), measuring.lighter()[-1]
+    without, found = lightest.snapshot(subject, 4), lightest.with_glance(seen).snapshot(subject, 4)
+    np.testing.assert_array_equal(found.prefix_matching, without.prefix_matching)
+    assert found.advantage == without.advantage == signs_of(seen)["advantage"]
+    assert signs_of(seen)["prefix_matching"] == pytest.approx(found.prefix_matching.max(), rel=1e-6)
+
+
+def test_a_model_whose_attention_cannot_be_read_shows_its_advantage_alone():
+    assert set(signs_of(Measuring().glance(load_model(Plain(unreadable, D_VOCAB, n_ctx=CONTEXT))))) == {"advantage"}
+
+
+def test_a_model_that_has_diverged_since_cannot_be_looked_at():
+    model = Tiny()
+    subject = load_model(model)
+    with torch.no_grad():
+        model.embed.weight.fill_(torch.nan)
+    with pytest.raises(ModelError, match="not finite"):
+        Measuring().glance(subject)
+
+
+def test_a_text_that_cannot_be_encoded_is_found_before_it_is_measured():
+    subject = load_model(Tiny())
+    Measuring(text=TEXT).check_text(subject)
+    with pytest.raises(TextError, match="has no tokenizer"):
+        Measuring(text="words").check_text(subject)
