@@ -198,7 +198,7 @@ def test_a_note_on_what_else_mixes_stands_beside_others():
     model.set_attn_implementation("flex_attention")
     model.model.layers[0].mlp = nn.Sequential(nn.Linear(32, 32), Gated(32))
     notes = load_model(model).notes
-    assert any("measured with eager attention" in note for note in notes)
+    assert any("flex_attention is measured as it is written" in note for note in notes)
     assert any(note.startswith(NOTE) for note in notes)
 
 

@@ -1,4 +1,4 @@
-"""Way in 3: calls of `torch.nn.attention.flex_attention.flex_attention`, compiled or not, and calls of sdpa beside them.
+"""Calls of `torch.nn.attention.flex_attention.flex_attention`, compiled or not, and calls of sdpa beside them.
 
 Models know the function by many names: their own import, a class attribute, one that is compiled already. All of them end in one
 higher-order op, which torch lets a mode see; what is compiled runs as it is written while a model is measured. The op tells the

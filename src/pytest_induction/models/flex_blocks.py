@@ -13,8 +13,10 @@ ENDLESS = 1 << 30  # positions of a block that holds all
 
 def one_block(block_mask: tuple[Any, ...], mask_mod: Callable[..., Tensor]) -> tuple[Any, ...]:
     """The mask of another function, in one block."""
-    count = torch.ones(1, 1, 1, dtype=torch.int32, device=block_mask[2].device)
-    return *block_mask[:2], count, torch.zeros_like(count)[None], None, None, *block_mask[6:-3], ENDLESS, ENDLESS, mask_mod
+    first = _first_list(block_mask)
+    count = torch.ones(1, 1, 1, dtype=torch.int32, device=block_mask[first].device)
+    lists = count, torch.zeros_like(count)[..., None], None, None
+    return *block_mask[:first], *lists, *block_mask[first + 4 : -3], ENDLESS, ENDLESS, mask_mod
 
 
 def listed(block_mask: tuple[Any, ...], queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,11 +24,16 @@ def listed(block_mask: tuple[Any, ...], queries: Tensor, keys: Tensor) -> tuple[
 
     Both broadcast to (rows, heads, queries, keys). Of each list there are its length for every row of blocks, and its numbers.
     """
-    _, _, count, numbers, full_count, full_numbers, *_, height, width, _ = block_mask
+    count, numbers, full_count, full_numbers, *_, height, width, _ = block_mask[_first_list(block_mask) :]
     at = (queries // height)[:, None], (keys // width)[None]
     partly = _in_a_list(count, numbers, *at)
     full = torch.zeros_like(partly) if full_count is None else _in_a_list(full_count, full_numbers, *at)
     return full, partly
+
+
+def _first_list(block_mask: tuple[Any, ...]) -> int:
+    """Where the lists of blocks begin: newer versions of torch put the lengths of the sequence before them."""
+    return next(place for place, part in enumerate(block_mask) if isinstance(part, Tensor))
 
 
 def _in_a_list(count: Tensor, numbers: Tensor, row: Tensor, column: Tensor) -> Tensor:
