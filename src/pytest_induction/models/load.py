@@ -191,7 +191,8 @@ def _from_adapter(transformers: Any, adapter: Adapter, how: _How) -> Loaded:
             f"; it is no directory here, and the cache of the hub is all that was looked at: download {place}, "
             "or write the path of a copy into `base_model_name_or_path`"
         )
-        cure = cure if local is None and not on_hub else ""
+        if local is not None or on_hub or " cannot be loaded: " not in str(error):
+            cure = ""
         raise ModelError(f"the base of the adapter {adapter.spec!r}: {first_line(error)}{cure}") from error
     module: Any = on_base(adapter, cast("nn.Module", base.module))
     beside = replace(how, where={"local_files_only": True})
