@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_induction import UnsupportedModel, ablate, knock_out, load_model, measure_heads, run_with
-from pytest_induction.models.attention import ChunkedReader, PatternReader, QueryChunk
+from pytest_induction.models.attention import PatternReader
+from pytest_induction.models.chunks import ChunkedReader, QueryChunk
 from pytest_induction.models.joining import Outputs
 from tests.models.recorded import Positioned, assert_right, causal, probe, triangle
 from tests.models.test_hand_written import Attention, by_function, fused, plain

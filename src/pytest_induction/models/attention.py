@@ -5,13 +5,16 @@ With L the log-sum-exp of a query's masked, scaled scores, pattern[q, k] = exp(q
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from pytest_induction.models.chunks import ChunkedReader
+from pytest_induction.models.stacked import CutReader, StackedReader
 
 BLOCK_ENTRIES = 4_000_000  # scores held at a time where the log-sum-exp is computed in blocks of rows
 SMALL_ENTRIES = 65_536  # up to so many products of queries and keys, all of them at once are cheaper than line by line
@@ -213,91 +216,6 @@ class PatternReader:
 
 
 @dataclass
-class QueryChunk:
-    """The pattern of some of a layer's queries over some of its keys, which follow each other.
-
-    `rows` computes it, (batch, heads, queries, keys), whenever it is looked at.
-    """
-
-    rows: Callable[[], Tensor]
-    queries: range
-    keys: range
-    device: torch.device
-    dtype: torch.dtype
-
-
-@dataclass
-class ChunkedReader:
-    """Reads a layer whose queries attend chunk by chunk, each in a call of its own. The chunks make up all positions."""
-
-    chunks: Sequence[QueryChunk]
-
-    @cached_property
-    def n_heads(self) -> int:
-        return self.chunks[0].rows().shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        return self.chunks[0].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of what the model computes in."""
-        return self.chunks[0].dtype
-
-    @property
-    def _positions(self) -> int:
-        return self.chunks[-1].queries.stop
-
-    def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
-        return torch.cat([self._diagonals(chunk, offsets, first) for chunk in self.chunks], dim=-1)
-
-    def _diagonals(self, chunk: QueryChunk, offsets: Sequence[int], first: bool) -> Tensor:
-        rows = _exact(chunk.rows())
-        mass = rows.new_zeros(*rows.shape[:2], len(offsets) + first, len(chunk.queries))
-        for index, offset in enumerate(offsets):
-            shift = chunk.queries.start - offset - chunk.keys.start
-            if -len(chunk.queries) < shift < len(chunk.keys):
-                line = rows.diagonal(shift, -2, -1)
-                mass[:, :, index, max(0, -shift) :][..., : line.shape[-1]] = line
-        if first and chunk.keys.start == 0:
-            mass[:, :, -1] = rows[..., 0]
-        return mass
-
-    def columns(self, keys: Tensor) -> Tensor:
-        batch = torch.arange(len(keys), device=keys.device)
-        found = []
-        for chunk in self.chunks:
-            rows, places = _exact(chunk.rows()), keys - chunk.keys.start
-            inside = (places >= 0) & (places < len(chunk.keys))
-            column = rows[batch, :, :, places.clamp(0, len(chunk.keys) - 1)]
-            found.append(column.masked_fill(~inside[:, None, None], 0))
-        return torch.cat(found, dim=-1)
-
-    def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-        found = torch.zeros(len(rows), self.n_heads, device=rows.device, dtype=torch.promote_types(self.dtype, torch.float32))
-        for chunk in self.chunks:
-            inside = (queries >= chunk.queries.start) & (queries < chunk.queries.stop)
-            inside &= (keys >= chunk.keys.start) & (keys < chunk.keys.stop)
-            places = (rows[inside], slice(None), queries[inside] - chunk.queries.start, keys[inside] - chunk.keys.start)
-            found[inside] = _exact(chunk.rows())[places].to(found.dtype)
-        return found
-
-    def pattern_of(self, queries: range) -> Tensor:
-        parts = [self._pattern_of(chunk, queries) for chunk in self.chunks]
-        return torch.cat([part for part in parts if part is not None], dim=2)
-
-    def _pattern_of(self, chunk: QueryChunk, queries: range) -> Tensor | None:
-        start, stop = max(queries.start, chunk.queries.start), min(queries.stop, chunk.queries.stop)
-        if start >= stop:
-            return None
-        rows = _exact(chunk.rows())[:, :, start - chunk.queries.start : stop - chunk.queries.start]
-        whole = rows.new_zeros(*rows.shape[:3], self._positions)
-        whole[..., chunk.keys.start : chunk.keys.stop] = rows
-        return whole
-
-
-@dataclass
 class JoinedReader:
     """Reads a layer whose heads attend one by one, or some by some, in calls of their own.
 
@@ -337,96 +255,7 @@ class JoinedReader:
         return together if self.order is None else together[:, list(self.order)]
 
 
-@dataclass
-class CutReader:
-    """Reads the first `positions` of a layer whose rows were filled up behind."""
-
-    whole: Reader
-    positions: int
-
-    @property
-    def n_heads(self) -> int:
-        return self.whole.n_heads
-
-    @property
-    def device(self) -> torch.device:
-        return self.whole.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of what the model computes in."""
-        return self.whole.dtype
-
-    def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
-        return self.whole.diagonals(offsets, first=first)[..., : self.positions]
-
-    def columns(self, keys: Tensor) -> Tensor:
-        return self.whole.columns(keys)[..., : self.positions]
-
-    def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-        return self.whole.pairs(rows, queries, keys)
-
-    def pattern_of(self, queries: range) -> Tensor:
-        return self.whole.pattern_of(queries)[..., : self.positions]
-
-
-@dataclass
-class StackedReader:
-    """Reads a layer whose rows went through the model in several passes, one part after the other."""
-
-    parts: Sequence[Reader]
-    counts: Sequence[int]  # of rows in each part
-
-    @property
-    def n_heads(self) -> int:
-        return self.parts[0].n_heads
-
-    @property
-    def device(self) -> torch.device:
-        return self.parts[0].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of what the model computes in."""
-        return self.parts[0].dtype
-
-    def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
-        return torch.cat([part.diagonals(offsets, first=first) for part in self.parts])
-
-    def columns(self, keys: Tensor) -> Tensor:
-        return torch.cat([part.columns(some) for part, some in zip(self.parts, keys.split(list(self.counts)), strict=True)])
-
-    def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-        found: Tensor | None = None
-        start = 0
-        for part, count in zip(self.parts, self.counts, strict=True):
-            here = (rows >= start) & (rows < start + count)
-            some = part.pairs(rows[here] - start, queries[here], keys[here])
-            found = some.new_zeros(len(rows), some.shape[1]) if found is None else found
-            found[here] = some
-            start += count
-        return torch.zeros(0) if found is None else found
-
-    def pattern_of(self, queries: range) -> Tensor:
-        return torch.cat([part.pattern_of(queries) for part in self.parts])
-
-
 Reader = LogSumExpReader | PatternReader | ChunkedReader | JoinedReader | CutReader | StackedReader
-
-
-def kept(reader: Any) -> Any:
-    """A reader that outlives its pass: of copies of all tensors."""
-    return replace(reader, **{each.name: _copied(getattr(reader, each.name)) for each in fields(reader) if each.init})
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_copied, value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_copied, value))
-    return kept(value) if is_dataclass(value) and hasattr(value, "diagonals") else value
 
 
 @lru_cache(maxsize=32)
@@ -474,8 +303,3 @@ def _as_added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _upcast(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _exact(pattern: Tensor) -> Tensor:
-    """A pattern in what its entries are summed in."""
-    return _upcast(pattern)

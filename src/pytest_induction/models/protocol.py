@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import InductionError, ModelError, TextError, UnsupportedModel
-from pytest_induction.models.attention import CutReader, Reader, StackedReader, kept
+from pytest_induction.models.attention import Reader
 from pytest_induction.models.calling import (
     Caller,
     as_found,
@@ -24,6 +24,7 @@ from pytest_induction.models.calling import (
     uncompiled,
 )
 from pytest_induction.models.diagnosis import as_text, diagnose
+from pytest_induction.models.stacked import CutReader, StackedReader, kept
 from pytest_induction.models.way_in import Observer, WayIn
 from pytest_induction.models.weights import fingerprint
 from pytest_induction.records import TokenSpace

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pytest_induction.models.acting import Acting, Steps
-from pytest_induction.models.attention import LogSumExpReader, PatternReader, QueryChunk, Reader
+from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, full_precision
 from pytest_induction.models.census import Running, sealed_in
+from pytest_induction.models.chunks import QueryChunk
 from pytest_induction.models.flex_calls import FlexEar, gradients_allowed, is_flex
 from pytest_induction.models.kernels import BUILTIN, Call, attend, exact, is_softmax_attention, pattern_of
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import InductionError
-from pytest_induction.models.attention import ChunkedReader, JoinedReader, LogSumExpReader, PatternReader, Reader
+from pytest_induction.models.attention import JoinedReader, LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, Standing, first_line, is_out_of_memory, quoted
+from pytest_induction.models.chunks import ChunkedReader
 from pytest_induction.models.differences import close_to, difference
 from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.flex import FlexWay

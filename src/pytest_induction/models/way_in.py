@@ -8,17 +8,19 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pytest_induction.models.attention import ChunkedReader, JoinedReader, QueryChunk, Reader
+from pytest_induction.models.attention import JoinedReader, Reader
 from pytest_induction.models.calling import Caller, full_precision, quoted
+from pytest_induction.models.chunks import ChunkedReader, QueryChunk
+from pytest_induction.models.events import Event, Span, chunks_of, share_memory
 from pytest_induction.models.joining import Outputs
 
 if TYPE_CHECKING:
     from pytest_induction.models.acting import Steps
-    from pytest_induction.models.census import Place, Running
+    from pytest_induction.models.census import Running
 
 Trials = tuple[Tensor, Tensor]
 """Token ids (batch, positions) of two lengths, on which a way in is tried out."""
@@ -54,30 +56,6 @@ def looking() -> Iterator[None]:
 def is_looking() -> bool:
     """Whether a measurement computes something now."""
     return _looks.get()
-
-
-class Event(NamedTuple):
-    """One call that may be attention: the module that makes it, its queries and keys, and whether it fits a layer of its own.
-
-    `values` are what it weighs, where that is known. `partial` says that it fits a layer but for its queries and keys, which may
-    be some of the positions; `heads` is how many heads it has.
-    """
-
-    where: str
-    queries: int
-    keys: int
-    fits: bool
-    values: Tensor | None = None
-    partial: bool = False
-    place: Place | None = None
-    heads: int = 0
-
-
-class Span(NamedTuple):
-    """The positions that are the queries and the keys of a call."""
-
-    queries: range
-    keys: range
 
 
 class Show:
@@ -180,12 +158,6 @@ class Show:
             if self.ends:
                 raise Enough
 
-    @contextmanager
-    def until_last(self) -> Iterator[None]:
-        """A forward pass that may end early."""
-        with suppress(Enough):
-            yield
-
 
 class WayIn(ABC):
     """One way to see a model's attention while it runs. Building one tries it out, and raises `Refused`."""
@@ -283,7 +255,7 @@ class ListeningWay(WayIn):
 
     def _listened(self, tokens: Tensor, attention_mask: Tensor | None, show: Show, *, logits: bool) -> Tensor | None:
         stops, output = show.last is not None, None
-        with show.until_last(), self.listening(tokens, show):
+        with suppress(Enough), self.listening(tokens, show):
             output = self.caller(tokens, attention_mask, logits=logits or stops or not self.base_serves)
         self.all_seen(len(show.heads))
         if not stops and not self.chunked and show.n_events != self.n_calls:
@@ -310,9 +282,7 @@ class ListeningWay(WayIn):
         self-attention, and left alone.
         """
         first, second = shows
-        if first.running is None or first.outputs is None:
-            raise TypeError("the trial pass must follow the modules that run")
-        if (chunks := _chunks(first, second)) is not None:
+        if (chunks := chunks_of((first.events, first.positions), (second.events, second.positions))) is not None:
             self._settle_chunks(second, chunks, expected)
             return
         if len(first.events) != len(second.events):
@@ -333,9 +303,9 @@ class ListeningWay(WayIn):
             one, other = first.events[group[-1][0]], first.events[then[0][0]]
             if one.place is None or other.place is None or one.place[:2] != other.place[:2]:
                 continue
-            if one.where and _share_memory(one.values, other.values):
+            if one.where and share_memory(one.values, other.values):
                 raise Refused(f"{quoted(one.where)} attends to the same values twice, so neither pattern is that of the layer")
-            if first.outputs.are_at_odds(group[-1][0], then[0][0]):
+            if first.outputs is not None and first.outputs.are_at_odds(group[-1][0], then[0][0]):
                 why = first.outputs.apart([group[-1][0], then[0][0]])
                 raise Refused(
                     f"{quoted(one.where)} makes several attention calls in one pass that are neither one layer nor two{why}"
@@ -359,9 +329,8 @@ class ListeningWay(WayIn):
             raise TypeError("the trial pass must follow the modules that run")
         heads = [show.events[part[0]].heads for part in parts]
         places = [place for part in parts if (place := show.events[part[0]].place) is not None]
-        calls = [part[-1] for part in parts]
-        groups = running.joined(places, heads, lambda numbers: not outputs.apart([calls[number] for number in numbers]))
-        together = [[calls[number] for number in group] for group in groups]
+        groups = running.joined(places, heads, lambda numbers: not outputs.apart([parts[number][-1] for number in numbers]))
+        together = [[parts[number][-1] for number in group] for group in groups]
         self.groups = tuple(map(len, groups)) if len(groups) < len(parts) else None
         self.heads = tuple(sum(heads[number] for number in group) for group in groups)
         orders = tuple(outputs.order(group) if len(group) > 1 else None for group in together)
@@ -376,46 +345,6 @@ class ListeningWay(WayIn):
         return [[parts[number] for number in group] for group in groups]
 
 
-def _chunks(first: Show, second: Show) -> list[list[int]] | None:
-    """The calls of the longer trial in parts that hold the queries of all positions each, where some hold several calls.
-
-    None where they do not make up such parts, or other ones than in the shorter trial.
-    """
-    short, long = _coverings(first), _coverings(second)
-    if short is None or long is None or all(len(part) == 1 for part in (*short, *long)):
-        return None
-    seen = [
-        [(show.events[part[0]].where, show.events[part[0]].heads) for part in parts]
-        for show, parts in zip((first, second), (short, long), strict=True)
-    ]
-    return long if seen[0] == seen[1] else None
-
-
-def _coverings(show: Show) -> list[list[int]] | None:
-    """All calls of a trial in parts whose queries make up its positions, one after the other; None where they do not."""
-    parts: list[list[int]] = [[]]
-    covered = 0
-    for number, event in enumerate(show.events):
-        last = show.events[number - 1] if parts[-1] else event
-        if not event.partial or event.place is None or last.place is None or event.place[:3:2] != last.place[:3:2]:
-            return None
-        parts[-1].append(number)
-        covered += event.queries
-        if covered > show.positions or event.heads != last.heads:
-            return None
-        if covered == show.positions:
-            parts.append([])
-            covered = 0
-    return parts[:-1] if not parts[-1] else None
-
-
 def _refuse_unchecked_chunks() -> None:
     """What is looked at where rows beside a row change its logits, so that nothing else can be checked."""
     raise Refused("its queries attend in chunks, and which positions they are cannot be checked where rows change with others")
-
-
-def _share_memory(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether two tensors are parts of one, as the halves of a projection are."""
-    if one is None or other is None:
-        return False
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
