@@ -7,6 +7,7 @@ deterministic and causal; rows that do not depend on each other. A wrapper that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -64,8 +65,9 @@ def adapt(
             expected = declared(tried.found.seen.sources, LAYER_NAMES)
             way, said = find_way(tried.found.caller, tried.trial, attach, expected=expected, hooked=hooked)
             for round_one in of_round_lengths(tried.found) if way is None else ():
-                again = _checked(round_one, tried.tokenizer, name, tuple(without_pattern))
-                way, _ = find_way(round_one.caller, again.trial, attach, expected=expected, hooked=hooked)
+                with suppress(ModelError):  # what was said of the way it is called stands
+                    again = _checked(round_one, tried.tokenizer, name, tuple(without_pattern))
+                    way, _ = find_way(round_one.caller, again.trial, attach, expected=expected, hooked=hooked)
                 if way is not None:
                     tried, said = again, ()
                     break

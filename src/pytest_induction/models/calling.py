@@ -229,7 +229,8 @@ class Memory(Standing):
 
     def __init__(self, module: nn.Module, names: Collection[str] | None = None) -> None:
         super().__init__(module)
-        self._stores = [(store, set(store)) for part in _all_parts(module) for store in (part._buffers, vars(part))]  # noqa: SLF001
+        stores = [store for part in _all_parts(module) for store in (part._buffers, vars(part))]  # noqa: SLF001 - nothing else tells
+        self._stores = [(store, set(store)) for store in stores if isinstance(store, dict)]  # a script keeps them elsewhere
         self._tensors = [
             (store, name, value, value.detach().clone())
             for store, _ in self._stores

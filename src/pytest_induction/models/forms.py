@@ -338,7 +338,7 @@ def of_round_lengths(found: Found) -> Iterator[Found]:
         length = -(-positions // step) * step
         if form.multiple == 1 and length in found.seen.lengths:
             caller = replace_form(found.caller, replace(form, multiple=step))
-            yield replace(found, caller=caller, lengths=(step, 3 * step))
+            yield from (replace(found, caller=caller, lengths=(step, times * step)) for times in (3, 2))
 
 
 def replace_form(caller: Caller, form: Form) -> Caller:
