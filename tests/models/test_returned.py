@@ -181,6 +181,13 @@ def test_half_a_vocabulary_that_is_padding_is_told():
     assert any("15 ids have no row of the token embedding of their own" in note for note in subject.notes)
 
 
+def test_the_id_that_an_embedding_keeps_for_padding_is_in_no_probe():
+    """Positions may be counted without it, so that it changes what other tokens are given."""
+    model = plain()
+    model.embed.padding_idx = 3
+    assert load_model(model).space.excluded == {3}
+
+
 def test_a_tokenizer_with_more_ids_than_the_embedding_is_told():
     """Not an index error in the middle of a pass: the line names both numbers."""
     from pytest_induction import assert_learns_in_context

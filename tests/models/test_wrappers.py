@@ -211,6 +211,25 @@ def test_what_changes_the_logits_is_measured_itself():
     assert torch.equal(subject.logits(tokens), subject.module(tokens))
 
 
+class Switched(nn.Module):
+    """Attends by another function where a wrapper says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = build("llama")
+
+    def forward(self, ids, kernel="plain"):
+        self.kernel = kernel
+        return self.net(input_ids=ids).logits
+
+
+def test_what_a_wrapper_sets_is_not_lost():
+    """A kernel that is named in the call changes how a model runs, if not what it gives."""
+    subject = load_model(Around(Switched(), lambda net, ids: net(ids, kernel="fused")))
+    subject.logits(torch.randint(4, 61, (2, 9)))
+    assert isinstance(subject.module, Around)
+
+
 def test_an_intervention_on_a_wrapper_acts_on_the_model_inside():
     """Whichever of the two is named, and whichever is measured under it."""
     net = inner()

@@ -166,7 +166,8 @@ def _trial_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...]) -
     caller, sources = found.caller, found.seen.sources
     device = device_of(caller.module)
     n_ctx = declared(sources, CONTEXT_NAMES)
-    space, said = token_space(sources, tokenizer, found.vocabulary, found.width, _usable(caller.form, n_ctx), found.seen.padding)
+    seen, fits = found.seen, _usable(caller.form, n_ctx)
+    space, said = token_space(sources, tokenizer, found.vocabulary, found.width, fits, seen.padding, seen.special)
     if n_ctx is None:
         space = replace(space, n_ctx=_context_by_trial(caller, device, found.lengths))
     tokens = _trial_tokens(found, space, device)

@@ -247,13 +247,16 @@ class Memory(Standing):
                     written.add(name)
                     value.copy_(kept)
                     store[name] = value
-        new = {name for store, before in self._stores for name in set(store) - before if isinstance(store[name], Tensor)}
-        if written or new:
+        for part, name, value, _ in self._before:  # what was none before is one now
+            if isinstance(vars(part).get(name), Tensor) and not isinstance(value, Tensor):
+                written.add(name)
+        written |= {name for store, before in self._stores for name in set(store) - before if isinstance(store[name], Tensor)}
+        if written:
             super().restore()
             for store, before in self._stores:
                 for name in set(store) - before:
                     del store[name]
-        return frozenset(written | new)
+        return frozenset(written)
 
 
 writes: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()

@@ -71,14 +71,21 @@ def _entry(source: Any, name: str) -> Any:
 
 
 def token_space(
-    sources: Sources, tokenizer: Any, vocabulary: Vocabulary, width: int, n_ctx: int | None, padding: Collection[int]
+    sources: Sources,
+    tokenizer: Any,
+    vocabulary: Vocabulary,
+    width: int,
+    n_ctx: int | None,
+    padding: Collection[int],
+    special: Collection[int],
 ) -> tuple[TokenSpace, tuple[str, ...]]:
     """The ids that probes may use, and notes on those that they may not.
 
-    `width` is that of the logits; `padding` are ids that have no row of the token embedding of their own.
+    `width` is that of the logits; `padding` are ids that have no row of the token embedding of their own, `special` ones that
+    its modules set apart.
     """
     d_vocab = min(width, vocabulary.size or width)
-    special = special_ids(sources) | set(getattr(tokenizer, "all_special_ids", None) or ())
+    special = set(special) | special_ids(sources) | set(getattr(tokenizer, "all_special_ids", None) or ())
     notes = []
     if vocabulary.rows is not None and d_vocab < min(vocabulary.rows, vocabulary.declared or vocabulary.rows):
         notes.append(f"predicts ids 0 to {d_vocab - 1} of the {vocabulary.rows} that its token embedding has: probes use these")

@@ -25,11 +25,16 @@ FEWEST_OWN = 8  # ids with a row of their own, without which rows say nothing
 
 
 class Inner(NamedTuple):
-    """A module within another one that was given the token ids, how deep it lies, and what it returned."""
+    """A module within another one that was given the token ids: how deep it lies, what it returned, and whether by them alone.
+
+    It was if what it was given beside them is nothing, a switch, a mask of whole numbers or positions: no name of a kernel, no
+    function, no numbers that scores or states may be changed by.
+    """
 
     name: str
     module: nn.Module
     depth: int
+    alone: bool
     output: Any
 
 
@@ -56,7 +61,8 @@ class FirstPass(TorchFunctionMode):
             number = None
             if self._has_ids((inputs, options)):
                 number = len(self.given)
-                self.given.append(Inner(self._names.get(id(part), ""), part, len(stack), None))
+                alone = _is_simple((inputs, options))
+                self.given.append(Inner(self._names.get(id(part), ""), part, len(stack), alone, None))
             stack.append(number)
 
         def leaving(part: nn.Module, inputs: Any, output: Any) -> None:
@@ -138,10 +144,27 @@ class FirstPass(TorchFunctionMode):
         return known.get(id(tensor)) is tensor
 
     @property
+    def special(self) -> set[int]:
+        """Ids that a table of embeddings, or a module that is given the ids, keeps for padding."""
+        named = (getattr(each.module, "padding_idx", None) for each in self.given)
+        return {int(token) for token in named if isinstance(token, int)}
+
+    @property
     def sources(self) -> tuple[nn.Module, ...]:
         """The module, and those within it that were given the ids: whose declarations are about them."""
         found = dict.fromkeys([self._module, *(each.module for each in self.given)])
         return tuple(part for part in found if not isinstance(part, nn.Embedding))
+
+
+def _is_simple(value: Any) -> bool:
+    """Whether an argument is token ids, or what any model may be given beside them without a change of what it does."""
+    if isinstance(value, Tensor):
+        return not value.is_floating_point()
+    if isinstance(value, Mapping):
+        return all(map(_is_simple, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_simple, value))
+    return value is None or isinstance(value, (bool, int))
 
 
 def _without_own_row(table: Tensor) -> frozenset[int]:

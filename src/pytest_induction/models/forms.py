@@ -70,16 +70,22 @@ def model_inside(found: Found) -> tuple[Inner, Found] | None:
     """The innermost module that is given the ids and returns these logits, with all the weights; None for none."""
     outer = found.caller.module
     weights = {id(weight) for weight in outer.parameters()}
+    told = [each for each in found.seen.given if not each.alone and each.module is not outer]
     for inner in sorted(found.seen.given, key=lambda each: -each.depth):
         part = uncompiled(inner.module)
         if part is outer or not weights <= {id(weight) for weight in part.parameters()}:
             continue
-        if not _may_hold(inner.output, found.width):
+        if not _may_hold(inner.output, found.width) or any(_is_around(each, part) for each in told):
             continue
         same = _giving_the_same(part, inner.name, found)
         if same is not None:
             return inner, same
     return None
+
+
+def _is_around(one: Inner, part: nn.Module) -> bool:
+    """Whether a part runs inside this one, or is it."""
+    return any(each is part for each in one.module.modules())
 
 
 def _giving_the_same(part: nn.Module, name: str, found: Found) -> Found | None:
