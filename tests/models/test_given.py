@@ -92,6 +92,13 @@ class NoRows(Base):
         return super().forward(tokens[None])[0]
 
 
+class FirstRow(Base):
+    """Takes no notice of other rows than the first."""
+
+    def forward(self, tokens):
+        return super().forward(tokens[:1])[0]
+
+
 class OneLength(Base):
     def forward(self, tokens):
         assert tokens.shape[1] == 160
@@ -121,6 +128,7 @@ STYLES = [
     (OfBatch, "in a mapping"),
     (OfTokens, "in a mapping"),
     (OneRow, "one row at a time"),
+    (FirstRow, "one row at a time"),
     (NoRows, r"one row at a time, as \(positions,\)"),
     (OneLength, "multiples of 160 positions"),
     (Sixteenths, "multiples of 16 positions"),

@@ -208,13 +208,12 @@ class _Search:
         try:
             found = self._read(caller, tokens, lengths, output, seen)
         except NoLogits as error:
-            if not (error.may_be_asked_for and asks):
-                raise NoLogits(f"{self._name}: {error}") from None
-            for more in asking_for_all(self._module, inputs):
-                given = self._quietly(more, rows, lengths, asks=False)
-                if given:
-                    return given
-            raise
+            more = asking_for_all(self._module, inputs) if error.may_be_asked_for and asks else ()
+            others = [(each, rows) for each in more] + ([(inputs, 1)] if rows > 1 and asks else [])
+            given = next(filter(None, (self._quietly(each, count, lengths, asks=False) for each, count in others)), None)
+            if given is None:
+                raise
+            return given
         self._found += found
         return found
 
@@ -243,7 +242,7 @@ class _Search:
         sources = seen.sources
         vocabulary = Vocabulary(rows, width, declared(sources, VOCABULARY_NAMES))
         found = []
-        for outputs in readings(output, tokens, vocabulary):
+        for outputs in readings(output, tokens, vocabulary, self._name):
             part = part_at(output, outputs.path)
             logits = outputs.logits(output, tokens)
             if logits.shape[2] == width and seen.is_hidden(part):
@@ -328,8 +327,8 @@ class _Search:
 
 def _ordinary(module: nn.Module) -> list[int]:
     """Two of the first ids, which any vocabulary has, that the module does not say are special."""
-    n_ids = min(declared(module, VOCABULARY_NAMES) or 2, 8)
-    found = [token for token in range(n_ids) if token not in special_ids([module])]
+    n_ids, special = min(declared(module, VOCABULARY_NAMES) or 2, 8), special_ids([module])
+    found = [token for token in range(n_ids) if token not in special]
     return found[:2] if len(found) > 1 else [0, 1]
 
 

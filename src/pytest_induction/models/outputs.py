@@ -126,8 +126,11 @@ class Outputs:
         return tuple(found)
 
 
-def readings(output: Any, tokens: Tensor, vocabulary: Vocabulary) -> list[Outputs]:
-    """Every way to find logits for token ids (rows, positions) in an output, of one part of it."""
+def readings(output: Any, tokens: Tensor, vocabulary: Vocabulary, name: str = "the model") -> list[Outputs]:
+    """Every way to find logits for token ids (rows, positions) in an output, of one part of it.
+
+    Raises `NoLogits` where several parts may be them.
+    """
     found: dict[Path, list[Outputs]] = {}
     for path, part in parts_of(output):
         ways = [each for each in _ways(path, part, *tokens.shape) if vocabulary.may_be_logits(_width(part, each))]
@@ -135,7 +138,7 @@ def readings(output: Any, tokens: Tensor, vocabulary: Vocabulary) -> list[Output
         if ways:
             found[path] = whole or ways
     exact = {path: ways for path, ways in found.items() if _width(part_at(output, path), ways[0]) == vocabulary.size}
-    return _of_one_part(exact or found, output)
+    return _of_one_part(exact or found, output, name)
 
 
 def _width(part: Tensor, outputs: Outputs) -> int:
@@ -143,7 +146,7 @@ def _width(part: Tensor, outputs: Outputs) -> int:
     return part.shape[axis if outputs.squeezed is None or axis < outputs.squeezed else axis + 1]
 
 
-def _of_one_part(found: Mapping[Path, list[Outputs]], output: Any) -> list[Outputs]:
+def _of_one_part(found: Mapping[Path, list[Outputs]], output: Any, name: str) -> list[Outputs]:
     """The readings of the one part that is logits: the only one, the one of that name, or the first of equal ones."""
     if len(found) <= 1:
         return next(iter(found.values()), [])
@@ -155,7 +158,9 @@ def _of_one_part(found: Mapping[Path, list[Outputs]], output: Any) -> list[Outpu
     if all(torch.equal(one, part_at(output, other)) for other in others):
         return found[first]
     places = " and ".join(f"output{named(path)}" for path in found)
-    raise NoLogits(f"{places} may both be its logits: wrap it so that it returns one of them")
+    raise NoLogits(
+        f"{name} returned {described(output)}: {places} may both be its logits; wrap it so that it returns one of them"
+    )
 
 
 def _ways(path: Path, part: Tensor, rows: int, positions: int) -> Iterator[Outputs]:
