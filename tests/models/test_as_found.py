@@ -133,3 +133,15 @@ def test_what_is_remembered_is_forgotten_when_the_model_changes():
     handle.remove()
     model.lm_head.weight.data[5, 5] += 1e-3
     assert (ask(), ask()) == (4, 4)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "gpt2"])
+def test_what_transformers_hooks_in_to_return_patterns_is_taken_out(kind):
+    """Its hooks would stay for good, and a model with hooks is not the one that was given."""
+    model = build(kind)
+    before = [(dict(part._forward_hooks), sorted(vars(part))) for part in model.modules()]
+    with_patterns = load_model(build(kind, "eager")).module
+    for each in (model, with_patterns):
+        measure_heads(each, n_sequences=6)
+        assert [(dict(part._forward_hooks), sorted(vars(part))) for part in each.modules()] == before
+    assert model(torch.randint(4, 61, (1, 9)), output_attentions=True).attentions is not None

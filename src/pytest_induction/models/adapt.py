@@ -28,7 +28,7 @@ from pytest_induction.models.calling import (
     uncompiled,
     writes,
 )
-from pytest_induction.models.declared import CONTEXT_NAMES, LAYER_NAMES, declared, token_space, tokenizer_of
+from pytest_induction.models.declared import CONTEXT_NAMES, declared, declared_layers, token_space, tokenizer_of
 from pytest_induction.models.differences import close_to, difference
 from pytest_induction.models.forms import GUIDE, Found, find_forms, model_inside, of_round_lengths
 from pytest_induction.models.inputs import MASKS, OPTIONAL
@@ -62,7 +62,7 @@ def adapt(
         with as_found(module) as hooked:
             _check_weights(module, name)
             tried = _tried_out(module, tokenizer, name, tuple(without_pattern))
-            expected = declared(tried.found.seen.sources, LAYER_NAMES)
+            expected = declared_layers(tried.found.seen.sources)
             way, said = find_way(tried.found.caller, tried.trial, attach, expected=expected, hooked=hooked)
             for round_one in of_round_lengths(tried.found) if way is None else ():
                 with suppress(ModelError):  # what was said of the way it is called stands
@@ -195,11 +195,12 @@ def _usable(form: Form, n_ctx: int | None) -> int | None:
 
 
 def _trial_tokens(found: Found, space: TokenSpace, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random ids of two lengths, the shorter ones the beginning of the longer ones."""
+    """Random ordinary ids of two lengths, the shorter ones the beginning of the longer ones."""
     multiple = found.caller.form.multiple
     longest = min(found.lengths[1], found.caller.form.length(space.n_ctx or found.lengths[1]))
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, space.d_vocab, (found.rows, longest), generator=generator).to(device)
+    ordinary = torch.tensor([token for token in range(space.d_vocab) if token not in space.excluded] or [0])
+    ids = ordinary[torch.randint(0, len(ordinary), (found.rows, longest), generator=generator)].to(device)
     shorter = min(found.lengths[0], longest - multiple)
     return (ids[:, :shorter], ids) if shorter > 0 else (ids, ids.flip(1))
 

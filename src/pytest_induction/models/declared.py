@@ -47,6 +47,17 @@ def declared(sources: nn.Module | Sources, names: tuple[str, ...]) -> int | None
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
+def declared_layers(sources: Sources) -> int | None:
+    """How many layers are declared; a module's own number of decoder layers may be that of a half, and does not count."""
+    for module in sources:
+        own = [name for name in LAYER_NAMES if "decoder" not in name]
+        for source, names in ((module, own), *((each, LAYER_NAMES) for each in _settings(module))):
+            found = [value for name in names if isinstance(value := _entry(source, name), int) and value > 0]
+            if found:
+                return int(found[0])
+    return None
+
+
 def tokenizer_of(sources: Sources) -> Any:
     """The tokenizer that a module carries, if one does."""
     return first_of(sources, ("tokenizer",))

@@ -18,6 +18,7 @@ from pytest_induction.models.sdpa import Tap, Watch, each_itself, is_softmax, wa
 from pytest_induction.models.way_in import NotInUse, Observer, Refused, Show, Trials, WayIn
 
 SETTING = "_attn_implementation_internal"
+INSTALLED = "_output_capturing_hooks_installed"  # what transformers says of its own hooks
 
 
 class EagerWay(WayIn):
@@ -72,7 +73,7 @@ class EagerWay(WayIn):
         return self.caller.logits_of(output, tokens) if logits else None
 
     def _patterns(self, tokens: Tensor, attention_mask: Tensor | None) -> tuple[Any, tuple[Tensor, ...]]:
-        with _eager(self.caller.module):
+        with _eager(self.caller.module), _hooks_put_back(self.caller.module):
             output = self.caller(tokens, attention_mask, output_attentions=True)
         found = getattr(output, "attentions", None) or ()
         if not found or not all(isinstance(pattern, Tensor) for pattern in found):
@@ -120,6 +121,21 @@ def _eager(module: nn.Module) -> Iterator[None]:
     finally:
         for config, setting in former:
             setattr(config, SETTING, setting)
+
+
+@contextmanager
+def _hooks_put_back(module: nn.Module) -> Iterator[None]:
+    """Hooks that are registered inside the block, as transformers does to collect what is asked for, are removed after it."""
+    parts = [(part, set(vars(part)), set(part._forward_hooks)) for part in module.modules()]  # noqa: SLF001 - nothing else tells
+    try:
+        yield
+    finally:
+        for part, names, hooks in parts:
+            for key in set(part._forward_hooks) - hooks:  # noqa: SLF001 - as above
+                for table in (part._forward_hooks, part._forward_hooks_with_kwargs, part._forward_hooks_always_called):  # noqa: SLF001
+                    table.pop(key, None)
+            for name in (set(vars(part)) - names) & {INSTALLED}:
+                delattr(part, name)
 
 
 def _configs(module: nn.Module) -> list[Any]:
