@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.errors import ArgumentError, InductionError, ModelError
+from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.models.calling import (
     Caller,
     Form,
@@ -35,6 +35,7 @@ from pytest_induction.models.protocol import ModelUnderTest, remember_inside
 from pytest_induction.models.shown import Attach
 from pytest_induction.models.trial import Trial, find_way, is_offloaded
 from pytest_induction.models.weights import broken_weights
+from pytest_induction.models.without_pattern import paths_or_classes
 from pytest_induction.records import TokenSpace
 
 BATCH_TRIALS = 8  # token ids for which the influence of a later token is compared with that of the other rows,
@@ -55,17 +56,17 @@ def adapt(
 ) -> ModelUnderTest:
     """Make a model under test of a module that maps token ids to logits. Raises `ModelError` if it cannot be one."""
     name = name or type(uncompiled(module)).__name__
-    _check_declared(module, without_pattern)
     others, found = OtherRandom(), Memory(module)
     try:
         with as_found(module) as hooked:
             _check_weights(module, name)
-            tried = _tried_out(module, tokenizer, name, tuple(without_pattern))
-            expected = declared(tried.found.seen.sources, LAYER_NAMES)
-            way, said = find_way(tried.found.caller, tried.trial, attach, expected=expected, hooked=hooked)
+            tried = _tried_out(module, tokenizer, name)
+            declares = paths_or_classes(module, tried.found.caller.module, without_pattern)
+            told: dict[str, Any] = {"expected": declared(tried.found.seen.sources, LAYER_NAMES), "hooked": hooked}
+            way, said = find_way(tried.found.caller, tried.trial._replace(declared=declares), attach, **told)
             for round_one in of_round_lengths(tried.found) if way is None else ():
-                again = _checked(round_one, tried.tokenizer, name, tuple(without_pattern))
-                way, _ = find_way(round_one.caller, again.trial, attach, expected=expected, hooked=hooked)
+                again = _checked(round_one, tried.tokenizer, name)
+                way, _ = find_way(round_one.caller, again.trial._replace(declared=declares), attach, **told)
                 if way is not None:
                     tried, said = again, ()
                     break
@@ -97,7 +98,7 @@ class _Tried(NamedTuple):
         return self.trial.steady
 
 
-def _tried_out(module: nn.Module, tokenizer: Any, name: str, without: tuple[str, ...]) -> _Tried:
+def _tried_out(module: nn.Module, tokenizer: Any, name: str) -> _Tried:
     """Try the ways to call a module until one stands all checks. Raises what the first one that runs failed for.
 
     One with which rows influence each other a little is taken where no other way has them apart.
@@ -107,7 +108,7 @@ def _tried_out(module: nn.Module, tokenizer: Any, name: str, without: tuple[str,
     forms = find_forms(module, name)
     for found in forms:
         try:
-            tried = _checked(found, tokenizer, name, without)
+            tried = _checked(found, tokenizer, name)
         except ModelError as error:
             failure = failure or error
             continue
@@ -136,7 +137,7 @@ def _check_only_one(tried: _Tried, others: Iterator[Found], name: str) -> None:
             raise ModelError(f"{name} may be given several masks as `{filled[0]}`, and each gives other logits: {GUIDE}")
 
 
-def _checked(found: Found, tokenizer: Any, name: str, without: tuple[str, ...] = ()) -> _Tried:
+def _checked(found: Found, tokenizer: Any, name: str) -> _Tried:
     """Try out one way to call a module, or the model inside that gives the same. Raises `ModelError` where it is no good."""
     notes: tuple[str, ...] = ()
     sources = found.seen.sources
@@ -146,18 +147,11 @@ def _checked(found: Found, tokenizer: Any, name: str, without: tuple[str, ...] =
         notes = (f"measured is `{inner.name}` ({type(same.caller.module).__name__}), whose logits {_kind(found)} returns",)
         found = replace(same, seen=found.seen)
     tokenizer = tokenizer if tokenizer is not None else tokenizer_of(sources)
-    return _Tried(found, _trial_of(found, tokenizer, name, notes)._replace(declared=without), tokenizer)
+    return _Tried(found, _trial_of(found, tokenizer, name, notes), tokenizer)
 
 
 def _kind(found: Found) -> str:
     return f"`{type(found.caller.module).__name__}`"
-
-
-def _check_declared(module: nn.Module, names: Sequence[str]) -> None:
-    there = {name for path, part in module.named_modules() for name in (path, type(part).__name__)}
-    missing = [name for name in names if name not in there]
-    if missing:
-        raise ArgumentError(f"`without_pattern` must name modules by path or class, and {missing[0]!r} is none in this model")
 
 
 def _trial_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...]) -> Trial:
