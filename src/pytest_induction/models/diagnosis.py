@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytest_induction.models.protocol import ModelUnderTest
 
 MOVES = re.compile(rf"{UNSEEN} in (.*) too, ")  # of modules that may attend where nothing sees it
+PATH = re.compile(r"`([^`]+)` \(")
 CLASS = re.compile(r"\((\w+)\)")
 SHOWN_LAYERS = 4  # that are named one by one
 Line = tuple[str, str]
@@ -95,15 +96,16 @@ def _advice(module: nn.Module, tried: tuple[str, ...]) -> list[str]:
     if isinstance(implementation, str) and implementation not in ("sdpa", "eager"):
         advice.append(f"it was loaded with attn_implementation={implementation!r}: load it with 'sdpa' or 'eager'")
     named = [name for name, part in module.named_modules() if _is_called_attention(name, part)]
-    where = f" (in `{named[0]}`, say)" if named else ""
     unseen = next((said for said in tried if MOVES.search(said)), None)
     if unseen is not None:
+        named = PATH.findall(unseen)
         advice.append(_declaring(unseen))
     elif any(said.startswith("softmax: no ") for said in tried):
         advice.append(
             "no attention was seen, which does not mean that there is none: compiled programs, kernels and other functions that "
             "nothing watches may attend; a model that does not has behaviour only, and no heads to measure"
         )
+    where = f" (in `{named[0]}`, say)" if named else ""
     advice.append(
         f"call `pytest_induction.show_attention` where it attends{where}, with the pattern, or with query and key where that is "
         "a softmax; or attach a hook that does, by `load_model(model, attach=...)`, conftest.py or `doctor --attach`: "

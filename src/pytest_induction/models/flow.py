@@ -245,8 +245,10 @@ class Flow:
         """Raise `Refused` for these modules: those that hold a layer, where there are such, else one of each class."""
         holding = [path for path in paths if _holds(path, self._seen)]
         parts = {path: self.module.get_submodule(path) for path in holding or paths}
-        firsts = {type(part).__name__: path for path, part in reversed(parts.items())}
-        named = [f"{quoted(path)} ({name})" for name, path in reversed(firsts.items())]
+        firsts: dict[str, str] = {}
+        for path, part in parts.items():
+            firsts.setdefault(type(part).__name__, path)
+        named = [f"{quoted(path)} ({kind})" for kind, path in firsts.items()]
         why = f"; {HOLDS}" if holding else next(filter(None, (sealed_in(part, path) for path, part in parts.items())), "")
         raise Refused(f"{UNSEEN} in {', '.join(named)} too, where no attention is seen{why}")
 

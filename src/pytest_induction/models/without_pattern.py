@@ -29,9 +29,8 @@ def paths_or_classes(given: nn.Module, measured: nn.Module, names: Sequence[str]
         if part is None and name not in classes:
             if isinstance(name, IfThere):
                 continue
-            raise ArgumentError(
-                f"`{NAME}` must name modules by path or class, and {name!r} is none in this model{_near(name, given)}"
-            )
+            seen = f"{name!r} is none in this model{_near(name, given)}"
+            raise ArgumentError(f"`without_pattern` must name modules by path or class, and {seen}")
         found.append(name if part is None or name in classes else first.get(id(part), name))
     return tuple(found)
 
