@@ -122,14 +122,27 @@ def _declaring(said: str) -> str:
             "if what moves it there has no attention pattern (a recurrence, linear attention), put it into a module of its own, "
             "which can be declared: --induction-without-pattern, `load_model(model, without_pattern=...)`"
         )
-    found = MOVES.search(said)
-    names = CLASS.findall(found[1]) if found else []
+    names = _classes(said)
     return (
         "if what moves it there has no attention pattern (a recurrence, linear attention), declare it by path or class: "
         f"--induction-without-pattern={','.join(names)}, `without_pattern = {json.dumps(names)}` in a gate file, "
         f"`--without-pattern={','.join(names)}` of doctor and sweep, `load_model(model, without_pattern=...)` or "
         "`InductionRecorder(..., without_pattern=...)`; nothing can check that, and a note will say so"
     )
+
+
+def _classes(said: str) -> list[str]:
+    """The classes of the modules of which this was said."""
+    found = MOVES.search(said)
+    return CLASS.findall(found[1]) if found else []
+
+
+def why_unread(subject: ModelUnderTest, option: str) -> str:
+    """The end of a line that says that attention cannot be read, where declaring modules by this option may change that."""
+    said = next((said.partition(": ")[2] for said in subject.tried if MOVES.search(said)), "")
+    if not said or HOLDS in said:
+        return ""
+    return f": {said}; if that has no pattern, declare it: {option.format(','.join(_classes(said)))}"
 
 
 def _is_called_attention(name: str, part: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, RunError, TextError, user_facing, whole_number
 from pytest_induction.measure import Round
 from pytest_induction.models.calling import first_line
+from pytest_induction.models.diagnosis import why_unread
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
 from pytest_induction.progress import showing_on
@@ -378,7 +379,8 @@ class InductionRecorder:
             if subject is not self._described and self._writer is not None:
                 self._lacking.pop("heads", None)
                 if subject.way is None:
-                    self._lack("heads", f"heads are not measured, as the attention of {subject.name} cannot be read")
+                    why = why_unread(subject, 'InductionRecorder(..., without_pattern="{}")')
+                    self._lack("heads", f"heads are not measured, as the attention of {subject.name} cannot be read{why}")
                 header = self._header(subject)
                 self._compare(self._writer.header.get("about") or {}, header["about"])
                 if not self._writer.header.get("cost"):
