@@ -29,7 +29,7 @@ from pytest_induction.models.calling import (
 )
 from pytest_induction.models.declared import CONTEXT_NAMES, LAYER_NAMES, declared, token_space, tokenizer_of
 from pytest_induction.models.differences import close_to, difference
-from pytest_induction.models.forms import GUIDE, Found, find_forms, model_inside, of_round_lengths
+from pytest_induction.models.forms import GUIDE, WRAP, Found, find_forms, model_inside, of_round_lengths
 from pytest_induction.models.inputs import MASKS, OPTIONAL
 from pytest_induction.models.protocol import ModelUnderTest, remember_inside
 from pytest_induction.models.shown import Attach
@@ -134,7 +134,8 @@ def _check_only_one(tried: _Tried, others: Iterator[Found], name: str) -> None:
         except ModelError:
             continue
         if again.strict and difference(again.trial.logits[0], tried.trial.logits[0]) > close_to(tried.trial.logits[0]):
-            raise ModelError(f"{name} may be given several masks as `{filled[0]}`, and each gives other logits: {GUIDE}")
+            several = f"{name} may be given several masks as `{filled[0]}`, and each gives other logits"
+            raise ModelError(f"{several}: wrap it with the right one, see {GUIDE}")
 
 
 def _checked(found: Found, tokenizer: Any, name: str) -> _Tried:
@@ -164,12 +165,12 @@ def _trial_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...]) -
     tokens = _trial_tokens(found, space, device)
     short, long = (_logits(caller, each, name)[..., : space.d_vocab] for each in tokens)
     if not all(bool(torch.isfinite(logits).all()) for logits in (short, long)):
-        raise ModelError(f"the logits of {name} are not finite (NaN or infinity)")
+        raise ModelError(f"the logits of {name} are not finite (NaN or infinity): check its weights, or load it in float32")
     try:
         mixed = _check_causal(caller, tokens[0], short, space.d_vocab, name)
     except ModelError:
         if caller.form.outputs is not None and caller.form.outputs.short:
-            raise ModelError(f"{name} gives logits for all positions but one, and the first one's are missing: {GUIDE}") from None
+            raise ModelError(f"{name} gives logits for all positions but one, and the first one's are missing: {WRAP}") from None
         raise
     notes += (*caller.form.notes, *said, *mixed)
     steady = not any(note.startswith(MIXED) for note in notes) and _is_steady(caller, tokens[0], short, space.d_vocab, name)
@@ -203,7 +204,8 @@ def _logits(caller: Caller, tokens: Tensor, name: str) -> Tensor:
     except Exception as error:  # whatever a user's model may raise
         if is_out_of_memory(error):
             raise
-        advice = f"; token id {int(tokens.max())} may be none: give it the attribute `vocab_size`"
+        largest = int(tokens.max())
+        advice = f"; token id {largest} may be beyond its vocabulary: give the module the attribute `vocab_size`"
         raise ModelError(
             f"{name} must map token ids (batch, positions) to logits; given {tuple(tokens.shape)} it raised "
             f"{type(error).__name__}: {first_line(error)}{advice if isinstance(error, IndexError) else ''}"
