@@ -249,7 +249,8 @@ class Flow:
         for path, part in parts.items():
             firsts.setdefault(type(part).__name__, path)
         named = [f"{quoted(path)} ({kind})" for kind, path in firsts.items()]
-        why = f"; {HOLDS}" if holding else next(filter(None, (sealed_in(part, path) for path, part in parts.items())), "")
+        sealed = next(filter(None, (sealed_in(part, path) for path, part in parts.items())), "")
+        why = f"{sealed}; {HOLDS}" if holding else sealed
         raise Refused(f"{UNSEEN} in {', '.join(named)} too, where no attention is seen{why}")
 
     def _told(self, tensor: Tensor) -> Told | None:
