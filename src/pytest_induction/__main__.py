@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor.add_argument("--dtype", help="floating-point type it is loaded in (default: as stored)")
     doctor.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
     command.add_trust(doctor)
+    command.add_without_pattern(doctor)
     doctor.add_argument("--attach", help="function that shows the model's attention: conftest.py:pytest_induction_attach, say")
     doctor.set_defaults(command=_doctor)
     sweep = commands.add_parser("sweep", help=command.ABOUT, description=command.ABOUT)
@@ -64,7 +65,7 @@ def _doctor(given: argparse.Namespace) -> int:
     from pytest_induction.models.load import function_named, load_model
 
     attach = () if given.attach is None else function_named(given.attach)
-    settings = {name: getattr(given, name) for name in ("device", "dtype", "memory", "trust_remote_code")}
+    settings = {name: getattr(given, name) for name in ("device", "dtype", "memory", "trust_remote_code", "without_pattern")}
     subject = load_model(given.model, attach=attach, **settings)
     lines, fits = subject.diagnosis(), True
     try:

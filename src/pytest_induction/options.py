@@ -18,6 +18,10 @@ RUN_SETTINGS = {
     "reference": "training run than which induction must not form later",
     "factory": "what makes the model of the checkpoints that --induction-run names: module.path:factory or path/file.py:factory",
 }
+MODULE_SETTINGS = {
+    "without_pattern": "modules of the model that mix positions and have no attention pattern, such as a recurrence: paths or "
+    "classes, by commas; may be repeated",
+}
 REPORT_SETTINGS = {
     "report": "write a report when the session ends: PATH.html, PATH.json or PATH.md; may be repeated",
     "exhibits": "what is measured of each model for the report beside verdicts: all (default), none, or some, by commas",
@@ -40,6 +44,9 @@ def add_options(parser: pytest.Parser) -> None:
     for name, help_text in SETTINGS.items():
         group.addoption(_option(name), dest=f"induction_{name}", metavar=name.upper(), help=help_text)
         parser.addini(f"induction_{name}", help=f"{help_text}; collects nothing by itself", default=None)
+    without = MODULE_SETTINGS["without_pattern"]
+    group.addoption(_option("without_pattern"), dest="induction_without_pattern", action="append", metavar="NAME", help=without)
+    parser.addini("induction_without_pattern", without, type="args", default=[])
     run, reference, factory = RUN_SETTINGS["run"], RUN_SETTINGS["reference"], RUN_SETTINGS["factory"]
     group.addoption("--induction-run", dest="induction_run", action="append", metavar="RUN", help=run)
     group.addoption("--induction-reference", dest="induction_reference", metavar="RUN", help=reference)

@@ -26,6 +26,7 @@ CHECKED = {  # setting -> what checks it
 
 
 TRUST = "trust_remote_code"  # a flag that the ini file does not have
+WITHOUT = "without_pattern"  # one or several names
 REPEATED = (
     "model",
     "text",
@@ -34,8 +35,9 @@ REPEATED = (
     "memory",
     "baseline",
     TRUST,
+    WITHOUT,
 )  # settings of the command line that a test depends on
-LEFT_TO_OPTIONS = ("seed", "device", "dtype", "memory", TRUST)  # and those that a gate file may leave open
+LEFT_TO_OPTIONS = ("seed", "device", "dtype", "memory", TRUST, WITHOUT)  # and those that a gate file may leave open
 ON_RUNS = (
     "reference",
     "factory",
@@ -45,6 +47,7 @@ ON_RUNS = (
     "memory",
     "seed",
     TRUST,
+    WITHOUT,
 )  # and those that a gate of a run depends on
 
 
@@ -187,12 +190,20 @@ class SessionModel:
     @property
     def _measuring(self) -> dict[str, Any]:
         """What applies to a model however it came."""
-        return {"seed": self.seed, "memory": self.setting("memory"), "trust_remote_code": self.trusts_code}
+        ours = {"trust_remote_code": self.trusts_code, "without_pattern": self.without_pattern}
+        return {"seed": self.seed, "memory": self.setting("memory"), **ours}
 
     @property
     def trusts_code(self) -> bool:
         """Whether the command line lets code run that came with weights."""
         return bool(self._config.option.induction_trust_remote_code)
+
+    @property
+    def without_pattern(self) -> tuple[str, ...]:
+        """Modules that are declared to have no attention pattern: the command line's, else the ini file's."""
+        from pytest_induction.specs import module_names
+
+        return module_names(self.setting(WITHOUT) or ())
 
     def setting(self, name: str) -> str | None:
         """What the command line gives, or else the ini file; None for nothing."""
@@ -214,15 +225,15 @@ class SessionModel:
         return beside if Path(beside.partition(".py:")[0] + ".py" * (".py:" in beside)).exists() else value
 
 
-def _command(given: Mapping[str, str | bool | None], *chosen: str, first: Iterable[str] = ()) -> str:
+def _command(given: Mapping[str, str | list[str] | bool | None], *chosen: str, first: Iterable[str] = ()) -> str:
     """A run of pytest with those of our options that are given, after what comes `first`."""
     options = [_written(name, value) for name, value in given.items() if value is not None and value is not False]
     return shlex.join(["pytest", *first, *options, *chosen])
 
 
-def _written(name: str, value: str | bool) -> str:
+def _written(name: str, value: str | list[str] | bool) -> str:
     option = f"--induction-{name.replace('_', '-')}"
-    return option if value is True else f"{option}={value}"
+    return option if value is True else f"{option}={','.join(value) if isinstance(value, list) else value}"
 
 
 def _check_consent(config: pytest.Config) -> None:

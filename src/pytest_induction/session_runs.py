@@ -72,7 +72,7 @@ class SessionRuns:
         factory = self._config.option.induction_factory or self._config.getini("induction_factory") or None
         named = {name: self._model.setting(name) for name in ("device", "dtype", "memory")}
         ours = {"text": self._model.text, "seed": self._model.seed, "trust_remote_code": self._model.trusts_code}
-        return {"factory": factory, **ours, **named}
+        return {"factory": factory, **ours, **named, "without_pattern": self._model.without_pattern}
 
     def _beside(self, path: str) -> str:
         """A path of the ini file is relative to where that lies."""

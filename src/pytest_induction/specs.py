@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from pytest_induction.errors import ArgumentError, ModelError
@@ -41,6 +42,21 @@ def check_text(path: Path) -> None:
     """Raise `ArgumentError` for what is no file, or has nothing in it."""
     if not path.is_file() or not path.stat().st_size:
         raise ArgumentError(f"{str(path)!r} is {'empty' if path.is_file() else 'not a file'}")
+
+
+class IfThere(str):
+    """A name of modules without a pattern that a model need not have: it was meant for another one."""
+
+    __slots__ = ()
+
+
+def module_names(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Paths and classes of modules: several, or some in one string, by commas. Raises `ArgumentError` for anything else."""
+    several = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else ()
+    if not (isinstance(given, Iterable) and all(isinstance(each, str) for each in several)):
+        raise ArgumentError(f'`without_pattern` must be names of modules, such as a class "Scan" or a path, got {given!r}')
+    names = (type(each)(name.strip()) for each in several for name in each.split(",") if name.strip())
+    return tuple(dict.fromkeys(names))
 
 
 def memory_size(text: str) -> int:

@@ -186,7 +186,9 @@ class Windowed(Base):
 
 def test_an_argument_without_an_obvious_value_is_named():
     """One line, with the page that says how to wrap the model."""
-    with pytest.raises(ModelError, match=r"its forward needs `window`, for which no value is obvious: docs/how-to/wrap-a-model"):
+    with pytest.raises(
+        ModelError, match=r"its forward needs `window`, for which no value is obvious; wrap it .*, see docs/how-to/wrap-a-model"
+    ):
         load_model(Windowed())
 
 

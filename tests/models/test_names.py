@@ -1,5 +1,8 @@
 """What a class is called tells nothing: the same code is measured, noted or refused alike under a telling and a neutral name."""
 
+import re
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -168,8 +171,88 @@ class Around(Base):
 
 
 def test_a_module_that_holds_a_layer_cannot_be_declared():
-    with pytest.raises(UnsupportedModel, match=r"in `blocks.1.mixer` \(Around\) too"):
+    """The refusal says so, and does not advise it."""
+    with pytest.raises(
+        UnsupportedModel, match=r"in `blocks.1.mixer` \(Around\) too.* holds a layer.* cannot be declared"
+    ) as refused:
         measure_heads(load_model(Positioned(Attention(fused), Around()), without_pattern="Around"))
+    assert "put it into a module of its own" in str(refused.value) and "pattern=Around" not in str(refused.value)
+
+
+class Named(nn.Module):
+    """A wrapper of the user's, which changes no logits."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, tokens):
+        return {"logits": self.net(tokens)}
+
+
+@pytest.mark.parametrize(
+    "wrap", [Named, nn.DataParallel, partial(torch.compile, backend="eager")], ids=["own", "parallel", "compiled"]
+)
+def test_a_path_is_one_of_the_refusal_or_one_of_what_was_given(wrap):
+    """A wrapper is left aside, so that the refusal has a path in the model inside; its user may see another one."""
+    model = wrap(Positioned(Attention(fused), Scanned()))
+    (given,) = (path for path, part in model.named_modules() if isinstance(part, Scanned))
+    seen = re.search(r"positions in `([^`]+)` \(Scanned\)", said_of(model))[1]
+    assert given.endswith(f".{seen}")
+    for path in (given, seen):
+        assert_right(load_model(model, without_pattern=path))
+
+
+def test_a_module_that_runs_twice_may_be_named_by_either_path():
+    scan = Scanned()
+    model = Positioned(Attention(fused), scan, scan)
+    for path in ("blocks.1.mixer", "blocks.2.mixer"):
+        assert "which nothing checked" in load_model(model, without_pattern=path).notes[-1]
+
+
+def test_what_holds_a_layer_excuses_nothing_in_it():
+    """Neither by its class nor by its path: beside the layer that is seen, what is in it may attend as well."""
+
+    class Pair(Base):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.other = Attention(fused), Softmax()
+
+        def forward(self, x):
+            return self.inner(x) + self.other(x)
+
+    for name in ("Pair", "blocks.1", "blocks.1.mixer"):
+        with pytest.raises(UnsupportedModel, match=r"in `blocks.1.mixer.other` \(Softmax\) too"):
+            measure_heads(load_model(Positioned(Attention(fused), Pair()), without_pattern=name))
+
+
+def test_every_class_that_may_attend_is_named_at_once():
+    """So that one declaration does; each once, by its first path."""
+    model = Positioned(Attention(fused), Scanned(), Linear(), Scanned(), Mean())
+    said = said_of(model)
+    assert "between positions in `blocks.1.mixer` (Scanned), `blocks.2.mixer` (Linear) too, where no attention is seen" in said
+    names = re.search(r"--induction-without-pattern=(\S+),", said)[1]
+    assert names == "Scanned,Linear"
+    assert_right(load_model(model, without_pattern=names))
+
+
+def test_a_model_under_test_is_tried_out_again_where_that_may_make_it_readable():
+    """It keeps its name and its seed; one that is readable stays as it is, and a wrong name is told of either."""
+    model = Positioned(Attention(fused), Scanned())
+    unread = load_model(model, seed=3)
+    read = load_model(unread, without_pattern="Scanned")
+    assert (read.name, read.seed, unread.way) == (unread.name, 3, None)
+    assert_right(read)
+    assert load_model(read, without_pattern="Scanned") is read and load_model(unread) is unread
+    for subject in (read, unread):
+        with pytest.raises(ArgumentError, match="'Scaned' is none in this model; did you mean `Scanned`"):
+            load_model(subject, without_pattern="Scaned")
+
+
+@pytest.mark.parametrize("given", [Scanned, 3, None, ["Scanned", 3]])
+def test_names_are_strings(given):
+    with pytest.raises(ArgumentError, match='`without_pattern` must be names of modules, such as a class "Scan" or a path, got'):
+        load_model(Positioned(Attention(fused), Scanned()), without_pattern=given)
 
 
 class Spoofed(Softmax):

@@ -194,9 +194,9 @@ def check_ini(text):
 
 
 def check_keys(settings):
-    from pytest_induction.options import BASELINE_SETTINGS, REPORT_SETTINGS, RUN_SETTINGS, SETTINGS
+    from pytest_induction.options import BASELINE_SETTINGS, MODULE_SETTINGS, REPORT_SETTINGS, RUN_SETTINGS, SETTINGS
 
-    known = {f"induction_{name}" for name in (*SETTINGS, *RUN_SETTINGS, *REPORT_SETTINGS, *BASELINE_SETTINGS)}
+    known = {f"induction_{name}" for name in (*SETTINGS, *MODULE_SETTINGS, *RUN_SETTINGS, *REPORT_SETTINGS, *BASELINE_SETTINGS)}
     assert {key for key in settings if key.startswith("induction_")} <= known
 
 
@@ -299,11 +299,11 @@ def headings_of(page):
 
 def test_options_and_ini_keys_are_documented():
     """What the plugin knows, the quickstart lists."""
-    from pytest_induction.options import BASELINE_SETTINGS, REPORT_SETTINGS, RUN_SETTINGS, SETTINGS
+    from pytest_induction.options import BASELINE_SETTINGS, MODULE_SETTINGS, REPORT_SETTINGS, RUN_SETTINGS, SETTINGS
     from pytest_induction.plugin import MARKER_KEYS
 
     page = (ROOT / "docs" / "quickstart.md").read_text()
-    for name in (*SETTINGS, *RUN_SETTINGS, *REPORT_SETTINGS, *BASELINE_SETTINGS):
+    for name in (*SETTINGS, *MODULE_SETTINGS, *RUN_SETTINGS, *REPORT_SETTINGS, *BASELINE_SETTINGS):
         assert f"`--induction-{name.replace('_', '-')}`" in page
         assert f"`induction_{name}`" in page
     assert "`--induction-benchmark`" in page

@@ -290,7 +290,10 @@ def test_a_broken_model_is_one_line_for_each_gate(kind, run, broken):
 
 
 FACTORIES = {
-    "no logits": ("nn.Identity()", "the model must return logits (3, 11, d_vocab)"),
+    "no logits": (
+        "nn.Identity()",
+        "returned int64 (3, 11) for token ids (3, 11); expected next-token logits of every position, ",
+    ),
     "bidirectional": ("Plain(causal=False)", "is not causal: another last token changes earlier logits"),
     "a vocabulary of 3": ("Plain(d_vocab=3)", "a probe needs at least 5 usable token ids, the model has 3"),
     "no module": ("object()", "must return a torch module, it returned `object`"),

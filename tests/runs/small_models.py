@@ -56,8 +56,33 @@ class Hoarder(Small):
         return super().forward(tokens) + F.linear(self.embed(tokens), self.scaled)
 
 
+class Scan(nn.Module):
+    """A recurrence whose gates depend on what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.add = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        log_gate = F.logsigmoid(self.gate(x)).cumsum(1)
+        return log_gate.exp() * ((-log_gate).exp() * self.add(x)).cumsum(1)
+
+
+class Hybrid(Small):
+    """Begins with two recurrences."""
+
+    def __init__(self):
+        super().__init__()
+        self.scans = nn.ModuleList(Scan() for _ in range(2))
+        self.embed = nn.Sequential(self.embed, *self.scans)
+
+
 def make():
     return Small()
+
+
+def make_hybrid():
+    return Hybrid()
 
 
 def make_tied():

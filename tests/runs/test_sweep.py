@@ -37,7 +37,7 @@ from pytest_induction.runs.places import Place
 from pytest_induction.runs.store import read_run
 from pytest_induction.runs.sweep import sweep
 
-from .small_models import HERE, MAKE, Evil, Small, make, make_hoarder, state
+from .small_models import HERE, MAKE, Evil, Small, make, make_hoarder, make_hybrid, state
 
 N = 6  # sequences: each measurement is quick
 
@@ -611,3 +611,51 @@ def test_the_command_says_what_could_not_be_measured_and_where_the_run_lies(plac
     for wrong in (["--seed", "3"], ["--steps", "x"], ["--text", str(Path(place) / "none.txt")]):
         assert main([*command, *wrong]) == 2
         assert capsys.readouterr().err.startswith("error: ")
+
+
+class TestWithoutPattern:
+    """Modules that are declared to have no attention pattern."""
+
+    @pytest.fixture
+    def place(self, tmp_path):
+        (tmp_path / "t").mkdir()
+        for step in (0, 10):
+            torch.manual_seed(step)
+            torch.save({"state_dict": make_hybrid().state_dict(), "global_step": step}, tmp_path / "t" / f"step_{step}.pt")
+        return tmp_path / "t"
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_the_option_of_the_problem_mends_it_in_the_same_place(self, place, out, capsys, workers):
+        """No curve could break there: no head was measured. Processes have it, too."""
+        command = ["sweep", str(place), "-o", str(out), "--factory", f"{HERE}:make_hybrid", f"--workers={workers}"]
+        assert main(command) == 1
+        problem = capsys.readouterr().out.splitlines()[0]
+        assert "step_0.pt cannot be read: information moves between positions in `embed.1` (Scan) too, where no" in problem
+        option = problem.rpartition(" ")[2]
+        assert option == "--induction-without-pattern=Scan"
+        assert main([*command, option]) == 0
+        run = read_run(Place(out))
+        assert not any(each.problem for each in run.snapshots)
+        own = load_model(_filled_hybrid(place / "step_10.pt"), without_pattern="Scan")
+        expected = Measuring().snapshot(own, 10)
+        np.testing.assert_allclose(run.snapshots[1].prefix_matching, expected.prefix_matching, atol=1e-5)
+
+    def test_a_run_is_gone_on_with_as_it_was_begun(self, place, out):
+        sweep(place, out, factory=make_hybrid, n_sequences=N, without_pattern=["Scan"])
+        assert "`without_pattern` ['Scan'] and now None: choose another place" in refusal(
+            lambda: sweep(place, out, factory=make_hybrid, n_sequences=N)
+        )
+
+    def test_a_name_that_is_none_ends_it_at_once(self, place, out, capsys):
+        """Before anything is measured, for no checkpoint has it."""
+        command = ["sweep", str(place), "-o", str(out), "--factory", f"{HERE}:make_hybrid", "--without-pattern=Scann"]
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "'Scann' is none in this model; did you mean `Scan`?" in said
+        assert not read_run(Place(out)).snapshots
+
+
+def _filled_hybrid(path):
+    model = make_hybrid()
+    model.load_state_dict(torch.load(path)["state_dict"])
+    return model

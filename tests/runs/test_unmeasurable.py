@@ -1,7 +1,9 @@
 """What the recorder does with a model that it cannot measure, and how its snapshots get lighter: real models, in a loop by hand."""
 
+import json
 import math
 import random
+import re
 from typing import ClassVar
 
 import numpy as np
@@ -9,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_induction.errors import ModelError, TextError
+from pytest_induction.errors import ArgumentError, ModelError, TextError
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.recorder import InductionRecorder
 from pytest_induction.runs.schedule import due_steps
 from tests.models.plain import Plain, unreadable
+from tests.runs.small_models import Hybrid
 from tests.runs.test_recorder import read
 from tests.runs.training import CONTEXT, D_VOCAB, Clock, Tiny, train
 
@@ -124,6 +127,26 @@ class TestUnmeasurable:
     def test_a_model_without_readable_attention_has_behaviour_and_is_recorded(self, path):
         with pytest.warns(RuntimeWarning, match="heads are not measured"):
             assert InductionRecorder(path)(Plain(unreadable, D_VOCAB, n_ctx=CONTEXT), 0).advantage is not None
+
+    def test_what_has_no_pattern_is_declared_as_the_warning_says(self, path):
+        """The same argument, copied from it; heads are then measured, and the run says that nobody checked."""
+        told = pytest.warns(RuntimeWarning, match=r"heads are not measured, .* in `embed.1` \(Scan\) too")
+        with told as warned, InductionRecorder(path) as recorder:
+            assert "declare it: " in recorder(Hybrid(), 0).problem
+        written = re.search(r'InductionRecorder\(\.\.\., without_pattern="(\w+)"\)', str(warned[0].message))[1]
+        with InductionRecorder(path, without_pattern=written) as recorder:
+            snapshot = recorder(Hybrid(), 1)
+        assert not snapshot.problem and snapshot.prefix_matching.shape == (2, 2)
+        notes = json.loads((path / "run.json").read_text())["about"]["notes"]
+        declared = "declared to mix positions without a pattern, which nothing checked: what runs in `embed.1`, `embed.2`"
+        assert declared in notes
+
+    def test_a_name_that_is_no_module_is_said_on_the_first_call(self, path):
+        with pytest.raises(ModelError, match="'Scann' is none in this model; did you mean `Scan`"):
+            InductionRecorder(path, without_pattern=["Scann"])(Hybrid(), 0)
+        assert not path.exists()
+        with pytest.raises(ArgumentError, match="`without_pattern` must be names of modules"):
+            InductionRecorder(path, without_pattern=Hybrid)
 
     def test_the_model_and_all_random_numbers_are_left_alone(self, path):
         torch.manual_seed(0)

@@ -219,7 +219,7 @@ def test_a_vocabulary_that_is_padded_is_measured_where_its_size_is_told(kind):
 @pytest.mark.parametrize("kind", [Wide, Closed])
 def test_a_vocabulary_that_is_padded_is_one_line_where_its_size_is_not_told(kind):
     """The line says which id may be none, and how to tell."""
-    said = r"it raised IndexError: .*; token id (4\d|5\d|6[0-3]) may be none: give it the attribute `vocab_size`$"
+    said = r"it raised IndexError: .*; token id (4\d|5\d|6[0-3]) may be beyond its vocabulary: give the module the attribute `vocab_size`$"
     with pytest.raises(ModelError, match=said) as caught:
         load_model(model(kind))
     in_one_line(caught, ModelError)

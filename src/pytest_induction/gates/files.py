@@ -17,6 +17,7 @@ from pytest_induction.gates.items import GateItem
 from pytest_induction.gates.sweeping import kept_at, opened
 from pytest_induction.gates.table import Expectation, Gate, read_gates, shown
 from pytest_induction.gates.values import ModelNamed, RunNamed
+from pytest_induction.specs import IfThere, module_names
 
 Setting = Callable[[str], str | None]
 """What the session's options and ini keys say: of what a gate does not say itself."""
@@ -138,12 +139,14 @@ class Opening:
             return Path(shown(named.spec))  # measurements, which the assertion reads
         of_subject = {"dtype": self._of("dtype")} if named is self._gate.subject else {}  # types may be what is compared
         measured = {"seed": self._seed, "device": self._of("device"), "memory": self._of("memory")}
-        return load_model(shown(named.spec), **measured, **of_subject, trust_remote_code=self._trusts_code)
+        ours: dict[str, Any] = {"trust_remote_code": self._trusts_code, "without_pattern": self._without_pattern(named)}
+        return load_model(shown(named.spec), **measured, **of_subject, **ours)
 
     def _run(self, named: RunNamed) -> Any:
         ours = ("device", "dtype", "memory")
         settings = {"seed": self._seed, "trust_remote_code": self._trusts_code, **{name: self._of(name) for name in ours}}
         own = {name: self._gate.settings.get(name) for name in ("factory", "text")}
+        own["without_pattern"] = self._without_pattern(named)
         return opened(named.spec if "://" in named.spec else shown(named.spec), kept_at(self._config), **settings, **own)
 
     @property
@@ -154,6 +157,11 @@ class Opening:
     def _trusts_code(self) -> bool:
         """Whether code may run that came with weights: what the gate says, else the command line."""
         return bool(self._gate.settings.get("trust_remote_code", self._config.option.induction_trust_remote_code))
+
+    def _without_pattern(self, named: ModelNamed | RunNamed) -> tuple[str, ...]:
+        """Modules declared to have no attention pattern. What the gate's own model has, one that it is compared with may lack."""
+        names = module_names(self._of("without_pattern") or ())
+        return names if named is self._gate.subject else tuple(map(IfThere, names))
 
     def _of(self, name: str) -> Any:
         """What the gate says, else the session."""

@@ -42,7 +42,8 @@ def _swept(name: str, kept: Path, settings: dict[str, Any]) -> TrainingRun:
     place = name if "://" in name else Path(name).resolve()
     named = ("factory", "device", "dtype", "memory", "seed", "text")
     trusted = ("trust_remote_code",) if settings.get("trust_remote_code") else ()
-    key = repr((str(place), *(None if settings.get(each) is None else str(settings[each]) for each in named), *trusted))
+    without = tuple(settings.get("without_pattern") or ())
+    key = repr((str(place), *(None if settings.get(each) is None else str(settings[each]) for each in named), *trusted, *without))
     out = kept / blake2b(key.encode(), digest_size=8).hexdigest()
     while True:
         try:

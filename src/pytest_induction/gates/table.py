@@ -17,13 +17,14 @@ from pytest_induction.errors import ArgumentError, InductionError, meant
 from pytest_induction.gates import signatures, values
 from pytest_induction.gates.signatures import MODEL, PREFIX, RUN, Signature
 from pytest_induction.gates.values import ModelNamed, RunNamed
-from pytest_induction.specs import check_device, check_dtype, memory_size
+from pytest_induction.specs import check_device, check_dtype, memory_size, module_names
 
 PYPROJECT = "pyproject.toml"
 SECTION = ("tool", "pytest_induction", "gates")
 MISSPELT = "pytest-induction"
 FOR_RUNS = ("reference", "factory")
-KEYS = (MODEL, RUN, "text", "seed", "device", "dtype", "memory", "trust_remote_code", *FOR_RUNS, "marks", "expect")
+LOADING = ("device", "dtype", "memory", "trust_remote_code", "without_pattern")
+KEYS = (MODEL, RUN, "text", "seed", *LOADING, *FOR_RUNS, "marks", "expect")
 NAME = re.compile(r"\w[\w.+-]*")  # what pytest can select by node id
 NEEDED = {"text": 'text = "PATH"', "reference": 'reference = "RUN"'}  # what a gate can give all that it expects
 
@@ -175,6 +176,7 @@ def _checked(table: Mapping[str, Any], place: Path, gate: Gate) -> Gate:
         "dtype": _checking(check_dtype),
         "memory": _checking(memory_size),
         "trust_remote_code": values.truth,
+        "without_pattern": _modules,
         "reference": values.run_at,
         "factory": values.factory_at,
     }
@@ -197,6 +199,7 @@ WORDS = {
     "seed": "a whole number from 0 up",
     "marks": "a list of names of markers",
     "trust_remote_code": "true or false, without quotes",
+    "without_pattern": 'paths or classes of modules, such as "Scan", in a list if several',
 }
 
 
@@ -212,6 +215,10 @@ def _marks(value: Any, place: Path) -> tuple[str, ...]:
     if not all(map(str.isidentifier, names)):
         raise values.OfAnotherKindError
     return names
+
+
+def _modules(value: Any, place: Path) -> tuple[str, ...]:
+    return module_names(value if isinstance(value, str) else values.strings(value, place))
 
 
 def _checking(check: Callable[[str], object]) -> Callable[[Any, Path], str]:

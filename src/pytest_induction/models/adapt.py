@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.errors import ArgumentError, InductionError, ModelError
+from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.models.calling import (
     Caller,
     Form,
@@ -30,12 +30,13 @@ from pytest_induction.models.calling import (
 )
 from pytest_induction.models.declared import CONTEXT_NAMES, declared, declared_layers, token_space, tokenizer_of
 from pytest_induction.models.differences import close_to, difference
-from pytest_induction.models.forms import GUIDE, Found, find_forms, model_inside, of_round_lengths
+from pytest_induction.models.forms import GUIDE, WRAP, Found, find_forms, model_inside, of_round_lengths
 from pytest_induction.models.inputs import MASKS, OPTIONAL
 from pytest_induction.models.protocol import ModelUnderTest, remember_inside
 from pytest_induction.models.shown import Attach
 from pytest_induction.models.trial import Trial, find_way, is_offloaded
 from pytest_induction.models.weights import broken_weights
+from pytest_induction.models.without_pattern import paths_or_classes
 from pytest_induction.records import TokenSpace
 
 BATCH_TRIALS = 8  # token ids for which the influence of a later token is compared with that of the other rows,
@@ -56,18 +57,18 @@ def adapt(
 ) -> ModelUnderTest:
     """Make a model under test of a module that maps token ids to logits. Raises `ModelError` if it cannot be one."""
     name = name or type(uncompiled(module)).__name__
-    _check_declared(module, without_pattern)
     others, found = OtherRandom(), Memory(module)
     try:
         with as_found(module) as hooked:
             _check_weights(module, name)
-            tried = _tried_out(module, tokenizer, name, tuple(without_pattern))
-            expected = declared_layers(tried.found.seen.sources)
-            way, said = find_way(tried.found.caller, tried.trial, attach, expected=expected, hooked=hooked)
+            tried = _tried_out(module, tokenizer, name)
+            declares = paths_or_classes(module, tried.found.caller.module, without_pattern)
+            told: dict[str, Any] = {"expected": declared_layers(tried.found.seen.sources), "hooked": hooked}
+            way, said = find_way(tried.found.caller, tried.trial._replace(declared=declares), attach, **told)
             for round_one in of_round_lengths(tried.found) if way is None else ():
                 with suppress(ModelError):  # what was said of the way it is called stands
-                    again = _checked(round_one, tried.tokenizer, name, tuple(without_pattern))
-                    way, _ = find_way(round_one.caller, again.trial, attach, expected=expected, hooked=hooked)
+                    again = _checked(round_one, tried.tokenizer, name)
+                    way, _ = find_way(round_one.caller, again.trial._replace(declared=declares), attach, **told)
                 if way is not None:
                     tried, said = again, ()
                     break
@@ -99,7 +100,7 @@ class _Tried(NamedTuple):
         return self.trial.steady
 
 
-def _tried_out(module: nn.Module, tokenizer: Any, name: str, without: tuple[str, ...]) -> _Tried:
+def _tried_out(module: nn.Module, tokenizer: Any, name: str) -> _Tried:
     """Try the ways to call a module until one stands all checks. Raises what the first one that runs failed for.
 
     One with which rows influence each other a little is taken where no other way has them apart.
@@ -109,7 +110,7 @@ def _tried_out(module: nn.Module, tokenizer: Any, name: str, without: tuple[str,
     forms = find_forms(module, name)
     for found in forms:
         try:
-            tried = _checked(found, tokenizer, name, without)
+            tried = _checked(found, tokenizer, name)
         except ModelError as error:
             failure = failure or error
             continue
@@ -135,10 +136,11 @@ def _check_only_one(tried: _Tried, others: Iterator[Found], name: str) -> None:
         except ModelError:
             continue
         if again.strict and difference(again.trial.logits[0], tried.trial.logits[0]) > close_to(tried.trial.logits[0]):
-            raise ModelError(f"{name} may be given several masks as `{filled[0]}`, and each gives other logits: {GUIDE}")
+            several = f"{name} may be given several masks as `{filled[0]}`, and each gives other logits"
+            raise ModelError(f"{several}: wrap it with the right one, see {GUIDE}")
 
 
-def _checked(found: Found, tokenizer: Any, name: str, without: tuple[str, ...] = ()) -> _Tried:
+def _checked(found: Found, tokenizer: Any, name: str) -> _Tried:
     """Try out one way to call a module, or the model inside that gives the same. Raises `ModelError` where it is no good."""
     notes: tuple[str, ...] = ()
     sources = found.seen.sources
@@ -148,18 +150,11 @@ def _checked(found: Found, tokenizer: Any, name: str, without: tuple[str, ...] =
         notes = (f"measured is `{inner.name}` ({type(same.caller.module).__name__}), whose logits {_kind(found)} returns",)
         found = replace(same, seen=found.seen)
     tokenizer = tokenizer if tokenizer is not None else tokenizer_of(sources)
-    return _Tried(found, _trial_of(found, tokenizer, name, notes)._replace(declared=without), tokenizer)
+    return _Tried(found, _trial_of(found, tokenizer, name, notes), tokenizer)
 
 
 def _kind(found: Found) -> str:
     return f"`{type(found.caller.module).__name__}`"
-
-
-def _check_declared(module: nn.Module, names: Sequence[str]) -> None:
-    there = {name for path, part in module.named_modules() for name in (path, type(part).__name__)}
-    missing = [name for name in names if name not in there]
-    if missing:
-        raise ArgumentError(f"`without_pattern` must name modules by path or class, and {missing[0]!r} is none in this model")
 
 
 def _trial_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...]) -> Trial:
@@ -173,12 +168,12 @@ def _trial_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...]) -
     tokens = _trial_tokens(found, space, device)
     short, long = (_logits(caller, each, name)[..., : space.d_vocab] for each in tokens)
     if not all(bool(torch.isfinite(logits).all()) for logits in (short, long)):
-        raise ModelError(f"the logits of {name} are not finite (NaN or infinity)")
+        raise ModelError(f"the logits of {name} are not finite (NaN or infinity): check its weights, or load it in float32")
     try:
         mixed = _check_causal(caller, tokens[0], short, space.d_vocab, name)
     except ModelError:
         if caller.form.outputs is not None and caller.form.outputs.short:
-            raise ModelError(f"{name} gives logits for all positions but one, and the first one's are missing: {GUIDE}") from None
+            raise ModelError(f"{name} gives logits for all positions but one, and the first one's are missing: {WRAP}") from None
         raise
     notes += (*caller.form.notes, *said, *mixed)
     steady = not any(note.startswith(MIXED) for note in notes) and _is_steady(caller, tokens[0], short, space.d_vocab, name)
@@ -213,7 +208,8 @@ def _logits(caller: Caller, tokens: Tensor, name: str) -> Tensor:
     except Exception as error:  # whatever a user's model may raise
         if is_out_of_memory(error):
             raise
-        advice = f"; token id {int(tokens.max())} may be none: give it the attribute `vocab_size`"
+        largest = int(tokens.max())
+        advice = f"; token id {largest} may be beyond its vocabulary: give the module the attribute `vocab_size`"
         raise ModelError(
             f"{name} must map token ids (batch, positions) to logits; given {tuple(tokens.shape)} it raised "
             f"{type(error).__name__}: {first_line(error)}{advice if isinstance(error, IndexError) else ''}"

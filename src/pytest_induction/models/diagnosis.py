@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from pytest_induction.models.flow import HOLDS, UNSEEN
+
 if TYPE_CHECKING:
     from pytest_induction.models.protocol import ModelUnderTest
 
-UNSEEN = "information moves between positions"  # what a refusal says of a module that may attend where nothing sees it
+MOVES = re.compile(rf"{UNSEEN} in (.*) too, ")  # of modules that may attend where nothing sees it
+PATH = re.compile(r"`([^`]+)` \(")
+CLASS = re.compile(r"\((\w+)\)")
 SHOWN_LAYERS = 4  # that are named one by one
 Line = tuple[str, str]
 
@@ -90,17 +96,16 @@ def _advice(module: nn.Module, tried: tuple[str, ...]) -> list[str]:
     if isinstance(implementation, str) and implementation not in ("sdpa", "eager"):
         advice.append(f"it was loaded with attn_implementation={implementation!r}: load it with 'sdpa' or 'eager'")
     named = [name for name, part in module.named_modules() if _is_called_attention(name, part)]
-    where = f" (in `{named[0]}`, say)" if named else ""
-    if any(UNSEEN in said for said in tried):
-        advice.append(
-            "if what moves it there has no attention pattern (a recurrence, linear attention), say so by "
-            "`load_model(model, without_pattern=...)`, with its path or class: nothing can check that, and a note will say so"
-        )
+    unseen = next((said for said in tried if MOVES.search(said)), None)
+    if unseen is not None:
+        named = PATH.findall(unseen)
+        advice.append(_declaring(unseen))
     elif any(said.startswith("softmax: no ") for said in tried):
         advice.append(
             "no attention was seen, which does not mean that there is none: compiled programs, kernels and other functions that "
             "nothing watches may attend; a model that does not has behaviour only, and no heads to measure"
         )
+    where = f" (in `{named[0]}`, say)" if named else ""
     advice.append(
         f"call `pytest_induction.show_attention` where it attends{where}, with the pattern, or with query and key where that is "
         "a softmax; or attach a hook that does, by `load_model(model, attach=...)`, conftest.py or `doctor --attach`: "
@@ -108,6 +113,36 @@ def _advice(module: nn.Module, tried: tuple[str, ...]) -> list[str]:
         "unchanged, needs neither"
     )
     return advice
+
+
+def _declaring(said: str) -> str:
+    """How to declare the modules of which this was said, as it is to be written."""
+    if HOLDS in said:
+        return (
+            "if what moves it there has no attention pattern (a recurrence, linear attention), put it into a module of its own, "
+            "which can be declared: --induction-without-pattern, `load_model(model, without_pattern=...)`"
+        )
+    names = _classes(said)
+    return (
+        "if what moves it there has no attention pattern (a recurrence, linear attention), declare it by path or class: "
+        f"--induction-without-pattern={','.join(names)}, `without_pattern = {json.dumps(names)}` in a gate file, "
+        f"`--without-pattern={','.join(names)}` of doctor and sweep, `load_model(model, without_pattern=...)` or "
+        "`InductionRecorder(..., without_pattern=...)`; nothing can check that, and a note will say so"
+    )
+
+
+def _classes(said: str) -> list[str]:
+    """The classes of the modules of which this was said."""
+    found = MOVES.search(said)
+    return CLASS.findall(found[1]) if found else []
+
+
+def why_unread(subject: ModelUnderTest, option: str) -> str:
+    """The end of a line that says that attention cannot be read, where declaring modules by this option may change that."""
+    said = next((said.partition(": ")[2] for said in subject.tried if MOVES.search(said)), "")
+    if not said or HOLDS in said:
+        return ""
+    return f": {said}; if that has no pattern, declare it: {option.format(','.join(_classes(said)))}"
 
 
 def _is_called_attention(name: str, part: nn.Module) -> bool:

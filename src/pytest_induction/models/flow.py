@@ -65,6 +65,8 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 CLOSE = {torch.float64: 1e-8, torch.float32: 1e-4}  # what other rows of a batch may change by rounding
 CLOSE_HALF = 3e-2
+UNSEEN = "information moves between positions"
+HOLDS = "it is or holds a layer that is seen, and cannot be declared"
 Given = tuple[tuple[Any, ...], dict[str, Any]]  # to a call of a module
 Experiment = Callable[[nn.Module, Given, tuple[int, int], int], bool]
 Key = tuple[str, int, str]  # of a module, which time it ran, and whether it was given something or gave it
@@ -109,11 +111,12 @@ class Mixing(NamedTuple):
     declared: list[str]
 
 
-def is_declared(module: nn.Module, path: str, names: Collection[str]) -> bool:
-    """Whether a module, or one that it lies in, has one of these names as its path or its class."""
+def is_declared(module: nn.Module, path: str, names: Collection[str], seen: Sequence[str] = ()) -> bool:
+    """Whether a module, or one that it lies in and that holds no layer which is seen, has one of these names as path or class."""
     steps = path.split(".")
     around = [".".join(steps[: count + 1]) for count in range(len(steps))] if path else []
-    return any(each in names or type(module.get_submodule(each)).__name__ in names for each in around)
+    alone = [each for each in around if not _holds(each, seen)]
+    return any(each in names or type(module.get_submodule(each)).__name__ in names for each in alone)
 
 
 def _holds(path: str, seen: Sequence[str]) -> bool:
@@ -225,20 +228,30 @@ class Flow:
 
     def decide(self, fixed: Experiment, declared: Collection[str], place: int) -> None:
         """Find out what unknown modules do, by experiment or by what is declared. Raises `Refused` for one that may attend."""
+        unknown = []
         for path, given in self.asked.items():
             holds = _holds(path, self._seen)  # an experiment on a module by itself tells nothing of one that holds layers
-            if not holds and is_declared(self.module, path, declared):
+            if not holds and is_declared(self.module, path, declared, self._seen):
                 self.declared += [] if path in self.declared else [path]
             elif not holds and fixed(self.module.get_submodule(path), given, (self._rows, self._positions), place):
                 self.found += [] if path in self.found else [path]
             else:
-                self._refuse(path)
+                unknown.append(path)
         self.asked.clear()
+        if unknown:
+            self._refuse(unknown)
 
-    def _refuse(self, path: str) -> None:
-        part = self.module.get_submodule(path)
-        where = f"{quoted(path)} ({type(part).__name__})"
-        raise Refused(f"information moves between positions in {where} too, where no attention is seen{sealed_in(part, path)}")
+    def _refuse(self, paths: Sequence[str]) -> None:
+        """Raise `Refused` for these modules: those that hold a layer, where there are such, else one of each class."""
+        holding = [path for path in paths if _holds(path, self._seen)]
+        parts = {path: self.module.get_submodule(path) for path in holding or paths}
+        firsts: dict[str, str] = {}
+        for path, part in parts.items():
+            firsts.setdefault(type(part).__name__, path)
+        named = [f"{quoted(path)} ({kind})" for kind, path in firsts.items()]
+        sealed = next(filter(None, (sealed_in(part, path) for path, part in parts.items())), "")
+        why = f"{sealed}; {HOLDS}" if holding else sealed
+        raise Refused(f"{UNSEEN} in {', '.join(named)} too, where no attention is seen{why}")
 
     def _told(self, tensor: Tensor) -> Told | None:
         """The tensor by position, or None for what is not laid out like that."""

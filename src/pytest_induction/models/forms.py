@@ -39,6 +39,7 @@ MOST_LENGTHS = 12  # single lengths that are tried where no other was taken
 LONGEST = 8192
 SAME = 1e-5  # of the size of the logits: what a wrapper that fills rows up may change by other rounding
 GUIDE = "docs/how-to/wrap-a-model.md"
+WRAP = f"wrap it so that it returns them, see {GUIDE}"
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class _Search:
             yield from ways_to_give(self._module, rows)
         except LookupError as error:
             if self._failure is None:
-                self._failure = ModelError(f"{self._name}: {error.args[0]}: {GUIDE}"), self._tokens(rows, TRIALS[0][0])
+                self._failure = ModelError(f"{self._name}: {error.args[0]}"), self._tokens(rows, TRIALS[0][0])
 
     def _others(self, inputs: Inputs) -> Iterator[Inputs]:
         """Other ways to call it, where the first one was no good."""
@@ -273,35 +274,32 @@ class _Search:
 
     def _none(self, output: Any, tokens: Tensor, vocabulary: Vocabulary, seen: FirstPass) -> NoLogits:
         """What to say where nothing that was returned is logits of every position."""
-        last = of_last_only(output, tokens, vocabulary)
-        known = f"; {vocabulary}" if str(vocabulary) else ""
-        said = f"{self._name} returned {described(output)} for token ids {tuple(tokens.shape)}{known}"
+        size = "ids" if vocabulary.size is None else f"{vocabulary.size}"
+        known = f" as {vocabulary}" if str(vocabulary) else ""
+        expected = f"expected next-token logits of every position, ({', '.join(map(str, tokens.shape))}, {size}){known}"
+        said = f"{self._name} returned {described(output)} for token ids {tuple(tokens.shape)}"
         more = of_more_positions(output, tokens, vocabulary)
         if more:
-            return NoLogits(f"{said}: {more} positions more than ids{self._inside(seen)}")
-        if last:
-            return NoLogits(
-                f"{said}: logits of the last position only, where those of every position are needed: {GUIDE}",
-                may_be_asked_for=True,
-            )
-        nothing = f"{said}: nothing there is next-token logits of every position{self._advice()}"
-        return NoLogits(nothing, may_be_asked_for=True)
+            return NoLogits(f"{said}, {more} positions more than ids; {expected}{self._inside(seen)}")
+        if of_last_only(output, tokens, vocabulary):
+            return NoLogits(f"{said}, logits of the last position only; {expected}: {WRAP}", may_be_asked_for=True)
+        return NoLogits(f"{said}; {expected}{self._advice()}", may_be_asked_for=True)
 
     def _inside(self, seen: FirstPass) -> str:
         """Which model inside to measure, where the one around adds positions."""
         get = getattr(self._module, "get_base_model", None)
         inner = get() if callable(get) else None
         if isinstance(inner, nn.Module):
-            return f", as prompt tuning adds: measure the model inside, `get_base_model()` ({type(inner).__name__})"
+            return f". Prompt tuning adds positions: measure the model inside, `get_base_model()` ({type(inner).__name__})"
         name = next((each.name for each in seen.given if each.name and any(True for _ in each.module.children())), "")
-        return f": measure the model inside, `{name}`" if name else f": {GUIDE}"
+        return f": measure the model inside, `{name}`" if name else f": {WRAP}"
 
     def _advice(self) -> str:
         head = getattr(self._module, "get_output_embeddings", None)
         if callable(head) and head() is None:
             return "; it has no language-model head: load it with AutoModelForCausalLM"
         switches = switches_of(self._module)
-        return f"; its forward has {switches}: another value may give them, see {GUIDE}" if switches else f": {GUIDE}"
+        return f"; its forward has {switches}: another value may give them, see {GUIDE}" if switches else f": {WRAP}"
 
     def _said(self) -> ModelError:
         """What to raise where no way to call it ran."""
@@ -309,13 +307,14 @@ class _Search:
             return ModelError(f"{self._name} was not tried out")
         error, tokens = self._failure
         if isinstance(error, InductionError):
-            return ModelError(f"{error}{self._why(error, tokens)}")
+            return ModelError(f"{error}{self._why(error) or f'; wrap it so that it takes token ids alone, see {GUIDE}'}")
+        cure = self._why(error) or f"; if it takes something else, wrap it, see {GUIDE}"
         return ModelError(
             f"{self._name} must map token ids (batch, positions) to logits; given {tuple(tokens.shape)} it raised "
-            f"{type(error).__name__}: {first_line(error)}{self._why(error, tokens)}"
+            f"{type(error).__name__}: {first_line(error)}{cure}"
         )
 
-    def _why(self, error: Exception, tokens: Tensor) -> str:
+    def _why(self, error: Exception) -> str:
         """What may be the matter, where that can be told."""
         if getattr(getattr(self._module, "config", None), "is_encoder_decoder", False):
             return "; it is an encoder and a decoder, and no causal language model"

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from logging import ERROR, getLogger
@@ -29,7 +29,8 @@ from pytest_induction.models.adapters import Adapter, check_peft, find_adapter, 
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.protocol import ModelUnderTest, changed_in
 from pytest_induction.models.shown import Attach
-from pytest_induction.specs import FORMS, check_dtype, check_spec, memory_size
+from pytest_induction.models.without_pattern import paths_or_classes
+from pytest_induction.specs import FORMS, check_dtype, check_spec, memory_size, module_names
 
 HOLDERS = ("_module", "module", "model", "_model")  # the attributes of objects that hold a model
 HARMLESS = re.compile(  # what old files hold beside weights: masks, positions and frequencies that are computed today
@@ -49,7 +50,7 @@ def load_model(
     memory: str | None = None,
     attach: Attach | Sequence[Attach] = (),
     trust_remote_code: bool = False,
-    without_pattern: str | Sequence[str] = (),
+    without_pattern: str | Iterable[str] = (),
 ) -> ModelUnderTest:
     """Make a model under test of whatever names or is a model.
 
@@ -67,24 +68,41 @@ def load_model(
 
     Raises `ModelError` if it cannot be found, loaded or run, `ArgumentError` for an unknown device, dtype or size.
     """
+    without = module_names(without_pattern)
     if isinstance(model, ModelUnderTest):
-        return model
+        return _declaring(model, without, attach)
     model, tokenizer = _held_by(model)
     if isinstance(model, nn.Module) and (changed := changed_in(model)) is not None:
         return changed.subject  # tried out before it was changed
-    known = (*((attach,) if callable(attach) else attach), *attached())
-    settings: dict[str, Any] = {"seed": seed, "attach": known, "memory": None if memory is None else memory_size(memory)}
-    settings["without_pattern"] = (without_pattern,) if isinstance(without_pattern, str) else tuple(without_pattern)
+    settings: dict[str, Any] = {"seed": seed, "attach": _hooks(attach), "memory": None if memory is None else memory_size(memory)}
+    settings["without_pattern"] = without
     if isinstance(model, nn.Module):
         return adapt(model, tokenizer=tokenizer, **settings)
     if not isinstance(model, (str, Path)):
         raise ModelError(f"a model must be a torch module or a string ({FORMS}), got `{type(model).__name__}`")
     loaded = load_module(str(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     if isinstance(loaded.module, ModelUnderTest):
-        return loaded.module
+        return _declaring(loaded.module, without, attach)
     subject = adapt(loaded.module, name=str(model), tokenizer=loaded.tokenizer, **settings)
     subject.notes += loaded.notes
     return subject
+
+
+def _hooks(attach: Attach | Sequence[Attach]) -> tuple[Attach, ...]:
+    return (*((attach,) if callable(attach) else attach), *attached())
+
+
+def _declaring(subject: ModelUnderTest, names: Sequence[str], attach: Attach | Sequence[Attach]) -> ModelUnderTest:
+    """The same model, tried out once more where that which is declared only now may make it readable."""
+    if not names:
+        return subject
+    paths_or_classes(subject.given, subject.module, names)  # raises for what is none
+    if subject.way is not None:
+        return subject
+    settings: dict[str, Any] = {"name": subject.name, "tokenizer": subject.tokenizer, "seed": subject.seed}
+    again = adapt(subject.given, **settings, memory=subject.memory, attach=_hooks(attach), without_pattern=names)
+    again.notes += tuple(note for note in subject.notes if note not in again.notes)
+    return again
 
 
 def _held_by(model: Any) -> tuple[Any, Any]:

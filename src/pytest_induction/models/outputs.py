@@ -91,11 +91,14 @@ class Outputs:
         found = part_at(output, self.path)
         rows, positions = tokens.shape[0], tokens.shape[1] - self.short
         if not isinstance(found, Tensor) or not found.is_floating_point():
-            raise ModelError(f"the model returned logits at {named(self.path) or 'once'} in a trial, and now {described(output)}")
+            place = f"output{named(self.path)}"
+            raise ModelError(
+                f"the model must return logits at {place}, as it did when it was tried out; it returned {described(output)}"
+            )
         found = self._laid_out(found, rows, positions)
         if found is None or tuple(found.shape[:2]) != (rows, positions):
             raise ModelError(
-                f"for token ids {tuple(tokens.shape)} the model returned {described(output)}, and not logits for each"
+                f"the model must return logits for each of the token ids {tuple(tokens.shape)}, it returned {described(output)}"
             )
         return found.clamp_min(torch.finfo(found.dtype).tiny).log() if self.probabilities else found
 

@@ -40,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", help="floating-point type it runs in (default: as stored)")
     parser.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
     add_trust(parser)
+    add_without_pattern(parser)
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the probes (default 0)")
     parser.add_argument("--tokens-per-step", metavar="T", type=float, help="tokens that a step of the training had")
 
@@ -48,6 +49,13 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     """The option by which code may run that came with weights; spelt as the messages do, too."""
     about = "let code run that came with the weights; without it such a model is refused"
     parser.add_argument("--trust-remote-code", "--induction-trust-remote-code", action="store_true", help=about)
+
+
+def add_without_pattern(parser: argparse.ArgumentParser) -> None:
+    """The option that declares modules which have no attention pattern; spelt as pytest has it, too."""
+    about = "modules that mix positions and have no attention pattern: paths or classes, by commas; may be given again"
+    names = ("--without-pattern", "--induction-without-pattern")
+    parser.add_argument(*names, metavar="NAME", action="append", default=[], help=about)
 
 
 def run(given: argparse.Namespace) -> tuple[str, int]:
@@ -68,6 +76,7 @@ def run(given: argparse.Namespace) -> tuple[str, int]:
             dtype=given.dtype,
             memory=given.memory,
             trust_remote_code=given.trust_remote_code,
+            without_pattern=given.without_pattern,
             seed=given.seed,
             tokens_per_step=given.tokens_per_step,
         )

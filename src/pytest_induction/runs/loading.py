@@ -51,6 +51,7 @@ class Loading:
     seed: int = 0
     attach: tuple[Attach, ...] = ()
     trust_remote_code: bool = False
+    without_pattern: tuple[str, ...] = ()
 
 
 @dataclass
@@ -153,7 +154,8 @@ class Loader:
         how = self._how
         memory = None if how.memory is None else memory_size(how.memory)
         attach = (*how.attach, *attached())
-        return adapt(module, name=name, tokenizer=tokenizer, seed=how.seed, memory=memory, attach=attach)
+        measured: dict[str, Any] = {"seed": how.seed, "memory": memory, "without_pattern": how.without_pattern}
+        return adapt(module, name=name, tokenizer=tokenizer, attach=attach, **measured)
 
 
 def _moved_to(module: nn.Module, how: Loading) -> nn.Module:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, RunError, TextError, user_facing, whole_number
 from pytest_induction.measure import Round
 from pytest_induction.models.calling import first_line
+from pytest_induction.models.diagnosis import why_unread
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
 from pytest_induction.progress import showing_on
@@ -33,6 +34,7 @@ from pytest_induction.runs.schedule import Budget, Cost, Schedule, due_steps
 from pytest_induction.runs.stopping import StopRule, lighter, rules_of
 from pytest_induction.runs.store import RunWriter, read_run
 from pytest_induction.runs.subject import Subject, check_is_whole, is_first_process, said, wait_for
+from pytest_induction.specs import module_names
 from pytest_induction.text import read_text
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ class InductionRecorder:
 
     `on_unmeasurable` says what happens if the model, or the text, cannot be measured at the first call. "raise" raises, before a
     training is spent. "loss_only" warns once and records what can be: the loss alone where the model is the reason. What fails
-    later in a training never ends it.
+    later in a training never ends it. `attach` and `without_pattern` are as for `load_model`: how a model is read that nothing
+    can read by itself.
 
     Raises `ArgumentError` for a bad argument, `TextError` for a file that cannot be read, and, on the first call, `RunError`
     where no run can be written, `ModelError` and `TextError` for what cannot be measured.
@@ -89,6 +92,7 @@ class InductionRecorder:
         tokens_per_step: float | None = None,
         name: str = "",
         attach: Attach | Sequence[Attach] = (),
+        without_pattern: str | Iterable[str] = (),
         tokenizer: Any = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -113,7 +117,7 @@ class InductionRecorder:
         if schedule is None and max_overhead is not None:
             self._focus = Focus(self._budget, [each.n_sequences / n_sequences for each in self._measuring.lighter()])
         self.rules = rules_of(stop_when)
-        self._subject = Subject(seed=seed, attach=attach, tokenizer=tokenizer)
+        self._subject = Subject(seed=seed, attach=attach, tokenizer=tokenizer, without_pattern=module_names(without_pattern))
         self._described: ModelUnderTest | None = None
         self._writer: RunWriter | None = None
         self._unsaid: list[Callable[[RunWriter], None]] = []
@@ -375,7 +379,8 @@ class InductionRecorder:
             if subject is not self._described and self._writer is not None:
                 self._lacking.pop("heads", None)
                 if subject.way is None:
-                    self._lack("heads", f"heads are not measured, as the attention of {subject.name} cannot be read")
+                    why = why_unread(subject, 'InductionRecorder(..., without_pattern="{}")')
+                    self._lack("heads", f"heads are not measured, as the attention of {subject.name} cannot be read{why}")
                 header = self._header(subject)
                 self._compare(self._writer.header.get("about") or {}, header["about"])
                 if not self._writer.header.get("cost"):

@@ -25,8 +25,9 @@ class Subject:
     snapshot, then after two, four, eight.
     """
 
-    def __init__(self, *, seed: int, attach: Attach | Sequence[Attach], tokenizer: Any) -> None:
+    def __init__(self, *, seed: int, attach: Attach | Sequence[Attach], tokenizer: Any, without_pattern: Sequence[str]) -> None:
         self._seed = seed
+        self._without = without_pattern
         self._attach = (attach,) if callable(attach) else tuple(attach)
         self._tokenizer = tokenizer
         self._module: object = None
@@ -65,10 +66,11 @@ class Subject:
 
     def _make(self, model: nn.Module | ModelUnderTest) -> ModelUnderTest:
         if not isinstance(model, nn.Module):
-            return load_model(model, seed=self._seed)
+            return load_model(model, seed=self._seed, without_pattern=self._without)
         check_is_whole(model)
         module = unwrapped(model)
-        return adapt(module, tokenizer=self._tokenizer, seed=self._seed, attach=(*self._attach, *attached()))
+        attach = (*self._attach, *attached())
+        return adapt(module, tokenizer=self._tokenizer, seed=self._seed, attach=attach, without_pattern=self._without)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -24,7 +24,7 @@ from pytest_induction.runs.reading import check_step, on_this_machine, read_weig
 from pytest_induction.runs.record import Snapshot, TrainingRun
 from pytest_induction.runs.store import RunWriter, read_run
 from pytest_induction.runs.tasks import Bench, Outcome, Plan
-from pytest_induction.specs import check_device, check_dtype, memory_size
+from pytest_induction.specs import check_device, check_dtype, memory_size, module_names
 from pytest_induction.text import read_text
 
 UNIT = "checkpoint"
@@ -48,6 +48,7 @@ def sweep(
     dtype: str | None = None,
     memory: str | None = None,
     trust_remote_code: bool = False,
+    without_pattern: str | Iterable[str] = (),
     n_sequences: int = SEQUENCES,
     seed: int = 0,
     tokens_per_step: float | None = None,
@@ -75,6 +76,7 @@ def sweep(
         dtype: as for `load_model`.
         memory: as for `load_model`.
         trust_remote_code: as for `load_model`.
+        without_pattern: as for `load_model`.
         attach: as for `load_model`.
         n_sequences: rows of repeated tokens of each checkpoint.
         seed: what they are drawn with.
@@ -100,7 +102,9 @@ def sweep(
     text = read_text(text) if isinstance(text, Path) else text
     hooks = (attach,) if callable(attach) else tuple(attach)
     device = "cuda" if num_gpus is not None and device is None else device
-    plan = Plan(Loading(_named(factory), device, dtype, memory, seed, hooks, trust_remote_code), n_sequences, seed, text)
+    without = module_names(without_pattern)
+    loading = Loading(_named(factory), device, dtype, memory, seed, hooks, trust_remote_code, without)
+    plan = Plan(loading, n_sequences, seed, text)
     found = _found(checkpoints, steps)
     _check_factory(plan.loading.factory, found)
     header = {} if tokens_per_step is None else {"tokens_per_step": tokens_per_step}
@@ -234,8 +238,14 @@ def _check_factory(factory: Factory | None, checkpoints: Sequence[Checkpoint]) -
 def _check_settings(writer: RunWriter, plan: Plan) -> None:
     """Raise `RunError` where what is there was measured in another way: its curves would have a break."""
     loading = plan.loading
-    settings = {"seed": plan.seed, "n_sequences": plan.n_sequences, "text": _digest(plan.text), "dtype": loading.dtype}
+    settings: dict[str, Any] = {
+        "seed": plan.seed,
+        "n_sequences": plan.n_sequences,
+        "text": _digest(plan.text),
+        "dtype": loading.dtype,
+    }
     settings["trust_remote_code"] = loading.trust_remote_code or None  # what runs may be another model
+    settings["without_pattern"] = sorted(loading.without_pattern) or None
     before = writer.header.get("sweep")
     if before is None or all(each.problem for each in read_run(Place(writer.directory)).snapshots):
         writer.describe(sweep=settings)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_induction.errors import ArgumentError, InductionError, TextError
 from pytest_induction.journal import naming_subjects
+from pytest_induction.models.diagnosis import why_unread
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.progress import showing_on
 from pytest_induction.runs.checkpoints import Checkpoint
@@ -76,6 +77,7 @@ class Bench:
             self._described = weakref.ref(subject)  # whether it is kept is for the loader to say
         snapshot = self._measuring.snapshot(subject, checkpoint.step)
         if subject.way is None:
-            lacking = f"heads are not measured, as the attention of {subject.name} cannot be read"
+            why = why_unread(subject, "--induction-without-pattern={}")
+            lacking = f"heads are not measured, as the attention of {subject.name} cannot be read{why}"
             snapshot = replace(snapshot, problem="; ".join(filter(None, (snapshot.problem, lacking))))
         return snapshot, header
