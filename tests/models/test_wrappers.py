@@ -196,6 +196,15 @@ def test_what_has_weights_of_its_own_is_measured_itself():
     assert measure_heads(one).prefix_matching.max() == measure_heads(other).prefix_matching.max()
 
 
+def test_what_is_computed_from_the_logits_is_kept():
+    """It may be another thing on other tokens than those of the trial: the wrapper is measured, its weights are those inside."""
+    outer = Around(inner(), lambda net, ids: net(input_ids=ids).logits + 0.0)
+    one, other = load_model(outer), load_model(inner())
+    assert one.module is outer
+    assert (one.fingerprint(), one.space) == (other.fingerprint(), other.space)
+    assert measure_heads(one).prefix_matching.max() == measure_heads(other).prefix_matching.max()
+
+
 class Rounded(Around):
     """Runs what is inside in another precision."""
 

@@ -28,10 +28,12 @@ from pytest_induction.models.calling import (
     uncompiled,
     writes,
 )
+from pytest_induction.models.census import following_calls
 from pytest_induction.models.declared import CONTEXT_NAMES, declared, declared_layers, token_space, tokenizer_of
 from pytest_induction.models.differences import close_to, difference
-from pytest_induction.models.forms import GUIDE, WRAP, Found, find_forms, model_inside, of_round_lengths
+from pytest_induction.models.forms import GUIDE, WRAP, Found, find_forms, holding_all, model_inside, of_round_lengths
 from pytest_induction.models.inputs import MASKS, OPTIONAL
+from pytest_induction.models.outputs import parts_of
 from pytest_induction.models.protocol import ModelUnderTest, remember_inside
 from pytest_induction.models.shown import Attach
 from pytest_induction.models.trial import Trial, find_way, is_offloaded
@@ -82,9 +84,11 @@ def adapt(
         notes += ("sequences begin with no token of their own: the model names no usable one",)
     notes += ("compiled, and measured as it was written",) if is_compiled(module) else ()
     notes += way.notes if way else ()
+    caller.d_vocab = space.d_vocab
     remember_inside(uncompiled(module), caller.module)
     settings = (tried.tokenizer, seed, memory, draws, not trial.steady or caller.form.most_rows == 1)
-    return ModelUnderTest(caller, module, name, space, way, said, notes, *settings)
+    weights = holding_all(tried.found.seen.given, caller.module)
+    return ModelUnderTest(caller, module, weights, name, space, way, said, notes, *settings)
 
 
 class _Tried(NamedTuple):
@@ -227,11 +231,11 @@ def _check_weights(module: nn.Module, name: str) -> None:
 
 
 def _is_steady(caller: Caller, tokens: Tensor, logits: Tensor, d_vocab: int, name: str) -> bool:
-    """Whether the last row by itself has the logits that it has among others."""
+    """Whether rows by themselves have the logits that they have among others: two of them, as one may rule the others."""
     if len(tokens) == 1:
         return True
-    alone = _logits(caller, tokens[-1:], name)[..., :d_vocab]
-    return difference(alone, logits[-1:]) <= close_to(logits)
+    alone = torch.cat([_logits(caller, tokens[row, None], name)[..., :d_vocab] for row in (0, -1)])
+    return difference(alone, logits[[0, -1]]) <= close_to(logits)
 
 
 def _check_filling(caller: Caller, tokens: Tensor, logits: Tensor, d_vocab: int, name: str) -> None:
@@ -271,7 +275,7 @@ def _check_causal(caller: Caller, ids: Tensor, logits: Tensor, d_vocab: int, nam
     change = difference(changed[:, :last], logits[:, :last])
     if change <= close_to(logits):
         if logits.shape[1] > last and torch.equal(changed[:, last], logits[:, last]):
-            _check_not_shifted(with_other(ids, -2), logits, name)
+            _check_not_shifted(caller, ids, name)
         return ()
     if difference(predicted(ids), logits) > 0:
         raise ModelError(f"{name} gives different logits for the same tokens: it must be deterministic in evaluation mode")
@@ -286,16 +290,29 @@ def _check_causal(caller: Caller, ids: Tensor, logits: Tensor, d_vocab: int, nam
     return (f"{MIXED} by {beside:.2g} of their size, as dynamic quantisation does",)
 
 
-def _check_not_shifted(changed: Tensor, logits: Tensor, name: str) -> None:
-    """Raise `ModelError` where the token before decides at every row what its own token does not: predictions one place late.
+def _check_not_shifted(caller: Caller, ids: Tensor, name: str) -> None:
+    """Raise `ModelError` where nothing that is computed after the embedding ever sees a position's own token.
 
-    `changed` are the logits with another token in the last place but one.
+    Logits alone do not tell: a model may predict from the token before, and attend from its own.
     """
-    moved = (changed[:, -1] != logits[:, -1]).any(-1)
-    same = (changed[:, -2] == logits[:, -2]).all(-1)
-    if bool(moved.all()) and bool(same.all()):
+
+    def computed(tokens: Tensor) -> list[Tensor]:
+        found: list[Tensor] = []
+
+        def leaving(part: nn.Module, inputs: Any, output: Any) -> None:
+            if part is not caller.module and not isinstance(part, nn.Embedding):
+                found.extend(tensor for _, tensor in parts_of(output))
+
+        with following_calls(caller.module, lambda *given: None, leaving):
+            _logits(caller, tokens, name)
+        return found
+
+    other = ids.clone()
+    other[:, -1] = ids[:, 0]
+    one, two = computed(ids), computed(other)
+    if one and len(one) == len(two) and all(map(torch.equal, one, two)):
         raise ModelError(
-            f"the logits of {name} are shifted: at no position do they depend on the token there, only on those before; "
+            f"the logits of {name} are shifted: at no position does anything depend on the token there, only on those before; "
             "give it the logits before the shift, which predict the next token"
         )
 

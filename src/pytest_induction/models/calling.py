@@ -68,6 +68,7 @@ class Caller:
         self.module = module
         self.calls_flex: bool | None = None  # whether it attends by `flex_attention`, once a trial pass was looked at
         self._parameters = _forward_parameters(module)
+        self.d_vocab: int | None = None  # how many ids there are, once that is known
         self.form = form or Form(Inputs(INPUT_IDS if INPUT_IDS in self._parameters else ""))
         base = getattr(module, "base_model", None)
         plain = self.form.inputs.is_plain and isinstance(base, nn.Module) and base is not module

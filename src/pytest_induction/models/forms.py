@@ -6,7 +6,7 @@ with it (rows that influence each other, a position that looks ahead) the next o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,20 +68,34 @@ def find_forms(module: nn.Module, name: str) -> Iterator[Found]:
 
 
 def model_inside(found: Found) -> tuple[Inner, Found] | None:
-    """The innermost module that is given the ids and returns these logits, with all the weights; None for none."""
+    """The innermost module that is given the ids and returns these very logits, with all the weights; None for none.
+
+    The tensor itself or a view of it: what is computed from it in a wrapper may be another thing on other tokens.
+    """
     outer = found.caller.module
     weights = {id(weight) for weight in outer.parameters()}
+    place = found.logits.untyped_storage().data_ptr()
     told = [each for each in found.seen.given if not each.alone and each.module is not outer]
     for inner in sorted(found.seen.given, key=lambda each: -each.depth):
         part = uncompiled(inner.module)
         if part is outer or not weights <= {id(weight) for weight in part.parameters()}:
             continue
-        if not _may_hold(inner.output, found.width) or any(_is_around(each, part) for each in told):
+        if not _holds(inner.output, place) or any(_is_around(each, part) for each in told):
             continue
         same = _giving_the_same(part, inner.name, found)
         if same is not None:
             return inner, same
     return None
+
+
+def holding_all(given: Sequence[Inner], module: nn.Module) -> nn.Module:
+    """The innermost of the modules that are given the ids which has all weights and buffers: their names there are their own."""
+    tensors = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    for inner in sorted(given, key=lambda each: -each.depth):
+        part = uncompiled(inner.module)
+        if tensors <= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}:
+            return part
+    return module
 
 
 def _is_around(one: Inner, part: nn.Module) -> bool:
@@ -102,8 +116,9 @@ def _giving_the_same(part: nn.Module, name: str, found: Found) -> Found | None:
     return None
 
 
-def _may_hold(output: Any, width: int) -> bool:
-    return any(width in part.shape for _, part in parts_of(output))
+def _holds(output: Any, place: int) -> bool:
+    """Whether a tensor of the output lies there in memory."""
+    return any(part.untyped_storage().data_ptr() == place for _, part in parts_of(output))
 
 
 def every_row(caller: Caller, tokens: Tensor) -> Tensor:
@@ -283,7 +298,9 @@ class _Search:
             return NoLogits(f"{said}, {more} positions more than ids; {expected}{self._inside(seen)}")
         if of_last_only(output, tokens, vocabulary):
             return NoLogits(f"{said}, logits of the last position only; {expected}: {WRAP}", may_be_asked_for=True)
-        return NoLogits(f"{said}; {expected}{self._advice()}", may_be_asked_for=True)
+        wider = [part.shape[-1] for _, part in parts_of(output) if part.ndim == 3 and vocabulary.is_wider(part.shape[-1])]
+        padded = "; if these are logits that are padded, give the module the attribute `vocab_size`" if wider else ""
+        return NoLogits(f"{said}; {expected}{padded}{self._advice()}", may_be_asked_for=True)
 
     def _inside(self, seen: FirstPass) -> str:
         """Which model inside to measure, where the one around adds positions."""

@@ -54,9 +54,15 @@ class Vocabulary(NamedTuple):
             return True
         if width == self.width:  # as wide as what the table gives
             return False
+        if self.declared is not None and self.is_wider(width):
+            return True
         return any(_is_padded(width, each) for each in known) or (
             self.rows is not None and (self.declared is None or self.declared == width) and _is_padded(self.rows, width)
         )
+
+    def is_wider(self, width: int) -> bool:
+        """Whether so many numbers may be logits with room for more ids, made round."""
+        return self.size is not None and width != self.width and self.size < width <= 4 * self.size and width % 8 == 0
 
     def __str__(self) -> str:
         if self.rows is not None:

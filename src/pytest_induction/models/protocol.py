@@ -71,7 +71,8 @@ def changed_in(module: nn.Module) -> Intervention | None:
 class ModelUnderTest:
     """A causal transformer as the user runs it, and what a probe needs to know of it.
 
-    `caller` runs the module that is measured; `given` is the one that was given, which may be around it. `way` is None where no
+    `caller` runs the module that is measured; `given` is the one that was given, which may be around it, and
+    `weights` the innermost one that has all weights. `way` is None where no
     way in can read the attention; `tried` then says why, and behaviour can still be measured.
     `memory` is the most bytes that a forward pass may take; None for a share of what is free. `draws` says that the model draws
     random numbers of Python or numpy, `mixes_rows` that a row must run alone where another batch must give the same: because the
@@ -80,6 +81,7 @@ class ModelUnderTest:
 
     caller: Caller
     given: nn.Module
+    weights: nn.Module
     name: str
     space: TokenSpace
     way: WayIn | None
@@ -243,8 +245,8 @@ class ModelUnderTest:
             encoded = self.tokenizer.encode(text)
         ids = [int(token) for token in getattr(encoded, "ids", encoded)]
         strange = max(ids, default=0)
-        if strange >= self.space.d_vocab:
-            known = f"the model has ids 0 to {self.space.d_vocab - 1}"
+        if self.caller.d_vocab is not None and strange >= self.caller.d_vocab:
+            known = f"the model has ids 0 to {self.caller.d_vocab - 1}"
             raise ModelError(f"{self.name}: its tokenizer gives id {strange}, and {known}: they do not belong together")
         return ids
 
@@ -253,7 +255,7 @@ class ModelUnderTest:
         return diagnose(self)
 
     def fingerprint(self) -> str:
-        return fingerprint(self.module)
+        return fingerprint(self.weights)
 
     def remember(self, key: Hashable, measure: Callable[[], T]) -> T:
         """What `measure` gave the last time for this key, as long as the model has not changed since."""
