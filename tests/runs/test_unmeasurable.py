@@ -207,3 +207,16 @@ class TestLightSnapshots:
         recorded, recorded_drawn = self.trained(each_step)
         assert len(looked) > 5 and drawn == recorded_drawn
         assert all(torch.equal(value, recorded.state_dict()[name]) for name, value in plain.state_dict().items())
+
+
+def test_a_time_first_model_is_recorded_in_its_own_order(tmp_path):
+    """Its rows are no positions, in a training either: the scores are those of the same model in the usual order."""
+    from tests.models.test_given import BatchFirst, TimeFirst
+
+    snapshots = []
+    for name, model in (("time", TimeFirst()), ("rows", BatchFirst(TimeFirst()))):
+        with InductionRecorder(tmp_path / name, max_overhead=None) as recorder:
+            snapshots.append(recorder(model, 0))
+    one, other = snapshots
+    assert np.allclose(one.prefix_matching, other.prefix_matching, atol=1e-6)
+    assert (one.repeat_loss, one.advantage) == pytest.approx((other.repeat_loss, other.advantage), abs=1e-5)
