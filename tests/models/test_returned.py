@@ -121,13 +121,19 @@ class Narrow(nn.Module):
     def forward(self, tokens):
         embedded = self.embed(tokens)
         hidden = self.norm(embedded + self.attention(embedded))
-        return {"hidden": hidden, "own": F.layer_norm(hidden, (16,)), "logits": self.out(hidden)}[self.returned]
+        logits = self.out(hidden)
+        returned = {"hidden": hidden, "own": F.layer_norm(hidden, (16,)), "logits": logits, "both": (hidden, logits)}
+        return returned[self.returned]
 
 
 @pytest.mark.parametrize("returned", ["hidden", "own"])
 def test_a_hidden_state_as_wide_as_the_vocabulary_is_none(returned):
     """What a norm returns is no prediction, whatever its width."""
-    assert load_model(Narrow("logits")).space.d_vocab == 16
+    for whole in ("logits", "both"):
+        torch.manual_seed(0)
+        model, tokens = Narrow(whole), torch.randint(16, (2, 9))
+        torch.manual_seed(0)
+        assert torch.equal(load_model(model).logits(tokens), Narrow("logits")(tokens))
     with pytest.raises(ModelError, match="next-token logits of every position"):
         load_model(Narrow(returned))
 

@@ -25,7 +25,6 @@ from pytest_induction.models.outputs import (
     described,
     of_last_only,
     of_more_positions,
-    part_at,
     parts_of,
     readings,
 )
@@ -258,11 +257,8 @@ class _Search:
         sources = seen.sources
         vocabulary = Vocabulary(rows, width, declared(sources, VOCABULARY_NAMES))
         found = []
-        for outputs in readings(output, tokens, vocabulary, self._name):
-            part = part_at(output, outputs.path)
+        for outputs in readings(output, tokens, vocabulary, self._name, seen.is_hidden):
             logits = outputs.logits(output, tokens)
-            if logits.shape[2] == width and seen.is_hidden(part):
-                continue
             form = replace(caller.form, outputs=outputs)
             form = replace(form, multiple=self._multiple(replace_form(caller, form), lengths))
             size = logits.shape[2]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -135,16 +135,23 @@ class Outputs:
         return tuple(found)
 
 
-def readings(output: Any, tokens: Tensor, vocabulary: Vocabulary, name: str = "the model") -> list[Outputs]:
+def readings(
+    output: Any,
+    tokens: Tensor,
+    vocabulary: Vocabulary,
+    name: str = "the model",
+    is_hidden: Callable[[Tensor], bool] = lambda part: False,
+) -> list[Outputs]:
     """Every way to find logits for token ids (rows, positions) in an output, of one part of it.
 
-    Raises `NoLogits` where several parts may be them.
+    `is_hidden` tells a part that is a hidden state, where that is as wide as logits. Raises `NoLogits` where several parts may
+    be them.
     """
     found: dict[Path, list[Outputs]] = {}
     for path, part in parts_of(output):
         ways = [each for each in _ways(path, part, *tokens.shape) if vocabulary.may_be_logits(_width(part, each))]
         whole = [each for each in ways if not each.short]
-        if ways:
+        if ways and not (_width(part, ways[0]) == vocabulary.width and is_hidden(part)):
             found[path] = whole or ways
     exact = {path: ways for path, ways in found.items() if _width(part_at(output, path), ways[0]) == vocabulary.size}
     return _of_one_part(exact or found, output, name)
