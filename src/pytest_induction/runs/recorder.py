@@ -53,11 +53,13 @@ class InductionRecorder:
 
     `schedule` says at which steps a snapshot is due: every n-th, a list, a function of the step. By default it is every one at
     first, and then 40 for every ten times as many steps. `max_overhead` is the share of the training time that recording may
-    take, None for no limit. The first snapshot is always taken. A later one waits until it is within the budget: the schedule
-    gets thinner rather than the training slower. Where the default schedule is thinned, snapshots are few and of fewer
-    sequences while nothing changes, and many from the first sign of a rise on. For that, recording may be ahead of its share by
-    what the rest of the training will pay: up to `total_steps`, or, where that is not given, a thousand steps, and then by half
-    a second at most.
+    take, None for no limit. A snapshot waits until it is within the budget, so the schedule gets thinner rather than the training
+    slower. The first and the last are always taken: where the training is too short for these two, no other is, and `cost` says
+    so. Where the default schedule is thinned, snapshots are few and of fewer sequences while nothing changes, and many from the
+    first sign of a rise on.
+
+    `total_steps` is how many steps the training will have. What they will pay may be spent in advance; without it that is what a
+    thousand steps will pay, and nothing beyond the first half second. A training that ends sooner may take more than its share.
 
     `on_unmeasurable` says what happens if the model, or the text, cannot be measured at the first call. "raise" raises, before a
     training is spent. "loss_only" warns once and records what can be: the loss alone where the model is the reason. What fails
