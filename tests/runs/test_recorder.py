@@ -739,3 +739,31 @@ def test_a_writer_that_was_closed_by_the_end_of_a_block_lets_others_in(path):
     with RunWriter(path, source="recorder") as writer:
         writer.append(Snapshot(1))
     assert len(read(path)) == 2
+
+
+def test_closing_counts_and_the_time_before_it_is_no_training(path):
+    """As after a long evaluation: what follows the last call is not trained."""
+    clock = Clock()
+    recorder = InductionRecorder(path, clock=clock)
+    recorder(Tiny(), 0)
+    clock.passes(4.0)
+    recorder(Tiny(), 1)
+    clock.passes(100.0)
+    describe = RunWriter.describe
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RunWriter, "describe", lambda writer, **header: clock.passes(0.5) or describe(writer, **header))
+        recorder.close()
+    assert recorder.cost.seconds == pytest.approx(0.5) and recorder.cost.training_seconds == pytest.approx(4.0)
+
+
+def test_a_due_step_that_cannot_be_afforded_gives_way_to_the_next_also_where_the_call_ends_at_once(path):
+    clock, model = Clock(), Tiny()
+    recorder = InductionRecorder(path, clock=clock)
+    with pytest.MonkeyPatch.context() as patched:
+        snapshot = Measuring.snapshot
+        patched.setattr(Measuring, "snapshot", lambda measuring, *given: clock.passes(10.0) or snapshot(measuring, *given))
+        for step in range(300):
+            recorder(model, step)
+            clock.passes(0.01)
+    due = [step for step in range(1, 300) if due_steps(None)(step - 1, step)]
+    assert recorder.cost.snapshots == 1 and recorder.cost.skipped == len(due) - 1

@@ -296,7 +296,11 @@ class InductionRecorder:
         """Whether nothing can be due at this step. Most calls of a training end here, so it must take next to no time."""
         if self._focus is None or self._writer is None or self._seen is None:
             return False
-        return self._seen < step < self._focus.next_step and not self._due(self._seen, step)
+        if not self._seen < step < self._focus.next_step:
+            return False
+        if not self._due(self._seen, step):
+            return True
+        return self._is_pending and self._is_due(step)  # the one before it gives way, and this one waits in its place
 
     @property
     def _is_settled(self) -> bool:

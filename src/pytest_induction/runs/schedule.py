@@ -71,8 +71,9 @@ class Cost:
     """What recording took: its own `seconds`, beside those of training without it, and their `share`, None where none passed.
 
     `snapshots` were taken; `skipped` ones were due and gave way to later ones, as the budget did not reach for both. `always` are
-    the seconds of what is done whatever it costs: the set-up, the first snapshot, the last one and others that were forced. In a
-    short training these alone may be more than `max_overhead`, the share that was allowed; None is no limit.
+    the seconds of what is done whatever it costs: the set-up, the first snapshot, the last one and others that were forced, and
+    calls in which nothing was measured. In a short training these alone may be more than `max_overhead`, the share that was
+    allowed; None is no limit.
     """
 
     seconds: float
@@ -98,8 +99,8 @@ class Cost:
         if not self.is_too_short:
             return ""
         return (
-            f"; the first and the last, which are always taken, took {self.always / self.training_seconds:.2%}, more than "
-            f"`max_overhead` ({self.max_overhead:.3g}): the training is too short for it"
+            f"; set-up, the first and the last snapshot and the calls alone took {self.always / self.training_seconds:.2%}, more "
+            f"than `max_overhead` ({self.max_overhead:.3g}): the training is too short for it"
         )
 
 
@@ -137,7 +138,7 @@ class Budget:
     def cost(self) -> Cost:
         """What recording took so far."""
         share = self._spent / self._training if self._training > 0 else None
-        always = self._first + self._forced
+        always = self._first + self._forced + self._called
         return Cost(self._spent, self._training, share, self._snapshots, self.skipped, always, self._share)
 
     def affords(self) -> bool:
