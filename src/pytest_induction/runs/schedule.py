@@ -71,9 +71,9 @@ class Cost:
     """What recording took: its own `seconds`, beside those of training without it, and their `share`, None where none passed.
 
     `snapshots` were taken; `skipped` ones were due and gave way to later ones, as the budget did not reach for both. `always` are
-    the seconds of what is done whatever it costs: the set-up, the first snapshot, the last one and others that were forced, and
-    calls in which nothing was measured. In a short training these alone may be more than `max_overhead`, the share that was
-    allowed; None is no limit.
+    the seconds of what is done whatever it costs: the set-up, the first snapshot, the last one and others that were forced, the
+    closing, and calls in which nothing was measured. In a short training these alone may be more than `max_overhead`, the share
+    that was allowed; None is no limit.
     """
 
     seconds: float
@@ -191,8 +191,9 @@ class Budget:
         """What the steps to come will pay for at least, beyond the calls in them."""
         if self._share is None or self._mark is None or not self._steps:
             return 0.0
-        a_step = min(self._shortest, median(self._steps))
-        if len(self._steps) == RECENT_STEPS:
+        is_full = len(self._steps) == RECENT_STEPS
+        a_step = min(self._shortest, median(self._steps) if is_full else min(self._steps))  # a few may all be slow ones
+        if is_full:
             self._shortest = a_step
         a_call = median(self._calls) if self._calls else 0.0
         rest = (CAUTION * self._share * a_step - a_call) * max(0, self.last_step - self._mark[0])
@@ -227,7 +228,9 @@ class Budget:
         finally:
             self._left = self._clock()
             self._spent += self._left - self._began
-            if not self._has_measured and self.has_begun:
+            if after_training:
+                self._forced += self._left - self._began
+            elif not self._has_measured and self.has_begun:
                 self._count_call(self._left - self._began)
 
     def now(self) -> float:
