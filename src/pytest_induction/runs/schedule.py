@@ -19,6 +19,7 @@ PER_DECADE = 40  # snapshots for every ten times as many steps
 MOST_STEPS = 10_000_000  # that a schedule may list
 RECENT = 7  # snapshots whose median says what the next will cost,
 RECENT_STEPS = 31  # and steps whose median says how long they take; of all such medians the least counts,
+FEWEST_TIMED = 3  # steps before that is guessed: the first is often a slow one
 CAUTION = 0.9  # times that: steps to come may be shorter still
 FEWEST_STEPS = 1000  # that a training is taken to last, where it is not said,
 MOST_CREDIT = 0.5  # seconds; and up to how much may be spent in advance then
@@ -189,7 +190,7 @@ class Budget:
 
     def _rest(self) -> float:
         """What the steps to come will pay for at least, beyond the calls in them."""
-        if self._share is None or self._mark is None or not self._steps:
+        if self._share is None or self._mark is None or len(self._steps) < FEWEST_TIMED:
             return 0.0
         is_full = len(self._steps) == RECENT_STEPS
         a_step = min(self._shortest, median(self._steps) if is_full else min(self._steps))  # a few may all be slow ones
