@@ -1,4 +1,4 @@
-"""One snapshot: whole, lighter, and from a glance."""
+"""One snapshot: whole, lighter, and from a quick check."""
 
 import numpy as np
 import pytest
@@ -45,26 +45,26 @@ def test_lighter_ones_are_of_fewer_sequences_and_say_so():
         assert (found.icl_score is None) == (each.text is None)
 
 
-def test_the_lightest_snapshot_of_a_glance_is_the_one_without():
+def test_the_lightest_snapshot_of_a_quick_check_is_the_one_without():
     subject, measuring = load_model(Tiny()), Measuring()
-    seen, lightest = measuring.glance(subject), measuring.lighter()[-1]
-    without, found = lightest.snapshot(subject, 4), lightest.with_glance(seen).snapshot(subject, 4)
+    seen, lightest = measuring.quick_check(subject), measuring.lighter()[-1]
+    without, found = lightest.snapshot(subject, 4), lightest.with_round(seen).snapshot(subject, 4)
     np.testing.assert_array_equal(found.prefix_matching, without.prefix_matching)
     assert found.advantage == without.advantage == signs_of(seen)["advantage"]
     assert signs_of(seen)["prefix_matching"] == pytest.approx(found.prefix_matching.max(), rel=1e-6)
 
 
 def test_a_model_whose_attention_cannot_be_read_shows_its_advantage_alone():
-    assert set(signs_of(Measuring().glance(load_model(Plain(unreadable, D_VOCAB, n_ctx=CONTEXT))))) == {"advantage"}
+    assert set(signs_of(Measuring().quick_check(load_model(Plain(unreadable, D_VOCAB, n_ctx=CONTEXT))))) == {"advantage"}
 
 
-def test_a_model_that_has_diverged_since_cannot_be_looked_at():
+def test_a_model_that_has_diverged_since_cannot_be_checked():
     model = Tiny()
     subject = load_model(model)
     with torch.no_grad():
         model.embed.weight.fill_(torch.nan)
     with pytest.raises(ModelError, match="not finite"):
-        Measuring().glance(subject)
+        Measuring().quick_check(subject)
 
 
 def test_a_text_that_cannot_be_encoded_is_found_before_it_is_measured():

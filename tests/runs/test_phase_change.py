@@ -359,3 +359,41 @@ def test_snapshots_of_few_sequences_count_for_less():
             errors.append(math.log10(step.high / step.low))
             assert step.low <= 10**2.4 <= step.high
     assert np.mean(weighed) < 0.6 * np.mean(alike)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_where_all_snapshots_have_as_many_sequences_the_answer_is_that_of_equal_weights(name):
+    """How many they have does not matter then, nor whether it is known: to the bit."""
+    run = shipped(name)
+    assert len({each.n_sequences for each in run.snapshots}) == 1
+    for count in (0, 3):
+        same = tuple(dataclasses.replace(each, n_sequences=count) for each in run.snapshots)
+        assert find_phase_changes(dataclasses.replace(run, snapshots=same)) == found_in(name)
+    mixed = tuple(dataclasses.replace(each, n_sequences=3 + 9 * (index % 2)) for index, each in enumerate(run.snapshots))
+    assert find_phase_changes(dataclasses.replace(run, snapshots=mixed)) != found_in(name) or name == "diverged"
+
+
+# Of the fit in which every snapshot counted alike, before any was weighed: onset, midpoint and end in steps, and the change,
+# each with its interval.
+OF_EQUAL_WEIGHTS = [
+    ("two-layers", "prefix_matching", ((224.459335, 222.307199, 226.509236), (239.889514, 238.600578, 241.185412), (256.380421, 253.852924, 259.07377), (0.660443, 0.603748, 0.717138))),
+    ("two-layers", "advantage", ((226.276306, 223.654031, 229.365368), (243.334919, 241.696694, 245.190131), (261.679554, 257.505526, 265.806184), (5.503168, 4.963223, 6.043112))),
+    ("two-layers", "icl_score", ((222.130489, 203.608184, 236.855877), (249.167449, 237.944261, 261.888104), (279.495255, 253.526226, 316.425394), (1.610878, 1.265498, 1.956257))),
+    ("one-layer-smeared", "prefix_matching", ((55.907994, 50.663184, 60.894253), (72.308068, 69.361247, 75.157902), (93.518947, 87.028062, 102.33347), (0.585197, 0.517178, 0.653216))),
+    ("one-layer-smeared", "advantage", ((56.490277, 54.31653, 58.20237), (77.189492, 75.889359, 78.621706), (105.473331, 102.227731, 109.807639), (5.481427, 5.028508, 5.934347))),
+    ("one-layer-smeared", "icl_score", ((54.432767, 47.389825, 60.179052), (70.036913, 66.066884, 73.826417), (90.114274, 81.062866, 102.341583), (1.951146, 1.575001, 2.32729))),
+    ("gradual", "prefix_matching", ((18.235595, 14.891315, 21.585106), (39.521647, 36.160414, 42.780981), (85.654488, 76.271098, 98.276131), (0.518238, 0.467628, 0.568847))),
+    ("gradual", "advantage", ((19.67764, 11.783701, 28.715322), (52.315302, 42.531488, 63.163295), (139.086335, 103.87101, 197.628134), (5.426885, 4.792229, 6.061541))),
+    ("gradual", "icl_score", ((18.132582, 13.675852, 23.446555), (37.558183, 33.265993, 42.404178), (77.794606, 64.693959, 95.617722), (1.886505, 1.550813, 2.222198))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "series", "expected"), OF_EQUAL_WEIGHTS)
+def test_shipped_runs_get_the_answers_of_the_fit_with_equal_weights(name, series, expected):
+    found = found_in(name)
+    change = {"prefix_matching": found.prefix_matching, "advantage": found.repeats, "icl_score": found.in_context_learning}[
+        series
+    ]
+    places = [moment.step for moment in (change.onset, change.midpoint, change.end)]
+    for seen, known in zip([*places, change.change], expected, strict=True):
+        assert (seen.value, seen.low, seen.high) == pytest.approx(known, rel=1e-5)

@@ -305,14 +305,15 @@ class TestBudget:
     def test_recording_takes_no_more_than_its_share(self, quick, path):
         recorder = quick.recorder(path, max_overhead=0.02, schedule=1)
         taken = quick.run(recorder, range(1000))
-        assert taken[:3] == [0, 100, 150]  # 1 s each: the first is paid back, and the second saved up for, by 100 s
-        assert recorder.cost.share == pytest.approx(0.02, rel=0.06) and recorder.cost.share <= 0.02
-        assert recorder.cost == Cost(19.0, 999.0, 19 / 999, 19, 1000 - 19 - 1)  # the last due one still waits
-        assert str(recorder.cost) == "19 snapshots took 19 s, 1.90% of 999 s of training; 980 due ones gave way to later ones"
+        assert taken[:3] == [0, 150, 200]  # 1 s each: by 150 s the first is paid back, the second saved up for, and the last
+        assert recorder.cost == Cost(18.0, 999.0, 18 / 999, 18, 1000 - 18 - 1, 1.0, 0.02)  # the last due one still waits
+        assert str(recorder.cost) == "18 snapshots took 18 s, 1.80% of 999 s of training; 981 due ones gave way to later ones"
+        recorder.final(quick.model, 1000)
+        assert recorder.cost.share <= 0.02 and recorder.cost.always == 2.0
 
     def test_a_due_snapshot_that_is_too_dear_is_taken_as_soon_as_it_is_not(self, quick, path):
         recorder = quick.recorder(path, max_overhead=0.1, schedule=[0, 5])
-        assert quick.run(recorder, range(100)) == [0, 20]
+        assert quick.run(recorder, range(100)) == [0, 30]
         assert recorder.cost.skipped == 0
 
     def test_set_up_is_paid_back_but_not_expected_again(self, quick, path, monkeypatch):
@@ -322,7 +323,7 @@ class TestBudget:
 
         monkeypatch.setattr("pytest_induction.runs.subject.adapt", adapt)
         recorder = quick.recorder(path, max_overhead=0.1, schedule=1)
-        assert quick.run(recorder, range(121))[:3] == [0, 110, 120]
+        assert quick.run(recorder, range(131))[:3] == [0, 120, 130]
         assert recorder.cost.seconds == 12
 
     def test_the_median_of_recent_ones_says_what_the_next_costs(self, quick, path):
@@ -738,3 +739,31 @@ def test_a_writer_that_was_closed_by_the_end_of_a_block_lets_others_in(path):
     with RunWriter(path, source="recorder") as writer:
         writer.append(Snapshot(1))
     assert len(read(path)) == 2
+
+
+def test_closing_counts_and_the_time_before_it_is_no_training(path):
+    """As after a long evaluation: what follows the last call is not trained."""
+    clock = Clock()
+    recorder = InductionRecorder(path, clock=clock)
+    recorder(Tiny(), 0)
+    clock.passes(4.0)
+    recorder(Tiny(), 1)
+    clock.passes(100.0)
+    describe = RunWriter.describe
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RunWriter, "describe", lambda writer, **header: clock.passes(0.5) or describe(writer, **header))
+        recorder.close()
+    assert recorder.cost.seconds == pytest.approx(0.5) and recorder.cost.training_seconds == pytest.approx(4.0)
+
+
+def test_a_due_step_that_cannot_be_afforded_gives_way_to_the_next_also_where_the_call_ends_at_once(path):
+    clock, model = Clock(), Tiny()
+    recorder = InductionRecorder(path, clock=clock)
+    with pytest.MonkeyPatch.context() as patched:
+        snapshot = Measuring.snapshot
+        patched.setattr(Measuring, "snapshot", lambda measuring, *given: clock.passes(10.0) or snapshot(measuring, *given))
+        for step in range(300):
+            recorder(model, step)
+            clock.passes(0.01)
+    due = [step for step in range(1, 300) if due_steps(None)(step - 1, step)]
+    assert recorder.cost.snapshots == 1 and recorder.cost.skipped == len(due) - 1

@@ -158,14 +158,14 @@ class TestUnmeasurable:
 class TestLightSnapshots:
     def test_where_the_budget_is_small_they_are_light_and_say_so(self, path, monkeypatch):
         clock, model = Clock(), Tiny()
-        snapshot, glance = Measuring.snapshot, Measuring.glance
+        snapshot, check = Measuring.snapshot, Measuring.quick_check
 
         def slow(measuring, *given):
             clock.passes(0.003 * measuring.n_sequences)
             return snapshot(measuring, *given)
 
         monkeypatch.setattr(Measuring, "snapshot", slow)
-        monkeypatch.setattr(Measuring, "glance", lambda measuring, subject: clock.passes(0.005) or glance(measuring, subject))
+        monkeypatch.setattr(Measuring, "quick_check", lambda measuring, subject: clock.passes(0.005) or check(measuring, subject))
         recorder = InductionRecorder(path, clock=clock)
         for step in range(300):
             clock.passes(0.02)
@@ -194,10 +194,10 @@ class TestLightSnapshots:
         train(model, 25, each_step)
         return model, (torch.rand(3).tolist(), random.random(), np.random.random())
 
-    def test_a_training_is_the_same_to_the_bit_while_it_is_looked_at(self, path, monkeypatch):
+    def test_a_training_is_the_same_to_the_bit_while_it_is_checked(self, path, monkeypatch):
         plain, drawn = self.trained()
-        looked, glance, clock = [], Measuring.glance, Clock()
-        monkeypatch.setattr(Measuring, "glance", lambda measuring, subject: looked.append(1) or glance(measuring, subject))
+        checked, check, clock = [], Measuring.quick_check, Clock()
+        monkeypatch.setattr(Measuring, "quick_check", lambda measuring, subject: checked.append(1) or check(measuring, subject))
         recorder = InductionRecorder(path, text=TEXT, clock=clock)
 
         def each_step(model, step, loss):
@@ -205,7 +205,7 @@ class TestLightSnapshots:
             recorder(model, step, loss=loss)
 
         recorded, recorded_drawn = self.trained(each_step)
-        assert len(looked) > 5 and drawn == recorded_drawn
+        assert len(checked) > 5 and drawn == recorded_drawn
         assert all(torch.equal(value, recorded.state_dict()[name]) for name, value in plain.state_dict().items())
 
 

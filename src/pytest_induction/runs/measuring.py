@@ -18,7 +18,7 @@ from pytest_induction.runs.record import Snapshot
 from pytest_induction.text import row_losses, rows_of, window_mean, windows_of
 
 SEQUENCES = 12  # of repeated tokens: two for each of six periods
-FEWEST_SEQUENCES = 3  # of the lightest snapshot, and of a glance
+FEWEST_SEQUENCES = 3  # of the lightest snapshot, and of a quick check
 TRIED_ROWS = 2  # of the text, before a run begins
 TEXT_ROWS = 256
 TOKEN_LOSSES = 1024  # of the text, of which each loss is kept: 2.7 kB a snapshot
@@ -62,11 +62,11 @@ class Measuring:
             windows_of(subject, rows)
             row_losses(subject, rows[:TRIED_ROWS])
 
-    def glance(self, subject: ModelUnderTest) -> Round:
-        """A look at the model in one pass, for `signs_of`; `with_glance` makes the lightest snapshot of it."""
+    def quick_check(self, subject: ModelUnderTest) -> Round:
+        """One pass of a few sequences, for `signs_of`; `with_round` makes the lightest snapshot of it."""
         return self.lighter()[-1].round_of(subject)
 
-    def with_glance(self, seen: Round) -> Measuring:
+    def with_round(self, seen: Round) -> Measuring:
         """The same, where the round was measured already: that of the model as it is now."""
         return replace(self, _seen=seen)
 

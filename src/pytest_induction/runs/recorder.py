@@ -26,7 +26,7 @@ from pytest_induction.models.diagnosis import why_unread
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
 from pytest_induction.progress import showing_on
-from pytest_induction.runs.focus import GLANCE, Focus
+from pytest_induction.runs.focus import QUICK_CHECK, Focus
 from pytest_induction.runs.measuring import SEQUENCES, TOKEN_LOSSES, Measuring, signs_of
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot
@@ -55,11 +55,13 @@ class InductionRecorder:
 
     `schedule` says at which steps a snapshot is due: every n-th, a list, a function of the step. By default it is every one at
     first, and then 40 for every ten times as many steps. `max_overhead` is the share of the training time that recording may
-    take, None for no limit. The first snapshot is always taken. A later one waits until it is within the budget: the schedule
-    gets thinner rather than the training slower. Where the default schedule is thinned, snapshots are few and of fewer
-    sequences while nothing changes, and many from the first sign of a rise on. For that, recording may be ahead of its share by
-    what the rest of the training will pay: up to `total_steps`, or, where that is not given, a thousand steps, and then by half
-    a second at most.
+    take, None for no limit. A snapshot waits until it is within the budget, so the schedule gets thinner rather than the training
+    slower. The first and the last are always taken: where the training is too short for these two, no other is, and `cost` says
+    so. Where the default schedule is thinned, snapshots are few and of fewer sequences while nothing changes, and many from the
+    first sign of a rise on.
+
+    `total_steps` is how many steps the training will have. What they will pay may be spent in advance; without it that is what a
+    thousand steps will pay, and nothing beyond the first half second. A training that ends sooner may take more than its share.
 
     `on_unmeasurable` says what happens if the model, or the text, cannot be measured at the first call. "raise" raises, before a
     training is spent. "loss_only" warns once and records what can be: the loss alone where the model is the reason. What fails
@@ -123,7 +125,7 @@ class InductionRecorder:
         self._unsaid: list[Callable[[RunWriter], None]] = []
         self._seen: int | None = None
         self._is_pending = self._has_waited = False
-        self._glanced: Round | None = None  # at this very step
+        self._checked: Round | None = None  # of the model at this very step
         self._last_step: int | None = None
         self._history: list[Snapshot] = []
         self._stop_reason = ""
@@ -161,9 +163,13 @@ class InductionRecorder:
         not otherwise, so that no device is waited for. `tokens` counts what was trained on so far. Returns what was written, or
         None where nothing was. In a training of several processes only the first records.
         """
+        began = self._budget.now()
         step = whole_number("step", step, least=0)
         if not isinstance(model, (nn.Module, ModelUnderTest)):
             raise ArgumentError(f"`model` must be a torch module, got `{type(model).__name__}`")
+        if not force and self._is_idle(step):
+            self._budget.passed(began, step)
+            return None
         if not self._is_checked or self._writer is None:
             with self._budget.spending():  # a block of its own: nothing of it is a wait for the training's steps
                 self._check(model)
@@ -171,17 +177,15 @@ class InductionRecorder:
                     return None
                 self._opened()
         with self._budget.spending():
-            writer = self._opened()
-            self._has_waited, self._glanced = False, None
             self._budget.stepped(step)
             size = self._size(model, step, force=force)
             if size is None:
                 return None
+            writer = self._opened()
             self._is_pending = False
             loss, tokens = _number("loss", loss), self._tokens(step, tokens)
             self._wait_for(model)
-            quiet = self._focus is not None and self._focus.is_settled and self._budget.has_begun
-            with self._budget.snapshot(), self._budget.kept(size, quiet=quiet):
+            with self._budget.snapshot(forced=force), self._budget.kept(size, quiet=self._is_settled):
                 snapshot = self._measured(model, step, tokens, loss, size)
                 self._write(writer, snapshot)
                 self._judge(writer, snapshot)
@@ -242,12 +246,12 @@ class InductionRecorder:
             return
         self._budget.skipped += self._is_pending
         self._is_pending = False
-        cost = {**asdict(self.cost), "max_overhead": self._max_overhead}
-        self._say(writer, partial(RunWriter.describe, cost=cost))
-        try:
-            writer.close()
-        except RunError as error:
-            self._warn("close", f"{error}; the snapshots that waited for it are lost")
+        with self._budget.spending(after_training=True):
+            self._say(writer, partial(RunWriter.describe, cost=asdict(self.cost)))
+            try:
+                writer.close()
+            except RunError as error:
+                self._warn("close", f"{error}; the snapshots that waited for it are lost")
         sys.stderr.write(f"{self.path}: {self.cost}\n")
         self._budget.pause()
 
@@ -278,7 +282,7 @@ class InductionRecorder:
             if is_first_process():
                 with self._budget.set_up(), showing_on(lambda: None):
                     subject = self._subject.of(model)
-                    self._measuring.glance(subject)
+                    self._measuring.quick_check(subject)
                     what = "the text"
                     self._measuring.check_text(subject)
         except Exception as error:
@@ -292,25 +296,40 @@ class InductionRecorder:
             raise ModelError(f"{what} cannot be measured: {reason}; to record its loss alone pass {WAY_OUT}") from error
         self._is_checked = True
 
+    def _is_idle(self, step: int) -> bool:
+        """Whether nothing can be due at this step. Most calls of a training end here, so it must take next to no time."""
+        if self._focus is None or self._writer is None or self._seen is None:
+            return False
+        if not self._seen < step < self._focus.next_step:
+            return False
+        if not self._due(self._seen, step):
+            return True
+        return self._is_pending and self._is_due(step)  # the one before it gives way, and this one waits in its place
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether nothing rises, so that less of the budget may be spent."""
+        return self._focus is not None and self._focus.is_settled
+
     def _size(self, model: nn.Module | ModelUnderTest, step: int, *, force: bool) -> int | None:
         """How light a snapshot is taken now (see `Measuring.lighter`), None for none."""
         due = self._is_due(step)
+        self._has_waited, self._checked = False, None
         if force:
             return 0
         if self._focus is None or not self._budget.has_begun:
             return 0 if due and self._budget.affords() else None
-        return self._focus.chosen(step, due=due, look=partial(self._glance, model))
+        return self._focus.chosen(step, due=due, check=partial(self._quick_check, model))
 
-    def _glance(self, model: nn.Module | ModelUnderTest) -> dict[str, float] | None:
-        """A look at the model, None where it fails: what is wrong is said with the next snapshot."""
+    def _quick_check(self, model: nn.Module | ModelUnderTest) -> dict[str, float] | None:
+        """What tells whether something has changed, None where it cannot be measured: the next snapshot says why."""
         self._wait_for(model)
-        quiet = self._focus is not None and self._focus.is_settled
         try:
-            with self._budget.kept(GLANCE, quiet=quiet), showing_on(lambda: None):
-                self._glanced = self._measuring.glance(self._adapted(model))
+            with self._budget.kept(QUICK_CHECK, quiet=self._is_settled), showing_on(lambda: None):
+                self._checked = self._measuring.quick_check(self._adapted(model))
         except Exception:  # noqa: BLE001 - whatever a model may raise, the training goes on
             return None
-        return signs_of(self._glanced)
+        return signs_of(self._checked)
 
     def _wait_for(self, model: nn.Module | ModelUnderTest) -> None:
         """Let the device finish the training's steps, once a call, on the training's account."""
@@ -356,8 +375,8 @@ class InductionRecorder:
             with showing_on(lambda: None):  # the terminal is the training's
                 sizes = self._measuring.lighter()
                 measuring = sizes[min(size, len(sizes) - 1)]
-                if measuring is sizes[-1] and self._glanced is not None:
-                    measuring = measuring.with_glance(self._glanced)
+                if measuring is sizes[-1] and self._checked is not None:
+                    measuring = measuring.with_round(self._checked)
                 snapshot = measuring.snapshot(subject, step, tokens, loss)
         except Exception as error:  # noqa: BLE001 - whatever a model may raise, the training goes on
             reason = said(error)

@@ -18,9 +18,11 @@ Due = Callable[[int, int], bool]
 PER_DECADE = 40  # snapshots for every ten times as many steps
 MOST_STEPS = 10_000_000  # that a schedule may list
 RECENT = 7  # snapshots whose median says what the next will cost,
-RECENT_STEPS = 31  # and steps whose lower quartile says how long those to come take at least
+RECENT_STEPS = 31  # and steps whose median says how long they take; of all such medians the least counts,
+FEWEST_TIMED = 3  # steps before that is guessed: the first is often a slow one
+CAUTION = 0.9  # times that: steps to come may be shorter still
 FEWEST_STEPS = 1000  # that a training is taken to last, where it is not said,
-MOST_CREDIT = 0.5  # seconds; and what recording may be ahead of its share for that
+MOST_CREDIT = 0.5  # seconds; and up to how much may be spent in advance then
 
 
 def due_steps(schedule: Schedule) -> Due:
@@ -69,7 +71,10 @@ class _LogSpaced:
 class Cost:
     """What recording took: its own `seconds`, beside those of training without it, and their `share`, None where none passed.
 
-    `snapshots` were taken; `skipped` ones were due and gave way to later ones, as the budget did not reach for both.
+    `snapshots` were taken; `skipped` ones were due and gave way to later ones, as the budget did not reach for both. `always` are
+    the seconds of what is done whatever it costs: the set-up, the first snapshot, the last one and others that were forced, the
+    closing, and calls in which nothing was measured. In a short training these alone may be more than `max_overhead`, the share
+    that was allowed; None is no limit.
     """
 
     seconds: float
@@ -77,19 +82,36 @@ class Cost:
     share: float | None
     snapshots: int
     skipped: int
+    always: float = 0.0
+    max_overhead: float | None = None
+
+    @property
+    def is_too_short(self) -> bool:
+        """Whether the training was too short for `max_overhead`: what is always done takes more than that."""
+        return self.max_overhead is not None and self.always > self.max_overhead * self.training_seconds > 0
 
     def __str__(self) -> str:
         share = "" if self.share is None else f", {self.share:.2%} of {self.training_seconds:.3g} s of training"
         skipped = f"; {self.skipped} due ones gave way to later ones" if self.skipped else ""
-        return f"{self.snapshots} snapshots took {self.seconds:.3g} s{share}{skipped}"
+        return f"{self.snapshots} snapshots took {self.seconds:.3g} s{share}{skipped}{self._too_short}"
+
+    @property
+    def _too_short(self) -> str:
+        if not self.is_too_short:
+            return ""
+        return (
+            f"; set-up, the first and the last snapshot and the calls alone took {self.always / self.training_seconds:.2%}, more "
+            f"than `max_overhead` ({self.max_overhead:.3g}): the training is too short for it"
+        )
 
 
 class Budget:
     """The time that recording may take: a share of the time that passes between its calls, or any where `share` is None.
 
-    What induction needs to form is often over in the first tenth of a training. So a part of what the rest will pay may be spent
-    ahead: all of it where it is known how many steps there will be (`total_steps`), else what a thousand steps would pay, and
-    never more than half a second.
+    What induction needs to form is often over in the first tenth of a training. So what the rest of the training will pay may be
+    spent in advance. The rest is estimated with caution: its steps are taken to be a little shorter than the shortest so far, and
+    what the calls themselves will take is subtracted. It reaches up to `total_steps`. Where that is not known it reaches to step
+    1000, and nothing is spent in advance beyond the first half second.
     """
 
     def __init__(self, share: float | None, clock: Callable[[], float], total_steps: int | None = None) -> None:
@@ -101,25 +123,30 @@ class Budget:
         self._clock = clock
         self.total_steps = total_steps
         self._steps: deque[float] = deque(maxlen=RECENT_STEPS)  # seconds of training that each of the last steps took
+        self._shortest = math.inf
         self._first_step = 0
         self._mark: tuple[int, float] | None = None
         self._spent = self._training = self._began = self._set_up = 0.0
         self._left: float | None = None
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._of_kind: dict[object, deque[float]] = {}
-        self._fixed = self._quiet = 0.0
+        self._calls: deque[float] = deque(maxlen=RECENT_STEPS)  # seconds of the last in which nothing was measured
+        self._first = self._forced = self._quiet = self._called = 0.0
+        self._has_measured = False
         self._snapshots = self.skipped = 0
 
     @property
     def cost(self) -> Cost:
+        """What recording took so far."""
         share = self._spent / self._training if self._training > 0 else None
-        return Cost(self._spent, self._training, share, self._snapshots, self.skipped)
+        always = self._first + self._forced + self._called
+        return Cost(self._spent, self._training, share, self._snapshots, self.skipped, always, self._share)
 
     def affords(self) -> bool:
-        """Whether another snapshot may be taken now. The first always may, and is paid back before the next."""
+        """Whether the training has paid for another snapshot, and for one more at its end. The first may always be taken."""
         if self._share is None or not self._recent:
             return True
-        return self._spent + median(self._recent) <= self._share * self._training
+        return self.paid() >= 2 * median(self._recent)
 
     @property
     def has_begun(self) -> bool:
@@ -136,19 +163,22 @@ class Budget:
             return
         self._mark = (step, self._training)
 
-    def left(self, part: float = 1.0) -> float:
-        """Seconds that may still be spent, those included that are ahead of what the training has paid for.
+    def left(self, part: float = 1.0, *, kept: float = 0.0) -> float:
+        """Seconds that may still be spent: of what the training has paid for, and of what its rest will pay.
 
-        Where nothing rises only a `part` may be spent of what is there beyond the first snapshot and the set-up.
+        So many seconds are `kept` for what will come in any case. Where nothing rises only a `part` may be spent of what is there
+        for the whole training beside that, the first snapshot and the calls.
         """
         if self._share is None:
             return math.inf
-        allowed = max(self._share * self._training, self._credit())
-        left = allowed - self._spent - (self._clock() - self._began)
-        return left if part == 1 else min(left, part * (allowed - self._fixed) - self._quiet)
+        rest = self._rest()
+        left = self.paid() + rest - kept
+        if part == 1:
+            return left
+        return min(left, part * (self._share * self._training + rest - kept - self._first - self._called) - self._quiet)
 
     def paid(self) -> float:
-        """Seconds that may be spent of what the training has paid for already."""
+        """Seconds that may still be spent of what the training has paid for already."""
         if self._share is None:
             return math.inf
         return self._share * self._training - self._spent - (self._clock() - self._began)
@@ -158,13 +188,17 @@ class Budget:
         """Where the training will end, as far as that is known."""
         return self._first_step + FEWEST_STEPS if self.total_steps is None else self.total_steps
 
-    def _credit(self) -> float:
-        """What the whole training will pay for, as far as that is known."""
-        if self._share is None or not self._steps:
+    def _rest(self) -> float:
+        """What the steps to come will pay for at least, beyond the calls in them."""
+        if self._share is None or self._mark is None or len(self._steps) < FEWEST_TIMED:
             return 0.0
-        a_step = self._share * sorted(self._steps)[len(self._steps) // 4]
-        credit = a_step * max(0, self.last_step - self._first_step)
-        return min(MOST_CREDIT, credit) if self.total_steps is None else credit
+        is_full = len(self._steps) == RECENT_STEPS
+        a_step = min(self._shortest, median(self._steps) if is_full else min(self._steps))  # a few may all be slow ones
+        if is_full:
+            self._shortest = a_step
+        a_call = median(self._calls) if self._calls else 0.0
+        rest = (CAUTION * self._share * a_step - a_call) * max(0, self.last_step - self._mark[0])
+        return rest if self.total_steps is not None else min(rest, max(0.0, MOST_CREDIT - self._share * self._training))
 
     def expected(self, kind: object) -> float | None:
         """What one more of a kind will cost, None where none was taken yet."""
@@ -174,25 +208,48 @@ class Budget:
     @contextmanager
     def kept(self, kind: object, *, quiet: bool = False) -> Iterator[None]:
         """The inside of the block is one of a kind, which says what the next will cost; `quiet`: taken where nothing rises."""
-        began, before = self._clock(), self._set_up
+        began, before, is_first = self._clock(), self._set_up, not self.has_begun
+        self._has_measured = True
         try:
             yield
         finally:
             cost = self._clock() - began - (self._set_up - before)
             self._of_kind.setdefault(kind, deque(maxlen=RECENT)).append(cost)
-            self._quiet += cost * quiet
+            self._quiet += cost * (quiet and not is_first)
 
     @contextmanager
-    def spending(self) -> Iterator[None]:
-        """The time inside is the recorder's, and what passed since the last such block was the training's."""
+    def spending(self, *, after_training: bool = False) -> Iterator[None]:
+        """The time inside is the recorder's. What passed since the last such block was the training's, unless it is over."""
         self._began = self._clock()
-        if self._left is not None:
+        if self._left is not None and not after_training:
             self._training += self._began - self._left
+        self._has_measured = False
         try:
             yield
         finally:
             self._left = self._clock()
             self._spent += self._left - self._began
+            if after_training:
+                self._forced += self._left - self._began
+            elif not self._has_measured and self.has_begun:
+                self._count_call(self._left - self._began)
+
+    def now(self) -> float:
+        """The time by the clock."""
+        return self._clock()
+
+    def passed(self, began: float, step: int) -> None:
+        """A call that began then measured nothing at this step: the same as a block of `spending`, but quicker."""
+        if self._left is not None:
+            self._training += began - self._left
+        self.stepped(step)
+        self._left = self._clock()
+        self._spent += self._left - began
+        self._count_call(self._left - began)
+
+    def _count_call(self, seconds: float) -> None:
+        self._called += seconds
+        self._calls.append(seconds)
 
     def waited(self) -> None:
         """What passed of this block until now was the training's too: a device had not finished its steps."""
@@ -201,14 +258,18 @@ class Budget:
         self._began = now
 
     @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """The inside of the block takes a snapshot."""
+    def snapshot(self, *, forced: bool = False) -> Iterator[None]:
+        """The inside of the block takes a snapshot; `forced`: whether it is within the budget or not."""
         began, self._set_up = self._clock(), 0.0
+        self._has_measured = True
         yield
-        self._recent.append(self._clock() - began - self._set_up)
+        now = self._clock()
+        self._recent.append(now - began - self._set_up)
         self._snapshots += 1
         if self._snapshots == 1:
-            self._fixed = self._spent + self._clock() - self._began
+            self._first = self._spent + now - self._began
+        elif forced:
+            self._forced += now - began
 
     @contextmanager
     def set_up(self) -> Iterator[None]:
