@@ -59,7 +59,9 @@ def lightning_module(net):
 
 
 def prepared(net):
-    return pytest.importorskip("accelerate").Accelerator(cpu=True).prepare(net)
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # another test may have asked for half precision
+    return accelerate.Accelerator(cpu=True, mixed_precision="no").prepare(net)
 
 
 def compiled_inside(net):

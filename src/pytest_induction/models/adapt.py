@@ -87,8 +87,12 @@ def adapt(
     caller.d_vocab = space.d_vocab
     remember_inside(uncompiled(module), caller.module)
     settings = (tried.tokenizer, seed, memory, draws, not trial.steady or caller.form.most_rows == 1)
-    weights = holding_all(tried.found.seen.given, caller.module)
+    weights = holding_all(tried.found, caller.module)
     return ModelUnderTest(caller, module, weights, name, space, way, said, notes, *settings)
+
+
+class _Shifted(ModelError):
+    """Logits that are one place late, however the model is called."""
 
 
 class _Tried(NamedTuple):
@@ -115,6 +119,8 @@ def _tried_out(module: nn.Module, tokenizer: Any, name: str) -> _Tried:
     for found in forms:
         try:
             tried = _checked(found, tokenizer, name)
+        except _Shifted:
+            raise
         except ModelError as error:
             failure = failure or error
             continue
@@ -308,10 +314,10 @@ def _check_not_shifted(caller: Caller, ids: Tensor, name: str) -> None:
         return found
 
     other = ids.clone()
-    other[:, -1] = ids[:, 0]
+    other[:, -1] = ids[:, ids.shape[1] // 2]  # stands there twice then, which no head overlooks
     one, two = computed(ids), computed(other)
     if one and len(one) == len(two) and all(map(torch.equal, one, two)):
-        raise ModelError(
+        raise _Shifted(
             f"the logits of {name} are shifted: at no position does anything depend on the token there, only on those before; "
             "give it the logits before the shift, which predict the next token"
         )

@@ -6,7 +6,7 @@ with it (rows that influence each other, a position that looks ahead) the next o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,11 +87,13 @@ def model_inside(found: Found) -> tuple[Inner, Found] | None:
     return None
 
 
-def holding_all(given: Sequence[Inner], module: nn.Module) -> nn.Module:
-    """The innermost of the modules that are given the ids which has all weights and buffers: their names there are their own."""
+def holding_all(found: Found, module: nn.Module) -> nn.Module:
+    """The innermost model that is given the ids, gives what is as wide as logits, and has all weights under their own names."""
     tensors = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-    for inner in sorted(given, key=lambda each: -each.depth):
+    for inner in sorted(found.seen.given, key=lambda each: -each.depth):
         part = uncompiled(inner.module)
+        if not any(found.width in tensor.shape for _, tensor in parts_of(inner.output)):
+            continue
         if tensors <= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}:
             return part
     return module
