@@ -504,6 +504,11 @@ def test_a_factory_that_cannot_be_sent_is_an_error(place, out):
     assert said.startswith("no worker can be started") and "imported by name" in said
 
 
+def hears_interrupts():
+    """What a shell begins in the background ignores Ctrl-C, and so would all that it begins."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def begun(place, out, tmp_path, monkeypatch):
     """Begins a sweep by the command, which is held at step 20, and waits until so many snapshots are written."""
@@ -515,7 +520,8 @@ def begun(place, out, tmp_path, monkeypatch):
 
     def begin(count, *options):
         command = [sys.executable, "-m", "pytest_induction", *HELD, str(place), "-o", str(out), *options]
-        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        run = subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=hears_interrupts)  # noqa: PLW1509 - one thread
         begun.append(run)
         lines = out / "snapshots.jsonl"
         while run.poll() is None and not (lines.exists() and lines.read_bytes().count(b"\n") >= count):
