@@ -31,6 +31,11 @@ class TokenSpace:
     bos_id: int | None = None
     excluded: frozenset[int] = frozenset()
 
+    @property
+    def ordinary(self) -> list[int]:
+        """Every id that is not excluded, ascending."""
+        return [token for token in range(self.d_vocab) if token not in self.excluded]
+
 
 @dataclass(frozen=True)
 class HeadId:

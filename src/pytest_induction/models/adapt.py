@@ -32,7 +32,7 @@ from pytest_induction.models.census import following_calls
 from pytest_induction.models.declared import CONTEXT_NAMES, declared, declared_layers, token_space, tokenizer_of
 from pytest_induction.models.differences import close_to, difference
 from pytest_induction.models.forms import GUIDE, WRAP, Found, find_forms, holding_all, model_inside, of_round_lengths
-from pytest_induction.models.inputs import MASKS, OPTIONAL
+from pytest_induction.models.inputs import MASKS
 from pytest_induction.models.outputs import parts_of
 from pytest_induction.models.protocol import ModelUnderTest, remember_inside
 from pytest_induction.models.shown import Attach
@@ -136,9 +136,8 @@ def _tried_out(module: nn.Module, tokenizer: Any, name: str) -> _Tried:
 
 def _check_only_one(tried: _Tried, others: Iterator[Found], name: str) -> None:
     """Raise `ModelError` where another value of an argument that is filled in would serve as well, and give something else."""
-    caller = tried.found.caller
-    filled = [argument.name for argument in caller.form.inputs.arguments if argument.name in OPTIONAL]
-    if not filled or not any(each.name in MASKS for each in caller.form.inputs.arguments):
+    masks = [each.name for each in tried.found.caller.form.inputs.arguments if each.name in MASKS]
+    if not masks:
         return
     for other in others:
         try:
@@ -146,7 +145,7 @@ def _check_only_one(tried: _Tried, others: Iterator[Found], name: str) -> None:
         except ModelError:
             continue
         if again.strict and difference(again.trial.logits[0], tried.trial.logits[0]) > close_to(tried.trial.logits[0]):
-            several = f"{name} may be given several masks as `{filled[0]}`, and each gives other logits"
+            several = f"{name} may be given several masks as `{masks[0]}`, and each gives other logits"
             raise ModelError(f"{several}: wrap it with the right one, see {GUIDE}")
 
 
@@ -204,7 +203,7 @@ def _trial_tokens(found: Found, space: TokenSpace, device: torch.device) -> tupl
     multiple = found.caller.form.multiple
     longest = min(found.lengths[1], found.caller.form.length(space.n_ctx or found.lengths[1]))
     generator = torch.Generator().manual_seed(0)
-    ordinary = torch.tensor([token for token in range(space.d_vocab) if token not in space.excluded] or [0])
+    ordinary = torch.tensor(space.ordinary or [0])
     ids = ordinary[torch.randint(0, len(ordinary), (found.rows, longest), generator=generator)].to(device)
     shorter = min(found.lengths[0], longest - multiple)
     return (ids[:, :shorter], ids) if shorter > 0 else (ids, ids.flip(1))
@@ -267,16 +266,16 @@ def _check_causal(caller: Caller, ids: Tensor, logits: Tensor, d_vocab: int, nam
     def predicted(tokens: Tensor) -> Tensor:
         return _logits(caller, tokens, name)[..., :d_vocab]
 
-    def with_other(tokens: Tensor, place: int) -> Tensor:
+    def with_other_last(tokens: Tensor) -> Tensor:
         other = tokens.clone()
-        other[:, place] = (tokens[:, place] + 1) % d_vocab
+        other[:, -1] = (tokens[:, -1] + 1) % d_vocab
         return predicted(other)
 
     def change_by_last(tokens: Tensor, found: Tensor) -> float:
         """How much another last token changes the logits before it."""
-        return difference(with_other(tokens, -1)[:, : tokens.shape[1] - 1], found[:, : tokens.shape[1] - 1])
+        return difference(with_other_last(tokens)[:, : tokens.shape[1] - 1], found[:, : tokens.shape[1] - 1])
 
-    changed = with_other(ids, -1)
+    changed = with_other_last(ids)
     last = ids.shape[1] - 1
     change = difference(changed[:, :last], logits[:, :last])
     if change <= close_to(logits):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pytest_induction.models.chunks import ChunkedReader
-from pytest_induction.models.stacked import CutReader, StackedReader
+from pytest_induction.models.stacked import CutReader, OfParts, StackedReader
 
 BLOCK_ENTRIES = 4_000_000  # scores held at a time where the log-sum-exp is computed in blocks of rows
 SMALL_ENTRIES = 65_536  # up to so many products of queries and keys, all of them at once are cheaper than line by line
@@ -216,7 +216,7 @@ class PatternReader:
 
 
 @dataclass
-class JoinedReader:
+class JoinedReader(OfParts):
     """Reads a layer whose heads attend one by one, or some by some, in calls of their own.
 
     `order` is that of the heads where what they found lies side by side, if it is not that of the calls.
@@ -228,15 +228,6 @@ class JoinedReader:
     @property
     def n_heads(self) -> int:
         return sum(part.n_heads for part in self.parts)
-
-    @property
-    def device(self) -> torch.device:
-        return self.parts[0].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of what the model computes in."""
-        return self.parts[0].dtype
 
     def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
         return self._joined([part.diagonals(offsets, first=first) for part in self.parts])

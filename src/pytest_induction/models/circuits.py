@@ -296,7 +296,7 @@ class _Reading:
 def _trial_tokens(subject: ModelUnderTest) -> Tensor:
     """Random ids that the model has, (rows, positions), the first of each row the one that begins its sequences."""
     space = subject.space
-    usable = [token for token in range(space.d_vocab) if token not in space.excluded] or [0]
+    usable = space.ordinary or [0]
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randint(0, len(usable), (ROWS, min(POSITIONS, space.n_ctx or POSITIONS)), generator=generator)
     tokens = torch.tensor(usable)[chosen]

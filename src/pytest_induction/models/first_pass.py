@@ -128,7 +128,7 @@ class FirstPass(TorchFunctionMode):
 
     def is_hidden(self, logits: Tensor) -> bool:
         """Whether what was taken for logits is what a norm, or one of several modules of a kind, returned: a hidden state."""
-        if self._is(self._by_norm, logits):
+        if self._by_norm.get(id(logits)) is logits:
             return True
         found = self._made.get(id(logits))
         if found is None or found[0] is not logits or found[1] is self._module:
@@ -138,10 +138,6 @@ class FirstPass(TorchFunctionMode):
         twins = sum(type(other) is type(part) for other in self._module.modules())
         is_norm = bool(weights) and all(weight.ndim < 2 for weight in weights)
         return is_norm or (twins > 1 and not isinstance(part, nn.Linear) and any(True for _ in part.children()))
-
-    @staticmethod
-    def _is(known: Mapping[int, Tensor], tensor: Tensor) -> bool:
-        return known.get(id(tensor)) is tensor
 
     @property
     def special(self) -> set[int]:

@@ -262,9 +262,9 @@ class _Search:
         for outputs in readings(output, tokens, vocabulary, self._name, seen.is_hidden):
             logits = outputs.logits(output, tokens)
             form = replace(caller.form, outputs=outputs)
-            form = replace(form, multiple=self._multiple(replace_form(caller, form), lengths))
+            form = replace(form, multiple=self._multiple(Caller(self._module, form), lengths))
             size = logits.shape[2]
-            found.append(Found(replace_form(caller, form), lengths, len(tokens), size, vocabulary, seen, tokens, logits))
+            found.append(Found(Caller(self._module, form), lengths, len(tokens), size, vocabulary, seen, tokens, logits))
         if not found:
             raise self._none(output, tokens, vocabulary, seen)
         return found
@@ -356,10 +356,5 @@ def of_round_lengths(found: Found) -> Iterator[Found]:
     for step in ROUND:
         length = -(-positions // step) * step
         if form.multiple == 1 and length in found.seen.lengths:
-            caller = replace_form(found.caller, replace(form, multiple=step))
+            caller = Caller(found.caller.module, replace(form, multiple=step))
             yield from (replace(found, caller=caller, lengths=(step, times * step)) for times in (3, 2))
-
-
-def replace_form(caller: Caller, form: Form) -> Caller:
-    """The same module, called in another form."""
-    return Caller(caller.module, form)

@@ -234,11 +234,11 @@ def ways_to_give(module: nn.Module, rows: int) -> Iterator[Inputs]:
         yield Inputs(in_batch=True)
 
 
-def with_options(module: nn.Module, inputs: Inputs, wanted: frozenset[str] = OPTIONAL) -> Iterator[Inputs]:
+def with_options(module: nn.Module, inputs: Inputs) -> Iterator[Inputs]:
     """The same call with an obvious value for one of the arguments that it had left out."""
     here = {each.name for each in inputs.arguments} | {inputs.keyword}
     for name, each in parameters_of(module).items():
-        if name in wanted and name not in here and each.default is None:
+        if name in OPTIONAL and name not in here and each.default is None:
             for argument in obvious(name):
                 yield replace(inputs, arguments=(*inputs.arguments, argument))
 

@@ -298,7 +298,7 @@ class _Reading:
 def _trial_tokens(subject: ModelUnderTest) -> Tensor:
     """Random ids that the model has, (rows, positions), the first of each row too."""
     space = subject.space
-    usable = [token for token in range(space.d_vocab) if token not in space.excluded] or [0]
+    usable = space.ordinary or [0]
     generator = torch.Generator().manual_seed(1)
     chosen = torch.randint(0, len(usable), (ROWS, min(POSITIONS, space.n_ctx or POSITIONS)), generator=generator)
     return subject.fitting(torch.tensor(usable)[chosen].to(subject.device))

@@ -140,7 +140,7 @@ def _side_by_side(root: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
 
 def _trial_tokens(subject: ModelUnderTest) -> Tensor:
     """Two rows of ordinary ids."""
-    usable = [token for token in range(subject.space.d_vocab) if token not in subject.space.excluded] or [0]
+    usable = subject.space.ordinary or [0]
     generator = torch.Generator().manual_seed(0)
     length = min(16, subject.space.n_ctx or 16)
     return torch.tensor(usable)[torch.randint(0, len(usable), (2, length), generator=generator)].to(subject.device)

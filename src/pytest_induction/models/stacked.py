@@ -46,16 +46,10 @@ class CutReader:
         return self.whole.pattern_of(queries)[..., : self.positions]
 
 
-@dataclass
-class StackedReader:
-    """Reads a layer whose rows went through the model in several passes, one part after the other."""
+class OfParts:
+    """What is read part by part lies where its first part does, and is computed in the same type."""
 
     parts: Sequence[Reader]
-    counts: Sequence[int]  # of rows in each part
-
-    @property
-    def n_heads(self) -> int:
-        return self.parts[0].n_heads
 
     @property
     def device(self) -> torch.device:
@@ -65,6 +59,18 @@ class StackedReader:
     def dtype(self) -> torch.dtype:
         """Of what the model computes in."""
         return self.parts[0].dtype
+
+
+@dataclass
+class StackedReader(OfParts):
+    """Reads a layer whose rows went through the model in several passes, one part after the other."""
+
+    parts: Sequence[Reader]
+    counts: Sequence[int]  # of rows in each part
+
+    @property
+    def n_heads(self) -> int:
+        return self.parts[0].n_heads
 
     def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
         return torch.cat([part.diagonals(offsets, first=first) for part in self.parts])

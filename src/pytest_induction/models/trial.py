@@ -50,7 +50,7 @@ class Trial(NamedTuple):
     @property
     def usable(self) -> list[int]:
         """Ids that are ordinary tokens."""
-        return [token for token in range(self.space.d_vocab) if token not in self.space.excluded]
+        return self.space.ordinary
 
 
 def find_way(
