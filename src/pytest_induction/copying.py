@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,7 +12,17 @@ from torch import Tensor
 
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ModelError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, describe, numbers, of_all_heads, plain, probes_of, provenance
+from pytest_induction.measure import (
+    Array,
+    ModelLike,
+    describe,
+    named_behaviour,
+    numbers,
+    of_all_heads,
+    plain,
+    probes_of,
+    provenance,
+)
 from pytest_induction.metrics.copying import (
     RepeatedBlock,
     copying_shares,
@@ -23,6 +33,8 @@ from pytest_induction.metrics.copying import (
     raised_in_row,
     rescaled,
 )
+from pytest_induction.metrics.loss import Repetition, repetition
+from pytest_induction.models.calling import first_line
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.head_weights import Circuits, upcast
 from pytest_induction.models.load import load_model
@@ -33,6 +45,7 @@ from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance
 
 MOST_TOKENS = 512  # compared with each other
+TWICE = 2  # copies in rows on which only what is copied counts: half as long
 EFFECTS = ("direct_effect", "copy_effect")
 WITHOUT_FIRST = "copying_share_without_first_token"
 
@@ -168,21 +181,93 @@ def copy_effects(subject: ModelUnderTest, n_sequences: int, seed: int) -> Array:
     return subject.remember(("copy effects", n_sequences, seed), measured)
 
 
+@dataclass(frozen=True)
+class CopyRound:
+    """What heads write and what the model does with it, on rows in which a block stands twice.
+
+    `effects` (sequences, n_layers, n_heads) are copy effects in nats, None where the weights of heads are not known: `why_not`
+    says why. `behaviour` is as of a `Round`.
+    """
+
+    effects: Array | None
+    behaviour: Mapping[str, Array]
+    why_not: str = ""
+
+
+def copy_round(subject: ModelUnderTest, n_sequences: int, seed: int, number: int) -> CopyRound:
+    """A round of such rows, measured or remembered: what heads write and what is predicted, from the same passes."""
+    return subject.remember(
+        ("copy round", n_sequences, seed, number), lambda: _copy_round(subject, n_sequences, np.random.default_rng([seed, 3, number]))
+    )
+
+
+def _copy_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator) -> CopyRound:
+    probes = list(probes_of(subject, n_sequences, rng, TWICE, None))
+    why_not = ""
+    try:
+        circuits = circuits_of(subject)
+        parts = [effects_and_behaviour(subject, circuits, probe) for probe in probes]
+        effects: Array | None = np.concatenate([effects[1] for effects, _ in parts])
+    except Exception as error:  # noqa: BLE001 - whatever it is: behaviour says whether the model copies
+        why_not = ("" if isinstance(error, ModelError) else f"{type(error).__name__}: ") + first_line(error)
+        effects, parts = None, [(np.zeros(0), _behaviour(subject, probe)) for probe in probes]
+    names = [field.name for field in fields(Repetition)]
+    behaviour = {name: np.concatenate([each[name] for _, each in parts]) for name in names}
+    return CopyRound(effects, behaviour, why_not)
+
+
+def _behaviour(subject: ModelUnderTest, probe: Probe) -> dict[str, Array]:
+    """What the model does on the rows of a probe."""
+
+    def measured(rows: Tensor, part: slice) -> Repetition:
+        logits = subject.logits(rows)
+        return repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start)
+
+    return named_behaviour(subject, in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=True))
+
+
+def effects_and_behaviour(subject: ModelUnderTest, circuits: Circuits, probe: Probe) -> tuple[Array, dict[str, Array]]:
+    """Direct and copy effects of every head on the rows of a probe, (2, sequences, n_layers, n_heads), and what is predicted."""
+    block = RepeatedBlock(probe.period, probe.repeats, probe.start)
+    watch = Watch(subject, circuits)
+
+    def measured(rows: Tensor, part: slice) -> tuple[Array, Repetition]:
+        raised: list[Tensor] = []
+        scale, logits = watch.with_logits(rows, _raising(block, circuits, probe, rows, raised))
+        behaviour = repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start)
+        return _effects_of(subject, block, raised, scale), behaviour
+
+    parts = in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=True)
+    found = np.concatenate([effects for effects, _ in parts], axis=1)
+    return _finite(subject, found), named_behaviour(subject, [behaviour for _, behaviour in parts])
+
+
+def _raising(
+    block: RepeatedBlock, circuits: Circuits, probe: Probe, rows: Tensor, raised: list[Tensor]
+) -> Callable[[int, Tensor, Tensor | None], None]:
+    """What adds to `raised`, layer by layer, what its heads add to the logits of the block."""
+    directions = circuits.written(rows[:, probe.start : probe.start + probe.period])
+
+    def take(layer: int, found: Tensor, pattern: Tensor | None) -> None:
+        raised.append(block.raised(found, projected(directions, circuits.layers[layer].outs)))
+
+    return take
+
+
+def _effects_of(subject: ModelUnderTest, block: RepeatedBlock, raised: Sequence[Tensor], scale: Tensor) -> Array:
+    effects = [block.direct_effects(each, scale) for each in raised]
+    return np.stack([_of_all_heads(subject, [layer[which] for layer in effects]) for which in range(len(EFFECTS))])
+
+
 def direct_effects(subject: ModelUnderTest, circuits: Circuits, probe: Probe) -> Array:
     """Direct and copy effects of every head on the rows of a probe: (2, sequences, n_layers, n_heads)."""
     block = RepeatedBlock(probe.period, probe.repeats, probe.start)
     watch = Watch(subject, circuits)
 
     def measured(rows: Tensor, part: slice) -> Array:
-        directions = circuits.written(rows[:, probe.start : probe.start + probe.period])
         raised: list[Tensor] = []
-
-        def take(layer: int, found: Tensor, pattern: Tensor | None) -> None:
-            raised.append(block.raised(found, projected(directions, circuits.layers[layer].outs)))
-
-        scale = watch(rows, take)
-        effects = [block.direct_effects(each, scale) for each in raised]
-        return np.stack([_of_all_heads(subject, [layer[which] for layer in effects]) for which in range(len(EFFECTS))])
+        scale = watch(rows, _raising(block, circuits, probe, rows, raised))
+        return _effects_of(subject, block, raised, scale)
 
     found = np.concatenate(in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=False), axis=1)
     return _finite(subject, found)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,23 +14,34 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pytest_induction.batching import in_batches
-from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
+from pytest_induction.errors import ArgumentError, ModelError, ProbeError, user_facing, whole_number
 from pytest_induction.journal import name_subject
-from pytest_induction.metrics.attention import SCORES, PeriodicScores, scores_for
+from pytest_induction.metrics.attention import SCORES, PeriodicScores, Together, scores_for
+from pytest_induction.metrics.keys import KeyScores
 from pytest_induction.metrics.loss import Repetition, repetition
 from pytest_induction.metrics.streaming import Scores, Streamed
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences, unrepeated_sequences
+from pytest_induction.probes.irregular import IrregularRows, irregular_sequences
+from pytest_induction.probes.sequences import (
+    COPIES,
+    Ids,
+    Probe,
+    even_periods,
+    fitting_shape,
+    repeated_sequences,
+    unrepeated_sequences,
+)
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance
 from pytest_induction.versions import installed
 
 Array = NDArray[np.float64]
 ModelLike = str | Path | nn.Module | ModelUnderTest
+Kind = Literal["plain", "whole", "heads"]  # of a round
 FEWEST_POSITIONS = 3  # the first query that counts everywhere
-PERIODS_AT_ONCE = 6  # different periods in each round of probes
+PERIODS_AT_ONCE = 7  # different periods in each round of probes
 MOST_JOINED = 2**22  # logits of one pass up to which probe and control share it: a pass of few rows costs little but itself
 DISTRIBUTIONS = ("pytest-induction", "torch", "transformers", "transformer-lens", "numpy")
 
@@ -122,14 +133,19 @@ def measure_heads(
 class Round:
     """One round of probes and their controls; each array has one entry per sequence first.
 
-    `heads` (sequences, 5, n_layers, n_heads) are the four scores and the mass at a wrong shift, `control` (sequences,
-    n_layers, n_heads) the prefix-matching places of unrepeated rows; both empty where attention cannot be read.
-    `behaviour` names first_loss, later_loss, first_accuracy, later_accuracy and advantage.
+    `heads` (sequences, 5, n_layers, n_heads) are the four scores and the mass at a wrong shift; `control` (controlled sequences,
+    n_layers, n_heads) the prefix-matching places of rows in which nothing repeats at their distances, for the sequences that are
+    `controlled`; `irregular` (rows, 4, n_layers, n_heads) the mass on successors in rows whose copies come at irregular distances,
+    where exactly one token matches, exactly two, and three or more, and after a break. All are empty where attention cannot be
+    read, `irregular` also where the probes of a model have none. `behaviour` names first_loss, later_loss, first_accuracy,
+    later_accuracy and advantage, and has as many entries as sequences of which logits were looked at.
     """
 
     periods: NDArray[np.int64]
     heads: Array
     control: Array
+    controlled: NDArray[np.bool_]
+    irregular: Array
     behaviour: Mapping[str, Array]
     described: str
 
@@ -142,18 +158,23 @@ class Round:
     def join(cls, rounds: Sequence[Round]) -> Round:
         """All rounds as one."""
         behaviour = {name: np.concatenate([part.behaviour[name] for part in rounds]) for name in rounds[0].behaviour}
-        periods, heads, control = (
-            np.concatenate([getattr(part, name) for part in rounds]) for name in ("periods", "heads", "control")
+        periods, heads, control, controlled, irregular = (
+            np.concatenate([getattr(part, name) for part in rounds])
+            for name in ("periods", "heads", "control", "controlled", "irregular")
         )
         covered = f"periods {periods.min()} to {periods.max()}, {rounds[0].described.rpartition(', ')[2]}"
-        return cls(periods, heads, control, behaviour, covered)
+        return cls(periods, heads, control, controlled, irregular, behaviour, covered)
 
 
-def probe_round(subject: ModelUnderTest, n_sequences: int, seed: int, number: int) -> Round:
-    """Probe with `n_sequences` repeated rows and as many unrepeated ones; the same for the same seed and number."""
+def probe_round(subject: ModelUnderTest, n_sequences: int, seed: int, number: int, kind: Kind = "whole") -> Round:
+    """Probe with `n_sequences` repeated rows and their controls; the same for the same seed and number."""
     return subject.remember(
-        ("round", n_sequences, seed, number),
-        lambda: draw_round(subject, n_sequences, np.random.default_rng([seed, 1, number])),
+        ("round", n_sequences, seed, number, kind),
+        lambda: measured_round(
+            subject,
+            draw(subject, n_sequences, np.random.default_rng([seed, 1, number]), kind=kind),
+            joined=kind == "whole",
+        ),
     )
 
 
@@ -164,25 +185,59 @@ def draw_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Generat
 
 @dataclass(frozen=True)
 class Drawn:
-    """A probe with its control and what scores both: drawn once, and measured as often as a model changes."""
+    """A probe with its controls and what scores them: drawn once, and measured as often as a model changes.
+
+    `control` (sequences, positions) are rows in which no token stands at a multiple of the period before itself; None where
+    there are none. `irregular` are rows whose copies come at irregular distances: the very same rows where there are ids enough.
+    """
 
     probe: Probe
-    control: Probe
+    control: Ids | None
     scores: PeriodicScores
+    irregular: IrregularRows | None = None
+    logits: bool = True
 
 
 def draw(
-    subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator, most_periods: int = PERIODS_AT_ONCE
+    subject: ModelUnderTest,
+    n_sequences: int,
+    rng: np.random.Generator,
+    most_periods: int = PERIODS_AT_ONCE,
+    kind: Kind = "plain",
 ) -> tuple[Drawn, ...]:
-    """The probes of a round, one for each of at most so many periods."""
+    """The probes of a round, one for each of at most so many periods.
+
+    A "plain" round has unrepeated rows as its control, a "whole" one rows with irregular copies, which serve as the control where
+    they can; one of "heads" has neither, and its logits are not looked at.
+    """
     found = []
     for probe in list(probes_of(subject, n_sequences, rng, COPIES, None, most_periods)):
-        control = unrepeated_sequences(
-            subject.space, period=probe.period, rng=rng, n_sequences=probe.n_sequences, repeats=probe.repeats
-        )
+        irregular = _irregular(subject, probe, rng) if kind == "whole" else None
+        if kind == "heads":
+            control = None
+        elif irregular is not None and irregular.n_positions == probe.n_positions:
+            control = irregular.tokens
+        else:
+            shape = {"period": probe.period, "n_sequences": probe.n_sequences, "repeats": probe.repeats}
+            control = unrepeated_sequences(subject.space, rng=rng, **shape).tokens
         shift = int(rng.integers(1, max(2, probe.period // 2)))
-        found.append(Drawn(probe, control, PeriodicScores(probe.period, probe.start, probe.n_positions, shift)))
+        scores = PeriodicScores(probe.period, probe.start, probe.n_positions, shift)
+        found.append(Drawn(probe, control, scores, irregular, logits=kind != "heads"))
     return tuple(found)
+
+
+def _irregular(subject: ModelUnderTest, probe: Probe, rng: np.random.Generator) -> IrregularRows | None:
+    """Rows with irregular copies beside a probe; None where the model has too few ids or positions for any."""
+    try:
+        return irregular_sequences(
+            subject.space,
+            n_positions=probe.n_positions,
+            rng=rng,
+            n_sequences=probe.n_sequences,
+            avoid_period=probe.period,
+        )
+    except ProbeError:
+        return None
 
 
 def measured_round(subject: ModelUnderTest, drawn: Sequence[Drawn], *, joined: bool = False) -> Round:
@@ -191,43 +246,77 @@ def measured_round(subject: ModelUnderTest, drawn: Sequence[Drawn], *, joined: b
     `joined` measures a probe and its control in one pass where they are small: that halves the passes.
     """
     joined = joined and subject.way is not None and not subject.mixes_rows
-    parts = [
-        (_joined_probe if joined and _is_small(subject, each.probe) else _one_probe)(
-            subject, each.probe, each.control, each.scores
-        )
-        for each in drawn
-    ]
+    parts = [(_joined_probe if joined and _may_join(subject, each) else _one_probe)(subject, each) for each in drawn]
     whole = Round.join(parts)
-    return Round(whole.periods, whole.heads, whole.control, whole.behaviour, describe([each.probe for each in drawn]))
+    return replace(whole, described=describe([each.probe for each in drawn]))
 
 
-def _one_probe(subject: ModelUnderTest, probe: Probe, control: Probe, scores: PeriodicScores) -> Round:
-    def measured(rows: Tensor, part: slice) -> tuple[Array | None, Repetition]:
-        values, logits = (None, subject.logits(rows)) if subject.way is None else observe(subject, rows, scores, logits=True)
+def _one_probe(subject: ModelUnderTest, drawn: Drawn) -> Round:
+    probe, scores = drawn.probe, drawn.scores
+
+    def measured(rows: Tensor, part: slice) -> tuple[Array | None, Repetition | None]:
+        if subject.way is None:
+            values, logits = None, subject.logits(rows)
+        else:
+            values, logits = observe(subject, rows, scores, logits=drawn.logits)
+        if not drawn.logits:
+            return values, None
         return values, repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start)
 
-    parts = in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=True)
-    named = _named(subject, [found for _, found in parts])
-    heads = masses = np.zeros((probe.n_sequences, 0))
-    if subject.way is not None:
-        heads = np.concatenate([values for values, _ in parts if values is not None])
-        unrepeated = torch.from_numpy(control.tokens)
-        masses = np.concatenate(
-            in_batches(subject, unrepeated, lambda rows, _: observe(subject, rows, scores)[0][:, 0], logits=False)
-        )
-    return Round(np.full(probe.n_sequences, probe.period), heads, masses, named, "")
+    parts = in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=drawn.logits)
+    named = named_behaviour(subject, [found for _, found in parts if found is not None])
+    periods = np.full(probe.n_sequences, probe.period)
+    if subject.way is None:
+        nothing = np.zeros((probe.n_sequences, 0))
+        return Round(periods, nothing, nothing, np.zeros(probe.n_sequences, bool), nothing, named, "")
+    heads = np.concatenate([values for values, _ in parts if values is not None])
+    control, irregular = _controls(subject, drawn, heads.shape[2:])
+    controlled = np.full(probe.n_sequences, drawn.control is not None)
+    return Round(periods, heads, control, controlled, irregular, named, "")
 
 
-def _is_small(subject: ModelUnderTest, probe: Probe) -> bool:
-    """Whether the logits of both, probe and control, are few."""
+def _controls(subject: ModelUnderTest, drawn: Drawn, heads: tuple[int, ...]) -> tuple[Array, Array]:
+    """The control's mass (rows, n_layers, n_heads), and the four of irregular rows; in one pass where they are the same rows."""
+    scores = drawn.scores
+    if drawn.control is None:
+        return np.zeros((0, *heads)), np.zeros((0, 4, *heads))
+    if drawn.irregular is None:
+        return _masses(subject, drawn.control, lambda _: scores)[:, 0], np.zeros((0, 4, *heads))
+    rows = drawn.irregular
+    if drawn.control is drawn.irregular.tokens:
+        both = _masses(subject, drawn.control, lambda part: Together((scores, rows.scores(subject.device, part))))
+        return both[:, 0], both[:, -4:]
+    alone = _masses(subject, drawn.irregular.tokens, lambda part: rows.scores(subject.device, part))
+    return _masses(subject, drawn.control, lambda _: scores)[:, 0], alone
+
+
+def _masses(subject: ModelUnderTest, tokens: Ids, scores_of: Callable[[slice], Scores]) -> Array:
+    """What rows of ids get, (rows, scores, n_layers, n_heads); `scores_of` gives what scores a part of them."""
+    parts = in_batches(
+        subject, torch.from_numpy(tokens), lambda rows, part: observe(subject, rows, scores_of(part))[0], logits=False
+    )
+    return np.concatenate(parts)
+
+
+def _may_join(subject: ModelUnderTest, drawn: Drawn) -> bool:
+    """Whether a probe has one control of its own length, and the logits of both are few."""
+    alone = drawn.irregular is not None and drawn.control is not drawn.irregular.tokens
+    if drawn.control is None or alone or not drawn.logits:
+        return False
+    probe = drawn.probe
     return 2 * probe.n_sequences * probe.n_positions * subject.space.d_vocab <= MOST_JOINED
 
 
-def _joined_probe(subject: ModelUnderTest, probe: Probe, control: Probe, scores: PeriodicScores) -> Round:
-    """The same as `_one_probe`, repeated rows and unrepeated ones in one pass."""
-    count = probe.n_sequences
+def _joined_probe(subject: ModelUnderTest, drawn: Drawn) -> Round:
+    """The same as `_one_probe`, repeated rows and those of the control in one pass."""
+    probe, control, irregular = drawn.probe, drawn.control, drawn.irregular
+    if control is None:
+        raise ValueError("a probe without a control has nothing to be joined with")
+    count, lists = probe.n_sequences, [] if irregular is None else irregular.lists_behind(probe.n_sequences)
 
     def measured(rows: Tensor, part: slice) -> tuple[Array, Repetition | None]:
+        of_keys = KeyScores.of([each[part] for each in lists], subject.device) if lists else None
+        scores = drawn.scores if of_keys is None else Together((drawn.scores, of_keys))
         values, logits = observe(subject, rows, scores, logits=True)
         repeated = min(part.stop, count) - part.start  # of this batch's rows
         if repeated <= 0:
@@ -235,15 +324,18 @@ def _joined_probe(subject: ModelUnderTest, probe: Probe, control: Probe, scores:
         given = rows[:repeated].to(logits.device)
         return values, repetition(logits[:repeated], given, period=probe.period, start=probe.start)
 
-    parts = in_batches(subject, torch.from_numpy(np.concatenate([probe.tokens, control.tokens])), measured, logits=True)
-    named = _named(subject, [found for _, found in parts if found is not None])
-    heads = np.concatenate([values for values, _ in parts])
-    return Round(np.full(count, probe.period), heads[:count], heads[count:, 0], named, "")
+    parts = in_batches(subject, torch.from_numpy(np.concatenate([probe.tokens, control])), measured, logits=True)
+    named = named_behaviour(subject, [found for _, found in parts if found is not None])
+    values = np.concatenate([values for values, _ in parts])
+    heads, masses = values[:count, :5], values[count:, 0]
+    irregularly = values[count:, 5:] if lists else np.zeros((0, 4, *heads.shape[2:]))
+    return Round(np.full(count, probe.period), heads, masses, np.ones(count, bool), irregularly, named, "")
 
 
-def _named(subject: ModelUnderTest, behaviour: Sequence[Repetition]) -> dict[str, Array]:
+def named_behaviour(subject: ModelUnderTest, behaviour: Sequence[Repetition]) -> dict[str, Array]:
     """The behaviour of all batches by name, one value for each sequence."""
-    named = {name: np.concatenate([numbers(getattr(part, name)) for part in behaviour]) for name in vars(behaviour[0])}
+    names = [field.name for field in fields(Repetition)]
+    named = {name: np.concatenate([np.zeros(0), *(numbers(getattr(part, name)) for part in behaviour)]) for name in names}
     if not all(np.isfinite(values).all() for values in named.values()):
         raise ModelError(f"the logits of {subject.name} are not finite (NaN or infinity) on repeated tokens")
     return named
@@ -260,8 +352,7 @@ def probes_of(
     """Rows of repeated tokens, one probe for each period, the sequences dealt out evenly."""
     if period is None:
         fitting, repeats = fitting_shape(subject.space, repeats)
-        count = min(most_periods, len(fitting), n_sequences)
-        periods = sorted(int(chosen) for chosen in rng.choice(np.asarray(fitting), size=count, replace=False))
+        periods = even_periods(fitting, min(most_periods, n_sequences))
     else:
         periods = [period]
     for index, chosen in enumerate(periods):

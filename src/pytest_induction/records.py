@@ -70,11 +70,18 @@ class Estimate:
 class HeadEvidence:
     """What was measured of one head; masses in [0, 1].
 
-    `control` is its mass at the same places where nothing repeats, `null` the higher one of that and its mass at wrong places,
-    and `excess` what is left of prefix matching without it. `kind` is what the head does with most of its attention: "matches",
-    "suppresses" (it matches, and lowers what it matches), "positional", "previous", "duplicate", "dormant" (it rests on the first
-    token, on this data), or "" for no one thing. `copy_effect` is what the head adds to the logit of what it matches, above the
-    rest of the block, in nats; None where that was not measured.
+    `control` is its mass at the same places where nothing repeats at these distances, `null` the higher one of that and its mass
+    at wrong places, and `excess` what is left of prefix matching without it. `kind` is what the head does with most of its
+    attention: "matches", "suppresses" (it matches, and lowers what it matches), "silent" (it matches, and writes nothing),
+    "positional", "period_detector" (it follows a period, and matches nothing at irregular distances), "previous", "duplicate",
+    "dormant" (it rests on the first token, on this data), or "" for no one thing. `reach` is the longest period at which it
+    matches, where it does not at longer ones.
+
+    `match_lengths` is prefix matching in rows whose copies come at irregular distances, where exactly one preceding token matches,
+    exactly two, and three or more; `after_breaks` the mass in these rows where a match has just ended, at the place where it would
+    go on. Empty and None where they were not measured, or the head is below the threshold anyway. `copy_effect` is what the head
+    adds to the logit of what it matches, above the rest of the block, in nats, on the direct path; `ablation_effect` by how much
+    the loss on later copies rises without the head, in nats. None where that was not measured.
     """
 
     layer: int
@@ -89,9 +96,18 @@ class HeadEvidence:
     periods_passed: int = 0
     kind: str = ""
     copy_effect: Estimate | None = None
+    ablation_effect: Estimate | None = None
+    match_lengths: tuple[Estimate, ...] = ()
+    after_breaks: Estimate | None = None
+    reach: int | None = None
 
     def __str__(self) -> str:
         return str(HeadId(self.layer, self.head))
+
+    def match_length(self, min_prefix_matching: float) -> int | None:
+        """How many matching tokens are enough for as much prefix matching; None where three are not, or that is not known."""
+        enough = (length for length, mass in enumerate(self.match_lengths, start=1) if mass.value >= min_prefix_matching)
+        return next(enough, None)
 
 
 @dataclass(frozen=True)
@@ -224,12 +240,51 @@ class Evidence:
         about = fields["provenance"]
         fields["provenance"] = Provenance(**{**about, "notes": tuple(about["notes"]), "layers": tuple(about["layers"])})
         for name in ("heads", "nearest"):
-            fields[name] = tuple(HeadEvidence(**_with_estimates(head)) for head in fields[name])
+            fields[name] = tuple(_head(head) for head in fields[name])
         fields["pairs"] = tuple(PairEvidence(**_with_estimates(pair)) for pair in fields["pairs"])
         fields["estimates"] = {name: _estimate(estimate) for name, estimate in fields["estimates"].items()}
         fields["changes"] = tuple(_change(change) for change in fields.get("changes", ()))
         fields["mosaic"] = tuple(tuple(row) for row in fields.get("mosaic", ()))
         return cls(**fields)
+
+
+@dataclass(frozen=True)
+class HeadList:
+    """All induction heads of a model, as far as they can be told.
+
+    `heads` are shown to match prefixes above the threshold, and to write something that does not lower what they match, strongest
+    first. `near` lie within `margin` of the threshold, on whichever side: shown, and more sequences would not tell much more.
+    `undecided` are those of which neither is shown, with `more_sequences` as what might. `ruled_out` match, and are silent,
+    suppress what they match, or only follow a period (`kind` says which). All intervals hold together, at `confidence`.
+    `estimates` has the model's behaviour on repeated tokens.
+    """
+
+    heads: tuple[HeadEvidence, ...]
+    near: tuple[HeadEvidence, ...]
+    undecided: tuple[HeadEvidence, ...]
+    ruled_out: tuple[HeadEvidence, ...]
+    provenance: Provenance
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    margin: float = 0.1
+    confidence: float = 0.999
+    more_sequences: int = 0
+    mosaic: tuple[tuple[float | None, ...], ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left undecided."""
+        return not self.undecided
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{head} {head.prefix_matching.value:.2f}" for head in self.heads) or "none"
+        rest = {"within the margin": self.near, "undecided": self.undecided, "ruled out": self.ruled_out}
+        more = (f"{name}: {', '.join(map(str, heads))}" for name, heads in rest.items() if heads)
+        return "; ".join([found, *more])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts, with the version of this layout under `schema`."""
+        return {"schema": SCHEMA_VERSION, **asdict(self), "provenance": self.provenance.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -249,6 +304,11 @@ class Exhibit:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
         return {**vars(self), "data": dict(self.data)}
+
+
+def _head(data: Mapping[str, Any]) -> HeadEvidence:
+    lengths = tuple(_estimate(each) for each in data.get("match_lengths", ()))
+    return HeadEvidence(**{**_with_estimates(data), "match_lengths": lengths})
 
 
 def _with_estimates(data: Mapping[str, Any]) -> dict[str, Any]:

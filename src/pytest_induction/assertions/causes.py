@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from pytest_induction.assertions.boundary import check_share, expect
-from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS, judged_induction_head, until_clear
+from pytest_induction.assertions.heads import ERROR_RATE, MAX_TEXT_ROWS, judged_induction_head, list_of_heads
+from pytest_induction.assertions.heads import MAX_SEQUENCES as MOST_FOR_HEADS
+from pytest_induction.assertions.looks import MAX_SEQUENCES, until_clear
 from pytest_induction.errors import ArgumentError, TextError, user_facing, whole_number
 from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.controls import Controls, matched_controls
@@ -23,10 +25,10 @@ from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, repeated_sequences
 from pytest_induction.progress import progress
-from pytest_induction.records import Evidence, HeadId, Verdict
+from pytest_induction.records import Evidence, HeadId, HeadList, Verdict
 from pytest_induction.statistics import FIRST_LOOK
 from pytest_induction.text import rows_of, windows_of
-from pytest_induction.verdicts.bars import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
+from pytest_induction.verdicts.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.behaviour import MIN_ROWS
 from pytest_induction.verdicts.causes import (
     MIN_SHARE,
@@ -36,6 +38,7 @@ from pytest_induction.verdicts.causes import (
     judge_necessity,
     judge_sufficiency,
 )
+from pytest_induction.verdicts.heads import Thresholds
 from pytest_induction.verdicts.judgement import Judgement
 
 CLAIM = "ablation_removes_icl"
@@ -72,8 +75,8 @@ def assert_ablation_removes_icl(
     question; all that there are of fewer, and some from the nearest layers where a layer has too few. To fall short of such a
     one, which may hold what the heads read from, is UNDETERMINED.
 
-    `heads` are "induction", those that `assert_has_induction_head` finds, on other sequences than they are tested on; or heads
-    of your own. With `pattern_preserving` all heads attend as without the ablation (as in the paper).
+    `heads` are "induction", all those that `find_induction_heads` lists, on other sequences than they are tested on; or heads of
+    your own. Heads that the list leaves open are named in a note. With `pattern_preserving` all heads attend as without the ablation (as in the paper).
 
     FORMED has the reason "necessary_and_sufficient" where with all other heads of the same layers ablated at least `min_share` is
     left, and by half of that more than with random others left; else "necessary". UNDETERMINED too where kinds disagree in sign,
@@ -81,7 +84,7 @@ def assert_ablation_removes_icl(
 
     Cost: each row takes, for each kind, as many passes as there are controls, and one for each head; a pass begins at the first
     layer of the heads. Rows are drawn in rounds of 12, 24, ... until all is clear, at most `max_sequences` (512 rows of text, 192
-    sequences). `error_rate` is for choosing heads, for all kinds and rounds together.
+    sequences), after the list of heads has taken what it needs. `error_rate` is for choosing heads, for all kinds and rounds together.
 
     Returns the evidence. `.estimates`: `in_context_learning`; of each kind "lost zero", "control zero" (nats), "share zero",
     "beyond controls zero" and "rank zero"; "kept zero" and "kept beyond controls zero" for sufficiency; "lost without L2H0 alone"
@@ -102,7 +105,7 @@ def assert_ablation_removes_icl(
     _ = subject.reading  # refuse by name here, before anything is measured
     seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
     rows = None if text is None else _rows(subject, text, most, seed)
-    chosen, evidence = _chosen(subject, heads, (min(most, MAX_SEQUENCES), error_rate * SHARE_OF_REST, seed))
+    chosen, evidence = _chosen(subject, heads, (MOST_FOR_HEADS, error_rate * SHARE_OF_REST, seed))
     evidence = replace(evidence, bars={"min_share": min_share, **evidence.bars}, confidence=1 - error_rate)
     if not chosen:
         return expect(evidence, Verdict.FORMED)
@@ -273,15 +276,27 @@ def _chosen(subject: ModelUnderTest, heads: HeadsLike, budget: tuple[int, float,
             raise ArgumentError("`heads` must be at least one head, got none")
         about = provenance(subject, seed=budget[2])
         return named, Evidence(CLAIM, Verdict.UNDETERMINED, "", "", about)
-    bars = {"min_prefix_matching": MIN_PREFIX_MATCHING, "min_advantage": MIN_ADVANTAGE}
-    found = judged_induction_head(subject, bars, budget, allow_virtual=False)
-    if found.verdict is Verdict.FORMED:
-        bars = {"min_prefix_matching": MIN_PREFIX_MATCHING}
-        return heads_of(subject, found.heads), replace(found, claim=CLAIM, nearest=(), bars=bars)
-    if found.verdict is Verdict.UNDETERMINED:
-        return (), replace(found, claim=CLAIM, summary=f"which heads to ablate is not clear: {found.summary}")
-    summary = f"there is no induction head to ablate: {found.summary}"
-    return (), replace(found, claim=CLAIM, reason="no_induction_head", summary=summary)
+    listed = list_of_heads(subject, Thresholds(), budget)
+    about = replace(listed.provenance, notes=(*listed.provenance.notes, *_left_open(listed)))
+    bars = {"min_prefix_matching": MIN_PREFIX_MATCHING}
+    if listed.heads:
+        found = Evidence(CLAIM, Verdict.UNDETERMINED, "", "", about, heads=listed.heads, bars=bars, mosaic=listed.mosaic)
+        return heads_of(subject, listed.heads), found
+    found = judged_induction_head(subject, Thresholds(), budget, allow_virtual=False)
+    if found.verdict is Verdict.NOT_FORMED:
+        summary = f"there is no induction head to ablate: {found.summary}"
+        return (), replace(found, claim=CLAIM, reason="no_induction_head", summary=summary)
+    summary = f"which heads to ablate is not clear: {found.summary}"
+    return (), replace(found, claim=CLAIM, verdict=Verdict.UNDETERMINED, summary=summary)
+
+
+def _left_open(listed: HeadList) -> tuple[str, ...]:
+    """What to say of heads that were not ablated, though they may be induction heads."""
+    said = {
+        f"within {listed.margin:g} of the threshold, and not ablated": listed.near,
+        f"not clear, and not ablated (about {listed.more_sequences} more sequences would tell)": listed.undecided,
+    }
+    return tuple(f"{', '.join(map(str, heads))}: {what}" for what, heads in said.items() if heads)
 
 
 def _rows(subject: ModelUnderTest, text: Any, max_sequences: int, seed: int) -> Ids:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from pytest_induction.assertions.boundary import check_share, expect
-from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, judged_induction_head, until_clear
+from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, checked_thresholds, judged_induction_head, list_of_heads
+from pytest_induction.assertions.looks import until_clear
 from pytest_induction.composition import measure_composition
 from pytest_induction.copying import ov_eigenvalues
 from pytest_induction.errors import user_facing
@@ -21,9 +23,9 @@ from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe
 from pytest_induction.progress import progress
-from pytest_induction.records import Estimate, Evidence, HeadId, Verdict
+from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Verdict
 from pytest_induction.statistics import mean_interval
-from pytest_induction.verdicts.bars import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
+from pytest_induction.verdicts.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.circuits import Circuit, Lost, judge_circuit
 from pytest_induction.verdicts.judgement import Judgement
 
@@ -46,7 +48,7 @@ def assert_induction_circuit(
 ) -> Evidence:
     """Assert that the model's induction head finds its place by a circuit: through its keys, from previous-token heads.
 
-    Cause, not correlation: the strongest induction head (as `assert_has_induction_head` finds it) must lose at least `min_share`
+    Cause, not correlation: of all induction heads (`find_induction_heads`) the one that raises most what it matches must lose at least `min_share`
     of its prefix matching when the previous-token heads (`min_previous_token` or more of their mass on the position before) are
     kept out of its keys, by whatever way they reach them, its queries and all else being as they were; and more than without as
     many other heads. Its weights must agree: QK matches the token that those heads moved, OV copies. The other way, by its
@@ -67,19 +69,32 @@ def assert_induction_circuit(
     for name, value in (("min_share", min_share), ("min_previous_token", min_previous_token), ("error_rate", error_rate)):
         check_share(name, value)
     subject = load_model(model)
-    bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": MIN_ADVANTAGE}
-    evidence = judged_induction_head(subject, bars, (max_sequences, error_rate / 2, seed), allow_virtual=False)
-    evidence = replace(evidence, claim=CLAIM, bars={**bars, "min_share": min_share}, confidence=1 - error_rate)
+    thresholds = checked_thresholds(min_prefix_matching, None, MIN_ADVANTAGE, None)
+    budget = (max_sequences, error_rate / 2, seed)
+    evidence = judged_induction_head(subject, thresholds, budget, allow_virtual=False)
+    bars = {**evidence.bars, "min_share": min_share}
+    evidence = replace(evidence, claim=CLAIM, bars=bars, confidence=1 - error_rate)
     if evidence.verdict is not Verdict.FORMED:
         summary = f"there is no induction head to have a circuit: {evidence.summary}"
         return expect(replace(evidence, summary=summary), Verdict.FORMED)
-    found = next((head for head in evidence.heads if head.layer > 0), None)
+    listed = list_of_heads(subject, thresholds, budget).heads
+    evidence = replace(evidence, heads=listed or evidence.heads)
+    found = _judged_head(evidence.heads)
     if found is None:
         summary = f"{evidence.heads[0]} matches prefixes in the first layer, where no head comes before it"
         return expect(replace(evidence, verdict=Verdict.NOT_FORMED, reason="first_layer", summary=summary), Verdict.FORMED)
     head = HeadId(found.layer, found.head)
     circuit, weighed = _circuit(subject, head, min_previous_token, evidence.provenance.seed)
     return expect(_tested(subject, evidence, circuit, weighed, (max_sequences, error_rate / 2, min_share)), Verdict.FORMED)
+
+
+def _judged_head(heads: Sequence[HeadEvidence]) -> HeadEvidence | None:
+    """Of the heads above the first layer the one that copies most of what it matches; the strongest where that is not known."""
+    later = [head for head in heads if head.layer > 0]
+    known = [head for head in later if head.copy_effect is not None]
+    if not known:
+        return later[0] if later else None
+    return max(known, key=lambda head: 0.0 if head.copy_effect is None else head.copy_effect.value * head.prefix_matching.value)
 
 
 def _circuit(

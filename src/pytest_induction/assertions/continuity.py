@@ -11,7 +11,8 @@ from pytest_induction.assertions.boundary import expect
 from pytest_induction.assertions.families import Family, members_of, unlike
 from pytest_induction.assertions.family_models import HEADS, ICL, LATE, OV, Models
 from pytest_induction.assertions.family_runs import Runs
-from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS
+from pytest_induction.assertions.heads import ERROR_RATE, MAX_TEXT_ROWS
+from pytest_induction.assertions.looks import MAX_SEQUENCES
 from pytest_induction.assertions.runs import provenance_of
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.measure import provenance

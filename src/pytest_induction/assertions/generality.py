@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pytest_induction.assertions.boundary import check_share, expect
-from pytest_induction.assertions.heads import MAX_SEQUENCES, until_clear
+from pytest_induction.assertions.looks import MAX_SEQUENCES, until_clear
 from pytest_induction.errors import ModelError, user_facing, whole_number
 from pytest_induction.generality import (
     COPIES,

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
+from pytest_induction.absence import Look, longer_rows, other_first_tokens
 from pytest_induction.assertions.boundary import check_share, expect
-from pytest_induction.copying import copy_effects
-from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
+from pytest_induction.assertions.head_search import Budget, HeadSearch, round_size, rounds_within, SMALL_MODEL
+from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, Round, probe_round, provenance
-from pytest_induction.models.calling import first_line
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.progress import progress
-from pytest_induction.records import Evidence, Verdict
-from pytest_induction.statistics import look_sizes
+from pytest_induction.records import Evidence, HeadEvidence, HeadList, Verdict
 from pytest_induction.text import measure_text
-from pytest_induction.verdicts.bars import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
+from pytest_induction.verdicts import induction
+from pytest_induction.verdicts.absence import beyond
 from pytest_induction.verdicts.behaviour import (
     MAX_IN_CONTEXT_LEARNING,
     MIN_ACCURACY,
     judge_copying,
     judge_in_context_learning,
 )
-from pytest_induction.verdicts.copying import SUPPRESSES, judge_copying_of_heads
-from pytest_induction.verdicts.heads import judge_induction_head
+from pytest_induction.verdicts.criteria import MARGIN, MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
+from pytest_induction.verdicts.heads import MATCHES, Thresholds, summed_by_layer
 from pytest_induction.verdicts.judgement import Judgement
+from pytest_induction.verdicts.mosaic import mosaic
 from pytest_induction.verdicts.pairs import judge_virtual_head
 from pytest_induction.virtual import PairRound, probe_pairs
 
-R = TypeVar("R")
-MAX_SEQUENCES = 192
+MAX_SEQUENCES = 224
 MAX_TEXT_ROWS = 512
 ERROR_RATE = 1e-3
-COPYING_SHARE = 0.2  # of it, that is kept for whether heads copy what they match
+OF_LOOKS = 0.01  # error rate of the few rows of another kind that a claim of absence looks at
 
 
 @user_facing
@@ -43,7 +42,9 @@ def assert_has_induction_head(
     model: ModelLike,
     *,
     min_prefix_matching: float = MIN_PREFIX_MATCHING,
+    max_prefix_matching: float | None = None,
     min_advantage: float = MIN_ADVANTAGE,
+    match_length: int | None = None,
     allow_virtual: bool = False,
     max_sequences: int = MAX_SEQUENCES,
     error_rate: float = ERROR_RATE,
@@ -52,14 +53,20 @@ def assert_has_induction_head(
     """Assert that the model has an induction head: one that matches prefixes, in a model that copies what is matched.
 
     Shown when some head's prefix matching lies, with its whole interval, above `min_prefix_matching`, and more than half of that
-    is left without the mass that the head has at wrong places or where nothing repeats, at two periods or more; and the model
-    gives the successor at least `min_advantage` nats more than the tokens after it. A head that is shown to lower what it matches
-    suppresses it, and does not count (where the weights of heads are known). With `allow_virtual` two heads that do it in two
-    steps are enough where no single head does (a virtual induction head); without, they are named and the verdict is NOT_FORMED.
+    is left without the mass that the head has at wrong places or where nothing repeats, at two periods or more; something of it is
+    left in rows whose copies come at irregular distances; and the model gives the successor at least `min_advantage` nats more
+    than the tokens after it. A head that is shown to lower what it matches suppresses it, one whose ablation changes no logit is
+    silent, and neither counts. By default any match counts, also one of many tokens; with `match_length` of 1, 2 or 3 the head
+    must match as much where exactly that many tokens match. With `allow_virtual` two heads that do it in two steps are enough
+    where no single head does (a virtual induction head).
 
-    Sequences are drawn in rounds until every interval is clear of its bar, at most `max_sequences`; then the verdict is
-    UNDETERMINED, which fails too and says what would settle it. `error_rate` is the most with which the verdict may be wrong,
-    over all heads and rounds together.
+    The verdict is NOT_FORMED only where every head is shown to have less than `max_prefix_matching` (0.1, or a third of
+    `min_prefix_matching`) beyond its own chance, or what matches is shown to write nothing or to suppress; see
+    `assert_no_induction_head`. What lies between is UNDETERMINED, which fails too.
+
+    Sequences are drawn in rounds, of each period as many, until one head is clear, at most `max_sequences`. The evidence then
+    names at least those heads; `find_induction_heads` names all. `error_rate` is the most with which the verdict may be wrong,
+    over all heads and rounds together, whatever scores are distributed like.
 
     Returns the evidence: `.heads` strongest first, `.pairs`, `.verdict`, `.estimates`, `.provenance`. Raises
     `ExpectationFailed`, which carries it, or `ModelError` for a model that cannot be measured.
@@ -68,8 +75,8 @@ def assert_has_induction_head(
     >>> found.heads[0].layer                                                 # doctest: +SKIP
     1
     """
-    bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
-    evidence = judged_induction_head(model, bars, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
+    thresholds = checked_thresholds(min_prefix_matching, max_prefix_matching, min_advantage, match_length)
+    evidence = judged_induction_head(model, thresholds, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
     return expect(evidence, Verdict.FORMED)
 
 
@@ -78,16 +85,83 @@ def assert_no_induction_head(
     model: ModelLike,
     *,
     min_prefix_matching: float = MIN_PREFIX_MATCHING,
+    max_prefix_matching: float | None = None,
     min_advantage: float = MIN_ADVANTAGE,
     allow_virtual: bool = False,
     max_sequences: int = MAX_SEQUENCES,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that the model has no induction head: shown, not merely not found. Arguments as `assert_has_induction_head`."""
-    bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
-    evidence = judged_induction_head(model, bars, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
+    """Assert that the model has no induction head: shown, not merely not found.
+
+    Passes where every head is shown to have less than `max_prefix_matching` of prefix matching beyond its own chance (0.1, or a
+    third of `min_prefix_matching`), or what matches is shown to write nothing, to suppress what it matches, or to follow a period
+    only. A few rows more are looked at before: as long as the context, at most 1,024 positions, and beginning with other first
+    tokens; the summary says up to which length the claim holds. A model whose heads have more, and no head enough, is UNDETERMINED
+    (`weak_or_shared`), with what the heads of each layer have together. Other arguments, returns and raises as
+    `assert_has_induction_head`.
+    """
+    thresholds = checked_thresholds(min_prefix_matching, max_prefix_matching, min_advantage, None)
+    evidence = judged_induction_head(model, thresholds, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
     return expect(evidence, Verdict.NOT_FORMED)
+
+
+@user_facing
+def find_induction_heads(
+    model: ModelLike,
+    *,
+    min_prefix_matching: float = MIN_PREFIX_MATCHING,
+    margin: float = MARGIN,
+    match_length: int | None = None,
+    max_sequences: int = MAX_SEQUENCES,
+    error_rate: float = ERROR_RATE,
+    seed: int | None = None,
+) -> HeadList:
+    """List all induction heads of a model: sequences are drawn until every head is told.
+
+    A head is listed where its prefix matching is shown to be above `min_prefix_matching` by the criteria of
+    `assert_has_induction_head`, and not shown to be silent or to suppress what it matches. It is `near` where it is shown to lie
+    within `margin` of the threshold, and `undecided` where the `max_sequences` did not tell: `more_sequences` says what might.
+    All intervals hold together, but for `error_rate`, over all heads and rounds.
+
+    Heads are named, nothing is asserted: whether the model uses what they match is in `.estimates`. Raises `ModelError` for a model
+    whose attention cannot be read, `ProbeError` where no probe fits it, `ArgumentError` for an argument out of its range.
+
+    >>> from pytest_induction.models.planted import redundant_induction_heads
+    >>> print(find_induction_heads(redundant_induction_heads(count=3)))
+    L1H0 1.00, L1H1 1.00, L1H2 1.00
+    """
+    if not 0 < margin < min(min_prefix_matching, 1 - min_prefix_matching):
+        raise ArgumentError(f"`margin` must lie between 0 and what is left on both sides of the threshold, got {margin}")
+    thresholds = replace(checked_thresholds(min_prefix_matching, None, 0.0, match_length), margin=margin)
+    return list_of_heads(load_model(model), thresholds, (max_sequences, error_rate, seed))
+
+
+def list_of_heads(subject: ModelUnderTest, thresholds: Thresholds, budget: tuple[int, float, int | None]) -> HeadList:
+    """The list of heads, measured or remembered; `budget` is sequences, error rate, seed."""
+    spent = _checked_budget(subject, budget)
+    return subject.remember(("list of heads", thresholds, spent), lambda: _list_of_heads(subject, thresholds, spent))
+
+
+def _list_of_heads(subject: ModelUnderTest, thresholds: Thresholds, budget: Budget) -> HeadList:
+    search = HeadSearch(subject, thresholds, budget, complete=True)
+    while not search.rounds or (search.table.open and not search.is_spent):
+        search.draw()
+    search.rule_out()
+    table = search.table
+    return HeadList(
+        heads=search.known(table.matching),
+        near=table.near,
+        undecided=table.open,
+        ruled_out=table.ruled_out,
+        provenance=search.provenance,
+        estimates=search.behaviour(),
+        thresholds={"min_prefix_matching": thresholds.min_prefix_matching},
+        margin=thresholds.margin,
+        confidence=1 - budget.error_rate,
+        more_sequences=table.more_needed(search.n_sequences) if table.open else 0,
+        mosaic=mosaic(search.found.heads[:, 0]),
+    )
 
 
 @user_facing
@@ -105,12 +179,28 @@ def assert_copies_repeats(
     the block but not their order gets 1 / period. Returns the evidence, raises as `assert_has_induction_head`.
     """
     check_share("min_accuracy", min_accuracy)
-    evidence = _decide(
-        load_model(model),
-        "copies_repeats",
-        partial(judge_copying, min_accuracy=min_accuracy),
-        {"min_accuracy": min_accuracy},
-        (max_sequences, error_rate, seed),
+    subject = load_model(model)
+    budget = _checked_budget(subject, (max_sequences, error_rate, seed))
+    size, rounds = round_size(subject.space), []
+    for number in range(rounds_within(subject.space, budget.max_sequences)):
+        with progress("copies_repeats", size * (1 if subject.way is None else 2)):  # the repeated rows, and their controls
+            rounds.append(probe_round(subject, size, budget.seed, number, "whole"))
+        judgement = judge_copying(Round.join(rounds), min_accuracy=min_accuracy, error_rate=error_rate)
+        if judgement.verdict is not Verdict.UNDETERMINED:
+            break
+    found = Round.join(rounds)
+    more = judgement.more_sequences
+    evidence = Evidence(
+        claim="copies_repeats",
+        verdict=judgement.verdict,
+        reason=judgement.reason,
+        summary=judgement.summary,
+        provenance=provenance(subject, seed=budget.seed, n_sequences=len(found.periods), probe=found.described),
+        estimates=judgement.estimates or {},
+        bars={"min_accuracy": min_accuracy},
+        confidence=1 - error_rate,
+        settle=f"about {more} more sequences: max_sequences={len(found.periods) + more}" if more else "",
+        mosaic=judgement.mosaic,
     )
     return expect(evidence, Verdict.FORMED)
 
@@ -160,125 +250,153 @@ def assert_learns_in_context(
     return expect(evidence, Verdict.FORMED)
 
 
-def judged_induction_head(
-    model: ModelLike, bars: dict[str, float], budget: tuple[int, float, int | None], *, allow_virtual: bool
-) -> Evidence:
-    """The verdict on whether a model has an induction head, and what it rests on; `budget` is sequences, error rate, seed."""
-    check_share("min_prefix_matching", bars["min_prefix_matching"])
-    if not bars["min_advantage"] >= 0:
-        raise ArgumentError(f"`min_advantage` must be at least 0 nats, got {bars['min_advantage']}")
-    check_share("error_rate", budget[1])
-    subject = load_model(model)
-    _ = subject.reading  # refuse by name here, before anything is measured
-    judge = partial(judge_induction_head, min_prefix_matching=bars["min_prefix_matching"], min_advantage=bars["min_advantage"])
-    max_sequences, error_rate, given_seed = budget
-    rest = error_rate * (1 - COPYING_SHARE)
-    stage = (max_sequences, rest / 2 if allow_virtual else rest, given_seed)  # heads and pairs: of two claims either may be wrong
-    evidence = _decide(subject, "has_induction_head", judge, bars, stage)
-    if evidence.heads and evidence.verdict is not Verdict.UNDETERMINED:
-        evidence = _with_copying(subject, evidence, error_rate * COPYING_SHARE)
-    if evidence.reason == "copies_without_a_head" and subject.n_layers > 1:
-        evidence = _through_pairs(subject, evidence, stage, allow_virtual=allow_virtual)
-    return replace(evidence, confidence=1 - error_rate)
+def checked_thresholds(
+    min_prefix_matching: float, max_prefix_matching: float | None, min_advantage: float, match_length: int | None
+) -> Thresholds:
+    """The thresholds, or an `ArgumentError`; the lower one follows the higher one unless it is given."""
+    check_share("min_prefix_matching", min_prefix_matching)
+    share = MAX_PREFIX_MATCHING / MIN_PREFIX_MATCHING
+    lower = min_prefix_matching * share if max_prefix_matching is None else max_prefix_matching
+    check_share("max_prefix_matching", lower)
+    if lower >= min_prefix_matching:
+        raise ArgumentError(
+            f"`max_prefix_matching`, up to which a head counts as none, must be below `min_prefix_matching`, got {lower} and "
+            f"{min_prefix_matching}"
+        )
+    if not min_advantage >= 0:
+        raise ArgumentError(f"`min_advantage` must be at least 0 nats, got {min_advantage}")
+    if match_length is not None and whole_number("match_length", match_length, least=1) > MATCHES:
+        raise ArgumentError(f"`match_length` must be 1, 2 or {MATCHES} (three tokens or more), got {match_length}")
+    return Thresholds(min_prefix_matching, lower, min_advantage, match_length)
 
 
-def _with_copying(subject: ModelUnderTest, evidence: Evidence, error_rate: float) -> Evidence:
-    """The evidence with what each head that matches adds to the logit of what it matches, where its weights are known."""
-    about = evidence.provenance
-    try:
-        with progress("copying of heads", about.n_sequences):
-            effects = copy_effects(subject, about.n_sequences, about.seed or 0)
-    except Exception as error:  # noqa: BLE001 - whatever it is: what has been measured is not lost, behaviour says that it copies
-        seen = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
-        note = f"whether each head copies is not known: {seen}{first_line(error)}"
-        return replace(evidence, provenance=replace(about, notes=(*about.notes, note)))
-    return judge_copying_of_heads(evidence, effects, error_rate)
-
-
-def _through_pairs(
-    subject: ModelUnderTest, evidence: Evidence, budget: tuple[int, float, int | None], *, allow_virtual: bool
-) -> Evidence:
-    """The evidence on a model that copies without a single head that matches, with what pairs of heads do; FORMED if allowed."""
-    max_sequences, error_rate, given_seed = budget
-    seed = subject.seed if given_seed is None else given_seed
-    bar = evidence.bars["min_prefix_matching"]
-
-    def judge(rounds: list[PairRound], error_rate: float) -> Judgement:
-        return judge_virtual_head(PairRound.join(rounds), min_prefix_matching=bar, error_rate=error_rate)
-
-    def draw(n_sequences: int, number: int) -> PairRound:
-        with progress("pairs of heads", 2 * n_sequences):  # the repeated rows, and their controls
-            return probe_pairs(subject, n_sequences, seed, number)
-
-    _, found, settle = until_clear(draw, judge, max_sequences, error_rate)
-    if found.verdict is Verdict.FORMED and not allow_virtual:
-        summary = f"{evidence.summary}; {found.summary} (a virtual induction head)"
-        return replace(evidence, reason="copies_through_pairs", summary=summary, pairs=found.pairs)
-    if found.verdict is Verdict.NOT_FORMED or not allow_virtual:
-        return evidence
-    and_copies = " and copies" if any(head.kind == SUPPRESSES for head in evidence.nearest) else ""
-    return replace(
-        evidence,
-        verdict=found.verdict,
-        reason=found.reason,
-        summary=f"no single head matches prefixes{and_copies}, but {found.summary}",
-        pairs=found.pairs,
-        settle=settle,
-    )
-
-
-def _decide(
-    subject: ModelUnderTest,
-    claim: str,
-    judge: Callable[..., Judgement],
-    bars: dict[str, float],
-    budget: tuple[int, float, int | None],
-) -> Evidence:
-    """Draw sequences in rounds until the verdict is clear or the budget is spent."""
+def _checked_budget(subject: ModelUnderTest, budget: tuple[int, float, int | None]) -> Budget:
     max_sequences, error_rate, given_seed = budget
     check_share("error_rate", error_rate)
     seed = subject.seed if given_seed is None else whole_number("seed", given_seed, least=0)
+    return Budget(whole_number("max_sequences", max_sequences, least=1), error_rate, seed)
 
-    def draw(n_sequences: int, number: int) -> Round:
-        with progress(claim, n_sequences * (1 if subject.way is None else 2)):  # the repeated rows, and their controls
-            return probe_round(subject, n_sequences, seed, number)
 
-    rounds, judgement, settle = until_clear(
-        draw, lambda rounds, error_rate: judge(Round.join(rounds), error_rate=error_rate), max_sequences, error_rate
-    )
-    found = Round.join(rounds)
-    about = provenance(subject, seed=seed, n_sequences=len(found.periods), probe=found.described)
+def judged_induction_head(
+    model: ModelLike, thresholds: Thresholds, budget: tuple[int, float, int | None], *, allow_virtual: bool
+) -> Evidence:
+    """The verdict on whether a model has an induction head, and what it rests on; `budget` is sequences, error rate, seed."""
+    subject = load_model(model)
+    spent = _checked_budget(subject, budget)
+    rest = replace(spent, error_rate=spent.error_rate / 2) if allow_virtual else spent  # of two claims either may be wrong
+    is_small = sum(weight.numel() for weight in subject.module.parameters()) <= SMALL_MODEL
+    search = HeadSearch(subject, thresholds, rest, complete=is_small)
+    judgement = _searched(search)
+    evidence = _evidence(search, judgement, thresholds)
+    if subject.n_layers > 1 and evidence.reason in ("copies_without_a_head", "weak_or_shared"):
+        evidence = _through_pairs(subject, evidence, rest, allow_virtual=allow_virtual)
+    return replace(evidence, confidence=1 - spent.error_rate)
+
+
+def _searched(search: HeadSearch) -> Judgement:
+    """Draw rounds until the question is answered or the budget is spent."""
+    while True:
+        search.draw()
+        search.rule_out()
+        table = search.table
+        if table.open and search.complete and not search.is_spent:
+            continue
+        if table.matching:
+            return _used(search)
+        if table.undecided:
+            if search.is_spent:
+                return induction.undecided(table, search.behaviour(), search.n_sequences)
+            continue
+        if table.need_longer_matches:
+            return induction.longer_matches_needed(table, search.behaviour())
+        if table.is_absent:
+            return _absent(search)
+        if table.present or search.is_spent:
+            summed = summed_by_layer(search.found, table.ruled_out)
+            return induction.weak_or_shared(table, search.behaviour(), summed)
+
+
+def _used(search: HeadSearch) -> Judgement:
+    """Whether the model uses what heads match, on as many rows more as it takes."""
+    if not search.copies:
+        search.look_at_copies()
+    while True:
+        count = search.n_behaviour
+        judgement = induction.with_matching_heads(search.table, search.behaviour(), count)
+        if judgement.verdict is not Verdict.UNDETERMINED or count >= 2 * search.budget.max_sequences:
+            return replace(judgement, heads=search.known(judgement.heads))
+        search.look_at_copies()
+
+
+def _absent(search: HeadSearch) -> Judgement:
+    """The verdict on a model without heads on the usual rows, after a look at others."""
+    subject, estimates = search.subject, search.behaviour()
+    longer = longer_rows(subject, search.budget.seed)
+    first_tokens = other_first_tokens(subject, search.budget.seed)
+    looks = [_without(look, search.table.ruled_out) for look in (*longer, *first_tokens)]
+    found = beyond(looks, search.thresholds.max_prefix_matching, OF_LOOKS)
+    if found:
+        return induction.seen_elsewhere(search.table, estimates, found)
+    probed = max([search.longest, *(look.n_positions for look in longer)])
+    also = f", also with {len(first_tokens)} other beginnings" if first_tokens else ""
+    return induction.absent(search.table, estimates, f"in rows of up to {probed} positions{also}")
+
+
+def _without(look: Look, ruled_out: Sequence[HeadEvidence]) -> Look:
+    """The look, with nothing found of the heads that do not count."""
+    scores = look.scores.copy()
+    for head in ruled_out:
+        scores[:, head.layer, head.head] = 0.0
+    return replace(look, scores=scores)
+
+
+def _evidence(search: HeadSearch, judgement: Judgement, thresholds: Thresholds) -> Evidence:
+    more = judgement.more_sequences
+    settle = f"about {more} more sequences: max_sequences={search.n_sequences + more}" if more else ""
+    bars = {
+        "min_prefix_matching": thresholds.min_prefix_matching,
+        "max_prefix_matching": thresholds.max_prefix_matching,
+        "min_advantage": thresholds.min_advantage,
+    }
+    if thresholds.match_length is not None:
+        bars["match_length"] = float(thresholds.match_length)
     return Evidence(
-        claim=claim,
+        claim="has_induction_head",
         verdict=judgement.verdict,
         reason=judgement.reason,
         summary=judgement.summary,
-        provenance=about,
+        provenance=search.provenance,
         heads=judgement.heads,
         nearest=judgement.nearest,
         estimates=judgement.estimates or {},
         bars=bars,
-        confidence=1 - error_rate,
         settle=settle,
-        mosaic=judgement.mosaic,
+        mosaic=mosaic(search.found.heads[:, 0]),
     )
 
 
-def until_clear(
-    draw: Callable[[int, int], R], judge: Callable[[list[R], float], Judgement], max_sequences: int, error_rate: float
-) -> tuple[list[R], Judgement, str]:
-    """Draw rounds until the judgement on all of them is clear or the budget is spent: these, it, and what would settle it.
-
-    `draw` is given how many sequences and the round's number, `judge` the rounds and what a look may spend of the error rate.
-    """
-    looks = look_sizes(max_sequences)
-    rounds: list[R] = []
-    drawn = 0
-    for number, size in enumerate(looks):
-        rounds.append(draw(size - drawn, number))
-        drawn = size
-        judgement = judge(rounds, error_rate / len(looks))
-        if judgement.verdict is not Verdict.UNDETERMINED:
-            return rounds, judgement, ""
-    more = judgement.more_sequences
-    return rounds, judgement, f"about {more} more sequences: max_sequences={drawn + more}"
+def _through_pairs(subject: ModelUnderTest, evidence: Evidence, budget: Budget, *, allow_virtual: bool) -> Evidence:
+    """The evidence on a model that copies without a single head that matches, with what pairs of heads do; FORMED if allowed."""
+    bar, size = evidence.bars["min_prefix_matching"], round_size(subject.space)
+    rounds: list[PairRound] = []
+    while True:
+        with progress("pairs of heads", 2 * size):  # the repeated rows, and their controls
+            rounds.append(probe_pairs(subject, size, budget.seed, len(rounds)))
+        found = judge_virtual_head(PairRound.join(rounds), min_prefix_matching=bar, error_rate=budget.error_rate)
+        if found.verdict is not Verdict.UNDETERMINED or len(rounds) >= rounds_within(subject.space, budget.max_sequences):
+            break
+    if found.verdict is Verdict.FORMED and not allow_virtual and evidence.reason == "copies_without_a_head":
+        summary = f"{evidence.summary}; {found.summary} (a virtual induction head)"
+        return replace(evidence, reason="copies_through_pairs", summary=summary, pairs=found.pairs)
+    if found.verdict is Verdict.NOT_FORMED or not allow_virtual:
+        return evidence
+    drawn = size * len(rounds)
+    more = found.more_sequences
+    return replace(
+        evidence,
+        verdict=found.verdict,
+        reason=found.reason,
+        summary=f"no single head matches prefixes and copies, but {found.summary}",
+        pairs=found.pairs,
+        settle=f"about {more} more sequences: max_sequences={drawn + more}" if more else "",
+    )

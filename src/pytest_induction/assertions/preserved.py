@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from pytest_induction.assertions.boundary import expect
-from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES
+from pytest_induction.assertions.heads import ERROR_RATE
+from pytest_induction.assertions.looks import MAX_SEQUENCES
 from pytest_induction.errors import ArgumentError, BaselineError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, provenance
 from pytest_induction.models.load import load_model

@@ -18,7 +18,7 @@ from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.record import Snapshot, TrainingRun
 from pytest_induction.runs.series import of_best
 from pytest_induction.statistics import SHARE, student_quantile
-from pytest_induction.verdicts.bars import EXCESS_SHARE, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
+from pytest_induction.verdicts.criteria import EXCESS_SHARE, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.mosaic import mosaic
 
 KEPT = 0.8  # of the highest level that the best head has had

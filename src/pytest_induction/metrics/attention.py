@@ -15,7 +15,7 @@ The first two queries are left out of the last two scores: there, previous, firs
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -172,6 +172,18 @@ class LongRowScores(PeriodicScores):
                     others[score, line, max(begin, self.start + copy) :] = 1 / (end - max(begin, self.start + other))
                 line += 1
         return torch.cat([usual, late, others]).flatten(1)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Several scores of the same rows, from one reading of each layer."""
+
+    parts: tuple[Callable[[AttentionReader], Tensor], ...]
+
+    def __call__(self, attention: AttentionReader) -> Tensor:
+        """One layer's scores, those of each part behind one another: (scores, batch, heads)."""
+        found = [part(attention) for part in self.parts]
+        return torch.cat([each.to(found[0].dtype) for each in found])
 
 
 @dataclass(frozen=True)

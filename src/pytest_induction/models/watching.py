@@ -36,14 +36,22 @@ class Watch:
 
         With `patterns`, `take` also gets what the heads attend to, (batch, n_heads, positions, positions).
         """
+        return self._pass(tokens, take, patterns=patterns, logits=self._with_logits)[0]
+
+    def with_logits(self, tokens: Tensor, take: Take) -> tuple[Tensor, Tensor]:
+        """The same, and the logits (batch, positions, d_vocab) of the pass."""
+        return self._pass(tokens, take, patterns=False, logits=True)
+
+    def _pass(self, tokens: Tensor, take: Take, *, patterns: bool, logits: bool) -> tuple[Tensor, Any]:
         one = _Pass(self._circuits, tokens, take, patterns=patterns)
         handles = [part.register_forward_pre_hook(heard, with_kwargs=True) for part, heard in one.listeners()]
         try:
-            self._subject.observe(tokens, one.shown, logits=self._with_logits, early_stop=False)
+            predicted = self._subject.observe(tokens, one.shown, logits=logits, early_stop=False)
         finally:
             for handle in handles:
                 handle.remove()
-        return one.scale if one.scale is not None else torch.ones(tokens.shape, device=self._subject.device)
+        scale = one.scale if one.scale is not None else torch.ones(tokens.shape, device=self._subject.device)
+        return scale, predicted
 
     def scales_behind(self, tokens: Tensor) -> list[Tensor]:
         """What the norm behind each layer's attention divides by in one pass, (batch, positions) each; 1 where none is."""

@@ -62,6 +62,10 @@ class IrregularRows:
         """Mean mass on the keys of the four lists, in the order of `LISTS`, for some of the rows."""
         return KeyScores.of([getattr(self, name)[rows] for name in LISTS], device)
 
+    def lists_behind(self, count: int) -> list[Pairs]:
+        """The four lists of pairs for as many other rows, which have none, and then these."""
+        return [((),) * count + tuple(getattr(self, name)) for name in LISTS]
+
     def __repr__(self) -> str:
         count = len(self.exactly_one[0])
         return f"IrregularRows({self.n_sequences} sequences, {self.n_positions} positions, {count} recurrences)"

@@ -73,6 +73,11 @@ def fitting_shape(space: TokenSpace, repeats: int = COPIES) -> tuple[range, int]
     raise ProbeError(f"the smallest probe has {least} positions, the model's context has {space.n_ctx}")
 
 
+def even_periods(fitting: range, most: int) -> list[int]:
+    """At most so many of the periods that fit, evenly spread, always the same: the shortest, the longest, and between them."""
+    return np.linspace(fitting[0], fitting[-1], max(1, min(most, len(fitting)))).round().astype(int).tolist()
+
+
 def repeated_sequences(
     space: TokenSpace, *, period: int, rng: np.random.Generator, n_sequences: int = 1, repeats: int = COPIES
 ) -> Probe:

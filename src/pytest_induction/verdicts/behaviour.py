@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from pytest_induction.betting import bounded_intervals
 from pytest_induction.measure import Array, Round
 from pytest_induction.metrics.loss import Windows
-from pytest_induction.records import Verdict
-from pytest_induction.statistics import bootstrap_interval
+from pytest_induction.records import Estimate, Verdict
+from pytest_induction.statistics import bootstrap_interval, mean_interval
 from pytest_induction.text import window_mean
 from pytest_induction.verdicts.judgement import Judgement, behaviour_of, more_needed
 
@@ -17,9 +18,27 @@ MIN_ROWS = 16  # of text: fewer cannot be resampled to an interval that holds
 PAPER = (50, 500)  # the token numbers of the paper's in-context learning score
 
 
+AGREEING = 49  # rows: were one in seven on the other side of a threshold, one of so many would show it, but for 1 in 1900
+FURTHEST = 40.0  # nats, up or down, that a row may count where rows disagree: no mean of unlimited values has an interval
+
+
+def advantage_interval(values: Array, min_advantage: float, error_rate: float) -> Estimate:
+    """The interval of the mean advantage over rows (n,), in nats; each end misses it at most at half of the rate.
+
+    Where 49 rows or more all lie on the same side of the threshold, and of its negative, it is Student's. Where they do not, or
+    are fewer, it holds for whatever they are distributed like, but that a row counts as 40 nats at most.
+    """
+    sides = [values > threshold for threshold in (min_advantage, -min_advantage)]
+    if len(values) >= AGREEING and all(side.all() or not side.any() for side in sides):
+        return mean_interval(values[:, None], error_rate, "nats")[0]
+    limited = np.clip(values, -FURTHEST, FURTHEST)[:, None]
+    half = error_rate / 2
+    return bounded_intervals(limited, half, half, lowest=-FURTHEST, highest=FURTHEST, unit="nats")[0]
+
+
 def judge_copying(found: Round, *, min_accuracy: float, error_rate: float) -> Judgement:
     """Is the right token the likeliest at the predictable places of repeated random tokens often enough?"""
-    estimates = behaviour_of(found, error_rate)
+    estimates = behaviour_of(found.behaviour, error_rate)
     accuracy, first = estimates["later_accuracy"], estimates["first_accuracy"]
     seen = f"top-1 accuracy {accuracy.value:.3f} on later copies, {first.value:.3f} on the first"
     if accuracy.is_above(min_accuracy):

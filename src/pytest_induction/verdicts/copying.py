@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from pytest_induction.measure import Array
-from pytest_induction.records import Evidence, HeadEvidence, Verdict
+from pytest_induction.records import HeadEvidence
 from pytest_induction.statistics import mean_interval
+from pytest_induction.verdicts.criteria import MIN_SUPPRESSION
 
-SUPPRESSES = "suppresses"
-MIN_SUPPRESSION = 0.25  # nats, half of the least advantage: any head may do as much on its way to a later one
+SUPPRESSES, SILENT = "suppresses", "silent"
 
 
-def judge_copying_of_heads(evidence: Evidence, effects: Array, error_rate: float) -> Evidence:
-    """The evidence with the copy effect of each head that matches; one that suppresses what it matches is no induction head.
+def of_heads(heads: Sequence[HeadEvidence], effects: Array, error_rate: float) -> list[HeadEvidence]:
+    """The heads with the copy effect of each; one that suppresses what it matches has that as its kind.
 
     `effects` (sequences, n_layers, n_heads) are copy effects in nats: what a head adds to the logit of the successor above the
     rest of the block, on the direct path. Only an interval below -0.25 says that a head suppresses: what it writes may be used
     by later layers without raising the logit itself. `error_rate` is for all of these heads together.
     """
-    columns = np.stack([effects[:, head.layer, head.head] for head in evidence.heads], axis=1)
+    columns = np.stack([effects[:, head.layer, head.head] for head in heads], axis=1)
     found = mean_interval(columns, error_rate, "nats")
-    heads = [
+    return [
         replace(head, copy_effect=effect, kind=SUPPRESSES if effect.is_below(-MIN_SUPPRESSION) else head.kind)
-        for head, effect in zip(evidence.heads, found, strict=True)
+        for head, effect in zip(heads, found, strict=True)
     ]
-    copying = tuple(head for head in heads if head.kind != SUPPRESSES)
-    if evidence.verdict is not Verdict.FORMED or len(copying) == len(heads):
-        return replace(evidence, heads=tuple(heads))
-    suppressing = tuple(head for head in heads if head.kind == SUPPRESSES)
-    if copying:
-        summary = f"{evidence.summary}; {_named(suppressing)}, and {'does' if len(suppressing) == 1 else 'do'} not count"
-        return replace(evidence, heads=copying, nearest=(*suppressing, *evidence.nearest), summary=summary)
-    accuracy = evidence.estimates["later_accuracy"]
-    summary = (
-        f"the model copies (top-1 accuracy {accuracy.value:.2f} on later copies), but not by a head that matches prefixes: "
-        f"{_named(suppressing)}"
-    )
-    return replace(
-        evidence, verdict=Verdict.NOT_FORMED, reason="copies_without_a_head", summary=summary, heads=(), nearest=suppressing
-    )
 
 
-def _named(heads: tuple[HeadEvidence, ...]) -> str:
-    """Which heads suppress, and how strongly the first."""
-    first = heads[0].copy_effect
-    by = "" if first is None else f" by {-first.value:.2f} nats"
-    if len(heads) == 1:
-        return f"{heads[0]} lowers what it matches{by}"
-    return f"{heads[0]} and {len(heads) - 1} more lower what they match{by}"
+def named_ruled_out(heads: Sequence[HeadEvidence]) -> str:
+    """Which heads do not count, and why, in words."""
+    said = []
+    for kind, does in ((SUPPRESSES, ("lowers what it matches", "lower what they match")), (SILENT, ("writes nothing", "write nothing"))):
+        of_kind = [head for head in heads if head.kind == kind]
+        if not of_kind:
+            continue
+        first = of_kind[0].copy_effect
+        by = f" by {-first.value:.2f} nats" if kind == SUPPRESSES and first is not None else ""
+        more = f" and {len(of_kind) - 1} more" if len(of_kind) > 1 else ""
+        said.append(f"{of_kind[0]}{more} {does[len(of_kind) > 1]}{by}")
+    return ", ".join(said)

@@ -1,185 +1,345 @@
-"""Does the model have an induction head? Mechanism by head, behaviour of the model, and whether the two agree."""
+"""Which heads match prefixes? Every head held against the criteria, on all rows so far, with intervals that hold at every look."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pytest_induction.betting import bounded_intervals, is_above, more_rows
 from pytest_induction.measure import Array, Round
-from pytest_induction.records import Estimate, HeadEvidence, Verdict
-from pytest_induction.statistics import mean_interval
-from pytest_induction.verdicts.bars import EXCESS_SHARE
-from pytest_induction.verdicts.behaviour import MIN_ACCURACY
-from pytest_induction.verdicts.judgement import Judgement, behaviour_of, more_needed
-from pytest_induction.verdicts.mosaic import mosaic
+from pytest_induction.records import Estimate, HeadEvidence
+from pytest_induction.statistics import SHARE
+from pytest_induction.verdicts.criteria import (
+    IRREGULAR,
+    MARGIN,
+    MAX_PREFIX_MATCHING,
+    MIN_ADVANTAGE,
+    MIN_PERIODS,
+    MIN_PREFIX_MATCHING,
+    kind_of_head,
+    min_excess,
+)
 
-MIN_PERIODS = 2  # at which a head must match: one period cannot tell matching from counting back
-CLEAR, DORMANT = 0.5, 0.9  # mass that makes a kind of a head, and that leaves nothing for any other
-NEAREST = 3  # other heads that are named beside those found
-
-
-def judge_induction_head(found: Round, *, min_prefix_matching: float, min_advantage: float, error_rate: float) -> Judgement:
-    """Does some head match prefixes, above the bar and above its own chance, while the model uses what is matched?
-
-    `found` is all that has been measured so far; `error_rate` is what this look may spend, a third of it on the scores of the
-    heads, a third on what is left of them without chance, and a third on behaviour.
-    """
-    third = error_rate / 3
-    census = Census.of(head_evidence(found, third, min_prefix_matching), min_prefix_matching)
-    estimates = behaviour_of(found, third)
-    decide = _with_matching_heads if census.matching else _without_matching_heads
-    verdict, reason, summary = decide(census, estimates, min_advantage)
-    more = 0
-    if verdict is Verdict.UNDETERMINED:
-        count = len(found.periods)
-        more = more_needed(estimates["advantage"], min_advantage, count) if census.matching else census.more_needed(count)
-    others = tuple(head for head in census.heads if head not in census.matching)[:NEAREST]
-    drawn = mosaic(found.heads[:, 0])
-    return Judgement(verdict, reason, summary, census.matching, others, estimates=estimates, more_sequences=more, mosaic=drawn)
+MATCHES = 3  # match lengths that are told apart: one token, two, three or more
+PERIOD_DETECTOR = "period_detector"
 
 
 @dataclass(frozen=True)
-class Census:
-    """All heads, strongest first, and which of them match, have their score by position alone, or cannot be told yet."""
+class Thresholds:
+    """What a head and a model are held against; `match_length` is how many matching tokens must be enough, None for any."""
 
-    heads: tuple[HeadEvidence, ...]
-    bar: float
-    matching: tuple[HeadEvidence, ...]
-    positional: tuple[HeadEvidence, ...]
-    undecided: tuple[HeadEvidence, ...]
-
-    @classmethod
-    def of(cls, heads: Sequence[HeadEvidence], bar: float) -> Census:
-        excess_bar = bar * EXCESS_SHARE
-        above = [head for head in heads if head.prefix_matching.is_above(bar)]
-        matching = [head for head in above if head.excess.is_above(excess_bar)]
-        unclear = [
-            head
-            for head in heads
-            if head not in matching and not head.prefix_matching.is_below(bar) and not head.excess.is_below(excess_bar)
-        ]
-        once = [head for head in matching if head.periods_passed < MIN_PERIODS]
-        by_place = [head for head in above if head.excess.is_below(excess_bar)]
-        return cls(tuple(heads), bar, tuple(h for h in matching if h not in once), (*once, *by_place), tuple(unclear))
+    min_prefix_matching: float = MIN_PREFIX_MATCHING
+    max_prefix_matching: float = MAX_PREFIX_MATCHING
+    min_advantage: float = MIN_ADVANTAGE
+    match_length: int | None = None
+    margin: float = MARGIN
 
     @property
-    def best(self) -> str:
-        """The strongest head and its score, in words."""
-        return f"{self.heads[0]} has prefix matching {self.heads[0].prefix_matching.value:.3f}"
+    def min_excess(self) -> float:
+        """What must be left of a head's score without its own chance."""
+        return min_excess(self.min_prefix_matching)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How an error rate is divided among what is shown of one head.
+
+    To say of one head that it matches is wrong where its score is not above the threshold, or its excess is not, or it has nothing
+    left at irregular distances: a third for each, shared by all heads, as each of them could be the one that is wrongly named. To
+    say that there is none is wrong where one head that does match is missed: a third for each, for every head by itself. A
+    complete list says both of every head.
+    """
+
+    above: float
+    excess_above: float
+    irregular_above: float
+    below: float
+
+    @classmethod
+    def of(cls, error_rate: float, n_heads: int, n_candidates: int, *, complete: bool) -> Rates:
+        """Of `n_heads` heads, `n_candidates` of which have a score that may be high enough."""
+        third = error_rate / 3
+        each, of_candidates = third / max(1, n_heads), third / max(1, n_candidates)
+        return cls(each, of_candidates, of_candidates, each if complete else third)
+
+
+@dataclass(frozen=True)
+class HeadTable:
+    """All heads, strongest first, and what is shown of each.
+
+    `heads` are those of which nothing is known that rules them out; `ruled_out` those that write nothing, suppress what they match
+    or follow a period: what such a head has of prefix matching tells nothing about whether there is an induction head.
+    """
+
+    heads: tuple[HeadEvidence, ...]
+    thresholds: Thresholds
+    ruled_out: tuple[HeadEvidence, ...] = ()
+
+    @cached_property
+    def matching(self) -> tuple[HeadEvidence, ...]:
+        """Shown to match: score and excess above their thresholds, at two periods or more, with something left at irregular ones."""
+        return tuple(head for head in self.heads if self._matches(head))
+
+    @cached_property
+    def undecided(self) -> tuple[HeadEvidence, ...]:
+        """Those that may match or may not."""
+        return tuple(head for head in self.heads if not self._matches(head) and self._may_match(head))
+
+    @cached_property
+    def near(self) -> tuple[HeadEvidence, ...]:
+        """Of the undecided, those that are shown to lie within the margin of the threshold, whichever side of it they are on."""
+        bar, margin = self.thresholds.min_prefix_matching, self.thresholds.margin
+        return tuple(
+            head
+            for head in self.undecided
+            if head.prefix_matching.is_above(bar - margin) and head.prefix_matching.is_below(bar + margin)
+        )
+
+    @cached_property
+    def open(self) -> tuple[HeadEvidence, ...]:
+        """Of the undecided, those of which not even that is shown."""
+        return tuple(head for head in self.undecided if head not in self.near)
+
+    @cached_property
+    def positional(self) -> tuple[HeadEvidence, ...]:
+        """Those with a score above the threshold by their place: as high without anything to match, or at one period only."""
+        bar, least = self.thresholds.min_prefix_matching, self.thresholds.min_excess
+        return tuple(
+            head
+            for head in self.heads
+            if (head.prefix_matching.is_above(bar) and head.excess.is_below(least)) or self._at_one_period(head)
+        )
+
+    @cached_property
+    def present(self) -> tuple[HeadEvidence, ...]:
+        """Those shown to match by more than what counts as none."""
+        return tuple(head for head in self.heads if head.excess.is_above(self.thresholds.max_prefix_matching))
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether every head is shown to match by less than what counts as none."""
+        return all(head.excess.is_below(self.thresholds.max_prefix_matching) for head in self.heads)
+
+    def without(self, ruled_out: Mapping[tuple[int, int], HeadEvidence]) -> HeadTable:
+        """The same, some heads being ruled out, with what is known of them."""
+        known = {place: head for place, head in ruled_out.items() if any((h.layer, h.head) == place for h in self.heads)}
+        gone = tuple(replace(h, **_known_of(known[h.layer, h.head])) for h in self.heads if (h.layer, h.head) in known)
+        left = tuple(h for h in self.heads if (h.layer, h.head) not in known)
+        return replace(self, heads=left, ruled_out=(*self.ruled_out, *gone))
 
     def more_needed(self, count: int) -> int:
-        """Sequences after these `count` that would tell the first undecided head: both its intervals, or one that excludes it."""
-        head = self.undecided[0]
-        score, excess = (
-            more_needed(estimate, bar, count)
-            for estimate, bar in ((head.prefix_matching, self.bar), (head.excess, self.bar * EXCESS_SHARE))
+        """Sequences after these `count` that would tell the first undecided head, if it stays as it is."""
+        undecided = self.open or self.undecided
+        if not undecided:
+            return count
+        head, bar = undecided[0], self.thresholds.min_prefix_matching
+        needed = [
+            more_rows(estimate, at, count)
+            for estimate, at in ((head.prefix_matching, bar), (head.excess, self.thresholds.min_excess))
+            if estimate.low <= at <= estimate.high
+        ]
+        return max(needed, default=count)
+
+    @cached_property
+    def need_longer_matches(self) -> tuple[HeadEvidence, ...]:
+        """Those that match, and are shown to need more matching tokens than were asked for."""
+        return tuple(head for head in self.heads if self._matches_somehow(head) and self._needs_more_tokens(head))
+
+    def _matches(self, head: HeadEvidence) -> bool:
+        wanted = self.thresholds.match_length
+        if not self._matches_somehow(head):
+            return False
+        return wanted is None or (
+            len(head.match_lengths) > 0 and head.match_lengths[wanted - 1].is_above(self.thresholds.min_prefix_matching)
         )
-        low = (head.prefix_matching.value < self.bar, head.excess.value < self.bar * EXCESS_SHARE)
-        excluding = [more for more, is_low in zip((score, excess), low, strict=True) if is_low]
-        return min(excluding) if excluding else max(score, excess)
 
-
-def _with_matching_heads(census: Census, estimates: Mapping[str, Estimate], min_advantage: float) -> tuple[Verdict, str, str]:
-    advantage = estimates["advantage"]
-    if advantage.is_above(min_advantage):
-        count = f"{len(census.matching)} head{'s' if len(census.matching) != 1 else ''}"
-        return Verdict.FORMED, "formed", f"{count} with prefix matching above {census.bar:.3f}; the strongest, {census.best}"
-    seen = f"advantage of the successor {advantage.value:+.2f} nats"
-    if advantage.is_below(-min_advantage):
+    def _matches_somehow(self, head: HeadEvidence) -> bool:
+        """Whether it does on periodic rows, and has something left on others where there are any."""
+        at = self.thresholds
         return (
-            Verdict.NOT_FORMED,
-            "suppresses_what_it_matches",
-            f"{census.best}, and the model says no to what is matched: {seen}",
+            head.prefix_matching.is_above(at.min_prefix_matching)
+            and head.excess.is_above(at.min_excess)
+            and head.periods_passed >= MIN_PERIODS
+            and (not head.match_lengths or head.match_lengths[-1].is_above(IRREGULAR))
         )
-    if advantage.is_below(min_advantage):
-        summary = f"{census.best}, but the model does not predict what is matched: {seen}"
-        return Verdict.NOT_FORMED, "matches_without_copying", summary
-    return Verdict.UNDETERMINED, "copying_unclear", f"{census.best}, but whether the model uses it is not clear: {seen}"
+
+    def _may_match(self, head: HeadEvidence) -> bool:
+        at = self.thresholds
+        return not (
+            head.prefix_matching.is_below(at.min_prefix_matching)
+            or head.excess.is_below(at.min_excess)
+            or self._at_one_period(head)
+            or self._needs_more_tokens(head)
+        )
+
+    def _needs_more_tokens(self, head: HeadEvidence) -> bool:
+        wanted = self.thresholds.match_length
+        lengths = head.match_lengths
+        return wanted is not None and len(lengths) > 0 and lengths[wanted - 1].is_below(self.thresholds.min_prefix_matching)
+
+    def _at_one_period(self, head: HeadEvidence) -> bool:
+        at = self.thresholds
+        is_high = head.prefix_matching.is_above(at.min_prefix_matching) and head.excess.is_above(at.min_excess)
+        return is_high and head.periods_passed < MIN_PERIODS
 
 
-def _without_matching_heads(census: Census, estimates: Mapping[str, Estimate], min_advantage: float) -> tuple[Verdict, str, str]:
-    if census.undecided:
-        near = census.undecided[0]
-        seen = (
-            f"{near} has prefix matching {near.prefix_matching.value:.3f}, {near.null:.3f} of it where there is nothing to match"
-        )
-        return Verdict.UNDETERMINED, "heads_unclear", f"{seen}: too close to {census.bar:.3f} to tell"
-    if census.positional:
-        first = census.positional[0]
-        seen = f"{first} has prefix matching {first.prefix_matching.value:.3f}"
-        return (
-            Verdict.NOT_FORMED,
-            "counts_back",
-            f"{seen}, but goes by position: it matches at one period, or has it without repeats",
-        )
-    accuracy = estimates["later_accuracy"]
-    if estimates["advantage"].is_above(min_advantage) and accuracy.value >= MIN_ACCURACY:
-        weak = "above chance but too weak" if census.heads[0].excess.low > 0 else "no more than chance"
-        summary = (
-            f"the model copies (top-1 accuracy {accuracy.value:.2f} on later copies), but no single head matches prefixes: "
-            f"the best, {census.best}, {weak}"
-        )
-        return Verdict.NOT_FORMED, "copies_without_a_head", summary
-    if all(head.first_token >= DORMANT for head in census.heads):
-        return Verdict.NOT_FORMED, "dormant", "on this data every head rests on the first token"
-    return Verdict.NOT_FORMED, "no_head_matches", f"no head matches prefixes: the best, {census.best}, below {census.bar:.3f}"
+def _known_of(head: HeadEvidence) -> dict[str, object]:
+    return {"kind": head.kind, "copy_effect": head.copy_effect, "ablation_effect": head.ablation_effect}
 
 
-def head_evidence(found: Round, error_rate: float, bar: float) -> list[HeadEvidence]:
-    """Every head, strongest first; `error_rate` is for all scores together, and as much again for all of what is left of them."""
-    score, chance = found.heads[:, 0], chance_of(found)
-    means = {
-        "control": found.control.mean(axis=0),
-        "null": chance.mean(axis=0),
-        **{name: found.heads[:, place].mean(axis=0) for place, name in ((1, "previous_token"), (2, "duplicate_token"))},
-        "first_token": found.heads[:, 3].mean(axis=0),
-    }
-    passed = _periods_passed(found.periods, score, score - chance, bar)
-    scores = mean_interval(score[:, found.exists], error_rate)
-    excesses = mean_interval((score - chance)[:, found.exists], error_rate, "excess")
-    evidence = []
-    for (layer, head), estimate, excess in zip(np.argwhere(found.exists), scores, excesses, strict=True):
-        measured = {name: float(values[layer, head]) for name, values in means.items()}
-        evidence.append(
-            HeadEvidence(
-                int(layer),
-                int(head),
-                estimate,
-                excess,
-                control=measured["control"],
-                null=measured["null"],
-                previous_token=measured["previous_token"],
-                duplicate_token=measured["duplicate_token"],
-                first_token=measured["first_token"],
-                periods_passed=int(passed[layer, head]),
-                kind=_kind(estimate.value, excess.value, measured, bar),
+def table_of(found: Round, thresholds: Thresholds, error_rate: float, *, complete: bool = False) -> HeadTable:
+    """Every head as it is measured so far; those that only follow a period are ruled out."""
+    every = head_evidence(found, thresholds, error_rate, complete=complete)
+    detectors = tuple(replace(head, kind=PERIOD_DETECTOR) for head in every if follows_period(head, thresholds))
+    places = {(head.layer, head.head) for head in detectors}
+    return HeadTable(tuple(head for head in every if (head.layer, head.head) not in places), thresholds, detectors)
+
+
+def follows_period(head: HeadEvidence, thresholds: Thresholds) -> bool:
+    """Whether a head that matches on periodic rows is shown to have nothing left at irregular distances, or to go on where tokens
+    no longer match more than where they do."""
+    if not head.match_lengths or not head.prefix_matching.is_above(thresholds.min_prefix_matching):
+        return False
+    goes_on = head.after_breaks is not None and head.after_breaks.low > head.match_lengths[-1].high
+    return head.match_lengths[-1].is_below(IRREGULAR) or goes_on
+
+
+def head_evidence(found: Round, thresholds: Thresholds, error_rate: float, *, complete: bool = False) -> list[HeadEvidence]:
+    """Every head with its intervals, strongest first; see `Rates` for how `error_rate` is divided."""
+    return _Measured(found, thresholds, error_rate, complete=complete).evidence()
+
+
+class _Measured:
+    """The rows of every head that there is, one column each, and what they show."""
+
+    def __init__(self, found: Round, thresholds: Thresholds, error_rate: float, *, complete: bool) -> None:
+        self._found, self._at = found, thresholds
+        self._score, self._previous, self._duplicate, self._first, self._wrong = (
+            found.heads[:, index][:, found.exists] for index in range(5)
+        )
+        self._control = found.control[:, found.exists]
+        self._chance = np.maximum(self._control, self._wrong[found.controlled])
+        self._excess = self._score[found.controlled] - self._chance
+        self._irregular = found.irregular[:, :, found.exists]
+        n_heads = self._score.shape[1]
+        rates = Rates.of(error_rate, n_heads, n_heads, complete=complete)
+        self._scores = bounded_intervals(self._score, rates.above, rates.below, unit=SHARE)
+        candidates = sum(not each.is_below(thresholds.min_prefix_matching) for each in self._scores)
+        self._rates = Rates.of(error_rate, n_heads, candidates, complete=complete)
+        self._by_period = np.stack([self._score[found.periods == period].mean(axis=0) for period in self._periods])
+
+    @cached_property
+    def _periods(self) -> NDArray[np.int64]:
+        return np.unique(self._found.periods)
+
+    def evidence(self) -> list[HeadEvidence]:
+        """Of each head."""
+        every = np.ones(len(self._score), bool)
+        excesses = self._excesses(every, np.arange(len(self._scores)), self._scores)
+        passed = self._passed()
+        places = np.argwhere(self._found.exists).tolist()
+        heads = []
+        for column, (layer, head) in enumerate(places):
+            score, excess, reach = self._scores[column], excesses[column], None
+            if not score.is_above(self._at.min_prefix_matching) and (shorter := self._reached(column)) is not None:
+                score, excess, reach = shorter
+            measured = self._means(column)
+            heads.append(
+                HeadEvidence(
+                    layer,
+                    head,
+                    score,
+                    excess,
+                    **measured,
+                    periods_passed=int(passed[column]),
+                    kind=kind_of_head(score.value, excess.value, measured, self._at.min_prefix_matching),
+                    reach=reach,
+                    **self._irregularly(column, score),
+                )
             )
-        )
-    return sorted(evidence, key=lambda head: -head.prefix_matching.value)
+        return sorted(heads, key=lambda head: -head.prefix_matching.value)
+
+    def _means(self, column: int) -> dict[str, float]:
+        values = {
+            "control": self._control,
+            "null": self._chance,
+            "previous_token": self._previous,
+            "duplicate_token": self._duplicate,
+            "first_token": self._first,
+        }
+        return {name: float(rows[:, column].mean()) for name, rows in values.items()}
+
+    def _irregularly(self, column: int, score: Estimate) -> dict[str, object]:
+        """What a head has at irregular distances, by match length and after breaks; only of a head that may match."""
+        if len(self._irregular) == 0 or score.is_below(self._at.min_prefix_matching):
+            return {}
+        rate = self._rates.irregular_above / (MATCHES + 1)
+        found = bounded_intervals(self._irregular[:, :, column], rate, rate, unit=SHARE)
+        return {"match_lengths": tuple(found[:MATCHES]), "after_breaks": found[MATCHES]}
+
+    def _excesses(self, rows: NDArray[np.bool_], columns: NDArray[np.int64], scores: Sequence[Estimate]) -> list[Estimate]:
+        """The interval of each excess on some of the rows: the narrower one of several, each with its share of the rate.
+
+        Row by row, what is left of the score without chance lies from -1 to 1; without the rows on which chance is higher it only
+        gets more, and lies from 0 to 1; and it is the score less chance, both of which are known by themselves.
+        """
+        kept = rows[self._found.controlled]
+        excess, chance = self._excess[kept][:, columns], self._chance[kept][:, columns]
+        low, high = self._rates.excess_above / 2, self._rates.below / 3
+        paired = bounded_intervals(excess, low, high, lowest=-1.0, unit="excess")
+        positive = bounded_intervals(np.maximum(excess, 0.0), low, high)
+        chances = bounded_intervals(chance, high, low)
+        return [
+            Estimate(
+                row_by_row.value,
+                max(row_by_row.low, min(score.low - by_chance.high, row_by_row.value)),
+                min(row_by_row.high, max(raised.high, row_by_row.value), max(score.high - by_chance.low, row_by_row.value)),
+                "excess",
+            )
+            for row_by_row, raised, by_chance, score in zip(paired, positive, chances, scores, strict=True)
+        ]
+
+    def _passed(self) -> NDArray[np.int64]:
+        """At how many periods each head has the score, and enough of it beyond chance."""
+        bar, least = self._at.min_prefix_matching, self._at.min_excess
+        of_controlled = self._found.periods[self._found.controlled]
+        excess = np.stack([self._excess[of_controlled == period].mean(axis=0) for period in self._periods])
+        return np.asarray(((self._by_period >= bar) & (excess >= least)).sum(axis=0))
+
+    def _reached(self, column: int) -> tuple[Estimate, Estimate, int] | None:
+        """Score and excess over the shorter periods, and the longest of these, where a head matches at them and not at longer ones."""
+        bar = self._at.min_prefix_matching
+        is_high = self._by_period[:, column] >= bar
+        count = len(is_high) if is_high.all() else int(np.argmin(is_high))
+        if not MIN_PERIODS <= count < len(is_high):
+            return None
+        rows = self._found.periods <= self._periods[count - 1]
+        rate = self._rates.above / len(is_high)
+        if not is_above(self._score[rows][:, [column]], bar, rate)[0]:
+            return None
+        [score] = bounded_intervals(self._score[rows][:, [column]], rate, self._rates.below, unit=SHARE)
+        [excess] = self._excesses(rows, np.array([column]), [score])
+        return score, excess, int(self._periods[count - 1])
 
 
 def chance_of(found: Round) -> Array:
-    """What each head has of its score without matching, (n_sequences, n_layers, n_heads): where nothing repeats, or beside it."""
-    return np.maximum(found.control, found.heads[:, 4])
+    """What each head has of its score without matching, (controlled sequences, n_layers, n_heads): where nothing repeats, or
+    beside it."""
+    return np.maximum(found.control, found.heads[found.controlled, 4])
 
 
-def _periods_passed(periods: NDArray[np.int64], score: Array, excess: Array, bar: float) -> NDArray[np.int64]:
-    """At how many periods each head has the score, and enough of it beyond chance: (n_layers, n_heads)."""
-    passed = np.zeros(score.shape[1:], dtype=np.int64)
-    for period in np.unique(periods):
-        rows = periods == period
-        passed += (score[rows].mean(axis=0) >= bar) & (excess[rows].mean(axis=0) >= bar * EXCESS_SHARE)
-    return passed
+def excess_of(found: Round) -> Array:
+    """What is left of each head's score without that, (controlled sequences, n_layers, n_heads)."""
+    return found.heads[found.controlled, 0] - chance_of(found)
 
 
-def _kind(score: float, excess: float, measured: Mapping[str, float], bar: float) -> str:
-    """What a head does with most of its attention on these probes, in a word; "" for no one thing."""
-    if score >= bar:
-        return "matches" if excess >= bar * EXCESS_SHARE else "positional"
-    for name in ("previous_token", "duplicate_token"):
-        if measured[name] >= CLEAR:
-            return name.removesuffix("_token")
-    return "dormant" if measured["first_token"] >= DORMANT else ""
+def summed_by_layer(found: Round, without: Sequence[HeadEvidence] = ()) -> dict[int, float]:
+    """Of each layer what its heads have together of prefix matching beyond chance, without those that are ruled out."""
+    means = np.clip(np.nan_to_num(excess_of(found).mean(axis=0)), 0.0, None)
+    for head in without:
+        means[head.layer, head.head] = 0.0
+    return {layer: float(total) for layer, total in enumerate(means.sum(axis=1))}

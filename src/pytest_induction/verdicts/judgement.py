@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pytest_induction.measure import Round
+from pytest_induction.betting import bounded_intervals
+from pytest_induction.measure import Array
 from pytest_induction.records import Estimate, HeadEvidence, PairEvidence, Verdict
 from pytest_induction.statistics import SHARE, mean_interval, sequences_needed
 
@@ -25,11 +26,13 @@ class Judgement:
     mosaic: tuple[tuple[float | None, ...], ...] = ()
 
 
-def behaviour_of(found: Round, error_rate: float) -> dict[str, Estimate]:
-    """The measures of the whole model on repeated tokens, with their intervals."""
+def behaviour_of(behaviour: Mapping[str, Array], error_rate: float) -> dict[str, Estimate]:
+    """The measures of the whole model on repeated tokens, with their intervals: Student's for what is in nats, which decides
+    nothing, and for shares what holds however they are distributed; each end misses at half of the rate."""
     nats, shares = ("advantage", "first_loss", "later_loss"), ("first_accuracy", "later_accuracy")
-    units = {**dict.fromkeys(nats, "nats"), **dict.fromkeys(shares, SHARE)}
-    return {name: mean_interval(found.behaviour[name][:, None], error_rate, unit)[0] for name, unit in units.items()}
+    half = error_rate / 2
+    found = {name: mean_interval(behaviour[name][:, None], error_rate, "nats")[0] for name in nats}
+    return found | {name: bounded_intervals(behaviour[name][:, None], half, half, unit=SHARE)[0] for name in shares}
 
 
 def more_needed(estimate: Estimate, bar: float, count: int) -> int:

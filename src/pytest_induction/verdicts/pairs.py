@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from pytest_induction.betting import bounded_intervals, more_rows
 from pytest_induction.records import PairEvidence, Verdict
-from pytest_induction.statistics import mean_interval
-from pytest_induction.verdicts.bars import EXCESS_SHARE
-from pytest_induction.verdicts.heads import MIN_PERIODS
-from pytest_induction.verdicts.judgement import Judgement, more_needed
+from pytest_induction.statistics import SHARE
+from pytest_induction.verdicts.criteria import EXCESS_SHARE, MIN_PERIODS
+from pytest_induction.verdicts.judgement import Judgement
 from pytest_induction.virtual import PairRound
 
 MOST_PAIRS = 3  # that are named
@@ -17,7 +17,8 @@ MOST_PAIRS = 3  # that are named
 def judge_virtual_head(found: PairRound, *, min_prefix_matching: float, error_rate: float) -> Judgement:
     """Do two heads match prefixes in two steps, above the bar of a single head and above their own chance?
 
-    Half of `error_rate` goes to the composed scores of all pairs, half to what is left of them without chance.
+    Half of `error_rate` goes to the composed scores, half to what is left of them without chance; shared by all pairs for what is
+    shown to be above, and not for what is shown to be below.
     """
     excess_bar = min_prefix_matching * EXCESS_SHARE
     near = [pair for pair in _pairs(found, min_prefix_matching, error_rate / 2) if _may_match(pair, min_prefix_matching)]
@@ -32,7 +33,7 @@ def judge_virtual_head(found: PairRound, *, min_prefix_matching: float, error_ra
     if not near:
         return Judgement(Verdict.NOT_FORMED, "no_pair_matches", "no pair of heads matches prefixes in two steps")
     first, count = near[0], len(found.periods)
-    more = max(more_needed(first.composed, min_prefix_matching, count), more_needed(first.excess, excess_bar, count))
+    more = max(more_rows(first.composed, min_prefix_matching, count), more_rows(first.excess, excess_bar, count))
     words = f"{first} have composed score {first.composed.value:.3f}, too close to {min_prefix_matching:.3f} to tell"
     return Judgement(Verdict.UNDETERMINED, "pairs_unclear", words, pairs=(first,), more_sequences=more)
 
@@ -47,7 +48,9 @@ def _pairs(found: PairRound, bar: float, error_rate: float) -> list[PairEvidence
     composed, chance, whole = (
         values[:, exists].astype(np.float64) for values in (found.composed, found.chance, found.prefix_matching)
     )
-    scores, excesses = mean_interval(composed, error_rate), mean_interval(composed - chance, error_rate, "excess")
+    above = error_rate / max(1, composed.shape[1])
+    scores = bounded_intervals(composed, above, error_rate, unit=SHARE)
+    excesses = bounded_intervals(composed - chance, above, error_rate, lowest=-1.0, unit="excess")
     passed = sum((composed[found.periods == period].mean(axis=0) >= bar).astype(int) for period in np.unique(found.periods))
     each = zip(np.argwhere(exists), scores, excesses, whole.mean(axis=0), np.asarray(passed), strict=True)
     pairs = [

@@ -1,0 +1,215 @@
+"""Looks for the heads of a model that match prefixes: rounds of probes, what the heads write, what the model does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pytest_induction.copying import CopyRound, copy_round
+from pytest_induction.errors import ArgumentError, ModelError
+from pytest_induction.measure import PERIODS_AT_ONCE, Array, Kind, Round, probe_round, provenance
+from pytest_induction.models.calling import first_line
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import even_periods, fitting_shape
+from pytest_induction.progress import progress
+from pytest_induction.records import Estimate, HeadEvidence, HeadId, Provenance, TokenSpace
+from pytest_induction.silence import written_by
+from pytest_induction.verdicts.behaviour import advantage_interval
+from pytest_induction.verdicts.copying import SILENT, SUPPRESSES, of_heads
+from pytest_induction.verdicts.heads import HeadTable, Thresholds, table_of
+from pytest_induction.verdicts.judgement import behaviour_of
+
+FEWEST_ROWS = 24  # of a round; as many more as make it as many of each period
+COPY_ROWS = 3  # of each period, in a round on what heads write
+ROUNDS_FOR_ABSENCE = 3
+WHOLE_ROUNDS = 2  # of a complete list, before later ones leave out what is clear by then
+SMALL_MODEL = 2_000_000  # weights, up to which a round costs next to nothing: every head is told, also where a yes or no would do
+OF_COPYING, OF_BEHAVIOUR = 0.2, 0.2  # of the error rate
+CLAIM = "has_induction_head"
+
+
+def round_size(space: TokenSpace) -> int:
+    """How many sequences a round has: at least 24, of each of at most seven periods as many."""
+    periods = len(even_periods(fitting_shape(space)[0], PERIODS_AT_ONCE))
+    return -(-FEWEST_ROWS // periods) * periods
+
+
+def rounds_within(space: TokenSpace, max_sequences: int) -> int:
+    """How many rounds a budget has. Raises `ArgumentError` where it has none."""
+    size = round_size(space)
+    if max_sequences < size:
+        raise ArgumentError(f"`max_sequences` must be at least {size} for this model, a round of probes, got {max_sequences}")
+    return max_sequences // size
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a search may spend: sequences, and an error rate."""
+
+    max_sequences: int
+    error_rate: float
+    seed: int
+
+
+class HeadSearch:
+    """Measures in rounds, and says after each what is shown of every head.
+
+    `complete` asks for all heads; otherwise a search may end once one is clear.
+    """
+
+    def __init__(self, subject: ModelUnderTest, thresholds: Thresholds, budget: Budget, *, complete: bool) -> None:
+        _ = subject.reading  # refuse by name here, before anything is measured
+        self.subject, self.thresholds, self.budget, self.complete = subject, thresholds, budget, complete
+        self.size = round_size(subject.space)
+        self.most = self.size * rounds_within(subject.space, budget.max_sequences)
+        self.rounds: list[Round] = []
+        self.copies: list[CopyRound] = []
+        self.notes: list[str] = []
+        self._ruled_out: dict[tuple[int, int], HeadEvidence] = {}
+        self._known: dict[tuple[int, int], HeadEvidence] = {}
+        self._table: HeadTable | None = None
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no round is left."""
+        return self.n_sequences >= self.most
+
+    @property
+    def n_sequences(self) -> int:
+        return sum(len(each.periods) for each in self.rounds)
+
+    def draw(self) -> None:
+        """One round more; several at once where only absence is still to be shown, which takes as many."""
+        kind = self._kind()
+        at_once = ROUNDS_FOR_ABSENCE if self.rounds and not (self.table.undecided or self.table.matching) else 1
+        size = min(at_once * self.size, self.most - self.n_sequences)
+        with progress(CLAIM, size * (1 if kind == "heads" else 2)):  # the repeated rows, and their controls
+            self.rounds.append(probe_round(self.subject, size, self.budget.seed, len(self.rounds), kind))
+        self._table = None
+
+    def _kind(self) -> Kind:
+        """Later rounds of a complete list have neither controls nor logits, unless they are what is still to be told."""
+        if not self.complete or len(self.rounds) < WHOLE_ROUNDS:
+            return "whole"
+        at = self.thresholds
+        by_rest = [head for head in self.table.open if head.prefix_matching.is_above(at.min_prefix_matching)]
+        return "whole" if by_rest or not self.table.matching else "heads"
+
+    @property
+    def found(self) -> Round:
+        """All that has been measured of heads."""
+        return Round.join(self.rounds)
+
+    @property
+    def table(self) -> HeadTable:
+        """What is shown of every head so far; those that are known to be silent or to suppress are ruled out."""
+        if self._table is None:
+            rate = self.budget.error_rate * (1 - OF_COPYING - OF_BEHAVIOUR)
+            self._table = table_of(self.found, self.thresholds, rate, complete=self.complete)
+        return self._table.without(self._ruled_out)
+
+    def behaviour(self) -> dict[str, Estimate]:
+        """What the model does on repeated tokens; the advantage also on the rows that told what heads write."""
+        rate = self.budget.error_rate * OF_BEHAVIOUR
+        found = behaviour_of(self.found.behaviour, rate)
+        rows = [self.found.behaviour["advantage"], *(each.behaviour["advantage"] for each in self.copies)]
+        return {"advantage": advantage_interval(np.concatenate(rows), self.thresholds.min_advantage, rate), **without(found)}
+
+    @property
+    def n_behaviour(self) -> int:
+        """How many rows say what the model does."""
+        return len(self.found.behaviour["advantage"]) + sum(len(each.behaviour["advantage"]) for each in self.copies)
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest of the usual rows."""
+        periods, copies = fitting_shape(self.subject.space)
+        return periods[-1] * copies + int(self.subject.space.bos_id is not None)
+
+    def look_at_copies(self) -> None:
+        """One round more of rows on which a block stands twice: what heads write, and what the model does."""
+        count = COPY_ROWS * len(np.unique(self.rounds[0].periods))
+        with progress("copying of heads", count):
+            self.copies.append(copy_round(self.subject, count, self.budget.seed, len(self.copies)))
+        if why_not := self.copies[-1].why_not:
+            self._note(f"what each head writes is not known from its weights: {why_not}")
+
+    def rule_out(self) -> None:
+        """Tell of each head that matches whether it suppresses what it matches, or writes nothing; these do not count."""
+        new = [head for head in self.table.matching if _place(head) not in self._known]
+        if not new:
+            return
+        if not self.copies:
+            self.look_at_copies()
+        told = self._with_effects(new)
+        told = self._with_ablation(told)
+        for head in told:
+            self._known[_place(head)] = head
+            if head.kind in (SILENT, SUPPRESSES):
+                self._ruled_out[_place(head)] = head
+
+    def _with_effects(self, heads: Sequence[HeadEvidence]) -> list[HeadEvidence]:
+        if any(each.effects is None for each in self.copies):
+            return list(heads)
+        effects: Array = np.concatenate([each.effects for each in self.copies if each.effects is not None])
+        return of_heads(heads, effects, self.budget.error_rate * OF_COPYING)
+
+    def _with_ablation(self, heads: Sequence[HeadEvidence]) -> list[HeadEvidence]:
+        """Those of which the direct path says nothing, with what ablating them does."""
+        asked = [head for head in heads if head.copy_effect is None or not _says_something(head.copy_effect)]
+        if not asked:
+            return list(heads)
+        try:
+            written = written_by(self.subject, [HeadId(head.layer, head.head) for head in asked], self.budget.seed)
+        except ModelError as error:
+            self._note(f"whether each head writes anything is not known: {first_line(error)}")
+            return list(heads)
+        found = {(each.layer, each.head): each for each in written}
+        return [
+            head
+            if _place(head) not in found
+            else replace(
+                head,
+                ablation_effect=found[_place(head)].loss_change,
+                kind=SILENT if found[_place(head)].is_silent else head.kind,
+            )
+            for head in heads
+        ]
+
+    def known(self, heads: Sequence[HeadEvidence]) -> tuple[HeadEvidence, ...]:
+        """The heads with what has been told of what they write."""
+        return tuple(
+            replace(head, copy_effect=told.copy_effect, ablation_effect=told.ablation_effect)
+            if (told := self._known.get(_place(head))) is not None
+            else head
+            for head in heads
+        )
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where all of it comes from."""
+        described = self.found.described
+        if self.copies:
+            described += f"; {sum(len(each.behaviour['advantage']) for each in self.copies)} of 2 copies"
+        about = provenance(self.subject, seed=self.budget.seed, n_sequences=self.n_sequences, probe=described)
+        return replace(about, notes=(*about.notes, *self.notes))
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+def without(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Behaviour but the advantage."""
+    return {name: estimate for name, estimate in found.items() if name != "advantage"}
+
+
+def _place(head: HeadEvidence) -> tuple[int, int]:
+    return head.layer, head.head
+
+
+def _says_something(effect: Estimate) -> bool:
+    """Whether the direct path shows that a head writes something: its interval does not hold 0."""
+    return effect.low > 0 or effect.high < 0
