@@ -147,6 +147,60 @@ def test_one_line_counts_verdicts_and_names_what_was_not_shown():
     assert "(has_induction_head of ..." in one_line([long]) and len(one_line([long])) < 140
 
 
+@pytest.mark.parametrize(
+    ("verdict", "expected", "words", "colour"),
+    [
+        (NOT_FORMED, NOT_FORMED, "NOT_FORMED, as expected", "green"),
+        (FORMED, NOT_FORMED, "FORMED, not expected", "red"),
+        (UNDETERMINED, NOT_FORMED, "UNDETERMINED", "yellow"),
+        (FORMED, FORMED, "FORMED", "green"),
+        (NOT_FORMED, FORMED, "NOT_FORMED", "red"),
+        (FORMED, None, "FORMED", "green"),
+        (NOT_FORMED, None, "NOT_FORMED", "red"),
+    ],
+)
+def test_what_was_expected_and_seen_is_shown_as_passed(verdict, expected, words, colour):
+    """Whatever was expected; a record that does not say so is shown as if the claim had been."""
+    told = list(section([found(verdict=verdict, expected=expected)], Style()))
+    assert told[1] == (f"  {words:<12}  has_induction_head  2 heads", {colour: True})
+
+
+def test_a_claim_and_its_absence_have_a_line_each():
+    """A model of which a test expects heads, and another test none."""
+    told = [text for text, _ in section([found(), found(expected=NOT_FORMED)], Style())]
+    assert told[1:3] == [
+        "  FORMED                has_induction_head  2 heads",
+        "  FORMED, not expected  has_induction_head  2 heads",
+    ]
+
+
+def test_series_that_were_expected_to_stay_are_shown_as_passed():
+    """In a run that was expected to have no phase change."""
+    change = Change("icl_score", NOT_FORMED, "no_change", "flat", shape="flat")
+    run = Provenance("run", "1", "none", 0, 0, "", "", probe="88 snapshots", is_run=True)
+    told = {"claim": "phase_change", "provenance": run, "verdict": NOT_FORMED, "changes": (change,), "heads": (), "nearest": ()}
+    marks = dict(section([found(**told, expected=NOT_FORMED)], Style()))
+    assert marks["    icl score  NOT_FORMED   flat"] == {"green": True}
+
+
+def test_one_line_names_what_was_not_expected_and_no_control_that_passed():
+    """Beside how many were as expected."""
+    control = found(verdict=NOT_FORMED, expected=NOT_FORMED)
+    assert one_line([found(), control]) == "induction: 1 FORMED, 1 NOT_FORMED (as expected), 0 UNDETERMINED"
+    failed = [control, found(claim="copies_repeats", verdict=NOT_FORMED, expected=FORMED), found(expected=NOT_FORMED)]
+    assert one_line(failed) == (
+        "induction: 1 FORMED (not expected: has_induction_head of model), "
+        "2 NOT_FORMED (1 as expected; copies_repeats of model), 0 UNDETERMINED"
+    )
+
+
+def test_the_nearest_head_is_told_where_none_was_expected():
+    """How far a control is from failing; of a model that was expected to have heads the table has it."""
+    given = {"verdict": NOT_FORMED, "heads": (), "nearest": (head(3, 0.1, kind=""),)}
+    assert near(found(**given, expected=NOT_FORMED)) == ["L1H3 0.100 (0.050..0.150) is the nearest below the bar of 0.300"]
+    assert near(found(**given, expected=FORMED)) == []
+
+
 def test_what_is_no_number_is_a_question_mark():
     """As after a record was read again: JSON has no word for it."""
     unknown = Estimate(math.nan, math.nan, math.nan, "share")
