@@ -15,7 +15,7 @@ Line = tuple[str, dict[str, bool]]
 COLOURS = {True: "green", False: "red", None: "yellow"}
 """Of what was as expected, was not, and was not determined."""
 COLUMNS = ("head", "prefix matching", "interval", "copy (nats)", "kind")
-MEASURE_COLUMNS = ("claim", "estimate", "value", "interval", "bar")
+MEASURE_COLUMNS = ("claim", "estimate", "value", "interval", "threshold")
 FOUND = "  * induction head"
 MOST_MODELS = 10
 MOST_NAMED = 3  # claims in the one line

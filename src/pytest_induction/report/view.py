@@ -197,14 +197,14 @@ def _near_heads(record: Evidence) -> Iterator[str]:
     unclear = [head for head in named if not (head.prefix_matching.is_above(bar) or head.prefix_matching.is_below(bar))]
     not_counted = [head for head in record.nearest if head.prefix_matching.is_above(bar)]
     for head in unclear:
-        yield f"{head} {spanned(head.prefix_matching)} is not clear of the bar of {bar:.3f}"
+        yield f"{head} {spanned(head.prefix_matching)} is not clear of the threshold of {bar:.3f}"
     for head in not_counted:
         what = f": {head.kind}" if head.kind not in ("", "matches") else ""
-        yield f"{head} {spanned(head.prefix_matching)} is above the bar of {bar:.3f} and does not count{what}"
+        yield f"{head} {spanned(head.prefix_matching)} is above the threshold of {bar:.3f} and does not count{what}"
     below = next((head for head in named if head.prefix_matching.is_below(bar)), None)
     is_sought = record.heads or record.expected is Verdict.NOT_FORMED  # whose nearest is worth a line
     if below is not None and is_sought and not (unclear or not_counted):
-        yield f"{below} {spanned(below.prefix_matching)} is the nearest below the bar of {bar:.3f}"
+        yield f"{below} {spanned(below.prefix_matching)} is the nearest below the threshold of {bar:.3f}"
 
 
 def _near_claims(record: Evidence) -> Iterator[str]:
@@ -216,7 +216,7 @@ def _near_claims(record: Evidence) -> Iterator[str]:
             room = max(estimate.low - bar, bar - estimate.high)
             if estimate.low < estimate.high and room <= (estimate.high - estimate.low) / 2 < math.inf:
                 how = "is not clear of" if room <= 0 else "is close to"
-                yield f"{record.claim}: {words(name)} {spanned(estimate)} {how} its bar of {bar:.3g}"
+                yield f"{record.claim}: {words(name)} {spanned(estimate)} {how} its threshold of {bar:.3g}"
 
 
 def _measures(record: Evidence) -> Iterator[Measure]:
