@@ -207,7 +207,8 @@ class Evidence:
     do it in two steps where no single head does. `estimates` holds the measures of the whole model, `bars` what they were held
     against. `confidence` is that of the verdict, None where examples were searched for one that fails. `changes` is what the
     series of a training run did. `mosaic` is the prefix matching of every head, a row for each layer, as it is drawn: to four
-    digits, None for a head that a layer does not have.
+    digits, None for a head that a layer does not have. `expected` is the verdict that an assertion asked for, None where that is
+    not known: what was expected and seen is not a failure, even where that is NOT_FORMED.
     """
 
     claim: str
@@ -224,11 +225,26 @@ class Evidence:
     settle: str = ""
     changes: tuple[Change, ...] = ()
     mosaic: tuple[tuple[float | None, ...], ...] = ()
+    expected: Verdict | None = None
+
+    @property
+    def is_as_expected(self) -> bool | None:
+        """Whether what was expected was seen, or without an expectation whether the claim holds; None if undetermined."""
+        return None if self.verdict is Verdict.UNDETERMINED else self.verdict is (self.expected or Verdict.FORMED)
+
+    @property
+    def words(self) -> str:
+        """The verdict as it is read: of a claim whose absence was expected it says whether that was seen."""
+        if self.expected is not Verdict.NOT_FORMED or self.verdict is Verdict.UNDETERMINED:
+            return str(self.verdict)
+        return f"{self.verdict}, {'as' if self.is_as_expected else 'not'} expected"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts, with the version of this layout under `schema`."""
         changes = [{**asdict(change), "verdict": str(change.verdict)} for change in self.changes]
-        return {"schema": SCHEMA_VERSION, **asdict(self), "verdict": str(self.verdict), "changes": changes}
+        expected = None if self.expected is None else str(self.expected)
+        verdicts = {"verdict": str(self.verdict), "expected": expected}
+        return {"schema": SCHEMA_VERSION, **asdict(self), **verdicts, "changes": changes}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evidence:
@@ -237,6 +253,7 @@ class Evidence:
         if fields.pop("schema", None) != SCHEMA_VERSION:
             raise ValueError(f"evidence must have schema {SCHEMA_VERSION}, got {data.get('schema')!r}")
         fields["verdict"] = Verdict(fields["verdict"])
+        fields["expected"] = None if fields.get("expected") is None else Verdict(fields["expected"])  # older records have none
         about = fields["provenance"]
         fields["provenance"] = Provenance(**{**about, "notes": tuple(about["notes"]), "layers": tuple(about["layers"])})
         for name in ("heads", "nearest"):

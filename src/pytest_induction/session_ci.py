@@ -32,6 +32,7 @@ RERUN = "rerun"  # the outcome that pytest-rerunfailures gives an attempt after 
 def properties(evidence: Evidence) -> list[tuple[str, object]]:
     """A verdict as properties `induction.CLAIM.NAME`: what it is and why, of which weights, every estimate with its interval.
 
+    `expected` is the verdict that was asked for: a control that passes has NOT_FORMED in both.
     `prefix_matching` is that of the strongest head, also where it is below the bar.
     """
     prefix = f"{PREFIX}{evidence.claim}"
@@ -43,6 +44,8 @@ def properties(evidence: Evidence) -> list[tuple[str, object]]:
         (f"{prefix}.weights", evidence.provenance.fingerprint),
         (f"{prefix}.heads", " ".join(str(head) for head in evidence.heads)),
     ]
+    if evidence.expected is not None:
+        found.append((f"{prefix}.expected", str(evidence.expected)))
     if evidence.provenance.seed is not None:
         found.append((f"{prefix}.seed", evidence.provenance.seed))
     if evidence.confidence is not None:

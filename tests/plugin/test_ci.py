@@ -95,6 +95,7 @@ def test_junit_properties_hold_what_a_dashboard_plots(run, pytester):
     assert len(dict(told)) == len(told) and len(dict(second)) == len(second)
     found = {key.removeprefix("induction.has_induction_head."): value for key, value in told}
     assert (found["verdict"], found["reason"], found["seed"], found["confidence"]) == ("FORMED", "formed", "0", "0.999")
+    assert found["expected"] == "NOT_FORMED" and dict(second)["induction.has_induction_head.expected"] == "FORMED"
     assert found["summary"].startswith(f"{len(found['heads'].split())} heads with prefix matching above 0.300")
     for measure in ("prefix_matching", "advantage", "later_accuracy"):
         assert float(found[f"{measure}.low"]) <= float(found[measure]) <= float(found[f"{measure}.high"])

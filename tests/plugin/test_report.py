@@ -71,6 +71,23 @@ def test_records_hold_every_verdict_and_what_is_drawn(run, pytester):
     assert "<title>" in (pytester.path / "page.html").read_text()
 
 
+def test_a_control_that_passes_is_shown_as_passed(run, pytester):
+    """In the terminal, the records, the page, and Markdown: a model without heads of which none is expected."""
+    gates = f"[control]\nmodel = {str(SHIPPED['one-layer'])!r}\nexpect = ['no_induction_head']\n"
+    pytester.path.joinpath("control.gates.toml").write_text(gates)
+    wanted = ["records.json", "page.html", "report.md"]
+    result = run(
+        "control.gates.toml", *(f"--induction-report={name}" for name in wanted), "--induction-exhibits=none", "--color=yes"
+    )
+    result.assert_outcomes(passed=1)
+    (line,) = [line for line in result.outlines if "NOT_FORMED, as expected" in line]
+    assert line.startswith("\x1b[32m")
+    (test,) = read_records(pytester.path / "records.json").tests
+    assert [(each.verdict, each.expected) for each in test.evidence] == [("NOT_FORMED", "NOT_FORMED")]
+    assert '"badge as-expected not-formed">NOT FORMED, as expected<' in (pytester.path / "page.html").read_text()
+    assert "| ✅ passed | NOT_FORMED, as expected |" in (pytester.path / "report.md").read_text()
+
+
 def without_times(path):
     """Records but for what differs from one session to the next."""
     data = json.loads(path.read_text())

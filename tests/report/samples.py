@@ -68,6 +68,16 @@ def copies(about: Provenance | None = None) -> Evidence:
     return evidence("copies_repeats", Verdict.NOT_FORMED, about, summary=summary, **rest)
 
 
+def absent(about: Provenance | None = None, verdict: Verdict = Verdict.NOT_FORMED) -> Evidence:
+    """As of `assert_no_induction_head`, which passes on NOT_FORMED."""
+    expected = {"expected": Verdict.NOT_FORMED}
+    if verdict is Verdict.FORMED:
+        return evidence(about=about, **expected)
+    rest = {"heads": (), "nearest": (head(0, 2, 0.12, "previous"),), "reason": "no_head_matches"}
+    summary = "no head matches prefixes: the best, L0H2 has prefix matching 0.120, below 0.300"
+    return evidence("has_induction_head", verdict, about, summary=summary, **rest, **expected)
+
+
 def learns(about: Provenance | None = None) -> Evidence:
     estimates = {
         "in_context_learning": Estimate(-0.08, -0.21, 0.05, "nats"),

@@ -10,7 +10,7 @@ from pytest_induction.records import Estimate, Exhibit, Verdict
 from pytest_induction.report.github import MOST_ERRORS, ROOM, annotations, step_summary
 from pytest_induction.report.markdown import code, markdown, text
 from pytest_induction.report.session_records import SessionRecords, TestRecord
-from tests.report.samples import copies, evidence, head, learns, provenance
+from tests.report.samples import absent, copies, evidence, head, learns, provenance
 
 MESSAGE = "copies_repeats is NOT_FORMED, expected FORMED: `x` | <b>\n```\nand a fence\n````\n  next: see docs"
 RECORDS = SessionRecords(
@@ -68,6 +68,29 @@ def test_the_verdicts_stand_in_a_table(read):
         ["✅ xfailed", "UNDETERMINED", "learns_in_context", "models/small", learns().summary],
         ["❌ error", "none", "has_induction_head", "models/gone", "no model at 'models/gone'"],
     ]
+
+
+def test_a_control_that_passes_is_no_failure(read):
+    """Its verdict says that it was expected, and so does the count; one that fails says that it was not."""
+    tests = (
+        TestRecord("models/small::no_induction_head", "passed", evidence=(absent(),)),
+        TestRecord("models/small::none_either", "failed", evidence=(absent(verdict=Verdict.FORMED),), message="it is there"),
+        TestRecord("models/small::has_induction_head", "passed", evidence=(evidence(expected=Verdict.FORMED),)),
+    )
+    tables, shown = read(markdown(SessionRecords(tests)))
+    assert "<p>3 verdicts: 1 FORMED, 1 FORMED not expected, 1 NOT_FORMED as expected</p>" in shown
+    assert [row[:2] for row in tables[0][1:]] == [
+        ["✅ passed", "NOT_FORMED, as expected"],
+        ["❌ failed", "FORMED, not expected"],
+        ["✅ passed", "FORMED"],
+    ]
+
+
+def test_a_summary_of_a_step_has_controls_as_passed():
+    """GitHub gets the same table, and no annotation of a control that passed."""
+    records = SessionRecords((TestRecord("models/small::no_induction_head", "passed", evidence=(absent(),)),))
+    assert step_summary(records).startswith("## ✅ Induction: 1 passed\n\n1 verdict: 1 NOT_FORMED as expected\n")
+    assert annotations(records) == []
 
 
 def test_each_model_has_its_heads_and_where_they_were_measured(read):

@@ -109,8 +109,8 @@ def test_a_verdict_stands_with_its_estimate_bar_and_evidence(small):
     said = small.said()
     for words in (
         "the strongest, L1H0 has prefix matching 0.929",
-        "L1H0 prefix matching 0.929 0.899 to 0.959; bar 0.300",
-        "later accuracy 0.431 0.390 to 0.470; bar 0.500",
+        "L1H0 prefix matching 0.929 0.899 to 0.959; threshold 0.300",
+        "later accuracy 0.431 0.390 to 0.470; threshold 0.500",
         "NOT FORMED",
         "L1H1 ✓ 0.910 0.880 to 0.940",
         "confidence of the verdict 0.999",
@@ -421,7 +421,43 @@ def test_verdicts_are_never_told_by_colour_alone(small):
     css = next(text for tag, text in small.texts if tag == "style")
     badges = {attrs["class"].split()[-1] for _, attrs in small.tags if attrs.get("class", "").startswith("badge")}
     assert badges == {"formed", "not-formed", "undetermined"} and len(badges) == len(Verdict)
+    assert all(f".badge.{colour}{{color:" in css for colour in ("as-expected", "unexpected", "unclear"))
     assert ".badge.formed::before" in css and ".badge.undetermined::before" in css and ".outcome.failed::before" in css
+
+
+def badges_of(records: SessionRecords) -> list[tuple[str, str]]:
+    """Classes and words of the badges, those of the table alone."""
+    found = re.findall(r'<td role="cell"><span class="badge ([\w -]+)">([^<]+)<', html_page(records))
+    return [(kind, words) for kind, words in found]
+
+
+def test_a_control_that_passes_has_the_colour_of_what_passes():
+    """And says so in words; the shape is that of the verdict. A control that fails has the colour of what fails."""
+    records = samples.session(
+        TestRecord("a::no_induction_head", "passed", evidence=(samples.absent(),)),
+        TestRecord("b::no_induction_head", "failed", evidence=(samples.absent(verdict=Verdict.FORMED),)),
+        TestRecord("a::has_induction_head", "passed", evidence=(samples.evidence(expected=Verdict.FORMED),)),
+        TestRecord("a::copies_repeats", "failed", evidence=(replace(samples.copies(), expected=Verdict.FORMED),)),
+    )
+    assert badges_of(records) == [
+        ("as-expected not-formed", "NOT FORMED, as expected"),
+        ("unexpected formed", "FORMED, not expected"),
+        ("as-expected formed", "FORMED"),
+        ("unexpected not-formed", "NOT FORMED"),
+    ]
+    said = Reading(html_page(records)).said()
+    assert "FORMED 1 FORMED, not expected 1 NOT FORMED 1 NOT FORMED, as expected 1 UNDETERMINED 0 passed 2 failed 2" in said
+    assert "L1H0 ✗" in said and "which was not expected" in said
+
+
+def test_older_records_are_rendered_as_if_claims_had_been_expected():
+    """Records that do not say what was expected."""
+    records = samples.session(TestRecord("a::b", "passed", evidence=(samples.absent(), samples.evidence())))
+    data = json.loads(records.to_json())
+    assert [each.pop("expected") for each in data["tests"][0]["evidence"]] == ["NOT_FORMED", None]
+    old = SessionRecords.from_json(json.dumps(data))
+    assert badges_of(old) == [("unexpected not-formed", "NOT FORMED"), ("as-expected formed", "FORMED")]
+    assert badges_of(SessionRecords.from_json(records.to_json()))[0] == ("as-expected not-formed", "NOT FORMED, as expected")
 
 
 def test_two_models_of_one_name_have_a_section_each():

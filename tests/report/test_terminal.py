@@ -64,7 +64,7 @@ def test_the_section_has_claims_mosaic_heads_and_the_nearest():
         "  * L1H0            0.900  0.850..0.950        +1.50  matches",
         "  * L1H2            0.800  0.750..0.850        +1.50  matches",
         "  * induction head",
-        "  near          L1H3 0.100 (0.050..0.150) is the nearest below the bar of 0.300",
+        "  near          L1H3 0.100 (0.050..0.150) is the nearest below the threshold of 0.300",
     ]
 
 
@@ -73,8 +73,8 @@ def test_verbose_shows_every_score_estimate_and_origin():
     shown = lines(found(), verbose=True)
     assert "    head  prefix matching      interval  unrepeated  previous  duplicate  first token  copy (nats)     kind" in shown
     assert "    L1H3            0.100  0.050..0.150       0.040     0.100      0.200        0.300" in shown
-    assert "    claim               estimate         value      interval    bar" in shown
-    assert "    has_induction_head  advantage   7.000 nats  6.950..7.050  0.500" in shown
+    assert "    claim               estimate         value      interval  threshold" in shown
+    assert "    has_induction_head  advantage   7.000 nats  6.950..7.050      0.500" in shown
     assert "    has_induction_head  later loss  0.400 nats  0.350..0.450" in shown
     where = "model, 2 layers x 4 heads by sdpa, float32 on cpu; 12 sequences, periods 9 to 14; --induction-seed=7"
     assert shown[-2] == f"  measured      has_induction_head: {where}; confidence 0.999"
@@ -103,9 +103,9 @@ def test_where_there_is_no_induction_head_the_strongest_others_have_the_rows():
 def test_a_head_that_is_not_clear_of_its_bar_is_a_near_miss():
     """And so is one above it that does not count; then nothing further away is named."""
     unclear = found(verdict=UNDETERMINED, heads=(), nearest=(head(3, 0.28), head(1, 0.1)))
-    assert near(unclear) == ["L1H3 0.280 (0.230..0.330) is not clear of the bar of 0.300"]
+    assert near(unclear) == ["L1H3 0.280 (0.230..0.330) is not clear of the threshold of 0.300"]
     not_counted = found(nearest=(head(3, 0.6, kind="suppresses"), head(1, 0.1)))
-    assert near(not_counted) == ["L1H3 0.600 (0.550..0.650) is above the bar of 0.300 and does not count: suppresses"]
+    assert near(not_counted) == ["L1H3 0.600 (0.550..0.650) is above the threshold of 0.300 and does not count: suppresses"]
 
 
 def test_a_claim_whose_interval_is_close_to_its_bar_is_a_near_miss():
@@ -114,8 +114,8 @@ def test_a_claim_whose_interval_is_close_to_its_bar_is_a_near_miss():
     measured = {name: {"later_accuracy": share(value)} for name, value in {"at": 0.52, "close": 0.58, "far": 0.62}.items()}
     said = {name: near(found(**{**vars(copies), "estimates": estimates})) for name, estimates in measured.items()}
     assert said == {
-        "at": ["copies_repeats: later accuracy 0.520 (0.470..0.570) is not clear of its bar of 0.5"],
-        "close": ["copies_repeats: later accuracy 0.580 (0.530..0.630) is close to its bar of 0.5"],
+        "at": ["copies_repeats: later accuracy 0.520 (0.470..0.570) is not clear of its threshold of 0.5"],
+        "close": ["copies_repeats: later accuracy 0.580 (0.530..0.630) is close to its threshold of 0.5"],
         "far": [],
     }
     assert near(found(verdict=NOT_FORMED, heads=(), nearest=(), estimates={"advantage": share(0.5)})) == []
@@ -145,6 +145,60 @@ def test_one_line_counts_verdicts_and_names_what_was_not_shown():
     assert one_line(many).endswith("5 UNDETERMINED (claim_0 of model, claim_1 of model, claim_2 of model and 2 more)")
     long = found(verdict=NOT_FORMED, provenance=replace(HERE, model="/".join("abcdefghij" * 20)))
     assert "(has_induction_head of ..." in one_line([long]) and len(one_line([long])) < 140
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected", "words", "colour"),
+    [
+        (NOT_FORMED, NOT_FORMED, "NOT_FORMED, as expected", "green"),
+        (FORMED, NOT_FORMED, "FORMED, not expected", "red"),
+        (UNDETERMINED, NOT_FORMED, "UNDETERMINED", "yellow"),
+        (FORMED, FORMED, "FORMED", "green"),
+        (NOT_FORMED, FORMED, "NOT_FORMED", "red"),
+        (FORMED, None, "FORMED", "green"),
+        (NOT_FORMED, None, "NOT_FORMED", "red"),
+    ],
+)
+def test_what_was_expected_and_seen_is_shown_as_passed(verdict, expected, words, colour):
+    """Whatever was expected; a record that does not say so is shown as if the claim had been."""
+    told = list(section([found(verdict=verdict, expected=expected)], Style()))
+    assert told[1] == (f"  {words:<12}  has_induction_head  2 heads", {colour: True})
+
+
+def test_a_claim_and_its_absence_have_a_line_each():
+    """A model of which a test expects heads, and another test none."""
+    told = [text for text, _ in section([found(), found(expected=NOT_FORMED)], Style())]
+    assert told[1:3] == [
+        "  FORMED                has_induction_head  2 heads",
+        "  FORMED, not expected  has_induction_head  2 heads",
+    ]
+
+
+def test_series_that_were_expected_to_stay_are_shown_as_passed():
+    """In a run that was expected to have no phase change."""
+    change = Change("icl_score", NOT_FORMED, "no_change", "flat", shape="flat")
+    run = Provenance("run", "1", "none", 0, 0, "", "", probe="88 snapshots", is_run=True)
+    told = {"claim": "phase_change", "provenance": run, "verdict": NOT_FORMED, "changes": (change,), "heads": (), "nearest": ()}
+    marks = dict(section([found(**told, expected=NOT_FORMED)], Style()))
+    assert marks["    icl score  NOT_FORMED   flat"] == {"green": True}
+
+
+def test_one_line_names_what_was_not_expected_and_no_control_that_passed():
+    """Beside how many were as expected."""
+    control = found(verdict=NOT_FORMED, expected=NOT_FORMED)
+    assert one_line([found(), control]) == "induction: 1 FORMED, 1 NOT_FORMED (as expected), 0 UNDETERMINED"
+    failed = [control, found(claim="copies_repeats", verdict=NOT_FORMED, expected=FORMED), found(expected=NOT_FORMED)]
+    assert one_line(failed) == (
+        "induction: 1 FORMED (not expected: has_induction_head of model), "
+        "2 NOT_FORMED (1 as expected; copies_repeats of model), 0 UNDETERMINED"
+    )
+
+
+def test_the_nearest_head_is_told_where_none_was_expected():
+    """How far a control is from failing; of a model that was expected to have heads the table has it."""
+    given = {"verdict": NOT_FORMED, "heads": (), "nearest": (head(3, 0.1, kind=""),)}
+    assert near(found(**given, expected=NOT_FORMED)) == ["L1H3 0.100 (0.050..0.150) is the nearest below the threshold of 0.300"]
+    assert near(found(**given, expected=FORMED)) == []
 
 
 def test_what_is_no_number_is_a_question_mark():

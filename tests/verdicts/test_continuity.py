@@ -75,7 +75,7 @@ def test_one_weaker_head_is_found_and_named(family):
     assert "prefix matching of the best head is 0." in found.summary and "than in weak (0." in found.summary
     assert found.estimates["prefix_matching"].low > 0.1
     message = str(caught.value).splitlines()
-    assert "prefix matching 0." in message[1] and "bar 0.10" in message[1]
+    assert "prefix matching 0." in message[1] and "threshold 0.10" in message[1]
     assert message[2].startswith("  measured: small, middle, large, weak, float32 on cpu; 12 sequences, periods ")
     assert message[3].startswith("  next: ") and len(message) == 4
 

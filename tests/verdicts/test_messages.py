@@ -188,9 +188,9 @@ def test_what_is_no_number_is_not_printed_and_heads_are_few():
     text = failure_text(evidence, Verdict.FORMED)
     check_text(text)
     _, heads, behaviour, measured, _ = text.splitlines()
-    assert heads.startswith("  heads: L0H0 0.200 (0.100..0.300), ") and heads.endswith(" (bar 0.300)")
+    assert heads.startswith("  heads: L0H0 0.200 (0.100..0.300), ") and heads.endswith(" (threshold 0.300)")
     assert heads.count("L0H") == 5
-    assert behaviour == "  behaviour: advantage not known; later loss 1.00 (interval not known, bar 2.00)"
+    assert behaviour == "  behaviour: advantage not known; later loss 1.00 (interval not known, threshold 2.00)"
     assert "1 sequence, rows; --induction-seed=3" in measured
 
 

@@ -237,8 +237,10 @@ def test_the_text_of_the_control_is_five_lines(shipped):
         induction.assert_has_induction_head(shipped["one-layer"])
     first, heads, behaviour, measured, following = str(caught.value).splitlines()
     assert first.startswith("has_induction_head is NOT_FORMED, expected FORMED: no head matches prefixes: the best, L0H")
-    assert heads.startswith("  heads: L0H") and "(bar 0.300; chance gives L0H" in heads
-    assert behaviour.startswith("  behaviour: advantage 0.") and "bar 0.50" in behaviour and "later accuracy 0." in behaviour
+    assert heads.startswith("  heads: L0H") and "(threshold 0.300; chance gives L0H" in heads
+    assert (
+        behaviour.startswith("  behaviour: advantage 0.") and "threshold 0.50" in behaviour and "later accuracy 0." in behaviour
+    )
     assert "1 layer x 4 heads by sdpa, float32 on cpu; 12 sequences, periods" in measured and measured.endswith(
         "--induction-seed=0"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pytest_induction.assertions.messages import failure_text
 from pytest_induction.errors import ArgumentError, ExpectationFailed
 from pytest_induction.journal import tell
@@ -9,7 +11,11 @@ from pytest_induction.records import Evidence, Verdict
 
 
 def expect(evidence: Evidence, wanted: Verdict) -> Evidence:
-    """Return the evidence if its verdict is the wanted one, else raise `ExpectationFailed`; tell whoever listens first."""
+    """Return the evidence if its verdict is the wanted one, else raise `ExpectationFailed`; tell whoever listens first.
+
+    What is told, returned and raised says what was wanted.
+    """
+    evidence = replace(evidence, expected=wanted)
     tell(evidence)
     if evidence.verdict is not wanted:
         raise ExpectationFailed(failure_text(evidence, wanted), evidence)

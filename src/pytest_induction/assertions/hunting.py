@@ -223,7 +223,7 @@ class Hunt:
 
     def evidence(self, verdict: Verdict, reason: str, summary: str) -> Evidence:
         """What the report gets. Examples are searched for and not a sample, so no confidence is stated."""
-        return Evidence(self.name, verdict, reason, summary, self._about, confidence=None)
+        return Evidence(self.name, verdict, reason, summary, self._about, confidence=None, expected=Verdict.FORMED)
 
     @property
     def _about(self) -> Provenance:

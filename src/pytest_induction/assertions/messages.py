@@ -17,11 +17,11 @@ NEXT = {
     "dormant": "heads may wake on other data: measure on your own with `measure_heads(model, tokens=...)`",
     "matches_without_copying": "the head may suppress what it finds, or nothing downstream reads it; ablate it to see",
     "counts_back": "a head trained on one period only counts back: train on repeats of varied distance",
-    "does_not_copy": "see `measure_heads(model)` for its heads; a lower bar is `min_accuracy=`",
-    "does_not_learn": "compare with a model trained further on the same text; the bar is `max_score=`",
+    "does_not_copy": "see `measure_heads(model)` for its heads; a lower threshold is `min_accuracy=`",
+    "does_not_learn": "compare with a model trained further on the same text; the threshold is `max_score=`",
     "formed": "the heads are named above; `measure_heads(model)` shows every one",
     "no_induction_head": "see every head with `measure_heads(model)`, or name some with `heads=`",
-    "removes_too_little": "see every head with `measure_ablations(model)`; the bar is `min_share=`",
+    "removes_too_little": "see every head with `measure_ablations(model)`; the threshold is `min_share=`",
     "no_more_than_controls": 'what others do is "control" above; see every head with `measure_ablations(model)`',
     "nothing_to_remove": "train further, or measure on a text from which the model learns in context",
     "kinds_disagree": "see each kind alone with `how=`; zero is far from what many heads give",
@@ -32,7 +32,7 @@ NEXT = {
     "first_layer": "a first layer can only do it where keys see the token before, as smeared ones do",
     "weights_disagree": "see the weights of all heads with `measure_composition(model)` and `measure_copying(model)`",
     "not_through_keys": "what the head finds its place by is not known: `intervene(model, ...)` tries other paths",
-    "no_previous_token_head": "a lower bar is `min_previous_token=`; `measure_heads(model)` shows every head",
+    "no_previous_token_head": "a lower threshold is `min_previous_token=`; `measure_heads(model)` shows every head",
     "behaviour_lost": "heads are told apart from behaviour above; what may be lost is `margins=`",
     "mechanism_lost": "see both models with `measure_heads(model)`; how many heads may go is `max_lost=`, how much `margins=`",
     "both_lost": "see both models with `measure_heads(model)`; what may be lost is `margins=`",
@@ -60,7 +60,7 @@ NEXT_OF_RUN = {
     "no_two_changes": "train further, or record heads too; what counts as a change is `min_change=`",
     "not_sane": "see the loss: `python -m pytest_induction draw RUN`; a lower learning rate may keep it from diverging",
     "few_snapshots": "record the training more often",
-    "no_head_matches": "train further; a lower bar is `min_prefix_matching=`",
+    "no_head_matches": "train further; a lower threshold is `min_prefix_matching=`",
     "lost": "see `run.best_of_heads('prefix_matching')` for when; what must be kept is `min_share=`",
     "never_there": "train further, or lower `min_prefix_matching=`",
 }
@@ -131,7 +131,7 @@ def _of_run(evidence: Evidence) -> list[str]:
     if len(evidence.changes) > MOST_SERIES:
         found.append(f"  and {len(evidence.changes) - MOST_SERIES} series more")
     heads, bars = _heads(evidence), _bars_of_run(evidence)
-    return [*found, *([f"  heads: {heads}"] if heads else []), *([f"  bars: {bars}"] if bars else [])]
+    return [*found, *([f"  heads: {heads}"] if heads else []), *([f"  thresholds: {bars}"] if bars else [])]
 
 
 def _bars_of_run(evidence: Evidence) -> str:
@@ -182,7 +182,7 @@ def _heads(evidence: Evidence) -> str:
     if not heads or bar is None:
         return said
     chance = f"; chance gives {heads[0]} {heads[0].null:.3f}" if math.isfinite(heads[0].null) else ""
-    return f"{said} (bar {bar:.3f}{chance})"
+    return f"{said} (threshold {bar:.3f}{chance})"
 
 
 def _head(head: HeadEvidence) -> str:
@@ -229,7 +229,7 @@ def _estimate(name: str, estimate: Estimate, bars: tuple[float, ...]) -> str:
     if not math.isfinite(estimate.value):
         return f"{words(name)} not known"
     unit = " nats" if estimate.unit == "nats" else ""
-    held = f" ({_span(estimate, 2)}, bar {bars[-1]:.2f})" if bars else ""
+    held = f" ({_span(estimate, 2)}, threshold {bars[-1]:.2f})" if bars else ""
     return f"{words(name)} {estimate.value:.2f}{unit}{held}"
 
 

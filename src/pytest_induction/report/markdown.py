@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pytest_induction.records import Evidence
 from pytest_induction.report.mosaic import mosaic_lines
 from pytest_induction.report.session_records import SessionRecords, TestRecord
-from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, HeadRow, ModelView, by_model, views
+from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, HeadRow, ModelView, by_model, tally, views
 
 ICONS = {"passed": "✅", "xfailed": "✅", "failed": "❌", "error": "❌", "xpassed": "⚠️", "skipped": "⏭️"}
 COUNTED = {"error": "errors"}  # where the plural has another form
@@ -62,10 +62,9 @@ def _head(records: SessionRecords) -> Iterator[Part]:
     yield Part((f"## {'❌' if bad else '✅'} Induction: {counts or 'no tests'}",))
     if records.stopped:
         yield Part((f"**Partial:** {text(records.stopped)}; what was measured until then is below.",))
-    verdicts = Counter(str(evidence.verdict) for evidence in records.evidence)
-    if verdicts:
-        told = ", ".join(f"{verdicts[name]} {name}" for name in sorted(verdicts))
-        yield Part((f"{sum(verdicts.values())} verdict{'s' if sum(verdicts.values()) != 1 else ''}: {told}",))
+    count = sum(1 for _ in records.evidence)
+    if count:
+        yield Part((f"{count} verdict{'s' if count != 1 else ''}: {tally(records.evidence)}",))
 
 
 def _ordered(outcomes: Counter[str]) -> list[tuple[str, int]]:
@@ -76,7 +75,7 @@ def _ordered(outcomes: Counter[str]) -> list[tuple[str, int]]:
 def _rows(test: TestRecord) -> Iterator[tuple[str, ...]]:
     """A row for each verdict of a test, one for all that are alike; a test without any says why, unless it passed."""
     icon = f"{ICONS.get(test.outcome, '❔')} {test.outcome}"
-    told = Counter((str(each.verdict), each.claim, each.provenance.model, each.summary) for each in test.evidence)
+    told = Counter((each.words, each.claim, each.provenance.model, each.summary) for each in test.evidence)
     for (verdict, claim, model, summary), times in told.items():
         yield icon, verdict, code(claim), code(model), text(summary) + (f" ({times} times)" if times > 1 else "")
     if not test.evidence and test.outcome != "passed":

@@ -18,7 +18,7 @@ from pytest_induction.report.colours import SHARES, SIGNED
 from pytest_induction.report.drawing import address
 from pytest_induction.report.sections import Section, sections
 from pytest_induction.report.session_records import OUTCOMES, SessionRecords
-from pytest_induction.report.verdict_rows import BADGES, counts, test_rows
+from pytest_induction.report.verdict_rows import counts, test_rows, tiles
 from pytest_induction.report.view import CHANGE_COLUMNS
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ def html_page(records: SessionRecords) -> str:
     """The whole page. Raises `ReportError` where the extra `report` is not installed."""
     check_installed()
     found, rows = sections(records), test_rows(records)
-    verdicts = counts((str(each.verdict) for each in records.evidence), map(str, BADGES))
     outcomes = [(name, count) for name, count in counts((test.outcome for test in records.tests), OUTCOMES) if count]
     placed = {section.anchor: _placed(section) for section in found}
     return (
@@ -61,9 +60,7 @@ def html_page(records: SessionRecords) -> str:
             groups=[(place, list(members)) for place, members in itertools.groupby(rows, key=lambda row: row.place)],
             sections=found,
             placed=placed,
-            verdicts=[
-                (name.replace("_", " "), BADGES[verdict], count) for verdict, (name, count) in zip(BADGES, verdicts, strict=False)
-            ],
+            verdicts=tiles(records.evidence),
             outcomes=outcomes,
             result=_result(records),
             head_columns=HEADS,

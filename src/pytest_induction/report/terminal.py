@@ -12,9 +12,10 @@ from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, MOST_HEAD
 Line = tuple[str, dict[str, bool]]
 """A line of text and how pytest's terminal writer is to mark it."""
 
-COLOURS = {Verdict.FORMED: "green", Verdict.NOT_FORMED: "red", Verdict.UNDETERMINED: "yellow"}
+COLOURS = {True: "green", False: "red", None: "yellow"}
+"""Of what was as expected, was not, and was not determined."""
 COLUMNS = ("head", "prefix matching", "interval", "copy (nats)", "kind")
-MEASURE_COLUMNS = ("claim", "estimate", "value", "interval", "bar")
+MEASURE_COLUMNS = ("claim", "estimate", "value", "interval", "threshold")
 FOUND = "  * induction head"
 MOST_MODELS = 10
 MOST_NAMED = 3  # claims in the one line
@@ -51,16 +52,23 @@ def section(evidence: Iterable[Evidence], style: Style) -> Iterator[Line]:
 
 
 def one_line(evidence: Iterable[Evidence]) -> str:
-    """The session in a line: how many verdicts of each kind, and which claims were not shown."""
+    """The session in a line: how many verdicts of each kind, and of which claims they were not what was expected."""
     told = list(evidence)
-    parts = []
-    for verdict in Verdict:
-        found = [each for each in told if each.verdict is verdict]
-        names = list(dict.fromkeys(f"{each.claim} of {_end(each.provenance.model)}" for each in found))
-        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        named = f" ({', '.join(names[:MOST_NAMED])}{more})" if names and verdict is not Verdict.FORMED else ""
-        parts.append(f"{len(found)} {verdict}{named}")
-    return f"induction: {', '.join(parts)}"
+    return f"induction: {', '.join(_counted([each for each in told if each.verdict is verdict], verdict) for verdict in Verdict)}"
+
+
+def _counted(found: Sequence[Evidence], verdict: Verdict) -> str:
+    """How many verdicts of a kind: those as expected are counted where that is not what the kind means, all others named."""
+    expected = sum(each.is_as_expected is True for each in found)
+    names = list(dict.fromkeys(f"{each.claim} of {_end(each.provenance.model)}" for each in found if not each.is_as_expected))
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    named = ", ".join(names[:MOST_NAMED]) + more
+    if verdict is Verdict.FORMED:
+        said = [f"not expected: {named}" if named else ""]
+    else:
+        said = [("" if expected == len(found) else f"{expected} ") + "as expected" if expected else "", named]
+    about = "; ".join(filter(None, said))
+    return f"{len(found)} {verdict}{f' ({about})' if about else ''}"
 
 
 def _end(name: str) -> str:
@@ -89,9 +97,11 @@ def _block(view: ModelView, style: Style) -> Iterator[Line]:
 
 def _claims(claims: Sequence[Claim]) -> Iterator[Line]:
     width = max(18, *(len(claim.name) for claim in claims))
+    widest = max(12, *(len(claim.verdict) for claim in claims))
     for claim in claims:
         times = f" ({claim.times} times)" if claim.times > 1 else ""
-        yield f"  {claim.verdict:<12}  {claim.name:<{width}}  {claim.summary}{times}", {COLOURS[Verdict(claim.verdict)]: True}
+        line = f"  {claim.verdict:<{widest}}  {claim.name:<{width}}  {claim.summary}{times}"
+        yield line, {COLOURS[claim.is_as_expected]: True}
 
 
 def _changes(view: ModelView) -> Iterator[Line]:
@@ -99,7 +109,7 @@ def _changes(view: ModelView) -> Iterator[Line]:
     head, *lines = _aligned(CHANGE_COLUMNS, [row.cells for row in view.changes])
     yield f"    {head}   ({view.places})", {}
     for row, line in zip(view.changes, lines, strict=True):
-        yield f"    {line}", {COLOURS[Verdict(row.verdict)]: True}
+        yield f"    {line}", {COLOURS[row.is_as_expected]: True}
 
 
 def _heads(view: ModelView, style: Style) -> Iterator[Line]:

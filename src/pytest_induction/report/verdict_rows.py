@@ -24,7 +24,10 @@ DECIDES = {
     "onset_not_later": ("onset_lag",),
 }
 """What a claim is decided by: the beginning of the name of an estimate, the first that is there."""
-BADGES = {Verdict.FORMED: "formed", Verdict.NOT_FORMED: "not-formed", Verdict.UNDETERMINED: "undetermined"}
+SHAPES = {Verdict.FORMED: "formed", Verdict.NOT_FORMED: "not-formed", Verdict.UNDETERMINED: "undetermined"}
+COLOURS = {True: "as-expected", False: "unexpected", None: "unclear"}
+"""How a badge is drawn: its shape says what the verdict is, its colour whether that was expected."""
+HEADS = {True: ("✓", "Heads; ✓ where the claim holds"), False: ("✗", "Heads; ✗ where the claim holds, which was not expected")}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class VerdictRow:
     key: Measure | None
     measures: tuple[Measure, ...]
     heads: tuple[tuple[str, ...], ...]
+    about_heads: str
     pairs: tuple[tuple[str, ...], ...]
     confidence: str
     measured: str
@@ -98,16 +102,18 @@ def _test(test: TestRecord, place: int) -> TestRow:
 
 def _verdict(evidence: Evidence) -> VerdictRow:
     measures = tuple(_measure(words(name), estimate, bars) for name, estimate, bars in with_bars(evidence))
-    heads = (*((head, True) for head in evidence.heads), *((head, False) for head in evidence.nearest))
-    formed = evidence.verdict is Verdict.FORMED
+    mark, about_heads = HEADS[evidence.verdict is not Verdict.FORMED or bool(evidence.is_as_expected)]
+    mark = mark if evidence.verdict is Verdict.FORMED else ""
+    heads = (*((head, mark) for head in evidence.heads), *((head, "") for head in evidence.nearest))
     return VerdictRow(
         evidence.claim,
-        str(evidence.verdict).replace("_", " "),
-        BADGES[evidence.verdict],
+        _read(evidence.words),
+        badge(evidence.verdict, is_as_expected=evidence.is_as_expected),
         evidence.summary,
         key_of(evidence),
         measures,
-        tuple(head_row(head, holds=holds and formed) for head, holds in heads),
+        tuple(head_row(head, mark) for head, mark in heads),
+        about_heads,
         tuple(
             (
                 str(pair),
@@ -122,6 +128,28 @@ def _verdict(evidence: Evidence) -> VerdictRow:
         next_step(evidence),
         evidence.provenance.notes,
     )
+
+
+def badge(verdict: Verdict, *, is_as_expected: bool | None) -> str:
+    """The classes of a badge."""
+    return f"{COLOURS[is_as_expected]} {SHAPES[verdict]}"
+
+
+def tiles(evidence: Iterable[Evidence]) -> list[tuple[str, str, int]]:
+    """How many verdicts of each kind: words, badge and number. The three kinds always, beside them what else was expected."""
+    plain = {
+        Verdict.FORMED: badge(Verdict.FORMED, is_as_expected=True),
+        Verdict.NOT_FORMED: badge(Verdict.NOT_FORMED, is_as_expected=False),
+        Verdict.UNDETERMINED: badge(Verdict.UNDETERMINED, is_as_expected=None),
+    }
+    told = [(each.words, badge(each.verdict, is_as_expected=each.is_as_expected)) for each in evidence]
+    kinds = dict.fromkeys([*((str(verdict), drawn) for verdict, drawn in plain.items()), *sorted(told)])
+    order = sorted(kinds, key=lambda kind: list(plain).index(Verdict(kind[0].partition(",")[0])))
+    return [(_read(words), drawn, told.count((words, drawn))) for words, drawn in order]
+
+
+def _read(words: str) -> str:
+    return words.replace("_", " ")
 
 
 def key_of(evidence: Evidence) -> Measure | None:
@@ -152,12 +180,12 @@ def quantity(value: float, unit: str) -> str:
     return amount(value) if unit in ("tokens", "steps") and value == value else number(value, unit)  # noqa: PLR0124 - NaN
 
 
-def head_row(head: HeadEvidence, *, holds: bool) -> tuple[str, ...]:
-    """What is told of a head: name, score, interval, chance, the other scores, copying, kind."""
+def head_row(head: HeadEvidence, mark: str) -> tuple[str, ...]:
+    """What is told of a head: name and mark, score, interval, chance, the other scores, copying, kind."""
     found = head.prefix_matching
     copying = "" if head.copy_effect is None else number(head.copy_effect.value, "nats", signed=True)
     return (
-        f"{head}{' ✓' if holds else ''}",
+        f"{head} {mark}".rstrip(),
         number(found.value, "share"),
         f"{number(found.low, 'share')} to {number(found.high, 'share')}",
         number(head.null, "share"),

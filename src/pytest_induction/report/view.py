@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from pytest_induction.assertions.messages import measured_on, spanned, with_bars, words
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, Verdict
@@ -54,7 +54,10 @@ class HeadRow:
 
 @dataclass(frozen=True)
 class ChangeRow:
-    """What one series of a run did; `verdict` is that on the series, `shape` abrupt, gradual, flat or ""."""
+    """What one series of a run did; `verdict` is that on the series, `shape` abrupt, gradual, flat or "".
+
+    `is_as_expected` as that of `Evidence`, of the claim that the series was looked at for.
+    """
 
     name: str
     verdict: str
@@ -65,21 +68,26 @@ class ChangeRow:
     end: str
     width: str
     inside: str
+    is_as_expected: bool | None
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """In the order of `CHANGE_COLUMNS`."""
-        return astuple(self)
+        """All but the last, in the order of `CHANGE_COLUMNS`."""
+        return astuple(self)[:-1]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One verdict on one claim, and how many times it was reached; the summary is the last one's."""
+    """One verdict on one claim, in words, and how many times it was reached; the summary is the last one's.
+
+    `is_as_expected` as that of `Evidence`: True is shown as passed, False as failed, None as undetermined.
+    """
 
     verdict: str
     name: str
     summary: str
     times: int
+    is_as_expected: bool | None
 
 
 @dataclass(frozen=True)
@@ -133,23 +141,32 @@ def by_model(evidence: Iterable[Evidence]) -> dict[tuple[str, str], list[Evidenc
     return found
 
 
-def _order(record: Evidence) -> tuple[str, str, int, str, int, str]:
+def tally(evidence: Iterable[Evidence]) -> str:
+    """How many verdicts of each kind, such as "2 FORMED, 1 NOT_FORMED as expected"; in the order of their names."""
+    times = Counter(record.words.replace(",", "") for record in evidence)
+    return ", ".join(f"{times[words]} {words}" for words in sorted(times))
+
+
+def _order(record: Evidence) -> tuple[str, str, int, str, int, str, str]:
     about, known = record.provenance, record.claim in CLAIMS
     order = CLAIMS.index(record.claim) if known else len(CLAIMS)
-    return about.model, about.fingerprint, order, record.claim, about.seed or 0, record.summary
+    return about.model, about.fingerprint, order, record.claim, about.seed or 0, record.summary, record.words
 
 
 def _view(records: list[Evidence], most_heads: int) -> ModelView:
     about = records[0].provenance
     title = f"{about.model}: {about.probe}" if about.is_run else f"{about.model}: {about.how}, weights {about.fingerprint}"
-    last = {(record.claim, str(record.verdict)): record.summary for record in records}
-    times = Counter((record.claim, str(record.verdict)) for record in records)
-    claims = tuple(Claim(verdict, claim, summary, times[claim, verdict]) for (claim, verdict), summary in last.items())
+    last = {(record.claim, record.words): record for record in records}
+    times = Counter((record.claim, record.words) for record in records)
+    claims = tuple(
+        Claim(words, claim, record.summary, times[claim, words], record.is_as_expected) for (claim, words), record in last.items()
+    )
     widest = max(records, key=lambda record: len(record.heads) + len(record.nearest))
     found = [_row(head, found=widest.verdict is Verdict.FORMED) for head in widest.heads]
     rows = [*found[:most_heads], *(_row(head, found=False) for head in widest.nearest)]
     notes = tuple(dict.fromkeys(note for record in records for note in record.provenance.notes))
-    changes = max((record.changes for record in records), key=len)
+    changing = max(records, key=lambda record: len(record.changes))
+    changes = changing.changes
     tokens = all(change.midpoint.tokens is not None for change in changes if change.midpoint is not None)
     places = "tokens" if tokens else "steps"
     return ModelView(
@@ -158,7 +175,7 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
         tuple(rows),
         max(0, len(found) - most_heads),
         notes + tuple(dict.fromkeys(_rivals(change) for change in changes if change.rivals)),
-        tuple(_change_row(change, places) for change in changes),
+        tuple(_change_row(change, places, changing) for change in changes),
         places,
         mosaic=widest.mosaic or next((record.mosaic for record in records if record.mosaic), ()),
         near=tuple(dict.fromkeys((*_near_heads(widest), *(line for record in records for line in _near_claims(record))))),
@@ -169,7 +186,10 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
 
 
 def _near_heads(record: Evidence) -> Iterator[str]:
-    """Heads that are not clear of the bar, or are above it and do not count; else beside those that do, the nearest below."""
+    """Heads that are not clear of the bar, or are above it and do not count; else the nearest below.
+
+    That is told beside heads that count, and where none was expected.
+    """
     bar = record.bars.get("min_prefix_matching")
     if bar is None:
         return
@@ -177,13 +197,14 @@ def _near_heads(record: Evidence) -> Iterator[str]:
     unclear = [head for head in named if not (head.prefix_matching.is_above(bar) or head.prefix_matching.is_below(bar))]
     not_counted = [head for head in record.nearest if head.prefix_matching.is_above(bar)]
     for head in unclear:
-        yield f"{head} {spanned(head.prefix_matching)} is not clear of the bar of {bar:.3f}"
+        yield f"{head} {spanned(head.prefix_matching)} is not clear of the threshold of {bar:.3f}"
     for head in not_counted:
         what = f": {head.kind}" if head.kind not in ("", "matches") else ""
-        yield f"{head} {spanned(head.prefix_matching)} is above the bar of {bar:.3f} and does not count{what}"
+        yield f"{head} {spanned(head.prefix_matching)} is above the threshold of {bar:.3f} and does not count{what}"
     below = next((head for head in named if head.prefix_matching.is_below(bar)), None)
-    if below is not None and record.heads and not (unclear or not_counted):
-        yield f"{below} {spanned(below.prefix_matching)} is the nearest below the bar of {bar:.3f}"
+    is_sought = record.heads or record.expected is Verdict.NOT_FORMED  # whose nearest is worth a line
+    if below is not None and is_sought and not (unclear or not_counted):
+        yield f"{below} {spanned(below.prefix_matching)} is the nearest below the threshold of {bar:.3f}"
 
 
 def _near_claims(record: Evidence) -> Iterator[str]:
@@ -195,7 +216,7 @@ def _near_claims(record: Evidence) -> Iterator[str]:
             room = max(estimate.low - bar, bar - estimate.high)
             if estimate.low < estimate.high and room <= (estimate.high - estimate.low) / 2 < math.inf:
                 how = "is not clear of" if room <= 0 else "is close to"
-                yield f"{record.claim}: {words(name)} {spanned(estimate)} {how} its bar of {bar:.3g}"
+                yield f"{record.claim}: {words(name)} {spanned(estimate)} {how} its threshold of {bar:.3g}"
 
 
 def _measures(record: Evidence) -> Iterator[Measure]:
@@ -228,7 +249,7 @@ def _rivals(change: Change) -> str:
     return f"{' and '.join(change.rivals)} near the change of {words(change.series)}: may be its cause"
 
 
-def _change_row(change: Change, places: str) -> ChangeRow:
+def _change_row(change: Change, places: str, record: Evidence) -> ChangeRow:
     moments = [
         None if moment is None else getattr(moment, places[:-1] if places == "steps" else places)
         for moment in (change.onset, change.midpoint, change.end)
@@ -244,6 +265,7 @@ def _change_row(change: Change, places: str) -> ChangeRow:
         end,
         "" if change.width is None else _number(change.width.value, ".2f"),
         str(change.n_inside) if change.n_inside else "",
+        replace(record, verdict=change.verdict).is_as_expected,
     )
 
 

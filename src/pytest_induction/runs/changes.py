@@ -131,7 +131,8 @@ class _Seen:
             "not_over": f"{how}, and may not be over at the last snapshot",
             "began_before": f"{how}, and may have begun before the first snapshots",
             "few_inside": f"{how}, with {self.n_inside} snapshots inside",
-            "change_unclear": f"{how}: less than {POWER} standard errors ({_number(change.high - change.value)}) beyond the bar",
+            "change_unclear": f"{how}: less than {POWER} standard errors ({_number(change.high - change.value)}) "
+            "beyond the threshold",
         }
         return Change(
             self.series.name,

@@ -26,7 +26,7 @@ def interval(estimate: Estimate, bars: Sequence[float] = ()) -> str:
     parts.append(f'<circle cx="{dot:.1f}" cy="{middle}" r="4.5" class="dot"/>')
     label = f"{number(estimate.value)}, interval {number(estimate.low)} to {number(estimate.high)}"
     if bars:
-        label += f", bar {' and '.join(number(bar) for bar in bars)}"
+        label += f", threshold {' and '.join(number(bar) for bar in bars)}"
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
     return f'<svg class="interval" {size} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
