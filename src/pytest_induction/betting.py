@@ -79,8 +79,8 @@ def bounded_intervals(
         means = part.mean(axis=0)
         lows, highs = lower_ends(part, below), 1 - lower_ends(1 - part, above)
         for mean, low, high in zip(means.tolist(), lows.tolist(), highs.tolist(), strict=True):
-            ends = (lowest + width * end for end in (mean, min(low, mean), max(high, mean)))
-            found.append(Estimate(*ends, unit))
+            value, least, most = (lowest + width * end for end in (mean, min(low, mean), max(high, mean)))
+            found.append(Estimate(value, least, most, unit))
     return found
 
 

@@ -197,7 +197,8 @@ class CopyRound:
 def copy_round(subject: ModelUnderTest, n_sequences: int, seed: int, number: int) -> CopyRound:
     """A round of such rows, measured or remembered: what heads write and what is predicted, from the same passes."""
     return subject.remember(
-        ("copy round", n_sequences, seed, number), lambda: _copy_round(subject, n_sequences, np.random.default_rng([seed, 3, number]))
+        ("copy round", n_sequences, seed, number),
+        lambda: _copy_round(subject, n_sequences, np.random.default_rng([seed, 3, number])),
     )
 
 

@@ -28,7 +28,6 @@ from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, HeadId, HeadList, Verdict
 from pytest_induction.statistics import FIRST_LOOK
 from pytest_induction.text import rows_of, windows_of
-from pytest_induction.verdicts.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.behaviour import MIN_ROWS
 from pytest_induction.verdicts.causes import (
     MIN_SHARE,
@@ -38,6 +37,7 @@ from pytest_induction.verdicts.causes import (
     judge_necessity,
     judge_sufficiency,
 )
+from pytest_induction.verdicts.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.heads import Thresholds
 from pytest_induction.verdicts.judgement import Judgement
 

@@ -25,8 +25,8 @@ from pytest_induction.probes.sequences import COPIES, Probe
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Verdict
 from pytest_induction.statistics import mean_interval
-from pytest_induction.verdicts.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.circuits import Circuit, Lost, judge_circuit
+from pytest_induction.verdicts.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.judgement import Judgement
 
 MIN_SHARE = 0.5  # of prefix matching, that must be lost

@@ -23,9 +23,9 @@ from pytest_induction.progress import progress
 from pytest_induction.records import TokenSpace
 from pytest_induction.statistics import Mean
 from pytest_induction.text import row_losses, rows_of, window_mean, windows_of
-from pytest_induction.verdicts.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.behaviour import MIN_ROWS
 from pytest_induction.verdicts.continuity import OF_MODELS, ROWS, SEQUENCES, Measured
+from pytest_induction.verdicts.criteria import MIN_PREFIX_MATCHING
 
 HEADS, OV, ICL = "prefix_matching", "ov_eigenvalue", "in_context_learning"
 REPEATS = ("later_accuracy", "later_loss")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_induction.absence import Look, longer_rows, other_first_tokens
 from pytest_induction.assertions.boundary import check_share, expect
-from pytest_induction.assertions.head_search import Budget, HeadSearch, round_size, rounds_within, SMALL_MODEL
+from pytest_induction.assertions.head_search import SMALL_MODEL, Budget, HeadSearch, round_size, rounds_within
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, Round, probe_round, provenance
 from pytest_induction.models.load import load_model

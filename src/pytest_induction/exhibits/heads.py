@@ -18,8 +18,8 @@ from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, HeadEvidence
 from pytest_induction.statistics import FIRST_LOOK, SHARE, look_sizes, mean_interval
-from pytest_induction.verdicts.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.copying import MIN_SUPPRESSION, SUPPRESSES
+from pytest_induction.verdicts.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.heads import MIN_PERIODS, chance_of, head_evidence
 
 N_SEQUENCES = 2 * FIRST_LOOK  # the first two rounds of every verdict, which may be there already

@@ -33,7 +33,10 @@ def of_heads(heads: Sequence[HeadEvidence], effects: Array, error_rate: float) -
 def named_ruled_out(heads: Sequence[HeadEvidence]) -> str:
     """Which heads do not count, and why, in words."""
     said = []
-    for kind, does in ((SUPPRESSES, ("lowers what it matches", "lower what they match")), (SILENT, ("writes nothing", "write nothing"))):
+    for kind, does in (
+        (SUPPRESSES, ("lowers what it matches", "lower what they match")),
+        (SILENT, ("writes nothing", "write nothing")),
+    ):
         of_kind = [head for head in heads if head.kind == kind]
         if not of_kind:
             continue

@@ -1,6 +1,9 @@
 """TEMP."""
+
 from __future__ import annotations
+
 from collections.abc import Mapping
+
 MIN_PREFIX_MATCHING = 0.3
 MAX_PREFIX_MATCHING = 0.1  # beyond chance; a head that has less counts as none
 MARGIN = 0.1  # on both sides of the threshold, within which a list of heads leaves it open
@@ -10,8 +13,12 @@ EXCESS_SHARE = 0.5
 MIN_PERIODS = 2
 MIN_SUPPRESSION = 0.25
 CLEAR, DORMANT = 0.3, 0.9
+
+
 def min_excess(min_prefix_matching: float) -> float:
     return min_prefix_matching * EXCESS_SHARE
+
+
 def kind_of_head(score: float, excess: float, measured: Mapping[str, float], min_prefix_matching: float) -> str:
     if score >= min_prefix_matching:
         return "matches" if excess >= min_excess(min_prefix_matching) else "positional"

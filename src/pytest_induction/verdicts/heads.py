@@ -127,7 +127,7 @@ class HeadTable:
     def without(self, ruled_out: Mapping[tuple[int, int], HeadEvidence]) -> HeadTable:
         """The same, some heads being ruled out, with what is known of them."""
         known = {place: head for place, head in ruled_out.items() if any((h.layer, h.head) == place for h in self.heads)}
-        gone = tuple(replace(h, **_known_of(known[h.layer, h.head])) for h in self.heads if (h.layer, h.head) in known)
+        gone = tuple(_told(h, known[h.layer, h.head]) for h in self.heads if (h.layer, h.head) in known)
         left = tuple(h for h in self.heads if (h.layer, h.head) not in known)
         return replace(self, heads=left, ruled_out=(*self.ruled_out, *gone))
 
@@ -187,8 +187,9 @@ class HeadTable:
         return is_high and head.periods_passed < MIN_PERIODS
 
 
-def _known_of(head: HeadEvidence) -> dict[str, object]:
-    return {"kind": head.kind, "copy_effect": head.copy_effect, "ablation_effect": head.ablation_effect}
+def _told(head: HeadEvidence, known: HeadEvidence) -> HeadEvidence:
+    """The head with what is known of what it writes."""
+    return replace(head, kind=known.kind, copy_effect=known.copy_effect, ablation_effect=known.ablation_effect)
 
 
 def table_of(found: Round, thresholds: Thresholds, error_rate: float, *, complete: bool = False) -> HeadTable:
@@ -201,7 +202,8 @@ def table_of(found: Round, thresholds: Thresholds, error_rate: float, *, complet
 
 def follows_period(head: HeadEvidence, thresholds: Thresholds) -> bool:
     """Whether a head that matches on periodic rows is shown to have nothing left at irregular distances, or to go on where tokens
-    no longer match more than where they do."""
+    no longer match more than where they do.
+    """
     if not head.match_lengths or not head.prefix_matching.is_above(thresholds.min_prefix_matching):
         return False
     goes_on = head.after_breaks is not None and head.after_breaks.low > head.match_lengths[-1].high
@@ -241,45 +243,48 @@ class _Measured:
         every = np.ones(len(self._score), bool)
         excesses = self._excesses(every, np.arange(len(self._scores)), self._scores)
         passed = self._passed()
-        places = np.argwhere(self._found.exists).tolist()
         heads = []
-        for column, (layer, head) in enumerate(places):
+        for column in range(len(self._scores)):
             score, excess, reach = self._scores[column], excesses[column], None
             if not score.is_above(self._at.min_prefix_matching) and (shorter := self._reached(column)) is not None:
                 score, excess, reach = shorter
-            measured = self._means(column)
-            heads.append(
-                HeadEvidence(
-                    layer,
-                    head,
-                    score,
-                    excess,
-                    **measured,
-                    periods_passed=int(passed[column]),
-                    kind=kind_of_head(score.value, excess.value, measured, self._at.min_prefix_matching),
-                    reach=reach,
-                    **self._irregularly(column, score),
-                )
-            )
+            heads.append(self._head(column, score, excess, int(passed[column]), reach))
         return sorted(heads, key=lambda head: -head.prefix_matching.value)
 
-    def _means(self, column: int) -> dict[str, float]:
-        values = {
-            "control": self._control,
-            "null": self._chance,
-            "previous_token": self._previous,
-            "duplicate_token": self._duplicate,
-            "first_token": self._first,
+    def _head(self, column: int, score: Estimate, excess: Estimate, passed: int, reach: int | None) -> HeadEvidence:
+        layer, head = np.argwhere(self._found.exists)[column].tolist()
+        means = {
+            name: float(rows[:, column].mean())
+            for name, rows in (
+                ("previous_token", self._previous),
+                ("duplicate_token", self._duplicate),
+                ("first_token", self._first),
+            )
         }
-        return {name: float(rows[:, column].mean()) for name, rows in values.items()}
+        lengths = self._lengths(column, score)
+        return HeadEvidence(
+            layer,
+            head,
+            score,
+            excess,
+            control=float(self._control[:, column].mean()),
+            null=float(self._chance[:, column].mean()),
+            previous_token=means["previous_token"],
+            duplicate_token=means["duplicate_token"],
+            first_token=means["first_token"],
+            periods_passed=passed,
+            kind=kind_of_head(score.value, excess.value, means, self._at.min_prefix_matching),
+            match_lengths=tuple(lengths[:MATCHES]),
+            after_breaks=lengths[MATCHES] if lengths else None,
+            reach=reach,
+        )
 
-    def _irregularly(self, column: int, score: Estimate) -> dict[str, object]:
+    def _lengths(self, column: int, score: Estimate) -> list[Estimate]:
         """What a head has at irregular distances, by match length and after breaks; only of a head that may match."""
         if len(self._irregular) == 0 or score.is_below(self._at.min_prefix_matching):
-            return {}
+            return []
         rate = self._rates.irregular_above / (MATCHES + 1)
-        found = bounded_intervals(self._irregular[:, :, column], rate, rate, unit=SHARE)
-        return {"match_lengths": tuple(found[:MATCHES]), "after_breaks": found[MATCHES]}
+        return bounded_intervals(self._irregular[:, :, column], rate, rate, unit=SHARE)
 
     def _excesses(self, rows: NDArray[np.bool_], columns: NDArray[np.int64], scores: Sequence[Estimate]) -> list[Estimate]:
         """The interval of each excess on some of the rows: the narrower one of several, each with its share of the rate.
@@ -311,7 +316,7 @@ class _Measured:
         return np.asarray(((self._by_period >= bar) & (excess >= least)).sum(axis=0))
 
     def _reached(self, column: int) -> tuple[Estimate, Estimate, int] | None:
-        """Score and excess over the shorter periods, and the longest of these, where a head matches at them and not at longer ones."""
+        """Score and excess over the shorter periods, and the longest of these, of a head that matches at them and at no longer ones."""
         bar = self._at.min_prefix_matching
         is_high = self._by_period[:, column] >= bar
         count = len(is_high) if is_high.all() else int(np.argmin(is_high))
@@ -328,7 +333,8 @@ class _Measured:
 
 def chance_of(found: Round) -> Array:
     """What each head has of its score without matching, (controlled sequences, n_layers, n_heads): where nothing repeats, or
-    beside it."""
+    beside it.
+    """
     return np.maximum(found.control, found.heads[found.controlled, 4])
 
 

@@ -39,7 +39,7 @@ def undecided(table: HeadTable, estimates: Mapping[str, Estimate], count: int) -
     """The verdict where the budget is spent, and a head may match or not."""
     near, bar = table.undecided[0], table.thresholds.min_prefix_matching
     reach = f" (up to {near.reach} back)" if near.reach is not None else ""
-    seen = f"{near} has prefix matching {near.prefix_matching.value:.3f}{reach}, {near.null:.3f} of it where there is nothing to match"
+    seen = f"{_score(near)}{reach}, {near.null:.3f} of it where there is nothing to match"
     reason, summary = "heads_unclear", f"{seen}: too close to {bar:.3f} to tell"
     if near.prefix_matching.is_above(bar) and near.excess.is_above(table.thresholds.min_excess):
         seen = f"{near} has prefix matching {near.prefix_matching.value:.3f} on periodic rows"
@@ -78,8 +78,8 @@ def seen_elsewhere(table: HeadTable, estimates: Mapping[str, Estimate], found: S
     first = found[0]
     reason = "in_longer_rows" if first.look.startswith("rows of") else "other_first_token"
     summary = (
-        f"no head matches prefixes on the usual rows, but in {first.look} {first.head} has {first.excess.value:.3f} beyond chance, "
-        f"not below {table.thresholds.max_prefix_matching:.3f}"
+        f"no head matches prefixes on the usual rows, but in {first.look} {first.head} has {first.excess.value:.3f} beyond "
+        f"chance, not below {table.thresholds.max_prefix_matching:.3f}"
     )
     return _judgement(table, Verdict.UNDETERMINED, reason, summary, estimates)
 
