@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         substitute_pattern,
     )
     from pytest_induction.interventions.smearing import SmearedKeys, smear_keys
+    from pytest_induction.match_lengths import MatchLengthScores, measure_match_lengths
     from pytest_induction.measure import HeadScores, measure_heads
     from pytest_induction.models.load import load_model
     from pytest_induction.models.protocol import ModelUnderTest
@@ -163,6 +164,7 @@ _HOME = {
         "TextError",
         "UnsupportedModel",
     ),
+    "match_lengths": ("MatchLengthScores", "measure_match_lengths"),
     "measure": ("HeadScores", "measure_heads"),
     "models.load": ("load_model",),
     "models.protocol": ("ModelUnderTest",),
@@ -220,6 +222,7 @@ __all__ = [
     "InductionRecorder",
     "Intervention",
     "Masses",
+    "MatchLengthScores",
     "ModelError",
     "ModelUnderTest",
     "Moment",
@@ -285,6 +288,7 @@ __all__ = [
     "measure_copying",
     "measure_generality",
     "measure_heads",
+    "measure_match_lengths",
     "measure_virtual_heads",
     "prefers_longer_match",
     "profile_of",

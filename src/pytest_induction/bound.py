@@ -19,6 +19,7 @@ from pytest_induction.composition import CompositionScores, measure_composition
 from pytest_induction.errors import TextError
 from pytest_induction.generality import GeneralityScores, measure_generality
 from pytest_induction.interventions.ablation import AblationScores, measure_ablations
+from pytest_induction.match_lengths import MatchLengthScores, measure_match_lengths
 from pytest_induction.measure import HeadScores, measure_heads
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences
@@ -47,6 +48,10 @@ class Induction:
     def measure_heads(self, **options: Any) -> HeadScores:
         """See `pytest_induction.measure_heads`."""
         return self._call(measure_heads, self.model, **options)
+
+    def measure_match_lengths(self, **options: Any) -> MatchLengthScores:
+        """See `pytest_induction.measure_match_lengths`."""
+        return self._call(measure_match_lengths, self.model, **options)
 
     def assert_has_induction_head(self, **options: Any) -> Evidence:
         """See `pytest_induction.assert_has_induction_head`."""

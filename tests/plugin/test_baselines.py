@@ -363,6 +363,29 @@ def test_calibrated_tolerances_are_those_of_the_noise(pytester, run):
     assert (pytester.path / FILE).read_bytes() != before
 
 
+def test_match_lengths_are_held_against_a_baseline(pytester, run):
+    """Written, equal, and changed where a head no longer matches, at the name of the head and the number of tokens."""
+    pytester.makepyfile(
+        test_lengths="""
+        def test_lengths(induction, induction_baseline):
+            induction_baseline.check(induction.measure_match_lengths(n_sequences=4))
+        """
+    )
+    model = "from pytest_induction.models import planted\n\ndef make():\n    return planted.{}\n"
+    for name, call in (("good", "induction_head()"), ("lost", "previous_token_head(head=0)")):
+        (pytester.path / f"{name}.py").write_text(model.format(call))
+    of = lambda name, *options: run("test_lengths.py", "-k", "test_lengths", f"--induction-model={name}.py:make", *options)
+    of("good", ACCEPT).assert_outcomes(passed=1)
+    (entry,) = kept(pytester).values()
+    assert len(entry["fields"]) == 4 * 8
+    assert entry["fields"]["exactly_one.L1H0"]["value"] == pytest.approx(1, abs=1e-5)
+    assert entry["fields"]["after_breaks.L1H0"]["value"] == pytest.approx(0, abs=1e-5)
+    of("good").assert_outcomes(passed=1)
+    changed = of("lost")
+    changed.assert_outcomes(failed=1)
+    changed.stdout.fnmatch_lines(["*differs: 3 changed, of 32 fields", "*  changed: *.L1H0 was 1, is *"])
+
+
 def test_calibration_reseeds_the_model_and_leaves_no_trace(pytester, run):
     """The fixture `induction` measures with other probes in each repeat, a marker's seed goes on too, verdicts are told once."""
     pytester.makepyfile(

@@ -14,9 +14,10 @@ from pytest_induction.baselines.calibrate import SPREAD, calibrated, repeats_wan
 from pytest_induction.baselines.checking import Book, InductionBaseline
 from pytest_induction.baselines.compare import compare, default_tolerance, difference_text, tolerances_for
 from pytest_induction.baselines.environment import environment, moved
-from pytest_induction.baselines.fields import fields_of
+from pytest_induction.baselines.fields import fields_of, provenance_in
 from pytest_induction.baselines.store import Field, Heads, Numbers, as_text, read_baseline, write_baseline
 from pytest_induction.errors import ArgumentError, BaselineError, BaselineFailed
+from pytest_induction.match_lengths import MatchLengthScores
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Provenance, Verdict
 
 ABOUT = Provenance("m", "f", "sdpa", 1, 2, "float32", "cuda:0")
@@ -115,9 +116,23 @@ def test_fields_have_names_whatever_they_come_from():
     }
 
 
+def test_match_lengths_are_kept_of_every_head():
+    """Whole, or inside a mapping, with where they were measured; of a head that there is not nothing is kept."""
+    scores = {name: np.array([[0.5 + place, np.nan]]) for place, name in enumerate(("exactly_one", "exactly_two"))}
+    rest = {"three_or_more": np.array([[0.25, np.nan]]), "after_breaks": np.array([[0.0, np.nan]])}
+    measured = MatchLengthScores(**scores, **rest, per_sequence={}, provenance=ABOUT)
+    wanted = {"exactly_one.L0H0": 0.5, "exactly_two.L0H0": 1.5, "three_or_more.L0H0": 0.25, "after_breaks.L0H0": 0.0}
+    assert fields_of(measured) == wanted
+    assert fields_of({"m": measured}) == {f"m.{name}": value for name, value in wanted.items()}
+    assert provenance_in({"a": 1, "m": measured}) == ABOUT
+
+
 BAD = {
     "nothing": ({}, "`measured` has no numbers"),
-    "a number": (5, "`measured` must be a mapping of names to numbers, an `Evidence` or a `HeadScores`, got `int`"),
+    "a number": (
+        5,
+        "`measured` must be a mapping of names to numbers, an `Evidence`, a `HeadScores` or a `MatchLengthScores`, got `int`",
+    ),
     "NaN": ({"a": {"b": math.nan}}, "'a.b' is nan"),
     "NaN of an estimate": (evidence(estimates={"loss": Estimate(math.nan, 0, 0)}), "finite numbers, 'loss' is nan"),
     "numpy's True": ({"a": np.True_}, f"'a' is {np.True_!r}"),

@@ -10,9 +10,12 @@ from pytest_induction.errors import ArgumentError
 from pytest_induction.records import Change, Estimate, Evidence, HeadId, Provenance
 
 DIGITS = 9  # that are kept of a number: float32 has no more
-OF_HEADS = ("prefix_matching", "previous_token")  # the two halves of the circuit; of `HeadScores`, by name
+OF_HEADS = (  # what is kept of scores of heads, by the class that has them all
+    ("prefix_matching", "previous_token"),  # `HeadScores`: the two halves of the circuit
+    ("exactly_one", "exactly_two", "three_or_more", "after_breaks"),  # `MatchLengthScores`
+)
 WORDS = ("bool", "bool_", "str", "bytes", "NoneType")  # types that are no numbers, whatever `float` makes of them
-ACCEPTED = "a mapping of names to numbers, an `Evidence` or a `HeadScores`"
+ACCEPTED = "a mapping of names to numbers, an `Evidence`, a `HeadScores` or a `MatchLengthScores`"
 
 
 def fields_of(measured: Any) -> dict[str, float]:
@@ -20,8 +23,9 @@ def fields_of(measured: Any) -> dict[str, float]:
 
     Of a mapping all numbers, those of a mapping inside it as "outer.inner". Of an `Evidence` its estimates, the prefix matching
     of the heads for which the claim holds ("L1H0.prefix_matching"), what its pairs do together, and how far and where the series
-    of a run changed. Of `HeadScores` prefix matching and attention to the previous token of every head ("prefix_matching.L1H0").
-    Raises `ArgumentError` for anything else, for no number at all, and for one that is not finite.
+    of a run changed. Of `HeadScores` prefix matching and attention to the previous token of every head ("prefix_matching.L1H0"),
+    of `MatchLengthScores` all four scores of every head ("exactly_two.L1H0"). Raises `ArgumentError` for anything else, for no
+    number at all, and for one that is not finite.
     """
     if not _is_whole(measured):
         raise ArgumentError(f"`measured` must be {ACCEPTED}, got `{type(measured).__name__}`")
@@ -50,19 +54,20 @@ def provenance_in(measured: Any) -> Provenance | None:
 
 def _is_whole(value: Any) -> bool:
     """Whether it has fields, and is no number."""
-    return isinstance(value, (Mapping, Evidence)) or _is_of_heads(value)
+    return isinstance(value, (Mapping, Evidence)) or bool(_of_heads(value))
 
 
-def _is_of_heads(value: Any) -> bool:
-    return all(hasattr(value, name) for name in (*OF_HEADS, "per_sequence"))
+def _of_heads(value: Any) -> tuple[str, ...]:
+    """The scores of every head that are kept of a measurement; nothing where it is no such one."""
+    return next((names for names in OF_HEADS if all(hasattr(value, name) for name in (*names, "per_sequence"))), ())
 
 
 def _parts(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Every field below `prefix`, by its whole name."""
     if isinstance(value, Evidence):
         named = _of_evidence(value)
-    elif _is_of_heads(value):
-        named = _of_scores(value)
+    elif kept := _of_heads(value):
+        named = _of_scores(value, kept)
     elif isinstance(value, Mapping):
         named = ((str(name), each) for name, each in value.items())
     else:
@@ -91,9 +96,9 @@ def _of_change(change: Change) -> Iterator[tuple[str, Any]]:
         yield f"{change.series}.midpoint", change.midpoint.tokens or change.midpoint.step
 
 
-def _of_scores(scores: Any) -> Iterator[tuple[str, Any]]:
+def _of_scores(scores: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """Of every head that there is: one that a layer does not have is NaN."""
-    for name in OF_HEADS:
+    for name in names:
         for layer, row in enumerate(getattr(scores, name).tolist()):
             for head, value in enumerate(row):
                 if not math.isnan(value):
