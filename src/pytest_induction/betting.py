@@ -4,12 +4,13 @@ A gambler starts with 1 and bets on every value that it lies above a threshold, 
 the mean is at most the threshold, no such bet gains on the average, so the capital passes 1 / rate at most at that rate, however
 often one looks (Ville's inequality). The capital is that of several gamblers, each with a fraction and a share of the start.
 
-Values may come from strata, here the periods of probes, in turn: of each stratum as many. Then the bets on one value of each gain,
-on the average, the product of 1 + fraction * (mean of the stratum / threshold - 1), which is highest where all means are alike
-(the inequality of means): the mean of the strata's means is bounded, and differences between strata only widen the interval.
+Values may come from strata, here the periods of probes, in turn: of each stratum as many. Then the bets on one value of each
+gain, on the average, the product of 1 + fraction * (mean of the stratum / threshold - 1), which is highest where all means are
+alike (the inequality of means): the mean of the strata's means is bounded, and differences between strata only widen the
+interval.
 
-Source: Waudby-Smith and Ramdas 2024, Estimating means of bounded random variables by betting; fractions that are fixed beforehand,
-and strata, are ours. docs/decisions.md compares it with other intervals.
+Source: Waudby-Smith and Ramdas 2024, Estimating means of bounded random variables by betting; fractions that are fixed
+beforehand, and strata, are ours. docs/decisions.md compares it with other intervals.
 """
 
 from __future__ import annotations

@@ -135,10 +135,10 @@ class Round:
 
     `heads` (sequences, 5, n_layers, n_heads) are the four scores and the mass at a wrong shift; `control` (controlled sequences,
     n_layers, n_heads) the prefix-matching places of rows in which nothing repeats at their distances, for the sequences that are
-    `controlled`; `irregular` (rows, 4, n_layers, n_heads) the mass on successors in rows whose copies come at irregular distances,
-    where exactly one token matches, exactly two, and three or more, and after a break. All are empty where attention cannot be
-    read, `irregular` also where the probes of a model have none. `behaviour` names first_loss, later_loss, first_accuracy,
-    later_accuracy and advantage, and has as many entries as sequences of which logits were looked at.
+    `controlled`; `irregular` (rows, 4, n_layers, n_heads) the mass on successors in rows whose copies come at irregular
+    distances, where exactly one token matches, exactly two, and three or more, and after a break. All are empty where attention
+    cannot be read, `irregular` also where the probes of a model have none. `behaviour` names first_loss, later_loss,
+    first_accuracy, later_accuracy and advantage, and has as many entries as sequences of which logits were looked at.
     """
 
     periods: NDArray[np.int64]

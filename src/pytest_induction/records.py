@@ -77,11 +77,11 @@ class HeadEvidence:
     "dormant" (it rests on the first token, on this data), or "" for no one thing. `reach` is the longest period at which it
     matches, where it does not at longer ones.
 
-    `match_lengths` is prefix matching in rows whose copies come at irregular distances, where exactly one preceding token matches,
-    exactly two, and three or more; `after_breaks` the mass in these rows where a match has just ended, at the place where it would
-    go on. Empty and None where they were not measured, or the head is below the threshold anyway. `copy_effect` is what the head
-    adds to the logit of what it matches, above the rest of the block, in nats, on the direct path; `ablation_effect` by how much
-    the loss on later copies rises without the head, in nats. None where that was not measured.
+    `match_lengths` is prefix matching in rows whose copies come at irregular distances, where exactly one preceding token
+    matches, exactly two, and three or more; `after_breaks` the mass in these rows where a match has just ended, at the place
+    where it would go on. Empty and None where they were not measured, or the head is below the threshold anyway. `copy_effect`
+    is what the head adds to the logit of what it matches, above the rest of the block, in nats, on the direct path;
+    `ablation_effect` by how much the loss on later copies rises without the head, in nats. None where that was not measured.
     """
 
     layer: int

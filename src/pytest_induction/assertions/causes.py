@@ -76,7 +76,8 @@ def assert_ablation_removes_icl(
     one, which may hold what the heads read from, is UNDETERMINED.
 
     `heads` are "induction", all those that `find_induction_heads` lists, on other sequences than they are tested on; or heads of
-    your own. Heads that the list leaves open are named in a note. With `pattern_preserving` all heads attend as without the ablation (as in the paper).
+    your own. Heads that the list leaves open are named in a note. With `pattern_preserving` all heads attend as without the
+    ablation (as in the paper).
 
     FORMED has the reason "necessary_and_sufficient" where with all other heads of the same layers ablated at least `min_share` is
     left, and by half of that more than with random others left; else "necessary". UNDETERMINED too where kinds disagree in sign,
@@ -84,7 +85,8 @@ def assert_ablation_removes_icl(
 
     Cost: each row takes, for each kind, as many passes as there are controls, and one for each head; a pass begins at the first
     layer of the heads. Rows are drawn in rounds of 12, 24, ... until all is clear, at most `max_sequences` (512 rows of text, 192
-    sequences), after the list of heads has taken what it needs. `error_rate` is for choosing heads, for all kinds and rounds together.
+    sequences), after the list of heads has taken what it needs. `error_rate` is for choosing heads, for all kinds and rounds
+    together.
 
     Returns the evidence. `.estimates`: `in_context_learning`; of each kind "lost zero", "control zero" (nats), "share zero",
     "beyond controls zero" and "rank zero"; "kept zero" and "kept beyond controls zero" for sufficiency; "lost without L2H0 alone"

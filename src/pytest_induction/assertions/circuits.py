@@ -48,12 +48,12 @@ def assert_induction_circuit(
 ) -> Evidence:
     """Assert that the model's induction head finds its place by a circuit: through its keys, from previous-token heads.
 
-    Cause, not correlation: of all induction heads (`find_induction_heads`) the one that raises most what it matches must lose at least `min_share`
-    of its prefix matching when the previous-token heads (`min_previous_token` or more of their mass on the position before) are
-    kept out of its keys, by whatever way they reach them, its queries and all else being as they were; and more than without as
-    many other heads. Its weights must agree: QK matches the token that those heads moved, OV copies. The other way, by its
-    queries (pointer arithmetic), is recognised: the reason is then "query_composition" and not "key_composition". Heads are
-    chosen on other sequences than those on which they are tested.
+    Cause, not correlation: of all induction heads (`find_induction_heads`) the one that raises most what it matches must lose
+    at least `min_share` of its prefix matching when the previous-token heads (`min_previous_token` or more of their mass on the
+    position before) are kept out of its keys, by whatever way they reach them, its queries and all else being as they were; and
+    more than without as many other heads. Its weights must agree: QK matches the token that those heads moved, OV copies. The
+    other way, by its queries (pointer arithmetic), is recognised: the reason is then "query_composition" and not
+    "key_composition". Heads are chosen on other sequences than those on which they are tested.
 
     `.estimates` also has K-composition with its z above the same spectra turned at random, what the head's ideal pattern gives
     back of its effect (`pattern_recovery`), and in nats what paths through single heads, and through several in a row (virtual

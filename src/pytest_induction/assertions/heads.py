@@ -53,12 +53,12 @@ def assert_has_induction_head(
     """Assert that the model has an induction head: one that matches prefixes, in a model that copies what is matched.
 
     Shown when some head's prefix matching lies, with its whole interval, above `min_prefix_matching`, and more than half of that
-    is left without the mass that the head has at wrong places or where nothing repeats, at two periods or more; something of it is
-    left in rows whose copies come at irregular distances; and the model gives the successor at least `min_advantage` nats more
-    than the tokens after it. A head that is shown to lower what it matches suppresses it, one whose ablation changes no logit is
-    silent, and neither counts. By default any match counts, also one of many tokens; with `match_length` of 1, 2 or 3 the head
-    must match as much where exactly that many tokens match. With `allow_virtual` two heads that do it in two steps are enough
-    where no single head does (a virtual induction head).
+    is left without the mass that the head has at wrong places or where nothing repeats, at two periods or more; something of it
+    is left in rows whose copies come at irregular distances; and the model gives the successor at least `min_advantage` nats
+    more than the tokens after it. A head that is shown to lower what it matches suppresses it, one whose ablation changes no
+    logit is silent, and neither counts. By default any match counts, also one of many tokens; with `match_length` of 1, 2 or 3
+    the head must match as much where exactly that many tokens match. With `allow_virtual` two heads that do it in two steps are
+    enough where no single head does (a virtual induction head).
 
     The verdict is NOT_FORMED only where every head is shown to have less than `max_prefix_matching` (0.1, or a third of
     `min_prefix_matching`) beyond its own chance, or what matches is shown to write nothing or to suppress; see
@@ -97,8 +97,8 @@ def assert_no_induction_head(
     Passes where every head is shown to have less than `max_prefix_matching` of prefix matching beyond its own chance (0.1, or a
     third of `min_prefix_matching`), or what matches is shown to write nothing, to suppress what it matches, or to follow a period
     only. A few rows more are looked at before: as long as the context, at most 1,024 positions, and beginning with other first
-    tokens; the summary says up to which length the claim holds. A model whose heads have more, and no head enough, is UNDETERMINED
-    (`weak_or_shared`), with what the heads of each layer have together. Other arguments, returns and raises as
+    tokens; the summary says up to which length the claim holds. A model whose heads have more, and no head enough, is
+    UNDETERMINED (`weak_or_shared`), with what the heads of each layer have together. Other arguments, returns and raises as
     `assert_has_induction_head`.
     """
     thresholds = checked_thresholds(min_prefix_matching, max_prefix_matching, min_advantage, None)
@@ -124,8 +124,8 @@ def find_induction_heads(
     within `margin` of the threshold, and `undecided` where the `max_sequences` did not tell: `more_sequences` says what might.
     All intervals hold together, but for `error_rate`, over all heads and rounds.
 
-    Heads are named, nothing is asserted: whether the model uses what they match is in `.estimates`. Raises `ModelError` for a model
-    whose attention cannot be read, `ProbeError` where no probe fits it, `ArgumentError` for an argument out of its range.
+    Heads are named, nothing is asserted: whether the model uses what they match is in `.estimates`. Raises `ModelError` for a
+    model whose attention cannot be read, `ProbeError` where no probe fits it, `ArgumentError` for an argument out of its range.
 
     >>> from pytest_induction.models.planted import redundant_induction_heads
     >>> print(find_induction_heads(redundant_induction_heads(count=3)))

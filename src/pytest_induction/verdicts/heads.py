@@ -1,4 +1,5 @@
-"""Which heads match prefixes? Every head held against the criteria, on all rows so far, with intervals that hold at every look."""
+"""Which heads match prefixes? Every head held against the criteria, on all rows so far, with intervals that hold at every
+look."""
 
 from __future__ import annotations
 
@@ -48,10 +49,10 @@ class Thresholds:
 class Rates:
     """How an error rate is divided among what is shown of one head.
 
-    To say of one head that it matches is wrong where its score is not above the threshold, or its excess is not, or it has nothing
-    left at irregular distances: a third for each, shared by all heads, as each of them could be the one that is wrongly named. To
-    say that there is none is wrong where one head that does match is missed: a third for each, for every head by itself. A
-    complete list says both of every head.
+    To say of one head that it matches is wrong where its score is not above the threshold, or its excess is not, or it has
+    nothing left at irregular distances: a third for each, shared by all heads, as each of them could be the one that is wrongly
+    named. To say that there is none is wrong where one head that does match is missed: a third for each, for every head by
+    itself. A complete list says both of every head.
     """
 
     above: float
@@ -71,8 +72,8 @@ class Rates:
 class HeadTable:
     """All heads, strongest first, and what is shown of each.
 
-    `heads` are those of which nothing is known that rules them out; `ruled_out` those that write nothing, suppress what they match
-    or follow a period: what such a head has of prefix matching tells nothing about whether there is an induction head.
+    `heads` are those of which nothing is known that rules them out; `ruled_out` those that write nothing, suppress what they
+    match or follow a period: what such a head has of prefix matching tells nothing about whether there is an induction head.
     """
 
     heads: tuple[HeadEvidence, ...]
@@ -81,7 +82,8 @@ class HeadTable:
 
     @cached_property
     def matching(self) -> tuple[HeadEvidence, ...]:
-        """Shown to match: score and excess above their thresholds, at two periods or more, with something left at irregular ones."""
+        """Shown to match: score and excess above their thresholds, at two periods or more, with something left at irregular
+        ones."""
         return tuple(head for head in self.heads if self._matches(head))
 
     @cached_property
@@ -316,7 +318,8 @@ class _Measured:
         return np.asarray(((self._by_period >= bar) & (excess >= least)).sum(axis=0))
 
     def _reached(self, column: int) -> tuple[Estimate, Estimate, int] | None:
-        """Score and excess over the shorter periods, and the longest of these, of a head that matches at them and at no longer ones."""
+        """Score and excess over the shorter periods, and the longest of these, of a head that matches at them and at no longer
+        ones."""
         bar = self._at.min_prefix_matching
         is_high = self._by_period[:, column] >= bar
         count = len(is_high) if is_high.all() else int(np.argmin(is_high))
