@@ -18,7 +18,7 @@ from pytest_induction.errors import ModelError, ProbeError
 from pytest_induction.measure import PERIODS_AT_ONCE, Array
 from pytest_induction.models.declared import boundary_ids
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.periods import Matching, match_periods
+from pytest_induction.periods import Matching, match_periods, overlap
 from pytest_induction.probes.sequences import (
     SHORTEST_PERIOD,
     Ids,
@@ -116,13 +116,14 @@ def _runs(subject: ModelUnderTest, row: Ids) -> bool:
 def spanning_periods(space: TokenSpace, n_positions: int, rng: np.random.Generator) -> list[int]:
     """A short period, the longest of which a block stands twice, and the one between, in ascending order: two at least.
 
-    The longest has no divisor in common with the others, so that their copies meet late or not at all.
+    The longest is up to a tenth shorter where the copies of the others then meet its own less.
     """
     most = min(len(usable_ids(space)), (n_positions - int(space.bos_id is not None)) // 2)
     short = min(int(rng.integers(SHORT_PERIODS[0], SHORT_PERIODS[1] + 1)), max(SHORTEST_PERIOD, most - 1))
     middle = max(short, round(math.sqrt(short * most)))
-    apart = (each for each in range(most, middle, -1) if math.gcd(each, short) == math.gcd(each, middle) == 1)
-    return sorted({short, middle, next(apart, most)})
+    nearly = range(most, max(middle, most - most // 10 - 1), -1)
+    long = min(nearly, key=lambda each: overlap(short, each, n_positions) + overlap(middle, each, n_positions))
+    return sorted({short, middle, long})
 
 
 def other_first_tokens(subject: ModelUnderTest, seed: int) -> list[Look]:
