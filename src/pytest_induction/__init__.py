@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pytest_induction.bound import Induction
     from pytest_induction.composition import CompositionScores, measure_composition
     from pytest_induction.copying import CopyingScores, measure_copying
+    from pytest_induction.distances import DistanceScores, measure_distances
     from pytest_induction.errors import (
         ArgumentError,
         BaselineError,
@@ -150,6 +151,7 @@ _HOME = {
     ),
     "bound": ("Induction",),
     "copying": ("CopyingScores", "measure_copying"),
+    "distances": ("DistanceScores", "measure_distances"),
     "errors": (
         "ArgumentError",
         "BaselineError",
@@ -206,6 +208,7 @@ __all__ = [
     "Checkpoint",
     "CompositionScores",
     "CopyingScores",
+    "DistanceScores",
     "Estimate",
     "Evidence",
     "ExpectationFailed",
@@ -286,6 +289,7 @@ __all__ = [
     "measure_attributions",
     "measure_composition",
     "measure_copying",
+    "measure_distances",
     "measure_generality",
     "measure_heads",
     "measure_match_lengths",

@@ -18,7 +18,7 @@ from pytest_induction.errors import ModelError, ProbeError
 from pytest_induction.measure import PERIODS_AT_ONCE, Array
 from pytest_induction.models.declared import boundary_ids
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.periods import Matching, match_periods
+from pytest_induction.periods import Matching, match_periods, overlap
 from pytest_induction.probes.sequences import (
     SHORTEST_PERIOD,
     Ids,
@@ -43,18 +43,20 @@ STREAMS = {"longer rows": 41, "first tokens": 42}  # of the random numbers of a 
 class Look:
     """One place where heads may match: `name` says which, in plain words.
 
-    `scores` (rows, n_layers, n_heads) is the prefix matching of each row, `chance` what each head has of it without matching.
+    `scores` (rows, n_layers, n_heads) is the prefix matching of each row, `chance` what each head has of it without matching, and
+    `periods` (rows,) the period of each row.
     """
 
     name: str
     n_positions: int
     scores: Array
     chance: Array
+    periods: Ids
 
     @property
     def excess(self) -> Array:
-        """What is left without chance, (rows, n_layers, n_heads); a head that has less than by chance has nothing left."""
-        return np.maximum(self.scores - self.chance, 0.0)
+        """What is left without chance, (rows, n_layers, n_heads)."""
+        return self.scores - self.chance
 
 
 def longer_rows(subject: ModelUnderTest, seed: int, *, longest: int = LONGEST_ROWS, n_rows: int = ROWS) -> list[Look]:
@@ -84,8 +86,9 @@ def _longer_rows(subject: ModelUnderTest, seed: int, longest: int, n_rows: int) 
 
 def _two_looks(found: Matching) -> tuple[Look, Look]:
     name = f"rows of {found.n_positions} positions, period {found.period}"
-    whole = Look(name, found.n_positions, found.scores, found.chance)
-    return whole, Look(f"{name}, their last quarter", found.n_positions, found.late_scores, found.late_chance)
+    periods = np.full(len(found.scores), found.period)
+    whole = Look(name, found.n_positions, found.scores, found.chance, periods)
+    return whole, Look(f"{name}, their last quarter", found.n_positions, found.late_scores, found.late_chance, periods)
 
 
 def longer_length(subject: ModelUnderTest, longest: int = LONGEST_ROWS) -> int | None:
@@ -116,26 +119,27 @@ def _runs(subject: ModelUnderTest, row: Ids) -> bool:
 def spanning_periods(space: TokenSpace, n_positions: int, rng: np.random.Generator) -> list[int]:
     """A short period, the longest of which a block stands twice, and the one between, in ascending order: two at least.
 
-    The longest has no divisor in common with the others, so that their copies meet late or not at all.
+    The longest is up to a tenth shorter where the copies of the others then meet its own less.
     """
     most = min(len(usable_ids(space)), (n_positions - int(space.bos_id is not None)) // 2)
     short = min(int(rng.integers(SHORT_PERIODS[0], SHORT_PERIODS[1] + 1)), max(SHORTEST_PERIOD, most - 1))
     middle = max(short, round(math.sqrt(short * most)))
-    apart = (each for each in range(most, middle, -1) if math.gcd(each, short) == math.gcd(each, middle) == 1)
-    return sorted({short, middle, next(apart, most)})
+    nearly = range(most, max(middle, most - most // 10 - 1), -1)
+    long = min(nearly, key=lambda each: overlap(short, each, n_positions) + overlap(middle, each, n_positions))
+    return sorted({short, middle, long})
 
 
-def other_first_tokens(subject: ModelUnderTest, seed: int) -> list[Look]:
+def other_first_tokens(subject: ModelUnderTest, seed: int, *, n_rows: int = 1) -> list[Look]:
     """Rows of the usual periods that begin otherwise than the model declares, or with some token where it declares none.
 
     With no first token where one is declared; then with ids that are declared to begin, end or fill up sequences, with ids 0, 1
-    and 2, and with the last usable one: four alternatives in all. A row for each of up to six periods; no alternative stands
+    and 2, and with the last usable one: four alternatives in all. `n_rows` for each of up to six periods; no alternative stands
     anywhere else in a row. Six forward passes at most of rows with a first token, and as many without one.
     """
-    return subject.remember(("first tokens", seed), partial(_other_first_tokens, subject, seed))
+    return subject.remember(("first tokens", seed, n_rows), partial(_other_first_tokens, subject, seed, n_rows))
 
 
-def _other_first_tokens(subject: ModelUnderTest, seed: int) -> list[Look]:
+def _other_first_tokens(subject: ModelUnderTest, seed: int, n_rows: int) -> list[Look]:
     rng = np.random.default_rng([seed, STREAMS["first tokens"]])
     space, alternatives = subject.space, other_beginnings(subject)
     unused = {*alternatives, *(() if space.bos_id is None else (space.bos_id,))}
@@ -144,35 +148,40 @@ def _other_first_tokens(subject: ModelUnderTest, seed: int) -> list[Look]:
     if alternatives:
         groups.append((replace(apart, bos_id=alternatives[0]), alternatives))
     looks: list[Look] = []
-    with progress("other first tokens", PERIODS_AT_ONCE * sum(max(1, len(first)) for _, first in groups)):
+    with progress("other first tokens", PERIODS_AT_ONCE * n_rows * sum(max(1, len(first)) for _, first in groups)):
         for begun, first in groups:
             try:
-                probes = _beginning_with(begun, first, rng)
+                probes = _beginning_with(begun, first, n_rows, rng)
             except ProbeError:  # a token more does not fit the context, or too few ids are left beside the alternatives
                 continue
             names = [f"sequences that begin with token {token}" for token in first] or ["sequences without a first token"]
-            looks += _by_row(names, match_periods(subject, probes, rng))
+            looks += _by_first_token(names, match_periods(subject, probes, rng))
     return looks
 
 
-def _beginning_with(space: TokenSpace, first: Sequence[int], rng: np.random.Generator) -> list[Probe]:
-    """Usual probes with a row for each first token, or one without any; one probe for each of up to six periods."""
+def _beginning_with(space: TokenSpace, first: Sequence[int], n_rows: int, rng: np.random.Generator) -> list[Probe]:
+    """Usual probes with rows for each first token in turn, or without any; one probe for each of up to six periods."""
     fitting, copies = fitting_shape(space)
     periods = sorted(int(each) for each in rng.choice(np.asarray(fitting), min(PERIODS_AT_ONCE, len(fitting)), replace=False))
     probes = []
     for period in periods:
-        probe = repeated_sequences(space, period=period, rng=rng, n_sequences=max(1, len(first)), repeats=copies)
+        probe = repeated_sequences(space, period=period, rng=rng, n_sequences=n_rows * max(1, len(first)), repeats=copies)
         if first:
-            probe.tokens[:, 0] = first
+            probe.tokens[:, 0] = np.tile(first, n_rows)
         probes.append(probe)
     return probes
 
 
-def _by_row(names: Sequence[str], found: Sequence[Matching]) -> list[Look]:
-    """A look for each row of the probes, of all periods."""
-    longest = max(each.n_positions for each in found)
-    scores, chance = (np.stack([getattr(each, name) for each in found]) for name in ("scores", "chance"))
-    return [Look(name, longest, scores[:, row], chance[:, row]) for row, name in enumerate(names)]
+def _by_first_token(names: Sequence[str], found: Sequence[Matching]) -> list[Look]:
+    """A look for each first token, at its rows of all periods."""
+    longest, step = max(each.n_positions for each in found), len(names)
+    looks = []
+    for place, name in enumerate(names):
+        scores = np.concatenate([each.scores[place::step] for each in found])
+        chance = np.concatenate([each.chance[place::step] for each in found])
+        periods = np.repeat([each.period for each in found], len(scores) // len(found))
+        looks.append(Look(name, longest, scores, chance, periods))
+    return looks
 
 
 def other_beginnings(subject: ModelUnderTest) -> list[int]:

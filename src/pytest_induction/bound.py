@@ -16,6 +16,7 @@ from pytest_induction.assertions.generality import assert_heads_generalize
 from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
 from pytest_induction.assertions.preserved import assert_heads_preserved
 from pytest_induction.composition import CompositionScores, measure_composition
+from pytest_induction.distances import DistanceScores, measure_distances
 from pytest_induction.errors import TextError
 from pytest_induction.generality import GeneralityScores, measure_generality
 from pytest_induction.interventions.ablation import AblationScores, measure_ablations
@@ -82,6 +83,10 @@ class Induction:
     def measure_composition(self, **options: Any) -> CompositionScores:
         """See `pytest_induction.measure_composition`."""
         return self._call(measure_composition, self.model, **options)
+
+    def measure_distances(self, **options: Any) -> DistanceScores:
+        """See `pytest_induction.measure_distances`."""
+        return self._call(measure_distances, self.model, **options)
 
     def measure_generality(self, heads: Any = None, **options: Any) -> GeneralityScores:
         """See `pytest_induction.measure_generality`."""

@@ -70,16 +70,18 @@ def match_periods(subject: ModelUnderTest, probes: Sequence[Probe], rng: np.rand
 
 
 def partner_of(period: int, periods: Sequence[int], n_positions: int) -> int:
-    """The other period in whose rows a matching head has least at this one's places: the fewest of its copies lie there.
+    """The other period in whose rows a matching head has least at this one's places."""
+    return min((other for other in periods if other != period), key=lambda other: (overlap(period, other, n_positions), other))
 
-    Neither successors nor duplicates of a copy should; those of the nearest copy count most, as a head may match that one alone.
+
+def overlap(period: int, other: int, n_positions: int) -> float:
+    """How much of what a head matches in rows of the period `other` stands at the places of `period`; 0 where nothing does.
+
+    Counted are the successors of the copies, and the copies themselves, as some heads attend to both. Those of the nearest copy
+    count most, as a head may match that one alone.
     """
-    places = set(range(period - 1, n_positions, period))
-
-    def in_common(other: int) -> float:
-        return sum(1 / copy for copy in range(1, n_positions // other + 1) if {copy * other, copy * other - 1} & places)
-
-    return min((other for other in periods if other != period), key=lambda other: (in_common(other), other))
+    copies = range(1, n_positions // other + 1)
+    return sum(1 / copy for copy in copies if (copy * other) % period == 0 or (copy * other) % period == period - 1)
 
 
 def _observed(subject: ModelUnderTest, probe: Probe, scorer: LongRowScores) -> Array:

@@ -7,7 +7,7 @@ import torch
 from pytest_induction import load_model
 from pytest_induction.metrics.attention import LongRowScores, PeriodicScores
 from pytest_induction.models.attention import PatternReader
-from pytest_induction.periods import match_periods, partner_of
+from pytest_induction.periods import match_periods, overlap, partner_of
 from pytest_induction.probes.sequences import filling_sequences
 from pytest_induction.records import TokenSpace
 from tests.planted import Planted, count_back, duplicate, induction, latest_match, previous, uniform
@@ -76,3 +76,14 @@ def test_a_partner_period_has_no_matches_at_the_places_of_the_other():
     assert partner_of(14, [13, 14, 28, 17], 57) == 17
     assert partner_of(20, [19, 20, 21, 40], 81) == 21
     assert partner_of(4, [4, 5], 20) == 5
+
+
+@pytest.mark.parametrize(("period", "other"), [(4, 253), (4, 45), (20, 19), (20, 21), (13, 26), (7, 30)])
+def test_the_overlap_is_of_places_that_a_matching_head_attends_to(period, other):
+    """Successors or copies in rows of one period that stand where another has its successors; the nearest count most."""
+    places = {copy * period - 1 for copy in range(1, 513)}
+    expected = 0.0
+    for copy in range(1, 512 // other + 1):
+        if copy * other - 1 in places or copy * other in places:
+            expected += 1 / copy
+    assert overlap(period, other, 512) == pytest.approx(expected)

@@ -15,18 +15,31 @@ from pytest_induction.statistics import mean_interval
 
 @dataclass(frozen=True)
 class Strongest:
-    """The strongest head of a look: its excess over chance with an interval over rows, and the highest that any row has."""
+    """The strongest head of a look, with intervals over its rows.
+
+    `excess` is what is left of its prefix matching without chance, `positive` the same where a row that has less than by chance
+    counts as 0, `highest_at_a_period` the highest mean of the excess over the rows of one period.
+    """
 
     look: str
     n_positions: int
     head: HeadId
-    prefix_matching: float
+    prefix_matching: Estimate
     excess: Estimate
-    highest_row: float
+    positive: Estimate
+    highest_at_a_period: float
 
     def is_below(self, threshold: float) -> bool:
-        """True only if the whole interval lies below, and every row does; NaN is below nothing."""
-        return self.excess.is_below(threshold) and self.highest_row < threshold
+        """True only if one of the two intervals lies wholly below, and every period's mean does; NaN is below nothing.
+
+        The mean of `positive` is never lower than that of `excess`, so either will do: chance that varies widens one alone.
+        """
+        below = self.excess.is_below(threshold) or self.positive.is_below(threshold)
+        return below and self.highest_at_a_period < threshold
+
+    def is_above(self, threshold: float) -> bool:
+        """True only if the interval of what is left lies wholly above."""
+        return self.excess.is_above(threshold)
 
 
 def highest(looks: Sequence[Look], error_rate: float) -> tuple[Strongest, ...]:
@@ -54,10 +67,17 @@ def summed_by_layer(excess: Array) -> tuple[float, ...]:
 def _heads_of(look: Look, error_rate: float) -> list[Strongest]:
     """Every head of a look, the one with the highest mean excess first."""
     exists = ~np.isnan(look.scores).all(axis=0)  # a layer may have fewer heads than another
-    excess = look.excess[:, exists]
-    found = []
-    for column, (layer, head) in enumerate(np.argwhere(exists)):
-        [estimate] = mean_interval(excess[:, [column]], error_rate)
-        mean, most = float(look.scores[:, layer, head].mean()), float(excess[:, column].max())
-        found.append(Strongest(look.name, look.n_positions, HeadId(int(layer), int(head)), mean, estimate, most))
+    scores, excess = look.scores[:, exists], look.excess[:, exists]
+    by_period = np.stack([excess[look.periods == period].mean(axis=0) for period in np.unique(look.periods)])
+    rate = error_rate * excess.shape[1]  # each head at the stated rate: all of them must be below
+    measures = (
+        mean_interval(scores, rate),
+        mean_interval(excess, rate, "excess"),
+        mean_interval(np.maximum(excess, 0.0), rate, "excess"),
+        by_period.max(axis=0).tolist(),
+    )
+    found = [
+        Strongest(look.name, look.n_positions, HeadId(int(layer), int(head)), *estimates)
+        for (layer, head), *estimates in zip(np.argwhere(exists), *measures, strict=True)
+    ]
     return sorted(found, key=lambda each: -each.excess.value)
