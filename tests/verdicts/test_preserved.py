@@ -14,10 +14,10 @@ from pytest_induction.assertions.preserved import assert_heads_preserved
 from pytest_induction.errors import ArgumentError, BaselineError, ModelError, TextError
 from pytest_induction.measure import Round
 from pytest_induction.models import planted
-from pytest_induction.preservation import BARS, SUPPRESSION, Measured, profile_of
+from pytest_induction.preservation import Measured, profile_of
 from pytest_induction.profiles import OF_BASELINES, ROLES, HeadInRole, HeadsProfile, Probed
 from pytest_induction.records import Evidence, Provenance, TokenSpace
-from pytest_induction.verdicts import bars, copying, heads, matching
+from pytest_induction.verdicts import matching
 from pytest_induction.verdicts.losses import MEASURES
 from pytest_induction.verdicts.preservation import judge_preserved
 from tests.conftest import FIXTURES, SHIPPED
@@ -476,14 +476,6 @@ def test_arguments_that_cannot_be_used_are_refused_in_one_line(perfect, options,
     with pytest.raises(ArgumentError) as caught:
         assert_heads_preserved(perfect, perfect, **options)
     assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_role_has_the_bars_of_the_verdicts():
-    """They lie in another layer, and must not drift apart."""
-    assert BARS["prefix_matching"] == bars.MIN_PREFIX_MATCHING
-    assert BARS["excess"] == bars.MIN_PREFIX_MATCHING * bars.EXCESS_SHARE
-    assert BARS["previous_token"] == BARS["duplicate_token"] == heads.CLEAR
-    assert copying.MIN_SUPPRESSION == SUPPRESSION
 
 
 def made_up(rng, losses, spread=0.05, count=12, extra=0):

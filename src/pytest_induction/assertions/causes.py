@@ -14,6 +14,7 @@ from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.assertions.heads import ERROR_RATE, MAX_TEXT_ROWS, judged_induction_head, list_of_heads
 from pytest_induction.assertions.heads import MAX_SEQUENCES as MOST_FOR_HEADS
 from pytest_induction.assertions.looks import MAX_SEQUENCES, until_clear
+from pytest_induction.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, TextError, user_facing, whole_number
 from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.controls import Controls, matched_controls
@@ -37,7 +38,6 @@ from pytest_induction.verdicts.causes import (
     judge_necessity,
     judge_sufficiency,
 )
-from pytest_induction.verdicts.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.heads import Thresholds
 from pytest_induction.verdicts.judgement import Judgement
 

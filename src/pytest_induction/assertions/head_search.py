@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pytest_induction.copying import CopyRound, copy_round
+from pytest_induction.criteria import SILENT, SUPPRESSES
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.measure import PERIODS_AT_ONCE, Array, Kind, Round, probe_round, provenance
 from pytest_induction.models.calling import first_line
@@ -17,7 +18,7 @@ from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, HeadEvidence, HeadId, Provenance, TokenSpace
 from pytest_induction.silence import written_by
 from pytest_induction.verdicts.behaviour import advantage_interval
-from pytest_induction.verdicts.copying import SILENT, SUPPRESSES, of_heads
+from pytest_induction.verdicts.copying import of_heads
 from pytest_induction.verdicts.heads import HeadTable, Thresholds, table_of
 from pytest_induction.verdicts.judgement import behaviour_of
 

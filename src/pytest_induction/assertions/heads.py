@@ -9,6 +9,7 @@ from typing import Any
 from pytest_induction.absence import Look, longer_rows, other_first_tokens
 from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.assertions.head_search import SMALL_MODEL, Budget, HeadSearch, round_size, rounds_within
+from pytest_induction.criteria import MARGIN, MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, Round, probe_round, provenance
 from pytest_induction.models.load import load_model
@@ -24,7 +25,6 @@ from pytest_induction.verdicts.behaviour import (
     judge_copying,
     judge_in_context_learning,
 )
-from pytest_induction.verdicts.criteria import MARGIN, MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.heads import MATCHES, Thresholds, summed_by_layer
 from pytest_induction.verdicts.judgement import Judgement
 from pytest_induction.verdicts.mosaic import mosaic

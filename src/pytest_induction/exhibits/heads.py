@@ -3,45 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pytest_induction.assertions.heads import ERROR_RATE
+from pytest_induction.assertions.head_search import WHOLE_ROUNDS, round_size
+from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, list_of_heads
+from pytest_induction.betting import bounded_intervals
 from pytest_induction.copying import copy_effects
+from pytest_induction.criteria import MATCHES, MIN_PREFIX_MATCHING
 from pytest_induction.exhibits.making import why
 from pytest_induction.exhibits.plain import ENDS
 from pytest_induction.measure import Array, Round, probe_round
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.progress import progress
-from pytest_induction.records import Estimate, HeadEvidence
-from pytest_induction.statistics import FIRST_LOOK, SHARE, look_sizes, mean_interval
-from pytest_induction.verdicts.copying import MIN_SUPPRESSION, SUPPRESSES
-from pytest_induction.verdicts.criteria import MIN_PREFIX_MATCHING
-from pytest_induction.verdicts.heads import MIN_PERIODS, chance_of, head_evidence
+from pytest_induction.records import Estimate, HeadEvidence, HeadList
+from pytest_induction.statistics import SHARE, mean_interval
+from pytest_induction.verdicts.heads import Thresholds, excess_of, head_evidence
 
-N_SEQUENCES = 2 * FIRST_LOOK  # the first two rounds of every verdict, which may be there already
 COPY_EFFECT = ("copy_effect", "copy effect", "nats")
+MATCH_LENGTHS = {
+    "exactly_one": "matching on one token",
+    "exactly_two": "matching on two tokens",
+    "three_or_more": "matching on three or more",
+}
 
 
 @dataclass(frozen=True)
 class Seen:
     """Every head as it was measured: `heads` strongest first, `effects` their copy effects where these are known.
 
-    `why_not` says why they are not.
+    `listed` is the complete list of induction heads. `why_not` says why effects are not known.
     """
 
     found: Round
     heads: tuple[HeadEvidence, ...]
+    listed: HeadList
     effects: Array | None
     why_not: str
 
     @property
     def matching(self) -> tuple[HeadEvidence, ...]:
-        """The heads that match prefixes by more than chance and position, and do not suppress what they match."""
-        return tuple(head for head in self.heads if head.kind == "matches" and head.periods_passed >= MIN_PERIODS)
+        """The induction heads, strongest first."""
+        return self.listed.heads
+
+    def kind_of(self, head: HeadEvidence) -> str:
+        """What a head does: by its means, and of one that matches what the list says of it."""
+        told = {(each.layer, each.head): each.kind for each in self.listed.ruled_out}
+        return told.get((head.layer, head.head), head.kind) if head.kind == MATCHES else head.kind
 
     def about(self, seed: int) -> str:
         """What all of it was measured on."""
@@ -55,28 +65,21 @@ def heads_seen(subject: ModelUnderTest) -> Seen:
 
 
 def _seen(subject: ModelUnderTest) -> Seen:
-    with progress("scores of heads", 3 * N_SEQUENCES):  # repeated rows, their controls, and rows for what heads copy
-        sizes = enumerate(pairwise([0, *look_sizes(N_SEQUENCES)]))
-        found = Round.join([probe_round(subject, size - drawn, subject.seed, number) for number, (drawn, size) in sizes])
-        effects, why_not = _effects(subject)
-    heads = head_evidence(found, ERROR_RATE, MIN_PREFIX_MATCHING)
-    if effects is not None:
-        named = mean_interval(effects[:, found.exists], ERROR_RATE, "nats")
-        of_head = dict(zip(map(tuple, np.argwhere(found.exists).tolist()), named, strict=True))
-        heads = [_with_effect(head, of_head[head.layer, head.head]) for head in heads]
-    return Seen(found, tuple(heads), effects, why_not)
+    listed = list_of_heads(subject, Thresholds(), (MAX_SEQUENCES, ERROR_RATE, None))
+    size = round_size(subject.space)
+    rounds = range(min(WHOLE_ROUNDS, MAX_SEQUENCES // size))  # the first ones of the list, which are there already
+    with progress("scores of heads", 2 * size * len(rounds)):
+        found = Round.join([probe_round(subject, size, subject.seed, number, "whole") for number in rounds])
+    effects, why_not = _effects(subject, len(found.periods))
+    heads = head_evidence(found, Thresholds(), ERROR_RATE, complete=True)
+    return Seen(found, tuple(heads), listed, effects, why_not)
 
 
-def _effects(subject: ModelUnderTest) -> tuple[Array | None, str]:
+def _effects(subject: ModelUnderTest, count: int) -> tuple[Array | None, str]:
     try:
-        return copy_effects(subject, N_SEQUENCES, subject.seed), ""
+        return copy_effects(subject, count, subject.seed), ""
     except Exception as error:  # noqa: BLE001 - whatever it is: what heads attend to is drawn all the same
         return None, why(error)
-
-
-def _with_effect(head: HeadEvidence, effect: Estimate) -> HeadEvidence:
-    suppresses = head.kind == "matches" and effect.is_below(-MIN_SUPPRESSION)
-    return replace(head, copy_effect=effect, kind=SUPPRESSES if suppresses else head.kind)
 
 
 def heads_data(subject: ModelUnderTest) -> dict[str, Any]:
@@ -85,16 +88,21 @@ def heads_data(subject: ModelUnderTest) -> dict[str, Any]:
     found = seen.found
     measures = [
         (("prefix_matching", "prefix matching", SHARE), found.heads[:, 0], SHARE),
-        (("excess", "prefix matching without chance", SHARE), found.heads[:, 0] - chance_of(found), "excess"),
+        (("excess", "prefix matching without chance", SHARE), excess_of(found), "excess"),
         (("previous_token", "previous token", SHARE), found.heads[:, 1], SHARE),
         (("duplicate_token", "duplicate token", SHARE), found.heads[:, 2], SHARE),
         (("first_token", "first token", SHARE), found.heads[:, 3], SHARE),
+    ]
+    measures += [
+        ((name, words, SHARE), found.irregular[:, index], SHARE)
+        for index, (name, words) in enumerate(MATCH_LENGTHS.items())
+        if len(found.irregular)
     ]
     if seen.effects is not None:
         measures.append((COPY_EFFECT, seen.effects, "nats"))
     kinds: list[list[str | None]] = [[None] * subject.n_heads for _ in range(subject.n_layers)]
     for head in seen.heads:
-        kinds[head.layer][head.head] = head.kind
+        kinds[head.layer][head.head] = seen.kind_of(head)
     about = seen.about(subject.seed) + (f"; what heads copy is not known: {seen.why_not}" if seen.why_not else "")
     return {
         "layers": list(subject.reading.layers),
@@ -108,7 +116,12 @@ def heads_data(subject: ModelUnderTest) -> dict[str, Any]:
 
 def _score(names: tuple[str, str, str], values: Array, unit: str, found: Round) -> dict[str, Any]:
     """One score of every head with its interval; that of the excess may end below 0."""
-    estimates = mean_interval(values[:, found.exists], ERROR_RATE, unit)
+    of_heads = values[:, found.exists]
+    if unit == "nats":
+        estimates: Sequence[Estimate] = mean_interval(of_heads, ERROR_RATE, unit)
+    else:
+        each = ERROR_RATE / 2 / max(1, of_heads.shape[1])
+        estimates = bounded_intervals(of_heads, each, each, lowest=-1.0 if unit == "excess" else 0.0, unit=unit)
     score: dict[str, Any] = dict(zip(("name", "words", "unit"), names, strict=True))
     return score | {end: _matrix([getattr(each, end) for each in estimates], found) for end in ENDS}
 

@@ -7,12 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from pytest_induction.criteria import SILENT, SUPPRESSES, suppresses
 from pytest_induction.measure import Array
 from pytest_induction.records import HeadEvidence
 from pytest_induction.statistics import mean_interval
-from pytest_induction.verdicts.criteria import MIN_SUPPRESSION
-
-SUPPRESSES, SILENT = "suppresses", "silent"
 
 
 def of_heads(heads: Sequence[HeadEvidence], effects: Array, error_rate: float) -> list[HeadEvidence]:
@@ -25,7 +23,7 @@ def of_heads(heads: Sequence[HeadEvidence], effects: Array, error_rate: float) -
     columns = np.stack([effects[:, head.layer, head.head] for head in heads], axis=1)
     found = mean_interval(columns, error_rate, "nats")
     return [
-        replace(head, copy_effect=effect, kind=SUPPRESSES if effect.is_below(-MIN_SUPPRESSION) else head.kind)
+        replace(head, copy_effect=effect, kind=SUPPRESSES if suppresses(effect) else head.kind)
         for head, effect in zip(heads, found, strict=True)
     ]
 

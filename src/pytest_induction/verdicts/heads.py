@@ -1,5 +1,6 @@
 """Which heads match prefixes? Every head held against the criteria, on all rows so far, with intervals that hold at every
-look."""
+look.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.betting import bounded_intervals, is_above, more_rows
-from pytest_induction.measure import Array, Round
-from pytest_induction.records import Estimate, HeadEvidence
-from pytest_induction.statistics import SHARE
-from pytest_induction.verdicts.criteria import (
-    IRREGULAR,
+from pytest_induction.criteria import (
     MARGIN,
     MAX_PREFIX_MATCHING,
     MIN_ADVANTAGE,
+    MIN_IRREGULAR,
     MIN_PERIODS,
     MIN_PREFIX_MATCHING,
+    PERIOD_DETECTOR,
     kind_of_head,
     min_excess,
 )
+from pytest_induction.measure import Array, Round
+from pytest_induction.records import Estimate, HeadEvidence
+from pytest_induction.statistics import SHARE
 
 MATCHES = 3  # match lengths that are told apart: one token, two, three or more
-PERIOD_DETECTOR = "period_detector"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class HeadTable:
     @cached_property
     def matching(self) -> tuple[HeadEvidence, ...]:
         """Shown to match: score and excess above their thresholds, at two periods or more, with something left at irregular
-        ones."""
+        ones.
+        """
         return tuple(head for head in self.heads if self._matches(head))
 
     @cached_property
@@ -166,7 +168,7 @@ class HeadTable:
             head.prefix_matching.is_above(at.min_prefix_matching)
             and head.excess.is_above(at.min_excess)
             and head.periods_passed >= MIN_PERIODS
-            and (not head.match_lengths or head.match_lengths[-1].is_above(IRREGULAR))
+            and (not head.match_lengths or head.match_lengths[-1].is_above(MIN_IRREGULAR))
         )
 
     def _may_match(self, head: HeadEvidence) -> bool:
@@ -209,7 +211,7 @@ def follows_period(head: HeadEvidence, thresholds: Thresholds) -> bool:
     if not head.match_lengths or not head.prefix_matching.is_above(thresholds.min_prefix_matching):
         return False
     goes_on = head.after_breaks is not None and head.after_breaks.low > head.match_lengths[-1].high
-    return head.match_lengths[-1].is_below(IRREGULAR) or goes_on
+    return head.match_lengths[-1].is_below(MIN_IRREGULAR) or goes_on
 
 
 def head_evidence(found: Round, thresholds: Thresholds, error_rate: float, *, complete: bool = False) -> list[HeadEvidence]:
@@ -275,7 +277,7 @@ class _Measured:
             duplicate_token=means["duplicate_token"],
             first_token=means["first_token"],
             periods_passed=passed,
-            kind=kind_of_head(score.value, excess.value, means, self._at.min_prefix_matching),
+            kind=kind_of_head({"prefix_matching": score.value, "excess": excess.value, **means}, self._at.min_prefix_matching),
             match_lengths=tuple(lengths[:MATCHES]),
             after_breaks=lengths[MATCHES] if lengths else None,
             reach=reach,
@@ -319,7 +321,8 @@ class _Measured:
 
     def _reached(self, column: int) -> tuple[Estimate, Estimate, int] | None:
         """Score and excess over the shorter periods, and the longest of these, of a head that matches at them and at no longer
-        ones."""
+        ones.
+        """
         bar = self._at.min_prefix_matching
         is_high = self._by_period[:, column] >= bar
         count = len(is_high) if is_high.all() else int(np.argmin(is_high))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pytest_induction.betting import more_rows
+from pytest_induction.criteria import PERIOD_DETECTOR, SILENT, SUPPRESSES, is_dormant
 from pytest_induction.records import Estimate, HeadEvidence, Verdict
 from pytest_induction.verdicts.absence import Strongest
 from pytest_induction.verdicts.behaviour import MIN_ACCURACY
-from pytest_induction.verdicts.copying import SILENT, SUPPRESSES, named_ruled_out
-from pytest_induction.verdicts.criteria import DORMANT
-from pytest_induction.verdicts.heads import PERIOD_DETECTOR, HeadTable
+from pytest_induction.verdicts.copying import named_ruled_out
+from pytest_induction.verdicts.heads import HeadTable
 from pytest_induction.verdicts.judgement import Judgement
 
 NEAREST = 3  # other heads that are named beside those found
@@ -108,7 +108,7 @@ def _why_none(table: HeadTable, estimates: Mapping[str, Estimate]) -> tuple[str,
     if table.positional:
         first = table.positional[0]
         return "counts_back", f"{_score(first)}, but goes by position: it matches at one period, or has it without repeats"
-    if table.heads and all(head.first_token >= DORMANT for head in table.heads):
+    if table.heads and all(is_dormant(head.first_token) for head in table.heads):
         return "dormant", "on this data every head rests on the first token"
     return "no_head_matches", f"no head matches prefixes: {best}, {_excess(table)}"
 

@@ -29,12 +29,17 @@ NOTES = {
     "excess": "beyond chance, where nothing repeats",
     "previous_token": "to the token before",
     "duplicate_token": "to the same token before",
+    "exactly_one": "at irregular distances, where one token matches",
+    "exactly_two": "at irregular distances, where two match",
+    "three_or_more": "at irregular distances, where three or more match",
     "first_token": "to the first token: at rest",
     "copy_effect": "added to the logit of what it matches",
 }
 KINDS = {
     "matches": "matches",
     "suppresses": "matches and suppresses",
+    "silent": "matches and writes nothing",
+    "period_detector": "follows the period",
     "positional": "positional",
     "previous": "previous token",
     "duplicate": "duplicate token",
