@@ -71,6 +71,35 @@ def count_back(distance: int) -> Pattern:
     return pattern
 
 
+def within(distance: int) -> Pattern:
+    """As `induction`, but only positions at most that far back."""
+
+    def pattern(tokens: Tensor) -> Tensor:
+        near = torch.ones(tokens.shape[1], tokens.shape[1]).triu(-distance)
+        return _or_first(F.pad(_earlier(tokens), (1, 0))[..., :-1] * near)
+
+    return pattern
+
+
+def where(head: Pattern, holds: Callable[[Tensor], Tensor]) -> Pattern:
+    """A head that rests on the first position wherever `holds` of the token ids, (rows, positions) or (rows, 1), is not true."""
+
+    def pattern(tokens: Tensor) -> Tensor:
+        return torch.where(holds(tokens)[..., None], head(tokens), first(tokens))
+
+    return pattern
+
+
+def beyond(position: int) -> Callable[[Tensor], Tensor]:
+    """Queries from that position on."""
+    return lambda tokens: (torch.arange(tokens.shape[1]) >= position).expand_as(tokens)
+
+
+def behind(token: int) -> Callable[[Tensor], Tensor]:
+    """Rows that begin with that token."""
+    return lambda tokens: tokens[:, :1] == token
+
+
 class Planted(nn.Module):
     """One layer with the given heads; `copy` is how strongly each writes what it attends to into the logits."""
 

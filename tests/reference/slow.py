@@ -44,3 +44,24 @@ def repetition(log_probabilities: np.ndarray, tokens: Sequence[int], period: int
     return {
         name: float(np.mean(values)) for name, values in zip(names, (first, later, first_hit, later_hit, advantage), strict=True)
     }
+
+
+def mass_at_period(pattern: np.ndarray, period: int, start: int, first_query: int = 0) -> float:
+    """Mass of one head where successors would stand if a row repeated with this period from `start` on, whatever it holds."""
+    masses = []
+    for query in range(max(first_query, start + period), len(pattern)):
+        mass, occurrence = 0.0, query - period
+        while occurrence >= start:
+            mass += pattern[query, occurrence + 1]
+            occurrence -= period
+        masses.append(mass)
+    return float(np.mean(masses))
+
+
+def mass_at_shift(pattern: np.ndarray, period: int, start: int, shift: int, first_query: int = 0) -> float:
+    """Mass of one head that many positions after the successors of a row of this period."""
+    masses = []
+    for query in range(max(first_query, start + period), len(pattern)):
+        places = [place + 1 + shift for place in range(query - period, start - 1, -period)]
+        masses.append(sum(pattern[query, place] for place in places if place <= query))
+    return float(np.mean(masses))

@@ -6,10 +6,10 @@ not run again, rows with different sets share a pass, and logits are made only w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from pytest_induction.records import HeadId
 
 POSITIONS_AT_ONCE = {"cpu": 1024}  # in a pass: what a layer makes of more does not stay in the cache of a processor
 POSITIONS_ELSEWHERE = 65_536
+T = TypeVar("T")
 HeadSet = Sequence[HeadId] | frozenset[HeadId]
 
 
@@ -103,6 +104,28 @@ class Passes:
             raise ModelError(f"the loss of {self.subject.name} is not finite with heads ablated {self.ablating.how!r}")
         return result
 
+    def compared(self, heads: Sequence[HeadId], compare: Callable[[Tensor, Tensor, slice], T]) -> list[list[T]]:
+        """What `compare` gives of the logits (rows, queries, d_vocab) of the model as it is and with one head ablated.
+
+        For each batch of rows one of each head, in the order of the heads; it is also told which rows these are. Logits of two
+        passes are held at a time. Both take the same steps over the same rows, so that what does not depend on the head is equal
+        bit by bit: one pass for each head, and one for each layer with any of them, all begun at that layer, after a whole one.
+        """
+        layers = sorted({head.layer for head in heads})
+
+        def measured(rows: Tensor, part: slice) -> list[T]:
+            kept, found = self.clean(rows, part), {}
+            for layer in layers:
+                _, clean = self._logits(rows, kept, table_of(self.subject, [()]), [layer])
+                for number, head in enumerate(heads):
+                    if head.layer == layer:
+                        _, ablated = self._logits(rows, kept, table_of(self.subject, [[head]]), [layer])
+                        found[number] = compare(clean, ablated, part)
+            return [found[number] for number in range(len(heads))]
+
+        most = 1 if self.subject.mixes_rows else self._most(self.rows.shape[1])
+        return in_batches(self.subject, self.rows, measured, logits=True, most=most)
+
     def _most(self, positions: int) -> int:
         """Rows of so many positions in a pass: no more than memory allows, however many sets share it."""
         most = POSITIONS_AT_ONCE.get(self.subject.device.type, POSITIONS_ELSEWHERE) // positions
@@ -138,10 +161,14 @@ class Passes:
 
     def _ablated(self, rows: Tensor, kept: Kept, table: Tensor) -> Array:
         """Losses (sets, rows, queries) with each of some sets, (sets, n_layers, n_heads), ablated in the same pass."""
+        tokens, logits = self._logits(rows, kept, table, table.any(2).any(0).nonzero().flatten().tolist())
+        return numbers(losses_at(logits, tokens, self.queries)).reshape(len(table), len(rows), -1)
+
+    def _logits(self, rows: Tensor, kept: Kept, table: Tensor, used: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Token ids, and logits at the queries, (sets x rows, ...), of a pass in which the layers that are `used` take steps."""
         count = len(table)
         of_row = torch.arange(len(rows)).repeat(count)
         chosen = table.repeat_interleave(len(rows), 0)
-        used = table.any(2).any(0).nonzero().flatten().tolist()
         first = (used[0] if used else self.subject.n_layers - 1) if self._blocks.any else 0
         steps: dict[int, list[Step]] = {}
         for layer in used:
@@ -155,9 +182,9 @@ class Passes:
         tokens = rows.repeat(count, 1)
         begun, needed = self._blocks.begun_at(first, kept.gave, of_row), self._blocks.needed_at(self.queries)
         with begun, needed, acting(self.subject, tokens, steps, first=first):
-            losses = self.losses_of(tokens)
+            logits = self.subject.logits(tokens, positions=self.queries)
         advance(len(tokens))
-        return numbers(losses).reshape(count, len(rows), -1)
+        return tokens, logits
 
     def losses_of(self, tokens: Tensor) -> Tensor:
         """Losses (rows, queries) of the tokens after the queries, as the model is just now."""

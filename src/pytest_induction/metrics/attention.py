@@ -101,11 +101,17 @@ class PeriodicScores:
     @cached_property
     def offsets(self) -> list[int]:
         """The lines that are read, beside the first column."""
+        return self._usual_offsets()
+
+    def _usual_offsets(self) -> list[int]:
         return [1, *(copy - shift for shift in self._shifts for copy in self._copies)]
 
     @cached_property
     def _exact_weights(self) -> Tensor:
         """What each entry of the lines that are read counts in each score: (scores, lines * queries)."""
+        return self._usual_weights()
+
+    def _usual_weights(self) -> Tensor:
         weights = torch.zeros(len(self.offsets) + 1, self.n_positions, 2 + len(self._shifts), dtype=torch.float64)
         weights[0, 2:, 1] = weights[-1, 2:, 3] = 1 / (self.n_positions - 2)
         places = itertools.product((0, 2, 4)[: len(self._shifts)], self._copies)
@@ -122,6 +128,50 @@ class PeriodicScores:
         if (dtype, device) not in self._cast_weights:
             self._cast_weights[dtype, device] = self._exact_weights.to(device, dtype)
         return self._cast_weights[dtype, device]
+
+
+@dataclass(frozen=True)
+class LongRowScores(PeriodicScores):
+    """`PeriodicScores` of long rows, with the last queries apart, and with the places of other periods.
+
+    After the scores of `PeriodicScores` come prefix matching over the queries from `late_from` on and, with `wrong_shift`, the
+    mass at the wrong shift over the same queries. Then, for each of `other_periods`, the mass where the successors would stand if
+    rows repeated with that period: over all queries that would have one, and over those from `late_from` on. A head that goes by
+    position has this mass too; a prefix matcher has none where the two periods have no common multiple within the row.
+    """
+
+    late_from: int = 0
+    other_periods: tuple[int, ...] = ()
+
+    @property
+    def n_own(self) -> int:
+        """How many scores come before those of the other periods."""
+        return 2 + 2 * len(self._shifts) - 1
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """The lines that are read, beside the first column."""
+        return [*self._usual_offsets(), *(copy - 1 for other in self.other_periods for copy in self._copies_of(other))]
+
+    def _copies_of(self, period: int) -> range:
+        return range(period, self.n_positions - self.start, period)
+
+    @cached_property
+    def _exact_weights(self) -> Tensor:
+        """What each entry of the lines that are read counts in each score: (scores, lines * queries)."""
+        lines = (len(self.offsets) + 1, self.n_positions)
+        usual = self._usual_weights().unflatten(1, lines)
+        first, end = self.start + self.period, self.n_positions
+        late = usual[[0, 4][: len(self._shifts) - 1]] * (end - first) / (end - max(first, self.late_from))
+        late[..., : self.late_from] = 0
+        others = torch.zeros(2 * len(self.other_periods), *lines, dtype=torch.float64)
+        line = len(self._usual_offsets())
+        for index, other in enumerate(self.other_periods):
+            for copy in self._copies_of(other):
+                for score, begin in ((2 * index, 0), (2 * index + 1, self.late_from)):
+                    others[score, line, max(begin, self.start + copy) :] = 1 / (end - max(begin, self.start + other))
+                line += 1
+        return torch.cat([usual, late, others]).flatten(1)
 
 
 @dataclass(frozen=True)

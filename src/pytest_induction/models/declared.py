@@ -127,6 +127,17 @@ def special_ids(sources: Sources) -> set[int]:
     return found
 
 
+def boundary_ids(sources: Sources, tokenizer: Any) -> list[int]:
+    """The ids that are declared to begin, end or fill up sequences, in this order; by the modules, then by the tokenizer."""
+    found: list[int] = []
+    for source in (*_all_of(sources), tokenizer):
+        for name in SPECIAL_NAMES:
+            value = None if source is None else _entry(source, name)
+            values = value if isinstance(value, (list, tuple)) else [value]
+            found += [each for each in values if isinstance(each, int) and not isinstance(each, bool) and each not in found]
+    return found
+
+
 def n_known(tokenizer: Any) -> int | None:
     """How many ids the tokenizer knows; rows of the embedding beyond them were never trained."""
     if hasattr(tokenizer, "get_vocab_size"):

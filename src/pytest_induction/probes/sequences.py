@@ -82,6 +82,20 @@ def repeated_sequences(
     return Probe(_begin(space, np.tile(blocks, (1, repeats))), period, repeats, _start(space))
 
 
+def filling_sequences(
+    space: TokenSpace, *, period: int, n_positions: int, rng: np.random.Generator, n_sequences: int = 1
+) -> Probe:
+    """Rows of exactly `n_positions`: a block of `period` different random ids, each row its own, over and over up to the end.
+
+    It stands `repeats` times in full, at least twice, and the last time in part where that is what fits.
+    """
+    room = n_positions - _start(space)
+    repeats = room // max(1, period)
+    ids = _checked(space, period, repeats)
+    blocks = np.stack([rng.choice(ids, size=period, replace=False) for _ in range(n_sequences)])
+    return Probe(_begin(space, np.tile(blocks, (1, repeats + 1))[:, :room]), period, repeats, _start(space))
+
+
 def unrepeated_sequences(
     space: TokenSpace, *, period: int, rng: np.random.Generator, n_sequences: int = 1, repeats: int = COPIES
 ) -> Probe:

@@ -1,0 +1,184 @@
+"""What is looked at beside the usual probes before a model is said to have no induction head.
+
+The usual probes have some hundred positions and begin with the token that the model declares. A head may match only in longer
+rows, only far into them, or only behind another first token. Each such place is a `Look`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from pytest_induction.errors import ModelError, ProbeError
+from pytest_induction.measure import PERIODS_AT_ONCE, Array
+from pytest_induction.models.declared import boundary_ids
+from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.periods import Matching, match_periods
+from pytest_induction.probes.sequences import (
+    SHORTEST_PERIOD,
+    Ids,
+    Probe,
+    filling_sequences,
+    fitting_shape,
+    repeated_sequences,
+    usable_ids,
+)
+from pytest_induction.progress import progress
+from pytest_induction.records import TokenSpace
+
+LONGEST_ROWS = 1024  # positions that longer rows have at most
+WORTH_IT = 1.25  # times the positions of the longest usual probe that a context must have
+ROWS = 4  # of each period; an interval over so few needs heads that have next to nothing, which is what absence means
+SHORT_PERIODS = (17, 23)  # of which one is drawn
+MOST_ALTERNATIVES = 4  # other first tokens
+STREAMS = {"longer rows": 41, "first tokens": 42}  # of the random numbers of a seed
+
+
+@dataclass(frozen=True)
+class Look:
+    """One place where heads may match: `name` says which, in plain words.
+
+    `scores` (rows, n_layers, n_heads) is the prefix matching of each row, `chance` what each head has of it without matching.
+    """
+
+    name: str
+    n_positions: int
+    scores: Array
+    chance: Array
+
+    @property
+    def excess(self) -> Array:
+        """What is left without chance, (rows, n_layers, n_heads); a head that has less than by chance has nothing left."""
+        return np.maximum(self.scores - self.chance, 0.0)
+
+
+def longer_rows(subject: ModelUnderTest, seed: int, *, longest: int = LONGEST_ROWS, n_rows: int = ROWS) -> list[Look]:
+    """Rows that fill the context, of at most `longest` positions: of a short period, a middle one, and the longest that fits.
+
+    `n_rows` of each, and two looks at them: at all queries that have an earlier occurrence, and at those in the last quarter of
+    the row alone, where a head shows that matches only far into a row. Nothing where the context is less than 1.25 times as long
+    as the longest usual probe. A model that declares no context is tried, with half the length where it fails, and so on.
+
+    One forward pass of these rows for each period; several passes of fewer rows, where memory asks for that.
+    """
+    return subject.remember(("longer rows", seed, longest, n_rows), partial(_longer_rows, subject, seed, longest, n_rows))
+
+
+def _longer_rows(subject: ModelUnderTest, seed: int, longest: int, n_rows: int) -> list[Look]:
+    n_positions = longer_length(subject, longest)
+    if n_positions is None:
+        return []
+    rng = np.random.default_rng([seed, STREAMS["longer rows"]])
+    periods = spanning_periods(subject.space, n_positions, rng)
+    drawn = partial(filling_sequences, subject.space, n_positions=n_positions, rng=rng, n_sequences=n_rows)
+    probes = [drawn(period=period) for period in periods]
+    with progress("longer rows", n_rows * len(probes)):
+        found = match_periods(subject, probes, rng)
+    return [look for each in found for look in _two_looks(each)]
+
+
+def _two_looks(found: Matching) -> tuple[Look, Look]:
+    name = f"rows of {found.n_positions} positions, period {found.period}"
+    whole = Look(name, found.n_positions, found.scores, found.chance)
+    return whole, Look(f"{name}, their last quarter", found.n_positions, found.late_scores, found.late_chance)
+
+
+def longer_length(subject: ModelUnderTest, longest: int = LONGEST_ROWS) -> int | None:
+    """How many positions longer rows have: what the context has, at most `longest`; None where usual probes about fill it."""
+    space = subject.space
+    periods, copies = fitting_shape(space)
+    least = WORTH_IT * (periods[-1] * copies + int(space.bos_id is not None))
+    if space.n_ctx is not None:
+        n_positions = min(longest, space.n_ctx)
+        return n_positions if n_positions >= least else None
+    n_positions, row = longest, np.resize(usable_ids(space), longest)
+    while n_positions >= least:
+        if _runs(subject, row[:n_positions]):
+            return n_positions
+        n_positions //= 2
+    return None
+
+
+def _runs(subject: ModelUnderTest, row: Ids) -> bool:
+    """Whether the attention of a row can be measured."""
+    try:
+        subject.observe(torch.from_numpy(row)[None], lambda layer, attention: None)
+    except ModelError:
+        return False
+    return True
+
+
+def spanning_periods(space: TokenSpace, n_positions: int, rng: np.random.Generator) -> list[int]:
+    """A short period, the longest of which a block stands twice, and the one between, in ascending order: two at least.
+
+    The longest has no divisor in common with the others, so that their copies meet late or not at all.
+    """
+    most = min(len(usable_ids(space)), (n_positions - int(space.bos_id is not None)) // 2)
+    short = min(int(rng.integers(SHORT_PERIODS[0], SHORT_PERIODS[1] + 1)), max(SHORTEST_PERIOD, most - 1))
+    middle = max(short, round(math.sqrt(short * most)))
+    apart = (each for each in range(most, middle, -1) if math.gcd(each, short) == math.gcd(each, middle) == 1)
+    return sorted({short, middle, next(apart, most)})
+
+
+def other_first_tokens(subject: ModelUnderTest, seed: int) -> list[Look]:
+    """Rows of the usual periods that begin otherwise than the model declares, or with some token where it declares none.
+
+    With no first token where one is declared; then with ids that are declared to begin, end or fill up sequences, with ids 0, 1
+    and 2, and with the last usable one: four alternatives in all. A row for each of up to six periods; no alternative stands
+    anywhere else in a row. Six forward passes at most of rows with a first token, and as many without one.
+    """
+    return subject.remember(("first tokens", seed), partial(_other_first_tokens, subject, seed))
+
+
+def _other_first_tokens(subject: ModelUnderTest, seed: int) -> list[Look]:
+    rng = np.random.default_rng([seed, STREAMS["first tokens"]])
+    space, alternatives = subject.space, other_beginnings(subject)
+    unused = {*alternatives, *(() if space.bos_id is None else (space.bos_id,))}
+    apart = replace(space, excluded=space.excluded | unused)
+    groups: list[tuple[TokenSpace, list[int]]] = [] if space.bos_id is None else [(replace(apart, bos_id=None), [])]
+    if alternatives:
+        groups.append((replace(apart, bos_id=alternatives[0]), alternatives))
+    looks: list[Look] = []
+    with progress("other first tokens", PERIODS_AT_ONCE * sum(max(1, len(first)) for _, first in groups)):
+        for begun, first in groups:
+            try:
+                probes = _beginning_with(begun, first, rng)
+            except ProbeError:  # a token more does not fit the context, or too few ids are left beside the alternatives
+                continue
+            names = [f"sequences that begin with token {token}" for token in first] or ["sequences without a first token"]
+            looks += _by_row(names, match_periods(subject, probes, rng))
+    return looks
+
+
+def _beginning_with(space: TokenSpace, first: Sequence[int], rng: np.random.Generator) -> list[Probe]:
+    """Usual probes with a row for each first token, or one without any; one probe for each of up to six periods."""
+    fitting, copies = fitting_shape(space)
+    periods = sorted(int(each) for each in rng.choice(np.asarray(fitting), min(PERIODS_AT_ONCE, len(fitting)), replace=False))
+    probes = []
+    for period in periods:
+        probe = repeated_sequences(space, period=period, rng=rng, n_sequences=max(1, len(first)), repeats=copies)
+        if first:
+            probe.tokens[:, 0] = first
+        probes.append(probe)
+    return probes
+
+
+def _by_row(names: Sequence[str], found: Sequence[Matching]) -> list[Look]:
+    """A look for each row of the probes, of all periods."""
+    longest = max(each.n_positions for each in found)
+    scores, chance = (np.stack([getattr(each, name) for each in found]) for name in ("scores", "chance"))
+    return [Look(name, longest, scores[:, row], chance[:, row]) for row, name in enumerate(names)]
+
+
+def other_beginnings(subject: ModelUnderTest) -> list[int]:
+    """First tokens that are tried beside the declared one, or beside none."""
+    space = subject.space
+    declared = boundary_ids([subject.given, subject.module, subject.weights], subject.tokenizer)
+    ids = dict.fromkeys([*declared, 0, 1, 2, int(usable_ids(space)[-1])])
+    found = [token for token in ids if 0 <= token < space.d_vocab and token != space.bos_id]
+    return found[: MOST_ALTERNATIVES - int(space.bos_id is not None)]
