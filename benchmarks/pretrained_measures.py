@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,14 +16,13 @@ from tests.reference import slow
 from torch import Tensor, nn
 
 from pytest_induction import Evidence, ExpectationFailed, HeadEvidence, assert_has_induction_head, load_model, measure_heads
-from pytest_induction.measure import plain
+from pytest_induction.match_lengths import POSITIONS, measure_match_lengths, score_irregular
+from pytest_induction.metrics.attention import SCORES
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.probes.sequences import fitting_shape, repeated_sequences, usable_ids
+from pytest_induction.probes.irregular import LENGTHS, LISTS, irregular_sequences
+from pytest_induction.probes.sequences import fitting_shape, repeated_sequences
 from pytest_induction.versions import installed
 
-LENGTHS = ("1", "2", "3+")  # tokens that match, the last of them the one that is attended from
-SEGMENT, RECUR = 4, 9  # tokens that recur together, and how many such segments a row has where they fit
-MOST_BETWEEN = 2  # tokens between two segments
 BARE_ROWS = 12  # of the bare pass, each as long as the longest row of a probe: 101 tokens, a first one and four copies of 25
 TOP = 10
 Json = dict[str, Any]
@@ -58,7 +56,10 @@ def verdict_of(subject: ModelUnderTest, seed: int) -> Evidence:
 def list_of(subject: ModelUnderTest, seed: int) -> Listed:
     """The list of heads, measured anew. What names heads in the package is asked here and nowhere else."""
     found = verdict_of(subject, seed)
-    return Listed(found.heads, (), (), {}, found.provenance.n_sequences, found.mosaic)
+    scores = measure_match_lengths(subject, seed=seed)
+    masses = np.stack([getattr(scores, name) for name in LENGTHS])
+    lengths = {str(head): masses[:, head.layer, head.head].round(4).tolist() for head in found.heads}
+    return Listed(found.heads, (), (), lengths, found.provenance.n_sequences, found.mosaic)
 
 
 def about(subject: ModelUnderTest) -> Json:
@@ -110,34 +111,33 @@ def of_seed(found: Listed, seed: int, seconds: float) -> Json:
 def check(subject: ModelUnderTest, directory: Path, rows: int, record: Json) -> Json:
     """Scores by the patterns that eager attention returns and slow loops: on the same rows, and against the rows of all seeds.
 
-    The model is loaded once more for it. Match lengths are taken from rows of its own too: tokens that recur once, at irregular
-    distances.
+    The model is loaded once more for it.
     """
     from transformers import AutoModelForCausalLM
 
     twin = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype=subject.dtype).eval()
     rng = np.random.default_rng([2026, 19])
-    ours, theirs = [], []
-    for tokens in periodic_rows(subject, rows, rng):
-        found = measure_heads(subject, tokens=tokens)
-        ours.append([found.per_sequence[name][0] for name in slow_names()])
-        theirs.append([*map(np.array, slow_scores(patterns_of(twin, tokens), tokens[0].tolist()))])
-    apart = np.abs(np.array(ours) - np.array(theirs)).max(axis=(0, 2, 3))
-    eager = np.array(theirs)[:, 0].mean(axis=0)
-    drawn = np.mean([np.array(each["scores"], dtype=np.float64) for each in record["seeds"]], axis=0)
-    lengths = slow_match_lengths(subject, twin, rows, rng)
+    periodic = periodic_rows(subject, rows, rng)
+    found = [measure_heads(subject, tokens=tokens).per_sequence for tokens in periodic]
+    ours = np.array([[each[name][0] for name in SCORES] for each in found])
+    theirs = np.array([slow_scores(twin, tokens, slow.head_scores, SCORES) for tokens in periodic])
+    n_positions = POSITIONS + (subject.space.bos_id is not None)
+    irregular = irregular_sequences(subject.space, n_positions=n_positions, rng=rng, n_sequences=rows)
+    their_lengths = [slow_scores(twin, torch.from_numpy(row[None]), slow.match_lengths, LISTS) for row in irregular.tokens]
     del twin
     gc.collect()
+    apart = dict(zip(SCORES, np.abs(ours - theirs).max(axis=(0, 2, 3)), strict=True))
+    apart["match_lengths"] = np.abs(score_irregular(subject, irregular) - np.array(their_lengths)).max()
+    eager = theirs[:, 0].mean(axis=0)
+    drawn = np.mean([np.array(each["scores"], dtype=np.float64) for each in record["seeds"]], axis=0)
     top = min(TOP, eager.size)
     best = [{int(at) for at in np.argsort(-scores.ravel(), kind="stable")[:top]} for scores in (eager, drawn)]
     return {
         "rows": rows,
-        "apart": {name: float(f"{value:.2g}") for name, value in zip(slow_names(), apart, strict=True)},
+        "apart": {name: float(f"{value:.2g}") for name, value in apart.items()},
         "correlation": round(float(np.corrcoef(eager.ravel(), drawn.ravel())[0, 1]), 5),
         "top": top,
         "top_shared": len(best[0] & best[1]),
-        "eager": plain(eager.round(3)),
-        "match_lengths": {each["head"]: lengths[:, each["layer"], each["index"]].round(3).tolist() for each in record["heads"]},
     }
 
 
@@ -149,42 +149,6 @@ def periodic_rows(subject: ModelUnderTest, count: int, rng: np.random.Generator)
     return [torch.from_numpy(probe.tokens) for probe in made]
 
 
-def irregular_row(subject: ModelUnderTest, rng: np.random.Generator) -> tuple[list[int], list[list[tuple[int, int]]]]:
-    """A row in which segments recur once each, at irregular distances; and for each match length its (query, successor).
-
-    Behind each segment stand one or two tokens that occur once. The i-th token of a segment that recurs has i tokens that match.
-    """
-    longest = 2 * (SEGMENT + MOST_BETWEEN)  # that a segment takes, both times
-    recur = min(RECUR, ((subject.space.n_ctx or RECUR * longest + 1) - 1) // longest)
-    ids = rng.permutation(usable_ids(subject.space))[: recur * (SEGMENT + 2 * MOST_BETWEEN)].tolist()
-    segments = [ids[SEGMENT * number : SEGMENT * (number + 1)] for number in range(recur)]
-    once = iter(ids[SEGMENT * recur :])
-    order = [int(number) for number in rng.permutation(recur)]
-    for number in rng.permutation(recur):
-        order.insert(int(rng.integers(order.index(number) + 1, len(order) + 1)), int(number))
-    row = [] if subject.space.bos_id is None else [subject.space.bos_id]
-    began: dict[int, int] = {}
-    pairs: list[list[tuple[int, int]]] = [[] for _ in LENGTHS]
-    for number in order:
-        if number in began:
-            for i in range(SEGMENT):
-                pairs[min(i, len(LENGTHS) - 1)].append((len(row) + i, began[number] + i + 1))
-        else:
-            began[number] = len(row)
-        row += [*segments[number], *islice(once, int(rng.integers(1, MOST_BETWEEN + 1)))]
-    return row, pairs
-
-
-def slow_match_lengths(subject: ModelUnderTest, twin: nn.Module, rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Mass on the successor by how many tokens match, from eager patterns: (lengths, layers, heads)."""
-    found = []
-    for _ in range(rows):
-        row, pairs = irregular_row(subject, rng)
-        patterns = patterns_of(twin, torch.tensor([row]))
-        found.append([[[np.mean([head[at] for at in of_length]) for head in layer] for layer in patterns] for of_length in pairs])
-    return np.array(found).mean(axis=0)
-
-
 def patterns_of(twin: nn.Module, tokens: Tensor) -> list[np.ndarray]:
     """Of each layer (heads, queries, keys), as transformers returns them."""
     with torch.no_grad():
@@ -192,14 +156,11 @@ def patterns_of(twin: nn.Module, tokens: Tensor) -> list[np.ndarray]:
     return [pattern[0].double().numpy() for pattern in returned]
 
 
-def slow_names() -> tuple[str, ...]:
-    return ("prefix_matching", "previous_token", "duplicate_token", "first_token")
-
-
-def slow_scores(patterns: Sequence[np.ndarray], row: list[int]) -> list[list[list[float]]]:
-    """Of each score a row for each layer."""
-    found = [[slow.head_scores(head, row) for head in layer] for layer in patterns]
-    return [[[head[name] for head in layer] for layer in found] for name in slow_names()]
+def slow_scores(twin: nn.Module, tokens: Tensor, loops: Callable[..., dict[str, float]], names: Sequence[str]) -> np.ndarray:
+    """What loops find in the patterns of one row (1, positions): (names, layers, heads)."""
+    row = tokens[0].tolist()
+    found = [[loops(head, row) for head in layer] for layer in patterns_of(twin, tokens)]
+    return np.array([[[head[name] for head in layer] for layer in found] for name in names])
 
 
 def cost(subject: ModelUnderTest, turns: int, say: Callable[[str], None]) -> Json:

@@ -76,29 +76,19 @@ def models_table(records: Mapping[str, Json]) -> Table:
 def check_table(records: Mapping[str, Json]) -> Table:
     rows = []
     for name, record in records.items():
-        check = record["check"]
-        others = max(value for score, value in check["apart"].items() if score != "prefix_matching")
-        apart, lengths = check["apart"]["prefix_matching"], lengths_apart(record)
+        check, apart = record["check"], dict(record["check"]["apart"])
+        differences = [apart.pop("prefix_matching"), apart.pop("match_lengths"), max(apart.values())]
         rows.append(
             (
                 SOURCES[name].title,
                 str(check["rows"]),
-                f"{apart:.1g}",
-                f"{others:.1g}",
+                *(f"{each:.1g}" for each in differences),
                 f"{check['correlation']:.4f}",
                 f"{check['top_shared']} of {check['top']}",
-                _share(lengths),
             )
         )
-    headings = ("model", "rows", "prefix matching differs by", "other scores by", "correlation on other rows")
-    return (*headings, "strongest heads shared", "match lengths differ by"), rows
-
-
-def lengths_apart(record: Json) -> float | None:
-    """The most that a match length of a listed head differs from that by eager attention, both on rows of their own."""
-    eager = record["check"]["match_lengths"]
-    both = [(head["match_lengths"], eager[head["head"]]) for head in record["heads"] if head["match_lengths"]]
-    return max((abs(a - b) for ours, theirs in both for a, b in zip(ours, theirs, strict=True)), default=None)
+    headings = ("model", "rows", "prefix matching differs by", "match lengths by", "other scores by")
+    return (*headings, "correlation on other rows", "strongest heads shared"), rows
 
 
 def heads_table(record: Json) -> Table:

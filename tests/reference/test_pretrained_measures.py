@@ -2,15 +2,14 @@
 
 import importlib
 import sys
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("transformers")
 
 from pytest_induction import load_model
+from pytest_induction import match_lengths as induction
 from tests.reference import slow
 
 ROOT = Path(__file__).parents[2]
@@ -37,27 +36,6 @@ def subject():
     return load_model(LLAMA)
 
 
-def test_a_segment_recurs_once_and_as_many_tokens_match_as_is_said(measures, subject):
-    """At distances that differ; each query has one earlier occurrence, and the named place follows it."""
-    rng = np.random.default_rng(3)
-    distances = set()
-    for _ in range(5):
-        row, pairs = measures.irregular_row(subject, rng)
-        assert len(row) <= subject.space.n_ctx
-        assert [len(of_length) for of_length in pairs] == [5, 5, 10]
-        for length, of_length in enumerate(pairs, start=1):
-            for query, successor in of_length:
-                earlier = [place for place in range(query) if row[place] == row[query]]
-                assert earlier == [successor - 1]
-                alike = [row[query - back] == row[earlier[0] - back] for back in range(measures.SEGMENT + 1)]
-                matching = alike.index(False)
-                assert matching == length or (length == 3 and matching > 3)
-                distances.add(query - earlier[0])
-        once = [token for token, count in Counter(row).items() if count == 1]
-        assert 1 + 2 * 5 <= len(once) <= 1 + 4 * 5  # the first token, and one or two behind each segment
-    assert len({distance % measures.SEGMENT for distance in distances}) == measures.SEGMENT  # no grid
-
-
 def test_the_check_is_by_eager_patterns(measures, subject, monkeypatch):
     """Which agree with the package to rounding; scores that are not of the model's patterns show as a difference."""
     listed = measures.list_of(subject, 0)
@@ -69,34 +47,22 @@ def test_the_check_is_by_eager_patterns(measures, subject, monkeypatch):
     assert max(found["apart"].values()) < 1e-5
     assert found["correlation"] > 0.99
     assert (found["top"], found["top_shared"]) == (8, 8)
-    assert np.shape(found["eager"]) == (2, 4)
-    assert set(found["match_lengths"]) == {"L1H0", "L1H1", "L1H2", "L1H3"}
-    assert all(0.3 < share < 1 for shares in found["match_lengths"].values() for share in shares)
-    exact = slow.head_scores
-    monkeypatch.setattr(slow, "head_scores", lambda head, row: {k: v + 0.01 for k, v in exact(head, row).items()})
-    assert measures.check(subject, LLAMA, 1, record)["apart"]["prefix_matching"] == pytest.approx(0.01, abs=1e-3)
+    for name, score in (("head_scores", "prefix_matching"), ("match_lengths", "match_lengths")):
+        with monkeypatch.context() as patch:
+            exact = getattr(slow, name)
+            patch.setattr(slow, name, lambda *of, exact=exact: {key: value + 0.01 for key, value in exact(*of).items()})
+            assert measures.check(subject, LLAMA, 1, record)["apart"][score] == pytest.approx(0.01, abs=1e-3)
 
 
-def test_match_lengths_are_means_over_the_places_of_each_length(measures, subject, monkeypatch):
-    """Of patterns that attend to one place behind the earlier occurrence where two tokens match, and nowhere else."""
-    rows = iter([measures.irregular_row(subject, np.random.default_rng(seed)) for seed in range(2)])
-    current = []
-
-    def next_row(*_):
-        current[:] = [next(rows)]
-        return current[0]
-
-    def patterns(twin, tokens):
-        row, pairs = current[0]
-        pattern = np.zeros((2, len(row), len(row)))
-        for at in pairs[1]:
-            pattern[1][at] = 1.0
-        return [pattern]
-
-    monkeypatch.setattr(measures, "irregular_row", next_row)
-    monkeypatch.setattr(measures, "patterns_of", patterns)
-    found = measures.slow_match_lengths(subject, None, 2, np.random.default_rng(0))
-    assert found.tolist() == [[[0.0, 0.0]], [[0.0, 1.0]], [[0.0, 0.0]]]
+def test_listed_heads_have_what_they_match_by_length(measures, subject):
+    """One token that matches, two, three or more, as the package measures it at the same seed."""
+    scores = induction.measure_match_lengths(subject, seed=0)
+    found = measures.list_of(subject, 0).match_lengths
+    assert set(found) == {"L1H0", "L1H1", "L1H2", "L1H3"}
+    for head, lengths in found.items():
+        at = (1, int(head[-1]))
+        wanted = [scores.exactly_one[at], scores.exactly_two[at], scores.three_or_more[at]]
+        assert lengths == pytest.approx(wanted, abs=1e-4)
 
 
 def test_a_study_measures_each_seed_anew_and_goes_on_where_it_was(modules, tmp_path, monkeypatch, capsys):
