@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo test lint wheel docs bench study-verdicts study-phase-change study-architectures fixtures runs zoo paper clean
+.PHONY: demo test lint wheel docs bench study-verdicts study-phase-change study-architectures study-pretrained fixtures runs zoo paper clean
 
 demo: $(STAMP)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
@@ -52,6 +52,10 @@ study-phase-change: $(STAMP)  ## phase changes found and missed, over hundreds o
 
 study-architectures: $(STAMP)  ## every causal architecture of transformers against its own eager patterns; about two minutes
 	$(BIN)/python benchmarks/study_architectures.py
+
+study-pretrained: $(STAMP)  ## two real models, fetched once (350 MB), into docs/pretrained.md; an hour on two cores. STUDY="--quick": a look only
+	@$(BIN)/python -m pip show --quiet gguf 2> /dev/null || $(INSTALL) --constraint constraints.txt --group pretrained
+	$(BIN)/python benchmarks/study_pretrained.py $(STUDY)
 
 fixtures: $(STAMP)  ## train the shipped models that are missing
 	$(BIN)/python fixtures/make.py

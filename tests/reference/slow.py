@@ -65,3 +65,19 @@ def mass_at_shift(pattern: np.ndarray, period: int, start: int, shift: int, firs
         places = [place + 1 + shift for place in range(query - period, start - 1, -period)]
         masses.append(sum(pattern[query, place] for place in places if place <= query))
     return float(np.mean(masses))
+
+
+def match_lengths(pattern: np.ndarray, tokens: Sequence[int]) -> dict[str, float]:
+    """Of one head and row: the mean mass where one, two, three or more tokens match, and where a match has just ended."""
+    masses = {name: [] for name in ("exactly_one", "exactly_two", "three_or_more", "after_breaks")}
+    names = list(masses)
+    for query in range(1, len(tokens)):
+        for key in range(1, query + 1):
+            matched = 0
+            while key - 1 - matched >= 0 and key - 1 < query and tokens[key - 1 - matched] == tokens[query - matched]:
+                matched += 1
+            if matched:
+                masses[names[min(matched, 3) - 1]].append(pattern[query, key])
+            elif key >= 2 and tokens[key - 2] == tokens[query - 1] and key - 2 < query - 1:
+                masses["after_breaks"].append(pattern[query, key])
+    return {name: float(np.mean(found)) for name, found in masses.items()}

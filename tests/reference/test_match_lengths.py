@@ -13,23 +13,9 @@ from pytest_induction.models import planted
 from pytest_induction.probes.irregular import LISTS, irregular_sequences
 from tests import planted as heads_of_tests
 from tests.planted import Planted
+from tests.reference import slow
 from tests.reference.test_copying import tiny
 from tests.reference.test_generality import patterns_of
-
-
-def by_loops(pattern, row):
-    """Of one head and row: the mean mass where one, two, three or more tokens match, and where a match has just ended."""
-    kinds = {name: [] for name in LISTS}
-    for query in range(1, len(row)):
-        for key in range(1, query + 1):
-            matched = 0
-            while key - 1 - matched >= 0 and key - 1 < query and row[key - 1 - matched] == row[query - matched]:
-                matched += 1
-            if matched:
-                kinds[LISTS[min(matched, 3) - 1]].append(pattern[query, key])
-            elif key >= 2 and row[key - 2] == row[query - 1] and key - 2 < query - 1:
-                kinds["after_breaks"].append(pattern[query, key])
-    return {name: float(np.mean(masses)) for name, masses in kinds.items()}
 
 
 @pytest.mark.parametrize("kind", ["GPT2", "Llama"])
@@ -45,7 +31,7 @@ def test_scores_are_those_of_loops_over_eager_patterns(kind, avoid_period):
     patterns = patterns_of(model, rows.tokens).double().numpy()
     assert found.shape == (3, 4, *np.shape(patterns)[:1], patterns.shape[2])
     for layer, number, head in np.ndindex(patterns.shape[:3]):
-        wanted = by_loops(patterns[layer, number, head], rows.tokens[number].tolist())
+        wanted = slow.match_lengths(patterns[layer, number, head], rows.tokens[number].tolist())
         got = dict(zip(LISTS, found[number, :, layer, head], strict=True))
         assert got == pytest.approx(wanted, abs=1e-5)
 
