@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         assert_has_induction_head,
         assert_learns_in_context,
         assert_no_induction_head,
+        find_induction_heads,
     )
     from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
     from pytest_induction.assertions.perturbation import assert_coperturbation
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
         Evidence,
         HeadEvidence,
         HeadId,
+        HeadList,
         Moment,
         PairEvidence,
         Provenance,
@@ -107,6 +109,7 @@ _HOME = {
         "assert_has_induction_head",
         "assert_learns_in_context",
         "assert_no_induction_head",
+        "find_induction_heads",
     ),
     "assertions.given": ("given_probes",),
     "assertions.hunting": ("PropertyCheck", "check_property", "find_counterexample"),
@@ -179,6 +182,7 @@ _HOME = {
         "Estimate",
         "Evidence",
         "HeadEvidence",
+        "HeadList",
         "HeadId",
         "Moment",
         "PairEvidence",
@@ -218,6 +222,7 @@ __all__ = [
     "HeadEvidence",
     "HeadGenerality",
     "HeadId",
+    "HeadList",
     "HeadScores",
     "HeadsProfile",
     "Induction",
@@ -275,6 +280,7 @@ __all__ = [
     "evaluate_probes",
     "find_checkpoints",
     "find_counterexample",
+    "find_induction_heads",
     "find_phase_changes",
     "freeze_patterns",
     "given_probes",

@@ -24,7 +24,7 @@ from pytest_induction.match_lengths import MatchLengthScores, measure_match_leng
 from pytest_induction.measure import HeadScores, measure_heads
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences
-from pytest_induction.records import Evidence
+from pytest_induction.records import Evidence, HeadList
 
 T = TypeVar("T")
 
@@ -83,6 +83,10 @@ class Induction:
     def measure_composition(self, **options: Any) -> CompositionScores:
         """See `pytest_induction.measure_composition`."""
         return self._call(measure_composition, self.model, **options)
+
+    def find_induction_heads(self, **options: Any) -> HeadList:
+        """See `pytest_induction.find_induction_heads`."""
+        return self._call(assertions.find_induction_heads, self.model, **options)
 
     def measure_distances(self, **options: Any) -> DistanceScores:
         """See `pytest_induction.measure_distances`."""

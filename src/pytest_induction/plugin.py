@@ -34,6 +34,8 @@ MARKER_KEYS = (
     "max_sequences",
     "error_rate",
     "min_prefix_matching",
+    "max_prefix_matching",
+    "match_length",
     "min_advantage",
     "allow_virtual",
     "min_accuracy",

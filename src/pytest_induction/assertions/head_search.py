@@ -45,6 +45,11 @@ def rounds_within(space: TokenSpace, max_sequences: int) -> int:
     return max_sequences // size
 
 
+def is_small(subject: ModelUnderTest) -> bool:
+    """Whether a round of probes costs next to nothing."""
+    return sum(weight.numel() for weight in subject.module.parameters()) <= SMALL_MODEL
+
+
 @dataclass(frozen=True)
 class Budget:
     """What a search may spend: sequences, and an error rate."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pytest_induction.absence import Look, longer_rows, other_first_tokens
+from pytest_induction.absence import ROWS, Look, longer_rows, other_first_tokens
 from pytest_induction.assertions.boundary import check_share, expect
-from pytest_induction.assertions.head_search import SMALL_MODEL, Budget, HeadSearch, round_size, rounds_within
+from pytest_induction.assertions.head_search import Budget, HeadSearch, is_small, round_size, rounds_within
 from pytest_induction.criteria import MARGIN, MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, Round, probe_round, provenance
@@ -34,7 +34,7 @@ from pytest_induction.virtual import PairRound, probe_pairs
 MAX_SEQUENCES = 224
 MAX_TEXT_ROWS = 512
 ERROR_RATE = 1e-3
-OF_LOOKS = 0.01  # error rate of the few rows of another kind that a claim of absence looks at
+MORE_ROWS = (1, 4, 16)  # times as many rows that a claim of absence looks at beside the usual ones, until these tell
 
 
 @user_facing
@@ -284,8 +284,7 @@ def judged_induction_head(
     subject = load_model(model)
     spent = _checked_budget(subject, budget)
     rest = replace(spent, error_rate=spent.error_rate / 2) if allow_virtual else spent  # of two claims either may be wrong
-    is_small = sum(weight.numel() for weight in subject.module.parameters()) <= SMALL_MODEL
-    search = HeadSearch(subject, thresholds, rest, complete=is_small)
+    search = HeadSearch(subject, thresholds, rest, complete=is_small(subject))
     judgement = _searched(search)
     evidence = _evidence(search, judgement, thresholds)
     if subject.n_layers > 1 and evidence.reason in ("copies_without_a_head", "weak_or_shared"):
@@ -329,16 +328,19 @@ def _used(search: HeadSearch) -> Judgement:
 
 
 def _absent(search: HeadSearch) -> Judgement:
-    """The verdict on a model without heads on the usual rows, after a look at others."""
-    subject, estimates = search.subject, search.behaviour()
-    longer = longer_rows(subject, search.budget.seed)
-    first_tokens = other_first_tokens(subject, search.budget.seed)
-    looks = [_without(look, search.table.ruled_out) for look in (*longer, *first_tokens)]
-    found = beyond(looks, search.thresholds.max_prefix_matching, OF_LOOKS)
+    """The verdict on a model without heads on the usual rows, after a look at others: few rows first, more where these do not tell."""
+    subject, seed, estimates = search.subject, search.budget.seed, search.behaviour()
+    at, rate = search.thresholds.max_prefix_matching, search.budget.error_rate / len(MORE_ROWS)
+    for more in MORE_ROWS:
+        longer = longer_rows(subject, seed, n_rows=ROWS * more)
+        beginnings = other_first_tokens(subject, seed, n_rows=more)
+        found = beyond([_without(look, search.table.ruled_out) for look in (*longer, *beginnings)], at, rate)
+        if not found or found[0].is_above(at) or (more > 1 and not is_small(subject)):
+            break
     if found:
         return induction.seen_elsewhere(search.table, estimates, found)
     probed = max([search.longest, *(look.n_positions for look in longer)])
-    also = f", also with {len(first_tokens)} other beginnings" if first_tokens else ""
+    also = f", also with {len(beginnings)} other beginnings" if beginnings else ""
     return induction.absent(search.table, estimates, f"in rows of up to {probed} positions{also}")
 
 
