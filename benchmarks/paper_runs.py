@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from pytest_induction import PhaseChange, TrainingRun, find_phase_changes, load_run
+from pytest_induction.criteria import MIN_PREFIX_MATCHING, MIN_PREVIOUS_TOKEN
 from pytest_induction.errors import RunError
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "python fixtures/make.py zoo"
-INDUCTION, PREVIOUS_TOKEN = 0.3, 0.3  # scores at the end of a run, from which a head counts as one
+INDUCTION, PREVIOUS_TOKEN = MIN_PREFIX_MATCHING, MIN_PREVIOUS_TOKEN  # scores at the end of a run, from which a head counts as one
 OTHER, PREVIOUS, INDUCES = 0, 1, 2  # what a head is
 FIRST_STEP = 10  # that is drawn: before it next to nothing happens on an axis of logarithms
 CAUSES = ("qk_trace", "qk_eigenvalue", "before_and_after", "in_context", "in_context_full")

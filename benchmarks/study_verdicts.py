@@ -52,9 +52,9 @@ from pytest_induction import (  # noqa: E402
     assert_has_induction_head,
     load_model,
 )
+from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING  # noqa: E402
 from pytest_induction.models import planted  # noqa: E402
 from pytest_induction.probes.sequences import fitting_shape  # noqa: E402
-from pytest_induction.verdicts.bars import MIN_ADVANTAGE, MIN_PREFIX_MATCHING  # noqa: E402
 
 STATED = 1e-3  # the error rate of a verdict
 REFERENCE_BAR = 0.5

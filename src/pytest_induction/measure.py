@@ -138,6 +138,14 @@ class Round:
         """Which heads there are, (n_layers, n_heads): a layer may have fewer than another."""
         return ~np.isnan(self.heads[0, 0])
 
+    @property
+    def chance(self) -> Array:
+        """What each head has of prefix matching without matching, (sequences, n_layers, n_heads).
+
+        The higher one of its mass at the same places where nothing repeats, and at wrong ones where it does.
+        """
+        return np.maximum(self.control, self.heads[:, 4])
+
     @classmethod
     def join(cls, rounds: Sequence[Round]) -> Round:
         """All rounds as one."""

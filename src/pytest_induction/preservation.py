@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.copying import copy_effects
+from pytest_induction.criteria import has_role, suppresses
 from pytest_induction.errors import ArgumentError, BaselineError, ModelError, user_facing, whole_number
 from pytest_induction.measure import Array, ModelLike, Round, draw_round, probe_round, probes_of, provenance
 from pytest_induction.models.calling import first_line
@@ -24,9 +25,6 @@ from pytest_induction.records import TokenSpace
 from pytest_induction.statistics import FIRST_LOOK, look_sizes, mean_interval
 from pytest_induction.text import row_losses, rows_of, window_mean, windows_of
 
-# What each score must be, as verdicts/ has it too: this module lies below. A test holds them together.
-BARS: Mapping[str, float] = {"prefix_matching": 0.3, "excess": 0.15, "previous_token": 0.5, "duplicate_token": 0.5}
-SUPPRESSION = 0.25  # nats, by which a head that matches must be shown to lower what it matches
 SUPPRESSION_ERROR = 1e-4  # of all heads together
 N_SEQUENCES, MAX_ROWS = 48, 256
 
@@ -63,7 +61,7 @@ def profile_of(
 
     A head is kept for every role that it has on every other sequence: "induction" with prefix matching of 0.3 and more than half
     of that left without its own chance, unless it is shown to lower what it matches; "previous_token" and "duplicate_token" with
-    a score of 0.5. Raises `ModelError` for a model that cannot be measured, `ProbeError` where no probe fits it.
+    a score of 0.3. Raises `ModelError` for a model that cannot be measured, `ProbeError` where no probe fits it.
 
     >>> from pytest_induction.models.planted import induction_head
     >>> [(head.role, head.layer, head.head) for head in profile_of(induction_head()).heads]
@@ -162,7 +160,7 @@ class Prober:
             return none, (f"whether each head copies is not known: {seen}{first_line(error)}",)
         exists = ~np.isnan(effects[0])
         found = mean_interval(effects[:, exists], SUPPRESSION_ERROR, "nats")
-        none[exists] = [each.is_below(-SUPPRESSION) for each in found]
+        none[exists] = [suppresses(each) for each in found]
         return none, ()
 
     def rows(self, text: Any, max_rows: int) -> Ids:
@@ -190,11 +188,9 @@ def digest_of(rows: Ids) -> str:
 
 def scores_of(found: Round) -> dict[str, Array]:
     """The scores that roles go by, of every head on every sequence: (n_sequences, n_layers, n_heads) each."""
-    matching = found.heads[:, 0]
-    chance = np.maximum(found.control, found.heads[:, 4])
     return {
-        "prefix_matching": matching,
-        "excess": matching - chance,
+        "prefix_matching": found.heads[:, 0],
+        "excess": found.heads[:, 0] - found.chance,
         "previous_token": found.heads[:, 1],
         "duplicate_token": found.heads[:, 2],
     }
@@ -212,7 +208,8 @@ def held_out(values: Array) -> Array:
 
 def in_role(scores: Mapping[str, Array], role: str) -> NDArray[np.bool_]:
     """Which heads have all scores of a role, (n_layers, n_heads): in the mean over every other sequence."""
-    return np.all([chosen(scores[name]).mean(axis=0) >= BARS[name] for name in ROLES[role]], axis=0)
+    found: NDArray[np.bool_] = has_role(role, {name: chosen(scores[name]).mean(axis=0) for name in ROLES[role]})
+    return found
 
 
 def heads_in_roles(scores: Mapping[str, Array], suppressing: NDArray[np.bool_]) -> Sequence[HeadInRole]:

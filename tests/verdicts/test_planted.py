@@ -249,9 +249,10 @@ def test_thresholds_are_those_that_the_documentation_states():
     """A default changes in the documentation too."""
     from pathlib import Path
 
-    from pytest_induction.verdicts import bars, behaviour
+    from pytest_induction import criteria
+    from pytest_induction.verdicts import behaviour
 
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     for name in ("MIN_PREFIX_MATCHING", "MIN_ADVANTAGE", "MIN_ACCURACY", "MAX_IN_CONTEXT_LEARNING"):
-        assert f"**{getattr(bars, name, None) or getattr(behaviour, name)}**" in page, name
+        assert f"**{getattr(criteria, name, None) or getattr(behaviour, name)}**" in page, name
     assert f"{assertions.MAX_SEQUENCES} sequences" in page

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS, judged_induction_head, until_clear
+from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, TextError, user_facing, whole_number
 from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.controls import Controls, matched_controls
@@ -26,7 +27,6 @@ from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, HeadId, Verdict
 from pytest_induction.statistics import FIRST_LOOK
 from pytest_induction.text import rows_of, windows_of
-from pytest_induction.verdicts.bars import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.behaviour import MIN_ROWS
 from pytest_induction.verdicts.causes import (
     MIN_SHARE,

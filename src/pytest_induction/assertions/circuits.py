@@ -11,6 +11,7 @@ from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, judged_induction_head, until_clear
 from pytest_induction.composition import measure_composition
 from pytest_induction.copying import ov_eigenvalues
+from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING, MIN_PREVIOUS_TOKEN, is_previous_token
 from pytest_induction.errors import user_facing
 from pytest_induction.interventions.chosen import all_heads
 from pytest_induction.interventions.paths import path_effects
@@ -23,12 +24,10 @@ from pytest_induction.probes.sequences import COPIES, Probe
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadId, Verdict
 from pytest_induction.statistics import mean_interval
-from pytest_induction.verdicts.bars import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.circuits import Circuit, Lost, judge_circuit
 from pytest_induction.verdicts.judgement import Judgement
 
 MIN_SHARE = 0.5  # of prefix matching, that must be lost
-MIN_PREVIOUS_TOKEN = 0.3  # mass on the position before, that makes a previous-token head
 CLAIM = "induction_circuit"
 LEAST_EFFECT = 0.05  # nats, below which no share of a head's effect is taken
 
@@ -89,7 +88,7 @@ def _circuit(
     composition = measure_composition(subject, seed=seed)
     previous_token = measure_heads(subject, seed=seed).previous_token
     earlier = [each for each in all_heads(subject) if each.layer < head.layer]
-    previous = tuple(each for each in earlier if previous_token[each.layer, each.head] >= min_previous_token)
+    previous = tuple(each for each in earlier if is_previous_token(previous_token[each.layer, each.head], min_previous_token))
     place = (head.layer, head.head)
     circuit = Circuit(
         head,

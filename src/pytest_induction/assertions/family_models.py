@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 
 from pytest_induction.assertions.families import paired
 from pytest_induction.copying import ov_eigenvalues
+from pytest_induction.criteria import MIN_PREFIX_MATCHING, matches_by_means, min_excess
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.measure import Array, Round, draw_round
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.preservation import scores_of
 from pytest_induction.progress import progress
 from pytest_induction.records import TokenSpace
 from pytest_induction.statistics import Mean
 from pytest_induction.text import row_losses, rows_of, window_mean, windows_of
-from pytest_induction.verdicts.bars import MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.behaviour import MIN_ROWS
 from pytest_induction.verdicts.continuity import OF_MODELS, ROWS, SEQUENCES, Measured
 
@@ -133,9 +134,14 @@ class Models:
 
     def lacking(self, wanted: Mapping[str, float]) -> tuple[str, ...]:
         """What none of the models has, where that makes the comparison of its measures idle."""
-        if HEADS not in wanted or any(np.nanmax(found.heads[:, 0].mean(axis=0)) >= MIN_PREFIX_MATCHING for found in self._drawn):
+        if HEADS not in wanted or any(_has_matching_head(found) for found in self._drawn):
             return ()
-        return (f"none of them has a head with prefix matching of {MIN_PREFIX_MATCHING:.3f} or more",)
+        more = f"of {MIN_PREFIX_MATCHING:.3f} or more, and {min_excess():.3f} beyond chance"
+        return (f"none of them has a head with prefix matching {more}",)
+
+
+def _has_matching_head(found: Round) -> bool:
+    return bool(matches_by_means({name: values.mean(axis=0) for name, values in scores_of(found).items()}).any())
 
 
 def _eigenvalues(subject: ModelUnderTest) -> Array:

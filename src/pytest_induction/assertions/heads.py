@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.copying import copy_effects
+from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING, SUPPRESSES
 from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, Round, probe_round, provenance
 from pytest_induction.models.calling import first_line
@@ -18,14 +19,13 @@ from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, Verdict
 from pytest_induction.statistics import look_sizes
 from pytest_induction.text import measure_text
-from pytest_induction.verdicts.bars import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.behaviour import (
     MAX_IN_CONTEXT_LEARNING,
     MIN_ACCURACY,
     judge_copying,
     judge_in_context_learning,
 )
-from pytest_induction.verdicts.copying import SUPPRESSES, judge_copying_of_heads
+from pytest_induction.verdicts.copying import judge_copying_of_heads
 from pytest_induction.verdicts.heads import judge_induction_head
 from pytest_induction.verdicts.judgement import Judgement
 from pytest_induction.verdicts.pairs import judge_virtual_head

@@ -14,11 +14,12 @@ import numpy as np
 
 from pytest_induction.assertions.boundary import expect
 from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES
+from pytest_induction.criteria import LEAST, MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, BaselineError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, provenance
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.preservation import BARS, MAX_ROWS, Measured, Prober, check_same
+from pytest_induction.preservation import MAX_ROWS, Measured, Prober, check_same
 from pytest_induction.profiles import ROLES, HeadsProfile, TextScores, read_profile
 from pytest_induction.records import Evidence, HeadEvidence, HeadId, Provenance, Verdict
 from pytest_induction.statistics import look_sizes
@@ -109,7 +110,7 @@ def _margins(given: Mapping[str, float | None], text: Any) -> dict[str, float]:
     for name, margin in given.items():
         if name not in MEASURES:
             raise ArgumentError(f"`margins` has no measure {name!r}: it has {', '.join(MEASURES)}")
-        most = BARS.get(name, math.inf)
+        most = LEAST.get(name, math.inf)
         number = isinstance(margin, (int, float)) and not isinstance(margin, bool)
         if margin is not None and not (number and 0 < margin < most):
             below = f" and below {most:.3f}, what a head must have to count," if math.isfinite(most) else ""
@@ -219,7 +220,7 @@ def _evidence(pair: _Pair, margins: Mapping[str, float], budget: _Budget) -> Evi
         provenance=replace(about, notes=notes),
         heads=heads,
         estimates=found.estimates or {},
-        bars={**margins, "min_prefix_matching": BARS["prefix_matching"]} if heads else margins,
+        bars={**margins, "min_prefix_matching": MIN_PREFIX_MATCHING} if heads else margins,
         confidence=1 - budget.error_rate,
         settle=_settle(found, size, is_profile=isinstance(pair.before, HeadsProfile), spent=size < pair.most),
         mosaic=() if later.scores is None else mosaic(later.scores["prefix_matching"]),
@@ -239,7 +240,7 @@ def _heads(later: Measured, found: Preservation, error_rate: float) -> tuple[Hea
     kept = {match.after for match in found.matches if match.is_kept and match.role == "induction"}
     if not kept:
         return ()
-    every = head_evidence(later.found, error_rate, BARS["prefix_matching"])
+    every = head_evidence(later.found, error_rate, MIN_PREFIX_MATCHING)
     return tuple(head for head in every if HeadId(head.layer, head.head) in kept)
 
 

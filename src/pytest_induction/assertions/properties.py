@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from pytest_induction.assertions.messages import fitted
+from pytest_induction.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, PropertyFailed
 from pytest_induction.outcomes import Outcome
 from pytest_induction.records import HeadId
@@ -21,7 +22,7 @@ from pytest_induction.records import HeadId
 Pair = tuple[Outcome, Outcome]
 Heads = Iterable[str | HeadId | tuple[int, int]]
 F = TypeVar("F", bound=Callable[..., Any])
-MIN_MASS = 0.3  # as the bar of an induction head
+MIN_MASS = MIN_PREFIX_MATCHING  # on successors, and the most on lures
 MAX_CHANGE = 0.25  # of a score in [0, 1] between two sequences that should not differ: half of what is clearly there or not
 PROPERTIES: dict[str, Callable[..., Any]] = {}
 PROBES: dict[str, str] = {}

@@ -10,6 +10,7 @@ import numpy as np
 
 from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.assertions.runs import RunLike, provenance_of
+from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING, is_above, is_open
 from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Verdict
 from pytest_induction.runs.bump import scatter_of
@@ -18,7 +19,6 @@ from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.record import Snapshot, TrainingRun
 from pytest_induction.runs.series import of_best
 from pytest_induction.statistics import SHARE, student_quantile
-from pytest_induction.verdicts.bars import EXCESS_SHARE, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.mosaic import mosaic
 
 KEPT = 0.8  # of the highest level that the best head has had
@@ -125,10 +125,8 @@ def assert_final_has_induction_head(
 def _final(last: Snapshot, bars: dict[str, float], error_rate: float, evidence: Evidence) -> Evidence:
     bar = bars["min_prefix_matching"]
     heads = sorted(_heads(last, error_rate), key=lambda head: -head.prefix_matching.value)
-    found = tuple(h for h in heads if h.prefix_matching.is_above(bar) and h.excess.is_above(bar * EXCESS_SHARE))
-    unclear = [
-        h for h in heads if h not in found and not (h.prefix_matching.is_below(bar) or h.excess.is_below(bar * EXCESS_SHARE))
-    ]
+    found = tuple(head for head in heads if is_above(head.prefix_matching, head.excess, bar))
+    unclear = any(is_open(head.prefix_matching, head.excess, bar) for head in heads)
     advantage = _interval(last.advantage or 0.0, last.errors.get("advantage"), last.n_sequences, error_rate / 3, "nats")
     best = f"{heads[0]} has prefix matching {heads[0].prefix_matching.value:.3f}" if heads else "there are no heads"
     seen = f"at step {last.step} {best}, advantage of the successor {advantage.value:+.2f} nats"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pytest_induction.criteria import is_previous_token
 from pytest_induction.errors import ModelError
 from pytest_induction.exhibits.heads import Seen, heads_seen
 from pytest_induction.measure import Array, numbers
@@ -14,7 +15,6 @@ from pytest_induction.metrics.attention import AttentionReader
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import Probe, fitting_shape, repeated_sequences
 from pytest_induction.records import HeadEvidence
-from pytest_induction.verdicts.heads import CLEAR
 
 MOST_POSITIONS, LONGEST = 64, 16  # what can be looked at, token by token
 MOST_HEADS = 3
@@ -52,7 +52,7 @@ def _probe(subject: ModelUnderTest) -> Probe:
 def _chosen(seen: Seen) -> list[tuple[HeadEvidence, str, float]]:
     """The strongest heads, then the one that most attends to the token before: head, role, and the score that it has it for."""
     before = max(seen.heads, key=lambda head: head.previous_token)
-    previous = [before] if before.previous_token > CLEAR and before not in seen.matching else []
+    previous = [before] if is_previous_token(before.previous_token) and before not in seen.matching else []
     strongest = [head for head in seen.heads if head not in previous][:MOST_HEADS]
     roles = ["induction" if head in seen.matching else "strongest" for head in strongest]
     named = [(head, role, head.prefix_matching.value) for head, role in zip(strongest, roles, strict=True)]

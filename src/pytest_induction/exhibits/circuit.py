@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from pytest_induction.composition import KINDS, CompositionScores, measure_composition
+from pytest_induction.criteria import is_previous_token
 from pytest_induction.errors import ModelError
 from pytest_induction.exhibits.heads import Seen, heads_seen
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.records import HeadEvidence
-from pytest_induction.verdicts.heads import CLEAR
 
 MOST_HEADS = 8  # on either side
 OTHER = "other"  # the role of a head that is neither, but comes nearest
@@ -52,7 +52,7 @@ def _later(seen: Seen) -> list[Node]:
 def _earlier(seen: Seen, last: int) -> list[Node]:
     """The heads before layer `last` that attend to the token before, or the one that comes nearest to it."""
     before = sorted((head for head in seen.heads if head.layer < last), key=lambda head: -head.previous_token)
-    previous = [(head, "previous token", head.previous_token) for head in before if head.previous_token >= CLEAR]
+    previous = [(head, "previous token", head.previous_token) for head in before if is_previous_token(head.previous_token)]
     return previous[:MOST_HEADS] or [(head, OTHER, head.previous_token) for head in before[:1]]
 
 

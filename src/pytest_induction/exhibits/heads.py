@@ -11,6 +11,7 @@ import numpy as np
 
 from pytest_induction.assertions.heads import ERROR_RATE
 from pytest_induction.copying import copy_effects
+from pytest_induction.criteria import MATCHES, MIN_PERIODS, MIN_PREFIX_MATCHING, SUPPRESSES, suppresses
 from pytest_induction.exhibits.making import why
 from pytest_induction.exhibits.plain import ENDS
 from pytest_induction.measure import Array, Round, probe_round
@@ -18,9 +19,7 @@ from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, HeadEvidence
 from pytest_induction.statistics import FIRST_LOOK, SHARE, look_sizes, mean_interval
-from pytest_induction.verdicts.bars import MIN_PREFIX_MATCHING
-from pytest_induction.verdicts.copying import MIN_SUPPRESSION, SUPPRESSES
-from pytest_induction.verdicts.heads import MIN_PERIODS, chance_of, head_evidence
+from pytest_induction.verdicts.heads import chance_of, head_evidence
 
 N_SEQUENCES = 2 * FIRST_LOOK  # the first two rounds of every verdict, which may be there already
 COPY_EFFECT = ("copy_effect", "copy effect", "nats")
@@ -41,7 +40,7 @@ class Seen:
     @property
     def matching(self) -> tuple[HeadEvidence, ...]:
         """The heads that match prefixes by more than chance and position, and do not suppress what they match."""
-        return tuple(head for head in self.heads if head.kind == "matches" and head.periods_passed >= MIN_PERIODS)
+        return tuple(head for head in self.heads if head.kind == MATCHES and head.periods_passed >= MIN_PERIODS)
 
     def about(self, seed: int) -> str:
         """What all of it was measured on."""
@@ -75,8 +74,7 @@ def _effects(subject: ModelUnderTest) -> tuple[Array | None, str]:
 
 
 def _with_effect(head: HeadEvidence, effect: Estimate) -> HeadEvidence:
-    suppresses = head.kind == "matches" and effect.is_below(-MIN_SUPPRESSION)
-    return replace(head, copy_effect=effect, kind=SUPPRESSES if suppresses else head.kind)
+    return replace(head, copy_effect=effect, kind=SUPPRESSES if head.kind == MATCHES and suppresses(effect) else head.kind)
 
 
 def heads_data(subject: ModelUnderTest) -> dict[str, Any]:

@@ -186,9 +186,8 @@ def signs_of(seen: Round) -> dict[str, float]:
 
 def _heads(seen: Round) -> dict[str, Array]:
     """Scores of each head on each sequence, (sequences, n_layers, n_heads)."""
-    own_chance = np.maximum(seen.control, seen.heads[:, 4])
     names = ("prefix_matching", "previous_token", "duplicate_token", "first_token")
-    return {**{name: seen.heads[:, index] for index, name in enumerate(names)}, "excess": seen.heads[:, 0] - own_chance}
+    return {**{name: seen.heads[:, index] for index, name in enumerate(names)}, "excess": seen.heads[:, 0] - seen.chance}
 
 
 def _error(values: Array) -> Any:

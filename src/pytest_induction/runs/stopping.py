@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pytest_induction.criteria import MIN_PREFIX_MATCHING, matches_by_means
 from pytest_induction.errors import ArgumentError, whole_number
 from pytest_induction.runs.record import Floats, Snapshot
 
 StopRule = Callable[[Sequence[Snapshot]], str]
 STANDARD_ERRORS = 2.8  # beyond the bar, before a head is taken to lie above it
-BAR = 0.3  # of prefix matching
 _NOT_FINITE = re.compile(r"not finite|\bnan\b|\binf\b|infinity", re.IGNORECASE)
 
 
@@ -44,13 +44,14 @@ class NotFinite:
 class NoInductionBy:
     """Stop when no head matched prefixes by so many steps, or tokens: one of the two is given.
 
-    A head did once its prefix matching was `min_prefix_matching` and 2.8 standard errors more, at any snapshot. Snapshots without
-    scores show nothing either way: it takes one with scores at or after the deadline.
+    A head did once its prefix matching was `min_prefix_matching` and 2.8 standard errors more, at any snapshot, and what is left
+    of it beyond chance half of that and 2.8 more (where a run has `excess`). Snapshots without scores show nothing either way: it
+    takes one with scores at or after the deadline.
     """
 
     steps: int | None = None
     tokens: int | None = None
-    min_prefix_matching: float = BAR
+    min_prefix_matching: float = MIN_PREFIX_MATCHING
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.tokens is None):
@@ -63,16 +64,17 @@ class NoInductionBy:
         return self.steps if self.tokens is None else self.tokens
 
     def __call__(self, snapshots: Sequence[Snapshot]) -> str:
-        measured = next((each for each in reversed(snapshots) if math.isfinite(_shown(each))), None)
+        measured = next((each for each in reversed(snapshots) if math.isfinite(_highest(_shown(each, "prefix_matching")))), None)
         if measured is None or not self._is_past(measured):
             return ""
-        best = max(map(_shown, snapshots))
-        if best > self.min_prefix_matching:
+        if any(math.isfinite(_matching(each, _shown, self.min_prefix_matching)) for each in snapshots):
             return ""
+        best = max(_highest(_shown(each, "prefix_matching")) for each in snapshots)
+        chance = " (by chance)" if best >= self.min_prefix_matching else ""
         unit = "steps" if self.tokens is None else "tokens"
         return (
             f"no head matched prefixes by {self._deadline} {unit}: the most that a snapshot showed is prefix matching above "
-            f"{best:.3f}, and {self.min_prefix_matching} was asked for"
+            f"{best:.3f}{chance}, and {self.min_prefix_matching} was asked for"
         )
 
     def _is_past(self, snapshot: Snapshot) -> bool:
@@ -82,7 +84,10 @@ class NoInductionBy:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadsLost:
-    """Stop when the best prefix matching of all heads, once above 0.3, has been below a share of its peak for some time."""
+    """Stop when the best prefix matching of all heads has been below a share of what it was for some time.
+
+    What it was is the most that a head had which matched prefixes: 0.3 or more, half of that beyond chance.
+    """
 
     share: float = 0.5
     for_snapshots: int = 3
@@ -92,20 +97,36 @@ class HeadsLost:
         whole_number("for_snapshots", self.for_snapshots, least=1)
 
     def __call__(self, snapshots: Sequence[Snapshot]) -> str:
-        best = [score for each in snapshots if math.isfinite(score := _highest(each.prefix_matching))]
-        earlier, recent = best[: -self.for_snapshots], best[-self.for_snapshots :]
-        peak = max(earlier, default=-math.inf)
-        if peak <= BAR or max(recent) >= self.share * peak:
+        measured = [each for each in snapshots if math.isfinite(_highest(each.prefix_matching))]
+        recent = [_highest(each.prefix_matching) for each in measured[-self.for_snapshots :]]
+        peak = max((_matching(each, _mean) for each in measured[: -self.for_snapshots]), default=-math.inf)
+        if not math.isfinite(peak) or max(recent) >= self.share * peak:
             return ""
         return f"the heads were lost: the best prefix matching was {peak:.3f}, then {len(recent)} times {max(recent):.3f} or less"
 
 
-def _shown(snapshot: Snapshot) -> float:
-    """The highest prefix matching that is shown: of each head's, less so many of its standard errors."""
-    errors = snapshot.errors.get("prefix_matching")
-    if snapshot.prefix_matching is None or not isinstance(errors, np.ndarray):
+def _matching(snapshot: Snapshot, of: Callable[[Snapshot, str], Floats | None], least: float = MIN_PREFIX_MATCHING) -> float:
+    """The highest prefix matching of the heads that match prefixes, minus infinity where none does.
+
+    Where no excess was recorded, chance is taken to be nothing.
+    """
+    score = of(snapshot, "prefix_matching")
+    excess = score if snapshot.excess is None else of(snapshot, "excess")
+    if score is None or excess is None:
         return -math.inf
-    return _highest(snapshot.prefix_matching - STANDARD_ERRORS * errors)
+    return _highest(score[matches_by_means({"prefix_matching": score, "excess": excess}, least)])
+
+
+def _mean(snapshot: Snapshot, name: str) -> Floats | None:
+    """A score of every head."""
+    found: Floats | None = getattr(snapshot, name)
+    return found
+
+
+def _shown(snapshot: Snapshot, name: str) -> Floats | None:
+    """What is shown of a score of every head: less so many of its standard errors; None where these are not known."""
+    scores, errors = _mean(snapshot, name), snapshot.errors.get(name)
+    return None if scores is None or not isinstance(errors, np.ndarray) else scores - STANDARD_ERRORS * errors
 
 
 def _highest(scores: Floats | None) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pytest_induction.criteria import MIN_ADVANTAGE
 from pytest_induction.records import Estimate, Verdict
 from pytest_induction.statistics import SHARE, Equivalence, Interval, Pair, equivalence
-from pytest_induction.verdicts.bars import MIN_ADVANTAGE
 from pytest_induction.verdicts.behaviour import MAX_IN_CONTEXT_LEARNING
 from pytest_induction.verdicts.judgement import Judgement, more_needed
 

@@ -6,12 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from pytest_induction.criteria import SUPPRESSES, suppresses
 from pytest_induction.measure import Array
 from pytest_induction.records import Evidence, HeadEvidence, Verdict
 from pytest_induction.statistics import mean_interval
-
-SUPPRESSES = "suppresses"
-MIN_SUPPRESSION = 0.25  # nats, half of the least advantage: any head may do as much on its way to a later one
 
 
 def judge_copying_of_heads(evidence: Evidence, effects: Array, error_rate: float) -> Evidence:
@@ -24,7 +22,7 @@ def judge_copying_of_heads(evidence: Evidence, effects: Array, error_rate: float
     columns = np.stack([effects[:, head.layer, head.head] for head in evidence.heads], axis=1)
     found = mean_interval(columns, error_rate, "nats")
     heads = [
-        replace(head, copy_effect=effect, kind=SUPPRESSES if effect.is_below(-MIN_SUPPRESSION) else head.kind)
+        replace(head, copy_effect=effect, kind=SUPPRESSES if suppresses(effect) else head.kind)
         for head, effect in zip(evidence.heads, found, strict=True)
     ]
     copying = tuple(head for head in heads if head.kind != SUPPRESSES)

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pytest_induction.criteria import min_excess
 from pytest_induction.measure import Array
 from pytest_induction.records import Estimate, HeadId, Verdict
 from pytest_induction.statistics import mean_interval
-from pytest_induction.verdicts.bars import EXCESS_SHARE, MIN_PREFIX_MATCHING
 from pytest_induction.verdicts.judgement import Judgement, more_needed
 
-MIN_EXCESS = MIN_PREFIX_MATCHING * EXCESS_SHARE  # what a head that matches literally must have beyond its chance
+MIN_EXCESS = min_excess()  # what a head that matches literally must have beyond its chance
 NEAREST = 3  # heads of each family that are in the evidence
 Ranked = list[tuple[HeadId, Estimate]]
 

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pytest_induction.criteria import EXCESS_SHARE, MIN_PERIODS, is_dormant, kind_of_head, matches_by_means
 from pytest_induction.measure import Array, Round
 from pytest_induction.records import Estimate, HeadEvidence, Verdict
 from pytest_induction.statistics import mean_interval
-from pytest_induction.verdicts.bars import EXCESS_SHARE
 from pytest_induction.verdicts.behaviour import MIN_ACCURACY
 from pytest_induction.verdicts.judgement import Judgement, behaviour_of, more_needed
 from pytest_induction.verdicts.mosaic import mosaic
 
-MIN_PERIODS = 2  # at which a head must match: one period cannot tell matching from counting back
-CLEAR, DORMANT = 0.5, 0.9  # mass that makes a kind of a head, and that leaves nothing for any other
 NEAREST = 3  # other heads that are named beside those found
 
 
@@ -123,7 +121,7 @@ def _without_matching_heads(census: Census, estimates: Mapping[str, Estimate], m
             f"the best, {census.best}, {weak}"
         )
         return Verdict.NOT_FORMED, "copies_without_a_head", summary
-    if all(head.first_token >= DORMANT for head in census.heads):
+    if all(is_dormant(head.first_token) for head in census.heads):
         return Verdict.NOT_FORMED, "dormant", "on this data every head rests on the first token"
     return Verdict.NOT_FORMED, "no_head_matches", f"no head matches prefixes: the best, {census.best}, below {census.bar:.3f}"
 
@@ -155,7 +153,7 @@ def head_evidence(found: Round, error_rate: float, bar: float) -> list[HeadEvide
                 duplicate_token=measured["duplicate_token"],
                 first_token=measured["first_token"],
                 periods_passed=int(passed[layer, head]),
-                kind=_kind(estimate.value, excess.value, measured, bar),
+                kind=kind_of_head({**measured, "prefix_matching": estimate.value, "excess": excess.value}, bar),
             )
         )
     return sorted(evidence, key=lambda head: -head.prefix_matching.value)
@@ -163,7 +161,7 @@ def head_evidence(found: Round, error_rate: float, bar: float) -> list[HeadEvide
 
 def chance_of(found: Round) -> Array:
     """What each head has of its score without matching, (n_sequences, n_layers, n_heads): where nothing repeats, or beside it."""
-    return np.maximum(found.control, found.heads[:, 4])
+    return found.chance
 
 
 def _periods_passed(periods: NDArray[np.int64], score: Array, excess: Array, bar: float) -> NDArray[np.int64]:
@@ -171,15 +169,6 @@ def _periods_passed(periods: NDArray[np.int64], score: Array, excess: Array, bar
     passed = np.zeros(score.shape[1:], dtype=np.int64)
     for period in np.unique(periods):
         rows = periods == period
-        passed += (score[rows].mean(axis=0) >= bar) & (excess[rows].mean(axis=0) >= bar * EXCESS_SHARE)
+        means = {"prefix_matching": score[rows].mean(axis=0), "excess": excess[rows].mean(axis=0)}
+        passed += matches_by_means(means, bar)
     return passed
-
-
-def _kind(score: float, excess: float, measured: Mapping[str, float], bar: float) -> str:
-    """What a head does with most of its attention on these probes, in a word; "" for no one thing."""
-    if score >= bar:
-        return "matches" if excess >= bar * EXCESS_SHARE else "positional"
-    for name in ("previous_token", "duplicate_token"):
-        if measured[name] >= CLEAR:
-            return name.removesuffix("_token")
-    return "dormant" if measured["first_token"] >= DORMANT else ""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from pytest_induction.criteria import MIN_PERIODS, is_above, is_below, matches_by_means, min_excess
 from pytest_induction.records import PairEvidence, Verdict
 from pytest_induction.statistics import mean_interval
-from pytest_induction.verdicts.bars import EXCESS_SHARE
-from pytest_induction.verdicts.heads import MIN_PERIODS
 from pytest_induction.verdicts.judgement import Judgement, more_needed
 from pytest_induction.virtual import PairRound
 
@@ -19,26 +18,20 @@ def judge_virtual_head(found: PairRound, *, min_prefix_matching: float, error_ra
 
     Half of `error_rate` goes to the composed scores of all pairs, half to what is left of them without chance.
     """
-    excess_bar = min_prefix_matching * EXCESS_SHARE
-    near = [pair for pair in _pairs(found, min_prefix_matching, error_rate / 2) if _may_match(pair, min_prefix_matching)]
+    every = _pairs(found, min_prefix_matching, error_rate / 2)
+    near = [pair for pair in every if not is_below(pair.composed, pair.excess, min_prefix_matching)]
     clear = [
-        pair
-        for pair in near
-        if pair.composed.is_above(min_prefix_matching) and pair.excess.is_above(excess_bar) and pair.periods_passed >= MIN_PERIODS
+        pair for pair in near if is_above(pair.composed, pair.excess, min_prefix_matching) and pair.periods_passed >= MIN_PERIODS
     ]
     if clear:
         words = f"{clear[0]} match prefixes in two steps, composed score {clear[0].composed.value:.3f}"
         return Judgement(Verdict.FORMED, "formed_virtual", words, pairs=tuple(clear[:MOST_PAIRS]))
     if not near:
         return Judgement(Verdict.NOT_FORMED, "no_pair_matches", "no pair of heads matches prefixes in two steps")
-    first, count = near[0], len(found.periods)
+    first, count, excess_bar = near[0], len(found.periods), min_excess(min_prefix_matching)
     more = max(more_needed(first.composed, min_prefix_matching, count), more_needed(first.excess, excess_bar, count))
     words = f"{first} have composed score {first.composed.value:.3f}, too close to {min_prefix_matching:.3f} to tell"
     return Judgement(Verdict.UNDETERMINED, "pairs_unclear", words, pairs=(first,), more_sequences=more)
-
-
-def _may_match(pair: PairEvidence, bar: float) -> bool:
-    return not pair.composed.is_below(bar) and not pair.excess.is_below(bar * EXCESS_SHARE)
 
 
 def _pairs(found: PairRound, bar: float, error_rate: float) -> list[PairEvidence]:
@@ -48,8 +41,12 @@ def _pairs(found: PairRound, bar: float, error_rate: float) -> list[PairEvidence
         values[:, exists].astype(np.float64) for values in (found.composed, found.chance, found.prefix_matching)
     )
     scores, excesses = mean_interval(composed, error_rate), mean_interval(composed - chance, error_rate, "excess")
-    passed = sum((composed[found.periods == period].mean(axis=0) >= bar).astype(int) for period in np.unique(found.periods))
-    each = zip(np.argwhere(exists), scores, excesses, whole.mean(axis=0), np.asarray(passed), strict=True)
+    passed = np.zeros(composed.shape[1], dtype=np.int64)
+    for period in np.unique(found.periods):
+        rows = found.periods == period
+        means = {"prefix_matching": composed[rows].mean(axis=0), "excess": (composed - chance)[rows].mean(axis=0)}
+        passed += matches_by_means(means, bar)
+    each = zip(np.argwhere(exists), scores, excesses, whole.mean(axis=0), passed, strict=True)
     pairs = [
         PairEvidence(int(layer), int(head), int(before), int(other), score, excess, float(mean), int(periods))
         for (layer, head, before, other), score, excess, mean, periods in each

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pytest_induction.criteria import MIN_ADVANTAGE
 from pytest_induction.measure import Array
 from pytest_induction.preservation import Measured, chosen, in_role
 from pytest_induction.profiles import ROLES, HeadsProfile
 from pytest_induction.records import Estimate, HeadId, Verdict
 from pytest_induction.statistics import Mean
-from pytest_induction.verdicts.bars import MIN_ADVANTAGE
 from pytest_induction.verdicts.behaviour import MIN_ROWS
 from pytest_induction.verdicts.continuity import ROWS, SEQUENCES
 from pytest_induction.verdicts.judgement import Judgement
