@@ -122,13 +122,14 @@ def test_a_head_that_a_later_one_reads_is_not_silent(model, head):
     assert not found.is_silent and found.loss_change.value == pytest.approx(ALL, abs=1e-3)
 
 
-@pytest.mark.parametrize(("share", "is_silent"), [(1e-9, True), (1e-4, False)])
-def test_less_than_a_rounding_is_nothing(share, is_silent):
-    """Logits of 16 billionths beside one of 16 in float32; a little more than a rounding is something."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("share", "is_silent"), [(1e-9, True), (1e-4, False), (4e-3, False)])
+def test_less_than_a_rounding_is_nothing(share, is_silent, dtype):
+    """Logits of 16 billionths beside one of 16; more is something, also where it is less than one of 16 is rounded by."""
     model = redundant_induction_heads(count=2, strength=32.0)
     with torch.no_grad():
         model.layers[1].W_O[1] = share * model.layers[1].W_O[1].roll(1, -1)  # another token than the right one
-    found = written(model)["L1H1"]
+    found = written(model.to(dtype))["L1H1"]
     assert found.largest_change == pytest.approx(16 * share, rel=0.05) and found.is_silent is is_silent
     assert found.rounding == pytest.approx(16 * 2**-23, rel=1e-3)
 

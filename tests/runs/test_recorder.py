@@ -7,6 +7,7 @@ import math
 import random
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -602,6 +603,22 @@ class TestStopRules:
         assert rule([*low, measured(120, 0.32, error=0.01)]) != ""  # not shown to lie above
         assert rule([*low, measured(120, 0.33, error=0.01)]) == ""
         assert rule([measured(120, math.nan)]) == "" == rule([Snapshot(120, prefix_matching=np.zeros((1, 2)))])
+
+    def test_what_a_head_has_by_chance_counts_for_no_rule(self):
+        """Where it was recorded what is left beyond chance; half of what is asked for must be."""
+
+        def by_chance(left, step=120):
+            snapshot = measured(step, 0.5, excess=np.array([[left]], dtype=np.float32))
+            return replace(snapshot, errors={**snapshot.errors, "excess": np.full((1, 1), 0.01)})
+
+        rule, gone = NoInductionBy(steps=100), [measured(step, 0.1) for step in (130, 140, 150)]
+        assert rule([by_chance(0.05)]) == (
+            "no head matched prefixes by 100 steps: the most that a snapshot showed is prefix matching above 0.472 (by chance), "
+            "and 0.3 was asked for"
+        )
+        assert rule([by_chance(0.17)]) != "" == rule([by_chance(0.18)])  # 2.8 standard errors above 0.15
+        assert rule([replace(by_chance(0.4), errors=measured(1, 0.5).errors)]) != ""  # whose error is not known is not shown
+        assert HeadsLost()([by_chance(0.14), *gone]) == "" != HeadsLost()([by_chance(0.16), *gone])
 
     def test_no_induction_by_a_number_of_tokens(self):
         rule = NoInductionBy(tokens=1000)
