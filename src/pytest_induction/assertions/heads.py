@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -285,34 +285,11 @@ def judged_induction_head(
     spent = _checked_budget(subject, budget)
     rest = replace(spent, error_rate=spent.error_rate / 2) if allow_virtual else spent  # of two claims either may be wrong
     search = HeadSearch(subject, thresholds, rest, complete=is_small(subject))
-    judgement = _searched(search)
+    judgement = searched(search)
     evidence = _evidence(search, judgement, thresholds)
     if subject.n_layers > 1 and evidence.reason in ("copies_without_a_head", "weak_or_shared"):
         evidence = _through_pairs(subject, evidence, rest, allow_virtual=allow_virtual)
     return replace(evidence, confidence=1 - spent.error_rate)
-
-
-def _searched(search: HeadSearch) -> Judgement:
-    """Draw rounds until the question is answered or the budget is spent."""
-    while True:
-        search.draw()
-        search.rule_out()
-        table = search.table
-        if table.open and search.complete and not search.is_spent:
-            continue
-        if table.matching:
-            return _used(search)
-        if table.undecided:
-            if search.is_spent:
-                return induction.undecided(table, search.behaviour(), search.n_sequences)
-            continue
-        if table.need_longer_matches:
-            return induction.longer_matches_needed(table, search.behaviour())
-        if table.is_absent:
-            return _absent(search)
-        if table.present or search.is_spent:
-            summed = summed_by_layer(search.found, table.ruled_out)
-            return induction.weak_or_shared(table, search.behaviour(), summed)
 
 
 def _used(search: HeadSearch) -> Judgement:
@@ -328,7 +305,7 @@ def _used(search: HeadSearch) -> Judgement:
 
 
 def _absent(search: HeadSearch) -> Judgement:
-    """The verdict on a model without heads on the usual rows, after a look at others: few rows, and more where these do not tell."""
+    """The verdict on a model without heads on the usual rows, after a look at others, few and then more."""
     subject, seed, estimates = search.subject, search.budget.seed, search.behaviour()
     at, rate = search.thresholds.max_prefix_matching, search.budget.error_rate / len(MORE_ROWS)
     for more in MORE_ROWS:
@@ -350,6 +327,29 @@ def _without(look: Look, ruled_out: Sequence[HeadEvidence]) -> Look:
     for head in ruled_out:
         scores[:, head.layer, head.head] = 0.0
     return replace(look, scores=scores)
+
+
+def searched(search: HeadSearch, absent: Callable[[HeadSearch], Judgement] = _absent) -> Judgement:
+    """Draw rounds until the question is answered or the budget is spent; `absent` has the last word where there is no head."""
+    while True:
+        search.draw()
+        search.rule_out()
+        table = search.table
+        if table.open and search.complete and not search.is_spent:
+            continue
+        if table.matching:
+            return _used(search)
+        if table.undecided:
+            if search.is_spent:
+                return induction.undecided(table, search.behaviour(), search.n_sequences)
+            continue
+        if table.need_longer_matches:
+            return induction.longer_matches_needed(table, search.behaviour())
+        if table.is_absent:
+            return absent(search)
+        if table.present or search.is_spent:
+            summed = summed_by_layer(search.found, table.ruled_out)
+            return induction.weak_or_shared(table, search.behaviour(), summed)
 
 
 def _evidence(search: HeadSearch, judgement: Judgement, thresholds: Thresholds) -> Evidence:
