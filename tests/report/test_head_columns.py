@@ -100,8 +100,10 @@ def test_rows_of_the_page_have_the_masses_below_the_match_length():
     assert [each.text for each in lengths] == LENGTHS and [each.note for each in lengths] == NOTES
     assert column(verdict.heads, HEAD_COLUMNS, "reach") == REACHES
     assert column(verdict.heads, HEAD_COLUMNS, "ablation (nats)") == ["", "", "+0.120", "+0.004", "", ""]
-    kinds = column(verdict.heads, HEAD_COLUMNS, "kind")
-    assert kinds == [*["matches"] * 3, "matches and writes nothing", "follows the period", "previous token"]
+    heads = column(verdict.heads, HEAD_COLUMNS, "head")
+    assert heads[0] == Noted("L1H0 ✓", "matches") and heads[3] == Noted("L0H1", "matches and writes nothing")
+    assert [each.note for each in heads[4:]] == ["follows the period", "previous token"]
+    assert column(verdict.heads, HEAD_COLUMNS, "prefix matching")[0] == Noted("0.900", "0.870 to 0.930")
 
 
 def test_columns_with_nothing_in_them_are_left_out_of_the_page():
@@ -110,7 +112,7 @@ def test_columns_with_nothing_in_them_are_left_out_of_the_page():
         samples.evidence(), heads=tuple(replace(head, copy_effect=None) for head in samples.evidence().heads), nearest=()
     )
     (row,) = test_rows(samples.session(samples.TestRecord("a.py::test", "passed", evidence=(bare,))))
-    assert set(HEAD_COLUMNS) - set(row.verdicts[0].head_columns) == {"match length", "reach", "copying (nats)", "ablation (nats)"}
+    assert set(HEAD_COLUMNS) - set(row.verdicts[0].head_columns) == {"match length", "reach", "copy (nats)", "ablation (nats)"}
     assert all(len(cells) == len(row.verdicts[0].head_columns) for cells in row.verdicts[0].heads)
 
 
@@ -123,6 +125,7 @@ def test_the_page_shows_text_and_note_of_a_cell():
     pytest.importorskip("jinja2")
     page = html_page(samples.session(samples.TestRecord("a.py::test", "passed", evidence=(told(),))))
     assert '<td>2<span class="of">0.05, 0.62, 0.80</span></td><td>17</td>' in page
+    assert '<th scope="row">L1H1 ✓<span class="of">matches</span></th>' in page
     assert '<th scope="col">match length</th><th scope="col">reach</th>' in page
     assert "Noted(" not in page
 

@@ -33,8 +33,8 @@ HEADS = {True: ("✓", "Heads; ✓ where the claim holds"), False: ("✗", "Head
 
 
 HEAD_COLUMNS = (
-    *("head", "prefix matching", "interval", "chance", "previous", "duplicate", "first token"),
-    *("match length", "reach", "copying (nats)", "ablation (nats)", "kind"),
+    *("head", "prefix matching", "match length", "reach", "copy (nats)", "ablation (nats)"),
+    *("chance", "previous", "duplicate", "first token"),
 )
 
 
@@ -204,24 +204,22 @@ def quantity(value: float, unit: str) -> str:
 
 
 def head_row(head: HeadEvidence, mark: str, min_prefix_matching: float) -> tuple[str | Noted, ...]:
-    """What is told of a head, in the order of `HEAD_COLUMNS`; the masses of each match length stand below that."""
+    """What is told of a head, in the order of `HEAD_COLUMNS`: below its name its kind, below match length the mass of each."""
     found = head.prefix_matching
     copying, ablation = (
         "" if effect is None else number(effect.value, "nats", signed=True) for effect in (head.copy_effect, head.ablation_effect)
     )
     return (
-        f"{head} {mark}".rstrip(),
-        number(found.value, "share"),
-        f"{number(found.low, 'share')} to {number(found.high, 'share')}",
-        number(head.null, "share"),
-        number(head.previous_token, "share"),
-        number(head.duplicate_token, "share"),
-        number(head.first_token, "share"),
+        Noted(f"{head} {mark}".rstrip(), KINDS.get(head.kind, head.kind)),
+        Noted(number(found.value, "share"), f"{number(found.low, 'share')} to {number(found.high, 'share')}"),
         Noted(match_length(head, min_prefix_matching), masses(head)),
         reach(head),
         copying,
         ablation,
-        KINDS.get(head.kind, head.kind),
+        number(head.null, "share"),
+        number(head.previous_token, "share"),
+        number(head.duplicate_token, "share"),
+        number(head.first_token, "share"),
     )
 
 
