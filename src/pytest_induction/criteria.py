@@ -70,6 +70,11 @@ def suppresses(copy_effect: Estimate) -> bool:
     return copy_effect.is_below(-MIN_SUPPRESSION)
 
 
+def is_written(copy_effect: Estimate) -> bool:
+    """Whether the direct path shows that a head writes something: the interval of its copy effect does not hold 0."""
+    return copy_effect.low > 0 or copy_effect.high < 0
+
+
 def is_previous_token(previous_token: Numbers, min_previous_token: float = MIN_PREVIOUS_TOKEN) -> Numbers:
     """Which heads attend to the position before, by their mean score."""
     return previous_token >= min_previous_token

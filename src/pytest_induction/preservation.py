@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.copying import copy_effects
-from pytest_induction.criteria import has_role, suppresses
+from pytest_induction.criteria import has_role, is_written, suppresses
 from pytest_induction.errors import ArgumentError, BaselineError, ModelError, user_facing, whole_number
 from pytest_induction.measure import Array, ModelLike, Round, draw_round, probe_round, probes_of, provenance
 from pytest_induction.models.calling import first_line
@@ -21,7 +21,8 @@ from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Ids, fitting_shape, usable_ids
 from pytest_induction.profiles import BEHAVIOUR, ROLES, HeadInRole, HeadsProfile, Probed, TextScores
 from pytest_induction.progress import progress
-from pytest_induction.records import TokenSpace
+from pytest_induction.records import HeadId, TokenSpace
+from pytest_induction.silence import Written, written_by
 from pytest_induction.statistics import FIRST_LOOK, look_sizes, mean_interval
 from pytest_induction.text import row_losses, rows_of, window_mean, windows_of
 
@@ -33,12 +34,13 @@ N_SEQUENCES, MAX_ROWS = 48, 256
 class Measured:
     """What was measured of a model on the same probes: every head, by score (n_sequences, n_layers, n_heads); None if unread.
 
-    `suppressing` (n_layers, n_heads) are heads that lower what they match. `notes` say what is not known of the model.
+    `ruled_out` (n_layers, n_heads) are heads that lower what they match, or match and write nothing. `notes` say what is not
+    known of the model.
     """
 
     found: Round
     scores: Mapping[str, Array] | None
-    suppressing: NDArray[np.bool_]
+    ruled_out: NDArray[np.bool_]
     text: TextScores | None = None
     notes: tuple[str, ...] = ()
 
@@ -59,9 +61,13 @@ def profile_of(
     a shorter context) serves later models that have no more. With `text` (as for `assert_learns_in_context`) in-context learning
     is measured too, on at most `max_rows` rows of it.
 
-    A head is kept for every role that it has on every other sequence: "induction" with prefix matching of 0.3 and more than half
-    of that left without its own chance, unless it is shown to lower what it matches; "previous_token" and "duplicate_token" with
-    a score of 0.3. Raises `ModelError` for a model that cannot be measured, `ProbeError` where no probe fits it.
+    A head is kept for every role that it has on every other sequence: "induction" with prefix matching of 0.3 and more than
+    half of that left without its own chance, unless it is shown to lower what it matches or to write nothing; "previous_token"
+    and "duplicate_token" with a score of 0.3. Heads are chosen by these means, and not by the list of `find_induction_heads`: a
+    list draws sequences until every head is clear, and later models are compared on sequences on which nothing was chosen. So a
+    head near 0.3 may be kept with one seed and not with another, and a head that only follows a period is kept too.
+
+    Raises `ModelError` for a model that cannot be measured, `ProbeError` where no probe fits it.
 
     >>> from pytest_induction.models.planted import induction_head
     >>> [(head.role, head.layer, head.head) for head in profile_of(induction_head()).heads]
@@ -135,33 +141,47 @@ class Prober:
         if self.subject.way is None:
             return Measured(found, None, np.zeros((0, 0), bool), text, ("its attention cannot be read",))
         scores = scores_of(found)
-        suppressing, notes = self._suppressing(scores)
-        return Measured(found, scores, suppressing, text, notes)
+        ruled_out, notes = self._ruled_out(scores)
+        return Measured(found, scores, ruled_out, text, notes)
 
     def profile(self, text: TextScores | None = None) -> HeadsProfile:
         """What is kept of what has been measured so far."""
         measured, count = self.measured(text), self.n_sequences
-        heads = None if measured.scores is None else tuple(heads_in_roles(measured.scores, measured.suppressing))
+        heads = None if measured.scores is None else tuple(heads_in_roles(measured.scores, measured.ruled_out))
         behaviour = {name: measured.found.behaviour[name] for name in BEHAVIOUR}
         about = provenance(self.subject, seed=self._seed, n_sequences=count, probe=measured.found.described)
         periods = tuple(int(period) for period in np.unique(measured.found.periods))
         probed = Probed(self._seed, count, self._space, periods, fitting_shape(self._space)[1])
         return HeadsProfile(heads, behaviour, text, probed, replace(about, notes=about.notes + measured.notes))
 
-    def _suppressing(self, scores: Mapping[str, Array]) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-        """Which heads are shown to lower what they match; and a note where that is not known of one that matches."""
-        none = np.zeros(scores["excess"].shape[1:], bool)
-        if not in_role(scores, "induction").any():
-            return none, ()
+    def _ruled_out(self, scores: Mapping[str, Array]) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+        """Which heads are shown to lower what they match, or to write nothing; and a note where that is not known of one that
+        matches.
+        """
+        gone = np.zeros(scores["excess"].shape[1:], bool)
+        unclear, notes = in_role(scores, "induction"), []
+        if not unclear.any():
+            return gone, ()
         try:
             effects = copy_effects(self.subject, FIRST_LOOK, self._seed)
+            exists = ~np.isnan(effects[0])
+            found = mean_interval(effects[:, exists], SUPPRESSION_ERROR, "nats")
+            gone[exists] = [suppresses(each) for each in found]
+            unclear[exists] &= [not is_written(each) for each in found]
         except Exception as error:  # noqa: BLE001 - whatever it is: what has been measured is not lost, behaviour says that it copies
-            seen = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
-            return none, (f"whether each head copies is not known: {seen}{first_line(error)}",)
-        exists = ~np.isnan(effects[0])
-        found = mean_interval(effects[:, exists], SUPPRESSION_ERROR, "nats")
-        none[exists] = [suppresses(each) for each in found]
-        return none, ()
+            notes.append(f"whether each head copies is not known: {_seen(error)}")
+        try:
+            for each in self._written(unclear):
+                gone[each.layer, each.head] |= each.is_silent
+        except Exception as error:  # noqa: BLE001 - likewise
+            notes.append(f"whether each head writes anything is not known: {_seen(error)}")
+        return gone, tuple(notes)
+
+    def _written(self, asked: NDArray[np.bool_]) -> list[Written]:
+        """What these heads write, by ablating each; measured once."""
+        heads = tuple(HeadId(int(layer), int(head)) for layer, head in np.argwhere(asked))
+        key = ("what heads write", heads, self._seed)
+        return self.subject.remember(key, lambda: written_by(self.subject, heads, self._seed))
 
     def rows(self, text: Any, max_rows: int) -> Ids:
         """The rows of token ids that a text makes for this model."""
@@ -179,6 +199,11 @@ class Prober:
         first_token, windows = windows_of(self._alike, rows)
         early, late = (window_mean(losses, span, first_token) for span in (windows.early, windows.late))
         return TextScores(digest_of(rows), max_rows, rows.shape[1], late - early, late)
+
+
+def _seen(error: Exception) -> str:
+    """The first line of what went wrong, with its kind where that is none of ours."""
+    return f"{'' if isinstance(error, ModelError) else f'{type(error).__name__}: '}{first_line(error)}"
 
 
 def digest_of(rows: Ids) -> str:
@@ -212,11 +237,11 @@ def in_role(scores: Mapping[str, Array], role: str) -> NDArray[np.bool_]:
     return found
 
 
-def heads_in_roles(scores: Mapping[str, Array], suppressing: NDArray[np.bool_]) -> Sequence[HeadInRole]:
+def heads_in_roles(scores: Mapping[str, Array], ruled_out: NDArray[np.bool_]) -> Sequence[HeadInRole]:
     """The heads of each role, by layer and number."""
     found = []
     for role, names in ROLES.items():
-        has = in_role(scores, role) & ~suppressing if role == "induction" else in_role(scores, role)
+        has = in_role(scores, role) & ~ruled_out if role == "induction" else in_role(scores, role)
         for layer, head in np.argwhere(has):
             found.append(HeadInRole(role, int(layer), int(head), {name: scores[name][:, layer, head] for name in names}))
     return found

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_induction.records import Evidence
+    from pytest_induction.records import Estimate, Evidence, HeadEvidence
 
 PREFIX = "induction."  # of our properties
 OPTION = "--induction-"
+MATCH_LENGTHS = ("exactly_one", "exactly_two", "three_or_more")
 SETTINGS = {  # files that pytest reads its settings from, and what in them says so
     "pytest.toml": "",
     ".pytest.toml": "",
@@ -33,7 +34,8 @@ def properties(evidence: Evidence) -> list[tuple[str, object]]:
     """A verdict as properties `induction.CLAIM.NAME`: what it is and why, of which weights, every estimate with its interval.
 
     `expected` is the verdict that was asked for: a control that passes has NOT_FORMED in both.
-    `prefix_matching` is that of the strongest head, also where it is below the bar.
+    `prefix_matching` is that of the strongest head, also where it is below the bar; so are what it has at each match length, its
+    effects in nats and how far back it matches, where these are known.
     """
     prefix = f"{PREFIX}{evidence.claim}"
     found: list[tuple[str, object]] = [
@@ -51,12 +53,21 @@ def properties(evidence: Evidence) -> list[tuple[str, object]]:
     if evidence.confidence is not None:
         found.append((f"{prefix}.confidence", round(evidence.confidence, 6)))
     heads = [*evidence.heads, *evidence.nearest]
-    strongest = {"prefix_matching": heads[0].prefix_matching} if heads else {}
+    strongest = _scores_of(heads[0]) if heads else {}
     for name, estimate in {**strongest, **evidence.estimates}.items():
         found.append((f"{prefix}.{name}", round(estimate.value, 6)))
         if estimate.low < estimate.high:
             found += [(f"{prefix}.{name}.low", round(estimate.low, 6)), (f"{prefix}.{name}.high", round(estimate.high, 6))]
+    if heads and heads[0].reach is not None:
+        found.append((f"{prefix}.reach", heads[0].reach))
     return found + [(f"{prefix}.bar.{name}", round(bar, 6)) for name, bar in evidence.bars.items()]
+
+
+def _scores_of(head: HeadEvidence) -> dict[str, Estimate]:
+    """What is known of one head, by name."""
+    known = {"copy_effect": head.copy_effect, "ablation_effect": head.ablation_effect}
+    effects = {name: effect for name, effect in known.items() if effect is not None}
+    return {"prefix_matching": head.prefix_matching, **dict(zip(MATCH_LENGTHS, head.match_lengths, strict=False)), **effects}
 
 
 class SessionCI:

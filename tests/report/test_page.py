@@ -112,7 +112,7 @@ def test_a_verdict_stands_with_its_estimate_bar_and_evidence(small):
         "L1H0 prefix matching 0.929 0.899 to 0.959; threshold 0.300",
         "later accuracy 0.431 0.390 to 0.470; threshold 0.500",
         "NOT FORMED",
-        "L1H1 ✓ 0.910 0.880 to 0.940",
+        "L1H1 ✓ matches 0.910 0.880 to 0.940",
         "confidence of the verdict 0.999",
         "give 40 more rows of text",
         "pytest --induction-model models/small -k has",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pytest_induction.copying import CopyRound, copy_round
-from pytest_induction.criteria import SILENT, SUPPRESSES
+from pytest_induction.criteria import SILENT, SUPPRESSES, is_written
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.measure import PERIODS_AT_ONCE, Array, Kind, Round, probe_round, provenance
 from pytest_induction.models.calling import first_line
@@ -164,7 +164,7 @@ class HeadSearch:
 
     def _with_ablation(self, heads: Sequence[HeadEvidence]) -> list[HeadEvidence]:
         """Those of which the direct path says nothing, with what ablating them does."""
-        asked = [head for head in heads if head.copy_effect is None or not _says_something(head.copy_effect)]
+        asked = [head for head in heads if head.copy_effect is None or not is_written(head.copy_effect)]
         if not asked:
             return list(heads)
         try:
@@ -214,8 +214,3 @@ def without(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
 
 def _place(head: HeadEvidence) -> tuple[int, int]:
     return head.layer, head.head
-
-
-def _says_something(effect: Estimate) -> bool:
-    """Whether the direct path shows that a head writes something: its interval does not hold 0."""
-    return effect.low > 0 or effect.high < 0

@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
+from pytest_induction.criteria import MATCHES, MIN_PREFIX_MATCHING, PERIOD_DETECTOR, SILENT, SUPPRESSES
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
 
 NEXT = {
@@ -15,7 +16,18 @@ NEXT = {
     "formed_virtual": "with `allow_virtual=False` only single heads count",
     "suppresses_what_it_matches": "a head that lowers what it finds suppresses copies; ablate it to see",
     "dormant": "heads may wake on other data: measure on your own with `measure_heads(model, tokens=...)`",
-    "matches_without_copying": "the head may suppress what it finds, or nothing downstream reads it; ablate it to see",
+    "matches_without_copying": "see what heads write with `measure_copying(model)`, or see `measure_ablations(model)`",
+    "copying_unclear": "draw more sequences with `max_sequences=`; the threshold is `min_advantage=`",
+    "heads_unclear": "draw more sequences with `max_sequences=`; `find_induction_heads(model)` lists what is not clear",
+    "weak_or_shared": "see every head with `measure_heads(model)`; less than `max_prefix_matching=` counts as none, "
+    "`min_prefix_matching=` as an induction head",
+    "silent": "see what the loss rises by without each head: `measure_ablations(model)`",
+    "period_detector": "see irregular distances with `measure_match_lengths(model)`; train on repeats of varied distance",
+    "needs_longer_match": "see `measure_match_lengths(model)`; allow longer matches with `match_length=`, or leave it out",
+    "match_length_unclear": "see `measure_match_lengths(model)`; allow more with `max_sequences=`, or leave `match_length=` out",
+    "in_longer_rows": "see how far heads reach with `measure_distances(model)`; less than `max_prefix_matching=` counts as none",
+    "other_first_token": "if the model is used so, declare it (`bos_token_id` of its config); see such rows with "
+    "`measure_heads(model, tokens=...)`; less than `max_prefix_matching=` counts as none",
     "counts_back": "a head trained on one period only counts back: train on repeats of varied distance",
     "does_not_copy": "see `measure_heads(model)` for its heads; a lower threshold is `min_accuracy=`",
     "does_not_learn": "compare with a model trained further on the same text; the threshold is `max_score=`",
@@ -84,6 +96,15 @@ BARS = {
 }
 """What an estimate is held against, where the names do not say so themselves."""
 ONE_SIDED = ("onset_lag", "induction_shift", "in_context_learning_shift")  # of those that are held against a margin
+MATCHING = (MATCHES, SUPPRESSES, SILENT)  # kinds of heads that match, whatever they write
+MATCH_LENGTHS = {
+    "1": "on 1 matching token",
+    "2": "needs 2 matching tokens",
+    "3+": "needs 3 matching tokens",
+    "more": "needs more than 3 matching tokens, or many copies",
+}
+SUMMED = "summed prefix matching of layer "  # an estimate for each layer, of which the highest are told
+MOST_LAYERS = 3
 WORDS = {"final": "prefix matching at the end"}
 ESTIMATES = {"continuity": "largest differences", "heads_preserved": "losses"}  # what estimates are, where no behaviour
 
@@ -177,16 +198,49 @@ def measured_on(about: Provenance) -> str:
 
 def _heads(evidence: Evidence) -> str:
     """The strongest of the heads that were found and of all others, and what they were held against."""
-    heads = (*evidence.heads, *evidence.nearest)[:MOST_HEADS]
-    said, bar = ", ".join(map(_head, heads)), evidence.bars.get("min_prefix_matching")
+    heads, bar = (*evidence.heads, *evidence.nearest)[:MOST_HEADS], evidence.bars.get("min_prefix_matching")
+    said = ", ".join(_head(head, MIN_PREFIX_MATCHING if bar is None else bar) for head in heads)
     if not heads or bar is None:
         return said
     chance = f"; chance gives {heads[0]} {heads[0].null:.3f}" if math.isfinite(heads[0].null) else ""
     return f"{said} (threshold {bar:.3f}{chance})"
 
 
-def _head(head: HeadEvidence) -> str:
-    return f"{head} {spanned(head.prefix_matching)}"
+def _head(head: HeadEvidence, min_prefix_matching: float) -> str:
+    about = ", ".join(traits(head, min_prefix_matching))
+    return f"{head} {spanned(head.prefix_matching)}{f' [{about}]' if about else ''}"
+
+
+def traits(head: HeadEvidence, min_prefix_matching: float) -> Iterator[str]:
+    """What is known of a head that matches, beside its score: on how many tokens, how far back, what it writes."""
+    if head.kind == PERIOD_DETECTOR:
+        yield "only follows the period"
+    elif head.match_lengths and head.kind in MATCHING:
+        yield MATCH_LENGTHS[match_length(head, min_prefix_matching)]
+    if head.reach is not None:
+        yield f"up to {head.reach} back"
+    effect, ablated = head.copy_effect, head.ablation_effect
+    if head.kind == SILENT:
+        yield "writes nothing"
+    elif head.kind == SUPPRESSES:
+        yield "lowers what it matches" + ("" if effect is None else f" by {-effect.value:.2f} nats")
+    elif ablated is not None and math.isfinite(ablated.value):
+        yield f"loss on later copies {ablated.value:+.2f} nats without it"
+
+
+def match_length(head: HeadEvidence, min_prefix_matching: float) -> str:
+    """How many matching tokens a head needs: "1", "2", "3+", or "more"; "" where that is not known or it does not match."""
+    if not head.match_lengths or head.kind not in MATCHING:
+        return ""
+    found = head.match_length(min_prefix_matching)
+    return "more" if found is None else f"{found}+" if found == len(head.match_lengths) else str(found)
+
+
+def reach(head: HeadEvidence) -> str:
+    """The longest period at which a head matches; "all" where it matches at all that were tried, "" where that is not known."""
+    if head.reach is not None:
+        return str(head.reach)
+    return "all" if head.match_lengths and head.kind in MATCHING else ""
 
 
 def _pair(pair: PairEvidence) -> str:
@@ -222,7 +276,11 @@ def _bars(name: str, bars: Mapping[str, float], unit: str) -> tuple[float, ...]:
 
 
 def _estimates_line(evidence: Evidence) -> str:
-    return "; ".join(_estimate(name, value, bars) for name, value, bars in with_bars(evidence))
+    summed = sorted(
+        (name for name in evidence.estimates if name.startswith(SUMMED)), key=lambda name: -evidence.estimates[name].value
+    )
+    told = (each for each in with_bars(evidence) if each[0] not in summed[MOST_LAYERS:])
+    return "; ".join(_estimate(name, value, bars) for name, value, bars in told)
 
 
 def _estimate(name: str, estimate: Estimate, bars: tuple[float, ...]) -> str:

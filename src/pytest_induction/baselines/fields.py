@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pytest_induction.errors import ArgumentError
-from pytest_induction.records import Change, Estimate, Evidence, HeadId, Provenance
+from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, HeadId, HeadList, Provenance
 
 DIGITS = 9  # that are kept of a number: float32 has no more
 OF_HEADS = (  # what is kept of scores of heads, by the class that has them all
@@ -15,17 +15,19 @@ OF_HEADS = (  # what is kept of scores of heads, by the class that has them all
     ("exactly_one", "exactly_two", "three_or_more", "after_breaks"),  # `MatchLengthScores`
 )
 WORDS = ("bool", "bool_", "str", "bytes", "NoneType")  # types that are no numbers, whatever `float` makes of them
-ACCEPTED = "a mapping of names to numbers, an `Evidence`, a `HeadScores` or a `MatchLengthScores`"
+OF_LENGTHS = ("exactly_one", "exactly_two", "three_or_more")  # of a listed head, as `MatchLengthScores` calls them
+ACCEPTED = "a mapping of names to numbers, an `Evidence`, a `HeadList`, a `HeadScores` or a `MatchLengthScores`"
 
 
 def fields_of(measured: Any) -> dict[str, float]:
     """The numbers of a measurement by name, to nine digits.
 
     Of a mapping all numbers, those of a mapping inside it as "outer.inner". Of an `Evidence` its estimates, the prefix matching
-    of the heads for which the claim holds ("L1H0.prefix_matching"), what its pairs do together, and how far and where the series
-    of a run changed. Of `HeadScores` prefix matching and attention to the previous token of every head ("prefix_matching.L1H0"),
-    of `MatchLengthScores` all four scores of every head ("exactly_two.L1H0"). Raises `ArgumentError` for anything else, for no
-    number at all, and for one that is not finite.
+    of the heads for which the claim holds ("L1H0.prefix_matching"), what its pairs do together, and how far and where the
+    series of a run changed. Of a `HeadList` its estimates, and of each of its heads prefix matching and, where they were
+    measured, the masses of each match length ("L1H0.exactly_two"). Of `HeadScores` prefix matching and attention to the
+    previous token of every head ("prefix_matching.L1H0"), of `MatchLengthScores` all four scores of every head
+    ("exactly_two.L1H0"). Raises `ArgumentError` for anything else, for no number at all, and for one that is not finite.
     """
     if not _is_whole(measured):
         raise ArgumentError(f"`measured` must be {ACCEPTED}, got `{type(measured).__name__}`")
@@ -54,7 +56,7 @@ def provenance_in(measured: Any) -> Provenance | None:
 
 def _is_whole(value: Any) -> bool:
     """Whether it has fields, and is no number."""
-    return isinstance(value, (Mapping, Evidence)) or bool(_of_heads(value))
+    return isinstance(value, (Mapping, Evidence, HeadList)) or bool(_of_heads(value))
 
 
 def _of_heads(value: Any) -> tuple[str, ...]:
@@ -66,6 +68,8 @@ def _parts(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Every field below `prefix`, by its whole name."""
     if isinstance(value, Evidence):
         named = _of_evidence(value)
+    elif isinstance(value, HeadList):
+        named = _of_list(value)
     elif kept := _of_heads(value):
         named = _of_scores(value, kept)
     elif isinstance(value, Mapping):
@@ -87,6 +91,18 @@ def _of_evidence(evidence: Evidence) -> Iterator[tuple[str, Any]]:
         yield f"{pair}.composed", pair.composed
     for change in evidence.changes:
         yield from _of_change(change)
+
+
+def _of_list(listed: HeadList) -> Iterator[tuple[str, Any]]:
+    yield from listed.estimates.items()
+    for head in listed.heads:
+        yield from _of_head(head)
+
+
+def _of_head(head: HeadEvidence) -> Iterator[tuple[str, Any]]:
+    yield f"{head}.prefix_matching", head.prefix_matching
+    for name, mass in zip(OF_LENGTHS, head.match_lengths, strict=False):  # none, where they were not measured
+        yield f"{head}.{name}", mass
 
 
 def _of_change(change: Change) -> Iterator[tuple[str, Any]]:

@@ -7,9 +7,11 @@ which has its own. Nothing depends on what was measured before: heads are chosen
 numbers a verdict that took more may refine.
 
 - **heads** `layers` (module paths), `scores`, `bar` (0.3), `kinds` (matrix of words: "matches", "previous", "duplicate",
-  "dormant", "positional", "suppresses", ""), `confidence`, `about`. Of each score `name`, `words`, `unit` ("share" or "nats"),
-  and matrices `value`, `low`, `high`. In this order: prefix_matching, excess (without its own chance, from -1 to 1),
-  previous_token, duplicate_token, first_token, and copy_effect (nats, any sign) where the weights of heads are known.
+  "dormant", "positional", "suppresses", "silent", "period_detector", ""), `confidence`, `about`. Of each score `name`, `words`,
+  `unit` ("share" or "nats"), and matrices `value`, `low`, `high`. In this order: prefix_matching, excess (without its own
+  chance, from -1 to 1), previous_token, duplicate_token, first_token; exactly_one, exactly_two and three_or_more (prefix
+  matching at irregular distances, by how many tokens match) where such rows fit the model; and copy_effect (nats, any sign)
+  where the weights of heads are known.
 - **attention** `tokens` (ids of one row), `starts` (positions where copies begin), `period`, `bos` (whether the row begins with a
   token of its own), `heads`, `about`. Of each head `name`, `role` ("induction", "previous token", "strongest"), `score` (for
   which it was chosen), `pattern` (a row for each query, with as many numbers as it has positions to attend to).

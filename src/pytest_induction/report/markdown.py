@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pytest_induction.records import Evidence
 from pytest_induction.report.mosaic import mosaic_lines
 from pytest_induction.report.session_records import SessionRecords, TestRecord
-from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, HeadRow, ModelView, by_model, tally, views
+from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, HeadRow, ModelView, by_model, tally, views, without_empty
 
 ICONS = {"passed": "✅", "xfailed": "✅", "failed": "❌", "error": "❌", "xpassed": "⚠️", "skipped": "⏭️"}
 COUNTED = {"error": "errors"}  # where the plural has another form
@@ -115,7 +115,7 @@ def _tables(view: ModelView) -> Iterator[Part]:
         yield Part(tuple(_table(CHANGE_COLUMNS, [tuple(map(text, row.cells)) for row in view.changes], left=3)), least=2)
         yield Part((f"Onset, midpoint and end in {view.places}, with their intervals.",))
     if view.heads:
-        yield Part(tuple(_table(HEAD_COLUMNS, map(_head_cells, view.heads), left=1)), least=2)
+        yield Part(tuple(_table(*without_empty(HEAD_COLUMNS, list(map(_head_cells, view.heads))), left=1)), least=2)
         more = f"; {view.heads_left_out} more are not shown" if view.heads_left_out else ""
         if more or any(row.found for row in view.heads):
             yield Part((f"Induction heads are bold{more}.",))

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'pytest-induction[report]'"
 SCRIPT = ("package_data", "plotly.min.js")  # in the installed plotly
-HEADS = ("head", "prefix matching", "interval", "chance", "previous", "duplicate", "first token", "copying (nats)", "kind")
 PAIRS = ("pair", "composed", "interval", "alone")
 LEVEL = 6  # of compression: the highest takes a third longer and saves 4 kB
 FEW = 12  # tests that need no filter
@@ -63,7 +62,6 @@ def html_page(records: SessionRecords) -> str:
             verdicts=tiles(records.evidence),
             outcomes=outcomes,
             result=_result(records),
-            head_columns=HEADS,
             pair_columns=PAIRS,
             has_filter=len(rows) > FEW,
             has_charts=any(each for panels in placed.values() for charts in panels for each in charts),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_induction.records import Evidence, Verdict
 from pytest_induction.report.mosaic import BLOCKS, mosaic_lines
-from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, MOST_HEADS, Claim, HeadRow, ModelView, views
+from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, MOST_HEADS, Claim, HeadRow, ModelView, views, without_empty
 
 Line = tuple[str, dict[str, bool]]
 """A line of text and how pytest's terminal writer is to mark it."""
@@ -118,7 +118,7 @@ def _heads(view: ModelView, style: Style) -> Iterator[Line]:
     rows = list(view.heads) if style.verbose or not found else found
     names = HEAD_COLUMNS if style.verbose else COLUMNS
     cells = [row.cells if style.verbose else _some_scores(row) for row in rows]
-    head, *lines = _aligned(*_without_empty(names, cells))
+    head, *lines = _aligned(*without_empty(names, cells))
     yield f"    {head}", {}
     for row, line in zip(rows, lines, strict=True):
         yield f"  {'*' if row.found else ' '} {line}", {"bold": row.found}
@@ -130,12 +130,6 @@ def _heads(view: ModelView, style: Style) -> Iterator[Line]:
 
 def _some_scores(row: HeadRow) -> tuple[str, ...]:
     return (row.name, row.prefix_matching, row.interval, row.copy_effect, row.kind)
-
-
-def _without_empty(names: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    """The table without the columns that have nothing in any row: of a run it is not known what heads copy."""
-    kept = [place for place in range(len(names)) if any(row[place] for row in rows)]
-    return [names[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
 def _near(view: ModelView, style: Style) -> Iterator[Line]:

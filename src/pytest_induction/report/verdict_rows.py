@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 
-from pytest_induction.assertions.messages import measured_on, next_step, with_bars, words
+from pytest_induction.assertions.messages import match_length, measured_on, next_step, reach, with_bars, words
+from pytest_induction.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Verdict
 from pytest_induction.report.charts.chart import known, number
 from pytest_induction.report.charts.interval import interval
+from pytest_induction.report.charts.mosaic import KINDS
 from pytest_induction.report.session_records import SessionRecords, TestRecord
-from pytest_induction.report.view import amount
+from pytest_induction.report.view import amount, masses, without_empty
 
 OF_HEADS = ("has_induction_head", "final_has_induction_head")
 DECIDES = {
@@ -30,6 +32,23 @@ COLOURS = {True: "as-expected", False: "unexpected", None: "unclear"}
 HEADS = {True: ("✓", "Heads; ✓ where the claim holds"), False: ("✗", "Heads; ✗ where the claim holds, which was not expected")}
 
 
+HEAD_COLUMNS = (
+    *("head", "prefix matching", "match length", "reach", "copy (nats)", "ablation (nats)"),
+    *("chance", "previous", "duplicate", "first token"),
+)
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A cell with something small below it."""
+
+    text: str
+    note: str
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.note)
+
+
 @dataclass(frozen=True)
 class Measure:
     """One estimate in words: value, interval and bar with its unit, and the picture of them; `name` says of what."""
@@ -43,7 +62,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """One verdict of one test. `heads` are rows of texts; `changes` too, of a run."""
+    """One verdict of one test. `heads` are rows of cells below `head_columns`."""
 
     claim: str
     verdict: str
@@ -51,7 +70,8 @@ class VerdictRow:
     summary: str
     key: Measure | None
     measures: tuple[Measure, ...]
-    heads: tuple[tuple[str, ...], ...]
+    head_columns: tuple[str, ...]
+    heads: tuple[tuple[str | Noted, ...], ...]
     about_heads: str
     pairs: tuple[tuple[str, ...], ...]
     confidence: str
@@ -105,6 +125,8 @@ def _verdict(evidence: Evidence) -> VerdictRow:
     mark, about_heads = HEADS[evidence.verdict is not Verdict.FORMED or bool(evidence.is_as_expected)]
     mark = mark if evidence.verdict is Verdict.FORMED else ""
     heads = (*((head, mark) for head in evidence.heads), *((head, "") for head in evidence.nearest))
+    least = evidence.bars.get("min_prefix_matching", MIN_PREFIX_MATCHING)
+    columns, rows = without_empty(HEAD_COLUMNS, [head_row(head, mark, least) for head, mark in heads])
     return VerdictRow(
         evidence.claim,
         _read(evidence.words),
@@ -112,7 +134,8 @@ def _verdict(evidence: Evidence) -> VerdictRow:
         evidence.summary,
         key_of(evidence),
         measures,
-        tuple(head_row(head, mark) for head, mark in heads),
+        tuple(columns),
+        tuple(map(tuple, rows)),
         about_heads,
         tuple(
             (
@@ -180,20 +203,23 @@ def quantity(value: float, unit: str) -> str:
     return amount(value) if unit in ("tokens", "steps") and value == value else number(value, unit)  # noqa: PLR0124 - NaN
 
 
-def head_row(head: HeadEvidence, mark: str) -> tuple[str, ...]:
-    """What is told of a head: name and mark, score, interval, chance, the other scores, copying, kind."""
+def head_row(head: HeadEvidence, mark: str, min_prefix_matching: float) -> tuple[str | Noted, ...]:
+    """What is told of a head, in the order of `HEAD_COLUMNS`: below its name its kind, below match length the mass of each."""
     found = head.prefix_matching
-    copying = "" if head.copy_effect is None else number(head.copy_effect.value, "nats", signed=True)
+    copying, ablation = (
+        "" if effect is None else number(effect.value, "nats", signed=True) for effect in (head.copy_effect, head.ablation_effect)
+    )
     return (
-        f"{head} {mark}".rstrip(),
-        number(found.value, "share"),
-        f"{number(found.low, 'share')} to {number(found.high, 'share')}",
+        Noted(f"{head} {mark}".rstrip(), KINDS.get(head.kind, head.kind)),
+        Noted(number(found.value, "share"), f"{number(found.low, 'share')} to {number(found.high, 'share')}"),
+        Noted(match_length(head, min_prefix_matching), masses(head)),
+        reach(head),
+        copying,
+        ablation,
         number(head.null, "share"),
         number(head.previous_token, "share"),
         number(head.duplicate_token, "share"),
         number(head.first_token, "share"),
-        copying,
-        head.kind,
     )
 
 

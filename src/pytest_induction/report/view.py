@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
+from typing import TypeVar
 
-from pytest_induction.assertions.messages import measured_on, spanned, with_bars, words
+from pytest_induction.assertions.messages import match_length, measured_on, reach, spanned, with_bars, words
+from pytest_induction.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, Verdict
 
+Cell = TypeVar("Cell")
 MOST_HEADS = 8
 HEAD_COLUMNS = (
-    *("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token", "copy (nats)", "kind"),
+    *("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token"),
+    *("match length", "reach", "copy (nats)", "ablation (nats)", "kind"),
 )
 CHANGE_COLUMNS = ("series", "verdict", "shape", "change", "onset", "midpoint", "end", "decades", "inside")
 CLAIMS = (
@@ -33,7 +37,11 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class HeadRow:
-    """One head in the table; `found` marks an induction head, `kind` is what it does, `copy_effect` in nats or ""."""
+    """One head in the table; `found` marks an induction head, `kind` is what it does.
+
+    `match_length` is how many matching tokens it needs, with its masses where one, two and three or more match, `reach` how far
+    back it matches. These and the effects, in nats, are "" where they are not known.
+    """
 
     name: str
     prefix_matching: str
@@ -42,7 +50,10 @@ class HeadRow:
     previous_token: str
     duplicate_token: str
     first_token: str
+    match_length: str
+    reach: str
     copy_effect: str
+    ablation_effect: str
     kind: str
     found: bool
 
@@ -162,8 +173,9 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
         Claim(words, claim, record.summary, times[claim, words], record.is_as_expected) for (claim, words), record in last.items()
     )
     widest = max(records, key=lambda record: len(record.heads) + len(record.nearest))
-    found = [_row(head, found=widest.verdict is Verdict.FORMED) for head in widest.heads]
-    rows = [*found[:most_heads], *(_row(head, found=False) for head in widest.nearest)]
+    least = widest.bars.get("min_prefix_matching", MIN_PREFIX_MATCHING)
+    found = [_row(head, least, found=widest.verdict is Verdict.FORMED) for head in widest.heads]
+    rows = [*found[:most_heads], *(_row(head, least, found=False) for head in widest.nearest)]
     notes = tuple(dict.fromkeys(note for record in records for note in record.provenance.notes))
     changing = max(records, key=lambda record: len(record.changes))
     changes = changing.changes
@@ -199,7 +211,7 @@ def _near_heads(record: Evidence) -> Iterator[str]:
     for head in unclear:
         yield f"{head} {spanned(head.prefix_matching)} is not clear of the threshold of {bar:.3f}"
     for head in not_counted:
-        what = f": {head.kind}" if head.kind not in ("", "matches") else ""
+        what = f": {words(head.kind)}" if head.kind not in ("", "matches") else ""
         yield f"{head} {spanned(head.prefix_matching)} is above the threshold of {bar:.3f} and does not count{what}"
     below = next((head for head in named if head.prefix_matching.is_below(bar)), None)
     is_sought = record.heads or record.expected is Verdict.NOT_FORMED  # whose nearest is worth a line
@@ -273,6 +285,12 @@ def _place(moment: Estimate | None) -> str:
     return "" if moment is None else f"{amount(moment.value)} ({amount(moment.low)}..{amount(moment.high)})"
 
 
+def without_empty(names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> tuple[list[str], list[list[Cell]]]:
+    """The table without the columns that have nothing in any row: of a run it is not known what heads copy."""
+    kept = [place for place in range(len(names)) if any(row[place] for row in rows)]
+    return [names[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
 def amount(value: float) -> str:
     """A number of steps or tokens as it is read: 236, 483k, 2.45B; ? for what is no number."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -281,7 +299,16 @@ def amount(value: float) -> str:
     return _number(value, ".0f")
 
 
-def _row(head: HeadEvidence, *, found: bool) -> HeadRow:
+def masses(head: HeadEvidence) -> str:
+    """What a head has at irregular distances where one token matches, two, and three or more."""
+    return ", ".join(_number(mass.value, ".2f") for mass in head.match_lengths)
+
+
+def _effect(effect: Estimate | None) -> str:
+    return "" if effect is None else _number(effect.value, "+.2f")
+
+
+def _row(head: HeadEvidence, least: float, *, found: bool) -> HeadRow:
     estimate = head.prefix_matching
     return HeadRow(
         str(head),
@@ -291,7 +318,10 @@ def _row(head: HeadEvidence, *, found: bool) -> HeadRow:
         _number(head.previous_token),
         _number(head.duplicate_token),
         _number(head.first_token),
-        "" if head.copy_effect is None else _number(head.copy_effect.value, "+.2f"),
-        head.kind,
+        f"{match_length(head, least)} ({masses(head)})".lstrip() if head.match_lengths else "",
+        reach(head),
+        _effect(head.copy_effect),
+        _effect(head.ablation_effect),
+        words(head.kind),
         found,
     )

@@ -1,4 +1,8 @@
-"""Reasons to stop a training, asked after each snapshot. Each rule gives a reason, or an empty text to go on."""
+"""Reasons to stop a training, asked after each snapshot. Each rule gives a reason, or an empty text to go on.
+
+Which heads match prefixes is for criteria.py to say, by the means of a snapshot. It knows neither what heads write nor what they
+have at irregular distances: a silent head, or one that only follows a period, is taken to match.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pytest_induction.criteria import SILENT, SUPPRESSES, suppresses
+from pytest_induction.criteria import PERIOD_DETECTOR, SILENT, SUPPRESSES, suppresses
 from pytest_induction.measure import Array
 from pytest_induction.records import HeadEvidence
 from pytest_induction.statistics import mean_interval
@@ -34,6 +34,7 @@ def named_ruled_out(heads: Sequence[HeadEvidence]) -> str:
     for kind, does in (
         (SUPPRESSES, ("lowers what it matches", "lower what they match")),
         (SILENT, ("writes nothing", "write nothing")),
+        (PERIOD_DETECTOR, ("only follows the period", "only follow the period")),
     ):
         of_kind = [head for head in heads if head.kind == kind]
         if not of_kind:

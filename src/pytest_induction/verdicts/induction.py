@@ -95,6 +95,9 @@ def _why_none(table: HeadTable, estimates: Mapping[str, Estimate]) -> tuple[str,
     accuracy, advantage = estimates["later_accuracy"], estimates["advantage"]
     copies = advantage.is_above(table.thresholds.min_advantage) and accuracy.value >= MIN_ACCURACY
     best = f"the best, {_score(table.heads[0])}" if table.heads else "there is no other"
+    if PERIOD_DETECTOR in kinds:
+        first = next(head for head in table.ruled_out if head.kind == PERIOD_DETECTOR)
+        return PERIOD_DETECTOR, f"{_score(first)} on periodic rows, but it follows the period: {_lengths(first)}"
     if copies:
         how = f"the model copies (top-1 accuracy {accuracy.value:.2f} on later copies), but not by a head that matches prefixes"
         return "copies_without_a_head", f"{how}: {apart or f'{best}, no more than chance'}"
@@ -102,9 +105,6 @@ def _why_none(table: HeadTable, estimates: Mapping[str, Estimate]) -> tuple[str,
         reason = "suppresses_what_it_matches" if SUPPRESSES in kinds else "silent"
         first = next(head for head in table.ruled_out if head.kind in (SUPPRESSES, SILENT))
         return reason, f"{_score(first)}, but does not count: {apart}; advantage of the successor {advantage.value:+.2f} nats"
-    if PERIOD_DETECTOR in kinds:
-        first = table.ruled_out[0]
-        return PERIOD_DETECTOR, f"{_score(first)} on periodic rows, but it follows the period: {_lengths(first)}"
     if table.positional:
         first = table.positional[0]
         return "counts_back", f"{_score(first)}, but goes by position: it matches at one period, or has it without repeats"

@@ -79,7 +79,7 @@ class _Candidates:
         names = ROLES[role]
         fits = ~np.isnan(scores[names[0]][0])
         if role == "induction":
-            fits &= ~after.suppressing
+            fits &= ~after.ruled_out
         self._places = [HeadId(int(layer), int(head)) for layer, head in np.argwhere(fits)]
         none = np.zeros((len(scores[names[0]]), len(heads)))
         self._after = {name: np.concatenate([scores[name][:, fits], none], axis=1) for name in names}

@@ -172,7 +172,7 @@ def _took_over(after: Measured, matches: Sequence[Match]) -> str:
     if after.scores is None or not any(match.role == "induction" for match in matches):
         return ""
     means = chosen(after.scores["prefix_matching"]).mean(axis=0)
-    places = np.argwhere(in_role(after.scores, "induction") & ~after.suppressing)
+    places = np.argwhere(in_role(after.scores, "induction") & ~after.ruled_out)
     strongest = sorted(places.tolist(), key=lambda place: -means[tuple(place)])[:3]
     named = ", ".join(f"{HeadId(layer, head)} ({means[layer, head]:.2f})" for layer, head in strongest)
     return f"by {named}" if named else "though no head matches prefixes"
