@@ -13,12 +13,9 @@ from pytest_induction import (
     copying,
 )
 from pytest_induction.models import planted
-from pytest_induction.records import Estimate, Evidence, HeadEvidence, Provenance
-from pytest_induction.verdicts.copying import judge_copying_of_heads
+from pytest_induction.records import Estimate, Evidence, HeadEvidence
+from pytest_induction.verdicts.copying import named_ruled_out, of_heads
 from tests.verdicts.mixtures import SIZES, matching_heads, pair_beside
-
-ABOUT = Provenance("a model", "0", "sdpa", 2, 2, "float32", "cpu")
-
 
 def evidence_of(model, **options):
     """The evidence, whichever way it goes."""
@@ -102,45 +99,52 @@ def test_a_suppressor_is_named_where_nothing_copies():
     assert_no_induction_head(planted.copy_suppression_head(**SIZES))
 
 
-def judged(*means, spread=1.0, count=24, error_rate=2e-4):
-    """Heads that match in a model that copies, with copy effects of these means."""
+def told(*means, spread=1.0, count=24, error_rate=2e-4):
+    """The kinds of heads that match, with copy effects of these means."""
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((count, 1, len(means)))
     noise = (noise - noise.mean(0)) / noise.std(0, ddof=1)
     score = Estimate(0.9, 0.8, 1.0, "share")
-    heads = tuple(HeadEvidence(0, head, score, score, 0, 0, 0, 0, 0, kind="matches") for head in range(len(means)))
-    estimates = {"later_accuracy": Estimate(0.9, 0.8, 1.0, "share")}
-    evidence = Evidence("has_induction_head", Verdict.FORMED, "formed", "2 heads", ABOUT, heads, estimates=estimates)
-    return judge_copying_of_heads(evidence, np.array(means) + spread * noise, error_rate)
+    heads = [HeadEvidence(0, head, score, score, 0, 0, 0, 0, 0, kind="matches") for head in range(len(means))]
+    found = of_heads(heads, np.array(means) + spread * noise, error_rate)
+    assert [head.copy_effect.value for head in found] == pytest.approx(means)
+    assert [str(head) for head in found] == [str(head) for head in heads]
+    return [head.kind for head in found]
 
 
 @pytest.mark.parametrize(
-    ("means", "verdict", "counts"),
+    ("means", "kinds"),
     [
-        ((5.0, 5.0), Verdict.FORMED, 2),
-        ((5.0, -5.0), Verdict.FORMED, 1),
-        ((-5.0, -5.0), Verdict.NOT_FORMED, 0),
-        ((0.0, 0.0), Verdict.FORMED, 2),  # what it writes may be read by a later layer
-        ((-1.0, -5.0), Verdict.FORMED, 1),  # 24 sequences of spread 1 do not show that the first lowers it by a quarter
-        ((-1.5, -5.0), Verdict.NOT_FORMED, 0),  # but this they do
+        ((5.0, 5.0), ["matches", "matches"]),
+        ((5.0, -5.0), ["matches", "suppresses"]),
+        ((-5.0, -5.0), ["suppresses", "suppresses"]),
+        ((0.0, 0.0), ["matches", "matches"]),  # what it writes may be read by a later layer
+        ((-1.0, -5.0), ["matches", "suppresses"]),  # 24 sequences of spread 1 do not show that the first lowers it by a quarter
+        ((-1.5, -5.0), ["suppresses", "suppresses"]),  # but this they do
     ],
 )
-def test_only_what_is_shown_to_suppress_does_not_count(means, verdict, counts):
+def test_only_what_is_shown_to_suppress_does_not_count(means, kinds):
     """An interval that holds -0.25 leaves a head as it is."""
-    found = judged(*means)
-    assert (found.verdict, len(found.heads)) == (verdict, counts)
-    assert len(found.heads) + len(found.nearest) == 2
-    if verdict is Verdict.NOT_FORMED:
-        assert found.reason == "copies_without_a_head" and "L0H0 and 1 more lower what they match by" in found.summary
+    assert told(*means) == kinds
 
 
-@pytest.mark.parametrize(("mean", "verdict"), [(-0.2, Verdict.FORMED), (-0.3, Verdict.NOT_FORMED)])
-def test_a_little_below_nothing_is_no_suppression(mean, verdict):
+@pytest.mark.parametrize(("mean", "kind"), [(-0.2, "matches"), (-0.3, "suppresses")])
+def test_a_little_below_nothing_is_no_suppression(mean, kind):
     """However sure it is: a head that a later one reads from may lower the logit a little itself."""
-    assert judged(mean, spread=0.01).verdict is verdict
+    assert told(mean, spread=0.01) == [kind]
 
 
 def test_many_heads_share_the_error_rate():
     """What one head may be shown to do alone, it may not among thirty."""
-    assert judged(-1.2).verdict is Verdict.NOT_FORMED
-    assert judged(-1.2, *[0.0] * 29).heads[0].kind == "matches"
+    assert told(-1.2) == ["suppresses"]
+    assert told(-1.2, *[0.0] * 29)[0] == "matches"
+
+
+def test_heads_that_do_not_count_are_named_by_what_they_do():
+    """Those that suppress with how much they lower, those that write nothing beside them; one or several of each."""
+    score, effect = Estimate(0.9, 0.8, 1.0, "share"), Estimate(-4.0, -4.5, -3.5, "nats")
+    heads = [HeadEvidence(0, head, score, score, 0, 0, 0, 0, 0, kind="suppresses", copy_effect=effect) for head in range(2)]
+    silent = HeadEvidence(1, 0, score, score, 0, 0, 0, 0, 0, kind="silent")
+    assert named_ruled_out(heads) == "L0H0 and 1 more lower what they match by 4.00 nats"
+    assert named_ruled_out([heads[0], silent]) == "L0H0 lowers what it matches by 4.00 nats, L1H0 writes nothing"
+    assert named_ruled_out([]) == ""
