@@ -156,11 +156,16 @@ class Round:
 
     @property
     def chance(self) -> Array:
-        """What each head has of prefix matching without matching, (sequences, n_layers, n_heads).
+        """What each head has of prefix matching without matching, (controlled sequences, n_layers, n_heads).
 
         The higher one of its mass at the same places where nothing repeats, and at wrong ones where it does.
         """
-        return np.maximum(self.control, self.heads[:, 4])
+        return np.maximum(self.control, self.heads[self.controlled, 4])
+
+    @property
+    def excess(self) -> Array:
+        """What is left of each head's prefix matching without that, (controlled sequences, n_layers, n_heads)."""
+        return self.heads[self.controlled, 0] - self.chance
 
     @classmethod
     def join(cls, rounds: Sequence[Round]) -> Round:

@@ -20,7 +20,7 @@ from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, HeadEvidence, HeadList
 from pytest_induction.statistics import SHARE, mean_interval
-from pytest_induction.verdicts.heads import Thresholds, excess_of, head_evidence
+from pytest_induction.verdicts.heads import Thresholds, head_evidence
 
 COPY_EFFECT = ("copy_effect", "copy effect", "nats")
 MATCH_LENGTHS = {
@@ -88,7 +88,7 @@ def heads_data(subject: ModelUnderTest) -> dict[str, Any]:
     found = seen.found
     measures = [
         (("prefix_matching", "prefix matching", SHARE), found.heads[:, 0], SHARE),
-        (("excess", "prefix matching without chance", SHARE), excess_of(found), "excess"),
+        (("excess", "prefix matching without chance", SHARE), found.excess, "excess"),
         (("previous_token", "previous token", SHARE), found.heads[:, 1], SHARE),
         (("duplicate_token", "duplicate token", SHARE), found.heads[:, 2], SHARE),
         (("first_token", "first token", SHARE), found.heads[:, 3], SHARE),

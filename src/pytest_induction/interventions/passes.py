@@ -104,23 +104,26 @@ class Passes:
             raise ModelError(f"the loss of {self.subject.name} is not finite with heads ablated {self.ablating.how!r}")
         return result
 
-    def compared(self, heads: Sequence[HeadId], compare: Callable[[Tensor, Tensor, slice], T]) -> list[list[T]]:
+    def compared(
+        self, heads: Sequence[HeadId], compare: Callable[[Tensor, Tensor, slice], T], *, same_steps: bool = False
+    ) -> list[list[T]]:
         """What `compare` gives of the logits (rows, queries, d_vocab) of the model as it is and with one head ablated.
 
-        For each batch of rows one of each head, in the order of the heads; it is also told which rows these are. Logits of two
-        passes are held at a time. Both take the same steps over the same rows, so that what does not depend on the head is equal
-        bit by bit: one pass for each head, and one for each layer with any of them, all begun at that layer, after a whole one.
+        For each batch of rows one of each head, in the order of the heads; it is also told which rows these are. A pass for each
+        head, begun at its layer, after a whole one; logits of two are held at a time. With `same_steps` both passes take steps in
+        the same layer, so that what does not depend on the head is equal bit by bit on every model; that takes a pass more for
+        each layer with any of the heads.
         """
-        layers = sorted({head.layer for head in heads})
 
         def measured(rows: Tensor, part: slice) -> list[T]:
-            kept, found = self.clean(rows, part), {}
-            for layer in layers:
-                _, clean = self._logits(rows, kept, table_of(self.subject, [()]), [layer])
-                for number, head in enumerate(heads):
-                    if head.layer == layer:
-                        _, ablated = self._logits(rows, kept, table_of(self.subject, [[head]]), [layer])
-                        found[number] = compare(clean, ablated, part)
+            kept, found, steps = self.clean(rows, part), {}, None
+            for number in sorted(range(len(heads)), key=lambda number: heads[number].layer):
+                layer = heads[number].layer
+                if steps is None or (same_steps and steps != [layer]):
+                    steps = [layer] if same_steps else []
+                    _, clean = self._logits(rows, kept, table_of(self.subject, [()]), steps)
+                _, ablated = self._logits(rows, kept, table_of(self.subject, [heads[number : number + 1]]), [layer])
+                found[number] = compare(clean, ablated, part)
             return [found[number] for number in range(len(heads))]
 
         most = 1 if self.subject.mixes_rows else self._most(self.rows.shape[1])

@@ -224,12 +224,10 @@ class _Measured:
 
     def __init__(self, found: Round, thresholds: Thresholds, error_rate: float, *, complete: bool) -> None:
         self._found, self._at = found, thresholds
-        self._score, self._previous, self._duplicate, self._first, self._wrong = (
-            found.heads[:, index][:, found.exists] for index in range(5)
+        self._score, self._previous, self._duplicate, self._first = (found.heads[:, index][:, found.exists] for index in range(4))
+        self._control, self._chance, self._excess = (
+            values[:, found.exists] for values in (found.control, found.chance, found.excess)
         )
-        self._control = found.control[:, found.exists]
-        self._chance = np.maximum(self._control, self._wrong[found.controlled])
-        self._excess = self._score[found.controlled] - self._chance
         self._irregular = found.irregular[:, :, found.exists]
         n_heads = self._score.shape[1]
         rates = Rates.of(error_rate, n_heads, n_heads, complete=complete)
@@ -337,21 +335,9 @@ class _Measured:
         return score, excess, int(self._periods[count - 1])
 
 
-def chance_of(found: Round) -> Array:
-    """What each head has of its score without matching, (controlled sequences, n_layers, n_heads): where nothing repeats, or
-    beside it.
-    """
-    return np.maximum(found.control, found.heads[found.controlled, 4])
-
-
-def excess_of(found: Round) -> Array:
-    """What is left of each head's score without that, (controlled sequences, n_layers, n_heads)."""
-    return found.heads[found.controlled, 0] - chance_of(found)
-
-
 def summed_by_layer(found: Round, without: Sequence[HeadEvidence] = ()) -> dict[int, float]:
     """Of each layer what its heads have together of prefix matching beyond chance, without those that are ruled out."""
-    means = np.clip(np.nan_to_num(excess_of(found).mean(axis=0)), 0.0, None)
+    means = np.clip(np.nan_to_num(found.excess.mean(axis=0)), 0.0, None)
     for head in without:
         means[head.layer, head.head] = 0.0
     return {layer: float(total) for layer, total in enumerate(means.sum(axis=1))}
