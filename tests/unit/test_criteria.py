@@ -18,7 +18,7 @@ from pytest_induction.preservation import heads_in_roles, profile_of, scores_of
 from pytest_induction.records import Estimate, Evidence, Provenance
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.stopping import HeadsLost, NoInductionBy
-from pytest_induction.verdicts.heads import head_evidence, judge_induction_head
+from pytest_induction.verdicts.heads import Thresholds, head_evidence, table_of
 from tests.planted import Planted, _or_first
 from tests.planted import _earlier as earlier_occurrences
 
@@ -185,11 +185,10 @@ def test_all_that_decide_about_heads_give_the_same_heads(made_up):
     places = criteria.matches_by_means(means).ravel()
     assert {name for name, matches in zip(HEADS, places, strict=True) if matches} == MATCHING
     least = criteria.MIN_PREFIX_MATCHING
-    judged = judge_induction_head(made_up, min_prefix_matching=least, min_advantage=criteria.MIN_ADVANTAGE, error_rate=1e-3)
-    assert judged.verdict is Verdict.FORMED and named(judged.heads) == MATCHING
+    assert named(table_of(made_up, Thresholds(), 1e-3).matching) == MATCHING
     profiled = heads_in_roles(scores_of(made_up), np.zeros(SHAPE, bool))
     assert named(head for head in profiled if head.role == "induction") == MATCHING
-    seen = Seen(made_up, tuple(head_evidence(made_up, 1e-3, least)), None, "")
+    seen = Seen(made_up, tuple(head_evidence(made_up, Thresholds(), 1e-3)), None, "")
     assert named(seen.matching) == MATCHING
     thresholds = {"min_prefix_matching": least, "min_advantage": criteria.MIN_ADVANTAGE}
     end = _final(snapshot_of(made_up), thresholds, 1e-3, Evidence("", Verdict.UNDETERMINED, "", "", NOWHERE))
@@ -202,7 +201,7 @@ def test_all_that_decide_about_heads_give_the_same_heads(made_up):
 
 def test_all_give_the_same_previous_token_heads(made_up):
     """0.3 of their attention for circuits, profiles, kinds and what a report draws."""
-    evidence = head_evidence(made_up, 1e-3, criteria.MIN_PREFIX_MATCHING)
+    evidence = head_evidence(made_up, Thresholds(), 1e-3)
     assert {name for name, scores in HEADS.items() if criteria.is_previous_token(scores[1])} == PREVIOUS
     profiled = heads_in_roles(scores_of(made_up), np.zeros(SHAPE, bool))
     assert named(head for head in profiled if head.role == "previous_token") == PREVIOUS
