@@ -112,7 +112,7 @@ def test_the_marker_gives_defaults_and_a_call_has_the_last_word(run, pytester):
         """
         import pytest
 
-        pytestmark = pytest.mark.induction(seed=3, max_sequences=24)
+        pytestmark = pytest.mark.induction(seed=3, max_sequences=56)
 
         @pytest.mark.induction(seed=5)
         def test_marker(induction, induction_probe):
