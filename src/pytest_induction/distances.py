@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pytest_induction.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, ProbeError, user_facing, whole_number
 from pytest_induction.measure import Array, ModelLike, plain, provenance
 from pytest_induction.models.load import load_model
@@ -19,7 +20,6 @@ from pytest_induction.records import SCHEMA_VERSION, Provenance, TokenSpace
 
 LONGEST_ROWS = 1024  # positions, where the context has as many
 STEPS_TO_DOUBLE = 2  # distances between one and twice as far
-MIN_PREFIX_MATCHING = 0.3
 STREAM = 43  # of the random numbers of a seed
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pytest_induction.batching import in_batches
+from pytest_induction.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.measure import Array, ModelLike, observe, plain, provenance
 from pytest_induction.models.load import load_model
@@ -46,7 +47,7 @@ class MatchLengthScores:
         """The paths of the modules whose attention was measured, one for each row of the scores."""
         return self.provenance.layers
 
-    def match_length(self, min_prefix_matching: float = 0.3) -> NDArray[np.int64]:
+    def match_length(self, min_prefix_matching: float = MIN_PREFIX_MATCHING) -> NDArray[np.int64]:
         """The least number of matching tokens with which a head matches: 1, 2 or 3, where 3 stands for more too, and 0 for none.
 
         A head matches where its score exceeds `after_breaks` by `min_prefix_matching` or more. Array (n_layers, n_heads), 0 also

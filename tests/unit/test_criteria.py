@@ -15,7 +15,7 @@ from pytest_induction.exhibits.circuit import _earlier
 from pytest_induction.exhibits.heads import Seen
 from pytest_induction.measure import Round, probe_round
 from pytest_induction.preservation import heads_in_roles, profile_of, scores_of
-from pytest_induction.records import Estimate, Evidence, Provenance
+from pytest_induction.records import Estimate, Evidence, HeadList, Provenance
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.stopping import HeadsLost, NoInductionBy
 from pytest_induction.verdicts.heads import Thresholds, head_evidence, table_of
@@ -28,38 +28,50 @@ NUMBERS = {getattr(criteria, name) for name in NAMES} - {criteria.MIN_PERIODS} |
 
 # Numbers of the package that are the same by chance, and say nothing of what a head is.
 OTHERS = {
+    ("assertions/circuits.py", "LEAST_EFFECT"),
     ("assertions/circuits.py", "MIN_SHARE"),  # of prefix matching, that is lost
     ("assertions/continuity.py", "0.5 < confidence < 1"),
     ("assertions/perturbation.py", "MOST_OF_IT"),
     ("assertions/preserved.py", "MOST_ERROR"),
     ("assertions/properties.py", "MAX_CHANGE"),
     ("assertions/run_state.py", "LOST_GAIN"),
+    ("assertions/runs.py", "ONSET_MARGIN"),
     ("batching.py", "SHARE_OF_FREE"),
+    ("betting.py", "SHARES"),
     ("gates/sweeping.py", "BUSY"),
     ("interventions/smearing.py", "share"),
     ("metrics/trajectory.py", "BIN"),
+    ("models/differences.py", "CLOSE"),
     ("models/mixing.py", "NOISE"),
     ("models/planted/blueprint.py", "RESTING"),
     ("probes/fuzzy.py", "rng.random() < 0.5"),
     ("probes/strategies/searching.py", "FULL"),
+    ("probes/strategies/searching.py", "LEAST_FULL"),
+    ("records.py", "margin"),
     ("report/drawing.py", "size * power >= rough * 0.9"),
     ("report/run_picture.py", "STEEPEST"),
+    ("runs/attribution.py", "MOST_APART"),
     ("runs/changes.py", "MAX_WIDTH"),
     ("runs/changes.py", "NEAR"),
+    ("runs/changes.py", "error_rate"),
+    ("runs/focus.py", "RETRY"),
     ("runs/focus.py", "SIGN, AHEAD"),
     ("runs/focus.py", "UNITS"),
     ("runs/logs/learning_rate.py", "FALL"),
+    ("runs/phase_change.py", "ERROR_RATE"),
     ("runs/phase_change.py", "MARGIN"),
     ("runs/schedule.py", "CAUTION"),
     ("runs/schedule.py", "MOST_CREDIT"),
     ("runs/series.py", "MIN_CHANGE"),  # by which a series must change
     ("runs/stopping.py", "share"),
+    ("runs/transition.py", "error_rate"),
     ("runs/turn.py", "STRETCH"),
     ("statistics.py", "0 < tail < 0.5"),
     ("verdicts/behaviour.py", "MAX_IN_CONTEXT_LEARNING"),
     ("verdicts/behaviour.py", "MIN_ACCURACY"),  # of a model
     ("verdicts/causes.py", "MIN_SHARE"),  # of in-context learning, that is lost
     ("verdicts/continuity.py", "OF_MODELS"),  # by which models may differ
+    ("verdicts/continuity.py", "OF_RUNS"),
     ("verdicts/continuity.py", "WINDOW"),
     ("verdicts/losses.py", "MEASURES"),  # that may be lost
 }
@@ -152,13 +164,20 @@ NOWHERE = Provenance("made up", "", "", 2, 5, "", "")
 
 @pytest.fixture(scope="module")
 def made_up():
-    """A round of 24 sequences of six periods, in which the heads differ little from sequence to sequence."""
-    rng = np.random.default_rng(0)
+    """336 sequences of six periods, in which the heads differ little from sequence to sequence."""
+    rng, count = np.random.default_rng(0), 336
     scores = np.array([*HEADS.values()]).T.reshape(6, *SHAPE)
-    drawn = scores + rng.normal(0, 0.003, (24, *scores.shape))
-    behaviour = {name: rng.normal(3.0, 0.1, 24) for name in ("first_loss", "later_loss", "advantage")}
-    behaviour |= {name: rng.normal(0.6, 0.01, 24) for name in ("first_accuracy", "later_accuracy")}
-    return Round(np.repeat(np.arange(13, 19), 4), drawn[:, :5], drawn[:, 5], behaviour, "made up")
+    drawn = scores + rng.normal(0, 0.003, (count, *scores.shape))
+    behaviour = {name: rng.normal(3.0, 0.1, count) for name in ("first_loss", "later_loss", "advantage")}
+    behaviour |= {name: rng.normal(0.6, 0.01, count) for name in ("first_accuracy", "later_accuracy")}
+    controlled, irregular = np.ones(count, dtype=bool), np.zeros((0, 4, *SHAPE))
+    return Round(np.repeat(np.arange(13, 19), count // 6), drawn[:, :5], drawn[:, 5], controlled, irregular, behaviour, "made up")
+
+
+def seen_of(found):
+    """What an exhibit has of the heads of a round."""
+    listed = HeadList(table_of(found, Thresholds(), 1e-3).matching, (), (), (), NOWHERE)
+    return Seen(found, tuple(head_evidence(found, Thresholds(), 1e-3)), listed, None, "")
 
 
 def named(heads):
@@ -188,7 +207,7 @@ def test_all_that_decide_about_heads_give_the_same_heads(made_up):
     assert named(table_of(made_up, Thresholds(), 1e-3).matching) == MATCHING
     profiled = heads_in_roles(scores_of(made_up), np.zeros(SHAPE, bool))
     assert named(head for head in profiled if head.role == "induction") == MATCHING
-    seen = Seen(made_up, tuple(head_evidence(made_up, Thresholds(), 1e-3)), None, "")
+    seen = seen_of(made_up)
     assert named(seen.matching) == MATCHING
     thresholds = {"min_prefix_matching": least, "min_advantage": criteria.MIN_ADVANTAGE}
     end = _final(snapshot_of(made_up), thresholds, 1e-3, Evidence("", Verdict.UNDETERMINED, "", "", NOWHERE))
@@ -206,7 +225,7 @@ def test_all_give_the_same_previous_token_heads(made_up):
     profiled = heads_in_roles(scores_of(made_up), np.zeros(SHAPE, bool))
     assert named(head for head in profiled if head.role == "previous_token") == PREVIOUS
     assert named(head for head in profiled if head.role == "duplicate_token") == {"duplicate"}
-    drawn = _earlier(Seen(made_up, tuple(evidence), None, ""), 2)
+    drawn = _earlier(seen_of(made_up), 2)
     assert named(head for head, role, _ in drawn if role == "previous token") == PREVIOUS
     assert {kind: named(head for head in evidence if head.kind == kind) for kind in {head.kind for head in evidence}} == {
         "matches": MATCHING,

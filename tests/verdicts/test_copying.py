@@ -19,6 +19,7 @@ from pytest_induction.records import Estimate, Evidence, HeadEvidence
 from pytest_induction.verdicts.copying import named_ruled_out, of_heads
 from tests.verdicts.mixtures import SIZES, matching_heads, pair_beside
 
+
 def evidence_of(model, **options):
     """The evidence, whichever way it goes."""
     try:

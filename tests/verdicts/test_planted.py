@@ -249,8 +249,10 @@ def test_the_text_of_the_control_is_five_lines(shipped):
     assert (
         behaviour.startswith("  behaviour: advantage 0.") and "threshold 0.50" in behaviour and "later accuracy 0." in behaviour
     )
-    assert "1 layer x 4 heads by sdpa, float32 on cpu; " in measured and " sequences, periods " in measured and measured.endswith(
-        "--induction-seed=0"
+    assert (
+        "1 layer x 4 heads by sdpa, float32 on cpu; " in measured
+        and " sequences, periods " in measured
+        and measured.endswith("--induction-seed=0")
     )
     assert following.startswith("  next: if heads are expected: train further")
 

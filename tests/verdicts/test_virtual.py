@@ -61,13 +61,14 @@ def test_single_heads_come_first_and_absence_stays_absence(name, shipped):
 
 
 def rounds_with(composed, chance):
-    """Twenty-four sequences over six periods of two heads in two layers; the scores of the one pair that may match."""
-    shape = (24, 2, 1, 2, 1)
+    """Sequences over six periods, four of each at a time, of two heads in two layers; the scores of the one pair that may match."""
+    times = 6
+    shape = (24 * times, 2, 1, 2, 1)
     empty = np.full(shape, np.nan, dtype=np.float32)
     arrays = [empty.copy(), empty.copy()]
     for array, values in zip(arrays, (composed, chance), strict=True):
-        array[:, 1, 0, 0, 0] = values
-    return PairRound(np.repeat(np.arange(13, 19), 4), arrays[0], *arrays)
+        array[:, 1, 0, 0, 0] = np.tile(np.broadcast_to(values, 24), times)
+    return PairRound(np.tile(np.repeat(np.arange(13, 19), 4), times), arrays[0], *arrays)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,8 @@ def test_a_virtual_head_beside_a_real_one_does_not_hide_it():
     """Its key head attends to wrong places all the time; each head is held against its own chance only."""
     model = planted.virtual_induction_head(distance=1, layer=1, head=2, value_head=2, key_head=3, **LARGE)
     real = planted.induction_head(**LARGE)
-    assert induction.assert_has_induction_head(real).provenance.n_sequences == round_size(induction.load_model(real).space)
+    most = 2 * round_size(induction.load_model(real).space)
+    assert induction.assert_has_induction_head(real).provenance.n_sequences <= most
     found = evidence(induction.assert_has_induction_head, model)
     assert all(head.prefix_matching.value < 1e-3 for head in found.nearest)
 

@@ -23,7 +23,7 @@ from pytest_induction.criteria import (
     kind_of_head,
     min_excess,
 )
-from pytest_induction.measure import Array, Round
+from pytest_induction.measure import Round
 from pytest_induction.records import Estimate, HeadEvidence
 from pytest_induction.statistics import SHARE
 
