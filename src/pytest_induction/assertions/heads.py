@@ -305,11 +305,7 @@ def _used(search: HeadSearch) -> Judgement:
 
 
 def _absent(search: HeadSearch) -> Judgement:
-<<<<<<< HEAD
     """The verdict on a model without heads on the usual rows, after a look at others, few and then more."""
-=======
-    """The verdict on a model without heads on the usual rows, after a look at others: few rows, more where these do not tell."""
->>>>>>> w-tverdicts
     subject, seed, estimates = search.subject, search.budget.seed, search.behaviour()
     at, rate = search.thresholds.max_prefix_matching, search.budget.error_rate / len(MORE_ROWS)
     for more in MORE_ROWS:
