@@ -24,7 +24,6 @@ from pytest_induction.probes.sequences import (
     SHORTEST_PERIOD,
     Ids,
     Probe,
-    even_periods,
     filling_sequences,
     fitting_shape,
     repeated_sequences,
@@ -36,7 +35,7 @@ from pytest_induction.records import TokenSpace
 LONGEST_ROWS = 1024  # positions that longer rows have at most
 ROWS = 4  # of each period; an interval over so few needs heads that have next to nothing, which is what absence means
 SHORT_PERIODS = (17, 23)  # of which one is drawn
-CLOSE_PERIODS = 3  # different ones, below those of usual probes
+CLOSE_PERIODS = (5, 7, 11)  # those of them that are below the periods of usual probes; without common factors
 MOST_ALTERNATIVES = 4  # other first tokens
 STREAMS = {"longer rows": 41, "first tokens": 42, "close repeats": 43}  # of the random numbers of a seed
 
@@ -98,19 +97,19 @@ def _two_looks(found: Matching) -> tuple[Look, Look]:
 def close_repeats(subject: ModelUnderTest, seed: int, *, n_rows: int = ROWS) -> list[Look]:
     """Rows as long as the longest usual probe, of periods shorter than any of theirs: for heads that reach no further.
 
-    `n_rows` of each of three periods, from the shortest that there is, one forward pass each. Nothing where the usual probes have
-    these periods, as in short contexts.
+    `n_rows` of each of up to three periods, one forward pass each. Nothing where the usual probes have these periods, as in short
+    contexts.
     """
     return subject.remember(("close repeats", seed, n_rows), partial(_close_repeats, subject, seed, n_rows))
 
 
 def _close_repeats(subject: ModelUnderTest, seed: int, n_rows: int) -> list[Look]:
-    shorter = range(SHORTEST_PERIOD, fitting_shape(subject.space)[0][0])
-    if len(shorter) < CLOSE_PERIODS:
+    shorter = [period for period in CLOSE_PERIODS if period < fitting_shape(subject.space)[0][0]]
+    if len(shorter) < 2:  # each is held against another
         return []
     rng = np.random.default_rng([seed, STREAMS["close repeats"]])
     drawn = partial(filling_sequences, subject.space, n_positions=usual_length(subject.space), rng=rng, n_sequences=n_rows)
-    probes = [drawn(period=period) for period in even_periods(shorter, CLOSE_PERIODS)]
+    probes = [drawn(period=period) for period in shorter]
     with progress("close repeats", n_rows * len(probes)):
         found = match_periods(subject, probes, rng)
     return [

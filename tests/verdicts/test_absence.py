@@ -74,19 +74,19 @@ def test_the_last_quarter_of_a_short_context_is_looked_at(n_ctx):
     subject = load_model(Planted(where(induction, beyond(n_ctx - 3)), n_ctx=n_ctx))
     looks = longer_rows(subject, 0)
     late = [found for found in highest(looks, RATE) if found.look.endswith("last quarter")]
-    assert len(late) == 2 or n_ctx == 101
-    assert {each.excess.value for each in late} == {pytest.approx(3 / (n_ctx // 4), abs=1e-6)}
+    assert len(late) >= 2
+    assert [each.excess.value for each in late] == pytest.approx([3 / (n_ctx // 4)] * len(late), abs=1e-6)
     expected = "in_longer_rows" if n_ctx > usual_length(subject.space) else "late_in_rows"
     assert {each.reason for each in late} == {expected}
 
 
-@pytest.mark.parametrize("window", [5, 8, 11])
+@pytest.mark.parametrize("window", [4, 8, 11])
 def test_a_head_that_reaches_less_far_than_the_usual_periods_shows_in_close_repeats(window):
-    """Rows that repeat every 4, 8 and 12 tokens."""
+    """Rows that repeat every 5, 7 and 11 tokens."""
     looks = close_repeats(load_model(Planted(first, within(window))), 0)
     found = highest(looks, RATE)
-    assert [each.look for each in found] == [f"rows that repeat every {period} tokens" for period in (4, 8, 12)]
-    assert [each.excess.value > 0.5 for each in found] == [period - 1 <= window for period in (4, 8, 12)]
+    assert [each.look for each in found] == [f"rows that repeat every {period} tokens" for period in (5, 7, 11)]
+    assert [each.excess.value > 0.5 for each in found] == [period - 1 <= window for period in (5, 7, 11)]
     assert {each.reason for each in found} == {"at_short_distances"}
 
 
@@ -154,7 +154,7 @@ def test_no_alternative_stands_elsewhere_in_its_row():
     subject = load_model(Kept(first, bos=3))
     seen.clear()
     other_first_tokens(subject, 0)
-    assert len(seen) == 12
+    assert len(seen) == 14
     begun = [row for rows in seen if len(rows) == 3 for row in rows.tolist()]
     assert len(begun) == 18 and {row[0] for row in begun} == {0, 1, 2}
     assert not any({0, 1, 2, 3} & set(row[1:]) for row in begun)
