@@ -100,11 +100,60 @@ def behind(token: int) -> Callable[[Tensor], Tensor]:
     return lambda tokens: tokens[:, :1] == token
 
 
-class Planted(nn.Module):
-    """One layer with the given heads; `copy` is how strongly each writes what it attends to into the logits."""
+def share(head: Pattern, amount: float) -> Pattern:
+    """A head with so much of its attention; the rest rests on the first position."""
+    return lambda tokens: amount * head(tokens) + (1 - amount) * first(tokens)
 
-    def __init__(self, *heads: Pattern, copy: float = 20.0, d_vocab: int = 60, n_ctx: int = 128, bos: int | None = 0) -> None:
+
+def residues(of: int, *kept: int) -> Callable[[Tensor], Tensor]:
+    """Queries whose id leaves one of these remainders."""
+    return lambda tokens: torch.isin(tokens % of, torch.tensor(kept))
+
+
+def several_tokens(count: int) -> Pattern:
+    """As `induction`, but only where the last `count` tokens match."""
+
+    def pattern(tokens: Tensor) -> Tensor:
+        same = _earlier(tokens)
+        matching = same
+        for back in range(1, count):
+            matching = matching * F.pad(same[:, :-back, :-back], (back, 0, back, 0))
+        return _or_first(F.pad(matching, (1, 0))[..., :-1])
+
+    return pattern
+
+
+def follows_period(count: int) -> Pattern:
+    """Counts on by the shortest distance at which the `count` tokens before the query repeat, whatever the query is."""
+
+    def pattern(tokens: Tensor) -> Tensor:
+        same = _earlier(tokens)
+        seen = torch.ones_like(same).tril(-3)
+        for back in range(1, count + 1):
+            seen = seen * F.pad(same[:, :-back, :-back], (back, 0, back, 0))
+        nearest = seen * (seen.flip(-1).cumsum(-1).flip(-1) == 1)
+        return _or_first(F.pad(nearest, (1, 0))[..., :-1])
+
+    return pattern
+
+
+class Planted(nn.Module):
+    """One layer with the given heads; `copy` is how strongly each writes what it attends to into the logits.
+
+    Heads named in `silent` write nothing.
+    """
+
+    def __init__(
+        self,
+        *heads: Pattern,
+        copy: float = 20.0,
+        d_vocab: int = 60,
+        n_ctx: int = 128,
+        bos: int | None = 0,
+        silent: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
+        self.writes = torch.tensor([float(head not in silent) for head in range(len(heads))])
         self.heads, self.copy = heads, copy
         self.d_vocab, self.n_ctx, self.bos_token_id = d_vocab, n_ctx, bos
         self.unused = nn.Parameter(torch.zeros(1))
@@ -114,7 +163,7 @@ class Planted(nn.Module):
         empty = torch.zeros(len(tokens), len(self.heads), tokens.shape[1], 1)
         values = F.one_hot(tokens, self.d_vocab).float()[:, None].expand(-1, len(self.heads), -1, -1)
         mixed = F.scaled_dot_product_attention(empty, empty, values, attn_mask=pattern.log())
-        return mixed.mean(1) * self.copy + self.unused
+        return (mixed * self.writes[:, None, None]).mean(1) * self.copy + self.unused
 
 
 class CopiesUnseen(Planted):

@@ -1,7 +1,8 @@
 """What is looked at beside the usual probes before a model is said to have no induction head.
 
-The usual probes have some hundred positions and begin with the token that the model declares. A head may match only in longer
-rows, only far into them, or only behind another first token. Each such place is a `Look`.
+The usual probes have some hundred positions, repeat at 13 tokens or more, and begin with the token that the model declares. A
+head may match only in longer rows, only far into them, only what stands close by, or only behind another first token. Each such
+place is a `Look`.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ from pytest_induction.progress import progress
 from pytest_induction.records import TokenSpace
 
 LONGEST_ROWS = 1024  # positions that longer rows have at most
-WORTH_IT = 1.25  # times the positions of the longest usual probe that a context must have
 ROWS = 4  # of each period; an interval over so few needs heads that have next to nothing, which is what absence means
 SHORT_PERIODS = (17, 23)  # of which one is drawn
+CLOSE_PERIODS = (5, 7, 11)  # those of them that are below the periods of usual probes; without common factors
 MOST_ALTERNATIVES = 4  # other first tokens
-STREAMS = {"longer rows": 41, "first tokens": 42}  # of the random numbers of a seed
+STREAMS = {"longer rows": 41, "first tokens": 42, "close repeats": 43}  # of the random numbers of a seed
 
 
 @dataclass(frozen=True)
 class Look:
-    """One place where heads may match: `name` says which, in plain words.
+    """One place where heads may match: `name` says which, in plain words, `reason` in one that a verdict on it gives.
 
     `scores` (rows, n_layers, n_heads) is the prefix matching of each row, `chance` what each head has of it without matching, and
     `periods` (rows,) the period of each row.
@@ -52,6 +53,7 @@ class Look:
     scores: Array
     chance: Array
     periods: Ids
+    reason: str = "in_longer_rows"
 
     @property
     def excess(self) -> Array:
@@ -63,8 +65,8 @@ def longer_rows(subject: ModelUnderTest, seed: int, *, longest: int = LONGEST_RO
     """Rows that fill the context, of at most `longest` positions: of a short period, a middle one, and the longest that fits.
 
     `n_rows` of each, and two looks at them: at all queries that have an earlier occurrence, and at those in the last quarter of
-    the row alone, where a head shows that matches only far into a row. Nothing where the context is less than 1.25 times as long
-    as the longest usual probe. A model that declares no context is tried, with half the length where it fails, and so on.
+    the row alone, where a head shows that matches only far into a row; that is why short contexts are looked at too. A model that
+    declares no context is tried, with half the length where it fails, and so on. Nothing where no two periods fit.
 
     One forward pass of these rows for each period; several passes of fewer rows, where memory asks for that.
     """
@@ -72,16 +74,17 @@ def longer_rows(subject: ModelUnderTest, seed: int, *, longest: int = LONGEST_RO
 
 
 def _longer_rows(subject: ModelUnderTest, seed: int, longest: int, n_rows: int) -> list[Look]:
-    n_positions = longer_length(subject, longest)
-    if n_positions is None:
-        return []
+    n_positions, usual = longer_length(subject, longest), usual_length(subject.space)
     rng = np.random.default_rng([seed, STREAMS["longer rows"]])
     periods = spanning_periods(subject.space, n_positions, rng)
+    if len(periods) < 2:
+        return []
     drawn = partial(filling_sequences, subject.space, n_positions=n_positions, rng=rng, n_sequences=n_rows)
     probes = [drawn(period=period) for period in periods]
     with progress("longer rows", n_rows * len(probes)):
         found = match_periods(subject, probes, rng)
-    return [look for each in found for look in _two_looks(each)]
+    reason = "in_longer_rows" if n_positions > usual else "late_in_rows"
+    return [replace(look, reason=reason) for each in found for look in _two_looks(each)]
 
 
 def _two_looks(found: Matching) -> tuple[Look, Look]:
@@ -91,20 +94,55 @@ def _two_looks(found: Matching) -> tuple[Look, Look]:
     return whole, Look(f"{name}, their last quarter", found.n_positions, found.late_scores, found.late_chance, periods)
 
 
-def longer_length(subject: ModelUnderTest, longest: int = LONGEST_ROWS) -> int | None:
-    """How many positions longer rows have: what the context has, at most `longest`; None where usual probes about fill it."""
-    space = subject.space
+def close_repeats(subject: ModelUnderTest, seed: int, *, n_rows: int = ROWS) -> list[Look]:
+    """Rows as long as the longest usual probe, of periods shorter than any of theirs: for heads that reach no further.
+
+    `n_rows` of each of up to three periods, one forward pass each. Nothing where the usual probes have these periods, as in short
+    contexts.
+    """
+    return subject.remember(("close repeats", seed, n_rows), partial(_close_repeats, subject, seed, n_rows))
+
+
+def _close_repeats(subject: ModelUnderTest, seed: int, n_rows: int) -> list[Look]:
+    shorter = [period for period in CLOSE_PERIODS if period < fitting_shape(subject.space)[0][0]]
+    if len(shorter) < 2:  # each is held against another
+        return []
+    rng = np.random.default_rng([seed, STREAMS["close repeats"]])
+    drawn = partial(filling_sequences, subject.space, n_positions=usual_length(subject.space), rng=rng, n_sequences=n_rows)
+    probes = [drawn(period=period) for period in shorter]
+    with progress("close repeats", n_rows * len(probes)):
+        found = match_periods(subject, probes, rng)
+    return [
+        Look(
+            f"rows that repeat every {each.period} tokens",
+            each.n_positions,
+            each.scores,
+            each.chance,
+            np.full(n_rows, each.period),
+            "at_short_distances",
+        )
+        for each in found
+    ]
+
+
+def usual_length(space: TokenSpace) -> int:
+    """Positions of the longest usual probe."""
     periods, copies = fitting_shape(space)
-    least = WORTH_IT * (periods[-1] * copies + int(space.bos_id is not None))
+    return periods[-1] * copies + int(space.bos_id is not None)
+
+
+def longer_length(subject: ModelUnderTest, longest: int = LONGEST_ROWS) -> int:
+    """How many positions longer rows have: what the context has, at most `longest`, and what usual probes have at least."""
+    space = subject.space
+    least = usual_length(space)
     if space.n_ctx is not None:
-        n_positions = min(longest, space.n_ctx)
-        return n_positions if n_positions >= least else None
+        return max(least, min(longest, space.n_ctx))
     n_positions, row = longest, np.resize(usable_ids(space), longest)
-    while n_positions >= least:
+    while n_positions > least:
         if _runs(subject, row[:n_positions]):
             return n_positions
         n_positions //= 2
-    return None
+    return least
 
 
 def _runs(subject: ModelUnderTest, row: Ids) -> bool:
@@ -180,7 +218,7 @@ def _by_first_token(names: Sequence[str], found: Sequence[Matching]) -> list[Loo
         scores = np.concatenate([each.scores[place::step] for each in found])
         chance = np.concatenate([each.chance[place::step] for each in found])
         periods = np.repeat([each.period for each in found], len(scores) // len(found))
-        looks.append(Look(name, longest, scores, chance, periods))
+        looks.append(Look(name, longest, scores, chance, periods, "other_first_token"))
     return looks
 
 

@@ -19,8 +19,10 @@ Numbers = Any
 
 MIN_PREFIX_MATCHING = 0.3  # over varied periods; the paper has "a continuum, but a clear subset", later work 0.3 to 0.4
 MAX_PREFIX_MATCHING = 0.1  # beyond its own chance, below which a head counts as none; a third of the threshold
+MAX_SHARED = 0.02  # beyond chance, that the heads of a layer may have together in a model that copies, and still count as none
 MARGIN = 0.1  # on both sides of the threshold; a list of heads says of those that are shown to lie within that they do
 MIN_IRREGULAR = 0.05  # of its attention on successors at irregular distances; what has less only follows the period
+AFTER_BREAKS_SHARE = 0.5  # of that, from which on the same mass after a match has ended shows that the head follows a distance
 EXCESS_SHARE = 0.5  # of that threshold, which must be left beyond chance: a uniform head has all of its score by chance
 MIN_PERIODS = 2  # at which a head must match: one period cannot tell matching from counting back
 MIN_ADVANTAGE = 0.5  # nats by which the model must find the successor likelier than the tokens after it

@@ -8,13 +8,20 @@ import torch
 from torch import nn
 
 from pytest_induction import load_model
-from pytest_induction.absence import Look, longer_length, longer_rows, other_beginnings, other_first_tokens
+from pytest_induction.absence import (
+    Look,
+    close_repeats,
+    longer_length,
+    longer_rows,
+    other_beginnings,
+    other_first_tokens,
+    usual_length,
+)
 from pytest_induction.models import planted
-from pytest_induction.probes.sequences import fitting_shape
 from pytest_induction.records import HeadId
 from pytest_induction.verdicts.absence import beyond as looks_beyond
 from pytest_induction.verdicts.absence import highest, summed_by_layer
-from tests.planted import Planted, behind, beyond, count_back, duplicate, first, induction, previous, uniform, where
+from tests.planted import Planted, behind, beyond, count_back, duplicate, first, induction, previous, uniform, where, within
 
 RATE = 1e-3
 
@@ -55,16 +62,37 @@ def test_periods_of_longer_rows_span_the_row():
     assert periods == {8, 9}
 
 
-@pytest.mark.parametrize(("n_ctx", "expected"), [(64, None), (101, None), (126, None), (127, 127), (300, 300), (4000, 1024)])
-def test_longer_rows_fill_the_context_where_that_is_worth_it(n_ctx, expected):
-    """Not where the usual probes, of 101 positions, are nearly as long; never more than 1,024."""
+@pytest.mark.parametrize(("n_ctx", "expected"), [(64, 64), (101, 101), (126, 126), (127, 127), (300, 300), (4000, 1024)])
+def test_longer_rows_fill_the_context(n_ctx, expected):
+    """Never more than 1,024 positions."""
     assert longer_length(load_model(Planted(first, n_ctx=n_ctx))) == expected
 
 
-def test_a_short_context_has_no_longer_rows():
-    """The usual probes fill it."""
-    subject = load_model(Planted(induction, n_ctx=101))
-    assert fitting_shape(subject.space)[0][-1] * 4 + 1 == 101 and longer_rows(subject, 0) == []
+@pytest.mark.parametrize("n_ctx", [16, 32, 64, 101])
+def test_the_last_quarter_of_a_short_context_is_looked_at(n_ctx):
+    """A head that matches there alone has little on the usual rows, which are as long."""
+    subject = load_model(Planted(where(induction, beyond(n_ctx - 3)), n_ctx=n_ctx))
+    looks = longer_rows(subject, 0)
+    late = [found for found in highest(looks, RATE) if found.look.endswith("last quarter")]
+    assert len(late) >= 2
+    assert [each.excess.value for each in late] == pytest.approx([3 / (n_ctx // 4)] * len(late), abs=1e-6)
+    expected = "in_longer_rows" if n_ctx > usual_length(subject.space) else "late_in_rows"
+    assert {each.reason for each in late} == {expected}
+
+
+@pytest.mark.parametrize("window", [4, 8, 11])
+def test_a_head_that_reaches_less_far_than_the_usual_periods_shows_in_close_repeats(window):
+    """Rows that repeat every 5, 7 and 11 tokens."""
+    looks = close_repeats(load_model(Planted(first, within(window))), 0)
+    found = highest(looks, RATE)
+    assert [each.look for each in found] == [f"rows that repeat every {period} tokens" for period in (5, 7, 11)]
+    assert [each.excess.value > 0.5 for each in found] == [period - 1 <= window for period in (5, 7, 11)]
+    assert {each.reason for each in found} == {"at_short_distances"}
+
+
+def test_usual_probes_of_a_short_context_have_the_short_periods():
+    """There is nothing more to look at."""
+    assert close_repeats(load_model(Planted(induction, n_ctx=32)), 0) == []
 
 
 class Limited(Planted):
@@ -126,7 +154,7 @@ def test_no_alternative_stands_elsewhere_in_its_row():
     subject = load_model(Kept(first, bos=3))
     seen.clear()
     other_first_tokens(subject, 0)
-    assert len(seen) == 12
+    assert len(seen) == 14
     begun = [row for rows in seen if len(rows) == 3 for row in rows.tolist()]
     assert len(begun) == 18 and {row[0] for row in begun} == {0, 1, 2}
     assert not any({0, 1, 2, 3} & set(row[1:]) for row in begun)
@@ -158,8 +186,8 @@ ABSENT = {
 def test_heads_that_match_nothing_are_below_in_every_look(name):
     """Also those that count back as far as a period."""
     subject = load_model(ABSENT[name]())
-    looks = longer_rows(subject, 0) + other_first_tokens(subject, 0)
-    assert len(looks) == 10 and looks_beyond(looks, 0.1, RATE) == ()
+    looks = longer_rows(subject, 0) + close_repeats(subject, 0) + other_first_tokens(subject, 0)
+    assert len(looks) == 13 and looks_beyond(looks, 0.1, RATE) == ()
 
 
 @pytest.mark.parametrize("make", [planted.induction_head, planted.pointer_induction_head])
@@ -180,7 +208,8 @@ def test_heads_with_random_weights_are_below_with_rows_enough(number):
 
     subject = load_model(list(random_models(5, 23))[number])
     for count in (1, 4, 16):
-        looks = longer_rows(subject, 0, n_rows=4 * count) + other_first_tokens(subject, 0, n_rows=count)
+        looks = longer_rows(subject, 0, n_rows=4 * count) + close_repeats(subject, 0, n_rows=4 * count)
+        looks += other_first_tokens(subject, 0, n_rows=count)
         assert all(len(look.scores) in (4 * count, count * len(set(look.periods))) for look in looks)
         found = looks_beyond(looks, 0.1, RATE)
         assert not any(each.is_above(0.1) for each in found)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pytest_induction.absence import usual_length
 from pytest_induction.copying import CopyRound, copy_round
 from pytest_induction.criteria import SILENT, SUPPRESSES, is_written
 from pytest_induction.errors import ArgumentError, ModelError
@@ -131,8 +132,7 @@ class HeadSearch:
     @property
     def longest(self) -> int:
         """Positions of the longest of the usual rows."""
-        periods, copies = fitting_shape(self.subject.space)
-        return periods[-1] * copies + int(self.subject.space.bos_id is not None)
+        return usual_length(self.subject.space)
 
     def look_at_copies(self) -> None:
         """One round more of rows on which a block stands twice: what heads write, and what the model does."""

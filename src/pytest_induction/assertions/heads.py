@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pytest_induction.absence import ROWS, Look, longer_rows, other_first_tokens
+from pytest_induction.absence import ROWS, Look, close_repeats, longer_rows, other_first_tokens
 from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.assertions.head_search import Budget, HeadSearch, is_small, round_size, rounds_within
-from pytest_induction.criteria import MARGIN, MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
+from pytest_induction.criteria import MARGIN, MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING, PERIOD_DETECTOR
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, Round, probe_round, provenance
 from pytest_induction.models.load import load_model
@@ -94,12 +94,12 @@ def assert_no_induction_head(
 ) -> Evidence:
     """Assert that the model has no induction head: shown, not merely not found.
 
-    Passes where every head is shown to have less than `max_prefix_matching` of prefix matching beyond its own chance (0.1, or a
-    third of `min_prefix_matching`), or what matches is shown to write nothing, to suppress what it matches, or to follow a period
-    only. A few rows more are looked at before: as long as the context, at most 1,024 positions, and beginning with other first
-    tokens; the summary says up to which length the claim holds. A model whose heads have more, and no head enough, is
-    UNDETERMINED (`weak_or_shared`), with what the heads of each layer have together. Other arguments, returns and raises as
-    `assert_has_induction_head`.
+    Passes where every head is shown to have less than `max_prefix_matching` of prefix matching beyond its own chance (0.1, or
+    a third of `min_prefix_matching`), or what matches is shown to write nothing, to suppress what it matches, or to follow a
+    period only. A few rows more are looked at before: as long as the context, at most 1,024 positions, with copies closer by,
+    and beginning with other first tokens; the summary says up to which length the claim holds. A model whose heads have more,
+    and no head enough, is UNDETERMINED (`weak_or_shared`), with what the heads of each layer have together; in a model that
+    copies, they must have next to nothing together. Other arguments, returns and raises as `assert_has_induction_head`.
     """
     thresholds = checked_thresholds(min_prefix_matching, max_prefix_matching, min_advantage, None)
     evidence = judged_induction_head(model, thresholds, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
@@ -287,11 +287,47 @@ def judged_induction_head(
     search = HeadSearch(subject, thresholds, rest, complete=is_small(subject))
     judgement = searched(search)
     evidence = _evidence(search, judgement, thresholds)
-    if subject.n_layers > 1 and evidence.reason in ("copies_without_a_head", "weak_or_shared"):
+    if subject.n_layers > 1 and evidence.reason in ("copies_without_a_head", "weak_or_shared", PERIOD_DETECTOR):
         evidence = _through_pairs(subject, evidence, rest, allow_virtual=allow_virtual)
     return replace(evidence, confidence=1 - spent.error_rate)
 
 
+<<<<<<< HEAD
+=======
+def _searched(search: HeadSearch) -> Judgement:
+    """Draw rounds until the question is answered or the budget is spent."""
+    while True:
+        search.draw()
+        search.rule_out()
+        table = search.table
+        if table.open and search.complete and not search.is_spent:
+            continue
+        if table.matching:
+            return _used(search)
+        if table.undecided:
+            if search.is_spent:
+                return _undecided(search)
+            continue
+        if table.need_longer_matches:
+            return induction.longer_matches_needed(table, search.behaviour())
+        summed = summed_by_layer(search.found, table.ruled_out)
+        if table.is_absent and not induction.is_shared(table, search.behaviour(), summed):
+            return _absent(search)
+        if table.is_absent or table.present or search.is_spent:
+            return induction.weak_or_shared(table, search.behaviour(), summed)
+
+
+def _undecided(search: HeadSearch) -> Judgement:
+    """The verdict where the budget is spent: too close to the threshold to tell, or weak and shown to be more than none."""
+    table, estimates = search.table, search.behaviour()
+    at = table.thresholds.min_prefix_matching
+    if table.present and not any(head.prefix_matching.value >= at for head in table.undecided):
+        summed, more = summed_by_layer(search.found, table.ruled_out), table.more_needed(search.n_sequences)
+        return induction.weak_or_shared(table, estimates, summed, more)
+    return induction.undecided(table, estimates, search.n_sequences)
+
+
+>>>>>>> w-cases
 def _used(search: HeadSearch) -> Judgement:
     """Whether the model uses what heads match, on as many rows more as it takes."""
     if not search.copies:
@@ -305,13 +341,18 @@ def _used(search: HeadSearch) -> Judgement:
 
 
 def _absent(search: HeadSearch) -> Judgement:
+<<<<<<< HEAD
     """The verdict on a model without heads on the usual rows, after a look at others, few and then more."""
+=======
+    """The verdict on a model without heads on the usual rows, after a look at others: few rows at first, then more."""
+>>>>>>> w-cases
     subject, seed, estimates = search.subject, search.budget.seed, search.behaviour()
     at, rate = search.thresholds.max_prefix_matching, search.budget.error_rate / len(MORE_ROWS)
     for more in MORE_ROWS:
         longer = longer_rows(subject, seed, n_rows=ROWS * more)
+        close = close_repeats(subject, seed, n_rows=ROWS * more)
         beginnings = other_first_tokens(subject, seed, n_rows=more)
-        found = beyond([_without(look, search.table.ruled_out) for look in (*longer, *beginnings)], at, rate)
+        found = beyond([_without(look, search.table.ruled_out) for look in (*longer, *close, *beginnings)], at, rate)
         if not found or found[0].is_above(at) or (more > 1 and not is_small(subject)):
             break
     if found:

@@ -22,6 +22,7 @@ class Strongest:
     """
 
     look: str
+    reason: str
     n_positions: int
     head: HeadId
     prefix_matching: Estimate
@@ -77,7 +78,7 @@ def _heads_of(look: Look, error_rate: float) -> list[Strongest]:
         by_period.max(axis=0).tolist(),
     )
     found = [
-        Strongest(look.name, look.n_positions, HeadId(int(layer), int(head)), *estimates)
+        Strongest(look.name, look.reason, look.n_positions, HeadId(int(layer), int(head)), *estimates)
         for (layer, head), *estimates in zip(np.argwhere(exists), *measures, strict=True)
     ]
     return sorted(found, key=lambda each: -each.excess.value)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pytest_induction.betting import bounded_intervals, is_above, more_rows
 from pytest_induction.criteria import (
+    AFTER_BREAKS_SHARE,
     MARGIN,
     MAX_PREFIX_MATCHING,
     MIN_ADVANTAGE,
@@ -168,7 +169,7 @@ class HeadTable:
             head.prefix_matching.is_above(at.min_prefix_matching)
             and head.excess.is_above(at.min_excess)
             and head.periods_passed >= MIN_PERIODS
-            and (not head.match_lengths or head.match_lengths[-1].is_above(MIN_IRREGULAR))
+            and (not head.match_lengths or (head.match_lengths[-1].is_above(MIN_IRREGULAR) and not _seems_to_go_on(head)))
         )
 
     def _may_match(self, head: HeadEvidence) -> bool:
@@ -206,12 +207,18 @@ def table_of(found: Round, thresholds: Thresholds, error_rate: float, *, complet
 
 def follows_period(head: HeadEvidence, thresholds: Thresholds) -> bool:
     """Whether a head that matches on periodic rows is shown to have nothing left at irregular distances, or to go on where tokens
-    no longer match more than where they do.
+    no longer match, with at least half of what it has where they do.
     """
     if not head.match_lengths or not head.prefix_matching.is_above(thresholds.min_prefix_matching):
         return False
-    goes_on = head.after_breaks is not None and head.after_breaks.low > head.match_lengths[-1].high
+    most = AFTER_BREAKS_SHARE * head.match_lengths[-1].high
+    goes_on = head.after_breaks is not None and head.after_breaks.is_above(max(most, MIN_IRREGULAR))
     return head.match_lengths[-1].is_below(MIN_IRREGULAR) or goes_on
+
+
+def _seems_to_go_on(head: HeadEvidence) -> bool:
+    """The same by means, of a head that is not shown to."""
+    return head.after_breaks is not None and head.after_breaks.value >= AFTER_BREAKS_SHARE * head.match_lengths[-1].value
 
 
 def head_evidence(found: Round, thresholds: Thresholds, error_rate: float, *, complete: bool = False) -> list[HeadEvidence]:
@@ -250,6 +257,8 @@ class _Measured:
             score, excess, reach = self._scores[column], excesses[column], None
             if not score.is_above(self._at.min_prefix_matching) and (shorter := self._reached(column)) is not None:
                 score, excess, reach = shorter
+            elif score.is_above(self._at.min_prefix_matching):
+                reach = self._nothing_beyond(column)
             heads.append(self._head(column, score, excess, int(passed[column]), reach))
         return sorted(heads, key=lambda head: -head.prefix_matching.value)
 
@@ -333,6 +342,13 @@ class _Measured:
         [score] = bounded_intervals(self._score[rows][:, [column]], rate, self._rates.below, unit=SHARE)
         [excess] = self._excesses(rows, np.array([column]), [score])
         return score, excess, int(self._periods[count - 1])
+
+    def _nothing_beyond(self, column: int) -> int | None:
+        """The longest period at which a head matches, where it has next to nothing at every longer one."""
+        means = self._by_period[:, column]
+        count = int(np.argmin(means >= self._at.min_prefix_matching))
+        is_window = count >= MIN_PERIODS and bool((means[count:] < self._at.max_prefix_matching).all())
+        return int(self._periods[count - 1]) if is_window else None
 
 
 def summed_by_layer(found: Round, without: Sequence[HeadEvidence] = ()) -> dict[int, float]:

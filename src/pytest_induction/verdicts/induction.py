@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pytest_induction.betting import more_rows
-from pytest_induction.criteria import PERIOD_DETECTOR, SILENT, SUPPRESSES, is_dormant
+from pytest_induction.criteria import MAX_SHARED, PERIOD_DETECTOR, SILENT, SUPPRESSES, is_dormant
 from pytest_induction.records import Estimate, HeadEvidence, Verdict
 from pytest_induction.verdicts.absence import Strongest
 from pytest_induction.verdicts.behaviour import MIN_ACCURACY
@@ -48,7 +48,12 @@ def undecided(table: HeadTable, estimates: Mapping[str, Estimate], count: int) -
     return _judgement(table, Verdict.UNDETERMINED, reason, summary, estimates, table.more_needed(count))
 
 
-def weak_or_shared(table: HeadTable, estimates: Mapping[str, Estimate], summed: Summed) -> Judgement:
+def is_shared(table: HeadTable, estimates: Mapping[str, Estimate], summed: Summed) -> bool:
+    """Whether the model copies, and the heads of some layer together have what each of them has too little of."""
+    return estimates["advantage"].is_above(table.thresholds.min_advantage) and max(summed.values(), default=0.0) > MAX_SHARED
+
+
+def weak_or_shared(table: HeadTable, estimates: Mapping[str, Estimate], summed: Summed, more_sequences: int = 0) -> Judgement:
     """The verdict where no head has enough to be an induction head, and some have too much to say that there is none."""
     at, heads = table.thresholds, table.present or table.heads
     shown = "has" if table.present else "may have"
@@ -56,13 +61,19 @@ def weak_or_shared(table: HeadTable, estimates: Mapping[str, Estimate], summed: 
     layer, total = max(summed.items(), key=lambda each: each[1])
     accuracy = estimates["later_accuracy"]
     apart = f"; {named_ruled_out(table.ruled_out)}" if table.ruled_out else ""
+    none = "no head is shown to have" if table.undecided else "no head has"
+    weak = (
+        f"{none} prefix matching of {at.min_prefix_matching:.3f}, but {heads[0]}{more} {shown} more than "
+        f"{at.max_prefix_matching:.3f} beyond chance ({heads[0].excess.value:.3f}):"
+    )
+    if table.is_absent:
+        weak = f"no head has more than {at.max_prefix_matching:.3f} beyond chance ({heads[0]} {heads[0].excess.value:.3f}), but"
     summary = (
-        f"no head has prefix matching of {at.min_prefix_matching:.3f}, but {heads[0]}{more} {shown} more than "
-        f"{at.max_prefix_matching:.3f} beyond chance ({heads[0].excess.value:.3f}): the heads of layer {layer} have {total:.2f} "
-        f"together, and the model completes {accuracy.value:.0%} of what is repeated{apart}"
+        f"{weak} the heads of layer {layer} have {total:.2f} together, and the model completes "
+        f"{accuracy.value:.0%} of what is repeated{apart}"
     )
     named = {f"summed prefix matching of layer {layer}": Estimate(total, total, total) for layer, total in summed.items()}
-    return _judgement(table, Verdict.UNDETERMINED, "weak_or_shared", summary, {**estimates, **named})
+    return _judgement(table, Verdict.UNDETERMINED, "weak_or_shared", summary, {**estimates, **named}, more_sequences)
 
 
 def longer_matches_needed(table: HeadTable, estimates: Mapping[str, Estimate]) -> Judgement:
@@ -74,14 +85,13 @@ def longer_matches_needed(table: HeadTable, estimates: Mapping[str, Estimate]) -
 
 
 def seen_elsewhere(table: HeadTable, estimates: Mapping[str, Estimate], found: Sequence[Strongest]) -> Judgement:
-    """The verdict where the usual rows have no head, and other rows may: longer ones, or with another first token."""
+    """The verdict where the usual rows have no head, and others may: `reason` of the first look says which."""
     first = found[0]
-    reason = "in_longer_rows" if first.look.startswith("rows of") else "other_first_token"
     summary = (
         f"no head matches prefixes on the usual rows, but in {first.look} {first.head} has {first.excess.value:.3f} beyond "
         f"chance, not below {table.thresholds.max_prefix_matching:.3f}"
     )
-    return _judgement(table, Verdict.UNDETERMINED, reason, summary, estimates)
+    return _judgement(table, Verdict.UNDETERMINED, first.reason, summary, estimates)
 
 
 def absent(table: HeadTable, estimates: Mapping[str, Estimate], looked: str) -> Judgement:
