@@ -292,31 +292,6 @@ def judged_induction_head(
     return replace(evidence, confidence=1 - spent.error_rate)
 
 
-<<<<<<< HEAD
-=======
-def _searched(search: HeadSearch) -> Judgement:
-    """Draw rounds until the question is answered or the budget is spent."""
-    while True:
-        search.draw()
-        search.rule_out()
-        table = search.table
-        if table.open and search.complete and not search.is_spent:
-            continue
-        if table.matching:
-            return _used(search)
-        if table.undecided:
-            if search.is_spent:
-                return _undecided(search)
-            continue
-        if table.need_longer_matches:
-            return induction.longer_matches_needed(table, search.behaviour())
-        summed = summed_by_layer(search.found, table.ruled_out)
-        if table.is_absent and not induction.is_shared(table, search.behaviour(), summed):
-            return _absent(search)
-        if table.is_absent or table.present or search.is_spent:
-            return induction.weak_or_shared(table, search.behaviour(), summed)
-
-
 def _undecided(search: HeadSearch) -> Judgement:
     """The verdict where the budget is spent: too close to the threshold to tell, or weak and shown to be more than none."""
     table, estimates = search.table, search.behaviour()
@@ -327,7 +302,6 @@ def _undecided(search: HeadSearch) -> Judgement:
     return induction.undecided(table, estimates, search.n_sequences)
 
 
->>>>>>> w-cases
 def _used(search: HeadSearch) -> Judgement:
     """Whether the model uses what heads match, on as many rows more as it takes."""
     if not search.copies:
@@ -341,11 +315,7 @@ def _used(search: HeadSearch) -> Judgement:
 
 
 def _absent(search: HeadSearch) -> Judgement:
-<<<<<<< HEAD
-    """The verdict on a model without heads on the usual rows, after a look at others, few and then more."""
-=======
     """The verdict on a model without heads on the usual rows, after a look at others: few rows at first, then more."""
->>>>>>> w-cases
     subject, seed, estimates = search.subject, search.budget.seed, search.behaviour()
     at, rate = search.thresholds.max_prefix_matching, search.budget.error_rate / len(MORE_ROWS)
     for more in MORE_ROWS:
@@ -382,14 +352,14 @@ def searched(search: HeadSearch, absent: Callable[[HeadSearch], Judgement] = _ab
             return _used(search)
         if table.undecided:
             if search.is_spent:
-                return induction.undecided(table, search.behaviour(), search.n_sequences)
+                return _undecided(search)
             continue
         if table.need_longer_matches:
             return induction.longer_matches_needed(table, search.behaviour())
-        if table.is_absent:
+        summed = summed_by_layer(search.found, table.ruled_out)
+        if table.is_absent and not induction.is_shared(table, search.behaviour(), summed):
             return absent(search)
-        if table.present or search.is_spent:
-            summed = summed_by_layer(search.found, table.ruled_out)
+        if table.is_absent or table.present or search.is_spent:
             return induction.weak_or_shared(table, search.behaviour(), summed)
 
 
