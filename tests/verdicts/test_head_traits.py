@@ -19,6 +19,8 @@ NAMED = {  # what a reader can do about each new reason
     "needs_longer_match": ("measure_match_lengths", "match_length="),
     "match_length_unclear": ("measure_match_lengths", "max_sequences=", "match_length="),
     "in_longer_rows": ("measure_distances", "max_prefix_matching="),
+    "late_in_rows": ("measure_heads", "max_prefix_matching="),
+    "at_short_distances": ("measure_distances", "max_prefix_matching="),
     "other_first_token": ("measure_heads", "bos_token_id"),
     "matches_without_copying": ("measure_copying", "measure_ablations"),
     "heads_unclear": ("find_induction_heads", "max_sequences="),

@@ -18,7 +18,7 @@ from pytest_induction.probes.sequences import even_periods, fitting_shape
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, HeadEvidence, HeadId, Provenance, TokenSpace
 from pytest_induction.silence import written_by
-from pytest_induction.verdicts.behaviour import advantage_interval
+from pytest_induction.verdicts.behaviour import AGREEING, advantage_interval
 from pytest_induction.verdicts.copying import of_heads
 from pytest_induction.verdicts.heads import HeadTable, Thresholds, table_of
 from pytest_induction.verdicts.judgement import behaviour_of
@@ -26,6 +26,7 @@ from pytest_induction.verdicts.judgement import behaviour_of
 FEWEST_ROWS = 24  # of a round; as many more as make it as many of each period
 COPY_ROWS = 3  # of each period, in a round on what heads write
 ROUNDS_FOR_ABSENCE = 3
+NOTHING = 0.02  # prefix matching; where no head has more, it need not be told what of it is chance
 WHOLE_ROUNDS = 2  # of a complete list, before later ones leave out what is clear by then
 SMALL_MODEL = 2_000_000  # weights, up to which a round costs next to nothing: every head is told, also where a yes or no would do
 OF_COPYING, OF_BEHAVIOUR = 0.2, 0.2  # of the error rate
@@ -90,14 +91,23 @@ class HeadSearch:
     def draw(self) -> None:
         """One round more; several at once where only absence is still to be shown, which takes as many."""
         kind = self._kind()
-        at_once = ROUNDS_FOR_ABSENCE if self.rounds and not (self.table.undecided or self.table.matching) else 1
+        at_once = ROUNDS_FOR_ABSENCE if self._only_absence else 1
         size = min(at_once * self.size, self.most - self.n_sequences)
         with progress(CLAIM, size * (1 if kind == "heads" else 2)):  # the repeated rows, and their controls
             self.rounds.append(probe_round(self.subject, size, self.budget.seed, len(self.rounds), kind))
         self._table = None
 
+    @property
+    def _only_absence(self) -> bool:
+        """Whether no head may match, so that only absence is left to be shown."""
+        return bool(self.rounds) and not (self.table.undecided or self.table.matching)
+
     def _kind(self) -> Kind:
-        """Later rounds of a complete list have neither controls nor logits, unless they are what is still to be told."""
+        """Later rounds have no controls and no logits where they would tell nothing: in a complete list, unless they are what is
+        still to be told, and for absence where no head has anything that could be chance.
+        """
+        if self._only_absence:
+            return "heads" if self.table.strongest < NOTHING else "whole"
         if not self.complete or len(self.rounds) < WHOLE_ROUNDS:
             return "whole"
         at = self.thresholds
@@ -133,6 +143,11 @@ class HeadSearch:
     def longest(self) -> int:
         """Positions of the longest of the usual rows."""
         return usual_length(self.subject.space)
+
+    def see_whether_it_copies(self) -> None:
+        """Draw rows on which a block stands twice until there are enough to say that the model copies, if it seems to."""
+        while self.n_behaviour < AGREEING and self.behaviour()["advantage"].value > self.thresholds.min_advantage:
+            self.look_at_copies()
 
     def look_at_copies(self) -> None:
         """One round more of rows on which a block stands twice: what heads write, and what the model does."""

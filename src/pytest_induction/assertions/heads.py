@@ -356,6 +356,7 @@ def searched(search: HeadSearch, absent: Callable[[HeadSearch], Judgement] = _ab
             continue
         if table.need_longer_matches:
             return induction.longer_matches_needed(table, search.behaviour())
+        search.see_whether_it_copies()
         summed = summed_by_layer(search.found, table.ruled_out)
         if table.is_absent and not induction.is_shared(table, search.behaviour(), summed):
             return absent(search)

@@ -26,6 +26,10 @@ NEXT = {
     "needs_longer_match": "see `measure_match_lengths(model)`; allow longer matches with `match_length=`, or leave it out",
     "match_length_unclear": "see `measure_match_lengths(model)`; allow more with `max_sequences=`, or leave `match_length=` out",
     "in_longer_rows": "see how far heads reach with `measure_distances(model)`; less than `max_prefix_matching=` counts as none",
+    "late_in_rows": "see which positions match with `measure_heads(model, tokens=...)`; less than `max_prefix_matching=` counts "
+    "as none",
+    "at_short_distances": "see how far heads reach with `measure_distances(model)`; less than `max_prefix_matching=` counts as "
+    "none",
     "other_first_token": "if the model is used so, declare it (`bos_token_id` of its config); see such rows with "
     "`measure_heads(model, tokens=...)`; less than `max_prefix_matching=` counts as none",
     "counts_back": "a head trained on one period only counts back: train on repeats of varied distance",

@@ -21,6 +21,7 @@ from pytest_induction.criteria import (
     MIN_PERIODS,
     MIN_PREFIX_MATCHING,
     PERIOD_DETECTOR,
+    POSITIONAL,
     kind_of_head,
     min_excess,
 )
@@ -111,18 +112,20 @@ class HeadTable:
 
     @cached_property
     def positional(self) -> tuple[HeadEvidence, ...]:
-        """Those with a score above the threshold by their place: as high without anything to match, or at one period only."""
+        """Those with a score above the threshold by their place: at one period only, or as high without anything to match."""
         bar, least = self.thresholds.min_prefix_matching, self.thresholds.min_excess
-        return tuple(
-            head
-            for head in self.heads
-            if (head.prefix_matching.is_above(bar) and head.excess.is_below(least)) or self._at_one_period(head)
-        )
+        once = [head for head in self.ruled_out if head.kind == POSITIONAL]
+        return (*once, *(head for head in self.heads if head.prefix_matching.is_above(bar) and head.excess.is_below(least)))
 
     @cached_property
     def present(self) -> tuple[HeadEvidence, ...]:
         """Those shown to match by more than what counts as none."""
         return tuple(head for head in self.heads if head.excess.is_above(self.thresholds.max_prefix_matching))
+
+    @property
+    def strongest(self) -> float:
+        """The highest prefix matching of those that are not ruled out, 0 where there is none."""
+        return max((head.prefix_matching.value for head in self.heads), default=0.0)
 
     @property
     def is_absent(self) -> bool:
@@ -177,7 +180,6 @@ class HeadTable:
         return not (
             head.prefix_matching.is_below(at.min_prefix_matching)
             or head.excess.is_below(at.min_excess)
-            or self._at_one_period(head)
             or self._needs_more_tokens(head)
         )
 
@@ -186,11 +188,6 @@ class HeadTable:
         lengths = head.match_lengths
         return wanted is not None and len(lengths) > 0 and lengths[wanted - 1].is_below(self.thresholds.min_prefix_matching)
 
-    def _at_one_period(self, head: HeadEvidence) -> bool:
-        at = self.thresholds
-        is_high = head.prefix_matching.is_above(at.min_prefix_matching) and head.excess.is_above(at.min_excess)
-        return is_high and head.periods_passed < MIN_PERIODS
-
 
 def _told(head: HeadEvidence, known: HeadEvidence) -> HeadEvidence:
     """The head with what is known of what it writes."""
@@ -198,11 +195,21 @@ def _told(head: HeadEvidence, known: HeadEvidence) -> HeadEvidence:
 
 
 def table_of(found: Round, thresholds: Thresholds, error_rate: float, *, complete: bool = False) -> HeadTable:
-    """Every head as it is measured so far; those that only follow a period are ruled out."""
+    """Every head as it is measured so far; those that only follow a period, or count back by one, are ruled out."""
     every = head_evidence(found, thresholds, error_rate, complete=complete)
-    detectors = tuple(replace(head, kind=PERIOD_DETECTOR) for head in every if follows_period(head, thresholds))
-    places = {(head.layer, head.head) for head in detectors}
-    return HeadTable(tuple(head for head in every if (head.layer, head.head) not in places), thresholds, detectors)
+    kinds = {
+        PERIOD_DETECTOR: [head for head in every if follows_period(head, thresholds)],
+        POSITIONAL: [head for head in every if counts_back(head, thresholds)],
+    }
+    gone = tuple(replace(head, kind=kind) for kind, heads in kinds.items() for head in heads)
+    places = {(head.layer, head.head) for head in gone}
+    return HeadTable(tuple(head for head in every if (head.layer, head.head) not in places), thresholds, gone)
+
+
+def counts_back(head: HeadEvidence, thresholds: Thresholds) -> bool:
+    """Whether a head is shown to match, and does so at one period only: that cannot be told from counting back by it."""
+    is_high = head.prefix_matching.is_above(thresholds.min_prefix_matching) and head.excess.is_above(thresholds.min_excess)
+    return is_high and head.periods_passed < MIN_PERIODS
 
 
 def follows_period(head: HeadEvidence, thresholds: Thresholds) -> bool:
