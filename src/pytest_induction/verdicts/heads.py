@@ -52,10 +52,11 @@ class Thresholds:
 class Rates:
     """How an error rate is divided among what is shown of one head.
 
-    To say of one head that it matches is wrong where its score is not above the threshold, or its excess is not, or it has
-    nothing left at irregular distances: a third for each, shared by all heads, as each of them could be the one that is wrongly
-    named. To say that there is none is wrong where one head that does match is missed: a third for each, for every head by
-    itself. A complete list says both of every head.
+    To say of a head that it matches is wrong where its score is not above the threshold: a quarter, shared by all heads, as each
+    of them could be the one that is wrongly named. It is wrong too where its excess is not, a half, or where nothing of it is
+    left at irregular distances, a quarter: shared by those whose score is shown to be above, as no other head is named. To say
+    that there is none is wrong where one head that does match is missed: a third for each of the three, for every head by itself.
+    A complete list says both of every head.
     """
 
     above: float
@@ -64,11 +65,11 @@ class Rates:
     below: float
 
     @classmethod
-    def of(cls, error_rate: float, n_heads: int, n_candidates: int, *, complete: bool) -> Rates:
-        """Of `n_heads` heads, `n_candidates` of which have a score that may be high enough."""
-        third = error_rate / 3
-        each, of_candidates = third / max(1, n_heads), third / max(1, n_candidates)
-        return cls(each, of_candidates, of_candidates, each if complete else third)
+    def of(cls, error_rate: float, n_heads: int, n_shown: int, *, complete: bool) -> Rates:
+        """Of `n_heads` heads, `n_shown` of which are shown to have a score that is high enough."""
+        quarter, n_shown = error_rate / 4, max(1, n_shown)
+        below = error_rate / 3 / (n_heads if complete else 1)
+        return cls(quarter / n_heads, 2 * quarter / n_shown, quarter / n_shown, below)
 
 
 @dataclass(frozen=True)
@@ -246,8 +247,8 @@ class _Measured:
         n_heads = self._score.shape[1]
         rates = Rates.of(error_rate, n_heads, n_heads, complete=complete)
         self._scores = bounded_intervals(self._score, rates.above, rates.below, unit=SHARE)
-        candidates = sum(not each.is_below(thresholds.min_prefix_matching) for each in self._scores)
-        self._rates = Rates.of(error_rate, n_heads, candidates, complete=complete)
+        shown = sum(each.is_above(thresholds.min_prefix_matching) for each in self._scores)
+        self._rates = Rates.of(error_rate, n_heads, shown, complete=complete)
         self._by_period = np.stack([self._score[found.periods == period].mean(axis=0) for period in self._periods])
 
     @cached_property
@@ -256,9 +257,7 @@ class _Measured:
 
     def evidence(self) -> list[HeadEvidence]:
         """Of each head."""
-        every = np.ones(len(self._score), bool)
-        excesses = self._excesses(every, np.arange(len(self._scores)), self._scores)
-        passed = self._passed()
+        excesses, passed = self._excesses_of_all(), self._passed()
         heads = []
         for column in range(len(self._scores)):
             score, excess, reach = self._scores[column], excesses[column], None
@@ -304,6 +303,18 @@ class _Measured:
         rate = self._rates.irregular_above / (MATCHES + 1)
         return bounded_intervals(self._irregular[:, :, column], rate, rate, unit=SHARE)
 
+    def _excesses_of_all(self) -> list[Estimate]:
+        """The interval of each excess; a rough one of heads whose score is too low anyway, as long as others may match."""
+        low = np.array([score.is_below(self._at.min_prefix_matching) for score in self._scores])
+        asked = np.flatnonzero(~low) if not low.all() else np.arange(len(low))
+        every = np.ones(len(self._score), bool)
+        exact = self._excesses(every, asked, [self._scores[column] for column in asked])
+        means = self._excess.mean(axis=0).tolist()
+        found = [Estimate(mean, -1.0, max(score.high, mean), "excess") for mean, score in zip(means, self._scores, strict=True)]
+        for column, estimate in zip(asked.tolist(), exact, strict=True):
+            found[column] = estimate
+        return found
+
     def _excesses(self, rows: NDArray[np.bool_], columns: NDArray[np.int64], scores: Sequence[Estimate]) -> list[Estimate]:
         """The interval of each excess on some of the rows: the narrower one of several, each with its share of the rate.
 
@@ -312,10 +323,10 @@ class _Measured:
         """
         kept = rows[self._found.controlled]
         excess, chance = self._excess[kept][:, columns], self._chance[kept][:, columns]
-        low, high = self._rates.excess_above / 2, self._rates.below / 3
-        paired = bounded_intervals(excess, low, high, lowest=-1.0, unit="excess")
-        positive = bounded_intervals(np.maximum(excess, 0.0), low, high)
-        chances = bounded_intervals(chance, high, low)
+        low, high = self._rates.excess_above, self._rates.below
+        paired = bounded_intervals(excess, 0.3 * low, 0.2 * high, lowest=-1.0, unit="excess")
+        positive = bounded_intervals(np.maximum(excess, 0.0), low, 0.6 * high)
+        chances = bounded_intervals(chance, 0.2 * high, 0.7 * low)
         return [
             Estimate(
                 row_by_row.value,
