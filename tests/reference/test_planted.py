@@ -71,8 +71,8 @@ TABLE = {
     ),
     "copy suppression": following("copy_suppression", "suppresses_what_it_matches", **SUPPRESSES),
     "copy suppression, latest only": following("copy_suppression", "suppresses_what_it_matches", latest=True, **SUPPRESSES),
-    "matching": following("matching", "matches_without_copying"),
-    "matching, latest only": following("matching", "matches_without_copying", latest=True),
+    "matching": following("matching", "silent"),
+    "matching, latest only": following("matching", "silent", latest=True),
     "previous token": Known(planted.previous_token_head, PREVIOUS, "no_head_matches"),
     "duplicate token": Known(planted.duplicate_token_head, {"L0H0": Head("duplicate_token")}, "no_head_matches"),
     "duplicate token, latest only": Known(
@@ -242,7 +242,7 @@ def test_every_verdict_is_the_right_one(name):
     formed = known.reason == "formed"
     assert (found.verdict, found.reason) == (Verdict.FORMED if formed else Verdict.NOT_FORMED, known.reason)
     assert evidence(induction.assert_no_induction_head, model).verdict is found.verdict
-    named = {str(head) for head in found.heads}
+    named = {str(head) for head in (*found.heads, *found.nearest) if head.kind in ("matches", "suppresses", "silent")}
     matching = {at for at, head in known.heads.items() if right_scores(head, 12, 4)[0] == 1}
     assert named == matching
     if known.advantage is not None:
@@ -288,9 +288,9 @@ def test_heads_stand_where_they_are_asked_for(name):
     assert [str(head) for head in induction.assert_has_induction_head(model).heads] == ["L3H1"]
 
 
-@pytest.mark.parametrize(("sharpness", "verdict"), [(1.8, Verdict.NOT_FORMED), (2.7, Verdict.FORMED)])
+@pytest.mark.parametrize(("sharpness", "verdict"), [(1.8, Verdict.UNDETERMINED), (2.7, Verdict.FORMED)])
 def test_heads_near_the_bar_can_be_planted(sharpness, verdict):
-    """Prefix matching a little below 0.3 is below it, and a little above is above."""
+    """Prefix matching a little above 0.3 is enough; a little below it is too weak, and too much to say that there is none."""
     model = induction.load_model(planted.induction_head(sharpness=sharpness, **SIZES))
     score = induction.measure_heads(model).prefix_matching[1, 0]
     assert abs(score - 0.3) < 0.1 and (score > 0.3) == (verdict is Verdict.FORMED)

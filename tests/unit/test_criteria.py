@@ -28,6 +28,10 @@ NUMBERS = {getattr(criteria, name) for name in NAMES} - {criteria.MIN_PERIODS} |
 
 # Numbers of the package that are the same by chance, and say nothing of what a head is.
 OTHERS = {
+    ("runs/focus.py", "SETTLING"),
+    ("models/trial.py", "ROW_SUMS_HALF"),
+    ("runs/recorder.py", "OVERHEAD"),
+    ("assertions/head_search.py", "NOTHING"),
     ("assertions/circuits.py", "LEAST_EFFECT"),
     ("assertions/circuits.py", "MIN_SHARE"),  # of prefix matching, that is lost
     ("assertions/continuity.py", "0.5 < confidence < 1"),

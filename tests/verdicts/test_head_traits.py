@@ -12,6 +12,7 @@ from pytest_induction.models.planted import induction_head
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Provenance, Verdict
 
 SOURCE = Path(assertions.__file__).parents[1] / "verdicts" / "induction.py"
+LOOKS = Path(assertions.__file__).parents[1] / "absence.py"
 NAMED = {  # what a reader can do about each new reason
     "weak_or_shared": ("measure_heads", "max_prefix_matching=", "min_prefix_matching="),
     "silent": ("measure_ablations",),
@@ -66,7 +67,10 @@ def reasons_in(source):
 
 
 def test_every_reason_of_a_verdict_on_induction_heads_says_what_to_do():
-    reasons = reasons_in(SOURCE.read_text())
+    looks = {
+        look.value for look in ast.walk(ast.parse(LOOKS.read_text())) if isinstance(look, ast.Constant) and look.value in NEXT
+    }
+    reasons = reasons_in(SOURCE.read_text()) | looks
     assert reasons >= {*NAMED, "formed", "dormant", "counts_back", "no_head_matches", "copies_without_a_head"}
     assert reasons <= NEXT.keys(), reasons - NEXT.keys()
 

@@ -101,8 +101,8 @@ def test_a_head_that_matches_one_period_only_is_named():
     """A perfect match at one single period is counting back, however high its mean."""
 
     def only_at_period_five(tokens):
-        matches = bool((tokens[:, 1:6] == tokens[:, 6:11]).all())
-        return planted.induction(tokens) if matches else planted.first(tokens)
+        matches = (tokens[:, 1:6] == tokens[:, 6:11]).all(dim=1)[:, None, None]
+        return torch.where(matches, planted.induction(tokens), planted.first(tokens))
 
     found = verdict(Planted(only_at_period_five, d_vocab=6), max_sequences=384)  # two periods fit: four and five
     assert (found.verdict, found.reason) == (Verdict.NOT_FORMED, "counts_back")

@@ -110,7 +110,7 @@ def test_heads_that_change_places_are_moved_and_nothing_is_lost(perfect, two_lay
                 part.weight.copy_(part.weight.roll(D_HEAD, 0))
             layer.out.weight.copy_(layer.out.weight.roll(D_HEAD, 1))
 
-    found = assert_heads_preserved(two_layers, edited(two_layers, shift))
+    found = assert_heads_preserved(two_layers, edited(two_layers, shift), margins={"prefix_matching": 0.15})
     assert found.reason == "preserved" and "previous-token head L0H2 -> L0H0 moved" in found.summary
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pytest_induction.absence import ROWS, Look, close_repeats, longer_rows, other_first_tokens
 from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.assertions.head_search import Budget, HeadSearch, is_small, round_size, rounds_within
-from pytest_induction.criteria import MARGIN, MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING, PERIOD_DETECTOR
+from pytest_induction.criteria import MARGIN, MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING, PERIOD_DETECTOR, SUPPRESSES
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, Round, probe_round, provenance
 from pytest_induction.models.load import load_model
@@ -34,7 +34,8 @@ from pytest_induction.virtual import PairRound, probe_pairs
 MAX_SEQUENCES = 224
 MAX_TEXT_ROWS = 512
 ERROR_RATE = 1e-3
-MORE_ROWS = (1, 4, 16)  # times as many rows that a claim of absence looks at beside the usual ones, until these tell
+MOST_LONG_ROWS = (16, 4)  # of these, of rows as long as the context: of a small model, and of others
+MORE_ROWS = (1, 4, 16, 48)  # times as many rows that a claim of absence looks at beside the usual ones, until these tell
 
 
 @user_facing
@@ -319,11 +320,11 @@ def _absent(search: HeadSearch) -> Judgement:
     subject, seed, estimates = search.subject, search.budget.seed, search.behaviour()
     at, rate = search.thresholds.max_prefix_matching, search.budget.error_rate / len(MORE_ROWS)
     for more in MORE_ROWS:
-        longer = longer_rows(subject, seed, n_rows=ROWS * more)
+        longer = longer_rows(subject, seed, n_rows=ROWS * min(more, MOST_LONG_ROWS[not is_small(subject)]))
         close = close_repeats(subject, seed, n_rows=ROWS * more)
         beginnings = other_first_tokens(subject, seed, n_rows=more)
         found = beyond([_without(look, search.table.ruled_out) for look in (*longer, *close, *beginnings)], at, rate)
-        if not found or found[0].is_above(at) or (more > 1 and not is_small(subject)):
+        if not found or found[0].is_above(at):
             break
     if found:
         return induction.seen_elsewhere(search.table, estimates, found)
@@ -404,13 +405,13 @@ def _through_pairs(subject: ModelUnderTest, evidence: Evidence, budget: Budget, 
         return replace(evidence, reason="copies_through_pairs", summary=summary, pairs=found.pairs)
     if found.verdict is Verdict.NOT_FORMED or not allow_virtual:
         return evidence
-    drawn = size * len(rounds)
-    more = found.more_sequences
+    drawn, more = size * len(rounds), found.more_sequences
+    and_copies = " and copies" if any(head.kind == SUPPRESSES for head in evidence.nearest) else ""
     return replace(
         evidence,
         verdict=found.verdict,
         reason=found.reason,
-        summary=f"no single head matches prefixes and copies, but {found.summary}",
+        summary=f"no single head matches prefixes{and_copies}, but {found.summary}",
         pairs=found.pairs,
         settle=f"about {more} more sequences: max_sequences={drawn + more}" if more else "",
     )

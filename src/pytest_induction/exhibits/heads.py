@@ -46,7 +46,8 @@ class Seen:
     @property
     def matching(self) -> tuple[HeadEvidence, ...]:
         """The induction heads, strongest first."""
-        return self.listed.heads
+        listed = {(head.layer, head.head) for head in self.listed.heads}
+        return tuple(head for head in self.heads if (head.layer, head.head) in listed)
 
     def kind_of(self, head: HeadEvidence) -> str:
         """What a head does: by its means, and of one that matches what the list says of it."""

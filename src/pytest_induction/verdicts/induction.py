@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pytest_induction.betting import more_rows
-from pytest_induction.criteria import MAX_SHARED, PERIOD_DETECTOR, SILENT, SUPPRESSES, is_dormant
+from pytest_induction.criteria import MAX_SHARED, PERIOD_DETECTOR, POSITIONAL, SILENT, SUPPRESSES, is_dormant
 from pytest_induction.records import Estimate, HeadEvidence, Verdict
 from pytest_induction.verdicts.absence import Strongest
 from pytest_induction.verdicts.behaviour import MIN_ACCURACY
@@ -108,6 +108,8 @@ def _why_none(table: HeadTable, estimates: Mapping[str, Estimate]) -> tuple[str,
     if PERIOD_DETECTOR in kinds:
         first = next(head for head in table.ruled_out if head.kind == PERIOD_DETECTOR)
         return PERIOD_DETECTOR, f"{_score(first)} on periodic rows, but it follows the period: {_lengths(first)}"
+    if POSITIONAL in kinds:
+        return "counts_back", _by_place(table)
     if copies:
         how = f"the model copies (top-1 accuracy {accuracy.value:.2f} on later copies), but not by a head that matches prefixes"
         return "copies_without_a_head", f"{how}: {apart or f'{best}, no more than chance'}"
@@ -116,11 +118,14 @@ def _why_none(table: HeadTable, estimates: Mapping[str, Estimate]) -> tuple[str,
         first = next(head for head in table.ruled_out if head.kind in (SUPPRESSES, SILENT))
         return reason, f"{_score(first)}, but does not count: {apart}; advantage of the successor {advantage.value:+.2f} nats"
     if table.positional:
-        first = table.positional[0]
-        return "counts_back", f"{_score(first)}, but goes by position: it matches at one period, or has it without repeats"
+        return "counts_back", _by_place(table)
     if table.heads and all(is_dormant(head.first_token) for head in table.heads):
         return "dormant", "on this data every head rests on the first token"
     return "no_head_matches", f"no head matches prefixes: {best}, {_excess(table)}"
+
+
+def _by_place(table: HeadTable) -> str:
+    return f"{_score(table.positional[0])}, but goes by position: it matches at one period, or has it without repeats"
 
 
 def _excess(table: HeadTable) -> str:
