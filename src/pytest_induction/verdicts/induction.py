@@ -108,8 +108,9 @@ def _why_none(table: HeadTable, estimates: Mapping[str, Estimate]) -> tuple[str,
     if PERIOD_DETECTOR in kinds:
         first = next(head for head in table.ruled_out if head.kind == PERIOD_DETECTOR)
         return PERIOD_DETECTOR, f"{_score(first)} on periodic rows, but it follows the period: {_lengths(first)}"
-    if POSITIONAL in kinds:
-        return "counts_back", _by_place(table)
+    if POSITIONAL in kinds or (table.positional and not (copies or kinds & {SUPPRESSES, SILENT})):
+        seen = f"{_score(table.positional[0])}, but goes by position"
+        return "counts_back", f"{seen}: it matches at one period, or has it without repeats"
     if copies:
         how = f"the model copies (top-1 accuracy {accuracy.value:.2f} on later copies), but not by a head that matches prefixes"
         return "copies_without_a_head", f"{how}: {apart or f'{best}, no more than chance'}"
@@ -117,15 +118,9 @@ def _why_none(table: HeadTable, estimates: Mapping[str, Estimate]) -> tuple[str,
         reason = "suppresses_what_it_matches" if SUPPRESSES in kinds else "silent"
         first = next(head for head in table.ruled_out if head.kind in (SUPPRESSES, SILENT))
         return reason, f"{_score(first)}, but does not count: {apart}; advantage of the successor {advantage.value:+.2f} nats"
-    if table.positional:
-        return "counts_back", _by_place(table)
     if table.heads and all(is_dormant(head.first_token) for head in table.heads):
         return "dormant", "on this data every head rests on the first token"
     return "no_head_matches", f"no head matches prefixes: {best}, {_excess(table)}"
-
-
-def _by_place(table: HeadTable) -> str:
-    return f"{_score(table.positional[0])}, but goes by position: it matches at one period, or has it without repeats"
 
 
 def _excess(table: HeadTable) -> str:
