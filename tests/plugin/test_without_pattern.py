@@ -96,12 +96,10 @@ def test_the_doctor_takes_it_as_it_says(mine, capsys, written):
     "options",
     [
         [OPTION, "OwnLinear", OPTION, "OwnScan"],
-        [f"{OPTION}=OwnLinear, OwnScan"],
         [f"{OPTION}=blocks.1,blocks.2.mixer,blocks.3.mixer"],
-        ["-oinduction_without_pattern=OwnLinear OwnScan"],
         ["-oinduction_without_pattern=OwnLinear,OwnScan"],
     ],
-    ids=["repeated", "commas", "paths", "ini", "ini, commas"],
+    ids=["repeated", "paths", "ini, commas"],
 )
 def test_several_names_are_given_in_any_of_the_usual_ways(run, mine, pytester, options):
     """To what is gated, to the fixtures of tests, and to a model that a fixture of the user's loaded without it."""
