@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_induction import TokenSpace, Verdict
-from pytest_induction.assertions.head_search import Budget, HeadSearch, round_size
+from pytest_induction.assertions.head_search import COPY_ROWS, Budget, HeadSearch
 from pytest_induction.assertions.heads import MAX_SEQUENCES, searched
 from pytest_induction.copying import CopyRound
-from pytest_induction.measure import PERIODS_AT_ONCE, Array, Round
+from pytest_induction.measure import PERIODS_AT_ONCE, Array, Kind, Round
 from pytest_induction.probes.sequences import even_periods, fitting_shape
 from pytest_induction.verdicts.heads import Thresholds
 from pytest_induction.verdicts.judgement import Judgement
@@ -70,27 +70,17 @@ class Rows(HeadSearch):
     """A search whose rows are drawn from a shape, in place of a model."""
 
     def __init__(self, shape: Shape, seed: int) -> None:
-        self.thresholds, self.complete = Thresholds(), False
-        self.budget = Budget(MAX_SEQUENCES, ERROR_RATE, seed)
-        self.size = round_size(SPACE)
-        self.most = MAX_SEQUENCES // self.size * self.size
-        self.rounds: list[Round] = []
-        self.copies: list[CopyRound] = []
-        self.notes: list[str] = []
+        self.begin(SPACE, Thresholds(), Budget(MAX_SEQUENCES, ERROR_RATE, seed), complete=False)
         self._shape, self._rng = shape, np.random.default_rng([seed, 5])
         self._periods = even_periods(fitting_shape(SPACE)[0], PERIODS_AT_ONCE)
-        self._ruled_out, self._known, self._table = {}, {}, None
 
-    def draw(self) -> None:
-        at_once = 3 if self.rounds and not (self.table.undecided or self.table.matching) else 1
-        count = min(at_once * self.size, self.most - self.n_sequences)
-        periods = np.repeat(self._periods, count // len(self._periods))
-        heads = np.full((count, 5, 1, 1), CHANCE)
+    def probed(self, size: int, kind: Kind) -> Round:
+        periods = np.repeat(self._periods, size // len(self._periods))
+        heads = np.full((size, 5, 1, 1), CHANCE)
         heads[:, 0, 0, 0] = np.clip(self._shape.score(self._rng, periods), 0.0, 1.0)
-        control = np.full((count, 1, 1), CHANCE)
-        irregular = np.concatenate([np.repeat(heads[:, :1], 3, axis=1), np.full((count, 1, 1, 1), CHANCE)], axis=1)
-        self.rounds.append(Round(periods, heads, control, np.ones(count, bool), irregular, self._behaviour(periods), "4 copies"))
-        self._table = None
+        control = np.full((size, 1, 1), CHANCE)
+        irregular = np.concatenate([np.repeat(heads[:, :1], 3, axis=1), np.full((size, 1, 1, 1), CHANCE)], axis=1)
+        return Round(periods, heads, control, np.ones(size, bool), irregular, self._behaviour(periods), "4 copies")
 
     def _behaviour(self, periods: np.ndarray) -> dict[str, Array]:
         advantage = self._shape.advantage(self._rng, periods)
@@ -101,7 +91,7 @@ class Rows(HeadSearch):
         """Nothing is known of what the head writes."""
 
     def look_at_copies(self) -> None:
-        periods = np.repeat(self._periods, 3)
+        periods = np.repeat(self._periods, COPY_ROWS)
         self.copies.append(CopyRound(None, self._behaviour(periods)))
 
 

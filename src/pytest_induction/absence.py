@@ -19,7 +19,7 @@ from pytest_induction.errors import ModelError, ProbeError
 from pytest_induction.measure import PERIODS_AT_ONCE, Array
 from pytest_induction.models.declared import boundary_ids
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.periods import Matching, match_periods, overlap
+from pytest_induction.periods import LONGEST_ROWS, Matching, match_periods, overlap
 from pytest_induction.probes.sequences import (
     SHORTEST_PERIOD,
     Ids,
@@ -28,11 +28,11 @@ from pytest_induction.probes.sequences import (
     fitting_shape,
     repeated_sequences,
     usable_ids,
+    usual_length,
 )
 from pytest_induction.progress import progress
 from pytest_induction.records import TokenSpace
 
-LONGEST_ROWS = 1024  # positions that longer rows have at most
 ROWS = 4  # of each period; an interval over so few needs heads that have next to nothing, which is what absence means
 SHORT_PERIODS = (17, 23)  # of which one is drawn
 CLOSE_PERIODS = (5, 7, 11)  # those of them that are below the periods of usual probes; without common factors
@@ -125,12 +125,6 @@ def _close_repeats(subject: ModelUnderTest, seed: int, n_rows: int) -> list[Look
     ]
 
 
-def usual_length(space: TokenSpace) -> int:
-    """Positions of the longest usual probe."""
-    periods, copies = fitting_shape(space)
-    return periods[-1] * copies + int(space.bos_id is not None)
-
-
 def longer_length(subject: ModelUnderTest, longest: int = LONGEST_ROWS) -> int:
     """How many positions longer rows have: what the context has, at most `longest`, and what usual probes have at least."""
     space = subject.space
@@ -171,8 +165,8 @@ def other_first_tokens(subject: ModelUnderTest, seed: int, *, n_rows: int = 1) -
     """Rows of the usual periods that begin otherwise than the model declares, or with some token where it declares none.
 
     With no first token where one is declared; then with ids that are declared to begin, end or fill up sequences, with ids 0, 1
-    and 2, and with the last usable one: four alternatives in all. `n_rows` for each of up to six periods; no alternative stands
-    anywhere else in a row. Six forward passes at most of rows with a first token, and as many without one.
+    and 2, and with the last usable one: four alternatives in all. `n_rows` for each of up to seven periods; no alternative stands
+    anywhere else in a row. Seven forward passes at most of rows with a first token, and as many without one.
     """
     return subject.remember(("first tokens", seed, n_rows), partial(_other_first_tokens, subject, seed, n_rows))
 
@@ -198,7 +192,7 @@ def _other_first_tokens(subject: ModelUnderTest, seed: int, n_rows: int) -> list
 
 
 def _beginning_with(space: TokenSpace, first: Sequence[int], n_rows: int, rng: np.random.Generator) -> list[Probe]:
-    """Usual probes with rows for each first token in turn, or without any; one probe for each of up to six periods."""
+    """Usual probes with rows for each first token in turn, or without any; one probe for each of up to seven periods."""
     fitting, copies = fitting_shape(space)
     periods = sorted(int(each) for each in rng.choice(np.asarray(fitting), min(PERIODS_AT_ONCE, len(fitting)), replace=False))
     probes = []

@@ -19,7 +19,7 @@ from pytest_induction.measure import (
     named_behaviour,
     numbers,
     of_all_heads,
-    plain,
+    plain_scores,
     probes_of,
     provenance,
 )
@@ -34,7 +34,7 @@ from pytest_induction.metrics.copying import (
     rescaled,
 )
 from pytest_induction.metrics.loss import Repetition, repetition
-from pytest_induction.models.calling import first_line
+from pytest_induction.models.calling import told
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.head_weights import Circuits, upcast
 from pytest_induction.models.load import load_model
@@ -42,7 +42,7 @@ from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.watching import Watch
 from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD, Ids, Probe, usable_ids
 from pytest_induction.progress import progress
-from pytest_induction.records import SCHEMA_VERSION, Provenance
+from pytest_induction.records import Provenance
 
 MOST_TOKENS = 512  # compared with each other
 TWICE = 2  # copies in rows on which only what is copied counts: half as long
@@ -85,13 +85,7 @@ class CopyingScores:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, None where there is no number, with the version of this layout under `schema`."""
-        scores = [each.name for each in fields(self) if each.name not in ("per_sequence", "provenance")]
-        return {
-            "schema": SCHEMA_VERSION,
-            **{name: plain(getattr(self, name)) for name in scores},
-            "per_sequence": {name: plain(values) for name, values in self.per_sequence.items()},
-            "provenance": self.provenance.to_dict(),
-        }
+        return plain_scores(self, [each.name for each in fields(self) if each.name not in ("per_sequence", "provenance")])
 
 
 @user_facing
@@ -210,10 +204,9 @@ def _copy_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Genera
         parts = [effects_and_behaviour(subject, circuits, probe) for probe in probes]
         effects: Array | None = np.concatenate([effects[1] for effects, _ in parts])
     except Exception as error:  # noqa: BLE001 - whatever it is: behaviour says whether the model copies
-        why_not = ("" if isinstance(error, ModelError) else f"{type(error).__name__}: ") + first_line(error)
+        why_not = told(error)
         effects, parts = None, [(np.zeros(0), _behaviour(subject, probe)) for probe in probes]
-    names = [field.name for field in fields(Repetition)]
-    behaviour = {name: np.concatenate([each[name] for _, each in parts]) for name in names}
+    behaviour = {name: np.concatenate([each[name] for _, each in parts]) for name in parts[0][1]}
     return CopyRound(effects, behaviour, why_not)
 
 

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_induction.criteria import MIN_PREFIX_MATCHING
+from pytest_induction.criteria import MIN_PREFIX_MATCHING, matches_by_means
 from pytest_induction.errors import ArgumentError, ProbeError, user_facing, whole_number
 from pytest_induction.measure import Array, ModelLike, plain, provenance
 from pytest_induction.models.load import load_model
-from pytest_induction.periods import match_periods, overlap, partner_of
+from pytest_induction.periods import LONGEST_ROWS, match_periods, overlap, partner_of
 from pytest_induction.probes.sequences import SHORTEST_PERIOD, filling_sequences, usable_ids
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance, TokenSpace
 
-LONGEST_ROWS = 1024  # positions, where the context has as many
 STEPS_TO_DOUBLE = 2  # distances between one and twice as far
 STREAM = 43  # of the random numbers of a seed
 
@@ -62,7 +61,8 @@ class DistanceScores:
         """
         if not 0 < min_prefix_matching <= 1:
             raise ArgumentError(f"`min_prefix_matching` must lie above 0 and up to 1, got {min_prefix_matching!r}")
-        matches = (self.prefix_matching >= min_prefix_matching) & (self.prefix_matching - self.chance >= min_prefix_matching / 2)
+        means = {"prefix_matching": self.prefix_matching, "excess": self.prefix_matching - self.chance}
+        matches = matches_by_means(means, min_prefix_matching)
         begun = np.maximum.accumulate(matches, axis=0)
         ended = np.maximum.accumulate(begun & ~matches, axis=0)
         return np.where(begun & ~ended, self.distances[:, None, None], 0).max(axis=0)

@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from pytest_induction.batching import in_batches
 from pytest_induction.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, observe, plain, provenance
+from pytest_induction.measure import Array, ModelLike, masses_of, plain_scores, provenance
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.irregular import LENGTHS, LISTS, IrregularRows, irregular_sequences
 from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD
 from pytest_induction.progress import progress
-from pytest_induction.records import SCHEMA_VERSION, Provenance
+from pytest_induction.records import Provenance
 
 POSITIONS = LONGEST_PERIOD * COPIES  # of the rows, behind the first token: as many as the longest periodic probe has
 
@@ -61,12 +58,7 @@ class MatchLengthScores:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, with the version of this layout under `schema`."""
-        return {
-            "schema": SCHEMA_VERSION,
-            **{name: plain(getattr(self, name)) for name in LISTS},
-            "per_sequence": {name: plain(values) for name, values in self.per_sequence.items()},
-            "provenance": self.provenance.to_dict(),
-        }
+        return plain_scores(self, LISTS)
 
 
 @user_facing
@@ -119,8 +111,4 @@ def measure_match_lengths(model: ModelLike, *, n_sequences: int = 26, seed: int 
 
 def score_irregular(subject: ModelUnderTest, rows: IrregularRows) -> Array:
     """The four scores of every row, (sequences, 4, n_layers, n_heads), in the order of `LISTS`."""
-
-    def measured(tokens: Tensor, part: slice) -> Array:
-        return observe(subject, tokens, rows.scores(subject.device, part))[0]
-
-    return np.concatenate(in_batches(subject, torch.from_numpy(rows.tokens), measured, logits=False))
+    return masses_of(subject, rows.tokens, lambda part: rows.scores(subject.device, part))

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -68,12 +68,7 @@ class HeadScores:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, with the version of this layout under `schema`."""
-        return {
-            "schema": SCHEMA_VERSION,
-            **{name: plain(getattr(self, name)) for name in SCORES},
-            "per_sequence": {name: plain(values) for name, values in self.per_sequence.items()},
-            "provenance": self.provenance.to_dict(),
-        }
+        return plain_scores(self, SCORES)
 
 
 @user_facing
@@ -294,20 +289,21 @@ def _controls(subject: ModelUnderTest, drawn: Drawn, heads: tuple[int, ...]) -> 
     if drawn.control is None:
         return np.zeros((0, *heads)), np.zeros((0, 4, *heads))
     if drawn.irregular is None:
-        return _masses(subject, drawn.control, lambda _: scores)[:, 0], np.zeros((0, 4, *heads))
+        return masses_of(subject, drawn.control, lambda _: scores)[:, 0], np.zeros((0, 4, *heads))
     rows = drawn.irregular
     if drawn.control is drawn.irregular.tokens:
-        both = _masses(subject, drawn.control, lambda part: Together((scores, rows.scores(subject.device, part))))
+        both = masses_of(subject, drawn.control, lambda part: Together((scores, rows.scores(subject.device, part))))
         return both[:, 0], both[:, -4:]
-    alone = _masses(subject, drawn.irregular.tokens, lambda part: rows.scores(subject.device, part))
-    return _masses(subject, drawn.control, lambda _: scores)[:, 0], alone
+    alone = masses_of(subject, drawn.irregular.tokens, lambda part: rows.scores(subject.device, part))
+    return masses_of(subject, drawn.control, lambda _: scores)[:, 0], alone
 
 
-def _masses(subject: ModelUnderTest, tokens: Ids, scores_of: Callable[[slice], Scores]) -> Array:
-    """What rows of ids get, (rows, scores, n_layers, n_heads); `scores_of` gives what scores a part of them."""
-    parts = in_batches(
-        subject, torch.from_numpy(tokens), lambda rows, part: observe(subject, rows, scores_of(part))[0], logits=False
-    )
+def masses_of(subject: ModelUnderTest, tokens: Ids, scores_of: Callable[[slice], Scores], *, most: int | None = None) -> Array:
+    """What rows of ids get, (rows, scores, n_layers, n_heads), in passes of at most `most` rows; `scores_of` scores a part of
+    them.
+    """
+    rows = torch.from_numpy(tokens)
+    parts = in_batches(subject, rows, lambda batch, part: observe(subject, batch, scores_of(part))[0], logits=False, most=most)
     return np.concatenate(parts)
 
 
@@ -446,6 +442,28 @@ def of_all_heads(layers: Sequence[Array], n_heads: int, dtype: type[np.floating[
 def plain(values: Array) -> Any:
     """Lists of numbers, with None where there is no number, as for a head that there is not."""
     return np.where(np.isnan(values), None, values).tolist()  # type: ignore[call-overload]
+
+
+class _Scores(Protocol):
+    """What scores of heads have beside them."""
+
+    @property
+    def per_sequence(self) -> Mapping[str, Array]:
+        """By name, before the mean."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where they come from."""
+
+
+def plain_scores(scores: _Scores, names: Sequence[str]) -> dict[str, Any]:
+    """Scores of heads as plain lists and strings: those of these names, each sequence, and where they come from."""
+    return {
+        "schema": SCHEMA_VERSION,
+        **{name: plain(getattr(scores, name)) for name in names},
+        "per_sequence": {name: plain(values) for name, values in scores.per_sequence.items()},
+        "provenance": scores.provenance.to_dict(),
+    }
 
 
 def describe(probes: Sequence[Probe]) -> str:

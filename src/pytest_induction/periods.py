@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from pytest_induction.batching import in_batches
-from pytest_induction.measure import Array, observe
+from pytest_induction.measure import Array, masses_of
 from pytest_induction.metrics.attention import LongRowScores
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import Probe
 
+LONGEST_ROWS = 1024  # positions that rows have at most, unless more are asked for
 LATE_SHARE = 4  # the last quarter of a row
 HELD_ENTRIES = 2**25  # entries of patterns that one layer of a pass may hold, 128 MB; beyond, fewer rows share one
 
@@ -88,5 +87,4 @@ def _observed(subject: ModelUnderTest, probe: Probe, scorer: LongRowScores) -> A
     """The scores of every row: (rows, scores, n_layers, n_heads)."""
     entries = (len(scorer.offsets) + 1) * probe.n_positions * subject.n_heads
     most = max(1, HELD_ENTRIES // entries)
-    rows = torch.from_numpy(probe.tokens)
-    return np.concatenate(in_batches(subject, rows, lambda part, _: observe(subject, part, scorer)[0], logits=False, most=most))
+    return masses_of(subject, probe.tokens, lambda _: scorer, most=most)

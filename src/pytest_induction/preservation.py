@@ -15,10 +15,10 @@ from pytest_induction.copying import copy_effects
 from pytest_induction.criteria import has_role, is_written, suppresses
 from pytest_induction.errors import ArgumentError, BaselineError, ModelError, user_facing, whole_number
 from pytest_induction.measure import Array, ModelLike, Round, draw_round, probe_round, probes_of, provenance
-from pytest_induction.models.calling import first_line
+from pytest_induction.models.calling import told
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.probes.sequences import COPIES, Ids, fitting_shape, usable_ids
+from pytest_induction.probes.sequences import COPIES, Ids, fitting_shape, usable_ids, usual_length
 from pytest_induction.profiles import BEHAVIOUR, ROLES, HeadInRole, HeadsProfile, Probed, TextScores
 from pytest_induction.progress import progress
 from pytest_induction.records import HeadId, TokenSpace
@@ -96,8 +96,7 @@ class Prober:
 
     def _check_fits(self) -> None:
         """Raise `ModelError` where the model lacks ids or positions that the probes have."""
-        periods, copies = fitting_shape(self._space)
-        longest = periods[-1] * copies + int(self._space.bos_id is not None)
+        longest = usual_length(self._space)
         most, own = max(int(usable_ids(self._space)[-1]), self._space.bos_id or 0), self.subject.space
         if most >= own.d_vocab:
             raise ModelError(
@@ -169,12 +168,12 @@ class Prober:
             gone[exists] = [suppresses(each) for each in found]
             unclear[exists] &= [not is_written(each) for each in found]
         except Exception as error:  # noqa: BLE001 - whatever it is: what has been measured is not lost, behaviour says that it copies
-            notes.append(f"whether each head copies is not known: {_seen(error)}")
+            notes.append(f"whether each head copies is not known: {told(error)}")
         try:
             for each in self._written(unclear):
                 gone[each.layer, each.head] |= each.is_silent
         except Exception as error:  # noqa: BLE001 - likewise
-            notes.append(f"whether each head writes anything is not known: {_seen(error)}")
+            notes.append(f"whether each head writes anything is not known: {told(error)}")
         return gone, tuple(notes)
 
     def _written(self, asked: NDArray[np.bool_]) -> list[Written]:
@@ -199,11 +198,6 @@ class Prober:
         first_token, windows = windows_of(self._alike, rows)
         early, late = (window_mean(losses, span, first_token) for span in (windows.early, windows.late))
         return TextScores(digest_of(rows), max_rows, rows.shape[1], late - early, late)
-
-
-def _seen(error: Exception) -> str:
-    """The first line of what went wrong, with its kind where that is none of ours."""
-    return f"{'' if isinstance(error, ModelError) else f'{type(error).__name__}: '}{first_line(error)}"
 
 
 def digest_of(rows: Ids) -> str:

@@ -15,9 +15,9 @@ from pytest_induction.absence import (
     longer_rows,
     other_beginnings,
     other_first_tokens,
-    usual_length,
 )
 from pytest_induction.models import planted
+from pytest_induction.probes.sequences import usual_length
 from pytest_induction.records import HeadId
 from pytest_induction.verdicts.absence import beyond as looks_beyond
 from pytest_induction.verdicts.absence import highest, summed_by_layer

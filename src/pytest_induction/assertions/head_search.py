@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pytest_induction.absence import usual_length
 from pytest_induction.copying import CopyRound, copy_round
 from pytest_induction.criteria import SILENT, SUPPRESSES, is_written
 from pytest_induction.errors import ArgumentError, ModelError
@@ -69,14 +68,20 @@ class HeadSearch:
 
     def __init__(self, subject: ModelUnderTest, thresholds: Thresholds, budget: Budget, *, complete: bool) -> None:
         _ = subject.reading  # refuse by name here, before anything is measured
-        self.subject, self.thresholds, self.budget, self.complete = subject, thresholds, budget, complete
-        self.size = round_size(subject.space)
-        self.most = self.size * rounds_within(subject.space, budget.max_sequences)
+        self.subject = subject
+        self.begin(subject.space, thresholds, budget, complete=complete)
+
+    def begin(self, space: TokenSpace, thresholds: Thresholds, budget: Budget, *, complete: bool) -> None:
+        """Nothing is measured yet; probes are made of what is in this space."""
+        self.thresholds, self.budget, self.complete = thresholds, budget, complete
+        self.size = round_size(space)
+        self.most = self.size * rounds_within(space, budget.max_sequences)
         self.rounds: list[Round] = []
         self.copies: list[CopyRound] = []
         self.notes: list[str] = []
         self._ruled_out: dict[tuple[int, int], HeadEvidence] = {}
         self._known: dict[tuple[int, int], HeadEvidence] = {}
+        self._found: Round | None = None
         self._table: HeadTable | None = None
 
     @property
@@ -94,8 +99,12 @@ class HeadSearch:
         at_once = ROUNDS_FOR_ABSENCE if self._only_absence else 1
         size = min(at_once * self.size, self.most - self.n_sequences)
         with progress(CLAIM, size * (1 if kind == "heads" else 2)):  # the repeated rows, and their controls
-            self.rounds.append(probe_round(self.subject, size, self.budget.seed, len(self.rounds), kind))
-        self._table = None
+            self.rounds.append(self.probed(size, kind))
+        self._found = self._table = None
+
+    def probed(self, size: int, kind: Kind) -> Round:
+        """The next round, of so many sequences."""
+        return probe_round(self.subject, size, self.budget.seed, len(self.rounds), kind)
 
     @property
     def _only_absence(self) -> bool:
@@ -117,36 +126,41 @@ class HeadSearch:
     @property
     def found(self) -> Round:
         """All that has been measured of heads."""
-        return Round.join(self.rounds)
+        if self._found is None:
+            self._found = Round.join(self.rounds)
+        return self._found
 
     @property
     def table(self) -> HeadTable:
         """What is shown of every head so far; those that are known to be silent or to suppress are ruled out."""
         if self._table is None:
             rate = self.budget.error_rate * (1 - OF_COPYING - OF_BEHAVIOUR)
-            self._table = table_of(self.found, self.thresholds, rate, complete=self.complete)
-        return self._table.without(self._ruled_out)
+            found = table_of(self.found, self.thresholds, rate, complete=self.complete)
+            self._table = found.without(self._ruled_out)
+        return self._table
 
     def behaviour(self) -> dict[str, Estimate]:
         """What the model does on repeated tokens; the advantage also on the rows that told what heads write."""
-        rate = self.budget.error_rate * OF_BEHAVIOUR
-        found = behaviour_of(self.found.behaviour, rate)
-        rows = [self.found.behaviour["advantage"], *(each.behaviour["advantage"] for each in self.copies)]
-        return {"advantage": advantage_interval(np.concatenate(rows), self.thresholds.min_advantage, rate), **without(found)}
+        found = behaviour_of(self.found.behaviour, self.budget.error_rate * OF_BEHAVIOUR)
+        return found | {"advantage": self._advantage}
+
+    @property
+    def _advantage(self) -> Estimate:
+        return advantage_interval(self._advantages, self.thresholds.min_advantage, self.budget.error_rate * OF_BEHAVIOUR)
+
+    @property
+    def _advantages(self) -> Array:
+        """Of every row that says what the model does."""
+        return np.concatenate([self.found.behaviour["advantage"], *(each.behaviour["advantage"] for each in self.copies)])
 
     @property
     def n_behaviour(self) -> int:
         """How many rows say what the model does."""
-        return len(self.found.behaviour["advantage"]) + sum(len(each.behaviour["advantage"]) for each in self.copies)
-
-    @property
-    def longest(self) -> int:
-        """Positions of the longest of the usual rows."""
-        return usual_length(self.subject.space)
+        return len(self._advantages)
 
     def see_whether_it_copies(self) -> None:
         """Draw rows on which a block stands twice until there are enough to say that the model copies, if it seems to."""
-        while self.n_behaviour < AGREEING and self.behaviour()["advantage"].value > self.thresholds.min_advantage:
+        while self.n_behaviour < AGREEING and self._advantage.value > self.thresholds.min_advantage:
             self.look_at_copies()
 
     def look_at_copies(self) -> None:
@@ -170,6 +184,7 @@ class HeadSearch:
             self._known[_place(head)] = head
             if head.kind in (SILENT, SUPPRESSES):
                 self._ruled_out[_place(head)] = head
+        self._table = self.table.without(self._ruled_out)
 
     def _with_effects(self, heads: Sequence[HeadEvidence]) -> list[HeadEvidence]:
         if any(each.effects is None for each in self.copies):
@@ -220,11 +235,6 @@ class HeadSearch:
     def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
-
-
-def without(found: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """Behaviour but the advantage."""
-    return {name: estimate for name, estimate in found.items() if name != "advantage"}
 
 
 def _place(head: HeadEvidence) -> tuple[int, int]:

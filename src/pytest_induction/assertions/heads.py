@@ -14,18 +14,19 @@ from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, Round, probe_round, provenance
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import usual_length
 from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, HeadEvidence, HeadList, Verdict
 from pytest_induction.text import measure_text
 from pytest_induction.verdicts import induction
-from pytest_induction.verdicts.absence import beyond
+from pytest_induction.verdicts.absence import beyond, summed_by_layer
 from pytest_induction.verdicts.behaviour import (
     MAX_IN_CONTEXT_LEARNING,
     MIN_ACCURACY,
     judge_copying,
     judge_in_context_learning,
 )
-from pytest_induction.verdicts.heads import MATCHES, Thresholds, summed_by_layer
+from pytest_induction.verdicts.heads import MATCHES, Thresholds
 from pytest_induction.verdicts.judgement import Judgement
 from pytest_induction.verdicts.mosaic import mosaic
 from pytest_induction.verdicts.pairs import judge_virtual_head
@@ -298,7 +299,7 @@ def _undecided(search: HeadSearch) -> Judgement:
     table, estimates = search.table, search.behaviour()
     at = table.thresholds.min_prefix_matching
     if table.present and not any(head.prefix_matching.value >= at for head in table.undecided):
-        summed, more = summed_by_layer(search.found, table.ruled_out), table.more_needed(search.n_sequences)
+        summed, more = summed_by_layer(search.found.excess, table.ruled_out), table.more_needed(search.n_sequences)
         return induction.weak_or_shared(table, estimates, summed, more)
     return induction.undecided(table, estimates, search.n_sequences)
 
@@ -328,7 +329,7 @@ def _absent(search: HeadSearch) -> Judgement:
             break
     if found:
         return induction.seen_elsewhere(search.table, estimates, found)
-    probed = max([search.longest, *(look.n_positions for look in longer)])
+    probed = max([usual_length(subject.space), *(look.n_positions for look in longer)])
     also = f", also with {len(beginnings)} other beginnings" if beginnings else ""
     return induction.absent(search.table, estimates, f"in rows of up to {probed} positions{also}")
 
@@ -358,11 +359,11 @@ def searched(search: HeadSearch, absent: Callable[[HeadSearch], Judgement] = _ab
         if table.need_longer_matches:
             return induction.longer_matches_needed(table, search.behaviour())
         search.see_whether_it_copies()
-        summed = summed_by_layer(search.found, table.ruled_out)
-        if table.is_absent and not induction.is_shared(table, search.behaviour(), summed):
+        estimates, summed = search.behaviour(), summed_by_layer(search.found.excess, table.ruled_out)
+        if table.is_absent and not induction.is_shared(table, estimates, summed):
             return absent(search)
         if table.is_absent or table.present or search.is_spent:
-            return induction.weak_or_shared(table, search.behaviour(), summed)
+            return induction.weak_or_shared(table, estimates, summed)
 
 
 def _evidence(search: HeadSearch, judgement: Judgement, thresholds: Thresholds) -> Evidence:

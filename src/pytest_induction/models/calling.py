@@ -401,6 +401,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in said for words in ("not enough memory", "can't allocate memory", "out of memory"))
 
 
+def told(error: Exception) -> str:
+    """The first line of what went wrong, with its kind where that is none of ours."""
+    return f"{'' if isinstance(error, ModelError) else f'{type(error).__name__}: '}{first_line(error)}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, short enough to stand in one of ours."""
     text = str(error).strip().splitlines()

@@ -21,7 +21,7 @@ import torch
 
 from pytest_induction.errors import ProbeError, whole_number
 from pytest_induction.metrics.keys import KeyScores, Pair
-from pytest_induction.probes.sequences import Ids, usable_ids
+from pytest_induction.probes.sequences import Ids, Rows, usable_ids
 from pytest_induction.records import TokenSpace
 
 SEGMENT = 4  # tokens of one: whatever notices a distance by up to four matching tokens counts on at the break
@@ -35,7 +35,7 @@ Pairs = tuple[tuple[Pair, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class IrregularRows:
+class IrregularRows(Rows):
     """`tokens` (n_sequences, n_positions), which begin at `start`, and each row's answer keys, pairs (query, key).
 
     `exactly_one`, `exactly_two` and `three_or_more` are by how many tokens up to the query equal those up to its earlier
@@ -49,14 +49,6 @@ class IrregularRows:
     exactly_two: Pairs
     three_or_more: Pairs
     after_breaks: Pairs
-
-    @property
-    def n_sequences(self) -> int:
-        return int(self.tokens.shape[0])
-
-    @property
-    def n_positions(self) -> int:
-        return int(self.tokens.shape[1])
 
     def scores(self, device: torch.device, rows: slice = slice(None)) -> KeyScores:
         """Mean mass on the keys of the four lists, in the order of `LISTS`, for some of the rows."""

@@ -20,8 +20,22 @@ COPIES = 4  # the paper's four copies
 Ids = NDArray[np.int64]
 
 
+class Rows:
+    """What is the same of all rows of token ids, `tokens` (n_sequences, n_positions)."""
+
+    tokens: Ids
+
+    @property
+    def n_sequences(self) -> int:
+        return int(self.tokens.shape[0])
+
+    @property
+    def n_positions(self) -> int:
+        return int(self.tokens.shape[1])
+
+
 @dataclass(frozen=True)
-class Probe:
+class Probe(Rows):
     """`tokens` (n_sequences, n_positions); a block of `period` ids stands `repeats` times, the first time at `start`.
 
     With `repeated=False` no token stands again at any place where the repeated probe has its copies: the control.
@@ -32,14 +46,6 @@ class Probe:
     repeats: int
     start: int
     repeated: bool = True
-
-    @property
-    def n_sequences(self) -> int:
-        return int(self.tokens.shape[0])
-
-    @property
-    def n_positions(self) -> int:
-        return int(self.tokens.shape[1])
 
     def __repr__(self) -> str:
         kind = f"{self.repeats} copies" if self.repeated else "unrepeated"
@@ -71,6 +77,12 @@ def fitting_shape(space: TokenSpace, repeats: int = COPIES) -> tuple[range, int]
             return range(max(SHORTEST_PERIOD, (longest + 1) // 2), longest + 1), copies
     least = _start(space) + 2 * (SHORTEST_PERIOD + 1)
     raise ProbeError(f"the smallest probe has {least} positions, the model's context has {space.n_ctx}")
+
+
+def usual_length(space: TokenSpace) -> int:
+    """Positions of the longest probe that is drawn where none is asked for."""
+    periods, copies = fitting_shape(space)
+    return periods[-1] * copies + _start(space)
 
 
 def even_periods(fitting: range, most: int) -> list[int]:

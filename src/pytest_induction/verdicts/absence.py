@@ -9,7 +9,7 @@ import numpy as np
 
 from pytest_induction.absence import Look
 from pytest_induction.measure import Array
-from pytest_induction.records import Estimate, HeadId
+from pytest_induction.records import Estimate, HeadEvidence, HeadId
 from pytest_induction.statistics import mean_interval
 
 
@@ -59,9 +59,14 @@ def beyond(looks: Sequence[Look], max_prefix_matching: float, error_rate: float)
     return tuple(sorted((each for each in found if each is not None), key=lambda each: -each.excess.value))
 
 
-def summed_by_layer(excess: Array) -> tuple[float, ...]:
-    """Of each layer the sum over its heads of their mean excess, where that is positive, from (rows, n_layers, n_heads)."""
+def summed_by_layer(excess: Array, without: Sequence[HeadEvidence] = ()) -> tuple[float, ...]:
+    """Of each layer the sum over its heads of their mean excess, where that is positive, from (rows, n_layers, n_heads).
+
+    Heads `without` which it is asked for count as nothing.
+    """
     means = excess.mean(axis=0)
+    for head in without:
+        means[head.layer, head.head] = 0.0
     return tuple(float(total) for total in np.where(means > 0, means, 0.0).sum(axis=1))
 
 

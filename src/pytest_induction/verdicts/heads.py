@@ -1,6 +1,4 @@
-"""Which heads match prefixes? Every head held against the criteria, on all rows so far, with intervals that hold at every
-look.
-"""
+"""Which heads match prefixes? Every head held against the criteria, with intervals that hold at every look."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from pytest_induction import criteria
 from pytest_induction.betting import bounded_intervals, is_above, more_rows
 from pytest_induction.criteria import (
     AFTER_BREAKS_SHARE,
@@ -86,9 +85,7 @@ class HeadTable:
 
     @cached_property
     def matching(self) -> tuple[HeadEvidence, ...]:
-        """Shown to match: score and excess above their thresholds, at two periods or more, with something left at irregular
-        ones.
-        """
+        """Shown to match, on periodic rows and at irregular distances, on as few matching tokens as were asked for."""
         return tuple(head for head in self.heads if self._matches(head))
 
     @cached_property
@@ -135,9 +132,8 @@ class HeadTable:
 
     def without(self, ruled_out: Mapping[tuple[int, int], HeadEvidence]) -> HeadTable:
         """The same, some heads being ruled out, with what is known of them."""
-        known = {place: head for place, head in ruled_out.items() if any((h.layer, h.head) == place for h in self.heads)}
-        gone = tuple(_told(h, known[h.layer, h.head]) for h in self.heads if (h.layer, h.head) in known)
-        left = tuple(h for h in self.heads if (h.layer, h.head) not in known)
+        gone = tuple(_told(h, ruled_out[h.layer, h.head]) for h in self.heads if (h.layer, h.head) in ruled_out)
+        left = tuple(h for h in self.heads if (h.layer, h.head) not in ruled_out)
         return replace(self, heads=left, ruled_out=(*self.ruled_out, *gone))
 
     def more_needed(self, count: int) -> int:
@@ -168,21 +164,15 @@ class HeadTable:
 
     def _matches_somehow(self, head: HeadEvidence) -> bool:
         """Whether it does on periodic rows, and has something left on others where there are any."""
-        at = self.thresholds
         return (
-            head.prefix_matching.is_above(at.min_prefix_matching)
-            and head.excess.is_above(at.min_excess)
+            is_shown(head, self.thresholds)
             and head.periods_passed >= MIN_PERIODS
             and (not head.match_lengths or (head.match_lengths[-1].is_above(MIN_IRREGULAR) and not _seems_to_go_on(head)))
         )
 
     def _may_match(self, head: HeadEvidence) -> bool:
-        at = self.thresholds
-        return not (
-            head.prefix_matching.is_below(at.min_prefix_matching)
-            or head.excess.is_below(at.min_excess)
-            or self._needs_more_tokens(head)
-        )
+        is_low = criteria.is_below(head.prefix_matching, head.excess, self.thresholds.min_prefix_matching)
+        return not (is_low or self._needs_more_tokens(head))
 
     def _needs_more_tokens(self, head: HeadEvidence) -> bool:
         wanted = self.thresholds.match_length
@@ -209,8 +199,12 @@ def table_of(found: Round, thresholds: Thresholds, error_rate: float, *, complet
 
 def counts_back(head: HeadEvidence, thresholds: Thresholds) -> bool:
     """Whether a head is shown to match, and does so at one period only: that cannot be told from counting back by it."""
-    is_high = head.prefix_matching.is_above(thresholds.min_prefix_matching) and head.excess.is_above(thresholds.min_excess)
-    return is_high and head.periods_passed < MIN_PERIODS
+    return is_shown(head, thresholds) and head.periods_passed < MIN_PERIODS
+
+
+def is_shown(head: HeadEvidence, thresholds: Thresholds) -> bool:
+    """Whether score and excess of a head are shown to be above what they must be, on periodic rows."""
+    return criteria.is_above(head.prefix_matching, head.excess, thresholds.min_prefix_matching)
 
 
 def follows_period(head: HeadEvidence, thresholds: Thresholds) -> bool:
@@ -239,10 +233,10 @@ class _Measured:
 
     def __init__(self, found: Round, thresholds: Thresholds, error_rate: float, *, complete: bool) -> None:
         self._found, self._at = found, thresholds
-        self._score, self._previous, self._duplicate, self._first = (found.heads[:, index][:, found.exists] for index in range(4))
-        self._control, self._chance, self._excess = (
-            values[:, found.exists] for values in (found.control, found.chance, found.excess)
-        )
+        self._places = [(int(layer), int(head)) for layer, head in np.argwhere(found.exists)]
+        self._score, *others = (found.heads[:, index][:, found.exists] for index in range(4))
+        control, self._chance, self._excess = (values[:, found.exists] for values in (found.control, found.chance, found.excess))
+        self._means = [rows.mean(axis=0) for rows in (*others, control, self._chance)]
         self._irregular = found.irregular[:, :, found.exists]
         n_heads = self._score.shape[1]
         rates = Rates.of(error_rate, n_heads, n_heads, complete=complete)
@@ -269,28 +263,23 @@ class _Measured:
         return sorted(heads, key=lambda head: -head.prefix_matching.value)
 
     def _head(self, column: int, score: Estimate, excess: Estimate, passed: int, reach: int | None) -> HeadEvidence:
-        layer, head = np.argwhere(self._found.exists)[column].tolist()
-        means = {
-            name: float(rows[:, column].mean())
-            for name, rows in (
-                ("previous_token", self._previous),
-                ("duplicate_token", self._duplicate),
-                ("first_token", self._first),
-            )
-        }
+        layer, head = self._places[column]
+        previous, duplicate, first, control, null = (float(means[column]) for means in self._means)
         lengths = self._lengths(column, score)
+        scores = {"prefix_matching": score.value, "excess": excess.value}
+        scores |= {"previous_token": previous, "duplicate_token": duplicate, "first_token": first}
         return HeadEvidence(
             layer,
             head,
             score,
             excess,
-            control=float(self._control[:, column].mean()),
-            null=float(self._chance[:, column].mean()),
-            previous_token=means["previous_token"],
-            duplicate_token=means["duplicate_token"],
-            first_token=means["first_token"],
+            control=control,
+            null=null,
+            previous_token=previous,
+            duplicate_token=duplicate,
+            first_token=first,
             periods_passed=passed,
-            kind=kind_of_head({"prefix_matching": score.value, "excess": excess.value, **means}, self._at.min_prefix_matching),
+            kind=kind_of_head(scores, self._at.min_prefix_matching),
             match_lengths=tuple(lengths[:MATCHES]),
             after_breaks=lengths[MATCHES] if lengths else None,
             reach=reach,
@@ -367,11 +356,3 @@ class _Measured:
         count = int(np.argmin(means >= self._at.min_prefix_matching))
         is_window = count >= MIN_PERIODS and bool((means[count:] < self._at.max_prefix_matching).all())
         return int(self._periods[count - 1]) if is_window else None
-
-
-def summed_by_layer(found: Round, without: Sequence[HeadEvidence] = ()) -> dict[int, float]:
-    """Of each layer what its heads have together of prefix matching beyond chance, without those that are ruled out."""
-    means = np.clip(np.nan_to_num(found.excess.mean(axis=0)), 0.0, None)
-    for head in without:
-        means[head.layer, head.head] = 0.0
-    return {layer: float(total) for layer, total in enumerate(means.sum(axis=1))}

@@ -10,11 +10,11 @@ from pytest_induction.records import Estimate, HeadEvidence, Verdict
 from pytest_induction.verdicts.absence import Strongest
 from pytest_induction.verdicts.behaviour import MIN_ACCURACY
 from pytest_induction.verdicts.copying import named_ruled_out
-from pytest_induction.verdicts.heads import HeadTable
+from pytest_induction.verdicts.heads import HeadTable, is_shown
 from pytest_induction.verdicts.judgement import Judgement
 
 NEAREST = 3  # other heads that are named beside those found
-Summed = Mapping[int, float]  # of each layer, what its heads have of prefix matching together
+Summed = Sequence[float]  # of each layer, what its heads have of prefix matching together
 
 
 def with_matching_heads(table: HeadTable, estimates: Mapping[str, Estimate], count: int) -> Judgement:
@@ -41,7 +41,7 @@ def undecided(table: HeadTable, estimates: Mapping[str, Estimate], count: int) -
     reach = f" (up to {near.reach} back)" if near.reach is not None else ""
     seen = f"{_score(near)}{reach}, {near.null:.3f} of it where there is nothing to match"
     reason, summary = "heads_unclear", f"{seen}: too close to {bar:.3f} to tell"
-    if near.prefix_matching.is_above(bar) and near.excess.is_above(table.thresholds.min_excess):
+    if is_shown(near, table.thresholds):
         seen = f"{near} has prefix matching {near.prefix_matching.value:.3f} on periodic rows"
         summary = f"{seen}, and what of it is left at irregular distances is not clear: {_lengths(near)}"
         reason = "match_length_unclear" if table.thresholds.match_length is not None else "heads_unclear"
@@ -50,7 +50,7 @@ def undecided(table: HeadTable, estimates: Mapping[str, Estimate], count: int) -
 
 def is_shared(table: HeadTable, estimates: Mapping[str, Estimate], summed: Summed) -> bool:
     """Whether the model copies, and the heads of some layer together have what each of them has too little of."""
-    return estimates["advantage"].is_above(table.thresholds.min_advantage) and max(summed.values(), default=0.0) > MAX_SHARED
+    return estimates["advantage"].is_above(table.thresholds.min_advantage) and max(summed, default=0.0) > MAX_SHARED
 
 
 def weak_or_shared(table: HeadTable, estimates: Mapping[str, Estimate], summed: Summed, more_sequences: int = 0) -> Judgement:
@@ -58,7 +58,7 @@ def weak_or_shared(table: HeadTable, estimates: Mapping[str, Estimate], summed: 
     at, heads = table.thresholds, table.present or table.heads
     shown = "has" if table.present else "may have"
     more = f" and {len(table.present) - 1} more" if len(table.present) > 1 else ""
-    layer, total = max(summed.items(), key=lambda each: each[1])
+    layer, total = max(enumerate(summed), key=lambda each: each[1])
     accuracy = estimates["later_accuracy"]
     apart = f"; {named_ruled_out(table.ruled_out)}" if table.ruled_out else ""
     none = "no head is shown to have" if table.undecided else "no head has"
@@ -72,7 +72,7 @@ def weak_or_shared(table: HeadTable, estimates: Mapping[str, Estimate], summed: 
         f"{weak} the heads of layer {layer} have {total:.2f} together, and the model completes "
         f"{accuracy.value:.0%} of what is repeated{apart}"
     )
-    named = {f"summed prefix matching of layer {layer}": Estimate(total, total, total) for layer, total in summed.items()}
+    named = {f"summed prefix matching of layer {layer}": Estimate(total, total, total) for layer, total in enumerate(summed)}
     return _judgement(table, Verdict.UNDETERMINED, "weak_or_shared", summary, {**estimates, **named}, more_sequences)
 
 
