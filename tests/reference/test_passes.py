@@ -69,7 +69,7 @@ class Skipping(Model):
 
 
 class Leaving(Block):
-    """Leaves what it gives where later blocks find it, if it is the first."""
+    """Leaves what it gives where later blocks find it, if it has a place for that."""
 
     place = None
 
@@ -81,15 +81,16 @@ class Leaving(Block):
 
 
 class Keeping(Model):
-    """Later blocks are given what block 0 left: in a pass that begins later, that of a pass before."""
+    """Later blocks are given what one block left: in a pass that begins later, that of a pass before."""
 
-    def __init__(self):
-        super().__init__(block=Leaving)
-        self.blocks[0].place = self.kept = [None]
+    def __init__(self, leaves=0):
+        super().__init__(layers=4, block=Leaving)
+        self.leaves = leaves
+        self.blocks[leaves].place = self.kept = [None]
 
     def through(self, x):
         for number, block in enumerate(self.blocks):
-            x = block(x if number == 0 else x + self.kept[0])
+            x = block(x if number <= self.leaves else x + self.kept[0])
         return x
 
 
@@ -169,6 +170,7 @@ BEGUN_LATER = {
 RUN_WHOLE = {
     "a skip in the middle": lambda: Skipping(6),
     "what is left on the model": Keeping,
+    "what a middle block leaves": lambda: Keeping(1),
     "blocks that give two tensors": lambda: GivingTwo(torch.zeros(())),
     "blocks that add in place": lambda: Model(block=InPlace),
     "one block three times": Shared,
@@ -244,7 +246,7 @@ def test_rows_that_change_each_other_are_ablated_alone():
         torch.testing.assert_close(mean, (parts[0][layer] + parts[1][layer]) / 2, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["a skip in the middle", "what is left on the model"])
+@pytest.mark.parametrize("kind", ["a skip in the middle", "what is left on the model", "what a middle block leaves"])
 def test_a_beginning_that_is_not_tried_out_would_be_wrong(kind, monkeypatch):
     """The guard can fail: taken for blocks without a trial, they give other numbers or none."""
     subject = load_model(RUN_WHOLE[kind]().double().eval())

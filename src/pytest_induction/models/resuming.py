@@ -1,8 +1,8 @@
 """Begin a forward pass at a later layer: what comes before it is taken from a pass that was kept.
 
 No adapter knows the blocks. They are the parts of the model that hold one attention layer each, side by side; whether one gives
-the residual stream, and nothing else that later ones need, is tried out: a pass that begins at it must give the same logits, bit
-by bit.
+the residual stream, and nothing else that later ones need, is tried out: each block, with none before it run, must give what it
+gave in a whole pass, bit by bit, and the last one the same logits.
 """
 
 from __future__ import annotations
@@ -67,6 +67,15 @@ class Blocks:
                 del vars(block)["forward"]
 
     @contextmanager
+    def ended_after(self, layer: int, stop: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
+        """In a pass inside the block, `stop` is called with what block `layer` gives, and may raise."""
+        handle = self._blocks[layer].register_forward_hook(stop)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
     def needed_at(self, queries: Tensor) -> Iterator[None]:
         """In a pass inside the block, of which only the logits at some positions are looked at, the last block saves the rest."""
         for part in self._pointwise:
@@ -97,17 +106,45 @@ def _tried(subject: ModelUnderTest) -> Blocks:
         if len(gave) != subject.n_layers or any(_stream(each).shape[:2] != tokens.shape for each in gave):
             return Blocks(())  # one of positions first cannot be given other rows
         subject.logits(tokens[:1].flip(1))  # what a block leaves on the module for a later one is of this pass from now on
-        for layer in range(1, subject.n_layers):
-            with blocks.begun_at(layer, gave), way.acting(tokens, {}, first=layer):
-                if not torch.equal(subject.logits(tokens), logits):
-                    return Blocks(())
-        return Blocks(found, _pointwise(subject, found[-1], tokens, logits))
+        last = subject.n_layers - 1
+        with blocks.begun_at(last, gave), way.acting(tokens, {}, first=last):
+            if not torch.equal(subject.logits(tokens), logits):
+                return Blocks(())
+            pointwise = _pointwise(subject, found[-1], tokens, logits)
+        # from the last to the first: what those before a block have left is still of the other pass
+        if not all(_alone(subject, blocks, gave, layer, tokens) for layer in range(last - 1, 0, -1)):
+            return Blocks(())
+        return Blocks(found, pointwise)
     except Exception:  # noqa: BLE001 - whatever a model of one's own minds, it is run from its beginning then
         return Blocks(())
 
 
+class _Reached(BaseException):
+    """Ends a pass at the block that was asked for; no `except Exception` of a model's own may swallow it."""
+
+
+def _alone(subject: ModelUnderTest, blocks: Blocks, gave: Sequence[Any], layer: int, tokens: Tensor) -> bool:
+    """Whether a block gives the same with none before it run; what comes after it is not run either."""
+    found: list[Tensor] = []
+
+    def stop(part: nn.Module, inputs: Any, output: Any) -> None:
+        found.append(_stream(output))
+        raise _Reached
+
+    try:
+        with (
+            blocks.begun_at(layer, gave),
+            subject.reading.acting(tokens, {}, first=layer),
+            blocks.ended_after(layer, stop),
+        ):
+            subject.logits(tokens)
+    except _Reached:
+        return torch.equal(found[0], _stream(gave[layer]))
+    return False
+
+
 def _pointwise(subject: ModelUnderTest, last: nn.Module, tokens: Tensor, logits: Tensor) -> list[nn.Module]:
-    """The parts of the last block beside attention that may be run at some positions only."""
+    """The parts of the last block beside attention that may be run at some positions only; in passes begun at that block."""
     root, path = subject.module, subject.reading.layers[-1]
     attention = root.get_submodule(path)
     queries = torch.arange(tokens.shape[1] // 2, tokens.shape[1] - 1, device=tokens.device)
