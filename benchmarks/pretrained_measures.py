@@ -15,11 +15,19 @@ import torch
 from tests.reference import slow
 from torch import Tensor, nn
 
-from pytest_induction import Evidence, ExpectationFailed, HeadEvidence, assert_has_induction_head, load_model, measure_heads
-from pytest_induction.match_lengths import POSITIONS, measure_match_lengths, score_irregular
+from pytest_induction import (
+    Evidence,
+    ExpectationFailed,
+    HeadEvidence,
+    assert_has_induction_head,
+    find_induction_heads,
+    load_model,
+    measure_heads,
+)
+from pytest_induction.match_lengths import POSITIONS, score_irregular
 from pytest_induction.metrics.attention import SCORES
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.probes.irregular import LENGTHS, LISTS, irregular_sequences
+from pytest_induction.probes.irregular import LISTS, irregular_sequences
 from pytest_induction.probes.sequences import fitting_shape, repeated_sequences
 from pytest_induction.versions import installed
 
@@ -55,11 +63,11 @@ def verdict_of(subject: ModelUnderTest, seed: int) -> Evidence:
 
 def list_of(subject: ModelUnderTest, seed: int) -> Listed:
     """The list of heads, measured anew. What names heads in the package is asked here and nowhere else."""
-    found = verdict_of(subject, seed)
-    scores = measure_match_lengths(subject, seed=seed)
-    masses = np.stack([getattr(scores, name) for name in LENGTHS])
-    lengths = {str(head): masses[:, head.layer, head.head].round(4).tolist() for head in found.heads}
-    return Listed(found.heads, (), (), lengths, found.provenance.n_sequences, found.mosaic)
+    subject._known.clear()
+    found = find_induction_heads(subject, seed=seed)
+    lengths = {str(head): [round(each.value, 4) for each in head.match_lengths] for head in found.heads if head.match_lengths}
+    near, undecided = (tuple(map(str, heads)) for heads in (found.near, found.undecided))
+    return Listed(found.heads, near, undecided, lengths, found.provenance.n_sequences, found.mosaic)
 
 
 def about(subject: ModelUnderTest) -> Json:
