@@ -80,9 +80,9 @@ NOT_INDUCTION = {
 @pytest.mark.parametrize("seed", range(1))
 def test_other_heads_are_not_called_induction_heads(name, seed):
     """Not even at a low bar: what does not match prefixes is not above chance."""
-    for bar in (0.3, 0.05):
-        assert verdict(Planted(*NOT_INDUCTION[name]), seed=seed, min_prefix_matching=bar).verdict is not Verdict.FORMED
-    assert verdict(Planted(*NOT_INDUCTION[name]), seed=seed).verdict is Verdict.NOT_FORMED
+    model = induction.load_model(Planted(*NOT_INDUCTION[name]))
+    assert verdict(model, seed=seed, min_prefix_matching=0.05).verdict is not Verdict.FORMED
+    assert verdict(model, seed=seed).verdict is Verdict.NOT_FORMED
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -162,7 +162,7 @@ def test_random_models_have_no_induction_head():
     """Random weights of varied shape and scale are never FORMED, and say NOT_FORMED."""
     from tests.verdicts.random_models import random_models
 
-    for model in random_models(20, seed=0):
+    for model in random_models(8, seed=0):
         assert verdict(model).verdict is Verdict.NOT_FORMED
 
 

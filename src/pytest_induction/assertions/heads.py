@@ -19,7 +19,7 @@ from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, HeadEvidence, HeadList, Verdict
 from pytest_induction.text import measure_text
 from pytest_induction.verdicts import induction
-from pytest_induction.verdicts.absence import beyond, summed_by_layer
+from pytest_induction.verdicts.absence import Strongest, beyond, summed_by_layer
 from pytest_induction.verdicts.behaviour import (
     MAX_IN_CONTEXT_LEARNING,
     MIN_ACCURACY,
@@ -320,17 +320,27 @@ def _absent(search: HeadSearch) -> Judgement:
     """The verdict on a model without heads on the usual rows, after a look at others: few rows at first, then more."""
     subject, seed, estimates = search.subject, search.budget.seed, search.behaviour()
     at, rate = search.thresholds.max_prefix_matching, search.budget.error_rate / len(MORE_ROWS)
+    most_long = MOST_LONG_ROWS[not is_small(subject)]
+    kinds: dict[str, Callable[[int], list[Look]]] = {
+        "longer": lambda more: longer_rows(subject, seed, n_rows=ROWS * min(more, most_long)),
+        "close": lambda more: close_repeats(subject, seed, n_rows=ROWS * more),
+        "beginnings": lambda more: other_first_tokens(subject, seed, n_rows=more),
+    }
+    looks: dict[str, list[Look]] = {}
+    found: dict[str, tuple[Strongest, ...]] = dict.fromkeys(kinds, ())
+    asked = list(kinds)
     for more in MORE_ROWS:
-        longer = longer_rows(subject, seed, n_rows=ROWS * min(more, MOST_LONG_ROWS[not is_small(subject)]))
-        close = close_repeats(subject, seed, n_rows=ROWS * more)
-        beginnings = other_first_tokens(subject, seed, n_rows=more)
-        found = beyond([_without(look, search.table.ruled_out) for look in (*longer, *close, *beginnings)], at, rate)
-        if not found or found[0].is_above(at):
+        for kind in asked:  # a kind that has told is not looked at again
+            looks[kind] = kinds[kind](more)
+            found[kind] = beyond([_without(look, search.table.ruled_out) for look in looks[kind]], at, rate)
+        asked = [kind for kind in asked if found[kind]]
+        left = sorted((each for of_kind in found.values() for each in of_kind), key=lambda each: -each.excess.value)
+        if not left or left[0].is_above(at):
             break
-    if found:
-        return induction.seen_elsewhere(search.table, estimates, found)
-    probed = max([usual_length(subject.space), *(look.n_positions for look in longer)])
-    also = f", also with {len(beginnings)} other beginnings" if beginnings else ""
+    if left:
+        return induction.seen_elsewhere(search.table, estimates, left)
+    probed = max([usual_length(subject.space), *(look.n_positions for look in looks["longer"])])
+    also = f", also with {len(looks['beginnings'])} other beginnings" if looks["beginnings"] else ""
     return induction.absent(search.table, estimates, f"in rows of up to {probed} positions{also}")
 
 

@@ -131,9 +131,11 @@ def unrepeated_sequences(
 
 def _without_copies(ids: Ids, period: int, length: int, rng: np.random.Generator) -> Ids:
     """Random ids of a small vocabulary, none the same as one that stands a multiple of the period before it."""
-    row = np.empty(length, dtype=np.int64)
+    ids, row = np.unique(ids), np.empty(length, dtype=np.int64)
     for position in range(length):
-        row[position] = rng.choice(np.setdiff1d(ids, row[position % period : position : period]))
+        is_left = np.ones(len(ids), bool)
+        is_left[np.searchsorted(ids, row[position % period : position : period])] = False
+        row[position] = rng.choice(ids[is_left])
     return row
 
 

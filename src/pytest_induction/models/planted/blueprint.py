@@ -105,11 +105,9 @@ class Blueprint:
         ends = list(itertools.accumulate(widths.values()))
         self._spaces = {name: slice(end - widths[name], end) for name, end in zip(widths, ends, strict=True)}
         self._d_model = ends[-1]
-        # A square, so that the root which attention divides by is whole, and scores are exact in bfloat16 too.
-        self._d_head = (math.isqrt(d_vocab + self.n_ctx) + 1) ** 2
-        heads = (self.n_layers, self.n_heads)
-        self._query, self._key, self._value = (torch.zeros(*heads, self._d_model, self._d_head) for _ in range(3))
-        self._out = torch.zeros(*heads, self._d_head, self._d_model)
+        heads, most = (self.n_layers, self.n_heads), d_vocab + self.n_ctx + 1  # what is not needed is left out in the end
+        self._query, self._key, self._value = (torch.zeros(*heads, self._d_model, most) for _ in range(3))
+        self._out = torch.zeros(*heads, most, self._d_model)
         self.answers: dict[HeadId, Kind] = {}
 
     def place(self, layer: int, head: int, *, names: tuple[str, str] = ("layer", "head"), before: int | None = None) -> HeadId:
@@ -157,7 +155,7 @@ class Blueprint:
             out[:size, self._spaces[target]] = strength * (_shifted(size, shift) if through is None else through)
 
     def _attend(self, place: HeadId, attends: Attends) -> None:
-        """Write the scores as products of queries and keys; the sharpness, and what attention divides by, go into the queries."""
+        """Write the scores as products of queries and keys; the sharpness goes into the queries."""
         query, key = self._query[place.layer, place.head], self._key[place.layer, place.head]
         # With latest_only every position counts one sharpness, so a match must count more than all positions together,
         # and more than the resting place, which must count as much as all positions.
@@ -174,7 +172,7 @@ class Blueprint:
         if attends.latest_only:
             key[positions, start] = torch.arange(self.n_ctx, dtype=key.dtype)
         key[positions.start, start] = unit * attends.resting
-        query *= attends.sharpness * math.sqrt(self._d_head)
+        query *= attends.sharpness
 
     def build(self) -> PlantedModel:
         """The model, in evaluation mode."""
@@ -189,8 +187,17 @@ class Blueprint:
         unembed[self._spaces["output"]] = torch.eye(self.d_vocab)
         places = torch.zeros(self.n_ctx, self._d_model)
         places[:, self._spaces["position"]] = torch.eye(self.n_ctx)
-        layers = zip(self._query, self._key, self._value, self._out, strict=True)
+        d_head = self._d_head()
+        query = self._query[..., :d_head] * math.sqrt(d_head)  # which attention divides by
+        key, value, out = self._key[..., :d_head], self._value[..., :d_head], self._out[..., :d_head, :]
+        layers = zip(*(each.contiguous() for each in (query, key, value, out)), strict=True)
         return PlantedModel(embed, places, tuple(layers), unembed, self.answers).eval()
+
+    def _d_head(self) -> int:
+        """As small as heads allow, and a square: so the root that attention divides by is whole, and scores exact in bfloat16."""
+        used = (self._query != 0) | (self._key != 0) | (self._value != 0)
+        last = int(used.any(dim=(0, 1, 2)).nonzero().max())
+        return (math.isqrt(last) + 1) ** 2
 
     @property
     def d_vocab(self) -> int:

