@@ -40,7 +40,7 @@ class HeadRows:
         return float(np.mean([self.values[self.periods == period].mean() for period in np.unique(self.periods)]))
 
 
-def rows_of(name: str, directory: Path) -> Round:
+def rows_of(directory: Path) -> Round:
     """Of one model, the very rows that a verdict with this seed draws."""
     subject = load_model(directory)
     return Round.join([probe_round(subject, ROUND, SEED, number, "heads") for number in range(ROUNDS)])

@@ -168,7 +168,7 @@ def rows_of_heads() -> int:
     import pretrained_rows as rows
 
     try:
-        found = {name: rows.rows_of(name, plain_directory(SOURCES[name], cache_directory())) for name in rows.HEADS}
+        found = {name: rows.rows_of(plain_directory(SOURCES[name], cache_directory())) for name in rows.HEADS}
     except FetchError as error:
         print(error, file=sys.stderr)
         return 1
