@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pretrained_fetch import SOURCES
-from pytest_induction.measure import Array, Round, probe_round
+from pytest_induction.measure import Array, ModelLike, Round, probe_round
 from pytest_induction.models.load import load_model
 
 PLACE = Path(__file__).parents[1] / "fixtures" / "pretrained" / "rows.json"
@@ -40,9 +40,9 @@ class HeadRows:
         return float(np.mean([self.values[self.periods == period].mean() for period in np.unique(self.periods)]))
 
 
-def rows_of(directory: Path) -> Round:
+def rows_of(model: ModelLike) -> Round:
     """Of one model, the very rows that a verdict with this seed draws."""
-    subject = load_model(directory)
+    subject = load_model(model)
     return Round.join([probe_round(subject, ROUND, SEED, number, "heads") for number in range(ROUNDS)])
 
 

@@ -80,13 +80,13 @@ class TestRealHeads:
 
     def test_rows_are_those_that_a_verdict_draws(self, benchmarks, tmp_path, monkeypatch):
         """Round for round, of the heads that were asked for; read as they were written."""
-        pytest.importorskip("transformers")
         rows, study = benchmarks("pretrained_rows"), benchmarks("study_pretrained")
         monkeypatch.setattr(rows, "HEADS", {"smollm2": ((1, 2), (0, 1))})
+        monkeypatch.setattr(rows, "ROUND", 7)
         monkeypatch.setattr(rows, "ROUNDS", 2)
-        llama, place = ROOT / "fixtures" / "models" / "llama-2l", tmp_path / "rows.json"
-        study.write(place, rows.record({"smollm2": rows.rows_of(llama)}))
-        wanted = [probe_round(load_model(llama), 28, 0, number) for number in range(2)]
+        subject, place = load_model(f"{ROOT}/fixtures/attention_only.py:two_layers"), tmp_path / "rows.json"
+        study.write(place, rows.record({"smollm2": rows.rows_of(subject)}))
+        wanted = [probe_round(subject, 7, 0, number) for number in range(2)]
         first, second = rows.stored(place)
         assert (first.name, second.name) == ("SmolLM2-135M-Instruct L1H2", "SmolLM2-135M-Instruct L0H1")
         for head, at in ((first, (1, 2)), (second, (0, 1))):
@@ -104,7 +104,7 @@ class TestSkewedRows:
     def test_no_shape_is_judged_wrongly(self, skewed, study):
         """A few seeds of each; the same verdict for each seed of the head that works up to a period."""
         for shape in (*skewed.SHAPES, *(shapes[3] for shapes in skewed.at_the_edge())):
-            for judgement in skewed.judged(shape, range(4)):
+            for judgement in skewed.judged(shape, range(2)):
                 assert not study.is_wrong(judgement, shape.wanted, always=shape.always), shape.name
 
     def test_students_interval_would_be_wrong(self, skewed, study, monkeypatch):
@@ -184,7 +184,7 @@ class TestComparison:
 
     def test_the_rule_for_the_advantage_is_wrong_where_49_rows_agree(self, compare, monkeypatch):
         """At about 0.85^49 for +6 and -40; far more often where ten rows would do."""
-        assert compare.called_above(0.85, 6.0, -40.0, 4000) <= 8
+        assert compare.called_above(0.85, 6.0, -40.0, 2000) <= 6
         monkeypatch.setattr("pytest_induction.verdicts.behaviour.AGREEING", 10)
         assert compare.called_above(0.95, 6.0, -150.0, 400) > 10
         assert compare.called_above(1.0, 6.0, -40.0, 50) == 50
