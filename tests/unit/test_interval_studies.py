@@ -144,9 +144,10 @@ class TestTableOfVerdicts:
         assert "| bad | 100 | 98 | 2 | 0 | 2 | 0.0616 | `why` 100 |" in printed.out
         assert "bad: 2 of 100 are wrong, more than 0.001 allows" in printed.err
 
-    def test_one_that_may_be_chance_does_not(self, table):
-        """One of 1000 is what is stated."""
-        found = self.said(Verdict.FORMED, 999) + self.said(Verdict.NOT_FORMED)
+    @pytest.mark.parametrize("others", [999, 200])
+    def test_one_that_may_be_chance_does_not(self, table, others):
+        """One of 1000 is what is stated, and one of 201 no evidence against it."""
+        found = self.said(Verdict.FORMED, others) + self.said(Verdict.NOT_FORMED)
         table.row("row", ((each, Verdict.FORMED) for each in found))
         assert table.pooled() == 0
 
