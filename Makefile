@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo test lint wheel docs bench study-verdicts study-phase-change study-architectures study-pretrained fixtures runs zoo paper clean
+.PHONY: demo test lint wheel docs bench study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fixtures runs zoo paper clean
 
 demo: $(STAMP)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
@@ -44,8 +44,11 @@ bench: $(STAMP)  ## speed and memory, into docs/performance.md; half an hour. BE
 	@$(BIN)/python -m pytest benchmarks -v -p no:cacheprovider --benchmark-quiet --benchmark-json=$(BENCH_JSON) -k "$(BENCH)"; \
 		status=$$?; $(BIN)/python benchmarks/table.py $(BENCH_JSON) --write docs/performance.md && exit $$status
 
-study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about an hour on one core
+study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; an hour or more on one core
 	$(BIN)/python benchmarks/study_verdicts.py
+
+compare-intervals: $(STAMP)  ## intervals of skewed scores: how often they are wrong, and how many rows they take; a few minutes
+	$(BIN)/python benchmarks/compare_intervals.py
 
 study-phase-change: $(STAMP)  ## phase changes found and missed, over hundreds of small trainings; about an hour the first time
 	$(BIN)/python benchmarks/study_phase_change.py

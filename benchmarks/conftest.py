@@ -1,4 +1,4 @@
-"""One thread, how often to measure, and one place that notes a figure and holds it to its bar."""
+"""One thread, how often to measure, and one place that notes a figure and holds it to its threshold."""
 
 import os
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def pairs(request: pytest.FixtureRequest) -> int | None:
 
 @pytest.fixture
 def judge(benchmark) -> Callable[..., None]:
-    """Note a row's figure for the table, then fail if it misses the bar."""
+    """Note a row's figure for the table, then fail if it misses the threshold."""
 
     def judged(row: Row, figure: float, ours: float, other: float, repeats: int, bounds: tuple[float, ...]) -> None:
         benchmark.extra_info.update(
@@ -41,6 +41,6 @@ def judge(benchmark) -> Callable[..., None]:
             transformers=transformers.__version__,
         )
         if not row.met(figure):
-            pytest.fail(f"{row.name}: {row.shown(figure)}, the bar is {row.bar_shown}", pytrace=False)
+            pytest.fail(f"{row.name}: {row.shown(figure)}, the threshold is {row.bar_shown}", pytrace=False)
 
     return judged

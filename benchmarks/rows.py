@@ -1,4 +1,4 @@
-"""The rows of the table in docs/performance.md: what is measured, on what, how often, and the bar it is held to."""
+"""The rows of the table in docs/performance.md: what is measured, on what, how often, and the threshold it is held to."""
 
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ class Row:
 
     @property
     def at_least(self) -> bool:
-        """Whether the bar is a least and not a most."""
+        """Whether the threshold is a least and not a most."""
         return self.figure in ("faster", "less")
 
     def met(self, value: float) -> bool:

@@ -5,7 +5,8 @@ from the patterns that its eager twin returns: two batches without padding, one 
 Types run in worker processes, two at a time, so that one that hangs or dies is a line in the table. Writes docs/architectures.md.
 
 Exits with 1 if a type is measured wrongly: another number of layers than eager attention returns patterns, a score that differs
-by more than the bar, or a measurement that nothing can be compared with. `--only TYPE ...` runs some types and writes nothing.
+by more than the threshold, or a measurement that nothing can be compared with. `--only TYPE ...` runs some types and writes
+nothing.
 """
 
 import argparse

@@ -16,7 +16,7 @@ where an abrupt one is. The reference for a midpoint is that of the dense record
 head ends below 0.4 did not form an induction head in its steps, and is left out.
 
 Then simulated curves with known midpoints, the time and memory of the largest run, and other rules on the same dense records.
-Exits with 1 where a bar is missed. `--quick` takes a tenth of the seeds.
+Exits with 1 where a threshold is missed. `--quick` takes a tenth of the seeds.
 """
 
 import argparse
@@ -275,7 +275,7 @@ def largest() -> tuple[float, float]:
 
 
 def others() -> dict[str, Callable[[np.ndarray, np.ndarray], bool]]:
-    """Other rules for whether a series changed abruptly, with the presets of the literature or our own bars."""
+    """Other rules for whether a series changed abruptly, with the presets of the literature or our own thresholds."""
 
     def window(x: np.ndarray, y: np.ndarray) -> bool:
         """The largest change in any 0.5 decades is at least 0.2, and half of all that changes."""

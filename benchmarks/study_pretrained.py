@@ -6,8 +6,9 @@ them by eager attention and slow loops, draws the list of heads for many seeds, 
 passes. What is measured is kept as it comes: a study that was interrupted goes on where it was, unless the code has changed.
 
 A complete study of a model is written to `fixtures/pretrained`, and the page is drawn from what is there. `--render` draws it and
-measures nothing, `--check` says whether it is up to date. Exits with 1 where the lists of two seeds differ too much, a clear head
-is missing from one, or the cost is too high.
+measures nothing, `--check` says whether it is up to date. `--rows-of-heads` measures rows of eight heads instead, from which
+other studies draw, and writes them to `fixtures/pretrained/rows.json`. Exits with 1 where the lists of two seeds differ too much,
+a clear head is missing from one, or the cost is too high.
 """
 
 import argparse
@@ -120,6 +121,7 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=ROWS, help=f"rows of the check by eager attention ({ROWS})")
     parser.add_argument("--quick", action="store_true", help="two seeds, two rows, one turn; prints tables and writes nothing")
     parser.add_argument("--render", action="store_true", help="draw the page from the records; nothing is measured")
+    parser.add_argument("--rows-of-heads", action="store_true", help="measure rows of eight heads, and nothing else")
     parser.add_argument("--check", action="store_true", help="exit with 1 where the page is not what the records give")
     arguments = parser.parse_args(given)
     if min(arguments.seeds, arguments.turns, arguments.rows) < 1:
@@ -131,6 +133,8 @@ def main(given: Sequence[str] | None = None) -> int:
     arguments = arguments_of(given)
     if arguments.check or arguments.render:
         return draw(check=arguments.check)
+    if arguments.rows_of_heads:
+        return rows_of_heads()
     settings = QUICK if arguments.quick else {name: getattr(arguments, name) for name in QUICK}
     warn_of_load()
     try:
@@ -157,6 +161,20 @@ def measured(source: Source, settings: Json, *, keep: bool) -> Json:
         write(RECORDS / f"{source.name}.json", record)
     unfinished.forget()
     return record
+
+
+def rows_of_heads() -> int:
+    """Write rows of eight heads of both models: four minutes."""
+    import pretrained_rows as rows
+
+    try:
+        found = {name: rows.rows_of(plain_directory(SOURCES[name], cache_directory())) for name in rows.HEADS}
+    except FetchError as error:
+        print(error, file=sys.stderr)
+        return 1
+    write(RECORDS / rows.PLACE.name, rows.record(found))
+    print(f"written: {rows.PLACE.name}")
+    return 0
 
 
 def warn_of_load() -> None:

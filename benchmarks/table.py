@@ -1,7 +1,7 @@
 """The table of docs/performance.md from the JSON of pytest-benchmark: `python benchmarks/table.py JSON [--write PAGE]`.
 
-Prints it, names every row that misses its bar and exits with 1 if there is one. The page is rewritten between its two markers,
-only from figures of all rows.
+Prints it, names every row that misses its threshold and exits with 1 if there is one. The page is rewritten between its two
+markers, only from figures of all rows.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pages import filled
 from rows import MEMORY, ROWS, TOY, Row
 
 BEGIN, END = "<!-- begin: written by `make bench` -->", "<!-- end -->"
-HEADINGS = ("what", "positions", "layers", "pairs", "other side", "ours", "figure", "bar")
+HEADINGS = ("what", "positions", "layers", "pairs", "other side", "ours", "figure", "threshold")
 
 
 def rows_of(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -73,9 +73,9 @@ def plain_table(data: dict[str, Any]) -> Iterator[str]:
 
 
 def missed(data: dict[str, Any]) -> list[str]:
-    """A line for every row whose figure misses its bar."""
+    """A line for every row whose figure misses its threshold."""
     return [
-        f"{name}: {ROWS[name].shown(noted['figure'])}, the bar is {ROWS[name].bar_shown}"
+        f"{name}: {ROWS[name].shown(noted['figure'])}, the threshold is {ROWS[name].bar_shown}"
         for name, noted in rows_of(data).items()
         if not ROWS[name].met(noted["figure"])
     ]

@@ -66,7 +66,8 @@ class CopyingScores:
 
     Shares are those of heads that attend to one token; one that copies k tokens evenly has 1 / k. Effects are those of heads that
     attend to the right token and raise or lower what they attend to by s; V is the size of the vocabulary. A head that writes
-    nothing, or rests on the first token and writes nothing there, has nothing of which a share could be taken: NaN meets no bar.
+    nothing, or rests on the first token and writes nothing there, has nothing of which a share could be taken: NaN, which meets
+    no threshold.
 
     `per_sequence` has the shares and effects before the mean, (n_sequences, n_layers, n_heads), and under
     `copying_share_without_first_token` the shares of the same blocks without the token that begins the model's sequences, as the

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pytest_induction.batching import in_batches
-from pytest_induction.errors import ArgumentError, ModelError, ProbeError, user_facing, whole_number
+from pytest_induction.betting import ROUNDING
+from pytest_induction.errors import ArgumentError, ModelError, ProbeError, UnsupportedModel, user_facing, whole_number
 from pytest_induction.journal import name_subject
 from pytest_induction.metrics.attention import SCORES, PeriodicScores, Together, scores_for
 from pytest_induction.metrics.keys import KeyScores
@@ -394,6 +395,10 @@ def observe(
     chunks = [numbers(chunk) for chunk in stream.chunks()]  # each (layers, scores, batch, heads of those layers)
     if not all(np.isfinite(chunk).all() for chunk in chunks):
         raise ModelError(f"the attention of {subject.name} is not finite (NaN or infinity)")
+    if (most := max(float(chunk.max(initial=0.0)) for chunk in chunks)) > 1 + ROUNDING:
+        seen = f"a head attends to something with {most:.3g}, expected at most 1"
+        cause = f"its attention scores are so large that rounding decides in {str(subject.dtype).removeprefix('torch.')}"
+        raise UnsupportedModel(f"{subject.name}: {seen}: {cause}; give the model in float64")
     values = np.full((subject.n_layers, *chunks[0].shape[1:3], subject.n_heads), np.nan)
     start = 0
     for chunk in chunks:

@@ -12,7 +12,7 @@ SCHEMA_VERSION = 1
 
 
 class Verdict(StrEnum):
-    """The three answers. UNDETERMINED is an answer too: the budget ran out before the interval was clear of the bar."""
+    """The three answers. UNDETERMINED is an answer too: the budget ran out before the interval was clear of the threshold."""
 
     FORMED = "FORMED"
     NOT_FORMED = "NOT_FORMED"

@@ -34,8 +34,8 @@ def properties(evidence: Evidence) -> list[tuple[str, object]]:
     """A verdict as properties `induction.CLAIM.NAME`: what it is and why, of which weights, every estimate with its interval.
 
     `expected` is the verdict that was asked for: a control that passes has NOT_FORMED in both.
-    `prefix_matching` is that of the strongest head, also where it is below the bar; so are what it has at each match length, its
-    effects in nats and how far back it matches, where these are known.
+    `prefix_matching` is that of the strongest head, also where it is below the threshold; so are what it has at each match
+    length, its effects in nats and how far back it matches, where these are known.
     """
     prefix = f"{PREFIX}{evidence.claim}"
     found: list[tuple[str, object]] = [

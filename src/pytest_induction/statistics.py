@@ -103,7 +103,7 @@ def _gauss_legendre() -> tuple[Values, Values]:
 
 
 def sequences_needed(estimate: Estimate, bar: float, count: int) -> int:
-    """How many sequences would set this mean apart from the bar, if mean and spread stay as they are."""
+    """How many sequences would set this mean apart from the threshold, if mean and spread stay as they are."""
     gap = abs(estimate.value - bar)
     return math.ceil(count * ((estimate.high - estimate.low) / 2 / max(gap, 1e-3)) ** 2 * 1.1)
 

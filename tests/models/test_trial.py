@@ -8,6 +8,8 @@ from torch import nn
 from transformers import AttentionInterface
 
 from pytest_induction import UnsupportedModel, load_model, measure_heads
+from pytest_induction.measure import observe
+from tests.models.plain import Plain
 from tests.models.recorded import Positioned, assert_right
 from tests.models.test_hand_written import Attention, by_function, fused, scores_of
 from tests.models.test_hidden_attention import MOVES, NOTE, Gated, hidden
@@ -242,3 +244,18 @@ class Recalling(nn.Module):
 def test_a_layer_that_runs_again_over_the_same_values_is_a_layer_each_time():
     """Two passes of a module are two layers, whatever they share."""
     assert load_model(Recalled()).way.layers == ("layer",) * 3
+
+
+@pytest.mark.parametrize("share", [0.9, 1.05, 1.2])
+def test_more_than_all_of_a_row_is_refused(share):
+    """A share of a row above 1, beyond what half precision rounds to: scores so large that no digit of them is left."""
+    subject, rows = load_model(Plain()), torch.arange(6).repeat(2, 2)
+
+    def measured():
+        return observe(subject, rows, lambda reader: torch.full((1, 2, 2), share))[0]
+
+    if share < 1.1:
+        assert measured().max() == pytest.approx(share)
+        return
+    with pytest.raises(UnsupportedModel, match=r"^Plain: a head attends to something with 1.2, expected at most 1: .* float64$"):
+        measured()

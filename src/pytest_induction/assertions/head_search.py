@@ -83,6 +83,7 @@ class HeadSearch:
         self._known: dict[tuple[int, int], HeadEvidence] = {}
         self._found: Round | None = None
         self._table: HeadTable | None = None
+        self._behaviour_of_rounds: dict[str, Estimate] | None = None
 
     @property
     def is_spent(self) -> bool:
@@ -100,7 +101,7 @@ class HeadSearch:
         size = min(at_once * self.size, self.most - self.n_sequences)
         with progress(CLAIM, size * (1 if kind == "heads" else 2)):  # the repeated rows, and their controls
             self.rounds.append(self.probed(size, kind))
-        self._found = self._table = None
+        self._found = self._table = self._behaviour_of_rounds = None
 
     def probed(self, size: int, kind: Kind) -> Round:
         """The next round, of so many sequences."""
@@ -141,8 +142,11 @@ class HeadSearch:
 
     def behaviour(self) -> dict[str, Estimate]:
         """What the model does on repeated tokens; the advantage also on the rows that told what heads write."""
-        found = behaviour_of(self.found.behaviour, self.budget.error_rate * OF_BEHAVIOUR)
-        return found | {"advantage": self._advantage}
+        if (
+            self._behaviour_of_rounds is None
+        ):  # the same until the next round, however many rows on what heads write come in between
+            self._behaviour_of_rounds = behaviour_of(self.found.behaviour, self.budget.error_rate * OF_BEHAVIOUR)
+        return self._behaviour_of_rounds | {"advantage": self._advantage}
 
     @property
     def _advantage(self) -> Estimate:

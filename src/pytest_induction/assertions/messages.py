@@ -160,7 +160,7 @@ def _of_run(evidence: Evidence) -> list[str]:
 
 
 def _bars_of_run(evidence: Evidence) -> str:
-    """From how much on a change counts, and what was held against a bar."""
+    """From how much on a change counts, and what was held against a threshold."""
     series = dict.fromkeys(change.series for change in evidence.changes)
     bars = {name: bar for name, bar in evidence.bars.items() if name not in evidence.estimates}  # and no margin of a family
     counts = ", ".join(f"{bars[name]:g} in {words(name)}" for name in series if name in bars)
@@ -259,7 +259,7 @@ def spanned(estimate: Estimate, digits: int = 3) -> str:
 
 
 def with_bars(evidence: Evidence) -> Iterator[tuple[str, Estimate, tuple[float, ...]]]:
-    """Each estimate by its name, with what it was held against: one bar, both ends of a margin, or nothing."""
+    """Each estimate by its name, with what it was held against: one threshold, both ends of a margin, or nothing."""
     bars = dict(evidence.bars)
     if "onset_lag" in evidence.estimates:  # the margin is of that one alone
         bars = {"min_onset_lag": bars.pop("margin", 0.0), **bars}

@@ -101,10 +101,10 @@ def assert_final_has_induction_head(
 ) -> Evidence:
     """Assert that the last snapshot has an induction head, by what was recorded of it: no model is loaded.
 
-    A head counts by the bars of `assert_has_induction_head`: prefix matching above `min_prefix_matching`, more than half of that
-    left without its own chance, in a model that gives the successor `min_advantage` nats more than the tokens after it. Intervals
-    are Student's, over the sequences of that snapshot; `error_rate` is divided among heads and measures. Whether heads copy one
-    by one, and whether they match at two periods, a snapshot does not tell: for these, assert about the model.
+    A head counts by the thresholds of `assert_has_induction_head`: prefix matching above `min_prefix_matching`, more than half of
+    that left without its own chance, in a model that gives the successor `min_advantage` nats more than the tokens after it.
+    Intervals are Student's, over the sequences of that snapshot; `error_rate` is divided among heads and measures. Whether heads
+    copy one by one, and whether they match at two periods, a snapshot does not tell: for these, assert about the model.
     """
     check_share("min_prefix_matching", min_prefix_matching)
     check_share("error_rate", error_rate)

@@ -190,7 +190,7 @@ def _kinds(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _legends(data: Mapping[str, Any]) -> list[tuple[str, str, str, str, float | None]]:
-    """What the colours mean: those of shares, with the bar, and those of signed scores."""
+    """What the colours mean: those of shares, with the threshold, and those of signed scores."""
     scores, found = data["scores"], []
     if any(not is_signed(score) for score in scores):
         found.append(("share", "0", "1", "share of attention", data.get("bar")))

@@ -51,7 +51,7 @@ class Noted:
 
 @dataclass(frozen=True)
 class Measure:
-    """One estimate in words: value, interval and bar with its unit, and the picture of them; `name` says of what."""
+    """One estimate in words: value, interval and threshold with its unit, and the picture of them; `name` says of what."""
 
     name: str
     value: str

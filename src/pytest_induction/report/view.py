@@ -103,7 +103,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Measure:
-    """One estimate of a claim, with its interval, and the bar that it was held against or ""."""
+    """One estimate of a claim, with its interval, and the threshold that it was held against or ""."""
 
     claim: str
     name: str
@@ -117,9 +117,9 @@ class ModelView:
     """What is shown of one model or run: where it was measured, its claims, the heads worth a row, what to know about it.
 
     `changes` is a row for each series of a run, whose places are in `places`, steps or tokens. `mosaic` is the prefix matching
-    of every head. `near` are the near misses, a line each: heads and claims whose interval reaches their bar or comes close, or
-    else the nearest head below that of the induction heads. `pairs` are heads that match two in a row. `measures` are all
-    estimates, `measured` says where they come from, for each claim.
+    of every head. `near` are the near misses, a line each: heads and claims whose interval reaches their threshold or comes
+    close, or else the nearest head below that of the induction heads. `pairs` are heads that match two in a row. `measures` are
+    all estimates, `measured` says where they come from, for each claim.
     """
 
     title: str
@@ -198,7 +198,7 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
 
 
 def _near_heads(record: Evidence) -> Iterator[str]:
-    """Heads that are not clear of the bar, or are above it and do not count; else the nearest below.
+    """Heads that are not clear of the threshold, or are above it and do not count; else the nearest below.
 
     That is told beside heads that count, and where none was expected.
     """
@@ -220,7 +220,7 @@ def _near_heads(record: Evidence) -> Iterator[str]:
 
 
 def _near_claims(record: Evidence) -> Iterator[str]:
-    """Estimates that a verdict rests on whose interval reaches the bar, or leaves less room to it than half of its width."""
+    """Estimates that a verdict rests on whose interval reaches the threshold, or leaves less room to it than half its width."""
     if record.mosaic and not record.heads:  # no head decides before the model's behaviour does
         return
     for name, estimate, bars in with_bars(record):

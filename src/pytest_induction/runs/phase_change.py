@@ -68,12 +68,12 @@ def find_phase_changes(
     Each series (prefix matching of the best head, behaviour on repeated tokens, in-context learning score) is fitted with two
     plateaus, each with a slope, and a transition between them, over the logarithm of the tokens trained on. It changed abruptly
     if every transition that fits about as well is at most `max_width` decades wide from 10 % to 90 %, makes up a good part of all
-    that the series changes, moves it by more than its bar and 2.8 standard errors, and has three snapshots or more inside and on
-    either side. `min_change` replaces bars by name: prefix_matching and previous_token 0.2, advantage 1 nat, repeat_accuracy 0.3,
-    repeat_loss 1 nat, icl_score 0.15 nats, loss (height of the bump) 0.1 nats, turn 20 degrees. Intervals miss at most at
-    `error_rate`.
+    that the series changes, moves it by more than its threshold and 2.8 standard errors, and has three snapshots or more inside
+    and on either side. `min_change` replaces thresholds by name: prefix_matching and previous_token 0.2, advantage 1 nat,
+    repeat_accuracy 0.3, repeat_loss 1 nat, icl_score 0.15 nats, loss (height of the bump) 0.1 nats, turn 20 degrees. Intervals
+    miss at most at `error_rate`.
 
-    Raises `RunError` for a run with fewer than two snapshots, `ArgumentError` for bars that make no sense.
+    Raises `RunError` for a run with fewer than two snapshots, `ArgumentError` for thresholds that make no sense.
 
     >>> found = find_phase_changes(load_run("fixtures/runs/two-layers"))     # doctest: +SKIP
     >>> found.verdict, found.induction.midpoint.step.value                   # doctest: +SKIP

@@ -18,7 +18,7 @@ from pytest_induction.errors import ArgumentError, whole_number
 from pytest_induction.runs.record import Floats, Snapshot
 
 StopRule = Callable[[Sequence[Snapshot]], str]
-STANDARD_ERRORS = 2.8  # beyond the bar, before a head is taken to lie above it
+STANDARD_ERRORS = 2.8  # beyond the threshold, before a head is taken to lie above it
 _NOT_FINITE = re.compile(r"not finite|\bnan\b|\binf\b|infinity", re.IGNORECASE)
 
 

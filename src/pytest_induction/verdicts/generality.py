@@ -18,7 +18,7 @@ Ranked = list[tuple[HeadId, Estimate]]
 
 
 def judge_generality(excess: Mapping[str, Array], heads: Sequence[HeadId], *, min_excess: float, error_rate: float) -> Judgement:
-    """The heads are judged as a set: in each family some one of them must be above the bar.
+    """The heads are judged as a set: in each family some one of them must be above the threshold.
 
     `excess` has for each family the mass on the right places without the head's chance, (n_sequences, n_heads), a column for each
     of `heads`. Intervals hold for all heads and families together, at `error_rate`: FORMED where in every family that of some

@@ -37,5 +37,5 @@ def behaviour_of(behaviour: Mapping[str, Array], error_rate: float) -> dict[str,
 
 
 def more_needed(estimate: Estimate, bar: float, count: int) -> int:
-    """How many more sequences, or rows, would set the estimate apart from its bar."""
+    """How many more sequences, or rows, would set the estimate apart from its threshold."""
     return max(1, sequences_needed(estimate, bar, count) - count)

@@ -15,7 +15,7 @@ MOST_PAIRS = 3  # that are named
 
 
 def judge_virtual_head(found: PairRound, *, min_prefix_matching: float, error_rate: float) -> Judgement:
-    """Do two heads match prefixes in two steps, above the bar of a single head and above their own chance?
+    """Do two heads match prefixes in two steps, above the threshold of a single head and above their own chance?
 
     Half of `error_rate` goes to the composed scores, half to what is left of them without chance; shared by all pairs for what is
     shown to be above, and not for what is shown to be below.

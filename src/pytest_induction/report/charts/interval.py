@@ -1,4 +1,4 @@
-"""An interval against its bar, as small as a word."""
+"""An interval against its threshold, as small as a word."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WIDTH, HEIGHT, EDGE = 132, 22, 6
 
 
 def interval(estimate: Estimate, bars: Sequence[float] = ()) -> str:
-    """A small SVG: the interval, the value as a dot on it, each bar as a rule across. Nothing where nothing is known."""
+    """A small SVG: the interval, the value as a dot on it, each threshold as a rule across. Nothing where nothing is known."""
     if not known([estimate.value]):
         return ""
     low, high = _ends(estimate, bars)
