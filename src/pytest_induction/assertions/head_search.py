@@ -142,9 +142,7 @@ class HeadSearch:
 
     def behaviour(self) -> dict[str, Estimate]:
         """What the model does on repeated tokens; the advantage also on the rows that told what heads write."""
-        if (
-            self._behaviour_of_rounds is None
-        ):  # the same until the next round, however many rows on what heads write come in between
+        if self._behaviour_of_rounds is None:  # the same until the next round, whatever copies are looked at in between
             self._behaviour_of_rounds = behaviour_of(self.found.behaviour, self.budget.error_rate * OF_BEHAVIOUR)
         return self._behaviour_of_rounds | {"advantage": self._advantage}
 
