@@ -1,6 +1,6 @@
 """How often intervals are wrong, and how many rows they take: `make compare-intervals` prints the tables of docs/decisions.md.
 
-Rows of one head are drawn in rounds of 28, four of each of seven periods, up to 224. After each round an interval is looked at:
+Rows of one head are drawn in rounds of 21, three of each of seven periods, up to 231. After each round an interval is looked at:
 does it lie above the threshold, or below? Each end may be wrong at 2.5e-4 over all looks, a quarter of the 0.001 of a verdict; a
 verdict divides that further among the heads. Intervals that hold for one look only share it evenly among the eight.
 
@@ -34,7 +34,7 @@ from pytest_induction.statistics import SMALLEST_SPREAD, student_quantile
 from pytest_induction.verdicts.behaviour import AGREEING, FURTHEST, advantage_interval
 from skewed import Draw, normal, resampled, some
 
-ROUND, LOOKS = 28, 8
+ROUND, LOOKS = 21, 11
 RATE = 2.5e-4  # of each end, over all looks
 TRIALS, AT_ONCE = 20_000, 2_000
 PERIODS = (13, 15, 17, 19, 21, 23, 25)  # of both pretrained models
@@ -167,7 +167,7 @@ def outcomes(case: Case, trials: int) -> dict[str, Outcome]:
 
 
 def drawn(draw: Draw, rng: np.random.Generator, trials: int) -> Array:
-    """Rows (224, trials), each round with as many of each period."""
+    """Rows (231, trials), each round with as many of each period."""
     periods = np.tile(np.repeat(PERIODS, ROUND // len(PERIODS)), LOOKS)
     return draw(rng, np.repeat(periods, trials)).reshape(len(periods), trials)
 

@@ -20,9 +20,9 @@ HEADS = {  # layer and head: eight of both models, whose means are spread from 0
     "smollm2": ((18, 6), (17, 3), (23, 2), (24, 4), (23, 0), (21, 8)),
     "gemma3": ((11, 2), (17, 2)),
 }
-ROUND, ROUNDS = 28, 8  # as a verdict draws them: four rows of each of seven periods, up to its budget of 224
+ROUND, ROUNDS = 21, 11  # as a verdict draws them: three rows of each of seven periods, up to its budget of 231
 SCHEMA, SEED = 1, 0
-MADE_BY = f"study_pretrained.py --rows-of-heads: probe_round, {ROUNDS} rounds of {ROUND} rows, seed {SEED}, kind heads"
+MADE_BY = f"study_pretrained.py --rows-of-heads: probe_round, {ROUNDS} rounds of {ROUND} rows, seed {SEED}"
 Json = dict[str, Any]
 
 
@@ -43,7 +43,8 @@ class HeadRows:
 def rows_of(model: ModelLike) -> Round:
     """Of one model, the very rows that a verdict with this seed draws."""
     subject = load_model(model)
-    return Round.join([probe_round(subject, ROUND, SEED, number, "heads") for number in range(ROUNDS)])
+    only_heads = {"n_irregular": 0, "depth": subject.n_layers}
+    return Round.join([probe_round(subject, ROUND, SEED, number, **only_heads) for number in range(ROUNDS)])
 
 
 def record(found: Mapping[str, Round]) -> Json:

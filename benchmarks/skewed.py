@@ -18,7 +18,7 @@ from pytest_induction.assertions.head_search import COPY_ROWS, Budget, HeadSearc
 from pytest_induction.assertions.heads import MAX_SEQUENCES, searched
 from pytest_induction.copying import CopyRound
 from pytest_induction.criteria import MAX_PREFIX_MATCHING, MIN_PREFIX_MATCHING
-from pytest_induction.measure import PERIODS_AT_ONCE, Array, Kind, Round
+from pytest_induction.measure import PERIODS_AT_ONCE, PLACES_OF_CHANCE, Array, Round
 from pytest_induction.probes.sequences import even_periods, fitting_shape
 from pytest_induction.verdicts.heads import Thresholds
 from pytest_induction.verdicts.judgement import Judgement
@@ -119,13 +119,14 @@ class Rows(HeadSearch):
         self._shape, self._rng = shape, np.random.default_rng([seed, 5])
         self._periods = even_periods(fitting_shape(SPACE)[0], PERIODS_AT_ONCE)
 
-    def probed(self, size: int, kind: Kind) -> Round:
+    def probed(self, size: int, n_irregular: int, depth: int | None) -> Round:
         periods = np.repeat(self._periods, size // len(self._periods))
-        heads = np.full((size, 5, 1, 1), CHANCE)
+        heads = np.full((size, 6, 1, 1), CHANCE)
         heads[:, 0, 0, 0] = np.clip(self._shape.score(self._rng, periods), 0.0, 1.0)
-        control = np.full((size, 1, 1), CHANCE)
-        irregular = np.concatenate([np.repeat(heads[:, :1], 3, axis=1), np.full((size, 1, 1, 1), CHANCE)], axis=1)
-        return Round(periods, heads, control, np.ones(size, bool), irregular, self._behaviour(periods), "4 copies")
+        beside = heads[np.linspace(0, size - 1, n_irregular).round().astype(int)]
+        irregular = np.concatenate([np.repeat(beside[:, :1], 3, axis=1), np.full((n_irregular, 1, 1, 1), CHANCE)], axis=1)
+        control = heads[:, 5]
+        return Round(periods, heads, control, irregular, self._behaviour(periods), "4 copies", 1 / PLACES_OF_CHANCE)
 
     def _behaviour(self, periods: np.ndarray) -> dict[str, Array]:
         advantage = self._shape.advantage(self._rng, periods)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +36,10 @@ AT_ONCE = 2**20  # numbers in memory at a time
 def log_capital(values: Values, threshold: float | Values) -> Values:
     """What has been won, as a logarithm, on each column of `values` (n, columns) in [0, 1] lying above its threshold in (0, 1].
 
-    Above log(1 / rate) it shows, at that rate, that the mean is higher. The empty sum is 0: nothing won, nothing lost.
+    Above log(1 / rate) it shows, at that rate, that the mean is higher. The empty sum is 0: nothing won, nothing lost. Nor is
+    anything bet on NaN, a value that was not taken.
     """
-    ratios = values / threshold - 1
+    ratios = np.nan_to_num(values / threshold - 1, nan=0.0)
     with np.errstate(divide="ignore"):  # all in, and a 0: everything is lost
         bets = np.stack([np.log1p(fraction * ratios).sum(axis=0) for fraction in FRACTIONS])
     return np.asarray(np.logaddexp.reduce(bets + np.log(SHARES)[:, None], axis=0))
@@ -50,7 +52,7 @@ def is_above(values: Values, threshold: float, rate: float) -> NDArray[np.bool_]
 
 def lower_ends(values: Values, rate: float) -> Values:
     """Of each column of `values` (n, columns) in [0, 1] the highest threshold that its mean is shown to be above, 0 if none."""
-    low, high = np.zeros(values.shape[1]), values.mean(axis=0)
+    low, high = np.zeros(values.shape[1]), known_mean(values)
     needed = -np.log(rate)
     for _ in range(STEPS):
         middle = (low + high) / 2
@@ -65,19 +67,21 @@ def bounded_intervals(
     """The interval of each column's mean over `values` (n, columns), all of which lie from `lowest` to `highest`.
 
     The mean is below the interval at most at the rate `below`, and above it at most at the rate `above`, for each column by
-    itself. Raises `ArgumentError` for no values, values that are not finite or out of their range, or a rate out of (0, 1).
+    itself. NaN is a value that was not taken. Raises `ArgumentError` for a column without values, values that are infinite or out
+    of their range, or a rate out of (0, 1).
     """
-    if len(values) == 0 or not np.isfinite(values).all():
+    if np.isnan(values).all(axis=0).any() or np.isinf(values).any():
         raise ArgumentError(f"an interval needs finite values, got {len(values)} rows")
     if not (0 < below < 1 and 0 < above < 1):
         raise ArgumentError(f"rates must lie between 0 and 1, got {below} and {above}")
     width = highest - lowest
     slack = ROUNDING * width
-    if values.min() < lowest - slack or values.max() > highest + slack:
-        raise ArgumentError(f"values must lie from {lowest} to {highest}, got {values.min()} to {values.max()}")
+    least, most = np.nanmin(values, initial=highest), np.nanmax(values, initial=lowest)
+    if least < lowest - slack or most > highest + slack:
+        raise ArgumentError(f"values must lie from {lowest} to {highest}, got {least} to {most}")
     found: list[Estimate] = []
     for part in _in_parts(np.clip((values - lowest) / width, 0.0, 1.0)):
-        means = part.mean(axis=0)
+        means = known_mean(part)
         lows, highs = lower_ends(part, below), 1 - lower_ends(1 - part, above)
         for mean, low, high in zip(means.tolist(), lows.tolist(), highs.tolist(), strict=True):
             value, least, most = (lowest + width * end for end in (mean, min(low, mean), max(high, mean)))
@@ -93,6 +97,12 @@ def more_rows(estimate: Estimate, threshold: float, count: int) -> int:
     end = estimate.low if estimate.value > threshold else estimate.high
     gap = max(abs(estimate.value - threshold), 1e-3)
     return max(1, math.ceil(1.1 * count * (abs(estimate.value - end) / gap - 1)))
+
+
+def known_mean(values: NDArray[np.floating[Any]]) -> Values:
+    """The mean over the first axis of those values that were taken, NaN where none was."""
+    taken = (~np.isnan(values)).sum(axis=0)
+    return np.where(taken > 0, np.nansum(values, axis=0) / np.maximum(taken, 1), np.nan)
 
 
 def _in_parts(values: Values) -> Iterator[Values]:

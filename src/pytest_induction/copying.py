@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pytest_induction.batching import in_batches
+from pytest_induction.betting import known_mean
 from pytest_induction.errors import ModelError, user_facing, whole_number
 from pytest_induction.measure import (
     Array,
@@ -45,6 +46,7 @@ from pytest_induction.progress import progress
 from pytest_induction.records import Provenance
 
 MOST_TOKENS = 512  # compared with each other
+COPY_PERIODS = 3  # of such rows: short ones, of which few share a pass that could take many
 TWICE = 2  # copies in rows on which only what is copied counts: half as long
 EFFECTS = ("direct_effect", "copy_effect")
 WITHOUT_FIRST = "copying_share_without_first_token"
@@ -122,7 +124,7 @@ def measure_copying(model: ModelLike, *, n_sequences: int = 24, seed: int | None
         if begins:
             per_sequence[WITHOUT_FIRST] = block_shares(subject, circuits, rows[:, 1:], first=0)
     raised, first = own_logit_shares(subject, circuits)
-    share = _mean_of_defined(per_sequence["copying_share"])
+    share = known_mean(per_sequence["copying_share"])
     about = provenance(
         subject, seed=seed, n_sequences=n_sequences, probe=f"{describe(probes)}; {rows.shape[1]} unrepeated tokens"
     )
@@ -198,7 +200,7 @@ def copy_round(subject: ModelUnderTest, n_sequences: int, seed: int, number: int
 
 
 def _copy_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator) -> CopyRound:
-    probes = list(probes_of(subject, n_sequences, rng, TWICE, None))
+    probes = list(probes_of(subject, n_sequences, rng, TWICE, None, COPY_PERIODS))
     why_not = ""
     try:
         circuits = circuits_of(subject)
@@ -310,9 +312,3 @@ def _finite(subject: ModelUnderTest, found: Array) -> Array:
     if not np.isfinite(found[..., exists]).all():
         raise ModelError(f"what the heads of {subject.name} write is not finite (NaN or infinity)")
     return found
-
-
-def _mean_of_defined(values: Array) -> Array:
-    """The mean over sequences of those that are numbers, NaN where none is."""
-    counted = (~np.isnan(values)).sum(axis=0)
-    return np.where(counted > 0, np.nansum(values, axis=0) / np.maximum(counted, 1), np.nan)

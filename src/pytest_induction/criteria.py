@@ -4,8 +4,8 @@ Standard library only, so that reports and what judges a record need neither num
 these are single numbers, or arrays of them with an entry for each head; NaN, as of a head that there is not, meets nothing.
 
 A head is an **induction head** where its prefix matching is at least a threshold, and at least half of that is left without what
-the head has where there is nothing to match: the higher one of its mass at the same places where nothing repeats, and at a wrong
-shift where it does. Verdicts ask the same of intervals, and that means match at two periods.
+the head has where there is nothing to match: the higher one of its mass at the places of other periods, and at wrong shifts.
+Verdicts ask the same of intervals, and that means match at two periods.
 """
 
 from __future__ import annotations

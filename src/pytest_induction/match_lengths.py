@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from pytest_induction.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, masses_of, plain_scores, provenance
+from pytest_induction.measure import Array, ModelLike, plain_scores, provenance, score_irregular
 from pytest_induction.models.load import load_model
-from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.probes.irregular import LENGTHS, LISTS, IrregularRows, irregular_sequences
+from pytest_induction.probes.irregular import LENGTHS, LISTS, irregular_sequences
 from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD
 from pytest_induction.progress import progress
 from pytest_induction.records import Provenance
@@ -107,8 +106,3 @@ def measure_match_lengths(model: ModelLike, *, n_sequences: int = 26, seed: int 
     described = f"segments at irregular distances, {len(rows.exactly_one[0])} a row, {rows.n_positions} positions"
     about = provenance(subject, seed=seed, n_sequences=n_sequences, probe=described)
     return MatchLengthScores(**means, per_sequence=per_sequence, provenance=about)
-
-
-def score_irregular(subject: ModelUnderTest, rows: IrregularRows) -> Array:
-    """The four scores of every row, (sequences, 4, n_layers, n_heads), in the order of `LISTS`."""
-    return masses_of(subject, rows.tokens, lambda part: rows.scores(subject.device, part))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,14 +18,13 @@ from pytest_induction.batching import in_batches
 from pytest_induction.betting import ROUNDING
 from pytest_induction.errors import ArgumentError, ModelError, ProbeError, UnsupportedModel, user_facing, whole_number
 from pytest_induction.journal import name_subject
-from pytest_induction.metrics.attention import SCORES, PeriodicScores, Together, scores_for
-from pytest_induction.metrics.keys import KeyScores
+from pytest_induction.metrics.attention import SCORES, AttentionReader, PeriodicScores, ScoresAndChance, scores_for
 from pytest_induction.metrics.loss import Repetition, repetition
 from pytest_induction.metrics.streaming import Scores, Streamed
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.probes.irregular import IrregularRows, irregular_sequences
+from pytest_induction.probes.irregular import LISTS, IrregularRows, irregular_sequences
 from pytest_induction.probes.sequences import (
     COPIES,
     Ids,
@@ -33,6 +33,7 @@ from pytest_induction.probes.sequences import (
     fitting_shape,
     repeated_sequences,
     unrepeated_sequences,
+    usual_length,
 )
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance
@@ -40,10 +41,11 @@ from pytest_induction.versions import installed
 
 Array = NDArray[np.float64]
 ModelLike = str | Path | nn.Module | ModelUnderTest
-Kind = Literal["plain", "whole", "heads"]  # of a round
 FEWEST_POSITIONS = 3  # the first query that counts everywhere
 PERIODS_AT_ONCE = 7  # different periods in each round of probes
-MOST_JOINED = 2**22  # logits of one pass up to which probe and control share it: a pass of few rows costs little but itself
+PLACES_OF_CHANCE = 2  # wrong shifts, and other periods: no head can have all of its attention at each of several places
+OWN_SCORES = len(SCORES) + 1  # of a row, before those at the places of other periods: the last is at wrong shifts
+IRREGULAR_SHARE = 3  # of repeated rows for each row with irregular copies, unless more are asked for
 DISTRIBUTIONS = ("pytest-induction", "torch", "transformers", "transformer-lens", "numpy")
 
 
@@ -127,23 +129,24 @@ def measure_heads(
 
 @dataclass(frozen=True)
 class Round:
-    """One round of probes and their controls; each array has one entry per sequence first.
+    """One round of probes; each array has one entry per sequence first.
 
-    `heads` (sequences, 5, n_layers, n_heads) are the four scores and the mass at a wrong shift; `control` (controlled sequences,
-    n_layers, n_heads) the prefix-matching places of rows in which nothing repeats at their distances, for the sequences that are
-    `controlled`; `irregular` (rows, 4, n_layers, n_heads) the mass on successors in rows whose copies come at irregular
-    distances, where exactly one token matches, exactly two, and three or more, and after a break. All are empty where attention
-    cannot be read, `irregular` also where the probes of a model have none. `behaviour` names first_loss, later_loss,
-    first_accuracy, later_accuracy and advantage, and has as many entries as sequences of which logits were looked at.
+    `heads` (sequences, 6, n_layers, n_heads) are the four scores and what each head has in the same rows where nothing matches:
+    at wrong shifts, and at the places of other periods. `control` (sequences, n_layers, n_heads) is its mass at the places of the
+    very same period in rows of another, or in rows without one. `irregular` (rows, 4, n_layers, n_heads) is the mass on
+    successors in rows whose copies come at irregular distances, where exactly one token matches, exactly two, and three or more,
+    and after a break. All are empty where attention cannot be read, `irregular` also where the probes of a model have none.
+    `behaviour` names first_loss, later_loss, first_accuracy, later_accuracy and advantage, and has as many entries as sequences
+    of which logits were looked at. `most_beside` is what the last two of `heads` can be at most, taken together.
     """
 
     periods: NDArray[np.int64]
     heads: Array
     control: Array
-    controlled: NDArray[np.bool_]
     irregular: Array
     behaviour: Mapping[str, Array]
     described: str
+    most_beside: float = 1.0
 
     @property
     def exists(self) -> NDArray[np.bool_]:
@@ -152,194 +155,199 @@ class Round:
 
     @property
     def chance(self) -> Array:
-        """What each head has of prefix matching without matching, (controlled sequences, n_layers, n_heads).
+        """What each head has of prefix matching without matching, (sequences, n_layers, n_heads).
 
-        The higher one of its mass at the same places where nothing repeats, and at wrong ones where it does.
+        The higher one of the control and of its mass at wrong shifts.
         """
-        return np.maximum(self.control, self.heads[self.controlled, 4])
+        return np.maximum(self.control, self.heads[:, 4])
 
     @property
     def excess(self) -> Array:
-        """What is left of each head's prefix matching without that, (controlled sequences, n_layers, n_heads)."""
-        return self.heads[self.controlled, 0] - self.chance
+        """What is left of each head's prefix matching without chance, (sequences, n_layers, n_heads)."""
+        return self.heads[:, 0] - self.chance
+
+    @property
+    def least_excess(self) -> Array:
+        """What is left without all that a head has beside in the same row: on the average no more than `excess`."""
+        return self.heads[:, 0] - self.heads[:, 4] - self.heads[:, 5]
 
     @classmethod
     def join(cls, rounds: Sequence[Round]) -> Round:
         """All rounds as one."""
         behaviour = {name: np.concatenate([part.behaviour[name] for part in rounds]) for name in rounds[0].behaviour}
-        periods, heads, control, controlled, irregular = (
-            np.concatenate([getattr(part, name) for part in rounds])
-            for name in ("periods", "heads", "control", "controlled", "irregular")
+        periods, heads, control, irregular = (
+            np.concatenate([getattr(part, name) for part in rounds]) for name in ("periods", "heads", "control", "irregular")
         )
         covered = f"periods {periods.min()} to {periods.max()}, {rounds[0].described.rpartition(', ')[2]}"
-        return cls(periods, heads, control, controlled, irregular, behaviour, covered)
+        return cls(periods, heads, control, irregular, behaviour, covered, max(part.most_beside for part in rounds))
 
 
-def probe_round(subject: ModelUnderTest, n_sequences: int, seed: int, number: int, kind: Kind = "whole") -> Round:
-    """Probe with `n_sequences` repeated rows and their controls; the same for the same seed and number."""
-    return subject.remember(
-        ("round", n_sequences, seed, number, kind),
-        lambda: measured_round(
-            subject,
-            draw(subject, n_sequences, np.random.default_rng([seed, 1, number]), kind=kind),
-            joined=kind == "whole",
-        ),
-    )
+def probe_round(
+    subject: ModelUnderTest,
+    n_sequences: int,
+    seed: int,
+    number: int,
+    *,
+    n_irregular: int | None = None,
+    depth: int | None = None,
+) -> Round:
+    """Probe with `n_sequences` repeated rows, and rows with irregular copies beside them, a third as many unless `n_irregular`
+    says how many. The same for the same seed and number. With `depth` only the heads of so many layers, from the first, are
+    looked at, NaN in the others, and not what the model does: the rest of it need not be run.
+    """
+    beside = n_sequences // IRREGULAR_SHARE if n_irregular is None else n_irregular
+
+    def measured() -> Round:
+        drawn = draw(subject, n_sequences, np.random.default_rng([seed, 1, number]))
+        found = measured_round(subject, drawn, depth)
+        rows = None if subject.way is None else _irregular(subject, beside, np.random.default_rng([seed, 16, number]))
+        return found if rows is None else replace(found, irregular=score_irregular(subject, rows))
+
+    return subject.remember(("round", n_sequences, seed, number, beside, depth), measured)
 
 
 def draw_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator) -> Round:
-    """The same as `probe_round`, from a generator, and not kept: of a model in training no round is asked for twice."""
+    """Repeated rows alone, from a generator, and not kept: of a model in training no round is asked for twice."""
     return measured_round(subject, draw(subject, n_sequences, rng))
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A probe with its controls and what scores them: drawn once, and measured as often as a model changes.
+    """A probe with what scores it: drawn once, and measured as often as a model changes.
 
-    `control` (sequences, positions) are rows in which no token stands at a multiple of the period before itself; None where
-    there are none. `irregular` are rows whose copies come at irregular distances: the very same rows where there are ids enough.
+    `control` (sequences, positions) are rows in which nothing stands at a multiple of the period before itself, where no probe of
+    the round tells what a head has at these places; None otherwise.
     """
 
     probe: Probe
-    control: Ids | None
-    scores: PeriodicScores
-    irregular: IrregularRows | None = None
-    logits: bool = True
+    scores: ScoresAndChance
+    control: Ids | None = None
 
 
 def draw(
-    subject: ModelUnderTest,
-    n_sequences: int,
-    rng: np.random.Generator,
-    most_periods: int = PERIODS_AT_ONCE,
-    kind: Kind = "plain",
+    subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator, most_periods: int = PERIODS_AT_ONCE
 ) -> tuple[Drawn, ...]:
-    """The probes of a round, one for each of at most so many periods.
-
-    A "plain" round has unrepeated rows as its control, a "whole" one rows with irregular copies, which serve as the control where
-    they can; one of "heads" has neither, and its logits are not looked at.
-    """
+    """The probes of a round, one for each of at most so many periods."""
+    probes = list(probes_of(subject, n_sequences, rng, COPIES, None, most_periods))
+    periods = [probe.period for probe in probes]
+    others = [other_periods(probe, periods) for probe in probes]
+    told = {period for each in others for period in each}
     found = []
-    for probe in list(probes_of(subject, n_sequences, rng, COPIES, None, most_periods)):
-        irregular = _irregular(subject, probe, rng) if kind == "whole" else None
-        if kind == "heads":
-            control = None
-        elif irregular is not None and irregular.n_positions == probe.n_positions:
-            control = irregular.tokens
-        else:
-            shape = {"period": probe.period, "n_sequences": probe.n_sequences, "repeats": probe.repeats}
-            control = unrepeated_sequences(subject.space, rng=rng, **shape).tokens
-        shift = int(rng.integers(1, max(2, probe.period // 2)))
-        scores = PeriodicScores(probe.period, probe.start, probe.n_positions, shift)
-        found.append(Drawn(probe, control, scores, irregular, logits=kind != "heads"))
+    for probe, beside in zip(probes, others, strict=True):
+        scores = ScoresAndChance(probe.period, probe.start, probe.n_positions, wrong_shifts(probe, beside, rng), beside)
+        shape = {"period": probe.period, "n_sequences": probe.n_sequences, "repeats": probe.repeats}
+        control = None if probe.period in told else unrepeated_sequences(subject.space, rng=rng, **shape).tokens
+        found.append(Drawn(probe, scores, control))
     return tuple(found)
 
 
-def _irregular(subject: ModelUnderTest, probe: Probe, rng: np.random.Generator) -> IrregularRows | None:
-    """Rows with irregular copies beside a probe; None where the model has too few ids or positions for any."""
+def wrong_shifts(probe: Probe, others: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
+    """How far from the successors chance is looked for: two distances of less than half a period, one where it is short.
+
+    Such as lead to no place of the `others`, where there are any.
+    """
+    room, possible = probe.n_positions - probe.start, range(1, max(2, probe.period // 2))
+    places = {copy for other in others for copy in range(other, room, other)}
+    apart = [shift for shift in possible if places.isdisjoint(range(probe.period - shift, room, probe.period))]
+    return tuple(int(each) for each in rng.permutation(apart or possible)[:PLACES_OF_CHANCE])
+
+
+def other_periods(probe: Probe, periods: Sequence[int]) -> tuple[int, ...]:
+    """At which periods' places chance is looked for in the rows of a probe: the next two of the round, so that each serves as
+    often; where it has none that does, those next to its own.
+    """
+    at, room = list(periods).index(probe.period), probe.n_positions - probe.start
+    candidates = dict.fromkeys([*periods[at + 1 :], *periods[:at], *range(probe.period + 1, room), *range(2, probe.period)])
+    usable = [each for each in candidates if each % probe.period and each < room]
+    return tuple(usable[:PLACES_OF_CHANCE])
+
+
+def _irregular(subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator) -> IrregularRows | None:
+    """Rows with irregular copies, as long as the longest usual probe; None where none are wanted, or the model has too few ids or
+    positions for any.
+    """
+    if n_sequences == 0:
+        return None
+    n_positions = usual_length(subject.space)
     try:
-        return irregular_sequences(
-            subject.space,
-            n_positions=probe.n_positions,
-            rng=rng,
-            n_sequences=probe.n_sequences,
-            avoid_period=probe.period,
-        )
+        return irregular_sequences(subject.space, n_positions=n_positions, rng=rng, n_sequences=n_sequences)
     except ProbeError:
         return None
 
 
-def measured_round(subject: ModelUnderTest, drawn: Sequence[Drawn], *, joined: bool = False) -> Round:
-    """One round of what was drawn.
+def score_irregular(subject: ModelUnderTest, rows: IrregularRows) -> Array:
+    """The mass of every head on the keys of `LISTS`, (sequences, 4, n_layers, n_heads)."""
+    return masses_of(subject, rows.tokens, lambda part: rows.scores(subject.device, part))
 
-    `joined` measures a probe and its control in one pass where they are small: that halves the passes.
+
+def measured_round(subject: ModelUnderTest, drawn: Sequence[Drawn], depth: int | None = None) -> Round:
+    """One round of what was drawn, one pass for each probe; of `depth` layers only, and without logits, where that is given."""
+    found = [_one_probe(subject, each, depth) for each in drawn]
+    values, parts = [heads for heads, _ in found], []
+    for each, (heads, behaviour) in zip(drawn, found, strict=True):
+        periods = np.full(each.probe.n_sequences, each.probe.period)
+        if subject.way is None:
+            parts.append(Round(periods, heads, heads, heads, behaviour, ""))
+            continue
+        control, is_balanced = _control(subject, each, drawn, values), _is_balanced(drawn)
+        beside = heads[:, OWN_SCORES:].mean(axis=1) if is_balanced else control
+        own = np.concatenate([heads[:, :OWN_SCORES], beside[:, None]], axis=1)
+        most = each.scores.most_beside if is_balanced else 1 + 1 / len(each.scores.wrong_shifts)
+        irregular = np.zeros((0, len(LISTS), *heads.shape[2:]))
+        parts.append(Round(periods, own, control, irregular, behaviour, "", most))
+    return replace(Round.join(parts), described=describe([each.probe for each in drawn]))
+
+
+def _is_balanced(drawn: Sequence[Drawn]) -> bool:
+    """Whether the places of each period are looked at in the rows of equally many others: what heads have there by rows is then
+    on the average what they have there by periods.
     """
-    joined = joined and subject.way is not None and not subject.mixes_rows
-    parts = [(_joined_probe if joined and _may_join(subject, each) else _one_probe)(subject, each) for each in drawn]
-    whole = Round.join(parts)
-    return replace(whole, described=describe([each.probe for each in drawn]))
+    told = Counter(period for each in drawn for period in each.scores.other_periods)
+    return {each.probe.period for each in drawn} == set(told) and len(set(told.values())) == 1
 
 
-def _one_probe(subject: ModelUnderTest, drawn: Drawn) -> Round:
-    probe, scores = drawn.probe, drawn.scores
+def _control(subject: ModelUnderTest, drawn: Drawn, every: Sequence[Drawn], values: Sequence[Array]) -> Array:
+    """What each head has at the places of this period where the period is another, (rows, n_layers, n_heads): row by row."""
+    probe = drawn.probe
+    if drawn.control is not None:
+        scores = PeriodicScores(probe.period, probe.start, probe.n_positions)
+        return masses_of(subject, drawn.control, lambda _: scores)[:, 0]
+    found = [
+        heads[np.arange(probe.n_sequences) % len(heads), OWN_SCORES + other.scores.other_periods.index(probe.period)]
+        for other, heads in zip(every, values, strict=True)
+        if probe.period in other.scores.other_periods
+    ]
+    return np.mean(found, axis=0)
+
+
+def _one_probe(subject: ModelUnderTest, drawn: Drawn, depth: int | None) -> tuple[Array, dict[str, Array]]:
+    """What heads have on the rows of a probe, (rows, scores, n_layers, n_heads), and what the model does."""
+    probe, logits = drawn.probe, depth is None or subject.way is None
 
     def measured(rows: Tensor, part: slice) -> tuple[Array | None, Repetition | None]:
         if subject.way is None:
-            values, logits = None, subject.logits(rows)
+            values, predicted = None, subject.logits(rows)
         else:
-            values, logits = observe(subject, rows, scores, logits=drawn.logits)
-        if not drawn.logits:
+            values, predicted = observe(subject, rows, drawn.scores, logits=logits, depth=depth)
+        if not logits:
             return values, None
-        return values, repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start)
+        return values, repetition(predicted, rows.to(predicted.device), period=probe.period, start=probe.start)
 
-    parts = in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=drawn.logits)
+    parts = in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=logits)
     named = named_behaviour(subject, [found for _, found in parts if found is not None])
-    periods = np.full(probe.n_sequences, probe.period)
-    if subject.way is None:
-        nothing = np.zeros((probe.n_sequences, 0))
-        return Round(periods, nothing, nothing, np.zeros(probe.n_sequences, bool), nothing, named, "")
-    heads = np.concatenate([values for values, _ in parts if values is not None])
-    control, irregular = _controls(subject, drawn, heads.shape[2:])
-    controlled = np.full(probe.n_sequences, drawn.control is not None)
-    return Round(periods, heads, control, controlled, irregular, named, "")
-
-
-def _controls(subject: ModelUnderTest, drawn: Drawn, heads: tuple[int, ...]) -> tuple[Array, Array]:
-    """The control's mass (rows, n_layers, n_heads), and the four of irregular rows; in one pass where they are the same rows."""
-    scores = drawn.scores
-    if drawn.control is None:
-        return np.zeros((0, *heads)), np.zeros((0, 4, *heads))
-    if drawn.irregular is None:
-        return masses_of(subject, drawn.control, lambda _: scores)[:, 0], np.zeros((0, 4, *heads))
-    rows = drawn.irregular
-    if drawn.control is drawn.irregular.tokens:
-        both = masses_of(subject, drawn.control, lambda part: Together((scores, rows.scores(subject.device, part))))
-        return both[:, 0], both[:, -4:]
-    alone = masses_of(subject, drawn.irregular.tokens, lambda part: rows.scores(subject.device, part))
-    return masses_of(subject, drawn.control, lambda _: scores)[:, 0], alone
+    seen = [values for values, _ in parts if values is not None]
+    return (np.concatenate(seen) if seen else np.zeros((probe.n_sequences, 0))), named
 
 
 def masses_of(subject: ModelUnderTest, tokens: Ids, scores_of: Callable[[slice], Scores], *, most: int | None = None) -> Array:
     """What rows of ids get, (rows, scores, n_layers, n_heads), in passes of at most `most` rows; `scores_of` scores a part of
     them.
     """
-    rows = torch.from_numpy(tokens)
-    parts = in_batches(subject, rows, lambda batch, part: observe(subject, batch, scores_of(part))[0], logits=False, most=most)
-    return np.concatenate(parts)
 
+    def measured(rows: Tensor, part: slice) -> Array:
+        return observe(subject, rows, scores_of(part))[0]
 
-def _may_join(subject: ModelUnderTest, drawn: Drawn) -> bool:
-    """Whether a probe has one control of its own length, and the logits of both are few."""
-    alone = drawn.irregular is not None and drawn.control is not drawn.irregular.tokens
-    if drawn.control is None or alone or not drawn.logits:
-        return False
-    probe = drawn.probe
-    return 2 * probe.n_sequences * probe.n_positions * subject.space.d_vocab <= MOST_JOINED
-
-
-def _joined_probe(subject: ModelUnderTest, drawn: Drawn) -> Round:
-    """The same as `_one_probe`, repeated rows and those of the control in one pass."""
-    probe, control, irregular = drawn.probe, drawn.control, drawn.irregular
-    if control is None:
-        raise ValueError("a probe without a control has nothing to be joined with")
-    count, lists = probe.n_sequences, [] if irregular is None else irregular.lists_behind(probe.n_sequences)
-
-    def measured(rows: Tensor, part: slice) -> tuple[Array, Repetition | None]:
-        of_keys = KeyScores.of([each[part] for each in lists], subject.device) if lists else None
-        scores = drawn.scores if of_keys is None else Together((drawn.scores, of_keys))
-        values, logits = observe(subject, rows, scores, logits=True)
-        repeated = min(part.stop, count) - part.start  # of this batch's rows
-        if repeated <= 0:
-            return values, None
-        given = rows[:repeated].to(logits.device)
-        return values, repetition(logits[:repeated], given, period=probe.period, start=probe.start)
-
-    parts = in_batches(subject, torch.from_numpy(np.concatenate([probe.tokens, control])), measured, logits=True)
-    named = named_behaviour(subject, [found for _, found in parts if found is not None])
-    values = np.concatenate([values for values, _ in parts])
-    heads, masses = values[:count, :5], values[count:, 0]
-    irregularly = values[count:, 5:] if lists else np.zeros((0, 4, *heads.shape[2:]))
-    return Round(np.full(count, probe.period), heads, masses, np.ones(count, bool), irregularly, named, "")
+    return np.concatenate(in_batches(subject, torch.from_numpy(tokens), measured, logits=False, most=most))
 
 
 def named_behaviour(subject: ModelUnderTest, behaviour: Sequence[Repetition]) -> dict[str, Array]:
@@ -388,10 +396,20 @@ def observe(
     *,
     logits: bool = False,
     early_stop: bool = True,
+    depth: int | None = None,
 ) -> tuple[Array, Any]:
-    """One forward pass: scores (sequences, scores, n_layers, n_heads), and the logits if asked for."""
-    stream = Streamed(scores, subject.n_layers)
-    predicted = subject.observe(rows, stream.add, attention_mask=attention_mask, logits=logits, early_stop=early_stop)
+    """One forward pass: scores (sequences, scores, n_layers, n_heads), and the logits if asked for.
+
+    Of the first `depth` layers only where it is given, NaN in the others: what comes after them need not be run.
+    """
+    stream = Streamed(scores, subject.n_layers if depth is None else depth)
+
+    def add(layer: int, attention: AttentionReader) -> None:
+        if depth is None or layer < depth:
+            stream.add(layer, attention)
+
+    options: dict[str, Any] = {"logits": logits, "early_stop": early_stop, "n_layers": depth}
+    predicted = subject.observe(rows, add, attention_mask=attention_mask, **options)
     chunks = [numbers(chunk) for chunk in stream.chunks()]  # each (layers, scores, batch, heads of those layers)
     if not all(np.isfinite(chunk).all() for chunk in chunks):
         raise ModelError(f"the attention of {subject.name} is not finite (NaN or infinity)")

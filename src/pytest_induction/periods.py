@@ -49,7 +49,7 @@ def match_periods(subject: ModelUnderTest, probes: Sequence[Probe], rng: np.rand
         others = tuple(period for period, partner in partners.items() if partner == probe.period)
         shift = int(rng.integers(1, max(2, probe.period // 2)))
         late_from = probe.n_positions - probe.n_positions // LATE_SHARE
-        scorer = LongRowScores(probe.period, probe.start, probe.n_positions, shift, late_from, others)
+        scorer = LongRowScores(probe.period, probe.start, probe.n_positions, (shift,), late_from, others)
         values = _observed(subject, probe, scorer)
         found[probe.period] = values[:, [0, 4, scorer.n_own - 2, scorer.n_own - 1]]
         for index, other in enumerate(others):

@@ -70,12 +70,12 @@ class Estimate:
 class HeadEvidence:
     """What was measured of one head; masses in [0, 1].
 
-    `control` is its mass at the same places where nothing repeats at these distances, `null` the higher one of that and its mass
-    at wrong places, and `excess` what is left of prefix matching without it. `kind` is what the head does with most of its
-    attention: "matches", "suppresses" (it matches, and lowers what it matches), "silent" (it matches, and writes nothing),
-    "positional", "period_detector" (it follows a period, and matches nothing at irregular distances), "previous", "duplicate",
-    "dormant" (it rests on the first token, on this data), or "" for no one thing. `reach` is the longest period at which it
-    matches, where it does not at longer ones.
+    `control` is its mass at the same places in rows of other periods, where nothing matches, `null` the higher one of that and
+    its mass at wrong shifts, row by row, and `excess` what is left of prefix matching without it. `kind` is what the head does
+    with most of its attention: "matches", "suppresses" (it matches, and lowers what it matches), "silent" (it matches, and writes
+    nothing), "positional", "period_detector" (it follows a period, and matches nothing at irregular distances), "previous",
+    "duplicate", "dormant" (it rests on the first token, on this data), or "" for no one thing. `reach` is the longest period at
+    which it matches, where it does not at longer ones.
 
     `match_lengths` is prefix matching in rows whose copies come at irregular distances, where exactly one preceding token
     matches, exactly two, and three or more; `after_breaks` the mass in these rows where a match has just ended, at the place

@@ -489,7 +489,7 @@ def test_a_pass_may_end_early_while_it_acts(make):
     assert subject.way.can_stop
     layers, every = range(subject.n_layers), torch.ones(1, subject.n_heads).bool()
     with as_found(subject.module), subject.way.acting(ids(0), {layer: [Replace(every)] for layer in layers}):
-        subject.way.run(ids(0), None, lambda layer, reader: seen.append(layer), logits=False, early_stop=True)
+        subject.way.run(ids(0), None, lambda layer, reader: seen.append(layer), logits=False, last=subject.n_layers)
     assert seen == [*layers]
 
 

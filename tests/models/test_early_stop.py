@@ -38,6 +38,21 @@ def test_nothing_after_the_last_attention_runs_and_the_scores_are_the_same(kind)
     assert (len(short) < len(long)) is subject.way.can_stop
 
 
+@pytest.mark.parametrize("kind", ZOO)
+def test_a_pass_may_end_after_so_many_layers(kind):
+    """What is seen of them is the same, of the others nothing; where a pass cannot end early, all layers run."""
+    model = build(kind)
+    subject, scores = load_model(model), PeriodicScores(9, 1, 28)
+    tokens = torch.cat([torch.tensor([[2]]), torch.arange(10, 19).repeat(3)[None]], dim=1)
+    whole, first = observe(subject, tokens, scores)[0], observe(subject, tokens, scores, depth=1)[0]
+    np.testing.assert_allclose(first[:, :, :1], whole[:, :, :1], atol=1e-6)
+    assert subject.n_layers > 1 and np.isnan(first[:, :, 1:]).all()
+    ran, all_ran = (
+        what_ran(model, lambda depth=depth: subject.observe(tokens, lambda *_: None, n_layers=depth)) for depth in (1, None)
+    )
+    assert (len(ran) < len(all_ran)) is subject.way.can_stop
+
+
 @pytest.mark.parametrize("attend", [None, by_hand])
 def test_plain_modules_stop_too(attend):
     """Whichever way in: the unembedding is not computed."""

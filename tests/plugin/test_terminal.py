@@ -303,4 +303,4 @@ def test_a_sweep_for_a_gate_and_a_report_show_how_far_they_are(pytester, monkeyp
     pytester.runpytest_inprocess(*run, *report, "-k", "log_is_sane or copies_repeats")
     said = "".join(each.getvalue() for each in shown)
     named = set(re.findall(r"\r([\w ]+):   0%", said))
-    assert named >= {"sweep", "copies_repeats", "scores of heads"} if watched else not said
+    assert named >= {"sweep", "copies_repeats", "has_induction_head"} if watched else not said

@@ -67,6 +67,19 @@ def mass_at_shift(pattern: np.ndarray, period: int, start: int, shift: int, firs
     return float(np.mean(masses))
 
 
+def mass_at_other_periods(pattern: np.ndarray, period: int, start: int, others: Sequence[int]) -> list[float]:
+    """Mass of one head where successors would stand if a row of this period had one of the others; no place counts twice."""
+    masses = []
+    for query in range(start + max(others), len(pattern)):
+        used = {copy + 1 for copy in range(query - period, start - 1, -period)}
+        masses.append([])
+        for other in others:
+            places = {copy + 1 for copy in range(query - other, start - 1, -other)} - used
+            masses[-1].append(sum(pattern[query, place] for place in places))
+            used |= places
+    return np.mean(masses, axis=0).tolist()
+
+
 def match_lengths(pattern: np.ndarray, tokens: Sequence[int]) -> dict[str, float]:
     """Of one head and row: the mean mass where one, two, three or more tokens match, and where a match has just ended."""
     masses = {name: [] for name in ("exactly_one", "exactly_two", "three_or_more", "after_breaks")}

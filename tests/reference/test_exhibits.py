@@ -23,7 +23,7 @@ from pytest_induction import (
     run_with,
 )
 from pytest_induction import measure as measuring
-from pytest_induction.assertions.head_search import round_size
+from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, search_for_all
 from pytest_induction.composition import measure_composition
 from pytest_induction.errors import ArgumentError, ExpectationFailed, RunError
 from pytest_induction.exhibits import causes, loss, run
@@ -38,6 +38,7 @@ from pytest_induction.models.calling import condition
 from pytest_induction.probes.sequences import repeated_sequences
 from pytest_induction.records import HeadId
 from pytest_induction.runs.picture import picture_of
+from pytest_induction.verdicts.heads import Thresholds
 from tests.conftest import FIXTURES
 from tests.models.plain import Plain, unreadable
 from tests.reference import slow
@@ -79,20 +80,19 @@ def test_scores_are_those_of_whole_patterns():
     (data,) = measured(gpt2(), "heads")
     subject = load_model(gpt2())
     rows = []
-    size = round_size(subject.space)
-    for number in (0, 1):
-        for drawn in draw(subject, size, np.random.default_rng([0, 1, number]), kind="whole"):
+    sizes = [len(each.periods) for each in search_for_all(subject, Thresholds(), (MAX_SEQUENCES, ERROR_RATE, None)).rounds]
+    for number, size in enumerate(sizes):
+        for drawn in draw(subject, size, np.random.default_rng([0, 1, number])):
             tokens = torch.from_numpy(drawn.probe.tokens)
             patterns, _ = returned_patterns(gpt2("eager"), Batch(tokens))
             rows += [([layer[row].numpy() for layer in patterns], tokens[row].tolist()) for row in range(len(tokens))]
-    assert len(rows) == 2 * size
     for layer, head in np.ndindex(2, 4):
         each = [slow.head_scores(patterns[layer][head], tokens) for patterns, tokens in rows]
         for name in ("prefix_matching", "previous_token", "duplicate_token", "first_token"):
             expected = np.mean([one[name] for one in each])
             assert score(data, name)[layer, head] == pytest.approx(expected, abs=1e-5), (name, layer, head)
     assert (score(data, "prefix_matching", "low") <= score(data, "prefix_matching")).all()
-    assert data["about"].startswith(f"{2 * size} sequences, periods ") and data["about"].endswith(", 4 copies, seed 0")
+    assert data["about"].startswith(f"{sum(sizes)} sequences, periods ") and data["about"].endswith(", 4 copies, seed 0")
 
 
 def test_what_planted_heads_are_is_said():
@@ -380,7 +380,7 @@ def test_nothing_depends_on_what_was_measured_before():
 
 
 def test_what_verdicts_have_drawn_is_not_drawn_again(monkeypatch):
-    """The first two rounds of a list of heads are what is drawn."""
+    """The rounds of a list of heads are what is drawn."""
     subject = load_model(small(planted.induction_head))
     find_induction_heads(subject)
     drawn = []
@@ -389,7 +389,7 @@ def test_what_verdicts_have_drawn_is_not_drawn_again(monkeypatch):
     exhibits_of_model(subject, provenance(subject), kinds=("heads", "attention", "ablations"))
     assert not drawn
     told(small(planted.induction_head), kinds=("heads",))
-    assert len(drawn) == 2
+    assert drawn
 
 
 def test_the_model_is_left_as_found():

@@ -6,10 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pytest_induction import find_induction_heads, load_model
+from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, search_for_all
 from pytest_induction.exhibits.heads import MATCH_LENGTHS
 from pytest_induction.exhibits.model import exhibits_of_model
-from pytest_induction.measure import probe_round, provenance
+from pytest_induction.measure import provenance
 from pytest_induction.report.charts.mosaic import NOTES, head_names, mosaic
+from pytest_induction.verdicts.heads import Thresholds
 from tests.planted import Planted, _earlier, _or_first, first, induction
 from tests.verdicts.mixtures import matching_heads
 
@@ -53,10 +55,10 @@ def test_each_head_has_what_it_needs_in_the_three_maps():
     assert data["kinds"][0] == ["matches", "matches", "period_detector", "dormant"]
 
 
-def test_the_maps_are_means_over_the_irregular_rows_of_the_first_two_rounds():
+def test_the_maps_are_means_over_the_irregular_rows_of_the_list():
     subject, data = heads_exhibit(Planted(induction, two_tokens, first, d_vocab=128))
-    rounds = [probe_round(subject, 24, subject.seed, number, "whole").irregular for number in range(2)]
-    rows = np.concatenate(rounds)
+    rows = search_for_all(subject, Thresholds(), (MAX_SEQUENCES, ERROR_RATE, None)).found.irregular
+    assert len(rows) >= 14
     for place, name in enumerate(MATCH_LENGTHS):
         np.testing.assert_allclose(score(data, name), rows[:, place].mean(axis=0), atol=1e-4)
         assert (score(data, name, "low") <= score(data, name)).all() and (score(data, name) <= score(data, name, "high")).all()

@@ -21,8 +21,9 @@ def test_scores_of_long_rows_equal_the_reference(start, shift):
     """The usual scores come first; then the last queries, and the places of other periods, over all and the last queries."""
     positions, period, late, others = 37, 7, 25, (5, 11)
     reader, pattern = random_attention(2, 3, positions)
-    scorer = LongRowScores(period, start, positions, shift, late, others)
-    usual = PeriodicScores(period, start, positions, shift)(reader)
+    shifts = () if shift is None else (shift,)
+    scorer = LongRowScores(period, start, positions, shifts, late, others)
+    usual = PeriodicScores(period, start, positions, shifts)(reader)
     wanted = []
     for row, head in np.ndindex(2, 3):
         own = pattern[row, head].numpy()

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_induction.metrics.attention import SCORES, PairScores, PeriodicScores, common_period, scores_for
+from pytest_induction.metrics.attention import (
+    SCORES,
+    PairScores,
+    PeriodicScores,
+    ScoresAndChance,
+    common_period,
+    scores_for,
+)
 from pytest_induction.metrics.loss import Windows, repetition, token_losses
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, row_log_sum_exp
 from tests.reference import slow
@@ -86,17 +93,53 @@ def test_padding_is_neither_query_nor_key(side):
     torch.testing.assert_close(scores_for(tokens, real)(reader), expected(pattern, tokens, real), atol=1e-12, rtol=0)
 
 
+CHANCES = [
+    (13, 1, 53, (2, 5), (15, 17)),
+    (13, 1, 53, (2, 3), (10, 11)),  # their places are wrong shifts of 13
+    (25, 1, 101, (1, 11), (13, 15)),  # 75 is a multiple of 15 and of 25
+    (4, 1, 21, (1,), (5, 6)),  # 20 is one of 4 and of 5, 12 of 4 and of 6
+    (7, 0, 40, (1, 2), (6, 9)),  # 18 and 36 are of 6 and of 9
+    (2, 0, 8, (1,), (3,)),
+]
+
+
 def test_a_wrong_shift_is_read_where_it_is_said_to_be():
     """The fifth score is the mass that many positions after the successors."""
     block = torch.randperm(40)[:7][None] + 1
     torch.cat([torch.zeros(1, 1, dtype=torch.long), block.repeat(1, 3)], dim=1)
     reader, pattern = random_attention(1, 2, 22)
-    wrong = PeriodicScores(7, 1, 22, wrong_shift=2)(reader)[4]
+    wrong = PeriodicScores(7, 1, 22, wrong_shifts=(2,))(reader)[4]
     queries = range(8, 22)
     slow_mass = [
         np.mean([sum(pattern[0, h, q, q - m * 7 + 3].item() for m in (1, 2) if q - m * 7 >= 1) for q in queries]) for h in (0, 1)
     ]
     torch.testing.assert_close(wrong[0], torch.tensor(slow_mass, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("period", "start", "positions", "shifts", "others"), CHANCES)
+def test_chance_is_the_mean_over_its_places(period, start, positions, shifts, others):
+    """The fifth score is the mean over wrong shifts, then come the other periods; no place counts twice, so all has a limit."""
+    reader, pattern = random_attention(2, 3, positions)
+    scores = ScoresAndChance(period, start, positions, shifts, others)
+    for found in (scores(reader), scores(PatternReader(pattern))):
+        torch.testing.assert_close(found[:4], PeriodicScores(period, start, positions)(reader), atol=1e-12, rtol=0)
+        for row, head in np.ndindex(2, 3):
+            own = pattern[row, head].numpy()
+            wrong = np.mean([slow.mass_at_shift(own, period, start, shift) for shift in shifts])
+            assert found[4, row, head].item() == pytest.approx(wrong, abs=1e-12)
+            elsewhere = slow.mass_at_other_periods(own, period, start, others)
+            assert found[5:, row, head].tolist() == pytest.approx(elsewhere, abs=1e-12)
+            assert wrong + np.mean(elsewhere) <= scores.most_beside
+
+
+@pytest.mark.parametrize(("distance", "n_places"), [(12, 1), (14, 1), (16, 0), (7, 0)])
+def test_no_more_than_its_share_is_had_by_a_head_that_counts_back(distance, n_places):
+    """All attention on one place of one of two other periods is half, which is the most; none on a place of neither is nothing."""
+    pattern = torch.eye(53).roll(-distance, 1)[None, None]
+    pattern[..., :distance, :] = torch.eye(53)[0]
+    scores = ScoresAndChance(17, 0, 53, (3, 5), (13, 15))
+    assert scores.most_beside == 0.5
+    assert scores(PatternReader(pattern))[5:].mean().item() == pytest.approx(n_places / 2)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pytest_induction.metrics.streaming import Streamed
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, row_log_sum_exp
 
 T = 25
-SCORES = PeriodicScores(6, 1, T, 2)
+SCORES = PeriodicScores(6, 1, T, (2,))
 
 
 def layer(seed, heads=3, key_heads=3, scale=None, masked=False, dtype=torch.float32):

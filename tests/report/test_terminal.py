@@ -71,8 +71,10 @@ def test_the_section_has_claims_mosaic_heads_and_the_nearest():
 def test_verbose_shows_every_score_estimate_and_origin():
     """With the bar of each estimate that has one."""
     shown = lines(found(), verbose=True)
-    assert "    head  prefix matching      interval  unrepeated  previous  duplicate  first token  copy (nats)     kind" in shown
-    assert "    L1H3            0.100  0.050..0.150       0.040     0.100      0.200        0.300" in shown
+    assert (
+        "    head  prefix matching      interval  other periods  previous  duplicate  first token  copy (nats)     kind" in shown
+    )
+    assert "    L1H3            0.100  0.050..0.150          0.040     0.100      0.200        0.300" in shown
     assert "    claim               estimate         value      interval  threshold" in shown
     assert "    has_induction_head  advantage   7.000 nats  6.950..7.050      0.500" in shown
     assert "    has_induction_head  later loss  0.400 nats  0.350..0.450" in shown

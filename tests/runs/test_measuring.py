@@ -5,25 +5,12 @@ import pytest
 import torch
 
 from pytest_induction.errors import ModelError, TextError
-from pytest_induction.measure import draw, draw_round, measured_round
 from pytest_induction.models.load import load_model
 from pytest_induction.runs.measuring import Measuring, signs_of
 from tests.models.plain import Plain, unreadable
 from tests.runs.training import CONTEXT, D_VOCAB, Tiny
 
 TEXT = np.random.default_rng(0).integers(0, D_VOCAB, (8, CONTEXT))
-
-
-@pytest.mark.parametrize("count", [2, 5, 12])
-def test_a_probe_and_its_control_in_one_pass_are_what_they_are_in_two(count):
-    subject = load_model(Tiny())
-    apart = draw_round(subject, count, np.random.default_rng(1))
-    joined = measured_round(subject, draw(subject, count, np.random.default_rng(1)), joined=True)
-    np.testing.assert_allclose(joined.heads, apart.heads, atol=1e-6)
-    np.testing.assert_allclose(joined.control, apart.control, atol=1e-6)
-    assert joined.described == apart.described and joined.periods.tolist() == apart.periods.tolist()
-    for name, values in apart.behaviour.items():
-        np.testing.assert_allclose(joined.behaviour[name], values, atol=1e-5)
 
 
 def test_where_memory_is_for_one_row_at_a_time_the_two_still_agree():

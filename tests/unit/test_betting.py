@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_induction.betting import FRACTIONS, SHARES, bounded_intervals, is_above, log_capital, lower_ends, more_rows
+from pytest_induction.betting import (
+    FRACTIONS,
+    SHARES,
+    bounded_intervals,
+    is_above,
+    known_mean,
+    log_capital,
+    lower_ends,
+    more_rows,
+)
 from pytest_induction.errors import ArgumentError
 from pytest_induction.records import Estimate
 from pytest_induction.statistics import mean_interval
@@ -199,7 +208,7 @@ def test_as_many_rows_more_as_it_says_tell_the_mean_from_the_threshold():
     ("values", "options", "said"),
     [
         (np.zeros((0, 2)), {}, "an interval needs finite values, got 0 rows"),
-        (np.array([[0.5], [np.nan]]), {}, "an interval needs finite values, got 2 rows"),
+        (np.array([[0.5, np.nan], [0.5, np.nan]]), {}, "an interval needs finite values, got 2 rows"),
         (np.array([[0.5], [np.inf]]), {}, "an interval needs finite values, got 2 rows"),
         (np.array([[0.5], [1.2]]), {}, "values must lie from 0.0 to 1.0, got 0.5 to 1.2"),
         (np.array([[0.5], [-1.5]]), {"lowest": -1.0}, "values must lie from -1.0 to 1.0, got -1.5 to 0.5"),
@@ -218,3 +227,17 @@ def test_rounding_is_no_error(most):
     """A sum of masses may pass 1 by what its precision leaves, and by more where attention scores are large: it counts as 1."""
     [found] = bounded_intervals(np.full((28, 1), most), 0.01, 0.01)
     assert (found.value, found.high) == (1.0, 1.0)
+
+
+def test_a_value_that_was_not_taken_counts_for_nothing():
+    """Columns of which some rows are NaN have the intervals, and the means, of the others alone."""
+    rows = np.random.default_rng(6).random((56, 3))
+    rows[20:, 1] = rows[::2, 2] = np.nan
+    found = bounded_intervals(rows, 1e-3, 1e-3)
+    for column, each in enumerate(found):
+        values = rows[:, [column]]
+        [alone] = bounded_intervals(values[~np.isnan(values[:, 0])], 1e-3, 1e-3)
+        for end in ("low", "value", "high"):
+            assert getattr(each, end) == pytest.approx(getattr(alone, end), abs=1e-9)
+    assert known_mean(rows).tolist() == [each.value for each in found]
+    assert np.isnan(known_mean(np.full((2, 1), np.nan))).all()

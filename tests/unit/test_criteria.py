@@ -10,11 +10,12 @@ import torch.nn.functional as F
 
 import pytest_induction
 from pytest_induction import ExpectationFailed, Verdict, assert_has_induction_head, assert_no_induction_head, criteria, load_model
+from pytest_induction.assertions.preserved import profile_of
 from pytest_induction.assertions.run_state import _final
 from pytest_induction.exhibits.circuit import _earlier
 from pytest_induction.exhibits.heads import Seen
 from pytest_induction.measure import Round, probe_round
-from pytest_induction.preservation import heads_in_roles, profile_of, scores_of
+from pytest_induction.preservation import heads_in_roles, scores_of
 from pytest_induction.records import Estimate, Evidence, HeadList, Provenance
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.stopping import HeadsLost, NoInductionBy
@@ -31,7 +32,6 @@ OTHERS = {
     ("runs/focus.py", "SETTLING"),
     ("models/trial.py", "ROW_SUMS_HALF"),
     ("runs/recorder.py", "OVERHEAD"),
-    ("assertions/head_search.py", "NOTHING"),
     ("assertions/circuits.py", "LEAST_EFFECT"),
     ("assertions/circuits.py", "MIN_SHARE"),  # of prefix matching, that is lost
     ("assertions/continuity.py", "0.5 < confidence < 1"),
@@ -174,8 +174,8 @@ def made_up():
     drawn = scores + rng.normal(0, 0.003, (count, *scores.shape))
     behaviour = {name: rng.normal(3.0, 0.1, count) for name in ("first_loss", "later_loss", "advantage")}
     behaviour |= {name: rng.normal(0.6, 0.01, count) for name in ("first_accuracy", "later_accuracy")}
-    controlled, irregular = np.ones(count, dtype=bool), np.zeros((0, 4, *SHAPE))
-    return Round(np.repeat(np.arange(13, 19), count // 6), drawn[:, :5], drawn[:, 5], controlled, irregular, behaviour, "made up")
+    periods, irregular = np.repeat(np.arange(13, 19), count // 6), np.zeros((0, 4, *SHAPE))
+    return Round(periods, drawn, drawn[:, 5], irregular, behaviour, "made up")
 
 
 def seen_of(found):
@@ -293,7 +293,7 @@ def beside():
 
 
 def test_half_on_the_successor_and_half_beside_it_is_no_induction_head(beside):
-    """It has nothing on unrepeated rows, so that only the wrong shift says so."""
+    """It has nothing at the places of other periods, so that only the wrong shift says so."""
     subject = load_model(beside)
     found = probe_round(subject, 12, 0, 0)
     assert set(found.periods) == {4, 5}
@@ -309,7 +309,7 @@ def test_half_on_the_successor_and_half_beside_it_is_no_induction_head(beside):
 
 
 def test_without_the_wrong_shift_it_would_be_one(beside, monkeypatch):
-    """The test above can fail: chance by unrepeated rows alone makes a verdict of it."""
+    """The test above can fail: chance by other periods alone makes a verdict of it."""
     monkeypatch.setattr(Round, "chance", property(lambda found: found.control))
     assert assert_has_induction_head(beside).verdict is Verdict.FORMED
     with pytest.raises(ExpectationFailed):

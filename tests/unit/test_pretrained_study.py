@@ -190,6 +190,7 @@ def seed(number, heads, scores, sequences=12):
         "heads": heads,
         "near": ["L0H0"] if number else [],
         "undecided": [],
+        "ruled_out": {"L0H0": "suppresses"},
         "sequences": sequences,
         "seconds": 1.0,
         "scores": scores,
@@ -199,7 +200,7 @@ def seed(number, heads, scores, sequences=12):
 def record():
     """Two layers of two heads over three seeds; L1H1 has 0.45 over all sequences and is missing in one list."""
     return {
-        "schema": 1,
+        "schema": 2,
         "about": {
             "layers": 2,
             "heads": 2,
@@ -294,13 +295,13 @@ def test_lists_of_all_seeds_are_compared(page):
     assert page.jaccards([{"a", "b"}, {"a"}, set()]) == [0.5, 0.0, 0.0]
     assert page.jaccards([set(), set()]) == [1.0]
     row = rows_of(page.content({"smollm2": record()}), "Lists over seeds")[0]
-    assert row[1:] == ["3", "1..2", "1 of 2", "0.50", "0.667", "2", "L1H1 (1)", "0..1", "0", "12..24"]
+    assert row[1:] == ["3", "1..2", "1 of 2", "0.50", "0.667", "2", "L1H1 (1)", "0..1", "0", "L0H0 suppresses", "12..24"]
 
 
 def test_what_does_not_hold_is_named(page):
     """Lists that differ, a clear head that is missing, a verdict or a list that costs too much; nothing where all holds."""
     wrong = record()
-    wrong["cost"]["seconds"] |= {"verdict": 9.0, "list": 25.0}
+    wrong["cost"]["seconds"] |= {"verdict": 11.25, "list": 31.25}
     assert page.missed({"smollm2": wrong}) == [
         "SmolLM2-135M-Instruct: two lists have a Jaccard index of 0.50, it must be 0.9 or more",
         "SmolLM2-135M-Instruct: L1H1 is clear, and missing in 1 lists",
@@ -310,6 +311,9 @@ def test_what_does_not_hold_is_named(page):
     right = record()
     right["seeds"][1]["heads"] = ["L1H0", "L1H1"]
     assert page.missed({"smollm2": right}) == []
+    told = record()  # a clear head that is shown not to count is not missing
+    told["seeds"][1]["ruled_out"] = {"L1H1": "silent"}
+    assert page.missing(told) == {}
     right["cost"]["seconds"]["list"] = float("nan")
     assert len(page.missed({"smollm2": right})) == 1
 
@@ -335,7 +339,7 @@ def test_a_record_is_written_as_it_is_read(study, page):
     lines = (study.RECORDS / "gemma3.json").read_text().splitlines()
     assert sum(line.startswith('{"seed": ') for line in lines) == 3
     study.write(study.RECORDS / "gemma3.json", {**record(), "schema": 0})
-    with pytest.raises(SystemExit, match="must have schema 1"):
+    with pytest.raises(SystemExit, match="must have schema 2"):
         page.read(study.RECORDS)
 
 

@@ -18,6 +18,7 @@ from tests.planted import (
     where,
     within,
 )
+from tests.verdicts.mixtures import matching_heads
 
 SEEDS = (0, 5)
 
@@ -87,6 +88,21 @@ def test_a_yes_that_stops_early_says_at_least(monkeypatch):
     assert found.verdict is Verdict.FORMED and "at least" in found.summary
 
 
+def test_a_yes_ablates_nothing_where_one_head_is_known_to_write(monkeypatch):
+    """Of the other, which adds nothing on the direct path, it is not told whether it is silent: the list tells."""
+    monkeypatch.setattr(head_search, "SMALL_MODEL", 0)
+    subject, asked = load_model(matching_heads(12.0, 0.0)), []
+    tell = head_search.written_by
+    monkeypatch.setattr(head_search, "written_by", lambda *given: asked.append(given) or tell(*given))
+    found = verdict(subject, 0)
+    assert names(found.heads) == ["L1H0"] and found.summary.startswith("at least 1 head") and not asked
+    listed = p.find_induction_heads(subject)
+    assert names(listed.heads) == ["L1H0"] and asked
+    assert [(str(head), head.kind) for head in listed.ruled_out] == [("L1H1", "silent")]
+    alone = verdict(load_model(matching_heads(0.0)), 0)
+    assert alone.verdict is not Verdict.FORMED and len(asked) == 2  # where no other writes it must be told
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("distance", [15, 17, 23])
 def test_a_window_is_told_with_how_far_it_reaches(distance, seed):
@@ -145,3 +161,14 @@ def test_the_same_seed_gives_the_same_verdict():
     """With the same heads and numbers."""
     first_time, second = (verdict(Planted(*TEN_BESIDE_ONE), 3) for _ in range(2))
     assert (first_time.summary, first_time.heads) == (second.summary, second.heads)
+
+
+def test_without_all_heads_of_the_list_nothing_is_left_and_without_the_strongest_most_of_it():
+    """Which is why what ablates takes the complete list."""
+    subject = load_model(Planted(*TEN_BESIDE_ONE, *[first] * 11))
+    found = p.assert_ablation_removes_icl(subject, how="zero")
+    assert names(found.heads) == sorted(f"L0H{head}" for head in range(11))
+    assert found.estimates["share zero"].value == pytest.approx(1, abs=0.05)
+    with pytest.raises(ExpectationFailed) as alone:
+        p.assert_ablation_removes_icl(subject, how="zero", heads="L0H0")
+    assert alone.value.evidence.reason == "removes_too_little" and alone.value.evidence.estimates["share zero"].high < 0.3

@@ -285,6 +285,8 @@ def _chosen(subject: ModelUnderTest, heads: HeadsLike, budget: tuple[int, float,
         found = Evidence(CLAIM, Verdict.UNDETERMINED, "", "", about, heads=listed.heads, bars=bars, mosaic=listed.mosaic)
         return heads_of(subject, listed.heads), found
     found = judged_induction_head(subject, Thresholds(), budget, allow_virtual=False)
+    if found.verdict is Verdict.FORMED:  # a head near the threshold, of which more sequences have told
+        return heads_of(subject, found.heads), replace(found, claim=CLAIM, verdict=Verdict.UNDETERMINED, reason="", summary="")
     if found.verdict is Verdict.NOT_FORMED:
         summary = f"there is no induction head to ablate: {found.summary}"
         return (), replace(found, claim=CLAIM, reason="no_induction_head", summary=summary)

@@ -55,7 +55,7 @@ class Models:
     def draw(self, size: int) -> None:
         """One round more, so that `size` sequences have been drawn in all; the same for the same seed."""
         more, number = size - self.n_sequences, len(self._rounds[0])
-        with progress("continuity", 2 * more * len(self._subjects)):  # the repeated rows, and their controls
+        with progress("continuity", more * len(self._subjects)):
             for subject, alike, rounds in zip(self._subjects, self._alike, self._rounds, strict=True):
                 key = ("continuity", alike.space, more, self._seed, number)
                 rng = np.random.default_rng([self._seed, 10, number])

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pytest_induction.copying import CopyRound, copy_round
-from pytest_induction.criteria import SILENT, SUPPRESSES, is_written
+from pytest_induction.criteria import MATCHES, SILENT, SUPPRESSES, is_written
 from pytest_induction.errors import ArgumentError, ModelError
-from pytest_induction.measure import PERIODS_AT_ONCE, Array, Kind, Round, probe_round, provenance
+from pytest_induction.measure import IRREGULAR_SHARE, PERIODS_AT_ONCE, Array, Round, probe_round, provenance
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import even_periods, fitting_shape
@@ -22,18 +22,16 @@ from pytest_induction.verdicts.copying import of_heads
 from pytest_induction.verdicts.heads import HeadTable, Thresholds, table_of
 from pytest_induction.verdicts.judgement import behaviour_of
 
-FEWEST_ROWS = 24  # of a round; as many more as make it as many of each period
-COPY_ROWS = 3  # of each period, in a round on what heads write
-ROUNDS_FOR_ABSENCE = 3
-NOTHING = 0.02  # prefix matching; where no head has more, it need not be told what of it is chance
-WHOLE_ROUNDS = 2  # of a complete list, before later ones leave out what is clear by then
+FEWEST_ROWS = 21  # of a round; as many more as make it as many of each period
+COPY_ROWS = 4  # of each period, in a round on what heads write
+ROUNDS_FOR_ABSENCE, MOST_ROUNDS = 3, 6  # at once
 SMALL_MODEL = 2_000_000  # weights, up to which a round costs next to nothing: every head is told, also where a yes or no would do
 OF_COPYING, OF_BEHAVIOUR = 0.2, 0.2  # of the error rate
 CLAIM = "has_induction_head"
 
 
 def round_size(space: TokenSpace) -> int:
-    """How many sequences a round has: at least 24, of each of at most seven periods as many."""
+    """How many sequences a round has: at least 21, of each of at most seven periods as many."""
     periods = len(even_periods(fitting_shape(space)[0], PERIODS_AT_ONCE))
     return -(-FEWEST_ROWS // periods) * periods
 
@@ -95,34 +93,48 @@ class HeadSearch:
         return sum(len(each.periods) for each in self.rounds)
 
     def draw(self) -> None:
-        """One round more; several at once where only absence is still to be shown, which takes as many."""
-        kind = self._kind()
-        at_once = ROUNDS_FOR_ABSENCE if self._only_absence else 1
+        """One round more; several at once where only some heads are still to be told, as many as that seems to take."""
+        depth = self._depth()
+        at_once = 1 if depth is None else self._rounds_needed()
         size = min(at_once * self.size, self.most - self.n_sequences)
-        with progress(CLAIM, size * (1 if kind == "heads" else 2)):  # the repeated rows, and their controls
-            self.rounds.append(self.probed(size, kind))
+        n_irregular = self._beside(size) if depth is None else 0
+        with progress(CLAIM, size + n_irregular):
+            self.rounds.append(self.probed(size, n_irregular, depth))
         self._found = self._table = self._behaviour_of_rounds = None
 
-    def probed(self, size: int, kind: Kind) -> Round:
-        """The next round, of so many sequences."""
-        return probe_round(self.subject, size, self.budget.seed, len(self.rounds), kind)
+    def probed(self, size: int, n_irregular: int, depth: int | None) -> Round:
+        """The next round, of so many sequences, so many with irregular copies, and so many layers; None is the whole model."""
+        return probe_round(self.subject, size, self.budget.seed, len(self.rounds), n_irregular=n_irregular, depth=depth)
 
-    @property
-    def _only_absence(self) -> bool:
-        """Whether no head may match, so that only absence is left to be shown."""
-        return bool(self.rounds) and not (self.table.undecided or self.table.matching)
-
-    def _kind(self) -> Kind:
-        """Later rounds have no controls and no logits where they would tell nothing: in a complete list, unless they are what is
-        still to be told, and for absence where no head has anything that could be chance.
+    def _beside(self, size: int) -> int:
+        """How many rows with irregular copies go with a round: as many as repeated ones where match length is asked for, or where
+        the first round has not told, twice the usual where a list says it of each head.
         """
-        if self._only_absence:
-            return "heads" if self.table.strongest < NOTHING else "whole"
-        if not self.complete or len(self.rounds) < WHOLE_ROUNDS:
-            return "whole"
-        at = self.thresholds
-        by_rest = [head for head in self.table.open if head.prefix_matching.is_above(at.min_prefix_matching)]
-        return "whole" if by_rest or not self.table.matching else "heads"
+        if self.rounds or self.thresholds.match_length is not None:
+            return size
+        return size // IRREGULAR_SHARE * (2 if self.complete else 1)
+
+    def _rounds_needed(self) -> int:
+        """How many rounds would tell the heads that are open, as far as is known; few rows in a pass cost more each than many."""
+        if not self.table.open:
+            return ROUNDS_FOR_ABSENCE
+        return min(MOST_ROUNDS, -(-self.table.most_needed(self.n_sequences) // self.size))
+
+    def _depth(self) -> int | None:
+        """Up to which layer the next round goes: that of the last head which is still to be told.
+
+        None where irregular rows or logits may tell something: in all rounds but for absence and of a complete list.
+        """
+        if not self.rounds:
+            return None
+        table, at = self.table, self.thresholds
+        if not (table.undecided or table.matching):  # nothing but absence is left to be shown
+            left = [head for head in table.heads if not head.excess.is_below(at.max_prefix_matching)]
+            return 1 + max((head.layer for head in left), default=-1) or None
+        by_rest = any(head.prefix_matching.is_above(at.min_prefix_matching) for head in table.open)
+        if not self.complete or not table.matching or not table.open or by_rest:
+            return None
+        return 1 + max(head.layer for head in table.open)
 
     @property
     def found(self) -> Round:
@@ -181,12 +193,15 @@ class HeadSearch:
         if not self.copies:
             self.look_at_copies()
         told = self._with_effects(new)
-        told = self._with_ablation(told)
+        untold = [head for head in told if head.copy_effect is None or not is_written(head.copy_effect)]
+        if self.complete or not any(head.kind == MATCHES for head in [*told, *self._known.values()] if head not in untold):
+            told, untold = self._with_ablation(told), []
         for head in told:
-            self._known[_place(head)] = head
+            if head not in untold:
+                self._known[_place(head)] = head
             if head.kind in (SILENT, SUPPRESSES):
                 self._ruled_out[_place(head)] = head
-        self._table = self.table.without(self._ruled_out)
+        self._table = self.table.without(self._ruled_out).setting_aside({_place(head) for head in untold})
 
     def _with_effects(self, heads: Sequence[HeadEvidence]) -> list[HeadEvidence]:
         if any(each.effects is None for each in self.copies):

@@ -32,7 +32,7 @@ from pytest_induction.verdicts.mosaic import mosaic
 from pytest_induction.verdicts.pairs import judge_virtual_head
 from pytest_induction.virtual import PairRound, probe_pairs
 
-MAX_SEQUENCES = 224
+MAX_SEQUENCES = 231  # eleven rounds of the usual size
 MAX_TEXT_ROWS = 512
 ERROR_RATE = 1e-3
 MOST_LONG_ROWS = (16, 4)  # of these, of rows as long as the context: of a small model, and of others
@@ -141,15 +141,7 @@ def find_induction_heads(
 
 def list_of_heads(subject: ModelUnderTest, thresholds: Thresholds, budget: tuple[int, float, int | None]) -> HeadList:
     """The list of heads, measured or remembered; `budget` is sequences, error rate, seed."""
-    spent = _checked_budget(subject, budget)
-    return subject.remember(("list of heads", thresholds, spent), lambda: _list_of_heads(subject, thresholds, spent))
-
-
-def _list_of_heads(subject: ModelUnderTest, thresholds: Thresholds, budget: Budget) -> HeadList:
-    search = HeadSearch(subject, thresholds, budget, complete=True)
-    while not search.rounds or (search.table.open and not search.is_spent):
-        search.draw()
-    search.rule_out()
+    search = search_for_all(subject, thresholds, budget)
     table = search.table
     return HeadList(
         heads=search.known(table.matching),
@@ -160,10 +152,24 @@ def _list_of_heads(subject: ModelUnderTest, thresholds: Thresholds, budget: Budg
         estimates=search.behaviour(),
         thresholds={"min_prefix_matching": thresholds.min_prefix_matching},
         margin=thresholds.margin,
-        confidence=1 - budget.error_rate,
+        confidence=1 - search.budget.error_rate,
         more_sequences=table.more_needed(search.n_sequences) if table.open else 0,
         mosaic=mosaic(search.found.heads[:, 0]),
     )
+
+
+def search_for_all(subject: ModelUnderTest, thresholds: Thresholds, budget: tuple[int, float, int | None]) -> HeadSearch:
+    """The whole search for the list of heads, done or remembered."""
+    spent = _checked_budget(subject, budget)
+
+    def done() -> HeadSearch:
+        search = HeadSearch(subject, thresholds, spent, complete=True)
+        while not search.rounds or (search.table.open and not search.is_spent):
+            search.draw()
+        search.rule_out()
+        return search
+
+    return subject.remember(("list of heads", thresholds, spent), done)
 
 
 @user_facing
@@ -186,7 +192,7 @@ def assert_copies_repeats(
     size, rounds = round_size(subject.space), []
     for number in range(rounds_within(subject.space, budget.max_sequences)):
         with progress("copies_repeats", size * (1 if subject.way is None else 2)):  # the repeated rows, and their controls
-            rounds.append(probe_round(subject, size, budget.seed, number, "whole"))
+            rounds.append(probe_round(subject, size, budget.seed, number))
         judgement = judge_copying(Round.join(rounds), min_accuracy=min_accuracy, error_rate=error_rate)
         if judgement.verdict is not Verdict.UNDETERMINED:
             break

@@ -79,7 +79,7 @@ def behaviour(induction: Induction) -> Measure:
 
 
 def has_induction_head(induction: Induction) -> Measure:
-    """A whole verdict: all rounds of probes and controls that it takes, intervals, provenance."""
+    """A whole verdict: all rounds of probes that it takes, intervals, provenance."""
 
     def decide(subject: ModelUnderTest) -> None:
         with listening(), suppress(ExpectationFailed):

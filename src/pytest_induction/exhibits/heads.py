@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from pytest_induction.assertions.head_search import WHOLE_ROUNDS, round_size
-from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, list_of_heads
+from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, list_of_heads, search_for_all
 from pytest_induction.betting import bounded_intervals
 from pytest_induction.copying import copy_effects
 from pytest_induction.criteria import MATCHES, MIN_PREFIX_MATCHING
 from pytest_induction.exhibits.making import why
 from pytest_induction.exhibits.plain import ENDS
-from pytest_induction.measure import Array, Round, probe_round
+from pytest_induction.measure import Array, Round
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, HeadEvidence, HeadList
 from pytest_induction.statistics import SHARE, mean_interval
 from pytest_induction.verdicts.heads import Thresholds, head_evidence
@@ -66,11 +64,8 @@ def heads_seen(subject: ModelUnderTest) -> Seen:
 
 
 def _seen(subject: ModelUnderTest) -> Seen:
-    listed = list_of_heads(subject, Thresholds(), (MAX_SEQUENCES, ERROR_RATE, None))
-    size = round_size(subject.space)
-    rounds = range(min(WHOLE_ROUNDS, MAX_SEQUENCES // size))  # the first ones of the list, which are there already
-    with progress("scores of heads", 2 * size * len(rounds)):
-        found = Round.join([probe_round(subject, size, subject.seed, number, "whole") for number in rounds])
+    budget = (MAX_SEQUENCES, ERROR_RATE, None)
+    listed, found = list_of_heads(subject, Thresholds(), budget), search_for_all(subject, Thresholds(), budget).found
     effects, why_not = _effects(subject, len(found.periods))
     heads = head_evidence(found, Thresholds(), ERROR_RATE, complete=True)
     return Seen(found, tuple(heads), listed, effects, why_not)

@@ -15,7 +15,7 @@ The first two queries are left out of the last two scores: there, previous, firs
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -76,13 +76,14 @@ class PeriodicScores:
     """Scores of rows in which a block of `period` tokens, beginning at `start`, repeats up to the end.
 
     All answers lie on a few diagonals: key = query - m * period (+ 1 for the successor), for each earlier copy m.
-    With `wrong_shift` a fifth score is given: the mass that far from the successors, where nothing draws a prefix matcher.
+    With `wrong_shifts` a fifth score is given: the mass that far from the successors, where nothing draws a prefix matcher; the
+    mean over the shifts.
     """
 
     period: int
     start: int
     n_positions: int
-    wrong_shift: int | None = None
+    wrong_shifts: tuple[int, ...] = ()
 
     def __call__(self, attention: AttentionReader) -> Tensor:
         """One layer's scores: (scores, batch, heads), in the order of `SCORES`, then the wrong shift."""
@@ -95,8 +96,13 @@ class PeriodicScores:
 
     @property
     def _shifts(self) -> tuple[int, ...]:
-        """Of the key from the occurrence, for prefix matching, duplicate token and the wrong shift."""
-        return (1, 0) if self.wrong_shift is None else (1, 0, 1 + self.wrong_shift)
+        """Of the key from the occurrence, for prefix matching, duplicate token and the wrong shifts."""
+        return (1, 0, *(1 + shift for shift in self.wrong_shifts))
+
+    @property
+    def n_usual(self) -> int:
+        """How many scores there are: four, or five."""
+        return len(SCORES) + bool(self.wrong_shifts)
 
     @cached_property
     def offsets(self) -> list[int]:
@@ -112,11 +118,12 @@ class PeriodicScores:
         return self._usual_weights()
 
     def _usual_weights(self) -> Tensor:
-        weights = torch.zeros(len(self.offsets) + 1, self.n_positions, 2 + len(self._shifts), dtype=torch.float64)
+        weights = torch.zeros(len(self.offsets) + 1, self.n_positions, self.n_usual, dtype=torch.float64)
         weights[0, 2:, 1] = weights[-1, 2:, 3] = 1 / (self.n_positions - 2)
-        places = itertools.product((0, 2, 4)[: len(self._shifts)], self._copies)
-        for index, (score, copy) in enumerate(places, start=1):
-            weights[index, self.start + copy :, score] = 1 / (self.n_positions - self.start - self.period)
+        n_queries = self.n_positions - self.start - self.period
+        shares = [(0, 1.0), (2, 1.0), *((4, 1 / len(self.wrong_shifts)) for _ in self.wrong_shifts)]
+        for index, ((score, share), copy) in enumerate(itertools.product(shares, self._copies), start=1):
+            weights[index, self.start + copy :, score] = share / n_queries
         return weights.flatten(0, 1).T.contiguous()
 
     @cached_property
@@ -131,13 +138,59 @@ class PeriodicScores:
 
 
 @dataclass(frozen=True)
+class ScoresAndChance(PeriodicScores):
+    """`PeriodicScores`, and for each of `other_periods` the mass where successors would stand if rows repeated with that period.
+
+    All of these are over the queries that would have a successor for each of them. A head that goes by position has this mass
+    too, a prefix matcher has none: places that are right as well are left out, and so are those of an earlier one of the others.
+    """
+
+    other_periods: tuple[int, ...] = ()
+
+    @property
+    def most_beside(self) -> float:
+        """What the mass at wrong shifts and the mean over the other periods can be together.
+
+        No query has more than all of its attention for all of these places, or for either kind where they have some in common.
+        """
+        each = 1 / len(self.wrong_shifts), 1 / len(self.other_periods)
+        wrong = {copy - 1 - shift for shift in self.wrong_shifts for copy in self._copies}
+        return max(each) if wrong.isdisjoint(place for _, place in self._other_places) else sum(each)
+
+    @cached_property
+    def _other_places(self) -> list[tuple[int, int]]:
+        """Each other period, by its number, with a place of its own before the query."""
+        taken, found = {copy - 1 for copy in self._copies}, []
+        for number, period in enumerate(self.other_periods):
+            places = {copy - 1 for copy in range(period, self.n_positions - self.start, period)} - taken
+            found += [(number, place) for place in sorted(places)]
+            taken |= places
+        return found
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """The lines that are read, beside the first column."""
+        return [*self._usual_offsets(), *(place for _, place in self._other_places)]
+
+    @cached_property
+    def _exact_weights(self) -> Tensor:
+        """What each entry of the lines that are read counts in each score: (scores, lines * queries)."""
+        lines = (len(self.offsets) + 1, self.n_positions)
+        others = torch.zeros(len(self.other_periods), *lines, dtype=torch.float64)
+        first = self.start + max(self.other_periods)
+        for line, (number, place) in enumerate(self._other_places, start=len(self._usual_offsets())):
+            others[number, line, max(first, self.start + place + 1) :] = 1 / (self.n_positions - first)
+        return torch.cat([self._usual_weights().unflatten(1, lines), others]).flatten(1)
+
+
+@dataclass(frozen=True)
 class LongRowScores(PeriodicScores):
     """`PeriodicScores` of long rows, with the last queries apart, and with the places of other periods.
 
-    After the scores of `PeriodicScores` come prefix matching over the queries from `late_from` on and, with `wrong_shift`, the
-    mass at the wrong shift over the same queries. Then, for each of `other_periods`, the mass where the successors would stand if
-    rows repeated with that period: over all queries that would have one, and over those from `late_from` on. A head that goes by
-    position has this mass too; a prefix matcher has none where the two periods have no common multiple within the row.
+    After the scores of `PeriodicScores` come prefix matching over the queries from `late_from` on and, with `wrong_shifts`, the
+    mass at the wrong shifts over the same queries. Then, for each of `other_periods`, the mass where the successors would stand
+    if rows repeated with that period: over all queries that would have one, and over those from `late_from` on. A head that goes
+    by position has this mass too; a prefix matcher has none where the two periods have no common multiple within the row.
     """
 
     late_from: int = 0
@@ -146,7 +199,7 @@ class LongRowScores(PeriodicScores):
     @property
     def n_own(self) -> int:
         """How many scores come before those of the other periods."""
-        return 2 + 2 * len(self._shifts) - 1
+        return self.n_usual + 1 + bool(self.wrong_shifts)
 
     @cached_property
     def offsets(self) -> list[int]:
@@ -162,7 +215,7 @@ class LongRowScores(PeriodicScores):
         lines = (len(self.offsets) + 1, self.n_positions)
         usual = self._usual_weights().unflatten(1, lines)
         first, end = self.start + self.period, self.n_positions
-        late = usual[[0, 4][: len(self._shifts) - 1]] * (end - first) / (end - max(first, self.late_from))
+        late = usual[[0, 4][: self.n_own - self.n_usual]] * (end - first) / (end - max(first, self.late_from))
         late[..., : self.late_from] = 0
         others = torch.zeros(2 * len(self.other_periods), *lines, dtype=torch.float64)
         line = len(self._usual_offsets())
@@ -172,18 +225,6 @@ class LongRowScores(PeriodicScores):
                     others[score, line, max(begin, self.start + copy) :] = 1 / (end - max(begin, self.start + other))
                 line += 1
         return torch.cat([usual, late, others]).flatten(1)
-
-
-@dataclass(frozen=True)
-class Together:
-    """Several scores of the same rows, from one reading of each layer."""
-
-    parts: tuple[Callable[[AttentionReader], Tensor], ...]
-
-    def __call__(self, attention: AttentionReader) -> Tensor:
-        """One layer's scores, those of each part behind one another: (scores, batch, heads)."""
-        found = [part(attention) for part in self.parts]
-        return torch.cat([each.to(found[0].dtype) for each in found])
 
 
 @dataclass(frozen=True)

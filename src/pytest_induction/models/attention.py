@@ -18,6 +18,8 @@ from pytest_induction.models.stacked import CutReader, OfParts, StackedReader
 
 BLOCK_ENTRIES = 4_000_000  # scores held at a time where the log-sum-exp is computed in blocks of rows
 SMALL_ENTRIES = 65_536  # up to so many products of queries and keys, all of them at once are cheaper than line by line
+POSITIONS_A_LINE = 8  # up to so many for each line that is read, likewise, as far as they may lie in memory:
+HELD_PRODUCTS = 2**22  # 16 MB
 PAIR_ENTRIES = 4_000_000  # numbers gathered at a time for scattered entries
 
 NOTHING = -1e30  # below it a log-sum-exp is that of a row in which everything is masked
@@ -96,7 +98,8 @@ class LogSumExpReader:
         arithmetic of a short sequence: hence the sparing ones.
         """
         batch, heads, positions = self.log_sum_exp.shape
-        if batch * heads * positions**2 <= SMALL_ENTRIES:
+        few = HELD_PRODUCTS if positions <= POSITIONS_A_LINE * len(offsets) else SMALL_ENTRIES
+        if batch * heads * positions**2 <= few:
             query, key = (self.query, self.key) if self.key.shape[1] == heads else (self._query, self._key)
             products = (_upcast(query) @ _upcast(key).transpose(-1, -2)).view(batch, heads, -1)
             places, outside = _places(tuple(offsets), first, positions, products.device)

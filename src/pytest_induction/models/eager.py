@@ -63,7 +63,7 @@ class EagerWay(WayIn):
             yield
 
     def run(
-        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
+        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, last: int | None = None
     ) -> Tensor | None:
         output, patterns = self._patterns(tokens, attention_mask)
         self.all_seen(len(patterns))

@@ -179,10 +179,12 @@ class ModelUnderTest:
         attention_mask: Tensor | None = None,
         logits: bool = False,
         early_stop: bool = True,
+        n_layers: int | None = None,
     ) -> Tensor | None:
         """One forward pass over token ids (batch, positions) with every layer's attention shown to `observer`.
 
-        Where no logits are asked for it ends after the last attention layer, unless `early_stop` is False.
+        Where no logits are asked for it ends after the last attention layer, or after the first `n_layers`, unless `early_stop`
+        is False. A pass that cannot end early shows all layers.
         """
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
         way, most = self.reading, self.caller.form.most_rows
@@ -192,7 +194,8 @@ class ModelUnderTest:
         seen = observer if filled is tokens else _cut(observer, tokens.shape[1])
         with as_found(self.module, draws=self.draws) as hooked, self._named(tokens), self._changed(filled, attention_mask):
             stops = early_stop and way.can_stop and not hooked  # whoever listens for the end of a module may count on it
-            found = way.run(filled, attention_mask, seen, logits=logits, early_stop=stops)
+            last = (len(way.layers) if n_layers is None else n_layers) if stops else None
+            found = way.run(filled, attention_mask, seen, logits=logits, last=last)
         return None if found is None else found[:, : tokens.shape[1]]
 
     def _observe_in_parts(

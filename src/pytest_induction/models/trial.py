@@ -172,7 +172,7 @@ def _can_stop(way: WayIn, caller: Caller, tokens: Tensor) -> bool:
     if not way.stops or is_offloaded(caller.module):
         return False  # accelerate moves weights before and after each module; it must not be cut off between
     logits, before = caller.logits(tokens), Standing(caller.module)
-    way.run(tokens, None, lambda layer, reader: None, logits=False, early_stop=True)
+    way.run(tokens, None, lambda layer, reader: None, logits=False, last=len(way.layers))
     changed = before.restore()
     return not changed and bool(torch.equal(caller.logits(tokens), logits))
 

@@ -184,9 +184,12 @@ class WayIn(ABC):
 
     @abstractmethod
     def run(
-        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
+        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, last: int | None = None
     ) -> Tensor | None:
-        """One forward pass under observation: the logits if asked for. Raises `Refused` if a layer was not seen."""
+        """One forward pass under observation: the logits if asked for. Raises `Refused` if a layer was not seen.
+
+        Without logits it may end once so many layers as `last` says were seen; None is all of it.
+        """
 
     @abstractmethod
     def alone(self, tokens: Tensor) -> AbstractContextManager[object]:
@@ -199,10 +202,11 @@ class WayIn(ABC):
         """
         raise Refused(f"what is read by {self.name} cannot be made to act otherwise")
 
-    def all_seen(self, seen: int) -> None:
-        """Raise `Refused` unless every layer was observed: a layer that goes unseen would silently have no score."""
-        if seen != len(self.layers):
-            expected = f"{len(self.layers)} attention layers were expected in this forward pass"
+    def all_seen(self, seen: int, last: int | None = None) -> None:
+        """Raise `Refused` unless every layer was observed, or the first `last`: one that goes unseen would have no score."""
+        wanted = len(self.layers) if last is None else last
+        if seen != wanted:
+            expected = f"{wanted} attention layers were expected in this forward pass"
             raise Refused(f"{expected}, {seen} were seen by {self.name}")
 
 
@@ -236,9 +240,10 @@ class ListeningWay(WayIn):
         """Show each layer of a forward pass over `tokens` inside the block."""
 
     def run(
-        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, early_stop: bool = False
+        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, last: int | None = None
     ) -> Tensor | None:
-        show = self.show(tokens, observer, last=len(self.layers) if early_stop and not logits else None)
+        last = None if logits else last
+        show = self.show(tokens, observer, last=last)
         try:
             return self._listened(tokens, attention_mask, show, logits=logits)
         except Refused:
@@ -250,14 +255,14 @@ class ListeningWay(WayIn):
             if layer >= seen:
                 observer(layer, reader)
 
-        show = self.show(tokens, rest, last=len(self.layers) if early_stop and not logits else None)
+        show = self.show(tokens, rest, last=last)
         return self._listened(tokens, attention_mask, show, logits=logits)
 
     def _listened(self, tokens: Tensor, attention_mask: Tensor | None, show: Show, *, logits: bool) -> Tensor | None:
         stops, output = show.last is not None, None
         with suppress(Enough), self.listening(tokens, show):
             output = self.caller(tokens, attention_mask, logits=logits or stops or not self.base_serves)
-        self.all_seen(len(show.heads))
+        self.all_seen(len(show.heads), show.last)
         if not stops and not self.chunked and show.n_events != self.n_calls:
             raise Refused(f"{self.n_calls} calls that may be attention were expected in a pass, {show.n_events} were seen")
         return self.caller.logits_of(output, tokens) if logits else None

@@ -54,10 +54,6 @@ class IrregularRows(Rows):
         """Mean mass on the keys of the four lists, in the order of `LISTS`, for some of the rows."""
         return KeyScores.of([getattr(self, name)[rows] for name in LISTS], device)
 
-    def lists_behind(self, count: int) -> list[Pairs]:
-        """The four lists of pairs for as many other rows, which have none, and then these."""
-        return [((),) * count + tuple(getattr(self, name)) for name in LISTS]
-
     def __repr__(self) -> str:
         count = len(self.exactly_one[0])
         return f"IrregularRows({self.n_sequences} sequences, {self.n_positions} positions, {count} recurrences)"
@@ -75,30 +71,22 @@ class _Shape:
         return DISTINCT * self.segments + self.distractors
 
 
-def irregular_sequences(
-    space: TokenSpace, *, n_positions: int, rng: np.random.Generator, n_sequences: int = 1, avoid_period: int | None = None
-) -> IrregularRows:
+def irregular_sequences(space: TokenSpace, *, n_positions: int, rng: np.random.Generator, n_sequences: int = 1) -> IrregularRows:
     """Rows of at most `n_positions` ids, fewer where the vocabulary or the context has no more.
 
-    No id stands twice but those of the segments. The distances from second to first occurrences differ within a row, and none is
-    a multiple of `avoid_period`, so that the row is also a control of probes of that period. Raises `ProbeError` where not even
-    one segment fits.
+    No id stands twice but those of the segments. The distances from second to first occurrences differ within a row. Raises
+    `ProbeError` where not even one segment fits.
     """
     whole_number("n_sequences", n_sequences, least=1)
-    if avoid_period is not None:
-        whole_number("avoid_period", avoid_period, least=2)
     most = n_positions if space.n_ctx is None else min(n_positions, space.n_ctx)
     usable = usable_ids(space)
     first = [] if space.bos_id is None else [space.bos_id]
     for shape in _shapes(most - len(first), len(usable), space):
-        layouts = list(islice(iter(partial(_layout, shape, avoid_period, rng), None), n_sequences))  # up to the first None
+        layouts = list(islice(iter(partial(_layout, shape, rng), None), n_sequences))  # up to the first None
         if len(layouts) == n_sequences:
             rows = [_filled(layout, rng.choice(usable, size=shape.n_ids, replace=False)) for layout in layouts]
             return _keyed(np.array([first + row for row in rows], dtype=np.int64), len(first))
-    raise ProbeError(
-        f"within {most} positions and {len(usable)} usable token ids no segment recurs at a distance that is not a multiple of "
-        f"{avoid_period}"
-    )
+    raise ProbeError(f"within {most} positions and {len(usable)} usable token ids no segment recurs at a distance of its own")
 
 
 def recurrences(row: Sequence[int]) -> dict[Pair, int]:
@@ -133,14 +121,13 @@ class _Layout:
     order: Ids
     gaps: Ids
 
-    def offending(self, avoid_period: int | None) -> Ids:
-        """Segments that recur at the distance of another one, or at a multiple of the period."""
+    def offending(self) -> Ids:
+        """Segments that recur at the distance of another one."""
         begins = np.cumsum(self.gaps[:-1]) + UNIT * np.arange(len(self.order))
         places = begins[np.argsort(self.order, kind="stable")].reshape(-1, 2)
         distances = places[:, 1] - places[:, 0]
         _, which, counts = np.unique(distances, return_inverse=True, return_counts=True)
-        wrong = counts[which] > 1
-        return np.flatnonzero(wrong if avoid_period is None else wrong | (distances % avoid_period == 0))
+        return np.flatnonzero(counts[which] > 1)
 
     def changed(self, segment: int, rng: np.random.Generator) -> _Layout:
         """Another one nearby: an occurrence of that segment changes places with any, and a distractor moves."""
@@ -153,16 +140,16 @@ class _Layout:
         return _Layout(order, gaps)
 
 
-def _layout(shape: _Shape, avoid_period: int | None, rng: np.random.Generator) -> _Layout | None:
+def _layout(shape: _Shape, rng: np.random.Generator) -> _Layout | None:
     """A random one, changed until every distance is as it must be; None where that does not come about."""
     order = rng.permutation(np.repeat(np.arange(shape.segments), 2))
     layout = _Layout(order, rng.multinomial(shape.distractors, np.full(len(order) + 1, 1 / (len(order) + 1))))
-    wrong = layout.offending(avoid_period)
+    wrong = layout.offending()
     for _ in range(TRIES * shape.segments):
         if not len(wrong):
             return layout
         other = layout.changed(int(rng.choice(wrong)), rng)
-        found = other.offending(avoid_period)
+        found = other.offending()
         if len(found) <= len(wrong):
             layout, wrong = other, found
     return None if len(wrong) else layout

@@ -15,7 +15,7 @@ from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, V
 Cell = TypeVar("Cell")
 MOST_HEADS = 8
 HEAD_COLUMNS = (
-    *("head", "prefix matching", "interval", "unrepeated", "previous", "duplicate", "first token"),
+    *("head", "prefix matching", "interval", "other periods", "previous", "duplicate", "first token"),
     *("match length", "reach", "copy (nats)", "ablation (nats)", "kind"),
 )
 CHANGE_COLUMNS = ("series", "verdict", "shape", "change", "onset", "midpoint", "end", "decades", "inside")

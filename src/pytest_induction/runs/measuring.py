@@ -119,12 +119,12 @@ class Measuring:
         return self._kept[subject.space]
 
     def round_of(self, subject: ModelUnderTest) -> Round:
-        """Heads and behaviour on repeated tokens and their controls, drawn once."""
+        """Heads and behaviour on repeated tokens, drawn once."""
         key = (subject.space, self.n_sequences, self.most_periods)
         if key not in self._drawn:
             rng = np.random.default_rng([self.seed, 1, 0])
             self._drawn[key] = draw(subject, self.n_sequences, rng, self.most_periods)
-        return measured_round(subject, self._drawn[key], joined=True)
+        return measured_round(subject, self._drawn[key])
 
     def _repeats(self, subject: ModelUnderTest) -> tuple[dict[str, Any], dict[str, Any]]:
         seen = self._seen or self.round_of(subject)
@@ -187,7 +187,7 @@ def signs_of(seen: Round) -> dict[str, float]:
 def _heads(seen: Round) -> dict[str, Array]:
     """Scores of each head on each sequence, (sequences, n_layers, n_heads)."""
     names = ("prefix_matching", "previous_token", "duplicate_token", "first_token")
-    return {**{name: seen.heads[:, index] for index, name in enumerate(names)}, "excess": seen.heads[:, 0] - seen.chance}
+    return {**{name: seen.heads[:, index] for index, name in enumerate(names)}, "excess": seen.excess}
 
 
 def _error(values: Array) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pytest_induction.absence import Look
+from pytest_induction.betting import known_mean
 from pytest_induction.measure import Array
 from pytest_induction.records import Estimate, HeadEvidence, HeadId
 from pytest_induction.statistics import mean_interval
@@ -64,7 +65,7 @@ def summed_by_layer(excess: Array, without: Sequence[HeadEvidence] = ()) -> tupl
 
     Heads `without` which it is asked for count as nothing.
     """
-    means = excess.mean(axis=0)
+    means = known_mean(excess)
     for head in without:
         means[head.layer, head.head] = 0.0
     return tuple(float(total) for total in np.where(means > 0, means, 0.0).sum(axis=1))

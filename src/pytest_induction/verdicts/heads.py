@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction import criteria
-from pytest_induction.betting import bounded_intervals, is_above, more_rows
+from pytest_induction.betting import bounded_intervals, is_above, known_mean, more_rows
 from pytest_induction.criteria import (
     AFTER_BREAKS_SHARE,
     MARGIN,
@@ -77,11 +77,13 @@ class HeadTable:
 
     `heads` are those of which nothing is known that rules them out; `ruled_out` those that write nothing, suppress what they
     match or follow a period: what such a head has of prefix matching tells nothing about whether there is an induction head.
+    Of those `untold` it is not known whether they write anything, as others are known to and one is enough.
     """
 
     heads: tuple[HeadEvidence, ...]
     thresholds: Thresholds
     ruled_out: tuple[HeadEvidence, ...] = ()
+    untold: tuple[HeadEvidence, ...] = ()
 
     @cached_property
     def matching(self) -> tuple[HeadEvidence, ...]:
@@ -121,11 +123,6 @@ class HeadTable:
         return tuple(head for head in self.heads if head.excess.is_above(self.thresholds.max_prefix_matching))
 
     @property
-    def strongest(self) -> float:
-        """The highest prefix matching of those that are not ruled out, 0 where there is none."""
-        return max((head.prefix_matching.value for head in self.heads), default=0.0)
-
-    @property
     def is_absent(self) -> bool:
         """Whether every head is shown to match by less than what counts as none."""
         return all(head.excess.is_below(self.thresholds.max_prefix_matching) for head in self.heads)
@@ -136,12 +133,22 @@ class HeadTable:
         left = tuple(h for h in self.heads if (h.layer, h.head) not in ruled_out)
         return replace(self, heads=left, ruled_out=(*self.ruled_out, *gone))
 
+    def setting_aside(self, untold: Collection[tuple[int, int]]) -> HeadTable:
+        """The same, some heads being untold."""
+        aside = tuple(head for head in self.heads if (head.layer, head.head) in untold)
+        return replace(self, heads=tuple(head for head in self.heads if head not in aside), untold=(*self.untold, *aside))
+
     def more_needed(self, count: int) -> int:
         """Sequences after these `count` that would tell the first undecided head, if it stays as it is."""
         undecided = self.open or self.undecided
-        if not undecided:
-            return count
-        head, bar = undecided[0], self.thresholds.min_prefix_matching
+        return self._more_for(undecided[0], count) if undecided else count
+
+    def most_needed(self, count: int) -> int:
+        """Sequences after these `count` that would tell the last of the open heads, if all stay as they are."""
+        return max((self._more_for(head, count) for head in self.open), default=0)
+
+    def _more_for(self, head: HeadEvidence, count: int) -> int:
+        bar = self.thresholds.min_prefix_matching
         needed = [
             more_rows(estimate, at, count)
             for estimate, at in ((head.prefix_matching, bar), (head.excess, self.thresholds.min_excess))
@@ -235,15 +242,33 @@ class _Measured:
         self._found, self._at = found, thresholds
         self._places = [(int(layer), int(head)) for layer, head in np.argwhere(found.exists)]
         self._score, *others = (found.heads[:, index][:, found.exists] for index in range(4))
-        control, self._chance, self._excess = (values[:, found.exists] for values in (found.control, found.chance, found.excess))
-        self._means = [rows.mean(axis=0) for rows in (*others, control, self._chance)]
+        control, self._chance, self._excess, self._least_excess = (
+            values[:, found.exists] for values in (found.control, found.chance, found.excess, found.least_excess)
+        )
+        self._means = [known_mean(rows) for rows in (*others, control, self._chance)]
         self._irregular = found.irregular[:, :, found.exists]
         n_heads = self._score.shape[1]
         rates = Rates.of(error_rate, n_heads, n_heads, complete=complete)
         self._scores = bounded_intervals(self._score, rates.above, rates.below, unit=SHARE)
         shown = sum(each.is_above(thresholds.min_prefix_matching) for each in self._scores)
-        self._rates = Rates.of(error_rate, n_heads, shown, complete=complete)
-        self._by_period = np.stack([self._score[found.periods == period].mean(axis=0) for period in self._periods])
+        rates = Rates.of(error_rate, n_heads, shown, complete=complete)
+        self._rates = self._shared_by_the_rest(rates) if complete else rates
+        self._by_period = np.stack([known_mean(self._score[found.periods == period]) for period in self._periods])
+
+    def _shared_by_the_rest(self, rates: Rates) -> Rates:
+        """The rates once heads that are shown to be too low have been put aside, which leaves more to each of the others.
+
+        Source: Holm 1979. Nothing is lost by it: where none of the heads that do match was put aside, which the full correction
+        sees to, there are no more of these than are left.
+        """
+        left = [column for column, score in enumerate(self._scores) if not score.is_below(self._at.min_prefix_matching)]
+        if not left:
+            return rates
+        rates = replace(rates, below=rates.below * len(self._scores) / len(left))
+        again = bounded_intervals(self._score[:, left], rates.above, rates.below, unit=SHARE)
+        for column, score in zip(left, again, strict=True):
+            self._scores[column] = score
+        return rates
 
     @cached_property
     def _periods(self) -> NDArray[np.int64]:
@@ -252,20 +277,23 @@ class _Measured:
     def evidence(self) -> list[HeadEvidence]:
         """Of each head."""
         excesses, passed = self._excesses_of_all(), self._passed()
-        heads = []
+        shown: list[tuple[Estimate, Estimate, int | None]] = []
         for column in range(len(self._scores)):
             score, excess, reach = self._scores[column], excesses[column], None
             if not score.is_above(self._at.min_prefix_matching) and (shorter := self._reached(column)) is not None:
                 score, excess, reach = shorter
             elif score.is_above(self._at.min_prefix_matching):
                 reach = self._nothing_beyond(column)
-            heads.append(self._head(column, score, excess, int(passed[column]), reach))
+            shown.append((score, excess, reach))
+        lengths = self._lengths([score for score, _, _ in shown])
+        heads = [self._head(column, *each, int(passed[column]), lengths[column]) for column, each in enumerate(shown)]
         return sorted(heads, key=lambda head: -head.prefix_matching.value)
 
-    def _head(self, column: int, score: Estimate, excess: Estimate, passed: int, reach: int | None) -> HeadEvidence:
+    def _head(
+        self, column: int, score: Estimate, excess: Estimate, reach: int | None, passed: int, lengths: Sequence[Estimate]
+    ) -> HeadEvidence:
         layer, head = self._places[column]
         previous, duplicate, first, control, null = (float(means[column]) for means in self._means)
-        lengths = self._lengths(column, score)
         scores = {"prefix_matching": score.value, "excess": excess.value}
         scores |= {"previous_token": previous, "duplicate_token": duplicate, "first_token": first}
         return HeadEvidence(
@@ -285,12 +313,20 @@ class _Measured:
             reach=reach,
         )
 
-    def _lengths(self, column: int, score: Estimate) -> list[Estimate]:
-        """What a head has at irregular distances, by match length and after breaks; only of a head that may match."""
-        if len(self._irregular) == 0 or score.is_below(self._at.min_prefix_matching):
-            return []
-        rate = self._rates.irregular_above / (MATCHES + 1)
-        return bounded_intervals(self._irregular[:, :, column], rate, rate, unit=SHARE)
+    def _lengths(self, scores: Sequence[Estimate]) -> list[list[Estimate]]:
+        """What each head has at irregular distances, by match length and after breaks; empty for one that matches too little by
+        its score.
+        """
+        found: list[list[Estimate]] = [[] for _ in scores]
+        asked = [column for column, score in enumerate(scores) if not score.is_below(self._at.min_prefix_matching)]
+        if len(self._irregular) == 0 or not asked:
+            return found
+        n_rows, n_lists, _ = self._irregular.shape
+        rate = self._rates.irregular_above / n_lists
+        of_all = bounded_intervals(self._irregular[:, :, asked].reshape(n_rows, -1), rate, rate, unit=SHARE)
+        for place, column in enumerate(asked):
+            found[column] = of_all[place :: len(asked)]
+        return found
 
     def _excesses_of_all(self) -> list[Estimate]:
         """The interval of each excess; a rough one of heads whose score is too low anyway, as long as others may match."""
@@ -298,7 +334,7 @@ class _Measured:
         asked = np.flatnonzero(~low) if not low.all() else np.arange(len(low))
         every = np.ones(len(self._score), bool)
         exact = self._excesses(every, asked, [self._scores[column] for column in asked])
-        means = self._excess.mean(axis=0).tolist()
+        means = known_mean(self._excess).tolist()
         found = [Estimate(mean, -1.0, max(score.high, mean), "excess") for mean, score in zip(means, self._scores, strict=True)]
         for column, estimate in zip(asked.tolist(), exact, strict=True):
             found[column] = estimate
@@ -308,29 +344,32 @@ class _Measured:
         """The interval of each excess on some of the rows: the narrower one of several, each with its share of the rate.
 
         Row by row, what is left of the score without chance lies from -1 to 1; without the rows on which chance is higher it only
-        gets more, and lies from 0 to 1; and it is the score less chance, both of which are known by themselves.
+        gets more, and lies from 0 to 1; without all that the head has beside, of which no row has much, it only gets less; and it
+        is the score less chance, both of which are known by themselves.
         """
-        kept = rows[self._found.controlled]
-        excess, chance = self._excess[kept][:, columns], self._chance[kept][:, columns]
+        excess, chance = (values[rows][:, columns] for values in (self._excess, self._chance))
+        least, lowest = self._least_excess[:, columns], -self._found.most_beside
+        if not rows.all():  # it is no more than the excess over all periods together only
+            least, lowest = excess, -1.0
         low, high = self._rates.excess_above, self._rates.below
-        paired = bounded_intervals(excess, 0.3 * low, 0.2 * high, lowest=-1.0, unit="excess")
+        paired = bounded_intervals(excess, 0.1 * low, 0.2 * high, lowest=-1.0, unit="excess")
         positive = bounded_intervals(np.maximum(excess, 0.0), low, 0.6 * high)
-        chances = bounded_intervals(chance, 0.2 * high, 0.7 * low)
+        without = bounded_intervals(least, 0.8 * low, high, lowest=lowest)
+        chances = bounded_intervals(chance, 0.2 * high, 0.1 * low)
         return [
             Estimate(
                 row_by_row.value,
-                max(row_by_row.low, min(score.low - by_chance.high, row_by_row.value)),
-                min(row_by_row.high, max(raised.high, row_by_row.value), max(score.high - by_chance.low, row_by_row.value)),
+                max(row_by_row.low, min(max(score.low - by_chance.high, beside.low), row_by_row.value)),
+                min(row_by_row.high, max(min(raised.high, score.high - by_chance.low), row_by_row.value)),
                 "excess",
             )
-            for row_by_row, raised, by_chance, score in zip(paired, positive, chances, scores, strict=True)
+            for row_by_row, raised, beside, by_chance, score in zip(paired, positive, without, chances, scores, strict=True)
         ]
 
     def _passed(self) -> NDArray[np.int64]:
         """At how many periods each head has the score, and enough of it beyond chance."""
         bar, least = self._at.min_prefix_matching, self._at.min_excess
-        of_controlled = self._found.periods[self._found.controlled]
-        excess = np.stack([self._excess[of_controlled == period].mean(axis=0) for period in self._periods])
+        excess = np.stack([known_mean(self._excess[self._found.periods == period]) for period in self._periods])
         return np.asarray(((self._by_period >= bar) & (excess >= least)).sum(axis=0))
 
     def _reached(self, column: int) -> tuple[Estimate, Estimate, int] | None:

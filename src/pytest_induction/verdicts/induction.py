@@ -131,7 +131,7 @@ def _excess(table: HeadTable) -> str:
 def _heads_in_words(table: HeadTable) -> str:
     """How many heads match; at least so many, where some are not told yet."""
     count, apart = len(table.matching), named_ruled_out(table.ruled_out)
-    least = "at least " if table.open else ""
+    least = "at least " if table.open or table.untold else ""
     reach = table.matching[0].reach
     summary = (
         f"{least}{count} head{'s' if count != 1 else ''} with prefix matching above {table.thresholds.min_prefix_matching:.3f}; "

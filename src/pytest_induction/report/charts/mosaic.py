@@ -26,7 +26,7 @@ MOST_WRITTEN = (12, 8)  # layers and heads of a model whose numbers fit into the
 HIGH, LOW, LEAST, ALL = 34, 12, 2, 420  # of a row with numbers, of one without at most and at least, of all these; in pixels
 NOTES = {
     "prefix_matching": "to what followed the token last time",
-    "excess": "beyond chance, where nothing repeats",
+    "excess": "beyond chance",
     "previous_token": "to the token before",
     "duplicate_token": "to the same token before",
     "exactly_one": "at irregular distances, where one token matches",
