@@ -24,7 +24,8 @@ from pytest_induction import (
     load_model,
     measure_heads,
 )
-from pytest_induction.match_lengths import POSITIONS, score_irregular
+from pytest_induction.match_lengths import POSITIONS
+from pytest_induction.measure import score_irregular
 from pytest_induction.metrics.attention import SCORES
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.irregular import LISTS, irregular_sequences
@@ -38,7 +39,8 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Listed:
-    """The induction heads of a model at one seed: those listed, those near the threshold, those not decided.
+    """The induction heads of a model at one seed: those listed, those near the threshold, those not decided, and those that match
+    and do not count, with what they do instead.
 
     `match_lengths` has what each listed head attends to where exactly one, exactly two, and three or more tokens match. `scores`
     are of every head, a row for each layer.
@@ -47,6 +49,7 @@ class Listed:
     heads: tuple[HeadEvidence, ...]
     near: tuple[str, ...]
     undecided: tuple[str, ...]
+    ruled_out: dict[str, str]
     match_lengths: dict[str, list[float]]
     n_sequences: int
     scores: tuple[tuple[float | None, ...], ...]
@@ -67,7 +70,8 @@ def list_of(subject: ModelUnderTest, seed: int) -> Listed:
     found = find_induction_heads(subject, seed=seed)
     lengths = {str(head): [round(each.value, 4) for each in head.match_lengths] for head in found.heads if head.match_lengths}
     near, undecided = (tuple(map(str, heads)) for heads in (found.near, found.undecided))
-    return Listed(found.heads, near, undecided, lengths, found.provenance.n_sequences, found.mosaic)
+    ruled_out = {str(head): head.kind for head in found.ruled_out}
+    return Listed(found.heads, near, undecided, ruled_out, lengths, found.provenance.n_sequences, found.mosaic)
 
 
 def about(subject: ModelUnderTest) -> Json:
@@ -110,6 +114,7 @@ def of_seed(found: Listed, seed: int, seconds: float) -> Json:
         "heads": [str(head) for head in found.heads],
         "near": [*found.near],
         "undecided": [*found.undecided],
+        "ruled_out": found.ruled_out,
         "sequences": found.n_sequences,
         "seconds": round(seconds, 1),
         "scores": [[None if score is None else round(score, 3) for score in layer] for layer in found.scores],

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
     from pytest_induction.assertions.perturbation import assert_coperturbation
-    from pytest_induction.assertions.preserved import assert_heads_preserved
+    from pytest_induction.assertions.preserved import assert_heads_preserved, profile_of
     from pytest_induction.assertions.properties import (
         attends_to_successor,
         completes_repeats,
@@ -77,7 +77,6 @@ if TYPE_CHECKING:
     from pytest_induction.models.protocol import ModelUnderTest
     from pytest_induction.models.shown import show_attention
     from pytest_induction.outcomes import Behaviour, Masses, Outcome, evaluate_probes
-    from pytest_induction.preservation import profile_of
     from pytest_induction.probes.answers import Answer, ProbeSequence
     from pytest_induction.probes.sequences import Probe
     from pytest_induction.profiles import HeadsProfile
@@ -134,8 +133,7 @@ _HOME = {
     "assertions.circuits": ("assert_induction_circuit",),
     "assertions.continuity": ("assert_continuity",),
     "assertions.generality": ("assert_heads_generalize",),
-    "assertions.preserved": ("assert_heads_preserved",),
-    "preservation": ("profile_of",),
+    "assertions.preserved": ("assert_heads_preserved", "profile_of"),
     "profiles": ("HeadsProfile",),
     "composition": ("CompositionScores", "measure_composition"),
     "generality": ("FamilyScores", "GeneralityScores", "HeadGenerality", "measure_generality"),

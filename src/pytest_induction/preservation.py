@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from pytest_induction.copying import copy_effects
 from pytest_induction.criteria import has_role, is_written, suppresses
-from pytest_induction.errors import ArgumentError, BaselineError, ModelError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, Round, draw_round, probe_round, probes_of, provenance
+from pytest_induction.errors import BaselineError, ModelError
+from pytest_induction.measure import Array, Round, draw_round, probe_round, probes_of, provenance
 from pytest_induction.models.calling import told
-from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Ids, fitting_shape, usable_ids, usual_length
 from pytest_induction.profiles import BEHAVIOUR, ROLES, HeadInRole, HeadsProfile, Probed, TextScores
@@ -45,59 +44,25 @@ class Measured:
     notes: tuple[str, ...] = ()
 
 
-@user_facing
-def profile_of(
-    model: ModelLike,
-    *,
-    text: Any = None,
-    n_sequences: int = N_SEQUENCES,
-    seed: int | None = None,
-    space: TokenSpace | None = None,
-    max_rows: int = MAX_ROWS,
-) -> HeadsProfile:
-    """Measure what `assert_heads_preserved` holds later models against; `.to_dict()` is plain data for a JSON file.
-
-    `n_sequences` repeated rows of random tokens are drawn from `space`, that of the model unless given: a smaller one (fewer ids,
-    a shorter context) serves later models that have no more. With `text` (as for `assert_learns_in_context`) in-context learning
-    is measured too, on at most `max_rows` rows of it.
-
-    A head is kept for every role that it has on every other sequence: "induction" with prefix matching of 0.3 and more than
-    half of that left without its own chance, unless it is shown to lower what it matches or to write nothing; "previous_token"
-    and "duplicate_token" with a score of 0.3. Heads are chosen by these means, and not by the list of `find_induction_heads`: a
-    list draws sequences until every head is clear, and later models are compared on sequences on which nothing was chosen. So a
-    head near 0.3 may be kept with one seed and not with another, and a head that only follows a period is kept too.
-
-    Raises `ModelError` for a model that cannot be measured, `ProbeError` where no probe fits it.
-
-    >>> from pytest_induction.models.planted import induction_head
-    >>> [(head.role, head.layer, head.head) for head in profile_of(induction_head()).heads]
-    [('induction', 1, 0), ('previous_token', 0, 0)]
-    """
-    subject = load_model(model)
-    if space is not None and not isinstance(space, TokenSpace):
-        raise ArgumentError(f"`space` must be a `TokenSpace`, got `{type(space).__name__}`")
-    prober = Prober(subject, space or subject.space, subject.seed if seed is None else whole_number("seed", seed, least=0))
-    count, most = whole_number("n_sequences", n_sequences, least=FIRST_LOOK), whole_number("max_rows", max_rows, least=2)
-    scores = None if text is None else prober.in_context(prober.rows(text, most), most)
-    for size in look_sizes(count):
-        prober.draw(size)
-    profile = prober.profile(scores)
-    return replace(profile, probed=replace(profile.probed, digest=prober.digest(count)))
-
-
 class Prober:
-    """Measures one model in rounds of sequences drawn from a space, which need not be its own; the same for the same seed."""
+    """Measures one model in rounds of sequences drawn from a space, which need not be its own; the same for the same seed.
+
+    `listed` says which heads are induction heads, of a model that later ones are held against, and `notes` what is not known of
+    them; else those count that have what it takes in the mean.
+    """
 
     def __init__(self, subject: ModelUnderTest, space: TokenSpace, seed: int) -> None:
-        self.subject, self._space, self._seed = subject, space, seed
+        self.subject, self.space, self.seed = subject, space, seed
         self._check_fits()
-        self._alike = subject if space == subject.space else replace(subject, space=space, _known={})
+        self.alike = subject if space == subject.space else replace(subject, space=space, _known={})
+        self.listed: Collection[HeadId] | None = None
+        self.notes: tuple[str, ...] = ()
         self._rounds: list[Round] = []
 
     def _check_fits(self) -> None:
         """Raise `ModelError` where the model lacks ids or positions that the probes have."""
-        longest = usual_length(self._space)
-        most, own = max(int(usable_ids(self._space)[-1]), self._space.bos_id or 0), self.subject.space
+        longest = usual_length(self.space)
+        most, own = max(int(usable_ids(self.space)[-1]), self.space.bos_id or 0), self.subject.space
         if most >= own.d_vocab:
             raise ModelError(
                 f"{self.subject.name} has token ids 0 to {own.d_vocab - 1}, the probes go up to {most}: compare models of one "
@@ -116,20 +81,20 @@ class Prober:
     def draw(self, size: int) -> None:
         """One round more, so that `size` sequences have been drawn in all."""
         more, number = size - self.n_sequences, len(self._rounds)
-        with progress("preserved heads", more * (1 if self.subject.way is None else 2)):  # and their controls
-            if self._alike is self.subject:
-                self._rounds.append(probe_round(self.subject, more, self._seed, number))
+        with progress("preserved heads", more):
+            if self.alike is self.subject:
+                self._rounds.append(probe_round(self.subject, more, self.seed, number))
             else:
-                rng = np.random.default_rng([self._seed, 1, number])
-                key = ("round", self._space, more, self._seed, number)
-                self._rounds.append(self.subject.remember(key, partial(draw_round, self._alike, more, rng)))
+                rng = np.random.default_rng([self.seed, 1, number])
+                key = ("round", self.space, more, self.seed, number)
+                self._rounds.append(self.subject.remember(key, partial(draw_round, self.alike, more, rng)))
 
     def digest(self, n_sequences: int) -> str:
         """Of all token ids of as many sequences, drawn again."""
         said, drawn = hashlib.sha256(), 0
         for number, size in enumerate(look_sizes(n_sequences)):
-            rng = np.random.default_rng([self._seed, 1, number])
-            for probe in probes_of(self._alike, size - drawn, rng, COPIES, None):
+            rng = np.random.default_rng([self.seed, 1, number])
+            for probe in probes_of(self.alike, size - drawn, rng, COPIES, None):
                 said.update(np.ascontiguousarray(probe.tokens, dtype="<i8").tobytes())
             drawn = size
         return said.hexdigest()[:16]
@@ -140,17 +105,20 @@ class Prober:
         if self.subject.way is None:
             return Measured(found, None, np.zeros((0, 0), bool), text, ("its attention cannot be read",))
         scores = scores_of(found)
+        if self.listed is not None:  # and what they write was told with it
+            return Measured(found, scores, np.zeros(scores["excess"].shape[1:], bool), text, self.notes)
         ruled_out, notes = self._ruled_out(scores)
         return Measured(found, scores, ruled_out, text, notes)
 
     def profile(self, text: TextScores | None = None) -> HeadsProfile:
         """What is kept of what has been measured so far."""
         measured, count = self.measured(text), self.n_sequences
-        heads = None if measured.scores is None else tuple(heads_in_roles(measured.scores, measured.ruled_out))
+        scores, ruled_out = measured.scores, measured.ruled_out
+        heads = None if scores is None else tuple(heads_in_roles(scores, ruled_out, self.listed))
         behaviour = {name: measured.found.behaviour[name] for name in BEHAVIOUR}
-        about = provenance(self.subject, seed=self._seed, n_sequences=count, probe=measured.found.described)
+        about = provenance(self.subject, seed=self.seed, n_sequences=count, probe=measured.found.described)
         periods = tuple(int(period) for period in np.unique(measured.found.periods))
-        probed = Probed(self._seed, count, self._space, periods, fitting_shape(self._space)[1])
+        probed = Probed(self.seed, count, self.space, periods, fitting_shape(self.space)[1])
         return HeadsProfile(heads, behaviour, text, probed, replace(about, notes=about.notes + measured.notes))
 
     def _ruled_out(self, scores: Mapping[str, Array]) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
@@ -162,7 +130,7 @@ class Prober:
         if not unclear.any():
             return gone, ()
         try:
-            effects = copy_effects(self.subject, FIRST_LOOK, self._seed)
+            effects = copy_effects(self.subject, FIRST_LOOK, self.seed)
             exists = ~np.isnan(effects[0])
             found = mean_interval(effects[:, exists], SUPPRESSION_ERROR, "nats")
             gone[exists] = [suppresses(each) for each in found]
@@ -179,12 +147,12 @@ class Prober:
     def _written(self, asked: NDArray[np.bool_]) -> list[Written]:
         """What these heads write, by ablating each; measured once."""
         heads = tuple(HeadId(int(layer), int(head)) for layer, head in np.argwhere(asked))
-        key = ("what heads write", heads, self._seed)
-        return self.subject.remember(key, lambda: written_by(self.subject, heads, self._seed))
+        key = ("what heads write", heads, self.seed)
+        return self.subject.remember(key, lambda: written_by(self.subject, heads, self.seed))
 
     def rows(self, text: Any, max_rows: int) -> Ids:
         """The rows of token ids that a text makes for this model."""
-        return rows_of(self._alike, text, max_rows)
+        return rows_of(self.alike, text, max_rows)
 
     def in_context(self, rows: Ids, max_rows: int) -> TextScores:
         """The in-context learning score of each row. Raises `ModelError` where the model lacks ids or positions of them."""
@@ -195,7 +163,7 @@ class Prober:
                 f"{rows.max()} and {rows.shape[1]} positions"
             )
         losses = self.subject.remember(("text", rows.tobytes(), rows.shape), partial(row_losses, self.subject, rows))
-        first_token, windows = windows_of(self._alike, rows)
+        first_token, windows = windows_of(self.alike, rows)
         early, late = (window_mean(losses, span, first_token) for span in (windows.early, windows.late))
         return TextScores(digest_of(rows), max_rows, rows.shape[1], late - early, late)
 
@@ -209,7 +177,7 @@ def scores_of(found: Round) -> dict[str, Array]:
     """The scores that roles go by, of every head on every sequence: (n_sequences, n_layers, n_heads) each."""
     return {
         "prefix_matching": found.heads[:, 0],
-        "excess": found.heads[:, 0] - found.chance,
+        "excess": found.excess,
         "previous_token": found.heads[:, 1],
         "duplicate_token": found.heads[:, 2],
     }
@@ -231,11 +199,16 @@ def in_role(scores: Mapping[str, Array], role: str) -> NDArray[np.bool_]:
     return found
 
 
-def heads_in_roles(scores: Mapping[str, Array], ruled_out: NDArray[np.bool_]) -> Sequence[HeadInRole]:
-    """The heads of each role, by layer and number."""
+def heads_in_roles(
+    scores: Mapping[str, Array], ruled_out: NDArray[np.bool_], listed: Collection[HeadId] | None = None
+) -> Sequence[HeadInRole]:
+    """The heads of each role, by layer and number; the induction heads are those `listed`, where that is known."""
     found = []
     for role, names in ROLES.items():
         has = in_role(scores, role) & ~ruled_out if role == "induction" else in_role(scores, role)
+        if role == "induction" and listed is not None:
+            has = np.zeros_like(has)
+            has[tuple(np.array([(head.layer, head.head) for head in listed], dtype=int).reshape(-1, 2).T)] = True
         for layer, head in np.argwhere(has):
             found.append(HeadInRole(role, int(layer), int(head), {name: scores[name][:, layer, head] for name in names}))
     return found

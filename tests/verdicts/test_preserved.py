@@ -9,19 +9,20 @@ import pytest
 import torch
 
 import pytest_induction as induction
-from pytest_induction import ExpectationFailed, Verdict
-from pytest_induction.assertions.preserved import assert_heads_preserved
+from pytest_induction import ExpectationFailed, Verdict, find_induction_heads, load_model
+from pytest_induction.assertions.preserved import assert_heads_preserved, profile_of
 from pytest_induction.errors import ArgumentError, BaselineError, ModelError, TextError
 from pytest_induction.measure import Round
 from pytest_induction.models import planted
-from pytest_induction.preservation import Measured, profile_of
+from pytest_induction.preservation import Measured
 from pytest_induction.profiles import OF_BASELINES, ROLES, HeadInRole, HeadsProfile, Probed
 from pytest_induction.records import Evidence, Provenance, TokenSpace
 from pytest_induction.verdicts import matching
 from pytest_induction.verdicts.losses import MEASURES
 from pytest_induction.verdicts.preservation import judge_preserved
 from tests.conftest import FIXTURES, SHIPPED
-from tests.planted import CopiesUnseen, uniform
+from tests.planted import CopiesUnseen, Planted, first, follows_period, share, uniform
+from tests.planted import induction as matching_head
 
 SIZES = {"n_heads": 3, "d_vocab": 24, "n_ctx": 41}
 D_HEAD = 16  # of the shipped attention-only models
@@ -491,7 +492,7 @@ def made_up(rng, losses, spread=0.05, count=12, extra=0):
     before = HeadsProfile(tuple(kept), behaviour, None, Probed(0, count, TokenSpace(8), (8,), 4), nowhere)
     scores = dict.fromkeys(("prefix_matching", "excess"), later) | dict.fromkeys(("previous_token", "duplicate_token"), later * 0)
     nothing = np.zeros((count, 0))
-    found = Round(np.full(count, 8), nothing, nothing, np.ones(count, bool), nothing, behaviour, "")
+    found = Round(np.full(count, 8), nothing, nothing, nothing, behaviour, "")
     return before, Measured(found, scores, np.zeros((1, n + extra), bool))
 
 
@@ -527,3 +528,14 @@ def test_within_and_beyond_the_margin_the_answer_is_found():
     assert shares([0.02, 0.02], times=100, count=24)[Verdict.FORMED] > 0.9
     assert shares([0.3, 0.0], times=100)[Verdict.NOT_FORMED] > 0.9
     assert shares([0.3, 0.0], times=100, max_lost=1)[Verdict.FORMED] > 0.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_induction_heads_of_a_profile_are_those_of_the_list(seed):
+    """Few sequences would not tell them: one above the threshold is kept, one near it and one that follows a period are not."""
+    heads = (share(matching_head, 0.42), share(matching_head, 0.29), follows_period(2), first)
+    subject = load_model(Planted(*heads, copy=60.0, d_vocab=128))
+    found = profile_of(subject, n_sequences=12, seed=seed)
+    assert [(head.layer, head.head) for head in found.heads if head.role == "induction"] == [(0, 0)]
+    listed = find_induction_heads(subject, seed=seed)
+    assert [str(head) for head in listed.heads] == ["L0H0"] and [str(head) for head in listed.near] == ["L0H1"]

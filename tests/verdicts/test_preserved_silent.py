@@ -2,7 +2,8 @@
 
 import pytest
 
-from pytest_induction import UnsupportedModel, assert_heads_preserved, load_model, preservation, profile_of
+from pytest_induction import UnsupportedModel, assert_heads_preserved, copying, load_model, profile_of
+from pytest_induction.assertions import head_search
 from pytest_induction.errors import ExpectationFailed
 from tests.verdicts.mixtures import matching_heads
 
@@ -22,16 +23,16 @@ def test_a_head_that_matches_and_writes_nothing_is_not_kept():
 
 def test_where_the_direct_path_is_not_known_ablation_tells(monkeypatch):
     """Of every head that matches: one that writes is kept, one that does not is not."""
-    monkeypatch.setattr(preservation, "copy_effects", refuse)
+    monkeypatch.setattr(copying, "circuits_of", refuse)
     profile = profile_of(matching_heads(12.0, 0.0))
     assert [(head.layer, head.head) for head in profile.heads if head.role == "induction"] == [(1, 0)]
     assert [note for note in profile.provenance.notes if "not known" in note] == [
-        "whether each head copies is not known: it cannot be told"
+        "what each head writes is not known from its weights: it cannot be told"
     ]
 
 
 def test_where_ablation_cannot_tell_the_head_is_kept_and_a_note_says_so(monkeypatch):
-    monkeypatch.setattr(preservation, "written_by", refuse)
+    monkeypatch.setattr(head_search, "written_by", refuse)
     profile = profile_of(matching_heads(12.0, 0.0))
     assert [(head.layer, head.head) for head in profile.heads if head.role == "induction"] == [(1, 0), (1, 1)]
     assert [note for note in profile.provenance.notes if "not known" in note] == [
@@ -42,14 +43,14 @@ def test_where_ablation_cannot_tell_the_head_is_kept_and_a_note_says_so(monkeypa
 def test_heads_whose_direct_effect_is_clear_are_not_ablated(monkeypatch):
     """Which would be a pass for each of them."""
     asked = []
-    monkeypatch.setattr(preservation, "written_by", lambda subject, heads, seed: asked.extend(heads) or [])
+    monkeypatch.setattr(head_search, "written_by", lambda subject, heads, seed: asked.extend(heads) or [])
     profile_of(matching_heads(12.0, 6.0, -6.0))
     assert asked == []
 
 
 def test_it_is_measured_once_for_all_looks(monkeypatch):
-    calls, written_by = [], preservation.written_by
-    monkeypatch.setattr(preservation, "written_by", lambda *given: calls.append(given) or written_by(*given))
+    calls, written_by = [], head_search.written_by
+    monkeypatch.setattr(head_search, "written_by", lambda *given: calls.append(given) or written_by(*given))
     subject = load_model(matching_heads(12.0, 0.0))
     for _ in range(2):
         profile_of(subject)

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 
 from pytest_induction.assertions.boundary import expect
-from pytest_induction.assertions.heads import ERROR_RATE
+from pytest_induction.assertions.heads import ERROR_RATE, list_of_heads
+from pytest_induction.assertions.heads import MAX_SEQUENCES as LIST_SEQUENCES
 from pytest_induction.assertions.looks import MAX_SEQUENCES
 from pytest_induction.criteria import LEAST, MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, BaselineError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, provenance
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.preservation import MAX_ROWS, Measured, Prober, check_same
+from pytest_induction.preservation import MAX_ROWS, N_SEQUENCES, Measured, Prober, check_same
 from pytest_induction.profiles import ROLES, HeadsProfile, TextScores, read_profile
-from pytest_induction.records import Evidence, HeadEvidence, HeadId, Provenance, Verdict
-from pytest_induction.statistics import look_sizes
+from pytest_induction.records import Evidence, HeadEvidence, HeadId, Provenance, TokenSpace, Verdict
+from pytest_induction.statistics import FIRST_LOOK, look_sizes
 from pytest_induction.verdicts.behaviour import MIN_ROWS
 from pytest_induction.verdicts.heads import Thresholds, head_evidence
 from pytest_induction.verdicts.losses import MEASURES
@@ -32,6 +33,54 @@ from pytest_induction.verdicts.preservation import ICL, Preservation, judge_pres
 
 MOST_ERROR = 0.5  # beyond, an interval would not hold its own middle
 OF_HEADS = tuple(names[0] for names in ROLES.values())
+
+
+@user_facing
+def profile_of(
+    model: ModelLike,
+    *,
+    text: Any = None,
+    n_sequences: int = N_SEQUENCES,
+    seed: int | None = None,
+    space: TokenSpace | None = None,
+    max_rows: int = MAX_ROWS,
+) -> HeadsProfile:
+    """Measure what `assert_heads_preserved` holds later models against; `.to_dict()` is plain data for a JSON file.
+
+    `n_sequences` repeated rows of random tokens are drawn from `space`, that of the model unless given: a smaller one (fewer ids,
+    a shorter context) serves later models that have no more. With `text` (as for `assert_learns_in_context`) in-context learning
+    is measured too, on at most `max_rows` rows of it.
+
+    A head is kept for every role that it has: "induction" heads are those of the list that `find_induction_heads` gives, on
+    sequences of their own, so that near and undecided ones are left out, and silent ones and those that suppress or follow a
+    period; "previous_token" and "duplicate_token" heads have a mean of 0.3 over every other sequence.
+
+    Raises `ModelError` for a model that cannot be measured, `ProbeError` where no probe fits it.
+
+    >>> from pytest_induction.models.planted import induction_head
+    >>> [(head.role, head.layer, head.head) for head in profile_of(induction_head()).heads]
+    [('induction', 1, 0), ('previous_token', 0, 0)]
+    """
+    subject = load_model(model)
+    if space is not None and not isinstance(space, TokenSpace):
+        raise ArgumentError(f"`space` must be a `TokenSpace`, got `{type(space).__name__}`")
+    prober = _prober_before(subject, space or subject.space, seed if seed is None else whole_number("seed", seed, least=0))
+    count, most = whole_number("n_sequences", n_sequences, least=FIRST_LOOK), whole_number("max_rows", max_rows, least=2)
+    scores = None if text is None else prober.in_context(prober.rows(text, most), most)
+    for size in look_sizes(count):
+        prober.draw(size)
+    profile = prober.profile(scores)
+    return replace(profile, probed=replace(profile.probed, digest=prober.digest(count)))
+
+
+def _prober_before(subject: ModelUnderTest, space: TokenSpace, seed: int | None) -> Prober:
+    """What measures a model that later ones are held against."""
+    prober = Prober(subject, space, subject.seed if seed is None else seed)
+    if subject.way is not None:
+        listed = list_of_heads(prober.alike, Thresholds(), (LIST_SEQUENCES, ERROR_RATE, prober.seed))
+        prober.listed = [HeadId(head.layer, head.head) for head in listed.heads]
+        prober.notes = tuple(note for note in listed.provenance.notes if note not in subject.notes)
+    return prober
 
 
 @user_facing
@@ -171,8 +220,8 @@ class _Pair:
 
 
 def _of_models(before: ModelUnderTest, later: ModelUnderTest, text: Any, budget: _Budget, seed: int | None) -> _Pair:
-    space, used = before.space, before.seed if seed is None else seed
-    first, second = Prober(before, space, used), Prober(later, space, used)
+    first = _prober_before(before, before.space, seed)
+    second = Prober(later, first.space, first.seed)
     if text is None:
         return _Pair(first, second, (None, None))
     rows = first.rows(text, budget.max_rows)

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_induction.assertions.preserved import assert_heads_preserved
+from pytest_induction.assertions.preserved import assert_heads_preserved, profile_of
 from pytest_induction.baselines.checking import OfHeads
-from pytest_induction.preservation import profile_of
 from pytest_induction.profiles import HeadsProfile
 from pytest_induction.records import Evidence
 
