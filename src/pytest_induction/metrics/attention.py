@@ -87,8 +87,15 @@ class PeriodicScores:
 
     def __call__(self, attention: AttentionReader) -> Tensor:
         """One layer's scores: (scores, batch, heads), in the order of `SCORES`, then the wrong shift."""
-        mass = attention.diagonals(self.offsets, first=True).flatten(2)
-        return F.linear(mass, self.weights(mass.dtype, mass.device)).movedim(-1, 0)
+        return self.reduced(attention.diagonals(self.offsets, first=True).flatten(2)).movedim(-1, 0)
+
+    def reduced(self, mass: Tensor) -> Tensor:
+        """The scores (..., scores) of the lines that were read (..., lines * queries).
+
+        Summed in double precision on a CPU, where the order of a sum depends on how many threads are free: so scores do not.
+        """
+        exact = torch.float64 if mass.device.type == "cpu" else mass.dtype
+        return F.linear(mass.to(exact), self.weights(exact, mass.device)).to(mass.dtype)
 
     @property
     def _copies(self) -> range:

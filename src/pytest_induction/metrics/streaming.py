@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pytest_induction.metrics.attention import AttentionReader, PeriodicScores, ScoresReader
@@ -72,7 +71,7 @@ class Streamed:
         log_sum_exps = torch.stack([each for _, each in self._waiting])[:, :, :, None]
         with torch.autocast(held.device.type, enabled=False):  # this may be called where the user has it on
             mass = held.mul_(factor).sub_(log_sum_exps.to(held.dtype)).exp_()
-            found = F.linear(mass.flatten(3), self._scores.weights(mass.dtype, mass.device))
+            found = self._scores.reduced(mass.flatten(3))
         self._done.append(found.movedim(-1, 1))
         self._buffer, self._waiting = torch.empty(0), []
 
