@@ -103,7 +103,7 @@ class LogSumExpReader:
             query, key = (self.query, self.key) if self.key.shape[1] == heads else (self._query, self._key)
             products = (_upcast(query) @ _upcast(key).transpose(-1, -2)).view(batch, heads, -1)
             places, outside = _places(tuple(offsets), first, positions, products.device)
-            out.copy_(products[..., places].view(out.shape)).masked_fill_(outside, -torch.inf)
+            out.copy_(products.gather(-1, places.expand(batch, heads, -1)).view(out.shape)).masked_fill_(outside, -torch.inf)
         else:
             self._write_lines(offsets, out, first)
         if self._mask is None:
