@@ -2,7 +2,7 @@
 
 Rows of one head are drawn in rounds of 21, three of each of seven periods, up to 231. After each round an interval is looked at:
 does it lie above the threshold, or below? Each end may be wrong at 2.5e-4 over all looks, a quarter of the 0.001 of a verdict; a
-verdict divides that further among the heads. Intervals that hold for one look only share it evenly among the eight.
+verdict divides that further among the heads. Intervals that hold for one look only share it evenly among the eleven.
 
 The first table has the share of trials in which the wrong side is claimed at any look, the second the median number of rows until
 the right side is, "more" where 224 are too few. Real heads are those of `fixtures/pretrained/rows.json`. The last lines are of

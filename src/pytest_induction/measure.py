@@ -283,13 +283,13 @@ def score_irregular(subject: ModelUnderTest, rows: IrregularRows) -> Array:
 def measured_round(subject: ModelUnderTest, drawn: Sequence[Drawn], depth: int | None = None) -> Round:
     """One round of what was drawn, one pass for each probe; of `depth` layers only, and without logits, where that is given."""
     found = [_one_probe(subject, each, depth) for each in drawn]
-    values, parts = [heads for heads, _ in found], []
+    values, parts, is_balanced = [heads for heads, _ in found], [], _is_balanced(drawn)
     for each, (heads, behaviour) in zip(drawn, found, strict=True):
         periods = np.full(each.probe.n_sequences, each.probe.period)
         if subject.way is None:
             parts.append(Round(periods, heads, heads, heads, behaviour, ""))
             continue
-        control, is_balanced = _control(subject, each, drawn, values), _is_balanced(drawn)
+        control = _control(subject, each, drawn, values)
         beside = heads[:, OWN_SCORES:].mean(axis=1) if is_balanced else control
         own = np.concatenate([heads[:, :OWN_SCORES], beside[:, None]], axis=1)
         most = each.scores.most_beside if is_balanced else 1 + 1 / len(each.scores.wrong_shifts)

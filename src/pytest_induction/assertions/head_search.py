@@ -193,7 +193,7 @@ class HeadSearch:
         if not self.copies:
             self.look_at_copies()
         told = self._with_effects(new)
-        untold = [head for head in told if head.copy_effect is None or not is_written(head.copy_effect)]
+        untold = [head for head in told if _is_untold(head)]
         if self.complete or not any(head.kind == MATCHES for head in [*told, *self._known.values()] if head not in untold):
             told, untold = self._with_ablation(told), []
         for head in told:
@@ -211,7 +211,7 @@ class HeadSearch:
 
     def _with_ablation(self, heads: Sequence[HeadEvidence]) -> list[HeadEvidence]:
         """Those of which the direct path says nothing, with what ablating them does."""
-        asked = [head for head in heads if head.copy_effect is None or not is_written(head.copy_effect)]
+        asked = [head for head in heads if _is_untold(head)]
         if not asked:
             return list(heads)
         try:
@@ -252,6 +252,11 @@ class HeadSearch:
     def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
+
+
+def _is_untold(head: HeadEvidence) -> bool:
+    """Whether the direct path does not say that it writes something."""
+    return head.copy_effect is None or not is_written(head.copy_effect)
 
 
 def _place(head: HeadEvidence) -> tuple[int, int]:
