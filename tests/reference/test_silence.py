@@ -218,7 +218,7 @@ def test_what_is_no_number_is_told():
 
 
 def test_one_pass_begun_at_its_layer_for_each_head():
-    """After a whole one, and one begun at the last layer for its logits; never more rows at a time than there are."""
+    """After a whole one, whose logits they are compared with; never more rows at a time than there are."""
     model = Model().double().eval()
     subject = load_model(model)
     assert blocks_of(subject).any
@@ -227,7 +227,7 @@ def test_one_pass_begun_at_its_layer_for_each_head():
     _ = blocks_of(subject)  # tried out again: hooks may change what a model does
     passes.clear(), first_block.clear()
     written_by(subject, all_heads(subject), 0)
-    assert passes == [ROWS] * (2 + 6)
+    assert passes == [ROWS] * (1 + 6)
     assert first_block == [ROWS] * (1 + 2)  # the whole pass, and those for the heads of the first layer
 
 

@@ -46,7 +46,7 @@ def attributions(passes: Passes) -> Array:
     """
 
     def measured(rows: Tensor, part: slice) -> Array:
-        kept = passes.clean(rows, part)
+        kept, _ = passes.clean(rows, part)
         leaves = {layer: Leaf() for layer in range(passes.subject.n_layers)}
         steps: dict[int, list[Step]] = {layer: [leaf] for layer, leaf in leaves.items()}
         for layer, step in kept.frozen.items():

@@ -50,12 +50,11 @@ class Ablating:
 
 @dataclass
 class Kept:
-    """What is kept of a clean pass over some rows: what each block gave, queries and keys, what heads found, and the losses."""
+    """What is kept of a clean pass over some rows: what each block gave, queries and keys, and what heads found."""
 
     gave: list[Any]
     frozen: dict[int, Step]
     values: dict[int, Tensor]
-    losses: Tensor
 
 
 @dataclass
@@ -91,11 +90,13 @@ class Passes:
         order = np.argsort([_first_layer(heads, self.subject.n_layers) for heads in sets], kind="stable")
 
         def measured(rows: Tensor, part: slice) -> tuple[Array, Array]:
-            kept = self.clean(rows, part)
-            found = np.empty((len(sets), *kept.losses.shape))
+            kept, logits = self.clean(rows, part)
+            clean = numbers(losses_at(logits, rows, self.queries))
+            del logits
+            found = np.empty((len(sets), *clean.shape))
             for chunk in self._chunks(sets, order, rows):
                 found[chunk] = self._fitting(rows, kept, table[chunk])
-            return numbers(kept.losses), found
+            return clean, found
 
         at_once = self._most(self.rows.shape[1])
         parts = in_batches(self.subject, self.rows, measured, logits=True, most=1 if self.subject.mixes_rows else at_once)
@@ -116,12 +117,12 @@ class Passes:
         """
 
         def measured(rows: Tensor, part: slice) -> list[T]:
-            kept, found, steps = self.clean(rows, part), {}, None
+            (kept, clean), found, stepped = self.clean(rows, part), {}, None
             for number in sorted(range(len(heads)), key=lambda number: heads[number].layer):
                 layer = heads[number].layer
-                if steps is None or (same_steps and steps != [layer]):
-                    steps = [layer] if same_steps else []
-                    _, clean = self._logits(rows, kept, table_of(self.subject, [()]), steps)
+                if same_steps and stepped != layer:
+                    stepped = layer
+                    _, clean = self._logits(rows, kept, table_of(self.subject, [()]), [layer])
                 _, ablated = self._logits(rows, kept, table_of(self.subject, [heads[number : number + 1]]), [layer])
                 found[number] = compare(clean, ablated, part)
             return [found[number] for number in range(len(heads))]
@@ -142,16 +143,16 @@ class Passes:
         groups = [order[start:stop] for start, stop in pairwise(borders) if stop > start]
         return [part.tolist() for group in groups for part in np.array_split(group, -(-len(group) // size))]
 
-    def clean(self, rows: Tensor, part: slice) -> Kept:
-        """A clean pass over some rows, with what the passes after it need."""
+    def clean(self, rows: Tensor, part: slice) -> tuple[Kept, Tensor]:
+        """A clean pass over some rows: what the passes after it need, and its logits at the queries."""
         layers = range(self.subject.n_layers if self.ablating.pattern_preserving else 0)
         records = {layer: [Record(inputs=True)] for layer in layers}
         with self._blocks.kept() as gave, acting(self.subject, rows, records):  # by the way that ablated passes take
-            losses = self.losses_of(rows)
+            logits = self.subject.logits(rows, positions=self.queries)
         values = self._means
         if self.other is not None and self.ablating.how == "resample":
             values = _found(self.subject, self.other[part])
-        return Kept(gave, {layer: given(steps[0]) for layer, steps in records.items()}, values, losses)
+        return Kept(gave, {layer: given(steps[0]) for layer, steps in records.items()}, values), logits
 
     def _fitting(self, rows: Tensor, kept: Kept, table: Tensor) -> Array:
         """The same in as many passes as memory asks for; where one set is too much for it, fewer rows may do."""
@@ -188,11 +189,6 @@ class Passes:
             logits = self.subject.logits(tokens, positions=self.queries)
         advance(len(tokens))
         return tokens, logits
-
-    def losses_of(self, tokens: Tensor) -> Tensor:
-        """Losses (rows, queries) of the tokens after the queries, as the model is just now."""
-        logits = self.subject.logits(tokens, positions=self.queries)
-        return losses_at(logits, tokens, self.queries)
 
 
 def losses_at(logits: Tensor, tokens: Tensor, queries: Tensor) -> Tensor:
