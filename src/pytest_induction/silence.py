@@ -90,7 +90,7 @@ def written_by(subject: ModelUnderTest, heads: Sequence[HeadId], seed: int, *, e
         return []
     probe = _rows(subject, np.random.default_rng([seed, 13]))
     passes = Passes(subject, probe.tokens.to(subject.device), probe.queries)
-    with progress("what heads write", ROWS * (2 + len(heads))):
+    with progress("what heads write", ROWS * (1 + len(heads))):
         found = dict(zip(heads, _changes(passes, probe, heads), strict=True))
         unclear = [head for head, change in found.items() if 0 < change.largest <= UNCLEAR * change.scale]
         found |= zip(unclear, _changes(passes, probe, unclear, same_steps=True), strict=True)
