@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pytest_induction.assertions.causes import assert_ablation_removes_icl
     from pytest_induction.assertions.circuits import assert_induction_circuit
     from pytest_induction.assertions.continuity import assert_continuity
+    from pytest_induction.assertions.formed import assert_formed
     from pytest_induction.assertions.generality import assert_heads_generalize
     from pytest_induction.assertions.given import given_probes
     from pytest_induction.assertions.heads import (
@@ -120,6 +121,7 @@ _HOME = {
         "prefers_longer_match",
         "survives_distractors",
     ),
+    "assertions.formed": ("assert_formed",),
     "assertions.run_state": ("assert_final_has_induction_head", "assert_heads_kept", "assert_log_is_sane"),
     "assertions.perturbation": ("assert_coperturbation",),
     "assertions.runs": (
@@ -260,6 +262,7 @@ __all__ = [
     "assert_coperturbation",
     "assert_copies_repeats",
     "assert_final_has_induction_head",
+    "assert_formed",
     "assert_has_induction_head",
     "assert_heads_generalize",
     "assert_heads_kept",

@@ -142,7 +142,9 @@ class Change:
     `shape` is "flat", "gradual" or "abrupt", or "" where that is not known; `reason` a fixed word for the verdict. `change` is
     what happened between `onset` and `end` (10 % and 90 % of it), in the unit of the series, positive where it goes the way it
     goes when induction forms; `share` what that is of all that the series changed; `width` the decades of tokens (of steps where
-    tokens are not known) between the two. `n_inside` counts the snapshots in the interval with its uncertainty. `rivals` are
+    tokens are not known) between the two. `n_inside` counts the snapshots in the interval with its uncertainty; where these are
+    few, the intervals reach from one snapshot to the next. `between` are the steps of the last snapshot before the change and of
+    the first one after it: how narrow it is at least. `rivals` are
     scheduled changes of the training so near that they may be the cause.
     """
 
@@ -158,6 +160,7 @@ class Change:
     end: Moment | None = None
     width: Estimate | None = None
     n_inside: int = 0
+    between: tuple[int, int] | None = None
     rivals: tuple[str, ...] = ()
     settle: str = ""
 

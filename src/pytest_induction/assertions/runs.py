@@ -45,8 +45,9 @@ def assert_phase_change(
     """Assert that induction formed abruptly in a training run (see `find_phase_changes` for what that means).
 
     `run` is a `TrainingRun`, or whatever `load_run` opens. With `before_tokens` or `before_steps` the change must have ended by
-    then. `co_occurring` asks that in-context learning changed with it, midpoints at most 0.15 decades apart; by default it is
-    asked where in-context learning was recorded.
+    then. Behaviour on repeated tokens must change with the heads, midpoints at most 0.15 decades apart or between the same two
+    snapshots; `co_occurring` asks that of in-context learning, too, and is on where that was recorded. The summary says which
+    series decided.
 
     UNDETERMINED fails too, and says what would settle it: a change of which too few snapshots tell, that is not over, or that may
     be gradual. Returns the evidence: `.changes` has the onset, midpoint, end and width of each series, in steps and tokens.
@@ -62,8 +63,10 @@ def assert_phase_change(
             if not 0 < bar < math.inf:
                 raise ArgumentError(f"`{name}` must be above 0, got {bar}")
             evidence = _in_time(evidence, found.induction, name, bar)
+    if co_occurring is None and found.in_context_learning is None:
+        evidence = replace(evidence, summary=f"{evidence.summary}; in-context learning was not recorded, and is left out")
     if co_occurring or (co_occurring is None and found.in_context_learning is not None):
-        evidence = together(evidence, found)
+        evidence = together(evidence, found, strict=False)
     return expect(evidence, Verdict.FORMED)
 
 
@@ -95,9 +98,10 @@ def assert_cooccurrence(
 ) -> Evidence:
     """Assert that in-context learning changes together with induction; with `turn`, that the path of the training turns there.
 
-    Midpoints lie at most `margin` decades of tokens from that of induction. The turn is that of the path in the space of token
-    losses. It is reported where these were recorded and asked for with `turn` only, for small trainings on natural text had none.
-    The evidence has the distances `lag` and `turn_lag`.
+    Midpoints lie at most `margin` decades of tokens from that of induction, and behaviour on repeated tokens changes with the
+    heads. The turn is that of the path in the space of token losses. It is reported where these were recorded and asked for with
+    `turn` only, for small trainings on natural text had none. The evidence has the distances between all pairs that are there:
+    `lag` (in-context learning), `behaviour_lag` (behaviour after heads), `icl_behaviour_lag` and `turn_lag`.
 
     Of one run the interval of a distance is that of the two changes together. Of several runs (seeds) the distances are taken
     run by run, and the interval is that of their mean. The noisier of two series makes the interval wider, its change no later.
@@ -193,8 +197,9 @@ def _evidence(run: TrainingRun, claim: str, found: PhaseChange, error_rate: floa
         estimates |= {"midpoint": change.midpoint.tokens or change.midpoint.step, "width": change.width}
     if found.lag is not None:
         estimates["lag"] = found.lag
-    if found.turn_lag is not None:
-        estimates["turn_lag"] = found.turn_lag
+    for name in ("behaviour_lag", "icl_behaviour_lag", "turn_lag"):
+        if (each := getattr(found, name)) is not None:
+            estimates[name] = each
     return Evidence(
         claim,
         found.verdict,

@@ -8,12 +8,15 @@ from dataclasses import replace
 import numpy as np
 
 from pytest_induction.records import Estimate, Evidence, Verdict
-from pytest_induction.runs.phase_change import MARGIN, PhaseChange
+from pytest_induction.runs.phase_change import MARGIN, PhaseChange, are_together, is_narrow
 from pytest_induction.statistics import mean_interval
 
 
-def together(evidence: Evidence, found: PhaseChange, margin: float = MARGIN) -> Evidence:
-    """The evidence on a run in which in-context learning must change with induction."""
+def together(evidence: Evidence, found: PhaseChange, margin: float = MARGIN, *, strict: bool = True) -> Evidence:
+    """The evidence on a run in which in-context learning must change with induction.
+
+    Unless it is `strict`, changes between the same snapshots are together, though these may be farther apart than the margin.
+    """
     if evidence.verdict is not Verdict.FORMED:
         return evidence
     change, lag = found.in_context_learning, found.lag
@@ -25,11 +28,14 @@ def together(evidence: Evidence, found: PhaseChange, margin: float = MARGIN) -> 
             summary=f"{evidence.summary}; in-context learning was not recorded",
             settle="record or sweep with a held-out text (`text=`, --text), or ask without (`co_occurring=False`)",
         )
-    if change.verdict is not Verdict.FORMED or lag is None:
+    if not (change.verdict is Verdict.FORMED or is_narrow(change, found.bars["max_width"])) or lag is None:
         reason = f"icl_{change.reason}"
         summary = f"{evidence.summary}; but {change.summary}"
         return replace(evidence, verdict=change.verdict, reason=reason, summary=summary, settle=change.settle)
-    return _within(evidence, lag, margin, f"{evidence.summary}; in-context learning changes {apart(lag)} after")
+    summary = f"{evidence.summary}; in-context learning changes {apart(lag)} after"
+    if not strict and found.induction is not None and are_together(found.induction, change, lag, margin):
+        return replace(evidence, summary=summary, bars={**evidence.bars, "margin": margin})
+    return _within(evidence, lag, margin, summary)
 
 
 def with_turn(evidence: Evidence, found: PhaseChange) -> Evidence:

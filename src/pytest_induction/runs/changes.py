@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,13 @@ from pytest_induction.runs.transition import Transition, find_transition
 Floats = NDArray[np.float64]
 MAX_WIDTH = 0.5  # decades; the paper's own windows are 0.3 (2.5e9 to 5e9 tokens) and 0.48 (1e9 to 3e9)
 MIN_SHARE = 0.4  # of all that the series changes, between 10 % and 90 % of the transition
+OTHER_STEP = 0.5  # of the change; another rise as large in as short a time makes two steps of it
 POWER = 2.8  # standard errors: what is found with 80 % power at 5 %, two-sided
 FEWEST = 8  # snapshots, for a fit of six parameters
-FEWEST_INSIDE = 3
+FEWEST_INSIDE = 3  # snapshots, for its onset and end to be named; of fewer it is said between which it lies
 FEWEST_BESIDE = 3  # snapshots before and after the change, for a level to be known
+SURELY_BESIDE = 2  # of them, wherever it may begin or end
+MAX_PART = 0.4  # of a training, for a change to be abrupt, however late it is
 NEAR = 0.15  # decades; a scheduled change so near may be the cause
 WORDS = {
     "prefix_matching": "prefix matching of the best head",
@@ -56,11 +60,23 @@ def judge_change(run: TrainingRun, axis: Axis, series: Series, rule: Rule) -> Ch
     levels = _Levels.of(run, kept)
     if levels.possible + POWER * levels.error < series.bar:
         return Change(series.name, Verdict.NOT_FORMED, "no_change", _flat(kept), shape="flat")
-    found = find_transition(kept.x, kept.y, rule.error_rate, extra_variance(run, kept))
-    change = _Seen(run, axis, kept, levels, found, rule).judged()
+    change = _seen(run, axis, kept, levels, rule).judged()
     if len(kept.x) < len(series.x):
         change = replace(change, summary=f"{change.summary}; later it is lost")
     return change
+
+
+def _seen(run: TrainingRun, axis: Axis, series: Series, levels: _Levels, rule: Rule) -> _Seen:
+    """The transition of a series: between plateaus with slopes, or between level ones where these show what others leave open.
+
+    Of few snapshots slopes leave much open. The best transition with slopes must be abrupt even so.
+    """
+    extra = extra_variance(run, series)
+    sloping = _Seen(run, axis, series, levels, find_transition(series.x, series.y, rule.error_rate, extra), rule)
+    if sloping.verdict is not Verdict.UNDETERMINED or not sloping.best_is_abrupt:
+        return sloping
+    level = replace(sloping, found=find_transition(series.x, series.y, rule.error_rate, extra, sloping=False))
+    return level if level.verdict is Verdict.FORMED else sloping
 
 
 def _flat(series: Series) -> str:
@@ -125,12 +141,20 @@ class _Seen:
         width = Estimate(self.found.width, *self.found.interval(3), unit="decades")
         where = f"{_number(onset.step.value)} and {_number(end.step.value)}"
         how = f"{WORDS[self.series.name]} changes by {_number(change.value)} between steps {where}, {width.value:.2f} decades"
+        if self.n_inside < FEWEST_INSIDE:
+            how = (
+                f"{WORDS[self.series.name]} changes by {_number(change.value)} between the snapshots at steps "
+                f"{self._between[0]} and {self._between[1]}, at most {width.high:.2f} decades"
+            )
         told = {
             "gradual": f"{how}: {self._why_gradual()}",
             "width_unclear": f"{how}, with an interval of {width.low:.2f} to {width.high:.2f}: abrupt or gradual is not clear",
+            "share_unclear": f"{how}, {self.share:.0%} of all that it changes: whether that is most of it is not clear",
+            "bend": f"{how}, and a line with one bend fits as well",
+            "two_steps": f"{how}, and by as much as {_number(self._other_step())} elsewhere in as short a time: two steps",
+            "steps_unclear": f"{how}, and perhaps by {_number(self._other_step())} elsewhere: one step or two is not clear",
             "not_over": f"{how}, and may not be over at the last snapshot",
             "began_before": f"{how}, and may have begun before the first snapshots",
-            "few_inside": f"{how}, with {self.n_inside} snapshots inside",
             "change_unclear": f"{how}: less than {POWER} standard errors ({_number(change.high - change.value)}) "
             "beyond the threshold",
         }
@@ -147,6 +171,7 @@ class _Seen:
             end,
             width,
             self.n_inside,
+            self._between,
             rivals_of(self.run.schedule, self.axis, *self._extent),
             settle,
         )
@@ -155,6 +180,8 @@ class _Seen:
         """Verdict, reason, shape, and what would settle it."""
         if self._is_gradual():
             return Verdict.NOT_FORMED, "gradual", "gradual", ""
+        if self._is_two_steps():
+            return Verdict.NOT_FORMED, "two_steps", "two steps", ""
         missing = self._missing()
         if missing is not None:
             return Verdict.UNDETERMINED, missing[0], "", missing[1]
@@ -168,40 +195,109 @@ class _Seen:
         surely = self.levels.largest - POWER * self.levels.error > self.series.bar and self.share > 0
         return surely and not self._abrupt().any() and self.found.end < self.series.x[-1]
 
+    def _is_two_steps(self) -> bool:
+        """Whether something that is abrupt is surely not alone."""
+        return self.best_is_abrupt and self._has_other_step(self._other_step() - POWER * self.series.scatter)
+
+    def _has_other_step(self, size: float) -> bool:
+        """Whether a change elsewhere is large enough beside this one to be a step of its own."""
+        return size > 0 and size >= OTHER_STEP * self.series.sign * self.found.change
+
+    def _other_step(self) -> float:
+        """The largest change of smoothed values in `max_width` decades, wholly before or after this one; 0 below the threshold.
+
+        In the direction that counts, and up to the first snapshot beyond: how it went before that is not known.
+        """
+        first, last = self._extent
+        smooth, largest = self.series.sign * self.series.smooth, 0.0
+        for side in (self.series.x <= first, self.series.x >= last):
+            x, y = self.series.x[side], smooth[side]
+            for place in range(len(x) - 1):
+                stop = int(np.searchsorted(x, x[place] + self.rule.max_width, side="right")) + 1
+                largest = max(largest, float(y[place + 1 : stop].max() - y[place]))
+        return largest if largest > self.series.bar else 0.0
+
     def _why_gradual(self) -> str:
         if self.found.width > self.rule.max_width:
             return f"gradual, wider than {self.rule.max_width:g}"
+        if self._part > MAX_PART:
+            return f"gradual, {self._part:.0%} of the whole training"
         return f"gradual, only {self.share:.0%} of all that it changes"
 
     def _missing(self) -> tuple[str, str] | None:
         """Why it cannot be said that the change is abrupt, and what would settle it; None where it can."""
         first, last = self._extent
-        change = self._change()
         denser = f"record more snapshots between steps {self._steps(first, last)}"
-        if (self.series.x > last).sum() < FEWEST_BESIDE:
-            return "not_over", "train further, or record a few more snapshots at the end"
-        if (self.series.x < first).sum() < FEWEST_BESIDE:
-            return "began_before", "record from the first steps on"
-        if change.low <= self.series.bar:
-            return "change_unclear", "measure on more sequences or rows of text"
-        if not self._abrupt().all() or self.found.is_no_better_than_a_bend:
-            return "width_unclear", denser
-        return ("few_inside", denser) if self.n_inside < FEWEST_INSIDE else None
+        ways = {
+            "not_over": (
+                not self._is_beside(-self.series.x, -self.found.interval(2)[0], -last),
+                "train further, or record a few more snapshots at the end",
+            ),
+            "began_before": (
+                not self._is_beside(self.series.x, self.found.interval(0)[1], first),
+                "record from the first steps on",
+            ),
+            "change_unclear": (self._change().low <= self.series.bar, "measure on more sequences or rows of text"),
+            "width_unclear": (not self._narrow(self.found.fitting).all(), denser),
+            "share_unclear": (not self._abrupt().all(), denser),
+            "bend": (self.found.is_no_better_than_a_bend, denser),
+            "steps_unclear": (self._has_other_step(self._other_step()), denser),
+        }
+        return next(((reason, settle) for reason, (is_so, settle) in ways.items() if is_so), None)
+
+    def _is_beside(self, x: Floats, best: float, surely: float) -> bool:
+        """Whether snapshots enough lie on one side of a change for its level to be known."""
+        return bool((x < best).sum() >= FEWEST_BESIDE and (x < surely).sum() >= SURELY_BESIDE)
 
     @property
     def share(self) -> float:
         """Of all that the series changes, what the best transition does between its onset and its end."""
         return min(1.0, max(0.0, self.series.sign * self.found.change / max(self.levels.largest, 1e-12)))
 
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the series changes abruptly."""
+        return self._verdict()[0]
+
+    @property
+    def best_is_abrupt(self) -> bool:
+        """Whether the transition that fits best is."""
+        found = self.found
+        best = np.array([[found.onset, found.midpoint, found.end, found.width, found.change]])
+        return bool(self._are_abrupt(best)[0])
+
     def _abrupt(self) -> NDArray[np.bool_]:
-        """Of every transition that fits, whether it is narrow, and most of what changes."""
-        width, change = self.found.fitting[:, 3], self.series.sign * self.found.fitting[:, 4]
-        return (width <= self.rule.max_width) & (change >= MIN_SHARE * self.levels.largest)
+        """Of every transition that fits, whether it is abrupt."""
+        return self._are_abrupt(self.found.fitting)
+
+    def _are_abrupt(self, fitting: Floats) -> NDArray[np.bool_]:
+        """Of some transitions, whether each is narrow, and most of what changes."""
+        return self._narrow(fitting) & (self.series.sign * fitting[:, 4] >= MIN_SHARE * self.levels.largest)
+
+    def _narrow(self, fitting: Floats) -> NDArray[np.bool_]:
+        """Of some transitions, whether each is narrow, as a part of the training too."""
+        return (fitting[:, 3] <= self.rule.max_width) & (self._parts(fitting[:, 0], fitting[:, 2]) <= MAX_PART)
+
+    def _parts(self, onset: Floats | float, end: Floats | float) -> Any:
+        """What part of the training lies between two places."""
+        return (10.0**end - 10.0**onset) / 10.0 ** float(self.axis.x[-1])
+
+    @property
+    def _part(self) -> float:
+        return float(self._parts(self.found.onset, self.found.end))
 
     @property
     def _extent(self) -> tuple[float, float]:
         """From the earliest onset to the latest end that fit."""
         return self.found.interval(0)[0], self.found.interval(2)[1]
+
+    @property
+    def _between(self) -> tuple[int, int]:
+        """The steps of the last snapshot before the change that fits best, and of the first one after it."""
+        x, steps = self.series.x, self.axis.steps[self.series.index]
+        before = int(np.searchsorted(x, self.found.onset + 1e-9, side="right")) - 1
+        after = int(np.searchsorted(x, self.found.end - 1e-9))
+        return round(steps[max(before, 0)]), round(steps[min(after, len(x) - 1)])
 
     @property
     def n_inside(self) -> int:

@@ -23,11 +23,13 @@ WANT_OF_SNAPSHOTS = ("few_snapshots", "few_inside", "began_before", "not_over", 
 class PhaseChange:
     """What `find_phase_changes` found: a verdict on the run, and the change of each series; None for what was not recorded.
 
-    FORMED means that induction formed abruptly: prefix matching of the best head and behaviour on repeated tokens both changed,
-    the former abruptly. `in_context_learning`, `loss_bump` and `turn` are reported beside it: the first also falls where a model
-    learns which tokens are frequent in a context, the second may be missing where all else is there, and the third, the turn of
-    the path of the training in the space of token losses, is known where those were recorded. `lag` is the midpoint of
-    in-context learning minus that of induction, in decades, `turn_lag` that of the turn; None where either did not change.
+    FORMED means that induction formed abruptly: prefix matching of the best head and behaviour on repeated tokens changed
+    together, the former abruptly. `in_context_learning`, `loss_bump` and `turn` are reported beside it: the first also falls
+    where a model learns which tokens are frequent in a context, the second may be missing where all else is there, and the third,
+    the turn of the path of the training in the space of token losses, is known where those were recorded. `lag` is the midpoint
+    of in-context learning minus that of induction, in decades, `behaviour_lag` that of behaviour minus that of prefix matching,
+    `icl_behaviour_lag` that of in-context learning minus that of behaviour, `turn_lag` that of the turn minus that of induction;
+    None where either did not change.
     """
 
     verdict: Verdict
@@ -38,6 +40,8 @@ class PhaseChange:
     in_context_learning: Change | None
     loss_bump: Change | None
     lag: Estimate | None = None
+    behaviour_lag: Estimate | None = None
+    icl_behaviour_lag: Estimate | None = None
     settle: str = ""
     turn: Change | None = None
     turn_lag: Estimate | None = None
@@ -67,11 +71,12 @@ def find_phase_changes(
 
     Each series (prefix matching of the best head, behaviour on repeated tokens, in-context learning score) is fitted with two
     plateaus, each with a slope, and a transition between them, over the logarithm of the tokens trained on. It changed abruptly
-    if every transition that fits about as well is at most `max_width` decades wide from 10 % to 90 %, makes up a good part of all
-    that the series changes, moves it by more than its threshold and 2.8 standard errors, and has three snapshots or more inside
-    and on either side. `min_change` replaces thresholds by name: prefix_matching and previous_token 0.2, advantage 1 nat,
-    repeat_accuracy 0.3, repeat_loss 1 nat, icl_score 0.15 nats, loss (height of the bump) 0.1 nats, turn 20 degrees. Intervals
-    miss at most at `error_rate`.
+    if every transition that fits about as well is at most `max_width` decades wide from 10 % to 90 %, takes at most two fifths of
+    the training, makes up a good part of all that the series changes, in one step, moves it by more than its threshold and 2.8
+    standard errors, and has three snapshots or more on either side. None need lie inside: between the last snapshot before and
+    the first after it, a change is as narrow as these are near. `min_change` replaces thresholds by name: prefix_matching and
+    previous_token 0.2, advantage 1 nat, repeat_accuracy 0.3, repeat_loss 1 nat, icl_score 0.15 nats, loss (height of the bump)
+    0.1 nats, turn 20 degrees. Intervals miss at most at `error_rate`.
 
     Raises `RunError` for a run with fewer than two snapshots, `ArgumentError` for thresholds that make no sense.
 
@@ -88,7 +93,8 @@ def find_phase_changes(
     repeats = next((change for name in REPEATS if (change := _judged(run, axis, name, bars, rule))), None)
     in_context = _judged(run, axis, "icl_score", bars, rule)
     turn = _judged(run, axis, "turn", bars, rule)
-    verdict, reason, summary, settle = _induction(heads, repeats)
+    apart = _lag(heads, repeats)
+    verdict, reason, summary, settle = _induction(heads, repeats, apart)
     return PhaseChange(
         verdict,
         reason,
@@ -98,6 +104,8 @@ def find_phase_changes(
         in_context,
         _bump(run, axis, bars["loss"], rule),
         _lag(heads or repeats, in_context),
+        apart,
+        _lag(repeats, in_context),
         settle,
         turn,
         _lag(heads or repeats, turn),
@@ -144,24 +152,64 @@ def _with_cure(run: TrainingRun, change: Change | None) -> Change | None:
     return replace(change, settle=f"{change.settle}; {cure}")
 
 
-def _induction(heads: Change | None, repeats: Change | None) -> tuple[Verdict, str, str, str]:
-    """The verdict on induction: verdict, reason, summary, what would settle it."""
+Said = tuple[Verdict, str, str, str]
+"""Verdict, reason, summary, and what would settle it."""
+
+
+def _induction(heads: Change | None, repeats: Change | None, apart: Estimate | None) -> Said:
+    """The verdict on induction; `apart` is how much later behaviour changes than heads."""
     if heads is None or repeats is None:
-        only = heads or repeats
-        if only is not None:
-            return only.verdict, only.reason, only.summary, only.settle
-        missing = "neither scores of heads nor behaviour on repeated tokens were recorded"
-        return Verdict.UNDETERMINED, "not_recorded", missing, "sweep the run's checkpoints: python -m pytest_induction sweep"
+        return _of_one(heads, repeats)
     seen = f"{heads.summary}; but {repeats.summary}"
     if heads.reason == "no_change" and repeats.verdict is Verdict.FORMED:
         pairs = "pairs of heads may do it: `measure_virtual_heads` on a checkpoint tells"
         return Verdict.UNDETERMINED, "copies_without_a_head", seen, pairs
-    if heads.verdict is Verdict.FORMED and repeats.reason == "no_change":
+    if heads.verdict is not Verdict.FORMED:
+        return heads.verdict, heads.reason, heads.summary, heads.settle
+    if repeats.reason == "no_change":
         return Verdict.NOT_FORMED, "matches_without_copying", seen, ""
-    if heads.verdict is Verdict.FORMED and not (repeats.shape or has_changed(repeats)):
+    if not (repeats.shape or has_changed(repeats)):
         return Verdict.UNDETERMINED, repeats.reason, repeats.summary, repeats.settle
-    reason = "formed" if heads.verdict is Verdict.FORMED else heads.reason
-    return heads.verdict, reason, heads.summary, heads.settle
+    return _with_behaviour(heads, repeats, apart, seen)
+
+
+def _of_one(heads: Change | None, repeats: Change | None) -> Said:
+    """The verdict where heads or behaviour were not recorded."""
+    only, without = heads or repeats, "behaviour on repeated tokens" if repeats is None else "scores of heads"
+    if only is not None:
+        were = "was" if repeats is None else "were"
+        return only.verdict, only.reason, f"{only.summary}; {without} {were} not recorded", only.settle
+    missing = "neither scores of heads nor behaviour on repeated tokens were recorded"
+    return Verdict.UNDETERMINED, "not_recorded", missing, "sweep the run's checkpoints: python -m pytest_induction sweep"
+
+
+def _with_behaviour(heads: Change, repeats: Change, apart: Estimate | None, seen: str) -> Said:
+    """The verdict on heads that formed, in a model whose behaviour changed: together with them, or not."""
+    if apart is None or are_together(heads, repeats, apart):
+        return Verdict.FORMED, "formed", f"{heads.summary}; {WORDS[repeats.series]} changes with it", heads.settle
+    decades = f"{apart.value:+.2f} decades ({apart.low:+.2f}..{apart.high:+.2f}) after prefix matching"
+    if apart.low > MARGIN or apart.high < -MARGIN:
+        return Verdict.NOT_FORMED, "behaviour_apart", f"{seen}: {decades}, not together", ""
+    more = "record more snapshots between the two changes"
+    return Verdict.UNDETERMINED, "behaviour_lag_unclear", f"{seen}: {decades}, together or not is not clear", more
+
+
+def are_together(one: Change, other: Change, lag: Estimate, margin: float = MARGIN) -> bool:
+    """Whether two changes are one, as far as the snapshots tell: midpoints within the margin, or both in one window of the grid.
+
+    Between the same two snapshots changes cannot be told apart.
+    """
+    if -margin <= lag.low and lag.high <= margin:
+        return True
+    return -margin <= lag.value <= margin and _overlap(one, other)
+
+
+def _overlap(one: Change, other: Change) -> bool:
+    """Whether each may have begun before the other had ended, wherever in its interval it lies."""
+    if one.onset is None or one.end is None or other.onset is None or other.end is None:
+        return False
+    first, second = ((each.onset.step.value, each.end.step.value) for each in (one, other) if each.onset and each.end)
+    return first[0] <= second[1] and second[0] <= first[1]
 
 
 def has_changed(change: Change) -> bool:
@@ -171,10 +219,24 @@ def has_changed(change: Change) -> bool:
 
 def _lag(induction: Change | None, other: Change | None) -> Estimate | None:
     """How much later another series changes than induction; None unless both may have."""
-    both = (induction, other)
-    if any(change is not None and change.verdict is Verdict.NOT_FORMED for change in both):
+    if any(change is not None and not has_place(change) for change in (induction, other)):
         return None
     return lag_between(induction, other)
+
+
+def has_place(change: Change) -> bool:
+    """Whether something may have changed at some place: abruptly, or narrowly enough beside what else it does."""
+    return change.verdict is not Verdict.NOT_FORMED or is_narrow(change)
+
+
+def is_narrow(change: Change, max_width: float = MAX_WIDTH) -> bool:
+    """Whether something changed within so many decades, whatever else the series does: of what only goes with another change.
+
+    In-context learning also falls where a model learns which tokens are frequent; that makes its other fall no less sudden.
+    """
+    reasons = ("abrupt", "share_unclear", "two_steps", "steps_unclear", "gradual")
+    narrow = change.width is not None and change.width.high <= max_width
+    return narrow and has_changed(change) and change.reason in reasons
 
 
 def lag_between(first: Change | None, second: Change | None) -> Estimate | None:
@@ -202,8 +264,7 @@ def _bump(run: TrainingRun, axis: Axis, bar: float, rule: Rule) -> Change | None
         return Change("loss", Verdict.UNDETERMINED, "few_snapshots", seen)
     amount = axis.steps if axis.tokens is None else axis.tokens
     bump = find_bump(series.x, amount[series.index], series.y)
-    half = POWER * bump.error
-    height = Estimate(bump.height, bump.height - half, bump.height + half, "nats")
+    height = Estimate(bump.height, bump.height - POWER * bump.error, bump.height + POWER * bump.spread, "nats")
     knee, first, last, end = (float(series.x[place]) for place in (bump.knee, bump.first_knee, bump.last_knee, bump.end))
     onset, stop = axis.moment(knee, first, last), axis.moment(end, end, end)
     middle = axis.moment((knee + end) / 2, (first + end) / 2, (last + end) / 2)
@@ -219,4 +280,4 @@ def _bump(run: TrainingRun, axis: Axis, bar: float, rule: Rule) -> Change | None
     width = Estimate(end - knee, end - last, end - first, "decades")
     rivals = rivals_of(run.schedule, axis, first, end)
     share = bump.height / max(float(series.y.max() - series.y.min()), 1e-12)
-    return Change("loss", verdict, reason, seen, "", height, share, onset, middle, stop, width, inside, rivals)
+    return Change("loss", verdict, reason, seen, "", height, share, onset, middle, stop, width, inside, None, rivals)

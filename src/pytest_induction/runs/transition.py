@@ -2,7 +2,8 @@
 
 The transition is a ramp (two knots) or a logistic, whichever lies nearer; all its places and widths are tried, and those that fit
 about as well make the intervals, so that a change between two snapshots is known no better than by the gap. Neighbouring
-residuals are alike, in training as in any slow process, which is paid for: they count for as many as independent ones would.
+residuals are alike, in training as in any slow process, which is paid for: they count for as many as independent ones would,
+unless they lie far apart. Of few points, slopes cost more than they tell; a fit with flat plateaus tells more, where it holds.
 Points that were measured on fewer sequences than others scatter more, and count for less.
 """
 
@@ -28,9 +29,12 @@ STRETCHES = (
 )  # at least so far beyond the widths that fitted; laid again where few of it still fit
 INNER = 0.8  # the share of a transition between its onset and its end: from 10 % to 90 %
 NEIGHBOURHOOD = 0.6  # decades on either side of a transition that is looked at again, at least; and at least twice its width
-PARAMETERS = 6  # four linear ones, the place and the width
+PARAMETERS = 6  # four linear ones, the place and the width; without slopes two less
+FEWEST_DEGREES = 2  # of freedom
+FAR = 0.15  # decades between two points whose residuals are taken as independent
 GAP_SHARE = 1 / 24  # real changes are neither ramps nor logistics: between two points, how they went is not known
 SLOPE_RIDGE = 1e-3  # keeps the slope of a plateau of few points from standing in for the change
+LEVEL_RIDGE = 1e9  # keeps plateaus level
 CHANGE_RIDGE = 1e-6  # what lies wholly on one side of every point changes nothing
 REWEIGHTED = 3  # times: what the well measured points scatter by is known once the others count for less
 NOISE_FLOOR = 2e-3  # of the series' range: no series is known better
@@ -41,13 +45,19 @@ class Points:
     """A series on its axis, (points,) each, the places rising strictly.
 
     `extra` is the variance that a point has beyond that of the others, as it was measured on less. `root` is the square root of
-    what it counts for, 1 where it has none.
+    what it counts for, 1 where it has none. Where they are not `sloping`, plateaus are level.
     """
 
     x: Floats
     y: Floats
     extra: Floats
     root: Floats
+    sloping: bool = True
+
+    @property
+    def parameters(self) -> int:
+        """Of a transition that is fitted to them."""
+        return PARAMETERS if self.sloping else PARAMETERS - 2
 
     def weighted(self, noise: float) -> Points:
         """The same, where a point without extra variance scatters by so much."""
@@ -111,22 +121,24 @@ def thinned(x: Floats, y: Floats, most: int = MOST_POINTS, extra: Floats | None 
     return Points(means[0], means[1], means[2] / counts[full], np.ones(int(full.sum())))
 
 
-def find_transition(x: Floats, y: Floats, error_rate: float = 0.05, extra: Floats | None = None) -> Transition:
+def find_transition(
+    x: Floats, y: Floats, error_rate: float = 0.05, extra: Floats | None = None, *, sloping: bool = True
+) -> Transition:
     """The transition of a series (points,) over an axis in decades, rising strictly; at least eight points.
 
     Found on the whole series, then once more in its neighbourhood, where what is far away cannot bend the plateaus. The interval
     of each place and of the width misses at most at `error_rate`. `extra` (points,) is the variance that values have beyond that
-    of the best measured ones.
+    of the best measured ones. Plateaus have slopes unless `sloping` is false.
     """
-    points = thinned(x, y, extra=extra)
+    points = replace(thinned(x, y, extra=extra), sloping=sloping)
     found = _fit(points, _coarse(points), error_rate)
     for _ in range(REWEIGHTED if points.extra.any() else 0):
         points = points.weighted(found.noise)
         found = _fit(points, _coarse(points), error_rate)
     reach = max(NEIGHBOURHOOD, 2 * found.width)
     near = (x >= found.onset - reach) & (x <= found.end + reach)
-    if near.sum() >= PARAMETERS + 2 and (not near.all() or len(x) > MOST_POINTS):
-        points = thinned(x[near], y[near], extra=None if extra is None else extra[near])
+    if near.sum() >= PARAMETERS + FEWEST_DEGREES and (not near.all() or len(x) > MOST_POINTS):
+        points = replace(thinned(x[near], y[near], extra=None if extra is None else extra[near]), sloping=sloping)
         points = points.weighted(found.noise) if points.extra.any() else points
         found = _fit(points, _coarse(points), error_rate)
     for stretch in STRETCHES:
@@ -142,7 +154,7 @@ def _fit(points: Points, grid: tuple[Floats, Floats], error_rate: float) -> Tran
     costs, changes = _costs(points, place, width, shapes)
     best = int(costs.argmin())
     noise, n_effective = _noise(points, place[best], shapes[best])
-    quantile = student_quantile(error_rate / 2, max(2, math.floor(n_effective) - PARAMETERS))
+    quantile = student_quantile(error_rate / 2, max(FEWEST_DEGREES, math.floor(n_effective) - points.parameters))
     worth = noise**2 * len(points.x) / n_effective
     allowed = quantile**2 * worth
     fitting = np.stack([place - width / 2, place, place + width / 2, width, changes], axis=1)
@@ -205,23 +217,23 @@ def _solved(points: Points, place: Floats, shape: Floats) -> tuple[Floats, Float
     A residual counts as its point does.
     """
     design, y = _design(points, place, shape), points.root * points.y
-    normal = _normal(design)
+    normal = _normal(design, points.sloping)
     found = np.linalg.solve(normal, (y @ design)[..., None]).astype(np.float64)
     return found[..., 0], y - (design @ found)[..., 0]
 
 
-def _normal(design: Floats) -> Floats:
+def _normal(design: Floats, sloping: bool) -> Floats:
     """The matrices (tried, 4, 4) of the normal equations, with what holds slopes and change."""
     normal = design.transpose(0, 2, 1) @ design
     normal[:, 1, 1] += CHANGE_RIDGE
-    normal[:, [2, 3], [2, 3]] += SLOPE_RIDGE * design.shape[1]
+    normal[:, [2, 3], [2, 3]] += (SLOPE_RIDGE if sloping else LEVEL_RIDGE) * design.shape[1]
     return normal
 
 
 def _change_error(points: Points, place: float, width: float, shape: Floats) -> float:
     """Standard error of the change between onset and end, for independent noise of 1; its place and width as they are."""
     counted = np.array([0.0, INNER, width / 2, width / 2])
-    normal = _normal(_design(points, np.array([place]), shape[None]))[0]
+    normal = _normal(_design(points, np.array([place]), shape[None]), points.sloping)[0]
     return math.sqrt(float(counted @ np.linalg.solve(normal, counted)))
 
 
@@ -240,10 +252,13 @@ def _noise(points: Points, place: float, shape: Floats) -> tuple[float, float]:
     """Standard deviation of the residuals of one transition, and how many independent values they are worth."""
     left = _solved(points, np.array([place]), shape[None])[1][0]
     count = len(left)
-    noise = math.sqrt(float((left**2).sum()) / max(1, count - PARAMETERS))
-    alike = float((left[1:] * left[:-1]).sum() / max((left**2).sum(), 1e-300))
-    alike = min(max(alike + PARAMETERS * (1 + abs(alike)) / count, 0.0), 0.95)  # the fit takes some of the likeness away
-    return max(noise, NOISE_FLOOR * points.range), max(PARAMETERS + 2.0, count * (1 - alike) / (1 + alike))
+    noise = math.sqrt(float((left**2).sum()) / max(1, count - points.parameters))
+    near = np.diff(points.x) < FAR
+    alike = float((left[1:] * left[:-1])[near].sum() / max((left**2).sum(), 1e-300))
+    alike += points.parameters * (1 + abs(alike)) / count  # the fit takes some of the likeness away
+    alike = min(max(alike, 0.0), 0.95)
+    n_effective = count - int(near.sum()) * (1 - (1 - alike) / (1 + alike))
+    return max(noise, NOISE_FLOOR * points.range), max(float(points.parameters + FEWEST_DEGREES), n_effective)
 
 
 def _bent_cost(points: Points) -> float:

@@ -163,6 +163,7 @@ class _Found:
             end,
             Estimate(width, max(0.0, width - half), width + half, "decades"),
             self._n_inside,
+            None,
             rivals_of(self.run.schedule, self.axis, *self._extent),
             settle,
         )
