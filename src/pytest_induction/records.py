@@ -346,5 +346,12 @@ def _change(data: Mapping[str, Any]) -> Change:
     moments = {
         name: None if data[name] is None else Moment(**_with_estimates(data[name])) for name in ("onset", "midpoint", "end")
     }
-    rest = {**data, **dict.fromkeys(moments), "verdict": Verdict(data["verdict"]), "rivals": tuple(data["rivals"])}
+    between = tuple(data["between"]) if data.get("between") else None
+    rest = {
+        **data,
+        **dict.fromkeys(moments),
+        "verdict": Verdict(data["verdict"]),
+        "rivals": tuple(data["rivals"]),
+        "between": between,
+    }
     return Change(**{**_with_estimates(rest), **moments})

@@ -34,7 +34,7 @@ def test_the_height_is_that_above_the_lowest_chord(seed):
     """Fewer points than are averaged, so that each stands for itself."""
     rng = np.random.default_rng(seed)
     amount = np.cumsum(rng.uniform(0.5, 1.5, 25))
-    loss = rng.normal(size=25) if seed % 2 else 5 / amount + 0.3 * rng.normal(size=25)
+    loss = np.sort(rng.normal(size=25))[::-1] if seed % 2 else 5 / amount + 0.01 * rng.normal(size=25)
     found = find_bump(np.arange(25.0), amount, loss)
     above = loss - slow_hull(amount, loss)
     assert found.height == pytest.approx(above.max(), abs=1e-9)
@@ -114,6 +114,26 @@ def test_a_bump_is_seen_through_noise():
     found = [bump_of(steps, plateau_then_drop(steps, 2.0) + noise_of(len(steps), 0.1, seed)) for seed in range(10)]
     assert all(each.verdict is Verdict.FORMED for each in found)
     assert all(600 < each.midpoint.step.value < 1500 for each in found)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_spike_is_no_bump(seed):
+    """However high, however long it takes to come back, by itself or after a shift of the data."""
+    rng = np.random.default_rng(seed)
+    steps = np.arange(0, 20_000, 20)
+    after = np.clip(np.arange(1000) - rng.integers(100, 900), 0, None)
+    spike = np.where(after > 0, rng.uniform(0.3, 4) * np.exp(-after / rng.uniform(2, 200)), 0)
+    loss = 2 + 8 * (steps + 30.0) ** -0.3 + spike + noise_of(1000, 0.02, seed)
+    assert bump_of(steps, loss).verdict is not Verdict.FORMED
+
+
+def test_a_bump_beside_a_spike_is_found():
+    """The guard of the one before."""
+    steps = np.arange(1, 6000, 5)
+    loss = plateau_then_drop(steps, 2.0) + noise_of(len(steps), 0.05, 0)
+    loss[900:910] += 3
+    found = bump_of(steps, loss)
+    assert found.verdict is Verdict.FORMED and 600 < found.midpoint.step.value < 1500
 
 
 def test_a_bump_of_fewer_than_three_snapshots_is_undetermined():

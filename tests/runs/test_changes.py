@@ -9,6 +9,7 @@ import pytest
 from pytest_induction.errors import ArgumentError, RunError
 from pytest_induction.records import Verdict
 from pytest_induction.runs.changes import POWER, rivals_of
+from pytest_induction.runs import changes
 from pytest_induction.runs.phase_change import change_of
 from pytest_induction.runs.record import TrainingRun
 from pytest_induction.runs.series import Axis, measuring_error, series_of
@@ -16,6 +17,7 @@ from tests.runs.curves import STEPS, X, abrupt, heads, logistic, noise_of, ramp,
 
 FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED
 
+EVEN = np.arange(0, 10_001, 100)
 
 CASES = {
     "abrupt": (lambda: heads(abrupt()), FORMED, "abrupt"),
@@ -31,7 +33,9 @@ CASES = {
     "lost": (lambda: heads(1 - abrupt()), NOT_FORMED, "no_change"),
     "one wild value": (lambda: heads(np.arange(len(X)) == 50), NOT_FORMED, "no_change"),
     "at the bar": (lambda: heads(0.36 * abrupt(), noise=0.02), UNDETERMINED, "change_unclear"),
-    "between two snapshots": (lambda: heads(X > 2.4), UNDETERMINED, "few_inside"),
+    "between two snapshots": (lambda: heads(X > 2.4), FORMED, "abrupt"),
+    "two steps": (lambda: heads(0.6 * logistic(X, 1.8, 0.1) + 0.4 * logistic(X, 2.8, 0.1)), NOT_FORMED, "two_steps"),
+    "and a smaller step": (lambda: heads(0.8 * logistic(X, 1.8, 0.1) + 0.2 * logistic(X, 2.8, 0.1)), FORMED, "abrupt"),
     "width at the bar": (lambda: heads(logistic(X, 2.4, 0.5), noise=0.02), UNDETERMINED, "width_unclear"),
     "still rising": (lambda: heads(logistic(X, 4.0, 0.2)), UNDETERMINED, "not_over"),
     "in the last snapshot": (lambda: heads(np.arange(len(X)) == len(X) - 1), UNDETERMINED, "not_over"),
@@ -64,6 +68,7 @@ def test_a_formed_change_says_what_the_curve_was_made_with():
     first, last = found.onset.step.low, found.end.step.high
     inside = (first <= STEPS) & (last >= STEPS)
     assert found.n_inside == inside.sum() >= 3
+    assert found.between[0] <= found.onset.step.high and found.between[1] >= found.end.step.low
     for estimate in (found.onset.step, found.midpoint.step, found.end.step, found.width, found.change):
         assert estimate.low <= estimate.value <= estimate.high
 
@@ -105,15 +110,45 @@ def test_heads_that_are_lost_later_had_formed():
     assert "later it is lost" not in kept.summary
 
 
-@pytest.mark.parametrize("count", range(2, 10))
+@pytest.mark.parametrize("count", range(2, 9))
 def test_fewer_than_eight_snapshots_tell_nothing(count):
-    """Seven are too few, whatever they are; with eight something is said of them, and still no FORMED."""
+    """Seven are too few, whatever they are; eight over four decades lie farther apart than an abrupt change may last."""
     steps = np.unique(np.geomspace(1, 10_000, count).astype(int))
     found = heads(abrupt(steps), steps)
     assert found.verdict is UNDETERMINED
-    assert (found.reason == "few_snapshots") == (count < 8)
+    assert found.reason == ("few_snapshots" if count < 8 else "width_unclear")
     if count < 8:
         assert f"at {count} snapshots" in found.summary and f"{8 - count} more" in found.settle
+
+
+@pytest.mark.parametrize("begins", [0.05, 0.12, 0.2, 0.3])
+def test_a_ramp_over_most_of_the_training_is_not_abrupt(begins, monkeypatch):
+    """However few decades that is, as late as it comes; what holds it is the part of the training that it takes."""
+    shape = np.clip((EVEN / EVEN[-1] - begins) / 0.63, 0, 1)
+    assert heads(shape, EVEN).verdict is not FORMED
+    monkeypatch.setattr(changes, "MAX_PART", 1.0)
+    monkeypatch.setattr(changes, "FEWEST_BESIDE", 1)
+    assert heads(shape, EVEN, max_width=1.5).verdict is FORMED or begins > 0.2
+
+
+def test_eight_snapshots_tell_where_they_lie_near_enough():
+    """Three on either side, and two of which the change is between: as narrow as these are near, and censored by them."""
+    steps = np.array([10, 30, 80, 150, 220, 500, 900, 2000])
+    found = heads(abrupt(steps, 2.25, 0.1), steps)
+    assert (found.verdict, found.between) == (FORMED, (150, 220)), found.summary
+    assert "between the snapshots at steps 150 and 220" in found.summary
+    assert found.midpoint.step.low < 10**2.25 < found.midpoint.step.high
+    assert found.width.high < np.log10(220 / 150) + 0.1
+    wide = heads(abrupt(steps[[0, 1, 2, 5, 6, 7]], 2.25, 0.1), steps[[0, 1, 2, 5, 6, 7]])
+    assert wide.verdict is UNDETERMINED
+
+
+def test_four_snapshots_in_a_twentieth_of_a_decade_are_abrupt():
+    """A jump from 0.12 over 0.42 and 0.75 to 0.83, with little inside and level before and after."""
+    steps = np.array([1, 10, 50, 100, 200, 400, 415, 430, 450, 600, 900, 1500, 3000])
+    levels = np.array([0.1, 0.11, 0.1, 0.12, 0.11, 0.12, 0.42, 0.75, 0.83, 0.84, 0.83, 0.85, 0.84])
+    found = change_of(run_of(steps, prefix_matching=levels), "prefix_matching")
+    assert found.verdict is FORMED and found.width.high < 0.1, found.summary
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,10 @@ NEXT_OF_RUN = {
     "gradual": "what counts as abrupt is `max_width=`, in decades",
     "formed": "when and how fast it was stands above",
     "matches_without_copying": "the head may suppress what it finds: `measure_copying` on a checkpoint tells",
-    "too_late": "what is allowed is `before_tokens=` or `before_steps=`",
+    "too_late": "what is allowed is `before_tokens=`, and how many steps",
+    "two_steps": "see both with `python -m pytest_induction draw RUN`; whether it is there in the end tells `assert_formed`",
+    "behaviour_apart": "what the head matches may be used only later: see both with `python -m pytest_induction draw RUN`",
+    "not_there": "train further; thresholds are `min_prefix_matching=` and `min_advantage=`",
     "differs": "what counts as alike is `margins=`; a margin of None leaves a measure out",
     "no_turn": "the path of token losses does not turn: see docs/runs.md#the-turn, or ask without (turn=False)",
     "turn_apart": "the path turns elsewhere: see docs/runs.md#the-turn, or ask without (turn=False)",
@@ -77,7 +80,7 @@ NEXT_OF_RUN = {
     "not_sane": "see the loss: `python -m pytest_induction draw RUN`; a lower learning rate may keep it from diverging",
     "few_snapshots": "record the training more often",
     "no_head_matches": "train further; a lower threshold is `min_prefix_matching=`",
-    "lost": "see `run.best_of_heads('prefix_matching')` for when; what must be kept is `min_share=`",
+    "lost": "see `run.best_of_heads('prefix_matching')` for when it was lost",
     "never_there": "train further, or lower `min_prefix_matching=`",
 }
 ABOUT = ("icl_", "turn_")  # what a reason is about, where it is that of another series than heads

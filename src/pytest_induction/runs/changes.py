@@ -22,6 +22,7 @@ OTHER_STEP = 0.5  # of the change; another rise as large in as short a time make
 POWER = 2.8  # standard errors: what is found with 80 % power at 5 %, two-sided
 FEWEST = 8  # snapshots, for a fit of six parameters
 FEWEST_INSIDE = 3  # snapshots, for its onset and end to be named; of fewer it is said between which it lies
+AROUND, FEW_AROUND = 1.0, 24  # decades on either side of a change, and snapshots there, of which level plateaus tell more
 FEWEST_BESIDE = 3  # snapshots before and after the change, for a level to be known
 SURELY_BESIDE = 2  # of them, wherever it may begin or end
 MAX_PART = 0.4  # of a training, for a change to be abrupt, however late it is
@@ -69,14 +70,15 @@ def judge_change(run: TrainingRun, axis: Axis, series: Series, rule: Rule) -> Ch
 def _seen(run: TrainingRun, axis: Axis, series: Series, levels: _Levels, rule: Rule) -> _Seen:
     """The transition of a series: between plateaus with slopes, or between level ones where these show what others leave open.
 
-    Of few snapshots slopes leave much open. The best transition with slopes must be abrupt even so.
+    Of few snapshots slopes leave much open. The best transition with slopes must be as narrow, or as wide, even so.
     """
     extra = extra_variance(run, series)
     sloping = _Seen(run, axis, series, levels, find_transition(series.x, series.y, rule.error_rate, extra), rule)
-    if sloping.verdict is not Verdict.UNDETERMINED or not sloping.best_is_abrupt:
+    if sloping.verdict is not Verdict.UNDETERMINED or not sloping.is_sparse:
         return sloping
     level = replace(sloping, found=find_transition(series.x, series.y, rule.error_rate, extra, sloping=False))
-    return level if level.verdict is Verdict.FORMED else sloping
+    expected = Verdict.FORMED if sloping.best_is_abrupt else Verdict.NOT_FORMED
+    return level if level.verdict is expected else sloping
 
 
 def _flat(series: Series) -> str:
@@ -181,7 +183,7 @@ class _Seen:
         if self._is_gradual():
             return Verdict.NOT_FORMED, "gradual", "gradual", ""
         if self._is_two_steps():
-            return Verdict.NOT_FORMED, "two_steps", "two steps", ""
+            return Verdict.NOT_FORMED, "two_steps", "", ""
         missing = self._missing()
         if missing is not None:
             return Verdict.UNDETERMINED, missing[0], "", missing[1]
@@ -197,7 +199,8 @@ class _Seen:
 
     def _is_two_steps(self) -> bool:
         """Whether something that is abrupt is surely not alone."""
-        return self.best_is_abrupt and self._has_other_step(self._other_step() - POWER * self.series.scatter)
+        error = self.found.noise * math.sqrt(len(self.series.x) / self.found.n_effective)  # of neighbours that are alike
+        return self.best_is_abrupt and self._has_other_step(self._other_step() - POWER * error)
 
     def _has_other_step(self, size: float) -> bool:
         """Whether a change elsewhere is large enough beside this one to be a step of its own."""
@@ -238,7 +241,7 @@ class _Seen:
                 "record from the first steps on",
             ),
             "change_unclear": (self._change().low <= self.series.bar, "measure on more sequences or rows of text"),
-            "width_unclear": (not self._narrow(self.found.fitting).all(), denser),
+            "width_unclear": (not (self._narrow(self.found.fitting).all() and self._is_seen), denser),
             "share_unclear": (not self._abrupt().all(), denser),
             "bend": (self.found.is_no_better_than_a_bend, denser),
             "steps_unclear": (self._has_other_step(self._other_step()), denser),
@@ -258,6 +261,11 @@ class _Seen:
     def verdict(self) -> Verdict:
         """Whether the series changes abruptly."""
         return self._verdict()[0]
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether few snapshots lie around the change."""
+        return int((np.abs(self.series.x - self.found.midpoint) <= AROUND).sum()) < FEW_AROUND
 
     @property
     def best_is_abrupt(self) -> bool:
@@ -292,12 +300,24 @@ class _Seen:
         return self.found.interval(0)[0], self.found.interval(2)[1]
 
     @property
+    def _is_seen(self) -> bool:
+        """Whether snapshots inside tell how the change went, or those on either side are so near that it does not matter."""
+        before, after = self._beside
+        return self.n_inside >= FEWEST_INSIDE or bool(self.series.x[after] - self.series.x[before] <= self.rule.max_width)
+
+    @property
+    def _beside(self) -> tuple[int, int]:
+        """The last snapshot before the change and the first one after it, wherever in their intervals it begins and ends."""
+        x = self.series.x
+        before = int(np.searchsorted(x, self.found.fitting[:, 0].max() + 1e-9, side="right")) - 1
+        after = int(np.searchsorted(x, self.found.fitting[:, 2].min() - 1e-9))
+        return max(min(before, after - 1), 0), min(max(after, before + 1), len(x) - 1)
+
+    @property
     def _between(self) -> tuple[int, int]:
-        """The steps of the last snapshot before the change that fits best, and of the first one after it."""
-        x, steps = self.series.x, self.axis.steps[self.series.index]
-        before = int(np.searchsorted(x, self.found.onset + 1e-9, side="right")) - 1
-        after = int(np.searchsorted(x, self.found.end - 1e-9))
-        return round(steps[max(before, 0)]), round(steps[min(after, len(x) - 1)])
+        """Their steps."""
+        before, after = (int(self.axis.steps[self.series.index[place]]) for place in self._beside)
+        return before, after
 
     @property
     def n_inside(self) -> int:

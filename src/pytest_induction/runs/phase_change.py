@@ -195,21 +195,20 @@ def _with_behaviour(heads: Change, repeats: Change, apart: Estimate | None, seen
 
 
 def are_together(one: Change, other: Change, lag: Estimate, margin: float = MARGIN) -> bool:
-    """Whether two changes are one, as far as the snapshots tell: midpoints within the margin, or both in one window of the grid.
+    """Whether two changes are one, as far as the snapshots tell: midpoints within the margin, or in one window of the grid.
 
     Between the same two snapshots changes cannot be told apart.
     """
-    if -margin <= lag.low and lag.high <= margin:
-        return True
-    return -margin <= lag.value <= margin and _overlap(one, other)
+    if lag.low > margin or lag.high < -margin:
+        return False
+    return (-margin <= lag.low and lag.high <= margin) or _overlap(one, other)
 
 
 def _overlap(one: Change, other: Change) -> bool:
-    """Whether each may have begun before the other had ended, wherever in its interval it lies."""
+    """Whether each may have begun before the other had ended."""
     if one.onset is None or one.end is None or other.onset is None or other.end is None:
         return False
-    first, second = ((each.onset.step.value, each.end.step.value) for each in (one, other) if each.onset and each.end)
-    return first[0] <= second[1] and second[0] <= first[1]
+    return one.onset.step.low <= other.end.step.high and other.onset.step.low <= one.end.step.high
 
 
 def has_changed(change: Change) -> bool:
