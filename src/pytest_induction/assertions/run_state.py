@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,15 +9,16 @@ import numpy as np
 
 from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.assertions.runs import RunLike, provenance_of
-from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING, is_above, is_open
+from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, user_facing
-from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Verdict
+from pytest_induction.records import Estimate, Evidence, HeadId, Verdict
 from pytest_induction.runs.bump import scatter_of
 from pytest_induction.runs.changes import FEWEST, POWER
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.record import Snapshot, TrainingRun
 from pytest_induction.runs.series import of_best
-from pytest_induction.statistics import SHARE, student_quantile
+from pytest_induction.runs.snapshot_verdict import ERROR_RATE, SnapshotVerdict, judge_snapshot
+from pytest_induction.statistics import SHARE
 from pytest_induction.verdicts.mosaic import mosaic
 
 KEPT = 0.8  # of the highest level that the best head has had
@@ -26,7 +26,6 @@ LOST_GAIN = 0.5  # of all that the loss had fallen: a run that gives so much bac
 SCATTER = 6  # times the scatter of single losses: no noise alone makes so much of a rise
 AT_THE_END = 3  # snapshots whose mean stands for the end of a run
 NEAREST = 3  # heads named beside those that are found
-ERROR_RATE = 1e-3
 
 
 @user_facing
@@ -114,74 +113,32 @@ def assert_final_has_induction_head(
     bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
     about = provenance_of(opened)
     last = next((each for each in reversed(opened.snapshots) if each.prefix_matching is not None), None)
-    if last is None or "excess" not in last.errors or last.advantage is None or last.n_sequences < 2:
+    judged = None if last is None else judge_snapshot(last, **bars, error_rate=error_rate)
+    if last is None or judged is None:
         seen = "no snapshot has scores of heads with their errors"
         evidence = Evidence("final_has_induction_head", Verdict.UNDETERMINED, "not_recorded", seen, about, bars=bars)
         return expect(replace(evidence, settle="record the run, or sweep its checkpoints"), Verdict.FORMED)
     about = replace(about, n_sequences=last.n_sequences)
-    return expect(_final(last, bars, error_rate, Evidence("", Verdict.UNDETERMINED, "", "", about)), Verdict.FORMED)
+    evidence = _final(last, judged, Evidence("", Verdict.UNDETERMINED, "", "", about, bars=bars, confidence=1 - error_rate))
+    return expect(evidence, Verdict.FORMED)
 
 
-def _final(last: Snapshot, bars: dict[str, float], error_rate: float, evidence: Evidence) -> Evidence:
-    bar = bars["min_prefix_matching"]
-    heads = sorted(_heads(last, error_rate), key=lambda head: -head.prefix_matching.value)
-    found = tuple(head for head in heads if is_above(head.prefix_matching, head.excess, bar))
-    unclear = any(is_open(head.prefix_matching, head.excess, bar) for head in heads)
-    advantage = _interval(last.advantage or 0.0, last.errors.get("advantage"), last.n_sequences, error_rate / 3, "nats")
+def _final(last: Snapshot, judged: SnapshotVerdict, evidence: Evidence) -> Evidence:
+    heads = judged.heads
     best = f"{heads[0]} has prefix matching {heads[0].prefix_matching.value:.3f}" if heads else "there are no heads"
-    seen = f"at step {last.step} {best}, advantage of the successor {advantage.value:+.2f} nats"
-    if found and advantage.is_above(bars["min_advantage"]):
-        verdict, reason = Verdict.FORMED, "formed"
-    elif not (found or unclear):
-        verdict, reason = Verdict.NOT_FORMED, "no_head_matches"
-    elif advantage.is_below(bars["min_advantage"]):
-        verdict, reason = Verdict.NOT_FORMED, "matches_without_copying"
-    else:
-        verdict, reason = Verdict.UNDETERMINED, "heads_unclear"
+    unclear = "assert about the last checkpoint itself: it can be measured on more sequences"
     return replace(
         evidence,
         claim="final_has_induction_head",
-        verdict=verdict,
-        reason=reason,
-        summary=seen,
-        heads=found,
-        nearest=tuple(head for head in heads if head not in found)[:NEAREST],
-        estimates={"advantage": advantage},
-        bars=bars,
-        confidence=1 - error_rate,
-        settle="assert about the last checkpoint itself: it can be measured on more sequences"
-        if reason == "heads_unclear"
-        else "",
+        verdict=judged.verdict,
+        reason=judged.reason,
+        summary=f"at step {last.step} {best}, advantage of the successor {judged.advantage.value:+.2f} nats",
+        heads=judged.found,
+        nearest=tuple(head for head in heads if head not in judged.found)[:NEAREST],
+        estimates={"advantage": judged.advantage},
+        settle=unclear if judged.reason == "heads_unclear" else "",
         mosaic=() if last.prefix_matching is None else mosaic(last.prefix_matching[None]),
     )
-
-
-def _heads(last: Snapshot, error_rate: float) -> Iterator[HeadEvidence]:
-    """Every head of a snapshot with its intervals."""
-    scores, excess = last.prefix_matching, last.excess
-    spreads = [last.errors.get(name) for name in ("prefix_matching", "excess")]
-    if scores is None or excess is None or not all(isinstance(each, np.ndarray) for each in spreads):
-        return
-    rate = error_rate / 3 / max(1, int(np.isfinite(scores).sum()))
-    for layer, head in np.argwhere(np.isfinite(scores)):
-        one, two = (
-            _interval(float(values[layer, head]), float(spread[layer, head]), last.n_sequences, rate, SHARE)  # type: ignore[index]
-            for values, spread in zip((scores, excess), spreads, strict=True)
-        )
-        previous, duplicate, first = (
-            0.0 if values is None else float(values[layer, head])
-            for values in (last.previous_token, last.duplicate_token, last.first_token)
-        )
-        chance = float(scores[layer, head] - excess[layer, head])
-        yield HeadEvidence(int(layer), int(head), one, two, chance, chance, previous, duplicate, first)
-
-
-def _interval(value: float, error: object, count: int, error_rate: float, unit: str) -> Estimate:
-    """Student's interval of a mean whose standard error is known; without one, nothing is known."""
-    spread = float(error) if isinstance(error, (int, float)) else math.inf
-    half = student_quantile(min(error_rate, 0.5) / 2, count - 1) * spread
-    low, high = value - half, value + half
-    return Estimate(value, *((max(low, min(value, 0.0)), min(high, max(value, 1.0))) if unit == SHARE else (low, high)), unit)
 
 
 def _problems(run: TrainingRun) -> Iterator[str]:
