@@ -238,6 +238,14 @@ class TestTrainer:
         self.train(tmp_path, InductionRecorder(path, schedule=1, max_overhead=None, resume=False).hf_callback(), steps=2)
         assert read(path).steps.tolist() == [0, 1, 2] and read(path / "earlier" / "1").steps.tolist() == [0, 1, 2, 3]
 
+    def test_a_recorder_that_nobody_has_any_more_is_in_nobody_s_way(self, path):
+        """Also one with a callback, and without the garbage collector."""
+        recorder = InductionRecorder(path, max_overhead=None)
+        recorder.hf_callback(), recorder.lightning_callback()
+        recorder(self.model(), 0)
+        recorder = InductionRecorder(path, max_overhead=None)
+        assert recorder(self.model(), 1) is not None
+
     def test_a_resumed_training_goes_on_with_its_run(self, tmp_path, path):
         settings = {"save_strategy": "steps", "save_steps": 6, "logging_strategy": "steps", "logging_steps": 2}
         recorder = InductionRecorder(path, schedule=5, max_overhead=None)

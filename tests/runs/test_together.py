@@ -1,5 +1,6 @@
 """A model that is spread over the processes of its training: real trainings of two processes, over gloo."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -91,7 +92,7 @@ def in_two_processes(tmp_path, path, code):
         )
         for rank in range(2)
     ]
-    told = [process.communicate(timeout=240) for process in both]
+    told = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], told
     return [json.loads(out.splitlines()[-1]) for out, _ in told]
 
@@ -138,6 +139,72 @@ def test_a_fully_sharded_training_is_measured_by_all_and_recorded_by_the_first(t
     assert run.snapshots[0].icl_score == pytest.approx(alone.icl_score, abs=1e-4)
     assert len({each.fingerprint for each in run.snapshots}) == 5
     assert not np.allclose(run.snapshots[0].prefix_matching, run.snapshots[-1].prefix_matching, atol=1e-3)
+
+
+@pytest.mark.parametrize("first", ["", "loss_of(model, rows(2)).backward()"])
+def test_a_model_of_the_older_fsdp_is_measured_before_and_after_its_first_pass(tmp_path, path, first):
+    code = f"""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    model = FullyShardedDataParallel(Tiny(dropout=0.0), device_id=torch.device("cpu"), use_orig_params=True)
+    {first}
+    with InductionRecorder(path, schedule=2, max_overhead=None) as recorder:
+        recorder(model, 0)
+        trained(model, 4, Each(recorder))
+    told = []
+    """
+    in_two_processes(tmp_path, path, code)
+    run = read(path)
+    assert run.steps.tolist() == [0, 2, 4] and all(each.problem == "" for each in run.snapshots)
+    torch.manual_seed(0)
+    alone = InductionRecorder(tmp_path / "alone")(Tiny(dropout=0.0), 0)
+    np.testing.assert_allclose(run.snapshots[0].prefix_matching, alone.prefix_matching, atol=1e-5)
+
+
+@pytest.mark.slow  # DeepSpeed compiles what its processes talk by, which takes minutes the first time
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_a_training_with_the_third_stage_of_zero_is_measured_too(tmp_path, path):
+    """DeepSpeed leaves nothing of a weight between passes but each process's part."""
+    code = """
+    import deepspeed
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
+    deepspeed.init_distributed(dist_backend="gloo")
+
+    def zero_trained(recorder=None):
+        torch.manual_seed(0)
+        model = Tiny(dropout=0.1)
+        optimiser = {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}}
+        zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
+        config = {"train_micro_batch_size_per_gpu": 2, "optimizer": optimiser, "zero_optimization": zero}
+        engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=model.parameters())
+        torch.manual_seed(rank)
+        if recorder is not None:
+            recorder(engine, 0)
+        for step in range(8):
+            loss = loss_of(engine, rows(2, seed=10 * step + rank))
+            engine.backward(loss)
+            engine.step()
+            if recorder is not None:
+                recorder(engine, step + 1, loss=loss)
+        with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+            content = b"".join(each.detach().numpy().tobytes() for each in engine.module.parameters())
+        return hashlib.blake2b(content).hexdigest()
+
+    plain = zero_trained()
+    with InductionRecorder(path, text=TEXT, schedule=2, max_overhead=None) as recorder:
+        told = [zero_trained(recorder) == plain]
+    """
+    assert in_two_processes(tmp_path, path, code) == [[True], [True]]
+    run = read(path)
+    assert run.steps.tolist() == [0, 2, 4, 6, 8] and all(each.problem == "" for each in run.snapshots)
+    torch.manual_seed(0)
+    text = np.random.default_rng(0).integers(0, 24, (4, 48))
+    alone = InductionRecorder(tmp_path / "alone", text=text)(Tiny(dropout=0.1), 0)
+    np.testing.assert_allclose(run.snapshots[0].prefix_matching, alone.prefix_matching, atol=1e-5)
+    assert run.snapshots[0].icl_score == pytest.approx(alone.icl_score, abs=1e-4)
+    assert len({each.fingerprint for each in run.snapshots}) == 5
 
 
 def test_the_first_decides_what_the_training_can_afford_and_whether_it_stops(tmp_path, path):

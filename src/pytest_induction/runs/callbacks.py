@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-from weakref import ref
+from weakref import WeakMethod, ref
 
 import torch
 from torch import nn
@@ -47,7 +47,7 @@ class _OfTrainer:
         self._logged = -1  # the step of the loss that the last snapshot has
         self._waits: bool | None = None  # for the loss of a step that is over; True where that is the last step
         self._trainer: Callable[[], Any] = lambda: None  # a weak reference: with the Trainer its model would stay in memory
-        recorder.tell(self._log)
+        recorder.tell(_weakly(self))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         self._logged, self._waits = -1, None
@@ -136,6 +136,18 @@ class _OfTrainer:
         return state.global_step % AGREE_EVERY == 0 and any_process(self.recorder.should_stop, args.device)
 
 
+def _weakly(callback: _OfTrainer | _OfLightning) -> Callable[[dict[str, float], int], None]:
+    """Logs through a callback as long as somebody has it: a recorder that held it would hold itself, and its run, with it."""
+    known = WeakMethod(callback._log)  # noqa: SLF001 - of this module
+
+    def log(numbers: dict[str, float], step: int) -> None:
+        found = known()
+        if found is not None:
+            found(numbers, step)
+
+    return log
+
+
 def _trainer_above(state: Any) -> Callable[[], Any]:
     """A weak reference to the Trainer whose callbacks are being called: it hands itself to none of them."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - `inspect` reads source files on the way
@@ -179,7 +191,7 @@ class _OfLightning:
         self._model: Any = None
         self._trainer: Any = None
         self._steps = self._optimiser_steps = 0  # batches in which an optimiser stepped, and how often all of them have
-        recorder.tell(self._log)
+        recorder.tell(_weakly(self))
 
     @property
     def state_key(self) -> str:

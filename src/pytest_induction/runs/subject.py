@@ -17,7 +17,7 @@ from pytest_induction.models.calling import device_of, first_line, uncompiled
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
-from pytest_induction.runs.together import is_spread, least_of, let_go, why_not_together
+from pytest_induction.runs.together import is_spread, least_of, let_go, made_ready, why_not_together
 
 
 class Subject:
@@ -87,6 +87,7 @@ class Subject:
         attach = (*self._attach, *attached())
         memory = None
         if is_spread(module):  # as many rows share a pass in every process
+            made_ready(module)
             device = device_of(module)
             memory = least_of(int(SHARE_OF_FREE * free_memory(device)), device)
         settings: dict[str, Any] = {"attach": attach, "without_pattern": self._without, "memory": memory}

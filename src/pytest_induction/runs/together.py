@@ -8,6 +8,7 @@ only at steps for which the schedule has a snapshot.
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from datetime import timedelta
 
 import torch
@@ -102,6 +103,15 @@ def any_process(value: bool, device: torch.device) -> bool:
 
 def _number(value: int, device: torch.device) -> Tensor:
     return torch.tensor(value, dtype=torch.int64, device=device)
+
+
+def made_ready(module: nn.Module) -> None:
+    """Let the older FSDP set itself up, as it does in its first pass: what a trial pass sets would be taken back after it."""
+    if type(module).__name__ == FULLY_SHARDED:
+        with suppress(ImportError):  # it is nobody's business but torch's
+            from torch.distributed.fsdp._runtime_utils import _lazy_init
+
+            _lazy_init(module, module)  # type: ignore[arg-type]
 
 
 def let_go(module: nn.Module) -> None:
