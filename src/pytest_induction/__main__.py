@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watch.add_argument("--html", metavar="PAGE", help="write a page that reloads itself, and show only where it is")
     watch.add_argument("--every", metavar="SECONDS", type=float, default=2.0, help="how often it is looked at (default 2)")
     watch.add_argument("--once", action="store_true", help="show it as it is now, and end")
+    watch.add_argument("--wait", action="store_true", help="wait for a run that nobody has begun yet")
     _add_column(watch)
     watch.set_defaults(command=_watch)
     about = "render the records of --induction-report RECORDS.json as a page or as Markdown; needs neither torch nor a model"
@@ -131,13 +132,13 @@ def _draw(given: argparse.Namespace) -> int:
 
 def _watch(given: argparse.Namespace) -> int:
     from pytest_induction.runs.places import Place
-    from pytest_induction.runs.watching import growing
+    from pytest_induction.runs.watching import growing, has_begun
 
     if not given.every > 0:
         raise ArgumentError(f"`--every` must be above 0 seconds, got {given.every}")
     place, columns = Place(given.run), _columns(given)
-    if given.once and not place.exists():
-        raise RunError(f"{place} is not there: without --once it is waited for")
+    if not (given.wait or has_begun(place)):
+        raise RunError(f"{place} has no run yet: name the directory that a recorder writes, or a log; --wait waits for it")
     try:
         for run in growing(place, every=given.every, columns=columns):
             _show(run, given)

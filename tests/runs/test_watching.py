@@ -245,7 +245,10 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["nowhere", "--once"], "error: nowhere is not there: without --once it is waited for"),
+            (
+                ["nowhere"],
+                "error: nowhere has no run yet: name the directory that a recorder writes, or a log; --wait waits for it",
+            ),
             (["fixtures/runs/two-layers", "--every", "0"], "error: `--every` must be above 0 seconds, got 0.0"),
             (
                 ["fixtures/runs/two-layers", "--html", "nowhere/page.html"],
@@ -270,7 +273,7 @@ class TestCommand:
         """
         path = tmp_path / "run"
         watching = subprocess.Popen(
-            [sys.executable, "-m", "pytest_induction", "watch", str(path), "--every", "0.1"],
+            [sys.executable, "-m", "pytest_induction", "watch", str(path), "--wait", "--every", "0.1"],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

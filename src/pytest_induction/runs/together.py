@@ -111,7 +111,7 @@ def made_ready(module: nn.Module) -> None:
         with suppress(ImportError):  # it is nobody's business but torch's
             from torch.distributed.fsdp._runtime_utils import _lazy_init
 
-            _lazy_init(module, module)  # type: ignore[arg-type]
+            _lazy_init(module, module)
 
 
 def let_go(module: nn.Module) -> None:

@@ -31,7 +31,7 @@ def growing(
     run: TrainingRun | None = None
     waits = False
     while True:
-        if run is None and not _has_begun(place):
+        if run is None and not has_begun(place):
             if not waits:
                 yield None
             waits = True
@@ -54,7 +54,8 @@ def growing(
         sleep(every)
 
 
-def _has_begun(place: Place) -> bool:
+def has_begun(place: Place) -> bool:
+    """Whether anything lies there to be read: not of a place that is empty, or that a recorder has only just locked."""
     return place.exists() and not (place.is_dir() and set(place.names()) <= UNBEGUN)
 
 
