@@ -1,22 +1,28 @@
-"""The command line: `python -m pytest_induction`, then `doctor MODEL`, `sweep CHECKPOINTS -o RUN`, `draw RUN -o FILE` or
-`report RECORDS.json -o PAGE.html`.
+"""The command line: `python -m pytest_induction`, then `doctor MODEL`, `sweep CHECKPOINTS -o RUN`, `watch RUN`,
+`draw RUN -o FILE` or `report RECORDS.json -o PAGE.html`.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_induction.errors import ArgumentError, InductionError, ProbeError, RunError, reason
+from pytest_induction.files import replace_text
 from pytest_induction.runs import command
 from pytest_induction.specs import FORMS
 
 if TYPE_CHECKING:
     from pytest_induction.models.protocol import ModelUnderTest
+    from pytest_induction.runs.record import TrainingRun
+
+WIDEST = 120  # characters of a frame of `watch`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,9 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw = commands.add_parser("draw", help=about, description=about)
     draw.add_argument("run", metavar="RUN", help="a recorded or swept run, or a log, as `load_run` takes it")
     draw.add_argument("-o", "--out", metavar="FILE", help="file that is written (default: the run's name and .svg, here)")
-    named = "column of a log that holds one of our measures: loss=train/ce; may be given again"
-    draw.add_argument("--column", metavar="NAME=COLUMN", action="append", default=[], help=named)
+    _add_column(draw)
     draw.set_defaults(command=_draw)
+    about = "show a run while it trains, renewed as it grows: its curves and the table of what changed; ends when it is closed"
+    watch = commands.add_parser("watch", help=about, description=about)
+    watch.add_argument("run", metavar="RUN", help="a run that is being recorded or swept, or a log, as `load_run` takes it")
+    watch.add_argument("--html", metavar="PAGE", help="write a page that reloads itself, and show only where it is")
+    watch.add_argument("--every", metavar="SECONDS", type=float, default=2.0, help="how often it is looked at (default 2)")
+    watch.add_argument("--once", action="store_true", help="show it as it is now, and end")
+    watch.add_argument("--wait", action="store_true", help="wait for a run that nobody has begun yet")
+    _add_column(watch)
+    watch.set_defaults(command=_watch)
     about = "render the records of --induction-report RECORDS.json as a page or as Markdown; needs neither torch nor a model"
     report = commands.add_parser("report", help=about, description=about)
     report.add_argument("records", metavar="RECORDS.json", help="what --induction-report PATH.json wrote")
@@ -86,16 +100,24 @@ def _sweep(given: argparse.Namespace) -> int:
     return code
 
 
+def _add_column(parser: argparse.ArgumentParser) -> None:
+    named = "column of a log that holds one of our measures: loss=train/ce; may be given again"
+    parser.add_argument("--column", metavar="NAME=COLUMN", action="append", default=[], help=named)
+
+
+def _columns(given: argparse.Namespace) -> dict[str, str] | None:
+    for each in given.column:
+        if not all(each.partition("=")):
+            raise ArgumentError(f"`--column` must be NAME=COLUMN, got {each!r}")
+    return dict(each.split("=", 1) for each in given.column) or None
+
+
 def _draw(given: argparse.Namespace) -> int:
     from pytest_induction.report.run_picture import svg
     from pytest_induction.runs.opening import load_run
     from pytest_induction.runs.picture import picture_of
 
-    for each in given.column:
-        if not all(each.partition("=")):
-            raise ArgumentError(f"`--column` must be NAME=COLUMN, got {each!r}")
-    columns = dict(each.split("=", 1) for each in given.column)
-    run = load_run(given.run, columns=columns or None)
+    run = load_run(given.run, columns=_columns(given))
     picture = picture_of(run)
     name = re.sub(r"[^\w.-]+", "-", run.name).strip("-.")
     out = Path(given.out or f"{name or 'run'}.svg")
@@ -106,6 +128,64 @@ def _draw(given: argparse.Namespace) -> int:
     lacks = f"; not recorded: {', '.join(picture['missing'])}" if picture["missing"] else ""
     print(f"{out}: {len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}{lacks}")
     return 0
+
+
+def _watch(given: argparse.Namespace) -> int:
+    from pytest_induction.runs.places import Place
+    from pytest_induction.runs.watching import growing, has_begun
+
+    if not given.every > 0:
+        raise ArgumentError(f"`--every` must be above 0 seconds, got {given.every}")
+    place, columns = Place(given.run), _columns(given)
+    if not (given.wait or has_begun(place)):
+        raise RunError(f"{place} has no run yet: name the directory that a recorder writes, or a log; --wait waits for it")
+    try:
+        for run in growing(place, every=given.every, columns=columns):
+            _show(run, given)
+            if given.once:
+                break
+    except KeyboardInterrupt:  # the way to end it
+        print()
+    return 0
+
+
+def _show(run: TrainingRun | None, given: argparse.Namespace) -> None:
+    """A run as it is now, on the terminal or as a page; None is one that has not begun."""
+    from pytest_induction.assertions.runs import assert_phase_change
+    from pytest_induction.errors import ExpectationFailed
+    from pytest_induction.report.live import CLEAR, frame, live_page, painted
+    from pytest_induction.report.terminal import style_for
+    from pytest_induction.runs.picture import picture_of
+
+    evidence, picture = None, None
+    if run is not None and len(run) > 1:
+        picture = picture_of(run)
+        try:
+            evidence = assert_phase_change(run)
+        except ExpectationFailed as failed:
+            evidence = failed.evidence
+    said = _state_of(run, given.run)
+    if given.html is not None:
+        goes_on = run is None or run.is_open or run.source != "recorder"
+        page = live_page(given.run, evidence, picture, said, given.every if goes_on and not given.once else None)
+        try:
+            replace_text(Path(given.html), page)
+        except OSError as error:
+            raise RunError(f"{given.html} cannot be written: {reason(error)}") from None
+        print(f"{given.html}: {said}", flush=True)
+        return
+    width = min(shutil.get_terminal_size((100, 24)).columns, WIDEST)
+    lines = frame(evidence, picture, said, style_for(0, width, sys.stdout.encoding))
+    is_seen = sys.stdout.isatty()
+    print(f"{CLEAR if is_seen else ''}{painted(lines, colour=is_seen)}", flush=True)
+
+
+def _state_of(run: TrainingRun | None, path: str) -> str:
+    if run is None:
+        return f"{path}: nothing is there yet"
+    span = f"{len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}" if len(run) else "no snapshots"
+    ends = {True: "it is being recorded, or was broken off", False: "its recorder has closed it"}
+    return f"{path}: {span}{f'; {ends[run.is_open]}' if run.source == 'recorder' else ''}; {time.strftime('%H:%M:%S')}"
 
 
 def _report(given: argparse.Namespace) -> int:

@@ -36,6 +36,13 @@ def path(tmp_path):
     return tmp_path / "run"
 
 
+def begin(callback, model, **given):
+    """The first event of a training, from nobody's Trainer."""
+    state = types.SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=5, log_history=[], num_input_tokens_seen=0)
+    args = types.SimpleNamespace(get_warmup_steps=lambda steps: 0, lr_scheduler_type="linear")
+    callback.on_train_begin(args, state, None, model=model, **given)
+
+
 def same_weights(one, other):
     return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
@@ -98,13 +105,45 @@ class TestTrainer:
         assert same_weights(plain, recorded) and drawn == recorded_drawn
         assert not same_weights(plain, self.model())
 
-    def test_a_snapshot_has_the_loss_that_was_logged_since_the_one_before(self, tmp_path, path):
+    @pytest.mark.parametrize(
+        ("logging", "steps"),
+        [
+            ({"logging_strategy": "steps", "logging_steps": 1}, [1, 2, 3, 4, 5, 6, 7]),
+            ({"logging_strategy": "steps", "logging_steps": 3}, [3, 6]),
+            ({"logging_strategy": "steps", "logging_steps": 3, "logging_first_step": True}, [1, 3, 6]),
+            (
+                {"logging_strategy": "epoch", "per_device_train_batch_size": 32},
+                [2, 4, 6, 7],
+            ),  # of two steps each, the last of one
+        ],
+    )
+    def test_a_loss_lands_on_the_step_that_it_is_logged_at(self, tmp_path, path, logging, steps):
         recorder = InductionRecorder(path, schedule=1, max_overhead=None)
-        _, state, _ = self.train(tmp_path, recorder.hf_callback(), steps=7, logging_strategy="steps", logging_steps=3)
+        _, state, _ = self.train(tmp_path, recorder.hf_callback(), steps=7, **logging)
         logged = {entry["step"]: entry["loss"] for entry in state.log_history if "loss" in entry}
         losses = {each.step: each.loss for each in read(path).snapshots if each.loss is not None}
-        assert set(logged) == {3, 6} and set(losses) == {4, 7}  # logging comes after the end of the step
-        assert losses == {4: pytest.approx(logged[3], rel=1e-6), 7: pytest.approx(logged[6], rel=1e-6)}
+        assert list(logged) == steps and read(path).steps.tolist() == list(range(8))
+        assert losses == {step: pytest.approx(loss, rel=1e-6) for step, loss in logged.items()}
+
+    def test_a_loss_that_was_logged_where_no_snapshot_was_due_goes_to_the_next_and_none_counts_twice(self, tmp_path, path):
+        recorder = InductionRecorder(path, schedule=[4, 5, 8, 10], max_overhead=None)
+        _, state, _ = self.train(tmp_path, recorder.hf_callback(), steps=10, logging_strategy="steps", logging_steps=3)
+        logged = {entry["step"]: entry["loss"] for entry in state.log_history if "loss" in entry}
+        found = {each.step: each.loss for each in read(path).snapshots}
+        assert found == {4: pytest.approx(logged[3]), 5: None, 8: pytest.approx(logged[6]), 10: pytest.approx(logged[9])}
+
+    def test_a_snapshot_waits_no_longer_than_until_the_next_step(self, tmp_path, path):
+        """Where something keeps the Trainer from logging that it has announced."""
+        from transformers import TrainerCallback
+
+        class Silent(TrainerCallback):
+            def on_step_end(self, args, state, control, **given):
+                control.should_log = False
+
+        recorder = InductionRecorder(path, schedule=1, max_overhead=None)
+        settings = {"logging_strategy": "steps", "logging_steps": 1}
+        self.train(tmp_path, recorder.hf_callback(), Silent(), steps=4, **settings)
+        assert read(path).steps.tolist() == [0, 1, 2, 3, 4]
 
     def test_tokens_are_those_that_the_trainer_counts(self, tmp_path, path):
         recorder = InductionRecorder(path, schedule=4, max_overhead=None)
@@ -159,17 +198,53 @@ class TestTrainer:
         model, state, _ = self.train(tmp_path, Ruin(), recorder.hf_callback(), steps=12 if early else 4, **keeps)
         assert (state.global_step, state.best_global_step) == (4, 2)
         snapshots, best = read(path).snapshots, load_model(model).fingerprint()
-        # Where the stop comes after the step has ended, its model is gone: nothing is better than another one.
-        assert [each.step for each in snapshots] == ([2] if early else [2, 4])
-        assert [each.fingerprint == best for each in snapshots] == ([True] if early else [True, False])
+        assert [each.step for each in snapshots] == [2, 4]
+        assert [each.fingerprint == best for each in snapshots] == [True, False]
 
     def test_a_callback_serves_one_training_after_another(self, tmp_path, path):
-        callback = InductionRecorder(path, schedule=3, max_overhead=None).hf_callback()
+        callback = InductionRecorder(path, schedule=3, max_overhead=None, resume=True).hf_callback()
         for _ in range(2):
             self.train(tmp_path, callback, steps=4, logging_strategy="steps", logging_steps=2)
         run = read(path)
         assert run.steps.tolist() == [0, 3, 4] and run.snapshots[1].loss is not None
         assert len(run.notes) == 1 and "went back from step 4 to 0" in run.notes[0]
+
+    def test_a_second_training_of_the_same_trainer_must_be_told_what_to_do_with_the_first(self, tmp_path, path):
+        callback = InductionRecorder(path, schedule=3, max_overhead=None).hf_callback()
+        self.train(tmp_path, callback, steps=4)
+        with pytest.raises(RunError, match="holds a run already, steps 0 to 4, and this training begins at step 0: pass resume="):
+            self.train(tmp_path, callback, steps=4)
+        assert read(path).steps.tolist() == [0, 3, 4] and read(path).notes == ()
+        callback = InductionRecorder(path, schedule=3, max_overhead=None, resume=False).hf_callback()
+        for _ in range(2):
+            self.train(tmp_path, callback, steps=5)
+        assert read(path).steps.tolist() == [0, 3, 5] and read(path).notes == ()
+        assert [read(path / "earlier" / each).steps.tolist() for each in "12"] == [[0, 3, 4], [0, 3, 5]]
+
+    def test_a_training_that_was_broken_off_leaves_the_run_to_the_next_trainer(self, tmp_path, path):
+        """As in a notebook, where the old one and its recorder are still there."""
+        from transformers import TrainerCallback
+
+        class Interrupted(TrainerCallback):
+            def on_step_end(self, args, state, control, **given):
+                if state.global_step == 3:
+                    raise KeyboardInterrupt
+
+        first = InductionRecorder(path, schedule=1, max_overhead=None)
+        with pytest.raises(KeyboardInterrupt):
+            self.train(tmp_path, first.hf_callback(), Interrupted())
+        with pytest.raises(RunError, match="is being written by another recorder of this process: pass resume=False"):
+            self.train(tmp_path, InductionRecorder(path, schedule=1, max_overhead=None).hf_callback(), steps=2)
+        self.train(tmp_path, InductionRecorder(path, schedule=1, max_overhead=None, resume=False).hf_callback(), steps=2)
+        assert read(path).steps.tolist() == [0, 1, 2] and read(path / "earlier" / "1").steps.tolist() == [0, 1, 2, 3]
+
+    def test_a_recorder_that_nobody_has_any_more_is_in_nobody_s_way(self, path):
+        """Also one with a callback, and without the garbage collector."""
+        recorder = InductionRecorder(path, max_overhead=None)
+        recorder.hf_callback(), recorder.lightning_callback()
+        recorder(self.model(), 0)
+        recorder = InductionRecorder(path, max_overhead=None)
+        assert recorder(self.model(), 1) is not None
 
     def test_a_resumed_training_goes_on_with_its_run(self, tmp_path, path):
         settings = {"save_strategy": "steps", "save_steps": 6, "logging_strategy": "steps", "logging_steps": 2}
@@ -193,19 +268,15 @@ class TestTrainer:
                 return D_VOCAB
 
         recorder = InductionRecorder(path, text="the quick brown fox jumps over the lazy dog " * 9)
-        callback = recorder.hf_callback()
-        state = types.SimpleNamespace(
-            is_world_process_zero=True, global_step=0, max_steps=5, log_history=[], num_input_tokens_seen=0
-        )
-        args = types.SimpleNamespace(get_warmup_steps=lambda steps: 0, lr_scheduler_type="linear")
-        callback.on_train_begin(args, state, None, model=self.model(), processing_class=Letters())
+        with pytest.warns(RuntimeWarning, match="the Trainer was not found"):
+            begin(recorder.hf_callback(), self.model(), processing_class=Letters())
         assert read(path).snapshots[0].icl_score is not None
 
     def test_another_process_than_the_first_records_nothing(self, path):
         callback = InductionRecorder(path).hf_callback()
         state = types.SimpleNamespace(is_world_process_zero=False, global_step=0, max_steps=5)
-        control = types.SimpleNamespace(should_training_stop=False)
-        args = types.SimpleNamespace(world_size=2)
+        control = types.SimpleNamespace(should_training_stop=False, should_log=False)
+        args = types.SimpleNamespace(world_size=2, logging_strategy="steps", load_best_model_at_end=False)
         callback.on_train_begin(args, state, control, model=None)
         assert callback.on_step_end(args, state, control, model=None) is control and not control.should_training_stop
         callback.on_train_end(args, state, control, model=None)
@@ -246,7 +317,7 @@ class TestTrainer:
         assert "only rows of 24 tokens are taken" in message and "\n" not in message
         run = read(path)
         assert run.steps.tolist() == [0, 1, 2, 3, 4]
-        assert [each.loss is None for each in run.snapshots] == [True, True, False, False, False]
+        assert [each.loss is None for each in run.snapshots] == [True, False, False, False, False]
         assert all("only rows of 24 tokens are taken" in each.problem for each in run.snapshots)
 
     def test_without_transformers_it_says_what_to_install(self, path, monkeypatch):
@@ -290,15 +361,51 @@ def module_of(lightning, *, is_language_model, name="model"):
     return (LanguageModel if is_language_model else Module)()
 
 
+def several_optimisers(lightning, *, every=1, returns=True):
+    """A LightningModule that steps two optimisers itself, every so many batches."""
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.model, self.losses = Tiny(), []
+
+        def training_step(self, batch, batch_idx):
+            loss = loss_of(self.model, batch)
+            self.manual_backward(loss)
+            if (batch_idx + 1) % every == 0:
+                for optimizer in self.optimizers():
+                    optimizer.step()
+                    optimizer.zero_grad()
+            self.losses.append(float(loss.detach()))
+            return loss if returns else None
+
+        def configure_optimizers(self):
+            embeddings = [*self.model.embed.parameters(), *self.model.positions.parameters()]
+            others = [*self.model.layers.parameters(), *self.model.out.parameters()]
+            return torch.optim.SGD(embeddings, lr=1e-2), torch.optim.AdamW(others, lr=1e-2)
+
+    torch.manual_seed(0)
+    return Module()
+
+
+def silent_step(module, batch, batch_idx):
+    """A training step with one optimiser that keeps its loss to itself."""
+    optimizer = module.optimizers()
+    module.manual_backward(loss_of(module, batch))
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 @pytest.mark.filterwarnings("ignore")
 class TestLightning:
-    def fit(self, lightning, module, *added, steps=12, **settings):
+    def fit(self, lightning, module, *added, steps=12, ckpt_path=None, **settings):
         torch.manual_seed(1)
         random.seed(1)
         np.random.seed(1)
         quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         trainer = lightning.Trainer(**quiet, enable_model_summary=False, max_steps=steps, callbacks=list(added), **settings)
-        trainer.fit(module, torch.utils.data.DataLoader(rows(96), batch_size=4))
+        trainer.fit(module, torch.utils.data.DataLoader(rows(96), batch_size=4), ckpt_path=ckpt_path)
         return trainer, (torch.rand(2).tolist(), random.random(), np.random.random())
 
     @pytest.mark.parametrize("is_language_model", [True, False])
@@ -350,6 +457,59 @@ class TestLightning:
         assert run.steps.tolist() == [0, 1, 2, 3, 4] and len(seen) == 12
         np.testing.assert_allclose(run.column("loss")[1:], seen[2::3], rtol=1e-5)
         assert 2.5 < run.column("loss")[1] < 6  # log(24) is 3.2
+
+    def test_where_a_module_steps_several_optimisers_a_step_is_a_batch(self, lightning, path):
+        """Lightning itself counts the steps of all optimisers, so tokens would be counted twice."""
+        module = several_optimisers(lightning)
+        recorder = InductionRecorder(path, schedule=1, max_overhead=None, tokens_per_step=96)
+        trainer, _ = self.fit(lightning, module, recorder.lightning_callback(), steps=12)
+        run = read(path)
+        assert trainer.global_step == 12 and recorder._budget.total_steps == 6
+        assert run.steps.tolist() == [0, 1, 2, 3, 4, 5, 6] and run.tokens.tolist() == [96 * step for step in range(7)]
+        assert run.column("loss")[1:].tolist() == pytest.approx(module.losses, rel=1e-6)
+
+    def test_batches_in_which_no_optimiser_steps_are_no_steps(self, lightning, path):
+        module = several_optimisers(lightning, every=3)
+        recorder = InductionRecorder(path, schedule=1, max_overhead=None)
+        self.fit(lightning, module, recorder.lightning_callback(), steps=8)
+        assert read(path).steps.tolist() == [0, 1, 2, 3, 4] and len(module.losses) == 12
+
+    @pytest.mark.parametrize("is_kept", [True, False])
+    def test_a_checkpoint_goes_on_with_the_count(self, lightning, tmp_path, path, is_kept):
+        """Also one that knows nothing of the recorder: each optimiser is taken to have stepped as often."""
+        with InductionRecorder(path, schedule=1, max_overhead=None) as recorder:
+            module = several_optimisers(lightning)
+            trainer, _ = self.fit(lightning, module, *([recorder.lightning_callback()] if is_kept else []), steps=6)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        recorder = InductionRecorder(path, schedule=1, max_overhead=None)
+        self.fit(
+            lightning, several_optimisers(lightning), recorder.lightning_callback(), steps=10, ckpt_path=tmp_path / "last.ckpt"
+        )
+        assert read(path).steps.tolist() == ([0, 1, 2, 3, 4, 5] if is_kept else [3, 4, 5])
+
+    @pytest.mark.parametrize("several", [True, False])
+    def test_a_training_step_that_returns_nothing_is_said_once(self, lightning, path, several):
+        module = several_optimisers(lightning, returns=False) if several else module_of(lightning, is_language_model=True)
+        if not several:
+            module.automatic_optimization = False
+            module.training_step = types.MethodType(silent_step, module)
+        recorder = InductionRecorder(path, schedule=1, max_overhead=None)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            self.fit(lightning, module, recorder.lightning_callback(), steps=4)
+        (message,) = [str(each.message) for each in told if "training_step" in str(each.message)]
+        assert message.endswith(
+            "`training_step` returned no loss, and snapshots of such steps have none: return the loss of the batch, or a dict with "
+            'it as "loss"'
+        )
+        assert not read(path).has("loss") and read(path).has("prefix_matching")
+
+    def test_a_training_step_that_returns_its_loss_is_not(self, lightning, path):
+        recorder = InductionRecorder(path, schedule=1, max_overhead=None)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            self.fit(lightning, several_optimisers(lightning), recorder.lightning_callback(), steps=4)
+        assert not [each for each in told if "training_step" in str(each.message)]
 
     def test_a_function_finds_the_language_model_in_the_module(self, lightning, path):
         recorder, module = (
@@ -439,7 +599,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, sys.argv[4])
-from pytest_induction.runs.callbacks import _any_process
+from pytest_induction.runs.together import any_process
 from pytest_induction.runs.recorder import InductionRecorder
 from tests.runs.training import Tiny, loss_of, rows
 rank = int(sys.argv[1])
@@ -455,7 +615,7 @@ for step in range(10):
     loss.backward()
     optimizer.step()
     recorder(model, step, loss=loss)
-    if _any_process(recorder.should_stop, torch.device("cpu")):
+    if any_process(recorder.should_stop, torch.device("cpu")):
         break
 recorder.close()
 print(rank, step, recorder.should_stop)
@@ -485,11 +645,14 @@ class Recording:
     def __init__(self, *, should_stop, rules=(1,)):
         self.should_stop, self.rules = should_stop, rules
 
+    def tell(self, function):
+        pass
+
 
 @pytest.mark.parametrize("should_stop", [True, False])
 def test_several_processes_agree_at_the_same_steps_and_only_where_a_rule_may_stop_them(monkeypatch, should_stop):
     asked = []
-    monkeypatch.setattr(callbacks, "_any_process", lambda value, device: asked.append(value) or True)
+    monkeypatch.setattr(callbacks, "any_process", lambda value, device: asked.append(value) or True)
     args = types.SimpleNamespace(world_size=2, device="cpu")
     following = callbacks._OfTrainer(Recording(should_stop=should_stop))
     stops = [step for step in range(1, 31) if following._stops(args, types.SimpleNamespace(global_step=step))]

@@ -8,8 +8,8 @@ import pytest
 
 from pytest_induction.errors import ArgumentError, RunError
 from pytest_induction.records import Verdict
-from pytest_induction.runs.changes import POWER, rivals_of
 from pytest_induction.runs import changes
+from pytest_induction.runs.changes import POWER, rivals_of
 from pytest_induction.runs.phase_change import change_of
 from pytest_induction.runs.record import TrainingRun
 from pytest_induction.runs.series import Axis, measuring_error, series_of

@@ -5,16 +5,20 @@ import itertools
 import json
 import math
 import random
+import subprocess
+import sys
+import textwrap
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pytest_induction.errors import ArgumentError, ModelError, RunError, TextError
+from pytest_induction.errors import ArgumentError, RunError, TextError
 from pytest_induction.models.load import load_model
 from pytest_induction.progress import showing_on
 from pytest_induction.runs import recorder as recording
@@ -26,7 +30,7 @@ from pytest_induction.runs.recorder import InductionRecorder
 from pytest_induction.runs.schedule import Budget, Cost, due_steps
 from pytest_induction.runs.stopping import HeadsLost, NoInductionBy, NotFinite
 from pytest_induction.runs.store import RunWriter, read_run
-from pytest_induction.runs.subject import is_sharded, unwrapped
+from pytest_induction.runs.subject import unwrapped
 from pytest_induction.text import row_losses
 from tests.models.plain import Plain, unreadable
 from tests.runs.training import CONTEXT, D_VOCAB, Clock, Tiny, loss_of, rows, train
@@ -429,14 +433,165 @@ class TestArguments:
         with pytest.raises(RunError, match="is not empty and holds no run"):
             recorder(Tiny(), 1)
 
-    def test_two_recorders_cannot_write_one_run(self, quick, path):
-        first = quick.recorder(path)
-        first(quick.model, 0)
-        with pytest.raises(RunError, match="being written by another process"):
+    @pytest.mark.parametrize("resume", [1, "yes", 0])
+    def test_a_choice_that_is_none_is_refused(self, path, resume):
+        with pytest.raises(ArgumentError, match=f"^`resume` must be True, False or None, got {resume!r}$"):
+            InductionRecorder(path, resume=resume)
+
+
+CHOICE = "pass resume=False to begin anew (what is there is kept in its `earlier/`), resume=True to go on with it, or choose another path"
+
+
+class TestWhatLiesThere:
+    """A run at the path: as after a crash, in a cell of a notebook that runs again, under another model."""
+
+    @pytest.fixture
+    def recorded(self, quick, path):
+        """Steps 0 to 4 of a training; its recorder was closed."""
+        with quick.recorder(path, max_overhead=None, schedule=1) as recorder:
+            quick.run(recorder, range(5))
+        return path
+
+    def test_a_training_that_goes_on_goes_on_with_its_run(self, quick, recorded):
+        with quick.recorder(recorded, max_overhead=None, schedule=1) as recorder:
+            quick.run(recorder, range(3, 8))
+        assert read(recorded).steps.tolist() == list(range(8)) and not (recorded / "earlier").exists()
+
+    def test_one_that_begins_again_must_be_told_what_to_do_and_leaves_all_as_it_is(self, quick, recorded):
+        before = {each.name: each.read_bytes() for each in recorded.iterdir()}
+        with pytest.raises(RunError) as refused:
+            quick.recorder(recorded)(quick.model, 0)
+        assert str(refused.value) == f"{recorded} holds a run already, steps 0 to 4, and this training begins at step 0: {CHOICE}"
+        assert {each.name: each.read_bytes() for each in recorded.iterdir()} == before
+        assert quick.recorder(recorded, max_overhead=None)(quick.model, 5) is not None  # nothing is locked
+
+    def test_what_was_noted_beforehand_is_not_noted_there(self, quick, recorded):
+        recorder = quick.recorder(recorded)
+        recorder.add_scheduled_change(3, "end of the warm-up")
+        with pytest.raises(RunError, match="holds a run already"):
+            recorder(quick.model, 0)
+        assert read(recorded).schedule == ()
+
+    def test_it_may_begin_anew_and_the_other_is_kept(self, quick, recorded):
+        for count in (1, 2):
+            with quick.recorder(recorded, max_overhead=None, schedule=1, resume=False) as recorder:
+                quick.run(recorder, range(2 + count))
+            assert read(recorded).steps.tolist() == list(range(2 + count)) and read(recorded).notes == ()
+        assert [read(recorded / "earlier" / name).steps.tolist() for name in "12"] == [[0, 1, 2, 3, 4], [0, 1, 2]]
+        assert read(recorded / "earlier" / "1").name == "run" and read(recorded / "earlier" / "1").cost["snapshots"] == 5
+
+    def test_it_may_go_on_and_replace_what_lies_beyond(self, quick, recorded):
+        with quick.recorder(recorded, max_overhead=None, schedule=1, resume=True) as recorder:
+            quick.run(recorder, range(3))
+        run = read(recorded)
+        assert run.steps.tolist() == [0, 1, 2] and "went back from step 4 to 0" in run.notes[0]
+
+    @pytest.mark.parametrize("resume", [True, False])
+    def test_a_recorder_that_was_not_closed_gives_way(self, quick, path, resume):
+        """As that of the cell's last run, which the Trainer of that time still has."""
+        first = quick.recorder(path, max_overhead=None, schedule=1)
+        quick.run(first, range(3))
+        with pytest.raises(RunError) as refused:
             quick.recorder(path)(quick.model, 0)
-        first.close()
-        quick.recorder(path)(quick.model, 1)
-        assert read(path).steps.tolist() == [0, 1]
+        assert str(refused.value) == f"{path} is being written by another recorder of this process: {CHOICE}"
+        second = quick.recorder(path, max_overhead=None, schedule=1, resume=resume)
+        quick.run(second, range(2))
+        with pytest.warns(RuntimeWarning, match="gave way to another"):
+            first(quick.model, 3)
+        before = header(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what waited is lost
+            first.close()
+        assert header(path) == before
+        quick.run(second, [2])
+        second.close()
+        assert read(path).steps.tolist() == [0, 1, 2] and (path / "earlier").exists() is not resume
+
+    def test_a_recorder_that_nobody_has_any_more_is_in_nobody_s_way(self, quick, path):
+        recorder = quick.recorder(path, max_overhead=None, schedule=1)
+        quick.run(recorder, range(2))
+        recorder = quick.recorder(path, max_overhead=None, schedule=1)  # the name is given to another one
+        assert recorder(quick.model, 2) is not None
+
+    def test_a_loop_that_runs_again_with_the_same_recorder_is_asked_too(self, quick, path):
+        recorder = quick.recorder(path, max_overhead=None, schedule=1)
+        quick.run(recorder, range(3))
+        with pytest.raises(RunError, match="holds a run already, steps 0 to 2, and this training begins at step 0: pass resume="):
+            recorder(quick.model, 0)
+        assert recorder(quick.model, 3) is not None
+        again = quick.recorder(path, max_overhead=None, schedule=1, resume=False)
+        for _ in range(2):
+            quick.run(again, range(3))
+        assert read(path).steps.tolist() == [0, 1, 2] and read(path / "earlier" / "2").steps.tolist() == [0, 1, 2]
+
+    def test_a_snapshot_that_is_taken_again_where_there_is_no_other_asks_nothing(self, quick, path):
+        with quick.recorder(path) as recorder:
+            recorder(quick.model, 0)
+        with quick.recorder(path, resume=None) as recorder:
+            assert recorder(quick.model, 0) is not None
+
+    def test_another_model_must_be_told_apart(self, tmp_path, path):
+        class Other(Tiny):
+            pass
+
+        class Wider(Tiny):
+            def __init__(self):
+                super().__init__()
+                self.layers.append(nn.Linear(16, 48))
+
+        Wider.__name__ = "Tiny"  # of the same name, and of another shape
+        with InductionRecorder(path, max_overhead=None) as recorder:
+            for step in range(3):
+                recorder(Tiny(), step)
+        for model in (Other(), Wider()):
+            with pytest.raises(RunError) as refused:
+                InductionRecorder(path)(model, 3)
+            held = "holds a run of Tiny (2 layers of 2 heads) already, steps 0 to 2, and this training begins at step 3 with another model"
+            assert str(refused.value) == f"{path} {held}: {CHOICE}"
+        with InductionRecorder(path, resume=False) as recorder:
+            assert recorder(Wider(), 3).prefix_matching.shape == (3, 2)
+        assert read(path).steps.tolist() == [3] and len(read(path / "earlier" / "1")) == 3
+
+    def test_a_crash_while_a_run_is_set_aside_leaves_both_readable(self, quick, recorded, monkeypatch):
+        rename = type(recorded).rename
+
+        def failing(place, target):
+            if place.name == "snapshots.jsonl":
+                raise OSError(errno.EIO, "Input/output error")
+            return rename(place, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(recorded), "rename", failing)
+            with pytest.raises(RunError, match="cannot be begun anew: Input/output error"):
+                quick.recorder(recorded, resume=False)(quick.model, 0)
+        assert read(recorded).steps.tolist() == [0, 1, 2, 3, 4]
+        quick.recorder(recorded, resume=False)(quick.model, 0)
+        assert read(recorded).steps.tolist() == [0] and read(recorded / "earlier" / "2").steps.tolist() == [0, 1, 2, 3, 4]
+
+    def test_a_run_says_whether_its_recorder_is_at_it(self, quick, path):
+        recorder = quick.recorder(path, max_overhead=None, schedule=1)
+        quick.run(recorder, range(2))
+        assert read(path).is_open
+        recorder.close()
+        assert not read(path).is_open
+        quick.run(recorder, [2])
+        assert read(path).is_open
+
+    def test_a_recorder_that_nobody_closes_is_closed_when_the_process_ends(self, path):
+        code = """
+        import sys
+        import torch
+        from tests.runs.training import Tiny
+        from pytest_induction import InductionRecorder
+        recorder = InductionRecorder(sys.argv[1])
+        recorder(Tiny(), 0)
+        """
+        root = Path(__file__).parents[2]
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), str(path)], cwd=root, capture_output=True, text=True, check=True
+        )
+        assert not read(path).is_open and read(path).cost["snapshots"] == 1
+        assert done.stderr.startswith(f"{path}: 1 snapshots took ")
 
 
 @contextmanager
@@ -529,13 +684,12 @@ class TestProblems:
 
     def test_a_header_that_does_not_fit_is_written_later(self, quick, path, monkeypatch):
         recorder = quick.recorder(path, max_overhead=None)
-        recorder.add_scheduled_change(5, "warm-up")
-
+        recorder(quick.model, 0)
         with full_disk(monkeypatch, "_replace"), pytest.warns(RuntimeWarning, match="No space left"):
-            recorder(quick.model, 0)
-        assert "about" not in header(path)
+            recorder.add_scheduled_change(5, "warm-up")
+        assert "schedule" not in header(path)
         recorder(quick.model, 1)
-        assert header(path)["about"]["model"] == "Tiny"
+        assert header(path)["schedule"] == [{"step": 5, "what": "warm-up"}]
 
     def test_closing_on_a_full_disk_says_what_is_lost_and_does_not_raise(self, quick, path, monkeypatch):
         recorder = quick.recorder(path, max_overhead=None)
@@ -727,21 +881,6 @@ class TestProcesses:
         wrapped.module = model
         assert unwrapped(wrapped) is model is unwrapped(model)
         assert unwrapped(torch.compile(wrapped, backend="eager")) is model
-
-    def test_a_model_that_is_spread_over_processes_is_not_run_in_one(self, path, monkeypatch):
-        model = Tiny()
-        model.out.weight.ds_id = 7
-        assert not is_sharded(model)  # one process alone has all of it
-        monkeypatch.setattr("pytest_induction.runs.subject._in_several_processes", lambda: True)
-        monkeypatch.setattr(recording, "is_first_process", lambda: True)
-        assert is_sharded(model) and not is_sharded(Tiny())
-        spread = "`Tiny` is spread over processes and cannot run in one of them"
-        with pytest.warns(RuntimeWarning, match=spread):
-            assert InductionRecorder(path, on_unmeasurable="loss_only")(model, 0, loss=1.0).loss == 1.0
-        for is_first in (True, False):  # all processes of a training end, or none: else those that go on wait for the first
-            monkeypatch.setattr(recording, "is_first_process", lambda is_first=is_first: is_first)
-            with pytest.raises(ModelError, match=spread):
-                InductionRecorder(path)(model, 0)
 
 
 def test_a_loop_is_told_what_recording_cost_and_nothing_else(path, capfd):

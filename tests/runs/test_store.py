@@ -249,7 +249,9 @@ class TestProcesses:
 
     def test_a_second_writer_is_refused_until_the_first_is_closed(self, tmp_path):
         first = RunWriter(tmp_path / "run", source="recorder")
-        with pytest.raises(RunError, match=r"run is being written by another process: choose another place, or wait for it$"):
+        with pytest.raises(
+            RunError, match=r"run is being written by this process already: close what writes it first, or choose"
+        ):
             RunWriter(tmp_path / "run", source="recorder")
         first.append(snapshot(1))
         first.close()
@@ -319,7 +321,7 @@ class TestProcesses:
         """
         with in_another_process(forking, tmp_path / "run") as process:
             refused, locked = process.stdout.read().splitlines()
-        assert "belongs to another process" in refused and "being written by another process" in locked
+        assert "belongs to another process" in refused and "being written by this process already" in locked
         assert len(read(tmp_path / "run")) == 0
 
     def test_a_file_system_without_locks_is_written_unguarded(self, tmp_path, monkeypatch):

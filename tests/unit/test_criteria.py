@@ -11,13 +11,13 @@ import torch.nn.functional as F
 import pytest_induction
 from pytest_induction import ExpectationFailed, Verdict, assert_has_induction_head, assert_no_induction_head, criteria, load_model
 from pytest_induction.assertions.preserved import profile_of
-from pytest_induction.assertions.run_state import _final
 from pytest_induction.exhibits.circuit import _earlier
 from pytest_induction.exhibits.heads import Seen
 from pytest_induction.measure import Round, probe_round
 from pytest_induction.preservation import heads_in_roles, scores_of
-from pytest_induction.records import Estimate, Evidence, HeadList, Provenance
+from pytest_induction.records import Estimate, HeadList, Provenance
 from pytest_induction.runs.record import Snapshot
+from pytest_induction.runs.snapshot_verdict import judge_snapshot
 from pytest_induction.runs.stopping import HeadsLost, NoInductionBy
 from pytest_induction.verdicts.heads import Thresholds, head_evidence, table_of
 from tests.planted import Planted, _or_first
@@ -214,8 +214,8 @@ def test_all_that_decide_about_heads_give_the_same_heads(made_up):
     seen = seen_of(made_up)
     assert named(seen.matching) == MATCHING
     thresholds = {"min_prefix_matching": least, "min_advantage": criteria.MIN_ADVANTAGE}
-    end = _final(snapshot_of(made_up), thresholds, 1e-3, Evidence("", Verdict.UNDETERMINED, "", "", NOWHERE))
-    assert end.verdict is Verdict.FORMED and named(end.heads) == MATCHING
+    end = judge_snapshot(snapshot_of(made_up), **thresholds)
+    assert end.verdict is Verdict.FORMED and named(end.found) == MATCHING
     alone = {name: snapshot_of(made_up, name) for name in HEADS}
     assert {name for name, snapshot in alone.items() if NoInductionBy(steps=1)([snapshot]) == ""} == MATCHING
     gone = [Snapshot(step, prefix_matching=np.zeros(SHAPE), excess=np.zeros(SHAPE)) for step in (2, 3, 4)]

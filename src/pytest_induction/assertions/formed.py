@@ -9,14 +9,13 @@ import numpy as np
 
 from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.assertions.runs import RunLike, provenance_of
-from pytest_induction.assertions.snapshots import can_be_judged, judge_snapshot, judge_values
+from pytest_induction.assertions.snapshots import with_snapshot, with_values
 from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.records import Estimate, Evidence, Verdict
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.record import TrainingRun
-
-ERROR_RATE = 1e-3
+from pytest_induction.runs.snapshot_verdict import ERROR_RATE, judge_snapshot
 
 
 @user_facing
@@ -89,9 +88,10 @@ class _Formed:
         """The verdict on one snapshot."""
         snapshot = self.run.snapshots[place]
         evidence = replace(self.evidence, provenance=replace(self.evidence.provenance, n_sequences=snapshot.n_sequences))
-        if can_be_judged(snapshot):
-            return judge_snapshot(snapshot, self.bars, self.error_rate, evidence)
-        return judge_values(self.run, place, self.bars, evidence)
+        judged = judge_snapshot(snapshot, **self.bars, error_rate=self.error_rate)
+        if judged is None:
+            return with_values(evidence, self.run, place, self.bars)
+        return with_snapshot(replace(evidence, confidence=1 - self.error_rate), snapshot, judged)
 
     def _by(self, index: list[int], name: str, bar: float) -> Evidence:
         """The verdict on induction by a bound."""

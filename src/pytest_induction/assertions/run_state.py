@@ -9,7 +9,7 @@ import numpy as np
 
 from pytest_induction.assertions.boundary import check_share, expect
 from pytest_induction.assertions.runs import RunLike, provenance_of
-from pytest_induction.assertions.snapshots import can_be_judged, judge_snapshot
+from pytest_induction.assertions.snapshots import with_snapshot
 from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.records import Estimate, Evidence, HeadId, Verdict
@@ -18,13 +18,13 @@ from pytest_induction.runs.changes import FEWEST, POWER
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.record import TrainingRun
 from pytest_induction.runs.series import of_best
+from pytest_induction.runs.snapshot_verdict import ERROR_RATE, judge_snapshot
 from pytest_induction.statistics import SHARE
 
 KEPT = 0.8  # of the highest level that the best head has had
 LOST_GAIN = 0.5  # of all that the loss had fallen: a run that gives so much back has diverged
 SCATTER = 6  # times the scatter of single losses: no noise alone makes so much of a rise
 AT_THE_END = 3  # snapshots whose mean stands for the end of a run
-ERROR_RATE = 1e-3
 
 
 @user_facing
@@ -112,13 +112,14 @@ def assert_final_has_induction_head(
     bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
     about = provenance_of(opened)
     last = next((each for each in reversed(opened.snapshots) if each.prefix_matching is not None), None)
-    if last is None or not can_be_judged(last):
+    judged = None if last is None else judge_snapshot(last, **bars, error_rate=error_rate)
+    if last is None or judged is None:
         seen = "no snapshot has scores of heads with their errors"
         evidence = Evidence("final_has_induction_head", Verdict.UNDETERMINED, "not_recorded", seen, about, bars=bars)
         return expect(replace(evidence, settle="record the run, or sweep its checkpoints"), Verdict.FORMED)
     about = replace(about, n_sequences=last.n_sequences)
-    evidence = Evidence("final_has_induction_head", Verdict.UNDETERMINED, "", "", about)
-    return expect(judge_snapshot(last, bars, error_rate, evidence), Verdict.FORMED)
+    evidence = Evidence("final_has_induction_head", Verdict.UNDETERMINED, "", "", about, bars=bars, confidence=1 - error_rate)
+    return expect(with_snapshot(evidence, last, judged), Verdict.FORMED)
 
 
 def _problems(run: TrainingRun) -> Iterator[str]:

@@ -34,6 +34,8 @@ def _tensors(module: nn.Module, name: str, value: Any) -> Iterator[Tensor]:
     """The plain tensors of one entry of the module's state."""
     if isinstance(value, Tensor) and value.is_meta:
         value = _offloaded(module, name, value)
+    elif isinstance(value, Tensor) and value.numel() == 0:
+        value = _own_part(module, name, value)
     yield from _plain(value)
 
 
@@ -62,6 +64,14 @@ def _offloaded(module: nn.Module, name: str, placeholder: Tensor) -> Tensor:
             if weights is not None and ".".join(path[depth:]) in weights:
                 return weights[".".join(path[depth:])]
     return placeholder
+
+
+def _own_part(module: nn.Module, name: str, emptied: Tensor) -> Tensor:
+    """What this process has of a weight that DeepSpeed's ZeRO-3 spreads over processes, and empties between passes."""
+    try:
+        return getattr(module.get_parameter(name), "ds_tensor", emptied)
+    except AttributeError:  # a buffer
+        return emptied
 
 
 def _is_finite(tensor: Tensor) -> bool:

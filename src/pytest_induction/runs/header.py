@@ -73,4 +73,5 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "about": (_is_object, "an object"),
     "cost": (_is_object, "an object"),
     "stopped": (_is_text, "a text"),
+    "is_open": (lambda value: isinstance(value, bool), "true or false"),
 }

@@ -12,20 +12,22 @@ from pytest_induction.errors import RunBusyError
 class Lock:
     """Held from when it is made until it is released, or nobody knows it any more.
 
-    Raises `RunBusyError` where another holds it, `OSError` where no file can be. A file system that has no locks leaves the run
-    unguarded.
+    With `take_over` one that this process holds already is released first: whoever made it writes no more. Raises `RunBusyError`
+    where another holds it, `OSError` where no file can be. A file system that has no locks leaves the run unguarded.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, take_over: bool = False) -> None:
+        own = holder_here(path)
+        if take_over and own is not None:
+            own.release()
         number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         self._close = finalize(self, os.close, number)
+        self._file = _identity(os.fstat(number))
         try:
             _take(number)
         except BlockingIOError:
             self._close()
-            raise RunBusyError(
-                f"{path.parent} is being written by another process: choose another place, or wait for it"
-            ) from None
+            raise RunBusyError(_busy(path)) from None
         except OSError:
             pass  # this file system has none
         _held.add(self)
@@ -35,10 +37,32 @@ class Lock:
         """Whether it was not released, and is this process's own."""
         return self._close.alive
 
+    def is_on(self, path: Path) -> bool:
+        """Whether this is the file that it locks."""
+        try:
+            return self.is_held and self._file == _identity(path.stat())
+        except OSError:
+            return False
+
     def release(self) -> None:
         """Let others write; a second time does nothing."""
         self._close()
         _held.discard(self)
+
+
+def holder_here(path: Path) -> Lock | None:
+    """The lock on this file that this very process holds, if it does."""
+    return next((lock for lock in list(_held) if lock.is_on(path)), None)
+
+
+def _busy(path: Path) -> str:
+    if holder_here(path) is not None:
+        return f"{path.parent} is being written by this process already: close what writes it first, or choose another place"
+    return f"{path.parent} is being written by another process: choose another place, or wait for it"
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _take(number: int) -> None:

@@ -7,33 +7,47 @@ cannot do ends the training: there is one warning, and `problem` says what is mi
 
 from __future__ import annotations
 
+import atexit
 import math
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
-from pytest_induction.errors import ArgumentError, InductionError, ModelError, RunError, TextError, user_facing, whole_number
+from pytest_induction.errors import (
+    ArgumentError,
+    InductionError,
+    ModelError,
+    RunError,
+    TextError,
+    user_facing,
+    whole_number,
+)
 from pytest_induction.measure import Round
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.diagnosis import why_unread
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
 from pytest_induction.progress import showing_on
+from pytest_induction.runs.dashboards import Listener, listener, numbers_of
 from pytest_induction.runs.focus import QUICK_CHECK, Focus
 from pytest_induction.runs.measuring import SEQUENCES, TOKEN_LOSSES, Measuring, signs_of
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot
+from pytest_induction.runs.resuming import CHOICE, Earlier, check_is_free
 from pytest_induction.runs.schedule import Budget, Cost, Schedule, due_steps
 from pytest_induction.runs.stopping import StopRule, lighter, rules_of
 from pytest_induction.runs.store import RunWriter, read_run
-from pytest_induction.runs.subject import Subject, check_is_whole, is_first_process, said, wait_for
+from pytest_induction.runs.subject import Subject, check_can_run, let_go_of, place_of, said, wait_for
+from pytest_induction.runs.together import first_says, is_first_process, least_of, meet
 from pytest_induction.specs import module_names
 from pytest_induction.text import read_text
 
@@ -51,7 +65,15 @@ class InductionRecorder:
     `text` is held-out text for the in-context learning score: a string, a `Path` or token ids; a string needs a `tokenizer`, or
     a model that has one. `stop_when` is one rule or several (see `runs.stopping`), asked after each snapshot. `token_losses` says
     of how many tokens of the text each loss is kept, 2.7 bytes each (0: none, True: one a row), `tokens_per_step` how many tokens
-    a step trains on. A run that is there already is gone on with.
+    a step trains on.
+
+    A training that goes on from a checkpoint goes on with its run at the same path. `resume` says what is done where one begins
+    from the start, or with another model, though a run is there already. True goes on with it, and what is measured replaces
+    what lies beyond. False begins a new run, and the one that was there is kept in `earlier/`. By default it is an error. With
+    either, a recorder of this process that was not closed gives way.
+
+    `on_snapshot` is called after each snapshot with its numbers by their names (`{"induction/prefix_matching": 0.31, ...}`), and
+    with `step=` where it takes that, as `wandb.log` and `mlflow.log_metrics` do. See `runs.dashboards`.
 
     `schedule` says at which steps a snapshot is due: every n-th, a list, a function of the step. By default it is every one at
     first, and then 40 for every ten times as many steps. `max_overhead` is the share of the training time that recording may
@@ -96,6 +118,8 @@ class InductionRecorder:
         attach: Attach | Sequence[Attach] = (),
         without_pattern: str | Iterable[str] = (),
         tokenizer: Any = None,
+        resume: bool | None = None,
+        on_snapshot: Callable[..., object] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         whole_number("n_sequences", n_sequences, least=2)
@@ -104,6 +128,10 @@ class InductionRecorder:
             whole_number("token_losses", token_losses, least=0)
         if on_unmeasurable not in get_args(OnUnmeasurable):
             raise ArgumentError(f'`on_unmeasurable` must be "raise" or "loss_only", got {on_unmeasurable!r}')
+        if resume is not None and not isinstance(resume, bool):
+            raise ArgumentError(f"`resume` must be True, False or None, got {resume!r}")
+        self._resume = resume
+        self._listeners: list[Listener] = [] if on_snapshot is None else [listener(on_snapshot)]
         self._is_checked = on_unmeasurable == "loss_only"
         self._advice = ""
         self.path = Path(path)
@@ -122,6 +150,9 @@ class InductionRecorder:
         self._subject = Subject(seed=seed, attach=attach, tokenizer=tokenizer, without_pattern=module_names(without_pattern))
         self._described: ModelUnderTest | None = None
         self._writer: RunWriter | None = None
+        self._is_new = True  # nothing was written yet
+        self._is_refused = False  # the model, or to write where a run lies
+        self._has_met = False
         self._unsaid: list[Callable[[RunWriter], None]] = []
         self._seen: int | None = None
         self._is_pending = self._has_waited = False
@@ -149,6 +180,11 @@ class InductionRecorder:
         return self._stop_reason
 
     @property
+    def is_writing(self) -> bool:
+        """Whether it has its run open, and nobody else."""
+        return self._writer is not None and self._writer.is_held
+
+    @property
     def cost(self) -> Cost:
         """What recording took so far; its `str` is one line."""
         return self._budget.cost
@@ -161,7 +197,8 @@ class InductionRecorder:
 
         `loss` is the training loss, a number or a tensor of one, in nats per token; it is looked at when a snapshot is taken and
         not otherwise, so that no device is waited for. `tokens` counts what was trained on so far. Returns what was written, or
-        None where nothing was. In a training of several processes only the first records.
+        None where nothing was. In a training of several processes only the first records; where the model is spread over them, as
+        by FSDP, all of them must call it at the same steps.
         """
         began = self._budget.now()
         step = whole_number("step", step, least=0)
@@ -170,25 +207,26 @@ class InductionRecorder:
         if not force and self._is_idle(step):
             self._budget.passed(began, step)
             return None
+        if self._subject.is_spread(model):
+            return self._together(model, step, loss=loss, tokens=tokens, force=force)
         if not self._is_checked or self._writer is None:
             with self._budget.spending():  # a block of its own: nothing of it is a wait for the training's steps
                 self._check(model)
                 if not is_first_process():
                     return None
-                self._opened()
+                self._asked(model, step)
         with self._budget.spending():
+            writer = self._asked(model, step)
             self._budget.stepped(step)
             size = self._size(model, step, force=force)
             if size is None:
                 return None
-            writer = self._opened()
             self._is_pending = False
             loss, tokens = _number("loss", loss), self._tokens(step, tokens)
             self._wait_for(model)
             with self._budget.snapshot(forced=force), self._budget.kept(size, quiet=self._is_settled):
                 snapshot = self._measured(model, step, tokens, loss, size)
-                self._write(writer, snapshot)
-                self._judge(writer, snapshot)
+                self._keep(writer, snapshot)
             if self._focus is not None:
                 self._focus.taken(step)
             return snapshot
@@ -209,7 +247,9 @@ class InductionRecorder:
         """Note that the training is made to change at a step, as by another learning rate, for whoever wonders at the effect."""
         step = whole_number("step", step, least=0)
         if is_first_process():
-            self._say(self._opened(), partial(RunWriter.add_scheduled_change, step=step, what=str(what)))
+            self._unsaid.append(partial(RunWriter.add_scheduled_change, step=step, what=str(what)))
+            if self._writer is not None:
+                self._say(self._writer)
 
     @user_facing
     def check(self, model: nn.Module | ModelUnderTest) -> None:
@@ -221,6 +261,14 @@ class InductionRecorder:
         """Say up to which step the training goes, if it was not said before: what the recorder may spend follows from it."""
         if total_steps is not None and self._budget.total_steps is None:
             self._budget.total_steps = whole_number("total_steps", total_steps, least=1)
+
+    def tell(self, function: Callable[..., object]) -> None:
+        """Call this function after each snapshot, as `on_snapshot`."""
+        self._listeners.append(listener(function))
+
+    def is_spread(self, model: nn.Module) -> bool:
+        """Whether a pass of the model needs every process of this training: then each of them must call the recorder."""
+        return self._subject.is_spread(model)
 
     def advise(self, advice: str) -> None:
         """Say this beside the reason, where a model cannot be measured."""
@@ -241,17 +289,21 @@ class InductionRecorder:
 
     def close(self) -> None:
         """Write what still waits, say what recording cost, and let others write. A later call opens the run again."""
+        if self._unsaid and self._writer is None and not self._is_refused:
+            self._opened()
         writer, self._writer = self._writer, None
+        _open.discard(self)
         if writer is None:
             return
         self._budget.skipped += self._is_pending
         self._is_pending = False
         with self._budget.spending(after_training=True):
-            self._say(writer, partial(RunWriter.describe, cost=asdict(self.cost)))
+            if writer.is_held:
+                self._say(writer, partial(RunWriter.describe, cost=asdict(self.cost), is_open=False))
             try:
                 writer.close()
             except RunError as error:
-                self._warn("close", f"{error}; the snapshots that waited for it are lost")
+                self.warn("close", f"{error}; the snapshots that waited for it are lost")
         sys.stderr.write(f"{self.path}: {self.cost}\n")
         self._budget.pause()
 
@@ -274,27 +326,82 @@ class InductionRecorder:
 
     def _check(self, model: nn.Module | ModelUnderTest) -> None:
         """Raise, before anything is recorded, where the model or the text cannot be measured; asked once."""
+        is_spread = self._subject.is_spread(model)
+        if is_spread and not self._has_met:
+            meet(f"`{type(model).__name__}`")
+            self._has_met = True
         if self._is_checked:
             return
+        what, failure = self._tried(model, in_all=is_spread)
+        self._is_refused = failure is not None
+        if is_spread and not least_of(failure is None, place_of(model)) and failure is None:
+            what, failure = "the model", ModelError("another process of the training fails")
+        if failure is None:
+            self._is_checked = True
+            return
+        self._subject.forget()
+        if what == "the text":
+            raise TextError(f"{what} cannot be measured: {said(failure)}; to record without it pass {WAY_OUT}") from failure
+        reason = f"{said(failure)}{self._advice}"
+        raise ModelError(f"{what} cannot be measured: {reason}; to record its loss alone pass {WAY_OUT}") from failure
+
+    def _tried(self, model: nn.Module | ModelUnderTest, *, in_all: bool) -> tuple[str, Exception | None]:
+        """What fails where the model and the text are tried out, and how; by the first process, or by all."""
         what = "the model"
         try:
-            check_is_whole(model)
-            if is_first_process():
+            check_can_run(model)
+            if in_all or is_first_process():
                 with self._budget.set_up(), showing_on(lambda: None):
                     subject = self._subject.of(model)
                     self._measuring.quick_check(subject)
                     what = "the text"
                     self._measuring.check_text(subject)
-        except Exception as error:
-            self._subject.forget()
-            if self._writer is not None:
-                self._writer.close()  # a scheduled change was noted; whoever tries again goes on with it
-                self._writer = None
-            if what == "the text":
-                raise TextError(f"{what} cannot be measured: {said(error)}; to record without it pass {WAY_OUT}") from error
-            reason = f"{said(error)}{self._advice}"
-            raise ModelError(f"{what} cannot be measured: {reason}; to record its loss alone pass {WAY_OUT}") from error
-        self._is_checked = True
+        except Exception as error:  # noqa: BLE001 - whatever a model may raise
+            return what, error
+        finally:
+            if in_all:
+                let_go_of(model)
+        return what, None
+
+    def _together(
+        self, model: nn.Module | ModelUnderTest, step: int, *, loss: Any, tokens: int | None, force: bool
+    ) -> Snapshot | None:
+        """The same as a call, where a pass needs every process: all measure; the first decides whether, and writes and judges.
+
+        Nothing is asked of the others but at the steps of the schedule, so no snapshot is caught up with in between.
+        """
+        self._focus = None
+        with self._budget.spending():
+            self._check(model)
+            self._budget.stepped(step)
+            after = step - 1 if self._seen is None or self._seen > step else self._seen
+            if not (force or self._due(after, step)):
+                self._seen = step
+                return None
+            writer, failure = None, None
+            if is_first_process():
+                try:
+                    writer = self._asked(model, step)
+                except RunError as error:
+                    failure = error
+            self._seen, device = step, place_of(model)
+            if first_says(failure is not None, device):
+                raise failure or RunError(f"{self.path}: the first process of the training cannot write there, and says why")
+            if not first_says(force or self._budget.affords(), device):
+                self._budget.skipped += 1
+                return None
+            loss, tokens = _number("loss", loss), self._tokens(step, tokens)
+            self._has_waited, self._checked = False, None
+            self._wait_for(model)
+            with self._budget.snapshot(forced=force), self._budget.kept(0):
+                snapshot = self._measured(model, step, tokens, loss, 0)
+                let_go_of(model)
+                self._last_step = step
+                if writer is not None:
+                    self._keep(writer, snapshot)
+            if first_says(self.should_stop, device) and not self._stop_reason:
+                self._stop_reason = "as the first process says"
+            return snapshot if writer is not None else None
 
     def _is_idle(self, step: int) -> bool:
         """Whether nothing can be due at this step. Most calls of a training end here, so it must take next to no time."""
@@ -340,14 +447,45 @@ class InductionRecorder:
 
     def _opened(self) -> RunWriter:
         if self._writer is None:
-            header = {} if self._tokens_per_step is None else {"tokens_per_step": self._tokens_per_step}
-            self._writer = RunWriter(self.path, source="recorder", name=self._name, **header)
-            self._described = None
+            given = {"take_over": self._resume is not None, **self._begun}
+            self._writer = RunWriter(self.path, source="recorder", name=self._name, **given)
+            if self._is_new and self._resume is False:
+                self._begin_anew(self._writer)
+            self._is_new, self._described = False, None
+            _open.add(self)
             if self._writer.header.get("stopped") and not self._stop_reason:
                 self._say(self._writer, partial(RunWriter.describe, stopped=""))  # it goes on after all
             if self.rules and not self._history:
                 self._history = [lighter(each) for each in read_run(Place(self.path)).snapshots]
         return self._writer
+
+    @property
+    def _begun(self) -> dict[str, Any]:
+        """What the header of a run says when a recorder opens it."""
+        return {"is_open": True, **({} if self._tokens_per_step is None else {"tokens_per_step": self._tokens_per_step})}
+
+    def _asked(self, model: nn.Module | ModelUnderTest, step: int) -> RunWriter:
+        """The writer, once it is clear what to do with a run that lies there: see `resume`. Raises `RunError` if it is not."""
+        goes_back = self._seen is not None and step < self._seen
+        if self._writer is not None and not goes_back:
+            return self._writer
+        if self._writer is None and self._resume is None:
+            check_is_free(self.path)
+        earlier = Earlier.at(self.path)
+        question = "" if earlier is None else earlier.question(step, self._subject.known(model))
+        self._is_refused = bool(question) and self._resume is None
+        if question and self._resume is None:
+            raise RunError(f"{self.path} {question}: {CHOICE}")
+        is_begun = self._is_new and self._resume is False
+        writer = self._opened()
+        if question and self._resume is False and not is_begun:
+            self._begin_anew(writer)
+        return writer
+
+    def _begin_anew(self, writer: RunWriter) -> None:
+        writer.begin_anew(**self._begun)
+        self._described = self._last_step = None
+        self._history.clear()
 
     def _is_due(self, step: int) -> bool:
         """Whether a step of the schedule, this one or one that went by, still waits for its snapshot."""
@@ -380,7 +518,7 @@ class InductionRecorder:
                 snapshot = measuring.snapshot(subject, step, tokens, loss)
         except Exception as error:  # noqa: BLE001 - whatever a model may raise, the training goes on
             reason = said(error)
-            self._warn(
+            self.warn(
                 "model", f"the model cannot be measured at step {step}, and its loss alone is recorded: {reason}{self._advice}"
             )
             finite = loss is None or math.isfinite(loss)
@@ -421,21 +559,33 @@ class InductionRecorder:
     def _lack(self, about: str, what: str) -> None:
         """Say once, and in each snapshot, what is never measured."""
         self._lacking[about] = what
-        self._warn(about, what)
+        self.warn(about, what)
 
     def _compare(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Say that a run which is gone on with was begun with other probes: its curves then have a break."""
         changed = [name for name in ("seed", "n_sequences", "probe") if before and before.get(name) != now.get(name)]
         if changed:
             name = changed[0]
-            self._warn("probes", f"the run was begun with `{name}` {before.get(name)!r} and goes on with {now.get(name)!r}")
+            self.warn("probes", f"the run was begun with `{name}` {before.get(name)!r} and goes on with {now.get(name)!r}")
+
+    def _keep(self, writer: RunWriter, snapshot: Snapshot) -> None:
+        """Write a snapshot, ask the rules, and tell whoever listens."""
+        self._write(writer, snapshot)
+        self._judge(writer, snapshot)
+        numbers = numbers_of(snapshot) if self._listeners else {}
+        for each in self._listeners if numbers else ():
+            try:
+                each(dict(numbers), snapshot.step)
+            except Exception as error:  # noqa: BLE001 - a user's function may raise anything
+                told = f"what gets the numbers of each snapshot raised {type(error).__name__}: {first_line(error)}"
+                self.warn(f"listener {id(each)}", f"{told}; the training goes on, and the run has the numbers")
 
     def _write(self, writer: RunWriter, snapshot: Snapshot) -> None:
         self._last_step = snapshot.step
         try:
             writer.append(snapshot)
         except RunError as error:
-            self._warn("disk", f"{error}; the training goes on, and what was measured is written once it can be")
+            self.warn("disk", f"{error}; the training goes on, and what was measured is written once it can be")
         self._say(writer)
 
     def _say(self, writer: RunWriter, *words: Callable[[RunWriter], None]) -> None:
@@ -446,7 +596,7 @@ class InductionRecorder:
                 self._unsaid[0](writer)
                 del self._unsaid[0]
         except RunError as error:
-            self._warn("disk", f"{error}; the training goes on, and what was measured is written once it can be")
+            self.warn("disk", f"{error}; the training goes on, and what was measured is written once it can be")
 
     def _judge(self, writer: RunWriter, snapshot: Snapshot) -> None:
         """Ask the rules, all that was measured in hand but what lies beyond this step: that was another training."""
@@ -459,14 +609,15 @@ class InductionRecorder:
             try:
                 reason = rule(tuple(self._history))
             except Exception as error:  # noqa: BLE001 - a user's rule may raise anything
-                self._warn(f"rule {id(rule)}", f"the stop rule {rule!r} raised {type(error).__name__}: {first_line(error)}")
+                self.warn(f"rule {id(rule)}", f"the stop rule {rule!r} raised {type(error).__name__}: {first_line(error)}")
                 continue
             if reason:
                 self._stop_reason = str(reason)
                 self._say(writer, partial(RunWriter.describe, stopped=f"at step {snapshot.step}: {reason}"))
                 return
 
-    def _warn(self, about: str, message: str) -> None:
+    def warn(self, about: str, message: str) -> None:
+        """Say something about a recording, once for each thing that it is about."""
         if about not in self._warned:
             self._warned.add(about)
             warnings.warn(f"{self.path}: {message}", RuntimeWarning, stacklevel=2)
@@ -487,3 +638,15 @@ def _checked_tokens_per_step(value: Any) -> float | None:
     if number is None or not math.isfinite(number) or number <= 0:
         raise ArgumentError(f"`tokens_per_step` must be a number above 0, got {value!r}")
     return number
+
+
+def _close_all() -> None:
+    """Close, at the end of the process, the recorders that nobody has closed."""
+    for recorder in [each for each in _open if each.is_writing]:
+        with suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            recorder.close()
+
+
+_open: WeakSet[InductionRecorder] = WeakSet()
+atexit.register(_close_all)

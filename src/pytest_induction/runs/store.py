@@ -24,7 +24,7 @@ from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import HEADS, Floats, ScheduledChange, Snapshot, TrainingRun, in_order
 from pytest_induction.runs.streams import Reading
 
-SNAPSHOTS, LOCK, BESIDE = "snapshots.jsonl", "run.lock", "arrays"
+SNAPSHOTS, LOCK, BESIDE, EARLIER = "snapshots.jsonl", "run.lock", "arrays", "earlier"
 LONGEST_LINE = 2**24  # bytes; a line of ours has some thousand
 LARGEST_FILE = 2**28  # bytes of arrays beside a line
 
@@ -52,8 +52,22 @@ def read_run(place: Place) -> TrainingRun:
         schedule=tuple(ScheduledChange(change["step"], change["what"]) for change in header.get("schedule") or ()),
         about=header.get("about") or {},
         cost=header.get("cost") or {},
+        is_open=header.get("is_open") or False,
         notes=(*notes, *order, *others, *([f"the recorder stopped the training {stopped}"] if stopped else ())),
     )
+
+
+def span_of(directory: Path) -> tuple[int, int] | None:
+    """The first step that has a snapshot and the last, as they were written; None where there is none that can be read."""
+    path = directory / SNAPSHOTS
+    try:
+        if not path.exists():
+            return None
+        with path.open("rb") as stream:
+            first, last = _step_of(stream.readline(LONGEST_LINE)), _step_of(_last_line(stream))
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {_reason(error)}") from None
+    return None if first is None or last is None else (first, last)
 
 
 def _of_one_model(snapshots: tuple[Snapshot, ...]) -> tuple[tuple[Snapshot, ...], tuple[str, ...]]:
@@ -112,18 +126,19 @@ def _beside(place: Place, name: Any) -> dict[str, Floats]:
 class RunWriter:
     """Appends snapshots to a run on disk, each flushed to the disk at once. One writer at a time.
 
-    Opening a run that exists goes on with it: a last line that a crash has torn is cut off. Raises `RunError` for a directory
-    that holds something else, and for a run that somebody else is writing.
+    Opening a run that exists goes on with it: a last line that a crash has torn is cut off. With `take_over` a writer that this
+    process has open already writes no more. Raises `RunError` for a directory that holds something else, and for a run that
+    somebody else is writing.
     """
 
-    def __init__(self, directory: str | Path, *, source: str, name: str = "", **header: Any) -> None:
+    def __init__(self, directory: str | Path, *, source: str, name: str = "", take_over: bool = False, **header: Any) -> None:
         self.directory = Path(directory).expanduser()
         self._waiting: list[tuple[bytes, dict[str, Floats], int]] = []
         self._torn = False
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._check_is_for_runs()  # before anything is left there
-            self._lock = Lock(self.directory / LOCK)
+            self._lock = Lock(self.directory / LOCK, take_over=take_over)
         except OSError as error:
             raise RunError(f"no run can be written to {self.directory}: {_reason(error)}") from None
         try:
@@ -144,6 +159,11 @@ class RunWriter:
         """What `run.json` says."""
         return self._header
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it may write: it was not closed, gave way to no other, and is this process's own."""
+        return self._lock.is_held
+
     def close(self) -> None:
         """Write what still waits, if it can be, and let others write."""
         try:
@@ -159,8 +179,7 @@ class RunWriter:
 
     def flush(self) -> None:
         """Write what waits. Raises `RunError` where the disk does not take it."""
-        if not self._lock.is_held:
-            raise RunError(f"{self.directory} cannot be written: the writer was closed, or belongs to another process")
+        self._check_is_held()
         if self._torn:
             self._mend()
         while self._waiting:
@@ -176,8 +195,35 @@ class RunWriter:
         """Add to what `run.json` says of the run; what is there of the same name is replaced."""
         changed = {**self._header, **header}
         if changed != self._header:
+            self._check_is_held()
             self._write_header(changed)
             self._header = changed
+
+    def begin_anew(self, **header: Any) -> Path | None:
+        """Set aside what is there, a run of its own in `earlier/N`, and begin one without snapshots; gives where that lies."""
+        self._check_is_held()
+        made = {"schema": SCHEMA, "source": self._header["source"], "name": self._header.get("name", ""), **header}
+        aside = None
+        try:
+            if (self.directory / SNAPSHOTS).exists():
+                aside = _free_place(self.directory / EARLIER)
+                _replace(aside / HEADER, (self.directory / HEADER).read_bytes())
+                for name in (BESIDE, SNAPSHOTS):
+                    if (self.directory / name).exists():
+                        (self.directory / name).rename(aside / name)
+        except OSError as error:
+            raise RunError(f"{self.directory} cannot be begun anew: {_reason(error)}") from None
+        self._waiting.clear()
+        self._torn = False
+        self._write_header(made)
+        self._header = made
+        return aside
+
+    def _check_is_held(self) -> None:
+        if not self._lock.is_held:
+            raise RunError(
+                f"{self.directory} cannot be written: the writer was closed, gave way to another, or belongs to another process"
+            )
 
     def add_scheduled_change(self, step: int, what: str) -> None:
         """Note that the training was made to change at a step; said twice, it counts once."""
@@ -244,6 +290,31 @@ class RunWriter:
             _keep_names(self.directory)
 
 
+def _free_place(directory: Path) -> Path:
+    """A new directory, named by the first number that is free."""
+    number = 1
+    while (directory / str(number)).exists():
+        number += 1
+    place = directory / str(number)
+    place.mkdir(parents=True)
+    return place
+
+
+def _step_of(line: bytes) -> int | None:
+    try:
+        return from_line(line, lambda name: {}).step
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _last_line(stream: BinaryIO) -> bytes:
+    """The last whole line; what a crash has torn is passed over."""
+    end = _end_of_last_line(stream)
+    start = _end_of_last_line(stream, max(0, end - 1))
+    stream.seek(start)
+    return stream.read(min(end - start, LONGEST_LINE))
+
+
 def _write_whole(stream: Any, content: bytes) -> None:
     view = memoryview(content)
     while view:
@@ -290,9 +361,9 @@ def _mend(stream: BinaryIO) -> None:
         stream.truncate(end)
 
 
-def _end_of_last_line(stream: BinaryIO, block: int = 65_536) -> int:
-    """Bytes up to the end of the last whole line."""
-    end = stream.seek(0, os.SEEK_END)
+def _end_of_last_line(stream: BinaryIO, before: int | None = None, block: int = 65_536) -> int:
+    """Bytes up to the end of the last whole line, of those before a place."""
+    end = stream.seek(0, os.SEEK_END) if before is None else before
     while end > 0:
         start = max(0, end - block)
         stream.seek(start)

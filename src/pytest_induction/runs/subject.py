@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pytest_induction.batching import SHARE_OF_FREE, free_memory
 from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.journal import attached
 from pytest_induction.models.adapt import adapt
@@ -16,6 +17,7 @@ from pytest_induction.models.calling import device_of, first_line, uncompiled
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
+from pytest_induction.runs.together import is_spread, least_of, let_go, made_ready, why_not_together
 
 
 class Subject:
@@ -34,6 +36,19 @@ class Subject:
         self._made: ModelUnderTest | None = None
         self._failure = ""
         self._patience = self._wait = 0
+        self._placed: object = None
+        self._is_spread = False
+
+    def is_spread(self, model: nn.Module | ModelUnderTest) -> bool:
+        """Whether a pass of the model needs every process of the training; looked at once for each object."""
+        if model is not self._placed:
+            module = unwrapped(model) if isinstance(model, nn.Module) else model.module
+            self._placed, self._is_spread = model, is_spread(module)
+        return self._is_spread
+
+    def known(self, model: nn.Module | ModelUnderTest) -> ModelUnderTest | None:
+        """The model under test of this module, if it was made already."""
+        return self._made if model is self._module else None
 
     def use_tokenizer(self, tokenizer: Any) -> None:
         """Take this one, if no other was given."""
@@ -67,10 +82,16 @@ class Subject:
     def _make(self, model: nn.Module | ModelUnderTest) -> ModelUnderTest:
         if not isinstance(model, nn.Module):
             return load_model(model, seed=self._seed, without_pattern=self._without)
-        check_is_whole(model)
+        check_can_run(model)
         module = unwrapped(model)
         attach = (*self._attach, *attached())
-        return adapt(module, tokenizer=self._tokenizer, seed=self._seed, attach=attach, without_pattern=self._without)
+        memory = None
+        if is_spread(module):  # as many rows share a pass in every process
+            made_ready(module)
+            device = device_of(module)
+            memory = least_of(int(SHARE_OF_FREE * free_memory(device)), device)
+        settings: dict[str, Any] = {"attach": attach, "without_pattern": self._without, "memory": memory}
+        return adapt(module, tokenizer=self._tokenizer, seed=self._seed, **settings)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -79,30 +100,12 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return inner.module if isinstance(inner, DistributedDataParallel) else module
 
 
-def check_is_whole(model: nn.Module | ModelUnderTest) -> None:
-    """Raise `ModelError` for a model that is spread over processes. Every process can ask, and gets the same answer."""
+def check_can_run(model: nn.Module | ModelUnderTest) -> None:
+    """Raise `ModelError` for a model of which no process has all heads. Every process can ask, and gets the same answer."""
     module = unwrapped(model) if isinstance(model, nn.Module) else model.module
-    if is_sharded(module):
-        kind = type(module).__name__
-        raise ModelError(f"`{kind}` is spread over processes and cannot run in one of them: measure its checkpoints instead")
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether a pass needs all processes of this training: FSDP, tensor parallelism, the third stage of DeepSpeed's ZeRO."""
-    if not _in_several_processes():
-        return False
-    wrapped = any(type(part).__name__ == "FullyShardedDataParallel" for part in module.modules())
-    return wrapped or any(hasattr(weight, "device_mesh") or hasattr(weight, "ds_id") for weight in module.parameters())
-
-
-def is_first_process() -> bool:
-    """Whether this is the first process of the training, or the only one."""
-    return not _in_several_processes() or torch.distributed.get_rank() == 0
-
-
-def _in_several_processes() -> bool:
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    why = why_not_together(module) if is_spread(module) else ""
+    if why:
+        raise ModelError(f"`{type(module).__name__}` cannot be measured while it trains: {why}: measure its checkpoints instead")
 
 
 def said(error: Exception) -> str:
@@ -111,8 +114,18 @@ def said(error: Exception) -> str:
     return words if isinstance(error, InductionError) else f"{type(error).__name__}: {words}"
 
 
+def let_go_of(model: nn.Module | ModelUnderTest) -> None:
+    """Let a model that is spread keep no more than its shards, as between the steps of its training."""
+    let_go(model if isinstance(model, nn.Module) else model.module)
+
+
+def place_of(model: nn.Module | ModelUnderTest) -> torch.device:
+    """The device that the model is on."""
+    return model.device if isinstance(model, ModelUnderTest) else device_of(model)
+
+
 def wait_for(model: nn.Module | ModelUnderTest) -> None:
     """Let the device finish the steps that it was given, which are the training's."""
-    device = model.device if isinstance(model, ModelUnderTest) else device_of(model)
+    device = place_of(model)
     if device.type not in ("cpu", "meta"):
         torch.accelerator.synchronize(device)
