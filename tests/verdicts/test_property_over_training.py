@@ -201,10 +201,7 @@ class TestVerdicts:
         with pytest.raises(PropertyFailed) as caught:
             check_property(training_of(models, [False, True, True, False]), REPEATS, seed=0, max_examples=40)
         first, why, measured, following = str(caught.value).splitlines()
-        assert first == (
-            "completes_repeats does not hold as expected: completes_repeats fails at the last snapshot, step 30: "
-            "BOS | 1 2 3 4 | 1 2 3 4"
-        )
+        assert first == ("completes_repeats does not hold: fails at the last snapshot, step 30: BOS | 1 2 3 4 | 1 2 3 4")
         assert "after position 5 comes 2" in why and "4 snapshots, steps 0 to 30" in measured
         line = following[following.index("check_property(") : following.index(" of the model at step 30")]
         names = {**vars(induction), **{name: getattr(induction, name) for name in induction.__all__}}

@@ -220,7 +220,7 @@ def failure_of(history: PropertyOverTraining, claim: Claim, evidence: Evidence) 
         "" if example is None else f"probes=[{line(example)}]{_given(claim)}) of the model at step {step} looks at it alone"
     )
     message = fitted(
-        f"{claim.name} does not hold as expected: {evidence.summary}",
+        f"{claim.name} does not hold: {evidence.summary.removeprefix(history.name).lstrip()}",
         [f"  why: {history.hunts[step].said}"] if step is not None else [],
         f"  measured: {about.model}, {about.probe}",
         f"  next: check_property(model, {claim.name}, {next_step}",
