@@ -87,7 +87,7 @@ class Evaluator:
 class Hunt:
     """One property, one model, and what has been seen of the one on the other.
 
-    With `most_shrinks` a failure is shrunk by so many examples at most; all others are then taken to hold.
+    With `most_shrinks` a failure is shrunk by so many examples at most.
     """
 
     def __init__(self, subject: ModelUnderTest, claim: Claim, *, most_shrinks: int | None = None) -> None:
@@ -127,7 +127,7 @@ class Hunt:
             if self._said and self._most_shrinks is not None:
                 self._shrunk += len(new)
                 if self._shrunk > self._most_shrinks:
-                    return Judged(None, None)
+                    return Judged(None, None, ends=True)
             for example, outcome in zip(new, self._evaluate(new), strict=True):
                 self._margins[example] = self._margin(example, outcome)
         except InductionError as error:

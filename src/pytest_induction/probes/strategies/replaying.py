@@ -45,15 +45,17 @@ class Replays(Generic[E]):
             made.save(self.key + SECONDARY, self._choices[self.begin])
         return made
 
-    def take(self, found: E | None, searched: ExampleDatabase) -> None:
-        """Keep what a search ended with."""
-        if found is None:
-            return
+    def take(self, found: E | None, searched: ExampleDatabase, batches: SearchStrategy[tuple[E, ...]]) -> E | None:
+        """Keep what a search ended with, and return it; also where it was ended before a failure was shrunk all the way."""
         for choices in sorted(searched.fetch(self.key)):
-            self._choices[found] = choices
+            if found is None:
+                found = next(iter(_drawn(batches, choices)), None)
+            if found is not None:
+                self._choices[found] = choices
             self._found.add(choices)
             if self._kept is not None:
                 self._kept.save(self.key, choices)
+        return found
 
     def tidy(self) -> None:
         """After the last search: let go of what an earlier session left and this one did not end with."""

@@ -92,10 +92,14 @@ def _drawn(example: object) -> int:
 
 
 class Judged(NamedTuple, Generic[E]):
-    """Of a batch: an example that fails, if one does, and the least margin by which one holds, where that is known."""
+    """Of a batch: an example that fails, if one does, and the least margin by which one holds, where that is known.
+
+    `ends` says that a failure was shrunk enough, and that the search is over.
+    """
 
     failed: E | None
     margin: float | None
+    ends: bool = False
 
 
 def search(
@@ -133,8 +137,7 @@ def search(
         return _search(examples, judge, max_examples, size, seed=seed, key=key)
     database = replays.database()
     found = _search(examples, judge, max_examples, size, seed=seed, key=replays.key, database=database)
-    replays.take(found, database)
-    return found
+    return replays.take(found, database, batches(examples, size))
 
 
 def _search(
@@ -152,6 +155,8 @@ def _search(
 
     def fails(batch: Examples[E]) -> bool:
         judged: Judged[E] = judge(budget.take(batch))
+        if judged.ends:
+            raise Spent
         budget.failing = budget.failing or judged.failed is not None
         if size == 1 and judged.margin is not None and math.isfinite(judged.margin):
             target(-judged.margin, label="nearest to failing")
