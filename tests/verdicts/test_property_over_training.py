@@ -152,7 +152,16 @@ class TestTheCurve:
 
     def test_the_hunt_returns_the_smallest_at_each_step(self, models):
         found = find_counterexample(training_of(models, [False, False, True]), REPEATS, budget=60, seed=0)
-        assert found == {0: SMALLEST, 10: SMALLEST, 20: None}
+        assert found == {0: SMALLEST, 10: SMALLEST, 20: None} == found.counterexamples and len(found) == 3
+        assert str(found) == (
+            "completes_repeats over models: holds from step 20 on, as far as was looked at; fails at 2 of 3 snapshots, "
+            "the last step 10: BOS | 1 2 3 4 | 1 2 3 4"
+        )
+
+    def test_the_hunt_says_what_fails_where_nothing_holds_in_the_end(self, models):
+        """It asserts nothing."""
+        found = find_counterexample(training_of(models, [True, False]), REPEATS, budget=60, seed=0)
+        assert found.holds_from is None and found.fails_until == 10 and found[0] is None and found[10] == SMALLEST
 
     def test_pairs_are_shrunk_to_the_smallest_pair(self):
         training = {0: planted.count_back_head(distance=5), 1: planted.induction_head()}
@@ -409,5 +418,6 @@ def test_a_model_that_holds_as_a_claim(models):
 def test_the_history_says_nothing_that_was_not_found():
     """Of an empty one."""
     empty = PropertyOverTraining(REPEATS, TrainingRun("empty", ()))
+    assert str(empty) == "completes_repeats over empty: not looked at" and not len(empty)
     assert empty.holds == {} and empty.holds_from is None and empty.fails_until is None
     assert all(one < other for one, other in pairwise(empty.hunts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,16 +28,34 @@ PropertyName = str  # of a ready property, or path/file.py:function
 ONSET = "holds_from_"  # what the estimate of it is called, with its unit
 
 
-@dataclass(frozen=True)
-class PropertyOverTraining:
+@dataclass(frozen=True, eq=False)
+class PropertyOverTraining(Mapping[int, Example | None]):
     """At which snapshots of a training a property holds on generated sequences, and what fails at the others.
 
-    `name` is the property as it is written, with its options. `run` is the training, `run.snapshots[i].hunts[name]` what was
-    found at each snapshot, a `Hunted`. "Holds" is said of the sequences that were looked at, never of all there are.
+    A mapping: the step of each snapshot that could be looked at -> the smallest sequence that fails there (a tuple of them where
+    the property is of pairs), or None where none does. `name` is the property as it is written, with its options. `run` is the
+    training, `run.snapshots[i].hunts[name]` what was found at each snapshot, a `Hunted`. "Holds" is said of the sequences that
+    were looked at, never of all there are.
     """
 
     name: str
     run: TrainingRun
+
+    def __getitem__(self, step: int) -> Example | None:
+        return self.counterexamples[step]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.holds)
+
+    def __len__(self) -> int:
+        return len(self.holds)
+
+    def __str__(self) -> str:
+        until, onset = self.fails_until, self.holds_from
+        many = f"fails at {sum(not holds for holds in self.holds.values())} of {_snapshots(len(self))}"
+        fails = "" if until is None else f"{many}, the last step {until}: {self[until]!r}"
+        holds = "" if onset is None else f"holds from step {onset} on, as far as was looked at"
+        return f"{self.name} over {self.run.name}: {'; '.join(filter(None, (holds, fails))) or 'not looked at'}"
 
     @property
     def hunts(self) -> dict[int, Hunted]:
@@ -66,7 +84,7 @@ class PropertyOverTraining:
 
     @property
     def counterexamples(self) -> dict[int, Example | None]:
-        """Step -> the smallest sequence that fails there, a tuple where the property is of pairs, None where none does."""
+        """The mapping itself, as a dict."""
         return {step: _example(each) for step, each in self.hunts.items() if each.holds is not None}
 
     @property
@@ -283,7 +301,12 @@ def _too_late(history: PropertyOverTraining, bars: Mapping[str, float]) -> Judge
         onset = estimates.get(f"{ONSET}{unit}")
         if onset is None:
             seen = f"{_holding(history, history.holds_from or 0)}; how many tokens that is, is not known"
-            return Verdict.UNDETERMINED, "tokens_not_known", seen, "give the tokens of a step (`sweep(..., tokens_per_step=)`)"
+            return (
+                Verdict.UNDETERMINED,
+                "tokens_not_known",
+                seen,
+                "ask with `before_steps`, or give the tokens of a step (`sweep(..., tokens_per_step=)`)",
+            )
         between = f"begins to hold {_between(onset, unit)}, and must by {bar:.4g}"
         if history.fails_until is not None and onset.low >= bar:
             seen = f"{between}; at step {history.fails_until} this fails: {_failing(history, history.fails_until)}"

@@ -134,8 +134,8 @@ def find_counterexample(
     """Hunt for a probe sequence on which the property fails: the smallest there is, or None if `budget` of them all hold.
 
     Arguments as in `check_property`. Where the property returns by how much it holds, as the ready ones do, the search climbs
-    towards failure. Returns a `ProbeSequence`, or a tuple of them where the probes are pairs. Of a training it returns a dict,
-    the step of each snapshot that could be looked at -> the same of its model.
+    towards failure. Returns a `ProbeSequence`, or a tuple of them where the probes are pairs. Of a training it returns a
+    `PropertyOverTraining`: a mapping from the step of each snapshot to the same of its model, and from where on it holds.
 
     >>> found = find_counterexample(model, "completes_repeats")              # doctest: +SKIP
     >>> found.period, found.tokens                                           # doctest: +SKIP
@@ -144,10 +144,9 @@ def find_counterexample(
     most = whole_number("budget", budget, least=1)
     if is_training(model):
         given: Any = model
-        history = found_over(
+        return found_over(
             given, claim, probes=probes, most=most, seed=seed, factory=factory, steps=steps, bisect=bisect, climb=True
         )
-        return history.counterexamples
     _refuse_of_training(factory=factory, steps=steps)
     hunt = Hunt(load_model(model), claim)  # type: ignore[arg-type]
     with progress(hunt.name, most):
