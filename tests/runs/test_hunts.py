@@ -1,8 +1,11 @@
 """Hunts in runs: real checkpoints, what stands in a snapshot, the recorder's budget, the picture."""
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 import warnings
 from xml.etree import ElementTree as ET
 
@@ -238,6 +241,23 @@ class TestRecorder:
         steps = [each.step for each in read_run(Place(tmp_path / "run")).snapshots if each.hunts]
         assert 10 <= len(steps) <= 0.02 * 101 * 100 / 4 / 5 + 1
         assert recorder.cost.seconds <= 0.02 * recorder.cost.training_seconds
+
+    def test_what_hypothesis_does_once_is_done_before_the_training(self, tmp_path):
+        """In a process of its own: the first hunt takes no longer than those after it, by much."""
+        text = f"""
+import time, torch
+from tests.runs.training import Tiny
+from pytest_induction import InductionRecorder
+recorder, model, took = InductionRecorder({str(tmp_path / "run")!r}, max_overhead=None, hunt="completes_repeats"), Tiny(), []
+for step in range(6):
+    recorder(model, step, force=True)
+    took.append(recorder._budget.expected("hunt") if step == 0 else recorder._hunts._seconds)
+print(took[0] < 0.6 * took[-1])
+"""
+        root = FIXTURES.parent
+        command = [sys.executable, "-W", "ignore", "-c", text]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, env={**os.environ})
+        assert done.stdout.split() == ["True"]
 
     def test_the_last_snapshot_has_its_hunt(self, tmp_path):
         """However short the training is."""

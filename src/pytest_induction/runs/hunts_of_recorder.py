@@ -9,6 +9,7 @@ from typing import Any
 from pytest_induction.errors import ArgumentError
 from pytest_induction.journal import naming_subjects
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.probes.strategies.searching import warm_up
 from pytest_induction.progress import showing_on
 from pytest_induction.properties.ready import PROBES
 from pytest_induction.runs.hunting import Hunting, claims_of
@@ -30,6 +31,7 @@ class HuntsOfRecorder:
             if claim.name not in PROBES:
                 raise ArgumentError(f"`hunt` must name ready properties: {', '.join(PROBES)}; got {claim.name!r}")
         self._hunting = [Hunting(claim, "", most=EXAMPLES, seed=seed, keep=False) for claim in claims]
+        warm_up()  # before the training begins
         self._budget = budget
         self._seconds = 0.0
 

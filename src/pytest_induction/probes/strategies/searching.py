@@ -184,6 +184,13 @@ def _search(
     return None
 
 
+def warm_up() -> None:
+    """Search once, for nothing: what hypothesis does once in a process takes a quarter of a second."""
+    chosen = settings(max_examples=1, database=None, deadline=None, phases=[Phase.generate])
+    with suppress(NoSuchExample):
+        find(st.just(0), lambda _: False, settings=chosen, random=Random(0))  # noqa: S311 - what hypothesis takes
+
+
 class Spent(BaseException):
     """Ends a search whose budget is spent; no `except Exception` of hypothesis's takes it for a failure."""
 
