@@ -132,6 +132,14 @@ class TestWhatHoldsFromWhere:
     def test_one_snapshot_is_a_training_too(self, models):
         assert check_property({7: models[True]}, REPEATS, seed=0, max_examples=20).holds_from == 7
 
+    def test_sequences_that_are_listed_are_all_looked_at_everywhere(self, models):
+        """Just these; the smallest of them that fails is named."""
+        long = ProbeSequence((0, *range(1, 7), *range(1, 7)), period=6, repeats=2, breaks=(1, 7), first=True)
+        found = find_counterexample(training_of(models, [False, False, True, True, True, True]), REPEATS, probes=[long, SMALLEST])
+        assert list(found.values()) == [SMALLEST, SMALLEST, None, None, None, None]
+        assert {each.n_examples for each in found.hunts.values()} == {2}
+        assert found.fewest_copies == {0: 2, 10: 2} and found.shortest_periods == {0: 4, 10: 4}
+
 
 class TestTheCurve:
     def test_the_smallest_failure_grows_as_the_model_learns(self):
@@ -284,6 +292,18 @@ class TestVerdicts:
         training = {**training_of(models, [False] * 3 + [True] * 7), 10: "no/such/model"}
         found = check_property(training, REPEATS, seed=0, max_examples=40)
         assert found.holds_from == 30 and found.hunts[10].problem and 10 not in found.holds
+
+    def test_a_module_that_raises_costs_its_snapshot_alone(self, models):
+        class Broken(nn.Module):
+            def forward(self, tokens):
+                raise RuntimeError("out of luck")
+
+        found = check_property({0: Broken(), 10: models[False], 20: models[True]}, REPEATS, seed=0, max_examples=20)
+        assert found.holds == {10: False, 20: True} and found.hunts[0].problem
+
+    def test_a_mistake_in_a_property_of_ones_own_is_raised(self, models):
+        with pytest.raises(ZeroDivisionError):
+            check_property({0: models[True]}, lambda outcome: 1 / 0, probes=strategies.repeated_sequences, seed=0, max_examples=5)
 
     def test_no_model_at_all_leaves_it_open(self):
         with pytest.raises(ExpectationFailed) as caught:

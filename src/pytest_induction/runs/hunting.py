@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pytest_induction.errors import ArgumentError, InductionError, ProbeError
+from pytest_induction.errors import ArgumentError, InductionError, ModelError
 from pytest_induction.journal import naming_subjects
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.strategies.replaying import Replays
 from pytest_induction.probes.strategies.searching import Strategy, batches
 from pytest_induction.progress import advance, progress, showing_on
 from pytest_induction.properties.hunt import Claim, Example, Hunt, listed, sequences_of, strategy_for
+from pytest_induction.runs.loading import FactoryError
 from pytest_induction.runs.record import Hunted, TrainingRun
 from pytest_induction.runs.streams import first_line
 from pytest_induction.runs.trainings import TrainingModels
@@ -47,6 +48,8 @@ class Hunting:
 
     def replay(self, subject: ModelUnderTest) -> Hunted:
         """Look at what failed before, and at what held by the least; hunt only where some of it fails."""
+        if self._given is not None:
+            return self.look(subject)
         hunt = self._hunt(subject)
         if hunt.look_at([*self._failed, *self._near]) is not None or not hunt.n_examples:
             return self._look(hunt)
@@ -61,7 +64,7 @@ class Hunting:
 
     def _look(self, hunt: Hunt) -> Hunted:
         if self._given is not None:
-            hunt.look_at([*self._failed, *self._given])
+            hunt.look_at(self._given)
         else:
             self._search(hunt, strategy_for(self._probes, self.claim, hunt.subject))
         failing = sorted(hunt.failing, key=_size)
@@ -165,10 +168,14 @@ class _Search:
         with showing_on(lambda: None):
             try:
                 subject = self._models.load(place)
-                return self._hunting.replay(subject) if replay else self._hunting.look(subject)
-            except (ArgumentError, ProbeError):
+            except (ArgumentError, FactoryError):
                 raise  # no other snapshot would do better
-            except InductionError as error:
+            except Exception as error:  # noqa: BLE001 - whatever a broken checkpoint or a user's module raises
+                kind = "" if isinstance(error, InductionError) else f"{type(error).__name__}: "
+                return Hunted(problem=f"{kind}{first_line(error)}")
+            try:
+                return self._hunting.replay(subject) if replay else self._hunting.look(subject)
+            except ModelError as error:
                 return Hunted(problem=first_line(error))
 
 
