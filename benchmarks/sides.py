@@ -15,7 +15,6 @@ from hypothesis import HealthCheck
 from torch import Tensor
 
 from pytest_induction import ProbeSequence, completes_repeats, evaluate_probes, load_model, strategies
-from pytest_induction.assertions.hunting import Hunt
 from pytest_induction.copying import direct_effects
 from pytest_induction.interventions.ablation import screened
 from pytest_induction.interventions.attribution import attributions
@@ -32,6 +31,7 @@ from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.head_weights import Circuits
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import Probe
+from pytest_induction.properties.hunt import Claim, Hunt
 from pytest_induction.virtual import _scores_of_rows
 from rows import BARE, EAGER, FACTORED, GIVEN, LENS, PER_HEAD, SAMPLED_HEADS, TOY, Row
 
@@ -159,7 +159,7 @@ def last_queries(ids: Tensor) -> Tensor:
 
 def checked(subject: ModelUnderTest, claim: Callable[..., object], **options: float) -> object:
     """The smallest sequence on which the property fails, or None, as the package searches."""
-    hunt = Hunt(subject, claim, options)
+    hunt = Hunt(subject, Claim.of(claim, options))
     found = hunt.search(sequences(subject), EXAMPLES, SEED, climb=False)
     if found is None and hunt.n_examples < EXAMPLES:
         raise ValueError(f"{hunt.n_examples} of {EXAMPLES} examples were looked at")

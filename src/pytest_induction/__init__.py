@@ -21,17 +21,10 @@ if TYPE_CHECKING:
         assert_no_induction_head,
         find_induction_heads,
     )
+    from pytest_induction.assertions.holding import PropertyOverTraining, assert_property_holds, assert_property_holds_from
     from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
     from pytest_induction.assertions.perturbation import assert_coperturbation
     from pytest_induction.assertions.preserved import assert_heads_preserved, profile_of
-    from pytest_induction.assertions.properties import (
-        attends_to_successor,
-        completes_repeats,
-        is_period_invariant,
-        is_relabelling_invariant,
-        prefers_longer_match,
-        survives_distractors,
-    )
     from pytest_induction.assertions.run_state import assert_final_has_induction_head, assert_heads_kept, assert_log_is_sane
     from pytest_induction.assertions.runs import (
         assert_cooccurrence,
@@ -81,6 +74,14 @@ if TYPE_CHECKING:
     from pytest_induction.probes.answers import Answer, ProbeSequence
     from pytest_induction.probes.sequences import Probe
     from pytest_induction.profiles import HeadsProfile
+    from pytest_induction.properties.ready import (
+        attends_to_successor,
+        completes_repeats,
+        is_period_invariant,
+        is_relabelling_invariant,
+        prefers_longer_match,
+        survives_distractors,
+    )
     from pytest_induction.records import (
         Change,
         Estimate,
@@ -98,7 +99,7 @@ if TYPE_CHECKING:
     from pytest_induction.runs.checkpoints import Checkpoint, find_checkpoints
     from pytest_induction.runs.opening import load_run
     from pytest_induction.runs.phase_change import PhaseChange, find_phase_changes
-    from pytest_induction.runs.record import ScheduledChange, Snapshot, TrainingRun
+    from pytest_induction.runs.record import Hunted, ScheduledChange, Snapshot, TrainingRun
     from pytest_induction.runs.recorder import InductionRecorder
     from pytest_induction.runs.sweep import sweep
     from pytest_induction.virtual import VirtualPair, VirtualScores, measure_virtual_heads
@@ -112,8 +113,9 @@ _HOME = {
         "find_induction_heads",
     ),
     "assertions.given": ("given_probes",),
+    "assertions.holding": ("PropertyOverTraining", "assert_property_holds", "assert_property_holds_from"),
     "assertions.hunting": ("PropertyCheck", "check_property", "find_counterexample"),
-    "assertions.properties": (
+    "properties.ready": (
         "attends_to_successor",
         "completes_repeats",
         "is_period_invariant",
@@ -194,7 +196,7 @@ _HOME = {
     "runs.checkpoints": ("Checkpoint", "find_checkpoints"),
     "runs.opening": ("load_run",),
     "runs.phase_change": ("PhaseChange", "find_phase_changes"),
-    "runs.record": ("ScheduledChange", "Snapshot", "TrainingRun"),
+    "runs.record": ("Hunted", "ScheduledChange", "Snapshot", "TrainingRun"),
     "runs.recorder": ("InductionRecorder",),
     "runs.sweep": ("sweep",),
     "virtual": ("VirtualPair", "VirtualScores", "measure_virtual_heads"),
@@ -225,6 +227,7 @@ __all__ = [
     "HeadList",
     "HeadScores",
     "HeadsProfile",
+    "Hunted",
     "Induction",
     "InductionError",
     "InductionRecorder",
@@ -242,6 +245,7 @@ __all__ = [
     "ProbeSequence",
     "PropertyCheck",
     "PropertyFailed",
+    "PropertyOverTraining",
     "Provenance",
     "ReportError",
     "RunError",
@@ -275,6 +279,8 @@ __all__ = [
     "assert_onset_not_later",
     "assert_phase_change",
     "assert_previous_token_first",
+    "assert_property_holds",
+    "assert_property_holds_from",
     "attends_to_successor",
     "check_property",
     "completes_repeats",

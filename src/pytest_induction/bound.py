@@ -13,6 +13,7 @@ from pytest_induction.assertions import heads as assertions
 from pytest_induction.assertions.causes import assert_ablation_removes_icl
 from pytest_induction.assertions.circuits import assert_induction_circuit
 from pytest_induction.assertions.generality import assert_heads_generalize
+from pytest_induction.assertions.holding import assert_property_holds
 from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
 from pytest_induction.assertions.preserved import assert_heads_preserved
 from pytest_induction.composition import CompositionScores, measure_composition
@@ -115,6 +116,11 @@ class Induction:
         """See `pytest_induction.assert_heads_preserved`; the session's model is the later one, the seed the earlier one's."""
         __tracebackhide__ = True
         return self._call(assert_heads_preserved, before, self.model, **{"seed": None, **options})
+
+    def assert_property_holds(self, **options: Any) -> Evidence:
+        """See `pytest_induction.assert_property_holds`; generation follows the hypothesis profile, not the session's seed."""
+        __tracebackhide__ = True
+        return assert_property_holds(self.model, **options)
 
     def check_property(self, property: Any, **options: Any) -> PropertyCheck:  # noqa: A002 - what it is
         """See `pytest_induction.check_property`; generation follows the hypothesis profile, not the session's seed."""

@@ -7,6 +7,7 @@ import platform
 import shlex
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,9 +94,11 @@ class SessionReport:
         """Measure what is drawn of these models and runs, each exhibit once."""
         text = getattr(item.parent, "text", None) or self._model.text  # a gate of a file has its own
         for subject, about in named:
-            lacking = [kind for kind in self.kinds if (about.model, about.fingerprint, kind) not in self._shown]
+            key = (about.model, about.fingerprint)
+            hunted = about.is_run and (*key, _hunts_of(subject)) not in self._shown  # the same run, and more to draw of it
+            lacking = [kind for kind in self.kinds if hunted or (*key, kind) not in self._shown]
             found = self._exhibits(subject, about, text, lacking)
-            self._shown |= {(about.model, about.fingerprint, exhibit.kind) for exhibit in found}
+            self._shown |= {(*key, exhibit.kind) for exhibit in found} | ({(*key, _hunts_of(subject))} if about.is_run else set())
             item.stash.setdefault(EXHIBITS, []).extend(exhibit.to_dict() for exhibit in found)
 
     @staticmethod
@@ -166,7 +169,8 @@ class SessionReport:
             for report in phases.values():
                 for data in getattr(report, "induction_exhibits", ()):
                     exhibit = Exhibit(**data)
-                    exhibits.setdefault((exhibit.model, exhibit.fingerprint, exhibit.kind), exhibit)
+                    key = (exhibit.model, exhibit.fingerprint, exhibit.kind)
+                    exhibits[key] = exhibit if key not in exhibits else _with_hunts(exhibits[key], exhibit)
         return SessionRecords(
             tuple(tests),
             tuple(exhibits.values()),
@@ -214,6 +218,17 @@ class SessionReport:
                 self.lines.append((f"step summary: {summary} cannot be written: {reason(error)}", {"yellow": True}))
         if annotate:
             self.lines.extend((line, {}) for line in annotations(records, root=self._config.rootpath))
+
+
+def _hunts_of(run: Any) -> str:
+    """What was hunted in a run, in a word that is no kind of exhibit."""
+    return f"hunts: {sorted({name for each in run.snapshots for name in each.hunts})}"
+
+
+def _with_hunts(one: Exhibit, other: Exhibit) -> Exhibit:
+    """The first of two pictures of the same, with what was hunted in the run of either."""
+    before, more = ({hunt["name"]: hunt for hunt in each.data.get("hunts", ())} for each in (one, other))
+    return replace(one, data={**one.data, "hunts": list({**before, **more}.values())}) if more.keys() - before.keys() else one
 
 
 def _extras(exhibits: list[dict[str, Any]]) -> list[dict[str, Any]]:

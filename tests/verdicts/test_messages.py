@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import pytest_induction
-from pytest_induction.assertions.messages import MOST_LINES, WIDEST, failure_text, fitted, next_step
+from pytest_induction.assertions.messages import failure_text, next_step
 from pytest_induction.errors import ExpectationFailed, PropertyFailed
 from pytest_induction.models.planted import induction_head, uniform_head
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Provenance, Verdict
+from pytest_induction.wording import MOST_LINES, WIDEST, fitted
 from tests.conftest import FIXTURES
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +108,8 @@ FAILING = {  # an assertion -> what makes it fail
     "assert_onset_not_later": lambda check: check(RUNS / "two-layers", RUNS / "one-layer-smeared"),
     "assert_phase_change": lambda check: check(RUNS / "one-layer"),
     "assert_previous_token_first": lambda check: check(RUNS / "one-layer", gate=True),
+    "assert_property_holds": lambda check: check(uniform(), property="completes_repeats", max_examples=8, seed=0),
+    "assert_property_holds_from": lambda check: check({3: uniform()}, property="completes_repeats", max_examples=8, seed=0),
     "check_property": lambda check: check(uniform(), "completes_repeats", max_examples=8, seed=0),
 }
 PUBLIC = [name for name in pytest_induction.__all__ if name.startswith("assert_") or name == "check_property"]

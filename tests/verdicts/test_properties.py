@@ -19,8 +19,8 @@ from pytest_induction import (
     load_model,
     strategies,
 )
-from pytest_induction.assertions.properties import PROPERTIES
 from pytest_induction.models import planted
+from pytest_induction.properties.ready import PROPERTIES
 
 HOLDS, FAILS = True, False
 MODELS = {

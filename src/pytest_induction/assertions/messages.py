@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from pytest_induction.criteria import MATCHES, MIN_PREFIX_MATCHING, PERIOD_DETECTOR, SILENT, SUPPRESSES
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
+from pytest_induction.wording import fitted
 
 NEXT = {
     "no_head_matches": "if heads are expected: train further, or see every head with `measure_heads(model)`",
@@ -52,6 +52,8 @@ NEXT = {
     "behaviour_lost": "heads are told apart from behaviour above; what may be lost is `margins=`",
     "mechanism_lost": "see both models with `measure_heads(model)`; how many heads may go is `max_lost=`, how much `margins=`",
     "both_lost": "see both models with `measure_heads(model)`; what may be lost is `margins=`",
+    "fails": "look at the sequence alone with `check_property(model, ..., probes=[...])`",
+    "holds": "more sequences are `max_examples=`",
     "nothing_to_preserve": "compare with a model that has heads: `measure_heads(model)` shows what the one before has",
 }
 NEXT_OF_RUN = {
@@ -81,11 +83,12 @@ NEXT_OF_RUN = {
     "few_snapshots": "record the training more often",
     "no_head_matches": "train further; a lower threshold is `min_prefix_matching=`",
     "lost": "see `run.best_of_heads('prefix_matching')` for when it was lost",
+    "holds": "which sequences were looked at is in `run.snapshots[...].hunts`; more are `max_examples=`",
+    "fails_at_the_end": "train further, or ask less of the property, as `min_accuracy` does",
+    "fails_later": "see all of them with `check_property(...)` without `holds_from=`, or ask less of the property",
     "never_there": "train further, or lower `min_prefix_matching=`",
 }
 ABOUT = ("icl_", "turn_")  # what a reason is about, where it is that of another series than heads
-MOST_LINES, WIDEST = 25, 300  # of a message; a word, such as a path, stays whole where it alone is longer
-MOST_OF_EACH = 4  # lines of the first sentence, of where it was measured and of what to do
 MOST_HEADS, MOST_SERIES = 5, 5
 BARS = {
     "later_accuracy": "min_accuracy",
@@ -100,6 +103,8 @@ BARS = {
     "final": "min_prefix_matching",
     "end_tokens": "before_tokens",
     "end_steps": "before_steps",
+    "holds_from_tokens": "before_tokens",
+    "holds_from_steps": "before_steps",
 }
 """What an estimate is held against, where the names do not say so themselves."""
 ONE_SIDED = ("onset_lag", "induction_shift", "in_context_learning_shift")  # of those that are held against a margin
@@ -121,29 +126,6 @@ def failure_text(evidence: Evidence, wanted: Verdict) -> str:
     first = f"{evidence.claim} is {evidence.verdict}, expected {wanted}: {evidence.summary}"
     facts = _of_run(evidence) if evidence.provenance.is_run else _of_model(evidence)
     return fitted(first, facts, f"  measured: {measured_on(evidence.provenance)}", f"  next: {next_step(evidence)}")
-
-
-def fitted(first: str, facts: Sequence[str], *last: str) -> str:
-    """Lines as a message: long ones go on in the next, indented; where there are too many, the last facts are only counted."""
-    begins, *ends = (_broken(text, MOST_OF_EACH) for text in (first, *last))
-    lines = [line for fact in facts for line in _broken(fact, MOST_LINES)]
-    room = MOST_LINES - len(begins) - sum(map(len, ends))
-    if len(lines) > room:
-        left_out = len(lines) - room + 1
-        lines = [*lines[: room - 1], f"  and {left_out} lines more"]
-    return "\n".join([*begins, *lines, *(line for end in ends for line in end)])
-
-
-def _broken(text: str, most: int) -> list[str]:
-    """Its lines, those that are too long in several; of too many those in the middle are left out."""
-    indent = " " * (2 + len(text) - len(text.lstrip()))
-    found = []
-    for line in text.splitlines():
-        parts = [line]
-        if len(line) > WIDEST:
-            parts = textwrap.wrap(line, WIDEST, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        found += parts
-    return found if len(found) <= most else [*found[: most - 2], f"{indent}...", found[-1]]
 
 
 def _of_model(evidence: Evidence) -> list[str]:

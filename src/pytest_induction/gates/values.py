@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_induction.errors import ArgumentError, ModelError
+from pytest_induction import _MODULE_OF
+from pytest_induction.errors import ArgumentError, ModelError, meant
 from pytest_induction.gates.signatures import Parameter
 from pytest_induction.specs import check_spec, check_text
 
@@ -17,6 +18,7 @@ HEADS = re.compile(r"L\d+H\d+|induction")
 HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TEXT = "text"
 TEXT_KINDS = ("Text",)
+PROPERTIES = tuple(name for name, module in _MODULE_OF.items() if module == "properties.ready")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,16 @@ def factory_at(value: Any, place: Path) -> str:
     return spec
 
 
+def property_at(value: Any, place: Path) -> str:
+    """A property: a ready one, or a function in a file or module."""
+    spec = _beside(string(value, place), place) if ":" in string(value, place) else value
+    if _is_function(spec):
+        check_spec(spec)
+    elif spec not in PROPERTIES:
+        raise ArgumentError(f"there is no property `{value}`{meant(value, PROPERTIES)}; one of your own is path/file.py:function")
+    return str(spec)
+
+
 def _beside(spec: str, place: Path) -> str:
     """The name of a model, its path relative to `place` if it has one."""
     if spec.startswith("hf:") or not spec.strip():
@@ -150,6 +162,10 @@ def _runs(value: Any, place: Path) -> list[RunNamed]:
     return [run_at(each, place) for each in _only(isinstance(value, list), value)]
 
 
+def _table(value: Any, place: Path) -> dict[str, Any]:
+    return dict(_only(isinstance(value, dict), value))
+
+
 def _heads(value: Any, place: Path) -> list[str] | str:
     written = [value] if isinstance(value, str) else strings(value, place)
     _only(bool(written) and all(map(HEADS.fullmatch, written)), value)
@@ -174,6 +190,8 @@ READERS: dict[str, tuple[str, Callable[[Any, Path], Any]]] = {
     "Iterable[str]": ("a list of strings", strings),
     "Mapping[str, float]": ("a table of numbers", _numbers),
     "Mapping[str, float | None]": ("a table of numbers, or of false where there is to be none", _numbers_or_none),
+    "Mapping[str, Any]": ("a table of arguments", _table),
+    "PropertyName": ("the name of a property", property_at),
     "HeadsLike": ('heads such as "L1H0", in a list if several', _heads),
     "ModelLike": ("a model, or a file of measurements", _model_or_file),
     "RunLike": ("a training run", run_at),

@@ -21,6 +21,7 @@ SIDE, SIDE_WIDTH = 840, 370  # where the path begins, and how wide and high it i
 TOP, LOW, TALL = 104, 118, 168  # the first plot, and the heights of plots
 LONGEST_TITLE = 58  # characters that fit beside the legend
 INK, FAINT, PAPER = "#1d2733", "#5f6b7a", "#ffffff"
+HOLDS = "#15803d"  # where a property does
 NAMED_HEADS = 4
 MOST_DECADES = 3.5  # with marks at 1, 2 and 5; of more only the powers of ten
 STEEPEST = (0.3, 1.0, 3.0, 10.0)  # nats per factor e at either end of the colours: the paper's, or more where most are steeper
@@ -56,7 +57,8 @@ def _rows(picture: Mapping[str, Any]) -> list[tuple[Any, int]]:
     curves = [(_curve_of(curve, LINES[place % len(LINES)]), LOW) for place, curve in enumerate(picture["curves"])]
     heads = [(_heads, LOW)] if picture["heads"] else []
     along = [(_index, TALL)] if picture["index"] else []
-    return [*curves, *heads, *along, *([(_map, TALL)] if picture["map"] else [])]
+    hunts = [(_hunt_of(hunt), LOW) for hunt in picture.get("hunts", ())]
+    return [*curves, *heads, *hunts, *along, *([(_map, TALL)] if picture["map"] else [])]
 
 
 def _head(picture: Mapping[str, Any]) -> str:
@@ -90,6 +92,26 @@ def _heads(picture: Mapping[str, Any], plot: Plot) -> list[str]:
     many = f"prefix matching of {len(heads)} of {picture['n_heads']} heads, the highest"
     name = "prefix matching of each head" if len(heads) == picture["n_heads"] else many
     return [*_frame(picture, plot, name, "share"), *lines, *_labels(plot, labels)]
+
+
+def _hunt_of(hunt: Mapping[str, Any]) -> Any:
+    """The smallest failing sequences of a property, and a dot on the ground where it holds on all that was generated."""
+
+    def draw(picture: Mapping[str, Any], plot: Plot) -> list[str]:
+        curves = [("shortest period", hunt["period"], LINES[0]), ("fewest copies", hunt["copies"], LINES[1])]
+        known = [value for _, values, _ in curves for value in values if value is not None]
+        plot = scaled(plot, [0.0, *known])
+        name = f"{hunt['name']}: the smallest sequence that fails; a dot where none does"
+        parts = _frame(picture, plot, name, "tokens, copies")
+        for _, values, colour in curves:
+            parts.append(plot.line(hunt["x"], values, colour))
+            at = [(x, value) for x, value in zip(hunt["x"], values, strict=True) if value is not None]
+            parts += [dot(plot, point, 2.2, colour) for point in at]
+        parts += [dot(plot, (x, 0.0), 3, HOLDS) for x in hunt["holds"]]
+        ends = [(words, last, colour) for words, values, colour in curves if (last := _last(values))]
+        return [*parts, *_labels(plot, [*ends, *([("holds", 0.0, HOLDS)] if hunt["holds"] else [])])]
+
+    return draw
 
 
 def _index(picture: Mapping[str, Any], plot: Plot) -> list[str]:

@@ -26,12 +26,14 @@ CLAIMS = (
     "ablation_removes_icl",
     "induction_circuit",
     "heads_generalize",
+    "property_holds",
     "log_is_sane",
     "phase_change",
     "cooccurrence",
     "heads_kept_to_the_end",
     "final_has_induction_head",
     "onset_not_later",
+    "property_holds_from",
 )
 
 
@@ -167,10 +169,10 @@ def _order(record: Evidence) -> tuple[str, str, int, str, int, str, str]:
 def _view(records: list[Evidence], most_heads: int) -> ModelView:
     about = records[0].provenance
     title = f"{about.model}: {about.probe}" if about.is_run else f"{about.model}: {about.how}, weights {about.fingerprint}"
-    last = {(record.claim, record.words): record for record in records}
-    times = Counter((record.claim, record.words) for record in records)
+    last = {_said_of(record): record for record in records}
+    times = Counter(map(_said_of, records))
     claims = tuple(
-        Claim(words, claim, record.summary, times[claim, words], record.is_as_expected) for (claim, words), record in last.items()
+        Claim(record.words, record.claim, record.summary, times[key], record.is_as_expected) for key, record in last.items()
     )
     widest = max(records, key=lambda record: len(record.heads) + len(record.nearest))
     least = widest.bars.get("min_prefix_matching", MIN_PREFIX_MATCHING)
@@ -195,6 +197,12 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
         measures=tuple(dict.fromkeys(measure for record in records for measure in _measures(record))),
         measured=tuple(dict.fromkeys((*map(_measured, records), *filter(None, map(_versions, records))))),
     )
+
+
+def _said_of(record: Evidence) -> tuple[str, str, str]:
+    """What makes two verdicts one line: the claim, the property where it is about one, and the verdict."""
+    about = record.summary.partition(" ")[0] if record.claim.startswith("property_") else ""
+    return record.claim, about, record.words
 
 
 def _near_heads(record: Evidence) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from pytest_induction.runs.hunts import hunts_from, hunts_to
 from pytest_induction.runs.record import ARRAYS, HEADS, NUMBERS, Floats, Snapshot
 
 MOST_INLINE = 2048  # numbers of an array that stand in the line itself
@@ -42,6 +43,7 @@ def from_line(line: bytes, beside: Callable[[str], Mapping[str, Floats]]) -> Sna
         step=_count("step", data["step"]),
         tokens=None if data.get("tokens") is None else _count("tokens", data["tokens"]),
         errors=errors,
+        hunts=hunts_from(data.get("hunts", {})),
         n_sequences=_count("n_sequences", data.get("n_sequences", 0)),
         fingerprint=_text("fingerprint", data.get("fingerprint", "")),
         problem=_text("problem", data.get("problem", "")),
@@ -177,6 +179,7 @@ def to_line(snapshot: Snapshot) -> tuple[bytes, dict[str, Floats]]:
         _put(errors, beside, name, f"errors.{name}", value)
     rest = {
         "errors": errors,
+        "hunts": hunts_to(snapshot.hunts),
         "n_sequences": operator.index(snapshot.n_sequences),
         "fingerprint": snapshot.fingerprint,
         "problem": snapshot.problem,

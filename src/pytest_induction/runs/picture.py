@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pytest_induction.metrics.trajectory import loss_slopes, principal_path
 from pytest_induction.records import Change, Moment, Verdict
 from pytest_induction.runs.phase_change import PhaseChange, find_phase_changes, has_changed
-from pytest_induction.runs.record import TrainingRun
+from pytest_induction.runs.record import Hunted, TrainingRun
 from pytest_induction.runs.series import Axis
 
 Floats = NDArray[np.float64]
@@ -41,6 +41,7 @@ def picture_of(run: TrainingRun, found: PhaseChange | None = None) -> dict[str, 
         "changes": [_change(change, axis) for change in found.changes],
         "curves": [_curve(run, axis, kept, *each) for each in CURVES if run.has(each[0])],
         "heads": _heads(run, axis, kept),
+        "hunts": _hunts(run, axis),
         "n_heads": max((each.prefix_matching.size for each in run.snapshots if each.prefix_matching is not None), default=0),
         "index": [],
         "map": None,
@@ -112,6 +113,32 @@ def _heads(run: TrainingRun, axis: Axis, kept: set[int]) -> list[dict[str, Any]]
         x, y = axis.x[index][known], scores[known, layer, head]
         heads.append({"name": f"L{layer}H{head}", "x": x.tolist(), "y": y.tolist()})
     return heads
+
+
+def _hunts(run: TrainingRun, axis: Axis) -> list[dict[str, Any]]:
+    """What was hunted at which snapshots: where it holds, and the shortest period and fewest copies of what fails elsewhere."""
+    found: dict[str, list[tuple[float, Hunted]]] = {}
+    for place, snapshot in enumerate(run.snapshots):
+        for name, hunted in snapshot.hunts.items():
+            if hunted.holds is not None:
+                found.setdefault(name, []).append((float(axis.x[place]), hunted))
+    return [_hunt(name, looked) for name, looked in found.items()]
+
+
+def _hunt(name: str, looked: list[tuple[float, Hunted]]) -> dict[str, Any]:
+    failing = [(x, hunted) for x, hunted in looked if not hunted.holds]
+    last = failing[-1][0] if failing else None
+    after = [x for x, _ in looked if last is None or x > last]
+    return {
+        "name": name,
+        "x": [x for x, _ in looked],
+        "period": [hunted.shortest_period for _, hunted in looked],
+        "copies": [hunted.fewest_copies for _, hunted in looked],
+        "holds": [x for x, hunted in looked if hunted.holds],
+        "fails": [x for x, _ in failing],
+        "from": after[0] if after else None,
+        "said": [", ".join(map(repr, hunted.counterexample)) or f"holds on {hunted.n_examples}" for _, hunted in looked],
+    }
 
 
 def _along_context(run: TrainingRun, axis: Axis, kept: set[int], found: PhaseChange) -> dict[str, Any]:

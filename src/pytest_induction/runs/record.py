@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,11 @@ from pytest_induction.metrics.trajectory import (
     principal_path,
     turning_angles,
 )
+from pytest_induction.probes.answers import ProbeSequence
+
+if TYPE_CHECKING:
+    from pytest_induction.runs.checkpoints import Checkpoint
+    from pytest_induction.runs.loading import Loading
 
 Floats = NDArray[np.floating[Any]]
 NUMBERS = (
@@ -39,6 +44,39 @@ ROWS = ("icl_rows", "token_losses", "index_losses")
 ARRAYS = (*HEADS, *ROWS)
 
 
+@dataclass(frozen=True)
+class Hunted:
+    """What the hunt for a sequence on which a property fails came to at one snapshot.
+
+    `n_examples` different sequences were looked at, or pairs of them. Where `is_replayed` they are those that had failed at other
+    snapshots or held there by the least, and none was generated. `counterexample` is the smallest that fails, in a tuple, of two
+    where the property is of pairs; empty where none does. `shortest_period` and `fewest_copies` are the least of all that were
+    seen to fail, `said` is why the smallest does, `margin` by how little the property holds where it does. `problem` says why
+    nothing could be looked at.
+    """
+
+    n_examples: int = 0
+    counterexample: tuple[ProbeSequence, ...] = ()
+    shortest_period: int | None = None
+    fewest_copies: int | None = None
+    said: str = ""
+    margin: float | None = None
+    is_replayed: bool = False
+    problem: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the property holds on all that was looked at; None where nothing was."""
+        return None if self.problem or not self.n_examples else not self.counterexample
+
+
+class SweptFrom(NamedTuple):
+    """Where the weights of a swept run lie, and how they are loaded."""
+
+    found: tuple[Checkpoint, ...]
+    loading: Loading
+
+
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """What was measured at one step of a training. Whatever was not measured is None.
@@ -52,6 +90,8 @@ class Snapshot:
     text, as many from each row, row after row, and `index_losses` (indices,) the means over rows of the loss of each token of a
     row, from token number `TrainingRun.first_token` on. `errors` holds standard errors of the values of the same name, over
     sequences or rows.
+
+    `hunts` has what was hunted for a counterexample: the property as it is written -> what came of it.
 
     `problem` says why something that was to be measured is missing: a loss that is not finite, a checkpoint that cannot be read.
     """
@@ -75,6 +115,7 @@ class Snapshot:
     token_losses: Floats | None = None
     index_losses: Floats | None = None
     errors: Mapping[str, float | Floats] = field(default_factory=dict)
+    hunts: Mapping[str, Hunted] = field(default_factory=dict)
     n_sequences: int = 0
     fingerprint: str = ""
     seconds: float | None = None
@@ -113,6 +154,7 @@ class TrainingRun:
     has a loss. `about` is what describes the measurements (model, way in, device, probes, versions), `notes` what a reader must
     know: lines that were dropped, parts that were trained again. `cost` is what recording took, its `max_overhead` what it might.
     `is_open` says that a recorder began it and has not closed it: the training goes on, or was broken off.
+    `checkpoints` says where the weights are, of a run that was swept just now.
     """
 
     name: str
@@ -126,6 +168,7 @@ class TrainingRun:
     notes: tuple[str, ...] = ()
     cost: Mapping[str, Any] = field(default_factory=dict)
     is_open: bool = False
+    checkpoints: SweptFrom | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         steps = [snapshot.step for snapshot in self.snapshots]

@@ -53,6 +53,7 @@ from pytest_induction.text import read_text
 
 if TYPE_CHECKING:
     from pytest_induction.runs.callbacks import LanguageModel
+    from pytest_induction.runs.hunts_of_recorder import HuntsOfRecorder
 
 OVERHEAD = 0.02  # of the training time, that recording may take
 OnUnmeasurable = Literal["raise", "loss_only"]
@@ -85,6 +86,10 @@ class InductionRecorder:
     `total_steps` is how many steps the training will have. What they will pay may be spent in advance; without it that is what a
     thousand steps will pay, and nothing beyond the first half second. A training that ends sooner may take more than its share.
 
+    `hunt` names ready properties, as ("completes_repeats",), or maps them to their options: at its snapshots the recorder hunts
+    for a generated sequence on which one fails, and the smallest stands in the snapshot. Hunts take a quarter of the budget at
+    most; of the last snapshot, and of others that are forced, they are outside of it.
+
     `on_unmeasurable` says what happens if the model, or the text, cannot be measured at the first call. "raise" raises, before a
     training is spent. "loss_only" warns once and records what can be: the loss alone where the model is the reason. What fails
     later in a training never ends it. `attach` and `without_pattern` are as for `load_model`: how a model is read that nothing
@@ -114,6 +119,7 @@ class InductionRecorder:
         seed: int = 0,
         token_losses: int = TOKEN_LOSSES,
         tokens_per_step: float | None = None,
+        hunt: Any = (),
         name: str = "",
         attach: Attach | Sequence[Attach] = (),
         without_pattern: str | Iterable[str] = (),
@@ -142,6 +148,7 @@ class InductionRecorder:
         self._max_overhead = max_overhead
         self._budget = Budget(max_overhead, clock)
         self.expect(total_steps)
+        self._hunts = _hunts(hunt, self._budget, seed)
         self._due = due_steps(schedule)
         self._focus: Focus | None = None
         if schedule is None and max_overhead is not None:
@@ -226,6 +233,8 @@ class InductionRecorder:
             self._wait_for(model)
             with self._budget.snapshot(forced=force), self._budget.kept(size, quiet=self._is_settled):
                 snapshot = self._measured(model, step, tokens, loss, size)
+                if self._hunts is not None and self._hunts.is_affordable(forced=force):
+                    snapshot = self._hunts.added_to(snapshot, partial(self._adapted, model))
                 self._keep(writer, snapshot)
             if self._focus is not None:
                 self._focus.taken(step)
@@ -621,6 +630,15 @@ class InductionRecorder:
         if about not in self._warned:
             self._warned.add(about)
             warnings.warn(f"{self.path}: {message}", RuntimeWarning, stacklevel=2)
+
+
+def _hunts(hunt: Any, budget: Budget, seed: int) -> HuntsOfRecorder | None:
+    """What hunts at the snapshots, if anything is to be hunted: hypothesis is loaded for that alone."""
+    if not hunt:
+        return None
+    from pytest_induction.runs.hunts_of_recorder import HuntsOfRecorder
+
+    return HuntsOfRecorder(hunt, budget, seed)
 
 
 def _number(name: str, value: Any) -> float | None:

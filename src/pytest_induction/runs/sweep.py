@@ -21,7 +21,7 @@ from pytest_induction.runs.loading import Factory, Loading
 from pytest_induction.runs.measuring import SEQUENCES
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.reading import check_step, on_this_machine, read_weights
-from pytest_induction.runs.record import Snapshot, TrainingRun
+from pytest_induction.runs.record import Snapshot, SweptFrom, TrainingRun
 from pytest_induction.runs.store import RunWriter, read_run
 from pytest_induction.runs.tasks import Bench, Outcome, Plan
 from pytest_induction.specs import check_device, check_dtype, memory_size, module_names
@@ -118,7 +118,7 @@ def sweep(
             except KeyboardInterrupt as stop:
                 stop.add_note(f"the sweep of {name} is kept in {out}: the same again goes on where it was broken off")
                 raise
-    return read_run(Place(out))
+    return replace(read_run(Place(out)), checkpoints=SweptFrom(tuple(found), loading))
 
 
 class _Sweep:

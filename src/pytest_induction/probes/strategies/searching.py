@@ -18,11 +18,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from hypothesis import HealthCheck, Phase, currently_in_test_context, find, given, settings, target
 from hypothesis import strategies as st
+from hypothesis.database import ExampleDatabase
 from hypothesis.errors import InvalidArgument, NoSuchExample, Unsatisfiable, UnsatisfiedAssumption
 from hypothesis.strategies import SearchStrategy
 
 from pytest_induction.errors import ArgumentError, InductionError
 from pytest_induction.probes.strategies.drawing import APART
+from pytest_induction.probes.strategies.replaying import KeptApart, Replays
 
 E = TypeVar("E")
 Strategy = SearchStrategy
@@ -90,10 +92,14 @@ def _drawn(example: object) -> int:
 
 
 class Judged(NamedTuple, Generic[E]):
-    """Of a batch: an example that fails, if one does, and the least margin by which one holds, where that is known."""
+    """Of a batch: an example that fails, if one does, and the least margin by which one holds, where that is known.
+
+    `ends` says that a failure was shrunk enough, and that the search is over.
+    """
 
     failed: E | None
     margin: float | None
+    ends: bool = False
 
 
 def search(
@@ -104,19 +110,21 @@ def search(
     seed: int | None = None,
     key: bytes | None = None,
     climb: bool = False,
+    replays: Replays[E] | None = None,
 ) -> E | None:
     """The smallest example that fails, or None where `max_examples` all hold.
 
     With `seed` the search is the same each time; without, the profile's settings say so, and failures are kept in the example
     database under `key` and tried first the next time. With `climb` half of the examples are not drawn at random but near those
-    of least margin, one by one.
+    of least margin, one by one. With `replays` these take the place of the profile's database.
     """
     if currently_in_test_context():  # hypothesis wants no test within a test; in a thread of its own there is none around
         with ThreadPoolExecutor(1) as apart:
-            options = {"max_examples": max_examples, "seed": seed, "key": key, "climb": climb}
+            options = {"max_examples": max_examples, "seed": seed, "key": key, "climb": climb, "replays": replays}
             return apart.submit(lambda: search(examples, judge, **options)).result()  # type: ignore[arg-type]
     if climb and max_examples > 1:
-        found = search(examples, judge, max_examples=max_examples - max_examples // 2, seed=seed, key=key)
+        most = max_examples - max_examples // 2
+        found = search(examples, judge, max_examples=most, seed=seed, key=key, replays=replays)
         if found is not None:
             return found
         before = APART.set(True)
@@ -124,7 +132,12 @@ def search(
             return _search(examples, judge, max_examples // 2, 1, seed=seed, key=key and key + b" climbing")
         finally:
             APART.reset(before)
-    return _search(examples, judge, max_examples, even(max_examples, BATCH), seed=seed, key=key)
+    size = even(max_examples, BATCH)
+    if replays is None:
+        return _search(examples, judge, max_examples, size, seed=seed, key=key)
+    database = replays.database()
+    found = _search(examples, judge, max_examples, size, seed=seed, key=replays.key, database=database)
+    return replays.take(found, database, batches(examples, size))
 
 
 def _search(
@@ -135,18 +148,24 @@ def _search(
     *,
     seed: int | None,
     key: bytes | None,
+    database: ExampleDatabase | None = None,
 ) -> E | None:
     """The search in batches of so many; where they are of one each, towards the least margin."""
     budget = Budget(max_examples, ends=True)
 
     def fails(batch: Examples[E]) -> bool:
         judged: Judged[E] = judge(budget.take(batch))
+        if judged.ends:
+            raise Spent
         budget.failing = budget.failing or judged.failed is not None
         if size == 1 and judged.margin is not None and math.isfinite(judged.margin):
             target(-judged.margin, label="nearest to failing")
         return judged.failed is not None
 
     profile = settings()
+    if database is not None:
+        seed = 0 if seed is None and profile.derandomize else seed  # which allows no database
+        profile = settings(profile, database=database, derandomize=False)
     seeds = [seed, *range(1, ROUNDS)] if seed is not None or profile.derandomize else [None] * ROUNDS
     seen = -1
     for number, each in enumerate(seeds):
@@ -163,6 +182,13 @@ def _search(
         else:
             return judge(smallest).failed
     return None
+
+
+def warm_up() -> None:
+    """Search once, for nothing: what hypothesis does once in a process takes a quarter of a second."""
+    chosen = settings(max_examples=1, database=None, deadline=None, phases=[Phase.generate])
+    with suppress(NoSuchExample):
+        find(st.just(0), lambda _: False, settings=chosen, random=Random(0))  # noqa: S311 - what hypothesis takes
 
 
 class Spent(BaseException):
@@ -243,17 +269,21 @@ def run_given(
     evaluate: Callable[[Sequence[E]], Sequence[Any]],
     *,
     size: int | None = None,
+    about: str = "",
 ) -> None:
     """Run `test` on what `evaluate` gives for each example of a batch, as hypothesis runs a test.
 
     What decorators left on `carrier` holds: settings, seed, explicit examples. Hypothesis knows the test, in its database and
-    reports, by the name and source of the function that `carrier` wraps.
+    reports, by the name and source of the function that `carrier` wraps. Where one test runs on several models, `about` says on
+    which: failures of each are kept apart, and say so.
     """
     __tracebackhide__ = True
     left = {name: value for name, value in vars(carrier).items() if name not in OWN}
     own = next((value for value in left.values() if isinstance(value, settings)), settings())
+    if about and own.database is not None and not own.derandomize:
+        own = settings(own, database=KeptApart(own.database, about.encode()))
     size = fitting(examples, min(size or BATCH, own.max_examples))
-    looked = Looked(test, evaluate, Budget(own.max_examples))
+    looked = Looked(test, evaluate, Budget(own.max_examples), about)
 
     def run(*values: Any, **named: Any) -> None:
         __tracebackhide__ = True
@@ -274,8 +304,10 @@ def run_given(
 class Looked(Generic[E]):
     """What a test said of the examples that it looked at so far."""
 
-    def __init__(self, test: Callable[..., Any], evaluate: Callable[[Sequence[E]], Sequence[Any]], budget: Budget) -> None:
-        self._test, self._evaluate, self._budget = test, evaluate, budget
+    def __init__(
+        self, test: Callable[..., Any], evaluate: Callable[[Sequence[E]], Sequence[Any]], budget: Budget, about: str = ""
+    ) -> None:
+        self._test, self._evaluate, self._budget, self._about = test, evaluate, budget, about
         self._held: set[E] = set()
         self._failed: set[E] = set()
         self._rejected: set[E] = set()
@@ -308,7 +340,8 @@ class Looked(Generic[E]):
         except BaseException as error:  # what pytest fails a test with is no Exception
             self._budget.failing = True
             self._failed.add(example)
-            error.add_note(f"failing probe: {example!r}\nto try it first from now on: @example({line(example)})")
+            where = f" at {self._about}" if self._about else ""
+            error.add_note(f"failing probe{where}: {example!r}\nto try it first from now on: @example({line(example)})")
             raise
         else:
             if returned is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from pytest_induction.records import Change, Estimate
 from pytest_induction.report.charts.chart import Chart, axis, figure, known, scale, span, tidy
 from pytest_induction.report.colours import GOLD, GREY, LINES, SHADES, SHARES, SIGNED_LIGHT
-from pytest_induction.report.run_picture import marks_of, steepest_of, svg
+from pytest_induction.report.run_picture import HOLDS, marks_of, steepest_of, svg
 from pytest_induction.report.view import amount
 
 NAMED = 4  # heads whose lines have colours
@@ -97,6 +98,7 @@ def _rows(data: Mapping[str, Any]) -> list[Row]:
     ]
     if data["heads"]:
         rows.append(_heads(data))
+    rows += [_hunt(data, hunt) for hunt in data.get("hunts", ())]
     if data["index"]:
         shades = SHADES[-len(data["index"]) :]
         curves = [
@@ -135,6 +137,28 @@ def _heads(data: Mapping[str, Any]) -> Row:
     many = f"prefix matching of {len(heads)} of {data['n_heads']} heads, the highest"
     words = "prefix matching of every head" if len(heads) == data["n_heads"] else many
     return words, TALL, "share", [*reversed(rest), *reversed(named)], {"range": _range([*rest, *named], 0.0)}
+
+
+def _hunt(data: Mapping[str, Any], hunt: Mapping[str, Any]) -> Row:
+    """The smallest failing sequences of a property over the training, and where none was found."""
+    places = [f"{place}<br>{escape(said)}" for place, said in zip(_places(data, hunt["x"]), hunt["said"], strict=True)]
+    curves: list[dict[str, Any]] = []
+    for place, (name, key) in enumerate((("shortest period", "period"), ("fewest copies", "copies"))):
+        if any(value is not None for value in hunt[key]):
+            curve = _curve(data, {"x": hunt["x"], "y": hunt[key]}, name, LINES[place], 1.8)
+            look: dict[str, Any] = {
+                "mode": "lines+markers",
+                "text": places,
+                "hovertemplate": f"{name} <b>%{{y}}</b><br>%{{text}}<extra></extra>",
+            }
+            curves.append(curve | look)
+    holds = {at: said for at, said in zip(hunt["x"], places, strict=True) if at in set(hunt["holds"])}
+    if holds:
+        dots = _curve(data, {"x": list(holds), "y": [0.0] * len(holds)}, "holds", HOLDS, 1.8)
+        look = {"mode": "markers", "marker": {"size": 7, "color": HOLDS}, "text": list(holds.values())}
+        curves.append(dots | look | {"hovertemplate": "%{text}<extra></extra>"})
+    name = f"{escape(hunt['name'])}: the smallest sequence that fails; a dot where none does"
+    return name, ROW, "tokens, copies", curves, {"range": _range(curves, 0.0)}
 
 
 def _range(curves: Sequence[Mapping[str, Any]], least: float | None = None) -> list[float]:
@@ -219,6 +243,7 @@ def _label(data: Mapping[str, Any]) -> str:
         drawn.append("prefix matching of heads")
     if data["map"]:
         drawn.append("slope of the loss along the context")
+    drawn += [f"what fails of {hunt['name']}" for hunt in data.get("hunts", ())]
     window = data.get("window")
     when = ""
     if window:

@@ -13,11 +13,11 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from pytest_induction.assertions.messages import fitted
 from pytest_induction.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, PropertyFailed
 from pytest_induction.outcomes import Outcome
 from pytest_induction.records import HeadId
+from pytest_induction.wording import fitted
 
 Pair = tuple[Outcome, Outcome]
 Heads = Iterable[str | HeadId | tuple[int, int]]

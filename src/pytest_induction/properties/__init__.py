@@ -1,0 +1,1 @@
+"""Properties of a model over generated sequences: ready ones, and the hunt for a sequence on which one fails."""
