@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_induction.errors import ArgumentError, InductionError, ProbeError, RunError, reason
+from pytest_induction.errors import InductionError, ProbeError, RunError, reason
 from pytest_induction.runs import command
 from pytest_induction.specs import FORMS
 
@@ -41,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw.add_argument("run", metavar="RUN", help="a recorded or swept run, or a log, as `load_run` takes it")
     draw.add_argument("-o", "--out", metavar="FILE", help="file that is written (default: the run's name and .svg, here)")
     named = "column of a log that holds one of our measures: loss=train/ce; may be given again"
-    draw.add_argument("--column", metavar="NAME=COLUMN", action="append", default=[], help=named)
+    names = ("--column", "--induction-column")
+    draw.add_argument(*names, dest="column", metavar="NAME=COLUMN", action="append", default=[], help=named)
+    rows = "rows of a log that count, by what stands in a column: run=r0; may be given again"
+    names = ("--where", "--induction-where")
+    draw.add_argument(*names, dest="where", metavar="COLUMN=VALUE", action="append", default=[], help=rows)
     draw.set_defaults(command=_draw)
     about = "render the records of --induction-report RECORDS.json as a page or as Markdown; needs neither torch nor a model"
     report = commands.add_parser("report", help=about, description=about)
@@ -88,14 +92,13 @@ def _sweep(given: argparse.Namespace) -> int:
 
 def _draw(given: argparse.Namespace) -> int:
     from pytest_induction.report.run_picture import svg
+    from pytest_induction.runs.logs.choice import pairs
+    from pytest_induction.runs.logs.taken import taken
     from pytest_induction.runs.opening import load_run
     from pytest_induction.runs.picture import picture_of
 
-    for each in given.column:
-        if not all(each.partition("=")):
-            raise ArgumentError(f"`--column` must be NAME=COLUMN, got {each!r}")
-    columns = dict(each.split("=", 1) for each in given.column)
-    run = load_run(given.run, columns=columns or None)
+    columns, where = pairs("--column", given.column), pairs("--where", given.where)
+    run = load_run(given.run, columns=columns or None, where=where or None)
     picture = picture_of(run)
     name = re.sub(r"[^\w.-]+", "-", run.name).strip("-.")
     out = Path(given.out or f"{name or 'run'}.svg")
@@ -104,7 +107,7 @@ def _draw(given: argparse.Namespace) -> int:
     except OSError as error:
         raise RunError(f"{out} cannot be written: {reason(error)}") from None
     lacks = f"; not recorded: {', '.join(picture['missing'])}" if picture["missing"] else ""
-    print(f"{out}: {len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}{lacks}")
+    print(f"{out}: {len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}{lacks}", *taken(run.about), sep="\n")
     return 0
 
 

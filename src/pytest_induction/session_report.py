@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import shlex
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +45,9 @@ class SessionReport:
         self._config = config
         self._model = session_model
         self._begun = time.time()
-        self._shown: set[tuple[str, str, str]] = set()  # models and runs, and which exhibits this process has measured of them
+        self._shown: set[tuple[str, str, str, str]] = (
+            set()
+        )  # models and runs, and which exhibits this process has measured of them
         self._reports: dict[str, dict[str, pytest.TestReport]] = {}  # by node id and phase; of reruns the last
         self.lines: list[tuple[str, dict[str, bool]]] = []
 
@@ -93,9 +97,9 @@ class SessionReport:
         """Measure what is drawn of these models and runs, each exhibit once."""
         text = getattr(item.parent, "text", None) or self._model.text  # a gate of a file has its own
         for subject, about in named:
-            lacking = [kind for kind in self.kinds if (about.model, about.fingerprint, kind) not in self._shown]
+            lacking = [kind for kind in self.kinds if (*_subject(about), kind) not in self._shown]
             found = self._exhibits(subject, about, text, lacking)
-            self._shown |= {(about.model, about.fingerprint, exhibit.kind) for exhibit in found}
+            self._shown |= {(*_subject(about), exhibit.kind) for exhibit in found}
             item.stash.setdefault(EXHIBITS, []).extend(exhibit.to_dict() for exhibit in found)
 
     @staticmethod
@@ -156,20 +160,23 @@ class SessionReport:
     def records(self, exit_status: int, interrupted: Iterable[dict[str, Any]] = ()) -> SessionRecords:
         """All that was gathered, in the order of the tests. `interrupted` are tests that did not end: node ids and verdicts."""
         from pytest_induction.records import Exhibit
+        from pytest_induction.report.naming import told_apart
         from pytest_induction.report.session_records import SessionRecords
 
         ordered = sorted(self._reports.values(), key=_index)
         broken = {each["nodeid"]: _interrupted(each) for each in interrupted}
         tests = [broken.pop(test.nodeid, test) for test in map(_test, ordered)] + list(broken.values())
-        exhibits: dict[tuple[str, str, str], Exhibit] = {}
+        exhibits: dict[tuple[str, str, str, str], Exhibit] = {}
         for phases in ordered:
             for report in phases.values():
                 for data in getattr(report, "induction_exhibits", ()):
                     exhibit = Exhibit(**data)
-                    exhibits.setdefault((exhibit.model, exhibit.fingerprint, exhibit.kind), exhibit)
+                    exhibits.setdefault((exhibit.model, exhibit.fingerprint, exhibit.place, exhibit.kind), exhibit)
+        every, shown = told_apart((each for test in tests for each in test.evidence), exhibits.values())
+        named = iter(every)
         return SessionRecords(
-            tuple(tests),
-            tuple(exhibits.values()),
+            tuple(replace(test, evidence=tuple(itertools.islice(named, len(test.evidence)))) for test in tests),
+            shown,
             command=shlex.join(["pytest", *map(str, self._config.invocation_params.args)]),
             started=datetime.fromtimestamp(self._begun, UTC).isoformat(timespec="seconds"),
             seconds=round(time.time() - self._begun, 3),
@@ -214,6 +221,10 @@ class SessionReport:
                 self.lines.append((f"step summary: {summary} cannot be written: {reason(error)}", {"yellow": True}))
         if annotate:
             self.lines.extend((line, {}) for line in annotations(records, root=self._config.rootpath))
+
+
+def _subject(about: Provenance) -> tuple[str, str, str]:
+    return about.model, about.fingerprint, about.place
 
 
 def _extras(exhibits: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -112,6 +112,7 @@ class TrainingRun:
     included, whose losses the in-context learning score compares, `first_token` is the number of the first token of a row that
     has a loss. `about` is what describes the measurements (model, way in, device, probes, versions), `notes` what a reader must
     know: lines that were dropped, parts that were trained again. `cost` is what recording took, its `max_overhead` what it might.
+    `place` is where it was read from: a path or URL, or "".
     """
 
     name: str
@@ -124,6 +125,7 @@ class TrainingRun:
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     cost: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         steps = [snapshot.step for snapshot in self.snapshots]

@@ -52,6 +52,7 @@ def read_run(place: Place) -> TrainingRun:
         schedule=tuple(ScheduledChange(change["step"], change["what"]) for change in header.get("schedule") or ()),
         about=header.get("about") or {},
         cost=header.get("cost") or {},
+        place=str(place),
         notes=(*notes, *order, *others, *([f"the recorder stopped the training {stopped}"] if stopped else ())),
     )
 

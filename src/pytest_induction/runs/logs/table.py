@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,18 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.logs.columns import Rank, best, fits, listed
+from pytest_induction.runs.logs.choice import WHERE_OPTION, Choice, say_column, say_where
+from pytest_induction.runs.logs.columns import Rank, equal_best, fits, is_epoch, label_of, listed
 from pytest_induction.runs.logs.faults import Faults, shown
+from pytest_induction.runs.logs.sorting import HEAD, Runs
 
 STEP = "(the step of an event)"  # the key of a row's step where the format itself has one
-HEAD = 1000  # rows that are seen before it is decided which column holds the steps
+EPOCH = "(the epoch of a row)"
 MOST_NUMBERS = 500_000  # that are kept; beyond it the dense columns are thinned
 DENSE = 1_000  # numbers that every column may have
 MOST_CANDIDATES = 64  # columns that may be of use, and as many again whose names say nothing else
 MOST_NAMES = 10_000  # columns that are remembered
 LONGEST_NAME = 1_000
 LARGEST_STEP = 2**53
-DEEPEST = 4  # of objects within a row
+MOST_RETURNS = 30  # of a training to an earlier step: beyond these, and more often than
+RARE = 50  # every so many rows, the rows are of several trainings or in no order
+FEWEST_BEGUN = 8  # numbers of a column that a training has that begins anew
 _MISSING = frozenset({"", "none", "null", "na", "n/a", "-"})
 
 
@@ -61,46 +66,64 @@ class Column:
         self.thinned = True
 
 
+@dataclass
+class _Returns:
+    """How often the training went back to an earlier step: at all, where a new epoch began, and to where it had begun."""
+
+    first: tuple[int, int] | None = None  # from which step to which, the first time
+    count: int = 0
+    with_epoch: int = 0
+    to_the_start: int = 0
+    lowest: int = 0
+
+
 class Table:
-    """Rows go in, in the order in which they were written; columns come out.
+    """Rows go in, in the order in which they were written, or the newest first; columns come out.
 
     Numbers of one step that stand in several rows come together. Where a column goes back to an earlier step, the training was
-    resumed from there: what had been written for that step and later ones, in any column, is replaced.
+    resumed from there: what had been written for that step and later ones, in any column, is replaced. Steps that begin anew in
+    every epoch, and rows of several runs, are refused.
     """
 
-    def __init__(self, chosen: Mapping[str, str], faults: Faults) -> None:
-        self._chosen = chosen
+    def __init__(self, choice: Choice, faults: Faults) -> None:
+        self._choice = choice
         self._faults = faults
         self.rows = 0  # that were seen
         self._columns: dict[str, Column] = {}
         self._names: dict[str, None] = {}  # in order of appearance
         self._others: set[str] = set()  # names known to be of no use
-        self._step = ""
-        self._head: list[dict[str, float]] = []
+        self._epochs: set[str] = set()
+        self._steps: tuple[str, ...] = ()  # the columns that hold the steps; a row has one of them
+        self._is_newest_first = False
+        self._head: list[tuple[dict[str, float], list[tuple[str, str]]]] = []
+        self._runs = Runs()
+        self._returns = _Returns()
+        self._epoch = -math.inf
         self._first: int | None = None
         self._every = 1
         self._held = 0  # numbers, or more
-        self._back: tuple[int, int] | None = None  # from which step to which the training first went back
 
     def take(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Collect rows to their end. Raises `RunError` where it cannot be told which column holds the steps."""
+        """Collect rows to their end. Raises `RunError` where it is not clear what the steps are, or which rows count."""
         for row in rows:
             self.rows += 1
-            numbers = self._numbers(row)
-            if self._step:
-                self._put(numbers)
+            numbers, labels = self._numbers(row), self._runs.labels(row)
+            if self._steps:
+                self._put(numbers, labels)
             elif numbers:
-                self._head.append(numbers)
+                self._head.append((numbers, labels))
                 if len(self._head) == HEAD:
                     self._decide()
-        if not self._step:
+        if not self._steps:
             self._decide()
+        self._runs.check(self._faults)
+        self._check_order()
         self._explain()
 
     @property
-    def step_column(self) -> str:
-        """Which column holds the steps."""
-        return self._step
+    def step_columns(self) -> tuple[str, ...]:
+        """Which columns hold the steps: one, or several of which each row has one."""
+        return self._steps
 
     @property
     def names(self) -> list[str]:
@@ -115,22 +138,42 @@ class Table:
             for ours, rank in column.serves.items():
                 if ours != "step" and column.steps:
                     offers.setdefault(ours, {})[name] = rank
-        return {ours: best(ours, candidates) for ours, candidates in offers.items()}
+        taken = {ours: self._best(ours, candidates) for ours, candidates in offers.items()}
+        labels = {label_of(name): (ours, name) for ours, name in taken.items() if ours not in self._choice.columns}
+        labels.pop("", None)
+        if len(labels) > 1:
+            ours, name = next(iter(labels.values()))
+            raise RunError(
+                f"its columns are of several runs, {listed(labels)}: choose all of one, as by {say_column(ours, name)} and so on"
+            )
+        return taken
+
+    def offered(self, ours: str) -> list[str]:
+        """All columns that hold numbers and could stand for one of our names."""
+        return [name for name, column in self._columns.items() if ours in column.serves and column.steps]
 
     def column(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Steps, strictly rising, and numbers of a column, (numbers,) each; numbers may not be finite."""
         column = self._columns[name]
-        return np.array(column.steps, dtype=np.int64), np.array(column.values, dtype=np.float64)
+        steps, values = np.array(column.steps, dtype=np.int64), np.array(column.values, dtype=np.float64)
+        return (LARGEST_STEP - steps[::-1], values[::-1]) if self._is_newest_first else (steps, values)
+
+    def _best(self, ours: str, candidates: Mapping[str, Rank]) -> str:
+        """The column that fits best. Raises `RunError` where two fit equally."""
+        equal = equal_best(candidates)
+        if len(equal) > 1:
+            raise RunError(f"{listed(equal)} fit `{ours}` equally: choose one, as by {say_column(ours, equal[0])}")
+        return equal[0]
 
     def _check_choice(self) -> None:
-        for ours, theirs in self._chosen.items():
+        for ours, theirs in self._choice.columns.items():
             if theirs not in self._columns:
                 raise RunError(f"there is no column {shown(theirs)} to be `{ours}`; there are {listed(self._names)}")
 
     def _numbers(self, row: Mapping[str, Any]) -> dict[str, float]:
         """The numbers of a row that may be of use."""
         found: dict[str, float] = {}
-        for name, value in _flat(row, DEEPEST):
+        for name, value in row.items():
             if name in self._others or not self._is_of_use(name):
                 continue
             try:
@@ -139,70 +182,100 @@ class Table:
                 self._faults.add("values that are no numbers", f"{shown(value)} in {shown(name)}")
             else:
                 if number is not None:
-                    found[name] = number
+                    found[EPOCH if name in self._epochs else name] = number
         return found
 
     def _is_of_use(self, name: str) -> bool:
-        if name in self._columns or name == STEP:
+        if name in self._columns or name in self._epochs or name == STEP:
             return True
         if len(self._names) >= MOST_NAMES or len(name) > LONGEST_NAME:
             self._faults.add("names of columns beyond what can be held", shown(name))
             return False
         self._names[name] = None
-        serves = fits(name, self._chosen)
+        serves = fits(name, self._choice.columns)
         most = MOST_CANDIDATES if any(rank.unknown for rank in serves.values()) else 2 * MOST_CANDIDATES
         if serves and len(self._columns) < most:
             self._columns[name] = Column(serves)
+            return True
+        if is_epoch(name):
+            self._epochs.add(name)
             return True
         self._others.add(name)
         return False
 
     def _decide(self) -> None:
-        """Say which column holds the steps, and take the rows that waited for it."""
-        offers = {name: c.serves["step"] for name, c in self._columns.items() if "step" in c.serves}
-        filled = {name: rank for name, rank in offers.items() if any(name in numbers for numbers in self._head)}
-        if any(STEP in numbers for numbers in self._head):
-            if "step" in self._chosen:
+        """Say which columns hold the steps, and take the rows that waited for it."""
+        heads = [numbers for numbers, _ in self._head]
+        offers = {name: column.serves["step"] for name, column in self._columns.items() if "step" in column.serves}
+        filled = {name: rank for name, rank in offers.items() if any(name in numbers for numbers in heads)}
+        if any(STEP in numbers for numbers in heads):
+            if "step" in self._choice.columns:
                 raise RunError("events have steps of their own: leave `step` out of `columns`")
-            self._step = STEP
+            self._steps = (STEP,)
         elif filled:
-            self._step = best("step", filled)
+            self._steps = self._columns_of_steps(heads, filled)
         else:
             self._check_choice()
             if not self._names:
                 raise RunError("it has no row that can be read: expected one with a step and a number, as a loss")
-            raise RunError(f"no column holds steps; there are {listed(self._names)}: choose with columns={{'step': NAME}}")
+            raise RunError(f"no column holds steps; there are {listed(self._names)}: choose by {say_column('step', 'NAME')}")
+        self._is_newest_first = self._falls(heads)
         head, self._head = self._head, []
-        for numbers in head:
-            self._put(numbers)
+        for numbers, labels in head:
+            self._put(numbers, labels)
 
-    def _put(self, numbers: dict[str, float]) -> None:
+    def _columns_of_steps(self, heads: list[dict[str, float]], offers: Mapping[str, Rank]) -> tuple[str, ...]:
+        """The column that fits best, and those that stand in its place in other rows: they count the same."""
+        whole = {name: rank for name, rank in offers.items() if all(_is_step(row[name]) for row in heads if name in row)}
+        best = self._best("step", whole or offers)
+        beside = [other for other in offers if other != best and not any(best in row and other in row for row in heads)]
+        return (best, *beside)
+
+    def _falls(self, heads: list[dict[str, float]]) -> bool:
+        """Whether the newest row comes first."""
+        steps = [step for numbers in heads if (step := self._step_of(numbers)) is not None]
+        falling = all(later <= earlier for earlier, later in itertools.pairwise(steps))
+        return falling and len(set(steps)) > 2
+
+    def _step_of(self, numbers: Mapping[str, float]) -> float | None:
+        return next((numbers[name] for name in self._steps if name in numbers), None)
+
+    def _put(self, numbers: dict[str, float], labels: list[tuple[str, str]]) -> None:
         """Take the numbers of one row."""
-        written = numbers.pop(self._step, None)
-        of_use = [(self._columns[name], value) for name, value in numbers.items() if "step" not in self._columns[name].serves]
+        written, epoch = self._step_of(numbers), numbers.pop(EPOCH, -math.inf)
+        of_use = [
+            (self._columns[name], value)
+            for name, value in numbers.items()
+            if name != STEP and "step" not in self._columns[name].serves
+        ]
         if not of_use:
             return
         if written is None:
             self._faults.add("rows without a step", ", ".join(map(shown, list(numbers)[:3])))
             return
-        if not (0 <= written <= LARGEST_STEP and written == int(written)):
+        if not _is_step(written):
             self._faults.add("steps that are no whole numbers from 0 to 2**53", f"{written:g}")
             return
-        self._at(int(written), of_use)
+        self._runs.note(labels, int(written))
+        self._at(LARGEST_STEP - int(written) if self._is_newest_first else int(written), of_use, epoch)
         self._held += len(of_use)
         if self._held > MOST_NUMBERS:
             self._thin()
 
-    def _at(self, step: int, numbers: list[tuple[Column, float]]) -> None:
+    def _at(self, step: int, numbers: list[tuple[Column, float]], epoch: float) -> None:
         """Take the numbers of a step. NaN may fill the gaps of a table, so that it goes back to an earlier step means little."""
         telling = [column for column, value in numbers if not math.isnan(value)] or [column for column, _ in numbers]
-        end = max(column.last for column in telling)
-        if end > step:
-            self._back = self._back or (end, step)
+        furthest = max(telling, key=lambda column: column.last)
+        if furthest.last > step:
+            if self._is_newest_first:  # it was written before what has been read, and replaced by it
+                self._faults.add("rows at steps that newer ones replace", f"step {LARGEST_STEP - step}")
+                return
+            self._note_return(furthest, step, epoch)
             for column in self._columns.values():
                 column.cut(step)
+        self._epoch = max(self._epoch, epoch) if furthest.last <= step else epoch
         if self._first is None:
-            self._first = step
+            self._first = self._returns.lowest = step
         for column, value in numbers:
             if column.last > step:
                 continue
@@ -212,6 +285,15 @@ class Table:
                 column.put(step, value)
             if not math.isnan(value):
                 column.last = step
+
+    def _note_return(self, column: Column, step: int, epoch: float) -> None:
+        returns = self._returns
+        returns.first = returns.first or (column.last, step)
+        returns.count += 1
+        returns.with_epoch += epoch > self._epoch > -math.inf
+        if step <= returns.lowest and len(column.steps) >= FEWEST_BEGUN:
+            returns.to_the_start += 1
+        returns.lowest = min(returns.lowest, step)
 
     def _thin(self) -> None:
         """Keep the dense columns at fewer steps, the same ones for all, until half of what may be kept is there."""
@@ -224,16 +306,45 @@ class Table:
                     column.keep(self._first or 0, self._every)
         self._held = sum(len(column.steps) for column in columns)
 
+    def _check_order(self) -> None:
+        """Raise `RunError` for steps that do not count over one whole training."""
+        returns, name = self._returns, shown(self._steps[0])
+        if returns.with_epoch:
+            epoch = next(iter(self._epochs), "epoch")
+            raise RunError(
+                f"{name} begins anew in every epoch ({returns.with_epoch} times): choose a column that counts over the whole "
+                f"training, as by {say_column('step', 'NAME')}, or one epoch, by {say_where(epoch, '1')}; "
+                f"there are {listed(self._names)}"
+            )
+        if returns.to_the_start > 1:
+            raise RunError(
+                f"{name} begins anew {returns.to_the_start} times, and no column says why: are these several runs, or epochs? "
+                f"Put each into a log of its own, or give it a column `run` and choose by {WHERE_OPTION}"
+            )
+        if returns.count > MOST_RETURNS and returns.count * RARE > self.rows:
+            raise RunError(
+                f"{name} goes back {returns.count} times: its rows are of several runs, or in no order: sort them by step, "
+                f"or give them a column `run` and choose by {WHERE_OPTION}"
+            )
+
     def _explain(self) -> None:
-        if self._back:
-            end, back = self._back
+        if self._returns.first:
+            end, back = self._returns.first
             self._faults.note(
                 f"the training went back from step {end} to {back}: what it then wrote replaces what had been written"
             )
+        if self._is_newest_first:
+            self._faults.note("its newest rows come first: they were sorted")
+        if self._steps[0].rpartition(" - ")[2] == "_step":
+            self._faults.note("`_step` is W&B's own: it counts what was logged, which need not be updates")
         if self._every > 1:
             self._faults.note(
                 f"there are more than {MOST_NUMBERS} numbers: of the dense columns those of every {self._every} steps are kept"
             )
+
+
+def _is_step(number: float) -> bool:
+    return 0 <= number <= LARGEST_STEP and number == int(number)
 
 
 def as_number(value: Any) -> float | None:
@@ -249,12 +360,3 @@ def as_number(value: Any) -> float | None:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
-
-
-def _flat(row: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Any]]:
-    """The values of a row; those of an object within it by both names, with a point between."""
-    for name, value in row.items():
-        if isinstance(value, dict) and depth > 1:
-            yield from ((f"{name}.{inner}", each) for inner, each in _flat(value, depth - 1))
-        else:
-            yield name, value
