@@ -1,6 +1,7 @@
 """`--induction-run`: gates over training runs with no test file, the fixture, exit codes, texts."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -240,6 +241,14 @@ class TestLogs:
                 "*loss*FORMED*",
             ]
         )
+
+    @pytest.mark.parametrize("ending", ["html", "md", "json"])
+    def test_what_was_taken_is_in_reports_too(self, pytester, ending):
+        (pytester.path / "log.csv").write_text("step,loss\n" + ROWS)
+        pytester.runpytest_inprocess("--induction-run=log.csv", f"--induction-report=report.{ending}").assert_outcomes(passed=1)
+        page = (pytester.path / f"report.{ending}").read_text()
+        assert re.search("step is .?step.?, no column of tokens, loss is .?loss.?", page)
+        assert "need scores of heads: record the training, or sweep its checkpoints" in page
 
     def test_of_heads_too_more_is_asked(self, pytester):
         rows = "".join(f"{step},{6 - step / 100},{0.05 if step < 200 else 0.9}\n" for step in range(0, 400, 10))

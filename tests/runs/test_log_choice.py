@@ -49,6 +49,8 @@ class TestSteps:
             ("_step,train/global_step", "train/global_step"),
             ("iter,step", "step"),
             ("_step,step", "step"),
+            ("num_steps,opt_step", "opt_step"),
+            ("batch,global_iteration", "global_iteration"),
         ],
     )
     @pytest.mark.parametrize("turned", [False, True])
@@ -152,6 +154,10 @@ class TestRuns:
         assert f"(in Python where={{'{column}': '0'}})" in said
         run = read(tmp_path, content, where={column: 1})
         assert losses(run) == [2] * len(STEPS) and f"rows where {column} is '1'" in next(taken(run.about))
+
+    def test_a_seed_within_the_settings_of_each_row_is_one(self, tmp_path):
+        rows = [{"config": {"seed": seed}, "step": step, "loss": 3} for seed in (0, 1) for step in STEPS]
+        assert "--induction-where config.seed=0" in refusal(tmp_path, jsonl(*rows), "a.jsonl")
 
     def test_one_run_that_is_named_in_every_row_is_no_question(self, tmp_path):
         assert len(read(tmp_path, table("run,step,loss", *(("a", step, 3) for step in STEPS)))) == len(STEPS)

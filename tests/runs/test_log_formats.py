@@ -181,6 +181,7 @@ TEXT_FORMS = {
     ),
     "litgpt": ("Epoch 1 | iter 99 step {step} | loss train: {loss}, val: n/a | iter time: 345.67 ms (step)", "loss train"),
     "mlx": ("Iter {step}: Train loss {loss}, Learning Rate 2.000e-08, It/sec 1.472, Peak mem 5.094 GB", "Train loss"),
+    "a progress bar": (" 10%|#    | {step}/1000 [00:10<01:30, 9.99it/s, loss={loss}]", "loss"),
     "gpt-2-simple": ("[{step} | 23.56] loss={loss} avg=3.21", "loss"),
     "a loop of one's own": ("Step {step}, Train Loss: {loss}, Val Loss: 7.4214", "Train Loss"),
     "with commas in thousands": ("step 1,{step:03}: loss {loss}", "loss"),
@@ -244,9 +245,17 @@ class TestPlainText:
         run = read_log(written(tmp_path / "a.txt", content))
         assert run.steps.tolist() == list(range(10, 300, 10)) and run.notes == ()
 
-    def test_of_several_processes_the_first_counts(self, tmp_path):
-        content = lines("[rank1]: step: {step} loss: {loss}\n[rank0]: step: {step} loss: 9")
+    @pytest.mark.parametrize("prefix", ["[rank{}]: ", "{}: ", "{}:       "])
+    def test_of_several_processes_the_first_counts(self, tmp_path, prefix):
+        content = lines(f"{prefix.format(1)}step: {{step}} loss: {{loss}}\n{prefix.format(0)}step: {{step}} loss: 9")
         assert read_log(written(tmp_path / "a.txt", content)).column("loss").tolist() == LOSSES
+
+    def test_rows_over_several_lines_of_a_process_come_together(self, tmp_path):
+        content = lines("0: [batch={step}/48]:\n0:       Train loss/train/total: {loss}\n1: [batch=7/48]:\n1:       Train lr: 1")
+        assert read_log(written(tmp_path / "a.txt", content)).column("loss").tolist() == LOSSES
+
+    def test_numbers_before_lines_are_no_steps_where_they_may_be_processes(self, tmp_path):
+        assert "have a loss without a step" in refusal(written(tmp_path / "a.txt", lines("{step}: loss {loss}")))
 
     def test_a_loss_that_is_no_number_is_a_problem(self, tmp_path):
         run = read_log(written(tmp_path / "a.txt", "step 1: loss 3.5\nstep 2: loss nan\n"))
@@ -265,7 +274,7 @@ class TestPlainText:
                 "hello world\nversion 1.2\n",
                 "no line has a step and a loss, as `step 100: loss 3.2` (the first line is 'hello world')",
             ),
-            ("{'loss': 2.5, 'epoch': 0.1}\n", "1 lines have a loss without a step, as Hugging Face prints it"),
+            ("{'loss': 2.5, 'epoch': 0.1}\n", "1 lines have a loss without a step: of Hugging Face name the trainer_state.json"),
         ],
     )
     def test_text_without_rows_says_what_was_expected(self, tmp_path, content, said):
@@ -327,6 +336,11 @@ class TestTables:
     def test_a_table_between_blanks_is_read(self, tmp_path):
         run = read_log(written(tmp_path / "a.txt", "step  loss\n" + lines("{step}   {loss}")))
         assert run.about["format"] == "table" and run.column("loss").tolist() == LOSSES
+
+    @pytest.mark.parametrize("name", ["a.csv", "a.out"])
+    def test_comments_above_the_names_are_passed_over(self, tmp_path, name):
+        run = read_log(written(tmp_path / name, "# made, by, me\n#\nstep,loss\n" + lines("{step},{loss}")))
+        assert run.column("loss").tolist() == LOSSES and run.notes == ()
 
     def test_a_table_is_told_without_its_ending(self, tmp_path):
         assert read_log(written(tmp_path / "a.out", "step,loss\n" + lines("{step},{loss}"))).about["format"] == "table"

@@ -268,7 +268,10 @@ class TestSteps:
         assert run.notes == ("the training went back from step 40 to 25: what it then wrote replaces what had been written",)
 
     def test_the_later_of_two_numbers_for_one_step_counts(self, tmp_path):
-        assert values(read(tmp_path, jsonl({"step": 1, "loss": 3}, {"step": 1, "loss": 2}))) == [2]
+        run = read(
+            tmp_path, jsonl({"step": 1, "loss": 3}, {"step": 1, "loss": 2}, {"step": 2, "loss": 2}, {"step": 2, "loss": 2})
+        )
+        assert values(run) == [2, 2] and run.notes == ("replaced: 1 x a number by a later one of the same column and step",)
 
     def test_gaps_that_are_filled_with_nan_take_nothing_away(self, tmp_path):
         """As in tables that were joined and sorted by time."""

@@ -295,7 +295,7 @@ def _not_later(
             verdict=Verdict.UNDETERMINED,
             reason="tokens_not_known",
             summary=f"at how many tokens induction forms is not known of both, and steps of {name} may have another size",
-            settle="give both runs their tokens (a column of the log, `tokens_per_step`), or compare steps with `in_steps=True`",
+            settle="give both runs their tokens (a column of the log, `tokens_per_step`), or ask for steps: `in_steps=True`",
             bars=bars,
         )
     lag = lag_between(before, after)

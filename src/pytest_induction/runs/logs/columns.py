@@ -15,8 +15,9 @@ LABEL = " - "  # between the run and the measure: RUN - train/loss
 # What we call it -> what others do, the best fit first. Compared in lower case, `-` and blanks as `_`, prefixes taken off.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "step": (  # what counts updates of the weights over the whole training, then what may count something else
-        *("optimizer_step", "optimizer_steps", "optim_step", "num_updates", "n_updates", "update", "updates"),
-        *("global_step", "global_steps", "step", "steps", "current_step", "current_steps", "iteration_step", "step_count"),
+        *("optimizer_step", "optimizer_steps", "optim_step", "opt_step", "optimizer_updates", "gradient_step", "gradient_steps"),
+        *("num_updates", "n_updates", "update", "updates", "global_step", "global_steps", "global_iteration", "global_iter"),
+        *("step", "steps", "num_steps", "current_step", "current_steps", "iteration_step", "step_count"),
         *("iteration", "iterations", "iter", "iter_num", "batch", "_step"),
     ),
     "tokens": (
@@ -144,6 +145,7 @@ def _is_known(part: str) -> bool:
     return part in _NEUTRAL or not {part, *part.split("_")}.isdisjoint(TRAINING | HELD_OUT)
 
 
+@lru_cache(maxsize=4096)
 def is_epoch(name: str) -> bool:
     """Whether a column holds epochs."""
     parts = _parts(name)

@@ -16,6 +16,7 @@ from pytest_induction.runs.streams import Line, Reading
 
 MOST_JOINED = 2**16  # characters of a row of a table that goes over several lines
 DELIMITERS = ",\t;"
+COMMENT = "#"  # what may stand above the names
 BLANKS = " "  # any number of them
 LOOKED_AT = 20  # lines by which a table is told from other text
 
@@ -28,7 +29,7 @@ class DelimitedTable(TextFormat):
     endings = (".csv", ".tsv")
 
     def fits(self, file: Place, head: bytes) -> bool:
-        lines = [line for line in as_text(head).splitlines() if line.strip()][: LOOKED_AT + 1]
+        lines = [line for line in as_text(head).splitlines() if line.strip() and not line.startswith(COMMENT)][: LOOKED_AT + 1]
         if not lines or says_something(lines[0]):
             return False
         delimiter = _delimiter(lines[0])
@@ -44,7 +45,7 @@ class DelimitedTable(TextFormat):
         names: list[str] = []
         delimiter = ""
         for line, text in _whole_rows(text_lines(reading, faults)):
-            if not text.strip():
+            if not text.strip() or (not names and text.startswith(COMMENT)):
                 continue
             if not line.ended and names:
                 faults.note(f"its last line, {line.number}, has no end: it may be cut off and is left out")

@@ -20,6 +20,7 @@ from pytest_induction.runs.logs.format import Row, TextFormat, text_lines
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.streams import Reading
 
+MOST_KINDS = 10_000  # names of which it is remembered what they stand for
 MOST_LOOKED_AT = 4_000  # characters of a line
 IN_EPOCH, LEADING = "epoch/step", "leading/step"  # what messages call a step that has no name
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -38,12 +39,15 @@ _UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _LEVELS = re.compile(r"^(?:(?:DEBUG|INFO|WARNING|WARN|ERROR|root|at|after|the|finished|done)\s+)+")
 _SIDE = re.compile(r"^(?:Train|Eval) (?=\w+/)")  # what Composer puts before names that say so themselves
 _RANK = re.compile(r"^\W{0,2}(?:rank|device|gpu|worker)[\s:=_]?(\d{1,5})\W", re.IGNORECASE)
+_TASK = re.compile(r"^\s*(\d{1,5}): ")  # as `srun --label` puts it before each line
 # `490 | loss 5.7` (llama2.c), `[10 | 23.5] loss=3.2` (gpt-2-simple), `[50/160000] loss: 3`: a number that leads is the step
-_LEADING = re.compile(r"^\s*\[?\s*(\d{1,15})\s*(?:[|\]:]|/\s*\d+\s*[\]|:])")
+_LEADING = re.compile(r"^\s*\[?\s*(\d{1,15})\s*(?:[|\]]|/\s*\d+\s*[\]|])")
 # `250 val 5.9`, `1 train 10.7` (build-nanogpt)
 _BARE = re.compile(r"^\s*(\d{1,15})\s+(train|val|test)(?:[ _]loss)?\s+(\d[\d.eE+-]*)\s*$")
 # `epoch 001:    100 / 487 loss=4.6` (fairseq of old), `Epoch 3:  39%|...| 4846/12331 [05:59<09:15, loss=0.01` (progress bars)
 _IN_EPOCH = re.compile(r"epoch\W{0,3}(\d{1,6})(?![\d.])[^/]{0,200}?(?<![\d.])(\d{1,12})\s*/\s*(\d{1,12})(?![\d.])", re.IGNORECASE)
+# ` 10%|#   | 100/1000 [00:10<01:30, 9.9it/s, loss=3.2]`: a progress bar
+_BAR = re.compile(r"\|\s*(\d{1,12})/\d{1,12}\s*\[\d+:\d\d")
 # ` validation loss at iteration 1000 | lm loss value: 2.3` (Megatron)
 _VALIDATION = re.compile(r"^\W*(valid\w*|test|eval\w*) loss at (?:iteration|step) (\d{1,15})\b(.*)$", re.IGNORECASE)
 _ALIASES = {"s": "step", "trl": "train/loss", "tel": "val/loss"}  # as llm.c has them in its main.log
@@ -74,9 +78,7 @@ class PlainText(TextFormat):
             faults.note(f"its steps begin anew in every epoch, of {found.steps_of_an_epoch}: they were counted on")
         if not found.rows:
             seen = f"the first line is {shown(first)}" if first else "all lines are empty"
-            why = (
-                f"; {found.without_step} lines have a loss without a step, as Hugging Face prints it: name its trainer_state.json"
-            )
+            why = f"; {found.without_step} lines have a loss without a step: of Hugging Face name the trainer_state.json"
             why = why if found.without_step else ""
             raise RunError(
                 f"it has no row that can be read: no line has a step and a loss, as `step 100: loss 3.2` ({seen}{why})"
@@ -101,14 +103,17 @@ class _Rows:
         self._rank = ""
         self._last: tuple[int, float] | None = None  # epoch and step as they were written
         self._first_epoch: int | None = None
+        self._kinds: dict[str, str] = {}
         self.rows = 0
         self.without_step = 0
         self.steps_of_an_epoch = 0  # where they begin anew in every one
 
     def take(self, text: str) -> Iterator[Row]:
         """The rows that a line ends: that of the lines above, or its own."""
-        if self._is_of_another_rank(text):
+        task = _TASK.match(text)
+        if self._is_of_another_rank(task or _RANK.match(text)):
             return
+        text = text if task is None else text[task.end() :]
         line = _line_of(text)
         kinds = {self._kind(name) for name in line.row}
         if self._waiting and line.row and text[:1].isspace() and self._waiting.keys().isdisjoint(line.row):
@@ -134,6 +139,11 @@ class _Rows:
 
     def _kind(self, name: str) -> str:
         """What a name stands for: "step", "measure", or "" for neither."""
+        if name not in self._kinds and len(self._kinds) < MOST_KINDS:
+            self._kinds[name] = self._kind_of(name)
+        return self._kinds[name] if name in self._kinds else self._kind_of(name)
+
+    def _kind_of(self, name: str) -> str:
         said = next((ours for ours, theirs in self._choice.columns.items() if theirs == name), None)
         guessed = guess(name)
         ours = said or (guessed[0] if guessed is not None else None)
@@ -155,9 +165,8 @@ class _Rows:
         if self.steps_of_an_epoch:
             line.row[name] = (written[0] - min(self._first_epoch, 1)) * length + written[1]
 
-    def _is_of_another_rank(self, text: str) -> bool:
+    def _is_of_another_rank(self, found: re.Match[str] | None) -> bool:
         """Whether another process wrote the line than the first that is named: each writes the same, or its own part."""
-        found = _RANK.match(text)
         if found is None:
             return False
         self._rank = self._rank or found[1]
@@ -222,7 +231,7 @@ def _object_in(text: str) -> tuple[str, Mapping[str, Any]]:
 
 def _add_step(text: str, line: _Line) -> None:
     """Put in a step that stands there without its name."""
-    counted, leading = _IN_EPOCH.search(text), _LEADING.match(text)
+    counted, leading = _IN_EPOCH.search(text), _LEADING.match(text) or _BAR.search(text)
     if counted is not None and 0 < int(counted[2]) <= int(counted[3]):
         line.row = {"epoch": int(counted[1]), IN_EPOCH: int(counted[2]), **line.row}
         line.of[IN_EPOCH], line.is_in_epoch = int(counted[3]), True

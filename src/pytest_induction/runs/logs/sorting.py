@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,7 +169,7 @@ class Runs:
             if name not in self._is_run:
                 if len(self._is_run) >= 10 * MOST_RUNS:
                     continue
-                self._is_run[name] = _plain(name.rpartition("/")[2]) in RUNS
+                self._is_run[name] = _plain(re.split(r"[/.]", name)[-1]) in RUNS
             if self._is_run[name] and (text := _text(value)):
                 found.append((name, text))
         return found

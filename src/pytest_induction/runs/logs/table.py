@@ -51,6 +51,12 @@ class Column:
         elif not math.isnan(value):
             self.values[-1] = value
 
+    def replaces(self, step: int, value: float) -> bool:
+        """Whether another number is there for the step, which is to be replaced."""
+        if not self.steps or self.steps[-1] != step or math.isnan(value) or math.isnan(self.values[-1]):
+            return False
+        return self.values[-1] != value
+
     def cut(self, step: int) -> None:
         """Forget what lies at a step and beyond."""
         place = bisect_left(self.steps, step)
@@ -102,6 +108,7 @@ class Table:
         self._first: int | None = None
         self._every = 1
         self._held = 0  # numbers, or more
+        self._replaced = 0  # numbers, by others of the same step
 
     def take(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Collect rows to their end. Raises `RunError` where it is not clear what the steps are, or which rows count."""
@@ -282,6 +289,7 @@ class Table:
             if column.steps and column.steps[-1] > step:  # only NaN lies beyond
                 column.cut(step + 1)
             if not column.thinned or (step - self._first) % self._every == 0:
+                self._replaced += column.replaces(step, value)
                 column.put(step, value)
             if not math.isnan(value):
                 column.last = step
@@ -333,6 +341,8 @@ class Table:
             self._faults.note(
                 f"the training went back from step {end} to {back}: what it then wrote replaces what had been written"
             )
+        if self._replaced:
+            self._faults.note(f"replaced: {self._replaced} x a number by a later one of the same column and step")
         if self._is_newest_first:
             self._faults.note("its newest rows come first: they were sorted")
         if self._steps[0].rpartition(" - ")[2] == "_step":
