@@ -31,7 +31,7 @@ class RunSuite(pytest.Collector):
 
     def collect(self) -> Iterator[pytest.Item]:
         gates = run_gates(self._reference)
-        wanting: dict[str, str] = {}
+        wanting: dict[str, tuple[str, ...]] = {}
         try:
             run = self._bind() if opens_at_once(self.name) else None
         except InductionError:  # told when it is asked for again
