@@ -51,6 +51,7 @@ class TestSteps:
             ("_step,step", "step"),
             ("num_steps,opt_step", "opt_step"),
             ("batch,global_iteration", "global_iteration"),
+            ("step,total_iters", "total_iters"),
         ],
     )
     @pytest.mark.parametrize("turned", [False, True])
@@ -59,6 +60,24 @@ class TestSteps:
         rows = [[*(7 * at if name == best else at for name in order), 3.5] for at in range(20)]
         run = read(tmp_path, table(",".join([*order, "loss"]), *rows))
         assert run.about["columns"]["step"] == best and run.steps.tolist() == [7 * at for at in range(20)]
+
+    def test_what_is_the_same_in_every_row_is_no_count(self, tmp_path):
+        """As LLaMA-Factory's `total_steps`, which is how many there are to be."""
+        rows = [{"current_steps": step, "total_steps": 300, "loss": 3.5} for step in STEPS]
+        assert read(tmp_path, jsonl(*rows), "a.jsonl").steps.tolist() == STEPS
+
+    def test_of_two_counts_that_which_goes_on_over_epochs_is_taken(self, tmp_path):
+        """Whatever their names promise."""
+        rows = [(at // 10, at % 10, at, 3.5) for at in range(40)]
+        run = read(tmp_path, table("epoch,step,iteration,loss", *rows))
+        assert run.about["columns"]["step"] == "iteration" and run.steps.tolist() == list(range(40))
+
+    def test_a_resumed_training_keeps_its_count(self, tmp_path):
+        """W&B's own never goes back."""
+        steps = [*range(20), *range(10, 30)]
+        rows = [{"_step": at, "train/global_step": step, "epoch": step / 50, "loss": 3} for at, step in enumerate(steps)]
+        run = read(tmp_path, jsonl(*rows), "a.jsonl")
+        assert run.about["columns"]["step"] == "train/global_step" and run.steps.tolist() == list(range(30))
 
     def test_a_count_in_fractions_is_none(self, tmp_path):
         """As fairseq's `update`, which is in epochs."""

@@ -386,6 +386,17 @@ class TestEventTrees:
         assert "--induction-where directory=version_0" in said
         assert read_log(place, where={"directory": "version_1"}).column("loss").tolist() == [7, 3]
 
+    def test_torch_itself_writes_what_is_read(self, tmp_path):
+        """Curves in directories of their own, and hyperparameters with results beside them, which are no run."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(tmp_path) as writer:
+            for step, loss in zip(STEPS, LOSSES, strict=True):
+                writer.add_scalars("loss", {"train": loss, "val": 9.0}, step)
+            writer.add_hparams({"lr": 0.1}, {"hparam/loss": 3.0})
+        run = read_log(Place(tmp_path))
+        assert run.steps.tolist() == STEPS and run.column("loss").tolist() == pytest.approx(LOSSES)
+
     def test_a_run_that_went_on_in_another_directory_is_one(self, tmp_path):
         run = read_log(self.tree(tmp_path, version_0={0: 6, 10: 5}, version_1={20: 4, 30: 3}))
         assert run.column("loss").tolist() == [6, 5, 4, 3] and "read as one training that went on" in run.notes[0]

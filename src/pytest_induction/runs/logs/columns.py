@@ -17,6 +17,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "step": (  # what counts updates of the weights over the whole training, then what may count something else
         *("optimizer_step", "optimizer_steps", "optim_step", "opt_step", "optimizer_updates", "gradient_step", "gradient_steps"),
         *("num_updates", "n_updates", "update", "updates", "global_step", "global_steps", "global_iteration", "global_iter"),
+        *("total_step", "total_steps", "total_iterations", "total_iters"),
         *("step", "steps", "num_steps", "current_step", "current_steps", "iteration_step", "step_count"),
         *("iteration", "iterations", "iter", "iter_num", "batch", "_step"),
     ),
@@ -59,7 +60,7 @@ _AUXILIARY = frozenset(  # what a loss is not, where the model is trained on a s
     {
         *("aux", "auxiliary", "z", "zloss", "router", "routing", "balance", "balancing", "load", "mtp", "kl", "policy", "value"),
         *("critic", "actor", "reward", "distill", "distillation", "reg", "regularization", "regularizer", "penalty"),
-        *("commitment", "vq", "contrastive", "max", "min", "std"),
+        *("commitment", "vq", "contrastive", "max", "min", "std", "hparam", "hparams"),
     }
 )
 _SPLIT = "train|training|eval|evaluation|val|valid|validation|test|dev"

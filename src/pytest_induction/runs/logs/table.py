@@ -233,8 +233,10 @@ class Table:
 
     def _columns_of_steps(self, heads: list[dict[str, float]], offers: Mapping[str, Rank]) -> tuple[str, ...]:
         """The column that fits best, and those that stand in its place in other rows: they count the same."""
-        whole = {name: rank for name, rank in offers.items() if all(_is_step(row[name]) for row in heads if name in row)}
-        best = self._best("step", whole or offers)
+        fit = offers
+        for test in (_is_whole, _varies, _counts_over_epochs):  # each in turn, where it leaves a column
+            fit = {name: rank for name, rank in fit.items() if test(name, heads)} or fit
+        best = self._best("step", fit)
         beside = [other for other in offers if other != best and not any(best in row and other in row for row in heads)]
         return (best, *beside)
 
@@ -351,6 +353,22 @@ class Table:
             self._faults.note(
                 f"there are more than {MOST_NUMBERS} numbers: of the dense columns those of every {self._every} steps are kept"
             )
+
+
+def _is_whole(name: str, heads: list[dict[str, float]]) -> bool:
+    """Whether a column has whole numbers only: others are epochs, or seconds."""
+    return all(_is_step(row[name]) for row in heads if name in row)
+
+
+def _varies(name: str, heads: list[dict[str, float]]) -> bool:
+    """Whether a column has more than one number: the same in every row is how many steps there are to be."""
+    return len({row[name] for row in heads if name in row}) > 1
+
+
+def _counts_over_epochs(name: str, heads: list[dict[str, float]]) -> bool:
+    """Whether a column never goes back where a new epoch begins."""
+    counted = [(row[name], row[EPOCH]) for row in heads if name in row and EPOCH in row]
+    return not any(later[0] < earlier[0] and later[1] > earlier[1] for earlier, later in itertools.pairwise(counted))
 
 
 def _is_step(number: float) -> bool:
