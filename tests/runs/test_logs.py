@@ -541,13 +541,36 @@ class TestHostile:
         assert message.startswith(f"{tmp_path}/thing: ") and expected in message
 
     @quietly
-    @given(st.binary(max_size=300), st.sampled_from(["log.jsonl", "log.csv", "trainer_state.json"]))
+    @given(st.binary(max_size=300), st.sampled_from(["log.jsonl", "log.csv", "trainer_state.json", "text.log"]))
     def test_no_bytes_make_anything_but_a_run_or_one_line(self, tmp_path_factory, content, name):
-        begin = {"log.jsonl": '{"step": 1, "loss": 3}\n', "log.csv": "step,loss\n1,3\n", "trainer_state.json": state()[:-40]}[
-            name
-        ]
+        begin = {
+            "log.jsonl": '{"step": 1, "loss": 3}\n',
+            "log.csv": "step,loss\n1,3\n",
+            "trainer_state.json": state()[:-40],
+            "text.log": "step 1: loss 3\n",
+        }[name]
         run = read(tmp_path_factory.mktemp("log"), begin.encode() + content, name)
         assert len(run) >= 1
+
+    @quietly
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["1", "step", "x"]),
+            lambda inner: (
+                st.lists(inner, max_size=4)
+                | st.dictionaries(st.sampled_from(["step", "loss", "1", "data", "columns", "train", "epoch", "value"]), inner)
+            ),
+        ),
+        st.sampled_from(["a.json", "a.jsonl", "a.log"]),
+    )
+    def test_no_json_makes_anything_but_a_run_or_one_line(self, tmp_path_factory, value, name):
+        """In lines of text too, behind what looks like a step of an epoch."""
+        content = json.dumps(value) + "\n"
+        content = f"epoch 1 step 3/5 {content}" if name == "a.log" else content
+        try:
+            read(tmp_path_factory.mktemp("log"), content, name)
+        except RunError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - either is right
 
 
 class TestRemote:

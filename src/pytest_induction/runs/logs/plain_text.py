@@ -7,10 +7,11 @@ who prints it so.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from pytest_induction.errors import RunError
 from pytest_induction.runs.logs.choice import Choice
@@ -100,7 +101,7 @@ class _Rows:
     def __init__(self, choice: Choice) -> None:
         self._choice = choice
         self._waiting: dict[str, Any] = {}
-        self._rank = ""
+        self._first_of: dict[re.Pattern[str], str] = {}  # the first process that each way of writing it named
         self._last: tuple[int, float] | None = None  # epoch and step as they were written
         self._first_epoch: int | None = None
         self._kinds: dict[str, str] = {}
@@ -110,10 +111,9 @@ class _Rows:
 
     def take(self, text: str) -> Iterator[Row]:
         """The rows that a line ends: that of the lines above, or its own."""
-        task = _TASK.match(text)
-        if self._is_of_another_rank(task or _RANK.match(text)):
+        if self._is_of_another_process(text):
             return
-        text = text if task is None else text[task.end() :]
+        text = _TASK.sub("", text)
         line = _line_of(text)
         kinds = {self._kind(name) for name in line.row}
         if self._waiting and line.row and text[:1].isspace() and self._waiting.keys().isdisjoint(line.row):
@@ -152,11 +152,11 @@ class _Rows:
     def _count_on(self, line: _Line) -> None:
         """Where steps begin anew in every epoch, and it is said of how many, count them on."""
         name = next(name for name in line.row if self._kind(name) == "step")
-        length = line.of.get(name)
+        length, step = line.of.get(name), line.row[name]
         epoch = next((number for name, number in line.row.items() if is_epoch(name)), None)
-        if length is None or epoch is None or float(epoch) != int(epoch):
+        if length is None or not (_is_whole(epoch) and _is_whole(step)):
             return
-        written = (int(epoch), float(line.row[name]))
+        written = (int(epoch), float(step))
         self._first_epoch = written[0] if self._first_epoch is None else self._first_epoch
         begins_anew = self._last is not None and written[0] > self._last[0] and written[1] <= self._last[1]
         self._last = written
@@ -165,12 +165,14 @@ class _Rows:
         if self.steps_of_an_epoch:
             line.row[name] = (written[0] - min(self._first_epoch, 1)) * length + written[1]
 
-    def _is_of_another_rank(self, found: re.Match[str] | None) -> bool:
+    def _is_of_another_process(self, text: str) -> bool:
         """Whether another process wrote the line than the first that is named: each writes the same, or its own part."""
-        if found is None:
-            return False
-        self._rank = self._rank or found[1]
-        return found[1] != self._rank
+        found = {way: named[1] for way in (_TASK, _RANK) if (named := way.match(text)) is not None}
+        return any(process != self._first_of.setdefault(way, process) for way, process in found.items())
+
+
+def _is_whole(number: object) -> TypeGuard[float]:
+    return isinstance(number, (int, float)) and math.isfinite(number) and number == int(number)
 
 
 def pairs_of(text: str) -> dict[str, Any]:
