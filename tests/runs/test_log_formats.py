@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.logs import read_log
+from pytest_induction.runs.logs import read_log, trees
 from pytest_induction.runs.logs.formats import FORMATS, endings, expected, find_log
 from pytest_induction.runs.logs.plain_text import pairs_of
 from pytest_induction.runs.logs.taken import taken
@@ -523,3 +523,22 @@ class TestWandb:
         )
         read = read_log(Place(tmp_path))
         assert read.steps.tolist() == STEPS and read.column("loss").tolist() == LOSSES
+
+
+class TestTrees:
+    def test_a_whole_disk_is_not_searched(self, tmp_path, monkeypatch):
+        """And what was found before is said to be not all."""
+        pytest.importorskip("tensorboard")
+        from .event_files import begin, scalar, write
+
+        (tmp_path / "a").mkdir()
+        write(tmp_path / "a" / "x.tfevents.1", begin(1), scalar(0, loss=3), scalar(1, loss=2))
+        for at in range(20):
+            (tmp_path / f"b{at}").mkdir()
+        monkeypatch.setattr(trees, "MOST_DIRECTORIES", 5)
+        assert read_log(Place(tmp_path)).notes == ("only the first 5 directories were looked at",)
+
+    def test_hidden_directories_are_passed_over(self, tmp_path):
+        mlflow_store(tmp_path / "mlruns")
+        mlflow_store(tmp_path / "mlruns", run=".trash/def")
+        assert len(read_log(Place(tmp_path / "mlruns"))) == len(STEPS)

@@ -22,6 +22,10 @@ class LogFormat(ABC):
     what: ClassVar[str]  # as messages list it
     endings: ClassVar[tuple[str, ...]] = ()  # of files that are taken for this where a directory holds one of them
 
+    def names(self, file: Place) -> bool:
+        """Whether a file is one by its name, whatever it holds."""
+        return False
+
     def fits(self, file: Place, head: bytes) -> bool:
         """Whether a file that begins so is one."""
         return False

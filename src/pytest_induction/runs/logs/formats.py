@@ -12,7 +12,7 @@ from pytest_induction.runs.logs.json_document import STATE, JsonDocument
 from pytest_induction.runs.logs.json_lines import JsonLines
 from pytest_induction.runs.logs.mlflow import MlflowStore
 from pytest_induction.runs.logs.plain_text import PlainText
-from pytest_induction.runs.logs.tensorboard import EventFiles, event_files
+from pytest_induction.runs.logs.tensorboard import EventFiles
 from pytest_induction.runs.logs.wandb_files import WandbFiles
 from pytest_induction.runs.places import Place
 
@@ -52,8 +52,9 @@ def find_log(place: Place) -> tuple[LogFormat, Place]:
     names = place.names()
     if STATE in names:
         return format_of(place / STATE), place / STATE
-    if event_files(place):
-        return next(each for each in FORMATS if isinstance(each, EventFiles)), place
+    for each in FORMATS:
+        if any(each.names(place / name) for name in names):
+            return each, place
     file = _only(place, names, tuple(ending for ending in endings() if ending not in WITH_MANY_USES))
     if file is not None:
         return format_of(file), file
@@ -77,11 +78,11 @@ def holds_log(place: Place) -> bool:
 
 def format_of(file: Place) -> LogFormat:
     """What kind of log a file is, by its first bytes. Raises `RunError` for what is none."""
-    with file.open() as stream:
-        head = stream.read(HEAD)
-    named = next((each for each in FORMATS if isinstance(each, EventFiles) and each.fits(file, head)), None)
+    named = next((each for each in FORMATS if each.names(file)), None)
     if named is not None:
         return named
+    with file.open() as stream:
+        head = stream.read(HEAD)
     if not head.strip():
         raise RunError(f"{file}: it is empty: expected {expected()}")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):

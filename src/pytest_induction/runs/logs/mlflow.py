@@ -10,13 +10,14 @@ from pytest_induction.runs.logs.choice import Choice
 from pytest_induction.runs.logs.faults import Faults
 from pytest_induction.runs.logs.format import LogFormat, Row, text_lines
 from pytest_induction.runs.logs.table import STEP
+from pytest_induction.runs.logs.trees import directories
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.streams import Reading
 
 METRICS = "metrics"
 DEEPEST_RUN = 3  # of directories between the place that is named and a run
 DEEPEST_METRIC = 4  # of slashes in a metric's name
-MOST_PLACES = 2_000
+MOST_METRICS = 2_000  # in a directory
 NAME = "mlflow.runName"
 _VALUE = re.compile(r"-?\d+ (\S+) (\d+)(?: .*)?")  # milliseconds, value, step
 
@@ -31,29 +32,22 @@ class MlflowStore(LogFormat):
         return next(_runs(place), None) is not None
 
     def rows(self, place: Place, choice: Choice, faults: Faults) -> Iterator[Row]:
-        for run in _runs(place):
+        for run in _runs(place, faults):
             named = {"run": run.name, "run_name": _name_of(run)}
             for name, file in _metrics(run / METRICS, ""):
                 yield from ({STEP: step, name: value, **named} for step, value in _values(file, faults))
 
 
-def _runs(place: Place, depth: int = DEEPEST_RUN) -> Iterator[Place]:
+def _runs(place: Place, faults: Faults | None = None) -> Iterator[Place]:
     """The runs that lie there: directories with metrics that are written as MLflow writes them."""
-    names = place.names()[:MOST_PLACES]
-    if METRICS in names and (place / METRICS).is_dir():
-        if any(_is_metric(file) for _, file in _metrics(place / METRICS, "")):
-            yield place
-        return
-    if depth == 0:
-        return
-    for name in names:
-        if not name.startswith(".") and name not in ("artifacts", "params", "tags", "models") and (place / name).is_dir():
-            yield from _runs(place / name, depth - 1)
+    for _, directory, names in directories(place, DEEPEST_RUN, faults):
+        if METRICS in names and any(_is_metric(file) for _, file in _metrics(directory / METRICS, "")):
+            yield directory
 
 
 def _metrics(place: Place, above: str, depth: int = DEEPEST_METRIC) -> Iterator[tuple[str, Place]]:
     """Names of metrics and their files."""
-    for name in place.names()[:MOST_PLACES]:
+    for name in place.names()[:MOST_METRICS] if place.is_dir() else ():
         if (place / name).is_file():
             yield f"{above}{name}", place / name
         elif depth:

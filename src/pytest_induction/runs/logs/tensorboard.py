@@ -17,13 +17,13 @@ from pytest_induction.runs.logs.faults import Faults
 from pytest_induction.runs.logs.format import LogFormat, Row
 from pytest_induction.runs.logs.sorting import DIRECTORY
 from pytest_induction.runs.logs.table import STEP
+from pytest_induction.runs.logs.trees import directories
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.streams import Reading
 
 LONGEST_RECORD = 2**20  # bytes; longer ones hold pictures and graphs
 MARK = "tfevents"
 DEEPEST = 4  # of directories below the one that is named
-MOST_DIRECTORIES = 1_000
 _HEADER = struct.Struct("<QI")  # bytes of the record, checksum of these eight
 
 
@@ -36,14 +36,14 @@ class EventFiles(LogFormat):
     name = "event files"
     what = "TensorBoard event files"
 
-    def fits(self, file: Place, head: bytes) -> bool:
+    def names(self, file: Place) -> bool:
         return MARK in file.name
 
     def lies_in(self, place: Place) -> bool:
         return next(_directories(place), None) is not None
 
     def rows(self, place: Place, choice: Choice, faults: Faults) -> Iterator[Row]:
-        found = [("", [place])] if place.is_file() else list(_directories(place))
+        found = [("", [place])] if place.is_file() else list(_directories(place, faults))
         try:
             from tensorboard.compat.proto import event_pb2
         except ImportError:
@@ -61,20 +61,12 @@ class EventFiles(LogFormat):
                         yield {STEP: event.step, **tags, **named}
 
 
-def event_files(place: Place) -> list[Place]:
-    """The event files that lie in a directory, by name."""
-    return [place / name for name in place.names() if MARK in name]
-
-
-def _directories(place: Place, where: str = "", depth: int = DEEPEST) -> Iterator[tuple[str, list[Place]]]:
+def _directories(place: Place, faults: Faults | None = None) -> Iterator[tuple[str, list[Place]]]:
     """The directories that hold event files, each with its path from the one that is named."""
-    names = place.names()
-    files = [place / name for name in names if MARK in name]
-    if files:
-        yield where, files
-    for name in names[:MOST_DIRECTORIES] if depth else ():
-        if MARK not in name and not name.startswith(".") and (place / name).is_dir():
-            yield from _directories(place / name, f"{where}/{name}".lstrip("/"), depth - 1)
+    for where, directory, names in directories(place, DEEPEST, faults):
+        files = [directory / name for name in names if MARK in name]
+        if files:
+            yield where, files
 
 
 def _by_time(files: list[Place], kind: Any, faults: Faults) -> list[Place]:

@@ -6,6 +6,7 @@ A file is read here block by block; what a record says is read by wandb's own cl
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pytest_induction.errors import RunError
 from pytest_induction.runs.logs.choice import Choice
 from pytest_induction.runs.logs.faults import Faults
 from pytest_induction.runs.logs.format import LogFormat, Row
+from pytest_induction.runs.logs.trees import directories
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.streams import Reading
 
@@ -23,8 +25,8 @@ MAGIC = b":W&B"
 HEADER = 7  # bytes before the first block
 BLOCK = 2**15  # bytes
 LONGEST_RECORD = 2**24  # bytes
-MOST_RUNS = 1_000
 DEEPEST_RUN = 2
+_RUN = re.compile(r"(offline-)?run-|latest-run$")
 _PIECE = struct.Struct("<IHB")  # checksum, bytes, and which piece of a record it is:
 _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
@@ -43,7 +45,7 @@ class WandbFiles(LogFormat):
         return next(_files(place), None) is not None
 
     def rows(self, place: Place, choice: Choice, faults: Faults) -> Iterator[Row]:
-        files = [place] if place.is_file() else list(_files(place))
+        files = [place] if place.is_file() else list(_files(place, faults))
         try:
             from wandb.proto import wandb_internal_pb2
         except ImportError:
@@ -54,13 +56,11 @@ class WandbFiles(LogFormat):
                 yield {"run": name.removesuffix(ENDING), **row}
 
 
-def _files(place: Place, depth: int = DEEPEST_RUN) -> Iterator[Place]:
-    """The files of the runs below, each once: `latest-run` points to one of the others."""
-    for name in place.names()[:MOST_RUNS]:
-        if name.endswith(ENDING):
-            yield place / name
-        elif depth and (name == "wandb" or name.startswith(("run-", "offline-run-"))) and (place / name).is_dir():
-            yield from _files(place / name, depth - 1)
+def _files(place: Place, faults: Faults | None = None) -> Iterator[Place]:
+    """The files of the runs below. `latest-run` points to one of the others, so that a file may come twice."""
+    for where, directory, names in directories(place, DEEPEST_RUN, faults):
+        if all(part == "wandb" or _RUN.match(part) for part in where.split("/") if part):
+            yield from (directory / name for name in names if name.endswith(ENDING))
 
 
 def _history(file: Place, kind: Any, faults: Faults) -> Iterator[Row]:
