@@ -107,7 +107,7 @@ def _draw(given: argparse.Namespace) -> int:
     except OSError as error:
         raise RunError(f"{out} cannot be written: {reason(error)}") from None
     lacks = f"; not recorded: {', '.join(picture['missing'])}" if picture["missing"] else ""
-    print(f"{out}: {len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}{lacks}", *taken(run.about), sep="\n")
+    print(f"{out}: {len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}{lacks}", *taken(run), sep="\n")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Which rows and columns of a log count: what is told apart, what is asked for, and how it is said."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -143,7 +144,7 @@ class TestSplits:
 
     def test_of_an_evaluation_alone_the_loss_is_said_to_be_that(self, tmp_path):
         run = read(tmp_path, table("step,split,loss", *((step, "val", 3) for step in STEPS)))
-        assert run.about["columns"]["loss"] == "val/loss" and "(of an evaluation" in next(taken(run.about))
+        assert run.about["columns"]["loss"] == "val/loss" and "(of an evaluation" in next(taken(run))
 
     def test_other_words_part_nothing(self, tmp_path):
         run = read(tmp_path, table("step,phase,loss", *((step, "warmup" if step < 50 else "main", 3) for step in STEPS)))
@@ -172,7 +173,7 @@ class TestRuns:
         assert f"it holds 3 runs, '{column}' is '0', '1', '2': choose one, as by --induction-where" in said
         assert f"(in Python where={{'{column}': '0'}})" in said
         run = read(tmp_path, content, where={column: 1})
-        assert losses(run) == [2] * len(STEPS) and f"rows where {column} is '1'" in next(taken(run.about))
+        assert losses(run) == [2] * len(STEPS) and f"rows where {column} is '1'" in next(taken(run))
 
     def test_a_seed_within_the_settings_of_each_row_is_one(self, tmp_path):
         rows = [{"config": {"seed": seed}, "step": step, "loss": 3} for seed in (0, 1) for step in STEPS]
@@ -245,7 +246,7 @@ class TestLosses:
     def test_that_of_an_evaluation_is_said_to_be_one(self, tmp_path):
         run = read(tmp_path, table("step,eval_loss", *((step, 3) for step in STEPS)))
         assert run.about["evaluation"] is True
-        assert "loss is `eval_loss` (of an evaluation, as the log has none of the training)" in next(taken(run.about))
+        assert "loss is `eval_loss` (of an evaluation, as the log has none of the training)" in next(taken(run))
         told = read(tmp_path, table("step,eval_loss", *((step, 3) for step in STEPS)), columns={"loss": "eval_loss"})
         assert "evaluation" not in told.about
 
@@ -335,7 +336,12 @@ class TestSayingIt:
 
     def test_what_was_taken_is_said_also_where_there_is_nothing(self, tmp_path):
         run = read(tmp_path, table("step,prefix_matching", *((step, 0.5) for step in STEPS)))
-        assert list(taken(run.about)) == [
+        assert list(taken(run)) == [
             "read as table: step is `step`, no column of tokens, no loss, prefix_matching is `prefix_matching`"
         ]
-        assert list(taken({"columns": {}})) == []
+        recorded = replace(run, about={"columns": {}}, source="recorder")
+        assert list(taken(recorded)) == []
+
+    def test_losses_that_checkpoints_brought_are_said_to_be_that(self, tmp_path):
+        swept = replace(read(tmp_path, table("step,loss", *((step, 3) for step in STEPS))), about={}, source="sweep")
+        assert list(taken(swept)) == ["losses are those of the training, as the trainer_state.json of each checkpoint tells them"]

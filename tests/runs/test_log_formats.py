@@ -125,7 +125,7 @@ class TestEveryFormat:
         run = read_log(place)
         assert run.about["format"] == name and run.steps.tolist() == STEPS
         assert run.column("loss").tolist() == pytest.approx(LOSSES) and run.place == str(place)
-        assert "loss is `loss`" in next(taken(run.about))
+        assert "loss is `loss`" in next(taken(run))
 
     @pytest.mark.parametrize("name", [name for name in SAMPLES if name not in ("JSON document", "MLflow store")])
     def test_it_is_the_log_of_the_directory_that_holds_it(self, tmp_path, name):

@@ -233,7 +233,7 @@ def provenance_of(run: TrainingRun) -> Provenance:
         seed=about.get("seed"),
         probe=f"{span}, from a {run.source}",
         layers=tuple(about.get("layers", ())),
-        notes=(*taken(about), *run.notes, *about.get("notes", ()), *_what_else(run)),
+        notes=(*taken(run), *run.notes, *about.get("notes", ()), *_what_else(run)),
         is_run=True,
         place=run.place,
         versions=about.get("versions", {}),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pytest_induction.runs.logs.faults import shown
+from pytest_induction.runs.logs.json_document import STATE
+from pytest_induction.runs.record import TrainingRun
 
 SHOWN = ("step", "tokens", "loss")  # always, also where there is none
 LONGEST = 80  # characters of a column's name
 
 
-def taken(about: Mapping[str, Any]) -> Iterator[str]:
-    """The notes on a run whose `about` is that of a log; none for another."""
+def taken(run: TrainingRun) -> Iterator[str]:
+    """The notes on a run from a log, or on a sweep of checkpoints that brought their losses; none on another."""
+    about = run.about
     columns = about.get("columns")
+    if run.source == "sweep" and run.has("loss"):
+        yield f"losses are those of the training, as the {STATE} of each checkpoint tells them"
     if not isinstance(columns, Mapping) or "format" not in about:
         return
     words = {name: f"{name} is `{_short(theirs)}`" for name, theirs in columns.items()}
