@@ -119,6 +119,13 @@ def test_checkpoints_with_a_log_say_where_it_lies(tmp_path):
     assert f"sweep {tmp_path} -o RUN; or name the log of the training, {tmp_path}/checkpoint-100/trainer_state.json" in message
 
 
+def test_checkpoints_with_another_log_name_that(tmp_path):
+    """As llm.c leaves them."""
+    filled(tmp_path, "model_00010000.bin", "main.log", content="step 1: loss 3\n")
+    assert refusal(tmp_path).endswith(f"or name the log of the training, {tmp_path}/main.log")
+    assert load_run(tmp_path / "main.log").steps.tolist() == [1]
+
+
 def test_a_single_checkpoint_is_no_run(tmp_path):
     message = refusal(filled(tmp_path, "step5.safetensors") / "step5.safetensors")
     assert "is a checkpoint" in message and "sweep" in message

@@ -10,7 +10,7 @@ from typing import Any
 from pytest_induction.errors import ArgumentError, RunError, user_facing
 from pytest_induction.runs.checkpoints import is_weights
 from pytest_induction.runs.header import HEADER
-from pytest_induction.runs.logs.formats import CHECKPOINT, expected, holds_log
+from pytest_induction.runs.logs.formats import CHECKPOINT, expected, find_log, holds_log
 from pytest_induction.runs.logs.json_document import STATE
 from pytest_induction.runs.logs.read import read_log
 from pytest_induction.runs.places import Place
@@ -113,13 +113,21 @@ def _check_directory(place: Place) -> None:
     if holds_checkpoints(place):
         checkpoints = [name for name in names if _is_checkpoint(name)]
         sweep = f"python -m pytest_induction sweep {place} -o RUN"
-        states = [place / name / STATE for name in reversed(checkpoints) if not name.endswith(_WEIGHTS)]
-        state = place / STATE if STATE in names else next((state for state in states if state.is_file()), None)
-        log = "" if state is None else f"; or name the log of the training, {state}"
+        beside = _log_beside(place)
+        log = "" if beside is None else f"; or name the log of the training, {beside}"
         raise RunError(f"{place} holds checkpoints ({checkpoints[0]}): sweep them first: {sweep}{log}")
     if not holds_log(place):
         seen = f"it has {', '.join(names[:5])}" if names else "it is empty"
         raise RunError(f"{place} holds no run ({seen}): {_expected()}")
+
+
+def _log_beside(place: Place) -> Place | None:
+    """The file that is the log of a directory, where there is one."""
+    try:
+        _, found = find_log(place)
+    except RunError:
+        return None
+    return found if found.is_file() else None
 
 
 def _is_checkpoint(name: str) -> bool:
