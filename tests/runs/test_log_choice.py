@@ -103,10 +103,31 @@ class TestSteps:
         run = read(tmp_path, table("step,loss", *rows))
         assert losses(run) == [5] * 10 and "went back from step 90 to 0" in run.notes[0]
 
-    def test_rows_in_no_order_are_refused(self, tmp_path):
+    @pytest.mark.parametrize("count", [20, 200, 3001])
+    def test_rows_in_no_order_are_sorted(self, tmp_path, count):
+        """As a database gives them: each step comes once."""
+        rows = [(step * 37 % count, step * 37 % count) for step in range(count)]
+        run = read(tmp_path, table("step,loss", *rows))
+        assert run.steps.tolist() == losses(run) == list(range(count))
+        assert run.notes == ("its rows are in no order: they were sorted by their steps",)
+
+    def test_rows_of_two_runs_in_no_order_are_refused(self, tmp_path):
         rows = [(step * 37 % 200, 3.5) for step in range(200)]
-        said = refusal(tmp_path, table("step,loss", *rows))
+        said = refusal(tmp_path, table("step,loss", *rows, (7, 9)))
         assert " times: its rows are of several runs, or in no order" in said and "--induction-where" in said
+        rows = [(step * 37 % 3001, 3.5) for step in range(3001)]
+        said = refusal(tmp_path, table("step,loss", *rows, (7, 9)))
+        assert "its rows are in no order, and step 7 has several numbers of one column" in said and "--induction-where" in said
+
+    def test_where_most_would_be_replaced_it_is_refused(self, tmp_path):
+        """Several trainings, each begun a little later than the one before."""
+        rows = [(start + step, 3.5) for start in (0, 5, 10) for step in range(0, 400, 10)]
+        assert "goes back 2 times: its rows are of several runs, or in no order" in refusal(tmp_path, table("step,loss", *rows))
+
+    def test_measurements_that_come_late_are_no_disorder(self, tmp_path):
+        rows = [row for step in range(20, 300, 10) for row in ({"step": step, "loss": 3}, {"step": step - 20, "eval_loss": 9})]
+        run = read(tmp_path, jsonl(*rows), "a.jsonl")
+        assert losses(run) == [3] * 28 and run.notes == ()
 
     @pytest.mark.parametrize("count", [3, 30, 3000])
     def test_the_newest_may_come_first(self, tmp_path, count):

@@ -29,6 +29,8 @@ LONGEST_NAME = 1_000
 LARGEST_STEP = 2**53
 MOST_RETURNS = 30  # of a training to an earlier step: beyond these, and more often than
 RARE = 50  # every so many rows, the rows are of several trainings or in no order
+FEWEST_FALLS = 3  # of a column's steps, where they are in no order
+FEWEST_TOLD = 30  # numbers, of which it tells something that half of them are replaced
 FEWEST_BEGUN = 8  # numbers of a column that a training has that begins anew
 _MISSING = frozenset({"", "none", "null", "na", "n/a", "-"})
 
@@ -57,11 +59,13 @@ class Column:
             return False
         return self.values[-1] != value
 
-    def cut(self, step: int) -> None:
-        """Forget what lies at a step and beyond."""
+    def cut(self, step: int) -> int:
+        """Forget what lies at a step and beyond; how many numbers that was."""
         place = bisect_left(self.steps, step)
+        count = len(self.steps) - place
         del self.steps[place:], self.values[place:]
         self.last = min(self.last, step - 1)
+        return count
 
     def keep(self, first: int, every: int) -> None:
         """Keep the numbers of every so many steps, counted from `first`."""
@@ -72,6 +76,9 @@ class Column:
         self.thinned = True
 
 
+Numbers = list[tuple[Column, float]]  # of a row: the columns that may be of use
+
+
 @dataclass
 class _Returns:
     """How often the training went back to an earlier step: at all, where a new epoch began, and to where it had begun."""
@@ -80,11 +87,13 @@ class _Returns:
     count: int = 0
     with_epoch: int = 0
     to_the_start: int = 0
+    taken: int = 0  # numbers
+    dropped: int = 0  # of them, as they were replaced
     lowest: int = 0
 
 
 class Table:
-    """Rows go in, in the order in which they were written, or the newest first; columns come out.
+    """Rows go in, in the order in which they were written, or the newest first, or in none; columns come out.
 
     Numbers of one step that stand in several rows come together. Where a column goes back to an earlier step, the training was
     resumed from there: what had been written for that step and later ones, in any column, is replaced. Steps that begin anew in
@@ -101,6 +110,7 @@ class Table:
         self._epochs: set[str] = set()
         self._steps: tuple[str, ...] = ()  # the columns that hold the steps; a row has one of them
         self._is_newest_first = False
+        self._waiting: list[tuple[int, Numbers]] | None = None  # rows in no order, until all are there
         self._head: list[tuple[dict[str, float], list[tuple[str, str]]]] = []
         self._runs = Runs()
         self._returns = _Returns()
@@ -124,6 +134,7 @@ class Table:
         if not self._steps:
             self._decide()
         self._runs.check(self._faults)
+        self._sort()
         self._check_order()
         self._explain()
 
@@ -227,6 +238,8 @@ class Table:
                 raise RunError("it has no row that can be read: expected one with a step and a number, as a loss")
             raise RunError(f"no column holds steps; there are {listed(self._names)}: choose by {say_column('step', 'NAME')}")
         self._is_newest_first = self._falls(heads)
+        if not self._is_newest_first and self._is_in_no_order(heads):
+            self._waiting = []
         head, self._head = self._head, []
         for numbers, labels in head:
             self._put(numbers, labels)
@@ -245,6 +258,32 @@ class Table:
         steps = [step for numbers in heads if (step := self._step_of(numbers)) is not None]
         falling = all(later <= earlier for earlier, later in itertools.pairwise(steps))
         return falling and len(set(steps)) > 2
+
+    def _is_in_no_order(self, heads: list[dict[str, float]]) -> bool:
+        """Whether steps go up and down, and none comes twice, so that sorting them mixes nothing."""
+        at: dict[str, list[float]] = {}
+        for numbers in heads:
+            step = self._step_of(numbers)
+            for name, value in numbers.items() if step is not None else ():
+                if name not in (*self._steps, EPOCH) and not math.isnan(value):
+                    at.setdefault(name, []).append(step or 0.0)
+        goes_both_ways = any(_falls(steps) >= FEWEST_FALLS and _kept(steps) * 2 < len(steps) for steps in at.values())
+        return goes_both_ways and all(len(set(steps)) == len(steps) for steps in at.values())
+
+    def _sort(self) -> None:
+        """Take the rows that waited, in the order of their steps. Raises `RunError` where a column has two numbers of one."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return
+        for step, numbers in sorted(waiting, key=lambda row: row[0]):
+            twice = next((column for column, value in numbers if column.replaces(step, value)), None)
+            if twice is not None:
+                raise RunError(
+                    f"its rows are in no order, and step {step} has several numbers of one column: put each run into a log of "
+                    f"its own, or give them a column `run` and choose by {WHERE_OPTION}"
+                )
+            self._at(step, numbers, -math.inf)
+        self._faults.note("its rows are in no order: they were sorted by their steps")
 
     def _step_of(self, numbers: Mapping[str, float]) -> float | None:
         return next((numbers[name] for name in self._steps if name in numbers), None)
@@ -266,12 +305,23 @@ class Table:
             self._faults.add("steps that are no whole numbers from 0 to 2**53", f"{written:g}")
             return
         self._runs.note(labels, int(written))
+        if self._waiting is not None:
+            self._wait(int(written), of_use)
+            return
         self._at(LARGEST_STEP - int(written) if self._is_newest_first else int(written), of_use, epoch)
         self._held += len(of_use)
         if self._held > MOST_NUMBERS:
             self._thin()
 
-    def _at(self, step: int, numbers: list[tuple[Column, float]], epoch: float) -> None:
+    def _wait(self, step: int, numbers: Numbers) -> None:
+        """Keep a row of a log in no order. Raises `RunError` where there are too many."""
+        if self._waiting is not None:
+            self._waiting.append((step, numbers))
+        self._held += len(numbers)
+        if self._held > MOST_NUMBERS:
+            raise RunError(f"its rows are in no order, and more than {MOST_NUMBERS} numbers: sort them by their steps")
+
+    def _at(self, step: int, numbers: Numbers, epoch: float) -> None:
         """Take the numbers of a step. NaN may fill the gaps of a table, so that it goes back to an earlier step means little."""
         telling = [column for column, value in numbers if not math.isnan(value)] or [column for column, _ in numbers]
         furthest = max(telling, key=lambda column: column.last)
@@ -280,8 +330,7 @@ class Table:
                 self._faults.add("rows at steps that newer ones replace", f"step {LARGEST_STEP - step}")
                 return
             self._note_return(furthest, step, epoch)
-            for column in self._columns.values():
-                column.cut(step)
+            self._returns.dropped += sum(column.cut(step) for column in self._columns.values())
         self._epoch = max(self._epoch, epoch) if furthest.last <= step else epoch
         if self._first is None:
             self._first = self._returns.lowest = step
@@ -291,6 +340,7 @@ class Table:
             if column.steps and column.steps[-1] > step:  # only NaN lies beyond
                 column.cut(step + 1)
             if not column.thinned or (step - self._first) % self._every == 0:
+                self._returns.taken += 1
                 self._replaced += column.replaces(step, value)
                 column.put(step, value)
             if not math.isnan(value):
@@ -331,7 +381,8 @@ class Table:
                 f"{name} begins anew {returns.to_the_start} times, and no column says why: are these several runs, or epochs? "
                 f"Put each into a log of its own, or give it a column `run` and choose by {WHERE_OPTION}"
             )
-        if returns.count > MOST_RETURNS and returns.count * RARE > self.rows:
+        lost = returns.count > 1 and returns.taken > FEWEST_TOLD and returns.dropped * 2 > returns.taken
+        if lost or (returns.count > MOST_RETURNS and returns.count * RARE > self.rows):
             raise RunError(
                 f"{name} goes back {returns.count} times: its rows are of several runs, or in no order: sort them by step, "
                 f"or give them a column `run` and choose by {WHERE_OPTION}"
@@ -353,6 +404,21 @@ class Table:
             self._faults.note(
                 f"there are more than {MOST_NUMBERS} numbers: of the dense columns those of every {self._every} steps are kept"
             )
+
+
+def _falls(steps: list[float]) -> int:
+    """How often steps go back."""
+    return sum(later < earlier for earlier, later in itertools.pairwise(steps))
+
+
+def _kept(steps: list[float]) -> int:
+    """How many of them would be left, if each that goes back replaced what it goes back over."""
+    kept: list[float] = []
+    for step in steps:
+        while kept and kept[-1] >= step:
+            kept.pop()
+        kept.append(step)
+    return len(kept)
 
 
 def _is_whole(name: str, heads: list[dict[str, float]]) -> bool:
