@@ -265,6 +265,10 @@ class TestOnsetNotLater:
         assert found.estimates["onset_lag"].value == pytest.approx(place - 2.4, abs=0.02)
         assert "after the reference old" in found.summary
 
+    def test_a_reference_of_the_same_name_is_called_by_its_path(self):
+        found = assert_onset_not_later(made(seed=4), replace(made(), place="old/made"), margin=0.5)
+        assert found.summary.endswith("after the reference old/made")
+
     def test_an_interval_that_holds_the_margin_is_undetermined(self):
         lag = assert_onset_not_later(made(place=2.45), made(), margin=0.5).estimates["onset_lag"]
         found = evidence_of(assert_onset_not_later, made(place=2.45), made(), margin=lag.value)

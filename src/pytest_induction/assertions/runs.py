@@ -140,7 +140,8 @@ def assert_onset_not_later(
     opened, found = _found(run, max_width, min_change, error_rate)
     other, expected = _found(reference, max_width, min_change, error_rate)
     evidence = _evidence(opened, "onset_not_later", found, error_rate)
-    return expect(_not_later(evidence, found, expected, other.name, margin, in_steps=in_steps), Verdict.FORMED)
+    name = other.place if other.place and other.name == opened.name else other.name
+    return expect(_not_later(evidence, found, expected, name, margin, in_steps=in_steps), Verdict.FORMED)
 
 
 @user_facing
