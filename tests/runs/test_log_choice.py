@@ -163,6 +163,12 @@ class TestSplits:
         run = read(tmp_path, jsonl(*rows), "a.jsonl")
         assert losses(run) == [3] * 1500 and run.notes == ()
 
+    def test_an_evaluation_that_alone_says_what_it_is_is_kept_apart(self, tmp_path):
+        """However late it comes."""
+        rows = [{"step": step, "loss": 3} for step in range(1500)]
+        rows += [{"step": step, "split": "val", "loss": 9} for step in range(0, 1500, 100)]
+        assert losses(read(tmp_path, jsonl(*rows), "a.jsonl")) == [3] * 1500
+
     def test_of_an_evaluation_alone_the_loss_is_said_to_be_that(self, tmp_path):
         run = read(tmp_path, table("step,split,loss", *((step, "val", 3) for step in STEPS)))
         assert run.about["columns"]["loss"] == "val/loss" and "(of an evaluation" in next(taken(run))

@@ -27,6 +27,7 @@ RUNS = frozenset(
 )
 METRICS = frozenset({"metric", "metric_name", "key", "tag", "variable", "name"})
 VALUE = "value"
+MOST_MET = 10_000
 MOST_RUNS = 1000  # of more, the column names something else
 DIRECTORY = "directory"  # the column that says in which part of a tree of logs a row stood
 
@@ -50,6 +51,7 @@ class RowSorter:
         self._kept = 0
         self._split = ""
         self._has_training = False
+        self._met: set[str] = set()  # columns that were looked at
         self._metric = ("", "")
 
     def sorted(self, rows: Iterable[Row]) -> Iterator[Row]:
@@ -59,6 +61,8 @@ class RowSorter:
         head = list(itertools.islice(counting, HEAD))
         self._look_at(head)
         for row in itertools.chain(head, counting):
+            if not self._split and len(self._met) < MOST_MET and not row.keys() <= self._met:
+                self._look_at([row])  # evaluations may come late, and bring a column of their own
             self._kept += 1
             yield self._of_its_side(self._by_metric(row))
         if self._where and not self._kept:
@@ -87,7 +91,9 @@ class RowSorter:
         raise RunError("no row has all that was chosen at once")
 
     def _look_at(self, head: list[dict[str, Any]]) -> None:
+        """See which columns part these rows, or name what another has the value of."""
         names = dict.fromkeys(name for row in head for name in row)
+        self._met |= names.keys()
         for name in names:
             values = {_text(row[name]) for row in head if isinstance(row.get(name), str)}
             sides = {side_of(value) for value in values}

@@ -166,10 +166,6 @@ class Table:
             )
         return taken
 
-    def offered(self, ours: str) -> list[str]:
-        """All columns that hold numbers and could stand for one of our names."""
-        return [name for name, column in self._columns.items() if ours in column.serves and column.steps]
-
     def column(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Steps, strictly rising, and numbers of a column, (numbers,) each; numbers may not be finite."""
         column = self._columns[name]
