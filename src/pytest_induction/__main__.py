@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import ArgumentError, InductionError, ProbeError, RunError, reason
 from pytest_induction.files import replace_text
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw = commands.add_parser("draw", help=about, description=about)
     draw.add_argument("run", metavar="RUN", help="a recorded or swept run, or a log, as `load_run` takes it")
     draw.add_argument("-o", "--out", metavar="FILE", help="file that is written (default: the run's name and .svg, here)")
-    _add_column(draw)
+    _add_choice(draw)
     draw.set_defaults(command=_draw)
     about = "show a run while it trains, renewed as it grows: its curves and the table of what changed; ends when it is closed"
     watch = commands.add_parser("watch", help=about, description=about)
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watch.add_argument("--every", metavar="SECONDS", type=float, default=2.0, help="how often it is looked at (default 2)")
     watch.add_argument("--once", action="store_true", help="show it as it is now, and end")
     watch.add_argument("--wait", action="store_true", help="wait for a run that nobody has begun yet")
-    _add_column(watch)
+    _add_choice(watch)
     watch.set_defaults(command=_watch)
     about = "render the records of --induction-report RECORDS.json as a page or as Markdown; needs neither torch nor a model"
     report = commands.add_parser("report", help=about, description=about)
@@ -100,24 +100,30 @@ def _sweep(given: argparse.Namespace) -> int:
     return code
 
 
-def _add_column(parser: argparse.ArgumentParser) -> None:
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """The options that say which columns and rows of a log count."""
     named = "column of a log that holds one of our measures: loss=train/ce; may be given again"
-    parser.add_argument("--column", metavar="NAME=COLUMN", action="append", default=[], help=named)
+    names = ("--column", "--induction-column")
+    parser.add_argument(*names, dest="column", metavar="NAME=COLUMN", action="append", default=[], help=named)
+    rows = "rows of a log that count, by what stands in a column: run=r0; may be given again"
+    names = ("--where", "--induction-where")
+    parser.add_argument(*names, dest="where", metavar="COLUMN=VALUE", action="append", default=[], help=rows)
 
 
-def _columns(given: argparse.Namespace) -> dict[str, str] | None:
-    for each in given.column:
-        if not all(each.partition("=")):
-            raise ArgumentError(f"`--column` must be NAME=COLUMN, got {each!r}")
-    return dict(each.split("=", 1) for each in given.column) or None
+def _choice(given: argparse.Namespace) -> dict[str, Any]:
+    """What of a log is read, as `load_run` takes it."""
+    from pytest_induction.runs.logs.choice import pairs
+
+    return {"columns": pairs("--column", given.column) or None, "where": pairs("--where", given.where) or None}
 
 
 def _draw(given: argparse.Namespace) -> int:
     from pytest_induction.report.run_picture import svg
+    from pytest_induction.runs.logs.taken import taken
     from pytest_induction.runs.opening import load_run
     from pytest_induction.runs.picture import picture_of
 
-    run = load_run(given.run, columns=_columns(given))
+    run = load_run(given.run, **_choice(given))
     picture = picture_of(run)
     name = re.sub(r"[^\w.-]+", "-", run.name).strip("-.")
     out = Path(given.out or f"{name or 'run'}.svg")
@@ -126,7 +132,7 @@ def _draw(given: argparse.Namespace) -> int:
     except OSError as error:
         raise RunError(f"{out} cannot be written: {reason(error)}") from None
     lacks = f"; not recorded: {', '.join(picture['missing'])}" if picture["missing"] else ""
-    print(f"{out}: {len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}{lacks}")
+    print(f"{out}: {len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}{lacks}", *taken(run), sep="\n")
     return 0
 
 
@@ -136,11 +142,11 @@ def _watch(given: argparse.Namespace) -> int:
 
     if not given.every > 0:
         raise ArgumentError(f"`--every` must be above 0 seconds, got {given.every}")
-    place, columns = Place(given.run), _columns(given)
+    place = Place(given.run)
     if not (given.wait or has_begun(place)):
         raise RunError(f"{place} has no run yet: name the directory that a recorder writes, or a log; --wait waits for it")
     try:
-        for run in growing(place, every=given.every, columns=columns):
+        for run in growing(place, every=given.every, **_choice(given)):
             _show(run, given)
             if given.once:
                 break

@@ -18,6 +18,11 @@ RUN_SETTINGS = {
     "reference": "training run than which induction must not form later",
     "factory": "what makes the model of the checkpoints that --induction-run names: module.path:factory or path/file.py:factory",
 }
+LOG_SETTINGS = {
+    "column": "column of a log that holds one of our measures: loss=train/ce; tokens_unit=1e9 for a count in billions; may be "
+    "repeated",
+    "where": "rows of a log that count, by what stands in a column, such as run=r0; may be repeated",
+}
 MODULE_SETTINGS = {
     "without_pattern": "modules of the model that mix positions and have no attention pattern, such as a recurrence: paths or "
     "classes, by commas; may be repeated",
@@ -54,6 +59,10 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("induction_run", f"{run}; collects nothing by itself", type="linelist", default=[])
     parser.addini("induction_reference", reference, default=None)
     parser.addini("induction_factory", factory, default=None)
+    for name, help_text in LOG_SETTINGS.items():
+        form = "NAME=COLUMN" if name == "column" else "COLUMN=VALUE"
+        group.addoption(_option(name), dest=f"induction_{name}", action="append", metavar=form, help=help_text)
+        parser.addini(f"induction_{name}", help_text, type="linelist", default=[])
     report, exhibits = REPORT_SETTINGS["report"], REPORT_SETTINGS["exhibits"]
     group.addoption("--induction-report", dest="induction_report", action="append", metavar="PATH", help=report)
     group.addoption("--induction-exhibits", dest="induction_exhibits", metavar="NAMES", help=exhibits)

@@ -120,12 +120,11 @@ def _suite(session: pytest.Session, session_model: SessionModel, spec: str) -> p
 
 
 def _run_suite(session: pytest.Session, runs: SessionRuns, name: str) -> pytest.Collector:
-    from pytest_induction.gates.items import GateSuite
-    from pytest_induction.gates.run import run_gates
+    from pytest_induction.gates.run import RunSuite
 
     other = runs.reference
-    gates = run_gates(None if other is None else lambda: runs.open(other))
-    return GateSuite.from_parent(session, name=name, nodeid=name, bind=lambda: runs.open(name), gates=gates)
+    reference = None if other is None else lambda: runs.open(other)
+    return RunSuite.from_parent(session, name=name, nodeid=name, bind=lambda: runs.open(name), reference=reference)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -170,7 +170,8 @@ class Provenance:
     """Where a measurement comes from: enough to make it again.
 
     `layers` are the paths of the modules whose attention was read; head L3H1 is head 1 of `layers[3]`. Of a training run
-    (`is_run`) `model` is its name, `fingerprint` stands for its snapshots, and `probe` says how many there are.
+    (`is_run`) `model` is its name, `fingerprint` stands for its snapshots, `probe` says how many there are, and `place` where it
+    was read from.
     """
 
     model: str
@@ -186,6 +187,7 @@ class Provenance:
     layers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     is_run: bool = False
+    place: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -311,8 +313,8 @@ class HeadList:
 class Exhibit:
     """What is drawn of a model or a run beside the verdicts: plain data of one `kind`; exhibits/ has the layout of each.
 
-    `model` and `fingerprint` are those of the provenance of its verdicts. `missing` says why there is no `data`, where there
-    is none.
+    `model`, `fingerprint` and `place` are those of the provenance of its verdicts. `missing` says why there is no `data`, where
+    there is none.
     """
 
     kind: str
@@ -320,6 +322,7 @@ class Exhibit:
     fingerprint: str
     data: Mapping[str, Any] = field(default_factory=dict)
     missing: str = ""
+    place: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""

@@ -46,9 +46,12 @@ ON_RUNS = (
     "dtype",
     "memory",
     "seed",
+    "column",
+    "where",
     TRUST,
     WITHOUT,
 )  # and those that a gate of a run depends on
+SEVERAL = ("column", "where")  # each is an option of its own, as a column's name may have a comma
 
 
 class SessionModel:
@@ -170,7 +173,7 @@ class SessionModel:
             options, chosen = [f"-oinduction_model={model}"] if (model := given.pop("model")) is not None else [], [item.nodeid]
             if "induction_run" in getattr(item, "fixturenames", ()) and self._config.option.induction_run:
                 options.append("-oinduction_run=" + "\n".join(self._config.option.induction_run))
-                given["factory"] = self._config.option.induction_factory
+                given |= {name: getattr(self._config.option, f"induction_{name}") for name in ("factory", *SEVERAL)}
         return _command(given, *chosen, first=options)
 
     def _again_on_run(self, item: pytest.Item) -> str:
@@ -227,8 +230,14 @@ class SessionModel:
 
 def _command(given: Mapping[str, str | list[str] | bool | None], *chosen: str, first: Iterable[str] = ()) -> str:
     """A run of pytest with those of our options that are given, after what comes `first`."""
-    options = [_written(name, value) for name, value in given.items() if value is not None and value is not False]
+    options = [
+        each for name, value in given.items() if value is not None and value is not False for each in _options(name, value)
+    ]
     return shlex.join(["pytest", *first, *options, *chosen])
+
+
+def _options(name: str, value: str | list[str] | bool) -> list[str]:
+    return [_written(name, each) for each in value] if name in SEVERAL and isinstance(value, list) else [_written(name, value)]
 
 
 def _written(name: str, value: str | list[str] | bool) -> str:

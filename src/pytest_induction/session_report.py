@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import shlex
@@ -44,7 +45,9 @@ class SessionReport:
         self._config = config
         self._model = session_model
         self._begun = time.time()
-        self._shown: set[tuple[str, str, str]] = set()  # models and runs, and which exhibits this process has measured of them
+        self._shown: set[tuple[str, str, str, str]] = (
+            set()
+        )  # models and runs, and which exhibits this process has measured of them
         self._reports: dict[str, dict[str, pytest.TestReport]] = {}  # by node id and phase; of reruns the last
         self.lines: list[tuple[str, dict[str, bool]]] = []
 
@@ -94,7 +97,7 @@ class SessionReport:
         """Measure what is drawn of these models and runs, each exhibit once."""
         text = getattr(item.parent, "text", None) or self._model.text  # a gate of a file has its own
         for subject, about in named:
-            key = (about.model, about.fingerprint)
+            key = _subject(about)
             hunted = about.is_run and (*key, _hunts_of(subject)) not in self._shown  # the same run, and more to draw of it
             lacking = [kind for kind in self.kinds if hunted or (*key, kind) not in self._shown]
             found = self._exhibits(subject, about, text, lacking)
@@ -159,21 +162,24 @@ class SessionReport:
     def records(self, exit_status: int, interrupted: Iterable[dict[str, Any]] = ()) -> SessionRecords:
         """All that was gathered, in the order of the tests. `interrupted` are tests that did not end: node ids and verdicts."""
         from pytest_induction.records import Exhibit
+        from pytest_induction.report.naming import told_apart
         from pytest_induction.report.session_records import SessionRecords
 
         ordered = sorted(self._reports.values(), key=_index)
         broken = {each["nodeid"]: _interrupted(each) for each in interrupted}
         tests = [broken.pop(test.nodeid, test) for test in map(_test, ordered)] + list(broken.values())
-        exhibits: dict[tuple[str, str, str], Exhibit] = {}
+        exhibits: dict[tuple[str, str, str, str], Exhibit] = {}
         for phases in ordered:
             for report in phases.values():
                 for data in getattr(report, "induction_exhibits", ()):
                     exhibit = Exhibit(**data)
-                    key = (exhibit.model, exhibit.fingerprint, exhibit.kind)
+                    key = (exhibit.model, exhibit.fingerprint, exhibit.place, exhibit.kind)
                     exhibits[key] = exhibit if key not in exhibits else _with_hunts(exhibits[key], exhibit)
+        every, shown = told_apart((each for test in tests for each in test.evidence), exhibits.values())
+        named = iter(every)
         return SessionRecords(
-            tuple(tests),
-            tuple(exhibits.values()),
+            tuple(replace(test, evidence=tuple(itertools.islice(named, len(test.evidence)))) for test in tests),
+            shown,
             command=shlex.join(["pytest", *map(str, self._config.invocation_params.args)]),
             started=datetime.fromtimestamp(self._begun, UTC).isoformat(timespec="seconds"),
             seconds=round(time.time() - self._begun, 3),
@@ -229,6 +235,10 @@ def _with_hunts(one: Exhibit, other: Exhibit) -> Exhibit:
     """The first of two pictures of the same, with what was hunted in the run of either."""
     before, more = ({hunt["name"]: hunt for hunt in each.data.get("hunts", ())} for each in (one, other))
     return replace(one, data={**one.data, "hunts": list({**before, **more}.values())}) if more.keys() - before.keys() else one
+
+
+def _subject(about: Provenance) -> tuple[str, str, str]:
+    return about.model, about.fingerprint, about.place
 
 
 def _extras(exhibits: list[dict[str, Any]]) -> list[dict[str, Any]]:

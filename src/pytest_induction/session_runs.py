@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pytest_induction.runs.record import TrainingRun
 
 
+CHOICE = ("column", "where")
+CHOSEN = ("induction_column", "induction_where")
+
+
 class SessionRuns:
     """The runs that the command line or the ini file names: each opened at its first use, once, as its failure is."""
 
@@ -42,6 +46,7 @@ class SessionRuns:
 
     def check(self) -> None:
         """Raise a usage error for what can be seen to be wrong without reading anything."""
+        self._check_choice()
         for option, names in (("run", self.collected), ("reference", [self._config.option.induction_reference])):
             for name in names:
                 if name is not None:
@@ -58,13 +63,52 @@ class SessionRuns:
             from pytest_induction.gates.sweeping import kept_at, opened
 
             try:
-                self._opened[name] = opened(name, kept_at(self._config), **self._settings)
+                self._check_is_chosen_for(name)
+                self._opened[name] = opened(name, kept_at(self._config), **self.choice, **self._settings)
             except InductionError as error:
                 self._opened[name] = error
         found = self._opened[name]
         if isinstance(found, Exception):
             raise found.with_traceback(None)
         return found
+
+    @property
+    def choice(self) -> dict[str, dict[str, str]]:
+        """What is chosen in logs: the command line's, else the ini file's."""
+        from pytest_induction.errors import InductionError
+        from pytest_induction.runs.logs.choice import pairs
+
+        found = {}
+        for name, argument in (("column", "columns"), ("where", "where")):
+            given = self._config.getoption(f"induction_{name}") or self._config.getini(f"induction_{name}")
+            try:
+                found[argument] = pairs(f"--induction-{name}", given)
+            except InductionError as error:
+                raise pytest.UsageError(str(error)) from None
+        return found
+
+    def _check_choice(self) -> None:
+        """Raise a usage error for a choice that no log could make sense of."""
+        given = [self._config.getoption(f"induction_{name}") or self._config.getini(f"induction_{name}") for name in CHOICE]
+        if any(given):
+            from pytest_induction.errors import InductionError
+            from pytest_induction.runs.logs.choice import checked
+
+            try:
+                checked(**self.choice)
+            except InductionError as error:
+                raise pytest.UsageError(f"--induction-column: {error}") from None
+
+    def _check_is_chosen_for(self, name: str) -> None:
+        """Raise `ArgumentError` where something is chosen in logs, and the only run is none."""
+        if len({*self.named, *filter(None, [self.reference])}) > 1 or not any(map(self._config.getoption, CHOSEN)):
+            return
+        from pytest_induction.errors import ArgumentError
+        from pytest_induction.runs.opening import is_log
+        from pytest_induction.runs.places import Place
+
+        if not is_log(Place(name)):
+            raise ArgumentError(f"--induction-column and --induction-where are for logs, and {name} is none: leave them out")
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -89,9 +133,6 @@ def _check(option: str, name: str) -> None:
 
 def readable_ids(names: list[str]) -> list[str]:
     """The last part of each path, or more of it where two would be the same."""
-    parts = [name.rstrip("/").split("/") for name in names]
-    for depth in range(1, max(map(len, parts), default=1) + 1):
-        ids = ["/".join(part[-depth:]) for part in parts]
-        if len(set(ids)) == len(ids):
-            return ids
-    return names
+    from pytest_induction.report.naming import distinct
+
+    return distinct(names)

@@ -69,8 +69,9 @@ def write_section(reporter: pytest.TerminalReporter, reports: Iterable[Any]) -> 
     if not told and not interrupted:
         return
     from pytest_induction.records import Evidence
+    from pytest_induction.report.naming import told_apart
 
-    _write(reporter, [Evidence.from_dict(data) for data in told])
+    _write(reporter, told_apart(Evidence.from_dict(data) for data in told)[0])
     for each in interrupted:
         count = len(each["evidence"])
         kept = f"; of what it found, {count} verdict{'s' if count > 1 else ''} above" if count else ""
@@ -79,7 +80,7 @@ def write_section(reporter: pytest.TerminalReporter, reports: Iterable[Any]) -> 
             reporter.write_line(f"  {note}", yellow=True)
 
 
-def _write(reporter: pytest.TerminalReporter, evidence: list[Evidence]) -> None:
+def _write(reporter: pytest.TerminalReporter, evidence: tuple[Evidence, ...]) -> None:
     from pytest_induction.report.terminal import one_line, section, style_for
 
     verbosity, writer = reporter.config.get_verbosity(), reporter.config.get_terminal_writer()

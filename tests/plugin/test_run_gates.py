@@ -1,6 +1,7 @@
 """`--induction-run`: gates over training runs with no test file, the fixture, exit codes, texts."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -118,11 +119,11 @@ def test_what_makes_no_sense_is_a_usage_error(pytester, options, said):
     result.stderr.fnmatch_lines([f"*{said}"])
 
 
-def test_a_broken_run_is_one_line_for_each_gate(pytester):
+def test_a_broken_run_is_one_error(pytester):
     broken = pytester.mkdir("broken")
     (broken / "run.json").write_text("{")
     result = pytester.runpytest_inprocess(f"--induction-run={broken}", "-p", "no:cacheprovider")
-    result.assert_outcomes(errors=5)
+    result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*run.json is not JSON*"])
     result.stdout.no_fnmatch_line("*Traceback*")
 
@@ -170,13 +171,15 @@ def test_a_directory_of_checkpoints_is_swept_once_and_gated(pytester):
     for step in (0, 100, 200, 220, 230, 240, 250, 260, 280, 300, 340, 400):
         shutil.copy(checkpoints / f"step-{step:03d}.safetensors", chosen)
     factory = RUNS.parent / "attention_only.py"
-    options = [f"--induction-run={chosen}", f"--induction-factory={factory}:two_layers", "-k", "log_is_sane or final_has"]
+    options = [f"--induction-run={chosen}", f"--induction-factory={factory}:two_layers", "-k", "log_is_sane or final_has", "-rs"]
     result = pytester.runpytest_subprocess(*options)
-    result.assert_outcomes(passed=2, deselected=3)
-    result.stdout.fnmatch_lines(["*checkpoints: 12 snapshots, steps 0 to 400, from a sweep"])
+    result.assert_outcomes(passed=1, skipped=1, deselected=3)  # weights alone have no loss
+    result.stdout.fnmatch_lines(
+        ["*checkpoints: 12 snapshots, steps 0 to 400, from a sweep", "SKIPPED*bring no loss of the training*"]
+    )
     kept = next((pytester.path / ".pytest_cache").rglob("snapshots.jsonl"))
     before = kept.read_bytes()
-    pytester.runpytest_subprocess(*options).assert_outcomes(passed=2, deselected=3)
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=1, skipped=1, deselected=3)
     assert kept.read_bytes() == before
     again = next(
         line for line in pytester.runpytest_subprocess(*options[:2], "-k", "cooccurrence").outlines if line.startswith("pytest ")
@@ -201,3 +204,162 @@ def test_checkpoints_without_a_factory_say_what_is_missing(pytester):
     result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers-checkpoints'}", "-k", "phase_change")
     result.assert_outcomes(errors=1, deselected=4)
     result.stdout.fnmatch_lines(["*holds weights alone: name what makes the model*--induction-factory*"])
+
+
+def test_a_sweep_of_which_no_checkpoint_could_be_loaded_says_so_in_every_gate(pytester):
+    """And gives no advice on the training, which it knows nothing of."""
+    broken = pytester.mkdir("broken")
+    for step in range(10):
+        (broken / f"step-{step}.safetensors").write_bytes(b"not weights")
+    factory = f"--induction-factory={RUNS.parent / 'attention_only.py'}:two_layers"
+    result = pytester.runpytest_inprocess(f"--induction-run={broken}", factory)
+    result.assert_outcomes(errors=5)
+    said = [
+        line for line in result.outlines if "0 of 10 checkpoints could be loaded: step 0: step-0.safetensors is no whole" in line
+    ]
+    assert len(said) >= 5
+    result.stdout.no_fnmatch_line("*next:*")
+
+
+ROWS = "".join(f"{step},{6 - step / 100}\n" for step in range(0, 400, 10))
+
+
+class TestLogs:
+    def test_of_losses_alone_their_sanity_is_asked_and_what_else_it_would_take_is_said(self, pytester):
+        (pytester.path / "log.csv").write_text("step,loss\n" + ROWS)
+        result = pytester.runpytest_inprocess("--induction-run=log.csv", "-v")
+        result.assert_outcomes(passed=1)
+        result.stdout.fnmatch_lines(
+            [
+                "*log.csv::log_is_sane PASSED*",
+                "*note*read as table: step is `step`, no column of tokens, loss is `loss`",
+                (
+                    "*note*phase_change, cooccurrence, heads_kept_to_the_end, final_has_induction_head need scores of heads: "
+                    "record the training, or sweep its checkpoints; "
+                    "cooccurrence needs in-context learning: record or sweep with a held-out text"
+                ),
+                "*series*verdict*",
+                "*loss*FORMED*",
+            ]
+        )
+
+    @pytest.mark.parametrize("ending", ["html", "md", "json"])
+    def test_what_was_taken_is_in_reports_too(self, pytester, ending):
+        (pytester.path / "log.csv").write_text("step,loss\n" + ROWS)
+        pytester.runpytest_inprocess("--induction-run=log.csv", f"--induction-report=report.{ending}").assert_outcomes(passed=1)
+        page = (pytester.path / f"report.{ending}").read_text()
+        assert re.search("step is .{0,2}step.{0,2}, no column of tokens, loss is .{0,2}loss", page)
+        assert "need scores of heads: record the training, or sweep its checkpoints" in page
+
+    def test_of_heads_too_more_is_asked(self, pytester):
+        rows = "".join(f"{step},{6 - step / 100},{0.05 if step < 200 else 0.9}\n" for step in range(0, 400, 10))
+        (pytester.path / "log.csv").write_text("step,loss,prefix_matching\n" + rows)
+        result = pytester.runpytest_inprocess("--induction-run=log.csv", "--collect-only", "-q")
+        named = [line.partition("::")[2] for line in result.outlines if "::" in line]
+        assert named == ["log_is_sane", "phase_change", "heads_kept_to_the_end"]
+
+    def test_a_log_that_cannot_be_read_is_one_error_and_keeps_no_other_from_its_gates(self, pytester):
+        (pytester.path / "bad.csv").write_text("run,step,loss\n" + "".join(f"{at % 2},{at // 2},3\n" for at in range(40)))
+        result = pytester.runpytest_inprocess("--induction-run=bad.csv", f"--induction-run={RUNS / 'two-layers'}")
+        result.assert_outcomes(errors=1, passed=5)
+        result.stdout.fnmatch_lines(["*bad.csv: it holds 2 runs, 'run' is '0', '1': choose one, as by --induction-where run=0*"])
+
+    @pytest.mark.parametrize("how", ["option", "ini"])
+    def test_columns_and_rows_are_chosen(self, pytester, how):
+        rows = "".join(f"{run},{step},9,{6 - step / 100 - run}\n" for run in (0, 1) for step in range(0, 400, 10))
+        (pytester.path / "log.csv").write_text("run,it,a/loss,b/loss\n" + rows)
+        given = {"column": ["step=it", "loss=b/loss"], "where": ["run=1"]}
+        options = [f"--induction-{name}={each}" for name, several in given.items() for each in several]
+        if how == "ini":
+            keys = [f"induction_{name} =\n    " + "\n    ".join(several) for name, several in given.items()]
+            pytester.makeini("[pytest]\n" + "\n".join(keys) + "\n")
+            options = []
+        result = pytester.runpytest_inprocess("--induction-run=log.csv", *options)
+        result.assert_outcomes(passed=1)
+        result.stdout.fnmatch_lines(
+            [
+                "*40 snapshots, the loss goes from 5.000 to *",
+                "*read as table, rows where run is '1': step is `it`, *, loss is `b/loss`",
+            ]
+        )
+
+    def test_the_command_that_is_printed_has_the_choice(self, pytester):
+        (pytester.path / "log.csv").write_text("step,a b\n0,nan\n" + ROWS[6:])
+        result = pytester.runpytest_inprocess(
+            "--induction-run=log.csv", "--induction-column=loss=a b", "--induction-column=step=step"
+        )
+        result.assert_outcomes(failed=1)
+        result.stdout.fnmatch_lines(
+            ["pytest --induction-run=log.csv '--induction-column=loss=a b' --induction-column=step=step -k log_is_sane"]
+        )
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--induction-column=loss"], "--induction-column must be NAME=COLUMN, got 'loss'"),
+            (["--induction-where=run="], "--induction-where must be COLUMN=VALUE, got 'run='"),
+            (["--induction-column=perplexity=ppl"], "--induction-column: `columns` must map names among step, *"),
+        ],
+    )
+    def test_a_choice_that_makes_no_sense_is_a_usage_error(self, pytester, options, said):
+        result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers'}", *options)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines([f"*{said}"])
+
+    def test_a_choice_for_a_run_that_is_no_log_is_refused(self, pytester):
+        result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers'}", "--induction-column=loss=ce")
+        result.assert_outcomes(errors=1)
+        result.stdout.fnmatch_lines(
+            ["*--induction-column and --induction-where are for logs, and *two-layers is none: leave them out"]
+        )
+
+    def test_a_gate_file_chooses_too(self, pytester):
+        (pytester.path / "log.csv").write_text(
+            "run,step,ce\n" + "".join(f"r{at % 2},{at // 2 * 10},{6 - at / 20}\n" for at in range(80))
+        )
+        (pytester.path / "a.gates.toml").write_text(
+            '[mine]\nrun = "log.csv"\ncolumn = { loss = "ce" }\nwhere = { run = "r0" }\nexpect = ["log_is_sane"]\n'
+            '[bad]\nrun = "log.csv"\ncolumn = { perplexity = "ce" }\nexpect = ["log_is_sane"]\n'
+            '[worse]\nrun = "log.csv"\ncolumn = "loss=ce"\nexpect = ["log_is_sane"]\n'
+        )
+        result = pytester.runpytest_inprocess("a.gates.toml", "-v")
+        result.assert_outcomes(passed=1, errors=2)
+        result.stdout.fnmatch_lines_random(
+            [
+                "*rows where run is 'r0': step is `step`, no column of tokens, loss is `ce`",
+                "*gate `bad`: `columns` must map names among *",
+                "*gate `worse`: `column` must be a table of our names and the log's*",
+            ]
+        )
+
+
+class TestNames:
+    @pytest.fixture
+    def twins(self, pytester):
+        """Two runs of one name that differ, and one that is the same as the first, each elsewhere."""
+        for place, name in (("a", "two-layers"), ("b", "one-layer-smeared"), ("c", "two-layers")):
+            shutil.copytree(RUNS / name, pytester.path / place / "run")
+            header = pytester.path / place / "run" / "run.json"
+            header.write_text(json.dumps({**json.loads(header.read_text()), "name": "mine"}))
+        return [f"--induction-run={place}/run" for place in "abc"]
+
+    def test_runs_of_one_name_are_told_apart_in_the_terminal(self, pytester, twins):
+        result = pytester.runpytest_inprocess(*twins, "-k", "log_is_sane")
+        result.assert_outcomes(passed=3, deselected=12)
+        for place in "abc":
+            result.stdout.fnmatch_lines([f"{place}/run: 88 snapshots, *"])
+        result.stdout.no_fnmatch_line("mine: *")
+
+    @pytest.mark.parametrize("ending", ["html", "md", "json"])
+    def test_and_in_reports(self, pytester, twins, ending):
+        pytester.runpytest_inprocess(*twins, f"--induction-report=report.{ending}", "-k", "log_is_sane")
+        page = (pytester.path / f"report.{ending}").read_text()
+        assert all(f"{place}/run" in page for place in "abc")
+        if ending == "json":
+            records = json.loads(page)
+            assert [each["model"] for each in records["exhibits"]] == ["a/run", "b/run", "c/run"]
+            assert [each["evidence"][0]["provenance"]["model"] for each in records["tests"]] == ["a/run", "b/run", "c/run"]
+
+    def test_a_name_that_is_alone_stays(self, pytester, twins):
+        result = pytester.runpytest_inprocess(twins[0], "-k", "log_is_sane")
+        result.stdout.fnmatch_lines(["mine: 88 snapshots, *"])

@@ -296,6 +296,10 @@ class TestOnsetNotLater:
         assert found.estimates["onset_lag"].value == pytest.approx(place - 2.4, abs=0.02)
         assert "after the reference old" in found.summary
 
+    def test_a_reference_of_the_same_name_is_called_by_its_path(self):
+        found = assert_onset_not_later(made(seed=4), replace(made(), place="old/made"), margin=0.5)
+        assert found.summary.endswith("after the reference old/made")
+
     def test_an_interval_that_holds_the_margin_is_undetermined(self):
         lag = assert_onset_not_later(made(place=2.45), made(), margin=0.5).estimates["onset_lag"]
         found = evidence_of(assert_onset_not_later, made(place=2.45), made(), margin=lag.value)
@@ -311,11 +315,20 @@ class TestOnsetNotLater:
     def test_a_run_without_a_change_does_not_pass(self, run, verdict):
         assert evidence_of(assert_onset_not_later, run, made()).verdict is verdict
 
-    def test_tokens_count_where_both_know_them(self):
+    def test_tokens_count_and_steps_only_where_they_are_asked_for(self):
         """The same steps with four times the tokens: later in tokens, not in steps."""
-        larger = {"tokens_per_step": 4 * PER_STEP, "seed": 4}
-        assert evidence_of(assert_onset_not_later, made(**larger), made()).reason == "later"
-        assert assert_onset_not_later(made(**larger), made(tokens_per_step=None)).verdict is FORMED
+        larger = made(tokens_per_step=4 * PER_STEP, seed=4)
+        assert evidence_of(assert_onset_not_later, larger, made()).reason == "later"
+        found = assert_onset_not_later(larger, made(), in_steps=True)
+        assert found.verdict is FORMED and found.summary.endswith("after the reference made (of steps, not tokens, as asked)")
+
+    @pytest.mark.parametrize("both", [False, True])
+    def test_without_tokens_nothing_is_compared(self, both):
+        """A batch of twice the size makes half the steps."""
+        run, other = made(tokens_per_step=None if both else PER_STEP), made(tokens_per_step=None)
+        found = evidence_of(assert_onset_not_later, run, other)
+        assert (found.verdict, found.reason) == (UNDETERMINED, "tokens_not_known") and "`in_steps=True`" in found.settle
+        assert assert_onset_not_later(run, other, in_steps=True).verdict is FORMED
 
     @pytest.mark.parametrize("margin", [-0.1, math.nan, math.inf])
     def test_a_margin_that_is_none_is_refused(self, margin):

@@ -8,10 +8,10 @@ import fsspec
 import pytest
 
 from pytest_induction.errors import ArgumentError, RunError
-from pytest_induction.runs.opening import load_run
+from pytest_induction.runs.opening import holds_checkpoints, is_log, load_run
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot, TrainingRun
-from pytest_induction.runs.store import RunWriter
+from pytest_induction.runs.store import RunWriter, read_run
 
 ROW = '{"step": 1, "loss": 3, "ce": 2}\n'
 STATE = json.dumps({"log_history": [{"step": 5, "loss": 3}]})
@@ -68,9 +68,19 @@ def test_a_directory_with_a_trainer_state_is_a_log(tmp_path, name):
     assert load_run(path.parent).steps.tolist() == [5]
 
 
-def test_a_trainer_state_comes_before_checkpoints_beside_it(tmp_path):
+def test_checkpoints_with_a_trainer_state_beside_them_ask_which_is_meant(tmp_path):
     filled(tmp_path, "trainer_state.json", "checkpoint-5/model.safetensors", content=STATE)
-    assert load_run(tmp_path).source == "log"
+    assert holds_checkpoints(Place(tmp_path)) and not is_log(Place(tmp_path))
+    said = refusal(tmp_path)
+    assert said.endswith(f"sweep {tmp_path} -o RUN; or name the log of the training, {tmp_path}/trainer_state.json")
+    assert load_run(tmp_path / "trainer_state.json").steps.tolist() == [5]
+
+
+@pytest.mark.parametrize("beside", ["rng_state_0.pth", "optimizer.pt", "model-00001-of-00002.safetensors", "global_step5/x.pt"])
+def test_one_checkpoint_with_its_trainer_state_holds_no_others(tmp_path, beside):
+    """Of several files, some with numbers in their names."""
+    filled(tmp_path, "trainer_state.json", beside, content=STATE)
+    assert not holds_checkpoints(Place(tmp_path)) and load_run(tmp_path).steps.tolist() == [5]
 
 
 def test_a_directory_with_one_log_file_is_a_log(tmp_path):
@@ -109,6 +119,13 @@ def test_checkpoints_with_a_log_say_where_it_lies(tmp_path):
     assert f"sweep {tmp_path} -o RUN; or name the log of the training, {tmp_path}/checkpoint-100/trainer_state.json" in message
 
 
+def test_checkpoints_with_another_log_name_that(tmp_path):
+    """As llm.c leaves them."""
+    filled(tmp_path, "model_00010000.bin", "main.log", content="step 1: loss 3\n")
+    assert refusal(tmp_path).endswith(f"or name the log of the training, {tmp_path}/main.log")
+    assert load_run(tmp_path / "main.log").steps.tolist() == [1]
+
+
 def test_a_single_checkpoint_is_no_run(tmp_path):
     message = refusal(filled(tmp_path, "step5.safetensors") / "step5.safetensors")
     assert "is a checkpoint" in message and "sweep" in message
@@ -132,6 +149,24 @@ def test_a_path_that_is_not_there_says_so(tmp_path):
 
 def test_columns_are_checked(tmp_path):
     assert "`columns` must map" in refusal(filled(tmp_path, "a.jsonl") / "a.jsonl", ArgumentError, columns={"lss": "ce"})
+
+
+def test_a_choice_of_rows_is_for_logs(recorded):
+    assert "`where` is for logs" in refusal(recorded, ArgumentError, where={"run": "a"})
+
+
+@pytest.mark.parametrize("kind", ["read", "given"])
+def test_a_sweep_of_which_nothing_could_be_loaded_is_none(tmp_path, kind):
+    """Its losses, which lay beside the weights, say nothing of heads."""
+    with RunWriter(tmp_path / "swept", source="sweep") as writer:
+        for step in range(10):
+            writer.append(Snapshot(step, loss=3.0, problem=f"step{step}.pt is no whole file of weights"))
+    path = tmp_path / "swept"
+    run = path if kind == "read" else read_run(Place(path))
+    assert refusal(run) == "swept: 0 of 10 checkpoints could be loaded: step 0: step0.pt is no whole file of weights"
+    with RunWriter(path, source="sweep") as writer:
+        writer.append(Snapshot(10, repeat_loss=3.0))
+    assert len(load_run(path)) == 11
 
 
 def test_columns_of_a_run_that_is_no_log_are_refused(recorded):

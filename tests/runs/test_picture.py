@@ -226,7 +226,7 @@ class TestDraw:
             (["nowhere"], "nowhere is not there: expected a directory with a run.json"),
             ([str(RUNS)], "holds no run"),
             ([str(RUNS / "two-layers"), "-o", "no/such/place.svg"], "no/such/place.svg cannot be written: No such file"),
-            ([str(RUNS / "two-layers"), "--column", "loss"], "`--column` must be NAME=COLUMN, got 'loss'"),
+            ([str(RUNS / "two-layers"), "--column", "loss"], "--column must be NAME=COLUMN, got 'loss'"),
         ],
     )
     def test_what_cannot_be_done_is_one_line(self, arguments, said, tmp_path, monkeypatch, capsys):

@@ -101,8 +101,20 @@ class TestLogIsSane:
         found = evidence_of(assert_log_is_sane, losses(FALL[:7]))
         assert (found.verdict, found.reason) == (UNDETERMINED, "few_snapshots")
 
-    def test_a_run_without_losses_is_judged_by_the_rest(self):
-        assert "no loss was recorded" in assert_log_is_sane(levels(TestHeadsKept.RISE)).summary
+    def test_a_run_without_losses_is_not_sane(self):
+        """Nothing was shown of it."""
+        found = evidence_of(assert_log_is_sane, levels(TestHeadsKept.RISE))
+        assert (found.verdict, found.reason) == (UNDETERMINED, "no_loss")
+        assert found.summary == "no loss was recorded; at least 8 are needed" and "recorder" in found.settle
+
+    def test_a_few_losses_among_many_snapshots_do_not_tell(self):
+        few = [dataclasses.replace(each, loss=None) if each.step > 60 else each for each in losses(FALL).snapshots]
+        found = evidence_of(assert_log_is_sane, TrainingRun("few", tuple(few)))
+        assert (found.reason, found.summary) == ("no_loss", "the loss is known at 7 of 60 snapshots; at least 8 are needed")
+
+    def test_the_bump_stands_beside_a_loss_that_is_all_there_is(self):
+        (bump,) = assert_log_is_sane(losses(FALL)).changes
+        assert bump.series == "loss" and assert_log_is_sane(RUNS / "two-layers").changes == ()
 
 
 class TestFinalHasInductionHead:

@@ -32,6 +32,7 @@ from pytest_induction.runs import loading, tasks
 from pytest_induction.runs.checkpoints import Checkpoint, find_checkpoints
 from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.loading import Loader, Loading
+from pytest_induction.runs.logs.beside import logged_at
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.store import read_run
@@ -665,3 +666,45 @@ def _filled_hybrid(path):
     model = make_hybrid()
     model.load_state_dict(torch.load(path)["state_dict"])
     return model
+
+
+class TestLosses:
+    """Checkpoints of the Trainer have a trainer state beside their weights."""
+
+    def hugging_face(self, place, *, steps=(100, 200, 300), every=10, seen=512, same=False, **options):
+        for step in steps:
+            save_llama(place / f"checkpoint-{step}", 0 if same else step)
+            rows = [{"step": at, "loss": 9 - at / 100, "learning_rate": 1e-3} for at in range(every, step + 1, every)]
+            rows.append({"step": step, "eval_loss": 7.5})
+            state = {"global_step": step, "log_history": rows, "num_input_tokens_seen": seen * step, **options}
+            (place / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+        return place
+
+    @pytest.mark.parametrize("same", [False, True])
+    def test_they_bring_losses_and_tokens_of_their_steps(self, tmp_path, out, same):
+        """Also where two have the same weights, of which one only is measured."""
+        run = quick(self.hugging_face(tmp_path / "a", same=same), out, factory=None)
+        assert run.column("loss").tolist() == [8, 7, 6] and run.tokens.tolist() == [51_200, 102_400, 153_600]
+        assert not problems(run) and run.has("prefix_matching")
+
+    def test_a_loss_that_was_logged_shortly_before_counts(self, tmp_path, out):
+        run = quick(self.hugging_face(tmp_path / "a", steps=(105, 209), every=30), out, factory=None)
+        assert run.column("loss").tolist() == pytest.approx([9 - 0.9, 9 - 1.8])
+
+    def test_tokens_that_nobody_counted_are_not_known(self, tmp_path, out):
+        run = quick(self.hugging_face(tmp_path / "a", seen=0), out, factory=None)
+        assert np.isnan(run.tokens).all() and run.has("loss")
+
+    @pytest.mark.parametrize("content", ["{", "[]", '{"log_history": []}', '{"log_history": [{"step": 100, "eval_loss": 3}]}'])
+    def test_a_state_that_tells_nothing_keeps_no_checkpoint_from_being_measured(self, tmp_path, out, content):
+        place = self.hugging_face(tmp_path / "a", steps=(100,))
+        state = place / "checkpoint-100" / "trainer_state.json"
+        assert logged_at(Checkpoint(100, str(state.parent), "directory")) == {"tokens": 51_200, "loss": 8}
+        state.write_text(content)
+        assert logged_at(Checkpoint(100, str(state.parent), "directory")) == {}
+
+    def test_a_loss_of_long_before_does_not_count(self, tmp_path):
+        state = {"log_history": [{"step": at, "loss": 3} for at in (10, 20, 30)]}
+        (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+        at = {step: logged_at(Checkpoint(step, str(tmp_path), "directory")) for step in (5, 20, 29, 39, 40, 100)}
+        assert {step for step, found in at.items() if found} == {20, 29, 39}

@@ -12,12 +12,13 @@ from pytest_induction.assertions.runs import RunLike, provenance_of
 from pytest_induction.assertions.snapshots import with_snapshot
 from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, user_facing
-from pytest_induction.records import Estimate, Evidence, HeadId, Verdict
+from pytest_induction.records import Change, Estimate, Evidence, HeadId, Verdict
 from pytest_induction.runs.bump import scatter_of
 from pytest_induction.runs.changes import FEWEST, POWER
 from pytest_induction.runs.opening import load_run
+from pytest_induction.runs.phase_change import find_phase_changes
 from pytest_induction.runs.record import TrainingRun
-from pytest_induction.runs.series import of_best
+from pytest_induction.runs.series import REPEATS, of_best
 from pytest_induction.runs.snapshot_verdict import ERROR_RATE, judge_snapshot
 from pytest_induction.statistics import SHARE
 
@@ -33,8 +34,9 @@ def assert_log_is_sane(run: RunLike) -> Evidence:
 
     A loss has diverged if at the end (the mean of three snapshots) it has given back half of what it had fallen, or was ever as
     far above where it began as it fell below; a rise of six times the scatter of single losses or less is none. Lines that could
-    not be read and parts that were trained again are named in the evidence, and do not fail. Returns the evidence, or raises
-    `ExpectationFailed`.
+    not be read and parts that were trained again are named in the evidence, and do not fail. Without eight losses nothing is
+    shown, and that fails. Of a run that has nothing but its loss the evidence has the bump too, as a report (`.changes`).
+    Returns the evidence, or raises `ExpectationFailed`.
     """
     opened = load_run(run)
     problems = list(_problems(opened))
@@ -46,10 +48,33 @@ def assert_log_is_sane(run: RunLike) -> Evidence:
     elif len(opened) < FEWEST:
         few = f"{len(opened)} snapshots; at least {FEWEST} are needed to judge a run"
         verdict, reason, summary = Verdict.UNDETERMINED, "few_snapshots", few
+    elif len(known) < FEWEST:
+        seen = f"the loss is known at {len(known)} of {len(opened)} snapshots" if len(known) else "no loss was recorded"
+        verdict, reason, summary = Verdict.UNDETERMINED, "no_loss", f"{seen}; at least {FEWEST} are needed"
     else:
-        loss = f"the loss goes from {losses[known[0]]:.3f} to {losses[known[-1]]:.3f}" if len(known) else "no loss was recorded"
+        loss = f"the loss goes from {losses[known[0]]:.3f} to {losses[known[-1]]:.3f}"
         verdict, reason, summary = Verdict.FORMED, "sane", f"{len(opened)} snapshots, {loss}"
-    return expect(Evidence("log_is_sane", verdict, reason, summary, provenance_of(opened), estimates=estimates), Verdict.FORMED)
+    return expect(
+        Evidence(
+            "log_is_sane",
+            verdict,
+            reason,
+            summary,
+            provenance_of(opened),
+            estimates=estimates,
+            settle="give the loss to the recorder, or name the log of the training" if reason == "no_loss" else "",
+            changes=_bump_of(opened) if len(known) else (),
+        ),
+        Verdict.FORMED,
+    )
+
+
+def _bump_of(run: TrainingRun) -> tuple[Change, ...]:
+    """The bump of a run that has nothing else to show; of others it stands beside their phase change."""
+    if len(run) < FEWEST or any(map(run.has, ("prefix_matching", "icl_score", *REPEATS))):
+        return ()
+    bump = find_phase_changes(run).loss_bump
+    return () if bump is None else (bump,)
 
 
 @user_facing

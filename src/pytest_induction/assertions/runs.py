@@ -15,6 +15,8 @@ from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.journal import name_subject, tell
 from pytest_induction.records import Change, Estimate, Evidence, Moment, Provenance, Verdict
 from pytest_induction.runs.changes import MAX_WIDTH
+from pytest_induction.runs.judging import what_else
+from pytest_induction.runs.logs.taken import taken
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.phase_change import (
     ERROR_RATE,
@@ -126,13 +128,15 @@ def assert_onset_not_later(
     reference: RunLike,
     *,
     margin: float = ONSET_MARGIN,
+    in_steps: bool = False,
     max_width: float = MAX_WIDTH,
     min_change: Mapping[str, float] | None = None,
     error_rate: float = ERROR_RATE,
 ) -> Evidence:
     """Assert that induction begins to form no later than in a reference run: by less than `margin` decades, its whole interval.
 
-    In tokens where both runs know them, else in steps. Onsets vary with the seed of a training: one run against one reference
+    In tokens, which both runs must know: steps of trainings with batches of another size are not the same. With `in_steps` they
+    are compared all the same, and the summary says so. Onsets vary with the seed of a training: one run against one reference
     tells of these two. Returns the evidence with the estimate `onset_lag`, in decades, positive if the run is later.
     """
     if not 0 <= margin < math.inf:
@@ -140,7 +144,8 @@ def assert_onset_not_later(
     opened, found = _found(run, max_width, min_change, error_rate)
     other, expected = _found(reference, max_width, min_change, error_rate)
     evidence = _evidence(opened, "onset_not_later", found, error_rate)
-    return expect(_not_later(evidence, found, expected, other.name, margin), Verdict.FORMED)
+    name = other.place if other.place and other.name == opened.name else other.name
+    return expect(_not_later(evidence, found, expected, name, margin, in_steps=in_steps), Verdict.FORMED)
 
 
 @user_facing
@@ -234,12 +239,19 @@ def provenance_of(run: TrainingRun) -> Provenance:
         seed=about.get("seed"),
         probe=f"{span}, from a {run.source}",
         layers=tuple(about.get("layers", ())),
-        notes=(*run.notes, *about.get("notes", ())),
+        notes=(*taken(run), *run.notes, *about.get("notes", ()), *_what_else(run)),
         is_run=True,
+        place=run.place,
         versions=about.get("versions", {}),
     )
     name_subject(run, told)
     return told
+
+
+def _what_else(run: TrainingRun) -> list[str]:
+    """Of a log, which claims it cannot decide: its reader has not chosen what is in it."""
+    said = what_else(run) if run.source == "log" else ""
+    return [said] if said else []
 
 
 def _in_time(evidence: Evidence, change: Change | None, name: str, bar: float) -> Evidence:
@@ -267,7 +279,9 @@ def _in_time(evidence: Evidence, change: Change | None, name: str, bar: float) -
     return replace(evidence, verdict=verdict, reason=reason, summary=f"{evidence.summary}; but {seen}", settle=settle)
 
 
-def _not_later(evidence: Evidence, found: PhaseChange, expected: PhaseChange, name: str, margin: float) -> Evidence:
+def _not_later(
+    evidence: Evidence, found: PhaseChange, expected: PhaseChange, name: str, margin: float, *, in_steps: bool
+) -> Evidence:
     bars = {**evidence.bars, "margin": margin}
     if expected.verdict is not Verdict.FORMED:
         return replace(
@@ -280,10 +294,21 @@ def _not_later(evidence: Evidence, found: PhaseChange, expected: PhaseChange, na
         )
     if found.verdict is not Verdict.FORMED or found.induction is None or expected.induction is None:
         return replace(evidence, bars=bars)
-    lag = lag_between(_at_onset(expected.induction), _at_onset(found.induction))
+    before, after = _at_onset(expected.induction, in_steps), _at_onset(found.induction, in_steps)
+    if not in_steps and any(each.midpoint is not None and each.midpoint.tokens is None for each in (before, after)):
+        return replace(
+            evidence,
+            verdict=Verdict.UNDETERMINED,
+            reason="tokens_not_known",
+            summary=f"at how many tokens induction forms is not known of both, and steps of {name} may have another size",
+            settle="give both runs their tokens (a column of the log, `tokens_per_step`), or ask for steps: `in_steps=True`",
+            bars=bars,
+        )
+    lag = lag_between(before, after)
     if lag is None:
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="onset_unclear", bars=bars)
-    summary = f"induction begins to form {apart(lag)} after the reference {name}"
+    unit = " (of steps, not tokens, as asked)" if in_steps else ""
+    summary = f"induction begins to form {apart(lag)} after the reference {name}{unit}"
     evidence = replace(evidence, summary=summary, estimates={**evidence.estimates, "onset_lag": lag}, bars=bars)
     if lag.high <= margin:
         return evidence
@@ -297,7 +322,7 @@ def _not_later(evidence: Evidence, found: PhaseChange, expected: PhaseChange, na
     )
 
 
-def _at_onset(change: Change) -> Change:
-    """The same change, its midpoint put at its onset."""
+def _at_onset(change: Change, in_steps: bool) -> Change:
+    """The same change, its midpoint put at its onset; without its tokens where steps are to be compared."""
     onset: Moment | None = change.onset
-    return replace(change, midpoint=onset)
+    return replace(change, midpoint=replace(onset, tokens=None) if onset is not None and in_steps else onset)

@@ -14,9 +14,9 @@ from pytest_induction.records import Exhibit, Provenance
 def exhibit_with(kind: str, about: Provenance, measure: Callable[[], dict[str, Any]]) -> Exhibit:
     """The exhibit with what is measured, or with why it could not be; whatever was foreseen or not, but for an interruption."""
     try:
-        return Exhibit(kind, about.model, about.fingerprint, plain(measure()))
+        return Exhibit(kind, about.model, about.fingerprint, plain(measure()), place=about.place)
     except Exception as error:  # noqa: BLE001 - as it says
-        return Exhibit(kind, about.model, about.fingerprint, missing=why(error))
+        return Exhibit(kind, about.model, about.fingerprint, missing=why(error), place=about.place)
 
 
 def why(error: Exception) -> str:

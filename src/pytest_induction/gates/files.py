@@ -19,6 +19,7 @@ from pytest_induction.gates.table import Expectation, Gate, read_gates, shown
 from pytest_induction.gates.values import ModelNamed, RunNamed
 from pytest_induction.specs import IfThere, module_names
 
+CHOICE = {"column": "columns", "where": "where"}  # key of a gate that is about a log -> argument of `load_run`
 Setting = Callable[[str], str | None]
 """What the session's options and ini keys say: of what a gate does not say itself."""
 
@@ -147,7 +148,17 @@ class Opening:
         settings = {"seed": self._seed, "trust_remote_code": self._trusts_code, **{name: self._of(name) for name in ours}}
         own = {name: self._gate.settings.get(name) for name in ("factory", "text")}
         own["without_pattern"] = self._without_pattern(named)
-        return opened(named.spec if "://" in named.spec else shown(named.spec), kept_at(self._config), **settings, **own)
+        choice = {argument: self._gate.settings.get(key) or self._chosen(key) for key, argument in CHOICE.items()}
+        return opened(
+            named.spec if "://" in named.spec else shown(named.spec), kept_at(self._config), **choice, **settings, **own
+        )
+
+    def _chosen(self, key: str) -> dict[str, str]:
+        """What the session chooses in logs."""
+        from pytest_induction.runs.logs.choice import pairs
+
+        given = self._config.getoption(f"induction_{key}") or self._config.getini(f"induction_{key}")
+        return pairs(f"--induction-{key}", given)
 
     @property
     def _seed(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,33 @@ if TYPE_CHECKING:
 BUSY = 0.5  # seconds between two looks at a sweep that another worker is at
 
 
-def opened(name: str, kept_at: Path, **settings: Any) -> TrainingRun:
+def opened(
+    name: str,
+    kept_at: Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    where: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> TrainingRun:
     """The run of that name. Checkpoints are swept with `settings`, which are those of `sweep`, once: what was measured is kept.
 
-    Raises `RunError` or `ModelError` in one line.
+    `columns` and `where` are for a log. Raises `RunError` or `ModelError` in one line.
     """
-    from pytest_induction.runs.opening import holds_checkpoints, load_run
+    from pytest_induction.runs.opening import holds_checkpoints, is_log, load_run
     from pytest_induction.runs.places import Place
 
-    return _swept(name, kept_at, settings) if holds_checkpoints(Place(name)) else load_run(name)
+    place = Place(name)
+    if holds_checkpoints(place):
+        return _swept(name, kept_at, settings)
+    return load_run(name, columns=columns or None, where=where or None) if is_log(place) else load_run(name)
+
+
+def opens_at_once(name: str) -> bool:
+    """Whether a run can be read while tests are collected; checkpoints are swept when the first of their tests runs."""
+    from pytest_induction.runs.opening import holds_checkpoints
+    from pytest_induction.runs.places import Place
+
+    return not holds_checkpoints(Place(name))
 
 
 def kept_at(config: pytest.Config) -> Path:
@@ -37,6 +56,7 @@ def _swept(name: str, kept: Path, settings: dict[str, Any]) -> TrainingRun:
     from hashlib import blake2b
 
     from pytest_induction.errors import RunBusyError
+    from pytest_induction.runs.opening import load_run
     from pytest_induction.runs.sweep import sweep
 
     place = name if "://" in name else Path(name).resolve()
@@ -51,4 +71,4 @@ def _swept(name: str, kept: Path, settings: dict[str, Any]) -> TrainingRun:
         except RunBusyError:  # another worker of this session
             time.sleep(BUSY)
         else:
-            return replace(found, name=name.rstrip("/").rpartition("/")[2])
+            return load_run(replace(found, name=name.rstrip("/").rpartition("/")[2], place=name))

@@ -22,7 +22,8 @@ from pytest_induction.specs import check_device, check_dtype, memory_size, modul
 PYPROJECT = "pyproject.toml"
 SECTION = ("tool", "pytest_induction", "gates")
 MISSPELT = "pytest-induction"
-FOR_RUNS = ("reference", "factory")
+FOR_LOGS = ("column", "where")
+FOR_RUNS = ("reference", "factory", *FOR_LOGS)
 LOADING = ("device", "dtype", "memory", "trust_remote_code", "without_pattern")
 KEYS = (MODEL, RUN, "text", "seed", *LOADING, *FOR_RUNS, "marks", "expect")
 NAME = re.compile(r"\w[\w.+-]*")  # what pytest can select by node id
@@ -179,8 +180,11 @@ def _checked(table: Mapping[str, Any], place: Path, gate: Gate) -> Gate:
         "without_pattern": _modules,
         "reference": values.run_at,
         "factory": values.factory_at,
+        "column": _choice,
+        "where": _choice,
     }
     settings = {key: _key(table, key, reader, place) for key, reader in readers.items() if key in table}
+    _check_choice(settings)
     marks = _key(table, "marks", _marks, place) if "marks" in table else ()
     return Gate(gate.name, gate.line, subject, settings, marks)
 
@@ -195,7 +199,24 @@ def _key(table: Mapping[str, Any], key: str, reader: Callable[[Any, Path], Any],
         raise ArgumentError(f"`{key}`: {error}") from None
 
 
+def _choice(value: Any, place: Path) -> dict[str, str]:
+    """Names and columns, or columns and values."""
+    if not isinstance(value, dict) or not value or not all(isinstance(each, (str, int, float)) for each in value.values()):
+        raise values.OfAnotherKindError
+    return {name: str(each) for name, each in value.items()}
+
+
+def _check_choice(settings: Mapping[str, Any]) -> None:
+    """Raise `ArgumentError` for a choice that no log could make sense of."""
+    if not settings.keys().isdisjoint(FOR_LOGS):
+        from pytest_induction.runs.logs.choice import checked
+
+        checked(settings.get("column"), settings.get("where"))
+
+
 WORDS = {
+    "column": 'a table of our names and the log\'s, such as { loss = "train/ce" }',
+    "where": 'a table of columns and what stands in the rows that count, such as { run = "r0" }',
     "seed": "a whole number from 0 up",
     "marks": "a list of names of markers",
     "trust_remote_code": "true or false, without quotes",

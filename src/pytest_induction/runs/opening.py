@@ -5,68 +5,99 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from pytest_induction.errors import ArgumentError, RunError, user_facing
+from pytest_induction.runs.checkpoints import is_weights
 from pytest_induction.runs.header import HEADER
-from pytest_induction.runs.logs.events import event_files
-from pytest_induction.runs.logs.read import LOG_ENDINGS, STATE, read_log
+from pytest_induction.runs.logs.formats import CHECKPOINT, expected, find_log, holds_log
+from pytest_induction.runs.logs.json_document import STATE
+from pytest_induction.runs.logs.read import read_log
 from pytest_induction.runs.places import Place
-from pytest_induction.runs.record import TrainingRun
+from pytest_induction.runs.record import HEADS, NUMBERS, TrainingRun
 from pytest_induction.runs.store import SNAPSHOTS, is_run, read_run
 
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 _DIRECTORY = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iteration)[-_=]?\d+", re.IGNORECASE)
 _SHARD = re.compile(r"\d+-of-\d+")
-_EXPECTED = (
-    f"expected a directory with a {HEADER} (as the recorder and the sweep write it), a log ({STATE}, TensorBoard event files, "
-    f"{', '.join(LOG_ENDINGS)}), or a directory with one of these"
-)
+
+
+def _expected() -> str:
+    written = f"a directory with a {HEADER} (as the recorder and the sweep write it)"
+    return f"expected {written}, a log, or a directory with one: {expected()}"
 
 
 @user_facing
-def load_run(path: str | os.PathLike[str] | Place | TrainingRun, *, columns: Mapping[str, str] | None = None) -> TrainingRun:
+def load_run(
+    path: str | os.PathLike[str] | Place | TrainingRun,
+    *,
+    columns: Mapping[str, Any] | None = None,
+    where: Mapping[str, Any] | None = None,
+) -> TrainingRun:
     """The training run that lies in a file or a directory, here or wherever fsspec reaches.
 
     Args:
-        path: the directory of a recorded or swept run; or a log: Hugging Face's `trainer_state.json`, JSON lines, a table with
-            commas, semicolons or tabs, TensorBoard event files, or a directory with one of these. A local path or a URL
-            (`s3://`, `gs://`, ...; needs `pip install 'pytest-induction[remote]'`). A run is returned as it is.
+        path: the directory of a recorded or swept run; or a log: Hugging Face's `trainer_state.json` and other JSON, JSON lines,
+            a table, plain text as trainers print it, TensorBoard event files, an MLflow file store, W&B's offline files, or a
+            directory with one of these. A local path or a URL (`s3://`, `gs://`, ...; needs
+            `pip install 'pytest-induction[remote]'`). A run is returned as it is.
         columns: for a log, names of ours (`step`, `tokens`, `loss`, `icl_score`, `repeat_loss`, `prefix_matching`, ...) -> names
-            of the log, where guessing does not find them or takes the wrong one.
+            of the log, where guessing does not find them or takes the wrong one; `tokens_unit` -> how many tokens one of the
+            log's is, as 1e9.
+        where: for a log, columns -> what must stand there in the rows that count, as `{"run": "r0"}` of a log of several runs.
 
     Raises:
         RunError: nothing there can be read as a run; the message says what was expected and what was seen.
-        ArgumentError: `columns` maps a name that is none of ours, or is given for a run that is no log.
+        ArgumentError: `columns` maps a name that is none of ours, or a choice is made for a run that is no log.
 
     Example:
-        >>> load_run("log.jsonl", columns={"step": "it", "loss": "train/ce"})  # doctest: +SKIP
+        >>> load_run("log.jsonl", columns={"step": "it", "loss": "train/ce"}, where={"seed": 0})  # doctest: +SKIP
     """
     if isinstance(path, TrainingRun):
-        return _as_it_is(path, columns)
+        return _as_it_is(path, columns, where)
     place = path if isinstance(path, Place) else Place(path)
     if place.is_file():
         _check_file(place)
-        return read_log(place, columns)
+        return read_log(place, columns, where)
     if not place.is_dir():
-        raise RunError(f"{place} is not there: {_EXPECTED}")
+        raise RunError(f"{place} is not there: {_expected()}")
     if is_run(place):
-        return _as_it_is(read_run(place), columns)
+        return _as_it_is(read_run(place), columns, where)
     _check_directory(place)
-    return read_log(place, columns)
+    return read_log(place, columns, where)
 
 
 def holds_checkpoints(place: Place) -> bool:
-    """Whether a directory holds checkpoints, and neither a run nor a log of its own: it must be swept."""
+    """Whether a directory holds checkpoints, and no run: it must be swept, also where a log lies beside them.
+
+    A directory with a trainer state may be a checkpoint itself, of several files: it then holds others only by their full name.
+    """
     if not place.is_dir() or is_run(place):
         return False
     names = place.names()
-    return STATE not in names and any(map(_is_checkpoint, names)) and not event_files(place)
+    return any(map(CHECKPOINT.fullmatch if STATE in names else _is_checkpoint, names))
 
 
-def _as_it_is(run: TrainingRun, columns: Mapping[str, str] | None) -> TrainingRun:
-    if columns:
-        raise ArgumentError(f"`columns` is for logs, and {run.name!r} is a run: leave it out")
+def is_log(place: Place) -> bool:
+    """Whether what lies there is to be read as a log: neither a run of ours nor checkpoints."""
+    return place.is_file() or (place.is_dir() and not is_run(place) and not holds_checkpoints(place))
+
+
+def _as_it_is(run: TrainingRun, columns: Mapping[str, Any] | None, where: Mapping[str, Any] | None) -> TrainingRun:
+    if columns or where:
+        name = "columns" if columns else "where"
+        raise ArgumentError(f"`{name}` is for logs, and {run.name!r} is a run: leave it out")
+    _check_is_measured(run)
     return run
+
+
+def _check_is_measured(run: TrainingRun) -> None:
+    """Raises `RunError` for a sweep of which no checkpoint could be loaded: nothing can be said of the training."""
+    failed = [each for each in run.snapshots if each.problem]
+    measured = any(getattr(each, name) is not None for each in run.snapshots for name in (*NUMBERS[1:], *HEADS))
+    if run.source == "sweep" and failed and not measured:
+        first = f"step {failed[0].step}: {failed[0].problem}"
+        raise RunError(f"{run.name}: 0 of {len(run)} checkpoints could be loaded: {first}")
 
 
 def _check_file(place: Place) -> None:
@@ -77,23 +108,29 @@ def _check_file(place: Place) -> None:
 
 
 def _check_directory(place: Place) -> None:
-    """Raises `RunError` for a directory that holds checkpoints and no log of its own, or nothing of use."""
+    """Raises `RunError` for a directory that holds checkpoints, or nothing of use."""
     names = place.names()
-    if STATE in names or event_files(place):
-        return
     if holds_checkpoints(place):
         checkpoints = [name for name in names if _is_checkpoint(name)]
         sweep = f"python -m pytest_induction sweep {place} -o RUN"
-        states = [place / name / STATE for name in reversed(checkpoints) if not name.endswith(_WEIGHTS)]
-        state = next((state for state in states if state.is_file()), None)
-        log = "" if state is None else f"; or name the log of the training, {state}"
+        beside = _log_beside(place)
+        log = "" if beside is None else f"; or name the log of the training, {beside}"
         raise RunError(f"{place} holds checkpoints ({checkpoints[0]}): sweep them first: {sweep}{log}")
-    if not any(name.endswith(LOG_ENDINGS) for name in names):
+    if not holds_log(place):
         seen = f"it has {', '.join(names[:5])}" if names else "it is empty"
-        raise RunError(f"{place} holds no run ({seen}): {_EXPECTED}")
+        raise RunError(f"{place} holds no run ({seen}): {_expected()}")
+
+
+def _log_beside(place: Place) -> Place | None:
+    """The file that is the log of a directory, where there is one."""
+    try:
+        _, found = find_log(place)
+    except RunError:
+        return None
+    return found if found.is_file() else None
 
 
 def _is_checkpoint(name: str) -> bool:
     if name.endswith(_WEIGHTS):
-        return any(character.isdigit() for character in name) and not _SHARD.search(name)
+        return is_weights(name) and any(character.isdigit() for character in name) and not _SHARD.search(name)
     return _DIRECTORY.fullmatch(name) is not None

@@ -155,6 +155,7 @@ class TrainingRun:
     know: lines that were dropped, parts that were trained again. `cost` is what recording took, its `max_overhead` what it might.
     `is_open` says that a recorder began it and has not closed it: the training goes on, or was broken off.
     `checkpoints` says where the weights are, of a run that was swept just now.
+    `place` is where it was read from: a path or URL, or "".
     """
 
     name: str
@@ -169,6 +170,7 @@ class TrainingRun:
     cost: Mapping[str, Any] = field(default_factory=dict)
     is_open: bool = False
     checkpoints: SweptFrom | None = field(default=None, repr=False, compare=False)
+    place: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         steps = [snapshot.step for snapshot in self.snapshots]

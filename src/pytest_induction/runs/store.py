@@ -53,6 +53,7 @@ def read_run(place: Place) -> TrainingRun:
         about=header.get("about") or {},
         cost=header.get("cost") or {},
         is_open=header.get("is_open") or False,
+        place=str(place),
         notes=(*notes, *order, *others, *([f"the recorder stopped the training {stopped}"] if stopped else ())),
     )
 

@@ -18,6 +18,7 @@ from pytest_induction.models.shown import Attach
 from pytest_induction.progress import advance, progress
 from pytest_induction.runs.checkpoints import Checkpoint, chosen, find_checkpoints
 from pytest_induction.runs.loading import Factory, Loading
+from pytest_induction.runs.logs.beside import logged_at
 from pytest_induction.runs.measuring import SEQUENCES
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.reading import check_step, on_this_machine, read_weights
@@ -58,7 +59,8 @@ def sweep(
 
     A sweep that was broken off goes on where it was: a checkpoint is measured once, as long as its content stays the same,
     wherever it lies and whatever it is called. One that cannot be measured is a snapshot with a `problem`, and is tried again the
-    next time. One model is in memory at a time, and is made once where that gives what a new one would.
+    next time. One model is in memory at a time, and is made once where that gives what a new one would. Checkpoints of the
+    Trainer bring the loss and the tokens of their step, from the `trainer_state.json` in each.
 
     Args:
         checkpoints: what `find_checkpoints` takes, or what it gave.
@@ -132,9 +134,11 @@ class _Sweep:
         self._digests: dict[int, str] = {}  # of what is being measured, by its step
         self._waiting: dict[str, list[Checkpoint]] = {}  # for one of the same content that is being measured
         self._again: list[Checkpoint] = []
+        self._at: dict[int, Checkpoint] = {}  # by their steps
         self._is_described = False
 
     def run(self, checkpoints: Sequence[Checkpoint], doing: Doing) -> None:
+        self._at = {each.step: each for each in checkpoints}
         left: Sequence[Checkpoint] = checkpoints
         while left:
             self._again = []
@@ -193,12 +197,13 @@ class _Sweep:
         except RunError as error:
             self._write(Snapshot(checkpoint.step, fingerprint=twin.fingerprint, problem=str(error)))
         else:
-            self._write(replace(twin, step=checkpoint.step, seconds=0.0))
+            self._write(replace(twin, step=checkpoint.step, tokens=None, loss=None, seconds=0.0))
 
     def _write(self, snapshot: Snapshot) -> None:
         known = self._known.get(snapshot.step)
         is_news = known is None or (known.fingerprint, known.problem) != (snapshot.fingerprint, snapshot.problem)
         if is_news or not snapshot.problem:
+            snapshot = replace(snapshot, **logged_at(self._at[snapshot.step]))
             self._writer.append(snapshot)
         self._known[snapshot.step] = snapshot
         advance(1, UNIT)

@@ -20,6 +20,7 @@ def growing(
     *,
     every: float,
     columns: Mapping[str, str] | None = None,
+    where: Mapping[str, str] | None = None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Iterator[TrainingRun | None]:
     """The run at a place, now and each time that it has grown; looked for every so many seconds.
@@ -40,7 +41,7 @@ def growing(
         now = _state(place)
         if run is None or now is None or now != seen:
             try:
-                found = load_run(place, columns=columns)
+                found = load_run(place, columns=columns, where=where)
             except RunError:
                 if run is None:
                     raise

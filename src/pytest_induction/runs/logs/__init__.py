@@ -1,4 +1,4 @@
-"""Logs of trainings that others have written, read into runs: from JSON lines, tables, trainer states and event files."""
+"""Logs of trainings that others have written, read into runs. `formats.FORMATS` is the list of what can be read."""
 
 from pytest_induction.runs.logs.read import read_log
 

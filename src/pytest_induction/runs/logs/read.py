@@ -2,159 +2,110 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.logs.columns import MEASURES, checked, listed
-from pytest_induction.runs.logs.events import MARK, event_files, event_rows
-from pytest_induction.runs.logs.faults import Faults
+from pytest_induction.runs.logs.choice import TOKENS_UNIT, Choice, checked, say_column
+from pytest_induction.runs.logs.columns import MEASURES, OF_THE_LOG, guess, is_shared, listed
+from pytest_induction.runs.logs.faults import Faults, shown
+from pytest_induction.runs.logs.formats import find_log
 from pytest_induction.runs.logs.learning_rate import scheduled_changes
-from pytest_induction.runs.logs.rows import history_rows, json_lines, table_rows
+from pytest_induction.runs.logs.sorting import RowSorter
 from pytest_induction.runs.logs.table import LARGEST_STEP, STEP, Table
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot, TrainingRun
-from pytest_induction.runs.streams import Reading
 
-STATE = "trainer_state.json"
-CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})")
-LOG_ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv")
 SHARES = ("repeat_accuracy", "prefix_matching")  # in [0, 1]
+SIGNED = ("advantage", "icl_score")  # differences of losses; all others are losses
+LARGEST = 100.0  # nats that a loss of ours, or a difference of two, may be
 SLACK = 1e-6  # of a share that was rounded
 PROPORTIONAL = 1e-6  # of tokens per step, between steps
-HEAD = 2**16  # bytes from which it is told what kind of log a file is
-READERS = {"trainer state": history_rows, "JSON lines": json_lines, "table": table_rows}
+ROUNDED = 1e6  # from so many on a count of tokens may have been written as a fraction
 Series = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
-def read_log(place: Place, columns: Mapping[str, str] | None = None) -> TrainingRun:
+def read_log(place: Place, columns: Mapping[str, Any] | None = None, where: Mapping[str, Any] | None = None) -> TrainingRun:
     """The run that a log tells of, its `source` "log".
 
-    Read are a `trainer_state.json` of Hugging Face (or a directory with one, or with `checkpoint-N` directories, the last of
-    which counts), JSON lines, tables (CSV, TSV) and TensorBoard event files or a directory of them. Columns are guessed by their
-    names; `columns` maps names of ours (`step`, `tokens`, `learning_rate` and the numbers of `Snapshot`; `prefix_matching` for
-    that of the best head) to those of the log. `about["columns"]` says which were taken.
+    Read is whatever one of `formats.FORMATS` fits. Columns are guessed by their names; `columns` maps names of ours (`step`,
+    `tokens`, `learning_rate` and the numbers of `Snapshot`; `prefix_matching` for that of the best head) to those of the log, and
+    `tokens_unit` to how many tokens one of the log's is. Measures of ours are taken under our own names only, and where all
+    numbers are in their range. `where` maps columns to what must stand there in the rows that count. `about["columns"]` says
+    which columns were taken, `about["evaluation"]` whether the loss is that of an evaluation.
 
     Rows of one step come together in one snapshot. A number that is not finite is missing, and `problem` says so. A log of more
     than half a million numbers is thinned to every k-th step. `notes` tell of everything that was left out. Raises `RunError`
-    for a log that cannot be read, has no steps, or none of our numbers, and `ArgumentError` for `columns` with other names.
+    for a log that cannot be read, has no steps, several runs, or none of our numbers, and `ArgumentError` for a choice with other
+    names.
     """
-    chosen = checked(columns)
-    files = log_files(place)
+    choice = checked(columns, where)
+    kind, file = find_log(place)
     faults = Faults()
-    table = Table(chosen, faults)
+    table = Table(choice, faults)
     try:
-        if MARK in files[0].name:
-            kind = "event files"
-            table.take(event_rows(files, faults))
-        else:
-            kind = _take_text(files[0], table, faults)
-        taken = _taken(table)
+        table.take(RowSorter(choice.where).sorted(kind.rows(file, choice, faults)))
+        measured = _measured(table, choice, faults)
+        taken = {ours: name for ours, (name, _) in measured.items()}
+        run = _run(place, {ours: series for ours, (_, series) in measured.items()}, choice, taken, faults)
     except RunError as error:
         named = str(error).startswith((f"{place} ", f"{place}/"))
         left_out = f" ({faults.notes[0]})" if faults.notes else ""
         raise RunError(f"{'' if named else f'{place}: '}{error}{left_out}") from None
-    measured = {ours: table.column(theirs) for ours, theirs in taken.items()}
-    used = dict(taken) if table.step_column == STEP else {"step": table.step_column, **taken}
-    return _run(place, measured, {"log": str(place), "format": kind, "columns": used}, faults)
+    steps = {} if table.step_columns == (STEP,) else {"step": " or ".join(table.step_columns)}
+    about: dict[str, Any] = {"log": str(place), "format": kind.name, "columns": {**steps, **taken}}
+    if choice.where:
+        about["where"] = dict(choice.where)
+    if "loss" in taken and "loss" not in choice.columns:
+        guessed = guess(taken["loss"])
+        about |= {"evaluation": True} if guessed is not None and guessed[1].held_out else {}
+    return replace(run, about=about, notes=faults.notes)
 
 
-def _taken(table: Table) -> dict[str, str]:
-    """Our names -> columns, a measurement among them. Raises `RunError` where there is none."""
+def _measured(table: Table, choice: Choice, faults: Faults) -> dict[str, tuple[str, Series]]:
+    """Our names -> the column that was taken and its numbers. What bears a name of ours and may be something else is left out.
+
+    Raises `RunError` where no measurement is left.
+    """
     taken = table.chosen()
-    if not any(ours in MEASURES for ours in taken):
+    sure = any(ours not in OF_THE_LOG and not is_shared(name) for ours, name in taken.items())
+    found: dict[str, tuple[str, Series]] = {}
+    for ours, name in taken.items():
+        series = table.column(name)
+        if ours not in choice.columns and ours not in OF_THE_LOG:
+            odd = _beyond(ours, series[1])
+            if odd is not None:
+                faults.note(f"{shown(name)} is not taken for {ours}: it has {odd:g}; if it is, say {say_column(ours, name)}")
+                continue
+            if is_shared(name) and not sure:
+                faults.note(
+                    f"{shown(name)} is not taken for {ours} of repeated tokens, as other fields use that name; "
+                    f"if it is, say {say_column(ours, name)}"
+                )
+                continue
+        found[ours] = (name, series)
+    if not any(ours in MEASURES for ours in found):
         seen = f"no column holds numbers of {', '.join(MEASURES)}; there are {listed(table.names)}"
-        raise RunError(f"{seen}: choose with columns={{'loss': NAME}}")
-    return taken
+        raise RunError(f"{seen}: choose by {say_column('loss', 'NAME')}")
+    return found
 
 
-def log_files(place: Place) -> list[Place]:
-    """The files of the log that lies there: one, or several event files. Raises `RunError` for a place without a log."""
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise RunError(
-            f"{place} is not there: expected a log (a trainer_state.json, JSON lines, a table, TensorBoard event files)"
-        )
-    names = place.names()
-    if STATE in names:
-        return [place / STATE]
-    events = event_files(place)
-    if events:
-        return events
-    tables = [name for name in names if name.endswith(LOG_ENDINGS)]
-    if len(tables) == 1:
-        return [place / tables[0]]
-    if tables:
-        raise RunError(f"{place} holds several logs: {listed(tables)}; name one of them")
-    for checkpoint in sorted((name for name in names if CHECKPOINT.fullmatch(name)), key=_step_of, reverse=True):
-        state = place / checkpoint / STATE
-        if state.is_file():
-            return [state]
-    raise RunError(
-        f"{place} holds no log: expected a {STATE}, checkpoint-N directories with one, TensorBoard event files, "
-        f"or one file ending in {', '.join(LOG_ENDINGS)}; there are {listed(names)}"
-    )
+def _beyond(ours: str, values: Iterable[float]) -> float | None:
+    """A number that a measure of ours cannot be; None where all may be."""
+    low = -LARGEST if ours in SIGNED else -SLACK
+    high = 1 + SLACK if ours in SHARES else LARGEST
+    return next((value for value in values if math.isfinite(value) and not low <= value <= high), None)
 
 
-def _step_of(checkpoint: str) -> int:
-    return int(checkpoint.rpartition("-")[2])
-
-
-def _take_text(file: Place, table: Table, faults: Faults) -> str:
-    """Collect the rows of a file of text; what kind of log it is."""
-    kind = _kind(file)
-    with file.open() as stream:
-        reading = Reading(stream)
-        try:
-            table.take(READERS[kind](reading, faults))
-        finally:
-            if reading.stopped:
-                faults.note(f"the connection was lost after {table.rows} rows ({reading.stopped}): what came before counts")
-    return kind
-
-
-def _kind(file: Place) -> str:
-    """What kind of log a file is, by its first bytes. Raises `RunError` for what is none."""
-    with file.open() as stream:
-        head = stream.read(HEAD)
-    if not head.strip():
-        raise RunError("it is empty: expected JSON lines, a table, a trainer_state.json or TensorBoard event files")
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise RunError("it is in UTF-16: save it as UTF-8")
-    if head.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        raise RunError("it is compressed: unpack it first")
-    text = head.decode("utf-8-sig", "replace").lstrip()
-    if text.startswith("[") or (text.startswith("{") and (file.name.endswith(".json") or not _is_row(text))):
-        return "trainer state"
-    if text.startswith("{"):
-        return "JSON lines"
-    if "\0" in text.split("\n", 1)[0]:
-        raise RunError("it is no text: expected JSON lines, a table, a trainer_state.json or TensorBoard event files")
-    return "table"
-
-
-def _is_row(text: str) -> bool:
-    """Whether text that begins with a brace has one object a line, and is not one object over many lines."""
-    first, *others = text.split("\n")
-    if any(line.startswith("{") for line in others):
-        return True
-    try:
-        return "log_history" not in json.loads(first)
-    except (ValueError, RecursionError):
-        return not others and '"log_history"' not in first  # one line, longer than what was looked at
-
-
-def _run(place: Place, measured: Mapping[str, Series], about: Mapping[str, Any], faults: Faults) -> TrainingRun:
+def _run(place: Place, measured: Mapping[str, Series], choice: Choice, taken: Mapping[str, str], faults: Faults) -> TrainingRun:
     columns = {ours: series for ours, series in measured.items() if ours in MEASURES}
     steps = np.unique(np.concatenate([series[0] for series in columns.values()]))
-    tokens, per_step = _tokens(steps, measured.get("tokens"), faults)
+    tokens, per_step = _tokens(steps, measured.get("tokens"), choice, taken.get("tokens", ""), faults)
     found: list[dict[str, Any]] = [{} for _ in steps]
     problems: list[list[str]] = [[] for _ in steps]
     for ours, (at, values) in columns.items():
@@ -171,10 +122,9 @@ def _run(place: Place, measured: Mapping[str, Series], about: Mapping[str, Any],
             Snapshot(step, tokens=count, problem="; ".join(problem), **numbers) for step, count, numbers, problem in rows
         ),
         source="log",
+        place=str(place),
         tokens_per_step=per_step,
         schedule=scheduled_changes(*measured["learning_rate"]) if "learning_rate" in measured else (),
-        about=about,
-        notes=faults.notes,
     )
 
 
@@ -187,18 +137,29 @@ def _problem(ours: str, value: float) -> str:
     return ""
 
 
-def _tokens(steps: NDArray[np.int64], series: Series | None, faults: Faults) -> tuple[list[int | None], float | None]:
+def _tokens(
+    steps: NDArray[np.int64], series: Series | None, choice: Choice, name: str, faults: Faults
+) -> tuple[list[int | None], float | None]:
     """Tokens at each step: as written, or between what was written before and after; and tokens per step if always the same."""
     nothing: list[int | None] = [None] * len(steps)
     if series is None:
         return nothing, None
-    usable = np.isfinite(series[1]) & (series[1] >= 0) & (series[1] <= LARGEST_STEP)
-    at, counts = series[0][usable], series[1][usable]
+    unit = choice.tokens_unit or 1.0
+    usable = np.isfinite(series[1]) & (series[1] >= 0) & (series[1] * unit <= LARGEST_STEP)
+    at, counts = series[0][usable], series[1][usable] * unit
     if not len(at):
         return nothing, None
-    if (np.diff(counts) <= 0).any():
+    if (np.diff(counts) < 0).any() or (len(counts) > 1 and counts[0] == counts[-1]):
         faults.note("the column of tokens does not rise with the steps, so it does not count what was trained on: it is left out")
         return nothing, None
+    if choice.tokens_unit is None:
+        _check_unit(at, counts, name)
+    rises = np.append(True, np.diff(counts) > 0)  # rounded counts may stay the same for a while
+    end = at[-1]
+    at, counts = at[rises], counts[rises]
+    if at[-1] < end and len(at) > 1:  # on to the last one, as fast as before
+        slope = (counts[-1] - counts[-2]) / (at[-1] - at[-2])
+        at, counts = np.append(at, end), np.append(counts, counts[-1] + slope * (end - at[-1]))
     if at[0] > 0:
         at, counts = np.insert(at, 0, 0), np.insert(counts, 0, 0)
     filled = np.rint(np.interp(steps, at, counts, left=np.nan, right=np.nan))
@@ -208,3 +169,16 @@ def _tokens(steps: NDArray[np.int64], series: Series | None, faults: Faults) -> 
     ratios = counts[at > 0] / at[at > 0]
     same = len(ratios) > 1 and 0 < float(ratios.max()) <= float(ratios.min()) * (1 + PROPORTIONAL)
     return [None if np.isnan(count) else int(count) for count in filled], float(ratios.mean()) if same else None
+
+
+def _check_unit(at: NDArray[np.int64], counts: NDArray[np.float64], name: str) -> None:
+    """Raise `RunError` for numbers that are no counts of tokens: fractions, or fewer than one a step."""
+    if counts[-1] == 0:
+        return
+    is_fraction = counts[-1] < ROUNDED and bool((counts != np.rint(counts)).any())
+    if is_fraction or counts[-1] < at[-1]:
+        odd = int(np.flatnonzero(counts != np.rint(counts))[0]) if is_fraction else -1
+        seen = f"{shown(name)} has {counts[odd]:g} at step {at[odd]}"
+        raise RunError(
+            f"{seen}, which is no count of tokens: say its unit by {say_column(TOKENS_UNIT, '1e9')}, or another column"
+        )

@@ -1,4 +1,6 @@
-"""Rows of TensorBoard event files. Their records are read here one by one, so that a picture of any size is passed over unread
+"""TensorBoard event files, and trees of directories that hold them.
+
+Their records are read here one by one, so that a picture of any size is passed over unread
 and files elsewhere need no copy; what a record says is read by tensorboard's own classes.
 """
 
@@ -9,32 +11,62 @@ from collections.abc import Iterator
 from typing import Any
 
 from pytest_induction.errors import RunError
+from pytest_induction.runs.logs.choice import Choice
+from pytest_induction.runs.logs.columns import side_of
 from pytest_induction.runs.logs.faults import Faults
-from pytest_induction.runs.logs.rows import Row
+from pytest_induction.runs.logs.format import LogFormat, Row
+from pytest_induction.runs.logs.sorting import DIRECTORY
 from pytest_induction.runs.logs.table import STEP
+from pytest_induction.runs.logs.trees import directories
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.streams import Reading
 
 LONGEST_RECORD = 2**20  # bytes; longer ones hold pictures and graphs
 MARK = "tfevents"
+DEEPEST = 4  # of directories below the one that is named
 _HEADER = struct.Struct("<QI")  # bytes of the record, checksum of these eight
 
 
-def event_files(place: Place) -> list[Place]:
-    """The event files that lie in a directory, by name."""
-    return [place / name for name in place.names() if MARK in name]
+class EventFiles(LogFormat):
+    """An event file, a directory of them, or a tree. Rows of several directories have the column `directory`.
+
+    A directory that is called after data, as `train` or `loss_val`, is a part of the run beside it.
+    """
+
+    name = "event files"
+    what = "TensorBoard event files"
+
+    def names(self, file: Place) -> bool:
+        return MARK in file.name
+
+    def lies_in(self, place: Place) -> bool:
+        return next(_directories(place), None) is not None
+
+    def rows(self, place: Place, choice: Choice, faults: Faults) -> Iterator[Row]:
+        found = [("", [place])] if place.is_file() else list(_directories(place, faults))
+        try:
+            from tensorboard.compat.proto import event_pb2
+        except ImportError:
+            raise RunError(f"reading {found[0][1][0]} needs tensorboard: pip install 'pytest-induction[tensorboard]'") from None
+        for where, files in found:
+            side = side_of(where.rpartition("/")[2])
+            of = where.rpartition("/")[0] if side else where
+            named = {DIRECTORY: of or "."} if len(found) > 1 else {}
+            for file in _by_time(files, event_pb2.Event, faults):
+                for event, scalars in _events(file, event_pb2.Event, faults):
+                    if scalars:
+                        tags = (
+                            {f"{where.rpartition('/')[2]}/{tag}": number for tag, number in scalars.items()} if side else scalars
+                        )
+                        yield {STEP: event.step, **tags, **named}
 
 
-def event_rows(files: list[Place], faults: Faults) -> Iterator[Row]:
-    """A row for every event with scalars, file by file in the order in which they were begun."""
-    try:
-        from tensorboard.compat.proto import event_pb2
-    except ImportError:
-        raise RunError(f"reading {files[0]} needs tensorboard: pip install 'pytest-induction[tensorboard]'") from None
-    for file in _by_time(files, event_pb2.Event, faults):
-        for event, scalars in _events(file, event_pb2.Event, faults):
-            if scalars:
-                yield {STEP: event.step, **scalars}
+def _directories(place: Place, faults: Faults | None = None) -> Iterator[tuple[str, list[Place]]]:
+    """The directories that hold event files, each with its path from the one that is named."""
+    for where, directory, names in directories(place, DEEPEST, faults):
+        files = [directory / name for name in names if MARK in name]
+        if files:
+            yield where, files
 
 
 def _by_time(files: list[Place], kind: Any, faults: Faults) -> list[Place]:

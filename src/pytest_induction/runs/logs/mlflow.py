@@ -1,0 +1,82 @@
+"""MLflow's file store: a directory for each run, and in its `metrics` a file for each metric, a value a line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pytest_induction.errors import RunError
+from pytest_induction.runs.logs.choice import Choice
+from pytest_induction.runs.logs.faults import Faults
+from pytest_induction.runs.logs.format import LogFormat, Row, text_lines
+from pytest_induction.runs.logs.table import STEP
+from pytest_induction.runs.logs.trees import directories
+from pytest_induction.runs.places import Place
+from pytest_induction.runs.streams import Reading
+
+METRICS = "metrics"
+DEEPEST_RUN = 3  # of directories between the place that is named and a run
+DEEPEST_METRIC = 4  # of slashes in a metric's name
+MOST_METRICS = 2_000  # in a directory
+NAME = "mlflow.runName"
+_VALUE = re.compile(r"-?\d+ (\S+) (\d+)(?: .*)?")  # milliseconds, value, step
+
+
+class MlflowStore(LogFormat):
+    """A store, an experiment in it, or a run. Rows have the column `run`: its directory's name, and its own where it has one."""
+
+    name = "MLflow store"
+    what = "an MLflow file store (mlruns)"
+
+    def lies_in(self, place: Place) -> bool:
+        return next(_runs(place), None) is not None
+
+    def rows(self, place: Place, choice: Choice, faults: Faults) -> Iterator[Row]:
+        for run in _runs(place, faults):
+            named = {"run": run.name, "run_name": _name_of(run)}
+            for name, file in _metrics(run / METRICS, ""):
+                yield from ({STEP: step, name: value, **named} for step, value in _values(file, faults))
+
+
+def _runs(place: Place, faults: Faults | None = None) -> Iterator[Place]:
+    """The runs that lie there: directories with metrics that are written as MLflow writes them."""
+    for _, directory, names in directories(place, DEEPEST_RUN, faults):
+        if METRICS in names and any(_is_metric(file) for _, file in _metrics(directory / METRICS, "")):
+            yield directory
+
+
+def _metrics(place: Place, above: str, depth: int = DEEPEST_METRIC) -> Iterator[tuple[str, Place]]:
+    """Names of metrics and their files."""
+    for name in place.names()[:MOST_METRICS] if place.is_dir() else ():
+        if (place / name).is_file():
+            yield f"{above}{name}", place / name
+        elif depth:
+            yield from _metrics(place / name, f"{above}{name}/", depth - 1)
+
+
+def _is_metric(file: Place) -> bool:
+    with file.open() as stream:
+        first = stream.read(200).split(b"\n", 1)[0].decode("ascii", "replace")
+    return _VALUE.fullmatch(first.strip()) is not None
+
+
+def _values(file: Place, faults: Faults) -> Iterator[tuple[int, str]]:
+    with file.open() as stream:
+        reading = Reading(stream)
+        for line, text in text_lines(reading, faults):
+            found = _VALUE.fullmatch(text.strip())
+            if found is not None:
+                yield int(found[2]), found[1]
+            elif text.strip():
+                faults.add("lines of a metric that have no time, value and step", f"line {line.number} of {file.name}")
+    if reading.stopped:
+        faults.note(f"{file.name}: the connection was lost ({reading.stopped}): what came before counts")
+
+
+def _name_of(run: Place) -> str | None:
+    """What its user called a run."""
+    try:
+        with (run / "tags" / NAME).open() as stream:
+            return stream.read(200).decode("utf-8", "replace").strip() or None
+    except RunError:
+        return None

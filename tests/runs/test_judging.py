@@ -1,0 +1,40 @@
+"""What of a run can be judged, by what is known of it."""
+
+import pytest
+
+from pytest_induction.runs.judging import ERRORS_NEEDED, HEADS_NEEDED, LOSS_NEEDED, TEXT_NEEDED, wanting, what_else
+
+from .curves import run_of
+
+STEPS = list(range(10))
+GATES = ["log_is_sane", "phase_change", "cooccurrence", "heads_kept_to_the_end", "final_has_induction_head", "onset_not_later"]
+
+
+def known(*names):
+    return run_of(STEPS, **{name: [0.5] * len(STEPS) for name in names})
+
+
+@pytest.mark.parametrize(
+    ("names", "judged"),
+    [
+        (["loss"], ["log_is_sane"]),
+        (["loss", "icl_score"], ["log_is_sane"]),
+        (["advantage"], ["phase_change", "onset_not_later"]),
+        (["advantage", "icl_score"], ["phase_change", "cooccurrence", "onset_not_later"]),
+        (["loss", "prefix_matching"], ["log_is_sane", "phase_change", "heads_kept_to_the_end", "onset_not_later"]),
+    ],
+)
+def test_a_gate_is_judged_where_all_that_it_needs_is_known(names, judged):
+    found = wanting(known(*names))
+    assert list(found) == GATES and [gate for gate, needs in found.items() if not needs] == judged
+
+
+def test_one_line_says_what_the_rest_would_take():
+    said = what_else(known("loss"))
+    assert said == (
+        f"phase_change, cooccurrence, heads_kept_to_the_end, final_has_induction_head need {HEADS_NEEDED}; "
+        f"cooccurrence needs {TEXT_NEEDED}"
+    )
+    assert what_else(known("prefix_matching", "icl_score")) == (
+        f"log_is_sane needs {LOSS_NEEDED}; final_has_induction_head needs {ERRORS_NEEDED}"
+    )
