@@ -274,12 +274,15 @@ def _frame(
     if not is_filled:
         parts += [rule(x, plot.top, x, plot.bottom) for x, _ in _along(picture, plot)]
     if picture["window"] is not None:
-        first, last = (min(max(plot.at(place, 0)[0], plot.left), plot.right) for place in picture["window"])
-        if is_filled:
-            parts += [rule(x, plot.top, x, plot.bottom, GOLD, 2) for x in (first, last)]
-        else:
-            size = f'width="{max(last - first, 1.5):.1f}" height="{plot.height}"'
-            parts.append(f'<rect x="{first:.1f}" y="{plot.top}" {size} fill="{GOLD}" fill-opacity="0.28"/>')
+        for ends, opacity in ((picture.get("reach"), 0.12), (picture["window"], 0.28)):
+            if ends is None:
+                continue
+            first, last = (min(max(plot.at(place, 0)[0], plot.left), plot.right) for place in ends)
+            if is_filled and ends == picture["window"]:
+                parts += [rule(x, plot.top, x, plot.bottom, GOLD, 2) for x in (first, last)]
+            elif not is_filled:
+                size = f'width="{max(last - first, 1.5):.1f}" height="{plot.height}"'
+                parts.append(f'<rect x="{first:.1f}" y="{plot.top}" {size} fill="{GOLD}" fill-opacity="{opacity}"/>')
     marks = [(value, f"{value:g}") for value in ticks_between(*plot.y, 4)] if ticks is None else ticks
     for value, label in marks:
         y = plot.at(plot.x[0], value)[1]

@@ -118,20 +118,20 @@ def _panels(anchor: str, evidence: Sequence[Evidence], exhibits: Sequence[Exhibi
     panels = []
     for kind in KINDS:
         if kind in by_kind:
-            panels.append(panel_of(f"{anchor}-{kind}", by_kind[kind], evidence))
+            panels.append(panel_of(f"{anchor}-{kind}", by_kind[kind]))
         if kind == "heads" and (kind not in by_kind or by_kind[kind].missing):
             panels += _of_verdicts(f"{anchor}-verdicts", evidence)
     return panels
 
 
-def panel_of(anchor: str, exhibit: Exhibit, evidence: Sequence[Evidence]) -> Panel:
+def panel_of(anchor: str, exhibit: Exhibit) -> Panel:
     """The exhibit as it is drawn. One that is damaged is said to be, and the rest of the page stands."""
     title, about, draw = KINDS[exhibit.kind]
     if exhibit.missing or not exhibit.data:
         return Panel(anchor, title, "", missing=exhibit.missing or "nothing was measured")
     data = _tame(exhibit.data)
     try:
-        charts = run(data, _changes(evidence)) if exhibit.kind == "run" else draw(data)
+        charts = draw(data)
         lines, legends = (_kinds(data), _legends(data)) if exhibit.kind == "heads" else ((), ())
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         return Panel(anchor, title, "", missing=f"its records are damaged: {type(error).__name__}: {error}")
@@ -148,10 +148,6 @@ def panel_of(anchor: str, exhibit: Exhibit, evidence: Sequence[Evidence]) -> Pan
         is_grid=exhibit.kind in GRIDS,
         column=_column(exhibit.kind, data),
     )
-
-
-def _changes(evidence: Sequence[Evidence]) -> tuple[Any, ...]:
-    return tuple(change for each in evidence for change in each.changes)
 
 
 def _source(kind: str, data: Mapping[str, Any], drawn: int) -> str:

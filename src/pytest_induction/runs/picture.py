@@ -38,6 +38,7 @@ def picture_of(run: TrainingRun, found: PhaseChange | None = None) -> dict[str, 
         "begins_at_0": not (run.steps[0] if axis.tokens is None else run.tokens[0]),
         "verdict": None if found.induction is None else str(found.induction.verdict),
         "window": _window(found.induction, axis),
+        "reach": _window(found.induction, axis, "low", "high"),
         "changes": [_change(change, axis) for change in found.changes],
         "curves": [_curve(run, axis, kept, *each) for each in CURVES if run.has(each[0])],
         "heads": _heads(run, axis, kept),
@@ -73,11 +74,11 @@ def _log(moment: Moment | None, axis: Axis, side: str = "value") -> float | None
     return float(np.log10(max(getattr(estimate, side), 1e-9)))
 
 
-def _window(change: Change | None, axis: Axis) -> list[float] | None:
-    """Where induction formed, from onset to end; None where it did not."""
+def _window(change: Change | None, axis: Axis, onset: str = "value", end: str = "value") -> list[float] | None:
+    """Where induction formed, from onset to end, each the value or an end of its interval; None where it did not."""
     if change is None or change.verdict is Verdict.NOT_FORMED or not has_changed(change):
         return None
-    first, last = _log(change.onset, axis), _log(change.end, axis)
+    first, last = _log(change.onset, axis, onset), _log(change.end, axis, end)
     return None if first is None or last is None else [first, last]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pytest_induction.records import Change, Estimate
 from pytest_induction.report.charts.chart import Chart, axis, figure, known, scale, span, tidy
 from pytest_induction.report.colours import GOLD, GREY, LINES, SHADES, SHARES, SIGNED_LIGHT
 from pytest_induction.report.run_picture import HOLDS, marks_of, steepest_of, svg
@@ -19,38 +18,15 @@ PATH = 420
 LABEL = 14  # least distance of labels, in pixels
 
 
-def run(data: Mapping[str, Any], changes: Sequence[Change] = ()) -> list[Chart]:
-    """What changed with the tokens, as panels over one axis; then the path. `changes` tell how sure the window is."""
-    charts = [_panels(data, _unsure(data, changes))]
+def run(data: Mapping[str, Any]) -> list[Chart]:
+    """What changed with the tokens, as panels over one axis; then the path."""
+    charts = [_panels(data, data.get("reach"))]
     if data.get("path"):
         charts.append(_path(data))
     return charts
 
 
-def _unsure(data: Mapping[str, Any], changes: Sequence[Change]) -> tuple[float, float] | None:
-    """The window with its uncertainty: from the earliest that the onset may be to the latest that the end may be."""
-    window = data.get("window")
-    if not window:
-        return None
-    for change in changes:
-        onset, end = _estimate(data, change, "onset"), _estimate(data, change, "end")
-        if onset and end and abs(_log(onset.value) - window[0]) < 1e-3 and abs(_log(end.value) - window[1]) < 1e-3:
-            return _log(onset.low), _log(end.high)
-    return None
-
-
-def _estimate(data: Mapping[str, Any], change: Change, side: str) -> Estimate | None:
-    moment = getattr(change, side)
-    if moment is None:
-        return None
-    return moment.tokens if data["unit"] == "tokens" else moment.step
-
-
-def _log(value: float) -> float:
-    return math.log10(max(value, 1e-9)) if math.isfinite(value) else math.nan
-
-
-def _panels(data: Mapping[str, Any], unsure: tuple[float, float] | None) -> Chart:
+def _panels(data: Mapping[str, Any], unsure: Sequence[float] | None) -> Chart:
     rows = _rows(data)
     heights = [tall for _, tall, *_ in rows]
     whole = sum(heights) + GAP * len(rows) + 44
@@ -218,15 +194,15 @@ def _name(words: str, top: float) -> dict[str, Any]:
     return {"text": f"<b>{words}</b>", "showarrow": False, "font": {"size": 12}, "yshift": 3, **place}
 
 
-def _window(window: Sequence[float], unsure: tuple[float, float] | None, ref: str, *, is_filled: bool) -> list[dict[str, Any]]:
+def _window(window: Sequence[float], unsure: Sequence[float] | None, ref: str, *, is_filled: bool) -> list[dict[str, Any]]:
     """The window of induction over one plot: shaded, lighter where it is not sure; two lines over a map."""
     base = {"xref": "x", "yref": ref, "y0": 0, "y1": 1, "layer": "above" if is_filled else "below"}
     if is_filled:
         line = {"color": GOLD, "width": 2}
         return [{**base, "type": "line", "x0": tidy(at), "x1": tidy(at), "line": line} for at in window]
     shapes = []
-    for ends, opacity in ((unsure, 0.14), (tuple(window), 0.26)):
-        if ends is not None and known(ends) == list(ends):
+    for ends, opacity in ((unsure, 0.14), (window, 0.26)):
+        if ends is not None and known(ends) == [*ends]:
             area = {"fillcolor": GOLD, "opacity": opacity, "line": {"width": 0}}
             shapes.append({**base, "type": "rect", "x0": tidy(ends[0]), "x1": tidy(ends[1]), **area})
     return shapes
@@ -251,7 +227,7 @@ def _label(data: Mapping[str, Any]) -> str:
     return f"{', '.join(drawn) or 'nothing'} over {data['unit']}{when}"
 
 
-def _note(data: Mapping[str, Any], unsure: tuple[float, float] | None) -> str:
+def _note(data: Mapping[str, Any], unsure: Sequence[float] | None) -> str:
     said = []
     if data.get("window"):
         low, high = (amount(10**place) for place in data["window"])
