@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 
 from pytest_induction.errors import ArgumentError, RunError, user_facing
+from pytest_induction.runs.checkpoints import is_checkpoint, parted
 from pytest_induction.runs.header import HEADER
+from pytest_induction.runs.layouts.names import SHARD, WEIGHTS, is_weights
 from pytest_induction.runs.logs.events import event_files
 from pytest_induction.runs.logs.read import LOG_ENDINGS, STATE, read_log
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import TrainingRun
 from pytest_induction.runs.store import SNAPSHOTS, is_run, read_run
+from pytest_induction.specs import ADAPTER_CONFIG, CONFIG
 
-_WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-_DIRECTORY = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iteration)[-_=]?\d+", re.IGNORECASE)
-_SHARD = re.compile(r"\d+-of-\d+")
+TRAINED = (".pt", ".pth", ".ckpt")  # what trainers write of a training that goes on
+
 _EXPECTED = (
     f"expected a directory with a {HEADER} (as the recorder and the sweep write it), a log ({STATE}, TensorBoard event files, "
     f"{', '.join(LOG_ENDINGS)}), or a directory with one of these"
@@ -56,11 +58,15 @@ def load_run(path: str | os.PathLike[str] | Place | TrainingRun, *, columns: Map
 
 
 def holds_checkpoints(place: Place) -> bool:
-    """Whether a directory holds checkpoints, and neither a run nor a log of its own: it must be swept."""
+    """Whether a directory holds checkpoints, and neither a run nor a log of its own, or a pattern fits some: to be swept."""
+    directory, pattern = parted(place)
+    if pattern != "*":
+        return directory.is_dir() and any(fnmatchcase(name, pattern) for name in _checkpoints_in(directory))
     if not place.is_dir() or is_run(place):
         return False
-    names = place.names()
-    return STATE not in names and any(map(_is_checkpoint, names)) and not event_files(place)
+    if STATE in place.names() or event_files(place):
+        return False
+    return bool(_checkpoints_in(place))
 
 
 def _as_it_is(run: TrainingRun, columns: Mapping[str, str] | None) -> TrainingRun:
@@ -72,7 +78,7 @@ def _as_it_is(run: TrainingRun, columns: Mapping[str, str] | None) -> TrainingRu
 def _check_file(place: Place) -> None:
     if place.name in (HEADER, SNAPSHOTS):
         raise RunError(f"{place} is a part of a run: name the directory that it lies in")
-    if place.name.endswith(_WEIGHTS):
+    if place.name.endswith(WEIGHTS):
         raise RunError(f"{place} is a checkpoint: name the directory of all checkpoints to `python -m pytest_induction sweep`")
 
 
@@ -82,9 +88,9 @@ def _check_directory(place: Place) -> None:
     if STATE in names or event_files(place):
         return
     if holds_checkpoints(place):
-        checkpoints = [name for name in names if _is_checkpoint(name)]
+        checkpoints = _checkpoints_in(place)
         sweep = f"python -m pytest_induction sweep {place} -o RUN"
-        states = [place / name / STATE for name in reversed(checkpoints) if not name.endswith(_WEIGHTS)]
+        states = [place / name / STATE for name in reversed(checkpoints) if not name.endswith(WEIGHTS)]
         state = next((state for state in states if state.is_file()), None)
         log = "" if state is None else f"; or name the log of the training, {state}"
         raise RunError(f"{place} holds checkpoints ({checkpoints[0]}): sweep them first: {sweep}{log}")
@@ -93,7 +99,10 @@ def _check_directory(place: Place) -> None:
         raise RunError(f"{place} holds no run ({seen}): {_EXPECTED}")
 
 
-def _is_checkpoint(name: str) -> bool:
-    if name.endswith(_WEIGHTS):
-        return any(character.isdigit() for character in name) and not _SHARD.search(name)
-    return _DIRECTORY.fullmatch(name) is not None
+def _checkpoints_in(place: Place) -> list[str]:
+    """The checkpoints in a directory; if no name tells a step, files of weights where no model and no log lie beside them."""
+    names = place.names()
+    numbered = [name for name in names if is_checkpoint(place, name)]
+    if numbered or CONFIG in names or ADAPTER_CONFIG in names or any(name.endswith(LOG_ENDINGS) for name in names):
+        return numbered
+    return [name for name in names if name.endswith(TRAINED) and is_weights(name) and not SHARD.search(name)]

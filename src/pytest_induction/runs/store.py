@@ -41,7 +41,6 @@ def read_run(place: Place) -> TrainingRun:
     snapshots, order = in_order(_snapshots(place, notes), by_step=header["source"] == "sweep")
     snapshots, others = _of_one_model(snapshots)
     windows = header.get("icl_windows")
-    stopped = header.get("stopped")
     return TrainingRun(
         name=header.get("name") or place.name,
         snapshots=snapshots,
@@ -52,8 +51,12 @@ def read_run(place: Place) -> TrainingRun:
         schedule=tuple(ScheduledChange(change["step"], change["what"]) for change in header.get("schedule") or ()),
         about=header.get("about") or {},
         cost=header.get("cost") or {},
-        notes=(*notes, *order, *others, *([f"the recorder stopped the training {stopped}"] if stopped else ())),
+        notes=(*(header.get("notes") or ()), *notes, *order, *others, *_stopped(header.get("stopped"))),
     )
+
+
+def _stopped(why: str | None) -> list[str]:
+    return [f"the recorder stopped the training {why}"] if why else []
 
 
 def _of_one_model(snapshots: tuple[Snapshot, ...]) -> tuple[tuple[Snapshot, ...], tuple[str, ...]]:

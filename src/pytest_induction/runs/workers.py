@@ -6,7 +6,9 @@ Only the process that began the sweep writes. The others are told which checkpoi
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -195,7 +197,7 @@ class _Processes:
         self._all.remove(worker)
         worker.end(PATIENCE)
         code = worker.process.exitcode or 0
-        return Death(f"by signal {-code}" if code < 0 else f"with exit code {code}")
+        return Death(_signal(-code) if code < 0 else f"with exit code {code}")
 
     def dismiss(self) -> None:
         for worker in self._all:
@@ -204,6 +206,16 @@ class _Processes:
             worker.process.terminate()  # what it measures now is of no use to anybody
         for worker in self._all:
             worker.end(PATIENCE)
+
+
+def _signal(number: int) -> str:
+    known = number in set(signal.Signals)
+    cut = (
+        " of a file that was cut short while it was read, if not of a broken disk"
+        if number == getattr(signal, "SIGBUS", 0)
+        else ""
+    )
+    return f"by signal {number}{f', {signal.Signals(number).name}' if known else ''}{cut}"
 
 
 @contextmanager
@@ -219,9 +231,18 @@ def _no_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that began it is gone, however it ended: nobody would hear what is measured."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _serve(line: Connection[Any, Any], plan: Plan, threads: int) -> None:
     """What a worker does, until nobody listens any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     bench = Bench(plan)
     with suppress(EOFError, OSError):
