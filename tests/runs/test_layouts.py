@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -16,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from pytest_induction import load_model
+from pytest_induction.__main__ import main
 from pytest_induction.errors import ModelError, RunError
 from pytest_induction.runs.checkpoints import find_checkpoints, look_for
 from pytest_induction.runs.fitting import fit, state_of
@@ -70,6 +72,16 @@ def test_every_layout_says_what_it_is_and_messages_name_it():
         assert isinstance(layout, Layout) and layout.name and layout.looks_like and layout.maker in ("factory", "transformers")
     for name in ("torch.distributed.checkpoint", "DeepSpeed", "PEFT", "GGUF", "Megatron", "OLMo", "litgpt", "accelerate"):
         assert name in expected()
+
+
+def test_the_help_of_the_command_and_the_documentation_name_every_layout(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    page = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
+    for layout in LAYOUTS:
+        assert " ".join(layout.looks_like.split()) in said
+        assert layout.name.removeprefix("Hugging Face ").removesuffix(" adapters").partition(" (")[0] in page
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pytest_induction.errors import InductionError
 from pytest_induction.runs.checkpoints import parse_steps
+from pytest_induction.runs.layouts.listed import LAYOUTS
 from pytest_induction.runs.options_named import spelt
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import TrainingRun
@@ -16,7 +17,8 @@ ABOUT = "measure every checkpoint of a training and write a run that can be asse
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """The options of the command, and at the end of its help the layouts that are known."""
+    parser.epilog = "Checkpoints may be " + "; ".join(f"{layout.looks_like} ({layout.name})" for layout in LAYOUTS) + "."
     parser.add_argument(
         "checkpoints",
         metavar="CHECKPOINTS",

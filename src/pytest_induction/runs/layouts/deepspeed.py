@@ -83,8 +83,8 @@ def _directory(path: Path) -> Path:
 def _how(path: Path) -> str:
     """How a checkpoint is put together by hand."""
     return (
-        f"put it together by the zero_to_fp32.py that lies beside it, `python zero_to_fp32.py . {path.name}-whole "
-        f"--safe_serialization -t {path.name}`, and sweep what that writes"
+        f"put it together by the zero_to_fp32.py that lies beside it, `python zero_to_fp32.py . ../whole/{path.name} "
+        f"--safe_serialization -t {path.name}`, and sweep ../whole"
     )
 
 
