@@ -402,6 +402,24 @@ def test_the_step_of_what_names_none_stands_in_it(tmp_path):
     assert not found.notes
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"step": 40},
+        {"global_step": torch.tensor(40)},
+        {"iter_num": 40, "epoch": 2},
+        {"train_state": {"step": 40}},
+        {"completed_steps": 40.0},
+        {"meta": {"global_step": "40"}},
+    ],
+)
+def test_files_of_any_name_are_put_in_order_by_what_they_state(tmp_path, said):
+    torch.save({"model": state(1), **said}, tmp_path / "b.pt")
+    torch.save({"model": state(2), "step": 7}, tmp_path / "c.pt")
+    found = look_for(tmp_path)
+    assert [(each.step, each.name) for each in found.checkpoints] == [(7, "c.pt"), (40, "b.pt")] and not found.notes
+
+
 def test_last_best_and_final_beside_steps_are_said(tmp_path):
     for step in (10, 20):
         torch.save({"state_dict": state(step), "global_step": step}, tmp_path / f"step_{step}.ckpt")

@@ -516,6 +516,28 @@ def test_a_checkpoint_that_kills_its_reader_costs_itself_only(place, out, tmp_pa
     assert len(read_run(Place(tmp_path / "other"))) == 4
 
 
+def test_a_script_without_a_main_guard_is_not_run_again(place, out, tmp_path):
+    """But where the factory is one of its own functions, which must then be found in it."""
+    script = tmp_path / "script.py"
+    begun = (
+        f"print('begun')\nfrom pytest_induction import sweep\nsweep({str(place)!r}, {str(out)!r}, n_sequences={N}, workers=1, "
+    )
+    script.write_text(f"{begun}factory={MAKE!r})\n")
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=True)
+    assert ran.stdout == "begun\n" and len(read_run(Place(out))) == 4
+    own = f"from tests.runs.small_models import Small\ndef make():\n    return Small()\n{begun.replace('run', 'other')}factory=make)\n"
+    script.write_text(own)
+    ran = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert ran.returncode == 1 and '`if __name__ == "__main__":`' in ran.stderr
+
+
 def test_a_factory_that_cannot_be_sent_is_an_error(place, out):
     said = refusal(lambda: quick(place, out, workers=2, factory=lambda: Small()))
     assert said.startswith("no worker can be started") and "imported by name" in said

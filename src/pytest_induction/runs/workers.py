@@ -8,12 +8,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -150,7 +152,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
         self.line, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, plan, threads), daemon=True)
-        with _no_interrupts():
+        with _no_interrupts(), nullcontext() if _is_of_main(plan) else _no_main():
             self.process.start()
         theirs.close()
 
@@ -206,6 +208,22 @@ class _Processes:
             worker.process.terminate()  # what it measures now is of no use to anybody
         for worker in self._all:
             worker.end(PATIENCE)
+
+
+def _is_of_main(plan: Plan) -> bool:
+    """Whether something that is to be sent was defined in the script that runs, so that the other process must run it too."""
+    return any(getattr(each, "__module__", "") == "__main__" for each in (plan.loading.factory, *plan.loading.attach))
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """Begin a process that does not run the script again: without a main guard it would begin all over, as would pytest."""
+    before = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = before
 
 
 def _signal(number: int) -> str:

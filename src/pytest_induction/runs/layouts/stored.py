@@ -35,10 +35,13 @@ NESTED = (  # where trainers put the weights in a larger state
 )
 STEPS = ("step", "global_step", "global_steps")
 COUNTS = (  # what some trainers count their steps by, and others something else
-    ("step_count",),
-    ("iter_num",),
-    ("iteration",),
-    ("num_updates",),
+    *(
+        (outer, name)
+        for outer in ("trainer", "trainer_state", "train_state", "training", "state", "meta", "progress")
+        for name in STEPS
+    ),
+    *((name,) for name in ("step_count", "completed_steps", "current_step", "train_step", "optimizer_step", "num_updates")),
+    *((name,) for name in ("iter_num", "iteration", "iter", "update", "steps")),
     ("state", "timestamp", "batch"),
     ("state", "timestamp", "Timestamp", "batch"),
 )
