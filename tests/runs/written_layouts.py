@@ -64,6 +64,7 @@ def lightning(place, weights):
 def accelerate(place, weights):
     """By its own `save_state`."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     module = torch.nn.Module()
     for name, value in weights.items():
@@ -72,6 +73,7 @@ def accelerate(place, weights):
     module, _ = accelerator.prepare(module, torch.optim.AdamW(module.parameters()))
     accelerator.save_state(place / f"step_{STEP}")
     accelerator.free_memory()
+    AcceleratorState._reset_state(reset_partial_state=True)  # which would else be that of every test after this one
 
 
 def directory(place, weights):
