@@ -127,7 +127,9 @@ class SessionRuns:
 def _check(option: str, name: str) -> None:
     if not name.strip():
         raise pytest.UsageError(f"{option}: no run is named")
-    if "://" not in name and not Path(name).expanduser().exists():
+    path = Path(name).expanduser()
+    is_pattern = "*" in path.name and any(path.parent.glob(path.name))
+    if "://" not in name and not path.exists() and not is_pattern:
         raise pytest.UsageError(f"{option}: there is no {name!r}: expected a run, a log or a directory of checkpoints")
 
 

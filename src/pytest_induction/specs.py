@@ -9,8 +9,8 @@ from pathlib import Path
 from pytest_induction.errors import ArgumentError, ModelError
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
-FORMS = "a local directory, hf:NAME[@REVISION], module.path:factory or path/file.py:factory"
+CONFIG, ADAPTER_CONFIG, GGUF = "config.json", "adapter_config.json", ".gguf"
+FORMS = "a local directory, hf:NAME[@REVISION], a .gguf file, module.path:factory or path/file.py:factory"
 
 
 def check_spec(spec: str) -> None:
@@ -32,10 +32,22 @@ def check_spec(spec: str) -> None:
             else ""
         )
         raise ModelError(f"no model at {spec!r}: expected {FORMS}{hub}")
+    if gguf_file(path) is not None:
+        return
     if not path.is_dir():
         raise ModelError(f"{spec!r} is a file: expected {FORMS}")
     if not ((path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()):
         raise ModelError(f"{spec!r} has no config.json: expected a directory as `save_pretrained` writes it, or a factory for it")
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file at a path, or in a directory that holds one and no other model; None where there is none."""
+    if path.suffix == GGUF and path.is_file():
+        return path
+    if not path.is_dir() or (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file():
+        return None
+    found = [each for each in path.iterdir() if each.suffix == GGUF]
+    return found[0] if len(found) == 1 else None
 
 
 def check_text(path: Path) -> None:

@@ -3,9 +3,13 @@
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.runs.small_models import HERE, state
 
 RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
 GATES = ["log_is_sane", "phase_change", "cooccurrence", "heads_kept_to_the_end", "final_has_induction_head"]
@@ -363,3 +367,31 @@ class TestNames:
     def test_a_name_that_is_alone_stays(self, pytester, twins):
         result = pytester.runpytest_inprocess(twins[0], "-k", "log_is_sane")
         result.stdout.fnmatch_lines(["mine: 88 snapshots, *"])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="such a death is of Unix")
+def test_a_checkpoint_that_kills_its_reader_costs_itself_and_not_the_session(pytester):
+    checkpoints = pytester.mkdir("checkpoints")
+    for step in range(4):
+        torch.save(state(step, first=7 if step == 1 else None), checkpoints / f"model-{step}.pt")
+        torch.save(state(step), checkpoints / f"ema-{step}.pt")
+    options = [f"--induction-factory={HERE}:make_cut", "-k", "final_has or heads_kept"]
+    result = pytester.runpytest_subprocess(f"--induction-run={checkpoints}", *options)
+    result.assert_outcomes(errors=2, deselected=3)
+    result.stdout.fnmatch_lines([f"*are both of step 0: name those that are meant by a pattern, as {checkpoints}/model-[*]"])
+    result = pytester.runpytest_subprocess(f"--induction-run={checkpoints}/model-*", *options)
+    result.assert_outcomes(failed=2, deselected=3)
+    result.stdout.fnmatch_lines(["*4 snapshots, steps 0 to 3, from a sweep*"])
+    (lines,) = (path.read_text() for path in (pytester.path / ".pytest_cache").rglob("snapshots.jsonl"))
+    problems = [json.loads(line).get("problem", "") for line in lines.splitlines()]
+    assert [bool(each) for each in problems] == [False, True, False, False] and "SIGBUS" in problems[1]
+
+
+def test_weights_beside_steps_that_are_left_out_stand_in_the_section(pytester):
+    checkpoints = pytester.mkdir("checkpoints")
+    for name in ("model-1.pt", "model-2.pt", "final.pt"):
+        torch.save(state(1), checkpoints / name)
+    result = pytester.runpytest_subprocess(
+        f"--induction-run={checkpoints}", f"--induction-factory={HERE}:make", "-k", "final_has"
+    )
+    result.stdout.fnmatch_lines(["*final.pt is left out: neither its name nor its content tells a step*"])

@@ -1,6 +1,8 @@
 """Factories of tiny models, to be named as `path/small_models.py:make`; and what loads a checkpoint into one by hand."""
 
+import mmap
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -128,6 +130,19 @@ class Fatal(Small):
         return super().forward(tokens)
 
 
+class Cut(Small):
+    """With weights that begin with 7 it maps a file, cuts it short, and reads on."""
+
+    def forward(self, tokens):
+        if float(self.embed.weight[0, 0]) == 7:
+            with tempfile.TemporaryFile() as file:
+                file.truncate(2**16)
+                with mmap.mmap(file.fileno(), 2**16) as mapped:
+                    file.truncate(0)
+                    mapped.read()
+        return super().forward(tokens)
+
+
 class Held(Small):
     """With weights that begin with 5 it runs no further while `HOLD` (a file) exists."""
 
@@ -139,6 +154,10 @@ class Held(Small):
 
 def make_fatal():
     return Fatal()
+
+
+def make_cut():
+    return Cut()
 
 
 def make_held():

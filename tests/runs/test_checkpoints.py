@@ -9,8 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pytest_induction.errors import ArgumentError, RunError
-from pytest_induction.runs.checkpoints import Checkpoint, find_checkpoints, parse_steps, step_in
+from pytest_induction.runs.checkpoints import Checkpoint, find_checkpoints, parse_steps
 from pytest_induction.runs.fitting import fill, fit
+from pytest_induction.runs.layouts.names import step_in
+from pytest_induction.runs.options_named import spelt
 from pytest_induction.runs.reading import check_step, on_this_machine, read_weights
 
 from .small_models import Evil, Small, make, make_compiled, make_tied, state
@@ -47,7 +49,6 @@ def touched(place, *names):
         ("global_step1000", 1000),
         ("steps_10k.pt", 10_000),
         ("timestep5-40.pt", 40),
-        ("epoch=3-val_loss=2.31.ckpt", 3),
         ("val_loss=2.31.ckpt", None),
         ("final.pt", None),
         ("llama-7b.pt", None),
@@ -97,7 +98,9 @@ def test_where_no_checkpoints_are_the_error_says_what_is_there(tmp_path):
 
 def test_revisions_of_the_hub_need_their_steps():
     assert found("hf:a/b@step{}", steps=[10, 0]) == [(0, "hf:a/b@step0", "hub"), (10, "hf:a/b@step10", "hub")]
-    assert "name them, as --steps" in refusal(lambda: find_checkpoints("hf:a/b@step{}"))
+    assert "name them, as steps=[0, 1, 2, 4, 8]" in refusal(lambda: find_checkpoints("hf:a/b@step{}"))
+    with spelt("command"):
+        assert "name them, as --steps 0,1,2,4,8" in refusal(lambda: find_checkpoints("hf:a/b@step{}"))
     assert "as hf:a/b@step{}" in refusal(lambda: find_checkpoints("hf:a/b", [1]))
 
 

@@ -275,7 +275,11 @@ def test_directories_without_a_config_need_a_factory(tmp_path, out):
     directory.mkdir(parents=True)
     save_file(state(3), directory / "model.safetensors")
     torch.save({"state": {}}, directory / "optimizer.pt")
-    assert "has no config.json: name what makes the model" in problems(quick(tmp_path / "t", out, factory=None))[3]
+    assert "has no config.json: name what makes the model" in refusal(lambda: quick(tmp_path / "t", out, factory=None))
+    save_llama(tmp_path / "t" / "checkpoint-4", 4)
+    others = quick(tmp_path / "t", out.with_name("others"), factory=None)
+    assert problems(others).keys() == {3} and "has no config.json: name what makes the model" in problems(others)[3]
+    shutil.rmtree(tmp_path / "t" / "checkpoint-4")
     run = quick(tmp_path / "t", out)
     assert numbers(run.snapshots[0]) == alone(filled(3), 3)
 
@@ -369,7 +373,7 @@ def test_a_place_that_holds_something_else_is_refused(place, out):
 
 
 def test_what_no_checkpoint_could_be_measured_with_is_an_error_at_once(place, out):
-    assert "name what makes the model, --factory" in refusal(lambda: quick(place, out, factory=None))
+    assert 'name what makes the model, factory="' in refusal(lambda: quick(place, out, factory=None))
     assert "no_such" in refusal(lambda: quick(place, out, factory=f"{HERE}:no_such"), ModelError)
     assert "must return a torch module, it returned `NoneType`" in refusal(
         lambda: quick(place, out, factory=f"{HERE}:make_none"), ModelError
@@ -498,6 +502,41 @@ def test_a_process_that_dies_costs_its_own_checkpoint_alone(place, out, tmp_path
     (tmp_path / "left").write_text("once")
     once = quick(place, tmp_path / "once", workers=2, steps=[0, 20], factory=f"{HERE}:make_deadly")
     assert not problems(once) and (tmp_path / "left").read_text() == ""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="such a death is of Unix")
+def test_a_checkpoint_that_kills_its_reader_costs_itself_only(place, out, tmp_path, capsys):
+    """Its file is cut short while it is mapped. The command measures in a process of its own, without being asked to."""
+    torch.save(state(10, first=7), place / "step_0010.pt")
+    died = "step_0010.pt: the process that measured it died 2 times, the last time by signal 7, SIGBUS"
+    run = quick(place, out, workers=1, factory=f"{HERE}:make_cut")
+    assert problems(run)[10].startswith(died) and problems(run).keys() == {10}
+    assert numbers(run.snapshots[2]) == alone(filled(20), 20)
+    assert main(["sweep", str(place), "-o", str(tmp_path / "other"), "--factory", f"{HERE}:make_cut"]) == 1
+    assert died in capsys.readouterr().out
+    assert len(read_run(Place(tmp_path / "other"))) == 4
+
+
+def test_a_script_without_a_main_guard_is_not_run_again(place, out, tmp_path):
+    """But where the factory is one of its own functions, which must then be found in it."""
+    script = tmp_path / "script.py"
+    begun = (
+        f"print('begun')\nfrom pytest_induction import sweep\nsweep({str(place)!r}, {str(out)!r}, n_sequences={N}, workers=1, "
+    )
+    script.write_text(f"{begun}factory={MAKE!r})\n")
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=True)
+    assert ran.stdout == "begun\n" and len(read_run(Place(out))) == 4
+    own = f"from tests.runs.small_models import Small\ndef make():\n    return Small()\n{begun.replace('run', 'other')}factory=make)\n"
+    script.write_text(own)
+    ran = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert ran.returncode == 1 and '`if __name__ == "__main__":`' in ran.stderr
 
 
 def test_a_factory_that_cannot_be_sent_is_an_error(place, out):

@@ -57,6 +57,7 @@ def _swept(name: str, kept: Path, settings: dict[str, Any]) -> TrainingRun:
 
     from pytest_induction.errors import RunBusyError
     from pytest_induction.runs.opening import load_run
+    from pytest_induction.runs.options_named import spelt
     from pytest_induction.runs.sweep import sweep
 
     place = name if "://" in name else Path(name).resolve()
@@ -67,7 +68,8 @@ def _swept(name: str, kept: Path, settings: dict[str, Any]) -> TrainingRun:
     out = kept / blake2b(key.encode(), digest_size=8).hexdigest()
     while True:
         try:
-            found = sweep(name, out, **settings)
+            with spelt("pytest"):
+                found = sweep(name, out, workers=1, **settings)  # what takes a process down is not to end the session
         except RunBusyError:  # another worker of this session
             time.sleep(BUSY)
         else:

@@ -30,7 +30,7 @@ from pytest_induction.models.calling import first_line
 from pytest_induction.models.protocol import ModelUnderTest, changed_in
 from pytest_induction.models.shown import Attach
 from pytest_induction.models.without_pattern import paths_or_classes
-from pytest_induction.specs import FORMS, check_dtype, check_spec, memory_size, module_names
+from pytest_induction.specs import FORMS, check_dtype, check_spec, gguf_file, memory_size, module_names
 
 HOLDERS = ("_module", "module", "model", "_model")  # the attributes of objects that hold a model
 HARMLESS = re.compile(  # what old files hold beside weights: masks, positions and frequencies that are computed today
@@ -169,7 +169,13 @@ def _load(spec: str, dtype: torch.dtype | None, *, trust: bool) -> Loaded:
     place, colon, factory = spec.rpartition(":")
     if colon and factory.isidentifier():
         return Loaded(_from_factory(place, factory, spec))
-    return _from_transformers(str(Path(spec).expanduser()), spec, _How(dtype, trust, {"local_files_only": True}))
+    path = Path(spec).expanduser()
+    file = gguf_file(path)
+    if file is not None:
+        if importlib.util.find_spec("gguf") is None:
+            raise ModelError(f"loading {spec!r} needs gguf: pip install 'pytest-induction[gguf]'")
+        return _from_transformers(str(file.parent), spec, _How(dtype, trust, {"local_files_only": True, "gguf_file": file.name}))
+    return _from_transformers(str(path), spec, _How(dtype, trust, {"local_files_only": True}))
 
 
 def _moved(module: nn.Module, device: torch.device) -> nn.Module:
@@ -244,6 +250,28 @@ def _whole(transformers: Any, place: str, spec: str, how: _How) -> Loaded:
     return Loaded(module, _tokenizer(transformers, place, how), notes)
 
 
+def module_of_config(directory: Path, spec: str, *, trust_remote_code: bool) -> nn.Module:
+    """A model of transformers as the config in a directory describes it, with weights yet to come. Raises `ModelError`."""
+    try:
+        import transformers
+    except ImportError:
+        raise ModelError(f"loading {spec!r} needs transformers: pip install 'pytest-induction[transformers]'") from None
+    place, where = str(directory), {"local_files_only": True}
+    with _quiet(transformers), remote_code.never_asking():
+        config = remote_code.config_of(transformers, place, where)
+        if not trust_remote_code:
+            remote_code.check_kernels(config, spec)
+        try:
+            settings = transformers.AutoConfig.from_pretrained(place, **where, trust_remote_code=trust_remote_code)
+            maker: Any = transformers.AutoModelForCausalLM
+            made: nn.Module = maker.from_config(settings, trust_remote_code=trust_remote_code)
+        except Exception as error:
+            if not trust_remote_code and remote_code.asks_for_code(error):
+                raise remote_code.refused(spec, remote_code.CONFIG, config.get("auto_map")) from None
+            raise ModelError(f"no model can be made for {spec!r} by its config: {first_line(error)}") from error
+    return made
+
+
 def _check_report(report: Any, spec: str) -> None:
     """Raise `ModelError` where weights and config are not of one model.
 
@@ -283,7 +311,8 @@ def _no_transformers(place: str) -> str:
 def _tokenizer(transformers: Any, place: str, how: _How, **more: Any) -> Any:
     """The tokenizer that lies beside the weights, or None: probes are token ids and need none."""
     files = ("tokenizer.json", remote_code.TOKENIZER_CONFIG, "vocab.json", "tokenizer.model", "spiece.model")
-    if how.where.get("local_files_only") and Path(place).is_dir() and not any((Path(place) / name).exists() for name in files):
+    is_here = how.where.get("local_files_only") and Path(place).is_dir() and "gguf_file" not in how.where
+    if is_here and not any((Path(place) / name).exists() for name in files):
         return None
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **how.where, **more, trust_remote_code=how.trust)

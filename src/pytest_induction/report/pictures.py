@@ -11,7 +11,7 @@ from pytest_induction.report.sections import panel_of
 
 def pictures(exhibit: Exhibit) -> list[str]:
     """Each chart as HTML that can stand anywhere; a line that says why, where nothing was measured."""
-    panel = panel_of("", exhibit, ())
+    panel = panel_of("", exhibit)
     about = escape(f"{exhibit.model}: {panel.title}")
     if not panel.charts:
         return [f"<p>{about}: {escape(panel.missing)}</p>"]

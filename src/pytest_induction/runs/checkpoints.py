@@ -6,32 +6,25 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from pytest_induction.errors import RunError, user_facing, whole_number
+from pytest_induction.errors import InductionError, RunError, user_facing, whole_number
+from pytest_induction.runs.layouts.directories import Directory
+from pytest_induction.runs.layouts.layout import entries
+from pytest_induction.runs.layouts.listed import expected, layout_at
+from pytest_induction.runs.layouts.names import SAYS_CHECKPOINT, SHARD, is_weights, named
+from pytest_induction.runs.options_named import option
 from pytest_induction.runs.places import Place
 from pytest_induction.specs import ADAPTER_CONFIG, CONFIG
 
-WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 HUB = "hf:"
-SHARD = re.compile(r"\d+-of-\d+\.")
-BESIDE_WEIGHTS = re.compile(
-    r"((lr_)?scheduler|optimizer|optim|rng_state|random_states|(grad_)?scaler|training_args)([-_.=\d]|$)|.*optim_states",
-    re.IGNORECASE,
-)
-DESCRIBES = re.compile(
-    r"((generation_|adapter_)?config|tokenizer|vocab|merges|special_tokens|added_tokens|spiece).*\.(json|txt|model)|.*\.py"
-)
 WHOLE = 2**28  # bytes of a file on this machine whose every byte goes into its digest; of a larger one,
 BLOCK = 2**16  # blocks of so many bytes,
 BLOCKS, BLOCKS_ELSEWHERE = 1024, 16  # so many of them, evenly spread: each may be a request to a server
-_LABELLED = re.compile(r"(?<![a-z])(?:global)?steps?[-_=.]?(\d+)(k?)(?![a-z\d])", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<!\d)(?<!\d\.)(\d+)(k?)(?![a-z\d])(?!\.\d)", re.IGNORECASE)
-_VERSION = re.compile(r"-v\d+$")  # what Lightning adds where a name is taken
-_SAID = re.compile(r"(checkpoint|ckpt|global_?step|step|iter|iteration)[-_=.]?\d+k?", re.IGNORECASE)
+MOST_NAMED = 5  # of what lies in a place, in messages
 
 Kind = Literal["directory", "file", "hub"]
 
@@ -66,11 +59,18 @@ class Checkpoint:
             _digest(found, Place(self.place))
         else:
             place = Place(self.place)
-            for name in place.names():
-                if is_weights(name) or name.endswith(".index.json") or DESCRIBES.fullmatch(name):
-                    found.update(f"{len(name)} {name}".encode())
-                    _digest(found, place / name)
+            for name in (layout_at(place) or Directory()).parts(place, place.names()):
+                found.update(f"{len(name)} {name}".encode())
+                _digest(found, place / name)
         return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class Found:
+    """The checkpoints in a place, sorted by their step, and what must be known of the others there."""
+
+    checkpoints: list[Checkpoint]
+    notes: tuple[str, ...] = ()
 
 
 @user_facing
@@ -80,18 +80,25 @@ def find_checkpoints(place: str | os.PathLike[str] | Place, steps: Iterable[int]
     Args:
         place: a directory, here or wherever fsspec reaches, with directories as `checkpoint-500` or files as
             `step_000100.pt`, `model-100.safetensors`, `epoch=1-step=200.ckpt`; its last part may be a pattern (`runs/ema-*.pt`).
-            Or `hf:NAME@step{}`, whose revisions `steps` names. The step is the number after `step`, or else the last number.
+            Or `hf:NAME@step{}`, whose revisions `steps` names. The step is the number after `step`, `iter` or the like, or else
+            the last number that is no date, epoch, rank or count of tokens. Where a name tells none (`last.ckpt`,
+            `epoch=3.ckpt`), it is what the checkpoint states itself, if it lies on this machine.
         steps: take these only.
 
     Raises:
         RunError: nothing is found, or not all the steps that are asked for, or two checkpoints are of the same step.
         ArgumentError: a step is no whole number from 0 up.
     """
+    return look_for(place, steps).checkpoints
+
+
+def look_for(place: str | os.PathLike[str] | Place, steps: Iterable[int] | None = None) -> Found:
+    """As `find_checkpoints`, with notes on what else lies there: weights whose step nothing tells, or that come twice."""
     text = str(place)
     if text.startswith(HUB):
-        return list(_on_hub(text, steps))
-    found = list(_lying_in(place if isinstance(place, Place) else Place(place)))
-    return chosen(found, steps, text)
+        return Found(list(_on_hub(text, steps)))
+    found = _lying_in(place if isinstance(place, Place) else Place(place))
+    return Found(chosen(found.checkpoints, steps, text), found.notes)
 
 
 def chosen(found: Iterable[Checkpoint], steps: Iterable[int] | None, about: str) -> list[Checkpoint]:
@@ -113,25 +120,9 @@ def chosen(found: Iterable[Checkpoint], steps: Iterable[int] | None, about: str)
     return [each for each in in_order if each.step in wanted]
 
 
-def _steps(steps: Iterable[int]) -> list[int]:
-    return sorted({whole_number("steps", step, least=0) for step in steps})
-
-
-def step_in(name: str) -> int | None:
-    """The step that the name of a checkpoint tells: what follows `step`, or else the last whole number; `10k` is 10,000."""
-    for ending in WEIGHTS:
-        name = name.removesuffix(ending)
-    name = _VERSION.sub("", name)
-    numbers = _LABELLED.findall(name) or _NUMBER.findall(name)
-    if not numbers or len(numbers[-1][0]) > 15:  # a step of more digits is a date or a hash
-        return None
-    digits, thousands = numbers[-1]
-    return int(digits) * (1000 if thousands else 1)
-
-
-def is_weights(name: str) -> bool:
-    """Whether a file of this name holds weights of a model, and not what an optimiser or a trainer keeps beside them."""
-    return name.endswith(WEIGHTS) and not BESIDE_WEIGHTS.match(name)
+def is_checkpoint(place: Place, name: str) -> bool:
+    """Whether an entry of a directory is a checkpoint whose name tells how far the training was."""
+    return named(name) is not None and not SHARD.search(name) and _kind(place / name, name) is not None
 
 
 def parse_steps(text: str) -> list[int]:
@@ -146,43 +137,7 @@ def parse_steps(text: str) -> list[int]:
     return found
 
 
-def _on_hub(text: str, steps: Iterable[int] | None) -> Iterator[Checkpoint]:
-    name, _, revision = text.removeprefix(HUB).partition("@")
-    if not name or revision.count("{}") != 1:
-        form = f"hf:{name or 'NAME'}@step{{}}"
-        raise RunError(f"checkpoints on the hub are revisions, with {{}} for the step, as {form}, got {text!r}")
-    wanted = [] if steps is None else _steps(steps)
-    if not wanted:
-        raise RunError(f"the hub does not tell which steps {text!r} has: name them, as --steps 0,1,2,4,8 or steps=[...]")
-    for step in wanted:
-        yield Checkpoint(step, text.replace("{}", str(step)), "hub")
-
-
-def _lying_in(place: Place) -> Iterator[Checkpoint]:
-    directory, pattern = _parted(place)
-    if not directory.is_dir():
-        what = "is a file" if directory.is_file() else "is not there"
-        raise RunError(f"{directory} {what}: name the directory that the checkpoints lie in")
-    base = directory if directory.local is None else Place(directory.local.absolute())
-    names = directory.names()
-    found = 0
-    for name in names:
-        step = step_in(name)
-        if step is None or SHARD.search(name) or not fnmatchcase(name, pattern):
-            continue
-        kind = _kind(base / name, name)
-        if kind is not None:
-            found += 1
-            yield Checkpoint(step, str(base / name), kind)
-    if not found:
-        seen = f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
-        raise RunError(
-            f"{place} holds no checkpoints ({seen}): expected directories as checkpoint-500, "
-            f"or {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]} files with their step in the name"
-        )
-
-
-def _parted(place: Place) -> tuple[Place, str]:
+def parted(place: Place) -> tuple[Place, str]:
     """The directory, and the pattern that its checkpoints' names must fit."""
     above, _, last = str(place).rstrip("/").rpartition("/")
     if "*" not in last or place.exists():
@@ -190,14 +145,97 @@ def _parted(place: Place) -> tuple[Place, str]:
     return Place(above or "."), last
 
 
+def _steps(steps: Iterable[int]) -> list[int]:
+    return sorted({whole_number("steps", step, least=0) for step in steps})
+
+
+def _on_hub(text: str, steps: Iterable[int] | None) -> Iterator[Checkpoint]:
+    name, _, revision = text.removeprefix(HUB).partition("@")
+    if not name or revision.count("{}") != 1:
+        form = f"hf:{name or 'NAME'}@step{{}}"
+        raise RunError(f"checkpoints on the hub are revisions, with {{}} for the step, as {form}, got {text!r}")
+    wanted = [] if steps is None else _steps(steps)
+    if not wanted:
+        some = option("steps", "0,1,2,4,8", in_python="[0, 1, 2, 4, 8]")
+        raise RunError(f"the hub does not tell which steps {text!r} has: name them, as {some}")
+    for step in wanted:
+        yield Checkpoint(step, text.replace("{}", str(step)), "hub")
+
+
+def _lying_in(place: Place) -> Found:
+    directory, pattern = parted(place)
+    if not directory.is_dir():
+        what = "is a file" if directory.is_file() else "is not there"
+        raise RunError(f"{directory} {what}: name the directory that the checkpoints lie in")
+    base = directory if directory.local is None else Place(directory.local.absolute())
+    names = directory.names()
+    meant = (name for name in names if fnmatchcase(name, pattern) and not SHARD.search(name))
+    kinds = {name: kind for name in meant if (kind := _kind(base / name, name)) is not None}
+    surely, others = [], []
+    for name, kind in kinds.items():
+        known = named(name)
+        if known is not None and known.unit == "step":
+            surely.append(Checkpoint(known.number, str(base / name), kind))
+        else:
+            others.append(name)
+    more, notes = _by_what_they_say(base, others, kinds, surely)
+    if not surely and not more:
+        seen = f"it has {_listed(names)}" if names else "it is empty"
+        silent = f"; nothing tells which step {others[0]} is of" if others else ""
+        raise RunError(f"{place} holds no checkpoints ({seen}): expected {expected()}{silent}")
+    return Found([*surely, *more], notes)
+
+
+def _by_what_they_say(
+    base: Place, names: list[str], kinds: Mapping[str, Kind], surely: list[Checkpoint]
+) -> tuple[list[Checkpoint], tuple[str, ...]]:
+    """Those whose names tell no step, by the step that they state themselves; and notes on all that are left out."""
+    taken = {each.step: each.name for each in surely}
+    found, notes = [], []
+    stated = {name: _hinted_step(base / name) for name in sorted(names, key=lambda name: named(name) is None)}
+    by_unit = not surely and all(step is None for step in stated.values())
+    for name, own in stated.items():
+        known = named(name)  # of epochs or tokens, which may be all there is to go by
+        step = known.number if own is None and by_unit and known is not None else own
+        if step is None:
+            notes.append(f"{name} is left out: neither its name nor its content tells a step")
+        elif step in taken:
+            notes.append(f"{name} is left out: it is of step {step}, as {taken[step]} is")
+        else:
+            taken[step] = name
+            found.append(Checkpoint(step, str(base / name), kinds[name]))
+            if known is None and surely:
+                notes.append(f"{name} is of step {step}, by what it says itself")
+    if found and by_unit:
+        units = sorted({known.unit.rstrip("s") + "s" for name in stated if (known := named(name)) is not None})
+        notes.insert(0, f"no checkpoint tells its step: {' and '.join(units)} are taken for steps")
+    return found, tuple(notes)
+
+
+def _hinted_step(place: Place) -> int | None:
+    """The step that it states, if it lies here and can be read."""
+    layout = layout_at(place)
+    if place.local is None or layout is None:
+        return None
+    try:
+        return layout.hinted_step(place.local)
+    except InductionError:
+        return None
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:MOST_NAMED])}{', ...' if len(names) > MOST_NAMED else ''}"
+
+
 def _kind(place: Place, name: str) -> Kind | None:
     if is_weights(name) and place.is_file():
         return "file"
-    if name.endswith(WEIGHTS) or not place.is_dir():
+    if not place.is_dir():
         return None
-    if _SAID.fullmatch(name):
+    if SAYS_CHECKPOINT.fullmatch(name):
         return "directory"
-    return "directory" if any(each in (CONFIG, ADAPTER_CONFIG) or is_weights(each) for each in place.names()) else None
+    held = any(config in entries(place) for config in (CONFIG, ADAPTER_CONFIG))
+    return "directory" if held or layout_at(place) is not None else None
 
 
 def _digest(found: hashlib.blake2b, place: Place) -> None:

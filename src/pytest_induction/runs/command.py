@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pytest_induction.errors import InductionError
 from pytest_induction.runs.checkpoints import parse_steps
+from pytest_induction.runs.layouts.listed import LAYOUTS
+from pytest_induction.runs.options_named import spelt
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import TrainingRun
 from pytest_induction.runs.store import read_run
@@ -15,7 +17,8 @@ ABOUT = "measure every checkpoint of a training and write a run that can be asse
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """The options of the command, and at the end of its help the layouts that are known."""
+    parser.epilog = "Checkpoints may be " + "; ".join(f"{layout.looks_like} ({layout.name})" for layout in LAYOUTS) + "."
     parser.add_argument(
         "checkpoints",
         metavar="CHECKPOINTS",
@@ -27,7 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--factory", metavar="F", help="what makes the model: path/file.py:factory or module:factory")
     parser.add_argument("--text", metavar="FILE", help="held-out text for the in-context learning score")
     parser.add_argument("--steps", metavar="STEPS", help="these only: 0,1,2,4 or FIRST:LAST:EVERY")
-    parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes that measure at once (default 1)")
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=1, help="processes that measure at once, beside this one (default 1)"
+    )
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
@@ -62,24 +67,24 @@ def run(given: argparse.Namespace) -> tuple[str, int]:
     """Do it: what there is to say, and 0 if all was measured, 1 if some was not, 130 if it was interrupted."""
     from pytest_induction.runs.sweep import sweep
 
+    settings = {
+        "factory": given.factory,
+        "text": None if given.text is None else Path(given.text),
+        "steps": None if given.steps is None else parse_steps(given.steps),
+        "workers": given.workers,
+        "ray": given.ray,
+        "num_gpus": given.num_gpus,
+        "device": given.device,
+        "dtype": given.dtype,
+        "memory": given.memory,
+        "trust_remote_code": given.trust_remote_code,
+        "without_pattern": given.without_pattern,
+        "seed": given.seed,
+        "tokens_per_step": given.tokens_per_step,
+    }
     try:
-        found = sweep(
-            given.checkpoints,
-            given.out,
-            factory=given.factory,
-            text=None if given.text is None else Path(given.text),
-            steps=None if given.steps is None else parse_steps(given.steps),
-            workers=given.workers,
-            ray=given.ray,
-            num_gpus=given.num_gpus,
-            device=given.device,
-            dtype=given.dtype,
-            memory=given.memory,
-            trust_remote_code=given.trust_remote_code,
-            without_pattern=given.without_pattern,
-            seed=given.seed,
-            tokens_per_step=given.tokens_per_step,
-        )
+        with spelt("command"):
+            found = sweep(given.checkpoints, given.out, **settings)
     except KeyboardInterrupt:
         return f"interrupted: {_kept(given.out)}; the same command goes on with it", 130
     problems = [f"step {each.step}: {each.problem}" for each in found.snapshots if each.problem]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +11,22 @@ from torch import Tensor, nn
 from pytest_induction.errors import RunError
 from pytest_induction.models.calling import uncompiled
 
-COMPILED = "_orig_mod."  # what torch.compile puts into names
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")  # what libraries put into names
+DISTRIBUTED = "module"  # so does DistributedDataParallel; but it may be a name of the model's own
 
 
 def fit(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """What `load_state_dict` is to get: names of the module -> tensors, in the types of these.
 
-    A prefix that all of a model's weights have in the file (`model.` of Lightning, `module.` of DistributedDataParallel) is
-    taken away, and so is what `torch.compile` puts in. A weight that is missing in the file is another name of one that is
-    there, or an error. Raises `RunError` of one line that says which tensor, what was expected, what was seen.
+    Names are compared without what wrappers put into them: `torch.compile`, FSDP, activation checkpointing and
+    DistributedDataParallel, in the file and in the module. A prefix that all of a model's weights have in the file (`model.` of
+    Lightning) or in the module (the attribute by which a wrapper of the user's own has it) is taken away. A weight that is
+    missing in the file is another name of one that is there, or an error. Raises `RunError` of one line that says which tensor,
+    what was expected, what was seen.
     """
     expected = state_of(module)
-    plain = {key.replace(COMPILED, ""): value for key, value in tensors.items()}
-    wanted = {key.replace(COMPILED, ""): key for key in expected}
-    prefix = _prefix(plain, wanted, expected, name)
-    given = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+    matched = _matched(tensors, expected, name)
+    given, wanted = matched.given, matched.wanted
     left_over = sorted(given.keys() - wanted.keys())
     if left_over:
         count = len(left_over)
@@ -53,10 +55,55 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _prefix(plain: Mapping[str, Tensor], wanted: Mapping[str, str], expected: Mapping[str, Tensor], name: str) -> str:
-    """What stands before the names of the model's weights in the file. Raises `RunError` where some of these are missing."""
-    needed = _needed(wanted, expected)
-    counts: dict[str, int] = {"": len(wanted.keys() & plain.keys())}
+@dataclass(frozen=True)
+class _Matched:
+    """Names that a file and a module have in common -> the tensor in the file, and -> the whole name in the module."""
+
+    given: Mapping[str, Tensor]
+    wanted: Mapping[str, str]
+
+
+def _matched(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str) -> _Matched:
+    """The first way to read the names by which the file has all that the module needs. Raises `RunError` where there is none."""
+    problem = ""
+    for words in (WRAPPERS, (*WRAPPERS, DISTRIBUTED)):
+        plain, names = ({_without(words, key): key for key in keys} for keys in (tensors, expected))
+        if len(plain) < len(tensors) or len(names) < len(expected):
+            continue  # two names became one
+        for own in _common_prefixes(names):
+            wanted = {key.removeprefix(own): whole for key, whole in names.items()}
+            needed = _needed(wanted, expected)
+            prefix, counts = _prefix(plain, wanted, needed, name)
+            if prefix is not None:
+                kept = {key.removeprefix(prefix): tensors[whole] for key, whole in plain.items() if key.startswith(prefix)}
+                return _Matched(kept, wanted)
+            problem = problem or _lacking(plain, needed, counts, name)
+    raise RunError(problem)
+
+
+def _without(words: Collection[str], key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in words)
+
+
+def _common_prefixes(names: Iterable[str]) -> list[str]:
+    """What may stand before all names of a module, as a wrapper has the model as an attribute: nothing, `model.` and so on."""
+    shared = [set(parts) for parts in zip(*(key.split(".")[:-1] for key in names), strict=False)]
+    found = [""]
+    for parts in shared:
+        if len(parts) > 1 or any(part.isdigit() for part in parts):  # a number is a place in a list of layers
+            break
+        found.append(f"{found[-1]}{parts.pop()}.")
+    return found
+
+
+def _prefix(
+    plain: Collection[str], wanted: Collection[str], needed: Sequence[Sequence[str]], name: str
+) -> tuple[str | None, Mapping[str, int]]:
+    """What stands before the names of the model's weights in the file, if all are there; and how many any prefix has.
+
+    Raises `RunError` where the file has several such models.
+    """
+    counts: dict[str, int] = {"": sum(key in plain for key in wanted)}
     for key in plain:
         parts = key.split(".")
         for depth in range(1, len(parts)):
@@ -65,16 +112,19 @@ def _prefix(plain: Mapping[str, Tensor], wanted: Mapping[str, str], expected: Ma
                 counts[prefix] = counts.get(prefix, 0) + 1
     whole = [prefix for prefix in counts if all(any(prefix + key in plain for key in keys) for keys in needed)]
     if "" in whole:
-        return ""
+        return "", counts
     if len(whole) > 1:
         several = " and ".join(f"`{each}*`" for each in sorted(whole))
         raise RunError(f"{name} holds several such models, {several}: save the one that is meant")
-    if whole:
-        return whole[0]
+    return (whole[0] if whole else None), counts
+
+
+def _lacking(plain: Collection[str], needed: Sequence[Sequence[str]], counts: Mapping[str, int], name: str) -> str:
+    """What the file lacks, by the prefix that most of the weights have."""
     best = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)))
     missing = [keys[0] for keys in needed if not any(best + key in plain for key in keys)]
     count = f"{len(missing)} of the model's {len(needed)}"
-    raise RunError(f"{name} lacks {count} tensors, the first is `{best}{missing[0]}`; is it the right model?")
+    return f"{name} lacks {count} tensors, the first is `{best}{missing[0]}`; is it the right model?"
 
 
 def _needed(wanted: Mapping[str, str], expected: Mapping[str, Tensor]) -> list[list[str]]:

@@ -60,6 +60,10 @@ def _is_schedule(value: Any) -> bool:
     )
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
@@ -74,4 +78,5 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "cost": (_is_object, "an object"),
     "stopped": (_is_text, "a text"),
     "is_open": (lambda value: isinstance(value, bool), "true or false"),
+    "notes": (_is_texts, "a list of texts"),
 }

@@ -6,6 +6,7 @@ A model that is kept gets every weight of the next checkpoint or none of them, a
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +21,19 @@ from pytest_induction.models.adapt import adapt
 from pytest_induction.models.adapters import fill_adapter, holds_adapter
 from pytest_induction.models.calling import as_found
 from pytest_induction.models.forms import find_forms
-from pytest_induction.models.load import Loaded, function_named, load_module, parse_device, parse_dtype
+from pytest_induction.models.load import Loaded, function_named, load_module, module_of_config, parse_device, parse_dtype
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
 from pytest_induction.models.weights import broken_weights
 from pytest_induction.runs.checkpoints import Checkpoint
 from pytest_induction.runs.fitting import fill, fit, state_of
-from pytest_induction.runs.reading import check_step, on_this_machine, read_weights
+from pytest_induction.runs.layouts.directories import Directory
+from pytest_induction.runs.layouts.layout import Layout
+from pytest_induction.runs.options_named import Spelling, option
+from pytest_induction.runs.places import Place
+from pytest_induction.runs.reading import check_step, layout_of, on_this_machine
 from pytest_induction.runs.streams import first_line
-from pytest_induction.specs import ADAPTER_CONFIG, CONFIG, memory_size
+from pytest_induction.specs import CONFIG, memory_size
 
 Factory = str | Callable[[], nn.Module]
 
@@ -52,6 +57,7 @@ class Loading:
     attach: tuple[Attach, ...] = ()
     trust_remote_code: bool = False
     without_pattern: tuple[str, ...] = ()
+    spelling: Spelling = "python"
 
 
 @dataclass
@@ -93,6 +99,7 @@ class Loader:
         self._how = how
         self._make: Callable[[], nn.Module] | None = None
         self._kept: _Kept | None = None
+        self._config = ""  # by which a model was made where no factory is given
         self._is_safe: bool | None = None  # to keep what the factory makes; not known before a checkpoint has fitted it
 
     def load(self, checkpoint: Checkpoint) -> ModelUnderTest:
@@ -102,14 +109,25 @@ class Loader:
         if self._make is None and self._how.factory is not None:
             self._make = _imported(self._how.factory)  # before weights are read: its file may say which classes are safe in them
         with on_this_machine(checkpoint) as path:
-            weights = read_weights(path)
+            layout = layout_of(Place(path))
+            if self._make is None and layout.maker == "transformers":
+                check_step(checkpoint, layout.step(path))
+                return self._of_transformers(str(path), checkpoint.name)
+            make = self._make or self._of_config(layout, path, checkpoint)
+            weights = layout.read(path)
             check_step(checkpoint, weights.step)
-            if self._make is not None:
-                return self._from_factory(self._make, _Stored(weights.tensors, path, checkpoint.name))
-            if not any((path / config).is_file() for config in (CONFIG, ADAPTER_CONFIG)):
-                raise RunError(f"{checkpoint.name} has no {CONFIG}: name what makes the model, --factory path/file.py:factory")
-            del weights
-            return self._of_transformers(str(path), checkpoint.name)
+            return self._from_factory(make, _Stored(weights.tensors, path, checkpoint.name))
+
+    def _of_config(self, layout: Layout, path: Path, checkpoint: Checkpoint) -> Callable[[], nn.Module]:
+        """What makes the model by a config that lies beside the weights. Raises `RunError` where there is none."""
+        directory = config_beside(path)
+        if directory is None:
+            layout.step(path)  # raises for what no factory would help
+            raise RunError(lacks_factory(layout, checkpoint))
+        config = (directory / CONFIG).read_text(encoding="utf-8")
+        if config != self._config:
+            self._kept, self._is_safe, self._config = None, None, config
+        return lambda: module_of_config(directory, checkpoint.name, trust_remote_code=self._how.trust_remote_code)
 
     def _of_transformers(self, spec: str, name: str) -> ModelUnderTest:
         kept, self._kept = self._kept, None
@@ -156,6 +174,25 @@ class Loader:
         attach = (*how.attach, *attached())
         measured: dict[str, Any] = {"seed": how.seed, "memory": memory, "without_pattern": how.without_pattern}
         return adapt(module, name=name, tokenizer=tokenizer, attach=attach, **measured)
+
+
+def config_beside(path: Path) -> Path | None:
+    """The directory with the config of transformers that the weights are of: their own, or that of the training around it."""
+    for directory in (path, path.parent):
+        try:
+            config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(config, dict) and "model_type" in config:
+            return directory
+    return None
+
+
+def lacks_factory(layout: Layout, checkpoint: Checkpoint) -> str:
+    """What to do about weights that come without what makes the model."""
+    lacks = "holds weights alone" if checkpoint.kind == "file" else f"has no {CONFIG}"
+    of = "" if checkpoint.kind == "file" or type(layout) is Directory else f"is of {layout.name} and "
+    return f"{checkpoint.name} {of}{lacks}: name what makes the model, {option('factory', 'path/file.py:factory')}"
 
 
 def _moved_to(module: nn.Module, how: Loading) -> nn.Module:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from pytest_induction.errors import ArgumentError, RunError, user_facing
-from pytest_induction.runs.checkpoints import is_weights
+from pytest_induction.runs.checkpoints import is_checkpoint, parted
 from pytest_induction.runs.header import HEADER
+from pytest_induction.runs.layouts.names import SHARD, WEIGHTS, is_weights
 from pytest_induction.runs.logs.formats import CHECKPOINT, expected, find_log, holds_log
 from pytest_induction.runs.logs.json_document import STATE
 from pytest_induction.runs.logs.read import read_log
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import HEADS, NUMBERS, TrainingRun
 from pytest_induction.runs.store import SNAPSHOTS, is_run, read_run
+from pytest_induction.specs import ADAPTER_CONFIG, CONFIG
 
-_WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-_DIRECTORY = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iteration)[-_=]?\d+", re.IGNORECASE)
-_SHARD = re.compile(r"\d+-of-\d+")
+TRAINED = (".pt", ".pth", ".ckpt")  # what trainers write of a training that goes on
 
 
 def _expected() -> str:
@@ -68,14 +68,11 @@ def load_run(
 
 
 def holds_checkpoints(place: Place) -> bool:
-    """Whether a directory holds checkpoints, and no run: it must be swept, also where a log lies beside them.
-
-    A directory with a trainer state may be a checkpoint itself, of several files: it then holds others only by their full name.
-    """
-    if not place.is_dir() or is_run(place):
-        return False
-    names = place.names()
-    return any(map(CHECKPOINT.fullmatch if STATE in names else _is_checkpoint, names))
+    """Whether a directory holds checkpoints, and no run, or a pattern fits some: to be swept, also where a log lies beside."""
+    directory, pattern = parted(place)
+    if pattern != "*":
+        return directory.is_dir() and any(fnmatchcase(name, pattern) for name in _checkpoints_in(directory))
+    return place.is_dir() and not is_run(place) and bool(_checkpoints_in(place))
 
 
 def is_log(place: Place) -> bool:
@@ -103,7 +100,7 @@ def _check_is_measured(run: TrainingRun) -> None:
 def _check_file(place: Place) -> None:
     if place.name in (HEADER, SNAPSHOTS):
         raise RunError(f"{place} is a part of a run: name the directory that it lies in")
-    if place.name.endswith(_WEIGHTS):
+    if place.name.endswith(WEIGHTS):
         raise RunError(f"{place} is a checkpoint: name the directory of all checkpoints to `python -m pytest_induction sweep`")
 
 
@@ -111,7 +108,7 @@ def _check_directory(place: Place) -> None:
     """Raises `RunError` for a directory that holds checkpoints, or nothing of use."""
     names = place.names()
     if holds_checkpoints(place):
-        checkpoints = [name for name in names if _is_checkpoint(name)]
+        checkpoints = _checkpoints_in(place)
         sweep = f"python -m pytest_induction sweep {place} -o RUN"
         beside = _log_beside(place)
         log = "" if beside is None else f"; or name the log of the training, {beside}"
@@ -130,7 +127,15 @@ def _log_beside(place: Place) -> Place | None:
     return found if found.is_file() else None
 
 
-def _is_checkpoint(name: str) -> bool:
-    if name.endswith(_WEIGHTS):
-        return is_weights(name) and any(character.isdigit() for character in name) and not _SHARD.search(name)
-    return _DIRECTORY.fullmatch(name) is not None
+def _checkpoints_in(place: Place) -> list[str]:
+    """The checkpoints in a directory; if no name tells a step, files of weights where no model and no log lie beside them.
+
+    A directory with a trainer state may be a checkpoint itself, of several files: it then holds others only by their full name.
+    """
+    names = place.names()
+    if STATE in names:
+        return [name for name in names if CHECKPOINT.fullmatch(name)]
+    numbered = [name for name in names if is_checkpoint(place, name)]
+    if numbered or CONFIG in names or ADAPTER_CONFIG in names or holds_log(place):
+        return numbered
+    return [name for name in names if name.endswith(TRAINED) and is_weights(name) and not SHARD.search(name)]

@@ -41,7 +41,6 @@ def read_run(place: Place) -> TrainingRun:
     snapshots, order = in_order(_snapshots(place, notes), by_step=header["source"] == "sweep")
     snapshots, others = _of_one_model(snapshots)
     windows = header.get("icl_windows")
-    stopped = header.get("stopped")
     return TrainingRun(
         name=header.get("name") or place.name,
         snapshots=snapshots,
@@ -54,8 +53,12 @@ def read_run(place: Place) -> TrainingRun:
         cost=header.get("cost") or {},
         is_open=header.get("is_open") or False,
         place=str(place),
-        notes=(*notes, *order, *others, *([f"the recorder stopped the training {stopped}"] if stopped else ())),
+        notes=(*(header.get("notes") or ()), *notes, *order, *others, *_stopped(header.get("stopped"))),
     )
+
+
+def _stopped(why: str | None) -> list[str]:
+    return [f"the recorder stopped the training {why}"] if why else []
 
 
 def span_of(directory: Path) -> tuple[int, int] | None:

@@ -16,12 +16,13 @@ from pytest_induction.errors import ArgumentError, RunError, user_facing, whole_
 from pytest_induction.models.load import function_named
 from pytest_induction.models.shown import Attach
 from pytest_induction.progress import advance, progress
-from pytest_induction.runs.checkpoints import Checkpoint, chosen, find_checkpoints
-from pytest_induction.runs.loading import Factory, Loading
+from pytest_induction.runs.checkpoints import Checkpoint, Found, chosen, look_for
+from pytest_induction.runs.loading import Factory, Loading, config_beside, lacks_factory
 from pytest_induction.runs.logs.beside import logged_at
 from pytest_induction.runs.measuring import SEQUENCES
+from pytest_induction.runs.options_named import spelling
 from pytest_induction.runs.places import Place
-from pytest_induction.runs.reading import check_step, on_this_machine, read_weights
+from pytest_induction.runs.reading import check_step, layout_of, on_this_machine, stated_step
 from pytest_induction.runs.record import Snapshot, SweptFrom, TrainingRun
 from pytest_induction.runs.store import RunWriter, read_run
 from pytest_induction.runs.tasks import Bench, Outcome, Plan
@@ -42,7 +43,7 @@ def sweep(
     factory: Factory | None = None,
     text: Any = None,
     steps: Iterable[int] | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     ray: str | None = None,
     num_gpus: float | None = None,
     device: str | None = None,
@@ -65,14 +66,16 @@ def sweep(
     Args:
         checkpoints: what `find_checkpoints` takes, or what it gave.
         out: a local directory: a new one, or that of an earlier sweep.
-        factory: what makes the module whose weights are loaded: `path/file.py:factory`, `module:factory` or a function. Needed
-            for files; not for directories as `save_pretrained` writes them.
+        factory: what makes the module whose weights are loaded: `path/file.py:factory`, `module:factory` or a function. Not
+            needed for what says itself what it is: directories with a config of transformers in them or beside them, adapters,
+            GGUF files.
         text: held-out text for the in-context learning score: a string, a `Path` or token ids.
         steps: measure these only; needed for `hf:NAME@step{}`.
-        workers: processes that measure, each with a model of its own. The results are those of one, to the bit where torch uses
-            as many threads; the threads are divided among them.
+        workers: processes that measure, each with a model of its own; this one measures if None is given. The results are the
+            same, to the bit where torch uses as many threads; the threads are divided among them. What takes a process down
+            with it costs no more than itself.
         ray: the address of a Ray cluster, "auto" for the one of this machine, or "" for that or else one started for the sweep.
-            `workers` is then how many measure at once; 1 for as many as the cluster has room for.
+            `workers` is then how many measure at once; None or 1 for as many as the cluster has room for.
         num_gpus: GPUs of each of them on the cluster; the model then runs on "cuda" unless `device` says otherwise.
         device: as for `load_model`.
         dtype: as for `load_model`.
@@ -93,7 +96,8 @@ def sweep(
     """
     whole_number("n_sequences", n_sequences, least=2)
     whole_number("seed", seed, least=0)
-    whole_number("workers", workers, least=1)
+    if workers is not None:
+        whole_number("workers", workers, least=1)
     if num_gpus is not None and not (num_gpus > 0 and ray is not None):
         raise ArgumentError(f"`num_gpus` must be above 0 and belongs to `ray`, got {num_gpus!r}")
     if tokens_per_step is not None and not 0 < tokens_per_step < float("inf"):
@@ -105,14 +109,17 @@ def sweep(
     hooks = (attach,) if callable(attach) else tuple(attach)
     device = "cuda" if num_gpus is not None and device is None else device
     without = module_names(without_pattern)
-    loading = Loading(_named(factory), device, dtype, memory, seed, hooks, trust_remote_code, without)
+    loading = Loading(_named(factory), device, dtype, memory, seed, hooks, trust_remote_code, without, spelling())
     plan = Plan(loading, n_sequences, seed, text)
-    found = _found(checkpoints, steps)
-    _check_factory(plan.loading.factory, found)
+    looked = _found(checkpoints, steps)
+    found = looked.checkpoints
+    _check_can_be_made(plan.loading.factory, found)
     header = {} if tokens_per_step is None else {"tokens_per_step": tokens_per_step}
     with RunWriter(out, source="sweep") as writer:
         _check_settings(writer, plan)
         writer.describe(**header)
+        if looked.notes or "notes" in writer.header:
+            writer.describe(notes=list(looked.notes))
         name = str(checkpoints) if isinstance(checkpoints, (str, os.PathLike, Place)) else writer.header["name"]
         with _doing(plan, workers, ray, num_gpus, len(found)) as doing, progress("sweep", len(found), UNIT):
             try:
@@ -193,7 +200,7 @@ class _Sweep:
         try:
             if checkpoint.kind != "hub":
                 with on_this_machine(checkpoint) as path:
-                    check_step(checkpoint, read_weights(path).step)
+                    check_step(checkpoint, stated_step(path))
         except RunError as error:
             self._write(Snapshot(checkpoint.step, fingerprint=twin.fingerprint, problem=str(error)))
         else:
@@ -209,14 +216,14 @@ class _Sweep:
         advance(1, UNIT)
 
 
-def _found(checkpoints: Any, steps: Iterable[int] | None) -> Sequence[Checkpoint]:
+def _found(checkpoints: Any, steps: Iterable[int] | None) -> Found:
     if isinstance(checkpoints, (str, os.PathLike, Place)):
-        return find_checkpoints(checkpoints, steps)
+        return look_for(checkpoints, steps)
     found = list(checkpoints)
     strange = next((each for each in found if not isinstance(each, Checkpoint)), None)
     if strange is not None or not found:
         raise ArgumentError(f"`checkpoints` must be a place or what `find_checkpoints` gives, got {strange or 'none'!r}")
-    return chosen(found, steps, "the list")
+    return Found(chosen(found, steps, "the list"))
 
 
 def _named(factory: Factory | None) -> Factory | None:
@@ -227,17 +234,32 @@ def _named(factory: Factory | None) -> Factory | None:
     return f"{Path(place).expanduser().absolute()}:{name}" if colon and place.endswith(".py") else factory
 
 
-def _check_factory(factory: Factory | None, checkpoints: Sequence[Checkpoint]) -> None:
+def _check_can_be_made(factory: Factory | None, checkpoints: Sequence[Checkpoint]) -> None:
     """Raise early for what no checkpoint could be measured with."""
-    if factory is None:
-        file = next((each for each in checkpoints if each.kind == "file"), None)
-        if file is not None:
-            how = "--factory (of pytest --induction-factory) path/file.py:factory"
-            raise RunError(f"{file.name} holds weights alone: name what makes the model, {how}")
-    elif isinstance(factory, str):
+    if isinstance(factory, str):
         function_named(factory)
-    elif not callable(factory):
+    elif factory is not None and not callable(factory):
         raise ArgumentError(f"`factory` must be path/file.py:factory, module:factory or a function, got {factory!r}")
+    said = ""
+    for checkpoint in checkpoints:
+        problem = _why_never(checkpoint, factory)
+        if not problem:
+            return
+        said = said or problem
+    raise RunError(said)
+
+
+def _why_never(checkpoint: Checkpoint, factory: Factory | None) -> str:
+    """What keeps a checkpoint from being loaded, as far as its layout tells."""
+    if checkpoint.kind == "hub":
+        return ""
+    place = Place(checkpoint.place)
+    layout = layout_of(place)
+    if layout.refusal:
+        return f"{checkpoint.name} {layout.refusal}"
+    if factory is not None or layout.maker == "transformers":
+        return ""
+    return "" if place.local is not None and config_beside(place.local) else lacks_factory(layout, checkpoint)
 
 
 def _check_settings(writer: RunWriter, plan: Plan) -> None:
@@ -271,13 +293,13 @@ def _digest(text: Any) -> str | None:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def _doing(plan: Plan, workers: int, ray: str | None, num_gpus: float | None, count: int) -> AbstractContextManager[Doing]:
+def _doing(plan: Plan, workers: int | None, ray: str | None, num_gpus: float | None, count: int) -> AbstractContextManager[Doing]:
     """Who measures: this process, some others, or a cluster."""
     if ray is not None:
         from pytest_induction.runs.cluster import on_cluster
 
-        return on_cluster(plan, ray, workers=workers, num_gpus=num_gpus, most=count)
-    if workers > 1:
+        return on_cluster(plan, ray, workers=workers or 1, num_gpus=num_gpus, most=count)
+    if workers is not None:
         from pytest_induction.runs.workers import in_processes
 
         return in_processes(plan, min(workers, count))

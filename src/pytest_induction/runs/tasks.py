@@ -16,6 +16,7 @@ from pytest_induction.progress import showing_on
 from pytest_induction.runs.checkpoints import Checkpoint
 from pytest_induction.runs.loading import FactoryError, Loader, Loading
 from pytest_induction.runs.measuring import Measuring
+from pytest_induction.runs.options_named import spelt
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.streams import first_line
 
@@ -55,7 +56,11 @@ class Bench:
         """Measure it. Whatever is wrong with it is the problem of its snapshot; only an interruption passes."""
         began = time.perf_counter()
         try:
-            with showing_on(lambda: None), naming_subjects():  # the sweep shows how far it is, and no report is on one checkpoint
+            with (
+                spelt(self._plan.loading.spelling),
+                showing_on(lambda: None),
+                naming_subjects(),
+            ):  # the sweep shows how far it is, and no report is on one checkpoint
                 snapshot, header = self._measured(checkpoint)
         except (ArgumentError, TextError, FactoryError) as error:
             return Outcome(self._failed(checkpoint, error, began), refusal=error)

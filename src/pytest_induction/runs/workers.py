@@ -6,12 +6,16 @@ Only the process that began the sweep writes. The others are told which checkpoi
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import sys
+import threading
 from collections import deque
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -148,7 +152,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
         self.line, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, plan, threads), daemon=True)
-        with _no_interrupts():
+        with _no_interrupts(), nullcontext() if _is_of_main(plan) else _no_main():
             self.process.start()
         theirs.close()
 
@@ -195,7 +199,7 @@ class _Processes:
         self._all.remove(worker)
         worker.end(PATIENCE)
         code = worker.process.exitcode or 0
-        return Death(f"by signal {-code}" if code < 0 else f"with exit code {code}")
+        return Death(_signal(-code) if code < 0 else f"with exit code {code}")
 
     def dismiss(self) -> None:
         for worker in self._all:
@@ -204,6 +208,32 @@ class _Processes:
             worker.process.terminate()  # what it measures now is of no use to anybody
         for worker in self._all:
             worker.end(PATIENCE)
+
+
+def _is_of_main(plan: Plan) -> bool:
+    """Whether something that is to be sent was defined in the script that runs, so that the other process must run it too."""
+    return any(getattr(each, "__module__", "") == "__main__" for each in (plan.loading.factory, *plan.loading.attach))
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """Begin a process that does not run the script again: without a main guard it would begin all over, as would pytest."""
+    before = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = before
+
+
+def _signal(number: int) -> str:
+    known = number in set(signal.Signals)
+    cut = (
+        " of a file that was cut short while it was read, if not of a broken disk"
+        if number == getattr(signal, "SIGBUS", 0)
+        else ""
+    )
+    return f"by signal {number}{f', {signal.Signals(number).name}' if known else ''}{cut}"
 
 
 @contextmanager
@@ -219,9 +249,18 @@ def _no_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that began it is gone, however it ended: nobody would hear what is measured."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _serve(line: Connection[Any, Any], plan: Plan, threads: int) -> None:
     """What a worker does, until nobody listens any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     bench = Bench(plan)
     with suppress(EOFError, OSError):
