@@ -16,6 +16,8 @@ SETTINGS = {
 RUN_SETTINGS = {
     "run": "training run to gate: a recorded one, a log or checkpoints, here or where fsspec reaches; may be repeated",
     "reference": "training run than which induction must not form later",
+    "before_tokens": "tokens trained on by which induction must be there, however it came about, such as 2e9",
+    "before_step": "optimiser step by which it must be there",
     "factory": "what makes the model of the checkpoints that --induction-run names: module.path:factory or path/file.py:factory",
 }
 LOG_SETTINGS = {
@@ -58,6 +60,9 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--induction-factory", dest="induction_factory", metavar="FACTORY", help=factory)
     parser.addini("induction_run", f"{run}; collects nothing by itself", type="linelist", default=[])
     parser.addini("induction_reference", reference, default=None)
+    for name in ("before_tokens", "before_step"):
+        group.addoption(_option(name), dest=f"induction_{name}", metavar="N", help=RUN_SETTINGS[name])
+        parser.addini(f"induction_{name}", RUN_SETTINGS[name], default=None)
     parser.addini("induction_factory", factory, default=None)
     for name, help_text in LOG_SETTINGS.items():
         form = "NAME=COLUMN" if name == "column" else "COLUMN=VALUE"

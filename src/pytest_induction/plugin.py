@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,7 +125,8 @@ def _run_suite(session: pytest.Session, runs: SessionRuns, name: str) -> pytest.
 
     other = runs.reference
     reference = None if other is None else lambda: runs.open(other)
-    return RunSuite.from_parent(session, name=name, nodeid=name, bind=lambda: runs.open(name), reference=reference)
+    bind = partial(runs.open, name)
+    return RunSuite.from_parent(session, name=name, nodeid=name, bind=bind, reference=reference, before=runs.before)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -40,6 +40,8 @@ REPEATED = (
 LEFT_TO_OPTIONS = ("seed", "device", "dtype", "memory", TRUST, WITHOUT)  # and those that a gate file may leave open
 ON_RUNS = (
     "reference",
+    "before_tokens",
+    "before_step",
     "factory",
     "text",
     "device",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,23 @@ class SessionRuns:
         path = self._config.getini("induction_reference")
         return self._beside(path) if path else None
 
+    @property
+    def before(self) -> dict[str, float]:
+        """By how many tokens, and by which step, induction must be there; a usage error where that is no such number."""
+        found = {}
+        for name in ("before_tokens", "before_step"):
+            given = getattr(self._config.option, f"induction_{name}") or self._config.getini(f"induction_{name}")
+            if not given:
+                continue
+            try:
+                found[name] = float(given)
+            except ValueError:
+                found[name] = math.nan
+            if not 0 < found[name] < math.inf:
+                option = f"--induction-{name.replace('_', '-')}"
+                raise pytest.UsageError(f"{option} must be a number above 0, such as 2e9, got {given!r}")
+        return found
+
     def check(self) -> None:
         """Raise a usage error for what can be seen to be wrong without reading anything."""
         self._check_choice()
@@ -55,6 +73,11 @@ class SessionRuns:
             raise pytest.UsageError("--induction-run: the same run is named twice")
         if self._config.option.induction_reference is not None and not self.collected:
             raise pytest.UsageError("--induction-reference: there is no run to compare it with: give --induction-run")
+        for name in self.before:
+            if getattr(self._config.option, f"induction_{name}") is not None and not self.collected:
+                raise pytest.UsageError(
+                    f"--induction-{name.replace('_', '-')}: there is no run to ask it of: give --induction-run"
+                )
 
     def open(self, name: str) -> TrainingRun:
         """The run of that name. Raises the same one-line error every time if it cannot be had."""

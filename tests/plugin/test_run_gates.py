@@ -49,6 +49,39 @@ def test_a_reference_adds_a_gate(pytester):
     pytester.runpytest_inprocess(*faster, "-k", "onset_not_later").assert_outcomes(passed=1, deselected=5)
 
 
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        (["--induction-before-step=300"], True),
+        (["--induction-before-step=200"], False),
+        (["--induction-before-tokens=1e12", "--induction-before-step=300"], True),
+    ],
+)
+def test_a_bound_adds_a_gate(pytester, options, passes):
+    """By which induction must be there, however it came about."""
+    result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers'}", *options, "-k", "formed_by")
+    result.assert_outcomes(passed=int(passes), failed=int(not passes), deselected=5)
+    if not passes:
+        result.stdout.fnmatch_lines(["formed is NOT_FORMED, expected FORMED: by 200 steps: at step *"])
+        result.stdout.fnmatch_lines(["pytest --induction-run=* --induction-before-step=200 -k formed_by"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--induction-run=.", "--induction-before-tokens=soon"],
+            "--induction-before-tokens must be a number above 0*got 'soon'",
+        ),
+        (["--induction-before-step=5"], "--induction-before-step: there is no run to ask it of: give --induction-run"),
+    ],
+)
+def test_a_bound_that_makes_no_sense_is_a_usage_error(pytester, options, said):
+    result = pytester.runpytest_inprocess(*options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{said}"])
+
+
 def test_the_command_that_is_printed_runs_the_gate_alone(pytester):
     result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'one-layer'}", "-k", "heads_kept")
     command = next(line for line in result.outlines if line.startswith("pytest --induction-run="))

@@ -61,7 +61,7 @@ NEXT_OF_RUN = {
     "gradual": "what counts as abrupt is `max_width=`, in decades",
     "formed": "when and how fast it was stands above",
     "matches_without_copying": "the head may suppress what it finds: `measure_copying` on a checkpoint tells",
-    "too_late": "what is allowed is `before_tokens=`, and how many steps",
+    "too_late": "what is allowed is `before_tokens=`, or the bound in steps",
     "two_steps": "see both with `python -m pytest_induction draw RUN`; whether it is there in the end tells `assert_formed`",
     "behaviour_apart": "what the head matches may be used only later: see both with `python -m pytest_induction draw RUN`",
     "not_there": "train further; thresholds are `min_prefix_matching=` and `min_advantage=`",

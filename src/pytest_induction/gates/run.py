@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -24,13 +24,16 @@ class RunSuite(pytest.Collector):
     to be measured. Checkpoints are swept when the first gate runs.
     """
 
-    def __init__(self, *, bind: Callable[[], Any], reference: Callable[[], Any] | None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, bind: Callable[[], Any], reference: Callable[[], Any] | None, before: Mapping[str, float], **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        self._before = before
         self._bind = bind
         self._reference = reference
 
     def collect(self) -> Iterator[pytest.Item]:
-        gates = run_gates(self._reference)
+        gates = run_gates(self._reference, self._before)
         wanting: dict[str, tuple[str, ...]] = {}
         try:
             run = self._bind() if opens_at_once(self.name) else None
@@ -46,8 +49,8 @@ class RunSuite(pytest.Collector):
             yield GateItem.from_parent(self, name=name, bind=self._bind, check=check)
 
 
-def run_gates(reference: Callable[[], Any] | None) -> Gates:
-    """Each claim, checked on a `TrainingRun`; whether it is later than a reference only where one is given."""
+def run_gates(reference: Callable[[], Any] | None, before: Mapping[str, float] | None = None) -> Gates:
+    """Each claim, checked on a `TrainingRun`; whether it is later than a reference, or than a bound, where that is given."""
 
     def not_later(run: Any) -> Any:
         from pytest_induction.assertions.runs import assert_onset_not_later
@@ -61,6 +64,8 @@ def run_gates(reference: Callable[[], Any] | None) -> Gates:
         "heads_kept_to_the_end": _named("run_state", "assert_heads_kept"),
         "final_has_induction_head": _named("run_state", "assert_final_has_induction_head"),
     }
+    if before:
+        gates["formed_by"] = _named("formed", "assert_formed", **before)
     return gates if reference is None else {**gates, "onset_not_later": not_later}
 
 

@@ -24,6 +24,7 @@ DECIDES = {
     "cooccurrence": ("lag",),
     "heads_kept_to_the_end": ("final",),
     "onset_not_later": ("onset_lag",),
+    "formed": ("formed",),
     "property_holds_from": ("holds_from_tokens", "holds_from_steps"),
 }
 """What a claim is decided by: the beginning of the name of an estimate, the first that is there."""

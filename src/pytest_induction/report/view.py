@@ -32,6 +32,7 @@ CLAIMS = (
     "cooccurrence",
     "heads_kept_to_the_end",
     "final_has_induction_head",
+    "formed",
     "onset_not_later",
     "property_holds_from",
 )

@@ -9,6 +9,7 @@ HEADS_NEEDED = "scores of heads: record the training, or sweep its checkpoints"
 ERRORS_NEEDED = "scores of every head with their errors: record the training, or sweep its checkpoints"
 TEXT_NEEDED = "in-context learning: record or sweep with a held-out text"
 LOSS_NEEDED = "a loss of the training"
+IF_ASKED = ("formed_by", "onset_not_later")  # gates that there are only where an option asks for them
 
 
 def wanting(run: TrainingRun) -> dict[str, tuple[str, ...]]:
@@ -23,7 +24,7 @@ def wanting(run: TrainingRun) -> dict[str, tuple[str, ...]]:
         "cooccurrence": (*induction, *text),
         "heads_kept_to_the_end": heads,
         "final_has_induction_head": heads or (() if ends else (ERRORS_NEEDED,)),
-        "onset_not_later": induction,
+        **dict.fromkeys(IF_ASKED, induction),
     }
 
 
@@ -31,6 +32,6 @@ def what_else(run: TrainingRun) -> str:
     """One line on a log: which claims it cannot decide, and what these would take; "" where there are none."""
     missing: dict[str, list[str]] = {}
     for gate, needs in wanting(run).items():
-        for need in needs if gate != "onset_not_later" else ():
+        for need in needs if gate not in IF_ASKED else ():
             missing.setdefault(need, []).append(gate)
     return "; ".join(f"{', '.join(gates)} need{'' if len(gates) > 1 else 's'} {need}" for need, gates in missing.items())
