@@ -15,8 +15,9 @@ the advantage and the in-context learning score). Wrong is FORMED where none or 
 where an abrupt one is. The reference for a midpoint is that of the dense record. A training of the first two rows whose best
 head ends below 0.4 did not form an induction head in its steps, and is left out.
 
-Then simulated curves with known midpoints, the time and memory of the largest run, and other rules on the same dense records.
-Exits with 1 where a threshold is missed. `--quick` takes a tenth of the seeds.
+Then simulated curves with known midpoints, the time and memory of the largest run, and other rules on the same dense records; and
+simulated changes on the grids of snapshots of public suites (`grids.py`), which `--grids` alone judges. Exits with 1 where a
+threshold is missed. `--quick` takes a tenth of the seeds.
 """
 
 import argparse
@@ -36,6 +37,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "fixtures")]
 
+import grids  # noqa: E402
 from corpora import Independent, Repetitive  # noqa: E402
 from pytest_induction.records import Change, Verdict  # noqa: E402
 from pytest_induction.runs.phase_change import PhaseChange, find_phase_changes  # noqa: E402
@@ -346,7 +348,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the seeds")
     parser.add_argument("--workers", type=int, default=2, help="processes that train")
+    parser.add_argument("--grids", action="store_true", help="simulated changes on grids of public suites only")
     arguments = parser.parse_args()
+    on_grids, missed_there = grids.judged(12 if arguments.quick else 100)
+    print("\n".join(["", *on_grids]))
+    if arguments.grids:
+        return _said(missed_there)
     began = time.perf_counter()
     every = list(recorded(arguments.workers, 0.1 if arguments.quick else 1.0))
     kept = [(row, run) for row, run in every if row.expected != ABRUPT or formed_at_the_end(run)]
@@ -364,6 +371,11 @@ def main() -> int:
     if seconds > BARS["seconds"] or megabytes > BARS["MB"]:
         missed.append("the largest run")
     compared(kept)
+    return _said([*missed, *missed_there])
+
+
+def _said(missed: list[str]) -> int:
+    """Print which thresholds were missed; the exit status."""
     for bar in missed:
         print(f"MISSED: {bar}")
     return 1 if missed else 0
