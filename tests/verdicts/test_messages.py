@@ -96,6 +96,7 @@ FAILING = {  # an assertion -> what makes it fail
     "assert_coperturbation": lambda check: check(RUNS / "one-layer", RUNS / "one-layer"),
     "assert_copies_repeats": lambda check: check(uniform()),
     "assert_final_has_induction_head": lambda check: check(RUNS / "one-layer"),
+    "assert_formed": lambda check: check(RUNS / "two-layers", before_step=100),
     "assert_has_induction_head": lambda check: check(uniform()),
     "assert_heads_generalize": lambda check: check(matching(), "L1H0", "classes"),
     "assert_heads_kept": lambda check: check(RUNS / "one-layer"),

@@ -37,8 +37,8 @@ from pytest_induction.models.diagnosis import why_unread
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
 from pytest_induction.progress import showing_on
-from pytest_induction.runs.dashboards import Listener, listener, numbers_of
 from pytest_induction.runs.focus import QUICK_CHECK, Focus
+from pytest_induction.runs.keeping import Keeping
 from pytest_induction.runs.measuring import SEQUENCES, TOKEN_LOSSES, Measuring, signs_of
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot
@@ -60,7 +60,7 @@ OnUnmeasurable = Literal["raise", "loss_only"]
 WAY_OUT = 'on_unmeasurable="loss_only"'
 
 
-class InductionRecorder:
+class InductionRecorder(Keeping):
     """Called in every step of a training, it measures the model now and then and writes what it finds to a run at `path`.
 
     `text` is held-out text for the in-context learning score: a string, a `Path` or token ids; a string needs a `tokenizer`, or
@@ -137,10 +137,11 @@ class InductionRecorder:
         if resume is not None and not isinstance(resume, bool):
             raise ArgumentError(f"`resume` must be True, False or None, got {resume!r}")
         self._resume = resume
-        self._listeners: list[Listener] = [] if on_snapshot is None else [listener(on_snapshot)]
         self._is_checked = on_unmeasurable == "loss_only"
         self._advice = ""
-        self.path = Path(path)
+        super().__init__(Path(path), rules_of(stop_when))
+        if on_snapshot is not None:
+            self.tell(on_snapshot)
         self._tokens_per_step = _checked_tokens_per_step(tokens_per_step)
         self._name = str(name)
         held_out = read_text(text) if isinstance(text, Path) else text
@@ -153,21 +154,15 @@ class InductionRecorder:
         self._focus: Focus | None = None
         if schedule is None and max_overhead is not None:
             self._focus = Focus(self._budget, [each.n_sequences / n_sequences for each in self._measuring.lighter()])
-        self.rules = rules_of(stop_when)
         self._subject = Subject(seed=seed, attach=attach, tokenizer=tokenizer, without_pattern=module_names(without_pattern))
         self._described: ModelUnderTest | None = None
         self._writer: RunWriter | None = None
         self._is_new = True  # nothing was written yet
         self._is_refused = False  # the model, or to write where a run lies
         self._has_met = False
-        self._unsaid: list[Callable[[RunWriter], None]] = []
         self._seen: int | None = None
         self._is_pending = self._has_waited = False
         self._checked: Round | None = None  # of the model at this very step
-        self._last_step: int | None = None
-        self._history: list[Snapshot] = []
-        self._stop_reason = ""
-        self._warned: set[str] = set()
         self._lacking: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -175,16 +170,6 @@ class InductionRecorder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def should_stop(self) -> bool:
-        """Whether a rule of `stop_when` gave a reason to stop; once it did, it stays so."""
-        return bool(self._stop_reason)
-
-    @property
-    def stop_reason(self) -> str:
-        """Why the training should stop, or an empty text."""
-        return self._stop_reason
 
     @property
     def is_writing(self) -> bool:
@@ -235,7 +220,7 @@ class InductionRecorder:
                 snapshot = self._measured(model, step, tokens, loss, size)
                 if self._hunts is not None and self._hunts.is_affordable(forced=force):
                     snapshot = self._hunts.added_to(snapshot, partial(self._adapted, model))
-                self._keep(writer, snapshot)
+                self.keep(writer, snapshot)
             if self._focus is not None:
                 self._focus.taken(step)
             return snapshot
@@ -258,7 +243,7 @@ class InductionRecorder:
         if is_first_process():
             self._unsaid.append(partial(RunWriter.add_scheduled_change, step=step, what=str(what)))
             if self._writer is not None:
-                self._say(self._writer)
+                self.say(self._writer)
 
     @user_facing
     def check(self, model: nn.Module | ModelUnderTest) -> None:
@@ -270,10 +255,6 @@ class InductionRecorder:
         """Say up to which step the training goes, if it was not said before: what the recorder may spend follows from it."""
         if total_steps is not None and self._budget.total_steps is None:
             self._budget.total_steps = whole_number("total_steps", total_steps, least=1)
-
-    def tell(self, function: Callable[..., object]) -> None:
-        """Call this function after each snapshot, as `on_snapshot`."""
-        self._listeners.append(listener(function))
 
     def is_spread(self, model: nn.Module) -> bool:
         """Whether a pass of the model needs every process of this training: then each of them must call the recorder."""
@@ -308,7 +289,7 @@ class InductionRecorder:
         self._is_pending = False
         with self._budget.spending(after_training=True):
             if writer.is_held:
-                self._say(writer, partial(RunWriter.describe, cost=asdict(self.cost), is_open=False))
+                self.say(writer, partial(RunWriter.describe, cost=asdict(self.cost), is_open=False))
             try:
                 writer.close()
             except RunError as error:
@@ -407,7 +388,7 @@ class InductionRecorder:
                 let_go_of(model)
                 self._last_step = step
                 if writer is not None:
-                    self._keep(writer, snapshot)
+                    self.keep(writer, snapshot)
             if first_says(self.should_stop, device) and not self._stop_reason:
                 self._stop_reason = "as the first process says"
             return snapshot if writer is not None else None
@@ -463,7 +444,7 @@ class InductionRecorder:
             self._is_new, self._described = False, None
             _open.add(self)
             if self._writer.header.get("stopped") and not self._stop_reason:
-                self._say(self._writer, partial(RunWriter.describe, stopped=""))  # it goes on after all
+                self.say(self._writer, partial(RunWriter.describe, stopped=""))  # it goes on after all
             if self.rules and not self._history:
                 self._history = [lighter(each) for each in read_run(Place(self.path)).snapshots]
         return self._writer
@@ -551,7 +532,7 @@ class InductionRecorder:
                 self._compare(self._writer.header.get("about") or {}, header["about"])
                 if not self._writer.header.get("cost"):
                     header["cost"] = {"max_overhead": self._max_overhead}  # the rest is known at the end
-                self._say(self._writer, partial(RunWriter.describe, **header))
+                self.say(self._writer, partial(RunWriter.describe, **header))
                 self._described = subject
         return subject
 
@@ -576,60 +557,6 @@ class InductionRecorder:
         if changed:
             name = changed[0]
             self.warn("probes", f"the run was begun with `{name}` {before.get(name)!r} and goes on with {now.get(name)!r}")
-
-    def _keep(self, writer: RunWriter, snapshot: Snapshot) -> None:
-        """Write a snapshot, ask the rules, and tell whoever listens."""
-        self._write(writer, snapshot)
-        self._judge(writer, snapshot)
-        numbers = numbers_of(snapshot) if self._listeners else {}
-        for each in self._listeners if numbers else ():
-            try:
-                each(dict(numbers), snapshot.step)
-            except Exception as error:  # noqa: BLE001 - a user's function may raise anything
-                told = f"what gets the numbers of each snapshot raised {type(error).__name__}: {first_line(error)}"
-                self.warn(f"listener {id(each)}", f"{told}; the training goes on, and the run has the numbers")
-
-    def _write(self, writer: RunWriter, snapshot: Snapshot) -> None:
-        self._last_step = snapshot.step
-        try:
-            writer.append(snapshot)
-        except RunError as error:
-            self.warn("disk", f"{error}; the training goes on, and what was measured is written once it can be")
-        self._say(writer)
-
-    def _say(self, writer: RunWriter, *words: Callable[[RunWriter], None]) -> None:
-        """Put into the run's header what is said, and what could not be put there before."""
-        self._unsaid += words
-        try:
-            while self._unsaid:
-                self._unsaid[0](writer)
-                del self._unsaid[0]
-        except RunError as error:
-            self.warn("disk", f"{error}; the training goes on, and what was measured is written once it can be")
-
-    def _judge(self, writer: RunWriter, snapshot: Snapshot) -> None:
-        """Ask the rules, all that was measured in hand but what lies beyond this step: that was another training."""
-        if not self.rules:
-            return
-        while self._history and self._history[-1].step >= snapshot.step:
-            self._history.pop()
-        self._history.append(lighter(snapshot))
-        for rule in self.rules if not self._stop_reason else ():
-            try:
-                reason = rule(tuple(self._history))
-            except Exception as error:  # noqa: BLE001 - a user's rule may raise anything
-                self.warn(f"rule {id(rule)}", f"the stop rule {rule!r} raised {type(error).__name__}: {first_line(error)}")
-                continue
-            if reason:
-                self._stop_reason = str(reason)
-                self._say(writer, partial(RunWriter.describe, stopped=f"at step {snapshot.step}: {reason}"))
-                return
-
-    def warn(self, about: str, message: str) -> None:
-        """Say something about a recording, once for each thing that it is about."""
-        if about not in self._warned:
-            self._warned.add(about)
-            warnings.warn(f"{self.path}: {message}", RuntimeWarning, stacklevel=2)
 
 
 def _hunts(hunt: Any, budget: Budget, seed: int) -> HuntsOfRecorder | None:

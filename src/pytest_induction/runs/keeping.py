@@ -1,0 +1,99 @@
+"""What becomes of a snapshot that a recorder took: it is written, the stop rules are asked, and whoever listens is told.
+
+Nothing here ends a training: what fails is said once, and the training goes on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from pytest_induction.errors import RunError
+from pytest_induction.models.calling import first_line
+from pytest_induction.runs.dashboards import Listener, listener, numbers_of
+from pytest_induction.runs.record import Snapshot
+from pytest_induction.runs.stopping import StopRule, lighter
+from pytest_induction.runs.store import RunWriter
+
+
+class Keeping:
+    """The part of a recorder that keeps snapshots: where, by which rules the training may end, and who is told."""
+
+    def __init__(self, path: Path, rules: tuple[StopRule, ...]) -> None:
+        self.path, self.rules = path, rules
+        self._listeners: list[Listener] = []
+        self._unsaid: list[Callable[[RunWriter], None]] = []
+        self._last_step: int | None = None
+        self._history: list[Snapshot] = []
+        self._stop_reason = ""
+        self._warned: set[str] = set()
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a rule of `stop_when` gave a reason to stop; once it did, it stays so."""
+        return bool(self._stop_reason)
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the training should stop, or an empty text."""
+        return self._stop_reason
+
+    def tell(self, function: Callable[..., object]) -> None:
+        """Call this function after each snapshot, as `on_snapshot`."""
+        self._listeners.append(listener(function))
+
+    def keep(self, writer: RunWriter, snapshot: Snapshot) -> None:
+        """Write a snapshot, ask the rules, and tell whoever listens."""
+        self._write(writer, snapshot)
+        self._judge(writer, snapshot)
+        numbers = numbers_of(snapshot) if self._listeners else {}
+        for each in self._listeners if numbers else ():
+            try:
+                each(dict(numbers), snapshot.step)
+            except Exception as error:  # noqa: BLE001 - a user's function may raise anything
+                told = f"what gets the numbers of each snapshot raised {type(error).__name__}: {first_line(error)}"
+                self.warn(f"listener {id(each)}", f"{told}; the training goes on, and the run has the numbers")
+
+    def _write(self, writer: RunWriter, snapshot: Snapshot) -> None:
+        self._last_step = snapshot.step
+        try:
+            writer.append(snapshot)
+        except RunError as error:
+            self.warn("disk", f"{error}; the training goes on, and what was measured is written once it can be")
+        self.say(writer)
+
+    def say(self, writer: RunWriter, *words: Callable[[RunWriter], None]) -> None:
+        """Put into the run's header what is said, and what could not be put there before."""
+        self._unsaid += words
+        try:
+            while self._unsaid:
+                self._unsaid[0](writer)
+                del self._unsaid[0]
+        except RunError as error:
+            self.warn("disk", f"{error}; the training goes on, and what was measured is written once it can be")
+
+    def _judge(self, writer: RunWriter, snapshot: Snapshot) -> None:
+        """Ask the rules, all that was measured in hand but what lies beyond this step: that was another training."""
+        if not self.rules:
+            return
+        while self._history and self._history[-1].step >= snapshot.step:
+            self._history.pop()
+        self._history.append(lighter(snapshot))
+        for rule in self.rules if not self._stop_reason else ():
+            try:
+                reason = rule(tuple(self._history))
+            except Exception as error:  # noqa: BLE001 - a user's rule may raise anything
+                self.warn(f"rule {id(rule)}", f"the stop rule {rule!r} raised {type(error).__name__}: {first_line(error)}")
+                continue
+            if reason:
+                self._stop_reason = str(reason)
+                self.say(writer, partial(RunWriter.describe, stopped=f"at step {snapshot.step}: {reason}"))
+                return
+
+    def warn(self, about: str, message: str) -> None:
+        """Say something about a recording, once for each thing that it is about."""
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(f"{self.path}: {message}", RuntimeWarning, stacklevel=2)
