@@ -71,6 +71,9 @@ def _head(picture: Mapping[str, Any]) -> str:
         swatch = f'<rect x="{SIDE}" y="27" width="14" height="14" fill="{GOLD}" fill-opacity="0.3"/>'
         unsure = "" if picture["verdict"] == "FORMED" else f" ({picture['verdict']})"
         legend = swatch + text(SIDE + 22, 38, f"window of induction{unsure}: {ends} {picture['unit']}", "faint")
+        if picture.get("reach"):
+            reach = " to ".join(amount(10**place) for place in picture["reach"])
+            legend += text(SIDE + 22, 56, f"lighter: what it may reach, {reach}", "faint")
     return text(LEFT, 38, title, "title") + text(LEFT, 60, picture["subtitle"] + missing, "faint") + legend
 
 
