@@ -25,7 +25,7 @@ FEWEST_INSIDE = 3  # snapshots, for its onset and end to be named; of fewer it i
 AROUND, FEW_AROUND = 1.0, 24  # decades on either side of a change, and snapshots there, of which level plateaus tell more
 FEWEST_BESIDE = 3  # snapshots before and after the change, for a level to be known
 SURELY_BESIDE = 2  # of them, wherever it may begin or end
-MAX_PART = 0.4  # of a training, for a change to be abrupt, however late it is
+MAX_PART = 0.45  # of a training, for a change to be abrupt, however late it is
 NEAR = 0.15  # decades; a scheduled change so near may be the cause
 WORDS = {
     "prefix_matching": "prefix matching of the best head",

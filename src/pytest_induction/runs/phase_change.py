@@ -71,7 +71,7 @@ def find_phase_changes(
 
     Each series (prefix matching of the best head, behaviour on repeated tokens, in-context learning score) is fitted with two
     plateaus, each with a slope, and a transition between them, over the logarithm of the tokens trained on. It changed abruptly
-    if every transition that fits about as well is at most `max_width` decades wide from 10 % to 90 %, takes at most two fifths of
+    if every transition that fits about as well is at most `max_width` decades wide from 10 % to 90 %, takes at most 45 % of
     the training, makes up a good part of all that the series changes, in one step, moves it by more than its threshold and 2.8
     standard errors, and has three snapshots or more on either side. None need lie inside: between the last snapshot before and
     the first after it, a change is as narrow as these are near. `min_change` replaces thresholds by name: prefix_matching and
