@@ -44,7 +44,7 @@ bench: $(STAMP)  ## speed and memory, into docs/performance.md; half an hour. BE
 	@$(BIN)/python -m pytest benchmarks -v -p no:cacheprovider --benchmark-quiet --benchmark-json=$(BENCH_JSON) -k "$(BENCH)"; \
 		status=$$?; $(BIN)/python benchmarks/table.py $(BENCH_JSON) --write docs/performance.md && exit $$status
 
-study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; an hour or more on one core
+study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about an hour on one core
 	$(BIN)/python benchmarks/study_verdicts.py
 
 compare-intervals: $(STAMP)  ## intervals of skewed scores: how often they are wrong, and how many rows they take; a few minutes
