@@ -64,9 +64,8 @@ def run_gates(reference: Callable[[], Any] | None, before: Mapping[str, float] |
         "heads_kept_to_the_end": _named("run_state", "assert_heads_kept"),
         "final_has_induction_head": _named("run_state", "assert_final_has_induction_head"),
     }
-    if before:
-        gates["formed_by"] = _named("formed", "assert_formed", **before)
-    return gates if reference is None else {**gates, "onset_not_later": not_later}
+    asked: Gates = {"formed_by": _named("formed", "assert_formed", **before)} if before else {}
+    return {**gates, **asked, **({} if reference is None else {"onset_not_later": not_later})}
 
 
 def _sane(run: Any) -> Any:
