@@ -57,6 +57,10 @@ class Estimate:
     high: float
     unit: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):  # a number of numpy's own cannot be sent to another process by pytest-xdist
+            object.__setattr__(self, name, float(getattr(self, name)))
+
     def is_above(self, bar: float) -> bool:
         """True only if the whole interval lies above; NaN is above nothing."""
         return self.low > bar

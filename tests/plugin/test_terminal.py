@@ -246,13 +246,13 @@ class TestInterruption:
 
     def test_a_sweep_says_where_it_is_kept_and_goes_on(self, interrupted, pytester):
         """The same command measures the rest, and nothing twice."""
-        from pytest_induction.runs import tasks
+        from pytest_induction.runs import workers
 
         checkpoints = pytester.mkdir("checkpoints")
         for step in (0, 25, 50):
             shutil.copy(RUNS / "two-layers-checkpoints" / f"step-{step:03d}.safetensors", checkpoints)
         options = [f"--induction-run={checkpoints}", f"--induction-factory={FACTORY}", "-k", "log_is_sane"]
-        result = interrupted(tasks.Bench, "outcome", *options, at=2)
+        result = interrupted(workers._Processes, "next_event", *options, at=3)  # it is ready, one checkpoint is measured
         said = [line for line in result.outlines if line.startswith("  the sweep of ")]
         assert said == [
             f"  the sweep of {checkpoints} is kept in {kept(pytester)}: the same again goes on where it was broken off"

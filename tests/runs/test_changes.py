@@ -121,14 +121,14 @@ def test_fewer_than_eight_snapshots_tell_nothing(count):
         assert f"at {count} snapshots" in found.summary and f"{8 - count} more" in found.settle
 
 
-@pytest.mark.parametrize("begins", [0.05, 0.12, 0.2, 0.3])
-def test_a_ramp_over_most_of_the_training_is_not_abrupt(begins, monkeypatch):
-    """However few decades that is, as late as it comes; what holds it is the part of the training that it takes."""
-    shape = np.clip((EVEN / EVEN[-1] - begins) / 0.63, 0, 1)
-    assert heads(shape, EVEN).verdict is not FORMED
+@pytest.mark.parametrize("seed", [6, 7, 16])
+def test_a_ramp_over_most_of_the_training_is_not_abrupt(seed, monkeypatch):
+    """However few decades that is, as late as it comes: what tells is the part of the training that it takes."""
+    rng = np.random.default_rng(seed)
+    shape = np.clip((EVEN / EVEN[-1] - rng.uniform(0.05, 0.36)) / rng.choice([0.55, 0.63]), 0, 1)
+    assert heads(shape, EVEN, noise=0.01, seed=seed).verdict is not FORMED
     monkeypatch.setattr(changes, "MAX_PART", 1.0)
-    monkeypatch.setattr(changes, "FEWEST_BESIDE", 1)
-    assert heads(shape, EVEN, max_width=1.5).verdict is FORMED or begins > 0.2
+    assert heads(shape, EVEN, noise=0.01, seed=seed).verdict is FORMED
 
 
 def test_eight_snapshots_tell_where_they_lie_near_enough():
