@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from importlib import import_module
 
 import pytest
 
@@ -246,7 +247,7 @@ class TestInterruption:
 
     def test_a_sweep_says_where_it_is_kept_and_goes_on(self, interrupted, pytester):
         """The same command measures the rest, and nothing twice."""
-        from pytest_induction.runs import workers
+        workers = import_module("pytest_induction.runs.workers")  # the one that sessions in this process import
 
         checkpoints = pytester.mkdir("checkpoints")
         for step in (0, 25, 50):

@@ -7,7 +7,8 @@ from pytest_induction.runs.judging import ERRORS_NEEDED, HEADS_NEEDED, LOSS_NEED
 from .curves import run_of
 
 STEPS = list(range(10))
-GATES = ["log_is_sane", "phase_change", "cooccurrence", "heads_kept_to_the_end", "final_has_induction_head", "onset_not_later"]
+GATES = ["log_is_sane", "phase_change", "cooccurrence", "heads_kept_to_the_end", "final_has_induction_head"]
+GATES += ["formed_by", "onset_not_later"]
 
 
 def known(*names):
@@ -19,9 +20,9 @@ def known(*names):
     [
         (["loss"], ["log_is_sane"]),
         (["loss", "icl_score"], ["log_is_sane"]),
-        (["advantage"], ["phase_change", "onset_not_later"]),
-        (["advantage", "icl_score"], ["phase_change", "cooccurrence", "onset_not_later"]),
-        (["loss", "prefix_matching"], ["log_is_sane", "phase_change", "heads_kept_to_the_end", "onset_not_later"]),
+        (["advantage"], ["phase_change", "formed_by", "onset_not_later"]),
+        (["advantage", "icl_score"], ["phase_change", "cooccurrence", "formed_by", "onset_not_later"]),
+        (["loss", "prefix_matching"], ["log_is_sane", "phase_change", "heads_kept_to_the_end", "formed_by", "onset_not_later"]),
     ],
 )
 def test_a_gate_is_judged_where_all_that_it_needs_is_known(names, judged):

@@ -254,7 +254,7 @@ class TestCommand:
                 ["fixtures/runs/two-layers", "--html", "nowhere/page.html"],
                 "error: nowhere/page.html cannot be written: No such file",
             ),
-            (["fixtures/runs/two-layers", "--column", "loss"], "error: `--column` must be NAME=COLUMN, got 'loss'"),
+            (["fixtures/runs/two-layers", "--column", "loss"], "error: --column must be NAME=COLUMN, got 'loss'"),
         ],
     )
     def test_an_error_is_one_line(self, arguments, message, capsys, monkeypatch):

@@ -55,8 +55,10 @@ OTHERS = {
     ("report/drawing.py", "size * power >= rough * 0.9"),
     ("report/run_picture.py", "STEEPEST"),
     ("runs/attribution.py", "MOST_APART"),
+    ("runs/bump.py", "LEAST_RISE"),
     ("runs/changes.py", "MAX_WIDTH"),
     ("runs/changes.py", "NEAR"),
+    ("runs/changes.py", "OTHER_STEP"),
     ("runs/changes.py", "error_rate"),
     ("runs/focus.py", "RETRY"),
     ("runs/focus.py", "SIGN, AHEAD"),
@@ -68,6 +70,7 @@ OTHERS = {
     ("runs/schedule.py", "MOST_CREDIT"),
     ("runs/series.py", "MIN_CHANGE"),  # by which a series must change
     ("runs/stopping.py", "share"),
+    ("runs/transition.py", "FAR"),
     ("runs/transition.py", "error_rate"),
     ("runs/turn.py", "STRETCH"),
     ("statistics.py", "0 < tail < 0.5"),
