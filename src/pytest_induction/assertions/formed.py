@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
-from pytest_induction.assertions.boundary import check_share, expect
+from pytest_induction.assertions.boundary import check_advantage, check_share, checked_bounds, expect
 from pytest_induction.assertions.runs import RunLike, provenance_of
-from pytest_induction.assertions.snapshots import with_snapshot, with_values
+from pytest_induction.assertions.snapshots import Level, levels_of, with_levels, with_snapshot
 from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
-from pytest_induction.errors import ArgumentError, user_facing
+from pytest_induction.errors import user_facing
 from pytest_induction.records import Estimate, Evidence, Verdict
 from pytest_induction.runs.opening import load_run
+from pytest_induction.runs.phase_change import NOTHING_RECORDED, SWEEP
 from pytest_induction.runs.record import TrainingRun
 from pytest_induction.runs.snapshot_verdict import ERROR_RATE, judge_snapshot
 
@@ -45,12 +46,8 @@ def assert_formed(
     """
     check_share("min_prefix_matching", min_prefix_matching)
     check_share("error_rate", error_rate)
-    if not min_advantage >= 0:
-        raise ArgumentError(f"`min_advantage` must be at least 0 nats, got {min_advantage}")
-    bounds = {name: bar for name, bar in (("before_tokens", before_tokens), ("before_step", before_step)) if bar is not None}
-    for name, bar in bounds.items():
-        if not 0 < bar < math.inf:
-            raise ArgumentError(f"`{name}` must be above 0, got {bar}")
+    check_advantage(min_advantage)
+    bounds = checked_bounds(before_tokens=before_tokens, before_step=before_step)
     opened = load_run(run)
     bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
     evidence = Evidence("formed", Verdict.UNDETERMINED, "not_recorded", "", provenance_of(opened), bars={**bars, **bounds})
@@ -65,13 +62,13 @@ class _Formed:
     bars: dict[str, float]
     error_rate: float
     evidence: Evidence
+    _known: dict[int, Evidence] = field(default_factory=dict)
 
     def judged(self, bounds: dict[str, float]) -> Evidence:
         """The evidence, on induction by every bound, and at the end."""
         index = self._index()
         if not index:
-            seen = "neither scores of heads nor behaviour on repeated tokens were recorded"
-            return replace(self.evidence, summary=seen, settle="sweep the run's checkpoints: python -m pytest_induction sweep")
+            return replace(self.evidence, summary=NOTHING_RECORDED, settle=SWEEP)
         last = self._at(index[-1])
         ends = [self._by(index, name, bar) for name, bar in bounds.items()]
         found = next((each for each in ends if each.verdict is not Verdict.FORMED), None)
@@ -85,13 +82,23 @@ class _Formed:
         return [place for place, each in shots if each.prefix_matching is not None or each.advantage is not None]
 
     def _at(self, place: int) -> Evidence:
-        """The verdict on one snapshot."""
+        """The verdict on one snapshot, asked once."""
+        if place not in self._known:
+            self._known[place] = self._judged(place)
+        return self._known[place]
+
+    def _judged(self, place: int) -> Evidence:
         snapshot = self.run.snapshots[place]
         evidence = replace(self.evidence, provenance=replace(self.evidence.provenance, n_sequences=snapshot.n_sequences))
         judged = judge_snapshot(snapshot, **self.bars, error_rate=self.error_rate)
         if judged is None:
-            return with_values(evidence, self.run, place, self.bars)
+            return with_levels(evidence, snapshot.step, place, self._levels, self.bars)
         return with_snapshot(replace(evidence, confidence=1 - self.error_rate), snapshot, judged)
+
+    @cached_property
+    def _levels(self) -> dict[str, Level]:
+        """What a snapshot without standard errors is judged by."""
+        return levels_of(self.run)
 
     def _by(self, index: list[int], name: str, bar: float) -> Evidence:
         """The verdict on induction by a bound."""

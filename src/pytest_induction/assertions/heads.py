@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_induction.absence import ROWS, Look, close_repeats, longer_rows, other_first_tokens
-from pytest_induction.assertions.boundary import check_share, expect
+from pytest_induction.assertions.boundary import check_advantage, check_share, expect
 from pytest_induction.assertions.head_search import Budget, HeadSearch, is_small, round_size, rounds_within
 from pytest_induction.criteria import MARGIN, MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING, PERIOD_DETECTOR, SUPPRESSES
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
@@ -271,8 +271,7 @@ def checked_thresholds(
             f"`max_prefix_matching`, up to which a head counts as none, must be below `min_prefix_matching`, got {lower} and "
             f"{min_prefix_matching}"
         )
-    if not min_advantage >= 0:
-        raise ArgumentError(f"`min_advantage` must be at least 0 nats, got {min_advantage}")
+    check_advantage(min_advantage)
     if match_length is not None and whole_number("match_length", match_length, least=1) > MATCHES:
         raise ArgumentError(f"`match_length` must be 1, 2 or {MATCHES} (three tokens or more), got {match_length}")
     return Thresholds(min_prefix_matching, lower, min_advantage, match_length)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_induction.assertions.boundary import expect
+from pytest_induction.assertions.boundary import checked_bounds, expect
 from pytest_induction.assertions.runs import provenance_of
-from pytest_induction.errors import ArgumentError, RunError, user_facing, whole_number
+from pytest_induction.errors import RunError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, provenance
 from pytest_induction.models.load import function_named, load_model
 from pytest_induction.probes.answers import ProbeSequence
@@ -173,10 +173,7 @@ def assert_property_holds_from(
     """
     claim = Claim.of(_meant(property), dict(options or {}))
     most = whole_number("max_examples", max_examples, least=1)
-    bars = {name: bar for name, bar in (("before_tokens", before_tokens), ("before_steps", before_steps)) if bar is not None}
-    for name, bar in bars.items():
-        if not 0 < bar < math.inf:
-            raise ArgumentError(f"`{name}` must be above 0, got {bar}")
+    bars = checked_bounds(before_tokens=before_tokens, before_steps=before_steps)
     chosen = _probes(probes, probe_options, claim)
     history = found_over(run, claim, probes=chosen, most=most, seed=seed, factory=None, bisect=bisect, climb=False)
     return expect(judged_over(history, claim, bars=bars), Verdict.FORMED)

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from pytest_induction.assertions.boundary import check_share, expect
+from pytest_induction.assertions.boundary import check_advantage, check_share, expect
 from pytest_induction.assertions.runs import RunLike, provenance_of
 from pytest_induction.assertions.snapshots import with_snapshot
 from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING
-from pytest_induction.errors import ArgumentError, user_facing
+from pytest_induction.errors import user_facing
 from pytest_induction.records import Change, Estimate, Evidence, HeadId, Verdict
 from pytest_induction.runs.bump import scatter_of
 from pytest_induction.runs.changes import FEWEST, POWER
@@ -131,8 +131,7 @@ def assert_final_has_induction_head(
     """
     check_share("min_prefix_matching", min_prefix_matching)
     check_share("error_rate", error_rate)
-    if not min_advantage >= 0:
-        raise ArgumentError(f"`min_advantage` must be at least 0 nats, got {min_advantage}")
+    check_advantage(min_advantage)
     opened = load_run(run)
     bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
     about = provenance_of(opened)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from pytest_induction.assertions.boundary import expect
+from pytest_induction.assertions.boundary import checked_bounds, expect
 from pytest_induction.assertions.together import apart, over_runs, together, turning, with_turn
 from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.journal import name_subject, tell
@@ -60,11 +60,8 @@ def assert_phase_change(
     """
     opened, found = _found(run, max_width, min_change, error_rate)
     evidence = _evidence(opened, "phase_change", found, error_rate)
-    for name, bar in (("before_tokens", before_tokens), ("before_steps", before_steps)):
-        if bar is not None:
-            if not 0 < bar < math.inf:
-                raise ArgumentError(f"`{name}` must be above 0, got {bar}")
-            evidence = _in_time(evidence, found.induction, name, bar)
+    for name, bar in checked_bounds(before_tokens=before_tokens, before_steps=before_steps).items():
+        evidence = _in_time(evidence, found.induction, name, bar)
     if co_occurring is None and found.in_context_learning is None:
         evidence = replace(evidence, summary=f"{evidence.summary}; in-context learning was not recorded, and is left out")
     if co_occurring or (co_occurring is None and found.in_context_learning is not None):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pytest_induction.records import Estimate, Evidence, Verdict
 from pytest_induction.runs.bump import scatter_of
@@ -36,19 +38,28 @@ def with_snapshot(evidence: Evidence, snapshot: Snapshot, judged: SnapshotVerdic
     )
 
 
-def with_values(evidence: Evidence, run: TrainingRun, place: int, bars: Mapping[str, float]) -> Evidence:
-    """The same of a snapshot whose standard errors are not known: a value counts 2.8 standard deviations of the scatter away.
+class Level(NamedTuple):
+    """A measure at every snapshot, (snapshots,), and how far a single value may be off by its scatter."""
 
-    Of heads and behaviour one may be missing, which is said.
-    """
-    snapshot, known, missing = run.snapshots[place], {}, []
-    for name, bar in (("prefix_matching", bars["min_prefix_matching"]), ("advantage", bars["min_advantage"])):
-        values = run.best_of_heads(name)[0] if name == "prefix_matching" else run.column(name)
-        if not math.isfinite(values[place]):
+    values: NDArray[np.float64]
+    half: float
+
+
+def levels_of(run: TrainingRun) -> dict[str, Level]:
+    """What is said of heads and behaviour where standard errors are not known: 2.8 standard deviations of the scatter count."""
+    found = {"prefix_matching": run.best_of_heads("prefix_matching")[0], "advantage": run.column("advantage")}
+    return {name: Level(values, POWER * scatter_of(values[np.isfinite(values)])) for name, values in found.items()}
+
+
+def with_levels(evidence: Evidence, step: int, place: int, levels: Mapping[str, Level], bars: Mapping[str, float]) -> Evidence:
+    """The evidence with the verdict on a snapshot by levels. Of heads and behaviour one may be missing, which is said."""
+    known, missing = {}, []
+    for name, level in levels.items():
+        value = float(level.values[place])
+        if not math.isfinite(value):
             missing.append(WORDS[name])
             continue
-        half = POWER * scatter_of(values[np.isfinite(values)])
-        known[name] = (Estimate(float(values[place]), float(values[place]) - half, float(values[place]) + half), bar)
+        known[name] = (Estimate(value, value - level.half, value + level.half), bars[f"min_{name}"])
     above = [value.is_above(bar) for value, bar in known.values()]
     below = [value.is_below(bar) for value, bar in known.values()]
     verdict = Verdict.NOT_FORMED if any(below) else Verdict.FORMED if all(above) else Verdict.UNDETERMINED
@@ -59,7 +70,7 @@ def with_values(evidence: Evidence, run: TrainingRun, place: int, bars: Mapping[
         evidence,
         verdict=verdict,
         reason=reason,
-        summary=f"at step {snapshot.step} {said}{without}",
+        summary=f"at step {step} {said}{without}",
         estimates={name: value for name, (value, _) in known.items()},
         settle="sweep the checkpoints: their scores have standard errors" if verdict is Verdict.UNDETERMINED else "",
     )

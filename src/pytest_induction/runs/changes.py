@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -153,8 +154,8 @@ class _Seen:
             "width_unclear": f"{how}, with an interval of {width.low:.2f} to {width.high:.2f}: abrupt or gradual is not clear",
             "share_unclear": f"{how}, {self.share:.0%} of all that it changes: whether that is most of it is not clear",
             "bend": f"{how}, and a line with one bend fits as well",
-            "two_steps": f"{how}, and by as much as {_number(self._other_step())} elsewhere in as short a time: two steps",
-            "steps_unclear": f"{how}, and perhaps by {_number(self._other_step())} elsewhere: one step or two is not clear",
+            "two_steps": f"{how}, and by as much as {_number(self._other_step)} elsewhere in as short a time: two steps",
+            "steps_unclear": f"{how}, and perhaps by {_number(self._other_step)} elsewhere: one step or two is not clear",
             "not_over": f"{how}, and may not be over at the last snapshot",
             "began_before": f"{how}, and may have begun before the first snapshots",
             "change_unclear": f"{how}: less than {POWER} standard errors ({_number(change.high - change.value)}) "
@@ -200,12 +201,13 @@ class _Seen:
     def _is_two_steps(self) -> bool:
         """Whether something that is abrupt is surely not alone."""
         error = self.found.noise * math.sqrt(len(self.series.x) / self.found.n_effective)  # of neighbours that are alike
-        return self.best_is_abrupt and self._has_other_step(self._other_step() - POWER * error)
+        return self.best_is_abrupt and self._has_other_step(self._other_step - POWER * error)
 
     def _has_other_step(self, size: float) -> bool:
         """Whether a change elsewhere is large enough beside this one to be a step of its own."""
         return size > 0 and size >= OTHER_STEP * self.series.sign * self.found.change
 
+    @cached_property
     def _other_step(self) -> float:
         """The largest change of smoothed values in `max_width` decades, wholly before or after this one; 0 below the threshold.
 
@@ -244,7 +246,7 @@ class _Seen:
             "width_unclear": (not (self._narrow(self.found.fitting).all() and self._is_seen), denser),
             "share_unclear": (not self._abrupt().all(), denser),
             "bend": (self.found.is_no_better_than_a_bend, denser),
-            "steps_unclear": (self._has_other_step(self._other_step()), denser),
+            "steps_unclear": (self._has_other_step(self._other_step), denser),
         }
         return next(((reason, settle) for reason, (is_so, settle) in ways.items() if is_so), None)
 

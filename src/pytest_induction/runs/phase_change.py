@@ -16,6 +16,8 @@ from pytest_induction.runs.turn import judge_turn
 
 MARGIN = 0.15  # decades between two midpoints that belong to one change
 ERROR_RATE = 0.05
+NOTHING_RECORDED = "neither scores of heads nor behaviour on repeated tokens were recorded"
+SWEEP = "sweep the run's checkpoints: python -m pytest_induction sweep"
 WANT_OF_SNAPSHOTS = ("few_snapshots", "few_inside", "began_before", "not_over", "width_unclear")
 
 
@@ -179,8 +181,7 @@ def _of_one(heads: Change | None, repeats: Change | None) -> Said:
     if only is not None:
         were = "was" if repeats is None else "were"
         return only.verdict, only.reason, f"{only.summary}; {without} {were} not recorded", only.settle
-    missing = "neither scores of heads nor behaviour on repeated tokens were recorded"
-    return Verdict.UNDETERMINED, "not_recorded", missing, "sweep the run's checkpoints: python -m pytest_induction sweep"
+    return Verdict.UNDETERMINED, "not_recorded", NOTHING_RECORDED, SWEEP
 
 
 def _with_behaviour(heads: Change, repeats: Change, apart: Estimate | None, seen: str) -> Said:
