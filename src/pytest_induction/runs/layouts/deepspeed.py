@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.layouts.layout import Layout, Weights, entries
+from pytest_induction.runs.layouts.layout import NestedLayout, Weights, entries
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.streams import first_line
 
@@ -26,22 +26,17 @@ _TAG = re.compile(r"global_step\d+|pytorch_model|checkpoint")  # the last is Lig
 _ONLY_SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
-class DeepSpeed(Layout):
+class DeepSpeed(NestedLayout):
     """What `engine.save_checkpoint` writes, also in a checkpoint of the Trainer or of accelerate."""
 
     name = "DeepSpeed"
     looks_like = f"a directory with {WHOLE} or zero_pp_rank_0_mp_rank_00_model_states.pt (ZeRO 0 to 3), or one with such in it"
 
-    def fits(self, place: Place, names: Sequence[str]) -> bool:
-        return _inner(place, names) is not None
+    def inner(self, place: Place, names: Sequence[str]) -> str | None:
+        return _inner(place, names)
 
-    def parts(self, place: Place, names: Sequence[str]) -> Iterator[str]:
-        inner = _inner(place, names)
-        directory = place / inner if inner else place
-        prefix = f"{inner}/" if inner else ""
-        held = directory.names()
-        files = [WHOLE] if WHOLE in held else [name for name in held if _PART.fullmatch(name) or _OPTIMISER.fullmatch(name)]
-        return (f"{prefix}{name}" for name in files)
+    def held(self, names: Sequence[str]) -> list[str]:
+        return [WHOLE] if WHOLE in names else [name for name in names if _PART.fullmatch(name) or _OPTIMISER.fullmatch(name)]
 
     def read(self, path: Path) -> Weights:
         from pytest_induction.runs.layouts.stored import read_pickle

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.layouts.layout import Layout, Weights, entries
+from pytest_induction.runs.layouts.layout import NestedLayout, Weights, entries
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.streams import first_line
 
@@ -36,20 +36,17 @@ _CLASSES = {  # what `.metadata` is made of; nothing else in it is loaded
 }
 
 
-class Distributed(Layout):
+class Distributed(NestedLayout):
     """As torchtitan, FSDP2 with `dcp.save`, OLMo-core, Lightning, and accelerate and the Trainer under FSDP write it."""
 
     name = "torch.distributed.checkpoint"
     looks_like = f"a directory with {METADATA} and .distcp files (torchtitan, FSDP), or one with such a directory in it"
 
-    def fits(self, place: Place, names: Sequence[str]) -> bool:
-        return _inner(place, names) is not None
+    def inner(self, place: Place, names: Sequence[str]) -> str | None:
+        return _inner(place, names)
 
-    def parts(self, place: Place, names: Sequence[str]) -> Iterator[str]:
-        inner = _inner(place, names)
-        directory = place / inner if inner else place
-        prefix = f"{inner}/" if inner else ""
-        return (f"{prefix}{name}" for name in directory.names() if name in (METADATA, BESIDE) or name.endswith(".distcp"))
+    def held(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if name in (METADATA, BESIDE) or name.endswith(".distcp")]
 
     def read(self, path: Path) -> Weights:
         stored = _Stored(path)

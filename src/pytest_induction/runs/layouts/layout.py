@@ -66,3 +66,23 @@ class Layout(ABC):
     def hinted_step(self, path: Path) -> int | None:
         """The step of one whose name tells none: also by a count that only some trainers take for that."""
         return self.step(path)
+
+
+class NestedLayout(Layout):
+    """One that other trainers put into a directory inside their own checkpoints."""
+
+    @abstractmethod
+    def inner(self, place: Place, names: Sequence[str]) -> str | None:
+        """The directory in it that is of this layout, "" for itself; None where there is none."""
+
+    @abstractmethod
+    def held(self, names: Sequence[str]) -> list[str]:
+        """Of what lies in that directory, the files that make the model what it is."""
+
+    def fits(self, place: Place, names: Sequence[str]) -> bool:
+        return self.inner(place, names) is not None
+
+    def parts(self, place: Place, names: Sequence[str]) -> Iterator[str]:
+        inner = self.inner(place, names)
+        directory, prefix = (place / inner, f"{inner}/") if inner else (place, "")
+        return (f"{prefix}{name}" for name in self.held(directory.names()))
