@@ -618,8 +618,9 @@ for step in range(10):
     if any_process(recorder.should_stop, torch.device("cpu")):
         break
 recorder.close()
-print(rank, step, recorder.should_stop)
+print(rank, step, recorder.should_stop, flush=True)
 distributed.destroy_process_group()
+os._exit(0)  # as in test_together.py
 """
 
 
