@@ -8,6 +8,8 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from pytest_induction.undoing import puts_back
+
 if TYPE_CHECKING:
     from pytest_induction.records import Evidence
 
@@ -113,13 +115,14 @@ def reason(error: Exception) -> str:
 
 
 def user_facing(function: Callable[P, R]) -> Callable[P, R]:
-    """Let errors of ours leave `function` as if the user's own line had raised them."""
+    """Let errors of ours leave `function` as if the user's own line had raised them, and nothing changed, see `puts_back`."""
+    measured = puts_back(function)
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         __tracebackhide__ = True
         try:
-            return function(*args, **kwargs)
+            return measured(*args, **kwargs)
         except OURS as error:
             raise error.with_traceback(None) from None
 

@@ -254,7 +254,7 @@ def test_a_beginning_that_is_not_tried_out_would_be_wrong(kind, monkeypatch):
     expected = by_one_pass_each(subject, sets)
     monkeypatch.setattr(
         "pytest_induction.interventions.passes.blocks_of",
-        lambda subject: Blocks(resuming._side_by_side(subject.module, subject.reading.layers)),
+        lambda subject: Blocks(subject.module, resuming._side_by_side(subject.module, subject.reading.layers)),
     )
     passes = Passes(subject, ROWS, QUERIES)
     assert passes._blocks.any

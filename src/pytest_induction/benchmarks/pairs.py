@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 
 from pytest_induction.records import Estimate
 from pytest_induction.statistics import median_interval
+from pytest_induction.undoing import Changes
 
 Run = Callable[[], Any]
 FEWEST_JUDGED = 15  # pairs, where a ratio is held against a bound
@@ -116,12 +118,9 @@ def settle(device: torch.device) -> None:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """No garbage collection and no coverage tracer inside: pytest-benchmark may pause them for one side only."""
-    tracer, collecting = sys.gettrace(), gc.isenabled()
-    sys.settrace(None)
-    gc.disable()
-    try:
+    with Changes() as changes:
+        changes.undone_by(partial(sys.settrace, sys.gettrace()))
+        changes.undone_by(gc.enable if gc.isenabled() else gc.disable)
+        sys.settrace(None)
+        gc.disable()
         yield
-    finally:
-        if collecting:
-            gc.enable()
-        sys.settrace(tracer)

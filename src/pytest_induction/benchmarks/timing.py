@@ -11,6 +11,7 @@ from pytest_induction.benchmarks.memory import measured_by, peak_megabytes
 from pytest_induction.benchmarks.pairs import ERROR_RATE, FEWEST_JUDGED, Paired, Turns
 from pytest_induction.models.calling import as_found
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.undoing import puts_back
 
 if TYPE_CHECKING:
     from pytest_induction.bound import Induction
@@ -21,6 +22,7 @@ BASE = "bare forward pass over the same tokens, without logits where the model h
 class Timing:
     """One analysis of the session's model, made ready; `take` times it."""
 
+    @puts_back
     def __init__(self, analysis: Analysis, induction: Induction) -> None:
         self._analysis = analysis
         self._subject = induction.model
@@ -28,6 +30,7 @@ class Timing:
             self._measure = analysis.prepare(induction)
             self._batches = batches_of(self._measure, self._subject)
 
+    @puts_back
     def take(self, benchmark: Any, *, fewest: int, seconds: float) -> Paired | None:
         """Time the analysis and note what is known of it in `benchmark.extra_info`. None where benchmarks are disabled.
 

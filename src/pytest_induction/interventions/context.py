@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +16,7 @@ from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 
 
-@contextmanager
-def intervene(model: ModelLike, *interventions: Intervention) -> Iterator[ModelUnderTest]:
+def intervene(model: ModelLike, *interventions: Intervention) -> AbstractContextManager[ModelUnderTest]:
     """Every pass of the model inside the block is changed by these interventions, whoever calls it; afterwards it is as it was.
 
     Gives the model under test, on which all that can be measured is then measured under the interventions. The module itself is
@@ -39,8 +37,7 @@ def intervene(model: ModelLike, *interventions: Intervention) -> Iterator[ModelU
     def steps_for(tokens: Tensor, run: Any) -> Any:
         return joined(interventions, Clean(subject, tokens, run))
 
-    with Intervening(subject, steps_for).installed():
-        yield subject
+    return Intervening(subject, steps_for).installed()
 
 
 @user_facing

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing
@@ -25,8 +24,9 @@ from pytest_induction.models.intervening import acting
 from pytest_induction.models.kernels import Call
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.models.sdpa import Tap
+from pytest_induction.models.sdpa import is_listened_to
 from pytest_induction.models.way_in import Refused, checked
+from pytest_induction.undoing import puts_back
 
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_key_value_heads")
 OF_ITSELF = ("config", "cfg", "generation_config", "tokenizer")
@@ -98,6 +98,7 @@ class SmearedKeys(nn.Module):
             return tuple(torch.sigmoid(alpha) for alpha in self.alphas)
         return tuple(self.share.expand(n) for n in self._key_heads)
 
+    @puts_back
     def forward(self, *args: Any, **options: Any) -> Any:
         """What the module gives for these arguments, with its keys smeared. No cache of keys can be used or made."""
         self._check(options)
@@ -126,7 +127,7 @@ class SmearedKeys(nn.Module):
 
     def _unsmeared(self, why: str) -> Exception:
         """What is raised where keys are not smeared: for the user, or for what tries out how the model can be watched."""
-        if isinstance(F.scaled_dot_product_attention, Tap):
+        if is_listened_to():
             return Refused(why)
         return UnsupportedModel(f"the keys of {self._name} cannot be smeared: {why}")
 

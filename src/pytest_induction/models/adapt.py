@@ -29,6 +29,7 @@ from pytest_induction.models.calling import (
     writes,
 )
 from pytest_induction.models.census import following_calls
+from pytest_induction.models.changing import have_alone
 from pytest_induction.models.declared import CONTEXT_NAMES, declared, declared_layers, token_space, tokenizer_of
 from pytest_induction.models.differences import close_to, difference
 from pytest_induction.models.forms import GUIDE, WRAP, Found, find_forms, holding_all, model_inside, of_round_lengths
@@ -40,6 +41,7 @@ from pytest_induction.models.trial import Trial, find_way, is_offloaded
 from pytest_induction.models.weights import broken_weights
 from pytest_induction.models.without_pattern import paths_or_classes
 from pytest_induction.records import TokenSpace
+from pytest_induction.undoing import Changes, puts_back
 
 BATCH_TRIALS = 8  # token ids for which the influence of a later token is compared with that of the other rows,
 BATCH_SHARE = 2  # and how much more it may be: dynamic int8 gives 0.4 to 1.3, and 3.8 or more where attention looks ahead
@@ -47,6 +49,7 @@ MIXED = "the logits of a row change with the rows beside it,"
 LONGEST_TRIAL = 128  # positions tried where a model does not tell its context
 
 
+@puts_back
 def adapt(
     module: nn.Module,
     *,
@@ -59,8 +62,11 @@ def adapt(
 ) -> ModelUnderTest:
     """Make a model under test of a module that maps token ids to logits. Raises `ModelError` if it cannot be one."""
     name = name or type(uncompiled(module)).__name__
-    others, found = OtherRandom(), Memory(module)
-    try:
+    with Changes() as changes:
+        have_alone(changes, module)
+        others, found = OtherRandom(), Memory(module)
+        changes.undone_by(found.restore)
+        changes.undone_by(others.restore)
         with as_found(module) as hooked:
             _check_weights(module, name)
             tried = _tried_out(module, tokenizer, name)
@@ -74,7 +80,6 @@ def adapt(
                 if way is not None:
                     tried, said = again, ()
                     break
-    finally:
         draws = others.restore()
         writes[uncompiled(module)] = written = found.restore()
     caller, trial = tried.found.caller, tried.trial

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.models.calling import Caller, as_found
+from pytest_induction.models.changing import add_hooks
 from pytest_induction.models.head_weights import Affine, Norm, upcast
+from pytest_induction.undoing import Changes
 
 CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest number, that two results may differ by
 CLOSE_HALF = 3e-2
@@ -54,12 +56,9 @@ def recording(module: nn.Module, also: Sequence[nn.Module]) -> Iterator[list[Cal
             found.append(Call(part, given.detach().clone(), gave.detach().clone()))
 
     wanted = [part for part in module.modules() if part in also or _is_known(part) or is_norm(part) or may_be_norm(part)]
-    handles = [part.register_forward_hook(heard, with_kwargs=True) for part in wanted]
-    try:
+    with Changes() as changes:
+        add_hooks(changes, wanted, heard, with_kwargs=True)
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def first_tensor(values: Sequence[Any]) -> Tensor | None:
@@ -254,14 +253,10 @@ def replayed(
         made = made + moved[part].to(made) if part in moved else made
         return (made, *output[1:]) if isinstance(output, tuple) else made
 
-    handles: list[Any] = [part.register_forward_hook(instead) for part in clean]
-    handles += [part.register_forward_pre_hook(given, with_kwargs=True) for part in read]
-    try:
-        with as_found(caller.module):
-            caller(tokens)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with as_found(caller.module), Changes() as changes:
+        add_hooks(changes, clean, instead)
+        add_hooks(changes, read, given, before=True, with_kwargs=True)
+        caller(tokens)
     return seen
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import random
 import sys
-import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from threading import get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import ModelError
+from pytest_induction.models.changing import HOOKS, Shared, have_alone
 from pytest_induction.models.inputs import INPUT_IDS, Inputs, parameters_of
 from pytest_induction.models.outputs import Outputs, Vocabulary, described, readings
 from pytest_induction.models.weights import fingerprint
+from pytest_induction.undoing import Changes
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _NOTHING = nullcontext()
 FLEX = "torch.nn.attention.flex_attention"
 UNCOMPILED = "flex_attention_performance"  # torch's name of that warning
@@ -157,29 +160,43 @@ def as_found(module: nn.Module, *, draws: bool = False) -> Iterator[bool]:
 
     Tensors that a trial saw its passes write to (see `Memory`) are put back too, and plain attributes with them.
     """
-    training, hooked = _walked(module)
-    memory = Memory(module, names) if (names := writes.get(uncompiled(module))) else None
-    random_state, others = torch.get_rng_state(), OtherRandom() if draws else None
-    device = device_of(module)
-    device_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    try:
-        for part in training:
-            part.training = False
-        with torch.no_grad(), as_written():
+    with Changes() as changes:
+        have_alone(changes, module)
+        if draws:
+            changes.undone_by(OtherRandom().restore)
+        _keep_random_state(changes, device_of(module))
+        if names := writes.get(uncompiled(module)):
+            changes.undone_by(Memory(module, names).restore)
+        training, hooked = _walked(module)
+        changes.undone_by(partial(_set_training, training, to=True))
+        ended: list[bool] = []
+        changes.undone_by(partial(_offload_again, module, unless=ended))
+        _set_training(training, to=False)
+        run_as_written(changes)
+        with torch.no_grad():
             yield hooked
-    except BaseException:
-        _offload_again(module)
-        raise
-    finally:
-        for part in training:
-            part.training = True
-        if memory is not None:
-            memory.restore()
-        torch.set_rng_state(random_state)
-        if others is not None:
-            others.restore()
-        if device_state is not None:
-            torch.cuda.set_rng_state(device_state, device)
+        ended.append(True)
+
+
+def _set_training(parts: Sequence[nn.Module], *, to: bool) -> None:
+    for part in parts:
+        part.training = to
+
+
+_random_states: dict[int, Tensor] = {}
+"""What torch's state was before any thread measured, of each thread that does: the last one that ends leaves that."""
+
+
+def _keep_random_state(changes: Changes, device: torch.device) -> None:
+    """Have torch's random states put back. The one of the CPU is one for all threads."""
+    if device.type == "cuda":
+        changes.undone_by(partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device))
+    state, thread = torch.get_rng_state(), get_ident()
+    if thread not in _random_states:
+        state = next(iter([*_random_states.values()]), state)
+        changes.undone_by(partial(_random_states.pop, thread, None))
+        _random_states[thread] = state
+    changes.undone_by(partial(torch.set_rng_state, state))
 
 
 class OtherRandom:
@@ -300,57 +317,48 @@ def _walked(module: nn.Module) -> tuple[list[nn.Module], bool]:
     return found, hooked
 
 
-def _offload_again(module: nn.Module) -> None:
+def _offload_again(module: nn.Module, *, unless: Sequence[bool]) -> None:
     """Where a pass broke off between the two hooks by which accelerate fetches a module's weights and puts them away."""
-    for part in module.modules():
+    for part in () if any(unless) else module.modules():
         hook = getattr(part, "_hf_hook", None)
         if hook is not None:
             hook.post_forward(part, None)
 
 
-class _Eager(AbstractContextManager[None]):
-    """Torch's stance is one for all threads: the first that is inside sets it, and the last that leaves puts it back."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._stance: AbstractContextManager[Any] = nullcontext()
-        self._quiet = False
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._stance = torch.compiler.set_stance("force_eager")
-            self._inside += 1
-            said = self._said()
-            if said is not None and UNCOMPILED not in said:
-                said.add(UNCOMPILED)
-                self._quiet = True
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._stance.__exit__(None, None, None)
-                said = self._said()
-                if said is not None and self._quiet:
-                    said.discard(UNCOMPILED)
-                self._quiet = False
-
-    @staticmethod
-    def _said() -> set[str] | None:
-        """The warnings that `flex_attention` gives once: it would advise to compile what is kept from being compiled here."""
-        return getattr(sys.modules.get(FLEX), "_WARNINGS_SHOWN", None)
+def _compiling() -> tuple[Any, bool]:
+    """Torch's stance, and whether `flex_attention` has given its advice: to compile what is kept from being compiled here."""
+    stance = sys.modules["torch._dynamo.eval_frame"]._stance  # noqa: SLF001 - torch's own way sets another one first
+    return stance, UNCOMPILED in getattr(sys.modules.get(FLEX), "_WARNINGS_SHOWN", ())
 
 
-_EAGER = _Eager()
+def _compile(found: tuple[Any, bool]) -> None:
+    stance, advised = found
+    if isinstance(stance, str):
+        torch.compiler.set_stance(stance)
+    else:
+        sys.modules["torch._dynamo.eval_frame"]._set_stance(stance)  # noqa: SLF001 - see above
+    if FLEX in sys.modules:
+        given: set[str] = getattr(sys.modules[FLEX], "_WARNINGS_SHOWN", set())
+        (given.add if advised else given.discard)(UNCOMPILED)
 
 
-def as_written() -> AbstractContextManager[Any]:
-    """What `torch.compile` has compiled runs as it was written inside the block."""
-    if "torch._dynamo" not in sys.modules and FLEX not in sys.modules:  # which compiles what it is called with
-        return nullcontext()
-    return _EAGER
+_uncompiled = Shared(_compiling, _compile, ("force_eager", True))
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """What `torch.compile` has compiled runs as it was written inside the block, in all threads: they have one setting."""
+    with Changes() as changes:
+        run_as_written(changes)
+        yield
+
+
+def run_as_written(changes: Changes) -> None:
+    """The same until the changes are undone."""
+    if "torch._dynamo" in sys.modules or FLEX in sys.modules:  # which compiles what it is called with
+        if "torch._dynamo.eval_frame" not in sys.modules:
+            importlib.import_module("torch._dynamo.eval_frame")
+        _uncompiled.hold(changes)
 
 
 def full_precision(device: str) -> AbstractContextManager[Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.models.calling import quoted
+from pytest_induction.models.changing import add_hooks
 from pytest_induction.models.way_in import Refused
+from pytest_induction.undoing import Changes
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 NO_SOFTMAX = re.compile(  # mixers of transformers' own that are called attention and have no pattern
@@ -37,24 +38,11 @@ NUMBERED_LAST = re.compile(r"(?:^|\.)\d+$")
 @contextmanager
 def following_calls(module: nn.Module, entering: Callable[..., Any], leaving: Callable[..., Any]) -> Iterator[None]:
     """Call these as hooks before and after every module of this thread's passes inside the block; what they return counts."""
-    thread = threading.get_ident()
-
-    def before(part: nn.Module, inputs: Any, options: Any) -> Any:
-        return entering(part, inputs, options) if threading.get_ident() == thread else None
-
-    def after(part: nn.Module, inputs: Any, output: Any) -> Any:
-        return leaving(part, inputs, output) if threading.get_ident() == thread else None
-
-    handles = []
-    for part in module.modules():
-        if not isinstance(part, torch.jit.ScriptModule):  # whose calls nothing can follow
-            handles.append(part.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(part.register_forward_hook(after))
-    try:
+    parts = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]  # whose calls nothing can follow
+    with Changes() as changes:
+        add_hooks(changes, parts, entering, before=True, with_kwargs=True)
+        add_hooks(changes, parts, leaving)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class Place(NamedTuple):

@@ -13,9 +13,11 @@ from pytest_induction.models.acting import Steps
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
+from pytest_induction.models.changing import have_alone, remove_hooks
 from pytest_induction.models.editing import Editing
 from pytest_induction.models.sdpa import Tap, Watch, each_itself, is_softmax, watching
 from pytest_induction.models.way_in import NotInUse, Observer, Refused, Show, Trials, WayIn
+from pytest_induction.undoing import Changes
 
 SETTING = "_attn_implementation_internal"
 INSTALLED = "_output_capturing_hooks_installed"  # what transformers says of its own hooks
@@ -113,29 +115,32 @@ class Squares(Watch):
 @contextmanager
 def _eager(module: nn.Module) -> Iterator[None]:
     """Eager attention in every part of the model, and the former setting of each part afterwards."""
-    former = [(config, getattr(config, SETTING)) for config in _configs(module)]
-    try:
-        for config, _ in former:
-            setattr(config, SETTING, "eager")
+    with Changes() as changes:
+        have_alone(changes, module)
+        for config in _configs(module):
+            changes.set(config, SETTING, "eager")
         yield
-    finally:
-        for config, setting in former:
-            setattr(config, SETTING, setting)
 
 
 @contextmanager
 def _hooks_put_back(module: nn.Module) -> Iterator[None]:
-    """Hooks that are registered inside the block, as transformers does to collect what is asked for, are removed after it."""
-    parts = [(part, set(vars(part)), set(part._forward_hooks)) for part in module.modules()]  # noqa: SLF001 - nothing else tells
-    try:
+    """Hooks that transformers registers inside the block, to collect what is asked for, are removed after it."""
+    parts = list(module.modules())
+    before = {part: set(part._forward_hooks) for part in parts}  # noqa: SLF001 - nothing else tells
+    marked = {part for part in parts if INSTALLED in vars(part)}
+
+    def is_new(part: nn.Module, number: int, hook: Any) -> bool:
+        return number not in before[part] and str(getattr(hook, "__module__", "")).startswith("transformers.")
+
+    def remove() -> None:
+        remove_hooks(parts, is_new)
+        for part in parts:
+            if part not in marked:
+                vars(part).pop(INSTALLED, None)
+
+    with Changes() as changes:
+        changes.undone_by(remove)
         yield
-    finally:
-        for part, names, hooks in parts:
-            for key in set(part._forward_hooks) - hooks:  # noqa: SLF001 - as above
-                for table in (part._forward_hooks, part._forward_hooks_with_kwargs, part._forward_hooks_always_called):  # noqa: SLF001
-                    table.pop(key, None)
-            for name in (set(vars(part)) - names) & {INSTALLED}:
-                delattr(part, name)
 
 
 def _configs(module: nn.Module) -> list[Any]:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pytest_induction.models.census import following_calls
+from pytest_induction.models.changing import enter_mode
 from pytest_induction.models.outputs import parts_of
+from pytest_induction.undoing import Changes
 
 LOOK_UPS = frozenset({"embedding", "__getitem__", "index_select"})
 LONGER = frozenset({"pad", "constant_pad_nd", "cat", "concat", "concatenate"})
@@ -72,7 +74,8 @@ class FirstPass(TorchFunctionMode):
             for _, tensor in parts_of(output):
                 self._made.setdefault(id(tensor), (tensor, part))
 
-        with following_calls(self._module, entering, leaving), self:
+        with following_calls(self._module, entering, leaving), Changes() as changes:
+            enter_mode(changes, self)
             yield
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

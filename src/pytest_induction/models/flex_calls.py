@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,11 +15,14 @@ from torch import Tensor
 from pytest_induction.models.acting import MASKED, Acting
 from pytest_induction.models.attention import rows_of_scores
 from pytest_induction.models.calling import FLEX, full_precision
+from pytest_induction.models.changing import beneath, take_over
 from pytest_induction.models.flex_blocks import listed, one_block
 from pytest_induction.models.flex_scores import FlexReader, Mods
 from pytest_induction.models.kernels import CHECKED_ROWS, Call, is_close
 from pytest_induction.models.way_in import Refused, Show, looking
+from pytest_induction.undoing import Changes
 
+CHECK = "_validate_device"  # what of torch's refuses a gradient on a CPU
 HOP = "torch._higher_order_ops.flex_attention"
 Given = tuple[Tensor, ...]
 """What the op gives: output (rows, heads, positions, d_value), then numbers per query in powers of two: log-sum-exp, maximum."""
@@ -268,24 +270,16 @@ def _laid_out_like(found: Tensor, given: Tensor) -> Tensor:
 
 @contextmanager
 def gradients_allowed(show: Show) -> Iterator[None]:
-    """Where layers take steps calls of this thread may be made of what wants a gradient, which torch has none for on a CPU.
-
-    Entered by one at a time.
-    """
+    """Where layers take steps calls of this thread may be made of what wants a gradient, which torch has none for on a CPU."""
     module: Any = sys.modules.get(FLEX)
-    check: Callable[..., None] | None = getattr(module, "_validate_device", None)
-    if check is None or not isinstance(show, Acting):
+    if not hasattr(module, CHECK) or not isinstance(show, Acting):
         yield
         return
-    thread = threading.get_ident()
+    check = beneath(module, CHECK)
 
     def allow(*tensors: Tensor) -> None:
-        if threading.get_ident() == thread:
-            tensors = tuple(each.detach() for each in tensors)
-        check(*tensors)
+        check(*(each.detach() for each in tensors))
 
-    module._validate_device = allow  # noqa: SLF001 - nothing else lets a gradient through
-    try:
+    with Changes() as changes:
+        take_over(changes, (module, CHECK, allow))
         yield
-    finally:
-        module._validate_device = check  # noqa: SLF001 - as above

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from pytest_induction.models.attention import NOTHING, PAIR_ENTRIES, LogSumExpReader, rows_of_scores
+from pytest_induction.models.changing import enter_mode
+from pytest_induction.undoing import Changes
 
 Mod = Callable[..., Tensor]
 ADDED = 1e-3  # how far from one a score may move that is moved by one, and to which something is added
@@ -62,7 +64,8 @@ def _each(mod: Mod, given: tuple[Tensor, ...]) -> Tensor:
     score = (0,) * (len(given) - 4)
     for row, head, query, key in ((None, None, None, 0), (None, None, 0, 0), (None, 0, None, None), (0, None, 0, 0)):
         mod = torch.vmap(mod, in_dims=(*score, row, head, query, key))
-    with TransformGetItemToIndex():
+    with Changes() as changes:
+        enter_mode(changes, TransformGetItemToIndex())
         return mod(*given)
 
 

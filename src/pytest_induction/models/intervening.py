@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 
 from pytest_induction.errors import ModelError, UnsupportedModel
 from pytest_induction.models.acting import Acting, Steps
-from pytest_induction.models.calling import Caller, as_written
+from pytest_induction.models.calling import Caller, run_as_written
+from pytest_induction.models.changing import add_hooks, replace_forward
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.projecting import acting_on_outputs
 from pytest_induction.models.protocol import ModelUnderTest, in_force
 from pytest_induction.models.way_in import Refused, checked
+from pytest_induction.undoing import Changes, Lasting, puts_back
 
 StepsFor = Callable[[Tensor, Callable[[Steps], None]], Steps]
 """Makes the steps of a pass over token ids (rows, positions); may run that pass with other steps before, as often as it likes."""
@@ -82,21 +85,19 @@ class Intervening:
         self._steps_for = steps_for
         self._here = _Here()
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """The block. Raises `ModelError` where the model is intervened on already."""
+    def installed(self) -> AbstractContextManager[ModelUnderTest]:
+        """The block. Entering it raises `ModelError` where the model is intervened on already."""
+        return Lasting(self.subject, self._install)
+
+    def _install(self, changes: Changes) -> None:
         subject, caller = self.subject, self.subject.caller
         if subject.intervening is not None:
             raise ModelError(f"an intervention on {subject.name} is in force already: give one `intervene` all of them")
-        with ExitStack() as stack:
-            for part in (caller.module, *([] if caller.base is None else [caller.base])):
-                stack.enter_context(self._around(part, caller))
-            stack.enter_context(as_written())
-            in_force[caller.module] = self
-            try:
-                yield
-            finally:
-                del in_force[caller.module]
+        for part in (caller.module, *([] if caller.base is None else [caller.base])):
+            self._put_around(changes, part, caller)
+        run_as_written(changes)
+        changes.undone_by(lambda: in_force.pop(caller.module, None))
+        in_force[caller.module] = self
 
     @contextmanager
     def outside(self, tokens: Tensor, run: Callable[[], Any]) -> Iterator[None]:
@@ -118,27 +119,22 @@ class Intervening:
         tokens = tokens.to(self.subject.device)
         with self.set_aside():
             steps = self._steps(tokens, run)
-        self._here.planned = Planned(tokens, steps)
-        try:
+        with Changes() as changes:
+            changes.set(self._here, "planned", Planned(tokens, steps))
             yield
-        finally:
-            self._here.planned = None
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
         """Passes inside the block are the model's own."""
-        before, self._here.busy = self._here.busy, True
-        try:
+        with Changes() as changes:
+            changes.set(self._here, "busy", True)  # noqa: FBT003 - a value like any other
             yield
-        finally:
-            self._here.busy = before
 
-    @contextmanager
-    def _around(self, part: nn.Module, caller: Caller) -> Iterator[None]:
-        own = vars(part).get("forward")
+    def _put_around(self, changes: Changes, part: nn.Module, caller: Caller) -> None:
         forward = part.forward
 
         @functools.wraps(forward)
+        @puts_back
         def acted(*args: Any, **options: Any) -> Any:
             if self._here.busy:
                 return forward(*args, **options)
@@ -154,31 +150,24 @@ class Intervening:
                 with self._taken(steps, tokens):
                     return forward(*args, **options)
 
-        part.forward = acted
-        marker = part.register_forward_pre_hook(_nothing)  # or what was measured before is taken for what is measured now
-        try:
-            yield
-        finally:
-            marker.remove()
-            if own is None:
-                del part.forward
-            else:
-                part.forward = own
+        replace_forward(changes, part, acted, everywhere=True)
+        # or what was measured before is taken for what is measured now
+        add_hooks(changes, [part], lambda part, inputs: None, before=True)
 
     def _steps(self, tokens: Tensor, run: Callable[[], Any]) -> Steps:
         """The steps of a pass over `tokens`, whose unchanged passes draw what it will draw, and leave that to be drawn."""
         cuda = [tokens.device] if tokens.device.type == "cuda" else []
 
         def run_with(steps: Steps) -> None:
-            with torch.no_grad(), torch.random.fork_rng(cuda), acting(self.subject, tokens, steps):
-                run()
+            with Changes() as changes:
+                for device in cuda:
+                    changes.undone_by(partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device))
+                changes.undone_by(partial(torch.set_rng_state, torch.get_rng_state()))
+                with torch.no_grad(), acting(self.subject, tokens, steps):
+                    run()
 
         return self._steps_for(tokens, run_with)
 
     def _taken(self, steps: Steps, tokens: Tensor) -> AbstractContextManager[None]:
         """Where there are none the model is left alone."""
         return acting(self.subject, tokens, steps) if steps else nullcontext()
-
-
-def _nothing(part: nn.Module, inputs: Any) -> None:
-    """A hook that changes nothing."""

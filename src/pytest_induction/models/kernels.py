@@ -29,7 +29,7 @@ MOST_LOOKS = 1024
 BUILTIN = torch._C._nn.scaled_dot_product_attention  # noqa: SLF001 - where the public name points
 Kernel = Callable[["Call"], "Attended"]
 _trusted: dict[Hashable, bool] = {}
-_known: dict[Hashable, Kernel | None] = {}
+_known: dict[Hashable, tuple[Kernel | None]] = {}
 
 
 class Call(NamedTuple):
@@ -101,17 +101,19 @@ def attend(original: Callable[..., Tensor], call: Call) -> Attended:
 def _serving(original: Callable[..., Tensor], call: Call) -> Kernel | None:
     """The kernel that torch would choose for this call, if it is one that tells the log-sum-exp, and the truth."""
     look = _look(call)
-    if look not in _known:
-        if len(_known) >= MOST_LOOKS:
-            _known.clear()
-        kernel = KERNELS.get((call.query.device.type, _choice(call)))
-        if kernel is not None:
-            kind = _kind(kernel, call)
-            if kind not in _trusted:
-                _trusted[kind] = _agrees(kernel, original, call)
-            kernel = kernel if _trusted[kind] else None
-        _known[look] = kernel
-    return _known[look]
+    known = _known.get(look)
+    if known is not None:
+        return known[0]
+    if len(_known) >= MOST_LOOKS:
+        _known.clear()
+    kernel = KERNELS.get((call.query.device.type, _choice(call)))
+    if kernel is not None:
+        kind = _kind(kernel, call)
+        if kind not in _trusted:
+            _trusted[kind] = _agrees(kernel, original, call)
+        kernel = kernel if _trusted[kind] else None
+    _known[look] = (kernel,)
+    return kernel
 
 
 def is_softmax_attention(call: Call, output: Tensor) -> bool:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, cast
@@ -27,10 +28,12 @@ from pytest_induction.models import remote_code
 from pytest_induction.models.adapt import adapt
 from pytest_induction.models.adapters import Adapter, check_peft, find_adapter, on_base
 from pytest_induction.models.calling import first_line
+from pytest_induction.models.changing import Shared
 from pytest_induction.models.protocol import ModelUnderTest, changed_in
 from pytest_induction.models.shown import Attach
 from pytest_induction.models.without_pattern import paths_or_classes
 from pytest_induction.specs import FORMS, check_dtype, check_spec, gguf_file, memory_size, module_names
+from pytest_induction.undoing import Changes
 
 HOLDERS = ("_module", "module", "model", "_model")  # the attributes of objects that hold a model
 HARMLESS = re.compile(  # what old files hold beside weights: masks, positions and frequencies that are computed today
@@ -325,20 +328,25 @@ def _tokenizer(transformers: Any, place: str, how: _How, **more: Any) -> Any:
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
     """No progress bars and no reports from the loader inside the block; the user's own settings afterwards."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    hub = getLogger("huggingface_hub")  # says every try to reach it
-    hub_level = hub.level
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    hub.setLevel(ERROR)
-    try:
+    with Changes() as changes:
+        for setting in _silenced(transformers.utils.logging):
+            setting.hold(changes)
         yield
-    finally:
-        hub.setLevel(hub_level)
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+
+
+@cache
+def _silenced(logging: Any) -> tuple[Shared, ...]:
+    """What the libraries that load say, a setting of all threads."""
+    hub = getLogger("huggingface_hub")  # says every try to reach it
+
+    def show_bars(shown: bool) -> None:
+        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+
+    return (
+        Shared(logging.get_verbosity, logging.set_verbosity, ERROR),
+        Shared(logging.is_progress_bar_enabled, show_bars, value=False),
+        Shared(lambda: hub.level, hub.setLevel, ERROR),
+    )
 
 
 def _from_factory(place: str, factory: str, spec: str) -> nn.Module | ModelUnderTest:
@@ -387,12 +395,13 @@ def _import(place: str) -> Any:
         raise ModelError(f"{place} cannot be imported")
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))  # so that the file finds its neighbours, as it would when run
-    try:
-        specification.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path.remove(str(path.parent))
+    folder = str(path.parent)
+    with Changes() as changes:
+        changes.undone_by(lambda: sys.path.__setitem__(slice(None), [each for each in sys.path if each is not folder]))
+        sys.path.insert(0, folder)  # so that the file finds its neighbours, as it would when run
+        try:
+            specification.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
     return module

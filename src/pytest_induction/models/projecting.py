@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from pytest_induction.models.acting import Part, Step, Steps
 from pytest_induction.models.calling import quoted
+from pytest_induction.models.changing import add_hooks
 from pytest_induction.models.head_weights import Circuits, LayerCircuits
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.way_in import Refused
+from pytest_induction.undoing import Changes
 
 
 @contextmanager
@@ -26,11 +28,10 @@ def acting_on_outputs(subject: ModelUnderTest, circuits: Circuits, tokens: Tenso
     layers = {layer: circuits.layers[layer] for layer, taken in steps.items() if taken}
     for layer, found in layers.items():
         _check(steps[layer], found, subject)
-    with ExitStack() as stack:
+    with Changes() as changes:
         for layer, found in layers.items():
             if found.writes is not None:
-                handle = found.writes.register_forward_pre_hook(_taking(steps[layer], found, tokens), with_kwargs=True)
-                stack.callback(handle.remove)
+                add_hooks(changes, [found.writes], _taking(steps[layer], found, tokens), before=True, with_kwargs=True)
         yield
 
 

@@ -28,6 +28,7 @@ from pytest_induction.models.stacked import CutReader, StackedReader, kept
 from pytest_induction.models.way_in import Observer, WayIn
 from pytest_induction.models.weights import fingerprint
 from pytest_induction.records import TokenSpace
+from pytest_induction.undoing import puts_back
 
 T = TypeVar("T")
 KEEP = "logits_to_keep"  # what transformers calls it
@@ -130,6 +131,7 @@ class ModelUnderTest:
             raise UnsupportedModel(f"the attention of {self.name} cannot be read\n{as_text(self.diagnosis())}", self.tried)
         return self.way
 
+    @puts_back
     def logits(
         self,
         tokens: Tensor,
@@ -171,6 +173,7 @@ class ModelUnderTest:
             raise ModelError(f"{self.name} takes rows of some lengths only, and no `attention_mask` with them")
         return filled
 
+    @puts_back
     def observe(
         self,
         tokens: Tensor,

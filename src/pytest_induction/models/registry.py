@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor
@@ -18,10 +19,13 @@ from pytest_induction.models.acting import Acting
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, Scored
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
+from pytest_induction.models.changing import beneath, take_over
 from pytest_induction.models.kernels import Call, exact, is_softmax_attention, is_weighted_sum
-from pytest_induction.models.sdpa import CallsWay, one_at_a_time
+from pytest_induction.models.sdpa import CallsWay
 from pytest_induction.models.way_in import NotInUse, Refused, Show, Trials
+from pytest_induction.undoing import Changes
 
+LOOK_UP = "get_interface"
 OPEN_WHERE_TRUE = ("sdpa_attention_forward",)  # functions that are known to take a boolean mask in place of none
 CHANGES_THE_SCORES = ("softcap", "s_aux", "sinks", "position_bias", "sliding_window")
 
@@ -51,11 +55,14 @@ class RegistryWay(CallsWay):
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
         """Wrap every attention function that is looked up inside the block."""
         interface = sys.modules["transformers.modeling_utils"].AttentionInterface
+        look_up, thread, listens = beneath(interface, LOOK_UP), get_ident(), [True]
 
         def wrapping(table: Any, implementation: Any, default: Any) -> Callable[..., Any]:
             function = look_up(table, implementation, default)
 
             def heard(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
+                if not listens or get_ident() != thread:  # some keep the function that they looked up
+                    return function(module, query, key, value, *rest, **options)
                 fits = query.shape[0] == tokens.shape[0] and query.shape[2] == key.shape[2] == tokens.shape[1]
                 hears = show.hears(query.shape[2], key.shape[2], fits=fits)
                 if hears and isinstance(show, Acting):
@@ -73,13 +80,10 @@ class RegistryWay(CallsWay):
 
             return heard
 
-        with one_at_a_time:
-            look_up = interface.get_interface
-            interface.get_interface = wrapping
-            try:
-                yield
-            finally:
-                interface.get_interface = look_up
+        with Changes() as changes:
+            changes.undone_by(listens.clear)
+            take_over(changes, (interface, LOOK_UP, wrapping))
+            yield
 
 
 def _acted(show: Acting, function: Callable[..., Any], module: Any, given: tuple[Any, ...], options: dict[str, Any]) -> Any:

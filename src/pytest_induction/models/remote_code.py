@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from pytest_induction.errors import ModelError
+from pytest_induction.models.changing import Shared
+from pytest_induction.undoing import Changes
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?")  # keys of a config that may name a kernel
@@ -34,14 +36,24 @@ def never_asking() -> Iterator[None]:
 
     The question would wait for a terminal, take a `y` of another program for an answer, and cancel an alarm of pytest-timeout.
     """
+    with Changes() as changes:
+        _unasked.hold(changes)
+        yield
+
+
+def _waiting() -> Any:
     from transformers import dynamic_module_utils as asking
 
-    before = asking.TIME_OUT_REMOTE_CODE
-    asking.TIME_OUT_REMOTE_CODE = 0
-    try:
-        yield
-    finally:
-        asking.TIME_OUT_REMOTE_CODE = before
+    return asking.TIME_OUT_REMOTE_CODE
+
+
+def _wait(seconds: Any) -> None:
+    from transformers import dynamic_module_utils as asking
+
+    asking.TIME_OUT_REMOTE_CODE = seconds
+
+
+_unasked = Shared(_waiting, _wait, 0)
 
 
 def config_of(transformers: Any, place: str, where: Mapping[str, Any]) -> dict[str, Any]:

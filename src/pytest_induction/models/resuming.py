@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytest_induction.models.changing import add_hooks, have_alone, replace_forward
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.way_in import ListeningWay
+from pytest_induction.undoing import Changes, puts_back
 
 
 class Blocks:
@@ -24,7 +26,8 @@ class Blocks:
     `pointwise` are the parts of the last block that treat every position by itself, as an MLP does.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], pointwise: Sequence[nn.Module] = ()) -> None:
+    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module] = (), pointwise: Sequence[nn.Module] = ()) -> None:
+        self._model = model
         self._blocks = list(blocks)
         self._pointwise = list(pointwise)
 
@@ -41,12 +44,9 @@ class Blocks:
         def keep(part: nn.Module, inputs: Any, output: Any) -> None:
             gave.append(_like(output, _stream(output).detach()))
 
-        handles = [block.register_forward_hook(keep) for block in self._blocks]
-        try:
+        with Changes() as changes:
+            add_hooks(changes, self._blocks, keep)
             yield gave
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def begun_at(self, layer: int, gave: Sequence[Any], rows: Tensor | None = None) -> Iterator[None]:
@@ -55,38 +55,33 @@ class Blocks:
         `rows` are the numbers of the kept rows that the rows of the pass are, where these are not the same.
         """
         skipped = self._blocks[:layer]
-        if skipped:
-            stream = _stream(gave[layer - 1])
-            stream = stream if rows is None else stream[rows.to(stream.device)]
-            for block, own in zip(skipped, gave, strict=False):
-                vars(block)["forward"] = _giving(_like(own, stream))  # what a bridge is set, it hands on to what it wraps
-        try:
+        with Changes() as changes:
+            have_alone(changes, self._model)
+            if skipped:
+                stream = _stream(gave[layer - 1])
+                stream = stream if rows is None else stream[rows.to(stream.device)]
+                for block, own in zip(skipped, gave, strict=False):
+                    replace_forward(changes, block, _giving(_like(own, stream)))
             yield
-        finally:
-            for block in skipped:
-                del vars(block)["forward"]
 
     @contextmanager
     def ended_after(self, layer: int, stop: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
         """In a pass inside the block, `stop` is called with what block `layer` gives, and may raise."""
-        handle = self._blocks[layer].register_forward_hook(stop)
-        try:
+        with Changes() as changes:
+            add_hooks(changes, [self._blocks[layer]], stop)
             yield
-        finally:
-            handle.remove()
 
     @contextmanager
     def needed_at(self, queries: Tensor) -> Iterator[None]:
         """In a pass inside the block, of which only the logits at some positions are looked at, the last block saves the rest."""
-        for part in self._pointwise:
-            vars(part)["forward"] = _at(part.forward, queries)
-        try:
-            yield
-        finally:
+        with Changes() as changes:
+            have_alone(changes, self._model)
             for part in self._pointwise:
-                del vars(part)["forward"]
+                replace_forward(changes, part, _at(part.forward, queries))
+            yield
 
 
+@puts_back
 def blocks_of(subject: ModelUnderTest) -> Blocks:
     """The blocks of a model, found and tried out once."""
     return subject.remember(("blocks",), lambda: _tried(subject))
@@ -95,28 +90,28 @@ def blocks_of(subject: ModelUnderTest) -> Blocks:
 def _tried(subject: ModelUnderTest) -> Blocks:
     way = subject.reading
     found = _side_by_side(subject.module, way.layers)
-    blocks = Blocks(found)
+    blocks = Blocks(subject.module, found)
     others = isinstance(way, ListeningWay) and way.n_calls != len(way.calls)  # calls that are none of a layer: not known where
     if not blocks.any or others or subject.mixes_rows or subject.draws:
-        return Blocks(())
+        return Blocks(subject.module)
     tokens = _trial_tokens(subject)
     try:
         with blocks.kept() as gave:
             logits = subject.logits(tokens)
         if len(gave) != subject.n_layers or any(_stream(each).shape[:2] != tokens.shape for each in gave):
-            return Blocks(())  # one of positions first cannot be given other rows
+            return Blocks(subject.module)  # one of positions first cannot be given other rows
         subject.logits(tokens[:1].flip(1))  # what a block leaves on the module for a later one is of this pass from now on
         last = subject.n_layers - 1
         with blocks.begun_at(last, gave), way.acting(tokens, {}, first=last):
             if not torch.equal(subject.logits(tokens), logits):
-                return Blocks(())
+                return Blocks(subject.module)
             pointwise = _pointwise(subject, found[-1], tokens, logits)
         # from the last to the first: what those before a block have left is still of the other pass
         if not all(_alone(subject, blocks, gave, layer, tokens) for layer in range(last - 1, 0, -1)):
-            return Blocks(())
-        return Blocks(found, pointwise)
+            return Blocks(subject.module)
+        return Blocks(subject.module, found, pointwise)
     except Exception:  # noqa: BLE001 - whatever a model of one's own minds, it is run from its beginning then
-        return Blocks(())
+        return Blocks(subject.module)
 
 
 class _Reached(BaseException):
@@ -154,7 +149,7 @@ def _pointwise(subject: ModelUnderTest, last: nn.Module, tokens: Tensor, logits:
         if not heavy or any(each is attention for each in part.modules()) or "forward" in vars(part):
             return False
         try:
-            with Blocks((), (part,)).needed_at(queries):
+            with Blocks(root, (), (part,)).needed_at(queries):
                 return torch.equal(subject.logits(tokens)[:, queries], logits[:, queries])
         except Exception:  # noqa: BLE001 - as above
             return False

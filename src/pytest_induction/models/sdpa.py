@@ -7,7 +7,6 @@ way. The passes after it only replace the function's attribute, which costs noth
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -22,14 +21,16 @@ from pytest_induction.models.acting import Acting, Steps
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, full_precision
 from pytest_induction.models.census import Running, sealed_in
+from pytest_induction.models.changing import beneath, enter_mode, take_over
 from pytest_induction.models.chunks import QueryChunk
 from pytest_induction.models.flex_calls import FlexEar, gradients_allowed, is_flex
 from pytest_induction.models.kernels import BUILTIN, Call, attend, exact, is_softmax_attention, pattern_of
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
+from pytest_induction.undoing import Changes
 
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
-MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
-one_at_a_time = threading.RLock()  # held while functions that all models share are replaced
+ATTENTION, MULTI_HEAD, FAST = "scaled_dot_product_attention", "multi_head_attention_forward", "get_fastpath_enabled"
+ARGUMENTS = inspect.signature(F.multi_head_attention_forward)
 
 
 class CallsWay(ListeningWay):
@@ -94,12 +95,11 @@ class Tap:
         self.show = show
         self.inside = False
         self.flex = FlexEar(show, self.batch, self.positions)
-        self._thread = threading.get_ident()
 
     @property
     def listens(self) -> bool:
         """Whether a call is the model's own: what the attention function calls itself is not another one."""
-        return not self.inside and threading.get_ident() == self._thread
+        return not self.inside
 
     @property
     def beneath(self) -> Callable[..., Any]:
@@ -212,7 +212,7 @@ class Tap:
 
     def through_module(self, *args: Any, **named: Any) -> Any:
         """`multi_head_attention_forward`: asked for weights it computes the pattern itself, and is read from that."""
-        options = MULTI_HEAD.bind(*args, **named).arguments  # some name none of their arguments
+        options = ARGUMENTS.bind(*args, **named).arguments  # some name none of their arguments
         query, key = options["query"], options["key"]
         if not self.listens or not options.get("need_weights", True):
             return self.multi_head(**options)
@@ -323,20 +323,26 @@ def try_out(caller: Caller, trials: Sequence[Tensor], mode: Callable[[Tap], Mode
 @contextmanager
 def watching(tap: Tap, mode: Callable[[Tap], Mode]) -> Iterator[Mode]:
     """Every torch function that is called inside the block is looked at."""
-    with patched(tap), gradients_allowed(tap.show), mode(tap) as watch:
+    with patched(tap), gradients_allowed(tap.show), Changes() as changes:
+        watch = mode(tap)
+        enter_mode(changes, watch)
         yield watch
 
 
 @contextmanager
 def patched(tap: Tap) -> Iterator[None]:
     """The attention functions are replaced inside the block; what has no way around them is kept from being taken."""
-    with one_at_a_time:
-        tap.attention, tap.multi_head = F.scaled_dot_product_attention, F.multi_head_attention_forward
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(value=False)  # one C++ call that computes a whole encoder layer
-        F.scaled_dot_product_attention, F.multi_head_attention_forward = tap, tap.through_module
-        try:
-            yield
-        finally:
-            F.scaled_dot_product_attention, F.multi_head_attention_forward = tap.attention, tap.multi_head
-            torch.backends.mha.set_fastpath_enabled(value=fast)
+    tap.attention, tap.multi_head = beneath(F, ATTENTION), beneath(F, MULTI_HEAD)
+    with Changes() as changes:
+        fast = torch.backends.mha, FAST, _no  # one C++ call that computes a whole encoder layer
+        take_over(changes, (F, ATTENTION, tap), (F, MULTI_HEAD, tap.through_module), fast)
+        yield
+
+
+def is_listened_to() -> bool:
+    """Whether something stands in for the attention functions of this thread."""
+    return isinstance(beneath(F, ATTENTION), Tap)
+
+
+def _no() -> bool:
+    return False

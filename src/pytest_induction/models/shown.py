@@ -7,9 +7,9 @@ knows a kind of model may call it from hooks that it attaches, through the entry
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -19,7 +19,9 @@ from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
 from pytest_induction.models.calling import Caller
 from pytest_induction.models.census import Running
+from pytest_induction.models.changing import remove_hooks
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Show, Trials
+from pytest_induction.undoing import Changes
 
 GROUP = "pytest_induction.ways_in"
 Attach = Callable[[nn.Module], Callable[[], Any] | None]
@@ -100,18 +102,16 @@ class ShownWay(ListeningWay):
         self.notes += ("what is shown is taken at its word: nothing tells whether it is all, and what weighs the values",)
 
     def _knows(self, attach: Attach) -> bool:
-        detach = _attached(attach, self.caller.module)
-        if detach is not None:
-            _detached(attach, detach)
-        return detach is not None
+        with Changes() as changes:
+            return _attach_for(changes, attach, self.caller.module)
 
     @contextmanager
     def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
-        with ExitStack() as stack:
-            detach = None if self._attach is None else _attached(self._attach, self.caller.module)
-            if detach is not None:
-                stack.callback(_detached, self._attach, detach)
-            stack.callback(_show.reset, _show.set(lambda reader: _one(reader, tokens, show)))
+        with Changes() as changes:
+            if self._attach is not None:
+                _attach_for(changes, self._attach, self.caller.module)
+            changes.undone_by(partial(_show.set, _show.get()))
+            _show.set(lambda reader: _one(reader, tokens, show))
             yield
 
 
@@ -120,6 +120,23 @@ def _one(reader: Reader, tokens: Tensor, show: Show) -> None:
     fits = (told.shape[0], told.shape[-1]) == tuple(tokens.shape)
     if show.hears(told.shape[-1], told.shape[-1], fits=fits):
         show(reader)
+
+
+def _attach_for(changes: Changes, attach: Attach, module: nn.Module) -> bool:
+    """Have it attached to the model; whether it is no stranger. Detached it leaves no hook, also where it was interrupted."""
+    parts = list(module.modules())
+    known = {part: {*vars(part).get("_forward_hooks", ()), *vars(part).get("_forward_pre_hooks", ())} for part in parts}
+    given: list[Callable[[], Any] | None] = []
+
+    def undo() -> None:
+        if not given:
+            remove_hooks(parts, lambda part, number, hook: number not in known[part])
+        elif given[0] is not None:
+            _detached(attach, given[0])
+
+    changes.undone_by(undo)
+    given.append(_attached(attach, module))
+    return given[0] is not None
 
 
 def _attached(attach: Attach, module: nn.Module) -> Callable[[], Any] | None:

@@ -97,6 +97,7 @@ class Traced(Watch):
         super().__init__(tap)
         self.follows: int | None = None  # how many patterns at a time; None for all
         self.axes: Mapping[int, Axes] | None = None  # of the softmaxes that are patterns, by their numbers; None in a trial
+        self._ended = False
         self.seen: dict[int, Seen] = {}  # in a trial, the softmaxes that may be patterns
         self._forms: dict[int, Form] = {}
         self._summed: dict[int, tuple[Tensor, frozenset[int]]] = {}  # what patterns weighed, which none may weigh again
@@ -117,7 +118,8 @@ class Traced(Watch):
                 return self._tried(seen, number, args) if self.axes is None else self._shown(seen, number)
         if self._forms or self._weighted:
             self._judge(getattr(func, "__name__", ""), args, kwargs, output)
-        if self.tap.show.stopped and UNUSED not in self._fate.values():
+        if self.tap.show.stopped and UNUSED not in self._fate.values() and not self._ended:
+            self._ended = True  # where an interrupt keeps it listening, what is run to clean up is not ended by it too
             raise Enough
         return output
 

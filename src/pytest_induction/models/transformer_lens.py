@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from pytest_induction.models.acting import Steps
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller
+from pytest_induction.models.changing import add_hooks
 from pytest_induction.models.eager import Squares
 from pytest_induction.models.editing import Editing
 from pytest_induction.models.sdpa import Tap, watching
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
+from pytest_induction.undoing import Changes
 
 PATTERN = re.compile(r"blocks\.(\d+)\.attn\.hook_pattern")
 
@@ -60,9 +62,6 @@ class HookPointWay(ListeningWay):
             if show.hears(*pattern.shape[-2:], fits=True):
                 show(PatternReader(pattern))
 
-        handles = [point.register_forward_hook(heard) for point in self._points]
-        try:
+        with Changes() as changes:
+            add_hooks(changes, self._points, heard)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()

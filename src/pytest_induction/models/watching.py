@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from pytest_induction.models.anatomy import first_tensor, mix
 from pytest_induction.models.attention import Reader
 from pytest_induction.models.calling import full_precision
+from pytest_induction.models.changing import add_hooks
 from pytest_induction.models.head_weights import Circuits
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.undoing import Changes, puts_back
 
 Take = Callable[[int, Tensor, Tensor | None], None]
 """Is handed a layer's number, what its heads found (batch, positions, n_heads, d_head), and the pattern if it is asked for.
@@ -42,17 +44,17 @@ class Watch:
         """The same, and the logits (batch, positions, d_vocab) of the pass."""
         return self._pass(tokens, take, patterns=False, logits=True)
 
+    @puts_back
     def _pass(self, tokens: Tensor, take: Take, *, patterns: bool, logits: bool) -> tuple[Tensor, Any]:
         one = _Pass(self._circuits, tokens, take, patterns=patterns)
-        handles = [part.register_forward_pre_hook(heard, with_kwargs=True) for part, heard in one.listeners()]
-        try:
+        with Changes() as changes:
+            for part, heard in one.listeners():
+                add_hooks(changes, [part], heard, before=True, with_kwargs=True)
             predicted = self._subject.observe(tokens, one.shown, logits=logits, early_stop=False)
-        finally:
-            for handle in handles:
-                handle.remove()
         scale = one.scale if one.scale is not None else torch.ones(tokens.shape, device=self._subject.device)
         return scale, predicted
 
+    @puts_back
     def scales_behind(self, tokens: Tensor) -> list[Tensor]:
         """What the norm behind each layer's attention divides by in one pass, (batch, positions) each; 1 where none is."""
         found = [torch.ones(tokens.shape)] * len(self._circuits.layers)
@@ -61,14 +63,10 @@ class Watch:
             found[number] = self._circuits.layers[number].behind.scale(given)
 
         layers = [(number, layer.normed) for number, layer in enumerate(self._circuits.layers) if layer.normed is not None]
-        handles = [
-            part.register_forward_pre_hook(_listening(partial(heard, number)), with_kwargs=True) for number, part in layers
-        ]
-        try:
+        with Changes() as changes:
+            for number, part in layers:
+                add_hooks(changes, [part], _listening(partial(heard, number)), before=True, with_kwargs=True)
             self._subject.observe(tokens, lambda number, attention: None, early_stop=False)
-        finally:
-            for handle in handles:
-                handle.remove()
         return found
 
 

@@ -17,6 +17,7 @@ from pytest_induction.models.calling import Caller, full_precision, quoted
 from pytest_induction.models.chunks import ChunkedReader, QueryChunk
 from pytest_induction.models.events import Event, Span, chunks_of, share_memory
 from pytest_induction.models.joining import Outputs
+from pytest_induction.undoing import noting
 
 if TYPE_CHECKING:
     from pytest_induction.models.acting import Steps
@@ -43,14 +44,20 @@ class Enough(BaseException):
 _looks: ContextVar[bool] = ContextVar("induction_looks", default=False)
 
 
-@contextmanager
-def looking() -> Iterator[None]:
+class looking(AbstractContextManager[None]):  # noqa: N801 - called as a function is
     """What is computed inside the block is of a measurement, and nothing that the model computes."""
-    token = _looks.set(True)
-    try:
-        yield
-    finally:
-        _looks.reset(token)
+
+    def __init__(self) -> None:
+        self._before = _looks.get()
+
+    def __enter__(self) -> None:
+        _looks.set(True)
+
+    def __exit__(self, *error: object) -> None:
+        _looks.set(self._before)
+
+
+noting.append(lambda: partial(_looks.set, _looks.get()))
 
 
 def is_looking() -> bool:

@@ -34,6 +34,7 @@ from pytest_induction.runs.places import Place
 from pytest_induction.runs.reading import check_step, layout_of, on_this_machine
 from pytest_induction.runs.streams import first_line
 from pytest_induction.specs import CONFIG, memory_size
+from pytest_induction.undoing import puts_back
 
 Factory = str | Callable[[], nn.Module]
 
@@ -239,6 +240,7 @@ def _dtypes(module: nn.Module) -> dict[str, torch.dtype]:
     return {key: value.dtype for key, value in state_of(module).items()}
 
 
+@puts_back
 def _trial(module: nn.Module) -> Tensor | None:
     """The logits of a few tokens that every model has, or None where it does not run on them."""
     with as_found(module):
