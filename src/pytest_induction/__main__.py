@@ -128,7 +128,7 @@ def _draw(given: argparse.Namespace) -> int:
     name = re.sub(r"[^\w.-]+", "-", run.name).strip("-.")
     out = Path(given.out or f"{name or 'run'}.svg")
     try:
-        out.write_text(svg(picture), encoding="utf-8")
+        replace_text(out, svg(picture))
     except OSError as error:
         raise RunError(f"{out} cannot be written: {reason(error)}") from None
     lacks = f"; not recorded: {', '.join(picture['missing'])}" if picture["missing"] else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.errors import BaselineError, reason
+from pytest_induction.files import read_json
 from pytest_induction.records import Provenance, TokenSpace
 from pytest_induction.statistics import FIRST_LOOK
 
@@ -214,11 +214,10 @@ def read_profile(path: str | os.PathLike[str], entry: str | None = None) -> Head
     """
     where = f"{os.fspath(path)!r}"
     try:
-        with Path(path).expanduser().open(encoding="utf-8") as stream:
-            data = json.loads(stream.read(LONGEST))
+        data = read_json(Path(path).expanduser(), LONGEST)
     except OSError as error:
         raise BaselineError(f"{where} cannot be read: {reason(error)}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BaselineError(
             f"{where} is no JSON: {str(error).partition(chr(10))[0]}; expected a profile or a baseline file"
         ) from None

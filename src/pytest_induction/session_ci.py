@@ -126,12 +126,22 @@ def overlooked(config: pytest.Config) -> list[str]:
     if led is None:
         return []
     files = (place / name for place in (here, *here.parents) for name in SETTINGS)
-    own = next((file for file in files if file.is_file() and SETTINGS[file.name] in file.read_text(errors="replace")), None)
+    own = next((file for file in files if file.is_file() and SETTINGS[file.name] in _text_of(file)), None)
     return (
         []
         if own is None
         else [f"note: {own} was not read, since pytest took {led[1]} for the place of its settings: write {led[0]}={led[1]}"]
     )
+
+
+def _text_of(file: Path) -> str:
+    """What a file of settings says; nothing where it cannot be one."""
+    from pytest_induction import files
+
+    try:
+        return files.read_bytes(file, files.SETTINGS).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _is_there(value: str) -> bool:

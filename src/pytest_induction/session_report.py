@@ -214,12 +214,13 @@ class SessionReport:
     def _tell_github(self, records: SessionRecords, summary: str | None, *, annotate: bool) -> None:
         """The summary of the step, and marks beside the code, where GitHub runs us."""
         from pytest_induction.errors import reason
+        from pytest_induction.files import open_regular
         from pytest_induction.report.github import ROOM, annotations, step_summary
 
         if summary:
             try:
-                with Path(summary).open("a", encoding="utf-8") as file:
-                    file.write(step_summary(records, room=ROOM - file.tell()))
+                with open_regular(summary, "ab") as file:
+                    file.write(step_summary(records, room=ROOM - file.tell()).encode("utf-8"))
             except OSError as error:
                 self.lines.append((f"step summary: {summary} cannot be written: {reason(error)}", {"yellow": True}))
         if annotate:

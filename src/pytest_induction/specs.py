@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pytest_induction.errors import ArgumentError, ModelError
+from pytest_induction.errors import ArgumentError, ModelError, reason
+from pytest_induction.files import names_in, seen_at
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 CONFIG, ADAPTER_CONFIG, GGUF = "config.json", "adapter_config.json", ".gguf"
@@ -22,7 +24,8 @@ def check_spec(spec: str) -> None:
     place, colon, factory = spec.rpartition(":")
     if colon and factory.isidentifier():
         if place.endswith(".py") and not Path(place).is_file():
-            raise ModelError(f"no file {place}: the model {spec!r} is to come from a factory in it")
+            what = f"{place} {seen_at(place)}" if os.path.lexists(place) else f"no file {place}"
+            raise ModelError(f"{what}: the model {spec!r} is to come from a factory in it")
         return
     path = Path(spec).expanduser()
     if not path.exists():
@@ -31,12 +34,13 @@ def check_spec(spec: str) -> None:
             if spec.count("/") <= 1 and ":" not in spec and not spec.startswith((".", "/", "~"))
             else ""
         )
-        raise ModelError(f"no model at {spec!r}: expected {FORMS}{hub}")
+        what = f"{spec!r} {seen_at(path)}" if os.path.lexists(path) else f"no model at {spec!r}"
+        raise ModelError(f"{what}: expected {FORMS}{hub}")
     if gguf_file(path) is not None:
         return
     if not path.is_dir():
-        raise ModelError(f"{spec!r} is a file: expected {FORMS}")
-    if not ((path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()):
+        raise ModelError(f"{spec!r} {'is a file' if path.is_file() else seen_at(path)}: expected {FORMS}")
+    if not any(os.path.lexists(path / name) for name in (CONFIG, ADAPTER_CONFIG)):  # reading them says what they are
         raise ModelError(f"{spec!r} has no config.json: expected a directory as `save_pretrained` writes it, or a factory for it")
 
 
@@ -46,14 +50,20 @@ def gguf_file(path: Path) -> Path | None:
         return path
     if not path.is_dir() or (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file():
         return None
-    found = [each for each in path.iterdir() if each.suffix == GGUF]
+    try:
+        found = [path / name for name in names_in(path) if name.endswith(GGUF)]
+    except OSError as error:
+        raise ModelError(f"{str(path)!r} cannot be read: {reason(error)}") from None
     return found[0] if len(found) == 1 else None
 
 
 def check_text(path: Path) -> None:
     """Raise `ArgumentError` for what is no file, or has nothing in it."""
-    if not path.is_file() or not path.stat().st_size:
-        raise ArgumentError(f"{str(path)!r} is {'empty' if path.is_file() else 'not a file'}")
+    if not path.is_file():
+        what = f", it {seen_at(path)}" if os.path.lexists(path) else ""
+        raise ArgumentError(f"{str(path)!r} is not a file{what}")
+    if not path.stat().st_size:
+        raise ArgumentError(f"{str(path)!r} is empty")
 
 
 class IfThere(str):

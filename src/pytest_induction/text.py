@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ModelError, TextError, reason
+from pytest_induction.files import UnfitFileError, open_regular
 from pytest_induction.measure import Array, check_range, numbers
 from pytest_induction.metrics.loss import Windows, token_losses
 from pytest_induction.models.protocol import ModelUnderTest
@@ -19,6 +22,8 @@ from pytest_induction.progress import progress
 
 TEXT_TOKENS = 512  # per row of text, as in the paper
 CHARACTERS_PER_TOKEN = 12  # more than a row of text may need
+WHOLE = 2**26  # bytes of a file that is read whole; of a larger one
+PIECES, PIECE = 1024, 2**15  # so many pieces of so many bytes are, evenly spread: more than there are rows
 
 
 def measure_text(subject: ModelUnderTest, text: Any, max_rows: int) -> tuple[Array, int, Windows]:
@@ -110,9 +115,11 @@ def _encoded(subject: ModelUnderTest, text: str, max_rows: int, room: int) -> li
 
 
 def read_text(path: Path) -> str:
-    """A text file's content. Raises `TextError` if it is missing, empty or not UTF-8."""
+    """A text file's content, of a large one pieces from all over it. Raises `TextError` if it is missing, empty or not UTF-8."""
     try:
-        content = path.read_text(encoding="utf-8")
+        with open_regular(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            content = _whole(stream, path) if size <= WHOLE else _pieces(stream, size)
     except OSError as error:
         raise TextError(f"the text {str(path)!r} cannot be read: {reason(error)}") from None
     except UnicodeDecodeError as error:
@@ -120,3 +127,26 @@ def read_text(path: Path) -> str:
     if not content.strip():
         raise TextError(f"the text {str(path)!r} is empty")
     return content
+
+
+def _whole(stream: BinaryIO, path: Path) -> str:
+    content = stream.read(WHOLE + 1)
+    if len(content) > WHOLE:  # it says that it has fewer
+        raise UnfitFileError(f"it does not end after the {WHOLE} bytes that may be read of it", path)
+    return _lines(content.decode("utf-8"))
+
+
+def _pieces(stream: BinaryIO, size: int) -> str:
+    """Pieces from all over the text, in its order, each without what it has of letters that are cut at its ends."""
+    found = []
+    for index in range(PIECES):
+        stream.seek((size - PIECE) * index // (PIECES - 1))
+        content = stream.read(PIECE)
+        begin = next((place for place, byte in enumerate(content[:4]) if byte & 0xC0 != 0x80), 0)
+        found.append(codecs.utf_8_decode(content[begin:], "strict", False)[0])  # noqa: FBT003 - a letter may be cut at its end
+    return _lines("".join(found))
+
+
+def _lines(text: str) -> str:
+    """With the line ends that Python reads."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -271,7 +272,7 @@ def test_checkpoints_are_swept_with_what_the_gate_says(write, pytester):
     """The factory of the gate; kept for the next session, as for --induction-run."""
     checkpoints = pytester.mkdir("checkpoints")
     for step in ("000", "400"):
-        (checkpoints / f"step-{step}.safetensors").symlink_to(RUNS / "two-layers-checkpoints" / f"step-{step}.safetensors")
+        shutil.copy(RUNS / "two-layers-checkpoints" / f"step-{step}.safetensors", checkpoints)
     factory = f'factory = "{FIXTURES / "attention_only.py"}:two_layers"'
     write(all_gates_toml=f'[swept]\nrun = "checkpoints"\n{factory}\nexpect = ["final_has_induction_head"]')
     result = pytester.runpytest_inprocess()

@@ -260,7 +260,7 @@ def change_config(**values):
 
 
 BROKEN = {
-    "truncated weights": (truncate, "cannot be loaded: SafetensorError"),
+    "truncated weights": (truncate, "cannot be read: its tensors end at byte "),
     "NaN weights": (put_nan, "the weight `model.layers.0.self_attn.q_proj.weight` of"),
     "a tensor missing": (
         drop_tensor,

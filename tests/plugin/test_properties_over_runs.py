@@ -1,6 +1,7 @@
 """Generated probes in gate files and in tests over the snapshots of a run."""
 
 import json
+import shutil
 
 import hypothesis
 import pytest
@@ -26,7 +27,7 @@ def few(pytester):
     place = pytester.path / "few"
     place.mkdir()
     for step in ("000", "200", "300", "370", "400"):
-        (place / f"step-{step}.safetensors").symlink_to(CHECKPOINTS / f"step-{step}.safetensors")
+        shutil.copy(CHECKPOINTS / f"step-{step}.safetensors", place)
     return place
 
 

@@ -754,7 +754,9 @@ class TestEventFiles:
         write(tmp_path / "a.tfevents.1", begin(1), scalar(0, loss=9))
         (tmp_path / "b.tfevents.2").mkdir()
         run = read_log(Place(tmp_path))
-        assert len(run) == 1 and run.notes == (f"{tmp_path}/b.tfevents.2 cannot be read: Is a directory; it is left out",)
+        assert len(run) == 1 and run.notes == (
+            f"{tmp_path}/b.tfevents.2 cannot be read: it is a directory, expected a regular file; it is left out",
+        )
 
     def test_a_missing_tensorboard_names_the_extra(self, tmp_path, monkeypatch):
         written(tmp_path / "x.tfevents.1", b"x")

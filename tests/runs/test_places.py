@@ -124,7 +124,10 @@ def test_a_missing_library_of_a_protocol_is_said_so(monkeypatch):
 
 
 def test_a_directory_that_is_read_as_a_file_is_said_so(tmp_path):
-    assert refusal(lambda: Place(tmp_path).open().__enter__()) == f"{tmp_path} cannot be read: Is a directory"
+    assert (
+        refusal(lambda: Place(tmp_path).open().__enter__())
+        == f"{tmp_path} cannot be read: it is a directory, expected a regular file"
+    )
 
 
 def test_a_connection_that_is_lost_at_once_is_one_line():

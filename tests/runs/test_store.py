@@ -659,12 +659,13 @@ class TestHostileHeaders:
         with pytest.raises(RunError, match=r"no run can be written to .*/run: "):
             RunWriter(tmp_path / "run", source="recorder")
 
-    def test_snapshots_that_are_a_directory_are_refused_to_a_writer(self, tmp_path):
+    def test_snapshots_that_are_a_directory_are_refused(self, tmp_path):
         place = written(tmp_path / "run")
         (place / "snapshots.jsonl").mkdir()
         with pytest.raises(RunError, match=r"snapshots.jsonl cannot be written: "):
             RunWriter(place, source="recorder")
-        assert len(read(place)) == 0
+        with pytest.raises(RunError, match=r"snapshots.jsonl cannot be read: it is a directory, expected a regular file$"):
+            read(place)
 
 
 def test_reading_and_writing_a_run_loads_no_torch(tmp_path):

@@ -12,10 +12,11 @@ from typing import Any, NoReturn
 
 from pytest_induction.baselines.fields import rounded
 from pytest_induction.errors import BaselineError, meant, reason
-from pytest_induction.files import replace_text
+from pytest_induction.files import alone_beside, parse_json, read_text, replace_text
 
 SCHEMA = 1
 WHAT = "pytest-induction baseline"
+LARGEST = 2**26  # bytes of a file
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,14 @@ LAYOUT: Mapping[str, str] = {"numbers": "fields", "heads": "profile"}
 def read_baseline(path: Path) -> dict[str, Entry]:
     """The entries of a file by name; none where there is no file. Raises `BaselineError`, which says what is wrong."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, LARGEST)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise BaselineError(f"{path} cannot be read: {reason(error)}") from None
     try:
-        data = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(text, object_pairs_hook=_once, parse_constant=_no_number)
+    except ValueError as error:
         said = str(error).partition("\n")[0]
         raise BaselineError(f"{path} is damaged: {said}; mend it by hand, or have it from version control") from None
     try:
@@ -85,9 +86,18 @@ def write_baseline(path: Path, entries: Mapping[str, Entry]) -> None:
 
 
 def merge_into(path: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put entries, as their `to_dict` has them, into the file as it is now. Raises `BaselineError` if that cannot be done."""
-    if data:
-        write_baseline(path, {**read_baseline(path), **{name: entry_of(each) for name, each in data.items()}})
+    """Put entries, as their `to_dict` has them, into the file as it is now. Raises `BaselineError` if that cannot be done.
+
+    No other process that does so comes between the reading and the writing: each finds what the others have written.
+    """
+    if not data:
+        return
+    entries = {name: entry_of(each) for name, each in data.items()}
+    try:
+        with alone_beside(path):
+            write_baseline(path, {**read_baseline(path), **entries})
+    except OSError as error:
+        raise BaselineError(f"{path} cannot be written: {reason(error)}") from None
 
 
 def as_text(entries: Mapping[str, Entry]) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_induction.files import SETTINGS, read_bytes
+
 ENDING = ".gates.toml"
 PYPROJECT = "pyproject.toml"
 
@@ -39,7 +41,7 @@ def keep_together(items: list[pytest.Item]) -> None:
 def _has_gates(path: Path) -> bool:
     """Whether a pyproject.toml has something for us; most have not, which costs the reading of a file."""
     try:
-        source = path.read_bytes()
+        source = read_bytes(path, SETTINGS)
     except OSError:
         return False
     if b"pytest_induction" not in source and b"pytest-induction" not in source:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +52,20 @@ def opens_at_once(name: str) -> bool:
 def kept_at(config: pytest.Config) -> Path:
     """Where sweeps are kept from one session to the next: pytest's cache, if it has one."""
     cache = getattr(config, "cache", None)
-    return Path(tempfile.gettempdir()) / "pytest-induction" if cache is None else cache.mkdir("induction-sweeps")
+    return _own_directory() if cache is None else cache.mkdir("induction-sweeps")
+
+
+def _own_directory() -> Path:
+    """One among the temporary files that is this user's alone: what another has put there is not taken for a sweep of ours."""
+    place = Path(tempfile.gettempdir()) / f"pytest-induction-of-{getattr(os, 'getuid', lambda: 'user')()}"
+    with suppress(OSError):
+        place.mkdir(mode=0o700)
+    try:
+        status = place.lstat()
+        is_ours = stat.S_ISDIR(status.st_mode) and (not hasattr(os, "getuid") or status.st_uid == os.getuid())
+    except OSError:
+        is_ours = False
+    return place if is_ours else Path(tempfile.mkdtemp(prefix="pytest-induction-"))
 
 
 def _swept(name: str, kept: Path, settings: dict[str, Any]) -> TrainingRun:

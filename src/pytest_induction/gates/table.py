@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_induction.errors import ArgumentError, InductionError, meant
+from pytest_induction.files import SETTINGS, read_text
 from pytest_induction.gates import signatures, values
 from pytest_induction.gates.signatures import MODEL, PREFIX, RUN, Signature
 from pytest_induction.gates.values import ModelNamed, RunNamed
@@ -55,7 +56,7 @@ class Gate:
 def read_gates(path: Path) -> tuple[Gate, ...]:
     """The gates of a file, in its order. Raises `ArgumentError` for a file that cannot be read, or has none."""
     try:
-        source = path.read_text(encoding="utf-8")
+        source = read_text(path, SETTINGS)
     except (OSError, UnicodeDecodeError) as error:
         seen = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ArgumentError(f"{shown(path)} cannot be read: {seen}") from None

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.errors import InductionError, ModelError
+from pytest_induction.errors import InductionError, ModelError, reason
+from pytest_induction.files import read_json, tree_of
 from pytest_induction.models.calling import first_line, uncompiled
 from pytest_induction.specs import ADAPTER_CONFIG
 
@@ -71,12 +72,7 @@ class Adapter:
 
 def read_adapter(directory: Path, spec: str) -> Adapter:
     """The adapter in a directory. Raises `ModelError`, one line, for one that cannot be had."""
-    try:
-        settings = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{ADAPTER_CONFIG} of {spec!r} cannot be read: {first_line(error)}") from None
-    if not isinstance(settings, dict):
-        raise ModelError(f"{ADAPTER_CONFIG} of {spec!r} must hold a table of settings")
+    settings = _settings_in(directory, spec)
     if not any((directory / name).is_file() for name in WEIGHTS):
         raise ModelError(f"the adapter {spec!r} has no weights: expected {' or '.join(WEIGHTS)} beside its {ADAPTER_CONFIG}")
     if any((directory / name).is_file() for name in WHOLE):
@@ -86,6 +82,16 @@ def read_adapter(directory: Path, spec: str) -> Adapter:
     if settings.get("megatron_config"):
         raise ModelError(f"`megatron_config` in {ADAPTER_CONFIG} of {spec!r} would import a module that it names: use a factory")
     return Adapter(directory, settings, spec)
+
+
+def _settings_in(directory: Path, spec: str) -> dict[str, Any]:
+    try:
+        settings = read_json(directory / ADAPTER_CONFIG, within=tree_of(directory))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{ADAPTER_CONFIG} of {spec!r} cannot be read: {reason(error)}") from None
+    if not isinstance(settings, dict):
+        raise ModelError(f"{ADAPTER_CONFIG} of {spec!r} must hold a table of settings")
+    return settings
 
 
 def find_adapter(transformers: Any, place: str, spec: str, where: Mapping[str, Any]) -> Adapter | None:
@@ -170,7 +176,7 @@ def fill_adapter(module: nn.Module, tensors: Mapping[str, Tensor], place: Path, 
             "it out, so that the base is loaded that the adapter names"
         )
     if (place / ADAPTER_CONFIG).is_file():
-        _check_same_kind(model.peft_config[_active(model)], json.loads((place / ADAPTER_CONFIG).read_text("utf-8")), name)
+        _check_same_kind(model.peft_config[_active(model)], _settings_in(place, name), name)
     whole = model.state_dict()
 
     def of_base(key: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,11 +22,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from pytest_induction.errors import ArgumentError, InductionError, ModelError, user_facing
+from pytest_induction.errors import ArgumentError, InductionError, ModelError, reason, user_facing
+from pytest_induction.files import SETTINGS, check_regular, read_json
 from pytest_induction.journal import attached
 from pytest_induction.models import remote_code
 from pytest_induction.models.adapt import adapt
 from pytest_induction.models.adapters import Adapter, check_peft, find_adapter, on_base
+from pytest_induction.models.bounds import check_counts, check_directory, check_file, check_size, stored_bytes
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.changing import Shared
 from pytest_induction.models.protocol import ModelUnderTest, changed_in
@@ -193,6 +195,10 @@ def _from_transformers(place: str, spec: str, how: _How) -> Loaded:
         import transformers
     except ImportError:
         raise ModelError(f"loading {spec!r} needs transformers: pip install 'pytest-induction[transformers]'") from None
+    if "gguf_file" in how.where:
+        check_file(Path(place) / how.where["gguf_file"], spec)
+    elif how.where.get("local_files_only"):
+        check_directory(Path(place), spec)
     with _quiet(transformers), remote_code.never_asking():
         adapter = find_adapter(transformers, place, spec, how.where)
         if adapter is not None:
@@ -210,6 +216,8 @@ def _from_adapter(transformers: Any, adapter: Adapter, how: _How) -> Loaded:
     where: dict[str, Any] = {"revision": adapter.settings.get("revision"), "local_files_only": not on_hub}
     if local is not None and not on_hub:
         place, where = str(local), {"local_files_only": True}
+    if local is not None and not on_hub:
+        check_directory(local, adapter.spec)
     try:
         _check_no_adapter(transformers, place, where)
         base = _whole(transformers, place, f"hf:{place}" if on_hub else place, replace(how, where=where))
@@ -236,9 +244,11 @@ def _check_no_adapter(transformers: Any, place: str, where: Mapping[str, Any]) -
 def _whole(transformers: Any, place: str, spec: str, how: _How) -> Loaded:
     """A model that is no adapter, with every weight that its config asks for, and none besides."""
     config = remote_code.config_of(transformers, place, how.where)
+    check_counts(config, spec)
     if not how.trust:
         remote_code.check_kernels(config, spec)
         remote_code.check_tokenizer(transformers, place, spec, how.where)
+    _check_size(transformers, place, spec, how, config)
     try:
         loader: Any = transformers.AutoModelForCausalLM
         wanted = {**how.where, "dtype": how.dtype or "auto", "trust_remote_code": how.trust}
@@ -253,21 +263,44 @@ def _whole(transformers: Any, place: str, spec: str, how: _How) -> Loaded:
     return Loaded(module, _tokenizer(transformers, place, how), notes)
 
 
-def module_of_config(directory: Path, spec: str, *, trust_remote_code: bool) -> nn.Module:
-    """A model of transformers as the config in a directory describes it, with weights yet to come. Raises `ModelError`."""
+def _check_size(transformers: Any, place: str, spec: str, how: _How, config: Mapping[str, Any]) -> None:
+    """Raise `ModelError` for a model that is larger than memory, or than what is stored of it."""
+    if "gguf_file" in how.where:
+        return
+
+    def made() -> nn.Module:
+        settings = transformers.AutoConfig.from_pretrained(place, **how.where, trust_remote_code=False)
+        settings.dtype = how.dtype or settings.dtype
+        module: nn.Module = transformers.AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+        return module
+
+    is_here = how.where.get("local_files_only") and Path(place).is_dir()
+    check_size(made, spec, stored=stored_bytes(Path(place)) if is_here else None, config=config)
+
+
+def module_of_config(directory: Path, spec: str, *, trust_remote_code: bool, stored: int | None = None) -> nn.Module:
+    """A model of transformers as the config in a directory describes it, with weights yet to come. Raises `ModelError`.
+
+    `stored` are the bytes of these weights.
+    """
     try:
         import transformers
     except ImportError:
         raise ModelError(f"loading {spec!r} needs transformers: pip install 'pytest-induction[transformers]'") from None
     place, where = str(directory), {"local_files_only": True}
+    check_directory(directory, spec)
     with _quiet(transformers), remote_code.never_asking():
         config = remote_code.config_of(transformers, place, where)
+        check_counts(config, spec)
         if not trust_remote_code:
             remote_code.check_kernels(config, spec)
         try:
             settings = transformers.AutoConfig.from_pretrained(place, **where, trust_remote_code=trust_remote_code)
             maker: Any = transformers.AutoModelForCausalLM
+            check_size(lambda: maker.from_config(settings, trust_remote_code=False), spec, stored=stored, config=config)
             made: nn.Module = maker.from_config(settings, trust_remote_code=trust_remote_code)
+        except InductionError:
+            raise
         except Exception as error:
             if not trust_remote_code and remote_code.asks_for_code(error):
                 raise remote_code.refused(spec, remote_code.CONFIG, config.get("auto_map")) from None
@@ -303,7 +336,7 @@ def _check_report(report: Any, spec: str) -> None:
 def _no_transformers(place: str) -> str:
     """What to do about a directory of another library's, whose config names no model that transformers knows."""
     try:
-        config = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
+        config = read_json(Path(place) / "config.json")
     except (OSError, ValueError):
         return ""
     if isinstance(config, dict) and "model_type" not in config:
@@ -386,10 +419,14 @@ def _factory(place: str, name: str) -> Callable[..., Any]:
 def _import(place: str) -> Any:
     if not place.endswith(".py"):
         return importlib.import_module(place)
-    path = Path(place).resolve()
+    path = Path(os.path.realpath(place))
     name = f"_induction_{path.stem}_{abs(hash(str(path)))}"
     if name in sys.modules:
         return sys.modules[name]
+    try:
+        check_regular(path, most=SETTINGS)
+    except OSError as error:
+        raise ModelError(f"{place} cannot be read: {reason(error)}") from None
     specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None:
         raise ModelError(f"{place} cannot be imported")

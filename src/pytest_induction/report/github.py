@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from pytest_induction.files import SETTINGS, read_text
 from pytest_induction.report.markdown import Part, parts
 from pytest_induction.report.session_records import SessionRecords, TestRecord
 
@@ -87,7 +88,7 @@ def _place(test: TestRecord, root: Path) -> dict[str, str]:
     if not file.endswith((".py", ".toml")):
         return {}
     try:
-        text = (root / file).read_text(encoding="utf-8")
+        text = read_text(root / file, SETTINGS)
         line = _line(ast.parse(text).body, names) if file.endswith(".py") else _line_of_gate(text, names[0] if names else "")
     except (OSError, SyntaxError, ValueError):
         return {}

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pytest_induction.errors import ReportError, reason
+from pytest_induction.files import parse_json, read_text
 from pytest_induction.records import Evidence, Exhibit
 
 SCHEMA = 1
 WHAT = "pytest-induction records"
+LARGEST = 2**26  # bytes of a file
 OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
 
 
@@ -76,8 +78,8 @@ class SessionRecords:
     def from_json(cls, text: str) -> SessionRecords:
         """The inverse of `to_json`. Raises `ReportError` for anything else."""
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise ReportError(f"expected the JSON of --induction-report: {error}") from None
         if not isinstance(data, dict) or data.get("what") != WHAT:
             raise ReportError(f"expected the JSON of --induction-report, whose `what` is {WHAT!r}")
@@ -106,7 +108,7 @@ class SessionRecords:
 def read_records(path: str | Path) -> SessionRecords:
     """The records of a file. Raises `ReportError`, which names it, if it cannot be read or holds something else."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path, LARGEST)
     except (OSError, UnicodeDecodeError) as error:
         raise ReportError(f"{path} cannot be read: {reason(error)}") from None
     try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from pytest_induction.errors import ReportError, reason
-from pytest_induction.files import replace_text
+from pytest_induction.files import replace_text, seen_at
 from pytest_induction.report.session_records import SessionRecords, read_records
 
 
@@ -51,6 +52,8 @@ def check_path(path: str | Path) -> None:
         raise ReportError(f"a report must be one of {', '.join(f'PATH{suffix}' for suffix in KINDS)}, got {str(path)!r}")
     if path.is_dir():
         raise ReportError(f"{path} is a directory: name a file")
+    if os.path.lexists(path) and path.exists() and not path.is_file():
+        raise ReportError(f"{path} {seen_at(path)}: name a regular file")
     if not path.parent.is_dir():
         raise ReportError(f"{path} cannot be written: there is no directory {str(path.parent)!r}")
     if suffix == ".html":

@@ -165,12 +165,14 @@ def _on_hub(text: str, steps: Iterable[int] | None) -> Iterator[Checkpoint]:
 def _lying_in(place: Place) -> Found:
     directory, pattern = parted(place)
     if not directory.is_dir():
-        what = "is a file" if directory.is_file() else "is not there"
+        what = "is a file" if directory.is_file() else directory.seen()
         raise RunError(f"{directory} {what}: name the directory that the checkpoints lie in")
     base = directory if directory.local is None else Place(directory.local.absolute())
     names = directory.names()
     meant = (name for name in names if fnmatchcase(name, pattern) and not SHARD.search(name))
     kinds = {name: kind for name in meant if (kind := _kind(base / name, name)) is not None}
+    for name in kinds:
+        (base / name).check_inside()
     surely, others = [], []
     for name, kind in kinds.items():
         known = named(name)
@@ -228,8 +230,10 @@ def _listed(names: list[str]) -> str:
 
 
 def _kind(place: Place, name: str) -> Kind | None:
-    if is_weights(name) and place.is_file():
-        return "file"
+    if is_weights(name) and (place.is_file() or not place.is_dir()):
+        return "file"  # or what is to be refused by name where it is opened: a FIFO, a link to nothing
+    if place.leads_out():  # to be refused too, if its name says that it is a checkpoint; else it may be anything
+        return "directory" if place.is_dir() and named(name) is not None else None
     if not place.is_dir():
         return None
     if SAYS_CHECKPOINT.fullmatch(name):

@@ -19,8 +19,7 @@ LONGEST_HEADER = 2**20  # bytes
 def read_header(place: Place) -> dict[str, Any]:
     """What `run.json` in a directory says. Raises `RunError` where it is missing or is not what it must be."""
     where = place / HEADER
-    with where.open() as stream:
-        text = stream.read(LONGEST_HEADER + 1)
+    text = header_text(place)
     if len(text) > LONGEST_HEADER:
         raise RunError(f"{where} is longer than {LONGEST_HEADER} bytes: it is no header of a run")
     try:
@@ -36,6 +35,12 @@ def read_header(place: Place) -> dict[str, Any]:
         if header.get(name) is not None and not fits(header[name]):
             raise RunError(f"`{name}` in {where} must be {what}, got {short(header[name])}")
     return header
+
+
+def header_text(place: Place) -> bytes:
+    """What is written there, as far as it is worth reading: a byte more than it may have, where it has more."""
+    with (place / HEADER).open() as stream:
+        return stream.read(LONGEST_HEADER + 1)
 
 
 def _is_text(value: Any) -> bool:

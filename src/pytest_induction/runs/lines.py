@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from pytest_induction.files import parse_json
 from pytest_induction.runs.hunts import hunts_from, hunts_to
 from pytest_induction.runs.record import ARRAYS, HEADS, NUMBERS, Floats, Snapshot
 
@@ -53,7 +54,7 @@ def from_line(line: bytes, beside: Callable[[str], Mapping[str, Floats]]) -> Sna
 
 def parsed(text: bytes) -> Any:
     """What a JSON text holds. Raises `ValueError` also for the NaN and Infinity that Python takes for JSON."""
-    return json.loads(text, parse_constant=_no_number)
+    return parse_json(text, parse_constant=_no_number)
 
 
 def _no_number(word: str) -> NoReturn:

@@ -6,7 +6,6 @@ A model that is kept gets every weight of the next checkpoint or none of them, a
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import InductionError, ModelError, RunError
+from pytest_induction.files import read_json, tree_of
 from pytest_induction.journal import attached
 from pytest_induction.models.adapt import adapt
 from pytest_induction.models.adapters import fill_adapter, holds_adapter
@@ -125,10 +125,12 @@ class Loader:
         if directory is None:
             layout.step(path)  # raises for what no factory would help
             raise RunError(lacks_factory(layout, checkpoint))
-        config = (directory / CONFIG).read_text(encoding="utf-8")
+        config = str(_config_in(directory))
         if config != self._config:
             self._kept, self._is_safe, self._config = None, None, config
-        return lambda: module_of_config(directory, checkpoint.name, trust_remote_code=self._how.trust_remote_code)
+        stored = _stored_bytes(layout, path)
+        trusts = self._how.trust_remote_code
+        return lambda: module_of_config(directory, checkpoint.name, trust_remote_code=trusts, stored=stored)
 
     def _of_transformers(self, spec: str, name: str) -> ModelUnderTest:
         kept, self._kept = self._kept, None
@@ -180,13 +182,26 @@ class Loader:
 def config_beside(path: Path) -> Path | None:
     """The directory with the config of transformers that the weights are of: their own, or that of the training around it."""
     for directory in (path, path.parent):
-        try:
-            config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
+        config = _config_in(directory)
         if isinstance(config, dict) and "model_type" in config:
             return directory
     return None
+
+
+def _config_in(directory: Path) -> Any:
+    """What the config in a directory says, or None where there is none that can be read."""
+    try:
+        return read_json(directory / CONFIG, within=tree_of(directory))
+    except (OSError, ValueError):
+        return None
+
+
+def _stored_bytes(layout: Layout, path: Path) -> int:
+    """The bytes of the files that the weights are read from."""
+    place = Place(path)
+    if path.is_file():
+        return place.size()
+    return sum((place / name).size() for name in layout.parts(place, place.names()))
 
 
 def lacks_factory(layout: Layout, checkpoint: Checkpoint) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from weakref import WeakSet, finalize
 
 from pytest_induction.errors import RunBusyError
+from pytest_induction.files import ALWAYS, NO_LINK, UnfitFileError, kind_of
 
 
 class Lock:
@@ -20,9 +22,13 @@ class Lock:
         own = holder_here(path)
         if take_over and own is not None:
             own.release()
-        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        number = os.open(path, os.O_RDWR | os.O_CREAT | ALWAYS | NO_LINK, 0o666)
         self._close = finalize(self, os.close, number)
-        self._file = _identity(os.fstat(number))
+        status = os.fstat(number)
+        self._file = _identity(status)
+        if not stat.S_ISREG(status.st_mode):
+            self._close()
+            raise UnfitFileError(f"{path.name} is {kind_of(status.st_mode)}, expected a regular file", path)
         try:
             _take(number)
         except BlockingIOError:

@@ -60,7 +60,7 @@ def load_run(
         _check_file(place)
         return read_log(place, columns, where)
     if not place.is_dir():
-        raise RunError(f"{place} is not there: {_expected()}")
+        raise RunError(f"{place} {place.seen()}: {_expected()}")
     if is_run(place):
         return _as_it_is(read_run(place), columns, where)
     _check_directory(place)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
 from pytest_induction.errors import RunError
+from pytest_induction.files import MOST_NAMES, UnfitFileError, inside, names_in, open_regular, seen_at, tree_of
 from pytest_induction.runs.streams import first_line
 
 LOCAL = ("file://", "local://")
@@ -17,7 +18,8 @@ LOCAL = ("file://", "local://")
 class Place:
     """A file or directory, here or elsewhere, to be read. Prints as what the user wrote.
 
-    Every failure to read is a `RunError` of one line that names the place. A URL of `file://` is a local path.
+    Every failure to read is a `RunError` of one line that names the place. A URL of `file://` is a local path. On this machine
+    only regular files are opened; a link is followed where the user names it, and below that as long as it leads nowhere else.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -26,6 +28,7 @@ class Place:
             raise RunError("the path is empty: give that of a file or directory, or a URL")
         self._system: Any = None
         self._inside = ""
+        self._root: Path | None = None  # of what lies below a local path: that path
         here = next((scheme for scheme in LOCAL if self._text.startswith(scheme)), "")
         if "://" in self._text and not here:
             self._system, self._inside = _remote(self._text)
@@ -47,8 +50,10 @@ class Place:
             below._text = _joined(self._text, name)
         below._system = self._system
         below._inside = _joined(self._inside, name)
+        below._root = None
         if self._system is None:
             below._local = self._local / name
+            below._root = self._root or self._local
         return below
 
     @property
@@ -74,6 +79,28 @@ class Place:
     def exists(self) -> bool:
         return self.is_file() or self.is_dir()
 
+    def is_named(self) -> bool:
+        """Whether something of this name is there, also what cannot be read: it is to be refused by name, not passed over."""
+        return os.path.lexists(self._local) if self._system is None else self.exists()
+
+    def seen(self) -> str:
+        """What a place is that is neither a file nor a directory, to follow its name."""
+        return seen_at(self._local) if self._system is None else "is not there"
+
+    def leads_out(self) -> bool:
+        """Whether it is a link that leads out of the directory that the user named."""
+        try:
+            self.check_inside()
+        except RunError:
+            return True
+        return False
+
+    def check_inside(self) -> None:
+        """Raise `RunError` for a link that leads out of the directory that the user named."""
+        with self._named():
+            if self._root is not None:
+                inside(self._local, tree_of(self._root))
+
     def size(self) -> int:
         """Bytes of the file."""
         with self._named():
@@ -83,17 +110,22 @@ class Place:
         """What the directory holds, sorted."""
         with self._named():
             if self._system is None:
-                return sorted(entry.name for entry in self._local.iterdir())
-            found = self._system.ls(self._inside, detail=False)
-            return sorted({str(entry).rstrip("/").rpartition("/")[2] for entry in found} - {""})
+                return names_in(self._local if self._root is None else inside(self._local, tree_of(self._root)))
+            found = sorted({str(entry).rstrip("/").rpartition("/")[2] for entry in self._system.ls(self._inside, detail=False)})
+            if len(found) > MOST_NAMES:
+                raise UnfitFileError(f"it holds more than {MOST_NAMES} names, and is not looked through", self)
+            return [name for name in found if name]
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
         """The file's bytes, to be read inside the block. A connection that is lost there is a `RunError` too."""
         with self._named():
-            stream = self._local.open("rb") if self._system is None else self._system.open(self._inside, "rb")
+            if self._system is None:
+                stream = open_regular(self._local, within=None if self._root is None else tree_of(self._root))
+            else:
+                stream = cast("BinaryIO", self._system.open(self._inside, "rb"))
             with stream:
-                yield cast("BinaryIO", stream)
+                yield stream
 
     @contextmanager
     def _named(self) -> Iterator[None]:

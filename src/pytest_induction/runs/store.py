@@ -17,7 +17,8 @@ from reprlib import repr as short
 from typing import Any, BinaryIO, Self
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.header import HEADER, SCHEMA, read_header
+from pytest_induction.files import create_new, inside, names_in, open_regular, read_bytes, tree_of
+from pytest_induction.runs.header import HEADER, LONGEST_HEADER, SCHEMA, read_header
 from pytest_induction.runs.lines import from_line, parsed, to_line
 from pytest_induction.runs.locks import Lock
 from pytest_induction.runs.places import Place
@@ -26,12 +27,12 @@ from pytest_induction.runs.streams import Reading
 
 SNAPSHOTS, LOCK, BESIDE, EARLIER = "snapshots.jsonl", "run.lock", "arrays", "earlier"
 LONGEST_LINE = 2**24  # bytes; a line of ours has some thousand
-LARGEST_FILE = 2**28  # bytes of arrays beside a line
+LARGEST_FILE = 2**26  # bytes of arrays beside a line, and of all that lines name which others have named before
 
 
 def is_run(place: Place) -> bool:
-    """Whether a recorded run lies there."""
-    return (place / HEADER).is_file()
+    """Whether a recorded run lies there, or what is to be refused as one."""
+    return (place / HEADER).is_named() and not (place / HEADER).is_dir()
 
 
 def read_run(place: Place) -> TrainingRun:
@@ -67,7 +68,7 @@ def span_of(directory: Path) -> tuple[int, int] | None:
     try:
         if not path.exists():
             return None
-        with path.open("rb") as stream:
+        with open_regular(path, within=tree_of(directory)) as stream:
             first, last = _step_of(stream.readline(LONGEST_LINE)), _step_of(_last_line(stream))
     except OSError as error:
         raise RunError(f"{path} cannot be read: {_reason(error)}") from None
@@ -88,8 +89,8 @@ def _of_one_model(snapshots: tuple[Snapshot, ...]) -> tuple[tuple[Snapshot, ...]
 
 def _snapshots(place: Place, notes: list[str]) -> Iterator[Snapshot]:
     """Every snapshot that can be read; a note for the first line that cannot, and for how many."""
-    where = place / SNAPSHOTS
-    if not where.is_file():
+    where, arrays = place / SNAPSHOTS, _Arrays(place)
+    if not where.is_named():
         return
     first, broken = "", 0
     with where.open() as stream:
@@ -101,7 +102,7 @@ def _snapshots(place: Place, notes: list[str]) -> Iterator[Snapshot]:
             if not line.content.strip():
                 continue
             try:
-                yield from_line(line.content, lambda name: _beside(place, name))
+                yield from_line(line.content, arrays.read)
             except (ValueError, TypeError, OverflowError, RecursionError, RunError) as error:
                 first, broken = first or f"line {line.number} ({_reason(error)})", broken + 1
     if reading.stopped:
@@ -111,20 +112,33 @@ def _snapshots(place: Place, notes: list[str]) -> Iterator[Snapshot]:
         notes.append(f"{SNAPSHOTS}: {first}{more} cannot be read and {'is' if broken == 1 else 'are'} left out")
 
 
-def _beside(place: Place, name: Any) -> dict[str, Floats]:
-    from safetensors.numpy import load
+class _Arrays:
+    """The arrays that lie beside the lines of a run. A line that is written again names those of the first again; many do not."""
 
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"{short(name)} is no name of an array file")
-    where = place / BESIDE / name
-    if where.size() > LARGEST_FILE:
-        raise ValueError(f"{BESIDE}/{name} is larger than {LARGEST_FILE} bytes")
-    with where.open() as stream:
-        content = stream.read()
-    try:
-        return load(content)
-    except Exception as error:  # noqa: BLE001 - safetensors has an error class of its own
-        raise ValueError(f"{BESIDE}/{name}: {_reason(error)}") from None
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._named: set[str] = set()
+        self._again = 0  # bytes that were read more than once
+
+    def read(self, name: Any) -> dict[str, Floats]:
+        """Those of one line. Raises `ValueError` for a name that is none, and `RunError` for what cannot be read."""
+        from safetensors.numpy import load
+
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{short(name)} is no name of an array file")
+        where = self._place / BESIDE / name
+        size = where.size()
+        self._again += size if name in self._named else 0
+        self._named.add(name)
+        if max(size, self._again) > LARGEST_FILE:
+            how = "larger than" if size > LARGEST_FILE else "named by many lines, which makes more than"
+            raise ValueError(f"{BESIDE}/{name} is {how} {LARGEST_FILE} bytes")
+        with where.open() as stream:
+            content = stream.read(size)
+        try:
+            return load(content)
+        except Exception as error:  # noqa: BLE001 - safetensors has an error class of its own
+            raise ValueError(f"{BESIDE}/{name}: {_reason(error)}") from None
 
 
 class RunWriter:
@@ -210,8 +224,8 @@ class RunWriter:
         aside = None
         try:
             if (self.directory / SNAPSHOTS).exists():
-                aside = _free_place(self.directory / EARLIER)
-                _replace(aside / HEADER, (self.directory / HEADER).read_bytes())
+                aside = _free_place(self._own(EARLIER))
+                _replace(aside / HEADER, read_bytes(self.directory / HEADER, LONGEST_HEADER, within=tree_of(self.directory)))
                 for name in (BESIDE, SNAPSHOTS):
                     if (self.directory / name).exists():
                         (self.directory / name).rename(aside / name)
@@ -251,7 +265,7 @@ class RunWriter:
 
     def _check_is_for_runs(self) -> None:
         """Raise `RunError` for a directory that holds something else."""
-        names = sorted({entry.name for entry in self.directory.iterdir()} - {LOCK, f"{HEADER}.part"})
+        names = sorted(set(names_in(self.directory)) - {LOCK, f"{HEADER}.part"})
         if names and not is_run(Place(self.directory)):
             raise RunError(f"{self.directory} is not empty and holds no run (it has {names[0]}): choose another place")
 
@@ -265,24 +279,28 @@ class RunWriter:
         """Cut off a last line that is not whole; one that lacks nothing but its end is given that."""
         path = self.directory / SNAPSHOTS
         try:
-            if path.exists():
-                with path.open("r+b") as stream:
+            if os.path.lexists(path):
+                with open_regular(path, "r+b", within=tree_of(self.directory)) as stream:
                     _mend(stream)
         except OSError as error:
             raise RunError(f"{path} cannot be written: {_reason(error)}") from None
         self._torn = False
 
+    def _own(self, name: str) -> Path:
+        """A directory of the run's, which it may not have yet. Raises `OSError` for a link that leads out of it."""
+        return Path(inside(self.directory / name, tree_of(self.directory)))
+
     def _write(self, line: bytes, beside: Mapping[str, Floats], step: int) -> None:
         if beside:
             from safetensors.numpy import save
 
-            place = self.directory / BESIDE
+            place = self._own(BESIDE)
             place.mkdir(exist_ok=True)
             content = save(dict(beside))
             name = f"step-{step:09d}-{hashlib.blake2b(content, digest_size=6).hexdigest()}.safetensors"
             _replace(place / name, content)
             line = line[:-1] + f',"arrays":"{name}"}}'.encode()
-        with (self.directory / SNAPSHOTS).open("ab", buffering=0) as stream:
+        with open_regular(self.directory / SNAPSHOTS, "ab", within=tree_of(self.directory), buffering=0) as stream:
             before = stream.tell()
             try:
                 _write_whole(stream, line + b"\n")
@@ -328,8 +346,9 @@ def _write_whole(stream: Any, content: bytes) -> None:
 def _replace(path: Path, content: bytes) -> None:
     """Write a file so that whoever reads finds the old one or the new one, never a part."""
     part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)  # of a writer that was killed, or a link that was put there: whoever holds the lock writes alone
     try:
-        with part.open("wb") as stream:
+        with create_new(part) as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())

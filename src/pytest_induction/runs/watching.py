@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.header import HEADER
+from pytest_induction.runs.header import HEADER, header_text
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import TrainingRun
@@ -66,9 +66,7 @@ def _state(place: Place) -> object:
         if place.is_file():
             return place.size()
         if is_run(place):
-            header = place / HEADER
-            with header.open() as stream:
-                return stream.read(), (place / SNAPSHOTS).size() if (place / SNAPSHOTS).is_file() else 0
+            return header_text(place), (place / SNAPSHOTS).size() if (place / SNAPSHOTS).is_file() else 0
     except RunError:  # it is being replaced just now
         pass
     return None

@@ -10,10 +10,12 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_induction.errors import RunError
+from pytest_induction.errors import RunError, reason
+from pytest_induction.files import open_regular, tree_of
 from pytest_induction.runs.layouts.layout import NestedLayout, Weights, entries
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.streams import first_line
+from pytest_induction.tensor_files import check_torch_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,11 +44,13 @@ class DeepSpeed(NestedLayout):
         from pytest_induction.runs.layouts.stored import read_pickle
 
         place = _directory(path)
-        strange = next((each.name for each in sorted(place.iterdir()) if _OF_OTHER_RANK.fullmatch(each.name)), None)
+        names = Place(place).names()
+        strange = next((name for name in names if _OF_OTHER_RANK.fullmatch(name)), None)
         if strange is not None:
             cure = "convert it by tools/ckpts/convert_neox_to_hf.py of GPT-NeoX" if strange.startswith("layer_") else _how(path)
             raise RunError(f"{path.name} is cut over processes (it has {strange}): {cure}")
-        if (place / WHOLE).is_file():
+        _check_parts(path, place, self.held(names))
+        if WHOLE in names:
             with _classes_of_deepspeed():
                 return read_pickle(place / WHOLE)
         return Weights(_consolidated(place, path), self.step(path))
@@ -55,11 +59,11 @@ class DeepSpeed(NestedLayout):
         from pytest_induction.runs.layouts.stored import steps_of_pickle
 
         place = _directory(path)
-        first = (
-            place / WHOLE if (place / WHOLE).is_file() else min(each for each in place.iterdir() if _PART.fullmatch(each.name))
-        )
+        names = Place(place).names()
+        first = WHOLE if WHOLE in names else next(name for name in names if _PART.fullmatch(name))
+        _check_parts(path, place, [first])
         with _classes_of_deepspeed():
-            return steps_of_pickle(first)[0]
+            return steps_of_pickle(place / first)[0]
 
 
 def _inner(place: Place, names: Sequence[str]) -> str | None:
@@ -71,8 +75,18 @@ def _inner(place: Place, names: Sequence[str]) -> str | None:
 
 
 def _directory(path: Path) -> Path:
-    inner = _inner(Place(path), sorted(each.name for each in path.iterdir()))
+    inner = _inner(Place(path), Place(path).names())
     return path / (inner or "")
+
+
+def _check_parts(path: Path, place: Path, names: Sequence[str]) -> None:
+    """Raise `RunError` for files that lie elsewhere, are none, or promise more than they have: DeepSpeed does not ask."""
+    for name in names:
+        try:
+            with open_regular(place / name, within=tree_of(path)) as stream:
+                check_torch_file(stream, os.fstat(stream.fileno()).st_size)
+        except OSError as error:
+            raise RunError(f"{name} of {path.name} is no whole file of weights: {reason(error)}") from None
 
 
 def _how(path: Path) -> str:

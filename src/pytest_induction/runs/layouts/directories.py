@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from pytest_induction.errors import RunError
+from pytest_induction.errors import RunError, reason
+from pytest_induction.files import DOCUMENT, inside, open_regular, tree_of
 from pytest_induction.runs.layouts.files import Safetensors, TorchFile
 from pytest_induction.runs.layouts.layout import Layout, Weights
 from pytest_induction.runs.layouts.names import SHARD, is_weights
@@ -15,6 +18,7 @@ from pytest_induction.specs import ADAPTER_CONFIG, CONFIG
 
 INDICES = ("model.safetensors", "pytorch_model.bin")  # each alone, or as shards that an index names
 TRAINER_STATE = "trainer_state.json"
+EARLY = 2**16  # bytes of one with a very long history, which comes after the step
 
 
 class Directory(Layout):
@@ -48,16 +52,24 @@ class Directory(Layout):
         return self._stated(path, [_file(each).hinted_step(each) for each in self.files(path)])
 
     def files(self, path: Path) -> list[Path]:
-        """The files of weights. Raises `RunError` where there are none, or some are missing."""
+        """The files of weights. Raises `RunError` where there are none, some are missing, or links lead elsewhere."""
+        found = self._named(path)
+        try:
+            return [Path(inside(each, tree_of(path))) for each in found]
+        except OSError as error:
+            raise RunError(f"{error.filename} cannot be read: {reason(error)}") from None
+
+    def _named(self, path: Path) -> list[Path]:
         for name in self.weights:
-            if (path / name).is_file():
+            if os.path.lexists(path / name):
                 return [path / name]
             index = path / f"{name}.index.json"
-            if index.is_file():
+            if os.path.lexists(index):
                 return _shards(index)
-        names = sorted(each.name for each in path.iterdir() if is_weights(each.name) and not SHARD.search(each.name))
+        held = Place(path).names()
+        names = [name for name in held if is_weights(name) and not SHARD.search(name)]
         if len(names) != 1:
-            seen = ", ".join(sorted(each.name for each in path.iterdir())[:5]) or "nothing"
+            seen = ", ".join(held[:5]) or "nothing"
             raise RunError(f"{path.name} must hold {' or '.join(INDICES)}, their shards, or one file of weights; it has {seen}")
         return [path / names[0]]
 
@@ -132,7 +144,7 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(names, dict) or not all(isinstance(name, str) and Path(name).name == name for name in names.values()):
         raise RunError(f"{index.parent.name}/{index.name} names no shards")
     files = [index.parent / name for name in sorted(set(names.values()))]
-    missing = [file.name for file in files if not file.is_file()]
+    missing = [file.name for file in files if not os.path.lexists(file)]
     if missing:
         raise RunError(f"{index.parent.name} lacks {len(missing)} of its {len(files)} shards, the first is {missing[0]}")
     return files
@@ -141,7 +153,20 @@ def _shards(index: Path) -> list[Path]:
 def _trainer_step(path: Path) -> int | None:
     from pytest_induction.runs.layouts.stored import read_json, whole
 
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
+    if path.is_file() and path.stat().st_size > DOCUMENT:
+        return _early_step(path)
     state = read_json(path)
     return whole(state.get("global_step")) if isinstance(state, dict) else None
+
+
+def _early_step(path: Path) -> int | None:
+    """The step that a state gives before its history."""
+    try:
+        with open_regular(path, within=tree_of(path.parent)) as stream:
+            begun = stream.read(EARLY).partition(b'"log_history"')[0]
+    except OSError as error:
+        raise RunError(f"{path.parent.name}/{path.name} cannot be read: {reason(error)}") from None
+    found = re.search(rb'"global_step"\s*:\s*(\d{1,15})\b', begun)
+    return None if found is None else int(found[1])

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import math
+import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_induction.errors import RunError
+from pytest_induction.errors import RunError, reason
+from pytest_induction.files import names_in, open_regular, read_bytes, tree_of
 from pytest_induction.runs.layouts.layout import NestedLayout, Weights, entries
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.streams import first_line
+from pytest_induction.tensor_files import LONGEST_METADATA, check_containers, is_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,9 +83,10 @@ class _Stored:
         from pytest_induction.runs.layouts import stored
 
         self._load, self._stored = stored.load_safely, stored
-        inner = _inner(Place(path), [each.name for each in path.iterdir()])
+        inner = _inner(Place(path), Place(path).names())
         self._path, self._name = path / (inner or ""), path.name
         self._metadata = _metadata(self._path / METADATA, self._name)
+        self._left = 2 * sum(size for name in names_in(self._path) if (size := _size(self._path / name)))
         self._where = {(index.fqn, _place(index.offset)): info for index, info in self._metadata.storage_data.items()}
 
     def seen(self) -> str:
@@ -116,6 +121,12 @@ class _Stored:
         import torch
 
         about = self._metadata.state_dict_metadata[name]
+        if not is_shape(about.size):
+            raise RunError(f"`{name}` in {self._name} has a shape that is none")
+        takes = math.prod(about.size) * about.properties.dtype.itemsize
+        held = sum(self._info(name, chunk.offsets).length for chunk in about.chunks)
+        if takes > held:
+            raise RunError(f"`{name}` in {self._name} is not whole: it would take {takes} bytes, and its pieces have {held}")
         tensor = torch.empty(about.size, dtype=about.properties.dtype)
         filled = 0
         for chunk in about.chunks:
@@ -131,19 +142,32 @@ class _Stored:
             raise RunError(f"`{name}` in {self._name} is not whole: {filled} of its {tensor.numel()} numbers are there")
         return tensor
 
-    def _piece(self, name: str, offset: Any) -> Any:
+    def _info(self, name: str, offset: Any) -> Any:
+        """Where a piece lies. Raises `RunError` where that is nowhere in this directory."""
         info = self._where.get((name, _place(offset)))
         if info is None or Path(info.relative_path).name != info.relative_path:
             raise RunError(f"`{name}` in {self._name} lies nowhere that its {METADATA} says")
+        is_count = all(type(number) is int and number >= 0 for number in (info.offset, info.length))
+        if not is_count or info.length > self._left:
+            raise RunError(f"`{name}` in {self._name} would have {info.length} bytes, more than there are")
+        return info
+
+    def _piece(self, name: str, offset: Any) -> Any:
+        info = self._info(name, offset)
+        self._left -= info.length  # many names of one piece are not to make more of it
         if getattr(info, "transform_descriptors", None):
             raise RunError(f"`{name}` in {self._name} is stored as {info.transform_descriptors}: save it as it is")
         try:
-            with (self._path / info.relative_path).open("rb") as stream:
+            with open_regular(self._path / info.relative_path, within=tree_of(self._path)) as stream:
                 stream.seek(info.offset)
                 content = stream.read(info.length)
-        except OSError as error:
-            raise RunError(f"{info.relative_path} of {self._name} cannot be read: {error.strerror or error}") from None
+        except (OSError, ValueError, OverflowError) as error:
+            raise RunError(f"{info.relative_path} of {self._name} cannot be read: {reason(error)}") from None
         return self._load(io.BytesIO(content), f"{info.relative_path} of {self._name}")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _place(offset: Any) -> tuple[int, ...] | None:
@@ -152,14 +176,17 @@ def _place(offset: Any) -> tuple[int, ...] | None:
 
 def _metadata(path: Path, name: str) -> Any:
     """What `.metadata` says. Raises `RunError` where it is missing, broken, or names anything that is not a part of one."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise RunError(f"{name} has no {METADATA}, which is written last: its saving was broken off")
     try:
-        with path.open("rb") as stream:
-            found = _Unpickler(stream).load()
+        content = read_bytes(path, LONGEST_METADATA, within=tree_of(path.parent))
+        check_containers(content)
+        found = _Unpickler(io.BytesIO(content)).load()
         found.state_dict_metadata.items(), found.storage_data.items()
     except RunError as error:
         raise RunError(f"{METADATA} of {name} {error}") from None
+    except OSError as error:
+        raise RunError(f"{METADATA} of {name} cannot be read: {reason(error)}") from None
     except Exception as error:  # noqa: BLE001 - whatever a broken file makes a parser raise
         raise RunError(f"{METADATA} of {name} cannot be read: {first_line(error)}") from None
     return found

@@ -6,12 +6,11 @@ the model is read: the state of an optimiser beside it costs nothing.
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
 import re
 import sys
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +19,13 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from pytest_induction.errors import RunError
+from pytest_induction import files
+from pytest_induction.errors import RunError, reason
+from pytest_induction.files import open_regular, tree_of
 from pytest_induction.runs.layouts.harmless import HARMLESS
 from pytest_induction.runs.layouts.layout import Weights
 from pytest_induction.runs.streams import first_line
+from pytest_induction.tensor_files import Header, check_torch_file, opened_archive, record_in, safetensors_header
 
 NESTED = (  # where trainers put the weights in a larger state
     ("state_dict",),
@@ -45,7 +47,6 @@ COUNTS = (  # what some trainers count their steps by, and others something else
     ("state", "timestamp", "batch"),
     ("state", "timestamp", "Timestamp", "batch"),
 )
-LONGEST_JSON = 2**26  # bytes
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -62,24 +63,27 @@ DTYPES = {
 
 def read_safetensors(path: Path) -> Weights:
     """All tensors of a safetensors file. Raises `RunError` for one that is not whole."""
-    header, metadata = _opened(path)
-    with _reading(path, "safetensors file"), path.open("rb") as stream:
-        begin = 8 + int.from_bytes(stream.read(8), "little")
-        tensors = {name: _tensor(stream, begin, about) for name, about in header.items()}
-    return Weights(checked(path, tensors), step_of(metadata))
+    with _reading(path, "safetensors file"), open_regular(path) as stream:
+        header = _header(stream, path)
+        tensors = {name: _tensor(stream, header.begin, about) for name, about in header.tensors.items()}
+    return Weights(checked(path, tensors), step_of(header.metadata))
 
 
 def step_of_safetensors(path: Path) -> int | None:
     """The step in the metadata of a safetensors file. Raises `RunError` for one that is not whole."""
-    return step_of(_opened(path)[1])
+    with _reading(path, "safetensors file"), open_regular(path) as stream:
+        return step_of(_header(stream, path).metadata)
 
 
 def read_pickle(path: Path) -> Weights:
     """The tensors of the model in what `torch.save` wrote. Raises `RunError` for what cannot be read, or not safely."""
     loaded = _unpickled(path, "meta" if _has_offsets(path) else "cpu")
     tensors = model_state(path, loaded)
+    strange = next((name for name, value in tensors.items() if value.layout != torch.strided), None)
+    if strange is not None:
+        raise RunError(f"`{strange}` in {path.name} is of the layout {tensors[strange].layout}, which is not read: save it dense")
     if any(value.is_meta for value in tensors.values()):
-        with _reading(path, "file of weights"), path.open("rb") as stream:
+        with _reading(path, "file of weights"), open_regular(path) as stream:
             filled = _filled(stream, tensors)
         tensors = model_state(path, _unpickled(path, "cpu")) if filled is None else filled
     return Weights(checked(path, tensors), _first_step(path, loaded, [(name,) for name in STEPS]))
@@ -91,8 +95,16 @@ def steps_of_pickle(path: Path) -> tuple[int | None, int | None]:
     return _first_step(path, loaded, [(name,) for name in STEPS]), _first_step(path, loaded, COUNTS)
 
 
-def load_safely(file: Path | BinaryIO, name: str, place: str = "cpu") -> Any:
-    """What `torch.save` wrote, of tensors, plain values and what is harmless; else `RunError`. On `meta`, without the numbers."""
+def load_safely(file: BinaryIO, name: str, place: str = "cpu") -> Any:
+    """What `torch.save` wrote, of tensors, plain values and what is harmless; else `RunError`. On `meta`, without the numbers.
+
+    Nothing in it takes more memory than the file has bytes for.
+    """
+    try:
+        check_torch_file(file, file.seek(0, os.SEEK_END))
+    except OSError as error:
+        raise RunError(f"{name} is no whole file of weights: {reason(error)}") from None
+    file.seek(0)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_allowed()):
             warnings.simplefilter("ignore")  # about formats of old, which are read all the same or refused below
@@ -116,6 +128,9 @@ def checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors. Raises `RunError` where there are none, or where they are those of one process of several."""
     if not tensors:
         raise RunError(f"{path.name} holds no tensors")
+    empty = next((name for name, value in tensors.items() if value.is_meta), None)
+    if empty is not None:
+        raise RunError(f"`{empty}` in {path.name} has a shape and no numbers: it was saved from the device `meta`")
     spread = next((name for name, value in tensors.items() if hasattr(value, "device_mesh")), None)
     if spread is not None:
         raise RunError(f"{path.name} holds but a part of `{spread}`, from one of several processes: save the whole state dict")
@@ -143,10 +158,9 @@ def whole(value: Any) -> int | None:
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises `RunError` where it is none."""
     try:
-        with path.open("rb") as stream:
-            return json.loads(stream.read(LONGEST_JSON))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path.parent.name}/{path.name} cannot be read: {first_line(error)}") from None
+        return files.read_json(path, within=tree_of(path.parent))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path.parent.name}/{path.name} cannot be read: {reason(error)}") from None
 
 
 @contextmanager
@@ -154,25 +168,17 @@ def _reading(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError) as error:
-        raise RunError(f"{path.name} is no whole {what}: {first_line(error)}") from None
+        raise RunError(f"{path.name} is no whole {what}: {reason(error).splitlines()[0]}") from None
 
 
-def _opened(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a safetensors file says of each tensor, and its metadata; the library has found it whole."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-        with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    except Exception as error:  # noqa: BLE001 - safetensors has an error class of its own
-        raise RunError(f"{path.name} is no whole safetensors file: {first_line(error)}") from None
-    header.pop("__metadata__", None)
-    strange = next((name for name, about in header.items() if about["dtype"] not in DTYPES), None)
+def _header(stream: BinaryIO, path: Path) -> Header:
+    """What a safetensors file says of its tensors. Raises `RunError` for a type that is not read, `OSError` for the rest."""
+    header = safetensors_header(stream, os.fstat(stream.fileno()).st_size)
+    strange = next((name for name, about in header.tensors.items() if about["dtype"] not in DTYPES), None)
     if strange is not None:
-        raise RunError(f"`{strange}` in {path.name} is of the type {header[strange]['dtype']}, which is not read: widen it first")
-    return header, metadata
+        kind = header.tensors[strange]["dtype"]
+        raise RunError(f"`{strange}` in {path.name} is of the type {kind}, which is not read: widen it first")
+    return header
 
 
 def _tensor(stream: BinaryIO, begin: int, about: Mapping[str, Any]) -> Tensor:
@@ -197,23 +203,27 @@ def _bytes(stream: BinaryIO, offset: int, size: int) -> bytearray:
 def _has_offsets(path: Path) -> bool:
     """Whether torch will tell where in the file each tensor lies, whose bytes are then those of this machine."""
     try:
-        with zipfile.ZipFile(path) as file:
-            order = next((name for name in file.namelist() if name.endswith("/byteorder")), None)
-            return order is None or file.read(order).decode("ascii", "replace") == sys.byteorder
-    except (OSError, zipfile.BadZipFile):
-        return False
+        with open_regular(path) as stream, opened_archive(stream, os.fstat(stream.fileno()).st_size) as archive:
+            order = next((name for name in archive.namelist() if name.endswith("/byteorder")), None)
+            return order is None or record_in(archive, order).decode("ascii", "replace") == sys.byteorder
+    except OSError:
+        return False  # which reading it says
 
 
 def _filled(stream: BinaryIO, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """The tensors with their numbers; None where torch does not say where these lie. Tensors that share memory go on doing so."""
     storages: dict[int, torch.UntypedStorage] = {}
     filled = {}
+    size = left = os.fstat(stream.fileno()).st_size
     for name, empty in tensors.items():
         kind = empty.untyped_storage()
         offset = getattr(kind, "_checkpoint_offset", None)
         if offset is None or empty.is_quantized or type(empty) not in (Tensor, torch.nn.Parameter):
             return None
         if offset not in storages:
+            left -= kind.nbytes()
+            if left < 0 or offset + kind.nbytes() > size:
+                raise EOFError("it ends early")
             content = _bytes(stream, offset, kind.nbytes())
             storages[offset] = torch.frombuffer(content or bytearray(1), dtype=torch.uint8).untyped_storage()
         place = (empty.storage_offset(), empty.size(), empty.stride())
@@ -222,7 +232,8 @@ def _filled(stream: BinaryIO, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _unpickled(path: Path, place: str) -> Any:
-    return load_safely(path, path.name, place)
+    with _reading(path, "file of weights"), open_regular(path) as stream:
+        return load_safely(stream, path.name, place)
 
 
 def _first_step(path: Path, loaded: Any, places: Iterable[tuple[str, ...]]) -> int | None:
@@ -230,7 +241,7 @@ def _first_step(path: Path, loaded: Any, places: Iterable[tuple[str, ...]]) -> i
     for keys in places:
         value = _inside(loaded, keys)
         if isinstance(value, Tensor) and value.is_meta and value.numel() == 1:
-            with _reading(path, "file of weights"), path.open("rb") as stream:
+            with _reading(path, "file of weights"), open_regular(path) as stream:
                 filled = _filled(stream, {"": value})
             value = _inside(_unpickled(path, "cpu"), keys) if filled is None else filled[""]
         step = whole(value)

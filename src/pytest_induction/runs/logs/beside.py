@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 
 from pytest_induction.errors import RunError
+from pytest_induction.files import parse_json
 from pytest_induction.runs.checkpoints import Checkpoint
 from pytest_induction.runs.logs.json_document import LARGEST_DOCUMENT, STATE
 from pytest_induction.runs.logs.read import read_log
@@ -51,8 +51,8 @@ def _tokens(state: Place, step: int) -> int | None:
     with state.open() as stream:
         content = stream.read(LARGEST_DOCUMENT)
     try:
-        written = json.loads(content)
-    except (ValueError, RecursionError):
+        written = parse_json(content)
+    except ValueError:
         return None
     seen = written.get(SEEN) if isinstance(written, dict) and written.get("global_step") == step else None
     return seen if isinstance(seen, int) and not isinstance(seen, bool) and seen > 0 else None

@@ -6,11 +6,13 @@ import csv
 import re
 from collections.abc import Iterator
 
+from pytest_induction.errors import RunError
 from pytest_induction.runs.logs.choice import Choice
 from pytest_induction.runs.logs.columns import guess
 from pytest_induction.runs.logs.faults import Faults
 from pytest_induction.runs.logs.format import Row, TextFormat, as_text, text_lines
 from pytest_induction.runs.logs.plain_text import says_something
+from pytest_induction.runs.logs.sorting import MOST_COLUMNS
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.streams import Line, Reading
 
@@ -58,6 +60,8 @@ class DelimitedTable(TextFormat):
                 continue
             if not names:
                 names = [cell.strip() for cell in cells]
+                if len(names) > MOST_COLUMNS:
+                    raise RunError(f"its first line has {len(names)} columns, expected at most {MOST_COLUMNS}")
             elif len(cells) != len(names):
                 faults.add(f"lines that do not have {len(names)} cells", f"line {line.number} has {len(cells)}")
             elif [cell.strip() for cell in cells] != names:  # a training that is resumed may write the names again

@@ -48,7 +48,7 @@ def find_log(place: Place) -> tuple[LogFormat, Place]:
     if place.is_file():
         return format_of(place), place
     if not place.is_dir():
-        raise RunError(f"{place} is not there: expected a log ({expected()})")
+        raise RunError(f"{place} {place.seen()}: expected a log ({expected()})")
     names = place.names()
     if STATE in names:
         return format_of(place / STATE), place / STATE

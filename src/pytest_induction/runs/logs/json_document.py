@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pytest_induction.errors import RunError
+from pytest_induction.files import DOCUMENT, parse_json
 from pytest_induction.runs.logs.choice import Choice
 from pytest_induction.runs.logs.columns import MOST_SHOWN, guess, is_epoch, listed
 from pytest_induction.runs.logs.faults import Faults, shown
@@ -18,7 +19,7 @@ from pytest_induction.runs.places import Place
 from pytest_induction.runs.streams import Reading
 
 STATE = "trainer_state.json"
-LARGEST_DOCUMENT = 2**26  # bytes of one that must be read whole
+LARGEST_DOCUMENT = DOCUMENT  # bytes of one that must be read whole
 DEEPEST = 3  # of objects that lists of numbers lie in
 _HISTORY = re.compile(r'"log_history"\s{0,99}:\s{0,99}\[')
 _LIST = re.compile(r"\[\s*([\[{\]]|$)")  # a bracket may also begin a line of text: [rank0] step 1
@@ -82,8 +83,8 @@ class _Begun:
         if self._size > LARGEST_DOCUMENT:
             raise RunError(f"it is JSON of more than {LARGEST_DOCUMENT} bytes without a `log_history`")
         try:
-            found = json.loads("".join(self._whole))
-        except (ValueError, RecursionError):
+            found = parse_json("".join(self._whole))
+        except ValueError:
             found = None
         if not isinstance(found, dict):
             raise RunError(f"it is JSON without a `log_history`; it has {listed(self._keys)}")

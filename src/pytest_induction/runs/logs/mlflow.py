@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -17,7 +18,7 @@ from pytest_induction.runs.streams import Reading
 METRICS = "metrics"
 DEEPEST_RUN = 3  # of directories between the place that is named and a run
 DEEPEST_METRIC = 4  # of slashes in a metric's name
-MOST_METRICS = 2_000  # in a directory
+MOST_METRICS = 10_000  # of a run, directories of them included
 NAME = "mlflow.runName"
 _VALUE = re.compile(r"-?\d+ (\S+) (\d+)(?: .*)?")  # milliseconds, value, step
 
@@ -34,24 +35,31 @@ class MlflowStore(LogFormat):
     def rows(self, place: Place, choice: Choice, faults: Faults) -> Iterator[Row]:
         for run in _runs(place, faults):
             named = {"run": run.name, "run_name": _name_of(run)}
-            for name, file in _metrics(run / METRICS, ""):
+            for name, file in _metrics(run / METRICS):
                 yield from ({STEP: step, name: value, **named} for step, value in _values(file, faults))
 
 
 def _runs(place: Place, faults: Faults | None = None) -> Iterator[Place]:
     """The runs that lie there: directories with metrics that are written as MLflow writes them."""
     for _, directory, names in directories(place, DEEPEST_RUN, faults):
-        if METRICS in names and any(_is_metric(file) for _, file in _metrics(directory / METRICS, "")):
+        if METRICS in names and any(_is_metric(file) for _, file in _metrics(directory / METRICS)):
             yield directory
 
 
-def _metrics(place: Place, above: str, depth: int = DEEPEST_METRIC) -> Iterator[tuple[str, Place]]:
-    """Names of metrics and their files."""
-    for name in place.names()[:MOST_METRICS] if place.is_dir() else ():
-        if (place / name).is_file():
+def _metrics(place: Place) -> Iterator[tuple[str, Place]]:
+    """Names of metrics and their files; what is no file either is refused when it is opened."""
+    return ((name, file) for name, file in itertools.islice(_entries(place, "", DEEPEST_METRIC), MOST_METRICS) if name)
+
+
+def _entries(place: Place, above: str, depth: int) -> Iterator[tuple[str, Place]]:
+    """All that lies below, directories without a name."""
+    for name in place.names() if place.is_dir() else ():
+        if not (place / name).is_dir():
             yield f"{above}{name}", place / name
-        elif depth:
-            yield from _metrics(place / name, f"{above}{name}/", depth - 1)
+            continue
+        yield "", place / name
+        if depth:
+            yield from _entries(place / name, f"{above}{name}/", depth - 1)
 
 
 def _is_metric(file: Place) -> bool:

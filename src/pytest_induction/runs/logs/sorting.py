@@ -17,6 +17,10 @@ Row = Mapping[str, Any]
 HEAD = 1000  # rows that are seen before it is decided what parts them
 DEEPEST = 4  # of objects within a row
 LONGEST_VALUE = 200
+LONGEST_CELL = 2 * LONGEST_VALUE  # characters of a value that are held
+MOST_COLUMNS = 10_000  # of a row
+MOST_HELD = 500_000  # values of the rows that are seen first
+MOST_OF_A_LIST = 7  # more than is shown of it
 SPLITS = frozenset({"split", "phase", "mode", "stage", "subset", "set", "partition", "dataset", "data", "kind", "type", "event"})
 RUNS = frozenset(
     {
@@ -56,9 +60,9 @@ class RowSorter:
 
     def sorted(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows that count, to their end. Raises `RunError` where the user's `where` fits none."""
-        flat = (dict(_flat(row, DEEPEST)) for row in rows)
+        flat = (_flattened(row) for row in rows)
         counting = (row for row in flat if self._is_meant(row))
-        head = list(itertools.islice(counting, HEAD))
+        head = _first(counting)
         self._look_at(head)
         for row in itertools.chain(head, counting):
             if not self._split and len(self._met) < MOST_MET and not row.keys() <= self._met:
@@ -142,6 +146,34 @@ def _same(found: str, value: str) -> bool:
         return float(found) == float(value)
     except ValueError:
         return False
+
+
+def _first(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that are seen first: some, or fewer where they are wide."""
+    found: list[dict[str, Any]] = []
+    held = 0
+    while len(found) < HEAD and held < MOST_HELD and (row := next(rows, None)) is not None:
+        found.append(row)
+        held += len(row)
+    return found
+
+
+def _flattened(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as names and values. Raises `RunError` for one that is wider than a log is: each of its cells takes time."""
+    flat = {name: _light(value) for name, value in itertools.islice(_flat(row, DEEPEST), MOST_COLUMNS + 1)}
+    if len(flat) > MOST_COLUMNS:
+        raise RunError(f"a row has more than {MOST_COLUMNS} columns: it is no log of a training")
+    return flat
+
+
+def _light(value: Any) -> Any:
+    """The value, or of one that is neither a number nor a word the beginning: rows are held until it is clear what they are."""
+    if isinstance(value, str):
+        return value[:LONGEST_CELL]
+    if isinstance(value, list):
+        begins = value[:MOST_OF_A_LIST]
+        return [each[:40] if isinstance(each, str) else _light([] if isinstance(each, list) else each) for each in begins]
+    return {} if isinstance(value, dict) else value
 
 
 def _flat(row: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Any]]:

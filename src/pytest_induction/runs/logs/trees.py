@@ -15,7 +15,7 @@ MOST_NAMES = 2_000  # of a directory, that are looked at
 def directories(place: Place, depth: int, faults: Faults | None = None) -> Iterator[tuple[str, Place, list[str]]]:
     """A directory and those below, the nearest first: path from the one that is named, place, and what it holds.
 
-    Hidden ones are passed over. A fault says that there were more than are listed.
+    Hidden ones are passed over, and links that lead out of the first. A fault says so, and that there were more than are listed.
     """
     waiting = deque([("", place, 0)])
     listed = 0
@@ -29,5 +29,9 @@ def directories(place: Place, depth: int, faults: Faults | None = None) -> Itera
         listed += 1
         yield where, directory, names
         for name in names[:MOST_NAMES] if level < depth else ():
-            if not name.startswith(".") and (directory / name).is_dir():
+            if name.startswith(".") or not (directory / name).is_dir():
+                continue
+            if not (directory / name).leads_out():
                 waiting.append((f"{where}/{name}".lstrip("/"), directory / name, level + 1))
+            elif faults is not None:
+                faults.add("links that lead out of the directory", f"{directory / name}")

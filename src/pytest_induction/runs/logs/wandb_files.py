@@ -5,7 +5,6 @@ A file is read here block by block; what a record says is read by wandb's own cl
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 import zlib
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pytest_induction.errors import RunError
+from pytest_induction.files import parse_json
 from pytest_induction.runs.logs.choice import Choice
 from pytest_induction.runs.logs.faults import Faults
 from pytest_induction.runs.logs.format import LogFormat, Row
@@ -78,8 +78,8 @@ def _history(file: Place, kind: Any, faults: Faults) -> Iterator[Row]:
         row: dict[str, Any] = {}
         for item in record.history.item:
             try:
-                row["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
-            except (ValueError, RecursionError):
+                row["/".join(item.nested_key) or item.key] = parse_json(item.value_json)
+            except ValueError:
                 faults.add("values that are no JSON", f"one of {item.key} in {file.name}")
         if row:
             row.setdefault("_step", record.history.step.num)
@@ -92,15 +92,18 @@ def _records(file: Place, faults: Faults) -> Iterator[bytes]:
         if not stream.read(HEADER).startswith(MAGIC):
             raise RunError(f"{file} is no file of W&B: it does not begin as one")
         reading = Reading(stream)
-        parts: list[bytes] = []
+        record: bytearray | None = None
         for which, piece in _pieces(reading, file.name, faults):
             if which in (_WHOLE, _FIRST):
-                parts = [piece]
-            elif parts:
-                parts = [*parts, piece] if which and sum(map(len, parts)) < LONGEST_RECORD else []
-            if which in (_WHOLE, _LAST) and parts:
-                yield b"".join(parts)
-                parts = []
+                record = bytearray(piece)
+            elif record is not None:
+                if which and len(record) < LONGEST_RECORD:
+                    record += piece
+                else:
+                    record = None
+            if which in (_WHOLE, _LAST) and record is not None:
+                yield bytes(record)
+                record = None
     if reading.stopped:
         faults.note(f"{file.name}: the connection was lost ({reading.stopped}): what came before counts")
 
