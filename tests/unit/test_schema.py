@@ -8,9 +8,11 @@ from typing import Annotated, ClassVar, Literal, NotRequired, TypedDict
 
 import pytest
 
+from pytest_induction.errors import ModelError
 from pytest_induction.ranges import COUNT, LOSS, MASS, NATS, SCORES, SHARE, Mass, Range, kept
 from pytest_induction.runs.record import ARRAYS, NUMBERS
 from pytest_induction.schema import DEEPEST, Unfit, parsed, read
+from pytest_induction.specs import check_spec
 
 
 class Colour(StrEnum):
@@ -130,6 +132,13 @@ def test_a_number_with_too_many_digits_is_infinite():
     assert parsed(f"[{'9' * 5000}, -{'9' * 5000}, 1e999]") == [math.inf, -math.inf, math.inf]
     with pytest.raises(Unfit, match="must be within 0 and 1, got"):
         read(Mass, math.inf)
+
+
+def test_a_spec_of_two_lines_is_one_line_of_a_message():
+    """No hub has such a name."""
+    with pytest.raises(ModelError) as failed:
+        check_spec("two\nlines")
+    assert "\n" not in str(failed.value) and "hf:" not in str(failed.value).partition("expected")[0]
 
 
 class TestRanges:
