@@ -14,6 +14,8 @@ from pytest_induction.report.markdown import markdown
 from pytest_induction.report.sections import KINDS as DRAWN
 from pytest_induction.report.sections import sections
 from pytest_induction.report.session_records import SessionRecords
+from pytest_induction.schema import read
+from tests.conftest import FIXTURES
 from tests.fuzz.seeds import training_run
 
 from .samples import session, small
@@ -61,6 +63,24 @@ def outcome(data):
 def test_every_kind_of_exhibit_has_a_layout():
     """One that is made, one that is drawn, and one that is checked: the same kinds."""
     assert set(LAYOUTS) == set(KINDS) == set(DRAWN)
+
+
+def test_what_is_measured_is_as_its_layout_says(shipped):
+    """Every exhibit of a model and of a training, as they are made."""
+    from pytest_induction.assertions.runs import provenance_of
+    from pytest_induction.exhibits.model import exhibits_of_model
+    from pytest_induction.exhibits.run import exhibit_of_run
+    from pytest_induction.measure import measure_heads
+    from pytest_induction.models.load import load_model
+    from pytest_induction.runs.opening import load_run
+
+    subject, run = load_model(shipped["llama"]), load_run(FIXTURES / "runs" / "two-layers")
+    made = exhibits_of_model(subject, measure_heads(subject).provenance, kinds=KINDS, text=list(range(5, 60)) * 40)
+    made.append(exhibit_of_run(run, provenance_of(run)))
+    assert [exhibit.kind for exhibit in made] == list(KINDS)
+    for exhibit in made:
+        assert not exhibit.missing
+        read(LAYOUTS[exhibit.kind], json.loads(json.dumps(exhibit.data)))
 
 
 def test_what_is_as_it_must_be_is_read(whole):
