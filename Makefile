@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo test lint wheel docs bench study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fixtures runs zoo paper clean
+.PHONY: demo test lint wheel docs bench study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
 
 demo: $(STAMP)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
@@ -59,6 +59,9 @@ study-architectures: $(STAMP)  ## every causal architecture of transformers agai
 study-pretrained: $(STAMP)  ## two real models, fetched once (350 MB), into docs/pretrained.md; an hour on two cores. STUDY="--quick": a look only
 	@$(BIN)/python -m pip show --quiet gguf 2> /dev/null || $(INSTALL) --constraint constraints.txt --group pretrained
 	$(BIN)/python benchmarks/study_pretrained.py $(STUDY)
+
+fuzz: $(STAMP)  ## 20,000 files that nobody wrote so, over every reader; about an hour. FUZZ="--inputs 2000 --seed 7": fewer, others
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 fixtures: $(STAMP)  ## train the shipped models that are missing
 	$(BIN)/python fixtures/make.py

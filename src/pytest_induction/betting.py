@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.errors import ArgumentError
+from pytest_induction.ranges import ROUNDING
 from pytest_induction.records import Estimate
 
 Values = NDArray[np.float64]
 FRACTIONS = np.array([1.0, 0.7, 0.4, 0.2, 0.08, 0.03])  # of what can be lost with one value
 SHARES = np.array([0.5, 0.1, 0.1, 0.1, 0.1, 0.1])  # of the capital at the start: all in decides where all values are alike
 STEPS = 15  # of the bisection for an end of an interval
-ROUNDING = 0.125  # of the range, by which sums of rounded masses may pass it: large attention scores leave them few digits
 AT_ONCE = 2**20  # numbers in memory at a time
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pytest_induction.batching import in_batches
-from pytest_induction.betting import ROUNDING
 from pytest_induction.errors import ArgumentError, ModelError, ProbeError, UnsupportedModel, user_facing, whole_number
 from pytest_induction.journal import name_subject
 from pytest_induction.metrics.attention import SCORES, AttentionReader, PeriodicScores, ScoresAndChance, scores_for
@@ -36,6 +35,7 @@ from pytest_induction.probes.sequences import (
     usual_length,
 )
 from pytest_induction.progress import progress
+from pytest_induction.ranges import ROUNDING
 from pytest_induction.records import SCHEMA_VERSION, Provenance
 from pytest_induction.versions import installed
 

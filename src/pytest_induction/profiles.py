@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.errors import BaselineError, reason
-from pytest_induction.files import read_json
+from pytest_induction.files import read_bytes
+from pytest_induction.ranges import D_VOCAB, FROM_ONE, SCORES, Count, Range, Small, is_known
 from pytest_induction.records import Provenance, TokenSpace
+from pytest_induction.schema import Unfit, parsed, read
 from pytest_induction.statistics import FIRST_LOOK
 
 Array = NDArray[np.float64]
@@ -25,7 +26,6 @@ OF_BASELINES = "pytest-induction baseline"
 KIND = "heads"  # of an entry of a baseline file
 LONGEST = 2**26  # bytes of a file
 DIGITS = 6
-MOST_IDS = 2**26  # far beyond any vocabulary
 ROLES: Mapping[str, tuple[str, ...]] = {
     "induction": ("prefix_matching", "excess"),
     "previous_token": ("previous_token",),
@@ -35,6 +35,13 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 
 BEHAVIOUR = ("later_loss", "later_accuracy", "advantage", "first_loss")
 OF_TEXT = ("in_context_learning", "late_loss")
+
+
+def _spans_rise(spans: Sequence[tuple[int, int]]) -> str:
+    """What is asked of spans of ids: each after the one before it, so that they are no more than the vocabulary."""
+    before = [-1, *(last for _, last in spans)]
+    is_so = all(end < first <= last for end, (first, last) in zip(before, spans, strict=False))
+    return "" if is_so else "must be spans of ids, first and last, each after the one before"
 
 
 @dataclass(frozen=True)
@@ -121,10 +128,72 @@ class HeadsProfile:
             kind = "no profile of heads" if seen is None else f"a profile of schema {seen!r}"
             raise BaselineError(f"{where} is {kind}: expected schema {SCHEMA} as `HeadsProfile.to_dict()` makes it; take it anew")
         try:
-            return cls(**_read(data))
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            said = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]
-            raise BaselineError(f"{where} is damaged: {said}; take it anew") from None
+            return _profile(read(ProfileData, data))
+        except Unfit as error:
+            raise BaselineError(f"{where} is damaged: {error}; take it anew") from None
+
+
+class SpaceData(TypedDict):
+    """`TokenSpace`, the excluded ids as spans, first and last."""
+
+    d_vocab: Annotated[int, D_VOCAB]
+    n_ctx: Count | None
+    bos_id: Count | None
+    excluded: Annotated[list[tuple[Count, Count]], _spans_rise]
+
+
+class ProbedData(TypedDict):
+    """`Probed`."""
+
+    seed: Count
+    n_sequences: Annotated[int, Range(FIRST_LOOK, 2**24)]
+    space: SpaceData
+    periods: list[Annotated[int, FROM_ONE]]
+    repeats: Annotated[int, Range(2, 2**24)]
+    digest: str
+
+
+class HeadData(TypedDict):
+    """`HeadInRole`, with the scores of its role."""
+
+    role: Literal["induction", "previous_token", "duplicate_token"]
+    layer: Small
+    head: Small
+    prefix_matching: NotRequired[list[Annotated[float, SCORES["prefix_matching"], is_known]]]
+    excess: NotRequired[list[Annotated[float, SCORES["excess"], is_known]]]
+    previous_token: NotRequired[list[Annotated[float, SCORES["previous_token"], is_known]]]
+    duplicate_token: NotRequired[list[Annotated[float, SCORES["duplicate_token"], is_known]]]
+
+
+class BehaviourData(TypedDict):
+    """What `BEHAVIOUR` names."""
+
+    later_loss: list[Annotated[float, SCORES["later_loss"], is_known]]
+    later_accuracy: list[Annotated[float, SCORES["later_accuracy"], is_known]]
+    advantage: list[Annotated[float, SCORES["advantage"], is_known]]
+    first_loss: list[Annotated[float, SCORES["first_loss"], is_known]]
+
+
+class TextData(TypedDict):
+    """`TextScores`."""
+
+    digest: str
+    max_rows: Annotated[int, FROM_ONE]
+    n_positions: Annotated[int, FROM_ONE]
+    in_context_learning: list[Annotated[float, SCORES["in_context_learning"], is_known]]
+    late_loss: list[Annotated[float, SCORES["late_loss"], is_known]]
+
+
+class ProfileData(TypedDict):
+    """A profile as a file has it."""
+
+    schema: int
+    what: str
+    probed: ProbedData
+    heads: list[HeadData] | None
+    behaviour: BehaviourData
+    text: TextData | None
+    provenance: Provenance
 
 
 def _head_to_dict(head: HeadInRole) -> dict[str, Any]:
@@ -148,63 +217,47 @@ def _space_to_dict(space: TokenSpace) -> dict[str, Any]:
     return {"d_vocab": space.d_vocab, "n_ctx": space.n_ctx, "bos_id": space.bos_id, "excluded": spans}
 
 
-def _read(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a profile. Raises `ValueError` and what wrong kinds raise by themselves."""
-    probed = _probed(data["probed"])
-    count = probed.n_sequences
-    heads = None if data["heads"] is None else tuple(_head(each, count) for each in data["heads"])
+def _profile(data: ProfileData) -> HeadsProfile:
+    """The profile that a file has. Raises `Unfit` for what its types do not say: as many numbers of each, no head twice."""
+    probed, text = data["probed"], data["text"]
+    count = probed["n_sequences"]
+    heads = None if data["heads"] is None else tuple(_head(each, place, count) for place, each in enumerate(data["heads"]))
     if heads is not None and len({(head.role, head.layer, head.head) for head in heads}) < len(heads):
-        raise ValueError("a head is there twice in one role")
-    about, text = data["provenance"], data["text"]
-    if text is not None:
-        rows = len(text[OF_TEXT[0]])
-        score, late = (_numbers(text[name], rows, name) for name in OF_TEXT)
-        text = TextScores(str(text["digest"]), _whole(text["max_rows"], 1), _whole(text["n_positions"], 1), score, late)
-    return {
-        "heads": heads,
-        "behaviour": {name: _numbers(data["behaviour"][name], count, name) for name in BEHAVIOUR},
-        "text": text,
-        "probed": probed,
-        "provenance": Provenance(**{**about, "notes": tuple(about["notes"]), "layers": tuple(about["layers"])}),
-    }
-
-
-def _probed(data: Mapping[str, Any]) -> Probed:
-    given = data["space"]
-    spans = [(_whole(first), _whole(last)) for first, last in given["excluded"]]
-    d_vocab = _whole(given["d_vocab"], 1)
-    if d_vocab > MOST_IDS:
-        raise ValueError(f"a vocabulary of {d_vocab} ids")
-    excluded = frozenset(token for first, last in spans for token in range(first, min(last, d_vocab) + 1))
-    n_ctx, bos_id = (None if given[name] is None else _whole(given[name]) for name in ("n_ctx", "bos_id"))
-    return Probed(
-        _whole(data["seed"]),
-        _whole(data["n_sequences"], FIRST_LOOK),
-        TokenSpace(d_vocab, n_ctx, bos_id, excluded),
-        tuple(_whole(period, 1) for period in data["periods"]),
-        _whole(data["repeats"], 2),
-        str(data["digest"]),
+        raise Unfit("has a head twice in one role", ".heads")
+    return HeadsProfile(
+        heads=heads,
+        behaviour={name: _numbers(data["behaviour"], name, count, ".behaviour") for name in BEHAVIOUR},
+        text=None if text is None else _text(text),
+        probed=_probed(probed),
+        provenance=data["provenance"],
     )
 
 
-def _head(data: Mapping[str, Any], count: int) -> HeadInRole:
-    if data["role"] not in ROLES:
-        raise ValueError(f"a head has the role {data['role']!r}, expected one of {', '.join(ROLES)}")
-    scores = {name: _numbers(data[name], count, name) for name in ROLES[data["role"]]}
-    return HeadInRole(data["role"], _whole(data["layer"]), _whole(data["head"]), scores)
+def _probed(data: ProbedData) -> Probed:
+    periods = tuple(data["periods"])
+    return Probed(data["seed"], data["n_sequences"], _space(data["space"]), periods, data["repeats"], data["digest"])
 
 
-def _numbers(values: Sequence[float], count: int, name: str) -> Array:
-    kinds = all(isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) for value in values)
-    if not isinstance(values, list) or len(values) != count or not kinds:
-        raise ValueError(f"`{name}` must be {count} finite numbers")
+def _space(data: SpaceData) -> TokenSpace:
+    spans = (range(first, min(last, data["d_vocab"]) + 1) for first, last in data["excluded"])
+    return TokenSpace(data["d_vocab"], data["n_ctx"], data["bos_id"], frozenset(chain.from_iterable(spans)))
+
+
+def _text(data: TextData) -> TextScores:
+    score, late = (_numbers(data, name, len(data["in_context_learning"]), ".text") for name in OF_TEXT)
+    return TextScores(data["digest"], data["max_rows"], data["n_positions"], score, late)
+
+
+def _head(data: HeadData, place: int, count: int) -> HeadInRole:
+    scores = {name: _numbers(data, name, count, f".heads[{place}]") for name in ROLES[data["role"]]}
+    return HeadInRole(data["role"], data["layer"], data["head"], scores)
+
+
+def _numbers(data: Mapping[str, Any], name: str, count: int, where: str) -> Array:
+    values = data.get(name, ())
+    if len(values) != count:
+        raise Unfit(f"must be {count} finite numbers, got {len(values)}", f"{where}.{name}")
     return np.array(values, dtype=np.float64)
-
-
-def _whole(value: object, least: int = 0) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"expected a whole number from {least} up, got {value!r}")
-    return value
 
 
 def read_profile(path: str | os.PathLike[str], entry: str | None = None) -> HeadsProfile:
@@ -214,7 +267,7 @@ def read_profile(path: str | os.PathLike[str], entry: str | None = None) -> Head
     """
     where = f"{os.fspath(path)!r}"
     try:
-        data = read_json(Path(path).expanduser(), LONGEST)
+        data = parsed(read_bytes(Path(path).expanduser(), LONGEST))
     except OSError as error:
         raise BaselineError(f"{where} cannot be read: {reason(error)}") from None
     except ValueError as error:

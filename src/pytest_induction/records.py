@@ -1,12 +1,32 @@
-"""Plain data that leaves a measurement: what was found, how sure it is, and where it came from. Standard library only."""
+"""Plain data that leaves a measurement: what was found, how sure it is, and where it came from. Standard library only.
+
+Its types are what a record must be that is read again: `schema.read` checks it, `ranges` has what each number can be.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pytest_induction.ranges import (
+    DIFFERENCE,
+    EXCESS,
+    MASS,
+    NATS,
+    NUMBER,
+    SCORES,
+    SIZE,
+    UNITS,
+    Count,
+    Mass,
+    Number,
+    Range,
+    Share,
+    Small,
+)
+from pytest_induction.schema import Unfit, read
 
 SCHEMA_VERSION = 1
 
@@ -71,6 +91,31 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Within:
+    """What is asked of an estimate that is read: value and ends within a range, the ends in their order."""
+
+    range: Range
+
+    def __call__(self, estimate: Estimate | None) -> str | Unfit:
+        if estimate is None:
+            return ""
+        for name in ("value", "low", "high"):
+            said = "" if abs(end := getattr(estimate, name)) == float("inf") else self.range(end)
+            if said:
+                return Unfit(said, f".{name}")
+        if estimate.low > estimate.high:
+            return Unfit(f"must not lie above `high`, got {estimate.low:.6g} and {estimate.high:.6g}", ".low")
+        return ""
+
+
+MassEstimate = Annotated[Estimate, Within(MASS)]
+ExcessEstimate = Annotated[Estimate, Within(EXCESS)]
+NatsEstimate = Annotated[Estimate, Within(NATS)]
+PlaceEstimate = Annotated[Estimate, Within(SIZE)]
+AnyEstimate = Annotated[Estimate, Within(NUMBER)]
+
+
+@dataclass(frozen=True)
 class HeadEvidence:
     """What was measured of one head; masses in [0, 1].
 
@@ -88,22 +133,22 @@ class HeadEvidence:
     `ablation_effect` by how much the loss on later copies rises without the head, in nats. None where that was not measured.
     """
 
-    layer: int
-    head: int
-    prefix_matching: Estimate
-    excess: Estimate
-    control: float
-    null: float
-    previous_token: float
-    duplicate_token: float
-    first_token: float
-    periods_passed: int = 0
+    layer: Small
+    head: Small
+    prefix_matching: MassEstimate
+    excess: ExcessEstimate
+    control: Mass
+    null: Mass
+    previous_token: Mass
+    duplicate_token: Mass
+    first_token: Mass
+    periods_passed: Small = 0
     kind: str = ""
-    copy_effect: Estimate | None = None
-    ablation_effect: Estimate | None = None
-    match_lengths: tuple[Estimate, ...] = ()
-    after_breaks: Estimate | None = None
-    reach: int | None = None
+    copy_effect: NatsEstimate | None = None
+    ablation_effect: NatsEstimate | None = None
+    match_lengths: tuple[MassEstimate, ...] = ()
+    after_breaks: MassEstimate | None = None
+    reach: Small | None = None
 
     def __str__(self) -> str:
         return str(HeadId(self.layer, self.head))
@@ -118,14 +163,14 @@ class HeadEvidence:
 class PairEvidence:
     """What was measured of a head and one in an earlier layer together; see docs/metrics.md, virtual prefix matching."""
 
-    layer: int
-    head: int
-    earlier_layer: int
-    earlier_head: int
-    composed: Estimate
-    excess: Estimate
-    prefix_matching: float
-    periods_passed: int
+    layer: Small
+    head: Small
+    earlier_layer: Small
+    earlier_head: Small
+    composed: MassEstimate
+    excess: ExcessEstimate
+    prefix_matching: Mass
+    periods_passed: Small
 
     def __str__(self) -> str:
         return f"{HeadId(self.layer, self.head)} after {HeadId(self.earlier_layer, self.earlier_head)}"
@@ -135,8 +180,8 @@ class PairEvidence:
 class Moment:
     """A point of a training with its interval, in optimiser steps and, where they are known, in tokens trained on."""
 
-    step: Estimate
-    tokens: Estimate | None = None
+    step: PlaceEstimate
+    tokens: PlaceEstimate | None = None
 
 
 @dataclass(frozen=True)
@@ -157,14 +202,14 @@ class Change:
     reason: str
     summary: str
     shape: str = ""
-    change: Estimate | None = None
-    share: float | None = None
+    change: AnyEstimate | None = None
+    share: Number | None = None
     onset: Moment | None = None
     midpoint: Moment | None = None
     end: Moment | None = None
-    width: Estimate | None = None
-    n_inside: int = 0
-    between: tuple[int, int] | None = None
+    width: AnyEstimate | None = None
+    n_inside: Count = 0
+    between: tuple[Count, Count] | None = None
     rivals: tuple[str, ...] = ()
     settle: str = ""
 
@@ -181,12 +226,12 @@ class Provenance:
     model: str
     fingerprint: str
     way_in: str
-    n_layers: int
-    n_heads: int
+    n_layers: Small
+    n_heads: Small
     dtype: str
     device: str
     seed: int | None = None
-    n_sequences: int = 0
+    n_sequences: Count = 0
     probe: str = ""
     layers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -229,12 +274,14 @@ class Evidence:
     nearest: tuple[HeadEvidence, ...] = ()
     pairs: tuple[PairEvidence, ...] = ()
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
-    bars: Mapping[str, float] = field(default_factory=dict)
-    confidence: float | None = 0.999
+    bars: Mapping[str, Number] = field(default_factory=dict)
+    confidence: Share | None = 0.999
     settle: str = ""
     changes: tuple[Change, ...] = ()
-    mosaic: tuple[tuple[float | None, ...], ...] = ()
+    mosaic: tuple[tuple[Mass | None, ...], ...] = ()
     expected: Verdict | None = None
+
+    SCHEMA: ClassVar[int] = SCHEMA_VERSION
 
     @property
     def is_as_expected(self) -> bool | None:
@@ -257,21 +304,25 @@ class Evidence:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evidence:
-        """The inverse of `to_dict`; refuses another layout version."""
-        fields = dict(data)
-        if fields.pop("schema", None) != SCHEMA_VERSION:
-            raise ValueError(f"evidence must have schema {SCHEMA_VERSION}, got {data.get('schema')!r}")
-        fields["verdict"] = Verdict(fields["verdict"])
-        fields["expected"] = None if fields.get("expected") is None else Verdict(fields["expected"])  # older records have none
-        about = fields["provenance"]
-        fields["provenance"] = Provenance(**{**about, "notes": tuple(about["notes"]), "layers": tuple(about["layers"])})
-        for name in ("heads", "nearest"):
-            fields[name] = tuple(_head(head) for head in fields[name])
-        fields["pairs"] = tuple(PairEvidence(**_with_estimates(pair)) for pair in fields["pairs"])
-        fields["estimates"] = {name: _estimate(estimate) for name, estimate in fields["estimates"].items()}
-        fields["changes"] = tuple(_change(change) for change in fields.get("changes", ()))
-        fields["mosaic"] = tuple(tuple(row) for row in fields.get("mosaic", ()))
-        return cls(**fields)
+        """The inverse of `to_dict`. Raises `ValueError`, which says where, for anything else, and for another layout version."""
+        return read(Checked, data)
+
+
+def _estimates_fit(evidence: Evidence) -> str | Unfit:
+    """What is asked of estimates: that of the share of this name, or of their unit; or of the difference of two shares."""
+    for name, estimate in evidence.estimates.items():
+        known = SCORES.get(name, NUMBER)
+        is_share = known.unit == estimate.unit == "share"
+        found = known if is_share else UNITS.get(estimate.unit, NUMBER)
+        said = Within(DIFFERENCE if is_share and evidence.claim in OF_DIFFERENCES else found)(estimate)
+        if said:
+            return (said if isinstance(said, Unfit) else Unfit(said)).within(f".estimates.{name}")
+    return ""
+
+
+OF_DIFFERENCES = ("heads_preserved", "continuity")  # claims whose estimates say how far two models are apart
+Checked = Annotated[Evidence, _estimates_fit]
+"""Evidence that is read."""
 
 
 @dataclass(frozen=True)
@@ -331,34 +382,3 @@ class Exhibit:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
         return {**vars(self), "data": dict(self.data)}
-
-
-def _head(data: Mapping[str, Any]) -> HeadEvidence:
-    lengths = tuple(_estimate(each) for each in data.get("match_lengths", ()))
-    return HeadEvidence(**{**_with_estimates(data), "match_lengths": lengths})
-
-
-def _with_estimates(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a record, estimates made of what they became."""
-    return {name: _estimate(value) if isinstance(value, Mapping) else value for name, value in data.items()}
-
-
-def _estimate(data: Mapping[str, Any]) -> Estimate:
-    """A number that JSON had no word for is not a number."""
-    fields: dict[str, Any] = {name: math.nan if value is None else value for name, value in data.items()}
-    return Estimate(**fields)
-
-
-def _change(data: Mapping[str, Any]) -> Change:
-    moments = {
-        name: None if data[name] is None else Moment(**_with_estimates(data[name])) for name in ("onset", "midpoint", "end")
-    }
-    between = tuple(data["between"]) if data.get("between") else None
-    rest = {
-        **data,
-        **dict.fromkeys(moments),
-        "verdict": Verdict(data["verdict"]),
-        "rivals": tuple(data["rivals"]),
-        "between": between,
-    }
-    return Change(**{**_with_estimates(rest), **moments})

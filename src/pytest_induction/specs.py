@@ -31,7 +31,7 @@ def check_spec(spec: str) -> None:
     if not path.exists():
         hub = (
             f"; to download it from the hub write hf:{spec}"
-            if spec.count("/") <= 1 and ":" not in spec and not spec.startswith((".", "/", "~"))
+            if spec.count("/") <= 1 and ":" not in spec and not spec.startswith((".", "/", "~")) and spec.isprintable()
             else ""
         )
         what = f"{spec!r} {seen_at(path)}" if os.path.lexists(path) else f"no model at {spec!r}"
@@ -83,7 +83,7 @@ def module_names(given: str | Iterable[str]) -> tuple[str, ...]:
 
 def memory_size(text: str) -> int:
     """The bytes that a size like `4GB`, `512 MB` or `800MiB` means. Raises `ArgumentError` for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
     if found is None or float(found[1]) <= 0:
         raise ArgumentError(f"memory must be a size like 4GB or 512MB, got {text!r}")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))

@@ -342,7 +342,7 @@ class TestNumbers:
     def test_a_share_beyond_its_bounds_is_a_problem(self, tmp_path, name, value):
         """Of a column that was said to hold it: as where a log has percents."""
         run = read(tmp_path, jsonl({"step": 1, "loss": 1, name: value}), **{name: name})
-        assert not run.has(name) and run.snapshots[0].problem == f"the {name} is {value:g}, not within 0 and 1"
+        assert not run.has(name) and run.snapshots[0].problem == f"the {name} must be within 0 and 1, got {value:g}"
 
     def test_tokens_between_rows_that_have_them_are_filled_in(self, tmp_path):
         """Otherwise one row of an evaluation would leave the whole run without tokens."""

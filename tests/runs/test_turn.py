@@ -348,15 +348,15 @@ class TestRecording:
         assert angles.shape == (len(STEPS),) and np.nanmax(angles) > 45
         assert run.headings()[1][1] > 60 and run.headings()[1][-1] < 10
 
-    @pytest.mark.parametrize(("first", "is_read"), [(1, True), (0, False), ("a", False), (True, False)])
-    def test_the_number_of_the_first_token_is_checked(self, tmp_path, first, is_read):
+    @pytest.mark.parametrize(("first", "said"), [(1, ""), (0, "within 1 and"), ("a", "a whole number"), (True, "a whole number")])
+    def test_the_number_of_the_first_token_is_checked(self, tmp_path, first, said):
         place = tmp_path / "run"
         place.mkdir()
         (place / "run.json").write_text(json.dumps({"schema": 1, "source": "recorder", "first_token": first}))
-        if is_read:
+        if not said:
             assert load_run(place).first_token == 1
         else:
-            with pytest.raises(RunError, match=r"`first_token` in .* must be a token number from one"):
+            with pytest.raises(RunError, match=f"run.json: `first_token` must be {said}"):
                 load_run(place)
 
 

@@ -72,7 +72,7 @@ DAMAGE = {
     "no JSON": ("{", "is damaged: .*; mend it by hand, or have it from version control"),
     "nested": ("[" * 100_000, "is damaged: "),
     "key twice": ('{"a": 1, "a": 2}', "is damaged: the key 'a' is there twice"),
-    "NaN": (json.dumps(WHOLE).replace("0.5", "NaN"), "NaN is no number that can be compared with"),
+    "NaN": (json.dumps(WHOLE).replace("0.5", "NaN"), "is damaged: NaN is no number"),
     "other file": ('{"what": "a report"}', "this is no baseline, whose `what` is 'pytest-induction baseline'"),
     "schema": (json.dumps({**WHOLE, "schema": 2}), "expected schema 1, got 2: use the version that wrote it"),
     "list": (json.dumps({**WHOLE, "entries": []}), "`entries` must be a JSON object, got list"),
@@ -82,9 +82,15 @@ DAMAGE = {
         "entry 'one': expected a `kind` of 'numbers' or 'heads', got 'words'",
     ),
     "typo": (json.dumps(WHOLE).replace("tolerance", "tolerence"), "there is no key `tolerence`; did you mean `tolerance`"),
-    "word": (json.dumps(WHOLE).replace("0.5", '"x"'), "field 'a.L0H10': `tolerance` must be a finite number, got 'x'"),
-    "negative": (json.dumps(WHOLE).replace("0.5", "-0.5"), "`tolerance` must be 0 or more, got -0.5"),
-    "huge": (json.dumps(WHOLE).replace("0.5", "1e999"), "`tolerance` must be a finite number, got inf"),
+    "word": (json.dumps(WHOLE).replace("0.5", '"x"'), "field 'a.L0H10': `tolerance` must be a number, got 'x'"),
+    "negative": (json.dumps(WHOLE).replace("0.5", "-0.5"), "`tolerance` must be a number from 0 up, got -0.5"),
+    "endless": (
+        json.dumps({**WHOLE, "entries": {"x": {"kind": "heads", "environment": {}, "profile": {"a": [1]}}}}).replace(
+            "[1]", "[1e999]"
+        ),
+        r"entry 'x': `profile.a\[0\]` must be a number that JSON has, got inf",
+    ),
+    "huge": (json.dumps(WHOLE).replace("0.5", "1e999"), "`tolerance` must be a number from 0 up, got inf"),
 }
 
 
@@ -118,10 +124,10 @@ def test_fields_have_names_whatever_they_come_from():
 
 def test_match_lengths_are_kept_of_every_head():
     """Whole, or inside a mapping, with where they were measured; of a head that there is not nothing is kept."""
-    scores = {name: np.array([[0.5 + place, np.nan]]) for place, name in enumerate(("exactly_one", "exactly_two"))}
+    scores = {name: np.array([[0.5 + place / 4, np.nan]]) for place, name in enumerate(("exactly_one", "exactly_two"))}
     rest = {"three_or_more": np.array([[0.25, np.nan]]), "after_breaks": np.array([[0.0, np.nan]])}
     measured = MatchLengthScores(**scores, **rest, per_sequence={}, provenance=ABOUT)
-    wanted = {"exactly_one.L0H0": 0.5, "exactly_two.L0H0": 1.5, "three_or_more.L0H0": 0.25, "after_breaks.L0H0": 0.0}
+    wanted = {"exactly_one.L0H0": 0.5, "exactly_two.L0H0": 0.75, "three_or_more.L0H0": 0.25, "after_breaks.L0H0": 0.0}
     assert fields_of(measured) == wanted
     assert fields_of({"m": measured}) == {f"m.{name}": value for name, value in wanted.items()}
     assert provenance_in({"a": 1, "m": measured}) == ABOUT

@@ -138,7 +138,7 @@ def test_sizes_are_read_as_people_write_them(text, size):
     assert memory_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "much", "4 apples", "-1GB", "0MB", "GB", "1e9"])
+@pytest.mark.parametrize("text", ["", "much", "4 apples", "-1GB", "0MB", "GB", "1e9", f"{'9' * 400}GB"])
 def test_what_is_no_size_is_one_line(text):
     """What it must look like."""
     with pytest.raises(ArgumentError, match="memory must be a size like 4GB or 512MB, got"):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pytest_induction.errors import ArgumentError
+from pytest_induction.ranges import kept
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, HeadId, HeadList, Provenance
 
 DIGITS = 9  # that are kept of a number: float32 has no more
@@ -131,4 +132,7 @@ def _number(name: str, value: Any) -> float:
     if not math.isfinite(number):
         shown = repr(value).partition("\n")[0]
         raise ArgumentError(f"`measured` must have finite numbers, {name!r} is {shown[:60]}")
+    said = kept(name)(number)
+    if said:
+        raise ArgumentError(f"`measured`: {name!r} {said}")
     return rounded(number)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any
 
 from pytest_induction.baselines.fields import rounded
 from pytest_induction.errors import BaselineError, meant, reason
-from pytest_induction.files import alone_beside, parse_json, read_text, replace_text
+from pytest_induction.files import alone_beside, read_text, replace_text
+from pytest_induction.ranges import SIZE, is_known, kept
+from pytest_induction.schema import Unfit, parsed, read, shown
 
 SCHEMA = 1
 WHAT = "pytest-induction baseline"
@@ -67,7 +68,7 @@ def read_baseline(path: Path) -> dict[str, Entry]:
     except (OSError, UnicodeDecodeError) as error:
         raise BaselineError(f"{path} cannot be read: {reason(error)}") from None
     try:
-        data = parse_json(text, object_pairs_hook=_once, parse_constant=_no_number)
+        data = parsed(text)
     except ValueError as error:
         said = str(error).partition("\n")[0]
         raise BaselineError(f"{path} is damaged: {said}; mend it by hand, or have it from version control") from None
@@ -102,18 +103,18 @@ def merge_into(path: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
 
 def as_text(entries: Mapping[str, Entry]) -> str:
     """The file's text. Raises `ValueError` for a number that is not finite."""
-    kept = {name: _kept(entries[name].to_dict()) for name in sorted(entries, key=natural)}
-    return json.dumps({"schema": SCHEMA, "what": WHAT, "entries": kept}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    held = {name: _kept(entries[name].to_dict()) for name in sorted(entries, key=natural)}
+    return json.dumps({"schema": SCHEMA, "what": WHAT, "entries": held}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def entry_of(data: Mapping[str, Any]) -> Entry:
     """The inverse of an entry's `to_dict`. Raises `ValueError`, which says what is wrong."""
     kind = str(data.get("kind"))
     if kind not in LAYOUT:
-        raise _Damage(f"expected a `kind` of {' or '.join(map(repr, LAYOUT))}, got {data.get('kind')!r}")
+        raise _Damage(f"expected a `kind` of {' or '.join(map(repr, LAYOUT))}, got {shown(data.get('kind'))}")
     _check_keys(data, ("kind", "environment", LAYOUT[kind]))
-    environment = {name: str(value) for name, value in _mapping(data, "environment").items()}
-    held = _mapping(data, LAYOUT[kind])
+    environment: dict[str, str] = _read(dict[str, str], data, "environment")
+    held: dict[str, Any] = _read(dict[str, Any], data, LAYOUT[kind]) if kind == "heads" else _mapping(data, LAYOUT[kind])
     if kind == "heads":
         return Heads(held, environment)
     if not held:
@@ -123,7 +124,9 @@ def entry_of(data: Mapping[str, Any]) -> Entry:
 
 def natural(name: str) -> list[tuple[int, str]]:
     """What names are sorted by: the numbers in them as numbers, so that L0H10 comes after L0H2."""
-    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(re.split(r"(\d+)", name))]
+    parts = re.split(r"(\d+)", name)
+    digits = [part.lstrip("0") if index % 2 else part for index, part in enumerate(parts)]
+    return [(len(part) if index % 2 else 0, part) for index, part in enumerate(digits)]  # a number, however long
 
 
 class _Damage(ValueError):
@@ -134,7 +137,7 @@ def _entries(data: Any) -> dict[str, Entry]:
     if not isinstance(data, dict) or data.get("what") != WHAT:
         raise _Damage(f"this is no baseline, whose `what` is {WHAT!r}: name another file")
     if data.get("schema") != SCHEMA:
-        raise _Damage(f"expected schema {SCHEMA}, got {data.get('schema')!r}: use the version that wrote it")
+        raise _Damage(f"expected schema {SCHEMA}, got {shown(data.get('schema'))}: use the version that wrote it")
     _check_keys(data, ("schema", "what", "entries"))
     found: dict[str, Entry] = {}
     for name, each in _mapping(data, "entries").items():
@@ -152,13 +155,22 @@ def _field(name: str, data: Any) -> Field:
         _check_keys(data, ("value", "tolerance"))
     except _Damage as error:
         raise _Damage(f"field {name!r}: {error}") from None
-    for key, number in data.items():
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise _Damage(f"field {name!r}: `{key}` must be a finite number, got {number!r}")
+    for key, known in (("value", kept(name)), ("tolerance", SIZE)):
+        if key in data:
+            try:
+                read(Annotated[float, known, is_known], data[key])
+            except Unfit as error:
+                raise _Damage(f"field {name!r}: `{key}` {error.said}") from None
     tolerance = data.get("tolerance")
-    if tolerance is not None and tolerance < 0:
-        raise _Damage(f"field {name!r}: `tolerance` must be 0 or more, got {tolerance}")
     return Field(rounded(data["value"]), None if tolerance is None else rounded(tolerance))
+
+
+def _read(kind: Any, data: Mapping[str, Any], key: str) -> Any:
+    """What a key has, as a mapping of that kind."""
+    try:
+        return read(kind, _mapping(data, key))
+    except Unfit as error:
+        raise _Damage(str(error.within(f".{key}"))) from None
 
 
 def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -173,19 +185,6 @@ def _check_keys(data: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in data:
         if key not in known:
             raise _Damage(f"there is no key `{key}`{meant(key, known)}")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _Damage(f"the key {twice!r} is there twice")
-    return found
-
-
-def _no_number(name: str) -> NoReturn:
-    raise _Damage(f"{name} is no number that can be compared with")
 
 
 def _kept(value: Any) -> Any:

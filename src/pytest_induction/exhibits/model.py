@@ -1,4 +1,4 @@
-"""The exhibits of a model, each measured on its own, and what each one's `data` holds.
+"""The exhibits of a model, each measured on its own, and what each one's `data` holds; `exhibit_data` has that as types.
 
 A matrix is a list of layers, each a list of heads, None where a layer has no such head. Numbers have five digits, entries of
 patterns four; one that is not finite is None. Losses are in nats. `about` says in a line what was measured: sequences, probe,

@@ -54,13 +54,21 @@ def scaled(plot: Plot, values: Iterable[float | None]) -> Plot:
     """The plot with room for these values."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    room = (high - low) * 0.07 or 0.5
+    room = room_for(low, high, 0.07)
     return Plot(plot.left, plot.top, plot.width, plot.height, plot.x, (low - room, high + room))
+
+
+def room_for(low: float, high: float, share: float) -> float:
+    """What an axis has beyond its values on either side: a share of what they span, where that can be told from nothing."""
+    size = max(abs(low), abs(high))
+    return (high - low) * share if high - low > size * 1e-9 else max(0.5, size * share)
 
 
 def ticks_between(low: float, high: float, count: int) -> list[float]:
     """Round values between two others, about so many."""
     rough = (high - low) / count
+    if not rough > max(abs(low), abs(high)) * 1e-12:
+        return [low]
     power = 10 ** math.floor(math.log10(rough))
     step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough * 0.9)
     return [round(place * step, 12) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]

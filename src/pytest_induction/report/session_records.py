@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pytest_induction.errors import ReportError, reason
-from pytest_induction.files import parse_json, read_text
-from pytest_induction.records import Evidence, Exhibit
+from pytest_induction.exhibit_data import Drawn
+from pytest_induction.files import read_text
+from pytest_induction.ranges import Seconds
+from pytest_induction.records import Checked, Evidence
+from pytest_induction.schema import Unfit, parsed, read, shown
 
 SCHEMA = 1
 WHAT = "pytest-induction records"
@@ -27,10 +30,10 @@ class TestRecord:
 
     nodeid: str
     outcome: str
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     message: str = ""
     again: str = ""
-    evidence: tuple[Evidence, ...] = ()
+    evidence: tuple[Checked, ...] = ()
 
     __test__ = False
 
@@ -49,10 +52,10 @@ class SessionRecords:
     """
 
     tests: tuple[TestRecord, ...]
-    exhibits: tuple[Exhibit, ...] = ()
+    exhibits: tuple[Drawn, ...] = ()
     command: str = ""
     started: str = ""
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     exit_status: int = 0
     stopped: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -78,31 +81,20 @@ class SessionRecords:
     def from_json(cls, text: str) -> SessionRecords:
         """The inverse of `to_json`. Raises `ReportError` for anything else."""
         try:
-            data = parse_json(text)
+            data = parsed(text)
         except ValueError as error:
             raise ReportError(f"expected the JSON of --induction-report: {error}") from None
         if not isinstance(data, dict) or data.get("what") != WHAT:
             raise ReportError(f"expected the JSON of --induction-report, whose `what` is {WHAT!r}")
         if data.get("schema") != SCHEMA:
-            raise ReportError(f"expected records of schema {SCHEMA}, got {data.get('schema')!r}: use the version that wrote them")
+            raise ReportError(
+                f"expected records of schema {SCHEMA}, got {shown(data.get('schema'))}: use the version that wrote them"
+            )
         try:
-            return cls._from_plain(data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ReportError(f"the records are damaged: {type(error).__name__}: {error}") from None
-
-    @classmethod
-    def _from_plain(cls, data: Mapping[str, Any]) -> SessionRecords:
-        tests = tuple(
-            TestRecord(**{**test, "evidence": tuple(Evidence.from_dict(each) for each in test["evidence"])})
-            for test in data["tests"]
-        )
-        rest = {name: data[name] for name in ("command", "started", "seconds", "exit_status", "stopped")}
-        return cls(
-            tests,
-            tuple(Exhibit(**each) for each in data["exhibits"]),
-            environment={str(name): str(value) for name, value in data["environment"].items()},
-            **rest,
-        )
+            found: SessionRecords = read(cls, {name: value for name, value in data.items() if name not in ("what", "schema")})
+        except Unfit as error:
+            raise ReportError(f"the records are damaged: {error}") from None
+        return found
 
 
 def read_records(path: str | Path) -> SessionRecords:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pytest_induction.probes.answers import ProbeSequence
 from pytest_induction.runs.record import Hunted
+from pytest_induction.schema import Unfit, read
 
 COUNTS = ("shortest_period", "fewest_copies")
 TEXTS = ("said", "problem")
@@ -19,10 +20,11 @@ def hunts_to(hunts: Mapping[str, Hunted]) -> dict[str, dict[str, Any]]:
 
 
 def hunts_from(data: Any) -> dict[str, Hunted]:
-    """The inverse. Raises `ValueError` for whatever is not what it must be; names that are not known are passed over."""
-    if not isinstance(data, dict) or not all(isinstance(each, dict) for each in data.values()):
-        raise ValueError("`hunts` must be an object of objects")
-    return {name: _hunted(each) for name, each in data.items()}
+    """The inverse. Raises `Unfit` for whatever is not what it must be; names that are not known are passed over."""
+    try:
+        return read(dict[str, Hunted], data, more=True)
+    except Unfit as error:
+        raise error.within(".hunts") from None
 
 
 def _plain(hunted: Hunted) -> dict[str, Any]:
@@ -41,41 +43,3 @@ def _sequence(probe: ProbeSequence) -> dict[str, Any]:
     plain = {"tokens": list(probe.tokens), "period": probe.period, "repeats": probe.repeats, "breaks": list(probe.breaks)}
     rest = {"first": probe.first, "lures": [list(lure) for lure in probe.lures]}
     return plain | {name: value for name, value in rest.items() if value}
-
-
-def _hunted(data: Mapping[str, Any]) -> Hunted:
-    known: dict[str, Any] = {name: _count(name, data[name]) for name in COUNTS if name in data}
-    known |= {name: data[name] for name in TEXTS if name in data}
-    if not all(isinstance(known.get(name, ""), str) for name in TEXTS):
-        raise ValueError("`said` and `problem` of a hunt must be texts")
-    margin = data.get("margin")
-    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, (int, float)) or not math.isfinite(margin)):
-        raise ValueError("`margin` of a hunt must be a finite number")
-    found = data.get("counterexample", [])
-    if not isinstance(found, list):
-        raise ValueError("`counterexample` must be a list of sequences")  # noqa: TRY004 - see `runs.lines`
-    return Hunted(
-        n_examples=_count("n_examples", data.get("n_examples", 0)),
-        counterexample=tuple(map(_probe, found)),
-        margin=margin,
-        is_replayed=data.get("is_replayed") is True,
-        **known,
-    )
-
-
-def _probe(data: Any) -> ProbeSequence:
-    if not isinstance(data, dict) or not isinstance(data.get("tokens"), list):
-        raise ValueError("`counterexample` must be a list of sequences")  # noqa: TRY004 - see `runs.lines`
-    lists = {name: data.get(name, []) for name in ("tokens", "breaks", "lures")}
-    if not all(isinstance(each, list) for each in lists.values()):
-        raise ValueError("a sequence of a hunt must have lists of numbers")
-    lures = tuple(tuple(lure) if isinstance(lure, list) else lure for lure in lists["lures"])
-    sizes = {name: data[name] for name in ("period", "repeats") if name in data}
-    plain: dict[str, Any] = {"tokens": tuple(lists["tokens"]), "breaks": tuple(lists["breaks"]), "lures": lures, **sizes}
-    return ProbeSequence(**plain, first=data.get("first") is True)
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"`{name}` of a hunt must be a whole number from 0 up")
-    return value

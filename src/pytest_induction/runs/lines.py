@@ -7,19 +7,19 @@ import json
 import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from pytest_induction.files import parse_json
+from pytest_induction.ranges import SCORES, Range, error_of
 from pytest_induction.runs.hunts import hunts_from, hunts_to
 from pytest_induction.runs.record import ARRAYS, HEADS, NUMBERS, Floats, Snapshot
+from pytest_induction.schema import Unfit, parsed, read, shown
 
 MOST_INLINE = 2048  # numbers of an array that stand in the line itself
 PACKED = ("icl_rows", "token_losses", "index_losses")  # lists that stand there as base64: a half or a third as long, and exact
 TYPES: dict[str, np.dtype[np.floating[Any]]] = {"f2": np.dtype("<f2"), "f4": np.dtype("<f4")}
 DIGITS = 7  # of every number that is written: as many as float32 can tell apart
-LARGEST = 2**63 - 1  # of a step or a token count: what an array of them can hold
 
 
 def from_line(line: bytes, beside: Callable[[str], Mapping[str, Floats]]) -> Snapshot:
@@ -32,11 +32,11 @@ def from_line(line: bytes, beside: Callable[[str], Mapping[str, Floats]]) -> Sna
     if not isinstance(data, dict) or "step" not in data:
         raise ValueError("it is no object with a step")
     arrays = beside(data["arrays"]) if "arrays" in data else {}
-    known: dict[str, Any] = {name: _number(name, data[name]) for name in (*NUMBERS, "seconds") if data.get(name) is not None}
+    known: dict[str, Any] = {
+        name: _number(name, data[name], SCORES[name]) for name in (*NUMBERS, "seconds") if data.get(name) is not None
+    }
     known |= _arrays(data, arrays, "") | _unpacked(data.get("packed", {}))
-    spreads = data.get("errors", {})
-    if not isinstance(spreads, dict):
-        raise ValueError("`errors` must be an object")  # noqa: TRY004 - see `_text`
+    spreads = _object("errors", data.get("errors", {}))
     errors: dict[str, Any] = {name: _spread(name, spreads[name]) for name in NUMBERS if name in spreads}
     errors |= _arrays(spreads, arrays, "errors.")
     _check_shapes({**known, **{f"errors.{name}": value for name, value in errors.items()}})
@@ -52,48 +52,38 @@ def from_line(line: bytes, beside: Callable[[str], Mapping[str, Floats]]) -> Sna
     )
 
 
-def parsed(text: bytes) -> Any:
-    """What a JSON text holds. Raises `ValueError` also for the NaN and Infinity that Python takes for JSON."""
-    return parse_json(text, parse_constant=_no_number)
-
-
-def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number")
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number and neither a truth value nor an integer that no float can hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) <= LARGEST if isinstance(value, int) else math.isfinite(value)
-
-
-def is_count(value: Any) -> bool:
-    """Whether it is a whole number from 0 up that an array of steps can hold."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
-
-
-def _number(name: str, value: Any) -> float:
-    if not is_number(value):
-        raise ValueError(f"`{name}` must be a finite number")
+def _number(name: str, value: Any, known: Range) -> float:
+    """A number within its range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise Unfit(f"must be a number, got {shown(value)}", f".{name}")
+    said = known(value)
+    if said:
+        raise Unfit(said, f".{name}")
     return float(value)
+
+
+def _object(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Unfit(f"must be an object, got {shown(value)}", f".{name}")
+    return value
 
 
 def _spread(name: str, value: Any) -> float:
     """A standard error; that of a single row is not known and was written as null."""
-    return math.nan if value is None else _number(f"errors.{name}", value)
+    return math.nan if value is None else _number(f"errors.{name}", value, error_of(name))
 
 
 def _count(name: str, value: Any) -> int:
-    if not is_count(value):
-        raise ValueError(f"`{name}` must be a whole number from 0 up")
-    return int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not SCORES[name].holds(value):
+        raise Unfit(f"must be a whole number from 0 up, got {shown(value)}", f".{name}")
+    return value
 
 
 def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"`{name}` must be a text")  # noqa: TRY004 - all that a line can be wrong in is one kind of error
-    return value
+    try:
+        return read(str, value)
+    except Unfit as error:
+        raise error.within(f".{name}") from None
 
 
 def _arrays(data: Mapping[str, Any], beside: Mapping[str, Floats], prefix: str) -> dict[str, Floats]:
@@ -119,16 +109,18 @@ def _array(name: str, values: Floats) -> Floats:
         raise ValueError(f"`{name}` must be numbers in {dimensions} dimensions, got {values.dtype} {values.shape}")
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
-    if np.isinf(values).any():
-        raise ValueError(f"`{name}` must hold finite numbers")
+    score, is_error = name.rpartition(".")[2], name.startswith("errors.")
+    known = error_of(score) if is_error else SCORES[score]
+    wrong = (values < known.least) | (values > known.most)  # NaN, of a head that there is not, is neither
+    if wrong.any():
+        place = np.unravel_index(int(wrong.argmax()), values.shape)
+        raise Unfit(known(float(values[place])), f".{name}{''.join(f'[{index}]' for index in place)}")
     return values
 
 
 def _unpacked(packed: Any) -> dict[str, Floats]:
     """Lists that stand in the line as the type of their numbers and their bytes in base64."""
-    if not isinstance(packed, dict):
-        raise ValueError("`packed` must be an object")  # noqa: TRY004 - see `_text`
-    found = {}
+    packed, found = _object("packed", packed), {}
     for name in PACKED:
         if name in packed:
             kind, _, content = _text(name, packed[name]).partition(":")

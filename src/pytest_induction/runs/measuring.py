@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pytest_induction.errors import ModelError
 from pytest_induction.measure import PERIODS_AT_ONCE, Array, Drawn, Round, draw, measured_round, provenance
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.ranges import is_finite
 from pytest_induction.records import Provenance, TokenSpace
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.text import row_losses, rows_of, window_mean, windows_of
@@ -76,7 +77,7 @@ class Measuring:
         problems: list[str] = []
         found: dict[str, Any] = {}
         errors: dict[str, Any] = {}
-        if loss is not None and not math.isfinite(loss):
+        if loss is not None and not is_finite(loss):
             problems.append(f"the loss is {loss}")
             loss = None
         for measure in (self._repeats, self._in_context):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from pytest_induction.metrics.trajectory import (
     turning_angles,
 )
 from pytest_induction.probes.answers import ProbeSequence
+from pytest_induction.ranges import FROM_ONE, SCORES, Count, Number, Small
 
 if TYPE_CHECKING:
     from pytest_induction.runs.checkpoints import Checkpoint
@@ -42,6 +44,15 @@ NUMBERS = (
 HEADS = ("prefix_matching", "excess", "previous_token", "duplicate_token", "first_token")
 ROWS = ("icl_rows", "token_losses", "index_losses")
 ARRAYS = (*HEADS, *ROWS)
+PerStep = Annotated[float, SCORES["tokens_per_step"]]
+
+
+def _in_order(window: tuple[int, int]) -> str:
+    return "" if window[0] <= window[1] else f"must be a first and a last token number, got {window[0]} and {window[1]}"
+
+
+Window = Annotated[tuple[Annotated[int, FROM_ONE], Annotated[int, FROM_ONE]], _in_order]
+"""Token numbers from one, the first and the last."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +66,12 @@ class Hunted:
     nothing could be looked at.
     """
 
-    n_examples: int = 0
+    n_examples: Count = 0
     counterexample: tuple[ProbeSequence, ...] = ()
-    shortest_period: int | None = None
-    fewest_copies: int | None = None
+    shortest_period: Small | None = None
+    fewest_copies: Small | None = None
     said: str = ""
-    margin: float | None = None
+    margin: Number | None = None
     is_replayed: bool = False
     problem: str = ""
 
@@ -129,6 +140,14 @@ class Snapshot:
     __hash__ = None  # type: ignore[assignment]  # it holds arrays
 
 
+def _misfit(snapshot: Snapshot, name: str) -> str:
+    """What is wrong with a number of a snapshot, "" for nothing; what is not finite was not measured."""
+    value = getattr(snapshot, name)
+    if value is None or value in (math.inf, -math.inf) or not (said := SCORES[name](value)):
+        return ""
+    return f"`{name}` {said}"
+
+
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
@@ -141,7 +160,7 @@ def _same(one: Any, other: Any) -> bool:
 class ScheduledChange:
     """What the training was made to do at a step: the end of the warm-up, another learning rate, weight decay or data mixture."""
 
-    step: int
+    step: Count
     what: str
 
 
@@ -176,6 +195,17 @@ class TrainingRun:
         steps = [snapshot.step for snapshot in self.snapshots]
         if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
             raise RunError(f"the steps of run {self.name!r} must rise strictly; `in_order` sorts out resumed and repeated ones")
+        for snapshot in self.snapshots:
+            said = next(filter(None, (_misfit(snapshot, name) for name in (*NUMBERS, "step", "tokens", "seconds"))), "")
+            if said:
+                raise RunError(f"run {self.name!r}, step {snapshot.step}: {said}")
+        counted = [snapshot for snapshot in self.snapshots if snapshot.tokens is not None]
+        for one, other in itertools.pairwise(counted):
+            if (one.tokens or 0) > (other.tokens or 0):
+                raise RunError(
+                    f"the tokens of run {self.name!r} must not fall, got {other.tokens} at step {other.step} "
+                    f"after {one.tokens} at step {one.step}"
+                )
 
     def __len__(self) -> int:
         return len(self.snapshots)

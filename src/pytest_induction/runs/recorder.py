@@ -37,6 +37,7 @@ from pytest_induction.models.diagnosis import why_unread
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
 from pytest_induction.progress import showing_on
+from pytest_induction.ranges import is_finite
 from pytest_induction.runs.focus import QUICK_CHECK, Focus
 from pytest_induction.runs.keeping import Keeping
 from pytest_induction.runs.measuring import SEQUENCES, TOKEN_LOSSES, Measuring, signs_of
@@ -511,7 +512,7 @@ class InductionRecorder(Keeping):
             self.warn(
                 "model", f"the model cannot be measured at step {step}, and its loss alone is recorded: {reason}{self._advice}"
             )
-            finite = loss is None or math.isfinite(loss)
+            finite = loss is None or is_finite(loss)
             problem = reason if finite else f"the loss is {loss}; {reason}"
             seconds = time.perf_counter() - began
             return Snapshot(step, tokens=tokens, loss=loss if finite else None, seconds=seconds, problem=problem)

@@ -13,17 +13,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any, BinaryIO, Self
 
 from pytest_induction.errors import RunError
 from pytest_induction.files import create_new, inside, names_in, open_regular, read_bytes, tree_of
-from pytest_induction.runs.header import HEADER, LONGEST_HEADER, SCHEMA, read_header
-from pytest_induction.runs.lines import from_line, parsed, to_line
+from pytest_induction.runs.header import HEADER, LONGEST_HEADER, SCHEMA, header_of, read_header
+from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.locks import Lock
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import HEADS, Floats, ScheduledChange, Snapshot, TrainingRun, in_order
+from pytest_induction.runs.rising import without_falling_tokens
 from pytest_induction.runs.streams import Reading
+from pytest_induction.schema import parsed, shown
 
 SNAPSHOTS, LOCK, BESIDE, EARLIER = "snapshots.jsonl", "run.lock", "arrays", "earlier"
 LONGEST_LINE = 2**24  # bytes; a line of ours has some thousand
@@ -37,28 +38,29 @@ def is_run(place: Place) -> bool:
 
 def read_run(place: Place) -> TrainingRun:
     """The run that lies in a directory, here or elsewhere. Raises `RunError` where there is none, or none that can be read."""
-    header = read_header(place)
+    header = header_of(read_header(place))
     notes: list[str] = []
-    snapshots, order = in_order(_snapshots(place, notes), by_step=header["source"] == "sweep")
+    at: dict[int, int] = {}
+    snapshots, order = in_order(_snapshots(place, notes, at), by_step=header.source == "sweep")
     snapshots, others = _of_one_model(snapshots)
-    windows = header.get("icl_windows")
+    snapshots, fallen = without_falling_tokens(snapshots, lambda snapshot: f"{SNAPSHOTS}: line {at[id(snapshot)]}")
     return TrainingRun(
-        name=header.get("name") or place.name,
+        name=header.name or place.name,
         snapshots=snapshots,
-        source=header["source"],
-        tokens_per_step=header.get("tokens_per_step"),
-        icl_windows=None if windows is None else (tuple(windows[0]), tuple(windows[1])),
-        first_token=header.get("first_token") or 2,
-        schedule=tuple(ScheduledChange(change["step"], change["what"]) for change in header.get("schedule") or ()),
-        about=header.get("about") or {},
-        cost=header.get("cost") or {},
-        is_open=header.get("is_open") or False,
+        source=header.source,
+        tokens_per_step=header.tokens_per_step,
+        icl_windows=header.icl_windows,
+        first_token=header.first_token,
+        schedule=header.schedule,
+        about=header.about,
+        cost=header.cost,
+        is_open=header.is_open,
         place=str(place),
-        notes=(*(header.get("notes") or ()), *notes, *order, *others, *_stopped(header.get("stopped"))),
+        notes=(*header.notes, *notes, *order, *others, *fallen, *_stopped(header.stopped)),
     )
 
 
-def _stopped(why: str | None) -> list[str]:
+def _stopped(why: str) -> list[str]:
     return [f"the recorder stopped the training {why}"] if why else []
 
 
@@ -87,8 +89,11 @@ def _of_one_model(snapshots: tuple[Snapshot, ...]) -> tuple[tuple[Snapshot, ...]
     return kept, (f"{left_out} snapshots of a model without the {heads} that the last snapshots have are left out",)
 
 
-def _snapshots(place: Place, notes: list[str]) -> Iterator[Snapshot]:
-    """Every snapshot that can be read; a note for the first line that cannot, and for how many."""
+def _snapshots(place: Place, notes: list[str], at: dict[int, int]) -> Iterator[Snapshot]:
+    """Every snapshot that can be read; a note for the first line that cannot, and for how many.
+
+    `at` is told on which line each stands, by its `id`.
+    """
     where, arrays = place / SNAPSHOTS, _Arrays(place)
     if not where.is_named():
         return
@@ -102,9 +107,12 @@ def _snapshots(place: Place, notes: list[str]) -> Iterator[Snapshot]:
             if not line.content.strip():
                 continue
             try:
-                yield from_line(line.content, arrays.read)
-            except (ValueError, TypeError, OverflowError, RecursionError, RunError) as error:
+                snapshot = from_line(line.content, arrays.read)
+            except (ValueError, RunError) as error:
                 first, broken = first or f"line {line.number} ({_reason(error)})", broken + 1
+            else:
+                at[id(snapshot)] = line.number
+                yield snapshot
     if reading.stopped:
         notes.append(f"{SNAPSHOTS}: the connection was lost ({reading.stopped}): what came before counts")
     if broken:
@@ -125,7 +133,7 @@ class _Arrays:
         from safetensors.numpy import load
 
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"{short(name)} is no name of an array file")
+            raise ValueError(f"{shown(name)} is no name of an array file")
         where = self._place / BESIDE / name
         size = where.size()
         self._again += size if name in self._named else 0
@@ -325,7 +333,7 @@ def _free_place(directory: Path) -> Path:
 def _step_of(line: bytes) -> int | None:
     try:
         return from_line(line, lambda name: {}).step
-    except (ValueError, TypeError, OverflowError, RecursionError):
+    except ValueError:
         return None
 
 
@@ -375,7 +383,7 @@ def _mend(stream: BinaryIO) -> None:
     rest = stream.read(LONGEST_LINE)
     try:
         whole = isinstance(parsed(rest), dict)  # no part of an object is an object
-    except (ValueError, RecursionError):
+    except ValueError:
         whole = False
     if whole:
         stream.seek(0, os.SEEK_END)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from pytest_induction.report.drawing import Plot, rule, text, ticks_between
+from pytest_induction.report.drawing import Plot, room_for, rule, text, ticks_between
 
 INK, FAINT, GRID, AXIS = "var(--ink,#1b2430)", "var(--faint,#5b6675)", "var(--grid,#e3e7ee)", "var(--axis,#aab4c0)"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -128,7 +128,7 @@ def span(values: Iterable[float], *, least: float | None = None, room: float = 0
     """The ends of an axis for these values, with some room; `least` is on it in any case."""
     found = [*values, *([] if least is None else [least])] or [0.0, 1.0]
     low, high = min(found), max(found)
-    extra = (high - low) * room or 0.5
+    extra = room_for(low, high, room)
     return (low if low == least else low - extra), high + extra
 
 
@@ -155,8 +155,8 @@ def level(value: float | None, ends: tuple[float, float], count: int) -> int | N
     """Which of `count` colours a value has; None where there is none."""
     if value is None or not math.isfinite(value):
         return None
-    share = (value - ends[0]) / (ends[1] - ends[0])
-    return min(count - 1, max(0, int(share * count)))
+    share = (value - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] else 0.0
+    return int(min(count - 1.0, max(0.0, share * count)))
 
 
 def band(plot: Plot, x: Sequence[float], low: Sequence[float | None], high: Sequence[float | None], colour: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.errors import RunError
+from pytest_induction.ranges import SCORES, SHARE, Range
 from pytest_induction.runs.logs.choice import TOKENS_UNIT, Choice, checked, say_column
 from pytest_induction.runs.logs.columns import MEASURES, OF_THE_LOG, guess, is_shared, listed
 from pytest_induction.runs.logs.faults import Faults, shown
@@ -21,10 +22,7 @@ from pytest_induction.runs.logs.table import LARGEST_STEP, STEP, Table
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot, TrainingRun
 
-SHARES = ("repeat_accuracy", "prefix_matching")  # in [0, 1]
-SIGNED = ("advantage", "icl_score")  # differences of losses; all others are losses
-LARGEST = 100.0  # nats that a loss of ours, or a difference of two, may be
-SLACK = 1e-6  # of a share that was rounded
+LIKELY = 100.0  # nats that a loss of ours, or a difference of two, has at most: another column of that name may have more
 PROPORTIONAL = 1e-6  # of tokens per step, between steps
 ROUNDED = 1e6  # from so many on a count of tokens may have been written as a fraction
 Series = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -97,9 +95,13 @@ def _measured(table: Table, choice: Choice, faults: Faults) -> dict[str, tuple[s
 
 def _beyond(ours: str, values: Iterable[float]) -> float | None:
     """A number that a measure of ours cannot be; None where all may be."""
-    low = -LARGEST if ours in SIGNED else -SLACK
-    high = 1 + SLACK if ours in SHARES else LARGEST
-    return next((value for value in values if math.isfinite(value) and not low <= value <= high), None)
+    known = _range(ours)
+    return next((value for value in values if math.isfinite(value) and not (known.holds(value) and abs(value) <= LIKELY)), None)
+
+
+def _range(ours: str) -> Range:
+    """What a number of ours can be in a log. A share is one: what is above 1 by rounding there is more likely a percentage."""
+    return SHARE if SCORES[ours].unit == "share" else SCORES[ours]
 
 
 def _run(place: Place, measured: Mapping[str, Series], choice: Choice, taken: Mapping[str, str], faults: Faults) -> TrainingRun:
@@ -132,9 +134,8 @@ def _problem(ours: str, value: float) -> str:
     """Why a number is none that can be used, or nothing."""
     if not math.isfinite(value):
         return f"the {ours} is {value}"
-    if ours in SHARES and not -SLACK <= value <= 1 + SLACK:
-        return f"the {ours} is {value:g}, not within 0 and 1"
-    return ""
+    said = _range(ours)(value)
+    return f"the {ours} {said}" if said else ""
 
 
 def _tokens(
