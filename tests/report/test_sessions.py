@@ -412,6 +412,33 @@ def test_coverage_below_its_bound(run, pytester):
     assert seen.heading == ("failed", "2 tests passed: the session failed")
 
 
+DIFFER = """
+@pytest.mark.parametrize("value", [1.0, 2.0])
+def test_number(induction_baseline, value):
+    induction_baseline.check({"n": value}, name="same")
+"""
+
+
+def test_a_baseline_that_is_not_written(run, pytester):
+    """Tests passed, and differ over an entry."""
+    pytester.makepyfile(HEAD + DIFFER)
+    seen = run("--induction-accept-baseline")
+    assert seen.status == 1
+    assert_red(seen, "baseline .* was not written: tests differ over .*same")
+    assert seen.outcomes == {"passed": 4}
+
+
+def test_a_mistake_in_a_worker(run, pytester):
+    """Which pytest-xdist hands on, and then makes one of its own."""
+    pytest.importorskip("xdist")
+    pytester.makepyfile(HEAD + LAST)
+    body = indented("def pytest_runtest_logfinish():\n    raise ValueError('a mistake')\n")
+    pytester.makeconftest(f"import os\nif 'PYTEST_XDIST_WORKER' in os.environ:\n{body}")
+    seen = run(*PARALLEL)
+    assert seen.status != 0
+    assert_red(seen, "internal error", errors=len(seen.errors))
+
+
 @pytest.mark.skipif(not hasattr(pytest.ExitCode, "MAX_WARNINGS_ERROR"), reason="this pytest has no --max-warnings")
 def test_more_warnings_than_are_allowed(run, pytester):
     """Pytest counts them after its summary."""
