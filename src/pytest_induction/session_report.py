@@ -363,9 +363,14 @@ def _said(report: pytest.TestReport) -> str:
     """What we say of a failure ourselves, else what pytest shows, with the error itself first."""
     if hasattr(report, "induction_message"):
         return str(report.induction_message)
-    shown, crash = report.longreprtext, getattr(report.longrepr, "reprcrash", None)
+    shown, crash = _shown(report), getattr(report.longrepr, "reprcrash", None)
     error = str(getattr(crash, "message", "")).partition("\n")[0]
     return shown if shown.startswith(error) else f"{error}\n\n{shown}"
+
+
+def _shown(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """What pytest shows of a failure, without the line that names the worker: two processes leave the same as one."""
+    return "" if report.longrepr is None else str(report.longrepr).strip()
 
 
 def _where(report: pytest.TestReport) -> str:
@@ -377,7 +382,7 @@ def _where(report: pytest.TestReport) -> str:
 def _uncollected(report: pytest.CollectReport, *, is_ours: bool) -> TestRecord:
     from pytest_induction.report.session_records import TestRecord
 
-    return TestRecord(report.nodeid or "collection", "error", message=report.longreprtext, is_ours=is_ours)
+    return TestRecord(report.nodeid or "collection", "error", message=_shown(report), is_ours=is_ours)
 
 
 def _interrupted(data: dict[str, Any]) -> TestRecord:

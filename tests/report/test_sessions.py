@@ -2,7 +2,7 @@
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -273,6 +273,15 @@ def test_failures_of_every_kind_without_anything_of_ours(run, pytester, processe
     assert said in next(test.message for test in seen.records.tests if not test.is_ours)
     assert_red(seen)
     assert ",line=" in seen.errors[0] or kind == "doctest"
+
+
+def test_two_processes_tell_the_same_of_failures_as_one(run, pytester):
+    """In the same words, without the name of the worker."""
+    plain = "\ndef test_plain(induction_model):\n    assert 1 == 2, 'plain'\n"
+    pytester.makepyfile(HEAD + "".join(body for body, _, _ in KINDS.values()).replace("test_it(bad)", "test_bad(bad)") + plain)
+    one, two = ([replace(test, seconds=0) for test in run("-p", "no:randomly", *each).records.tests] for each in ((), PARALLEL))
+    assert len(one) == 5 and one == two
+    assert next(test.message for test in one if test.nodeid.endswith("plain")).startswith("AssertionError: plain")
 
 
 SUBTESTS = {
