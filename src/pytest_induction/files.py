@@ -18,8 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-Mode = Literal["rb", "ab", "r+b"]
-FLAGS: dict[Mode, int] = {"rb": os.O_RDONLY, "ab": os.O_WRONLY | os.O_APPEND | os.O_CREAT, "r+b": os.O_RDWR}
+Mode = Literal["rb", "ab", "a+b", "r+b"]
+FLAGS: dict[Mode, int] = {
+    "rb": os.O_RDONLY,
+    "ab": os.O_WRONLY | os.O_APPEND | os.O_CREAT,
+    "a+b": os.O_RDWR | os.O_APPEND | os.O_CREAT,
+    "r+b": os.O_RDWR,
+}
 ALWAYS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))  # whatever the system has
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 KINDS = (

@@ -17,7 +17,7 @@ from pytest_induction.progress import showing_on
 from pytest_induction.session import SessionModel, open_terminal
 from pytest_induction.session_baselines import SessionBaselines
 from pytest_induction.session_ci import SessionCI, properties
-from pytest_induction.session_report import INDEX, SessionReport
+from pytest_induction.session_report import USAGE_ERROR, SessionReport
 from pytest_induction.session_runs import SessionRuns, readable_ids
 from pytest_induction.session_terminal import INTERRUPTED, STOPS, hide_frames, keep_interrupted, write_section
 
@@ -68,13 +68,13 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", f"induction({', '.join(f'{key}=...' for key in MARKER_KEYS)}): defaults of the induction fixtures"
     )
     session_model = config.stash[SESSION] = SessionModel(config)
+    report = config.stash[REPORT] = SessionReport(config, session_model)  # before what may be refused, of which it tells
     session_runs = config.stash[RUNS] = SessionRuns(config, session_model)
     session_runs.check()
     session_model.check_settings()
-    report = config.stash[REPORT] = SessionReport(config, session_model)
     report.check()
-    config.pluginmanager.register(report, "induction-report")
-    baselines = config.stash[BASELINES] = SessionBaselines(config, session_model)
+    config.pluginmanager.register(report.outcomes, "induction-outcomes")
+    baselines = config.stash[BASELINES] = SessionBaselines(config, session_model, report.outcomes.problems)
     baselines.check()
     config.pluginmanager.register(baselines, "induction-baselines")
     config.pluginmanager.register(SessionCI(config), "induction-ci")
@@ -280,14 +280,34 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     return done
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    for index, item in enumerate(session.items):
-        item.stash[INDEX] = index
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[REPORT].begin()
 
 
+@pytest.hookimpl(trylast=True)  # others change the exit status there
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):
         session.config.stash[REPORT].finish(session, session.config.stash.get(INTERRUPTED, []))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
+    """Around all of pytest: what it returns is the exit status, whatever was changed after the session had ended."""
+    try:
+        status = yield
+    except BaseException as error:
+        code = USAGE_ERROR if isinstance(error, pytest.UsageError) else 1
+        _amend(config, code, f"{type(error).__name__}: {error}")
+        raise
+    _amend(config, int(status or 0))
+    return status
+
+
+def _amend(config: pytest.Config, exit_status: int, problem: str = "") -> None:
+    report = config.stash.get(REPORT, None)
+    if report is not None and not hasattr(config, "workerinput"):
+        report.amend(exit_status, " ".join(problem.split()))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -311,5 +331,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             if index == 0:
                 terminalreporter.write_sep("=", "induction benchmark")
             terminalreporter.write_line(text)
-    for text, marks in terminalreporter.config.stash[REPORT].lines:
+    for text, marks in terminalreporter.config.stash[REPORT].take_lines():
         terminalreporter.write_line(text, **marks)

@@ -31,9 +31,10 @@ COMPLETED: pytest.StashKey[bool] = pytest.StashKey()
 class SessionBaselines:
     """A plugin of its own: gives tests their `InductionBaseline`, repeats them for calibration, gathers what came of them."""
 
-    def __init__(self, config: pytest.Config, session_model: SessionModel) -> None:
+    def __init__(self, config: pytest.Config, session_model: SessionModel, problems: list[str]) -> None:
         self._config = config
         self._model = session_model
+        self._problems = problems  # of the session, for its reports
         self._opened: Book | None = None
         self._item: pytest.Item | None = None  # whose call is under way
         self._told: dict[str, Mapping[str, Any]] = {}  # by node id
@@ -289,6 +290,8 @@ class SessionBaselines:
             failure = str(error)
         if failure or gathered.conflicts:
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+            why = failure or f"tests differ over {', '.join(map(repr, gathered.conflicts))}"
+            self._problems.append(f"baseline {self._shown} was not written: {why}")
         self._lines += lines(
             gathered,
             self._shown,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_induction.session_outcomes import MARK
+
 if TYPE_CHECKING:
     from pytest_induction.records import Estimate, Evidence, HeadEvidence
 
@@ -95,7 +97,7 @@ class SessionCI:
     def pytest_report_from_serializable(self, data: Mapping[str, Any]) -> Generator[None, Any, Any]:
         """Give a failed gate of a worker back its first line, which the journey costs it: JUnit and the short summary show it."""
         report = yield
-        if "induction_index" in data and getattr(report, "failed", False) and isinstance(report.longrepr, str):
+        if MARK in data and getattr(report, "failed", False) and isinstance(report.longrepr, str):
             from pytest_induction.gates.items import GateFailure
 
             report.longrepr = GateFailure(report.longrepr, brief=self._config.option.tbstyle == "line")

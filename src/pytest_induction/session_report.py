@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,26 +17,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_induction.session import SessionModel, place_of_settings, seen_from_here
+from pytest_induction.session_github import OTHER, SessionGithub, has_summary, is_on_github
+from pytest_induction.session_outcomes import COLLECTED, MARK, NOT_RUN, Attempt, SessionOutcomes, is_ours, worst
 
 if TYPE_CHECKING:
     from pytest_induction.records import Exhibit, Provenance
     from pytest_induction.report.session_records import SessionRecords, TestRecord
 
 Named = tuple[Any, "Provenance"]
-INDEX: pytest.StashKey[int] = pytest.StashKey()
 EXHIBITS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 RUN = "run"  # the kind of exhibit that a run has
-PREFIX = "induction"  # of our fixtures
 STOPPED = {2: "interrupted", 3: "an internal error of pytest"}
-SUMMARY = "GITHUB_STEP_SUMMARY"
+GOES_ON = "the session has not ended, or its process was ended from outside"
+SUBTEST = "subtest "
+USAGE_ERROR = int(pytest.ExitCode.USAGE_ERROR)
+NAMING = ("induction_model", "induction_run")  # settings that name what is to be tested
+LISTED = ("failed", "error")  # outcomes for which a test without anything of ours is listed, and not only counted
 DISTRIBUTIONS = ("pytest", "pytest-induction", "torch", "transformers", "transformer-lens", "hypothesis", "numpy")
-
-
-def is_ours(item: pytest.Item) -> bool:
-    """Whether a test is one of ours, or uses a fixture of ours."""
-    if type(item).__module__.startswith("pytest_induction."):
-        return True
-    return any(name.startswith(PREFIX) for name in getattr(item, "fixturenames", ()))
 
 
 class SessionReport:
@@ -45,10 +43,15 @@ class SessionReport:
         self._config = config
         self._model = session_model
         self._begun = time.time()
+        self.outcomes = SessionOutcomes()
+        self._has_begun = False
+        self._interrupted: list[dict[str, Any]] = []
+        self._written_for: int | None = None  # the exit status that the reports know of
+        self._github = SessionGithub(config.rootpath)
+        self._has_told_collected = False
         self._shown: set[tuple[str, str, str, str]] = (
             set()
         )  # models and runs, and which exhibits this process has measured of them
-        self._reports: dict[str, dict[str, pytest.TestReport]] = {}  # by node id and phase; of reruns the last
         self.lines: list[tuple[str, dict[str, bool]]] = []
 
     @property
@@ -127,50 +130,104 @@ class SessionReport:
             told["induction_again"] = self._model.again(item, seeds[-1] if seeds else None)
             if report.failed:
                 report.sections.append(("induction: again, alone", told["induction_again"]))
+        if hasattr(self._config, "workerinput") and not self._has_told_collected:
+            told[COLLECTED] = [each.nodeid for each in item.session.items if is_ours(each)]
+            self._has_told_collected = True
         if not (heard or is_ours(item)):
             return
-        told["induction_index"] = item.stash.get(INDEX, 0)
-        if report.failed and call.excinfo is not None:
-            told["induction_message"] = _message(call.excinfo.value, report)
+        told[MARK] = True
+        if report.failed and call.excinfo is not None and _is_said_by_us(call.excinfo.value):
+            told["induction_message"] = str(call.excinfo.value)
         if report.when == "teardown" and EXHIBITS in item.stash:
             told["induction_exhibits"] = item.stash[EXHIBITS]
             if self._has_html:
                 told["extras"] = [*told.get("extras", ()), *_extras(item.stash[EXHIBITS])]
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep what a report on a test says."""
-        if hasattr(report, "induction_index"):
-            if report.when == "setup":
-                self._reports[report.nodeid] = {}
-            self._reports.setdefault(report.nodeid, {})[str(report.when)] = report
+    def begin(self) -> None:
+        """Write every report as one of a session that has not ended: what ends the process leaves that, and nothing older.
+
+        Raises a usage error where a report cannot be written, before anything is measured.
+        """
+        if self.paths:
+            from pytest_induction.errors import ReportError
+            from pytest_induction.report.writing import write_report
+
+            records = replace(self.records(int(pytest.ExitCode.TESTS_FAILED)), stopped=GOES_ON)
+            for path in self.paths:
+                try:
+                    write_report(records, path)
+                except ReportError as error:
+                    raise pytest.UsageError(f"--induction-report: {error}") from None
+        self._has_begun = True
 
     def finish(self, session: pytest.Session, interrupted: list[dict[str, Any]]) -> None:
         """Write every report, and what a CI reads; what cannot be written is said, and the session fails."""
-        paths, summary = self.paths, os.environ.get(SUMMARY)
-        on_github = os.environ.get("GITHUB_ACTIONS") == "true"
-        if not (paths or ((summary or on_github) and self._reports)):
-            return
-        records = self.records(int(session.exitstatus), interrupted)
-        failed = [path for path in paths if not self._written(records, path)]
-        if failed:
-            self._keep(records)
-            if session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if records.tests and (summary or on_github):
-            self._tell_github(records, summary, annotate=on_github)
+        self._interrupted = interrupted
+        if session.shouldfail and not self.outcomes.stopped and any(not attempts for _, attempts in self.outcomes.tests()):
+            self.outcomes.stopped = str(session.shouldfail)
+        if not self._tell(int(session.exitstatus)) and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def records(self, exit_status: int, interrupted: Iterable[dict[str, Any]] = ()) -> SessionRecords:
-        """All that was gathered, in the order of the tests. `interrupted` are tests that did not end: node ids and verdicts."""
+    def amend(self, exit_status: int, problem: str = "") -> None:
+        """Once pytest has its last word: write again where it is another than the reports have, and say what was not said yet.
+
+        Plugins change the exit status after the session ended, and after its summary; `problem` is what kept it from ending.
+        """
+        if problem:
+            self.outcomes.problems.append(problem)
+        if not self._has_begun:
+            if problem and self._has_ours:
+                self.lines += self._github.annotate(self.records(exit_status))
+        else:
+            self._tell(exit_status, is_last=True, is_news=exit_status != self._written_for or bool(problem))
+        self._say()
+
+    def _tell(self, exit_status: int, *, is_last: bool = False, is_news: bool = True) -> bool:
+        """Write all, for that exit status; False where a report could not be written."""
+        again, self._written_for = self._written_for is not None, exit_status
+        paths = self.paths if is_news else []
+        if not (paths or (self._has_ours and (has_summary() or is_on_github()))):
+            return True
+        records = self.records(exit_status)
+        written = [path for path in paths if self._written(records, path, again=again)]
+        if len(written) < len(paths) and not again:
+            self._keep(records, written)
+        marked = self.outcomes.failed_in_call() if self._config.pluginmanager.hasplugin(OTHER) else set()
+        self.lines += self._github.tell(records, marked, is_last=is_last)
+        return len(written) == len(paths)
+
+    @property
+    def _has_ours(self) -> bool:
+        """Whether the session has anything of ours; where that cannot be known, whether the settings have."""
+        option, uncollected = self._config.option, [report.nodeid for report in self.outcomes.uncollected]
+        if self.outcomes.has_ours or option.induction_model or option.induction_run or any(map(self._is_gate, uncollected)):
+            return True
+        return bool((self.outcomes.problems or uncollected) and any(map(self._config.getini, NAMING)))
+
+    def take_lines(self) -> list[tuple[str, dict[str, bool]]]:
+        """What is to be said in the terminal and was not yet."""
+        taken, self.lines = self.lines, []
+        return taken
+
+    def _say(self) -> None:
+        """In the terminal, whether or not there is a summary."""
+        reporter: pytest.TerminalReporter | None = self._config.pluginmanager.getplugin("terminalreporter")
+        for text, marks in self.take_lines():
+            if reporter is not None:
+                reporter.write_line(text, **marks)
+            elif text.startswith("::"):
+                print(text, flush=True)  # noqa: T201 - the runner reads standard output
+
+    def records(self, exit_status: int) -> SessionRecords:
+        """All that was gathered, in the order of the tests."""
         from pytest_induction.records import Exhibit
         from pytest_induction.report.naming import told_apart
         from pytest_induction.report.session_records import SessionRecords
 
-        ordered = sorted(self._reports.values(), key=_index)
-        broken = {each["nodeid"]: _interrupted(each) for each in interrupted}
-        tests = [broken.pop(test.nodeid, test) for test in map(_test, ordered)] + list(broken.values())
+        tests, others = self._tests()
         exhibits: dict[tuple[str, str, str, str], Exhibit] = {}
-        for phases in ordered:
-            for report in phases.values():
+        for _, attempts in self.outcomes.tests():
+            for report in (report for attempt in attempts for report in attempt.reports):
                 for data in getattr(report, "induction_exhibits", ()):
                     exhibit = Exhibit(**data)
                     key = (exhibit.model, exhibit.fingerprint, exhibit.place, exhibit.kind)
@@ -184,47 +241,63 @@ class SessionReport:
             started=datetime.fromtimestamp(self._begun, UTC).isoformat(timespec="seconds"),
             seconds=round(time.time() - self._begun, 3),
             exit_status=exit_status,
-            stopped=STOPPED.get(exit_status, ""),
+            stopped=self.outcomes.stopped or STOPPED.get(exit_status, ""),
+            problems=tuple(self.outcomes.problems),
+            others=others,
             environment=_environment(),
         )
 
-    def _written(self, records: SessionRecords, path: Path) -> bool:
+    def _tests(self) -> tuple[list[TestRecord], dict[str, int]]:
+        """The tests that are listed, and how many of all others have which outcome. What could not be collected comes first."""
+        from pytest_induction.report.session_records import OUTCOMES
+
+        listed, counted = [], Counter[str]()
+        broken = {each["nodeid"]: each for each in self._interrupted}
+        for report in self.outcomes.uncollected:
+            if report.failed:
+                listed.append(_uncollected(report, is_ours=self._is_gate(report.nodeid)))
+            else:
+                counted["skipped"] += 1
+        for nodeid, attempts in self.outcomes.tests():
+            ours, outcome = self.outcomes.is_ours(nodeid) or nodeid in broken, worst(attempts)
+            if nodeid in broken:
+                listed.append(_interrupted(broken[nodeid]))
+            elif ours or outcome in LISTED:
+                listed.append(_test(nodeid, attempts, is_ours=ours))
+            else:
+                counted[outcome] += 1
+        return listed, {name: counted[name] for name in OUTCOMES if counted[name]}
+
+    def _is_gate(self, nodeid: str) -> bool:
+        """Whether what could not be collected is a gate file, or gates of the command line."""
+        option = self._config.option
+        return nodeid.partition("::")[0].endswith(".toml") or nodeid in (option.induction_model, *(option.induction_run or ()))
+
+    def _written(self, records: SessionRecords, path: Path, *, again: bool) -> bool:
         from pytest_induction.errors import ReportError
         from pytest_induction.report.writing import write_report
 
         try:
             write_report(records, path)
         except ReportError as error:
-            self.lines.append((f"report: {error}", {"red": True}))
+            if not again:
+                self.outcomes.problems.append(f"a report was not written: {error}")
+                self.lines.append((f"report: {error}", {"red": True}))
             return False
-        partial = f" (partial: {records.stopped})" if records.stopped else ""
-        self.lines.append((f"report: {seen_from_here(self._config, path)}{partial}", {}))
+        if not again:
+            partial = f" (partial: {records.stopped})" if records.stopped else ""
+            self.lines.append((f"report: {seen_from_here(self._config, path)}{partial}", {}))
         return True
 
-    def _keep(self, records: SessionRecords) -> None:
+    def _keep(self, records: SessionRecords, written: list[Path]) -> None:
         """Leave the records where they can be written, if they are not written where they were to be."""
         import tempfile
 
-        if any(path.suffix == ".json" and path.exists() and path.stat().st_mtime >= self._begun for path in self.paths):
+        if any(path.suffix == ".json" for path in written):
             return
         with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="pytest-induction-", delete=False, encoding="utf-8") as file:
             file.write(records.to_json())
         self.lines.append((f"report: the records are in {file.name}; python -m pytest_induction report renders them", {}))
-
-    def _tell_github(self, records: SessionRecords, summary: str | None, *, annotate: bool) -> None:
-        """The summary of the step, and marks beside the code, where GitHub runs us."""
-        from pytest_induction.errors import reason
-        from pytest_induction.files import open_regular
-        from pytest_induction.report.github import ROOM, annotations, step_summary
-
-        if summary:
-            try:
-                with open_regular(summary, "ab") as file:
-                    file.write(step_summary(records, room=ROOM - file.tell()).encode("utf-8"))
-            except OSError as error:
-                self.lines.append((f"step summary: {summary} cannot be written: {reason(error)}", {"yellow": True}))
-        if annotate:
-            self.lines.extend((line, {}) for line in annotations(records, root=self._config.rootpath))
 
 
 def _hunts_of(run: Any) -> str:
@@ -252,41 +325,64 @@ def _extras(exhibits: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [extras.html(picture) for data in exhibits for picture in pictures(Exhibit(**data))]
 
 
-def _message(error: BaseException, report: pytest.TestReport) -> str:
-    """Why a test failed: what we say ourselves, without the lines of the test that pytest shows beside it."""
+def _is_said_by_us(error: BaseException) -> bool:
+    """Whether an error says all, without the lines of the test that pytest shows beside it."""
     from pytest_induction.errors import OURS
 
-    ours = isinstance(error, (*OURS, pytest.fail.Exception))
-    return str(error) if ours else report.longreprtext
+    return isinstance(error, (*OURS, pytest.fail.Exception))
 
 
-def _index(phases: dict[str, pytest.TestReport]) -> int:
-    return min(int(report.__dict__["induction_index"]) for report in phases.values())
-
-
-def _test(phases: dict[str, pytest.TestReport]) -> TestRecord:
-    """One test, from the reports on its phases."""
+def _test(nodeid: str, attempts: list[Attempt], *, is_ours: bool) -> TestRecord:
+    """One test, from the reports on it."""
     from pytest_induction.records import Evidence
     from pytest_induction.report.session_records import TestRecord
 
-    failing = next((report for report in phases.values() if report.failed), None)
-    telling = failing or phases.get("call") or next(iter(phases.values()))
-    told = [data for report in phases.values() for data in getattr(report, "induction", ())]
-    again = next((report.__dict__["induction_again"] for report in phases.values() if hasattr(report, "induction_again")), "")
+    outcome = worst(attempts)
+    own = [attempt.of("call")[-1] for attempt in attempts if attempt.of("call")]  # those before it are on subtests
+    failed = [report for attempt in attempts for report in attempt.reports if attempt.is_superseded or report.failed]
+    broken_off = any(attempt.is_broken_off for attempt in attempts)
     return TestRecord(
-        telling.nodeid,
-        _outcome(telling),
-        round(sum(report.duration for report in phases.values() if report.when == "call"), 3),
-        "" if failing is None else getattr(failing, "induction_message", failing.longreprtext),
-        again,
-        tuple(Evidence.from_dict(data) for data in told),
+        nodeid,
+        outcome,
+        round(sum(report.duration for report in own), 3),
+        _message_of(failed) or ("interrupted" if broken_off and outcome != NOT_RUN else ""),
+        next((again for report in own if (again := getattr(report, "induction_again", ""))), ""),
+        tuple(Evidence.from_dict(data) for report in own for data in getattr(report, "induction", ())),
+        is_ours,
     )
 
 
-def _outcome(report: pytest.TestReport) -> str:
-    if hasattr(report, "wasxfail"):
-        return "xfailed" if report.skipped else "xpassed"
-    return "error" if report.failed and report.when != "call" else report.outcome
+def _message_of(failed: list[pytest.TestReport]) -> str:
+    """Why a test failed: where several things did, a subtest or what came after the test, each with where it was."""
+    told = [(_where(report), message) for report in failed if (message := _said(report))]
+    alone = len(told) == 1 and not told[0][0].startswith(SUBTEST)
+    return told[0][1] if alone else "\n\n".join(f"{where}: {message}" for where, message in told)
+
+
+def _said(report: pytest.TestReport) -> str:
+    """What we say of a failure ourselves, else what pytest shows, with the error itself first."""
+    if hasattr(report, "induction_message"):
+        return str(report.induction_message)
+    shown, crash = _shown(report), getattr(report.longrepr, "reprcrash", None)
+    error = str(getattr(crash, "message", "")).partition("\n")[0]
+    return shown if shown.startswith(error) else f"{error}\n\n{shown}"
+
+
+def _shown(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """What pytest shows of a failure, without the line that names the worker: two processes leave the same as one."""
+    return "" if report.longrepr is None else str(report.longrepr).strip()
+
+
+def _where(report: pytest.TestReport) -> str:
+    if hasattr(report, "context"):
+        return f"{SUBTEST}{report.head_line}"
+    return str(report.when) if report.when in ("setup", "call", "teardown") else "its process"
+
+
+def _uncollected(report: pytest.CollectReport, *, is_ours: bool) -> TestRecord:
+    from pytest_induction.report.session_records import TestRecord
+
+    return TestRecord(report.nodeid or "collection", "error", message=_shown(report), is_ours=is_ours)
 
 
 def _interrupted(data: dict[str, Any]) -> TestRecord:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_induction.session_report import is_ours
+from pytest_induction.session_outcomes import is_ours
 
 if TYPE_CHECKING:
     from pytest_induction.records import Evidence

@@ -45,7 +45,7 @@ def run(pytester):
 
 
 def test_records_hold_every_verdict_and_what_is_drawn(run, pytester):
-    """Of our tests alone, in order, with outcomes, messages, commands, and the exhibits of the model, measured once."""
+    """In order, with outcomes, messages, commands, and the exhibits of the model, measured once; of other tests what failed."""
     result = run("--induction-report=records.json", "--induction-report=page.html", "--induction-report=report.md")
     result.assert_outcomes(passed=1, failed=2, xfailed=1)
     result.stdout.fnmatch_lines(["report: records.json", "report: page.html", "report: report.md"])
@@ -54,10 +54,12 @@ def test_records_hold_every_verdict_and_what_is_drawn(run, pytester):
     assert found == [
         ("test_model.py::test_heads", "passed", ["FORMED"]),
         ("test_model.py::test_none", "failed", ["FORMED"]),
+        ("test_model.py::test_other", "failed", []),
         ("test_model.py::test_expected", "xfailed", ["FORMED"]),
     ]
+    assert [test.nodeid for test in records.tests if not test.is_ours] == ["test_model.py::test_other"]
     assert records.tests[1].message.startswith("has_induction_head is FORMED, expected NOT_FORMED")
-    assert all(test.again.startswith("pytest ") and test.nodeid in test.again for test in records.tests)
+    assert all(test.again.startswith("pytest ") and test.nodeid in test.again for test in records.tests if test.is_ours)
     kinds = [exhibit.kind for exhibit in records.exhibits]
     assert kinds == ["heads", "attention", "repeats", "ablations", "composition"]
     assert not any(exhibit.missing for exhibit in records.exhibits)
@@ -67,7 +69,7 @@ def test_records_hold_every_verdict_and_what_is_drawn(run, pytester):
     assert (records.exit_status, records.stopped) == (1, "")
     assert "--induction-report=records.json" in records.command
     assert records.environment["pytest"] == pytest.__version__
-    assert "test_other" not in (pytester.path / "report.md").read_text()
+    assert "| ❌ failed | none | `test_other` |" in (pytester.path / "report.md").read_text()
     assert "<title>" in (pytester.path / "page.html").read_text()
 
 
@@ -109,7 +111,7 @@ def test_two_processes_leave_the_same_records_as_one(run, pytester):
 
 
 def test_an_interrupted_session_leaves_what_it_measured(run, pytester):
-    """The verdicts before it, and those of the test that it hit."""
+    """The verdicts before it, and those of the test that it hit; the test after it was not run."""
     pytester.makepyfile(
         test_model="""
         def test_first(induction):
@@ -130,7 +132,9 @@ def test_an_interrupted_session_leaves_what_it_measured(run, pytester):
     assert [(test.nodeid.rpartition("::")[2], len(test.evidence)) for test in records.tests] == [
         ("test_first", 1),
         ("test_hit", 1),
+        ("test_never", 0),
     ]
+    assert [test.outcome for test in records.tests] == ["passed", "error", "not run"]
     assert records.stopped == "interrupted"
     assert not records.exhibits
 

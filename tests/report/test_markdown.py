@@ -143,8 +143,8 @@ def test_what_is_no_number_is_no_number(read):
 
 
 def test_nothing_and_a_part_are_said_to_be_that():
-    """A session without a test of ours; one that was interrupted."""
-    assert markdown(SessionRecords(())).startswith("## ✅ Induction: no tests\n")
+    """A session without a test, which is neither green nor red; one that was interrupted."""
+    assert markdown(SessionRecords(())).startswith("## ⏭️ Induction: no tests\n")
     partial = markdown(SessionRecords(RECORDS.tests[:1], stopped="interrupted", exit_status=2))
     assert partial.startswith("## ❌ Induction: 1 passed\n\n**Partial:** interrupted")
 

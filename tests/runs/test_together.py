@@ -71,8 +71,7 @@ def weights(model):
     content = b"".join(value.full_tensor().detach().numpy().tobytes() for value in model.state_dict().values())
     return hashlib.blake2b(content).hexdigest()
 """
-# torch's own threads may still wait for the interpreter while it ends, which then aborts ("terminate called without an active
-# exception"): a process that has told all ends at once.
+# Threads of torch may still wait for the interpreter while it ends, and abort it: a process that has told all ends at once.
 END = """
 print(json.dumps(told), flush=True)
 distributed.destroy_process_group()

@@ -1,4 +1,7 @@
-"""From a measurement to an exhibit, also where it fails: a picture less is no reason to lose the others."""
+"""From a measurement to an exhibit, also where it fails: a picture less is no reason to lose the others.
+
+It imports no torch, so that what is drawn of a run needs none.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ from typing import Any
 
 from pytest_induction.errors import InductionError
 from pytest_induction.exhibits.plain import plain
-from pytest_induction.models.calling import first_line
 from pytest_induction.records import Exhibit, Provenance
+from pytest_induction.runs.streams import first_line
+
+LONGEST = 200  # letters of what is said of an error
 
 
 def exhibit_with(kind: str, about: Provenance, measure: Callable[[], dict[str, Any]]) -> Exhibit:
@@ -21,5 +26,5 @@ def exhibit_with(kind: str, about: Provenance, measure: Callable[[], dict[str, A
 
 def why(error: Exception) -> str:
     """What went wrong, in a line."""
-    said, name = first_line(error), type(error).__name__
+    said, name = first_line(error)[:LONGEST], type(error).__name__
     return said if isinstance(error, InductionError) or said == name else f"{name}: {said}"

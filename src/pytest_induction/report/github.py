@@ -3,19 +3,20 @@
 import ast
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from pytest_induction.files import SETTINGS, read_text
 from pytest_induction.report.markdown import Part, parts
-from pytest_induction.report.session_records import SessionRecords, TestRecord
+from pytest_induction.report.session_records import BAD, SessionRecords, TestRecord, reasons
 
 ROOM = 1024 * 1024
 """Bytes that the summary of a step may have; GitHub shows nothing of a longer one."""
 
 MOST_ERRORS = 10  # of a step; GitHub shows no more
+RED = "The session is red"
 MOST_LINES = 30  # of a message
 WORKSPACE = "GITHUB_WORKSPACE"
-BAD = ("failed", "error")
 CUT = "**Cut, since GitHub takes 1 MiB:** {rows} rows of tables and {parts} other parts are left out; a report to a file has all."
 
 
@@ -53,18 +54,39 @@ def _that_fit(part: Part, left: int) -> tuple[str, ...]:
     return part.lines
 
 
-def annotations(records: SessionRecords, *, root: str | Path = ".") -> list[str]:
-    """Workflow commands, one a line: an error for each test that failed, and a notice if there are more than GitHub shows.
+def annotations(
+    records: SessionRecords, *, root: str | Path = ".", marked: Collection[str] = (), why: Collection[str] | None = None
+) -> list[str]:
+    """Workflow commands, one a line: errors for all that makes the session red, and a notice if there are more than GitHub shows.
 
-    `root` is pytest's root directory, which the files of node ids are relative to; GitHub wants them relative to its workspace.
-    A gate of the command line has no file, so that its mark stands with the job alone.
+    One says what is wrong beside tests (a worker that died, tests that were not run, an exit status that no test explains): `why`,
+    by default all reasons. One is about all tests that failed without anything of ours, and each of ours has its own. `marked`
+    are tests that somebody else marks. `root` is pytest's root directory, which the files of node ids are relative to; GitHub
+    wants them relative to its workspace. A gate of the command line has no file, so that its mark stands with the job alone.
     """
-    bad = [test for test in records.tests if test.outcome in BAD]
-    lines = [_command("error", _message(test), title=_title(test), **_place(test, Path(root))) for test in bad[:MOST_ERRORS]]
-    if len(bad) > MOST_ERRORS:
+    bad = [test for test in records.tests if test.outcome in BAD and test.nodeid not in marked]
+    ours, others = [test for test in bad if test.is_ours], [test for test in bad if not test.is_ours]
+    why = reasons(records) if why is None else why
+    lines = [_command("error", "\n".join(why), title=RED)] if why else []
+    if len(others) > 1:
+        lines.append(_command("error", _listed(others), title=f"{len(others)} other tests failed"))
+    alone = [*(others if len(others) == 1 else []), *ours]
+    room = MOST_ERRORS - len(lines)
+    lines += [_command("error", _message(test), title=_title(test), **_place(test, Path(root))) for test in alone[:room]]
+    if len(alone) > room:
         more = f"{len(bad)} tests failed, and GitHub shows {MOST_ERRORS} of a step: the summary of the step has them all"
         lines.append(_command("notice", more, title="pytest-induction"))
     return lines
+
+
+def _listed(tests: list[TestRecord]) -> str:
+    """A line for each of the first of them: its name, and what it failed with."""
+    lines = [f"{test.nodeid}: {_first_line(test)}" for test in tests[:MOST_ERRORS]]
+    return "\n".join([*lines, *([f"and {len(tests) - MOST_ERRORS} more"] if len(tests) > MOST_ERRORS else [])])
+
+
+def _first_line(test: TestRecord) -> str:
+    return test.message.strip().partition("\n")[0] or test.outcome
 
 
 def _title(test: TestRecord) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_induction.records import Evidence
 from pytest_induction.report.mosaic import mosaic_lines
-from pytest_induction.report.session_records import SessionRecords, TestRecord
+from pytest_induction.report.session_records import SessionRecords, TestRecord, counts, reasons, result
+from pytest_induction.report.session_result import unlisted
 from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, HeadRow, ModelView, by_model, tally, views, without_empty
 
-ICONS = {"passed": "✅", "xfailed": "✅", "failed": "❌", "error": "❌", "xpassed": "⚠️", "skipped": "⏭️"}
+ICONS = {"passed": "✅", "xfailed": "✅", "failed": "❌", "error": "❌", "xpassed": "⚠️", "skipped": "⏭️", "not run": "⏹️"}
+RESULTS = {"passed": "✅", "empty": "⏭️"}  # and red where it is neither
 COUNTED = {"error": "errors"}  # where the plural has another form
 WIDTH = 100  # of a mosaic, in characters
 MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
@@ -56,19 +58,23 @@ def parts(records: SessionRecords) -> Iterator[Part]:
 
 
 def _head(records: SessionRecords) -> Iterator[Part]:
-    outcomes = Counter(test.outcome for test in records.tests)
-    counts = ", ".join(f"{count} {COUNTED.get(name, name) if count > 1 else name}" for name, count in _ordered(outcomes))
-    bad = any(ICONS.get(name) == "❌" for name in outcomes) or records.stopped
-    yield Part((f"## {'❌' if bad else '✅'} Induction: {counts or 'no tests'}",))
+    told = ", ".join(f"{count} {COUNTED.get(name, name) if count > 1 else name}" for name, count in _ordered(counts(records)))
+    yield Part((f"## {RESULTS.get(result(records), '❌')} Induction: {told or 'no tests'}",))
+    why = reasons(records)
     if records.stopped:
         yield Part((f"**Partial:** {text(records.stopped)}; what was measured until then is below.",))
+        why = why[1:]
+    if why:
+        yield Part(tuple(f"- **The session is red:** {text(each)}" for each in why))
     count = sum(1 for _ in records.evidence)
     if count:
         yield Part((f"{count} verdict{'s' if count != 1 else ''}: {tally(records.evidence)}",))
+    if records.others:
+        yield Part((text(unlisted(records)),))
 
 
-def _ordered(outcomes: Counter[str]) -> list[tuple[str, int]]:
-    order = ("failed", "error", "xpassed", "passed", "xfailed", "skipped")
+def _ordered(outcomes: Mapping[str, int]) -> list[tuple[str, int]]:
+    order = ("failed", "error", "not run", "xpassed", "passed", "xfailed", "skipped")
     return sorted(outcomes.items(), key=lambda each: (order.index(each[0]) if each[0] in order else len(order), each[0]))
 
 

@@ -17,8 +17,9 @@ from pytest_induction.report.charts.chart import Chart, tidy
 from pytest_induction.report.colours import SHARES, SIGNED
 from pytest_induction.report.drawing import address
 from pytest_induction.report.sections import Section, sections
-from pytest_induction.report.session_records import OUTCOMES, SessionRecords
-from pytest_induction.report.verdict_rows import counts, test_rows, tiles
+from pytest_induction.report.session_records import OUTCOMES, SessionRecords, counts, reasons, result
+from pytest_induction.report.session_result import headline, unlisted
+from pytest_induction.report.verdict_rows import test_rows, tiles
 from pytest_induction.report.view import CHANGE_COLUMNS
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ def html_page(records: SessionRecords) -> str:
     """The whole page. Raises `ReportError` where the extra `report` is not installed."""
     check_installed()
     found, rows = sections(records), test_rows(records)
-    outcomes = [(name, count) for name, count in counts((test.outcome for test in records.tests), OUTCOMES) if count]
+    counted = counts(records)
     placed = {section.anchor: _placed(section) for section in found}
+    has_charts = any(each for panels in placed.values() for charts in panels for each in charts)
     return (
         _environment()
         .get_template("page.html")
@@ -60,16 +62,18 @@ def html_page(records: SessionRecords) -> str:
             sections=found,
             placed=placed,
             verdicts=tiles(records.evidence),
-            outcomes=outcomes,
-            result=_result(records),
+            outcomes=[(name, counted[name]) for name in (*OUTCOMES, *sorted(counted.keys() - set(OUTCOMES))) if counted[name]],
+            result=result(records),
+            why=reasons(records)[bool(records.stopped) :],
+            unlisted=unlisted(records),
             pair_columns=PAIRS,
             has_filter=len(rows) > FEW,
-            has_charts=any(each for panels in placed.values() for charts in panels for each in charts),
+            has_charts=has_charts,
             change_columns=CHANGE_COLUMNS,
-            headline=_headline(records),
+            headline=headline(records),
             css=_source("page.css").replace("RAMP_SHARE", ",".join(SHARES)).replace("RAMP_SIGNED", ",".join(SIGNED)),
             script=_source("page.js"),
-            plotly=_plotly(),
+            plotly=_plotly() if has_charts else "",
         )
     )
 
@@ -131,22 +135,3 @@ def embedded(data: Any) -> str:
         .replace("\u2028", "\\u2028")
         .replace("\u2029", "\\u2029")
     )
-
-
-def _result(records: SessionRecords) -> str:
-    """The session in a word: what the page is headed with."""
-    if records.stopped:
-        return "stopped"
-    failed = any(test.outcome in ("failed", "error") for test in records.tests)
-    return "failed" if failed or records.exit_status not in (0, 5) else "passed" if records.tests else "empty"
-
-
-def _headline(records: SessionRecords) -> str:
-    """The session in a line."""
-    tests = [test for test in records.tests if test.outcome != "skipped"]
-    bad = sum(test.outcome in ("failed", "error", "xpassed") for test in tests)
-    if not tests:
-        return "No test was run"
-    if bad:
-        return f"{bad} of {len(tests)} tests failed" if len(tests) > 1 else "The test failed"
-    return f"All {len(tests)} tests passed" if len(tests) > 1 else "The test passed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +19,28 @@ from pytest_induction.schema import Unfit, parsed, read, shown
 SCHEMA = 1
 WHAT = "pytest-induction records"
 LARGEST = 2**26  # bytes of a file
-OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+BAD = ("failed", "error")
+RAN = (*BAD, "passed", "xfailed", "xpassed")
+NOT_RUN = "not run"
+NO_TESTS = 5  # pytest's exit status where none was selected
+STATUSES = {
+    1: "as if a test had failed",
+    2: "interrupted",
+    3: "internal error",
+    4: "usage error",
+    5: "no tests",
+    6: "too many warnings",
+}
+"""What pytest means by an exit status."""
+OUTCOMES = ("passed", "failed", "error", "not run", "skipped", "xfailed", "xpassed")
 
 
 @dataclass(frozen=True)
 class TestRecord:
     """One test: what pytest says of it, and the verdicts that were reached while it ran.
 
-    `seconds` is of its call; `message` that of a failure, else ""; `again` the command that repeats it alone.
+    `seconds` is of its call; `message` that of a failure, else ""; `again` the command that repeats it alone. `is_ours` is false
+    for a test that failed without anything of ours, and for a file that could not be collected.
     """
 
     nodeid: str
@@ -34,6 +49,7 @@ class TestRecord:
     message: str = ""
     again: str = ""
     evidence: tuple[Checked, ...] = ()
+    is_ours: bool = True
 
     __test__ = False
 
@@ -47,8 +63,10 @@ class SessionRecords:
     """All that a report shows.
 
     `started` is UTC, as ISO 8601 has it; `command` what was run; `exit_status` pytest's, and `stopped` what ended the session
-    before its time, or "". `environment` are versions and the machine. Tests are in the order in which they were collected,
-    exhibits in that of their models and kinds, whichever process measured what first.
+    before its time, or "". `problems` are what else went wrong, beside tests: workers that died, options that cannot be.
+    `environment` are versions and the machine. Tests are in the order in which they were collected, exhibits in that of their
+    models and kinds, whichever process measured what first. `tests` are those of ours and whatever failed; `others` says of all
+    others how many have which outcome.
     """
 
     tests: tuple[TestRecord, ...]
@@ -58,6 +76,8 @@ class SessionRecords:
     seconds: Seconds = 0.0
     exit_status: int = 0
     stopped: str = ""
+    problems: tuple[str, ...] = ()
+    others: Mapping[str, int] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -70,8 +90,9 @@ class SessionRecords:
         data = {
             "what": WHAT,
             "schema": SCHEMA,
-            **{name: value for name, value in vars(self).items() if name not in ("tests", "exhibits", "environment")},
-            "environment": dict(self.environment),
+            **{name: value for name, value in vars(self).items() if name not in ("tests", "exhibits")},
+            "result": result(self),
+            "why": reasons(self),
             "tests": [test.to_dict() for test in self.tests],
             "exhibits": [exhibit.to_dict() for exhibit in self.exhibits],
         }
@@ -91,10 +112,44 @@ class SessionRecords:
                 f"expected records of schema {SCHEMA}, got {shown(data.get('schema'))}: use the version that wrote them"
             )
         try:
-            found: SessionRecords = read(cls, {name: value for name, value in data.items() if name not in ("what", "schema")})
+            found: SessionRecords = read(
+                cls, {name: value for name, value in data.items() if name not in ("what", "schema", "result")}
+            )
         except Unfit as error:
             raise ReportError(f"the records are damaged: {error}") from None
         return found
+
+
+def counts(records: SessionRecords) -> Counter[str]:
+    """How many tests have which outcome, as pytest counts them."""
+    return Counter(test.outcome for test in records.tests) + Counter(records.others)
+
+
+def result(records: SessionRecords) -> str:
+    """The session in a word, never better than pytest's exit status: passed, failed, stopped, or empty where no test was run."""
+    counted, status = counts(records), records.exit_status
+    ran = sum(counted[name] for name in RAN)
+    if records.stopped:
+        return "stopped"
+    if any(counted[name] for name in BAD) or status not in (0, NO_TESTS) or (status == NO_TESTS and records.problems):
+        return "failed"
+    if not ran:
+        return "empty"
+    return "stopped" if counted[NOT_RUN] else "passed"
+
+
+def reasons(records: SessionRecords) -> list[str]:
+    """Why the session is red, beside the tests that failed; nothing where it is not red."""
+    if result(records) in ("passed", "empty"):
+        return []
+    counted = counts(records)
+    found = [*([records.stopped] if records.stopped else []), *records.problems]
+    if counted[NOT_RUN]:
+        found.append(f"{counted[NOT_RUN]} test{'s' if counted[NOT_RUN] > 1 else ''} not run")
+    if not found and not any(counted[name] for name in BAD):
+        meant = f" ({STATUSES[records.exit_status]})" if records.exit_status in STATUSES else ""
+        found.append(f"pytest ended with exit status {records.exit_status}{meant}, though no test failed: see its last lines")
+    return found
 
 
 def read_records(path: str | Path) -> SessionRecords:

@@ -223,10 +223,3 @@ def head_row(head: HeadEvidence, mark: str, min_prefix_matching: float) -> tuple
         number(head.duplicate_token, "share"),
         number(head.first_token, "share"),
     )
-
-
-def counts(values: Iterable[str], wanted: Iterable[str]) -> list[tuple[str, int]]:
-    """How many of each, those that are wanted first and always; others where there are any."""
-    found = list(values)
-    order = list(dict.fromkeys([*wanted, *found]))
-    return [(each, found.count(each)) for each in order]
