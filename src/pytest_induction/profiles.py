@@ -8,13 +8,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.errors import BaselineError, reason
+from pytest_induction.paths import expanded
 from pytest_induction.records import Provenance, TokenSpace
 from pytest_induction.statistics import FIRST_LOOK
 
@@ -214,7 +214,7 @@ def read_profile(path: str | os.PathLike[str], entry: str | None = None) -> Head
     """
     where = f"{os.fspath(path)!r}"
     try:
-        with Path(path).expanduser().open(encoding="utf-8") as stream:
+        with expanded(path).open(encoding="utf-8") as stream:
             data = json.loads(stream.read(LONGEST))
     except OSError as error:
         raise BaselineError(f"{where} cannot be read: {reason(error)}") from None

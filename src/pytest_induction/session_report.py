@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_induction.session import SessionModel, place_of_settings, seen_from_here
+from pytest_induction.paths import expanded
+from pytest_induction.printable import command_line
+from pytest_induction.session import SessionModel, place_of_settings, seen_from_here, usage_error
 
 if TYPE_CHECKING:
     from pytest_induction.records import Exhibit, Provenance
@@ -50,13 +51,14 @@ class SessionReport:
         )  # models and runs, and which exhibits this process has measured of them
         self._reports: dict[str, dict[str, pytest.TestReport]] = {}  # by node id and phase; of reruns the last
         self.lines: list[tuple[str, dict[str, bool]]] = []
+        self.annotations: list[str] = []  # for GitHub, whose workflow commands they are
 
     @property
     def paths(self) -> list[Path]:
         """Where reports go: the command line's, else the ini file's, relative to it."""
         given = self._config.option.induction_report
         if given:
-            return [self._config.invocation_params.dir / Path(path).expanduser() for path in given]
+            return [self._config.invocation_params.dir / expanded(path) for path in given]
         return [place_of_settings(self._config) / path for path in self._config.getini("induction_report")]
 
     def check(self) -> None:
@@ -68,16 +70,16 @@ class SessionReport:
         from pytest_induction.report.writing import check_path
 
         if exhibits is not None and not (self.paths or self._has_html):
-            raise pytest.UsageError("--induction-exhibits are those of a report: give --induction-report")
+            raise usage_error("--induction-exhibits are those of a report: give --induction-report")
         try:
             _ = self.kinds
         except InductionError as error:
-            raise pytest.UsageError(f"--induction-exhibits: {error}") from None
+            raise usage_error(f"--induction-exhibits: {error}") from None
         for path in self.paths:
             try:
                 check_path(path)
             except InductionError as error:
-                raise pytest.UsageError(f"--induction-report: {error}") from None
+                raise usage_error(f"--induction-report: {error}") from None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -180,7 +182,7 @@ class SessionReport:
         return SessionRecords(
             tuple(replace(test, evidence=tuple(itertools.islice(named, len(test.evidence)))) for test in tests),
             shown,
-            command=shlex.join(["pytest", *map(str, self._config.invocation_params.args)]),
+            command=command_line(["pytest", *map(str, self._config.invocation_params.args)]),
             started=datetime.fromtimestamp(self._begun, UTC).isoformat(timespec="seconds"),
             seconds=round(time.time() - self._begun, 3),
             exit_status=exit_status,
@@ -223,7 +225,7 @@ class SessionReport:
             except OSError as error:
                 self.lines.append((f"step summary: {summary} cannot be written: {reason(error)}", {"yellow": True}))
         if annotate:
-            self.lines.extend((line, {}) for line in annotations(records, root=self._config.rootpath))
+            self.annotations += annotations(records, root=self._config.rootpath)
 
 
 def _hunts_of(run: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pytest_induction.errors import ArgumentError, ModelError
+from pytest_induction.paths import expanded, is_directory, is_file, is_there
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 CONFIG, ADAPTER_CONFIG, GGUF = "config.json", "adapter_config.json", ".gguf"
@@ -21,11 +22,11 @@ def check_spec(spec: str) -> None:
         return
     place, colon, factory = spec.rpartition(":")
     if colon and factory.isidentifier():
-        if place.endswith(".py") and not Path(place).is_file():
+        if place.endswith(".py") and not is_file(place):
             raise ModelError(f"no file {place}: the model {spec!r} is to come from a factory in it")
         return
-    path = Path(spec).expanduser()
-    if not path.exists():
+    path = expanded(spec)
+    if not is_there(path):
         hub = (
             f"; to download it from the hub write hf:{spec}"
             if spec.count("/") <= 1 and ":" not in spec and not spec.startswith((".", "/", "~"))
@@ -34,7 +35,7 @@ def check_spec(spec: str) -> None:
         raise ModelError(f"no model at {spec!r}: expected {FORMS}{hub}")
     if gguf_file(path) is not None:
         return
-    if not path.is_dir():
+    if not is_directory(path):
         raise ModelError(f"{spec!r} is a file: expected {FORMS}")
     if not ((path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()):
         raise ModelError(f"{spec!r} has no config.json: expected a directory as `save_pretrained` writes it, or a factory for it")
@@ -42,9 +43,9 @@ def check_spec(spec: str) -> None:
 
 def gguf_file(path: Path) -> Path | None:
     """The GGUF file at a path, or in a directory that holds one and no other model; None where there is none."""
-    if path.suffix == GGUF and path.is_file():
+    if path.suffix == GGUF and is_file(path):
         return path
-    if not path.is_dir() or (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file():
+    if not is_directory(path) or (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file():
         return None
     found = [each for each in path.iterdir() if each.suffix == GGUF]
     return found[0] if len(found) == 1 else None
@@ -52,8 +53,8 @@ def gguf_file(path: Path) -> Path | None:
 
 def check_text(path: Path) -> None:
     """Raise `ArgumentError` for what is no file, or has nothing in it."""
-    if not path.is_file() or not path.stat().st_size:
-        raise ArgumentError(f"{str(path)!r} is {'empty' if path.is_file() else 'not a file'}")
+    if not is_file(path) or not path.stat().st_size:
+        raise ArgumentError(f"{str(path)!r} is {'empty' if is_file(path) else 'not a file'}")
 
 
 class IfThere(str):

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from pytest_induction.baselines.fields import rounded
 from pytest_induction.errors import BaselineError, meant, reason
 from pytest_induction.files import replace_text
+from pytest_induction.printable import in_json
 
 SCHEMA = 1
 WHAT = "pytest-induction baseline"
@@ -93,7 +94,8 @@ def merge_into(path: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
 def as_text(entries: Mapping[str, Entry]) -> str:
     """The file's text. Raises `ValueError` for a number that is not finite."""
     kept = {name: _kept(entries[name].to_dict()) for name in sorted(entries, key=natural)}
-    return json.dumps({"schema": SCHEMA, "what": WHAT, "entries": kept}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    data = {"schema": SCHEMA, "what": WHAT, "entries": kept}
+    return in_json(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def entry_of(data: Mapping[str, Any]) -> Entry:

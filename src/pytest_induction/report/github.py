@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from pytest_induction.printable import printable
 from pytest_induction.report.markdown import Part, parts
 from pytest_induction.report.session_records import SessionRecords, TestRecord
 
@@ -68,13 +69,13 @@ def annotations(records: SessionRecords, *, root: str | Path = ".") -> list[str]
 
 def _title(test: TestRecord) -> str:
     """The name of the test, and of the model or file that it belongs to."""
-    where, _, name = test.nodeid.rpartition("::")
+    where, _, name = printable(test.nodeid).rpartition("::")
     return f"{name} ({where})" if where else name
 
 
 def _message(test: TestRecord) -> str:
     """Its failure, without the middle of a long one, and the command that repeats it."""
-    lines = test.message.strip("\n").splitlines() or [f"{test.nodeid} {test.outcome}"]
+    lines = test.message.strip("\n").split("\n") if test.message else [printable(f"{test.nodeid} {test.outcome}")]
     if len(lines) > MOST_LINES:
         half = MOST_LINES // 2
         lines = [*lines[:half], f"... {len(lines) - 2 * half} lines ...", *lines[-half:]]
@@ -127,6 +128,5 @@ def _command(name: str, message: str, **properties: str) -> str:
 
 
 def _escaped(value: str) -> str:
-    """With every line end as a code of its own; without escape sequences of a terminal."""
-    plain = "".join(letter for letter in value if letter.isprintable() or letter in "\r\n\t")
-    return plain.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    """With every line end as a code of its own, and whatever else is not printable as it is written in Python."""
+    return printable(value, keep="\n\t").replace("%", "%25").replace("\n", "%0A")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_induction.errors import ReportError, reason
+from pytest_induction.printable import in_json
 from pytest_induction.records import Evidence, Exhibit
 
 SCHEMA = 1
@@ -70,7 +71,7 @@ class SessionRecords:
             "tests": [test.to_dict() for test in self.tests],
             "exhibits": [exhibit.to_dict() for exhibit in self.exhibits],
         }
-        return json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+        return in_json(json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> SessionRecords:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pytest_induction.errors import ReportError, reason
 from pytest_induction.files import replace_text
+from pytest_induction.paths import is_directory
 from pytest_induction.report.session_records import SessionRecords, read_records
 
 
@@ -49,9 +50,9 @@ def check_path(path: str | Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in KINDS:
         raise ReportError(f"a report must be one of {', '.join(f'PATH{suffix}' for suffix in KINDS)}, got {str(path)!r}")
-    if path.is_dir():
+    if is_directory(path):
         raise ReportError(f"{path} is a directory: name a file")
-    if not path.parent.is_dir():
+    if not is_directory(path.parent):
         raise ReportError(f"{path} cannot be written: there is no directory {str(path.parent)!r}")
     if suffix == ".html":
         from pytest_induction.report.page import check_installed

@@ -17,6 +17,7 @@ from reprlib import repr as short
 from typing import Any, BinaryIO, Self
 
 from pytest_induction.errors import RunError
+from pytest_induction.paths import expanded
 from pytest_induction.runs.header import HEADER, SCHEMA, read_header
 from pytest_induction.runs.lines import from_line, parsed, to_line
 from pytest_induction.runs.locks import Lock
@@ -136,7 +137,7 @@ class RunWriter:
     """
 
     def __init__(self, directory: str | Path, *, source: str, name: str = "", take_over: bool = False, **header: Any) -> None:
-        self.directory = Path(directory).expanduser()
+        self.directory = expanded(directory)
         self._waiting: list[tuple[bytes, dict[str, Floats], int]] = []
         self._torn = False
         try:
