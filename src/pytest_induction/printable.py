@@ -23,6 +23,12 @@ WITHIN = re.compile(r"##(?=\w*\[)")  # commands of other CI systems, anywhere in
 LONG = re.compile(rf"\S{{{LONGEST + 1},}}")
 
 
+class Lines(str):
+    """A word of a command whose line breaks are meant: they separate what has none itself."""
+
+    __slots__ = ()
+
+
 def printable(text: str, keep: str = "") -> str:
     """The text with an escape in place of each letter that is not printable, but for those to `keep`."""
     return NOT_ASCII.sub(lambda found: found[0] if found[0].isprintable() or found[0] in keep else _escape(found[0]), text)
@@ -91,7 +97,7 @@ def _everywhere(value: Any) -> Any:
 
 
 def _quoted(word: str) -> str:
-    if word.isprintable():
+    if all(as_line(line) == line for line in (word.split("\n") if isinstance(word, Lines) else [word])):
         return shlex.quote(word)
     return f"$'{''.join(map(_in_quotes, word))}'"
 
@@ -100,6 +106,8 @@ def _in_quotes(letter: str) -> str:
     """A letter between `$'` and `'`; half of a surrogate pair is a byte that was no UTF-8."""
     if letter in "\n\r\t":
         return _escape(letter)
+    if letter == "#":  # two of them begin a command of some CI systems
+        return "\\x23"
     if letter.isprintable():
         return f"\\{letter}" if letter in "\\'" else letter
     number = ord(letter)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import pytest
 
 from pytest_induction.paths import is_there
-from pytest_induction.printable import as_message, as_node, command_line
+from pytest_induction.printable import Lines, as_message, as_node, command_line
 from pytest_induction.wording import for_terminal
 
 if TYPE_CHECKING:
@@ -187,7 +187,9 @@ class SessionModel:
                 [_as_path(item.nodeid)],
             )
             if "induction_run" in getattr(item, "fixturenames", ()) and self._config.option.induction_run:
-                options.append("-oinduction_run=" + "\n".join(self._config.option.induction_run))
+                runs = self._config.option.induction_run
+                given_runs = "-oinduction_run=" + "\n".join(runs)
+                options.append(given_runs if any("\n" in run for run in runs) else Lines(given_runs))
                 given |= {name: getattr(self._config.option, f"induction_{name}") for name in ("factory", *SEVERAL)}
         return _command(given, *chosen, first=options)
 

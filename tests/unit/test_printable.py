@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_induction.errors import ExpectationFailed, InductionError, UnsupportedModel, meant
-from pytest_induction.printable import as_line, as_lines, as_message, command_line, everywhere, in_json, in_markup, printable
+from pytest_induction.printable import (
+    Lines,
+    as_line,
+    as_lines,
+    as_message,
+    command_line,
+    everywhere,
+    in_json,
+    in_markup,
+    printable,
+)
 from pytest_induction.records import Verdict
 from pytest_induction.wording import WIDEST, fitted, for_terminal
 from tests.report.samples import evidence, provenance
@@ -71,13 +81,20 @@ def test_json_says_the_same_in_letters_that_can_be_written(data):
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="it is bash that reads it")
-@pytest.mark.parametrize("word", [*NASTY, "it's", "a\\b\n'c'", "-x", "", "$HOME `ls` \x1b"])
+@pytest.mark.parametrize("word", [*NASTY, "it's", "a\\b\n'c'", "-x", "", "$HOME `ls` \x1b", "##[error]x"])
 def test_a_command_is_read_by_a_shell_as_it_was_meant(word):
     """And has no line break and no escape sequence in it."""
     line = command_line(["printf", "%s", word])
-    assert is_one_line(line)
+    assert is_one_line(line) and as_line(line) == line
     ran = subprocess.run(["bash", "-c", line], capture_output=True, check=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
     assert ran.stdout == os.fsencode(word)
+
+
+def test_line_breaks_that_are_meant_stay_in_a_command():
+    """Where they separate names that are lines themselves."""
+    assert command_line([Lines("-o=a\nb c")]) == "'-o=a\nb c'"
+    assert command_line([Lines("-o=a\n::error::b")]) == r"$'-o=a\n::error::b'"
+    assert command_line(["a\nb", "::error", "c"]) == r"$'a\nb' $'::error' c"
 
 
 def test_what_an_error_quotes_adds_no_line_to_it():
