@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_induction.console import Parser, ended, fail, say, tell, write
 from pytest_induction.errors import ArgumentError, InductionError, ProbeError, RunError, reason
 from pytest_induction.files import replace_text
 from pytest_induction.runs import command
@@ -26,8 +27,15 @@ WIDEST = 120  # characters of a frame of `watch`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 if all is well, 1 if something cannot be measured, 2 for an error, 130 if it was interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m pytest_induction", description=__doc__)
+    """Run the command; 0 if all is well, 1 if something cannot be measured, 2 for an error, 130 if it was interrupted.
+
+    141 where whoever reads its output has closed it.
+    """
+    return ended(lambda: _done(arguments))
+
+
+def _done(arguments: Sequence[str] | None) -> int:
+    parser = Parser(prog="python -m pytest_induction", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     about = "say what a model is, how its attention is read, what can be measured on it, and what to change"
     doctor = commands.add_parser("doctor", help=about, description=about)
@@ -68,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(given.command(given))
     except InductionError as error:
-        print(f"error: {error}", file=sys.stderr)
+        fail(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -90,13 +98,16 @@ def _doctor(given: argparse.Namespace) -> int:
             ("to do", "measure it on token ids of your own: measure_heads(model, tokens=...)"),
         )
         fits = False
-    print(as_text(lines, indent=""))
+    say(*as_text(lines, indent="").split("\n"))
     return int(subject.way is None or not fits)
 
 
 def _sweep(given: argparse.Namespace) -> int:
     said, code = command.run(given)
-    print(said, file=sys.stderr if code == 130 else sys.stdout)
+    if code == 130:
+        tell(*said)
+    else:
+        say(*said)
     return code
 
 
@@ -132,7 +143,7 @@ def _draw(given: argparse.Namespace) -> int:
     except OSError as error:
         raise RunError(f"{out} cannot be written: {reason(error)}") from None
     lacks = f"; not recorded: {', '.join(picture['missing'])}" if picture["missing"] else ""
-    print(f"{out}: {len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}{lacks}", *taken(run), sep="\n")
+    say(f"{out}: {len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}{lacks}", *taken(run))
     return 0
 
 
@@ -151,7 +162,7 @@ def _watch(given: argparse.Namespace) -> int:
             if given.once:
                 break
     except KeyboardInterrupt:  # the way to end it
-        print()
+        write("\n")
     return 0
 
 
@@ -178,12 +189,12 @@ def _show(run: TrainingRun | None, given: argparse.Namespace) -> None:
             replace_text(Path(given.html), page)
         except OSError as error:
             raise RunError(f"{given.html} cannot be written: {reason(error)}") from None
-        print(f"{given.html}: {said}", flush=True)
+        say(f"{given.html}: {said}")
         return
     width = min(shutil.get_terminal_size((100, 24)).columns, WIDEST)
-    lines = frame(evidence, picture, said, style_for(0, width, sys.stdout.encoding))
-    is_seen = sys.stdout.isatty()
-    print(f"{CLEAR if is_seen else ''}{painted(lines, colour=is_seen)}", flush=True)
+    lines = frame(evidence, picture, said, style_for(0, width, getattr(sys.stdout, "encoding", None)))
+    is_seen = sys.stdout is not None and sys.stdout.isatty()
+    write(f"{CLEAR if is_seen else ''}{painted(lines, colour=is_seen)}")
 
 
 def _state_of(run: TrainingRun | None, path: str) -> str:
@@ -198,7 +209,7 @@ def _report(given: argparse.Namespace) -> int:
     from pytest_induction.report.writing import render
 
     render(given.records, given.out)
-    print(given.out)
+    say(given.out)
     return 0
 
 

@@ -8,6 +8,7 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from pytest_induction.printable import as_lines, as_message
 from pytest_induction.undoing import puts_back
 
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ R = TypeVar("R")
 
 
 class InductionError(Exception):
-    """Base of every error of this package that is not a failed expectation."""
+    """Base of every error of this package that is not a failed expectation. What it quotes adds no line to its message."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(as_message(each) if isinstance(each, str) else each for each in args))
 
 
 class ArgumentError(InductionError, ValueError):
@@ -30,11 +34,17 @@ class ModelError(InductionError):
 
 
 class UnsupportedModel(ModelError):
-    """The model runs, but its attention cannot be read by any way in; `tried` says what each one saw."""
+    """The model runs, but its attention cannot be read by any way in; `tried` says what each one saw.
 
-    def __init__(self, message: str, tried: tuple[str, ...] = ()) -> None:
+    The message is its first line, and `details` are those below.
+    """
+
+    def __init__(self, message: str, tried: tuple[str, ...] = (), details: str = "") -> None:
         super().__init__(message)
-        self.tried = tried
+        self.tried, self.details = tried, as_lines(details)
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, (super().__str__(), self.details)))
 
 
 class ProbeError(InductionError):
@@ -65,7 +75,7 @@ class ExpectationFailed(AssertionError):
     """An assertion about a model does not hold; `evidence` carries the whole measurement and the verdict."""
 
     def __init__(self, message: str, evidence: Evidence) -> None:
-        super().__init__(message)
+        super().__init__(as_lines(message))
         self.evidence = evidence
 
 
@@ -73,7 +83,7 @@ class BaselineFailed(AssertionError):
     """What was measured is not what the baseline has, or it has nothing; `comparison` is None then, else what differs."""
 
     def __init__(self, message: str, comparison: Any = None) -> None:
-        super().__init__(message)
+        super().__init__(as_lines(message))
         self.comparison = comparison
 
 
@@ -81,7 +91,7 @@ class PropertyFailed(AssertionError):
     """A property of a model does not hold on a probe sequence; `probe` is that sequence, or the tuple of them."""
 
     def __init__(self, message: str, probe: object) -> None:
-        super().__init__(message)
+        super().__init__(as_lines(message))
         self.probe = probe
 
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from pytest_induction.alarms import Alarmed
 from pytest_induction.errors import meant
 from pytest_induction.gates.finding import arguments_with_gates, is_gate_file, keep_together
 from pytest_induction.options import add_options
+from pytest_induction.printable import as_node
 from pytest_induction.progress import showing_on
-from pytest_induction.session import SessionModel, open_terminal
+from pytest_induction.session import SessionModel, open_terminal, usage_error, write_lines
 from pytest_induction.session_baselines import SessionBaselines
 from pytest_induction.session_ci import SessionCI, properties
 from pytest_induction.session_report import USAGE_ERROR, SessionReport
@@ -81,7 +83,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.induction_benchmark:
         session_model.check_benchmark()
     elif config.option.induction_max_overhead is not None:
-        raise pytest.UsageError("--induction-max-overhead is judged by --induction-benchmark, which was not given")
+        raise usage_error("--induction-max-overhead is judged by --induction-benchmark, which was not given")
     if session_model.collected is not None:
         session_model.check()
     elif not session_runs.collected:
@@ -107,7 +109,7 @@ def pytest_make_collect_report(
 
 
 def _suite(session: pytest.Session, session_model: SessionModel, spec: str) -> pytest.Collector:
-    common: dict[str, Any] = {"name": spec, "nodeid": spec, "bind": session_model.bind}
+    common: dict[str, Any] = {"name": as_node(spec), "nodeid": as_node(spec), "bind": session_model.bind}
     with_text = session_model.text is not None
     if session.config.option.induction_benchmark:
         from pytest_induction.benchmarks.suite import BenchmarkSuite
@@ -126,7 +128,8 @@ def _run_suite(session: pytest.Session, runs: SessionRuns, name: str) -> pytest.
     other = runs.reference
     reference = None if other is None else lambda: runs.open(other)
     bind = partial(runs.open, name)
-    return RunSuite.from_parent(session, name=name, nodeid=name, bind=bind, reference=reference, before=runs.before)
+    about = {"name": as_node(name), "nodeid": as_node(name), "run": name}
+    return RunSuite.from_parent(session, **about, bind=bind, reference=reference, before=runs.before)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -163,10 +166,10 @@ def _is_given(item: pytest.Item) -> bool:
 
 def _check_marker(item: pytest.Item, marker: pytest.Mark) -> None:
     if marker.args:
-        raise pytest.UsageError(f"{item.nodeid}: the marker `induction` takes keyword arguments only, got {marker.args!r}")
+        raise usage_error(f"{item.nodeid}: the marker `induction` takes keyword arguments only, got {marker.args!r}")
     for key in marker.kwargs:
         if key not in MARKER_KEYS:
-            raise pytest.UsageError(f"{item.nodeid}: the marker `induction` has no argument `{key}`{meant(key, MARKER_KEYS)}")
+            raise usage_error(f"{item.nodeid}: the marker `induction` has no argument `{key}`{meant(key, MARKER_KEYS)}")
 
 
 @pytest.fixture(scope="session")
@@ -248,6 +251,8 @@ def _listening(item: pytest.Item) -> Iterator[None]:
         except STOPS as error:
             stop = error
             raise
+        except Alarmed as error:  # has come through hypothesis, which runs the test
+            raise (error.__cause__ or error) from None
         except Exception as error:
             from pytest_induction.errors import InductionError
 
@@ -326,10 +331,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if terminalreporter.config.option.induction_benchmark:
         from pytest_induction.report.timings import timings
 
-        lines = timings((report.nodeid, report.user_properties) for report in reports if getattr(report, "when", "") == "call")
-        for index, text in enumerate(lines):
-            if index == 0:
-                terminalreporter.write_sep("=", "induction benchmark")
-            terminalreporter.write_line(text)
-    for text, marks in terminalreporter.config.stash[REPORT].take_lines():
-        terminalreporter.write_line(text, **marks)
+        told = ((report.nodeid, report.user_properties) for report in reports if getattr(report, "when", "") == "call")
+        lines = list(timings(told, width=terminalreporter.config.get_terminal_writer().fullwidth))
+        if lines:
+            terminalreporter.write_sep("=", "induction benchmark")
+            write_lines(terminalreporter, ((text, {}) for text in lines))
+    write_lines(terminalreporter, terminalreporter.config.stash[REPORT].take_lines())

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from pytest_induction.errors import BaselineError, reason
 from pytest_induction.files import read_bytes
+from pytest_induction.paths import expanded
 from pytest_induction.ranges import D_VOCAB, FROM_ONE, SCORES, Count, Range, Small, is_known
 from pytest_induction.records import Provenance, TokenSpace
 from pytest_induction.schema import Unfit, parsed, read
@@ -267,7 +267,7 @@ def read_profile(path: str | os.PathLike[str], entry: str | None = None) -> Head
     """
     where = f"{os.fspath(path)!r}"
     try:
-        data = parsed(read_bytes(Path(path).expanduser(), LONGEST))
+        data = parsed(read_bytes(expanded(path), LONGEST))
     except OSError as error:
         raise BaselineError(f"{where} cannot be read: {reason(error)}") from None
     except ValueError as error:

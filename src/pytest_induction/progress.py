@@ -9,10 +9,35 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO
 
+from pytest_induction.printable import printable
+
 DELAY = 2.0  # seconds before anything is shown
 SEQUENCES = "seq"
 _bar: ContextVar[Any] = ContextVar("induction_bar", default=None)
 _open: ContextVar[Callable[[], TextIO | None] | None] = ContextVar("induction_terminal", default=None)
+
+
+def complain(line: str) -> None:
+    """Write a line to standard error; where nobody takes it, it is lost."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        let_go(sys.stderr)
+
+
+def let_go(stream: TextIO | None) -> None:
+    """Have what still waits in a stream that takes no more go nowhere, or the interpreter would complain of it at its end."""
+    try:
+        number = -1 if stream is None else stream.fileno()
+    except (OSError, ValueError):  # closed, or no file
+        return
+    if number >= 0:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 class FreshLine:
@@ -71,8 +96,9 @@ def progress(about: str, total: int, unit: str = SEQUENCES) -> Iterator[None]:
 def _shown(terminal: Any, about: str, total: int, unit: str) -> Iterator[None]:
     from tqdm import tqdm
 
-    width = os.get_terminal_size(terminal.fileno()).columns if _has_size(terminal) else None
-    with tqdm(total=total, desc=about, unit=unit, delay=DELAY, leave=False, file=terminal, ncols=width) as bar:
+    with tqdm(
+        total=total, desc=printable(about), unit=unit, delay=DELAY, leave=False, file=terminal, ncols=_columns(terminal)
+    ) as bar:
         token = _bar.set(bar)
         try:
             yield
@@ -80,11 +106,15 @@ def _shown(terminal: Any, about: str, total: int, unit: str) -> Iterator[None]:
             _bar.reset(token)
 
 
-def _has_size(terminal: Any) -> bool:
+def _columns(terminal: Any) -> int | None:
+    """How wide it is: what COLUMNS says, or the terminal; None where neither does."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
     try:
-        return os.get_terminal_size(terminal.fileno()).columns > 0
+        return os.get_terminal_size(terminal.fileno()).columns or None
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def advance(count: int, unit: str = SEQUENCES) -> None:

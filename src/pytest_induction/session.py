@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import pytest
 
+from pytest_induction.paths import is_there
+from pytest_induction.printable import Command, Lines, as_message, as_node, command_line
+from pytest_induction.wording import for_terminal
+
 if TYPE_CHECKING:
     from pytest_induction.bound import Induction
     from pytest_induction.models.protocol import ModelUnderTest
@@ -79,7 +83,7 @@ class SessionModel:
             try:
                 getattr(specs, CHECKED[name])(value)
             except InductionError as error:
-                raise pytest.UsageError(f"{self._source(name)}: {error}") from None
+                raise usage_error(f"{self._source(name)}: {error}") from None
 
     def check(self) -> None:
         """Raise a usage error for a model or text that can be seen to be wrong without loading anything."""
@@ -89,19 +93,19 @@ class SessionModel:
         try:
             check_spec(self.spec or "")
         except InductionError as error:
-            raise pytest.UsageError(f"{self._source('model')}: {error}") from None
+            raise usage_error(f"{self._source('model')}: {error}") from None
         try:
             if self.text is not None:
                 check_text(self.text)
         except InductionError as error:
-            raise pytest.UsageError(f"--induction-text: {error}") from None
+            raise usage_error(f"--induction-text: {error}") from None
 
     def check_benchmark(self) -> None:
         """Raise a usage error unless there is something to time, and something to time it with."""
         if not hasattr(self._config.option, "benchmark_only"):
-            raise pytest.UsageError("--induction-benchmark needs pytest-benchmark: pip install 'pytest-induction[benchmark]'")
+            raise usage_error("--induction-benchmark needs pytest-benchmark: pip install 'pytest-induction[benchmark]'")
         if self.spec is None:
-            raise pytest.UsageError("--induction-benchmark: no model, give --induction-model or the ini key induction_model")
+            raise usage_error("--induction-benchmark: no model, give --induction-model or the ini key induction_model")
 
     @property
     def collected(self) -> str | None:
@@ -163,34 +167,42 @@ class SessionModel:
 
     def again(self, item: pytest.Item, seed: int | None) -> str:
         """The command that runs this item alone, and makes it measure the same again."""
+        return command_line(self.words_again(item, seed))
+
+    def words_again(self, item: pytest.Item, seed: int | None) -> list[str]:
+        """That command word by word."""
         if item.path.suffix == ".toml":
             return self._again_in_file(item)
-        if item.nodeid.rpartition("::")[0] in (self._config.option.induction_run or ()):
-            return self._again_on_run(item)
+        of_suite = item.nodeid.rpartition("::")[0]
+        run = next((name for name in self._config.option.induction_run or () if as_node(name) == of_suite), None)
+        if run is not None:
+            return self._again_on_run(item, run)
         given = {name: self._config.getoption(f"induction_{name}") for name in REPEATED}
         given["seed"] = None if seed is None else str(seed)
-        if item.nodeid.rpartition("::")[0] == given["model"]:
+        if given["model"] is not None and of_suite == as_node(given["model"]):
             options, chosen = [], ["-k", item.name]
         else:  # the options would bring the gates with them
-            options, chosen = [f"-oinduction_model={model}"] if (model := given.pop("model")) is not None else [], [item.nodeid]
+            options, chosen = (
+                [f"-oinduction_model={model}"] if (model := given.pop("model")) is not None else [],
+                [_as_path(item.nodeid)],
+            )
             if "induction_run" in getattr(item, "fixturenames", ()) and self._config.option.induction_run:
-                options.append("-oinduction_run=" + "\n".join(self._config.option.induction_run))
+                runs = self._config.option.induction_run
+                given_runs = "-oinduction_run=" + "\n".join(runs)
+                options.append(given_runs if any("\n" in run for run in runs) else Lines(given_runs))
                 given |= {name: getattr(self._config.option, f"induction_{name}") for name in ("factory", *SEVERAL)}
         return _command(given, *chosen, first=options)
 
-    def _again_on_run(self, item: pytest.Item) -> str:
+    def _again_on_run(self, item: pytest.Item, run: str) -> list[str]:
         """The command that runs a gate of a training run alone."""
-        named = {
-            "run": item.nodeid.rpartition("::")[0],
-            **{name: getattr(self._config.option, f"induction_{name}") for name in ON_RUNS},
-        }
+        named = {"run": run, **{name: getattr(self._config.option, f"induction_{name}") for name in ON_RUNS}}
         return _command(named, "-k", item.name)
 
-    def _again_in_file(self, item: pytest.Item) -> str:
+    def _again_in_file(self, item: pytest.Item) -> list[str]:
         """The command that runs a test of a gate file alone, with what its gate leaves to the command line."""
         given = {name: getattr(self._config.option, f"induction_{name}") for name in LEFT_TO_OPTIONS}
         path = os.path.relpath(item.path, self._config.invocation_params.dir)
-        return _command(given, path + item.nodeid[item.nodeid.index("::") :])
+        return _command(given, _as_path(path + item.nodeid[item.nodeid.index("::") :]))
 
     @property
     def _measuring(self) -> dict[str, Any]:
@@ -227,15 +239,20 @@ class SessionModel:
         if value is None or self._config.getoption(f"induction_{name}") is not None:
             return value
         beside = str(place_of_settings(self._config) / value)
-        return beside if Path(beside.partition(".py:")[0] + ".py" * (".py:" in beside)).exists() else value
+        return beside if is_there(beside.partition(".py:")[0] + ".py" * (".py:" in beside)) else value
 
 
-def _command(given: Mapping[str, str | list[str] | bool | None], *chosen: str, first: Iterable[str] = ()) -> str:
+def _command(given: Mapping[str, str | list[str] | bool | None], *chosen: str, first: Iterable[str] = ()) -> list[str]:
     """A run of pytest with those of our options that are given, after what comes `first`."""
     options = [
         each for name, value in given.items() if value is not None and value is not False for each in _options(name, value)
     ]
-    return shlex.join(["pytest", *first, *options, *chosen])
+    return ["pytest", *first, *options, *chosen]
+
+
+def _as_path(nodeid: str) -> str:
+    """Where a test is, so that pytest takes it for no option."""
+    return f"./{nodeid}" if nodeid.startswith("-") else nodeid
 
 
 def _options(name: str, value: str | list[str] | bool) -> list[str]:
@@ -254,7 +271,22 @@ def _check_consent(config: pytest.Config) -> None:
         return
     given = [*map(str, config.invocation_params.args), *shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))]
     if not any(each == option or each.startswith("@") for each in given):
-        raise pytest.UsageError(f"{option} must be given on the command line: the ini file may not say it")
+        raise usage_error(f"{option} must be given on the command line: the ini file may not say it")
+
+
+def usage_error(message: str) -> pytest.UsageError:
+    """The error for an option that cannot be used; what the message quotes adds no line to it."""
+    return pytest.UsageError(as_message(message))
+
+
+def write_lines(reporter: pytest.TerminalReporter, lines: Iterable[tuple[str, Mapping[str, bool]]]) -> None:
+    """Lines of ours in pytest's terminal, each with how it is marked; what they quote forges none, and narrow ones are broken."""
+    for line, marks in lines:
+        if isinstance(line, Command):
+            reporter.write_line(line)
+            continue
+        for each in for_terminal(line, reporter.config.get_terminal_writer().fullwidth):
+            reporter.write_line(each, **marks)
 
 
 def place_of_settings(config: pytest.Config) -> Path:

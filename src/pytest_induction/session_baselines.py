@@ -5,7 +5,6 @@ Imports the standard library and pytest until used.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_induction.session import SessionModel, place_of_settings, seen_from_here
+from pytest_induction.paths import expanded, is_directory, is_there
+from pytest_induction.printable import command_line
+from pytest_induction.session import SessionModel, place_of_settings, seen_from_here, usage_error, write_lines
 
 if TYPE_CHECKING:
     from pytest_induction.baselines.checking import Book, InductionBaseline, Mode, OfHeads
@@ -54,7 +55,7 @@ class SessionBaselines:
         """The command line's, else the ini file's or one with the usual name, beside that."""
         given = self._config.option.induction_baseline
         if given:
-            return self._config.invocation_params.dir / Path(given).expanduser()
+            return self._config.invocation_params.dir / expanded(given)
         return place_of_settings(self._config) / (self._config.getini("induction_baseline") or FILE)
 
     @property
@@ -85,16 +86,16 @@ class SessionBaselines:
         """Raise a usage error for options that contradict each other, and for a file that is missing or damaged."""
         option = self._config.option
         if option.induction_update_baseline and option.induction_accept_baseline:
-            raise pytest.UsageError("--induction-update-baseline fails and --induction-accept-baseline passes: give one of them")
+            raise usage_error("--induction-update-baseline fails and --induction-accept-baseline passes: give one of them")
         if option.induction_calibrate is not None:
             self._check_calibrate()
         if not option.induction_baseline:
             return
-        if self.path.is_dir() or not self.path.parent.is_dir():
-            what = "is a directory: name a file" if self.path.is_dir() else "would lie in a directory that does not exist"
-            raise pytest.UsageError(f"--induction-baseline: {self._shown} {what}")
-        if not self.path.exists() and self.mode == "compare":
-            raise pytest.UsageError(
+        if is_directory(self.path) or not is_directory(self.path.parent):
+            what = "is a directory: name a file" if is_directory(self.path) else "would lie in a directory that does not exist"
+            raise usage_error(f"--induction-baseline: {self._shown} {what}")
+        if not is_there(self.path) and self.mode == "compare":
+            raise usage_error(
                 f"--induction-baseline: there is no {self._shown!r}: write it with --induction-update-baseline, and review it"
             )
         from pytest_induction.errors import BaselineError
@@ -102,7 +103,7 @@ class SessionBaselines:
         try:
             self.book.entries()
         except BaselineError as error:
-            raise pytest.UsageError(f"--induction-baseline: {error}") from None
+            raise usage_error(f"--induction-baseline: {error}") from None
 
     def _check_calibrate(self) -> None:
         from pytest_induction.errors import ArgumentError
@@ -110,9 +111,9 @@ class SessionBaselines:
         try:
             _ = self.repeats
         except ArgumentError as error:
-            raise pytest.UsageError(f"--induction-calibrate: {error}") from None
+            raise usage_error(f"--induction-calibrate: {error}") from None
         if self.mode == "compare":
-            raise pytest.UsageError(
+            raise usage_error(
                 "--induction-calibrate writes tolerances: give --induction-update-baseline or --induction-accept-baseline too"
             )
 
@@ -178,11 +179,11 @@ class SessionBaselines:
 
     def _again(self, item: pytest.Item) -> str:
         """The command that writes what this test measures."""
-        command, *rest = shlex.split(self._model.again(item, self._config.getoption("induction_seed")))
+        command, *rest = self._model.words_again(item, self._config.getoption("induction_seed"))
         given = self._config.option.induction_baseline
         named = any(each.startswith("--induction-baseline=") for each in rest)
         options = [f"--induction-baseline={given}"] if given and not named else []
-        return shlex.join([command, "--induction-update-baseline", *options, *rest])
+        return command_line([command, "--induction-update-baseline", *options, *rest])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -327,8 +328,7 @@ class SessionBaselines:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._lines:
             terminalreporter.write_sep("=", "induction baseline")
-        for text, marks in self._lines:
-            terminalreporter.write_line(text, **marks)
+        write_lines(terminalreporter, self._lines)
 
 
 def _uses(item: pytest.Item) -> bool:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_induction.paths import is_there
+from pytest_induction.printable import printable
+from pytest_induction.session import write_lines
 from pytest_induction.session_outcomes import MARK
 
 if TYPE_CHECKING:
@@ -62,7 +65,8 @@ def properties(evidence: Evidence) -> list[tuple[str, object]]:
             found += [(f"{prefix}.{name}.low", round(estimate.low, 6)), (f"{prefix}.{name}.high", round(estimate.high, 6))]
     if heads and heads[0].reach is not None:
         found.append((f"{prefix}.reach", heads[0].reach))
-    return found + [(f"{prefix}.bar.{name}", round(bar, 6)) for name, bar in evidence.bars.items()]
+    found += [(f"{prefix}.bar.{name}", round(bar, 6)) for name, bar in evidence.bars.items()]
+    return [(printable(name), printable(value) if type(value) is str else value) for name, value in found]
 
 
 def _scores_of(head: HeadEvidence) -> dict[str, Estimate]:
@@ -114,8 +118,7 @@ class SessionCI:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say which settings were not read, since pytest does not."""
-        for line in overlooked(self._config):
-            terminalreporter.write_line(line, yellow=True)
+        write_lines(terminalreporter, ((line, {"yellow": True}) for line in overlooked(self._config)))
 
 
 def overlooked(config: pytest.Config) -> list[str]:
@@ -124,7 +127,7 @@ def overlooked(config: pytest.Config) -> list[str]:
     if config.inipath is not None and (config.option.inifilename or here.is_relative_to(config.inipath.parent)):
         return []
     words = pairwise(map(str, config.invocation_params.args))
-    led = next(((name, value) for name, value in words if name.startswith(OPTION) and "=" not in name and _is_there(value)), None)
+    led = next(((name, value) for name, value in words if name.startswith(OPTION) and "=" not in name and is_there(value)), None)
     if led is None:
         return []
     files = (place / name for place in (here, *here.parents) for name in SETTINGS)
@@ -144,13 +147,6 @@ def _text_of(file: Path) -> str:
         return files.read_bytes(file, files.SETTINGS).decode("utf-8", "replace")
     except OSError:
         return ""
-
-
-def _is_there(value: str) -> bool:
-    try:
-        return Path(value).exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _of_others(told: list[tuple[str, object]]) -> list[tuple[str, object]]:

@@ -7,6 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_induction.printable import Command
+
 if TYPE_CHECKING:
     from pytest_induction.report.session_records import SessionRecords
 
@@ -49,7 +51,7 @@ class SessionGithub:
         every = annotations(records, root=self._root, marked=marked, why=None if is_last else ())
         new = [line for line in every if line not in self._annotated]
         self._annotated += new
-        return [(line, {}) for line in new]
+        return [(Command(line), {}) for line in new]
 
     def _summarise(self, records: SessionRecords) -> list[Line]:
         """Add ours to the summary of the step, in the place of what we added before, where nothing came after that."""

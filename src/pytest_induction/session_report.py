@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_induction.session import SessionModel, place_of_settings, seen_from_here
+from pytest_induction.paths import expanded
+from pytest_induction.printable import Command, command_line
+from pytest_induction.session import SessionModel, place_of_settings, seen_from_here, usage_error, write_lines
 from pytest_induction.session_github import OTHER, SessionGithub, has_summary, is_on_github
 from pytest_induction.session_outcomes import COLLECTED, MARK, NOT_RUN, Attempt, SessionOutcomes, is_ours, worst
 
@@ -59,7 +60,7 @@ class SessionReport:
         """Where reports go: the command line's, else the ini file's, relative to it."""
         given = self._config.option.induction_report
         if given:
-            return [self._config.invocation_params.dir / Path(path).expanduser() for path in given]
+            return [self._config.invocation_params.dir / expanded(path) for path in given]
         return [place_of_settings(self._config) / path for path in self._config.getini("induction_report")]
 
     def check(self) -> None:
@@ -71,16 +72,16 @@ class SessionReport:
         from pytest_induction.report.writing import check_path
 
         if exhibits is not None and not (self.paths or self._has_html):
-            raise pytest.UsageError("--induction-exhibits are those of a report: give --induction-report")
+            raise usage_error("--induction-exhibits are those of a report: give --induction-report")
         try:
             _ = self.kinds
         except InductionError as error:
-            raise pytest.UsageError(f"--induction-exhibits: {error}") from None
+            raise usage_error(f"--induction-exhibits: {error}") from None
         for path in self.paths:
             try:
                 check_path(path)
             except InductionError as error:
-                raise pytest.UsageError(f"--induction-report: {error}") from None
+                raise usage_error(f"--induction-report: {error}") from None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -212,11 +213,12 @@ class SessionReport:
     def _say(self) -> None:
         """In the terminal, whether or not there is a summary."""
         reporter: pytest.TerminalReporter | None = self._config.pluginmanager.getplugin("terminalreporter")
-        for text, marks in self.take_lines():
-            if reporter is not None:
-                reporter.write_line(text, **marks)
-            elif text.startswith("::"):
-                print(text, flush=True)  # noqa: T201 - the runner reads standard output
+        lines = self.take_lines()
+        if reporter is not None:
+            write_lines(reporter, lines)
+            return
+        for text in (text for text, _ in lines if isinstance(text, Command)):
+            print(text, flush=True)  # noqa: T201 - the runner reads standard output
 
     def records(self, exit_status: int) -> SessionRecords:
         """All that was gathered, in the order of the tests."""
@@ -237,7 +239,7 @@ class SessionReport:
         return SessionRecords(
             tuple(replace(test, evidence=tuple(itertools.islice(named, len(test.evidence)))) for test in tests),
             shown,
-            command=shlex.join(["pytest", *map(str, self._config.invocation_params.args)]),
+            command=command_line(["pytest", *map(str, self._config.invocation_params.args)]),
             started=datetime.fromtimestamp(self._begun, UTC).isoformat(timespec="seconds"),
             seconds=round(time.time() - self._begun, 3),
             exit_status=exit_status,

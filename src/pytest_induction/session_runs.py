@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_induction.session import SessionModel, place_of_settings
+from pytest_induction.paths import expanded, is_directory, is_there
+from pytest_induction.session import SessionModel, place_of_settings, usage_error
 
 if TYPE_CHECKING:
     from pytest_induction.runs.record import TrainingRun
@@ -59,7 +59,7 @@ class SessionRuns:
                 found[name] = math.nan
             if not 0 < found[name] < math.inf:
                 option = f"--induction-{name.replace('_', '-')}"
-                raise pytest.UsageError(f"{option} must be a number above 0, such as 2e9, got {given!r}")
+                raise usage_error(f"{option} must be a number above 0, such as 2e9, got {given!r}")
         return found
 
     def check(self) -> None:
@@ -70,14 +70,12 @@ class SessionRuns:
                 if name is not None:
                     _check(f"--induction-{option}", name)
         if len(set(self.collected)) < len(self.collected):
-            raise pytest.UsageError("--induction-run: the same run is named twice")
+            raise usage_error("--induction-run: the same run is named twice")
         if self._config.option.induction_reference is not None and not self.collected:
-            raise pytest.UsageError("--induction-reference: there is no run to compare it with: give --induction-run")
+            raise usage_error("--induction-reference: there is no run to compare it with: give --induction-run")
         for name in self.before:
             if getattr(self._config.option, f"induction_{name}") is not None and not self.collected:
-                raise pytest.UsageError(
-                    f"--induction-{name.replace('_', '-')}: there is no run to ask it of: give --induction-run"
-                )
+                raise usage_error(f"--induction-{name.replace('_', '-')}: there is no run to ask it of: give --induction-run")
 
     def open(self, name: str) -> TrainingRun:
         """The run of that name. Raises the same one-line error every time if it cannot be had."""
@@ -107,7 +105,7 @@ class SessionRuns:
             try:
                 found[argument] = pairs(f"--induction-{name}", given)
             except InductionError as error:
-                raise pytest.UsageError(str(error)) from None
+                raise usage_error(str(error)) from None
         return found
 
     def _check_choice(self) -> None:
@@ -120,7 +118,7 @@ class SessionRuns:
             try:
                 checked(**self.choice)
             except InductionError as error:
-                raise pytest.UsageError(f"--induction-column: {error}") from None
+                raise usage_error(f"--induction-column: {error}") from None
 
     def _check_is_chosen_for(self, name: str) -> None:
         """Raise `ArgumentError` where something is chosen in logs, and the only run is none."""
@@ -144,16 +142,16 @@ class SessionRuns:
     def _beside(self, path: str) -> str:
         """A path of the ini file is relative to where that lies."""
         beside = place_of_settings(self._config) / path
-        return str(beside) if "://" not in path and beside.exists() else path
+        return str(beside) if "://" not in path and is_there(beside) else path
 
 
 def _check(option: str, name: str) -> None:
     if not name.strip():
-        raise pytest.UsageError(f"{option}: no run is named")
-    path = Path(name).expanduser()
-    is_pattern = "*" in path.name and any(path.parent.glob(path.name))
-    if "://" not in name and not path.exists() and not is_pattern:
-        raise pytest.UsageError(f"{option}: there is no {name!r}: expected a run, a log or a directory of checkpoints")
+        raise usage_error(f"{option}: no run is named")
+    path = expanded(name)
+    is_pattern = "*" in path.name and is_directory(path.parent) and any(path.parent.glob(path.name))
+    if "://" not in name and not is_there(path) and not is_pattern:
+        raise usage_error(f"{option}: there is no {name!r}: expected a run, a log or a directory of checkpoints")
 
 
 def readable_ids(names: list[str]) -> list[str]:

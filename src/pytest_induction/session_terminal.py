@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_induction.session import write_lines
 from pytest_induction.session_outcomes import is_ours
 
 if TYPE_CHECKING:
@@ -75,9 +76,8 @@ def write_section(reporter: pytest.TerminalReporter, reports: Iterable[Any]) -> 
     for each in interrupted:
         count = len(each["evidence"])
         kept = f"; of what it found, {count} verdict{'s' if count > 1 else ''} above" if count else ""
-        reporter.write_line(f"interrupted in {each['nodeid']}{kept}", yellow=True)
-        for note in each["notes"]:
-            reporter.write_line(f"  {note}", yellow=True)
+        lines = (f"interrupted in {each['nodeid']}{kept}", *(f"  {note}" for note in each["notes"]))
+        write_lines(reporter, ((line, {"yellow": True}) for line in lines))
 
 
 def _write(reporter: pytest.TerminalReporter, evidence: tuple[Evidence, ...]) -> None:
@@ -85,9 +85,8 @@ def _write(reporter: pytest.TerminalReporter, evidence: tuple[Evidence, ...]) ->
 
     verbosity, writer = reporter.config.get_verbosity(), reporter.config.get_terminal_writer()
     if verbosity < 0:
-        reporter.write_line(one_line(evidence))
+        write_lines(reporter, [(one_line(evidence), {})])
         return
     reporter.write_sep("=", "induction")
     encoding = getattr(vars(writer).get("_file"), "encoding", None)  # sys.stdout may be another file by now
-    for text, marks in section(evidence, style_for(verbosity, writer.fullwidth, encoding)):
-        reporter.write_line(text, **marks)
+    write_lines(reporter, section(evidence, style_for(verbosity, writer.fullwidth, encoding)))

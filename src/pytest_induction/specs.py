@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pytest_induction.errors import ArgumentError, ModelError, reason
 from pytest_induction.files import names_in, seen_at
+from pytest_induction.paths import expanded, is_directory, is_file, is_there
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 CONFIG, ADAPTER_CONFIG, GGUF = "config.json", "adapter_config.json", ".gguf"
@@ -23,12 +24,12 @@ def check_spec(spec: str) -> None:
         return
     place, colon, factory = spec.rpartition(":")
     if colon and factory.isidentifier():
-        if place.endswith(".py") and not Path(place).is_file():
+        if place.endswith(".py") and not is_file(place):
             what = f"{place} {seen_at(place)}" if os.path.lexists(place) else f"no file {place}"
             raise ModelError(f"{what}: the model {spec!r} is to come from a factory in it")
         return
-    path = Path(spec).expanduser()
-    if not path.exists():
+    path = expanded(spec)
+    if not is_there(path):
         hub = (
             f"; to download it from the hub write hf:{spec}"
             if spec.count("/") <= 1 and ":" not in spec and not spec.startswith((".", "/", "~")) and spec.isprintable()
@@ -38,17 +39,17 @@ def check_spec(spec: str) -> None:
         raise ModelError(f"{what}: expected {FORMS}{hub}")
     if gguf_file(path) is not None:
         return
-    if not path.is_dir():
-        raise ModelError(f"{spec!r} {'is a file' if path.is_file() else seen_at(path)}: expected {FORMS}")
+    if not is_directory(path):
+        raise ModelError(f"{spec!r} {'is a file' if is_file(path) else seen_at(path)}: expected {FORMS}")
     if not any(os.path.lexists(path / name) for name in (CONFIG, ADAPTER_CONFIG)):  # reading them says what they are
         raise ModelError(f"{spec!r} has no config.json: expected a directory as `save_pretrained` writes it, or a factory for it")
 
 
 def gguf_file(path: Path) -> Path | None:
     """The GGUF file at a path, or in a directory that holds one and no other model; None where there is none."""
-    if path.suffix == GGUF and path.is_file():
+    if path.suffix == GGUF and is_file(path):
         return path
-    if not path.is_dir() or (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file():
+    if not is_directory(path) or (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file():
         return None
     try:
         found = [path / name for name in names_in(path) if name.endswith(GGUF)]
@@ -59,7 +60,7 @@ def gguf_file(path: Path) -> Path | None:
 
 def check_text(path: Path) -> None:
     """Raise `ArgumentError` for what is no file, or has nothing in it."""
-    if not path.is_file():
+    if not is_file(path):
         what = f", it {seen_at(path)}" if os.path.lexists(path) else ""
         raise ArgumentError(f"{str(path)!r} is not a file{what}")
     if not path.stat().st_size:

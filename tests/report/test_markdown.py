@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from pytest_induction.printable import printable
 from pytest_induction.records import Estimate, Exhibit, Verdict
 from pytest_induction.report.github import MOST_ERRORS, ROOM, annotations, step_summary
 from pytest_induction.report.markdown import code, markdown, text
@@ -115,8 +116,8 @@ def test_a_failure_is_shown_whole_whatever_is_in_it(read):
 
 @pytest.mark.parametrize("name", NASTY)
 def test_names_mean_nothing_to_markdown(name, read):
-    """They are read as they are, on one line; a model may be called anything."""
-    plain = " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
+    """They are read as they are, on one line, with escapes for what is not printable; a model may be called anything."""
+    plain = " ".join(printable(name).split())
     about = provenance(name)
     page = markdown(
         SessionRecords((TestRecord(f"{name}::x", "failed", 0.0, name, "", (evidence(about=about, summary=name, reason=name),)),))
@@ -189,7 +190,8 @@ def test_an_annotation_is_one_line_that_the_runner_reads_back():
     """Whatever a message or a name has in it; a test that passed has none."""
     message = "100% a\r\nb::error file=x::y\x1b[31m, z"
     lines = annotations(SessionRecords((TestRecord("a:b,c%::x\ny", "failed", 0.0, message, "pytest -k x"), *RECORDS.tests[:1])))
-    assert lines == ["::error title=x%0Ay (a%3Ab%2Cc%25)::100%25 a%0Ab::error file=x::y[31m, z%0Aagain, alone: pytest -k x"]
+    said = r"100%25 a\r%0Ab::error file=x::y\x1b[31m, z%0Aagain, alone: pytest -k x"
+    assert lines == [rf"::error title=x\ny (a%3Ab%2Cc%25)::{said}"]
 
 
 def test_a_mark_stands_at_the_test(tmp_path, monkeypatch):

@@ -250,7 +250,7 @@ class TestMosaic:
         drawn = mosaic_lines([scores], width=width)
         assert drawn[-1].endswith("█") and drawn[-1].count("█") == 1
         assert len(drawn[-1]) <= max(width, 5)
-        assert " heads, the highest" in "\n".join(drawn)
+        assert " heads, the highest" in " ".join(drawn)
 
     def test_so_do_layers_beyond_sixty_four(self):
         scores = [[0.0, 0.0] for _ in range(130)]

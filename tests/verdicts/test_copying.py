@@ -64,7 +64,7 @@ def test_the_same_head_counts_where_it_copies():
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (UnsupportedModel("no weights\nat all"), "no weights"),
+        (UnsupportedModel("no weights", details="at all"), "no weights"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "RuntimeError: CUDA out of memory"),
         (NotImplementedError("no transpose of packed weights"), "NotImplementedError: no transpose of packed weights"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 from pytest_induction.errors import ArgumentError
 from pytest_induction.measure import Array, ModelLike
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.paths import expanded, is_there
 from pytest_induction.runs.record import TrainingRun
 from pytest_induction.specs import FORMS
 from pytest_induction.statistics import Interval, Mean, Pair
@@ -51,8 +51,8 @@ def _is_run(member: Any) -> bool:
     place, colon, factory = text.rpartition(":")
     if text.startswith("hf:") or (place and colon and factory.isidentifier()):
         return False
-    path = Path(text).expanduser()
-    if "://" not in text and not path.exists():
+    path = expanded(text)
+    if "://" not in text and not is_there(path):
         raise ArgumentError(f"`family` has {text!r}, where there is neither a model nor a run: expected {FORMS}, or a run")
     return not (path / "config.json").is_file()
 

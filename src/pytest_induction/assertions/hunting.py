@@ -173,7 +173,7 @@ def about(hunt: Hunt) -> Provenance:
 def _failure(hunt: Hunt, example: Example) -> PropertyFailed:
     """The error for an example that fails."""
     given = "".join(f", {name}={value!r}" for name, value in hunt.claim.options.items())
-    first, *facts = hunt.said(example).splitlines()
+    first, *facts = hunt.said(example).split("\n")
     message = fitted(
         f"{hunt.name} does not hold: {first}",
         facts,

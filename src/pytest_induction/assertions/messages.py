@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from pytest_induction.criteria import MATCHES, MIN_PREFIX_MATCHING, PERIOD_DETECTOR, SILENT, SUPPRESSES
+from pytest_induction.printable import everywhere
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
 from pytest_induction.wording import fitted
 
@@ -123,6 +124,7 @@ ESTIMATES = {"continuity": "largest differences", "heads_preserved": "losses"}  
 
 def failure_text(evidence: Evidence, wanted: Verdict) -> str:
     """The whole message, at most 25 lines of 300 characters: verdict, what was seen, where it was measured, what to do."""
+    evidence = everywhere(evidence)
     first = f"{evidence.claim} is {evidence.verdict}, expected {wanted}: {evidence.summary}"
     facts = _of_run(evidence) if evidence.provenance.is_run else _of_model(evidence)
     return fitted(first, facts, f"  measured: {measured_on(evidence.provenance)}", f"  next: {next_step(evidence)}")

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from pytest_induction.errors import ArgumentError, BaselineError, user_facing, w
 from pytest_induction.measure import ModelLike, provenance
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.paths import expanded, is_file
 from pytest_induction.preservation import MAX_ROWS, N_SEQUENCES, Measured, Prober, check_same
 from pytest_induction.profiles import ROLES, HeadsProfile, TextScores, read_profile
 from pytest_induction.records import Evidence, HeadEvidence, HeadId, Provenance, TokenSpace, Verdict
@@ -182,8 +182,8 @@ def _kept(before: Any, entry: str | None) -> tuple[Any, str]:
     if isinstance(before, HeadsProfile):
         where = f"the profile of {before.provenance.model}"
     elif isinstance(before, (str, os.PathLike)):
-        path = Path(before).expanduser()
-        if path.is_file() or path.suffix == ".json":
+        path = expanded(before)
+        if is_file(path) or path.suffix == ".json":
             return read_profile(path, entry), repr(os.fspath(before))
     if entry is not None:
         raise ArgumentError("`entry` names an entry of a baseline file, and `before` is none")

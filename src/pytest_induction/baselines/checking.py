@@ -15,6 +15,7 @@ from pytest_induction.baselines.fields import fields_of, provenance_in
 from pytest_induction.baselines.store import Entry, Field, Heads, Numbers, read_baseline
 from pytest_induction.errors import ArgumentError, BaselineError, BaselineFailed, ExpectationFailed, ModelError
 from pytest_induction.journal import listening
+from pytest_induction.printable import as_line
 from pytest_induction.records import Evidence
 
 Mode = Literal["compare", "update", "accept"]
@@ -223,7 +224,8 @@ class InductionBaseline:
             return
         self.asked.append(Asked(entry, "new"))
         lacks = "has no such entry" if self.book.path.exists() else "does not exist"
-        raise BaselineFailed(f"baseline {entry!r} is new: {self.book.shown} {lacks}\n  next: to write it: {self.again}")
+        said = f"baseline {entry!r} is new: {self.book.shown} {lacks}", f"  next: to write it: {self.again}"
+        raise BaselineFailed("\n".join(map(as_line, said)))
 
     def _is_still(self, entry: str) -> bool:
         """Whether there were repeats, and none gave another number than the first."""

@@ -10,6 +10,7 @@ from typing import Any
 from pytest_induction.baselines.fields import rounded
 from pytest_induction.baselines.store import Field
 from pytest_induction.errors import ArgumentError
+from pytest_induction.printable import as_line
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
 MOST_CHANGED, MOST_NAMED = 10, 6
@@ -110,7 +111,7 @@ def difference_text(entry: str, found: Comparison, *, elsewhere: str, path: str,
         lines.append(f"  new: {listed(f'{name} = {value:.6g}' for name, value in found.new.items())} (measured, not in the file)")
     if elsewhere:
         lines.append(f"  measured elsewhere: {elsewhere}")
-    return "\n".join([*lines, f"  file: {path}", f"  next: if this is as it should be: {again}"])
+    return "\n".join(map(as_line, [*lines, f"  file: {path}", f"  next: if this is as it should be: {again}"]))
 
 
 def _line(each: Changed) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pytest_induction.baselines.fields import rounded
 from pytest_induction.errors import BaselineError, meant, reason
 from pytest_induction.files import alone_beside, read_text, replace_text
+from pytest_induction.printable import in_json
 from pytest_induction.ranges import SIZE, is_known, kept
 from pytest_induction.schema import Unfit, parsed, read, shown
 
@@ -104,7 +105,8 @@ def merge_into(path: Path, data: Mapping[str, Mapping[str, Any]]) -> None:
 def as_text(entries: Mapping[str, Entry]) -> str:
     """The file's text. Raises `ValueError` for a number that is not finite."""
     held = {name: _kept(entries[name].to_dict()) for name in sorted(entries, key=natural)}
-    return json.dumps({"schema": SCHEMA, "what": WHAT, "entries": held}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    data = {"schema": SCHEMA, "what": WHAT, "entries": held}
+    return in_json(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def entry_of(data: Mapping[str, Any]) -> Entry:

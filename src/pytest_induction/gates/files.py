@@ -17,6 +17,8 @@ from pytest_induction.gates.items import GateItem
 from pytest_induction.gates.sweeping import kept_at, opened
 from pytest_induction.gates.table import Expectation, Gate, read_gates, shown
 from pytest_induction.gates.values import ModelNamed, RunNamed
+from pytest_induction.paths import is_file
+from pytest_induction.printable import as_message, as_node
 from pytest_induction.specs import IfThere, module_names
 
 CHOICE = {"column": "columns", "where": "where"}  # key of a gate that is about a log -> argument of `load_run`
@@ -37,7 +39,7 @@ class GateFile(pytest.File):
         except InductionError as error:
             raise self.CollectError(str(error)) from None
         for gate in gates:
-            yield FileGate.from_parent(self, name=gate.name, gate=gate, setting=self._setting)
+            yield FileGate.from_parent(self, name=as_node(gate.name), gate=gate, setting=self._setting)
 
 
 class FileGate(pytest.Collector):
@@ -59,7 +61,7 @@ class FileGate(pytest.Collector):
         problems = dict.fromkeys(unmarked or each.problem for each in self._gate.expectations)
         problems.pop("", None)
         if problems and self.config.option.collectonly:
-            raise self.CollectError("\n".join(problems))
+            raise self.CollectError("\n".join(map(as_message, problems)))
         for each in self._gate.expectations:
             problem = unmarked or each.problem
             yield GateItem.from_parent(
@@ -136,7 +138,7 @@ class Opening:
     def _model(self, named: ModelNamed) -> Any:
         from pytest_induction.models.load import load_model
 
-        if Path(named.spec).is_file():
+        if is_file(named.spec):
             return Path(shown(named.spec))  # measurements, which the assertion reads
         of_subject = {"dtype": self._of("dtype")} if named is self._gate.subject else {}  # types may be what is compared
         measured = {"seed": self._seed, "device": self._of("device"), "memory": self._of("memory")}

@@ -25,9 +25,16 @@ class RunSuite(pytest.Collector):
     """
 
     def __init__(
-        self, *, bind: Callable[[], Any], reference: Callable[[], Any] | None, before: Mapping[str, float], **kwargs: Any
+        self,
+        *,
+        run: str,
+        bind: Callable[[], Any],
+        reference: Callable[[], Any] | None,
+        before: Mapping[str, float],
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._run = run
         self._before = before
         self._bind = bind
         self._reference = reference
@@ -36,7 +43,7 @@ class RunSuite(pytest.Collector):
         gates = run_gates(self._reference, self._before)
         wanting: dict[str, tuple[str, ...]] = {}
         try:
-            run = self._bind() if opens_at_once(self.name) else None
+            run = self._bind() if opens_at_once(self._run) else None
         except InductionError:  # told when it is asked for again
             gates = {UNREADABLE: lambda run: run}
         else:

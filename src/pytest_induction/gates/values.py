@@ -12,6 +12,7 @@ from typing import Any
 from pytest_induction import _MODULE_OF
 from pytest_induction.errors import ArgumentError, ModelError, meant
 from pytest_induction.gates.signatures import Parameter
+from pytest_induction.paths import expanded, is_file, is_there
 from pytest_induction.specs import check_spec, check_text
 
 HEADS = re.compile(r"L\d+H\d+|induction")
@@ -59,7 +60,7 @@ def kinds_of(name: str, parameter: Parameter) -> tuple[str, ...]:
 
 def text_at(value: Any, place: Path) -> Path:
     """A text file that has something in it."""
-    path = place / Path(string(value, place)).expanduser()
+    path = place / expanded(string(value, place))
     try:
         check_text(path)
     except ArgumentError as error:
@@ -74,7 +75,7 @@ def model_at(value: Any, place: Path) -> ModelNamed:
     try:
         check_spec(spec)
     except ModelError as error:
-        hub = f"; to download it from the hub write hf:{given}" if HUB.fullmatch(given) and not Path(spec).exists() else ""
+        hub = f"; to download it from the hub write hf:{given}" if HUB.fullmatch(given) and not is_there(spec) else ""
         raise ModelError(f"{error}{hub}") from None
     return ModelNamed(spec)
 
@@ -84,8 +85,8 @@ def run_at(value: Any, place: Path) -> RunNamed:
     given = string(value, place)
     if "://" in given:
         return RunNamed(given)
-    path = place / Path(given).expanduser()
-    if not given.strip() or not path.exists():
+    path = place / expanded(given)
+    if not given.strip() or not is_there(path):
         raise ArgumentError(f"there is no run at {str(path)!r}: expected a run, a log or a directory of checkpoints")
     return RunNamed(str(path))
 
@@ -115,8 +116,8 @@ def _beside(spec: str, place: Path) -> str:
         return spec
     if _is_function(spec):
         file, _, function = spec.rpartition(":")
-        return f"{place / Path(file).expanduser()}:{function}" if file.endswith(".py") else spec
-    return str(place / Path(spec).expanduser())
+        return f"{place / expanded(file)}:{function}" if file.endswith(".py") else spec
+    return str(place / expanded(spec))
 
 
 def _is_function(spec: str) -> bool:
@@ -125,8 +126,8 @@ def _is_function(spec: str) -> bool:
 
 
 def _model_or_file(value: Any, place: Path) -> ModelNamed:
-    path = place / Path(string(value, place)).expanduser()
-    return ModelNamed(str(path)) if path.is_file() else model_at(value, place)
+    path = place / expanded(string(value, place))
+    return ModelNamed(str(path)) if is_file(path) else model_at(value, place)
 
 
 def string(value: Any, place: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.models.calling import (
@@ -33,6 +34,7 @@ from pytest_induction.models.changing import have_alone
 from pytest_induction.models.declared import CONTEXT_NAMES, declared, declared_layers, token_space, tokenizer_of
 from pytest_induction.models.differences import close_to, difference
 from pytest_induction.models.forms import GUIDE, WRAP, Found, find_forms, holding_all, model_inside, of_round_lengths
+from pytest_induction.models.graph import why_endless
 from pytest_induction.models.inputs import MASKS
 from pytest_induction.models.outputs import parts_of
 from pytest_induction.models.protocol import ModelUnderTest, remember_inside
@@ -62,6 +64,9 @@ def adapt(
 ) -> ModelUnderTest:
     """Make a model under test of a module that maps token ids to logits. Raises `ModelError` if it cannot be one."""
     name = name or type(uncompiled(module)).__name__
+    why = why_endless(module)
+    if why:
+        raise ModelError(f"{name} {why}")
     with Changes() as changes:
         have_alone(changes, module)
         others, found = OtherRandom(), Memory(module)
@@ -234,6 +239,9 @@ def _check_weights(module: nn.Module, name: str) -> None:
     """A kernel may turn a broken weight into an innocent number, so the weights themselves are looked at."""
     if any(weight.is_meta for weight in module.parameters()) and not is_offloaded(module):
         raise ModelError(f"{name} lies on the meta device and has no weights: load or initialise them")
+    lazy = next((path for path, weight in module.named_parameters() if is_lazy(weight)), "")
+    if lazy:
+        raise ModelError(f"the weight `{lazy}` of {name} has no values yet, as that of a lazy module: run the model once before")
     broken = broken_weights(module)
     if broken:
         others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""

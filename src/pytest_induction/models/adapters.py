@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pytest_induction.errors import InductionError, ModelError, reason
 from pytest_induction.files import read_json, tree_of
 from pytest_induction.models.calling import first_line, uncompiled
+from pytest_induction.paths import expanded, is_directory, is_there
 from pytest_induction.specs import ADAPTER_CONFIG
 
 BASE = "base_model_name_or_path"
@@ -66,8 +67,8 @@ class Adapter:
     @property
     def local_base(self) -> Path | None:
         """The directory of its base, if there is one: beside the adapter, or from where we are."""
-        named = Path(self.base).expanduser()
-        return next((path for path in (self.directory / named, named) if path.is_dir()), None)
+        named = expanded(self.base)
+        return next((path for path in (self.directory / named, named) if is_directory(path)), None)
 
 
 def read_adapter(directory: Path, spec: str) -> Adapter:
@@ -96,7 +97,7 @@ def _settings_in(directory: Path, spec: str) -> dict[str, Any]:
 
 def find_adapter(transformers: Any, place: str, spec: str, where: Mapping[str, Any]) -> Adapter | None:
     """The adapter at a local place or, where `where` allows it, of that name on the hub; None where it is another model."""
-    if where.get("local_files_only") and Path(place).exists():
+    if where.get("local_files_only") and is_there(place):
         return read_adapter(Path(place), spec) if (Path(place) / ADAPTER_CONFIG).is_file() else None
 
     def here(name: str) -> str | None:
@@ -284,10 +285,10 @@ def _are_others(one: Any, other: Any) -> bool:
     """Whether two names of a base are those of two models, as far as that can be told."""
     if not (isinstance(one, str) and isinstance(other, str) and one and other):
         return False
-    places = [Path(each).expanduser() for each in (one, other)]
-    if all(place.is_dir() for place in places):
+    places = [expanded(each) for each in (one, other)]
+    if all(is_directory(place) for place in places):
         return places[0].resolve() != places[1].resolve()
     are_names = all(
-        HUB_NAME.fullmatch(each) and "/" in each and not place.exists() for each, place in zip((one, other), places, strict=True)
+        HUB_NAME.fullmatch(each) and "/" in each and not is_there(place) for each, place in zip((one, other), places, strict=True)
     )
     return are_names and one != other

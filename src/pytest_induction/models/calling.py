@@ -308,8 +308,12 @@ def _walked(module: nn.Module) -> tuple[list[nn.Module], bool]:
     This runs before every pass, so it walks by hand, several times as fast as `modules()`.
     """
     found, hooked, ahead = [], False, [module, *_kept(module)]
+    met: set[int] = set()  # a part may have several parents, or be one of its own
     while ahead:
         part = ahead.pop()
+        if id(part) in met:
+            continue
+        met.add(id(part))
         if part.training:
             found.append(part)
         hooked = hooked or bool(part._forward_hooks)  # noqa: SLF001 - nothing else tells

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pytest_induction.models.flow import HOLDS, UNSEEN
+from pytest_induction.printable import as_line
 
 if TYPE_CHECKING:
     from pytest_induction.models.protocol import ModelUnderTest
@@ -35,7 +36,7 @@ def diagnose(subject: ModelUnderTest) -> tuple[Line, ...]:
 def as_text(lines: tuple[Line, ...], indent: str = "  ") -> str:
     """The lines, one below the other."""
     width = max(len(label) for label, _ in lines)
-    return "\n".join(f"{indent}{label:<{width}}  {text}" for label, text in lines)
+    return "\n".join(as_line(f"{indent}{label:<{width}}  {text}") for label, text in lines)
 
 
 def _what(subject: ModelUnderTest) -> str:

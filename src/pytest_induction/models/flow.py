@@ -145,11 +145,15 @@ def _has_no_pattern(path: str, part: nn.Module, reach: int, seen: Sequence[str])
 
 
 def _near(part: nn.Module) -> Iterator[nn.Module]:
-    """The children of a module, and those in its lists."""
-    for child in part.children():
-        if isinstance(child, CONTAINERS):
-            yield from _near(child)
-        yield child
+    """The children of a module, and those in its lists, each once."""
+    ahead, met = [part], {id(part)}
+    for each in ahead:
+        for child in each.children():
+            if id(child) not in met:
+                met.add(id(child))
+                yield child
+                if isinstance(child, CONTAINERS):
+                    ahead.append(child)
 
 
 class Told(NamedTuple):

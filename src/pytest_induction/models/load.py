@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from pytest_induction import alarms
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, reason, user_facing
 from pytest_induction.files import SETTINGS, check_regular, read_json
 from pytest_induction.journal import attached
@@ -31,9 +32,11 @@ from pytest_induction.models.adapters import Adapter, check_peft, find_adapter, 
 from pytest_induction.models.bounds import check_counts, check_directory, check_file, check_size, stored_bytes
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.changing import Shared
+from pytest_induction.models.graph import why_endless
 from pytest_induction.models.protocol import ModelUnderTest, changed_in
 from pytest_induction.models.shown import Attach
 from pytest_induction.models.without_pattern import paths_or_classes
+from pytest_induction.paths import expanded, is_directory
 from pytest_induction.specs import FORMS, check_dtype, check_spec, gguf_file, memory_size, module_names
 from pytest_induction.undoing import Changes
 
@@ -141,10 +144,14 @@ def load_module(spec: str, *, device: str | None = None, dtype: str | None = Non
     """What `load_model` loads, where it belongs, before it is tried out. Raises as that does."""
     check_spec(spec)
     target, kind = parse_device(device), parse_dtype(dtype)
-    loaded = _load(spec, kind, trust=trust_remote_code)
+    with alarms.kept():  # a factory, and transformers where it asks whether code may run, may cancel one
+        loaded = _load(spec, kind, trust=trust_remote_code)
     if isinstance(loaded.module, ModelUnderTest):
         return loaded
-    module = loaded.module if kind is None else loaded.module.to(kind)
+    why = why_endless(loaded.module)
+    if why:
+        raise ModelError(f"the model {spec!r} {why}")
+    module = loaded.module if kind is None else _moved(loaded.module, kind)
     return replace(loaded, module=_moved(module, target))
 
 
@@ -174,7 +181,7 @@ def _load(spec: str, dtype: torch.dtype | None, *, trust: bool) -> Loaded:
     place, colon, factory = spec.rpartition(":")
     if colon and factory.isidentifier():
         return Loaded(_from_factory(place, factory, spec))
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     file = gguf_file(path)
     if file is not None:
         if importlib.util.find_spec("gguf") is None:
@@ -183,7 +190,8 @@ def _load(spec: str, dtype: torch.dtype | None, *, trust: bool) -> Loaded:
     return _from_transformers(str(path), spec, _How(dtype, trust, {"local_files_only": True}))
 
 
-def _moved(module: nn.Module, device: torch.device) -> nn.Module:
+def _moved(module: nn.Module, device: torch.device | torch.dtype) -> nn.Module:
+    """The module on a device, or in a type."""
     try:
         return module.to(device)
     except RuntimeError as error:  # of the device, or for weights that are not here
@@ -347,7 +355,7 @@ def _no_transformers(place: str) -> str:
 def _tokenizer(transformers: Any, place: str, how: _How, **more: Any) -> Any:
     """The tokenizer that lies beside the weights, or None: probes are token ids and need none."""
     files = ("tokenizer.json", remote_code.TOKENIZER_CONFIG, "vocab.json", "tokenizer.model", "spiece.model")
-    is_here = how.where.get("local_files_only") and Path(place).is_dir() and "gguf_file" not in how.where
+    is_here = how.where.get("local_files_only") and is_directory(place) and "gguf_file" not in how.where
     if is_here and not any((Path(place) / name).exists() for name in files):
         return None
     try:

@@ -128,7 +128,7 @@ class ModelUnderTest:
     def reading(self) -> WayIn:
         """The way in. Raises `UnsupportedModel` where there is none, with what each one saw."""
         if self.way is None:
-            raise UnsupportedModel(f"the attention of {self.name} cannot be read\n{as_text(self.diagnosis())}", self.tried)
+            raise UnsupportedModel(f"the attention of {self.name} cannot be read", self.tried, as_text(self.diagnosis()))
         return self.way
 
     @puts_back

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytest_induction.errors import ModelError
+from pytest_induction.models.graph import why_endless
+
 SAMPLED_NUMBERS = 4096  # of each tensor, that go into the fingerprint beside its sum
 
 
@@ -22,7 +25,11 @@ def broken_weights(module: nn.Module) -> list[str]:
 def fingerprint(module: nn.Module) -> str:
     """A short name of the weights and buffers: their names, shapes, exact sums of their bits, and a sample of them."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, value in module.state_dict().items():
+    try:
+        state = module.state_dict()
+    except RecursionError:
+        raise ModelError(f"`{type(module).__name__}` {why_endless(module) or 'is nested too deep for torch'}") from None
+    for name, value in state.items():
         for tensor in _tensors(module, name, value):
             if not tensor.is_meta:
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

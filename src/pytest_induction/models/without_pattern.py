@@ -19,13 +19,10 @@ def paths_or_classes(given: nn.Module, measured: nn.Module, names: Sequence[str]
     A path may be written as it is in either. Raises `ArgumentError` for a name that is neither a path nor a class there.
     """
     classes = {type(part).__name__ for part in given.modules()}
-    inside, around = (
-        {path: part for path, part in each.named_modules(remove_duplicate=False) if path} for each in (measured, given)
-    )
     first = {id(part): path for path, part in measured.named_modules()}  # of a part that has several paths
     found = []
     for name in names:
-        part = inside.get(name) or around.get(name)
+        part = _at(name, measured) or _at(name, given)
         if part is None and name not in classes:
             if isinstance(name, IfThere):
                 continue
@@ -33,6 +30,14 @@ def paths_or_classes(given: nn.Module, measured: nn.Module, names: Sequence[str]
             raise ArgumentError(f"`without_pattern` must name modules by path or class, and {seen}")
         found.append(name if part is None or name in classes else first.get(id(part), name))
     return tuple(found)
+
+
+def _at(path: str, module: nn.Module) -> nn.Module | None:
+    """The part of that path, or None."""
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _near(name: str, module: nn.Module) -> str:

@@ -6,7 +6,8 @@ import base64
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from pytest_induction.printable import in_markup
 
 GRID = "#e4e8ee"
 
@@ -78,7 +79,7 @@ def text(x: float, y: float, words: str, kind: str = "", *, anchor: str = "start
     if not words:
         return ""
     style = f' style="fill:{fill}"' if fill else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}"{style}>{escape(words)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}"{style}>{in_markup(words)}</text>'
 
 
 def rule(x: float, y: float, to_x: float, to_y: float, colour: str = GRID, width: float = 1) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pytest_induction.files import SETTINGS, read_text
+from pytest_induction.printable import printable
 from pytest_induction.report.markdown import Part, parts
 from pytest_induction.report.session_records import BAD, SessionRecords, TestRecord, reasons
 
@@ -59,8 +60,8 @@ def annotations(
 ) -> list[str]:
     """Workflow commands, one a line: errors for all that makes the session red, and a notice if there are more than GitHub shows.
 
-    One says what is wrong beside tests (a worker that died, tests that were not run, an exit status that no test explains): `why`,
-    by default all reasons. One is about all tests that failed without anything of ours, and each of ours has its own. `marked`
+    One says what is wrong beside tests (a worker that died, tests that were not run, an exit status that no test explains):
+    `why`, by default all reasons. One is about all tests that failed without anything of ours, and each of ours has its own. `marked`
     are tests that somebody else marks. `root` is pytest's root directory, which the files of node ids are relative to; GitHub
     wants them relative to its workspace. A gate of the command line has no file, so that its mark stands with the job alone.
     """
@@ -91,13 +92,13 @@ def _first_line(test: TestRecord) -> str:
 
 def _title(test: TestRecord) -> str:
     """The name of the test, and of the model or file that it belongs to."""
-    where, _, name = test.nodeid.rpartition("::")
+    where, _, name = printable(test.nodeid).rpartition("::")
     return f"{name} ({where})" if where else name
 
 
 def _message(test: TestRecord) -> str:
     """Its failure, without the middle of a long one, and the command that repeats it."""
-    lines = test.message.strip("\n").splitlines() or [f"{test.nodeid} {test.outcome}"]
+    lines = test.message.strip("\n").split("\n") if test.message else [printable(f"{test.nodeid} {test.outcome}")]
     if len(lines) > MOST_LINES:
         half = MOST_LINES // 2
         lines = [*lines[:half], f"... {len(lines) - 2 * half} lines ...", *lines[-half:]]
@@ -150,6 +151,5 @@ def _command(name: str, message: str, **properties: str) -> str:
 
 
 def _escaped(value: str) -> str:
-    """With every line end as a code of its own; without escape sequences of a terminal."""
-    plain = "".join(letter for letter in value if letter.isprintable() or letter in "\r\n\t")
-    return plain.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    """With every line end as a code of its own, and whatever else is not printable as it is written in Python."""
+    return printable(value, keep="\n\t").replace("%", "%25").replace("\n", "%0A")

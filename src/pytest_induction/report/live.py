@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
+from pytest_induction.printable import in_markup
 from pytest_induction.records import Evidence
 from pytest_induction.report.run_picture import svg
 from pytest_induction.report.terminal import Line, Style, section
 from pytest_induction.report.terminal_chart import chart_lines
 from pytest_induction.report.view import CHANGE_COLUMNS, views
+from pytest_induction.wording import for_terminal
 
 CLEAR = "\x1b[H\x1b[2J"
 INKS = {"bold": "1", "green": "32", "red": "31", "yellow": "33"}
@@ -32,7 +33,7 @@ def frame(evidence: Evidence | None, picture: Mapping[str, Any] | None, said: st
         lines += [(line, {}) for line in chart_lines(picture, width=style.width, ascii=style.ascii)]
     if evidence is not None:
         lines += [("", {}), *section([evidence], style)] if lines else section([evidence], style)
-    return [*lines, (said, {})]
+    return [(each, marks) for line, marks in [*lines, (said, {})] for each in for_terminal(line, style.width)]
 
 
 def painted(lines: Iterable[Line], *, colour: bool) -> str:
@@ -48,11 +49,11 @@ def _painted(line: str, marks: Mapping[str, bool]) -> str:
 def live_page(title: str, evidence: Evidence | None, picture: Mapping[str, Any] | None, said: str, reload: float | None) -> str:
     """A page with the picture and the table of a run, whole in itself; it loads itself again after `reload` seconds, if any."""
     again = "" if reload is None else f'<meta http-equiv="refresh" content="{max(1, round(reload))}">'
-    head = f'<meta charset="utf-8">{again}<title>{escape(title)}</title><style>{PAGE_STYLE}</style>'
+    head = f'<meta charset="utf-8">{again}<title>{in_markup(title)}</title><style>{PAGE_STYLE}</style>'
     drawn = "" if picture is None else svg(picture)
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{drawn}{_table(evidence)}'
-        f'<p class="faint">{escape(said)}</p>\n</body></html>\n'
+        f'<p class="faint">{in_markup(said)}</p>\n</body></html>\n'
     )
 
 
@@ -60,8 +61,8 @@ def _table(evidence: Evidence | None) -> str:
     if evidence is None:
         return ""
     (view,) = views([evidence])
-    claims = "".join(f"<p><b>{escape(claim.verdict)}</b> {escape(claim.summary)}</p>\n" for claim in view.claims)
-    notes = "".join(f'<p class="faint">note: {escape(note)}</p>\n' for note in view.notes)
+    claims = "".join(f"<p><b>{in_markup(claim.verdict)}</b> {in_markup(claim.summary)}</p>\n" for claim in view.claims)
+    notes = "".join(f'<p class="faint">note: {in_markup(note)}</p>\n' for note in view.notes)
     if not view.changes:
         return claims + notes
     rows = [_row("td", row.cells) for row in view.changes]
@@ -70,4 +71,4 @@ def _table(evidence: Evidence | None) -> str:
 
 
 def _row(tag: str, cells: Sequence[str]) -> str:
-    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>\n"
+    return f"<tr>{''.join(f'<{tag}>{in_markup(cell)}</{tag}>' for cell in cells)}</tr>\n"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pytest_induction.printable import printable
 from pytest_induction.records import Evidence
 from pytest_induction.report.mosaic import mosaic_lines
 from pytest_induction.report.session_records import SessionRecords, TestRecord, counts, reasons, result
@@ -174,8 +175,8 @@ def _plain_html(words: str) -> str:
 
 
 def _one_line(words: str) -> str:
-    """With blanks in place of line ends and of whatever cannot be printed."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in words).split())
+    """With escapes in place of line ends and of whatever cannot be printed."""
+    return " ".join(printable(words).split())
 
 
 def _fenced(words: str, language: str) -> Iterator[str]:
@@ -183,6 +184,6 @@ def _fenced(words: str, language: str) -> Iterator[str]:
     longest = max((len(run) for run in re.findall(r"`+", words)), default=0)
     fence = "`" * max(3, longest + 1)
     yield f"{fence}{language}"
-    for line in words.splitlines() or [""]:
-        yield "".join(letter if letter.isprintable() or letter == "\t" else " " for letter in line).rstrip()
+    for line in words.split("\n"):
+        yield printable(line, keep="\t").rstrip()
     yield fence

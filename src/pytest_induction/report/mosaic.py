@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
+
+from pytest_induction.wording import LEAST
 
 Mosaic = Sequence[Sequence[float | None]]
 BLOCKS = "▁▂▃▄▅▆▇█"  # each stands for an eighth of the range
@@ -31,7 +34,7 @@ def mosaic_lines(mosaic: Mosaic, *, width: int, ascii: bool = False) -> list[str
         f"{f'L{layer}':<{label}}{''.join(_marks(mosaic[layer : layer + per_row], per_mark, marks))}".rstrip()
         for layer in range(0, len(mosaic), per_row)
     ]
-    return [*_legend(marks, per_mark, per_row, width), *_ruler(n_heads, per_mark, label), *rows]
+    return [*_legend(marks, per_mark, per_row, width), *_ruler(n_heads, per_mark, label, width), *rows]
 
 
 def _legend(marks: str, per_mark: int, per_row: int, width: int) -> Iterator[str]:
@@ -40,14 +43,19 @@ def _legend(marks: str, per_mark: int, per_row: int, width: int) -> Iterator[str
     mark = "head" if per_mark == 1 else f"{per_mark} heads"
     highest = "" if per_mark == per_row == 1 else ", the highest"
     about = f"a row for each {row}, a mark for each {mark}{highest}"
-    yield from [f"{scale}: {about}"] if len(scale) + len(about) + 2 <= width else [scale, about]
+    if len(scale) + len(about) + 2 <= width:
+        yield f"{scale}: {about}"
+        return
+    yield from (line for each in (scale, about) for line in textwrap.wrap(each, max(width, LEAST)))
 
 
-def _ruler(n_heads: int, per_mark: int, label: int) -> Iterator[str]:
+def _ruler(n_heads: int, per_mark: int, label: int, width: int) -> Iterator[str]:
     """Numbers of heads above the marks, where there are too many to be counted at a glance."""
-    if n_heads > RULED:
-        starts = range(0, n_heads, RULED * per_mark)
-        yield " " * label + "".join(f"{f'H{head}':<{RULED}}" for head in starts).rstrip()
+    if n_heads > RULED and width > label + RULED:
+        numbers = [f"H{head}" for head in range(0, n_heads, RULED * per_mark)]
+        if label + RULED * (len(numbers) - 1) + len(numbers[-1]) > width:
+            numbers.pop()
+        yield " " * label + "".join(f"{number:<{RULED}}" for number in numbers).rstrip()
 
 
 def _marks(rows: Mosaic, per_mark: int, marks: str) -> Iterator[str]:

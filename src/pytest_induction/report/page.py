@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import ReportError
+from pytest_induction.printable import in_json, printable
 from pytest_induction.report.charts.chart import Chart, tidy
 from pytest_induction.report.colours import SHARES, SIGNED
 from pytest_induction.report.drawing import address
@@ -105,8 +106,18 @@ def _environment() -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     return Environment(
-        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_source),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
     )
+
+
+def _shown(value: Any) -> Any:
+    """A text as the page shows it, escaped or not yet: printable, but for its line ends."""
+    return type(value)(printable(value, keep="\n\t")) if isinstance(value, str) else value
 
 
 def _source(name: str) -> str:
@@ -128,10 +139,4 @@ def embedded(data: Any) -> str:
         text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except ValueError:  # JSON has no word for what is not a number
         text = json.dumps(tidy(data, 6), ensure_ascii=False, separators=(",", ":"))
-    return (
-        text.replace("&", "\\u0026")
-        .replace("<", "\\u003c")
-        .replace(">", "\\u003e")
-        .replace("\u2028", "\\u2028")
-        .replace("\u2029", "\\u2029")
-    )
+    return in_json(text).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

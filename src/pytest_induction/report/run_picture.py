@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
+from pytest_induction.printable import in_markup
 from pytest_induction.report.colours import GOLD, GREY, LINES, SHADES, signed_colour
 from pytest_induction.report.drawing import GRID, Plot, dot, rule, scaled, text, ticks_between
 from pytest_induction.report.view import amount
@@ -47,7 +47,7 @@ def svg(picture: Mapping[str, Any]) -> str:
     side, bottom = _side(picture)
     tall = max(top + 26, bottom + 24)
     size = f'viewBox="0 0 {WIDTH} {tall:.0f}" width="{WIDTH}" height="{tall:.0f}"'
-    about = f"<title>{escape(picture['title'])}: {escape(picture['subtitle'])}</title><style>{STYLE}</style>"
+    about = f"<title>{in_markup(picture['title'])}: {in_markup(picture['subtitle'])}</title><style>{STYLE}</style>"
     ground = f'<rect width="100%" height="100%" fill="{PAPER}"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size}>{about}{ground}{"".join([*parts, *side])}</svg>\n'
 

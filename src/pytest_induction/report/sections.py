@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_induction.printable import printable
 from pytest_induction.records import Evidence, Exhibit
 from pytest_induction.report.charts.ablations import ablations
 from pytest_induction.report.charts.attention import attention
@@ -221,9 +222,9 @@ def _provenance(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:
 
 
 def _tame(value: Any) -> Any:
-    """The same, with no text that Plotly would read as markup or as a place for a number."""
+    """The same, with no text that Plotly would read as markup or as a place for a number, or that is not printable."""
     if isinstance(value, str):
-        return value.replace("<", "\u2039").replace(">", "\u203a").replace("%{", "% {")
+        return printable(value).replace("<", "\u2039").replace(">", "\u203a").replace("%{", "% {")
     if isinstance(value, Mapping):
         return {name: _tame(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -12,6 +12,7 @@ from typing import Any
 from pytest_induction.errors import ReportError, reason
 from pytest_induction.exhibit_data import Drawn
 from pytest_induction.files import read_text
+from pytest_induction.printable import in_json
 from pytest_induction.ranges import Seconds
 from pytest_induction.records import Checked, Evidence
 from pytest_induction.schema import Unfit, parsed, read, shown
@@ -96,7 +97,7 @@ class SessionRecords:
             "tests": [test.to_dict() for test in self.tests],
             "exhibits": [exhibit.to_dict() for exhibit in self.exhibits],
         }
-        return json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+        return in_json(json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> SessionRecords:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from pytest_induction.printable import everywhere
 from pytest_induction.records import Evidence, Verdict
 from pytest_induction.report.mosaic import BLOCKS, mosaic_lines
 from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, MOST_HEADS, Claim, HeadRow, ModelView, views, without_empty
+from pytest_induction.wording import NARROW
 
 Line = tuple[str, dict[str, bool]]
 """A line of text and how pytest's terminal writer is to mark it."""
@@ -22,6 +24,7 @@ MOST_NAMED = 3  # claims in the one line
 LONGEST_NAME = 60
 MOST_NEAR = 4
 VERBOSE_HEADS = 64
+INDENT = 4  # of tables
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,10 @@ def style_for(verbosity: int, width: int, encoding: str | None) -> Style:
 
 
 def section(evidence: Iterable[Evidence], style: Style) -> Iterator[Line]:
-    """The whole section."""
+    """The whole section; a table that is wider than a narrow terminal has its rows one below the other, cell by cell."""
     shown = views(evidence, most_heads=VERBOSE_HEADS if style.verbose else MOST_HEADS)
     for view in shown[:MOST_MODELS]:
-        yield from _block(view, style)
+        yield from _block(everywhere(view), style)
     if len(shown) > MOST_MODELS:
         yield f"and {len(shown) - MOST_MODELS} more models", {}
 
@@ -78,12 +81,12 @@ def _end(name: str) -> str:
 
 def _block(view: ModelView, style: Style) -> Iterator[Line]:
     yield view.title, {"bold": True}
-    yield from _claims(view.claims)
+    yield from _claims(view.claims, style)
     for note in view.notes:
         yield f"  note          {note}", {}
     if view.changes:
         yield "", {}
-        yield from _changes(view)
+        yield from _changes(view, style)
     if view.mosaic:
         yield "", {}
         yield from ((f"    {line}", {}) for line in mosaic_lines(view.mosaic, width=style.width - 4, ascii=style.ascii))
@@ -92,21 +95,23 @@ def _block(view: ModelView, style: Style) -> Iterator[Line]:
         yield from _heads(view, style)
     yield from _near(view, style)
     if style.verbose:
-        yield from _grounds(view)
+        yield from _grounds(view, style)
 
 
-def _claims(claims: Sequence[Claim]) -> Iterator[Line]:
-    width = max(18, *(len(claim.name) for claim in claims))
-    widest = max(12, *(len(claim.verdict) for claim in claims))
+def _claims(claims: Sequence[Claim], style: Style) -> Iterator[Line]:
+    width, widest = 0, 0
+    if style.width >= NARROW:
+        width = max(18, *(len(claim.name) for claim in claims))
+        widest = max(12, *(len(claim.verdict) for claim in claims))
     for claim in claims:
         times = f" ({claim.times} times)" if claim.times > 1 else ""
         line = f"  {claim.verdict:<{widest}}  {claim.name:<{width}}  {claim.summary}{times}"
         yield line, {COLOURS[claim.is_as_expected]: True}
 
 
-def _changes(view: ModelView) -> Iterator[Line]:
+def _changes(view: ModelView, style: Style) -> Iterator[Line]:
     """A row for each series of a run; places in steps or tokens, with their intervals."""
-    head, *lines = _aligned(CHANGE_COLUMNS, [row.cells for row in view.changes])
+    head, *lines = _aligned(CHANGE_COLUMNS, [row.cells for row in view.changes], style)
     yield f"    {head}   ({view.places})", {}
     for row, line in zip(view.changes, lines, strict=True):
         yield f"    {line}", {COLOURS[row.is_as_expected]: True}
@@ -118,7 +123,7 @@ def _heads(view: ModelView, style: Style) -> Iterator[Line]:
     rows = list(view.heads) if style.verbose or not found else found
     names = HEAD_COLUMNS if style.verbose else COLUMNS
     cells = [row.cells if style.verbose else _some_scores(row) for row in rows]
-    head, *lines = _aligned(*without_empty(names, cells))
+    head, *lines = _aligned(*without_empty(names, cells), style)
     yield f"    {head}", {}
     for row, line in zip(rows, lines, strict=True):
         yield f"  {'*' if row.found else ' '} {line}", {"bold": row.found}
@@ -142,22 +147,30 @@ def _near(view: ModelView, style: Style) -> Iterator[Line]:
         yield f"                and {left_out} more with -v", {}
 
 
-def _grounds(view: ModelView) -> Iterator[Line]:
+def _grounds(view: ModelView, style: Style) -> Iterator[Line]:
     """Every estimate, and where it was measured."""
     if view.measures:
         yield "", {}
         rows = [(row.claim, row.name, row.value, row.interval, row.bar) for row in view.measures]
-        yield from ((f"    {line}", {}) for line in _aligned(MEASURE_COLUMNS, rows, left=2))
+        yield from ((f"    {line}", {}) for line in _aligned(MEASURE_COLUMNS, rows, style, left=2))
     yield "", {}
     for line in view.measured:
         yield f"  measured      {line}", {}
 
 
-def _aligned(names: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
+def _aligned(names: Sequence[str], rows: Sequence[Sequence[str]], style: Style, *, left: int = 0) -> list[str]:
     """Names and rows as lines; numbers, the columns from `left` on, stand at the right."""
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     sides = ["<" if place < left else ">" for place in range(len(names))]
+    if style.width < min(NARROW, INDENT + sum(widths) + 2 * (len(widths) - 1)):
+        return [names[0], *(_cell_by_cell(names, cells) for cells in rows)]
     return [
         "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)).rstrip()
         for cells in (names, *rows)
     ]
+
+
+def _cell_by_cell(names: Sequence[str], cells: Sequence[str]) -> str:
+    """A row of a table in words."""
+    told = (f"{name} {cell}" for name, cell in zip(names[1:], cells[1:], strict=True) if cell)
+    return f"{cells[0]}: {', '.join(told)}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_induction.report.run_picture import marks_of
 from pytest_induction.report.view import amount
+from pytest_induction.wording import NARROW, for_terminal
 
 ROWS = 5  # of characters, that a curve is high
 LABEL = 9  # characters of the numbers left of it
@@ -26,7 +27,8 @@ def chart_lines(picture: Mapping[str, Any], *, width: int, ascii: bool = False) 
     columns = max(20, width - LABEL - 2)
     lines = []
     for title, curves, scale in _charts(picture):
-        lines += [title[:width], *_chart(curves, picture["range"], scale, columns, ascii=ascii)]
+        named = for_terminal(title, width) if width < NARROW else [title[:width]]
+        lines += [*named, *_chart(curves, picture["range"], scale, columns, ascii=ascii)]
     return [*lines, *_axis(picture, columns, ascii=ascii)] if lines else []
 
 

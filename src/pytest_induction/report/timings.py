@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pytest_induction.wording import NARROW
+
 PREFIX = "induction.benchmark."  # of the properties that a timed item leaves in its report
 COLUMNS = ("analysis", "tokens", "tokens/s", "x forward", "interval", "pairs", "peak MB", "forward's")
 
 
-def timings(reports: Iterable[tuple[str, Iterable[tuple[str, Any]]]]) -> Iterator[str]:
-    """The section's lines, from the node id and the properties of each report; nothing where nothing was timed."""
+def timings(reports: Iterable[tuple[str, Iterable[tuple[str, Any]]]], *, width: int = NARROW) -> Iterator[str]:
+    """The section's lines, from the node id and the properties of each report; nothing where nothing was timed.
+
+    In a terminal that is narrow, and too narrow for the table, a row has its cells in words.
+    """
     rows: dict[str, list[tuple[str, ...]]] = {}
     for nodeid, properties in reports:
         found = {name.removeprefix(PREFIX): value for name, value in properties if name.startswith(PREFIX)}
@@ -19,6 +24,9 @@ def timings(reports: Iterable[tuple[str, Iterable[tuple[str, Any]]]]) -> Iterato
     for title, cells in rows.items():
         yield title
         widths = [max(len(cell) for cell in column) for column in zip(COLUMNS, *cells, strict=True)]
+        if width < min(NARROW, 2 + sum(widths) + 2 * (len(widths) - 1)):
+            yield from (f"  {name}: {', '.join(map(' '.join, zip(COLUMNS[1:], rest, strict=True)))}" for name, *rest in cells)
+            continue
         for row in (COLUMNS, *cells):
             name, *numbers = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
             yield "  ".join(("  " + row[0].ljust(len(name)), *numbers))

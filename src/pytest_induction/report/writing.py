@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pytest_induction.errors import ReportError, reason
 from pytest_induction.files import replace_text, seen_at
+from pytest_induction.paths import is_directory
 from pytest_induction.report.session_records import SessionRecords, read_records
 
 
@@ -50,11 +51,11 @@ def check_path(path: str | Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in KINDS:
         raise ReportError(f"a report must be one of {', '.join(f'PATH{suffix}' for suffix in KINDS)}, got {str(path)!r}")
-    if path.is_dir():
+    if is_directory(path):
         raise ReportError(f"{path} is a directory: name a file")
     if os.path.lexists(path) and path.exists() and not path.is_file():
         raise ReportError(f"{path} {seen_at(path)}: name a regular file")
-    if not path.parent.is_dir():
+    if not is_directory(path.parent):
         raise ReportError(f"{path} cannot be written: there is no directory {str(path.parent)!r}")
     if suffix == ".html":
         from pytest_induction.report.page import check_installed

@@ -63,8 +63,8 @@ def add_without_pattern(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(*names, metavar="NAME", action="append", default=[], help=about)
 
 
-def run(given: argparse.Namespace) -> tuple[str, int]:
-    """Do it: what there is to say, and 0 if all was measured, 1 if some was not, 130 if it was interrupted."""
+def run(given: argparse.Namespace) -> tuple[list[str], int]:
+    """Do it: the lines that there are to say, and 0 if all was measured, 1 if some was not, 130 if it was interrupted."""
     from pytest_induction.runs.sweep import sweep
 
     settings = {
@@ -86,9 +86,9 @@ def run(given: argparse.Namespace) -> tuple[str, int]:
         with spelt("command"):
             found = sweep(given.checkpoints, given.out, **settings)
     except KeyboardInterrupt:
-        return f"interrupted: {_kept(given.out)}; the same command goes on with it", 130
+        return [f"interrupted: {_kept(given.out)}; the same command goes on with it"], 130
     problems = [f"step {each.step}: {each.problem}" for each in found.snapshots if each.problem]
-    return "\n".join([*problems, summary(found, given.out)]), int(bool(problems))
+    return [*problems, summary(found, given.out)], int(bool(problems))
 
 
 def summary(run: TrainingRun, out: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pytest_induction.errors import RunError
 from pytest_induction.models.calling import first_line
+from pytest_induction.printable import as_message
 from pytest_induction.runs.dashboards import Listener, listener, numbers_of
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.stopping import StopRule, lighter
@@ -96,4 +97,4 @@ class Keeping:
         """Say something about a recording, once for each thing that it is about."""
         if about not in self._warned:
             self._warned.add(about)
-            warnings.warn(f"{self.path}: {message}", RuntimeWarning, stacklevel=2)
+            warnings.warn(as_message(f"{self.path}: {message}"), RuntimeWarning, stacklevel=2)

@@ -21,6 +21,7 @@ from pytest_induction.models.adapt import adapt
 from pytest_induction.models.adapters import fill_adapter, holds_adapter
 from pytest_induction.models.calling import as_found
 from pytest_induction.models.forms import find_forms
+from pytest_induction.models.graph import why_endless
 from pytest_induction.models.load import Loaded, function_named, load_module, module_of_config, parse_device, parse_dtype
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
@@ -231,6 +232,9 @@ def _imported(factory: Factory) -> Callable[[], nn.Module]:
             raise FactoryError(f"the factory {named!r} makes no model: {said}") from error
         if not isinstance(made, nn.Module):
             raise FactoryError(f"the factory {named!r} must return a torch module, it returned `{type(made).__name__}`")
+        why = why_endless(made)
+        if why:
+            raise FactoryError(f"the model of the factory {named!r} {why}")
         return made
 
     return make

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Self, cast
 
 from pytest_induction.errors import RunError
 from pytest_induction.files import MOST_NAMES, UnfitFileError, inside, names_in, open_regular, seen_at, tree_of
+from pytest_induction.paths import expanded, is_directory, is_file
 from pytest_induction.runs.streams import first_line
 
 LOCAL = ("file://", "local://")
@@ -33,7 +34,7 @@ class Place:
         if "://" in self._text and not here:
             self._system, self._inside = _remote(self._text)
         else:
-            self._local = Path(self._text.removeprefix(here)).expanduser()
+            self._local = expanded(self._text.removeprefix(here))
 
     def __str__(self) -> str:
         return self._text
@@ -70,11 +71,11 @@ class Place:
 
     def is_file(self) -> bool:
         with self._named():
-            return bool(self._local.is_file() if self._system is None else self._system.isfile(self._inside))
+            return bool(is_file(self._local) if self._system is None else self._system.isfile(self._inside))
 
     def is_dir(self) -> bool:
         with self._named():
-            return bool(self._local.is_dir() if self._system is None else self._system.isdir(self._inside))
+            return bool(is_directory(self._local) if self._system is None else self._system.isdir(self._inside))
 
     def exists(self) -> bool:
         return self.is_file() or self.is_dir()

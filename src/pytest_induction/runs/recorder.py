@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +35,8 @@ from pytest_induction.models.calling import first_line
 from pytest_induction.models.diagnosis import why_unread
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.shown import Attach
-from pytest_induction.progress import showing_on
+from pytest_induction.printable import as_line
+from pytest_induction.progress import complain, showing_on
 from pytest_induction.ranges import is_finite
 from pytest_induction.runs.focus import QUICK_CHECK, Focus
 from pytest_induction.runs.keeping import Keeping
@@ -295,7 +295,7 @@ class InductionRecorder(Keeping):
                 writer.close()
             except RunError as error:
                 self.warn("close", f"{error}; the snapshots that waited for it are lost")
-        sys.stderr.write(f"{self.path}: {self.cost}\n")
+        complain(as_line(f"{self.path}: {self.cost}"))
         self._budget.pause()
 
     def hf_callback(self) -> Any:

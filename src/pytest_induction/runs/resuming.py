@@ -8,6 +8,7 @@ from typing import Any
 
 from pytest_induction.errors import RunBusyError
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.paths import expanded
 from pytest_induction.runs.header import read_header
 from pytest_induction.runs.locks import holder_here
 from pytest_induction.runs.places import Place
@@ -29,7 +30,7 @@ class Earlier:
     @classmethod
     def at(cls, path: Path) -> Earlier | None:
         """The run at a path; None where there is none, or none with snapshots."""
-        path = path.expanduser()
+        path = expanded(path)
         if not is_run(Place(path)):
             return None
         about, span = read_header(Place(path)).get("about") or {}, span_of(path)
@@ -60,5 +61,5 @@ class Earlier:
 
 def check_is_free(path: Path) -> None:
     """Raise `RunBusyError` where another recorder of this process writes there: it gives way only if that is asked for."""
-    if holder_here(path.expanduser() / LOCK) is not None:
+    if holder_here(expanded(path) / LOCK) is not None:
         raise RunBusyError(f"{path} is being written by another recorder of this process: {CHOICE}")

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Self
 
 from pytest_induction.errors import RunError
 from pytest_induction.files import create_new, inside, names_in, open_regular, read_bytes, tree_of
+from pytest_induction.paths import expanded
 from pytest_induction.runs.header import HEADER, LONGEST_HEADER, SCHEMA, header_of, read_header
 from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.locks import Lock
@@ -158,7 +159,7 @@ class RunWriter:
     """
 
     def __init__(self, directory: str | Path, *, source: str, name: str = "", take_over: bool = False, **header: Any) -> None:
-        self.directory = Path(directory).expanduser()
+        self.directory = expanded(directory)
         self._waiting: list[tuple[bytes, dict[str, Floats], int]] = []
         self._torn = False
         try:

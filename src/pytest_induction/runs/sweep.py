@@ -15,6 +15,8 @@ import numpy as np
 from pytest_induction.errors import ArgumentError, RunError, user_facing, whole_number
 from pytest_induction.models.load import function_named
 from pytest_induction.models.shown import Attach
+from pytest_induction.paths import expanded
+from pytest_induction.printable import as_line
 from pytest_induction.progress import advance, progress
 from pytest_induction.runs.checkpoints import Checkpoint, Found, chosen, look_for
 from pytest_induction.runs.loading import Factory, Loading, config_beside, lacks_factory
@@ -125,7 +127,7 @@ def sweep(
             try:
                 _Sweep(writer, str(name)).run(found, doing)
             except KeyboardInterrupt as stop:
-                stop.add_note(f"the sweep of {name} is kept in {out}: the same again goes on where it was broken off")
+                stop.add_note(as_line(f"the sweep of {name} is kept in {out}: the same again goes on where it was broken off"))
                 raise
     return replace(read_run(Place(out)), checkpoints=SweptFrom(tuple(found), loading))
 
@@ -231,7 +233,7 @@ def _named(factory: Factory | None) -> Factory | None:
     if not isinstance(factory, str):
         return factory
     place, colon, name = factory.rpartition(":")
-    return f"{Path(place).expanduser().absolute()}:{name}" if colon and place.endswith(".py") else factory
+    return f"{expanded(place).absolute()}:{name}" if colon and place.endswith(".py") else factory
 
 
 def _check_can_be_made(factory: Factory | None, checkpoints: Sequence[Checkpoint]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pytest_induction import alarms
 from pytest_induction.errors import ArgumentError, InductionError, TextError
 from pytest_induction.journal import naming_subjects
 from pytest_induction.models.diagnosis import why_unread
@@ -74,7 +75,8 @@ class Bench:
         return Snapshot(checkpoint.step, seconds=time.perf_counter() - began, problem=problem)
 
     def _measured(self, checkpoint: Checkpoint) -> tuple[Snapshot, Mapping[str, Any] | None]:
-        subject = self._loader.load(checkpoint)
+        with alarms.kept():  # a user's factory may cancel one
+            subject = self._loader.load(checkpoint)
         header = None
         if subject is not self._described():
             self._measuring = self._plan.measuring()  # another tokenizer makes other rows of the text

@@ -6,10 +6,9 @@ Only the process that began the sweep writes. The others are told which checkpoi
 from __future__ import annotations
 
 import multiprocessing
-import os
+import pickle
 import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -24,6 +23,7 @@ from pytest_induction.batching import SHARE_OF_FREE, free_memory
 from pytest_induction.errors import RunError
 from pytest_induction.runs.checkpoints import Checkpoint
 from pytest_induction.runs.record import Snapshot
+from pytest_induction.runs.serving import serve
 from pytest_induction.runs.streams import first_line
 from pytest_induction.runs.tasks import Bench, Outcome, Plan
 
@@ -149,9 +149,10 @@ class _Worker:
     """A process and the line to it."""
 
     def __init__(self, plan: Plan, threads: int) -> None:
+        packed = pickle.dumps(plan)
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
         self.line, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, plan, threads), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, packed, threads), daemon=True)
         with _no_interrupts(), nullcontext() if _is_of_main(plan) else _no_main():
             self.process.start()
         theirs.close()
@@ -249,18 +250,8 @@ def _no_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with_parent() -> None:
-    """End this process when the one that began it is gone, however it ended: nobody would hear what is measured."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _serve(line: Connection[Any, Any], plan: Plan, threads: int) -> None:
-    """What a worker does, until nobody listens any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def measure(line: Connection[Any, Any], plan: Plan, threads: int) -> None:
+    """Measure what comes along the line, until nobody listens any more."""
     torch.set_num_threads(threads)
     bench = Bench(plan)
     with suppress(EOFError, OSError):

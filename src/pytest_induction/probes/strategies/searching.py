@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from random import Random
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -22,7 +23,9 @@ from hypothesis.database import ExampleDatabase
 from hypothesis.errors import InvalidArgument, NoSuchExample, Unsatisfiable, UnsatisfiedAssumption
 from hypothesis.strategies import SearchStrategy
 
+from pytest_induction import alarms
 from pytest_induction.errors import ArgumentError, InductionError
+from pytest_induction.printable import printable
 from pytest_induction.probes.strategies.drawing import APART
 from pytest_induction.probes.strategies.replaying import KeptApart, Replays
 
@@ -119,9 +122,19 @@ def search(
     of least margin, one by one. With `replays` these take the place of the profile's database.
     """
     if currently_in_test_context():  # hypothesis wants no test within a test; in a thread of its own there is none around
-        with ThreadPoolExecutor(1) as apart:
-            options = {"max_examples": max_examples, "seed": seed, "key": key, "climb": climb, "replays": replays}
-            return apart.submit(lambda: search(examples, judge, **options)).result()  # type: ignore[arg-type]
+        options = {"max_examples": max_examples, "seed": seed, "key": key, "climb": climb, "replays": replays}
+        stopped = Event()
+
+        def judge_until_stopped(batch: Sequence[E]) -> Judged[E]:
+            return Judged(None, None, ends=True) if stopped.is_set() else judge(batch)
+
+        with alarms.getting_through(further=True), ThreadPoolExecutor(1) as apart:
+            searched = apart.submit(lambda: search(examples, judge_until_stopped, **options))  # type: ignore[arg-type]
+            try:
+                return searched.result()
+            except BaseException:  # of an alarm or of Ctrl-C, which only this thread hears of
+                stopped.set()
+                raise
     if climb and max_examples > 1:
         most = max_examples - max_examples // 2
         found = search(examples, judge, max_examples=most, seed=seed, key=key, replays=replays)
@@ -172,7 +185,8 @@ def _search(
         random = None if each is None else Random(each + 1_000_003 * number)  # noqa: S311 - what hypothesis takes
         chosen = _settings(profile, max_examples, size, full=FULL)
         try:
-            smallest = find(batches(examples, size), fails, settings=chosen, random=random, database_key=key)
+            with alarms.getting_through():
+                smallest = find(batches(examples, size), fails, settings=chosen, random=random, database_key=key)
         except NoSuchExample:
             if budget.is_spent or budget.n_seen == seen:  # or there are no others
                 return None
@@ -297,7 +311,8 @@ def run_given(
         given(**{argument: batches(examples, size)})(test_of_batches)
     )
     prepared.__dict__ |= {name: value for name, value in left.items() if not isinstance(value, settings)}
-    prepared()
+    with alarms.getting_through():
+        prepared()
     looked.check()
 
 
@@ -340,7 +355,7 @@ class Looked(Generic[E]):
         except BaseException as error:  # what pytest fails a test with is no Exception
             self._budget.failing = True
             self._failed.add(example)
-            where = f" at {self._about}" if self._about else ""
+            where = f" at {printable(self._about)}" if self._about else ""
             error.add_note(f"failing probe{where}: {example!r}\nto try it first from now on: @example({line(example)})")
             raise
         else:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
+from pytest_induction.printable import in_markup
 from pytest_induction.report.drawing import Plot, room_for, rule, text, ticks_between
 
 INK, FAINT, GRID, AXIS = "var(--ink,#1b2430)", "var(--faint,#5b6675)", "var(--grid,#e3e7ee)", "var(--axis,#aab4c0)"
@@ -97,7 +97,7 @@ def scale(colours: Sequence[str]) -> list[list[Any]]:
 def picture(parts: Iterable[str], width: float, height: float, label: str) -> str:
     """A static picture. Its texts take their look from the page."""
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
-    return f'<svg {size} fill="none" role="img" aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg>'
+    return f'<svg {size} fill="none" role="img" aria-label="{in_markup(label)}">{"".join(parts)}</svg>'
 
 
 def frame(

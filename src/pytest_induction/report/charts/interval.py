@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 
+from pytest_induction.printable import in_markup
 from pytest_induction.records import Estimate
 from pytest_induction.report.charts.chart import known, number
 
@@ -28,7 +28,7 @@ def interval(estimate: Estimate, bars: Sequence[float] = ()) -> str:
     if bars:
         label += f", threshold {' and '.join(number(bar) for bar in bars)}"
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-    return f'<svg class="interval" {size} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    return f'<svg class="interval" {size} role="img" aria-label="{in_markup(label)}">{"".join(parts)}</svg>'
 
 
 def _ends(estimate: Estimate, bars: Sequence[float]) -> tuple[float, float]:
