@@ -61,9 +61,9 @@ def annotations(
     """Workflow commands, one a line: errors for all that makes the session red, and a notice if there are more than GitHub shows.
 
     One says what is wrong beside tests (a worker that died, tests that were not run, an exit status that no test explains):
-    `why`, by default all reasons. One is about all tests that failed without anything of ours, and each of ours has its own. `marked`
-    are tests that somebody else marks. `root` is pytest's root directory, which the files of node ids are relative to; GitHub
-    wants them relative to its workspace. A gate of the command line has no file, so that its mark stands with the job alone.
+    `why`, by default all reasons. One is about all tests that failed without anything of ours, and each of ours has its own.
+    `marked` are tests that somebody else marks. `root` is pytest's root directory, which the files of node ids are relative to;
+    GitHub wants them relative to its workspace. A gate of the command line has no file, so that its mark stands with the job.
     """
     bad = [test for test in records.tests if test.outcome in BAD and test.nodeid not in marked]
     ours, others = [test for test in bad if test.is_ours], [test for test in bad if not test.is_ours]
