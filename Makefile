@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo test lint wheel docs bench study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
+.PHONY: demo test test-slow lint wheel docs bench study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
 
 demo: $(STAMP)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
@@ -17,6 +17,9 @@ demo: $(STAMP)  ## gate the shipped models and trainings, controls without induc
 test: $(STAMP)  ## lint, types, import directions, and the tests against the built wheel; `.venv/bin/python -m pytest` has those of the tree
 	$(MAKE) --no-print-directory lint wheel
 	$(WHEEL)/bin/python -m pytest -q -n auto --maxprocesses 4
+
+test-slow: $(STAMP)  ## the tests that take minutes each: an interrupt at every line of every measurement; half an hour or more
+	$(BIN)/python -m pytest -q -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check --quiet .
