@@ -114,7 +114,7 @@ class SessionRecords:
             )
         try:
             found: SessionRecords = read(
-                cls, {name: value for name, value in data.items() if name not in ("what", "schema", "result")}
+                cls, {name: value for name, value in data.items() if name not in ("what", "schema", "result", "why")}
             )
         except Unfit as error:
             raise ReportError(f"the records are damaged: {error}") from None
