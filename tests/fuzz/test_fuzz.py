@@ -35,7 +35,7 @@ def test_files_as_they_should_be_are_read(written, name):
 def test_a_slice_of_mutated_files_is_read_or_refused_in_one_line(written, name):
     """Some dozens of each, within seconds and little memory."""
     found = fuzzing.Found()
-    for number in range(15 * READERS[name].weight):
+    for number in range(8 * READERS[name].weight):
         found.take({"reader": name, "number": number, **child._tried(name, written, "slice", number)})
     assert not found.failures, "\n".join(answers[0]["said"] for answers in found.failures.values())
 

@@ -94,7 +94,7 @@ def snapshot(step, n_layers, final, tokens):
     if n_layers == 1:
         scores = dict.fromkeys(SCORES, start + 0.03)
     token = np.arange(1, tokens + 1)
-    lost = 5 - 0.01 * step - changed * np.sin(token) ** 2 * 3
+    lost = 9 - 0.01 * step - changed * np.sin(token) ** 2 * 3
     return Snapshot(
         step=step,
         tokens=1000 * step,
