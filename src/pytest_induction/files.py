@@ -135,7 +135,7 @@ def seen_at(path: str | os.PathLike[str]) -> str:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.ELOOP:
             return "is a link that leads back to itself"
-        return "is a link to something that is not there" if Path(path).is_symlink() else "is not there"
+        return "is a link to something that is not there" if os.path.islink(path) else "is not there"  # noqa: PTH114 - that of `Path` raises
     return f"is {kind_of(mode)}"
 
 
@@ -151,7 +151,7 @@ def tree_of(path: str | os.PathLike[str]) -> str:
     directory of the model that has both.
     """
     real = Path(os.path.realpath(path))
-    place = real if real.is_dir() else real.parent
+    place = real if os.path.isdir(real) else real.parent  # noqa: PTH112 - that of `Path` raises
     for each in (place, *place.parents[:3]):
         if each.name == "snapshots" and (each.parent / "blobs").is_dir():
             return str(each.parent)

@@ -10,7 +10,10 @@ Name = str | os.PathLike[str]
 
 def expanded(name: Name) -> Path:
     """The path, from the home directory where it begins with `~`; as it is written where nobody of that name has one."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - that of `Path` raises
+    try:
+        return Path(os.path.expanduser(name))  # noqa: PTH111 - that of `Path` raises
+    except ValueError:  # a null, or half of a surrogate pair, where the name of a user would be
+        return Path(name)
 
 
 def is_there(path: Name) -> bool:

@@ -66,10 +66,12 @@ def in_markup(text: object) -> str:
 
 
 def in_json(text: str) -> str:
-    """The JSON of the same data, in which whatever is not printable is an escape of JSON; its line ends stay."""
-    return NOT_ASCII.sub(
-        lambda found: found[0] if found[0].isprintable() or found[0] == "\n" else json.dumps(found[0])[1:-1], text
-    )
+    r"""The JSON of the same data, in which whatever is not printable is an escape of JSON; its line ends stay.
+
+    Half of a surrogate pair, as which Python has a byte of a name that is no UTF-8, is in no JSON that others read: it stays as
+    the words that show it, `\udcff`.
+    """
+    return NOT_ASCII.sub(lambda found: found[0] if found[0].isprintable() or found[0] == "\n" else _in_json(found[0]), text)
 
 
 def everywhere(value: T) -> T:
@@ -84,6 +86,10 @@ def command_line(words: Iterable[str]) -> str:
 
 def _escape(letter: str) -> str:
     return letter.encode("unicode_escape").decode("ascii")
+
+
+def _in_json(letter: str) -> str:
+    return json.dumps(_escape(letter) if "\ud800" <= letter <= "\udfff" else letter)[1:-1]
 
 
 def _ends(word: str) -> str:

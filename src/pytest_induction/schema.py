@@ -92,7 +92,7 @@ def _check_pairs(found: Any) -> None:
         raise ValueError("it has half of a surrogate pair") from None
 
 
-_TOO_DEEP = f"it has more than {DEEPEST} objects and lists in each other"
+_TOO_DEEP = f"its lists and objects lie too deep in each other, expected at most {DEEPEST}"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

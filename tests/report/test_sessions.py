@@ -387,8 +387,9 @@ CONFTESTS = {
 
 @pytest.mark.parametrize("processes", [(), PARALLEL], ids=["alone", "xdist"])
 @pytest.mark.parametrize("kind", CONFTESTS)
-def test_what_others_make_of_the_exit_status(run, pytester, processes, kind):
+def test_what_others_make_of_the_exit_status(run, pytester, monkeypatch, processes, kind):
     """However late they change it; nothing else is wrong."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # of the worker that runs this test
     body, status, said = CONFTESTS[kind]
     pytester.makepyfile(HEAD + LAST)
     pytester.makeconftest(f"import os\nimport pytest\nif 'PYTEST_XDIST_WORKER' not in os.environ:\n{indented(body)}")

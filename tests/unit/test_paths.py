@@ -6,7 +6,7 @@ from pytest_induction import ArgumentError, InductionError, load_model, load_run
 from pytest_induction.paths import expanded, is_directory, is_file, is_there
 from pytest_induction.specs import check_text
 
-NEVER = ["x" * 5000, "a\0b", "~nobody-of-that-name/x", "a/" * 3000, "\udcff" * 300]
+NEVER = ["x" * 5000, "a\0b", "~nobody-of-that-name/x", "a/" * 3000, "\udcff" * 300, "~\0", "~\ud800/x"]
 
 
 @pytest.mark.parametrize("name", NEVER)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pytest_induction.printable import in_json
 from pytest_induction.ranges import SCORES, Range, error_of
 from pytest_induction.runs.hunts import hunts_from, hunts_to
 from pytest_induction.runs.record import ARRAYS, HEADS, NUMBERS, Floats, Snapshot
@@ -178,7 +179,7 @@ def to_line(snapshot: Snapshot) -> tuple[bytes, dict[str, Floats]]:
         "problem": snapshot.problem,
     }
     data |= {name: value for name, value in rest.items() if value}
-    return json.dumps(data, allow_nan=False, separators=(",", ":")).encode(), beside
+    return in_json(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))).encode(), beside
 
 
 def _put(data: dict[str, Any], beside: dict[str, Floats], name: str, name_beside: str, value: Any) -> None:

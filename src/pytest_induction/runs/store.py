@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Self
 from pytest_induction.errors import RunError
 from pytest_induction.files import create_new, inside, names_in, open_regular, read_bytes, tree_of
 from pytest_induction.paths import expanded
+from pytest_induction.printable import in_json
 from pytest_induction.runs.header import HEADER, LONGEST_HEADER, SCHEMA, header_of, read_header
 from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.locks import Lock
@@ -280,7 +281,8 @@ class RunWriter:
 
     def _write_header(self, header: Mapping[str, Any]) -> None:
         try:
-            _replace(self.directory / HEADER, json.dumps(header, indent=1, allow_nan=False).encode() + b"\n")
+            text = in_json(json.dumps(header, indent=1, ensure_ascii=False, allow_nan=False))
+            _replace(self.directory / HEADER, f"{text}\n".encode())
         except OSError as error:
             raise RunError(f"{self.directory / HEADER} cannot be written: {_reason(error)}") from None
 
