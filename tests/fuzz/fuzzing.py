@@ -14,6 +14,7 @@ from pathlib import Path
 from .child import MOST_MEMORY, MOST_SECONDS
 
 ROOT = Path(__file__).parents[2]
+WAIT = 6 * MOST_SECONDS  # by the clock, for an input that takes no time of the processor and does not end
 FIRST = 300.0  # seconds for the first input of a reader: libraries are imported, and files made
 
 
@@ -72,7 +73,7 @@ class Child:
         try:
             self._process.stdin.write(json.dumps({**asked, "limit": self._limit}) + "\n")
             self._process.stdin.flush()
-            line = self._answers.get(timeout=2 * MOST_SECONDS if asked["reader"] in self._warm else FIRST)
+            line = self._answers.get(timeout=WAIT if asked["reader"] in self._warm else FIRST)
         except BrokenPipeError:
             line = ""
         except queue.Empty:

@@ -40,7 +40,7 @@ def records(place, rng):
 def run(place, rng):
     from pytest_induction.runs.opening import load_run
 
-    judged(load_run(place / "run"), rng)
+    judged(checked(load_run(place / "run")), rng)
 
 
 def judged(found, rng):
@@ -51,7 +51,6 @@ def judged(found, rng):
     from pytest_induction.report.run_picture import svg
     from pytest_induction.runs.picture import picture_of
 
-    check(found)
     others = [assert_cooccurrence, assert_heads_kept, assert_final_has_induction_head, assert_previous_token_first]
     for judge in (assert_log_is_sane, assert_phase_change, rng.choice(others)):
         try:
@@ -72,8 +71,8 @@ def judged(found, rng):
     charts(picture)
 
 
-def check(found):
-    """What a run that was read must be, whatever it was read from."""
+def checked(found):
+    """The same run, which is what one that was read must be, whatever it was read from."""
     assert (np.diff(found.steps) > 0).all(), "its steps do not rise"
     counted = [each.tokens for each in found.snapshots if each.tokens is not None]
     assert counted == sorted(counted), "its tokens fall"
@@ -82,6 +81,7 @@ def check(found):
         assert share is None or not np.isfinite(share) or -1e-3 <= share <= 1.001, "an accuracy is none"
         scores = each.prefix_matching
         assert scores is None or not ((scores < -0.2) | (scores > 1.2)).any(), "a share is none"
+    return found
 
 
 def one_line(error):
@@ -92,7 +92,7 @@ def logs(place, rng):
     from pytest_induction.runs.opening import load_run
 
     columns = {"loss": "value"} if place.name == "points" else None
-    judged(load_run(next(place.iterdir()), columns=columns), rng)
+    judged(checked(load_run(next(place.iterdir()), columns=columns)), rng)
 
 
 def profiles(place, rng):
@@ -168,12 +168,15 @@ def options(place, rng):
     from pytest_induction import specs
     from pytest_induction.exhibits.kinds import kinds_named
     from pytest_induction.runs.checkpoints import parse_steps
-    from pytest_induction.runs.logs.choice import checked, pairs
+    from pytest_induction.runs.logs import choice
 
     checks = (
         *(specs.check_spec, specs.memory_size, specs.check_dtype, specs.check_device, specs.check_seed, specs.check_bound),
         *(specs.module_names, kinds_named, parse_steps, lambda text: specs.check_text(Path(text))),
-        *(lambda text: checked(pairs("--column", [text]), None), lambda text: checked(None, pairs("--where", [text]))),
+        *(
+            lambda text: choice.checked(choice.pairs("--column", [text])),
+            lambda text: choice.checked(None, choice.pairs("--where", [text])),
+        ),
     )
     for check_value in checks:
         try:

@@ -116,10 +116,10 @@ class TestItCanFail:
 def test_a_check_of_a_run_can_fail():
     """What was read is looked at, too."""
     run = seeds.training_run()
-    readers.check(run)
+    readers.checked(run)
     run.__dict__["steps"] = run.steps[::-1]
     with pytest.raises(AssertionError, match="its steps do not rise"):
-        readers.check(run)
+        readers.checked(run)
 
 
 def test_every_nasty_value_can_be_written():

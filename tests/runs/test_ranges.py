@@ -110,21 +110,15 @@ def test_what_a_header_says_of_itself_is_kept(recorded):
     assert run.about == {"n_layers": 2, "later": [1]} and provenance_of(run).n_layers == 2
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"loss": 1e308}, "run 'made', step 100: `loss` must be a number of at most 3.4e+38, in nats, got 1e+308"),
-        ({"repeat_accuracy": 40.0}, "run 'made', step 100: `repeat_accuracy` must be within 0 and 1, got 40"),
-        ({"tokens": 0}, "the tokens of run 'made' must not fall, got 0 at step 100 after 50 at step 50"),
-    ],
-)
-def test_a_run_made_by_hand_is_held_to_the_same(changes, said):
+@pytest.mark.parametrize("name", ["loss", "advantage"])
+def test_a_run_made_by_hand_has_numbers_that_arithmetic_stands(name):
     """As a record that is read."""
     snapshots = [Snapshot(step, step, loss=1.0) for step in (50, 100, 150)]
-    snapshots[1] = replace(snapshots[1], **changes)
+    snapshots[1] = replace(snapshots[1], **{name: 1e308})
     with pytest.raises(RunError) as failed:
         TrainingRun("made", tuple(snapshots))
-    assert str(failed.value) == said
+    said = f"`{name}` must be a number of at most 3.4e+38, in nats, got 1e+308"
+    assert str(failed.value) == f"run 'made', step 100: {said}"
 
 
 SIZES = (0.0, 1e-300, 1.0, 3e38, -3e38, np.nan, np.inf, -np.inf)

@@ -24,7 +24,7 @@ from pytest_induction.metrics.trajectory import (
     turning_angles,
 )
 from pytest_induction.probes.answers import ProbeSequence
-from pytest_induction.ranges import FROM_ONE, SCORES, Count, Number, Small
+from pytest_induction.ranges import FROM_ONE, NATS, SCORES, Count, Number, Small
 
 if TYPE_CHECKING:
     from pytest_induction.runs.checkpoints import Checkpoint
@@ -140,12 +140,9 @@ class Snapshot:
     __hash__ = None  # type: ignore[assignment]  # it holds arrays
 
 
-def _misfit(snapshot: Snapshot, name: str) -> str:
-    """What is wrong with a number of a snapshot, "" for nothing; what is not finite was not measured."""
-    value = getattr(snapshot, name)
-    if value is None or value in (math.inf, -math.inf) or not (said := SCORES[name](value)):
-        return ""
-    return f"`{name}` {said}"
+def _is_too_large(value: float | None) -> bool:
+    """Whether a number is more than arithmetic stands; what is not finite was not measured."""
+    return value is not None and math.isfinite(value) and not NATS.holds(value)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -196,16 +193,9 @@ class TrainingRun:
         if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
             raise RunError(f"the steps of run {self.name!r} must rise strictly; `in_order` sorts out resumed and repeated ones")
         for snapshot in self.snapshots:
-            said = next(filter(None, (_misfit(snapshot, name) for name in (*NUMBERS, "step", "tokens", "seconds"))), "")
-            if said:
-                raise RunError(f"run {self.name!r}, step {snapshot.step}: {said}")
-        counted = [snapshot for snapshot in self.snapshots if snapshot.tokens is not None]
-        for one, other in itertools.pairwise(counted):
-            if (one.tokens or 0) > (other.tokens or 0):
-                raise RunError(
-                    f"the tokens of run {self.name!r} must not fall, got {other.tokens} at step {other.step} "
-                    f"after {one.tokens} at step {one.step}"
-                )
+            large = next((name for name in NUMBERS if _is_too_large(getattr(snapshot, name))), None)
+            if large is not None:
+                raise RunError(f"run {self.name!r}, step {snapshot.step}: `{large}` {NATS(getattr(snapshot, large))}")
 
     def __len__(self) -> int:
         return len(self.snapshots)
