@@ -180,9 +180,12 @@ def have_alone(changes: Changes, module: nn.Module) -> None:
 
 def _with_weights(module: nn.Module) -> nn.Module:
     """The first part with weights of its own, which a wrapper has in common with what it wraps."""
-    ahead = [module]
+    ahead, seen = [module], set[int]()
     while ahead:  # by hand, as this is done before every pass
         part = ahead.pop()
+        if id(part) in seen:  # a part of two others, or of itself
+            continue
+        seen.add(id(part))
         if any(each is not None for each in part._parameters.values()):  # noqa: SLF001 - without those of its parts
             return part
         ahead += [child for child in reversed(part._modules.values()) if child is not None]  # noqa: SLF001 - as above
