@@ -64,8 +64,15 @@ def _raises(place, rng):
     raise TypeError("not ours")
 
 
+class Loose(RunError):
+    """An error that says what it likes."""
+
+    def __str__(self):
+        return "one line\nand another"
+
+
 def _in_lines(place, rng):
-    raise RunError("one line\nand another")
+    raise Loose
 
 
 def _refuses(place, rng):

@@ -426,7 +426,7 @@ def test_a_run_that_cannot_be_drawn_says_why(monkeypatch):
     """Too short, or anything else."""
     monkeypatch.setattr(run, "picture_of", lambda run: (_ for _ in ()).throw(RunError("one snapshot is no run\n...")))
     found = exhibit_of_run(None, provenance(load_model(small(planted.induction_head))))
-    assert (found.kind, found.data, found.missing) == ("run", {}, "one snapshot is no run")
+    assert (found.kind, found.data, found.missing) == ("run", {}, "one snapshot is no run\\n...")
 
 
 def test_numbers_are_plain():

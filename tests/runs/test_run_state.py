@@ -131,7 +131,7 @@ class TestFinalHasInductionHead:
         ("options", "verdict", "reason"),
         [
             ({}, FORMED, "formed"),
-            ({"score": 0.1}, NOT_FORMED, "no_head_matches"),
+            ({"score": 0.1, "excess": 0.05}, NOT_FORMED, "no_head_matches"),
             ({"excess": 0.0}, NOT_FORMED, "no_head_matches"),
             ({"advantage": 0.0}, NOT_FORMED, "matches_without_copying"),
             ({"error": 0.3}, UNDETERMINED, "heads_unclear"),

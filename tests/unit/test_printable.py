@@ -73,11 +73,18 @@ def test_any_text_may_stand_in_xml(text):
     assert (found.text or "") == found.attrib["b"] == printable(text)
 
 
+def in_words(data):
+    if isinstance(data, dict):
+        return {in_words(name): in_words(each) for name, each in data.items()}
+    return list(map(in_words, data)) if isinstance(data, list) else data.encode("utf-8", "backslashreplace").decode()
+
+
 @given(st.recursive(ANY, lambda inner: st.lists(inner) | st.dictionaries(ANY, inner), max_leaves=6))
 def test_json_says_the_same_in_letters_that_can_be_written(data):
+    """But for half of a surrogate pair, which is in no JSON: it is shown as words."""
     text = in_json(json.dumps(data, ensure_ascii=False, indent=1))
     text.encode("utf-8")
-    assert json.loads(text) == data and "\x7f" not in text and "\u202e" not in text
+    assert json.loads(text) == in_words(data) and "\x7f" not in text and "\u202e" not in text
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="it is bash that reads it")

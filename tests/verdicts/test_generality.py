@@ -209,7 +209,7 @@ def test_what_is_measured_is_not_lost_where_copies_fail(monkeypatch):
     monkeypatch.setattr(assertions, "copies_of", broken)
     found = assert_heads_generalize(planted.class_induction_head(**SIZES), "L1H0", "classes")
     assert (
-        found.provenance.notes[-1] == "what heads copy is not known: no weights"
+        found.provenance.notes[-1] == "what heads copy is not known: no weights\\nat all"
         and "classes L1H0 literal copy" not in found.estimates
     )
 
