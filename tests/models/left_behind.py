@@ -2,6 +2,7 @@
 
 import random
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pytest_induction.models.way_in import is_looking
 
 HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 PACKAGE = str(Path(pytest_induction.__file__).parent)
+ASIDE = ThreadPoolExecutor(1)
 MODELS = tuple(str(Path(__file__).parent / name) for name in ("recorded.py", "plain.py", "test_hand_written.py"))
 
 
@@ -131,7 +133,15 @@ def moments(seen, most):
 
 
 def interrupted(run, model, *, at, again=None, also=""):
-    """What is left behind where `run` is interrupted; None where it came to its end before."""
+    """What is left behind where `run` is interrupted; None where it came to its end before.
+
+    In a thread of its own: where a tracing function raises, Python may go on as if that were still being handled, and would
+    show it beside every later error of the thread.
+    """
+    return ASIDE.submit(_interrupted, run, model, at=at, again=again, also=also).result()
+
+
+def _interrupted(run, model, *, at, again, also):
     before = everything(model)
     lines = Lines(at, again, also)
     try:
@@ -140,6 +150,7 @@ def interrupted(run, model, *, at, again=None, also=""):
     except KeyboardInterrupt:
         pass
     found = changed(before, everything(model))
+    torch.set_grad_enabled(True)
     return found if lines.times else None
 
 

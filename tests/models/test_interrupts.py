@@ -201,10 +201,7 @@ def test_a_clean_up_that_can_be_skipped_is_seen_to_leave_something():
         with torch.no_grad():
             model(SHORT)
 
-    found = []
-    for at in range(len(noted(run, __file__))):
-        found.append(interrupted(run, model, at=at, also=__file__))
-        torch.set_grad_enabled(True)
+    found = [interrupted(run, model, at=at, also=__file__) for at in range(len(noted(run, __file__)))]
     assert any(each and "gradient mode" in each for each in found)
 
 
