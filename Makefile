@@ -63,7 +63,7 @@ study-pretrained: $(STAMP)  ## two real models, fetched once (350 MB), into docs
 	@$(BIN)/python -m pip show --quiet gguf 2> /dev/null || $(INSTALL) --constraint constraints.txt --group pretrained
 	$(BIN)/python benchmarks/study_pretrained.py $(STUDY)
 
-fuzz: $(STAMP)  ## 20,000 files that nobody wrote so, over every reader; about an hour. FUZZ="--inputs 2000 --seed 7": fewer, others
+fuzz: $(STAMP)  ## 20,000 files that nobody wrote so, over every reader; about ten minutes. FUZZ="--inputs 2000 --seed 7": fewer, others
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 fixtures: $(STAMP)  ## train the shipped models that are missing
