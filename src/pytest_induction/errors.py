@@ -124,6 +124,11 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+def first_line(error: BaseException, longest: int | None = None) -> str:
+    """What an error says, in one line, of at most so many letters; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:longest]
+
+
 def user_facing(function: Callable[P, R]) -> Callable[P, R]:
     """Let errors of ours leave `function` as if the user's own line had raised them, and nothing changed, see `puts_back`."""
     measured = puts_back(function)

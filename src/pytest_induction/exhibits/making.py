@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pytest_induction.errors import InductionError
+from pytest_induction.errors import InductionError, first_line
 from pytest_induction.exhibits.plain import plain
 from pytest_induction.records import Exhibit, Provenance
-from pytest_induction.runs.streams import first_line
 
 LONGEST = 200  # letters of what is said of an error
 
@@ -26,5 +25,5 @@ def exhibit_with(kind: str, about: Provenance, measure: Callable[[], dict[str, A
 
 def why(error: Exception) -> str:
     """What went wrong, in a line."""
-    said, name = first_line(error)[:LONGEST], type(error).__name__
+    said, name = first_line(error, LONGEST), type(error).__name__
     return said if isinstance(error, InductionError) or said == name else f"{name}: {said}"

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pytest_induction import errors
 from pytest_induction.errors import ModelError
 from pytest_induction.models.changing import HOOKS, Shared, have_alone
 from pytest_induction.models.inputs import INPUT_IDS, Inputs, parameters_of
@@ -26,6 +27,7 @@ from pytest_induction.models.weights import fingerprint
 from pytest_induction.undoing import Changes
 
 _NOTHING = nullcontext()
+LONGEST_LINE = 200  # letters of an error of others
 FLEX = "torch.nn.attention.flex_attention"
 UNCOMPILED = "flex_attention_performance"  # torch's name of that warning
 
@@ -420,5 +422,4 @@ def told(error: Exception) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, short enough to stand in one of ours."""
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
+    return errors.first_line(error, LONGEST_LINE)

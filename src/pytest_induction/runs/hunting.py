@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pytest_induction.errors import ArgumentError, InductionError, ModelError
+from pytest_induction.errors import ArgumentError, InductionError, ModelError, first_line
 from pytest_induction.journal import naming_subjects
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.strategies.replaying import Replays
@@ -18,7 +18,6 @@ from pytest_induction.progress import advance, progress, showing_on
 from pytest_induction.properties.hunt import Claim, Example, Hunt, listed, sequences_of, strategy_for
 from pytest_induction.runs.loading import FactoryError
 from pytest_induction.runs.record import Hunted, TrainingRun
-from pytest_induction.runs.streams import first_line
 from pytest_induction.runs.trainings import TrainingModels
 
 KNOWN = 16  # sequences that failed elsewhere, the smallest, on which a snapshot is tried first;

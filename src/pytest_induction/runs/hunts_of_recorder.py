@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pytest_induction.errors import ArgumentError
+from pytest_induction.errors import ArgumentError, first_line
 from pytest_induction.journal import naming_subjects
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.strategies.searching import warm_up
@@ -15,7 +15,6 @@ from pytest_induction.properties.ready import PROBES
 from pytest_induction.runs.hunting import Hunting, claims_of
 from pytest_induction.runs.record import Hunted, Snapshot
 from pytest_induction.runs.schedule import Budget
-from pytest_induction.runs.streams import first_line
 
 EXAMPLES = 64  # of each hunt: a test case of hypothesis's, and a pass or a few
 PART = 4  # of the budget hunts may take one in so many: what is recorded of heads comes first

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.errors import InductionError, ModelError, RunError
+from pytest_induction.errors import InductionError, ModelError, RunError, first_line
 from pytest_induction.files import read_json, tree_of
 from pytest_induction.journal import attached
 from pytest_induction.models.adapt import adapt
@@ -33,7 +33,6 @@ from pytest_induction.runs.layouts.layout import Layout
 from pytest_induction.runs.options_named import Spelling, option
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.reading import check_step, layout_of, on_this_machine
-from pytest_induction.runs.streams import first_line
 from pytest_induction.specs import CONFIG, memory_size
 from pytest_induction.undoing import puts_back
 

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
-from pytest_induction.errors import RunError
+from pytest_induction.errors import RunError, first_line
 from pytest_induction.files import MOST_NAMES, UnfitFileError, inside, names_in, open_regular, seen_at, tree_of
 from pytest_induction.paths import expanded, is_directory, is_file
-from pytest_induction.runs.streams import first_line
 
 LOCAL = ("file://", "local://")
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from pytest_induction.errors import first_line
+
 BLOCK = 2**20  # bytes
 
 
@@ -63,8 +65,3 @@ class Reading:
                 too_long, rest = True, b""
         if (rest or too_long) and not self.stopped:
             yield Line(number, None if too_long else rest, ended=False)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

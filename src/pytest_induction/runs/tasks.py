@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pytest_induction import alarms
-from pytest_induction.errors import ArgumentError, InductionError, TextError
+from pytest_induction.errors import ArgumentError, InductionError, TextError, first_line
 from pytest_induction.journal import naming_subjects
 from pytest_induction.models.diagnosis import why_unread
 from pytest_induction.models.protocol import ModelUnderTest
@@ -19,7 +19,6 @@ from pytest_induction.runs.loading import FactoryError, Loader, Loading
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.options_named import spelt
 from pytest_induction.runs.record import Snapshot
-from pytest_induction.runs.streams import first_line
 
 
 @dataclass(frozen=True)

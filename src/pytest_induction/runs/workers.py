@@ -20,11 +20,10 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from pytest_induction.batching import SHARE_OF_FREE, free_memory
-from pytest_induction.errors import RunError
+from pytest_induction.errors import RunError, first_line
 from pytest_induction.runs.checkpoints import Checkpoint
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.serving import serve
-from pytest_induction.runs.streams import first_line
 from pytest_induction.runs.tasks import Bench, Outcome, Plan
 
 ATTEMPTS = 2  # at a checkpoint, before the death of who measures it is taken to be its doing

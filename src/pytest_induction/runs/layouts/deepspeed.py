@@ -10,11 +10,10 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_induction.errors import RunError, reason
+from pytest_induction.errors import RunError, first_line, reason
 from pytest_induction.files import open_regular, tree_of
 from pytest_induction.runs.layouts.layout import NestedLayout, Weights, entries
 from pytest_induction.runs.places import Place
-from pytest_induction.runs.streams import first_line
 from pytest_induction.tensor_files import check_torch_file
 
 if TYPE_CHECKING:

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_induction.errors import RunError, reason
+from pytest_induction.errors import RunError, first_line, reason
 from pytest_induction.files import names_in, open_regular, read_bytes, tree_of
 from pytest_induction.runs.layouts.layout import NestedLayout, Weights, entries
 from pytest_induction.runs.places import Place
-from pytest_induction.runs.streams import first_line
 from pytest_induction.tensor_files import LONGEST_METADATA, check_containers, is_shape
 
 if TYPE_CHECKING:

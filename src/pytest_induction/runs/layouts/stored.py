@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from pytest_induction import files
-from pytest_induction.errors import RunError, reason
+from pytest_induction.errors import RunError, first_line, reason
 from pytest_induction.files import open_regular, tree_of
 from pytest_induction.runs.layouts.harmless import HARMLESS
 from pytest_induction.runs.layouts.layout import Weights
-from pytest_induction.runs.streams import first_line
 from pytest_induction.tensor_files import Header, check_torch_file, opened_archive, record_in, safetensors_header
 
 NESTED = (  # where trainers put the weights in a larger state
