@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.models.calling import (
     Caller,
     Form,
-    Memory,
     OtherRandom,
     as_found,
     device_of,
@@ -27,7 +27,6 @@ from pytest_induction.models.calling import (
     is_compiled,
     is_out_of_memory,
     uncompiled,
-    writes,
 )
 from pytest_induction.models.census import following_calls
 from pytest_induction.models.changing import have_alone
@@ -39,7 +38,9 @@ from pytest_induction.models.inputs import MASKS
 from pytest_induction.models.outputs import parts_of
 from pytest_induction.models.protocol import ModelUnderTest, remember_inside
 from pytest_induction.models.shown import Attach
+from pytest_induction.models.standing import writes
 from pytest_induction.models.trial import Trial, find_way, is_offloaded
+from pytest_induction.models.unfinished import Beginning
 from pytest_induction.models.weights import broken_weights
 from pytest_induction.models.without_pattern import paths_or_classes
 from pytest_induction.records import TokenSpace
@@ -69,12 +70,13 @@ def adapt(
         raise ModelError(f"{name} {why}")
     with Changes() as changes:
         have_alone(changes, module)
-        others, found = OtherRandom(), Memory(module)
-        changes.undone_by(found.restore)
+        others, beginning = OtherRandom(), Beginning(module)
+        changes.undone_by(beginning.restore)
         changes.undone_by(others.restore)
         with as_found(module) as hooked:
             _check_weights(module, name)
-            tried = _tried_out(module, tokenizer, name)
+            beginning.weigh()
+            tried = _tried_out(module, tokenizer, name, beginning)
             declares = paths_or_classes(module, tried.found.caller.module, without_pattern)
             told: dict[str, Any] = {"expected": declared_layers(tried.found.seen.sources), "hooked": hooked}
             way, said = find_way(tried.found.caller, tried.trial._replace(declared=declares), attach, **told)
@@ -85,8 +87,11 @@ def adapt(
                 if way is not None:
                     tried, said = again, ()
                     break
+            beginning.check(tried.found, name, tried.trial.space.n_ctx or LONGEST_TRIAL)
+            written = beginning.written()  # now, as what was known to be written to is put back at the end of this block
         draws = others.restore()
-        writes[uncompiled(module)] = written = found.restore()
+        beginning.restore()
+    writes[uncompiled(module)] = written
     caller, trial = tried.found.caller, tried.trial
     writes[caller.module] = written
     notes, space = trial.notes, trial.space
@@ -118,7 +123,7 @@ class _Tried(NamedTuple):
         return self.trial.steady
 
 
-def _tried_out(module: nn.Module, tokenizer: Any, name: str) -> _Tried:
+def _tried_out(module: nn.Module, tokenizer: Any, name: str, beginning: Beginning) -> _Tried:
     """Try the ways to call a module until one stands all checks. Raises what the first one that runs failed for.
 
     One with which rows influence each other a little is taken where no other way has them apart.
@@ -126,6 +131,8 @@ def _tried_out(module: nn.Module, tokenizer: Any, name: str) -> _Tried:
     failure: ModelError | None = None
     second: _Tried | None = None
     forms = find_forms(module, name)
+    first = next(forms)
+    forms = find_forms(module, name) if beginning.check(first, name) else chain([first], forms)
     for found in forms:
         try:
             tried = _checked(found, tokenizer, name)

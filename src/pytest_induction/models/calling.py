@@ -6,13 +6,12 @@ import hashlib
 import importlib
 import random
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -20,9 +19,10 @@ from torch import Tensor, nn
 
 from pytest_induction import errors
 from pytest_induction.errors import ModelError
-from pytest_induction.models.changing import HOOKS, Shared, have_alone
+from pytest_induction.models.changing import Shared, have_alone
 from pytest_induction.models.inputs import INPUT_IDS, Inputs, parameters_of
 from pytest_induction.models.outputs import Outputs, Vocabulary, described, readings
+from pytest_induction.models.standing import Memory, all_parts, kept_in, writes
 from pytest_induction.models.weights import fingerprint
 from pytest_induction.undoing import Changes
 
@@ -215,101 +215,12 @@ class OtherRandom:
         return now._python != self._python or not all(map(np.array_equal, now._numpy, self._numpy))
 
 
-class Standing:
-    """What a module and its parts keep in plain attributes and hooks, which a pass that is cut off must leave as a whole one."""
-
-    def __init__(self, module: nn.Module) -> None:
-        parts = [(part, (*_own(part), *((name, vars(part)[name]) for name in HOOKS))) for part in _all_parts(module)]
-        self._before = [(part, name, value, _held(value)) for part, held in parts for name, value in held]
-
-    def restore(self) -> bool:
-        """Put everything back as it was, and tell whether anything was not."""
-        changed = False
-        for part, name, value, held in self._before:
-            now = vars(part).get(name)
-            if now is value and _equal(_held(now), held):
-                continue
-            changed = True
-            vars(part)[name] = value
-            if isinstance(value, list):
-                value[:] = held
-            elif isinstance(value, (dict, set)):
-                value.clear()
-                value.update(held)
-            elif not held and _held(value):
-                value.release()
-        return changed
-
-
-class Memory(Standing):
-    """What a module and its parts keep in tensors that are no weights: buffers, and plain attributes.
-
-    A cache is such a tensor. Those with some `names` are kept; all of them where there are none.
-    """
-
-    def __init__(self, module: nn.Module, names: Collection[str] | None = None) -> None:
-        super().__init__(module)
-        stores = [store for part in _all_parts(module) for store in (part._buffers, vars(part))]  # noqa: SLF001 - nothing else tells
-        self._stores = [(store, set(store)) for store in stores if isinstance(store, dict)]  # a script keeps them elsewhere
-        self._tensors = [
-            (store, name, value, value.detach().clone())
-            for store, _ in self._stores
-            for name, value in store.items()
-            if isinstance(value, Tensor) and not value.is_meta and (names is None or name in names)
-        ]
-
-    def restore(self) -> frozenset[str]:  # type: ignore[override]
-        """Put back the tensors that are not as they were, plain attributes with them, and give the names of the tensors."""
-        written = set()
-        with torch.no_grad():
-            for store, name, value, kept in self._tensors:
-                if store.get(name) is not value or not torch.equal(value, kept):
-                    written.add(name)
-                    value.copy_(kept)
-                    store[name] = value
-        for part, name, value, _ in self._before:  # what was none before is one now
-            if isinstance(vars(part).get(name), Tensor) and not isinstance(value, Tensor):
-                written.add(name)
-        written |= {name for store, before in self._stores for name in set(store) - before if isinstance(store[name], Tensor)}
-        if written:
-            super().restore()
-            for store, before in self._stores:
-                for name in set(store) - before:
-                    del store[name]
-        return frozenset(written)
-
-
-writes: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
-"""The names of tensors that passes of a module were seen to write to, which are no weights."""
-
-
-def _own(part: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The attributes of a module that are not torch's."""
-    return ((name, value) for name, value in vars(part).items() if not name.startswith("_"))
-
-
-def _held(value: Any) -> Any:
-    """What a container holds, or whether a lock is held; None for anything else."""
-    if isinstance(value, (list, dict, set)):
-        return value.copy()
-    locked = getattr(value, "locked", None)
-    return bool(locked()) if callable(locked) else None
-
-
-def _equal(now: Any, held: Any) -> bool:
-    """Whether a container holds what it held; one of tensors that are others, which do not compare, does not."""
-    try:
-        return bool(now == held)
-    except (RuntimeError, ValueError):
-        return False
-
-
 def _walked(module: nn.Module) -> tuple[list[nn.Module], bool]:
     """The parts in training mode, and whether any part has hooks that run at its end.
 
     This runs before every pass, so it walks by hand, several times as fast as `modules()`.
     """
-    found, hooked, ahead = [], False, [module, *_kept(module)]
+    found, hooked, ahead = [], False, [module, *kept_in(module)]
     met: set[int] = set()  # a part may have several parents, or be one of its own
     while ahead:
         part = ahead.pop()
@@ -385,21 +296,10 @@ def condition(module: nn.Module) -> str:
     """Changes whenever the module may compute something else: other weights, hooks, replaced forwards, modes."""
     parts = [
         f"{part.training}:{[*hooks['_forward_hooks']]}:{[*hooks['_forward_pre_hooks']]}:{id(hooks.get('forward'))}"
-        for part in _all_parts(module)
+        for part in all_parts(module)
         for hooks in (vars(part),)
     ]
     return hashlib.blake2b("".join([fingerprint(module), *parts]).encode(), digest_size=8).hexdigest()
-
-
-def _all_parts(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules in a module, and in those that it keeps unregistered."""
-    for part in (module, *_kept(module)):
-        yield from part.modules()
-
-
-def _kept(module: nn.Module) -> list[nn.Module]:
-    """Modules that a module keeps without registering them, as a TransformerBridge does."""
-    return [value for value in vars(module).values() if isinstance(value, nn.Module)]
 
 
 def quoted(path: str) -> str:

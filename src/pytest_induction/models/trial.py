@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pytest_induction.errors import InductionError
 from pytest_induction.models.attention import JoinedReader, LogSumExpReader, PatternReader, Reader
-from pytest_induction.models.calling import Caller, Standing, first_line, is_out_of_memory, quoted
+from pytest_induction.models.calling import Caller, first_line, is_out_of_memory, quoted
 from pytest_induction.models.chunks import ChunkedReader
 from pytest_induction.models.differences import close_to, difference
 from pytest_induction.models.eager import EagerWay
@@ -27,6 +27,7 @@ from pytest_induction.models.registry import RegistryWay
 from pytest_induction.models.sdpa import SdpaWay
 from pytest_induction.models.shown import Attach, ShownWay
 from pytest_induction.models.softmax import SoftmaxWay
+from pytest_induction.models.standing import Standing
 from pytest_induction.models.transformer_lens import HookPointWay
 from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Trials, WayIn
 from pytest_induction.records import TokenSpace

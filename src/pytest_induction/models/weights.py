@@ -37,6 +37,19 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def digests(module: nn.Module) -> dict[str, bytes]:
+    """For each weight of the module a few bytes that are others where it holds other numbers."""
+    return {name: _digest(_tensors(module, name, weight)) for name, weight in module.named_parameters()}
+
+
+def _digest(tensors: Iterator[Tensor]) -> bytes:
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        if not tensor.is_meta:
+            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode() + _bits(tensor))
+    return digest.digest()
+
+
 def _tensors(module: nn.Module, name: str, value: Any) -> Iterator[Tensor]:
     """The plain tensors of one entry of the module's state."""
     if isinstance(value, Tensor) and value.is_meta:
@@ -96,4 +109,5 @@ def _bits(tensor: Tensor) -> bytes:
     whole = len(octets) // 8 * 8
     words = octets[:whole].view(torch.int64)  # eight bytes at a time, as summing is what takes the time
     sample = words[:: max(1, len(words) // SAMPLED_NUMBERS)]
-    return b"".join(part.cpu().numpy().tobytes() for part in (words.sum()[None], sample, octets[whole:]))
+    parts = words.sum()[None], sample.clone(), octets[whole:].clone()  # as what shares memory with numpy cannot be freed by FSDP
+    return b"".join(part.cpu().numpy().tobytes() for part in parts)
