@@ -168,7 +168,7 @@ def as_found(module: nn.Module, *, draws: bool = False) -> Iterator[bool]:
             changes.undone_by(OtherRandom().restore)
         _keep_random_state(changes, device_of(module))
         if names := writes.get(uncompiled(module)):
-            changes.undone_by(Memory(module, names).restore)
+            changes.undone_by(partial(Memory(module, names).restore, also=True))
         training, hooked = _walked(module)
         changes.undone_by(partial(_set_training, training, to=True))
         ended: list[bool] = []

@@ -19,9 +19,12 @@ PLAIN = (type(None), bool, int, float, str, list, dict, set, Tensor)  # what is 
 class Standing:
     """What a module and its parts keep in plain attributes and hooks, which a pass that is cut off must leave as a whole one."""
 
-    def __init__(self, module: nn.Module) -> None:
-        parts = [(part, (*_own(part), *((name, vars(part)[name]) for name in HOOKS))) for part in all_parts(module)]
-        self._before = [(part, name, value, _held(value)) for part, held in parts for name, value in held]
+    def __init__(self, module: nn.Module, *, private: bool = False) -> None:
+        self._before = [
+            (part, name, value, _held(value))
+            for part in all_parts(module)
+            for name, value in (*_own(part, private=private), *((name, vars(part)[name]) for name in HOOKS))
+        ]
 
     def restore(self) -> bool:
         """Put everything back as it was, and tell whether anything was not."""
@@ -50,7 +53,7 @@ class Memory(Standing):
     """
 
     def __init__(self, module: nn.Module, names: Collection[str] | None = None) -> None:
-        super().__init__(module)
+        super().__init__(module, private=True)
         parts = [*all_parts(module)]
         self._stores: list[tuple[dict[str, Any], set[str]]] = []
         self._parts: list[tuple[dict[str, Any], dict[str, Any]]] = []
@@ -70,10 +73,16 @@ class Memory(Standing):
             if isinstance(value, Tensor) and not value.is_meta and (names is None or name in names)
         ]
 
-    def written(self) -> frozenset[str]:
-        """The names of tensors that are not as they were, and of weights and modules that are others."""
+    def written(self, *, private: bool = True) -> frozenset[str]:
+        """The names of tensors that are not as they were, and of weights and modules that are others.
+
+        What was None, or a container, under a name that is `private` to a module counts where it is asked for: to put it back
+        after each pass would cost a TransformerLens bridge several times what the pass does, and it is the same in each.
+        """
         written = {name for store, name, value, kept in self._tensors if not _is_as_kept(store.get(name), value, kept)}
         for part, name, value, held in self._before:  # what was none before is one now, or what is in a container
+            if name.startswith("_") and not private:
+                continue
             now = vars(part).get(name)
             filled = isinstance(now, (list, dict)) and _holds_parts(now) and not _equal(now, held)
             if filled or (isinstance(now, Tensor) and not isinstance(value, Tensor)):
@@ -132,10 +141,10 @@ def _holds_parts(value: list[Any] | dict[Any, Any]) -> bool:
     return any(isinstance(each, MADE) for each in (value.values() if isinstance(value, dict) else value))
 
 
-def _own(part: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The attributes of a module that are not torch's; those that are private to it where it is plain what they are."""
+def _own(part: nn.Module, *, private: bool) -> Iterator[tuple[str, Any]]:
+    """The attributes of a module that are not torch's; also those `private` to it where it is plain what they are."""
     for name, value in vars(part).items():
-        if not name.startswith("_") or (name not in OF_TORCH and type(value) in PLAIN):
+        if not name.startswith("_") or (private and name not in OF_TORCH and type(value) in PLAIN):
             yield name, value
 
 

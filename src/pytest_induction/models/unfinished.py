@@ -45,8 +45,8 @@ class Beginning:
         self._copies = {name: weight.detach().clone() for name, weight in self._weights.items() if _is_small(weight)}
 
     def written(self) -> frozenset[str]:
-        """The names of tensors and parts that passes wrote to or made, but for what stays."""
-        return self._memory.written()
+        """The names of tensors and parts that passes wrote to or made, and that are to be put back after each."""
+        return self._memory.written(private=False)
 
     def restore(self) -> None:
         """Put back what passes made and changed, but for what stays."""
