@@ -42,6 +42,8 @@ class Changes(AbstractContextManager["Changes"]):
 
     def __call__(self) -> None:
         """Undo everything, also where an undoing raises or is interrupted, which is raised in the end."""
+        if not self._undos:
+            return
         raised: BaseException | None = None
         tries = 0
         while self._undos:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pytest_induction import errors
 from pytest_induction.errors import ModelError
-from pytest_induction.models.changing import Shared, have_alone
+from pytest_induction.models.changing import Shared, have_alone, with_weights
 from pytest_induction.models.inputs import INPUT_IDS, Inputs, parameters_of
 from pytest_induction.models.outputs import Outputs, Vocabulary, described, readings
 from pytest_induction.models.standing import Memory, all_parts, kept_in, writes
@@ -27,6 +27,7 @@ from pytest_induction.models.weights import fingerprint
 from pytest_induction.undoing import Changes
 
 _NOTHING = nullcontext()
+PLAINLY = nn.Module.__setattr__
 LONGEST_LINE = 200  # letters of an error of others
 FLEX = "torch.nn.attention.flex_attention"
 UNCOMPILED = "flex_attention_performance"  # torch's name of that warning
@@ -182,7 +183,11 @@ def as_found(module: nn.Module, *, draws: bool = False) -> Iterator[bool]:
 
 def _set_training(parts: Sequence[nn.Module], *, to: bool) -> None:
     for part in parts:
-        part.training = to
+        own = part.__dict__
+        if "training" in own and type(part).__setattr__ is PLAINLY:
+            own["training"] = to  # as that would do, in a tenth of the time
+        else:
+            part.training = to
 
 
 _random_states: dict[int, Tensor] = {}
@@ -220,17 +225,19 @@ def _walked(module: nn.Module) -> tuple[list[nn.Module], bool]:
 
     This runs before every pass, so it walks by hand, several times as fast as `modules()`.
     """
-    found, hooked, ahead = [], False, [module, *kept_in(module)]
+    found, hooked = [], False
+    ahead: list[nn.Module | None] = [module, *kept_in(module)]
     met: set[int] = set()  # a part may have several parents, or be one of its own
     while ahead:
         part = ahead.pop()
-        if id(part) in met:
+        if part is None or id(part) in met:
             continue
         met.add(id(part))
         if part.training:
             found.append(part)
-        hooked = hooked or bool(part._forward_hooks)  # noqa: SLF001 - nothing else tells
-        ahead += [child for child in part._modules.values() if child is not None]  # noqa: SLF001 - see above
+        if part._forward_hooks:  # noqa: SLF001 - nothing else tells
+            hooked = True
+        ahead += part._modules.values()  # noqa: SLF001 - see above
     return found, hooked
 
 
@@ -285,6 +292,9 @@ def full_precision(device: str) -> AbstractContextManager[Any]:
 
 def device_of(module: nn.Module) -> torch.device:
     """Where token ids go; offloaded weights do not tell, and what offloads them moves the ids."""
+    for tensor in with_weights(module)._parameters.values():  # noqa: SLF001 - several times as fast as `parameters()`
+        if tensor is not None and not tensor.is_meta:
+            return tensor.device
     return next((tensor.device for tensor in module.parameters() if not tensor.is_meta), torch.device("cpu"))
 
 

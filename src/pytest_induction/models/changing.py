@@ -130,8 +130,11 @@ class Turn:
 
     def take(self, *, pause: float = 0.0, longest: float | None = None) -> bool:
         """Wait for it, so many seconds at the `longest`; whether this thread has it."""
+        mine = get_ident()
+        if self._threads.setdefault("", mine) == mine:
+            return True
         started = time.monotonic()
-        while self._threads.setdefault("", get_ident()) != get_ident():
+        while self._threads.setdefault("", mine) != mine:
             if longest is not None and time.monotonic() - started > longest:
                 return False
             time.sleep(pause)
@@ -139,8 +142,8 @@ class Turn:
 
     def leave(self) -> None:
         """Let others have it, where it is this thread's."""
-        if self.is_mine:
-            self.forget()
+        if self._threads.get("") == get_ident():
+            self._threads.clear()
 
     def forget(self) -> None:
         """Let others have it, whichever thread's it is."""
@@ -166,7 +169,7 @@ def have_alone(changes: Changes, module: nn.Module) -> None:
 
     They wait. Raises `ModelError` where that takes too long, as where a pass in one thread waits for the other.
     """
-    part = _with_weights(module)
+    part = with_weights(module)
     turn = _measuring.get(part) or _measuring.setdefault(part, Turn())
     if turn.is_mine:
         return
@@ -178,17 +181,19 @@ def have_alone(changes: Changes, module: nn.Module) -> None:
         )
 
 
-def _with_weights(module: nn.Module) -> nn.Module:
+def with_weights(module: nn.Module) -> nn.Module:
     """The first part with weights of its own, which a wrapper has in common with what it wraps."""
-    ahead, seen = [module], set[int]()
-    while ahead:  # by hand, as this is done before every pass
+    ahead: list[nn.Module | None] = [module]
+    seen: set[int] = set()
+    while ahead:  # by hand, as this is done several times before every pass
         part = ahead.pop()
-        if id(part) in seen:  # a part of two others, or of itself
+        if part is None or id(part) in seen:  # a part of two others, or of itself
             continue
         seen.add(id(part))
-        if any(each is not None for each in part._parameters.values()):  # noqa: SLF001 - without those of its parts
-            return part
-        ahead += [child for child in reversed(part._modules.values()) if child is not None]  # noqa: SLF001 - as above
+        for each in part._parameters.values():  # noqa: SLF001 - without those of its parts
+            if each is not None:
+                return part
+        ahead += reversed(part._modules.values())  # noqa: SLF001 - as above
     return module
 
 
@@ -281,7 +286,9 @@ class _Place:
 
     def enter(self) -> None:
         function, detour = _at(self._owner, self._name)
-        self._detour = detour = detour or _Detour(function)
+        if detour is None:
+            detour = _Detour(function)
+        self._detour = detour
         detour.own.setdefault(get_ident(), []).append((self, self._instead))
         if function is not detour.function:
             setattr(self._owner, self._name, detour.function)
@@ -290,9 +297,10 @@ class _Place:
         detour = self._detour
         if detour is None:
             return
-        mine = detour.own.get(get_ident(), [])
+        thread = get_ident()
+        mine = detour.own.get(thread, [])
         mine[:] = [each for each in mine if each[0] is not self]
         if not mine:
-            detour.own.pop(get_ident(), None)
+            detour.own.pop(thread, None)
         if not detour.own and getattr(self._owner, self._name) is detour.function:
             setattr(self._owner, self._name, detour.original)
