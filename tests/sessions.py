@@ -29,6 +29,7 @@ LAST = """
 def test_last(induction_model):
     pass
 """
+FAILS = "\ndef test_fails():\n    assert False, 'not at all'\n"
 PARALLEL = ("-n", "1")
 
 
@@ -72,12 +73,12 @@ def runner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callab
         without = () if caches else ("-p", "no:cacheprovider")
         given = [*without, *(f"--induction-report={name}" for name in NAMES), *arguments]
         done = pytester.runpytest_subprocess(*given) if fresh else in_process(given)
-        return seen(pytester, int(done.ret), done.outlines)
+        return seen_of(pytester, int(done.ret), done.outlines)
 
     return run
 
 
-def seen(pytester: pytest.Pytester, status: int, lines: list[str]) -> Seen:
+def seen_of(pytester: pytest.Pytester, status: int, lines: list[str]) -> Seen:
     """What a session left that has ended."""
     page, markdown = ((pytester.path / name).read_text("utf-8") for name in NAMES[:2])
     summary = (pytester.path / "summary.md").read_text("utf-8").removeprefix("of others\n")

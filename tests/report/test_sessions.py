@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from pytest_induction.report.session_records import result
-from tests.sessions import HEAD, LAST, PARALLEL, assert_green, assert_red, runner
+from tests.sessions import FAILS, HEAD, LAST, PARALLEL, assert_green, assert_red, runner
+
 
 @pytest.fixture
 def run(pytester, monkeypatch):
@@ -81,14 +82,15 @@ def test_a_time_limit_that_ends_the_process(run, pytester):
 
 
 def test_tests_that_no_worker_is_left_for(run, pytester):
-    """They are counted as not run, and listed where they are known to be ours."""
+    """They are not run, and named, whoever's they are."""
     pytest.importorskip("xdist")
     pytester.makepyfile(HEAD + DIES + LAST + "\ndef test_other():\n    pass\n")
     seen = run(*PARALLEL, "--max-worker-restart=0")
     assert seen.status == 1
     assert_red(seen, "2 tests not run", errors=2)
     assert seen.outcomes == {"failed": 1, "passed": 2, "not run": 2}
-    assert [test.nodeid.rpartition("::")[2] for test in seen.records.tests if test.outcome == "not run"] == ["test_last"]
+    left = [(test.nodeid, test.is_ours) for test in seen.records.tests if test.outcome == "not run"]
+    assert [(name.rpartition("::")[2], is_ours) for name, is_ours in left] == [("test_last", True), ("test_other", False)]
     assert seen.heading == ("failed", "1 of 3 tests failed, 2 not run")
 
 
@@ -127,9 +129,6 @@ def test_what_cannot_be_collected(run, pytester, processes, name, text, said):
         assert stopped.status == 2
         assert_red(stopped, "1 error during collection", errors=2)
         assert stopped.outcomes == {"error": 1, "not run": 3}
-
-
-FAILS = "\ndef test_fails():\n    assert False, 'not at all'\n"
 
 
 @pytest.mark.parametrize(
