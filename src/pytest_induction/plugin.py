@@ -285,6 +285,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     return done
 
 
+@pytest.hookimpl(tryfirst=True)  # what others raise there is then in the reports
 def pytest_sessionstart(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):
         session.config.stash[REPORT].begin()
@@ -292,8 +293,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)  # others change the exit status there
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not hasattr(session.config, "workerinput"):
-        session.config.stash[REPORT].finish(session, session.config.stash.get(INTERRUPTED, []))
+    report = session.config.stash[REPORT]
+    if hasattr(session.config, "workerinput"):
+        report.hand_over()
+    else:
+        report.finish(session, session.config.stash.get(INTERRUPTED, []))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -301,6 +305,9 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
     """Around all of pytest: what it returns is the exit status, whatever was changed after the session had ended."""
     try:
         status = yield
+    except KeyboardInterrupt:  # at the end of a session, or another one
+        _amend(config, int(pytest.ExitCode.INTERRUPTED))
+        raise
     except BaseException as error:
         code = USAGE_ERROR if isinstance(error, pytest.UsageError) else 1
         _amend(config, code, f"{type(error).__name__}: {error}")

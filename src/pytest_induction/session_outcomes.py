@@ -15,6 +15,8 @@ import pytest
 PREFIX = "induction"  # of our fixtures
 MARK = "induction_is_ours"  # what a report on a test of ours has
 COLLECTED = "induction_collected"  # what the first report of a worker has: which of its tests are ours
+DESELECTED = "induction_deselected"  # what a worker hands over at its end: how many tests it left out
+OWN = ("passed", "failed", "skipped")  # what pytest says of a phase; a plugin that runs a test again has a word of its own
 NOT_RUN = "not run"
 WORST = ("failed", "error", NOT_RUN, "xpassed", "passed", "xfailed", "skipped")
 """Of a test that was run more than once, without a plugin that runs failed ones again, the worst counts."""
@@ -48,8 +50,9 @@ class Attempt:
 
     @property
     def is_superseded(self) -> bool:
-        """Whether a plugin runs the test again: it then has an outcome of the plugin's own in place of a failure."""
-        return any(str(report.outcome) not in ("passed", "failed", "skipped") for report in self.reports)
+        """Whether a plugin runs the test again: its last word on a phase is then one of its own, in place of a failure."""
+        last = {report.when: str(report.outcome) for report in self.reports}
+        return not self.failed and any(outcome not in OWN for outcome in last.values())
 
     @property
     def is_broken_off(self) -> bool:
@@ -84,8 +87,15 @@ class SessionOutcomes:
         self._places: dict[str, int] = {}  # of what was collected
         self._ours: set[str] = set()
         self._collecting: dict[str, pytest.CollectReport] = {}  # what could not be collected, or is skipped as a whole
+        self._is_told_ours = False
+        self.deselected = 0
         self.stopped = ""
         self.problems: list[str] = []
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether there are tests, and all workers died before one of them could say which are ours."""
+        return bool(self._places) and not self._is_told_ours
 
     @property
     def has_ours(self) -> bool:
@@ -119,6 +129,11 @@ class SessionOutcomes:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """All that this process is going to run, or may be told to."""
         self.collected((item.nodeid for item in session.items), (item.nodeid for item in session.items if is_ours(item)))
+        self._is_told_ours = True
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        """What this process leaves out, because of `-k`, `--lf` and others: it is not to be run."""
+        self.deselected += len(items)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
@@ -128,7 +143,9 @@ class SessionOutcomes:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep a report, with those of the same run of the test; a run that a plugin had repeated is dropped."""
         told = vars(report)
-        self._ours.update(told.get(COLLECTED, ()))
+        if COLLECTED in told:
+            self._ours.update(told[COLLECTED])
+            self._is_told_ours = True
         if MARK in told:
             self._ours.add(report.nodeid)
         worker = _worker(told.get("node"))
@@ -139,13 +156,14 @@ class SessionOutcomes:
         attempts[-1].reports.append(report)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Keep what could not be collected."""
-        if not report.passed:
+        """Keep what could not be collected: of what one worker skips and another cannot collect, the latter."""
+        if report.failed or (report.skipped and report.nodeid not in self._collecting):
             self._collecting[report.nodeid] = report
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
-        """A worker of pytest-xdist has ended: of one that died, remember it."""
+        """A worker of pytest-xdist has ended: of one that died, remember it; all others left out the same tests."""
+        self.deselected = max(self.deselected, getattr(node, "workeroutput", {}).get(DESELECTED, 0))
         if error and error != "keyboard-interrupt":
             self.problems.append(f"worker {_worker(node)} died: {_last_line(str(error))}")
 

@@ -19,7 +19,7 @@ from pytest_induction.paths import expanded
 from pytest_induction.printable import Command, command_line
 from pytest_induction.session import SessionModel, place_of_settings, seen_from_here, usage_error, write_lines
 from pytest_induction.session_github import OTHER, SessionGithub, has_summary, is_on_github
-from pytest_induction.session_outcomes import COLLECTED, MARK, NOT_RUN, Attempt, SessionOutcomes, is_ours, worst
+from pytest_induction.session_outcomes import COLLECTED, DESELECTED, MARK, NOT_RUN, Attempt, SessionOutcomes, is_ours, worst
 
 if TYPE_CHECKING:
     from pytest_induction.records import Exhibit, Provenance
@@ -33,7 +33,8 @@ GOES_ON = "the session has not ended, or its process was ended from outside"
 SUBTEST = "subtest "
 USAGE_ERROR = int(pytest.ExitCode.USAGE_ERROR)
 NAMING = ("induction_model", "induction_run")  # settings that name what is to be tested
-LISTED = ("failed", "error")  # outcomes for which a test without anything of ours is listed, and not only counted
+LISTED = ("failed", "error")  # outcomes for which every test without anything of ours is listed, and not only counted
+MOST_NOT_RUN = 50  # of them are listed though they are not known to be ours
 DISTRIBUTIONS = ("pytest", "pytest-induction", "torch", "transformers", "transformer-lens", "hypothesis", "numpy")
 
 
@@ -43,7 +44,7 @@ class SessionReport:
     def __init__(self, config: pytest.Config, session_model: SessionModel) -> None:
         self._config = config
         self._model = session_model
-        self._begun = time.time()
+        self._begun, self._process = time.time(), os.getpid()
         self.outcomes = SessionOutcomes()
         self._has_begun = False
         self._interrupted: list[dict[str, Any]] = []
@@ -164,10 +165,18 @@ class SessionReport:
     def finish(self, session: pytest.Session, interrupted: list[dict[str, Any]]) -> None:
         """Write every report, and what a CI reads; what cannot be written is said, and the session fails."""
         self._interrupted = interrupted
-        if session.shouldfail and not self.outcomes.stopped and any(not attempts for _, attempts in self.outcomes.tests()):
-            self.outcomes.stopped = str(session.shouldfail)
+        if session.shouldfail and not self.outcomes.stopped:
+            found = [worst(attempts) for _, attempts in self.outcomes.tests()]
+            if NOT_RUN in found:
+                self.outcomes.stopped = str(session.shouldfail)
+            elif not any(outcome in LISTED for outcome in found):
+                self.outcomes.problems.append(str(session.shouldfail))
         if not self._tell(int(session.exitstatus)) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def hand_over(self) -> None:
+        """In a worker of pytest-xdist, at its end: what the controller cannot know."""
+        self._config.workeroutput[DESELECTED] = self.outcomes.deselected  # type: ignore[attr-defined]
 
     def amend(self, exit_status: int, problem: str = "") -> None:
         """Once pytest has its last word: write again where it is another than the reports have, and say what was not said yet.
@@ -185,9 +194,12 @@ class SessionReport:
 
     def _tell(self, exit_status: int, *, is_last: bool = False, is_news: bool = True) -> bool:
         """Write all, for that exit status; False where a report could not be written."""
-        again, self._written_for = self._written_for is not None, exit_status
+        if os.getpid() != self._process:  # a test has forked, and its child ran on: not the session that was asked for
+            return True
+        again = self._written_for is not None
         paths = self.paths if is_news else []
         if not (paths or (self._has_ours and (has_summary() or is_on_github()))):
+            self._written_for = exit_status
             return True
         records = self.records(exit_status)
         written = [path for path in paths if self._written(records, path, again=again)]
@@ -195,15 +207,17 @@ class SessionReport:
             self._keep(records, written)
         marked = self.outcomes.failed_in_call() if self._config.pluginmanager.hasplugin(OTHER) else set()
         self.lines += self._github.tell(records, marked, is_last=is_last)
+        self._written_for = exit_status  # and not before: what is interrupted here is written again
         return len(written) == len(paths)
 
     @property
     def _has_ours(self) -> bool:
-        """Whether the session has anything of ours; where that cannot be known, whether the settings have."""
+        """Whether the session has anything of ours; where that cannot be known, whether it may have."""
         option, uncollected = self._config.option, [report.nodeid for report in self.outcomes.uncollected]
         if self.outcomes.has_ours or option.induction_model or option.induction_run or any(map(self._is_gate, uncollected)):
             return True
-        return bool((self.outcomes.problems or uncollected) and any(map(self._config.getini, NAMING)))
+        may_have = self.outcomes.is_cut_off or any(map(self._config.getini, NAMING))
+        return bool((self.outcomes.problems or uncollected) and may_have)
 
     def take_lines(self) -> list[tuple[str, dict[str, bool]]]:
         """What is to be said in the terminal and was not yet."""
@@ -246,6 +260,7 @@ class SessionReport:
             stopped=self.outcomes.stopped or STOPPED.get(exit_status, ""),
             problems=tuple(self.outcomes.problems),
             others=others,
+            deselected=self.outcomes.deselected,
             environment=_environment(),
         )
 
@@ -253,7 +268,7 @@ class SessionReport:
         """The tests that are listed, and how many of all others have which outcome. What could not be collected comes first."""
         from pytest_induction.report.session_records import OUTCOMES
 
-        listed, counted = [], Counter[str]()
+        listed, counted, left = [], Counter[str](), 0
         broken = {each["nodeid"]: each for each in self._interrupted}
         for report in self.outcomes.uncollected:
             if report.failed:
@@ -264,7 +279,8 @@ class SessionReport:
             ours, outcome = self.outcomes.is_ours(nodeid) or nodeid in broken, worst(attempts)
             if nodeid in broken:
                 listed.append(_interrupted(broken[nodeid]))
-            elif ours or outcome in LISTED:
+            elif ours or outcome in LISTED or (outcome == NOT_RUN and left < MOST_NOT_RUN):
+                left += outcome == NOT_RUN and not ours
                 listed.append(_test(nodeid, attempts, is_ours=ours))
             else:
                 counted[outcome] += 1

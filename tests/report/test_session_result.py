@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pytest_induction.errors import ReportError
 from pytest_induction.report.markdown import markdown
 from pytest_induction.report.session_records import SessionRecords, TestRecord, counts, reasons, result
 from pytest_induction.report.session_result import headline, unlisted
@@ -71,10 +72,21 @@ def test_what_is_only_counted_is_said():
     assert told in markdown(records("passed", others={"skipped": 1}))
 
 
+def test_what_was_not_to_be_run_is_told_beside_outcomes():
+    """It makes nothing red, nor is it one of the tests; there is no fewer than none."""
+    given = records("passed", others={"passed": 1}, deselected=3)
+    assert (result(given), headline(given), sum(counts(given).values())) == ("passed", "All 2 tests passed", 2)
+    assert markdown(given).startswith("## ✅ Induction: 2 passed, 3 deselected\n")
+    assert markdown(records(deselected=3, exit_status=5)).startswith("## ⏭️ Induction: no tests, 3 deselected\n")
+    assert SessionRecords.from_json(given.to_json()) == given
+    with pytest.raises(ReportError, match="deselected"):
+        SessionRecords.from_json(given.to_json().replace('"deselected":3', '"deselected":-3'))
+
+
 def test_records_that_lack_what_is_new_are_read():
     """Their exit status still makes them red."""
     data = json.loads(records("passed", exit_status=1).to_json())
-    for name in ("others", "problems", "result", "why"):
+    for name in ("others", "deselected", "problems", "result", "why"):
         del data[name]
     for test in data["tests"]:
         del test["is_ours"]

@@ -2,105 +2,18 @@
 
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 
-from pytest_induction.report.session_records import SessionRecords, counts, read_records, reasons, result
-
-NAMES = ("page.html", "report.md", "records.json")
-HEAD = """
-import os, time, unittest
-import pytest
-
-@pytest.fixture
-def induction_model():
-    "Ours by its name, and light."
-
-def test_first(induction_model):
-    pass
-
-def test_second():
-    pass
-
-"""
-LAST = """
-
-def test_last(induction_model):
-    pass
-"""
-PARALLEL = ("-n", "1")
-
-
-@dataclass
-class Seen:
-    """What a session left."""
-
-    status: int
-    page: str
-    markdown: str
-    records: SessionRecords
-    summary: str
-    lines: list[str]
-
-    @property
-    def errors(self) -> list[str]:
-        return [line for line in self.lines if line.startswith("::error ")]
-
-    @property
-    def heading(self) -> tuple[str, str]:
-        """The class of the page's heading, and its words."""
-        return re.search(r'<h1 class="(\w+)">(.*?)</h1>', self.page).groups()
-
-    @property
-    def outcomes(self) -> dict[str, int]:
-        return dict(counts(self.records))
+from pytest_induction.report.session_records import result
+from tests.sessions import FAILS, HEAD, LAST, PARALLEL, assert_green, assert_red, runner
 
 
 @pytest.fixture
 def run(pytester, monkeypatch):
     """Run pytest with every report, as GitHub Actions does."""
-    pytest.importorskip("plotly")
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
-    pytester.makeini("[pytest]\n")
-
-    def in_process(arguments):
-        return pytester.runpytest_inprocess(*arguments, no_reraise_ctrlc=True)
-
-    def seen(*arguments, fresh=False):
-        (pytester.path / "summary.md").write_text("of others\n")
-        given = ["-p", "no:cacheprovider", *(f"--induction-report={name}" for name in NAMES), *arguments]
-        done = pytester.runpytest_subprocess(*given) if fresh else in_process(given)
-        page, markdown = ((pytester.path / name).read_text("utf-8") for name in NAMES[:2])
-        summary = (pytester.path / "summary.md").read_text("utf-8").removeprefix("of others\n")
-        return Seen(int(done.ret), page, markdown, read_records(pytester.path / NAMES[2]), summary, done.outlines)
-
-    return seen
-
-
-def assert_red(seen: Seen, *said: str, errors: int = 1) -> None:
-    """Every view of the session is red, and says why."""
-    assert seen.heading[0] in ("failed", "stopped")
-    assert not re.match("All|The test passed", seen.heading[1])
-    assert seen.markdown.startswith("## ❌ ")
-    assert seen.summary.startswith("## ❌ ") and seen.summary.count("## ❌ ") == 1
-    assert result(seen.records) in ("failed", "stopped")
-    assert len(seen.errors) == errors
-    for words in said:
-        assert re.search(words, seen.page), words
-        assert re.search(words, seen.markdown), words
-        assert re.search(words, seen.records.to_json()), words
-        assert re.search(words, "\n".join(seen.errors)), words
-
-
-def assert_green(seen: Seen) -> None:
-    """Every view of the session is green."""
-    assert seen.status == 0
-    assert seen.heading[0] == "passed" and re.match("All|The test passed", seen.heading[1])
-    assert seen.markdown.startswith("## ✅ ") and seen.summary.startswith("## ✅ ")
-    assert result(seen.records) == "passed" and not reasons(seen.records)
-    assert not seen.errors
+    return runner(pytester, monkeypatch)
 
 
 @pytest.mark.parametrize("processes", [(), PARALLEL], ids=["alone", "xdist"])
@@ -169,14 +82,15 @@ def test_a_time_limit_that_ends_the_process(run, pytester):
 
 
 def test_tests_that_no_worker_is_left_for(run, pytester):
-    """They are counted as not run, and listed where they are known to be ours."""
+    """They are not run, and named, whoever's they are."""
     pytest.importorskip("xdist")
     pytester.makepyfile(HEAD + DIES + LAST + "\ndef test_other():\n    pass\n")
     seen = run(*PARALLEL, "--max-worker-restart=0")
     assert seen.status == 1
     assert_red(seen, "2 tests not run", errors=2)
     assert seen.outcomes == {"failed": 1, "passed": 2, "not run": 2}
-    assert [test.nodeid.rpartition("::")[2] for test in seen.records.tests if test.outcome == "not run"] == ["test_last"]
+    left = [(test.nodeid, test.is_ours) for test in seen.records.tests if test.outcome == "not run"]
+    assert [(name.rpartition("::")[2], is_ours) for name, is_ours in left] == [("test_last", True), ("test_other", False)]
     assert seen.heading == ("failed", "1 of 3 tests failed, 2 not run")
 
 
@@ -215,9 +129,6 @@ def test_what_cannot_be_collected(run, pytester, processes, name, text, said):
         assert stopped.status == 2
         assert_red(stopped, "1 error during collection", errors=2)
         assert stopped.outcomes == {"error": 1, "not run": 3}
-
-
-FAILS = "\ndef test_fails():\n    assert False, 'not at all'\n"
 
 
 @pytest.mark.parametrize(

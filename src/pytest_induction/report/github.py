@@ -9,7 +9,7 @@ from pathlib import Path
 from pytest_induction.files import SETTINGS, read_text
 from pytest_induction.printable import printable
 from pytest_induction.report.markdown import Part, parts
-from pytest_induction.report.session_records import BAD, SessionRecords, TestRecord, reasons
+from pytest_induction.report.session_records import BAD, NOT_RUN, SessionRecords, TestRecord, counts, reasons
 
 ROOM = 1024 * 1024
 """Bytes that the summary of a step may have; GitHub shows nothing of a longer one."""
@@ -60,7 +60,7 @@ def annotations(
 ) -> list[str]:
     """Workflow commands, one a line: errors for all that makes the session red, and a notice if there are more than GitHub shows.
 
-    One says what is wrong beside tests (a worker that died, tests that were not run, an exit status that no test explains):
+    One says what is wrong beside tests (a worker that died, which tests were not run, an exit status that no test explains):
     `why`, by default all reasons. One is about all tests that failed without anything of ours, and each of ours has its own.
     `marked` are tests that somebody else marks. `root` is pytest's root directory, which the files of node ids are relative to;
     GitHub wants them relative to its workspace. A gate of the command line has no file, so that its mark stands with the job.
@@ -68,7 +68,7 @@ def annotations(
     bad = [test for test in records.tests if test.outcome in BAD and test.nodeid not in marked]
     ours, others = [test for test in bad if test.is_ours], [test for test in bad if not test.is_ours]
     why = reasons(records) if why is None else why
-    lines = [_command("error", "\n".join(why), title=RED)] if why else []
+    lines = [_command("error", "\n".join([*why, *_left_out(records)]), title=RED)] if why else []
     if len(others) > 1:
         lines.append(_command("error", _listed(others), title=f"{len(others)} other tests failed"))
     alone = [*(others if len(others) == 1 else []), *ours]
@@ -84,6 +84,13 @@ def _listed(tests: list[TestRecord]) -> str:
     """A line for each of the first of them: its name, and what it failed with."""
     lines = [f"{test.nodeid}: {_first_line(test)}" for test in tests[:MOST_ERRORS]]
     return "\n".join([*lines, *([f"and {len(tests) - MOST_ERRORS} more"] if len(tests) > MOST_ERRORS else [])])
+
+
+def _left_out(records: SessionRecords) -> list[str]:
+    """The names of the first tests that were not run, and how many more there are."""
+    names = [printable(test.nodeid) for test in records.tests if test.outcome == NOT_RUN][:MOST_ERRORS]
+    more = counts(records)[NOT_RUN] - len(names)
+    return [*(f"not run: {name}" for name in names), *([f"not run: {more} more"] if names and more else [])]
 
 
 def _first_line(test: TestRecord) -> str:

@@ -59,8 +59,10 @@ def parts(records: SessionRecords) -> Iterator[Part]:
 
 
 def _head(records: SessionRecords) -> Iterator[Part]:
-    told = ", ".join(f"{count} {COUNTED.get(name, name) if count > 1 else name}" for name, count in _ordered(counts(records)))
-    yield Part((f"## {RESULTS.get(result(records), '❌')} Induction: {told or 'no tests'}",))
+    counted = _ordered(counts(records))
+    told = ", ".join(f"{count} {COUNTED.get(name, name) if count > 1 else name}" for name, count in counted) or "no tests"
+    told += f", {records.deselected} deselected" if records.deselected else ""
+    yield Part((f"## {RESULTS.get(result(records), '❌')} Induction: {told}",))
     why = reasons(records)
     if records.stopped:
         yield Part((f"**Partial:** {text(records.stopped)}; what was measured until then is below.",))

@@ -51,7 +51,6 @@ def html_page(records: SessionRecords) -> str:
     """The whole page. Raises `ReportError` where the extra `report` is not installed."""
     check_installed()
     found, rows = sections(records), test_rows(records)
-    counted = counts(records)
     placed = {section.anchor: _placed(section) for section in found}
     has_charts = any(each for panels in placed.values() for charts in panels for each in charts)
     return (
@@ -63,7 +62,7 @@ def html_page(records: SessionRecords) -> str:
             sections=found,
             placed=placed,
             verdicts=tiles(records.evidence),
-            outcomes=[(name, counted[name]) for name in (*OUTCOMES, *sorted(counted.keys() - set(OUTCOMES))) if counted[name]],
+            outcomes=_outcomes(records),
             result=result(records),
             why=reasons(records)[bool(records.stopped) :],
             unlisted=unlisted(records),
@@ -77,6 +76,12 @@ def html_page(records: SessionRecords) -> str:
             plotly=_plotly() if has_charts else "",
         )
     )
+
+
+def _outcomes(records: SessionRecords) -> list[tuple[str, int]]:
+    """How many tests have which outcome, and how many were deselected."""
+    counted = {**counts(records), **({"deselected": records.deselected} if records.deselected else {})}
+    return [(name, counted[name]) for name in (*OUTCOMES, *sorted(counted.keys() - set(OUTCOMES))) if counted.get(name)]
 
 
 def check_installed() -> None:

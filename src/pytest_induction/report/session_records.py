@@ -13,7 +13,7 @@ from pytest_induction.errors import ReportError, reason
 from pytest_induction.exhibit_data import Drawn
 from pytest_induction.files import read_text
 from pytest_induction.printable import in_json
-from pytest_induction.ranges import Seconds
+from pytest_induction.ranges import Count, Seconds
 from pytest_induction.records import Checked, Evidence
 from pytest_induction.schema import Unfit, parsed, read, shown
 
@@ -41,7 +41,7 @@ class TestRecord:
     """One test: what pytest says of it, and the verdicts that were reached while it ran.
 
     `seconds` is of its call; `message` that of a failure, else ""; `again` the command that repeats it alone. `is_ours` is false
-    for a test that failed without anything of ours, and for a file that could not be collected.
+    for a test that failed, or was not run, without anything of ours that is known, and for a file that could not be collected.
     """
 
     nodeid: str
@@ -66,8 +66,8 @@ class SessionRecords:
     `started` is UTC, as ISO 8601 has it; `command` what was run; `exit_status` pytest's, and `stopped` what ended the session
     before its time, or "". `problems` are what else went wrong, beside tests: workers that died, options that cannot be.
     `environment` are versions and the machine. Tests are in the order in which they were collected, exhibits in that of their
-    models and kinds, whichever process measured what first. `tests` are those of ours and whatever failed; `others` says of all
-    others how many have which outcome.
+    models and kinds, whichever process measured what first. `tests` are those of ours, whatever failed, and the first of what was
+    not run; `others` says of all others how many have which outcome. `deselected` counts what was not to be run.
     """
 
     tests: tuple[TestRecord, ...]
@@ -79,6 +79,7 @@ class SessionRecords:
     stopped: str = ""
     problems: tuple[str, ...] = ()
     others: Mapping[str, int] = field(default_factory=dict)
+    deselected: Count = 0
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
