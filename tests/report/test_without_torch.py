@@ -10,7 +10,9 @@ import pytest
 
 from pytest_induction.report.session_records import read_records
 from pytest_induction.report.writing import write_report
+from pytest_induction.runs.store import RunWriter
 from tests.conftest import FIXTURES
+from tests.fuzz import seeds
 from tests.report import samples
 
 RUN = FIXTURES / "runs" / "two-layers"
@@ -51,6 +53,35 @@ cooccurrence = true
 heads_kept = true
 final_has_induction_head = true
 formed = {{ before_step = 350 }}
+"""
+HUNTED = """
+import pytest
+from pytest_induction import ExpectationFailed, assert_continuity, assert_property_holds_from, load_run
+
+@pytest.mark.parametrize("options", [{"min_accuracy": 0.5}])
+def test_property(options):
+    evidence = assert_property_holds_from("hunted", property="completes_repeats", options=options, before_steps=1000)
+    assert evidence.reason == "holds"
+
+def test_property_of_options():
+    probes = {"period": [4, 6]}
+    with pytest.raises(ExpectationFailed):
+        assert_property_holds_from("hunted", property="completes_repeats", options={"min_accuracy": 0.5}, before_steps=1,
+                                   probes="repeated_sequences", probe_options=probes)
+
+def test_family():
+    with pytest.raises(ExpectationFailed):
+        assert_continuity([load_run("hunted"), "other"])
+    margins = {"onset": None, "end": None}
+    assert assert_continuity(["hunted", "hunted"], margins=margins).reason == "alike"
+"""
+HUNTED_GATES = """
+[run]
+run = "hunted"
+
+[run.expect.property_holds_from]
+property = "completes_repeats"
+options = { min_accuracy = 0.5 }
 """
 
 
@@ -107,6 +138,18 @@ def test_gates_of_a_log(forbid):
     (forbid.place / "trainer_state.json").write_text(json.dumps({"log_history": steps, "global_step": 1980}))
     out = forbid("pytest", "--induction-run=trainer_state.json", *REPORTS)
     assert "1 passed" in out
+
+
+def test_properties_and_families_of_recorded_runs(forbid):
+    """What was hunted while a run was recorded, and runs that are compared: in tests, and from a file of gates."""
+    for name, count in (("hunted", 24), ("other", 12)):
+        with RunWriter(forbid.place / name, source="recorder", tokens_per_step=2048.0, icl_windows=[[2, 6], [30, 40]]) as writer:
+            for snapshot in seeds.run(count, seed=count):
+                writer.append(snapshot)
+    (forbid.place / "test_hunted.py").write_text(HUNTED)
+    (forbid.place / "hunted.gates.toml").write_text(HUNTED_GATES)
+    out = forbid("pytest", *REPORTS)
+    assert "4 passed" in out
 
 
 def test_gate_files_fixtures_and_baselines_of_runs(forbid):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
 
@@ -18,13 +18,17 @@ from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.strategies.searching import line
 from pytest_induction.progress import progress
-from pytest_induction.properties.hunt import Claim, Example, Hunt, Property, listed, strategy_for
+from pytest_induction.properties.claims import Claim, Example, Property
+from pytest_induction.properties.hunt import Hunt, listed, strategy_for
 from pytest_induction.records import Evidence, Provenance, Verdict
 from pytest_induction.runs.checkpoints import Checkpoint
 from pytest_induction.runs.loading import Factory
 from pytest_induction.runs.record import TrainingRun
-from pytest_induction.runs.trainings import TrainingLike, is_training
+from pytest_induction.runs.trainings import is_training
 from pytest_induction.wording import fitted
+
+if TYPE_CHECKING:
+    from pytest_induction.runs.trainings import TrainingLike
 
 BUDGET = 1000
 
