@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_induction.assertions.boundary import checked_bounds, expect
 from pytest_induction.assertions.runs import provenance_of
 from pytest_induction.errors import RunError, user_facing, whole_number
-from pytest_induction.probes.answers import ProbeSequence
+from pytest_induction.probes.answers import ProbeSequence, line
 from pytest_induction.progress import progress
 from pytest_induction.properties.claims import Claim, Example, Property
 from pytest_induction.records import Estimate, Evidence, Verdict
@@ -128,7 +128,6 @@ def assert_property_holds(
     """
     from pytest_induction.measure import provenance
     from pytest_induction.models.load import load_model
-    from pytest_induction.probes.strategies.searching import line
     from pytest_induction.properties.hunt import Hunt, strategy_for
 
     claim = Claim.of(_meant(property), dict(options or {}))
@@ -236,8 +235,6 @@ def judged_over(
 
 def failure_of(history: PropertyOverTraining, claim: Claim, evidence: Evidence) -> tuple[str, Example | None]:
     """The message of a training that fails, and the smallest sequence that fails at the last snapshot at which one does."""
-    from pytest_induction.probes.strategies.searching import line
-
     step = history.fails_until
     example = None if step is None else history.counterexamples[step]
     about = evidence.provenance
