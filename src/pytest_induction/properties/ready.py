@@ -172,7 +172,7 @@ def _hold(margin: float, outcome: Outcome | Pair, said: str, *, strict: bool = F
     __tracebackhide__ = True
     if margin > 0 or (margin == 0 and not strict):
         return margin
-    probe = outcome.probe if isinstance(outcome, Outcome) else tuple(each.probe for each in outcome)
+    probe = tuple(each.probe for each in outcome) if isinstance(outcome, tuple) else outcome.probe
     raise PropertyFailed(fitted(f"{said}; on {probe!r}", ()), probe)
 
 
