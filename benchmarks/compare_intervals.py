@@ -26,7 +26,7 @@ from scipy.stats import beta
 
 from pretrained_rows import HeadRows, stored
 from pytest_induction.assertions.head_search import COPY_ROWS, OF_BEHAVIOUR
-from pytest_induction.assertions.heads import ERROR_RATE
+from pytest_induction.assertions.looks import ERROR_RATE
 from pytest_induction.betting import is_above
 from pytest_induction.criteria import MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.measure import Array

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from pytest_induction.files import UnfitFileError, parse_json
+from pytest_induction.pickles import check_pickle
 
 MOST_TENSORS = 50_000  # in one file: torch takes 0.1 ms for each
 LONGEST_HEADER = 2**24  # bytes of the header of a safetensors file
@@ -24,8 +25,6 @@ LONGEST_PICKLE = 2**25  # bytes of what a file of torch says of its tensors
 LONGEST_METADATA = 2**27  # bytes of what a distributed checkpoint says of its pieces
 MOST_RECORDS = MOST_TENSORS + 100  # of an archive,
 LONGEST_LIST = 2**26  # bytes of the list of them
-MOST_CONTAINERS = 2**22  # that a pickle makes, each of a byte
-CONTAINERS = (b"]", b"}", b"\x8f", b"(")
 MOST_SPREAD = 2**26  # numbers that tensors may have beyond those that are stored
 BITS = {
     "F64": 64,
@@ -154,10 +153,11 @@ def check_torch_file(stream: BinaryIO, size: int) -> None:
         _check_archive(stream, size)
         return
     stream.seek(0)
-    claims, counted = _Claims(), _Counted(stream)
+    claims = _Claims()
     for _ in range(4):  # a number, a version, the machine, the state
-        if not _scanned(counted, claims):
+        if not _scanned(stream, claims):
             return
+    check_pickle(stream.read(LONGEST_PICKLE))  # the keys of the storages
     _check_count(len(claims.storages))
     if sum(claims.storages.values()) > size:
         raise UnfitFileError(f"its tensors would take {sum(claims.storages.values())} bytes, and the file has {size}")
@@ -174,7 +174,6 @@ def _check_archive(stream: BinaryIO, size: int) -> None:
         if length > LONGEST_PICKLE:
             raise UnfitFileError(f"its {main[-80:]} has {length} bytes, expected at most {LONGEST_PICKLE}")
         content = record_in(archive, main)
-    check_containers(content)
     claims = _Claims()
     if not _scanned(io.BytesIO(content), claims):
         return
@@ -187,10 +186,18 @@ def _check_archive(stream: BinaryIO, size: int) -> None:
     claims.check_spread()
 
 
-def _scanned(stream: Any, claims: _Claims) -> bool:
-    """Whether a pickle could be gone through to its end."""
+def _scanned(stream: BinaryIO, claims: _Claims) -> bool:
+    """Whether the pickle where a stream is could be gone through to its end, which is then where the stream is."""
+    begin = stream.tell()
+    content = stream.read(LONGEST_PICKLE)
+    length = check_pickle(content)
+    if length < 0:
+        if len(content) == LONGEST_PICKLE:
+            raise UnfitFileError(f"it has a pickle of {LONGEST_PICKLE} bytes and more, expected at most so many")
+        return False
+    stream.seek(begin + length)
     try:
-        _Scan(stream, claims).load()
+        _Scan(io.BytesIO(content[:length]), claims).load()
     except UnfitFileError:
         raise
     except Exception:  # noqa: BLE001 - it is for torch to say what is wrong with it
@@ -245,28 +252,6 @@ def _count_of_records(stream: BinaryIO, size: int) -> int:
     return stream.read(listed).count(_ENTRY)
 
 
-def check_containers(content: bytes) -> None:
-    """Raise `OSError` for a pickle that makes more lists, dicts and sets, each of a byte, than memory should be given."""
-    if sum(map(content.count, CONTAINERS)) > MOST_CONTAINERS:
-        raise UnfitFileError(f"it makes more than {MOST_CONTAINERS} lists and tables: it holds no weights")
-
-
-class _Counted:
-    """A stream of a pickle, which is read an opcode at a time; it ends where it has made too much."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._made = 0
-        self.readline = stream.readline
-
-    def read(self, count: int = -1) -> bytes:
-        content = self._stream.read(count)
-        self._made += content in CONTAINERS
-        if self._made > MOST_CONTAINERS:
-            raise UnfitFileError(f"it makes more than {MOST_CONTAINERS} lists and tables: it holds no weights")
-        return content
-
-
 @dataclass
 class _Claims:
     """What a pickle says of its storages, by their keys, in bytes; and how many numbers its tensors have beyond these."""
@@ -276,11 +261,13 @@ class _Claims:
 
     def take(self, saved: Any) -> _Storage:
         """A storage, as the pickle refers to it."""
-        kind, key, numel = (saved[1], str(saved[2]), saved[4]) if isinstance(saved, tuple) and len(saved) >= 5 else (None, "", 0)
+        kind, key, numel = (saved[1], saved[2], saved[4]) if isinstance(saved, tuple) and len(saved) >= 5 else (None, "", 0)
         if not is_shape((numel,)):
             raise UnfitFileError("a tensor of it has no size that is a number")
+        if not isinstance(key, (str, int)):
+            raise UnfitFileError("a tensor of it is stored under a name that is none")
         name = getattr(kind, "named", "").rpartition(".")[2]
-        self.storages[key] = max(self.storages.get(key, 0), numel * STORAGES.get(name, LARGEST_NUMBER))
+        self.storages[str(key)] = max(self.storages.get(str(key), 0), numel * STORAGES.get(name, LARGEST_NUMBER))
         return _Storage(numel)
 
     def view(self, storage: Any, shape: Any) -> None:
@@ -333,7 +320,7 @@ class _Scan(pickle.Unpickler):
     """Goes through a pickle without making or importing anything but plain values."""
 
     def __init__(self, stream: Any, claims: _Claims) -> None:
-        super().__init__(stream)
+        super().__init__(stream, encoding="latin1")  # which every text of old is in
         self._claims = claims
         self._known: dict[str, type] = {}
 

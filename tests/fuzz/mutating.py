@@ -45,8 +45,8 @@ def structured(name, content):
         return (of_json_line, of_lines)
     if name.endswith(".safetensors"):
         return (of_header, of_integers)
-    if content[:4] == b"PK\x03\x04":
-        return (of_archive,)
+    if content[:4] == b"PK\x03\x04" or name == ".metadata":
+        return (of_archive,) if name != ".metadata" else (of_pickle, of_integers)
     if b"\0" in content[:4096]:
         return (of_integers,)
     return (of_text, of_lines)
@@ -174,9 +174,28 @@ def of_archive(content, rng):
             if name == chosen:
                 if rng.random() < 0.1:
                     continue
-                inside = of_bytes(inside, rng) if rng.random() < 0.7 else of_integers(inside, rng)
+                pickled = (of_pickle,) if name.endswith(".pkl") else ()
+                inside = rng.choice((*(of_bytes,) * 5, *(of_integers,) * 2, *pickled))(inside, rng)
             new.writestr(name, inside)
     return made.getvalue()
+
+
+def of_pickle(content, rng):
+    """At the end of a pickle a value that refers to one that refers to another, and so on, where it is gone through."""
+    wide, deep = rng.choice((1, 2, 2, 2, 10)), rng.choice((5, 20, 40, 40, 200))
+    again = b"j\xff\0\0\0" * wide
+    tuples = b"(" * deep + b"K\x01\x85r\xff\0\0\0" + (again + b"tr\xff\0\0\0") * deep
+    lists = b"](" * deep + b"]r\xff\0\0\0" + (again + b"er\xff\0\0\0") * deep
+    uses = (
+        b"}" + tuples + b"K\x01s",
+        b"cbuiltins\nset\n]" + tuples + b"a\x85R",
+        b"ccollections\nCounter\n]" + tuples + b"a\x85R",
+        b"ctorch.torch_version\nTorchVersion\n" + lists + b"\x85R",
+        b"(X\x07\0\0\0storagectorch\nFloatStorage\n" + lists + b"X\x03\0\0\0cpuK\x01tQ",
+        lists,
+        tuples,
+    )
+    return content[:-1] + rng.choice(uses) + content[-1:]
 
 
 def words(rng, alphabet=""):

@@ -23,7 +23,8 @@ from pytest_induction import (
     run_with,
 )
 from pytest_induction import measure as measuring
-from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, search_for_all
+from pytest_induction.assertions.heads import MAX_SEQUENCES, search_for_all
+from pytest_induction.assertions.looks import ERROR_RATE
 from pytest_induction.composition import measure_composition
 from pytest_induction.errors import ArgumentError, ExpectationFailed, RunError
 from pytest_induction.exhibits import causes, loss, run

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pytest_induction import find_induction_heads, load_model
-from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, search_for_all
+from pytest_induction.assertions.heads import MAX_SEQUENCES, search_for_all
+from pytest_induction.assertions.looks import ERROR_RATE
 from pytest_induction.exhibits.heads import MATCH_LENGTHS
 from pytest_induction.exhibits.model import exhibits_of_model
 from pytest_induction.measure import provenance

@@ -1,5 +1,6 @@
 """What concerns records and training runs runs where torch cannot be imported, and never tries to: to the end of the last hook."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import pytest_induction
 from pytest_induction.report.session_records import read_records
 from pytest_induction.report.writing import write_report
+from pytest_induction.runs.store import RunWriter
 from tests.conftest import FIXTURES
+from tests.fuzz import seeds
 from tests.report import samples
 
 RUN = FIXTURES / "runs" / "two-layers"
@@ -51,6 +55,63 @@ cooccurrence = true
 heads_kept = true
 final_has_induction_head = true
 formed = {{ before_step = 350 }}
+"""
+HUNTED = """
+import pytest
+import pytest_induction as induction
+from pytest_induction import ExpectationFailed, PropertyFailed, load_run
+
+ASKED = {"property": "completes_repeats", "options": {"min_accuracy": 0.5}}
+EVERY = {
+    "phase_change": {},
+    "cooccurrence": {},
+    "previous_token_first": {},
+    "no_phase_change": {},
+    "onset_not_later": {"reference": "other"},
+    "coperturbation": {"treated": "other"},
+    "formed": {"before_step": 1000},
+    "heads_kept": {},
+    "final_has_induction_head": {},
+    "log_is_sane": {},
+    "property_holds_from": ASKED,
+}
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_assertion_about_a_run(name):
+    judge = getattr(induction, f"assert_{name}")
+    for run in ("hunted", load_run("other")):
+        try:
+            evidence = judge(run, **EVERY[name])
+        except ExpectationFailed as failed:
+            evidence = failed.evidence
+        assert evidence.verdict and evidence.provenance.model
+
+def test_property():
+    assert induction.assert_property_holds_from("hunted", **ASKED, before_steps=1000).reason == "holds"
+    with pytest.raises(ExpectationFailed):
+        induction.assert_property_holds_from(
+            "hunted", **ASKED, before_steps=1, probes="repeated_sequences", probe_options={"period": [4, 6]}
+        )
+
+def test_checks_and_hunts():
+    found = induction.check_property(load_run("hunted"), "completes_repeats", min_accuracy=0.5, holds_from=1000)
+    assert found.holds_from and induction.find_counterexample("hunted", "completes_repeats", min_accuracy=0.5)[1]
+    with pytest.raises(PropertyFailed, match="probes="):
+        induction.check_property("hunted", "completes_repeats", min_accuracy=0.5, holds_from=1)
+
+def test_family():
+    with pytest.raises(ExpectationFailed):
+        induction.assert_continuity([load_run("hunted"), "other"])
+    margins = {"onset": None, "end": None}
+    assert induction.assert_continuity(["hunted", "hunted"], margins=margins).reason == "alike"
+"""
+HUNTED_GATES = """
+[run]
+run = "hunted"
+
+[run.expect.property_holds_from]
+property = "completes_repeats"
+options = { min_accuracy = 0.5 }
 """
 
 
@@ -107,6 +168,31 @@ def test_gates_of_a_log(forbid):
     (forbid.place / "trainer_state.json").write_text(json.dumps({"log_history": steps, "global_step": 1980}))
     out = forbid("pytest", "--induction-run=trainer_state.json", *REPORTS)
     assert "1 passed" in out
+
+
+def test_no_assertion_about_a_run_is_left_out():
+    """All that take one as their first argument are tried without torch."""
+    first = {
+        name.removeprefix("assert_"): next(iter(inspect.signature(getattr(pytest_induction, name)).parameters.values()))
+        for name in pytest_induction.__all__
+        if name.startswith("assert_")
+    }
+    kinds = ("RunLike", "TrainingLike", "Family")
+    of_runs = {name for name, parameter in first.items() if any(kind in str(parameter.annotation) for kind in kinds)}
+    assert len(of_runs) >= 11
+    assert {name for name in of_runs if f'"{name}":' not in HUNTED and f"assert_{name}(" not in HUNTED} == set()
+
+
+def test_properties_and_families_of_recorded_runs(forbid):
+    """What was hunted while a run was recorded, and runs that are compared: in tests, and from a file of gates."""
+    for name, count in (("hunted", 24), ("other", 12)):
+        with RunWriter(forbid.place / name, source="recorder", tokens_per_step=2048.0, icl_windows=[[2, 6], [30, 40]]) as writer:
+            for snapshot in seeds.run(count, seed=count):
+                writer.append(snapshot)
+    (forbid.place / "test_hunted.py").write_text(HUNTED)
+    (forbid.place / "hunted.gates.toml").write_text(HUNTED_GATES)
+    out = forbid("pytest", *REPORTS)
+    assert "15 passed" in out
 
 
 def test_gate_files_fixtures_and_baselines_of_runs(forbid):

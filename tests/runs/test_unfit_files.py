@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pytest_induction import files, tensor_files
+from pytest_induction import files, pickles, tensor_files
 from pytest_induction.errors import RunError
 from pytest_induction.runs import store
 from pytest_induction.runs.checkpoints import find_checkpoints
@@ -378,11 +378,11 @@ def test_an_archive_of_very_many_files_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_pickle_that_makes_very_many_lists_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_files, "MOST_CONTAINERS", 10_000)
+    monkeypatch.setattr(pickles, "MOST_CONTAINERS", 10_000)
     place = tmp_path / "step_1.pt"
-    archive(place, b"\x80\x02" + b"]" * (tensor_files.MOST_CONTAINERS + 1) + b".")
+    archive(place, b"\x80\x02" + b"]" * (pickles.MOST_CONTAINERS + 1) + b".")
     assert "lists and tables" in refusal(lambda: read_weights(place))
-    place.write_bytes(b"\x80\x02" + b"]" * (tensor_files.MOST_CONTAINERS + 1) + b".")
+    place.write_bytes(b"\x80\x02" + b"]" * (pickles.MOST_CONTAINERS + 1) + b".")
     assert "lists and tables" in refusal(lambda: read_weights(place))
 
 

@@ -75,7 +75,6 @@ OTHERS = {
     ("runs/transition.py", "error_rate"),
     ("runs/turn.py", "STRETCH"),
     ("statistics.py", "0 < tail < 0.5"),
-    ("verdicts/behaviour.py", "MAX_IN_CONTEXT_LEARNING"),
     ("verdicts/behaviour.py", "MIN_ACCURACY"),  # of a model
     ("verdicts/causes.py", "MIN_SHARE"),  # of in-context learning, that is lost
     ("verdicts/continuity.py", "OF_MODELS"),  # by which models may differ

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from pytest_induction.assertions.boundary import check_share, expect
-from pytest_induction.assertions.heads import ERROR_RATE, MAX_TEXT_ROWS, judged_induction_head, list_of_heads
 from pytest_induction.assertions.heads import MAX_SEQUENCES as MOST_FOR_HEADS
-from pytest_induction.assertions.looks import MAX_SEQUENCES, until_clear
+from pytest_induction.assertions.heads import judged_induction_head, list_of_heads
+from pytest_induction.assertions.looks import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS, until_clear
 from pytest_induction.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, TextError, user_facing, whole_number
 from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of

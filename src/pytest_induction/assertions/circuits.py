@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 
 from pytest_induction.assertions.boundary import check_share, expect
-from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, checked_thresholds, judged_induction_head, list_of_heads
-from pytest_induction.assertions.looks import until_clear
+from pytest_induction.assertions.heads import MAX_SEQUENCES, checked_thresholds, judged_induction_head, list_of_heads
+from pytest_induction.assertions.looks import ERROR_RATE, until_clear
 from pytest_induction.composition import measure_composition
 from pytest_induction.copying import ov_eigenvalues
 from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING, MIN_PREVIOUS_TOKEN, is_previous_token

@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_induction.assertions.boundary import expect
-from pytest_induction.assertions.families import Family, members_of, unlike
-from pytest_induction.assertions.family_models import HEADS, ICL, LATE, OV, Models
+from pytest_induction.assertions.families import members_of, unlike
 from pytest_induction.assertions.family_runs import Runs
-from pytest_induction.assertions.heads import ERROR_RATE, MAX_TEXT_ROWS
-from pytest_induction.assertions.looks import MAX_SEQUENCES
+from pytest_induction.assertions.looks import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS
 from pytest_induction.assertions.runs import provenance_of
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
-from pytest_induction.measure import provenance
-from pytest_induction.models.load import load_model
 from pytest_induction.records import Evidence, Provenance, Verdict
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.phase_change import ERROR_RATE as ERROR_RATE_OF_RUNS
 from pytest_induction.statistics import equivalence, look_sizes
-from pytest_induction.verdicts.continuity import OF_MODELS, OF_RUNS, Continuity, Measure, judge_continuity
+from pytest_induction.verdicts.continuity import HEADS, ICL, LATE, OF_MODELS, OF_RUNS, OV, Continuity, Measure, judge_continuity
+
+if TYPE_CHECKING:
+    from pytest_induction.assertions.families import Family
 
 CLAIM = "continuity"
 
@@ -168,6 +167,10 @@ def _each(texts: Iterable[str]) -> str:
 def _of_models(
     names: tuple[str, ...], members: Sequence[Any], margins: Mapping[str, float], text: Any, budget: Budget
 ) -> Evidence:
+    from pytest_induction.assertions.family_models import Models
+    from pytest_induction.measure import provenance
+    from pytest_induction.models.load import load_model
+
     subjects = [load_model(member) for member in members]
     if {HEADS, OV} & margins.keys():
         for subject in subjects:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_induction.errors import ArgumentError
-from pytest_induction.measure import Array, ModelLike
-from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.paths import expanded, is_there
 from pytest_induction.runs.record import TrainingRun
 from pytest_induction.specs import FORMS
 from pytest_induction.statistics import Interval, Mean, Pair
 
-Member = ModelLike | TrainingRun | os.PathLike[str]
-Family = Sequence[Member] | Mapping[str, Member]
+if TYPE_CHECKING:
+    from pytest_induction.measure import Array, ModelLike
+
+    Member: TypeAlias = ModelLike | TrainingRun | os.PathLike[str]
+    Family: TypeAlias = Sequence[Member] | Mapping[str, Member]
 FEWEST = 2
 
 
@@ -27,7 +27,7 @@ def members_of(family: Family) -> tuple[tuple[str, ...], tuple[Any, ...], bool]:
 
     Raises `ArgumentError` for fewer than two, for what is neither, and for both.
     """
-    if isinstance(family, (str, bytes, os.PathLike, nn.Module, ModelUnderTest, TrainingRun)) or not isinstance(family, Iterable):
+    if isinstance(family, (str, bytes, os.PathLike, TrainingRun)) or _is_model(family) or not isinstance(family, Iterable):
         raise ArgumentError(f"`family` must be models or training runs, two at least, got one `{type(family).__name__}`")
     names = tuple(map(str, family)) if isinstance(family, Mapping) else ()
     members = tuple(family.values()) if isinstance(family, Mapping) else tuple(family)
@@ -42,8 +42,19 @@ def members_of(family: Family) -> tuple[tuple[str, ...], tuple[Any, ...], bool]:
     return names, members, kinds[0]
 
 
+def _is_model(given: Any) -> bool:
+    """Whether it is a module, or one under test. Where nobody has imported torch there are none, and it is not imported."""
+    if "torch" not in sys.modules:
+        return False
+    from torch import nn
+
+    from pytest_induction.models.protocol import ModelUnderTest
+
+    return isinstance(given, (nn.Module, ModelUnderTest))
+
+
 def _is_run(member: Any) -> bool:
-    if isinstance(member, (TrainingRun, nn.Module, ModelUnderTest)):
+    if isinstance(member, TrainingRun) or _is_model(member):
         return isinstance(member, TrainingRun)
     if not isinstance(member, (str, os.PathLike)):
         raise ArgumentError(f"`family` must have models or training runs, got `{type(member).__name__}`")

@@ -26,11 +26,9 @@ from pytest_induction.records import TokenSpace
 from pytest_induction.statistics import Mean
 from pytest_induction.text import row_losses, rows_of, window_mean, windows_of
 from pytest_induction.verdicts.behaviour import MIN_ROWS
-from pytest_induction.verdicts.continuity import OF_MODELS, ROWS, SEQUENCES, Measured
+from pytest_induction.verdicts.continuity import HEADS, ICL, LATE, OF_MODELS, OV, ROWS, SEQUENCES, Measured
 
-HEADS, OV, ICL = "prefix_matching", "ov_eigenvalue", "in_context_learning"
 REPEATS = ("later_accuracy", "later_loss")
-LATE = "late_loss"  # reported beside the score, which may be the same where losses are not
 
 
 class Models:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import ArgumentError, whole_number
 from pytest_induction.measure import ModelLike
@@ -13,8 +13,12 @@ from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.strategies.searching import carry, run_given
 from pytest_induction.progress import advance, progress
-from pytest_induction.properties.hunt import Evaluator, Property, made
-from pytest_induction.runs.trainings import TrainingLike, opened
+from pytest_induction.properties.claims import Property
+from pytest_induction.properties.hunt import Evaluator, made
+from pytest_induction.runs.trainings import opened
+
+if TYPE_CHECKING:
+    from pytest_induction.runs.trainings import TrainingLike
 
 MODEL = "induction_model"  # the fixture
 UNIT = "snapshot"

@@ -9,7 +9,16 @@ from typing import Any
 from pytest_induction.absence import ROWS, Look, close_repeats, longer_rows, other_first_tokens
 from pytest_induction.assertions.boundary import check_advantage, check_share, expect
 from pytest_induction.assertions.head_search import Budget, HeadSearch, is_small, round_size, rounds_within
-from pytest_induction.criteria import MARGIN, MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING, PERIOD_DETECTOR, SUPPRESSES
+from pytest_induction.assertions.looks import ERROR_RATE, MAX_TEXT_ROWS
+from pytest_induction.criteria import (
+    MARGIN,
+    MAX_IN_CONTEXT_LEARNING,
+    MAX_PREFIX_MATCHING,
+    MIN_ADVANTAGE,
+    MIN_PREFIX_MATCHING,
+    PERIOD_DETECTOR,
+    SUPPRESSES,
+)
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, Round, probe_round, provenance
 from pytest_induction.models.load import load_model
@@ -21,7 +30,6 @@ from pytest_induction.text import measure_text
 from pytest_induction.verdicts import induction
 from pytest_induction.verdicts.absence import Strongest, beyond, summed_by_layer
 from pytest_induction.verdicts.behaviour import (
-    MAX_IN_CONTEXT_LEARNING,
     MIN_ACCURACY,
     judge_copying,
     judge_in_context_learning,
@@ -33,8 +41,6 @@ from pytest_induction.verdicts.pairs import judge_virtual_head
 from pytest_induction.virtual import PairRound, probe_pairs
 
 MAX_SEQUENCES = 231  # eleven rounds of the usual size
-MAX_TEXT_ROWS = 512
-ERROR_RATE = 1e-3
 MOST_LONG_ROWS = (16, 4)  # of these, of rows as long as the context: of a small model, and of others
 MORE_ROWS = (1, 4, 16, 48)  # times as many rows that a claim of absence looks at beside the usual ones, until these tell
 

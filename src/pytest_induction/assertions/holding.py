@@ -5,23 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_induction.assertions.boundary import checked_bounds, expect
 from pytest_induction.assertions.runs import provenance_of
 from pytest_induction.errors import RunError, user_facing, whole_number
-from pytest_induction.measure import ModelLike, provenance
-from pytest_induction.models.load import function_named, load_model
-from pytest_induction.probes.answers import ProbeSequence
-from pytest_induction.probes.strategies.searching import line
+from pytest_induction.probes.answers import ProbeSequence, line
 from pytest_induction.progress import progress
-from pytest_induction.properties.hunt import Claim, Example, Hunt, Property, strategy_for
+from pytest_induction.properties.claims import Claim, Example, Property
 from pytest_induction.records import Estimate, Evidence, Verdict
-from pytest_induction.runs.hunting import Hunting, hunted_over, hunted_steps, labels_of
-from pytest_induction.runs.loading import Factory
+from pytest_induction.runs.hunts import hunted_steps, labels_of
 from pytest_induction.runs.record import Hunted, TrainingRun
-from pytest_induction.runs.trainings import TrainingLike, opened
+from pytest_induction.runs.trainings import opened
 from pytest_induction.wording import fitted
+
+if TYPE_CHECKING:
+    from pytest_induction.measure import ModelLike
+    from pytest_induction.runs.loading import Factory
+    from pytest_induction.runs.trainings import TrainingLike
 
 MAX_EXAMPLES = 200
 PropertyName = str  # of a ready property, or path/file.py:function
@@ -125,6 +126,10 @@ def assert_property_holds(
 
     >>> assert_property_holds(model, property="completes_repeats", options={"min_accuracy": 0.5})     # doctest: +SKIP
     """
+    from pytest_induction.measure import provenance
+    from pytest_induction.models.load import load_model
+    from pytest_induction.properties.hunt import Hunt, strategy_for
+
     claim = Claim.of(_meant(property), dict(options or {}))
     most = whole_number("max_examples", max_examples, least=1)
     hunt = Hunt(load_model(model), claim)
@@ -195,6 +200,8 @@ def found_over(
     run, models = opened(given, factory=factory, steps=steps)
     label = str(claim)
     if models is not None:
+        from pytest_induction.runs.hunting import Hunting, hunted_over
+
         hunting = Hunting(claim, run.name, probes=probes, most=most, seed=seed, climb=climb, keep=True)
         return PropertyOverTraining(label, hunted_over(run, models, hunting, bisect=bisect))
     if not hunted_steps(run, label):
@@ -385,7 +392,11 @@ def _example(hunted: Hunted) -> Example | None:
 
 def _meant(given: PropertyName | Property) -> str | Property:
     """A property, its function found where that is named by a file or module."""
-    return function_named(given) if isinstance(given, str) and ":" in given else given
+    if not isinstance(given, str) or ":" not in given:
+        return given
+    from pytest_induction.models.load import function_named
+
+    return function_named(given)
 
 
 def _probes(probes: Any, options: Mapping[str, Any] | None, claim: Claim) -> Any:
@@ -393,7 +404,13 @@ def _probes(probes: Any, options: Mapping[str, Any] | None, claim: Claim) -> Any
     if not options:
         return probes
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return lambda model: strategy_for(probes, claim, model, given)
+
+    def drawn(model: Any) -> Any:
+        from pytest_induction.properties.hunt import strategy_for
+
+        return strategy_for(probes, claim, model, given)
+
+    return drawn
 
 
 def _given(claim: Claim) -> str:

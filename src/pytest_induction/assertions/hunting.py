@@ -5,26 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from pytest_induction.assertions.holding import MAX_EXAMPLES, PropertyOverTraining, failure_of, found_over, judged_over
 from pytest_induction.assertions.messages import failure_text, measured_on
 from pytest_induction.errors import ArgumentError, ExpectationFailed, PropertyFailed, user_facing, whole_number
 from pytest_induction.journal import tell
-from pytest_induction.measure import ModelLike, provenance
-from pytest_induction.models.load import load_model
-from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.probes.strategies.searching import line
+from pytest_induction.probes.answers import line
 from pytest_induction.progress import progress
-from pytest_induction.properties.hunt import Claim, Example, Hunt, Property, listed, strategy_for
+from pytest_induction.properties.claims import Claim, Example, Property
 from pytest_induction.records import Evidence, Provenance, Verdict
-from pytest_induction.runs.checkpoints import Checkpoint
-from pytest_induction.runs.loading import Factory
 from pytest_induction.runs.record import TrainingRun
-from pytest_induction.runs.trainings import TrainingLike, is_training
+from pytest_induction.runs.trainings import is_training
 from pytest_induction.wording import fitted
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pytest_induction.measure import ModelLike
+    from pytest_induction.models.protocol import ModelUnderTest
+    from pytest_induction.properties.hunt import Hunt
+    from pytest_induction.runs.checkpoints import Checkpoint
+    from pytest_induction.runs.loading import Factory
+    from pytest_induction.runs.trainings import TrainingLike
+
+    Several: TypeAlias = TrainingRun | Mapping[int, ModelLike] | Sequence[Checkpoint]
 
 BUDGET = 1000
 
@@ -38,9 +43,6 @@ class PropertyCheck:
     n_examples: int
     margin: float | None
     worst: Example | None
-
-
-Several = TrainingRun | Mapping[int, ModelLike] | Sequence[Checkpoint]
 
 
 @overload
@@ -101,6 +103,9 @@ def check_property(
             given, claim, probes=probes, most=most, seed=seed, factory=factory, steps=steps, bisect=bisect, climb=False
         )
         return _over_training(history, claim, holds_from)
+    from pytest_induction.models.load import load_model
+    from pytest_induction.properties.hunt import Hunt, listed, strategy_for
+
     _refuse_of_training(holds_from=holds_from, factory=factory, steps=steps)
     hunt = Hunt(load_model(model), claim)  # type: ignore[arg-type]
     examples = listed(probes)
@@ -147,6 +152,9 @@ def find_counterexample(
         return found_over(
             given, claim, probes=probes, most=most, seed=seed, factory=factory, steps=steps, bisect=bisect, climb=True
         )
+    from pytest_induction.models.load import load_model
+    from pytest_induction.properties.hunt import Hunt, strategy_for
+
     _refuse_of_training(factory=factory, steps=steps)
     hunt = Hunt(load_model(model), claim)  # type: ignore[arg-type]
     with progress(hunt.name, most):
@@ -167,6 +175,8 @@ def evidence_of(hunt: Hunt, verdict: Verdict, reason: str, summary: str, name: s
 
 def about(hunt: Hunt) -> Provenance:
     """Where it was measured."""
+    from pytest_induction.measure import provenance
+
     return provenance(hunt.subject, n_sequences=hunt.n_examples, probe="generated and shrunk")
 
 

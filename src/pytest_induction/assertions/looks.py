@@ -11,6 +11,8 @@ from pytest_induction.verdicts.judgement import Judgement
 
 R = TypeVar("R")
 MAX_SEQUENCES = 192  # in five looks
+MAX_TEXT_ROWS = 512
+ERROR_RATE = 1e-3
 
 
 def until_clear(

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from pytest_induction.assertions.boundary import expect
-from pytest_induction.assertions.heads import ERROR_RATE, list_of_heads
 from pytest_induction.assertions.heads import MAX_SEQUENCES as LIST_SEQUENCES
-from pytest_induction.assertions.looks import MAX_SEQUENCES
+from pytest_induction.assertions.heads import list_of_heads
+from pytest_induction.assertions.looks import ERROR_RATE, MAX_SEQUENCES
 from pytest_induction.criteria import LEAST, MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, BaselineError, user_facing, whole_number
 from pytest_induction.measure import ModelLike, provenance

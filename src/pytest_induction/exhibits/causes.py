@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pytest_induction.assertions.heads import ERROR_RATE
+from pytest_induction.assertions.looks import ERROR_RATE
 from pytest_induction.exhibits.heads import Seen, heads_seen
 from pytest_induction.exhibits.plain import ends
 from pytest_induction.interventions.ablation import last_copy, rises

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pytest_induction.assertions.heads import ERROR_RATE, MAX_SEQUENCES, list_of_heads, search_for_all
+from pytest_induction.assertions.heads import MAX_SEQUENCES, list_of_heads, search_for_all
+from pytest_induction.assertions.looks import ERROR_RATE
 from pytest_induction.betting import bounded_intervals
 from pytest_induction.copying import copy_effects
 from pytest_induction.criteria import MATCHES, MIN_PREFIX_MATCHING

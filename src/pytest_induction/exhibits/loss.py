@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_induction.assertions.heads import ERROR_RATE
+from pytest_induction.assertions.looks import ERROR_RATE
 from pytest_induction.batching import in_batches
+from pytest_induction.criteria import MAX_IN_CONTEXT_LEARNING
 from pytest_induction.errors import ModelError
 from pytest_induction.exhibits.plain import curve, ends
 from pytest_induction.measure import Array, numbers
@@ -20,7 +21,7 @@ from pytest_induction.probes.sequences import Probe, fitting_shape, repeated_seq
 from pytest_induction.progress import progress
 from pytest_induction.statistics import mean_interval
 from pytest_induction.text import measure_text
-from pytest_induction.verdicts.behaviour import MAX_IN_CONTEXT_LEARNING, judge_in_context_learning
+from pytest_induction.verdicts.behaviour import judge_in_context_learning
 
 N_SEQUENCES = 24
 LONGEST = 32  # tokens of a copy

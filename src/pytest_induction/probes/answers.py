@@ -161,3 +161,10 @@ def _rival(tokens: Sequence[int], places: Iterable[int], token: int) -> int | No
     """The token other than the right one that most often followed an earlier occurrence, the latest of equals."""
     others = Counter(tokens[place + 1] for place in sorted(places, reverse=True) if tokens[place + 1] != token)
     return others.most_common(1)[0][0] if others else None
+
+
+def line(example: object) -> str:
+    """Python that makes the example again."""
+    if isinstance(example, tuple):
+        return f"({', '.join(map(line, example))})"
+    return str(getattr(example, "line", repr(example)))

@@ -9,17 +9,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from pytest_induction.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, PropertyFailed
-from pytest_induction.outcomes import Outcome
 from pytest_induction.records import HeadId
 from pytest_induction.wording import fitted
 
-Pair = tuple[Outcome, Outcome]
+if TYPE_CHECKING:
+    from pytest_induction.outcomes import Outcome
+
+    Pair = tuple[Outcome, Outcome]
+
 Heads = Iterable[str | HeadId | tuple[int, int]]
 F = TypeVar("F", bound=Callable[..., Any])
 MIN_MASS = MIN_PREFIX_MATCHING  # on successors, and the most on lures
@@ -37,6 +40,8 @@ def _ready(probes: str) -> Callable[[F], F]:
         @functools.wraps(function)
         def checked(outcome: Any, **options: Any) -> Any:
             __tracebackhide__ = True
+            from pytest_induction.outcomes import Outcome  # with torch, which whoever has one has
+
             found = len(outcome) if isinstance(outcome, tuple) else 1
             if found != 1 + pairs or not (isinstance(outcome, (tuple, Outcome))):
                 wanted = "a pair of outcomes" if pairs else "one outcome"
@@ -167,7 +172,7 @@ def _hold(margin: float, outcome: Outcome | Pair, said: str, *, strict: bool = F
     __tracebackhide__ = True
     if margin > 0 or (margin == 0 and not strict):
         return margin
-    probe = outcome.probe if isinstance(outcome, Outcome) else tuple(each.probe for each in outcome)
+    probe = tuple(each.probe for each in outcome) if isinstance(outcome, tuple) else outcome.probe
     raise PropertyFailed(fitted(f"{said}; on {probe!r}", ()), probe)
 
 

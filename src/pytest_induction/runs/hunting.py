@@ -15,7 +15,8 @@ from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.probes.strategies.replaying import Replays
 from pytest_induction.probes.strategies.searching import Strategy, batches
 from pytest_induction.progress import advance, progress, showing_on
-from pytest_induction.properties.hunt import Claim, Example, Hunt, listed, sequences_of, strategy_for
+from pytest_induction.properties.claims import Claim, Example
+from pytest_induction.properties.hunt import Hunt, listed, sequences_of, strategy_for
 from pytest_induction.runs.loading import FactoryError
 from pytest_induction.runs.record import Hunted, TrainingRun
 from pytest_induction.runs.trainings import TrainingModels
@@ -176,16 +177,6 @@ class _Search:
                 return self._hunting.replay(subject) if replay else self._hunting.look(subject)
             except ModelError as error:
                 return Hunted(problem=first_line(error))
-
-
-def hunted_steps(run: TrainingRun, label: str) -> list[tuple[int, Hunted]]:
-    """At which snapshots of the run this was hunted, places in it, and what was found."""
-    return [(place, each.hunts[label]) for place, each in enumerate(run.snapshots) if label in each.hunts]
-
-
-def labels_of(run: TrainingRun) -> list[str]:
-    """What was hunted in the run."""
-    return list(dict.fromkeys(label for each in run.snapshots for label in each.hunts))
 
 
 def _size(example: Example) -> tuple[int, Sequence[tuple[int, ...]]]:

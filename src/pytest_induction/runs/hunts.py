@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_induction.probes.answers import ProbeSequence
-from pytest_induction.runs.record import Hunted
+from pytest_induction.runs.record import Hunted, TrainingRun
 from pytest_induction.schema import Unfit, read
 
 COUNTS = ("shortest_period", "fewest_copies")
@@ -43,3 +43,13 @@ def _sequence(probe: ProbeSequence) -> dict[str, Any]:
     plain = {"tokens": list(probe.tokens), "period": probe.period, "repeats": probe.repeats, "breaks": list(probe.breaks)}
     rest = {"first": probe.first, "lures": [list(lure) for lure in probe.lures]}
     return plain | {name: value for name, value in rest.items() if value}
+
+
+def hunted_steps(run: TrainingRun, label: str) -> list[tuple[int, Hunted]]:
+    """At which snapshots of the run this was hunted, places in it, and what was found."""
+    return [(place, each.hunts[label]) for place, each in enumerate(run.snapshots) if label in each.hunts]
+
+
+def labels_of(run: TrainingRun) -> list[str]:
+    """What was hunted in the run."""
+    return list(dict.fromkeys(label for each in run.snapshots for label in each.hunts))

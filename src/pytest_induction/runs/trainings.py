@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import ArgumentError, RunError, whole_number
-from pytest_induction.measure import ModelLike
-from pytest_induction.models.load import load_model
-from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.runs.checkpoints import HUB, Checkpoint, chosen, find_checkpoints
-from pytest_induction.runs.loading import Factory, Loader, Loading
 from pytest_induction.runs.opening import holds_checkpoints, load_run
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot, TrainingRun
 from pytest_induction.runs.store import is_run
 from pytest_induction.specs import CONFIG
 
-TrainingLike = TrainingRun | str | os.PathLike[str] | Sequence[Checkpoint] | Mapping[int, ModelLike]
-Load = Callable[[int], ModelUnderTest]
+if TYPE_CHECKING:
+    from pytest_induction.measure import ModelLike
+    from pytest_induction.models.protocol import ModelUnderTest
+    from pytest_induction.runs.loading import Factory, Loading
+
+    TrainingLike = TrainingRun | str | os.PathLike[str] | Sequence[Checkpoint] | Mapping[int, ModelLike]
+    Load = Callable[[int], ModelUnderTest]
 
 
 class TrainingModels:
@@ -67,6 +68,8 @@ def opened(
     if isinstance(given, Mapping):
         return _of_models(given)
     if isinstance(given, (str, os.PathLike)) and not _is_kept(given):
+        from pytest_induction.runs.loading import Loading
+
         found = find_checkpoints(given, steps)
         return _of_checkpoints(found, Loading(factory=factory), str(given).rstrip("/").rpartition("/")[2] or str(given))
     if isinstance(given, (TrainingRun, str, os.PathLike)):
@@ -81,6 +84,8 @@ def opened(
         raise ArgumentError(
             "a training must be a run, checkpoints or a mapping from steps to models, got a list of something else"
         )
+    from pytest_induction.runs.loading import Loading
+
     return _of_checkpoints(chosen(given, steps, "the list"), Loading(factory=factory), "checkpoints")
 
 
@@ -98,6 +103,8 @@ def _of_checkpoints(found: Sequence[Checkpoint], loading: Loading, name: str) ->
         file = next((each for each in found if each.kind == "file"), None)
         if file is not None:
             raise RunError(f"{file.name} holds weights alone: name what makes the model, factory='path/file.py:factory'")
+    from pytest_induction.runs.loading import Loader
+
     loader, by_step = Loader(loading), {each.step: each for each in found}
     run = TrainingRun(name, tuple(Snapshot(each.step) for each in found), source="sweep")
     return run, TrainingModels(by_step, lambda step: loader.load(by_step[step]))
@@ -106,6 +113,8 @@ def _of_checkpoints(found: Sequence[Checkpoint], loading: Loading, name: str) ->
 def _of_models(given: Mapping[Any, Any]) -> tuple[TrainingRun, TrainingModels]:
     if not given:
         raise ArgumentError("a training must have a model at one step at least, got an empty mapping")
+    from pytest_induction.models.load import load_model
+
     models = {whole_number("a step", step, least=0): given[step] for step in given}
     steps = sorted(models)
     run = TrainingRun("models", tuple(Snapshot(step) for step in steps), source="sweep")

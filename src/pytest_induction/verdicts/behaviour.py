@@ -13,7 +13,6 @@ from pytest_induction.text import window_mean
 from pytest_induction.verdicts.judgement import Judgement, behaviour_of, more_needed
 
 MIN_ACCURACY = 0.5  # top-1, on the later copies
-MAX_IN_CONTEXT_LEARNING = -0.15  # nats; the most that the paper's models had before their phase change
 MIN_ROWS = 16  # of text: fewer cannot be resampled to an interval that holds
 PAPER = (50, 500)  # the token numbers of the paper's in-context learning score
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pytest_induction.criteria import MIN_ADVANTAGE
+from pytest_induction.criteria import MAX_IN_CONTEXT_LEARNING, MIN_ADVANTAGE
 from pytest_induction.records import Estimate, Verdict
 from pytest_induction.statistics import SHARE, Equivalence, Interval, Pair, equivalence
-from pytest_induction.verdicts.behaviour import MAX_IN_CONTEXT_LEARNING
 from pytest_induction.verdicts.judgement import Judgement, more_needed
 
 SEQUENCES, ROWS = "sequences", "rows of text"
 OPTIONS = {SEQUENCES: "max_sequences", ROWS: "max_rows"}  # how more of them are had
 EIGENVALUES = "share of eigenvalues"
+HEADS, OV, ICL = "prefix_matching", "ov_eigenvalue", "in_context_learning"  # of what is measured of models
+LATE = "late_loss"  # reported beside the score, which may be the same where losses are not
 NOTHING = "measure, or record, something that all members have"
 
 

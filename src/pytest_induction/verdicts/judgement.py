@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pytest_induction.betting import bounded_intervals
-from pytest_induction.measure import Array
 from pytest_induction.records import Estimate, HeadEvidence, PairEvidence, Verdict
 from pytest_induction.statistics import SHARE, mean_interval, sequences_needed
+
+if TYPE_CHECKING:
+    from pytest_induction.measure import Array
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from hypothesis.strategies import SearchStrategy
 from pytest_induction import alarms
 from pytest_induction.errors import ArgumentError, InductionError
 from pytest_induction.printable import printable
+from pytest_induction.probes.answers import line
 from pytest_induction.probes.strategies.drawing import APART
 from pytest_induction.probes.strategies.replaying import KeptApart, Replays
 
@@ -370,10 +371,3 @@ class Looked(Generic[E]):
             raise self._broken.with_traceback(None) from None
         if self._rejected and not self._held:
             raise Unsatisfiable(f"the test looked at no example: `assume` rejected all {len(self._rejected)}")
-
-
-def line(example: object) -> str:
-    """Python that makes the example again."""
-    if isinstance(example, tuple):
-        return f"({', '.join(map(line, example))})"
-    return str(getattr(example, "line", repr(example)))

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import RunError, first_line, reason
 from pytest_induction.files import names_in, open_regular, read_bytes, tree_of
+from pytest_induction.pickles import check_pickle
 from pytest_induction.runs.layouts.layout import NestedLayout, Weights, entries
 from pytest_induction.runs.places import Place
-from pytest_induction.tensor_files import LONGEST_METADATA, check_containers, is_shape
+from pytest_induction.schema import shown
+from pytest_induction.tensor_files import LONGEST_METADATA, is_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,14 +150,14 @@ class _Stored:
             raise RunError(f"`{name}` in {self._name} lies nowhere that its {METADATA} says")
         is_count = all(type(number) is int and number >= 0 for number in (info.offset, info.length))
         if not is_count or info.length > self._left:
-            raise RunError(f"`{name}` in {self._name} would have {info.length} bytes, more than there are")
+            raise RunError(f"`{name}` in {self._name} would have {shown(info.length)} bytes, more than there are")
         return info
 
     def _piece(self, name: str, offset: Any) -> Any:
         info = self._info(name, offset)
         self._left -= info.length  # many names of one piece are not to make more of it
         if getattr(info, "transform_descriptors", None):
-            raise RunError(f"`{name}` in {self._name} is stored as {info.transform_descriptors}: save it as it is")
+            raise RunError(f"`{name}` in {self._name} is stored as {shown(info.transform_descriptors)}: save it as it is")
         try:
             with open_regular(self._path / info.relative_path, within=tree_of(self._path)) as stream:
                 stream.seek(info.offset)
@@ -179,7 +181,7 @@ def _metadata(path: Path, name: str) -> Any:
         raise RunError(f"{name} has no {METADATA}, which is written last: its saving was broken off")
     try:
         content = read_bytes(path, LONGEST_METADATA, within=tree_of(path.parent))
-        check_containers(content)
+        check_pickle(content)
         found = _Unpickler(io.BytesIO(content)).load()
         found.state_dict_metadata.items(), found.storage_data.items()
     except RunError as error:
