@@ -29,7 +29,7 @@ from pytest_induction.assertions.head_search import COPY_ROWS, OF_BEHAVIOUR
 from pytest_induction.assertions.looks import ERROR_RATE
 from pytest_induction.betting import is_above
 from pytest_induction.criteria import MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
-from pytest_induction.measure import Array
+from pytest_induction.observing import Array
 from pytest_induction.statistics import SMALLEST_SPREAD, student_quantile
 from pytest_induction.verdicts.behaviour import AGREEING, FURTHEST, advantage_interval
 from skewed import Draw, normal, resampled, some

@@ -20,7 +20,6 @@ from pytest_induction.interventions.ablation import screened
 from pytest_induction.interventions.attribution import attributions
 from pytest_induction.interventions.chosen import all_heads
 from pytest_induction.interventions.passes import Passes
-from pytest_induction.measure import Array, observe
 from pytest_induction.metrics.attention import PeriodicScores, scores_for
 from pytest_induction.metrics.copying import ov_eigenvalue_scores, product_of_embeddings
 from pytest_induction.metrics.loss import token_losses
@@ -30,6 +29,7 @@ from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.head_weights import Circuits
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, observe
 from pytest_induction.probes.sequences import Probe
 from pytest_induction.properties.hunt import Claim, Hunt
 from pytest_induction.virtual import _scores_of_rows

@@ -49,14 +49,7 @@ from tests.verdicts.random_models import random_models  # noqa: E402
 import make as fixtures  # noqa: E402
 import skewed  # noqa: E402
 from attention_only import AttentionOnly  # noqa: E402
-from pytest_induction import (  # noqa: E402
-    Evidence,
-    ExpectationFailed,
-    UnsupportedModel,
-    Verdict,
-    assert_has_induction_head,
-    load_model,
-)
+from pytest_induction import Evidence, ExpectationFailed, UnsupportedModel, Verdict, assert_has_induction_head, load_model  # noqa: E402
 from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING  # noqa: E402
 from pytest_induction.models import planted  # noqa: E402
 from pytest_induction.probes.sequences import fitting_shape  # noqa: E402

@@ -8,19 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_induction.assertions.behaviour import assert_copies_repeats, assert_learns_in_context
     from pytest_induction.assertions.causes import assert_ablation_removes_icl
     from pytest_induction.assertions.circuits import assert_induction_circuit
     from pytest_induction.assertions.continuity import assert_continuity
     from pytest_induction.assertions.formed import assert_formed
     from pytest_induction.assertions.generality import assert_heads_generalize
     from pytest_induction.assertions.given import given_probes
-    from pytest_induction.assertions.heads import (
-        assert_copies_repeats,
-        assert_has_induction_head,
-        assert_learns_in_context,
-        assert_no_induction_head,
-        find_induction_heads,
-    )
+    from pytest_induction.assertions.heads import assert_has_induction_head, assert_no_induction_head, find_induction_heads
     from pytest_induction.assertions.holding import PropertyOverTraining, assert_property_holds, assert_property_holds_from
     from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
     from pytest_induction.assertions.perturbation import assert_coperturbation

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from pytest_induction.errors import ModelError, ProbeError
-from pytest_induction.measure import PERIODS_AT_ONCE, Array
 from pytest_induction.models.declared import boundary_ids
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import PERIODS_AT_ONCE, Array
 from pytest_induction.periods import LONGEST_ROWS, Matching, match_periods, overlap
 from pytest_induction.probes.sequences import (
     SHORTEST_PERIOD,

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pytest_induction.assertions import heads as assertions
+from pytest_induction.assertions.behaviour import assert_copies_repeats, assert_learns_in_context
 from pytest_induction.assertions.causes import assert_ablation_removes_icl
 from pytest_induction.assertions.circuits import assert_induction_circuit
 from pytest_induction.assertions.generality import assert_heads_generalize
+from pytest_induction.assertions.heads import assert_has_induction_head, assert_no_induction_head, find_induction_heads
 from pytest_induction.assertions.holding import assert_property_holds
 from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
 from pytest_induction.assertions.preserved import assert_heads_preserved
@@ -58,24 +59,24 @@ class Induction:
     def assert_has_induction_head(self, **options: Any) -> Evidence:
         """See `pytest_induction.assert_has_induction_head`."""
         __tracebackhide__ = True
-        return self._call(assertions.assert_has_induction_head, self.model, **options)
+        return self._call(assert_has_induction_head, self.model, **options)
 
     def assert_no_induction_head(self, **options: Any) -> Evidence:
         """See `pytest_induction.assert_no_induction_head`."""
         __tracebackhide__ = True
-        return self._call(assertions.assert_no_induction_head, self.model, **options)
+        return self._call(assert_no_induction_head, self.model, **options)
 
     def assert_copies_repeats(self, **options: Any) -> Evidence:
         """See `pytest_induction.assert_copies_repeats`."""
         __tracebackhide__ = True
-        return self._call(assertions.assert_copies_repeats, self.model, **options)
+        return self._call(assert_copies_repeats, self.model, **options)
 
     def assert_learns_in_context(self, text: Any = None, **options: Any) -> Evidence:
         """See `pytest_induction.assert_learns_in_context`; the text is the session's unless one is given."""
         __tracebackhide__ = True
         if text is None and self.text is None:
             raise TextError("no text: give `assert_learns_in_context` one, or the option --induction-text")
-        return self._call(assertions.assert_learns_in_context, self.model, self.text if text is None else text, **options)
+        return self._call(assert_learns_in_context, self.model, self.text if text is None else text, **options)
 
     def measure_ablations(self, **options: Any) -> AblationScores:
         """See `pytest_induction.measure_ablations`."""
@@ -87,7 +88,7 @@ class Induction:
 
     def find_induction_heads(self, **options: Any) -> HeadList:
         """See `pytest_induction.find_induction_heads`."""
-        return self._call(assertions.find_induction_heads, self.model, **options)
+        return self._call(find_induction_heads, self.model, **options)
 
     def measure_distances(self, **options: Any) -> DistanceScores:
         """See `pytest_induction.measure_distances`."""

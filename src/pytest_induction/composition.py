@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ModelError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, measure_heads, numbers, plain, probes_of
+from pytest_induction.measure import measure_heads
 from pytest_induction.metrics.composition import (
     Side,
     composition_scores,
@@ -29,6 +29,7 @@ from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.query_key import queries_keys_of
 from pytest_induction.models.watching import Watch
+from pytest_induction.observing import Array, ModelLike, numbers, plain, probes_of
 from pytest_induction.probes.sequences import COPIES
 from pytest_induction.progress import advance, progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance

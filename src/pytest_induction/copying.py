@@ -13,17 +13,6 @@ from torch import Tensor
 from pytest_induction.batching import in_batches
 from pytest_induction.betting import known_mean
 from pytest_induction.errors import ModelError, user_facing, whole_number
-from pytest_induction.measure import (
-    Array,
-    ModelLike,
-    describe,
-    named_behaviour,
-    numbers,
-    of_all_heads,
-    plain_scores,
-    probes_of,
-    provenance,
-)
 from pytest_induction.metrics.copying import (
     RepeatedBlock,
     copying_shares,
@@ -41,6 +30,17 @@ from pytest_induction.models.head_weights import Circuits, upcast
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.watching import Watch
+from pytest_induction.observing import (
+    Array,
+    ModelLike,
+    describe,
+    named_behaviour,
+    numbers,
+    of_all_heads,
+    plain_scores,
+    probes_of,
+    provenance,
+)
 from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD, Ids, Probe, usable_ids
 from pytest_induction.progress import progress
 from pytest_induction.records import Provenance

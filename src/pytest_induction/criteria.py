@@ -26,7 +26,6 @@ AFTER_BREAKS_SHARE = 0.5  # of that, from which on the same mass after a match h
 EXCESS_SHARE = 0.5  # of that threshold, which must be left beyond chance: a uniform head has all of its score by chance
 MIN_PERIODS = 2  # at which a head must match: one period cannot tell matching from counting back
 MIN_ADVANTAGE = 0.5  # nats by which the model must find the successor likelier than the tokens after it
-MAX_IN_CONTEXT_LEARNING = -0.15  # nats; the most that the paper's models had before their phase change
 MIN_SUPPRESSION = 0.25  # nats, half of the least advantage: any head may lower as much on its way to a later one
 MIN_PREVIOUS_TOKEN = 0.3  # of its attention on the position before; as much as an induction head must have on successors
 MIN_DUPLICATE_TOKEN = 0.3  # of its attention on earlier occurrences; likewise

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pytest_induction.criteria import MIN_PREFIX_MATCHING, matches_by_means
 from pytest_induction.errors import ArgumentError, ProbeError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, plain, provenance
 from pytest_induction.models.load import load_model
+from pytest_induction.observing import Array, ModelLike, plain, provenance
 from pytest_induction.periods import LONGEST_ROWS, match_periods, overlap, partner_of
 from pytest_induction.probes.sequences import SHORTEST_PERIOD, filling_sequences, usable_ids
 from pytest_induction.progress import progress

@@ -13,7 +13,7 @@ from torch import Tensor
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing, whole_number
 from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
-from pytest_induction.measure import Array, ModelLike, measure_heads, numbers, observe, of_all_heads, plain, provenance
+from pytest_induction.measure import measure_heads
 from pytest_induction.metrics.contrasts import Contrasts
 from pytest_induction.metrics.copying import projected
 from pytest_induction.metrics.keys import KeyScores
@@ -23,6 +23,7 @@ from pytest_induction.models.head_weights import Circuits
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.watching import Watch
+from pytest_induction.observing import Array, ModelLike, numbers, observe, of_all_heads, plain, provenance
 from pytest_induction.probes.fuzzy import FAMILIES, Family, FuzzyProbe
 from pytest_induction.probes.meanings import Meanings, chosen_families
 from pytest_induction.progress import progress

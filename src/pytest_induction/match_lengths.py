@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from pytest_induction.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, plain_scores, provenance, score_irregular
+from pytest_induction.measure import score_irregular
 from pytest_induction.models.load import load_model
+from pytest_induction.observing import Array, ModelLike, plain_scores, provenance
 from pytest_induction.probes.irregular import LENGTHS, LISTS, irregular_sequences
 from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD
 from pytest_induction.progress import progress

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ArgumentError, ModelError, user_facing
-from pytest_induction.measure import Array, ModelLike, check_range, numbers, observe
 from pytest_induction.metrics.keys import KeyScores
 from pytest_induction.metrics.loss import at_least_float32
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, ModelLike, check_range, numbers, observe
 from pytest_induction.probes.answers import ProbeSequence
 
 FEWEST_POSITIONS = 160  # of a pass: fewer cost as much

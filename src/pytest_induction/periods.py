@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pytest_induction.measure import Array, masses_of
 from pytest_induction.metrics.attention import LongRowScores
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, masses_of
 from pytest_induction.probes.sequences import Probe
 
 LONGEST_ROWS = 1024  # positions that rows have at most, unless more are asked for

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pytest_induction.copying import copy_effects
 from pytest_induction.criteria import has_role, is_written, suppresses
 from pytest_induction.errors import BaselineError, ModelError
-from pytest_induction.measure import Array, Round, draw_round, probe_round, probes_of, provenance
+from pytest_induction.measure import Round, draw_round, probe_round
 from pytest_induction.models.calling import told
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, probes_of, provenance
 from pytest_induction.probes.sequences import COPIES, Ids, fitting_shape, usable_ids, usual_length
 from pytest_induction.profiles import BEHAVIOUR, ROLES, HeadInRole, HeadsProfile, Probed, TextScores
 from pytest_induction.progress import progress

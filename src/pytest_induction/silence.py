@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pytest_induction.errors import ModelError
 from pytest_induction.interventions.passes import Passes, losses_at
-from pytest_induction.measure import Array, numbers
 from pytest_induction.metrics.loss import ROWS_AT_ONCE, at_least_float32
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, numbers
 from pytest_induction.probes.sequences import fitting_shape, usable_ids
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, HeadId

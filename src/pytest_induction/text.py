@@ -15,9 +15,9 @@ from torch import Tensor
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ModelError, TextError, reason
 from pytest_induction.files import UnfitFileError, open_regular
-from pytest_induction.measure import Array, check_range, numbers
 from pytest_induction.metrics.loss import Windows, token_losses
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, check_range, numbers
 from pytest_induction.progress import progress
 
 TEXT_TOKENS = 512  # per row of text, as in the paper

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import ModelError, user_facing, whole_number
-from pytest_induction.measure import Array, ModelLike, describe, numbers, of_all_heads, probes_of, provenance
 from pytest_induction.metrics.virtual import PAIR_SCORES, Columns, VirtualHeads
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, ModelLike, describe, numbers, of_all_heads, probes_of, provenance
 from pytest_induction.probes.sequences import COPIES, Probe, unrepeated_sequences
 from pytest_induction.progress import progress
 from pytest_induction.records import HeadId, Provenance

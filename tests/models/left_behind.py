@@ -12,8 +12,8 @@ import torch.nn.functional as F
 import pytest_induction
 from pytest_induction import undoing
 from pytest_induction.models import changing
+from pytest_induction.models.capturing import is_looking
 from pytest_induction.models.protocol import in_force
-from pytest_induction.models.way_in import is_looking
 
 HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 PACKAGE = str(Path(pytest_induction.__file__).parent)

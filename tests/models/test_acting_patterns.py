@@ -31,7 +31,7 @@ from pytest_induction.models.editing import Editing
 from pytest_induction.models.intervening import acting
 from pytest_induction.models.products import Layout, Operand
 from pytest_induction.models.projecting import acting_on_outputs
-from pytest_induction.models.way_in import Refused
+from pytest_induction.models.refusals import Refused
 from tests.models import foreign, zoo
 from tests.models.layouts import LAYOUTS
 from tests.models.test_hand_written import (

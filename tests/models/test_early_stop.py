@@ -7,8 +7,8 @@ from torch import nn
 
 from pytest_induction import load_model, measure_heads
 from pytest_induction.errors import ModelError
-from pytest_induction.measure import observe
 from pytest_induction.metrics.attention import PeriodicScores
+from pytest_induction.observing import observe
 from tests.models.plain import Plain, by_hand
 from tests.models.zoo import ZOO, build
 

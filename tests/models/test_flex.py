@@ -27,9 +27,9 @@ from pytest_induction.errors import ModelError
 from pytest_induction.models import trial
 from pytest_induction.models.acting import Step
 from pytest_induction.models.calling import as_written
+from pytest_induction.models.capturing import Show
 from pytest_induction.models.query_key import queries_keys_of
 from pytest_induction.models.sdpa import Tap, Watch, watching
-from pytest_induction.models.way_in import Show
 from tests.models.recorded import Positioned, assert_right, causal, probe, true_patterns
 from tests.models.test_acting_patterns import POSITIONS, acted, ids, numbers
 from tests.models.test_hand_written import Attention, by_function, fused, plain

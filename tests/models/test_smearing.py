@@ -28,7 +28,7 @@ from pytest_induction.interventions.smearing import smear_keys
 from pytest_induction.models.acting import Acting
 from pytest_induction.models.load import function_named
 from pytest_induction.models.planted import duplicate_token_head, induction_head
-from pytest_induction.models.way_in import Refused
+from pytest_induction.models.refusals import Refused
 from tests.models import zoo
 from tests.models.plain import Plain, by_hand, unreadable
 

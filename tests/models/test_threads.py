@@ -15,11 +15,11 @@ from pytest_induction.models import changing
 from pytest_induction.models.acting import Acting
 from pytest_induction.models.adapt import adapt
 from pytest_induction.models.calling import as_found
+from pytest_induction.models.capturing import Show
 from pytest_induction.models.changing import beneath, take_over
 from pytest_induction.models.remote_code import never_asking
 from pytest_induction.models.resuming import blocks_of
 from pytest_induction.models.sdpa import Tap, Watch, watching
-from pytest_induction.models.way_in import Show
 from pytest_induction.undoing import Changes
 from tests.models.left_behind import changed, everything, of_process
 from tests.models.recorded import probe

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from pytest_induction import UnsupportedModel, load_model, measure_heads
-from pytest_induction.measure import observe
+from pytest_induction.observing import observe
 from tests.models.plain import Plain
 from tests.models.recorded import Positioned, assert_right
 from tests.models.test_hand_written import Attention, by_function, fused, scores_of

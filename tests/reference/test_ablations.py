@@ -23,9 +23,9 @@ from pytest_induction.interventions.chosen import all_heads
 from pytest_induction.interventions.passes import Ablating, Passes, losses_at
 from pytest_induction.interventions.paths import path_effects
 from pytest_induction.interventions.terms import losses_by_order, losses_with_pattern
-from pytest_induction.measure import probes_of
 from pytest_induction.models.planted import induction_head, pointer_induction_head
 from pytest_induction.models.resuming import Blocks, _like, _stream, blocks_of
+from pytest_induction.observing import probes_of
 from pytest_induction.records import HeadId
 
 ROWS, OTHERS = (torch.randint(1, 60, (3, 21), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))

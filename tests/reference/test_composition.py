@@ -12,16 +12,9 @@ from torch import nn
 from pytest_induction import load_model, measure_heads
 from pytest_induction.composition import Weights, measure_composition, qk_traces_of
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel
-from pytest_induction.measure import probes_of
-from pytest_induction.metrics.composition import (
-    composition_scores,
-    pair_eigenvalues,
-    qk_traces,
-    random_mean,
-    rotation_null,
-    side,
-)
+from pytest_induction.metrics.composition import composition_scores, pair_eigenvalues, qk_traces, random_mean, rotation_null, side
 from pytest_induction.models import planted
+from pytest_induction.observing import probes_of
 from pytest_induction.probes.sequences import COPIES
 from tests.models.test_circuits import HEADS, Large, Model, Scaled
 from tests.models.test_query_key import ATTENTION, Hardly

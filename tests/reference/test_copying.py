@@ -18,7 +18,6 @@ from pytest_induction.copying import (
     unrepeated_blocks,
 )
 from pytest_induction.errors import ArgumentError, ModelError
-from pytest_induction.measure import probes_of
 from pytest_induction.metrics.copying import (
     RepeatedBlock,
     copying_shares,
@@ -31,6 +30,7 @@ from pytest_induction.metrics.copying import (
 from pytest_induction.models import planted
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.watching import Watch
+from pytest_induction.observing import probes_of
 from tests.planted import NormedBehind
 
 TINY = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

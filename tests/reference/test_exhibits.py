@@ -23,7 +23,7 @@ from pytest_induction import (
     run_with,
 )
 from pytest_induction import measure as measuring
-from pytest_induction.assertions.heads import MAX_SEQUENCES, search_for_all
+from pytest_induction.assertions.heads import search_for_all
 from pytest_induction.assertions.looks import ERROR_RATE
 from pytest_induction.composition import measure_composition
 from pytest_induction.errors import ArgumentError, ExpectationFailed, RunError
@@ -33,9 +33,10 @@ from pytest_induction.exhibits.model import exhibits_of_model
 from pytest_induction.exhibits.plain import plain
 from pytest_induction.exhibits.run import exhibit_of_run
 from pytest_induction.interventions.controls import matched_controls
-from pytest_induction.measure import draw, probes_of, provenance
+from pytest_induction.measure import MAX_SEQUENCES, draw
 from pytest_induction.models import planted
 from pytest_induction.models.calling import condition
+from pytest_induction.observing import probes_of, provenance
 from pytest_induction.probes.sequences import repeated_sequences
 from pytest_induction.records import HeadId
 from pytest_induction.runs.picture import picture_of

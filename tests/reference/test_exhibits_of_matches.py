@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pytest_induction import find_induction_heads, load_model
-from pytest_induction.assertions.heads import MAX_SEQUENCES, search_for_all
+from pytest_induction.assertions.heads import search_for_all
 from pytest_induction.assertions.looks import ERROR_RATE
 from pytest_induction.exhibits.heads import MATCH_LENGTHS
 from pytest_induction.exhibits.model import exhibits_of_model
-from pytest_induction.measure import provenance
+from pytest_induction.measure import MAX_SEQUENCES
+from pytest_induction.observing import provenance
 from pytest_induction.report.charts.mosaic import NOTES, head_names, mosaic
 from pytest_induction.verdicts.heads import Thresholds
 from tests.planted import Planted, _earlier, _or_first, first, induction

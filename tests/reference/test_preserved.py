@@ -13,8 +13,9 @@ import pytest_induction as induction
 from pytest_induction import ExpectationFailed
 from pytest_induction.assertions.preserved import assert_heads_preserved, profile_of
 from pytest_induction.errors import ArgumentError, ModelError
-from pytest_induction.measure import measure_heads, probes_of
+from pytest_induction.measure import measure_heads
 from pytest_induction.models import planted
+from pytest_induction.observing import probes_of
 from pytest_induction.preservation import Measured
 from pytest_induction.probes.sequences import repeated_sequences
 from pytest_induction.profiles import ROLES, HeadInRole, HeadsProfile

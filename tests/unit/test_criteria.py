@@ -29,6 +29,7 @@ NUMBERS = {getattr(criteria, name) for name in NAMES} - {criteria.MIN_PERIODS} |
 
 # Numbers of the package that are the same by chance, and say nothing of what a head is.
 OTHERS = {
+    ("assertions/looks.py", "MAX_IN_CONTEXT_LEARNING"),
     ("files.py", "LOOKS"),  # seconds
     ("runs/focus.py", "SETTLING"),
     ("models/trial.py", "ROW_SUMS_HALF"),

@@ -16,8 +16,8 @@ from pytest_induction import (
 )
 from pytest_induction.assertions.circuits import _circuit, _contributions
 from pytest_induction.interventions.paths import path_effects
-from pytest_induction.measure import probes_of
 from pytest_induction.models.planted import induction_head, pointer_induction_head
+from pytest_induction.observing import probes_of
 from pytest_induction.probes.sequences import COPIES
 from pytest_induction.verdicts.circuits import Circuit, Lost, judge_circuit
 from tests.planted import NormedBehind

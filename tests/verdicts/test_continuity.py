@@ -13,8 +13,9 @@ from pytest_induction import ExpectationFailed, Verdict
 from pytest_induction.assertions.continuity import assert_continuity
 from pytest_induction.assertions.family_models import common_spaces
 from pytest_induction.errors import ArgumentError, TextError, UnsupportedModel
-from pytest_induction.measure import measure_heads, probes_of
+from pytest_induction.measure import measure_heads
 from pytest_induction.models import planted
+from pytest_induction.observing import probes_of
 from pytest_induction.probes.sequences import usable_ids
 from pytest_induction.records import Evidence, TokenSpace
 from pytest_induction.runs.opening import load_run

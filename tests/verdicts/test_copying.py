@@ -13,8 +13,8 @@ from pytest_induction import (
     copying,
 )
 from pytest_induction.copying import circuits_of, direct_effects
-from pytest_induction.measure import probes_of
 from pytest_induction.models import planted
+from pytest_induction.observing import probes_of
 from pytest_induction.records import Estimate, Evidence, HeadEvidence
 from pytest_induction.verdicts.copying import named_ruled_out, of_heads
 from tests.verdicts.mixtures import SIZES, matching_heads, pair_beside

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from pytest_induction import assert_no_induction_head, assertions, criteria
+from pytest_induction import absence, assert_no_induction_head, criteria
 from pytest_induction.assertions.messages import MATCH_LENGTHS, NEXT, failure_text, match_length, reach, traits
 from pytest_induction.errors import ExpectationFailed
 from pytest_induction.models.planted import induction_head
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Provenance, Verdict
+from pytest_induction.verdicts import induction
 
-SOURCE = Path(assertions.__file__).parents[1] / "verdicts" / "induction.py"
-LOOKS = Path(assertions.__file__).parents[1] / "absence.py"
+SOURCE = Path(induction.__file__)
+LOOKS = Path(absence.__file__)
 NAMED = {  # what a reader can do about each new reason
     "weak_or_shared": ("measure_heads", "max_prefix_matching=", "min_prefix_matching="),
     "silent": ("measure_ablations",),

@@ -7,7 +7,7 @@ import torch
 import pytest_induction as induction
 from pytest_induction import Verdict
 from pytest_induction.assertions import heads as assertions
-from pytest_induction.assertions.head_search import round_size
+from pytest_induction.measure import round_size
 from pytest_induction.models import attention
 from tests import planted
 from tests.planted import CopiesUnseen, Planted

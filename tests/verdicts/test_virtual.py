@@ -7,7 +7,7 @@ import pytest
 
 import pytest_induction as induction
 from pytest_induction import Verdict
-from pytest_induction.assertions.head_search import round_size
+from pytest_induction.measure import round_size
 from pytest_induction.models import planted
 from pytest_induction.verdicts.pairs import judge_virtual_head
 from pytest_induction.virtual import PairRound

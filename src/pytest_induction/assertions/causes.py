@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from pytest_induction.assertions.boundary import check_share, expect
-from pytest_induction.assertions.heads import MAX_SEQUENCES as MOST_FOR_HEADS
 from pytest_induction.assertions.heads import judged_induction_head, list_of_heads
 from pytest_induction.assertions.looks import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS, until_clear
 from pytest_induction.criteria import MIN_PREFIX_MATCHING
@@ -20,24 +19,18 @@ from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.controls import Controls, matched_controls
 from pytest_induction.interventions.edits import HOW, Replacement
 from pytest_induction.interventions.passes import Ablating, HeadSet, Passes
-from pytest_induction.measure import Array, ModelLike, probes_of, provenance
+from pytest_induction.measure import MAX_SEQUENCES as MOST_FOR_HEADS
 from pytest_induction.metrics.attribution import in_context_attribution, late_minus_early
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, ModelLike, probes_of, provenance
 from pytest_induction.probes.sequences import COPIES, repeated_sequences
 from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, HeadId, HeadList, Verdict
 from pytest_induction.statistics import FIRST_LOOK
 from pytest_induction.text import rows_of, windows_of
 from pytest_induction.verdicts.behaviour import MIN_ROWS
-from pytest_induction.verdicts.causes import (
-    MIN_SHARE,
-    Ablated,
-    Claim,
-    as_answer,
-    judge_necessity,
-    judge_sufficiency,
-)
+from pytest_induction.verdicts.causes import MIN_SHARE, Ablated, Claim, as_answer, judge_necessity, judge_sufficiency
 from pytest_induction.verdicts.heads import Thresholds
 from pytest_induction.verdicts.judgement import Judgement
 

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from pytest_induction.assertions.boundary import check_share, expect
-from pytest_induction.assertions.heads import MAX_SEQUENCES, checked_thresholds, judged_induction_head, list_of_heads
+from pytest_induction.assertions.heads import checked_thresholds, judged_induction_head, list_of_heads
 from pytest_induction.assertions.looks import ERROR_RATE, until_clear
 from pytest_induction.composition import measure_composition
 from pytest_induction.copying import ov_eigenvalues
@@ -18,10 +18,11 @@ from pytest_induction.errors import user_facing
 from pytest_induction.interventions.chosen import all_heads
 from pytest_induction.interventions.paths import path_effects
 from pytest_induction.interventions.terms import losses_by_order, losses_with_pattern
-from pytest_induction.measure import Array, ModelLike, measure_heads, probes_of
+from pytest_induction.measure import MAX_SEQUENCES, measure_heads
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, ModelLike, probes_of
 from pytest_induction.probes.sequences import COPIES, Probe
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Verdict

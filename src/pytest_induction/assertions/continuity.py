@@ -168,8 +168,8 @@ def _of_models(
     names: tuple[str, ...], members: Sequence[Any], margins: Mapping[str, float], text: Any, budget: Budget
 ) -> Evidence:
     from pytest_induction.assertions.family_models import Models
-    from pytest_induction.measure import provenance
     from pytest_induction.models.load import load_model
+    from pytest_induction.observing import provenance
 
     subjects = [load_model(member) for member in members]
     if {HEADS, OV} & margins.keys():

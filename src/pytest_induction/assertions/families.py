@@ -15,7 +15,7 @@ from pytest_induction.specs import FORMS
 from pytest_induction.statistics import Interval, Mean, Pair
 
 if TYPE_CHECKING:
-    from pytest_induction.measure import Array, ModelLike
+    from pytest_induction.observing import Array, ModelLike
 
     Member: TypeAlias = ModelLike | TrainingRun | os.PathLike[str]
     Family: TypeAlias = Sequence[Member] | Mapping[str, Member]

@@ -16,10 +16,11 @@ from pytest_induction.assertions.families import paired
 from pytest_induction.copying import ov_eigenvalues
 from pytest_induction.criteria import MIN_PREFIX_MATCHING, matches_by_means, min_excess
 from pytest_induction.errors import ArgumentError, ModelError
-from pytest_induction.measure import Array, Round, draw_round
+from pytest_induction.measure import Round, draw_round
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array
 from pytest_induction.preservation import scores_of
 from pytest_induction.progress import progress
 from pytest_induction.records import TokenSpace

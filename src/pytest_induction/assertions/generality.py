@@ -23,10 +23,11 @@ from pytest_induction.generality import (
     named_heads,
 )
 from pytest_induction.interventions.chosen import HeadsLike
-from pytest_induction.measure import Array, ModelLike, measure_heads, provenance
+from pytest_induction.measure import measure_heads
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, ModelLike, provenance
 from pytest_induction.probes.fuzzy import FAMILIES, Family
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadId, Verdict

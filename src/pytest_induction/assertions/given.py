@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import ArgumentError, whole_number
-from pytest_induction.measure import ModelLike
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import ModelLike
 from pytest_induction.probes.strategies.searching import carry, run_given
 from pytest_induction.progress import advance, progress
 from pytest_induction.properties.claims import Property

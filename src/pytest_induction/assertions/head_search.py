@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from pytest_induction.copying import CopyRound, copy_round
 from pytest_induction.criteria import MATCHES, SILENT, SUPPRESSES, is_written
-from pytest_induction.errors import ArgumentError, ModelError
-from pytest_induction.measure import IRREGULAR_SHARE, PERIODS_AT_ONCE, Array, Round, probe_round, provenance
+from pytest_induction.errors import ModelError
+from pytest_induction.measure import IRREGULAR_SHARE, Round, probe_round, round_size, rounds_within
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.probes.sequences import even_periods, fitting_shape
+from pytest_induction.observing import Array, provenance
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, HeadEvidence, HeadId, Provenance, TokenSpace
 from pytest_induction.silence import written_by
 from pytest_induction.verdicts.behaviour import AGREEING, advantage_interval
 from pytest_induction.verdicts.copying import of_heads
 from pytest_induction.verdicts.heads import HeadTable, Thresholds, table_of
-from pytest_induction.verdicts.judgement import behaviour_of
+from pytest_induction.verdicts.judgement import Budget, behaviour_of
 
-FEWEST_ROWS = 21  # of a round; as many more as make it as many of each period
 COPY_ROWS = 4  # of each period, in a round on what heads write
 ROUNDS_FOR_ABSENCE, MOST_ROUNDS = 3, 6  # at once
 SMALL_MODEL = 2_000_000  # weights, up to which a round costs next to nothing: every head is told, also where a yes or no would do
@@ -30,32 +29,9 @@ OF_COPYING, OF_BEHAVIOUR = 0.2, 0.2  # of the error rate
 CLAIM = "has_induction_head"
 
 
-def round_size(space: TokenSpace) -> int:
-    """How many sequences a round has: at least 21, of each of at most seven periods as many."""
-    periods = len(even_periods(fitting_shape(space)[0], PERIODS_AT_ONCE))
-    return -(-FEWEST_ROWS // periods) * periods
-
-
-def rounds_within(space: TokenSpace, max_sequences: int) -> int:
-    """How many rounds a budget has. Raises `ArgumentError` where it has none."""
-    size = round_size(space)
-    if max_sequences < size:
-        raise ArgumentError(f"`max_sequences` must be at least {size} for this model, a round of probes, got {max_sequences}")
-    return max_sequences // size
-
-
 def is_small(subject: ModelUnderTest) -> bool:
     """Whether a round of probes costs next to nothing."""
     return sum(weight.numel() for weight in subject.module.parameters()) <= SMALL_MODEL
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a search may spend: sequences, and an error rate."""
-
-    max_sequences: int
-    error_rate: float
-    seed: int
 
 
 class HeadSearch:

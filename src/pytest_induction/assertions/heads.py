@@ -4,43 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from pytest_induction.absence import ROWS, Look, close_repeats, longer_rows, other_first_tokens
 from pytest_induction.assertions.boundary import check_advantage, check_share, expect
-from pytest_induction.assertions.head_search import Budget, HeadSearch, is_small, round_size, rounds_within
-from pytest_induction.assertions.looks import ERROR_RATE, MAX_TEXT_ROWS
-from pytest_induction.criteria import (
-    MARGIN,
-    MAX_IN_CONTEXT_LEARNING,
-    MAX_PREFIX_MATCHING,
-    MIN_ADVANTAGE,
-    MIN_PREFIX_MATCHING,
-    PERIOD_DETECTOR,
-    SUPPRESSES,
-)
+from pytest_induction.assertions.head_search import HeadSearch, is_small
+from pytest_induction.assertions.looks import ERROR_RATE
+from pytest_induction.criteria import MARGIN, MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING, PERIOD_DETECTOR, SUPPRESSES
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
-from pytest_induction.measure import ModelLike, Round, probe_round, provenance
+from pytest_induction.measure import MAX_SEQUENCES, round_size, rounds_within
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import ModelLike
 from pytest_induction.probes.sequences import usual_length
 from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, HeadEvidence, HeadList, Verdict
-from pytest_induction.text import measure_text
 from pytest_induction.verdicts import induction
 from pytest_induction.verdicts.absence import Strongest, beyond, summed_by_layer
-from pytest_induction.verdicts.behaviour import (
-    MIN_ACCURACY,
-    judge_copying,
-    judge_in_context_learning,
-)
 from pytest_induction.verdicts.heads import MATCHES, Thresholds
-from pytest_induction.verdicts.judgement import Judgement
+from pytest_induction.verdicts.judgement import Budget, Judgement, checked_budget
 from pytest_induction.verdicts.mosaic import mosaic
 from pytest_induction.verdicts.pairs import judge_virtual_head
 from pytest_induction.virtual import PairRound, probe_pairs
 
-MAX_SEQUENCES = 231  # eleven rounds of the usual size
 MOST_LONG_ROWS = (16, 4)  # of these, of rows as long as the context: of a small model, and of others
 MORE_ROWS = (1, 4, 16, 48)  # times as many rows that a claim of absence looks at beside the usual ones, until these tell
 
@@ -166,7 +151,7 @@ def list_of_heads(subject: ModelUnderTest, thresholds: Thresholds, budget: tuple
 
 def search_for_all(subject: ModelUnderTest, thresholds: Thresholds, budget: tuple[int, float, int | None]) -> HeadSearch:
     """The whole search for the list of heads, done or remembered."""
-    spent = _checked_budget(subject, budget)
+    spent = checked_budget(subject, budget)
 
     def done() -> HeadSearch:
         search = HeadSearch(subject, thresholds, spent, complete=True)
@@ -176,92 +161,6 @@ def search_for_all(subject: ModelUnderTest, thresholds: Thresholds, budget: tupl
         return search
 
     return subject.remember(("list of heads", thresholds, spent), done)
-
-
-@user_facing
-def assert_copies_repeats(
-    model: ModelLike,
-    *,
-    min_accuracy: float = MIN_ACCURACY,
-    max_sequences: int = MAX_SEQUENCES,
-    error_rate: float = ERROR_RATE,
-    seed: int | None = None,
-) -> Evidence:
-    """Assert that the model completes repeated random tokens: top-1 accuracy on the later copies above `min_accuracy`.
-
-    Behaviour only: it holds for any model that returns logits, whatever does the copying. A model that knows the tokens of
-    the block but not their order gets 1 / period. Returns the evidence, raises as `assert_has_induction_head`.
-    """
-    check_share("min_accuracy", min_accuracy)
-    subject = load_model(model)
-    budget = _checked_budget(subject, (max_sequences, error_rate, seed))
-    size, rounds = round_size(subject.space), []
-    for number in range(rounds_within(subject.space, budget.max_sequences)):
-        with progress("copies_repeats", size * (1 if subject.way is None else 2)):  # the repeated rows, and their controls
-            rounds.append(probe_round(subject, size, budget.seed, number))
-        judgement = judge_copying(Round.join(rounds), min_accuracy=min_accuracy, error_rate=error_rate)
-        if judgement.verdict is not Verdict.UNDETERMINED:
-            break
-    found = Round.join(rounds)
-    more = judgement.more_sequences
-    evidence = Evidence(
-        claim="copies_repeats",
-        verdict=judgement.verdict,
-        reason=judgement.reason,
-        summary=judgement.summary,
-        provenance=provenance(subject, seed=budget.seed, n_sequences=len(found.periods), probe=found.described),
-        estimates=judgement.estimates or {},
-        bars={"min_accuracy": min_accuracy},
-        confidence=1 - error_rate,
-        settle=f"about {more} more sequences: max_sequences={len(found.periods) + more}" if more else "",
-        mosaic=judgement.mosaic,
-    )
-    return expect(evidence, Verdict.FORMED)
-
-
-@user_facing
-def assert_learns_in_context(
-    model: ModelLike,
-    text: Any,
-    *,
-    max_score: float = MAX_IN_CONTEXT_LEARNING,
-    max_sequences: int = MAX_TEXT_ROWS,
-    error_rate: float = ERROR_RATE,
-    seed: int | None = None,
-) -> Evidence:
-    """Assert that later tokens of a text are predicted better than early ones: in-context learning score below `max_score`.
-
-    `text` is a string, a path, or token ids (one long row, or rows as the model gets them, with the first-token id in front
-    if it has one). It is cut into rows of the context's length, at most 512 tokens; of a long text `max_sequences` rows are
-    taken, spread over all of it. The score is the mean loss of tokens 450 to 512 minus that of tokens 40 to 60 (the same
-    shares of a shorter row), in nats, negative if the model learns in context. Rows are resampled for its interval. Where rows
-    are long enough, the paper's loss at token 500 minus at token 50 is reported beside it.
-
-    The score also falls when ordinary prediction gets worse, so both losses are in `.estimates`. Returns the evidence, raises
-    as `assert_has_induction_head`, and `TextError` for a text that makes fewer than two rows.
-    """
-    check_share("error_rate", error_rate)
-    subject = load_model(model)
-    seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
-    losses, first_token, windows = measure_text(subject, text, whole_number("max_sequences", max_sequences, least=2))
-    judgement = judge_in_context_learning(
-        losses, windows, first_token=first_token, max_score=max_score, error_rate=error_rate, seed=seed
-    )
-    described = f"rows of {losses.shape[1] + first_token - 1} tokens of text"
-    about = provenance(subject, seed=seed, n_sequences=len(losses), probe=described)
-    settle = f"about {judgement.more_sequences} more rows of text would settle it" if judgement.more_sequences else ""
-    evidence = Evidence(
-        claim="learns_in_context",
-        verdict=judgement.verdict,
-        reason=judgement.reason,
-        summary=judgement.summary,
-        provenance=about,
-        estimates=judgement.estimates or {},
-        bars={"max_score": max_score},
-        confidence=1 - error_rate,
-        settle=settle,
-    )
-    return expect(evidence, Verdict.FORMED)
 
 
 def checked_thresholds(
@@ -283,19 +182,12 @@ def checked_thresholds(
     return Thresholds(min_prefix_matching, lower, min_advantage, match_length)
 
 
-def _checked_budget(subject: ModelUnderTest, budget: tuple[int, float, int | None]) -> Budget:
-    max_sequences, error_rate, given_seed = budget
-    check_share("error_rate", error_rate)
-    seed = subject.seed if given_seed is None else whole_number("seed", given_seed, least=0)
-    return Budget(whole_number("max_sequences", max_sequences, least=1), error_rate, seed)
-
-
 def judged_induction_head(
     model: ModelLike, thresholds: Thresholds, budget: tuple[int, float, int | None], *, allow_virtual: bool
 ) -> Evidence:
     """The verdict on whether a model has an induction head, and what it rests on; `budget` is sequences, error rate, seed."""
     subject = load_model(model)
-    spent = _checked_budget(subject, budget)
+    spent = checked_budget(subject, budget)
     rest = replace(spent, error_rate=spent.error_rate / 2) if allow_virtual else spent  # of two claims either may be wrong
     search = HeadSearch(subject, thresholds, rest, complete=is_small(subject))
     judgement = searched(search)

@@ -20,7 +20,7 @@ from pytest_induction.runs.trainings import opened
 from pytest_induction.wording import fitted
 
 if TYPE_CHECKING:
-    from pytest_induction.measure import ModelLike
+    from pytest_induction.observing import ModelLike
     from pytest_induction.runs.loading import Factory
     from pytest_induction.runs.trainings import TrainingLike
 
@@ -126,8 +126,8 @@ def assert_property_holds(
 
     >>> assert_property_holds(model, property="completes_repeats", options={"min_accuracy": 0.5})     # doctest: +SKIP
     """
-    from pytest_induction.measure import provenance
     from pytest_induction.models.load import load_model
+    from pytest_induction.observing import provenance
     from pytest_induction.properties.hunt import Hunt, strategy_for
 
     claim = Claim.of(_meant(property), dict(options or {}))

@@ -22,8 +22,8 @@ from pytest_induction.wording import fitted
 if TYPE_CHECKING:
     from torch import nn
 
-    from pytest_induction.measure import ModelLike
     from pytest_induction.models.protocol import ModelUnderTest
+    from pytest_induction.observing import ModelLike
     from pytest_induction.properties.hunt import Hunt
     from pytest_induction.runs.checkpoints import Checkpoint
     from pytest_induction.runs.loading import Factory
@@ -175,7 +175,7 @@ def evidence_of(hunt: Hunt, verdict: Verdict, reason: str, summary: str, name: s
 
 def about(hunt: Hunt) -> Provenance:
     """Where it was measured."""
-    from pytest_induction.measure import provenance
+    from pytest_induction.observing import provenance
 
     return provenance(hunt.subject, n_sequences=hunt.n_examples, probe="generated and shrunk")
 

@@ -33,3 +33,6 @@ def until_clear(
             return rounds, judgement, ""
     more = judgement.more_sequences
     return rounds, judgement, f"about {more} more sequences: max_sequences={drawn + more}"
+
+
+MAX_IN_CONTEXT_LEARNING = -0.15  # nats; the most that the paper's models had before their phase change

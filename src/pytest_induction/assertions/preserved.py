@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from pytest_induction.assertions.boundary import expect
-from pytest_induction.assertions.heads import MAX_SEQUENCES as LIST_SEQUENCES
 from pytest_induction.assertions.heads import list_of_heads
 from pytest_induction.assertions.looks import ERROR_RATE, MAX_SEQUENCES
 from pytest_induction.criteria import LEAST, MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, BaselineError, user_facing, whole_number
-from pytest_induction.measure import ModelLike, provenance
+from pytest_induction.measure import MAX_SEQUENCES as LIST_SEQUENCES
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import ModelLike, provenance
 from pytest_induction.paths import expanded, is_file
 from pytest_induction.preservation import MAX_ROWS, N_SEQUENCES, Measured, Prober, check_same
 from pytest_induction.profiles import ROLES, HeadsProfile, TextScores, read_profile

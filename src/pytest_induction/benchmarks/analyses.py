@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_induction.assertions.heads import assert_has_induction_head, assert_learns_in_context
+from pytest_induction.assertions.behaviour import assert_learns_in_context
+from pytest_induction.assertions.heads import assert_has_induction_head
 from pytest_induction.errors import ExpectationFailed, ProbeError
 from pytest_induction.journal import listening
-from pytest_induction.measure import observe
 from pytest_induction.metrics.attention import scores_for
 from pytest_induction.metrics.loss import repetition
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import observe
 from pytest_induction.probes.sequences import COPIES, SHORTEST_PERIOD, usable_ids
 from pytest_induction.records import TokenSpace
 

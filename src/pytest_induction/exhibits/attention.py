@@ -10,9 +10,9 @@ import torch
 from pytest_induction.criteria import is_previous_token
 from pytest_induction.errors import ModelError
 from pytest_induction.exhibits.heads import Seen, heads_seen
-from pytest_induction.measure import Array, numbers
 from pytest_induction.metrics.attention import AttentionReader
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, numbers
 from pytest_induction.probes.sequences import Probe, fitting_shape, repeated_sequences
 from pytest_induction.records import HeadEvidence
 

@@ -13,8 +13,8 @@ from pytest_induction.interventions.ablation import last_copy, rises
 from pytest_induction.interventions.chosen import all_heads
 from pytest_induction.interventions.controls import matched_controls
 from pytest_induction.interventions.passes import Ablating
-from pytest_induction.measure import describe, probes_of
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import describe, probes_of
 from pytest_induction.probes.sequences import COPIES
 from pytest_induction.progress import progress
 from pytest_induction.records import HeadEvidence, HeadId

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from pytest_induction.assertions.heads import MAX_SEQUENCES, list_of_heads, search_for_all
+from pytest_induction.assertions.heads import list_of_heads, search_for_all
 from pytest_induction.assertions.looks import ERROR_RATE
 from pytest_induction.betting import bounded_intervals
 from pytest_induction.copying import copy_effects
 from pytest_induction.criteria import MATCHES, MIN_PREFIX_MATCHING
 from pytest_induction.exhibits.making import why
 from pytest_induction.exhibits.plain import ENDS
-from pytest_induction.measure import Array, Round
+from pytest_induction.measure import MAX_SEQUENCES, Round
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array
 from pytest_induction.records import Estimate, HeadEvidence, HeadList
 from pytest_induction.statistics import SHARE, mean_interval
 from pytest_induction.verdicts.heads import Thresholds, head_evidence

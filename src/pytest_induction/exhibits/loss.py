@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_induction.assertions.looks import ERROR_RATE
+from pytest_induction.assertions.looks import ERROR_RATE, MAX_IN_CONTEXT_LEARNING
 from pytest_induction.batching import in_batches
-from pytest_induction.criteria import MAX_IN_CONTEXT_LEARNING
 from pytest_induction.errors import ModelError
 from pytest_induction.exhibits.plain import curve, ends
-from pytest_induction.measure import Array, numbers
 from pytest_induction.metrics.loss import token_losses
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, numbers
 from pytest_induction.probes.sequences import Probe, fitting_shape, repeated_sequences, usable_ids
 from pytest_induction.progress import progress
 from pytest_induction.statistics import mean_interval

@@ -66,12 +66,12 @@ def run_gates(reference: Callable[[], Any] | None, before: Mapping[str, float] |
 
     gates: Gates = {
         "log_is_sane": _sane,
-        "phase_change": _named("runs", "assert_phase_change", co_occurring=False),
-        "cooccurrence": _named("runs", "assert_cooccurrence"),
-        "heads_kept_to_the_end": _named("run_state", "assert_heads_kept"),
-        "final_has_induction_head": _named("run_state", "assert_final_has_induction_head"),
+        "phase_change": _named("assert_phase_change", co_occurring=False),
+        "cooccurrence": _named("assert_cooccurrence"),
+        "heads_kept_to_the_end": _named("assert_heads_kept"),
+        "final_has_induction_head": _named("assert_final_has_induction_head"),
     }
-    asked: Gates = {"formed_by": _named("formed", "assert_formed", **before)} if before else {}
+    asked: Gates = {"formed_by": _named("assert_formed", **before)} if before else {}
     return {**gates, **asked, **({} if reference is None else {"onset_not_later": not_later})}
 
 
@@ -87,10 +87,10 @@ def _sane(run: Any) -> Any:
     pytest.skip("these checkpoints bring no loss of the training with them")
 
 
-def _named(module: str, assertion: str, **options: Any) -> Callable[[Any], Any]:
-    """The assertion, imported when it is used."""
+def _named(assertion: str, **options: Any) -> Callable[[Any], Any]:
+    """The public assertion of that name, imported when it is used."""
 
     def check(run: Any) -> Any:
-        return getattr(import_module(f"pytest_induction.assertions.{module}"), assertion)(run, **options)
+        return getattr(import_module("pytest_induction"), assertion)(run, **options)
 
     return check

@@ -14,9 +14,9 @@ from pytest_induction.interventions.attribution import attributions
 from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.edits import Replacement
 from pytest_induction.interventions.passes import Ablating, HeadSet, Passes
-from pytest_induction.measure import Array, ModelLike, describe, plain, probes_of, provenance
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, ModelLike, describe, plain, probes_of, provenance
 from pytest_induction.probes.sequences import COPIES, Probe
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance

@@ -17,11 +17,11 @@ from torch import Tensor
 from pytest_induction.batching import in_batches
 from pytest_induction.errors import UnsupportedModel
 from pytest_induction.interventions.passes import Passes, repeated
-from pytest_induction.measure import Array, numbers, of_all_heads
 from pytest_induction.models.acting import Part, Step
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.intervening import acting
 from pytest_induction.models.kernels import Call
+from pytest_induction.observing import Array, numbers, of_all_heads
 
 
 class Leaf(Step):

@@ -10,10 +10,10 @@ from torch import Tensor
 from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.interventions.arguments import token_ids
 from pytest_induction.interventions.edits import Clean, Intervention, joined
-from pytest_induction.measure import ModelLike, check_range
 from pytest_induction.models.intervening import Intervening
 from pytest_induction.models.load import load_model
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import ModelLike, check_range
 
 
 def intervene(model: ModelLike, *interventions: Intervention) -> AbstractContextManager[ModelUnderTest]:

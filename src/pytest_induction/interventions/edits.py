@@ -19,10 +19,10 @@ from torch import Tensor
 from pytest_induction.errors import ArgumentError
 from pytest_induction.interventions.arguments import number, tensor, token_ids
 from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
-from pytest_induction.measure import check_range
 from pytest_induction.models.acting import Close, Give, GivePattern, Record, Replace, Scale, Smear, Step, Substitute
 from pytest_induction.models.intervening import acting
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import check_range
 from pytest_induction.records import HeadId
 
 Replacement = Literal["zero", "mean", "resample"]

@@ -20,13 +20,13 @@ from pytest_induction.batching import batch_size, in_batches
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.interventions.chosen import table_of
 from pytest_induction.interventions.edits import HOW, Replacement, given
-from pytest_induction.measure import Array, numbers
 from pytest_induction.metrics.loss import ROWS_AT_ONCE, at_least_float32
 from pytest_induction.models.acting import Record, Replace, Step
 from pytest_induction.models.calling import is_out_of_memory
 from pytest_induction.models.intervening import acting
 from pytest_induction.models.protocol import ModelUnderTest
 from pytest_induction.models.resuming import Blocks, blocks_of
+from pytest_induction.observing import Array, numbers
 from pytest_induction.progress import advance
 from pytest_induction.records import HeadId
 

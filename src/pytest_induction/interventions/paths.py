@@ -17,11 +17,11 @@ from torch import Tensor
 from pytest_induction.batching import in_batches
 from pytest_induction.interventions.chosen import table_of
 from pytest_induction.interventions.passes import HeadSet, mean_found
-from pytest_induction.measure import Array, observe
 from pytest_induction.metrics.attention import PeriodicScores
 from pytest_induction.models.acting import Give, Record, Replace, Step, Steps
 from pytest_induction.models.intervening import Intervening, acting
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, observe
 from pytest_induction.probes.sequences import Probe
 from pytest_induction.records import HeadId
 

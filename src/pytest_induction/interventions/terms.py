@@ -11,10 +11,10 @@ from torch import Tensor
 from pytest_induction.batching import in_batches
 from pytest_induction.interventions.edits import given, ideal_pattern
 from pytest_induction.interventions.passes import losses_at
-from pytest_induction.measure import Array, numbers
 from pytest_induction.models.acting import Record, Replace, Step, Steps, Substitute
 from pytest_induction.models.intervening import acting
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import Array, numbers
 from pytest_induction.probes.sequences import Probe
 from pytest_induction.records import HeadId
 

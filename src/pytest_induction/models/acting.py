@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pytest_induction.models.capturing import Show
 from pytest_induction.models.kernels import Call
-from pytest_induction.models.way_in import Refused, Show
+from pytest_induction.models.refusals import Refused
 
 ALL = slice(None)
 MASKED = -9e3  # a score below it is one of a mask: of -inf, of the lowest number there is, or of the -1e4 of old models

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pytest_induction.models.calling import quoted
 from pytest_induction.models.changing import add_hooks
-from pytest_induction.models.way_in import Refused
+from pytest_induction.models.refusals import Refused
 from pytest_induction.undoing import Changes
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from pytest_induction.models.acting import Steps
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller
+from pytest_induction.models.capturing import Observer, Show
 from pytest_induction.models.census import Running
 from pytest_induction.models.changing import have_alone, remove_hooks
 from pytest_induction.models.editing import Editing
+from pytest_induction.models.refusals import NotInUse, Refused
 from pytest_induction.models.sdpa import Tap, Watch, each_itself, is_softmax, watching
-from pytest_induction.models.way_in import NotInUse, Observer, Refused, Show, Trials, WayIn
+from pytest_induction.models.way_in import Trials, WayIn
 from pytest_induction.undoing import Changes
 
 SETTING = "_attn_implementation_internal"

@@ -17,10 +17,11 @@ from torch import Tensor
 from pytest_induction.models.acting import Acting, Part, Record, Step, Steps
 from pytest_induction.models.axes import Axes
 from pytest_induction.models.calling import Caller, first_line, is_out_of_memory, quoted
+from pytest_induction.models.capturing import is_looking
 from pytest_induction.models.joining import tensors_in
 from pytest_induction.models.products import PRODUCTS, Layout, Operand
+from pytest_induction.models.refusals import Refused
 from pytest_induction.models.sdpa import Tap, Watch, is_softmax, watching
-from pytest_induction.models.way_in import Refused, is_looking
 
 RESHAPING = frozenset({"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "_unsafe_view"})
 MOVING = frozenset(

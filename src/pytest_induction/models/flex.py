@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from pytest_induction.models.calling import FLEX, Caller, as_written
+from pytest_induction.models.capturing import Show
+from pytest_induction.models.refusals import NotInUse, Refused
 from pytest_induction.models.sdpa import CallsWay, Tap, Watch, try_out, watching
-from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
+from pytest_induction.models.way_in import ListeningWay, Trials
 
 UNMOVED = 1e-6  # what logits may change by, relative to the largest, where nothing that they are made of does
 

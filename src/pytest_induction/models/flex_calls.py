@@ -15,11 +15,12 @@ from torch import Tensor
 from pytest_induction.models.acting import MASKED, Acting
 from pytest_induction.models.attention import rows_of_scores
 from pytest_induction.models.calling import FLEX, full_precision
+from pytest_induction.models.capturing import Show, looking
 from pytest_induction.models.changing import beneath, take_over
 from pytest_induction.models.flex_blocks import listed, one_block
 from pytest_induction.models.flex_scores import FlexReader, Mods
 from pytest_induction.models.kernels import CHECKED_ROWS, Call, is_close
-from pytest_induction.models.way_in import Refused, Show, looking
+from pytest_induction.models.refusals import Refused
 from pytest_induction.undoing import Changes
 
 CHECK = "_validate_device"  # what of torch's refuses a gradient on a CPU

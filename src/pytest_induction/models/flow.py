@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pytest_induction.models.calling import Caller, quoted
 from pytest_induction.models.census import following_calls, is_of_transformers, sealed_in
-from pytest_induction.models.way_in import Refused
+from pytest_induction.models.refusals import Refused
 
 # Words in the names of transformers' own classes that mix positions and have no pattern, where no word says attention.
 WITHOUT_PATTERN = frozenset(

@@ -19,7 +19,8 @@ from pytest_induction.models.changing import add_hooks, replace_forward
 from pytest_induction.models.circuits import circuits_of
 from pytest_induction.models.projecting import acting_on_outputs
 from pytest_induction.models.protocol import ModelUnderTest, in_force
-from pytest_induction.models.way_in import Refused, checked
+from pytest_induction.models.refusals import Refused
+from pytest_induction.models.way_in import checked
 from pytest_induction.undoing import Changes, Lasting, puts_back
 
 StepsFor = Callable[[Tensor, Callable[[Steps], None]], Steps]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pytest_induction.models.way_in import Refused
+from pytest_induction.models.refusals import Refused
 
 PRODUCTS = frozenset(
     {"matmul", "__matmul__", "__rmatmul__", "linalg_matmul", "bmm", "mm", "baddbmm", "einsum"}

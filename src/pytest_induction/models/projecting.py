@@ -13,7 +13,7 @@ from pytest_induction.models.calling import quoted
 from pytest_induction.models.changing import add_hooks
 from pytest_induction.models.head_weights import Circuits, LayerCircuits
 from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.models.way_in import Refused
+from pytest_induction.models.refusals import Refused
 from pytest_induction.undoing import Changes
 
 

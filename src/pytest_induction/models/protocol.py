@@ -23,9 +23,10 @@ from pytest_induction.models.calling import (
     is_out_of_memory,
     uncompiled,
 )
+from pytest_induction.models.capturing import Observer
 from pytest_induction.models.diagnosis import as_text, diagnose
 from pytest_induction.models.stacked import CutReader, StackedReader, kept
-from pytest_induction.models.way_in import Observer, WayIn
+from pytest_induction.models.way_in import WayIn
 from pytest_induction.models.weights import fingerprint
 from pytest_induction.records import TokenSpace
 from pytest_induction.undoing import puts_back

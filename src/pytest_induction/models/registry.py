@@ -18,11 +18,13 @@ from torch import Tensor
 from pytest_induction.models.acting import Acting
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, Scored
 from pytest_induction.models.calling import Caller
+from pytest_induction.models.capturing import Show
 from pytest_induction.models.census import Running
 from pytest_induction.models.changing import beneath, take_over
 from pytest_induction.models.kernels import Call, exact, is_softmax_attention, is_weighted_sum
+from pytest_induction.models.refusals import NotInUse, Refused
 from pytest_induction.models.sdpa import CallsWay
-from pytest_induction.models.way_in import NotInUse, Refused, Show, Trials
+from pytest_induction.models.way_in import Trials
 from pytest_induction.undoing import Changes
 
 LOOK_UP = "get_interface"

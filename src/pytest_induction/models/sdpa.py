@@ -20,12 +20,14 @@ from torch.overrides import TorchFunctionMode
 from pytest_induction.models.acting import Acting, Steps
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader
 from pytest_induction.models.calling import Caller, full_precision
+from pytest_induction.models.capturing import Show
 from pytest_induction.models.census import Running, sealed_in
 from pytest_induction.models.changing import beneath, enter_mode, take_over
 from pytest_induction.models.chunks import QueryChunk
 from pytest_induction.models.flex_calls import FlexEar, gradients_allowed, is_flex
 from pytest_induction.models.kernels import BUILTIN, Call, attend, exact, is_softmax_attention, pattern_of
-from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
+from pytest_induction.models.refusals import NotInUse, Refused
+from pytest_induction.models.way_in import ListeningWay, Trials
 from pytest_induction.undoing import Changes
 
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")

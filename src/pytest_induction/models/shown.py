@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.models.attention import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
 from pytest_induction.models.calling import Caller
+from pytest_induction.models.capturing import Show
 from pytest_induction.models.census import Running
 from pytest_induction.models.changing import remove_hooks
-from pytest_induction.models.way_in import ListeningWay, NotInUse, Show, Trials
+from pytest_induction.models.refusals import NotInUse
+from pytest_induction.models.way_in import ListeningWay, Trials
 from pytest_induction.undoing import Changes
 
 GROUP = "pytest_induction.ways_in"

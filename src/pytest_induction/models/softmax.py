@@ -18,14 +18,16 @@ from pytest_induction.models.acting import Steps
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.axes import Axes, Seen, axis_of, find_axes, itself, may_fit
 from pytest_induction.models.calling import Caller
+from pytest_induction.models.capturing import Show, looking
 from pytest_induction.models.chunks import QueryChunk
 from pytest_induction.models.editing import Editing
 from pytest_induction.models.events import Span
 from pytest_induction.models.flex import check_output_is_all
 from pytest_induction.models.joining import tensors_in
 from pytest_induction.models.products import PRODUCTS
+from pytest_induction.models.refusals import Enough, Refused
 from pytest_induction.models.sdpa import Tap, Watch, is_softmax, try_out, watching
-from pytest_induction.models.way_in import Enough, ListeningWay, Refused, Show, Trials, looking
+from pytest_induction.models.way_in import ListeningWay, Trials
 
 TWO_OPERANDS = frozenset({"matmul", "__matmul__", "linalg_matmul", "bmm", "mm", "baddbmm"})  # whose axes are known
 VIEWS = frozenset(

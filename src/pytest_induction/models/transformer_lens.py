@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from pytest_induction.models.acting import Steps
 from pytest_induction.models.attention import PatternReader
 from pytest_induction.models.calling import Caller
+from pytest_induction.models.capturing import Show
 from pytest_induction.models.changing import add_hooks
 from pytest_induction.models.eager import Squares
 from pytest_induction.models.editing import Editing
+from pytest_induction.models.refusals import NotInUse, Refused
 from pytest_induction.models.sdpa import Tap, watching
-from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Show, Trials
+from pytest_induction.models.way_in import ListeningWay, Trials
 from pytest_induction.undoing import Changes
 
 PATTERN = re.compile(r"blocks\.(\d+)\.attn\.hook_pattern")

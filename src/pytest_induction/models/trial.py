@@ -23,13 +23,14 @@ from pytest_induction.models.eager import EagerWay
 from pytest_induction.models.flex import FlexWay
 from pytest_induction.models.flow import mixers
 from pytest_induction.models.mixing import mixes_by_fixed_shares
+from pytest_induction.models.refusals import NotInUse, Refused
 from pytest_induction.models.registry import RegistryWay
 from pytest_induction.models.sdpa import SdpaWay
 from pytest_induction.models.shown import Attach, ShownWay
 from pytest_induction.models.softmax import SoftmaxWay
 from pytest_induction.models.standing import Standing
 from pytest_induction.models.transformer_lens import HookPointWay
-from pytest_induction.models.way_in import ListeningWay, NotInUse, Refused, Trials, WayIn
+from pytest_induction.models.way_in import ListeningWay, Trials, WayIn
 from pytest_induction.records import TokenSpace
 
 WAYS: tuple[type[WayIn], ...] = (ShownWay, SdpaWay, FlexWay, RegistryWay, EagerWay, HookPointWay, SoftmaxWay)

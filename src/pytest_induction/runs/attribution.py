@@ -14,9 +14,9 @@ from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.edits import Replacement
 from pytest_induction.interventions.passes import Ablating, Passes
-from pytest_induction.measure import Array, ModelLike, plain, provenance
 from pytest_induction.metrics.attribution import before_and_after, in_context_attribution
 from pytest_induction.models.load import load_model
+from pytest_induction.observing import Array, ModelLike, plain, provenance
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance
 from pytest_induction.runs.measuring import TEXT_ROWS, fixed_tokens

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.errors import ModelError
-from pytest_induction.measure import PERIODS_AT_ONCE, Array, Drawn, Round, draw, measured_round, provenance
+from pytest_induction.measure import Drawn, Round, draw, measured_round
 from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.observing import PERIODS_AT_ONCE, Array, provenance
 from pytest_induction.ranges import is_finite
 from pytest_induction.records import Provenance, TokenSpace
 from pytest_induction.runs.record import Snapshot

@@ -21,15 +21,7 @@ from weakref import WeakSet
 
 from torch import Tensor, nn
 
-from pytest_induction.errors import (
-    ArgumentError,
-    InductionError,
-    ModelError,
-    RunError,
-    TextError,
-    user_facing,
-    whole_number,
-)
+from pytest_induction.errors import ArgumentError, InductionError, ModelError, RunError, TextError, user_facing, whole_number
 from pytest_induction.measure import Round
 from pytest_induction.models.calling import first_line
 from pytest_induction.models.diagnosis import why_unread

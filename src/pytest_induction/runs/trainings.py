@@ -15,8 +15,8 @@ from pytest_induction.runs.store import is_run
 from pytest_induction.specs import CONFIG
 
 if TYPE_CHECKING:
-    from pytest_induction.measure import ModelLike
     from pytest_induction.models.protocol import ModelUnderTest
+    from pytest_induction.observing import ModelLike
     from pytest_induction.runs.loading import Factory, Loading
 
     TrainingLike = TrainingRun | str | os.PathLike[str] | Sequence[Checkpoint] | Mapping[int, ModelLike]

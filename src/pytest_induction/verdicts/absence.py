@@ -9,7 +9,7 @@ import numpy as np
 
 from pytest_induction.absence import Look
 from pytest_induction.betting import known_mean
-from pytest_induction.measure import Array
+from pytest_induction.observing import Array
 from pytest_induction.records import Estimate, HeadEvidence, HeadId
 from pytest_induction.statistics import mean_interval
 

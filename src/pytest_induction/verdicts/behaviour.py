@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from pytest_induction.betting import bounded_intervals
-from pytest_induction.measure import Array, Round
+from pytest_induction.measure import Round
 from pytest_induction.metrics.loss import Windows
+from pytest_induction.observing import Array
 from pytest_induction.records import Estimate, Verdict
 from pytest_induction.statistics import bootstrap_interval, mean_interval
 from pytest_induction.text import window_mean

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pytest_induction.criteria import EXCESS_SHARE, MAX_IN_CONTEXT_LEARNING
-from pytest_induction.measure import Array
+from pytest_induction.assertions.looks import MAX_IN_CONTEXT_LEARNING
+from pytest_induction.criteria import EXCESS_SHARE
+from pytest_induction.observing import Array
 from pytest_induction.records import Estimate, Verdict
 from pytest_induction.statistics import SHARE, SMALLEST_SPREAD, mean_interval, student_quantile
 from pytest_induction.verdicts.judgement import Judgement, more_needed

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pytest_induction.criteria import MAX_IN_CONTEXT_LEARNING, MIN_ADVANTAGE
+from pytest_induction.assertions.looks import MAX_IN_CONTEXT_LEARNING
+from pytest_induction.criteria import MIN_ADVANTAGE
 from pytest_induction.records import Estimate, Verdict
 from pytest_induction.statistics import SHARE, Equivalence, Interval, Pair, equivalence
 from pytest_induction.verdicts.judgement import Judgement, more_needed

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from pytest_induction.criteria import PERIOD_DETECTOR, SILENT, SUPPRESSES, suppresses
-from pytest_induction.measure import Array
+from pytest_induction.observing import Array
 from pytest_induction.records import HeadEvidence
 from pytest_induction.statistics import mean_interval
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pytest_induction.criteria import min_excess
-from pytest_induction.measure import Array
+from pytest_induction.observing import Array
 from pytest_induction.records import Estimate, HeadId, Verdict
 from pytest_induction.statistics import mean_interval
 from pytest_induction.verdicts.judgement import Judgement, more_needed

@@ -6,12 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_induction.assertions.boundary import check_share
 from pytest_induction.betting import bounded_intervals
-from pytest_induction.records import Estimate, HeadEvidence, PairEvidence, Verdict
+from pytest_induction.errors import whole_number
+from pytest_induction.records import (
+    Estimate,
+    HeadEvidence,
+    PairEvidence,
+    Verdict,
+)
 from pytest_induction.statistics import SHARE, mean_interval, sequences_needed
 
 if TYPE_CHECKING:
-    from pytest_induction.measure import Array
+    from pytest_induction.models.protocol import ModelUnderTest
+    from pytest_induction.observing import Array
 
 
 @dataclass(frozen=True)
@@ -42,3 +50,19 @@ def behaviour_of(behaviour: Mapping[str, Array], error_rate: float) -> dict[str,
 def more_needed(estimate: Estimate, bar: float, count: int) -> int:
     """How many more sequences, or rows, would set the estimate apart from its threshold."""
     return max(1, sequences_needed(estimate, bar, count) - count)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a search may spend: sequences, and an error rate."""
+
+    max_sequences: int
+    error_rate: float
+    seed: int
+
+
+def checked_budget(subject: ModelUnderTest, budget: tuple[int, float, int | None]) -> Budget:
+    max_sequences, error_rate, given_seed = budget
+    check_share("error_rate", error_rate)
+    seed = subject.seed if given_seed is None else whole_number("seed", given_seed, least=0)
+    return Budget(whole_number("max_sequences", max_sequences, least=1), error_rate, seed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pytest_induction.criteria import MIN_ADVANTAGE
-from pytest_induction.measure import Array
+from pytest_induction.observing import Array
 from pytest_induction.preservation import Measured, chosen, in_role
 from pytest_induction.profiles import ROLES, HeadsProfile
 from pytest_induction.records import Estimate, HeadId, Verdict
