@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pytest_induction.benchmarks.pairs import Turns
+from pytest_induction.plugin.benchmarks.timing import Turns
 from rows import SPEED, Row
 from sides import check_agreement, sides
 

@@ -25,13 +25,12 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 
 from pretrained_rows import HeadRows, stored
-from pytest_induction.assertions.head_search import COPY_ROWS, OF_BEHAVIOUR
-from pytest_induction.assertions.looks import ERROR_RATE
-from pytest_induction.betting import is_above
-from pytest_induction.criteria import MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
-from pytest_induction.observing import Array
-from pytest_induction.statistics import SMALLEST_SPREAD, student_quantile
-from pytest_induction.verdicts.behaviour import AGREEING, FURTHEST, advantage_interval
+from pytest_induction.behaviour.judging import AGREEING, FURTHEST, advantage_interval
+from pytest_induction.deciding import ERROR_RATE
+from pytest_induction.heads.criteria import MAX_PREFIX_MATCHING, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
+from pytest_induction.heads.search import COPY_ROWS, OF_BEHAVIOUR
+from pytest_induction.measuring.observing import Array
+from pytest_induction.statistics import SMALLEST_SPREAD, is_above, student_quantile
 from skewed import Draw, normal, resampled, some
 
 ROUND, LOOKS = 21, 11

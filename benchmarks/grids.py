@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pytest_induction.runs.phase_change import change_of
+from pytest_induction.runs.phase_change.finding import change_of
 from pytest_induction.runs.record import Snapshot, TrainingRun
 
 GRIDS = {

@@ -24,11 +24,10 @@ from paper_rows import (
     columns_of,
 )
 from paper_runs import Measured, Zoo, blocks
-from pytest_induction.metrics.trajectory import principal_path
-from pytest_induction.report.colours import GOLD, signed_colour
-from pytest_induction.report.drawing import GRID, Plot, rule, scaled, text, ticks_between
+from pytest_induction.report.drawing import GOLD, GRID, Plot, rule, scaled, signed_colour, text, ticks_between
 from pytest_induction.report.run_picture import INK, PAPER, STYLE, edges_of, steepest_of
 from pytest_induction.report.view import amount
+from pytest_induction.runs.trajectory import principal_path
 
 NAMES, TICKS, CELL, GAP, BETWEEN, RIGHT = 212, 44, 138, 9, 30, 22  # widths: names of rows, labels of scales, cells, margins
 TOP, HEAD, SQUARE, LOW, SPACE = 92, 92, 150, 100, 18  # heights: title, heads of columns, cells of the plane, others, between

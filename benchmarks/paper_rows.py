@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paper_runs import INDUCES, INDUCTION, OTHER, PREVIOUS, PREVIOUS_TOKEN, Kind, Measured, Zoo
-from pytest_induction.report.colours import SHADES
+from pytest_induction.report.drawing import SHADES
 from pytest_induction.report.run_picture import INK
 
 QUIET, PALE, COMPARED = "#8b98a9", "#b9c3cf", "#c2410c"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from pytest_induction.benchmarks.memory import peak_megabytes
+from pytest_induction.plugin.benchmarks.timing import peak_megabytes
 from rows import ROWS
 from sides import other, ours
 

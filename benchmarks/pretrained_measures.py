@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.reference import slow
+from tests.measuring import slow
 from torch import Tensor, nn
 
 from pytest_induction import (
@@ -24,13 +24,13 @@ from pytest_induction import (
     load_model,
     measure_heads,
 )
-from pytest_induction.match_lengths import POSITIONS
-from pytest_induction.measure import score_irregular
-from pytest_induction.metrics.attention import SCORES
-from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.attention.scores import SCORES
+from pytest_induction.heads.match_lengths import POSITIONS
+from pytest_induction.measuring.rounds import score_irregular
+from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.irregular import LISTS, irregular_sequences
 from pytest_induction.probes.sequences import fitting_shape, repeated_sequences
-from pytest_induction.versions import installed
+from pytest_induction.records import installed
 
 BARE_ROWS = 12  # of the bare pass, each as long as the longest row of a probe: 101 tokens, a first one and four copies of 25
 TOP = 10

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from pretrained_fetch import SOURCES
-from pytest_induction.measure import Round, probe_round
-from pytest_induction.models.load import load_model
-from pytest_induction.observing import Array, ModelLike
+from pytest_induction.measuring.observing import Array, ModelLike
+from pytest_induction.measuring.rounds import Round, probe_round
+from pytest_induction.model.load import load_model
 
 PLACE = Path(__file__).parents[1] / "fixtures" / "pretrained" / "rows.json"
 HEADS = {  # layer and head: eight of both models, whose means are spread from 0.2 to 0.9

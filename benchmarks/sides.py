@@ -15,24 +15,21 @@ from hypothesis import HealthCheck
 from torch import Tensor
 
 from pytest_induction import ProbeSequence, completes_repeats, evaluate_probes, load_model, strategies
-from pytest_induction.copying import direct_effects
-from pytest_induction.interventions.ablation import screened
-from pytest_induction.interventions.attribution import attributions
-from pytest_induction.interventions.chosen import all_heads
+from pytest_induction.attention.edits import Replace
+from pytest_induction.attention.pattern import PatternReader
+from pytest_induction.attention.scores import PeriodicScores, scores_for
+from pytest_induction.heads.copying import direct_effects, ov_eigenvalue_scores, product_of_embeddings
+from pytest_induction.heads.virtual import Columns, _scores_of_rows
+from pytest_induction.interventions.ablation import attributions, screened
+from pytest_induction.interventions.arguments import all_heads
 from pytest_induction.interventions.passes import Passes
-from pytest_induction.metrics.attention import PeriodicScores, scores_for
-from pytest_induction.metrics.copying import ov_eigenvalue_scores, product_of_embeddings
-from pytest_induction.metrics.loss import token_losses
-from pytest_induction.metrics.virtual import Columns
-from pytest_induction.models.acting import Replace
-from pytest_induction.models.attention import PatternReader
-from pytest_induction.models.circuits import circuits_of
-from pytest_induction.models.head_weights import Circuits
-from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.observing import Array, observe
+from pytest_induction.measuring.losses import token_losses
+from pytest_induction.measuring.observing import Array, observe
+from pytest_induction.model.circuits import circuits_of
+from pytest_induction.model.head_weights import Circuits
+from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import Probe
 from pytest_induction.properties.hunt import Claim, Hunt
-from pytest_induction.virtual import _scores_of_rows
 from rows import BARE, EAGER, FACTORED, GIVEN, LENS, PER_HEAD, SAMPLED_HEADS, TOY, Row
 
 D_VOCAB = 50_257

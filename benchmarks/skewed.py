@@ -14,15 +14,15 @@ import numpy as np
 
 from pretrained_rows import HeadRows, stored
 from pytest_induction import TokenSpace, Verdict
-from pytest_induction.assertions.head_search import COPY_ROWS, HeadSearch
-from pytest_induction.assertions.heads import searched
-from pytest_induction.copying import CopyRound
-from pytest_induction.criteria import MAX_PREFIX_MATCHING, MIN_PREFIX_MATCHING
-from pytest_induction.measure import MAX_SEQUENCES, PLACES_OF_CHANCE, Round
-from pytest_induction.observing import PERIODS_AT_ONCE, Array
+from pytest_induction.deciding import Budget, Judgement
+from pytest_induction.heads.copying import CopyRound
+from pytest_induction.heads.criteria import MAX_PREFIX_MATCHING, MIN_PREFIX_MATCHING
+from pytest_induction.heads.induction import searched
+from pytest_induction.heads.search import COPY_ROWS, HeadSearch
+from pytest_induction.heads.table import Thresholds
+from pytest_induction.measuring.observing import PERIODS_AT_ONCE, Array
+from pytest_induction.measuring.rounds import MAX_SEQUENCES, PLACES_OF_CHANCE, Round
 from pytest_induction.probes.sequences import even_periods, fitting_shape
-from pytest_induction.verdicts.heads import Thresholds
-from pytest_induction.verdicts.judgement import Budget, Judgement
 
 SPACE = TokenSpace(d_vocab=1000, n_ctx=128, bos_id=0)
 ERROR_RATE = 1e-3

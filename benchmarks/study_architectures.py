@@ -41,8 +41,8 @@ Record = dict[str, Any]
 
 def examine(kind: str) -> Record:
     """Build a type, run it, measure it and compare. Whatever is raised on the way ends in the record."""
-    from tests.models.architectures import declared_layers, padded, probes, tiny
-    from tests.reference.eager import compare, run
+    from tests.attention.architectures import declared_layers, padded, probes, tiny
+    from tests.attention.eager import compare, run
 
     stage = "not built"
     try:
@@ -174,7 +174,7 @@ def main() -> int:
     if arguments.worker:
         work()
         return 0
-    from tests.models.architectures import types
+    from tests.attention.architectures import types
 
     unknown = sorted(set(arguments.only or ()) - set(types()))
     if unknown:

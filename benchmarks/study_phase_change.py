@@ -40,11 +40,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "fixtures")]
 import grids  # noqa: E402
 from corpora import Independent, Repetitive  # noqa: E402
 from pytest_induction.records import Change, Verdict  # noqa: E402
-from pytest_induction.runs.phase_change import PhaseChange, find_phase_changes  # noqa: E402
+from pytest_induction.runs.phase_change.finding import PhaseChange, find_phase_changes  # noqa: E402
+from pytest_induction.runs.phase_change.transition import find_transition  # noqa: E402
 from pytest_induction.runs.places import Place  # noqa: E402
 from pytest_induction.runs.record import Snapshot, TrainingRun  # noqa: E402
 from pytest_induction.runs.store import read_run  # noqa: E402
-from pytest_induction.runs.transition import find_transition  # noqa: E402
 from trainings import Training, diverging, falling, record, warmed_up  # noqa: E402
 
 CACHE = ROOT / ".benchmarks" / "phase-change"

@@ -42,18 +42,25 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "fixtures"), str(ROOT / "benchmarks")]
 
 from scipy.stats import beta  # noqa: E402
-from tests.reference import slow  # noqa: E402
-from tests.verdicts.mixtures import matching_heads  # noqa: E402
-from tests.verdicts.random_models import random_models  # noqa: E402
+from tests.heads.mixtures import matching_heads  # noqa: E402
+from tests.heads.random_models import random_models  # noqa: E402
+from tests.measuring import slow  # noqa: E402
 
 import make as fixtures  # noqa: E402
 import skewed  # noqa: E402
 from attention_only import AttentionOnly  # noqa: E402
-from pytest_induction import Evidence, ExpectationFailed, UnsupportedModel, Verdict, assert_has_induction_head, load_model  # noqa: E402
-from pytest_induction.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING  # noqa: E402
-from pytest_induction.models import planted  # noqa: E402
+from pytest_induction import (  # noqa: E402
+    Evidence,
+    ExpectationFailed,
+    UnsupportedModel,
+    Verdict,
+    assert_has_induction_head,
+    load_model,
+    planted,
+)
+from pytest_induction.deciding import Judgement  # noqa: E402
+from pytest_induction.heads.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING  # noqa: E402
 from pytest_induction.probes.sequences import fitting_shape  # noqa: E402
-from pytest_induction.verdicts.judgement import Judgement  # noqa: E402
 
 STATED = 1e-3  # the error rate of a verdict
 REFERENCE_THRESHOLD = 0.5

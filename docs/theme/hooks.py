@@ -100,7 +100,7 @@ class Options:
 
 def options(_: str) -> str:
     """The table of all options, from the plugin itself."""
-    from pytest_induction.options import add_options
+    from pytest_induction.plugin.options import add_options
 
     known = Options()
     add_options(known)  # type: ignore[arg-type]

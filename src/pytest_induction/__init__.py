@@ -8,30 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_induction.assertions.behaviour import assert_copies_repeats, assert_learns_in_context
-    from pytest_induction.assertions.causes import assert_ablation_removes_icl
-    from pytest_induction.assertions.circuits import assert_induction_circuit
-    from pytest_induction.assertions.continuity import assert_continuity
-    from pytest_induction.assertions.formed import assert_formed
-    from pytest_induction.assertions.generality import assert_heads_generalize
-    from pytest_induction.assertions.given import given_probes
-    from pytest_induction.assertions.heads import assert_has_induction_head, assert_no_induction_head, find_induction_heads
-    from pytest_induction.assertions.holding import PropertyOverTraining, assert_property_holds, assert_property_holds_from
-    from pytest_induction.assertions.hunting import PropertyCheck, check_property, find_counterexample
-    from pytest_induction.assertions.perturbation import assert_coperturbation
-    from pytest_induction.assertions.preserved import assert_heads_preserved, profile_of
-    from pytest_induction.assertions.run_state import assert_final_has_induction_head, assert_heads_kept, assert_log_is_sane
-    from pytest_induction.assertions.runs import (
-        assert_cooccurrence,
-        assert_no_phase_change,
-        assert_onset_not_later,
-        assert_phase_change,
-        assert_previous_token_first,
-    )
-    from pytest_induction.bound import Induction
-    from pytest_induction.composition import CompositionScores, measure_composition
-    from pytest_induction.copying import CopyingScores, measure_copying
-    from pytest_induction.distances import DistanceScores, measure_distances
+    from pytest_induction.attention.backends.exposed import show_attention
+    from pytest_induction.behaviour.claims import assert_copies_repeats, assert_learns_in_context
+    from pytest_induction.behaviour.outcomes import Behaviour, Masses, Outcome, evaluate_probes
+    from pytest_induction.causal.circuit import assert_induction_circuit
+    from pytest_induction.causal.in_context import assert_ablation_removes_icl
+    from pytest_induction.comparison.continuity import assert_continuity
+    from pytest_induction.comparison.preserved import assert_heads_preserved, profile_of
+    from pytest_induction.comparison.profiles import HeadsProfile
     from pytest_induction.errors import (
         ArgumentError,
         BaselineError,
@@ -46,29 +30,38 @@ if TYPE_CHECKING:
         TextError,
         UnsupportedModel,
     )
-    from pytest_induction.generality import FamilyScores, GeneralityScores, HeadGenerality, measure_generality
+    from pytest_induction.fixture import Induction
+    from pytest_induction.heads.composition import CompositionScores, measure_composition
+    from pytest_induction.heads.copying import CopyingScores, measure_copying
+    from pytest_induction.heads.distances import DistanceScores, measure_distances
+    from pytest_induction.heads.induction import assert_has_induction_head, assert_no_induction_head, find_induction_heads
+    from pytest_induction.heads.match_lengths import MatchLengthScores, measure_match_lengths
+    from pytest_induction.heads.semantic import (
+        FamilyScores,
+        GeneralityScores,
+        HeadGenerality,
+        assert_heads_generalize,
+        measure_generality,
+    )
+    from pytest_induction.heads.virtual import VirtualPair, VirtualScores, measure_virtual_heads
     from pytest_induction.interventions.ablation import AblationScores, measure_ablations
-    from pytest_induction.interventions.context import intervene, run_with
     from pytest_induction.interventions.edits import (
         Intervention,
         ablate,
         freeze_patterns,
+        intervene,
         knock_out,
         leave_in,
+        run_with,
         scale,
         smear,
         substitute_pattern,
     )
     from pytest_induction.interventions.smearing import SmearedKeys, smear_keys
-    from pytest_induction.match_lengths import MatchLengthScores, measure_match_lengths
-    from pytest_induction.measure import HeadScores, measure_heads
-    from pytest_induction.models.load import load_model
-    from pytest_induction.models.protocol import ModelUnderTest
-    from pytest_induction.models.shown import show_attention
-    from pytest_induction.outcomes import Behaviour, Masses, Outcome, evaluate_probes
-    from pytest_induction.probes.answers import Answer, ProbeSequence
-    from pytest_induction.probes.sequences import Probe
-    from pytest_induction.profiles import HeadsProfile
+    from pytest_induction.measuring.rounds import HeadScores, measure_heads
+    from pytest_induction.model.load import load_model
+    from pytest_induction.model.protocol import ModelUnderTest
+    from pytest_induction.probes.sequences import Answer, Probe, ProbeSequence
     from pytest_induction.properties.ready import (
         attends_to_successor,
         completes_repeats,
@@ -91,67 +84,45 @@ if TYPE_CHECKING:
         Verdict,
     )
     from pytest_induction.runs.attribution import HeadAttributions, measure_attributions
-    from pytest_induction.runs.checkpoints import Checkpoint, find_checkpoints
+    from pytest_induction.runs.checkpoints.finding import Checkpoint, find_checkpoints
+    from pytest_induction.runs.given import given_probes
+    from pytest_induction.runs.heads_over_training import (
+        assert_final_has_induction_head,
+        assert_formed,
+        assert_heads_kept,
+        assert_log_is_sane,
+    )
     from pytest_induction.runs.opening import load_run
-    from pytest_induction.runs.phase_change import PhaseChange, find_phase_changes
+    from pytest_induction.runs.perturbation import assert_coperturbation
+    from pytest_induction.runs.phase_change.claims import (
+        assert_cooccurrence,
+        assert_no_phase_change,
+        assert_onset_not_later,
+        assert_phase_change,
+        assert_previous_token_first,
+    )
+    from pytest_induction.runs.phase_change.finding import PhaseChange, find_phase_changes
+    from pytest_induction.runs.properties import (
+        PropertyCheck,
+        PropertyOverTraining,
+        assert_property_holds,
+        assert_property_holds_from,
+        check_property,
+        find_counterexample,
+    )
     from pytest_induction.runs.record import Hunted, ScheduledChange, Snapshot, TrainingRun
     from pytest_induction.runs.recorder import InductionRecorder
     from pytest_induction.runs.sweep import sweep
-    from pytest_induction.virtual import VirtualPair, VirtualScores, measure_virtual_heads
 
 _HOME = {
-    "assertions.heads": (
-        "assert_copies_repeats",
-        "assert_has_induction_head",
-        "assert_learns_in_context",
-        "assert_no_induction_head",
-        "find_induction_heads",
-    ),
-    "assertions.given": ("given_probes",),
-    "assertions.holding": ("PropertyOverTraining", "assert_property_holds", "assert_property_holds_from"),
-    "assertions.hunting": ("PropertyCheck", "check_property", "find_counterexample"),
-    "properties.ready": (
-        "attends_to_successor",
-        "completes_repeats",
-        "is_period_invariant",
-        "is_relabelling_invariant",
-        "prefers_longer_match",
-        "survives_distractors",
-    ),
-    "assertions.formed": ("assert_formed",),
-    "assertions.run_state": ("assert_final_has_induction_head", "assert_heads_kept", "assert_log_is_sane"),
-    "assertions.perturbation": ("assert_coperturbation",),
-    "assertions.runs": (
-        "assert_cooccurrence",
-        "assert_no_phase_change",
-        "assert_onset_not_later",
-        "assert_phase_change",
-        "assert_previous_token_first",
-    ),
-    "assertions.causes": ("assert_ablation_removes_icl",),
-    "assertions.circuits": ("assert_induction_circuit",),
-    "assertions.continuity": ("assert_continuity",),
-    "assertions.generality": ("assert_heads_generalize",),
-    "assertions.preserved": ("assert_heads_preserved", "profile_of"),
-    "profiles": ("HeadsProfile",),
-    "composition": ("CompositionScores", "measure_composition"),
-    "generality": ("FamilyScores", "GeneralityScores", "HeadGenerality", "measure_generality"),
-    "interventions.ablation": ("AblationScores", "measure_ablations"),
-    "interventions.context": ("intervene", "run_with"),
-    "interventions.smearing": ("SmearedKeys", "smear_keys"),
-    "interventions.edits": (
-        "Intervention",
-        "ablate",
-        "freeze_patterns",
-        "knock_out",
-        "leave_in",
-        "scale",
-        "smear",
-        "substitute_pattern",
-    ),
-    "bound": ("Induction",),
-    "copying": ("CopyingScores", "measure_copying"),
-    "distances": ("DistanceScores", "measure_distances"),
+    "attention.backends.exposed": ("show_attention",),
+    "behaviour.claims": ("assert_copies_repeats", "assert_learns_in_context"),
+    "behaviour.outcomes": ("Behaviour", "Masses", "Outcome", "evaluate_probes"),
+    "causal.circuit": ("assert_induction_circuit",),
+    "causal.in_context": ("assert_ablation_removes_icl",),
+    "comparison.continuity": ("assert_continuity",),
+    "comparison.preserved": ("assert_heads_preserved", "profile_of"),
+    "comparison.profiles": ("HeadsProfile",),
     "errors": (
         "ArgumentError",
         "BaselineError",
@@ -166,21 +137,47 @@ _HOME = {
         "TextError",
         "UnsupportedModel",
     ),
-    "match_lengths": ("MatchLengthScores", "measure_match_lengths"),
-    "measure": ("HeadScores", "measure_heads"),
-    "models.load": ("load_model",),
-    "models.protocol": ("ModelUnderTest",),
-    "models.shown": ("show_attention",),
-    "outcomes": ("Behaviour", "Masses", "Outcome", "evaluate_probes"),
-    "probes.answers": ("Answer", "ProbeSequence"),
-    "probes.sequences": ("Probe",),
+    "fixture": ("Induction",),
+    "heads.composition": ("CompositionScores", "measure_composition"),
+    "heads.copying": ("CopyingScores", "measure_copying"),
+    "heads.distances": ("DistanceScores", "measure_distances"),
+    "heads.induction": ("assert_has_induction_head", "assert_no_induction_head", "find_induction_heads"),
+    "heads.match_lengths": ("MatchLengthScores", "measure_match_lengths"),
+    "heads.semantic": ("FamilyScores", "GeneralityScores", "HeadGenerality", "assert_heads_generalize", "measure_generality"),
+    "heads.virtual": ("VirtualPair", "VirtualScores", "measure_virtual_heads"),
+    "interventions.ablation": ("AblationScores", "measure_ablations"),
+    "interventions.edits": (
+        "Intervention",
+        "ablate",
+        "freeze_patterns",
+        "intervene",
+        "knock_out",
+        "leave_in",
+        "run_with",
+        "scale",
+        "smear",
+        "substitute_pattern",
+    ),
+    "interventions.smearing": ("SmearedKeys", "smear_keys"),
+    "measuring.rounds": ("HeadScores", "measure_heads"),
+    "model.load": ("load_model",),
+    "model.protocol": ("ModelUnderTest",),
+    "probes.sequences": ("Answer", "Probe", "ProbeSequence"),
+    "properties.ready": (
+        "attends_to_successor",
+        "completes_repeats",
+        "is_period_invariant",
+        "is_relabelling_invariant",
+        "prefers_longer_match",
+        "survives_distractors",
+    ),
     "records": (
         "Change",
         "Estimate",
         "Evidence",
         "HeadEvidence",
-        "HeadList",
         "HeadId",
+        "HeadList",
         "Moment",
         "PairEvidence",
         "Provenance",
@@ -188,13 +185,30 @@ _HOME = {
         "Verdict",
     ),
     "runs.attribution": ("HeadAttributions", "measure_attributions"),
-    "runs.checkpoints": ("Checkpoint", "find_checkpoints"),
+    "runs.checkpoints.finding": ("Checkpoint", "find_checkpoints"),
+    "runs.given": ("given_probes",),
+    "runs.heads_over_training": ("assert_final_has_induction_head", "assert_formed", "assert_heads_kept", "assert_log_is_sane"),
     "runs.opening": ("load_run",),
-    "runs.phase_change": ("PhaseChange", "find_phase_changes"),
+    "runs.perturbation": ("assert_coperturbation",),
+    "runs.phase_change.claims": (
+        "assert_cooccurrence",
+        "assert_no_phase_change",
+        "assert_onset_not_later",
+        "assert_phase_change",
+        "assert_previous_token_first",
+    ),
+    "runs.phase_change.finding": ("PhaseChange", "find_phase_changes"),
+    "runs.properties": (
+        "PropertyCheck",
+        "PropertyOverTraining",
+        "assert_property_holds",
+        "assert_property_holds_from",
+        "check_property",
+        "find_counterexample",
+    ),
     "runs.record": ("Hunted", "ScheduledChange", "Snapshot", "TrainingRun"),
     "runs.recorder": ("InductionRecorder",),
     "runs.sweep": ("sweep",),
-    "virtual": ("VirtualPair", "VirtualScores", "measure_virtual_heads"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

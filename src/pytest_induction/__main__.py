@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_induction.console import Parser, ended, fail, say, tell, write
+from pytest_induction import command_line as command
+from pytest_induction.command_line import Parser, ended, fail, say, tell, write
 from pytest_induction.errors import ArgumentError, InductionError, ProbeError, RunError, reason
 from pytest_induction.files import replace_text
-from pytest_induction.runs import command
-from pytest_induction.specs import FORMS
+from pytest_induction.model.specs import FORMS
 
 if TYPE_CHECKING:
-    from pytest_induction.models.protocol import ModelUnderTest
+    from pytest_induction.model.protocol import ModelUnderTest
     from pytest_induction.runs.record import TrainingRun
 
 WIDEST = 120  # characters of a frame of `watch`
@@ -83,8 +83,8 @@ def _done(arguments: Sequence[str] | None) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    from pytest_induction.models.diagnosis import as_text
-    from pytest_induction.models.load import function_named, load_model
+    from pytest_induction.model.load import function_named, load_model
+    from pytest_induction.model.protocol import as_text
 
     attach = () if given.attach is None else function_named(given.attach)
     settings = {name: getattr(given, name) for name in ("device", "dtype", "memory", "trust_remote_code", "without_pattern")}
@@ -123,14 +123,14 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 def _choice(given: argparse.Namespace) -> dict[str, Any]:
     """What of a log is read, as `load_run` takes it."""
-    from pytest_induction.runs.logs.choice import pairs
+    from pytest_induction.runs.logs.columns import pairs
 
     return {"columns": pairs("--column", given.column) or None, "where": pairs("--where", given.where) or None}
 
 
 def _draw(given: argparse.Namespace) -> int:
     from pytest_induction.report.run_picture import svg
-    from pytest_induction.runs.logs.taken import taken
+    from pytest_induction.runs.logs.read import taken
     from pytest_induction.runs.opening import load_run
     from pytest_induction.runs.picture import picture_of
 
@@ -148,8 +148,8 @@ def _draw(given: argparse.Namespace) -> int:
 
 
 def _watch(given: argparse.Namespace) -> int:
+    from pytest_induction.runs.opening import growing, has_begun
     from pytest_induction.runs.places import Place
-    from pytest_induction.runs.watching import growing, has_begun
 
     if not given.every > 0:
         raise ArgumentError(f"`--every` must be above 0 seconds, got {given.every}")
@@ -168,10 +168,10 @@ def _watch(given: argparse.Namespace) -> int:
 
 def _show(run: TrainingRun | None, given: argparse.Namespace) -> None:
     """A run as it is now, on the terminal or as a page; None is one that has not begun."""
-    from pytest_induction.assertions.runs import assert_phase_change
     from pytest_induction.errors import ExpectationFailed
     from pytest_induction.report.live import CLEAR, frame, live_page, painted
     from pytest_induction.report.terminal import style_for
+    from pytest_induction.runs.phase_change.claims import assert_phase_change
     from pytest_induction.runs.picture import picture_of
 
     evidence, picture = None, None
@@ -217,7 +217,7 @@ def _probes(subject: ModelUnderTest) -> str:
     """What it is probed with, and how many sequences share a pass. Raises `ModelError` if one as long as the longest fails."""
     import torch
 
-    from pytest_induction.batching import batch_size, bytes_per_sequence
+    from pytest_induction.model.batching import batch_size, bytes_per_sequence
     from pytest_induction.probes.sequences import COPIES, fitting_shape
 
     periods, repeats = fitting_shape(subject.space, COPIES)

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from pytest_induction.printable import as_lines, as_message
+from pytest_induction.formatting import as_lines, as_message
 from pytest_induction.undoing import puts_back
 
 if TYPE_CHECKING:

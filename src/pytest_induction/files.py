@@ -1,16 +1,11 @@
-"""Opening, reading, listing and replacing files, so that nothing hangs, grows without bound, or follows a planted link.
-
-Standard library only. Whatever is wrong is an `OSError` whose `strerror` says it in one line, to follow a path and "cannot be
-read: ". What may be opened is a regular file: a FIFO would wait for a writer, a device never ends. A link that the user names is
-followed. One inside a directory that the user names is followed as long as it stays in there, for what a directory holds may be
-somebody else's work: `within` says which directory.
-"""
+"""Opening, reading, listing and replacing files, so that nothing hangs, grows without bound, or follows a planted link."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import os.path
 import stat
 import time
 from collections.abc import Iterator
@@ -241,3 +236,29 @@ def _check_kind(mode: int, path: object) -> None:
 
 def _of_links(error: OSError, path: object) -> OSError:
     return UnfitFileError("it is a link that leads back to itself", path) if error.errno == errno.ELOOP else error
+
+
+Name = str | os.PathLike[str]
+
+
+def expanded(name: Name) -> Path:
+    """The path, from the home directory where it begins with `~`; as it is written where nobody of that name has one."""
+    try:
+        return Path(os.path.expanduser(name))  # noqa: PTH111 - that of `Path` raises
+    except ValueError:  # a null, or half of a surrogate pair, where the name of a user would be
+        return Path(name)
+
+
+def is_there(path: Name) -> bool:
+    """Whether there is anything of that name."""
+    return os.path.exists(path)  # noqa: PTH110 - that of `Path` raises
+
+
+def is_file(path: Name) -> bool:
+    """Whether it is a regular file, or leads to one."""
+    return os.path.isfile(path)  # noqa: PTH113 - that of `Path` raises
+
+
+def is_directory(path: Name) -> bool:
+    """Whether it is a directory, or leads to one."""
+    return os.path.isdir(path)  # noqa: PTH112 - that of `Path` raises

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO
 
-from pytest_induction.printable import printable
+from pytest_induction.formatting import printable
 
 DELAY = 2.0  # seconds before anything is shown
 SEQUENCES = "seq"

@@ -1,13 +1,11 @@
-"""Plain data that leaves a measurement: what was found, how sure it is, and where it came from. Standard library only.
-
-Its types are what a record must be that is read again: `schema.read` checks it, `ranges` has what each number can be.
-"""
+"""Plain data that leaves a measurement: what was found, how sure it is, and where it came from. Standard library only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, ClassVar
 
 from pytest_induction.ranges import (
@@ -27,6 +25,18 @@ from pytest_induction.ranges import (
     Small,
 )
 from pytest_induction.schema import Unfit, read
+
+
+def installed(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those of these distributions that are there, in their order."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
 
 SCHEMA_VERSION = 1
 

@@ -45,10 +45,10 @@ def run(place, rng):
 
 def judged(found, rng):
     """All that is said and drawn of a run."""
-    from pytest_induction.assertions.run_state import assert_final_has_induction_head, assert_heads_kept, assert_log_is_sane
-    from pytest_induction.assertions.runs import assert_cooccurrence, assert_phase_change, assert_previous_token_first
     from pytest_induction.report.charts.run import run as charts
     from pytest_induction.report.run_picture import svg
+    from pytest_induction.runs.heads_over_training import assert_final_has_induction_head, assert_heads_kept, assert_log_is_sane
+    from pytest_induction.runs.phase_change.claims import assert_cooccurrence, assert_phase_change, assert_previous_token_first
     from pytest_induction.runs.picture import picture_of
 
     others = [assert_cooccurrence, assert_heads_kept, assert_final_has_induction_head, assert_previous_token_first]
@@ -96,7 +96,7 @@ def logs(place, rng):
 
 
 def profiles(place, rng):
-    from pytest_induction.profiles import HeadsProfile, read_profile
+    from pytest_induction.comparison.profiles import HeadsProfile, read_profile
 
     found = read_profile(place / "profile.json")
     again = HeadsProfile.from_dict(found.to_dict())
@@ -119,8 +119,8 @@ def baselines(place, rng):
 
 
 def checkpoints(place, rng):
-    from pytest_induction.runs.checkpoints import look_for
-    from pytest_induction.runs.layouts.listed import layout_at
+    from pytest_induction.runs.checkpoints.finding import look_for
+    from pytest_induction.runs.checkpoints.layouts import layout_at
     from pytest_induction.runs.places import Place
 
     for each in look_for(place / "checkpoints").checkpoints:
@@ -140,14 +140,14 @@ def models(place, rng):
 def loaded(spec):
     import torch
 
-    from pytest_induction.models.load import load_model
+    from pytest_induction.model.load import load_model
 
     subject = load_model(spec, device="cpu", memory="100MB")
     subject.logits(torch.zeros(1, 8, dtype=torch.long))
 
 
 def gates(place, rng):
-    from pytest_induction.gates.table import holds_gates, read_gates
+    from pytest_induction.plugin.gates.table import holds_gates, read_gates
 
     [path] = place.iterdir()
     holds_gates(path.read_bytes())
@@ -156,8 +156,8 @@ def gates(place, rng):
 
 
 def texts(place, rng):
-    from pytest_induction.specs import check_text
-    from pytest_induction.text import read_text
+    from pytest_induction.behaviour.text import read_text
+    from pytest_induction.model.specs import check_text
 
     check_text(place / "held_out.txt")
     read_text(place / "held_out.txt")
@@ -165,10 +165,10 @@ def texts(place, rng):
 
 def options(place, rng):
     """Values of options and names of models, each by what checks it."""
-    from pytest_induction import specs
-    from pytest_induction.exhibits.kinds import kinds_named
-    from pytest_induction.runs.checkpoints import parse_steps
-    from pytest_induction.runs.logs import choice
+    from pytest_induction.charts.data import kinds_named
+    from pytest_induction.model import specs
+    from pytest_induction.runs.checkpoints.finding import parse_steps
+    from pytest_induction.runs.logs import columns as choice
 
     checks = (
         *(specs.check_spec, specs.memory_size, specs.check_dtype, specs.check_device, specs.check_seed, specs.check_bound),

@@ -9,8 +9,8 @@ import zlib
 import numpy as np
 
 from pytest_induction.baselines.store import Field, Heads, Numbers, as_text
-from pytest_induction.probes.answers import ProbeSequence
-from pytest_induction.profiles import HeadInRole, HeadsProfile, Probed, TextScores
+from pytest_induction.comparison.profiles import HeadInRole, HeadsProfile, Probed, TextScores
+from pytest_induction.probes.sequences import ProbeSequence
 from pytest_induction.records import Exhibit, Provenance, TokenSpace
 from pytest_induction.runs.picture import picture_of
 from pytest_induction.runs.record import Hunted, Snapshot, TrainingRun

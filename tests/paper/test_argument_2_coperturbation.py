@@ -3,7 +3,7 @@
 import pytest
 
 from pytest_induction import Verdict
-from pytest_induction.assertions.perturbation import assert_coperturbation
+from pytest_induction.runs.perturbation import assert_coperturbation
 from tests.paper.zoo import SEEDS, changes, names, run
 from tests.runs.claims import evidence_of
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pytest_induction import Verdict
-from pytest_induction.assertions.causes import assert_ablation_removes_icl
+from pytest_induction.causal.in_context import assert_ablation_removes_icl
 from tests.paper.zoo import ATTENTION_ONLY, CONTROLS, PLAIN, causes, kinds_of_heads, names, score
 from tests.runs.claims import evidence_of
 

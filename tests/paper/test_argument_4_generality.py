@@ -6,9 +6,8 @@ assertion that finds such heads is held to heads that are planted.
 
 import pytest
 
-from pytest_induction import Verdict, measure_heads
-from pytest_induction.assertions.generality import assert_heads_generalize
-from pytest_induction.models import planted
+from pytest_induction import Verdict, measure_heads, planted
+from pytest_induction.heads.semantic import assert_heads_generalize
 from tests.runs.claims import evidence_of
 
 SIZES = {"n_heads": 3, "d_vocab": 40, "n_ctx": 64}

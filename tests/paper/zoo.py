@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pytest_induction import load_run
-from pytest_induction.runs.phase_change import find_phase_changes
+from pytest_induction.runs.phase_change.finding import find_phase_changes
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 SEEDS = (0, 1, 2)

@@ -10,13 +10,12 @@ def _imported():
     import torch._dynamo  # noqa: F401
 
     import pytest_induction
-    import pytest_induction.benchmarks.suite
-    import pytest_induction.bound
-    import pytest_induction.gates.items
+    import pytest_induction.fixture
+    import pytest_induction.plugin.benchmarks.suite
+    import pytest_induction.plugin.gates.items
     import pytest_induction.report.terminal
-    import pytest_induction.report.timings
     import pytest_induction.runs.sweep
-    import tests.models.plain  # noqa: F401
+    import tests.model.plain  # noqa: F401
 
     for spec in SHIPPED.values():
         model = pytest_induction.load_model(spec)

@@ -118,7 +118,7 @@ def test_workers_write_nothing_and_the_session_writes_once(pytester, two, monkey
     def start(*arguments):
         with monkeypatch.context() as patched:  # two workers of few plugins: it is quick
             patched.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-            patched.setenv("PYTEST_ADDOPTS", "-p xdist -p pytest_induction.plugin -p no:cacheprovider")
+            patched.setenv("PYTEST_ADDOPTS", "-p xdist -p pytest_induction.plugin.hooks -p no:cacheprovider")
             return pytester.runpytest_subprocess("-n", "2", *arguments)
 
     writing = start(UPDATE)

@@ -272,7 +272,7 @@ def fixture_like():
 @pytest.mark.parametrize("pairs", [1, 4, 5])
 def test_the_sides_take_turns_and_the_first_changes_from_pair_to_pair(pairs, fixture_like):
     """So that neither side gains from coming first."""
-    from pytest_induction.benchmarks.pairs import Turns
+    from pytest_induction.plugin.benchmarks.timing import Turns
 
     order = []
     turns = Turns(lambda: order.append("ours"), lambda: order.append("base"), CPU)
@@ -284,7 +284,7 @@ def test_the_sides_take_turns_and_the_first_changes_from_pair_to_pair(pairs, fix
 
 def test_more_pairs_are_taken_while_there_is_time(fixture_like):
     """Cheap runs are repeated more often."""
-    from pytest_induction.benchmarks.pairs import MOST_PAIRS, Turns
+    from pytest_induction.plugin.benchmarks.timing import MOST_PAIRS, Turns
 
     paired = Turns(lambda: None, lambda: None, CPU).take(fixture_like, fewest=3, seconds=1)
     assert len(paired.ours) == MOST_PAIRS
@@ -294,7 +294,7 @@ def test_neither_side_pays_for_a_tracer_or_the_garbage_collector():
     """And both are as before afterwards."""
     import gc
 
-    from pytest_induction.benchmarks.pairs import timed
+    from pytest_induction.plugin.benchmarks.timing import timed
 
     seen = {}
     before, tracer = sys.gettrace(), lambda *arguments: None
@@ -311,8 +311,7 @@ def test_neither_side_pays_for_a_tracer_or_the_garbage_collector():
 
 def test_a_bound_is_broken_only_where_the_whole_interval_lies_above_it():
     """Noise of any shape around the bound fails fewer than one run in a thousand; a clear excess fails every time."""
-    from pytest_induction.benchmarks.pairs import Paired
-    from pytest_induction.benchmarks.timing import objection
+    from pytest_induction.plugin.benchmarks.timing import Paired, objection
 
     rng = np.random.default_rng(0)
 
@@ -333,7 +332,7 @@ def test_a_bound_is_broken_only_where_the_whole_interval_lies_above_it():
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells peaks on Linux only")
 def test_the_peak_is_that_of_the_run_alone():
     """A temporary of 64 MB is seen; what was allocated and freed before is not."""
-    from pytest_induction.benchmarks.memory import measured_by, peak_megabytes
+    from pytest_induction.plugin.benchmarks.timing import measured_by, peak_megabytes
 
     torch.zeros(2**25).sum()
     assert measured_by(CPU)
@@ -344,8 +343,8 @@ def test_the_peak_is_that_of_the_run_alone():
 def test_analyses_are_measured_anew_each_time_and_leave_the_model_as_it_was():
     """A remembered verdict would take no time; and nothing is remembered for the caller either."""
     import pytest_induction
-    from pytest_induction.benchmarks.analyses import analyses, batches_of, fresh
-    from pytest_induction.bound import Induction
+    from pytest_induction.fixture import Induction
+    from pytest_induction.plugin.benchmarks.analyses import analyses, batches_of, fresh
 
     model = pytest_induction.load_model(SHIPPED["two-layers"])
     weights = model.fingerprint()
@@ -360,8 +359,8 @@ def test_analyses_are_measured_anew_each_time_and_leave_the_model_as_it_was():
 
 def test_a_long_row_repeats_what_the_vocabulary_has():
     """Four copies, or more of fewer tokens; scored by diagonals either way."""
-    from pytest_induction.benchmarks.analyses import _long_row
-    from pytest_induction.metrics.attention import PeriodicScores, scores_for
+    from pytest_induction.attention.scores import PeriodicScores, scores_for
+    from pytest_induction.plugin.benchmarks.analyses import _long_row
     from pytest_induction.records import TokenSpace
 
     for d_vocab, period in ((1000, 128), (41, 40)):

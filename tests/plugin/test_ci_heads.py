@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from pytest_induction.plugin.ci import properties
 from pytest_induction.records import Estimate
-from pytest_induction.session_ci import properties
 from tests.report import samples
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_induction import console
+from pytest_induction import command_line as console
 from pytest_induction.__main__ import main
 from pytest_induction.report.session_records import SessionRecords
 from tests.conftest import FIXTURES, SHIPPED

@@ -9,8 +9,8 @@ import torch
 from pytest_induction import UnsupportedModel, load_model, measure_heads
 from pytest_induction.__main__ import main
 from tests.conftest import SHIPPED
-from tests.models.plain import Plain, unreadable
-from tests.models.zoo import build
+from tests.model.plain import Plain, unreadable
+from tests.model.zoo import build
 
 
 def doctor(capsys, *arguments):
@@ -36,7 +36,7 @@ def test_a_model_that_can_be_read(capsys):
 def test_a_model_that_cannot_be_read_is_told_what_to_change(capsys, tmp_path):
     """What every way in saw, what to do, and what can be measured all the same; the same lines stand in the refusal."""
     (tmp_path / "mine.py").write_text(
-        "from tests.models.plain import Plain, unreadable\ndef make():\n    return Plain(unreadable)\n"
+        "from tests.model.plain import Plain, unreadable\ndef make():\n    return Plain(unreadable)\n"
     )
     status, out, _ = doctor(capsys, f"{tmp_path}/mine.py:make")
     assert status == 1
@@ -84,7 +84,7 @@ def test_an_implementation_that_hides_is_named():
 
 def test_a_model_without_room_for_a_probe_says_so(capsys, tmp_path):
     """It loads, and yet nothing can be measured on it."""
-    (tmp_path / "mine.py").write_text("from tests.models.plain import Plain\ndef make():\n    return Plain(d_vocab=3)\n")
+    (tmp_path / "mine.py").write_text("from tests.model.plain import Plain\ndef make():\n    return Plain(d_vocab=3)\n")
     status, out, _ = doctor(capsys, f"{tmp_path}/mine.py:make")
     assert status == 1
     assert "probes     none: a probe needs at least" in out
@@ -94,7 +94,7 @@ def test_a_model_without_room_for_a_probe_says_so(capsys, tmp_path):
 def test_a_context_that_is_declared_too_long_is_found_out(capsys, tmp_path):
     """A sequence as long as the longest probe is run, and what the model says to it is told."""
     (tmp_path / "mine.py").write_text(
-        "from tests.models.plain import Plain\n"
+        "from tests.model.plain import Plain\n"
         "def make():\n    model = Plain(n_ctx=60)\n    model.n_ctx = 4096\n    return model\n"
     )
     status, out, err = doctor(capsys, f"{tmp_path}/mine.py:make")
@@ -111,7 +111,9 @@ def test_a_budget_that_one_sequence_exceeds_is_said(capsys):
 
 def test_what_attaches_can_be_named(capsys, tmp_path):
     """A function in a conftest.py, say, which the doctor does not read by itself."""
-    (tmp_path / "mine.py").write_text("from tests.models.test_shown import Reading, attach\ndef make():\n    return Reading()\n")
+    (tmp_path / "mine.py").write_text(
+        "from tests.attention.test_exposed import Reading, attach\ndef make():\n    return Reading()\n"
+    )
     spec = f"{tmp_path}/mine.py"
     assert doctor(capsys, f"{spec}:make")[0] == 1
     status, out, _ = doctor(capsys, f"{spec}:make", "--attach", f"{spec}:attach")

@@ -194,7 +194,7 @@ def check_ini(text):
 
 
 def check_keys(settings):
-    from pytest_induction.options import BASELINE_SETTINGS, MODULE_SETTINGS, REPORT_SETTINGS, RUN_SETTINGS, SETTINGS
+    from pytest_induction.plugin.options import BASELINE_SETTINGS, MODULE_SETTINGS, REPORT_SETTINGS, RUN_SETTINGS, SETTINGS
 
     known = {f"induction_{name}" for name in (*SETTINGS, *MODULE_SETTINGS, *RUN_SETTINGS, *REPORT_SETTINGS, *BASELINE_SETTINGS)}
     assert {key for key in settings if key.startswith("induction_")} <= known
@@ -302,8 +302,8 @@ def headings_of(page):
 
 def test_options_and_ini_keys_are_documented():
     """What the plugin knows, the quickstart lists."""
-    from pytest_induction.options import BASELINE_SETTINGS, MODULE_SETTINGS, REPORT_SETTINGS, RUN_SETTINGS, SETTINGS
-    from pytest_induction.plugin import MARKER_KEYS
+    from pytest_induction.plugin.hooks import MARKER_KEYS
+    from pytest_induction.plugin.options import BASELINE_SETTINGS, MODULE_SETTINGS, REPORT_SETTINGS, RUN_SETTINGS, SETTINGS
 
     page = (ROOT / "docs" / "quickstart.md").read_text()
     for name in (*SETTINGS, *MODULE_SETTINGS, *RUN_SETTINGS, *REPORT_SETTINGS, *BASELINE_SETTINGS):

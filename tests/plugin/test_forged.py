@@ -10,21 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_induction.printable import printable
+from pytest_induction.formatting import for_terminal, printable
+from pytest_induction.plugin.ci import properties
 from pytest_induction.records import Exhibit, Verdict
 from pytest_induction.report.charts.interval import interval
 from pytest_induction.report.drawing import text as drawn_text
 from pytest_induction.report.github import annotations, step_summary
 from pytest_induction.report.live import frame, live_page, painted
-from pytest_induction.report.pictures import pictures
+from pytest_induction.report.page import panel_of
 from pytest_induction.report.run_picture import svg
-from pytest_induction.report.sections import panel_of
 from pytest_induction.report.session_records import SessionRecords, TestRecord
 from pytest_induction.report.terminal import Style, one_line, section
+from pytest_induction.report.writing import pictures
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.picture import picture_of
-from pytest_induction.session_ci import properties
-from pytest_induction.wording import for_terminal
 from tests.conftest import FIXTURES
 from tests.report.samples import evidence, exhibits, provenance
 

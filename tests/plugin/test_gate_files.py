@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from pytest_induction.gates import signatures
-from pytest_induction.gates.table import KEYS
+from pytest_induction.plugin.gates import signatures
+from pytest_induction.plugin.gates.table import KEYS
 from tests.conftest import FIXTURES, SHIPPED
 
 ROOT = FIXTURES.parent
@@ -136,7 +136,7 @@ def fresh(pytester, monkeypatch):
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         monkeypatch.delenv("PYTEST_ADDOPTS")
-        return pytester.runpytest_subprocess("-p", "pytest_induction.plugin", *arguments)
+        return pytester.runpytest_subprocess("-p", "pytest_induction.plugin.hooks", *arguments)
 
     return fresh
 

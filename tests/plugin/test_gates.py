@@ -306,7 +306,7 @@ FACTORIES = {
 def test_a_factory_that_makes_no_usable_model_is_one_line(kind, run, pytester):
     """The same for what a user's own code returns."""
     body, message = FACTORIES[kind]
-    pytester.makepyfile(mine=f"from torch import nn\nfrom tests.models.plain import Plain\ndef make():\n    return {body}\n")
+    pytester.makepyfile(mine=f"from torch import nn\nfrom tests.model.plain import Plain\ndef make():\n    return {body}\n")
     result = run("--induction-model", "mine.py:make", "-k", "has_induction")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     if message is not None:
@@ -405,7 +405,7 @@ def test_a_cached_hub_model_is_measured(run, monkeypatch, tmp_path):
 def test_an_adapter_is_a_model_for_the_gates(run, pytester):
     """By the command line, and in a gate file beside its base; a directory with neither config is none."""
     pytest.importorskip("peft")
-    from tests.models.adapting import lora, write
+    from tests.model.adapting import lora, write
 
     write(pytester.path / "adapter", lora(lora_alpha=1))
     run("--induction-model", "adapter").assert_outcomes(passed=2)

@@ -17,11 +17,11 @@ from pytest_induction import (
     PropertyFailed,
     check_property,
     find_counterexample,
+    planted,
     strategies,
 )
-from pytest_induction.models import planted
 
-MODEL = "pytest_induction.models.planted:induction_head"
+MODEL = "pytest_induction.planted:induction_head"
 HEAD = """
 import sys
 import pytest
@@ -80,7 +80,7 @@ def test_it_fits_wherever_a_test_does(run):
     """Functions, methods, static methods, parameters, fixtures, the model as an argument or in the decorator, pairs, settings."""
     result = run(
         """
-        induction_twice = "pytest_induction.models.planted:redundant_induction_heads"
+        induction_twice = "pytest_induction.planted:redundant_induction_heads"
 
         @pytest.fixture
         def outcome():

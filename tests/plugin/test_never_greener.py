@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from pytest_induction.plugin.outcomes import SessionOutcomes, worst
 from pytest_induction.report.session_records import result
-from pytest_induction.session_outcomes import SessionOutcomes, worst
 from tests.sessions import FAILS, HEAD, LAST, NAMES, PARALLEL, Seen, assert_green, assert_red, runner, seen_of
 
 TWO = ("-n", "2")

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.conftest import SHIPPED
-from tests.models.custom_code import IN_CONFIG, IN_TOKENIZER, has_run, with_code
+from tests.model.custom_code import IN_CONFIG, IN_TOKENIZER, has_run, with_code
 
 pytest.importorskip("transformers")
 

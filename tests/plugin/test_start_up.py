@@ -15,7 +15,7 @@ HEAVY = (
     "jinja2",
     "plotly",
     "pytest_induction.models",
-    "pytest_induction.bound",
+    "pytest_induction.fixture",
     "pytest_induction.benchmarks",
 )
 CONFTEST = f"""
@@ -40,16 +40,16 @@ def run_fresh(place, *arguments, body="def test_it(): pass"):
 
 def test_nothing_heavy_is_loaded_to_the_very_end(tmp_path):
     """Neither at start-up, nor while tests run, nor in the last hook."""
-    assert "LOADED" not in run_fresh(tmp_path, "-p", "pytest_induction.plugin")
+    assert "LOADED" not in run_fresh(tmp_path, "-p", "pytest_induction.plugin.hooks")
     assert "LOADED" not in run_fresh(
-        tmp_path, "-p", "pytest_induction.plugin", body="import pytest_induction\ndef test_it(): pass"
+        tmp_path, "-p", "pytest_induction.plugin.hooks", body="import pytest_induction\ndef test_it(): pass"
     )
 
 
 def test_the_guard_above_can_fail(tmp_path):
     """Using the package loads torch, and the guard says so."""
     body = "import pytest_induction\ndef test_it(): pytest_induction.measure_heads"
-    assert "LOADED torch numpy" in run_fresh(tmp_path, "-p", "pytest_induction.plugin", body=body)
+    assert "LOADED torch numpy" in run_fresh(tmp_path, "-p", "pytest_induction.plugin.hooks", body=body)
 
 
 def test_importing_the_face_loads_nothing_heavy():
@@ -86,7 +86,7 @@ def start_up_cost(place, *plugins, limit, most=MOST):
 
 def test_start_up_costs_less_than_thirty_milliseconds(tmp_path):
     """Against the same run without the plugin, interleaved."""
-    assert start_up_cost(tmp_path, "pytest_induction.plugin", limit=0.030) < 0.030
+    assert start_up_cost(tmp_path, "pytest_induction.plugin.hooks", limit=0.030) < 0.030
 
 
 def test_a_plugin_that_costs_sixty_milliseconds_would_be_seen(tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def test_colours_are_for_terminals_only(pytester):
 
 def test_a_terminal_without_block_characters_gets_digits(pytester, monkeypatch):
     """As its encoding says."""
-    from pytest_induction import session_terminal
+    from pytest_induction.plugin import terminal as session_terminal
 
     class Ascii(io.StringIO):
         encoding = "ascii"
@@ -206,7 +206,7 @@ class TestInterruption:
 
     def test_in_a_gate_the_verdicts_before_it_are_shown(self, interrupted):
         """Whatever was reached; the gate is named."""
-        from pytest_induction.assertions import heads
+        from pytest_induction.heads import induction as heads
 
         result = interrupted(heads, "judge_copying", *GATED)
         section = of_section(result)
@@ -215,7 +215,7 @@ class TestInterruption:
 
     def test_in_a_test_those_that_it_had_reached_are_shown_too(self, interrupted, pytester):
         """And told to who writes reports, under a key of the session."""
-        from pytest_induction.assertions import heads
+        from pytest_induction.heads import induction as heads
 
         pytester.makeconftest(
             """
@@ -287,7 +287,8 @@ class Watched(io.StringIO):
 @pytest.mark.parametrize("watched", [True, False])
 def test_a_sweep_for_a_gate_and_a_report_show_how_far_they_are(pytester, monkeypatch, watched):
     """Where somebody watches, and nothing where nobody does."""
-    from pytest_induction import plugin, progress
+    from pytest_induction import progress
+    from pytest_induction.plugin import hooks as plugin
 
     shown = []
 

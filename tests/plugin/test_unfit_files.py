@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from pytest_induction.gates.sweeping import kept_at
-from pytest_induction.session_ci import overlooked
+from pytest_induction.plugin.ci import overlooked
+from pytest_induction.plugin.gates.sweeping import kept_at
 from tests.conftest import SHIPPED
 from tests.unfit import in_time, put
 

@@ -6,13 +6,12 @@ import json
 import pytest
 
 from pytest_induction.__main__ import main
+from pytest_induction.charts.data import KINDS, LAYOUTS
 from pytest_induction.errors import ReportError
-from pytest_induction.exhibit_data import LAYOUTS
-from pytest_induction.exhibits.kinds import KINDS
 from pytest_induction.records import Exhibit
 from pytest_induction.report.markdown import markdown
-from pytest_induction.report.sections import KINDS as DRAWN
-from pytest_induction.report.sections import sections
+from pytest_induction.report.page import KINDS as DRAWN
+from pytest_induction.report.page import sections
 from pytest_induction.report.session_records import SessionRecords
 from pytest_induction.schema import read
 from tests.conftest import FIXTURES
@@ -67,12 +66,12 @@ def test_every_kind_of_exhibit_has_a_layout():
 
 def test_what_is_measured_is_as_its_layout_says(shipped):
     """Every exhibit of a model and of a training, as they are made."""
-    from pytest_induction.assertions.runs import provenance_of
-    from pytest_induction.exhibits.model import exhibits_of_model
-    from pytest_induction.exhibits.run import exhibit_of_run
-    from pytest_induction.measure import measure_heads
-    from pytest_induction.models.load import load_model
+    from pytest_induction.charts.model import exhibits_of_model
+    from pytest_induction.charts.run import exhibit_of_run
+    from pytest_induction.measuring.rounds import measure_heads
+    from pytest_induction.model.load import load_model
     from pytest_induction.runs.opening import load_run
+    from pytest_induction.runs.phase_change.claims import provenance_of
 
     subject, run = load_model(shipped["llama"]), load_run(FIXTURES / "runs" / "two-layers")
     made = exhibits_of_model(subject, measure_heads(subject).provenance, kinds=KINDS, text=list(range(5, 60)) * 40)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pytest_induction.printable import printable
+from pytest_induction.formatting import printable
 from pytest_induction.records import Estimate, Exhibit, Verdict
 from pytest_induction.report.github import MOST_ERRORS, ROOM, annotations, step_summary
 from pytest_induction.report.markdown import code, markdown, text

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from pytest_induction.records import Evidence, Exhibit, Provenance, Verdict
-from pytest_induction.report.naming import distinct, told_apart
+from pytest_induction.report.session_records import distinct, told_apart
 
 
 def verdict(name, fingerprint, place, *, is_run=True):

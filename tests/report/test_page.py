@@ -21,8 +21,7 @@ from pytest_induction.report import page, writing
 from pytest_induction.report.charts.chart import number, tidy
 from pytest_induction.report.charts.interval import interval
 from pytest_induction.report.charts.run import run
-from pytest_induction.report.page import embedded, html_page
-from pytest_induction.report.sections import sections
+from pytest_induction.report.page import embedded, html_page, sections
 from pytest_induction.report.session_records import SessionRecords, TestRecord
 from pytest_induction.report.verdict_rows import key_of
 from pytest_induction.report.writing import check_path, render, write_report
@@ -197,7 +196,7 @@ def specs(records: SessionRecords) -> list[dict]:
 @functools.cache
 def of_a_run() -> SessionRecords:
     from pytest_induction.runs.opening import load_run
-    from pytest_induction.runs.phase_change import find_phase_changes
+    from pytest_induction.runs.phase_change.finding import find_phase_changes
     from pytest_induction.runs.picture import picture_of
 
     opened = load_run(FIXTURES / "runs" / "two-layers")

@@ -6,8 +6,7 @@ import pytest
 
 from pytest_induction.errors import ReportError
 from pytest_induction.report.markdown import markdown
-from pytest_induction.report.session_records import SessionRecords, TestRecord, counts, reasons, result
-from pytest_induction.report.session_result import headline, unlisted
+from pytest_induction.report.session_records import SessionRecords, TestRecord, counts, headline, reasons, result, unlisted
 
 
 def records(*outcomes, others=None, **rest):

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
-from pytest_induction.report.mosaic import BLOCKS, MOST_ROWS, mosaic_lines
-from pytest_induction.report.terminal import Style, one_line, section, style_for
+from pytest_induction.report.terminal import BLOCKS, MOST_ROWS, Style, mosaic_lines, one_line, section, style_for
 from pytest_induction.report.view import views
 
 FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED

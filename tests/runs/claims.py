@@ -6,7 +6,7 @@ import re
 import pytest
 
 from pytest_induction.errors import ArgumentError, ExpectationFailed
-from pytest_induction.journal import listening
+from pytest_induction.observers import listening
 from pytest_induction.records import Evidence
 
 

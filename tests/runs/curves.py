@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pytest_induction.runs.phase_change import change_of
+from pytest_induction.runs.phase_change.finding import change_of
 from pytest_induction.runs.record import ScheduledChange, Snapshot, TrainingRun
 
 HEADS = ("prefix_matching", "previous_token")

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pytest_induction import assert_heads_preserved, load_model
-from pytest_induction.runs import loading
-from pytest_induction.runs.checkpoints import find_checkpoints
+from pytest_induction.runs.checkpoints import loading
+from pytest_induction.runs.checkpoints.finding import find_checkpoints
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.sweep import sweep
 from tests.conftest import SHIPPED
-from tests.models.adapting import adapted, lora, merged, shipped, write
+from tests.model.adapting import adapted, lora, merged, shipped, write
 
 peft = pytest.importorskip("peft")
 

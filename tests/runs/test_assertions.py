@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_induction.assertions.messages import failure_text
-from pytest_induction.assertions.runs import (
+from pytest_induction.errors import ExpectationFailed, RunError
+from pytest_induction.expectations import failure_text
+from pytest_induction.records import Evidence, Verdict
+from pytest_induction.runs.phase_change.claims import (
     assert_cooccurrence,
     assert_no_phase_change,
     assert_onset_not_later,
     assert_phase_change,
     assert_previous_token_first,
 )
-from pytest_induction.errors import ExpectationFailed, RunError
-from pytest_induction.records import Evidence, Verdict
-from pytest_induction.runs.phase_change import find_phase_changes
+from pytest_induction.runs.phase_change.finding import find_phase_changes
 from tests.runs.claims import evidence_of, refusal
 from tests.runs.curves import PER_STEP, STEPS, X, formed_series, logistic, noise_of, run_of
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pytest_induction.records import Verdict
-from pytest_induction.runs.bump import find_bump, scatter_of
-from pytest_induction.runs.phase_change import find_phase_changes
+from pytest_induction.runs.phase_change.bump import find_bump, scatter_of
+from pytest_induction.runs.phase_change.finding import find_phase_changes
 from tests.runs.curves import log_steps, logistic, noise_of, run_of
 
 

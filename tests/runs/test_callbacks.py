@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pytest_induction.errors import ArgumentError, ModelError, RunError
-from pytest_induction.models.load import load_model
+from pytest_induction.model.load import load_model
 from pytest_induction.runs import callbacks
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.recorder import InductionRecorder

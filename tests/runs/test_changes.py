@@ -8,11 +8,10 @@ import pytest
 
 from pytest_induction.errors import ArgumentError, RunError
 from pytest_induction.records import Verdict
-from pytest_induction.runs import changes
-from pytest_induction.runs.changes import POWER, rivals_of
-from pytest_induction.runs.phase_change import change_of
-from pytest_induction.runs.record import TrainingRun
-from pytest_induction.runs.series import Axis, measuring_error, series_of
+from pytest_induction.runs.phase_change import changes
+from pytest_induction.runs.phase_change.changes import POWER, rivals_of
+from pytest_induction.runs.phase_change.finding import change_of
+from pytest_induction.runs.record import Axis, TrainingRun, measuring_error, series_of
 from tests.runs.curves import STEPS, X, abrupt, heads, logistic, noise_of, ramp, run_of
 
 FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED

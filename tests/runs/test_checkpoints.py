@@ -9,11 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pytest_induction.errors import ArgumentError, RunError
-from pytest_induction.runs.checkpoints import Checkpoint, find_checkpoints, parse_steps
-from pytest_induction.runs.fitting import fill, fit
-from pytest_induction.runs.layouts.names import step_in
+from pytest_induction.runs.checkpoints.finding import Checkpoint, find_checkpoints, parse_steps
+from pytest_induction.runs.checkpoints.layout import step_in
+from pytest_induction.runs.checkpoints.reading import check_step, fill, fit, on_this_machine, read_weights
 from pytest_induction.runs.options_named import spelt
-from pytest_induction.runs.reading import check_step, on_this_machine, read_weights
 
 from .small_models import Evil, Small, make, make_compiled, make_tied, state
 
@@ -137,7 +136,7 @@ def test_the_digest_of_a_directory_is_of_what_makes_the_model(tmp_path):
 
 
 def test_blocks_of_a_large_file_are_looked_at_up_to_its_end(tmp_path, monkeypatch):
-    import pytest_induction.runs.checkpoints as module
+    import pytest_induction.runs.checkpoints.finding as module
 
     monkeypatch.setattr(module, "WHOLE", 100)
     monkeypatch.setattr(module, "BLOCK", 10)

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pytest_induction.runs.focus import QUICK_CHECK, Focus
-from pytest_induction.runs.schedule import CAUTION, Budget, due_steps
+from pytest_induction.runs.schedule import CAUTION, QUICK_CHECK, Budget, Focus, due_steps
 from tests.runs.training import Clock
 
 COSTS = (0.034, 0.018, 0.0025)  # seconds of a snapshot of each size,

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_induction import assert_formed, load_run
 from pytest_induction.records import Verdict
-from pytest_induction.runs.phase_change import find_phase_changes
+from pytest_induction.runs.phase_change.finding import find_phase_changes
 from pytest_induction.runs.record import Snapshot, TrainingRun
 from tests.runs.claims import evidence_of, refusal
 from tests.runs.curves import logistic, run_of

@@ -26,16 +26,16 @@ from pytest_induction import (
     load_run,
     sweep,
 )
-from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.report.charts.run import run as charts_of
 from pytest_induction.report.run_picture import svg
-from pytest_induction.runs import hunts_of_recorder
+from pytest_induction.runs import hunting as hunts_of_recorder
+from pytest_induction.runs.checkpoints.trainings import is_training
 from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.picture import picture_of
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Hunted, Snapshot, TrainingRun
 from pytest_induction.runs.store import read_run
-from pytest_induction.runs.trainings import is_training
 from pytest_induction.strategies import repeated_sequences
 from tests.conftest import FIXTURES
 from tests.runs.small_models import MAKE, state

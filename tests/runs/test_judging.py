@@ -2,7 +2,7 @@
 
 import pytest
 
-from pytest_induction.runs.judging import ERRORS_NEEDED, HEADS_NEEDED, LOSS_NEEDED, TEXT_NEEDED, wanting, what_else
+from pytest_induction.runs.phase_change.finding import ERRORS_NEEDED, HEADS_NEEDED, LOSS_NEEDED, TEXT_NEEDED, wanting, what_else
 
 from .curves import run_of
 

@@ -19,18 +19,16 @@ from torch import nn
 from pytest_induction import load_model
 from pytest_induction.__main__ import main
 from pytest_induction.errors import ModelError, RunError
-from pytest_induction.runs.checkpoints import find_checkpoints, look_for
-from pytest_induction.runs.fitting import fit, state_of
-from pytest_induction.runs.layouts import stored
-from pytest_induction.runs.layouts.layout import Layout
-from pytest_induction.runs.layouts.listed import LAYOUTS, expected, layout_at
-from pytest_induction.runs.layouts.names import named
+from pytest_induction.runs.checkpoints import stored
+from pytest_induction.runs.checkpoints.finding import find_checkpoints, look_for
+from pytest_induction.runs.checkpoints.layout import Layout, named
+from pytest_induction.runs.checkpoints.layouts import LAYOUTS, expected, layout_at
+from pytest_induction.runs.checkpoints.loading import Loader, Loading
+from pytest_induction.runs.checkpoints.reading import fit, on_this_machine, read_weights, state_of, stated_step
 from pytest_induction.runs.lines import from_line, to_line
-from pytest_induction.runs.loading import Loader, Loading
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.opening import holds_checkpoints
 from pytest_induction.runs.places import Place
-from pytest_induction.runs.reading import on_this_machine, read_weights, stated_step
 from pytest_induction.runs.sweep import sweep
 
 from .small_models import MAKE, Evil, Small, make, state

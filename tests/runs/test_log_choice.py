@@ -7,9 +7,8 @@ import pytest
 
 from pytest_induction.errors import ArgumentError, RunError
 from pytest_induction.runs.logs import read_log
-from pytest_induction.runs.logs.choice import checked, pairs
-from pytest_induction.runs.logs.columns import guess, label_of, side_of
-from pytest_induction.runs.logs.taken import taken
+from pytest_induction.runs.logs.columns import checked, guess, label_of, pairs, side_of
+from pytest_induction.runs.logs.read import taken
 from pytest_induction.runs.places import Place
 
 STEPS = list(range(0, 300, 10))

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.logs import read_log, trees
+from pytest_induction.runs.logs import format as trees
+from pytest_induction.runs.logs import read_log
 from pytest_induction.runs.logs.formats import FORMATS, endings, expected, find_log
 from pytest_induction.runs.logs.plain_text import pairs_of
-from pytest_induction.runs.logs.taken import taken
+from pytest_induction.runs.logs.read import taken
 from pytest_induction.runs.places import Place
 
 STEPS = list(range(0, 200, 10))

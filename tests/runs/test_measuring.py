@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from pytest_induction.errors import ModelError, TextError
-from pytest_induction.models.load import load_model
+from pytest_induction.model.load import load_model
 from pytest_induction.runs.measuring import Measuring, signs_of
-from tests.models.plain import Plain, unreadable
+from tests.model.plain import Plain, unreadable
 from tests.runs.training import CONTEXT, D_VOCAB, Tiny
 
 TEXT = np.random.default_rng(0).integers(0, D_VOCAB, (8, CONTEXT))

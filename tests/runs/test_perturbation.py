@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_induction.assertions.perturbation import assert_coperturbation
 from pytest_induction.errors import RunError
 from pytest_induction.records import Estimate, Verdict
-from pytest_induction.verdicts.perturbation import Moved, judge_coperturbation
+from pytest_induction.runs.perturbation import Moved, assert_coperturbation, judge_coperturbation
 from tests.runs.claims import evidence_of, refusal
 from tests.runs.curves import formed_series, log_steps, logistic, noise_of, run_of
 

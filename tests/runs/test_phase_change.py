@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_induction.assertions.run_state import assert_log_is_sane
 from pytest_induction.errors import ArgumentError, ExpectationFailed, RunError
 from pytest_induction.records import Estimate, Verdict
+from pytest_induction.runs.heads_over_training import assert_log_is_sane
 from pytest_induction.runs.opening import load_run
-from pytest_induction.runs.phase_change import find_phase_changes, lag_between
-from pytest_induction.runs.record import Snapshot, TrainingRun
-from pytest_induction.runs.series import Axis
+from pytest_induction.runs.phase_change.finding import find_phase_changes, lag_between
+from pytest_induction.runs.record import Axis, Snapshot, TrainingRun
 from tests.runs.curves import STEPS, X, formed_series, logistic, noise_of, run_of
 
 FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED

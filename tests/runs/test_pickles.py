@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from pytest_induction import pickles
 from pytest_induction.errors import ModelError, RunError
 from pytest_induction.files import UnfitFileError
-from pytest_induction.models.load import load_model
-from pytest_induction.pickles import MOST_WORK, WORK_A_BYTE, check_pickle
-from pytest_induction.runs.reading import read_weights
+from pytest_induction.model import pickles
+from pytest_induction.model.load import load_model
+from pytest_induction.model.pickles import MOST_WORK, WORK_A_BYTE, check_pickle
+from pytest_induction.runs.checkpoints.reading import read_weights
 from tests import unfit
 
 from .written_layouts import WRITERS, write
@@ -231,7 +231,7 @@ def test_the_bounds_can_be_reached():
 
 def test_a_pickle_without_an_end_is_refused(tmp_path, monkeypatch):
     """Of the format before archives, whose length is not known before."""
-    from pytest_induction import tensor_files
+    from pytest_induction.model import tensor_files
 
     monkeypatch.setattr(tensor_files, "LONGEST_PICKLE", 200)
     of_old(tmp_path / "step_1.pt", BEGIN + b"](" + b"K\x01" * 300 + b"e.")

@@ -11,8 +11,7 @@ import pytest
 
 from pytest_induction.__main__ import main
 from pytest_induction.errors import RunError
-from pytest_induction.report.colours import SIGNED_LIGHT, signed_colour
-from pytest_induction.report.drawing import ticks_between
+from pytest_induction.report.drawing import SIGNED_LIGHT, signed_colour, ticks_between
 from pytest_induction.report.run_picture import svg
 from pytest_induction.report.view import amount
 from pytest_induction.runs.opening import load_run

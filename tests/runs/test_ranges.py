@@ -7,14 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pytest_induction.assertions.runs import assert_phase_change, provenance_of
-from pytest_induction.baselines.fields import fields_of
-from pytest_induction.baselines.store import as_text, read_baseline
+from pytest_induction.baselines.store import as_text, fields_of, read_baseline
+from pytest_induction.comparison.profiles import read_profile
 from pytest_induction.errors import ArgumentError, BaselineError, ExpectationFailed, RunError
-from pytest_induction.profiles import read_profile
 from pytest_induction.report.charts.run import run as charts
 from pytest_induction.report.run_picture import svg
 from pytest_induction.runs.opening import load_run
+from pytest_induction.runs.phase_change.claims import assert_phase_change, provenance_of
 from pytest_induction.runs.picture import picture_of
 from pytest_induction.runs.record import Snapshot, TrainingRun
 from pytest_induction.runs.store import RunWriter

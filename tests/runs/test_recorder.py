@@ -18,21 +18,20 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_induction.behaviour.text import row_losses
 from pytest_induction.errors import ArgumentError, RunError, TextError
-from pytest_induction.models.load import load_model
+from pytest_induction.model.load import load_model
 from pytest_induction.progress import showing_on
 from pytest_induction.runs import recorder as recording
 from pytest_induction.runs import store
-from pytest_induction.runs.measuring import Measuring
+from pytest_induction.runs.measuring import Measuring, unwrapped
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.recorder import InductionRecorder
 from pytest_induction.runs.schedule import Budget, Cost, due_steps
 from pytest_induction.runs.stopping import HeadsLost, NoInductionBy, NotFinite
 from pytest_induction.runs.store import RunWriter, read_run
-from pytest_induction.runs.subject import unwrapped
-from pytest_induction.text import row_losses
-from tests.models.plain import Plain, unreadable
+from tests.model.plain import Plain, unreadable
 from tests.runs.training import CONTEXT, D_VOCAB, Clock, Tiny, loss_of, rows, train
 
 TEXT = np.random.default_rng(0).integers(0, D_VOCAB, (8, CONTEXT))
@@ -142,7 +141,7 @@ class TestWhatIsRecorded:
     def test_the_model_is_adapted_once_and_anew_for_another_object(self, path, monkeypatch):
         made = []
         monkeypatch.setattr(
-            "pytest_induction.runs.subject.adapt", lambda module, **settings: made.append(module) or load_model(module)
+            "pytest_induction.runs.measuring.adapt", lambda module, **settings: made.append(module) or load_model(module)
         )
         recorder, first, second = InductionRecorder(path, max_overhead=None), Tiny(), Tiny()
         for step, model in enumerate((first, first, second, second)):
@@ -326,7 +325,7 @@ class TestBudget:
             quick.clock.passes(9)
             return load_model(module)
 
-        monkeypatch.setattr("pytest_induction.runs.subject.adapt", adapt)
+        monkeypatch.setattr("pytest_induction.runs.measuring.adapt", adapt)
         recorder = quick.recorder(path, max_overhead=0.1, schedule=1)
         assert quick.run(recorder, range(131))[:3] == [0, 120, 130]
         assert recorder.cost.seconds == 12
@@ -632,7 +631,7 @@ class TestProblems:
 
     def test_trials_of_a_model_that_never_can_grow_rare(self, path, monkeypatch):
         tried = []
-        monkeypatch.setattr("pytest_induction.runs.subject.adapt", lambda module, **settings: tried.append(1) or 1 / 0)
+        monkeypatch.setattr("pytest_induction.runs.measuring.adapt", lambda module, **settings: tried.append(1) or 1 / 0)
         recorder, model = InductionRecorder(path, max_overhead=None, schedule=1, on_unmeasurable="loss_only"), Tiny()
         with pytest.warns(RuntimeWarning, match="ZeroDivisionError: division by zero"):
             counts = [recorder(model, step) and len(tried) for step in range(20)]

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_induction.assertions.run_state import assert_final_has_induction_head, assert_heads_kept, assert_log_is_sane
 from pytest_induction.errors import ExpectationFailed
 from pytest_induction.records import Verdict
+from pytest_induction.runs.heads_over_training import assert_final_has_induction_head, assert_heads_kept, assert_log_is_sane
 from pytest_induction.runs.record import TrainingRun
 from tests.runs.claims import evidence_of, refusal
 from tests.runs.curves import noise_of, run_of

@@ -38,4 +38,4 @@ def test_heads_are_known_to_the_rules_by_criteria_alone():
     """They import nothing that measures, lists or judges heads."""
     tree = ast.parse(Path(stopping.__file__).read_text())
     ours = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "pytest_induction" in node.module}
-    assert ours == {"pytest_induction.criteria", "pytest_induction.errors", "pytest_induction.runs.record"}
+    assert ours == {"pytest_induction.heads.criteria", "pytest_induction.errors", "pytest_induction.runs.record"}

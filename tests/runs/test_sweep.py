@@ -27,11 +27,12 @@ from safetensors.torch import load_file, save_file
 from pytest_induction import progress
 from pytest_induction.__main__ import main
 from pytest_induction.errors import ArgumentError, ModelError, RunError, TextError
-from pytest_induction.models.load import load_model
-from pytest_induction.runs import loading, tasks
-from pytest_induction.runs.checkpoints import Checkpoint, find_checkpoints
+from pytest_induction.model.load import load_model
+from pytest_induction.runs import tasks
+from pytest_induction.runs.checkpoints import loading
+from pytest_induction.runs.checkpoints.finding import Checkpoint, find_checkpoints
+from pytest_induction.runs.checkpoints.loading import Loader, Loading
 from pytest_induction.runs.lines import from_line, to_line
-from pytest_induction.runs.loading import Loader, Loading
 from pytest_induction.runs.logs.beside import logged_at
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.places import Place
@@ -85,7 +86,7 @@ def adapted(monkeypatch):
 
     adapt = loading.adapt
     monkeypatch.setattr(loading, "adapt", counted)
-    monkeypatch.setattr("pytest_induction.models.load.adapt", counted)
+    monkeypatch.setattr("pytest_induction.model.load.adapt", counted)
     return names
 
 

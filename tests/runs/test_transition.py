@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from pytest_induction.runs.transition import MOST_POINTS, find_transition, thinned
+from pytest_induction.runs.phase_change.transition import MOST_POINTS, find_transition, thinned
 from tests.runs.curves import logistic, noise_of, ramp
 
 SHAPES = {"ramp": ramp, "logistic": logistic}

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_induction.assertions.runs import assert_cooccurrence, assert_phase_change
+from pytest_induction.behaviour.text import row_losses
 from pytest_induction.errors import ArgumentError, RunError
-from pytest_induction.models.load import load_model
+from pytest_induction.model.load import load_model
 from pytest_induction.records import Verdict
 from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.opening import load_run
-from pytest_induction.runs.phase_change import change_of, find_phase_changes
+from pytest_induction.runs.phase_change.claims import assert_cooccurrence, assert_phase_change
+from pytest_induction.runs.phase_change.finding import change_of, find_phase_changes
+from pytest_induction.runs.phase_change.turn import sharpest_turn
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.recorder import InductionRecorder
 from pytest_induction.runs.sweep import sweep
-from pytest_induction.runs.turn import sharpest_turn
-from pytest_induction.text import row_losses
 from tests.runs.claims import evidence_of
 from tests.runs.curves import STEPS, X, formed_series, log_steps, run_of, turning_path
 from tests.runs.training import Tiny, rows
@@ -361,5 +361,5 @@ class TestRecording:
 
 
 def test_what_judges_a_turn_needs_no_torch():
-    code = "import sys, pytest_induction.runs.turn, pytest_induction.runs.picture; assert 'torch' not in sys.modules"
+    code = "import sys, pytest_induction.runs.phase_change.turn, pytest_induction.runs.picture; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,15 +14,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pytest_induction import files, pickles, tensor_files
+from pytest_induction import files
 from pytest_induction.errors import RunError
+from pytest_induction.model import pickles, tensor_files
 from pytest_induction.runs import store
-from pytest_induction.runs.checkpoints import find_checkpoints
+from pytest_induction.runs.checkpoints.finding import find_checkpoints
+from pytest_induction.runs.checkpoints.reading import read_weights, stated_step
 from pytest_induction.runs.locks import Lock
 from pytest_induction.runs.logs import read_log
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.places import Place
-from pytest_induction.runs.reading import read_weights, stated_step
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.store import RunWriter, read_run
 from tests import unfit

@@ -15,7 +15,7 @@ from pytest_induction.errors import ArgumentError, ModelError, TextError
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.recorder import InductionRecorder
 from pytest_induction.runs.schedule import due_steps
-from tests.models.plain import Plain, unreadable
+from tests.model.plain import Plain, unreadable
 from tests.runs.small_models import Hybrid
 from tests.runs.test_recorder import read
 from tests.runs.training import CONTEXT, D_VOCAB, Clock, Tiny, train
@@ -211,7 +211,7 @@ class TestLightSnapshots:
 
 def test_a_time_first_model_is_recorded_in_its_own_order(tmp_path):
     """Its rows are no positions, in a training either: the scores are those of the same model in the usual order."""
-    from tests.models.test_given import BatchFirst, TimeFirst
+    from tests.model.test_given import BatchFirst, TimeFirst
 
     snapshots = []
     for name, model in (("time", TimeFirst()), ("rows", BatchFirst(TimeFirst()))):

@@ -13,11 +13,11 @@ import pytest
 
 from pytest_induction.__main__ import main
 from pytest_induction.errors import RunError
-from pytest_induction.report.terminal_chart import FIRST_DOTS, ROWS, chart_lines
+from pytest_induction.report.live import FIRST_DOTS, ROWS, chart_lines
+from pytest_induction.runs.opening import growing
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.store import RunWriter
-from pytest_induction.runs.watching import growing
 from tests.runs.curves import STEPS, formed_series, run_of
 
 ROOT = Path(__file__).parents[2]

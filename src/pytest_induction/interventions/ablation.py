@@ -1,25 +1,155 @@
-"""Measure what the heads of a model do for it: the loss with each one ablated."""
+"""What the heads of a model do for it: the loss with each one ablated, to first order too, against heads drawn at random."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
+from math import comb, prod
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pytest_induction.errors import ArgumentError, user_facing, whole_number
-from pytest_induction.interventions.attribution import attributions
-from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
+from pytest_induction.attention.edits import Part, Step
+from pytest_induction.attention.kernels import Call
+from pytest_induction.errors import ArgumentError, UnsupportedModel, user_facing, whole_number
+from pytest_induction.forward.calling import first_line
+from pytest_induction.interventions.active import acting
+from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.edits import Replacement
-from pytest_induction.interventions.passes import Ablating, HeadSet, Passes
-from pytest_induction.models.load import load_model
-from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.observing import Array, ModelLike, describe, plain, probes_of, provenance
+from pytest_induction.interventions.passes import Ablating, HeadSet, Passes, repeated
+from pytest_induction.measuring.observing import Array, ModelLike, describe, numbers, of_all_heads, plain, probes_of, provenance
+from pytest_induction.model.batching import in_batches
+from pytest_induction.model.load import load_model
+from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe
 from pytest_induction.progress import progress
-from pytest_induction.records import SCHEMA_VERSION, Provenance
+from pytest_induction.records import SCHEMA_VERSION, HeadId, Provenance
+
+Heads = tuple[HeadId, ...]
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Different sets of heads, each as large as the set that they are controls of, and with none of its heads.
+
+    `relaxed` are the layers with too few other heads: for these some come from the layers nearest to them. `complete` says that
+    there are no further such sets.
+    """
+
+    sets: tuple[Heads, ...]
+    relaxed: tuple[int, ...] = ()
+    complete: bool = False
+
+
+def matched_controls(heads: Sequence[HeadId], counts: Sequence[int], n_sets: int, rng: np.random.Generator) -> Controls:
+    """At most `n_sets` different sets with as many heads of each layer as `heads` has, and none of these; all of them, of fewer.
+
+    `counts` is how many heads each layer of the model has. A layer with too few other heads shares those of the layers nearest to
+    it, on both sides, of the fewest that have enough; no sets where the whole model has too few.
+    """
+    chosen = set(heads)
+    others = [
+        [each for number in range(count) if (each := HeadId(layer, number)) not in chosen] for layer, count in enumerate(counts)
+    ]
+    needed = {layer: sum(head.layer == layer for head in chosen) for layer in {head.layer for head in chosen}}
+    relaxed = tuple(sorted(layer for layer, need in needed.items() if len(others[layer]) < need))
+    if sum(map(len, others)) < len(chosen):
+        return Controls((), relaxed, complete=True)
+    pools = [
+        ([head for layer in group for head in others[layer]], sum(needed.get(layer, 0) for layer in group))
+        for group in _groups(needed, others)
+    ]
+    total = prod(comb(len(pool), need) for pool, need in pools)
+    if total <= n_sets:
+        every = product(*(combinations(pool, need) for pool, need in pools))
+        return Controls(tuple(_one(parts) for parts in every), relaxed, complete=True)
+    drawn: dict[Heads, None] = {}
+    while len(drawn) < n_sets:
+        drawn[_one([[pool[place] for place in rng.permutation(len(pool))[:need]] for pool, need in pools])] = None
+    return Controls(tuple(drawn), relaxed)
+
+
+def _one(parts: Sequence[Sequence[HeadId]]) -> Heads:
+    return tuple(sorted((head for part in parts for head in part), key=lambda head: (head.layer, head.head)))
+
+
+def _groups(needed: dict[int, int], others: Sequence[Sequence[HeadId]]) -> Iterator[tuple[int, ...]]:
+    """Layers that share their heads, each in one group: by itself where it has enough, else with those nearest to it."""
+    groups = [{layer} for layer in sorted(needed)]
+    while short := [group for group in groups if _lacks(group, needed, others)]:
+        wider = {layer + step for layer in short[0] for step in (-1, 0, 1)} & set(range(len(others)))
+        touched = [group for group in groups if group & wider]
+        groups = [group for group in groups if group not in touched] + [wider.union(*touched)]
+    return iter(sorted(tuple(sorted(group)) for group in groups))
+
+
+def _lacks(group: set[int], needed: dict[int, int], others: Sequence[Sequence[HeadId]]) -> bool:
+    return sum(len(others[layer]) for layer in group) < sum(needed.get(layer, 0) for layer in group)
+
+
+class Leaf(Step):
+    """Keeps what heads found, to ask for the gradient with respect to it."""
+
+    def __init__(self) -> None:
+        self.found: list[Tensor] = []
+
+    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        self.found.append(output)
+        return output
+
+
+def attributions(passes: Passes) -> Array:
+    """By how much the right token's logit, above the mean of all, would fall at the queries with each head ablated, in nats.
+
+    The mean over the queries of each row, (rows, n_layers, n_heads).
+
+    Raises `UnsupportedModel` where no gradient can be had.
+    """
+
+    def measured(rows: Tensor, part: slice) -> Array:
+        kept, _ = passes.clean(rows, part)
+        leaves = {layer: Leaf() for layer in range(passes.subject.n_layers)}
+        steps: dict[int, list[Step]] = {layer: [leaf] for layer, leaf in leaves.items()}
+        for layer, step in kept.frozen.items():
+            steps[layer].append(repeated(step, 1))
+        with acting(passes.subject, rows, steps):
+            logits = passes.subject.logits(rows, positions=passes.queries, gradients=True)
+        found_by_all = [each for leaf in leaves.values() for each in leaf.found]
+        gradients = _gradients(passes, _right_ones(logits, rows, passes.queries), found_by_all)
+        layers: list[Array] = []
+        for layer, leaf in leaves.items():
+            own = [next(gradients) for _ in leaf.found]
+            found, slope = torch.cat([each.detach() for each in leaf.found], 1), torch.cat(own, 1)
+            instead = kept.values.get(layer)
+            change = found if instead is None else found - instead.to(found)
+            layers.append(numbers((change * slope).float().sum((2, 3))))
+        return of_all_heads(layers, passes.subject.n_heads)
+
+    most = 1 if passes.subject.mixes_rows else None
+    return np.concatenate(in_batches(passes.subject, passes.rows, measured, logits=True, most=most))
+
+
+def _right_ones(logits: Tensor, rows: Tensor, queries: Tensor) -> Tensor:
+    """The logits of the tokens after the queries above the mean of all, the mean over queries, summed over rows."""
+    targets = rows[:, queries.to(rows.device) + 1].to(logits.device)
+    above = logits.gather(-1, targets[..., None])[..., 0] - logits.mean(-1)
+    return above.float().mean(1).sum()
+
+
+def _gradients(passes: Passes, value: Tensor, found: list[Tensor]) -> Iterator[Tensor]:
+    try:
+        return iter(torch.autograd.grad(value, found))
+    except RuntimeError as error:
+        raise UnsupportedModel(
+            f"heads of {passes.subject.name} cannot be screened, for there is no gradient of its logits: {first_line(error)}; "
+            "measure all of them with screen=False"
+        ) from error
+
 
 SCREENED = 6  # one of so many heads is measured after a screening
 FEWEST_SCREENED = 8

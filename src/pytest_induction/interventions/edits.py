@@ -1,28 +1,24 @@
-"""Interventions as a user names them, and the steps that they are in a pass.
-
-Each function below gives one intervention; `intervene` and `run_with` take any number of them, in the order in which they are to
-act. What an intervention needs of another pass (means, what heads found on other tokens, the clean run's queries and keys) is
-taken from a pass of the same model in which nothing is changed.
-"""
+"""Interventions as a user names them, the steps that they are in a pass, and the block or call in which they are in force."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pytest_induction.errors import ArgumentError
-from pytest_induction.interventions.arguments import number, tensor, token_ids
-from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
-from pytest_induction.models.acting import Close, Give, GivePattern, Record, Replace, Scale, Smear, Step, Substitute
-from pytest_induction.models.intervening import acting
-from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.observing import check_range
+from pytest_induction.attention.edits import Close, Give, GivePattern, Record, Replace, Scale, Smear, Step, Substitute
+from pytest_induction.errors import ArgumentError, user_facing
+from pytest_induction.interventions.active import Intervening, acting
+from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of, number, tensor, token_ids
+from pytest_induction.measuring.observing import ModelLike, check_range
+from pytest_induction.model.load import load_model
+from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.records import HeadId
 
 Replacement = Literal["zero", "mean", "resample"]
@@ -336,3 +332,40 @@ def _known(found: Tensor | None, what: str) -> Tensor:
     if found is None:
         raise ArgumentError(f"{what} is not seen in this model: only `zero` can be done to it")
     return found
+
+
+def intervene(model: ModelLike, *interventions: Intervention) -> AbstractContextManager[ModelUnderTest]:
+    """Every pass of the model inside the block is changed by these interventions, whoever calls it; afterwards it is as it was.
+
+    Gives the model under test, on which all that can be measured is then measured under the interventions. The module itself is
+    called as ever, with token ids (rows, positions) and without a cache. Gradients flow through what is changed.
+
+    Raises `ArgumentError` for heads that the model does not have, `UnsupportedModel` where it cannot be made to act like that:
+    both at the first pass.
+
+    >>> with intervene(model, ablate("L1H3")) as ablated:                    # doctest: +SKIP
+    ...     logits = model(tokens)
+    ...     scores = measure_heads(ablated)
+    """
+    wrong = [each for each in interventions if not isinstance(each, Intervention)]
+    if wrong:
+        raise ArgumentError(f"`intervene` takes interventions, such as `ablate('L1H3')`, got `{type(wrong[0]).__name__}`")
+    subject = load_model(model)
+
+    def steps_for(tokens: Tensor, run: Any) -> Any:
+        return joined(interventions, Clean(subject, tokens, run))
+
+    return Intervening(subject, steps_for).installed()
+
+
+@user_facing
+def run_with(model: ModelLike, tokens: Any, *interventions: Intervention) -> Tensor:
+    """Logits (rows, positions, d_vocab) of token ids (rows, positions) under interventions; see `intervene`.
+
+    >>> run_with(model, tokens, ablate("L1H3"), freeze_patterns()).shape     # doctest: +SKIP
+    torch.Size([1, 101, 64])
+    """
+    ids = token_ids("tokens", tokens)
+    with intervene(model, *interventions) as subject:
+        check_range(subject, int(ids.min()), int(ids.max()))
+        return subject.logits(ids)

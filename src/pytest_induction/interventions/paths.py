@@ -1,9 +1,4 @@
-"""How a head finds its place: what is left of its prefix matching when earlier heads are kept out of its keys, or of its queries.
-
-Keys (or queries) of one layer are taken from a pass in which some earlier heads are ablated, and given to one head in a pass in
-which nothing else is changed. What it then attends to no longer knows what those heads found, by whatever way that came to the
-keys; its queries, its values and all other heads are as they were.
-"""
+"""How a head finds its place: what is left of what it does when paths from earlier heads are closed, or its pattern is ideal."""
 
 from __future__ import annotations
 
@@ -14,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_induction.batching import in_batches
-from pytest_induction.interventions.chosen import table_of
-from pytest_induction.interventions.passes import HeadSet, mean_found
-from pytest_induction.metrics.attention import PeriodicScores
-from pytest_induction.models.acting import Give, Record, Replace, Step, Steps
-from pytest_induction.models.intervening import Intervening, acting
-from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.observing import Array, observe
+from pytest_induction.attention.edits import Give, Record, Replace, Step, Steps, Substitute
+from pytest_induction.attention.scores import PeriodicScores
+from pytest_induction.interventions.active import Intervening, acting
+from pytest_induction.interventions.arguments import table_of
+from pytest_induction.interventions.edits import given, ideal_pattern
+from pytest_induction.interventions.passes import HeadSet, losses_at, mean_found
+from pytest_induction.measuring.observing import Array, numbers, observe
+from pytest_induction.model.batching import in_batches
+from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import Probe
 from pytest_induction.records import HeadId
 
@@ -84,3 +80,70 @@ def _without(subject: ModelUnderTest, rows: Tensor, layer: int, heads: Tensor, m
     with acting(subject, rows, steps):
         subject.logits(rows, positions=torch.tensor([rows.shape[1] - 1]))
     return record
+
+
+def losses_by_order(subject: ModelUnderTest, probe: Probe) -> Array:
+    """The loss of each row's last copy with paths through at most 0, 1, ... n_layers heads, (rows, n_layers + 1), in nats.
+
+    All patterns stay those of a clean pass. First no head gives anything: what is left is the direct path. Then each head gives
+    what it found in the pass before, so that one more head may lie on a path each time; the last is the loss of the model as it
+    is. (Elhage et al. 2021, importance of terms by their order; virtual heads begin at the second.)
+    """
+    layers = range(subject.n_layers)
+
+    def measured(rows: Tensor, part: slice) -> Array:
+        clean = {layer: Record(inputs=True) for layer in layers}
+        with acting(subject, rows, {layer: [record] for layer, record in clean.items()}):
+            subject.logits(rows, positions=_last(probe))
+        found: dict[int, Tensor | None] = dict.fromkeys(layers)
+        losses = []
+        for _ in range(subject.n_layers + 1):
+            seen = {layer: Record(outputs=True) for layer in layers}
+            steps: dict[int, list[Step]] = {}
+            for layer in layers:
+                every = torch.ones(1, subject.reading.heads[layer], dtype=torch.bool)
+                steps[layer] = [given(clean[layer]), seen[layer], Replace(every, found[layer])]
+            losses.append(_loss(subject, rows, probe, steps))
+            found = {layer: record.get("output") for layer, record in seen.items()}
+        return np.stack(losses, axis=1)
+
+    return np.concatenate(in_batches(subject, _rows(subject, probe), measured, logits=True))
+
+
+def losses_with_pattern(subject: ModelUnderTest, probe: Probe, heads: Sequence[HeadId], pattern: str) -> Array:
+    """The loss of each row's last copy as the model is, with the heads ablated (zero), and with an ideal pattern: (rows, 3).
+
+    (ablated - ideal) / (ablated - as it is) is what the pattern gives back of what the heads do: 1 where the pattern is all that
+    there is to them. Above 1, it does better than their own.
+    """
+    flags = {
+        layer: torch.tensor([HeadId(layer, head) in set(heads) for head in range(subject.reading.heads[layer])])
+        for layer in {head.layer for head in heads}
+    }
+
+    def measured(rows: Tensor, part: slice) -> Array:
+        ideal = ideal_pattern(pattern, rows)[:, None]
+        changes: list[Steps] = [
+            {},
+            {layer: [Replace(chosen[None])] for layer, chosen in flags.items()},
+            {layer: [Substitute(chosen, ideal)] for layer, chosen in flags.items()},
+        ]
+        return np.stack([_loss(subject, rows, probe, steps) for steps in changes], axis=1)
+
+    return np.concatenate(in_batches(subject, _rows(subject, probe), measured, logits=True))
+
+
+def _loss(subject: ModelUnderTest, rows: Tensor, probe: Probe, steps: Steps) -> Array:
+    """The mean loss of each row's last copy without its first token, (rows,)."""
+    with acting(subject, rows, steps):
+        logits = subject.logits(rows, positions=_last(probe))
+    return numbers(losses_at(logits, rows, _last(probe)).mean(1))
+
+
+def _last(probe: Probe) -> Tensor:
+    """The queries whose next token is of the last copy, but for its first token."""
+    return torch.arange(probe.n_positions - probe.period, probe.n_positions - 1)
+
+
+def _rows(subject: ModelUnderTest, probe: Probe) -> Tensor:
+    return torch.from_numpy(probe.tokens).to(subject.device)

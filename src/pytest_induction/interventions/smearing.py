@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytest_induction.attention.backend import checked
+from pytest_induction.attention.backends.sdpa import is_listened_to
+from pytest_induction.attention.edits import ALL, Part, Record, Smear
+from pytest_induction.attention.errors import Refused
+from pytest_induction.attention.kernels import Call
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing
-from pytest_induction.models.acting import ALL, Part, Record, Smear
-from pytest_induction.models.calling import Caller, as_found, as_written
-from pytest_induction.models.declared import CONTEXT_NAMES, LAYER_NAMES, SPECIAL_NAMES, VOCABULARY_NAMES, first_of
-from pytest_induction.models.intervening import acting
-from pytest_induction.models.kernels import Call
-from pytest_induction.models.load import load_model
-from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.models.refusals import Refused
-from pytest_induction.models.sdpa import is_listened_to
-from pytest_induction.models.way_in import checked
-from pytest_induction.observing import ModelLike
+from pytest_induction.forward.calling import Caller, as_found, as_written
+from pytest_induction.interventions.active import acting
+from pytest_induction.measuring.observing import ModelLike
+from pytest_induction.model.declared import CONTEXT_NAMES, LAYER_NAMES, SPECIAL_NAMES, VOCABULARY_NAMES, first_of
+from pytest_induction.model.load import load_model
+from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.undoing import puts_back
 
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_key_value_heads")

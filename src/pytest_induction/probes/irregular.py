@@ -19,8 +19,8 @@ from itertools import islice
 import numpy as np
 import torch
 
+from pytest_induction.attention.scores import KeyScores, Pair
 from pytest_induction.errors import ProbeError, whole_number
-from pytest_induction.metrics.keys import KeyScores, Pair
 from pytest_induction.probes.sequences import Ids, Rows, usable_ids
 from pytest_induction.records import TokenSpace
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_induction.errors import ArgumentError
-from pytest_induction.probes.answers import ProbeSequence
+from pytest_induction.probes.sequences import ProbeSequence
 from pytest_induction.properties.ready import PROPERTIES
 
 Example = ProbeSequence | tuple[ProbeSequence, ...]

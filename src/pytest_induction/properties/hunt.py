@@ -8,13 +8,12 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
+from pytest_induction.behaviour.outcomes import Outcome, evaluate_probes
 from pytest_induction.errors import ArgumentError, InductionError, whole_number
-from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.outcomes import Outcome, evaluate_probes
+from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes import strategies
-from pytest_induction.probes.answers import ProbeSequence
-from pytest_induction.probes.strategies.replaying import Replays
-from pytest_induction.probes.strategies.searching import Judged, Rejected, Strategy, search
+from pytest_induction.probes.sequences import ProbeSequence
+from pytest_induction.probes.strategies.searching import Judged, Rejected, Replays, Strategy, search
 from pytest_induction.properties.claims import Claim, Example
 from pytest_induction.properties.ready import PROBES
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
-from pytest_induction.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.errors import ArgumentError, PropertyFailed
+from pytest_induction.formatting import fitted
+from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.records import HeadId
-from pytest_induction.wording import fitted
 
 if TYPE_CHECKING:
-    from pytest_induction.outcomes import Outcome
+    from pytest_induction.behaviour.outcomes import Outcome
 
     Pair = tuple[Outcome, Outcome]
 
@@ -40,7 +40,7 @@ def _ready(probes: str) -> Callable[[F], F]:
         @functools.wraps(function)
         def checked(outcome: Any, **options: Any) -> Any:
             __tracebackhide__ = True
-            from pytest_induction.outcomes import Outcome  # with torch, which whoever has one has
+            from pytest_induction.behaviour.outcomes import Outcome  # with torch, which whoever has one has
 
             found = len(outcome) if isinstance(outcome, tuple) else 1
             if found != 1 + pairs or not (isinstance(outcome, (tuple, Outcome))):

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pytest_induction.files import SETTINGS, read_text
-from pytest_induction.printable import printable
+from pytest_induction.formatting import printable
 from pytest_induction.report.markdown import Part, parts
 from pytest_induction.report.session_records import BAD, NOT_RUN, SessionRecords, TestRecord, counts, reasons
 

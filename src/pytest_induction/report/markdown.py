@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_induction.printable import printable
+from pytest_induction.formatting import printable
 from pytest_induction.records import Evidence
-from pytest_induction.report.mosaic import mosaic_lines
-from pytest_induction.report.session_records import SessionRecords, TestRecord, counts, reasons, result
-from pytest_induction.report.session_result import unlisted
+from pytest_induction.report.session_records import SessionRecords, TestRecord, counts, reasons, result, unlisted
+from pytest_induction.report.terminal import mosaic_lines
 from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, HeadRow, ModelView, by_model, tally, views, without_empty
 
 ICONS = {"passed": "✅", "xfailed": "✅", "failed": "❌", "error": "❌", "xpassed": "⚠️", "skipped": "⏭️", "not run": "⏹️"}

@@ -1,4 +1,4 @@
-"""The report as one HTML page: no network, and no scripts to be read. Jinja2 makes it, with Plotly's script for its charts."""
+"""The page of a session: its sections, and the charts of each panel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import gzip
 import itertools
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
@@ -13,18 +14,236 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import ReportError
-from pytest_induction.printable import in_json, printable
-from pytest_induction.report.charts.chart import Chart, tidy
-from pytest_induction.report.colours import SHARES, SIGNED
-from pytest_induction.report.drawing import address
-from pytest_induction.report.sections import Section, sections
-from pytest_induction.report.session_records import OUTCOMES, SessionRecords, counts, reasons, result
-from pytest_induction.report.session_result import headline, unlisted
+from pytest_induction.formatting import in_json, printable
+from pytest_induction.records import Evidence, Exhibit
+from pytest_induction.report.charts.ablations import ablations
+from pytest_induction.report.charts.attention import attention
+from pytest_induction.report.charts.chart import Chart, number, tidy
+from pytest_induction.report.charts.composition import composition
+from pytest_induction.report.charts.losses import losses_of_text, repeats
+from pytest_induction.report.charts.mosaic import ends_of, head_names, is_signed, mosaic, mosaic_of
+from pytest_induction.report.charts.run import run
+from pytest_induction.report.drawing import SHARES, SIGNED, address
+from pytest_induction.report.session_records import OUTCOMES, SessionRecords, counts, headline, reasons, result, unlisted
 from pytest_induction.report.verdict_rows import test_rows, tiles
-from pytest_induction.report.view import CHANGE_COLUMNS
+from pytest_induction.report.view import CHANGE_COLUMNS, ChangeRow, by_model, views
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+KINDS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], list[Chart]]]] = {
+    "run": ("The training", "", run),
+    "heads": ("Every head", "", mosaic),
+    "attention": (
+        "Attention on a probe",
+        "Rows are tokens, columns what they attend to. Where tokens repeat, a head that matches prefixes lights diagonals.",
+        attention,
+    ),
+    "repeats": (
+        "Loss on repeated tokens",
+        "From the second copy on, a model with induction heads knows what comes next.",
+        repeats,
+    ),
+    "text": ("Loss over text", "How much better tokens are predicted late in the context than early.", losses_of_text),
+    "ablations": (
+        "Without heads",
+        "What the loss rises by when heads are ablated, against random sets of other heads.",
+        ablations,
+    ),
+    "composition": ("Composition", "What previous-token heads write, and later heads look for with their keys.", composition),
+}
+"""The exhibits in the order in which they are shown: heading, what there is to see, and what draws them."""
+GRIDS = ("heads", "attention")  # charts that stand beside each other
+MOST_NAMES = 16  # heads of one kind that are named
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One exhibit: its charts, or why there are none. `lines` stand below them, `legends` say what colours mean."""
+
+    anchor: str
+    title: str
+    about: str
+    charts: tuple[Chart, ...] = ()
+    missing: str = ""
+    source: str = ""
+    lines: tuple[tuple[str, str], ...] = ()
+    legends: tuple[tuple[str, str, str, str, float | None], ...] = ()
+    is_grid: bool = False
+    column: int = 0  # least width of a chart in a grid, in pixels
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that is shown of one model or run."""
+
+    anchor: str
+    title: str
+    short: str
+    fingerprint: str
+    how: str
+    is_run: bool
+    panels: tuple[Panel, ...]
+    provenance: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    changes: tuple[tuple[str, ...], ...]
+    places: str
+
+
+def sections(records: SessionRecords) -> list[Section]:
+    """One for each model or run, in the order in which they were first measured."""
+    evidence = by_model(records.evidence)
+    exhibits: dict[tuple[str, str], list[Exhibit]] = {}
+    for exhibit in records.exhibits:
+        exhibits.setdefault((exhibit.model, exhibit.fingerprint), []).append(exhibit)
+    keys = dict.fromkeys([*evidence, *exhibits])
+    return [_section(f"model-{at}", key, evidence.get(key, []), exhibits.get(key, [])) for at, key in enumerate(keys, 1)]
+
+
+def _section(anchor: str, key: tuple[str, str], evidence: Sequence[Evidence], exhibits: Sequence[Exhibit]) -> Section:
+    model, fingerprint = key
+    about = evidence[0].provenance if evidence else None
+    view = views(evidence)[0] if evidence else None
+    is_run = about.is_run if about else any(exhibit.kind == "run" for exhibit in exhibits)
+    how = "" if about is None else about.probe if about.is_run else about.how
+    return Section(
+        anchor,
+        model,
+        model.rstrip("/\\").replace("\\", "/").rpartition("/")[2] or model,
+        fingerprint,
+        how,
+        is_run,
+        tuple(_panels(anchor, evidence, exhibits)),
+        tuple(_provenance(evidence)),
+        view.notes if view else (),
+        tuple(_change(row) for row in view.changes) if view else (),
+        view.places if view else "",
+    )
+
+
+def _change(row: ChangeRow) -> tuple[str, ...]:
+    """What one series did, in the order of `CHANGE_COLUMNS`."""
+    name, verdict, *rest = row.cells
+    return name, verdict.replace("_", " "), *rest
+
+
+def _panels(anchor: str, evidence: Sequence[Evidence], exhibits: Sequence[Exhibit]) -> list[Panel]:
+    by_kind = {exhibit.kind: exhibit for exhibit in exhibits}
+    panels = []
+    for kind in KINDS:
+        if kind in by_kind:
+            panels.append(panel_of(f"{anchor}-{kind}", by_kind[kind]))
+        if kind == "heads" and (kind not in by_kind or by_kind[kind].missing):
+            panels += _of_verdicts(f"{anchor}-verdicts", evidence)
+    return panels
+
+
+def panel_of(anchor: str, exhibit: Exhibit) -> Panel:
+    """The exhibit as it is drawn. One that is damaged is said to be, and the rest of the page stands."""
+    title, about, draw = KINDS[exhibit.kind]
+    if exhibit.missing or not exhibit.data:
+        return Panel(anchor, title, "", missing=exhibit.missing or "nothing was measured")
+    data = _tame(exhibit.data)
+    try:
+        charts = draw(data)
+        lines, legends = (_kinds(data), _legends(data)) if exhibit.kind == "heads" else ((), ())
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
+        return Panel(anchor, title, "", missing=f"its records are damaged: {type(error).__name__}: {error}")
+    if not charts:
+        return Panel(anchor, title, "", missing="there is nothing to draw")
+    return Panel(
+        anchor,
+        title,
+        about,
+        tuple(charts),
+        source=_source(exhibit.kind, data, len(charts)),
+        lines=tuple(lines),
+        legends=tuple(legends),
+        is_grid=exhibit.kind in GRIDS,
+        column=_column(exhibit.kind, data),
+    )
+
+
+def _source(kind: str, data: Mapping[str, Any], drawn: int) -> str:
+    about = str(data.get("about", ""))
+    if kind == "attention" and drawn < len(data["heads"]):
+        return f"{about}; {drawn} of {len(data['heads'])} heads, the rest are in the records".removeprefix("; ")
+    return about
+
+
+def _column(kind: str, data: Mapping[str, Any]) -> int:
+    if kind == "attention":
+        return 340
+    widest = max((len(row) for score in data.get("scores", ()) for row in score["value"]), default=0)
+    return 250 if widest <= 8 else 300 if widest <= 16 else 400
+
+
+def _of_verdicts(anchor: str, evidence: Sequence[Evidence]) -> list[Panel]:
+    """The mosaic that a verdict has, where nothing more was measured for the page."""
+    matrix = max((each.mosaic for each in evidence), key=lambda each: sum(map(len, each)), default=())
+    if not matrix:
+        return []
+    bar = next((each.bars["min_prefix_matching"] for each in evidence if "min_prefix_matching" in each.bars), None)
+    shares = ("share", "0", "1", "prefix matching", bar)
+    columns = _column("heads", {"scores": [{"value": matrix}]})
+    title = f"{KINDS['heads'][0]}, in the last snapshot" if evidence[0].provenance.is_run else KINDS["heads"][0]
+    return [Panel(anchor, title, "", tuple(mosaic_of(matrix)), legends=(shares,), is_grid=True, column=columns)]
+
+
+def _kinds(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The heads of each kind, in a line."""
+    lines = []
+    for kind, heads in head_names(data.get("kinds") or ()).items():
+        more = f" and {len(heads) - MOST_NAMES} more" if len(heads) > MOST_NAMES else ""
+        lines.append((kind, ", ".join(heads[:MOST_NAMES]) + more))
+    return lines
+
+
+def _legends(data: Mapping[str, Any]) -> list[tuple[str, str, str, str, float | None]]:
+    """What the colours mean: those of shares, with the threshold, and those of signed scores."""
+    scores, found = data["scores"], []
+    if any(not is_signed(score) for score in scores):
+        found.append(("share", "0", "1", "share of attention", data.get("bar")))
+    for score in scores:
+        if is_signed(score):
+            low, high = (number(end, signed=True) for end in ends_of(score))
+            found.append(("signed", low, high, f"{score['words']} ({score['unit']})", None))
+    return found
+
+
+def _provenance(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:
+    """Where measurements come from, and where that differs between verdicts, each."""
+    facts: dict[str, list[str]] = {}
+    for each in evidence:
+        about = each.provenance
+        told = {
+            "model" if not about.is_run else "run": about.model,
+            "fingerprint": about.fingerprint,
+            "way in": about.way_in,
+            "size": f"{about.n_layers} layers x {about.n_heads} heads" if about.n_layers else "",
+            "layers": ", ".join(about.layers),
+            "type and device": f"{about.dtype} on {about.device}",
+            "seed": "" if about.seed is None else str(about.seed),
+            "probe": about.probe,
+            "sequences": str(about.n_sequences) if about.n_sequences else "",
+            "versions": ", ".join(f"{name} {version}" for name, version in about.versions.items()),
+        }
+        for name, value in told.items():
+            if value and value not in facts.setdefault(name, []):
+                facts[name].append(value)
+    return [(name, "; ".join(values)) for name, values in facts.items() if values]
+
+
+def _tame(value: Any) -> Any:
+    """The same, with no text that Plotly would read as markup or as a place for a number, or that is not printable."""
+    if isinstance(value, str):
+        return printable(value).replace("<", "\u2039").replace(">", "\u203a").replace("%{", "% {")
+    if isinstance(value, Mapping):
+        return {name: _tame(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return value if not value or isinstance(value[0], float) else [_tame(each) for each in value]
+    return value
+
 
 INSTALL = "pip install 'pytest-induction[report]'"
 SCRIPT = ("package_data", "plotly.min.js")  # in the installed plotly
@@ -71,8 +290,8 @@ def html_page(records: SessionRecords) -> str:
             has_charts=has_charts,
             change_columns=CHANGE_COLUMNS,
             headline=headline(records),
-            css=_source("page.css").replace("RAMP_SHARE", ",".join(SHARES)).replace("RAMP_SIGNED", ",".join(SIGNED)),
-            script=_source("page.js"),
+            css=_template("page.css").replace("RAMP_SHARE", ",".join(SHARES)).replace("RAMP_SIGNED", ",".join(SIGNED)),
+            script=_template("page.js"),
             plotly=_plotly() if has_charts else "",
         )
     )
@@ -111,7 +330,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     return Environment(
-        loader=FunctionLoader(_source),
+        loader=FunctionLoader(_template),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -125,7 +344,7 @@ def _shown(value: Any) -> Any:
     return type(value)(printable(value, keep="\n\t")) if isinstance(value, str) else value
 
 
-def _source(name: str) -> str:
+def _template(name: str) -> str:
     """A file of templates/."""
     return resources.files("pytest_induction.report").joinpath("templates", name).read_text(encoding="utf-8")
 

@@ -11,9 +11,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_induction.printable import in_markup
-from pytest_induction.report.colours import GOLD, GREY, LINES, SHADES, signed_colour
-from pytest_induction.report.drawing import GRID, Plot, dot, rule, scaled, text, ticks_between
+from pytest_induction.formatting import in_markup
+from pytest_induction.report.drawing import (
+    GOLD,
+    GREY,
+    GRID,
+    LINES,
+    SHADES,
+    Plot,
+    dot,
+    rule,
+    scaled,
+    signed_colour,
+    text,
+    ticks_between,
+)
 from pytest_induction.report.view import amount
 
 WIDTH, LEFT, PLOT, GAP = 1240, 78, 640, 34  # of the picture, its left margin, its plots, the space between them

@@ -1,21 +1,74 @@
-"""What one pytest session leaves: its tests, their verdicts, and what is drawn beside them. A JSON file, read without torch."""
+"""The records of a session as one document, the names that its runs and models have, and its headline."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pytest_induction.charts.data import Drawn
 from pytest_induction.errors import ReportError, reason
-from pytest_induction.exhibit_data import Drawn
 from pytest_induction.files import read_text
-from pytest_induction.printable import in_json
+from pytest_induction.formatting import in_json
 from pytest_induction.ranges import Count, Seconds
-from pytest_induction.records import Checked, Evidence
+from pytest_induction.records import Checked, Evidence, Exhibit
 from pytest_induction.schema import Unfit, parsed, read, shown
+
+Subject = tuple[str, str, str]  # name, fingerprint, place
+
+
+def told_apart(
+    evidence: Iterable[Evidence], exhibits: Iterable[Exhibit] = ()
+) -> tuple[tuple[Evidence, ...], tuple[Exhibit, ...]]:
+    """The same verdicts and exhibits; of several runs of one name each is called by the end of its path."""
+    verdicts, shown = tuple(evidence), tuple(exhibits)
+    runs = {_of(each): None for each in verdicts if each.provenance.is_run}
+    names = _names(list(runs))
+    return (
+        tuple(
+            each if (name := names.get(_of(each))) is None else replace(each, provenance=replace(each.provenance, model=name))
+            for each in verdicts
+        ),
+        tuple(replace(each, model=names.get((each.model, each.fingerprint, each.place), each.model)) for each in shown),
+    )
+
+
+def distinct(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, or more of it where two would be the same.
+
+    >>> distinct(["runs/a/log.csv", "runs/b/log.csv"])
+    ['a/log.csv', 'b/log.csv']
+    """
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        ends = ["/".join(part[-depth:]) for part in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return list(paths)
+
+
+def _of(evidence: Evidence) -> Subject:
+    about = evidence.provenance
+    return about.model, about.fingerprint, about.place
+
+
+def _names(runs: Sequence[Subject]) -> Mapping[Subject, str]:
+    """What runs are called that share their name."""
+    groups: dict[str, list[Subject]] = {}
+    for run in runs:
+        groups.setdefault(run[0], []).append(run)
+    names: dict[Subject, str] = {}
+    for name, group in groups.items():
+        if len(group) > 1:
+            ends = dict(zip(places := list(dict.fromkeys(place for _, _, place in group)), distinct(places), strict=True))
+            for run in group:
+                twice = sum(other[2] == run[2] for other in group) > 1  # changed in between, or nowhere
+                names[run] = f"{ends[run[2]] or name} ({run[1][:8]})" if twice else ends[run[2]] or name
+    return names
+
 
 SCHEMA = 1
 WHAT = "pytest-induction records"
@@ -173,3 +226,36 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _finite(each) for name, each in value.items()}
     return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def headline(records: SessionRecords) -> str:
+    """The session in a line."""
+    counted = counts(records)
+    ran, bad, left = (sum(counted[name] for name in names) for names in (RAN, BAD, (NOT_RUN,)))
+    if not ran and left:
+        return f"None of {left} tests was run" if left > 1 else "The test was not run"
+    if not ran:
+        said = "No test was run" if counted or not records.stopped else "No result"
+    elif bad:
+        said = f"{bad} of {ran} tests failed" if ran > 1 else "The test failed"
+    elif result(records) == "passed":
+        said = f"All {ran} tests passed" if ran > 1 else "The test passed"
+    else:
+        said = f"{ran} test{'s' if ran > 1 else ''} passed"
+    if left:
+        said += f", {left} not run"
+    if counted["xpassed"]:
+        said += f", {counted['xpassed']} passed unexpectedly"
+    return said if bad or result(records) in ("passed", "empty") else f"{said}: the session {_ended(records)}"
+
+
+def _ended(records: SessionRecords) -> str:
+    return "was stopped" if result(records) == "stopped" else "failed"
+
+
+def unlisted(records: SessionRecords) -> str:
+    """What is said of tests that are counted alone; "" where there are none."""
+    told = ", ".join(f"{count} {name}" for name, count in records.others.items() if count)
+    count = sum(records.others.values())
+    many = "tests are" if count > 1 else "test is"
+    return f"{count} {many} counted and not listed, without anything of ours: {told}" if count else ""

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 
-from pytest_induction.assertions.messages import match_length, measured_on, next_step, reach, with_bars, words
-from pytest_induction.criteria import MIN_PREFIX_MATCHING
+from pytest_induction.expectations import match_length, measured_on, next_step, reach, with_bars, words
+from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Verdict
 from pytest_induction.report.charts.chart import known, number
 from pytest_induction.report.charts.interval import interval

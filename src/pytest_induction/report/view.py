@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import TypeVar
 
-from pytest_induction.assertions.messages import match_length, measured_on, reach, spanned, with_bars, words
-from pytest_induction.criteria import MIN_PREFIX_MATCHING
+from pytest_induction.expectations import match_length, measured_on, reach, spanned, with_bars, words
+from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, Verdict
 
 Cell = TypeVar("Cell")

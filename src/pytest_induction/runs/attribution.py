@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pytest_induction.behaviour.text import rows_of, windows_of
+from pytest_induction.causal.in_context import before_and_after, in_context_attribution
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
-from pytest_induction.interventions.chosen import HeadsLike, all_heads, heads_of
+from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.edits import Replacement
 from pytest_induction.interventions.passes import Ablating, Passes
-from pytest_induction.metrics.attribution import before_and_after, in_context_attribution
-from pytest_induction.models.load import load_model
-from pytest_induction.observing import Array, ModelLike, plain, provenance
+from pytest_induction.measuring.observing import Array, ModelLike, plain, provenance
+from pytest_induction.model.load import load_model
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance
 from pytest_induction.runs.measuring import TEXT_ROWS, fixed_tokens
-from pytest_induction.text import rows_of, windows_of
 
 MOST_APART = 0.05  # nats in the mean, between losses that are of the same model: half precision is off by a tenth of that
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_induction.errors import RunError, first_line
-from pytest_induction.runs.checkpoints import Checkpoint
+from pytest_induction.runs.checkpoints.finding import Checkpoint
 from pytest_induction.runs.tasks import Bench, Outcome, Plan
 from pytest_induction.runs.workers import Death, Foreman, Ready, divided
 

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from pytest_induction.criteria import matches_by_means
 from pytest_induction.errors import ArgumentError
+from pytest_induction.heads.criteria import matches_by_means
 from pytest_induction.records import Verdict
+from pytest_induction.runs.heads_over_training import judge_snapshot
 from pytest_induction.runs.record import Snapshot
-from pytest_induction.runs.snapshot_verdict import judge_snapshot
 
 Listener = Callable[[dict[str, float], int], object]
 """Gets the numbers of a snapshot by their names, and its step."""

@@ -11,11 +11,56 @@ from typing import Any
 
 import numpy as np
 
-from pytest_induction.printable import in_json
+from pytest_induction.formatting import in_json
+from pytest_induction.probes.sequences import ProbeSequence
 from pytest_induction.ranges import SCORES, Range, error_of
-from pytest_induction.runs.hunts import hunts_from, hunts_to
-from pytest_induction.runs.record import ARRAYS, HEADS, NUMBERS, Floats, Snapshot
+from pytest_induction.runs.record import ARRAYS, HEADS, NUMBERS, Floats, Hunted, Snapshot, TrainingRun
 from pytest_induction.schema import Unfit, parsed, read, shown
+
+COUNTS = ("shortest_period", "fewest_copies")
+TEXTS = ("said", "problem")
+
+
+def hunts_to(hunts: Mapping[str, Hunted]) -> dict[str, dict[str, Any]]:
+    """Each property -> what was found, without what is empty."""
+    return {name: _plain_hunt(hunted) for name, hunted in hunts.items()}
+
+
+def hunts_from(data: Any) -> dict[str, Hunted]:
+    """The inverse. Raises `Unfit` for whatever is not what it must be; names that are not known are passed over."""
+    try:
+        return read(dict[str, Hunted], data, more=True)
+    except Unfit as error:
+        raise error.within(".hunts") from None
+
+
+def _plain_hunt(hunted: Hunted) -> dict[str, Any]:
+    found: dict[str, Any] = {"n_examples": hunted.n_examples}
+    found |= {name: value for name in (*COUNTS, *TEXTS) if (value := getattr(hunted, name)) not in (None, "")}
+    if hunted.margin is not None and math.isfinite(hunted.margin):
+        found["margin"] = float(f"{hunted.margin:.7g}")
+    if hunted.is_replayed:
+        found["is_replayed"] = True
+    if hunted.counterexample:
+        found["counterexample"] = [_sequence(each) for each in hunted.counterexample]
+    return found
+
+
+def _sequence(probe: ProbeSequence) -> dict[str, Any]:
+    plain = {"tokens": list(probe.tokens), "period": probe.period, "repeats": probe.repeats, "breaks": list(probe.breaks)}
+    rest = {"first": probe.first, "lures": [list(lure) for lure in probe.lures]}
+    return plain | {name: value for name, value in rest.items() if value}
+
+
+def hunted_steps(run: TrainingRun, label: str) -> list[tuple[int, Hunted]]:
+    """At which snapshots of the run this was hunted, places in it, and what was found."""
+    return [(place, each.hunts[label]) for place, each in enumerate(run.snapshots) if label in each.hunts]
+
+
+def labels_of(run: TrainingRun) -> list[str]:
+    """What was hunted in the run."""
+    return list(dict.fromkeys(label for each in run.snapshots for label in each.hunts))
+
 
 MOST_INLINE = 2048  # numbers of an array that stand in the line itself
 PACKED = ("icl_rows", "token_losses", "index_losses")  # lists that stand there as base64: a half or a third as long, and exact

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_induction.metrics.trajectory import loss_slopes, principal_path
 from pytest_induction.records import Change, Moment, Verdict
-from pytest_induction.runs.phase_change import PhaseChange, find_phase_changes, has_changed
-from pytest_induction.runs.record import Hunted, TrainingRun
-from pytest_induction.runs.series import Axis
+from pytest_induction.runs.phase_change.finding import PhaseChange, find_phase_changes, has_changed
+from pytest_induction.runs.record import Axis, Hunted, TrainingRun
+from pytest_induction.runs.trajectory import loss_slopes, principal_path
 
 Floats = NDArray[np.float64]
 MOST_POINTS = 240  # of a curve: more than a picture has room for

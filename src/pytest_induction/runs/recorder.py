@@ -21,32 +21,39 @@ from weakref import WeakSet
 
 from torch import Tensor, nn
 
+from pytest_induction.attention.backends.exposed import Attach
+from pytest_induction.behaviour.text import read_text
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, RunError, TextError, user_facing, whole_number
-from pytest_induction.measure import Round
-from pytest_induction.models.calling import first_line
-from pytest_induction.models.diagnosis import why_unread
-from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.models.shown import Attach
-from pytest_induction.printable import as_line
+from pytest_induction.formatting import as_line
+from pytest_induction.forward.calling import first_line
+from pytest_induction.measuring.rounds import Round
+from pytest_induction.model.protocol import ModelUnderTest, why_unread
+from pytest_induction.model.specs import module_names
 from pytest_induction.progress import complain, showing_on
 from pytest_induction.ranges import is_finite
-from pytest_induction.runs.focus import QUICK_CHECK, Focus
-from pytest_induction.runs.keeping import Keeping
-from pytest_induction.runs.measuring import SEQUENCES, TOKEN_LOSSES, Measuring, signs_of
+from pytest_induction.runs.keeping import CHOICE, Earlier, Keeping, check_is_free
+from pytest_induction.runs.measuring import (
+    SEQUENCES,
+    TOKEN_LOSSES,
+    Measuring,
+    Subject,
+    check_can_run,
+    let_go_of,
+    place_of,
+    said,
+    signs_of,
+    wait_for,
+)
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot
-from pytest_induction.runs.resuming import CHOICE, Earlier, check_is_free
-from pytest_induction.runs.schedule import Budget, Cost, Schedule, due_steps
+from pytest_induction.runs.schedule import QUICK_CHECK, Budget, Cost, Focus, Schedule, due_steps
 from pytest_induction.runs.stopping import StopRule, lighter, rules_of
 from pytest_induction.runs.store import RunWriter, read_run
-from pytest_induction.runs.subject import Subject, check_can_run, let_go_of, place_of, said, wait_for
 from pytest_induction.runs.together import first_says, is_first_process, least_of, meet
-from pytest_induction.specs import module_names
-from pytest_induction.text import read_text
 
 if TYPE_CHECKING:
     from pytest_induction.runs.callbacks import LanguageModel
-    from pytest_induction.runs.hunts_of_recorder import HuntsOfRecorder
+    from pytest_induction.runs.hunting import HuntsOfRecorder
 
 OVERHEAD = 0.02  # of the training time, that recording may take
 OnUnmeasurable = Literal["raise", "loss_only"]
@@ -556,7 +563,7 @@ def _hunts(hunt: Any, budget: Budget, seed: int) -> HuntsOfRecorder | None:
     """What hunts at the snapshots, if anything is to be hunted: hypothesis is loaded for that alone."""
     if not hunt:
         return None
-    from pytest_induction.runs.hunts_of_recorder import HuntsOfRecorder
+    from pytest_induction.runs.hunting import HuntsOfRecorder
 
     return HuntsOfRecorder(hunt, budget, seed)
 

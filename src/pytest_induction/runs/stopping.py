@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pytest_induction.criteria import MIN_PREFIX_MATCHING, matches_by_means
 from pytest_induction.errors import ArgumentError, whole_number
+from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING, matches_by_means
 from pytest_induction.runs.record import Floats, Snapshot
 
 StopRule = Callable[[Sequence[Snapshot]], str]

@@ -1,7 +1,4 @@
-"""A run on disk: `run.json`, and `snapshots.jsonl` with one snapshot a line, only ever appended to. See docs/runs.md.
-
-A line that was torn by a crash is dropped with a note; nothing else is lost. Arrays of many numbers lie beside it as safetensors.
-"""
+"""A run on disk: `run.json`, and `snapshots.jsonl` with one snapshot a line, only ever appended to. See docs/runs.md."""
 
 from __future__ import annotations
 
@@ -11,22 +8,103 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Annotated, Any, BinaryIO, Literal, Self, TypedDict
 
 from pytest_induction.errors import RunError
-from pytest_induction.files import create_new, inside, names_in, open_regular, read_bytes, tree_of
-from pytest_induction.paths import expanded
-from pytest_induction.printable import in_json
-from pytest_induction.runs.header import HEADER, LONGEST_HEADER, SCHEMA, header_of, read_header
+from pytest_induction.files import create_new, expanded, inside, names_in, open_regular, read_bytes, tree_of
+from pytest_induction.formatting import in_json
+from pytest_induction.ranges import FROM_ONE, Count, Small
 from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.locks import Lock
-from pytest_induction.runs.places import Place
-from pytest_induction.runs.record import HEADS, Floats, ScheduledChange, Snapshot, TrainingRun, in_order
-from pytest_induction.runs.rising import without_falling_tokens
-from pytest_induction.runs.streams import Reading
-from pytest_induction.schema import parsed, shown
+from pytest_induction.runs.places import Place, Reading
+from pytest_induction.runs.record import (
+    HEADS,
+    Floats,
+    PerStep,
+    ScheduledChange,
+    Snapshot,
+    TrainingRun,
+    Window,
+    in_order,
+    without_falling_tokens,
+)
+from pytest_induction.schema import Unfit, parsed, read, shown
+
+SCHEMA = 1
+HEADER = "run.json"
+LONGEST_HEADER = 2**20  # bytes
+Source = Literal["recorder", "sweep", "log"]
+
+
+class About(TypedDict, total=False):
+    """What describes the measurements; whatever else a writer says of them is kept as it is."""
+
+    model: str
+    way_in: str
+    n_layers: Small
+    n_heads: Small
+    dtype: str
+    device: str
+    seed: Count | None
+    layers: list[str]
+    notes: list[str]
+    versions: dict[str, str]
+    log: str
+    format: str
+    columns: dict[str, str]
+    where: dict[str, Any]
+    evaluation: bool
+
+
+@dataclass(frozen=True)
+class Header:
+    """What `run.json` says. Names that are not known are passed over: a later version may write more."""
+
+    source: Source
+    name: str = ""
+    tokens_per_step: PerStep | None = None
+    icl_windows: tuple[Window, Window] | None = None
+    first_token: Annotated[int, FROM_ONE] = 2
+    schedule: tuple[ScheduledChange, ...] = ()
+    about: About = field(default_factory=About)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    stopped: str = ""
+    is_open: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def read_header(place: Place) -> dict[str, Any]:
+    """What `run.json` in a directory says, as it stands. Raises `RunError` where it is missing or is not what it must be."""
+    where = place / HEADER
+    text = header_text(place)
+    if len(text) > LONGEST_HEADER:
+        raise RunError(f"{where} is longer than {LONGEST_HEADER} bytes: it is no header of a run")
+    try:
+        header = parsed(text)
+    except ValueError as error:
+        raise RunError(f"{where} is not JSON: {error}") from None
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+        seen = shown(header.get("schema")) if isinstance(header, dict) else shown(type(header).__name__)
+        raise RunError(f"{where} must be an object with schema {SCHEMA}, got {seen}; was it written by another version?")
+    try:
+        header_of(header)
+    except Unfit as error:
+        raise RunError(f"{where}: {error}") from None
+    return header
+
+
+def header_text(place: Place) -> bytes:
+    """What is written there, as far as it is worth reading: a byte more than it may have, where it has more."""
+    with (place / HEADER).open() as stream:
+        return stream.read(LONGEST_HEADER + 1)
+
+
+def header_of(data: Mapping[str, Any]) -> Header:
+    """The header that `read_header` gave. Raises `Unfit` where something is not what it must be; null is nothing."""
+    return read(Header, {name: value for name, value in data.items() if value is not None}, more=True)
+
 
 SNAPSHOTS, LOCK, BESIDE, EARLIER = "snapshots.jsonl", "run.lock", "arrays", "earlier"
 LONGEST_LINE = 2**24  # bytes; a line of ours has some thousand

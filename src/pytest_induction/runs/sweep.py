@@ -12,24 +12,24 @@ from typing import Any
 
 import numpy as np
 
+from pytest_induction.attention.backends.exposed import Attach
+from pytest_induction.behaviour.text import read_text
 from pytest_induction.errors import ArgumentError, RunError, user_facing, whole_number
-from pytest_induction.models.load import function_named
-from pytest_induction.models.shown import Attach
-from pytest_induction.paths import expanded
-from pytest_induction.printable import as_line
+from pytest_induction.files import expanded
+from pytest_induction.formatting import as_line
+from pytest_induction.model.load import function_named
+from pytest_induction.model.specs import check_device, check_dtype, memory_size, module_names
 from pytest_induction.progress import advance, progress
-from pytest_induction.runs.checkpoints import Checkpoint, Found, chosen, look_for
-from pytest_induction.runs.loading import Factory, Loading, config_beside, lacks_factory
+from pytest_induction.runs.checkpoints.finding import Checkpoint, Found, chosen, look_for
+from pytest_induction.runs.checkpoints.loading import Factory, Loading, config_beside, lacks_factory
+from pytest_induction.runs.checkpoints.reading import check_step, layout_of, on_this_machine, stated_step
 from pytest_induction.runs.logs.beside import logged_at
 from pytest_induction.runs.measuring import SEQUENCES
 from pytest_induction.runs.options_named import spelling
 from pytest_induction.runs.places import Place
-from pytest_induction.runs.reading import check_step, layout_of, on_this_machine, stated_step
 from pytest_induction.runs.record import Snapshot, SweptFrom, TrainingRun
 from pytest_induction.runs.store import RunWriter, read_run
 from pytest_induction.runs.tasks import Bench, Outcome, Plan
-from pytest_induction.specs import check_device, check_dtype, memory_size, module_names
-from pytest_induction.text import read_text
 
 UNIT = "checkpoint"
 Tasks = Iterable[Checkpoint]

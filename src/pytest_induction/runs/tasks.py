@@ -10,12 +10,11 @@ from typing import Any
 
 from pytest_induction import alarms
 from pytest_induction.errors import ArgumentError, InductionError, TextError, first_line
-from pytest_induction.journal import naming_subjects
-from pytest_induction.models.diagnosis import why_unread
-from pytest_induction.models.protocol import ModelUnderTest
+from pytest_induction.model.protocol import ModelUnderTest, why_unread
+from pytest_induction.observers import naming_subjects
 from pytest_induction.progress import showing_on
-from pytest_induction.runs.checkpoints import Checkpoint
-from pytest_induction.runs.loading import FactoryError, Loader, Loading
+from pytest_induction.runs.checkpoints.finding import Checkpoint
+from pytest_induction.runs.checkpoints.loading import FactoryError, Loader, Loading
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.options_named import spelt
 from pytest_induction.runs.record import Snapshot

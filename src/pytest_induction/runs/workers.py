@@ -19,9 +19,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from pytest_induction.batching import SHARE_OF_FREE, free_memory
 from pytest_induction.errors import RunError, first_line
-from pytest_induction.runs.checkpoints import Checkpoint
+from pytest_induction.model.batching import SHARE_OF_FREE, free_memory
+from pytest_induction.runs.checkpoints.finding import Checkpoint
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.serving import serve
 from pytest_induction.runs.tasks import Bench, Outcome, Plan

@@ -7,13 +7,15 @@ fewest repeats, no gaps and the smallest ids.
 
 from pytest_induction.probes.strategies.kinds import (
     conflicting_ngrams,
+    distractor_pairs,
     near_misses,
     nested_repeats,
     partial_repeats,
+    period_pairs,
+    relabelled_pairs,
     repeated_sequences,
     unrepeated_sequences,
 )
-from pytest_induction.probes.strategies.pairs import distractor_pairs, period_pairs, relabelled_pairs
 
 __all__ = [
     "conflicting_ngrams",

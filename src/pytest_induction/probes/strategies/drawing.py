@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pytest_induction.errors import ArgumentError, ProbeError, whole_number
-from pytest_induction.models.load import load_model
-from pytest_induction.models.protocol import ModelUnderTest
-from pytest_induction.probes.answers import ProbeSequence
-from pytest_induction.probes.sequences import Ids, usable_ids
+from pytest_induction.model.load import load_model
+from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import Ids, ProbeSequence, usable_ids
 from pytest_induction.records import TokenSpace
 
 Vocabulary = ModelUnderTest | nn.Module | TokenSpace | str | Path | int

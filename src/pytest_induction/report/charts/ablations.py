@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_induction.report.charts.chart import WIDTH, Chart, axis, figure, frame, known, number, picture, span, tidy
-from pytest_induction.report.colours import GREY, LINES
-from pytest_induction.report.drawing import Plot, mark, rule, text
+from pytest_induction.report.drawing import GREY, LINES, Plot, mark, rule, text
 
 MOST_HEADS = 16  # alone: those without which the loss rises most
 ROW = 26

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_induction.report.charts.chart import Chart, axis, cells, figure, number, picture, scale, tidy
-from pytest_induction.report.colours import GOLD, GREY, SHARES
-from pytest_induction.report.drawing import rule, text
+from pytest_induction.report.drawing import GOLD, GREY, SHARES, rule, text
 
 MOST_BYTES = 600_000  # of all patterns together, as they stand in a page; one is shown in any case
 MOST_LABELS = 26  # tokens along an axis

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_induction.printable import in_markup
+from pytest_induction.formatting import in_markup
 from pytest_induction.report.drawing import Plot, room_for, rule, text, ticks_between
 
 INK, FAINT, GRID, AXIS = "var(--ink,#1b2430)", "var(--faint,#5b6675)", "var(--grid,#e3e7ee)", "var(--axis,#aab4c0)"

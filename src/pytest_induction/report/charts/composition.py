@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_induction.report.charts.chart import WIDTH, Chart, axis, figure, known, number, picture, tidy
-from pytest_induction.report.colours import GREY, LINES
-from pytest_induction.report.drawing import Plot, mark, text
+from pytest_induction.report.drawing import GREY, LINES, Plot, mark, text
 
 MOST_EDGES = 40
 ROLES = {"previous token": (LINES[0], "square"), "induction": (LINES[1], "circle"), "other": (GREY, "diamond")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pytest_induction.printable import in_markup
+from pytest_induction.formatting import in_markup
 from pytest_induction.records import Estimate
 from pytest_induction.report.charts.chart import known, number
 

@@ -22,8 +22,7 @@ from pytest_induction.report.charts.chart import (
     span,
     tidy,
 )
-from pytest_induction.report.colours import GOLD, GREY, LINES
-from pytest_induction.report.drawing import Plot, dashed, rule, text
+from pytest_induction.report.drawing import GOLD, GREY, LINES, Plot, dashed, rule, text
 
 HEIGHT = 330
 MOST_COPIES = len(DASHES)

@@ -18,8 +18,7 @@ from pytest_induction.report.charts.chart import (
     scale,
     tidy,
 )
-from pytest_induction.report.colours import SHARES, SIGNED, SIGNED_LIGHT
-from pytest_induction.report.drawing import text
+from pytest_induction.report.drawing import SHARES, SIGNED, SIGNED_LIGHT, text
 
 Matrix = Sequence[Sequence[Any]]
 MOST_WRITTEN = (12, 8)  # layers and heads of a model whose numbers fit into their cells

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from pytest_induction.report.charts.chart import Chart, axis, figure, known, scale, span, tidy
-from pytest_induction.report.colours import GOLD, GREY, LINES, SHADES, SHARES, SIGNED_LIGHT
+from pytest_induction.report.drawing import GOLD, GREY, LINES, SHADES, SHARES, SIGNED_LIGHT
 from pytest_induction.report.run_picture import HOLDS, marks_of, steepest_of, svg
 from pytest_induction.report.view import amount
 

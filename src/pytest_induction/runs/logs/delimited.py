@@ -7,14 +7,12 @@ import re
 from collections.abc import Iterator
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.logs.choice import Choice
-from pytest_induction.runs.logs.columns import guess
+from pytest_induction.runs.logs.columns import Choice, guess
 from pytest_induction.runs.logs.faults import Faults
 from pytest_induction.runs.logs.format import Row, TextFormat, as_text, text_lines
 from pytest_induction.runs.logs.plain_text import says_something
 from pytest_induction.runs.logs.sorting import MOST_COLUMNS
-from pytest_induction.runs.places import Place
-from pytest_induction.runs.streams import Line, Reading
+from pytest_induction.runs.places import Line, Place, Reading
 
 MOST_JOINED = 2**16  # characters of a row of a table that goes over several lines
 DELIMITERS = ",\t;"

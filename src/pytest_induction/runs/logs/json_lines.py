@@ -6,12 +6,10 @@ import json
 import re
 from collections.abc import Iterator
 
-from pytest_induction.runs.logs.choice import Choice
-from pytest_induction.runs.logs.columns import guess
+from pytest_induction.runs.logs.columns import Choice, guess
 from pytest_induction.runs.logs.faults import Faults
 from pytest_induction.runs.logs.format import Row, TextFormat, as_text, text_lines
-from pytest_induction.runs.places import Place
-from pytest_induction.runs.streams import Reading
+from pytest_induction.runs.places import Place, Reading
 
 BRACE = re.compile(r'\{\s*(["}]|$)')  # that of an object of JSON; what Python prints has other quotes
 

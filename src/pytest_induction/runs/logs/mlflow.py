@@ -7,13 +7,11 @@ import re
 from collections.abc import Iterator
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.logs.choice import Choice
+from pytest_induction.runs.logs.columns import Choice
 from pytest_induction.runs.logs.faults import Faults
-from pytest_induction.runs.logs.format import LogFormat, Row, text_lines
+from pytest_induction.runs.logs.format import LogFormat, Row, directories, text_lines
 from pytest_induction.runs.logs.table import STEP
-from pytest_induction.runs.logs.trees import directories
-from pytest_induction.runs.places import Place
-from pytest_induction.runs.streams import Reading
+from pytest_induction.runs.places import Place, Reading
 
 METRICS = "metrics"
 DEEPEST_RUN = 3  # of directories between the place that is named and a run

@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.logs.choice import Choice
-from pytest_induction.runs.logs.columns import guess, is_epoch
+from pytest_induction.runs.logs.columns import Choice, guess, is_epoch
 from pytest_induction.runs.logs.faults import Faults, shown
 from pytest_induction.runs.logs.format import Row, TextFormat, text_lines
-from pytest_induction.runs.places import Place
-from pytest_induction.runs.streams import Reading
+from pytest_induction.runs.places import Place, Reading
 
 MOST_KINDS = 10_000  # names of which it is remembered what they stand for
 MOST_LOOKED_AT = 4_000  # characters of a line

@@ -1,9 +1,9 @@
-"""A log of a training, written by whatever trained, as a run."""
+"""A log of a training, written by whatever trained, as a run; and what was taken for what in it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,15 +12,79 @@ from numpy.typing import NDArray
 
 from pytest_induction.errors import RunError
 from pytest_induction.ranges import SCORES, SHARE, Range
-from pytest_induction.runs.logs.choice import TOKENS_UNIT, Choice, checked, say_column
-from pytest_induction.runs.logs.columns import MEASURES, OF_THE_LOG, guess, is_shared, listed
+from pytest_induction.runs.logs.columns import (
+    MEASURES,
+    OF_THE_LOG,
+    TOKENS_UNIT,
+    Choice,
+    checked,
+    guess,
+    is_shared,
+    listed,
+    say_column,
+)
 from pytest_induction.runs.logs.faults import Faults, shown
 from pytest_induction.runs.logs.formats import find_log
-from pytest_induction.runs.logs.learning_rate import scheduled_changes
+from pytest_induction.runs.logs.json_document import STATE
 from pytest_induction.runs.logs.sorting import RowSorter
 from pytest_induction.runs.logs.table import LARGEST_STEP, STEP, Table
 from pytest_induction.runs.places import Place
-from pytest_induction.runs.record import Snapshot, TrainingRun
+from pytest_induction.runs.record import ScheduledChange, Snapshot, TrainingRun
+
+FALL = 0.5  # of the learning rate that is left, or less, after a change that is sudden
+MOST_CHANGES = 100
+
+
+def scheduled_changes(steps: NDArray[np.integer[Any]], rates: NDArray[np.floating[Any]]) -> tuple[ScheduledChange, ...]:
+    """The end of the warm-up, where the learning rate rises first, and later falls by more than half from one entry to the next.
+
+    `steps` (entries,) rise strictly; `rates` (entries,) may be NaN. At most a hundred changes.
+    """
+    known = np.isfinite(rates)
+    steps, rates = steps[known], rates[known]
+    if not len(rates):
+        return ()
+    changes: list[ScheduledChange] = []
+    highest = int(np.argmax(rates))
+    if rates[highest] > rates[0]:
+        changes.append(
+            ScheduledChange(int(steps[highest]), f"the warm-up ends: the learning rate is at its highest, {rates[highest]:g}")
+        )
+    before, after = rates[highest:-1], rates[highest + 1 :]
+    for place in np.flatnonzero(after < FALL * before)[: MOST_CHANGES - 1]:
+        what = f"the learning rate falls from {before[place]:g} to {after[place]:g}"
+        changes.append(ScheduledChange(int(steps[highest + 1 + place]), what))
+    return tuple(changes)
+
+
+SHOWN = ("step", "tokens", "loss")  # always, also where there is none
+LONGEST = 80  # characters of a column's name
+
+
+def taken(run: TrainingRun) -> Iterator[str]:
+    """The notes on a run from a log, or on a sweep of checkpoints that brought their losses; none on another."""
+    about = run.about
+    columns = about.get("columns")
+    if run.source == "sweep" and run.has("loss"):
+        yield f"losses are those of the training, as the {STATE} of each checkpoint tells them"
+    if not isinstance(columns, Mapping) or "format" not in about:
+        return
+    words = {name: f"{name} is `{_short(theirs)}`" for name, theirs in columns.items()}
+    words.setdefault("step", "step is that of each event")
+    words.setdefault("tokens", "no column of tokens")
+    words.setdefault("loss", "no loss")
+    if about.get("evaluation"):
+        words["loss"] += " (of an evaluation, as the log has none of the training)"
+    order = [*SHOWN, *(name for name in words if name not in SHOWN)]
+    where = " and ".join(f"{_short(column)} is {shown(value)}" for column, value in about.get("where", {}).items())
+    rows = f", rows where {where}" if where else ""
+    yield f"read as {about['format']}{rows}: {', '.join(words[name] for name in order)}"
+
+
+def _short(name: object) -> str:
+    text = str(name)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
 
 LIKELY = 100.0  # nats that a loss of ours, or a difference of two, has at most: another column of that name may have more
 PROPORTIONAL = 1e-6  # of tokens per step, between steps

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.logs.choice import say_where
-from pytest_induction.runs.logs.columns import guess, is_epoch, listed, side_of
+from pytest_induction.runs.logs.columns import guess, is_epoch, listed, say_where, side_of
 from pytest_induction.runs.logs.faults import Faults, shown
 
 Row = Mapping[str, Any]

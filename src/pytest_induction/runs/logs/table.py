@@ -14,8 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.logs.choice import WHERE_OPTION, Choice, say_column, say_where
-from pytest_induction.runs.logs.columns import Rank, equal_best, fits, is_epoch, label_of, listed
+from pytest_induction.runs.logs.columns import (
+    WHERE_OPTION,
+    Choice,
+    Rank,
+    equal_best,
+    fits,
+    is_epoch,
+    label_of,
+    listed,
+    say_column,
+    say_where,
+)
 from pytest_induction.runs.logs.faults import Faults, shown
 from pytest_induction.runs.logs.sorting import HEAD, Runs
 

@@ -11,15 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from pytest_induction.errors import RunError
-from pytest_induction.runs.logs.choice import Choice
-from pytest_induction.runs.logs.columns import side_of
+from pytest_induction.runs.logs.columns import Choice, side_of
 from pytest_induction.runs.logs.faults import Faults
-from pytest_induction.runs.logs.format import LogFormat, Row
+from pytest_induction.runs.logs.format import LogFormat, Row, directories
 from pytest_induction.runs.logs.sorting import DIRECTORY
 from pytest_induction.runs.logs.table import STEP
-from pytest_induction.runs.logs.trees import directories
-from pytest_induction.runs.places import Place
-from pytest_induction.runs.streams import Reading
+from pytest_induction.runs.places import Place, Reading
 
 LONGEST_RECORD = 2**20  # bytes; longer ones hold pictures and graphs
 MARK = "tfevents"

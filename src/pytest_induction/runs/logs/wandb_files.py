@@ -13,12 +13,10 @@ from typing import Any
 
 from pytest_induction.errors import RunError
 from pytest_induction.files import parse_json
-from pytest_induction.runs.logs.choice import Choice
+from pytest_induction.runs.logs.columns import Choice
 from pytest_induction.runs.logs.faults import Faults
-from pytest_induction.runs.logs.format import LogFormat, Row
-from pytest_induction.runs.logs.trees import directories
-from pytest_induction.runs.places import Place
-from pytest_induction.runs.streams import Reading
+from pytest_induction.runs.logs.format import LogFormat, Row, directories
+from pytest_induction.runs.places import Place, Reading
 
 ENDING = ".wandb"
 MAGIC = b":W&B"

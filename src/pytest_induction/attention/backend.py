@@ -1,0 +1,219 @@
+"""What a way in is, and how one that listens learns which of the calls that it hears are a model's layers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pytest_induction.attention.capture import Observer, Show, chunks_of, share_memory
+from pytest_induction.attention.errors import Enough, Refused
+from pytest_induction.attention.pattern import Reader
+from pytest_induction.forward.calling import Caller, quoted
+
+if TYPE_CHECKING:
+    from pytest_induction.attention.edits import Steps
+
+Trials = tuple[Tensor, Tensor]
+"""Token ids (batch, positions) of two lengths, on which a way in is tried out."""
+
+
+class WayIn(ABC):
+    """One way to see a model's attention while it runs. Building one tries it out, and raises `Refused`."""
+
+    name: str
+    caller: Caller
+    layers: tuple[str, ...]  # module paths of the attention layers, in order
+    heads: tuple[int, ...]  # of each layer
+    notes: tuple[str, ...] = ()
+    makes_patterns: bool = True  # whether whole patterns lie in memory while it looks
+    can_isolate: bool = True  # whether it can make layers attend otherwise, and not only look
+    acts: bool = True  # whether what it sees can be changed there; what heads found, at their output projection, else
+    acts_outside: bool = False  # whether `acting` is entered before a measurement that is to see what it does, or inside it
+    stops: bool = True  # whether it knows how to end a pass early
+    can_stop: bool = False  # whether a pass may end after the last attention layer; found out by trial
+
+    @abstractmethod
+    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None: ...
+
+    @property
+    def n_heads(self) -> int:
+        """Heads of the layer that has most."""
+        return max(self.heads)
+
+    @abstractmethod
+    def run(
+        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, last: int | None = None
+    ) -> Tensor | None:
+        """One forward pass under observation: the logits if asked for. Raises `Refused` if a layer was not seen.
+
+        Without logits it may end once so many layers as `last` says were seen; None is all of it.
+        """
+
+    @abstractmethod
+    def alone(self, tokens: Tensor) -> AbstractContextManager[object]:
+        """In a pass inside the block every layer lets each position attend to itself only, if it `can_isolate`."""
+
+    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
+        """In a pass over `tokens` inside the block layers take these steps; `first` layers are not run in it.
+
+        Raises `Refused` where what is seen by this way cannot be changed.
+        """
+        raise Refused(f"what is read by {self.name} cannot be made to act otherwise")
+
+    def all_seen(self, seen: int, last: int | None = None) -> None:
+        """Raise `Refused` unless every layer was observed, or the first `last`: one that goes unseen would have no score."""
+        wanted = len(self.layers) if last is None else last
+        if seen != wanted:
+            expected = f"{wanted} attention layers were expected in this forward pass"
+            raise Refused(f"{expected}, {seen} were seen by {self.name}")
+
+
+@contextmanager
+def checked(check: Callable[[], None]) -> Iterator[None]:
+    """Have `check` look at a pass inside the block, also at one that ends early: whoever watches has seen the last layer."""
+    try:
+        yield
+    except Enough:
+        check()
+        raise
+    check()
+
+
+class ListeningWay(WayIn):
+    """A way in that listens while the model runs as it is called."""
+
+    base_serves: bool = False  # whether the model without its logits shows every layer too
+    calls: frozenset[int]  # which of the calls that are heard in a pass are a layer's
+    n_calls: int  # all that are heard
+    groups: tuple[int, ...] | None  # how many of these make a layer, where it is not one each
+    orders: tuple[list[int] | None, ...] | None = None  # how the heads of such a layer lie, where not in the order of the calls
+    chunked: bool = False  # whether the queries of a layer come in calls of some of them each
+    is_chunked_from: Callable[[int], bool] = staticmethod(
+        lambda positions: False
+    )  # learns whether it is, from so many positions on
+    check_names: Callable[[], None]  # what to look at where nothing better can be had than the names of modules
+
+    @abstractmethod
+    def listening(self, tokens: Tensor, show: Show) -> AbstractContextManager[object]:
+        """Show each layer of a forward pass over `tokens` inside the block."""
+
+    def run(
+        self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, last: int | None = None
+    ) -> Tensor | None:
+        last = None if logits else last
+        show = self.show(tokens, observer, last=last)
+        try:
+            return self._listened(tokens, attention_mask, show, logits=logits)
+        except Refused:
+            if self.chunked or not self.is_chunked_from(tokens.shape[1]):
+                raise
+        seen = len(show.heads)  # layers that were shown before the first chunk came
+
+        def rest(layer: int, reader: Reader) -> None:
+            if layer >= seen:
+                observer(layer, reader)
+
+        show = self.show(tokens, rest, last=last)
+        return self._listened(tokens, attention_mask, show, logits=logits)
+
+    def _listened(self, tokens: Tensor, attention_mask: Tensor | None, show: Show, *, logits: bool) -> Tensor | None:
+        stops, output = show.last is not None, None
+        with suppress(Enough), self.listening(tokens, show):
+            output = self.caller(tokens, attention_mask, logits=logits or stops or not self.base_serves)
+        self.all_seen(len(show.heads), show.last)
+        if not stops and not self.chunked and show.n_events != self.n_calls:
+            raise Refused(f"{self.n_calls} calls that may be attention were expected in a pass, {show.n_events} were seen")
+        return self.caller.logits_of(output, tokens) if logits else None
+
+    def alone(self, tokens: Tensor) -> AbstractContextManager[object]:
+        return self.listening(tokens, self.show(tokens, alone=True))
+
+    def show(self, tokens: Tensor, observer: Observer | None = None, **options: Any) -> Show:
+        """What shows the layers of a pass over `tokens` to an observer."""
+        known = {"layers": self.calls, "groups": self.groups, "orders": self.orders, "chunked": self.chunked}
+        return Show(observer, **known, positions=tokens.shape[1], **options)  # type: ignore[arg-type]
+
+    def refuse_chunks(self) -> None:
+        """Raise `Refused` where heads cannot be made to act otherwise, since they attend in parts."""
+        if not self.acts:
+            raise Refused("its queries attend in chunks, or its heads lie in another order than their calls come in")
+
+    def settle(self, shows: Sequence[Show], expected: int | None) -> None:
+        """Take the layers that trial passes of two lengths showed.
+
+        Raises `Refused` if none was, or one may be only a part of a layer. What has as many keys at either length is no
+        self-attention, and left alone.
+        """
+        first, second = shows
+        if (chunks := chunks_of((first.events, first.positions), (second.events, second.positions))) is not None:
+            self._settle_chunks(second, chunks, expected)
+            return
+        if len(first.events) != len(second.events):
+            raise Refused(
+                f"{len(first.events)} calls that may be attention in a short pass, {len(second.events)} in a longer one"
+            )
+        pairs = list(zip(first.events, second.events, strict=True))
+        self.calls = frozenset(number for number, (one, other) in enumerate(pairs) if one.fits and other.fits)
+        self.n_calls = len(pairs)
+        for number, (one, other) in enumerate(pairs):
+            if number not in self.calls and one.keys != other.keys:
+                what = f"from {one.queries} positions to {one.keys} keys, which follow the number of positions"
+                raise Refused(f"{quoted(one.where)} attends {what}, and not as (rows, heads, positions, positions)")
+        excused = [one.where for number, (one, _) in enumerate(pairs) if number not in self.calls and one.where]
+        kept = [[number] for number in sorted(self.calls)]
+        groups = self._take(first, kept, expected, excused)
+        for group, then in pairwise(groups):
+            one, other = first.events[group[-1][0]], first.events[then[0][0]]
+            if one.place is None or other.place is None or one.place[:2] != other.place[:2]:
+                continue
+            if one.where and share_memory(one.values, other.values):
+                raise Refused(f"{quoted(one.where)} attends to the same values twice, so neither pattern is that of the layer")
+            if first.outputs is not None and first.outputs.are_at_odds(group[-1][0], then[0][0]):
+                why = first.outputs.apart([group[-1][0], then[0][0]])
+                raise Refused(
+                    f"{quoted(one.where)} makes several attention calls in one pass that are neither one layer nor two{why}"
+                )
+
+    def _settle_chunks(self, show: Show, parts: list[list[int]], expected: int | None) -> None:
+        """The same where queries come in chunks: all calls of the longer trial, in parts that hold all queries of some heads."""
+        self.chunked, self.acts = True, False
+        self.calls, self.n_calls = frozenset(range(len(show.events))), len(show.events)
+        for group in self._take(show, parts, expected, []):
+            calls = [call for part in group for call in part]
+            if len(calls) > 1 and show.outputs is not None and (why := show.outputs.apart(calls)):
+                where = quoted(show.events[calls[0]].where)
+                raise Refused(f"{where} makes {len(calls)} attention calls in one pass, so none of them is its pattern{why}")
+        self.check_names = _refuse_unchecked_chunks
+
+    def _take(self, show: Show, parts: list[list[int]], expected: int | None, excused: list[str]) -> list[list[list[int]]]:
+        """Take these calls of a pass, in parts that hold all queries of some heads, for layers; the parts of each layer."""
+        running, outputs = show.running, show.outputs
+        if running is None or outputs is None:
+            raise TypeError("the trial pass must follow the modules that run")
+        heads = [show.events[part[0]].heads for part in parts]
+        places = [place for part in parts if (place := show.events[part[0]].place) is not None]
+        groups = running.joined(places, heads, lambda numbers: not outputs.apart([parts[number][-1] for number in numbers]))
+        together = [[parts[number][-1] for number in group] for group in groups]
+        self.groups = tuple(map(len, groups)) if len(groups) < len(parts) else None
+        self.heads = tuple(sum(heads[number] for number in group) for group in groups)
+        orders = tuple(outputs.order(group) if len(group) > 1 else None for group in together)
+        self.orders = orders if any(orders) else None
+        self.acts = self.acts and self.orders is None
+        taken = [running.of_all([places[number] for number in group]) for group in groups]
+        self.notes += running.check(
+            taken, expected, lambda some: outputs.apart([call for each in some for call in together[each]])
+        )
+        self.check_names = partial(running.check_names, [*(place.path for place in taken), *excused])
+        self.layers = tuple(place.path or f"call {index}" for index, place in enumerate(taken))
+        return [[parts[number] for number in group] for group in groups]
+
+
+def _refuse_unchecked_chunks() -> None:
+    """What is looked at where rows beside a row change its logits, so that nothing else can be checked."""
+    raise Refused("its queries attend in chunks, and which positions they are cannot be checked where rows change with others")

@@ -1,0 +1,176 @@
+"""Way in 0: attention that a model, or code that knows the model, shows by itself.
+
+`show_attention` is the one function: called where attention is computed, it does nothing unless a measurement runs. Code that
+knows a kind of model may call it from hooks that it attaches, through the entry points of the group `pytest_induction.ways_in`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, partial
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import Tensor, nn
+
+from pytest_induction.attention.backend import ListeningWay, Trials
+from pytest_induction.attention.capture import Show
+from pytest_induction.attention.errors import NotInUse
+from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
+from pytest_induction.attention.tracking import Running
+from pytest_induction.errors import ArgumentError, ModelError
+from pytest_induction.forward.calling import Caller
+from pytest_induction.forward.changing import remove_hooks
+from pytest_induction.undoing import Changes
+
+GROUP = "pytest_induction.ways_in"
+Attach = Callable[[nn.Module], Callable[[], Any] | None]
+"""Is given a model. Attaches what calls `show_attention` for each layer and returns what detaches it; None for a stranger."""
+
+_show: ContextVar[Callable[[Reader], None] | None] = ContextVar("induction_show", default=None)
+
+
+def show_attention(
+    pattern: Tensor | None = None,
+    *,
+    query: Tensor | None = None,
+    key: Tensor | None = None,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    causal: bool = True,
+) -> None:
+    """Show one layer's attention to a measurement that is running; do nothing, at the cost of a look-up, if none is.
+
+    Call it once per layer and forward pass, in the order of the layers, from the model's own code or from a hook on it: with
+    `pattern` (batch, heads, positions, positions), the weights of the values as they are used; or, where these are a softmax of
+    scores and nothing else, with `query` (batch, heads, positions, d_head) and `key` (batch, key heads, positions, d_head), as
+    they are multiplied (after rotary embeddings and norms). Then no pattern is made: the scores are query . key * `scale`
+    (default 1 / sqrt(d_head)), plus `mask` (broadcast to batch, heads, positions, positions; a boolean one is True where
+    attention is allowed), with the future left out if `causal`. What is shown is taken at its word: that it is all of the
+    model's attention, and what weighs the values, cannot be checked.
+
+    Raises `ArgumentError`, while a measurement runs, for tensors of other shapes.
+
+    >>> show_attention(query=q, key=k)                               # doctest: +SKIP
+    """
+    show = _show.get()
+    if show is not None:
+        show(_reader(pattern, query, key, scale, mask, causal))
+
+
+def _reader(
+    pattern: Tensor | None, query: Tensor | None, key: Tensor | None, scale: float | None, mask: Tensor | None, causal: bool
+) -> Reader:
+    if pattern is not None:
+        if query is not None or key is not None or pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2]:
+            raise ArgumentError(
+                "`show_attention` takes a pattern (batch, heads, positions, positions), or query and key instead, "
+                f"got a pattern {tuple(pattern.shape)}{'' if query is None else ' and a query'}"
+            )
+        return PatternReader(pattern)
+    if query is None or key is None:
+        raise ArgumentError("`show_attention` takes a pattern, or both query and key")
+    if query.ndim != 4 or key.ndim != 4 or query.shape[1] % key.shape[1] or query.shape[::2] != key.shape[::2]:
+        raise ArgumentError(
+            "`show_attention` takes a query (batch, heads, positions, d_head) and a key (batch, key heads, positions, d_head), "
+            f"got {tuple(query.shape)} and {tuple(key.shape)}"
+        )
+    number = query.shape[-1] ** -0.5 if scale is None else scale
+    return LogSumExpReader(query, key, row_log_sum_exp(query, key, number, mask, causal), number, mask, causal)
+
+
+class ShownWay(ListeningWay):
+    """Listens to `show_attention`, called by the model itself or by what knows it and attaches to it."""
+
+    name = "show_attention"
+    acts = False
+    acts_outside = True
+    can_isolate = False  # what only shows its attention cannot be made to attend otherwise
+
+    def __init__(self, caller: Caller, trials: Trials, expected: int | None, attach: Sequence[Attach] = ()) -> None:
+        self.caller = caller
+        self._attach = next((known for known in (*attach, *_installed()) if self._knows(known)), None)
+        shows = []
+        for tokens in trials:
+            running = Running(caller.module)
+            shows.append(Show(running=running))
+            with self.listening(tokens, shows[-1]), running.following():  # the hooks that show run before those that leave
+                caller(tokens)
+        if not shows[0].events:
+            raise NotInUse("the model does not call it, and nothing installed attaches to it")
+        self.settle(shows, expected)
+        self.notes += ("what is shown is taken at its word: nothing tells whether it is all, and what weighs the values",)
+
+    def _knows(self, attach: Attach) -> bool:
+        with Changes() as changes:
+            return _attach_for(changes, attach, self.caller.module)
+
+    @contextmanager
+    def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
+        with Changes() as changes:
+            if self._attach is not None:
+                _attach_for(changes, self._attach, self.caller.module)
+            changes.undone_by(partial(_show.set, _show.get()))
+            _show.set(lambda reader: _one(reader, tokens, show))
+            yield
+
+
+def _one(reader: Reader, tokens: Tensor, show: Show) -> None:
+    told = reader.log_sum_exp if isinstance(reader, LogSumExpReader) else reader.diagonals([0])
+    fits = (told.shape[0], told.shape[-1]) == tuple(tokens.shape)
+    if show.hears(told.shape[-1], told.shape[-1], fits=fits):
+        show(reader)
+
+
+def _attach_for(changes: Changes, attach: Attach, module: nn.Module) -> bool:
+    """Have it attached to the model; whether it is no stranger. Detached it leaves no hook, also where it was interrupted."""
+    parts = list(module.modules())
+    known = {part: {*vars(part).get("_forward_hooks", ()), *vars(part).get("_forward_pre_hooks", ())} for part in parts}
+    given: list[Callable[[], Any] | None] = []
+
+    def undo() -> None:
+        if not given:
+            remove_hooks(parts, lambda part, number, hook: number not in known[part])
+        elif given[0] is not None:
+            _detached(attach, given[0])
+
+    changes.undone_by(undo)
+    given.append(_attached(attach, module))
+    return given[0] is not None
+
+
+def _attached(attach: Attach, module: nn.Module) -> Callable[[], Any] | None:
+    """What `attach` made of the model. Raises `ModelError` where its code fails or gives back something else."""
+    name = _name(attach)
+    try:
+        detach = attach(module)
+    except Exception as error:
+        raise ModelError(f"{name} failed to attach to `{type(module).__name__}`: {type(error).__name__}: {error}") from error
+    if detach is not None and not callable(detach):
+        raise ModelError(f"{name} must return a function that detaches it, or None, it returned `{type(detach).__name__}`")
+    return detach
+
+
+def _detached(attach: Any, detach: Callable[[], Any]) -> None:
+    try:
+        detach()
+    except Exception as error:
+        raise ModelError(f"{_name(attach)} failed to detach: {type(error).__name__}: {error}") from error
+
+
+def _name(attach: Any) -> str:
+    return str(getattr(attach, "__qualname__", repr(attach)))
+
+
+@cache
+def _installed() -> tuple[Attach, ...]:
+    """What installed distributions bring; one that cannot be imported is an error, not an absence."""
+    found = []
+    for entry in entry_points(group=GROUP):
+        try:
+            found.append(entry.load())
+        except Exception as error:
+            raise ModelError(f"the entry point {entry.value} of {GROUP} cannot be loaded: {error}") from error
+    return tuple(found)

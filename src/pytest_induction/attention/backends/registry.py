@@ -1,0 +1,135 @@
+"""Way in 2: the attention functions of Hugging Face transformers, as each layer looks them up.
+
+The look-up itself is watched, and whatever function it gives is run unchanged: no setting of the model is touched, so its
+masks stay its own. A function that returns the pattern (eager attention, with its soft caps, sinks and biases) is read from
+that; one that does not is read from its queries and keys, unless it was given something that changes the scores.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any
+
+from torch import Tensor
+
+from pytest_induction.attention.backend import Trials
+from pytest_induction.attention.backends.sdpa import CallsWay
+from pytest_induction.attention.capture import Show
+from pytest_induction.attention.edits import Acting
+from pytest_induction.attention.errors import NotInUse, Refused
+from pytest_induction.attention.kernels import Call, exact, is_softmax_attention, is_weighted_sum
+from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, Reader, Scored
+from pytest_induction.attention.tracking import Running
+from pytest_induction.forward.calling import Caller
+from pytest_induction.forward.changing import beneath, take_over
+from pytest_induction.undoing import Changes
+
+LOOK_UP = "get_interface"
+OPEN_WHERE_TRUE = ("sdpa_attention_forward",)  # functions that are known to take a boolean mask in place of none
+CHANGES_THE_SCORES = ("softcap", "s_aux", "sinks", "position_bias", "sliding_window")
+
+
+class RegistryWay(CallsWay):
+    """Reads what passes through transformers' attention interface."""
+
+    name = "transformers attention interface"
+
+    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
+        self.caller = caller
+        if "transformers.modeling_utils" not in sys.modules:
+            raise NotInUse("transformers is not in use")
+        if not hasattr(sys.modules["transformers.modeling_utils"].AttentionInterface, "get_interface"):
+            raise Refused("this transformers looks its attention functions up in another way than newer ones do")
+        shows = []
+        for tokens in trials:
+            running = Running(caller.module)
+            shows.append(Show(running=running))
+            with running.following(), self.listening(tokens, shows[-1]):
+                caller(tokens)
+        if not shows[0].events:
+            raise Refused("0 calls of a registered attention function seen")
+        self.settle(shows, expected)
+
+    @contextmanager
+    def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
+        """Wrap every attention function that is looked up inside the block."""
+        interface = sys.modules["transformers.modeling_utils"].AttentionInterface
+        look_up, thread, listens = beneath(interface, LOOK_UP), get_ident(), [True]
+
+        def wrapping(table: Any, implementation: Any, default: Any) -> Callable[..., Any]:
+            function = look_up(table, implementation, default)
+
+            def heard(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
+                if not listens or get_ident() != thread:  # some keep the function that they looked up
+                    return function(module, query, key, value, *rest, **options)
+                fits = query.shape[0] == tokens.shape[0] and query.shape[2] == key.shape[2] == tokens.shape[1]
+                hears = show.hears(query.shape[2], key.shape[2], fits=fits)
+                if hears and isinstance(show, Acting):
+                    return _acted(show, function, module, (query, key, value, *rest), options)
+                found = function(module, query, key, value, *rest, **options)
+                if not hears:
+                    return found
+                output, weights, *more = found
+                if show.alone:
+                    output = value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
+                else:
+                    mask = rest[0] if rest else options.get("attention_mask")
+                    show(_reader(module, Call(query, key, value, mask), output, weights, options))
+                return output, weights, *more
+
+            return heard
+
+        with Changes() as changes:
+            changes.undone_by(listens.clear)
+            take_over(changes, (interface, LOOK_UP, wrapping))
+            yield
+
+
+def _acted(show: Acting, function: Callable[..., Any], module: Any, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """What an attention function gives for a layer that takes its steps."""
+    query, key, value, *rest = given
+    mask = rest[0] if rest else options.get("attention_mask")
+    if mask is not None and not isinstance(mask, Tensor):
+        raise Refused(f"attention with a mask of type `{type(mask).__name__}` cannot be made to act otherwise")
+    call = Call(query, key, value, mask, causal=mask is None and bool(getattr(module, "is_causal", True)))
+    more: list[Any] = []
+
+    def run(edited: Call | None) -> Tensor:
+        if edited is None:
+            output, *others = function(module, *given, **options)
+        else:
+            if mask is None and edited.mask is not None and function.__name__ not in OPEN_WHERE_TRUE:
+                raise Refused("an attention function that is given no mask cannot be made to leave entries out")
+            settings = {**options, **({} if rest else {"attention_mask": edited.mask})}
+            masks = (edited.mask, *rest[1:]) if rest else ()
+            output, *others = function(module, edited.query, edited.key, edited.value, *masks, **settings)
+        more.extend(others)
+        found: Tensor = output.transpose(1, 2)
+        return found
+
+    output = show.act(call, run)
+    return output.transpose(1, 2).contiguous(), *more
+
+
+def _reader(module: Any, call: Call, output: Any, weights: Any, options: dict[str, Any]) -> Reader:
+    positions, mask = call.query.shape[2], call.mask
+    if isinstance(weights, Tensor) and weights.ndim == 4 and tuple(weights.shape[-2:]) == (positions, positions):
+        if not is_weighted_sum(weights, call.value, output.transpose(1, 2)):
+            raise Refused("patterns that are not what weighs the values: what is done to them after the softmax shows nowhere")
+        scale = call._replace(given_scale=options.get("scaling")).scale
+        return PatternReader(weights, Scored(call.query, call.key, scale, options.get("softcap")))
+    changing = [name for name in CHANGES_THE_SCORES if options.get(name) is not None]
+    if changing:
+        raise Refused(f"attention without patterns that takes `{changing[0]}`: load it with attn_implementation='eager'")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 4):
+        raise Refused(f"attention with a mask of type `{type(mask).__name__}`, which is not (batch, heads, positions, positions)")
+    causal = mask is None and bool(getattr(module, "is_causal", True))
+    call = call._replace(causal=causal, given_scale=options.get("scaling"))
+    if not is_softmax_attention(call, output.transpose(1, 2)):
+        raise Refused(
+            "attention without patterns whose output is not that of softmax attention: something else changes the scores"
+        )
+    return LogSumExpReader(call.query, call.key, exact(call), call.scale, mask, causal)

@@ -1,0 +1,311 @@
+"""Way in 5: attention written by hand. Every softmax over (positions x positions) is watched, and sdpa calls with it.
+
+A softmax is taken for the pattern only if it is followed to a matrix product in which it weighs something as it is: nothing but
+casts, views and changes without effect (dropout while evaluating) lie between. Patterns that are changed on the way, such as the
+difference of two, are refused. Every pass is followed, since what has no effect on a few tokens may have one on many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pytest_induction.attention.axes import PRODUCTS, Axes, Seen, axis_of, find_axes, itself, may_fit
+from pytest_induction.attention.backend import ListeningWay, Trials
+from pytest_induction.attention.backends.flex import check_output_is_all
+from pytest_induction.attention.backends.sdpa import Tap, Watch, is_softmax, try_out, watching
+from pytest_induction.attention.capture import Show, Span, looking
+from pytest_induction.attention.edits import Steps
+from pytest_induction.attention.errors import Enough, Refused
+from pytest_induction.attention.joining import tensors_in
+from pytest_induction.attention.pattern import PatternReader, QueryChunk
+from pytest_induction.attention.softmax_edits import Editing
+from pytest_induction.forward.calling import Caller
+
+TWO_OPERANDS = frozenset({"matmul", "__matmul__", "linalg_matmul", "bmm", "mm", "baddbmm"})  # whose axes are known
+VIEWS = frozenset(
+    {"view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "flatten", "unflatten", "contiguous", "clone"}
+    | {"swapaxes", "movedim", "__getitem__", "chunk", "split", "unbind", "detach", "view_as", "reshape_as", "expand_as"}
+    | {"__get__"}  # of a property, such as mT
+)
+HARMLESS = 1e-2  # what a cast to half precision may change,
+EXACT = 1e-6  # and any other
+STAMPED = 65_536  # numbers of a pattern whose places are looked at to see whether it was written to
+MULTIPLIED = frozenset({"mul", "__mul__", "__rmul__", "multiply"})
+UNUSED = "used nowhere"
+FOLLOWED = 3  # patterns that are followed at a time in a measurement; two may be used together, as in a difference
+
+
+class SoftmaxWay(ListeningWay):
+    """Sees patterns where the model computes them itself, whatever its code is. Costs a little per torch function."""
+
+    name = "softmax"
+    acts_outside = True
+
+    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
+        self.caller = caller
+        shows, watches = try_out(caller, trials, Traced)
+        if not shows[0].events:
+            raise Refused(f"no softmax seen{watches[0].sealed()}")
+        self.axes = find_axes(watches[0].seen, watches[1].seen, lambda: try_out(caller, (trials[0][:-1],), Traced)[1][0].seen)
+        for show, watch in zip(shows, watches, strict=True):
+            show.events = [
+                event._replace(fits=event.fits and (number in self.axes or number not in watch.seen))
+                for number, event in enumerate(show.events)
+            ]
+        self.settle(shows, expected)
+        for watch in watches:
+            watch.check(frozenset(range(watch.tap.show.n_events)) if self.chunked else self.calls)
+        check_output_is_all(self, trials[0], watches)
+        self._editing: Editing | None = None
+        if self.acts:
+            self._editing = Editing(caller, trials[0], self.layers, calls=self.calls, groups=self.groups, axes=self.axes)
+
+    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
+        self.refuse_chunks()
+        if self._editing is None:
+            raise TypeError("a way that acts knows how")
+        return self._editing.acting(tokens, steps, first=first)
+
+    @contextmanager
+    def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
+        show.ends = False  # but when it is known what becomes of the last pattern
+        with watching(Tap(tokens, show), Traced) as watch, suppress(Enough):
+            watch.follows, watch.axes = FOLLOWED, self.axes
+            yield
+        watch.check(frozenset(range(show.n_events)) if self.chunked else self.calls)
+
+
+class Form(NamedTuple):
+    """One form that a pattern takes on its way: a tensor, its state then, the softmaxes it is of, and what changed it, if any."""
+
+    tensor: Tensor
+    stamp: tuple[float, float]
+    numbers: frozenset[int]
+    changed_by: str
+
+
+class Traced(Watch):
+    """Shows each softmax over (positions x positions) as a layer's pattern, and follows it to the product in which it weighs."""
+
+    def __init__(self, tap: Tap) -> None:
+        super().__init__(tap)
+        self.follows: int | None = None  # how many patterns at a time; None for all
+        self.axes: Mapping[int, Axes] | None = None  # of the softmaxes that are patterns, by their numbers; None in a trial
+        self._ended = False
+        self.seen: dict[int, Seen] = {}  # in a trial, the softmaxes that may be patterns
+        self._forms: dict[int, Form] = {}
+        self._summed: dict[int, tuple[Tensor, frozenset[int]]] = {}  # what patterns weighed, which none may weigh again
+        self._weighted: dict[int, tuple[Tensor, Form]] = {}  # products number by number of values and a pattern, not summed yet
+        self._fate: dict[int, str] = {}  # of each softmax, by the number of its call
+
+    def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        if not (self._forms or self._weighted or self.tap.show.stopped or is_softmax(func, output)):
+            return output
+        with looking():
+            return self._looked_at(func, args, kwargs, output)
+
+    def _looked_at(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        if is_softmax(func, output):
+            seen = Seen(output, axis_of(args, kwargs, output.ndim), self.tap.batch, self.tap.positions)
+            number = self.tap.show.n_events
+            if self._hears(seen, number):
+                return self._tried(seen, number, args) if self.axes is None else self._shown(seen, number)
+        if self._forms or self._weighted:
+            self._judge(getattr(func, "__name__", ""), args, kwargs, output)
+        if self.tap.show.stopped and UNUSED not in self._fate.values() and not self._ended:
+            self._ended = True  # where an interrupt keeps it listening, what is run to clean up is not ended by it too
+            raise Enough
+        return output
+
+    def _hears(self, seen: Seen, number: int) -> bool:
+        """Whether a softmax is a layer's pattern, or, in a trial, may be one or a part of one."""
+        shape, key = seen.output.shape, seen.key
+        fits = may_fit(shape, key, *seen.size) if self.axes is None else self._axes(number, seen).fits(shape, *seen.size)
+        partial = key == len(shape) - 1 in (2, 3) and shape[-2] <= shape[-1] <= seen.positions and shape[0] % seen.batch == 0
+        partial = partial and (len(shape) == 3 or shape[0] == seen.batch)
+        heads = seen.output.numel() // (seen.batch * (seen.positions**2 if fits else shape[-2:].numel()))
+        queries = seen.positions if fits else shape[-2 if key == len(shape) - 1 else -1]
+        heard = self.tap.show.hears(queries, shape[key], fits=fits, partial=partial, heads=heads)
+        return heard or (partial and self.axes is None)
+
+    def _axes(self, number: int, seen: Seen) -> Axes:
+        """Those that a trial found; as usual where the call of this number was no softmax there."""
+        return (self.axes or {}).get(number) or Axes.usual(seen.output.ndim)
+
+    def _tried(self, seen: Seen, number: int, args: Any) -> Tensor:
+        """What a softmax gives in a trial, in which it is followed."""
+        self._follow(seen.output, frozenset({number}))
+        self._fate[number] = UNUSED
+        self.seen[number] = seen._replace(output=seen.output.detach().clone())
+        if self.tap.show.outputs is not None:
+            self.tap.show.outputs.given(number, tensors_in(args[:1]))
+        return seen.output
+
+    def _shown(self, seen: Seen, number: int) -> Tensor:
+        """What is given back for a softmax that is a pattern, or a part of one, which is shown and followed."""
+        output, show = seen.output, self.tap.show
+        axes = self._axes(number, seen)
+        span = show.span(*output.shape[-2:]) if show.chunked else None
+        if show.alone:
+            return itself(axes, output, *seen.size) if span is None else _itself_in(span, output)
+        self._follow(output, frozenset({number}))
+        self._fate[number] = UNUSED
+        if self.follows is not None:
+            self._let_go(sorted(self._fate)[: -self.follows])
+        if span is None:
+            show(PatternReader(axes.apart(output, *seen.size)))
+        else:
+            rows = output.reshape(seen.batch, -1, *output.shape[-2:])
+            show(QueryChunk(lambda: rows, span.queries, span.keys, rows.device, rows.dtype))
+        return output
+
+    def _let_go(self, numbers: list[int]) -> None:
+        """Follow these patterns no more; that they are used later than that was seen in the trial."""
+        self._forms = {key: form for key, form in self._forms.items() if form.numbers.isdisjoint(numbers)}
+        self._summed = {key: held for key, held in self._summed.items() if held[1].isdisjoint(numbers)}
+        self._fate |= {number: "" for number in numbers if self._fate[number] == UNUSED}
+
+    def _follow(self, tensor: Tensor, numbers: frozenset[int], changed_by: str = "") -> None:
+        self._forms[id(tensor)] = Form(tensor, _stamp(tensor), numbers, changed_by)
+
+    def _judge(self, name: str, args: Any, kwargs: Any, output: Any) -> None:
+        """What a function made of the patterns among its arguments: sums weighted by one, the same pattern, or another one."""
+        inputs = list(tensors_in([*args, *kwargs.values()]))
+        self._sum(name, args, kwargs, inputs, output)
+        found = [form for each in inputs if (form := self._forms.get(id(each))) is not None and form.tensor is each]
+        if not found:
+            return
+        numbers = frozenset().union(*(form.numbers for form in found))
+        changed_by = next((form.changed_by for form in found if form.changed_by), "")
+        one = found[0].tensor  # what works in place returns its argument, so that its stamp tells
+        intact = len(found) == 1 and not changed_by and _stamp(one) == found[0].stamp
+        if name in PRODUCTS:
+            again = any(numbers & self._summed.get(id(each), (each, frozenset()))[1] for each in inputs)
+            weighs = intact and not again and _weighs(name, one, args)
+            self._used(numbers, "" if weighs else f"changed by `{changed_by or name}`")
+            if isinstance(output, Tensor):
+                self._summed[id(output)] = output, numbers
+                if weighs and self.axes is None:
+                    self._weighed(numbers, inputs, output)
+            return
+        if name in MULTIPLIED and intact and isinstance(output, Tensor) and output.ndim > 2 and output.numel() > one.numel():
+            self._weighted[id(output)] = output, found[0]
+            return
+        if not (intact and _same(name, one, inputs, output)):
+            changed_by = changed_by or name
+            if any(each.ndim > 2 and each.shape[-2:] != one.shape[-2:] for each in inputs if id(each) not in self._forms):
+                self._used(numbers, f"changed by `{changed_by}`")  # it meets values, in whatever kind of sum
+        for each in tensors_in([output]):
+            if each.is_floating_point():  # a comparison picks; what it picks is compared where it is used
+                self._follow(each, numbers, changed_by)
+
+    def _sum(self, name: str, args: Any, kwargs: Any, inputs: list[Tensor], output: Any) -> None:
+        """Where a function is given what a pattern weighs number by number: it sums that over the keys, or changes it."""
+        for each in inputs:
+            weighted, form = self._weighted.get(id(each), (None, None))
+            if weighted is not each or form is None:
+                continue
+            del self._weighted[id(each)]
+            intact = _stamp(form.tensor) == form.stamp
+            sums = name == "sum" and intact and _sums_over_keys(form.tensor, each, args, kwargs)
+            self._used(form.numbers, "" if sums else f"changed by `{name if intact else 'mul'}`")
+            if sums and isinstance(output, Tensor) and self.axes is None:
+                self._weighed(form.numbers, [], output)
+
+    def _weighed(self, numbers: frozenset[int], inputs: list[Tensor], output: Tensor) -> None:
+        """What heads find is followed in a trial."""
+        outputs = self.tap.show.outputs
+        if outputs is None:
+            return
+        for number in numbers:
+            outputs.given(number, inputs)
+            outputs.gave(number, output, self.tap.show.events[number].heads)
+
+    def _used(self, numbers: frozenset[int], fate: str) -> None:
+        """Patterns weighed something, as they are or changed; changed once is changed."""
+        self._fate |= {number: fate for number in numbers if fate or self._fate[number] == UNUSED}
+
+    def check(self, calls: frozenset[int]) -> None:
+        """Raise `Refused` unless every pattern was used as it was."""
+        fates = sorted(fate for number, fate in self._fate.items() if fate and number in calls)
+        if fates:
+            raise Refused(f"{len(calls)} softmax calls over (positions x positions), of which {len(fates)} are {fates[0]}")
+
+
+def _itself_in(span: Span, pattern: Tensor) -> Tensor:
+    """A pattern of some queries over some keys in which every position attends to itself only."""
+    places = [torch.arange(each.start, each.stop, device=pattern.device) for each in span]
+    return (places[0][:, None] == places[1]).to(pattern.dtype).expand_as(pattern).clone()
+
+
+def _weighs(name: str, pattern: Tensor, args: Sequence[Any]) -> bool:
+    """Whether a product sums something over the keys of a pattern, for each of its queries, and mixes nothing else."""
+    if name == "einsum":
+        axis = _summed_axis(pattern, args)
+    else:
+        operands = args[1:3] if name == "baddbmm" else args[:2]
+        left = operands[0] is pattern
+        axis = (-1 if left else -2) if len(operands) == 2 and name in TWO_OPERANDS else None
+    if axis is None:
+        return False
+    return _sums_to_one(pattern, axis)
+
+
+def _sums_to_one(pattern: Tensor, axis: int) -> bool:
+    """Whether an axis is that of the keys: of a causal pattern only the sums over these are all one."""
+    sums = pattern.sum(axis, dtype=torch.float32)
+    return bool((((sums - 1).abs() < HARMLESS) | (sums.abs() < HARMLESS)).all())
+
+
+def _sums_over_keys(pattern: Tensor, weighted: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a sum of what a pattern weighs number by number is one over its keys alone."""
+    given = args[1] if len(args) > 1 else kwargs.get("dim")
+    axes = [given] if isinstance(given, int) else list(given or ())
+    if len(axes) != 1:
+        return False
+    axis = axes[0] % weighted.ndim - weighted.ndim
+    return -axis <= pattern.ndim and pattern.shape[axis] == weighted.shape[axis] and _sums_to_one(pattern, axis)
+
+
+def _summed_axis(pattern: Tensor, args: Sequence[Any]) -> int | None:
+    """The axis of the pattern that an einsum of two operands sums over, if it is one and the other axes stay."""
+    equation, *operands = args
+    operands = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+    if not isinstance(equation, str) or len(operands) != 2 or "->" not in equation:
+        return None
+    given, result = equation.replace(" ", "").split("->")
+    terms = given.split(",")
+    mine = terms[0 if operands[0] is pattern else 1].replace("...", ".")
+    other = terms[1 if operands[0] is pattern else 0].replace("...", ".")
+    summed = [letter for letter in mine if letter not in result]
+    if len(summed) != 1 or summed[0] not in other or len(set(mine)) != len(mine):
+        return None
+    place = mine.index(summed[0])
+    return place - len(mine) if "." in mine[:place] or "." not in mine else place
+
+
+def _same(name: str, before: Tensor, inputs: list[Tensor], after: Any) -> bool:
+    """Whether a function gave its argument back, in another layout or precision at most.
+
+    One that takes other numbers may do so now, as mixing of heads does at first, and not after some training.
+    """
+    others = [each for each in inputs if each is not before and each.is_floating_point() and each.ndim > 0]
+    if others and name not in ("where", "type_as", "view_as", "reshape_as", "expand_as"):
+        return False
+    if name in VIEWS:
+        return True
+    if not isinstance(after, Tensor) or after.shape != before.shape:
+        return False
+    close = HARMLESS if min(after.element_size(), before.element_size()) < 4 else EXACT
+    return torch.allclose(after.float(), before.float(), atol=close, rtol=close)
+
+
+def _stamp(tensor: Tensor) -> tuple[float, float]:
+    """Other numbers whenever other ones are written to the tensor: the sum of all, and that of some by their places."""
+    some = tensor.flatten()[:: max(1, tensor.numel() // STAMPED)].double()
+    return float(tensor.sum(dtype=torch.float64)), float(some @ torch.arange(len(some), dtype=some.dtype, device=some.device))

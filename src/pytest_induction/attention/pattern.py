@@ -1,0 +1,479 @@
+"""One layer's attention pattern, entry by entry, of whole passes, chunks of queries and stacked rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class QueryChunk:
+    """The pattern of some of a layer's queries over some of its keys, which follow each other.
+
+    `rows` computes it, (batch, heads, queries, keys), whenever it is looked at.
+    """
+
+    rows: Callable[[], Tensor]
+    queries: range
+    keys: range
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass
+class ChunkedReader:
+    """Reads a layer whose queries attend chunk by chunk, each in a call of its own. The chunks make up all positions."""
+
+    chunks: Sequence[QueryChunk]
+
+    @cached_property
+    def n_heads(self) -> int:
+        return self.chunks[0].rows().shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.chunks[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what the model computes in."""
+        return self.chunks[0].dtype
+
+    @property
+    def _positions(self) -> int:
+        return self.chunks[-1].queries.stop
+
+    def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
+        return torch.cat([self._diagonals(chunk, offsets, first) for chunk in self.chunks], dim=-1)
+
+    def _diagonals(self, chunk: QueryChunk, offsets: Sequence[int], first: bool) -> Tensor:
+        rows = _exact(chunk.rows())
+        mass = rows.new_zeros(*rows.shape[:2], len(offsets) + first, len(chunk.queries))
+        for index, offset in enumerate(offsets):
+            shift = chunk.queries.start - offset - chunk.keys.start
+            if -len(chunk.queries) < shift < len(chunk.keys):
+                line = rows.diagonal(shift, -2, -1)
+                mass[:, :, index, max(0, -shift) :][..., : line.shape[-1]] = line
+        if first and chunk.keys.start == 0:
+            mass[:, :, -1] = rows[..., 0]
+        return mass
+
+    def columns(self, keys: Tensor) -> Tensor:
+        batch = torch.arange(len(keys), device=keys.device)
+        found = []
+        for chunk in self.chunks:
+            rows, places = _exact(chunk.rows()), keys - chunk.keys.start
+            inside = (places >= 0) & (places < len(chunk.keys))
+            column = rows[batch, :, :, places.clamp(0, len(chunk.keys) - 1)]
+            found.append(column.masked_fill(~inside[:, None, None], 0))
+        return torch.cat(found, dim=-1)
+
+    def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        found = torch.zeros(len(rows), self.n_heads, device=rows.device, dtype=torch.promote_types(self.dtype, torch.float32))
+        for chunk in self.chunks:
+            inside = (queries >= chunk.queries.start) & (queries < chunk.queries.stop)
+            inside &= (keys >= chunk.keys.start) & (keys < chunk.keys.stop)
+            places = (rows[inside], slice(None), queries[inside] - chunk.queries.start, keys[inside] - chunk.keys.start)
+            found[inside] = _exact(chunk.rows())[places].to(found.dtype)
+        return found
+
+    def pattern_of(self, queries: range) -> Tensor:
+        parts = [self._pattern_of(chunk, queries) for chunk in self.chunks]
+        return torch.cat([part for part in parts if part is not None], dim=2)
+
+    def _pattern_of(self, chunk: QueryChunk, queries: range) -> Tensor | None:
+        start, stop = max(queries.start, chunk.queries.start), min(queries.stop, chunk.queries.stop)
+        if start >= stop:
+            return None
+        rows = _exact(chunk.rows())[:, :, start - chunk.queries.start : stop - chunk.queries.start]
+        whole = rows.new_zeros(*rows.shape[:3], self._positions)
+        whole[..., chunk.keys.start : chunk.keys.stop] = rows
+        return whole
+
+
+def _exact(pattern: Tensor) -> Tensor:
+    """A pattern in what its entries are summed in."""
+    return pattern.to(torch.promote_types(pattern.dtype, torch.float32))
+
+
+@dataclass
+class CutReader:
+    """Reads the first `positions` of a layer whose rows were filled up behind."""
+
+    whole: Reader
+    positions: int
+
+    @property
+    def n_heads(self) -> int:
+        return self.whole.n_heads
+
+    @property
+    def device(self) -> torch.device:
+        return self.whole.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what the model computes in."""
+        return self.whole.dtype
+
+    def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
+        return self.whole.diagonals(offsets, first=first)[..., : self.positions]
+
+    def columns(self, keys: Tensor) -> Tensor:
+        return self.whole.columns(keys)[..., : self.positions]
+
+    def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        return self.whole.pairs(rows, queries, keys)
+
+    def pattern_of(self, queries: range) -> Tensor:
+        return self.whole.pattern_of(queries)[..., : self.positions]
+
+
+class OfParts:
+    """What is read part by part lies where its first part does, and is computed in the same type."""
+
+    parts: Sequence[Reader]
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what the model computes in."""
+        return self.parts[0].dtype
+
+
+@dataclass
+class StackedReader(OfParts):
+    """Reads a layer whose rows went through the model in several passes, one part after the other."""
+
+    parts: Sequence[Reader]
+    counts: Sequence[int]  # of rows in each part
+
+    @property
+    def n_heads(self) -> int:
+        return self.parts[0].n_heads
+
+    def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
+        return torch.cat([part.diagonals(offsets, first=first) for part in self.parts])
+
+    def columns(self, keys: Tensor) -> Tensor:
+        return torch.cat([part.columns(some) for part, some in zip(self.parts, keys.split(list(self.counts)), strict=True)])
+
+    def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        found: Tensor | None = None
+        start = 0
+        for part, count in zip(self.parts, self.counts, strict=True):
+            here = (rows >= start) & (rows < start + count)
+            some = part.pairs(rows[here] - start, queries[here], keys[here])
+            found = some.new_zeros(len(rows), some.shape[1]) if found is None else found
+            found[here] = some
+            start += count
+        return torch.zeros(0) if found is None else found
+
+    def pattern_of(self, queries: range) -> Tensor:
+        return torch.cat([part.pattern_of(queries) for part in self.parts])
+
+
+def kept(reader: Any) -> Any:
+    """A reader that outlives its pass: of copies of all tensors."""
+    return replace(reader, **{each.name: _copied(getattr(reader, each.name)) for each in fields(reader) if each.init})
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_copied, value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_copied, value))
+    return kept(value) if is_dataclass(value) and hasattr(value, "diagonals") else value
+
+
+BLOCK_ENTRIES = 4_000_000  # scores held at a time where the log-sum-exp is computed in blocks of rows
+SMALL_ENTRIES = 65_536  # up to so many products of queries and keys, all of them at once are cheaper than line by line
+POSITIONS_A_LINE = 8  # up to so many for each line that is read, likewise, as far as they may lie in memory:
+HELD_PRODUCTS = 2**22  # 16 MB
+PAIR_ENTRIES = 4_000_000  # numbers gathered at a time for scattered entries
+
+NOTHING = -1e30  # below it a log-sum-exp is that of a row in which everything is masked
+
+
+@dataclass
+class LogSumExpReader:
+    """Reads the pattern from what went into the attention call; no (positions x positions) tensor is made.
+
+    `query` is (batch, heads, positions, d_head), `key` may have fewer heads (grouped queries), `log_sum_exp` is (batch,
+    heads, positions), `mask` broadcasts to (batch, heads, positions, positions): boolean (True attends) or added.
+    """
+
+    query: Tensor
+    key: Tensor
+    log_sum_exp: Tensor
+    scale: float
+    mask: Tensor | None
+    causal: bool
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:  # no factor for scores that are -inf where masked
+            self.query, self.scale = self.query * self.scale, 1.0
+        if self.mask is not None:  # a query that may attend to nothing has no mass anywhere, whatever its kernel says
+            nothing = max(NOTHING, torch.finfo(self.query.dtype).min / 2)  # half precision has no number as low
+            self.log_sum_exp = self.log_sum_exp.masked_fill(~(self.log_sum_exp > nothing), torch.inf)
+
+    @property
+    def n_heads(self) -> int:
+        return self.query.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.query.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what the model computes in."""
+        return self.query.dtype
+
+    @property
+    def keeps_products(self) -> bool:
+        """Whether scores are products of queries and keys by one factor, but for what is added to them."""
+        return True
+
+    @cached_property
+    def _query(self) -> Tensor:  # batch, key heads, group, positions, d_head; at least float32, or half a digit is left
+        return _upcast(self.query).unflatten(1, (self.key.shape[1], -1))
+
+    @cached_property
+    def _key(self) -> Tensor:  # batch, key heads, 1, positions, d_head
+        return _upcast(self.key)[:, :, None]
+
+    @cached_property
+    def _mask(self) -> Tensor | None:
+        """The mask over all queries and keys, with all four axes."""
+        mask = self.mask
+        if mask is None:
+            return None
+        while mask.ndim < 4:
+            mask = mask[None]
+        positions = self.query.shape[2]
+        return mask.expand(*mask.shape[:2], positions, positions)
+
+    def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
+        batch, heads, positions = self.log_sum_exp.shape
+        dtype = torch.promote_types(self.query.dtype, torch.float32)
+        scores = self.query.new_full((batch, heads, len(offsets) + first, positions), -torch.inf, dtype=dtype)
+        left = self.write_scores(offsets, scores, first=first)
+        return scores.mul_(left).sub_(self.log_sum_exp[:, :, None].to(dtype)).exp_()
+
+    def write_scores(self, offsets: Sequence[int], out: Tensor, *, first: bool) -> float:
+        """The scores before softmax into `out` (batch, heads, lines, positions), but for a factor, which is returned.
+
+        What a line has no key for stays as it is. This runs in every layer, where each torch function costs as much as the
+        arithmetic of a short sequence: hence the sparing ones.
+        """
+        batch, heads, positions = self.log_sum_exp.shape
+        few = HELD_PRODUCTS if positions <= POSITIONS_A_LINE * len(offsets) else SMALL_ENTRIES
+        if batch * heads * positions**2 <= few:
+            query, key = (self.query, self.key) if self.key.shape[1] == heads else (self._query, self._key)
+            products = (_upcast(query) @ _upcast(key).transpose(-1, -2)).view(batch, heads, -1)
+            places, outside = _places(tuple(offsets), first, positions, products.device)
+            out.copy_(products.gather(-1, places.expand(batch, heads, -1)).view(out.shape)).masked_fill_(outside, -torch.inf)
+        else:
+            self._write_lines(offsets, out, first)
+        if self._mask is None:
+            return self.scale
+        out.mul_(self.scale)
+        for index, offset in enumerate(offsets):
+            out[:, :, index, offset:] += _as_added(self._mask.diagonal(-offset, -2, -1), out.dtype)
+        if first:
+            out[:, :, -1] += _as_added(self._mask[..., 0], out.dtype)
+        return 1.0
+
+    def _write_lines(self, offsets: Sequence[int], out: Tensor, first: bool) -> None:
+        dot, positions = torch.linalg.vecdot, out.shape[-1]
+        query, key, lines = _upcast(self.query), _upcast(self.key), out.unbind(2)
+        if query.shape[1] != key.shape[1]:
+            query, key, lines = self._query, self._key, out.unflatten(1, (key.shape[1], -1)).unbind(3)
+        for line, offset in zip(lines, offsets, strict=not first):
+            width = positions - offset
+            if width > 0:
+                line.narrow(-1, offset, width).copy_(dot(query.narrow(-2, offset, width), key.narrow(-2, 0, width)))
+        if first:
+            lines[-1].copy_(dot(query, key.narrow(-2, 0, 1)))
+
+    def columns(self, keys: Tensor) -> Tensor:
+        rows = torch.arange(len(keys), device=self.key.device)
+        chosen = _upcast(self.key[rows, :, keys])  # batch, key heads, d_head
+        scores = torch.einsum("bkgqd,bkd->bkgq", self._query, chosen).flatten(1, 2) * self.scale
+        positions = scores.shape[-1]
+        if self._mask is not None:
+            mask = self._mask.expand(len(keys), -1, positions, positions)
+            scores += _as_added(mask[rows, :, :, keys], scores.dtype)
+        if self.causal:
+            scores.masked_fill_((torch.arange(positions, device=keys.device) < keys[:, None])[:, None], -torch.inf)
+        return scores.sub_(self.log_sum_exp.to(scores.dtype)).exp_()
+
+    def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        at_once = max(1, PAIR_ENTRIES // (self.query.shape[1] * self.query.shape[3]))
+        parts = zip(rows.split(at_once), queries.split(at_once), keys.split(at_once), strict=True)
+        return torch.cat([self._some_pairs(*part) for part in parts])
+
+    def _some_pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        query = self._query[rows, :, :, queries]  # pairs, key heads, group, d_head
+        key = _upcast(self.key[rows, :, keys])[:, :, None]
+        scores = torch.linalg.vecdot(query, key).flatten(1).mul_(self.scale)
+        if self._mask is not None:
+            batch, _, positions = self.log_sum_exp.shape
+            mask = self._mask.expand(batch, -1, positions, positions)[rows, :, queries, keys]
+            scores += _as_added(mask, scores.dtype)
+        if self.causal:
+            scores.masked_fill_((keys > queries)[:, None], -torch.inf)
+        return scores.sub_(self.log_sum_exp[rows, :, queries].to(scores.dtype)).exp_()
+
+    def pattern_of(self, queries: range) -> Tensor:
+        scores = rows_of_scores(self.query, self.key, self.scale, self.mask, self.causal, queries)
+        return scores.sub_(self.log_sum_exp[:, :, queries.start : queries.stop, None].to(scores.dtype)).exp_()
+
+
+class Scored(NamedTuple):
+    """What is said to have made a pattern, as in `LogSumExpReader`; scores have a soft cap at `cap` if there is one."""
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    cap: float | None
+
+
+@dataclass
+class PatternReader:
+    """Reads a pattern that the model itself has computed, (batch, heads, positions, positions).
+
+    `scored` is what went in beside it, where that is known: nothing has checked that it makes the pattern.
+    """
+
+    pattern: Tensor
+    scored: Scored | None = None
+
+    @property
+    def n_heads(self) -> int:
+        return self.pattern.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.pattern.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what the model computes in."""
+        return self.pattern.dtype
+
+    def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
+        batch, heads, positions, _ = self.pattern.shape
+        lines = len(offsets) + first
+        mass = torch.zeros(batch, heads, lines, positions, device=self.pattern.device, dtype=self._exact_dtype)
+        for index, offset in enumerate(offsets):
+            if offset < positions:
+                mass[:, :, index, offset:] = self.pattern.diagonal(-offset, -2, -1)
+        if first:
+            mass[:, :, -1] = self.pattern[..., 0]
+        return mass
+
+    def columns(self, keys: Tensor) -> Tensor:
+        return self.pattern[torch.arange(len(keys), device=self.pattern.device), :, :, keys].to(self._exact_dtype)
+
+    def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        return self.pattern[rows, :, queries, keys].to(self._exact_dtype)
+
+    def pattern_of(self, queries: range) -> Tensor:
+        return self.pattern[:, :, queries.start : queries.stop].to(self._exact_dtype)
+
+    @property
+    def _exact_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.pattern.dtype, torch.float32)
+
+
+@dataclass
+class JoinedReader(OfParts):
+    """Reads a layer whose heads attend one by one, or some by some, in calls of their own.
+
+    `order` is that of the heads where what they found lies side by side, if it is not that of the calls.
+    """
+
+    parts: Sequence[Reader]
+    order: Sequence[int] | None = None
+
+    @property
+    def n_heads(self) -> int:
+        return sum(part.n_heads for part in self.parts)
+
+    def diagonals(self, offsets: Sequence[int], *, first: bool = False) -> Tensor:
+        return self._joined([part.diagonals(offsets, first=first) for part in self.parts])
+
+    def columns(self, keys: Tensor) -> Tensor:
+        return self._joined([part.columns(keys) for part in self.parts])
+
+    def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        return self._joined([part.pairs(rows, queries, keys) for part in self.parts])
+
+    def pattern_of(self, queries: range) -> Tensor:
+        return self._joined([part.pattern_of(queries) for part in self.parts])
+
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+        together = torch.cat([*parts], dim=1)
+        return together if self.order is None else together[:, list(self.order)]
+
+
+Reader = LogSumExpReader | PatternReader | ChunkedReader | JoinedReader | CutReader | StackedReader
+
+
+@lru_cache(maxsize=32)
+def _places(offsets: tuple[int, ...], first: bool, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the lines lie in a flat (positions x positions), and which of their entries do not exist."""
+    queries = torch.arange(positions, device=device)
+    keys = torch.stack([*(queries - offset for offset in offsets), *([torch.zeros_like(queries)] if first else [])])
+    return (queries * positions + keys.clamp_min(0)).flatten(), keys < 0
+
+
+def row_log_sum_exp(
+    query: Tensor, key: Tensor, scale: float, mask: Tensor | None, causal: bool, *, rows: range | None = None
+) -> Tensor:
+    """Log-sum-exp of every query's masked, scaled scores, (batch, heads, positions), in blocks of rows.
+
+    The way that serves every device, dtype and mask, where the kernel does not tell. `rows` limits it to some.
+    """
+    batch, heads, positions, _ = query.shape
+    rows = range(positions) if rows is None else rows
+    at_once = max(1, min(len(rows), BLOCK_ENTRIES // (batch * heads * positions)))
+    starts = rows[::at_once]
+    blocks = (range(start, min(start + at_once, rows.stop)) for start in starts)
+    return torch.cat([rows_of_scores(query, key, scale, mask, causal, block).logsumexp(-1) for block in blocks], dim=-1)
+
+
+def rows_of_scores(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, causal: bool, rows: range) -> Tensor:
+    """The masked, scaled scores before softmax of some queries, (batch, heads, rows, positions)."""
+    positions, block = query.shape[2], slice(rows.start, rows.stop)
+    part = _upcast(query[:, :, block]).unflatten(1, (key.shape[1], -1))
+    scores = (part @ _upcast(key)[:, :, None].transpose(-1, -2)).flatten(1, 2).mul_(scale)
+    if mask is not None:
+        scores += _as_added(mask.expand(*mask.shape[:-2], positions, positions)[..., block, :], scores.dtype)
+    if causal:
+        columns = torch.arange(positions, device=query.device)
+        scores.masked_fill_(columns > columns[block, None], -torch.inf)
+    return scores
+
+
+def _as_added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask, or some entries of one, as numbers to add to the scores."""
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+    return mask.to(dtype)
+
+
+def _upcast(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,1 @@
+"""What a model does, by its logits alone: it completes repeats, and it learns in context."""

@@ -1,0 +1,102 @@
+"""What a model does, by its logits alone: it completes repeats, and it learns in context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_induction.behaviour.judging import MIN_ACCURACY, judge_copying, judge_in_context_learning
+from pytest_induction.behaviour.text import measure_text
+from pytest_induction.deciding import ERROR_RATE, MAX_IN_CONTEXT_LEARNING, MAX_TEXT_ROWS, checked_budget
+from pytest_induction.errors import user_facing, whole_number
+from pytest_induction.expectations import check_share, expect
+from pytest_induction.measuring.observing import ModelLike, provenance
+from pytest_induction.measuring.rounds import MAX_SEQUENCES, Round, probe_round, round_size, rounds_within
+from pytest_induction.model.load import load_model
+from pytest_induction.progress import progress
+from pytest_induction.records import Evidence, Verdict
+
+
+@user_facing
+def assert_copies_repeats(
+    model: ModelLike,
+    *,
+    min_accuracy: float = MIN_ACCURACY,
+    max_sequences: int = MAX_SEQUENCES,
+    error_rate: float = ERROR_RATE,
+    seed: int | None = None,
+) -> Evidence:
+    """Assert that the model completes repeated random tokens: top-1 accuracy on the later copies above `min_accuracy`.
+
+    Behaviour only: it holds for any model that returns logits, whatever does the copying. A model that knows the tokens of
+    the block but not their order gets 1 / period. Returns the evidence, raises as `assert_has_induction_head`.
+    """
+    check_share("min_accuracy", min_accuracy)
+    subject = load_model(model)
+    budget = checked_budget(subject, (max_sequences, error_rate, seed))
+    size, rounds = round_size(subject.space), []
+    for number in range(rounds_within(subject.space, budget.max_sequences)):
+        with progress("copies_repeats", size * (1 if subject.way is None else 2)):  # the repeated rows, and their controls
+            rounds.append(probe_round(subject, size, budget.seed, number))
+        judgement = judge_copying(Round.join(rounds), min_accuracy=min_accuracy, error_rate=error_rate)
+        if judgement.verdict is not Verdict.UNDETERMINED:
+            break
+    found = Round.join(rounds)
+    more = judgement.more_sequences
+    evidence = Evidence(
+        claim="copies_repeats",
+        verdict=judgement.verdict,
+        reason=judgement.reason,
+        summary=judgement.summary,
+        provenance=provenance(subject, seed=budget.seed, n_sequences=len(found.periods), probe=found.described),
+        estimates=judgement.estimates or {},
+        bars={"min_accuracy": min_accuracy},
+        confidence=1 - error_rate,
+        settle=f"about {more} more sequences: max_sequences={len(found.periods) + more}" if more else "",
+        mosaic=judgement.mosaic,
+    )
+    return expect(evidence, Verdict.FORMED)
+
+
+@user_facing
+def assert_learns_in_context(
+    model: ModelLike,
+    text: Any,
+    *,
+    max_score: float = MAX_IN_CONTEXT_LEARNING,
+    max_sequences: int = MAX_TEXT_ROWS,
+    error_rate: float = ERROR_RATE,
+    seed: int | None = None,
+) -> Evidence:
+    """Assert that later tokens of a text are predicted better than early ones: in-context learning score below `max_score`.
+
+    `text` is a string, a path, or token ids (one long row, or rows as the model gets them, with the first-token id in front
+    if it has one). It is cut into rows of the context's length, at most 512 tokens; of a long text `max_sequences` rows are
+    taken, spread over all of it. The score is the mean loss of tokens 450 to 512 minus that of tokens 40 to 60 (the same
+    shares of a shorter row), in nats, negative if the model learns in context. Rows are resampled for its interval. Where rows
+    are long enough, the paper's loss at token 500 minus at token 50 is reported beside it.
+
+    The score also falls when ordinary prediction gets worse, so both losses are in `.estimates`. Returns the evidence, raises
+    as `assert_has_induction_head`, and `TextError` for a text that makes fewer than two rows.
+    """
+    check_share("error_rate", error_rate)
+    subject = load_model(model)
+    seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
+    losses, first_token, windows = measure_text(subject, text, whole_number("max_sequences", max_sequences, least=2))
+    judgement = judge_in_context_learning(
+        losses, windows, first_token=first_token, max_score=max_score, error_rate=error_rate, seed=seed
+    )
+    described = f"rows of {losses.shape[1] + first_token - 1} tokens of text"
+    about = provenance(subject, seed=seed, n_sequences=len(losses), probe=described)
+    settle = f"about {judgement.more_sequences} more rows of text would settle it" if judgement.more_sequences else ""
+    evidence = Evidence(
+        claim="learns_in_context",
+        verdict=judgement.verdict,
+        reason=judgement.reason,
+        summary=judgement.summary,
+        provenance=about,
+        estimates=judgement.estimates or {},
+        bars={"max_score": max_score},
+        confidence=1 - error_rate,
+        settle=settle,
+    )
+    return expect(evidence, Verdict.FORMED)

@@ -1,0 +1,94 @@
+"""Does the model complete repeats, and does it learn in context? What logits alone can say."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pytest_induction.behaviour.text import window_mean
+from pytest_induction.deciding import Judgement, behaviour_of, more_needed
+from pytest_induction.measuring.losses import Windows
+from pytest_induction.measuring.observing import Array
+from pytest_induction.measuring.rounds import Round
+from pytest_induction.records import Estimate, Verdict
+from pytest_induction.statistics import bootstrap_interval, bounded_intervals, mean_interval
+
+MIN_ACCURACY = 0.5  # top-1, on the later copies
+MIN_ROWS = 16  # of text: fewer cannot be resampled to an interval that holds
+PAPER = (50, 500)  # the token numbers of the paper's in-context learning score
+
+
+AGREEING = 49  # rows: were one in seven on the other side of a threshold, one of so many would show it, but for 1 in 1900
+FURTHEST = 40.0  # nats, up or down, that a row may count where rows disagree: no mean of unlimited values has an interval
+
+
+def advantage_interval(values: Array, min_advantage: float, error_rate: float) -> Estimate:
+    """The interval of the mean advantage over rows (n,), in nats; each end misses it at most at half of the rate.
+
+    Where 49 rows or more all lie on the same side of the threshold, and of its negative, it is Student's. Where they do not, or
+    are fewer, it holds for whatever they are distributed like, but that a row counts as 40 nats at most.
+    """
+    sides = [values > threshold for threshold in (min_advantage, -min_advantage)]
+    if len(values) >= AGREEING and all(side.all() or not side.any() for side in sides):
+        return mean_interval(values[:, None], error_rate, "nats")[0]
+    limited = np.clip(values, -FURTHEST, FURTHEST)[:, None]
+    half = error_rate / 2
+    return bounded_intervals(limited, half, half, lowest=-FURTHEST, highest=FURTHEST, unit="nats")[0]
+
+
+def judge_copying(found: Round, *, min_accuracy: float, error_rate: float) -> Judgement:
+    """Is the right token the likeliest at the predictable places of repeated random tokens often enough?"""
+    estimates = behaviour_of(found.behaviour, error_rate)
+    accuracy, first = estimates["later_accuracy"], estimates["first_accuracy"]
+    seen = f"top-1 accuracy {accuracy.value:.3f} on later copies, {first.value:.3f} on the first"
+    if accuracy.is_above(min_accuracy):
+        return Judgement(Verdict.FORMED, "copies", f"repeated tokens are completed: {seen}", estimates=estimates)
+    if accuracy.is_below(min_accuracy):
+        return Judgement(Verdict.NOT_FORMED, "does_not_copy", f"repeated tokens are not completed: {seen}", estimates=estimates)
+    more = more_needed(accuracy, min_accuracy, len(found.periods))
+    return Judgement(
+        Verdict.UNDETERMINED,
+        "accuracy_unclear",
+        f"{seen}, too close to {min_accuracy:.3f}",
+        estimates=estimates,
+        more_sequences=more,
+    )
+
+
+def judge_in_context_learning(
+    losses: Array, windows: Windows, *, first_token: int, max_score: float, error_rate: float, seed: int
+) -> Judgement:
+    """Is the loss of late tokens lower than that of early ones by enough, over rows of text?"""
+    rng = np.random.default_rng([seed, 2])
+    spans = {"early_loss": windows.early, "late_loss": windows.late}
+    means = {name: window_mean(losses, span, first_token) for name, span in spans.items()}
+    scores = {"in_context_learning": means["late_loss"] - means["early_loss"], **means}
+    if losses.shape[1] >= PAPER[1] - first_token + 1:
+        late, early = (losses[:, number - first_token] for number in reversed(PAPER))
+        scores["loss_500_minus_50"] = late - early
+    estimates = {name: bootstrap_interval(values, error_rate, rng, "nats") for name, values in scores.items()}
+    score = estimates["in_context_learning"]
+    seen = (
+        f"the loss falls by {-score.value:.3f} nats from tokens {windows.early[0]}-{windows.early[1]} "
+        f"to tokens {windows.late[0]}-{windows.late[1]}"
+    )
+    if len(losses) < MIN_ROWS:
+        more = MIN_ROWS - len(losses)
+        return Judgement(
+            Verdict.UNDETERMINED,
+            "few_rows",
+            f"{len(losses)} rows of text; {seen}",
+            estimates=estimates,
+            more_sequences=more,
+        )
+    if score.is_below(max_score):
+        return Judgement(Verdict.FORMED, "learns", seen, estimates=estimates)
+    if score.is_above(max_score):
+        return Judgement(Verdict.NOT_FORMED, "does_not_learn", seen, estimates=estimates)
+    more = more_needed(score, max_score, len(losses))
+    return Judgement(
+        Verdict.UNDETERMINED,
+        "score_unclear",
+        f"{seen}, too close to {-max_score:.3f}",
+        estimates=estimates,
+        more_sequences=more,
+    )

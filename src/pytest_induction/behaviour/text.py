@@ -1,0 +1,152 @@
+"""Losses over a text: from a string, a path or token ids to rows, and from rows to the loss of every token."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pytest_induction.errors import ModelError, TextError, reason
+from pytest_induction.files import UnfitFileError, open_regular
+from pytest_induction.measuring.losses import Windows, token_losses
+from pytest_induction.measuring.observing import Array, check_range, numbers
+from pytest_induction.model.batching import in_batches
+from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.progress import progress
+
+TEXT_TOKENS = 512  # per row of text, as in the paper
+CHARACTERS_PER_TOKEN = 12  # more than a row of text may need
+WHOLE = 2**26  # bytes of a file that is read whole; of a larger one
+PIECES, PIECE = 1024, 2**15  # so many pieces of so many bytes are, evenly spread: more than there are rows
+
+
+def measure_text(subject: ModelUnderTest, text: Any, max_rows: int) -> tuple[Array, int, Windows]:
+    """Losses of every token of a text cut into rows: (rows, tokens), the number of the first token, and the two windows.
+
+    `text` is the text itself, a path to it, or token ids: one long row to be cut, or rows. Of more than `max_rows` rows so many
+    are taken, evenly spread. Raises `TextError` where it makes fewer than two rows.
+    """
+    rows = rows_of(subject, text, max_rows)
+    losses = subject.remember(("text", rows.tobytes(), rows.shape), lambda: row_losses(subject, rows))
+    first_token, windows = windows_of(subject, rows)
+    return losses, first_token, windows
+
+
+def rows_of(subject: ModelUnderTest, text: Any, max_rows: int) -> NDArray[np.int64]:
+    """The rows of token ids that a text makes for this model, (rows, positions), at most so many, evenly spread."""
+    return _spread(_text_rows(subject, text, max_rows), max_rows)
+
+
+def windows_of(subject: ModelUnderTest, rows: NDArray[np.int64]) -> tuple[int, Windows]:
+    """The number of the first token that has a loss in such rows, and the windows that the in-context learning score compares."""
+    first_token = 2 if subject.space.bos_id is None else 1
+    return first_token, Windows.for_tokens(rows.shape[1] + first_token - 2)
+
+
+def window_mean(losses: Array, span: tuple[int, int], first_token: int) -> Array:
+    """The mean loss of tokens `span[0]` to `span[1]`, both included, of each row, (rows,)."""
+    return losses[:, span[0] - first_token : span[1] + 1 - first_token].mean(axis=1)
+
+
+def row_losses(subject: ModelUnderTest, rows: NDArray[np.int64]) -> Array:
+    """Losses of every token but the first of each row, (rows, positions - 1). Raises `ModelError` where they are not finite."""
+    with progress("losses of a text", len(rows)):
+        losses = np.concatenate(in_batches(subject, torch.from_numpy(rows), lambda part, _: _losses(subject, part), logits=True))
+    if not np.isfinite(losses).all():
+        raise ModelError(f"the loss of {subject.name} is not finite on this text")
+    return losses
+
+
+def _losses(subject: ModelUnderTest, rows: Tensor) -> Array:
+    logits = subject.logits(rows)
+    return numbers(token_losses(logits, rows.to(logits.device)))
+
+
+def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """All rows, or `count` of them from the first to the last."""
+    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
+
+
+def _text_rows(subject: ModelUnderTest, text: Any, max_rows: int) -> NDArray[np.int64]:
+    bos = [] if subject.space.bos_id is None else [subject.space.bos_id]
+    room = TEXT_TOKENS if subject.space.n_ctx is None else min(TEXT_TOKENS, subject.space.n_ctx - len(bos))
+    ids = _text_ids(subject, text, max_rows, room)
+    if ids.ndim == 2:
+        if subject.space.n_ctx is not None and ids.shape[1] > subject.space.n_ctx:
+            raise TextError(f"rows of {ids.shape[1]} token ids do not fit the context of {subject.space.n_ctx}")
+        return ids
+    n_rows = len(ids) // room
+    if n_rows < 2:
+        raise TextError(f"the text has {len(ids)} tokens: at least {2 * room} are needed, two rows of {room}")
+    rows = ids[: n_rows * room].reshape(n_rows, room)
+    return np.concatenate([np.full((n_rows, len(bos)), bos or 0, dtype=np.int64), rows], axis=1)
+
+
+def _text_ids(subject: ModelUnderTest, text: Any, max_rows: int, room: int) -> NDArray[np.int64]:
+    if isinstance(text, Path):
+        text = read_text(text)
+    if isinstance(text, str):
+        if not text.strip():
+            raise TextError("the text is empty")
+        return np.asarray(_encoded(subject, text, max_rows, room), dtype=np.int64)
+    ids = np.asarray(text)
+    if ids.ndim not in (1, 2) or ids.dtype.kind not in "iu" or ids.size == 0:
+        raise TextError(f"`text` must be a string, a path or integer token ids, got {ids.dtype} {ids.shape}")
+    check_range(subject, int(ids.min()), int(ids.max()))
+    return ids.astype(np.int64)
+
+
+def _encoded(subject: ModelUnderTest, text: str, max_rows: int, room: int) -> list[int]:
+    """Token ids of a text; of a long one those of pieces from all over it, a row from each, for encoding takes long too."""
+    width = CHARACTERS_PER_TOKEN * room
+    if len(text) <= max_rows * width:
+        return subject.encode(text)
+    ids: list[int] = []
+    for start in np.linspace(0, len(text) - width, max_rows).astype(int):
+        piece = subject.encode(text[start : start + width])
+        ids += piece[:room] if len(piece) >= room else []
+    return ids
+
+
+def read_text(path: Path) -> str:
+    """A text file's content, of a large one pieces from all over it. Raises `TextError` if it is missing, empty or not UTF-8."""
+    try:
+        with open_regular(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            content = _whole(stream, path) if size <= WHOLE else _pieces(stream, size)
+    except OSError as error:
+        raise TextError(f"the text {str(path)!r} cannot be read: {reason(error)}") from None
+    except UnicodeDecodeError as error:
+        raise TextError(f"the text {str(path)!r} is not UTF-8: {error.reason} at byte {error.start}") from None
+    if not content.strip():
+        raise TextError(f"the text {str(path)!r} is empty")
+    return content
+
+
+def _whole(stream: BinaryIO, path: Path) -> str:
+    content = stream.read(WHOLE + 1)
+    if len(content) > WHOLE:  # it says that it has fewer
+        raise UnfitFileError(f"it does not end after the {WHOLE} bytes that may be read of it", path)
+    return _lines(content.decode("utf-8"))
+
+
+def _pieces(stream: BinaryIO, size: int) -> str:
+    """Pieces from all over the text, in its order, each without what it has of letters that are cut at its ends."""
+    found = []
+    for index in range(PIECES):
+        stream.seek((size - PIECE) * index // (PIECES - 1))
+        content = stream.read(PIECE)
+        begin = next((place for place, byte in enumerate(content[:4]) if byte & 0xC0 != 0x80), 0)
+        found.append(codecs.utf_8_decode(content[begin:], "strict", False)[0])  # noqa: FBT003 - a letter may be cut at its end
+    return _lines("".join(found))
+
+
+def _lines(text: str) -> str:
+    """With the line ends that Python reads."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")

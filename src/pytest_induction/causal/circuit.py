@@ -1,0 +1,307 @@
+"""The circuit of an induction head: the heads by which it finds its place, through its keys or its queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed, until_clear
+from pytest_induction.errors import user_facing
+from pytest_induction.expectations import check_share, expect
+from pytest_induction.heads.composition import measure_composition
+from pytest_induction.heads.copying import ov_eigenvalues
+from pytest_induction.heads.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING, MIN_PREVIOUS_TOKEN, is_previous_token
+from pytest_induction.heads.induction import checked_thresholds, judged_induction_head, list_of_heads
+from pytest_induction.interventions.arguments import all_heads
+from pytest_induction.interventions.paths import losses_by_order, losses_with_pattern, path_effects
+from pytest_induction.measuring.observing import Array, ModelLike, probes_of
+from pytest_induction.measuring.rounds import MAX_SEQUENCES, measure_heads
+from pytest_induction.model.circuits import circuits_of
+from pytest_induction.model.load import load_model
+from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import COPIES, Probe
+from pytest_induction.progress import progress
+from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Verdict
+from pytest_induction.statistics import mean_interval
+
+SHARE_LOST = "share of prefix matching"
+KEYS, OTHERS, ALL_KEYS, ALL_QUERIES = (
+    "lost_through_keys",
+    "lost_through_keys_of_others",
+    "lost_with_all_keys",
+    "lost_with_all_queries",
+)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What share of its prefix matching an induction head loses, each (rows,); the means are 1 where all of it is lost.
+
+    `keys` when its previous-token heads are kept out of its keys, `others` when as many other earlier heads are (None where there
+    are none), `all_keys` and `all_queries` when all earlier heads are kept out of its keys, or of its queries.
+    """
+
+    keys: Array
+    others: Array | None
+    all_keys: Array
+    all_queries: Array
+
+    @classmethod
+    def join(cls, parts: Sequence[Lost]) -> Lost:
+        """The same on more rows."""
+        others = [part.others for part in parts if part.others is not None]
+        whole = (np.concatenate([getattr(part, name) for part in parts]) for name in ("keys", "all_keys", "all_queries"))
+        keys, all_keys, all_queries = whole
+        return cls(keys, np.concatenate(others) if others else None, all_keys, all_queries)
+
+    def estimates(self, error_rate: float) -> dict[str, Estimate]:
+        """All means with intervals, which miss any of them at most at that rate."""
+        named = {KEYS: self.keys, ALL_KEYS: self.all_keys, ALL_QUERIES: self.all_queries}
+        named |= {} if self.others is None else {OTHERS: self.others}
+        found = mean_interval(np.stack([*named.values()], axis=1), error_rate, SHARE_LOST)
+        return dict(zip(named, found, strict=True))
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """The heads in question, and what the weights say: eigenvalue scores, from -1 to 1, of QK with earlier heads and of OV."""
+
+    head: HeadId
+    previous: tuple[HeadId, ...]
+    qk_eigenvalue: float
+    ov_eigenvalue: float
+
+    @property
+    def named(self) -> str:
+        return ", ".join(map(str, self.previous))
+
+
+def judge_circuit(lost: Lost, circuit: Circuit, *, min_share: float, error_rate: float) -> Judgement:
+    """Is prefix matching lost without the previous-token heads in the keys, more than without others; or by way of the queries?
+
+    K-composition is FORMED where the share lost through the keys is above `min_share`, and above what is lost without as many
+    other heads; and the weights agree: the token that was moved is matched (QK eigenvalue above 0), and what is found is copied
+    (OV). The other way (pointer arithmetic) is FORMED where the previous-token heads carry less than that, and so do all earlier
+    heads by the keys, while without all of them in the queries more than that is lost.
+    """
+    found = lost.estimates(error_rate)
+    keys, others = found[KEYS], found.get(OTHERS)
+    count = len(lost.keys)
+    if circuit.previous and keys.is_above(min_share):
+        if others is not None and not others.is_below(keys.low):
+            return _unclear(
+                found, f"without as many other heads {circuit.head} loses {others.value:.2f} too", (others, keys.value), count
+            )
+        return _by_weights(found, circuit)
+    if circuit.previous and not keys.is_below(min_share):
+        return _unclear(
+            found, f"{circuit.head} loses {keys.value:.2f} without {circuit.named} in its keys", (keys, min_share), count
+        )
+    return _other_way(found, circuit, min_share, count)
+
+
+def _by_weights(found: Mapping[str, Estimate], circuit: Circuit) -> Judgement:
+    """K-composition is shown; whether the weights agree."""
+    seen = (
+        f"{circuit.head} loses {found[KEYS].value:.2f} of its prefix matching without {circuit.named} in its keys; "
+        f"eigenvalue scores QK {circuit.qk_eigenvalue:+.2f}, OV {circuit.ov_eigenvalue:+.2f}"
+    )
+    if circuit.qk_eigenvalue > 0 and circuit.ov_eigenvalue > 0:
+        return Judgement(Verdict.FORMED, "key_composition", seen, estimates=found)
+    return Judgement(
+        Verdict.UNDETERMINED, "weights_disagree", f"{seen}: not the weights of matching and copying", estimates=found
+    )
+
+
+def _other_way(found: Mapping[str, Estimate], circuit: Circuit, min_share: float, count: int) -> Judgement:
+    all_keys, all_queries = found[ALL_KEYS], found[ALL_QUERIES]
+    if all_keys.is_below(min_share) and all_queries.is_above(min_share):
+        seen = (
+            f"{circuit.head} loses {all_queries.value:.2f} of its prefix matching without earlier heads in its queries, "
+            f"{all_keys.value:.2f} without them in its keys: pointer arithmetic"
+        )
+        return Judgement(Verdict.FORMED, "query_composition", seen, estimates=found)
+    none = "no earlier head attends to the previous token"
+    seen = f"{circuit.head} loses {found[KEYS].value:.2f} without {circuit.named} in its keys" if circuit.previous else none
+    for estimate in (all_keys, all_queries):
+        if not (estimate.is_above(min_share) or estimate.is_below(min_share)):
+            return _unclear(found, seen, (estimate, min_share), count)
+    if all_keys.is_above(min_share):
+        seen = f"{seen}, {all_keys.value:.2f} without all earlier heads there"
+    reason = "not_through_keys" if circuit.previous else "no_previous_token_head"
+    return Judgement(Verdict.NOT_FORMED, reason, seen, estimates=found)
+
+
+def _unclear(found: Mapping[str, Estimate], seen: str, near: tuple[Estimate, float], count: int) -> Judgement:
+    more = more_needed(*near, count)
+    return Judgement(Verdict.UNDETERMINED, "path_unclear", f"{seen}: too close to tell", estimates=found, more_sequences=more)
+
+
+MIN_SHARE = 0.5  # of prefix matching, that must be lost
+CLAIM = "induction_circuit"
+LEAST_EFFECT = 0.05  # nats, below which no share of a head's effect is taken
+
+
+@user_facing
+def assert_induction_circuit(
+    model: ModelLike,
+    *,
+    min_share: float = MIN_SHARE,
+    min_prefix_matching: float = MIN_PREFIX_MATCHING,
+    min_previous_token: float = MIN_PREVIOUS_TOKEN,
+    max_sequences: int = MAX_SEQUENCES,
+    error_rate: float = ERROR_RATE,
+    seed: int | None = None,
+) -> Evidence:
+    """Assert that the model's induction head finds its place by a circuit: through its keys, from previous-token heads.
+
+    Cause, not correlation: of all induction heads (`find_induction_heads`) the one that raises most what it matches must lose
+    at least `min_share` of its prefix matching when the previous-token heads (`min_previous_token` or more of their mass on the
+    position before) are kept out of its keys, by whatever way they reach them, its queries and all else being as they were; and
+    more than without as many other heads. Its weights must agree: QK matches the token that those heads moved, OV copies. The
+    other way, by its queries (pointer arithmetic), is recognised: the reason is then "query_composition" and not
+    "key_composition". Heads are chosen on other sequences than those on which they are tested.
+
+    `.estimates` also has K-composition with its z above the same spectra turned at random, what the head's ideal pattern gives
+    back of its effect (`pattern_recovery`), and in nats what paths through single heads, and through several in a row (virtual
+    heads), give on the last copy. Sequences are drawn as in `assert_has_induction_head`; half of `error_rate` is for finding the
+    head.
+
+    Returns the evidence; raises `ExpectationFailed`, which carries it, or `UnsupportedModel`, by name, where the weights of the
+    heads cannot be read or their queries and keys are not seen.
+
+    >>> assert_induction_circuit("fixtures/attention_only.py:two_layers").reason     # doctest: +SKIP
+    'key_composition'
+    """
+    for name, value in (("min_share", min_share), ("min_previous_token", min_previous_token), ("error_rate", error_rate)):
+        check_share(name, value)
+    subject = load_model(model)
+    thresholds = checked_thresholds(min_prefix_matching, None, MIN_ADVANTAGE, None)
+    budget = (max_sequences, error_rate / 2, seed)
+    evidence = judged_induction_head(subject, thresholds, budget, allow_virtual=False)
+    bars = {**evidence.bars, "min_share": min_share}
+    evidence = replace(evidence, claim=CLAIM, bars=bars, confidence=1 - error_rate)
+    if evidence.verdict is not Verdict.FORMED:
+        summary = f"there is no induction head to have a circuit: {evidence.summary}"
+        return expect(replace(evidence, summary=summary), Verdict.FORMED)
+    listed = list_of_heads(subject, thresholds, budget).heads
+    evidence = replace(evidence, heads=listed or evidence.heads)
+    found = _judged_head(evidence.heads)
+    if found is None:
+        summary = f"{evidence.heads[0]} matches prefixes in the first layer, where no head comes before it"
+        return expect(replace(evidence, verdict=Verdict.NOT_FORMED, reason="first_layer", summary=summary), Verdict.FORMED)
+    head = HeadId(found.layer, found.head)
+    circuit, weighed = _circuit(subject, head, min_previous_token, evidence.provenance.seed)
+    return expect(_tested(subject, evidence, circuit, weighed, (max_sequences, error_rate / 2, min_share)), Verdict.FORMED)
+
+
+def _judged_head(heads: Sequence[HeadEvidence]) -> HeadEvidence | None:
+    """Of the heads above the first layer the one that copies most of what it matches; the strongest where that is not known."""
+    later = [head for head in heads if head.layer > 0]
+    known = [head for head in later if head.copy_effect is not None]
+    if not known:
+        return later[0] if later else None
+    return max(known, key=lambda head: 0.0 if head.copy_effect is None else head.copy_effect.value * head.prefix_matching.value)
+
+
+def _circuit(
+    subject: ModelUnderTest, head: HeadId, min_previous_token: float, seed: int | None
+) -> tuple[Circuit, dict[str, Estimate]]:
+    """The head with its previous-token heads, and what the weights of both say."""
+    composition = measure_composition(subject, seed=seed)
+    previous_token = measure_heads(subject, seed=seed).previous_token
+    earlier = [each for each in all_heads(subject) if each.layer < head.layer]
+    previous = tuple(each for each in earlier if is_previous_token(previous_token[each.layer, each.head], min_previous_token))
+    place = (head.layer, head.head)
+    circuit = Circuit(
+        head,
+        previous,
+        float(composition.qk_eigenvalue[place]),
+        float(ov_eigenvalues(subject, circuits_of(subject))[place]),
+    )
+    weighed = {"qk_eigenvalue": circuit.qk_eigenvalue, "ov_eigenvalue": circuit.ov_eigenvalue}
+    if previous:
+        first = max(previous, key=lambda each: np.nan_to_num(composition.key_z[(*place, each.layer, each.head)], nan=-np.inf))
+        pair = (*place, first.layer, first.head)
+        weighed |= {"key_composition": float(composition.key[pair]), "key_composition_z": float(composition.key_z[pair])}
+    return circuit, {name: Estimate(value, value, value) for name, value in weighed.items()}
+
+
+def _tested(
+    subject: ModelUnderTest,
+    evidence: Evidence,
+    circuit: Circuit,
+    weighed: dict[str, Estimate],
+    budget: tuple[int, float, float],
+) -> Evidence:
+    """The verdict on the paths to the head, on sequences of their own."""
+    max_sequences, error_rate, min_share = budget
+    seed = evidence.provenance.seed or 0
+    sets = _sets(subject, circuit, np.random.default_rng([seed, 6]))
+
+    def draw(n_sequences: int, number: int) -> Lost:
+        rng = np.random.default_rng([seed, 7, number])
+        with progress("paths to the head", n_sequences):
+            probes = probes_of(subject, n_sequences, rng, COPIES, None)
+            return Lost.join([_lost(subject, probe, circuit.head, sets) for probe in probes])
+
+    def judge(rounds: list[Lost], look_rate: float) -> Judgement:
+        return judge_circuit(Lost.join(rounds), circuit, min_share=min_share, error_rate=look_rate)
+
+    rounds, judgement, settle = until_clear(draw, judge, max_sequences, error_rate)
+    probe = next(iter(probes_of(subject, 6, np.random.default_rng([seed, 8]), COPIES, None)))
+    return replace(
+        evidence,
+        verdict=judgement.verdict,
+        reason=judgement.reason,
+        summary=judgement.summary,
+        estimates={
+            **evidence.estimates,
+            **(judgement.estimates or {}),
+            **weighed,
+            **_contributions(subject, probe, circuit.head),
+        },
+        provenance=replace(evidence.provenance, n_sequences=sum(len(each.keys) for each in rounds)),
+        settle=settle,
+    )
+
+
+def _sets(subject: ModelUnderTest, circuit: Circuit, rng: np.random.Generator) -> list[tuple[HeadId, ...]]:
+    """The previous-token heads, all earlier heads, and where there are any as many others, of the same layers first."""
+    earlier = tuple(each for each in all_heads(subject) if each.layer < circuit.head.layer)
+    layers = {each.layer for each in circuit.previous}
+    others = [earlier[index] for index in rng.permutation(len(earlier)) if earlier[index] not in circuit.previous]
+    others.sort(key=lambda each: each.layer not in layers)
+    chosen = tuple(others[: len(circuit.previous)])
+    return [circuit.previous, earlier, *([chosen] if chosen else [])]
+
+
+def _lost(subject: ModelUnderTest, probe: Probe, head: HeadId, sets: list[tuple[HeadId, ...]]) -> Lost:
+    effects = path_effects(subject, probe, head, sets)
+    whole = max(float(effects.clean.mean()), 1e-6)
+    by_keys, by_queries = ((effects.clean - each) / whole for each in (effects.keys, effects.queries))
+    return Lost(by_keys[0], by_keys[2] if len(sets) > 2 else None, by_keys[1], by_queries[1])
+
+
+def _contributions(subject: ModelUnderTest, probe: Probe, head: HeadId) -> dict[str, Estimate]:
+    """What the head's ideal pattern gives back of its effect, and what paths through one head, and through more, give in nats."""
+    interval = partial(_interval, error_rate=ERROR_RATE)
+    orders = losses_by_order(subject, probe)
+    found = {
+        "gain_of_single_heads": interval(orders[:, 0] - orders[:, 1], unit="nats"),
+        "gain_of_virtual_heads": interval(orders[:, 1] - orders[:, -1], unit="nats"),
+    }
+    as_it_is, ablated, ideal = losses_with_pattern(subject, probe, [head], "induction").T
+    effect = float((ablated - as_it_is).mean())
+    if effect > LEAST_EFFECT:
+        found["pattern_recovery"] = interval((ablated - ideal) / effect, unit="share of the effect")
+    return found
+
+
+def _interval(values: Array, error_rate: float, unit: str) -> Estimate:
+    if len(values) < 2:
+        return Estimate(float(values.mean()), float("-inf"), float("inf"), unit)
+    return mean_interval(values[:, None], error_rate, unit)[0]

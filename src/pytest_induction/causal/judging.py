@@ -1,0 +1,279 @@
+"""Is in-context learning gone without some heads, more than without as many others, and do they keep it up by themselves?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pytest_induction.deciding import MAX_IN_CONTEXT_LEARNING, Judgement, more_needed
+from pytest_induction.heads.criteria import EXCESS_SHARE
+from pytest_induction.measuring.observing import Array
+from pytest_induction.records import Estimate, Verdict
+from pytest_induction.statistics import SHARE, SMALLEST_SPREAD, mean_interval, student_quantile
+
+MIN_SHARE = 0.5  # of in-context learning, that must be gone
+MOST_AS_MUCH = 1 / 50  # of control sets, and the heads themselves, that may do as much as the heads
+NAMED = 3  # heads that are in the evidence one by one
+OPEN = ("kinds_disagree", "no_controls")  # clear, and yet no answer
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """What ablations do, row by row, in nats; kinds of ablation by name.
+
+    `learning` (rows,) is the in-context learning score of the model as it is, negative where it learns; `lost` (rows,) by how
+    much it rises without the heads, `controls` (n_sets, rows) without each control set, and `single` (n_heads, rows) without each
+    of the heads alone, by the first kind of ablation.
+    """
+
+    learning: Array
+    lost: Mapping[str, Array]
+    controls: Mapping[str, Array]
+    single: Array
+
+    @classmethod
+    def join(cls, rounds: Sequence[Ablated]) -> Ablated:
+        """All rounds as one."""
+        return cls(
+            np.concatenate([part.learning for part in rounds]),
+            {kind: np.concatenate([part.lost[kind] for part in rounds]) for kind in rounds[0].lost},
+            {kind: np.concatenate([part.controls[kind] for part in rounds], axis=1) for kind in rounds[0].controls},
+            np.concatenate([part.single for part in rounds], axis=1),
+        )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is asked: which heads, of what (in words), the least share of it, and which layers had too few heads for controls."""
+
+    heads: tuple[str, ...]
+    about: str
+    min_share: float = MIN_SHARE
+    relaxed: tuple[int, ...] = ()
+    complete: bool = False
+    fewest_rows: int = 2
+
+    @property
+    def named(self) -> str:
+        """The heads, in words."""
+        if len(self.heads) > NAMED + 1:
+            return f"{', '.join(self.heads[:NAMED])} and {len(self.heads) - NAMED} more"
+        *others, last = self.heads
+        return f"{', '.join(others)} and {last}" if others else last
+
+    @property
+    def min_excess(self) -> float:
+        """The share that must be gone beyond what is gone without the controls."""
+        return self.min_share * EXCESS_SHARE
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one kind of ablation does, in nats and as shares of in-context learning; which controls do as much, which more."""
+
+    lost: Estimate
+    control: Estimate
+    share: Estimate
+    excess: Estimate
+    as_much: tuple[bool, ...]
+    more: tuple[bool, ...]
+
+    @property
+    def n_controls(self) -> int:
+        return len(self.as_much)
+
+    @property
+    def usual(self) -> float:
+        """The share that is gone without a control set, in the mean."""
+        return self.share.value - self.excess.value
+
+    @property
+    def rank(self) -> float:
+        """How many of the sets, these heads and the controls, do as much: a permutation test's p."""
+        return (1 + sum(self.as_much)) / (1 + self.n_controls)
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether few enough do as much; of fewer than 49 controls none."""
+        return sum(self.as_much) <= self._allowed
+
+    @property
+    def is_outranked(self) -> bool:
+        """Whether clearly too many do more."""
+        return sum(self.more) > self._allowed
+
+    @property
+    def _allowed(self) -> int:
+        return max(0, math.floor(MOST_AS_MUCH * (1 + self.n_controls) + 1e-9) - 1)
+
+
+def share_interval(part: Array, whole: Array, error_rate: float) -> Estimate:
+    """Interval of mean(part) / mean(whole) over rows (n,), by Fieller: the shares that a paired Student's test does not refute.
+
+    The spread of what is tested counts as larger by 0.01 nats: equal values make no certainty. Raises `ArgumentError` as
+    `mean_interval`; the whole must be clear of 0 at this error rate, else no share is refuted and the interval is all numbers.
+    """
+    mean_interval(np.stack([part, whole], axis=1), error_rate, "nats")  # raises for what cannot be used
+    count, t = len(part), student_quantile(error_rate / 2, len(part) - 1)
+    (of_part, of_both), (_, of_whole) = (np.cov(np.stack([part, whole])) / count).tolist()
+    least = SMALLEST_SPREAD**2 / count
+    x, g = float(part.mean()), float(whole.mean())
+    a, b, c = g**2 - t**2 * max(of_whole, least), x * g - t**2 * of_both, x**2 - t**2 * (of_part + least)
+    if not a > 0:
+        return Estimate(x / g, -math.inf, math.inf, SHARE)
+    root = math.sqrt(max(0.0, b**2 - a * c))
+    return Estimate(x / g, (b - root) / a, (b + root) / a, SHARE)
+
+
+def judge_necessity(found: Ablated, claim: Claim, *, error_rate: float) -> Judgement:
+    """FORMED where, in every kind of ablation, enough in-context learning is gone, and more than without the controls.
+
+    The error rate is shared by the score and, of each kind, the share that is gone, what of it is beyond the controls', and which
+    controls do more.
+    """
+    each = error_rate / (1 + 3 * len(found.lost))
+    learning = mean_interval(found.learning[:, None], each, "nats")[0]
+    estimates = {"in_context_learning": learning}
+    if len(found.learning) < claim.fewest_rows:
+        more = claim.fewest_rows - len(found.learning)
+        seen = f"{len(found.learning)} rows of text are too few to tell"
+        return Judgement(Verdict.UNDETERMINED, "few_rows", seen, estimates=estimates, more_sequences=more)
+    if not learning.is_below(MAX_IN_CONTEXT_LEARNING):
+        return _without_learning(found, claim, learning)
+    kinds = {kind: _of_kind(found, kind, each) for kind in found.lost}
+    estimates |= {f"{name} {kind}": getattr(of, name) for kind, of in kinds.items() for name in ("lost", "control", "share")}
+    estimates |= {f"beyond controls {kind}": of.excess for kind, of in kinds.items()}
+    estimates |= {f"rank {kind}": Estimate(of.rank, of.rank, of.rank, SHARE) for kind, of in kinds.items()}
+    singles = mean_interval(found.single.T, each, "nats")
+    strongest = sorted(zip(claim.heads, singles, strict=True), key=lambda one: -one[1].value)[:NAMED]
+    estimates |= {f"lost without {head} alone": estimate for head, estimate in strongest}
+    verdict, reason, summary, more = _weighed(kinds, claim, learning, len(found.learning))
+    return Judgement(verdict, reason, summary, estimates=estimates, more_sequences=more)
+
+
+def as_answer(judgement: Judgement) -> Judgement:
+    """The judgement, UNDETERMINED where it is clear what was seen and that more rows would not make an answer of it."""
+    return replace(judgement, verdict=Verdict.UNDETERMINED) if judgement.reason in OPEN else judgement
+
+
+def _without_learning(found: Ablated, claim: Claim, learning: Estimate) -> Judgement:
+    seen = f"{claim.about} is {-learning.value:.3f} nats"
+    estimates, bar = {"in_context_learning": learning}, MAX_IN_CONTEXT_LEARNING
+    if learning.is_above(bar):
+        seen = f"there is nothing to remove: {seen}, not above {-bar:.3f}"
+        return Judgement(Verdict.NOT_FORMED, "nothing_to_remove", seen, estimates=estimates)
+    seen = f"whether there is anything to remove is not clear: {seen}, too close to {-bar:.3f}"
+    more = more_needed(learning, bar, len(found.learning))
+    return Judgement(Verdict.UNDETERMINED, "learning_unclear", seen, estimates=estimates, more_sequences=more)
+
+
+def _of_kind(found: Ablated, kind: str, error_rate: float) -> Kind:
+    lost, controls, gained = found.lost[kind], found.controls[kind], -found.learning
+    usual = controls.mean(axis=0)
+    effect, control = mean_interval(np.stack([lost, usual], axis=1), 2 * error_rate, "nats")
+    apart = mean_interval((controls - lost).T, error_rate, "nats")
+    return Kind(
+        effect,
+        control,
+        share_interval(lost, gained, error_rate),
+        share_interval(lost - usual, gained, error_rate),
+        tuple(estimate.value >= 0 for estimate in apart),
+        tuple(estimate.is_above(0) for estimate in apart),
+    )
+
+
+def _weighed(kinds: Mapping[str, Kind], claim: Claim, learning: Estimate, count: int) -> tuple[Verdict, str, str, int]:
+    """The verdict, its reason and summary, and how many more rows it would take."""
+    seen = f"without {claim.named} {_span(kinds, 'share')} of {claim.about} ({-learning.value:.2f} nats) is gone"
+    against = f"without {_controls(kinds, claim)} {_span(kinds, 'usual')} is"
+    if (failed := _failed(kinds, claim, seen, against)) is not None:
+        return Verdict.NOT_FORMED, *failed, 0
+    unclear = [
+        more_needed(estimate, bar, count)
+        for of in kinds.values()
+        for estimate, bar in ((of.share, claim.min_share), (of.excess, claim.min_excess))
+        if not estimate.is_above(bar)
+    ]
+    if unclear:
+        bars = f"{claim.min_share:.2f}, or {claim.min_excess:.2f} apart,"
+        return Verdict.UNDETERMINED, "effect_unclear", f"{seen}, {against}: too close to {bars} to tell", max(unclear)
+    if not all(of.is_ranked for of in kinds.values()):
+        return Verdict.UNDETERMINED, "rank_unclear", f"{seen}, but too many controls do as much: {_ranks(kinds)}", count
+    return Verdict.FORMED, "necessary", f"{seen}, {against}", 0
+
+
+def _failed(kinds: Mapping[str, Kind], claim: Claim, seen: str, against: str) -> tuple[str, str] | None:
+    """Reason and summary where it is clear that more rows would not make the heads necessary; else None."""
+    if any(of.lost.is_above(0) for of in kinds.values()) and any(of.lost.is_below(0) for of in kinds.values()):
+        said = ", ".join(f"{of.lost.value:+.2f} nats by {kind}" for kind, of in kinds.items())
+        return "kinds_disagree", f"the kinds of ablation disagree: without {claim.named} {said} are lost"
+    if any(of.share.is_below(claim.min_share) for of in kinds.values()):
+        return "removes_too_little", f"{seen}, less than {claim.min_share:.2f} by {_lowest(kinds, 'share')}"
+    if any(of.excess.is_below(claim.min_excess) for of in kinds.values()):
+        reason, summary = "no_more_than_controls", f"less than {claim.min_excess:.2f} apart by {_lowest(kinds, 'excess')}"
+    elif any(not of.is_ranked and (claim.relaxed or of.is_outranked) for of in kinds.values()):
+        reason, summary = "no_more_than_controls", f"too many of them do as much: {_ranks(kinds)}"
+    else:
+        return None
+    if not claim.relaxed:
+        return reason, f"{seen}, but {against}: {summary}"
+    layers = " and ".join(map(str, claim.relaxed))
+    few = f"layer{'s' if len(claim.relaxed) > 1 else ''} {layers} ha{'ve' if len(claim.relaxed) > 1 else 's'}"
+    return "no_controls", f"{seen}, but {few} too few other heads to compare with, and {against}: {summary}"
+
+
+def _span(kinds: Mapping[str, Kind], name: str) -> str:
+    """From the lowest to the highest share over kinds of ablation, in percent."""
+    values = sorted(of.usual if name == "usual" else of.share.value for of in kinds.values())
+    return _percent(values[0], values[-1])
+
+
+def _ranks(kinds: Mapping[str, Kind]) -> str:
+    return f"rank {', '.join(f'{of.rank:.3f} by {kind}' for kind, of in kinds.items())}"
+
+
+def _percent(low: float, high: float) -> str:
+    first, last = (f"{100 * value:.0f}" for value in (low, high))
+    return f"{first} %" if first == last else f"{first} to {last} %"
+
+
+def _controls(kinds: Mapping[str, Kind], claim: Claim) -> str:
+    count = next(iter(kinds.values())).n_controls
+    said = [*(["all there are"] if claim.complete else []), *(["from other layers too"] if claim.relaxed else [])]
+    aside = f" ({', '.join(said)})" if said else ""
+    return f"{count} set{'s' if count != 1 else ''} of as many others{aside}"
+
+
+def _lowest(kinds: Mapping[str, Kind], name: str) -> str:
+    """The kind of ablation that does least, with its interval."""
+    kind, estimate = min(((kind, getattr(of, name)) for kind, of in kinds.items()), key=lambda one: one[1].value)
+    return f"{kind} ({estimate.low:.2f}..{estimate.high:.2f})"
+
+
+def judge_sufficiency(judgement: Judgement, found: Ablated, claim: Claim, *, error_rate: float) -> Judgement:
+    """A judgement that heads are necessary, with how much stays where all others of their layers are ablated and they are not.
+
+    `found` has of the same rows what is lost with all others ablated, with all but each control set, and with all but each of the
+    heads alone. They are sufficient where, in every kind, `min_share` or more stays, and by half of that more than with controls.
+    """
+    each = error_rate / (2 * len(found.lost))
+    gained = -found.learning
+    kept = {kind: share_interval(gained - lost, gained, each) for kind, lost in found.lost.items()}
+    usual = {kind: sets.mean(axis=0) for kind, sets in found.controls.items()}
+    excess = {kind: share_interval(usual[kind] - lost, gained, each) for kind, lost in found.lost.items()}
+    alone = [share_interval(gained - lost, gained, each) for lost in found.single]
+    strongest = sorted(zip(claim.heads, alone, strict=True), key=lambda one: -one[1].value)[:NAMED]
+    named = {
+        **{f"kept {kind}": estimate for kind, estimate in kept.items()},
+        **{f"kept beyond controls {kind}": estimate for kind, estimate in excess.items()},
+        **({f"kept by {head} alone": estimate for head, estimate in strongest} if len(alone) > 1 else {}),
+    }
+    values = sorted(estimate.value for estimate in kept.values())
+    seen = f"{judgement.summary}; with all others of their layers ablated {_percent(values[0], values[-1])} stays"
+    sufficient = all(of.is_above(claim.min_share) for of in kept.values())
+    sufficient = sufficient and all(of.is_above(claim.min_excess) for of in excess.values())
+    reason = "necessary_and_sufficient" if sufficient else judgement.reason
+    return replace(judgement, reason=reason, summary=seen, estimates={**(judgement.estimates or {}), **named})

@@ -1,0 +1,198 @@
+"""What every head attends to, query by query for some, and which heads the other charts are about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pytest_induction.attention.scores import AttentionReader
+from pytest_induction.charts.making import ENDS, why
+from pytest_induction.deciding import ERROR_RATE
+from pytest_induction.errors import ModelError
+from pytest_induction.heads.copying import copy_effects
+from pytest_induction.heads.criteria import MATCHES, MIN_PREFIX_MATCHING, is_previous_token
+from pytest_induction.heads.induction import list_of_heads, search_for_all
+from pytest_induction.heads.table import Thresholds, head_evidence
+from pytest_induction.measuring.observing import Array, numbers
+from pytest_induction.measuring.rounds import MAX_SEQUENCES, Round
+from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import Probe, fitting_shape, repeated_sequences
+from pytest_induction.records import Estimate, HeadEvidence, HeadList
+from pytest_induction.statistics import SHARE, bounded_intervals, mean_interval
+
+COPY_EFFECT = ("copy_effect", "copy effect", "nats")
+MATCH_LENGTHS = {
+    "exactly_one": "matching on one token",
+    "exactly_two": "matching on two tokens",
+    "three_or_more": "matching on three or more",
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Every head as it was measured: `heads` strongest first, `effects` their copy effects where these are known.
+
+    `listed` is the complete list of induction heads. `why_not` says why effects are not known.
+    """
+
+    found: Round
+    heads: tuple[HeadEvidence, ...]
+    listed: HeadList
+    effects: Array | None
+    why_not: str
+
+    @property
+    def matching(self) -> tuple[HeadEvidence, ...]:
+        """The induction heads, strongest first."""
+        listed = {(head.layer, head.head) for head in self.listed.heads}
+        return tuple(head for head in self.heads if (head.layer, head.head) in listed)
+
+    def kind_of(self, head: HeadEvidence) -> str:
+        """What a head does: by its means, and of one that matches what the list says of it."""
+        told = {(each.layer, each.head): each.kind for each in self.listed.ruled_out}
+        return told.get((head.layer, head.head), head.kind) if head.kind == MATCHES else head.kind
+
+    def about(self, seed: int) -> str:
+        """What all of it was measured on."""
+        return f"{len(self.found.periods)} sequences, {self.found.described}, seed {seed}"
+
+
+def heads_seen(subject: ModelUnderTest) -> Seen:
+    """The heads of a model, measured or remembered. Raises `UnsupportedModel` where its attention cannot be read."""
+    _ = subject.reading
+    return subject.remember(("heads for exhibits", subject.seed), lambda: _seen(subject))
+
+
+def _seen(subject: ModelUnderTest) -> Seen:
+    budget = (MAX_SEQUENCES, ERROR_RATE, None)
+    listed, found = list_of_heads(subject, Thresholds(), budget), search_for_all(subject, Thresholds(), budget).found
+    effects, why_not = _effects(subject, len(found.periods))
+    heads = head_evidence(found, Thresholds(), ERROR_RATE, complete=True)
+    return Seen(found, tuple(heads), listed, effects, why_not)
+
+
+def _effects(subject: ModelUnderTest, count: int) -> tuple[Array | None, str]:
+    try:
+        return copy_effects(subject, count, subject.seed), ""
+    except Exception as error:  # noqa: BLE001 - whatever it is: what heads attend to is drawn all the same
+        return None, why(error)
+
+
+def heads_data(subject: ModelUnderTest) -> dict[str, Any]:
+    """The exhibit "heads"."""
+    seen = heads_seen(subject)
+    found = seen.found
+    measures = [
+        (("prefix_matching", "prefix matching", SHARE), found.heads[:, 0], SHARE),
+        (("excess", "prefix matching without chance", SHARE), found.excess, "excess"),
+        (("previous_token", "previous token", SHARE), found.heads[:, 1], SHARE),
+        (("duplicate_token", "duplicate token", SHARE), found.heads[:, 2], SHARE),
+        (("first_token", "first token", SHARE), found.heads[:, 3], SHARE),
+    ]
+    measures += [
+        ((name, words, SHARE), found.irregular[:, index], SHARE)
+        for index, (name, words) in enumerate(MATCH_LENGTHS.items())
+        if len(found.irregular)
+    ]
+    if seen.effects is not None:
+        measures.append((COPY_EFFECT, seen.effects, "nats"))
+    kinds: list[list[str | None]] = [[None] * subject.n_heads for _ in range(subject.n_layers)]
+    for head in seen.heads:
+        kinds[head.layer][head.head] = seen.kind_of(head)
+    about = seen.about(subject.seed) + (f"; what heads copy is not known: {seen.why_not}" if seen.why_not else "")
+    return {
+        "layers": list(subject.reading.layers),
+        "scores": [_score(names, values, unit, found) for names, values, unit in measures],
+        "bar": MIN_PREFIX_MATCHING,
+        "kinds": kinds,
+        "confidence": 1 - ERROR_RATE,
+        "about": about,
+    }
+
+
+def _score(names: tuple[str, str, str], values: Array, unit: str, found: Round) -> dict[str, Any]:
+    """One score of every head with its interval; that of the excess may end below 0."""
+    of_heads = values[:, found.exists]
+    if unit == "nats":
+        estimates: Sequence[Estimate] = mean_interval(of_heads, ERROR_RATE, unit)
+    else:
+        each = ERROR_RATE / 2 / max(1, of_heads.shape[1])
+        estimates = bounded_intervals(of_heads, each, each, lowest=-1.0 if unit == "excess" else 0.0, unit=unit)
+    score: dict[str, Any] = dict(zip(("name", "words", "unit"), names, strict=True))
+    return score | {end: _matrix([getattr(each, end) for each in estimates], found) for end in ENDS}
+
+
+def _matrix(numbers: Sequence[float], found: Round) -> Array:
+    """Numbers of the heads that there are, in order, as (n_layers, n_heads)."""
+    matrix = np.full(found.exists.shape, np.nan)
+    matrix[found.exists] = numbers
+    return matrix
+
+
+MOST_POSITIONS, LONGEST = 64, 16  # what can be looked at, token by token
+MOST_HEADS = 3
+PATTERN_DIGITS = 4
+
+
+def attention_data(subject: ModelUnderTest) -> dict[str, Any]:
+    """The exhibit "attention". Raises `ModelError` where a pattern is not finite."""
+    seen = heads_seen(subject)
+    probe = _probe(subject)
+    chosen = _chosen(seen)
+    patterns = _patterns(subject, probe, [head for head, _, _ in chosen])
+    return {
+        "tokens": probe.tokens[0].tolist(),
+        "starts": [probe.start + copy * probe.period for copy in range(probe.repeats)],
+        "period": probe.period,
+        "bos": subject.space.bos_id is not None,
+        "heads": [
+            {"name": str(head), "role": role, "score": score, "pattern": _triangle(pattern)}
+            for (head, role, score), pattern in zip(chosen, patterns, strict=True)
+        ],
+        "about": f"1 sequence, period {probe.period}, {probe.repeats} copies, seed {subject.seed}; "
+        f"heads chosen on {seen.about(subject.seed)}",
+    }
+
+
+def _probe(subject: ModelUnderTest) -> Probe:
+    """One row of repeated tokens, short enough to be looked at."""
+    fitting, copies = fitting_shape(subject.space)
+    start = 0 if subject.space.bos_id is None else 1
+    period = min(LONGEST, fitting[-1], (MOST_POSITIONS - start) // copies)
+    return repeated_sequences(subject.space, period=period, rng=np.random.default_rng([subject.seed, 12]), repeats=copies)
+
+
+def _chosen(seen: Seen) -> list[tuple[HeadEvidence, str, float]]:
+    """The strongest heads, then the one that most attends to the token before: head, role, and the score that it has it for."""
+    before = max(seen.heads, key=lambda head: head.previous_token)
+    previous = [before] if is_previous_token(before.previous_token) and before not in seen.matching else []
+    strongest = [head for head in seen.heads if head not in previous][:MOST_HEADS]
+    roles = ["induction" if head in seen.matching else "strongest" for head in strongest]
+    named = [(head, role, head.prefix_matching.value) for head, role in zip(strongest, roles, strict=True)]
+    return named + [(head, "previous token", head.previous_token) for head in previous]
+
+
+def _patterns(subject: ModelUnderTest, probe: Probe, heads: list[HeadEvidence]) -> list[Array]:
+    """The pattern of each head, (queries, keys)."""
+    found: dict[tuple[int, int], Array] = {}
+
+    def take(layer: int, attention: AttentionReader) -> None:
+        wanted = [head.head for head in heads if head.layer == layer]
+        if wanted:
+            pattern = attention.pattern_of(range(probe.n_positions))[0, wanted]
+            found.update(zip(((layer, number) for number in wanted), numbers(pattern), strict=True))
+
+    subject.observe(torch.from_numpy(probe.tokens), take)
+    patterns = [found[head.layer, head.head] for head in heads]
+    if not all(np.isfinite(pattern).all() for pattern in patterns):
+        raise ModelError(f"the attention of {subject.name} is not finite (NaN or infinity)")
+    return patterns
+
+
+def _triangle(pattern: Array) -> list[Array]:
+    """Each query's mass on itself and what is before it."""
+    return [np.round(row[: query + 1], PATTERN_DIGITS) for query, row in enumerate(pattern)]

@@ -1,0 +1,189 @@
+"""The command line: what it says, and the options of `python -m pytest_induction sweep`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pytest_induction.errors import InductionError, reason
+from pytest_induction.formatting import as_message, for_terminal
+from pytest_induction.progress import complain, let_go
+from pytest_induction.runs.checkpoints.finding import parse_steps
+from pytest_induction.runs.checkpoints.layouts import LAYOUTS
+from pytest_induction.runs.options_named import spelt
+from pytest_induction.runs.places import Place
+from pytest_induction.runs.record import TrainingRun
+from pytest_induction.runs.store import read_run
+
+CLOSED = 141  # how shells tell that a program wrote into a pipe that nobody reads: 128 and the number of SIGPIPE
+UNKNOWN = 1000  # columns, where neither COLUMNS nor a terminal says how many there are
+
+
+class OutputFailed(Exception):
+    """Standard output takes no more; `why` is what the system said."""
+
+    def __init__(self, why: OSError) -> None:
+        super().__init__(str(why))
+        self.why = why
+
+
+class Parser(argparse.ArgumentParser):
+    """One that quotes what it was given printable, and whose help may be cut off by its reader."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        lines = message.removesuffix("\n").split("\n")
+        if file is sys.stdout:
+            say(*lines)
+        else:
+            tell(*lines)
+
+    def error(self, message: str) -> NoReturn:
+        super().error(as_message(message))
+
+
+def say(*lines: str) -> None:
+    """Write lines to standard output, none wider than a narrow terminal. Raises `OutputFailed`."""
+    write("".join(f"{each}\n" for line in lines for each in for_terminal(line, columns())))
+
+
+def tell(*lines: str) -> None:
+    """Write lines to standard error; where nobody takes them, they are lost."""
+    for line in lines:
+        for each in for_terminal(line, columns()):
+            complain(each)
+
+
+def fail(message: str) -> None:
+    """Write an error to standard error."""
+    tell(*f"error: {message}".split("\n"))
+
+
+def columns() -> int:
+    """How wide what is shown may be: what COLUMNS says, or the terminal."""
+    return shutil.get_terminal_size((UNKNOWN, 24)).columns
+
+
+def write(text: str) -> None:
+    """Write to standard output at once. Raises `OutputFailed`."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        raise OutputFailed(error) from None
+
+
+def ended(command: Callable[[], int]) -> int:
+    """The exit status of a command, also where standard output is closed, or its disk is full."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            with suppress(OSError, ValueError):
+                stream.reconfigure(errors="backslashreplace")  # a name may have letters that the encoding lacks
+    try:
+        return command()
+    except OutputFailed as failed:
+        let_go(sys.stdout)
+        if isinstance(failed.why, BrokenPipeError):
+            return CLOSED
+        fail(f"standard output cannot be written: {reason(failed.why)}")
+        return 2
+
+
+ABOUT = "measure every checkpoint of a training and write a run that can be asserted about; a sweep that was broken off goes on"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command, and at the end of its help the layouts that are known."""
+    parser.epilog = "Checkpoints may be " + "; ".join(f"{layout.looks_like} ({layout.name})" for layout in LAYOUTS) + "."
+    parser.add_argument(
+        "checkpoints",
+        metavar="CHECKPOINTS",
+        help="a directory or URL with checkpoint-N directories or step-numbered files, a pattern in it, or hf:NAME@step{}",
+    )
+    parser.add_argument(
+        "-o", "--out", metavar="RUN", required=True, help="directory of the run: a new one, or an earlier sweep's"
+    )
+    parser.add_argument("--factory", metavar="F", help="what makes the model: path/file.py:factory or module:factory")
+    parser.add_argument("--text", metavar="FILE", help="held-out text for the in-context learning score")
+    parser.add_argument("--steps", metavar="STEPS", help="these only: 0,1,2,4 or FIRST:LAST:EVERY")
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=1, help="processes that measure at once, beside this one (default 1)"
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const="",
+        help="measure on a Ray cluster: auto, an address, or nothing for the one of this machine, started if there is none",
+    )
+    parser.add_argument("--num-gpus", metavar="X", type=float, help="GPUs of each that measures on the cluster")
+    parser.add_argument("--device", help="device the model runs on (default cpu)")
+    parser.add_argument("--dtype", help="floating-point type it runs in (default: as stored)")
+    parser.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
+    add_trust(parser)
+    add_without_pattern(parser)
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the probes (default 0)")
+    parser.add_argument("--tokens-per-step", metavar="T", type=float, help="tokens that a step of the training had")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The option by which code may run that came with weights; spelt as the messages do, too."""
+    about = "let code run that came with the weights; without it such a model is refused"
+    parser.add_argument("--trust-remote-code", "--induction-trust-remote-code", action="store_true", help=about)
+
+
+def add_without_pattern(parser: argparse.ArgumentParser) -> None:
+    """The option that declares modules which have no attention pattern; spelt as pytest has it, too."""
+    about = "modules that mix positions and have no attention pattern: paths or classes, by commas; may be given again"
+    names = ("--without-pattern", "--induction-without-pattern")
+    parser.add_argument(*names, metavar="NAME", action="append", default=[], help=about)
+
+
+def run(given: argparse.Namespace) -> tuple[list[str], int]:
+    """Do it: the lines that there are to say, and 0 if all was measured, 1 if some was not, 130 if it was interrupted."""
+    from pytest_induction.runs.sweep import sweep
+
+    settings = {
+        "factory": given.factory,
+        "text": None if given.text is None else Path(given.text),
+        "steps": None if given.steps is None else parse_steps(given.steps),
+        "workers": given.workers,
+        "ray": given.ray,
+        "num_gpus": given.num_gpus,
+        "device": given.device,
+        "dtype": given.dtype,
+        "memory": given.memory,
+        "trust_remote_code": given.trust_remote_code,
+        "without_pattern": given.without_pattern,
+        "seed": given.seed,
+        "tokens_per_step": given.tokens_per_step,
+    }
+    try:
+        with spelt("command"):
+            found = sweep(given.checkpoints, given.out, **settings)
+    except KeyboardInterrupt:
+        return [f"interrupted: {_kept(given.out)}; the same command goes on with it"], 130
+    problems = [f"step {each.step}: {each.problem}" for each in found.snapshots if each.problem]
+    return [*problems, summary(found, given.out)], int(bool(problems))
+
+
+def summary(run: TrainingRun, out: str) -> str:
+    """How many snapshots there are, of which steps, and where."""
+    failed = sum(bool(each.problem) for each in run.snapshots)
+    without = f", {failed} with a problem" if failed else ""
+    steps = f"steps {run.snapshots[0].step} to {run.snapshots[-1].step}" if len(run) else "no steps"
+    return f"{out}: {len(run)} snapshots{without}, {steps}"
+
+
+def _kept(out: str) -> str:
+    try:
+        return summary(read_run(Place(out)), out)
+    except InductionError:  # it had not begun
+        return "nothing was measured"

@@ -1,0 +1,1 @@
+"""One model held against another: preserved heads, and continuity over families."""

@@ -1,0 +1,196 @@
+"""The assertion of continuity: the members of a family, models or trainings of several sizes, look alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_induction.comparison.families import Runs, members_of, unlike
+from pytest_induction.comparison.margins import HEADS, ICL, LATE, OF_MODELS, OF_RUNS, OV, Continuity, Measure, judge_continuity
+from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS
+from pytest_induction.errors import ArgumentError, user_facing, whole_number
+from pytest_induction.expectations import expect
+from pytest_induction.records import Evidence, Provenance, Verdict
+from pytest_induction.runs.opening import load_run
+from pytest_induction.runs.phase_change.claims import provenance_of
+from pytest_induction.runs.phase_change.finding import ERROR_RATE as ERROR_RATE_OF_RUNS
+from pytest_induction.statistics import equivalence, look_sizes
+
+if TYPE_CHECKING:
+    from pytest_induction.comparison.families import Family
+
+CLAIM = "continuity"
+
+
+@user_facing
+def assert_continuity(
+    family: Family,
+    *,
+    text: Any = None,
+    margins: Mapping[str, float | None] | None = None,
+    max_sequences: int = MAX_SEQUENCES,
+    max_rows: int = MAX_TEXT_ROWS,
+    confidence: float | None = None,
+    seed: int | None = None,
+) -> Evidence:
+    """Assert that the members of a family look alike: every measure the same in all of them, within a stated margin.
+
+    `family` are two or more models (whatever `load_model` takes), or two or more training runs (whatever `load_run` takes): a
+    sequence, by size, or a mapping of names to them. All models are in memory at once. The paper argues from small models to
+    large ones because what is measured looks alike at every size; "looks alike" is shown here by equivalence tests.
+
+    Of models, on the same random tokens for all (ids that every one has, as many as fit the shortest context), with the default
+    margins: `prefix_matching` of the best head, 0.1, chosen on every other sequence and measured on those between;
+    `later_accuracy`, 0.1, and `later_loss`, 0.5 nats, on repeated tokens; `ov_eigenvalue` of that head, 0.3, where the weights of
+    all are known; and with `text` (a string, a path or token ids) `in_context_learning`, 0.15 nats, on the same tokens at the
+    same places of rows as long as the shortest context. Of runs: `onset` and `end` of the phase change, 0.5 decades of tokens;
+    `icl_score`, 0.15 nats, and `prefix_matching` of the best head, 0.1, at the last snapshot. `margins` replaces these by name;
+    None leaves a measure out.
+
+    FORMED where for every measure and pair the interval of the difference, of level 1 - 2 x the error rate, lies within the
+    margin (two one-sided tests): never because no difference was found. NOT_FORMED where for some measure and pair the interval
+    that holds for all of them together lies wholly outside. Sequences are drawn in rounds until it is clear, at most
+    `max_sequences`; of a text `max_rows` rows are taken. Else UNDETERMINED, which fails too and says which measure is not clear,
+    and what would settle it. `confidence` is that of the verdict, by default 0.999 for models and 0.95 for runs, for which
+    `max_sequences`, `max_rows` and `seed` mean nothing. Members that all lack something are alike in it, and the summary says so.
+
+    Returns the evidence: `.estimates` has the largest difference of each measure, `.bars` the margins, `.provenance.notes` the
+    members. Raises `ExpectationFailed`, which carries it, `ArgumentError` for a family of one or a margin of an unknown name,
+    `TextError` or `ArgumentError` where a text is not the same tokens for all: scores per token are then not comparable.
+
+    >>> from pytest_induction.models.planted import induction_head
+    >>> assert_continuity({"small": induction_head(n_heads=2), "large": induction_head(n_layers=3)}).reason
+    'alike'
+    """
+    names, members, are_runs = members_of(family)
+    given = _margins(margins or {}, OF_RUNS if are_runs else OF_MODELS)
+    if confidence is not None and not 0.5 < confidence < 1:
+        raise ArgumentError(f"`confidence` must lie between 0.5 and 1, got {confidence}")
+    if are_runs:
+        if text is not None:
+            raise ArgumentError("`text` is for models: of a run what was recorded is compared")
+        error_rate = ERROR_RATE_OF_RUNS if confidence is None else 1 - confidence
+        return expect(_of_runs(names, members, given, error_rate), Verdict.FORMED)
+    if text is not None and ICL not in given:
+        raise ArgumentError(f"`text` is for the measure {ICL}, which is left out by its margin of None")
+    if text is None and (margins or {}).get(ICL) is not None:
+        raise ArgumentError(f"`margins` has {ICL}, and {ICL} needs a `text`")
+    budget = Budget(
+        whole_number("max_sequences", max_sequences, least=1),
+        whole_number("max_rows", max_rows, least=2),
+        ERROR_RATE if confidence is None else 1 - confidence,
+        None if seed is None else whole_number("seed", seed, least=0),
+    )
+    return expect(_of_models(names, members, given, text, budget), Verdict.FORMED)
+
+
+def _margins(given: Mapping[str, float | None], known: Mapping[str, Measure]) -> dict[str, float]:
+    """The margin of every measure that is not left out."""
+    for name, margin in given.items():
+        if name not in known:
+            raise ArgumentError(f"`margins` has no measure {name!r} of such a family: it has {', '.join(known)}")
+        if margin is not None and not (isinstance(margin, (int, float)) and 0 < margin < math.inf):
+            raise ArgumentError(f"`margins` of {name} must be a number above 0, or None to leave it out, got {margin!r}")
+    wanted = {name: given.get(name, measure.margin) for name, measure in known.items()}
+    kept = {name: float(margin) for name, margin in wanted.items() if margin is not None}
+    if not kept:
+        raise ArgumentError("`margins` leaves out every measure: there is nothing to compare")
+    return kept
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a verdict on models may take: sequences, rows of text, error rate, and the seed, None for that of the first model."""
+
+    max_sequences: int
+    max_rows: int
+    error_rate: float
+    seed: int | None
+
+
+def _of_runs(names: tuple[str, ...], members: Sequence[Any], margins: Mapping[str, float], error_rate: float) -> Evidence:
+    opened = [load_run(member) for member in members]
+    names = names or unlike(run.name for run in opened)
+    runs = Runs(opened, names, error_rate)
+    found, notes = runs.measured(margins)
+    judgement = judge_continuity(found, margins, names, error_rate=error_rate)
+    parts = [provenance_of(run) for run in opened]
+    about = _provenance(names, parts, f"{len(opened)} runs", is_run=True)
+    evidence = _evidence(judgement, {name: margins[name] for name in found}, about, notes, error_rate)
+    return replace(evidence, changes=runs.changes if {"onset", "end"} & margins.keys() else ())
+
+
+def _evidence(
+    judgement: Continuity, bars: Mapping[str, float], about: Provenance, notes: tuple[str, ...], error_rate: float
+) -> Evidence:
+    return Evidence(
+        CLAIM,
+        judgement.verdict,
+        judgement.reason,
+        "; ".join((judgement.summary, *notes)),
+        replace(about, notes=(*about.notes, *notes)),
+        estimates=judgement.estimates or {},
+        bars=bars,
+        confidence=1 - error_rate,
+        settle=judgement.settle,
+    )
+
+
+def _provenance(names: Sequence[str], parts: Sequence[Provenance], probe: str, *, is_run: bool = False) -> Provenance:
+    """Where what is said of a family comes from; what each member is stands in the notes."""
+    told = (part.probe if is_run else f"{part.how}, weights {part.fingerprint}" for part in parts)
+    members = [f"{name} is {part.model}: {what}" for name, part, what in zip(names, parts, told, strict=True)]
+    notes = [f"{name}: {note}" for name, part in zip(names, parts, strict=True) for note in part.notes]
+    return replace(
+        parts[0],
+        model=", ".join(names),
+        fingerprint="+".join(part.fingerprint for part in parts),
+        way_in=_each(part.way_in for part in parts),
+        n_layers=0,
+        n_heads=0,
+        dtype=_each(part.dtype for part in parts),
+        device=_each(part.device for part in parts),
+        layers=(),
+        probe=probe,
+        notes=(*members, *notes),
+    )
+
+
+def _each(texts: Iterable[str]) -> str:
+    """All of them, each once."""
+    return ", ".join(dict.fromkeys(texts))
+
+
+def _of_models(
+    names: tuple[str, ...], members: Sequence[Any], margins: Mapping[str, float], text: Any, budget: Budget
+) -> Evidence:
+    from pytest_induction.comparison.family_models import Models
+    from pytest_induction.measuring.observing import provenance
+    from pytest_induction.model.load import load_model
+
+    subjects = [load_model(member) for member in members]
+    if {HEADS, OV} & margins.keys():
+        for subject in subjects:
+            _ = subject.reading  # refuse by name here, before anything is measured
+    names = names or unlike(subject.name for subject in subjects)
+    seed = subjects[0].seed if budget.seed is None else budget.seed
+    models, looks = Models(subjects, names, seed), look_sizes(budget.max_sequences)
+    error_rate = budget.error_rate / len(looks)
+    fixed = models.in_context(text, budget.max_rows) if text is not None else {}
+    late = fixed.pop(LATE, None)
+    eigenvalues, notes = models.eigenvalues() if OV in margins else (None, ())
+    for size in looks:
+        models.draw(size)
+        found = {**models.repeats(margins), **models.copying(eigenvalues), **fixed}
+        judgement = judge_continuity(found, margins, names, error_rate=error_rate)
+        if not judgement.more_sequences:
+            break
+    if late is not None:
+        largest = equivalence(late.between, math.inf, error_rate).difference
+        judgement = replace(judgement, estimates={**(judgement.estimates or {}), LATE: largest})
+    parts = [provenance(subject, seed=seed, n_sequences=models.n_sequences) for subject in subjects]
+    about = _provenance(names, parts, f"{models.described}{models.of_text}")
+    bars = {name: margins[name] for name in found}
+    return _evidence(judgement, bars, about, (*notes, *models.lacking(margins)), budget.error_rate)

@@ -1,1 +1,0 @@
-"""What is drawn of a model or a run beside the verdicts, measured on its own: plain data, one exhibit of each kind."""

@@ -1,0 +1,485 @@
+"""How a module is called, what parts and weights it has, and how it is left as it was found."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from threading import get_ident
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pytest_induction import errors
+from pytest_induction.errors import ModelError
+from pytest_induction.forward.changing import Shared, have_alone, with_weights
+from pytest_induction.forward.inputs import INPUT_IDS, Inputs, parameters_of
+from pytest_induction.forward.outputs import Outputs, Vocabulary, described, readings
+from pytest_induction.forward.standing import Memory, all_parts, kept_in, writes
+from pytest_induction.undoing import Changes
+
+MOST_PATHS = 1_000_000  # to parts; torch walks each when it moves or saves a module, however few parts there are
+
+
+def why_endless(module: nn.Module) -> str:
+    """Why torch cannot walk the parts of a module, as the end of a sentence about it; "" where it can."""
+    paths: dict[int, int] = {}  # of each part that is done with: to itself and all below
+    below = {id(module): 1}  # the same, so far, of those on the way to where we are
+    way = [("", module, iter(_children(module)))]
+    while way:
+        _, part, children = way[-1]
+        name, child = next(children, ("", None))
+        if child is None:
+            paths[id(part)] = below.pop(id(part))
+            way.pop()
+            if way:
+                below[id(way[-1][1])] += paths[id(part)]
+        elif id(child) in below:
+            named = ".".join([*(each for each, *_ in way[1:]), name])
+            return f"has a module that holds itself, `{named}`, which torch walks without end: keep it in a list or a tuple"
+        elif id(child) in paths:
+            below[id(part)] += paths[id(child)]
+        else:
+            below[id(child)] = 1
+            way.append((name, child, iter(_children(child))))
+    if paths[id(module)] > MOST_PATHS:
+        return (
+            f"holds its {len(paths)} modules along {paths[id(module)]:.3g} paths, of which torch walks each: hold each part once"
+        )
+    return ""
+
+
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Those of a module under each of their names."""
+    return [(name, child) for name, child in module._modules.items() if child is not None]  # noqa: SLF001 - others are told once
+
+
+SAMPLED_NUMBERS = 4096  # of each tensor, that go into the fingerprint beside its sum
+
+
+def broken_weights(module: nn.Module) -> list[str]:
+    """Names of the weights that hold NaN or infinity. Buffers may: masks do."""
+    packed = [(name, value) for name, value in module.state_dict().items() if isinstance(value, tuple)]
+    weights = [*module.named_parameters(), *packed]
+    return [name for name, value in weights if not all(map(_is_finite, _tensors(module, name, value)))]
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A short name of the weights and buffers: their names, shapes, exact sums of their bits, and a sample of them."""
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        state = module.state_dict()
+    except RecursionError:
+        raise ModelError(f"`{type(module).__name__}` {why_endless(module) or 'is nested too deep for torch'}") from None
+    for name, value in state.items():
+        for tensor in _tensors(module, name, value):
+            if not tensor.is_meta:
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(_bits(tensor))
+    return digest.hexdigest()
+
+
+def digests(module: nn.Module) -> dict[str, bytes]:
+    """For each weight of the module a few bytes that are others where it holds other numbers."""
+    return {name: _digest(_tensors(module, name, weight)) for name, weight in module.named_parameters()}
+
+
+def _digest(tensors: Iterator[Tensor]) -> bytes:
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        if not tensor.is_meta:
+            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode() + _bits(tensor))
+    return digest.digest()
+
+
+def _tensors(module: nn.Module, name: str, value: Any) -> Iterator[Tensor]:
+    """The plain tensors of one entry of the module's state."""
+    if isinstance(value, Tensor) and value.is_meta:
+        value = _offloaded(module, name, value)
+    elif isinstance(value, Tensor) and value.numel() == 0:
+        value = _own_part(module, name, value)
+    yield from _plain(value)
+
+
+def _plain(value: Any) -> Iterator[Tensor]:
+    """Each of a tuple's tensors, the parts of a wrapper (torch's own protocol for them), the numbers of a quantised one."""
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _plain(part)
+    elif hasattr(value, "__tensor_flatten__"):
+        for part in value.__tensor_flatten__()[0]:
+            yield from _plain(getattr(value, part))
+    elif isinstance(value, Tensor):
+        yield value.detach().dequantize() if value.is_quantized else value.detach()
+
+
+def _offloaded(module: nn.Module, name: str, placeholder: Tensor) -> Tensor:
+    """The weight that accelerate keeps in memory or on disk while the module holds a placeholder."""
+    path = name.split(".")
+    for depth in reversed(range(len(path))):
+        try:
+            hook = getattr(module.get_submodule(".".join(path[:depth])), "_hf_hook", None)
+        except AttributeError:  # a state may have names of its own
+            continue
+        for each in (hook, *getattr(hook, "hooks", ())):
+            weights = getattr(each, "weights_map", None)
+            if weights is not None and ".".join(path[depth:]) in weights:
+                return weights[".".join(path[depth:])]
+    return placeholder
+
+
+def _own_part(module: nn.Module, name: str, emptied: Tensor) -> Tensor:
+    """What this process has of a weight that DeepSpeed's ZeRO-3 spreads over processes, and empties between passes."""
+    try:
+        return getattr(module.get_parameter(name), "ds_tensor", emptied)
+    except AttributeError:  # a buffer
+        return emptied
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+
+
+def _bits(tensor: Tensor) -> bytes:
+    if tensor.numel() == 0 or tensor.layout != torch.strided:
+        return repr(tensor.shape).encode()
+    octets = tensor.contiguous().flatten().view(torch.uint8)
+    if octets.storage_offset() % 8:
+        octets = octets.clone()
+    whole = len(octets) // 8 * 8
+    words = octets[:whole].view(torch.int64)  # eight bytes at a time, as summing is what takes the time
+    sample = words[:: max(1, len(words) // SAMPLED_NUMBERS)]
+    parts = words.sum()[None], sample.clone(), octets[whole:].clone()  # as what shares memory with numpy cannot be freed by FSDP
+    return b"".join(part.cpu().numpy().tobytes() for part in parts)
+
+
+CLOSE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+CLOSE_OTHERWISE = 1e-2
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """Largest difference, relative to the size of the logits."""
+    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-3)) if one.numel() else 0.0
+
+
+def close_to(logits: Tensor) -> float:
+    """The largest difference from these logits that is none."""
+    return CLOSE.get(logits.dtype, CLOSE_OTHERWISE)
+
+
+_NOTHING = nullcontext()
+PLAINLY = nn.Module.__setattr__
+LONGEST_LINE = 200  # letters of an error of others
+FLEX = "torch.nn.attention.flex_attention"
+UNCOMPILED = "flex_attention_performance"  # torch's name of that warning
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a module is called and where its logits are, as found by trial.
+
+    It takes at most `most_rows` rows at a time (None: any number), of lengths that are multiples of `multiple`.
+    """
+
+    inputs: Inputs = field(default_factory=Inputs)
+    outputs: Outputs | None = None
+    most_rows: int | None = None
+    multiple: int = 1
+
+    def length(self, positions: int) -> int:
+        """How long a row of so many positions is when it is given, filled up behind; the last ones may have no logits."""
+        short = 0 if self.outputs is None else self.outputs.short
+        return -(-(positions + short) // self.multiple) * self.multiple
+
+    def filled(self, tokens: Tensor) -> Tensor:
+        """Token ids (rows, positions), as long as the module takes them. What stands behind changes nothing before it."""
+        more = self.length(tokens.shape[1]) - tokens.shape[1]
+        return torch.cat([tokens, tokens[:, -1:].expand(-1, more)], dim=1) if more else tokens
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to know of it."""
+        found = [*self.inputs.notes, *(() if self.outputs is None else self.outputs.notes)]
+        found += ["measured one row at a time: it takes no more"] if self.most_rows == 1 else []
+        found += [f"rows are filled up to multiples of {self.multiple} positions, behind"] if self.multiple > 1 else []
+        short = self.outputs is not None and self.outputs.short
+        found += ["one more token is given behind each row, as the last has no logits"] if short else []
+        return tuple(found)
+
+
+class Caller:
+    """Calls a module with token ids in the form that it takes, and finds the logits in what comes back."""
+
+    def __init__(self, module: nn.Module, form: Form | None = None) -> None:
+        module = uncompiled(module)
+        self.module = module
+        self.calls_flex: bool | None = None  # whether it attends by `flex_attention`, once a trial pass was looked at
+        self._parameters = _forward_parameters(module)
+        self.d_vocab: int | None = None  # how many ids there are, once that is known
+        self.form = form or Form(Inputs(INPUT_IDS if INPUT_IDS in self._parameters else ""))
+        base = getattr(module, "base_model", None)
+        plain = self.form.inputs.is_plain and isinstance(base, nn.Module) and base is not module
+        self.base: nn.Module | None = base if plain else None
+        self._base_parameters = frozenset() if self.base is None else _forward_parameters(self.base)
+
+    @property
+    def is_unchanged_transformers(self) -> bool:
+        """Whether the module runs a forward that transformers wrote, with nobody's hooks or replacements around it."""
+        own = type(self.module).forward.__module__.startswith("transformers.") and "forward" not in vars(self.module)
+        return own and not self.module._forward_hooks and not self.module._forward_pre_hooks  # noqa: SLF001 - nothing else tells
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether padding can be marked."""
+        return self.form.inputs.takes_padding and ("attention_mask" in self._parameters or "**" in self._parameters)
+
+    def knows(self, keyword: str) -> bool:
+        """Whether the module's forward names this keyword."""
+        return keyword in self._parameters
+
+    def __call__(self, tokens: Tensor, attention_mask: Tensor | None = None, *, logits: bool = True, **extra: Any) -> Any:
+        """One forward pass. Without `logits` only the base model runs, where the module has one."""
+        module = self.module if logits or self.base is None else self.base
+        parameters = self._parameters if module is self.module else self._base_parameters
+        keywords = dict(extra)
+        if attention_mask is not None:
+            if not self.takes_mask:
+                raise ModelError(
+                    f"`{type(module).__name__}` takes no `attention_mask`: measure rows of one length, without padding"
+                )
+            keywords["attention_mask"] = attention_mask
+        if "use_cache" in parameters:
+            keywords["use_cache"] = False
+        if module is not self.module and INPUT_IDS not in parameters:
+            return module(tokens, **keywords)
+        args, options = self.form.inputs.arguments_of(tokens, keywords)
+        return module(*args, **options)
+
+    def logits_of(self, output: Any, tokens: Tensor) -> Tensor:
+        """The logits (rows, positions, d_vocab) in what the module returned for these ids. Raises `ModelError` where none are."""
+        outputs = self.form.outputs
+        if outputs is None:
+            outputs = next(iter(readings(output, tokens, Vocabulary())), None)
+        if outputs is None:
+            raise ModelError(f"no logits of token ids {tuple(tokens.shape)} in what the model returned, {described(output)}")
+        return outputs.logits(output, tokens)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """The logits of a pass over these ids."""
+        return self.logits_of(self(tokens), tokens)
+
+    def tokens_in(self, args: Sequence[Any], options: Mapping[str, Any]) -> Tensor | None:
+        """The token ids (rows, positions) that the module was called with; None where there are none."""
+        return self.form.inputs.found(args, options)
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module itself, where `torch.compile` has wrapped it."""
+    inner = getattr(module, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else module
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` was applied to the module or to a part of it, as a module."""
+    if uncompiled(module) is not module:
+        return True
+    return any(getattr(part, "_compiled_call_impl", None) or uncompiled(part) is not part for part in module.modules())
+
+
+def _forward_parameters(module: nn.Module) -> frozenset[str]:
+    """Names of the forward's parameters; `**` where it takes any keyword."""
+    parameters = parameters_of(module).values()
+    return frozenset("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
+
+
+@contextmanager
+def as_found(module: nn.Module, *, draws: bool = False) -> Iterator[bool]:
+    """Evaluate without gradients; on the way out, also of an exception, modes and random states are what they were.
+
+    Gives whether somebody's hooks wait for the end of a part of the module. `draws` says that the module draws random numbers of
+    Python or numpy: few do, and to keep these takes long.
+
+    Modes are set part by part: `eval` may do more than that, as layers do that merge what they learn into their weights. What
+    `torch.compile` has compiled runs as it was written: every other length of a probe would compile it again.
+
+    Tensors that a trial saw its passes write to (see `Memory`) are put back too, and plain attributes with them.
+    """
+    with Changes() as changes:
+        have_alone(changes, module)
+        if draws:
+            changes.undone_by(OtherRandom().restore)
+        _keep_random_state(changes, device_of(module))
+        if names := writes.get(uncompiled(module)):
+            changes.undone_by(partial(Memory(module, names).restore, also=True))
+        training, hooked = _walked(module)
+        changes.undone_by(partial(_set_training, training, to=True))
+        ended: list[bool] = []
+        changes.undone_by(partial(_offload_again, module, unless=ended))
+        _set_training(training, to=False)
+        run_as_written(changes)
+        with torch.no_grad():
+            yield hooked
+        ended.append(True)
+
+
+def _set_training(parts: Sequence[nn.Module], *, to: bool) -> None:
+    for part in parts:
+        own = part.__dict__
+        if "training" in own and type(part).__setattr__ is PLAINLY:
+            own["training"] = to  # as that would do, in a tenth of the time
+        else:
+            part.training = to
+
+
+_random_states: dict[int, Tensor] = {}
+"""What torch's state was before any thread measured, of each thread that does: the last one that ends leaves that."""
+
+
+def _keep_random_state(changes: Changes, device: torch.device) -> None:
+    """Have torch's random states put back. The one of the CPU is one for all threads."""
+    if device.type == "cuda":
+        changes.undone_by(partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device))
+    state, thread = torch.get_rng_state(), get_ident()
+    if thread not in _random_states:
+        state = next(iter([*_random_states.values()]), state)
+        changes.undone_by(partial(_random_states.pop, thread, None))
+        _random_states[thread] = state
+    changes.undone_by(partial(torch.set_rng_state, state))
+
+
+class OtherRandom:
+    """The random states of Python and numpy at one moment."""
+
+    def __init__(self) -> None:
+        self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that a model would use
+
+    def restore(self) -> bool:
+        """Set them back, and tell whether they had changed."""
+        now = OtherRandom()
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002 - as above
+        return now._python != self._python or not all(map(np.array_equal, now._numpy, self._numpy))
+
+
+def _walked(module: nn.Module) -> tuple[list[nn.Module], bool]:
+    """The parts in training mode, and whether any part has hooks that run at its end.
+
+    This runs before every pass, so it walks by hand, several times as fast as `modules()`.
+    """
+    found, hooked = [], False
+    ahead: list[nn.Module | None] = [module, *kept_in(module)]
+    met: set[int] = set()  # a part may have several parents, or be one of its own
+    while ahead:
+        part = ahead.pop()
+        if part is None or id(part) in met:
+            continue
+        met.add(id(part))
+        if part.training:
+            found.append(part)
+        if part._forward_hooks:  # noqa: SLF001 - nothing else tells
+            hooked = True
+        ahead += part._modules.values()  # noqa: SLF001 - see above
+    return found, hooked
+
+
+def _offload_again(module: nn.Module, *, unless: Sequence[bool]) -> None:
+    """Where a pass broke off between the two hooks by which accelerate fetches a module's weights and puts them away."""
+    for part in () if any(unless) else module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        if hook is not None:
+            hook.post_forward(part, None)
+
+
+def _compiling() -> tuple[Any, bool]:
+    """Torch's stance, and whether `flex_attention` has given its advice: to compile what is kept from being compiled here."""
+    stance = sys.modules["torch._dynamo.eval_frame"]._stance  # noqa: SLF001 - torch's own way sets another one first
+    return stance, UNCOMPILED in getattr(sys.modules.get(FLEX), "_WARNINGS_SHOWN", ())
+
+
+def _compile(found: tuple[Any, bool]) -> None:
+    stance, advised = found
+    if isinstance(stance, str):
+        torch.compiler.set_stance(stance)
+    else:
+        sys.modules["torch._dynamo.eval_frame"]._set_stance(stance)  # noqa: SLF001 - see above
+    if FLEX in sys.modules:
+        given: set[str] = getattr(sys.modules[FLEX], "_WARNINGS_SHOWN", set())
+        (given.add if advised else given.discard)(UNCOMPILED)
+
+
+_uncompiled = Shared(_compiling, _compile, ("force_eager", True))
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """What `torch.compile` has compiled runs as it was written inside the block, in all threads: they have one setting."""
+    with Changes() as changes:
+        run_as_written(changes)
+        yield
+
+
+def run_as_written(changes: Changes) -> None:
+    """The same until the changes are undone."""
+    if "torch._dynamo" in sys.modules or FLEX in sys.modules:  # which compiles what it is called with
+        if "torch._dynamo.eval_frame" not in sys.modules:
+            importlib.import_module("torch._dynamo.eval_frame")
+        _uncompiled.hold(changes)
+
+
+def full_precision(device: str) -> AbstractContextManager[Any]:
+    """No autocast inside the block."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where token ids go; offloaded weights do not tell, and what offloads them moves the ids."""
+    for tensor in with_weights(module)._parameters.values():  # noqa: SLF001 - several times as fast as `parameters()`
+        if tensor is not None and not tensor.is_meta:
+            return tensor.device
+    return next((tensor.device for tensor in module.parameters() if not tensor.is_meta), torch.device("cpu"))
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    return next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), torch.float32)
+
+
+def condition(module: nn.Module) -> str:
+    """Changes whenever the module may compute something else: other weights, hooks, replaced forwards, modes."""
+    parts = [
+        f"{part.training}:{[*hooks['_forward_hooks']]}:{[*hooks['_forward_pre_hooks']]}:{id(hooks.get('forward'))}"
+        for part in all_parts(module)
+        for hooks in (vars(part),)
+    ]
+    return hashlib.blake2b("".join([fingerprint(module), *parts]).encode(), digest_size=8).hexdigest()
+
+
+def quoted(path: str) -> str:
+    """A module's path as messages have it."""
+    return f"`{path}`" if path else "the model itself"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what torch raises, on any device, where memory does not last."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = str(error)
+    return any(words in said for words in ("not enough memory", "can't allocate memory", "out of memory"))
+
+
+def told(error: Exception) -> str:
+    """The first line of what went wrong, with its kind where that is none of ours."""
+    return f"{'' if isinstance(error, ModelError) else f'{type(error).__name__}: '}{first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, short enough to stand in one of ours."""
+    return errors.first_line(error, LONGEST_LINE)

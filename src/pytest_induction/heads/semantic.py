@@ -1,0 +1,536 @@
+"""Heads that match by meaning: by class, by translation and by pattern, where nothing repeats literally."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pytest_induction.attention.scores import KeyScores
+from pytest_induction.deciding import MAX_SEQUENCES, Judgement, more_needed, until_clear
+from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing, whole_number
+from pytest_induction.expectations import check_share, expect
+from pytest_induction.forward.calling import first_line
+from pytest_induction.heads.copying import projected
+from pytest_induction.heads.criteria import min_excess
+from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of
+from pytest_induction.measuring.observing import Array, ModelLike, numbers, observe, of_all_heads, plain, provenance
+from pytest_induction.measuring.rounds import measure_heads
+from pytest_induction.model.batching import in_batches
+from pytest_induction.model.capture import Watch
+from pytest_induction.model.circuits import circuits_of
+from pytest_induction.model.head_weights import Circuits
+from pytest_induction.model.load import load_model
+from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.probes.semantic import FAMILIES, Family, FuzzyProbe, Meanings, chosen_families
+from pytest_induction.progress import progress
+from pytest_induction.records import SCHEMA_VERSION, Estimate, Evidence, HeadId, Provenance, Verdict
+from pytest_induction.statistics import FIRST_LOOK, mean_interval
+
+Entry = tuple[int, tuple[int, ...], tuple[int, ...]]  # a query, the tokens asked about, those they are compared with
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """For each row as many queries, each with tokens that a head may raise and tokens that they are compared with.
+
+    `queries` (rows, n), `tokens` and `weights` (rows, n, tokens of one query): a token that is asked about weighs one over how
+    many are, one that it is compared with minus one over how many those are, and what fills a query up to the same number 0.
+    """
+
+    queries: Tensor
+    tokens: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Entry]]) -> Contrasts:
+        """From the entries of each row, as many in each."""
+        most = max(len(asked) + len(others) for row in rows for _, asked, others in row)
+        tokens = torch.zeros(len(rows), len(rows[0]), most, dtype=torch.long)
+        weights = torch.zeros(len(rows), len(rows[0]), most)
+        for row, entries in enumerate(rows):
+            for place, (_, asked, others) in enumerate(entries):
+                count = len(asked) + len(others)
+                tokens[row, place, :count] = torch.tensor((*asked, *others))
+                shares = [1 / len(asked)] * len(asked) + [-1 / len(others)] * len(others)
+                weights[row, place, :count] = torch.tensor(shares)
+        return cls(torch.tensor([[query for query, _, _ in row] for row in rows]), tokens, weights)
+
+    def part(self, rows: slice) -> Contrasts:
+        """Of some of the rows."""
+        return Contrasts(self.queries[rows], self.tokens[rows], self.weights[rows])
+
+    def directions(self, written: Tensor) -> Tensor:
+        """What is written along them raises the tokens asked about above the others: (rows, n, d_model).
+
+        `written` (rows, n, tokens, d_model) are the directions of `tokens`.
+        """
+        return (written * self.weights.to(written)[..., None]).sum(-2)
+
+    def raised(self, found: Tensor, own: Tensor) -> Tensor:
+        """What heads add, (rows, n, n_heads), not yet divided by the final norm's scale.
+
+        `found` (rows, positions, n_heads, d_head) is what heads found, `own` (rows, n, n_heads, d_head) the directions, projected
+        to what each head writes along them.
+        """
+        rows = torch.arange(len(found), device=found.device)[:, None]
+        return torch.linalg.vecdot(found[rows, self.queries.to(found.device)].to(own.dtype), own)
+
+    def effects(self, raised: Tensor, scale: Tensor) -> Tensor:
+        """The mean over the queries in nats, (rows, n_heads), with the final norm's `scale` (rows, positions) held fixed.
+
+        A head that raises the tokens asked about by s, and the others not, has s; one that raises all alike 0.
+        """
+        return (raised / scale.gather(1, self.queries.to(scale.device))[..., None].to(raised)).mean(1)
+
+
+MASSES = ("matching", "control", "wrong", "excess")
+COPIES = ("literal_copy", "semantic_copy")
+
+
+@dataclass(frozen=True)
+class FamilyScores:
+    """How heads do on one family of sequences, arrays (n_layers, n_heads) of means over sequences; NaN for a head there is not.
+
+    `matching` is the attention mass on the places that mean what the query asks for, in [0, 1], `control` the same where meaning
+    is shuffled, `wrong` the mass on as many other places, and `excess` what is left of the first without the higher one of the
+    other two, sequence by sequence. `chance` is the `matching` of a head that attends to all positions evenly.
+
+    `literal_copy` is what a head adds to the logit of the very token at the right place above that at a wrong one, in nats on the
+    direct path, `semantic_copy` the same of what those tokens mean without themselves: the rest of their classes, or their
+    translations. Both are None where the weights of heads are not known, `semantic_copy` also for patterns, whose labels mean
+    nothing else.
+
+    | a head that attends to the right place, and | literal copy | semantic copy |
+    |---|---|---|
+    | raises the token there by s | s | 0 |
+    | raises its translation by s | 0 | s |
+    | raises all of its class by s | s | s |
+    | writes nothing | 0 | 0 |
+
+    `per_sequence` has all of these before the mean, (n_sequences, n_layers, n_heads).
+    """
+
+    matching: Array
+    control: Array
+    wrong: Array
+    excess: Array
+    chance: float
+    literal_copy: Array | None
+    semantic_copy: Array | None
+    per_sequence: Mapping[str, Array]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, None where there is no number."""
+        arrays = {name: getattr(self, name) for name in (*MASSES, *COPIES)}
+        return {
+            "chance": self.chance,
+            **{name: None if values is None else plain(values) for name, values in arrays.items()},
+            "per_sequence": {name: plain(values) for name, values in self.per_sequence.items()},
+        }
+
+
+@dataclass(frozen=True)
+class HeadGenerality:
+    """One head on one family. `literal` is its prefix matching on repeated random tokens; the rest is of `FamilyScores`.
+
+    `ratio` is `matching` over `chance`: how many times as much as a head that attends to all positions evenly.
+    """
+
+    family: str
+    layer: int
+    head: int
+    matching: float
+    excess: Estimate
+    ratio: float
+    literal: float
+    literal_copy: float | None
+    semantic_copy: float | None
+
+    def __str__(self) -> str:
+        return f"{self.family} {HeadId(self.layer, self.head)}"
+
+
+@dataclass(frozen=True)
+class GeneralityScores:
+    """What heads do on each family, `families[name]`, and `literal`, their prefix matching on repeated random tokens.
+
+    `heads` are the heads that were asked for, in each family, highest excess first; their intervals hold together.
+    """
+
+    families: Mapping[str, FamilyScores]
+    literal: Array
+    heads: tuple[HeadGenerality, ...]
+    provenance: Provenance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and strings, None where there is no number, with the version of this layout under `schema`."""
+        heads = [
+            {**{each.name: getattr(head, each.name) for each in fields(head)}, "excess": vars(head.excess)} for head in self.heads
+        ]
+        return {
+            "schema": SCHEMA_VERSION,
+            "families": {name: scores.to_dict() for name, scores in self.families.items()},
+            "literal": plain(self.literal),
+            "heads": heads,
+            "provenance": self.provenance.to_dict(),
+        }
+
+
+@user_facing
+def measure_generality(
+    model: ModelLike,
+    heads: HeadsLike | None = None,
+    probes: str | Iterable[str] = FAMILIES,
+    *,
+    classes: Any = None,
+    pairs: Any = None,
+    n_sequences: int = 24,
+    confidence: float = 0.999,
+    seed: int | None = None,
+) -> GeneralityScores:
+    """Measure whether heads attend by meaning where nothing repeats: by class, to the translation, to lines of the same pattern.
+
+    `heads`, all unless given, are written "L1H3", (1, 3) or as a `HeadId`. `probes` are families of `n_sequences` sequences each:
+
+    - "classes": a block of tokens again, each by another one of its class; right is what followed the earlier ones of the class;
+    - "translation": words, then their translations in another order of phrases; right is what followed the word translated;
+    - "patterns": lines "word word: label", the label by the classes of both words; right are earlier lines like this one.
+
+    `classes`, lists of token ids, and `pairs`, of an id and what it translates to, say what means alike. Without them they are of
+    words that the tokenizer has as one token each (months, animals, ...; English and German or French); without a tokenizer of
+    ids that are next to each other, which need not mean anything to the model, and a note says so. Patterns take the first four
+    of `classes` that have four ids or more.
+
+    A head that matches by meaning has an excess of about 1 and one that matches literally, attends by position or evenly none
+    above 0. Raises `ProbeError` where there are too few words or positions, `ArgumentError` for what cannot be used,
+    `ModelError` for a model whose attention cannot be read. Source: Olsson et al. 2022, argument 4.
+
+    >>> from pytest_induction.models.planted import class_induction_head
+    >>> best = measure_generality(class_induction_head(), "L1H0", "classes").heads[0]
+    >>> round(best.matching, 3), round(best.excess.value, 3), round(best.literal_copy, 3)
+    (1.0, 1.0, 16.0)
+    """
+    whole_number("n_sequences", n_sequences, least=2)
+    if not 0 < confidence < 1:
+        raise ArgumentError(f"`confidence` must lie between 0 and 1, got {confidence}")
+    subject = load_model(model)
+    seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
+    asked = named_heads(subject, heads)
+    families, notes = families_of(subject, probes, classes, pairs)
+    circuits, unknown = circuits_or_none(subject)
+    scores = {}
+    with progress("generality of heads", 2 * len(families) * n_sequences):
+        for number, (name, family) in enumerate(families.items()):
+            drawn = family.probes(subject.space, n_sequences, np.random.default_rng([seed, 5, number]))
+            scores[name] = _scores(subject, drawn, circuits)
+    literal = measure_heads(subject, n_sequences=n_sequences, seed=seed).prefix_matching
+    about = provenance(subject, seed=seed, n_sequences=n_sequences, probe=described(families))
+    about = replace(about, notes=about.notes + notes + unknown)
+    return GeneralityScores(scores, literal, _named(scores, literal, asked, confidence), about)
+
+
+def named_heads(subject: ModelUnderTest, heads: HeadsLike | None) -> tuple[HeadId, ...]:
+    """The heads that are asked for, all unless given. Raises `ArgumentError` for none."""
+    found = all_heads(subject) if heads is None else heads_of(subject, heads)
+    if not found:
+        raise ArgumentError("`heads` must be at least one head, got none")
+    return found
+
+
+def families_of(
+    subject: ModelUnderTest, probes: Any, classes: Any = None, pairs: Any = None
+) -> tuple[dict[str, Family], tuple[str, ...]]:
+    """The families that are asked for, made of what means alike to this model, and what is to be known of them."""
+    names = chosen_families(probes)
+    meanings = Meanings(subject.space, None if subject.tokenizer is None else subject.encode, classes, pairs)
+    return meanings.families(names), meanings.notes
+
+
+def described(families: Mapping[str, Family]) -> str:
+    """What heads were probed with, in a few words."""
+    return "; ".join(f"{name}: {family.described}" for name, family in families.items())
+
+
+def circuits_or_none(subject: ModelUnderTest) -> tuple[Circuits | None, tuple[str, ...]]:
+    """The weights of heads where they are known, else None and a note on why not."""
+    try:
+        return circuits_of(subject), ()
+    except UnsupportedModel as error:
+        return None, (f"what heads copy is not known: {first_line(error)}",)
+
+
+def masses_of(subject: ModelUnderTest, probes: Sequence[FuzzyProbe]) -> Array:
+    """The four masses of every head on every row, in the order of `MASSES`: (sequences, 4, n_layers, n_heads)."""
+    return np.concatenate([_masses(subject, probe) for probe in probes])
+
+
+def copies_of(subject: ModelUnderTest, circuits: Circuits, probes: Sequence[FuzzyProbe]) -> Array:
+    """Literal and semantic copy of every head on every row, or the first alone: (sequences, 1 or 2, n_layers, n_heads), nats."""
+    return np.concatenate([_copies_of_probe(subject, circuits, probe) for probe in probes])
+
+
+def _scores(subject: ModelUnderTest, probes: Sequence[FuzzyProbe], circuits: Circuits | None) -> FamilyScores:
+    masses = masses_of(subject, probes)
+    per_sequence = {name: masses[:, place] for place, name in enumerate(MASSES)}
+    if circuits is not None:
+        copies = copies_of(subject, circuits, probes)
+        per_sequence |= {name: copies[:, place] for place, name in enumerate(COPIES[: copies.shape[1]])}
+    means = {name: values.mean(axis=0) for name, values in per_sequence.items()}
+    chance = sum(probe.chance * probe.n_sequences for probe in probes) / len(masses)
+    return FamilyScores(
+        matching=means["matching"],
+        control=means["control"],
+        wrong=means["wrong"],
+        excess=means["excess"],
+        chance=chance,
+        literal_copy=means.get("literal_copy"),
+        semantic_copy=means.get("semantic_copy"),
+        per_sequence=per_sequence,
+    )
+
+
+def _named(
+    scores: Mapping[str, FamilyScores], literal: Array, asked: Sequence[HeadId], confidence: float
+) -> tuple[HeadGenerality, ...]:
+    """Every head that is asked for, in every family, highest excess first."""
+    places = [(name, head) for name in scores for head in asked]
+    columns = np.stack([scores[name].per_sequence["excess"][:, head.layer, head.head] for name, head in places], axis=1)
+    found = []
+    for (name, head), excess in zip(places, mean_interval(columns, 1 - confidence, "excess"), strict=True):
+        family, at = scores[name], (head.layer, head.head)
+        copies = [None if values is None else float(values[at]) for values in (family.literal_copy, family.semantic_copy)]
+        matching = float(family.matching[at])
+        found.append(HeadGenerality(name, *at, matching, excess, matching / family.chance, float(literal[at]), *copies))
+    order = list(scores)
+    return tuple(sorted(found, key=lambda head: (order.index(head.family), -head.excess.value)))
+
+
+def _masses(subject: ModelUnderTest, probe: FuzzyProbe) -> Array:
+    def of_rows(tokens: np.ndarray[Any, Any], *keyed: Sequence[Mapping[int, tuple[int, ...]]]) -> Array:
+        def measured(rows: Tensor, part: slice) -> Array:
+            lists = [[_pairs(places) for places in each[part]] for each in keyed]
+            return observe(subject, rows, KeyScores.of(lists, subject.device))[0]
+
+        return np.concatenate(in_batches(subject, torch.from_numpy(tokens), measured, logits=False))
+
+    matching, wrong = of_rows(probe.tokens, probe.right, probe.wrong).swapaxes(0, 1)
+    control = of_rows(probe.control, probe.right)[:, 0]
+    return np.stack([matching, control, wrong, matching - np.maximum(control, wrong)], axis=1)
+
+
+def _pairs(places: Mapping[int, tuple[int, ...]]) -> list[tuple[int, int]]:
+    return [(query, key) for query, keys in places.items() for key in keys]
+
+
+def _copies_of_probe(subject: ModelUnderTest, circuits: Circuits, probe: FuzzyProbe) -> Array:
+    literal = Contrasts.of([[(each.query, *each.literal) for each in row] for row in probe.contrasts])
+    kinds = [literal]
+    if all(all(each.semantic) for row in probe.contrasts for each in row):
+        kinds.append(Contrasts.of([[(each.query, *each.semantic) for each in row] for row in probe.contrasts]))
+    watch = Watch(subject, circuits)
+
+    def measured(rows: Tensor, part: slice) -> Array:
+        chosen = [kind.part(part) for kind in kinds]
+        directions = [kind.directions(circuits.written(kind.tokens)) for kind in chosen]
+        raised: list[list[Tensor]] = []
+
+        def take(layer: int, found: Tensor, pattern: Tensor | None) -> None:
+            outs = circuits.layers[layer].outs
+            raised.append([kind.raised(found, projected(along, outs)) for kind, along in zip(chosen, directions, strict=True)])
+
+        scale = watch(rows, take)
+        each = [[numbers(kind.effects(layer[place], scale)) for layer in raised] for place, kind in enumerate(chosen)]
+        return np.stack([of_all_heads(layers, subject.n_heads) for layers in each], axis=1)
+
+    found = np.concatenate(in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=False))
+    exists = np.arange(subject.n_heads) < np.array(subject.reading.heads)[:, None]
+    if not np.isfinite(found[..., exists]).all():
+        raise ModelError(f"what the heads of {subject.name} write is not finite (NaN or infinity)")
+    return found
+
+
+MIN_EXCESS = min_excess()  # what a head that matches literally must have beyond its chance
+NEAREST = 3  # heads of each family that are in the evidence
+Ranked = list[tuple[HeadId, Estimate]]
+
+
+def judge_generality(excess: Mapping[str, Array], heads: Sequence[HeadId], *, min_excess: float, error_rate: float) -> Judgement:
+    """The heads are judged as a set: in each family some one of them must be above the threshold.
+
+    `excess` has for each family the mass on the right places without the head's chance, (n_sequences, n_heads), a column for each
+    of `heads`. Intervals hold for all heads and families together, at `error_rate`: FORMED where in every family that of some
+    head lies above `min_excess`, NOT_FORMED where in some family those of all lie below.
+    """
+    ranked = _ranked(excess, heads, error_rate)
+    best = {name: found[0] for name, found in ranked.items()}
+    formed = {name: next((each for each in found if each[1].is_above(min_excess)), None) for name, found in ranked.items()}
+    missing = [name for name, found in ranked.items() if all(estimate.is_below(min_excess) for _, estimate in found)]
+    open_ones = [name for name in ranked if formed[name] is None and name not in missing]
+    estimates = {f"{name} {head}": estimate for name, found in ranked.items() for head, estimate in found[:NEAREST]}
+    if missing:
+        held = [name for name, found in formed.items() if found is not None]
+        also = f"; they do on {' and '.join(held)}" if held else ""
+        summary = f"none of the heads matches by meaning on {_said(best, missing)}, below {min_excess:.3f}{also}"
+        return Judgement(Verdict.NOT_FORMED, "does_not_generalize", summary, estimates=estimates)
+    if open_ones:
+        near = {name: next(each for each in ranked[name] if not each[1].is_below(min_excess)) for name in open_ones}
+        count = len(next(iter(excess.values())))
+        more = max(more_needed(estimate, min_excess, count) for _, estimate in near.values())
+        summary = f"whether a head matches by meaning on {_said(near, open_ones)} is too close to {min_excess:.3f} to tell"
+        return Judgement(Verdict.UNDETERMINED, "generality_unclear", summary, estimates=estimates, more_sequences=more)
+    clear = {name: found for name, found in formed.items() if found is not None}
+    return Judgement(Verdict.FORMED, "formed", f"heads match by meaning on {_said(clear, list(clear))}", estimates=estimates)
+
+
+def _ranked(excess: Mapping[str, Array], heads: Sequence[HeadId], error_rate: float) -> dict[str, Ranked]:
+    """The heads of each family with the interval of their excess, highest first."""
+    found = mean_interval(np.concatenate(list(excess.values()), axis=1), error_rate, "excess")
+    named = {}
+    for number, name in enumerate(excess):
+        part = found[number * len(heads) : (number + 1) * len(heads)]
+        named[name] = sorted(zip(heads, part, strict=True), key=lambda each: -each[1].value)
+    return named
+
+
+def _said(best: Mapping[str, tuple[HeadId, Estimate]], names: Sequence[str]) -> str:
+    *others, last = [f"{name} ({best[name][0]} has excess {_interval(best[name][1])})" for name in names]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.low:.3f}..{estimate.high:.3f})"
+
+
+@user_facing
+def assert_heads_generalize(
+    model: ModelLike,
+    heads: HeadsLike,
+    probes: str | Iterable[str] = FAMILIES,
+    *,
+    min_excess: float = MIN_EXCESS,
+    classes: Any = None,
+    pairs: Any = None,
+    max_sequences: int = MAX_SEQUENCES,
+    confidence: float = 0.999,
+    seed: int | None = None,
+) -> Evidence:
+    """Assert that the heads match by meaning too: by class, to the translation and by pattern, where nothing repeats literally.
+
+    `heads`, `probes`, `classes` and `pairs` are those of `measure_generality`. The heads are judged as a set: in each family that
+    is asked for some one of them must do it, and the evidence names which. It does where its attention mass on the places of the
+    right meaning, without the higher one of what it has there when meaning is shuffled and on as many other places, lies with
+    its whole interval above `min_excess`. NOT_FORMED where in some family all of them lie below. What they copy is reported, and
+    does not count: the paper's translation head has a copying score of 0.2.
+
+    Sequences are drawn in rounds until every family is clear, at most `max_sequences` of each; then the verdict is UNDETERMINED,
+    which fails too and says what would settle it. `confidence` holds over all heads, families and rounds together.
+
+    Returns the evidence: `.estimates` has under "classes L1H0" and the like the excess of the strongest three heads in each
+    family, under "classes L1H0 literal copy" and "... semantic copy" what the best one adds to the logit of the token that it
+    should attend to and to that of what the token means, in nats, where weights are known, and under "literal L1H0" its prefix
+    matching on repeated random tokens. Raises `ExpectationFailed`, which carries it, `ProbeError` where there are too few words
+    or positions, or `ModelError` for a model whose attention cannot be read. Source: Olsson et al. 2022, argument 4.
+
+    >>> from pytest_induction.models.planted import class_induction_head
+    >>> assert_heads_generalize(class_induction_head(), "L1H0", "classes").reason
+    'formed'
+    """
+    check_share("min_excess", min_excess)
+    check_share("confidence", confidence)
+    subject = load_model(model)
+    seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
+    asked = named_heads(subject, heads)
+    families, notes = families_of(subject, probes, classes, pairs)
+    judge = partial(_judged, asked, min_excess)
+    rounds, found, settle = until_clear(
+        partial(_drawn, subject, families, seed), judge, whole_number("max_sequences", max_sequences, least=1), 1 - confidence
+    )
+    best = {name: _best(found, name, asked) for name in families}
+    about = provenance(subject, seed=seed, n_sequences=_count(rounds), probe=described(families))
+    copies, unknown = _copies(subject, families, best, (seed, 1 - confidence))
+    evidence = Evidence(
+        claim="heads_generalize",
+        verdict=found.verdict,
+        reason=found.reason,
+        summary=found.summary,
+        provenance=replace(about, notes=about.notes + notes + unknown),
+        estimates={**(found.estimates or {}), **copies, **_literal(subject, best, (seed, 1 - confidence))},
+        bars={"min_excess": min_excess},
+        confidence=confidence,
+        settle=settle,
+    )
+    return expect(evidence, Verdict.FORMED)
+
+
+Drawn = Mapping[str, Array]  # of each family the excess, (n_sequences, n_layers, n_heads)
+
+
+def _drawn(subject: ModelUnderTest, families: Mapping[str, Family], seed: int, n_sequences: int, number: int) -> Drawn:
+    """One round of each family; the same for the same seed and number, whatever other families are asked for."""
+    found = {}
+    with progress("heads_generalize", 2 * len(families) * n_sequences):
+        for name, family in families.items():
+            found[name] = subject.remember(
+                ("generality", family, n_sequences, seed, number),
+                partial(_excess, subject, family, n_sequences, _generator(seed, name, number)),
+            )
+    return found
+
+
+def _excess(subject: ModelUnderTest, family: Family, n_sequences: int, rng: np.random.Generator) -> Array:
+    return masses_of(subject, family.probes(subject.space, n_sequences, rng))[:, MASSES.index("excess")]
+
+
+def _generator(seed: int, family: str, number: int) -> np.random.Generator:
+    return np.random.default_rng([seed, 6, FAMILIES.index(family), number])
+
+
+def _judged(heads: Sequence[HeadId], min_excess: float, rounds: Sequence[Drawn], error_rate: float) -> Judgement:
+    places = [head.layer for head in heads], [head.head for head in heads]
+    excess = {name: np.concatenate([drawn[name] for drawn in rounds])[:, places[0], places[1]] for name in rounds[0]}
+    return judge_generality(excess, heads, min_excess=min_excess, error_rate=error_rate)
+
+
+def _count(rounds: Sequence[Drawn]) -> int:
+    return sum(len(next(iter(drawn.values()))) for drawn in rounds)
+
+
+def _best(found: Judgement, family: str, heads: Sequence[HeadId]) -> HeadId:
+    """The head with the highest excess in a family."""
+    estimates = found.estimates or {}
+    named = [head for head in heads if f"{family} {head}" in estimates]
+    return max(named, key=lambda head: estimates[f"{family} {head}"].value)
+
+
+def _copies(
+    subject: ModelUnderTest, families: Mapping[str, Family], best: Mapping[str, HeadId], drawn: tuple[int, float]
+) -> tuple[dict[str, Estimate], tuple[str, ...]]:
+    """What each family's best head copies, in nats, and a note where that is not known: what has been measured is not lost."""
+    seed, error_rate = drawn
+    circuits, unknown = circuits_or_none(subject)
+    if circuits is None:
+        return {}, unknown
+    found: dict[str, Estimate] = {}
+    for name, head in best.items():
+        probes = families[name].probes(subject.space, FIRST_LOOK, _generator(seed, name, 0))
+        try:
+            copies = copies_of(subject, circuits, probes)[:, :, head.layer, head.head]
+        except ModelError as error:
+            return found, (f"what heads copy is not known: {first_line(error)}",)
+        for kind, values in zip(COPIES, copies.T, strict=False):  # patterns have no semantic copies
+            found[f"{name} {head} {kind.replace('_', ' ')}"] = mean_interval(values[:, None], error_rate, "nats")[0]
+    return found, ()
+
+
+def _literal(subject: ModelUnderTest, best: Mapping[str, HeadId], drawn: tuple[int, float]) -> dict[str, Estimate]:
+    """The prefix matching of the best heads on repeated random tokens."""
+    seed, error_rate = drawn
+    values = measure_heads(subject, n_sequences=FIRST_LOOK, seed=seed).per_sequence["prefix_matching"]
+    heads = sorted(set(best.values()), key=lambda head: (head.layer, head.head))
+    return {f"literal {head}": mean_interval(values[:, head.layer, head.head][:, None], error_rate)[0] for head in heads}

@@ -1,0 +1,1 @@
+"""The model under test: whatever the user has, seen through one protocol."""

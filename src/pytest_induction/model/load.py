@@ -1,0 +1,450 @@
+"""From what the user names to a model under test: an object as it is, a directory, a hub name, a factory.
+
+Nothing is downloaded unless a name begins with `hf:`; code that came with weights is not run unless the user says so; every
+failure is one line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from logging import ERROR, getLogger
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from pytest_induction import alarms
+from pytest_induction.attention.backends.exposed import Attach
+from pytest_induction.errors import ArgumentError, InductionError, ModelError, reason, user_facing
+from pytest_induction.files import SETTINGS, check_regular, expanded, is_directory, read_json
+from pytest_induction.forward.calling import first_line, why_endless
+from pytest_induction.forward.changing import Shared
+from pytest_induction.model import remote_code
+from pytest_induction.model.adapt import adapt
+from pytest_induction.model.adapters import Adapter, check_peft, find_adapter, on_base
+from pytest_induction.model.bounds import check_counts, check_directory, check_file, check_size, stored_bytes
+from pytest_induction.model.declared import paths_or_classes
+from pytest_induction.model.protocol import ModelUnderTest, changed_in
+from pytest_induction.model.specs import FORMS, check_dtype, check_spec, gguf_file, memory_size, module_names
+from pytest_induction.observers import attached
+from pytest_induction.undoing import Changes
+
+HOLDERS = ("_module", "module", "model", "_model")  # the attributes of objects that hold a model
+HARMLESS = re.compile(  # what old files hold beside weights: masks, positions and frequencies that are computed today
+    r"(?:^|\.)(?:masked_bias|causal_mask|position_ids|(?:original_)?inv_freq|rotary_emb\.(?:cos|sin)_cached)$"
+    r"|(?:^|\.)(?:attn|attention)\.(?:attention\.)?bias$"
+)
+FEWEST_TOKENS = 8  # ordinary ones: where files are missing, transformers may make a tokenizer that knows next to none
+
+
+@user_facing
+def load_model(
+    model: str | Path | nn.Module | ModelUnderTest,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+    memory: str | None = None,
+    attach: Attach | Sequence[Attach] = (),
+    trust_remote_code: bool = False,
+    without_pattern: str | Iterable[str] = (),
+) -> ModelUnderTest:
+    """Make a model under test of whatever names or is a model.
+
+    `model` is a module that maps token ids (batch, positions) to logits (a Hugging Face model, a `TransformerBridge`, your
+    own), what holds one (a pipeline, a `Trainer`, an NNsight model), or a string: a local directory as `save_pretrained` writes
+    it (of an adapter too, which names its base), `hf:NAME[@REVISION]`, `module.path:factory` or `path/file.py:factory`, whose
+    factory takes no arguments and returns the module. A wrapper is left aside where it changes no logits: the model inside is
+    measured. `device` and `dtype` apply to what is loaded here; a module of yours is measured where and as it is.
+    `trust_remote_code` lets code run that came with the weights; without it such a model is refused. `seed` is the one its
+    probes are drawn with by default. `memory`, such as `"4GB"`, is what a forward pass may take; half of what is free by
+    default. `attach` is one function or several, each given the module, that hook `show_attention` into a model which nothing
+    else can read and return what undoes it, or None for a module that they do not know. `without_pattern`
+    names modules, by path or class, that mix positions and have no attention pattern, as a recurrence or linear attention of your
+    own: nothing can check that, and a note says so.
+
+    Raises `ModelError` if it cannot be found, loaded or run, `ArgumentError` for an unknown device, dtype or size.
+    """
+    without = module_names(without_pattern)
+    if isinstance(model, ModelUnderTest):
+        return _declaring(model, without, attach)
+    model, tokenizer = _held_by(model)
+    if isinstance(model, nn.Module) and (changed := changed_in(model)) is not None:
+        return changed.subject  # tried out before it was changed
+    settings: dict[str, Any] = {"seed": seed, "attach": _hooks(attach), "memory": None if memory is None else memory_size(memory)}
+    settings["without_pattern"] = without
+    if isinstance(model, nn.Module):
+        return adapt(model, tokenizer=tokenizer, **settings)
+    if not isinstance(model, (str, Path)):
+        raise ModelError(f"a model must be a torch module or a string ({FORMS}), got `{type(model).__name__}`")
+    loaded = load_module(str(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    if isinstance(loaded.module, ModelUnderTest):
+        return _declaring(loaded.module, without, attach)
+    subject = adapt(loaded.module, name=str(model), tokenizer=loaded.tokenizer, **settings)
+    subject.notes += loaded.notes
+    return subject
+
+
+def _hooks(attach: Attach | Sequence[Attach]) -> tuple[Attach, ...]:
+    return (*((attach,) if callable(attach) else attach), *attached())
+
+
+def _declaring(subject: ModelUnderTest, names: Sequence[str], attach: Attach | Sequence[Attach]) -> ModelUnderTest:
+    """The same model, tried out once more where that which is declared only now may make it readable."""
+    if not names:
+        return subject
+    paths_or_classes(subject.given, subject.module, names)  # raises for what is none
+    if subject.way is not None:
+        return subject
+    settings: dict[str, Any] = {"name": subject.name, "tokenizer": subject.tokenizer, "seed": subject.seed}
+    again = adapt(subject.given, **settings, memory=subject.memory, attach=_hooks(attach), without_pattern=names)
+    again.notes += tuple(note for note in subject.notes if note not in again.notes)
+    return again
+
+
+def _held_by(model: Any) -> tuple[Any, Any]:
+    """The module in an object that holds one, as pipelines, trainers and tracers do, and the tokenizer beside it."""
+    if isinstance(model, (nn.Module, str, Path)):
+        return model, None
+    held = (getattr(model, name, None) for name in HOLDERS)
+    module = next((each for each in held if isinstance(each, nn.Module)), None)
+    return (model, None) if module is None else (module, getattr(model, "tokenizer", None))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A module that is not tried out yet, the tokenizer beside it, and what there is to know of how it was loaded."""
+
+    module: nn.Module | ModelUnderTest
+    tokenizer: Any = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _How:
+    """How transformers loads: in which type, whether it may run code that came with weights, where it looks."""
+
+    dtype: torch.dtype | None
+    trust: bool
+    where: Mapping[str, Any]
+
+
+def load_module(spec: str, *, device: str | None = None, dtype: str | None = None, trust_remote_code: bool = False) -> Loaded:
+    """What `load_model` loads, where it belongs, before it is tried out. Raises as that does."""
+    check_spec(spec)
+    target, kind = parse_device(device), parse_dtype(dtype)
+    with alarms.kept():  # a factory, and transformers where it asks whether code may run, may cancel one
+        loaded = _load(spec, kind, trust=trust_remote_code)
+    if isinstance(loaded.module, ModelUnderTest):
+        return loaded
+    why = why_endless(loaded.module)
+    if why:
+        raise ModelError(f"the model {spec!r} {why}")
+    module = loaded.module if kind is None else _moved(loaded.module, kind)
+    return replace(loaded, module=_moved(module, target))
+
+
+def parse_device(device: str | None) -> torch.device:
+    """The device of that name; the CPU by default, so that a verdict does not depend on the machine."""
+    try:
+        target = torch.device(device or "cpu")
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"device {device!r} cannot be used here: {first_line(error)}") from None
+    return target
+
+
+def parse_dtype(dtype: str | None) -> torch.dtype | None:
+    """The floating-point type of that name, or None to keep what was stored."""
+    if not dtype:
+        return None
+    check_dtype(dtype)
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
+def _load(spec: str, dtype: torch.dtype | None, *, trust: bool) -> Loaded:
+    if spec.startswith("hf:"):
+        name, _, revision = spec.removeprefix("hf:").partition("@")
+        return _from_transformers(name, spec, _How(dtype, trust, {"revision": revision or None}))
+    place, colon, factory = spec.rpartition(":")
+    if colon and factory.isidentifier():
+        return Loaded(_from_factory(place, factory, spec))
+    path = expanded(spec)
+    file = gguf_file(path)
+    if file is not None:
+        if importlib.util.find_spec("gguf") is None:
+            raise ModelError(f"loading {spec!r} needs gguf: pip install 'pytest-induction[gguf]'")
+        return _from_transformers(str(file.parent), spec, _How(dtype, trust, {"local_files_only": True, "gguf_file": file.name}))
+    return _from_transformers(str(path), spec, _How(dtype, trust, {"local_files_only": True}))
+
+
+def _moved(module: nn.Module, device: torch.device | torch.dtype) -> nn.Module:
+    """The module on a device, or in a type."""
+    try:
+        return module.to(device)
+    except RuntimeError as error:  # of the device, or for weights that are not here
+        raise ModelError(f"the model cannot be moved to {device}: {first_line(error)}") from None
+
+
+def _from_transformers(place: str, spec: str, how: _How) -> Loaded:
+    try:
+        import transformers
+    except ImportError:
+        raise ModelError(f"loading {spec!r} needs transformers: pip install 'pytest-induction[transformers]'") from None
+    if "gguf_file" in how.where:
+        check_file(Path(place) / how.where["gguf_file"], spec)
+    elif how.where.get("local_files_only"):
+        check_directory(Path(place), spec)
+    with _quiet(transformers), remote_code.never_asking():
+        adapter = find_adapter(transformers, place, spec, how.where)
+        if adapter is not None:
+            return _from_adapter(transformers, adapter, how)
+        return _whole(transformers, place, spec, how)
+
+
+def _from_adapter(transformers: Any, adapter: Adapter, how: _How) -> Loaded:
+    """An adapter on its base: from a directory, from the hub if the adapter is from there, else from the hub's cache alone."""
+    check_peft(adapter.spec)
+    if not how.trust:
+        remote_code.check_tokenizer(transformers, str(adapter.directory), adapter.spec, {"local_files_only": True})
+    local, on_hub = adapter.local_base, adapter.spec.startswith("hf:")
+    place: str = adapter.base
+    where: dict[str, Any] = {"revision": adapter.settings.get("revision"), "local_files_only": not on_hub}
+    if local is not None and not on_hub:
+        place, where = str(local), {"local_files_only": True}
+    if local is not None and not on_hub:
+        check_directory(local, adapter.spec)
+    try:
+        _check_no_adapter(transformers, place, where)
+        base = _whole(transformers, place, f"hf:{place}" if on_hub else place, replace(how, where=where))
+    except ModelError as error:
+        cure = (
+            f"; it is no directory here, and the cache of the hub is all that was looked at: download {place}, "
+            "or write the path of a copy into `base_model_name_or_path`"
+        )
+        if local is not None or on_hub or " cannot be loaded: " not in str(error):
+            cure = ""
+        raise ModelError(f"the base of the adapter {adapter.spec!r}: {first_line(error)}{cure}") from error
+    module: Any = on_base(adapter, cast("nn.Module", base.module))
+    beside = replace(how, where={"local_files_only": True})
+    own = _tokenizer(transformers, str(adapter.directory), beside, config=module.config)  # no config of a model lies there
+    note = f"an adapter ({adapter.settings['peft_type']}) on {place}, not merged"
+    return Loaded(module, base.tokenizer if own is None else own, (note, *base.notes))
+
+
+def _check_no_adapter(transformers: Any, place: str, where: Mapping[str, Any]) -> None:
+    if find_adapter(transformers, place, place, where) is not None:
+        raise ModelError(f"{place!r} is an adapter itself: merge it, or make the model in a factory")
+
+
+def _whole(transformers: Any, place: str, spec: str, how: _How) -> Loaded:
+    """A model that is no adapter, with every weight that its config asks for, and none besides."""
+    config = remote_code.config_of(transformers, place, how.where)
+    check_counts(config, spec)
+    if not how.trust:
+        remote_code.check_kernels(config, spec)
+        remote_code.check_tokenizer(transformers, place, spec, how.where)
+    _check_size(transformers, place, spec, how, config)
+    try:
+        loader: Any = transformers.AutoModelForCausalLM
+        wanted = {**how.where, "dtype": how.dtype or "auto", "trust_remote_code": how.trust}
+        module, report = loader.from_pretrained(place, **wanted, output_loading_info=True, ignore_mismatched_sizes=True)
+    except Exception as error:  # whatever a broken file makes a parser raise
+        if not how.trust and remote_code.asks_for_code(error):
+            raise remote_code.refused(spec, remote_code.CONFIG, config.get("auto_map")) from None
+        hint = "; is the network there, and the name right?" if spec.startswith("hf:") else _no_transformers(place)
+        raise ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}{hint}") from error
+    _check_report(report, spec)
+    notes = () if how.trust else remote_code.left_aside(config)
+    return Loaded(module, _tokenizer(transformers, place, how), notes)
+
+
+def _check_size(transformers: Any, place: str, spec: str, how: _How, config: Mapping[str, Any]) -> None:
+    """Raise `ModelError` for a model that is larger than memory, or than what is stored of it."""
+    if "gguf_file" in how.where:
+        return
+
+    def made() -> nn.Module:
+        settings = transformers.AutoConfig.from_pretrained(place, **how.where, trust_remote_code=False)
+        settings.dtype = how.dtype or settings.dtype
+        module: nn.Module = transformers.AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+        return module
+
+    is_here = how.where.get("local_files_only") and Path(place).is_dir()
+    check_size(made, spec, stored=stored_bytes(Path(place)) if is_here else None, config=config)
+
+
+def module_of_config(directory: Path, spec: str, *, trust_remote_code: bool, stored: int | None = None) -> nn.Module:
+    """A model of transformers as the config in a directory describes it, with weights yet to come. Raises `ModelError`.
+
+    `stored` are the bytes of these weights.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise ModelError(f"loading {spec!r} needs transformers: pip install 'pytest-induction[transformers]'") from None
+    place, where = str(directory), {"local_files_only": True}
+    check_directory(directory, spec)
+    with _quiet(transformers), remote_code.never_asking():
+        config = remote_code.config_of(transformers, place, where)
+        check_counts(config, spec)
+        if not trust_remote_code:
+            remote_code.check_kernels(config, spec)
+        try:
+            settings = transformers.AutoConfig.from_pretrained(place, **where, trust_remote_code=trust_remote_code)
+            maker: Any = transformers.AutoModelForCausalLM
+            check_size(lambda: maker.from_config(settings, trust_remote_code=False), spec, stored=stored, config=config)
+            made: nn.Module = maker.from_config(settings, trust_remote_code=trust_remote_code)
+        except InductionError:
+            raise
+        except Exception as error:
+            if not trust_remote_code and remote_code.asks_for_code(error):
+                raise remote_code.refused(spec, remote_code.CONFIG, config.get("auto_map")) from None
+            raise ModelError(f"no model can be made for {spec!r} by its config: {first_line(error)}") from error
+    return made
+
+
+def _check_report(report: Any, spec: str) -> None:
+    """Raise `ModelError` where weights and config are not of one model.
+
+    Weights that are missing the loader made up, and those of another shape; those left over are of a part that would not run.
+    """
+    absent, others = sorted(report.get("missing_keys", ())), sorted(report.get("mismatched_keys", ()))
+    left_over = sorted(name for name in report.get("unexpected_keys", ()) if not HARMLESS.search(name))
+    if others:
+        name, seen, expected = others[0]
+        raise ModelError(
+            f"`{name}` in {spec!r} has shape {tuple(seen)}, its config asks for {tuple(expected)}; "
+            f"{len(others)} weights have another shape"
+        )
+    if absent:
+        raise ModelError(
+            f"{spec!r} lacks weights that its config asks for, and they would be random: "
+            f"{len(absent)} of them, the first is `{absent[0]}`"
+        )
+    if left_over:
+        raise ModelError(
+            f"{spec!r} has {len(left_over)} tensors that its config has no use for, the first is `{left_over[0]}`; "
+            "is it the right config?"
+        )
+
+
+def _no_transformers(place: str) -> str:
+    """What to do about a directory of another library's, whose config names no model that transformers knows."""
+    try:
+        config = read_json(Path(place) / "config.json")
+    except (OSError, ValueError):
+        return ""
+    if isinstance(config, dict) and "model_type" not in config:
+        return "; it is not of transformers: name a function that makes the model, path/file.py:factory"
+    return ""
+
+
+def _tokenizer(transformers: Any, place: str, how: _How, **more: Any) -> Any:
+    """The tokenizer that lies beside the weights, or None: probes are token ids and need none."""
+    files = ("tokenizer.json", remote_code.TOKENIZER_CONFIG, "vocab.json", "tokenizer.model", "spiece.model")
+    is_here = how.where.get("local_files_only") and is_directory(place) and "gguf_file" not in how.where
+    if is_here and not any((Path(place) / name).exists() for name in files):
+        return None
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **how.where, **more, trust_remote_code=how.trust)
+    except Exception:  # noqa: BLE001 - a model without a usable tokenizer is measured all the same
+        return None
+    ordinary = len(tokenizer) - len(set(tokenizer.all_special_ids))
+    return tokenizer if ordinary >= FEWEST_TOKENS else None
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No progress bars and no reports from the loader inside the block; the user's own settings afterwards."""
+    with Changes() as changes:
+        for setting in _silenced(transformers.utils.logging):
+            setting.hold(changes)
+        yield
+
+
+@cache
+def _silenced(logging: Any) -> tuple[Shared, ...]:
+    """What the libraries that load say, a setting of all threads."""
+    hub = getLogger("huggingface_hub")  # says every try to reach it
+
+    def show_bars(shown: bool) -> None:
+        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+
+    return (
+        Shared(logging.get_verbosity, logging.set_verbosity, ERROR),
+        Shared(logging.is_progress_bar_enabled, show_bars, value=False),
+        Shared(lambda: hub.level, hub.setLevel, ERROR),
+    )
+
+
+def _from_factory(place: str, factory: str, spec: str) -> nn.Module | ModelUnderTest:
+    try:
+        made = _factory(place, factory)()
+    except InductionError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        raise ModelError(f"{spec!r} cannot be made: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(made, (nn.Module, ModelUnderTest)):
+        raise ModelError(f"the factory {spec!r} must return a torch module, it returned `{type(made).__name__}`")
+    return made
+
+
+def function_named(spec: str) -> Callable[..., Any]:
+    """The function that `module.path:name` or `path/file.py:name` names. Raises `ModelError` where there is none."""
+    place, colon, name = spec.rpartition(":")
+    if not colon or not name.isidentifier():
+        raise ModelError(f"a function is named module.path:function or path/file.py:function, got {spec!r}")
+    try:
+        return _factory(place, name)
+    except InductionError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        raise ModelError(f"{spec!r} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _factory(place: str, name: str) -> Callable[..., Any]:
+    found = getattr(_import(place), name, None)
+    if isinstance(found, nn.Module):
+        raise ModelError(f"`{name}` in {place} is a module: name a function that returns it")
+    if not callable(found):
+        raise ModelError(f"{place} has no factory `{name}` to call")
+    return found
+
+
+def _import(place: str) -> Any:
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    path = Path(os.path.realpath(place))
+    name = f"_induction_{path.stem}_{abs(hash(str(path)))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    try:
+        check_regular(path, most=SETTINGS)
+    except OSError as error:
+        raise ModelError(f"{place} cannot be read: {reason(error)}") from None
+    specification = importlib.util.spec_from_file_location(name, path)
+    if specification is None or specification.loader is None:
+        raise ModelError(f"{place} cannot be imported")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    folder = str(path.parent)
+    with Changes() as changes:
+        changes.undone_by(lambda: sys.path.__setitem__(slice(None), [each for each in sys.path if each is not folder]))
+        sys.path.insert(0, folder)  # so that the file finds its neighbours, as it would when run
+        try:
+            specification.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return module

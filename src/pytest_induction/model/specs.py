@@ -1,0 +1,117 @@
+"""What a string that names a model may look like. Standard library only, so that a typing error costs no time."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pytest_induction.errors import ArgumentError, ModelError, reason
+from pytest_induction.files import expanded, is_directory, is_file, is_there, names_in, seen_at
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+CONFIG, ADAPTER_CONFIG, GGUF = "config.json", "adapter_config.json", ".gguf"
+FORMS = "a local directory, hf:NAME[@REVISION], a .gguf file, module.path:factory or path/file.py:factory"
+
+
+def check_spec(spec: str) -> None:
+    """Raise `ModelError` if nothing of that name can be loaded; cheap, and says what to write instead."""
+    if not spec.strip():
+        raise ModelError(f"no model is named: expected {FORMS}")
+    if spec.startswith("hf:") and spec != "hf:":
+        return
+    place, colon, factory = spec.rpartition(":")
+    if colon and factory.isidentifier():
+        if place.endswith(".py") and not is_file(place):
+            what = f"{place} {seen_at(place)}" if os.path.lexists(place) else f"no file {place}"
+            raise ModelError(f"{what}: the model {spec!r} is to come from a factory in it")
+        return
+    path = expanded(spec)
+    if not is_there(path):
+        hub = (
+            f"; to download it from the hub write hf:{spec}"
+            if spec.count("/") <= 1 and ":" not in spec and not spec.startswith((".", "/", "~")) and spec.isprintable()
+            else ""
+        )
+        what = f"{spec!r} {seen_at(path)}" if os.path.lexists(path) else f"no model at {spec!r}"
+        raise ModelError(f"{what}: expected {FORMS}{hub}")
+    if gguf_file(path) is not None:
+        return
+    if not is_directory(path):
+        raise ModelError(f"{spec!r} {'is a file' if is_file(path) else seen_at(path)}: expected {FORMS}")
+    if not any(os.path.lexists(path / name) for name in (CONFIG, ADAPTER_CONFIG)):  # reading them says what they are
+        raise ModelError(f"{spec!r} has no config.json: expected a directory as `save_pretrained` writes it, or a factory for it")
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file at a path, or in a directory that holds one and no other model; None where there is none."""
+    if path.suffix == GGUF and is_file(path):
+        return path
+    if not is_directory(path) or (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file():
+        return None
+    try:
+        found = [path / name for name in names_in(path) if name.endswith(GGUF)]
+    except OSError as error:
+        raise ModelError(f"{str(path)!r} cannot be read: {reason(error)}") from None
+    return found[0] if len(found) == 1 else None
+
+
+def check_text(path: Path) -> None:
+    """Raise `ArgumentError` for what is no file, or has nothing in it."""
+    if not is_file(path):
+        what = f", it {seen_at(path)}" if os.path.lexists(path) else ""
+        raise ArgumentError(f"{str(path)!r} is not a file{what}")
+    if not path.stat().st_size:
+        raise ArgumentError(f"{str(path)!r} is empty")
+
+
+class IfThere(str):
+    """A name of modules without a pattern that a model need not have: it was meant for another one."""
+
+    __slots__ = ()
+
+
+def module_names(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Paths and classes of modules: several, or some in one string, by commas. Raises `ArgumentError` for anything else."""
+    several = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else ()
+    if not (isinstance(given, Iterable) and all(isinstance(each, str) for each in several)):
+        raise ArgumentError(f'`without_pattern` must be names of modules, such as a class "Scan" or a path, got {given!r}')
+    names = (type(each)(name.strip()) for each in several for name in each.split(",") if name.strip())
+    return tuple(dict.fromkeys(names))
+
+
+def memory_size(text: str) -> int:
+    """The bytes that a size like `4GB`, `512 MB` or `800MiB` means. Raises `ArgumentError` for anything else."""
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise ArgumentError(f"memory must be a size like 4GB or 512MB, got {text!r}")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+
+
+def check_dtype(text: str) -> None:
+    """Raise `ArgumentError` for what is no floating-point type that a model is loaded in."""
+    if text not in DTYPES:
+        raise ArgumentError(f"dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {text!r}")
+
+
+def check_device(text: str) -> None:
+    """Raise `ArgumentError` for what cannot be the name of a device, here or elsewhere."""
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu|xla|hpu|npu|mtia|privateuseone)(:\d+)?", text):
+        raise ArgumentError(f"device must be like cpu, cuda, cuda:1 or mps, got {text!r}")
+
+
+def check_seed(text: str) -> None:
+    """Raise `ArgumentError` for what is no whole number from 0 up."""
+    if not text.isdecimal():
+        raise ArgumentError(f"it must be a whole number from 0 up, got {text!r}")
+
+
+def check_bound(text: str) -> None:
+    """Raise `ArgumentError` for what is no number above 0."""
+    try:
+        bound = float(text)
+    except ValueError:
+        bound = 0.0
+    if not 0 < bound < float("inf"):
+        raise ArgumentError(f"it must be a number above 0, got {text!r}")

@@ -1,0 +1,1 @@
+"""Everything that imports pytest: options, fixtures, gates, reports of a session."""

@@ -1,0 +1,206 @@
+"""Ready-made tests, each one claim checked with no test file: of `--induction-model`, and of `--induction-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _pytest._code.code import TerminalRepr
+from _pytest._io import TerminalWriter
+
+from pytest_induction.errors import ExpectationFailed, InductionError
+from pytest_induction.plugin.gates.sweeping import opens_at_once
+
+Gates = Mapping[str, Callable[[Any], Any]]
+"""What checks each claim about what the suite is bound to."""
+
+
+class GateSuite(pytest.Collector):
+    """All gates of one model or run. Loads nothing: `bind` loads it when the first gate runs."""
+
+    def __init__(self, *, bind: Callable[[], Any], gates: Gates, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._bind = bind
+        self._gates = gates
+
+    def collect(self) -> Iterator[pytest.Item]:
+        for name, check in self._gates.items():
+            yield GateItem.from_parent(self, name=name, bind=self._bind, check=check)
+
+
+class GateItem(pytest.Item):
+    """One claim about the model or run. In a file, `line` (from 0) and `title` say where it stands and what it is."""
+
+    def __init__(
+        self, *, bind: Callable[[], Any], check: Callable[[Any], Any], line: int = 0, title: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self._bind = bind
+        self._check = check
+        self._place = (line, title or self.name)
+        self._subject: Any = None
+
+    def setup(self) -> None:
+        try:
+            self._subject = self._bind()
+        except InductionError as error:
+            message = str(error)
+        else:
+            return
+        pytest.fail(message, pytrace=False)
+
+    def runtest(self) -> None:
+        try:
+            self._check(self._subject)
+        except (ExpectationFailed, InductionError) as error:
+            told = error.with_traceback(None)  # its frames would keep the model
+            told.__cause__ = told.__context__ = None
+        else:
+            return
+        raise told
+
+    def teardown(self) -> None:
+        self._subject = None
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, *self._place  # pytest wants a line for what a marker skips
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """The message alone for what we raise; a traceback is for what nobody foresaw."""
+        if isinstance(excinfo.value, (ExpectationFailed, InductionError)):
+            return GateFailure(str(excinfo.value), brief=self.config.option.tbstyle == "line")
+        return super().repr_failure(excinfo, style)
+
+
+@dataclass(frozen=True)
+class _Crash:
+    """What pytest's short summary reads of a failure."""
+
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class GateFailure(TerminalRepr):
+    """A failed gate in the terminal: its message, the first line in red; the same line in the short summary.
+
+    With `brief` nothing but that line, which `--tb=line` prints by itself.
+    """
+
+    def __init__(self, message: str, *, brief: bool = False) -> None:
+        self.message = message
+        self.brief = brief
+        self.reprcrash = _Crash(message.splitlines()[0])
+
+    def __str__(self) -> str:
+        return self.message
+
+    def toterminal(self, tw: TerminalWriter) -> None:
+        if self.brief:
+            return
+        first, *rest = self.message.splitlines()
+        tw.line(first, red=True, bold=True)
+        for line in rest:
+            tw.line(line)
+
+
+NEEDS_TEXT = ("learns_in_context",)
+
+
+def model_gates(*, with_text: bool, more: Gates | None = None) -> Gates:
+    """Each claim, checked on the session's `Induction`, and after them those of `more`."""
+    gates: Gates = {
+        "has_induction_head": lambda induction: induction.assert_has_induction_head(),
+        "copies_repeats": lambda induction: induction.assert_copies_repeats(),
+        "learns_in_context": lambda induction: induction.assert_learns_in_context(),
+    }
+    return {**{name: check for name, check in gates.items() if with_text or name not in NEEDS_TEXT}, **(more or {})}
+
+
+UNREADABLE = "can_be_read"
+ALWAYS = "phase_change"  # where nothing can be judged, this one says what that would take
+
+
+class RunSuite(pytest.Collector):
+    """All gates of one run.
+
+    A log is read when tests are collected, for what it holds says which claims can be judged: one that holds nothing but losses
+    is not asked for heads. A run that cannot be read is one error. Of recorded and swept runs all is asked: what these lack was
+    to be measured. Checkpoints are swept when the first gate runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: str,
+        bind: Callable[[], Any],
+        reference: Callable[[], Any] | None,
+        before: Mapping[str, float],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._run = run
+        self._before = before
+        self._bind = bind
+        self._reference = reference
+
+    def collect(self) -> Iterator[pytest.Item]:
+        gates = run_gates(self._reference, self._before)
+        wanting: dict[str, tuple[str, ...]] = {}
+        try:
+            run = self._bind() if opens_at_once(self._run) else None
+        except InductionError:  # told when it is asked for again
+            gates = {UNREADABLE: lambda run: run}
+        else:
+            if run is not None and run.source == "log":
+                from pytest_induction.runs.phase_change.finding import wanting as wanting_of
+
+                wanting = wanting_of(run)
+        judged = {name: check for name, check in gates.items() if not wanting.get(name)}
+        for name, check in (judged or {ALWAYS: gates[ALWAYS]}).items():
+            yield GateItem.from_parent(self, name=name, bind=self._bind, check=check)
+
+
+def run_gates(reference: Callable[[], Any] | None, before: Mapping[str, float] | None = None) -> Gates:
+    """Each claim, checked on a `TrainingRun`; whether it is later than a reference, or than a bound, where that is given."""
+
+    def not_later(run: Any) -> Any:
+        from pytest_induction.runs.phase_change.claims import assert_onset_not_later
+
+        return assert_onset_not_later(run, reference() if reference else run)
+
+    gates: Gates = {
+        "log_is_sane": _sane,
+        "phase_change": _named("assert_phase_change", co_occurring=False),
+        "cooccurrence": _named("assert_cooccurrence"),
+        "heads_kept_to_the_end": _named("assert_heads_kept"),
+        "final_has_induction_head": _named("assert_final_has_induction_head"),
+    }
+    asked: Gates = {"formed_by": _named("assert_formed", **before)} if before else {}
+    return {**gates, **asked, **({} if reference is None else {"onset_not_later": not_later})}
+
+
+def _sane(run: Any) -> Any:
+    """The claim on the log; skipped for a sweep of checkpoints that bring no loss, where nothing can be done about that."""
+    from pytest_induction.runs.heads_over_training import assert_log_is_sane
+
+    try:
+        return assert_log_is_sane(run)
+    except ExpectationFailed as error:
+        if run.source != "sweep" or error.evidence.reason != "no_loss" or run.has("loss"):
+            raise
+    pytest.skip("these checkpoints bring no loss of the training with them")
+
+
+def _named(assertion: str, **options: Any) -> Callable[[Any], Any]:
+    """The public assertion of that name, imported when it is used."""
+
+    def check(run: Any) -> Any:
+        return getattr(import_module("pytest_induction"), assertion)(run, **options)
+
+    return check

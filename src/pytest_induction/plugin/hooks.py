@@ -1,0 +1,345 @@
+"""Every pytest hook, option, ini key, marker and fixture. Imports the standard library and pytest, and no more until used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from pytest_induction.alarms import Alarmed
+from pytest_induction.errors import meant
+from pytest_induction.formatting import as_node
+from pytest_induction.plugin.baselines import SessionBaselines
+from pytest_induction.plugin.ci import SessionCI, properties
+from pytest_induction.plugin.gates.files import arguments_with_gates, is_gate_file, keep_together
+from pytest_induction.plugin.options import add_options
+from pytest_induction.plugin.reports import USAGE_ERROR, SessionReport
+from pytest_induction.plugin.runs import SessionRuns, readable_ids
+from pytest_induction.plugin.session import SessionModel, open_terminal, usage_error, write_lines
+from pytest_induction.plugin.terminal import INTERRUPTED, STOPS, hide_frames, keep_interrupted, write_section
+from pytest_induction.progress import showing_on
+
+if TYPE_CHECKING:
+    from pytest_induction.baselines.checking import InductionBaseline
+    from pytest_induction.fixture import Induction
+    from pytest_induction.model.protocol import ModelUnderTest
+    from pytest_induction.probes.sequences import Probe
+    from pytest_induction.records import Provenance
+    from pytest_induction.runs.record import TrainingRun
+
+T = TypeVar("T")
+MARKER_KEYS = (
+    "seed",
+    "max_sequences",
+    "error_rate",
+    "min_prefix_matching",
+    "max_prefix_matching",
+    "match_length",
+    "min_advantage",
+    "allow_virtual",
+    "min_accuracy",
+    "max_score",
+    "period",
+    "repeats",
+    "n_sequences",
+)
+SESSION: pytest.StashKey[SessionModel] = pytest.StashKey()
+RUNS: pytest.StashKey[SessionRuns] = pytest.StashKey()
+REPORT: pytest.StashKey[SessionReport] = pytest.StashKey()
+BASELINES: pytest.StashKey[SessionBaselines] = pytest.StashKey()
+NAMED: pytest.StashKey[list[tuple[Any, Provenance]]] = pytest.StashKey()
+HEARD: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from pytest_induction.plugin import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", f"induction({', '.join(f'{key}=...' for key in MARKER_KEYS)}): defaults of the induction fixtures"
+    )
+    session_model = config.stash[SESSION] = SessionModel(config)
+    report = config.stash[REPORT] = SessionReport(config, session_model)  # before what may be refused, of which it tells
+    session_runs = config.stash[RUNS] = SessionRuns(config, session_model)
+    session_runs.check()
+    session_model.check_settings()
+    report.check()
+    config.pluginmanager.register(report.outcomes, "induction-outcomes")
+    baselines = config.stash[BASELINES] = SessionBaselines(config, session_model, report.outcomes.problems)
+    baselines.check()
+    config.pluginmanager.register(baselines, "induction-baselines")
+    config.pluginmanager.register(SessionCI(config), "induction-ci")
+    if config.option.induction_benchmark:
+        session_model.check_benchmark()
+    elif config.option.induction_max_overhead is not None:
+        raise usage_error("--induction-max-overhead is judged by --induction-benchmark, which was not given")
+    if session_model.collected is not None:
+        session_model.check()
+    elif not session_runs.collected:
+        config.args = arguments_with_gates(config)
+        return
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args = []  # the gates, or the benchmarks, are all that was asked for
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Add the gates, or in their place the benchmarks, to what the session itself collects, if a model is named for it."""
+    report = yield
+    if isinstance(collector, pytest.Session) and report.passed:
+        session_model = collector.config.stash[SESSION]
+        suites = [] if session_model.collected is None else [_suite(collector, session_model, session_model.collected)]
+        suites += [_run_suite(collector, collector.config.stash[RUNS], name) for name in collector.config.stash[RUNS].collected]
+        if suites:
+            report.result = [*(report.result or []), *suites]
+    return report
+
+
+def _suite(session: pytest.Session, session_model: SessionModel, spec: str) -> pytest.Collector:
+    common: dict[str, Any] = {"name": as_node(spec), "nodeid": as_node(spec), "bind": session_model.bind}
+    with_text = session_model.text is not None
+    if session.config.option.induction_benchmark:
+        from pytest_induction.plugin.benchmarks.suite import BenchmarkSuite
+
+        return BenchmarkSuite.from_parent(session, max_overhead=session_model.max_overhead, with_text=with_text, **common)
+    from pytest_induction.plugin.gates.items import GateSuite, model_gates
+
+    more = session.config.stash[BASELINES].gates()
+    return GateSuite.from_parent(session, gates=model_gates(with_text=with_text, more=more), **common)
+
+
+def _run_suite(session: pytest.Session, runs: SessionRuns, name: str) -> pytest.Collector:
+    from pytest_induction.plugin.gates.items import RunSuite
+
+    other = runs.reference
+    reference = None if other is None else lambda: runs.open(other)
+    bind = partial(runs.open, name)
+    about = {"name": as_node(name), "nodeid": as_node(name), "run": name}
+    return RunSuite.from_parent(session, **about, bind=bind, reference=reference, before=runs.before)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "induction_run" in metafunc.fixturenames:
+        names = metafunc.config.stash[RUNS].named
+        if names:
+            metafunc.parametrize("induction_run", names, ids=readable_ids(names), indirect=True)
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if not is_gate_file(file_path, parent.session):
+        return None
+    from pytest_induction.plugin.gates.files import GateFile
+
+    return GateFile.from_parent(parent, path=file_path, setting=parent.config.stash[SESSION].setting)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    keep_together(items)
+    for item in items:
+        for marker in item.iter_markers("induction"):
+            _check_marker(item, marker)
+        if _is_given(item):
+            from pytest_induction.probes.strategies.searching import allow_fixtures
+
+            test: Any = getattr(item, "obj")  # noqa: B009 - not every item has one
+            allow_fixtures(getattr(test, "__func__", test))
+
+
+def _is_given(item: pytest.Item) -> bool:
+    """Whether `given_probes` made the item's test."""
+    return hasattr(getattr(item, "obj", None), "induction_carrier")
+
+
+def _check_marker(item: pytest.Item, marker: pytest.Mark) -> None:
+    if marker.args:
+        raise usage_error(f"{item.nodeid}: the marker `induction` takes keyword arguments only, got {marker.args!r}")
+    for key in marker.kwargs:
+        if key not in MARKER_KEYS:
+            raise usage_error(f"{item.nodeid}: the marker `induction` has no argument `{key}`{meant(key, MARKER_KEYS)}")
+
+
+@pytest.fixture(scope="session")
+def induction_model(request: pytest.FixtureRequest) -> ModelUnderTest:
+    """The model under test, from --induction-model or the ini key; override it to return any model of your own."""
+    return _or_fail(request.config.stash[SESSION].load)
+
+
+@pytest.fixture
+def induction(request: pytest.FixtureRequest, induction_model: Any) -> Induction:
+    """All measures and assertions, bound to the session's model and seed and to the marker's defaults."""
+    from pytest_induction.fixture import Induction
+
+    session_model = request.config.stash[SESSION]
+    defaults: dict[str, Any] = {}
+    for marker in reversed([*request.node.iter_markers("induction")]):  # the closest one comes last and wins
+        defaults |= marker.kwargs
+    return _or_fail(lambda: Induction(session_model.adopt(induction_model), text=session_model.text, defaults=defaults))
+
+
+@pytest.fixture(scope="session")
+def induction_run(request: pytest.FixtureRequest) -> TrainingRun:
+    """The training run that --induction-run or the ini key induction_run names; a test runs once for each of several."""
+    name = getattr(request, "param", None)
+    if name is None:
+        pytest.fail("no run: give --induction-run or the ini key induction_run, or override the fixture", pytrace=False)
+    return _or_fail(lambda: request.config.stash[RUNS].open(name))
+
+
+@pytest.fixture
+def induction_probe(induction: Induction) -> Probe:
+    """Rows of repeated random tokens that fit the model; the marker sets period, repeats, n_sequences and seed."""
+    return _or_fail(induction.default_probe)
+
+
+@pytest.fixture
+def induction_baseline(request: pytest.FixtureRequest) -> InductionBaseline:
+    """Holds what a test measures against what --induction-baseline, or the ini key, has; see docs/baselines.md."""
+    return _or_fail(lambda: request.config.stash[BASELINES].fixture(request))
+
+
+def _or_fail(make: Callable[[], T]) -> T:
+    """What `make` gives, or the test's failure with our one line and no traceback."""
+    from pytest_induction.errors import InductionError
+
+    try:
+        return make()
+    except InductionError as error:
+        message = str(error)
+    pytest.fail(message, pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    __tracebackhide__ = True
+    item.stash[HEARD] = []  # when it is run again, too
+    yield from _listening(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    __tracebackhide__ = True
+    yield from _listening(item)
+
+
+def _listening(item: pytest.Item) -> Iterator[None]:
+    """Keep every verdict that is reached while the item runs."""
+    __tracebackhide__ = True
+    from pytest_induction.observers import attaching, listening, naming_subjects
+
+    attach = item.config.stash[SESSION].attach
+    naming: AbstractContextManager[list[tuple[Any, Provenance]]] = nullcontext([])
+    if item.config.stash[REPORT].kinds:  # else no model is to be kept
+        naming = naming_subjects()
+    with listening() as heard, naming as named, attaching(attach), showing_on(lambda: open_terminal(item.config)):
+        stop: BaseException | None = None
+        try:
+            return (yield)
+        except STOPS as error:
+            stop = error
+            raise
+        except Alarmed as error:  # has come through hypothesis, which runs the test
+            raise (error.__cause__ or error) from None
+        except Exception as error:
+            from pytest_induction.errors import InductionError
+
+            if not (isinstance(error, InductionError) and _is_given(item)):
+                raise
+            message = str(error)  # there is no line of the user's to show
+        finally:
+            item.stash.setdefault(NAMED, []).extend(named)
+            for evidence in heard:
+                item.stash.setdefault(HEARD, []).append(evidence.to_dict())
+                item.user_properties.extend(properties(evidence))
+            if stop is not None:
+                keep_interrupted(item, item.stash.get(HEARD, []), stop)
+    pytest.fail(message, pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Before a model is gone, measure what the report draws of it, if there was a verdict."""
+    named, heard = item.stash.get(NAMED, []), item.stash.get(HEARD, [])
+    try:
+        if named and heard:
+            from pytest_induction.observers import attaching
+
+            with attaching(item.config.stash[SESSION].attach), showing_on(lambda: open_terminal(item.config)):
+                item.config.stash[REPORT].exhibit(item, named)
+    finally:
+        named.clear()  # or the item would keep the models
+        done = yield
+    return done
+
+
+@pytest.hookimpl(tryfirst=True)  # what others raise there is then in the reports
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[REPORT].begin()
+
+
+@pytest.hookimpl(trylast=True)  # others change the exit status there
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    report = session.config.stash[REPORT]
+    if hasattr(session.config, "workerinput"):
+        report.hand_over()
+    else:
+        report.finish(session, session.config.stash.get(INTERRUPTED, []))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
+    """Around all of pytest: what it returns is the exit status, whatever was changed after the session had ended."""
+    try:
+        status = yield
+    except KeyboardInterrupt:  # at the end of a session, or another one
+        _amend(config, int(pytest.ExitCode.INTERRUPTED))
+        raise
+    except BaseException as error:
+        code = USAGE_ERROR if isinstance(error, pytest.UsageError) else 1
+        _amend(config, code, f"{type(error).__name__}: {error}")
+        raise
+    _amend(config, int(status or 0))
+    return status
+
+
+def _amend(config: pytest.Config, exit_status: int, problem: str = "") -> None:
+    report = config.stash.get(REPORT, None)
+    if report is not None and not hasattr(config, "workerinput"):
+        report.amend(exit_status, " ".join(problem.split()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    hide_frames(item, call)
+    report = yield
+    item.config.stash[REPORT].annotate(item, report, call, item.stash.get(HEARD, []))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    write_section(terminalreporter, reports)
+    if terminalreporter.config.option.induction_benchmark:
+        from pytest_induction.plugin.benchmarks.suite import timings
+
+        told = ((report.nodeid, report.user_properties) for report in reports if getattr(report, "when", "") == "call")
+        lines = list(timings(told, width=terminalreporter.config.get_terminal_writer().fullwidth))
+        if lines:
+            terminalreporter.write_sep("=", "induction benchmark")
+            write_lines(terminalreporter, ((text, {}) for text in lines))
+    write_lines(terminalreporter, terminalreporter.config.stash[REPORT].take_lines())

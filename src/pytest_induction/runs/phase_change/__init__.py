@@ -1,0 +1,1 @@
+"""What changes in a training, when, how abruptly, and together with what."""

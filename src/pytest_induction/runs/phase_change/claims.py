@@ -1,0 +1,444 @@
+"""Assertions about training runs: a phase change, none, several at once, no later than in another run."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from pytest_induction.errors import ArgumentError, user_facing
+from pytest_induction.expectations import checked_bounds, expect
+from pytest_induction.observers import name_subject, tell
+from pytest_induction.records import Change, Estimate, Evidence, Moment, Provenance, Verdict
+from pytest_induction.runs.logs.read import taken
+from pytest_induction.runs.opening import load_run
+from pytest_induction.runs.phase_change.changes import MAX_WIDTH
+from pytest_induction.runs.phase_change.finding import (
+    ERROR_RATE,
+    MARGIN,
+    PhaseChange,
+    are_together,
+    change_of,
+    find_phase_changes,
+    has_changed,
+    is_narrow,
+    lag_between,
+    what_else,
+)
+from pytest_induction.runs.record import TrainingRun
+from pytest_induction.statistics import mean_interval
+
+
+def together(evidence: Evidence, found: PhaseChange, margin: float = MARGIN, *, strict: bool = True) -> Evidence:
+    """The evidence on a run in which in-context learning must change with induction.
+
+    Unless it is `strict`, changes between the same snapshots are together, though these may be farther apart than the margin.
+    """
+    if evidence.verdict is not Verdict.FORMED:
+        return evidence
+    change, lag = found.in_context_learning, found.lag
+    if change is None:
+        return replace(
+            evidence,
+            verdict=Verdict.UNDETERMINED,
+            reason="icl_not_recorded",
+            summary=f"{evidence.summary}; in-context learning was not recorded",
+            settle="record or sweep with a held-out text (`text=`, --text), or ask without (`co_occurring=False`)",
+        )
+    if not (change.verdict is Verdict.FORMED or is_narrow(change, found.bars["max_width"])) or lag is None:
+        reason = f"icl_{change.reason}"
+        summary = f"{evidence.summary}; but {change.summary}"
+        return replace(evidence, verdict=change.verdict, reason=reason, summary=summary, settle=change.settle)
+    summary = f"{evidence.summary}; in-context learning changes {apart(lag)} after"
+    if not strict and found.induction is not None and are_together(found.induction, change, lag, margin):
+        return replace(evidence, summary=summary, bars={**evidence.bars, "margin": margin})
+    return _within(evidence, lag, margin, summary)
+
+
+def with_turn(evidence: Evidence, found: PhaseChange) -> Evidence:
+    """The evidence on a run, with what the path of token losses does beside it, as far as that was recorded."""
+    if evidence.verdict is not Verdict.FORMED or found.turn is None:
+        return evidence
+    said = found.turn.summary if found.turn_lag is None else f"the path of token losses turns {apart(found.turn_lag)} after"
+    return replace(evidence, summary=f"{evidence.summary}; {said}")
+
+
+def turning(evidence: Evidence, found: PhaseChange, margin: float) -> Evidence:
+    """The evidence on a run in which the path of token losses must turn with induction, too."""
+    if evidence.verdict is not Verdict.FORMED:
+        return evidence
+    change, lag = found.turn, found.turn_lag
+    if change is None:
+        return replace(
+            evidence,
+            verdict=Verdict.UNDETERMINED,
+            reason="turn_not_recorded",
+            summary=f"{evidence.summary}; the turn of the path of token losses was not recorded",
+            settle="record or sweep with a held-out text (`text=`, --text), or ask without (`turn=False`)",
+        )
+    if change.verdict is not Verdict.FORMED or lag is None:
+        summary = f"{evidence.summary}; but {change.summary}"
+        return replace(evidence, verdict=change.verdict, reason=_about_turn(change.reason), summary=summary, settle=change.settle)
+    return _within(evidence, lag, margin, f"{evidence.summary}; the path of token losses turns {apart(lag)} after", _about_turn)
+
+
+def _about_turn(reason: str) -> str:
+    return reason if "turn" in reason else f"turn_{reason}"
+
+
+def _within(
+    evidence: Evidence, lag: Estimate, margin: float, summary: str, reason: Callable[[str], str] = lambda reason: reason
+) -> Evidence:
+    bars = {**evidence.bars, "margin": margin}
+    if -margin <= lag.low and lag.high <= margin:
+        return replace(evidence, summary=summary, bars=bars)
+    is_apart = lag.low > margin or lag.high < -margin
+    return replace(
+        evidence,
+        verdict=Verdict.NOT_FORMED if is_apart else Verdict.UNDETERMINED,
+        reason=reason("apart" if is_apart else "lag_unclear"),
+        summary=f"{summary}: {'more than' if is_apart else 'not clearly within'} the {margin:.2f} that count as together",
+        bars=bars,
+        settle="" if is_apart else "record more snapshots around the change",
+    )
+
+
+def over_runs(
+    parts: Sequence[Evidence], found: Sequence[PhaseChange], margin: float, error_rate: float, *, turn: bool
+) -> Evidence:
+    """The evidence on several runs: the mean of their distances."""
+    about_distances = ("apart", "lag_unclear", "turn_apart", "turn_lag_unclear")
+    without = [
+        part
+        for part, each in zip(parts, found, strict=True)
+        if part.verdict is not Verdict.FORMED
+        and (each.lag is None or (turn and each.turn_lag is None) or part.reason not in about_distances)
+    ]
+    names = ", ".join(part.provenance.model for part in parts)
+    about = replace(parts[0].provenance, model=names, probe=f"{len(parts)} runs")
+    if without:
+        first = without[0]
+        named = f"the first is {first.provenance.model}: {first.summary}"
+        summary = f"{len(without)} of {len(parts)} runs have no two changes to compare, {named}"
+        return replace(first, summary=summary, provenance=about)
+    lag = _mean_lag([each.lag for each in found], error_rate)
+    changes = tuple(change for part in parts for change in part.changes)
+    whole = replace(parts[0], verdict=Verdict.FORMED, reason="formed", provenance=about, estimates={"lag": lag}, changes=changes)
+    judged = _within(whole, lag, margin, f"over {len(parts)} runs in-context learning changes {apart(lag)} after induction")
+    if turn:
+        turn_lag = _mean_lag([each.turn_lag for each in found], error_rate)
+        judged = replace(judged, estimates={**judged.estimates, "turn_lag": turn_lag})
+        if judged.verdict is Verdict.FORMED:
+            summary = f"{judged.summary}; the path of token losses turns {apart(turn_lag)} after"
+            judged = _within(judged, turn_lag, margin, summary, _about_turn)
+    return replace(judged, settle="more runs: the interval is that of a mean over them" if judged.settle else "")
+
+
+def _mean_lag(lags: Sequence[Estimate | None], error_rate: float) -> Estimate:
+    return mean_interval(np.array([[lag.value] for lag in lags if lag is not None]), error_rate, "decades")[0]
+
+
+def apart(lag: Estimate) -> str:
+    """A distance of two changes in words."""
+    return f"{lag.value:+.3f} decades ({lag.low:+.3f}..{lag.high:+.3f})"
+
+
+RunLike = TrainingRun | str | os.PathLike[str]
+ONSET_MARGIN = 0.1  # decades: about a quarter more tokens
+
+
+@user_facing
+def assert_phase_change(
+    run: RunLike,
+    *,
+    before_tokens: float | None = None,
+    before_steps: float | None = None,
+    max_width: float = MAX_WIDTH,
+    co_occurring: bool | None = None,
+    min_change: Mapping[str, float] | None = None,
+    error_rate: float = ERROR_RATE,
+) -> Evidence:
+    """Assert that induction formed abruptly in a training run (see `find_phase_changes` for what that means).
+
+    `run` is a `TrainingRun`, or whatever `load_run` opens. With `before_tokens` or `before_steps` the change must have ended by
+    then. Behaviour on repeated tokens must change with the heads, midpoints at most 0.15 decades apart or between the same two
+    snapshots; `co_occurring` asks that of in-context learning, too, and is on where that was recorded. The summary says which
+    series decided.
+
+    UNDETERMINED fails too, and says what would settle it: a change of which too few snapshots tell, that is not over, or that may
+    be gradual. Returns the evidence: `.changes` has the onset, midpoint, end and width of each series, in steps and tokens.
+    Raises `ExpectationFailed`, which carries it, or `RunError` for a run that cannot be read.
+
+    >>> found = assert_phase_change("fixtures/runs/two-layers", before_steps=400)       # doctest: +SKIP
+    >>> found.changes[0].midpoint.step.value                                            # doctest: +SKIP
+    """
+    opened, found = _found(run, max_width, min_change, error_rate)
+    evidence = _evidence(opened, "phase_change", found, error_rate)
+    for name, bar in checked_bounds(before_tokens=before_tokens, before_steps=before_steps).items():
+        evidence = _in_time(evidence, found.induction, name, bar)
+    if co_occurring is None and found.in_context_learning is None:
+        evidence = replace(evidence, summary=f"{evidence.summary}; in-context learning was not recorded, and is left out")
+    if co_occurring or (co_occurring is None and found.in_context_learning is not None):
+        evidence = together(evidence, found, strict=False)
+    return expect(evidence, Verdict.FORMED)
+
+
+@user_facing
+def assert_no_phase_change(
+    run: RunLike,
+    *,
+    max_width: float = MAX_WIDTH,
+    min_change: Mapping[str, float] | None = None,
+    error_rate: float = ERROR_RATE,
+) -> Evidence:
+    """Assert that induction did not form abruptly in a training run: shown, not merely not found.
+
+    Arguments as those of `assert_phase_change`.
+    """
+    opened, found = _found(run, max_width, min_change, error_rate)
+    return expect(_evidence(opened, "phase_change", found, error_rate), Verdict.NOT_FORMED)
+
+
+@user_facing
+def assert_cooccurrence(
+    run: RunLike | Sequence[RunLike],
+    *,
+    margin: float = MARGIN,
+    turn: bool = False,
+    max_width: float = MAX_WIDTH,
+    min_change: Mapping[str, float] | None = None,
+    error_rate: float = ERROR_RATE,
+) -> Evidence:
+    """Assert that in-context learning changes together with induction; with `turn`, that the path of the training turns there.
+
+    Midpoints lie at most `margin` decades of tokens from that of induction, and behaviour on repeated tokens changes with the
+    heads. The turn is that of the path in the space of token losses. It is reported where these were recorded and asked for with
+    `turn` only, for small trainings on natural text had none. The evidence has the distances between all pairs that are there:
+    `lag` (in-context learning), `behaviour_lag` (behaviour after heads), `icl_behaviour_lag` and `turn_lag`.
+
+    Of one run the interval of a distance is that of the two changes together. Of several runs (seeds) the distances are taken
+    run by run, and the interval is that of their mean. The noisier of two series makes the interval wider, its change no later.
+    """
+    if not 0 < margin < math.inf:
+        raise ArgumentError(f"`margin` must be above 0 decades, got {margin}")
+    runs = [run] if isinstance(run, (TrainingRun, str, os.PathLike)) else list(run)
+    if not runs:
+        raise ArgumentError("`run` must be a run or several, got none")
+    pairs = [_found(each, max_width, min_change, error_rate) for each in runs]
+    parts = [together(_evidence(opened, "cooccurrence", found, error_rate), found, margin) for opened, found in pairs]
+    add = partial(turning, margin=margin) if turn else with_turn
+    parts = [add(part, found) for part, (_, found) in zip(parts, pairs, strict=True)]
+    if len(parts) > 1:
+        parts = [over_runs(parts, [found for _, found in pairs], margin, error_rate, turn=turn)]
+    return expect(parts[0], Verdict.FORMED)
+
+
+@user_facing
+def assert_onset_not_later(
+    run: RunLike,
+    reference: RunLike,
+    *,
+    margin: float = ONSET_MARGIN,
+    in_steps: bool = False,
+    max_width: float = MAX_WIDTH,
+    min_change: Mapping[str, float] | None = None,
+    error_rate: float = ERROR_RATE,
+) -> Evidence:
+    """Assert that induction begins to form no later than in a reference run: by less than `margin` decades, its whole interval.
+
+    In tokens, which both runs must know: steps of trainings with batches of another size are not the same. With `in_steps` they
+    are compared all the same, and the summary says so. Onsets vary with the seed of a training: one run against one reference
+    tells of these two. Returns the evidence with the estimate `onset_lag`, in decades, positive if the run is later.
+    """
+    if not 0 <= margin < math.inf:
+        raise ArgumentError(f"`margin` must be at least 0 decades, got {margin}")
+    opened, found = _found(run, max_width, min_change, error_rate)
+    other, expected = _found(reference, max_width, min_change, error_rate)
+    evidence = _evidence(opened, "onset_not_later", found, error_rate)
+    name = other.place if other.place and other.name == opened.name else other.name
+    return expect(_not_later(evidence, found, expected, name, margin, in_steps=in_steps), Verdict.FORMED)
+
+
+@user_facing
+def assert_previous_token_first(
+    run: RunLike,
+    *,
+    gate: bool = False,
+    max_width: float = MAX_WIDTH,
+    min_change: Mapping[str, float] | None = None,
+    error_rate: float = ERROR_RATE,
+) -> Evidence:
+    """Report whether previous-token heads form before induction heads, by their midpoints.
+
+    A report: trainings differ in the order, so nothing is raised unless `gate` is set. Returns the evidence with the estimate
+    `lag`, induction minus previous-token, in decades.
+    """
+    opened, found = _found(run, max_width, min_change, error_rate)
+    evidence = _evidence(opened, "previous_token_first", found, error_rate)
+    previous = change_of(opened, "previous_token", max_width=max_width, min_change=min_change, error_rate=error_rate)
+    lag = lag_between(previous, found.induction)
+    if lag is None or previous is None or not has_changed(previous) or found.verdict is not Verdict.FORMED:
+        seen = "no previous-token scores were recorded" if previous is None else f"{previous.summary}; {found.summary}"
+        evidence = replace(evidence, verdict=Verdict.UNDETERMINED, reason="no_two_changes", summary=seen)
+    else:
+        verdict = Verdict.FORMED if lag.is_above(0) else Verdict.NOT_FORMED if lag.is_below(0) else Verdict.UNDETERMINED
+        reason = {Verdict.FORMED: "previous_first", Verdict.NOT_FORMED: "previous_later"}.get(verdict, "order_unclear")
+        seen = f"induction forms {apart(lag)} after previous-token heads"
+        evidence = replace(
+            evidence,
+            verdict=verdict,
+            reason=reason,
+            summary=seen,
+            settle="",
+            estimates={**evidence.estimates, "lag": lag},
+            changes=(*evidence.changes, previous),
+        )
+    if gate:
+        return expect(evidence, Verdict.FORMED)
+    tell(evidence)
+    return evidence
+
+
+def _found(
+    run: RunLike, max_width: float, min_change: Mapping[str, float] | None, error_rate: float
+) -> tuple[TrainingRun, PhaseChange]:
+    opened = load_run(run)
+    return opened, find_phase_changes(opened, max_width=max_width, min_change=min_change, error_rate=error_rate)
+
+
+def _evidence(run: TrainingRun, claim: str, found: PhaseChange, error_rate: float) -> Evidence:
+    estimates: dict[str, Estimate] = {}
+    change = found.induction
+    if change is not None and change.midpoint is not None and change.width is not None:
+        estimates |= {"midpoint": change.midpoint.tokens or change.midpoint.step, "width": change.width}
+    if found.lag is not None:
+        estimates["lag"] = found.lag
+    for name in ("behaviour_lag", "icl_behaviour_lag", "turn_lag"):
+        if (each := getattr(found, name)) is not None:
+            estimates[name] = each
+    return Evidence(
+        claim,
+        found.verdict,
+        found.reason,
+        found.summary,
+        provenance_of(run),
+        estimates=estimates,
+        bars=found.bars,
+        confidence=1 - error_rate,
+        settle=found.settle,
+        changes=found.changes,
+    )
+
+
+def provenance_of(run: TrainingRun) -> Provenance:
+    """Where what is said of a run comes from."""
+    about = run.about
+    span = f"{len(run)} snapshots, steps {run.steps[0]} to {run.steps[-1]}" if len(run) else "no snapshots"
+    digest = hashlib.blake2b(digest_size=8)
+    for snapshot in run.snapshots:
+        digest.update(
+            f"{snapshot.step} {snapshot.loss} {snapshot.icl_score} {snapshot.advantage} {snapshot.fingerprint}".encode()
+        )
+    told = Provenance(
+        model=run.name,
+        fingerprint=digest.hexdigest(),
+        way_in=str(about.get("way_in", "none")),
+        n_layers=int(about.get("n_layers", 0)),
+        n_heads=int(about.get("n_heads", 0)),
+        dtype=str(about.get("dtype", "")),
+        device=str(about.get("device", "")),
+        seed=about.get("seed"),
+        probe=f"{span}, from a {run.source}",
+        layers=tuple(about.get("layers", ())),
+        notes=(*taken(run), *run.notes, *about.get("notes", ()), *_what_else(run)),
+        is_run=True,
+        place=run.place,
+        versions=about.get("versions", {}),
+    )
+    name_subject(run, told)
+    return told
+
+
+def _what_else(run: TrainingRun) -> list[str]:
+    """Of a log, which claims it cannot decide: its reader has not chosen what is in it."""
+    said = what_else(run) if run.source == "log" else ""
+    return [said] if said else []
+
+
+def _in_time(evidence: Evidence, change: Change | None, name: str, bar: float) -> Evidence:
+    """The evidence on a run whose change must have ended by so many tokens or steps."""
+    if evidence.verdict is not Verdict.FORMED or change is None or change.end is None:
+        return evidence
+    end = change.end.tokens if name == "before_tokens" else change.end.step
+    unit = name.removeprefix("before_")
+    bars = {**evidence.bars, name: bar}
+    if end is None:
+        return replace(
+            evidence,
+            verdict=Verdict.UNDETERMINED,
+            reason="tokens_not_known",
+            summary=f"{evidence.summary}; how many tokens that is, is not known",
+            settle="give the run its `tokens_per_step`, or ask with `before_steps`",
+            bars=bars,
+        )
+    evidence = replace(evidence, bars=bars, estimates={**evidence.estimates, f"end_{unit}": end})
+    if end.high <= bar:
+        return evidence
+    verdict, reason = (Verdict.NOT_FORMED, "too_late") if end.low > bar else (Verdict.UNDETERMINED, "end_unclear")
+    seen = f"it ends after {end.value:.4g} {unit} ({end.low:.4g}..{end.high:.4g}), {bar:.4g} are allowed"
+    settle = "" if verdict is Verdict.NOT_FORMED else "record more snapshots around the end of the change"
+    return replace(evidence, verdict=verdict, reason=reason, summary=f"{evidence.summary}; but {seen}", settle=settle)
+
+
+def _not_later(
+    evidence: Evidence, found: PhaseChange, expected: PhaseChange, name: str, margin: float, *, in_steps: bool
+) -> Evidence:
+    bars = {**evidence.bars, "margin": margin}
+    if expected.verdict is not Verdict.FORMED:
+        return replace(
+            evidence,
+            verdict=Verdict.UNDETERMINED,
+            reason="reference_has_none",
+            summary=f"the reference {name} is {expected.verdict}: {expected.summary}",
+            settle="choose a reference that went through its phase change",
+            bars=bars,
+        )
+    if found.verdict is not Verdict.FORMED or found.induction is None or expected.induction is None:
+        return replace(evidence, bars=bars)
+    before, after = _at_onset(expected.induction, in_steps), _at_onset(found.induction, in_steps)
+    if not in_steps and any(each.midpoint is not None and each.midpoint.tokens is None for each in (before, after)):
+        return replace(
+            evidence,
+            verdict=Verdict.UNDETERMINED,
+            reason="tokens_not_known",
+            summary=f"at how many tokens induction forms is not known of both, and steps of {name} may have another size",
+            settle="give both runs their tokens (a column of the log, `tokens_per_step`), or ask for steps: `in_steps=True`",
+            bars=bars,
+        )
+    lag = lag_between(before, after)
+    if lag is None:
+        return replace(evidence, verdict=Verdict.UNDETERMINED, reason="onset_unclear", bars=bars)
+    unit = " (of steps, not tokens, as asked)" if in_steps else ""
+    summary = f"induction begins to form {apart(lag)} after the reference {name}{unit}"
+    evidence = replace(evidence, summary=summary, estimates={**evidence.estimates, "onset_lag": lag}, bars=bars)
+    if lag.high <= margin:
+        return evidence
+    late = lag.low > margin
+    return replace(
+        evidence,
+        verdict=Verdict.NOT_FORMED if late else Verdict.UNDETERMINED,
+        reason="later" if late else "onset_unclear",
+        summary=f"{summary}, {'more than' if late else 'not clearly within'} the margin of {margin:.2f}",
+        settle="" if late else "record more snapshots around the onset, in both runs",
+    )
+
+
+def _at_onset(change: Change, in_steps: bool) -> Change:
+    """The same change, its midpoint put at its onset; without its tokens where steps are to be compared."""
+    onset: Moment | None = change.onset
+    return replace(change, midpoint=replace(onset, tokens=None) if onset is not None and in_steps else onset)

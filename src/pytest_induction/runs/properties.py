@@ -1,0 +1,610 @@
+"""Properties of a model or a training over whatever hypothesis comes up with: as an assertion, and as a hunt."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+from pytest_induction.errors import ArgumentError, ExpectationFailed, PropertyFailed, RunError, user_facing, whole_number
+from pytest_induction.expectations import checked_bounds, expect, failure_text, measured_on
+from pytest_induction.formatting import fitted
+from pytest_induction.observers import tell
+from pytest_induction.probes.sequences import ProbeSequence, line
+from pytest_induction.progress import progress
+from pytest_induction.properties.claims import Claim, Example, Property
+from pytest_induction.records import Estimate, Evidence, Provenance, Verdict
+from pytest_induction.runs.checkpoints.trainings import is_training, opened
+from pytest_induction.runs.lines import hunted_steps, labels_of
+from pytest_induction.runs.phase_change.claims import provenance_of
+from pytest_induction.runs.record import Hunted, TrainingRun
+
+if TYPE_CHECKING:
+    from pytest_induction.measuring.observing import ModelLike
+    from pytest_induction.runs.checkpoints.loading import Factory
+    from pytest_induction.runs.checkpoints.trainings import TrainingLike
+
+MAX_EXAMPLES = 200
+PropertyName = str  # of a ready property, or path/file.py:function
+ONSET = "holds_from_"  # what the estimate of it is called, with its unit
+
+
+@dataclass(frozen=True, eq=False)
+class PropertyOverTraining(Mapping[int, Example | None]):
+    """At which snapshots of a training a property holds on generated sequences, and what fails at the others.
+
+    A mapping: the step of each snapshot that could be looked at -> the smallest sequence that fails there (a tuple of them where
+    the property is of pairs), or None where none does. `name` is the property as it is written, with its options. `run` is the
+    training, `run.snapshots[i].hunts[name]` what was found at each snapshot, a `Hunted`. "Holds" is said of the sequences that
+    were looked at, never of all there are.
+    """
+
+    name: str
+    run: TrainingRun
+
+    def __getitem__(self, step: int) -> Example | None:
+        return self.counterexamples[step]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.holds)
+
+    def __len__(self) -> int:
+        return len(self.holds)
+
+    def __str__(self) -> str:
+        until, onset = self.fails_until, self.holds_from
+        many = f"fails at {sum(not holds for holds in self.holds.values())} of {_snapshots(len(self))}"
+        fails = "" if until is None else f"{many}, the last step {until}: {self[until]!r}"
+        holds = "" if onset is None else f"holds from step {onset} on, as far as was looked at"
+        return f"{self.name} over {self.run.name}: {'; '.join(filter(None, (holds, fails))) or 'not looked at'}"
+
+    @property
+    def hunts(self) -> dict[int, Hunted]:
+        """Step -> what was found, of every snapshot that was to be looked at."""
+        return {int(self.run.steps[place]): hunted for place, hunted in hunted_steps(self.run, self.name)}
+
+    @property
+    def holds(self) -> dict[int, bool]:
+        """Step -> whether it holds there, of every snapshot that could be looked at."""
+        return {step: hunted.holds for step, hunted in self.hunts.items() if hunted.holds is not None}
+
+    @property
+    def holds_from(self) -> int | None:
+        """The step of the snapshot from which on it holds at all that could be looked at; None where it fails at the last."""
+        found = None
+        for step, holds in reversed(self.holds.items()):
+            if not holds:
+                break
+            found = step
+        return found
+
+    @property
+    def fails_until(self) -> int | None:
+        """The step of the last snapshot at which it fails; None where it fails at none."""
+        return next((step for step, holds in reversed(self.holds.items()) if not holds), None)
+
+    @property
+    def counterexamples(self) -> dict[int, Example | None]:
+        """The mapping itself, as a dict."""
+        return {step: _example(each) for step, each in self.hunts.items() if each.holds is not None}
+
+    @property
+    def shortest_periods(self) -> dict[int, int]:
+        """Step -> the shortest period of all sequences that were seen to fail there."""
+        return {step: each.shortest_period for step, each in self.hunts.items() if each.shortest_period is not None}
+
+    @property
+    def fewest_copies(self) -> dict[int, int]:
+        """Step -> the smallest number of copies of all sequences that were seen to fail there."""
+        return {step: each.fewest_copies for step, each in self.hunts.items() if each.fewest_copies is not None}
+
+    @property
+    def n_examples(self) -> int:
+        """How many sequences were looked at, over all snapshots."""
+        return sum(each.n_examples for each in self.hunts.values())
+
+
+@user_facing
+def assert_property_holds(
+    model: ModelLike,
+    *,
+    property: PropertyName | Property,  # noqa: A002 - what it is
+    options: Mapping[str, Any] | None = None,
+    probes: str | None = None,
+    probe_options: Mapping[str, Any] | None = None,
+    max_examples: int = MAX_EXAMPLES,
+    seed: int | None = None,
+) -> Evidence:
+    """Assert that a property holds on every sequence that hypothesis comes up with: `check_property` as a claim, for gates too.
+
+    `property` is a ready one by its name, a function, or what names one (`path/file.py:function`), with the keyword arguments
+    `options`; `probes` the name of one of `pytest_induction.strategies`, needed where the property is your own, and
+    `probe_options` what it is given, such as {"period": (10, 15)}.
+
+    Returns the evidence. No confidence is stated: sequences are searched for one that fails, and no sample. Raises
+    `ExpectationFailed`, which carries the evidence; its summary has the smallest sequence that fails.
+
+    >>> assert_property_holds(model, property="completes_repeats", options={"min_accuracy": 0.5})     # doctest: +SKIP
+    """
+    from pytest_induction.measuring.observing import provenance
+    from pytest_induction.model.load import load_model
+    from pytest_induction.properties.hunt import Hunt, strategy_for
+
+    claim = Claim.of(_meant(property), dict(options or {}))
+    most = whole_number("max_examples", max_examples, least=1)
+    hunt = Hunt(load_model(model), claim)
+    with progress(str(claim), most):
+        failed = hunt.search(strategy_for(_probes(probes, probe_options, claim), claim, hunt.subject), most, seed, climb=False)
+    if failed is None:
+        hunt.check_asked()
+    about = provenance(hunt.subject, n_sequences=hunt.n_examples, probe="generated and shrunk")
+    if failed is not None:
+        summary = f"{claim} fails: {hunt.said(failed).splitlines()[0]}"
+        settle = f"look at this one alone: check_property(model, {claim.name!r}, probes=[{line(failed)}]{_given(claim)})"
+        evidence = Evidence("property_holds", Verdict.NOT_FORMED, "fails", summary, about, confidence=None, settle=settle)
+    else:
+        margin, worst = hunt.worst
+        near = "" if margin is None else f", by {margin:.3g} at least: {worst!r}"
+        summary = f"{claim} holds on all of {hunt.n_examples} generated sequences{near}"
+        evidence = Evidence("property_holds", Verdict.FORMED, "holds", summary, about, confidence=None)
+    return expect(evidence, Verdict.FORMED)
+
+
+@user_facing
+def assert_property_holds_from(
+    run: TrainingLike,
+    *,
+    property: PropertyName | Property,  # noqa: A002 - what it is
+    options: Mapping[str, Any] | None = None,
+    probes: str | None = None,
+    probe_options: Mapping[str, Any] | None = None,
+    before_tokens: float | None = None,
+    before_steps: float | None = None,
+    max_examples: int = MAX_EXAMPLES,
+    seed: int | None = None,
+    bisect: bool = True,
+) -> Evidence:
+    """Assert that from some snapshot of a training on a property holds on generated sequences, up to the last one.
+
+    `run` is a training whose weights are there, or in which a recorder hunted this property (see `check_property`). With
+    `before_tokens` or `before_steps` that snapshot must come by then. The property begins to hold somewhere after the last
+    snapshot at which it fails: where the bound lies between that one and the next, the verdict is UNDETERMINED. `property`,
+    `options`, `probes` and `probe_options` as in `assert_property_holds`.
+
+    Returns the evidence with the estimates `holds_from_steps` and `holds_from_tokens`, from the last snapshot at which it fails
+    to the first from which on it holds. No confidence is stated: sequences are searched for one that fails, and no sample.
+
+    >>> assert_property_holds_from(run, property="completes_repeats", before_tokens=2e6)              # doctest: +SKIP
+    """
+    claim = Claim.of(_meant(property), dict(options or {}))
+    most = whole_number("max_examples", max_examples, least=1)
+    bars = checked_bounds(before_tokens=before_tokens, before_steps=before_steps)
+    chosen = _probes(probes, probe_options, claim)
+    history = found_over(run, claim, probes=chosen, most=most, seed=seed, factory=None, bisect=bisect, climb=False)
+    return expect(judged_over(history, claim, bars=bars), Verdict.FORMED)
+
+
+def found_over(
+    given: TrainingLike,
+    claim: Claim,
+    *,
+    probes: Any,
+    most: int,
+    seed: int | None,
+    factory: Factory | None,
+    steps: Iterable[int] | None = None,
+    bisect: bool,
+    climb: bool,
+) -> PropertyOverTraining:
+    """What the hunt finds over a training; of one without weights, what its recorder found."""
+    run, models = opened(given, factory=factory, steps=steps)
+    label = str(claim)
+    if models is not None:
+        from pytest_induction.runs.hunting import Hunting, hunted_over
+
+        hunting = Hunting(claim, run.name, probes=probes, most=most, seed=seed, climb=climb, keep=True)
+        return PropertyOverTraining(label, hunted_over(run, models, hunting, bisect=bisect))
+    if not hunted_steps(run, label):
+        seen = ", ".join(labels_of(run))
+        raise RunError(
+            f"run {run.name!r} has no weights, and `{label}` was not hunted while it was recorded"
+            f"{f' (only {seen})' if seen else ''}: name its checkpoints, or record it with hunt=({claim.name!r},)"
+        )
+    return PropertyOverTraining(label, run)
+
+
+def judged_over(
+    history: PropertyOverTraining, claim: Claim, *, holds_from: int | None = None, bars: Mapping[str, float] | None = None
+) -> Evidence:
+    """The verdict on what was found: at all snapshots from a step on, or from some snapshot on that comes before the bounds."""
+    bars = bars or {}
+    verdict, reason, summary, settle = _judged(history, holds_from, bars)
+    return Evidence(
+        "property_holds_from",
+        verdict,
+        reason,
+        f"{history.name} {summary}",
+        provenance_of(history.run),
+        estimates=_onset(history),
+        bars=dict(bars),
+        confidence=None,
+        settle=settle,
+        expected=Verdict.FORMED,
+    )
+
+
+def failure_of(history: PropertyOverTraining, claim: Claim, evidence: Evidence) -> tuple[str, Example | None]:
+    """The message of a training that fails, and the smallest sequence that fails at the last snapshot at which one does."""
+    step = history.fails_until
+    example = None if step is None else history.counterexamples[step]
+    about = evidence.provenance
+    next_step = (
+        "" if example is None else f"probes=[{line(example)}]{_given(claim)}) of the model at step {step} looks at it alone"
+    )
+    message = fitted(
+        f"{claim.name} does not hold: {evidence.summary.removeprefix(history.name).lstrip()}",
+        [f"  why: {history.hunts[step].said}"] if step is not None else [],
+        f"  measured: {about.model}, {about.probe}",
+        f"  next: check_property(model, {claim.name}, {next_step}",
+    )
+    return message, example
+
+
+Judged = tuple[Verdict, str, str, str]
+
+
+def _judged(history: PropertyOverTraining, holds_from: int | None, bars: Mapping[str, float]) -> Judged:
+    run, holds = history.run, history.holds
+    last = int(run.steps[-1]) if len(run) else None
+    fails_until, onset = history.fails_until, history.holds_from
+    if not holds:
+        problem = next((each.problem for each in history.hunts.values() if each.problem), "the run is empty")
+        return Verdict.UNDETERMINED, "not_looked_at", f"could be looked at in no snapshot: {problem}", LOAD
+    if holds_from is not None:
+        return _from_step(history, holds_from)
+    if fails_until is not None and (onset is None):
+        if fails_until != last:
+            seen = f"fails at step {fails_until}, the last that could be looked at: {_failing(history, fails_until)}"
+            return Verdict.UNDETERMINED, "end_not_looked_at", seen, _to_settle(history, fails_until)
+        seen = f"fails at the last snapshot, step {last}: {_failing(history, fails_until)}"
+        return Verdict.NOT_FORMED, "fails_at_the_end", seen, ""
+    late = _too_late(history, bars)
+    if late is not None and late[0] is Verdict.NOT_FORMED:
+        return late
+    unknown = _unknown(history, onset or 0)
+    return unknown or late or (Verdict.FORMED, "holds", _holding(history, onset or 0), "")
+
+
+LOAD = "see why a checkpoint cannot be loaded: `python -m pytest_induction sweep`"
+RECORD = "record with a larger `max_overhead`, or with `recorder.final(...)` at the end; or name the checkpoints"
+
+
+def _from_step(history: PropertyOverTraining, holds_from: int) -> Judged:
+    """Whether it holds at every snapshot from a step on."""
+    after = [int(step) for step in history.run.steps if step >= holds_from]
+    if not after:
+        seen = f"is not known from step {holds_from} on: the last snapshot is of step {history.run.steps[-1]}"
+        return Verdict.UNDETERMINED, "no_snapshots", seen, "train further, or ask from an earlier step on"
+    failing = [step for step in after if history.holds.get(step) is False]
+    if failing:
+        many = f"at {len(failing)} of {len(after)} snapshots from step {holds_from} on, the last"
+        seen = f"fails {many} step {failing[-1]}: {_failing(history, failing[-1])}"
+        return Verdict.NOT_FORMED, "fails_later", seen, ""
+    onset = history.holds_from
+    if onset is None or (onset > after[0] and history.fails_until is not None):
+        seen = f"was not looked at between step {history.fails_until}, where it fails, and step {onset}"
+        return Verdict.UNDETERMINED, "holds_from_unclear", seen, RECORD
+    return _unknown(history, after[0]) or (Verdict.FORMED, "holds", _holding(history, onset), "")
+
+
+def _too_late(history: PropertyOverTraining, bars: Mapping[str, float]) -> Judged | None:
+    """What is wrong with when it begins to hold, if anything is."""
+    estimates = _onset(history)
+    for name, bar in bars.items():
+        unit = name.removeprefix("before_")
+        onset = estimates.get(f"{ONSET}{unit}")
+        if onset is None:
+            seen = f"{_holding(history, history.holds_from or 0)}; how many tokens that is, is not known"
+            return (
+                Verdict.UNDETERMINED,
+                "tokens_not_known",
+                seen,
+                "ask with `before_steps`, or give the tokens of a step (`sweep(..., tokens_per_step=)`)",
+            )
+        between = f"begins to hold {_between(onset, unit)}, and must by {bar:.4g}"
+        if history.fails_until is not None and onset.low >= bar:
+            seen = f"{between}; at step {history.fails_until} this fails: {_failing(history, history.fails_until)}"
+            return Verdict.NOT_FORMED, "too_late", seen, ""
+        if onset.high > bar:
+            return Verdict.UNDETERMINED, "holds_from_unclear", between, "look at checkpoints between the two"
+    return None
+
+
+def _between(onset: Estimate, unit: str) -> str:
+    if math.isnan(onset.low):
+        return f"at the first snapshot already, of {onset.high:.4g} {unit}"
+    return f"after {onset.low:.4g} {unit} and by {onset.high:.4g}"
+
+
+def _unknown(history: PropertyOverTraining, first: int) -> Judged | None:
+    """What keeps it from being known that it holds at all snapshots from a step on, if anything does."""
+    broken = [(step, each.problem) for step, each in history.hunts.items() if step >= first and each.problem]
+    if broken:
+        (step, problem), more = broken[0], f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        seen = f"could not be looked at at step {step}{more}: {problem}"
+        return Verdict.UNDETERMINED, "not_looked_at", seen, LOAD
+    last, looked = int(history.run.steps[-1]), max(history.holds)
+    if looked != last:
+        seen = f"holds from step {history.holds_from} to step {looked}, and was not looked at after that, up to step {last}"
+        return Verdict.UNDETERMINED, "end_not_looked_at", seen, _to_settle(history, looked)
+    return None
+
+
+def _to_settle(history: PropertyOverTraining, step: int) -> str:
+    """What to do where the last snapshots were not looked at."""
+    return LOAD if any(each.problem for at, each in history.hunts.items() if at > step) else RECORD
+
+
+def _holding(history: PropertyOverTraining, first: int) -> str:
+    """From when on it holds, and on what: nobody has seen all sequences."""
+    at = [each for step, each in history.hunts.items() if step >= first and each.holds]
+    own = [each.n_examples for each in at if not each.is_replayed]
+    many = f"{min(own)}" if own and min(own) == max(own) else f"{min(own, default=0)} to {max(own, default=0)}"
+    said = [f"on all of {many} sequences generated at {'each of ' if len(own) > 1 else ''}{_snapshots(len(own))}"]
+    if len(own) < len(at):
+        said.append(f"at the {len(at) - len(own)} others on what failed before or held by the least")
+    left_out = sum(step >= first for step in map(int, history.run.steps)) - len(at)
+    if left_out:
+        said.append(f"{_snapshots(left_out)} between not looked at")
+    until = history.fails_until
+    before = "" if until is None else f"; at step {until} this fails: {_failing(history, until)}"
+    return f"holds from step {history.holds_from} on: {', '.join(said)}{before}"
+
+
+def _snapshots(count: int) -> str:
+    return f"{count} snapshot{'s' if count != 1 else ''}"
+
+
+def _failing(history: PropertyOverTraining, step: int) -> str:
+    return repr(history.counterexamples[step])
+
+
+def _onset(history: PropertyOverTraining) -> dict[str, Estimate]:
+    """When it begins to hold: after the last snapshot at which it fails (NaN where there is none), by the next."""
+    onset, until = history.holds_from, history.fails_until
+    if onset is None:
+        return {}
+    place = {int(step): number for number, step in enumerate(history.run.steps)}
+    known = {"steps": history.run.steps.astype(float), "tokens": history.run.tokens}
+    found = {}
+    for unit, values in known.items():
+        high = float(values[place[onset]])
+        low = math.nan if until is None else float(values[place[until]])
+        if math.isfinite(high):
+            found[f"{ONSET}{unit}"] = Estimate(high, low, high, unit)
+    return found
+
+
+def _example(hunted: Hunted) -> Example | None:
+    found: tuple[ProbeSequence, ...] = hunted.counterexample
+    return None if not found else found[0] if len(found) == 1 else found
+
+
+def _meant(given: PropertyName | Property) -> str | Property:
+    """A property, its function found where that is named by a file or module."""
+    if not isinstance(given, str) or ":" not in given:
+        return given
+    from pytest_induction.model.load import function_named
+
+    return function_named(given)
+
+
+def _probes(probes: Any, options: Mapping[str, Any] | None, claim: Claim) -> Any:
+    """What draws the sequences: a strategy by its name with its options, lists as the pairs that they stand for in a file."""
+    if not options:
+        return probes
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+    def drawn(model: Any) -> Any:
+        from pytest_induction.properties.hunt import strategy_for
+
+        return strategy_for(probes, claim, model, given)
+
+    return drawn
+
+
+def _given(claim: Claim) -> str:
+    return "".join(f", {name}={value!r}" for name, value in claim.options.items())
+
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pytest_induction.measuring.observing import ModelLike
+    from pytest_induction.model.protocol import ModelUnderTest
+    from pytest_induction.properties.hunt import Hunt
+    from pytest_induction.runs.checkpoints.finding import Checkpoint
+    from pytest_induction.runs.checkpoints.loading import Factory
+    from pytest_induction.runs.checkpoints.trainings import TrainingLike
+
+    Several: TypeAlias = TrainingRun | Mapping[int, ModelLike] | Sequence[Checkpoint]
+
+BUDGET = 1000
+
+
+@dataclass(frozen=True)
+class PropertyCheck:
+    """A property that held: on how many examples, and by how little on the worst where it tells (`margin`, `worst`)."""
+
+    name: str
+    model: str
+    n_examples: int
+    margin: float | None
+    worst: Example | None
+
+
+@overload
+def check_property(model: Several, property: str | Property, **options: Any) -> PropertyOverTraining: ...
+
+
+@overload
+def check_property(model: nn.Module | ModelUnderTest, property: str | Property, **options: Any) -> PropertyCheck: ...
+
+
+@overload
+def check_property(model: str | os.PathLike[str], property: str | Property, **options: Any) -> Any: ...
+
+
+@user_facing
+def check_property(
+    model: ModelLike | TrainingLike,
+    property: str | Property,  # noqa: A002 - what it is
+    *,
+    probes: Any = None,
+    max_examples: int = MAX_EXAMPLES,
+    seed: int | None = None,
+    holds_from: int | None = None,
+    bisect: bool = True,
+    factory: Factory | None = None,
+    steps: Iterable[int] | None = None,
+    **options: Any,
+) -> PropertyCheck | PropertyOverTraining:
+    """Assert that a property holds on every probe sequence that hypothesis comes up with.
+
+    `property` is a ready one by its name or as the function, or a function of your own: given an `Outcome`, or as many of them in
+    a tuple as there are sequences in an example, it raises an assertion error, returns False, or returns a negative number
+    where it does not hold. `options` are its keyword arguments. `probes` is a strategy, a function that gives one for a model
+    (those of `pytest_induction.strategies`), or a list of sequences; a ready property brings its own.
+
+    Examples are evaluated in batches, a failure is shrunk to the smallest. With `seed` the examples are the same each time;
+    without, the hypothesis profile decides, and a failure is replayed from its database the next time.
+
+    In place of a model, a training: a directory of checkpoints (with `factory` where they are weights alone, and `steps` for
+    some of them), what `sweep` returned, a mapping from steps to models, or a recorded run whose recorder hunted this property.
+    It must then hold at every snapshot from step `holds_from` on, or from some snapshot on to the last. By default the snapshot
+    from which on it holds is searched for by halving, and those after it see what failed before and what held by the least; with
+    `bisect=False` each has as many examples.
+
+    Returns how it held: a `PropertyCheck` of a model, a `PropertyOverTraining` of a training. Raises `PropertyFailed`, an
+    assertion error with the smallest failing `.probe`; of a training that cannot be judged `ExpectationFailed`.
+
+    >>> check_property(model, "completes_repeats", max_loss=2.0)             # doctest: +SKIP
+    >>> check_property("checkpoints", "completes_repeats", holds_from=2000)  # doctest: +SKIP
+    """
+    claim = Claim.of(property, options)
+    most = whole_number("max_examples", max_examples, least=1)
+    if holds_from is not None:
+        whole_number("holds_from", holds_from, least=0)
+    if is_training(model) or (holds_from is not None and isinstance(model, (str, os.PathLike))):
+        given: Any = model
+        history = found_over(
+            given, claim, probes=probes, most=most, seed=seed, factory=factory, steps=steps, bisect=bisect, climb=False
+        )
+        return _over_training(history, claim, holds_from)
+    from pytest_induction.model.load import load_model
+    from pytest_induction.properties.hunt import Hunt, listed, strategy_for
+
+    _refuse_of_training(holds_from=holds_from, factory=factory, steps=steps)
+    hunt = Hunt(load_model(model), claim)  # type: ignore[arg-type]
+    examples = listed(probes)
+    with progress(hunt.name, most if examples is None else len(examples)):
+        if examples:
+            failed = hunt.look_at(examples)
+        else:
+            failed = hunt.search(strategy_for(probes, claim, hunt.subject), most, seed, climb=False)
+    if failed is not None:
+        tell(evidence_of(hunt, Verdict.NOT_FORMED, "fails", hunt.said(failed).splitlines()[0]))
+        raise _failure(hunt, failed)
+    hunt.check_asked()
+    check = PropertyCheck(hunt.name, hunt.subject.name, hunt.n_examples, *hunt.worst)
+    tell(evidence_of(hunt, Verdict.FORMED, "holds", held(hunt)))
+    return check
+
+
+@user_facing
+def find_counterexample(
+    model: ModelLike | TrainingLike,
+    property: str | Property,  # noqa: A002 - what it is
+    *,
+    probes: Any = None,
+    budget: int = BUDGET,
+    seed: int | None = None,
+    bisect: bool = True,
+    factory: Factory | None = None,
+    steps: Iterable[int] | None = None,
+    **options: Any,
+) -> Any:
+    """Hunt for a probe sequence on which the property fails: the smallest there is, or None if `budget` of them all hold.
+
+    Arguments as in `check_property`. Where the property returns by how much it holds, as the ready ones do, the search climbs
+    towards failure. Returns a `ProbeSequence`, or a tuple of them where the probes are pairs. Of a training it returns a
+    `PropertyOverTraining`: a mapping from the step of each snapshot to the same of its model, and from where on it holds.
+
+    >>> found = find_counterexample(model, "completes_repeats")              # doctest: +SKIP
+    >>> found.period, found.tokens                                           # doctest: +SKIP
+    """
+    claim = Claim.of(property, options)
+    most = whole_number("budget", budget, least=1)
+    if is_training(model):
+        given: Any = model
+        return found_over(
+            given, claim, probes=probes, most=most, seed=seed, factory=factory, steps=steps, bisect=bisect, climb=True
+        )
+    from pytest_induction.model.load import load_model
+    from pytest_induction.properties.hunt import Hunt, strategy_for
+
+    _refuse_of_training(factory=factory, steps=steps)
+    hunt = Hunt(load_model(model), claim)  # type: ignore[arg-type]
+    with progress(hunt.name, most):
+        return hunt.search(strategy_for(probes, claim, hunt.subject), most, seed, climb=True)
+
+
+def held(hunt: Hunt) -> str:
+    """How a property held, in words: nobody has seen all sequences."""
+    margin, worst = hunt.worst
+    near = "" if margin is None else f", by {margin:.3g} at least: {worst!r}"
+    return f"holds on all of {hunt.n_examples} examples{near}"
+
+
+def evidence_of(hunt: Hunt, verdict: Verdict, reason: str, summary: str, name: str = "") -> Evidence:
+    """What the report gets. Examples are searched for and not a sample, so no confidence is stated."""
+    return Evidence(name or hunt.name, verdict, reason, summary, about(hunt), confidence=None, expected=Verdict.FORMED)
+
+
+def about(hunt: Hunt) -> Provenance:
+    """Where it was measured."""
+    from pytest_induction.measuring.observing import provenance
+
+    return provenance(hunt.subject, n_sequences=hunt.n_examples, probe="generated and shrunk")
+
+
+def _failure(hunt: Hunt, example: Example) -> PropertyFailed:
+    """The error for an example that fails."""
+    given = "".join(f", {name}={value!r}" for name, value in hunt.claim.options.items())
+    first, *facts = hunt.said(example).split("\n")
+    message = fitted(
+        f"{hunt.name} does not hold: {first}",
+        facts,
+        f"  measured: {measured_on(about(hunt))}",
+        f"  next: check_property(model, {hunt.name}, probes=[{line(example)}]{given}) looks at this one alone",
+    )
+    return PropertyFailed(message, example)
+
+
+def _over_training(history: PropertyOverTraining, claim: Claim, holds_from: int | None) -> PropertyOverTraining:
+    """What was found of a training where the property holds as it must; else the error."""
+    evidence = judged_over(history, claim, holds_from=holds_from)
+    tell(evidence)
+    if evidence.verdict is Verdict.FORMED:
+        return history
+    if evidence.verdict is Verdict.NOT_FORMED:
+        raise PropertyFailed(*failure_of(history, claim, evidence))
+    raise ExpectationFailed(failure_text(evidence, Verdict.FORMED), evidence)
+
+
+def _refuse_of_training(**given: Any) -> None:
+    named = next((name for name, value in given.items() if value is not None), None)
+    if named is not None:
+        raise ArgumentError(f"`{named}` is for a training, and this is one model: leave it out")

@@ -1,0 +1,94 @@
+"""The scores of a pass taken layer by layer are those of each layer taken alone, however layers differ."""
+
+import pytest
+import torch
+
+from pytest_induction.attention import scores as streaming
+from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, row_log_sum_exp
+from pytest_induction.attention.scores import PairScores, PeriodicScores, Streamed
+
+T = 25
+SCORES = PeriodicScores(6, 1, T, (2,))
+
+
+def layer(seed, heads=3, key_heads=3, scale=None, masked=False, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    query, key = (torch.randn(2, n, T, 8, generator=generator, dtype=torch.float64).to(dtype) for n in (heads, key_heads))
+    scale = scale or 8**-0.5
+    mask = torch.ones(T, T).tril().bool() & torch.ones(T, T).triu(-9).bool() if masked else None
+    return LogSumExpReader(query, key, row_log_sum_exp(query, key, scale, mask, not masked), scale, mask, not masked)
+
+
+def pattern(seed):
+    return PatternReader(torch.rand(2, 3, T, T, generator=torch.Generator().manual_seed(seed)).tril())
+
+
+def layers_of(stream):
+    return [layer for chunk in stream.chunks() for layer in chunk]
+
+
+MODELS = {
+    "alike": lambda: [layer(seed) for seed in range(5)],
+    "heads differ": lambda: [layer(0), layer(1, heads=6, key_heads=2), layer(2, heads=6, key_heads=6), layer(3)],
+    "scales differ": lambda: [layer(seed, scale=0.1 * (seed + 1)) for seed in range(4)],
+    "windows in some": lambda: [layer(seed, masked=seed % 2 == 1) for seed in range(4)],
+    "precisions differ": lambda: [layer(0), layer(1, dtype=torch.bfloat16), layer(2, dtype=torch.float64)],
+    "patterns between": lambda: [layer(0), pattern(1), pattern(2), layer(3)],
+}
+
+
+@pytest.mark.parametrize("small", [True, False], ids=["all products", "line by line"])
+@pytest.mark.parametrize("held", [1, 3000, 10**9])
+@pytest.mark.parametrize("kind", MODELS)
+def test_together_is_the_same_as_alone(monkeypatch, kind, held, small):
+    """Whatever waits for how long, and whichever way the products are made."""
+    monkeypatch.setattr(streaming, "HELD_ENTRIES", held)
+    monkeypatch.setattr("pytest_induction.attention.pattern.SMALL_ENTRIES", 10**9 if small else 0)
+    layers = MODELS[kind]()
+    stream = Streamed(SCORES, len(layers))
+    for index, reader in enumerate(layers):
+        stream.add(index, reader)
+    found = layers_of(stream)
+    assert len(found) == len(layers)
+    for one, reader in zip(found, layers, strict=True):
+        torch.testing.assert_close(one, SCORES(reader), atol=1e-6, rtol=0)
+
+
+def test_the_two_ways_of_making_products_agree(monkeypatch):
+    """All at once for short sequences, line by line for long ones."""
+    found = []
+    for most in (0, 10**9):
+        monkeypatch.setattr("pytest_induction.attention.pattern.SMALL_ENTRIES", most)
+        found.append(layer(0, heads=4, key_heads=2, masked=True).diagonals([0, 1, 5, 24, 40], first=True))
+    torch.testing.assert_close(*found, atol=1e-6, rtol=0)
+    assert not found[0][:, :, 4].any()
+
+
+def test_more_layers_than_were_announced_are_taken_too():
+    """The number only sets how much room is made."""
+    stream = Streamed(SCORES, 1)
+    for index in range(3):
+        stream.add(index, layer(index))
+    assert len(layers_of(stream)) == 3
+
+
+def test_scattered_scores_are_taken_at_once():
+    """They need no lines."""
+    tokens = torch.randint(0, 5, (2, T), generator=torch.Generator().manual_seed(0))
+    scores = PairScores.of(tokens)
+    stream = Streamed(scores, 2)
+    for index in range(2):
+        stream.add(index, layer(index))
+    torch.testing.assert_close(layers_of(stream)[1], scores(layer(1)))
+
+
+def test_autocast_rounds_nothing():
+    """Wherever the user has it on."""
+    wanted = Streamed(SCORES, 1)
+    wanted.add(0, layer(0))
+    found = Streamed(SCORES, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found.add(0, layer(0))
+        rounded = layers_of(found)[0]
+    torch.testing.assert_close(rounded, layers_of(wanted)[0], atol=1e-3, rtol=0)
+    assert rounded.dtype is torch.float32

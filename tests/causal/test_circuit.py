@@ -1,0 +1,133 @@
+"""`assert_induction_circuit`: by keys, by queries, by neither, and what it says where it cannot know."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pytest_induction import (
+    ExpectationFailed,
+    HeadId,
+    Verdict,
+    assert_induction_circuit,
+    load_model,
+    measure_heads,
+    measure_virtual_heads,
+)
+from pytest_induction.causal.circuit import Circuit, Lost, _circuit, _contributions, judge_circuit
+from pytest_induction.interventions.paths import path_effects
+from pytest_induction.measuring.observing import probes_of
+from pytest_induction.planted import induction_head, pointer_induction_head
+from pytest_induction.probes.sequences import COPIES
+from tests.heads.test_copying import tiny
+from tests.known_heads import NormedBehind
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+
+
+def _lost(keys, others, all_keys, all_queries, spread=0.02, rows=12):
+    rng = np.random.default_rng(0)
+    values = [
+        None if each is None else each + spread * rng.standard_normal(rows) for each in (keys, others, all_keys, all_queries)
+    ]
+    return Lost(*values)
+
+
+PREVIOUS = (HeadId(0, 1),)
+
+
+def _judged(lost, *, previous=PREVIOUS, qk=0.9, ov=0.9):
+    return judge_circuit(lost, Circuit(HeadId(1, 0), previous, qk, ov), min_share=0.5, error_rate=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("lost", "options", "verdict", "reason"),
+    [
+        (_lost(0.9, 0.1, 0.95, 0.2), {}, Verdict.FORMED, "key_composition"),
+        (_lost(0.9, None, 0.95, 0.2), {}, Verdict.FORMED, "key_composition"),
+        (_lost(0.9, 0.9, 0.95, 0.2), {}, Verdict.UNDETERMINED, "path_unclear"),
+        (_lost(0.9, 0.1, 0.95, 0.2), {"qk": -0.3}, Verdict.UNDETERMINED, "weights_disagree"),
+        (_lost(0.9, 0.1, 0.95, 0.2), {"ov": -0.3}, Verdict.UNDETERMINED, "weights_disagree"),
+        (_lost(0.5, 0.1, 0.95, 0.2, 0.3), {}, Verdict.UNDETERMINED, "path_unclear"),
+        (_lost(0.1, 0.1, 0.1, 0.9), {}, Verdict.FORMED, "query_composition"),
+        (_lost(0.0, None, 0.1, 0.9, 0.02), {"previous": ()}, Verdict.FORMED, "query_composition"),
+        (_lost(0.1, 0.1, 0.9, 0.9), {}, Verdict.NOT_FORMED, "not_through_keys"),
+        (_lost(0.0, None, 0.1, 0.1), {"previous": ()}, Verdict.NOT_FORMED, "no_previous_token_head"),
+        (_lost(0.1, 0.1, 0.1, 0.5, 0.3), {}, Verdict.UNDETERMINED, "path_unclear"),
+    ],
+)
+def test_the_verdict(lost, options, verdict, reason):
+    """Of every kind of finding."""
+    found = _judged(lost, **options)
+    assert (found.verdict, found.reason) == (verdict, reason)
+    assert (found.more_sequences > 0) == (reason == "path_unclear")
+
+
+def test_a_planted_circuit_by_keys():
+    """All of prefix matching is lost without the one previous-token head, none without another."""
+    found = assert_induction_circuit(induction_head(previous_head=2, head=1))
+    assert found.reason == "key_composition"
+    assert "L1H1 loses 1.00 of its prefix matching without L0H2 in its keys" in found.summary
+    estimates = found.estimates
+    for name, value in (("lost_through_keys", 1), ("lost_through_keys_of_others", 0), ("lost_with_all_queries", 0)):
+        assert estimates[name].value == pytest.approx(value, abs=1e-3), name
+    assert estimates["pattern_recovery"].value == pytest.approx(1, abs=1e-3)
+    assert estimates["gain_of_single_heads"].value == pytest.approx(np.log(64), abs=0.01)
+    assert found.from_dict(found.to_dict()) == found
+
+
+def test_a_planted_circuit_with_norms_behind_attention():
+    """Its weights agree as they do without, though the norms divide by all that a layer writes."""
+    model = NormedBehind(induction_head(previous_head=2, head=1), (1.0, 16.0))
+    found = assert_induction_circuit(model.eval())
+    assert found.reason == "key_composition"
+    assert "L1H1 loses 1.00 of its prefix matching without L0H2 in its keys" in found.summary
+    for name, value in (("lost_through_keys", 1), ("lost_through_keys_of_others", 0), ("qk_eigenvalue", 1), ("ov_eigenvalue", 1)):
+        assert found.estimates[name].value == pytest.approx(value, abs=1e-3), name
+
+
+def test_each_step_runs_on_a_model_of_that_kind():
+    """Gemma 3: norms behind attention and on queries and keys, a window, and rotary embeddings of two kinds."""
+    subject, head = load_model(tiny("Gemma3")), HeadId(1, 2)
+    circuit, weighed = _circuit(subject, head, 0.0, 0)
+    assert len(circuit.previous) == 4  # all earlier ones, at no bar
+    assert set(weighed) == {"qk_eigenvalue", "ov_eigenvalue", "key_composition", "key_composition_z"}
+    probe = next(iter(probes_of(subject, 4, np.random.default_rng(0), COPIES, None)))
+    effects = path_effects(subject, probe, head, [circuit.previous, circuit.previous[:1]])
+    masses = measure_heads(subject, tokens=probe.tokens).per_sequence["prefix_matching"][:, 1, 2]
+    np.testing.assert_allclose(effects.clean, masses, atol=1e-6)
+    assert (abs(effects.keys - effects.clean) > 1e-4).any() and np.isfinite(effects.queries).all()
+    gains = _contributions(subject, probe, head)
+    assert all(np.isfinite(each.value) for each in (*weighed.values(), *gains.values()))
+    assert measure_virtual_heads(subject, n_sequences=2).composed.shape == (2, 4, 2, 4)
+
+
+def test_pointer_arithmetic_is_recognised():
+    """The other way of the paper: the queries carry the place."""
+    found = assert_induction_circuit(pointer_induction_head())
+    assert (found.verdict, found.reason) == (Verdict.FORMED, "query_composition")
+
+
+@pytest.mark.parametrize(
+    ("model", "previous"),
+    [("models/llama-2l", "L0H2, L0H3"), ("attention_only.py:two_layers", "L0H"), ("attention_only.py:three_layers_text", "L1H3")],
+)
+def test_the_shipped_models_have_it(model, previous):
+    """With rotary embeddings and MLPs, without either, and on text: the heads that trained models found."""
+    found = assert_induction_circuit(str(FIXTURES / model))
+    assert found.reason == "key_composition"
+    assert previous in found.summary
+    assert found.estimates["lost_through_keys"].low > 0.5
+    assert found.estimates["key_composition_z"].value > 5
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [("attention_only.py:one_layer", "no_head_matches"), ("attention_only.py:one_layer_smeared", "first_layer")],
+)
+def test_the_controls_do_not(model, reason):
+    """No induction head; and one that needs no head before it."""
+    with pytest.raises(ExpectationFailed) as caught:
+        assert_induction_circuit(str(FIXTURES / model))
+    assert (caught.value.evidence.verdict, caught.value.evidence.reason) == (Verdict.NOT_FORMED, reason)
+    assert len(str(caught.value).splitlines()) <= 8
