@@ -126,13 +126,13 @@ def judged(count: int) -> tuple[list[str], list[str]]:
                     rng = np.random.default_rng([seed, len(steps)])
                     values = LEVEL + CHANGE * make(steps, rng, seed) + rng.normal(0, noise, len(steps))
                     counted[verdict(steps, values)] += 1
-                cells.append(f"{counted['FORMED']} / {counted['UNDETERMINED']} / {counted['NOT_FORMED']}")
+                cells.append(f"{counted['SHOWN']} / {counted['UNDETERMINED']} / {counted['REFUTED']}")
                 if kind == "abrupt":
-                    denied += counted["NOT_FORMED"]
+                    denied += counted["REFUTED"]
                     if noise < NOISY:
-                        found.update({True: counted["FORMED"], False: count - counted["FORMED"]})
+                        found.update({True: counted["SHOWN"], False: count - counted["SHOWN"]})
                 else:
-                    alarms.update({True: counted["FORMED"], False: count - counted["FORMED"]})
+                    alarms.update({True: counted["SHOWN"], False: count - counted["SHOWN"]})
             lines.append(f"| {name} | {noise} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
     share, false = found[True] / found.total(), alarms[True] / alarms.total()

@@ -23,7 +23,7 @@ PICTURE, PAGE = ROOT / "docs" / "paper-table.svg", ROOT / "docs" / "paper.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 NONE = "n/a"
 
-FORMED = (
+SHOWN = (
     "model",
     "parameters",
     "phase change",
@@ -78,7 +78,7 @@ def _shown(value: float, digits: int) -> str:
 
 
 def counted(values: Sequence[object]) -> str:
-    """Which values there are and of how many seeds: `FORMED 3/3`."""
+    """Which values there are and of how many seeds: `SHOWN 3/3`."""
     counts = sorted(Counter(map(str, values)).items(), key=lambda each: (-each[1], each[0]))
     return ", ".join(f"{value} {count}/{len(values)}" for value, count in counts)
 
@@ -90,7 +90,7 @@ def between(values: Sequence[int]) -> str:
 def moment(one: Measured, which: str) -> float | None:
     """`onset` or `end` of the change of prefix matching, in thousands of tokens."""
     change = one.found.prefix_matching
-    if change is None or change.verdict is not Verdict.FORMED:
+    if change is None or change.verdict is not Verdict.SHOWN:
         return None
     return getattr(change, which).tokens.value / 1e3
 
@@ -165,7 +165,7 @@ def worth(_: Kind, runs: Sequence[Measured]) -> Iterator[str]:
 def numbers(zoo: Zoo) -> str:
     """What stands between the markers of the page."""
     parts: list[str] = []
-    for about, headings, line in ((ABOUT_FORMED, FORMED, formed), (ABOUT_WORTH, WORTH, worth)):
+    for about, headings, line in ((ABOUT_FORMED, SHOWN, formed), (ABOUT_WORTH, WORTH, worth)):
         rows = ([str(kind), *line(kind, runs)] for kind, runs in zoo.items())
         parts += ["", about, "", *_table(headings, rows)]
     return "\n".join([*parts[1:], ""])

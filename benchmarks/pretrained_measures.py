@@ -71,7 +71,7 @@ def list_of(subject: ModelUnderTest, seed: int) -> Listed:
     lengths = {str(head): [round(each.value, 4) for each in head.match_lengths] for head in found.heads if head.match_lengths}
     near, undecided = (tuple(map(str, heads)) for heads in (found.near, found.undecided))
     ruled_out = {str(head): head.kind for head in found.ruled_out}
-    return Listed(found.heads, near, undecided, ruled_out, lengths, found.provenance.n_sequences, found.mosaic)
+    return Listed(found.heads, near, undecided, ruled_out, lengths, found.provenance.n_sequences, found.head_map)
 
 
 def about(subject: ModelUnderTest) -> Json:
@@ -83,7 +83,7 @@ def about(subject: ModelUnderTest) -> Json:
         "vocabulary": subject.space.d_vocab,
         "context": subject.space.n_ctx,
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "way_in": subject.reading.name,
+        "backend": subject.reading.name,
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **installed(("torch", "transformers"))},

@@ -69,7 +69,7 @@ def models_table(records: Mapping[str, Json]) -> Table:
     for name, record in records.items():
         source, about = SOURCES[name], record["about"]
         shape = (f"{about['layers']} x {about['heads']}", f"{about['vocabulary']:,}", f"{about['context']:,}")
-        rows.append((source.title, *shape, f"{about['parameters'] / 1e6:.0f} M", source.quantisation, about["way_in"]))
+        rows.append((source.title, *shape, f"{about['parameters'] / 1e6:.0f} M", source.quantisation, about["backend"]))
     return ("model", "layers x heads", "tokens", "context", "parameters", "made from", "read by"), rows
 
 

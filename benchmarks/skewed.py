@@ -95,11 +95,11 @@ def real_heads(mean: float) -> list[Draw]:
 COPIES = normal(6.0, 1.0)
 AT_ABSENCE = MAX_PREFIX_MATCHING + CHANCE  # what is left of it without chance is the threshold for "none"
 SHAPES = (
-    Shape("1 in 35 % of rows, else 0 (mean 0.35)", some(0.35, 1.0, 0.0), COPIES, Verdict.FORMED),
+    Shape("1 in 35 % of rows, else 0 (mean 0.35)", some(0.35, 1.0, 0.0), COPIES, Verdict.SHOWN),
     Shape("0.33 in 90 % of rows, else 0 (mean 0.297)", some(0.9, 0.33, 0.0), COPIES, Verdict.UNDETERMINED),
     Shape("1 in 11 % of rows, else 0 (0.1 beyond chance)", some(0.11, 1.0, 0.0), normal(0.0, 0.2), Verdict.UNDETERMINED),
-    Shape("advantage +6 in 85 % of rows, else -40", normal(0.9, 0.04), some(0.85, 6.0, -40.0), Verdict.NOT_FORMED),
-    Shape("1 up to period 17, else 0", up_to(17), COPIES, Verdict.FORMED, always=True),
+    Shape("advantage +6 in 85 % of rows, else -40", normal(0.9, 0.04), some(0.85, 6.0, -40.0), Verdict.REFUTED),
+    Shape("1 up to period 17, else 0", up_to(17), COPIES, Verdict.SHOWN, always=True),
 )
 
 
@@ -145,4 +145,4 @@ class Rows(HeadSearch):
 def judged(shape: Shape, seeds: range) -> Iterator[Judgement]:
     """The verdict of each seed."""
     for seed in seeds:
-        yield searched(Rows(shape, seed), absent=lambda search: Judgement(Verdict.NOT_FORMED, "no_head_matches", ""))
+        yield searched(Rows(shape, seed), absent=lambda search: Judgement(Verdict.REFUTED, "no_head_matches", ""))

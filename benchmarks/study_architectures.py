@@ -242,12 +242,12 @@ def measured_table(records: list[Record]) -> Iterator[str]:
         "same with padding on the left, and for a model that was loaded with eager attention. Unchecked: there, the two",
         "implementations of transformers give different logits, so that neither can be checked by the other.",
         "",
-        "| type | way in | layers | worst error | with padding | eager, and its way in |",
+        "| type | backend | layers | worst error | with padding | eager, and its backend |",
         "|---|---|---|---|---|---|",
     )
     for record in records:
         declared = "" if record["declared"] is None else f" of {record['declared']}"
-        eager = f"{error_of(record['eager'])}, {record['eager']['way']}"
+        eager = f"{error_of(record['eager'])}, {record['eager']['backend']}"
         cells = (
             f"`{record['type']}`",
             record["way"],

@@ -11,7 +11,7 @@ Real trainings are recorded densely (60 snapshots for ten times as many steps), 
 
 Each record is judged as it is, and thinned to 40, 30 and 15 snapshots (evenly over the logarithm of the steps, at random places),
 with no more noise than it has and with normal noise of 0.02 and 0.05 on every head's score (8 and 3 times that, in nats, on
-the advantage and the in-context learning score). Wrong is FORMED where none or only a gradual change is expected, and NOT_FORMED
+the advantage and the in-context learning score). Wrong is SHOWN where none or only a gradual change is expected, and REFUTED
 where an abrupt one is. The reference for a midpoint is that of the dense record. A training of the first two rows whose best
 head ends below 0.4 did not form an induction head in its steps, and is left out.
 
@@ -164,14 +164,14 @@ class Tally:
         for seen, known in pairs:
             if seen is None or known is None or seen.midpoint is None or known.midpoint is None:
                 continue
-            if known.verdict is Verdict.FORMED:
+            if known.verdict is Verdict.SHOWN:
                 self._compare(seen, known, run)
 
     def _compare(self, seen: Change, known: Change, run: TrainingRun) -> None:
         """Whether the interval holds the reference; of what was found, how many snapshots lie between the two midpoints."""
         step, truth = seen.midpoint.step, known.midpoint.step.value
         self.covered.append(step.low * (1 - 1e-9) <= truth <= step.high * (1 + 1e-9))
-        if seen.verdict is Verdict.FORMED:
+        if seen.verdict is Verdict.SHOWN:
             between = np.searchsorted(run.steps, [step.value, truth])
             self.near.append(abs(int(between[1] - between[0])) <= 1)
 
@@ -183,14 +183,14 @@ class Tally:
         cells = [name]
         for expected in (ABRUPT, NONE, GRADUAL):
             counted = self.verdicts[expected]
-            cells.append(f"{counted['FORMED']} / {counted['UNDETERMINED']} / {counted['NOT_FORMED']}")
+            cells.append(f"{counted['SHOWN']} / {counted['UNDETERMINED']} / {counted['REFUTED']}")
         cells.append(f"{np.mean(self.near):.3f}" if self.near else "-")
         cells.append(f"{np.mean(self.covered):.3f}" if self.covered else "-")
         return "| " + " | ".join(cells) + " |"
 
 
 HEAD = (
-    "| record | abrupt: FORMED / UNDETERMINED / NOT_FORMED | none | gradual | midpoint within one snapshot | interval holds |\n"
+    "| record | abrupt: SHOWN / UNDETERMINED / REFUTED | none | gradual | midpoint within one snapshot | interval holds |\n"
     "|---|---|---|---|---|---|"
 )
 
@@ -207,12 +207,12 @@ def judged(runs: list[tuple[Row, TrainingRun]]) -> tuple[dict[str, Tally], list[
                 thin = thinned(run, count, noise, rng)
                 tallies[f"{count} snapshots, noise {noise}"].add(row, find_phase_changes(thin), thin, dense)
     missed = []
-    if tallies["dense"].share(ABRUPT, Verdict.FORMED) < BARS["found"]:
+    if tallies["dense"].share(ABRUPT, Verdict.SHOWN) < BARS["found"]:
         missed.append("abrupt changes found in dense records")
     every = list(tallies.values())
-    alarms = sum(tally.verdicts[kind]["FORMED"] for tally in every for kind in (NONE, GRADUAL))
+    alarms = sum(tally.verdicts[kind]["SHOWN"] for tally in every for kind in (NONE, GRADUAL))
     controls = sum(tally.verdicts[kind].total() for tally in every for kind in (NONE, GRADUAL))
-    denied = sum(tally.verdicts[ABRUPT]["NOT_FORMED"] for tally in every)
+    denied = sum(tally.verdicts[ABRUPT]["REFUTED"] for tally in every)
     asked = sum(tally.verdicts[ABRUPT].total() for tally in every)
     near = [value for tally in every for value in tally.near]
     covered = [value for name, tally in tallies.items() if name != "dense" for value in tally.covered]
@@ -271,7 +271,7 @@ def largest() -> tuple[float, float]:
     began = time.perf_counter()
     found = find_phase_changes(run)
     seconds = time.perf_counter() - began
-    if found.verdict is not Verdict.FORMED:
+    if found.verdict is not Verdict.SHOWN:
         raise SystemExit(f"the largest run is {found.verdict}: {found.summary}")
     return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
@@ -338,7 +338,7 @@ def _fires(rule: Callable[[np.ndarray, np.ndarray], bool] | None, run: TrainingR
     if rule is None:
         found = find_phase_changes(run)
         change = found.prefix_matching if series == "prefix_matching" else found.in_context_learning
-        return change is not None and change.verdict is Verdict.FORMED
+        return change is not None and change.verdict is Verdict.SHOWN
     values = run.best_of_heads(series)[0] if series == "prefix_matching" else -run.column(series)
     known = np.isfinite(values)
     return rule(np.log10(np.maximum(run.steps, 0.5))[known], values[known])

@@ -2,18 +2,18 @@
 
 | row | models | wrong is |
 |---|---|---|
-| random weights | 200 of varied kind, shape, vocabulary and scale | FORMED |
-| planted | 400 of varied kind, place, size, vocabulary, sharpness, precision | FORMED or NOT_FORMED against what is known |
-| shipped | six models, 100 probe seeds each | FORMED or NOT_FORMED against what is known |
-| one layer, trained again | 10 training seeds | FORMED |
-| two layers, trained again | 10 training seeds, those that have a head by the reference | NOT_FORMED |
-| copies through pairs | GPT-2 shapes trained on the synthetic corpus, one seed | FORMED |
+| random weights | 200 of varied kind, shape, vocabulary and scale | SHOWN |
+| planted | 400 of varied kind, place, size, vocabulary, sharpness, precision | SHOWN or REFUTED against what is known |
+| shipped | six models, 100 probe seeds each | SHOWN or REFUTED against what is known |
+| one layer, trained again | 10 training seeds | SHOWN |
+| two layers, trained again | 10 training seeds, those that have a head by the reference | REFUTED |
+| copies through pairs | GPT-2 shapes trained on the synthetic corpus, one seed | SHOWN |
 | beside suppressors | 100 planted, one to three heads that match, some copying and some suppressing | against what is known |
-| pairs allowed, random | 60 as in the first row, with `allow_virtual` | FORMED |
+| pairs allowed, random | 60 as in the first row, with `allow_virtual` | SHOWN |
 | pairs allowed, planted | 100 of the planted kinds, half of them virtual heads, with `allow_virtual` | against what is known |
-| pairs allowed, shipped | the model that copies through pairs, 60 probe seeds, with `allow_virtual` | NOT_FORMED |
+| pairs allowed, shipped | the model that copies through pairs, 60 probe seeds, with `allow_virtual` | REFUTED |
 | skewed rows | no model: rows whose distribution is known (`skewed.py`), 1000 or 4000 seeds of each | against what is known |
-| real heads moved | rows of eight real heads, moved so that their mean is a threshold; 100 seeds of each | FORMED or NOT_FORMED |
+| real heads moved | rows of eight real heads, moved so that their mean is a threshold; 100 seeds of each | SHOWN or REFUTED |
 
 What is known of a planted head that matches follows from its pattern: prefix matching by the formula of its sharpness, over the
 periods that probes have, above the threshold or below. Where that lies within a tenth of the threshold nothing counts as wrong,
@@ -21,7 +21,7 @@ as the mean over the periods of one probe seed differs from that over all. The r
 a separate measurement on 40 sequences of another seed, made by eager attention and the slow loops of the tests: a head counts if
 its prefix matching there is above 0.5. What is known of skewed rows follows from their means, and everything after the drawing is
 the verdict's own code. UNDETERMINED is never wrong, and has a column of its own; only the shape that works up to period 17 must
-be FORMED for every seed. Bounds are those of Clopper and Pearson, each at 95 %. Exits with 1 if more verdicts of all are wrong
+be SHOWN for every seed. Bounds are those of Clopper and Pearson, each at 95 %. Exits with 1 if more verdicts of all are wrong
 than the 0.001 that a verdict states, and more than one, or if the lower bound of a single row lies above that. `--quick` runs a
 twentieth of each row, `--most N` at most N models or probe seeds of each row of models.
 """
@@ -66,12 +66,12 @@ STATED = 1e-3  # the error rate of a verdict
 REFERENCE_THRESHOLD = 0.5
 NEAR = 0.1  # of the threshold: planted heads so near to it have no known answer
 SHIPPED = {
-    "attention_only.py:one_layer": Verdict.NOT_FORMED,
-    "attention_only.py:one_layer_smeared": Verdict.FORMED,
-    "attention_only.py:two_layers": Verdict.FORMED,
-    "attention_only.py:three_layers_text": Verdict.FORMED,
-    "models/llama-2l": Verdict.FORMED,
-    "models/gpt2-2l-virtual": Verdict.NOT_FORMED,
+    "attention_only.py:one_layer": Verdict.REFUTED,
+    "attention_only.py:one_layer_smeared": Verdict.SHOWN,
+    "attention_only.py:two_layers": Verdict.SHOWN,
+    "attention_only.py:three_layers_text": Verdict.SHOWN,
+    "models/llama-2l": Verdict.SHOWN,
+    "models/gpt2-2l-virtual": Verdict.REFUTED,
 }
 VIRTUAL = "virtual_induction_head"
 MATCHING = ("induction_head", "redundant_induction_heads", "pointer_induction_head")
@@ -131,12 +131,12 @@ def planted_models(count: int, seed: int, *, pairs: bool = False) -> Iterator[Kn
         if sharp and kind != "pointer_induction_head":  # whose pointers round in bfloat16
             model = model.to([torch.float32, torch.float64, torch.bfloat16][int(rng.integers(3))])
         subject = load_model(model)
-        wanted: Verdict | None = Verdict.NOT_FORMED
+        wanted: Verdict | None = Verdict.REFUTED
         if kind in formed:
             latest = kind == "pointer_induction_head"
             score = 1.0 if sharp else score_by_formula(subject, float(str(options["sharpness"])), latest_only=latest)
             near = abs(score - MIN_PREFIX_MATCHING) < NEAR * MIN_PREFIX_MATCHING
-            wanted = None if near else Verdict.FORMED if score > MIN_PREFIX_MATCHING else Verdict.NOT_FORMED
+            wanted = None if near else Verdict.SHOWN if score > MIN_PREFIX_MATCHING else Verdict.REFUTED
         yield evidence_of(subject, seed=index, pairs=pairs), wanted
 
 
@@ -161,7 +161,7 @@ def mixed_models(count: int, seed: int) -> Iterator[Known]:
         sizes = {"d_vocab": int(rng.choice([24, 40, 64])), "n_ctx": int(rng.choice([48, 102]))}
         near = abs(strengths.sum() - MIN_ADVANTAGE) < NET
         copies = strengths.max() > 0 and strengths.sum() > MIN_ADVANTAGE
-        wanted = None if near else Verdict.FORMED if copies else Verdict.NOT_FORMED
+        wanted = None if near else Verdict.SHOWN if copies else Verdict.REFUTED
         yield evidence_of(matching_heads(*strengths.tolist(), **sizes), seed=index), wanted
 
 
@@ -229,7 +229,7 @@ class Table:
     def __init__(self) -> None:
         self.wrong = self.seen = 0
         self.too_often: list[str] = []
-        print("| models | n | FORMED | NOT_FORMED | UNDETERMINED | wrong | at most (95 %) | reasons |")
+        print("| models | n | SHOWN | REFUTED | UNDETERMINED | wrong | at most (95 %) | reasons |")
         print("|---" * 8 + "|")
 
     def row(self, name: str, verdicts: Iterator[Known], *, always: bool = False) -> None:
@@ -277,7 +277,7 @@ def main() -> int:
     options = parser.parse_args()
     share = 20 if options.quick else 1
     torch.set_num_threads(1)
-    table, formed, absent = Table(), Verdict.FORMED, Verdict.NOT_FORMED
+    table, formed, absent = Table(), Verdict.SHOWN, Verdict.REFUTED
 
     def some(count: int) -> int:
         return max(1, min(count // share, options.most))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pytest_induction import show_attention
+from pytest_induction import expose_attention
 
 Pattern = Callable[[Tensor], Tensor]
 
@@ -170,7 +170,7 @@ class CopiesUnseen(Planted):
     """Completes repeats by looking the answer up outside of attention; the only head that it shows is uniform."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        show_attention(pattern=uniform(tokens)[:, None])
+        expose_attention(pattern=uniform(tokens)[:, None])
         answer = induction(tokens) @ F.one_hot(tokens, self.d_vocab).float()
         return super().forward(tokens) * 0 + answer * self.copy
 

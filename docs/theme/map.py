@@ -1,4 +1,4 @@
-"""The map of the package in docs/internals.md, from its own docstrings: `python docs/theme/map.py` writes it anew."""  # noqa: INP001
+"""The map of the package in docs/internals.md, from its own docstrings: `python docs/theme/map.py` writes it anew."""
 
 import ast
 import sys

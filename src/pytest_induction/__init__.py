@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_induction.attention.backends.exposed import show_attention
+    from pytest_induction.attention.backends.exposed import expose_attention
     from pytest_induction.behaviour.claims import assert_copies_repeats, assert_learns_in_context
     from pytest_induction.behaviour.outcomes import Behaviour, Masses, Outcome, evaluate_probes
     from pytest_induction.causal.circuit import assert_induction_circuit
@@ -115,7 +115,7 @@ if TYPE_CHECKING:
     from pytest_induction.runs.sweep import sweep
 
 _HOME = {
-    "attention.backends.exposed": ("show_attention",),
+    "attention.backends.exposed": ("expose_attention",),
     "behaviour.claims": ("assert_copies_repeats", "assert_learns_in_context"),
     "behaviour.outcomes": ("Behaviour", "Masses", "Outcome", "evaluate_probes"),
     "causal.circuit": ("assert_induction_circuit",),
@@ -294,6 +294,7 @@ __all__ = [
     "check_property",
     "completes_repeats",
     "evaluate_probes",
+    "expose_attention",
     "find_checkpoints",
     "find_counterexample",
     "find_induction_heads",
@@ -320,7 +321,6 @@ __all__ = [
     "profile_of",
     "run_with",
     "scale",
-    "show_attention",
     "smear",
     "smear_keys",
     "substitute_pattern",

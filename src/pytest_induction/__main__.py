@@ -99,7 +99,7 @@ def _doctor(given: argparse.Namespace) -> int:
         )
         fits = False
     say(*as_text(lines, indent="").split("\n"))
-    return int(subject.way is None or not fits)
+    return int(subject.backend is None or not fits)
 
 
 def _sweep(given: argparse.Namespace) -> int:

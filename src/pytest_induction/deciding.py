@@ -28,7 +28,7 @@ class Judgement:
     pairs: tuple[PairEvidence, ...] = ()
     estimates: Mapping[str, Estimate] | None = None
     more_sequences: int = 0
-    mosaic: tuple[tuple[float | None, ...], ...] = ()
+    head_map: tuple[tuple[float | None, ...], ...] = ()
 
 
 def behaviour_of(behaviour: Mapping[str, Array], error_rate: float) -> dict[str, Estimate]:

@@ -34,7 +34,7 @@ class ModelError(InductionError):
 
 
 class UnsupportedModel(ModelError):
-    """The model runs, but its attention cannot be read by any way in; `tried` says what each one saw.
+    """The model runs, but its attention cannot be read by any backend; `tried` says what each one saw.
 
     The message is its first line, and `details` are those below.
     """

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pytest_induction.errors import ArgumentError, ExpectationFailed
 from pytest_induction.formatting import everywhere, fitted
 from pytest_induction.heads.criteria import MATCHES, MIN_PREFIX_MATCHING, PERIOD_DETECTOR, SILENT, SUPPRESSES
-from pytest_induction.observers import tell
+from pytest_induction.observers import emit
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
 
 NEXT = {
@@ -151,7 +151,7 @@ def _of_run(evidence: Evidence) -> list[str]:
 def _bars_of_run(evidence: Evidence) -> str:
     """From how much on a change counts, and what was held against a threshold."""
     series = dict.fromkeys(change.series for change in evidence.changes)
-    bars = {name: bar for name, bar in evidence.bars.items() if name not in evidence.estimates}  # and no margin of a family
+    bars = {name: bar for name, bar in evidence.thresholds.items() if name not in evidence.estimates}  # and no margin of a family
     counts = ", ".join(f"{bars[name]:g} in {words(name)}" for name in series if name in bars)
     held = [_estimate(name, value, bars) for name, value, bars in with_bars(evidence) if bars]
     return "; ".join([*([f"a change counts from {counts} on"] if counts else []), *held])
@@ -164,8 +164,8 @@ def words(name: str) -> str:
 
 def next_step(evidence: Evidence) -> str:
     """What to do: what would settle it, or what is known of the reason; a page, for a reason of which nothing is."""
-    if evidence.settle:
-        return evidence.settle
+    if evidence.next_step:
+        return evidence.next_step
     if not evidence.provenance.is_run:
         return NEXT.get(evidence.reason, "see docs/metrics.md")
     shorter = next((evidence.reason.removeprefix(about) for about in ABOUT if evidence.reason.startswith(about)), "")
@@ -173,10 +173,12 @@ def next_step(evidence: Evidence) -> str:
 
 
 def _change(change: Change) -> str:
-    rivals = (
-        f"; may be due to {' and '.join(change.rivals)}" if change.rivals and change.verdict is not Verdict.NOT_FORMED else ""
+    confounders = (
+        f"; may be due to {' and '.join(change.confounders)}"
+        if change.confounders and change.verdict is not Verdict.REFUTED
+        else ""
     )
-    return f"{change.verdict}, {change.summary}{rivals}"
+    return f"{change.verdict}, {change.summary}{confounders}"
 
 
 def measured_on(about: Provenance) -> str:
@@ -191,7 +193,7 @@ def measured_on(about: Provenance) -> str:
 
 def _heads(evidence: Evidence) -> str:
     """The strongest of the heads that were found and of all others, and what they were held against."""
-    heads, bar = (*evidence.heads, *evidence.nearest)[:MOST_HEADS], evidence.bars.get("min_prefix_matching")
+    heads, bar = (*evidence.heads, *evidence.nearest)[:MOST_HEADS], evidence.thresholds.get("min_prefix_matching")
     said = ", ".join(_head(head, MIN_PREFIX_MATCHING if bar is None else bar) for head in heads)
     if not heads or bar is None:
         return said
@@ -249,7 +251,7 @@ def spanned(estimate: Estimate, digits: int = 3) -> str:
 
 def with_bars(evidence: Evidence) -> Iterator[tuple[str, Estimate, tuple[float, ...]]]:
     """Each estimate by its name, with what it was held against: one threshold, both ends of a margin, or nothing."""
-    bars = dict(evidence.bars)
+    bars = dict(evidence.thresholds)
     if "onset_lag" in evidence.estimates:  # the margin is of that one alone
         bars = {"min_onset_lag": bars.pop("margin", 0.0), **bars}
     for name, estimate in evidence.estimates.items():
@@ -296,7 +298,7 @@ def expect(evidence: Evidence, wanted: Verdict) -> Evidence:
     What is told, returned and raised says what was wanted.
     """
     evidence = replace(evidence, expected=wanted)
-    tell(evidence)
+    emit(evidence)
     if evidence.verdict is not wanted:
         raise ExpectationFailed(failure_text(evidence, wanted), evidence)
     return evidence

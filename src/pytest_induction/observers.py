@@ -19,7 +19,7 @@ _heard: ContextVar[list[Evidence] | None] = ContextVar("induction_heard", defaul
 _subjects: ContextVar[list[tuple[Any, Provenance]] | None] = ContextVar("induction_subjects", default=None)
 
 
-def name_subject(subject: Any, about: Provenance) -> None:
+def track_subject(subject: Any, about: Provenance) -> None:
     """Tell who asks for it what a measurement is of: a model under test or a training run, and by what name."""
     subjects = _subjects.get()
     if subjects is not None:
@@ -27,7 +27,7 @@ def name_subject(subject: Any, about: Provenance) -> None:
 
 
 @contextmanager
-def naming_subjects() -> Iterator[list[tuple[Any, Provenance]]]:
+def tracking_subjects() -> Iterator[list[tuple[Any, Provenance]]]:
     """Collect what is measured inside the block, as it is named."""
     subjects: list[tuple[Any, Provenance]] = []
     token = _subjects.set(subjects)
@@ -37,7 +37,7 @@ def naming_subjects() -> Iterator[list[tuple[Any, Provenance]]]:
         _subjects.reset(token)
 
 
-def tell(evidence: Evidence) -> None:
+def emit(evidence: Evidence) -> None:
     """Hand a verdict to the listener, if there is one."""
     heard = _heard.get()
     if heard is not None:
@@ -45,7 +45,7 @@ def tell(evidence: Evidence) -> None:
 
 
 @contextmanager
-def listening() -> Iterator[list[Evidence]]:
+def collecting() -> Iterator[list[Evidence]]:
     """Collect the verdicts that are reached inside the block, in order."""
     heard: list[Evidence] = []
     token = _heard.set(heard)

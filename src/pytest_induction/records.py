@@ -44,8 +44,8 @@ SCHEMA_VERSION = 1
 class Verdict(StrEnum):
     """The three answers. UNDETERMINED is an answer too: the budget ran out before the interval was clear of the threshold."""
 
-    FORMED = "FORMED"
-    NOT_FORMED = "NOT_FORMED"
+    SHOWN = "SHOWN"
+    REFUTED = "REFUTED"
     UNDETERMINED = "UNDETERMINED"
 
 
@@ -203,7 +203,7 @@ class Change:
     goes when induction forms; `share` what that is of all that the series changed; `width` the decades of tokens (of steps where
     tokens are not known) between the two. `n_inside` counts the snapshots in the interval with its uncertainty; where these are
     few, the intervals reach from one snapshot to the next. `between` are the steps of the last snapshot before the change and of
-    the first one after it: how narrow it is at least. `rivals` are
+    the first one after it: how narrow it is at least. `confounders` are
     scheduled changes of the training so near that they may be the cause.
     """
 
@@ -220,8 +220,8 @@ class Change:
     width: AnyEstimate | None = None
     n_inside: Count = 0
     between: tuple[Count, Count] | None = None
-    rivals: tuple[str, ...] = ()
-    settle: str = ""
+    confounders: tuple[str, ...] = ()
+    next_step: str = ""
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class Provenance:
 
     model: str
     fingerprint: str
-    way_in: str
+    backend: str
     n_layers: Small
     n_heads: Small
     dtype: str
@@ -255,10 +255,10 @@ class Provenance:
 
     @property
     def how(self) -> str:
-        """What was read of the model and by which way in, where it ran and in which precision."""
+        """What was read of the model and by which backend, where it ran and in which precision."""
         layers = f"{self.n_layers} layer{'s' if self.n_layers != 1 else ''}"
         heads = f"{self.n_heads} head{'s' if self.n_heads != 1 else ''}"
-        attention = f"{layers} x {heads} by {self.way_in}, " if self.n_layers else ""
+        attention = f"{layers} x {heads} by {self.backend}, " if self.n_layers else ""
         return f"{attention}{self.dtype} on {self.device}"
 
 
@@ -270,9 +270,9 @@ class Evidence:
     `heads` are the heads for which the claim holds, strongest first; `nearest` the strongest of all others; `pairs` those that
     do it in two steps where no single head does. `estimates` holds the measures of the whole model, `bars` what they were held
     against. `confidence` is that of the verdict, None where examples were searched for one that fails. `changes` is what the
-    series of a training run did. `mosaic` is the prefix matching of every head, a row for each layer, as it is drawn: to four
+    series of a training run did. `head_map` is the prefix matching of every head, a row for each layer, as it is drawn: to four
     digits, None for a head that a layer does not have. `expected` is the verdict that an assertion asked for, None where that is
-    not known: what was expected and seen is not a failure, even where that is NOT_FORMED.
+    not known: what was expected and seen is not a failure, even where that is REFUTED.
     """
 
     claim: str
@@ -284,11 +284,11 @@ class Evidence:
     nearest: tuple[HeadEvidence, ...] = ()
     pairs: tuple[PairEvidence, ...] = ()
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
-    bars: Mapping[str, Number] = field(default_factory=dict)
+    thresholds: Mapping[str, Number] = field(default_factory=dict)
     confidence: Share | None = 0.999
-    settle: str = ""
+    next_step: str = ""
     changes: tuple[Change, ...] = ()
-    mosaic: tuple[tuple[Mass | None, ...], ...] = ()
+    head_map: tuple[tuple[Mass | None, ...], ...] = ()
     expected: Verdict | None = None
 
     SCHEMA: ClassVar[int] = SCHEMA_VERSION
@@ -296,12 +296,12 @@ class Evidence:
     @property
     def is_as_expected(self) -> bool | None:
         """Whether what was expected was seen, or without an expectation whether the claim holds; None if undetermined."""
-        return None if self.verdict is Verdict.UNDETERMINED else self.verdict is (self.expected or Verdict.FORMED)
+        return None if self.verdict is Verdict.UNDETERMINED else self.verdict is (self.expected or Verdict.SHOWN)
 
     @property
     def words(self) -> str:
         """The verdict as it is read: of a claim whose absence was expected it says whether that was seen."""
-        if self.expected is not Verdict.NOT_FORMED or self.verdict is Verdict.UNDETERMINED:
+        if self.expected is not Verdict.REFUTED or self.verdict is Verdict.UNDETERMINED:
             return str(self.verdict)
         return f"{self.verdict}, {'as' if self.is_as_expected else 'not'} expected"
 
@@ -356,7 +356,7 @@ class HeadList:
     margin: float = 0.1
     confidence: float = 0.999
     more_sequences: int = 0
-    mosaic: tuple[tuple[float | None, ...], ...] = ()
+    head_map: tuple[tuple[float | None, ...], ...] = ()
 
     @property
     def is_complete(self) -> bool:

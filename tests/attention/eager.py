@@ -39,7 +39,7 @@ class Outcome:
 
     status: str
     reason: str = ""
-    way: str = ""
+    backend: str = ""
     measured: int = 0  # layers that we have scores of
     patterns: int = 0  # layers whose causal self-attention pattern the twin returned
     others: list[str] = field(default_factory=list)  # whatever else it returned, in words
@@ -147,8 +147,8 @@ def drift(model: nn.Module, twin: nn.Module, batch: Batch) -> float:
 
 
 def refusal(error: InductionError) -> str:
-    """What the ways in said that have anything to do with such a model, or the error itself."""
-    said = [each for each in getattr(error, "tried", ()) if not each.startswith(("show_attention", "TransformerLens"))]
+    """What the backends said that have anything to do with such a model, or the error itself."""
+    said = [each for each in getattr(error, "tried", ()) if not each.startswith(("expose_attention", "TransformerLens"))]
     return "; ".join(said) or str(error)
 
 
@@ -161,7 +161,7 @@ def compare(model: nn.Module, twin: nn.Module, batches: Sequence[Batch]) -> Outc
         found = [measure_heads(model, tokens=batch.tokens, attention_mask=batch.real) for batch in batches]
     except InductionError as error:
         return Outcome("refused", refusal(error), **told)
-    told |= {"way": found[0].provenance.way_in, "measured": found[0].prefix_matching.shape[0]}
+    told |= {"way": found[0].provenance.backend, "measured": found[0].prefix_matching.shape[0]}
     if not patterns:
         return Outcome("unchecked", "measured, but eager attention returns no pattern to compare with", **told)
     apart = max(drift(model, twin, batch) for batch in batches)

@@ -16,8 +16,8 @@ FAR_FROM_UNIFORM = 0.2
 class Positioned(Blocks):
     """Blocks that know where a token stands, with weights that are large enough for patterns far from uniform."""
 
-    def __init__(self, *mixers, declared=None):
-        super().__init__(*mixers, declared=declared)
+    def __init__(self, *mixing_modules, declared=None):
+        super().__init__(*mixing_modules, declared=declared)
         self.positions = nn.Parameter(torch.randn(160, 16) / 2)
         with torch.no_grad():
             for weight in self.blocks.parameters():

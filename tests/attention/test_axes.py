@@ -27,13 +27,13 @@ class Wide(Attention):
 def loop_patterns(model, tokens):
     """What loops make of the queries and keys of each layer."""
     kept = []
-    mixers = [block["mixer"] for block in model.blocks]
-    own = [mixer.attend for mixer in mixers]
-    for mixer, attend in zip(mixers, own, strict=True):
+    mixing_modules = [block["mixer"] for block in model.blocks]
+    own = [mixer.attend for mixer in mixing_modules]
+    for mixer, attend in zip(mixing_modules, own, strict=True):
         mixer.attend = lambda query, key, value, attend=attend: (kept.append((query, key)), attend(query, key, value))[1]
     with torch.no_grad():
         model(tokens)
-    for mixer, attend in zip(mixers, own, strict=True):
+    for mixer, attend in zip(mixing_modules, own, strict=True):
         mixer.attend = attend
     return [softmax_by_loop(query, key, query.shape[-1] ** -0.5) for query, key in kept]
 
@@ -46,7 +46,7 @@ def test_every_order_of_the_axes_is_read(attend, heads):
     model = Positioned(Wide(attend, heads), Wide(attend, heads))
     tokens = probe(24, period=9)
     subject = load_model(model)
-    assert (subject.way.name, subject.way.heads) == ("softmax", (heads, heads))
+    assert (subject.backend.name, subject.backend.heads) == ("softmax", (heads, heads))
     assert worst_difference(subject, tokens, loop_patterns(model, tokens)) < 1e-4
 
 

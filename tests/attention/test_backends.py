@@ -47,7 +47,7 @@ def test_only_an_alias_costs_a_look_at_every_torch_function(monkeypatch, aliased
 
 def test_behaviour_is_measured_where_attention_cannot_be():
     """Completing repeats is behaviour: it needs nothing but logits."""
-    with pytest.raises(AssertionError, match="copies_repeats is NOT_FORMED"):
+    with pytest.raises(AssertionError, match="copies_repeats is REFUTED"):
         assert_copies_repeats(Plain(unreadable))
     with pytest.raises(UnsupportedModel, match="the attention of Plain cannot be read"):
         measure_heads(Plain(unreadable))

@@ -34,8 +34,8 @@ def test_nothing_after_the_last_attention_runs_and_the_scores_are_the_same(kind)
     short, long = (
         what_ran(model, lambda stop=stop: subject.observe(tokens, lambda *_: None, early_stop=stop)) for stop in (True, False)
     )
-    assert subject.way.can_stop is (kind != "bloom")  # which returns its patterns when it is done
-    assert (len(short) < len(long)) is subject.way.can_stop
+    assert subject.backend.can_stop is (kind != "bloom")  # which returns its patterns when it is done
+    assert (len(short) < len(long)) is subject.backend.can_stop
 
 
 @pytest.mark.parametrize("kind", ZOO)
@@ -50,15 +50,15 @@ def test_a_pass_may_end_after_so_many_layers(kind):
     ran, all_ran = (
         what_ran(model, lambda depth=depth: subject.observe(tokens, lambda *_: None, n_layers=depth)) for depth in (1, None)
     )
-    assert (len(ran) < len(all_ran)) is subject.way.can_stop
+    assert (len(ran) < len(all_ran)) is subject.backend.can_stop
 
 
 @pytest.mark.parametrize("attend", [None, by_hand])
 def test_plain_modules_stop_too(attend):
-    """Whichever way in: the unembedding is not computed."""
+    """Whichever backend: the unembedding is not computed."""
     model = Plain(attend)
     subject = load_model(model)
-    assert subject.way.can_stop
+    assert subject.backend.can_stop
     ran = what_ran(model, lambda: subject.observe(torch.zeros(1, 9, dtype=torch.long), lambda *_: None))
     assert "out" not in ran
     with_logits = what_ran(model, lambda: subject.observe(torch.zeros(1, 9, dtype=torch.long), lambda *_: None, logits=True))
@@ -77,7 +77,7 @@ class Guarded(Plain):
 
 def test_a_model_that_catches_exceptions_does_not_catch_the_end():
     """What ends the pass is no `Exception`."""
-    assert load_model(Guarded()).way.can_stop
+    assert load_model(Guarded()).backend.can_stop
 
 
 class Counting(Plain):
@@ -97,7 +97,7 @@ class Counting(Plain):
 def test_a_model_that_minds_is_left_to_finish():
     """Found out by trial: its logits after a stopped pass are not what they were."""
     subject = load_model(Counting())
-    assert not subject.way.can_stop
+    assert not subject.backend.can_stop
     assert measure_heads(subject).prefix_matching.shape == (2, 2)
 
 

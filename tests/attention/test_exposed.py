@@ -1,11 +1,11 @@
-"""`show_attention` and what attaches to models: the way in for what nothing else can read."""
+"""`expose_attention` and what attaches to models: the backend for what nothing else can read."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pytest_induction import ArgumentError, ModelError, UnsupportedModel, load_model, measure_heads, show_attention
+from pytest_induction import ArgumentError, ModelError, UnsupportedModel, expose_attention, load_model, measure_heads
 from pytest_induction.attention.backends import exposed as shown
 from tests.model.plain import Plain, unreadable
 
@@ -18,17 +18,17 @@ def scores_of(query, key):
 
 
 def shows_pattern(query, key, value):
-    show_attention(scores_of(query, key).softmax(-1))
+    expose_attention(scores_of(query, key).softmax(-1))
     return unreadable(query, key, value)
 
 
 def shows_query_and_key(query, key, value):
-    show_attention(query=query, key=key)
+    expose_attention(query=query, key=key)
     return unreadable(query, key, value)
 
 
 def shows_mask(query, key, value):
-    show_attention(
+    expose_attention(
         query=2 * query, key=key, scale=0.5 * 8**-0.5, causal=False, mask=torch.ones(query.shape[2], key.shape[2]).tril().bool()
     )
     return unreadable(query, key, value)
@@ -43,26 +43,26 @@ def plain(attend):
 def test_a_model_that_shows_its_attention_is_measured(attend):
     """With a pattern, with queries and keys, or with scale and mask: one line in the model's own code."""
     found = measure_heads(plain(attend))
-    assert found.provenance.way_in == "show_attention"
+    assert found.provenance.backend == "expose_attention"
     np.testing.assert_allclose(found.prefix_matching, measure_heads(plain(None)).prefix_matching, atol=1e-6)
 
 
 def test_outside_of_a_measurement_nothing_happens():
     """Not even a look at the arguments."""
-    assert show_attention("no tensor at all") is None
+    assert expose_attention("no tensor at all") is None
 
 
 @pytest.mark.parametrize(
     ("shown_as", "message"),
     [
-        (lambda q, k: show_attention(), "takes a pattern, or both query and key"),
-        (lambda q, k: show_attention(query=q), "takes a pattern, or both query and key"),
+        (lambda q, k: expose_attention(), "takes a pattern, or both query and key"),
+        (lambda q, k: expose_attention(query=q), "takes a pattern, or both query and key"),
         (
-            lambda q, k: show_attention(scores_of(q, k)[0]),
+            lambda q, k: expose_attention(scores_of(q, k)[0]),
             r"takes a pattern \(batch, heads, positions, positions\).* got a pattern \(2, 11, 11\)",
         ),
-        (lambda q, k: show_attention(scores_of(q, k), query=q, key=k), "and a query"),
-        (lambda q, k: show_attention(query=q, key=k[:, :, :-1]), r"got \(3, 2, 11, 8\) and \(3, 2, 10, 8\)"),
+        (lambda q, k: expose_attention(scores_of(q, k), query=q, key=k), "and a query"),
+        (lambda q, k: expose_attention(query=q, key=k[:, :, :-1]), r"got \(3, 2, 11, 8\) and \(3, 2, 10, 8\)"),
     ],
 )
 def test_what_is_no_attention_is_one_line(shown_as, message):
@@ -88,10 +88,10 @@ def test_what_is_shown_must_be_a_causal_pattern(pattern, why):
     """Scores before softmax, patterns that look ahead and rows that sum to more than one are refused."""
 
     def attend(query, key, value):
-        show_attention(pattern(query, key))
+        expose_attention(pattern(query, key))
         return unreadable(query, key, value)
 
-    with pytest.raises(UnsupportedModel, match=f"show_attention: attention of layer 0 {why}"):
+    with pytest.raises(UnsupportedModel, match=f"expose_attention: attention of layer 0 {why}"):
         measure_heads(plain(attend))
 
 
@@ -122,13 +122,13 @@ class Remembering(nn.Module):
 
 
 def attach(model):
-    """The way in of a library that knows `Reading`."""
+    """The backend of a library that knows `Reading`."""
     if not isinstance(model, Reading):
         return None
 
     def show(module, inputs, output):
         query, key = module.last
-        show_attention(query=query, key=key)
+        expose_attention(query=query, key=key)
 
     handles = [layer.register_forward_hook(show) for layer in model.layers]
     return lambda: [handle.remove() for handle in handles]
@@ -140,10 +140,10 @@ def test_a_function_attaches_to_a_model_that_cannot_be_edited():
     with pytest.raises(UnsupportedModel):
         measure_heads(model)
     subject = load_model(model, attach=attach)
-    assert subject.way.layers == ("layers.0", "layers.1")
+    assert subject.backend.layers == ("layers.0", "layers.1")
     assert measure_heads(subject).prefix_matching.shape == (2, 2)
     assert not any(layer._forward_hooks for layer in model.layers)
-    assert load_model(Plain(), attach=[attach]).way.name == "sdpa"
+    assert load_model(Plain(), attach=[attach]).backend.name == "sdpa"
 
 
 def test_an_installed_distribution_brings_its_own_way_in(monkeypatch):
@@ -162,7 +162,7 @@ def test_an_installed_distribution_brings_its_own_way_in(monkeypatch):
         shown._installed.cache_clear()
         monkeypatch.setattr(shown, "entry_points", lambda group, load=load: [Entry(load)] if group == shown.GROUP else [])
         if check is None:
-            assert load_model(Reading()).way.name == "show_attention"
+            assert load_model(Reading()).backend.name == "expose_attention"
         else:
             with pytest.raises(ModelError, match=check):
                 load_model(Reading())
@@ -201,10 +201,10 @@ def test_a_conftest_brings_a_way_in(pytester):
         def induction_model():
             return Reading()
         def test_it(induction):
-            assert induction.measure_heads().provenance.way_in == "show_attention"
+            assert induction.measure_heads().provenance.backend == "expose_attention"
         def test_directly():
             from pytest_induction import measure_heads
-            assert measure_heads(Reading()).provenance.way_in == "show_attention"
+            assert measure_heads(Reading()).provenance.backend == "expose_attention"
         """
     )
     pytester.runpytest("-p", "no:cacheprovider").assert_outcomes(passed=2)

@@ -24,8 +24,8 @@ from pytest_induction import (
     substitute_pattern,
 )
 from pytest_induction.attention import verification as trial
-from pytest_induction.attention.backends.sdpa import Tap, Watch, watching
-from pytest_induction.attention.capture import Show
+from pytest_induction.attention.backends.sdpa import Interceptor, Watch, watching
+from pytest_induction.attention.capture import Capture
 from pytest_induction.attention.edits import Step
 from pytest_induction.errors import ModelError
 from pytest_induction.forward.calling import as_written
@@ -226,7 +226,7 @@ def test_every_style_is_read_exactly(style):
     attend, truth = STYLES[style]
     model = two(attend)
     subject = load_model(model)
-    assert (subject.way.name, subject.way.layers) == ("flex_attention", ("blocks.0.mixer", "blocks.1.mixer"))
+    assert (subject.backend.name, subject.backend.layers) == ("flex_attention", ("blocks.0.mixer", "blocks.1.mixer"))
     for tokens in (probe(), probe(133, 38)):  # longer than a block, and no multiple of one
         assert_right_as_written(subject, tokens, truth)
     untouched = subject.logits(probe())
@@ -255,7 +255,7 @@ class OfAModule(Attention):
 def test_it_is_seen_in_a_module_of_its_own():
     """The layer is the innermost module that runs."""
     subject = load_model(Positioned(OfAModule(None), OfAModule(None)))
-    assert subject.way.layers == ("blocks.0.mixer.inner", "blocks.1.mixer.inner")
+    assert subject.backend.layers == ("blocks.0.mixer.inner", "blocks.1.mixer.inner")
 
 
 def test_it_is_seen_where_the_whole_model_is_compiled():
@@ -328,7 +328,7 @@ def test_layers_of_several_kinds_are_read_in_order(beside, name, order):
     truths = [windows, causal, causal]
     model = Positioned(*(Attention(attends[index]) for index in order))
     subject = load_model(model)
-    assert subject.way.name == name
+    assert subject.backend.name == name
     tokens, patterns = probe(), []
     handles = []
     for block, index in zip(model.blocks, order, strict=True):
@@ -370,7 +370,7 @@ class WithAMemory(Positioned):
 def test_cross_attention_is_no_layer(length):
     """However long its memory is, also as long as the probe."""
     subject = load_model(WithAMemory(length))
-    assert subject.way.layers == ("blocks.0.mixer", "blocks.1.mixer")
+    assert subject.backend.layers == ("blocks.0.mixer", "blocks.1.mixer")
     assert_right_as_written(subject, probe())
 
 
@@ -383,7 +383,7 @@ def test_models_of_transformers_are_read_as_by_eager_attention(kind):
     zoo = pytest.importorskip("tests.model.zoo")
     model, twin = zoo.build(kind, "flex_attention"), zoo.build(kind, "eager")
     here, there = load_model(model), load_model(twin)
-    assert (here.way.name, here.n_layers) == ("flex_attention", 3)
+    assert (here.backend.name, here.n_layers) == ("flex_attention", 3)
     tokens = torch.randint(4, 61, (3, 24), generator=torch.Generator().manual_seed(3))
     real = torch.ones_like(tokens)
     real[1, :4] = 0
@@ -507,8 +507,8 @@ def test_calls_of_another_thread_are_not_heard():
     """Nor changed."""
     parts = [numbers(3, 2, POSITIONS, 8, seed=seed) for seed in range(3)]
     expected, found = by_function(*parts), []
-    show = Show()
-    with watching(Tap(ids(0), show), Watch), as_written():
+    show = Capture()
+    with watching(Interceptor(ids(0), show), Watch), as_written():
         thread = threading.Thread(target=lambda: found.append(masked(*parts)))
         thread.start()
         thread.join()
@@ -528,13 +528,13 @@ def test_a_model_without_it_is_taken_in_by_as_many_passes():
         handle.remove()
         return len(count)
 
-    ways = trial.WAYS
+    ways = trial.BACKENDS
     here = passes(plain(by_function))
     try:
-        trial.WAYS = tuple(way for way in ways if way.name != "flex_attention")
+        trial.BACKENDS = tuple(backend for backend in ways if backend.name != "flex_attention")
         assert passes(plain(by_function)) == here
     finally:
-        trial.WAYS = ways
+        trial.BACKENDS = ways
 
 
 # Weights of queries and keys

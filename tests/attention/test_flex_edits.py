@@ -51,7 +51,7 @@ def test_every_step_does_what_a_slow_reference_does(style):
 def test_steps_on_keys_and_queries_are_those_of_a_twin_by_sdpa(style):
     """Smeared keys, queries and keys of another pass."""
     here, there = load_model(plain(STYLES[style][0])), load_model(plain(None))
-    assert (here.way.name, there.way.name) == ("flex_attention", "sdpa")
+    assert (here.backend.name, there.backend.name) == ("flex_attention", "sdpa")
     for step in (
         Smear(torch.tensor([0.3, 0.8])),
         Give(query=numbers(3, 2, POSITIONS, 8)),
@@ -82,7 +82,7 @@ def test_without_steps_nothing_changes(style):
 def test_interventions_are_those_of_a_twin(attend, twin, name):
     """Also what is measured under them."""
     here, there = load_model(plain(attend)), load_model(plain(twin))
-    assert (here.way.name, there.way.name) == ("flex_attention", "sdpa" if twin is fused else "softmax")
+    assert (here.backend.name, there.backend.name) == ("flex_attention", "sdpa" if twin is fused else "softmax")
     tokens = probe(29, 13)
     one, other = (run_with(subject, tokens, *INTERVENTIONS[name]) for subject in (here, there))
     assert (one - other).abs().max() < CLOSE

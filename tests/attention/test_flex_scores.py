@@ -83,7 +83,7 @@ def test_other_precisions_are_read_as_they_run(dtype, close):
     """Against a twin by sdpa."""
     one, other = plain(masked).to(dtype), plain(None).to(dtype)
     here, there = load_model(one), load_model(other)
-    assert here.way.name == "flex_attention"
+    assert here.backend.name == "flex_attention"
     np.testing.assert_allclose(measure_heads(here).prefix_matching, measure_heads(there).prefix_matching, atol=close)
 
 
@@ -100,5 +100,5 @@ def test_under_autocast_queries_are_read_in_the_lower_precision():
                 return self.inner(tokens).float()
 
     one, other = (measure_heads(Lower(attend)) for attend in (masked, None))
-    assert one.provenance.way_in == "flex_attention"
+    assert one.provenance.backend == "flex_attention"
     np.testing.assert_allclose(one.prefix_matching, other.prefix_matching, atol=2e-2)

@@ -80,7 +80,7 @@ def test_however_it_is_written_it_is_measured(attend):
     found = measure_heads(plain(attend))
     np.testing.assert_allclose(found.prefix_matching, measure_heads(plain(None)).prefix_matching, atol=1e-6)
     np.testing.assert_allclose(found.previous_token, measure_heads(plain(None)).previous_token, atol=1e-6)
-    assert found.provenance.way_in == ("sdpa" if attend is folded_function else "softmax")
+    assert found.provenance.backend == ("sdpa" if attend is folded_function else "softmax")
 
 
 def test_grouped_queries_by_hand_are_measured():
@@ -140,10 +140,10 @@ def test_an_attention_function_with_rows_and_heads_swapped_is_refused():
 class Blocks(nn.Module):
     """Blocks whose mixer is given: a module that takes (batch, positions, width)."""
 
-    def __init__(self, *mixers, declared=None):
+    def __init__(self, *mixing_modules, declared=None):
         super().__init__()
         self.embed, self.out = nn.Embedding(40, 16), nn.Linear(16, 40)
-        self.blocks = nn.ModuleList(nn.ModuleDict({"mixer": mixer}) for mixer in mixers)
+        self.blocks = nn.ModuleList(nn.ModuleDict({"mixer": mixer}) for mixer in mixing_modules)
         if declared is not None:
             self.n_layers = declared
 
@@ -194,7 +194,7 @@ def hidden(query, key, value):
 def test_a_hybrid_is_measured_where_it_attends_and_says_where(other, declared):
     """Layers are named by module path; those without attention are listed where the model declares them."""
     subject = load_model(Blocks(other(), Attention(fused), other(), declared=declared))
-    assert subject.way.layers == ("blocks.1.mixer",)
+    assert subject.backend.layers == ("blocks.1.mixer",)
     others = "layers without softmax attention: blocks.0, blocks.2"
     assert (others in subject.notes) is (declared is not None)
     assert measure_heads(subject).layers == ("blocks.1.mixer",)

@@ -1,4 +1,4 @@
-"""Attention where no way in sees it: whatever moves between positions beside the layers that are seen is known, or is refused."""
+"""Attention where no backend sees it: whatever moves between positions beside the layers that are seen is known, or is refused."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -54,9 +54,9 @@ def test_attention_that_nothing_sees_is_refused_however_it_is_computed(attend, s
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_hidden_layer_is_refused_before_and_behind_the_one_that_is_seen(order):
     """What is hidden need not come last."""
-    mixers = [Mixer(fused), Other(hidden)]
+    mixing_modules = [Mixer(fused), Other(hidden)]
     with pytest.raises(UnsupportedModel, match=MOVES.format(rf"`blocks.{order.index(1)}.mixer` \(Other\)")):
-        measure_heads(Positioned(*(mixers[index] for index in order)))
+        measure_heads(Positioned(*(mixing_modules[index] for index in order)))
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ class Unnumbered(nn.Module):
 class Unregistered(Positioned):
     """Blocks in a plain list, which torch does not know of."""
 
-    def __init__(self, *mixers):
-        super().__init__(*mixers)
+    def __init__(self, *mixing_modules):
+        super().__init__(*mixing_modules)
         self.kept = [block["mixer"] for block in self.blocks]
         del self.blocks
 
@@ -261,7 +261,7 @@ def test_what_mixes_positions_without_a_pattern_is_measured_beside_and_noted(mix
     """A convolution, a recurrence, linear attention, a shift by one position: the scores are right, and a note names it."""
     subject = load_model(Positioned(mixer(), Attention(attend), Attention(attend)))
     assert [note for note in subject.notes if note.startswith(NOTE)] == [f"{NOTE}{where}"]
-    assert subject.way.layers == ("blocks.1.mixer", "blocks.2.mixer")
+    assert subject.backend.layers == ("blocks.1.mixer", "blocks.2.mixer")
     assert_right(subject)
 
 

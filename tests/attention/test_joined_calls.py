@@ -79,15 +79,15 @@ def test_a_call_for_each_head_makes_one_layer(attend):
     """However the heads are put side by side; beside layers of one call too."""
     for model in (Positioned(Attention(attend), Attention(attend)), Positioned(Attention(fused), Attention(attend))):
         subject = load_model(model)
-        assert subject.way.layers == ("blocks.0.mixer", "blocks.1.mixer")
-        assert (subject.way.heads, subject.way.acts) == ((2, 2), True)
+        assert subject.backend.layers == ("blocks.0.mixer", "blocks.1.mixer")
+        assert (subject.backend.heads, subject.backend.acts) == ((2, 2), True)
         assert_right(subject)
 
 
 def test_the_heads_of_a_model_in_one_module_make_its_layers():
     """Two layers of two heads, and not four of one, where no module tells them apart."""
-    assert load_model(plain(stacked)).way.heads == (2, 2)
-    assert load_model(plain(stacked_by_hand)).way.heads == (2, 2)
+    assert load_model(plain(stacked)).backend.heads == (2, 2)
+    assert load_model(plain(stacked_by_hand)).backend.heads == (2, 2)
 
 
 def local_and_global(query, key, value):
@@ -212,17 +212,17 @@ def test_queries_in_chunks_make_one_layer(name, before):
         in_window = causal if window is None else lambda query, key: causal(query, key, allowed=windowed(query.shape[2], window))
         truths = itertools.cycle([causal if before else in_window, in_window])
         assert_right(subject, probe(length, min(16, length // 2)), truth=lambda query, key, each=truths: next(each)(query, key))
-    assert subject.way.layers == ("blocks.0.mixer", "blocks.1.mixer")
+    assert subject.backend.layers == ("blocks.0.mixer", "blocks.1.mixer")
 
 
 def test_chunks_that_begin_at_a_length_are_found_between_layers():
     """What was shown of a pass before the first chunk came is not shown again."""
     subject = load_model(Positioned(Attention(fused), Attention(in_chunks(40))))
     shown = []
-    assert not subject.way.chunked
+    assert not subject.backend.chunked
     subject.observe(probe(64), lambda layer, reader: shown.append(layer))
     assert shown == [0, 1]
-    assert subject.way.chunked
+    assert subject.backend.chunked
 
 
 def test_a_chunked_layer_is_changed_where_it_is_projected_or_not_at_all():

@@ -222,7 +222,7 @@ def test_autocast_is_measured_in_the_precision_it_computes_in(kind):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = measure_heads(model)
     assert found.prefix_matching == pytest.approx(measure_heads(model).prefix_matching, abs=0.05)
-    assert found.provenance.way_in == "sdpa"
+    assert found.provenance.backend == "sdpa"
     assert (
         len({float(score) for score in found.per_sequence["first_token"].ravel()}) > 0.9 * found.per_sequence["first_token"].size
     )

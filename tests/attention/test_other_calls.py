@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 
 from pytest_induction import UnsupportedModel, assert_no_induction_head, load_model, measure_heads
-from pytest_induction.attention.backends.exposed import show_attention
+from pytest_induction.attention.backends.exposed import expose_attention
 from tests.attention.recorded import Positioned, assert_right, causal, probe, triangle, true_patterns
 from tests.attention.test_hand_written import Attention, Blocks, by_function, fused, scores_of
 from tests.attention.test_torch_modules import OfModules, projections
@@ -19,8 +19,8 @@ LENGTHS = [10, 11, 37, 64, 77]  # among them those on which a model is tried out
 def stopping(model, stops):
     """The model under test, whose passes end after the last layer or go on."""
     subject = load_model(model)
-    assert subject.way.can_stop
-    subject.way.can_stop = stops
+    assert subject.backend.can_stop
+    subject.backend.can_stop = stops
     return subject
 
 
@@ -35,7 +35,7 @@ def test_cross_attention_is_no_layer_however_long_its_memory(length, stops):
     layers = nn.TransformerDecoder(nn.TransformerDecoderLayer(32, 4, 64, batch_first=True), 2)
     model = OfModules(layers, lambda body, x, mask: body(x, memory.expand(len(x), -1, -1), tgt_mask=mask)).eval()
     subject, tokens = stopping(model, stops), probe(length, period=min(16, length // 2))
-    assert subject.way.layers == ("body.layers.0.self_attn", "body.layers.1.self_attn")
+    assert subject.backend.layers == ("body.layers.0.self_attn", "body.layers.1.self_attn")
     assert_right(subject, tokens, patterns=projections(model, tokens))
 
 
@@ -59,7 +59,7 @@ class Routed(Positioned):
 def test_a_router_over_as_many_experts_as_positions_is_no_layer(experts, attend, stops):
     """Its weights (rows, positions, experts) look like a pattern at one length only."""
     subject = stopping(Routed(experts, attend), stops)
-    assert subject.way.layers == ("blocks.0.mixer", "blocks.1.mixer")
+    assert subject.backend.layers == ("blocks.0.mixer", "blocks.1.mixer")
     assert_right(subject, probe(experts, period=min(16, experts // 2)))
 
 
@@ -233,7 +233,7 @@ def with_a_mask_of_keys(query, key, value):
 
 
 def shown_with_a_mask_of_keys(query, key, value):
-    show_attention(query=query, key=key, mask=one_key_less(query.shape[2]))
+    expose_attention(query=query, key=key, mask=one_key_less(query.shape[2]))
     return with_a_mask_of_keys(query, key, value)
 
 
@@ -290,8 +290,8 @@ def test_one_module_for_each_head_makes_one_layer(attend, declared):
     """The heads of a layer are numbered as they come, and the layer is called after their list."""
     model = Positioned(Heads(2, attend), Heads(3, attend), declared=declared)
     subject = load_model(model)
-    assert subject.way.layers == ("blocks.0.mixer.heads", "blocks.1.mixer.heads")
-    assert subject.way.heads == (2, 3)
+    assert subject.backend.layers == ("blocks.0.mixer.heads", "blocks.1.mixer.heads")
+    assert subject.backend.heads == (2, 3)
     single = true_patterns(model, probe())
     assert_right(subject, patterns=[torch.cat(single[:2], 1), torch.cat(single[2:], 1)])
 
@@ -321,7 +321,7 @@ class Twice(nn.Module):
 def test_two_attentions_in_one_block_are_two_layers():
     """They are not joined, and are too many where the model declares its blocks only."""
     subject = load_model(Positioned(Twice(), Twice()))
-    assert subject.way.layers == tuple(f"blocks.{block}.mixer.{name}" for block in (0, 1) for name in ("first", "second"))
+    assert subject.backend.layers == tuple(f"blocks.{block}.mixer.{name}" for block in (0, 1) for name in ("first", "second"))
     assert_right(subject)
     with pytest.raises(UnsupportedModel, match="attention seen 4 times, the model declares 2 layers"):
         measure_heads(Positioned(Twice(), Twice(), declared=2))

@@ -52,7 +52,7 @@ def test_a_replaced_attention_function_of_another_layout_is_measured_by_what_it_
     def attend(*heads):
         return F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in heads)).transpose(1, 2)
 
-    assert load_model(Positioned(Attention(attend))).way.name == "softmax"
+    assert load_model(Positioned(Attention(attend))).backend.name == "softmax"
     assert_right(Positioned(Attention(attend), Attention(attend)))
 
 
@@ -107,7 +107,7 @@ def test_a_registered_function_that_is_softmax_attention_is_measured(registered)
     tokens = probe(period=12)
     model, patterns = registered(lambda scores, allowed: softmax_under(allowed, scores), tokens)
     subject = load_model(model)
-    assert subject.way.name == "transformers attention interface"
+    assert subject.backend.name == "transformers attention interface"
     assert_right(subject, tokens, patterns=patterns)
 
 
@@ -120,7 +120,7 @@ def test_a_registered_function_whose_softmax_is_seen_is_measured_whatever_it_doe
 
     model, patterns = registered(change, tokens)
     subject = load_model(model)
-    assert subject.way.name == "softmax"
+    assert subject.backend.name == "softmax"
     assert_right(subject, tokens, patterns=patterns)
 
 
@@ -309,7 +309,7 @@ def test_a_pattern_that_is_changed_before_it_weighs_is_refused(attend, why):
 def test_a_change_that_shows_on_long_sequences_only_ends_the_measurement(layers):
     """Every pass is followed: the 40 strongest keys are all that a trial has, and not all that a probe has."""
     subject = load_model(Positioned(*map(Attention, layers)))
-    assert subject.way.can_stop
+    assert subject.backend.can_stop
     assert_right(subject, probe(40))
     with pytest.raises(ModelError, match=r"Positioned failed on token ids \(3, 64\): .* of which 1 are changed by `masked_fill`"):
         measure_heads(subject, tokens=probe(64))

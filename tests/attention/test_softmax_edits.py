@@ -11,6 +11,7 @@ from torch import nn
 from pytest_induction import (
     UnsupportedModel,
     ablate,
+    expose_attention,
     freeze_patterns,
     intervene,
     knock_out,
@@ -19,13 +20,12 @@ from pytest_induction import (
     measure_heads,
     run_with,
     scale,
-    show_attention,
     smear,
 )
 from pytest_induction.attention.axes import Layout, Operand
-from pytest_induction.attention.backends.eager import EagerWay
+from pytest_induction.attention.backends.eager import EagerBackend
 from pytest_induction.attention.edits import Close, Give, GivePattern, Record, Replace, Scale, Smear, Step, Substitute
-from pytest_induction.attention.errors import Refused
+from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.attention.softmax_edits import Editing
 from pytest_induction.forward.calling import Caller, as_found, condition
 from pytest_induction.interventions.active import acting, acting_on_outputs
@@ -60,11 +60,11 @@ def numbers(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def acted(subject, steps, tokens=None, way=None):
+def acted(subject, steps, tokens=None, backend=None):
     """The logits of a pass in which layers take steps."""
-    way, tokens = way or subject.way, ids(0) if tokens is None else tokens
-    with as_found(subject.module), way.acting(tokens, steps):
-        return way.caller.logits(tokens)
+    backend, tokens = backend or subject.backend, ids(0) if tokens is None else tokens
+    with as_found(subject.module), backend.acting(tokens, steps):
+        return backend.caller.logits(tokens)
 
 
 # An independent slow reference: rows and heads one by one, in double precision
@@ -162,7 +162,7 @@ STYLES += LAYOUTS
 def test_every_step_does_what_a_slow_reference_does(attend):
     """However the product is written: sets and values of rows of their own, in both layers."""
     subject, count = load_model(plain(attend)), 1 if attend is grouped else 2
-    assert subject.way.name == "softmax"
+    assert subject.backend.name == "softmax"
     before = by_loop(subject.module, ids(0), count=count)
     for name, (step, changes) in STEPS.items():
         expected = by_loop(subject.module, ids(0), count=count, **changes)
@@ -205,7 +205,7 @@ def test_heads_that_are_modules_of_their_own_are_numbered_as_they_come():
     model, twin = (Positioned(Heads(2, attend), Heads(3, attend), declared=2) for attend in (by_function, fused))
     twin.load_state_dict(model.state_dict())
     here, there = load_model(model), load_model(twin)
-    assert (here.way.name, there.way.name) == ("softmax", "sdpa")
+    assert (here.backend.name, there.backend.name) == ("softmax", "sdpa")
     entries = torch.zeros(1, 3, POSITIONS, POSITIONS).bool()
     entries[0, 2, :, 3] = True
     for step in (
@@ -225,11 +225,11 @@ def test_a_softmax_beside_attention_functions_acts_like_them():
     model, twin = Positioned(Attention(by_function), Attention(fused)), Positioned(Attention(fused), Attention(fused))
     twin.load_state_dict(model.state_dict())
     here, there, step = load_model(model), load_model(twin), Replace(torch.tensor([[True, False]]), numbers(1, 2, 1, 8))
-    assert (here.way.name, there.way.name) == ("softmax", "sdpa")
+    assert (here.backend.name, there.backend.name) == ("softmax", "sdpa")
     smeared, given = Smear(torch.tensor([0.5])), Give(query=numbers(3, 2, POSITIONS, 8))
     for steps in ({0: [step]}, {1: [step]}, {1: [smeared]}, {0: [smeared]}, {1: [given]}):
         assert torch.allclose(acted(here, steps), acted(there, steps), atol=CLOSE)
-    with pytest.raises(Refused, match="`Give` acts on queries and keys"):
+    with pytest.raises(BackendUnavailable, match="`Give` acts on queries and keys"):
         acted(here, {0: [given]})
 
 
@@ -243,7 +243,7 @@ def test_gradients_flow_through_what_is_changed():
 
     def gradient(attend, layer, trained):
         subject, step = load_model(plain(attend).requires_grad_(trained)), Leaf()
-        with torch.enable_grad(), subject.way.acting(ids(0), {layer: [step]}):
+        with torch.enable_grad(), subject.backend.acting(ids(0), {layer: [step]}):
             logits = subject.module(ids(0))
         return torch.autograd.grad(logits[:, -1, 7].sum(), step.found)[0]
 
@@ -338,7 +338,7 @@ def test_the_axes_of_any_einsum_are_told(order, term):
 )
 def test_a_product_of_another_kind_is_refused_by_name(name, function, operands, why):
     """What sums over something else, or gives something else than what each head finds."""
-    with pytest.raises(Refused, match=f"`{name}`.*{why}"):
+    with pytest.raises(BackendUnavailable, match=f"`{name}`.*{why}"):
         layout_of(name, function, *operands)
 
 
@@ -349,7 +349,7 @@ def test_what_acts_on_queries_and_keys_is_refused_before_the_pass():
     """With a word on what to do instead."""
     subject, step = load_model(plain(by_function)), Give(query=torch.ones(1, 2, POSITIONS, 8))
     why = r"`Give` acts on queries and keys, and only patterns are seen in `call 1`; .*`GivePattern`"
-    with pytest.raises(Refused, match=why), subject.way.acting(ids(0), {1: [step]}):
+    with pytest.raises(BackendUnavailable, match=why), subject.backend.acting(ids(0), {1: [step]}):
         pytest.fail("the block was entered")
 
 
@@ -391,9 +391,9 @@ def copied(query, key, value):
 def test_where_what_heads_find_is_not_seen_it_is_refused_by_name_and_patterns_change_all_the_same(attend, why):
     """A product of another kind, several of them, or a copy on the way."""
     subject = load_model(plain(attend))
-    assert subject.way.name == "softmax"
+    assert subject.backend.name == "softmax"
     for step in (Replace(SETS[1]), Scale(FACTORS), Record(outputs=True)):
-        with pytest.raises(Refused, match=f"what heads find in `call 1` is not seen: .*{why}"):
+        with pytest.raises(BackendUnavailable, match=f"what heads find in `call 1` is not seen: .*{why}"):
             acted(subject, {1: [step]})
     for name in ("close", "substitute", "give a pattern"):
         step, changes = STEPS[name]
@@ -418,33 +418,35 @@ def test_a_step_that_is_not_taken_in_a_pass_is_an_error():
     """A pattern that goes another way than in the trial; a layer that is not run; a block in which no pass is made."""
     subject, tokens = load_model(plain(pointwise_where_long)), torch.ones(2, 120).long()
     step = Replace(torch.tensor([[True, False]]))
-    with pytest.raises(Refused, match="what heads find in `call 0` was not seen in this pass: its pattern is lost in `mul`"):
+    with pytest.raises(
+        BackendUnavailable, match="what heads find in `call 0` was not seen in this pass: its pattern is lost in `mul`"
+    ):
         acted(subject, {0: [step]}, tokens)
     with (
-        pytest.raises(Refused, match="0 of 2 layers were seen to compute patterns in this pass"),
-        subject.way.acting(ids(0), {0: [step]}),
+        pytest.raises(BackendUnavailable, match="0 of 2 layers were seen to compute patterns in this pass"),
+        subject.backend.acting(ids(0), {0: [step]}),
     ):
         pass
     later = load_model(Positioned(Attention(by_function), Attention(other_where_long)))
-    assert later.way.name == "softmax"
+    assert later.backend.name == "softmax"
     acted(later, {1: [Give(query=numbers(2, 2, 90, 8))]}, tokens[:, :90])
-    with pytest.raises(Refused, match="`Give` acts on queries and keys, and only patterns are seen in `layer 1`"):
+    with pytest.raises(BackendUnavailable, match="`Give` acts on queries and keys, and only patterns are seen in `layer 1`"):
         acted(later, {1: [Give(query=numbers(2, 2, 120, 8))]}, tokens)
-    with pytest.raises(Refused, match="1 of 2 layers"), subject.way.acting(ids(0), {0: [step]}, first=1):
+    with pytest.raises(BackendUnavailable, match="1 of 2 layers"), subject.backend.acting(ids(0), {0: [step]}, first=1):
         pass
 
 
 def test_a_pattern_that_is_changed_before_it_weighs_is_lost():
-    """What heads find by it is not what they find by the pattern: looked at in a trial, for what no way in follows."""
+    """What heads find by it is not what they find by the pattern: looked at in a trial, for what no backend follows."""
     caller = Caller(plain(lambda query, key, value: scores_of(query, key).softmax(-1).pow(2) @ value))
     with torch.no_grad():
         editing = Editing(caller, ids(0), ("first", "second"), calls={0, 1}, groups=None)
-    with pytest.raises(Refused, match="what heads find in `second` is not seen: its pattern is lost in `pow`"):
+    with pytest.raises(BackendUnavailable, match="what heads find in `second` is not seen: its pattern is lost in `pow`"):
         editing.acting(ids(0), {1: [Replace(SETS[1])]}).__enter__()
-    with pytest.raises(Refused, match="1 of 2 layers were seen to compute patterns"), torch.no_grad():
+    with pytest.raises(BackendUnavailable, match="1 of 2 layers were seen to compute patterns"), torch.no_grad():
         Editing(caller, ids(0), ("first", "second"), calls={1}, groups=None).acting(ids(0), {}).__enter__()
     failing = Caller(plain(lambda query, key, value: next(iter(()))))
-    with pytest.raises(Refused, match="a pass in which that was tried failed: StopIteration"):
+    with pytest.raises(BackendUnavailable, match="a pass in which that was tried failed: StopIteration"):
         Editing(failing, ids(0), ("first", "second"), calls={0, 1}, groups=None).acting(ids(0), {}).__enter__()
 
 
@@ -469,9 +471,9 @@ def test_a_measurement_sees_what_is_changed_and_is_not_changed_itself():
     subject, every = load_model(plain(by_torch)), torch.ones(1, 2).bool()
     steps = {0: [Substitute(every[0], OTHER), Replace(torch.tensor([[True, False]]))], 1: [Replace(every)]}
     busy = Busy()
-    assert subject.way.acts_outside
-    with as_found(subject.module), subject.way.acting(ids(0), steps):
-        logits = subject.way.run(ids(0), None, busy, logits=True)
+    assert subject.backend.acts_outside
+    with as_found(subject.module), subject.backend.acting(ids(0), steps):
+        logits = subject.backend.run(ids(0), None, busy, logits=True)
     assert torch.equal(logits, acted(subject, steps))
     assert torch.equal(busy.patterns[0], OTHER)
     assert all(torch.allclose(each, torch.ones(1)) for each in busy.sums)  # and not zero, as what the heads give
@@ -485,10 +487,10 @@ def test_a_measurement_sees_what_is_changed_and_is_not_changed_itself():
 def test_a_pass_may_end_early_while_it_acts(make):
     """At the last pattern, before anything is found by it."""
     subject, seen = make(), []
-    assert subject.way.can_stop
+    assert subject.backend.can_stop
     layers, every = range(subject.n_layers), torch.ones(1, subject.n_heads).bool()
-    with as_found(subject.module), subject.way.acting(ids(0), {layer: [Replace(every)] for layer in layers}):
-        subject.way.run(ids(0), None, lambda layer, reader: seen.append(layer), logits=False, last=subject.n_layers)
+    with as_found(subject.module), subject.backend.acting(ids(0), {layer: [Replace(every)] for layer in layers}):
+        subject.backend.run(ids(0), None, lambda layer, reader: seen.append(layer), logits=False, last=subject.n_layers)
     assert seen == [*layers]
 
 
@@ -496,16 +498,16 @@ def test_a_pass_may_end_early_while_it_acts(make):
 
 
 def both(kind, make):
-    """A way in that sees patterns only, and one that sees calls, of the same weights."""
+    """A backend that sees patterns only, and one that sees calls, of the same weights."""
     here, there = make(), adapt(zoo.build(kind, "eager"))
-    assert there.way.name == "transformers attention interface"
+    assert there.backend.name == "transformers attention interface"
     return here, there
 
 
 def eager(kind):
     subject = adapt(zoo.build(kind, "eager"))
     with as_found(subject.module):
-        subject.way = EagerWay(Caller(subject.module), (ids(0)[:, :9], ids(0)), None)
+        subject.backend = EagerBackend(Caller(subject.module), (ids(0)[:, :9], ids(0)), None)
     return subject
 
 
@@ -514,7 +516,7 @@ def bridge(kind):
     from tests.attention.test_transformer_lens import bridge
 
     subject = adapt(bridge(kind))
-    assert subject.way.name == "TransformerLens hook_pattern"
+    assert subject.backend.name == "TransformerLens hook_pattern"
     return subject
 
 
@@ -537,17 +539,19 @@ def test_what_a_model_returns_or_a_hook_point_carries_acts_like_its_attention_fu
     """Grouped queries, windows and sinks included; what is measured meanwhile is what is changed."""
     here, there = both(kind, lambda: make(kind))
     before, found = acted(here, {}), condition(here.module)
-    assert here.way.acts_outside and not there.way.acts_outside
+    assert here.backend.acts_outside and not there.backend.acts_outside
     assert torch.equal(acted(here, {1: [Step()]}), before) and torch.equal(here.logits(ids(0)), before)
     for step in hugging_face_steps():
         logits = acted(here, {0: [step], 1: [step]})
         assert torch.allclose(logits, acted(there, {0: [step], 1: [step]}), atol=2 * CLOSE)
         assert (logits - before).abs().max() > 0.1
     seen = []
-    with as_found(here.module), here.way.acting(ids(0), {1: [Substitute(torch.arange(4) == 1, OTHER[:, :1])]}):
-        here.way.run(ids(0), None, lambda layer, reader: seen.append(reader.pattern_of(range(POSITIONS))), logits=True)
+    with as_found(here.module), here.backend.acting(ids(0), {1: [Substitute(torch.arange(4) == 1, OTHER[:, :1])]}):
+        here.backend.run(ids(0), None, lambda layer, reader: seen.append(reader.pattern_of(range(POSITIONS))), logits=True)
     assert torch.equal(seen[1][:, 1], OTHER[:, 0])
-    with pytest.raises(Refused, match=r"`Give` acts on queries and keys, and only patterns are seen in `[\w.]+1[\w.]*`"):
+    with pytest.raises(
+        BackendUnavailable, match=r"`Give` acts on queries and keys, and only patterns are seen in `[\w.]+1[\w.]*`"
+    ):
         acted(here, {1: [Give(query=torch.ones(1, 4, POSITIONS, 8))]})
     assert torch.equal(here.logits(ids(0)), before) and condition(here.module) == found
 
@@ -555,10 +559,10 @@ def test_what_a_model_returns_or_a_hook_point_carries_acts_like_its_attention_fu
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [adapt, bridge])
 def test_bloom_acts_as_its_output_projection_shows(make):
-    """No other way in reads it: zeroed is what the projection is given of a head, and its patterns can be kept."""
+    """No other backend reads it: zeroed is what the projection is given of a head, and its patterns can be kept."""
     plain_model = zoo.build("bloom")
     subject = make("bloom") if make is bridge else adapt(plain_model)
-    assert make is bridge or subject.way.name == "eager output_attentions"
+    assert make is bridge or subject.backend.name == "eager output_attentions"
 
     def zero(part, inputs):
         return (inputs[0].index_fill(-1, torch.arange(8, 16), 0), *inputs[1:])
@@ -579,24 +583,27 @@ def test_bloom_acts_as_its_output_projection_shows(make):
 
 def test_a_pass_begins_later_only_where_every_softmax_is_known():
     """That of a router counts beside those of the layers, and it is not known which of them are not run."""
-    with pytest.raises(Refused, match="a pass cannot begin at a later layer"), eager("gpt-oss").way.acting(ids(0), {}, first=1):
+    with (
+        pytest.raises(BackendUnavailable, match="a pass cannot begin at a later layer"),
+        eager("gpt-oss").backend.acting(ids(0), {}, first=1),
+    ):
         pytest.fail("the block was entered")
 
 
 def test_patterns_that_no_softmax_gives_are_refused():
     """What is returned may be something else than what the softmaxes give."""
     subject, tokens = eager("llama"), ids(0)
-    way = subject.way
-    changed = type(way)._patterns
+    backend = subject.backend
+    changed = type(backend)._patterns
 
-    class Halved(EagerWay):
+    class Halved(EagerBackend):
         def _patterns(self, tokens, attention_mask):
             output, patterns = changed(self, tokens, attention_mask)
             return output, tuple(pattern / 2 for pattern in patterns)
 
     with as_found(subject.module):
-        halved = Halved(way.caller, (tokens[:, :9], tokens), None)
-    with pytest.raises(Refused, match="its patterns are not what 3 softmaxes give"), halved.acting(tokens, {}):
+        halved = Halved(backend.caller, (tokens[:, :9], tokens), None)
+    with pytest.raises(BackendUnavailable, match="its patterns are not what 3 softmaxes give"), halved.acting(tokens, {}):
         pytest.fail("the block was entered")
 
 
@@ -607,7 +614,7 @@ class Showing(foreign.CausalSelfAttention):
     """Attention that nothing sees, shown by itself."""
 
     def attend(self, query, key, value):
-        show_attention(query=query, key=key)
+        expose_attention(query=query, key=key)
         scores = scores_of(query, key)
         weights = (scores - scores.amax(-1, keepdim=True)).exp()
         return weights @ value / weights.sum(-1, keepdim=True)
@@ -617,7 +624,7 @@ def shown_and_fused():
     here, there = (
         load_model(foreign.Language(lambda kind=kind: kind(flash=True))) for kind in (Showing, foreign.CausalSelfAttention)
     )
-    assert (here.way.name, there.way.name) == ("show_attention", "sdpa")
+    assert (here.backend.name, there.backend.name) == ("expose_attention", "sdpa")
     return here, there
 
 
@@ -646,21 +653,21 @@ def test_what_the_output_projection_cannot_do_is_refused_by_name():
     entries = torch.zeros(1, 1, POSITIONS, POSITIONS).bool()
     wrong = (Smear(torch.ones(1)), Close(entries), Substitute(one[0], OTHER[:, :1]), GivePattern(OTHER), Record(inputs=True))
     for step in wrong:
-        why = rf"`{type(step).__name__}` acts on more than what heads found, .*`h.1.attn` .* read by show_attention"
-        with pytest.raises(Refused, match=why), acting_on_outputs(here, circuits, tokens, {1: [step]}):
+        why = rf"`{type(step).__name__}` acts on more than what heads found, .*`h.1.attn` .* read by expose_attention"
+        with pytest.raises(BackendUnavailable, match=why), acting_on_outputs(here, circuits, tokens, {1: [step]}):
             pytest.fail("the block was entered")
     without = dataclasses.replace(circuits, layers=tuple(dataclasses.replace(each, writes=None) for each in circuits.layers))
     with (
-        pytest.raises(Refused, match=r"no module is given what the heads of `h.0.attn` found"),
+        pytest.raises(BackendUnavailable, match=r"no module is given what the heads of `h.0.attn` found"),
         acting_on_outputs(here, without, tokens, {0: [Replace(one)]}),
     ):
         pytest.fail("the block was entered")
     with (
-        pytest.raises(Refused, match=r"of `h.0.attn` is given \(3, 12, 32\) where \(2, 12, 4\) x d_head was expected"),
+        pytest.raises(BackendUnavailable, match=r"of `h.0.attn` is given \(3, 12, 32\) where \(2, 12, 4\) x d_head was expected"),
         acting_on_outputs(here, circuits, tokens[:2], {0: [Replace(one)]}),
     ):
         here.module(tokens)
-    why = "a pass cannot begin at a later layer in a model that is read by show_attention"
+    why = "a pass cannot begin at a later layer in a model that is read by expose_attention"
     with pytest.raises(UnsupportedModel, match=why), acting(here, tokens, {1: [Replace(one)]}, first=1):
         pytest.fail("the block was entered")
 
@@ -678,7 +685,7 @@ def test_a_model_that_only_shows_its_attention_is_ablated_like_any_other():
     one, other = (measure_ablations(each, n_sequences=2).effect for each in (here, there))
     assert np.allclose(one, other, atol=1e-4)
     for change in (smear(0.5), knock_out("L0H0", [(3, 1)]), freeze_patterns()):
-        with pytest.raises(UnsupportedModel, match=r"cannot be made to act otherwise: .* read by show_attention"):
+        with pytest.raises(UnsupportedModel, match=r"cannot be made to act otherwise: .* read by expose_attention"):
             run_with(here, tokens, change)
     assert torch.equal(here.logits(tokens), before)
 

@@ -128,7 +128,7 @@ def test_attention_modules_are_measured_on_every_path(kind, training):
     tokens = torch.randperm(D_VOCAB, generator=torch.Generator().manual_seed(0))[:13].repeat(2, 3)[:, :37]
     patterns = projections(model.eval(), tokens)
     found = measure_heads(model.train(training), tokens=tokens)
-    assert found.provenance.way_in == "sdpa"
+    assert found.provenance.backend == "sdpa"
     assert model.training is training
     for layer, head in np.ndindex(2, HEADS):
         wanted = slow.head_scores(patterns[layer, 0, head].numpy(), tokens[0].tolist())

@@ -46,11 +46,11 @@ class Turned(Attention):
 def test_layers_that_are_given_the_same_object_are_layers(attend, declared):
     """In-place residuals, and tables that every layer gets, do not make heads of layers."""
     subject = load_model(InPlace(Attention(attend), Attention(attend), declared=declared))
-    assert subject.way.layers == ("blocks.0.mixer", "blocks.1.mixer")
+    assert subject.backend.layers == ("blocks.0.mixer", "blocks.1.mixer")
     assert_right(subject)
     listed = load_model(Positioned(WithFrequencies(Turned(attend) for _ in range(3))))
-    assert listed.way.layers == tuple(f"blocks.0.mixer.{index}" for index in range(3))
-    assert listed.way.heads == (2, 2, 2)
+    assert listed.backend.layers == tuple(f"blocks.0.mixer.{index}" for index in range(3))
+    assert listed.backend.heads == (2, 2, 2)
 
 
 def mixing(pattern):
@@ -74,7 +74,7 @@ def test_a_registered_function_must_use_the_pattern_that_it_returns(change, read
     for part in (model, model.model):
         monkeypatch.setattr(part.config, "_attn_implementation_internal", "own")
     if read:
-        assert load_model(model).way.name == "transformers attention interface"
+        assert load_model(model).backend.name == "transformers attention interface"
     else:
         with pytest.raises(
             UnsupportedModel, match="transformers attention interface: patterns that are not what weighs the values"
@@ -106,8 +106,8 @@ def test_hidden_attention_to_far_or_few_positions_is_refused(length, every):
 class LightningModel(Positioned):
     """Attends in its own code, behind the layers that are seen; its name says nothing of that."""
 
-    def __init__(self, *mixers):
-        super().__init__(*mixers)
+    def __init__(self, *mixing_modules):
+        super().__init__(*mixing_modules)
         self.qkv = nn.Linear(16, 48)
 
     def through(self, x):
@@ -168,8 +168,8 @@ class Scaled(nn.Module):
 class Hashed(Positioned):
     """Adds a row for each trigram of tokens."""
 
-    def __init__(self, *mixers):
-        super().__init__(*mixers)
+    def __init__(self, *mixing_modules):
+        super().__init__(*mixing_modules)
         self.grams = nn.Embedding(101, 16)
 
     def forward(self, tokens):
@@ -243,7 +243,7 @@ class Recalling(nn.Module):
 
 def test_a_layer_that_runs_again_over_the_same_values_is_a_layer_each_time():
     """Two passes of a module are two layers, whatever they share."""
-    assert load_model(Recalled()).way.layers == ("layer",) * 3
+    assert load_model(Recalled()).backend.layers == ("layer",) * 3
 
 
 @pytest.mark.parametrize("share", [0.9, 1.05, 1.2])

@@ -46,7 +46,7 @@ ENTRY = Numbers({"b": Field(0.1 + 0.2), "a.L0H10": Field(5.0, 0.5), "a.L0H2": Fi
 def evidence(**changes):
     head = HeadEvidence(1, 0, SCORE, SCORE, 0.0, 0.0, 0.0, 0.0, 0.0)
     known = {"heads": (head,), "nearest": (head,), "estimates": {"accuracy": Estimate(1, 1, 1)}}
-    return Evidence("claim", Verdict.FORMED, "formed", "", ABOUT, **{**known, **changes})
+    return Evidence("claim", Verdict.SHOWN, "formed", "", ABOUT, **{**known, **changes})
 
 
 def fields(**values):

@@ -42,8 +42,8 @@ def test_short_rows_have_no_loss_at_token_500():
 @pytest.mark.parametrize(
     ("fall", "rows", "verdict", "reason"),
     [
-        (0.5, 200, Verdict.FORMED, "learns"),
-        (0.0, 200, Verdict.NOT_FORMED, "does_not_learn"),
+        (0.5, 200, Verdict.SHOWN, "learns"),
+        (0.0, 200, Verdict.REFUTED, "does_not_learn"),
         (0.15, 200, Verdict.UNDETERMINED, "score_unclear"),
         (0.5, 8, Verdict.UNDETERMINED, "few_rows"),
     ],
@@ -77,7 +77,7 @@ def test_a_model_trained_on_text_learns_in_context_from_text():
     rows = np.concatenate([np.zeros((len(rows), 1), dtype=np.int64), rows], axis=1)
     texts = (TEXT, TEXT.read_text(), ids, rows)
     found = [induction.assert_learns_in_context(model, text, max_sequences=len(rows)) for text in texts]
-    assert found[0].verdict is Verdict.FORMED
+    assert found[0].verdict is Verdict.SHOWN
     assert {evidence.estimates["in_context_learning"].value for evidence in found} == {
         found[0].estimates["in_context_learning"].value
     }
@@ -125,11 +125,11 @@ class Uniform(nn.Module):
 
 def test_a_model_without_attention_can_be_asked():
     """Behaviour needs logits only; without a first token the count starts at the second."""
-    with pytest.raises(induction.ExpectationFailed, match="learns_in_context is NOT_FORMED") as caught:
+    with pytest.raises(induction.ExpectationFailed, match="learns_in_context is REFUTED") as caught:
         induction.assert_learns_in_context(Uniform(), np.arange(64 * 40) % 50)
     found = caught.value.evidence
     assert found.estimates["early_loss"].value == pytest.approx(np.log(50))
-    assert found.provenance.way_in == "none"
+    assert found.provenance.backend == "none"
 
 
 @pytest.mark.parametrize(

@@ -43,16 +43,16 @@ def _judged(lost, *, previous=PREVIOUS, qk=0.9, ov=0.9):
 @pytest.mark.parametrize(
     ("lost", "options", "verdict", "reason"),
     [
-        (_lost(0.9, 0.1, 0.95, 0.2), {}, Verdict.FORMED, "key_composition"),
-        (_lost(0.9, None, 0.95, 0.2), {}, Verdict.FORMED, "key_composition"),
+        (_lost(0.9, 0.1, 0.95, 0.2), {}, Verdict.SHOWN, "key_composition"),
+        (_lost(0.9, None, 0.95, 0.2), {}, Verdict.SHOWN, "key_composition"),
         (_lost(0.9, 0.9, 0.95, 0.2), {}, Verdict.UNDETERMINED, "path_unclear"),
         (_lost(0.9, 0.1, 0.95, 0.2), {"qk": -0.3}, Verdict.UNDETERMINED, "weights_disagree"),
         (_lost(0.9, 0.1, 0.95, 0.2), {"ov": -0.3}, Verdict.UNDETERMINED, "weights_disagree"),
         (_lost(0.5, 0.1, 0.95, 0.2, 0.3), {}, Verdict.UNDETERMINED, "path_unclear"),
-        (_lost(0.1, 0.1, 0.1, 0.9), {}, Verdict.FORMED, "query_composition"),
-        (_lost(0.0, None, 0.1, 0.9, 0.02), {"previous": ()}, Verdict.FORMED, "query_composition"),
-        (_lost(0.1, 0.1, 0.9, 0.9), {}, Verdict.NOT_FORMED, "not_through_keys"),
-        (_lost(0.0, None, 0.1, 0.1), {"previous": ()}, Verdict.NOT_FORMED, "no_previous_token_head"),
+        (_lost(0.1, 0.1, 0.1, 0.9), {}, Verdict.SHOWN, "query_composition"),
+        (_lost(0.0, None, 0.1, 0.9, 0.02), {"previous": ()}, Verdict.SHOWN, "query_composition"),
+        (_lost(0.1, 0.1, 0.9, 0.9), {}, Verdict.REFUTED, "not_through_keys"),
+        (_lost(0.0, None, 0.1, 0.1), {"previous": ()}, Verdict.REFUTED, "no_previous_token_head"),
         (_lost(0.1, 0.1, 0.1, 0.5, 0.3), {}, Verdict.UNDETERMINED, "path_unclear"),
     ],
 )
@@ -105,7 +105,7 @@ def test_each_step_runs_on_a_model_of_that_kind():
 def test_pointer_arithmetic_is_recognised():
     """The other way of the paper: the queries carry the place."""
     found = assert_induction_circuit(pointer_induction_head())
-    assert (found.verdict, found.reason) == (Verdict.FORMED, "query_composition")
+    assert (found.verdict, found.reason) == (Verdict.SHOWN, "query_composition")
 
 
 @pytest.mark.parametrize(
@@ -129,5 +129,5 @@ def test_the_controls_do_not(model, reason):
     """No induction head; and one that needs no head before it."""
     with pytest.raises(ExpectationFailed) as caught:
         assert_induction_circuit(str(FIXTURES / model))
-    assert (caught.value.evidence.verdict, caught.value.evidence.reason) == (Verdict.NOT_FORMED, reason)
+    assert (caught.value.evidence.verdict, caught.value.evidence.reason) == (Verdict.REFUTED, reason)
     assert len(str(caught.value).splitlines()) <= 8

@@ -59,14 +59,14 @@ def test_redundant_heads_are_ablated_together():
     assert found.estimates["lost without L1H0 alone"].value == pytest.approx(0, abs=0.01)
     assert found.estimates["kept by L1H0 alone"].value == pytest.approx(1, abs=0.1)
     alone = evidence(model, how="zero", heads="L1H0")
-    assert (alone.verdict, alone.reason) == (Verdict.NOT_FORMED, "removes_too_little") and alone.heads == ()
+    assert (alone.verdict, alone.reason) == (Verdict.REFUTED, "removes_too_little") and alone.heads == ()
 
 
 @pytest.mark.parametrize("make", [planted.matching_head, planted.copy_suppression_head, planted.previous_token_head])
 def test_without_an_induction_head_there_is_nothing_to_ablate(make):
     """One that copies nothing, one that lowers what it matches, and one that matches nothing."""
     found = evidence(make(**SIZES))
-    assert (found.verdict, found.reason) == (Verdict.NOT_FORMED, "no_induction_head")
+    assert (found.verdict, found.reason) == (Verdict.REFUTED, "no_induction_head")
     assert found.summary.startswith("there is no induction head to ablate: ")
 
 
@@ -77,13 +77,13 @@ def test_random_weights_have_nothing_to_ablate(seed):
     model = induction.load_model(Plain().eval())
     assert evidence(model, how="zero").reason == "no_induction_head"
     named = evidence(model, heads="L0H0", how="zero")
-    assert (named.verdict, named.reason) == (Verdict.NOT_FORMED, "nothing_to_remove")
+    assert (named.verdict, named.reason) == (Verdict.REFUTED, "nothing_to_remove")
 
 
 def test_a_model_that_learns_nothing_in_context_has_nothing_to_remove():
     """A suppressor makes repeats less likely; without it they are as likely as ever, which is no loss of learning."""
     found = evidence(planted.copy_suppression_head(**SIZES), heads="L1H0", how="zero")
-    assert (found.verdict, found.reason) == (Verdict.NOT_FORMED, "nothing_to_remove")
+    assert (found.verdict, found.reason) == (Verdict.REFUTED, "nothing_to_remove")
     assert found.estimates["in_context_learning"].value == pytest.approx(16, abs=0.1)
 
 
@@ -115,13 +115,13 @@ def test_the_previous_token_head_shows_in_a_full_ablation_only(three_layers):
     """Others find their place by it: with patterns kept it is worth nothing."""
     assert assert_ablation_removes_icl(three_layers, heads="L1H3", how="zero").estimates["share zero"].low > 0.5
     kept = evidence(three_layers, heads="L1H3", how="zero", pattern_preserving=True)
-    assert (kept.verdict, kept.reason) == (Verdict.NOT_FORMED, "removes_too_little")
+    assert (kept.verdict, kept.reason) == (Verdict.REFUTED, "removes_too_little")
 
 
 def test_a_layer_of_induction_heads_has_no_controls_of_its_own():
     """All of layer 1 in two layers: what is compared is layer 0, which they read from, and that is no answer. None in one layer."""
     found = evidence(SHIPPED["two-layers"], how="zero")
-    assert (found.verdict, found.reason, found.settle) == (Verdict.UNDETERMINED, "no_controls", "")
+    assert (found.verdict, found.reason, found.next_step) == (Verdict.UNDETERMINED, "no_controls", "")
     assert "layer 1 has too few other heads to compare with" in found.summary and "from other layers too" in found.summary
     assert found.estimates["share zero"].low > 0.9
     found = evidence(SHIPPED["one-layer-smeared"], how="zero")
@@ -173,7 +173,7 @@ def test_heads_that_are_not_clear_are_not_ablated():
     assert 0.29 < induction.measure_heads(model, n_sequences=48).prefix_matching[1, 0] < 0.3
     found = evidence(model, how="zero", max_sequences=12)
     assert (found.verdict, found.reason, found.heads) == (Verdict.UNDETERMINED, "weak_or_shared", ())
-    assert found.summary.startswith("which heads to ablate is not clear: ") and "max_sequences=" in found.settle
+    assert found.summary.startswith("which heads to ablate is not clear: ") and "max_sequences=" in found.next_step
 
 
 def test_a_head_near_the_bar_is_ablated_where_more_sequences_tell_of_it():
@@ -245,20 +245,20 @@ def ablated(shares, *, learning=-2.0, n_controls=100, usual=0.0, spread=0.05, ro
 
 CLAIM = Claim(("L1H0",), "what repetition gains", 0.5)
 CASES = [
-    ({"shares": [0.9, 0.8, 1.2]}, {}, Verdict.FORMED, "necessary"),
-    ({"shares": [0.9, 0.1]}, {}, Verdict.NOT_FORMED, "removes_too_little"),
+    ({"shares": [0.9, 0.8, 1.2]}, {}, Verdict.SHOWN, "necessary"),
+    ({"shares": [0.9, 0.1]}, {}, Verdict.REFUTED, "removes_too_little"),
     ({"shares": [0.9, 0.5]}, {}, Verdict.UNDETERMINED, "effect_unclear"),
-    ({"shares": [0.9, -0.3]}, {}, Verdict.NOT_FORMED, "kinds_disagree"),
-    ({"shares": [0.9], "usual": 0.8}, {}, Verdict.NOT_FORMED, "no_more_than_controls"),
-    ({"shares": [0.9], "usual": 0.8}, {"relaxed": (1,)}, Verdict.NOT_FORMED, "no_controls"),
+    ({"shares": [0.9, -0.3]}, {}, Verdict.REFUTED, "kinds_disagree"),
+    ({"shares": [0.9], "usual": 0.8}, {}, Verdict.REFUTED, "no_more_than_controls"),
+    ({"shares": [0.9], "usual": 0.8}, {"relaxed": (1,)}, Verdict.REFUTED, "no_controls"),
     ({"shares": [0.9], "usual": 0.65}, {}, Verdict.UNDETERMINED, "effect_unclear"),
-    ({"shares": [0.9], "best": (1, 1.2)}, {}, Verdict.FORMED, "necessary"),  # one control in a hundred does more
-    ({"shares": [0.9], "best": (4, 1.2)}, {}, Verdict.NOT_FORMED, "no_more_than_controls"),
+    ({"shares": [0.9], "best": (1, 1.2)}, {}, Verdict.SHOWN, "necessary"),  # one control in a hundred does more
+    ({"shares": [0.9], "best": (4, 1.2)}, {}, Verdict.REFUTED, "no_more_than_controls"),
     ({"shares": [0.9], "best": (4, 0.92)}, {}, Verdict.UNDETERMINED, "rank_unclear"),
-    ({"shares": [0.9], "best": (4, 0.92)}, {"relaxed": (1,)}, Verdict.NOT_FORMED, "no_controls"),
+    ({"shares": [0.9], "best": (4, 0.92)}, {"relaxed": (1,)}, Verdict.REFUTED, "no_controls"),
     ({"shares": [0.9], "n_controls": 9, "best": (1, 0.92)}, {}, Verdict.UNDETERMINED, "rank_unclear"),  # of few, none may
-    ({"shares": [0.9], "n_controls": 9}, {}, Verdict.FORMED, "necessary"),
-    ({"shares": [0.9], "learning": 0.0}, {}, Verdict.NOT_FORMED, "nothing_to_remove"),
+    ({"shares": [0.9], "n_controls": 9}, {}, Verdict.SHOWN, "necessary"),
+    ({"shares": [0.9], "learning": 0.0}, {}, Verdict.REFUTED, "nothing_to_remove"),
     ({"shares": [0.9], "learning": -0.15}, {}, Verdict.UNDETERMINED, "learning_unclear"),
     ({"shares": [0.9]}, {"fewest_rows": 25}, Verdict.UNDETERMINED, "few_rows"),
 ]
@@ -294,7 +294,7 @@ def test_heads_are_sufficient_where_enough_stays_and_more_than_with_others(other
     claim = Claim(("L1H0",), "what repetition gains", 0.5)
     needed = judge_necessity(ablated([0.9]), claim, error_rate=1e-3)
     found = judge_sufficiency(needed, ablated([others], usual=controls, n_controls=20), claim, error_rate=1e-3)
-    assert (found.verdict, found.reason) == (Verdict.FORMED, reason)
+    assert (found.verdict, found.reason) == (Verdict.SHOWN, reason)
     assert found.estimates["kept zero"].value == pytest.approx(1 - others, abs=0.03)
     assert found.estimates["kept beyond controls zero"].value == pytest.approx(controls - others, abs=0.03)
     assert "lost zero" in found.estimates and "of their layers ablated" in found.summary
@@ -326,11 +326,11 @@ def test_undetermined_fails_and_says_what_would_settle_it(three_layers):
     """A bar where the head is: rows are drawn to the end of the budget."""
     options = {"heads": "L2H0", "how": "zero", "max_sequences": 12}
     at = evidence(three_layers, **options).estimates["share zero"].value
-    with pytest.raises(ExpectationFailed, match="ablation_removes_icl is UNDETERMINED, expected FORMED: without L2H0") as failure:
+    with pytest.raises(ExpectationFailed, match="ablation_removes_icl is UNDETERMINED, expected SHOWN: without L2H0") as failure:
         assert_ablation_removes_icl(three_layers, min_share=at, **options)
-    assert failure.value.evidence.reason == "effect_unclear" and "max_sequences=" in failure.value.evidence.settle
+    assert failure.value.evidence.reason == "effect_unclear" and "max_sequences=" in failure.value.evidence.next_step
     text = evidence(three_layers, TEXT, heads="L2H0", how="zero", max_sequences=16)
-    assert text.verdict is Verdict.UNDETERMINED and "more rows of text" in text.settle and text.provenance.n_sequences == 16
+    assert text.verdict is Verdict.UNDETERMINED and "more rows of text" in text.next_step and text.provenance.n_sequences == 16
 
 
 def test_the_same_inputs_and_seed_give_the_same_evidence(three_layers):

@@ -53,7 +53,7 @@ TEXT = np.random.default_rng(0).integers(1, 60, 20 * 63)
 
 
 def gpt2(attention="sdpa", bos=0, **sizes):
-    """Random heads, strong enough to differ from each other; the same for any way in."""
+    """Random heads, strong enough to differ from each other; the same for any backend."""
     torch.manual_seed(0)
     sizes = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 64, "vocab_size": 64, **sizes}
     config = GPT2Config(bos_token_id=bos, eos_token_id=bos, initializer_range=0.4, attn_implementation=attention, **sizes)
@@ -144,9 +144,9 @@ def patterns_of(head):
 
 
 @pytest.mark.parametrize("way", ["sdpa", "eager"])
-def test_patterns_are_those_that_eager_attention_returns(way):
+def test_patterns_are_those_that_eager_attention_returns(backend):
     """Of each chosen head, to four digits, by whatever way the model is read."""
-    (data,) = measured(gpt2(way), "attention")
+    (data,) = measured(gpt2(backend), "attention")
     tokens = torch.tensor([data["tokens"]])
     expected, _ = returned_patterns(gpt2("eager"), Batch(tokens))
     assert len(data["heads"]) >= 3 and {head["role"] for head in data["heads"]} <= {"strongest", "previous token"}

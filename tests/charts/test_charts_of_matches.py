@@ -13,7 +13,7 @@ from pytest_induction.heads.induction import search_for_all
 from pytest_induction.heads.table import Thresholds
 from pytest_induction.measuring.observing import provenance
 from pytest_induction.measuring.rounds import MAX_SEQUENCES
-from pytest_induction.report.charts.mosaic import NOTES, head_names, mosaic
+from pytest_induction.report.charts.head_map import NOTES, head_map, head_names
 from tests.heads.mixtures import matching_heads
 from tests.known_heads import Planted, _earlier, _or_first, first, induction
 
@@ -72,7 +72,7 @@ def test_heads_are_named_by_kind_and_the_maps_are_drawn_with_a_note():
     assert [each["name"] for each in data["scores"]] == NAMES
     named = head_names(data["kinds"])
     assert named["matches"] == ["L1H0"] and named["matches and writes nothing"] == ["L1H1"]
-    charts = mosaic(data)
+    charts = head_map(data)
     for name, words in MATCH_LENGTHS.items():
         chart = charts[NAMES.index(name)]
         assert chart.title == words and chart.note == NOTES[name]
@@ -82,7 +82,7 @@ def test_heads_are_named_by_kind_and_the_maps_are_drawn_with_a_note():
 def test_a_period_detector_is_named_in_the_hover():
     _, data = heads_exhibit(Planted(induction, follows_period, d_vocab=128))
     assert head_names(data["kinds"]) == {"matches": ["L0H0"], "follows the period": ["L0H1"]}
-    (trace,) = mosaic(data)[0].spec["data"]
+    (trace,) = head_map(data)[0].spec["data"]
     assert trace["customdata"][0][1].endswith("<br>follows the period")
 
 

@@ -55,10 +55,10 @@ def test_the_same_heads_at_three_sizes_are_alike(family):
     """Of other vocabularies, contexts, layers and heads; the first round is enough."""
     found = assert_continuity(family)
     assert (found.reason, found.provenance.n_sequences) == ("alike", 12)
-    assert found.bars == {name: OF_MODELS[name].margin for name in found.bars} and len(found.bars) == 4
+    assert found.thresholds == {name: OF_MODELS[name].margin for name in found.thresholds} and len(found.thresholds) == 4
     half = stats.t.isf(1e-3 / 5, 5) * 0.01 / 6**0.5  # five looks; six sequences that are alike to the last digit
     assert found.estimates["prefix_matching"].high == pytest.approx(half, abs=1e-5)
-    assert all(0 <= each.value < 1e-5 and each.high < found.bars[name] for name, each in found.estimates.items())
+    assert all(0 <= each.value < 1e-5 and each.high < found.thresholds[name] for name, each in found.estimates.items())
     assert found.summary.startswith("all 3 are alike, they differ by at most 0.000 in prefix matching of the best head (")
     assert found.provenance.model == "small, middle, large" and len(found.provenance.notes) == 3
     assert found.provenance.notes[2].startswith("large is PlantedModel: 4 layers x 3 heads by sdpa, float32 on cpu, weights ")
@@ -68,7 +68,7 @@ def test_the_same_heads_at_three_sizes_are_alike(family):
 
 def test_one_weaker_head_is_found_and_named(family):
     """Its prefix matching is that of the formula of its sharpness, and the others' is 1."""
-    with pytest.raises(ExpectationFailed, match="continuity is NOT_FORMED, expected FORMED: not all are alike: ") as caught:
+    with pytest.raises(ExpectationFailed, match="continuity is REFUTED, expected SHOWN: not all are alike: ") as caught:
         assert_continuity({**family, "weak": sized("middle", 2.5)})
     found = caught.value.evidence
     assert found.reason == "differs"
@@ -109,14 +109,14 @@ def test_a_difference_at_the_margin_is_undetermined_and_says_what_would_settle_i
     assert (found.verdict, found.reason, found.provenance.n_sequences) == (Verdict.UNDETERMINED, "difference_unclear", 24)
     assert found.estimates["prefix_matching"].low < gap < found.estimates["prefix_matching"].high
     assert (
-        found.settle.startswith("about ")
-        and "more sequences for prefix matching of the best head: max_sequences=" in found.settle
+        found.next_step.startswith("about ")
+        and "more sequences for prefix matching of the best head: max_sequences=" in found.next_step
     )
-    assert f"next: {found.settle}" in str(caught.value) and "accuracy" not in found.summary
+    assert f"next: {found.next_step}" in str(caught.value) and "accuracy" not in found.summary
 
 
 def test_families_that_lack_the_same_are_alike_and_it_is_said():
-    """Nothing to be found is alike too; whoever reads FORMED is told that there is nothing."""
+    """Nothing to be found is alike too; whoever reads SHOWN is told that there is nothing."""
     found = assert_continuity([planted.uniform_head(n_heads=2, d_vocab=40, n_ctx=64), planted.uniform_head(d_vocab=40, n_ctx=64)])
     assert found.summary.endswith("; none of them has a head with prefix matching of 0.300 or more, and 0.150 beyond chance")
     assert found.provenance.model == "PlantedModel (1), PlantedModel (2)"
@@ -127,7 +127,7 @@ def test_heads_that_match_and_do_not_copy_differ_in_their_weights(family):
     sizes = {"n_heads": 2, "d_vocab": 40, "n_ctx": 64}
     members = {"copies": family["small"], "suppresses": induction.load_model(planted.copy_suppression_head(**sizes))}
     found = evidence(members)
-    assert found.verdict is Verdict.NOT_FORMED
+    assert found.verdict is Verdict.REFUTED
     assert found.estimates["ov_eigenvalue"].value == pytest.approx(2, abs=1e-3)
     assert found.estimates["ov_eigenvalue"].low == found.estimates["ov_eigenvalue"].high  # weights are known exactly
     assert "the OV eigenvalue score of the best head is 2.000 higher in copies than in suppresses" in found.summary
@@ -140,7 +140,7 @@ def test_trained_models_of_two_kinds_are_alike_and_one_without_heads_is_not():
     members = {name: induction.load_model(SHIPPED[name]) for name in ("two-layers", "one-layer-smeared")}
     assert assert_continuity(members).reason == "alike"
     found = evidence({**members, "one-layer": induction.load_model(SHIPPED["one-layer"])})
-    assert found.verdict is Verdict.NOT_FORMED
+    assert found.verdict is Verdict.REFUTED
     for words in ("prefix matching of the best head", "accuracy on repeated tokens", "loss on repeated tokens is 3."):
         assert words in found.summary
     assert found.summary.count(" than in one-layer (") == 2 and " in one-layer than in " in found.summary
@@ -152,11 +152,11 @@ def test_in_context_learning_is_compared_on_the_same_tokens_of_the_shortest_cont
     sizes = {"n_heads": 2, "d_vocab": 40}
     members = {f"context {n_ctx}": induction.load_model(planted.induction_head(n_ctx=n_ctx, **sizes)) for n_ctx in (64, 80, 101)}
     found = assert_continuity(members, text=IDS, margins=only, max_rows=24)
-    assert list(found.estimates) == ["in_context_learning", "late_loss"] and list(found.bars) == ["in_context_learning"]
+    assert list(found.estimates) == ["in_context_learning", "late_loss"] and list(found.thresholds) == ["in_context_learning"]
     assert found.provenance.probe.endswith("; 24 rows of 63 tokens of text, tokens 5-7 against 55-63")
     dull = induction.load_model(planted.uniform_head(n_heads=2, d_vocab=40, n_ctx=72))
     found = evidence({"long": members["context 101"], "uniform": dull}, text=IDS, margins=only, max_rows=24)
-    assert (found.verdict, found.reason) == (Verdict.NOT_FORMED, "differs")
+    assert (found.verdict, found.reason) == (Verdict.REFUTED, "differs")
     rows = IDS[: len(IDS) // 71 * 71].reshape(-1, 71)
     rows = np.pad(rows[np.linspace(0, len(rows) - 1, 24).round().astype(int)], ((0, 0), (1, 0)))
     gaps = []
@@ -185,7 +185,7 @@ def test_a_text_is_the_same_tokens_for_all_or_refused():
     found = assert_continuity({"one": model, "twin": model}, text=TEXT, max_rows=16)
     assert "; 16 rows of 127 tokens of text" in found.provenance.probe
     few = evidence({"one": model, "twin": model}, text=TEXT, max_rows=15)
-    assert (few.verdict, few.reason, few.settle) == (Verdict.UNDETERMINED, "not_comparable", "give a text of 16 rows or more")
+    assert (few.verdict, few.reason, few.next_step) == (Verdict.UNDETERMINED, "not_comparable", "give a text of 16 rows or more")
 
 
 def test_weights_that_are_not_known_leave_their_measure_out_and_say_so():
@@ -193,7 +193,7 @@ def test_weights_that_are_not_known_leave_their_measure_out_and_say_so():
     sizes = {"d_vocab": 40, "n_ctx": 64}
     members = {"planted": planted.induction_head(strength=20.0, **sizes), "unseen": CopiesUnseen(uniform, **sizes)}
     found = evidence(members)
-    assert "ov_eigenvalue" not in found.bars and found.verdict is Verdict.NOT_FORMED  # its heads match nothing
+    assert "ov_eigenvalue" not in found.thresholds and found.verdict is Verdict.REFUTED  # its heads match nothing
     why = "the OV eigenvalue score of the best head is not compared: the weights of heads of unseen are not known: "
     assert why in found.summary and any(note.startswith(why) for note in found.provenance.notes)
     left_out = {"prefix_matching": None, "ov_eigenvalue": None}
@@ -280,7 +280,7 @@ def test_runs_whose_change_comes_at_the_same_tokens_are_alike():
     """Windows less than half a decade apart, scores and heads at the end within their margins."""
     found = assert_continuity([made("small"), made("middle", 2.5), made("large", 2.3)])
     assert found.reason == "alike" and found.provenance.is_run and found.confidence == 0.95
-    assert found.bars == {name: measure.margin for name, measure in OF_RUNS.items()}
+    assert found.thresholds == {name: measure.margin for name, measure in OF_RUNS.items()}
     assert found.estimates["onset"].value == pytest.approx(0.2, abs=0.03) and found.estimates["onset"].unit == "decades"
     assert "in the onset of the phase change (middle over large)" in found.summary
     assert [change.summary.partition(":")[0] for change in found.changes] == ["small", "middle", "large"]
@@ -301,7 +301,7 @@ def test_runs_whose_change_comes_at_the_same_tokens_are_alike():
 def test_one_run_that_is_otherwise_is_found_and_named(other, said):
     """Later, better or worse than the rest; what stays alike is not said to differ."""
     found = evidence([made("small"), made("middle"), made("other", **other)], margins={} if "place" in other else SCORES)
-    assert found.verdict is Verdict.NOT_FORMED and all(words in found.summary for words in said)
+    assert found.verdict is Verdict.REFUTED and all(words in found.summary for words in said)
     assert found.summary.count("margin") == (2 if "place" in other else 1)
 
 
@@ -309,15 +309,15 @@ def test_a_run_without_a_change_differs_in_kind_and_runs_that_all_lack_one_do_no
     """It is said once, with why; two that have none are compared in what is left, which is told."""
     flat = {"prefix_matching": np.full(len(STEPS), 0.06), "advantage": np.full(len(STEPS), 0.1)}
     found = evidence([made("small"), made("flat", **flat)])
-    assert found.verdict is Verdict.NOT_FORMED
+    assert found.verdict is Verdict.REFUTED
     assert found.summary.count("small has a phase change, flat has none (prefix matching of the best head stays") == 1
     found = assert_continuity([made("one", **flat), made("other", **flat)])
-    assert list(found.bars) == ["icl_score", "prefix_matching"]
+    assert list(found.thresholds) == ["icl_score", "prefix_matching"]
     assert found.summary.endswith("the end of the phase change is not compared: none of the runs has a phase change")
 
 
 @pytest.mark.parametrize(
-    ("change", "said", "settle"),
+    ("change", "said", "next_step"),
     [
         (
             {"icl_windows": ((5, 7), (55, 63))},
@@ -341,7 +341,7 @@ def test_what_cannot_be_compared_is_undetermined_until_it_is_left_out(change, sa
     window = {} if name == "tokens_per_step" else SCORES
     found = evidence([made("small"), other], margins=window)
     assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "not_comparable")
-    assert said in found.summary and settle in found.settle and found.settle.endswith("or leave it out: a margin of None")
+    assert said in found.summary and settle in found.next_step and found.next_step.endswith("or leave it out: a margin of None")
     measures = {"tokens_per_step": ("onset", "end"), "errors": ("prefix_matching",)}.get(name, ("icl_score",))
     assert assert_continuity([made("small"), other], margins={**window, **dict.fromkeys(measures)}).reason == "alike"
 
@@ -361,7 +361,7 @@ def test_rows_of_another_text_are_compared_as_rows_of_their_own():
     same = evidence([one, other], margins=SCORES).estimates["icl_score"]
     fewer = replace(other, snapshots=tuple(replace(each, icl_rows=each.icl_rows[:100]) for each in other.snapshots))
     found = evidence([one, fewer], margins=SCORES)
-    assert list(found.bars) == ["icl_score", "prefix_matching"] and not found.changes
+    assert list(found.thresholds) == ["icl_score", "prefix_matching"] and not found.changes
     assert found.estimates["icl_score"].high > same.high + 0.02
     first, second = (np.asarray(run.snapshots[-1].icl_rows) for run in (one, fewer))
     assert found.estimates["icl_score"].value == pytest.approx(abs(first.mean() - second.mean()))
@@ -370,15 +370,13 @@ def test_rows_of_another_text_are_compared_as_rows_of_their_own():
 def test_recorded_runs_are_compared():
     """Two layers form induction 0.6 decades later than one with smeared keys: more than half a decade, within one."""
     runs = {name: load_run(RUNS / name) for name in ("two-layers", "one-layer-smeared")}
-    with pytest.raises(
-        ExpectationFailed, match=r"continuity is NOT_FORMED, .* later in two-layers than in one-layer-sm"
-    ) as caught:
+    with pytest.raises(ExpectationFailed, match=r"continuity is REFUTED, .* later in two-layers than in one-layer-sm") as caught:
         assert_continuity(runs)
     assert "measured: two-layers, one-layer-smeared, 2 runs" in str(caught.value)
     assert assert_continuity(runs, margins={"onset": 1.0, "end": 1.0, "icl_score": 1.0}).reason == "alike"
     truncated = evidence([RUNS / "two-layers", RUNS / "truncated"], margins={"icl_score": None, "prefix_matching": None})
     assert (truncated.verdict, truncated.reason) == (Verdict.UNDETERMINED, "not_comparable")
-    assert truncated.settle == "train further, or record a few more snapshots at the end"
+    assert truncated.next_step == "train further, or record a few more snapshots at the end"
 
 
 def judged(gaps, *, margins=(0.1, 0.1), spread=0.02, count=24, error_rate=1e-3):
@@ -397,12 +395,12 @@ def judged(gaps, *, margins=(0.1, 0.1), spread=0.02, count=24, error_rate=1e-3):
 @pytest.mark.parametrize(
     ("gaps", "verdict", "said"),
     [
-        ([[0.5, 0.5, 0.51], [0.9, 0.9, 0.9]], Verdict.FORMED, "0.010 in prefix matching of the best head (c over "),
-        ([[0.5, 0.5, 0.9], [0.9, 0.9, 0.9]], Verdict.NOT_FORMED, "prefix matching of the best head is 0.400 higher in c than in"),
+        ([[0.5, 0.5, 0.51], [0.9, 0.9, 0.9]], Verdict.SHOWN, "0.010 in prefix matching of the best head (c over "),
+        ([[0.5, 0.5, 0.9], [0.9, 0.9, 0.9]], Verdict.REFUTED, "prefix matching of the best head is 0.400 higher in c than in"),
         ([[0.5, 0.5, 0.6], [0.9, 0.9, 0.9]], Verdict.UNDETERMINED, "prefix matching of the best head is 0.100 higher in c than"),
         (
             [[0.5, 0.5, 0.6], [0.9, 0.4, 0.9]],
-            Verdict.NOT_FORMED,
+            Verdict.REFUTED,
             "accuracy on repeated tokens is 0.500 higher in ",
         ),  # one decides
         ([[0.5, 0.55, 0.6], [0.9, 0.9, 0.9]], Verdict.UNDETERMINED, "higher in c than in a"),  # neighbours alike, ends not
@@ -412,7 +410,7 @@ def test_every_measure_and_pair_must_be_alike(gaps, verdict, said):
     """And any that clearly differs decides; only those that are not clear are told, with how many sequences would do."""
     found = judged(gaps)
     assert found.verdict is verdict and said in found.summary
-    assert (found.more_sequences > 0) is (verdict is Verdict.UNDETERMINED) is bool(found.settle)
+    assert (found.more_sequences > 0) is (verdict is Verdict.UNDETERMINED) is bool(found.next_step)
 
 
 def test_more_measures_make_it_harder_to_differ_and_not_to_be_alike():
@@ -420,14 +418,14 @@ def test_more_measures_make_it_harder_to_differ_and_not_to_be_alike():
     alone, together = judged([[0.5, 0.5, 0.9]]), judged([[0.5, 0.5, 0.9]] + [[0.9, 0.9, 0.9]] * 3, margins=[0.1] * 4)
     assert together.estimates["prefix_matching"].low < alone.estimates["prefix_matching"].low
     alone, together = judged([[0.5, 0.5, 0.5]]), judged([[0.5, 0.5, 0.5]] * 4, margins=[0.1] * 4)
-    assert (together.verdict, alone.verdict) == (Verdict.FORMED, Verdict.FORMED)
+    assert (together.verdict, alone.verdict) == (Verdict.SHOWN, Verdict.SHOWN)
     assert together.estimates["prefix_matching"].high == pytest.approx(alone.estimates["prefix_matching"].high, rel=0.5)
 
 
 def test_nothing_to_compare_is_not_formed():
     """A family without a single measure passes nothing."""
     found = judge_continuity({}, {}, ("a", "b"), error_rate=0.01)
-    assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "nothing_measured") and found.settle
+    assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "nothing_measured") and found.next_step
 
 
 def looked(rng, gap, error_rate):
@@ -445,11 +443,11 @@ def looked(rng, gap, error_rate):
 
 
 def test_over_all_rounds_the_verdict_is_wrong_at_most_as_often_as_stated():
-    """Members a margin apart are FORMED, and members just within it NOT_FORMED, in one of ten families at most."""
+    """Members a margin apart are SHOWN, and members just within it REFUTED, in one of ten families at most."""
     rng = np.random.default_rng(5)
     verdicts = [looked(rng, 0.1, 0.1) for _ in range(1000)]
     most = 0.1 + 3 * np.sqrt(0.1 * 0.9 / 1000)
-    assert 0 < verdicts.count(Verdict.FORMED) / 1000 <= most
-    assert 0 < verdicts.count(Verdict.NOT_FORMED) / 1000 <= most
-    assert [looked(rng, 0.0, 0.1) for _ in range(200)].count(Verdict.FORMED) > 100
-    assert [looked(rng, 0.35, 0.1) for _ in range(200)].count(Verdict.NOT_FORMED) > 190
+    assert 0 < verdicts.count(Verdict.SHOWN) / 1000 <= most
+    assert 0 < verdicts.count(Verdict.REFUTED) / 1000 <= most
+    assert [looked(rng, 0.0, 0.1) for _ in range(200)].count(Verdict.SHOWN) > 100
+    assert [looked(rng, 0.35, 0.1) for _ in range(200)].count(Verdict.REFUTED) > 190

@@ -87,7 +87,7 @@ def test_a_model_preserves_itself_at_the_first_round(two_layers):
     assert {estimate.value for estimate in found.estimates.values()} == {0.0}
     assert len(found.estimates) == 2 + 4 * 2 + 3
     assert {str(head) for head in found.heads} == {"L1H0", "L1H1", "L1H2", "L1H3"}
-    assert found.bars == {
+    assert found.thresholds == {
         **{name: measure.margin for name, measure in MEASURES.items() if name != "in_context_learning"},
         "min_prefix_matching": 0.3,
     }
@@ -144,7 +144,7 @@ def test_a_dynamically_quantised_model_is_compared_though_its_weights_cannot_be_
 def test_a_head_lost_among_several_is_named_and_so_are_those_that_do_it_now(several):
     """The behaviour is the same, so that it is the mechanism that is lost; one head is allowed to be with `max_lost`."""
     after = induction.load_model(edited(several, lambda module: module.layers[1].W_Q[2].zero_()))
-    with pytest.raises(ExpectationFailed, match=r"heads_preserved is NOT_FORMED, expected FORMED: L1H2 lost \(prefix") as caught:
+    with pytest.raises(ExpectationFailed, match=r"heads_preserved is REFUTED, expected SHOWN: L1H2 lost \(prefix") as caught:
         assert_heads_preserved(several, after)
     found = caught.value.evidence
     assert found.reason == "mechanism_lost" and found.provenance.n_sequences == 12
@@ -163,7 +163,7 @@ def test_all_induction_heads_gone_are_both_lost_and_the_way_back_is_no_loss(two_
     """What improves passes, whatever it is."""
     after = induction.load_model(edited(two_layers, matching_nothing(0, 1, 2, 3)))
     found = evidence(two_layers, after)
-    assert (found.verdict, found.reason) == (Verdict.NOT_FORMED, "both_lost")
+    assert (found.verdict, found.reason) == (Verdict.REFUTED, "both_lost")
     assert [word in found.summary for word in ("L1H0 lost (", "L1H1 lost (", "L1H2 lost (", "L1H3 lost (")] == [True] * 4
     assert "accuracy on repeated tokens 0.9" in found.summary and not found.heads
     back = assert_heads_preserved(after, two_layers)
@@ -174,7 +174,7 @@ def test_behaviour_lost_with_all_heads_in_place_is_told_apart(two_layers):
     """The unembedding gives every token the logit of another one."""
     after = edited(two_layers, lambda module: module.unembed.weight.copy_(module.unembed.weight.roll(1, 0)))
     found = evidence(two_layers, after)
-    assert (found.reason, found.verdict) == ("behaviour_lost", Verdict.NOT_FORMED)
+    assert (found.reason, found.verdict) == ("behaviour_lost", Verdict.REFUTED)
     assert found.summary.startswith("all 7 heads kept in place; accuracy on repeated tokens ")
     assert assert_heads_preserved(two_layers, after, margins=NO_BEHAVIOUR).summary == "all 7 heads kept in place"
 
@@ -205,11 +205,11 @@ def test_a_difference_at_the_margin_is_undetermined_and_says_what_would_settle_i
     found = evidence(perfect, after, margins={"prefix_matching": loss}, max_sequences=24)
     assert (found.verdict, found.reason, found.provenance.n_sequences) == (Verdict.UNDETERMINED, "difference_unclear", 24)
     assert found.summary.startswith("whether all is kept is not clear: L1H0, prefix matching beyond chance 0.2")
-    assert found.settle.startswith("about ") and " more sequences: max_sequences=" in found.settle
+    assert found.next_step.startswith("about ") and " more sequences: max_sequences=" in found.next_step
     profile = profile_of(perfect, n_sequences=12)
     found = evidence(profile, after, margins={"prefix_matching": loss})
     assert found.provenance.n_sequences == 12
-    assert "more sequences: profile the model before again with n_sequences=" in found.settle
+    assert "more sequences: profile the model before again with n_sequences=" in found.next_step
 
 
 def test_a_model_with_nothing_to_lose_makes_no_gate():
@@ -244,7 +244,7 @@ def test_models_that_cannot_be_read_are_compared_by_behaviour_alone(perfect):
     found = evidence(perfect, copies)
     assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "not_comparable")
     assert (
-        found.settle
+        found.next_step
         == 'compare behaviour alone: margins={"prefix_matching": None, "previous_token": None, "duplicate_token": None}'
     )
     assert evidence(perfect, dull).reason == "behaviour_lost"
@@ -427,12 +427,12 @@ def test_in_context_learning_is_compared_on_the_same_rows_of_text(tmp_path):
     assert list(found.estimates) == ["in_context_learning", "late_loss"]
     assert found.provenance.probe.endswith("; 64 rows of 128 positions of text")
     few = evidence(before, before, text=TEXT, margins=only, max_rows=15)
-    assert (few.verdict, few.reason, few.settle) == (Verdict.UNDETERMINED, "not_comparable", "give a text of 16 rows or more")
+    assert (few.verdict, few.reason, few.next_step) == (Verdict.UNDETERMINED, "not_comparable", "give a text of 16 rows or more")
     profile = HeadsProfile.from_dict(json.loads(json.dumps(profile_of(before, text=TEXT, n_sequences=12, max_rows=64).to_dict())))
     assert assert_heads_preserved(profile, before, text=TEXT, margins=only).reason == "preserved"
     found = assert_heads_preserved(profile, before)
     assert (
-        "in_context_learning" not in found.bars
+        "in_context_learning" not in found.thresholds
         and "in-context-learning is not compared: no `text` was given" in found.provenance.notes
     )
     with pytest.raises(BaselineError, match="`text` makes other rows of token ids than that of the profile of "):
@@ -514,21 +514,21 @@ def shares(losses, error_rate=0.05, max_lost=0, times=200, **options):
 def test_at_the_margin_either_answer_is_as_rare_as_the_error_rate_says(losses, options):
     """Of one head, of two of which one may be lost, of one among others, and of one that has nine heads to choose from."""
     found = shares(losses, **options)
-    assert found[Verdict.FORMED] <= 0.1 and found[Verdict.NOT_FORMED] <= 0.1  # 0.05 and three standard errors of 200
+    assert found[Verdict.SHOWN] <= 0.1 and found[Verdict.REFUTED] <= 0.1  # 0.05 and three standard errors of 200
 
 
 def test_choosing_and_measuring_on_the_same_sequences_would_pass_too_often(monkeypatch):
     """That is what every other sequence is kept for."""
     honest = shares([0.1], extra=8)
     monkeypatch.setattr(matching, "held_out", matching.chosen)
-    assert shares([0.1], extra=8)[Verdict.FORMED] > max(1.5 * honest[Verdict.FORMED], 0.1)
+    assert shares([0.1], extra=8)[Verdict.SHOWN] > max(1.5 * honest[Verdict.SHOWN], 0.1)
 
 
 def test_within_and_beyond_the_margin_the_answer_is_found():
     """With few sequences, and heads that change places by chance are not counted as lost."""
-    assert shares([0.02, 0.02], times=100, count=24)[Verdict.FORMED] > 0.9
-    assert shares([0.3, 0.0], times=100)[Verdict.NOT_FORMED] > 0.9
-    assert shares([0.3, 0.0], times=100, max_lost=1)[Verdict.FORMED] > 0.5
+    assert shares([0.02, 0.02], times=100, count=24)[Verdict.SHOWN] > 0.9
+    assert shares([0.3, 0.0], times=100)[Verdict.REFUTED] > 0.9
+    assert shares([0.3, 0.0], times=100, max_lost=1)[Verdict.SHOWN] > 0.5
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -60,6 +60,6 @@ def test_it_is_measured_once_for_all_looks(monkeypatch):
 
 def test_a_silent_head_takes_no_place_of_one_that_was_lost():
     """It matches as well as the one before, at the same place."""
-    with pytest.raises(ExpectationFailed, match="NOT_FORMED") as failed:
+    with pytest.raises(ExpectationFailed, match="REFUTED") as failed:
         assert_heads_preserved(matching_heads(12.0), matching_heads(0.0))
     assert failed.value.evidence.reason == "both_lost"

@@ -43,12 +43,12 @@ def given(module):
 
 def step(reason, *, is_run):
     about = Provenance("model", "", "", 0, 0, "float32", "cpu", is_run=is_run)
-    return next_step(Evidence("claim", Verdict.NOT_FORMED, reason, "", about))
+    return next_step(Evidence("claim", Verdict.REFUTED, reason, "", about))
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_reason_for_no_says_what_to_do(page):
-    reasons = listed(page, "NOT_FORMED")
+    reasons = listed(page, "REFUTED")
     assert len(reasons) >= 4
     for reason in reasons:
         assert not step(reason, is_run=PAGES[page]).startswith("see docs/"), reason
@@ -61,7 +61,7 @@ def test_what_a_verdict_gives_is_listed_and_told(module):
     assert len(reasons) >= 3
     for reason, verdict in reasons:
         assert reason in listed(MODULES[module]), reason
-        if verdict == "NOT_FORMED":
+        if verdict == "REFUTED":
             assert not step(reason, is_run=module == "runs/perturbation").startswith("see docs/"), reason
 
 
@@ -121,7 +121,7 @@ def check_text(text):
     first, *facts = text.splitlines()
     assert len(facts) < MOST_LINES
     assert all(len(line) <= WIDEST for line in (first, *facts))
-    assert re.match(r"\w+ (is (NOT_FORMED|UNDETERMINED|FORMED), expected (FORMED|NOT_FORMED)|does not hold): .*\d", first)
+    assert re.match(r"\w+ (is (REFUTED|UNDETERMINED|SHOWN), expected (SHOWN|REFUTED)|does not hold): .*\d", first)
     parts = [line.split(":")[0].strip() for line in facts if re.match(r"  \S", line)]
     assert parts[-2:] == ["measured", "next"]
     assert not re.search(r"\b(nan|inf)\b", text, re.IGNORECASE)
@@ -145,10 +145,10 @@ def test_a_failure_says_verdict_facts_context_and_next_step(name):
 @pytest.mark.parametrize(
     "text",
     [
-        "c is NOT_FORMED, expected FORMED: 0.1\n  next: do\n  measured: here",
-        "c is NOT_FORMED, expected FORMED: 0.1\n  behaviour: loss nan\n  measured: here\n  next: do",
-        "c is NOT_FORMED, expected FORMED: 0.1\n" + 30 * "  fact: 1\n" + "  measured: here\n  next: do",
-        "c is NOT_FORMED, expected FORMED: no number\n  measured: here\n  next: do",
+        "c is REFUTED, expected SHOWN: 0.1\n  next: do\n  measured: here",
+        "c is REFUTED, expected SHOWN: 0.1\n  behaviour: loss nan\n  measured: here\n  next: do",
+        "c is REFUTED, expected SHOWN: 0.1\n" + 30 * "  fact: 1\n" + "  measured: here\n  next: do",
+        "c is REFUTED, expected SHOWN: no number\n  measured: here\n  next: do",
     ],
 )
 def test_a_text_that_is_not_so_is_seen(text):
@@ -181,15 +181,15 @@ def test_what_is_no_number_is_not_printed_and_heads_are_few():
     unknown = Estimate(math.nan, math.nan, math.nan, "nats")
     evidence = Evidence(
         "claim",
-        Verdict.NOT_FORMED,
+        Verdict.REFUTED,
         "no_head_matches",
         "0 heads",
         about,
         heads=tuple(head(number, 0.2) for number in range(99)),
         estimates={"advantage": unknown, "later_loss": Estimate(1.0, -math.inf, math.inf)},
-        bars={"min_prefix_matching": 0.3, "max_later_loss": 2.0},
+        thresholds={"min_prefix_matching": 0.3, "max_later_loss": 2.0},
     )
-    text = failure_text(evidence, Verdict.FORMED)
+    text = failure_text(evidence, Verdict.SHOWN)
     check_text(text)
     _, heads, behaviour, measured, _ = text.splitlines()
     assert heads.startswith("  heads: L0H0 0.200 (0.100..0.300), ") and heads.endswith(" (threshold 0.300)")
@@ -213,4 +213,4 @@ def test_facts_that_are_too_many_are_counted():
 def test_a_long_word_stays_whole():
     """A path can be copied."""
     path = "/".join(["directory"] * 40)
-    assert path in fitted(f"c is FORMED: {path}", ())
+    assert path in fitted(f"c is SHOWN: {path}", ())

@@ -136,7 +136,7 @@ def test_records_keep_their_kinds_where_their_texts_are_escaped():
     about = provenance("a\nb", notes=("\x1b[31m", "plain"))
     shown = everywhere(evidence(about=about, summary="\u202e", estimates={"loss\r": evidence().estimates["advantage"]}))
     assert (shown.provenance.model, shown.provenance.notes) == (r"a\nb", (r"\x1b[31m", "plain"))
-    assert shown.verdict is Verdict.FORMED and shown.summary == r"\u202e" and [*shown.estimates] == [r"loss\r"]
+    assert shown.verdict is Verdict.SHOWN and shown.summary == r"\u202e" and [*shown.estimates] == [r"loss\r"]
     assert everywhere(evidence()) == evidence()
 
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 import pytest_induction
 from pytest_induction import undoing
-from pytest_induction.attention.capture import is_looking
+from pytest_induction.attention.capture import is_measuring
 from pytest_induction.forward import changing
-from pytest_induction.model.protocol import in_force
+from pytest_induction.model.protocol import active_edits
 
 HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 PACKAGE = str(Path(pytest_induction.__file__).parent)
@@ -39,7 +39,7 @@ def of_process():
         "defaults": (torch.get_default_dtype(), torch.get_default_device()),
         "modes": (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
         "random": (random.getstate(), *np.random.get_state()[1:3], torch.get_rng_state()),
-        "ours": (is_looking(), len(in_force), undoing._here.changes, dict(changing._shared._threads)),
+        "ours": (is_measuring(), len(active_edits), undoing._here.changes, dict(changing._shared._threads)),
         "turns": [turn for turn in changing._measuring.values() if turn._threads],
     }
 

@@ -60,7 +60,7 @@ MODELS = {
     "softmax": lambda: small(by_function),
     "transformers attention interface": lambda: build("gpt2", "eager").train(),
     "eager output_attentions": lambda: build("bloom").train(),
-    "show_attention": lambda: Plain(shows_pattern).train(),
+    "expose_attention": lambda: Plain(shows_pattern).train(),
     "flex_attention": flexing,
     "TransformerLens hook_pattern": lens,
 }
@@ -68,7 +68,7 @@ MODELS = {
 
 def measured(name, model):
     subject = load_model(model)
-    assert subject.way.name == name
+    assert subject.backend.name == name
     return lambda: measure_heads(subject, tokens=SHORT)
 
 
@@ -89,7 +89,7 @@ def assert_nothing_left(run, model, most, *, again=None):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_interrupted_measurement_leaves_nothing_behind(name):
-    """At the first and the last time that a line runs, lines evenly chosen: each way in."""
+    """At the first and the last time that a line runs, lines evenly chosen: each backend."""
     model = MODELS[name]()
     assert assert_nothing_left(measured(name, model), model, MOST) > MOST // 2
 
@@ -103,7 +103,7 @@ def test_a_second_interrupt_does_not_stop_the_clean_up(name):
 
 @pytest.mark.parametrize(("name", "most"), [("sdpa", MOST), ("softmax", MOST), ("transformers attention interface", 15)])
 def test_an_interrupted_trial_leaves_nothing_behind(name, most):
-    """Of a model that is seen for the first time, by ways in that do not serve as well."""
+    """Of a model that is seen for the first time, by backends that do not serve as well."""
     model = MODELS[name]()
     assert_nothing_left(lambda: adapt(model), model, most)
 

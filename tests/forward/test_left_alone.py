@@ -86,7 +86,7 @@ def test_hooks_that_come_later_are_called_too():
     """A model that was tried out without them is run to its end from then on, and no longer when they are gone."""
     model, ended = attends_twice(), []
     subject = load_model(model)
-    assert subject.way.can_stop
+    assert subject.backend.can_stop
     handle = model.register_forward_hook(lambda *_: ended.append(True))
     measure_heads(subject, tokens=probe())
     assert ended
@@ -112,8 +112,8 @@ class Busy(Positioned):
 class Locked(Positioned):
     """Keeps others from running it at the same time."""
 
-    def __init__(self, *mixers):
-        super().__init__(*mixers)
+    def __init__(self, *mixing_modules):
+        super().__init__(*mixing_modules)
         self.lock = threading.Lock()
 
     @property
@@ -143,8 +143,8 @@ class LockedPlainly(Locked):
 class Listing(Positioned):
     """Keeps a list of what is under way."""
 
-    def __init__(self, *mixers):
-        super().__init__(*mixers)
+    def __init__(self, *mixing_modules):
+        super().__init__(*mixing_modules)
         self.busy = []
 
     def through(self, x):
@@ -159,7 +159,7 @@ def test_a_model_that_is_in_the_middle_of_something_is_not_left_there(kind, stop
     """A flag, and a lock: a pass is cut off only where nothing stays half done."""
     model = attends_twice(kind)
     subject = load_model(model)
-    assert subject.way.can_stop is stops
+    assert subject.backend.can_stop is stops
     assert not model.busy
     assert_right(subject)
     assert not model.busy

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_induction import ModelError, UnsupportedModel, ablate, load_model, measure_ablations, measure_heads, run_with
-from pytest_induction.attention.backends.sdpa import Tap, Watch, watching
-from pytest_induction.attention.capture import Show
-from pytest_induction.attention.edits import Acting
+from pytest_induction.attention.backends.sdpa import Interceptor, Watch, watching
+from pytest_induction.attention.capture import Capture
+from pytest_induction.attention.edits import EditingCapture
 from pytest_induction.forward import changing
 from pytest_induction.forward.calling import as_found
 from pytest_induction.forward.changing import beneath, take_over
@@ -92,7 +92,7 @@ def test_what_another_thread_runs_is_neither_heard_nor_changed(name, implementat
     before = everything(model)
     with Meanwhile(model, run, times=1000) as meanwhile:
         subject = adapt(model)
-        assert subject.way.name == name
+        assert subject.backend.name == name
         found = measure_heads(subject, tokens=tokens)
     assert len(meanwhile.gave) > 5
     for logits in meanwhile.gave:
@@ -102,7 +102,7 @@ def test_what_another_thread_runs_is_neither_heard_nor_changed(name, implementat
     assert changed(before, everything(model)) == []
 
 
-@pytest.mark.parametrize("name", [name for name in WAITED_IN if name != "show_attention"])
+@pytest.mark.parametrize("name", [name for name in WAITED_IN if name != "expose_attention"])
 def test_another_thread_is_not_intervened_on(name):
     """Where the model that it runs is another one."""
     model, (run, expected) = model_of(name), other_model("eager")
@@ -126,7 +126,7 @@ def test_a_thread_may_measure_while_another_is_in_the_middle_of_a_pass(name, oth
     with Meanwhile(models[0], lambda: measure_heads(adapt(models[1]), tokens=tokens), times=2) as meanwhile:
         subject = adapt(models[0])
         found = measure_heads(subject, tokens=tokens)
-    assert (subject.way.name, meanwhile.gave[0].provenance.way_in) == (name, other)
+    assert (subject.backend.name, meanwhile.gave[0].provenance.backend) == (name, other)
     for each, wanted in [(found, alone[0]), *((each, alone[1]) for each in meanwhile.gave)]:
         for one, one_alone in zip(scores(each), scores(wanted), strict=True):
             np.testing.assert_array_equal(one, one_alone)
@@ -270,8 +270,8 @@ def test_a_thread_that_would_wait_for_ever_says_so(monkeypatch):
 @pytest.mark.parametrize("order", ["the first leaves first", "the last leaves first"])
 def test_what_threads_put_in_the_place_of_functions_is_gone_when_both_have_left(order):
     """Each hears its own calls in between; what only one of them has put there, too."""
-    before, heard = of_process(), {"one": Show(), "other": Show(layers=(), groups=None)}
-    heard["other"] = Acting({}, layers=(0, 1, 2, 3), groups=None)
+    before, heard = of_process(), {"one": Capture(), "other": Capture(layers=(), groups=None)}
+    heard["other"] = EditingCapture({}, layers=(0, 1, 2, 3), groups=None)
     turns = {name: threading.Event() for name in ("other is in", "one is out", "other is out")}
     parts = torch.ones(1, 1, 7, 4)
 
@@ -279,7 +279,7 @@ def test_what_threads_put_in_the_place_of_functions_is_gone_when_both_have_left(
         F.scaled_dot_product_attention(parts, parts, parts, is_causal=True)
 
     def other():
-        with watching(Tap(torch.zeros(1, 7), heard["other"]), Watch):
+        with watching(Interceptor(torch.zeros(1, 7), heard["other"]), Watch):
             turns["other is in"].set()
             attend()
             attend()
@@ -289,7 +289,7 @@ def test_what_threads_put_in_the_place_of_functions_is_gone_when_both_have_left(
         turns["other is out"].set()
 
     with ThreadPoolExecutor(1) as pool:
-        with watching(Tap(torch.zeros(1, 7), heard["one"]), Watch):
+        with watching(Interceptor(torch.zeros(1, 7), heard["one"]), Watch):
             done = pool.submit(other)
             assert turns["other is in"].wait(LONG)
             attend()
@@ -361,7 +361,7 @@ def test_a_model_whose_layers_run_in_another_thread_is_refused_by_name():
     """Its calls are not heard: nothing tells them from those of any other model there."""
     with pytest.raises(UnsupportedModel, match="0 calls of scaled_dot_product_attention seen"):
         measure_heads(Apart(model_of("sdpa")))
-    assert load_model(Apart(model_of("sdpa")).model).way.name == "sdpa"
+    assert load_model(Apart(model_of("sdpa")).model).backend.name == "sdpa"
 
 
 @pytest.mark.parametrize("attend", [fused, by_function])

@@ -72,7 +72,7 @@ def records(place):
 
 def run_directory(place):
     for name, source in (("recorder", "recorder"), ("sweep", "sweep")):
-        about = {"model": "small", "way_in": "sdpa", "n_layers": 2, "n_heads": 2, "dtype": "float32", "device": "cpu"}
+        about = {"model": "small", "backend": "sdpa", "n_layers": 2, "n_heads": 2, "dtype": "float32", "device": "cpu"}
         rest = {"seed": 0, "layers": ["a", "b"], "notes": ["a note"], "versions": {"torch": "2"}}
         header = {"tokens_per_step": 2048.0, "icl_windows": [[2, 6], [30, 40]], "first_token": 2, "cost": {"max_overhead": 0.05}}
         with RunWriter(place / name / "run", source=source, about={**about, **rest}, **header) as writer:
@@ -141,7 +141,7 @@ def logs(place):
         "".join(f"[10:00] step {row['step']}/1000: loss {row['loss']} | lr 1e-3, tokens 5k\n" for row in rows),
     )
     put(
-        place / "bars" / "train.log",
+        place / "thresholds" / "train.log",
         "".join(f" 10%|#   | {row['step']}/1000 [00:10<01:30, loss={row['loss']}]\r" for row in rows),
     )
     for metric in ("loss", "learning_rate"):

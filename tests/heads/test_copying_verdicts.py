@@ -43,7 +43,7 @@ def test_a_suppressor_beside_an_induction_head_is_named_and_does_not_count():
 def test_a_model_that_copies_past_its_suppressor_has_no_single_head(allow_virtual):
     """Prefix matching and copying are both there, in different heads: the pair that copies is found all the same."""
     found = evidence_of(pair_beside(-4.0), allow_virtual=allow_virtual)
-    assert found.verdict is (Verdict.FORMED if allow_virtual else Verdict.NOT_FORMED)
+    assert found.verdict is (Verdict.SHOWN if allow_virtual else Verdict.REFUTED)
     assert found.reason == ("formed_virtual" if allow_virtual else "copies_through_pairs")
     assert not found.heads and str(found.pairs[0]) == "L1H0 after L0H0"
     assert found.nearest[0].kind == "suppresses" and str(found.nearest[0]) == "L1H1"

@@ -220,7 +220,7 @@ def test_all_that_decide_about_heads_give_the_same_heads(made_up):
     assert named(seen.matching) == MATCHING
     thresholds = {"min_prefix_matching": least, "min_advantage": criteria.MIN_ADVANTAGE}
     end = judge_snapshot(snapshot_of(made_up), **thresholds)
-    assert end.verdict is Verdict.FORMED and named(end.found) == MATCHING
+    assert end.verdict is Verdict.SHOWN and named(end.found) == MATCHING
     alone = {name: snapshot_of(made_up, name) for name in HEADS}
     assert {name for name, snapshot in alone.items() if NoInductionBy(steps=1)([snapshot]) == ""} == MATCHING
     gone = [Snapshot(step, prefix_matching=np.zeros(SHAPE), excess=np.zeros(SHAPE)) for step in (2, 3, 4)]
@@ -309,14 +309,14 @@ def test_half_on_the_successor_and_half_beside_it_is_no_induction_head(beside):
     assert criteria.matches_by_means({**means, "excess": beyond_control.mean(0)}).all()  # so it would count by the control alone
     with pytest.raises(ExpectationFailed) as refused:
         assert_has_induction_head(beside)
-    assert not refused.value.evidence.heads and refused.value.evidence.verdict is not Verdict.FORMED
+    assert not refused.value.evidence.heads and refused.value.evidence.verdict is not Verdict.SHOWN
     assert not profile_of(beside, n_sequences=12).heads
 
 
 def test_without_the_wrong_shift_it_would_be_one(beside, monkeypatch):
     """The test above can fail: chance by other periods alone makes a verdict of it."""
     monkeypatch.setattr(Round, "chance", property(lambda found: found.control))
-    assert assert_has_induction_head(beside).verdict is Verdict.FORMED
+    assert assert_has_induction_head(beside).verdict is Verdict.SHOWN
     with pytest.raises(ExpectationFailed):
         assert_no_induction_head(beside)
     assert [(head.role, head.layer, head.head) for head in profile_of(beside, n_sequences=12).heads] == [("induction", 0, 0)]

@@ -61,7 +61,7 @@ def test_a_head_that_counts_back_matches_at_its_own_period_only(period, score):
 def test_a_planted_induction_head_is_found(head):
     """It is found among others, and is the only one named."""
     found = verdict(Planted(planted.uniform, head, planted.previous, planted.duplicate))
-    assert found.verdict is Verdict.FORMED
+    assert found.verdict is Verdict.SHOWN
     assert [str(named) for named in found.heads] == ["L0H1"]
     assert found.heads[0].prefix_matching.value == pytest.approx(1)
 
@@ -82,8 +82,8 @@ NOT_INDUCTION = {
 def test_other_heads_are_not_called_induction_heads(name, seed):
     """Not even at a low bar: what does not match prefixes is not above chance."""
     model = induction.load_model(Planted(*NOT_INDUCTION[name]))
-    assert verdict(model, seed=seed, min_prefix_matching=0.05).verdict is not Verdict.FORMED
-    assert verdict(model, seed=seed).verdict is Verdict.NOT_FORMED
+    assert verdict(model, seed=seed, min_prefix_matching=0.05).verdict is not Verdict.SHOWN
+    assert verdict(model, seed=seed).verdict is Verdict.REFUTED
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -95,7 +95,7 @@ def test_heads_that_count_back_do_not_hide_one_that_matches(seed):
 
     counting = [planted.count_back(distance) for distance in (12, 15, 18, 21, 24)]
     found = verdict(Planted(half, *counting, copy=60.0), seed=seed)
-    assert (found.verdict, [str(head) for head in found.heads]) == (Verdict.FORMED, ["L0H0"])
+    assert (found.verdict, [str(head) for head in found.heads]) == (Verdict.SHOWN, ["L0H0"])
 
 
 def test_a_head_that_matches_one_period_only_is_named():
@@ -106,14 +106,14 @@ def test_a_head_that_matches_one_period_only_is_named():
         return torch.where(matches, planted.induction(tokens), planted.first(tokens))
 
     found = verdict(Planted(only_at_period_five, d_vocab=6), max_sequences=384)  # two periods fit: four and five
-    assert (found.verdict, found.reason) == (Verdict.NOT_FORMED, "counts_back")
+    assert (found.verdict, found.reason) == (Verdict.REFUTED, "counts_back")
 
 
 @pytest.mark.parametrize(
     ("copy", "expected"),
     [
-        (-20.0, (Verdict.NOT_FORMED, "suppresses_what_it_matches")),
-        (0.0, (Verdict.NOT_FORMED, "silent")),
+        (-20.0, (Verdict.REFUTED, "suppresses_what_it_matches")),
+        (0.0, (Verdict.REFUTED, "silent")),
         (0.1, (Verdict.UNDETERMINED, "matches_without_copying")),  # what little it writes is not nothing
     ],
 )
@@ -129,16 +129,16 @@ def test_a_model_that_copies_without_a_head_is_not_called_one_that_has_it():
         induction.ExpectationFailed, match=r"the model copies \(top-1 accuracy 1.00 on later copies\), but not by a head"
     ):
         induction.assert_has_induction_head(CopiesUnseen(planted.uniform))
-    assert induction.assert_copies_repeats(CopiesUnseen(planted.uniform)).verdict is Verdict.FORMED
+    assert induction.assert_copies_repeats(CopiesUnseen(planted.uniform)).verdict is Verdict.SHOWN
 
 
 EXPECTED = {
-    "one-layer": (Verdict.NOT_FORMED, "no_head_matches"),
-    "one-layer-smeared": (Verdict.FORMED, "formed"),
-    "two-layers": (Verdict.FORMED, "formed"),
-    "three-layers-text": (Verdict.FORMED, "formed"),
-    "llama": (Verdict.FORMED, "formed"),
-    "virtual": (Verdict.NOT_FORMED, "copies_through_pairs"),
+    "one-layer": (Verdict.REFUTED, "no_head_matches"),
+    "one-layer-smeared": (Verdict.SHOWN, "formed"),
+    "two-layers": (Verdict.SHOWN, "formed"),
+    "three-layers-text": (Verdict.SHOWN, "formed"),
+    "llama": (Verdict.SHOWN, "formed"),
+    "virtual": (Verdict.REFUTED, "copies_through_pairs"),
 }
 
 
@@ -160,11 +160,11 @@ def _loaded(spec):
 
 
 def test_random_models_have_no_induction_head():
-    """Random weights of varied shape and scale are never FORMED, and say NOT_FORMED."""
+    """Random weights of varied shape and scale are never SHOWN, and say REFUTED."""
     from tests.heads.random_models import random_models
 
     for model in random_models(8, seed=0):
-        assert verdict(model).verdict is Verdict.NOT_FORMED
+        assert verdict(model).verdict is Verdict.REFUTED
 
 
 def test_a_model_in_which_rounding_decides_is_refused_by_name(monkeypatch):
@@ -175,13 +175,13 @@ def test_a_model_in_which_rounding_decides_is_refused_by_name(monkeypatch):
     model = list(random_models(6, seed=0))[5]
     with pytest.raises(induction.UnsupportedModel, match="rounding decides in float32; give the model in float64"):
         verdict(model)
-    assert verdict(model.double()).verdict is Verdict.NOT_FORMED
+    assert verdict(model.double()).verdict is Verdict.REFUTED
 
 
 def test_absence_is_shown_and_not_only_not_found(shipped):
     """assert_no_induction_head passes on the control, and fails on a model that has one."""
-    assert induction.assert_no_induction_head(shipped["one-layer"]).verdict is Verdict.NOT_FORMED
-    with pytest.raises(induction.ExpectationFailed, match="has_induction_head is FORMED, expected NOT_FORMED: 4 heads"):
+    assert induction.assert_no_induction_head(shipped["one-layer"]).verdict is Verdict.REFUTED
+    with pytest.raises(induction.ExpectationFailed, match="has_induction_head is SHOWN, expected REFUTED: 4 heads"):
         induction.assert_no_induction_head(shipped["two-layers"])
 
 
@@ -256,7 +256,7 @@ def test_the_text_of_the_control_is_five_lines(shipped):
     with pytest.raises(induction.ExpectationFailed) as caught:
         induction.assert_has_induction_head(shipped["one-layer"])
     first, heads, behaviour, measured, following = str(caught.value).splitlines()
-    assert first.startswith("has_induction_head is NOT_FORMED, expected FORMED: no head matches prefixes: the best, L0H")
+    assert first.startswith("has_induction_head is REFUTED, expected SHOWN: no head matches prefixes: the best, L0H")
     assert heads.startswith("  heads: L0H") and "(threshold 0.300; chance gives L0H" in heads
     assert behaviour.startswith("  behaviour: advantage ") and "threshold 0.50" in behaviour and "later accuracy 0." in behaviour
     assert (

@@ -85,7 +85,7 @@ def test_a_yes_that_stops_early_says_at_least(monkeypatch):
     """A model too large to be told all of its heads where a yes is asked for."""
     monkeypatch.setattr(head_search, "SMALL_MODEL", 0)
     found = verdict(Planted(*TEN_BESIDE_ONE), 0)
-    assert found.verdict is Verdict.FORMED and "at least" in found.summary
+    assert found.verdict is Verdict.SHOWN and "at least" in found.summary
 
 
 def test_a_yes_ablates_nothing_where_one_head_is_known_to_write(monkeypatch):
@@ -100,7 +100,7 @@ def test_a_yes_ablates_nothing_where_one_head_is_known_to_write(monkeypatch):
     assert names(listed.heads) == ["L1H0"] and asked
     assert [(str(head), head.kind) for head in listed.ruled_out] == [("L1H1", "silent")]
     alone = verdict(load_model(matching_heads(0.0)), 0)
-    assert alone.verdict is not Verdict.FORMED and len(asked) == 2  # where no other writes it must be told
+    assert alone.verdict is not Verdict.SHOWN and len(asked) == 2  # where no other writes it must be told
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -108,7 +108,7 @@ def test_a_yes_ablates_nothing_where_one_head_is_known_to_write(monkeypatch):
 def test_a_window_is_told_with_how_far_it_reaches(distance, seed):
     """One answer under every seed, though the mean over all periods of one is near the threshold."""
     found = verdict(Planted(within(distance), first), seed)
-    assert (found.verdict, found.heads[0].reach) == (Verdict.FORMED, distance)
+    assert (found.verdict, found.heads[0].reach) == (Verdict.SHOWN, distance)
     assert f"up to {distance} back, and not beyond" in found.summary
 
 
@@ -124,10 +124,10 @@ def test_how_many_tokens_must_match_is_told(count, seed):
     """By default any match counts; asked for one token, only heads that match on one are enough."""
     subject = load_model(Planted(several_tokens(count), first, d_vocab=128))
     found = verdict(subject, seed)
-    assert found.verdict is Verdict.FORMED and found.heads[0].match_length(0.3) == count
+    assert found.verdict is Verdict.SHOWN and found.heads[0].match_length(0.3) == count
     assert (f"needs {count} matching tokens" in found.summary) == (count > 1)
     strict = verdict(subject, seed, match_length=1)
-    expected = (Verdict.FORMED, "formed") if count == 1 else (Verdict.NOT_FORMED, "needs_longer_match")
+    expected = (Verdict.SHOWN, "formed") if count == 1 else (Verdict.REFUTED, "needs_longer_match")
     assert (strict.verdict, strict.reason) == expected
 
 
@@ -153,8 +153,8 @@ def test_a_silent_head_does_not_count(seed):
 def test_short_contexts_and_small_vocabularies_have_the_same_answers(n_ctx, d_vocab, bos):
     """A head that matches is one, and one that follows a period is none."""
     sizes = {"n_ctx": n_ctx, "d_vocab": d_vocab, "bos": bos}
-    assert verdict(Planted(induction, first, **sizes), 0).verdict is Verdict.FORMED
-    assert verdict(Planted(first, first, **sizes), 0).verdict is Verdict.NOT_FORMED
+    assert verdict(Planted(induction, first, **sizes), 0).verdict is Verdict.SHOWN
+    assert verdict(Planted(first, first, **sizes), 0).verdict is Verdict.REFUTED
 
 
 def test_the_same_seed_gives_the_same_verdict():

@@ -29,24 +29,24 @@ def test_a_literal_head_is_shown_not_to_generalise(seed):
     """It copies repeats perfectly, and none of the families has it."""
     model = planted.induction_head(**SIZES)
     found = evidence(model, "L1H0", seed=seed)
-    assert (found.verdict, found.reason) == (Verdict.NOT_FORMED, "does_not_generalize")
+    assert (found.verdict, found.reason) == (Verdict.REFUTED, "does_not_generalize")
     assert found.summary.startswith("none of the heads matches by meaning on classes (L1H0 has excess ")
     assert "translation (L1H0" in found.summary and "and patterns (L1H0" in found.summary
     assert found.estimates["literal L1H0"].value == pytest.approx(1, abs=1e-5)
-    assert found.provenance.n_sequences == 12 and not found.settle
+    assert found.provenance.n_sequences == 12 and not found.next_step
 
 
-FORMED = {
+SHOWN = {
     "classes": (planted.class_induction_head, ("literal", 16), ("semantic", 0)),
     "translation": (planted.translation_head, ("literal", 0), ("semantic", 16)),
     "patterns": (planted.pattern_head, ("literal", 16)),
 }
 
 
-@pytest.mark.parametrize("family", FORMED)
+@pytest.mark.parametrize("family", SHOWN)
 def test_a_head_that_matches_by_meaning_is_found_on_its_family_and_not_on_others(family):
     """Class, translation and pattern head, each on what it is made for; asked for everything they fail, and it says where."""
-    make, *copies = FORMED[family]
+    make, *copies = SHOWN[family]
     model = induction.load_model(make(**SIZES))
     found = assert_heads_generalize(model, ["L1H0", (0, 0)], family)
     assert found.reason == "formed" and found.summary.startswith(f"heads match by meaning on {family} (L1H0 has excess ")
@@ -55,7 +55,7 @@ def test_a_head_that_matches_by_meaning_is_found_on_its_family_and_not_on_others
         assert found.estimates[f"{family} L1H0 {kind} copy"].value == pytest.approx(nats, abs=1e-3)
     whole = evidence(model, ["L1H0", (0, 0)])
     assert (
-        whole.verdict is Verdict.NOT_FORMED
+        whole.verdict is Verdict.REFUTED
         and f"they do on {'classes and patterns' if family == 'patterns' else family}" in whole.summary
     )
     assert whole.estimates[f"{family} L1H0"].value == found.estimates[f"{family} L1H0"].value  # whatever else is asked for
@@ -67,7 +67,7 @@ def test_heads_are_judged_as_a_set():
     """One of them is enough, the best is named, and without it the others do not do it."""
     model = induction.load_model(planted.class_induction_head(**SIZES))
     assert assert_heads_generalize(model, ["L0H0", "L1H1", "L1H0"], "classes").summary.count("L1H0") == 1
-    assert evidence(model, ["L0H0", "L1H1"], "classes").verdict is Verdict.NOT_FORMED
+    assert evidence(model, ["L0H0", "L1H1"], "classes").verdict is Verdict.REFUTED
 
 
 def test_mass_alone_is_not_enough():
@@ -76,10 +76,10 @@ def test_mass_alone_is_not_enough():
         model = induction.load_model(make(layer=1, **SIZES))
         scores = measure_generality(model, "L1H0", "patterns", n_sequences=8).families["patterns"]
         assert scores.matching[1, 0] > MIN_EXCESS and scores.excess[1, 0] < 0.01
-        assert evidence(model, "L1H0", "patterns").verdict is Verdict.NOT_FORMED
+        assert evidence(model, "L1H0", "patterns").verdict is Verdict.REFUTED
 
 
-@pytest.mark.parametrize(("sharpness", "verdict"), [(0.3, Verdict.NOT_FORMED), (3.5, Verdict.FORMED)])
+@pytest.mark.parametrize(("sharpness", "verdict"), [(0.3, Verdict.REFUTED), (3.5, Verdict.SHOWN)])
 def test_a_weak_head_is_weighed_against_the_bar(sharpness, verdict):
     """The same head a little attentive and more so."""
     assert evidence(planted.class_induction_head(sharpness=sharpness, **SIZES), "L1H0", "classes").verdict is verdict
@@ -92,7 +92,7 @@ def test_trained_heads_match_literally_only(name, shipped):
     heads = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
     found = evidence(model, heads)
     excesses = [each.value for each in found.estimates.values() if each.unit == "excess"]
-    assert found.verdict is Verdict.NOT_FORMED and len(excesses) == 9 and max(excesses) < 0.05
+    assert found.verdict is Verdict.REFUTED and len(excesses) == 9 and max(excesses) < 0.05
     assert len([note for note in found.provenance.notes if "need not mean anything" in note]) == 2
 
 
@@ -105,7 +105,7 @@ def test_a_tokenizer_of_few_words_is_refused_and_ids_can_be_given(shipped):
         assert_heads_generalize(model, "L2H0", "classes")
     given = {"classes": [range(k, k + 6) for k in range(100, 160, 6)], "pairs": [(k, k + 100) for k in range(200, 231)]}
     found = evidence(model, ["L2H0", "L2H3"], **given)
-    assert found.verdict is Verdict.NOT_FORMED and "of the ids given" in found.provenance.probe
+    assert found.verdict is Verdict.REFUTED and "of the ids given" in found.provenance.probe
     assert found.estimates["literal L2H0"].value > 0.5
 
 
@@ -116,7 +116,7 @@ def test_words_of_a_tokenizer_are_the_classes_where_there_is_one():
     sizes = {"d_vocab": tokenizer.space.d_vocab, "n_ctx": 64, "n_heads": 1}
     flat = [token for members in classes for token in members]
     mixed = [flat[start :: len(classes)] for start in range(len(classes))]
-    for given, verdict in ((classes, Verdict.FORMED), (mixed, Verdict.NOT_FORMED)):
+    for given, verdict in ((classes, Verdict.SHOWN), (mixed, Verdict.REFUTED)):
         model = planted.class_induction_head(classes=given, **sizes)
         model.tokenizer = type("Words", (), {"encode": lambda self, text, **_: tokenizer(text)})()
         found = evidence(model, "L1H0", "classes")
@@ -134,14 +134,14 @@ def judged(columns, heads=(ONE,), spread=0.05, count=24, error_rate=1e-3):
 @pytest.mark.parametrize(
     ("columns", "verdict", "said"),
     [
-        ({"classes": [0.5]}, Verdict.FORMED, "classes (L1H0 has excess 0.500"),
-        ({"classes": [0.0]}, Verdict.NOT_FORMED, "none of the heads matches by meaning on classes (L1H0 has excess 0.000"),
+        ({"classes": [0.5]}, Verdict.SHOWN, "classes (L1H0 has excess 0.500"),
+        ({"classes": [0.0]}, Verdict.REFUTED, "none of the heads matches by meaning on classes (L1H0 has excess 0.000"),
         ({"classes": [0.16]}, Verdict.UNDETERMINED, "is too close to 0.150 to tell"),
-        ({"classes": [0.5], "patterns": [0.0]}, Verdict.NOT_FORMED, "on patterns (L1H0 has excess 0.000 "),
+        ({"classes": [0.5], "patterns": [0.0]}, Verdict.REFUTED, "on patterns (L1H0 has excess 0.000 "),
         ({"classes": [0.5], "patterns": [0.15]}, Verdict.UNDETERMINED, "on patterns (L1H0 has excess 0.150 "),
-        ({"classes": [0.15], "patterns": [0.0]}, Verdict.NOT_FORMED, "on patterns"),  # one that is clear decides
-        ({"classes": [0.5], "patterns": [0.6]}, Verdict.FORMED, "classes (L1H0 has excess 0.500"),
-        ({"classes": [-0.5]}, Verdict.NOT_FORMED, "excess -0.500"),
+        ({"classes": [0.15], "patterns": [0.0]}, Verdict.REFUTED, "on patterns"),  # one that is clear decides
+        ({"classes": [0.5], "patterns": [0.6]}, Verdict.SHOWN, "classes (L1H0 has excess 0.500"),
+        ({"classes": [-0.5]}, Verdict.REFUTED, "excess -0.500"),
     ],
 )
 def test_every_family_must_be_clear(columns, verdict, said):
@@ -154,10 +154,10 @@ def test_of_several_heads_any_one_may_do_it_and_all_must_fail():
     """Also different ones for different families; a head that is not clear keeps the others' failure from deciding."""
     both = (ONE, OTHER)
     found = judged({"classes": [0.0, 0.5], "patterns": [0.4, 0.0]}, both)
-    assert found.verdict is Verdict.FORMED and "classes (L1H1" in found.summary and "patterns (L1H0" in found.summary
+    assert found.verdict is Verdict.SHOWN and "classes (L1H1" in found.summary and "patterns (L1H0" in found.summary
     assert list(found.estimates) == ["classes L1H1", "classes L1H0", "patterns L1H0", "patterns L1H1"]
     assert judged({"classes": [0.0, 0.15]}, both).verdict is Verdict.UNDETERMINED
-    assert judged({"classes": [0.0, 0.05]}, both).verdict is Verdict.NOT_FORMED
+    assert judged({"classes": [0.0, 0.05]}, both).verdict is Verdict.REFUTED
 
 
 def test_many_heads_and_families_make_wider_intervals():
@@ -179,12 +179,12 @@ def test_undetermined_fails_and_says_what_would_settle_it():
     model = induction.load_model(planted.class_induction_head(sharpness=2.0, **SIZES))
     at = evidence(model, "L1H0", "classes").estimates["classes L1H0"].value
     with pytest.raises(
-        ExpectationFailed, match="heads_generalize is UNDETERMINED, expected FORMED: whether a head matches"
+        ExpectationFailed, match="heads_generalize is UNDETERMINED, expected SHOWN: whether a head matches"
     ) as failure:
         assert_heads_generalize(model, "L1H0", "classes", min_excess=at, max_sequences=12)
     found = failure.value.evidence
-    assert found.reason == "generality_unclear" and "more sequences: max_sequences=" in found.settle
-    assert found.settle in str(failure.value)
+    assert found.reason == "generality_unclear" and "more sequences: max_sequences=" in found.next_step
+    assert found.next_step in str(failure.value)
 
 
 def test_the_same_inputs_and_seed_give_the_same_evidence():

@@ -110,7 +110,7 @@ def test_models_of_transformers_score_as_their_eager_patterns_do(kind):
     """With the product of whole patterns and explicit loops, grouped queries included."""
     model = tiny(kind)
     subject = check_against(returned_by(model), model)
-    assert subject.way.name == "sdpa"
+    assert subject.backend.name == "sdpa"
 
 
 def test_sinks_take_their_mass_out_of_both_steps():
@@ -122,7 +122,10 @@ def test_sinks_take_their_mass_out_of_both_steps():
             layer.self_attn.sinks.fill_(1.0)
     patterns = returned_by(model)
     subject = check_against(patterns, model)
-    assert subject.way.name in ("transformers attention interface", "eager output_attentions")  # the latter in transformers 5.0
+    assert subject.backend.name in (
+        "transformers attention interface",
+        "eager output_attentions",
+    )  # the latter in transformers 5.0
     assert float(patterns(torch.arange(4)[None])[0].sum(-1).mean()) < 0.9
 
 

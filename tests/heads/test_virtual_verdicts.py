@@ -28,14 +28,14 @@ def test_a_planted_virtual_head_is_named_and_counts_where_it_may(distance, seed)
     """By default no single head is there, and the pair is named; with `allow_virtual` that is enough."""
     model = induction.load_model(planted.virtual_induction_head(distance=distance, **LARGE))
     strict = evidence(induction.assert_has_induction_head, model, seed=seed)
-    assert (strict.verdict, strict.reason) == (Verdict.NOT_FORMED, "copies_through_pairs")
+    assert (strict.verdict, strict.reason) == (Verdict.REFUTED, "copies_through_pairs")
     assert [str(pair) for pair in strict.pairs] == ["L1H0 after L0H0"] and "L1H0 after L0H0" in strict.summary
     allowed = induction.assert_has_induction_head(model, allow_virtual=True, seed=seed)
     assert (allowed.reason, allowed.heads) == ("formed_virtual", ())
     assert allowed.pairs[0].composed.value == pytest.approx(1, abs=1e-5)
     assert induction.assert_no_induction_head(model, seed=seed).pairs == strict.pairs
     with pytest.raises(
-        induction.ExpectationFailed, match="is FORMED, expected NOT_FORMED: no single head matches prefixes, but L1H0"
+        induction.ExpectationFailed, match="is SHOWN, expected REFUTED: no single head matches prefixes, but L1H0"
     ):
         induction.assert_no_induction_head(model, allow_virtual=True, seed=seed)
 
@@ -72,10 +72,10 @@ def rounds_with(composed, chance):
 @pytest.mark.parametrize(
     ("composed", "chance", "verdict"),
     [
-        (0.9, 0.0, Verdict.FORMED),
-        (0.9, 0.9, Verdict.NOT_FORMED),  # as well where nothing repeats
-        (0.9, 0.6, Verdict.FORMED),  # by a third more than chance
-        (0.05, 0.0, Verdict.NOT_FORMED),
+        (0.9, 0.0, Verdict.SHOWN),
+        (0.9, 0.9, Verdict.REFUTED),  # as well where nothing repeats
+        (0.9, 0.6, Verdict.SHOWN),  # by a third more than chance
+        (0.05, 0.0, Verdict.REFUTED),
         ([1.0] * 4 + [0.0] * 20, 0.0, Verdict.UNDETERMINED),  # at one period of six
     ],
 )
@@ -89,15 +89,15 @@ def test_pairs_are_judged_by_what_is_left_of_them_without_chance(composed, chanc
 def test_one_period_is_not_enough_for_a_pair():
     """However far above a low bar its mean lies."""
     found = rounds_with(np.array([0.5] * 4 + [0.08] * 20), 0.0)
-    assert judge_virtual_head(found, min_prefix_matching=0.1, error_rate=0.5).verdict is not Verdict.FORMED
-    assert judge_virtual_head(found, min_prefix_matching=0.07, error_rate=0.5).verdict is Verdict.FORMED
+    assert judge_virtual_head(found, min_prefix_matching=0.1, error_rate=0.5).verdict is not Verdict.SHOWN
+    assert judge_virtual_head(found, min_prefix_matching=0.07, error_rate=0.5).verdict is Verdict.SHOWN
 
 
 def test_what_copies_without_any_head_is_said_to():
-    """One layer, or no pair that does it: the verdict is what it was, and `allow_virtual` does not make it FORMED."""
+    """One layer, or no pair that does it: the verdict is what it was, and `allow_virtual` does not make it SHOWN."""
     for options in ({}, {"allow_virtual": True}):
         found = evidence(induction.assert_has_induction_head, CopiesUnseen(uniform), **options)
-        assert (found.verdict, found.reason) == (Verdict.NOT_FORMED, "copies_without_a_head")
+        assert (found.verdict, found.reason) == (Verdict.REFUTED, "copies_without_a_head")
         assert "no more than chance" in found.summary
 
 

@@ -290,8 +290,8 @@ def test_every_intervention_on_every_kind_of_call(kind):
     """Heads with keys of their own and shared ones; masks of every form; norms and MLPs around."""
     key_heads, part, attend = CALLS[kind]
     subject = load_model(Model(written_out(key_heads, norms=True), part, attend))
-    assert subject.way.name == ("softmax" if kind == "patterns by hand" else "sdpa")
-    assert subject.way.heads == (HEADS, HEADS)
+    assert subject.backend.name == ("softmax" if kind == "patterns by hand" else "sdpa")
+    assert subject.backend.heads == (HEADS, HEADS)
     assert_as_by_hand(subject, key_heads, 1e-6 if kind == "patterns by hand" else 1e-12, calls=kind != "patterns by hand")
 
 
@@ -390,10 +390,10 @@ def transformer(kind, implementation):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", WRITE_OUT)
 def test_every_intervention_on_transformers(kind, implementation):
-    """By both ways in; Llama turns its keys in single precision."""
+    """By both backends; Llama turns its keys in single precision."""
     subject = load_model(transformer(kind, implementation))
     interface = "transformers attention interface" if hasattr(AttentionInterface, "get_interface") else "eager output_attentions"
-    assert subject.way.name == ("sdpa" if implementation == "sdpa" else interface)
+    assert subject.backend.name == ("sdpa" if implementation == "sdpa" else interface)
     exact = kind == "gpt2" and implementation == "sdpa"
     assert_as_by_hand(subject, kind, 1e-10 if exact else 2e-6)
 

@@ -24,8 +24,8 @@ from pytest_induction import (
     run_with,
     smear,
 )
-from pytest_induction.attention.edits import Acting
-from pytest_induction.attention.errors import Refused
+from pytest_induction.attention.edits import EditingCapture
+from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.interventions.smearing import smear_keys
 from pytest_induction.model.load import function_named
 from pytest_induction.planted import duplicate_token_head, induction_head
@@ -125,11 +125,11 @@ def scores_of(model):
 
 
 class DoesNothing:
-    """A way in by which no step is ever taken."""
+    """A backend by which no step is ever taken."""
 
     @contextmanager
     def acting(self, tokens, steps, *, first=0):
-        yield Acting(steps, layers=(), groups=None, first=first)
+        yield EditingCapture(steps, layers=(), groups=None, first=first)
 
 
 class TestComputes:
@@ -337,10 +337,10 @@ class TestIsAModule:
         """Another way to watch may serve then."""
 
         def observer(layer, reader):
-            raise Refused("not like this")
+            raise BackendUnavailable("not like this")
 
-        with pytest.raises(Refused, match=r"^not like this$"):
-            load_model(smear_keys(Plain().eval())).way.run(tokens_of(d_vocab=40), None, observer, logits=True)
+        with pytest.raises(BackendUnavailable, match=r"^not like this$"):
+            load_model(smear_keys(Plain().eval())).backend.run(tokens_of(d_vocab=40), None, observer, logits=True)
 
     @pytest.mark.parametrize("attend", [alias, alias_beside_another], ids=["alone", "beside another"])
     def test_under_another_name_of_the_attention_function_all_is_the_same(self, attend):
@@ -358,16 +358,16 @@ class TestIsAModule:
         """It ends at the last layer that is measured, whether or not that was smeared."""
         wrapped = smear_keys(Plain().eval(), share=0.3)
         subject = load_model(wrapped)
-        assert subject.way.can_stop
+        assert subject.backend.can_stop
         monkeypatch.setattr(wrapped, "_way", DoesNothing())
         with pytest.raises(ModelError, match="those of 0 of 2 layers were"):
             measure_heads(subject, n_sequences=2)
 
     def test_a_pass_that_ends_early_is_none_where_a_layer_took_no_step(self, monkeypatch):
         subject = load_model(Plain().eval())
-        assert subject.way.can_stop
+        assert subject.backend.can_stop
         with intervene(subject, smear(0.3)) as changed:
-            monkeypatch.setattr(subject.way, "acting", DoesNothing().acting)
+            monkeypatch.setattr(subject.backend, "acting", DoesNothing().acting)
             with pytest.raises(ModelError, match="2 attention layers were expected in this forward pass, 0 were seen"):
                 measure_heads(changed, n_sequences=2)
 

@@ -188,8 +188,8 @@ def test_a_model_without_weights_is_one_line():
 class Wide(Positioned):
     """Gives more logits than its embedding has rows, as heads do that are padded to a round number."""
 
-    def __init__(self, *mixers):
-        super().__init__(*mixers)
+    def __init__(self, *mixing_modules):
+        super().__init__(*mixing_modules)
         self.out = nn.Linear(16, 64)
 
 
@@ -212,7 +212,7 @@ def test_a_vocabulary_that_is_padded_is_measured_where_its_size_is_told(kind):
     assert measure_heads(subject).provenance.n_sequences == 24
     with pytest.raises(ArgumentError, match="token ids must lie from 0 to 39, got 40 to 40"):
         measure_heads(subject, tokens=torch.full((1, 12), 40))
-    with pytest.raises(AssertionError, match="copies_repeats is NOT_FORMED"):
+    with pytest.raises(AssertionError, match="copies_repeats is REFUTED"):
         assert_copies_repeats(subject)
 
 
@@ -243,5 +243,5 @@ def test_a_forward_pass_under_inference_mode_is_measured():
     """Its tensors are none that autograd may touch, and nothing does."""
     made = Inferring(Attention(fused), Attention(fused))
     assert_right(made)
-    with pytest.raises(AssertionError, match="copies_repeats is NOT_FORMED"):
+    with pytest.raises(AssertionError, match="copies_repeats is REFUTED"):
         assert_copies_repeats(made)

@@ -51,13 +51,13 @@ STYLES = {
 @pytest.mark.parametrize("style", STYLES)
 def test_a_model_in_training_is_measured_and_left_in_training(style, checkpointed):
     """With dropout, with gradient checkpointing: the patterns are those of evaluation, and the model is as it was."""
-    attention, way = STYLES[style]
+    attention, backend = STYLES[style]
     model = foreign.Language(attention, checkpointed=checkpointed).train()
     tokens = repeated()
     model(tokens, tokens)[1].backward()
     wanted, before = patterns_by_loop(model, tokens), everything(model)
     subject = load_model(model)
-    assert subject.reading.name == way
+    assert subject.reading.name == backend
     assert worst_difference(subject, tokens, wanted) < TOLERANCE
     assert same(everything(model), before)
 
@@ -291,7 +291,7 @@ def test_programs_are_refused_and_their_behaviour_measured(kind):
     program = PROGRAMS[kind]()
     with pytest.raises(UnsupportedModel, match="the model itself is a compiled program, which nothing can watch"):
         measure_heads(program)
-    with pytest.raises(AssertionError, match="copies_repeats is NOT_FORMED"):
+    with pytest.raises(AssertionError, match="copies_repeats is REFUTED"):
         assert_copies_repeats(program)
 
 

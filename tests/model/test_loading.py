@@ -47,7 +47,7 @@ def test_probes_use_no_special_id_and_no_row_beyond_the_tokenizer(with_tokenizer
     """What the tokenizer does not know was never trained."""
     model = induction.load_model(str(with_tokenizer))
     assert usable_ids(model.space).tolist() == list(range(3, 97))
-    assert induction.assert_has_induction_head(model).verdict is induction.Verdict.FORMED
+    assert induction.assert_has_induction_head(model).verdict is induction.Verdict.SHOWN
 
 
 def test_a_broken_tokenizer_does_not_keep_a_model_from_being_measured(with_tokenizer):
@@ -130,9 +130,9 @@ def test_what_is_no_model_at_all_is_one_line(thing):
 
 
 def test_the_evidence_says_where_it_comes_from():
-    """Model, weights, way in, precision, device, seed, probe and versions."""
+    """Model, weights, backend, precision, device, seed, probe and versions."""
     about = induction.measure_heads(SHIPPED["llama"], seed=3).provenance
-    assert (about.model, about.way_in, about.dtype, about.device, about.seed) == (SHIPPED["llama"], "sdpa", "float32", "cpu", 3)
+    assert (about.model, about.backend, about.dtype, about.device, about.seed) == (SHIPPED["llama"], "sdpa", "float32", "cpu", 3)
     assert (about.n_layers, about.n_heads, about.n_sequences) == (2, 4, 24)
     assert about.probe.endswith("4 copies")
     assert len(about.fingerprint) == 16

@@ -241,7 +241,7 @@ def test_a_model_under_test_is_tried_out_again_where_that_may_make_it_readable()
     model = Positioned(Attention(fused), Scanned())
     unread = load_model(model, seed=3)
     read = load_model(unread, without_pattern="Scanned")
-    assert (read.name, read.seed, unread.way) == (unread.name, 3, None)
+    assert (read.name, read.seed, unread.backend) == (unread.name, 3, None)
     assert_right(read)
     assert load_model(read, without_pattern="Scanned") is read and load_model(unread) is unread
     for subject in (read, unread):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_induction import load_model, planted, show_attention
+from pytest_induction import expose_attention, load_model, planted
 from pytest_induction.attention.pattern import PatternReader, Scored
 from pytest_induction.errors import UnsupportedModel
 from pytest_induction.model.circuits import circuits_of
@@ -265,7 +265,7 @@ class Sunk(ByHand):
     def weigh(self, scores):
         sink = torch.ones(*scores.shape[:-1], 1).to(scores)
         pattern = torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
-        show_attention(pattern)
+        expose_attention(pattern)
         return pattern
 
 

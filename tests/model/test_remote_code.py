@@ -184,7 +184,7 @@ def test_an_implementation_of_transformers_own_is_none(tmp_path, name):
     """What is named here is measured by it."""
     model = induction.load_model(with_code(tmp_path / "model", config={"attn_implementation": name}))
     assert (
-        induction.measure_heads(model, n_sequences=6).provenance.way_in
+        induction.measure_heads(model, n_sequences=6).provenance.backend
         == {
             "eager": "transformers attention interface",
             "sdpa": "sdpa",

@@ -91,7 +91,7 @@ ALIKE = {
 
 def told(subject):
     """What a wrapper may lose."""
-    return subject.fingerprint(), subject.space, subject.way.name, subject.way.layers, type(subject.module)
+    return subject.fingerprint(), subject.space, subject.backend.name, subject.backend.layers, type(subject.module)
 
 
 def assert_alike(wrapped):
@@ -102,7 +102,7 @@ def assert_alike(wrapped):
     assert torch.equal(torch.tensor(found.prefix_matching), torch.tensor(expected.prefix_matching))
     evidence, plain = (assert_has_induction_head(model) for model in (wrapped, inner()))
     assert (evidence.summary, evidence.heads) == (plain.summary, plain.heads)
-    with pytest.raises(AssertionError, match="is FORMED, expected NOT_FORMED"):
+    with pytest.raises(AssertionError, match="is SHOWN, expected REFUTED"):
         assert_no_induction_head(wrapped)
 
 

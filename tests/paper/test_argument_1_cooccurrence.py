@@ -36,30 +36,30 @@ PAIRS = {f"{kind}-s{seed}": f"{control}-s{seed}" for seed in SEEDS for kind, con
 
 @pytest.mark.parametrize("name", names(*ATTENTION_ONLY))
 def test_all_of_it_changes_in_one_window(name):
-    assert assert_cooccurrence(run(name), turn=True).verdict is Verdict.FORMED
+    assert assert_cooccurrence(run(name), turn=True).verdict is Verdict.SHOWN
 
 
 @pytest.mark.parametrize("name", names(*WITH_MLPS))
 def test_with_mlps_too_and_never_without_a_turn(name):
     """How far the path turns is not clear in every one of them; in none is it shown not to."""
-    assert assert_cooccurrence(run(name)).verdict is Verdict.FORMED
-    assert changes(name)["turn"].verdict is not Verdict.NOT_FORMED
+    assert assert_cooccurrence(run(name)).verdict is Verdict.SHOWN
+    assert changes(name)["turn"].verdict is not Verdict.REFUTED
 
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_the_loss_has_its_bump_there(name):
     window, bump = changes(name)["prefix_matching"], changes(name)["loss"]
-    assert bump.verdict is Verdict.FORMED
+    assert bump.verdict is Verdict.SHOWN
     assert abs(np.log10(bump.midpoint.step.value / window.midpoint.step.value)) < 0.15
 
 
 @pytest.mark.parametrize("name", names(*CONTROLS))
 def test_nothing_of_it_in_one_layer(name):
     """The control: no head, no bump, no turn; in-context learning improves by what counting tokens in the context is worth."""
-    assert assert_no_phase_change(run(name)).verdict is Verdict.NOT_FORMED
+    assert assert_no_phase_change(run(name)).verdict is Verdict.REFUTED
     assert evidence_of(assert_cooccurrence, run(name), turn=True).reason == "no_change"
     for series in ("loss", "turn", "advantage"):
-        assert changes(name)[series].verdict is not Verdict.FORMED, series
+        assert changes(name)[series].verdict is not Verdict.SHOWN, series
     assert run(name).best_of_heads("prefix_matching")[0].max() < 0.15
 
 

@@ -13,13 +13,13 @@ from tests.runs.claims import evidence_of
 def test_smeared_keys_move_both(layers, seed):
     """Where one layer had no phase change it has one; where two had one it comes earlier."""
     found = assert_coperturbation(run(f"{layers}-s{seed}"), run(f"{layers}-smeared-s{seed}"))
-    assert found.verdict is Verdict.FORMED
+    assert found.verdict is Verdict.SHOWN
 
 
 @pytest.mark.parametrize("layers", ["1l", "2l"])
 def test_over_the_seeds_together(layers):
     runs = [[run(name) for name in names(kind)] for kind in (layers, f"{layers}-smeared")]
-    assert assert_coperturbation(*runs).verdict is Verdict.FORMED
+    assert assert_coperturbation(*runs).verdict is Verdict.SHOWN
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_over_the_seeds_together(layers):
 )
 def test_what_makes_induction_no_earlier_moves_nothing(control, treated):
     """The control: another seed, another layer beside those that suffice, the smearing taken away, and no induction in either."""
-    assert evidence_of(assert_coperturbation, run(control), run(treated)).verdict is Verdict.NOT_FORMED
+    assert evidence_of(assert_coperturbation, run(control), run(treated)).verdict is Verdict.REFUTED
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -21,13 +21,13 @@ def test_the_set_is_necessary_and_sufficient(shipped):
 
 
 def test_another_head_is_neither(shipped):
-    assert evidence_of(assert_ablation_removes_icl, shipped["three-layers-text"], heads="L2H1").verdict is Verdict.NOT_FORMED
+    assert evidence_of(assert_ablation_removes_icl, shipped["three-layers-text"], heads="L2H1").verdict is Verdict.REFUTED
 
 
 def test_one_layer_has_nothing_to_ablate(shipped):
     """The control: there is no induction head, and no other set of heads makes it repeat."""
     for options in ({}, {"heads": "L0H1"}, {"heads": ["L0H0", "L0H2"]}):
-        assert evidence_of(assert_ablation_removes_icl, shipped["one-layer"], **options).verdict is Verdict.NOT_FORMED
+        assert evidence_of(assert_ablation_removes_icl, shipped["one-layer"], **options).verdict is Verdict.REFUTED
 
 
 @pytest.mark.parametrize("name", CHANGED)

@@ -16,24 +16,24 @@ HEADS = {"classes": planted.class_induction_head, "translation": planted.transla
 
 @pytest.mark.parametrize("family", HEADS)
 def test_a_head_that_generalizes_is_found(family):
-    assert assert_heads_generalize(HEADS[family](**SIZES), "L1H0", family).verdict is Verdict.FORMED
+    assert assert_heads_generalize(HEADS[family](**SIZES), "L1H0", family).verdict is Verdict.SHOWN
 
 
 @pytest.mark.parametrize("family", HEADS)
 def test_a_head_that_matches_literally_does_not(family):
     """The control."""
-    assert evidence_of(assert_heads_generalize, planted.induction_head(**SIZES), "L1H0", family).verdict is Verdict.NOT_FORMED
+    assert evidence_of(assert_heads_generalize, planted.induction_head(**SIZES), "L1H0", family).verdict is Verdict.REFUTED
 
 
 def test_one_head_matches_tokens_and_classes():
     """What the paper means: by the evaluator of random tokens an induction head, and of classes too."""
     model = planted.class_induction_head(**SIZES)
     assert measure_heads(model).prefix_matching[1, 0] > 0.2
-    assert assert_heads_generalize(model, "L1H0", "classes").verdict is Verdict.FORMED
+    assert assert_heads_generalize(model, "L1H0", "classes").verdict is Verdict.SHOWN
 
 
 @pytest.mark.parametrize(("name", "heads"), [("two-layers", "L1H1"), ("llama", "L1H0"), ("one-layer-smeared", "L0H0")])
 def test_trained_heads_of_this_size_are_literal(name, heads, shipped):
     """Where we differ: not shown here for any trained model."""
     found = evidence_of(assert_heads_generalize, shipped[name], heads)
-    assert (found.verdict, found.reason) == (Verdict.NOT_FORMED, "does_not_generalize")
+    assert (found.verdict, found.reason) == (Verdict.REFUTED, "does_not_generalize")

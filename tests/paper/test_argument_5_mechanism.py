@@ -12,7 +12,7 @@ from tests.runs.claims import evidence_of
 def test_the_circuit_is_there_and_is_used(name, head, shipped):
     """Keys read a previous-token head, match the same token, and are needed; values copy."""
     found = assert_induction_circuit(shipped[name])
-    assert (found.verdict, found.reason) == (Verdict.FORMED, "key_composition")
+    assert (found.verdict, found.reason) == (Verdict.SHOWN, "key_composition")
     assert (found.heads[0].layer, found.heads[0].head) == head
     assert found.estimates["lost_through_keys"].low > 0.5
     assert measure_copying(shipped[name]).ov_eigenvalue[head] > 0.5
@@ -21,7 +21,7 @@ def test_the_circuit_is_there_and_is_used(name, head, shipped):
 @pytest.mark.parametrize("name", ["one-layer", "one-layer-smeared"])
 def test_one_layer_has_no_circuit(name, shipped):
     """The control: nothing earlier to read from, also where smeared keys do its work."""
-    assert evidence_of(assert_induction_circuit, shipped[name]).verdict is not Verdict.FORMED
+    assert evidence_of(assert_induction_circuit, shipped[name]).verdict is not Verdict.SHOWN
 
 
 @pytest.mark.parametrize("name", names(*PLAIN))

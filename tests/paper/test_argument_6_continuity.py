@@ -19,7 +19,7 @@ def family(kinds, seed):
 def test_sizes_look_alike(kinds, seed):
     """The window in tokens, and in-context learning and the best head at the end: two layers and three, one smeared and two."""
     found = assert_continuity(family(kinds, seed))
-    assert (found.verdict, found.reason) == (Verdict.FORMED, "alike")
+    assert (found.verdict, found.reason) == (Verdict.SHOWN, "alike")
     assert set(found.estimates) == {"onset", "end", "icl_score", "prefix_matching"}
 
 
@@ -27,18 +27,18 @@ def test_sizes_look_alike(kinds, seed):
 def test_the_window_is_the_same_with_mlps(seed):
     """In tokens, within half a decade."""
     at_the_end = {"icl_score": None, "prefix_matching": None}
-    assert assert_continuity(family(PLAIN, seed), margins=at_the_end).verdict is Verdict.FORMED
+    assert assert_continuity(family(PLAIN, seed), margins=at_the_end).verdict is Verdict.SHOWN
 
 
 @pytest.mark.parametrize("kind", ATTENTION_ONLY)
 def test_seeds_look_alike(kind):
-    assert assert_continuity({str(seed): run(f"{kind}-s{seed}") for seed in SEEDS}).verdict is Verdict.FORMED
+    assert assert_continuity({str(seed): run(f"{kind}-s{seed}") for seed in SEEDS}).verdict is Verdict.SHOWN
 
 
 def test_with_mlps_one_of_three_ends_elsewhere():
     """Where it did not replicate: with MLPs one seed ends with half a nat less of in-context learning, and weaker heads."""
     found = evidence_of(assert_continuity, {str(seed): run(f"2l-mlp-s{seed}") for seed in SEEDS})
-    assert found.verdict is Verdict.NOT_FORMED
+    assert found.verdict is Verdict.REFUTED
     assert "in-context learning score at the end" in found.summary
 
 
@@ -46,10 +46,10 @@ def test_with_mlps_one_of_three_ends_elsewhere():
 def test_one_layer_is_no_member_of_the_family(seed):
     """The control: it differs in kind, for it has no phase change."""
     found = evidence_of(assert_continuity, family(("1l", *ATTENTION_ONLY), seed))
-    assert (found.verdict, found.reason) == (Verdict.NOT_FORMED, "differs")
+    assert (found.verdict, found.reason) == (Verdict.REFUTED, "differs")
     assert "1l has none" in found.summary
 
 
 def test_what_comes_much_earlier_is_not_called_alike():
     """The control: smeared keys move the window by more than the margin that families are held to."""
-    assert evidence_of(assert_continuity, family(("1l-smeared", *ATTENTION_ONLY), 0)).verdict is not Verdict.FORMED
+    assert evidence_of(assert_continuity, family(("1l-smeared", *ATTENTION_ONLY), 0)).verdict is not Verdict.SHOWN

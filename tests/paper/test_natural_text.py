@@ -15,7 +15,7 @@ CHANGED = ("text-2l-s0", "text-2l-mlp-s0")
 
 @pytest.mark.parametrize("name", ["text-2l-s0", "text-2l-smeared-s0"])
 def test_induction_heads_form(name):
-    assert assert_phase_change(run(name)).verdict is Verdict.FORMED
+    assert assert_phase_change(run(name)).verdict is Verdict.SHOWN
 
 
 def test_with_mlps_they_form_so_slowly_that_abrupt_is_not_clear():
@@ -25,14 +25,14 @@ def test_with_mlps_they_form_so_slowly_that_abrupt_is_not_clear():
 
 def test_not_in_one_layer():
     """The control."""
-    assert assert_no_phase_change(run("text-1l-s0")).verdict is Verdict.NOT_FORMED
+    assert assert_no_phase_change(run("text-1l-s0")).verdict is Verdict.REFUTED
 
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_in_context_learning_changes_with_them(name):
     heads, learning = (changes(name)[series] for series in ("prefix_matching", "icl_score"))
-    assert evidence_of(assert_cooccurrence, run(name)).verdict is not Verdict.NOT_FORMED
-    assert learning.verdict is not Verdict.NOT_FORMED
+    assert evidence_of(assert_cooccurrence, run(name)).verdict is not Verdict.REFUTED
+    assert learning.verdict is not Verdict.REFUTED
     assert abs(np.log10(learning.midpoint.step.value / heads.midpoint.step.value)) < 0.15
 
 

@@ -165,7 +165,7 @@ def test_every_head_scores_what_its_kind_must(name):
     assert {str(at): kind for at, kind in model.module.answers.items()} == {at: head.kind for at, head in known.heads.items()}
     for period, repeats in ((12, 4), (17, 3)):  # at seventeen, sixteen back is the successor
         found = induction.measure_heads(model, n_sequences=6, period=period, repeats=repeats)
-        assert found.provenance.way_in == "sdpa" and found.layers == ("layers.0", "layers.1")
+        assert found.provenance.backend == "sdpa" and found.layers == ("layers.0", "layers.1")
         for layer, head in np.ndindex(2, 3):
             wanted = right_scores(known.heads.get(f"L{layer}H{head}", Head("first_token")), period, repeats)
             scores = tuple(getattr(found, score)[layer, head] for score in SCORES)
@@ -239,7 +239,7 @@ def test_every_verdict_is_the_right_one(name):
     known, model = TABLE[name], subject(name)
     found = evidence(induction.assert_has_induction_head, model)
     formed = known.reason == "formed"
-    assert (found.verdict, found.reason) == (Verdict.FORMED if formed else Verdict.NOT_FORMED, known.reason)
+    assert (found.verdict, found.reason) == (Verdict.SHOWN if formed else Verdict.REFUTED, known.reason)
     assert evidence(induction.assert_no_induction_head, model).verdict is found.verdict
     named = {str(head) for head in (*found.heads, *found.nearest) if head.kind in ("matches", "suppresses", "silent")}
     matching = {at for at, head in known.heads.items() if right_scores(head, 12, 4)[0] == 1}
@@ -247,10 +247,10 @@ def test_every_verdict_is_the_right_one(name):
     if known.advantage is not None:
         assert found.estimates["advantage"].value == pytest.approx(known.advantage, abs=1e-4)
     copies = evidence(induction.assert_copies_repeats, model)
-    assert copies.verdict is (Verdict.FORMED if known.copies else Verdict.NOT_FORMED)
+    assert copies.verdict is (Verdict.SHOWN if known.copies else Verdict.REFUTED)
     learns = evidence(induction.assert_learns_in_context, model, text_that_repeats())
     score = learnt_by_counting() if known.in_context is None else known.in_context
-    assert learns.verdict is (Verdict.FORMED if score < -0.15 else Verdict.NOT_FORMED)
+    assert learns.verdict is (Verdict.SHOWN if score < -0.15 else Verdict.REFUTED)
     assert learns.estimates["in_context_learning"].value == pytest.approx(score, abs=1e-3)
 
 
@@ -287,12 +287,12 @@ def test_heads_stand_where_they_are_asked_for(name):
     assert [str(head) for head in induction.assert_has_induction_head(model).heads] == ["L3H1"]
 
 
-@pytest.mark.parametrize(("sharpness", "verdict"), [(1.8, Verdict.UNDETERMINED), (2.7, Verdict.FORMED)])
+@pytest.mark.parametrize(("sharpness", "verdict"), [(1.8, Verdict.UNDETERMINED), (2.7, Verdict.SHOWN)])
 def test_heads_near_the_bar_can_be_planted(sharpness, verdict):
     """Prefix matching a little above 0.3 is enough; a little below it is too weak, and too much to say that there is none."""
     model = induction.load_model(planted.induction_head(sharpness=sharpness, **SIZES))
     score = induction.measure_heads(model).prefix_matching[1, 0]
-    assert abs(score - 0.3) < 0.1 and (score > 0.3) == (verdict is Verdict.FORMED)
+    assert abs(score - 0.3) < 0.1 and (score > 0.3) == (verdict is Verdict.SHOWN)
     assert evidence(induction.assert_has_induction_head, model).verdict is verdict
 
 
@@ -327,7 +327,7 @@ def test_without_one_of_its_heads_a_model_does_not_copy(name):
     """Each head of a composition is needed for it; what takes its keys or its query from another attends to nothing then."""
     make, head = WITHOUT[name]
     model = silence(make(**SMALL), head)
-    assert evidence(induction.assert_copies_repeats, model).verdict is Verdict.NOT_FORMED
+    assert evidence(induction.assert_copies_repeats, model).verdict is Verdict.REFUTED
     resting = induction.measure_heads(model, period=11).first_token[1, 0]
     assert resting == pytest.approx(10 / 43 if name in ("values of a virtual head", "copying") else 1, abs=1e-6)
 
@@ -337,7 +337,7 @@ def test_one_of_several_equal_heads_can_be_missed():
     model, tokens = planted.redundant_induction_heads(count=4, strength=12.0, **SMALL), rows_of_tokens()[:, :20]
     assert float(model(tokens).detach().max()) == pytest.approx(12, abs=1e-4)
     assert float(silence(model, HeadId(1, 2))(tokens).detach().max()) == pytest.approx(9, abs=1e-4)
-    assert induction.assert_copies_repeats(model).verdict is Verdict.FORMED
+    assert induction.assert_copies_repeats(model).verdict is Verdict.SHOWN
 
 
 @pytest.mark.parametrize(("distance", "period"), [(3, 4), (4, 5)])
@@ -346,4 +346,4 @@ def test_counting_back_is_no_induction_where_only_two_periods_fit(distance, peri
     model = induction.load_model(planted.count_back_head(distance=distance, d_vocab=6, n_ctx=24))
     assert induction.measure_heads(model, period=period).prefix_matching[0, 0] == pytest.approx(1, abs=1e-6)
     found = evidence(induction.assert_has_induction_head, model)
-    assert found.verdict is Verdict.NOT_FORMED and found.nearest[0].kind == "positional"
+    assert found.verdict is Verdict.REFUTED and found.nearest[0].kind == "positional"

@@ -60,7 +60,7 @@ def test_every_analysis_is_timed_and_nothing_is_gated(timed, pytester):
     scores = found["scores[probe]"]
     assert scores["fullname"] == f"{SHIPPED['llama']}::scores[probe]"
     about = scores["extra_info"]
-    assert (about["way_in"], about["dtype"], about["device"], about["threads"]) == ("sdpa", "float32", "cpu", 1)
+    assert (about["backend"], about["dtype"], about["device"], about["threads"]) == ("sdpa", "float32", "cpu", 1)
     assert about["torch"] == torch.__version__
     assert about["pairs"] == scores["stats"]["rounds"] >= 15
     assert about["ratio_low"] <= about["ratio_to_base"] <= about["ratio_high"]

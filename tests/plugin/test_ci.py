@@ -69,7 +69,7 @@ def test_two_processes_tell_a_ci_the_same_as_one(run, pytester, monkeypatch):
     assert found[0] == found[1]
     lines, short, told = found[0]
     assert not [line for line in lines if "times)" in line]
-    assert f"one-layer::phase_change - phase_change is NOT_FORMED, expected FORMED: {lines_of('phase_change', lines)}" in "".join(
+    assert f"one-layer::phase_change - phase_change is REFUTED, expected SHOWN: {lines_of('phase_change', lines)}" in "".join(
         short
     )
     assert [message for _, _, messages in told for message in messages if "phase_change is" in message and "\n" not in message]
@@ -94,8 +94,8 @@ def test_junit_properties_hold_what_a_dashboard_plots(run, pytester):
     assert name == "test_none" and failures
     assert len(dict(told)) == len(told) and len(dict(second)) == len(second)
     found = {key.removeprefix("induction.has_induction_head."): value for key, value in told}
-    assert (found["verdict"], found["reason"], found["seed"], found["confidence"]) == ("FORMED", "formed", "0", "0.999")
-    assert found["expected"] == "NOT_FORMED" and dict(second)["induction.has_induction_head.expected"] == "FORMED"
+    assert (found["verdict"], found["reason"], found["seed"], found["confidence"]) == ("SHOWN", "formed", "0", "0.999")
+    assert found["expected"] == "REFUTED" and dict(second)["induction.has_induction_head.expected"] == "SHOWN"
     assert found["summary"].startswith(f"{len(found['heads'].split())} heads with prefix matching above 0.300")
     for measure in ("prefix_matching", "advantage", "later_accuracy"):
         assert float(found[f"{measure}.low"]) <= float(found[measure]) <= float(found[f"{measure}.high"])
@@ -141,7 +141,7 @@ def test_a_limit_on_failures_holds_for_gates(run):
     gates = ["--induction-model", CONTROL, "--induction-run", str(FIXTURES / "runs" / "one-layer")]
     first = run(*gates, "-x")
     first.assert_outcomes(failed=1)
-    first.stdout.fnmatch_lines(["  NOT_FORMED *has_induction_head *", "*stopping after 1 failures*"])
+    first.stdout.fnmatch_lines(["  REFUTED *has_induction_head *", "*stopping after 1 failures*"])
     second = run(*gates, "--maxfail=3")
     second.assert_outcomes(passed=1, failed=3)
     assert second.ret == 1
@@ -196,7 +196,7 @@ def test_a_gate_over_its_time_fails_and_the_next_one_runs(run, pytester):
     result.stdout.fnmatch_lines(["FAILED test_model.py::test_late* - Failed: Timeout*"])
     result.stdout.fnmatch_lines(["FAILED late.py:make::has_induction_head - Failed: Timeout*"])
     told = [line.split()[:2] for line in section(result)]
-    assert ["FORMED", "phase_change"] in told and ["FORMED", "copies_repeats"] in told
+    assert ["SHOWN", "phase_change"] in told and ["SHOWN", "copies_repeats"] in told
 
 
 def test_coverage_sees_through_us(run, pytester):
@@ -247,7 +247,7 @@ def test_exit_codes_are_those_of_pytest(options, code, run, pytester):
 def test_a_failure_is_one_line_where_one_is_asked_for(run):
     """`--tb=line`."""
     result = run("--induction-model", CONTROL, "--tb=line", "-k", "has_induction_head")
-    assert [line for line in result.outlines if line.startswith("has_induction_head is NOT_FORMED")]
+    assert [line for line in result.outlines if line.startswith("has_induction_head is REFUTED")]
     result.stdout.no_fnmatch_line("  measured: *")
 
 

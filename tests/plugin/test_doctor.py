@@ -20,13 +20,13 @@ def doctor(capsys, *arguments):
 
 
 def test_a_model_that_can_be_read(capsys):
-    """What it is, its layers by path, the way in and its cost, what can be measured, and how it is probed."""
+    """What it is, its layers by path, the backend and its cost, what can be measured, and how it is probed."""
     status, out, err = doctor(capsys, SHIPPED["llama"])
     assert (status, err) == (0, "")
-    lines = dict(line.split(maxsplit=1) for line in out.replace("way in", "way_in").splitlines())
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert lines["model"].endswith("LlamaForCausalLM, 98,624 parameters, float32 on cpu")
     assert lines["sequences"] == "up to 64 positions, first token 0, 127 usable of 128 token ids, padding by attention_mask"
-    assert lines["way_in"].startswith("sdpa: no pattern is ever made, a pass without logits ends after the last attention")
+    assert lines["backend"].startswith("sdpa: no pattern is ever made, a pass without logits ends after the last attention")
     assert lines["layers"] == "2 with attention (2 x 4 heads): L0 model.layers.0.self_attn, L1 model.layers.1.self_attn"
     assert "has_induction_head" in lines["heads"]
     assert lines["probes"].startswith("4 copies of 8 to 15 tokens; ")
@@ -34,16 +34,16 @@ def test_a_model_that_can_be_read(capsys):
 
 
 def test_a_model_that_cannot_be_read_is_told_what_to_change(capsys, tmp_path):
-    """What every way in saw, what to do, and what can be measured all the same; the same lines stand in the refusal."""
+    """What every backend saw, what to do, and what can be measured all the same; the same lines stand in the refusal."""
     (tmp_path / "mine.py").write_text(
         "from tests.model.plain import Plain, unreadable\ndef make():\n    return Plain(unreadable)\n"
     )
     status, out, _ = doctor(capsys, f"{tmp_path}/mine.py:make")
     assert status == 1
     for line in (
-        "way in     none: no head can be measured",
+        "backend    none: no head can be measured",
         "tried      sdpa: 0 calls of scaled_dot_product_attention seen",
-        "to do      call `pytest_induction.show_attention` where it attends",
+        "to do      call `pytest_induction.expose_attention` where it attends",
         "behaviour  copies_repeats; learns_in_context, from token ids of a text",
     ):
         assert line in out
@@ -55,7 +55,7 @@ def test_a_model_that_cannot_be_read_is_told_what_to_change(capsys, tmp_path):
 
 
 def test_a_way_that_was_passed_over_is_named():
-    """Where a dearer way in serves, what kept the cheaper ones from it is said."""
+    """Where a dearer backend serves, what kept the cheaper ones from it is said."""
     labels = [label for label, text in load_model(build("bloom")).diagnosis() if label == "not taken"]
     assert len(labels) == 2
 
@@ -117,7 +117,7 @@ def test_what_attaches_can_be_named(capsys, tmp_path):
     spec = f"{tmp_path}/mine.py"
     assert doctor(capsys, f"{spec}:make")[0] == 1
     status, out, _ = doctor(capsys, f"{spec}:make", "--attach", f"{spec}:attach")
-    assert (status, "way in     show_attention" in out) == (0, True)
+    assert (status, "backend    expose_attention" in out) == (0, True)
     status, _, err = doctor(capsys, f"{spec}:make", "--attach", f"{spec}:nonesuch")
     assert (status, "has no factory `nonesuch`" in err) == (2, True)
 

@@ -89,7 +89,7 @@ def test_github_actions_gates_a_model(place, monkeypatch):
     assert upload["if"] == "always()"
     reports = place.path / upload["with"]["path"]
     assert {each.name for each in reports.iterdir()} == {"induction.xml", "induction.html", "induction.json"}
-    assert verdicts(reports / "induction.xml") == {("has_induction_head", "FORMED"), ("copies_repeats", "FORMED")}
+    assert verdicts(reports / "induction.xml") == {("has_induction_head", "SHOWN"), ("copies_repeats", "SHOWN")}
     assert [test.outcome for test in read_records(reports / "induction.json").tests] == ["passed", "passed"]
     assert (place.path / "summary.md").read_text().startswith("## ✅ Induction: 2 passed")
 
@@ -101,7 +101,7 @@ def test_gitlab_gates_a_run(place, monkeypatch):
     (result,) = perform(steps, place, job["variables"], monkeypatch)
     assert result.ret == 0
     told = verdicts(place.path / job["artifacts"]["reports"]["junit"])
-    assert ("onset_not_later", "FORMED") in told and len(told) == 6
+    assert ("onset_not_later", "SHOWN") in told and len(told) == 6
     (reports,) = job["artifacts"]["paths"]
     assert (place.path / reports / "induction.md").read_text().startswith("## ✅ Induction: 6 passed")
     assert (place.path / reports / "induction.html").is_file()
@@ -149,7 +149,7 @@ def test_slurm_gates_a_run_and_leaves_its_reports_beside_it(slurm, tmp_path):
     assert ended.returncode == 1, ended.stderr
     out = tmp_path / "a run-gates"
     assert {each.name for each in out.iterdir()} == {"gates.html", "gates.json", "gates.xml", ".pytest_cache"}
-    assert verdicts(out / "gates.xml") == {("log_is_sane", "FORMED"), ("phase_change", "NOT_FORMED")}
+    assert verdicts(out / "gates.xml") == {("log_is_sane", "SHOWN"), ("phase_change", "REFUTED")}
     assert ended.stdout.splitlines()[-1] == f"gates of {tmp_path / 'a run'} ended with 1; reports are in {out}"
 
 
@@ -176,8 +176,8 @@ def test_a_quantised_model_is_checked_before_its_release(place, monkeypatch):
     result = place.runpytest_inprocess("-Werror", "-p", "no:cacheprovider", str(EXAMPLES / "quantised_release"))
     result.assert_outcomes(passed=3)
     told = [line.split(maxsplit=2) for line in result.outlines if "heads_preserved" in line]
-    assert {line[0]: line[2] for line in told}.keys() == {"FORMED", "NOT_FORMED"}
-    assert any(line[0] == "NOT_FORMED" and "L1H0 lost" in line[2] for line in told)
+    assert {line[0]: line[2] for line in told}.keys() == {"SHOWN", "REFUTED"}
+    assert any(line[0] == "REFUTED" and "L1H0 lost" in line[2] for line in told)
 
 
 def test_every_example_is_tested_here_and_told_of():

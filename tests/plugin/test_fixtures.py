@@ -179,7 +179,7 @@ def test_a_failure_shows_the_users_line_and_none_of_ours(run, pytester):
     )
     result.assert_outcomes(failed=2, deselected=2)
     result.stdout.fnmatch_lines(
-        [">       assert_has_induction_head(induction_model)", "E * has_induction_head is NOT_FORMED, expected FORMED: *"]
+        [">       assert_has_induction_head(induction_model)", "E * has_induction_head is REFUTED, expected SHOWN: *"]
     )
     result.stdout.no_fnmatch_line("*src/pytest_induction*")
     result.stdout.no_fnmatch_line("*boundary.py*")
@@ -255,13 +255,13 @@ def test_properties_are_reported_like_verdicts(run, pytester):
     result.stdout.re_match_lines(
         [
             r".*two_layers: 2 layers x 4 heads by sdpa",
-            r"  FORMED        completes_repeats   holds on all of \d+ examples, by \d.* at least: BOS \| ",
-            r"  NOT_FORMED    never               not so$",
+            r"  SHOWN        completes_repeats   holds on all of \d+ examples, by \d.* at least: BOS \| ",
+            r"  REFUTED    never               not so$",
         ]
     )
     result.stdout.fnmatch_lines(["*induction: again, alone*", "pytest *::test_fails*"])
     report = (pytester.path / "report.xml").read_text()
-    assert 'name="induction.completes_repeats.verdict" value="FORMED"' in report
+    assert 'name="induction.completes_repeats.verdict" value="SHOWN"' in report
     assert 'name="induction.never.reason" value="fails"' in report and "never.seed" not in report
 
 

@@ -44,13 +44,13 @@ def hostile(text):
     about = provenance(f"m{text}", notes=(text, "a note"), place=text)
     return evidence(
         f"claim{text}",
-        Verdict.NOT_FORMED,
+        Verdict.REFUTED,
         about,
         summary=text,
         reason=text,
-        settle=text,
+        next_step=text,
         estimates={f"n{text}": evidence().estimates["advantage"]},
-        bars={f"n{text}": 0.3, "min_prefix_matching": 0.3},
+        thresholds={f"n{text}": 0.3, "min_prefix_matching": 0.3},
     )
 
 

@@ -30,8 +30,8 @@ def test_a_named_model_is_gated_and_nothing_else_is_collected(run):
             "collected 2 items",
             "*= induction =*",
             "*llama-2l: 2 layers x 4 heads by sdpa, float32 on cpu, weights *",
-            "  FORMED        has_induction_head  4 heads with prefix matching above 0.300; the strongest, L1H*",
-            "  FORMED        copies_repeats      repeated tokens are completed: top-1 accuracy 1.000 on later copies*",
+            "  SHOWN        has_induction_head  4 heads with prefix matching above 0.300; the strongest, L1H*",
+            "  SHOWN        copies_repeats      repeated tokens are completed: top-1 accuracy 1.000 on later copies*",
             "    head  prefix matching *interval  copy (nats)     kind",
             "  [*] L1H0 *0.9*",
             "  [*] induction head",
@@ -63,7 +63,7 @@ def test_the_control_fails_and_says_why_in_five_lines(run, monkeypatch):
     result = run("--induction-model", SHIPPED["one-layer"], "-k", "has_induction_head")
     assert result.ret == 1
     lines = result.outlines
-    start = next(i for i, line in enumerate(lines) if line.startswith("has_induction_head is NOT_FORMED, expected FORMED"))
+    start = next(i for i, line in enumerate(lines) if line.startswith("has_induction_head is REFUTED, expected SHOWN"))
     assert [line.split(":")[0] for line in lines[start + 1 : start + 5]] == ["  heads", "  behaviour", "  measured", "  next"]
     assert lines[start + 5].strip("- ") == "induction: again, alone"
     assert lines[start + 6] == f"pytest --induction-model={SHIPPED['one-layer']} --induction-seed=0 -k has_induction_head"
@@ -159,7 +159,7 @@ def test_junit_carries_the_verdict(run, pytester):
     run("--induction-model", SHIPPED["llama"], "--junit-xml=report.xml", "-o", "junit_family=xunit2")
     cases = ET.parse(pytester.path / "report.xml").getroot().iter("testcase")
     found = {case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")} for case in cases}
-    assert found["has_induction_head"]["induction.has_induction_head.verdict"] == "FORMED"
+    assert found["has_induction_head"]["induction.has_induction_head.verdict"] == "SHOWN"
     assert found["has_induction_head"]["induction.has_induction_head.heads"].split()[0] == "L1H0"
     assert float(found["copies_repeats"]["induction.copies_repeats.later_accuracy"]) == 1.0
     assert found["copies_repeats"]["induction.copies_repeats.seed"] == "0"
@@ -168,7 +168,7 @@ def test_junit_carries_the_verdict(run, pytester):
 def test_quiet_leaves_out_the_section(run):
     """-q: how many verdicts of each kind there are, and no more."""
     result = run("--induction-model", SHIPPED["two-layers"], "-q")
-    result.stdout.fnmatch_lines(["induction: 2 FORMED, 0 NOT_FORMED, 0 UNDETERMINED"])
+    result.stdout.fnmatch_lines(["induction: 2 SHOWN, 0 REFUTED, 0 UNDETERMINED"])
     result.stdout.no_fnmatch_line("*prefix matching*")
 
 

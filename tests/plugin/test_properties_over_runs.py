@@ -56,15 +56,13 @@ expect.property_holds = [
 """
     result = pytester.runpytest_inprocess(*gates(pytester, text))
     result.assert_outcomes(passed=1, failed=2)
-    result.stdout.fnmatch_lines(
-        ["property_holds is NOT_FORMED, expected FORMED: completes_repeats fails: after position 7 comes 4*"]
-    )
+    result.stdout.fnmatch_lines(["property_holds is REFUTED, expected SHOWN: completes_repeats fails: after position 7 comes 4*"])
     result.stdout.fnmatch_lines(
         ["*next: look at this one alone: check_property(model, 'completes_repeats', probes=[[]ProbeSequence*"]
     )
-    lines = ["*NOT_FORMED*property_holds*attends_to_successor(heads=*", "*NOT_FORMED*property_holds*completes_repeats fails*"]
+    lines = ["*REFUTED*property_holds*attends_to_successor(heads=*", "*REFUTED*property_holds*completes_repeats fails*"]
     result.stdout.fnmatch_lines_random(lines)
-    result.stdout.fnmatch_lines(["*FORMED*property_holds*completes_repeats(min_accuracy=0.5) holds on all of 60 generated*"])
+    result.stdout.fnmatch_lines(["*SHOWN*property_holds*completes_repeats(min_accuracy=0.5) holds on all of 60 generated*"])
 
 
 def test_a_training_is_gated_by_when_a_property_begins_to_hold(pytester, few):
@@ -84,9 +82,9 @@ expect.property_holds_from = [
     result.assert_outcomes(passed=2, failed=2)
     result.stdout.fnmatch_lines(["*is UNDETERMINED*begins to hold after 200 steps and by 300, and must by 250"])
     result.stdout.fnmatch_lines(
-        ["*is NOT_FORMED*begins to hold after 200 steps and by 300, and must by 200; at step 200 this fails:*"]
+        ["*is REFUTED*begins to hold after 200 steps and by 300, and must by 200; at step 200 this fails:*"]
     )
-    result.stdout.fnmatch_lines(["*FORMED*property_holds_from*holds from step 300 on: on all of 60 sequences generated at *"])
+    result.stdout.fnmatch_lines(["*SHOWN*property_holds_from*holds from step 300 on: on all of 60 sequences generated at *"])
     records = json.loads((pytester.path / "out.json").read_text())
     (exhibit,) = [each for each in records["exhibits"] if each["kind"] == "run"]
     assert [hunt["name"] for hunt in exhibit["data"]["hunts"]] == ["completes_repeats(min_accuracy=0.5)"]

@@ -20,14 +20,14 @@ def test_a_run_that_formed_passes_every_gate(pytester):
     result.assert_outcomes(passed=5)
     for name in GATES:
         result.stdout.fnmatch_lines([f"*two-layers::{name} PASSED*"])
-    result.stdout.fnmatch_lines(["two-layers: 88 snapshots, steps 0 to 400, from a recorder", "*prefix matching*FORMED*abrupt*"])
+    result.stdout.fnmatch_lines(["two-layers: 88 snapshots, steps 0 to 400, from a recorder", "*prefix matching*SHOWN*abrupt*"])
 
 
 def test_a_run_without_a_change_fails_with_a_message_and_no_traceback(pytester):
     result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'one-layer'}")
     assert result.ret == 1
     result.assert_outcomes(passed=1, failed=4)
-    result.stdout.fnmatch_lines(["phase_change is NOT_FORMED, expected FORMED: prefix matching of the best head stays between*"])
+    result.stdout.fnmatch_lines(["phase_change is REFUTED, expected SHOWN: prefix matching of the best head stays between*"])
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
@@ -42,7 +42,7 @@ def test_a_reference_adds_a_gate(pytester):
     result = pytester.runpytest_inprocess(*slower, "-k", "onset_not_later")
     result.assert_outcomes(failed=1, deselected=5)
     result.stdout.fnmatch_lines(
-        ["onset_not_later is NOT_FORMED*after the reference one-layer-smeared, more than the margin of 0.10"]
+        ["onset_not_later is REFUTED*after the reference one-layer-smeared, more than the margin of 0.10"]
     )
     result.stdout.fnmatch_lines([f"pytest --induction-run={RUNS / 'two-layers'} --induction-reference=* -k onset_not_later"])
     faster = ["--induction-run", str(RUNS / "one-layer-smeared"), "--induction-reference", str(RUNS / "two-layers")]
@@ -62,7 +62,7 @@ def test_a_bound_adds_a_gate(pytester, options, passes):
     result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers'}", *options, "-k", "formed_by")
     result.assert_outcomes(passed=int(passes), failed=int(not passes), deselected=5)
     if not passes:
-        result.stdout.fnmatch_lines(["formed is NOT_FORMED, expected FORMED: by 200 steps: at step *"])
+        result.stdout.fnmatch_lines(["formed is REFUTED, expected SHOWN: by 200 steps: at step *"])
         result.stdout.fnmatch_lines(["pytest --induction-run=* --induction-before-step=200 -k formed_by"])
 
 
@@ -174,7 +174,7 @@ def test_a_run_with_a_lost_loss_is_not_sane(pytester):
     (lossy / "snapshots.jsonl").write_text("\n".join([*lines[:-1], json.dumps(bad)]) + "\n")
     result = pytester.runpytest_inprocess(f"--induction-run={lossy}", "-k", "log_is_sane")
     result.assert_outcomes(failed=1, deselected=4)
-    result.stdout.fnmatch_lines(["log_is_sane is NOT_FORMED, expected FORMED: step 400: the loss is nan"])
+    result.stdout.fnmatch_lines(["log_is_sane is REFUTED, expected SHOWN: step 400: the loss is nan"])
 
 
 def test_gating_a_run_loads_no_torch(pytester):
@@ -197,7 +197,7 @@ def test_junit_tells_the_verdict_and_when(pytester):
     result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers'}", "--junitxml=out.xml", "-k", "phase_change")
     result.assert_outcomes(passed=1, deselected=4)
     text = (pytester.path / "out.xml").read_text()
-    assert 'name="induction.phase_change.verdict" value="FORMED"' in text
+    assert 'name="induction.phase_change.verdict" value="SHOWN"' in text
     assert 'name="induction.phase_change.midpoint"' in text
 
 
@@ -276,7 +276,7 @@ class TestLogs:
                     "cooccurrence needs in-context learning: record or sweep with a held-out text"
                 ),
                 "*series*verdict*",
-                "*loss*FORMED*",
+                "*loss*SHOWN*",
             ]
         )
 

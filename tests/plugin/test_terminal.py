@@ -39,7 +39,7 @@ def test_quiet_is_one_line(pytester):
     result = pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider", f"--induction-model={SHIPPED['one-layer']}", "--tb=no")
     assert result.ret == 1
     line = next(line for line in result.outlines if line.startswith("induction: "))
-    assert line.startswith("induction: 0 FORMED, 2 NOT_FORMED (has_induction_head of ")
+    assert line.startswith("induction: 0 SHOWN, 2 REFUTED (has_induction_head of ")
     assert not any(re.search(r"= induction =|▁|prefix matching", line) for line in result.outlines)
 
 
@@ -69,7 +69,7 @@ def test_a_try_that_was_run_again_is_not_counted(pytester):
         """
     )
     result = pytester.runpytest_inprocess("-q", "--reruns=1")
-    assert "induction: 1 FORMED, 0 NOT_FORMED, 0 UNDETERMINED" in result.outlines
+    assert "induction: 1 SHOWN, 0 REFUTED, 0 UNDETERMINED" in result.outlines
 
 
 def test_colours_are_for_terminals_only(pytester):
@@ -77,7 +77,7 @@ def test_colours_are_for_terminals_only(pytester):
     plain = pytester.runpytest_inprocess(*GATED)
     assert "\x1b[" not in plain.stdout.str()
     coloured = pytester.runpytest_inprocess(*GATED, "--color=yes").stdout.str()
-    assert "\x1b[32m  FORMED        has_induction_head " in coloured
+    assert "\x1b[32m  SHOWN        has_induction_head " in coloured
     assert re.search(r"\x1b\[1m  \* L1H0 ", coloured)
 
 
@@ -118,7 +118,7 @@ CALLS = {{
     "property": lambda _: check_property(uniform_head(), "completes_repeats", max_examples=1, seed=0),
     "no run": lambda _: load_run("no-such-run"),
     "bad argument": lambda _: measure_heads(uniform_head(), n_sequences=0),
-    "bad way": lambda _: ablate("L0H0", how="no_such"),
+    "bad backend": lambda _: ablate("L0H0", how="no_such"),
     "bad intervention": lambda _: intervene(uniform_head(), "x").__enter__(),
     "fixture, assertion": lambda induction: induction.assert_has_induction_head(max_sequences=28),
     "fixture, argument": lambda induction: induction.assert_no_induction_head(seed=-1),
@@ -210,7 +210,7 @@ class TestInterruption:
 
         result = interrupted(heads, "judge_copying", *GATED)
         section = of_section(result)
-        assert section[1].startswith("  FORMED        has_induction_head ")
+        assert section[1].startswith("  SHOWN        has_induction_head ")
         assert f"interrupted in {SHIPPED['llama']}::copies_repeats" in section
 
     def test_in_a_test_those_that_it_had_reached_are_shown_too(self, interrupted, pytester):
@@ -242,7 +242,7 @@ class TestInterruption:
         name = "test_in_a_test_those_that_it_had_reached_are_shown_too.py::test_it"
         assert f"{name} ['has_induction_head']" in result.stdout.str()
         section = of_section(result)
-        assert section[1].startswith("  FORMED        has_induction_head ")
+        assert section[1].startswith("  SHOWN        has_induction_head ")
         assert f"interrupted in {name}; of what it found, 1 verdict above" in section
 
     def test_a_sweep_says_where_it_is_kept_and_goes_on(self, interrupted, pytester):

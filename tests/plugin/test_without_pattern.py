@@ -69,7 +69,7 @@ def test_the_option_of_the_refusal_to_the_letter_mends_it(run, mine):
     refused.stdout.fnmatch_lines([REFUSED])
     option = re.search(rf"declare it by path or class: ({OPTION}=\S+),", refused.stdout.str())[1]
     assert option == f"{OPTION}=OwnLinear,OwnScan"
-    run(*command, option).stdout.fnmatch_lines(["has_induction_head is NOT_FORMED, expected FORMED: no head matches prefixes*"])
+    run(*command, option).stdout.fnmatch_lines(["has_induction_head is REFUTED, expected SHOWN: no head matches prefixes*"])
 
 
 def test_the_gate_file_of_the_refusal_to_the_letter_mends_it(run, mine, pytester):
@@ -212,7 +212,7 @@ def test_the_command_that_repeats_a_test_declares_it_too(run, mine, pytester):
     again = next(line for line in result.outlines if line.startswith("pytest "))
     assert f"{OPTION}=OwnLinear,OwnScan" in again
     repeated = run(*shlex.split(again)[1:])
-    repeated.stdout.fnmatch_lines(["has_induction_head is NOT_FORMED, expected FORMED: no head matches prefixes*"])
+    repeated.stdout.fnmatch_lines(["has_induction_head is REFUTED, expected SHOWN: no head matches prefixes*"])
     gate(pytester, expect="has_induction_head")
     result = run("a.gates.toml", f"{OPTION}=OwnLinear,OwnScan")
     result.stdout.fnmatch_lines([f"pytest {OPTION}=OwnLinear,OwnScan a.gates.toml::mine::has_induction_head"])
@@ -244,5 +244,5 @@ def test_checkpoints_are_swept_with_it(mine, pytester):
 def test_it_is_there_on_a_worker(run, mine):
     pytest.importorskip("xdist")
     result = run("--induction-model", mine("hybrid"), f"{OPTION}=OwnLinear", "-n1", "-k", "has_induction_head")
-    result.stdout.fnmatch_lines(["has_induction_head is NOT_FORMED, expected FORMED: no head matches prefixes*"])
+    result.stdout.fnmatch_lines(["has_induction_head is REFUTED, expected SHOWN: no head matches prefixes*"])
     assert os.fspath(mine("hybrid")) in result.stdout.str()

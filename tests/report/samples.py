@@ -38,7 +38,7 @@ def matches(n_layers: int, n_heads: int) -> list[list[float]]:
 
 
 def evidence(
-    claim: str = "has_induction_head", verdict: Verdict = Verdict.FORMED, about: Provenance | None = None, **rest: Any
+    claim: str = "has_induction_head", verdict: Verdict = Verdict.SHOWN, about: Provenance | None = None, **rest: Any
 ) -> Evidence:
     about = about or provenance()
     top = about.n_layers - 1
@@ -48,8 +48,8 @@ def evidence(
         "heads": (head(top, 0, 0.929, "matches"), head(top, 1, 0.91, "matches")),
         "nearest": (head(0, 2, 0.12, "previous"),),
         "estimates": {"advantage": Estimate(7.326, 6.6, 8.06, "nats"), "later_accuracy": Estimate(1.0, 0.98, 1.0, "share")},
-        "bars": {"min_prefix_matching": 0.3, "min_advantage": 0.5},
-        "mosaic": tuple(map(tuple, matches(about.n_layers, about.n_heads))),
+        "thresholds": {"min_prefix_matching": 0.3, "min_advantage": 0.5},
+        "head_map": tuple(map(tuple, matches(about.n_layers, about.n_heads))),
     }
     return Evidence(claim, verdict, provenance=about, **{**given, **rest})
 
@@ -59,19 +59,19 @@ def copies(about: Provenance | None = None) -> Evidence:
     summary = "repeated tokens are not completed: top-1 accuracy 0.431 on later copies"
     rest = {
         "estimates": estimates,
-        "bars": {"min_accuracy": 0.5},
+        "thresholds": {"min_accuracy": 0.5},
         "heads": (),
         "nearest": (),
-        "mosaic": (),
+        "head_map": (),
         "reason": "does_not_copy",
     }
-    return evidence("copies_repeats", Verdict.NOT_FORMED, about, summary=summary, **rest)
+    return evidence("copies_repeats", Verdict.REFUTED, about, summary=summary, **rest)
 
 
-def absent(about: Provenance | None = None, verdict: Verdict = Verdict.NOT_FORMED) -> Evidence:
-    """As of `assert_no_induction_head`, which passes on NOT_FORMED."""
-    expected = {"expected": Verdict.NOT_FORMED}
-    if verdict is Verdict.FORMED:
+def absent(about: Provenance | None = None, verdict: Verdict = Verdict.REFUTED) -> Evidence:
+    """As of `assert_no_induction_head`, which passes on REFUTED."""
+    expected = {"expected": Verdict.REFUTED}
+    if verdict is Verdict.SHOWN:
         return evidence(about=about, **expected)
     rest = {"heads": (), "nearest": (head(0, 2, 0.12, "previous"),), "reason": "no_head_matches"}
     summary = "no head matches prefixes: the best, L0H2 has prefix matching 0.120, below 0.300"
@@ -85,11 +85,11 @@ def learns(about: Provenance | None = None) -> Evidence:
     }
     rest = {
         "estimates": estimates,
-        "bars": {"max_score": -0.1},
+        "thresholds": {"max_score": -0.1},
         "heads": (),
         "nearest": (),
-        "mosaic": (),
-        "settle": "give 40 more rows of text",
+        "head_map": (),
+        "next_step": "give 40 more rows of text",
     }
     summary = "the score is -0.08 nats: too close to tell"
     return evidence("learns_in_context", Verdict.UNDETERMINED, about, summary=summary, reason="score_unclear", **rest)
@@ -276,7 +276,7 @@ def small() -> SessionRecords:
             "models/small::copies_repeats",
             "failed",
             0.4,
-            "copies_repeats is NOT_FORMED, expected FORMED",
+            "copies_repeats is REFUTED, expected SHOWN",
             "pytest -k copies",
             (copies(),),
         ),
@@ -304,7 +304,7 @@ def missing() -> SessionRecords:
     why = {kind: f"why {kind} is missing" for kind in KINDS}
     return session(
         TestRecord(
-            "models/small::has_induction_head", "error", message="interrupted", evidence=(replace(evidence(), mosaic=()),)
+            "models/small::has_induction_head", "error", message="interrupted", evidence=(replace(evidence(), head_map=()),)
         ),
         exhibits=[Exhibit(kind, about.model, about.fingerprint, missing=words) for kind, words in why.items()],
         exit_status=2,
@@ -322,7 +322,7 @@ def nasty(kinds: Sequence[str] = KINDS) -> SessionRecords:
             data["heads"] = [{**head, "name": NASTY + head["name"]} for head in data["heads"]]
         drawn[kind] = replace(each, data=data)
     return session(
-        TestRecord(f"{NASTY}::{NASTY}", "failed", 1.0, NASTY, NASTY, (evidence(about=about, summary=NASTY, settle=NASTY),)),
+        TestRecord(f"{NASTY}::{NASTY}", "failed", 1.0, NASTY, NASTY, (evidence(about=about, summary=NASTY, next_step=NASTY),)),
         exhibits=tuple(drawn.values()),
         command=NASTY,
         environment={NASTY: NASTY},

@@ -19,7 +19,7 @@ from tests.fuzz.seeds import training_run
 
 from .samples import session, small
 
-REPLACEMENTS = (None, True, 0, -1, 7.3, 1e308, 10**400, "", "text", "\ud800", [], [[]], {}, {"a": 1}, "FORMED")
+REPLACEMENTS = (None, True, 0, -1, 7.3, 1e308, 10**400, "", "text", "\ud800", [], [[]], {}, {"a": 1}, "SHOWN")
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +117,8 @@ def test_what_is_missing_is_named(whole):
         (("tests", 0, "evidence", 0, "heads", 0, "prefix_matching", "low"), 0.99, "must not lie above `high`"),
         (("tests", 0, "evidence", 0, "estimates", "later_accuracy", "value"), 40, "must be within 0 and 1, got 40"),
         (("tests", 0, "evidence", 0, "heads", 0, "layer"), -1, "must be within 0 and"),
-        (("tests", 0, "evidence", 0, "mosaic", 0, 0), 9, "must be within 0 and 1, got 9"),
-        (("tests", 0, "evidence", 0, "verdict"), "SURE", "must be 'FORMED' or 'NOT_FORMED' or 'UNDETERMINED', got 'SURE'"),
+        (("tests", 0, "evidence", 0, "head_map", 0, 0), 9, "must be within 0 and 1, got 9"),
+        (("tests", 0, "evidence", 0, "verdict"), "SURE", "must be 'SHOWN' or 'REFUTED' or 'UNDETERMINED', got 'SURE'"),
         (("tests", 0, "evidence", 0, "schema"), 2, "must have schema 1, got 2"),
         (("tests", 0, "evidence", 0, "provenance", "notes"), 5, "must be a list, got 5"),
         (("tests", 0, "seconds"), -1, "must be a number from 0 up, in seconds, got -1"),

@@ -69,7 +69,7 @@ def test_the_view_has_them_for_every_head():
 
 
 def test_the_threshold_of_the_verdict_decides_the_match_length():
-    (view,) = views([replace(told(), bars={"min_prefix_matching": 0.7})])
+    (view,) = views([replace(told(), thresholds={"min_prefix_matching": 0.7})])
     assert [row.match_length.partition(" ")[0] for row in view.heads][:3] == ["1", "3+", "more"]
 
 
@@ -131,7 +131,7 @@ def test_the_page_shows_text_and_note_of_a_cell():
 
 
 def test_a_head_that_does_not_count_is_a_near_miss_with_its_kind_in_words():
-    verdict = replace(told(), verdict=Verdict.FORMED)
+    verdict = replace(told(), verdict=Verdict.SHOWN)
     (view,) = views([verdict])
     assert any(line.startswith("L0H1 ") and line.endswith("does not count: silent") for line in view.near)
     assert any(line.startswith("L0H3 ") and line.endswith("does not count: period detector") for line in view.near)

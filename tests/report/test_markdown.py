@@ -13,7 +13,7 @@ from pytest_induction.report.markdown import code, markdown, text
 from pytest_induction.report.session_records import SessionRecords, TestRecord
 from tests.report.samples import absent, copies, evidence, head, learns, provenance
 
-MESSAGE = "copies_repeats is NOT_FORMED, expected FORMED: `x` | <b>\n```\nand a fence\n````\n  next: see docs"
+MESSAGE = "copies_repeats is REFUTED, expected SHOWN: `x` | <b>\n```\nand a fence\n````\n  next: see docs"
 RECORDS = SessionRecords(
     (
         TestRecord("models/small::has_induction_head", "passed", evidence=(evidence(),)),
@@ -61,11 +61,11 @@ def test_the_verdicts_stand_in_a_table(read):
     """A row for each, in the order of the tests; a test without one says why it has none."""
     tables, shown = read(markdown(RECORDS))
     assert "<h2>❌ Induction: 1 failed, 1 error, 1 passed, 1 xfailed</h2>" in shown
-    assert "<p>3 verdicts: 1 FORMED, 1 NOT_FORMED, 1 UNDETERMINED</p>" in shown
+    assert "<p>3 verdicts: 1 SHOWN, 1 REFUTED, 1 UNDETERMINED</p>" in shown
     assert tables[0] == [
         ["test", "verdict", "claim", "model", "what was found"],
-        ["✅ passed", "FORMED", "has_induction_head", "models/small", evidence().summary],
-        ["❌ failed", "NOT_FORMED", "copies_repeats", "models/small", copies().summary],
+        ["✅ passed", "SHOWN", "has_induction_head", "models/small", evidence().summary],
+        ["❌ failed", "REFUTED", "copies_repeats", "models/small", copies().summary],
         ["✅ xfailed", "UNDETERMINED", "learns_in_context", "models/small", learns().summary],
         ["❌ error", "none", "has_induction_head", "models/gone", "no model at 'models/gone'"],
     ]
@@ -75,22 +75,22 @@ def test_a_control_that_passes_is_no_failure(read):
     """Its verdict says that it was expected, and so does the count; one that fails says that it was not."""
     tests = (
         TestRecord("models/small::no_induction_head", "passed", evidence=(absent(),)),
-        TestRecord("models/small::none_either", "failed", evidence=(absent(verdict=Verdict.FORMED),), message="it is there"),
-        TestRecord("models/small::has_induction_head", "passed", evidence=(evidence(expected=Verdict.FORMED),)),
+        TestRecord("models/small::none_either", "failed", evidence=(absent(verdict=Verdict.SHOWN),), message="it is there"),
+        TestRecord("models/small::has_induction_head", "passed", evidence=(evidence(expected=Verdict.SHOWN),)),
     )
     tables, shown = read(markdown(SessionRecords(tests)))
-    assert "<p>3 verdicts: 1 FORMED, 1 FORMED not expected, 1 NOT_FORMED as expected</p>" in shown
+    assert "<p>3 verdicts: 1 SHOWN, 1 SHOWN not expected, 1 REFUTED as expected</p>" in shown
     assert [row[:2] for row in tables[0][1:]] == [
-        ["✅ passed", "NOT_FORMED, as expected"],
-        ["❌ failed", "FORMED, not expected"],
-        ["✅ passed", "FORMED"],
+        ["✅ passed", "REFUTED, as expected"],
+        ["❌ failed", "SHOWN, not expected"],
+        ["✅ passed", "SHOWN"],
     ]
 
 
 def test_a_summary_of_a_step_has_controls_as_passed():
     """GitHub gets the same table, and no annotation of a control that passed."""
     records = SessionRecords((TestRecord("models/small::no_induction_head", "passed", evidence=(absent(),)),))
-    assert step_summary(records).startswith("## ✅ Induction: 1 passed\n\n1 verdict: 1 NOT_FORMED as expected\n")
+    assert step_summary(records).startswith("## ✅ Induction: 1 passed\n\n1 verdict: 1 REFUTED as expected\n")
     assert annotations(records) == []
 
 
@@ -123,7 +123,7 @@ def test_names_mean_nothing_to_markdown(name, read):
         SessionRecords((TestRecord(f"{name}::x", "failed", 0.0, name, "", (evidence(about=about, summary=name, reason=name),)),))
     )
     tables, shown = read(page)
-    assert tables[0][1] == ["❌ failed", "FORMED", "has_induction_head", plain, plain]
+    assert tables[0][1] == ["❌ failed", "SHOWN", "has_induction_head", plain, plain]
     assert not re.search(r"<(script|em|a|s|img)\b", shown)
     assert text(name).count("\n") == code(name).count("\n") == 0
 
@@ -236,6 +236,6 @@ def test_a_long_message_keeps_its_ends():
 def test_a_failed_verdict_alone_is_no_error():
     """A test may expect it."""
     records = SessionRecords((TestRecord("t.py::x", "passed", evidence=(copies(),)),))
-    assert records.tests[0].evidence[0].verdict is Verdict.NOT_FORMED
+    assert records.tests[0].evidence[0].verdict is Verdict.REFUTED
     assert annotations(records) == []
     assert markdown(records).startswith("## ✅ ")

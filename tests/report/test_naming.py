@@ -10,7 +10,7 @@ from pytest_induction.report.session_records import distinct, told_apart
 
 def verdict(name, fingerprint, place, *, is_run=True):
     about = Provenance(name, fingerprint, "", 0, 0, "", "", is_run=is_run, place=place)
-    return Evidence("log_is_sane", Verdict.FORMED, "sane", "", about)
+    return Evidence("log_is_sane", Verdict.SHOWN, "sane", "", about)
 
 
 def names(*verdicts):

@@ -110,13 +110,13 @@ def test_a_verdict_stands_with_its_estimate_bar_and_evidence(small):
         "the strongest, L1H0 has prefix matching 0.929",
         "L1H0 prefix matching 0.929 0.899 to 0.959; threshold 0.300",
         "later accuracy 0.431 0.390 to 0.470; threshold 0.500",
-        "NOT FORMED",
+        "NOT SHOWN",
         "L1H1 ✓ matches 0.910 0.880 to 0.940",
         "confidence of the verdict 0.999",
         "give 40 more rows of text",
         "pytest --induction-model models/small -k has",
         "early loss not known",
-        "copies_repeats is NOT_FORMED, expected FORMED",
+        "copies_repeats is REFUTED, expected SHOWN",
     ):
         assert words in said, words
 
@@ -124,7 +124,7 @@ def test_a_verdict_stands_with_its_estimate_bar_and_evidence(small):
 def test_verdicts_and_tests_are_counted(small):
     """One of each verdict; one passed, two failed, one was skipped."""
     said = small.said()
-    assert "FORMED 1 NOT FORMED 1 UNDETERMINED 1 passed 1 failed 2 skipped 1" in said
+    assert "SHOWN 1 NOT SHOWN 1 UNDETERMINED 1 passed 1 failed 2 skipped 1" in said
 
 
 def test_each_exhibit_has_charts_with_and_without_scripts(small):
@@ -287,7 +287,7 @@ def test_the_bar_of_a_margin_has_two_ends():
     """A lag is held against a margin on both sides, a delay on one; an estimate against the bar of its name."""
 
     def bar(claim, name, **bars):
-        return key_of(samples.evidence(claim, estimates={name: Estimate(0.05, 0.0, 0.1, "decades")}, bars=bars)).bar
+        return key_of(samples.evidence(claim, estimates={name: Estimate(0.05, 0.0, 0.1, "decades")}, thresholds=bars)).bar
 
     assert bar("cooccurrence", "lag", margin=0.15) == "\u00b10.150"
     assert bar("onset_not_later", "onset_lag", margin=0.15) == "0.150"
@@ -300,8 +300,8 @@ def test_the_estimate_that_decides_is_told():
     unknown = {"first": Estimate(1, 0, 2), "second": Estimate(0.5, 0.4, 0.6)}
     assert key_of(samples.evidence()).name == "L1H0 prefix matching"
     assert key_of(samples.copies()).name == "later accuracy"
-    assert key_of(samples.evidence("a_new_claim", estimates=unknown, bars={"min_second": 0.3})).name == "second"
-    assert key_of(samples.evidence("a_new_claim", estimates=unknown, bars={})).name == "first"
+    assert key_of(samples.evidence("a_new_claim", estimates=unknown, thresholds={"min_second": 0.3})).name == "second"
+    assert key_of(samples.evidence("a_new_claim", estimates=unknown, thresholds={})).name == "first"
     assert key_of(samples.evidence("a_new_claim", estimates={})) is None
 
 
@@ -434,18 +434,18 @@ def test_a_control_that_passes_has_the_colour_of_what_passes():
     """And says so in words; the shape is that of the verdict. A control that fails has the colour of what fails."""
     records = samples.session(
         TestRecord("a::no_induction_head", "passed", evidence=(samples.absent(),)),
-        TestRecord("b::no_induction_head", "failed", evidence=(samples.absent(verdict=Verdict.FORMED),)),
-        TestRecord("a::has_induction_head", "passed", evidence=(samples.evidence(expected=Verdict.FORMED),)),
-        TestRecord("a::copies_repeats", "failed", evidence=(replace(samples.copies(), expected=Verdict.FORMED),)),
+        TestRecord("b::no_induction_head", "failed", evidence=(samples.absent(verdict=Verdict.SHOWN),)),
+        TestRecord("a::has_induction_head", "passed", evidence=(samples.evidence(expected=Verdict.SHOWN),)),
+        TestRecord("a::copies_repeats", "failed", evidence=(replace(samples.copies(), expected=Verdict.SHOWN),)),
     )
     assert badges_of(records) == [
-        ("as-expected not-formed", "NOT FORMED, as expected"),
-        ("unexpected formed", "FORMED, not expected"),
-        ("as-expected formed", "FORMED"),
-        ("unexpected not-formed", "NOT FORMED"),
+        ("as-expected not-formed", "NOT SHOWN, as expected"),
+        ("unexpected formed", "SHOWN, not expected"),
+        ("as-expected formed", "SHOWN"),
+        ("unexpected not-formed", "NOT SHOWN"),
     ]
     said = Reading(html_page(records)).said()
-    assert "FORMED 1 FORMED, not expected 1 NOT FORMED 1 NOT FORMED, as expected 1 UNDETERMINED 0 passed 2 failed 2" in said
+    assert "SHOWN 1 SHOWN, not expected 1 NOT SHOWN 1 NOT SHOWN, as expected 1 UNDETERMINED 0 passed 2 failed 2" in said
     assert "L1H0 ✗" in said and "which was not expected" in said
 
 
@@ -453,10 +453,10 @@ def test_older_records_are_rendered_as_if_claims_had_been_expected():
     """Records that do not say what was expected."""
     records = samples.session(TestRecord("a::b", "passed", evidence=(samples.absent(), samples.evidence())))
     data = json.loads(records.to_json())
-    assert [each.pop("expected") for each in data["tests"][0]["evidence"]] == ["NOT_FORMED", None]
+    assert [each.pop("expected") for each in data["tests"][0]["evidence"]] == ["REFUTED", None]
     old = SessionRecords.from_json(json.dumps(data))
-    assert badges_of(old) == [("unexpected not-formed", "NOT FORMED"), ("as-expected formed", "FORMED")]
-    assert badges_of(SessionRecords.from_json(records.to_json()))[0] == ("as-expected not-formed", "NOT FORMED, as expected")
+    assert badges_of(old) == [("unexpected not-formed", "NOT SHOWN"), ("as-expected formed", "SHOWN")]
+    assert badges_of(SessionRecords.from_json(records.to_json()))[0] == ("as-expected not-formed", "NOT SHOWN, as expected")
 
 
 def test_two_models_of_one_name_have_a_section_each():

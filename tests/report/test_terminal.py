@@ -10,7 +10,7 @@ from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, P
 from pytest_induction.report.terminal import BLOCKS, MOST_ROWS, Style, mosaic_lines, one_line, section, style_for
 from pytest_induction.report.view import views
 
-FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED
+SHOWN, REFUTED, UNDETERMINED = Verdict.SHOWN, Verdict.REFUTED, Verdict.UNDETERMINED
 HERE = Provenance(
     "model", "5b74", "sdpa", 2, 4, "float32", "cpu", seed=7, n_sequences=12, probe="periods 9 to 14", versions={"torch": "2.9"}
 )
@@ -28,15 +28,15 @@ def head(number, value, *, layer=1, half=0.05, kind="matches"):
 def found(**changed):
     given = {
         "claim": "has_induction_head",
-        "verdict": FORMED,
+        "verdict": SHOWN,
         "reason": "formed",
         "summary": "2 heads",
         "provenance": HERE,
         "heads": (head(0, 0.9), head(2, 0.8)),
         "nearest": (head(3, 0.1, kind=""),),
         "estimates": {"advantage": share(7.0, unit="nats"), "later_loss": share(0.4, unit="nats")},
-        "bars": {"min_prefix_matching": 0.3, "min_advantage": 0.5},
-        "mosaic": ((0.01, 0.02, 0.03, 0.04), (0.9, 0.02, 0.8, 0.1)),
+        "thresholds": {"min_prefix_matching": 0.3, "min_advantage": 0.5},
+        "head_map": ((0.01, 0.02, 0.03, 0.04), (0.9, 0.02, 0.8, 0.1)),
     }
     return Evidence(**(given | changed))
 
@@ -53,7 +53,7 @@ def test_the_section_has_claims_mosaic_heads_and_the_nearest():
     """In this order, and nothing that only -v shows."""
     assert lines(found()) == [
         "model: 2 layers x 4 heads by sdpa, float32 on cpu, weights 5b74",
-        "  FORMED        has_induction_head  2 heads",
+        "  SHOWN        has_induction_head  2 heads",
         "",
         f"    prefix matching, 0 {BLOCKS} 1: a row for each layer, a mark for each head",
         "    L0  ▁▁▁▁",
@@ -93,7 +93,7 @@ def test_heads_beyond_eight_are_counted_and_shown_where_all_is():
 
 def test_where_there_is_no_induction_head_the_strongest_others_have_the_rows():
     """Columns with nothing in them are left out."""
-    shown = lines(found(verdict=NOT_FORMED, heads=(), nearest=(head(3, 0.1, kind=""), head(1, 0.05, kind=""))))
+    shown = lines(found(verdict=REFUTED, heads=(), nearest=(head(3, 0.1, kind=""), head(1, 0.05, kind=""))))
     assert shown[-3:] == [
         "    head  prefix matching      interval",
         "    L1H3            0.100  0.050..0.150",
@@ -111,7 +111,7 @@ def test_a_head_that_is_not_clear_of_its_bar_is_a_near_miss():
 
 def test_a_claim_whose_interval_is_close_to_its_bar_is_a_near_miss():
     """Closer than half the width of the interval; where no head matches, what the model does has decided nothing."""
-    copies = found(claim="copies_repeats", heads=(), nearest=(), mosaic=(), bars={"min_accuracy": 0.5})
+    copies = found(claim="copies_repeats", heads=(), nearest=(), head_map=(), thresholds={"min_accuracy": 0.5})
     measured = {name: {"later_accuracy": share(value)} for name, value in {"at": 0.52, "close": 0.58, "far": 0.62}.items()}
     said = {name: near(found(**{**vars(copies), "estimates": estimates})) for name, estimates in measured.items()}
     assert said == {
@@ -119,7 +119,7 @@ def test_a_claim_whose_interval_is_close_to_its_bar_is_a_near_miss():
         "close": ["copies_repeats: later accuracy 0.580 (0.530..0.630) is close to its threshold of 0.5"],
         "far": [],
     }
-    assert near(found(verdict=NOT_FORMED, heads=(), nearest=(), estimates={"advantage": share(0.5)})) == []
+    assert near(found(verdict=REFUTED, heads=(), nearest=(), estimates={"advantage": share(0.5)})) == []
 
 
 def test_pairs_that_match_in_two_steps_are_named():
@@ -128,36 +128,36 @@ def test_pairs_that_match_in_two_steps_are_named():
 
 
 def test_a_run_has_a_row_for_each_series_in_the_colour_of_its_verdict():
-    change = Change("icl_score", NOT_FORMED, "no_change", "flat", shape="flat")
+    change = Change("icl_score", REFUTED, "no_change", "flat", shape="flat")
     run = found(provenance=Provenance("run", "1", "none", 0, 0, "", "", probe="88 snapshots", is_run=True), changes=(change,))
     marks = dict(section([run], Style()))
     assert marks["run: 88 snapshots"] == {"bold": True}
-    assert marks["    icl score  NOT_FORMED   flat"] == {"red": True}
-    assert marks["  FORMED        has_induction_head  2 heads"] == {"green": True}
+    assert marks["    icl score  REFUTED   flat"] == {"red": True}
+    assert marks["  SHOWN        has_induction_head  2 heads"] == {"green": True}
 
 
 def test_one_line_counts_verdicts_and_names_what_was_not_shown():
     """At most three of a kind."""
-    assert one_line([]) == "induction: 0 FORMED, 0 NOT_FORMED, 0 UNDETERMINED"
+    assert one_line([]) == "induction: 0 SHOWN, 0 REFUTED, 0 UNDETERMINED"
     run = Provenance("two-layers", "1", "none", 0, 0, "", "", is_run=True)
-    told = [found(), found(), found(claim="learns_in_context", verdict=NOT_FORMED, provenance=run)]
-    assert one_line(told) == "induction: 2 FORMED, 1 NOT_FORMED (learns_in_context of two-layers), 0 UNDETERMINED"
+    told = [found(), found(), found(claim="learns_in_context", verdict=REFUTED, provenance=run)]
+    assert one_line(told) == "induction: 2 SHOWN, 1 REFUTED (learns_in_context of two-layers), 0 UNDETERMINED"
     many = [found(claim=f"claim_{number}", verdict=UNDETERMINED) for number in range(5)]
     assert one_line(many).endswith("5 UNDETERMINED (claim_0 of model, claim_1 of model, claim_2 of model and 2 more)")
-    long = found(verdict=NOT_FORMED, provenance=replace(HERE, model="/".join("abcdefghij" * 20)))
+    long = found(verdict=REFUTED, provenance=replace(HERE, model="/".join("abcdefghij" * 20)))
     assert "(has_induction_head of ..." in one_line([long]) and len(one_line([long])) < 140
 
 
 @pytest.mark.parametrize(
     ("verdict", "expected", "words", "colour"),
     [
-        (NOT_FORMED, NOT_FORMED, "NOT_FORMED, as expected", "green"),
-        (FORMED, NOT_FORMED, "FORMED, not expected", "red"),
-        (UNDETERMINED, NOT_FORMED, "UNDETERMINED", "yellow"),
-        (FORMED, FORMED, "FORMED", "green"),
-        (NOT_FORMED, FORMED, "NOT_FORMED", "red"),
-        (FORMED, None, "FORMED", "green"),
-        (NOT_FORMED, None, "NOT_FORMED", "red"),
+        (REFUTED, REFUTED, "REFUTED, as expected", "green"),
+        (SHOWN, REFUTED, "SHOWN, not expected", "red"),
+        (UNDETERMINED, REFUTED, "UNDETERMINED", "yellow"),
+        (SHOWN, SHOWN, "SHOWN", "green"),
+        (REFUTED, SHOWN, "REFUTED", "red"),
+        (SHOWN, None, "SHOWN", "green"),
+        (REFUTED, None, "REFUTED", "red"),
     ],
 )
 def test_what_was_expected_and_seen_is_shown_as_passed(verdict, expected, words, colour):
@@ -168,38 +168,38 @@ def test_what_was_expected_and_seen_is_shown_as_passed(verdict, expected, words,
 
 def test_a_claim_and_its_absence_have_a_line_each():
     """A model of which a test expects heads, and another test none."""
-    told = [text for text, _ in section([found(), found(expected=NOT_FORMED)], Style())]
+    told = [text for text, _ in section([found(), found(expected=REFUTED)], Style())]
     assert told[1:3] == [
-        "  FORMED                has_induction_head  2 heads",
-        "  FORMED, not expected  has_induction_head  2 heads",
+        "  SHOWN                has_induction_head  2 heads",
+        "  SHOWN, not expected  has_induction_head  2 heads",
     ]
 
 
 def test_series_that_were_expected_to_stay_are_shown_as_passed():
     """In a run that was expected to have no phase change."""
-    change = Change("icl_score", NOT_FORMED, "no_change", "flat", shape="flat")
+    change = Change("icl_score", REFUTED, "no_change", "flat", shape="flat")
     run = Provenance("run", "1", "none", 0, 0, "", "", probe="88 snapshots", is_run=True)
-    told = {"claim": "phase_change", "provenance": run, "verdict": NOT_FORMED, "changes": (change,), "heads": (), "nearest": ()}
-    marks = dict(section([found(**told, expected=NOT_FORMED)], Style()))
-    assert marks["    icl score  NOT_FORMED   flat"] == {"green": True}
+    told = {"claim": "phase_change", "provenance": run, "verdict": REFUTED, "changes": (change,), "heads": (), "nearest": ()}
+    marks = dict(section([found(**told, expected=REFUTED)], Style()))
+    assert marks["    icl score  REFUTED   flat"] == {"green": True}
 
 
 def test_one_line_names_what_was_not_expected_and_no_control_that_passed():
     """Beside how many were as expected."""
-    control = found(verdict=NOT_FORMED, expected=NOT_FORMED)
-    assert one_line([found(), control]) == "induction: 1 FORMED, 1 NOT_FORMED (as expected), 0 UNDETERMINED"
-    failed = [control, found(claim="copies_repeats", verdict=NOT_FORMED, expected=FORMED), found(expected=NOT_FORMED)]
+    control = found(verdict=REFUTED, expected=REFUTED)
+    assert one_line([found(), control]) == "induction: 1 SHOWN, 1 REFUTED (as expected), 0 UNDETERMINED"
+    failed = [control, found(claim="copies_repeats", verdict=REFUTED, expected=SHOWN), found(expected=REFUTED)]
     assert one_line(failed) == (
-        "induction: 1 FORMED (not expected: has_induction_head of model), "
-        "2 NOT_FORMED (1 as expected; copies_repeats of model), 0 UNDETERMINED"
+        "induction: 1 SHOWN (not expected: has_induction_head of model), "
+        "2 REFUTED (1 as expected; copies_repeats of model), 0 UNDETERMINED"
     )
 
 
 def test_the_nearest_head_is_told_where_none_was_expected():
     """How far a control is from failing; of a model that was expected to have heads the table has it."""
-    given = {"verdict": NOT_FORMED, "heads": (), "nearest": (head(3, 0.1, kind=""),)}
-    assert near(found(**given, expected=NOT_FORMED)) == ["L1H3 0.100 (0.050..0.150) is the nearest below the threshold of 0.300"]
-    assert near(found(**given, expected=FORMED)) == []
+    given = {"verdict": REFUTED, "heads": (), "nearest": (head(3, 0.1, kind=""),)}
+    assert near(found(**given, expected=REFUTED)) == ["L1H3 0.100 (0.050..0.150) is the nearest below the threshold of 0.300"]
+    assert near(found(**given, expected=SHOWN)) == []
 
 
 def test_what_is_no_number_is_a_question_mark():
@@ -208,7 +208,7 @@ def test_what_is_no_number_is_a_question_mark():
     evidence = found(
         heads=(HeadEvidence(1, 0, unknown, unknown, math.nan, 0.0, 0.0, 0.0, 0.0),),
         estimates={"advantage": unknown},
-        mosaic=((math.nan, None), (0.5, 0.1)),
+        head_map=((math.nan, None), (0.5, 0.1)),
     )
     shown = "\n".join(lines(evidence, verbose=True))
     assert "nan" not in shown

@@ -22,7 +22,7 @@ from pytest_induction.runs.phase_change.finding import find_phase_changes
 from tests.runs.claims import evidence_of, refusal
 from tests.runs.curves import PER_STEP, STEPS, X, formed_series, logistic, noise_of, run_of
 
-FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED
+SHOWN, REFUTED, UNDETERMINED = Verdict.SHOWN, Verdict.REFUTED, Verdict.UNDETERMINED
 RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
 GAIN = 10**2.4  # the step in the middle of the change
 
@@ -52,14 +52,14 @@ def coarse(name="coarse"):
 class TestPhaseChange:
     def test_a_run_that_went_through_it_passes_with_its_evidence(self):
         found = assert_phase_change(made("good"))
-        assert (found.claim, found.verdict) == ("phase_change", FORMED)
+        assert (found.claim, found.verdict) == ("phase_change", SHOWN)
         assert [change.series for change in found.changes] == ["prefix_matching", "advantage", "icl_score", "loss"]
         assert found.estimates["midpoint"].unit == "tokens"
         assert found.estimates["midpoint"].value == pytest.approx(GAIN * PER_STEP, rel=0.02)
         assert found.estimates["width"].value == pytest.approx(0.15, rel=0.1)
         assert abs(found.estimates["lag"].value) < 0.02
         assert found.confidence == pytest.approx(0.95)
-        assert found.bars["max_width"] == 0.5
+        assert found.thresholds["max_width"] == 0.5
         assert found.provenance.is_run and found.provenance.model == "good"
         assert found.provenance.probe == f"{len(STEPS)} snapshots, steps 1 to 10000, from a recorder"
 
@@ -69,26 +69,26 @@ class TestPhaseChange:
     def test_a_path_where_nothing_is_is_a_run_error(self, tmp_path):
         assert "is not there" in refusal(assert_phase_change, tmp_path / "none", kind=RunError)
 
-    @pytest.mark.parametrize(("bar", "verdict"), [(1.6, FORMED), (1.1, NOT_FORMED)])
+    @pytest.mark.parametrize(("bar", "verdict"), [(1.6, SHOWN), (1.1, REFUTED)])
     @pytest.mark.parametrize(("name", "unit"), [("before_tokens", PER_STEP), ("before_steps", 1)])
     def test_it_must_have_ended_in_time(self, name, unit, bar, verdict):
         """The change ends at step 299."""
         found = evidence_of(assert_phase_change, made(), **{name: GAIN * bar * unit})
         assert found.verdict is verdict
-        assert found.reason == ("too_late" if verdict is NOT_FORMED else "formed")
-        assert found.bars[name] == pytest.approx(GAIN * bar * unit)
+        assert found.reason == ("too_late" if verdict is REFUTED else "formed")
+        assert found.thresholds[name] == pytest.approx(GAIN * bar * unit)
         assert found.estimates[f"end_{name.removeprefix('before_')}"].value == pytest.approx(299 * unit, rel=0.02)
 
     def test_an_end_whose_interval_holds_the_bar_is_undetermined(self):
         end = find_phase_changes(made()).prefix_matching.end.step
         found = evidence_of(assert_phase_change, made(), before_steps=end.value)
         assert (found.verdict, found.reason) == (UNDETERMINED, "end_unclear")
-        assert "around the end" in found.settle
+        assert "around the end" in found.next_step
 
     def test_tokens_that_are_not_known_cannot_be_held_to_a_bar(self):
         found = evidence_of(assert_phase_change, made(tokens_per_step=None), before_tokens=1e9)
         assert (found.verdict, found.reason) == (UNDETERMINED, "tokens_not_known")
-        assert "before_steps" in found.settle
+        assert "before_steps" in found.next_step
         assert assert_phase_change(made(tokens_per_step=None), before_steps=1e9).estimates["midpoint"].unit == "steps"
 
     def test_both_bars_may_be_set_and_the_stricter_counts(self):
@@ -98,33 +98,33 @@ class TestPhaseChange:
     @pytest.mark.parametrize("co_occurring", [None, True])
     def test_in_context_learning_that_changes_elsewhere_fails(self, co_occurring):
         found = evidence_of(assert_phase_change, made(icl=2.9), co_occurring=co_occurring)
-        assert (found.verdict, found.reason) == (NOT_FORMED, "apart")
+        assert (found.verdict, found.reason) == (REFUTED, "apart")
         assert found.estimates["lag"].value == pytest.approx(0.5, abs=0.02)
 
     def test_in_context_learning_is_left_aside_when_told_so(self):
-        assert assert_phase_change(made(icl=2.9), co_occurring=False).verdict is FORMED
+        assert assert_phase_change(made(icl=2.9), co_occurring=False).verdict is SHOWN
 
     def test_in_context_learning_that_does_not_change_fails(self):
         found = evidence_of(assert_phase_change, made(icl_score=0.01 * X))
-        assert (found.verdict, found.reason) == (NOT_FORMED, "icl_no_change")
+        assert (found.verdict, found.reason) == (REFUTED, "icl_no_change")
 
     def test_in_context_learning_that_is_unclear_is_undetermined(self):
         found = evidence_of(assert_phase_change, made(icl_score=-1.5 * logistic(X, 2.4, 0.48) + noise_of(len(X), 0.04, 7)))
         assert (found.verdict, found.reason) == (UNDETERMINED, "icl_width_unclear")
-        assert "more snapshots" in found.settle
+        assert "more snapshots" in found.next_step
 
     def test_in_context_learning_that_falls_for_other_reasons_too_counts(self):
         """As much again long before, as where a model learns which tokens are frequent: what falls with the heads is as sudden."""
         falls = -0.8 * logistic(X, 0.9, 0.5) - 0.7 * logistic(X, 2.4, 0.1)
         found = evidence_of(assert_phase_change, made(icl_score=falls + noise_of(len(X), 0.003, 3)))
-        assert found.verdict is FORMED, found.summary
+        assert found.verdict is SHOWN, found.summary
 
     def test_behaviour_that_changes_elsewhere_fails(self):
         """A head at step 320 and its advantage at step 3,200."""
         late = 0.1 + 6 * logistic(X, 3.5, 0.1)
         for claim in (assert_phase_change, assert_cooccurrence):
             found = evidence_of(claim, made(advantage=late))
-            assert (found.verdict, found.reason) == (NOT_FORMED, "behaviour_apart")
+            assert (found.verdict, found.reason) == (REFUTED, "behaviour_apart")
             assert found.estimates["behaviour_lag"].value == pytest.approx(1.1, abs=0.05)
 
     def test_all_distances_are_there(self):
@@ -135,7 +135,7 @@ class TestPhaseChange:
         """Everything between two snapshots a third of a decade apart: together, which a strict distance cannot say."""
         steps = np.array([0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 2000, 4000, 8000])
         run = run_of(steps, **formed_series(steps, place=2.55, width=0.1))
-        assert evidence_of(assert_phase_change, run).verdict is FORMED
+        assert evidence_of(assert_phase_change, run).verdict is SHOWN
         assert evidence_of(assert_cooccurrence, run).reason in ("formed", "lag_unclear")
 
     def test_the_series_that_decided_are_named(self):
@@ -144,28 +144,28 @@ class TestPhaseChange:
         assert "behaviour on repeated tokens was not recorded" in only and "in-context learning was not recorded" in only
 
     def test_without_in_context_learning_it_is_asked_for_only_when_told_so(self):
-        assert assert_phase_change(made(icl_score=None)).verdict is FORMED
+        assert assert_phase_change(made(icl_score=None)).verdict is SHOWN
         found = evidence_of(assert_phase_change, made(icl_score=None), co_occurring=True)
         assert (found.verdict, found.reason) == (UNDETERMINED, "icl_not_recorded")
-        assert "co_occurring=False" in found.settle
+        assert "co_occurring=False" in found.next_step
 
     def test_a_run_without_a_change_fails_and_says_what_was_seen(self):
         with pytest.raises(ExpectationFailed) as caught:
             assert_phase_change(flat("flat run"))
         text = str(caught.value)
-        assert text.startswith("phase_change is NOT_FORMED, expected FORMED: prefix matching of the best head stays between 0.05")
+        assert text.startswith("phase_change is REFUTED, expected SHOWN: prefix matching of the best head stays between 0.05")
         assert f"  measured: flat run, {len(STEPS)} snapshots, steps 1 to 10000, from a recorder" in text
         assert "next: if a change is expected: train further; what counts as one is `min_change=`" in text
-        assert "\n  icl score: FORMED, the in-context learning score changes by" in text
+        assert "\n  icl score: SHOWN, the in-context learning score changes by" in text
 
     def test_a_run_that_does_not_tell_fails_too_and_says_what_would(self):
         found = evidence_of(assert_phase_change, coarse())
         assert (found.verdict, found.reason) == (UNDETERMINED, "width_unclear")
-        assert found.settle.startswith("record more snapshots between steps ")
+        assert found.next_step.startswith("record more snapshots between steps ")
 
     def test_how_wide_a_change_may_be_is_an_option(self):
         assert evidence_of(assert_phase_change, made(), max_width=0.1).reason == "gradual"
-        assert evidence_of(assert_phase_change, made(), max_width=0.1).bars["max_width"] == 0.1
+        assert evidence_of(assert_phase_change, made(), max_width=0.1).thresholds["max_width"] == 0.1
 
     def test_rivals_are_named_in_the_message(self):
         unclear = 0.06 + 0.7 * logistic(X, 2.4, 0.5) + noise_of(len(X), 0.02, 7)
@@ -182,13 +182,13 @@ class TestPhaseChange:
 class TestNoPhaseChange:
     @pytest.mark.parametrize("name", ["one-layer", "gradual", "diverged"])
     def test_what_is_flat_or_gradual_passes(self, name):
-        assert assert_no_phase_change(RUNS / name).verdict is NOT_FORMED
+        assert assert_no_phase_change(RUNS / name).verdict is REFUTED
 
     def test_a_phase_change_fails(self):
         found = evidence_of(assert_no_phase_change, made())
-        assert found.verdict is FORMED
+        assert found.verdict is SHOWN
         with pytest.raises(
-            ExpectationFailed, match="phase_change is FORMED, expected NOT_FORMED: prefix matching of the best head changes"
+            ExpectationFailed, match="phase_change is SHOWN, expected REFUTED: prefix matching of the best head changes"
         ):
             assert_no_phase_change(made())
 
@@ -207,23 +207,23 @@ class TestNoPhaseChange:
 class TestCooccurrence:
     @pytest.mark.parametrize(
         ("icl", "verdict", "reason"),
-        [(2.4, FORMED, "formed"), (2.5, FORMED, "formed"), (2.7, NOT_FORMED, "apart"), (2.1, NOT_FORMED, "apart")],
+        [(2.4, SHOWN, "formed"), (2.5, SHOWN, "formed"), (2.7, REFUTED, "apart"), (2.1, REFUTED, "apart")],
     )
     def test_midpoints_that_are_near_pass_and_others_fail(self, icl, verdict, reason):
         found = evidence_of(assert_cooccurrence, made(icl=icl))
         assert (found.claim, found.verdict, found.reason) == ("cooccurrence", verdict, reason)
         assert found.estimates["lag"].value == pytest.approx(icl - 2.4, abs=0.02)
-        assert found.bars["margin"] == 0.15
+        assert found.thresholds["margin"] == 0.15
 
     def test_the_margin_is_an_option_and_an_interval_that_holds_it_is_undetermined(self):
         lag = find_phase_changes(made(icl=2.5)).lag
-        assert evidence_of(assert_cooccurrence, made(icl=2.5), margin=lag.high * 1.01).verdict is FORMED
+        assert evidence_of(assert_cooccurrence, made(icl=2.5), margin=lag.high * 1.01).verdict is SHOWN
         unclear = evidence_of(assert_cooccurrence, made(icl=2.5), margin=lag.value)
         assert (unclear.verdict, unclear.reason) == (UNDETERMINED, "lag_unclear")
-        assert evidence_of(assert_cooccurrence, made(icl=2.5), margin=lag.low * 0.99).verdict is NOT_FORMED
+        assert evidence_of(assert_cooccurrence, made(icl=2.5), margin=lag.low * 0.99).verdict is REFUTED
 
     def test_a_run_without_two_changes_does_not_pass(self):
-        assert evidence_of(assert_cooccurrence, flat()).verdict is NOT_FORMED
+        assert evidence_of(assert_cooccurrence, flat()).verdict is REFUTED
         assert evidence_of(assert_cooccurrence, coarse()).verdict is UNDETERMINED
         assert evidence_of(assert_cooccurrence, made(icl_score=None)).reason == "icl_not_recorded"
 
@@ -233,7 +233,7 @@ class TestCooccurrence:
         runs = [made(f"seed {index}", icl=place, seed=10 * index) for index, place in enumerate(places)]
         found = evidence_of(assert_cooccurrence, runs)
         lags = [find_phase_changes(run).lag.value for run in runs]
-        assert found.verdict is FORMED
+        assert found.verdict is SHOWN
         assert found.estimates["lag"].value == pytest.approx(np.mean(lags))
         half = 2.571 * np.std(lags, ddof=1) / math.sqrt(6)  # Student's, 5 degrees of freedom
         assert found.estimates["lag"].high - found.estimates["lag"].value == pytest.approx(half, rel=0.01)
@@ -244,7 +244,7 @@ class TestCooccurrence:
     def test_several_runs_whose_distances_are_far_fail(self):
         runs = [made(f"seed {index}", icl=2.75, seed=10 * index) for index in range(3)]
         found = evidence_of(assert_cooccurrence, runs)
-        assert (found.verdict, found.reason) == (NOT_FORMED, "apart")
+        assert (found.verdict, found.reason) == (REFUTED, "apart")
 
     def test_two_runs_that_differ_do_not_tell(self):
         found = evidence_of(assert_cooccurrence, [made("a", icl=2.3), made("b", icl=2.5)])
@@ -256,7 +256,7 @@ class TestCooccurrence:
         """Also where both bear the same name, as runs of one script in directories of their own do."""
         pair = [made(), flat(name)]
         found = evidence_of(assert_cooccurrence, [pair[place] for place in order])
-        assert found.verdict is NOT_FORMED
+        assert found.verdict is REFUTED
         assert f"1 of 2 runs have no two changes to compare, the first is {name}: prefix matching" in found.summary
 
     def test_a_list_of_one_is_that_one(self):
@@ -288,7 +288,7 @@ class TestCooccurrence:
 
 class TestOnsetNotLater:
     @pytest.mark.parametrize(
-        ("place", "verdict", "reason"), [(2.4, FORMED, "formed"), (2.2, FORMED, "formed"), (2.6, NOT_FORMED, "later")]
+        ("place", "verdict", "reason"), [(2.4, SHOWN, "formed"), (2.2, SHOWN, "formed"), (2.6, REFUTED, "later")]
     )
     def test_a_run_that_begins_no_later_passes(self, place, verdict, reason):
         found = evidence_of(assert_onset_not_later, made("new", place=place, seed=4), made("old"))
@@ -304,14 +304,14 @@ class TestOnsetNotLater:
         lag = assert_onset_not_later(made(place=2.45), made(), margin=0.5).estimates["onset_lag"]
         found = evidence_of(assert_onset_not_later, made(place=2.45), made(), margin=lag.value)
         assert (found.verdict, found.reason) == (UNDETERMINED, "onset_unclear")
-        assert "both runs" in found.settle
+        assert "both runs" in found.next_step
 
     def test_a_reference_without_a_change_tells_nothing(self):
         found = evidence_of(assert_onset_not_later, made(), flat("old"))
         assert (found.verdict, found.reason) == (UNDETERMINED, "reference_has_none")
-        assert "the reference old is NOT_FORMED" in found.summary and "choose a reference" in found.settle
+        assert "the reference old is REFUTED" in found.summary and "choose a reference" in found.next_step
 
-    @pytest.mark.parametrize(("run", "verdict"), [(flat(), NOT_FORMED), (coarse(), UNDETERMINED)])
+    @pytest.mark.parametrize(("run", "verdict"), [(flat(), REFUTED), (coarse(), UNDETERMINED)])
     def test_a_run_without_a_change_does_not_pass(self, run, verdict):
         assert evidence_of(assert_onset_not_later, run, made()).verdict is verdict
 
@@ -320,15 +320,15 @@ class TestOnsetNotLater:
         larger = made(tokens_per_step=4 * PER_STEP, seed=4)
         assert evidence_of(assert_onset_not_later, larger, made()).reason == "later"
         found = assert_onset_not_later(larger, made(), in_steps=True)
-        assert found.verdict is FORMED and found.summary.endswith("after the reference made (of steps, not tokens, as asked)")
+        assert found.verdict is SHOWN and found.summary.endswith("after the reference made (of steps, not tokens, as asked)")
 
     @pytest.mark.parametrize("both", [False, True])
     def test_without_tokens_nothing_is_compared(self, both):
         """A batch of twice the size makes half the steps."""
         run, other = made(tokens_per_step=None if both else PER_STEP), made(tokens_per_step=None)
         found = evidence_of(assert_onset_not_later, run, other)
-        assert (found.verdict, found.reason) == (UNDETERMINED, "tokens_not_known") and "`in_steps=True`" in found.settle
-        assert assert_onset_not_later(run, other, in_steps=True).verdict is FORMED
+        assert (found.verdict, found.reason) == (UNDETERMINED, "tokens_not_known") and "`in_steps=True`" in found.next_step
+        assert assert_onset_not_later(run, other, in_steps=True).verdict is SHOWN
 
     @pytest.mark.parametrize("margin", [-0.1, math.nan, math.inf])
     def test_a_margin_that_is_none_is_refused(self, margin):
@@ -338,7 +338,7 @@ class TestOnsetNotLater:
 class TestPreviousTokenFirst:
     @pytest.mark.parametrize(
         ("previous", "verdict", "reason"),
-        [(2.1, FORMED, "previous_first"), (2.7, NOT_FORMED, "previous_later"), (2.4, UNDETERMINED, "order_unclear")],
+        [(2.1, SHOWN, "previous_first"), (2.7, REFUTED, "previous_later"), (2.4, UNDETERMINED, "order_unclear")],
     )
     def test_the_order_is_reported_and_gates_only_when_told_so(self, previous, verdict, reason):
         run = made(previous=previous, prefix_matching=0.06 + 0.7 * logistic(X, 2.4, 0.15) + noise_of(len(X), 0.01, 0))
@@ -347,10 +347,10 @@ class TestPreviousTokenFirst:
         assert found.estimates["lag"].value == pytest.approx(2.4 - previous, abs=0.02)
         assert found.changes[-1].series == "previous_token"
         assert evidence_of(assert_previous_token_first, run) == found
-        if verdict is FORMED:
-            assert assert_previous_token_first(run, gate=True) == replace(found, expected=FORMED)
+        if verdict is SHOWN:
+            assert assert_previous_token_first(run, gate=True) == replace(found, expected=SHOWN)
         else:
-            with pytest.raises(ExpectationFailed, match=f"previous_token_first is {verdict}, expected FORMED"):
+            with pytest.raises(ExpectationFailed, match=f"previous_token_first is {verdict}, expected SHOWN"):
                 assert_previous_token_first(run, gate=True)
 
     @pytest.mark.parametrize(
@@ -399,9 +399,9 @@ class TestAllOfThem:
         again = Evidence.from_dict(json.loads(json.dumps(found.to_dict())))
         assert again == found
         assert again.changes[0].midpoint.tokens == found.changes[0].midpoint.tokens
-        assert again.changes[0].rivals == ("the warm-up ends (step 240)",)
-        assert again.changes[0].verdict is FORMED
-        assert failure_text(again, NOT_FORMED) == failure_text(found, NOT_FORMED)
+        assert again.changes[0].confounders == ("the warm-up ends (step 240)",)
+        assert again.changes[0].verdict is SHOWN
+        assert failure_text(again, REFUTED) == failure_text(found, REFUTED)
 
     def test_evidence_without_places_survives_too(self):
         found = evidence_of(assert_phase_change, flat())

@@ -58,7 +58,7 @@ def test_the_height_is_that_above_the_lowest_chord(seed):
 def test_a_convex_loss_has_no_bump(loss):
     steps = log_steps(50, 1, 20_000)
     found = bump_of(steps, loss(steps.astype(float)))
-    assert (found.verdict, found.reason) == (Verdict.NOT_FORMED, "no_bump")
+    assert (found.verdict, found.reason) == (Verdict.REFUTED, "no_bump")
     assert found.change.value == pytest.approx(0, abs=1e-9)
 
 
@@ -74,7 +74,7 @@ def test_a_planted_plateau_has_its_bump_where_it_ends():
     steps = log_steps(60)
     loss = plateau_then_drop(steps)
     found = bump_of(steps, loss)
-    assert (found.verdict, found.reason) == (Verdict.FORMED, "bump")
+    assert (found.verdict, found.reason) == (Verdict.SHOWN, "bump")
     assert 700 < found.onset.step.value < 1000 < found.end.step.value < 1500
     assert found.onset.step.value < found.midpoint.step.value < found.end.step.value
     assert found.change.value == pytest.approx((loss - slow_hull(steps.astype(float), loss)).max(), abs=0.03)
@@ -82,7 +82,7 @@ def test_a_planted_plateau_has_its_bump_where_it_ends():
     assert found.midpoint.tokens.value == pytest.approx(found.midpoint.step.value * 2048)
 
 
-@pytest.mark.parametrize(("drop", "verdict"), [(1.0, "FORMED"), (0.3, "FORMED"), (0.03, "NOT_FORMED")])
+@pytest.mark.parametrize(("drop", "verdict"), [(1.0, "SHOWN"), (0.3, "SHOWN"), (0.03, "REFUTED")])
 def test_only_a_bump_above_the_bar_counts(drop, verdict):
     steps = log_steps(80)
     assert bump_of(steps, plateau_then_drop(steps, drop)).verdict == verdict
@@ -92,27 +92,27 @@ def test_the_bar_of_the_height_is_the_users():
     steps = log_steps(80)
     loss = plateau_then_drop(steps, 0.3)
     height = bump_of(steps, loss).change.value
-    assert bump_of(steps, loss, min_change={"loss": height * 1.2}).verdict is Verdict.NOT_FORMED
+    assert bump_of(steps, loss, min_change={"loss": height * 1.2}).verdict is Verdict.REFUTED
 
 
 @pytest.mark.parametrize("size", [0.1, 0.3])
 @pytest.mark.parametrize("spacing", ["log", "linear"])
 def test_noise_alone_makes_no_bump(size, spacing):
-    """Whatever the shape below it; of 48 losses one at most is called FORMED."""
+    """Whatever the shape below it; of 48 losses one at most is called SHOWN."""
     false = []
     for seed in range(48):
         count = (40, 100, 400)[seed % 3]
         steps = log_steps(count, 1, 20_000) if spacing == "log" else np.arange(count) * 50
         shape = (3.0 + 0 * steps, 2 + 8 * (steps + 1.0) ** -0.3)[seed % 2]
-        false.append(bump_of(steps, shape + noise_of(len(steps), size, seed)).verdict is Verdict.FORMED)
+        false.append(bump_of(steps, shape + noise_of(len(steps), size, seed)).verdict is Verdict.SHOWN)
     assert sum(false) <= 1
 
 
 def test_a_bump_is_seen_through_noise():
-    """The guard of the one before: with the same noise a planted bump is called FORMED."""
+    """The guard of the one before: with the same noise a planted bump is called SHOWN."""
     steps = np.arange(1, 2000, 5)
     found = [bump_of(steps, plateau_then_drop(steps, 2.0) + noise_of(len(steps), 0.1, seed)) for seed in range(10)]
-    assert all(each.verdict is Verdict.FORMED for each in found)
+    assert all(each.verdict is Verdict.SHOWN for each in found)
     assert all(600 < each.midpoint.step.value < 1500 for each in found)
 
 
@@ -124,7 +124,7 @@ def test_a_spike_is_no_bump(seed):
     after = np.clip(np.arange(1000) - rng.integers(100, 900), 0, None)
     spike = np.where(after > 0, rng.uniform(0.3, 4) * np.exp(-after / rng.uniform(2, 200)), 0)
     loss = 2 + 8 * (steps + 30.0) ** -0.3 + spike + noise_of(1000, 0.02, seed)
-    assert bump_of(steps, loss).verdict is not Verdict.FORMED
+    assert bump_of(steps, loss).verdict is not Verdict.SHOWN
 
 
 def test_a_bump_beside_a_spike_is_found():
@@ -133,7 +133,7 @@ def test_a_bump_beside_a_spike_is_found():
     loss = plateau_then_drop(steps, 2.0) + noise_of(len(steps), 0.05, 0)
     loss[900:910] += 3
     found = bump_of(steps, loss)
-    assert found.verdict is Verdict.FORMED and 600 < found.midpoint.step.value < 1500
+    assert found.verdict is Verdict.SHOWN and 600 < found.midpoint.step.value < 1500
 
 
 def test_a_bump_of_fewer_than_three_snapshots_is_undetermined():
@@ -158,7 +158,7 @@ def test_losses_that_are_missing_are_left_out():
 def test_a_scheduled_change_beside_the_bump_is_named():
     steps = log_steps(60)
     run = run_of(steps, loss=plateau_then_drop(steps), schedule=[(900, "the learning rate drops"), (20, "the warm-up ends")])
-    assert find_phase_changes(run).loss_bump.rivals == ("the learning rate drops (step 900)",)
+    assert find_phase_changes(run).loss_bump.confounders == ("the learning rate drops (step 900)",)
 
 
 @pytest.mark.parametrize("size", [0.01, 1.0])

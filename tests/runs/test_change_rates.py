@@ -6,18 +6,18 @@ import pytest
 from pytest_induction.records import Verdict
 from tests.runs.curves import X, abrupt, heads, log_steps, logistic, noise_of, ramp
 
-FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED
+SHOWN, REFUTED, UNDETERMINED = Verdict.SHOWN, Verdict.REFUTED, Verdict.UNDETERMINED
 
 
 def test_noise_never_passes_for_a_change_and_a_change_never_for_none():
-    """Of 40 flat series with noise of any size none is FORMED; of 40 abrupt ones none is NOT_FORMED, and with little noise all are FORMED."""
+    """Of 40 flat series with noise of any size none is SHOWN; of 40 abrupt ones none is REFUTED, and with little noise all are SHOWN."""
     for seed in range(40):
         size, likeness = (0.01, 0.03, 0.1, 0.2)[seed % 4], (0.0, 0.5, 0.9)[seed % 3]
         noise = noise_of(len(X), size, seed, likeness)
-        assert heads(noise / 0.7, noise=0).verdict is not FORMED
+        assert heads(noise / 0.7, noise=0).verdict is not SHOWN
         changed = heads(abrupt() + noise / 0.7, noise=0)
-        assert changed.verdict is not NOT_FORMED
-        assert changed.verdict is FORMED or size > 0.01
+        assert changed.verdict is not REFUTED
+        assert changed.verdict is SHOWN or size > 0.01
 
 
 @pytest.mark.parametrize("spacing", ["even", "logarithmic"])
@@ -30,7 +30,7 @@ def test_coarse_records_of_abrupt_changes_are_never_called_gradual_or_none(spaci
         steps = np.arange(count) * (10_000 // count) if spacing == "even" else log_steps(count)
         found = heads(abrupt(steps, rng.uniform(1.0, 3.9), rng.uniform(0.05, 0.35)), steps, seed=seed)
         verdicts.append(found.verdict)
-        assert found.verdict is not NOT_FORMED, (seed, found.summary)
+        assert found.verdict is not REFUTED, (seed, found.summary)
     assert verdicts.count(UNDETERMINED) > 3
 
 
@@ -43,4 +43,4 @@ def test_gradual_changes_are_never_called_abrupt(spacing):
         x = np.log10(np.maximum(steps, 0.5))
         place, width = rng.uniform(1.5, 3.0), rng.uniform(0.7, 1.5)
         shape = [logistic(x, place, width), ramp(x, place, width), 1 - (1 + steps / 10**place) ** -0.8][seed % 3]
-        assert heads(shape, steps, noise=0.01, seed=seed).verdict is not FORMED
+        assert heads(shape, steps, noise=0.01, seed=seed).verdict is not SHOWN

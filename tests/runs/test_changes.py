@@ -14,27 +14,27 @@ from pytest_induction.runs.phase_change.finding import change_of
 from pytest_induction.runs.record import Axis, TrainingRun, measuring_error, series_of
 from tests.runs.curves import STEPS, X, abrupt, heads, logistic, noise_of, ramp, run_of
 
-FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED
+SHOWN, REFUTED, UNDETERMINED = Verdict.SHOWN, Verdict.REFUTED, Verdict.UNDETERMINED
 
 EVEN = np.arange(0, 10_001, 100)
 
 CASES = {
-    "abrupt": (lambda: heads(abrupt()), FORMED, "abrupt"),
-    "abrupt, a ramp": (lambda: heads(ramp(X, 2.4, 0.3)), FORMED, "abrupt"),
-    "half a decade, nearly": (lambda: heads(ramp(X, 2.4, 0.44)), FORMED, "abrupt"),
-    "a little more": (lambda: heads(ramp(X, 2.4, 0.56)), NOT_FORMED, "gradual"),
-    "gradual": (lambda: heads(logistic(X, 2.4, 1.0)), NOT_FORMED, "gradual"),
-    "saturating": (lambda: heads(1 - np.exp(-STEPS / 200)), NOT_FORMED, "gradual"),
-    "steps in a stair": (lambda: heads(sum(logistic(X, place, 0.1) for place in (1.2, 2.2, 3.2)) / 3), NOT_FORMED, "gradual"),
-    "flat": (lambda: heads(0 * X), NOT_FORMED, "no_change"),
-    "constant": (lambda: heads(0 * X, noise=0), NOT_FORMED, "no_change"),
-    "below the bar": (lambda: heads(0.2 * abrupt()), NOT_FORMED, "no_change"),
-    "lost": (lambda: heads(1 - abrupt()), NOT_FORMED, "no_change"),
-    "one wild value": (lambda: heads(np.arange(len(X)) == 50), NOT_FORMED, "no_change"),
+    "abrupt": (lambda: heads(abrupt()), SHOWN, "abrupt"),
+    "abrupt, a ramp": (lambda: heads(ramp(X, 2.4, 0.3)), SHOWN, "abrupt"),
+    "half a decade, nearly": (lambda: heads(ramp(X, 2.4, 0.44)), SHOWN, "abrupt"),
+    "a little more": (lambda: heads(ramp(X, 2.4, 0.56)), REFUTED, "gradual"),
+    "gradual": (lambda: heads(logistic(X, 2.4, 1.0)), REFUTED, "gradual"),
+    "saturating": (lambda: heads(1 - np.exp(-STEPS / 200)), REFUTED, "gradual"),
+    "steps in a stair": (lambda: heads(sum(logistic(X, place, 0.1) for place in (1.2, 2.2, 3.2)) / 3), REFUTED, "gradual"),
+    "flat": (lambda: heads(0 * X), REFUTED, "no_change"),
+    "constant": (lambda: heads(0 * X, noise=0), REFUTED, "no_change"),
+    "below the bar": (lambda: heads(0.2 * abrupt()), REFUTED, "no_change"),
+    "lost": (lambda: heads(1 - abrupt()), REFUTED, "no_change"),
+    "one wild value": (lambda: heads(np.arange(len(X)) == 50), REFUTED, "no_change"),
     "at the bar": (lambda: heads(0.36 * abrupt(), noise=0.02), UNDETERMINED, "change_unclear"),
-    "between two snapshots": (lambda: heads(X > 2.4), FORMED, "abrupt"),
-    "two steps": (lambda: heads(0.6 * logistic(X, 1.8, 0.1) + 0.4 * logistic(X, 2.8, 0.1)), NOT_FORMED, "two_steps"),
-    "and a smaller step": (lambda: heads(0.8 * logistic(X, 1.8, 0.1) + 0.2 * logistic(X, 2.8, 0.1)), FORMED, "abrupt"),
+    "between two snapshots": (lambda: heads(X > 2.4), SHOWN, "abrupt"),
+    "two steps": (lambda: heads(0.6 * logistic(X, 1.8, 0.1) + 0.4 * logistic(X, 2.8, 0.1)), REFUTED, "two_steps"),
+    "and a smaller step": (lambda: heads(0.8 * logistic(X, 1.8, 0.1) + 0.2 * logistic(X, 2.8, 0.1)), SHOWN, "abrupt"),
     "width at the bar": (lambda: heads(logistic(X, 2.4, 0.5), noise=0.02), UNDETERMINED, "width_unclear"),
     "still rising": (lambda: heads(logistic(X, 4.0, 0.2)), UNDETERMINED, "not_over"),
     "in the last snapshot": (lambda: heads(np.arange(len(X)) == len(X) - 1), UNDETERMINED, "not_over"),
@@ -52,7 +52,7 @@ def test_each_reason_is_reached_where_it_is_right(case):
     assert (found.verdict, found.reason) == (verdict, reason), found.summary
     expected = {"abrupt": "abrupt", "gradual": "gradual", "no_change": "flat"}.get(reason, "")
     assert found.shape == expected
-    assert bool(found.settle) == (verdict is UNDETERMINED)
+    assert bool(found.next_step) == (verdict is UNDETERMINED)
 
 
 def test_a_formed_change_says_what_the_curve_was_made_with():
@@ -78,13 +78,13 @@ def test_a_head_that_is_there_from_the_second_snapshot_on_is_not_one_that_never_
     steps = first_step + np.arange(20) * 1000
     found = heads(np.arange(20) > 0, steps)
     assert (found.verdict, found.reason) == (UNDETERMINED, "began_before")
-    assert "first" in found.settle
+    assert "first" in found.next_step
 
 
 def test_a_fall_is_no_change_and_is_told_as_a_fall():
     """A head that is lost does not form; it does not stay where it is either."""
     found = heads(1 - abrupt())
-    assert (found.verdict, found.reason) == (NOT_FORMED, "no_change")
+    assert (found.verdict, found.reason) == (REFUTED, "no_change")
     assert "goes from 0.76 to 0.05" in found.summary
     assert "stays between" in heads(0 * X).summary
 
@@ -103,7 +103,7 @@ def test_heads_that_are_lost_later_had_formed():
     """The change is that before they were lost, and the summary says that they were."""
     kept = heads(abrupt(place=2.0))
     lost = heads(abrupt(place=2.0) - abrupt(place=3.2))
-    assert lost.verdict is FORMED
+    assert lost.verdict is SHOWN
     assert lost.midpoint.step.value == pytest.approx(kept.midpoint.step.value, rel=0.03)
     assert "later it is lost" in lost.summary
     assert "later it is lost" not in kept.summary
@@ -117,7 +117,7 @@ def test_fewer_than_eight_snapshots_tell_nothing(count):
     assert found.verdict is UNDETERMINED
     assert found.reason == ("few_snapshots" if count < 8 else "width_unclear")
     if count < 8:
-        assert f"at {count} snapshots" in found.summary and f"{8 - count} more" in found.settle
+        assert f"at {count} snapshots" in found.summary and f"{8 - count} more" in found.next_step
 
 
 @pytest.mark.parametrize("seed", [6, 7, 16])
@@ -125,16 +125,16 @@ def test_a_ramp_over_most_of_the_training_is_not_abrupt(seed, monkeypatch):
     """However few decades that is, as late as it comes: what tells is the part of the training that it takes."""
     rng = np.random.default_rng(seed)
     shape = np.clip((EVEN / EVEN[-1] - rng.uniform(0.05, 0.36)) / rng.choice([0.55, 0.63]), 0, 1)
-    assert heads(shape, EVEN, noise=0.01, seed=seed).verdict is not FORMED
+    assert heads(shape, EVEN, noise=0.01, seed=seed).verdict is not SHOWN
     monkeypatch.setattr(changes, "MAX_PART", 1.0)
-    assert heads(shape, EVEN, noise=0.01, seed=seed).verdict is FORMED
+    assert heads(shape, EVEN, noise=0.01, seed=seed).verdict is SHOWN
 
 
 def test_eight_snapshots_tell_where_they_lie_near_enough():
     """Three on either side, and two of which the change is between: as narrow as these are near, and censored by them."""
     steps = np.array([10, 30, 80, 150, 220, 500, 900, 2000])
     found = heads(abrupt(steps, 2.25, 0.1), steps)
-    assert (found.verdict, found.between) == (FORMED, (150, 220)), found.summary
+    assert (found.verdict, found.between) == (SHOWN, (150, 220)), found.summary
     assert "between the snapshots at steps 150 and 220" in found.summary
     assert found.midpoint.step.low < 10**2.25 < found.midpoint.step.high
     assert found.width.high < np.log10(220 / 150) + 0.1
@@ -147,7 +147,7 @@ def test_four_snapshots_in_a_twentieth_of_a_decade_are_abrupt():
     steps = np.array([1, 10, 50, 100, 200, 400, 415, 430, 450, 600, 900, 1500, 3000])
     levels = np.array([0.1, 0.11, 0.1, 0.12, 0.11, 0.12, 0.42, 0.75, 0.83, 0.84, 0.83, 0.85, 0.84])
     found = change_of(run_of(steps, prefix_matching=levels), "prefix_matching")
-    assert found.verdict is FORMED and found.width.high < 0.1, found.summary
+    assert found.verdict is SHOWN and found.width.high < 0.1, found.summary
 
 
 @pytest.mark.parametrize(
@@ -161,13 +161,13 @@ def test_four_snapshots_in_a_twentieth_of_a_decade_are_abrupt():
 )
 def test_what_falls_where_induction_forms_is_judged_like_what_rises(name, start, size, noise):
     good = change_of(run_of(STEPS, **{name: start + size * abrupt() + noise_of(len(X), noise, 1)}), name)
-    assert (good.verdict, good.reason) == (FORMED, "abrupt")
+    assert (good.verdict, good.reason) == (SHOWN, "abrupt")
     assert good.change.value == pytest.approx(0.8 * abs(size), rel=0.05)
     assert good.midpoint.step.value == pytest.approx(10**2.4, rel=0.02)
     other_way = change_of(run_of(STEPS, **{name: start - size * abrupt() + noise_of(len(X), noise, 1)}), name)
-    assert (other_way.verdict, other_way.reason) == (NOT_FORMED, "no_change")
+    assert (other_way.verdict, other_way.reason) == (REFUTED, "no_change")
     small = change_of(run_of(STEPS, **{name: start + size / 30 * abrupt()}), name)
-    assert (small.verdict, small.reason) == (NOT_FORMED, "no_change")
+    assert (small.verdict, small.reason) == (REFUTED, "no_change")
 
 
 def test_snapshots_without_a_value_are_left_out():
@@ -180,7 +180,7 @@ def test_snapshots_without_a_value_are_left_out():
         for each in run_of(STEPS[-5:] + 10**5, loss=X[-5:]).snapshots
     ]
     found = change_of(TrainingRun("gaps", (*run.snapshots, *broken)), "prefix_matching")
-    assert found.verdict is FORMED
+    assert found.verdict is SHOWN
     assert found.midpoint.step.value == pytest.approx(10**2.4, rel=0.02)
     assert found.n_inside < heads(abrupt()).n_inside
 
@@ -193,7 +193,7 @@ def test_heads_of_other_shapes_at_some_snapshots_are_read_all_the_same():
         scores = np.full((1 + index % 3, 2 + index % 2), 0.05)
         scores[0, 1], scores[-1, 0] = snapshot.prefix_matching[0, 1], np.nan
         ragged.append(dataclasses.replace(snapshot, prefix_matching=scores, errors={"prefix_matching": np.full((2, 2), 0.01)}))
-    assert change_of(TrainingRun("ragged", tuple(ragged)), "prefix_matching").verdict is FORMED
+    assert change_of(TrainingRun("ragged", tuple(ragged)), "prefix_matching").verdict is SHOWN
 
 
 def test_no_number_at_all_is_not_recorded():
@@ -207,8 +207,8 @@ def test_no_number_at_all_is_not_recorded():
 )
 def test_only_scheduled_changes_that_are_near_are_named(step, named):
     found = heads(abrupt(), schedule=[(step, "the warm-up ends")])
-    assert found.verdict is FORMED
-    assert found.rivals == ((f"the warm-up ends (step {step})",) if named else ())
+    assert found.verdict is SHOWN
+    assert found.confounders == ((f"the warm-up ends (step {step})",) if named else ())
 
 
 def test_what_was_scheduled_long_after_the_last_snapshot_is_not_near_it():
@@ -262,12 +262,12 @@ def test_the_error_of_the_best_head_is_that_head_s_own(name):
     series = series_of(run, Axis.of(run), name, {name: 0.2})
     assert measuring_error(run, series, 0, len(X) - 1) == pytest.approx(0.01 * math.sqrt(2))
     blank = [dataclasses.replace(each, **{other: np.full((2, 2), np.nan)}) for each in run.snapshots]
-    assert change_of(TrainingRun("blank", tuple(blank)), name).verdict is FORMED
+    assert change_of(TrainingRun("blank", tuple(blank)), name).verdict is SHOWN
 
 
 def test_an_error_that_is_large_makes_a_change_unclear():
     sure, unsure = (heads(abrupt(), errors={"prefix_matching": np.full((2, 2), size)}) for size in (0.01, 0.15))
-    assert sure.verdict is FORMED
+    assert sure.verdict is SHOWN
     assert (unsure.verdict, unsure.reason) == (UNDETERMINED, "change_unclear")
     assert unsure.change.high - unsure.change.value >= POWER * 0.15
 
@@ -299,7 +299,7 @@ def test_batches_that_grow_are_told_by_the_tokens():
     """The width is in decades of tokens, and steps are those at which so many had been seen."""
     tokens = [int(step**1.5) + 10 for step in STEPS]
     found = heads(logistic(np.log10(tokens), 3.6, 0.25), tokens_per_step=None, tokens=tokens)
-    assert found.verdict is FORMED
+    assert found.verdict is SHOWN
     assert found.midpoint.tokens.value == pytest.approx(10**3.6, rel=0.02)
     assert found.midpoint.step.value == pytest.approx(10 ** (3.6 / 1.5), rel=0.02)
     assert found.width.value == pytest.approx(0.25, rel=0.05)
@@ -322,7 +322,7 @@ def broken_tokens(kind):
 def test_tokens_that_are_not_known_are_none(kind):
     """Then steps are what is counted."""
     found = heads(abrupt(), tokens_per_step=None, tokens=broken_tokens(kind))
-    assert found.verdict is FORMED
+    assert found.verdict is SHOWN
     assert found.onset.tokens is found.midpoint.tokens is found.end.tokens is None
     assert found.midpoint.step.value == pytest.approx(10**2.4, rel=0.01)
 
@@ -331,7 +331,7 @@ def test_tokens_that_are_not_known_are_none(kind):
 def test_a_first_snapshot_at_step_0_lies_before_all_others(factor):
     steps = np.r_[0, STEPS * factor]
     found = heads(np.r_[0, abrupt()], steps)
-    assert found.verdict is FORMED
+    assert found.verdict is SHOWN
     assert found.midpoint.step.value == pytest.approx(10**2.4 * factor, rel=0.01)
     assert Axis.of(run_of(steps, loss=steps)).steps[0] == STEPS[0] * factor / 2
 
@@ -339,7 +339,7 @@ def test_a_first_snapshot_at_step_0_lies_before_all_others(factor):
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_values_of_another_size_are_held_to_the_same_bar(scale):
     found = change_of(run_of(STEPS, advantage=scale * abrupt()), "advantage")
-    assert found.verdict is (FORMED if scale > 1 else NOT_FORMED)
+    assert found.verdict is (SHOWN if scale > 1 else REFUTED)
 
 
 def test_steps_below_zero_are_refused():

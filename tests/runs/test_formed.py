@@ -13,7 +13,7 @@ from pytest_induction.runs.record import Snapshot, TrainingRun
 from tests.runs.claims import evidence_of, refusal
 from tests.runs.curves import logistic, run_of
 
-FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED
+SHOWN, REFUTED, UNDETERMINED = Verdict.SHOWN, Verdict.REFUTED, Verdict.UNDETERMINED
 RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
 
 
@@ -43,11 +43,11 @@ LEVELS = {0: 0.03, 512: 0.05, 1000: 0.1, 2000: 0.7, 4000: 0.8, 143_000: 0.85}
 @pytest.mark.parametrize(
     ("before", "verdict", "reason"),
     [
-        (None, FORMED, "formed"),
-        (2000, FORMED, "formed"),
-        (3000, FORMED, "formed"),
-        (1000, NOT_FORMED, "too_late"),
-        (600, NOT_FORMED, "too_late"),
+        (None, SHOWN, "formed"),
+        (2000, SHOWN, "formed"),
+        (3000, SHOWN, "formed"),
+        (1000, REFUTED, "too_late"),
+        (600, REFUTED, "too_late"),
         (1500, UNDETERMINED, "between_snapshots"),
     ],
 )
@@ -58,7 +58,7 @@ def test_the_last_snapshot_before_the_bound_counts(before, verdict, reason):
     for options in ({"before_step": before}, {"before_tokens": before and before * 2048}):
         found = evidence_of(assert_formed, run, **options)
         assert (found.verdict, found.reason) == (verdict, reason), found.summary
-        assert bool(found.settle) == (verdict is UNDETERMINED)
+        assert bool(found.next_step) == (verdict is UNDETERMINED)
         assert found.estimates["formed"].value == 2000 and found.estimates["formed"].low == 1000
 
 
@@ -66,27 +66,27 @@ def test_gradual_changes_count_too():
     steps = [int(step) for step in np.geomspace(1, 10_000, 40)]
     run = measured({step: 0.05 + 0.7 * logistic(np.log10(step), 2.0, 1.5) for step in dict.fromkeys(steps)})
     assert find_phase_changes(run).reason == "gradual"
-    assert assert_formed(run, before_step=1000).verdict is FORMED
+    assert assert_formed(run, before_step=1000).verdict is SHOWN
 
 
 def test_what_is_lost_again_has_not_formed():
     found = evidence_of(assert_formed, measured({**LEVELS, 143_000: 0.04}), before_step=4000)
-    assert (found.verdict, found.reason) == (NOT_FORMED, "lost")
+    assert (found.verdict, found.reason) == (REFUTED, "lost")
     assert "at step 4000" in found.summary and "at step 143000" in found.summary
 
 
 def test_heads_that_nothing_comes_of_do_not_count():
     run = measured(LEVELS, advantages=dict.fromkeys(LEVELS, 0.0))
     found = evidence_of(assert_formed, run, before_step=4000)
-    assert (found.verdict, found.reason) == (NOT_FORMED, "matches_without_copying")
+    assert (found.verdict, found.reason) == (REFUTED, "matches_without_copying")
 
 
 def test_a_run_that_ends_before_the_bound_without_it_is_not_over():
     short = measured({step: level for step, level in LEVELS.items() if step <= 1000})
     found = evidence_of(assert_formed, short, before_step=2000)
-    assert (found.verdict, found.reason, found.settle) == (UNDETERMINED, "not_over", "train further")
-    assert evidence_of(assert_formed, short).verdict is NOT_FORMED
-    assert assert_formed(measured(LEVELS), before_step=10**9).verdict is FORMED
+    assert (found.verdict, found.reason, found.next_step) == (UNDETERMINED, "not_over", "train further")
+    assert evidence_of(assert_formed, short).verdict is REFUTED
+    assert assert_formed(measured(LEVELS), before_step=10**9).verdict is SHOWN
 
 
 def test_what_is_not_known_is_said():
@@ -94,7 +94,7 @@ def test_what_is_not_known_is_said():
     first = dataclasses.replace(run, snapshots=run.snapshots[2:])
     assert evidence_of(assert_formed, first, before_step=600).reason == "not_recorded"
     unknown = evidence_of(assert_formed, dataclasses.replace(run, tokens_per_step=None), before_tokens=1e6)
-    assert (unknown.verdict, unknown.reason) == (UNDETERMINED, "tokens_not_known") and "before_step" in unknown.settle
+    assert (unknown.verdict, unknown.reason) == (UNDETERMINED, "tokens_not_known") and "before_step" in unknown.next_step
     nothing = evidence_of(assert_formed, run_of(np.arange(1, 20), loss=np.linspace(5, 3, 19)))
     assert (nothing.verdict, nothing.reason) == (UNDETERMINED, "not_recorded")
 
@@ -104,7 +104,7 @@ def test_levels_that_are_not_clear_of_the_threshold_are_undetermined():
     assert (found.verdict, found.reason) == (UNDETERMINED, "heads_unclear")
 
 
-@pytest.mark.parametrize(("noise", "verdict"), [(0.01, FORMED), (0.5, UNDETERMINED)])
+@pytest.mark.parametrize(("noise", "verdict"), [(0.01, SHOWN), (0.5, UNDETERMINED)])
 def test_a_log_without_standard_errors_is_judged_by_its_scatter(noise, verdict):
     steps = np.arange(0, 4000, 100)
     rng = np.random.default_rng(0)
@@ -117,10 +117,10 @@ def test_a_log_without_standard_errors_is_judged_by_its_scatter(noise, verdict):
 
 
 def test_recorded_runs():
-    assert assert_formed(RUNS / "two-layers", before_step=300).verdict is FORMED
+    assert assert_formed(RUNS / "two-layers", before_step=300).verdict is SHOWN
     assert evidence_of(assert_formed, load_run(RUNS / "two-layers"), before_step=200).reason == "too_late"
-    assert evidence_of(assert_formed, RUNS / "one-layer").verdict is NOT_FORMED
-    assert assert_formed(RUNS / "gradual").verdict is FORMED
+    assert evidence_of(assert_formed, RUNS / "one-layer").verdict is REFUTED
+    assert assert_formed(RUNS / "gradual").verdict is SHOWN
 
 
 @pytest.mark.parametrize("options", [{"before_step": 0}, {"before_tokens": -1}, {"before_tokens": float("nan")}])

@@ -13,7 +13,7 @@ from pytest_induction.runs.perturbation import Moved, assert_coperturbation, jud
 from tests.runs.claims import evidence_of, refusal
 from tests.runs.curves import formed_series, log_steps, logistic, noise_of, run_of
 
-FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED
+SHOWN, REFUTED, UNDETERMINED = Verdict.SHOWN, Verdict.REFUTED, Verdict.UNDETERMINED
 RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
 STEPS = log_steps(80)
 
@@ -45,7 +45,7 @@ def judged(control, treated, **options):
 class TestShippedRuns:
     def test_smeared_keys_make_a_single_layer_change(self):
         verdict, reason, found = judged(RUNS / "one-layer", RUNS / "one-layer-smeared")
-        assert (verdict, reason) == (FORMED, "moved_together")
+        assert (verdict, reason) == (SHOWN, "moved_together")
         assert found.provenance.model == "one-layer-smeared against one-layer"
         assert abs(found.estimates["lag"].value) < 0.05
         assert found.estimates["control_gain"].high < 0.5  # nats, of the 1.95 that the treated run gains
@@ -62,11 +62,11 @@ class TestShippedRuns:
         ],
     )
     def test_what_does_not_come_earlier_has_not_moved(self, control, treated, reason):
-        assert judged(RUNS / control, RUNS / treated)[:2] == (NOT_FORMED, reason)
+        assert judged(RUNS / control, RUNS / treated)[:2] == (REFUTED, reason)
 
     def test_a_control_that_changes_later_is_compared_with(self):
         verdict, reason, found = judged(RUNS / "two-layers", RUNS / "one-layer-smeared")
-        assert (verdict, reason) == (FORMED, "moved_together")
+        assert (verdict, reason) == (SHOWN, "moved_together")
         assert found.estimates["induction_shift"].value == pytest.approx(math.log10(239.9 / 72.3), abs=5e-3)
         assert found.estimates["in_context_learning_shift"].value == pytest.approx(math.log10(249.2 / 70.0), abs=5e-3)
         assert found.estimates["shift_difference"].value == pytest.approx(0.030, abs=5e-3)
@@ -74,27 +74,27 @@ class TestShippedRuns:
     def test_a_control_that_is_not_over_is_no_control(self):
         verdict, reason, found = judged(RUNS / "truncated", RUNS / "one-layer-smeared")
         assert (verdict, reason) == (UNDETERMINED, "control_unclear")
-        assert found.settle.startswith("train further")
+        assert found.next_step.startswith("train further")
 
 
 class TestMoves:
     def test_both_move_by_what_they_were_moved(self):
         verdict, _, found = judged(made(2.8), made(2.3, seed=9))
-        assert verdict is FORMED
+        assert verdict is SHOWN
         assert found.estimates["induction_shift"].value == pytest.approx(0.5, abs=0.02)
         assert found.estimates["in_context_learning_shift"].value == pytest.approx(0.5, abs=0.02)
         assert found.estimates["shift_difference"].low < 0 < found.estimates["shift_difference"].high
-        assert (found.bars["margin"], found.bars["together"]) == (0.1, 0.15)
+        assert (found.thresholds["margin"], found.thresholds["together"]) == (0.1, 0.15)
 
     @pytest.mark.parametrize(
         ("control", "treated", "verdict", "reason"),
         [
-            ((2.7, 2.7), (2.0, 2.7), NOT_FORMED, "in_context_learning_stays"),
-            ((2.7, 2.7), (2.7, 2.0), NOT_FORMED, "induction_stays"),
-            ((2.7, 2.7), (2.7, 2.7), NOT_FORMED, "nothing_moves"),
-            ((2.4, 2.4), (2.7, 2.7), NOT_FORMED, "nothing_moves"),  # later
-            ((2.9, 2.9), (2.0, 2.4), NOT_FORMED, "changes_apart"),
-            ((2.9, 2.5), (2.1, 2.1), NOT_FORMED, "moves_apart"),
+            ((2.7, 2.7), (2.0, 2.7), REFUTED, "in_context_learning_stays"),
+            ((2.7, 2.7), (2.7, 2.0), REFUTED, "induction_stays"),
+            ((2.7, 2.7), (2.7, 2.7), REFUTED, "nothing_moves"),
+            ((2.4, 2.4), (2.7, 2.7), REFUTED, "nothing_moves"),  # later
+            ((2.9, 2.9), (2.0, 2.4), REFUTED, "changes_apart"),
+            ((2.9, 2.5), (2.1, 2.1), REFUTED, "moves_apart"),
         ],
     )
     def test_one_that_moves_alone_or_further_is_no_comove(self, control, treated, verdict, reason):
@@ -103,28 +103,28 @@ class TestMoves:
     def test_a_difference_whose_interval_holds_the_bar_is_not_clear(self):
         pair = made(2.9, 2.8), made(2.1, seed=9)
         verdict, _, found = judged(*pair)
-        assert verdict is FORMED
+        assert verdict is SHOWN
         assert found.estimates["shift_difference"].value == pytest.approx(-0.1, abs=0.02)
         assert judged(*pair, together=-found.estimates["shift_difference"].value)[:2] == (UNDETERMINED, "lag_unclear")
 
     def test_how_far_it_must_move_is_an_option(self):
         pair = made(2.6), made(2.4, seed=9)
-        assert judged(*pair)[0] is FORMED
-        assert judged(*pair, margin=0.3)[:2] == (NOT_FORMED, "nothing_moves")
+        assert judged(*pair)[0] is SHOWN
+        assert judged(*pair, margin=0.3)[:2] == (REFUTED, "nothing_moves")
         shift = judged(*pair)[2].estimates["induction_shift"]
         assert judged(*pair, margin=shift.value)[:2] == (UNDETERMINED, "shift_unclear")
 
     def test_a_change_that_is_not_abrupt_in_the_treated_run_is_none(self):
-        assert judged(made(2.8), made(2.3, seed=9), max_width=0.1)[:2] == (NOT_FORMED, "nothing_moves")
+        assert judged(made(2.8), made(2.3, seed=9), max_width=0.1)[:2] == (REFUTED, "nothing_moves")
 
     def test_steps_are_compared_where_tokens_are_not_known(self):
         found = judged(made(2.8, tokens_per_step=None), made(2.3, seed=9))[2]
-        assert found.verdict is FORMED
+        assert found.verdict is SHOWN
         assert found.estimates["induction_shift"].value == pytest.approx(0.5, abs=0.02)
 
     def test_tokens_count_and_not_steps(self):
         found = judged(made(2.4), made(2.4, seed=9, tokens_per_step=512))[2]
-        assert found.verdict is FORMED
+        assert found.verdict is SHOWN
         assert found.estimates["induction_shift"].value == pytest.approx(math.log10(4), abs=0.02)
 
 
@@ -133,19 +133,19 @@ class TestControlsWithout:
     def test_less_than_half_of_it_is_none(self, fall):
         """What it gains in a stretch as long as from 10 % to 90 % of the treated change: here four fifths of a fall as wide."""
         verdict, _, found = judged(without(fall=fall), made(2.3, seed=9))
-        assert verdict is FORMED
+        assert verdict is SHOWN
         assert found.estimates["control_gain"].value == pytest.approx(0.8 * fall, abs=0.03)
 
     def test_more_than_half_of_it_is_compared_by_place(self):
         """In-context learning that comes without heads, at its own time or later, is not carried by them."""
-        assert judged(without(fall=1.4, icl=2.3), made(2.3, seed=9))[:2] == (NOT_FORMED, "in_context_learning_stays")
-        assert judged(without(fall=1.4, icl=2.7), made(2.3, seed=9))[:2] == (NOT_FORMED, "moves_apart")
+        assert judged(without(fall=1.4, icl=2.3), made(2.3, seed=9))[:2] == (REFUTED, "in_context_learning_stays")
+        assert judged(without(fall=1.4, icl=2.7), made(2.3, seed=9))[:2] == (REFUTED, "moves_apart")
 
     def test_a_control_that_ends_too_soon_tells_nothing(self):
         short = STEPS[STEPS < 10**2.3]
         verdict, reason, found = judged(without(steps=short), made(2.3, seed=9))
         assert (verdict, reason) == (UNDETERMINED, "control_too_short")
-        assert found.settle.startswith("train the controls for ") and "tokens at least" in found.settle
+        assert found.next_step.startswith("train the controls for ") and "tokens at least" in found.next_step
 
     def test_a_control_that_ends_before_one_could_follow_the_other_tells_nothing(self):
         steps = log_steps(300, last=int(10**2.86))
@@ -155,7 +155,7 @@ class TestControlsWithout:
     def test_a_treated_run_that_ends_too_soon_tells_nothing(self):
         treated = without(steps=STEPS[STEPS < 10**2.3])
         assert judged(made(2.8), treated)[:2] == (UNDETERMINED, "treated_too_short")
-        assert judged(made(2.8), without())[:2] == (NOT_FORMED, "nothing_moves")
+        assert judged(made(2.8), without())[:2] == (REFUTED, "nothing_moves")
 
     @pytest.mark.parametrize(
         ("control", "treated"),
@@ -164,18 +164,18 @@ class TestControlsWithout:
     def test_the_same_must_be_on_record(self, control, treated):
         verdict, reason, found = judged(made(2.8, **control), made(2.3, seed=9, **treated))
         assert (verdict, reason) == (UNDETERMINED, "not_recorded")
-        assert "of all runs" in found.settle
+        assert "of all runs" in found.next_step
 
     def test_what_all_runs_have_is_compared(self):
         """Heads of the control are not on record: behaviour on repeated tokens is, of both."""
         found = judged(made(2.8, prefix_matching=None), made(2.3, seed=9))[2]
-        assert found.verdict is FORMED
+        assert found.verdict is SHOWN
         assert found.estimates["induction_shift"].value == pytest.approx(0.5, abs=0.02)
 
     def test_scores_of_other_windows_are_not_compared(self):
         control, treated = without(fall=0.3), made(2.3, seed=9)
         other = replace(control, icl_windows=((20, 29), (50, 59)))
-        assert judged(control, treated)[0] is FORMED
+        assert judged(control, treated)[0] is SHOWN
         assert judged(other, treated)[0] is UNDETERMINED
 
     def test_a_copying_control_without_a_head_is_not_without_induction(self):
@@ -191,7 +191,7 @@ class TestSeveralRuns:
         )
         verdict, _, found = judged(controls, treated)
         shift = found.estimates["induction_shift"]
-        assert verdict is FORMED
+        assert verdict is SHOWN
         assert shift.value == pytest.approx(0.7, abs=0.02)
         assert shift.high - shift.value == pytest.approx(2.776 * 0.1 * math.sqrt(2 / 3), rel=0.15)
         assert found.provenance.probe == "3 runs against 3"
@@ -203,8 +203,8 @@ class TestSeveralRuns:
         )
         verdict, reason, found = judged(controls, treated)
         assert (verdict, reason) == (UNDETERMINED, "shift_unclear")
-        assert "more runs" in found.settle
-        assert judged(controls[0], treated[0])[0] is FORMED  # one against one tells of these two
+        assert "more runs" in found.next_step
+        assert judged(controls[0], treated[0])[0] is SHOWN  # one against one tells of these two
 
     def test_controls_of_which_some_have_it_are_no_group(self):
         controls = [made(2.8), without()]
@@ -212,8 +212,8 @@ class TestSeveralRuns:
 
     def test_all_treated_runs_must_have_it(self):
         controls, treated = [without(), without(seed=3)], [made(2.3, seed=9), without(seed=4)]
-        assert judged(controls, treated)[:2] == (NOT_FORMED, "nothing_moves")
-        assert judged(controls, [made(2.3, seed=9), made(2.4, seed=8)])[0] is FORMED
+        assert judged(controls, treated)[:2] == (REFUTED, "nothing_moves")
+        assert judged(controls, [made(2.3, seed=9), made(2.4, seed=8)])[0] is SHOWN
 
 
 class TestArguments:
@@ -241,18 +241,18 @@ class TestVerdict:
 
     @staticmethod
     def verdict(lag, difference):
-        moved = [Moved(name, name, FORMED, name, Estimate(0.5, 0.4, 0.6)) for name in ("induction", "in_context_learning")]
+        moved = [Moved(name, name, SHOWN, name, Estimate(0.5, 0.4, 0.6)) for name in ("induction", "in_context_learning")]
         found = judge_coperturbation(*moved, lag, difference, margin=0.1, together=0.15)
         return found.verdict, found.reason
 
     @pytest.mark.parametrize(
         ("low", "high", "verdict"),
         [
-            (-0.15, 0.15, FORMED),
+            (-0.15, 0.15, SHOWN),
             (-0.16, 0.1, UNDETERMINED),
             (0.14, 0.3, UNDETERMINED),
-            (0.16, 0.3, NOT_FORMED),
-            (-0.3, -0.16, NOT_FORMED),
+            (0.16, 0.3, REFUTED),
+            (-0.3, -0.16, REFUTED),
         ],
     )
     def test_intervals_must_lie_within_what_counts_as_together(self, low, high, verdict):
@@ -263,5 +263,5 @@ class TestVerdict:
         nothing = Estimate(math.nan, math.nan, math.nan)
         near = Estimate(0, -0.01, 0.01)
         assert self.verdict(nothing, near)[0] is self.verdict(near, nothing)[0] is self.verdict(None, near)[0] is UNDETERMINED
-        moved = [Moved(name, name, FORMED, name, nothing) for name in ("induction", "in_context_learning")]
+        moved = [Moved(name, name, SHOWN, name, nothing) for name in ("induction", "in_context_learning")]
         assert judge_coperturbation(*moved, near, near, margin=0.1, together=0.15).verdict is UNDETERMINED

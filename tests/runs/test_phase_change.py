@@ -17,14 +17,14 @@ from pytest_induction.runs.phase_change.finding import find_phase_changes, lag_b
 from pytest_induction.runs.record import Axis, Snapshot, TrainingRun
 from tests.runs.curves import STEPS, X, formed_series, logistic, noise_of, run_of
 
-FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED
+SHOWN, REFUTED, UNDETERMINED = Verdict.SHOWN, Verdict.REFUTED, Verdict.UNDETERMINED
 RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
 SHIPPED = {
-    "two-layers": (FORMED, "formed"),
-    "one-layer-smeared": (FORMED, "formed"),
-    "one-layer": (NOT_FORMED, "no_change"),
-    "gradual": (NOT_FORMED, "gradual"),
-    "diverged": (NOT_FORMED, "no_change"),
+    "two-layers": (SHOWN, "formed"),
+    "one-layer-smeared": (SHOWN, "formed"),
+    "one-layer": (REFUTED, "no_change"),
+    "gradual": (REFUTED, "gradual"),
+    "diverged": (REFUTED, "no_change"),
     "truncated": (UNDETERMINED, "not_over"),
 }
 
@@ -53,23 +53,23 @@ LATE_ADVANTAGE = 0.1 + 6 * logistic(X, 3.3, 0.15) + noise_of(len(X), 0.03, 8)
 EARLY = np.where(X < 1, FLAT_ADVANTAGE, np.nan)
 
 PARTS = {
-    "both": ({}, FORMED, "formed"),
-    "a head and slower behaviour": ({"advantage": SLOW_ADVANTAGE}, FORMED, "formed"),
-    "only heads": ({"advantage": None}, FORMED, "abrupt"),
-    "only behaviour": ({"prefix_matching": None}, FORMED, "abrupt"),
-    "only behaviour, flat": ({"prefix_matching": None, "advantage": FLAT_ADVANTAGE}, NOT_FORMED, "no_change"),
+    "both": ({}, SHOWN, "formed"),
+    "a head and slower behaviour": ({"advantage": SLOW_ADVANTAGE}, SHOWN, "formed"),
+    "only heads": ({"advantage": None}, SHOWN, "abrupt"),
+    "only behaviour": ({"prefix_matching": None}, SHOWN, "abrupt"),
+    "only behaviour, flat": ({"prefix_matching": None, "advantage": FLAT_ADVANTAGE}, REFUTED, "no_change"),
     "behaviour without a head": ({"prefix_matching": FLAT_HEADS}, UNDETERMINED, "copies_without_a_head"),
-    "a slow head, fast behaviour": ({"prefix_matching": SLOW_HEADS}, NOT_FORMED, "gradual"),
-    "both slow": ({"prefix_matching": SLOW_HEADS, "advantage": SLOW_ADVANTAGE}, NOT_FORMED, "gradual"),
-    "a head that nothing comes of": ({"advantage": FLAT_ADVANTAGE}, NOT_FORMED, "matches_without_copying"),
-    "neither": ({"prefix_matching": FLAT_HEADS, "advantage": FLAT_ADVANTAGE}, NOT_FORMED, "no_change"),
+    "a slow head, fast behaviour": ({"prefix_matching": SLOW_HEADS}, REFUTED, "gradual"),
+    "both slow": ({"prefix_matching": SLOW_HEADS, "advantage": SLOW_ADVANTAGE}, REFUTED, "gradual"),
+    "a head that nothing comes of": ({"advantage": FLAT_ADVANTAGE}, REFUTED, "matches_without_copying"),
+    "neither": ({"prefix_matching": FLAT_HEADS, "advantage": FLAT_ADVANTAGE}, REFUTED, "no_change"),
     "heads unclear": ({"prefix_matching": UNCLEAR_HEADS}, UNDETERMINED, "width_unclear"),
     "heads unclear, no behaviour": (
         {"prefix_matching": UNCLEAR_HEADS, "advantage": FLAT_ADVANTAGE},
         UNDETERMINED,
         "width_unclear",
     ),
-    "behaviour long after the head": ({"advantage": LATE_ADVANTAGE}, NOT_FORMED, "behaviour_apart"),
+    "behaviour long after the head": ({"advantage": LATE_ADVANTAGE}, REFUTED, "behaviour_apart"),
     "behaviour hardly recorded": ({"advantage": np.where(X < 0.5, FLAT_ADVANTAGE, np.nan)}, UNDETERMINED, "few_snapshots"),
     "nothing": ({"prefix_matching": None, "advantage": None}, UNDETERMINED, "not_recorded"),
 }
@@ -80,7 +80,7 @@ def test_the_verdict_of_the_whole_follows_from_the_parts(case):
     changed, verdict, reason = PARTS[case]
     found = find_phase_changes(run_of(STEPS, **series_with(**changed)))
     assert (found.verdict, found.reason) == (verdict, reason), found.summary
-    assert bool(found.settle) == (verdict is UNDETERMINED)
+    assert bool(found.next_step) == (verdict is UNDETERMINED)
     assert found.summary and "\n" not in found.summary
 
 
@@ -99,15 +99,15 @@ def test_behaviour_is_told_by_the_most_telling_measure_that_was_recorded():
         ({"repeat_loss": 6 - 5 * accuracy, "advantage": None}, "repeat_loss"),
     ):
         found = find_phase_changes(run_of(STEPS, **series_with(**given)))
-        assert (found.repeats.series, found.repeats.verdict) == (name, FORMED)
+        assert (found.repeats.series, found.repeats.verdict) == (name, SHOWN)
 
 
 def test_in_context_learning_and_the_bump_are_reported_and_not_required():
     """Neither decides whether induction formed."""
     found = find_phase_changes(run_of(STEPS, **series_with(icl_score=0.01 * X, loss=5 - X / 4)))
-    assert (found.verdict, found.in_context_learning.verdict, found.loss_bump.verdict) == (FORMED, NOT_FORMED, NOT_FORMED)
+    assert (found.verdict, found.in_context_learning.verdict, found.loss_bump.verdict) == (SHOWN, REFUTED, REFUTED)
     alone = find_phase_changes(run_of(STEPS, **series_with(prefix_matching=FLAT_HEADS, advantage=FLAT_ADVANTAGE)))
-    assert (alone.verdict, alone.in_context_learning.verdict) == (NOT_FORMED, FORMED)
+    assert (alone.verdict, alone.in_context_learning.verdict) == (REFUTED, SHOWN)
 
 
 def test_the_lag_is_in_context_learning_minus_induction():
@@ -161,7 +161,7 @@ def test_the_shipped_runs_get_the_verdict_that_they_were_made_for(name):
 def test_of_a_shipped_run_that_forms_every_series_changes_together(name):
     found = found_in(name)
     assert [change.series for change in found.changes] == ["prefix_matching", "advantage", "icl_score", "loss", "turn"]
-    assert [change.verdict for change in found.changes] == [FORMED] * 5
+    assert [change.verdict for change in found.changes] == [SHOWN] * 5
     assert abs(found.lag.value) < 0.1
     places = [change.midpoint.step.value for change in found.changes]
     assert max(places) < 1.3 * min(places)
@@ -171,14 +171,14 @@ def test_of_a_shipped_run_that_forms_every_series_changes_together(name):
 
 def test_the_end_of_the_warm_up_is_named_where_it_is_near():
     """It ends at step 100: the smeared model changes by then, the two layers long after."""
-    assert found_in("one-layer-smeared").prefix_matching.rivals == ("the warm-up of the learning rate ends (step 100)",)
-    assert found_in("two-layers").prefix_matching.rivals == ()
+    assert found_in("one-layer-smeared").prefix_matching.confounders == ("the warm-up of the learning rate ends (step 100)",)
+    assert found_in("two-layers").prefix_matching.confounders == ()
 
 
 def test_a_diverged_run_is_not_sane():
     with pytest.raises(ExpectationFailed, match="diverged"):
         assert_log_is_sane(shipped("diverged"))
-    assert assert_log_is_sane(shipped("two-layers")).verdict is FORMED
+    assert assert_log_is_sane(shipped("two-layers")).verdict is SHOWN
 
 
 def thin(run, count, seed):
@@ -203,19 +203,19 @@ def thinned_verdicts(count):
 
 @pytest.mark.parametrize("count", THINNED)
 def test_a_thinned_run_never_gets_a_wrong_verdict(count):
-    """FORMED where none or only a gradual change is, NOT_FORMED where an abrupt one is; undetermined is not wrong."""
+    """SHOWN where none or only a gradual change is, REFUTED where an abrupt one is; undetermined is not wrong."""
     for (name, seed), found in thinned_verdicts(count).items():
-        wrong = {FORMED: NOT_FORMED, NOT_FORMED: FORMED, UNDETERMINED: NOT_FORMED}[SHIPPED[name][0]]
+        wrong = {SHOWN: REFUTED, REFUTED: SHOWN, UNDETERMINED: REFUTED}[SHIPPED[name][0]]
         assert found.verdict is not wrong, (name, seed, found.summary)
 
 
 def test_abrupt_changes_are_found_in_sparse_records():
     """Though of 15 snapshots none lies inside; some lie farther apart there than an abrupt change may last."""
     for count, least in ((40, 1.0), (30, 1.0), (15, 0.5)):
-        found = [each for (name, _), each in thinned_verdicts(count).items() if SHIPPED[name][0] is FORMED]
-        assert np.mean([each.verdict is FORMED for each in found]) >= least, [each.summary for each in found]
-        assert not any(each.verdict is NOT_FORMED for each in found)
-        assert all(each.settle for each in found if each.verdict is UNDETERMINED)
+        found = [each for (name, _), each in thinned_verdicts(count).items() if SHIPPED[name][0] is SHOWN]
+        assert np.mean([each.verdict is SHOWN for each in found]) >= least, [each.summary for each in found]
+        assert not any(each.verdict is REFUTED for each in found)
+        assert all(each.next_step for each in found if each.verdict is UNDETERMINED)
 
 
 def test_the_intervals_of_thinned_runs_hold_the_midpoint_of_the_dense_one():
@@ -223,7 +223,7 @@ def test_the_intervals_of_thinned_runs_hold_the_midpoint_of_the_dense_one():
     held, off = [], []
     for count in THINNED:
         for (name, _), found in thinned_verdicts(count).items():
-            if SHIPPED[name][0] is not FORMED:
+            if SHIPPED[name][0] is not SHOWN:
                 continue
             for attribute in ("prefix_matching", "repeats", "in_context_learning"):
                 change, dense = getattr(found, attribute), getattr(found_in(name), attribute).midpoint.step.value
@@ -261,7 +261,7 @@ def test_ten_thousand_snapshots_take_less_than_two_seconds():
     began = time.process_time()
     found = find_phase_changes(run)
     assert time.process_time() - began < 2
-    assert found.verdict is FORMED
+    assert found.verdict is SHOWN
     assert found.prefix_matching.midpoint.step.value == pytest.approx(1000, rel=0.02)
 
 
@@ -303,7 +303,7 @@ def test_bars_that_make_no_sense_are_refused_in_one_line(options, named):
 
 def test_the_bars_that_were_used_are_told():
     found = find_phase_changes(shipped("one-layer"), min_change={"advantage": 2.0}, max_width=0.4)
-    assert (found.bars["advantage"], found.bars["max_width"], found.bars["prefix_matching"]) == (2.0, 0.4, 0.2)
+    assert (found.thresholds["advantage"], found.thresholds["max_width"], found.thresholds["prefix_matching"]) == (2.0, 0.4, 0.2)
 
 
 def test_the_same_run_gets_the_same_answer_and_is_left_as_it_was():
@@ -327,16 +327,16 @@ def test_where_snapshots_are_wanting_that_were_left_out_the_budget_is_named(cost
     steps = np.array([0, 100, 200, 300, 1000])
     run = dataclasses.replace(run_of(steps, **formed_series(steps)), cost=cost)
     found = find_phase_changes(run)
-    assert found.reason == "few_snapshots" and ("`max_overhead` (0.02)" in found.settle) is is_named
+    assert found.reason == "few_snapshots" and ("`max_overhead` (0.02)" in found.next_step) is is_named
     jump = dataclasses.replace(run_of(STEPS, **series_with(prefix_matching=UNCLEAR_HEADS)), cost=cost)
     found = find_phase_changes(jump)
-    assert found.reason == "width_unclear" and ("`max_overhead`" in found.settle) is is_named
+    assert found.reason == "width_unclear" and ("`max_overhead`" in found.next_step) is is_named
 
 
 def test_a_verdict_that_no_snapshot_would_change_does_not_name_the_budget():
     run = run_of(STEPS, **series_with(prefix_matching=FLAT_HEADS))
     found = find_phase_changes(dataclasses.replace(run, cost={"max_overhead": 0.02, "skipped": 70}))
-    assert found.reason == "copies_without_a_head" and "max_overhead" not in found.settle
+    assert found.reason == "copies_without_a_head" and "max_overhead" not in found.next_step
 
 
 def lightly(run, errors, seed, count=3):

@@ -53,7 +53,7 @@ def test_it_is_plain_data(picture):
 def test_it_shows_every_part_with_the_window_and_the_turn(picture):
     shown = texts(picture)
     for words in ("made <&> here", "loss", "in-context learning score", "prefix matching of each head", "loss by token number",
-                  "slope of the loss along the context, blue where it falls", "path of the token losses (nats)", "L0H1", "start", "end", "FORMED"):  # fmt: skip
+                  "slope of the loss along the context, blue where it falls", "path of the token losses (nats)", "L0H1", "start", "end", "SHOWN"):  # fmt: skip
         assert words in shown
     assert sum("turn, at" in words for words in shown) == 1
     gold = sum(each.get("fill") == "#d9a300" for each in drawn(picture).iter(f"{SHAPES}rect"))

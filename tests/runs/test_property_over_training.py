@@ -27,7 +27,7 @@ from pytest_induction import (
     strategies,
 )
 from pytest_induction.model.protocol import ModelUnderTest
-from pytest_induction.observers import listening, naming_subjects
+from pytest_induction.observers import listening, tracking_subjects
 from pytest_induction.runs.hunting import CONFIRMED
 from pytest_induction.runs.properties import PropertyOverTraining
 from pytest_induction.runs.record import Hunted, Snapshot, TrainingRun
@@ -248,18 +248,18 @@ class TestVerdicts:
     @pytest.mark.parametrize(
         ("bound", "verdict", "reason"),
         [
-            (60, Verdict.FORMED, "holds"),
-            (50, Verdict.FORMED, "holds"),
+            (60, Verdict.SHOWN, "holds"),
+            (50, Verdict.SHOWN, "holds"),
             (45, Verdict.UNDETERMINED, "holds_from_unclear"),
-            (40, Verdict.NOT_FORMED, "too_late"),
-            (5, Verdict.NOT_FORMED, "too_late"),
+            (40, Verdict.REFUTED, "too_late"),
+            (5, Verdict.REFUTED, "too_late"),
         ],
     )
     def test_the_bound_is_held_against_both_ends_of_the_onset(self, models, bound, verdict, reason):
         """It begins to hold somewhere between the last snapshot that fails and the next."""
         training = training_of(models, [False] * 5 + [True] * 4)
         options = {"property": REPEATS, "before_steps": bound, "seed": 0, "max_examples": 40}
-        if verdict is Verdict.FORMED:
+        if verdict is Verdict.SHOWN:
             assert assert_property_holds_from(training, **options).reason == reason
             return
         with pytest.raises(ExpectationFailed) as caught:
@@ -416,7 +416,7 @@ class TestArguments:
                 check_property(models[True], REPEATS, **options)
 
     def test_no_single_model_of_a_training_is_named_to_the_report(self, models):
-        with naming_subjects() as named:
+        with tracking_subjects() as named:
             check_property(training_of(models, [False, True]), REPEATS, seed=0, max_examples=20)
         assert [type(subject) for subject, _ in named] == [TrainingRun]
         assert all(each.hunts for each in named[0][0].snapshots)

@@ -108,7 +108,7 @@ class TestWhatIsRecorded:
         with InductionRecorder(path, text=TEXT, seed=3) as recorder:
             recorder(Tiny(), 0)
         said = header(path)
-        assert said["about"]["model"] == "Tiny" and said["about"]["seed"] == 3 and said["about"]["way_in"] == "sdpa"
+        assert said["about"]["model"] == "Tiny" and said["about"]["seed"] == 3 and said["about"]["backend"] == "sdpa"
         assert read(path).icl_windows is not None
         assert said["cost"]["snapshots"] == 1 and said["cost"]["max_overhead"] == 0.02 and said["cost"]["seconds"] > 0
 

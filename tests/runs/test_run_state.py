@@ -14,7 +14,7 @@ from pytest_induction.runs.record import TrainingRun
 from tests.runs.claims import evidence_of, refusal
 from tests.runs.curves import noise_of, run_of
 
-FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED
+SHOWN, REFUTED, UNDETERMINED = Verdict.SHOWN, Verdict.REFUTED, Verdict.UNDETERMINED
 RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
 
 
@@ -27,7 +27,7 @@ class TestHeadsKept:
     ERRORS = {"prefix_matching": np.full((2, 2), 0.005)}  # noqa: RUF012
 
     @pytest.mark.parametrize(
-        ("end", "verdict", "reason"), [(0.8, FORMED, "kept"), (0.3, NOT_FORMED, "lost"), (0.64, UNDETERMINED, "end_unclear")]
+        ("end", "verdict", "reason"), [(0.8, SHOWN, "kept"), (0.3, REFUTED, "lost"), (0.64, UNDETERMINED, "end_unclear")]
     )
     def test_heads_are_held_to_the_highest_they_were(self, end, verdict, reason):
         scores = self.RISE + noise_of(40, 0.002, 0) + np.r_[np.zeros(30), np.linspace(0, end - 0.8, 6), np.full(4, end - 0.8)]
@@ -74,7 +74,7 @@ class TestLogIsSane:
         """A loss that hardly falls, as where a good model is trained on, is as sane as one that falls."""
         for seed in range(20):
             values = 2 + gain * np.exp(-np.arange(80) / 15) + noise_of(80, 0.05, seed, likeness)
-            assert assert_log_is_sane(losses(values)).verdict is FORMED
+            assert assert_log_is_sane(losses(values)).verdict is SHOWN
 
     @pytest.mark.parametrize("size", [0.0, 0.05])
     def test_a_loss_that_gives_back_what_it_gained_has_diverged(self, size):
@@ -86,7 +86,7 @@ class TestLogIsSane:
         spiked = FALL + 7 * (np.arange(60) == 30)
         with pytest.raises(ExpectationFailed, match=r"diverged for a while: 9\.\d+ at step 300"):
             assert_log_is_sane(losses(spiked))
-        assert assert_log_is_sane(losses(FALL + 1.0 * (np.arange(60) == 30))).verdict is FORMED
+        assert assert_log_is_sane(losses(FALL + 1.0 * (np.arange(60) == 30))).verdict is SHOWN
 
     def test_what_could_not_be_measured_is_named_first(self):
         run = losses(FALL)
@@ -105,7 +105,7 @@ class TestLogIsSane:
         """Nothing was shown of it."""
         found = evidence_of(assert_log_is_sane, levels(TestHeadsKept.RISE))
         assert (found.verdict, found.reason) == (UNDETERMINED, "no_loss")
-        assert found.summary == "no loss was recorded; at least 8 are needed" and "recorder" in found.settle
+        assert found.summary == "no loss was recorded; at least 8 are needed" and "recorder" in found.next_step
 
     def test_a_few_losses_among_many_snapshots_do_not_tell(self):
         few = [dataclasses.replace(each, loss=None) if each.step > 60 else each for each in losses(FALL).snapshots]
@@ -130,25 +130,25 @@ class TestFinalHasInductionHead:
     @pytest.mark.parametrize(
         ("options", "verdict", "reason"),
         [
-            ({}, FORMED, "formed"),
-            ({"score": 0.1, "excess": 0.05}, NOT_FORMED, "no_head_matches"),
-            ({"excess": 0.0}, NOT_FORMED, "no_head_matches"),
-            ({"advantage": 0.0}, NOT_FORMED, "matches_without_copying"),
+            ({}, SHOWN, "formed"),
+            ({"score": 0.1, "excess": 0.05}, REFUTED, "no_head_matches"),
+            ({"excess": 0.0}, REFUTED, "no_head_matches"),
+            ({"advantage": 0.0}, REFUTED, "matches_without_copying"),
             ({"error": 0.3}, UNDETERMINED, "heads_unclear"),
         ],
     )
     def test_the_last_snapshot_is_held_to_the_bars_of_a_model(self, options, verdict, reason):
         found = evidence_of(assert_final_has_induction_head, self.run(**options))
         assert (found.claim, found.verdict, found.reason) == ("final_has_induction_head", verdict, reason)
-        assert [str(head) for head in found.heads] == (["L0H1"] if verdict is FORMED or options == {"advantage": 0.0} else [])
+        assert [str(head) for head in found.heads] == (["L0H1"] if verdict is SHOWN or options == {"advantage": 0.0} else [])
         assert "at step 20 L0H1 has prefix matching" in found.summary
 
     def test_scores_without_errors_do_not_tell(self):
         assert evidence_of(assert_final_has_induction_head, levels([0.1, 0.5, 0.7])).reason == "not_recorded"
 
     def test_the_shipped_runs_end_as_they_were_made_to(self):
-        assert assert_final_has_induction_head(RUNS / "two-layers").verdict is FORMED
-        assert evidence_of(assert_final_has_induction_head, RUNS / "one-layer").verdict is NOT_FORMED
+        assert assert_final_has_induction_head(RUNS / "two-layers").verdict is SHOWN
+        assert evidence_of(assert_final_has_induction_head, RUNS / "one-layer").verdict is REFUTED
 
     @pytest.mark.parametrize(
         "options", [{"min_prefix_matching": 0}, {"error_rate": 1}, {"min_advantage": -1}, {"min_advantage": math.nan}]

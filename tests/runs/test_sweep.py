@@ -144,7 +144,7 @@ def test_the_numbers_are_those_of_each_checkpoint_loaded_by_itself(place, out, a
     for snapshot in run.snapshots:
         assert numbers(snapshot) == alone(filled(snapshot.step), snapshot.step)
     assert adapted[:1] == ["step_0000.pt"] and adapted.count(None) == len(adapted) - 1 == 4, "tried out once in the sweep"
-    assert run.about["model"] == str(place) and run.about["way_in"] == "sdpa" and run.about["n_sequences"] == N
+    assert run.about["model"] == str(place) and run.about["backend"] == "sdpa" and run.about["n_sequences"] == N
 
 
 def test_other_types_give_the_same_numbers_as_a_model_of_its_own(place, out):

@@ -27,7 +27,7 @@ from tests.runs.claims import evidence_of
 from tests.runs.curves import STEPS, X, formed_series, log_steps, run_of, turning_path
 from tests.runs.training import Tiny, rows
 
-FORMED, NOT_FORMED, UNDETERMINED = Verdict.FORMED, Verdict.NOT_FORMED, Verdict.UNDETERMINED
+SHOWN, REFUTED, UNDETERMINED = Verdict.SHOWN, Verdict.REFUTED, Verdict.UNDETERMINED
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 TEXT = np.concatenate([rows(8).numpy(), rows(8, seed=1).numpy()], axis=1)[:, :40]
 
@@ -45,13 +45,13 @@ def made(place=2.4, turn=2.4, name="made", seed=0, **path):
 
 
 PATHS = {
-    "a turn": ({}, FORMED, "turn"),
-    "a late one": ({"place": 3.5}, FORMED, "turn"),
-    "in wandering weights": ({"noise": 0.5}, FORMED, "turn"),
+    "a turn": ({}, SHOWN, "turn"),
+    "a late one": ({"place": 3.5}, SHOWN, "turn"),
+    "in wandering weights": ({"noise": 0.5}, SHOWN, "turn"),
     "one that is hardly enough": ({"size": 0.5}, UNDETERMINED, "turn_unclear"),
-    "none": ({"size": 0}, NOT_FORMED, "no_turn"),
-    "a slow one": ({"width": 2.5, "noise": 0.01}, NOT_FORMED, "no_turn"),
-    "none, in wandering weights": ({"size": 0, "noise": 0.03}, NOT_FORMED, "no_turn"),
+    "none": ({"size": 0}, REFUTED, "no_turn"),
+    "a slow one": ({"width": 2.5, "noise": 0.01}, REFUTED, "no_turn"),
+    "none, in wandering weights": ({"size": 0, "noise": 0.03}, REFUTED, "no_turn"),
     "one that is not over": ({"place": 3.95}, UNDETERMINED, "not_over"),
 }
 
@@ -61,16 +61,16 @@ def test_a_path_that_turns_at_once_is_told_from_one_that_does_not(case):
     path, verdict, reason = PATHS[case]
     found = turn_of(turning_path(STEPS, **path))
     assert (found.verdict, found.reason) == (verdict, reason), found.summary
-    assert bool(found.settle) == (verdict is UNDETERMINED)
+    assert bool(found.next_step) == (verdict is UNDETERMINED)
     assert found.shape == {"turn": "abrupt", "no_turn": "flat"}.get(reason, "")
     assert found.change.unit == "degrees" and "\n" not in found.summary
 
 
 def test_the_bar_and_the_width_are_options():
     losses = turning_path(STEPS, size=0.7)
-    assert turn_of(losses).verdict is FORMED
-    assert turn_of(losses, min_change={"turn": 60.0}).verdict is NOT_FORMED
-    assert turn_of(turning_path(STEPS, width=0.4), max_width=0.05).verdict is not FORMED
+    assert turn_of(losses).verdict is SHOWN
+    assert turn_of(losses, min_change={"turn": 60.0}).verdict is REFUTED
+    assert turn_of(turning_path(STEPS, width=0.4), max_width=0.05).verdict is not SHOWN
 
 
 def test_the_place_is_that_of_the_heading_of_the_path_without_noise():
@@ -150,12 +150,12 @@ class TestTooLittle:
     def test_a_turn_between_two_snapshots_is_not_denied(self):
         steps = np.concatenate([log_steps(30, 1, 60), log_steps(30, 2000, 10_000)])
         found = turn_of(turning_path(steps), steps)
-        assert (found.verdict, found.reason) == (UNDETERMINED, "few_inside") and "between steps" in found.settle
+        assert (found.verdict, found.reason) == (UNDETERMINED, "few_inside") and "between steps" in found.next_step
 
     def test_a_record_that_begins_in_the_turn_does_not_tell(self):
         steps = log_steps(80, 150)
         found = turn_of(turning_path(steps, noise=0.1), steps)
-        assert (found.verdict, found.reason) == (UNDETERMINED, "began_before") and "from the first steps" in found.settle
+        assert (found.verdict, found.reason) == (UNDETERMINED, "began_before") and "from the first steps" in found.next_step
 
     def test_two_snapshots_inside_do_not_tell(self):
         steps = log_steps(22)
@@ -165,19 +165,19 @@ class TestTooLittle:
 
     def test_a_path_that_does_not_move_does_not_turn(self):
         found = turn_of(np.ones((len(STEPS), 64), np.float32))
-        assert (found.verdict, found.reason) == (NOT_FORMED, "no_turn")
+        assert (found.verdict, found.reason) == (REFUTED, "no_turn")
 
     def test_snapshots_without_token_losses_or_of_another_text_are_left_out(self):
         losses = list(turning_path(STEPS))
         losses[3], losses[5], losses[9] = losses[3][:100], np.full(512, np.nan, np.float32), losses[9] * np.nan
         run = run_of(STEPS, token_losses=losses)
         assert run.token_losses()[0].tolist() == [i for i in range(len(STEPS)) if i not in (3, 5, 9)]
-        assert change_of(run, "turn").verdict is FORMED
+        assert change_of(run, "turn").verdict is SHOWN
 
     def test_very_many_snapshots_are_thinned(self):
         steps = np.arange(1, 10_001)
         found = turn_of(turning_path(steps, tokens=64), steps)
-        assert found.verdict is FORMED and found.n_inside > 20
+        assert found.verdict is SHOWN and found.n_inside > 20
 
 
 class TestCooccurrence:
@@ -189,9 +189,9 @@ class TestCooccurrence:
     @pytest.mark.parametrize(
         ("path", "verdict", "reason"),
         [
-            ({"turn": 3.2}, NOT_FORMED, "turn_apart"),
-            ({"turn": 1.6}, NOT_FORMED, "turn_apart"),
-            ({"size": 0}, NOT_FORMED, "no_turn"),
+            ({"turn": 3.2}, REFUTED, "turn_apart"),
+            ({"turn": 1.6}, REFUTED, "turn_apart"),
+            ({"size": 0}, REFUTED, "no_turn"),
             ({"size": 0.5}, UNDETERMINED, "turn_unclear"),
             ({"turn": 2.6}, UNDETERMINED, "turn_lag_unclear"),
         ],
@@ -200,15 +200,15 @@ class TestCooccurrence:
         """All else changes together, so it passes where the turn is not asked for, and says what the path does."""
         found = evidence_of(assert_cooccurrence, made(**path), turn=True)
         assert (found.verdict, found.reason) == (verdict, reason), found.summary
-        assert bool(found.settle) == (verdict is UNDETERMINED)
+        assert bool(found.next_step) == (verdict is UNDETERMINED)
         reported = assert_cooccurrence(made(**path))
-        assert reported.verdict is FORMED and "; the path of token losses turns " in reported.summary
-        assert assert_phase_change(made(**path)).verdict is FORMED
+        assert reported.verdict is SHOWN and "; the path of token losses turns " in reported.summary
+        assert assert_phase_change(made(**path)).verdict is SHOWN
 
     def test_a_run_without_token_losses_says_so(self):
         assert "path" not in assert_cooccurrence(made(turn=None)).summary
         asked = evidence_of(assert_cooccurrence, made(turn=None), turn=True)
-        assert (asked.verdict, asked.reason) == (UNDETERMINED, "turn_not_recorded") and "`turn=False`" in asked.settle
+        assert (asked.verdict, asked.reason) == (UNDETERMINED, "turn_not_recorded") and "`turn=False`" in asked.next_step
 
     def test_in_context_learning_is_asked_for_first(self):
         run = run_of(STEPS, token_losses=turning_path(STEPS), **{**formed_series(STEPS), "icl_score": 0.01 * X})
@@ -221,7 +221,7 @@ class TestCooccurrence:
         assert found.estimates["turn_lag"].value == pytest.approx(np.mean(lags)) and len(found.changes) == 15
         apart = evidence_of(assert_cooccurrence, [made(turn=3.2, seed=10 * seed) for seed in range(2)], turn=True)
         assert set(assert_cooccurrence(runs).estimates) == {"lag"}
-        assert (apart.verdict, apart.reason) == (NOT_FORMED, "turn_apart")
+        assert (apart.verdict, apart.reason) == (REFUTED, "turn_apart")
         mixed = evidence_of(assert_cooccurrence, [*runs, made(turn=None)], turn=True)
         assert mixed.reason == "turn_not_recorded" and "1 of 4 runs have no two changes to compare" in mixed.summary
 
@@ -233,7 +233,7 @@ class TestCooccurrence:
         factory = f"{FIXTURES / 'attention_only.py'}:two_layers"
         run = sweep(FIXTURES / "runs" / "two-layers-checkpoints", tmp_path / "run", factory=factory, text=text)
         found = assert_cooccurrence(run, turn=True)
-        assert found.changes[-1].verdict is FORMED and found.changes[-1].change.value > 25
+        assert found.changes[-1].verdict is SHOWN and found.changes[-1].change.value > 25
         assert 215 < found.changes[-1].midpoint.step.value < 290
         assert load_run(tmp_path / "run").headings()[1][1:] == pytest.approx(run.headings()[1][1:])
 
@@ -245,8 +245,8 @@ class TestCooccurrence:
         record(replace(TRAININGS["one-layer"], steps=100), tmp_path / "run", seed=0, steps=every_part(100, per_decade=12))
         run = load_run(tmp_path / "run")
         found = change_of(run, "turn")
-        assert found.verdict is not FORMED and found.change.value < 20
-        assert evidence_of(assert_cooccurrence, run).verdict is NOT_FORMED
+        assert found.verdict is not SHOWN and found.change.value < 20
+        assert evidence_of(assert_cooccurrence, run).verdict is REFUTED
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,7 @@ def picture(**changed):
         "range": [2.0, 4.0],
         "begins_at_0": False,
         "unit": "tokens",
-        "verdict": "FORMED",
+        "verdict": "SHOWN",
         "window": [2.5, 3.0],
         "curves": [{"name": "loss", "unit": "nats", "x": places, "y": [5 - 3 * value for value in rising]}],
         "heads": [{"name": "L1H0", "x": places, "y": rising}],
@@ -205,7 +205,7 @@ class TestCommand:
             assert words in said
         rows = [line.split() for line in said.splitlines()]
         assert ["series", "verdict", "shape"] in [row[:3] for row in rows] and any(
-            row[:3] == ["prefix", "matching", "FORMED"] for row in rows
+            row[:3] == ["prefix", "matching", "SHOWN"] for row in rows
         )
         assert "88 snapshots, steps 0 to 400; its recorder has closed it" in said and "\x1b" not in said
 

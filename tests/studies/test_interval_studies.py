@@ -127,17 +127,17 @@ class TestTableOfVerdicts:
         for found, always, wrong in (
             (Verdict.UNDETERMINED, False, False),
             (Verdict.UNDETERMINED, True, True),
-            (Verdict.FORMED, True, False),
-            (Verdict.NOT_FORMED, False, True),
+            (Verdict.SHOWN, True, False),
+            (Verdict.REFUTED, False, True),
         ):
-            assert study.is_wrong(self.said(found)[0], Verdict.FORMED, always=always) is wrong
-        assert not study.is_wrong(self.said(Verdict.FORMED)[0], None)
+            assert study.is_wrong(self.said(found)[0], Verdict.SHOWN, always=always) is wrong
+        assert not study.is_wrong(self.said(Verdict.SHOWN)[0], None)
 
     def test_a_row_that_is_wrong_too_often_fails_the_study(self, table, capsys):
         """Also where all rows together are not: two in a hundred among thousands."""
-        table.row("right", ((each, Verdict.FORMED) for each in self.said(Verdict.FORMED, 5000)))
-        bad = self.said(Verdict.FORMED, 98) + self.said(Verdict.NOT_FORMED, 2)
-        table.row("bad", ((each, Verdict.FORMED) for each in bad))
+        table.row("right", ((each, Verdict.SHOWN) for each in self.said(Verdict.SHOWN, 5000)))
+        bad = self.said(Verdict.SHOWN, 98) + self.said(Verdict.REFUTED, 2)
+        table.row("bad", ((each, Verdict.SHOWN) for each in bad))
         assert table.wrong / table.seen < 1e-3
         assert table.pooled() == 1
         printed = capsys.readouterr()
@@ -147,15 +147,15 @@ class TestTableOfVerdicts:
     @pytest.mark.parametrize("others", [999, 200])
     def test_one_that_may_be_chance_does_not(self, table, others):
         """One of 1000 is what is stated, and one of 201 no evidence against it."""
-        found = self.said(Verdict.FORMED, others) + self.said(Verdict.NOT_FORMED)
-        table.row("row", ((each, Verdict.FORMED) for each in found))
+        found = self.said(Verdict.SHOWN, others) + self.said(Verdict.REFUTED)
+        table.row("row", ((each, Verdict.SHOWN) for each in found))
         assert table.pooled() == 0
 
     def test_too_many_over_all_rows_fail_it(self, table):
         """Where no row has enough by itself."""
         for name in "abcde":
-            found = self.said(Verdict.FORMED, 299) + self.said(Verdict.NOT_FORMED)
-            table.row(name, ((each, Verdict.FORMED) for each in found))
+            found = self.said(Verdict.SHOWN, 299) + self.said(Verdict.REFUTED)
+            table.row(name, ((each, Verdict.SHOWN) for each in found))
         assert table.too_often == [] and table.pooled() == 1
 
 

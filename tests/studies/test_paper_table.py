@@ -128,7 +128,7 @@ def test_the_first_table_is_of_what_formed(text):
     assert list(found) == ["1 layer, attention only", "2 layers, attention only"]
     two = found["2 layers, attention only"]
     assert two["parameters"] == "5,678"
-    assert two["phase change"] == "FORMED 2/2"
+    assert two["phase change"] == "SHOWN 2/2"
     assert 40 < float(two["onset, k tokens"]) < float(two["end, k tokens"]) < 50
     assert two["score at the window's start"] == "-0.25 (-0.30..-0.20)"
     assert two["score at its end"] == "-1.50 (-1.80..-1.20)"
@@ -143,7 +143,7 @@ def test_without_a_change_the_window_is_that_of_more_layers(measured, text):
     assert (one.is_change, two.is_change) == (False, True)
     np.testing.assert_allclose([one.window, two.window], np.log10([[40e3, 50e3]] * 2))
     formed, worth = (lines(text, table=place)["1 layer, attention only"] for place in (0, 1))
-    assert formed["phase change"] == "NOT_FORMED 2/2"
+    assert formed["phase change"] == "REFUTED 2/2"
     assert (formed["onset, k tokens"], formed["end, k tokens"]) == ("n/a", "n/a")
     assert (formed["score at the window's start"], formed["score at its end"]) == ("-0.05", "-0.05")
     assert (worth["before and after"], worth["QK eigenvalues, induction heads"]) == ("n/a", "n/a")
@@ -173,7 +173,7 @@ def test_a_run_on_natural_text_gets_a_block_where_there_is_one(table, zoo):
     write(zoo / "text-2l-s0", n_layers=2, final=-1.0, tokens=48)
     found = table.read_zoo(zoo, *table.kinds_of_the_zoo())
     assert "natural text" in table.drawn(found)
-    assert "| 2 layers, attention only, natural text | 9,012 | FORMED 1/1 |" in table.numbers(found)
+    assert "| 2 layers, attention only, natural text | 9,012 | SHOWN 1/1 |" in table.numbers(found)
     (zoo / "text-2l-s0" / "causes.json").unlink()
     assert [kind.name for kind in table.read_zoo(zoo, *table.kinds_of_the_zoo())] == ["1l", "2l"]
 

@@ -207,7 +207,7 @@ def record():
             "vocabulary": 49152,
             "context": 8192,
             "parameters": 134_515_008,
-            "way_in": "sdpa",
+            "backend": "sdpa",
             "processor": "Some processor (2 cores)",
             "threads": 2,
             "versions": {"python": "3.11", "torch": "2.0"},

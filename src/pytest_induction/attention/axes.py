@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pytest_induction.attention.errors import Refused
+from pytest_induction.attention.errors import BackendUnavailable
 
 Side = str
 ROWS, HEADS, QUERIES = "rows", "heads", "queries"
@@ -228,21 +228,21 @@ class Layout(NamedTuple):
     def of(cls, name: str, operand: Operand, args: Sequence[Any], output: Tensor) -> Layout:
         """The layout of what the function `name` gave for a pattern and values.
 
-        Raises `Refused` unless it sums over the keys of the whole pattern, and leaves its other axes.
+        Raises `BackendUnavailable` unless it sums over the keys of the whole pattern, and leaves its other axes.
         """
         if name in OF_TWO:
             strides = _of_two(name, operand, args, output)
         elif name == "einsum":
             strides = _of_einsum(operand, args)
         else:
-            raise Refused(f"its pattern weighs values in `{name}`, whose axes are not known")
+            raise BackendUnavailable(f"its pattern weighs values in `{name}`, whose axes are not known")
         axes = sorted(range(output.ndim), key=lambda axis: -strides[axis])  # that of d_head comes last
         *others, keys = operand.shape
         outer = [(strides[axis], output.shape[axis]) for axis in axes[:-1] if output.shape[axis] > 1]
         ends = [*outer, (keys, 1)]
         side_by_side = all(stride == other * size for (stride, _), (other, size) in pairwise(ends))
         if strides.count(OF_VALUES) != 1 or not side_by_side or prod(size for _, size in outer) != prod(others):
-            raise Refused(f"what `{name}` gives has other axes than rows, heads, positions and d_head")
+            raise BackendUnavailable(f"what `{name}` gives has other axes than rows, heads, positions and d_head")
         sizes = tuple(output.shape[axis] for axis in axes)
         return cls(tuple(axes), sizes, (*others, sizes[-1]))
 
@@ -261,7 +261,7 @@ def _of_two(name: str, operand: Operand, args: Sequence[Any], output: Tensor) ->
     operands = list(args[:2])[:: -1 if name == "__rmatmul__" else 1]
     strides = operand.places.stride()
     if len(operands) != 2 or len(strides) < 2 or operands[0].ndim < 2 or operands[1].ndim < 2:
-        raise Refused(f"its pattern weighs values in a `{name}` that is not of two matrices")
+        raise BackendUnavailable(f"its pattern weighs values in a `{name}` that is not of two matrices")
     left = operands[0] is operand.pattern
     summed, kept = (-1, -2) if left else (-2, -1)
     _check_summed(name, operand, summed)
@@ -274,7 +274,7 @@ def _of_einsum(operand: Operand, args: Sequence[Any]) -> list[int]:
     equation, *operands = args
     operands = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
     if not isinstance(equation, str) or len(operands) != 2 or "->" not in equation:
-        raise Refused("its pattern weighs values in an `einsum` of another form than 'pattern,values->found'")
+        raise BackendUnavailable("its pattern weighs values in an `einsum` of another form than 'pattern,values->found'")
     given, result = equation.replace(" ", "").replace("...", ".").split("->")
     terms = given.split(",")
     mine, other = terms if operands[0] is operand.pattern else terms[::-1]
@@ -282,7 +282,7 @@ def _of_einsum(operand: Operand, args: Sequence[Any]) -> list[int]:
     letters = list(_written_out(mine, unnamed))
     summed = [place for place, letter in enumerate(letters) if letter not in _written_out(result, unnamed)]
     if len(summed) != 1 or letters[summed[0]] not in other or len(set(letters)) != len(letters):
-        raise Refused(f"its pattern weighs values in an `einsum` that does not sum over keys alone, {equation!r}")
+        raise BackendUnavailable(f"its pattern weighs values in an `einsum` that does not sum over keys alone, {equation!r}")
     _check_summed("einsum", operand, summed[0])
     strides = dict(zip(letters, operand.places.stride(), strict=True))
     return [strides.get(letter, OF_VALUES) for letter in _written_out(result, unnamed)]
@@ -295,4 +295,4 @@ def _written_out(term: str, unnamed: int) -> list[str]:
 
 def _check_summed(name: str, operand: Operand, axis: int) -> None:
     if operand.places.shape[axis] > 1 and operand.places.stride(axis) != 1:
-        raise Refused(f"its pattern weighs values in a `{name}` that does not sum over keys")
+        raise BackendUnavailable(f"its pattern weighs values in a `{name}` that does not sum over keys")

@@ -1,4 +1,4 @@
-"""What a way in is, and how one that listens learns which of the calls that it hears are a model's layers."""
+"""What a backend is, and how one that listens learns which of the calls that it hears are a model's layers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pytest_induction.attention.capture import Observer, Show, chunks_of, share_memory
-from pytest_induction.attention.errors import Enough, Refused
+from pytest_induction.attention.capture import Capture, Observer, chunks_of, share_memory
+from pytest_induction.attention.errors import BackendUnavailable, StopForward
 from pytest_induction.attention.pattern import Reader
 from pytest_induction.forward.calling import Caller, quoted
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from pytest_induction.attention.edits import Steps
 
 Trials = tuple[Tensor, Tensor]
-"""Token ids (batch, positions) of two lengths, on which a way in is tried out."""
+"""Token ids (batch, positions) of two lengths, on which a backend is tried out."""
 
 
-class WayIn(ABC):
-    """One way to see a model's attention while it runs. Building one tries it out, and raises `Refused`."""
+class AttentionBackend(ABC):
+    """One way to see a model's attention while it runs. Building one tries it out, and raises `BackendUnavailable`."""
 
     name: str
     caller: Caller
@@ -50,7 +50,7 @@ class WayIn(ABC):
     def run(
         self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, last: int | None = None
     ) -> Tensor | None:
-        """One forward pass under observation: the logits if asked for. Raises `Refused` if a layer was not seen.
+        """One forward pass under observation: the logits if asked for. Raises `BackendUnavailable` if a layer was not seen.
 
         Without logits it may end once so many layers as `last` says were seen; None is all of it.
         """
@@ -62,16 +62,16 @@ class WayIn(ABC):
     def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
         """In a pass over `tokens` inside the block layers take these steps; `first` layers are not run in it.
 
-        Raises `Refused` where what is seen by this way cannot be changed.
+        Raises `BackendUnavailable` where what is seen by this way cannot be changed.
         """
-        raise Refused(f"what is read by {self.name} cannot be made to act otherwise")
+        raise BackendUnavailable(f"what is read by {self.name} cannot be made to act otherwise")
 
     def all_seen(self, seen: int, last: int | None = None) -> None:
-        """Raise `Refused` unless every layer was observed, or the first `last`: one that goes unseen would have no score."""
+        """Raise `BackendUnavailable` unless every layer, or the first `last`, was observed: one unseen would have no score."""
         wanted = len(self.layers) if last is None else last
         if seen != wanted:
             expected = f"{wanted} attention layers were expected in this forward pass"
-            raise Refused(f"{expected}, {seen} were seen by {self.name}")
+            raise BackendUnavailable(f"{expected}, {seen} were seen by {self.name}")
 
 
 @contextmanager
@@ -79,14 +79,14 @@ def checked(check: Callable[[], None]) -> Iterator[None]:
     """Have `check` look at a pass inside the block, also at one that ends early: whoever watches has seen the last layer."""
     try:
         yield
-    except Enough:
+    except StopForward:
         check()
         raise
     check()
 
 
-class ListeningWay(WayIn):
-    """A way in that listens while the model runs as it is called."""
+class InterceptingBackend(AttentionBackend):
+    """A backend that listens while the model runs as it is called."""
 
     base_serves: bool = False  # whether the model without its logits shows every layer too
     calls: frozenset[int]  # which of the calls that are heard in a pass are a layer's
@@ -100,62 +100,64 @@ class ListeningWay(WayIn):
     check_names: Callable[[], None]  # what to look at where nothing better can be had than the names of modules
 
     @abstractmethod
-    def listening(self, tokens: Tensor, show: Show) -> AbstractContextManager[object]:
+    def intercepting(self, tokens: Tensor, capture: Capture) -> AbstractContextManager[object]:
         """Show each layer of a forward pass over `tokens` inside the block."""
 
     def run(
         self, tokens: Tensor, attention_mask: Tensor | None, observer: Observer, *, logits: bool, last: int | None = None
     ) -> Tensor | None:
         last = None if logits else last
-        show = self.show(tokens, observer, last=last)
+        capture = self.capture(tokens, observer, last=last)
         try:
-            return self._listened(tokens, attention_mask, show, logits=logits)
-        except Refused:
+            return self._listened(tokens, attention_mask, capture, logits=logits)
+        except BackendUnavailable:
             if self.chunked or not self.is_chunked_from(tokens.shape[1]):
                 raise
-        seen = len(show.heads)  # layers that were shown before the first chunk came
+        seen = len(capture.heads)  # layers that were shown before the first chunk came
 
         def rest(layer: int, reader: Reader) -> None:
             if layer >= seen:
                 observer(layer, reader)
 
-        show = self.show(tokens, rest, last=last)
-        return self._listened(tokens, attention_mask, show, logits=logits)
+        capture = self.capture(tokens, rest, last=last)
+        return self._listened(tokens, attention_mask, capture, logits=logits)
 
-    def _listened(self, tokens: Tensor, attention_mask: Tensor | None, show: Show, *, logits: bool) -> Tensor | None:
-        stops, output = show.last is not None, None
-        with suppress(Enough), self.listening(tokens, show):
+    def _listened(self, tokens: Tensor, attention_mask: Tensor | None, capture: Capture, *, logits: bool) -> Tensor | None:
+        stops, output = capture.last is not None, None
+        with suppress(StopForward), self.intercepting(tokens, capture):
             output = self.caller(tokens, attention_mask, logits=logits or stops or not self.base_serves)
-        self.all_seen(len(show.heads), show.last)
-        if not stops and not self.chunked and show.n_events != self.n_calls:
-            raise Refused(f"{self.n_calls} calls that may be attention were expected in a pass, {show.n_events} were seen")
+        self.all_seen(len(capture.heads), capture.last)
+        if not stops and not self.chunked and capture.n_events != self.n_calls:
+            raise BackendUnavailable(
+                f"{self.n_calls} calls that may be attention were expected in a pass, {capture.n_events} were seen"
+            )
         return self.caller.logits_of(output, tokens) if logits else None
 
     def alone(self, tokens: Tensor) -> AbstractContextManager[object]:
-        return self.listening(tokens, self.show(tokens, alone=True))
+        return self.intercepting(tokens, self.capture(tokens, alone=True))
 
-    def show(self, tokens: Tensor, observer: Observer | None = None, **options: Any) -> Show:
+    def capture(self, tokens: Tensor, observer: Observer | None = None, **options: Any) -> Capture:
         """What shows the layers of a pass over `tokens` to an observer."""
         known = {"layers": self.calls, "groups": self.groups, "orders": self.orders, "chunked": self.chunked}
-        return Show(observer, **known, positions=tokens.shape[1], **options)  # type: ignore[arg-type]
+        return Capture(observer, **known, positions=tokens.shape[1], **options)  # type: ignore[arg-type]
 
     def refuse_chunks(self) -> None:
-        """Raise `Refused` where heads cannot be made to act otherwise, since they attend in parts."""
+        """Raise `BackendUnavailable` where heads cannot be made to act otherwise, since they attend in parts."""
         if not self.acts:
-            raise Refused("its queries attend in chunks, or its heads lie in another order than their calls come in")
+            raise BackendUnavailable("its queries attend in chunks, or its heads lie in another order than their calls come in")
 
-    def settle(self, shows: Sequence[Show], expected: int | None) -> None:
+    def resolve_layers(self, captures: Sequence[Capture], expected: int | None) -> None:
         """Take the layers that trial passes of two lengths showed.
 
-        Raises `Refused` if none was, or one may be only a part of a layer. What has as many keys at either length is no
-        self-attention, and left alone.
+        Raises `BackendUnavailable` if none was, or one may be only a part of a layer. What has as many keys at either length is
+        no self-attention, and left alone.
         """
-        first, second = shows
+        first, second = captures
         if (chunks := chunks_of((first.events, first.positions), (second.events, second.positions))) is not None:
             self._settle_chunks(second, chunks, expected)
             return
         if len(first.events) != len(second.events):
-            raise Refused(
+            raise BackendUnavailable(
                 f"{len(first.events)} calls that may be attention in a short pass, {len(second.events)} in a longer one"
             )
         pairs = list(zip(first.events, second.events, strict=True))
@@ -164,7 +166,7 @@ class ListeningWay(WayIn):
         for number, (one, other) in enumerate(pairs):
             if number not in self.calls and one.keys != other.keys:
                 what = f"from {one.queries} positions to {one.keys} keys, which follow the number of positions"
-                raise Refused(f"{quoted(one.where)} attends {what}, and not as (rows, heads, positions, positions)")
+                raise BackendUnavailable(f"{quoted(one.where)} attends {what}, and not as (rows, heads, positions, positions)")
         excused = [one.where for number, (one, _) in enumerate(pairs) if number not in self.calls and one.where]
         kept = [[number] for number in sorted(self.calls)]
         groups = self._take(first, kept, expected, excused)
@@ -173,31 +175,35 @@ class ListeningWay(WayIn):
             if one.place is None or other.place is None or one.place[:2] != other.place[:2]:
                 continue
             if one.where and share_memory(one.values, other.values):
-                raise Refused(f"{quoted(one.where)} attends to the same values twice, so neither pattern is that of the layer")
+                raise BackendUnavailable(
+                    f"{quoted(one.where)} attends to the same values twice, so neither pattern is that of the layer"
+                )
             if first.outputs is not None and first.outputs.are_at_odds(group[-1][0], then[0][0]):
                 why = first.outputs.apart([group[-1][0], then[0][0]])
-                raise Refused(
+                raise BackendUnavailable(
                     f"{quoted(one.where)} makes several attention calls in one pass that are neither one layer nor two{why}"
                 )
 
-    def _settle_chunks(self, show: Show, parts: list[list[int]], expected: int | None) -> None:
+    def _settle_chunks(self, capture: Capture, parts: list[list[int]], expected: int | None) -> None:
         """The same where queries come in chunks: all calls of the longer trial, in parts that hold all queries of some heads."""
         self.chunked, self.acts = True, False
-        self.calls, self.n_calls = frozenset(range(len(show.events))), len(show.events)
-        for group in self._take(show, parts, expected, []):
+        self.calls, self.n_calls = frozenset(range(len(capture.events))), len(capture.events)
+        for group in self._take(capture, parts, expected, []):
             calls = [call for part in group for call in part]
-            if len(calls) > 1 and show.outputs is not None and (why := show.outputs.apart(calls)):
-                where = quoted(show.events[calls[0]].where)
-                raise Refused(f"{where} makes {len(calls)} attention calls in one pass, so none of them is its pattern{why}")
+            if len(calls) > 1 and capture.outputs is not None and (why := capture.outputs.apart(calls)):
+                where = quoted(capture.events[calls[0]].where)
+                raise BackendUnavailable(
+                    f"{where} makes {len(calls)} attention calls in one pass, so none of them is its pattern{why}"
+                )
         self.check_names = _refuse_unchecked_chunks
 
-    def _take(self, show: Show, parts: list[list[int]], expected: int | None, excused: list[str]) -> list[list[list[int]]]:
+    def _take(self, capture: Capture, parts: list[list[int]], expected: int | None, excused: list[str]) -> list[list[list[int]]]:
         """Take these calls of a pass, in parts that hold all queries of some heads, for layers; the parts of each layer."""
-        running, outputs = show.running, show.outputs
+        running, outputs = capture.running, capture.outputs
         if running is None or outputs is None:
             raise TypeError("the trial pass must follow the modules that run")
-        heads = [show.events[part[0]].heads for part in parts]
-        places = [place for part in parts if (place := show.events[part[0]].place) is not None]
+        heads = [capture.events[part[0]].heads for part in parts]
+        places = [place for part in parts if (place := capture.events[part[0]].place) is not None]
         groups = running.joined(places, heads, lambda numbers: not outputs.apart([parts[number][-1] for number in numbers]))
         together = [[parts[number][-1] for number in group] for group in groups]
         self.groups = tuple(map(len, groups)) if len(groups) < len(parts) else None
@@ -216,4 +222,6 @@ class ListeningWay(WayIn):
 
 def _refuse_unchecked_chunks() -> None:
     """What is looked at where rows beside a row change its logits, so that nothing else can be checked."""
-    raise Refused("its queries attend in chunks, and which positions they are cannot be checked where rows change with others")
+    raise BackendUnavailable(
+        "its queries attend in chunks, and which positions they are cannot be checked where rows change with others"
+    )

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from pytest_induction.attention.errors import Enough, Refused
+from pytest_induction.attention.errors import BackendUnavailable, StopForward
 from pytest_induction.attention.joining import Outputs
 from pytest_induction.attention.pattern import ChunkedReader, JoinedReader, QueryChunk, Reader
 from pytest_induction.forward.calling import full_precision
 from pytest_induction.undoing import noting
 
 if TYPE_CHECKING:
-    from pytest_induction.attention.tracking import Place, Running
+    from pytest_induction.attention.tracking import ModuleTracker, Place
 
 
 class Event(NamedTuple):
@@ -92,31 +92,31 @@ def share_memory(one: Tensor | None, other: Tensor | None) -> bool:
 
 Observer = Callable[[int, Reader], None]
 """Is handed each layer's number and a reader of its pattern during the forward pass, in order. The reader dies with the call."""
-_looks: ContextVar[bool] = ContextVar("induction_looks", default=False)
+_measures: ContextVar[bool] = ContextVar("induction_looks", default=False)
 
 
-class looking(AbstractContextManager[None]):  # noqa: N801 - called as a function is
+class measuring(AbstractContextManager[None]):  # noqa: N801 - called as a function is
     """What is computed inside the block is of a measurement, and nothing that the model computes."""
 
     def __init__(self) -> None:
-        self._before = _looks.get()
+        self._before = _measures.get()
 
     def __enter__(self) -> None:
-        _looks.set(True)
+        _measures.set(True)
 
     def __exit__(self, *error: object) -> None:
-        _looks.set(self._before)
+        _measures.set(self._before)
 
 
-noting.append(lambda: partial(_looks.set, _looks.get()))
+noting.append(lambda: partial(_measures.set, _measures.get()))
 
 
-def is_looking() -> bool:
+def is_measuring() -> bool:
     """Whether a measurement computes something now."""
-    return _looks.get()
+    return _measures.get()
 
 
-class Show:
+class Capture:
     """Shows the layers of one forward pass to an observer, one after the other, and may end the pass after the last.
 
     In a trial (`layers` is None) every call that fits is taken for a layer and all are noted; after it, `layers` are the numbers
@@ -131,7 +131,7 @@ class Show:
         observer: Observer | None = None,
         *,
         last: int | None = None,
-        running: Running | None = None,
+        running: ModuleTracker | None = None,
         layers: Collection[int] | None = None,
         groups: Sequence[int] | None = None,
         orders: Sequence[Sequence[int] | None] | None = None,
@@ -163,10 +163,10 @@ class Show:
         """The module that runs now, where that is followed."""
         return "" if self.running is None else self.running.here
 
-    def hears(
+    def record_call(
         self, queries: int, keys: int, *, fits: bool, values: Tensor | None = None, partial: bool = False, heads: int = 0
     ) -> bool:
-        """Note a call that may be attention; whether it is a layer's. Raises `Refused` where it is, and does not fit one."""
+        """Note a call that may be attention; whether it is a layer's. Raises `BackendUnavailable` where it does not fit one."""
         number = self.n_events
         self.n_events += 1
         if self._layers is None:
@@ -175,21 +175,23 @@ class Show:
             return fits
         if self.chunked:
             if not partial:
-                raise Refused(f"a layer attends from {queries} positions to {keys} keys, and did not in the trial")
+                raise BackendUnavailable(f"a layer attends from {queries} positions to {keys} keys, and did not in the trial")
             return True
         if number in self._layers and not fits:
-            raise Refused(f"a layer attends from {queries} positions to {keys} keys, and did not in the trial")
+            raise BackendUnavailable(f"a layer attends from {queries} positions to {keys} keys, and did not in the trial")
         return number in self._layers
 
     def span(self, queries: int, keys: int) -> Span:
         """Which positions the next call of some queries is of. They follow those before, and its keys end where they do.
 
-        Raises `Refused` where they cannot.
+        Raises `BackendUnavailable` where they cannot.
         """
         start, end = self._covered, self._covered + queries
         first = 0 if keys == self.positions else end - keys
         if end > self.positions or first < 0:
-            raise Refused(f"{queries} queries and {keys} keys are no chunk of {self.positions} positions that begins at {start}")
+            raise BackendUnavailable(
+                f"{queries} queries and {keys} keys are no chunk of {self.positions} positions that begins at {start}"
+            )
         self._covered = end % self.positions
         return Span(range(start, end), range(first, first + keys))
 
@@ -209,9 +211,9 @@ class Show:
         self._together = []
         self.heads.append(whole.n_heads)
         if self._observer is not None:
-            with full_precision(whole.device.type), looking():  # what is measured is not rounded to what the model computes in
+            with full_precision(whole.device.type), measuring():  # what is measured is not rounded to what the model computes in
                 self._observer(len(self.heads) - 1, whole)
         if len(self.heads) == self.last:
             self.stopped = True
             if self.ends:
-                raise Enough
+                raise StopForward

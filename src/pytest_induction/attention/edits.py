@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pytest_induction.attention.capture import Show
-from pytest_induction.attention.errors import Refused
+from pytest_induction.attention.capture import Capture
+from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.attention.kernels import Call
 
 ALL = slice(None)
@@ -82,7 +82,7 @@ Steps = Mapping[int, Sequence[Step]]
 """Of some layers, by their number, what is done there, in order."""
 
 
-class Acting(Show):
+class EditingCapture(Capture):
     """The layers of one pass take steps instead of being shown. The first `first` layers are not run in it."""
 
     def __init__(self, steps: Steps, *, layers: Collection[int], groups: Sequence[int] | None, first: int = 0) -> None:
@@ -262,7 +262,7 @@ class Smear(Step):
         own, others = scores[..., :positions], scores[..., positions:]
         seen = (own > MASKED).tril()
         if bool((seen[..., 1:] & ~seen[..., :-1]).any()):
-            raise Refused("a position may attend to a key and not to the one before it, whose score is not known")
+            raise BackendUnavailable("a position may attend to a key and not to the one before it, whose score is not known")
         share, finite = self._of(part).to(own), own.masked_fill(~seen, 0)
         mixed = share * finite[..., 1:] + (1 - share) * finite[..., :-1]
         mixed = torch.where(seen[..., 1:], mixed, own[..., 1:])

@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     pass
 
 
-class Refused(Exception):
-    """A way in cannot read this model; the message says what it saw."""
+class BackendUnavailable(Exception):
+    """A backend cannot read this model; the message says what it saw."""
 
 
-class NotInUse(Refused):
-    """A way in has nothing to do with this model, which is worth saying only if no other way serves."""
+class BackendNotApplicable(BackendUnavailable):
+    """A backend has nothing to do with this model, which is worth saying only if no other way serves."""
 
 
-class Enough(BaseException):
+class StopForward(BaseException):
     """Ends a forward pass after the last attention layer; no `except Exception` of a model's own may swallow it."""

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pytest_induction.attention.capture import Show, looking
-from pytest_induction.attention.edits import MASKED, Acting
-from pytest_induction.attention.errors import Refused
+from pytest_induction.attention.capture import Capture, measuring
+from pytest_induction.attention.edits import MASKED, EditingCapture
+from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.attention.kernels import CHECKED_ROWS, Call, is_close
 from pytest_induction.attention.pattern import NOTHING, PAIR_ENTRIES, LogSumExpReader, rows_of_scores
 from pytest_induction.forward.calling import FLEX, full_precision
@@ -213,7 +213,7 @@ class FlexCall(NamedTuple):
             return op(*self)
         with torch.no_grad():
             told = op(*self)
-        with looking(), full_precision(self.query.device.type):
+        with measuring(), full_precision(self.query.device.type):
             made = self.autocast().by_the_book()
         return tuple(_laid_out_like(found, part) for found, part in zip(made, told, strict=False))
 
@@ -275,29 +275,29 @@ class FlexEar:
     Rows may also be packed one behind the other, (1, heads, batch x positions, d_head), as training code does.
     """
 
-    def __init__(self, show: Show, batch: int, positions: int) -> None:
+    def __init__(self, capture: Capture, batch: int, positions: int) -> None:
         self.calls = 0
         self.asked = False  # whether a model asked for more than the output
         self.disturbs = False  # whether what a model asked for beside the output is to be another thing than it is
-        self._show, self._batch, self._positions = show, batch, positions
+        self._show, self._batch, self._positions = capture, batch, positions
 
     def __call__(self, op: Callable[..., Given], *args: Any, **options: Any) -> Given:
-        call, show = FlexCall(*args, **options), self._show
+        call, capture = FlexCall(*args, **options), self._show
         self.calls += 1
         self.asked = self.asked or call.asks_more
-        if not show.hears(call.query.shape[2], call.key.shape[2], fits=self._fits(call), values=call.value):
+        if not capture.record_call(call.query.shape[2], call.key.shape[2], fits=self._fits(call), values=call.value):
             return call.run(op)
-        if show.alone:
+        if capture.alone:
             return call.alone().run(op)
-        if isinstance(show, Acting):
-            return self._acted(op, call, show)
+        if isinstance(capture, EditingCapture):
+            return self._acted(op, call, capture)
         output, *told = call.run(op)
-        with looking(), full_precision(call.query.device.type):
+        with measuring(), full_precision(call.query.device.type):
             self._check_blocks(call)
             reader = self._reader(call.autocast(), told[0])
             self._check(call, reader, output)
-        show(reader)
-        number = show.n_events if self.disturbs else 0
+        capture(reader)
+        number = capture.n_events if self.disturbs else 0
         return output, *(each + number for each in told)
 
     def _fits(self, call: FlexCall) -> bool:
@@ -313,7 +313,7 @@ class FlexEar:
         positions = torch.arange(self._positions, device=call.query.device)
         others = torch.arange(self._positions, call.key.shape[2], device=call.query.device)
         shape = (*call.query.shape[:3], len(others))
-        with looking():
+        with measuring():
             return call.mods(self._batch).allowed(shape, positions[None], others[None, None])
 
     def _is_packed(self, call: FlexCall) -> bool:
@@ -326,25 +326,25 @@ class FlexEar:
         return FlexReader(query, key, log_sum_exp, call.scale, mask=None, causal=False, mods=call.mods(self._batch, starts))
 
     def _check_blocks(self, call: FlexCall) -> None:
-        """Raise `Refused` where blocks leave out what their function does not, or the other way round."""
+        """Raise `BackendUnavailable` where blocks leave out what their function does not, or the other way round."""
         positions, keys = (torch.arange(part.shape[2], device=part.device) for part in call[:2])
         shape = (*call.query.shape[:3], len(keys))
         allowed = call.mods(shape[0]).allowed(shape, positions[None], keys[None, None])
         full, partly = listed(call.block_mask, positions, keys)
         if bool(((full | (partly & allowed)) != allowed).any()):
-            raise Refused(
+            raise BackendUnavailable(
                 "the blocks of a block mask and its `mask_mod` say different things, so that flex_attention attends to other "
                 "keys when it is compiled: make the mask by `create_block_mask`"
             )
 
     def _check(self, call: FlexCall, reader: FlexReader, output: Tensor) -> None:
-        """Raise `Refused` unless the last rows of the output are the values weighed by what is read."""
+        """Raise `BackendUnavailable` unless the last rows of the output are the values weighed by what is read."""
         rows = reader.pattern_of(range(max(0, self._positions - CHECKED_ROWS), self._positions))
         value = self._apart(call, call.value).to(output.dtype).to(rows.dtype)
         weighed = rows @ value.repeat_interleave(rows.shape[1] // value.shape[1], 1)
         found = self._apart(call, output)[:, :, -rows.shape[2] :].to(rows.dtype)
         if not is_close(found, weighed, output):
-            raise Refused("flex_attention gives something else than its queries, keys, values and functions say")
+            raise BackendUnavailable("flex_attention gives something else than its queries, keys, values and functions say")
 
     def _apart(self, call: FlexCall, part: Tensor) -> Tensor:
         """(rows, heads, positions, ...) of queries, keys, values or an output."""
@@ -359,7 +359,7 @@ class FlexEar:
         rest = own[:, :, self._positions :].expand(len(part), *(-1,) * (own.ndim - 1))
         return torch.cat([part, rest], dim=2) if rest.shape[2] else part
 
-    def _acted(self, op: Callable[..., Given], call: FlexCall, acting: Acting) -> Given:
+    def _acted(self, op: Callable[..., Given], call: FlexCall, acting: EditingCapture) -> Given:
         """What the layer gives when it takes its steps."""
         mask = self._mask(call) if acting.acts_on_call else None
         query, key, value = (self._apart(call, part) for part in call[:3])
@@ -376,7 +376,7 @@ class FlexEar:
 
     def _mask(self, call: FlexCall) -> Tensor:
         """Which keys a query may attend to, (rows, heads, queries, keys); functions of scores may say so by very low ones."""
-        with torch.no_grad(), looking(), full_precision(call.query.device.type):
+        with torch.no_grad(), measuring(), full_precision(call.query.device.type):
             reader = self._reader(call, call.query.new_zeros(call.query.shape[:3]))
             positions = torch.arange(self._positions, device=call.query.device)
             scores = rows_of_scores(reader.query, reader.key, reader.scale, None, False, range(self._positions))  # noqa: FBT003
@@ -390,7 +390,9 @@ class FlexEar:
         if edited.mask is before.mask:
             return other
         if edited.mask is None or edited.mask.dtype != torch.bool or edited.causal:
-            raise Refused("a call of flex_attention can be made to leave entries out, and to do nothing else to its scores")
+            raise BackendUnavailable(
+                "a call of flex_attention can be made to leave entries out, and to do nothing else to its scores"
+            )
         table = edited.mask.expand(self._batch, query.shape[1], self._positions, self._positions)
         if self._is_packed(call):
             return other.masked_by(_packed(table, self._positions))
@@ -425,10 +427,10 @@ def _laid_out_like(found: Tensor, given: Tensor) -> Tensor:
 
 
 @contextmanager
-def gradients_allowed(show: Show) -> Iterator[None]:
+def gradients_allowed(capture: Capture) -> Iterator[None]:
     """Where layers take steps calls of this thread may be made of what wants a gradient, which torch has none for on a CPU."""
     module: Any = sys.modules.get(FLEX)
-    if not hasattr(module, CHECK) or not isinstance(show, Acting):
+    if not hasattr(module, CHECK) or not isinstance(capture, EditingCapture):
         yield
         return
     check = beneath(module, CHECK)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.attention.errors import Refused
+from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.attention.tracking import following_calls, is_of_transformers, sealed_in
 from pytest_induction.forward.calling import Caller, quoted
 
@@ -64,7 +64,7 @@ Experiment = Callable[[nn.Module, Given, tuple[int, int], int], bool]
 Key = tuple[str, int, str]  # of a module, which time it ran, and whether it was given something or gave it
 
 
-def mixers(
+def mixing_modules(
     caller: Caller,
     tokens: Tensor,
     usable: list[int],
@@ -77,10 +77,10 @@ def mixers(
     """The modules that mix positions beside the layers that are seen, as far as they are known to have no pattern.
 
     `usable` are token ids to exchange some with, `seen` the paths of the layers. `fixed` tells by experiment whether a module
-    mixes by fixed shares, `declared` are paths and classes of modules that are said to have no pattern. Raises `Refused` for a
-    module that may hide attention.
+    mixes by fixed shares, `declared` are paths and classes of modules that are said to have no pattern. Raises `BackendUnavailable`
+    for a module that may hide attention.
     """
-    flow = Flow(caller.module, tokens, seen)
+    flow = LeakCheck(caller.module, tokens, seen)
     with alone(), flow.noting():
         caller(tokens)
     ordinary = usable[len(usable) // 2 :] + usable[: len(usable) // 2]  # the first ids may mean something to a model
@@ -156,7 +156,7 @@ class Told(NamedTuple):
     values: Tensor
 
 
-class Flow:
+class LeakCheck:
     """Compares what every module is given and gives, in a pass and in others that differ in some tokens."""
 
     def __init__(self, module: nn.Module, tokens: Tensor, seen: Sequence[str]) -> None:
@@ -182,7 +182,7 @@ class Flow:
 
     @contextmanager
     def comparing(self, place: int) -> Iterator[None]:
-        """A pass in which the token at `place` is another one. Raises `Refused` where that shows and may be attention."""
+        """A pass with another token at `place`. Raises `BackendUnavailable` where that shows and may be attention."""
 
         def compare(key: Key, path: str, values: Any) -> Any:
             known = self.known.get(key, [])
@@ -223,7 +223,7 @@ class Flow:
             self.found.append(path)
 
     def decide(self, fixed: Experiment, declared: Collection[str], place: int) -> None:
-        """Find out what unknown modules do, by experiment or by what is declared. Raises `Refused` for one that may attend."""
+        """Find out by experiment what modules do that are not declared. Raises `BackendUnavailable` for one that may attend."""
         unknown = []
         for path, given in self.asked.items():
             holds = _holds(path, self._seen)  # an experiment on a module by itself tells nothing of one that holds layers
@@ -238,7 +238,7 @@ class Flow:
             self._refuse(unknown)
 
     def _refuse(self, paths: Sequence[str]) -> None:
-        """Raise `Refused` for these modules: those that hold a layer, where there are such, else one of each class."""
+        """Raise `BackendUnavailable` for these modules: those that hold a layer, where there are such, else one of each class."""
         holding = [path for path in paths if _holds(path, self._seen)]
         parts = {path: self.module.get_submodule(path) for path in holding or paths}
         firsts: dict[str, str] = {}
@@ -247,7 +247,7 @@ class Flow:
         named = [f"{quoted(path)} ({kind})" for kind, path in firsts.items()]
         sealed = next(filter(None, (sealed_in(part, path) for path, part in parts.items())), "")
         why = f"{sealed}; {HOLDS}" if holding else sealed
-        raise Refused(f"{UNSEEN} in {', '.join(named)} too, where no attention is seen{why}")
+        raise BackendUnavailable(f"{UNSEEN} in {', '.join(named)} too, where no attention is seen{why}")
 
     def _told(self, tensor: Tensor) -> Told | None:
         """The tensor by position, or None for what is not laid out like that."""
@@ -388,7 +388,7 @@ def _are_alike(
     return any_moved
 
 
-class Changes(Flow):
+class Changes(LeakCheck):
     """Keeps by how much everything changes after the exchanged positions, and takes that away again."""
 
     def __init__(self, part: nn.Module, size: tuple[int, int]) -> None:

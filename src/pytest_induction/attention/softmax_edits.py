@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from pytest_induction.attention.axes import PRODUCTS, Axes, Layout, Operand
-from pytest_induction.attention.backends.sdpa import Tap, Watch, is_softmax, watching
-from pytest_induction.attention.capture import is_looking
-from pytest_induction.attention.edits import Acting, Part, Record, Step, Steps
-from pytest_induction.attention.errors import Refused
+from pytest_induction.attention.backends.sdpa import Interceptor, Watch, is_softmax, watching
+from pytest_induction.attention.capture import is_measuring
+from pytest_induction.attention.edits import EditingCapture, Part, Record, Step, Steps
+from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.attention.joining import tensors_in
 from pytest_induction.forward.calling import Caller, first_line, is_out_of_memory, quoted
 
@@ -49,10 +49,10 @@ class Editing:
     ) -> None:
         self._layers, self._calls, self._groups, self._axes = layers, calls, groups, axes
         records: Steps = {layer: [Record(outputs=True)] for layer in range(len(layers))}
-        acting = Acting(records, layers=calls, groups=groups)
+        acting = EditingCapture(records, layers=calls, groups=groups)
         self._refusal = ""
         try:
-            with watching(Tap(tokens, acting), Trial) as trial:
+            with watching(Interceptor(tokens, acting), Trial) as trial:
                 trial.axes = axes
                 caller(tokens)
         except Exception as error:
@@ -76,32 +76,34 @@ class Editing:
     def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> Iterator[None]:
         """Layers of a pass over `tokens` inside the block take these steps, see `WayIn.acting`."""
         self._check(steps, first)
-        acting = Acting(steps, layers=self._calls, groups=self._groups, first=first)
-        with watching(Tap(tokens, acting), Edits) as edits:
+        acting = EditingCapture(steps, layers=self._calls, groups=self._groups, first=first)
+        with watching(Interceptor(tokens, acting), Edits) as edits:
             edits.axes = self._axes
             yield
         if steps and len(acting.heads) != len(self._layers):
-            raise Refused(f"{len(acting.heads)} of {len(self._layers)} layers were seen to compute patterns in this pass")
+            raise BackendUnavailable(
+                f"{len(acting.heads)} of {len(self._layers)} layers were seen to compute patterns in this pass"
+            )
         edits.check(self._layers, self._seen)
 
     def _check(self, steps: Steps, first: int) -> None:
-        """Raise `Refused` where a step cannot be taken in its layer."""
+        """Raise `BackendUnavailable` where a step cannot be taken in its layer."""
         if self._refusal:
-            raise Refused(self._refusal)
+            raise BackendUnavailable(self._refusal)
         if first and self._others:
-            raise Refused("a pass cannot begin at a later layer where calls that are no layer's look like attention")
+            raise BackendUnavailable("a pass cannot begin at a later layer where calls that are no layer's look like attention")
         for layer, taken in steps.items():
             if layer in self._seen:
                 refuse_calls(taken, self._layers[layer])
             if layer in self._unseen and any(step.needs_output for step in taken):
-                raise Refused(f"what heads find in {quoted(self._layers[layer])} is not seen: {self._unseen[layer]}")
+                raise BackendUnavailable(f"what heads find in {quoted(self._layers[layer])} is not seen: {self._unseen[layer]}")
 
 
 def refuse_calls(steps: Sequence[Step], path: str) -> None:
-    """Raise `Refused` where one of the steps acts on queries and keys, and only patterns are seen."""
+    """Raise `BackendUnavailable` where one of the steps acts on queries and keys, and only patterns are seen."""
     for step in steps:
         if step.needs_call:
-            raise Refused(
+            raise BackendUnavailable(
                 f"`{type(step).__name__}` acts on queries and keys, and only patterns are seen in {quoted(path)}; "
                 "those of another pass can be given there with `GivePattern`"
             )
@@ -128,11 +130,11 @@ class Form(NamedTuple):
 class Edits(Watch):
     """Layers take steps on their patterns, and on what heads find by them."""
 
-    def __init__(self, tap: Tap) -> None:
-        super().__init__(tap)
-        if not isinstance(tap.show, Acting):
+    def __init__(self, interceptor: Interceptor) -> None:
+        super().__init__(interceptor)
+        if not isinstance(interceptor.capture, EditingCapture):
             raise TypeError("steps are taken by one that acts")
-        self._acting = tap.show
+        self._acting = interceptor.capture
         self.axes: Mapping[int, Axes] | None = (
             None  # of the patterns, by the numbers of their calls; None where they are as usual
         )
@@ -142,7 +144,7 @@ class Edits(Watch):
 
     def before(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         scores = args[0] if args else kwargs.get("input")
-        if is_looking() or not is_softmax(func, scores):
+        if is_measuring() or not is_softmax(func, scores):
             return args, kwargs
         axes = self._axes_of(self._acting.n_events, scores)
         if axes is None:
@@ -158,11 +160,11 @@ class Edits(Watch):
         return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "input": given})
 
     def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        if is_looking():
+        if is_measuring():
             return output
         if is_softmax(func, output):
             axes = self._axes_of(self._acting.n_events, output)
-            if self._acting.hears(*output.shape[-2:], fits=axes is not None) and axes is not None:
+            if self._acting.record_call(*output.shape[-2:], fits=axes is not None) and axes is not None:
                 return self._edited(axes, output)
         if not self._forms:
             return output
@@ -183,7 +185,7 @@ class Edits(Watch):
 
     @property
     def _size(self) -> tuple[int, int]:
-        return self.tap.batch, self.tap.positions
+        return self.interceptor.batch, self.interceptor.positions
 
     def _axes_of(self, number: int, pattern: Tensor) -> Axes | None:
         """The axes of a softmax, by the number of its call; None for what is no pattern. Sinks may come after the positions."""
@@ -244,19 +246,19 @@ class Edits(Watch):
         self._forms = {key: form for key, form in self._forms.items() if form.number != number}
 
     def check(self, layers: Sequence[str], tried: Collection[int]) -> None:
-        """Raise `Refused` unless all steps were taken; a pass may have ended at the last pattern, if that one was `tried`."""
+        """Raise `BackendUnavailable` unless all steps were taken; a pass may end at the last pattern, if that was `tried`."""
         for number, pattern in self._patterns.items():
             if pattern.layer != len(layers) - 1 or pattern.layer not in tried:
                 lost = self._lost.get(number)
                 behind = "" if lost is None else f": its pattern is lost in `{lost}`"
-                raise Refused(f"what heads find in {quoted(layers[pattern.layer])} was not seen in this pass{behind}")
+                raise BackendUnavailable(f"what heads find in {quoted(layers[pattern.layer])} was not seen in this pass{behind}")
 
 
 class Trial(Edits):
     """A pass in which nothing is changed, and found out which layers' patterns can be followed."""
 
-    def __init__(self, tap: Tap) -> None:
-        super().__init__(tap)
+    def __init__(self, interceptor: Interceptor) -> None:
+        super().__init__(interceptor)
         self.seen: set[int] = set()  # the layers whose patterns are
         self._weighs: dict[int, int] = {}  # of each call, how often its pattern weighs something
         self._why: dict[int, str] = {}
@@ -271,7 +273,7 @@ class Trial(Edits):
     def _weighed(self, name: str, form: Form, args: Any, output: Tensor) -> Tensor:
         try:
             return super()._weighed(name, form, args, output)
-        except Refused as refused:
+        except BackendUnavailable as refused:
             self._why.setdefault(self._patterns[form.number].layer, str(refused))
             return output
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.attention.errors import Refused
+from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.forward.calling import quoted
 from pytest_induction.forward.changing import add_hooks
 from pytest_induction.undoing import Changes
@@ -59,7 +59,7 @@ class Place(NamedTuple):
     version: int = 0
 
 
-class Running:
+class ModuleTracker:
     """The paths of the modules whose forward is running now, innermost last, and of all that ever ran."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -134,29 +134,31 @@ class Running:
     def check(
         self, places: Sequence[Place], expected: int | None, apart: Callable[[Sequence[int]], str] = lambda numbers: ""
     ) -> tuple[str, ...]:
-        """Notes on layers without attention. Raises `Refused` where the places cannot be the layers of the model.
+        """Notes on layers without attention. Raises `BackendUnavailable` where the places cannot be the layers of the model.
 
         `expected` is how many it declares. `apart` says why some of the places, by their numbers, are not one layer.
         """
         seen = [place.path for place in places]
         if not seen:
-            raise Refused("no call seen in which positions attend to positions")
+            raise BackendUnavailable("no call seen in which positions attend to positions")
         for (path, unit), count in Counter((place.path, place.unit) for place in places).items():
             if count > 1 and unit:
                 why = apart([number for number, place in enumerate(places) if (place.path, place.unit) == (path, unit)])
-                raise Refused(f"`{path}` makes {count} attention calls in one pass, so none of them is its pattern{why}")
+                raise BackendUnavailable(
+                    f"`{path}` makes {count} attention calls in one pass, so none of them is its pattern{why}"
+                )
         if expected is not None and len(seen) > expected:
-            raise Refused(f"attention seen {len(seen)} times, the model declares {expected} layers")
+            raise BackendUnavailable(f"attention seen {len(seen)} times, the model declares {expected} layers")
         if expected is None or len(seen) == expected:
             return ()
         others = self._other_blocks(seen)
         if len(seen) + len(others) < expected:
-            raise Refused(f"attention of {len(seen)} layers seen, the model declares {expected}")
+            raise BackendUnavailable(f"attention of {len(seen)} layers seen, the model declares {expected}")
         named = [f"L{index} is {path}" for index, path in enumerate(seen)]
         return (f"layers without softmax attention: {_few(others)}", f"layers with it: {_few(named)}")
 
     def check_names(self, seen: Sequence[str]) -> None:
-        """Raise `Refused` if what is called attention, or built like a block that attends, ran and showed nothing.
+        """Raise `BackendUnavailable` if what is called attention, or built like a block that attends, ran and showed nothing.
 
         For where nothing better can be had than names.
         """
@@ -165,15 +167,15 @@ class Running:
         unseen = silent or twins
         if unseen:
             where = f"`{unseen[0]}` ({type(self.module.get_submodule(unseen[0])).__name__})"
-            raise Refused(f"attention of {len(seen)} layers seen, none in {where}{_and_more(unseen)}")
+            raise BackendUnavailable(f"attention of {len(seen)} layers seen, none in {where}{_and_more(unseen)}")
 
     def attention_layers(self, count: int, expected: int | None) -> tuple[str, ...]:
-        """Paths for `count` layers that came without any. Raises `Refused` if another number of attention modules ran."""
+        """Paths for `count` layers that came without any. Raises `BackendUnavailable` if more or fewer attention modules ran."""
         innermost = self._silent_attention(())
         if count == len(innermost):
             return tuple(innermost)
         if count != expected:
-            raise Refused(f"{count} attention patterns returned, but {len(innermost)} attention modules ran")
+            raise BackendUnavailable(f"{count} attention patterns returned, but {len(innermost)} attention modules ran")
         return tuple(f"attentions[{index}]" for index in range(count))
 
     def _silent_attention(self, seen: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from pytest_induction.baselines.compare import calibrated, compare, difference_t
 from pytest_induction.baselines.store import Entry, Field, Heads, Numbers, fields_of, provenance_in, read_baseline
 from pytest_induction.errors import ArgumentError, BaselineError, BaselineFailed, ExpectationFailed, ModelError
 from pytest_induction.formatting import as_line
-from pytest_induction.observers import listening
+from pytest_induction.observers import collecting
 from pytest_induction.records import Evidence
 
 Line = tuple[str, dict[str, bool]]
@@ -286,7 +286,7 @@ class InductionBaseline:
         """Keep a model's heads anew, if a later model can be held against them, as this one is: what comes of that."""
         __tracebackhide__ = True
         profile = self.of_heads().profile(subject, options)
-        with listening():  # that a model is as it is itself is no finding
+        with collecting():  # that a model is as it is itself is no finding
             found = self.of_heads().preserved(profile, f"entry {entry!r}", subject, options)
         written = Heads(profile, environment(found.provenance.device, found.provenance.dtype))
         self.asked.append(Asked(entry, status, written.to_dict()))

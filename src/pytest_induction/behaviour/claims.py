@@ -35,7 +35,7 @@ def assert_copies_repeats(
     budget = checked_budget(subject, (max_sequences, error_rate, seed))
     size, rounds = round_size(subject.space), []
     for number in range(rounds_within(subject.space, budget.max_sequences)):
-        with progress("copies_repeats", size * (1 if subject.way is None else 2)):  # the repeated rows, and their controls
+        with progress("copies_repeats", size * (1 if subject.backend is None else 2)):  # the repeated rows, and their controls
             rounds.append(probe_round(subject, size, budget.seed, number))
         judgement = judge_copying(Round.join(rounds), min_accuracy=min_accuracy, error_rate=error_rate)
         if judgement.verdict is not Verdict.UNDETERMINED:
@@ -49,12 +49,12 @@ def assert_copies_repeats(
         summary=judgement.summary,
         provenance=provenance(subject, seed=budget.seed, n_sequences=len(found.periods), probe=found.described),
         estimates=judgement.estimates or {},
-        bars={"min_accuracy": min_accuracy},
+        thresholds={"min_accuracy": min_accuracy},
         confidence=1 - error_rate,
-        settle=f"about {more} more sequences: max_sequences={len(found.periods) + more}" if more else "",
-        mosaic=judgement.mosaic,
+        next_step=f"about {more} more sequences: max_sequences={len(found.periods) + more}" if more else "",
+        head_map=judgement.head_map,
     )
-    return expect(evidence, Verdict.FORMED)
+    return expect(evidence, Verdict.SHOWN)
 
 
 @user_facing
@@ -95,8 +95,8 @@ def assert_learns_in_context(
         summary=judgement.summary,
         provenance=about,
         estimates=judgement.estimates or {},
-        bars={"max_score": max_score},
+        thresholds={"max_score": max_score},
         confidence=1 - error_rate,
-        settle=settle,
+        next_step=settle,
     )
-    return expect(evidence, Verdict.FORMED)
+    return expect(evidence, Verdict.SHOWN)

@@ -41,9 +41,9 @@ def judge_copying(found: Round, *, min_accuracy: float, error_rate: float) -> Ju
     accuracy, first = estimates["later_accuracy"], estimates["first_accuracy"]
     seen = f"top-1 accuracy {accuracy.value:.3f} on later copies, {first.value:.3f} on the first"
     if accuracy.is_above(min_accuracy):
-        return Judgement(Verdict.FORMED, "copies", f"repeated tokens are completed: {seen}", estimates=estimates)
+        return Judgement(Verdict.SHOWN, "copies", f"repeated tokens are completed: {seen}", estimates=estimates)
     if accuracy.is_below(min_accuracy):
-        return Judgement(Verdict.NOT_FORMED, "does_not_copy", f"repeated tokens are not completed: {seen}", estimates=estimates)
+        return Judgement(Verdict.REFUTED, "does_not_copy", f"repeated tokens are not completed: {seen}", estimates=estimates)
     more = more_needed(accuracy, min_accuracy, len(found.periods))
     return Judgement(
         Verdict.UNDETERMINED,
@@ -81,9 +81,9 @@ def judge_in_context_learning(
             more_sequences=more,
         )
     if score.is_below(max_score):
-        return Judgement(Verdict.FORMED, "learns", seen, estimates=estimates)
+        return Judgement(Verdict.SHOWN, "learns", seen, estimates=estimates)
     if score.is_above(max_score):
-        return Judgement(Verdict.NOT_FORMED, "does_not_learn", seen, estimates=estimates)
+        return Judgement(Verdict.REFUTED, "does_not_learn", seen, estimates=estimates)
     more = more_needed(score, max_score, len(losses))
     return Judgement(
         Verdict.UNDETERMINED,

@@ -220,8 +220,8 @@ def _behaviour_of(logits: Tensor, positions: Sequence[int], probes: Sequence[Pro
     rows = [row for row, answers in enumerate(keyed) for _ in answers]
     queries = [place[answer.query] for answers in keyed for answer in answers]
     right = [answer.token for answers in keyed for answer in answers]
-    rivals = [-1 if answer.rival is None else answer.rival for answers in keyed for answer in answers]
-    entries = torch.tensor([rows, queries, right, rivals], device=logits.device)
+    confounders = [-1 if answer.rival is None else answer.rival for answers in keyed for answer in answers]
+    entries = torch.tensor([rows, queries, right, confounders], device=logits.device)
     parts = [part.split(max(1, LOGITS_AT_ONCE // logits.shape[-1])) for part in entries]
     found = [_told(logits[row, query], *tokens) for row, query, *tokens in zip(*parts, strict=True)]
     columns, predicted = (torch.cat(part, dim=-1) for part in zip(*found, strict=True))
@@ -233,10 +233,10 @@ def _behaviour_of(logits: Tensor, positions: Sequence[int], probes: Sequence[Pro
     return [Behaviour(log_prob[part], lead[part], rival[part], ids[part]) for part in parted]
 
 
-def _told(logits: Tensor, right: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
+def _told(logits: Tensor, right: Tensor, confounders: Tensor) -> tuple[Tensor, Tensor]:
     """Of some answers' logits (answers, d_vocab), a copy: log-probability, lead and rival (3, answers), and the likeliest."""
     chosen = at_least_float32(logits)
     total, predicted = chosen.logsumexp(-1), chosen.argmax(-1)
-    told, rival = chosen.gather(-1, torch.stack([right, rivals.clamp_min(0)], dim=-1)).unbind(-1)
+    told, rival = chosen.gather(-1, torch.stack([right, confounders.clamp_min(0)], dim=-1)).unbind(-1)
     best_other = chosen.scatter_(-1, right[:, None], -torch.inf).amax(-1)
-    return torch.stack([told - total, told - best_other, torch.where(rivals < 0, torch.nan, rival - total)]), predicted
+    return torch.stack([told - total, told - best_other, torch.where(confounders < 0, torch.nan, rival - total)]), predicted

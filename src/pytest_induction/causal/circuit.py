@@ -82,9 +82,9 @@ class Circuit:
 def judge_circuit(lost: Lost, circuit: Circuit, *, min_share: float, error_rate: float) -> Judgement:
     """Is prefix matching lost without the previous-token heads in the keys, more than without others; or by way of the queries?
 
-    K-composition is FORMED where the share lost through the keys is above `min_share`, and above what is lost without as many
+    K-composition is SHOWN where the share lost through the keys is above `min_share`, and above what is lost without as many
     other heads; and the weights agree: the token that was moved is matched (QK eigenvalue above 0), and what is found is copied
-    (OV). The other way (pointer arithmetic) is FORMED where the previous-token heads carry less than that, and so do all earlier
+    (OV). The other way (pointer arithmetic) is SHOWN where the previous-token heads carry less than that, and so do all earlier
     heads by the keys, while without all of them in the queries more than that is lost.
     """
     found = lost.estimates(error_rate)
@@ -110,7 +110,7 @@ def _by_weights(found: Mapping[str, Estimate], circuit: Circuit) -> Judgement:
         f"eigenvalue scores QK {circuit.qk_eigenvalue:+.2f}, OV {circuit.ov_eigenvalue:+.2f}"
     )
     if circuit.qk_eigenvalue > 0 and circuit.ov_eigenvalue > 0:
-        return Judgement(Verdict.FORMED, "key_composition", seen, estimates=found)
+        return Judgement(Verdict.SHOWN, "key_composition", seen, estimates=found)
     return Judgement(
         Verdict.UNDETERMINED, "weights_disagree", f"{seen}: not the weights of matching and copying", estimates=found
     )
@@ -123,7 +123,7 @@ def _other_way(found: Mapping[str, Estimate], circuit: Circuit, min_share: float
             f"{circuit.head} loses {all_queries.value:.2f} of its prefix matching without earlier heads in its queries, "
             f"{all_keys.value:.2f} without them in its keys: pointer arithmetic"
         )
-        return Judgement(Verdict.FORMED, "query_composition", seen, estimates=found)
+        return Judgement(Verdict.SHOWN, "query_composition", seen, estimates=found)
     none = "no earlier head attends to the previous token"
     seen = f"{circuit.head} loses {found[KEYS].value:.2f} without {circuit.named} in its keys" if circuit.previous else none
     for estimate in (all_keys, all_queries):
@@ -132,7 +132,7 @@ def _other_way(found: Mapping[str, Estimate], circuit: Circuit, min_share: float
     if all_keys.is_above(min_share):
         seen = f"{seen}, {all_keys.value:.2f} without all earlier heads there"
     reason = "not_through_keys" if circuit.previous else "no_previous_token_head"
-    return Judgement(Verdict.NOT_FORMED, reason, seen, estimates=found)
+    return Judgement(Verdict.REFUTED, reason, seen, estimates=found)
 
 
 def _unclear(found: Mapping[str, Estimate], seen: str, near: tuple[Estimate, float], count: int) -> Judgement:
@@ -182,20 +182,20 @@ def assert_induction_circuit(
     thresholds = checked_thresholds(min_prefix_matching, None, MIN_ADVANTAGE, None)
     budget = (max_sequences, error_rate / 2, seed)
     evidence = judged_induction_head(subject, thresholds, budget, allow_virtual=False)
-    bars = {**evidence.bars, "min_share": min_share}
-    evidence = replace(evidence, claim=CLAIM, bars=bars, confidence=1 - error_rate)
-    if evidence.verdict is not Verdict.FORMED:
+    bars = {**evidence.thresholds, "min_share": min_share}
+    evidence = replace(evidence, claim=CLAIM, thresholds=bars, confidence=1 - error_rate)
+    if evidence.verdict is not Verdict.SHOWN:
         summary = f"there is no induction head to have a circuit: {evidence.summary}"
-        return expect(replace(evidence, summary=summary), Verdict.FORMED)
+        return expect(replace(evidence, summary=summary), Verdict.SHOWN)
     listed = list_of_heads(subject, thresholds, budget).heads
     evidence = replace(evidence, heads=listed or evidence.heads)
     found = _judged_head(evidence.heads)
     if found is None:
         summary = f"{evidence.heads[0]} matches prefixes in the first layer, where no head comes before it"
-        return expect(replace(evidence, verdict=Verdict.NOT_FORMED, reason="first_layer", summary=summary), Verdict.FORMED)
+        return expect(replace(evidence, verdict=Verdict.REFUTED, reason="first_layer", summary=summary), Verdict.SHOWN)
     head = HeadId(found.layer, found.head)
     circuit, weighed = _circuit(subject, head, min_previous_token, evidence.provenance.seed)
-    return expect(_tested(subject, evidence, circuit, weighed, (max_sequences, error_rate / 2, min_share)), Verdict.FORMED)
+    return expect(_tested(subject, evidence, circuit, weighed, (max_sequences, error_rate / 2, min_share)), Verdict.SHOWN)
 
 
 def _judged_head(heads: Sequence[HeadEvidence]) -> HeadEvidence | None:
@@ -265,7 +265,7 @@ def _tested(
             **_contributions(subject, probe, circuit.head),
         },
         provenance=replace(evidence.provenance, n_sequences=sum(len(each.keys) for each in rounds)),
-        settle=settle,
+        next_step=settle,
     )
 
 

@@ -125,7 +125,7 @@ def assert_ablation_removes_icl(
     your own. Heads that the list leaves open are named in a note. With `pattern_preserving` all heads attend as without the
     ablation (as in the paper).
 
-    FORMED has the reason "necessary_and_sufficient" where with all other heads of the same layers ablated at least `min_share` is
+    SHOWN has the reason "necessary_and_sufficient" where with all other heads of the same layers ablated at least `min_share` is
     left, and by half of that more than with random others left; else "necessary". UNDETERMINED too where kinds disagree in sign,
     where there is nothing to compare with, or where ablating every head moves no loss.
 
@@ -154,12 +154,12 @@ def assert_ablation_removes_icl(
     seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
     rows = None if text is None else _rows(subject, text, most, seed)
     chosen, evidence = _chosen(subject, heads, (MOST_FOR_HEADS, error_rate * SHARE_OF_REST, seed))
-    evidence = replace(evidence, bars={"min_share": min_share, **evidence.bars}, confidence=1 - error_rate)
+    evidence = replace(evidence, thresholds={"min_share": min_share, **evidence.thresholds}, confidence=1 - error_rate)
     if not chosen:
-        return expect(evidence, Verdict.FORMED)
+        return expect(evidence, Verdict.SHOWN)
     task = _Task(subject, chosen, kinds, seed, n_controls, rows, pattern_preserving=pattern_preserving)
     budget = (most if rows is None else min(most, len(rows)), error_rate)
-    return expect(_judged(task, evidence, min_share, budget), Verdict.FORMED)
+    return expect(_judged(task, evidence, min_share, budget), Verdict.SHOWN)
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def _judged(task: _Task, evidence: Evidence, min_share: float, budget: tuple[int
 
     rounds, found, settle = until_clear(task.drawn, judge, max_sequences, error_rate * rest)
     found = as_answer(found)
-    if found.verdict is Verdict.FORMED and not claim.relaxed:
+    if found.verdict is Verdict.SHOWN and not claim.relaxed:
         found = judge_sufficiency(found, task.kept(), claim, error_rate=stage)
     count = sum(len(part.learning) for part in rounds)
     if settle and task.rows is not None:
@@ -312,7 +312,7 @@ def _judged(task: _Task, evidence: Evidence, min_share: float, budget: tuple[int
         summary=found.summary,
         provenance=about,
         estimates=found.estimates or {},
-        settle=settle,
+        next_step=settle,
     )
 
 
@@ -328,12 +328,14 @@ def _chosen(subject: ModelUnderTest, heads: HeadsLike, budget: tuple[int, float,
     about = replace(listed.provenance, notes=(*listed.provenance.notes, *_left_open(listed)))
     bars = {"min_prefix_matching": MIN_PREFIX_MATCHING}
     if listed.heads:
-        found = Evidence(CLAIM, Verdict.UNDETERMINED, "", "", about, heads=listed.heads, bars=bars, mosaic=listed.mosaic)
+        found = Evidence(
+            CLAIM, Verdict.UNDETERMINED, "", "", about, heads=listed.heads, thresholds=bars, head_map=listed.head_map
+        )
         return heads_of(subject, listed.heads), found
     found = judged_induction_head(subject, Thresholds(), budget, allow_virtual=False)
-    if found.verdict is Verdict.FORMED:  # a head near the threshold, of which more sequences have told
+    if found.verdict is Verdict.SHOWN:  # a head near the threshold, of which more sequences have told
         return heads_of(subject, found.heads), replace(found, claim=CLAIM, verdict=Verdict.UNDETERMINED, reason="", summary="")
-    if found.verdict is Verdict.NOT_FORMED:
+    if found.verdict is Verdict.REFUTED:
         summary = f"there is no induction head to ablate: {found.summary}"
         return (), replace(found, claim=CLAIM, reason="no_induction_head", summary=summary)
     summary = f"which heads to ablate is not clear: {found.summary}"

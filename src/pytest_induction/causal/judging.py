@@ -129,7 +129,7 @@ def share_interval(part: Array, whole: Array, error_rate: float) -> Estimate:
 
 
 def judge_necessity(found: Ablated, claim: Claim, *, error_rate: float) -> Judgement:
-    """FORMED where, in every kind of ablation, enough in-context learning is gone, and more than without the controls.
+    """SHOWN where, in every kind of ablation, enough in-context learning is gone, and more than without the controls.
 
     The error rate is shared by the score and, of each kind, the share that is gone, what of it is beyond the controls', and which
     controls do more.
@@ -164,7 +164,7 @@ def _without_learning(found: Ablated, claim: Claim, learning: Estimate) -> Judge
     estimates, bar = {"in_context_learning": learning}, MAX_IN_CONTEXT_LEARNING
     if learning.is_above(bar):
         seen = f"there is nothing to remove: {seen}, not above {-bar:.3f}"
-        return Judgement(Verdict.NOT_FORMED, "nothing_to_remove", seen, estimates=estimates)
+        return Judgement(Verdict.REFUTED, "nothing_to_remove", seen, estimates=estimates)
     seen = f"whether there is anything to remove is not clear: {seen}, too close to {-bar:.3f}"
     more = more_needed(learning, bar, len(found.learning))
     return Judgement(Verdict.UNDETERMINED, "learning_unclear", seen, estimates=estimates, more_sequences=more)
@@ -190,7 +190,7 @@ def _weighed(kinds: Mapping[str, Kind], claim: Claim, learning: Estimate, count:
     seen = f"without {claim.named} {_span(kinds, 'share')} of {claim.about} ({-learning.value:.2f} nats) is gone"
     against = f"without {_controls(kinds, claim)} {_span(kinds, 'usual')} is"
     if (failed := _failed(kinds, claim, seen, against)) is not None:
-        return Verdict.NOT_FORMED, *failed, 0
+        return Verdict.REFUTED, *failed, 0
     unclear = [
         more_needed(estimate, bar, count)
         for of in kinds.values()
@@ -202,7 +202,7 @@ def _weighed(kinds: Mapping[str, Kind], claim: Claim, learning: Estimate, count:
         return Verdict.UNDETERMINED, "effect_unclear", f"{seen}, {against}: too close to {bars} to tell", max(unclear)
     if not all(of.is_ranked for of in kinds.values()):
         return Verdict.UNDETERMINED, "rank_unclear", f"{seen}, but too many controls do as much: {_ranks(kinds)}", count
-    return Verdict.FORMED, "necessary", f"{seen}, {against}", 0
+    return Verdict.SHOWN, "necessary", f"{seen}, {against}", 0
 
 
 def _failed(kinds: Mapping[str, Kind], claim: Claim, seen: str, against: str) -> tuple[str, str] | None:

@@ -309,7 +309,7 @@ class Run(TypedDict):
     unit: Literal["steps", "tokens"]
     range: Annotated[Ends, _in_order]
     begins_at_0: bool
-    verdict: Literal["FORMED", "NOT_FORMED", "UNDETERMINED"] | None
+    verdict: Literal["SHOWN", "REFUTED", "UNDETERMINED"] | None
     window: Ends | None
     reach: NotRequired[Ends | None]
     changes: list[Annotated[Series, _midpoint_has_ends]]

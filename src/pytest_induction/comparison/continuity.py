@@ -49,8 +49,8 @@ def assert_continuity(
     `icl_score`, 0.15 nats, and `prefix_matching` of the best head, 0.1, at the last snapshot. `margins` replaces these by name;
     None leaves a measure out.
 
-    FORMED where for every measure and pair the interval of the difference, of level 1 - 2 x the error rate, lies within the
-    margin (two one-sided tests): never because no difference was found. NOT_FORMED where for some measure and pair the interval
+    SHOWN where for every measure and pair the interval of the difference, of level 1 - 2 x the error rate, lies within the
+    margin (two one-sided tests): never because no difference was found. REFUTED where for some measure and pair the interval
     that holds for all of them together lies wholly outside. Sequences are drawn in rounds until it is clear, at most
     `max_sequences`; of a text `max_rows` rows are taken. Else UNDETERMINED, which fails too and says which measure is not clear,
     and what would settle it. `confidence` is that of the verdict, by default 0.999 for models and 0.95 for runs, for which
@@ -72,7 +72,7 @@ def assert_continuity(
         if text is not None:
             raise ArgumentError("`text` is for models: of a run what was recorded is compared")
         error_rate = ERROR_RATE_OF_RUNS if confidence is None else 1 - confidence
-        return expect(_of_runs(names, members, given, error_rate), Verdict.FORMED)
+        return expect(_of_runs(names, members, given, error_rate), Verdict.SHOWN)
     if text is not None and ICL not in given:
         raise ArgumentError(f"`text` is for the measure {ICL}, which is left out by its margin of None")
     if text is None and (margins or {}).get(ICL) is not None:
@@ -83,7 +83,7 @@ def assert_continuity(
         ERROR_RATE if confidence is None else 1 - confidence,
         None if seed is None else whole_number("seed", seed, least=0),
     )
-    return expect(_of_models(names, members, given, text, budget), Verdict.FORMED)
+    return expect(_of_models(names, members, given, text, budget), Verdict.SHOWN)
 
 
 def _margins(given: Mapping[str, float | None], known: Mapping[str, Measure]) -> dict[str, float]:
@@ -132,9 +132,9 @@ def _evidence(
         "; ".join((judgement.summary, *notes)),
         replace(about, notes=(*about.notes, *notes)),
         estimates=judgement.estimates or {},
-        bars=bars,
+        thresholds=bars,
         confidence=1 - error_rate,
-        settle=judgement.settle,
+        next_step=judgement.next_step,
     )
 
 
@@ -147,7 +147,7 @@ def _provenance(names: Sequence[str], parts: Sequence[Provenance], probe: str, *
         parts[0],
         model=", ".join(names),
         fingerprint="+".join(part.fingerprint for part in parts),
-        way_in=_each(part.way_in for part in parts),
+        backend=_each(part.backend for part in parts),
         n_layers=0,
         n_heads=0,
         dtype=_each(part.dtype for part in parts),

@@ -141,8 +141,8 @@ class Runs:
 
     def _window(self, name: str) -> Measured | None:
         measure, verdicts = OF_RUNS[name], [each.verdict for each in self.found]
-        with_one = [index for index, verdict in enumerate(verdicts) if verdict is Verdict.FORMED]
-        without = [index for index, verdict in enumerate(verdicts) if verdict is Verdict.NOT_FORMED]
+        with_one = [index for index, verdict in enumerate(verdicts) if verdict is Verdict.SHOWN]
+        without = [index for index, verdict in enumerate(verdicts) if verdict is Verdict.REFUTED]
         if with_one and without:
             first, other = with_one[0], without[0]
             differs = f"{self._names[first]} has a phase change, {self._names[other]} has none ({self.found[other].summary})"
@@ -150,12 +150,14 @@ class Runs:
         if len(without) == len(verdicts) or not any(each.induction for each in self.found):
             return None
         for label, each in zip(self._names, self.found, strict=True):
-            if each.verdict is not Verdict.FORMED:
-                return Measured(measure, problem=f"whether {label} has one is not known: {each.summary}", settle=each.settle)
+            if each.verdict is not Verdict.SHOWN:
+                return Measured(
+                    measure, problem=f"whether {label} has one is not known: {each.summary}", next_step=each.next_step
+                )
             if each.induction is None or each.induction.midpoint is None or each.induction.midpoint.tokens is None:
                 return _without(measure, f"how many tokens {label} trained on is not known", "give it its `tokens_per_step`")
         between = {pair: partial(self._apart, name, pair) for pair in itertools.combinations(range(len(self._runs)), 2)}
-        return Measured(measure, between, settle=f"for {measure.words}: record more snapshots around it")
+        return Measured(measure, between, next_step=f"for {measure.words}: record more snapshots around it")
 
     def _apart(self, name: str, pair: Pair, tail: float) -> Estimate:
         """How much later the first run's change begins, or ends, than the second's, in decades of tokens."""
@@ -178,7 +180,7 @@ class Runs:
             rows.append(each.icl_rows.astype(np.float64))
         same = len({len(values) for values in rows}) == 1
         between = paired(rows, measure.unit) if same else unpaired([Mean.of(values, measure.unit) for values in rows])
-        return Measured(measure, between, settle=f"for {measure.words}: record or sweep with more rows of text")
+        return Measured(measure, between, next_step=f"for {measure.words}: record or sweep with more rows of text")
 
     def _windows(self) -> str:
         """Why the scores are not of the same tokens of a row in all runs, in words; "" where they are."""
@@ -203,7 +205,7 @@ class Runs:
             if each is not None and (broken := _broken_after(run, each)):
                 return _without(measure, f"{label} ends with {broken}", "compare runs that ended well")
             means.append(found)
-        return Measured(measure, unpaired(means), settle=f"for {measure.words}: record or sweep with more sequences")
+        return Measured(measure, unpaired(means), next_step=f"for {measure.words}: record or sweep with more sequences")
 
     def _last(self, name: str) -> list[Snapshot | None]:
         """The last snapshot of each run that has a measurement."""
@@ -211,7 +213,7 @@ class Runs:
 
 
 def _without(measure: Measure, problem: str, settle: str) -> Measured:
-    return Measured(measure, problem=problem, settle=f"{settle}, or leave it out: a margin of None")
+    return Measured(measure, problem=problem, next_step=f"{settle}, or leave it out: a margin of None")
 
 
 def _at(change: Change | None, name: str) -> Change | None:

@@ -109,7 +109,7 @@ class Models:
         if count < MIN_ROWS:
             return {
                 ICL: Measured(
-                    measure, problem=f"{count} rows of text are too few", settle=f"give a text of {MIN_ROWS} rows or more"
+                    measure, problem=f"{count} rows of text are too few", next_step=f"give a text of {MIN_ROWS} rows or more"
                 )
             }
         early, late = [], []

@@ -56,7 +56,7 @@ class Measured:
     between: Mapping[Pair, Interval] = field(default_factory=dict)
     count: int = 0
     rows: str = ""
-    settle: str = ""
+    next_step: str = ""
     differs: str = ""
     problem: str = ""
 
@@ -65,7 +65,7 @@ class Measured:
 class Continuity(Judgement):
     """A judgement with what would settle it."""
 
-    settle: str = ""
+    next_step: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,10 @@ class _Compared:
         return more_needed(self.shown.difference, self.margin, self.found.count)
 
     @property
-    def settle(self) -> str:
+    def next_step(self) -> str:
         """What would tell, as an instruction."""
         if not self.more:
-            return self.found.settle
+            return self.found.next_step
         option, rows = OPTIONS[self.found.rows], self.found.rows
         return f"about {self.more} more {rows} for {self.found.measure.words}: {option}={self.found.count + self.more}"
 
@@ -122,7 +122,7 @@ class _Compared:
 def judge_continuity(
     found: Mapping[str, Measured], margins: Mapping[str, float], names: Sequence[str], *, error_rate: float
 ) -> Continuity:
-    """FORMED where every measure is shown to be alike in all of the family, NOT_FORMED where some measure is shown to differ.
+    """SHOWN where every measure is shown to be alike in all of the family, REFUTED where some measure is shown to differ.
 
     `found` and `margins` are by the names of measures, `names` those of the members. `statistics.equivalence` says what is shown
     of one measure. All of them must be alike, so each may use all of `error_rate`; one that differs is enough, so that they share
@@ -138,16 +138,16 @@ def judge_continuity(
     unclear = [each for each in compared.values() if not each.is_alike]
     if different:
         said = "; ".join(each.said for each in different)
-        return Continuity(Verdict.NOT_FORMED, "differs", f"not all are alike: {said}", estimates=estimates)
+        return Continuity(Verdict.REFUTED, "differs", f"not all are alike: {said}", estimates=estimates)
     if unclear or not compared:
         return _not_clear(unclear, estimates)
     said = ", ".join(each.in_short for each in compared.values())
-    return Continuity(Verdict.FORMED, "alike", f"all {len(names)} are alike, they differ by at most {said}", estimates=estimates)
+    return Continuity(Verdict.SHOWN, "alike", f"all {len(names)} are alike, they differ by at most {said}", estimates=estimates)
 
 
 def _not_clear(unclear: Sequence[_Compared], estimates: Mapping[str, Estimate]) -> Continuity:
     if not unclear:
-        return Continuity(Verdict.UNDETERMINED, "nothing_measured", "there is nothing to compare", settle=NOTHING)
+        return Continuity(Verdict.UNDETERMINED, "nothing_measured", "there is nothing to compare", next_step=NOTHING)
     said = "; ".join(each.said for each in unclear)
     reason = "difference_unclear" if any(each.shown is not None for each in unclear) else "not_comparable"
     more = max((each.more for each in unclear if each.found.rows == SEQUENCES), default=0)
@@ -157,5 +157,5 @@ def _not_clear(unclear: Sequence[_Compared], estimates: Mapping[str, Estimate]) 
         f"whether all are alike is not clear: {said}",
         estimates=estimates,
         more_sequences=more,
-        settle="; ".join(dict.fromkeys(each.settle for each in unclear if each.settle)),
+        next_step="; ".join(dict.fromkeys(each.next_step for each in unclear if each.next_step)),
     )

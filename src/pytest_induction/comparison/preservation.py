@@ -103,7 +103,7 @@ class Prober:
     def measured(self, text: TextScores | None = None) -> Measured:
         """What has been measured so far."""
         found = Round.join(self._rounds)
-        if self.subject.way is None:
+        if self.subject.backend is None:
             return Measured(found, None, np.zeros((0, 0), bool), text, ("its attention cannot be read",))
         scores = scores_of(found)
         if self.listed is not None:  # and what they write was told with it

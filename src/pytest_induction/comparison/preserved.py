@@ -21,7 +21,7 @@ from pytest_induction.errors import ArgumentError, BaselineError, user_facing, w
 from pytest_induction.expectations import expect
 from pytest_induction.files import expanded, is_file
 from pytest_induction.heads.criteria import LEAST, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
-from pytest_induction.heads.head_map import mosaic
+from pytest_induction.heads.head_map import head_map
 from pytest_induction.heads.induction import list_of_heads
 from pytest_induction.heads.table import Thresholds, head_evidence
 from pytest_induction.measuring.observing import Array, ModelLike, provenance
@@ -53,7 +53,7 @@ class Preservation(Judgement):
 def judge_preserved(
     before: HeadsProfile, after: Measured, margins: Mapping[str, float], *, max_lost: int, error_rate: float
 ) -> Preservation:
-    """FORMED where every loss is shown to be within its margin, NOT_FORMED where some loss is shown to be beyond.
+    """SHOWN where every loss is shown to be within its margin, REFUTED where some loss is shown to be beyond.
 
     `margins` are by the names of `MEASURES`; a measure without one is left out. All that is compared is paired by sequence. Heads
     are matched on every other sequence and measured on those between. *Within*: one-sided, at all of `error_rate` each, for all
@@ -137,9 +137,9 @@ class _Found:
         heads_lost = self.missing > self.max_lost
         if worse or heads_lost:
             reason = "both_lost" if worse and heads_lost else "behaviour_lost" if worse else "mechanism_lost"
-            return Preservation(Verdict.NOT_FORMED, reason, self._said(worse, open_ones))
+            return Preservation(Verdict.REFUTED, reason, self._said(worse, open_ones))
         if not open_ones and not self.problem and len(heads) <= self.max_lost:
-            return Preservation(Verdict.FORMED, "preserved", self._said((), ()))
+            return Preservation(Verdict.SHOWN, "preserved", self._said((), ()))
         of_text = [loss for loss in open_ones if loss.rows == ROWS]
         more = [loss.more for loss in (*(match.worst for match in heads), *open_ones) if loss.rows == SEQUENCES]
         in_full = _listed([f"{match.name}, {match.worst}" for match in heads], MOST_IN_FULL)
@@ -247,7 +247,7 @@ def profile_of(
 def _prober_before(subject: ModelUnderTest, space: TokenSpace, seed: int | None) -> Prober:
     """What measures a model that later ones are held against."""
     prober = Prober(subject, space, subject.seed if seed is None else seed)
-    if subject.way is not None:
+    if subject.backend is not None:
         listed = list_of_heads(prober.alike, Thresholds(), (LIST_SEQUENCES, ERROR_RATE, prober.seed))
         prober.listed = [HeadId(head.layer, head.head) for head in listed.heads]
         prober.notes = tuple(note for note in listed.provenance.notes if note not in subject.notes)
@@ -282,7 +282,7 @@ def assert_heads_preserved(
     `later_accuracy` 0.05 and `later_loss` 0.25 nats on repeated tokens, and with `text` (a string, a path or token ids; of a long
     one `max_rows` rows are taken) `in_context_learning` 0.1 nats. `margins` replaces these by name; None leaves a measure out.
 
-    FORMED where every loss is shown to be within its margin; what improves passes. NOT_FORMED where some loss is shown to be
+    SHOWN where every loss is shown to be within its margin; what improves passes. REFUTED where some loss is shown to be
     beyond: "behaviour_lost", "mechanism_lost" (heads, while behaviour is not shown to be worse) or "both_lost". Up to `max_lost`
     heads may be lost or weakened. Sequences are drawn in rounds until it is clear, at most `max_sequences`, or those that a
     profile has; then the verdict is UNDETERMINED, which fails too and says what would settle it. It also is where the model
@@ -315,7 +315,7 @@ def assert_heads_preserved(
         pair = _of_profile(kept, where, later, text, given_seed)
     else:
         pair = _of_models(load_model(kept), later, text, budget, given_seed)
-    return expect(_evidence(pair, given, budget), Verdict.FORMED)
+    return expect(_evidence(pair, given, budget), Verdict.SHOWN)
 
 
 @dataclass(frozen=True)
@@ -441,10 +441,10 @@ def _evidence(pair: _Pair, margins: Mapping[str, float], budget: _Budget) -> Evi
         provenance=replace(about, notes=notes),
         heads=heads,
         estimates=found.estimates or {},
-        bars={**margins, "min_prefix_matching": MIN_PREFIX_MATCHING} if heads else margins,
+        thresholds={**margins, "min_prefix_matching": MIN_PREFIX_MATCHING} if heads else margins,
         confidence=1 - budget.error_rate,
-        settle=_settle(found, size, is_profile=isinstance(pair.before, HeadsProfile), spent=size < pair.most),
-        mosaic=() if later.scores is None else mosaic(later.scores["prefix_matching"]),
+        next_step=_settle(found, size, is_profile=isinstance(pair.before, HeadsProfile), spent=size < pair.most),
+        head_map=() if later.scores is None else head_map(later.scores["prefix_matching"]),
     )
 
 

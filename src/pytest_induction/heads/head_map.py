@@ -10,6 +10,6 @@ from numpy.typing import NDArray
 from pytest_induction.statistics import known_mean
 
 
-def mosaic(scores: NDArray[np.floating[Any]]) -> tuple[tuple[float | None, ...], ...]:
+def head_map(scores: NDArray[np.floating[Any]]) -> tuple[tuple[float | None, ...], ...]:
     """A score of every head as it is drawn, from its values (n_sequences, n_layers, n_heads)."""
     return tuple(tuple(None if np.isnan(each) else round(float(each), 4) for each in row) for row in known_mean(scores))

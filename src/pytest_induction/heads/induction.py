@@ -32,7 +32,7 @@ from pytest_induction.heads.criteria import (
     SUPPRESSES,
     is_dormant,
 )
-from pytest_induction.heads.head_map import mosaic
+from pytest_induction.heads.head_map import head_map
 from pytest_induction.heads.search import HeadSearch, is_small
 from pytest_induction.heads.table import MATCHES, HeadTable, Thresholds, is_shown
 from pytest_induction.heads.virtual import PairRound, judge_virtual_head, probe_pairs
@@ -55,10 +55,10 @@ def with_matching_heads(table: HeadTable, estimates: Mapping[str, Estimate], cou
     strongest, apart = table.matching[0], named_ruled_out(table.ruled_out)
     seen = f"advantage of the successor {advantage.value:+.2f} nats"
     if advantage.is_above(least):
-        return _judgement(table, Verdict.FORMED, "formed", _heads_in_words(table), estimates)
+        return _judgement(table, Verdict.SHOWN, "formed", _heads_in_words(table), estimates)
     if advantage.is_below(-least) and all(head.copy_effect is None for head in table.matching):
         summary = f"{_score(strongest)}, and the model says no to what is matched: {seen}"
-        return _judgement(table, Verdict.NOT_FORMED, "suppresses_what_it_matches", summary, estimates)
+        return _judgement(table, Verdict.REFUTED, "suppresses_what_it_matches", summary, estimates)
     summary = f"{_score(strongest)}, but whether the model uses it is not clear: {seen}" + (f"; {apart}" if apart else "")
     more = more_rows(advantage, least, count)
     if advantage.value < least:
@@ -113,7 +113,7 @@ def longer_matches_needed(table: HeadTable, estimates: Mapping[str, Estimate]) -
     head, wanted = table.need_longer_matches[0], table.thresholds.match_length
     tokens = "one token" if wanted == 1 else f"{wanted} tokens"
     summary = f"{_score(head)}, but not where exactly {tokens} match{'es' if wanted == 1 else ''}: {_lengths(head)}"
-    return _judgement(table, Verdict.NOT_FORMED, "needs_longer_match", summary, estimates)
+    return _judgement(table, Verdict.REFUTED, "needs_longer_match", summary, estimates)
 
 
 def seen_elsewhere(table: HeadTable, estimates: Mapping[str, Estimate], found: Sequence[Strongest]) -> Judgement:
@@ -129,7 +129,7 @@ def seen_elsewhere(table: HeadTable, estimates: Mapping[str, Estimate], found: S
 def absent(table: HeadTable, estimates: Mapping[str, Estimate], looked: str) -> Judgement:
     """The verdict where every head is shown to have less than counts as none; `looked` says on which rows."""
     reason, summary = _why_none(table, estimates)
-    return _judgement(table, Verdict.NOT_FORMED, reason, f"{summary}; {looked}", estimates)
+    return _judgement(table, Verdict.REFUTED, reason, f"{summary}; {looked}", estimates)
 
 
 def _why_none(table: HeadTable, estimates: Mapping[str, Estimate]) -> tuple[str, str]:
@@ -229,7 +229,7 @@ def assert_has_induction_head(
     the head must match as much where exactly that many tokens match. With `allow_virtual` two heads that do it in two steps are
     enough where no single head does (a virtual induction head).
 
-    The verdict is NOT_FORMED only where every head is shown to have less than `max_prefix_matching` (0.1, or a third of
+    The verdict is REFUTED only where every head is shown to have less than `max_prefix_matching` (0.1, or a third of
     `min_prefix_matching`) beyond its own chance, or what matches is shown to write nothing or to suppress; see
     `assert_no_induction_head`. What lies between is UNDETERMINED, which fails too.
 
@@ -246,7 +246,7 @@ def assert_has_induction_head(
     """
     thresholds = checked_thresholds(min_prefix_matching, max_prefix_matching, min_advantage, match_length)
     evidence = judged_induction_head(model, thresholds, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
-    return expect(evidence, Verdict.FORMED)
+    return expect(evidence, Verdict.SHOWN)
 
 
 @user_facing
@@ -272,7 +272,7 @@ def assert_no_induction_head(
     """
     thresholds = checked_thresholds(min_prefix_matching, max_prefix_matching, min_advantage, None)
     evidence = judged_induction_head(model, thresholds, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
-    return expect(evidence, Verdict.NOT_FORMED)
+    return expect(evidence, Verdict.REFUTED)
 
 
 @user_facing
@@ -321,7 +321,7 @@ def list_of_heads(subject: ModelUnderTest, thresholds: Thresholds, budget: tuple
         margin=thresholds.margin,
         confidence=1 - search.budget.error_rate,
         more_sequences=table.more_needed(search.n_sequences) if table.open else 0,
-        mosaic=mosaic(search.found.heads[:, 0]),
+        head_map=head_map(search.found.heads[:, 0]),
     )
 
 
@@ -474,15 +474,15 @@ def _evidence(search: HeadSearch, judgement: Judgement, thresholds: Thresholds) 
         heads=judgement.heads,
         nearest=judgement.nearest,
         estimates=judgement.estimates or {},
-        bars=bars,
-        settle=settle,
-        mosaic=mosaic(search.found.heads[:, 0]),
+        thresholds=bars,
+        next_step=settle,
+        head_map=head_map(search.found.heads[:, 0]),
     )
 
 
 def _through_pairs(subject: ModelUnderTest, evidence: Evidence, budget: Budget, *, allow_virtual: bool) -> Evidence:
-    """The evidence on a model that copies without a single head that matches, with what pairs of heads do; FORMED if allowed."""
-    bar, size = evidence.bars["min_prefix_matching"], round_size(subject.space)
+    """The evidence on a model that copies without a single head that matches, with what pairs of heads do; SHOWN if allowed."""
+    bar, size = evidence.thresholds["min_prefix_matching"], round_size(subject.space)
     rounds: list[PairRound] = []
     while True:
         with progress("pairs of heads", 2 * size):  # the repeated rows, and their controls
@@ -490,10 +490,10 @@ def _through_pairs(subject: ModelUnderTest, evidence: Evidence, budget: Budget, 
         found = judge_virtual_head(PairRound.join(rounds), min_prefix_matching=bar, error_rate=budget.error_rate)
         if found.verdict is not Verdict.UNDETERMINED or len(rounds) >= rounds_within(subject.space, budget.max_sequences):
             break
-    if found.verdict is Verdict.FORMED and not allow_virtual and evidence.reason == "copies_without_a_head":
+    if found.verdict is Verdict.SHOWN and not allow_virtual and evidence.reason == "copies_without_a_head":
         summary = f"{evidence.summary}; {found.summary} (a virtual induction head)"
         return replace(evidence, reason="copies_through_pairs", summary=summary, pairs=found.pairs)
-    if found.verdict is Verdict.NOT_FORMED or not allow_virtual:
+    if found.verdict is Verdict.REFUTED or not allow_virtual:
         return evidence
     drawn, more = size * len(rounds), found.more_sequences
     and_copies = " and copies" if any(head.kind == SUPPRESSES for head in evidence.nearest) else ""
@@ -503,5 +503,5 @@ def _through_pairs(subject: ModelUnderTest, evidence: Evidence, budget: Budget, 
         reason=found.reason,
         summary=f"no single head matches prefixes{and_copies}, but {found.summary}",
         pairs=found.pairs,
-        settle=f"about {more} more sequences: max_sequences={drawn + more}" if more else "",
+        next_step=f"about {more} more sequences: max_sequences={drawn + more}" if more else "",
     )

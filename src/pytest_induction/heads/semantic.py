@@ -27,7 +27,7 @@ from pytest_induction.model.circuits import circuits_of
 from pytest_induction.model.head_weights import Circuits
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
-from pytest_induction.probes.semantic import FAMILIES, Family, FuzzyProbe, Meanings, chosen_families
+from pytest_induction.probes.semantic import FAMILIES, AbstractProbe, Family, Meanings, chosen_families
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Estimate, Evidence, HeadId, Provenance, Verdict
 from pytest_induction.statistics import FIRST_LOOK, mean_interval
@@ -265,17 +265,17 @@ def circuits_or_none(subject: ModelUnderTest) -> tuple[Circuits | None, tuple[st
         return None, (f"what heads copy is not known: {first_line(error)}",)
 
 
-def masses_of(subject: ModelUnderTest, probes: Sequence[FuzzyProbe]) -> Array:
+def masses_of(subject: ModelUnderTest, probes: Sequence[AbstractProbe]) -> Array:
     """The four masses of every head on every row, in the order of `MASSES`: (sequences, 4, n_layers, n_heads)."""
     return np.concatenate([_masses(subject, probe) for probe in probes])
 
 
-def copies_of(subject: ModelUnderTest, circuits: Circuits, probes: Sequence[FuzzyProbe]) -> Array:
+def copies_of(subject: ModelUnderTest, circuits: Circuits, probes: Sequence[AbstractProbe]) -> Array:
     """Literal and semantic copy of every head on every row, or the first alone: (sequences, 1 or 2, n_layers, n_heads), nats."""
     return np.concatenate([_copies_of_probe(subject, circuits, probe) for probe in probes])
 
 
-def _scores(subject: ModelUnderTest, probes: Sequence[FuzzyProbe], circuits: Circuits | None) -> FamilyScores:
+def _scores(subject: ModelUnderTest, probes: Sequence[AbstractProbe], circuits: Circuits | None) -> FamilyScores:
     masses = masses_of(subject, probes)
     per_sequence = {name: masses[:, place] for place, name in enumerate(MASSES)}
     if circuits is not None:
@@ -311,7 +311,7 @@ def _named(
     return tuple(sorted(found, key=lambda head: (order.index(head.family), -head.excess.value)))
 
 
-def _masses(subject: ModelUnderTest, probe: FuzzyProbe) -> Array:
+def _masses(subject: ModelUnderTest, probe: AbstractProbe) -> Array:
     def of_rows(tokens: np.ndarray[Any, Any], *keyed: Sequence[Mapping[int, tuple[int, ...]]]) -> Array:
         def measured(rows: Tensor, part: slice) -> Array:
             lists = [[_pairs(places) for places in each[part]] for each in keyed]
@@ -328,7 +328,7 @@ def _pairs(places: Mapping[int, tuple[int, ...]]) -> list[tuple[int, int]]:
     return [(query, key) for query, keys in places.items() for key in keys]
 
 
-def _copies_of_probe(subject: ModelUnderTest, circuits: Circuits, probe: FuzzyProbe) -> Array:
+def _copies_of_probe(subject: ModelUnderTest, circuits: Circuits, probe: AbstractProbe) -> Array:
     literal = Contrasts.of([[(each.query, *each.literal) for each in row] for row in probe.contrasts])
     kinds = [literal]
     if all(all(each.semantic) for row in probe.contrasts for each in row):
@@ -364,8 +364,8 @@ def judge_generality(excess: Mapping[str, Array], heads: Sequence[HeadId], *, mi
     """The heads are judged as a set: in each family some one of them must be above the threshold.
 
     `excess` has for each family the mass on the right places without the head's chance, (n_sequences, n_heads), a column for each
-    of `heads`. Intervals hold for all heads and families together, at `error_rate`: FORMED where in every family that of some
-    head lies above `min_excess`, NOT_FORMED where in some family those of all lie below.
+    of `heads`. Intervals hold for all heads and families together, at `error_rate`: SHOWN where in every family that of some
+    head lies above `min_excess`, REFUTED where in some family those of all lie below.
     """
     ranked = _ranked(excess, heads, error_rate)
     best = {name: found[0] for name, found in ranked.items()}
@@ -377,7 +377,7 @@ def judge_generality(excess: Mapping[str, Array], heads: Sequence[HeadId], *, mi
         held = [name for name, found in formed.items() if found is not None]
         also = f"; they do on {' and '.join(held)}" if held else ""
         summary = f"none of the heads matches by meaning on {_said(best, missing)}, below {min_excess:.3f}{also}"
-        return Judgement(Verdict.NOT_FORMED, "does_not_generalize", summary, estimates=estimates)
+        return Judgement(Verdict.REFUTED, "does_not_generalize", summary, estimates=estimates)
     if open_ones:
         near = {name: next(each for each in ranked[name] if not each[1].is_below(min_excess)) for name in open_ones}
         count = len(next(iter(excess.values())))
@@ -385,7 +385,7 @@ def judge_generality(excess: Mapping[str, Array], heads: Sequence[HeadId], *, mi
         summary = f"whether a head matches by meaning on {_said(near, open_ones)} is too close to {min_excess:.3f} to tell"
         return Judgement(Verdict.UNDETERMINED, "generality_unclear", summary, estimates=estimates, more_sequences=more)
     clear = {name: found for name, found in formed.items() if found is not None}
-    return Judgement(Verdict.FORMED, "formed", f"heads match by meaning on {_said(clear, list(clear))}", estimates=estimates)
+    return Judgement(Verdict.SHOWN, "formed", f"heads match by meaning on {_said(clear, list(clear))}", estimates=estimates)
 
 
 def _ranked(excess: Mapping[str, Array], heads: Sequence[HeadId], error_rate: float) -> dict[str, Ranked]:
@@ -425,7 +425,7 @@ def assert_heads_generalize(
     `heads`, `probes`, `classes` and `pairs` are those of `measure_generality`. The heads are judged as a set: in each family that
     is asked for some one of them must do it, and the evidence names which. It does where its attention mass on the places of the
     right meaning, without the higher one of what it has there when meaning is shuffled and on as many other places, lies with
-    its whole interval above `min_excess`. NOT_FORMED where in some family all of them lie below. What they copy is reported, and
+    its whole interval above `min_excess`. REFUTED where in some family all of them lie below. What they copy is reported, and
     does not count: the paper's translation head has a copying score of 0.2.
 
     Sequences are drawn in rounds until every family is clear, at most `max_sequences` of each; then the verdict is UNDETERMINED,
@@ -461,11 +461,11 @@ def assert_heads_generalize(
         summary=found.summary,
         provenance=replace(about, notes=about.notes + notes + unknown),
         estimates={**(found.estimates or {}), **copies, **_literal(subject, best, (seed, 1 - confidence))},
-        bars={"min_excess": min_excess},
+        thresholds={"min_excess": min_excess},
         confidence=confidence,
-        settle=settle,
+        next_step=settle,
     )
-    return expect(evidence, Verdict.FORMED)
+    return expect(evidence, Verdict.SHOWN)
 
 
 Drawn = Mapping[str, Array]  # of each family the excess, (n_sequences, n_layers, n_heads)

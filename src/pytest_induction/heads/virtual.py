@@ -346,9 +346,9 @@ def judge_virtual_head(found: PairRound, *, min_prefix_matching: float, error_ra
     ]
     if clear:
         words = f"{clear[0]} match prefixes in two steps, composed score {clear[0].composed.value:.3f}"
-        return Judgement(Verdict.FORMED, "formed_virtual", words, pairs=tuple(clear[:MOST_PAIRS]))
+        return Judgement(Verdict.SHOWN, "formed_virtual", words, pairs=tuple(clear[:MOST_PAIRS]))
     if not near:
-        return Judgement(Verdict.NOT_FORMED, "no_pair_matches", "no pair of heads matches prefixes in two steps")
+        return Judgement(Verdict.REFUTED, "no_pair_matches", "no pair of heads matches prefixes in two steps")
     first, count = near[0], len(found.periods)
     more = max(
         more_rows(first.composed, min_prefix_matching, count),

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.attention.backend import checked
-from pytest_induction.attention.edits import Acting, Part, Step, Steps
-from pytest_induction.attention.errors import Refused
+from pytest_induction.attention.edits import EditingCapture, Part, Step, Steps
+from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.errors import ModelError, UnsupportedModel
 from pytest_induction.forward.calling import Caller, quoted, run_as_written
 from pytest_induction.forward.changing import add_hooks, replace_forward
 from pytest_induction.model.circuits import circuits_of
 from pytest_induction.model.head_weights import Circuits, LayerCircuits
-from pytest_induction.model.protocol import ModelUnderTest, in_force
+from pytest_induction.model.protocol import ModelUnderTest, active_edits
 from pytest_induction.undoing import Changes, Lasting, puts_back
 
 
@@ -29,7 +29,7 @@ def acting_on_outputs(subject: ModelUnderTest, circuits: Circuits, tokens: Tenso
     """In a pass over `tokens` (rows, positions) inside the block, layers take steps on what their heads found.
 
     `circuits` are those of the model, see `circuits_of`. May be entered before a measurement or in it; what is measured is what
-    the changed model does. Raises `Refused` for steps that act on anything else than what heads found, and for a layer whose
+    the changed model does. Raises `BackendUnavailable` for steps that act on anything but what heads found, and for a layer whose
     output projection is no module; while the pass runs, for one that is given something else than in the trial.
     """
     layers = {layer: circuits.layers[layer] for layer, taken in steps.items() if taken}
@@ -45,12 +45,12 @@ def acting_on_outputs(subject: ModelUnderTest, circuits: Circuits, tokens: Tenso
 def _check(steps: Sequence[Step], layer: LayerCircuits, subject: ModelUnderTest) -> None:
     wrong = next((step for step in steps if not step.needs_output_only), None)
     if wrong is not None:
-        raise Refused(
+        raise BackendUnavailable(
             f"`{type(wrong).__name__}` acts on more than what heads found, and nothing else of {quoted(layer.path)} can be "
             f"changed in a model that is read by {subject.reading.name}"
         )
     if layer.writes is None:
-        raise Refused(f"no module is given what the heads of {quoted(layer.path)} found")
+        raise BackendUnavailable(f"no module is given what the heads of {quoted(layer.path)} found")
 
 
 def _taking(steps: Sequence[Step], layer: LayerCircuits, tokens: Tensor) -> Callable[..., tuple[Any, Any]]:
@@ -61,7 +61,7 @@ def _taking(steps: Sequence[Step], layer: LayerCircuits, tokens: Tensor) -> Call
         place, given = next(((place, each) for place, each in places if isinstance(each, Tensor)), (None, None))
         if given is None or given.ndim != 3 or given.shape[:2] != tokens.shape or given.shape[-1] % layer.n_heads:
             seen = None if given is None else tuple(given.shape)
-            raise Refused(
+            raise BackendUnavailable(
                 f"the output projection of {quoted(layer.path)} is given {seen} where "
                 f"{(*tokens.shape, layer.n_heads)} x d_head was expected"
             )
@@ -91,7 +91,7 @@ def acting(subject: ModelUnderTest, tokens: Tensor, steps: Steps, *, first: int 
     try:
         with around, _where_it_can(subject, tokens, steps, first) as taken, checked(lambda: _check_all(subject, steps, taken)):
             yield
-    except Refused as refused:
+    except BackendUnavailable as refused:
         raise UnsupportedModel(f"the heads of {subject.name} cannot be made to act otherwise: {refused}") from None
 
 
@@ -99,17 +99,17 @@ def _where_it_can(subject: ModelUnderTest, tokens: Tensor, steps: Steps, first: 
     """Where attention is seen, or where what heads found is projected."""
     form, positions = subject.caller.form, tokens.shape[1]
     if form.length(positions) != positions and form.multiple > 1:
-        raise Refused(f"it takes multiples of {form.multiple} positions only, and {positions} are given")
+        raise BackendUnavailable(f"it takes multiples of {form.multiple} positions only, and {positions} are given")
     if subject.reading.acts:
         return subject.reading.acting(tokens, steps, first=first)
     if first:
-        raise Refused(f"a pass cannot begin at a later layer in a model that is read by {subject.reading.name}")
+        raise BackendUnavailable(f"a pass cannot begin at a later layer in a model that is read by {subject.reading.name}")
     return acting_on_outputs(subject, circuits_of(subject), tokens, steps)
 
 
 def _check_all(subject: ModelUnderTest, steps: Steps, taken: object) -> None:
-    """Raise `Refused` where a pass did not show all its layers."""
-    if steps and isinstance(taken, Acting):
+    """Raise `BackendUnavailable` where a pass did not show all its layers."""
+    if steps and isinstance(taken, EditingCapture):
         subject.reading.all_seen(len(taken.heads))
 
 
@@ -127,7 +127,7 @@ class _Here(threading.local):
     planned: Planned | None = None
 
 
-class Intervening:
+class ActiveEdits:
     """Every pass of a model takes steps, as long as it is installed.
 
     What the steps need of other passes is found out before anything looks at the pass that they are for, or changes it too:
@@ -150,12 +150,12 @@ class Intervening:
         for part in (caller.module, *([] if caller.base is None else [caller.base])):
             self._put_around(changes, part, caller)
         run_as_written(changes)
-        changes.undone_by(lambda: in_force.pop(caller.module, None))
-        in_force[caller.module] = self
+        changes.undone_by(lambda: active_edits.pop(caller.module, None))
+        active_edits[caller.module] = self
 
     @contextmanager
     def outside(self, tokens: Tensor, run: Callable[[], Any]) -> Iterator[None]:
-        """Around a measured pass over `tokens`. The steps are taken here where that is where this way in takes them."""
+        """Around a measured pass over `tokens`. The steps are taken here where that is where this backend takes them."""
         with self.ahead(tokens, run):
             planned = self._here.planned
             if planned is None or self._here.busy or not self.subject.reading.acts_outside:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pytest_induction.attention.edits import Close, Give, GivePattern, Record, Replace, Scale, Smear, Step, Substitute
 from pytest_induction.errors import ArgumentError, user_facing
-from pytest_induction.interventions.active import Intervening, acting
+from pytest_induction.interventions.active import ActiveEdits, acting
 from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of, number, tensor, token_ids
 from pytest_induction.measuring.observing import ModelLike, check_range
 from pytest_induction.model.load import load_model
@@ -355,7 +355,7 @@ def intervene(model: ModelLike, *interventions: Intervention) -> AbstractContext
     def steps_for(tokens: Tensor, run: Any) -> Any:
         return joined(interventions, Clean(subject, tokens, run))
 
-    return Intervening(subject, steps_for).installed()
+    return ActiveEdits(subject, steps_for).installed()
 
 
 @user_facing

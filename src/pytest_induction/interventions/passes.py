@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pytest_induction.attention.backend import ListeningWay
+from pytest_induction.attention.backend import InterceptingBackend
 from pytest_induction.attention.edits import Record, Replace, Step
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.forward.calling import is_out_of_memory
@@ -98,10 +98,12 @@ def blocks_of(subject: ModelUnderTest) -> Blocks:
 
 
 def _tried(subject: ModelUnderTest) -> Blocks:
-    way = subject.reading
-    found = _side_by_side(subject.module, way.layers)
+    backend = subject.reading
+    found = _side_by_side(subject.module, backend.layers)
     blocks = Blocks(subject.module, found)
-    others = isinstance(way, ListeningWay) and way.n_calls != len(way.calls)  # calls that are none of a layer: not known where
+    others = isinstance(backend, InterceptingBackend) and backend.n_calls != len(
+        backend.calls
+    )  # calls that are none of a layer: not known where
     if not blocks.any or others or subject.mixes_rows or subject.draws:
         return Blocks(subject.module)
     tokens = _trial_tokens(subject)
@@ -112,7 +114,7 @@ def _tried(subject: ModelUnderTest) -> Blocks:
             return Blocks(subject.module)  # one of positions first cannot be given other rows
         subject.logits(tokens[:1].flip(1))  # what a block leaves on the module for a later one is of this pass from now on
         last = subject.n_layers - 1
-        with blocks.begun_at(last, gave), way.acting(tokens, {}, first=last):
+        with blocks.begun_at(last, gave), backend.acting(tokens, {}, first=last):
             if not torch.equal(subject.logits(tokens), logits):
                 return Blocks(subject.module)
             pointwise = _pointwise(subject, found[-1], tokens, logits)

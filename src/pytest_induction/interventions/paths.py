@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pytest_induction.attention.edits import Give, Record, Replace, Step, Steps, Substitute
 from pytest_induction.attention.scores import PeriodicScores
-from pytest_induction.interventions.active import Intervening, acting
+from pytest_induction.interventions.active import ActiveEdits, acting
 from pytest_induction.interventions.arguments import table_of
 from pytest_induction.interventions.edits import given, ideal_pattern
 from pytest_induction.interventions.passes import HeadSet, losses_at, mean_found
@@ -55,7 +55,7 @@ def path_effects(subject: ModelUnderTest, probe: Probe, head: HeadId, sets: Sequ
     chosen = torch.tensor([number == head.head for number in range(subject.reading.heads[head.layer])])
 
     def matching(batch: Tensor, steps: Steps) -> Array:
-        with Intervening(subject, lambda tokens, run: steps).installed():
+        with ActiveEdits(subject, lambda tokens, run: steps).installed():
             return observe(subject, batch, scores)[0][:, 0, head.layer, head.head]
 
     def measured(batch: Tensor, part: slice) -> PathEffects:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pytest_induction.attention.backend import checked
 from pytest_induction.attention.backends.sdpa import is_listened_to
 from pytest_induction.attention.edits import ALL, Part, Record, Smear
-from pytest_induction.attention.errors import Refused
+from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.attention.kernels import Call
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing
 from pytest_induction.forward.calling import Caller, as_found, as_written
@@ -123,13 +123,13 @@ class SmearedKeys(nn.Module):
         try:
             with checked(lambda: _check_taken(steps)), as_written(), self._way.acting(tokens, steps):
                 yield
-        except Refused as refused:
+        except BackendUnavailable as refused:
             raise self._unsmeared(str(refused)) from None
 
     def _unsmeared(self, why: str) -> Exception:
         """What is raised where keys are not smeared: for the user, or for what tries out how the model can be watched."""
         if is_listened_to():
-            return Refused(why)
+            return BackendUnavailable(why)
         return UnsupportedModel(f"the keys of {self._name} cannot be smeared: {why}")
 
     def _check(self, options: Mapping[str, Any]) -> None:
@@ -166,15 +166,15 @@ class _Shared(Smear):
         self.taken = True
         keys = keys if part.keys == ALL else self.seen
         if keys % len(self.share):
-            raise Refused(f"a layer has {keys} key heads, and {len(self.share)} shares to smear them by")
+            raise BackendUnavailable(f"a layer has {keys} key heads, and {len(self.share)} shares to smear them by")
         return Smear(self.share.repeat_interleave(keys // len(self.share)))
 
 
 def _check_taken(steps: Mapping[int, Sequence[_Shared]]) -> None:
-    """Raise `Refused` where a layer did not take its step."""
+    """Raise `BackendUnavailable` where a layer did not take its step."""
     taken = sum(step.taken for (step,) in steps.values())
     if taken != len(steps):
-        raise Refused(f"those of {taken} of {len(steps)} layers were, so that it attends in another way now")
+        raise BackendUnavailable(f"those of {taken} of {len(steps)} layers were, so that it attends in another way now")
 
 
 def _key_heads(subject: ModelUnderTest) -> tuple[tuple[int, ...], tuple[int, ...]]:

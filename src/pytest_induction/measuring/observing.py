@@ -18,7 +18,7 @@ from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel
 from pytest_induction.measuring.losses import Repetition
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.protocol import ModelUnderTest
-from pytest_induction.observers import name_subject
+from pytest_induction.observers import track_subject
 from pytest_induction.probes.sequences import Ids, Probe, even_periods, fitting_shape, repeated_sequences
 from pytest_induction.ranges import ROUNDING
 from pytest_induction.records import SCHEMA_VERSION, Provenance, installed
@@ -160,22 +160,22 @@ def describe(probes: Sequence[Probe]) -> str:
 
 def provenance(subject: ModelUnderTest, *, seed: int | None = None, n_sequences: int = 0, probe: str = "") -> Provenance:
     """Where a measurement of this model comes from."""
-    way = subject.way
+    backend = subject.backend
     about = Provenance(
         model=subject.name,
         fingerprint=subject.fingerprint(),
-        way_in=way.name if way else "none",
-        n_layers=len(way.layers) if way else 0,
-        n_heads=way.n_heads if way else 0,
+        backend=backend.name if backend else "none",
+        n_layers=len(backend.layers) if backend else 0,
+        n_heads=backend.n_heads if backend else 0,
         dtype=str(subject.dtype).removeprefix("torch."),
         device=str(subject.device),
         seed=seed,
         n_sequences=n_sequences,
         probe=probe,
-        layers=way.layers if way else (),
+        layers=backend.layers if backend else (),
         notes=subject.notes,
         versions={"python": platform.python_version(), **installed(DISTRIBUTIONS)},
     )
     if subject.intervening is None:  # what changes its passes now may be gone when it is shown
-        name_subject(subject, about)
+        track_subject(subject, about)
     return about

@@ -194,7 +194,7 @@ def probe_round(
     def measured() -> Round:
         drawn = draw(subject, n_sequences, np.random.default_rng([seed, 1, number]))
         found = measured_round(subject, drawn, depth)
-        rows = None if subject.way is None else _irregular(subject, beside, np.random.default_rng([seed, 16, number]))
+        rows = None if subject.backend is None else _irregular(subject, beside, np.random.default_rng([seed, 16, number]))
         return found if rows is None else replace(found, irregular=score_irregular(subject, rows))
 
     return subject.remember(("round", n_sequences, seed, number, beside, depth), measured)
@@ -280,7 +280,7 @@ def measured_round(subject: ModelUnderTest, drawn: Sequence[Drawn], depth: int |
     values, parts, is_balanced = [heads for heads, _ in found], [], _is_balanced(drawn)
     for each, (heads, behaviour) in zip(drawn, found, strict=True):
         periods = np.full(each.probe.n_sequences, each.probe.period)
-        if subject.way is None:
+        if subject.backend is None:
             parts.append(Round(periods, heads, heads, heads, behaviour, ""))
             continue
         control = _control(subject, each, drawn, values)
@@ -316,10 +316,10 @@ def _control(subject: ModelUnderTest, drawn: Drawn, every: Sequence[Drawn], valu
 
 def _one_probe(subject: ModelUnderTest, drawn: Drawn, depth: int | None) -> tuple[Array, dict[str, Array]]:
     """What heads have on the rows of a probe, (rows, scores, n_layers, n_heads), and what the model does."""
-    probe, logits = drawn.probe, depth is None or subject.way is None
+    probe, logits = drawn.probe, depth is None or subject.backend is None
 
     def measured(rows: Tensor, part: slice) -> tuple[Array | None, Repetition | None]:
-        if subject.way is None:
+        if subject.backend is None:
             values, predicted = None, subject.logits(rows)
         else:
             values, predicted = observe(subject, rows, drawn.scores, logits=logits, depth=depth)

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_induction.attention.backends.exposed import Attach
 from pytest_induction.attention.tracking import following_calls
-from pytest_induction.attention.verification import Trial, find_way, is_offloaded
+from pytest_induction.attention.verification import Trial, find_backend, is_offloaded
 from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.forward.calling import (
     Caller,
@@ -79,12 +79,12 @@ def adapt(
             tried = _tried_out(module, tokenizer, name, beginning)
             declares = paths_or_classes(module, tried.found.caller.module, without_pattern)
             told: dict[str, Any] = {"expected": declared_layers(tried.found.seen.sources), "hooked": hooked}
-            way, said = find_way(tried.found.caller, tried.trial._replace(declared=declares), attach, **told)
-            for round_one in of_round_lengths(tried.found) if way is None else ():
+            backend, said = find_backend(tried.found.caller, tried.trial._replace(declared=declares), attach, **told)
+            for round_one in of_round_lengths(tried.found) if backend is None else ():
                 with suppress(ModelError):  # what was said of the way it is called stands
                     again = _checked(round_one, tried.tokenizer, name)
-                    way, _ = find_way(round_one.caller, again.trial._replace(declared=declares), attach, **told)
-                if way is not None:
+                    backend, _ = find_backend(round_one.caller, again.trial._replace(declared=declares), attach, **told)
+                if backend is not None:
                     tried, said = again, ()
                     break
             beginning.check(tried.found, name, tried.trial.space.n_ctx or LONGEST_TRIAL)
@@ -98,12 +98,12 @@ def adapt(
     if space.bos_id is None:
         notes += ("sequences begin with no token of their own: the model names no usable one",)
     notes += ("compiled, and measured as it was written",) if is_compiled(module) else ()
-    notes += way.notes if way else ()
+    notes += backend.notes if backend else ()
     caller.d_vocab = space.d_vocab
     remember_inside(uncompiled(module), caller.module)
     settings = (tried.tokenizer, seed, memory, draws, not trial.steady or caller.form.most_rows == 1)
     weights = holding_all(tried.found, caller.module)
-    return ModelUnderTest(caller, module, weights, name, space, way, said, notes, *settings)
+    return ModelUnderTest(caller, module, weights, name, space, backend, said, notes, *settings)
 
 
 class _Shifted(ModelError):

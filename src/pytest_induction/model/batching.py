@@ -76,13 +76,13 @@ def batch_size(subject: ModelUnderTest, positions: int, *, logits: bool, wanted:
 
 
 def bytes_per_sequence(subject: ModelUnderTest, positions: int, *, logits: bool) -> int:
-    """A guess on the safe side: activations of a layer, logits with their logarithms, patterns where the way in has them."""
+    """A guess on the safe side: activations of a layer, logits with their logarithms, patterns where the backend has them."""
     d_vocab = subject.space.d_vocab
     weights = subject.module.parameters()
     shapes = (getattr(weight, "ds_shape", weight.shape) for weight in weights)  # ZeRO-3 empties weights between passes
     widths = (size for shape in shapes for size in shape[-2:] if 0 < size < d_vocab)
     numbers = LAYER_WIDTHS * max(widths, default=1024) + (3 * d_vocab if logits else 0)
-    if subject.way is not None and subject.way.makes_patterns:
+    if subject.backend is not None and subject.backend.makes_patterns:
         numbers += 4 * subject.n_heads * positions
     return 4 * positions * numbers
 

@@ -335,7 +335,7 @@ class Watch:
 class _Pass:
     """What is seen in one pass, as it comes.
 
-    A way in may show the pattern before what the heads found, or after; the norm behind attention runs after both.
+    A backend may show the pattern before what the heads found, or after; the norm behind attention runs after both.
     """
 
     def __init__(self, circuits: Circuits, tokens: Tensor, take: Take, *, patterns: bool) -> None:

@@ -67,7 +67,7 @@ def load_model(
     measured. `device` and `dtype` apply to what is loaded here; a module of yours is measured where and as it is.
     `trust_remote_code` lets code run that came with the weights; without it such a model is refused. `seed` is the one its
     probes are drawn with by default. `memory`, such as `"4GB"`, is what a forward pass may take; half of what is free by
-    default. `attach` is one function or several, each given the module, that hook `show_attention` into a model which nothing
+    default. `attach` is one function or several, each given the module, that hook `expose_attention` into a model which nothing
     else can read and return what undoes it, or None for a module that they do not know. `without_pattern`
     names modules, by path or class, that mix positions and have no attention pattern, as a recurrence or linear attention of your
     own: nothing can check that, and a note says so.
@@ -103,7 +103,7 @@ def _declaring(subject: ModelUnderTest, names: Sequence[str], attach: Attach | S
     if not names:
         return subject
     paths_or_classes(subject.given, subject.module, names)  # raises for what is none
-    if subject.way is not None:
+    if subject.backend is not None:
         return subject
     settings: dict[str, Any] = {"name": subject.name, "tokenizer": subject.tokenizer, "seed": subject.seed}
     again = adapt(subject.given, **settings, memory=subject.memory, attach=_hooks(attach), without_pattern=names)

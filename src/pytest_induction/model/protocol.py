@@ -14,7 +14,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.attention.backend import WayIn
+from pytest_induction.attention.backend import AttentionBackend
 from pytest_induction.attention.capture import Observer
 from pytest_induction.attention.leaks import HOLDS, UNSEEN
 from pytest_induction.attention.pattern import CutReader, Reader, StackedReader, kept
@@ -53,7 +53,7 @@ class Intervention(Protocol):
         """Passes inside the block are not changed."""
 
 
-in_force: WeakKeyDictionary[nn.Module, Intervention] = WeakKeyDictionary()
+active_edits: WeakKeyDictionary[nn.Module, Intervention] = WeakKeyDictionary()
 """What changes every pass of a module for the time being, whatever it is known by."""
 _inside: WeakKeyDictionary[nn.Module, ReferenceType[nn.Module]] = WeakKeyDictionary()
 
@@ -69,7 +69,7 @@ def changed_in(module: nn.Module) -> Intervention | None:
     module = uncompiled(module)
     known = _inside.get(module)
     inner = None if known is None else known()
-    return in_force.get(module) or (None if inner is None else in_force.get(inner))
+    return active_edits.get(module) or (None if inner is None else active_edits.get(inner))
 
 
 @dataclass
@@ -77,8 +77,8 @@ class ModelUnderTest:
     """A causal transformer as the user runs it, and what a probe needs to know of it.
 
     `caller` runs the module that is measured; `given` is the one that was given, which may be around it, and `weights` the
-    innermost one that has all weights. `way` is None where no way in can read the attention; `tried` then says why, and behaviour
-    can still be measured. `memory` is the most bytes that a forward pass may take; None for a share of what is free. `draws` says
+    innermost one that has all weights. `backend` is None where none can read the attention; `tried` then says why, and
+    behaviour can still be measured. `memory` is the most bytes that a forward pass may take; None for a share of what is free. `draws` says
     that the model draws random numbers of Python or numpy, `mixes_rows` that a row must run alone where another batch must give
     the same: because the rows beside it change its logits, or because there may be none.
     """
@@ -88,7 +88,7 @@ class ModelUnderTest:
     weights: nn.Module
     name: str
     space: TokenSpace
-    way: WayIn | None
+    backend: AttentionBackend | None
     tried: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     tokenizer: Any = None
@@ -106,7 +106,7 @@ class ModelUnderTest:
     @property
     def intervening(self) -> Intervention | None:
         """What changes every pass for the time being."""
-        return in_force.get(self.module)
+        return active_edits.get(self.module)
 
     def as_it_is(self) -> AbstractContextManager[None]:
         """Passes inside the block are those of the weights, whatever changes passes otherwise."""
@@ -129,11 +129,11 @@ class ModelUnderTest:
         return dtype_of(self.module)
 
     @property
-    def reading(self) -> WayIn:
-        """The way in. Raises `UnsupportedModel` where there is none, with what each one saw."""
-        if self.way is None:
+    def reading(self) -> AttentionBackend:
+        """The backend. Raises `UnsupportedModel` where there is none, with what each one saw."""
+        if self.backend is None:
             raise UnsupportedModel(f"the attention of {self.name} cannot be read", self.tried, as_text(self.diagnosis()))
-        return self.way
+        return self.backend
 
     @puts_back
     def logits(
@@ -194,15 +194,15 @@ class ModelUnderTest:
         is False. A pass that cannot end early shows all layers.
         """
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
-        way, most = self.reading, self.caller.form.most_rows
+        backend, most = self.reading, self.caller.form.most_rows
         if most is not None and len(tokens) > most:
             return self._observe_in_parts(tokens, observer, attention_mask, most, logits=logits)
         filled = self._filled(tokens, attention_mask)
         seen = observer if filled is tokens else _cut(observer, tokens.shape[1])
         with as_found(self.module, draws=self.draws) as hooked, self._named(tokens), self._changed(filled, attention_mask):
-            stops = early_stop and way.can_stop and not hooked  # whoever listens for the end of a module may count on it
-            last = (len(way.layers) if n_layers is None else n_layers) if stops else None
-            found = way.run(filled, attention_mask, seen, logits=logits, last=last)
+            stops = early_stop and backend.can_stop and not hooked  # whoever listens for the end of a module may count on it
+            last = (len(backend.layers) if n_layers is None else n_layers) if stops else None
+            found = backend.run(filled, attention_mask, seen, logits=logits, last=last)
         return None if found is None else found[:, : tokens.shape[1]]
 
     def _observe_in_parts(
@@ -230,7 +230,7 @@ class ModelUnderTest:
 
     @contextmanager
     def _named(self, tokens: Tensor) -> Iterator[None]:
-        """Say which model failed on what, where a forward pass raises in its own words or a way in gives up midway."""
+        """Say which model failed on what, where a forward pass raises in its own words or a backend gives up midway."""
         try:
             yield
         except InductionError:
@@ -307,7 +307,7 @@ def diagnose(subject: ModelUnderTest) -> tuple[Line, ...]:
     return (
         ("model", _what(subject)),
         ("sequences", _sequences(subject)),
-        *(_read(subject) if subject.way is not None else _unread(subject)),
+        *(_read(subject) if subject.backend is not None else _unread(subject)),
         ("behaviour", _behaviour(subject)),
         *(("note", note) for note in subject.notes),
     )
@@ -336,13 +336,13 @@ def _sequences(subject: ModelUnderTest) -> str:
 
 
 def _read(subject: ModelUnderTest) -> tuple[Line, ...]:
-    way = subject.reading
-    cost = "whole patterns are made" if way.makes_patterns else "no pattern is ever made"
-    end = "a pass without logits ends after the last attention" if way.can_stop else "every pass runs to its end"
+    backend = subject.reading
+    cost = "whole patterns are made" if backend.makes_patterns else "no pattern is ever made"
+    end = "a pass without logits ends after the last attention" if backend.can_stop else "every pass runs to its end"
     return (
-        ("way in", f"{way.name}: {cost}, {end}"),
+        ("backend", f"{backend.name}: {cost}, {end}"),
         *(("not taken", said) for said in subject.tried),
-        ("layers", _layers(way.layers, way.heads)),
+        ("layers", _layers(backend.layers, backend.heads)),
         ("heads", "prefix matching, previous token, duplicate token, first token; has_induction_head"),
     )
 
@@ -357,14 +357,14 @@ def _layers(layers: tuple[str, ...], heads: tuple[int, ...]) -> str:
 
 def _unread(subject: ModelUnderTest) -> tuple[Line, ...]:
     return (
-        ("way in", "none: no head can be measured"),
+        ("backend", "none: no head can be measured"),
         *(("tried", said) for said in subject.tried),
         *(("to do", advice) for advice in _advice(subject.module, subject.tried)),
     )
 
 
 def _advice(module: nn.Module, tried: tuple[str, ...]) -> list[str]:
-    """What would make this model readable, the likeliest first. Says nothing of what a model is that no way in saw."""
+    """What would make this model readable, the likeliest first. Says nothing of what a model is that no backend saw."""
     if type(module).__module__.startswith("torch.jit") or hasattr(module, "_c"):
         return ["a TorchScript module runs no code that can be watched: measure the module that it was made from"]
     config: Any = getattr(module, "config", None)
@@ -388,8 +388,8 @@ def _advice(module: nn.Module, tried: tuple[str, ...]) -> list[str]:
         )
     where = f" (in `{named[0]}`, say)" if named else ""
     advice.append(
-        f"call `pytest_induction.show_attention` where it attends{where}, with the pattern, or with query and key where that is "
-        "a softmax; or attach a hook that does, by `load_model(model, attach=...)`, conftest.py or `doctor --attach`: "
+        f"call `pytest_induction.expose_attention` where it attends{where}, with the pattern, or with query and key where that "
+        "is a softmax; or attach a hook that does, by `load_model(model, attach=...)`, conftest.py or `doctor --attach`: "
         "docs/models.md; attention by torch.nn.functional.scaled_dot_product_attention, or by a softmax that is used "
         "unchanged, needs neither"
     )

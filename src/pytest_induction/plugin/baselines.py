@@ -205,7 +205,7 @@ class SessionBaselines:
 
     def _calibrate(self, item: pytest.Item, asking: InductionBaseline) -> None:
         """Run the test so often with another seed each time; what it finds is for the tolerances alone."""
-        from pytest_induction.observers import listening, naming_subjects
+        from pytest_induction.observers import collecting, tracking_subjects
         from pytest_induction.progress import progress
 
         first, told = {id(model): (model, model.seed) for model in _models(item)}.values(), len(item.user_properties)
@@ -214,7 +214,7 @@ class SessionBaselines:
                 for model, seed in first:
                     model.seed = seed + number
                 try:
-                    with listening(), naming_subjects(), asking.repeating():
+                    with collecting(), tracking_subjects(), asking.repeating():
                         item.runtest()
                 except Exception as error:
                     error.add_note(

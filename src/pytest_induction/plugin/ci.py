@@ -37,7 +37,7 @@ RERUN = "rerun"  # the outcome that pytest-rerunfailures gives an attempt after 
 def properties(evidence: Evidence) -> list[tuple[str, object]]:
     """A verdict as properties `induction.CLAIM.NAME`: what it is and why, of which weights, every estimate with its interval.
 
-    `expected` is the verdict that was asked for: a control that passes has NOT_FORMED in both.
+    `expected` is the verdict that was asked for: a control that passes has REFUTED in both.
     `prefix_matching` is that of the strongest head, also where it is below the threshold; so are what it has at each match
     length, its effects in nats and how far back it matches, where these are known.
     """
@@ -64,7 +64,7 @@ def properties(evidence: Evidence) -> list[tuple[str, object]]:
             found += [(f"{prefix}.{name}.low", round(estimate.low, 6)), (f"{prefix}.{name}.high", round(estimate.high, 6))]
     if heads and heads[0].reach is not None:
         found.append((f"{prefix}.reach", heads[0].reach))
-    found += [(f"{prefix}.bar.{name}", round(bar, 6)) for name, bar in evidence.bars.items()]
+    found += [(f"{prefix}.bar.{name}", round(bar, 6)) for name, bar in evidence.thresholds.items()]
     return [(printable(name), printable(value) if type(value) is str else value) for name, value in found]
 
 

@@ -237,13 +237,13 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def _listening(item: pytest.Item) -> Iterator[None]:
     """Keep every verdict that is reached while the item runs."""
     __tracebackhide__ = True
-    from pytest_induction.observers import attaching, listening, naming_subjects
+    from pytest_induction.observers import attaching, collecting, tracking_subjects
 
     attach = item.config.stash[SESSION].attach
     naming: AbstractContextManager[list[tuple[Any, Provenance]]] = nullcontext([])
     if item.config.stash[REPORT].kinds:  # else no model is to be kept
-        naming = naming_subjects()
-    with listening() as heard, naming as named, attaching(attach), showing_on(lambda: open_terminal(item.config)):
+        naming = tracking_subjects()
+    with collecting() as heard, naming as named, attaching(attach), showing_on(lambda: open_terminal(item.config)):
         stop: BaseException | None = None
         try:
             return (yield)

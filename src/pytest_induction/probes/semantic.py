@@ -36,7 +36,7 @@ class Contrast(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class FuzzyProbe:
+class AbstractProbe:
     """Rows of one family and shape: `tokens` and `control` (n_sequences, n_positions), the answer key of each row.
 
     `right` has the keys of each query that mean what the query asks for, `wrong` as many other ones, drawn from where right ones
@@ -66,7 +66,7 @@ class Family(Protocol):
     def described(self) -> str:
         """In a few words."""
 
-    def probes(self, space: TokenSpace, n_sequences: int, rng: np.random.Generator) -> list[FuzzyProbe]:
+    def probes(self, space: TokenSpace, n_sequences: int, rng: np.random.Generator) -> list[AbstractProbe]:
         """So many rows, of varied shape. Raises `ProbeError` where not enough is there, or the context is too short."""
 
 
@@ -102,7 +102,7 @@ class ByClass:
     def described(self) -> str:
         return f"{len(self.classes)} classes of {self.source}"
 
-    def probes(self, space: TokenSpace, n_sequences: int, rng: np.random.Generator) -> list[FuzzyProbe]:
+    def probes(self, space: TokenSpace, n_sequences: int, rng: np.random.Generator) -> list[AbstractProbe]:
         """Blocks of varied period, of which each copy has other members of the classes."""
         periods, copies = self._shape(space)
         large = [members for members in self.classes if len(members) >= copies]
@@ -161,7 +161,7 @@ class ByTranslation:
     def described(self) -> str:
         return f"{len(self.pairs)} pairs of {self.source}"
 
-    def probes(self, space: TokenSpace, n_sequences: int, rng: np.random.Generator) -> list[FuzzyProbe]:
+    def probes(self, space: TokenSpace, n_sequences: int, rng: np.random.Generator) -> list[AbstractProbe]:
         """Texts of varied length, cut into phrases of two to four words; either language comes first."""
         if len(self.pairs) < FEWEST_PAIRS:
             raise ProbeError(
@@ -211,10 +211,10 @@ class Row(NamedTuple):
     contrasts: tuple[Contrast, ...]
 
 
-def joined(rows: Sequence[Row]) -> FuzzyProbe:
+def joined(rows: Sequence[Row]) -> AbstractProbe:
     """Sequences of one shape as a probe."""
     tokens, control, right, wrong, contrasts = zip(*rows, strict=True)
-    return FuzzyProbe(np.array(tokens, dtype=np.int64), np.array(control, dtype=np.int64), right, wrong, contrasts)
+    return AbstractProbe(np.array(tokens, dtype=np.int64), np.array(control, dtype=np.int64), right, wrong, contrasts)
 
 
 def begun(space: TokenSpace, words: Ids) -> tuple[int, ...]:
@@ -294,7 +294,7 @@ class ByPattern:
     def described(self) -> str:
         return f"{len(self.classes)} classes of {self.source}"
 
-    def probes(self, space: TokenSpace, n_sequences: int, rng: np.random.Generator) -> list[FuzzyProbe]:
+    def probes(self, space: TokenSpace, n_sequences: int, rng: np.random.Generator) -> list[AbstractProbe]:
         """Lines in rounds, each round a line of every category in an order of its own."""
         sizes = [len(members) for members in self.classes]
         marks = len({self.colon, *self.labels} - {None}) + len(self.spare)

@@ -112,7 +112,7 @@ def _axis(picture: Mapping[str, Any], columns: int, *, ascii: bool) -> list[str]
     lines = [f"{'':>{LABEL}} {'+' if ascii else '└'}{''.join(line)}", f"{picture['unit']:>{LABEL}}  {''.join(labels)}".rstrip()]
     if window is not None:
         ends = " to ".join(amount(10**place) for place in window)
-        unsure = "" if picture["verdict"] == "FORMED" else f" ({picture['verdict']})"
+        unsure = "" if picture["verdict"] == "SHOWN" else f" ({picture['verdict']})"
         lines.append(f"{'':>{LABEL}}  {heavy * 2} window of induction{unsure}: {ends} {picture['unit']}")
     return lines
 

@@ -105,9 +105,9 @@ def _model(group: list[Evidence], records: SessionRecords) -> Iterator[Part]:
     about = group[0].provenance
     yield Part((f"### {code(about.model)}",))
     yield from _tables(view)
-    mosaic = mosaic_lines(view.mosaic, width=WIDTH)
-    if mosaic:
-        yield Part(tuple(_fenced("\n".join(mosaic), "text")))
+    head_map = mosaic_lines(view.head_map, width=WIDTH)
+    if head_map:
+        yield Part(tuple(_fenced("\n".join(head_map), "text")))
     missing = [
         f"{exhibit.kind}: {exhibit.missing}"
         for exhibit in records.exhibits

@@ -20,8 +20,8 @@ from pytest_induction.report.charts.ablations import ablations
 from pytest_induction.report.charts.attention import attention
 from pytest_induction.report.charts.chart import Chart, number, tidy
 from pytest_induction.report.charts.composition import composition
+from pytest_induction.report.charts.head_map import ends_of, head_map, head_map_of, head_names, is_signed
 from pytest_induction.report.charts.losses import losses_of_text, repeats
-from pytest_induction.report.charts.mosaic import ends_of, head_names, is_signed, mosaic, mosaic_of
 from pytest_induction.report.charts.run import run
 from pytest_induction.report.drawing import SHARES, SIGNED, address
 from pytest_induction.report.session_records import OUTCOMES, SessionRecords, counts, headline, reasons, result, unlisted
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 KINDS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], list[Chart]]]] = {
     "run": ("The training", "", run),
-    "heads": ("Every head", "", mosaic),
+    "heads": ("Every head", "", head_map),
     "attention": (
         "Attention on a probe",
         "Rows are tokens, columns what they attend to. Where tokens repeat, a head that matches prefixes lights diagonals.",
@@ -180,14 +180,14 @@ def _column(kind: str, data: Mapping[str, Any]) -> int:
 
 def _of_verdicts(anchor: str, evidence: Sequence[Evidence]) -> list[Panel]:
     """The mosaic that a verdict has, where nothing more was measured for the page."""
-    matrix = max((each.mosaic for each in evidence), key=lambda each: sum(map(len, each)), default=())
+    matrix = max((each.head_map for each in evidence), key=lambda each: sum(map(len, each)), default=())
     if not matrix:
         return []
-    bar = next((each.bars["min_prefix_matching"] for each in evidence if "min_prefix_matching" in each.bars), None)
+    bar = next((each.thresholds["min_prefix_matching"] for each in evidence if "min_prefix_matching" in each.thresholds), None)
     shares = ("share", "0", "1", "prefix matching", bar)
     columns = _column("heads", {"scores": [{"value": matrix}]})
     title = f"{KINDS['heads'][0]}, in the last snapshot" if evidence[0].provenance.is_run else KINDS["heads"][0]
-    return [Panel(anchor, title, "", tuple(mosaic_of(matrix)), legends=(shares,), is_grid=True, column=columns)]
+    return [Panel(anchor, title, "", tuple(head_map_of(matrix)), legends=(shares,), is_grid=True, column=columns)]
 
 
 def _kinds(data: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -219,7 +219,7 @@ def _provenance(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:
         told = {
             "model" if not about.is_run else "run": about.model,
             "fingerprint": about.fingerprint,
-            "way in": about.way_in,
+            "backend": about.backend,
             "size": f"{about.n_layers} layers x {about.n_heads} heads" if about.n_layers else "",
             "layers": ", ".join(about.layers),
             "type and device": f"{about.dtype} on {about.device}",

@@ -81,7 +81,7 @@ def _head(picture: Mapping[str, Any]) -> str:
     if window is not None:
         ends = " to ".join(amount(10**place) for place in window)
         swatch = f'<rect x="{SIDE}" y="27" width="14" height="14" fill="{GOLD}" fill-opacity="0.3"/>'
-        unsure = "" if picture["verdict"] == "FORMED" else f" ({picture['verdict']})"
+        unsure = "" if picture["verdict"] == "SHOWN" else f" ({picture['verdict']})"
         legend = swatch + text(SIDE + 22, 38, f"window of induction{unsure}: {ends} {picture['unit']}", "faint")
         if picture.get("reach"):
             reach = " to ".join(amount(10**place) for place in picture["reach"])

@@ -19,23 +19,23 @@ MOST_ROWS = 64
 RULED = 8  # heads between two numbers of the ruler
 
 
-def mosaic_lines(mosaic: Mosaic, *, width: int, ascii: bool = False) -> list[str]:  # noqa: A002 - what it is
+def mosaic_lines(head_map: Mosaic, *, width: int, ascii: bool = False) -> list[str]:  # noqa: A002 - what it is
     """Prefix matching in [0, 1] of every head, as its marks, with its scale; no line is longer than `width` where that can be.
 
-    `mosaic` has a row for each layer, None where it has no such head: a blank. Where heads are more than fit, a mark stands for
+    `head_map` has a row for each layer, None where it has no such head: a blank. Where heads are more than fit, a mark stands for
     several of them, and so do rows for more than 64 layers: for the highest. With `ascii` marks are digits, for a terminal
     without block characters.
     """
     marks = DIGITS if ascii else BLOCKS
-    n_heads = max(map(len, mosaic), default=0)
+    n_heads = max(map(len, head_map), default=0)
     if not n_heads:
         return []
-    label = len(f"L{len(mosaic) - 1}") + 2
+    label = len(f"L{len(head_map) - 1}") + 2
     per_mark = math.ceil(n_heads / max(1, width - label))
-    per_row = math.ceil(len(mosaic) / MOST_ROWS)
+    per_row = math.ceil(len(head_map) / MOST_ROWS)
     rows = [
-        f"{f'L{layer}':<{label}}{''.join(_marks(mosaic[layer : layer + per_row], per_mark, marks))}".rstrip()
-        for layer in range(0, len(mosaic), per_row)
+        f"{f'L{layer}':<{label}}{''.join(_marks(head_map[layer : layer + per_row], per_mark, marks))}".rstrip()
+        for layer in range(0, len(head_map), per_row)
     ]
     return [*_legend(marks, per_mark, per_row, width), *_ruler(n_heads, per_mark, label, width), *rows]
 
@@ -131,7 +131,7 @@ def _counted(found: Sequence[Evidence], verdict: Verdict) -> str:
     names = list(dict.fromkeys(f"{each.claim} of {_end(each.provenance.model)}" for each in found if not each.is_as_expected))
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     named = ", ".join(names[:MOST_NAMED]) + more
-    if verdict is Verdict.FORMED:
+    if verdict is Verdict.SHOWN:
         said = [f"not expected: {named}" if named else ""]
     else:
         said = [("" if expected == len(found) else f"{expected} ") + "as expected" if expected else "", named]
@@ -152,9 +152,9 @@ def _block(view: ModelView, style: Style) -> Iterator[Line]:
     if view.changes:
         yield "", {}
         yield from _changes(view, style)
-    if view.mosaic:
+    if view.head_map:
         yield "", {}
-        yield from ((f"    {line}", {}) for line in mosaic_lines(view.mosaic, width=style.width - 4, ascii=style.ascii))
+        yield from ((f"    {line}", {}) for line in mosaic_lines(view.head_map, width=style.width - 4, ascii=style.ascii))
     if view.heads:
         yield "", {}
         yield from _heads(view, style)

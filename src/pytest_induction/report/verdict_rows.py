@@ -10,8 +10,8 @@ from pytest_induction.expectations import match_length, measured_on, next_step, 
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Verdict
 from pytest_induction.report.charts.chart import known, number
+from pytest_induction.report.charts.head_map import KINDS
 from pytest_induction.report.charts.interval import interval
-from pytest_induction.report.charts.mosaic import KINDS
 from pytest_induction.report.session_records import SessionRecords, TestRecord
 from pytest_induction.report.view import amount, masses, without_empty
 
@@ -28,7 +28,7 @@ DECIDES = {
     "property_holds_from": ("holds_from_tokens", "holds_from_steps"),
 }
 """What a claim is decided by: the beginning of the name of an estimate, the first that is there."""
-SHAPES = {Verdict.FORMED: "formed", Verdict.NOT_FORMED: "not-formed", Verdict.UNDETERMINED: "undetermined"}
+SHAPES = {Verdict.SHOWN: "formed", Verdict.REFUTED: "not-formed", Verdict.UNDETERMINED: "undetermined"}
 COLOURS = {True: "as-expected", False: "unexpected", None: "unclear"}
 """How a badge is drawn: its shape says what the verdict is, its colour whether that was expected."""
 HEADS = {True: ("✓", "Heads; ✓ where the claim holds"), False: ("✗", "Heads; ✗ where the claim holds, which was not expected")}
@@ -124,10 +124,10 @@ def _test(test: TestRecord, place: int) -> TestRow:
 
 def _verdict(evidence: Evidence) -> VerdictRow:
     measures = tuple(_measure(words(name), estimate, bars) for name, estimate, bars in with_bars(evidence))
-    mark, about_heads = HEADS[evidence.verdict is not Verdict.FORMED or bool(evidence.is_as_expected)]
-    mark = mark if evidence.verdict is Verdict.FORMED else ""
+    mark, about_heads = HEADS[evidence.verdict is not Verdict.SHOWN or bool(evidence.is_as_expected)]
+    mark = mark if evidence.verdict is Verdict.SHOWN else ""
     heads = (*((head, mark) for head in evidence.heads), *((head, "") for head in evidence.nearest))
-    least = evidence.bars.get("min_prefix_matching", MIN_PREFIX_MATCHING)
+    least = evidence.thresholds.get("min_prefix_matching", MIN_PREFIX_MATCHING)
     columns, rows = without_empty(HEAD_COLUMNS, [head_row(head, mark, least) for head, mark in heads])
     return VerdictRow(
         evidence.claim,
@@ -163,8 +163,8 @@ def badge(verdict: Verdict, *, is_as_expected: bool | None) -> str:
 def tiles(evidence: Iterable[Evidence]) -> list[tuple[str, str, int]]:
     """How many verdicts of each kind: words, badge and number. The three kinds always, beside them what else was expected."""
     plain = {
-        Verdict.FORMED: badge(Verdict.FORMED, is_as_expected=True),
-        Verdict.NOT_FORMED: badge(Verdict.NOT_FORMED, is_as_expected=False),
+        Verdict.SHOWN: badge(Verdict.SHOWN, is_as_expected=True),
+        Verdict.REFUTED: badge(Verdict.REFUTED, is_as_expected=False),
         Verdict.UNDETERMINED: badge(Verdict.UNDETERMINED, is_as_expected=None),
     }
     told = [(each.words, badge(each.verdict, is_as_expected=each.is_as_expected)) for each in evidence]
@@ -181,7 +181,7 @@ def key_of(evidence: Evidence) -> Measure | None:
     """The estimate that decides most of a verdict; None where it has none."""
     heads = (*evidence.heads, *evidence.nearest)
     if evidence.claim in OF_HEADS and heads:
-        bar = evidence.bars.get("min_prefix_matching")
+        bar = evidence.thresholds.get("min_prefix_matching")
         return _measure(f"{heads[0]} prefix matching", heads[0].prefix_matching, () if bar is None else (bar,))
     held = {name: (estimate, bars) for name, estimate, bars in with_bars(evidence)}
     deciding = (name for start in DECIDES.get(evidence.claim, ()) for name in held if name.startswith(start))

@@ -119,7 +119,7 @@ class Measure:
 class ModelView:
     """What is shown of one model or run: where it was measured, its claims, the heads worth a row, what to know about it.
 
-    `changes` is a row for each series of a run, whose places are in `places`, steps or tokens. `mosaic` is the prefix matching
+    `changes` is a row for each series of a run, whose places are in `places`, steps or tokens. `head_map` is the prefix matching
     of every head. `near` are the near misses, a line each: heads and claims whose interval reaches their threshold or comes
     close, or else the nearest head below that of the induction heads. `pairs` are heads that match two in a row. `measures` are
     all estimates, `measured` says where they come from, for each claim.
@@ -132,7 +132,7 @@ class ModelView:
     notes: tuple[str, ...] = ()
     changes: tuple[ChangeRow, ...] = ()
     places: str = ""
-    mosaic: tuple[tuple[float | None, ...], ...] = ()
+    head_map: tuple[tuple[float | None, ...], ...] = ()
     near: tuple[str, ...] = ()
     pairs: tuple[str, ...] = ()
     measures: tuple[Measure, ...] = ()
@@ -156,7 +156,7 @@ def by_model(evidence: Iterable[Evidence]) -> dict[tuple[str, str], list[Evidenc
 
 
 def tally(evidence: Iterable[Evidence]) -> str:
-    """How many verdicts of each kind, such as "2 FORMED, 1 NOT_FORMED as expected"; in the order of their names."""
+    """How many verdicts of each kind, such as "2 SHOWN, 1 REFUTED as expected"; in the order of their names."""
     times = Counter(record.words.replace(",", "") for record in evidence)
     return ", ".join(f"{times[words]} {words}" for words in sorted(times))
 
@@ -176,8 +176,8 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
         Claim(record.words, record.claim, record.summary, times[key], record.is_as_expected) for key, record in last.items()
     )
     widest = max(records, key=lambda record: len(record.heads) + len(record.nearest))
-    least = widest.bars.get("min_prefix_matching", MIN_PREFIX_MATCHING)
-    found = [_row(head, least, found=widest.verdict is Verdict.FORMED) for head in widest.heads]
+    least = widest.thresholds.get("min_prefix_matching", MIN_PREFIX_MATCHING)
+    found = [_row(head, least, found=widest.verdict is Verdict.SHOWN) for head in widest.heads]
     rows = [*found[:most_heads], *(_row(head, least, found=False) for head in widest.nearest)]
     notes = tuple(dict.fromkeys(note for record in records for note in record.provenance.notes))
     changing = max(records, key=lambda record: len(record.changes))
@@ -189,10 +189,10 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
         claims,
         tuple(rows),
         max(0, len(found) - most_heads),
-        notes + tuple(dict.fromkeys(_rivals(change) for change in changes if change.rivals)),
+        notes + tuple(dict.fromkeys(_rivals(change) for change in changes if change.confounders)),
         tuple(_change_row(change, places, changing) for change in changes),
         places,
-        mosaic=widest.mosaic or next((record.mosaic for record in records if record.mosaic), ()),
+        head_map=widest.head_map or next((record.head_map for record in records if record.head_map), ()),
         near=tuple(dict.fromkeys((*_near_heads(widest), *(line for record in records for line in _near_claims(record))))),
         pairs=tuple(dict.fromkeys(f"{pair} {spanned(pair.composed)}" for record in records for pair in record.pairs)),
         measures=tuple(dict.fromkeys(measure for record in records for measure in _measures(record))),
@@ -211,7 +211,7 @@ def _near_heads(record: Evidence) -> Iterator[str]:
 
     That is told beside heads that count, and where none was expected.
     """
-    bar = record.bars.get("min_prefix_matching")
+    bar = record.thresholds.get("min_prefix_matching")
     if bar is None:
         return
     named = dict.fromkeys((*record.heads, *record.nearest))
@@ -223,14 +223,14 @@ def _near_heads(record: Evidence) -> Iterator[str]:
         what = f": {words(head.kind)}" if head.kind not in ("", "matches") else ""
         yield f"{head} {spanned(head.prefix_matching)} is above the threshold of {bar:.3f} and does not count{what}"
     below = next((head for head in named if head.prefix_matching.is_below(bar)), None)
-    is_sought = record.heads or record.expected is Verdict.NOT_FORMED  # whose nearest is worth a line
+    is_sought = record.heads or record.expected is Verdict.REFUTED  # whose nearest is worth a line
     if below is not None and is_sought and not (unclear or not_counted):
         yield f"{below} {spanned(below.prefix_matching)} is the nearest below the threshold of {bar:.3f}"
 
 
 def _near_claims(record: Evidence) -> Iterator[str]:
     """Estimates that a verdict rests on whose interval reaches the threshold, or leaves less room to it than half its width."""
-    if record.mosaic and not record.heads:  # no head decides before the model's behaviour does
+    if record.head_map and not record.heads:  # no head decides before the model's behaviour does
         return
     for name, estimate, bars in with_bars(record):
         for bar in bars:
@@ -267,7 +267,7 @@ def _versions(record: Evidence) -> str:
 
 
 def _rivals(change: Change) -> str:
-    return f"{' and '.join(change.rivals)} near the change of {words(change.series)}: may be its cause"
+    return f"{' and '.join(change.confounders)} near the change of {words(change.series)}: may be its cause"
 
 
 def _change_row(change: Change, places: str, record: Evidence) -> ChangeRow:

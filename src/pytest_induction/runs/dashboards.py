@@ -21,7 +21,7 @@ Listener = Callable[[dict[str, float], int], object]
 PREFIX = "induction/"
 BEHAVIOUR = ("advantage", "repeat_loss", "repeat_accuracy", "icl_score")
 BEST_HEADS = ("prefix_matching", "previous_token")
-VERDICTS: Mapping[Verdict, float] = {Verdict.FORMED: 1.0, Verdict.UNDETERMINED: 0.0, Verdict.NOT_FORMED: -1.0}
+VERDICTS: Mapping[Verdict, float] = {Verdict.SHOWN: 1.0, Verdict.UNDETERMINED: 0.0, Verdict.REFUTED: -1.0}
 
 
 def numbers_of(snapshot: Snapshot) -> dict[str, float]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pytest_induction.errors import user_facing
 from pytest_induction.expectations import check_advantage, check_share, checked_bounds, expect
 from pytest_induction.heads.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING, is_above, is_open
-from pytest_induction.heads.head_map import mosaic
+from pytest_induction.heads.head_map import head_map
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, HeadId, Verdict
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.phase_change.bump import scatter_of
@@ -62,11 +62,11 @@ def judge_snapshot(
     spread = snapshot.errors.get("advantage")
     advantage = _interval(snapshot.advantage, spread, snapshot.n_sequences, error_rate / 3, "nats")
     if found and advantage.is_above(min_advantage):
-        verdict, reason = Verdict.FORMED, "formed"
+        verdict, reason = Verdict.SHOWN, "formed"
     elif not (found or unclear):
-        verdict, reason = Verdict.NOT_FORMED, "no_head_matches"
+        verdict, reason = Verdict.REFUTED, "no_head_matches"
     elif advantage.is_below(min_advantage):
-        verdict, reason = Verdict.NOT_FORMED, "matches_without_copying"
+        verdict, reason = Verdict.REFUTED, "matches_without_copying"
     else:
         verdict, reason = Verdict.UNDETERMINED, "heads_unclear"
     return SnapshotVerdict(verdict, reason, heads, found, advantage)
@@ -116,8 +116,8 @@ def with_snapshot(evidence: Evidence, snapshot: Snapshot, judged: SnapshotVerdic
         heads=judged.found,
         nearest=tuple(head for head in heads if head not in judged.found)[:NEAREST],
         estimates={"advantage": judged.advantage},
-        settle=unclear if judged.reason == "heads_unclear" else "",
-        mosaic=() if snapshot.prefix_matching is None else mosaic(snapshot.prefix_matching[None]),
+        next_step=unclear if judged.reason == "heads_unclear" else "",
+        head_map=() if snapshot.prefix_matching is None else head_map(snapshot.prefix_matching[None]),
     )
 
 
@@ -145,8 +145,8 @@ def with_levels(evidence: Evidence, step: int, place: int, levels: Mapping[str, 
         known[name] = (Estimate(value, value - level.half, value + level.half), bars[f"min_{name}"])
     above = [value.is_above(bar) for value, bar in known.values()]
     below = [value.is_below(bar) for value, bar in known.values()]
-    verdict = Verdict.NOT_FORMED if any(below) else Verdict.FORMED if all(above) else Verdict.UNDETERMINED
-    reason = {Verdict.FORMED: "formed", Verdict.NOT_FORMED: "not_there"}.get(verdict, "level_unclear")
+    verdict = Verdict.REFUTED if any(below) else Verdict.SHOWN if all(above) else Verdict.UNDETERMINED
+    reason = {Verdict.SHOWN: "formed", Verdict.REFUTED: "not_there"}.get(verdict, "level_unclear")
     said = ", ".join(f"{WORDS[name]} {value.value:.3g}" for name, (value, _) in known.items())
     without = f" ({' and '.join(missing)} not recorded)" if missing else ""
     return replace(
@@ -155,7 +155,7 @@ def with_levels(evidence: Evidence, step: int, place: int, levels: Mapping[str, 
         reason=reason,
         summary=f"at step {step} {said}{without}",
         estimates={name: value for name, (value, _) in known.items()},
-        settle="sweep the checkpoints: their scores have standard errors" if verdict is Verdict.UNDETERMINED else "",
+        next_step="sweep the checkpoints: their scores have standard errors" if verdict is Verdict.UNDETERMINED else "",
     )
 
 
@@ -173,7 +173,7 @@ def assert_formed(
 
     By `before_tokens` tokens trained on, by `before_step` optimiser steps, by both, or, with neither, at the end. What counts is
     the last snapshot until then, by the thresholds of `assert_final_has_induction_head`: few checkpoints, as of public models,
-    are enough. The last snapshot of all must have a head too: what is lost again is NOT_FORMED. Where the snapshots beside
+    are enough. The last snapshot of all must have a head too: what is lost again is REFUTED. Where the snapshots beside
     the bound differ, or the run ends before it without a head, it is UNDETERMINED.
 
     Logs have no standard errors: scores of heads and the advantage then must lie 2.8 standard deviations of their scatter beyond
@@ -190,8 +190,8 @@ def assert_formed(
     bounds = checked_bounds(before_tokens=before_tokens, before_step=before_step)
     opened = load_run(run)
     bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
-    evidence = Evidence("formed", Verdict.UNDETERMINED, "not_recorded", "", provenance_of(opened), bars={**bars, **bounds})
-    return expect(_Formed(opened, bars, error_rate, evidence).judged(bounds), Verdict.FORMED)
+    evidence = Evidence("formed", Verdict.UNDETERMINED, "not_recorded", "", provenance_of(opened), thresholds={**bars, **bounds})
+    return expect(_Formed(opened, bars, error_rate, evidence).judged(bounds), Verdict.SHOWN)
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class _Formed:
     """The snapshots of a run that have something to say of induction, judged where it is asked."""
 
     run: TrainingRun
-    bars: dict[str, float]
+    thresholds: dict[str, float]
     error_rate: float
     evidence: Evidence
     _known: dict[int, Evidence] = field(default_factory=dict)
@@ -208,10 +208,10 @@ class _Formed:
         """The evidence, on induction by every bound, and at the end."""
         index = self._index()
         if not index:
-            return replace(self.evidence, summary=NOTHING_RECORDED, settle=SWEEP)
+            return replace(self.evidence, summary=NOTHING_RECORDED, next_step=SWEEP)
         last = self._at(index[-1])
         ends = [self._by(index, name, bar) for name, bar in bounds.items()]
-        found = next((each for each in ends if each.verdict is not Verdict.FORMED), None)
+        found = next((each for each in ends if each.verdict is not Verdict.SHOWN), None)
         if found is None:
             found = self._at_the_end(last, ends[0] if ends else None)
         return replace(found, estimates={**found.estimates, **self._first(index)})
@@ -230,9 +230,9 @@ class _Formed:
     def _judged(self, place: int) -> Evidence:
         snapshot = self.run.snapshots[place]
         evidence = replace(self.evidence, provenance=replace(self.evidence.provenance, n_sequences=snapshot.n_sequences))
-        judged = judge_snapshot(snapshot, **self.bars, error_rate=self.error_rate)
+        judged = judge_snapshot(snapshot, **self.thresholds, error_rate=self.error_rate)
         if judged is None:
-            return with_levels(evidence, snapshot.step, place, self._levels, self.bars)
+            return with_levels(evidence, snapshot.step, place, self._levels, self.thresholds)
         return with_snapshot(replace(evidence, confidence=1 - self.error_rate), snapshot, judged)
 
     @cached_property
@@ -248,7 +248,7 @@ class _Formed:
                 self.evidence,
                 reason="tokens_not_known",
                 summary="how many tokens its snapshots were trained on is not known",
-                settle="give the run its `tokens_per_step`, or ask with `before_step`",
+                next_step="give the run its `tokens_per_step`, or ask with `before_step`",
             )
         until = [place for place in index if amounts[place] <= bar]
         after = [place for place in index if amounts[place] > bar]
@@ -258,35 +258,35 @@ class _Formed:
                 self.evidence,
                 reason="not_recorded",
                 summary=f"{said} there is no snapshot: the first is at {amounts[index[0]]:.4g}",
-                settle=f"measure a checkpoint at or before {bar:.4g} {unit}",
+                next_step=f"measure a checkpoint at or before {bar:.4g} {unit}",
             )
         found = self._at(until[-1])
-        if found.verdict is Verdict.FORMED:
+        if found.verdict is Verdict.SHOWN:
             return replace(found, summary=f"{said}: {found.summary}")
         if amounts[until[-1]] < bar:  # what is so at the bound lies between two snapshots, or beyond the end
             if not after:
                 seen = f"the run ends before {bar:.4g} {unit} without it: {found.summary}"
-                return replace(found, verdict=Verdict.UNDETERMINED, reason="not_over", summary=seen, settle="train further")
-            if found.verdict is Verdict.NOT_FORMED and (later := self._at(after[0])).verdict is not Verdict.NOT_FORMED:
+                return replace(found, verdict=Verdict.UNDETERMINED, reason="not_over", summary=seen, next_step="train further")
+            if found.verdict is Verdict.REFUTED and (later := self._at(after[0])).verdict is not Verdict.REFUTED:
                 seen = f"{said} it is not known: {found.summary}; {later.summary}"
                 more = f"measure a checkpoint nearer to {bar:.4g} {unit}"
-                return replace(found, verdict=Verdict.UNDETERMINED, reason="between_snapshots", summary=seen, settle=more)
-        is_late = found.verdict is Verdict.NOT_FORMED and bool(after) and self._at(after[-1]).verdict is Verdict.FORMED
+                return replace(found, verdict=Verdict.UNDETERMINED, reason="between_snapshots", summary=seen, next_step=more)
+        is_late = found.verdict is Verdict.REFUTED and bool(after) and self._at(after[-1]).verdict is Verdict.SHOWN
         reason = "too_late" if is_late else found.reason
         return replace(found, reason=reason, summary=f"{said}: {found.summary}")
 
     def _at_the_end(self, last: Evidence, by: Evidence | None) -> Evidence:
         """The evidence on a run that has it by every bound: the last snapshot must, too."""
-        if by is None or last.verdict is Verdict.FORMED:
+        if by is None or last.verdict is Verdict.SHOWN:
             return by or last
-        lost = last.verdict is Verdict.NOT_FORMED
+        lost = last.verdict is Verdict.REFUTED
         seen = f"{by.summary}; but {'it is lost: ' if lost else ''}{last.summary}"
         return replace(last, reason="lost" if lost else last.reason, summary=seen)
 
     def _first(self, index: list[int]) -> dict[str, Estimate]:
         """Between which snapshots it formed: the first that has it, and the one before; nothing where none has."""
         for before, place in zip([None, *index], index, strict=False):
-            if self._at(place).verdict is Verdict.FORMED:
+            if self._at(place).verdict is Verdict.SHOWN:
                 step, low = float(self.run.steps[place]), 0.0 if before is None else float(self.run.steps[before])
                 return {"formed": Estimate(step, low, step, "steps")}
         return {}
@@ -314,7 +314,7 @@ def assert_log_is_sane(run: RunLike) -> Evidence:
     known = np.flatnonzero(np.isfinite(losses))
     estimates = {} if len(known) == 0 else {"final_loss": _exactly(float(losses[known[-1]]), "nats")}
     if problems:
-        verdict, reason, summary = Verdict.NOT_FORMED, "not_sane", problems[0]
+        verdict, reason, summary = Verdict.REFUTED, "not_sane", problems[0]
     elif len(opened) < FEWEST:
         few = f"{len(opened)} snapshots; at least {FEWEST} are needed to judge a run"
         verdict, reason, summary = Verdict.UNDETERMINED, "few_snapshots", few
@@ -323,7 +323,7 @@ def assert_log_is_sane(run: RunLike) -> Evidence:
         verdict, reason, summary = Verdict.UNDETERMINED, "no_loss", f"{seen}; at least {FEWEST} are needed"
     else:
         loss = f"the loss goes from {losses[known[0]]:.3f} to {losses[known[-1]]:.3f}"
-        verdict, reason, summary = Verdict.FORMED, "sane", f"{len(opened)} snapshots, {loss}"
+        verdict, reason, summary = Verdict.SHOWN, "sane", f"{len(opened)} snapshots, {loss}"
     return expect(
         Evidence(
             "log_is_sane",
@@ -332,10 +332,10 @@ def assert_log_is_sane(run: RunLike) -> Evidence:
             summary,
             provenance_of(opened),
             estimates=estimates,
-            settle="give the loss to the recorder, or name the log of the training" if reason == "no_loss" else "",
+            next_step="give the loss to the recorder, or name the log of the training" if reason == "no_loss" else "",
             changes=_bump_of(opened) if len(known) else (),
         ),
-        Verdict.FORMED,
+        Verdict.SHOWN,
     )
 
 
@@ -361,10 +361,10 @@ def assert_heads_kept(run: RunLike, *, min_share: float = KEPT, min_prefix_match
     bars = {"min_share": min_share, "min_prefix_matching": min_prefix_matching}
     values, heads = opened.best_of_heads("prefix_matching")
     index = np.flatnonzero(np.isfinite(values))
-    evidence = Evidence("heads_kept_to_the_end", Verdict.UNDETERMINED, "not_recorded", "", provenance_of(opened), bars=bars)
+    evidence = Evidence("heads_kept_to_the_end", Verdict.UNDETERMINED, "not_recorded", "", provenance_of(opened), thresholds=bars)
     if len(index) < FEWEST:
         seen = f"scores of heads are known at {len(index)} snapshots; at least {FEWEST} are needed"
-        return expect(replace(evidence, summary=seen, settle="sweep the run's checkpoints"), Verdict.FORMED)
+        return expect(replace(evidence, summary=seen, next_step="sweep the run's checkpoints"), Verdict.SHOWN)
     means = np.convolve(values[index], np.full(AT_THE_END, 1 / AT_THE_END), mode="valid")
     peak = int(means.argmax())
     last = opened.snapshots[int(index[-1])]
@@ -374,14 +374,14 @@ def assert_heads_kept(run: RunLike, *, min_share: float = KEPT, min_prefix_match
     where = f"its highest, {means[peak]:.3f}, was at step {opened.steps[index[peak + 1]]}"
     seen = f"the best head, {HeadId(*map(int, heads[index[-1]]))}, has prefix matching {final.value:.3f} at the end; {where}"
     if means[peak] < min_prefix_matching:
-        verdict, reason = Verdict.NOT_FORMED, "never_there"
+        verdict, reason = Verdict.REFUTED, "never_there"
     elif final.is_above(bar):
-        verdict, reason = Verdict.FORMED, "kept"
+        verdict, reason = Verdict.SHOWN, "kept"
     else:
-        verdict, reason = (Verdict.NOT_FORMED, "lost") if final.is_below(bar) else (Verdict.UNDETERMINED, "end_unclear")
+        verdict, reason = (Verdict.REFUTED, "lost") if final.is_below(bar) else (Verdict.UNDETERMINED, "end_unclear")
     evidence = replace(evidence, verdict=verdict, reason=reason, summary=seen, estimates={"final": final})
     settle = "record more snapshots at the end" if verdict is Verdict.UNDETERMINED else ""
-    return expect(replace(evidence, settle=settle), Verdict.FORMED)
+    return expect(replace(evidence, next_step=settle), Verdict.SHOWN)
 
 
 @user_facing
@@ -409,11 +409,13 @@ def assert_final_has_induction_head(
     judged = None if last is None else judge_snapshot(last, **bars, error_rate=error_rate)
     if last is None or judged is None:
         seen = "no snapshot has scores of heads with their errors"
-        evidence = Evidence("final_has_induction_head", Verdict.UNDETERMINED, "not_recorded", seen, about, bars=bars)
-        return expect(replace(evidence, settle="record the run, or sweep its checkpoints"), Verdict.FORMED)
+        evidence = Evidence("final_has_induction_head", Verdict.UNDETERMINED, "not_recorded", seen, about, thresholds=bars)
+        return expect(replace(evidence, next_step="record the run, or sweep its checkpoints"), Verdict.SHOWN)
     about = replace(about, n_sequences=last.n_sequences)
-    evidence = Evidence("final_has_induction_head", Verdict.UNDETERMINED, "", "", about, bars=bars, confidence=1 - error_rate)
-    return expect(with_snapshot(evidence, last, judged), Verdict.FORMED)
+    evidence = Evidence(
+        "final_has_induction_head", Verdict.UNDETERMINED, "", "", about, thresholds=bars, confidence=1 - error_rate
+    )
+    return expect(with_snapshot(evidence, last, judged), Verdict.SHOWN)
 
 
 def _problems(run: TrainingRun) -> Iterator[str]:

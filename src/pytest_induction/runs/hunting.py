@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, first_line
 from pytest_induction.model.protocol import ModelUnderTest
-from pytest_induction.observers import naming_subjects
+from pytest_induction.observers import tracking_subjects
 from pytest_induction.probes.strategies.searching import Replays, Strategy, batches, warm_up
 from pytest_induction.progress import advance, progress, showing_on
 from pytest_induction.properties.claims import Claim, Example
@@ -99,7 +99,7 @@ def hunted_over(run: TrainingRun, models: TrainingModels, hunting: Hunting, *, b
     before and what held by the least. Those before it are hunted at from there back. Without, each has a hunt of its own.
     """
     search = _Search(models, hunting)
-    with progress(f"{hunting.claim.name} over the training", len(models), UNIT), naming_subjects():
+    with progress(f"{hunting.claim.name} over the training", len(models), UNIT), tracking_subjects():
         search.run(bisect=bisect)
     hunting.tidy()
     label = str(hunting.claim)
@@ -221,7 +221,7 @@ class HuntsOfRecorder:
     def added_to(self, snapshot: Snapshot, adapted: Callable[[], ModelUnderTest]) -> Snapshot:
         """The snapshot with what was found; what cannot be looked at has the reason. Never raises."""
         began = self._budget.now()
-        with self._budget.set_up(), self._budget.kept(HUNT), showing_on(lambda: None), naming_subjects():
+        with self._budget.set_up(), self._budget.kept(HUNT), showing_on(lambda: None), tracking_subjects():
             hunts = {str(each.claim): _looked(each, adapted) for each in self._hunting}
         self._seconds += self._budget.now() - began
         return replace(snapshot, hunts=hunts)

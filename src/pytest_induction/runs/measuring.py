@@ -149,7 +149,7 @@ class Measuring:
         }
         found: dict[str, Any] = {name: float(values.mean()) for name, values in behaviour.items()}
         errors: dict[str, Any] = {name: float(_error(values)) for name, values in behaviour.items()}
-        if subject.way is not None:
+        if subject.backend is not None:
             for name, values in _heads(seen).items():
                 found[name] = values.mean(axis=0).astype(np.float32)
                 if name in ("prefix_matching", "excess"):

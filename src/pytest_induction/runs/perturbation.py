@@ -48,19 +48,19 @@ class Moved:
     absent: bool = False
     least: float = 0.0
     reason: str = "shift_unclear"
-    settle: str = ""
+    next_step: str = ""
 
     def is_earlier(self, margin: float) -> bool:
         """Whether it is shown to come earlier by more than `margin` decades, or to come in the treated runs only."""
-        if self.treated is not Verdict.FORMED:
+        if self.treated is not Verdict.SHOWN:
             return False
         return self.absent or (self.shift is not None and self.shift.is_above(margin))
 
     def is_still(self, margin: float) -> bool:
         """Whether it is shown not to come earlier by more than `margin` decades."""
-        if self.treated is Verdict.NOT_FORMED:
+        if self.treated is Verdict.REFUTED:
             return True
-        return self.treated is Verdict.FORMED and self.shift is not None and self.shift.high <= margin
+        return self.treated is Verdict.SHOWN and self.shift is not None and self.shift.high <= margin
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,16 @@ class Perturbed:
     verdict: Verdict
     reason: str
     summary: str
-    settle: str = ""
+    next_step: str = ""
 
 
 def judge_coperturbation(
     induction: Moved, learning: Moved, lag: Estimate | None, difference: Estimate | None, *, margin: float, together: float
 ) -> Perturbed:
-    """FORMED where both are shown to come earlier, by as much and in the treated runs at the same time.
+    """SHOWN where both are shown to come earlier, by as much and in the treated runs at the same time.
 
     `lag` is by how many decades in-context learning changes later than induction in the treated runs, `difference` by how many
-    decades further it moved; None where that is not known. Both must lie within `together`. NOT_FORMED where one of the two is
+    decades further it moved; None where that is not known. Both must lie within `together`. REFUTED where one of the two is
     shown not to come earlier by more than `margin`, or the moves are shown to differ.
     """
     both = (induction, learning)
@@ -89,7 +89,7 @@ def judge_coperturbation(
         return _still(still, said)
     unclear = [each for each in both if not each.is_earlier(margin)]
     if unclear:
-        settle = "; ".join(dict.fromkeys(each.settle for each in unclear if each.settle))
+        settle = "; ".join(dict.fromkeys(each.next_step for each in unclear if each.next_step))
         words = " and ".join(each.words for each in unclear)
         summary = f"whether {words} moved is not clear: {said}"
         return Perturbed(Verdict.UNDETERMINED, unclear[0].reason, summary, settle)
@@ -100,15 +100,15 @@ def judge_coperturbation(
 
 def _still(still: Sequence[Moved], said: str) -> Perturbed:
     if len(still) > 1:
-        return Perturbed(Verdict.NOT_FORMED, "nothing_moves", f"nothing comes earlier: {said}")
-    return Perturbed(Verdict.NOT_FORMED, f"{still[0].name}_stays", f"{still[0].words} does not come earlier: {said}")
+        return Perturbed(Verdict.REFUTED, "nothing_moves", f"nothing comes earlier: {said}")
+    return Perturbed(Verdict.REFUTED, f"{still[0].name}_stays", f"{still[0].words} does not come earlier: {said}")
 
 
 def _one_appears(induction: Moved, learning: Moved, said: str, together: float) -> Perturbed:
     """One of the two changes in the treated runs only, the other in the controls as well: later there, but it does."""
     appears, comes = (induction, learning) if induction.absent else (learning, induction)
     if comes.shift is not None and comes.shift.high + together < appears.least:
-        return Perturbed(Verdict.NOT_FORMED, "moves_apart", f"in the controls {comes.words} changes without the other: {said}")
+        return Perturbed(Verdict.REFUTED, "moves_apart", f"in the controls {comes.words} changes without the other: {said}")
     settle = "train the controls further, until both change or one is shown not to follow the other"
     return Perturbed(Verdict.UNDETERMINED, "control_too_short", f"whether both move by as much is not clear: {said}", settle)
 
@@ -121,14 +121,14 @@ def _compared(said: str, lag: Estimate | None, difference: Estimate | None, toge
     for begins, ends, found, reason in parts:
         words = "" if found is None else f"{begins} {decades(found)} {ends}"
         if found is not None and (found.is_above(together) or found.is_below(-together)):
-            return Perturbed(Verdict.NOT_FORMED, reason, f"{words}, more than {together:.2f} apart: {said}")
+            return Perturbed(Verdict.REFUTED, reason, f"{words}, more than {together:.2f} apart: {said}")
         if found is None or not (-together <= found.low and found.high <= together):
             settle = "record more snapshots around the changes, or give more runs"
             seen = words or f"{begins} at a time that is not known"
             summary = f"{seen}, not clearly within the {together:.2f} that count as together: {said}"
             return Perturbed(Verdict.UNDETERMINED, "lag_unclear", summary, settle)
         said = f"{said}; {words}"
-    return Perturbed(Verdict.FORMED, "moved_together", f"both move: {said}")
+    return Perturbed(Verdict.SHOWN, "moved_together", f"both move: {said}")
 
 
 def decades(found: Estimate) -> str:
@@ -167,10 +167,10 @@ def assert_coperturbation(
     """Assert that what makes induction form earlier, or at all, moves in-context learning with it.
 
     `control` and `treated` are training runs that differ in one thing, such as smeared keys: each one run, or several (seeds).
-    FORMED if in the treated runs induction forms abruptly and in-context learning changes with it (midpoints at most `together`
+    SHOWN if in the treated runs induction forms abruptly and in-context learning changes with it (midpoints at most `together`
     decades apart), both come earlier than in the controls by more than `margin` decades, and by as much (within `together`); or
     the controls are shown to have neither: no head changes, and in-context learning gains nowhere half of what it gains in the
-    treated change, in a stretch as long; on record for as many tokens at least as that took. NOT_FORMED if one of the two is
+    treated change, in a stretch as long; on record for as many tokens at least as that took. REFUTED if one of the two is
     shown not to come earlier, or their moves to differ.
 
     One run against one tells of these two, with the intervals of their midpoints; of several runs shifts are differences of
@@ -192,7 +192,7 @@ def assert_coperturbation(
     if (len(controls) == 1) != (len(treatments) == 1):
         seen = f"got {len(controls)} and {len(treatments)}"
         raise ArgumentError(f"`control` and `treated` must be one run each, or several each, for a spread over runs: {seen}")
-    return expect(_Pair(controls, treatments, rule).evidence(margin, together), Verdict.FORMED)
+    return expect(_Pair(controls, treatments, rule).evidence(margin, together), Verdict.SHOWN)
 
 
 @dataclass(frozen=True)
@@ -268,9 +268,9 @@ class _Pair:
             judged.summary,
             self._about(),
             estimates={name: value for name, value in found.items() if value is not None},
-            bars={**self.treated[0].found.bars, "margin": margin, "together": together},
+            thresholds={**self.treated[0].found.thresholds, "margin": margin, "together": together},
             confidence=1 - self.rule.error_rate,
-            settle=judged.settle,
+            next_step=judged.next_step,
             changes=tuple(change for seen in self.treated for change in seen.found.changes),
         )
 
@@ -345,7 +345,7 @@ class _Part:
 
     def moved(self) -> Moved:
         """What it does in the treated runs and in the controls."""
-        formed = Moved(self.name, self.words, Verdict.FORMED, "")
+        formed = Moved(self.name, self.words, Verdict.SHOWN, "")
         missing = self._missing_in_treated()
         if missing is not None:
             return missing
@@ -358,7 +358,7 @@ class _Part:
         unclear = [seen for seen, no, change in zip(self.pair.controls, absent, places, strict=True) if not no and change is None]
         if not unclear:
             said = f"{self.words} changes in {len(absent) - sum(absent)} of {len(absent)} controls"
-            return replace(formed, said=said, reason="controls_differ", settle="train the controls without it further")
+            return replace(formed, said=said, reason="controls_differ", next_step="train the controls without it further")
         return self._missing(unclear[0], "control")
 
     def _missing(self, seen: _Seen, which: str) -> Moved:
@@ -372,10 +372,10 @@ class _Part:
         return Moved(
             self.name,
             self.words,
-            Verdict.UNDETERMINED if which == "treated" else Verdict.FORMED,
+            Verdict.UNDETERMINED if which == "treated" else Verdict.SHOWN,
             said,
             reason=reason,
-            settle=settle,
+            next_step=settle,
         )
 
     def placed(self, seen: _Seen) -> Change | None:
@@ -403,31 +403,31 @@ class _Part:
         about = seen.found if self.name == INDUCTION else self.pair.rule.change(seen, self.series)
         if about is None:
             return Verdict.UNDETERMINED, "not_recorded", f"{self.words} was not recorded", ""
-        return about.verdict, about.reason, about.summary, about.settle
+        return about.verdict, about.reason, about.summary, about.next_step
 
     def _missing_in_treated(self) -> Moved | None:
         """What is the matter where it does not change abruptly in every treated run, at a place that is known."""
         verdicts = [self._verdict(seen)[0] for seen in self.pair.treated]
-        if Verdict.NOT_FORMED not in verdicts:
+        if Verdict.REFUTED not in verdicts:
             unknown = [seen for seen, verdict in zip(self.pair.treated, verdicts, strict=True) if self._is_unknown(seen, verdict)]
             return self._missing(unknown[0], "treated") if unknown else None
-        run = self.pair.treated[verdicts.index(Verdict.NOT_FORMED)]
+        run = self.pair.treated[verdicts.index(Verdict.REFUTED)]
         _, reason, summary, _ = self._verdict(run)
-        none = Moved(self.name, self.words, Verdict.NOT_FORMED, f"in the treated run {run.run.name} {summary}")
+        none = Moved(self.name, self.words, Verdict.REFUTED, f"in the treated run {run.run.name} {summary}")
         places = [self.placed(seen) for seen in self.pair.controls]
         latest = max((self.pair.place(change).high for change in places if change is not None), default=0.0)
         if reason != "no_change" or self.pair.last(run) >= latest:
             return none
         settle = f"train the treated runs for {latest:.3g} {self.pair.unit} at least, as long as the controls took"
-        return replace(none, treated=Verdict.UNDETERMINED, reason="treated_too_short", settle=settle)
+        return replace(none, treated=Verdict.UNDETERMINED, reason="treated_too_short", next_step=settle)
 
     def _is_unknown(self, seen: _Seen, verdict: Verdict) -> bool:
-        return verdict is not Verdict.FORMED or self.placed(seen) is None
+        return verdict is not Verdict.SHOWN or self.placed(seen) is None
 
     def _is_absent(self, seen: _Seen) -> bool:
         """Whether a control is shown not to have the change."""
         verdict, reason, _, _ = self._verdict(seen)
-        if verdict is Verdict.NOT_FORMED and reason == "no_change":
+        if verdict is Verdict.REFUTED and reason == "no_change":
             return True
         if self.name == INDUCTION or not self.pair.same_text:
             return False
@@ -446,7 +446,7 @@ class _Part:
         said = f"{self.words} changes in treated runs and not in controls{most}, on record for {shortest:.3g} {pair.unit}"
         if shortest < end:
             settle = f"train the controls for {end:.3g} {pair.unit} at least, as long as the treated runs took"
-            return replace(formed, said=said, reason="control_too_short", settle=settle)
+            return replace(formed, said=said, reason="control_too_short", next_step=settle)
         least = math.log10(shortest / max(pair.place(change).high for change in changes))
         return replace(formed, said=f"{said}, {least:.2f} decades longer", absent=True, least=least)
 
@@ -460,4 +460,4 @@ class _Part:
             shift = pair.apart(*([math.log10(pair.place(change).value) for change in each] for each in (controls, treated)))
         settle = "record more snapshots around the changes, or give more runs"
         said = f"{self.words} changes {'' if shift is None else decades(shift)} earlier"
-        return replace(formed, said=said, shift=shift, settle=settle)
+        return replace(formed, said=said, shift=shift, next_step=settle)

@@ -75,14 +75,14 @@ def _log(moment: Moment | None, axis: Axis, side: str = "value") -> float | None
 
 def _window(change: Change | None, axis: Axis, onset: str = "value", end: str = "value") -> list[float] | None:
     """Where induction formed, from onset to end, each the value or an end of its interval; None where it did not."""
-    if change is None or change.verdict is Verdict.NOT_FORMED or not has_changed(change):
+    if change is None or change.verdict is Verdict.REFUTED or not has_changed(change):
         return None
     first, last = _log(change.onset, axis, onset), _log(change.end, axis, end)
     return None if first is None or last is None else [first, last]
 
 
 def _change(change: Change, axis: Axis) -> dict[str, Any]:
-    shown = change.midpoint if change.verdict is not Verdict.NOT_FORMED else None
+    shown = change.midpoint if change.verdict is not Verdict.REFUTED else None
     return {
         "name": change.series.replace("_", " "),
         "verdict": str(change.verdict),
@@ -166,7 +166,7 @@ def _path(run: TrainingRun, axis: Axis, kept: set[int], found: PhaseChange) -> d
     path = principal_path(losses, 2)
     x = axis.x[index[drawn]]
     window, turn = _window(found.induction, axis), None
-    if found.turn is not None and found.turn.verdict is Verdict.FORMED:
+    if found.turn is not None and found.turn.verdict is Verdict.SHOWN:
         turn = int(np.abs(x - (_log(found.turn.midpoint, axis) or 0.0)).argmin())
     inside = [] if window is None else np.flatnonzero((x >= window[0]) & (x <= window[1])).tolist()
     return {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 from pytest_induction.errors import ArgumentError, ExpectationFailed, PropertyFailed, RunError, user_facing, whole_number
 from pytest_induction.expectations import checked_bounds, expect, failure_text, measured_on
 from pytest_induction.formatting import fitted
-from pytest_induction.observers import tell
+from pytest_induction.observers import emit
 from pytest_induction.probes.sequences import ProbeSequence, line
 from pytest_induction.progress import progress
 from pytest_induction.properties.claims import Claim, Example, Property
@@ -143,13 +143,13 @@ def assert_property_holds(
     if failed is not None:
         summary = f"{claim} fails: {hunt.said(failed).splitlines()[0]}"
         settle = f"look at this one alone: check_property(model, {claim.name!r}, probes=[{line(failed)}]{_given(claim)})"
-        evidence = Evidence("property_holds", Verdict.NOT_FORMED, "fails", summary, about, confidence=None, settle=settle)
+        evidence = Evidence("property_holds", Verdict.REFUTED, "fails", summary, about, confidence=None, next_step=settle)
     else:
         margin, worst = hunt.worst
         near = "" if margin is None else f", by {margin:.3g} at least: {worst!r}"
         summary = f"{claim} holds on all of {hunt.n_examples} generated sequences{near}"
-        evidence = Evidence("property_holds", Verdict.FORMED, "holds", summary, about, confidence=None)
-    return expect(evidence, Verdict.FORMED)
+        evidence = Evidence("property_holds", Verdict.SHOWN, "holds", summary, about, confidence=None)
+    return expect(evidence, Verdict.SHOWN)
 
 
 @user_facing
@@ -183,7 +183,7 @@ def assert_property_holds_from(
     bars = checked_bounds(before_tokens=before_tokens, before_steps=before_steps)
     chosen = _probes(probes, probe_options, claim)
     history = found_over(run, claim, probes=chosen, most=most, seed=seed, factory=None, bisect=bisect, climb=False)
-    return expect(judged_over(history, claim, bars=bars), Verdict.FORMED)
+    return expect(judged_over(history, claim, thresholds=bars), Verdict.SHOWN)
 
 
 def found_over(
@@ -216,11 +216,11 @@ def found_over(
 
 
 def judged_over(
-    history: PropertyOverTraining, claim: Claim, *, holds_from: int | None = None, bars: Mapping[str, float] | None = None
+    history: PropertyOverTraining, claim: Claim, *, holds_from: int | None = None, thresholds: Mapping[str, float] | None = None
 ) -> Evidence:
     """The verdict on what was found: at all snapshots from a step on, or from some snapshot on that comes before the bounds."""
-    bars = bars or {}
-    verdict, reason, summary, settle = _judged(history, holds_from, bars)
+    thresholds = thresholds or {}
+    verdict, reason, summary, settle = _judged(history, holds_from, thresholds)
     return Evidence(
         "property_holds_from",
         verdict,
@@ -228,10 +228,10 @@ def judged_over(
         f"{history.name} {summary}",
         provenance_of(history.run),
         estimates=_onset(history),
-        bars=dict(bars),
+        thresholds=dict(thresholds),
         confidence=None,
-        settle=settle,
-        expected=Verdict.FORMED,
+        next_step=settle,
+        expected=Verdict.SHOWN,
     )
 
 
@@ -269,12 +269,12 @@ def _judged(history: PropertyOverTraining, holds_from: int | None, bars: Mapping
             seen = f"fails at step {fails_until}, the last that could be looked at: {_failing(history, fails_until)}"
             return Verdict.UNDETERMINED, "end_not_looked_at", seen, _to_settle(history, fails_until)
         seen = f"fails at the last snapshot, step {last}: {_failing(history, fails_until)}"
-        return Verdict.NOT_FORMED, "fails_at_the_end", seen, ""
+        return Verdict.REFUTED, "fails_at_the_end", seen, ""
     late = _too_late(history, bars)
-    if late is not None and late[0] is Verdict.NOT_FORMED:
+    if late is not None and late[0] is Verdict.REFUTED:
         return late
     unknown = _unknown(history, onset or 0)
-    return unknown or late or (Verdict.FORMED, "holds", _holding(history, onset or 0), "")
+    return unknown or late or (Verdict.SHOWN, "holds", _holding(history, onset or 0), "")
 
 
 LOAD = "see why a checkpoint cannot be loaded: `python -m pytest_induction sweep`"
@@ -291,12 +291,12 @@ def _from_step(history: PropertyOverTraining, holds_from: int) -> Judged:
     if failing:
         many = f"at {len(failing)} of {len(after)} snapshots from step {holds_from} on, the last"
         seen = f"fails {many} step {failing[-1]}: {_failing(history, failing[-1])}"
-        return Verdict.NOT_FORMED, "fails_later", seen, ""
+        return Verdict.REFUTED, "fails_later", seen, ""
     onset = history.holds_from
     if onset is None or (onset > after[0] and history.fails_until is not None):
         seen = f"was not looked at between step {history.fails_until}, where it fails, and step {onset}"
         return Verdict.UNDETERMINED, "holds_from_unclear", seen, RECORD
-    return _unknown(history, after[0]) or (Verdict.FORMED, "holds", _holding(history, onset), "")
+    return _unknown(history, after[0]) or (Verdict.SHOWN, "holds", _holding(history, onset), "")
 
 
 def _too_late(history: PropertyOverTraining, bars: Mapping[str, float]) -> Judged | None:
@@ -316,7 +316,7 @@ def _too_late(history: PropertyOverTraining, bars: Mapping[str, float]) -> Judge
         between = f"begins to hold {_between(onset, unit)}, and must by {bar:.4g}"
         if history.fails_until is not None and onset.low >= bar:
             seen = f"{between}; at step {history.fails_until} this fails: {_failing(history, history.fails_until)}"
-            return Verdict.NOT_FORMED, "too_late", seen, ""
+            return Verdict.REFUTED, "too_late", seen, ""
         if onset.high > bar:
             return Verdict.UNDETERMINED, "holds_from_unclear", between, "look at checkpoints between the two"
     return None
@@ -515,11 +515,11 @@ def check_property(
         else:
             failed = hunt.search(strategy_for(probes, claim, hunt.subject), most, seed, climb=False)
     if failed is not None:
-        tell(evidence_of(hunt, Verdict.NOT_FORMED, "fails", hunt.said(failed).splitlines()[0]))
+        emit(evidence_of(hunt, Verdict.REFUTED, "fails", hunt.said(failed).splitlines()[0]))
         raise _failure(hunt, failed)
     hunt.check_asked()
     check = PropertyCheck(hunt.name, hunt.subject.name, hunt.n_examples, *hunt.worst)
-    tell(evidence_of(hunt, Verdict.FORMED, "holds", held(hunt)))
+    emit(evidence_of(hunt, Verdict.SHOWN, "holds", held(hunt)))
     return check
 
 
@@ -570,7 +570,7 @@ def held(hunt: Hunt) -> str:
 
 def evidence_of(hunt: Hunt, verdict: Verdict, reason: str, summary: str, name: str = "") -> Evidence:
     """What the report gets. Examples are searched for and not a sample, so no confidence is stated."""
-    return Evidence(name or hunt.name, verdict, reason, summary, about(hunt), confidence=None, expected=Verdict.FORMED)
+    return Evidence(name or hunt.name, verdict, reason, summary, about(hunt), confidence=None, expected=Verdict.SHOWN)
 
 
 def about(hunt: Hunt) -> Provenance:
@@ -596,12 +596,12 @@ def _failure(hunt: Hunt, example: Example) -> PropertyFailed:
 def _over_training(history: PropertyOverTraining, claim: Claim, holds_from: int | None) -> PropertyOverTraining:
     """What was found of a training where the property holds as it must; else the error."""
     evidence = judged_over(history, claim, holds_from=holds_from)
-    tell(evidence)
-    if evidence.verdict is Verdict.FORMED:
+    emit(evidence)
+    if evidence.verdict is Verdict.SHOWN:
         return history
-    if evidence.verdict is Verdict.NOT_FORMED:
+    if evidence.verdict is Verdict.REFUTED:
         raise PropertyFailed(*failure_of(history, claim, evidence))
-    raise ExpectationFailed(failure_text(evidence, Verdict.FORMED), evidence)
+    raise ExpectationFailed(failure_text(evidence, Verdict.SHOWN), evidence)
 
 
 def _refuse_of_training(**given: Any) -> None:

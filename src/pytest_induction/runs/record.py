@@ -303,7 +303,7 @@ class TrainingRun:
 
     `source` says where they come from: "recorder", "sweep" or "log". `icl_windows` are the token numbers, from one, both ends
     included, whose losses the in-context learning score compares, `first_token` is the number of the first token of a row that
-    has a loss. `about` is what describes the measurements (model, way in, device, probes, versions), `notes` what a reader must
+    has a loss. `about` is what describes the measurements (model, backend, device, probes, versions), `notes` what a reader must
     know: lines that were dropped, parts that were trained again. `cost` is what recording took, its `max_overhead` what it might.
     `is_open` says that a recorder began it and has not closed it: the training goes on, or was broken off.
     `checkpoints` says where the weights are, of a run that was swept just now.

@@ -525,7 +525,7 @@ class InductionRecorder(Keeping):
             subject = self._subject.of(model)
             if subject is not self._described and self._writer is not None:
                 self._lacking.pop("heads", None)
-                if subject.way is None:
+                if subject.backend is None:
                     why = why_unread(subject, 'InductionRecorder(..., without_pattern="{}")')
                     self._lack("heads", f"heads are not measured, as the attention of {subject.name} cannot be read{why}")
                 header = self._header(subject)

@@ -42,7 +42,7 @@ class About(TypedDict, total=False):
     """What describes the measurements; whatever else a writer says of them is kept as it is."""
 
     model: str
-    way_in: str
+    backend: str
     n_layers: Small
     n_heads: Small
     dtype: str

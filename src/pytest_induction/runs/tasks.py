@@ -11,7 +11,7 @@ from typing import Any
 from pytest_induction import alarms
 from pytest_induction.errors import ArgumentError, InductionError, TextError, first_line
 from pytest_induction.model.protocol import ModelUnderTest, why_unread
-from pytest_induction.observers import naming_subjects
+from pytest_induction.observers import tracking_subjects
 from pytest_induction.progress import showing_on
 from pytest_induction.runs.checkpoints.finding import Checkpoint
 from pytest_induction.runs.checkpoints.loading import FactoryError, Loader, Loading
@@ -58,7 +58,7 @@ class Bench:
             with (
                 spelt(self._plan.loading.spelling),
                 showing_on(lambda: None),
-                naming_subjects(),
+                tracking_subjects(),
             ):  # the sweep shows how far it is, and no report is on one checkpoint
                 snapshot, header = self._measured(checkpoint)
         except (ArgumentError, TextError, FactoryError) as error:
@@ -81,7 +81,7 @@ class Bench:
             header = self._measuring.header(subject)
             self._described = weakref.ref(subject)  # whether it is kept is for the loader to say
         snapshot = self._measuring.snapshot(subject, checkpoint.step)
-        if subject.way is None:
+        if subject.backend is None:
             why = why_unread(subject, "--induction-without-pattern={}")
             lacking = f"heads are not measured, as the attention of {subject.name} cannot be read{why}"
             snapshot = replace(snapshot, problem="; ".join(filter(None, (snapshot.problem, lacking))))

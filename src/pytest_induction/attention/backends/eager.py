@@ -1,4 +1,4 @@
-"""Way in 3: eager attention with `output_attentions`, for Hugging Face models that the first two cannot see into."""
+"""Backend 3: eager attention with `output_attentions`, for Hugging Face models that the first two cannot see into."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.attention.backend import Trials, WayIn
-from pytest_induction.attention.backends.sdpa import Tap, Watch, each_itself, is_softmax, watching
-from pytest_induction.attention.capture import Observer, Show
+from pytest_induction.attention.backend import AttentionBackend, Trials
+from pytest_induction.attention.backends.sdpa import Interceptor, Watch, each_itself, is_softmax, watching
+from pytest_induction.attention.capture import Capture, Observer
 from pytest_induction.attention.edits import Steps
-from pytest_induction.attention.errors import NotInUse, Refused
+from pytest_induction.attention.errors import BackendNotApplicable, BackendUnavailable
 from pytest_induction.attention.pattern import PatternReader
 from pytest_induction.attention.softmax_edits import Editing
-from pytest_induction.attention.tracking import Running
+from pytest_induction.attention.tracking import ModuleTracker
 from pytest_induction.forward.calling import Caller
 from pytest_induction.forward.changing import have_alone, remove_hooks
 from pytest_induction.undoing import Changes
@@ -25,7 +25,7 @@ SETTING = "_attn_implementation_internal"
 INSTALLED = "_output_capturing_hooks_installed"  # what transformers says of its own hooks
 
 
-class EagerWay(WayIn):
+class EagerBackend(AttentionBackend):
     """Asks the model for its patterns. Costs (positions x positions) per head and layer, and says so."""
 
     name = "eager output_attentions"
@@ -35,16 +35,16 @@ class EagerWay(WayIn):
     def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
         self.caller = caller
         if not hasattr(getattr(caller.module, "config", None), SETTING):
-            raise NotInUse("not a Hugging Face model")
+            raise BackendNotApplicable("not a Hugging Face model")
         before = {str(getattr(config, SETTING)) for config in _configs(caller.module)} - {"None", "eager"}
-        running = Running(caller.module)
-        tap = Tap(trials[0], Show(running=running))
-        with running.following(), watching(tap, Squares) as squares:
+        running = ModuleTracker(caller.module)
+        interceptor = Interceptor(trials[0], Capture(running=running))
+        with running.following(), watching(interceptor, Squares) as squares:
             patterns = self._patterns(trials[0], None)[1]
         shapes = {tuple(pattern.shape) for pattern in patterns}
         positions = trials[0].shape[1]
         if any(len(shape) != 4 or shape[-2:] != (positions, positions) for shape in shapes):
-            raise Refused(f"attention patterns of shapes {sorted(shapes)} returned for {positions} positions")
+            raise BackendUnavailable(f"attention patterns of shapes {sorted(shapes)} returned for {positions} positions")
         self.layers = running.attention_layers(len(patterns), expected)
         self.heads = tuple(pattern.shape[1] for pattern in patterns)
         self.notes = tuple(f"measured with eager attention, the model itself runs {name}" for name in sorted(before))
@@ -63,7 +63,7 @@ class EagerWay(WayIn):
     @contextmanager
     def alone(self, tokens: Tensor) -> Iterator[None]:
         """The softmaxes that gave the patterns give each position itself."""
-        with watching(Tap(tokens, Show(layers=self._softmaxes, alone=True)), Squares), _eager(self.caller.module):
+        with watching(Interceptor(tokens, Capture(layers=self._softmaxes, alone=True)), Squares), _eager(self.caller.module):
             yield
 
     def run(
@@ -71,9 +71,9 @@ class EagerWay(WayIn):
     ) -> Tensor | None:
         output, patterns = self._patterns(tokens, attention_mask)
         self.all_seen(len(patterns))
-        show = Show(observer)
+        capture = Capture(observer)
         for pattern in patterns:
-            show(PatternReader(pattern))
+            capture(PatternReader(pattern))
         return self.caller.logits_of(output, tokens) if logits else None
 
     def _patterns(self, tokens: Tensor, attention_mask: Tensor | None) -> tuple[Any, tuple[Tensor, ...]]:
@@ -81,24 +81,24 @@ class EagerWay(WayIn):
             output = self.caller(tokens, attention_mask, output_attentions=True)
         found = getattr(output, "attentions", None) or ()
         if not found or not all(isinstance(pattern, Tensor) for pattern in found):
-            raise Refused("no attention patterns returned under output_attentions=True")
+            raise BackendUnavailable("no attention patterns returned under output_attentions=True")
         return output, tuple(found)
 
 
 class Squares(Watch):
     """Keeps the softmaxes over the positions of a trial, to tell which of them are the patterns that are returned."""
 
-    def __init__(self, tap: Tap) -> None:
-        super().__init__(tap)
+    def __init__(self, interceptor: Interceptor) -> None:
+        super().__init__(interceptor)
         self.found: dict[int, Tensor] = {}
 
     def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if not is_softmax(func, output):
             return output
-        number, show, positions = self.tap.show.n_events, self.tap.show, self.tap.positions
+        number, capture, positions = self.interceptor.capture.n_events, self.interceptor.capture, self.interceptor.positions
         fits = output.shape[-2] == positions <= output.shape[-1]  # a sink may come after the positions
-        if show.hears(*output.shape[-2:], fits=fits):
-            if show.alone:
+        if capture.record_call(*output.shape[-2:], fits=fits):
+            if capture.alone:
                 return each_itself(output)
             self.found[number] = output[..., :positions].detach().clone()
         return output

@@ -1,7 +1,7 @@
-"""Way in 0: attention that a model, or code that knows the model, shows by itself.
+"""Backend 0: attention that a model, or code that knows the model, shows by itself.
 
-`show_attention` is the one function: called where attention is computed, it does nothing unless a measurement runs. Code that
-knows a kind of model may call it from hooks that it attaches, through the entry points of the group `pytest_induction.ways_in`.
+`expose_attention` is the one function: called where attention is computed, it does nothing unless a measurement runs. Code that
+knows a kind of model may call it from hooks that it attaches, through the entry points of the group `pytest_induction.backends`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pytest_induction.attention.backend import ListeningWay, Trials
-from pytest_induction.attention.capture import Show
-from pytest_induction.attention.errors import NotInUse
+from pytest_induction.attention.backend import InterceptingBackend, Trials
+from pytest_induction.attention.capture import Capture
+from pytest_induction.attention.errors import BackendNotApplicable
 from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
-from pytest_induction.attention.tracking import Running
+from pytest_induction.attention.tracking import ModuleTracker
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.forward.calling import Caller
 from pytest_induction.forward.changing import remove_hooks
 from pytest_induction.undoing import Changes
 
-GROUP = "pytest_induction.ways_in"
+GROUP = "pytest_induction.backends"
 Attach = Callable[[nn.Module], Callable[[], Any] | None]
-"""Is given a model. Attaches what calls `show_attention` for each layer and returns what detaches it; None for a stranger."""
+"""Is given a model. Attaches what calls `expose_attention` for each layer and returns what detaches it; None for a stranger."""
 
 _show: ContextVar[Callable[[Reader], None] | None] = ContextVar("induction_show", default=None)
 
 
-def show_attention(
+def expose_attention(
     pattern: Tensor | None = None,
     *,
     query: Tensor | None = None,
@@ -53,11 +53,11 @@ def show_attention(
 
     Raises `ArgumentError`, while a measurement runs, for tensors of other shapes.
 
-    >>> show_attention(query=q, key=k)                               # doctest: +SKIP
+    >>> expose_attention(query=q, key=k)                               # doctest: +SKIP
     """
-    show = _show.get()
-    if show is not None:
-        show(_reader(pattern, query, key, scale, mask, causal))
+    capture = _show.get()
+    if capture is not None:
+        capture(_reader(pattern, query, key, scale, mask, causal))
 
 
 def _reader(
@@ -66,25 +66,25 @@ def _reader(
     if pattern is not None:
         if query is not None or key is not None or pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2]:
             raise ArgumentError(
-                "`show_attention` takes a pattern (batch, heads, positions, positions), or query and key instead, "
+                "`expose_attention` takes a pattern (batch, heads, positions, positions), or query and key instead, "
                 f"got a pattern {tuple(pattern.shape)}{'' if query is None else ' and a query'}"
             )
         return PatternReader(pattern)
     if query is None or key is None:
-        raise ArgumentError("`show_attention` takes a pattern, or both query and key")
+        raise ArgumentError("`expose_attention` takes a pattern, or both query and key")
     if query.ndim != 4 or key.ndim != 4 or query.shape[1] % key.shape[1] or query.shape[::2] != key.shape[::2]:
         raise ArgumentError(
-            "`show_attention` takes a query (batch, heads, positions, d_head) and a key (batch, key heads, positions, d_head), "
+            "`expose_attention` takes a query (batch, heads, positions, d_head) and a key (batch, key heads, positions, d_head), "
             f"got {tuple(query.shape)} and {tuple(key.shape)}"
         )
     number = query.shape[-1] ** -0.5 if scale is None else scale
     return LogSumExpReader(query, key, row_log_sum_exp(query, key, number, mask, causal), number, mask, causal)
 
 
-class ShownWay(ListeningWay):
-    """Listens to `show_attention`, called by the model itself or by what knows it and attaches to it."""
+class ExposedBackend(InterceptingBackend):
+    """Listens to `expose_attention`, called by the model itself or by what knows it and attaches to it."""
 
-    name = "show_attention"
+    name = "expose_attention"
     acts = False
     acts_outside = True
     can_isolate = False  # what only shows its attention cannot be made to attend otherwise
@@ -92,15 +92,15 @@ class ShownWay(ListeningWay):
     def __init__(self, caller: Caller, trials: Trials, expected: int | None, attach: Sequence[Attach] = ()) -> None:
         self.caller = caller
         self._attach = next((known for known in (*attach, *_installed()) if self._knows(known)), None)
-        shows = []
+        captures = []
         for tokens in trials:
-            running = Running(caller.module)
-            shows.append(Show(running=running))
-            with self.listening(tokens, shows[-1]), running.following():  # the hooks that show run before those that leave
+            running = ModuleTracker(caller.module)
+            captures.append(Capture(running=running))
+            with self.intercepting(tokens, captures[-1]), running.following():  # the hooks that show run before those that leave
                 caller(tokens)
-        if not shows[0].events:
-            raise NotInUse("the model does not call it, and nothing installed attaches to it")
-        self.settle(shows, expected)
+        if not captures[0].events:
+            raise BackendNotApplicable("the model does not call it, and nothing installed attaches to it")
+        self.resolve_layers(captures, expected)
         self.notes += ("what is shown is taken at its word: nothing tells whether it is all, and what weighs the values",)
 
     def _knows(self, attach: Attach) -> bool:
@@ -108,20 +108,20 @@ class ShownWay(ListeningWay):
             return _attach_for(changes, attach, self.caller.module)
 
     @contextmanager
-    def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
+    def intercepting(self, tokens: Tensor, capture: Capture) -> Iterator[None]:
         with Changes() as changes:
             if self._attach is not None:
                 _attach_for(changes, self._attach, self.caller.module)
             changes.undone_by(partial(_show.set, _show.get()))
-            _show.set(lambda reader: _one(reader, tokens, show))
+            _show.set(lambda reader: _one(reader, tokens, capture))
             yield
 
 
-def _one(reader: Reader, tokens: Tensor, show: Show) -> None:
+def _one(reader: Reader, tokens: Tensor, capture: Capture) -> None:
     told = reader.log_sum_exp if isinstance(reader, LogSumExpReader) else reader.diagonals([0])
     fits = (told.shape[0], told.shape[-1]) == tuple(tokens.shape)
-    if show.hears(told.shape[-1], told.shape[-1], fits=fits):
-        show(reader)
+    if capture.record_call(told.shape[-1], told.shape[-1], fits=fits):
+        capture(reader)
 
 
 def _attach_for(changes: Changes, attach: Attach, module: nn.Module) -> bool:

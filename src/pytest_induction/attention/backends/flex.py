@@ -13,16 +13,16 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from pytest_induction.attention.backend import ListeningWay, Trials
-from pytest_induction.attention.backends.sdpa import CallsWay, Tap, Watch, try_out, watching
-from pytest_induction.attention.capture import Show
-from pytest_induction.attention.errors import NotInUse, Refused
+from pytest_induction.attention.backend import InterceptingBackend, Trials
+from pytest_induction.attention.backends.sdpa import CallsBackend, Interceptor, Watch, try_out, watching
+from pytest_induction.attention.capture import Capture
+from pytest_induction.attention.errors import BackendNotApplicable, BackendUnavailable
 from pytest_induction.forward.calling import FLEX, Caller, as_written
 
 UNMOVED = 1e-6  # what logits may change by, relative to the largest, where nothing that they are made of does
 
 
-class FlexWay(CallsWay):
+class FlexBackend(CallsBackend):
     """Reads every layer that attends by `flex_attention`, and those beside them that attend by sdpa."""
 
     name = "flex_attention"
@@ -30,31 +30,31 @@ class FlexWay(CallsWay):
     def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
         self.caller = caller
         if FLEX not in sys.modules or caller.calls_flex is False:
-            raise NotInUse("flex_attention is not in use")
-        shows, watches = try_out(caller, trials, Watch)
-        if not any(watch.tap.flex.calls for watch in watches):
-            raise NotInUse("0 calls of flex_attention seen")
-        self.settle(shows, expected)
+            raise BackendNotApplicable("flex_attention is not in use")
+        captures, watches = try_out(caller, trials, Watch)
+        if not any(watch.interceptor.flex.calls for watch in watches):
+            raise BackendNotApplicable("0 calls of flex_attention seen")
+        self.resolve_layers(captures, expected)
         check_output_is_all(self, trials[0], watches)
         self.notes += ("flex_attention is measured as it is written, not as it is compiled",)
 
     @contextmanager
-    def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
-        with as_written(), watching(Tap(tokens, show), Watch):
+    def intercepting(self, tokens: Tensor, capture: Capture) -> Iterator[None]:
+        with as_written(), watching(Interceptor(tokens, capture), Watch):
             yield
 
 
-def check_output_is_all(way: ListeningWay, tokens: Tensor, watches: Sequence[Watch]) -> None:
-    """Raise `Refused` where the log-sum-exp weighs what heads found, as sinks do, or joins several calls."""
-    if not any(watch.tap.flex.asked for watch in watches):
+def check_output_is_all(backend: InterceptingBackend, tokens: Tensor, watches: Sequence[Watch]) -> None:
+    """Raise `BackendUnavailable` where the log-sum-exp weighs what heads found, as sinks do, or joins several calls."""
+    if not any(watch.interceptor.flex.asked for watch in watches):
         return
-    tap = Tap(tokens, Show(layers=way.calls, groups=way.groups))
-    tap.flex.disturbs = True
-    with watching(tap, Watch):
-        disturbed = way.caller.logits(tokens)
-    logits = way.caller.logits(tokens)
+    interceptor = Interceptor(tokens, Capture(layers=backend.calls, groups=backend.groups))
+    interceptor.flex.disturbs = True
+    with watching(interceptor, Watch):
+        disturbed = backend.caller.logits(tokens)
+    logits = backend.caller.logits(tokens)
     if not float((disturbed - logits).abs().max()) <= UNMOVED * float(logits.abs().max()):
-        raise Refused(
+        raise BackendUnavailable(
             "the log-sum-exp of flex_attention is used after the call (for a sink, or to join calls), so that its pattern "
-            "is not what weighs the values: load the model with eager attention, or call `show_attention` with the pattern"
+            "is not what weighs the values: load the model with eager attention, or call `expose_attention` with the pattern"
         )

@@ -1,4 +1,4 @@
-"""Way in 2: the attention functions of Hugging Face transformers, as each layer looks them up.
+"""Backend 2: the attention functions of Hugging Face transformers, as each layer looks them up.
 
 The look-up itself is watched, and whatever function it gives is run unchanged: no setting of the model is touched, so its
 masks stay its own. A function that returns the pattern (eager attention, with its soft caps, sinks and biases) is read from
@@ -16,13 +16,13 @@ from typing import Any
 from torch import Tensor
 
 from pytest_induction.attention.backend import Trials
-from pytest_induction.attention.backends.sdpa import CallsWay
-from pytest_induction.attention.capture import Show
-from pytest_induction.attention.edits import Acting
-from pytest_induction.attention.errors import NotInUse, Refused
+from pytest_induction.attention.backends.sdpa import CallsBackend
+from pytest_induction.attention.capture import Capture
+from pytest_induction.attention.edits import EditingCapture
+from pytest_induction.attention.errors import BackendNotApplicable, BackendUnavailable
 from pytest_induction.attention.kernels import Call, exact, is_softmax_attention, is_weighted_sum
 from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, Reader, Scored
-from pytest_induction.attention.tracking import Running
+from pytest_induction.attention.tracking import ModuleTracker
 from pytest_induction.forward.calling import Caller
 from pytest_induction.forward.changing import beneath, take_over
 from pytest_induction.undoing import Changes
@@ -32,7 +32,7 @@ OPEN_WHERE_TRUE = ("sdpa_attention_forward",)  # functions that are known to tak
 CHANGES_THE_SCORES = ("softcap", "s_aux", "sinks", "position_bias", "sliding_window")
 
 
-class RegistryWay(CallsWay):
+class RegistryBackend(CallsBackend):
     """Reads what passes through transformers' attention interface."""
 
     name = "transformers attention interface"
@@ -40,21 +40,21 @@ class RegistryWay(CallsWay):
     def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
         self.caller = caller
         if "transformers.modeling_utils" not in sys.modules:
-            raise NotInUse("transformers is not in use")
+            raise BackendNotApplicable("transformers is not in use")
         if not hasattr(sys.modules["transformers.modeling_utils"].AttentionInterface, "get_interface"):
-            raise Refused("this transformers looks its attention functions up in another way than newer ones do")
-        shows = []
+            raise BackendUnavailable("this transformers looks its attention functions up in another way than newer ones do")
+        captures = []
         for tokens in trials:
-            running = Running(caller.module)
-            shows.append(Show(running=running))
-            with running.following(), self.listening(tokens, shows[-1]):
+            running = ModuleTracker(caller.module)
+            captures.append(Capture(running=running))
+            with running.following(), self.intercepting(tokens, captures[-1]):
                 caller(tokens)
-        if not shows[0].events:
-            raise Refused("0 calls of a registered attention function seen")
-        self.settle(shows, expected)
+        if not captures[0].events:
+            raise BackendUnavailable("0 calls of a registered attention function seen")
+        self.resolve_layers(captures, expected)
 
     @contextmanager
-    def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
+    def intercepting(self, tokens: Tensor, capture: Capture) -> Iterator[None]:
         """Wrap every attention function that is looked up inside the block."""
         interface = sys.modules["transformers.modeling_utils"].AttentionInterface
         look_up, thread, listens = beneath(interface, LOOK_UP), get_ident(), [True]
@@ -66,18 +66,18 @@ class RegistryWay(CallsWay):
                 if not listens or get_ident() != thread:  # some keep the function that they looked up
                     return function(module, query, key, value, *rest, **options)
                 fits = query.shape[0] == tokens.shape[0] and query.shape[2] == key.shape[2] == tokens.shape[1]
-                hears = show.hears(query.shape[2], key.shape[2], fits=fits)
-                if hears and isinstance(show, Acting):
-                    return _acted(show, function, module, (query, key, value, *rest), options)
+                record_call = capture.record_call(query.shape[2], key.shape[2], fits=fits)
+                if record_call and isinstance(capture, EditingCapture):
+                    return _acted(capture, function, module, (query, key, value, *rest), options)
                 found = function(module, query, key, value, *rest, **options)
-                if not hears:
+                if not record_call:
                     return found
                 output, weights, *more = found
-                if show.alone:
+                if capture.alone:
                     output = value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
                 else:
                     mask = rest[0] if rest else options.get("attention_mask")
-                    show(_reader(module, Call(query, key, value, mask), output, weights, options))
+                    capture(_reader(module, Call(query, key, value, mask), output, weights, options))
                 return output, weights, *more
 
             return heard
@@ -88,12 +88,14 @@ class RegistryWay(CallsWay):
             yield
 
 
-def _acted(show: Acting, function: Callable[..., Any], module: Any, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
+def _acted(
+    capture: EditingCapture, function: Callable[..., Any], module: Any, given: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
     """What an attention function gives for a layer that takes its steps."""
     query, key, value, *rest = given
     mask = rest[0] if rest else options.get("attention_mask")
     if mask is not None and not isinstance(mask, Tensor):
-        raise Refused(f"attention with a mask of type `{type(mask).__name__}` cannot be made to act otherwise")
+        raise BackendUnavailable(f"attention with a mask of type `{type(mask).__name__}` cannot be made to act otherwise")
     call = Call(query, key, value, mask, causal=mask is None and bool(getattr(module, "is_causal", True)))
     more: list[Any] = []
 
@@ -102,7 +104,7 @@ def _acted(show: Acting, function: Callable[..., Any], module: Any, given: tuple
             output, *others = function(module, *given, **options)
         else:
             if mask is None and edited.mask is not None and function.__name__ not in OPEN_WHERE_TRUE:
-                raise Refused("an attention function that is given no mask cannot be made to leave entries out")
+                raise BackendUnavailable("an attention function that is given no mask cannot be made to leave entries out")
             settings = {**options, **({} if rest else {"attention_mask": edited.mask})}
             masks = (edited.mask, *rest[1:]) if rest else ()
             output, *others = function(module, edited.query, edited.key, edited.value, *masks, **settings)
@@ -110,7 +112,7 @@ def _acted(show: Acting, function: Callable[..., Any], module: Any, given: tuple
         found: Tensor = output.transpose(1, 2)
         return found
 
-    output = show.act(call, run)
+    output = capture.act(call, run)
     return output.transpose(1, 2).contiguous(), *more
 
 
@@ -118,18 +120,24 @@ def _reader(module: Any, call: Call, output: Any, weights: Any, options: dict[st
     positions, mask = call.query.shape[2], call.mask
     if isinstance(weights, Tensor) and weights.ndim == 4 and tuple(weights.shape[-2:]) == (positions, positions):
         if not is_weighted_sum(weights, call.value, output.transpose(1, 2)):
-            raise Refused("patterns that are not what weighs the values: what is done to them after the softmax shows nowhere")
+            raise BackendUnavailable(
+                "patterns that are not what weighs the values: what is done to them after the softmax shows nowhere"
+            )
         scale = call._replace(given_scale=options.get("scaling")).scale
         return PatternReader(weights, Scored(call.query, call.key, scale, options.get("softcap")))
     changing = [name for name in CHANGES_THE_SCORES if options.get(name) is not None]
     if changing:
-        raise Refused(f"attention without patterns that takes `{changing[0]}`: load it with attn_implementation='eager'")
+        raise BackendUnavailable(
+            f"attention without patterns that takes `{changing[0]}`: load it with attn_implementation='eager'"
+        )
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 4):
-        raise Refused(f"attention with a mask of type `{type(mask).__name__}`, which is not (batch, heads, positions, positions)")
+        raise BackendUnavailable(
+            f"attention with a mask of type `{type(mask).__name__}`, which is not (batch, heads, positions, positions)"
+        )
     causal = mask is None and bool(getattr(module, "is_causal", True))
     call = call._replace(causal=causal, given_scale=options.get("scaling"))
     if not is_softmax_attention(call, output.transpose(1, 2)):
-        raise Refused(
+        raise BackendUnavailable(
             "attention without patterns whose output is not that of softmax attention: something else changes the scores"
         )
     return LogSumExpReader(call.query, call.key, exact(call), call.scale, mask, causal)

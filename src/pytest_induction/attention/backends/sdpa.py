@@ -1,4 +1,4 @@
-"""Way in 1: calls of `torch.nn.functional.scaled_dot_product_attention`, in any PyTorch model, with no adapter code.
+"""Backend 1: calls of `torch.nn.functional.scaled_dot_product_attention`, in any PyTorch model, with no adapter code.
 
 A trial pass sees the calls under whatever name the function was imported, and sees attention that is computed in any other
 way. The passes after it only replace the function's attribute, which costs nothing, unless an alias was used.
@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pytest_induction.attention.backend import ListeningWay, Trials
-from pytest_induction.attention.capture import Show
-from pytest_induction.attention.edits import Acting, Steps
-from pytest_induction.attention.errors import NotInUse, Refused
+from pytest_induction.attention.backend import InterceptingBackend, Trials
+from pytest_induction.attention.capture import Capture
+from pytest_induction.attention.edits import EditingCapture, Steps
+from pytest_induction.attention.errors import BackendNotApplicable, BackendUnavailable
 from pytest_induction.attention.flex_calls import FlexEar, gradients_allowed, is_flex
 from pytest_induction.attention.kernels import BUILTIN, Call, attend, exact, is_softmax_attention, pattern_of
 from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, QueryChunk, Reader
-from pytest_induction.attention.tracking import Running, sealed_in
+from pytest_induction.attention.tracking import ModuleTracker, sealed_in
 from pytest_induction.forward.calling import Caller, full_precision
 from pytest_induction.forward.changing import beneath, enter_mode, take_over
 from pytest_induction.undoing import Changes
@@ -34,18 +34,18 @@ ATTENTION, MULTI_HEAD, FAST = "scaled_dot_product_attention", "multi_head_attent
 ARGUMENTS = inspect.signature(F.multi_head_attention_forward)
 
 
-class CallsWay(ListeningWay):
-    """A way in that sees calls of attention, and has steps taken where it listens."""
+class CallsBackend(InterceptingBackend):
+    """A backend that sees calls of attention, and has steps taken where it listens."""
 
     @contextmanager
-    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> Iterator[Acting]:
+    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> Iterator[EditingCapture]:
         self.refuse_chunks()
-        acting = Acting(steps, layers=self.calls, groups=self.groups, first=first)
-        with self.listening(tokens, acting):
+        acting = EditingCapture(steps, layers=self.calls, groups=self.groups, first=first)
+        with self.intercepting(tokens, acting):
             yield acting
 
 
-class SdpaWay(CallsWay):
+class SdpaBackend(CallsBackend):
     """Sees every causal self-attention call; refuses a model that computes attention anywhere else too."""
 
     name = "sdpa"
@@ -53,13 +53,13 @@ class SdpaWay(CallsWay):
 
     def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
         self.caller = caller
-        shows, watches = try_out(caller, trials, Watch)
-        caller.calls_flex = any(watch.tap.flex.calls for watch in watches)
+        captures, watches = try_out(caller, trials, Watch)
+        caller.calls_flex = any(watch.interceptor.flex.calls for watch in watches)
         if caller.calls_flex:
-            raise NotInUse("flex_attention is called, which is read another way")
-        if not shows[0].events:
-            raise Refused(f"0 calls of scaled_dot_product_attention seen{watches[0].sealed()}")
-        self.settle(shows, expected)
+            raise BackendNotApplicable("flex_attention is called, which is read another way")
+        if not captures[0].events:
+            raise BackendUnavailable(f"0 calls of scaled_dot_product_attention seen{watches[0].sealed()}")
+        self.resolve_layers(captures, expected)
         self._by_patch = not any(watch.aliased for watch in watches)
         self.base_serves = self._is_the_same_in_base(trials[0])
 
@@ -73,29 +73,29 @@ class SdpaWay(CallsWay):
         seen: list[list[Tensor]] = []
         for logits in (True, False):
             seen.append([])
-            show = self.show(tokens, lambda _, reader: seen[-1].append(reader.diagonals(range(3))))
-            with self.listening(tokens, show), suppress(Exception):  # a base may need what only the whole gives it
+            capture = self.capture(tokens, lambda _, reader: seen[-1].append(reader.diagonals(range(3))))
+            with self.intercepting(tokens, capture), suppress(Exception):  # a base may need what only the whole gives it
                 self.caller(tokens, logits=logits)
         whole, base = seen
         return len(whole) == len(base) and all(map(torch.equal, whole, base))
 
     @contextmanager
-    def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
-        tap = Tap(tokens, show)
-        with patched(tap) if self._by_patch else watching(tap, Watch):
+    def intercepting(self, tokens: Tensor, capture: Capture) -> Iterator[None]:
+        interceptor = Interceptor(tokens, capture)
+        with patched(interceptor) if self._by_patch else watching(interceptor, Watch):
             yield
 
 
-class Tap:
+class Interceptor:
     """Stands in for the attention functions: computes what they would, and shows each causal self-attention call."""
 
-    def __init__(self, tokens: Tensor, show: Show) -> None:
+    def __init__(self, tokens: Tensor, capture: Capture) -> None:
         self.attention: Callable[..., Tensor] = F.scaled_dot_product_attention
         self.multi_head: Callable[..., Any] = F.multi_head_attention_forward
         self.batch, self.positions = tokens.shape
-        self.show = show
+        self.capture = capture
         self.inside = False
-        self.flex = FlexEar(show, self.batch, self.positions)
+        self.flex = FlexEar(capture, self.batch, self.positions)
 
     @property
     def listens(self) -> bool:
@@ -123,26 +123,26 @@ class Tap:
             return call.run(self.attention)
         self.inside = True
         try:
-            fits, number = self._is_self_attention(query, key), self.show.n_events
+            fits, number = self._is_self_attention(query, key), self.capture.n_events
             part, heads = fits or self._is_partial(query, key), query.shape[:-2].numel() // self.batch
-            if not self.show.hears(query.shape[-2], key.shape[-2], fits=fits, values=value, partial=part, heads=heads):
+            if not self.capture.record_call(query.shape[-2], key.shape[-2], fits=fits, values=value, partial=part, heads=heads):
                 self.inside = self.beneath is BUILTIN  # one of the user's own may attend in a way that is seen
                 return self._noted(number, call, call.run(self.attention))
-            if self.show.chunked:
+            if self.capture.chunked:
                 return self._in_part(call)
-            if self.show.alone:
+            if self.capture.alone:
                 return call.alone().run(self.attention)
-            if isinstance(self.show, Acting):
-                return self._acted(call, self.show)
+            if isinstance(self.capture, EditingCapture):
+                return self._acted(call, self.capture)
             output, reader = self._attend(call.plain().autocast())
-            self.show(reader)
+            self.capture(reader)
         finally:
             self.inside = False
         return self._noted(number, call, output)
 
     def _noted(self, number: int, call: Call, output: Tensor) -> Tensor:
         """What a call gave; in a trial it is followed from here."""
-        outputs = self.show.outputs
+        outputs = self.capture.outputs
         if outputs is not None and call.query.ndim > 2:
             outputs.asked(number, call.query, call.key)
             outputs.given(number, call[:3])
@@ -151,14 +151,16 @@ class Tap:
 
     def _in_part(self, call: Call) -> Tensor:
         """What a call of some queries of a layer gives; it is shown as the part that it is."""
-        span = self.show.span(call.query.shape[-2], call.key.shape[-2])
-        if self.show.alone:
+        span = self.capture.span(call.query.shape[-2], call.key.shape[-2])
+        if self.capture.alone:
             return call.alone(span.queries.start - span.keys.start).run(self.attention)
         if self.attention is not BUILTIN:
-            raise Refused("scaled_dot_product_attention was replaced, and is called for some queries of a layer at a time")
+            raise BackendUnavailable(
+                "scaled_dot_product_attention was replaced, and is called for some queries of a layer at a time"
+            )
         output, apart = call.run(self.attention), call.plain().autocast()
         apart = apart if call.query.ndim == 4 else self._unfolded(apart)
-        self.show(QueryChunk(partial(pattern_of, apart), span.queries, span.keys, output.device, apart.query.dtype))
+        self.capture(QueryChunk(partial(pattern_of, apart), span.queries, span.keys, output.device, apart.query.dtype))
         return output
 
     def _is_partial(self, query: Tensor, key: Tensor) -> bool:
@@ -170,7 +172,7 @@ class Tap:
 
     def _attend(self, call: Call) -> tuple[Tensor, Reader]:
         if call.value.shape[-1] == self.positions and bool((call.value == torch.eye(self.positions).to(call.value)).all()):
-            raise Refused(
+            raise BackendUnavailable(
                 "attention to one-hot values: what comes out is the pattern itself, and what is made of it shows nowhere"
             )
         with full_precision(call.query.device.type):
@@ -181,10 +183,10 @@ class Tap:
                 log_sum_exp = exact(call)
             if self.attention is not BUILTIN and not is_softmax_attention(call, output.reshape(*call.query.shape[:3], -1)):
                 name = getattr(self.attention, "__qualname__", repr(self.attention))
-                raise Refused(f"scaled_dot_product_attention was replaced by `{name}`, which computes something else")
+                raise BackendUnavailable(f"scaled_dot_product_attention was replaced by `{name}`, which computes something else")
         return output, LogSumExpReader(call.query, call.key, log_sum_exp, call.scale, call.mask, call.causal)
 
-    def _acted(self, call: Call, acting: Acting) -> Tensor:
+    def _acted(self, call: Call, acting: EditingCapture) -> Tensor:
         """What the layer gives when it takes its steps, in the layout of the call."""
         apart = call.plain() if call.query.ndim == 4 else self._unfolded(call.plain())
 
@@ -218,37 +220,37 @@ class Tap:
         if not self.listens or not options.get("need_weights", True):
             return self.multi_head(**options)
         fits = query.ndim == 3 and tuple(query.shape[:2]) == tuple(key.shape[:2]) == (self.positions, self.batch)
-        if isinstance(self.show, Acting):
-            if self.show.acts:  # without weights it attends by the function above
+        if isinstance(self.capture, EditingCapture):
+            if self.capture.acts:  # without weights it attends by the function above
                 output, _ = self.multi_head(**{**options, "need_weights": False})
                 return output, _beneath(self, "multi_head")(**options)[1]
-            if self.show.hears(query.shape[0], key.shape[0], fits=fits):
+            if self.capture.record_call(query.shape[0], key.shape[0], fits=fits):
                 n_heads = options["num_heads"]
-                self.show.next(n_heads, n_heads)
+                self.capture.next(n_heads, n_heads)
             self.inside = True
             try:
                 return self.multi_head(**options)
             finally:
                 self.inside = False
-        if not self.show.hears(query.shape[0], key.shape[0], fits=fits):
+        if not self.capture.record_call(query.shape[0], key.shape[0], fits=fits):
             return self.multi_head(**options)
-        if self.show.alone:
+        if self.capture.alone:
             others = ~torch.eye(self.positions, dtype=torch.bool, device=query.device)
             options |= {"attn_mask": others, "key_padding_mask": None, "is_causal": False}
         self.inside = True
         try:
             output, weights = self.multi_head(**{**options, "average_attn_weights": False})
-            if not self.show.alone:
-                self.show(PatternReader(weights))
+            if not self.capture.alone:
+                self.capture(PatternReader(weights))
         finally:
             self.inside = False
         return output, weights.mean(dim=1) if options.get("average_attn_weights", True) else weights
 
 
-def _beneath(tap: Tap, name: Literal["attention", "multi_head"]) -> Callable[..., Any]:
+def _beneath(interceptor: Interceptor, name: Literal["attention", "multi_head"]) -> Callable[..., Any]:
     """The function that the outermost of the taps stands in for, each around the other."""
-    function: Callable[..., Any] = getattr(tap, name)
-    while isinstance(other := getattr(function, "__self__", function), Tap):
+    function: Callable[..., Any] = getattr(interceptor, name)
+    while isinstance(other := getattr(function, "__self__", function), Interceptor):
         function = getattr(other, name)
     return function
 
@@ -261,23 +263,23 @@ def _heads_apart(part: Tensor, batch: int) -> Tensor:
 class Watch(TorchFunctionMode):
     """Sees the attention function under whatever name it was imported."""
 
-    def __init__(self, tap: Tap) -> None:
+    def __init__(self, interceptor: Interceptor) -> None:
         super().__init__()
-        self.tap = tap
+        self.interceptor = interceptor
         self.aliased = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is self.tap.beneath and not self.tap.inside:
+        if func is self.interceptor.beneath and not self.interceptor.inside:
             self.aliased += 1
-            return self.tap(*args, **(kwargs or {}))
-        if self.tap.inside:
+            return self.interceptor(*args, **(kwargs or {}))
+        if self.interceptor.inside:
             return func(*args, **(kwargs or {}))
-        if is_flex(func) and self.tap.listens:
-            return self.tap.flex(func, *args, **(kwargs or {}))
+        if is_flex(func) and self.interceptor.listens:
+            return self.interceptor.flex(func, *args, **(kwargs or {}))
         args, kwargs = self.before(func, args, kwargs or {})
         output = self.after(func, args, kwargs, func(*args, **kwargs))
-        if self.tap.show.outputs is not None:
-            self.tap.show.outputs.after(func, args, kwargs, output)
+        if self.interceptor.capture.outputs is not None:
+            self.interceptor.capture.outputs.after(func, args, kwargs, output)
         return output
 
     def before(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -290,7 +292,7 @@ class Watch(TorchFunctionMode):
 
     def sealed(self) -> str:
         """Words on what nothing can watch."""
-        running = self.tap.show.running
+        running = self.interceptor.capture.running
         return "" if running is None else sealed_in(running.module)
 
 
@@ -307,42 +309,42 @@ def each_itself(pattern: Tensor) -> Tensor:
 Mode = TypeVar("Mode", bound=Watch)
 
 
-def try_out(caller: Caller, trials: Sequence[Tensor], mode: Callable[[Tap], Mode]) -> tuple[list[Show], list[Mode]]:
+def try_out(caller: Caller, trials: Sequence[Tensor], mode: Callable[[Interceptor], Mode]) -> tuple[list[Capture], list[Mode]]:
     """A forward pass over each trial in which every attention call is seen, and the module that makes it."""
-    shows: list[Show] = []
+    captures: list[Capture] = []
     watches: list[Mode] = []
     for tokens in trials:
-        running = Running(caller.module)
-        tap = Tap(tokens, Show(running=running, positions=tokens.shape[1]))
-        with running.following(), watching(tap, mode) as watch:
+        running = ModuleTracker(caller.module)
+        interceptor = Interceptor(tokens, Capture(running=running, positions=tokens.shape[1]))
+        with running.following(), watching(interceptor, mode) as watch:
             caller(tokens)
-        shows.append(tap.show)
+        captures.append(interceptor.capture)
         watches.append(watch)
-    return shows, watches
+    return captures, watches
 
 
 @contextmanager
-def watching(tap: Tap, mode: Callable[[Tap], Mode]) -> Iterator[Mode]:
+def watching(interceptor: Interceptor, mode: Callable[[Interceptor], Mode]) -> Iterator[Mode]:
     """Every torch function that is called inside the block is looked at."""
-    with patched(tap), gradients_allowed(tap.show), Changes() as changes:
-        watch = mode(tap)
+    with patched(interceptor), gradients_allowed(interceptor.capture), Changes() as changes:
+        watch = mode(interceptor)
         enter_mode(changes, watch)
         yield watch
 
 
 @contextmanager
-def patched(tap: Tap) -> Iterator[None]:
+def patched(interceptor: Interceptor) -> Iterator[None]:
     """The attention functions are replaced inside the block; what has no way around them is kept from being taken."""
-    tap.attention, tap.multi_head = beneath(F, ATTENTION), beneath(F, MULTI_HEAD)
+    interceptor.attention, interceptor.multi_head = beneath(F, ATTENTION), beneath(F, MULTI_HEAD)
     with Changes() as changes:
         fast = torch.backends.mha, FAST, _no  # one C++ call that computes a whole encoder layer
-        take_over(changes, (F, ATTENTION, tap), (F, MULTI_HEAD, tap.through_module), fast)
+        take_over(changes, (F, ATTENTION, interceptor), (F, MULTI_HEAD, interceptor.through_module), fast)
         yield
 
 
 def is_listened_to() -> bool:
     """Whether something stands in for the attention functions of this thread."""
-    return isinstance(beneath(F, ATTENTION), Tap)
+    return isinstance(beneath(F, ATTENTION), Interceptor)
 
 
 def _no() -> bool:

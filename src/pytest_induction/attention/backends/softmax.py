@@ -1,4 +1,4 @@
-"""Way in 5: attention written by hand. Every softmax over (positions x positions) is watched, and sdpa calls with it.
+"""Backend 5: attention written by hand. Every softmax over (positions x positions) is watched, and sdpa calls with it.
 
 A softmax is taken for the pattern only if it is followed to a matrix product in which it weighs something as it is: nothing but
 casts, views and changes without effect (dropout while evaluating) lie between. Patterns that are changed on the way, such as the
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from pytest_induction.attention.axes import PRODUCTS, Axes, Seen, axis_of, find_axes, itself, may_fit
-from pytest_induction.attention.backend import ListeningWay, Trials
+from pytest_induction.attention.backend import InterceptingBackend, Trials
 from pytest_induction.attention.backends.flex import check_output_is_all
-from pytest_induction.attention.backends.sdpa import Tap, Watch, is_softmax, try_out, watching
-from pytest_induction.attention.capture import Show, Span, looking
+from pytest_induction.attention.backends.sdpa import Interceptor, Watch, is_softmax, try_out, watching
+from pytest_induction.attention.capture import Capture, Span, measuring
 from pytest_induction.attention.edits import Steps
-from pytest_induction.attention.errors import Enough, Refused
+from pytest_induction.attention.errors import BackendUnavailable, StopForward
 from pytest_induction.attention.joining import tensors_in
 from pytest_induction.attention.pattern import PatternReader, QueryChunk
 from pytest_induction.attention.softmax_edits import Editing
@@ -40,7 +40,7 @@ UNUSED = "used nowhere"
 FOLLOWED = 3  # patterns that are followed at a time in a measurement; two may be used together, as in a difference
 
 
-class SoftmaxWay(ListeningWay):
+class SoftmaxBackend(InterceptingBackend):
     """Sees patterns where the model computes them itself, whatever its code is. Costs a little per torch function."""
 
     name = "softmax"
@@ -48,18 +48,18 @@ class SoftmaxWay(ListeningWay):
 
     def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
         self.caller = caller
-        shows, watches = try_out(caller, trials, Traced)
-        if not shows[0].events:
-            raise Refused(f"no softmax seen{watches[0].sealed()}")
+        captures, watches = try_out(caller, trials, Traced)
+        if not captures[0].events:
+            raise BackendUnavailable(f"no softmax seen{watches[0].sealed()}")
         self.axes = find_axes(watches[0].seen, watches[1].seen, lambda: try_out(caller, (trials[0][:-1],), Traced)[1][0].seen)
-        for show, watch in zip(shows, watches, strict=True):
-            show.events = [
+        for capture, watch in zip(captures, watches, strict=True):
+            capture.events = [
                 event._replace(fits=event.fits and (number in self.axes or number not in watch.seen))
-                for number, event in enumerate(show.events)
+                for number, event in enumerate(capture.events)
             ]
-        self.settle(shows, expected)
+        self.resolve_layers(captures, expected)
         for watch in watches:
-            watch.check(frozenset(range(watch.tap.show.n_events)) if self.chunked else self.calls)
+            watch.check(frozenset(range(watch.interceptor.capture.n_events)) if self.chunked else self.calls)
         check_output_is_all(self, trials[0], watches)
         self._editing: Editing | None = None
         if self.acts:
@@ -72,12 +72,12 @@ class SoftmaxWay(ListeningWay):
         return self._editing.acting(tokens, steps, first=first)
 
     @contextmanager
-    def listening(self, tokens: Tensor, show: Show) -> Iterator[None]:
-        show.ends = False  # but when it is known what becomes of the last pattern
-        with watching(Tap(tokens, show), Traced) as watch, suppress(Enough):
+    def intercepting(self, tokens: Tensor, capture: Capture) -> Iterator[None]:
+        capture.ends = False  # but when it is known what becomes of the last pattern
+        with watching(Interceptor(tokens, capture), Traced) as watch, suppress(StopForward):
             watch.follows, watch.axes = FOLLOWED, self.axes
             yield
-        watch.check(frozenset(range(show.n_events)) if self.chunked else self.calls)
+        watch.check(frozenset(range(capture.n_events)) if self.chunked else self.calls)
 
 
 class Form(NamedTuple):
@@ -92,8 +92,8 @@ class Form(NamedTuple):
 class Traced(Watch):
     """Shows each softmax over (positions x positions) as a layer's pattern, and follows it to the product in which it weighs."""
 
-    def __init__(self, tap: Tap) -> None:
-        super().__init__(tap)
+    def __init__(self, interceptor: Interceptor) -> None:
+        super().__init__(interceptor)
         self.follows: int | None = None  # how many patterns at a time; None for all
         self.axes: Mapping[int, Axes] | None = None  # of the softmaxes that are patterns, by their numbers; None in a trial
         self._ended = False
@@ -104,22 +104,22 @@ class Traced(Watch):
         self._fate: dict[int, str] = {}  # of each softmax, by the number of its call
 
     def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        if not (self._forms or self._weighted or self.tap.show.stopped or is_softmax(func, output)):
+        if not (self._forms or self._weighted or self.interceptor.capture.stopped or is_softmax(func, output)):
             return output
-        with looking():
+        with measuring():
             return self._looked_at(func, args, kwargs, output)
 
     def _looked_at(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if is_softmax(func, output):
-            seen = Seen(output, axis_of(args, kwargs, output.ndim), self.tap.batch, self.tap.positions)
-            number = self.tap.show.n_events
+            seen = Seen(output, axis_of(args, kwargs, output.ndim), self.interceptor.batch, self.interceptor.positions)
+            number = self.interceptor.capture.n_events
             if self._hears(seen, number):
                 return self._tried(seen, number, args) if self.axes is None else self._shown(seen, number)
         if self._forms or self._weighted:
             self._judge(getattr(func, "__name__", ""), args, kwargs, output)
-        if self.tap.show.stopped and UNUSED not in self._fate.values() and not self._ended:
+        if self.interceptor.capture.stopped and UNUSED not in self._fate.values() and not self._ended:
             self._ended = True  # where an interrupt keeps it listening, what is run to clean up is not ended by it too
-            raise Enough
+            raise StopForward
         return output
 
     def _hears(self, seen: Seen, number: int) -> bool:
@@ -130,7 +130,7 @@ class Traced(Watch):
         partial = partial and (len(shape) == 3 or shape[0] == seen.batch)
         heads = seen.output.numel() // (seen.batch * (seen.positions**2 if fits else shape[-2:].numel()))
         queries = seen.positions if fits else shape[-2 if key == len(shape) - 1 else -1]
-        heard = self.tap.show.hears(queries, shape[key], fits=fits, partial=partial, heads=heads)
+        heard = self.interceptor.capture.record_call(queries, shape[key], fits=fits, partial=partial, heads=heads)
         return heard or (partial and self.axes is None)
 
     def _axes(self, number: int, seen: Seen) -> Axes:
@@ -142,26 +142,26 @@ class Traced(Watch):
         self._follow(seen.output, frozenset({number}))
         self._fate[number] = UNUSED
         self.seen[number] = seen._replace(output=seen.output.detach().clone())
-        if self.tap.show.outputs is not None:
-            self.tap.show.outputs.given(number, tensors_in(args[:1]))
+        if self.interceptor.capture.outputs is not None:
+            self.interceptor.capture.outputs.given(number, tensors_in(args[:1]))
         return seen.output
 
     def _shown(self, seen: Seen, number: int) -> Tensor:
         """What is given back for a softmax that is a pattern, or a part of one, which is shown and followed."""
-        output, show = seen.output, self.tap.show
+        output, capture = seen.output, self.interceptor.capture
         axes = self._axes(number, seen)
-        span = show.span(*output.shape[-2:]) if show.chunked else None
-        if show.alone:
+        span = capture.span(*output.shape[-2:]) if capture.chunked else None
+        if capture.alone:
             return itself(axes, output, *seen.size) if span is None else _itself_in(span, output)
         self._follow(output, frozenset({number}))
         self._fate[number] = UNUSED
         if self.follows is not None:
             self._let_go(sorted(self._fate)[: -self.follows])
         if span is None:
-            show(PatternReader(axes.apart(output, *seen.size)))
+            capture(PatternReader(axes.apart(output, *seen.size)))
         else:
             rows = output.reshape(seen.batch, -1, *output.shape[-2:])
-            show(QueryChunk(lambda: rows, span.queries, span.keys, rows.device, rows.dtype))
+            capture(QueryChunk(lambda: rows, span.queries, span.keys, rows.device, rows.dtype))
         return output
 
     def _let_go(self, numbers: list[int]) -> None:
@@ -219,22 +219,24 @@ class Traced(Watch):
 
     def _weighed(self, numbers: frozenset[int], inputs: list[Tensor], output: Tensor) -> None:
         """What heads find is followed in a trial."""
-        outputs = self.tap.show.outputs
+        outputs = self.interceptor.capture.outputs
         if outputs is None:
             return
         for number in numbers:
             outputs.given(number, inputs)
-            outputs.gave(number, output, self.tap.show.events[number].heads)
+            outputs.gave(number, output, self.interceptor.capture.events[number].heads)
 
     def _used(self, numbers: frozenset[int], fate: str) -> None:
         """Patterns weighed something, as they are or changed; changed once is changed."""
         self._fate |= {number: fate for number in numbers if fate or self._fate[number] == UNUSED}
 
     def check(self, calls: frozenset[int]) -> None:
-        """Raise `Refused` unless every pattern was used as it was."""
+        """Raise `BackendUnavailable` unless every pattern was used as it was."""
         fates = sorted(fate for number, fate in self._fate.items() if fate and number in calls)
         if fates:
-            raise Refused(f"{len(calls)} softmax calls over (positions x positions), of which {len(fates)} are {fates[0]}")
+            raise BackendUnavailable(
+                f"{len(calls)} softmax calls over (positions x positions), of which {len(fates)} are {fates[0]}"
+            )
 
 
 def _itself_in(span: Span, pattern: Tensor) -> Tensor:

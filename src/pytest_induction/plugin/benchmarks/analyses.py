@@ -21,7 +21,7 @@ from pytest_induction.heads.induction import assert_has_induction_head
 from pytest_induction.measuring.losses import repetition
 from pytest_induction.measuring.observing import observe
 from pytest_induction.model.protocol import ModelUnderTest
-from pytest_induction.observers import listening
+from pytest_induction.observers import collecting
 from pytest_induction.probes.sequences import COPIES, SHORTEST_PERIOD, usable_ids
 from pytest_induction.records import TokenSpace
 
@@ -83,7 +83,7 @@ def has_induction_head(induction: Induction) -> Measure:
     """A whole verdict: all rounds of probes that it takes, intervals, provenance."""
 
     def decide(subject: ModelUnderTest) -> None:
-        with listening(), suppress(ExpectationFailed):
+        with collecting(), suppress(ExpectationFailed):
             assert_has_induction_head(subject, seed=induction.seed)
 
     return decide
@@ -93,7 +93,7 @@ def learns_in_context(induction: Induction) -> Measure:
     """A whole verdict on the session's text."""
 
     def decide(subject: ModelUnderTest) -> None:
-        with listening(), suppress(ExpectationFailed):
+        with collecting(), suppress(ExpectationFailed):
             assert_learns_in_context(subject, induction.text, seed=induction.seed)
 
     return decide

@@ -43,8 +43,8 @@ def timings(reports: Iterable[tuple[str, Iterable[tuple[str, Any]]]], *, width: 
 
 def _title(found: Mapping[str, Any]) -> str:
     threads = f"{found['threads']} thread{'s' if found['threads'] != 1 else ''}"
-    way = "attention not read" if found["way_in"] == "none" else f"by {found['way_in']}"
-    return f"{found['model']}: {way}, {found['dtype']} on {found['device']}, {threads}, torch {found['torch']}"
+    backend = "attention not read" if found["backend"] == "none" else f"by {found['backend']}"
+    return f"{found['model']}: {backend}, {found['dtype']} on {found['device']}, {threads}, torch {found['torch']}"
 
 
 def _row(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:

@@ -246,7 +246,7 @@ def _about(subject: ModelUnderTest) -> dict[str, Any]:
     return {
         "model": subject.name,
         "weights": subject.fingerprint(),
-        "way_in": subject.way.name if subject.way else "none",
+        "backend": subject.backend.name if subject.backend else "none",
         "dtype": str(subject.dtype).removeprefix("torch."),
         "device": _named(subject.device),
         "threads": torch.get_num_threads(),

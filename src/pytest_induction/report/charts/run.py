@@ -231,7 +231,7 @@ def _note(data: Mapping[str, Any], unsure: Sequence[float] | None) -> str:
     said = []
     if data.get("window"):
         low, high = (amount(10**place) for place in data["window"])
-        verdict = "" if data.get("verdict") == "FORMED" else f" ({data.get('verdict')})"
+        verdict = "" if data.get("verdict") == "SHOWN" else f" ({data.get('verdict')})"
         said.append(f"gold: the phase change{verdict}, {low} to {high} {data['unit']}")
         if unsure:
             said.append(f"lighter: what it may reach, {amount(10 ** unsure[0])} to {amount(10 ** unsure[1])}")

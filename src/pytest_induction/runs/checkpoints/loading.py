@@ -144,7 +144,7 @@ class Loader:
             kept.subject.notes += loaded.notes
         else:
             _hand_over(module, kept.subject.given)
-        if kept.subject.way is not None:
+        if kept.subject.backend is not None:
             self._kept = kept
         return _checked(kept.subject, name)
 
@@ -164,7 +164,7 @@ class Loader:
             module = _filled(make(), stored)
         dtypes = _dtypes(module)
         subject = self._adapted(_moved_to(module, self._how), stored.name)
-        if self._is_safe and subject.way is not None:
+        if self._is_safe and subject.backend is not None:
             self._kept = _Kept(subject, stored.is_adapter_for(module), dtypes)
         return subject
 

@@ -1,4 +1,4 @@
-"""Does one series of a run change abruptly? FORMED if it is shown to, NOT_FORMED if it is shown not to, else UNDETERMINED."""
+"""Does one series of a run change abruptly? SHOWN if it is shown to, REFUTED if it is shown not to, else UNDETERMINED."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def judge_change(run: TrainingRun, axis: Axis, series: Series, rule: Rule) -> Ch
             Verdict.UNDETERMINED,
             "few_snapshots",
             f"{words} is known at {len(series.x)} snapshots; at least {FEWEST} are needed",
-            settle=f"record {words} at {FEWEST - len(series.x)} more snapshots at least",
+            next_step=f"record {words} at {FEWEST - len(series.x)} more snapshots at least",
         )
     kept = _until_lost(series)
     levels = _Levels.of(run, kept)
     if levels.possible + POWER * levels.error < series.bar:
-        return Change(series.name, Verdict.NOT_FORMED, "no_change", _flat(kept), shape="flat")
+        return Change(series.name, Verdict.REFUTED, "no_change", _flat(kept), shape="flat")
     change = _seen(run, axis, kept, levels, rule).judged()
     if len(kept.x) < len(series.x):
         change = replace(change, summary=f"{change.summary}; later it is lost")
@@ -77,7 +77,7 @@ def _seen(run: TrainingRun, axis: Axis, series: Series, levels: _Levels, rule: R
     if sloping.verdict is not Verdict.UNDETERMINED or not sloping.is_sparse:
         return sloping
     level = replace(sloping, found=find_transition(series.x, series.y, rule.error_rate, extra, sloping=False))
-    expected = Verdict.FORMED if sloping.best_is_abrupt else Verdict.NOT_FORMED
+    expected = Verdict.SHOWN if sloping.best_is_abrupt else Verdict.REFUTED
     return level if level.verdict is expected else sloping
 
 
@@ -181,13 +181,13 @@ class _Seen:
     def _verdict(self) -> tuple[Verdict, str, str, str]:
         """Verdict, reason, shape, and what would settle it."""
         if self._is_gradual():
-            return Verdict.NOT_FORMED, "gradual", "gradual", ""
+            return Verdict.REFUTED, "gradual", "gradual", ""
         if self._is_two_steps():
-            return Verdict.NOT_FORMED, "two_steps", "", ""
+            return Verdict.REFUTED, "two_steps", "", ""
         missing = self._missing()
         if missing is not None:
             return Verdict.UNDETERMINED, missing[0], "", missing[1]
-        return Verdict.FORMED, "abrupt", "abrupt", ""
+        return Verdict.SHOWN, "abrupt", "abrupt", ""
 
     def _is_gradual(self) -> bool:
         """Whether something surely changes, no transition that fits is abrupt, and the best is over.

@@ -13,7 +13,7 @@ import numpy as np
 
 from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.expectations import checked_bounds, expect
-from pytest_induction.observers import name_subject, tell
+from pytest_induction.observers import emit, track_subject
 from pytest_induction.records import Change, Estimate, Evidence, Moment, Provenance, Verdict
 from pytest_induction.runs.logs.read import taken
 from pytest_induction.runs.opening import load_run
@@ -39,7 +39,7 @@ def together(evidence: Evidence, found: PhaseChange, margin: float = MARGIN, *, 
 
     Unless it is `strict`, changes between the same snapshots are together, though these may be farther apart than the margin.
     """
-    if evidence.verdict is not Verdict.FORMED:
+    if evidence.verdict is not Verdict.SHOWN:
         return evidence
     change, lag = found.in_context_learning, found.lag
     if change is None:
@@ -48,21 +48,21 @@ def together(evidence: Evidence, found: PhaseChange, margin: float = MARGIN, *, 
             verdict=Verdict.UNDETERMINED,
             reason="icl_not_recorded",
             summary=f"{evidence.summary}; in-context learning was not recorded",
-            settle="record or sweep with a held-out text (`text=`, --text), or ask without (`co_occurring=False`)",
+            next_step="record or sweep with a held-out text (`text=`, --text), or ask without (`co_occurring=False`)",
         )
-    if not (change.verdict is Verdict.FORMED or is_narrow(change, found.bars["max_width"])) or lag is None:
+    if not (change.verdict is Verdict.SHOWN or is_narrow(change, found.thresholds["max_width"])) or lag is None:
         reason = f"icl_{change.reason}"
         summary = f"{evidence.summary}; but {change.summary}"
-        return replace(evidence, verdict=change.verdict, reason=reason, summary=summary, settle=change.settle)
+        return replace(evidence, verdict=change.verdict, reason=reason, summary=summary, next_step=change.next_step)
     summary = f"{evidence.summary}; in-context learning changes {apart(lag)} after"
     if not strict and found.induction is not None and are_together(found.induction, change, lag, margin):
-        return replace(evidence, summary=summary, bars={**evidence.bars, "margin": margin})
+        return replace(evidence, summary=summary, thresholds={**evidence.thresholds, "margin": margin})
     return _within(evidence, lag, margin, summary)
 
 
 def with_turn(evidence: Evidence, found: PhaseChange) -> Evidence:
     """The evidence on a run, with what the path of token losses does beside it, as far as that was recorded."""
-    if evidence.verdict is not Verdict.FORMED or found.turn is None:
+    if evidence.verdict is not Verdict.SHOWN or found.turn is None:
         return evidence
     said = found.turn.summary if found.turn_lag is None else f"the path of token losses turns {apart(found.turn_lag)} after"
     return replace(evidence, summary=f"{evidence.summary}; {said}")
@@ -70,7 +70,7 @@ def with_turn(evidence: Evidence, found: PhaseChange) -> Evidence:
 
 def turning(evidence: Evidence, found: PhaseChange, margin: float) -> Evidence:
     """The evidence on a run in which the path of token losses must turn with induction, too."""
-    if evidence.verdict is not Verdict.FORMED:
+    if evidence.verdict is not Verdict.SHOWN:
         return evidence
     change, lag = found.turn, found.turn_lag
     if change is None:
@@ -79,11 +79,13 @@ def turning(evidence: Evidence, found: PhaseChange, margin: float) -> Evidence:
             verdict=Verdict.UNDETERMINED,
             reason="turn_not_recorded",
             summary=f"{evidence.summary}; the turn of the path of token losses was not recorded",
-            settle="record or sweep with a held-out text (`text=`, --text), or ask without (`turn=False`)",
+            next_step="record or sweep with a held-out text (`text=`, --text), or ask without (`turn=False`)",
         )
-    if change.verdict is not Verdict.FORMED or lag is None:
+    if change.verdict is not Verdict.SHOWN or lag is None:
         summary = f"{evidence.summary}; but {change.summary}"
-        return replace(evidence, verdict=change.verdict, reason=_about_turn(change.reason), summary=summary, settle=change.settle)
+        return replace(
+            evidence, verdict=change.verdict, reason=_about_turn(change.reason), summary=summary, next_step=change.next_step
+        )
     return _within(evidence, lag, margin, f"{evidence.summary}; the path of token losses turns {apart(lag)} after", _about_turn)
 
 
@@ -94,17 +96,17 @@ def _about_turn(reason: str) -> str:
 def _within(
     evidence: Evidence, lag: Estimate, margin: float, summary: str, reason: Callable[[str], str] = lambda reason: reason
 ) -> Evidence:
-    bars = {**evidence.bars, "margin": margin}
+    bars = {**evidence.thresholds, "margin": margin}
     if -margin <= lag.low and lag.high <= margin:
-        return replace(evidence, summary=summary, bars=bars)
+        return replace(evidence, summary=summary, thresholds=bars)
     is_apart = lag.low > margin or lag.high < -margin
     return replace(
         evidence,
-        verdict=Verdict.NOT_FORMED if is_apart else Verdict.UNDETERMINED,
+        verdict=Verdict.REFUTED if is_apart else Verdict.UNDETERMINED,
         reason=reason("apart" if is_apart else "lag_unclear"),
         summary=f"{summary}: {'more than' if is_apart else 'not clearly within'} the {margin:.2f} that count as together",
-        bars=bars,
-        settle="" if is_apart else "record more snapshots around the change",
+        thresholds=bars,
+        next_step="" if is_apart else "record more snapshots around the change",
     )
 
 
@@ -116,7 +118,7 @@ def over_runs(
     without = [
         part
         for part, each in zip(parts, found, strict=True)
-        if part.verdict is not Verdict.FORMED
+        if part.verdict is not Verdict.SHOWN
         and (each.lag is None or (turn and each.turn_lag is None) or part.reason not in about_distances)
     ]
     names = ", ".join(part.provenance.model for part in parts)
@@ -128,15 +130,15 @@ def over_runs(
         return replace(first, summary=summary, provenance=about)
     lag = _mean_lag([each.lag for each in found], error_rate)
     changes = tuple(change for part in parts for change in part.changes)
-    whole = replace(parts[0], verdict=Verdict.FORMED, reason="formed", provenance=about, estimates={"lag": lag}, changes=changes)
+    whole = replace(parts[0], verdict=Verdict.SHOWN, reason="formed", provenance=about, estimates={"lag": lag}, changes=changes)
     judged = _within(whole, lag, margin, f"over {len(parts)} runs in-context learning changes {apart(lag)} after induction")
     if turn:
         turn_lag = _mean_lag([each.turn_lag for each in found], error_rate)
         judged = replace(judged, estimates={**judged.estimates, "turn_lag": turn_lag})
-        if judged.verdict is Verdict.FORMED:
+        if judged.verdict is Verdict.SHOWN:
             summary = f"{judged.summary}; the path of token losses turns {apart(turn_lag)} after"
             judged = _within(judged, turn_lag, margin, summary, _about_turn)
-    return replace(judged, settle="more runs: the interval is that of a mean over them" if judged.settle else "")
+    return replace(judged, next_step="more runs: the interval is that of a mean over them" if judged.next_step else "")
 
 
 def _mean_lag(lags: Sequence[Estimate | None], error_rate: float) -> Estimate:
@@ -185,7 +187,7 @@ def assert_phase_change(
         evidence = replace(evidence, summary=f"{evidence.summary}; in-context learning was not recorded, and is left out")
     if co_occurring or (co_occurring is None and found.in_context_learning is not None):
         evidence = together(evidence, found, strict=False)
-    return expect(evidence, Verdict.FORMED)
+    return expect(evidence, Verdict.SHOWN)
 
 
 @user_facing
@@ -201,7 +203,7 @@ def assert_no_phase_change(
     Arguments as those of `assert_phase_change`.
     """
     opened, found = _found(run, max_width, min_change, error_rate)
-    return expect(_evidence(opened, "phase_change", found, error_rate), Verdict.NOT_FORMED)
+    return expect(_evidence(opened, "phase_change", found, error_rate), Verdict.REFUTED)
 
 
 @user_facing
@@ -235,7 +237,7 @@ def assert_cooccurrence(
     parts = [add(part, found) for part, (_, found) in zip(parts, pairs, strict=True)]
     if len(parts) > 1:
         parts = [over_runs(parts, [found for _, found in pairs], margin, error_rate, turn=turn)]
-    return expect(parts[0], Verdict.FORMED)
+    return expect(parts[0], Verdict.SHOWN)
 
 
 @user_facing
@@ -261,7 +263,7 @@ def assert_onset_not_later(
     other, expected = _found(reference, max_width, min_change, error_rate)
     evidence = _evidence(opened, "onset_not_later", found, error_rate)
     name = other.place if other.place and other.name == opened.name else other.name
-    return expect(_not_later(evidence, found, expected, name, margin, in_steps=in_steps), Verdict.FORMED)
+    return expect(_not_later(evidence, found, expected, name, margin, in_steps=in_steps), Verdict.SHOWN)
 
 
 @user_facing
@@ -282,25 +284,25 @@ def assert_previous_token_first(
     evidence = _evidence(opened, "previous_token_first", found, error_rate)
     previous = change_of(opened, "previous_token", max_width=max_width, min_change=min_change, error_rate=error_rate)
     lag = lag_between(previous, found.induction)
-    if lag is None or previous is None or not has_changed(previous) or found.verdict is not Verdict.FORMED:
+    if lag is None or previous is None or not has_changed(previous) or found.verdict is not Verdict.SHOWN:
         seen = "no previous-token scores were recorded" if previous is None else f"{previous.summary}; {found.summary}"
         evidence = replace(evidence, verdict=Verdict.UNDETERMINED, reason="no_two_changes", summary=seen)
     else:
-        verdict = Verdict.FORMED if lag.is_above(0) else Verdict.NOT_FORMED if lag.is_below(0) else Verdict.UNDETERMINED
-        reason = {Verdict.FORMED: "previous_first", Verdict.NOT_FORMED: "previous_later"}.get(verdict, "order_unclear")
+        verdict = Verdict.SHOWN if lag.is_above(0) else Verdict.REFUTED if lag.is_below(0) else Verdict.UNDETERMINED
+        reason = {Verdict.SHOWN: "previous_first", Verdict.REFUTED: "previous_later"}.get(verdict, "order_unclear")
         seen = f"induction forms {apart(lag)} after previous-token heads"
         evidence = replace(
             evidence,
             verdict=verdict,
             reason=reason,
             summary=seen,
-            settle="",
+            next_step="",
             estimates={**evidence.estimates, "lag": lag},
             changes=(*evidence.changes, previous),
         )
     if gate:
-        return expect(evidence, Verdict.FORMED)
-    tell(evidence)
+        return expect(evidence, Verdict.SHOWN)
+    emit(evidence)
     return evidence
 
 
@@ -328,9 +330,9 @@ def _evidence(run: TrainingRun, claim: str, found: PhaseChange, error_rate: floa
         found.summary,
         provenance_of(run),
         estimates=estimates,
-        bars=found.bars,
+        thresholds=found.thresholds,
         confidence=1 - error_rate,
-        settle=found.settle,
+        next_step=found.next_step,
         changes=found.changes,
     )
 
@@ -347,7 +349,7 @@ def provenance_of(run: TrainingRun) -> Provenance:
     told = Provenance(
         model=run.name,
         fingerprint=digest.hexdigest(),
-        way_in=str(about.get("way_in", "none")),
+        backend=str(about.get("backend", "none")),
         n_layers=int(about.get("n_layers", 0)),
         n_heads=int(about.get("n_heads", 0)),
         dtype=str(about.get("dtype", "")),
@@ -360,7 +362,7 @@ def provenance_of(run: TrainingRun) -> Provenance:
         place=run.place,
         versions=about.get("versions", {}),
     )
-    name_subject(run, told)
+    track_subject(run, told)
     return told
 
 
@@ -372,44 +374,44 @@ def _what_else(run: TrainingRun) -> list[str]:
 
 def _in_time(evidence: Evidence, change: Change | None, name: str, bar: float) -> Evidence:
     """The evidence on a run whose change must have ended by so many tokens or steps."""
-    if evidence.verdict is not Verdict.FORMED or change is None or change.end is None:
+    if evidence.verdict is not Verdict.SHOWN or change is None or change.end is None:
         return evidence
     end = change.end.tokens if name == "before_tokens" else change.end.step
     unit = name.removeprefix("before_")
-    bars = {**evidence.bars, name: bar}
+    bars = {**evidence.thresholds, name: bar}
     if end is None:
         return replace(
             evidence,
             verdict=Verdict.UNDETERMINED,
             reason="tokens_not_known",
             summary=f"{evidence.summary}; how many tokens that is, is not known",
-            settle="give the run its `tokens_per_step`, or ask with `before_steps`",
-            bars=bars,
+            next_step="give the run its `tokens_per_step`, or ask with `before_steps`",
+            thresholds=bars,
         )
-    evidence = replace(evidence, bars=bars, estimates={**evidence.estimates, f"end_{unit}": end})
+    evidence = replace(evidence, thresholds=bars, estimates={**evidence.estimates, f"end_{unit}": end})
     if end.high <= bar:
         return evidence
-    verdict, reason = (Verdict.NOT_FORMED, "too_late") if end.low > bar else (Verdict.UNDETERMINED, "end_unclear")
+    verdict, reason = (Verdict.REFUTED, "too_late") if end.low > bar else (Verdict.UNDETERMINED, "end_unclear")
     seen = f"it ends after {end.value:.4g} {unit} ({end.low:.4g}..{end.high:.4g}), {bar:.4g} are allowed"
-    settle = "" if verdict is Verdict.NOT_FORMED else "record more snapshots around the end of the change"
-    return replace(evidence, verdict=verdict, reason=reason, summary=f"{evidence.summary}; but {seen}", settle=settle)
+    settle = "" if verdict is Verdict.REFUTED else "record more snapshots around the end of the change"
+    return replace(evidence, verdict=verdict, reason=reason, summary=f"{evidence.summary}; but {seen}", next_step=settle)
 
 
 def _not_later(
     evidence: Evidence, found: PhaseChange, expected: PhaseChange, name: str, margin: float, *, in_steps: bool
 ) -> Evidence:
-    bars = {**evidence.bars, "margin": margin}
-    if expected.verdict is not Verdict.FORMED:
+    bars = {**evidence.thresholds, "margin": margin}
+    if expected.verdict is not Verdict.SHOWN:
         return replace(
             evidence,
             verdict=Verdict.UNDETERMINED,
             reason="reference_has_none",
             summary=f"the reference {name} is {expected.verdict}: {expected.summary}",
-            settle="choose a reference that went through its phase change",
-            bars=bars,
+            next_step="choose a reference that went through its phase change",
+            thresholds=bars,
         )
-    if found.verdict is not Verdict.FORMED or found.induction is None or expected.induction is None:
-        return replace(evidence, bars=bars)
+    if found.verdict is not Verdict.SHOWN or found.induction is None or expected.induction is None:
+        return replace(evidence, thresholds=bars)
     before, after = _at_onset(expected.induction, in_steps), _at_onset(found.induction, in_steps)
     if not in_steps and any(each.midpoint is not None and each.midpoint.tokens is None for each in (before, after)):
         return replace(
@@ -417,24 +419,24 @@ def _not_later(
             verdict=Verdict.UNDETERMINED,
             reason="tokens_not_known",
             summary=f"at how many tokens induction forms is not known of both, and steps of {name} may have another size",
-            settle="give both runs their tokens (a column of the log, `tokens_per_step`), or ask for steps: `in_steps=True`",
-            bars=bars,
+            next_step="give both runs their tokens (a column of the log, `tokens_per_step`), or ask for steps: `in_steps=True`",
+            thresholds=bars,
         )
     lag = lag_between(before, after)
     if lag is None:
-        return replace(evidence, verdict=Verdict.UNDETERMINED, reason="onset_unclear", bars=bars)
+        return replace(evidence, verdict=Verdict.UNDETERMINED, reason="onset_unclear", thresholds=bars)
     unit = " (of steps, not tokens, as asked)" if in_steps else ""
     summary = f"induction begins to form {apart(lag)} after the reference {name}{unit}"
-    evidence = replace(evidence, summary=summary, estimates={**evidence.estimates, "onset_lag": lag}, bars=bars)
+    evidence = replace(evidence, summary=summary, estimates={**evidence.estimates, "onset_lag": lag}, thresholds=bars)
     if lag.high <= margin:
         return evidence
     late = lag.low > margin
     return replace(
         evidence,
-        verdict=Verdict.NOT_FORMED if late else Verdict.UNDETERMINED,
+        verdict=Verdict.REFUTED if late else Verdict.UNDETERMINED,
         reason="later" if late else "onset_unclear",
         summary=f"{summary}, {'more than' if late else 'not clearly within'} the margin of {margin:.2f}",
-        settle="" if late else "record more snapshots around the onset, in both runs",
+        next_step="" if late else "record more snapshots around the onset, in both runs",
     )
 
 

@@ -33,7 +33,7 @@ WANT_OF_SNAPSHOTS = ("few_snapshots", "few_inside", "began_before", "not_over", 
 class PhaseChange:
     """What `find_phase_changes` found: a verdict on the run, and the change of each series; None for what was not recorded.
 
-    FORMED means that induction formed abruptly: prefix matching of the best head and behaviour on repeated tokens changed
+    SHOWN means that induction formed abruptly: prefix matching of the best head and behaviour on repeated tokens changed
     together, the former abruptly. `in_context_learning`, `loss_bump` and `turn` are reported beside it: the first also falls
     where a model learns which tokens are frequent in a context, the second may be missing where all else is there, and the third,
     the turn of the path of the training in the space of token losses, is known where those were recorded. `lag` is the midpoint
@@ -52,10 +52,10 @@ class PhaseChange:
     lag: Estimate | None = None
     behaviour_lag: Estimate | None = None
     icl_behaviour_lag: Estimate | None = None
-    settle: str = ""
+    next_step: str = ""
     turn: Change | None = None
     turn_lag: Estimate | None = None
-    bars: Mapping[str, float] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def induction(self) -> Change | None:
@@ -156,10 +156,10 @@ def _judged(run: TrainingRun, axis: Axis, name: str, bars: Mapping[str, float], 
 
 def _with_cure(run: TrainingRun, change: Change | None) -> Change | None:
     """The same, where snapshots are wanting that the recorder left out, with what would have bought them."""
-    if change is None or change.reason not in WANT_OF_SNAPSHOTS or not change.settle or run.thinned_at is None:
+    if change is None or change.reason not in WANT_OF_SNAPSHOTS or not change.next_step or run.thinned_at is None:
         return change
     cure = f"due ones were left out to keep to `max_overhead` ({run.thinned_at:.3g}): a larger one, or None, records more"
-    return replace(change, settle=f"{change.settle}; {cure}")
+    return replace(change, next_step=f"{change.next_step}; {cure}")
 
 
 Said = tuple[Verdict, str, str, str]
@@ -171,15 +171,15 @@ def _induction(heads: Change | None, repeats: Change | None, apart: Estimate | N
     if heads is None or repeats is None:
         return _of_one(heads, repeats)
     seen = f"{heads.summary}; but {repeats.summary}"
-    if heads.reason == "no_change" and repeats.verdict is Verdict.FORMED:
+    if heads.reason == "no_change" and repeats.verdict is Verdict.SHOWN:
         pairs = "pairs of heads may do it: `measure_virtual_heads` on a checkpoint tells"
         return Verdict.UNDETERMINED, "copies_without_a_head", seen, pairs
-    if heads.verdict is not Verdict.FORMED:
-        return heads.verdict, heads.reason, heads.summary, heads.settle
+    if heads.verdict is not Verdict.SHOWN:
+        return heads.verdict, heads.reason, heads.summary, heads.next_step
     if repeats.reason == "no_change":
-        return Verdict.NOT_FORMED, "matches_without_copying", seen, ""
+        return Verdict.REFUTED, "matches_without_copying", seen, ""
     if not (repeats.shape or has_changed(repeats)):
-        return Verdict.UNDETERMINED, repeats.reason, repeats.summary, repeats.settle
+        return Verdict.UNDETERMINED, repeats.reason, repeats.summary, repeats.next_step
     return _with_behaviour(heads, repeats, apart, seen)
 
 
@@ -188,17 +188,17 @@ def _of_one(heads: Change | None, repeats: Change | None) -> Said:
     only, without = heads or repeats, "behaviour on repeated tokens" if repeats is None else "scores of heads"
     if only is not None:
         were = "was" if repeats is None else "were"
-        return only.verdict, only.reason, f"{only.summary}; {without} {were} not recorded", only.settle
+        return only.verdict, only.reason, f"{only.summary}; {without} {were} not recorded", only.next_step
     return Verdict.UNDETERMINED, "not_recorded", NOTHING_RECORDED, SWEEP
 
 
 def _with_behaviour(heads: Change, repeats: Change, apart: Estimate | None, seen: str) -> Said:
     """The verdict on heads that formed, in a model whose behaviour changed: together with them, or not."""
     if apart is None or are_together(heads, repeats, apart):
-        return Verdict.FORMED, "formed", f"{heads.summary}; {WORDS[repeats.series]} changes with it", heads.settle
+        return Verdict.SHOWN, "formed", f"{heads.summary}; {WORDS[repeats.series]} changes with it", heads.next_step
     decades = f"{apart.value:+.2f} decades ({apart.low:+.2f}..{apart.high:+.2f}) after prefix matching"
     if apart.low > MARGIN or apart.high < -MARGIN:
-        return Verdict.NOT_FORMED, "behaviour_apart", f"{seen}: {decades}, not together", ""
+        return Verdict.REFUTED, "behaviour_apart", f"{seen}: {decades}, not together", ""
     more = "record more snapshots between the two changes"
     return Verdict.UNDETERMINED, "behaviour_lag_unclear", f"{seen}: {decades}, together or not is not clear", more
 
@@ -234,7 +234,7 @@ def _lag(induction: Change | None, other: Change | None) -> Estimate | None:
 
 def has_place(change: Change) -> bool:
     """Whether something may have changed at some place: abruptly, or narrowly enough beside what else it does."""
-    return change.verdict is not Verdict.NOT_FORMED or is_narrow(change)
+    return change.verdict is not Verdict.REFUTED or is_narrow(change)
 
 
 def is_narrow(change: Change, max_width: float = MAX_WIDTH) -> bool:
@@ -280,15 +280,15 @@ def _bump(run: TrainingRun, axis: Axis, bar: float, rule: Rule) -> Change | None
     where = f"between steps {onset.step.value:.0f} and {stop.step.value:.0f}"
     if height.is_below(bar):
         none = f"the loss lies nowhere more than {bump.height:.3f} nats above its convex hull: no bump"
-        return Change("loss", Verdict.NOT_FORMED, "no_bump", none, "flat", height)
+        return Change("loss", Verdict.REFUTED, "no_bump", none, "flat", height)
     seen = f"the loss lies up to {bump.height:.3f} nats above its convex hull, and falls faster {where}"
-    verdict, reason = (Verdict.FORMED, "bump") if height.is_above(bar) else (Verdict.UNDETERMINED, "bump_unclear")
-    if verdict is Verdict.FORMED and inside < FEWEST_INSIDE:
+    verdict, reason = (Verdict.SHOWN, "bump") if height.is_above(bar) else (Verdict.UNDETERMINED, "bump_unclear")
+    if verdict is Verdict.SHOWN and inside < FEWEST_INSIDE:
         verdict, reason = Verdict.UNDETERMINED, "few_inside"
     width = Estimate(end - knee, end - last, end - first, "decades")
-    rivals = rivals_of(run.schedule, axis, first, end)
+    confounders = rivals_of(run.schedule, axis, first, end)
     share = bump.height / max(float(series.y.max() - series.y.min()), 1e-12)
-    return Change("loss", verdict, reason, seen, "", height, share, onset, middle, stop, width, inside, None, rivals)
+    return Change("loss", verdict, reason, seen, "", height, share, onset, middle, stop, width, inside, None, confounders)
 
 
 HEADS_NEEDED = "scores of heads: record the training, or sweep its checkpoints"

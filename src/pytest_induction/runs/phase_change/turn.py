@@ -73,7 +73,7 @@ def _place(x: Floats, falling: Floats, level: float) -> float:
 
 
 def judge_turn(run: TrainingRun, axis: Axis, bar: float, rule: Rule) -> Change | None:
-    """The verdict on the turn of a run: FORMED where the heading falls by more than `bar` degrees within a quarter of a decade.
+    """The verdict on the turn of a run: SHOWN where the heading falls by more than `bar` degrees within a quarter of a decade.
 
     None where no token losses were recorded.
     """
@@ -84,9 +84,9 @@ def judge_turn(run: TrainingRun, axis: Axis, bar: float, rule: Rule) -> Change |
         known_of = f"losses of {losses.shape[1]} tokens are known at {len(index)} snapshots"
         seen = f"{known_of}; at least {FEWEST_TOKENS} at {FEWEST} are needed"
         more = "record more snapshots, or the losses of more tokens (`token_losses=`)"
-        return Change("turn", Verdict.UNDETERMINED, "few_snapshots", seen, settle=more)
+        return Change("turn", Verdict.UNDETERMINED, "few_snapshots", seen, next_step=more)
     if not (losses[-END:] - losses[0]).mean(axis=0).any():
-        return Change("turn", Verdict.NOT_FORMED, "no_turn", "the path of token losses ends where it began", "flat")
+        return Change("turn", Verdict.REFUTED, "no_turn", "the path of token losses ends where it began", "flat")
     index, losses = _thinned(axis.x[index], index, losses)
     angles, others = headings(losses), heading_replicates(losses, per_example=_per_row(run, index, losses.shape[1]))
     known = np.isfinite(angles) & np.isfinite(others).all(axis=0)
@@ -94,7 +94,7 @@ def judge_turn(run: TrainingRun, axis: Axis, bar: float, rule: Rule) -> Change |
     if known.sum() < FEWEST or x[-1] - x[0] < 3 * stretch:
         seen = f"token losses are known over {x[-1] - x[0] if len(x) else 0:.2f} decades: too short for a turn to stand out"
         return Change(
-            "turn", Verdict.UNDETERMINED, "few_snapshots", seen, settle="record from the first steps on, or train further"
+            "turn", Verdict.UNDETERMINED, "few_snapshots", seen, next_step="record from the first steps on, or train further"
         )
     replicates = [sharpest_turn(x, each, stretch) for each in others[:, known]]
     turn, clean = sharpest_turn(x, angles[known], stretch), headings_without_noise(losses)[known]
@@ -171,7 +171,7 @@ class _Found:
         """Verdict, reason, and what would settle it."""
         first, last = self._extent
         if self._fall.high < self.bar and self.turn.hidden < self.bar:
-            return Verdict.NOT_FORMED, "no_turn", ""
+            return Verdict.REFUTED, "no_turn", ""
         moment = self.axis.moment(self.turn.midpoint, first, last).step
         denser = f"record more snapshots between steps {moment.low:.0f} and {moment.high:.0f}"
         if self.turn.hidden >= self.bar:
@@ -185,7 +185,7 @@ class _Found:
         for reason, (is_missing, settle) in missing.items():
             if is_missing:
                 return Verdict.UNDETERMINED, reason, settle
-        return Verdict.FORMED, "turn", ""
+        return Verdict.SHOWN, "turn", ""
 
     @property
     def _stretch(self) -> float:

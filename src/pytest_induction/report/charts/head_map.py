@@ -47,12 +47,12 @@ KINDS = {
 """The kinds of heads, as they are told."""
 
 
-def mosaic(data: Mapping[str, Any]) -> list[Chart]:
+def head_map(data: Mapping[str, Any]) -> list[Chart]:
     """A chart for each score of a `heads` exhibit."""
     return [_map(score, data.get("kinds") or ()) for score in data["scores"]]
 
 
-def mosaic_of(matrix: Matrix) -> list[Chart]:
+def head_map_of(matrix: Matrix) -> list[Chart]:
     """The chart of prefix matching alone, where a verdict is all that is known of the heads."""
     return [_map({"name": "prefix_matching", "words": "prefix matching", "unit": "share", "value": matrix}, ())]
 
