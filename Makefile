@@ -7,19 +7,26 @@ STAMP := $(VENV)/.installed
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo test test-slow lint wheel docs bench study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
+.PHONY: demo test test-all test-exhaustive test-times lint wheel docs bench study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
 
 demo: $(STAMP)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
 	@$(BIN)/python -m pytest --no-header -p no:cacheprovider fixtures/demo.gates.toml --induction-report=$(REPORT)
 	@echo; echo "The report: $(REPORT)"
 
-test: $(STAMP)  ## lint, types, import directions, and the tests against the built wheel; `.venv/bin/python -m pytest` has those of the tree
+test: $(STAMP)  ## lint, types, import directions, and the quick tests against the built wheel; `.venv/bin/python -m pytest` has those of the tree
 	$(MAKE) --no-print-directory lint wheel
 	$(WHEEL)/bin/python -m pytest -q -n auto --maxprocesses 4
 
-test-slow: $(STAMP)  ## the tests that take minutes each: an interrupt at every line of every measurement; half an hour or more
-	$(BIN)/python -m pytest -q -m slow
+test-all: test  ## the same, and then the slow tests too: what every change must pass
+	$(WHEEL)/bin/python -m pytest -q -n auto --maxprocesses 4 -m slow
+
+test-exhaustive: $(STAMP)  ## the tests that take minutes each: an interrupt at every line of every measurement; six minutes
+	$(BIN)/python -m pytest -q -m exhaustive
+
+test-times: $(STAMP)  ## time every test, and list the slow ones in tests/slow.txt
+	$(BIN)/python -m pytest -q -n 2 -m "not exhaustive" --junitxml=report/times.xml || true
+	$(BIN)/python benchmarks/slow_tests.py report/times.xml > tests/slow.txt
 
 lint: $(STAMP)
 	$(BIN)/ruff check --quiet .

@@ -19,6 +19,7 @@ if find_spec("transformers") is None:  # modules whose tests are all about its m
     collect_ignore = [path for path in modules if re.search("^from transformers import", path.read_text(), re.MULTILINE)]
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
+SLOW = frozenset(Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").split())
 SHIPPED = {
     "one-layer": f"{FIXTURES}/attention_only.py:one_layer",
     "one-layer-smeared": f"{FIXTURES}/attention_only.py:one_layer_smeared",
@@ -27,6 +28,14 @@ SHIPPED = {
     "llama": str(FIXTURES / "models" / "llama-2l"),
     "virtual": str(FIXTURES / "models" / "gpt2-2l-virtual"),
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what was measured to be slow: `make test` leaves it out, `make test-all` runs it."""
+    for item in items:
+        if item.nodeid.partition("[")[0] in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

@@ -187,7 +187,7 @@ def test_a_conftest_brings_a_way_in(pytester):
     """The hook `pytest_induction_attach` serves gates, fixtures and direct calls alike."""
     pytester.makeconftest(
         """
-        from tests.models.test_shown import attach
+        from tests.attention.test_exposed import attach
         def pytest_induction_attach(model):
             return attach(model)
         """
@@ -196,7 +196,7 @@ def test_a_conftest_brings_a_way_in(pytester):
     pytester.makepyfile(
         """
         import pytest
-        from tests.models.test_shown import Reading
+        from tests.attention.test_exposed import Reading
         @pytest.fixture(scope="session")
         def induction_model():
             return Reading()

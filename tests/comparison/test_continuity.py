@@ -330,7 +330,7 @@ def test_a_run_without_a_change_differs_in_kind_and_runs_that_all_lack_one_do_no
         ({"icl_rows": None}, "other has no rows of it on record", "record or sweep it with a held-out text"),
     ],
 )
-def test_what_cannot_be_compared_is_undetermined_until_it_is_left_out(change, said, settle):
+def test_what_cannot_be_compared_is_undetermined_until_it_is_left_out(change, said, next_step):
     """Scores of other tokens are never compared; the message says which measure, which run, and what to do."""
     other = made("other")
     name = next(iter(change))
@@ -341,7 +341,9 @@ def test_what_cannot_be_compared_is_undetermined_until_it_is_left_out(change, sa
     window = {} if name == "tokens_per_step" else SCORES
     found = evidence([made("small"), other], margins=window)
     assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "not_comparable")
-    assert said in found.summary and settle in found.next_step and found.next_step.endswith("or leave it out: a margin of None")
+    assert (
+        said in found.summary and next_step in found.next_step and found.next_step.endswith("or leave it out: a margin of None")
+    )
     measures = {"tokens_per_step": ("onset", "end"), "errors": ("prefix_matching",)}.get(name, ("icl_score",))
     assert assert_continuity([made("small"), other], margins={**window, **dict.fromkeys(measures)}).reason == "alike"
 

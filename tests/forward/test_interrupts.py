@@ -156,7 +156,7 @@ def test_an_interrupted_snapshot_leaves_nothing_behind(tmp_path):
     assert_nothing_left(run, model, MOST)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", MODELS)
 def test_an_interrupt_at_every_line_leaves_nothing_behind(name):
     """Every line each time that it runs, and one more interrupt at all lines that follow at some of these."""

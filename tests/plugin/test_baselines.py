@@ -371,7 +371,7 @@ def test_match_lengths_are_held_against_a_baseline(pytester, run):
             induction_baseline.check(induction.measure_match_lengths(n_sequences=4))
         """
     )
-    model = "from pytest_induction.models import planted\n\ndef make():\n    return planted.{}\n"
+    model = "from pytest_induction import planted\n\ndef make():\n    return planted.{}\n"
     for name, call in (("good", "induction_head()"), ("lost", "previous_token_head(head=0)")):
         (pytester.path / f"{name}.py").write_text(model.format(call))
     of = lambda name, *options: run("test_lengths.py", "-k", "test_lengths", f"--induction-model={name}.py:make", *options)

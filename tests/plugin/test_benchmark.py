@@ -212,7 +212,7 @@ def test_a_model_that_fails_while_it_is_timed_is_one_line(run, pytester):
     pytester.makepyfile(
         mine="""
         import torch
-        from tests.models.plain import Plain
+        from tests.model.plain import Plain
 
         class Tired(Plain):
             runs = 0
@@ -239,7 +239,7 @@ def test_lengths_are_tried_where_a_model_does_not_tell_its_context(run, pytester
     pytester.makepyfile(
         mine="""
         import torch
-        from tests.models.plain import Plain
+        from tests.model.plain import Plain
 
         class Short(Plain):
             def forward(self, tokens):

@@ -81,7 +81,7 @@ def test_conftest_may_override_the_model_with_any_module(run, pytester):
     pytester.makeconftest(
         """
         import pytest
-        from tests.models.zoo import build
+        from tests.model.zoo import build
 
         @pytest.fixture(scope="session")
         def induction_model():
@@ -255,8 +255,8 @@ def test_properties_are_reported_like_verdicts(run, pytester):
     result.stdout.re_match_lines(
         [
             r".*two_layers: 2 layers x 4 heads by sdpa",
-            r"  SHOWN        completes_repeats   holds on all of \d+ examples, by \d.* at least: BOS \| ",
-            r"  REFUTED    never               not so$",
+            r"  SHOWN         completes_repeats   holds on all of \d+ examples, by \d.* at least: BOS \| ",
+            r"  REFUTED       never               not so$",
         ]
     )
     result.stdout.fnmatch_lines(["*induction: again, alone*", "pytest *::test_fails*"])
@@ -270,7 +270,7 @@ def test_a_suppressor_is_no_induction_head_in_the_table(run, pytester):
     pytester.makepyfile(
         """
         from pytest_induction import assert_has_induction_head
-        from pytest_induction.models import planted
+        from pytest_induction import planted
 
         def test_it():
             assert_has_induction_head(planted.copy_suppression_head(d_vocab=40))

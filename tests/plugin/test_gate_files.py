@@ -32,7 +32,7 @@ OF_A_RUN = f'run = "{RUNS / "two-layers"}"\nexpect = ["log_is_sane"]\n'
 PYPROJECT = f'[tool.pytest.ini_options]\ntestpaths = ["tests"]\n[tool.pytest_induction.gates.training]\n{OF_A_RUN}'
 MINE = """
 import weakref
-from tests.models.plain import Plain
+from tests.model.plain import Plain
 
 alive = weakref.WeakSet()
 seen = []

@@ -511,7 +511,7 @@ def test_a_slow_model_meets_no_deadline(run):
     run(
         """
         import time
-        from pytest_induction.models.planted import induction_head
+        from pytest_induction.planted import induction_head
 
         @pytest.fixture(scope="session")
         def induction_model():
@@ -650,7 +650,7 @@ def test_a_model_that_fails_ends_the_test_with_what_it_said(run):
     """With what the model said, whether it fails always or on long sequences only."""
     result = run(
         """
-        from pytest_induction.models.planted import induction_head
+        from pytest_induction.planted import induction_head
 
         @pytest.fixture(scope="session", params=[0, 14])
         def induction_model(request):
@@ -682,7 +682,7 @@ def test_a_failure_of_the_model_is_not_blamed_on_a_probe_it_can_do(run):
     result = run(
         """
         import torch
-        from pytest_induction.models.planted import induction_head
+        from pytest_induction.planted import induction_head
         from pytest_induction import load_model
 
         @pytest.fixture(scope="session")

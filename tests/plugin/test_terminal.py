@@ -60,7 +60,7 @@ def test_a_try_that_was_run_again_is_not_counted(pytester):
     pytester.makepyfile(
         """
         from pytest_induction import assert_copies_repeats
-        from pytest_induction.models.planted import induction_head, uniform_head
+        from pytest_induction.planted import induction_head, uniform_head
 
         tries = [uniform_head(), induction_head()]
 
@@ -77,7 +77,7 @@ def test_colours_are_for_terminals_only(pytester):
     plain = pytester.runpytest_inprocess(*GATED)
     assert "\x1b[" not in plain.stdout.str()
     coloured = pytester.runpytest_inprocess(*GATED, "--color=yes").stdout.str()
-    assert "\x1b[32m  SHOWN        has_induction_head " in coloured
+    assert "\x1b[32m  SHOWN         has_induction_head " in coloured
     assert re.search(r"\x1b\[1m  \* L1H0 ", coloured)
 
 
@@ -109,7 +109,7 @@ def test_a_terminal_without_block_characters_gets_digits(pytester, monkeypatch):
 FAILING = f"""
 import pytest
 from pytest_induction import *
-from pytest_induction.models.planted import uniform_head
+from pytest_induction.planted import uniform_head
 from pytest_induction.strategies import repeated_sequences
 
 RUN = {str(RUNS / "one-layer")!r}
@@ -210,7 +210,7 @@ class TestInterruption:
 
         result = interrupted(heads, "judge_copying", *GATED)
         section = of_section(result)
-        assert section[1].startswith("  SHOWN        has_induction_head ")
+        assert section[1].startswith("  SHOWN         has_induction_head ")
         assert f"interrupted in {SHIPPED['llama']}::copies_repeats" in section
 
     def test_in_a_test_those_that_it_had_reached_are_shown_too(self, interrupted, pytester):
@@ -220,7 +220,7 @@ class TestInterruption:
         pytester.makeconftest(
             """
             import pytest
-            from pytest_induction.session_terminal import INTERRUPTED
+            from pytest_induction.plugin.terminal import INTERRUPTED
 
             @pytest.hookimpl(trylast=True)
             def pytest_sessionfinish(session):
@@ -231,7 +231,7 @@ class TestInterruption:
         pytester.makepyfile(
             """
             from pytest_induction import assert_copies_repeats, assert_has_induction_head
-            from pytest_induction.models.planted import induction_head
+            from pytest_induction.planted import induction_head
 
             def test_it():
                 assert_has_induction_head(induction_head())
@@ -242,7 +242,7 @@ class TestInterruption:
         name = "test_in_a_test_those_that_it_had_reached_are_shown_too.py::test_it"
         assert f"{name} ['has_induction_head']" in result.stdout.str()
         section = of_section(result)
-        assert section[1].startswith("  SHOWN        has_induction_head ")
+        assert section[1].startswith("  SHOWN         has_induction_head ")
         assert f"interrupted in {name}; of what it found, 1 verdict above" in section
 
     def test_a_sweep_says_where_it_is_kept_and_goes_on(self, interrupted, pytester):

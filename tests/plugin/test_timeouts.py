@@ -18,7 +18,7 @@ SLOW = """
 import time
 import torch
 from pytest_induction import find_counterexample, load_model, measure_heads, sweep
-from pytest_induction.models.planted import induction_head
+from pytest_induction.planted import induction_head
 
 SLOW = {"pause": 0.0}
 

@@ -13,9 +13,9 @@ OPTION = "--induction-without-pattern"
 MINE = """
 import torch
 from torch import nn
-from tests.models.recorded import Positioned
-from tests.models.test_hand_written import Attention, fused
-from tests.models.test_names import Linear, Scanned
+from tests.attention.recorded import Positioned
+from tests.attention.test_hand_written import Attention, fused
+from tests.model.test_names import Linear, Scanned
 
 class OwnLinear(Linear):
     pass

@@ -110,7 +110,7 @@ def test_a_verdict_stands_with_its_estimate_bar_and_evidence(small):
         "the strongest, L1H0 has prefix matching 0.929",
         "L1H0 prefix matching 0.929 0.899 to 0.959; threshold 0.300",
         "later accuracy 0.431 0.390 to 0.470; threshold 0.500",
-        "NOT SHOWN",
+        "REFUTED",
         "L1H1 ✓ matches 0.910 0.880 to 0.940",
         "confidence of the verdict 0.999",
         "give 40 more rows of text",
@@ -124,7 +124,7 @@ def test_a_verdict_stands_with_its_estimate_bar_and_evidence(small):
 def test_verdicts_and_tests_are_counted(small):
     """One of each verdict; one passed, two failed, one was skipped."""
     said = small.said()
-    assert "SHOWN 1 NOT SHOWN 1 UNDETERMINED 1 passed 1 failed 2 skipped 1" in said
+    assert "SHOWN 1 REFUTED 1 UNDETERMINED 1 passed 1 failed 2 skipped 1" in said
 
 
 def test_each_exhibit_has_charts_with_and_without_scripts(small):
@@ -439,13 +439,13 @@ def test_a_control_that_passes_has_the_colour_of_what_passes():
         TestRecord("a::copies_repeats", "failed", evidence=(replace(samples.copies(), expected=Verdict.SHOWN),)),
     )
     assert badges_of(records) == [
-        ("as-expected not-formed", "NOT SHOWN, as expected"),
+        ("as-expected not-formed", "REFUTED, as expected"),
         ("unexpected formed", "SHOWN, not expected"),
         ("as-expected formed", "SHOWN"),
-        ("unexpected not-formed", "NOT SHOWN"),
+        ("unexpected not-formed", "REFUTED"),
     ]
     said = Reading(html_page(records)).said()
-    assert "SHOWN 1 SHOWN, not expected 1 NOT SHOWN 1 NOT SHOWN, as expected 1 UNDETERMINED 0 passed 2 failed 2" in said
+    assert "SHOWN 1 SHOWN, not expected 1 REFUTED 1 REFUTED, as expected 1 UNDETERMINED 0 passed 2 failed 2" in said
     assert "L1H0 ✗" in said and "which was not expected" in said
 
 
@@ -455,8 +455,8 @@ def test_older_records_are_rendered_as_if_claims_had_been_expected():
     data = json.loads(records.to_json())
     assert [each.pop("expected") for each in data["tests"][0]["evidence"]] == ["REFUTED", None]
     old = SessionRecords.from_json(json.dumps(data))
-    assert badges_of(old) == [("unexpected not-formed", "NOT SHOWN"), ("as-expected formed", "SHOWN")]
-    assert badges_of(SessionRecords.from_json(records.to_json()))[0] == ("as-expected not-formed", "NOT SHOWN, as expected")
+    assert badges_of(old) == [("unexpected not-formed", "REFUTED"), ("as-expected formed", "SHOWN")]
+    assert badges_of(SessionRecords.from_json(records.to_json()))[0] == ("as-expected not-formed", "REFUTED, as expected")
 
 
 def test_two_models_of_one_name_have_a_section_each():

@@ -53,7 +53,7 @@ def test_the_section_has_claims_mosaic_heads_and_the_nearest():
     """In this order, and nothing that only -v shows."""
     assert lines(found()) == [
         "model: 2 layers x 4 heads by sdpa, float32 on cpu, weights 5b74",
-        "  SHOWN        has_induction_head  2 heads",
+        "  SHOWN         has_induction_head  2 heads",
         "",
         f"    prefix matching, 0 {BLOCKS} 1: a row for each layer, a mark for each head",
         "    L0  ▁▁▁▁",
@@ -133,7 +133,7 @@ def test_a_run_has_a_row_for_each_series_in_the_colour_of_its_verdict():
     marks = dict(section([run], Style()))
     assert marks["run: 88 snapshots"] == {"bold": True}
     assert marks["    icl score  REFUTED   flat"] == {"red": True}
-    assert marks["  SHOWN        has_induction_head  2 heads"] == {"green": True}
+    assert marks["  SHOWN         has_induction_head  2 heads"] == {"green": True}
 
 
 def test_one_line_counts_verdicts_and_names_what_was_not_shown():

@@ -6,14 +6,14 @@ import re
 import pytest
 
 from pytest_induction.errors import ArgumentError, ExpectationFailed
-from pytest_induction.observers import listening
+from pytest_induction.observers import collecting
 from pytest_induction.records import Evidence
 
 
 def evidence_of(claim, *arguments, **options):
     """The evidence, whichever way it goes; where it fails, what is said holds together."""
     text = None
-    with listening() as heard:
+    with collecting() as heard:
         try:
             evidence = claim(*arguments, **options)
         except ExpectationFailed as failure:

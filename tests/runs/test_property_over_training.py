@@ -27,7 +27,7 @@ from pytest_induction import (
     strategies,
 )
 from pytest_induction.model.protocol import ModelUnderTest
-from pytest_induction.observers import listening, tracking_subjects
+from pytest_induction.observers import collecting, tracking_subjects
 from pytest_induction.runs.hunting import CONFIRMED
 from pytest_induction.runs.properties import PropertyOverTraining
 from pytest_induction.runs.record import Hunted, Snapshot, TrainingRun
@@ -235,7 +235,7 @@ class TestVerdicts:
 
     def test_what_holds_says_on_what(self, models):
         """Nobody has seen all sequences, and no confidence is stated."""
-        with listening() as heard:
+        with collecting() as heard:
             check_property(training_of(models, [False] * 5 + [True] * 8), REPEATS, seed=0, max_examples=40)
         (evidence,) = heard
         assert evidence.claim == "property_holds_from" and evidence.confidence is None

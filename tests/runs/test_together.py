@@ -164,7 +164,7 @@ def test_a_model_of_the_older_fsdp_is_measured_before_and_after_its_first_pass(t
     np.testing.assert_allclose(run.snapshots[0].prefix_matching, alone.prefix_matching, atol=1e-5)
 
 
-@pytest.mark.slow  # DeepSpeed compiles what its processes talk by, which takes minutes the first time
+@pytest.mark.exhaustive  # DeepSpeed compiles what its processes talk by, which takes minutes the first time
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 def test_a_training_with_the_third_stage_of_zero_is_measured_too(tmp_path, path):
     """DeepSpeed leaves nothing of a weight between passes but each process's part."""

@@ -77,8 +77,8 @@ def mixing_modules(
     """The modules that mix positions beside the layers that are seen, as far as they are known to have no pattern.
 
     `usable` are token ids to exchange some with, `seen` the paths of the layers. `fixed` tells by experiment whether a module
-    mixes by fixed shares, `declared` are paths and classes of modules that are said to have no pattern. Raises `BackendUnavailable`
-    for a module that may hide attention.
+    mixes by fixed shares, `declared` are paths and classes of modules that are said to have no pattern. Raises
+    `BackendUnavailable` for a module that may hide attention.
     """
     flow = LeakCheck(caller.module, tokens, seen)
     with alone(), flow.noting():

@@ -139,7 +139,7 @@ def assert_ablation_removes_icl(
     and "kept by L2H0 alone", of the first kind. Raises `ExpectationFailed`, which carries it, `UnsupportedModel` where heads
     cannot be made to act otherwise, `TextError` for a text of fewer than 16 rows. Source: Olsson et al. 2022, argument 3.
 
-    >>> from pytest_induction.models.planted import induction_head
+    >>> from pytest_induction.planted import induction_head
     >>> assert_ablation_removes_icl(induction_head(), how="zero").reason
     'necessary_and_sufficient'
     """

@@ -60,7 +60,7 @@ def assert_continuity(
     members. Raises `ExpectationFailed`, which carries it, `ArgumentError` for a family of one or a margin of an unknown name,
     `TextError` or `ArgumentError` where a text is not the same tokens for all: scores per token are then not comparable.
 
-    >>> from pytest_induction.models.planted import induction_head
+    >>> from pytest_induction.planted import induction_head
     >>> assert_continuity({"small": induction_head(n_heads=2), "large": induction_head(n_layers=3)}).reason
     'alike'
     """

@@ -228,7 +228,7 @@ def profile_of(
 
     Raises `ModelError` for a model that cannot be measured, `ProbeError` where no probe fits it.
 
-    >>> from pytest_induction.models.planted import induction_head
+    >>> from pytest_induction.planted import induction_head
     >>> [(head.role, head.layer, head.head) for head in profile_of(induction_head()).heads]
     [('induction', 1, 0), ('previous_token', 0, 0)]
     """
@@ -295,7 +295,7 @@ def assert_heads_preserved(
     model lacks ids or positions of the probes; `BaselineError` for a file that is damaged, or whose probes or text are others;
     `ArgumentError` for margins that no head could exceed.
 
-    >>> from pytest_induction.models.planted import induction_head
+    >>> from pytest_induction.planted import induction_head
     >>> assert_heads_preserved(induction_head(head=0), induction_head(head=3)).summary.partition(";")[0]
     'L1H0 -> L1H3 moved'
     """

@@ -231,7 +231,7 @@ def measure_composition(model: ModelLike, *, n_sequences: int = 24, seed: int | 
     out: models/query_key.py says how), `ModelError` for a model with fewer than two attention layers, `ProbeError` where no probe
     fits it, `ArgumentError` for a number out of range.
 
-    >>> from pytest_induction.models.planted import induction_head
+    >>> from pytest_induction.planted import induction_head
     >>> scores = measure_composition(induction_head())
     >>> round(float(scores.key[1, 0, 0, 0]), 2), round(float(scores.pair_eigenvalue[1, 0, 0, 0]), 2)
     (0.05, 1.0)

@@ -238,7 +238,7 @@ def measure_copying(model: ModelLike, *, n_sequences: int = 24, seed: int | None
     Raises `UnsupportedModel` where the weights of the heads are not known or the model does something else with them (it is tried
     out: models/circuits.py says how), `ProbeError` where no probe fits the model, `ArgumentError` for a number out of range.
 
-    >>> from pytest_induction.models.planted import induction_head
+    >>> from pytest_induction.planted import induction_head
     >>> scores = measure_copying(induction_head())
     >>> round(float(scores.copy_effect[1, 0]), 3), round(float(scores.ov_eigenvalue[1, 0]), 3)
     (16.0, 1.0)

@@ -174,7 +174,7 @@ def measure_distances(
     each. Raises `UnsupportedModel` for a model whose attention cannot be read, `ProbeError` where no two distances fit it,
     `ArgumentError` for distances of which a block does not stand twice.
 
-    >>> from pytest_induction.models.planted import induction_head
+    >>> from pytest_induction.planted import induction_head
     >>> scores = measure_distances(induction_head(), distances=[8, 16, 32])
     >>> scores.prefix_matching[:, 1, 0].round(3).tolist(), int(scores.reach()[1, 0])
     ([1.0, 1.0, 1.0], 32)

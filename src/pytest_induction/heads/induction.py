@@ -296,7 +296,7 @@ def find_induction_heads(
     Heads are named, nothing is asserted: whether the model uses what they match is in `.estimates`. Raises `ModelError` for a
     model whose attention cannot be read, `ProbeError` where no probe fits it, `ArgumentError` for an argument out of its range.
 
-    >>> from pytest_induction.models.planted import redundant_induction_heads
+    >>> from pytest_induction.planted import redundant_induction_heads
     >>> print(find_induction_heads(redundant_induction_heads(count=3)))
     L1H0 1.00, L1H1 1.00, L1H2 1.00
     """

@@ -211,7 +211,7 @@ def measure_generality(
     above 0. Raises `ProbeError` where there are too few words or positions, `ArgumentError` for what cannot be used,
     `ModelError` for a model whose attention cannot be read. Source: Olsson et al. 2022, argument 4.
 
-    >>> from pytest_induction.models.planted import class_induction_head
+    >>> from pytest_induction.planted import class_induction_head
     >>> best = measure_generality(class_induction_head(), "L1H0", "classes").heads[0]
     >>> round(best.matching, 3), round(best.excess.value, 3), round(best.literal_copy, 3)
     (1.0, 1.0, 16.0)
@@ -437,7 +437,7 @@ def assert_heads_generalize(
     matching on repeated random tokens. Raises `ExpectationFailed`, which carries it, `ProbeError` where there are too few words
     or positions, or `ModelError` for a model whose attention cannot be read. Source: Olsson et al. 2022, argument 4.
 
-    >>> from pytest_induction.models.planted import class_induction_head
+    >>> from pytest_induction.planted import class_induction_head
     >>> assert_heads_generalize(class_induction_head(), "L1H0", "classes").reason
     'formed'
     """

@@ -78,9 +78,9 @@ class ModelUnderTest:
 
     `caller` runs the module that is measured; `given` is the one that was given, which may be around it, and `weights` the
     innermost one that has all weights. `backend` is None where none can read the attention; `tried` then says why, and
-    behaviour can still be measured. `memory` is the most bytes that a forward pass may take; None for a share of what is free. `draws` says
-    that the model draws random numbers of Python or numpy, `mixes_rows` that a row must run alone where another batch must give
-    the same: because the rows beside it change its logits, or because there may be none.
+    behaviour can still be measured. `memory` is the most bytes that a forward pass may take; None for a share of what is free.
+    `draws` says that the model draws random numbers of Python or numpy, `mixes_rows` that a row must run alone where another
+    batch must give the same: because the rows beside it change its logits, or because there may be none.
     """
 
     caller: Caller

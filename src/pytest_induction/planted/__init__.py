@@ -2,7 +2,7 @@
 
 Each function returns a `PlantedModel` that a metric or a verdict can be tried on. Nothing is trained, nothing downloaded.
 
->>> from pytest_induction.models.planted import induction_head
+>>> from pytest_induction.planted import induction_head
 >>> model = induction_head(sharpness=4.0)
 >>> sorted((str(head), kind) for head, kind in model.answers.items())
 [('L0H0', 'previous_token'), ('L1H0', 'induction')]

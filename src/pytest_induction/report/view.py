@@ -156,9 +156,9 @@ def by_model(evidence: Iterable[Evidence]) -> dict[tuple[str, str], list[Evidenc
 
 
 def tally(evidence: Iterable[Evidence]) -> str:
-    """How many verdicts of each kind, such as "2 SHOWN, 1 REFUTED as expected"; in the order of their names."""
-    times = Counter(record.words.replace(",", "") for record in evidence)
-    return ", ".join(f"{times[words]} {words}" for words in sorted(times))
+    """How many verdicts of each kind, such as "2 SHOWN, 1 REFUTED as expected"; in the order of `Verdict`."""
+    times = Counter((list(Verdict).index(record.verdict), record.words.replace(",", "")) for record in evidence)
+    return ", ".join(f"{times[kind]} {kind[1]}" for kind in sorted(times))
 
 
 def _order(record: Evidence) -> tuple[str, str, int, str, int, str, str]:
