@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     )
     from pytest_induction.runs.attribution import HeadAttributions, measure_attributions
     from pytest_induction.runs.checkpoints.finding import Checkpoint, find_checkpoints
+    from pytest_induction.runs.counterexamples import PropertyCheck, check_property, find_counterexample
     from pytest_induction.runs.given import given_probes
     from pytest_induction.runs.heads_over_training import (
         assert_final_has_induction_head,
@@ -102,26 +103,30 @@ if TYPE_CHECKING:
         assert_previous_token_first,
     )
     from pytest_induction.runs.phase_change.finding import PhaseChange, find_phase_changes
-    from pytest_induction.runs.properties import (
-        PropertyCheck,
-        PropertyOverTraining,
-        assert_property_holds,
-        assert_property_holds_from,
-        check_property,
-        find_counterexample,
-    )
+    from pytest_induction.runs.properties import PropertyOverTraining, assert_property_holds, assert_property_holds_from
     from pytest_induction.runs.record import Hunted, ScheduledChange, Snapshot, TrainingRun
     from pytest_induction.runs.recorder import InductionRecorder
     from pytest_induction.runs.sweep import sweep
 
 _HOME = {
     "attention.backends.exposed": ("expose_attention",),
-    "behaviour.claims": ("assert_copies_repeats", "assert_learns_in_context"),
-    "behaviour.outcomes": ("Behaviour", "Masses", "Outcome", "evaluate_probes"),
+    "behaviour.claims": (
+        "assert_copies_repeats",
+        "assert_learns_in_context",
+    ),
+    "behaviour.outcomes": (
+        "Behaviour",
+        "Masses",
+        "Outcome",
+        "evaluate_probes",
+    ),
     "causal.circuit": ("assert_induction_circuit",),
     "causal.in_context": ("assert_ablation_removes_icl",),
     "comparison.continuity": ("assert_continuity",),
-    "comparison.preserved": ("assert_heads_preserved", "profile_of"),
+    "comparison.preserved": (
+        "assert_heads_preserved",
+        "profile_of",
+    ),
     "comparison.profiles": ("HeadsProfile",),
     "errors": (
         "ArgumentError",
@@ -138,14 +143,43 @@ _HOME = {
         "UnsupportedModel",
     ),
     "fixture": ("Induction",),
-    "heads.composition": ("CompositionScores", "measure_composition"),
-    "heads.copying": ("CopyingScores", "measure_copying"),
-    "heads.distances": ("DistanceScores", "measure_distances"),
-    "heads.induction": ("assert_has_induction_head", "assert_no_induction_head", "find_induction_heads"),
-    "heads.match_lengths": ("MatchLengthScores", "measure_match_lengths"),
-    "heads.semantic": ("FamilyScores", "GeneralityScores", "HeadGenerality", "assert_heads_generalize", "measure_generality"),
-    "heads.virtual": ("VirtualPair", "VirtualScores", "measure_virtual_heads"),
-    "interventions.ablation": ("AblationScores", "measure_ablations"),
+    "heads.composition": (
+        "CompositionScores",
+        "measure_composition",
+    ),
+    "heads.copying": (
+        "CopyingScores",
+        "measure_copying",
+    ),
+    "heads.distances": (
+        "DistanceScores",
+        "measure_distances",
+    ),
+    "heads.induction": (
+        "assert_has_induction_head",
+        "assert_no_induction_head",
+        "find_induction_heads",
+    ),
+    "heads.match_lengths": (
+        "MatchLengthScores",
+        "measure_match_lengths",
+    ),
+    "heads.semantic": (
+        "FamilyScores",
+        "GeneralityScores",
+        "HeadGenerality",
+        "assert_heads_generalize",
+        "measure_generality",
+    ),
+    "heads.virtual": (
+        "VirtualPair",
+        "VirtualScores",
+        "measure_virtual_heads",
+    ),
+    "interventions.ablation": (
+        "AblationScores",
+        "measure_ablations",
+    ),
     "interventions.edits": (
         "Intervention",
         "ablate",
@@ -158,11 +192,21 @@ _HOME = {
         "smear",
         "substitute_pattern",
     ),
-    "interventions.smearing": ("SmearedKeys", "smear_keys"),
-    "measuring.rounds": ("HeadScores", "measure_heads"),
+    "interventions.smearing": (
+        "SmearedKeys",
+        "smear_keys",
+    ),
+    "measuring.rounds": (
+        "HeadScores",
+        "measure_heads",
+    ),
     "model.load": ("load_model",),
     "model.protocol": ("ModelUnderTest",),
-    "probes.sequences": ("Answer", "Probe", "ProbeSequence"),
+    "probes.sequences": (
+        "Answer",
+        "Probe",
+        "ProbeSequence",
+    ),
     "properties.ready": (
         "attends_to_successor",
         "completes_repeats",
@@ -184,10 +228,26 @@ _HOME = {
         "TokenSpace",
         "Verdict",
     ),
-    "runs.attribution": ("HeadAttributions", "measure_attributions"),
-    "runs.checkpoints.finding": ("Checkpoint", "find_checkpoints"),
+    "runs.attribution": (
+        "HeadAttributions",
+        "measure_attributions",
+    ),
+    "runs.checkpoints.finding": (
+        "Checkpoint",
+        "find_checkpoints",
+    ),
+    "runs.counterexamples": (
+        "PropertyCheck",
+        "check_property",
+        "find_counterexample",
+    ),
     "runs.given": ("given_probes",),
-    "runs.heads_over_training": ("assert_final_has_induction_head", "assert_formed", "assert_heads_kept", "assert_log_is_sane"),
+    "runs.heads_over_training": (
+        "assert_final_has_induction_head",
+        "assert_formed",
+        "assert_heads_kept",
+        "assert_log_is_sane",
+    ),
     "runs.opening": ("load_run",),
     "runs.perturbation": ("assert_coperturbation",),
     "runs.phase_change.claims": (
@@ -197,16 +257,21 @@ _HOME = {
         "assert_phase_change",
         "assert_previous_token_first",
     ),
-    "runs.phase_change.finding": ("PhaseChange", "find_phase_changes"),
+    "runs.phase_change.finding": (
+        "PhaseChange",
+        "find_phase_changes",
+    ),
     "runs.properties": (
-        "PropertyCheck",
         "PropertyOverTraining",
         "assert_property_holds",
         "assert_property_holds_from",
-        "check_property",
-        "find_counterexample",
     ),
-    "runs.record": ("Hunted", "ScheduledChange", "Snapshot", "TrainingRun"),
+    "runs.record": (
+        "Hunted",
+        "ScheduledChange",
+        "Snapshot",
+        "TrainingRun",
+    ),
     "runs.recorder": ("InductionRecorder",),
     "runs.sweep": ("sweep",),
 }

@@ -24,7 +24,8 @@ from pytest_induction.measuring.rounds import HeadScores, measure_heads
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences
 from pytest_induction.records import Evidence, HeadList
-from pytest_induction.runs.properties import PropertyCheck, assert_property_holds, check_property, find_counterexample
+from pytest_induction.runs.counterexamples import PropertyCheck, check_property, find_counterexample
+from pytest_induction.runs.properties import assert_property_holds
 
 T = TypeVar("T")
 

@@ -268,8 +268,8 @@ class Evidence:
 
     `claim` is the claim's name, `reason` a fixed word for why the verdict is what it is, `summary` the same as a sentence.
     `heads` are the heads for which the claim holds, strongest first; `nearest` the strongest of all others; `pairs` those that
-    do it in two steps where no single head does. `estimates` holds the measures of the whole model, `bars` what they were held
-    against. `confidence` is that of the verdict, None where examples were searched for one that fails. `changes` is what the
+    do it in two steps where no single head does. `estimates` holds the measures of the whole model, `thresholds` what they were
+    held against. `confidence` is that of the verdict, None where examples were searched for one that fails. `changes` is what the
     series of a training run did. `head_map` is the prefix matching of every head, a row for each layer, as it is drawn: to four
     digits, None for a head that a layer does not have. `expected` is the verdict that an assertion asked for, None where that is
     not known: what was expected and seen is not a failure, even where that is REFUTED.

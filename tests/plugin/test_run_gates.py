@@ -276,7 +276,7 @@ class TestLogs:
                     "cooccurrence needs in-context learning: record or sweep with a held-out text"
                 ),
                 "*series*verdict*",
-                "*loss*SHOWN*",
+                "*loss*REFUTED*",
             ]
         )
 

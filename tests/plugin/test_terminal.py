@@ -206,16 +206,16 @@ class TestInterruption:
 
     def test_in_a_gate_the_verdicts_before_it_are_shown(self, interrupted):
         """Whatever was reached; the gate is named."""
-        from pytest_induction.heads import induction as heads
+        from pytest_induction.behaviour import claims
 
-        result = interrupted(heads, "judge_copying", *GATED)
+        result = interrupted(claims, "judge_copying", *GATED)
         section = of_section(result)
         assert section[1].startswith("  SHOWN         has_induction_head ")
         assert f"interrupted in {SHIPPED['llama']}::copies_repeats" in section
 
     def test_in_a_test_those_that_it_had_reached_are_shown_too(self, interrupted, pytester):
         """And told to who writes reports, under a key of the session."""
-        from pytest_induction.heads import induction as heads
+        from pytest_induction.behaviour import claims
 
         pytester.makeconftest(
             """
@@ -238,7 +238,7 @@ class TestInterruption:
                 assert_copies_repeats(induction_head())
             """
         )
-        result = interrupted(heads, "judge_copying", "-s")
+        result = interrupted(claims, "judge_copying", "-s")
         name = "test_in_a_test_those_that_it_had_reached_are_shown_too.py::test_it"
         assert f"{name} ['has_induction_head']" in result.stdout.str()
         section = of_section(result)

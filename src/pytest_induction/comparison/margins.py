@@ -48,7 +48,7 @@ OF_RUNS = {
 class Measured:
     """One measure of a family: the interval of the difference of every pair, `between`, or why there is none.
 
-    `count` is how many of `rows` it rests on, "" where neither sequences nor rows of text would tell more; `settle` then says
+    `count` is how many of `rows` it rests on, "" where neither sequences nor rows of text would tell more; `next_step` then says
     what would. `differs` says, in words, that two members differ in kind, and `problem` why they cannot be compared.
     """
 

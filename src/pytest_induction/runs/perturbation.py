@@ -36,8 +36,8 @@ class Moved:
 
     `treated` says whether it changes in every treated run. `shift` is by how many decades earlier that is than in the controls;
     None where not all of them are shown to change. `absent` says that the controls are shown not to change, for `least` decades
-    beyond the change of the treated runs. `said` is all of this in words; `reason` and `settle` are a fixed word and what would
-    tell, where it is not known.
+    beyond the change of the treated runs. `said` is all of this in words; `reason` is a fixed word, `next_step` what would tell
+    where it is not known.
     """
 
     name: str
