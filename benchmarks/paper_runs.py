@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from pytest_induction import PhaseChange, TrainingRun, find_phase_changes, load_run
+from pytest_induction import load_run
 from pytest_induction.errors import RunError
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING, MIN_PREVIOUS_TOKEN
+from pytest_induction.runs import PhaseChange, TrainingRun, find_phase_changes
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "python fixtures/make.py zoo"

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from pytest_induction import (
     Evidence,
     ExpectationFailed,
-    HeadEvidence,
     assert_has_induction_head,
     find_induction_heads,
     load_model,
@@ -30,7 +29,7 @@ from pytest_induction.measuring.rounds import score_irregular
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.irregular import LISTS, irregular_sequences
 from pytest_induction.probes.sequences import fitting_shape, repeated_sequences
-from pytest_induction.records import installed
+from pytest_induction.records import HeadEvidence, installed
 
 BARE_ROWS = 12  # of the bare pass, each as long as the longest row of a probe: 101 tokens, a first one and four copies of 25
 TOP = 10

@@ -14,10 +14,11 @@ import torch
 from hypothesis import HealthCheck
 from torch import Tensor
 
-from pytest_induction import ProbeSequence, completes_repeats, evaluate_probes, load_model, strategies
+from pytest_induction import load_model
 from pytest_induction.attention.edits import Replace
 from pytest_induction.attention.pattern import PatternReader
 from pytest_induction.attention.scores import PeriodicScores, scores_for
+from pytest_induction.behaviour import evaluate_probes
 from pytest_induction.heads.copying import direct_effects, ov_eigenvalue_scores, product_of_embeddings
 from pytest_induction.heads.virtual import Columns, _scores_of_rows
 from pytest_induction.interventions.ablation import attributions, screened
@@ -28,7 +29,9 @@ from pytest_induction.measuring.observing import Array, observe
 from pytest_induction.model.circuits import circuits_of
 from pytest_induction.model.head_weights import Circuits
 from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.probes import ProbeSequence, strategies
 from pytest_induction.probes.sequences import Probe
+from pytest_induction.properties import completes_repeats
 from pytest_induction.properties.hunt import Claim, Hunt
 from rows import BARE, EAGER, FACTORED, GIVEN, LENS, PER_HEAD, SAMPLED_HEADS, TOY, Row
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrained_rows import HeadRows, stored
-from pytest_induction import TokenSpace, Verdict
+from pytest_induction import Verdict
 from pytest_induction.deciding import Budget, Judgement
 from pytest_induction.heads.copying import CopyRound
 from pytest_induction.heads.criteria import MAX_PREFIX_MATCHING, MIN_PREFIX_MATCHING
@@ -23,6 +23,7 @@ from pytest_induction.heads.table import Thresholds
 from pytest_induction.measuring.observing import PERIODS_AT_ONCE, Array
 from pytest_induction.measuring.rounds import MAX_SEQUENCES, PLACES_OF_CHANCE, Round
 from pytest_induction.probes.sequences import even_periods, fitting_shape
+from pytest_induction.records import TokenSpace
 
 SPACE = TokenSpace(d_vocab=1000, n_ctx=128, bos_id=0)
 ERROR_RATE = 1e-3
@@ -131,7 +132,7 @@ class Rows(HeadSearch):
 
     def _behaviour(self, periods: np.ndarray) -> dict[str, Array]:
         advantage = self._shape.advantage(self._rng, periods)
-        names = ("first_loss", "later_loss", "first_accuracy", "later_accuracy")
+        names = ("first_loss", "repeat_loss", "first_accuracy", "repeat_accuracy")
         return {**{name: np.full(len(periods), 0.5) for name in names}, "advantage": advantage}
 
     def rule_out(self) -> None:

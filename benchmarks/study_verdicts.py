@@ -49,16 +49,9 @@ from tests.measuring import slow  # noqa: E402
 import make as fixtures  # noqa: E402
 import skewed  # noqa: E402
 from attention_only import AttentionOnly  # noqa: E402
-from pytest_induction import (  # noqa: E402
-    Evidence,
-    ExpectationFailed,
-    UnsupportedModel,
-    Verdict,
-    assert_has_induction_head,
-    load_model,
-    planted,
-)
+from pytest_induction import Evidence, ExpectationFailed, Verdict, assert_has_induction_head, load_model, planted  # noqa: E402
 from pytest_induction.deciding import Judgement  # noqa: E402
+from pytest_induction.errors import UnsupportedModel  # noqa: E402
 from pytest_induction.heads.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING  # noqa: E402
 from pytest_induction.probes.sequences import fitting_shape  # noqa: E402
 

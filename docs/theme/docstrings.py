@@ -1,7 +1,9 @@
 """What the reference does to docstrings, as a griffe extension: examples as code, names as links, defaults as numbers."""  # noqa: INP001
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -9,6 +11,7 @@ import griffe
 PACKAGE = "pytest_induction"
 EXAMPLE = re.compile(r"(?:^>>> .*\n?(?:^(?!\s*$).*\n?)*)", re.MULTILINE)
 PAGE = re.compile(r"docs/([\w-]+)\.md(#[\w-]+)?")
+ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
 NAME = re.compile(r"`([A-Za-z_]\w*)`(?!\])")
 
 
@@ -18,14 +21,23 @@ class Docstrings(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Rewrite every docstring and every default below the package."""
         if pkg.path == PACKAGE:
-            public = {str(name) for name in pkg.exports or ()}
+            public = entries()
             for each in everything(pkg):
                 if each.docstring:
-                    each.docstring.value = readable(each.docstring.value, public - {each.name})
+                    each.docstring.value = readable(
+                        each.docstring.value, {name: path for name, path in public.items() if name != each.name}
+                    )
                 if isinstance(each, griffe.Function):
                     show_defaults(each)
                 if isinstance(each, griffe.Class):
                     drop_bare_fields(each)
+
+
+def entries() -> dict[str, str]:
+    """What the pages of the reference are about, each by its name alone."""
+    pages = (Path(__file__).parents[1] / "api").glob("*.md")
+    paths = [path for page in pages for path in ENTRY.findall(page.read_text(encoding="utf-8"))]
+    return {path.rpartition(".")[2]: path for path in paths}
 
 
 def everything(top: griffe.Object) -> list[griffe.Object]:
@@ -37,7 +49,7 @@ def everything(top: griffe.Object) -> list[griffe.Object]:
     return found
 
 
-def readable(text: str, public: set[str]) -> str:
+def readable(text: str, public: Mapping[str, str]) -> str:
     """A docstring in Markdown: its `>>>` lines as code, its mentions of pages and of public names as links."""
     parts, rest = [], text
     while found := EXAMPLE.search(rest):
@@ -46,10 +58,10 @@ def readable(text: str, public: set[str]) -> str:
     return "".join([*parts, linked(rest, public)])
 
 
-def linked(text: str, public: set[str]) -> str:
+def linked(text: str, public: Mapping[str, str]) -> str:
     """Prose with links; the pages of the reference lie one directory below the others."""
     text = PAGE.sub(lambda page: f"[{page[1]}](../{page[1]}.md{page[2] or ''})", text)
-    return NAME.sub(lambda name: f"[`{name[1]}`][{PACKAGE}.{name[1]}]" if name[1] in public else name[0], text)
+    return NAME.sub(lambda name: f"[`{name[1]}`][{public[name[1]]}]" if name[1] in public else name[0], text)
 
 
 def code(example: str) -> str:

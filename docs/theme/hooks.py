@@ -16,6 +16,7 @@ from mkdocs.structure.pages import Page
 LINK = re.compile(r"(\]\()((?:\.\./)+[^)#\s]+)((?:#[^)\s]*)?\))")
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 INDEXED = re.compile(r"\b([A-Za-zΣ])_(?:([A-Za-z])\b|\{(.+?)\})")
+ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
 NAME = re.compile(r"`([A-Za-z_]\w*)`")
 PRINTED = re.compile(r"<pre\b.*?</pre>", re.DOTALL)
 VERDICT = re.compile(r"(?<![\w.])(REFUTED|SHOWN|UNDETERMINED)\b")
@@ -76,9 +77,10 @@ def typeset(markdown: str) -> str:
 
 def with_links(markdown: str) -> str:
     """Public names, led to what their docstrings say."""
-    from pytest_induction import __all__ as public
-
-    return NAME.sub(lambda name: f"[`{name[1]}`][pytest_induction.{name[1]}]" if name[1] in public else name[0], markdown)
+    pages = (Path(__file__).parents[1] / "api").glob("*.md")
+    entries = [path for page in pages for path in ENTRY.findall(page.read_text(encoding="utf-8"))]
+    public = {path.rpartition(".")[2]: path for path in entries}
+    return NAME.sub(lambda name: f"[`{name[1]}`][{public[name[1]]}]" if name[1] in public else name[0], markdown)
 
 
 class Options:

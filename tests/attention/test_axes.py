@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_induction import UnsupportedModel, load_model, measure_heads
+from pytest_induction import load_model, measure_heads
 from pytest_induction.attention.axes import HEADS, QUERIES, ROWS, Axes, Seen, find_axes
+from pytest_induction.errors import UnsupportedModel
 from tests.attention.layouts import LAYOUTS, SUMS, heads_before_rows, ijbh
 from tests.attention.patterns import softmax_by_loop, worst_difference
 from tests.attention.recorded import Positioned, probe

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 import transformers as hf
 from torch import nn
 
-from pytest_induction import UnsupportedModel, assert_copies_repeats, load_model, measure_heads
+from pytest_induction import assert_copies_repeats, load_model, measure_heads
 from pytest_induction.attention.backends import sdpa
-from pytest_induction.errors import ArgumentError, ModelError
+from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel
 from tests.model.plain import Plain, by_hand, unreadable
 from tests.model.zoo import build
 

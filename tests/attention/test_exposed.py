@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_induction import ArgumentError, ModelError, UnsupportedModel, expose_attention, load_model, measure_heads
+from pytest_induction import expose_attention, load_model, measure_heads
 from pytest_induction.attention.backends import exposed as shown
+from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel
 from tests.model.plain import Plain, unreadable
 
 pytest_plugins = ("pytester",)

@@ -10,25 +10,23 @@ from torch import nn
 from torch.nn.attention import flex_attention as module
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from pytest_induction import (
-    UnsupportedModel,
+from pytest_induction import load_model, measure_heads
+from pytest_induction.attention import verification as trial
+from pytest_induction.attention.backends.sdpa import Interceptor, Watch, watching
+from pytest_induction.attention.capture import Capture
+from pytest_induction.attention.edits import Step
+from pytest_induction.errors import ModelError, UnsupportedModel
+from pytest_induction.forward.calling import as_written
+from pytest_induction.interventions import (
     ablate,
     freeze_patterns,
     knock_out,
     leave_in,
-    load_model,
-    measure_heads,
     run_with,
     scale,
     smear,
     substitute_pattern,
 )
-from pytest_induction.attention import verification as trial
-from pytest_induction.attention.backends.sdpa import Interceptor, Watch, watching
-from pytest_induction.attention.capture import Capture
-from pytest_induction.attention.edits import Step
-from pytest_induction.errors import ModelError
-from pytest_induction.forward.calling import as_written
 from pytest_induction.model.query_key import queries_keys_of
 from tests.attention.recorded import Positioned, assert_right, causal, probe, true_patterns
 from tests.attention.test_hand_written import Attention, by_function, fused, plain

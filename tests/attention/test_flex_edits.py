@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_induction import intervene, load_model, measure_ablations, measure_heads, run_with, smear
+from pytest_induction import load_model, measure_ablations, measure_heads
 from pytest_induction.attention.edits import Close, Give, Record, Replace, Scale, Smear, Step
 from pytest_induction.attention.flex_calls import FlexCall
+from pytest_induction.interventions import intervene, run_with, smear
 from tests.attention.recorded import probe
 from tests.attention.test_flex import (
     CLOSE,

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_induction import UnsupportedModel, load_model, measure_heads
+from pytest_induction import load_model, measure_heads
+from pytest_induction.errors import UnsupportedModel
 from tests.attention.recorded import Positioned, assert_right
 from tests.attention.test_hand_written import Attention, LinearAttention, Recurrence, by_function, fused, scores_of
 from tests.model.zoo import build

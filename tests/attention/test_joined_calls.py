@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_induction import UnsupportedModel, ablate, knock_out, load_model, measure_heads, run_with
+from pytest_induction import load_model, measure_heads
 from pytest_induction.attention.joining import Outputs
 from pytest_induction.attention.pattern import ChunkedReader, PatternReader, QueryChunk
+from pytest_induction.errors import UnsupportedModel
+from pytest_induction.interventions import ablate, knock_out, run_with
 from tests.attention.recorded import Positioned, assert_right, causal, probe, triangle
 from tests.attention.test_hand_written import Attention, by_function, fused, plain
 

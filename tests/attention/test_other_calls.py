@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 
-from pytest_induction import UnsupportedModel, assert_no_induction_head, load_model, measure_heads
+from pytest_induction import assert_no_induction_head, load_model, measure_heads
 from pytest_induction.attention.backends.exposed import expose_attention
+from pytest_induction.errors import UnsupportedModel
 from tests.attention.recorded import Positioned, assert_right, causal, probe, triangle, true_patterns
 from tests.attention.test_hand_written import Attention, Blocks, by_function, fused, scores_of
 from tests.attention.test_torch_modules import OfModules, projections

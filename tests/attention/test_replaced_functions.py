@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_induction import ModelError, UnsupportedModel, load_model, measure_heads
+from pytest_induction import load_model, measure_heads
+from pytest_induction.errors import ModelError, UnsupportedModel
 from tests.attention.recorded import Positioned, assert_right, probe, triangle
 from tests.attention.test_hand_written import Attention, fused, scores_of
 from tests.model.zoo import build

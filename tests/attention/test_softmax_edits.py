@@ -8,26 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_induction import (
-    UnsupportedModel,
-    ablate,
-    expose_attention,
-    freeze_patterns,
-    intervene,
-    knock_out,
-    load_model,
-    measure_ablations,
-    measure_heads,
-    run_with,
-    scale,
-    smear,
-)
+from pytest_induction import expose_attention, load_model, measure_ablations, measure_heads
 from pytest_induction.attention.axes import Layout, Operand
 from pytest_induction.attention.backends.eager import EagerBackend
 from pytest_induction.attention.edits import Close, Give, GivePattern, Record, Replace, Scale, Smear, Step, Substitute
 from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.attention.softmax_edits import Editing
+from pytest_induction.errors import UnsupportedModel
 from pytest_induction.forward.calling import Caller, as_found, condition
+from pytest_induction.interventions import ablate, freeze_patterns, intervene, knock_out, run_with, scale, smear
 from pytest_induction.interventions.active import acting, acting_on_outputs
 from pytest_induction.model.adapt import adapt
 from pytest_induction.model.circuits import circuits_of

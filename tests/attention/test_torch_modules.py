@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_induction import UnsupportedModel, load_model, measure_heads
+from pytest_induction import load_model, measure_heads
+from pytest_induction.errors import UnsupportedModel
 from tests.measuring import slow
 from tests.model.plain import Plain, by_hand
 

@@ -7,7 +7,8 @@ import transformers as hf
 from torch import nn
 from transformers import AttentionInterface
 
-from pytest_induction import UnsupportedModel, load_model, measure_heads
+from pytest_induction import load_model, measure_heads
+from pytest_induction.errors import UnsupportedModel
 from pytest_induction.measuring.observing import observe
 from tests.attention.recorded import Positioned, assert_right
 from tests.attention.test_hand_written import Attention, by_function, fused, scores_of

@@ -6,9 +6,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_induction import ArgumentError, ModelError, ProbeSequence, evaluate_probes, load_model, planted, strategies
+from pytest_induction import load_model, planted
+from pytest_induction.behaviour import evaluate_probes
 from pytest_induction.behaviour import outcomes as module
 from pytest_induction.behaviour.outcomes import Batch
+from pytest_induction.errors import ArgumentError, ModelError
+from pytest_induction.probes import ProbeSequence, strategies
 from tests.model.plain import Plain
 
 KINDS = [name for name in strategies.__all__ if not name.endswith("_pairs")]

@@ -8,6 +8,7 @@ import pytest_induction as induction
 from pytest_induction.behaviour.text import rows_of
 from pytest_induction.causal.in_context import before_and_after, in_context_attribution, late_minus_early
 from pytest_induction.errors import ArgumentError
+from pytest_induction.interventions import intervene
 from pytest_induction.interventions.edits import ablate, freeze_patterns, run_with
 from pytest_induction.runs.attribution import measure_attributions
 from pytest_induction.runs.measuring import Measuring
@@ -70,7 +71,7 @@ def test_an_ablation_that_undoes_the_change_has_all_of_it(model):
     measuring = Measuring(text=TEXT, max_rows=ROWS, token_losses=64, seed=3)
     rows = rows_of(model, TEXT, ROWS)
     end = measuring.snapshot(model, 1).token_losses.astype(np.float64)
-    with induction.intervene(model, ablate("L2H0"), freeze_patterns()) as without:
+    with intervene(model, ablate("L2H0"), freeze_patterns()) as without:
         start = measuring.snapshot(without, 0).token_losses.astype(np.float64)
     assert start.shape == (60,) and len(rows) == ROWS
     found = measure_attributions(model, TEXT, losses_start=start, losses_end=end, max_rows=ROWS, seed=3).before_and_after

@@ -7,7 +7,6 @@ import pytest
 
 from pytest_induction import (
     ExpectationFailed,
-    HeadId,
     Verdict,
     assert_induction_circuit,
     load_model,
@@ -19,6 +18,7 @@ from pytest_induction.interventions.paths import path_effects
 from pytest_induction.measuring.observing import probes_of
 from pytest_induction.planted import induction_head, pointer_induction_head
 from pytest_induction.probes.sequences import COPIES
+from pytest_induction.records import HeadId
 from tests.heads.test_copying import tiny
 from tests.known_heads import NormedBehind
 

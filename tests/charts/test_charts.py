@@ -12,7 +12,6 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pytest_induction import (
-    ablate,
     assert_has_induction_head,
     assert_learns_in_context,
     find_induction_heads,
@@ -20,7 +19,6 @@ from pytest_induction import (
     load_run,
     measure_ablations,
     planted,
-    run_with,
 )
 from pytest_induction.charts import causes, run
 from pytest_induction.charts import losses as loss
@@ -35,6 +33,7 @@ from pytest_induction.heads import copying
 from pytest_induction.heads.composition import measure_composition
 from pytest_induction.heads.induction import search_for_all
 from pytest_induction.heads.table import Thresholds
+from pytest_induction.interventions import ablate, run_with
 from pytest_induction.interventions.ablation import matched_controls
 from pytest_induction.measuring import rounds as measuring
 from pytest_induction.measuring.observing import probes_of, provenance
@@ -220,7 +219,7 @@ def test_losses_along_a_text_are_those_of_the_assertion():
     (data,) = measured(model, "text", text=TEXT)
     with pytest.raises(ExpectationFailed) as caught:
         assert_learns_in_context(model, TEXT)
-    expected = caught.value.evidence.estimates["in_context_learning"]
+    expected = caught.value.evidence.estimates["icl_score"]
     assert [data["score"][end] for end in ("value", "low", "high")] == pytest.approx(
         [expected.value, expected.low, expected.high], rel=1e-4
     )

@@ -2,8 +2,9 @@
 
 import pytest
 
-from pytest_induction import UnsupportedModel, assert_heads_preserved, load_model, profile_of
-from pytest_induction.errors import ExpectationFailed
+from pytest_induction import assert_heads_preserved, load_model
+from pytest_induction.comparison import profile_of
+from pytest_induction.errors import ExpectationFailed, UnsupportedModel
 from pytest_induction.heads import copying
 from pytest_induction.heads import search as head_search
 from tests.heads.mixtures import matching_heads

@@ -66,14 +66,15 @@ def test_a_page_out_of_the_navigation_is_noticed():
 
 def test_every_public_name_has_one_entry_in_the_generated_reference():
     """Names of the package, of its strategies and of its planted models, and the fixtures."""
-    from pytest_induction import planted, strategies
+    from pytest_induction import planted
+    from pytest_induction.probes import strategies
 
     entries = [
         entry for page in (ROOT / "docs" / "api").glob("*.md") for entry in ENTRY.findall(page.read_text(encoding="utf-8"))
     ]
     heads = [name for name in dir(planted) if name.endswith(("_head", "_heads")) and not name.startswith("_")]
     wanted = {f"pytest_induction.{name}" for name in pytest_induction.__all__}
-    wanted |= {f"pytest_induction.strategies.{name}" for name in strategies.__all__}
+    wanted |= {f"pytest_induction.probes.strategies.{name}" for name in strategies.__all__}
     wanted |= {f"pytest_induction.planted.{name}" for name in heads}
     plugin = (ROOT / "src" / "pytest_induction" / "plugin" / "hooks.py").read_text(encoding="utf-8")
     wanted |= {

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pytest_induction import ArgumentError, InductionError, load_model, load_run, sweep
+from pytest_induction import InductionError, load_model, load_run, sweep
+from pytest_induction.errors import ArgumentError
 from pytest_induction.files import expanded, is_directory, is_file, is_there
 from pytest_induction.model.specs import check_text
 

@@ -1,30 +1,59 @@
-"""The public names, listed once: the face, the type checker's view and the documentation agree."""
+"""The public names, listed once: the stubs of the packages, the type checker's view and the documentation agree."""
 
 import ast
 import inspect
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 import pytest_induction
+from pytest_induction._lazy import homes
 
 SOURCE = Path(pytest_induction.__file__).parent
 
 
-def test_every_public_name_can_be_had_and_is_documented():
+PACKAGES = ["", ".behaviour", ".comparison", ".heads", ".interventions", ".probes", ".properties", ".runs"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_can_be_had_and_is_documented(package):
     """Each has a docstring, and a place in the reference."""
+    name = f"pytest_induction{package}"
     page = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
-    for name in pytest_induction.__all__:
-        assert inspect.getdoc(getattr(pytest_induction, name)), name
-        assert f"`{name}`" in page, name
+    module = import_module(name)
+    assert module.__all__ == dir(module) == sorted(homes(name))
+    for each in module.__all__:
+        assert each == "ModelLike" or inspect.getdoc(getattr(module, each)), each
+        assert f"`{each}`" in page, each
 
 
-def test_the_lists_of_names_agree():
-    """Lazy table, imports for the type checker, and __all__."""
-    tree = ast.parse((SOURCE / "__init__.py").read_text())
-    typed = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert typed - {"annotations", "Any", "TYPE_CHECKING", "import_module"} == set(pytest_induction.__all__)
-    assert set(pytest_induction._MODULE_OF) == set(pytest_induction.__all__)
-    assert pytest_induction.__all__ == sorted(pytest_induction.__all__)
-    assert set(pytest_induction.__all__) <= set(dir(pytest_induction))
+def test_every_stub_is_tried_here():
+    """A package with a stub that the test above leaves out would be neither complete nor documented."""
+    stubs = {path.parent.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("__init__.pyi")}
+    assert stubs == {package.removeprefix(".") or "." for package in PACKAGES}
+
+
+def test_a_name_that_is_none_is_an_attribute_error():
+    with pytest.raises(AttributeError, match=r"module 'pytest_induction\.heads' has no attribute 'no_such'"):
+        import_module("pytest_induction.heads").no_such  # noqa: B018
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert pytest_induction.__version__ == version("pytest-induction")
+
+
+def test_the_face_can_be_remembered():
+    """Some 45 names at the top, none of which loads anything before it is used; all may be had at once."""
+    assert len(pytest_induction.__all__) <= 50
+    code = "import sys, pytest_induction, pytest_induction.heads; dir(pytest_induction); print('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    names = {}
+    exec("from pytest_induction import *", names)
+    assert set(pytest_induction.__all__) <= set(names)
 
 
 def test_options_are_keyword_only():

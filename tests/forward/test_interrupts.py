@@ -7,18 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_induction import (
-    InductionRecorder,
-    ablate,
-    freeze_patterns,
-    intervene,
-    load_model,
-    measure_ablations,
-    measure_heads,
-    run_with,
-    smear_keys,
-)
+from pytest_induction import InductionRecorder, load_model, measure_ablations, measure_heads
 from pytest_induction.forward.changing import add_hooks, take_over
+from pytest_induction.interventions import ablate, freeze_patterns, intervene, run_with, smear_keys
 from pytest_induction.model.adapt import adapt
 from pytest_induction.undoing import Changes, Lasting, puts_back
 from tests.attention.recorded import Positioned, probe

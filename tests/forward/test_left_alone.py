@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_induction import ablate, load_model, measure_heads, run_with
+from pytest_induction import load_model, measure_heads
 from pytest_induction.errors import ModelError
 from pytest_induction.forward.calling import as_written
+from pytest_induction.interventions import ablate, run_with
 from tests.attention.recorded import Positioned, assert_right, probe
 from tests.attention.test_hand_written import Attention, by_function, fused
 from tests.forward.test_as_found import everything, same

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_induction import ModelError, load_model, measure_heads
+from pytest_induction import load_model, measure_heads
+from pytest_induction.errors import ModelError
 from pytest_induction.forward.calling import why_endless
 from pytest_induction.planted import induction_head
 

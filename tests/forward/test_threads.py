@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_induction import ModelError, UnsupportedModel, ablate, load_model, measure_ablations, measure_heads, run_with
+from pytest_induction import load_model, measure_ablations, measure_heads
 from pytest_induction.attention.backends.sdpa import Interceptor, Watch, watching
 from pytest_induction.attention.capture import Capture
 from pytest_induction.attention.edits import EditingCapture
+from pytest_induction.errors import ModelError, UnsupportedModel
 from pytest_induction.forward import changing
 from pytest_induction.forward.calling import as_found
 from pytest_induction.forward.changing import beneath, take_over
+from pytest_induction.interventions import ablate, run_with
 from pytest_induction.interventions.passes import blocks_of
 from pytest_induction.model.adapt import adapt
 from pytest_induction.model.remote_code import never_asking

@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 
 import pytest_induction as induction
-from pytest_induction import (
-    ExpectationFailed,
-    UnsupportedModel,
-    Verdict,
-    assert_has_induction_head,
-    assert_no_induction_head,
-    planted,
-)
+from pytest_induction import ExpectationFailed, Verdict, assert_has_induction_head, assert_no_induction_head, planted
+from pytest_induction.errors import UnsupportedModel
 from pytest_induction.heads import copying
 from pytest_induction.heads.copying import circuits_of, direct_effects, named_ruled_out, of_heads
 from pytest_induction.measuring.observing import probes_of

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_induction import ArgumentError, Induction, ProbeError, UnsupportedModel, load_model, measure_distances
+from pytest_induction import Induction, load_model, measure_distances
+from pytest_induction.errors import ArgumentError, ProbeError, UnsupportedModel
 from pytest_induction.heads.distances import default_distances
 from tests.known_heads import Planted, beyond, count_back, first, induction, previous, uniform, where, within
 from tests.measuring import slow

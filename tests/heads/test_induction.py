@@ -7,6 +7,7 @@ import torch
 import pytest_induction as induction
 from pytest_induction import Verdict
 from pytest_induction.attention import pattern as attention
+from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel
 from pytest_induction.measuring.rounds import round_size
 from tests import known_heads as planted
 from tests.known_heads import CopiesUnseen, Planted
@@ -172,7 +173,7 @@ def test_a_model_in_which_rounding_decides_is_refused_by_name(monkeypatch):
 
     monkeypatch.setattr(attention, "HELD_PRODUCTS", 0)
     model = list(random_models(6, seed=0))[5]
-    with pytest.raises(induction.UnsupportedModel, match="rounding decides in float32; give the model in float64"):
+    with pytest.raises(UnsupportedModel, match="rounding decides in float32; give the model in float64"):
         verdict(model)
     assert verdict(model.double()).verdict is Verdict.REFUTED
 
@@ -220,7 +221,7 @@ def test_nan_attention_never_passes():
             return super().forward(tokens) * (torch.nan if tokens.shape[1] > 20 else 1)
 
     for assertion in (induction.assert_has_induction_head, induction.assert_no_induction_head, induction.assert_copies_repeats):
-        with pytest.raises(induction.ModelError, match="not finite"):
+        with pytest.raises(ModelError, match="not finite"):
             assertion(Breaks(planted.induction))
 
 
@@ -236,7 +237,7 @@ def test_nan_attention_never_passes():
 )
 def test_bad_arguments_are_one_line(options, message):
     """Which argument, what it must be, what it was."""
-    with pytest.raises(induction.ArgumentError) as caught:
+    with pytest.raises(ArgumentError) as caught:
         induction.assert_has_induction_head(Planted(planted.induction), **options)
     assert str(caught.value) == message
 
@@ -257,7 +258,7 @@ def test_the_text_of_the_control_is_five_lines(shipped):
     first, heads, behaviour, measured, following = str(caught.value).splitlines()
     assert first.startswith("has_induction_head is REFUTED, expected SHOWN: no head matches prefixes: the best, L0H")
     assert heads.startswith("  heads: L0H") and "(threshold 0.300; chance gives L0H" in heads
-    assert behaviour.startswith("  behaviour: advantage ") and "threshold 0.50" in behaviour and "later accuracy 0." in behaviour
+    assert behaviour.startswith("  behaviour: advantage ") and "threshold 0.50" in behaviour and "repeat accuracy 0." in behaviour
     assert (
         "1 layer x 4 heads by sdpa, float32 on cpu; " in measured
         and " sequences, periods " in measured

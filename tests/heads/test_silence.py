@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_induction import ModelError, UnsupportedModel, ablate, load_model, run_with
+from pytest_induction import load_model
 from pytest_induction.attention.edits import Replace
+from pytest_induction.errors import ModelError, UnsupportedModel
 from pytest_induction.heads.copying import copy_effects
 from pytest_induction.heads.silence import ROWS, _rows, written_by
+from pytest_induction.interventions import ablate, run_with
 from pytest_induction.interventions.arguments import all_heads
 from pytest_induction.interventions.passes import blocks_of
 from pytest_induction.model.batching import bytes_per_sequence

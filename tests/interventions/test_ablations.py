@@ -8,17 +8,9 @@ import torch
 from fixtures import attention_only
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pytest_induction import (
-    ArgumentError,
-    ModelError,
-    ablate,
-    freeze_patterns,
-    intervene,
-    load_model,
-    measure_ablations,
-    run_with,
-)
-from pytest_induction.interventions import passes
+from pytest_induction import load_model, measure_ablations
+from pytest_induction.errors import ArgumentError, ModelError
+from pytest_induction.interventions import ablate, freeze_patterns, intervene, passes, run_with
 from pytest_induction.interventions.arguments import all_heads
 from pytest_induction.interventions.passes import Ablating, Blocks, Passes, _like, _stream, blocks_of, losses_at
 from pytest_induction.interventions.paths import losses_by_order, losses_with_pattern, path_effects

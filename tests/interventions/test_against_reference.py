@@ -9,22 +9,20 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from pytest_induction import (
-    ArgumentError,
-    ModelError,
+from pytest_induction import load_model, measure_heads
+from pytest_induction.attention.edits import Give
+from pytest_induction.errors import ArgumentError, ModelError
+from pytest_induction.interventions import (
     ablate,
     freeze_patterns,
     intervene,
     knock_out,
     leave_in,
-    load_model,
-    measure_heads,
     run_with,
     scale,
     smear,
     substitute_pattern,
 )
-from pytest_induction.attention.edits import Give
 from pytest_induction.interventions.active import acting
 from pytest_induction.planted import induction_head
 from tests.interventions.reference import Edits, Layer, Slow, gelu, layer_norm, path_terms, rms_norm, rotary, run, silu

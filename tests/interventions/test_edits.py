@@ -10,26 +10,20 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from pytest_induction import (
-    ArgumentError,
-    ModelError,
-    UnsupportedModel,
+from pytest_induction import assert_has_induction_head, assert_no_induction_head, load_model, measure_ablations, measure_heads
+from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel
+from pytest_induction.forward.calling import condition
+from pytest_induction.interventions import (
     ablate,
-    assert_has_induction_head,
-    assert_no_induction_head,
     freeze_patterns,
     intervene,
     knock_out,
     leave_in,
-    load_model,
-    measure_ablations,
-    measure_heads,
     run_with,
     scale,
     smear,
     substitute_pattern,
 )
-from pytest_induction.forward.calling import condition
 from pytest_induction.interventions.passes import blocks_of
 from pytest_induction.model.circuits import circuits_of
 from pytest_induction.planted import induction_head

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pytest_induction import ModelError, ablate, freeze_patterns, load_model, measure_ablations, run_with
+from pytest_induction import load_model, measure_ablations
+from pytest_induction.errors import ModelError
+from pytest_induction.interventions import ablate, freeze_patterns, run_with
 from pytest_induction.interventions import passes as resuming
 from pytest_induction.interventions.arguments import all_heads
 from pytest_induction.interventions.passes import Ablating, Blocks, Passes, blocks_of, mean_found

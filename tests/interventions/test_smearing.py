@@ -12,20 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_induction import (
-    ArgumentError,
-    ModelError,
-    UnsupportedModel,
-    ablate,
-    intervene,
-    load_model,
-    measure_ablations,
-    measure_heads,
-    run_with,
-    smear,
-)
+from pytest_induction import load_model, measure_ablations, measure_heads
 from pytest_induction.attention.edits import EditingCapture
 from pytest_induction.attention.errors import BackendUnavailable
+from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel
+from pytest_induction.interventions import ablate, intervene, run_with, smear
 from pytest_induction.interventions.smearing import smear_keys
 from pytest_induction.model.load import function_named
 from pytest_induction.planted import duplicate_token_head, induction_head

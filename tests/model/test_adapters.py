@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pytest_induction as induction
+from pytest_induction.errors import ModelError
 from tests.conftest import SHIPPED
 from tests.model.adapting import adapted, lora, merged, shipped, write
 from tests.runs.small_models import Evil
@@ -45,7 +46,7 @@ def edit(place, change):
 
 
 def refusal(place):
-    with pytest.raises(induction.ModelError) as caught:
+    with pytest.raises(ModelError) as caught:
         induction.load_model(place)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -212,7 +213,7 @@ def test_what_is_not_the_whole_adapter_of_that_base_is_refused(tmp_path, what):
     spoil, said = REFUSED[what]
     spoil(tmp_path / "adapter")
     assert str(tmp_path / "adapter") in refusal(tmp_path / "adapter")
-    with pytest.raises(induction.ModelError, match=said):
+    with pytest.raises(ModelError, match=said):
         induction.load_model(tmp_path / "adapter")
 
 
@@ -280,7 +281,7 @@ def test_left_over_weights_of_a_whole_model_are_refused_too(tmp_path):
     place = Path(shutil.copytree(SHIPPED["llama"], tmp_path / "model"))
     config = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
-    with pytest.raises(induction.ModelError, match=r"has 9 tensors that its config has no use for, the first is `model.layers.1"):
+    with pytest.raises(ModelError, match=r"has 9 tensors that its config has no use for, the first is `model.layers.1"):
         induction.load_model(place)
     (place / "config.json").write_text(json.dumps(config))
     tensors = load_file(place / "model.safetensors")
@@ -289,5 +290,5 @@ def test_left_over_weights_of_a_whole_model_are_refused_too(tmp_path):
     save_file({**tensors, **held}, place / "model.safetensors", metadata={"format": "pt"})
     assert induction.load_model(place).n_layers == 2
     save_file({**tensors, "model.attn.bias_k": torch.ones(2)}, place / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(induction.ModelError, match=r"has 1 tensors .* `model.attn.bias_k`"):
+    with pytest.raises(ModelError, match=r"has 1 tensors .* `model.attn.bias_k`"):
         induction.load_model(place)

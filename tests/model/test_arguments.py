@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_induction import ArgumentError, ModelError, assert_copies_repeats, load_model, measure_heads
+from pytest_induction import assert_copies_repeats, load_model, measure_heads
+from pytest_induction.errors import ArgumentError, ModelError
 from tests.attention.recorded import Positioned, assert_right, probe
 from tests.attention.test_hand_written import Attention, fused
 

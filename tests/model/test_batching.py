@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_induction import ArgumentError, ModelError, assert_has_induction_head, load_model, measure_heads
+from pytest_induction import assert_has_induction_head, load_model, measure_heads
+from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.model import batching
 from pytest_induction.model.specs import memory_size
 from pytest_induction.progress import progress, showing_on

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_induction import UnsupportedModel, assert_copies_repeats, load_model, measure_heads
-from pytest_induction.errors import ModelError
+from pytest_induction import assert_copies_repeats, load_model, measure_heads
+from pytest_induction.errors import ModelError, UnsupportedModel
 from tests.attention.patterns import TOLERANCE, repeated, softmax_by_loop, worst_difference
 from tests.forward.test_as_found import everything, same
 from tests.model import foreign

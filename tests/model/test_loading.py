@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import pytest_induction as induction
+from pytest_induction.errors import ModelError, TextError
 from pytest_induction.probes.sequences import usable_ids
 from tests.conftest import SHIPPED
 
@@ -55,7 +56,7 @@ def test_a_broken_tokenizer_does_not_keep_a_model_from_being_measured(with_token
     (with_tokenizer / "tokenizer.json").write_text("{")
     model = induction.load_model(str(with_tokenizer))
     assert induction.measure_heads(model).prefix_matching.shape == (2, 4)
-    with pytest.raises(induction.TextError, match="has no tokenizer"):
+    with pytest.raises(TextError, match="has no tokenizer"):
         model.encode("abc")
 
 
@@ -92,9 +93,9 @@ def test_a_factory_may_be_named_by_module(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert induction.assert_has_induction_head("mine_by_name:make").provenance.model == "mine_by_name:make"
-    with pytest.raises(induction.ModelError, match=r"mine_by_name has no factory `other` to call"):
+    with pytest.raises(ModelError, match=r"mine_by_name has no factory `other` to call"):
         induction.load_model("mine_by_name:other")
-    with pytest.raises(induction.ModelError, match=r"'nonesuch.module:make' cannot be made: ModuleNotFoundError"):
+    with pytest.raises(ModelError, match=r"'nonesuch.module:make' cannot be made: ModuleNotFoundError"):
         induction.load_model("nonesuch.module:make")
 
 
@@ -125,7 +126,7 @@ def test_the_loader_is_quiet_and_keeps_the_users_settings(capfd):
 @pytest.mark.parametrize("thing", [None, 3, np.zeros(3), object()])
 def test_what_is_no_model_at_all_is_one_line(thing):
     """What it may be, and what it was."""
-    with pytest.raises(induction.ModelError, match=r"a model must be a torch module or a string \(a local directory"):
+    with pytest.raises(ModelError, match=r"a model must be a torch module or a string \(a local directory"):
         induction.load_model(thing)
 
 
@@ -144,6 +145,6 @@ def test_the_evidence_says_where_it_comes_from():
 def test_without_transformers_a_directory_is_one_line_and_a_factory_still_works(monkeypatch):
     """What is missing, and how to get it."""
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(induction.ModelError, match=r"needs transformers: pip install 'pytest-induction\[transformers\]'"):
+    with pytest.raises(ModelError, match=r"needs transformers: pip install 'pytest-induction\[transformers\]'"):
         induction.load_model(SHIPPED["llama"])
     assert induction.load_model(SHIPPED["two-layers"]).n_layers == 2

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_induction import UnsupportedModel, load_model, measure_heads
+from pytest_induction import load_model, measure_heads
 from pytest_induction.attention.leaks import mixes_by_fixed_shares
 from pytest_induction.attention.tracking import is_of_transformers
-from pytest_induction.errors import ArgumentError
+from pytest_induction.errors import ArgumentError, UnsupportedModel
 from tests.attention.recorded import Positioned, assert_right, triangle
 from tests.attention.test_hand_written import Attention, by_function, fused
 from tests.attention.test_hidden_attention import hidden

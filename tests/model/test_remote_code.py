@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pytest_induction as induction
+from pytest_induction.errors import ModelError, RunError
 from pytest_induction.model import remote_code
 from pytest_induction.runs.sweep import sweep
 from tests.conftest import SHIPPED
@@ -46,7 +47,7 @@ def _nobody_is_asked(monkeypatch):
 def test_a_directory_that_brings_code_is_refused_by_name(tmp_path, file):
     """Which file asks, for what, and what to say if it is trusted."""
     place = with_code(tmp_path / "model", **PLACES[file])
-    with pytest.raises(induction.ModelError) as caught:
+    with pytest.raises(ModelError) as caught:
         induction.load_model(place)
     said = str(caught.value)
     assert said.startswith(f"{file} of '{place}' asks to run code that came with it (`auto_map`: mine.")
@@ -62,7 +63,7 @@ def test_every_way_to_name_a_tokenizer_is_known(tmp_path, auto_map):
     """Also beside a class that transformers has itself."""
     settings = {"auto_map": auto_map, "tokenizer_class": "PreTrainedTokenizerFast"}
     place = with_code(tmp_path / "model", tokenizer=settings)
-    with pytest.raises(induction.ModelError, match=r"tokenizer_config.json of .* \(`auto_map`: mine.Tokens\)"):
+    with pytest.raises(ModelError, match=r"tokenizer_config.json of .* \(`auto_map`: mine.Tokens\)"):
         induction.load_model(place)
     assert not has_run(place)
 
@@ -137,7 +138,7 @@ def test_a_sweep_keeps_what_asks_for_code_as_a_problem(tmp_path):
     run = sweep(tmp_path / "t", tmp_path / "run", n_sequences=6)
     assert run.snapshots[0].problem.startswith("config.json of checkpoint-1 asks to run code that came with it")
     assert not run.snapshots[1].problem and not has_run(tmp_path / "t" / "checkpoint-1")
-    with pytest.raises(induction.RunError, match="`trust_remote_code` None and now True: choose another place"):
+    with pytest.raises(RunError, match="`trust_remote_code` None and now True: choose another place"):
         sweep(tmp_path / "t", tmp_path / "run", n_sequences=6, trust_remote_code=True)
 
 
@@ -166,7 +167,7 @@ def test_a_kernel_that_a_config_names_is_refused_before_anything_is_fetched(tmp_
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
     place = with_code(tmp_path / "model", config=KERNELS[named])
-    with pytest.raises(induction.ModelError, match=r"config.json of .* names a kernel, `\w+` '.*someone/kernel.*', which would"):
+    with pytest.raises(ModelError, match=r"config.json of .* names a kernel, `\w+` '.*someone/kernel.*', which would"):
         induction.load_model(place)
 
 
@@ -175,7 +176,7 @@ def test_flash_attention_is_refused_where_it_would_be_fetched(tmp_path, monkeypa
     monkeypatch.setattr(remote_code.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: False)
     place = with_code(tmp_path / "model", config={"attn_implementation": "flash_attention_2"})
-    with pytest.raises(induction.ModelError, match="names a kernel, `attn_implementation` 'flash_attention_2'"):
+    with pytest.raises(ModelError, match="names a kernel, `attn_implementation` 'flash_attention_2'"):
         induction.load_model(place)
 
 
@@ -197,7 +198,7 @@ def test_a_pickle_beside_a_config_runs_nothing(tmp_path):
     place = with_code(tmp_path / "model")
     (place / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Evil(place / "ran")}, place / "pytorch_model.bin")
-    with pytest.raises(induction.ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="cannot be loaded"):
         induction.load_model(place)
     assert not has_run(place)
 

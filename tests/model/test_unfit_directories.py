@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pytest_induction as induction
-from pytest_induction.errors import ModelError
+from pytest_induction.errors import ArgumentError, ModelError, TextError
 from pytest_induction.model import bounds
 from pytest_induction.model.load import function_named, module_of_config
 from pytest_induction.model.specs import check_spec, check_text
@@ -53,9 +53,7 @@ def test_a_model_that_is_no_file_is_refused_by_name(tmp_path, kind):
     place = put(tmp_path / "mine.py", kind)
     for call in (lambda: check_spec(f"{place}:make"), lambda: function_named(f"{place}:make")):
         assert f"is a {kind}" in refusal(call)
-    assert f"is not a file, it is a {kind}" in refusal(
-        lambda: check_text(put(tmp_path / "text.txt", kind)), induction.ArgumentError
-    )
+    assert f"is not a file, it is a {kind}" in refusal(lambda: check_text(put(tmp_path / "text.txt", kind)), ArgumentError)
 
 
 def test_a_model_whose_weights_lie_elsewhere_is_refused_and_one_of_the_hub_is_read(model, tmp_path):
@@ -183,11 +181,9 @@ def test_a_text_is_read_from_a_regular_file_alone(model, tmp_path):
     subject = induction.load_model(str(model))
     for kind in UNFIT:
         place = put(tmp_path / f"text of a {kind}"[:20], kind)
-        assert f"it is a {kind}" in refusal(
-            lambda place=place: induction.assert_learns_in_context(subject, place), induction.TextError
-        )
+        assert f"it is a {kind}" in refusal(lambda place=place: induction.assert_learns_in_context(subject, place), TextError)
     assert "it is a character device" in refusal(
-        lambda: induction.assert_learns_in_context(subject, tmp_path.__class__("/dev/zero")), induction.TextError
+        lambda: induction.assert_learns_in_context(subject, tmp_path.__class__("/dev/zero")), TextError
     )
 
 

@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pytest_induction import ablate, assert_has_induction_head, assert_no_induction_head, intervene, load_model, measure_heads
+from pytest_induction import assert_has_induction_head, assert_no_induction_head, load_model, measure_heads
 from pytest_induction.errors import ModelError, UnsupportedModel
+from pytest_induction.interventions import ablate, intervene
 from tests.model.zoo import build
 
 LLAMA = "fixtures/models/llama-2l"

@@ -10,6 +10,7 @@ import torch
 
 import pytest_induction as induction
 from pytest_induction import Verdict, planted
+from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.model.adapt import adapt
 from tests.planted.test_planted import SCORES, SIZES, SMALL, TABLE, by_hand, rows_of_tokens
 
@@ -60,14 +61,14 @@ BAD = [
 @pytest.mark.parametrize(("make", "options", "message"), BAD, ids=[message for *_, message in BAD])
 def test_bad_arguments_are_one_line(make, options, message):
     """Which argument, what it must be, what it was."""
-    with pytest.raises(induction.ArgumentError) as caught:
+    with pytest.raises(ArgumentError) as caught:
         make(**options)
     assert str(caught.value) == message
 
 
 def test_more_tokens_than_the_context_has_are_refused():
     """By name, and not by whatever torch says of shapes."""
-    with pytest.raises(induction.ArgumentError, match="`tokens` has 12 positions, the context has 11"):
+    with pytest.raises(ArgumentError, match="`tokens` has 12 positions, the context has 11"):
         planted.uniform_head(n_ctx=11)(torch.zeros(1, 12, dtype=torch.long))
 
 
@@ -123,5 +124,5 @@ def test_a_bridge_keeps_the_precision_and_shares_no_weights():
 def test_without_the_library_it_says_what_to_install(monkeypatch):
     """One line, with the extra that has it."""
     monkeypatch.setitem(sys.modules, "transformer_lens.config", None)
-    with pytest.raises(induction.ModelError, match=r"pip install 'pytest-induction\[lens\]'"):
+    with pytest.raises(ModelError, match=r"pip install 'pytest-induction\[lens\]'"):
         planted.uniform_head().to_transformer_lens()

@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from pytest_induction import UnsupportedModel, load_model, measure_heads
+from pytest_induction import load_model, measure_heads
 from pytest_induction.__main__ import main
+from pytest_induction.errors import UnsupportedModel
 from tests.conftest import SHIPPED
 from tests.model.plain import Plain, unreadable
 from tests.model.zoo import build

@@ -210,11 +210,11 @@ def test_the_text_of_the_session_is_the_default(run, pytester):
     pytester.makepyfile(
         """
         import pytest
-        from pytest_induction import TextError
+        from pytest_induction.errors import TextError
 
         def test_it(induction):
             found = induction.assert_learns_in_context()
-            assert found.estimates["in_context_learning"].high < -0.15
+            assert found.estimates["icl_score"].high < -0.15
 
         def test_other(induction):
             with pytest.raises(TextError, match="the text is empty"):
@@ -239,7 +239,7 @@ def test_properties_are_reported_like_verdicts(run, pytester):
     """In the terminal section and in JUnit; one that fails with its first line, and with the command that runs it alone."""
     pytester.makepyfile(
         """
-        from pytest_induction import check_property, strategies
+        from pytest_induction import check_property; from pytest_induction.probes import strategies
 
         def test_holds(induction):
             induction.check_property("completes_repeats", max_loss=50.0, max_examples=20, seed=0)

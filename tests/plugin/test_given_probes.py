@@ -10,16 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-from pytest_induction import (
-    ArgumentError,
-    ModelError,
-    ProbeSequence,
-    PropertyFailed,
-    check_property,
-    find_counterexample,
-    planted,
-    strategies,
-)
+from pytest_induction import check_property, find_counterexample, planted
+from pytest_induction.errors import ArgumentError, ModelError, PropertyFailed
+from pytest_induction.probes import ProbeSequence, strategies
 
 MODEL = "pytest_induction.planted:induction_head"
 HEAD = """
@@ -28,8 +21,8 @@ import pytest
 from pathlib import Path
 from hypothesis import HealthCheck, Phase, assume, event, example, note, seed, settings, strategies as st, target
 from hypothesis.database import DirectoryBasedExampleDatabase
-from pytest_induction import ProbeSequence, given_probes, strategies
-from pytest_induction.strategies import distractor_pairs, period_pairs, repeated_sequences
+from pytest_induction.probes import ProbeSequence, strategies; from pytest_induction import given_probes
+from pytest_induction.probes.strategies import distractor_pairs, period_pairs, repeated_sequences
 
 plain = settings(database=None, derandomize=False)
 stored = settings(database=DirectoryBasedExampleDatabase("stored"), derandomize=False)

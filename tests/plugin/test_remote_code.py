@@ -133,7 +133,7 @@ def test_a_refused_model_leaves_the_alarm_of_a_timeout_alone(pytester, brings_co
     pytester.makepyfile(
         """
         import time, pytest
-        from pytest_induction import ModelError, load_model
+        from pytest_induction.errors import ModelError; from pytest_induction import load_model
         def test_it():
             for place in ("model", "other"):
                 with pytest.raises(ModelError, match="asks to run code"):

@@ -110,7 +110,7 @@ FAILING = f"""
 import pytest
 from pytest_induction import *
 from pytest_induction.planted import uniform_head
-from pytest_induction.strategies import repeated_sequences
+from pytest_induction.probes.strategies import repeated_sequences
 
 RUN = {str(RUNS / "one-layer")!r}
 CALLS = {{
@@ -167,7 +167,7 @@ def test_tracebacks_show_the_users_own_file_alone(pytester):
 
 def test_full_trace_shows_our_frames(pytester):
     """They are hidden, not lost."""
-    pytester.makepyfile("from pytest_induction import ablate\ndef test_it(): ablate('L0H0', how='no_such')")
+    pytester.makepyfile("from pytest_induction.interventions import ablate\ndef test_it(): ablate('L0H0', how='no_such')")
     for more, shown in (((), False), (("--full-trace",), True)):
         said = pytester.runpytest_inprocess("-p", "no:cacheprovider", *more).stdout.str()
         assert bool(re.search(r"pytest_induction/\S*\.py:\d+", said)) is shown

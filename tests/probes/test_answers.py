@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_induction import Answer, ArgumentError, ProbeSequence
+from pytest_induction.errors import ArgumentError
+from pytest_induction.probes import Answer, ProbeSequence
 
 
 def slow_answers(tokens):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from pytest_induction import ArgumentError, ProbeError, ProbeSequence, strategies
+from pytest_induction.errors import ArgumentError, ProbeError
+from pytest_induction.probes import ProbeSequence, strategies
 from pytest_induction.probes.strategies.drawing import MOST_IDS, Material
 from pytest_induction.probes.strategies.searching import Judged, search
 from pytest_induction.records import TokenSpace

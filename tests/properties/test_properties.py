@@ -9,18 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pytest_induction as induction
-from pytest_induction import (
-    ArgumentError,
-    ProbeSequence,
-    PropertyFailed,
-    check_property,
-    evaluate_probes,
-    find_counterexample,
-    load_model,
-    planted,
-    strategies,
-)
+from pytest_induction import behaviour, check_property, find_counterexample, load_model, planted, probes, properties
+from pytest_induction.behaviour import evaluate_probes
+from pytest_induction.errors import ArgumentError, PropertyFailed
+from pytest_induction.probes import ProbeSequence, strategies
+from pytest_induction.properties import attends_to_successor, completes_repeats, is_relabelling_invariant, prefers_longer_match
 from pytest_induction.properties.ready import PROPERTIES
+from pytest_induction.records import HeadId
 
 HOLDS, FAILS = True, False
 MODELS = {
@@ -119,7 +114,7 @@ def test_the_smallest_counterexample_is_that_of_a_plain_hypothesis_test():
     """Same property, one forward pass for each example under `given`: the same smallest sequence."""
     subject = loaded("counts back")
     strategy = strategies.repeated_sequences(subject, period=(2, 12), repeats=(2, 4), gap=(0, 3))
-    for fails in (breaks_above(7), lambda outcome: induction.completes_repeats(outcome, min_accuracy=0.5)):
+    for fails in (breaks_above(7), lambda outcome: completes_repeats(outcome, min_accuracy=0.5)):
         plain = smallest_by_given(strategy, lambda probe, fails=fails: fails(evaluate_probes(subject, [probe])[0]))
         found = [find_counterexample(subject, fails, probes=strategy, budget=200, seed=seed) for seed in (0, 1)]
         assert found == [plain] * 2
@@ -211,7 +206,14 @@ def test_the_failure_says_what_where_and_how_to_look_at_it_alone():
     assert "PlantedModel, 2 layers x 4 heads by sdpa, float32 on cpu" in measured
     line = following[following.index("check_property(") : following.rindex(")") + 1]
     with pytest.raises(PropertyFailed) as again:
-        eval(line, {**vars(induction), **{name: getattr(induction, name) for name in induction.__all__}, "model": subject})
+        eval(
+            line,
+            {
+                **vars(induction),
+                **{name: getattr(each, name) for each in (induction, properties, behaviour, probes) for name in each.__all__},
+                "model": subject,
+            },
+        )
     assert again.value.probe == caught.value.probe
 
 
@@ -242,24 +244,23 @@ def test_what_makes_no_sense_is_refused_in_one_line(arguments, options, said):
 
 
 @settings(max_examples=10)
-@given(st.sampled_from(["L1H0", (1, 0), induction.HeadId(1, 0)]))
+@given(st.sampled_from(["L1H0", (1, 0), HeadId(1, 0)]))
 def test_heads_are_named_in_three_ways(head):
     """As they print, as a pair, as a record."""
     outcome = evaluate_probes(loaded("induction"), [ProbeSequence((0, 1, 2, 3, 1, 2, 3))])[0]
-    assert induction.attends_to_successor(outcome, heads=[head]) == pytest.approx(0.7, abs=1e-4)
+    assert attends_to_successor(outcome, heads=[head]) == pytest.approx(0.7, abs=1e-4)
 
 
 def test_margins_are_what_they_say():
     """Of a planted head that is sharp to a known degree: by how much it holds, in nats or as a share."""
     probe = ProbeSequence((0, 1, 2, 3, 4, 1, 2, 3, 4), period=4, repeats=2)
     outcome = evaluate_probes(planted.induction_head(), [probe])[0]
-    assert induction.completes_repeats(outcome) == pytest.approx(16, abs=1e-3)
-    assert induction.completes_repeats(outcome, max_loss=0.5) == pytest.approx(0.5, abs=1e-3)
-    assert induction.completes_repeats(outcome, min_accuracy=0.75) == pytest.approx(0.25)
-    assert induction.prefers_longer_match(outcome) == math.inf
+    assert completes_repeats(outcome) == pytest.approx(16, abs=1e-3)
+    assert completes_repeats(outcome, max_loss=0.5) == pytest.approx(0.5, abs=1e-3)
+    assert completes_repeats(outcome, min_accuracy=0.75) == pytest.approx(0.25)
+    assert prefers_longer_match(outcome) == math.inf
     assert (
-        induction.attends_to_successor(evaluate_probes(planted.uniform_head(), [ProbeSequence((0, 1, 2))])[0], heads=["L0H0"])
-        == math.inf
+        attends_to_successor(evaluate_probes(planted.uniform_head(), [ProbeSequence((0, 1, 2))])[0], heads=["L0H0"]) == math.inf
     )
     with pytest.raises(ArgumentError, match="foretold at as many positions"):
-        induction.is_relabelling_invariant((outcome, evaluate_probes(outcome.subject, [ProbeSequence((0, 1, 2, 1, 2))])[0]))
+        is_relabelling_invariant((outcome, evaluate_probes(outcome.subject, [ProbeSequence((0, 1, 2, 1, 2))])[0]))

@@ -109,7 +109,7 @@ def test_a_verdict_stands_with_its_estimate_bar_and_evidence(small):
     for words in (
         "the strongest, L1H0 has prefix matching 0.929",
         "L1H0 prefix matching 0.929 0.899 to 0.959; threshold 0.300",
-        "later accuracy 0.431 0.390 to 0.470; threshold 0.500",
+        "repeat accuracy 0.431 0.390 to 0.470; threshold 0.500",
         "REFUTED",
         "L1H1 ✓ matches 0.910 0.880 to 0.940",
         "confidence of the verdict 0.999",
@@ -291,7 +291,7 @@ def test_the_bar_of_a_margin_has_two_ends():
 
     assert bar("cooccurrence", "lag", margin=0.15) == "\u00b10.150"
     assert bar("onset_not_later", "onset_lag", margin=0.15) == "0.150"
-    assert bar("copies_repeats", "later_accuracy", min_accuracy=0.5) == "0.500"
+    assert bar("copies_repeats", "repeat_accuracy", min_accuracy=0.5) == "0.500"
     assert bar("a_new_claim", "advantage", min_accuracy=0.5) == ""
 
 
@@ -299,7 +299,7 @@ def test_the_estimate_that_decides_is_told():
     """By claim; else the first with a bar; else the first; none where there are no numbers."""
     unknown = {"first": Estimate(1, 0, 2), "second": Estimate(0.5, 0.4, 0.6)}
     assert key_of(samples.evidence()).name == "L1H0 prefix matching"
-    assert key_of(samples.copies()).name == "later accuracy"
+    assert key_of(samples.copies()).name == "repeat accuracy"
     assert key_of(samples.evidence("a_new_claim", estimates=unknown, thresholds={"min_second": 0.3})).name == "second"
     assert key_of(samples.evidence("a_new_claim", estimates=unknown, thresholds={})).name == "first"
     assert key_of(samples.evidence("a_new_claim", estimates={})) is None

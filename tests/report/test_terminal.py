@@ -34,7 +34,7 @@ def found(**changed):
         "provenance": HERE,
         "heads": (head(0, 0.9), head(2, 0.8)),
         "nearest": (head(3, 0.1, kind=""),),
-        "estimates": {"advantage": share(7.0, unit="nats"), "later_loss": share(0.4, unit="nats")},
+        "estimates": {"advantage": share(7.0, unit="nats"), "repeat_loss": share(0.4, unit="nats")},
         "thresholds": {"min_prefix_matching": 0.3, "min_advantage": 0.5},
         "head_map": ((0.01, 0.02, 0.03, 0.04), (0.9, 0.02, 0.8, 0.1)),
     }
@@ -76,7 +76,7 @@ def test_verbose_shows_every_score_estimate_and_origin():
     assert "    L1H3            0.100  0.050..0.150          0.040     0.100      0.200        0.300" in shown
     assert "    claim               estimate         value      interval  threshold" in shown
     assert "    has_induction_head  advantage   7.000 nats  6.950..7.050      0.500" in shown
-    assert "    has_induction_head  later loss  0.400 nats  0.350..0.450" in shown
+    assert "    has_induction_head  repeat loss  0.400 nats  0.350..0.450" in shown
     where = "model, 2 layers x 4 heads by sdpa, float32 on cpu; 12 sequences, periods 9 to 14; --induction-seed=7"
     assert shown[-2] == f"  measured      has_induction_head: {where}; confidence 0.999"
     assert shown[-1] == "  measured      versions: torch 2.9"
@@ -112,11 +112,11 @@ def test_a_head_that_is_not_clear_of_its_bar_is_a_near_miss():
 def test_a_claim_whose_interval_is_close_to_its_bar_is_a_near_miss():
     """Closer than half the width of the interval; where no head matches, what the model does has decided nothing."""
     copies = found(claim="copies_repeats", heads=(), nearest=(), head_map=(), thresholds={"min_accuracy": 0.5})
-    measured = {name: {"later_accuracy": share(value)} for name, value in {"at": 0.52, "close": 0.58, "far": 0.62}.items()}
+    measured = {name: {"repeat_accuracy": share(value)} for name, value in {"at": 0.52, "close": 0.58, "far": 0.62}.items()}
     said = {name: near(found(**{**vars(copies), "estimates": estimates})) for name, estimates in measured.items()}
     assert said == {
-        "at": ["copies_repeats: later accuracy 0.520 (0.470..0.570) is not clear of its threshold of 0.5"],
-        "close": ["copies_repeats: later accuracy 0.580 (0.530..0.630) is close to its threshold of 0.5"],
+        "at": ["copies_repeats: repeat accuracy 0.520 (0.470..0.570) is not clear of its threshold of 0.5"],
+        "close": ["copies_repeats: repeat accuracy 0.580 (0.530..0.630) is close to its threshold of 0.5"],
         "far": [],
     }
     assert near(found(verdict=REFUTED, heads=(), nearest=(), estimates={"advantage": share(0.5)})) == []

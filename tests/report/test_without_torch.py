@@ -59,7 +59,7 @@ formed = {{ before_step = 350 }}
 HUNTED = """
 import pytest
 import pytest_induction as induction
-from pytest_induction import ExpectationFailed, PropertyFailed, load_run
+from pytest_induction import ExpectationFailed, load_run; from pytest_induction.errors import PropertyFailed
 
 ASKED = {"property": "completes_repeats", "options": {"min_accuracy": 0.5}}
 EVERY = {

@@ -10,24 +10,22 @@ from torch import nn
 
 import pytest_induction as induction
 from pytest_induction import (
-    ArgumentError,
     ExpectationFailed,
-    ModelError,
-    ProbeSequence,
-    PropertyFailed,
-    RunError,
     Verdict,
     assert_property_holds,
     assert_property_holds_from,
     check_property,
-    evaluate_probes,
     find_counterexample,
     load_model,
     planted,
-    strategies,
+    probes,
+    properties,
 )
+from pytest_induction.behaviour import evaluate_probes
+from pytest_induction.errors import ArgumentError, ModelError, PropertyFailed, RunError
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.observers import collecting, tracking_subjects
+from pytest_induction.probes import ProbeSequence, strategies
 from pytest_induction.runs.hunting import CONFIRMED
 from pytest_induction.runs.properties import PropertyOverTraining
 from pytest_induction.runs.record import Hunted, Snapshot, TrainingRun
@@ -176,7 +174,7 @@ class TestTheCurve:
         found = find_counterexample(training, "is_period_invariant", budget=100, seed=0)
         assert len(found[0]) == 2 and found[1] is None
         with pytest.raises(PropertyFailed):
-            induction.is_period_invariant(tuple(evaluate_probes(training[0], found[0])))
+            properties.is_period_invariant(tuple(evaluate_probes(training[0], found[0])))
 
 
 class TestFewPasses:
@@ -221,7 +219,10 @@ class TestVerdicts:
         assert first == ("completes_repeats does not hold: fails at the last snapshot, step 30: BOS | 1 2 3 4 | 1 2 3 4")
         assert "after position 5 comes 2" in why and "4 snapshots, steps 0 to 30" in measured
         line = following[following.index("check_property(") : following.index(" of the model at step 30")]
-        names = {**vars(induction), **{name: getattr(induction, name) for name in induction.__all__}}
+        names = {
+            **vars(induction),
+            **{name: getattr(each, name) for each in (induction, properties, probes) for name in each.__all__},
+        }
         with pytest.raises(PropertyFailed) as again:
             eval(line, {**names, "model": models[False]})
         assert again.value.probe == caught.value.probe == SMALLEST

@@ -25,6 +25,7 @@ from pytest_induction.records import SCHEMA_VERSION, Provenance, installed
 
 Array = NDArray[np.float64]
 ModelLike = str | Path | nn.Module | ModelUnderTest
+"""What `load_model` takes: a directory, hub name or factory as a string or path, a module, or what it returned before."""
 PERIODS_AT_ONCE = 7  # different periods in each round of probes
 DISTRIBUTIONS = ("pytest-induction", "torch", "transformers", "transformer-lens", "numpy")
 

@@ -76,7 +76,7 @@ def check_property(
     `property` is a ready one by its name or as the function, or a function of your own: given an `Outcome`, or as many of them in
     a tuple as there are sequences in an example, it raises an assertion error, returns False, or returns a negative number
     where it does not hold. `options` are its keyword arguments. `probes` is a strategy, a function that gives one for a model
-    (those of `pytest_induction.strategies`), or a list of sequences; a ready property brings its own.
+    (those of `pytest_induction.probes.strategies`), or a list of sequences; a ready property brings its own.
 
     Examples are evaluated in batches, a failure is shrunk to the smallest. With `seed` the examples are the same each time;
     without, the hypothesis profile decides, and a failure is replayed from its database the next time.

@@ -118,7 +118,7 @@ def assert_property_holds(
     """Assert that a property holds on every sequence that hypothesis comes up with: `check_property` as a claim, for gates too.
 
     `property` is a ready one by its name, a function, or what names one (`path/file.py:function`), with the keyword arguments
-    `options`; `probes` the name of one of `pytest_induction.strategies`, needed where the property is your own, and
+    `options`; `probes` the name of one of `pytest_induction.probes.strategies`, needed where the property is your own, and
     `probe_options` what it is given, such as {"period": (10, 15)}.
 
     Returns the evidence. No confidence is stated: sequences are searched for one that fails, and no sample. Raises

@@ -7,8 +7,9 @@ import functools
 import pkgutil
 from dataclasses import dataclass
 
-from pytest_induction import _MODULE_OF
+from pytest_induction._lazy import homes
 
+PACKAGE = "pytest_induction"
 PREFIX = "assert_"
 MODEL, RUN = "model", "run"
 SUBJECTS = {"model": MODEL, "after": MODEL, "run": RUN, "treated": RUN}  # parameter -> what a gate is about
@@ -37,14 +38,14 @@ class Signature:
 
 def names() -> list[str]:
     """All public assertions, without `assert_`."""
-    return sorted(name.removeprefix(PREFIX) for name in _MODULE_OF if name.startswith(PREFIX))
+    return sorted(name.removeprefix(PREFIX) for name in homes(PACKAGE) if name.startswith(PREFIX))
 
 
 @functools.cache
 def signature(name: str) -> Signature | None:
     """What the public assertion of that name takes, or None if it is not about one model or one run."""
     assertion = PREFIX + name
-    module = _MODULE_OF[assertion]
+    module = homes(PACKAGE)[assertion]
     given = _functions(module)[assertion].args
     plain = [*given.posonlyargs, *given.args]
     defaults = [None] * (len(plain) - len(given.defaults)) + list(given.defaults)
@@ -55,13 +56,13 @@ def signature(name: str) -> Signature | None:
         return None
     del parameters[subject]
     implied: dict[str, object] = {IMPLIED: True} if IMPLIED in parameters else {}
-    return Signature(assertion, f"pytest_induction.{module}", SUBJECTS[subject], subject, parameters, implied)
+    return Signature(assertion, module, SUBJECTS[subject], subject, parameters, implied)
 
 
 @functools.cache
 def _functions(module: str) -> dict[str, ast.FunctionDef]:
     """The functions of a module of ours, also where it is imported from an archive."""
-    source = pkgutil.get_data("pytest_induction", f"{module.replace('.', '/')}.py") or b""
+    source = pkgutil.get_data(PACKAGE, f"{module.removeprefix(PACKAGE).replace('.', '/')}.py") or b""
     return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_induction import _MODULE_OF
+from pytest_induction._lazy import homes
 from pytest_induction.errors import ArgumentError, ModelError, meant
 from pytest_induction.files import expanded, is_file, is_there
 from pytest_induction.model.specs import check_spec, check_text
@@ -19,7 +19,7 @@ HEADS = re.compile(r"L\d+H\d+|induction")
 HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TEXT = "text"
 TEXT_KINDS = ("Text",)
-PROPERTIES = tuple(name for name, module in _MODULE_OF.items() if module == "properties.ready")
+PROPERTIES = tuple(homes("pytest_induction.properties"))
 
 
 @dataclass(frozen=True)

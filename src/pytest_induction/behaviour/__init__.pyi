@@ -1,0 +1,4 @@
+from pytest_induction.behaviour.outcomes import Behaviour as Behaviour
+from pytest_induction.behaviour.outcomes import Masses as Masses
+from pytest_induction.behaviour.outcomes import Outcome as Outcome
+from pytest_induction.behaviour.outcomes import evaluate_probes as evaluate_probes

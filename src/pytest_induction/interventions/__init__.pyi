@@ -1,0 +1,13 @@
+from pytest_induction.interventions.ablation import AblationScores as AblationScores
+from pytest_induction.interventions.edits import Intervention as Intervention
+from pytest_induction.interventions.edits import ablate as ablate
+from pytest_induction.interventions.edits import freeze_patterns as freeze_patterns
+from pytest_induction.interventions.edits import intervene as intervene
+from pytest_induction.interventions.edits import knock_out as knock_out
+from pytest_induction.interventions.edits import leave_in as leave_in
+from pytest_induction.interventions.edits import run_with as run_with
+from pytest_induction.interventions.edits import scale as scale
+from pytest_induction.interventions.edits import smear as smear
+from pytest_induction.interventions.edits import substitute_pattern as substitute_pattern
+from pytest_induction.interventions.smearing import SmearedKeys as SmearedKeys
+from pytest_induction.interventions.smearing import smear_keys as smear_keys

@@ -1,0 +1,6 @@
+from pytest_induction.properties.ready import attends_to_successor as attends_to_successor
+from pytest_induction.properties.ready import completes_repeats as completes_repeats
+from pytest_induction.properties.ready import is_period_invariant as is_period_invariant
+from pytest_induction.properties.ready import is_relabelling_invariant as is_relabelling_invariant
+from pytest_induction.properties.ready import prefers_longer_match as prefers_longer_match
+from pytest_induction.properties.ready import survives_distractors as survives_distractors

@@ -1,0 +1,12 @@
+from pytest_induction.runs.attribution import HeadAttributions as HeadAttributions
+from pytest_induction.runs.attribution import measure_attributions as measure_attributions
+from pytest_induction.runs.checkpoints.finding import Checkpoint as Checkpoint
+from pytest_induction.runs.checkpoints.finding import find_checkpoints as find_checkpoints
+from pytest_induction.runs.counterexamples import PropertyCheck as PropertyCheck
+from pytest_induction.runs.phase_change.finding import PhaseChange as PhaseChange
+from pytest_induction.runs.phase_change.finding import find_phase_changes as find_phase_changes
+from pytest_induction.runs.properties import PropertyOverTraining as PropertyOverTraining
+from pytest_induction.runs.record import Hunted as Hunted
+from pytest_induction.runs.record import ScheduledChange as ScheduledChange
+from pytest_induction.runs.record import Snapshot as Snapshot
+from pytest_induction.runs.record import TrainingRun as TrainingRun
