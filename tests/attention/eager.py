@@ -161,7 +161,7 @@ def compare(model: nn.Module, twin: nn.Module, batches: Sequence[Batch]) -> Outc
         found = [measure_heads(model, tokens=batch.tokens, attention_mask=batch.real) for batch in batches]
     except InductionError as error:
         return Outcome("refused", refusal(error), **told)
-    told |= {"way": found[0].provenance.backend, "measured": found[0].prefix_matching.shape[0]}
+    told |= {"backend": found[0].provenance.backend, "measured": found[0].prefix_matching.shape[0]}
     if not patterns:
         return Outcome("unchecked", "measured, but eager attention returns no pattern to compare with", **told)
     apart = max(drift(model, twin, batch) for batch in batches)

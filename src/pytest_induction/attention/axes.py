@@ -18,7 +18,7 @@ AXIS_OF_SOFTMAX = 1  # among the arguments of a softmax
 
 
 class Seen(NamedTuple):
-    """One softmax of a trial: what it gave, its axis of keys, and how many rows and positions the trial had."""
+    """One softmax of a verification pass: what it gave, its axis of keys, and how many rows and positions there were."""
 
     output: Tensor
     key: int
@@ -108,9 +108,9 @@ def may_fit(shape: Sequence[int], key: int, batch: int, positions: int) -> bool:
 
 
 def find_axes(short: Mapping[int, Seen], long: Mapping[int, Seen], fewer: Callable[[], Mapping[int, Seen]]) -> dict[int, Axes]:
-    """Of each softmax, by its number, that may be a pattern in trials of two lengths, its axes; none where it has no such axes.
+    """The axes of each softmax, by its number, that may be a pattern in verification passes of two lengths.
 
-    `fewer` runs the shorter trial without its last row; it is asked only if sizes do not tell.
+    `fewer` runs the shorter pass without its last row; it is asked only if sizes do not tell.
     """
     both = [number for number, one in short.items() if number in long and _are_alike(one, long[number])]
     found = {number: _plain(short[number], long[number]) for number in both}
@@ -154,9 +154,9 @@ def _folded(short: Seen, long: Seen, fewer: Seen) -> Axes | None:
     if sides.count(ROWS) != 1 or sides.count(QUERIES) != 1:
         return None
     orders = product(*(list(permutations(each)) for each in made_of))
-    ways = [Axes(short.key, tuple(others)) for others in orders]
-    ways = [axes for axes in ways if all(axes.fits(seen.output.shape, *seen.size) for seen in (short, long, fewer))]
-    return min(ways, key=lambda axes: _distance(axes, short, fewer), default=None)
+    candidates = [Axes(short.key, tuple(others)) for others in orders]
+    candidates = [axes for axes in candidates if all(axes.fits(seen.output.shape, *seen.size) for seen in (short, long, fewer))]
+    return min(candidates, key=lambda axes: _distance(axes, short, fewer), default=None)
 
 
 def _sides(axis: int, short: Seen, long: Seen, fewer: Seen) -> tuple[Side, ...]:

@@ -1,7 +1,7 @@
-"""Make heads act otherwise while a model runs, where they attend: before on queries and keys, after on what they found.
+"""Edits of attention while a model runs: of queries, keys, scores and patterns, and of what heads found.
 
-A step is what is done in one layer of one pass. Steps see a call with axes (rows, heads, positions, d_head), whatever the model's
-own layout, and may be put together; where a layer has none, its call is run as the model made it, bit by bit.
+An edit is what is changed in one layer of one pass. It sees a call with axes (rows, heads, positions, d_head), whatever the
+model's own layout. A layer may have several; where it has none, its call is run as the model made it, bit by bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Part(NamedTuple):
     keys: slice = ALL
 
 
-class Step:
+class Edit:
     """What is done to the attention of one layer in a pass: nothing, in this one."""
 
     def on_call(self, call: Call, part: Part) -> Call:
@@ -56,7 +56,7 @@ class Step:
 
     @property
     def needs_call(self) -> bool:
-        """Whether what a model that computes patterns shows does not suffice: what acts on queries and keys alone."""
+        """Whether patterns do not suffice, where a model computes these: what edits queries and keys alone."""
         return self._has("on_call") and not (self._has("on_pattern") or self.needs_scores)
 
     @property
@@ -75,62 +75,62 @@ class Step:
         return not (self._has("on_call") or self._has("on_pattern") or self.needs_scores)
 
     def _has(self, name: str) -> bool:
-        return getattr(type(self), name) is not getattr(Step, name)
+        return getattr(type(self), name) is not getattr(Edit, name)
 
 
-Steps = Mapping[int, Sequence[Step]]
+Edits = Mapping[int, Sequence[Edit]]
 """Of some layers, by their number, what is done there, in order."""
 
 
 class EditingCapture(Capture):
-    """The layers of one pass take steps instead of being shown. The first `first` layers are not run in it."""
+    """The layers of one pass are edited instead of being shown. The first `first` layers are not run in it."""
 
-    def __init__(self, steps: Steps, *, layers: Collection[int], groups: Sequence[int] | None, first: int = 0) -> None:
+    def __init__(self, edits: Edits, *, layers: Collection[int], groups: Sequence[int] | None, first: int = 0) -> None:
         super().__init__(layers=layers, groups=groups)
-        self._steps = steps
+        self._edits = edits
         self._first = first
         self.heads = [0] * first
         self.n_events = first if groups is None else sum(groups[:first])
         self._calls = self._n_heads = self._n_keys = 0  # of the layer that is not complete yet
 
     @property
-    def acts(self) -> bool:
-        """Whether the layer that comes next has steps."""
-        return bool(self._steps.get(len(self.heads)))
+    def edits_next(self) -> bool:
+        """Whether the layer that comes next has edits."""
+        return bool(self._edits.get(len(self.heads)))
 
     @property
-    def acts_on_call(self) -> bool:
+    def edits_call(self) -> bool:
         """Whether one of them looks at the call, and not only at what it gives."""
-        return any(type(step).on_call is not Step.on_call for step in self._steps.get(len(self.heads), ()))
+        return any(type(edit).on_call is not Edit.on_call for edit in self._edits.get(len(self.heads), ()))
 
-    def act(self, call: Call, run: Callable[[Call | None], Tensor]) -> Tensor:
-        """What the call gives, (rows, heads, positions, d_head), with its layer's steps; `run(None)` runs the model's own."""
-        steps, part = self.next(call.query.shape[1], call.key.shape[1])
+    def apply(self, call: Call, run: Callable[[Call | None], Tensor]) -> Tensor:
+        """What the call gives, (rows, heads, positions, d_head), with its layer's edits; `run(None)` runs the model's own."""
+        edits, part = self.next(call.query.shape[1], call.key.shape[1])
         edited = call
-        for step in steps:
-            edited = step.on_call(edited, part)
+        for edit in edits:
+            edited = edit.on_call(edited, part)
         output = run(None if edited is call else edited)
-        for step in steps:
-            output = step.on_output(output, edited, part)
+        for edit in edits:
+            output = edit.on_output(output, edited, part)
         return output
 
-    def comes(self, heads: int, keys: int) -> tuple[Sequence[Step], Part]:
-        """The steps of the call that comes next, of so many heads and key heads, and the part of its layer that it is.
+    def comes(self, heads: int, keys: int) -> tuple[Sequence[Edit], Part]:
+        """The edits of the call that comes next, of so many heads and key heads, and the part of its layer that it is.
 
-        No steps for a call that is no layer's.
+        No edits for a call that is no layer's.
         """
         if self._layers is not None and self.n_events not in self._layers:
             return (), Part()
-        return self._steps.get(len(self.heads), ()), self._part(heads, keys)
+        return self._edits.get(len(self.heads), ()), self._part(heads, keys)
 
-    def next(self, heads: int, keys: int) -> tuple[Sequence[Step], Part]:
-        """The same of the call of a layer that was heard; it is over then."""
-        steps, part = self._steps.get(len(self.heads), ()), self._part(heads, keys)
+    def next(self, heads: int, keys: int) -> tuple[Sequence[Edit], Part]:
+        """The same of the call of a layer that was recorded; it is over then."""
+        edits, part = self._edits.get(len(self.heads), ()), self._part(heads, keys)
         self._calls, self._n_heads, self._n_keys = self._calls + 1, self._n_heads + heads, self._n_keys + keys
         if self._calls == self._calls_here:
             self.heads.append(self._n_heads)
             self._calls = self._n_heads = self._n_keys = 0
-        return steps, part
+        return edits, part
 
     @property
     def _calls_here(self) -> int:
@@ -162,7 +162,7 @@ def _beside_sinks(entries: Tensor, pattern: Tensor) -> Tensor:
 
 
 @dataclass
-class Replace(Step):
+class Replace(Edit):
     """Some heads give other `values` (broadcast to rows, heads, positions, d_head) than what they found; None is zero.
 
     `heads` is boolean, (rows or 1, n_heads).
@@ -179,7 +179,7 @@ class Replace(Step):
 
 
 @dataclass
-class Scale(Step):
+class Scale(Edit):
     """What heads found counts by a factor, (rows or 1, n_heads)."""
 
     by: Tensor
@@ -189,7 +189,7 @@ class Scale(Step):
 
 
 @dataclass
-class Close(Step):
+class Close(Edit):
     """Some entries get no attention, and what is left of a query's is shared out as it was (-inf before the softmax).
 
     `closed` is boolean, (rows or 1, heads or 1, queries, keys). A query with nothing left, of what the model lets it see, finds
@@ -222,7 +222,7 @@ class Close(Step):
 
 
 @dataclass
-class Substitute(Step):
+class Substitute(Edit):
     """Some heads, (n_heads,) boolean, attend by another pattern, (rows or 1, heads or 1, queries, keys)."""
 
     heads: Tensor
@@ -243,7 +243,7 @@ class Substitute(Step):
 
 
 @dataclass
-class Smear(Step):
+class Smear(Edit):
     """Each key is mixed with the one before it: `share`, (key heads or 1,) from 0 to 1, is what is kept of its own.
 
     Scores are mixed in their place where no keys are seen: they are products of queries and keys, and their masks stay.
@@ -273,7 +273,7 @@ class Smear(Step):
 
 
 @dataclass
-class Give(Step):
+class Give(Edit):
     """Queries or keys of another pass, (rows, heads or key heads, positions, d_head), in place of the layer's own.
 
     Of all heads, or of some, (n_heads,) boolean; heads that share a key share what is given.
@@ -298,7 +298,7 @@ class Give(Step):
 
 
 @dataclass
-class GivePattern(Step):
+class GivePattern(Edit):
     """Patterns of another pass, where a model computes patterns itself and shows no call."""
 
     pattern: Tensor
@@ -308,8 +308,8 @@ class GivePattern(Step):
 
 
 @dataclass
-class Record(Step):
-    """Keeps queries, keys and what heads found, as they are when the step is taken, parts of a layer put together."""
+class Record(Edit):
+    """Keeps queries, keys and what heads found, as they are when the edit is applied, parts of a layer put together."""
 
     inputs: bool = False
     outputs: bool = False

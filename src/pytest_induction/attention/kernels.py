@@ -53,7 +53,7 @@ class Call(NamedTuple):
         extra = {"enable_gqa": True} if self.grouped else {}
         return function(self.query, self.key, self.value, self.mask, self.dropout, self.causal, scale=self.given_scale, **extra)
 
-    def alone(self, shift: int = 0) -> Call:
+    def to_itself(self, shift: int = 0) -> Call:
         """The call in which every position attends to itself only, so that nothing moves between positions.
 
         The first query is as many positions behind the first key as `shift` says.
@@ -204,15 +204,15 @@ def _agrees(kernel: Kernel, original: Callable[..., Tensor], call: Call) -> bool
     dtype = call.query.dtype
     tolerance = CLOSE.get(dtype, CLOSE_HALF)
     try:
-        output, told = kernel(call)
+        output, log_sum_exp = kernel(call)
     except FAILURES as error:
         if is_out_of_memory(error):
             raise  # fewer rows may fit
         return False
     expected = call.run(original)
-    if output.shape != expected.shape or told.shape != call.query.shape[:-1]:
+    if output.shape != expected.shape or log_sum_exp.shape != call.query.shape[:-1]:
         return False
-    rows_agree = all(_rows_agree(call, told, rows, tolerance) for rows in _rows_to_check(call.query.shape[2]))
+    rows_agree = all(_rows_agree(call, log_sum_exp, rows, tolerance) for rows in _rows_to_check(call.query.shape[2]))
     return rows_agree and bool(torch.allclose(output, expected, atol=tolerance, rtol=tolerance, equal_nan=True))
 
 
@@ -222,12 +222,12 @@ def _rows_to_check(positions: int) -> tuple[range, ...]:
     return first, range(max(len(first), positions - CHECKED_ROWS), positions)
 
 
-def _rows_agree(call: Call, told: Tensor, rows: range, tolerance: float) -> bool:
+def _rows_agree(call: Call, log_sum_exp: Tensor, rows: range, tolerance: float) -> bool:
     if not rows:
         return True
     true = row_log_sum_exp(call.query, call.key, call.scale, call.mask, call.causal, rows=rows)
     open_rows = true > NOTHING  # a row in which everything is masked has no log-sum-exp
-    found = told[..., rows.start : rows.stop].to(true.dtype)
+    found = log_sum_exp[..., rows.start : rows.stop].to(true.dtype)
     wrong = (found - true)[open_rows].abs() - tolerance * (1 + true[open_rows].abs())
     return bool((wrong <= 0).all())
 
@@ -244,22 +244,22 @@ def _flash_cuda(call: Call) -> Attended:
     width = call.value.shape[-1]
     query, key, value = (F.pad(part, (0, -part.shape[-1] % 8)) for part in (call.query, call.key, call.value))
     kernel = torch.ops.aten._scaled_dot_product_flash_attention.default  # noqa: SLF001 - as above
-    output, told, *_ = kernel(query, key, value, is_causal=call.causal, scale=call.scale)
-    return Attended(output[..., :width], told[..., : query.shape[2]])
+    output, log_sum_exp, *_ = kernel(query, key, value, is_causal=call.causal, scale=call.scale)
+    return Attended(output[..., :width], log_sum_exp[..., : query.shape[2]])
 
 
 def _efficient_cuda(call: Call) -> Attended:
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention.default  # noqa: SLF001 - as above
     tensors, options = (call.query, call.key, call.value, _aligned(call)), {"compute_log_sumexp": True}
-    output, told, *_ = kernel(*tensors, **options, is_causal=call.causal, scale=call.given_scale)
-    return Attended(output, told[..., : call.query.shape[2]])  # its rows are padded
+    output, log_sum_exp, *_ = kernel(*tensors, **options, is_causal=call.causal, scale=call.given_scale)
+    return Attended(output, log_sum_exp[..., : call.query.shape[2]])  # its rows are padded
 
 
 def _cudnn(call: Call) -> Attended:
     kernel = torch.ops.aten._scaled_dot_product_cudnn_attention.default  # noqa: SLF001 - as above
     tensors, options = (call.query, call.key, call.value, _added(call)), {"compute_log_sumexp": True}
-    output, told, *_ = kernel(*tensors, **options, is_causal=call.causal, scale=call.given_scale)
-    return Attended(output, told.reshape(call.query.shape[:-1]))
+    output, log_sum_exp, *_ = kernel(*tensors, **options, is_causal=call.causal, scale=call.given_scale)
+    return Attended(output, log_sum_exp.reshape(call.query.shape[:-1]))
 
 
 def _added(call: Call) -> Tensor | None:

@@ -24,7 +24,7 @@ from pytest_induction.forward.changing import add_hooks
 from pytest_induction.undoing import Changes
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-NO_SOFTMAX = re.compile(  # mixers of transformers' own that are called attention and have no pattern
+NO_SOFTMAX = re.compile(  # mixing modules of transformers' own that are called attention and have no pattern
     r"linear_?att|lightning|delta|mamba|rwkv|ssm|recurrent|retention|lstm|gru|hyena|conv|hebbian|noop|identity",
     re.IGNORECASE,
 )
@@ -244,7 +244,7 @@ def sealed_in(module: nn.Module, name: str = "") -> str:
     """Words on a module that torch.jit or torch.export made a program of, with attention in it: what runs there shows nowhere."""
     for path, part in module.named_modules(prefix=name):
         if any(word in _program(part) for word in SEALED):
-            return f"; {quoted(path)} is a compiled program, which nothing can watch"
+            return f"; {quoted(path)} is a compiled program, which nothing can read"
     return ""
 
 

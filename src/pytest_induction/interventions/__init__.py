@@ -1,1 +1,1 @@
-"""Make heads of a model act otherwise, and measure what that does to it."""
+"""Edits of what heads of a model do, and measures of what that does to it."""
