@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_induction import UnsupportedModel, ablate, knock_out, load_model, measure_heads, run_with
-from pytest_induction.attention.joining import Outputs
+from pytest_induction.attention.joining import CallOutputs
 from pytest_induction.attention.pattern import ChunkedReader, PatternReader, QueryChunk
 from tests.attention.recorded import Positioned, assert_right, causal, probe, triangle
 from tests.attention.test_hand_written import Attention, by_function, fused, plain
@@ -361,7 +361,7 @@ def test_they_are_refused_in_a_model_of_one_module_too(attend):
 
 def test_the_heads_of_a_table_are_told_by_where_they_lie():
     """The follower alone: two calls of two heads, put side by side in turns."""
-    outputs = Outputs()
+    outputs = CallOutputs()
     one, other = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
     outputs.gave(0, one, 2)
     outputs.gave(1, other, 2)

@@ -22,7 +22,7 @@ from pytest_induction import (
     scale,
     smear,
 )
-from pytest_induction.attention.axes import Layout, Operand
+from pytest_induction.attention.axes import AxisLayout, Operand
 from pytest_induction.attention.backend import VerificationInputs
 from pytest_induction.attention.backends.eager import EagerBackend
 from pytest_induction.attention.edits import Close, Edit, Give, GivePattern, Record, Replace, Scale, Smear, Substitute
@@ -299,7 +299,7 @@ def layout_of(name, function, *operands):
     operand = Operand(moved(pattern), moved(torch.empty(pattern.shape, device="meta")), pattern.shape)
     args = [operand.pattern if other is None else other for other in others]
     output = function(*args)
-    return pattern, output, Layout.of(name, operand, args, output)
+    return pattern, output, AxisLayout.of(name, operand, args, output)
 
 
 @pytest.mark.parametrize("order", ["bhqd", "bqhd", "hbdq", "dqhb", "qbdh"])

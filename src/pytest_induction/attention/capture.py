@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from pytest_induction.attention.errors import BackendUnavailable, StopForward
-from pytest_induction.attention.joining import Outputs
+from pytest_induction.attention.joining import CallOutputs
 from pytest_induction.attention.pattern import ChunkedReader, JoinedReader, QueryChunk, Reader
 from pytest_induction.forward.calling import full_precision
 from pytest_induction.undoing import noting
 
 if TYPE_CHECKING:
-    from pytest_induction.attention.tracking import ModuleTracker, Place
+    from pytest_induction.attention.tracking import ModuleCall, ModuleTracker
 
 
 class Event(NamedTuple):
@@ -33,7 +33,7 @@ class Event(NamedTuple):
     fits: bool
     values: Tensor | None = None
     partial: bool = False
-    place: Place | None = None
+    place: ModuleCall | None = None
     heads: int = 0
 
 
@@ -149,7 +149,7 @@ class Capture:
         self.chunked = chunked
         self.positions = positions
         self._covered = 0  # positions that were queries of the heads that come now
-        self.outputs = None if running is None else Outputs()  # of the calls of a verification pass
+        self.outputs = None if running is None else CallOutputs()  # of the calls of a verification pass
         self.running = running
         self.self_only = self_only
         self.heads: list[int] = []

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from pytest_induction.attention.capture import Capture
 from pytest_induction.attention.errors import BackendUnavailable
-from pytest_induction.attention.kernels import Call
+from pytest_induction.attention.kernels import AttentionCall
 
 ALL = slice(None)
 MASKED = -9e3  # a score below it is one of a mask: of -inf, of the lowest number there is, or of the -1e4 of old models
 
 
-class Part(NamedTuple):
+class LayerPart(NamedTuple):
     """Which heads, and which key heads, of a layer one call computes: all, but where heads attend one by one."""
 
     heads: slice = ALL
@@ -32,25 +32,25 @@ class Part(NamedTuple):
 class Edit:
     """What is done to the attention of one layer in a pass: nothing, in this one."""
 
-    def on_call(self, call: Call, part: Part) -> Call:
+    def on_call(self, call: AttentionCall, part: LayerPart) -> AttentionCall:
         """The call to run in place of the model's; the same object where it is to stay as it is."""
         return call
 
-    def on_scores(self, scores: Tensor, part: Part) -> Tensor:
+    def on_scores(self, scores: Tensor, part: LayerPart) -> Tensor:
         """What to take the softmax of in place of (rows, heads, queries, keys), where patterns are computed and no call is shown.
 
         Keys that are none of a position, as sinks, come after the positions. The same object where it is to stay as it is.
         """
         return scores
 
-    def on_pattern(self, pattern: Tensor, part: Part) -> Tensor:
+    def on_pattern(self, pattern: Tensor, part: LayerPart) -> Tensor:
         """The pattern to weigh by in place of (rows, heads, queries, keys), where a model computes patterns and shows no call.
 
         Keys that are none of a position, as sinks, come after the positions. The same object where it is to stay as it is.
         """
         return pattern
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         """What is given back for what the heads found, (rows, heads, positions, d_head); no call where only patterns are seen."""
         return output
 
@@ -103,7 +103,7 @@ class EditingCapture(Capture):
         """Whether one of them looks at the call, and not only at what it gives."""
         return any(type(edit).on_call is not Edit.on_call for edit in self._edits.get(len(self.heads), ()))
 
-    def apply(self, call: Call, run: Callable[[Call | None], Tensor]) -> Tensor:
+    def apply(self, call: AttentionCall, run: Callable[[AttentionCall | None], Tensor]) -> Tensor:
         """What the call gives, (rows, heads, positions, d_head), with its layer's edits; `run(None)` runs the model's own."""
         edits, part = self.next(call.query.shape[1], call.key.shape[1])
         edited = call
@@ -114,16 +114,16 @@ class EditingCapture(Capture):
             output = edit.on_output(output, edited, part)
         return output
 
-    def comes(self, heads: int, keys: int) -> tuple[Sequence[Edit], Part]:
+    def comes(self, heads: int, keys: int) -> tuple[Sequence[Edit], LayerPart]:
         """The edits of the call that comes next, of so many heads and key heads, and the part of its layer that it is.
 
         No edits for a call that is no layer's.
         """
         if self._layers is not None and self.n_events not in self._layers:
-            return (), Part()
+            return (), LayerPart()
         return self._edits.get(len(self.heads), ()), self._part(heads, keys)
 
-    def next(self, heads: int, keys: int) -> tuple[Sequence[Edit], Part]:
+    def next(self, heads: int, keys: int) -> tuple[Sequence[Edit], LayerPart]:
         """The same of the call of a layer that was recorded; it is over then."""
         edits, part = self._edits.get(len(self.heads), ()), self._part(heads, keys)
         self._calls, self._n_heads, self._n_keys = self._calls + 1, self._n_heads + heads, self._n_keys + keys
@@ -136,10 +136,10 @@ class EditingCapture(Capture):
     def _calls_here(self) -> int:
         return 1 if self._groups is None else self._groups[len(self.heads)]
 
-    def _part(self, heads: int, keys: int) -> Part:
+    def _part(self, heads: int, keys: int) -> LayerPart:
         if self._calls_here == 1:
-            return Part()
-        return Part(slice(self._n_heads, self._n_heads + heads), slice(self._n_keys, self._n_keys + keys))
+            return LayerPart()
+        return LayerPart(slice(self._n_heads, self._n_heads + heads), slice(self._n_keys, self._n_keys + keys))
 
 
 def _of_part(values: Tensor, heads: slice) -> Tensor:
@@ -147,7 +147,7 @@ def _of_part(values: Tensor, heads: slice) -> Tensor:
     return values if values.shape[1] == 1 else values[:, heads]
 
 
-def _allowed(call: Call) -> Tensor:
+def _allowed(call: AttentionCall) -> Tensor:
     """Which keys a query may attend to, broadcast to (rows, heads, queries, keys); a mask may say so by its lowest numbers."""
     if call.mask is None:
         allowed = torch.ones(call.query.shape[2], call.key.shape[2], dtype=torch.bool, device=call.query.device)
@@ -171,7 +171,7 @@ class Replace(Edit):
     heads: Tensor
     values: Tensor | None = None
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         chosen = self.heads[:, part.heads, None, None].to(output.device)
         if self.values is None:
             return output.masked_fill(chosen, 0)
@@ -184,7 +184,7 @@ class Scale(Edit):
 
     by: Tensor
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         return output * self.by[:, part.heads, None, None].to(output)
 
 
@@ -199,7 +199,7 @@ class Close(Edit):
     closed: Tensor
     _emptied: Tensor | None = field(default=None, init=False, repr=False)  # the queries with nothing left, of the call that runs
 
-    def on_call(self, call: Call, part: Part) -> Call:
+    def on_call(self, call: AttentionCall, part: LayerPart) -> AttentionCall:
         closed = _of_part(self.closed, part.heads).to(call.query.device)
         allowed = _allowed(call)
         left = allowed & ~closed
@@ -211,10 +211,10 @@ class Close(Edit):
             mask = call.mask.masked_fill(closed & ~nothing, -torch.inf)
         return call._replace(mask=mask, causal=False)
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         return output if self._emptied is None else output.masked_fill(self._emptied, 0)
 
-    def on_pattern(self, pattern: Tensor, part: Part) -> Tensor:
+    def on_pattern(self, pattern: Tensor, part: LayerPart) -> Tensor:
         closed = _of_part(self.closed, part.heads).to(pattern.device)
         left = pattern.masked_fill(_beside_sinks(closed, pattern), 0)
         kept = left.sum(-1, keepdim=True)
@@ -228,7 +228,7 @@ class Substitute(Edit):
     heads: Tensor
     pattern: Tensor
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         if call is None:  # values were weighed by the other pattern
             return output
         chosen = self.heads[part.heads].to(output.device)
@@ -236,7 +236,7 @@ class Substitute(Edit):
         mixed = _of_part(self.pattern, part.heads).to(output) @ values
         return torch.where(chosen[:, None, None], mixed, output)
 
-    def on_pattern(self, pattern: Tensor, part: Part) -> Tensor:
+    def on_pattern(self, pattern: Tensor, part: LayerPart) -> Tensor:
         chosen = self.heads[part.heads, None, None].to(pattern.device)
         other = _beside_sinks(_of_part(self.pattern, part.heads).to(pattern), pattern)
         return torch.where(chosen, other, pattern)
@@ -251,13 +251,13 @@ class Smear(Edit):
 
     share: Tensor
 
-    def on_call(self, call: Call, part: Part) -> Call:
+    def on_call(self, call: AttentionCall, part: LayerPart) -> AttentionCall:
         key = call.key
         share = self._of(part).to(key)
         mixed = share * key[:, :, 1:] + (1 - share) * key[:, :, :-1]
         return call._replace(key=torch.cat([key[:, :, :1], mixed], dim=2))
 
-    def on_scores(self, scores: Tensor, part: Part) -> Tensor:
+    def on_scores(self, scores: Tensor, part: LayerPart) -> Tensor:
         positions = scores.shape[-2]
         own, others = scores[..., :positions], scores[..., positions:]
         seen = (own > MASKED).tril()
@@ -268,7 +268,7 @@ class Smear(Edit):
         mixed = torch.where(seen[..., 1:], mixed, own[..., 1:])
         return torch.cat([own[..., :1], mixed, others], dim=-1)
 
-    def _of(self, part: Part) -> Tensor:
+    def _of(self, part: LayerPart) -> Tensor:
         return (self.share if len(self.share) == 1 else self.share[part.keys])[:, None, None]
 
 
@@ -283,12 +283,12 @@ class Give(Edit):
     key: Tensor | None = None
     heads: Tensor | None = None
 
-    def on_call(self, call: Call, part: Part) -> Call:
+    def on_call(self, call: AttentionCall, part: LayerPart) -> AttentionCall:
         query = call.query if self.query is None else self._chosen(self.query[:, part.heads], call.query, part)
         key = call.key if self.key is None else self._chosen(self.key[:, part.keys], call.key, part)
         return call._replace(query=query, key=key)
 
-    def _chosen(self, given: Tensor, own: Tensor, part: Part) -> Tensor:
+    def _chosen(self, given: Tensor, own: Tensor, part: LayerPart) -> Tensor:
         given = given.to(own)
         if self.heads is None:
             return given.expand_as(own)
@@ -303,7 +303,7 @@ class GivePattern(Edit):
 
     pattern: Tensor
 
-    def on_pattern(self, pattern: Tensor, part: Part) -> Tensor:
+    def on_pattern(self, pattern: Tensor, part: LayerPart) -> Tensor:
         return _beside_sinks(self.pattern[:, part.heads].to(pattern), pattern).expand_as(pattern)
 
 
@@ -315,18 +315,18 @@ class Record(Edit):
     outputs: bool = False
     _kept: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def on_call(self, call: Call, part: Part) -> Call:
+    def on_call(self, call: AttentionCall, part: LayerPart) -> AttentionCall:
         if self.inputs:
             self._keep("query", call.query)
             self._keep("key", call.key)
         return call
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         if self.outputs:
             self._keep("output", output)
         return output
 
-    def on_pattern(self, pattern: Tensor, part: Part) -> Tensor:
+    def on_pattern(self, pattern: Tensor, part: LayerPart) -> Tensor:
         if self.inputs:
             self._keep("pattern", pattern[..., : pattern.shape[-2]])
         return pattern

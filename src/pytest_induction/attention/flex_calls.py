@@ -17,7 +17,7 @@ from torch import Tensor
 from pytest_induction.attention.capture import Capture, measuring
 from pytest_induction.attention.edits import MASKED, EditingCapture
 from pytest_induction.attention.errors import BackendUnavailable
-from pytest_induction.attention.kernels import CHECKED_ROWS, Call, is_close
+from pytest_induction.attention.kernels import CHECKED_ROWS, AttentionCall, is_close
 from pytest_induction.attention.pattern import NOTHING, PAIR_ENTRIES, LogSumExpReader, rows_of_scores
 from pytest_induction.forward.calling import FLEX, full_precision
 from pytest_induction.forward.changing import beneath, enter_mode, take_over
@@ -363,10 +363,10 @@ class FlexInterceptor:
         """What the layer gives when it is edited."""
         mask = self._mask(call) if capture.edits_call else None
         query, key, value = (self._apart(call, part) for part in call[:3])
-        apart = Call(query, key, value, mask, given_scale=call.scale, grouped=query.shape[1] != key.shape[1])
+        apart = AttentionCall(query, key, value, mask, given_scale=call.scale, grouped=query.shape[1] != key.shape[1])
         given: list[Tensor] = []
 
-        def run(edited: Call | None) -> Tensor:
+        def run(edited: AttentionCall | None) -> Tensor:
             given[:] = (call if edited is None else self._edited(call, apart, edited)).run(op)
             return self._apart(call, given[0])
 
@@ -383,7 +383,7 @@ class FlexInterceptor:
             changed = reader.mods.scores(scores, positions[None], positions[None, None])
             return (changed > MASKED) | ((scores <= MASKED) & (changed > -torch.inf))
 
-    def _edited(self, call: FlexCall, before: Call, edited: Call) -> FlexCall:
+    def _edited(self, call: FlexCall, before: AttentionCall, edited: AttentionCall) -> FlexCall:
         """The call to make in place of the model's: with other tensors, and entries left out."""
         query, key, value = (self._together(call, part, own) for part, own in zip(edited[:3], call[:3], strict=True))
         other = call._replace(query=query, key=key, value=value)

@@ -22,7 +22,7 @@ from pytest_induction.attention.capture import Capture
 from pytest_induction.attention.edits import EditingCapture
 from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.attention.flex_calls import FlexInterceptor, gradients_allowed, is_flex
-from pytest_induction.attention.kernels import BUILTIN, Call, attend, exact, is_softmax_attention, pattern_of
+from pytest_induction.attention.kernels import BUILTIN, AttentionCall, attend, exact, is_softmax_attention, pattern_of
 from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, QueryChunk, Reader
 from pytest_induction.attention.tracking import ModuleTracker, sealed_in
 from pytest_induction.forward.calling import Caller, full_precision
@@ -66,7 +66,7 @@ class Interceptor:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        call = Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        call = AttentionCall(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         if not self.intercepts:
             return call.run(self.attention)
         self.inside = True
@@ -88,7 +88,7 @@ class Interceptor:
             self.inside = False
         return self._recorded(number, call, output)
 
-    def _recorded(self, number: int, call: Call, output: Tensor) -> Tensor:
+    def _recorded(self, number: int, call: AttentionCall, output: Tensor) -> Tensor:
         """What a call gave; in a verification pass it is followed from here."""
         outputs = self.capture.outputs
         if outputs is not None and call.query.ndim > 2:
@@ -97,7 +97,7 @@ class Interceptor:
             outputs.gave(number, output, call.query.shape[:-2].numel() // self.batch)
         return output
 
-    def _in_part(self, call: Call) -> Tensor:
+    def _in_part(self, call: AttentionCall) -> Tensor:
         """What a call of some queries of a layer gives; it is shown as the part that it is."""
         span = self.capture.span(call.query.shape[-2], call.key.shape[-2])
         if self.capture.self_only:
@@ -118,7 +118,7 @@ class Interceptor:
         rows = {query.shape[0], key.shape[0]}
         return len(rows) == 1 and (rows == {self.batch} if query.ndim == 4 else query.shape[0] % self.batch == 0)
 
-    def _attend(self, call: Call) -> tuple[Tensor, Reader]:
+    def _attend(self, call: AttentionCall) -> tuple[Tensor, Reader]:
         if call.value.shape[-1] == self.positions and bool((call.value == torch.eye(self.positions).to(call.value)).all()):
             raise BackendUnavailable(
                 "attention to one-hot values: what comes out is the pattern itself, and what is made of it shows nowhere"
@@ -134,11 +134,11 @@ class Interceptor:
                 raise BackendUnavailable(f"scaled_dot_product_attention was replaced by `{name}`, which computes something else")
         return output, LogSumExpReader(call.query, call.key, log_sum_exp, call.scale, call.mask, call.causal)
 
-    def _edited_call(self, call: Call, capture: EditingCapture) -> Tensor:
+    def _edited_call(self, call: AttentionCall, capture: EditingCapture) -> Tensor:
         """What the layer gives when it is edited, in the layout of the call."""
         apart = call.plain() if call.query.ndim == 4 else self._unfolded(call.plain())
 
-        def run(edited: Call | None) -> Tensor:
+        def run(edited: AttentionCall | None) -> Tensor:
             return (edited or call).run(self.attention).reshape(*apart.query.shape[:3], -1)
 
         return capture.apply(apart, run).reshape(*call.query.shape[:-1], -1)
@@ -151,7 +151,7 @@ class Interceptor:
             return rows[0] == rows[1] and rows[0] % self.batch == 0
         return query.ndim in (4, 5) and rows == (self.batch, self.batch)
 
-    def _unfolded(self, call: Call) -> Call:
+    def _unfolded(self, call: AttentionCall) -> AttentionCall:
         """The call with axes (batch, heads, positions, d_head)."""
         mask = call.mask
         if mask is not None and mask.ndim > 2:
@@ -159,7 +159,7 @@ class Interceptor:
             mask = _heads_apart(mask, self.batch)
         query, key, value = (_heads_apart(part, self.batch) for part in (call.query, call.key, call.value))
         grouped = call.grouped or key.shape[1] != query.shape[1]  # what the axes of groups said
-        return Call(query, key, value, mask, call.dropout, call.causal, call.scale, grouped)
+        return AttentionCall(query, key, value, mask, call.dropout, call.causal, call.scale, grouped)
 
     def through_module(self, *args: Any, **named: Any) -> Any:
         """`multi_head_attention_forward`: asked for weights it computes the pattern itself, and is read from that."""

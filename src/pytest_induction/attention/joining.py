@@ -35,7 +35,7 @@ WRITES = frozenset({"__setitem__", "copy_"})
 LARGEST = 1 << 26  # numbers of a memory that is followed
 
 
-class Outputs:
+class CallOutputs:
     """Follows what the calls of one pass gave, by the number of each call."""
 
     def __init__(self) -> None:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pytest_induction.attention.axes import PRODUCTS, Axes, Layout, Operand
+from pytest_induction.attention.axes import PRODUCTS, Axes, AxisLayout, Operand
 from pytest_induction.attention.capture import is_measuring
-from pytest_induction.attention.edits import Edit, EditingCapture, Edits, Part, Record
+from pytest_induction.attention.edits import Edit, EditingCapture, Edits, LayerPart, Record
 from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.attention.interceptor import InterceptingMode, Interceptor, intercepted
 from pytest_induction.attention.joining import tensors_in
@@ -115,7 +115,7 @@ class EditedPattern(NamedTuple):
 
     layer: int
     edits: Sequence[Edit]
-    part: Part
+    part: LayerPart
     axes: Axes
     shape: torch.Size
 
@@ -236,7 +236,7 @@ class EditingMode(InterceptingMode):
     def _weighed(self, name: str, view: PatternView, args: Any, output: Tensor) -> Tensor:
         """What is given back for a product of a pattern and values: what the heads found, after the edits of their layer."""
         pattern = self._patterns[view.number]
-        layout = Layout.of(name, Operand(view.tensor, view.places, pattern.shape), args, output)
+        layout = AxisLayout.of(name, Operand(view.tensor, view.places, pattern.shape), args, output)
         found = pattern.axes.found_apart(layout.apart(output), *self._size)
         for edit in pattern.edits:
             found = edit.on_output(found, None, pattern.part)

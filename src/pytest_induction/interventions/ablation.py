@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_induction.attention.edits import Edit, Part
-from pytest_induction.attention.kernels import Call
+from pytest_induction.attention.edits import Edit, LayerPart
+from pytest_induction.attention.kernels import AttentionCall
 from pytest_induction.errors import ArgumentError, UnsupportedModel, user_facing, whole_number
 from pytest_induction.forward.calling import first_line
 from pytest_induction.interventions.active import apply_edits
@@ -96,7 +96,7 @@ class Leaf(Edit):
     def __init__(self) -> None:
         self.found: list[Tensor] = []
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         self.found.append(output)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.attention.backend import checked
-from pytest_induction.attention.edits import Edit, EditingCapture, Edits, Part
+from pytest_induction.attention.edits import Edit, EditingCapture, Edits, LayerPart
 from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.errors import ModelError, UnsupportedModel
 from pytest_induction.forward.calling import Caller, quoted, run_as_written
@@ -67,7 +67,7 @@ def _editing_hook(edits: Sequence[Edit], layer: LayerCircuits, tokens: Tensor) -
             )
         found = given.unflatten(-1, (layer.n_heads, -1)).transpose(1, 2)
         for edit in edits:
-            found = edit.on_output(found, None, Part())
+            found = edit.on_output(found, None, LayerPart())
         changed = found.transpose(1, 2).flatten(-2)
         if isinstance(place, int):
             return (*inputs[:place], changed, *inputs[place + 1 :]), options

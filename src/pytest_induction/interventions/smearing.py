@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.attention.backend import checked
-from pytest_induction.attention.edits import ALL, Part, Record, Smear
+from pytest_induction.attention.edits import ALL, LayerPart, Record, Smear
 from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.attention.interceptor import is_intercepted
-from pytest_induction.attention.kernels import Call
+from pytest_induction.attention.kernels import AttentionCall
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing
 from pytest_induction.forward.calling import Caller, as_found, as_written
 from pytest_induction.interventions.active import apply_edits
@@ -155,13 +155,13 @@ class _Shared(Smear):
     seen: int = 1
     taken: bool = False
 
-    def on_call(self, call: Call, part: Part) -> Call:
+    def on_call(self, call: AttentionCall, part: LayerPart) -> AttentionCall:
         return self._each(call.key.shape[1], part).on_call(call, part)
 
-    def on_scores(self, scores: Tensor, part: Part) -> Tensor:
+    def on_scores(self, scores: Tensor, part: LayerPart) -> Tensor:
         return self._each(scores.shape[1], part).on_scores(scores, part)
 
-    def _each(self, keys: int, part: Part) -> Smear:
+    def _each(self, keys: int, part: LayerPart) -> Smear:
         """The edit with a share for each of the `keys` of a call."""
         self.taken = True
         keys = keys if part.keys == ALL else self.seen

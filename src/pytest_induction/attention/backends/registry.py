@@ -19,7 +19,7 @@ from pytest_induction.attention.backend import CallsBackend, VerificationInputs
 from pytest_induction.attention.capture import Capture
 from pytest_induction.attention.edits import EditingCapture
 from pytest_induction.attention.errors import BackendNotApplicable, BackendUnavailable
-from pytest_induction.attention.kernels import Call, exact, is_softmax_attention, is_weighted_sum
+from pytest_induction.attention.kernels import AttentionCall, exact, is_softmax_attention, is_weighted_sum
 from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, Reader, Scored
 from pytest_induction.attention.tracking import ModuleTracker
 from pytest_induction.forward.calling import Caller
@@ -83,7 +83,7 @@ class RegistryBackend(CallsBackend):
                     output = value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
                 else:
                     mask = rest[0] if rest else options.get("attention_mask")
-                    capture(_reader(module, Call(query, key, value, mask), output, weights, options))
+                    capture(_reader(module, AttentionCall(query, key, value, mask), output, weights, options))
                 return output, weights, *more
 
             return intercepted
@@ -102,10 +102,10 @@ def _edited_call(
     mask = rest[0] if rest else options.get("attention_mask")
     if mask is not None and not isinstance(mask, Tensor):
         raise BackendUnavailable(f"attention with a mask of type `{type(mask).__name__}` cannot be edited")
-    call = Call(query, key, value, mask, causal=mask is None and bool(getattr(module, "is_causal", True)))
+    call = AttentionCall(query, key, value, mask, causal=mask is None and bool(getattr(module, "is_causal", True)))
     more: list[Any] = []
 
-    def run(edited: Call | None) -> Tensor:
+    def run(edited: AttentionCall | None) -> Tensor:
         if edited is None:
             output, *others = function(module, *given, **options)
         else:
@@ -122,7 +122,7 @@ def _edited_call(
     return output.transpose(1, 2).contiguous(), *more
 
 
-def _reader(module: Any, call: Call, output: Any, weights: Any, options: dict[str, Any]) -> Reader:
+def _reader(module: Any, call: AttentionCall, output: Any, weights: Any, options: dict[str, Any]) -> Reader:
     positions, mask = call.query.shape[2], call.mask
     if isinstance(weights, Tensor) and weights.ndim == 4 and tuple(weights.shape[-2:]) == (positions, positions):
         if not is_weighted_sum(weights, call.value, output.transpose(1, 2)):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pytest_induction.attention.axes import PRODUCTS, Axes, Seen, axis_of, find_axes, itself, may_fit
+from pytest_induction.attention.axes import PRODUCTS, Axes, SeenSoftmax, axis_of, find_axes, itself, may_fit
 from pytest_induction.attention.backend import InterceptingBackend, VerificationInputs
 from pytest_induction.attention.capture import Capture, Span, measuring
 from pytest_induction.attention.edits import Edits
@@ -115,7 +115,7 @@ class TracingMode(InterceptingMode):
             None  # of the softmaxes that are patterns, by their numbers; None while that is verified
         )
         self._ended = False
-        self.seen: dict[int, Seen] = {}  # in a verification pass, the softmaxes that may be patterns
+        self.seen: dict[int, SeenSoftmax] = {}  # in a verification pass, the softmaxes that may be patterns
         self._followed: dict[int, FollowedPattern] = {}
         self._summed: dict[int, tuple[Tensor, frozenset[int]]] = {}  # what patterns weighed, which none may weigh again
         self._weighted: dict[int, tuple[Tensor, FollowedPattern]] = {}  # values times a pattern, not summed yet
@@ -129,7 +129,7 @@ class TracingMode(InterceptingMode):
 
     def _intercepted(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if is_softmax(func, output):
-            seen = Seen(output, axis_of(args, kwargs, output.ndim), self.interceptor.batch, self.interceptor.positions)
+            seen = SeenSoftmax(output, axis_of(args, kwargs, output.ndim), self.interceptor.batch, self.interceptor.positions)
             number = self.interceptor.capture.n_events
             if self._record_call(seen, number):
                 return self._verified(seen, number, args) if self.axes is None else self._shown(seen, number)
@@ -140,7 +140,7 @@ class TracingMode(InterceptingMode):
             raise StopForward
         return output
 
-    def _record_call(self, seen: Seen, number: int) -> bool:
+    def _record_call(self, seen: SeenSoftmax, number: int) -> bool:
         """Whether a softmax is a layer's pattern, or, in a verification pass, may be one or a part of one."""
         shape, key = seen.output.shape, seen.key
         fits = may_fit(shape, key, *seen.size) if self.axes is None else self._axes(number, seen).fits(shape, *seen.size)
@@ -151,11 +151,11 @@ class TracingMode(InterceptingMode):
         recorded = self.interceptor.capture.record_call(queries, shape[key], fits=fits, partial=partial, heads=heads)
         return recorded or (partial and self.axes is None)
 
-    def _axes(self, number: int, seen: Seen) -> Axes:
+    def _axes(self, number: int, seen: SeenSoftmax) -> Axes:
         """Those that verification found; as usual where the call of this number was no softmax there."""
         return (self.axes or {}).get(number) or Axes.usual(seen.output.ndim)
 
-    def _verified(self, seen: Seen, number: int, args: Any) -> Tensor:
+    def _verified(self, seen: SeenSoftmax, number: int, args: Any) -> Tensor:
         """What a softmax gives in a verification pass, in which it is followed."""
         self._follow(seen.output, frozenset({number}))
         self._fate[number] = UNUSED
@@ -164,7 +164,7 @@ class TracingMode(InterceptingMode):
             self.interceptor.capture.outputs.given(number, tensors_in(args[:1]))
         return seen.output
 
-    def _shown(self, seen: Seen, number: int) -> Tensor:
+    def _shown(self, seen: SeenSoftmax, number: int) -> Tensor:
         """What is given back for a softmax that is a pattern, or a part of one, which is shown and followed."""
         output, capture = seen.output, self.interceptor.capture
         axes = self._axes(number, seen)
