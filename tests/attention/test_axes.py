@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pytest_induction import load_model, measure_heads
-from pytest_induction.attention.axes import HEADS, QUERIES, ROWS, Axes, Seen, find_axes
+from pytest_induction.attention.axes import HEADS, QUERIES, ROWS, Axes, SeenSoftmax, find_axes
 from pytest_induction.errors import UnsupportedModel
 from tests.attention.layouts import LAYOUTS, SUMS, heads_before_rows, ijbh
 from tests.attention.patterns import softmax_by_loop, worst_difference
@@ -87,7 +87,7 @@ def test_what_is_no_pattern_in_any_order_is_refused(attend):
 
 
 def seen(output, key, rows):
-    return Seen(output, key, rows, output.shape[key])
+    return SeenSoftmax(output, key, rows, output.shape[key])
 
 
 @pytest.mark.parametrize("order", [(ROWS, HEADS), (HEADS, ROWS)])

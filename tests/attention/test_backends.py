@@ -39,8 +39,8 @@ def test_only_an_alias_costs_a_look_at_every_torch_function(monkeypatch, aliased
     """The trial pass looks at all of them; those after it only where the attention function has another name."""
     original, looks = F.scaled_dot_product_attention, []
     subject = load_model(Plain((lambda *args: original(*args, is_causal=True)) if aliased else None))
-    look = sdpa.Watch.__torch_function__
-    monkeypatch.setattr(sdpa.Watch, "__torch_function__", lambda *args: (looks.append(1), look(*args))[1])
+    look = sdpa.InterceptingMode.__torch_function__
+    monkeypatch.setattr(sdpa.InterceptingMode, "__torch_function__", lambda *args: (looks.append(1), look(*args))[1])
     measure_heads(subject)
     assert bool(looks) is aliased
 

@@ -11,10 +11,10 @@ from torch.nn.attention import flex_attention as module
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from pytest_induction import load_model, measure_heads
-from pytest_induction.attention import verification as trial
-from pytest_induction.attention.backends.sdpa import Interceptor, Watch, watching
+from pytest_induction.attention import verification
 from pytest_induction.attention.capture import Capture
-from pytest_induction.attention.edits import Step
+from pytest_induction.attention.edits import Edit
+from pytest_induction.attention.interceptor import InterceptingMode, Interceptor, intercepted
 from pytest_induction.errors import ModelError, UnsupportedModel
 from pytest_induction.forward.calling import as_written
 from pytest_induction.interventions import (
@@ -489,7 +489,7 @@ def test_what_torch_warns_of_and_checks_is_put_back():
     subject, check = load_model(plain(uncompiled)), module._validate_device
     said = set(module._WARNINGS_SHOWN)
 
-    class Fails(Step):
+    class Fails(Edit):
         def on_call(self, call, part):
             assert module._validate_device is not check
             raise KeyError("on purpose")
@@ -506,7 +506,7 @@ def test_calls_of_another_thread_are_not_heard():
     parts = [numbers(3, 2, POSITIONS, 8, seed=seed) for seed in range(3)]
     expected, found = by_function(*parts), []
     show = Capture()
-    with watching(Interceptor(ids(0), show), Watch), as_written():
+    with intercepted(Interceptor(ids(0), show), InterceptingMode), as_written():
         thread = threading.Thread(target=lambda: found.append(masked(*parts)))
         thread.start()
         thread.join()
@@ -526,13 +526,13 @@ def test_a_model_without_it_is_taken_in_by_as_many_passes():
         handle.remove()
         return len(count)
 
-    ways = trial.BACKENDS
+    backends = verification.BACKENDS
     here = passes(plain(by_function))
     try:
-        trial.BACKENDS = tuple(backend for backend in ways if backend.name != "flex_attention")
+        verification.BACKENDS = tuple(backend for backend in backends if backend.name != "flex_attention")
         assert passes(plain(by_function)) == here
     finally:
-        trial.BACKENDS = ways
+        verification.BACKENDS = backends
 
 
 # Weights of queries and keys

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pytest_induction import load_model, measure_ablations, measure_heads
-from pytest_induction.attention.edits import Close, Give, Record, Replace, Scale, Smear, Step
+from pytest_induction.attention.edits import Close, Edit, Give, Record, Replace, Scale, Smear
 from pytest_induction.attention.flex_calls import FlexCall
 from pytest_induction.interventions import intervene, run_with, smear
 from tests.attention.recorded import probe
@@ -72,7 +72,7 @@ def test_without_steps_nothing_changes(style):
     """Bit by bit, in the pass and after it."""
     subject = load_model(plain(STYLES[style][0]))
     untouched = subject.logits(ids(0))
-    for steps in ({}, {1: [Step()]}, {0: [Record(outputs=True)]}, {0: [Scale(torch.ones(1, 2))], 1: [Step()]}):
+    for steps in ({}, {1: [Edit()]}, {0: [Record(outputs=True)]}, {0: [Scale(torch.ones(1, 2))], 1: [Edit()]}):
         assert torch.equal(acted(subject, steps), untouched)
     assert not torch.equal(acted(subject, {0: [Replace(torch.ones(1, 2).bool())]}), untouched)
     assert torch.equal(subject.logits(ids(0)), untouched)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_induction import load_model, measure_heads
-from pytest_induction.attention.joining import Outputs
+from pytest_induction.attention.joining import CallOutputs
 from pytest_induction.attention.pattern import ChunkedReader, PatternReader, QueryChunk
 from pytest_induction.errors import UnsupportedModel
 from pytest_induction.interventions import ablate, knock_out, run_with
@@ -82,7 +82,7 @@ def test_a_call_for_each_head_makes_one_layer(attend):
     for model in (Positioned(Attention(attend), Attention(attend)), Positioned(Attention(fused), Attention(attend))):
         subject = load_model(model)
         assert subject.backend.layers == ("blocks.0.mixer", "blocks.1.mixer")
-        assert (subject.backend.heads, subject.backend.acts) == ((2, 2), True)
+        assert (subject.backend.heads, subject.backend.can_edit) == ((2, 2), True)
         assert_right(subject)
 
 
@@ -137,7 +137,7 @@ def test_heads_are_numbered_as_they_lie_and_not_as_they_are_called():
     model = Positioned(Four(interleaved), Four(interleaved))
     subject = load_model(model)
     assert_right(subject, truth=truth_with_local([True, False, True, False]))
-    with pytest.raises(UnsupportedModel, match="acts on more than what heads found"):
+    with pytest.raises(UnsupportedModel, match="edits more than what heads found"):
         run_with(subject, probe(), KNOCK_OUT)
 
 
@@ -234,7 +234,7 @@ def test_a_chunked_layer_is_changed_where_it_is_projected_or_not_at_all():
     other.load_state_dict(one.state_dict())
     wanted, found = (run_with(load_model(model), tokens, ablate(((0, 1),))) for model in (one, other))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
-    with pytest.raises(UnsupportedModel, match="acts on more than what heads found"):
+    with pytest.raises(UnsupportedModel, match="edits more than what heads found"):
         run_with(load_model(other), tokens, KNOCK_OUT)
 
 
@@ -363,7 +363,7 @@ def test_they_are_refused_in_a_model_of_one_module_too(attend):
 
 def test_the_heads_of_a_table_are_told_by_where_they_lie():
     """The follower alone: two calls of two heads, put side by side in turns."""
-    outputs = Outputs()
+    outputs = CallOutputs()
     one, other = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
     outputs.gave(0, one, 2)
     outputs.gave(1, other, 2)

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pytest_induction import measure_heads
 from pytest_induction.attention import kernels
-from pytest_induction.attention.kernels import Attended, Call, attend
+from pytest_induction.attention.kernels import Attended, AttentionCall, attend
 from pytest_induction.attention.pattern import LogSumExpReader
 from tests.model.plain import Plain
 from tests.model.zoo import build
@@ -90,7 +90,7 @@ def test_every_entry_of_the_pattern_is_right(monkeypatch, served, dtype, mask, k
     if not served:
         monkeypatch.setattr(kernels, "KERNELS", {})
     query, key, value = parts(dtype, key_heads=key_heads)
-    call = Call(query, key, value, MASKS[mask](dtype), 0.0, mask == "is_causal", None, key_heads != 4)
+    call = AttentionCall(query, key, value, MASKS[mask](dtype), 0.0, mask == "is_causal", None, key_heads != 4)
     reader, wanted = read(call), reference(call)
     close = {"atol": CLOSE[dtype], "rtol": 0, "check_dtype": False}
     found = reader.diagonals(range(T), first=True)
@@ -107,14 +107,14 @@ def test_every_entry_of_the_pattern_is_right(monkeypatch, served, dtype, mask, k
 @pytest.mark.parametrize("d_value", [8, 5])
 def test_a_value_width_of_its_own_takes_the_portable_way(d_value):
     """Where values are narrower than queries another kernel serves, and the result is the same kind of thing."""
-    call = Call(*parts(d_value=d_value), causal=True)
+    call = AttentionCall(*parts(d_value=d_value), causal=True)
     torch.testing.assert_close(read(call).diagonals([0])[:, :, 0], reference(call).diagonal(0, -2, -1).float(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0])
 def test_a_scale_of_its_own_is_honoured(scale):
     """It need not be one over the square root of the width."""
-    call = Call(*parts(), causal=True, given_scale=scale)
+    call = AttentionCall(*parts(), causal=True, given_scale=scale)
     torch.testing.assert_close(
         read(call).diagonals([1])[..., 0, 1:], reference(call).diagonal(-1, -2, -1).float(), atol=1e-5, rtol=0
     )
@@ -178,7 +178,7 @@ def test_a_kernel_out_of_memory_is_no_liar(monkeypatch):
 
     monkeypatch.setattr(kernels, "KERNELS", {("cpu", kernels.FLASH): full})
     with pytest.raises(torch.OutOfMemoryError):
-        attend(ORIGINAL, Call(*parts(), causal=True))
+        attend(ORIGINAL, AttentionCall(*parts(), causal=True))
     assert not kernels._trusted
 
 
@@ -196,7 +196,7 @@ def test_a_kernel_that_is_gone_is_done_without(monkeypatch):
 
 def test_a_choice_of_kernels_that_the_user_makes_is_honoured():
     """What torch chose once is remembered for as long as all that it depends on is the same."""
-    call = Call(*parts(), causal=True)
+    call = AttentionCall(*parts(), causal=True)
     assert kernels._serving(ORIGINAL, call) is kernels._flash_cpu
     with sdpa_kernel(SDPBackend.MATH):
         assert kernels._serving(ORIGINAL, call) is None
@@ -204,7 +204,7 @@ def test_a_choice_of_kernels_that_the_user_makes_is_honoured():
             read(call).diagonals([1])[..., 0, 1:], reference(call).diagonal(-1, -2, -1).float(), atol=1e-5, rtol=0
         )
     assert kernels._serving(ORIGINAL, call) is kernels._flash_cpu
-    transposed = Call(*(part.mT.contiguous().mT for part in parts()), causal=True)
+    transposed = AttentionCall(*(part.mT.contiguous().mT for part in parts()), causal=True)
     assert kernels._serving(ORIGINAL, transposed) is None
 
 
@@ -231,7 +231,7 @@ def test_autocast_is_measured_in_the_precision_it_computes_in(kind):
 @pytest.mark.parametrize(("kernel", "aligned"), [(kernels._efficient_cuda, 17), (kernels._cudnn, None)])
 def test_the_mask_of_a_cuda_kernel_is_added_and_aligned(kernel, aligned):
     """Those kernels take numbers over all heads, in rows that begin at multiples of sixteen."""
-    call = Call(*parts(), mask=padded())
+    call = AttentionCall(*parts(), mask=padded())
     mask = kernels._aligned(call) if kernel is kernels._efficient_cuda else kernels._added(call)
     assert mask.shape == (2, 4, T, T)
     assert torch.equal(mask == 0, padded().expand(2, 4, T, T))

@@ -9,15 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_induction import expose_attention, load_model, measure_ablations, measure_heads
-from pytest_induction.attention.axes import Layout, Operand
+from pytest_induction.attention.axes import AxisLayout, Operand
+from pytest_induction.attention.backend import VerificationInputs
 from pytest_induction.attention.backends.eager import EagerBackend
-from pytest_induction.attention.edits import Close, Give, GivePattern, Record, Replace, Scale, Smear, Step, Substitute
+from pytest_induction.attention.edits import Close, Edit, Give, GivePattern, Record, Replace, Scale, Smear, Substitute
 from pytest_induction.attention.errors import BackendUnavailable
-from pytest_induction.attention.softmax_edits import Editing
+from pytest_induction.attention.softmax_edits import SoftmaxEditor
 from pytest_induction.errors import UnsupportedModel
 from pytest_induction.forward.calling import Caller, as_found, condition
 from pytest_induction.interventions import ablate, freeze_patterns, intervene, knock_out, run_with, scale, smear
-from pytest_induction.interventions.active import acting, acting_on_outputs
+from pytest_induction.interventions.active import apply_edits, apply_edits_to_outputs
 from pytest_induction.model.adapt import adapt
 from pytest_induction.model.circuits import circuits_of
 from tests.attention.layouts import LAYOUTS
@@ -52,7 +53,7 @@ def numbers(*shape, seed=1):
 def acted(subject, steps, tokens=None, backend=None):
     """The logits of a pass in which layers take steps."""
     backend, tokens = backend or subject.backend, ids(0) if tokens is None else tokens
-    with as_found(subject.module), backend.acting(tokens, steps):
+    with as_found(subject.module), backend.apply_edits(tokens, steps):
         return backend.caller.logits(tokens)
 
 
@@ -165,7 +166,7 @@ def test_without_steps_and_with_one_that_does_nothing_nothing_changes(attend):
     """Bit by bit, in the pass and after it."""
     subject = load_model(plain(attend))
     before = subject.logits(ids(0))
-    for steps in ({}, {1: [Step()]}, {0: [Record(outputs=True)]}, {0: [Replace(torch.zeros(1, 2).bool())], 1: [Step()]}):
+    for steps in ({}, {1: [Edit()]}, {0: [Record(outputs=True)]}, {0: [Replace(torch.zeros(1, 2).bool())], 1: [Edit()]}):
         assert torch.equal(acted(subject, steps), before)
     assert not torch.equal(acted(subject, {0: [Replace(torch.ones(1, 2).bool())]}), before)
     assert torch.equal(subject.logits(ids(0)), before)
@@ -218,21 +219,21 @@ def test_a_softmax_beside_attention_functions_acts_like_them():
     smeared, given = Smear(torch.tensor([0.5])), Give(query=numbers(3, 2, POSITIONS, 8))
     for steps in ({0: [step]}, {1: [step]}, {1: [smeared]}, {0: [smeared]}, {1: [given]}):
         assert torch.allclose(acted(here, steps), acted(there, steps), atol=CLOSE)
-    with pytest.raises(BackendUnavailable, match="`Give` acts on queries and keys"):
+    with pytest.raises(BackendUnavailable, match="`Give` edits queries and keys"):
         acted(here, {0: [given]})
 
 
 def test_gradients_flow_through_what_is_changed():
     """The gradient with respect to what heads found is that of the attention function."""
 
-    class Leaf(Step):
+    class Leaf(Edit):
         def on_output(self, output, call, part):
             self.found = output if output.requires_grad else output.detach().requires_grad_()
             return self.found
 
     def gradient(attend, layer, trained):
         subject, step = load_model(plain(attend).requires_grad_(trained)), Leaf()
-        with torch.enable_grad(), subject.backend.acting(ids(0), {layer: [step]}):
+        with torch.enable_grad(), subject.backend.apply_edits(ids(0), {layer: [step]}):
             logits = subject.module(ids(0))
         return torch.autograd.grad(logits[:, -1, 7].sum(), step.found)[0]
 
@@ -246,7 +247,7 @@ def test_gradients_flow_through_what_is_changed():
 def test_what_is_given_back_lies_in_memory_as_what_it_stands_for():
     """A model may look at what a product gave in a way that its layout in memory allows."""
 
-    class Moved(Step):
+    class Moved(Edit):
         def on_output(self, output, call, part):
             return output.clone(memory_format=torch.contiguous_format)
 
@@ -287,7 +288,7 @@ def layout_of(name, function, *operands):
     operand = Operand(moved(pattern), moved(torch.empty(pattern.shape, device="meta")), pattern.shape)
     args = [operand.pattern if other is None else other for other in others]
     output = function(*args)
-    return pattern, output, Layout.of(name, operand, args, output)
+    return pattern, output, AxisLayout.of(name, operand, args, output)
 
 
 @pytest.mark.parametrize("order", ["bhqd", "bqhd", "hbdq", "dqhb", "qbdh"])
@@ -337,8 +338,8 @@ def test_a_product_of_another_kind_is_refused_by_name(name, function, operands, 
 def test_what_acts_on_queries_and_keys_is_refused_before_the_pass():
     """With a word on what to do instead."""
     subject, step = load_model(plain(by_function)), Give(query=torch.ones(1, 2, POSITIONS, 8))
-    why = r"`Give` acts on queries and keys, and only patterns are seen in `call 1`; .*`GivePattern`"
-    with pytest.raises(BackendUnavailable, match=why), subject.backend.acting(ids(0), {1: [step]}):
+    why = r"`Give` edits queries and keys, and only patterns are seen in `call 1`; .*`GivePattern`"
+    with pytest.raises(BackendUnavailable, match=why), subject.backend.apply_edits(ids(0), {1: [step]}):
         pytest.fail("the block was entered")
 
 
@@ -413,15 +414,15 @@ def test_a_step_that_is_not_taken_in_a_pass_is_an_error():
         acted(subject, {0: [step]}, tokens)
     with (
         pytest.raises(BackendUnavailable, match="0 of 2 layers were seen to compute patterns in this pass"),
-        subject.backend.acting(ids(0), {0: [step]}),
+        subject.backend.apply_edits(ids(0), {0: [step]}),
     ):
         pass
     later = load_model(Positioned(Attention(by_function), Attention(other_where_long)))
     assert later.backend.name == "softmax"
     acted(later, {1: [Give(query=numbers(2, 2, 90, 8))]}, tokens[:, :90])
-    with pytest.raises(BackendUnavailable, match="`Give` acts on queries and keys, and only patterns are seen in `layer 1`"):
+    with pytest.raises(BackendUnavailable, match="`Give` edits queries and keys, and only patterns are seen in `layer 1`"):
         acted(later, {1: [Give(query=numbers(2, 2, 120, 8))]}, tokens)
-    with pytest.raises(BackendUnavailable, match="1 of 2 layers"), subject.backend.acting(ids(0), {0: [step]}, first=1):
+    with pytest.raises(BackendUnavailable, match="1 of 2 layers"), subject.backend.apply_edits(ids(0), {0: [step]}, first=1):
         pass
 
 
@@ -429,14 +430,14 @@ def test_a_pattern_that_is_changed_before_it_weighs_is_lost():
     """What heads find by it is not what they find by the pattern: looked at in a trial, for what no backend follows."""
     caller = Caller(plain(lambda query, key, value: scores_of(query, key).softmax(-1).pow(2) @ value))
     with torch.no_grad():
-        editing = Editing(caller, ids(0), ("first", "second"), calls={0, 1}, groups=None)
+        editing = SoftmaxEditor(caller, ids(0), ("first", "second"), calls={0, 1}, groups=None)
     with pytest.raises(BackendUnavailable, match="what heads find in `second` is not seen: its pattern is lost in `pow`"):
-        editing.acting(ids(0), {1: [Replace(SETS[1])]}).__enter__()
+        editing.apply_edits(ids(0), {1: [Replace(SETS[1])]}).__enter__()
     with pytest.raises(BackendUnavailable, match="1 of 2 layers were seen to compute patterns"), torch.no_grad():
-        Editing(caller, ids(0), ("first", "second"), calls={1}, groups=None).acting(ids(0), {}).__enter__()
+        SoftmaxEditor(caller, ids(0), ("first", "second"), calls={1}, groups=None).apply_edits(ids(0), {}).__enter__()
     failing = Caller(plain(lambda query, key, value: next(iter(()))))
-    with pytest.raises(BackendUnavailable, match="a pass in which that was tried failed: StopIteration"):
-        Editing(failing, ids(0), ("first", "second"), calls={0, 1}, groups=None).acting(ids(0), {}).__enter__()
+    with pytest.raises(BackendUnavailable, match="the pass that verifies it failed: StopIteration"):
+        SoftmaxEditor(failing, ids(0), ("first", "second"), calls={0, 1}, groups=None).apply_edits(ids(0), {}).__enter__()
 
 
 # Measured while it acts
@@ -460,8 +461,8 @@ def test_a_measurement_sees_what_is_changed_and_is_not_changed_itself():
     subject, every = load_model(plain(by_torch)), torch.ones(1, 2).bool()
     steps = {0: [Substitute(every[0], OTHER), Replace(torch.tensor([[True, False]]))], 1: [Replace(every)]}
     busy = Busy()
-    assert subject.backend.acts_outside
-    with as_found(subject.module), subject.backend.acting(ids(0), steps):
+    assert subject.backend.edits_outside
+    with as_found(subject.module), subject.backend.apply_edits(ids(0), steps):
         logits = subject.backend.run(ids(0), None, busy, logits=True)
     assert torch.equal(logits, acted(subject, steps))
     assert torch.equal(busy.patterns[0], OTHER)
@@ -478,7 +479,7 @@ def test_a_pass_may_end_early_while_it_acts(make):
     subject, seen = make(), []
     assert subject.backend.can_stop
     layers, every = range(subject.n_layers), torch.ones(1, subject.n_heads).bool()
-    with as_found(subject.module), subject.backend.acting(ids(0), {layer: [Replace(every)] for layer in layers}):
+    with as_found(subject.module), subject.backend.apply_edits(ids(0), {layer: [Replace(every)] for layer in layers}):
         subject.backend.run(ids(0), None, lambda layer, reader: seen.append(layer), logits=False, last=subject.n_layers)
     assert seen == [*layers]
 
@@ -496,7 +497,7 @@ def both(kind, make):
 def eager(kind):
     subject = adapt(zoo.build(kind, "eager"))
     with as_found(subject.module):
-        subject.backend = EagerBackend(Caller(subject.module), (ids(0)[:, :9], ids(0)), None)
+        subject.backend = EagerBackend(Caller(subject.module), VerificationInputs(ids(0)[:, :9], ids(0)))
     return subject
 
 
@@ -528,19 +529,17 @@ def test_what_a_model_returns_or_a_hook_point_carries_acts_like_its_attention_fu
     """Grouped queries, windows and sinks included; what is measured meanwhile is what is changed."""
     here, there = both(kind, lambda: make(kind))
     before, found = acted(here, {}), condition(here.module)
-    assert here.backend.acts_outside and not there.backend.acts_outside
-    assert torch.equal(acted(here, {1: [Step()]}), before) and torch.equal(here.logits(ids(0)), before)
+    assert here.backend.edits_outside and not there.backend.edits_outside
+    assert torch.equal(acted(here, {1: [Edit()]}), before) and torch.equal(here.logits(ids(0)), before)
     for step in hugging_face_steps():
         logits = acted(here, {0: [step], 1: [step]})
         assert torch.allclose(logits, acted(there, {0: [step], 1: [step]}), atol=2 * CLOSE)
         assert (logits - before).abs().max() > 0.1
     seen = []
-    with as_found(here.module), here.backend.acting(ids(0), {1: [Substitute(torch.arange(4) == 1, OTHER[:, :1])]}):
+    with as_found(here.module), here.backend.apply_edits(ids(0), {1: [Substitute(torch.arange(4) == 1, OTHER[:, :1])]}):
         here.backend.run(ids(0), None, lambda layer, reader: seen.append(reader.pattern_of(range(POSITIONS))), logits=True)
     assert torch.equal(seen[1][:, 1], OTHER[:, 0])
-    with pytest.raises(
-        BackendUnavailable, match=r"`Give` acts on queries and keys, and only patterns are seen in `[\w.]+1[\w.]*`"
-    ):
+    with pytest.raises(BackendUnavailable, match=r"`Give` edits queries and keys, and only patterns are seen in `[\w.]+1[\w.]*`"):
         acted(here, {1: [Give(query=torch.ones(1, 4, POSITIONS, 8))]})
     assert torch.equal(here.logits(ids(0)), before) and condition(here.module) == found
 
@@ -574,7 +573,7 @@ def test_a_pass_begins_later_only_where_every_softmax_is_known():
     """That of a router counts beside those of the layers, and it is not known which of them are not run."""
     with (
         pytest.raises(BackendUnavailable, match="a pass cannot begin at a later layer"),
-        eager("gpt-oss").backend.acting(ids(0), {}, first=1),
+        eager("gpt-oss").backend.apply_edits(ids(0), {}, first=1),
     ):
         pytest.fail("the block was entered")
 
@@ -591,8 +590,8 @@ def test_patterns_that_no_softmax_gives_are_refused():
             return output, tuple(pattern / 2 for pattern in patterns)
 
     with as_found(subject.module):
-        halved = Halved(backend.caller, (tokens[:, :9], tokens), None)
-    with pytest.raises(BackendUnavailable, match="its patterns are not what 3 softmaxes give"), halved.acting(tokens, {}):
+        halved = Halved(backend.caller, VerificationInputs(tokens[:, :9], tokens))
+    with pytest.raises(BackendUnavailable, match="its patterns are not what 3 softmaxes give"), halved.apply_edits(tokens, {}):
         pytest.fail("the block was entered")
 
 
@@ -623,12 +622,12 @@ def test_what_is_only_shown_acts_at_its_output_projection():
     tokens, one = ids(0), torch.arange(4) == 2
     circuits, before, found = circuits_of(here), here.logits(tokens), condition(here.module)
     recorded, other = Record(outputs=True), Record(outputs=True)
-    with acting_on_outputs(here, circuits, tokens, {1: [recorded, Step()]}):
+    with apply_edits_to_outputs(here, circuits, tokens, {1: [recorded, Edit()]}):
         assert torch.equal(here.logits(tokens), before)
     acted(there, {1: [other]})
     assert torch.allclose(recorded.get("output"), other.get("output"), atol=CLOSE)
     for step in (Replace(one[None]), Replace(one[None], numbers(3, 4, POSITIONS, 8)), Scale(torch.linspace(-1, 2, 4)[None])):
-        with acting_on_outputs(here, circuits, tokens, {0: [step], 1: [step]}):
+        with apply_edits_to_outputs(here, circuits, tokens, {0: [step], 1: [step]}):
             logits = here.logits(tokens)
         assert torch.allclose(logits, acted(there, {0: [step], 1: [step]}), atol=5 * CLOSE)
         assert (logits - before).abs().max() > 0.1
@@ -642,22 +641,22 @@ def test_what_the_output_projection_cannot_do_is_refused_by_name():
     entries = torch.zeros(1, 1, POSITIONS, POSITIONS).bool()
     wrong = (Smear(torch.ones(1)), Close(entries), Substitute(one[0], OTHER[:, :1]), GivePattern(OTHER), Record(inputs=True))
     for step in wrong:
-        why = rf"`{type(step).__name__}` acts on more than what heads found, .*`h.1.attn` .* read by expose_attention"
-        with pytest.raises(BackendUnavailable, match=why), acting_on_outputs(here, circuits, tokens, {1: [step]}):
+        why = rf"`{type(step).__name__}` edits more than what heads found, .*`h.1.attn` .* read by expose_attention"
+        with pytest.raises(BackendUnavailable, match=why), apply_edits_to_outputs(here, circuits, tokens, {1: [step]}):
             pytest.fail("the block was entered")
     without = dataclasses.replace(circuits, layers=tuple(dataclasses.replace(each, writes=None) for each in circuits.layers))
     with (
         pytest.raises(BackendUnavailable, match=r"no module is given what the heads of `h.0.attn` found"),
-        acting_on_outputs(here, without, tokens, {0: [Replace(one)]}),
+        apply_edits_to_outputs(here, without, tokens, {0: [Replace(one)]}),
     ):
         pytest.fail("the block was entered")
     with (
         pytest.raises(BackendUnavailable, match=r"of `h.0.attn` is given \(3, 12, 32\) where \(2, 12, 4\) x d_head was expected"),
-        acting_on_outputs(here, circuits, tokens[:2], {0: [Replace(one)]}),
+        apply_edits_to_outputs(here, circuits, tokens[:2], {0: [Replace(one)]}),
     ):
         here.module(tokens)
     why = "a pass cannot begin at a later layer in a model that is read by expose_attention"
-    with pytest.raises(UnsupportedModel, match=why), acting(here, tokens, {1: [Replace(one)]}, first=1):
+    with pytest.raises(UnsupportedModel, match=why), apply_edits(here, tokens, {1: [Replace(one)]}, first=1):
         pytest.fail("the block was entered")
 
 
@@ -674,7 +673,7 @@ def test_a_model_that_only_shows_its_attention_is_ablated_like_any_other():
     one, other = (measure_ablations(each, n_sequences=2).effect for each in (here, there))
     assert np.allclose(one, other, atol=1e-4)
     for change in (smear(0.5), knock_out("L0H0", [(3, 1)]), freeze_patterns()):
-        with pytest.raises(UnsupportedModel, match=r"cannot be made to act otherwise: .* read by expose_attention"):
+        with pytest.raises(UnsupportedModel, match=r"cannot be edited: .* read by expose_attention"):
             run_with(here, tokens, change)
     assert torch.equal(here.logits(tokens), before)
 
@@ -695,7 +694,7 @@ def test_other_projections_are_found_by_the_first_tensor_that_they_are_given():
     circuits = circuits_of(here)
     layer = dataclasses.replace(circuits.layers[0], writes=part)
     one = dataclasses.replace(circuits, layers=(layer,))
-    with acting_on_outputs(here, one, ids(0), {0: [Replace(torch.arange(4)[None] < 2)]}):
+    with apply_edits_to_outputs(here, one, ids(0), {0: [Replace(torch.arange(4)[None] < 2)]}):
         given = numbers(3, POSITIONS, 32)
         by_name, by_place = part(given=given), part(given)
     expected = given.clone()

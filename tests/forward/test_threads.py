@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_induction import load_model, measure_ablations, measure_heads
-from pytest_induction.attention.backends.sdpa import Interceptor, Watch, watching
 from pytest_induction.attention.capture import Capture
 from pytest_induction.attention.edits import EditingCapture
+from pytest_induction.attention.interceptor import InterceptingMode, Interceptor, intercepted
 from pytest_induction.errors import ModelError, UnsupportedModel
 from pytest_induction.forward import changing
 from pytest_induction.forward.calling import as_found
@@ -281,7 +281,7 @@ def test_what_threads_put_in_the_place_of_functions_is_gone_when_both_have_left(
         F.scaled_dot_product_attention(parts, parts, parts, is_causal=True)
 
     def other():
-        with watching(Interceptor(torch.zeros(1, 7), heard["other"]), Watch):
+        with intercepted(Interceptor(torch.zeros(1, 7), heard["other"]), InterceptingMode):
             turns["other is in"].set()
             attend()
             attend()
@@ -291,7 +291,7 @@ def test_what_threads_put_in_the_place_of_functions_is_gone_when_both_have_left(
         turns["other is out"].set()
 
     with ThreadPoolExecutor(1) as pool:
-        with watching(Interceptor(torch.zeros(1, 7), heard["one"]), Watch):
+        with intercepted(Interceptor(torch.zeros(1, 7), heard["one"]), InterceptingMode):
             done = pool.submit(other)
             assert turns["other is in"].wait(LONG)
             attend()

@@ -23,7 +23,7 @@ from pytest_induction.interventions import (
     smear,
     substitute_pattern,
 )
-from pytest_induction.interventions.active import acting
+from pytest_induction.interventions.active import apply_edits
 from pytest_induction.planted import induction_head
 from tests.interventions.reference import Edits, Layer, Slow, gelu, layer_norm, path_terms, rms_norm, rotary, run, silu
 from tests.model.plain import Plain
@@ -308,7 +308,7 @@ def test_queries_and_keys_of_another_pass_given_to_one_head(kind):
         heads = [1] if name == "key" else [head for head in range(HEADS) if chosen[head]]
         edits = Edits(**{name: {(1, head): getattr(other, name)[1, head] for head in heads}})
         expected = run(slow, ROWS.numpy(), edits).logits
-        with acting(subject, ROWS, {1: [Give(**{name: torch.stack(of_layer[name], 1)}, heads=chosen)]}):
+        with apply_edits(subject, ROWS, {1: [Give(**{name: torch.stack(of_layer[name], 1)}, heads=chosen)]}):
             assert np.abs(subject.logits(ROWS).numpy() - expected).max() < 1e-12
         assert np.abs(subject.logits(ROWS).numpy() - expected).max() > 1e-3
 

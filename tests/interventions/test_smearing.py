@@ -119,7 +119,7 @@ class DoesNothing:
     """A backend by which no step is ever taken."""
 
     @contextmanager
-    def acting(self, tokens, steps, *, first=0):
+    def apply_edits(self, tokens, steps, *, first=0):
         yield EditingCapture(steps, layers=(), groups=None, first=first)
 
 
@@ -358,7 +358,7 @@ class TestIsAModule:
         subject = load_model(Plain().eval())
         assert subject.backend.can_stop
         with intervene(subject, smear(0.3)) as changed:
-            monkeypatch.setattr(subject.backend, "acting", DoesNothing().acting)
+            monkeypatch.setattr(subject.backend, "apply_edits", DoesNothing().apply_edits)
             with pytest.raises(ModelError, match="2 attention layers were expected in this forward pass, 0 were seen"):
                 measure_heads(changed, n_sequences=2)
 

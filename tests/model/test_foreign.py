@@ -289,7 +289,7 @@ PROGRAMS = {
 def test_programs_are_refused_and_their_behaviour_measured(kind):
     """Nothing can be watched in a compiled program; what it completes can be seen all the same."""
     program = PROGRAMS[kind]()
-    with pytest.raises(UnsupportedModel, match="the model itself is a compiled program, which nothing can watch"):
+    with pytest.raises(UnsupportedModel, match="the model itself is a compiled program, which nothing can read"):
         measure_heads(program)
     with pytest.raises(AssertionError, match="copies_repeats is REFUTED"):
         assert_copies_repeats(program)

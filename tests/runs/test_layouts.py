@@ -1,4 +1,4 @@
-"""Every layout of checkpoints: known by what it looks like, read as it was written, and measured as the model it was saved from."""
+"""What layouts of checkpoints read beside what holds for all of them, which `tests/contract/test_layouts.py` tests."""
 
 import importlib.util
 import os
@@ -7,9 +7,7 @@ import shutil
 import socket
 import sys
 from dataclasses import replace
-from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 import torch
@@ -17,22 +15,19 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from pytest_induction import load_model
-from pytest_induction.__main__ import main
 from pytest_induction.errors import ModelError, RunError
 from pytest_induction.runs.checkpoints import stored
 from pytest_induction.runs.checkpoints.finding import find_checkpoints, look_for
-from pytest_induction.runs.checkpoints.layout import Layout, named
-from pytest_induction.runs.checkpoints.layouts import LAYOUTS, expected, layout_at
+from pytest_induction.runs.checkpoints.layout import named
 from pytest_induction.runs.checkpoints.loading import Loader, Loading
-from pytest_induction.runs.checkpoints.reading import fit, on_this_machine, read_weights, state_of, stated_step
+from pytest_induction.runs.checkpoints.reading import fit, read_weights, state_of, stated_step
 from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.measuring import Measuring
-from pytest_induction.runs.opening import holds_checkpoints
-from pytest_induction.runs.places import Place
 from pytest_induction.runs.sweep import sweep
+from tests.contract.samples import write_layout
 
 from .small_models import MAKE, Evil, Small, make, state
-from .written_layouts import NEEDS, STEP, WRITERS, llama, save_distributed, write, write_gguf
+from .written_layouts import STEP, WRITERS, llama, save_distributed, write, write_gguf
 
 N = 6  # sequences: each measurement is quick
 OF_A_FACTORY = [kind for kind in WRITERS if kind not in ("Megatron", "Transformers", "Adapter", "Gguf")]
@@ -51,82 +46,9 @@ def numbers(snapshot):
     return from_line(line, lambda _: {})
 
 
-def written(kind, place):
-    if kind in NEEDS:
-        pytest.importorskip(NEEDS[kind])
-    return write(kind, place)
-
-
-def class_of(kind):
-    return kind.partition(",")[0]
-
-
-def test_every_layout_is_written_here():
-    assert {class_of(kind) for kind in WRITERS} == {type(layout).__name__ for layout in LAYOUTS}
-
-
-def test_every_layout_says_what_it_is_and_messages_name_it():
-    for layout in LAYOUTS:
-        assert isinstance(layout, Layout) and layout.name and layout.looks_like and layout.maker in ("factory", "transformers")
-    for name in ("torch.distributed.checkpoint", "DeepSpeed", "PEFT", "GGUF", "Megatron", "OLMo", "litgpt", "accelerate"):
-        assert name in expected()
-
-
-def test_the_help_of_the_command_and_the_documentation_name_every_layout(capsys):
-    with pytest.raises(SystemExit):
-        main(["sweep", "--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    page = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
-    for layout in LAYOUTS:
-        assert " ".join(layout.looks_like.split()) in said
-        assert layout.name.removeprefix("Hugging Face ").removesuffix(" adapters").partition(" (")[0] in page
-
-
-@pytest.mark.parametrize("kind", WRITERS)
-def test_a_checkpoint_is_found_with_its_step_and_known_by_its_layout(tmp_path, kind):
-    written(kind, tmp_path / "t")
-    (checkpoint,) = find_checkpoints(tmp_path / "t")
-    assert checkpoint.step == STEP
-    assert type(layout_at(Place(checkpoint.place))).__name__ == class_of(kind)
-    assert holds_checkpoints(Place(tmp_path / "t"))
-    assert stated_step(Place(checkpoint.place).local) in (None, STEP)
-
-
-@pytest.mark.parametrize("kind", OF_A_FACTORY)
-def test_what_is_read_is_what_was_written(tmp_path, kind):
-    weights = written(kind, tmp_path / "t")
-    (checkpoint,) = find_checkpoints(tmp_path / "t")
-    read = read_weights(Place(checkpoint.place).local)
-    fitted = fit(make(), read.tensors, "a")
-    assert fitted.keys() == weights.keys()
-    for name, value in weights.items():
-        assert torch.equal(fitted[name], value) and fitted[name].dtype == value.dtype
-    assert read.step in (None, STEP)
-
-
-@pytest.mark.parametrize("kind", [kind for kind in WRITERS if kind != "Megatron"])
-def test_what_lies_elsewhere_is_read_as_what_lies_here(tmp_path, kind):
-    written(kind, tmp_path / "t")
-    (here,) = find_checkpoints(tmp_path / "t")
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    try:
-        system.put(f"{tmp_path}/t/", f"/{tmp_path.name}/", recursive=True)
-        if named(here.name) is None:
-            assert "holds no checkpoints" in refusal(lambda: find_checkpoints(f"memory://{tmp_path.name}"))
-            return
-        (there,) = find_checkpoints(f"memory://{tmp_path.name}")
-        assert there.step == (STEP if named(here.name).unit == "step" else 0) and there.digest() == here.digest()
-        with on_this_machine(there) as path:
-            if kind in OF_A_FACTORY:
-                assert read_weights(path).tensors.keys() == read_weights(Place(here.place).local).tensors.keys()
-    finally:
-        system.store.clear()
-
-
 @pytest.mark.parametrize("kind", ["Distributed", "DeepSpeed", "TorchFile, Composer", "LitGPT"])
 def test_a_sweep_measures_the_model_that_was_saved(tmp_path, kind):
-    weights = written(kind, tmp_path / "t")
+    weights = write_layout(kind, tmp_path / "t")
     run = sweep(tmp_path / "t", tmp_path / "run", factory=MAKE, n_sequences=N)
     assert run.steps.tolist() == [STEP] and not run.snapshots[0].problem
     model = make()
@@ -136,7 +58,7 @@ def test_a_sweep_measures_the_model_that_was_saved(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", OF_A_FACTORY)
 def test_weights_alone_ask_for_a_factory_by_its_option(tmp_path, kind):
-    written(kind, tmp_path / "t")
+    write_layout(kind, tmp_path / "t")
     said = refusal(lambda: sweep(tmp_path / "t", tmp_path / "run", n_sequences=N))
     assert said.endswith(': name what makes the model, factory="path/file.py:factory"')
 

@@ -1,4 +1,4 @@
-"""Every format of `formats.FORMATS`: what holds for all of them, and what each reads beside."""
+"""What each format of a log reads beside what holds for all of them, which `tests/contract/test_log_formats.py` tests."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import struct
 import subprocess
 import sys
 import textwrap
-import zlib
 
 import pytest
 from hypothesis import given, settings
@@ -15,19 +14,9 @@ from hypothesis import strategies as st
 from pytest_induction.errors import RunError
 from pytest_induction.runs.logs import format as trees
 from pytest_induction.runs.logs import read_log
-from pytest_induction.runs.logs.formats import FORMATS, endings, expected, find_log
-from pytest_induction.runs.logs.plain_text import pairs_of
-from pytest_induction.runs.logs.read import taken
+from pytest_induction.runs.logs.formats.plain_text import pairs_of
 from pytest_induction.runs.places import Place
-
-STEPS = list(range(0, 200, 10))
-LOSSES = [round(6 - step / 50, 3) for step in STEPS]
-
-
-def written(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return Place(path)
+from tests.contract.samples import LOSSES, STEPS, lines, mlflow_store, wandb_file, written
 
 
 def refusal(place, **choice):
@@ -37,110 +26,11 @@ def refusal(place, **choice):
     return str(caught.value)
 
 
-def lines(form, **more):
-    """A line for every step, as `form` has it."""
-    return "".join(form.format(step=step, loss=loss, **more) + "\n" for step, loss in zip(STEPS, LOSSES, strict=True))
-
-
 def in_a_process_of_its_own(code, **environment):
     """Where what it loads and starts keeps nothing of the other tests."""
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], check=True, env={**os.environ, **environment}, capture_output=True
     )
-
-
-def wandb_file(rows, *, kinds=("history",), big=0):
-    """A `.wandb` file, by hand: its beginning, and records in pieces that fill blocks of 32 KiB."""
-    wandb_internal_pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-    content = bytearray(struct.pack("<4sHB", b":W&B", 0xBEE1, 0))
-    for row in rows:
-        record = wandb_internal_pb2.Record()
-        for name, value in row.items():
-            item = record.history.item.add()
-            item.nested_key.extend(name.split("/"))
-            item.value_json = json.dumps(value)
-        if big:
-            item = record.history.item.add()
-            item.key, item.value_json = "picture", json.dumps("x" * big)
-        put(content, record.SerializeToString())
-    put(content, wandb_internal_pb2.Record(num=7, exit=wandb_internal_pb2.RunExitRecord()).SerializeToString())
-    return bytes(content)
-
-
-def put(content, data):
-    first = True
-    while True:
-        left = 2**15 - len(content) % 2**15
-        if left < 7:
-            content.extend(bytes(left))
-            continue
-        piece, data = data[: left - 7], data[left - 7 :]
-        which = {(True, False): 1, (True, True): 2, (False, True): 3, (False, False): 4}[first, bool(data)]
-        content.extend(struct.pack("<IHB", zlib.crc32(piece, zlib.crc32(bytes([which]))), len(piece), which) + piece)
-        first = False
-        if not data:
-            return
-
-
-def event_files(tmp_path):
-    pytest.importorskip("tensorboard")
-    from .event_files import begin, scalar, write
-
-    path = tmp_path / "events.out.tfevents.1"
-    write(path, begin(1), *(scalar(step, loss=loss) for step, loss in zip(STEPS, LOSSES, strict=True)))
-    return Place(path)
-
-
-def mlflow_store(root, run="0/abc", metric="loss", losses=LOSSES, name=None):
-    values = "".join(f"17000000{step} {loss} {step}\n" for step, loss in zip(STEPS, losses, strict=True))
-    written(root / run / "metrics" / metric, values)
-    if name is not None:
-        written(root / run / "tags" / "mlflow.runName", name)
-    return Place(root)
-
-
-SAMPLES = {
-    "JSON document": lambda path: written(
-        path / "a.json", json.dumps([{"step": step, "loss": loss} for step, loss in zip(STEPS, LOSSES, strict=True)])
-    ),
-    "event files": event_files,
-    "W&B files": lambda path: written(
-        path / "run-1.wandb", wandb_file({"_step": step, "loss": loss} for step, loss in zip(STEPS, LOSSES, strict=True))
-    ),
-    "MLflow store": lambda path: mlflow_store(path / "mlruns"),
-    "JSON lines": lambda path: written(path / "a.jsonl", lines('{{"step": {step}, "loss": {loss}}}')),
-    "table": lambda path: written(path / "a.csv", "step,loss\n" + lines("{step},{loss}")),
-    "plain text": lambda path: written(path / "a.log", lines("step {step}: loss {loss}")),
-}
-
-
-class TestEveryFormat:
-    def test_each_has_a_sample_here_and_a_name_of_its_own(self):
-        """The contract below is kept by formats that are added."""
-        assert [each.name for each in FORMATS] == list(SAMPLES)
-        assert all(each.what in expected() for each in FORMATS)
-
-    @pytest.mark.parametrize("name", SAMPLES)
-    def test_it_is_told_by_what_it_holds_and_read_exactly(self, tmp_path, name):
-        place = SAMPLES[name](tmp_path)
-        run = read_log(place)
-        assert run.about["format"] == name and run.steps.tolist() == STEPS
-        assert run.column("loss").tolist() == pytest.approx(LOSSES) and run.place == str(place)
-        assert "loss is `loss`" in next(taken(run))
-
-    @pytest.mark.parametrize("name", [name for name in SAMPLES if name not in ("JSON document", "MLflow store")])
-    def test_it_is_the_log_of_the_directory_that_holds_it(self, tmp_path, name):
-        SAMPLES[name](tmp_path)
-        assert find_log(Place(tmp_path))[0].name == name
-
-    @pytest.mark.parametrize("name", SAMPLES)
-    def test_its_columns_can_be_said(self, tmp_path, name):
-        place = SAMPLES[name](tmp_path)
-        assert "there is no column 'x' to be `loss`" in refusal(place, columns={"loss": "x"})
-
-    def test_messages_are_made_of_the_list(self, tmp_path):
-        assert all(ending in expected() for ending in endings())
-        assert refusal(written(tmp_path / "a", "")).endswith(expected())
 
 
 TEXT_FORMS = {

@@ -17,8 +17,8 @@ ROWS, HEADS, QUERIES = "rows", "heads", "queries"
 AXIS_OF_SOFTMAX = 1  # among the arguments of a softmax
 
 
-class Seen(NamedTuple):
-    """One softmax of a trial: what it gave, its axis of keys, and how many rows and positions the trial had."""
+class SeenSoftmax(NamedTuple):
+    """One softmax of a verification pass: what it gave, its axis of keys, and how many rows and positions there were."""
 
     output: Tensor
     key: int
@@ -107,10 +107,12 @@ def may_fit(shape: Sequence[int], key: int, batch: int, positions: int) -> bool:
     return shape[key] == positions and len(shape) > 1 and not prod(_without(shape, key)) % (batch * positions)
 
 
-def find_axes(short: Mapping[int, Seen], long: Mapping[int, Seen], fewer: Callable[[], Mapping[int, Seen]]) -> dict[int, Axes]:
-    """Of each softmax, by its number, that may be a pattern in trials of two lengths, its axes; none where it has no such axes.
+def find_axes(
+    short: Mapping[int, SeenSoftmax], long: Mapping[int, SeenSoftmax], fewer: Callable[[], Mapping[int, SeenSoftmax]]
+) -> dict[int, Axes]:
+    """The axes of each softmax, by its number, that may be a pattern in verification passes of two lengths.
 
-    `fewer` runs the shorter trial without its last row; it is asked only if sizes do not tell.
+    `fewer` runs the shorter pass without its last row; it is asked only if sizes do not tell.
     """
     both = [number for number, one in short.items() if number in long and _are_alike(one, long[number])]
     found = {number: _plain(short[number], long[number]) for number in both}
@@ -124,11 +126,11 @@ def find_axes(short: Mapping[int, Seen], long: Mapping[int, Seen], fewer: Callab
     return {number: axes for number, axes in found.items() if axes is not None}
 
 
-def _are_alike(one: Seen, other: Seen) -> bool:
+def _are_alike(one: SeenSoftmax, other: SeenSoftmax) -> bool:
     return one.output.ndim == other.output.ndim and one.key == other.key
 
 
-def _plain(short: Seen, long: Seen) -> Axes | None:
+def _plain(short: SeenSoftmax, long: SeenSoftmax) -> Axes | None:
     """The axes where sizes tell them: one axis is as long as the sequence, and one has as many entries as there are rows.
 
     None where that is not so, or where another axis may be that of the rows as well.
@@ -144,7 +146,7 @@ def _plain(short: Seen, long: Seen) -> Axes | None:
     return Axes(short.key, tuple(kinds.get(axis, (HEADS,)) for axis in short.others))
 
 
-def _folded(short: Seen, long: Seen, fewer: Seen) -> Axes | None:
+def _folded(short: SeenSoftmax, long: SeenSoftmax, fewer: SeenSoftmax) -> Axes | None:
     """The axes by what is computed for batches of two sizes: `fewer` holds the first rows of `short`, and no others.
 
     None where no order of rows, heads and queries gives each row the same pattern in both.
@@ -154,12 +156,12 @@ def _folded(short: Seen, long: Seen, fewer: Seen) -> Axes | None:
     if sides.count(ROWS) != 1 or sides.count(QUERIES) != 1:
         return None
     orders = product(*(list(permutations(each)) for each in made_of))
-    ways = [Axes(short.key, tuple(others)) for others in orders]
-    ways = [axes for axes in ways if all(axes.fits(seen.output.shape, *seen.size) for seen in (short, long, fewer))]
-    return min(ways, key=lambda axes: _distance(axes, short, fewer), default=None)
+    candidates = [Axes(short.key, tuple(others)) for others in orders]
+    candidates = [axes for axes in candidates if all(axes.fits(seen.output.shape, *seen.size) for seen in (short, long, fewer))]
+    return min(candidates, key=lambda axes: _distance(axes, short, fewer), default=None)
 
 
-def _sides(axis: int, short: Seen, long: Seen, fewer: Seen) -> tuple[Side, ...]:
+def _sides(axis: int, short: SeenSoftmax, long: SeenSoftmax, fewer: SeenSoftmax) -> tuple[Side, ...]:
     """What an axis is made of; heads are what is left."""
     size = short.output.shape[axis]
     sides: list[Side] = []
@@ -172,13 +174,13 @@ def _sides(axis: int, short: Seen, long: Seen, fewer: Seen) -> tuple[Side, ...]:
     return (*sides, HEADS) if size > 1 or not sides else tuple(sides)
 
 
-def _distance(axes: Axes, short: Seen, fewer: Seen) -> float:
+def _distance(axes: Axes, short: SeenSoftmax, fewer: SeenSoftmax) -> float:
     """How far the patterns of the same rows lie from each other, and how much lies on later keys, read by these axes."""
     one, other = (axes.apart(seen.output, *seen.size).float() for seen in (short, fewer))
     return float((one[: fewer.batch] - other).norm() + one.triu(1).norm())
 
 
-def _follows(axis: int, short: Seen, long: Seen) -> bool:
+def _follows(axis: int, short: SeenSoftmax, long: SeenSoftmax) -> bool:
     """Whether an axis grows with the length."""
     return short.output.shape[axis] * long.positions == long.output.shape[axis] * short.positions
 
@@ -217,7 +219,7 @@ class Operand(NamedTuple):
     shape: torch.Size
 
 
-class Layout(NamedTuple):
+class AxisLayout(NamedTuple):
     """How to see what a product gave as a pattern's other axes and d_head: its axes in order, their sizes then, that shape."""
 
     order: tuple[int, ...]
@@ -225,7 +227,7 @@ class Layout(NamedTuple):
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, name: str, operand: Operand, args: Sequence[Any], output: Tensor) -> Layout:
+    def of(cls, name: str, operand: Operand, args: Sequence[Any], output: Tensor) -> AxisLayout:
         """The layout of what the function `name` gave for a pattern and values.
 
         Raises `BackendUnavailable` unless it sums over the keys of the whole pattern, and leaves its other axes.

@@ -1,45 +1,84 @@
-"""What a backend is, and how one that listens learns which of the calls that it hears are a model's layers."""
+"""What a backend is, and how one that intercepts calls learns which of them are a model's layers."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from pytest_induction.attention.capture import Capture, Observer, chunks_of, share_memory
+from pytest_induction.attention.edits import EditingCapture
 from pytest_induction.attention.errors import BackendUnavailable, StopForward
 from pytest_induction.attention.pattern import Reader
 from pytest_induction.forward.calling import Caller, quoted
+from pytest_induction.variants import Variant
 
 if TYPE_CHECKING:
-    from pytest_induction.attention.edits import Steps
-
-Trials = tuple[Tensor, Tensor]
-"""Token ids (batch, positions) of two lengths, on which a backend is tried out."""
+    from pytest_induction.attention.backends.exposed import Attach
+    from pytest_induction.attention.edits import Edits
 
 
-class AttentionBackend(ABC):
-    """One way to see a model's attention while it runs. Building one tries it out, and raises `BackendUnavailable`."""
+class VerificationInputs(NamedTuple):
+    """What a backend is verified on: token ids (batch, positions) of two lengths, and what is known of the model.
 
-    name: str
+    `expected` is how many layers the model declares, `attach` what is to attach code that shows its attention.
+    """
+
+    short: Tensor
+    long: Tensor
+    expected: int | None = None
+    attach: Sequence[Attach] = ()
+
+    @property
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """The token ids of both lengths."""
+        return self.short, self.long
+
+
+class AttentionBackend(Variant, abstract=True):
+    """A way to read a model's attention while it runs. Making one verifies that it can, or raises `BackendUnavailable`.
+
+    A new one is a class in a module of its own, and a line in `backends.BACKENDS`.
+    """
+
+    name: ClassVar[str]
+    """What messages, records and the documentation call it."""
+    reads: ClassVar[str]
+    """What it reads, for the documentation."""
+    models: ClassVar[str]
+    """Which models it is for, for the documentation."""
+    makes_patterns: ClassVar[bool]
+    """Whether whole patterns lie in memory while it reads."""
+    can_isolate: ClassVar[bool]
+    """Whether it can make layers attend otherwise, and not only read them."""
+    edits_outside: ClassVar[bool]
+    """Whether `apply_edits` is entered before a measurement that is to see what it does; inside it, else."""
+    stops: ClassVar[bool]
+    """Whether it knows how to end a pass early."""
+    learns_chunks: ClassVar[bool]
+    """Whether queries may come in chunks in sequences that are longer than those it was verified on, which it then learns."""
+
     caller: Caller
     layers: tuple[str, ...]  # module paths of the attention layers, in order
     heads: tuple[int, ...]  # of each layer
     notes: tuple[str, ...] = ()
-    makes_patterns: bool = True  # whether whole patterns lie in memory while it looks
-    can_isolate: bool = True  # whether it can make layers attend otherwise, and not only look
-    acts: bool = True  # whether what it sees can be changed there; what heads found, at their output projection, else
-    acts_outside: bool = False  # whether `acting` is entered before a measurement that is to see what it does, or inside it
-    stops: bool = True  # whether it knows how to end a pass early
-    can_stop: bool = False  # whether a pass may end after the last attention layer; found out by trial
+    can_edit: bool = True  # whether what it reads can be edited there; only what heads found, at their output projection, else
+    can_stop: bool = False  # whether a pass may end after the last attention layer, as verification found
+    chunked: bool = False  # whether the queries of a layer come in calls of some of them each
+    is_chunked_from: Callable[[int], bool] = staticmethod(
+        lambda positions: False
+    )  # learns whether it is, from so many positions on
+    check_names: Callable[[], None] = staticmethod(
+        lambda: None
+    )  # what to look at where nothing better can be had than the names of modules
 
     @abstractmethod
-    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None: ...
+    def __init__(self, caller: Caller, inputs: VerificationInputs) -> None: ...
 
     @property
     def n_heads(self) -> int:
@@ -56,15 +95,15 @@ class AttentionBackend(ABC):
         """
 
     @abstractmethod
-    def alone(self, tokens: Tensor) -> AbstractContextManager[object]:
+    def self_attention_only(self, tokens: Tensor) -> AbstractContextManager[object]:
         """In a pass inside the block every layer lets each position attend to itself only, if it `can_isolate`."""
 
-    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
-        """In a pass over `tokens` inside the block layers take these steps; `first` layers are not run in it.
+    def apply_edits(self, tokens: Tensor, edits: Edits, *, first: int = 0) -> AbstractContextManager[object]:
+        """In a pass over `tokens` inside the block layers are edited like this; `first` layers are not run in it.
 
-        Raises `BackendUnavailable` where what is seen by this way cannot be changed.
+        Raises `BackendUnavailable` where what it reads cannot be edited.
         """
-        raise BackendUnavailable(f"what is read by {self.name} cannot be made to act otherwise")
+        raise BackendUnavailable(f"what is read by {self.name} cannot be edited")
 
     def all_seen(self, seen: int, last: int | None = None) -> None:
         """Raise `BackendUnavailable` unless every layer, or the first `last`, was observed: one unseen would have no score."""
@@ -76,7 +115,7 @@ class AttentionBackend(ABC):
 
 @contextmanager
 def checked(check: Callable[[], None]) -> Iterator[None]:
-    """Have `check` look at a pass inside the block, also at one that ends early: whoever watches has seen the last layer."""
+    """Have `check` look at a pass inside the block, also at one that ends early: the last layer was read by then."""
     try:
         yield
     except StopForward:
@@ -85,19 +124,14 @@ def checked(check: Callable[[], None]) -> Iterator[None]:
     check()
 
 
-class InterceptingBackend(AttentionBackend):
-    """A backend that listens while the model runs as it is called."""
+class InterceptingBackend(AttentionBackend, abstract=True):
+    """A backend that intercepts calls while the model runs as it is called."""
 
     base_serves: bool = False  # whether the model without its logits shows every layer too
-    calls: frozenset[int]  # which of the calls that are heard in a pass are a layer's
-    n_calls: int  # all that are heard
+    calls: frozenset[int]  # which of the calls that are recorded in a pass are a layer's
+    n_calls: int  # all that are recorded
     groups: tuple[int, ...] | None  # how many of these make a layer, where it is not one each
     orders: tuple[list[int] | None, ...] | None = None  # how the heads of such a layer lie, where not in the order of the calls
-    chunked: bool = False  # whether the queries of a layer come in calls of some of them each
-    is_chunked_from: Callable[[int], bool] = staticmethod(
-        lambda positions: False
-    )  # learns whether it is, from so many positions on
-    check_names: Callable[[], None]  # what to look at where nothing better can be had than the names of modules
 
     @abstractmethod
     def intercepting(self, tokens: Tensor, capture: Capture) -> AbstractContextManager[object]:
@@ -109,7 +143,7 @@ class InterceptingBackend(AttentionBackend):
         last = None if logits else last
         capture = self.capture(tokens, observer, last=last)
         try:
-            return self._listened(tokens, attention_mask, capture, logits=logits)
+            return self._run_once(tokens, attention_mask, capture, logits=logits)
         except BackendUnavailable:
             if self.chunked or not self.is_chunked_from(tokens.shape[1]):
                 raise
@@ -120,9 +154,9 @@ class InterceptingBackend(AttentionBackend):
                 observer(layer, reader)
 
         capture = self.capture(tokens, rest, last=last)
-        return self._listened(tokens, attention_mask, capture, logits=logits)
+        return self._run_once(tokens, attention_mask, capture, logits=logits)
 
-    def _listened(self, tokens: Tensor, attention_mask: Tensor | None, capture: Capture, *, logits: bool) -> Tensor | None:
+    def _run_once(self, tokens: Tensor, attention_mask: Tensor | None, capture: Capture, *, logits: bool) -> Tensor | None:
         stops, output = capture.last is not None, None
         with suppress(StopForward), self.intercepting(tokens, capture):
             output = self.caller(tokens, attention_mask, logits=logits or stops or not self.base_serves)
@@ -133,8 +167,8 @@ class InterceptingBackend(AttentionBackend):
             )
         return self.caller.logits_of(output, tokens) if logits else None
 
-    def alone(self, tokens: Tensor) -> AbstractContextManager[object]:
-        return self.intercepting(tokens, self.capture(tokens, alone=True))
+    def self_attention_only(self, tokens: Tensor) -> AbstractContextManager[object]:
+        return self.intercepting(tokens, self.capture(tokens, self_only=True))
 
     def capture(self, tokens: Tensor, observer: Observer | None = None, **options: Any) -> Capture:
         """What shows the layers of a pass over `tokens` to an observer."""
@@ -142,19 +176,19 @@ class InterceptingBackend(AttentionBackend):
         return Capture(observer, **known, positions=tokens.shape[1], **options)  # type: ignore[arg-type]
 
     def refuse_chunks(self) -> None:
-        """Raise `BackendUnavailable` where heads cannot be made to act otherwise, since they attend in parts."""
-        if not self.acts:
+        """Raise `BackendUnavailable` where heads cannot be edited, since they attend in parts."""
+        if not self.can_edit:
             raise BackendUnavailable("its queries attend in chunks, or its heads lie in another order than their calls come in")
 
     def resolve_layers(self, captures: Sequence[Capture], expected: int | None) -> None:
-        """Take the layers that trial passes of two lengths showed.
+        """Take the layers that verification passes of two lengths showed.
 
         Raises `BackendUnavailable` if none was, or one may be only a part of a layer. What has as many keys at either length is
         no self-attention, and left alone.
         """
         first, second = captures
         if (chunks := chunks_of((first.events, first.positions), (second.events, second.positions))) is not None:
-            self._settle_chunks(second, chunks, expected)
+            self._resolve_chunks(second, chunks, expected)
             return
         if len(first.events) != len(second.events):
             raise BackendUnavailable(
@@ -184,9 +218,9 @@ class InterceptingBackend(AttentionBackend):
                     f"{quoted(one.where)} makes several attention calls in one pass that are neither one layer nor two{why}"
                 )
 
-    def _settle_chunks(self, capture: Capture, parts: list[list[int]], expected: int | None) -> None:
-        """The same where queries come in chunks: all calls of the longer trial, in parts that hold all queries of some heads."""
-        self.chunked, self.acts = True, False
+    def _resolve_chunks(self, capture: Capture, parts: list[list[int]], expected: int | None) -> None:
+        """The same where queries come in chunks: all calls of the longer pass, in parts that hold all queries of some heads."""
+        self.chunked, self.can_edit = True, False
         self.calls, self.n_calls = frozenset(range(len(capture.events))), len(capture.events)
         for group in self._take(capture, parts, expected, []):
             calls = [call for part in group for call in part]
@@ -201,7 +235,7 @@ class InterceptingBackend(AttentionBackend):
         """Take these calls of a pass, in parts that hold all queries of some heads, for layers; the parts of each layer."""
         running, outputs = capture.running, capture.outputs
         if running is None or outputs is None:
-            raise TypeError("the trial pass must follow the modules that run")
+            raise TypeError("a verification pass must track the modules that run")
         heads = [capture.events[part[0]].heads for part in parts]
         places = [place for part in parts if (place := capture.events[part[0]].place) is not None]
         groups = running.joined(places, heads, lambda numbers: not outputs.apart([parts[number][-1] for number in numbers]))
@@ -210,7 +244,7 @@ class InterceptingBackend(AttentionBackend):
         self.heads = tuple(sum(heads[number] for number in group) for group in groups)
         orders = tuple(outputs.order(group) if len(group) > 1 else None for group in together)
         self.orders = orders if any(orders) else None
-        self.acts = self.acts and self.orders is None
+        self.can_edit = self.can_edit and self.orders is None
         taken = [running.of_all([places[number] for number in group]) for group in groups]
         self.notes += running.check(
             taken, expected, lambda some: outputs.apart([call for each in some for call in together[each]])
@@ -218,6 +252,17 @@ class InterceptingBackend(AttentionBackend):
         self.check_names = partial(running.check_names, [*(place.path for place in taken), *excused])
         self.layers = tuple(place.path or f"call {index}" for index, place in enumerate(taken))
         return [[parts[number] for number in group] for group in groups]
+
+
+class CallsBackend(InterceptingBackend, abstract=True):
+    """A backend that intercepts calls of attention, and applies edits there."""
+
+    @contextmanager
+    def apply_edits(self, tokens: Tensor, edits: Edits, *, first: int = 0) -> Iterator[EditingCapture]:
+        self.refuse_chunks()
+        capture = EditingCapture(edits, layers=self.calls, groups=self.groups, first=first)
+        with self.intercepting(tokens, capture):
+            yield capture
 
 
 def _refuse_unchecked_chunks() -> None:

@@ -1,4 +1,4 @@
-"""Shows the layers of one forward pass to an observer, one after the other, and notes the calls of a trial."""
+"""Shows the layers of one forward pass to an observer, one after the other, and notes the calls of a verification pass."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from pytest_induction.attention.errors import BackendUnavailable, StopForward
-from pytest_induction.attention.joining import Outputs
+from pytest_induction.attention.joining import CallOutputs
 from pytest_induction.attention.pattern import ChunkedReader, JoinedReader, QueryChunk, Reader
 from pytest_induction.forward.calling import full_precision
 from pytest_induction.undoing import noting
 
 if TYPE_CHECKING:
-    from pytest_induction.attention.tracking import ModuleTracker, Place
+    from pytest_induction.attention.tracking import ModuleCall, ModuleTracker
 
 
 class Event(NamedTuple):
@@ -33,7 +33,7 @@ class Event(NamedTuple):
     fits: bool
     values: Tensor | None = None
     partial: bool = False
-    place: Place | None = None
+    place: ModuleCall | None = None
     heads: int = 0
 
 
@@ -45,13 +45,13 @@ class Span(NamedTuple):
 
 
 Noted = tuple[Sequence[Event], int]
-"""The calls of a trial, and how many positions it had."""
+"""The calls of a verification pass, and how many positions it had."""
 
 
 def chunks_of(first: Noted, second: Noted) -> list[list[int]] | None:
-    """The calls of the longer trial in parts that hold the queries of all positions each, where some hold several calls.
+    """The calls of the longer pass in parts that hold the queries of all positions each, where some hold several calls.
 
-    None where they do not make up such parts, or other ones than in the shorter trial.
+    None where they do not make up such parts, or other ones than in the shorter one.
     """
     short, long = _coverings(first), _coverings(second)
     if short is None or long is None or all(len(part) == 1 for part in (*short, *long)):
@@ -65,7 +65,7 @@ def _seen(noted: Noted, parts: Sequence[Sequence[int]]) -> list[tuple[str, int]]
 
 
 def _coverings(noted: Noted) -> list[list[int]] | None:
-    """All calls of a trial in parts whose queries make up its positions, one after the other; None where they do not."""
+    """All calls of a verification pass in parts whose queries make up its positions in order; None where they do not."""
     events, positions = noted
     parts: list[list[int]] = [[]]
     covered = 0
@@ -119,11 +119,11 @@ def is_measuring() -> bool:
 class Capture:
     """Shows the layers of one forward pass to an observer, one after the other, and may end the pass after the last.
 
-    In a trial (`layers` is None) every call that fits is taken for a layer and all are noted; after it, `layers` are the numbers
-    of the calls that are, whatever else may look like one. `groups` says how many of these make one layer each, and `orders` how
-    their heads lie, where that is not the order of the calls. With `chunked`, which needs the number of `positions`, the queries
-    of every layer come in calls of some of them each. With `alone` every position is to attend to itself only, and nothing is
-    shown.
+    In a verification pass (`layers` is None) every call that fits is taken for a layer, and all are noted. After it `layers` are
+    the numbers of the calls that are, whatever else may look like one. `groups` says how many of these make one layer each, and
+    `orders` how their heads lie, where that is not the order of the calls. With `chunked`, which needs the number of `positions`,
+    the queries of every layer come in calls of some of them each. With `self_only` every position is to attend to itself only,
+    and nothing is shown.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Capture:
         orders: Sequence[Sequence[int] | None] | None = None,
         chunked: bool = False,
         positions: int = 0,
-        alone: bool = False,
+        self_only: bool = False,
     ) -> None:
         self._observer = observer
         self.last = last
@@ -149,9 +149,9 @@ class Capture:
         self.chunked = chunked
         self.positions = positions
         self._covered = 0  # positions that were queries of the heads that come now
-        self.outputs = None if running is None else Outputs()  # of the calls of a trial
+        self.outputs = None if running is None else CallOutputs()  # of the calls of a verification pass
         self.running = running
-        self.alone = alone
+        self.self_only = self_only
         self.heads: list[int] = []
         self.events: list[Event] = []
         self.n_events = 0
@@ -175,10 +175,14 @@ class Capture:
             return fits
         if self.chunked:
             if not partial:
-                raise BackendUnavailable(f"a layer attends from {queries} positions to {keys} keys, and did not in the trial")
+                raise BackendUnavailable(
+                    f"a layer attends from {queries} positions to {keys} keys, and did not where it was verified"
+                )
             return True
         if number in self._layers and not fits:
-            raise BackendUnavailable(f"a layer attends from {queries} positions to {keys} keys, and did not in the trial")
+            raise BackendUnavailable(
+                f"a layer attends from {queries} positions to {keys} keys, and did not where it was verified"
+            )
         return number in self._layers
 
     def span(self, queries: int, keys: int) -> Span:

@@ -1,7 +1,7 @@
-"""Make heads act otherwise while a model runs, where they attend: before on queries and keys, after on what they found.
+"""Edits of attention while a model runs: of queries, keys, scores and patterns, and of what heads found.
 
-A step is what is done in one layer of one pass. Steps see a call with axes (rows, heads, positions, d_head), whatever the model's
-own layout, and may be put together; where a layer has none, its call is run as the model made it, bit by bit.
+An edit is what is changed in one layer of one pass. It sees a call with axes (rows, heads, positions, d_head), whatever the
+model's own layout. A layer may have several; where it has none, its call is run as the model made it, bit by bit.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from torch import Tensor
 
 from pytest_induction.attention.capture import Capture
 from pytest_induction.attention.errors import BackendUnavailable
-from pytest_induction.attention.kernels import Call
+from pytest_induction.attention.kernels import AttentionCall
 
 ALL = slice(None)
 MASKED = -9e3  # a score below it is one of a mask: of -inf, of the lowest number there is, or of the -1e4 of old models
 
 
-class Part(NamedTuple):
+class LayerPart(NamedTuple):
     """Which heads, and which key heads, of a layer one call computes: all, but where heads attend one by one."""
 
     heads: slice = ALL
     keys: slice = ALL
 
 
-class Step:
+class Edit:
     """What is done to the attention of one layer in a pass: nothing, in this one."""
 
-    def on_call(self, call: Call, part: Part) -> Call:
+    def on_call(self, call: AttentionCall, part: LayerPart) -> AttentionCall:
         """The call to run in place of the model's; the same object where it is to stay as it is."""
         return call
 
-    def on_scores(self, scores: Tensor, part: Part) -> Tensor:
+    def on_scores(self, scores: Tensor, part: LayerPart) -> Tensor:
         """What to take the softmax of in place of (rows, heads, queries, keys), where patterns are computed and no call is shown.
 
         Keys that are none of a position, as sinks, come after the positions. The same object where it is to stay as it is.
         """
         return scores
 
-    def on_pattern(self, pattern: Tensor, part: Part) -> Tensor:
+    def on_pattern(self, pattern: Tensor, part: LayerPart) -> Tensor:
         """The pattern to weigh by in place of (rows, heads, queries, keys), where a model computes patterns and shows no call.
 
         Keys that are none of a position, as sinks, come after the positions. The same object where it is to stay as it is.
         """
         return pattern
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         """What is given back for what the heads found, (rows, heads, positions, d_head); no call where only patterns are seen."""
         return output
 
     @property
     def needs_call(self) -> bool:
-        """Whether what a model that computes patterns shows does not suffice: what acts on queries and keys alone."""
+        """Whether patterns do not suffice, where a model computes these: what edits queries and keys alone."""
         return self._has("on_call") and not (self._has("on_pattern") or self.needs_scores)
 
     @property
@@ -75,71 +75,71 @@ class Step:
         return not (self._has("on_call") or self._has("on_pattern") or self.needs_scores)
 
     def _has(self, name: str) -> bool:
-        return getattr(type(self), name) is not getattr(Step, name)
+        return getattr(type(self), name) is not getattr(Edit, name)
 
 
-Steps = Mapping[int, Sequence[Step]]
+Edits = Mapping[int, Sequence[Edit]]
 """Of some layers, by their number, what is done there, in order."""
 
 
 class EditingCapture(Capture):
-    """The layers of one pass take steps instead of being shown. The first `first` layers are not run in it."""
+    """The layers of one pass are edited instead of being shown. The first `first` layers are not run in it."""
 
-    def __init__(self, steps: Steps, *, layers: Collection[int], groups: Sequence[int] | None, first: int = 0) -> None:
+    def __init__(self, edits: Edits, *, layers: Collection[int], groups: Sequence[int] | None, first: int = 0) -> None:
         super().__init__(layers=layers, groups=groups)
-        self._steps = steps
+        self._edits = edits
         self._first = first
         self.heads = [0] * first
         self.n_events = first if groups is None else sum(groups[:first])
         self._calls = self._n_heads = self._n_keys = 0  # of the layer that is not complete yet
 
     @property
-    def acts(self) -> bool:
-        """Whether the layer that comes next has steps."""
-        return bool(self._steps.get(len(self.heads)))
+    def edits_next(self) -> bool:
+        """Whether the layer that comes next has edits."""
+        return bool(self._edits.get(len(self.heads)))
 
     @property
-    def acts_on_call(self) -> bool:
+    def edits_call(self) -> bool:
         """Whether one of them looks at the call, and not only at what it gives."""
-        return any(type(step).on_call is not Step.on_call for step in self._steps.get(len(self.heads), ()))
+        return any(type(edit).on_call is not Edit.on_call for edit in self._edits.get(len(self.heads), ()))
 
-    def act(self, call: Call, run: Callable[[Call | None], Tensor]) -> Tensor:
-        """What the call gives, (rows, heads, positions, d_head), with its layer's steps; `run(None)` runs the model's own."""
-        steps, part = self.next(call.query.shape[1], call.key.shape[1])
+    def apply(self, call: AttentionCall, run: Callable[[AttentionCall | None], Tensor]) -> Tensor:
+        """What the call gives, (rows, heads, positions, d_head), with its layer's edits; `run(None)` runs the model's own."""
+        edits, part = self.next(call.query.shape[1], call.key.shape[1])
         edited = call
-        for step in steps:
-            edited = step.on_call(edited, part)
+        for edit in edits:
+            edited = edit.on_call(edited, part)
         output = run(None if edited is call else edited)
-        for step in steps:
-            output = step.on_output(output, edited, part)
+        for edit in edits:
+            output = edit.on_output(output, edited, part)
         return output
 
-    def comes(self, heads: int, keys: int) -> tuple[Sequence[Step], Part]:
-        """The steps of the call that comes next, of so many heads and key heads, and the part of its layer that it is.
+    def comes(self, heads: int, keys: int) -> tuple[Sequence[Edit], LayerPart]:
+        """The edits of the call that comes next, of so many heads and key heads, and the part of its layer that it is.
 
-        No steps for a call that is no layer's.
+        No edits for a call that is no layer's.
         """
         if self._layers is not None and self.n_events not in self._layers:
-            return (), Part()
-        return self._steps.get(len(self.heads), ()), self._part(heads, keys)
+            return (), LayerPart()
+        return self._edits.get(len(self.heads), ()), self._part(heads, keys)
 
-    def next(self, heads: int, keys: int) -> tuple[Sequence[Step], Part]:
-        """The same of the call of a layer that was heard; it is over then."""
-        steps, part = self._steps.get(len(self.heads), ()), self._part(heads, keys)
+    def next(self, heads: int, keys: int) -> tuple[Sequence[Edit], LayerPart]:
+        """The same of the call of a layer that was recorded; it is over then."""
+        edits, part = self._edits.get(len(self.heads), ()), self._part(heads, keys)
         self._calls, self._n_heads, self._n_keys = self._calls + 1, self._n_heads + heads, self._n_keys + keys
         if self._calls == self._calls_here:
             self.heads.append(self._n_heads)
             self._calls = self._n_heads = self._n_keys = 0
-        return steps, part
+        return edits, part
 
     @property
     def _calls_here(self) -> int:
         return 1 if self._groups is None else self._groups[len(self.heads)]
 
-    def _part(self, heads: int, keys: int) -> Part:
+    def _part(self, heads: int, keys: int) -> LayerPart:
         if self._calls_here == 1:
-            return Part()
-        return Part(slice(self._n_heads, self._n_heads + heads), slice(self._n_keys, self._n_keys + keys))
+            return LayerPart()
+        return LayerPart(slice(self._n_heads, self._n_heads + heads), slice(self._n_keys, self._n_keys + keys))
 
 
 def _of_part(values: Tensor, heads: slice) -> Tensor:
@@ -147,7 +147,7 @@ def _of_part(values: Tensor, heads: slice) -> Tensor:
     return values if values.shape[1] == 1 else values[:, heads]
 
 
-def _allowed(call: Call) -> Tensor:
+def _allowed(call: AttentionCall) -> Tensor:
     """Which keys a query may attend to, broadcast to (rows, heads, queries, keys); a mask may say so by its lowest numbers."""
     if call.mask is None:
         allowed = torch.ones(call.query.shape[2], call.key.shape[2], dtype=torch.bool, device=call.query.device)
@@ -162,7 +162,7 @@ def _beside_sinks(entries: Tensor, pattern: Tensor) -> Tensor:
 
 
 @dataclass
-class Replace(Step):
+class Replace(Edit):
     """Some heads give other `values` (broadcast to rows, heads, positions, d_head) than what they found; None is zero.
 
     `heads` is boolean, (rows or 1, n_heads).
@@ -171,7 +171,7 @@ class Replace(Step):
     heads: Tensor
     values: Tensor | None = None
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         chosen = self.heads[:, part.heads, None, None].to(output.device)
         if self.values is None:
             return output.masked_fill(chosen, 0)
@@ -179,17 +179,17 @@ class Replace(Step):
 
 
 @dataclass
-class Scale(Step):
+class Scale(Edit):
     """What heads found counts by a factor, (rows or 1, n_heads)."""
 
     by: Tensor
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         return output * self.by[:, part.heads, None, None].to(output)
 
 
 @dataclass
-class Close(Step):
+class Close(Edit):
     """Some entries get no attention, and what is left of a query's is shared out as it was (-inf before the softmax).
 
     `closed` is boolean, (rows or 1, heads or 1, queries, keys). A query with nothing left, of what the model lets it see, finds
@@ -199,7 +199,7 @@ class Close(Step):
     closed: Tensor
     _emptied: Tensor | None = field(default=None, init=False, repr=False)  # the queries with nothing left, of the call that runs
 
-    def on_call(self, call: Call, part: Part) -> Call:
+    def on_call(self, call: AttentionCall, part: LayerPart) -> AttentionCall:
         closed = _of_part(self.closed, part.heads).to(call.query.device)
         allowed = _allowed(call)
         left = allowed & ~closed
@@ -211,10 +211,10 @@ class Close(Step):
             mask = call.mask.masked_fill(closed & ~nothing, -torch.inf)
         return call._replace(mask=mask, causal=False)
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         return output if self._emptied is None else output.masked_fill(self._emptied, 0)
 
-    def on_pattern(self, pattern: Tensor, part: Part) -> Tensor:
+    def on_pattern(self, pattern: Tensor, part: LayerPart) -> Tensor:
         closed = _of_part(self.closed, part.heads).to(pattern.device)
         left = pattern.masked_fill(_beside_sinks(closed, pattern), 0)
         kept = left.sum(-1, keepdim=True)
@@ -222,13 +222,13 @@ class Close(Step):
 
 
 @dataclass
-class Substitute(Step):
+class Substitute(Edit):
     """Some heads, (n_heads,) boolean, attend by another pattern, (rows or 1, heads or 1, queries, keys)."""
 
     heads: Tensor
     pattern: Tensor
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         if call is None:  # values were weighed by the other pattern
             return output
         chosen = self.heads[part.heads].to(output.device)
@@ -236,14 +236,14 @@ class Substitute(Step):
         mixed = _of_part(self.pattern, part.heads).to(output) @ values
         return torch.where(chosen[:, None, None], mixed, output)
 
-    def on_pattern(self, pattern: Tensor, part: Part) -> Tensor:
+    def on_pattern(self, pattern: Tensor, part: LayerPart) -> Tensor:
         chosen = self.heads[part.heads, None, None].to(pattern.device)
         other = _beside_sinks(_of_part(self.pattern, part.heads).to(pattern), pattern)
         return torch.where(chosen, other, pattern)
 
 
 @dataclass
-class Smear(Step):
+class Smear(Edit):
     """Each key is mixed with the one before it: `share`, (key heads or 1,) from 0 to 1, is what is kept of its own.
 
     Scores are mixed in their place where no keys are seen: they are products of queries and keys, and their masks stay.
@@ -251,13 +251,13 @@ class Smear(Step):
 
     share: Tensor
 
-    def on_call(self, call: Call, part: Part) -> Call:
+    def on_call(self, call: AttentionCall, part: LayerPart) -> AttentionCall:
         key = call.key
         share = self._of(part).to(key)
         mixed = share * key[:, :, 1:] + (1 - share) * key[:, :, :-1]
         return call._replace(key=torch.cat([key[:, :, :1], mixed], dim=2))
 
-    def on_scores(self, scores: Tensor, part: Part) -> Tensor:
+    def on_scores(self, scores: Tensor, part: LayerPart) -> Tensor:
         positions = scores.shape[-2]
         own, others = scores[..., :positions], scores[..., positions:]
         seen = (own > MASKED).tril()
@@ -268,12 +268,12 @@ class Smear(Step):
         mixed = torch.where(seen[..., 1:], mixed, own[..., 1:])
         return torch.cat([own[..., :1], mixed, others], dim=-1)
 
-    def _of(self, part: Part) -> Tensor:
+    def _of(self, part: LayerPart) -> Tensor:
         return (self.share if len(self.share) == 1 else self.share[part.keys])[:, None, None]
 
 
 @dataclass
-class Give(Step):
+class Give(Edit):
     """Queries or keys of another pass, (rows, heads or key heads, positions, d_head), in place of the layer's own.
 
     Of all heads, or of some, (n_heads,) boolean; heads that share a key share what is given.
@@ -283,12 +283,12 @@ class Give(Step):
     key: Tensor | None = None
     heads: Tensor | None = None
 
-    def on_call(self, call: Call, part: Part) -> Call:
+    def on_call(self, call: AttentionCall, part: LayerPart) -> AttentionCall:
         query = call.query if self.query is None else self._chosen(self.query[:, part.heads], call.query, part)
         key = call.key if self.key is None else self._chosen(self.key[:, part.keys], call.key, part)
         return call._replace(query=query, key=key)
 
-    def _chosen(self, given: Tensor, own: Tensor, part: Part) -> Tensor:
+    def _chosen(self, given: Tensor, own: Tensor, part: LayerPart) -> Tensor:
         given = given.to(own)
         if self.heads is None:
             return given.expand_as(own)
@@ -298,35 +298,35 @@ class Give(Step):
 
 
 @dataclass
-class GivePattern(Step):
+class GivePattern(Edit):
     """Patterns of another pass, where a model computes patterns itself and shows no call."""
 
     pattern: Tensor
 
-    def on_pattern(self, pattern: Tensor, part: Part) -> Tensor:
+    def on_pattern(self, pattern: Tensor, part: LayerPart) -> Tensor:
         return _beside_sinks(self.pattern[:, part.heads].to(pattern), pattern).expand_as(pattern)
 
 
 @dataclass
-class Record(Step):
-    """Keeps queries, keys and what heads found, as they are when the step is taken, parts of a layer put together."""
+class Record(Edit):
+    """Keeps queries, keys and what heads found, as they are when the edit is applied, parts of a layer put together."""
 
     inputs: bool = False
     outputs: bool = False
     _kept: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def on_call(self, call: Call, part: Part) -> Call:
+    def on_call(self, call: AttentionCall, part: LayerPart) -> AttentionCall:
         if self.inputs:
             self._keep("query", call.query)
             self._keep("key", call.key)
         return call
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         if self.outputs:
             self._keep("output", output)
         return output
 
-    def on_pattern(self, pattern: Tensor, part: Part) -> Tensor:
+    def on_pattern(self, pattern: Tensor, part: LayerPart) -> Tensor:
         if self.inputs:
             self._keep("pattern", pattern[..., : pattern.shape[-2]])
         return pattern

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 class BackendUnavailable(Exception):
     """A backend cannot read this model; the message says what it saw."""
 
 
 class BackendNotApplicable(BackendUnavailable):
-    """A backend has nothing to do with this model, which is worth saying only if no other way serves."""
+    """A backend has nothing to do with this model, which is worth saying only if no other backend serves."""
 
 
 class StopForward(BaseException):

@@ -17,7 +17,7 @@ from torch import Tensor
 from pytest_induction.attention.capture import Capture, measuring
 from pytest_induction.attention.edits import MASKED, EditingCapture
 from pytest_induction.attention.errors import BackendUnavailable
-from pytest_induction.attention.kernels import CHECKED_ROWS, Call, is_close
+from pytest_induction.attention.kernels import CHECKED_ROWS, AttentionCall, is_close
 from pytest_induction.attention.pattern import NOTHING, PAIR_ENTRIES, LogSumExpReader, rows_of_scores
 from pytest_induction.forward.calling import FLEX, full_precision
 from pytest_induction.forward.changing import beneath, enter_mode, take_over
@@ -92,11 +92,11 @@ class Mods(NamedTuple):
 
     def _places(self, shape: Sequence[int], queries: Tensor, keys: Tensor, rows: Tensor | None) -> tuple[Tensor, ...]:
         """Row, head, query and key of each entry, as the functions are told them."""
-        told, starts = (self.rows, self.starts) if rows is None else (self.rows[rows], self.starts[rows])
-        heads = torch.arange(shape[1], device=told.device)
+        rows_there, starts = (self.rows, self.starts) if rows is None else (self.rows[rows], self.starts[rows])
+        heads = torch.arange(shape[1], device=rows_there.device)
         queries = (queries + starts[:, None]).expand(shape[0], shape[2])
         keys = (keys + starts[:, None, None]).expand(shape[0], *shape[2:])
-        return told, heads, queries, keys
+        return rows_there, heads, queries, keys
 
 
 def _each(mod: Mod, given: tuple[Tensor, ...]) -> Tensor:
@@ -212,10 +212,10 @@ class FlexCall(NamedTuple):
         if not torch.is_grad_enabled() or not any(part.requires_grad for part in self[:3]):
             return op(*self)
         with torch.no_grad():
-            told = op(*self)
+            results = op(*self)
         with measuring(), full_precision(self.query.device.type):
             made = self.autocast().by_the_book()
-        return tuple(_laid_out_like(found, part) for found, part in zip(made, told, strict=False))
+        return tuple(_laid_out_like(found, part) for found, part in zip(made, results, strict=False))
 
     def autocast(self) -> FlexCall:
         """The call as the op makes it under autocast."""
@@ -237,8 +237,8 @@ class FlexCall(NamedTuple):
         nothing = (scores == -torch.inf).all(-1, keepdim=True)
         pattern = scores.masked_fill(nothing, 0).softmax(-1).masked_fill(nothing, 0).to(query.dtype)
         output = pattern @ self.value.repeat_interleave(group, 1).to(query.dtype)
-        told = scores.masked_fill(nothing, 0).logsumexp(-1).masked_fill(nothing[..., 0], -torch.inf), scores.amax(-1)
-        return output, *(each / math.log(2) for each in told)
+        log_sum_exps = scores.masked_fill(nothing, 0).logsumexp(-1).masked_fill(nothing[..., 0], -torch.inf), scores.amax(-1)
+        return output, *(each / math.log(2) for each in log_sum_exps)
 
     def mods(self, batch: int, starts: Tensor | None = None) -> Mods:
         """What changes its scores. With `starts` rows are packed one behind the other."""
@@ -257,7 +257,7 @@ class FlexCall(NamedTuple):
         """The call with another mask."""
         return self._replace(block_mask=one_block(self.block_mask, mask_mod), mask_mod_other_buffers=())
 
-    def alone(self) -> FlexCall:
+    def to_itself(self) -> FlexCall:
         """The call in which every position attends to itself only."""
 
         def itself(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -269,8 +269,8 @@ class FlexCall(NamedTuple):
         return self.masked_by(itself)._replace(score_mod=unchanged, score_mod_other_buffers=())
 
 
-class FlexEar:
-    """Listens to calls of the op in a pass over token ids (batch, positions), and shows those that are layers.
+class FlexInterceptor:
+    """Stands in for the op in a pass over token ids (batch, positions), and shows those that are layers.
 
     Rows may also be packed one behind the other, (1, heads, batch x positions, d_head), as training code does.
     """
@@ -287,18 +287,18 @@ class FlexEar:
         self.asked = self.asked or call.asks_more
         if not capture.record_call(call.query.shape[2], call.key.shape[2], fits=self._fits(call), values=call.value):
             return call.run(op)
-        if capture.alone:
-            return call.alone().run(op)
+        if capture.self_only:
+            return call.to_itself().run(op)
         if isinstance(capture, EditingCapture):
-            return self._acted(op, call, capture)
-        output, *told = call.run(op)
+            return self._edited_call(op, call, capture)
+        output, *others = call.run(op)
         with measuring(), full_precision(call.query.device.type):
             self._check_blocks(call)
-            reader = self._reader(call.autocast(), told[0])
+            reader = self._reader(call.autocast(), others[0])
             self._check(call, reader, output)
         capture(reader)
         number = capture.n_events if self.disturbs else 0
-        return output, *(each + number for each in told)
+        return output, *(each + number for each in others)
 
     def _fits(self, call: FlexCall) -> bool:
         rows, _, positions, _ = call.query.shape
@@ -319,9 +319,9 @@ class FlexEar:
     def _is_packed(self, call: FlexCall) -> bool:
         return self._batch > 1 and (len(call.query), call.query.shape[2]) == (1, self._batch * self._positions)
 
-    def _reader(self, call: FlexCall, told: Tensor) -> FlexReader:
+    def _reader(self, call: FlexCall, log_sum_exp: Tensor) -> FlexReader:
         query, key = (self._apart(call, part) for part in call[:2])
-        log_sum_exp = self._apart(call, told[..., None] * math.log(2))[..., 0]
+        log_sum_exp = self._apart(call, log_sum_exp[..., None] * math.log(2))[..., 0]
         starts = torch.arange(self._batch, device=query.device) * self._positions if self._is_packed(call) else None
         return FlexReader(query, key, log_sum_exp, call.scale, mask=None, causal=False, mods=call.mods(self._batch, starts))
 
@@ -359,18 +359,18 @@ class FlexEar:
         rest = own[:, :, self._positions :].expand(len(part), *(-1,) * (own.ndim - 1))
         return torch.cat([part, rest], dim=2) if rest.shape[2] else part
 
-    def _acted(self, op: Callable[..., Given], call: FlexCall, acting: EditingCapture) -> Given:
-        """What the layer gives when it takes its steps."""
-        mask = self._mask(call) if acting.acts_on_call else None
+    def _edited_call(self, op: Callable[..., Given], call: FlexCall, capture: EditingCapture) -> Given:
+        """What the layer gives when it is edited."""
+        mask = self._mask(call) if capture.edits_call else None
         query, key, value = (self._apart(call, part) for part in call[:3])
-        apart = Call(query, key, value, mask, given_scale=call.scale, grouped=query.shape[1] != key.shape[1])
+        apart = AttentionCall(query, key, value, mask, given_scale=call.scale, grouped=query.shape[1] != key.shape[1])
         given: list[Tensor] = []
 
-        def run(edited: Call | None) -> Tensor:
+        def run(edited: AttentionCall | None) -> Tensor:
             given[:] = (call if edited is None else self._edited(call, apart, edited)).run(op)
             return self._apart(call, given[0])
 
-        found = acting.act(apart, run)
+        found = capture.apply(apart, run)
         output = self._together(call, found, given[0])
         return _laid_out_like(output, given[0]), *given[1:]
 
@@ -383,7 +383,7 @@ class FlexEar:
             changed = reader.mods.scores(scores, positions[None], positions[None, None])
             return (changed > MASKED) | ((scores <= MASKED) & (changed > -torch.inf))
 
-    def _edited(self, call: FlexCall, before: Call, edited: Call) -> FlexCall:
+    def _edited(self, call: FlexCall, before: AttentionCall, edited: AttentionCall) -> FlexCall:
         """The call to make in place of the model's: with other tensors, and entries left out."""
         query, key, value = (self._together(call, part, own) for part, own in zip(edited[:3], call[:3], strict=True))
         other = call._replace(query=query, key=key, value=value)
@@ -428,7 +428,7 @@ def _laid_out_like(found: Tensor, given: Tensor) -> Tensor:
 
 @contextmanager
 def gradients_allowed(capture: Capture) -> Iterator[None]:
-    """Where layers take steps calls of this thread may be made of what wants a gradient, which torch has none for on a CPU."""
+    """Where layers are edited calls of this thread may be made of what wants a gradient, which torch has none for on a CPU."""
     module: Any = sys.modules.get(FLEX)
     if not hasattr(module, CHECK) or not isinstance(capture, EditingCapture):
         yield

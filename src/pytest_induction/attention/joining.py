@@ -1,9 +1,9 @@
 """Which attention calls of a module are one layer together: those whose results lie side by side when they are used.
 
-In a trial the results of all calls are followed. Beside the memory of each tensor that holds some of them goes a table of the
-same size, which says of every number the head of which call it is. Functions that only move numbers move the table too, those
-that work on each number by itself keep it, and any other function uses what it is given. Calls are one layer if every function
-that uses one of them is given all of them, nothing combines their numbers, and none of them is computed from another.
+In a verification pass the results of all calls are followed. Beside the memory of each tensor that holds some of them goes a
+table of the same size, which says of every number the head of which call it is. Functions that only move numbers move the table
+too, those that work on each number by itself keep it, and any other function uses what it is given. Calls are one layer if every
+function that uses one of them is given all of them, nothing combines their numbers, and none of them is computed from another.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WRITES = frozenset({"__setitem__", "copy_"})
 LARGEST = 1 << 26  # numbers of a memory that is followed
 
 
-class Outputs:
+class CallOutputs:
     """Follows what the calls of one pass gave, by the number of each call."""
 
     def __init__(self) -> None:

@@ -27,12 +27,12 @@ CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4}  # per unit of log-sum-exp; h
 CLOSE_HALF = 1e-2
 MOST_LOOKS = 1024
 BUILTIN = torch._C._nn.scaled_dot_product_attention  # noqa: SLF001 - where the public name points
-Kernel = Callable[["Call"], "Attended"]
+Kernel = Callable[["AttentionCall"], "Attended"]
 _trusted: dict[Hashable, bool] = {}
 _known: dict[Hashable, tuple[Kernel | None]] = {}
 
 
-class Call(NamedTuple):
+class AttentionCall(NamedTuple):
     """The arguments of one call of scaled_dot_product_attention."""
 
     query: Tensor
@@ -53,7 +53,7 @@ class Call(NamedTuple):
         extra = {"enable_gqa": True} if self.grouped else {}
         return function(self.query, self.key, self.value, self.mask, self.dropout, self.causal, scale=self.given_scale, **extra)
 
-    def alone(self, shift: int = 0) -> Call:
+    def to_itself(self, shift: int = 0) -> AttentionCall:
         """The call in which every position attends to itself only, so that nothing moves between positions.
 
         The first query is as many positions behind the first key as `shift` says.
@@ -63,20 +63,20 @@ class Call(NamedTuple):
         itself = places[:queries, None] + shift == places[:keys]
         return self._replace(mask=itself, dropout=0.0, causal=False)
 
-    def plain(self) -> Call:
+    def plain(self) -> AttentionCall:
         """The call with torch's own name for a causal mask, which holds no numbers, put as what it means where it is square."""
         if self.mask is None or type(self.mask).__name__ != "CausalBias" or self.query.shape[-2] != self.key.shape[-2]:
             return self
         return self._replace(mask=None, causal=True)
 
-    def autocast(self) -> Call:
+    def autocast(self) -> AttentionCall:
         """The call as the attention function makes it under autocast: everything in the lower precision."""
         kind = self.query.device.type
         if not torch.is_autocast_enabled(kind):
             return self
         dtype = torch.get_autocast_dtype(kind)
         query, key, value, mask = (_lowered(part, dtype) for part in (self.query, self.key, self.value, self.mask))
-        return Call(query, key, value, mask, self.dropout, self.causal, self.given_scale, self.grouped)  # type: ignore[arg-type]
+        return AttentionCall(query, key, value, mask, self.dropout, self.causal, self.given_scale, self.grouped)  # type: ignore[arg-type]
 
 
 def _lowered(part: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -92,13 +92,13 @@ class Attended(NamedTuple):
     log_sum_exp: Tensor
 
 
-def attend(original: Callable[..., Tensor], call: Call) -> Attended:
+def attend(original: Callable[..., Tensor], call: AttentionCall) -> Attended:
     """What the attention function returns for this call, and the log-sum-exp of every row; autocast already applied."""
     kernel = _serving(original, call) if original is BUILTIN and not call.dropout else None
     return Attended(call.run(original), exact(call)) if kernel is None else kernel(call)
 
 
-def _serving(original: Callable[..., Tensor], call: Call) -> Kernel | None:
+def _serving(original: Callable[..., Tensor], call: AttentionCall) -> Kernel | None:
     """The kernel that torch would choose for this call, if it is one that tells the log-sum-exp, and the truth."""
     look = _look(call)
     known = _known.get(look)
@@ -116,7 +116,7 @@ def _serving(original: Callable[..., Tensor], call: Call) -> Kernel | None:
     return kernel
 
 
-def is_softmax_attention(call: Call, output: Tensor) -> bool:
+def is_softmax_attention(call: AttentionCall, output: Tensor) -> bool:
     """Whether an output (batch, heads, positions, d_value) is what the call gives by the book, in its last rows.
 
     For attention functions that are not torch's own, which may do anything between scores and values.
@@ -153,12 +153,12 @@ def is_close(given: Tensor, expected: Tensor, value: Tensor) -> bool:
     return bool(torch.allclose(given, expected, atol=tolerance * float(value.abs().max()), rtol=tolerance))
 
 
-def exact(call: Call) -> Tensor:
+def exact(call: AttentionCall) -> Tensor:
     """The log-sum-exp of every row of the call, computed by the book."""
     return row_log_sum_exp(call.query, call.key, call.scale, call.mask, call.causal)
 
 
-def pattern_of(call: Call) -> Tensor:
+def pattern_of(call: AttentionCall) -> Tensor:
     """The pattern (batch, heads, queries, keys) of a call, which may have other numbers of queries than of keys."""
     query, key = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (call.query, call.key))
     scores = (query.unflatten(1, (key.shape[1], -1)) @ key[:, :, None].mT).flatten(1, 2).mul_(call.scale)
@@ -174,7 +174,7 @@ def pattern_of(call: Call) -> Tensor:
     return scores.softmax(-1).masked_fill(nothing, 0)
 
 
-def _kind(kernel: Kernel, call: Call) -> Hashable:
+def _kind(kernel: Kernel, call: AttentionCall) -> Hashable:
     """What a kernel's behaviour may depend on, but for the values."""
     mask = None if call.mask is None else call.mask.dtype
     _, heads, positions, width = call.query.shape
@@ -182,14 +182,14 @@ def _kind(kernel: Kernel, call: Call) -> Hashable:
     return kernel, call.query.device.type, call.query.dtype, shape, mask, call.causal
 
 
-def _look(call: Call) -> Hashable:
+def _look(call: AttentionCall) -> Hashable:
     """All that torch's choice depends on: asking it again in every layer costs as much as reading a short one."""
     tensors = tuple((part.shape, part.stride(), part.dtype) for part in call[:4] if isinstance(part, Tensor))
     allowed = (flash_sdp_enabled(), mem_efficient_sdp_enabled(), math_sdp_enabled(), cudnn_sdp_enabled())
     return tensors, call.causal, call.given_scale, call.grouped, call.query.device, allowed
 
 
-def _choice(call: Call) -> int | None:
+def _choice(call: AttentionCall) -> int | None:
     """Torch's number of the kernel that it would take."""
     choose = torch._fused_sdp_choice  # noqa: SLF001 - torch itself asks here which kernel it will use
     options = {"scale": call.given_scale, "enable_gqa": call.grouped}
@@ -199,20 +199,20 @@ def _choice(call: Call) -> int | None:
         return None
 
 
-def _agrees(kernel: Kernel, original: Callable[..., Tensor], call: Call) -> bool:
+def _agrees(kernel: Kernel, original: Callable[..., Tensor], call: AttentionCall) -> bool:
     """Whether the kernel gives this call's output, and the true log-sum-exp of its first rows."""
     dtype = call.query.dtype
     tolerance = CLOSE.get(dtype, CLOSE_HALF)
     try:
-        output, told = kernel(call)
+        output, log_sum_exp = kernel(call)
     except FAILURES as error:
         if is_out_of_memory(error):
             raise  # fewer rows may fit
         return False
     expected = call.run(original)
-    if output.shape != expected.shape or told.shape != call.query.shape[:-1]:
+    if output.shape != expected.shape or log_sum_exp.shape != call.query.shape[:-1]:
         return False
-    rows_agree = all(_rows_agree(call, told, rows, tolerance) for rows in _rows_to_check(call.query.shape[2]))
+    rows_agree = all(_rows_agree(call, log_sum_exp, rows, tolerance) for rows in _rows_to_check(call.query.shape[2]))
     return rows_agree and bool(torch.allclose(output, expected, atol=tolerance, rtol=tolerance, equal_nan=True))
 
 
@@ -222,17 +222,17 @@ def _rows_to_check(positions: int) -> tuple[range, ...]:
     return first, range(max(len(first), positions - CHECKED_ROWS), positions)
 
 
-def _rows_agree(call: Call, told: Tensor, rows: range, tolerance: float) -> bool:
+def _rows_agree(call: AttentionCall, log_sum_exp: Tensor, rows: range, tolerance: float) -> bool:
     if not rows:
         return True
     true = row_log_sum_exp(call.query, call.key, call.scale, call.mask, call.causal, rows=rows)
     open_rows = true > NOTHING  # a row in which everything is masked has no log-sum-exp
-    found = told[..., rows.start : rows.stop].to(true.dtype)
+    found = log_sum_exp[..., rows.start : rows.stop].to(true.dtype)
     wrong = (found - true)[open_rows].abs() - tolerance * (1 + true[open_rows].abs())
     return bool((wrong <= 0).all())
 
 
-def _flash_cpu(call: Call) -> Attended:
+def _flash_cpu(call: AttentionCall) -> Attended:
     mask = call.mask
     if mask is not None and mask.dtype == torch.bool:  # as the attention function does before it calls the kernel
         mask = torch.zeros_like(mask, dtype=call.query.dtype).masked_fill_(~mask, -torch.inf)
@@ -240,29 +240,29 @@ def _flash_cpu(call: Call) -> Attended:
     return Attended(*kernel(call.query, call.key, call.value, call.dropout, call.causal, attn_mask=mask, scale=call.given_scale))
 
 
-def _flash_cuda(call: Call) -> Attended:
+def _flash_cuda(call: AttentionCall) -> Attended:
     width = call.value.shape[-1]
     query, key, value = (F.pad(part, (0, -part.shape[-1] % 8)) for part in (call.query, call.key, call.value))
     kernel = torch.ops.aten._scaled_dot_product_flash_attention.default  # noqa: SLF001 - as above
-    output, told, *_ = kernel(query, key, value, is_causal=call.causal, scale=call.scale)
-    return Attended(output[..., :width], told[..., : query.shape[2]])
+    output, log_sum_exp, *_ = kernel(query, key, value, is_causal=call.causal, scale=call.scale)
+    return Attended(output[..., :width], log_sum_exp[..., : query.shape[2]])
 
 
-def _efficient_cuda(call: Call) -> Attended:
+def _efficient_cuda(call: AttentionCall) -> Attended:
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention.default  # noqa: SLF001 - as above
     tensors, options = (call.query, call.key, call.value, _aligned(call)), {"compute_log_sumexp": True}
-    output, told, *_ = kernel(*tensors, **options, is_causal=call.causal, scale=call.given_scale)
-    return Attended(output, told[..., : call.query.shape[2]])  # its rows are padded
+    output, log_sum_exp, *_ = kernel(*tensors, **options, is_causal=call.causal, scale=call.given_scale)
+    return Attended(output, log_sum_exp[..., : call.query.shape[2]])  # its rows are padded
 
 
-def _cudnn(call: Call) -> Attended:
+def _cudnn(call: AttentionCall) -> Attended:
     kernel = torch.ops.aten._scaled_dot_product_cudnn_attention.default  # noqa: SLF001 - as above
     tensors, options = (call.query, call.key, call.value, _added(call)), {"compute_log_sumexp": True}
-    output, told, *_ = kernel(*tensors, **options, is_causal=call.causal, scale=call.given_scale)
-    return Attended(output, told.reshape(call.query.shape[:-1]))
+    output, log_sum_exp, *_ = kernel(*tensors, **options, is_causal=call.causal, scale=call.given_scale)
+    return Attended(output, log_sum_exp.reshape(call.query.shape[:-1]))
 
 
-def _added(call: Call) -> Tensor | None:
+def _added(call: AttentionCall) -> Tensor | None:
     """The mask as numbers to add, over all rows and heads."""
     mask = call.mask
     if mask is None:
@@ -272,7 +272,7 @@ def _added(call: Call) -> Tensor | None:
     return mask.expand(*call.query.shape[:2], call.query.shape[2], call.key.shape[2])
 
 
-def _aligned(call: Call) -> Tensor | None:
+def _aligned(call: AttentionCall) -> Tensor | None:
     """The added mask in memory whose rows begin where this kernel wants them."""
     mask = _added(call)
     if mask is None or mask.shape[-1] % 16 == 0:

@@ -69,7 +69,7 @@ def mixing_modules(
     tokens: Tensor,
     usable: list[int],
     seen: Sequence[str],
-    alone: Callable[[], AbstractContextManager[object]],
+    self_attention_only: Callable[[], AbstractContextManager[object]],
     *,
     fixed: Experiment,
     declared: Collection[str] = (),
@@ -80,8 +80,8 @@ def mixing_modules(
     mixes by fixed shares, `declared` are paths and classes of modules that are said to have no pattern. Raises
     `BackendUnavailable` for a module that may hide attention.
     """
-    flow = LeakCheck(caller.module, tokens, seen)
-    with alone(), flow.noting():
+    check = LeakCheck(caller.module, tokens, seen)
+    with self_attention_only(), check.recording():
         caller(tokens)
     ordinary = usable[len(usable) // 2 :] + usable[: len(usable) // 2]  # the first ids may mean something to a model
     present = set(tokens.flatten().tolist())
@@ -90,10 +90,10 @@ def mixing_modules(
         other = tokens.clone()
         exchanged = torch.tensor([strange[number % len(strange)] for number in range(place + 1)], device=tokens.device)
         other[:, : place + 1] = torch.where(other[:, : place + 1] == exchanged, strange[-1], exchanged)
-        with alone(), flow.comparing(place):
+        with self_attention_only(), check.comparing(place):
             caller(other)
-        flow.decide(fixed, declared, place)  # not before the pass is over: what runs in it is counted
-    return Mixing([path for path in flow.found if path not in flow.declared], flow.declared)
+        check.decide(fixed, declared, place)  # not before the pass is over: what runs in it is counted
+    return Mixing([path for path in check.found if path not in check.declared], check.declared)
 
 
 class Mixing(NamedTuple):
@@ -107,8 +107,8 @@ def is_declared(module: nn.Module, path: str, names: Collection[str], seen: Sequ
     """Whether a module, or one that it lies in and that holds no layer which is seen, has one of these names as path or class."""
     steps = path.split(".")
     around = [".".join(steps[: count + 1]) for count in range(len(steps))] if path else []
-    alone = [each for each in around if not _holds(each, seen)]
-    return any(each in names or type(module.get_submodule(each)).__name__ in names for each in alone)
+    around_no_layer = [each for each in around if not _holds(each, seen)]
+    return any(each in names or type(module.get_submodule(each)).__name__ in names for each in around_no_layer)
 
 
 def _holds(path: str, seen: Sequence[str]) -> bool:
@@ -118,7 +118,7 @@ def _holds(path: str, seen: Sequence[str]) -> bool:
 def _has_no_pattern(path: str, part: nn.Module, reach: int, seen: Sequence[str]) -> bool:
     """Whether what moved so many positions far in a module's own code moved without a pattern.
 
-    Told by how far it went, where a shift or a convolution goes no further, else by what it is: a module of torch's or of
+    ByPosition by how far it went, where a shift or a convolution goes no further, else by what it is: a module of torch's or of
     transformers' own. But not one that holds layers that are seen, for it is called after more than what moved there.
     """
     convolutions = [each for each in (part, *_near(part)) if isinstance(each, nn.Conv1d)]
@@ -148,8 +148,8 @@ def _near(part: nn.Module) -> Iterator[nn.Module]:
                     ahead.append(child)
 
 
-class Told(NamedTuple):
-    """A tensor that a module was given or gave, told by position, and as it was then."""
+class ByPosition(NamedTuple):
+    """A tensor that a module was given or gave, by position, and as it was then."""
 
     sums: Tensor  # (rows, positions)
     sizes: Tensor  # what these may change by rounding
@@ -166,15 +166,15 @@ class LeakCheck:
         self.asked: dict[str, Given] = {}  # those that it is not known of, and what they were given
         self._given: dict[str, Given] = {}  # what each module that runs was given
         self._rows, self._positions = tokens.shape
-        self.known: dict[Key, list[Told | None]] = {}
+        self.known: dict[Key, list[ByPosition | None]] = {}
         self._names = {id(part): name for name, part in module.named_modules()}
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """The pass that is compared with."""
 
         def note(key: Key, path: str, values: Any) -> Any:
-            self.known[key] = [self._told(each) for each in tensors_of(values)]
+            self.known[key] = [self._by_position(each) for each in tensors_of(values)]
             return values
 
         with self.following(note):
@@ -249,7 +249,7 @@ class LeakCheck:
         why = f"{sealed}; {HOLDS}" if holding else sealed
         raise BackendUnavailable(f"{UNSEEN} in {', '.join(named)} too, where no attention is seen{why}")
 
-    def _told(self, tensor: Tensor) -> Told | None:
+    def _by_position(self, tensor: Tensor) -> ByPosition | None:
         """The tensor by position, or None for what is not laid out like that."""
         axis = self.axis_of(tensor)
         if axis is None:
@@ -259,7 +259,7 @@ class LeakCheck:
         weights = torch.arange(1, numbers.shape[2] + 1, device=numbers.device).to(torch.float32).cos()
         close = CLOSE.get(tensor.dtype, CLOSE_HALF)
         sizes = close * numbers.norm(dim=2) * weights.norm() + close * 1e-3
-        return Told(numbers @ weights, sizes, tensor.detach().clone())
+        return ByPosition(numbers @ weights, sizes, tensor.detach().clone())
 
     def axis_of(self, tensor: Tensor) -> int | None:
         """Which axis of a tensor is that of positions; None for scores and patterns, too."""
@@ -272,15 +272,15 @@ class LeakCheck:
             return 0
         return 2 if len(shape) == 4 and shape[::2] == sides else None
 
-    def _reach(self, tensor: Tensor, was: Told | None, place: int) -> int:
+    def _reach(self, tensor: Tensor, was: ByPosition | None, place: int) -> int:
         """How many positions beyond the exchanged one the tensor changed, 0 for none."""
-        now = self._told(tensor) if was is not None and was.values.shape == tensor.shape else None
+        now = self._by_position(tensor) if was is not None and was.values.shape == tensor.shape else None
         if now is None or was is None:
             return 0
         changed = ((now.sums - was.sums).abs() > was.sizes)[:, place + 1 :].any(0).nonzero()
         return int(changed.max()) + 1 if len(changed) else 0
 
-    def without(self, values: Any, known: Iterator[Told | None], place: int) -> Any:
+    def without(self, values: Any, known: Iterator[ByPosition | None], place: int) -> Any:
         """The values, with what they were before at all positions after the exchanged one."""
         if isinstance(values, Tensor):
             was, axis = next(known, None), self.axis_of(values)
@@ -317,7 +317,7 @@ NOISE = 0.5
 def mixes_by_fixed_shares(part: nn.Module, given: Given, size: tuple[int, int], place: int) -> bool:
     """Whether exchanging what `part` is given up to `place` does the same to later positions, whatever is given there.
 
-    `given` are its arguments of one call, `size` the rows and positions. False where that cannot be tried out.
+    `given` are its arguments of one call, `size` the rows and positions. False where that cannot be found out.
     """
     try:
         weights = {name: _otherwise(weight, number) for number, (name, weight) in enumerate(_weights(part))}
@@ -349,11 +349,11 @@ def _changes(
 
     With `other`, later positions are given something else.
     """
-    flow = Changes(part, size)
+    check = ChangeMeasure(part, size)
 
     def run(*, exchanged: bool) -> None:
         def instead(tensor: Tensor) -> Tensor:
-            axis = flow.axis_of(tensor)
+            axis = check.axis_of(tensor)
             if axis is None:
                 return tensor.detach().float() if tensor.is_floating_point() else tensor.detach().clone()
             numbers = tensor.detach().float()
@@ -365,11 +365,11 @@ def _changes(
         torch.func.functional_call(part, dict(weights), args, options)
 
     with torch.no_grad():
-        with flow.noting():
+        with check.recording():
             run(exchanged=False)
-        with flow.comparing(place):
+        with check.comparing(place):
             run(exchanged=True)
-    return flow.changes
+    return check.changes
 
 
 def _are_alike(
@@ -388,7 +388,7 @@ def _are_alike(
     return any_moved
 
 
-class Changes(LeakCheck):
+class ChangeMeasure(LeakCheck):
     """Keeps by how much everything changes after the exchanged positions, and takes that away again."""
 
     def __init__(self, part: nn.Module, size: tuple[int, int]) -> None:

@@ -24,7 +24,7 @@ from pytest_induction.forward.changing import add_hooks
 from pytest_induction.undoing import Changes
 
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-NO_SOFTMAX = re.compile(  # mixers of transformers' own that are called attention and have no pattern
+NO_SOFTMAX = re.compile(  # mixing modules of transformers' own that are called attention and have no pattern
     r"linear_?att|lightning|delta|mamba|rwkv|ssm|recurrent|retention|lstm|gru|hyena|conv|hebbian|noop|identity",
     re.IGNORECASE,
 )
@@ -45,7 +45,7 @@ def following_calls(module: nn.Module, entering: Callable[..., Any], leaving: Ca
         yield
 
 
-class Place(NamedTuple):
+class ModuleCall(NamedTuple):
     """Where a layer's attention was seen.
 
     `number` is that of the module's pass, `unit` that of the block it lies in, or 0 where it lies in none; `source` is the first
@@ -64,7 +64,7 @@ class ModuleTracker:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.stack: list[Place] = []
+        self.stack: list[ModuleCall] = []
         self.ran: list[str] = []
         self._names = {id(part): name for name, part in module.named_modules()}
 
@@ -73,13 +73,13 @@ class ModuleTracker:
         return self.stack[-1].path if self.stack else ""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ModuleCall:
         """The module that runs now, and the pass of the block around it."""
         if not self.stack:
-            return Place("")
+            return ModuleCall("")
         blocks = [place for place in self.stack if NUMBERED_LAST.search(place.path)]
         named = [place for place in self.stack if self._is_attention(place.path)]
-        unit = (blocks or named or [Place("")])[-1].number
+        unit = (blocks or named or [ModuleCall("")])[-1].number
         return self.stack[-1]._replace(unit=unit)
 
     @contextmanager
@@ -94,7 +94,7 @@ class ModuleTracker:
         self._count += 1
         source = next((each for each in (*inputs, *options.values()) if isinstance(each, Tensor)), None)
         version = 0 if source is None or source.is_inference() else source._version  # noqa: SLF001 - nothing else tells
-        self.stack.append(Place(self.here if name is None else name, self._count, 0, source, version))
+        self.stack.append(ModuleCall(self.here if name is None else name, self._count, 0, source, version))
         if name is not None:
             self.ran.append(name)
 
@@ -102,7 +102,7 @@ class ModuleTracker:
         self.stack.pop()
 
     def joined(
-        self, places: Sequence[Place], heads: Sequence[int], side_by_side: Callable[[Sequence[int]], bool]
+        self, places: Sequence[ModuleCall], heads: Sequence[int], side_by_side: Callable[[Sequence[int]], bool]
     ) -> list[list[int]]:
         """The places by their numbers in groups of one, but for those that are parts of one layer.
 
@@ -111,7 +111,7 @@ class ModuleTracker:
         """
         groups: list[list[int]] = []
         for number, (place, count) in enumerate(zip(places, heads, strict=True)):
-            last = places[number - 1] if groups else Place("")
+            last = places[number - 1] if groups else ModuleCall("")
             beside = _list_of(place.path) == _list_of(last.path) is not None and place.path != last.path
             same = place.source is not None and place.source is last.source and place.version == last.version
             one_each = beside and same and count == 1 and heads[number - 1] == 1
@@ -122,17 +122,17 @@ class ModuleTracker:
                 groups.append([number])
         return groups
 
-    def of_all(self, group: Sequence[Place]) -> Place:
+    def of_all(self, group: Sequence[ModuleCall]) -> ModuleCall:
         """One place for a group: that of its module, or of what holds all of them."""
         paths = {place.path for place in group}
         if len(paths) == 1:
             return group[0]
         lists = {_list_of(path) for path in paths}
         common = (lists.pop() or "") if len(lists) == 1 else ""
-        return Place(common or ".".join(_common([path.split(".") for path in paths])), unit=0)
+        return ModuleCall(common or ".".join(_common([path.split(".") for path in paths])), unit=0)
 
     def check(
-        self, places: Sequence[Place], expected: int | None, apart: Callable[[Sequence[int]], str] = lambda numbers: ""
+        self, places: Sequence[ModuleCall], expected: int | None, apart: Callable[[Sequence[int]], str] = lambda numbers: ""
     ) -> tuple[str, ...]:
         """Notes on layers without attention. Raises `BackendUnavailable` where the places cannot be the layers of the model.
 
@@ -244,7 +244,7 @@ def sealed_in(module: nn.Module, name: str = "") -> str:
     """Words on a module that torch.jit or torch.export made a program of, with attention in it: what runs there shows nowhere."""
     for path, part in module.named_modules(prefix=name):
         if any(word in _program(part) for word in SEALED):
-            return f"; {quoted(path)} is a compiled program, which nothing can watch"
+            return f"; {quoted(path)} is a compiled program, which nothing can read"
     return ""
 
 

@@ -1,27 +1,22 @@
 """Which backend reads a model: the first that sees every layer on a few tokens, and changes nothing.
 
-Checked before anything is measured, for sequences of two lengths: the same logits while watched; attention rows that sum to one
+Verified before anything is measured, for sequences of two lengths: the same logits while it reads; attention rows that sum to one
 over the positions up to the query; patterns that are each row's own; and nothing that moves information between positions but
 the layers seen, and what is known to have no pattern.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.attention.backend import AttentionBackend, InterceptingBackend, Trials
-from pytest_induction.attention.backends.eager import EagerBackend
-from pytest_induction.attention.backends.exposed import Attach, ExposedBackend
-from pytest_induction.attention.backends.flex import FlexBackend
-from pytest_induction.attention.backends.registry import RegistryBackend
-from pytest_induction.attention.backends.sdpa import SdpaBackend
-from pytest_induction.attention.backends.softmax import SoftmaxBackend
-from pytest_induction.attention.backends.transformer_lens import HookPointBackend
+from pytest_induction.attention.backend import AttentionBackend, VerificationInputs
+from pytest_induction.attention.backends import BACKENDS
+from pytest_induction.attention.backends.exposed import Attach
 from pytest_induction.attention.errors import BackendNotApplicable, BackendUnavailable
 from pytest_induction.attention.leaks import mixes_by_fixed_shares, mixing_modules
 from pytest_induction.attention.pattern import ChunkedReader, JoinedReader, LogSumExpReader, PatternReader, Reader
@@ -30,24 +25,15 @@ from pytest_induction.forward.calling import Caller, close_to, difference, first
 from pytest_induction.forward.standing import Standing
 from pytest_induction.records import TokenSpace
 
-BACKENDS: tuple[type[AttentionBackend], ...] = (
-    ExposedBackend,
-    SdpaBackend,
-    FlexBackend,
-    RegistryBackend,
-    EagerBackend,
-    HookPointBackend,
-    SoftmaxBackend,
-)
 OTHER_ROWS = 1e-2  # what a pattern may change by with the rows beside it
 ROW_SUMS = {torch.float64: 1e-6, torch.float32: 1e-3}  # what the sum over a row may miss 1 by
 ROW_SUMS_HALF = 2e-2
 
 
-class Trial(NamedTuple):
-    """What the model gave for a few valid token ids of two lengths, before anything watched it."""
+class Reference(NamedTuple):
+    """What the model gave for a few valid token ids of two lengths, before anything read it."""
 
-    tokens: Trials
+    tokens: tuple[Tensor, Tensor]
     logits: tuple[Tensor, Tensor]
     space: TokenSpace
     notes: tuple[str, ...]
@@ -61,67 +47,73 @@ class Trial(NamedTuple):
 
 
 def find_backend(
-    caller: Caller, trial: Trial, attach: Sequence[Attach], *, expected: int | None, hooked: bool
+    caller: Caller, reference: Reference, attach: Sequence[Attach], *, expected: int | None, hooked: bool
 ) -> tuple[AttentionBackend | None, tuple[str, ...]]:
-    """The first backend that sees every layer and changes nothing, and what the others before it said."""
-    tried: list[tuple[str, bool]] = []
+    """The first backend that sees every layer and changes nothing, and why those before it do not serve."""
+    refusals: list[tuple[str, bool]] = []
+    inputs = VerificationInputs(*reference.tokens, expected, attach)
     for kind in BACKENDS:
         try:
-            backend = (
-                kind(caller, trial.tokens, expected, attach) if kind is ExposedBackend else kind(caller, trial.tokens, expected)
-            )
-            _check(backend, caller, trial)
-            if isinstance(backend, (SdpaBackend, SoftmaxBackend)):
-                backend.is_chunked_from = partial(_learn_chunks, backend, caller, trial, expected)
-            backend.can_stop = not hooked and _can_stop(backend, caller, trial.tokens[0])
+            backend = kind(caller, inputs)
+            verify(backend, caller, reference)
+            if backend.learns_chunks:
+                backend.is_chunked_from = partial(_learn_chunks, backend, inputs, reference)
+            backend.can_stop = not hooked and _can_stop(backend, caller, inputs.short)
         except InductionError:
             raise
-        except Exception as error:  # a model may mind being watched in any way
+        except Exception as error:  # a model may mind being read in any way
             if is_out_of_memory(error):
                 raise
-            said = str(error) if isinstance(error, BackendUnavailable) else f"{type(error).__name__}: {first_line(error)}"
-            tried.append((f"{kind.name}: {said}", isinstance(error, BackendNotApplicable)))
+            why = str(error) if isinstance(error, BackendUnavailable) else f"{type(error).__name__}: {first_line(error)}"
+            refusals.append((f"{kind.name}: {why}", isinstance(error, BackendNotApplicable)))
         else:
-            return backend, tuple(said for said, strange in tried if not strange)
-    return None, tuple(said for said, _ in tried)
+            return backend, tuple(refusal for refusal, is_stranger in refusals if not is_stranger)
+    return None, tuple(refusal for refusal, _ in refusals)
 
 
-def _learn_chunks(backend: InterceptingBackend, caller: Caller, trial: Trial, expected: int | None, positions: int) -> bool:
-    """Whether the queries of sequences as long as this come in chunks, which the trial was too short for; the way knows it then.
+def _learn_chunks(backend: AttentionBackend, inputs: VerificationInputs, reference: Reference, positions: int) -> bool:
+    """Whether the queries of sequences as long as this come in chunks, which no shorter ones showed; the backend knows it then.
 
-    It is tried out and checked on as many positions, as in the trial.
+    It is verified on as many positions.
     """
-    chosen = torch.randint(0, len(trial.usable), (len(trial.tokens[1]), positions), generator=torch.Generator().manual_seed(0))
-    tokens = torch.tensor(trial.usable)[chosen].to(trial.tokens[1].device)
+    usable, caller = torch.tensor(reference.usable), backend.caller
+    chosen = torch.randint(0, len(usable), (len(inputs.long), positions), generator=torch.Generator().manual_seed(0))
+    tokens = usable[chosen].to(inputs.long.device)
     try:
-        other = type(backend)(caller, (trial.tokens[0], tokens), expected)
+        other = type(backend)(caller, inputs._replace(long=tokens))
     except BackendUnavailable:
         return False
-    if not other.chunked or not trial.steady or (other.layers, other.heads) != (backend.layers, backend.heads):
+    if not other.chunked or not reference.steady or (other.layers, other.heads) != (backend.layers, backend.heads):
         return False
-    longer = trial._replace(tokens=(trial.tokens[0], tokens), logits=(trial.logits[0], caller.logits(tokens)))
-    _check(other, caller, longer)
+    verify(other, caller, reference._replace(tokens=(inputs.short, tokens), logits=(reference.logits[0], caller.logits(tokens))))
     vars(backend).update({**vars(other), "can_stop": backend.can_stop, "notes": backend.notes})
     return True
 
 
-def _check(backend: AttentionBackend, caller: Caller, trial: Trial) -> None:
+def verify(backend: AttentionBackend, caller: Caller, reference: Reference) -> None:
     """Raise `BackendUnavailable` unless what the backend reads is attention, each row's own, and all that there is."""
-    for tokens, logits in zip(trial.tokens, trial.logits, strict=True):
+    for tokens, logits in zip(reference.tokens, reference.logits, strict=True):
         _check_reading(backend, tokens, logits)
-    if len(trial.tokens[0]) > 1:
-        _check_rows(backend, trial.tokens[0])
-    if trial.steady and backend.can_isolate:
-        tokens = trial.tokens[1]
-        told: Mapping[str, Any] = {"fixed": mixes_by_fixed_shares, "declared": trial.declared}
-        mixing = mixing_modules(caller, tokens, trial.usable, backend.layers, lambda: backend.alone(tokens), **told)
+    if len(reference.tokens[0]) > 1:
+        _check_rows(backend, reference.tokens[0])
+    if reference.steady and backend.can_isolate:
+        tokens = reference.tokens[1]
+        mixing = mixing_modules(
+            caller,
+            tokens,
+            reference.usable,
+            backend.layers,
+            lambda: backend.self_attention_only(tokens),
+            fixed=mixes_by_fixed_shares,
+            declared=reference.declared,
+        )
         if mixing.known and not any(note.startswith("layers without") for note in backend.notes):
             named = ", ".join(quoted(path) for path in mixing.known)
             backend.notes += (f"positions are also mixed, without a pattern, by what runs in {named}",)
         if mixing.declared:
             named = ", ".join(quoted(path) for path in mixing.declared)
             backend.notes += (f"declared to mix positions without a pattern, which nothing checked: what runs in {named}",)
-    elif isinstance(backend, InterceptingBackend):
+    else:
         backend.check_names()
 
 
@@ -145,10 +137,10 @@ def _check_reading(backend: AttentionBackend, tokens: Tensor, logits: Tensor) ->
             seen = f"{float(sums.min()):.3g}..{float(sums.max()):.3g}"
             raise BackendUnavailable(f"attention of layer {layer} sums to {seen} over the positions up to the query, expected 1")
 
-    watched = backend.run(tokens, None, rows_sum_to_one, logits=True)
-    change = torch.inf if watched is None else difference(watched[..., : logits.shape[-1]], logits)
+    logits_then = backend.run(tokens, None, rows_sum_to_one, logits=True)
+    change = torch.inf if logits_then is None else difference(logits_then[..., : logits.shape[-1]], logits)
     if not change <= close_to(logits):
-        raise BackendUnavailable(f"the logits change by {change:.2g} while the model is watched")
+        raise BackendUnavailable(f"the logits change by {change:.2g} while the model is read")
 
 
 def _check_rows(backend: AttentionBackend, tokens: Tensor) -> None:

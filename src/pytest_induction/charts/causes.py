@@ -33,7 +33,7 @@ def in_question(seen: Seen) -> tuple[HeadEvidence, ...]:
 
 
 def ablations_data(subject: ModelUnderTest) -> dict[str, Any]:
-    """The exhibit "ablations". Raises `UnsupportedModel` where heads cannot be made to act otherwise."""
+    """The exhibit "ablations". Raises `UnsupportedModel` where heads cannot be edited."""
     seen = heads_seen(subject)
     heads = [HeadId(head.layer, head.head) for head in in_question(seen)]
     controls = matched_controls(heads, subject.reading.heads, N_CONTROLS, np.random.default_rng([subject.seed, 10]))

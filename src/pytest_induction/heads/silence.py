@@ -93,7 +93,7 @@ def written_by(subject: ModelUnderTest, heads: Sequence[HeadId], seed: int, *, e
     with progress("what heads write", ROWS * (1 + len(heads))):
         found = dict(zip(heads, _changes(passes, probe, heads), strict=True))
         unclear = [head for head, change in found.items() if 0 < change.largest <= UNCLEAR * change.scale]
-        found |= zip(unclear, _changes(passes, probe, unclear, same_steps=True), strict=True)
+        found |= zip(unclear, _changes(passes, probe, unclear, same_edits=True), strict=True)
     rises = np.stack([found[head].rises for head in heads], axis=1)
     if not (np.isfinite(rises).all() and not any(np.isnan(change.largest) for change in found.values())):
         raise ModelError(f"the logits of {subject.name} are not finite (NaN or infinity) with single heads ablated")
@@ -103,7 +103,7 @@ def written_by(subject: ModelUnderTest, heads: Sequence[HeadId], seed: int, *, e
     ]
 
 
-def _changes(passes: Passes, probe: _Probe, heads: Sequence[HeadId], *, same_steps: bool = False) -> list[_Change]:
+def _changes(passes: Passes, probe: _Probe, heads: Sequence[HeadId], *, same_edits: bool = False) -> list[_Change]:
     """What changes with each of these heads ablated, all rows together."""
     if not heads:
         return []
@@ -111,7 +111,7 @@ def _changes(passes: Passes, probe: _Probe, heads: Sequence[HeadId], *, same_ste
     def compare(clean: Tensor, ablated: Tensor, part: slice) -> _Change:
         return _change(clean, ablated, _Probe(probe.tokens[part], probe.queries, probe.counts[part]))
 
-    parts = passes.compared(heads, compare, same_steps=same_steps)
+    parts = passes.compared(heads, compare, same_edits=same_edits)
     return [
         _Change(
             float(np.max([each.largest for each in of_head])),  # NaN stays

@@ -1,4 +1,4 @@
-"""Make heads of a model act otherwise, and measure what that does to it."""
+"""Edits of what heads of a model do, and measures of what that does to it."""
 
 from pytest_induction._lazy import attach
 

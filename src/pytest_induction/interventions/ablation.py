@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_induction.attention.edits import Part, Step
-from pytest_induction.attention.kernels import Call
+from pytest_induction.attention.edits import Edit, LayerPart
+from pytest_induction.attention.kernels import AttentionCall
 from pytest_induction.errors import ArgumentError, UnsupportedModel, user_facing, whole_number
 from pytest_induction.forward.calling import first_line
-from pytest_induction.interventions.active import acting
+from pytest_induction.interventions.active import apply_edits
 from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.edits import Replacement
 from pytest_induction.interventions.passes import Ablating, HeadSet, Passes, repeated
@@ -90,13 +90,13 @@ def _lacks(group: set[int], needed: dict[int, int], others: Sequence[Sequence[He
     return sum(len(others[layer]) for layer in group) < sum(needed.get(layer, 0) for layer in group)
 
 
-class Leaf(Step):
+class Leaf(Edit):
     """Keeps what heads found, to ask for the gradient with respect to it."""
 
     def __init__(self) -> None:
         self.found: list[Tensor] = []
 
-    def on_output(self, output: Tensor, call: Call | None, part: Part) -> Tensor:
+    def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         self.found.append(output)
@@ -114,10 +114,10 @@ def attributions(passes: Passes) -> Array:
     def measured(rows: Tensor, part: slice) -> Array:
         kept, _ = passes.clean(rows, part)
         leaves = {layer: Leaf() for layer in range(passes.subject.n_layers)}
-        steps: dict[int, list[Step]] = {layer: [leaf] for layer, leaf in leaves.items()}
-        for layer, step in kept.frozen.items():
-            steps[layer].append(repeated(step, 1))
-        with acting(passes.subject, rows, steps):
+        edits: dict[int, list[Edit]] = {layer: [leaf] for layer, leaf in leaves.items()}
+        for layer, edit in kept.frozen.items():
+            edits[layer].append(repeated(edit, 1))
+        with apply_edits(passes.subject, rows, edits):
             logits = passes.subject.logits(rows, positions=passes.queries, gradients=True)
         found_by_all = [each for leaf in leaves.values() for each in leaf.found]
         gradients = _gradients(passes, _right_ones(logits, rows, passes.queries), found_by_all)
@@ -206,7 +206,7 @@ def measure_ablations(
     many as are given. The loss is that of the last copy without its first token, in nats.
 
     Exactly what one forward pass per head gives, where it is the model's own arithmetic that does not depend on the batch.
-    Raises `UnsupportedModel` for a model whose heads cannot be made to act otherwise, and as `measure_heads`.
+    Raises `UnsupportedModel` for a model whose heads cannot be edited, and as `measure_heads`.
 
     >>> scores = measure_ablations(model)                            # doctest: +SKIP
     >>> scores.effect.round(1)                                       # doctest: +SKIP

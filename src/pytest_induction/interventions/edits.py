@@ -1,4 +1,4 @@
-"""Interventions as a user names them, the steps that they are in a pass, and the block or call in which they are in force."""
+"""Interventions as a user names them, the edits that they are in a pass, and the block or call in which they are in force."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pytest_induction.attention.edits import Close, Give, GivePattern, Record, Replace, Scale, Smear, Step, Substitute
+from pytest_induction.attention.edits import Close, Edit, Give, GivePattern, Record, Replace, Scale, Smear, Substitute
 from pytest_induction.errors import ArgumentError, user_facing
-from pytest_induction.interventions.active import ActiveEdits, acting
+from pytest_induction.interventions.active import ActiveEdits, apply_edits
 from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of, number, tensor, token_ids
 from pytest_induction.measuring.observing import ModelLike, check_range
 from pytest_induction.model.load import load_model
@@ -24,9 +24,9 @@ from pytest_induction.records import HeadId
 Replacement = Literal["zero", "mean", "resample"]
 HOW = ("zero", "mean", "resample")
 PATTERNS = ("previous token", "induction")
-Layers = dict[int, list[Step]]
-Pass = Callable[[Mapping[int, Sequence[Step]]], None]
-"""Runs the pass that is being changed, with these steps and nothing else."""
+Layers = dict[int, list[Edit]]
+Pass = Callable[[Mapping[int, Sequence[Edit]]], None]
+"""Runs the pass that is being changed, with these edits and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,22 @@ class Clean:
         self, layers: Sequence[int], tokens: Tensor | None = None, *, inputs: bool = False, outputs: bool = False
     ) -> dict[int, Record]:
         """What some layers do in a clean pass over these tokens, or over those of the pass itself."""
-        steps = {layer: Record(inputs, outputs) for layer in layers}
+        edits = {layer: Record(inputs, outputs) for layer in layers}
         if tokens is None:
-            self.run({layer: [step] for layer, step in steps.items()})
+            self.run({layer: [edit] for layer, edit in edits.items()})
         else:
-            taken = {layer: [step] for layer, step in steps.items()}
-            with acting(self.subject, tokens, taken):
+            taken = {layer: [edit] for layer, edit in edits.items()}
+            with apply_edits(self.subject, tokens, taken):
                 self.subject.logits(tokens)
-        return steps
+        return edits
 
 
 class Intervention(ABC):
     """One change to how the heads of a model act. Made by the functions of this module."""
 
     @abstractmethod
-    def steps(self, clean: Clean) -> Layers:
-        """The steps of each layer that it changes, for one pass."""
+    def edits(self, clean: Clean) -> Layers:
+        """The edits of each layer that it changes, for one pass."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Ablation(Intervention):
     how: Replacement
     source: Tensor | None
 
-    def steps(self, clean: Clean) -> Layers:
+    def edits(self, clean: Clean) -> Layers:
         heads = heads_of(clean.subject, self.heads)
         layers = sorted({head.layer for head in heads})
         values: dict[int, Tensor] = {}
@@ -95,7 +95,7 @@ class Scaling(Intervention):
     heads: HeadsLike
     by: float
 
-    def steps(self, clean: Clean) -> Layers:
+    def edits(self, clean: Clean) -> Layers:
         heads = heads_of(clean.subject, self.heads)
         made: Layers = {}
         for layer in sorted({head.layer for head in heads}):
@@ -113,10 +113,10 @@ class LeavingIn(Intervention):
     how: Replacement
     source: Tensor | None
 
-    def steps(self, clean: Clean) -> Layers:
+    def edits(self, clean: Clean) -> Layers:
         kept = set(heads_of(clean.subject, self.heads))
         others = all_heads(clean.subject) if self.among is None else heads_of(clean.subject, self.among)
-        return Ablation([head for head in others if head not in kept], self.how, self.source).steps(clean)
+        return Ablation([head for head in others if head not in kept], self.how, self.source).edits(clean)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Knockout(Intervention):
     heads: HeadsLike
     entries: Tensor
 
-    def steps(self, clean: Clean) -> Layers:
+    def edits(self, clean: Clean) -> Layers:
         heads, (_, positions) = heads_of(clean.subject, self.heads), clean.tokens.shape
         closed = self.entries
         if closed.dtype != torch.bool:
@@ -149,7 +149,7 @@ class Substitution(Intervention):
     heads: HeadsLike
     pattern: str | Tensor
 
-    def steps(self, clean: Clean) -> Layers:
+    def edits(self, clean: Clean) -> Layers:
         heads = heads_of(clean.subject, self.heads)
         pattern = self.pattern if isinstance(self.pattern, Tensor) else ideal_pattern(self.pattern, clean.tokens)
         pattern = _for_rows(pattern, clean.tokens, "`pattern`")
@@ -164,7 +164,7 @@ class Frozen(Intervention):
 
     source: Tensor | None
 
-    def steps(self, clean: Clean) -> Layers:
+    def edits(self, clean: Clean) -> Layers:
         layers = range(clean.subject.n_layers)
         if self.source is not None:
             _check_shape(len(self.source), self.source.shape[1], clean.tokens)
@@ -178,7 +178,7 @@ class Smearing(Intervention):
 
     share: float
 
-    def steps(self, clean: Clean) -> Layers:
+    def edits(self, clean: Clean) -> Layers:
         share = torch.tensor([self.share], dtype=torch.float64)
         return {layer: [Smear(share)] for layer in range(clean.subject.n_layers)}
 
@@ -275,18 +275,18 @@ def ideal_pattern(name: str, tokens: Tensor) -> Tensor:
     return pattern
 
 
-def given(record: Record) -> Step:
-    """The step that gives a layer what was recorded of it in another pass: queries and keys, or the pattern."""
+def given(record: Record) -> Edit:
+    """The edit that gives a layer what was recorded of it in another pass: queries and keys, or the pattern."""
     pattern = record.get("pattern")
     return Give(record.get("query"), record.get("key")) if pattern is None else GivePattern(pattern)
 
 
 def joined(interventions: Sequence[Intervention], clean: Clean) -> Layers:
-    """The steps of several interventions, in order."""
+    """The edits of several interventions, in order."""
     made: Layers = {}
     for intervention in interventions:
-        for layer, steps in intervention.steps(clean).items():
-            made.setdefault(layer, []).extend(steps)
+        for layer, edits in intervention.edits(clean).items():
+            made.setdefault(layer, []).extend(edits)
     return made
 
 
@@ -340,7 +340,7 @@ def intervene(model: ModelLike, *interventions: Intervention) -> AbstractContext
     Gives the model under test, on which all that can be measured is then measured under the interventions. The module itself is
     called as ever, with token ids (rows, positions) and without a cache. Gradients flow through what is changed.
 
-    Raises `ArgumentError` for heads that the model does not have, `UnsupportedModel` where it cannot be made to act like that:
+    Raises `ArgumentError` for heads that the model does not have, `UnsupportedModel` where it cannot be edited like that:
     both at the first pass.
 
     >>> with intervene(model, ablate("L1H3")) as ablated:                    # doctest: +SKIP
@@ -352,10 +352,10 @@ def intervene(model: ModelLike, *interventions: Intervention) -> AbstractContext
         raise ArgumentError(f"`intervene` takes interventions, such as `ablate('L1H3')`, got `{type(wrong[0]).__name__}`")
     subject = load_model(model)
 
-    def steps_for(tokens: Tensor, run: Any) -> Any:
+    def edits_for(tokens: Tensor, run: Any) -> Any:
         return joined(interventions, Clean(subject, tokens, run))
 
-    return ActiveEdits(subject, steps_for).installed()
+    return ActiveEdits(subject, edits_for).installed()
 
 
 @user_facing

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pytest_induction.attention.backend import InterceptingBackend
-from pytest_induction.attention.edits import Record, Replace, Step
+from pytest_induction.attention.edits import Edit, Record, Replace
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.forward.calling import is_out_of_memory
 from pytest_induction.forward.changing import add_hooks, have_alone, replace_forward
-from pytest_induction.interventions.active import acting
+from pytest_induction.interventions.active import apply_edits
 from pytest_induction.interventions.arguments import table_of
 from pytest_induction.interventions.edits import HOW, Replacement, given
 from pytest_induction.measuring.losses import ROWS_AT_ONCE, at_least_float32
@@ -114,7 +114,7 @@ def _tried(subject: ModelUnderTest) -> Blocks:
             return Blocks(subject.module)  # one of positions first cannot be given other rows
         subject.logits(tokens[:1].flip(1))  # what a block leaves on the module for a later one is of this pass from now on
         last = subject.n_layers - 1
-        with blocks.begun_at(last, gave), backend.acting(tokens, {}, first=last):
+        with blocks.begun_at(last, gave), backend.apply_edits(tokens, {}, first=last):
             if not torch.equal(subject.logits(tokens), logits):
                 return Blocks(subject.module)
             pointwise = _pointwise(subject, found[-1], tokens, logits)
@@ -141,7 +141,7 @@ def _alone(subject: ModelUnderTest, blocks: Blocks, gave: Sequence[Any], layer: 
     try:
         with (
             blocks.begun_at(layer, gave),
-            subject.reading.acting(tokens, {}, first=layer),
+            subject.reading.apply_edits(tokens, {}, first=layer),
             blocks.ended_after(layer, stop),
         ):
             subject.logits(tokens)
@@ -248,7 +248,7 @@ class Kept:
     """What is kept of a clean pass over some rows: what each block gave, queries and keys, and what heads found."""
 
     gave: list[Any]
-    frozen: dict[int, Step]
+    frozen: dict[int, Edit]
     values: dict[int, Tensor]
 
 
@@ -301,12 +301,12 @@ class Passes:
         return result
 
     def compared(
-        self, heads: Sequence[HeadId], compare: Callable[[Tensor, Tensor, slice], T], *, same_steps: bool = False
+        self, heads: Sequence[HeadId], compare: Callable[[Tensor, Tensor, slice], T], *, same_edits: bool = False
     ) -> list[list[T]]:
         """What `compare` gives of the logits (rows, queries, d_vocab) of the model as it is and with one head ablated.
 
         For each batch of rows one of each head, in the order of the heads; it is also told which rows these are. A pass for each
-        head, begun at its layer, after a whole one; logits of two are held at a time. With `same_steps` both passes take steps in
+        head, begun at its layer, after a whole one; logits of two are held at a time. With `same_edits` both passes are edited in
         the same layer, so that what does not depend on the head is equal bit by bit on every model; that takes a pass more for
         each layer with any of the heads.
         """
@@ -315,7 +315,7 @@ class Passes:
             (kept, clean), found, stepped = self.clean(rows, part), {}, None
             for number in sorted(range(len(heads)), key=lambda number: heads[number].layer):
                 layer = heads[number].layer
-                if same_steps and stepped != layer:
+                if same_edits and stepped != layer:
                     stepped = layer
                     _, clean = self._logits(rows, kept, table_of(self.subject, [()]), [layer])
                 _, ablated = self._logits(rows, kept, table_of(self.subject, [heads[number : number + 1]]), [layer])
@@ -342,12 +342,12 @@ class Passes:
         """A clean pass over some rows: what the passes after it need, and its logits at the queries."""
         layers = range(self.subject.n_layers if self.ablating.pattern_preserving else 0)
         records = {layer: [Record(inputs=True)] for layer in layers}
-        with self._blocks.kept() as gave, acting(self.subject, rows, records):  # by the way that ablated passes take
+        with self._blocks.kept() as gave, apply_edits(self.subject, rows, records):  # by the way that ablated passes take
             logits = self.subject.logits(rows, positions=self.queries)
         values = self._means
         if self.other is not None and self.ablating.how == "resample":
             values = _found(self.subject, self.other[part])
-        return Kept(gave, {layer: given(steps[0]) for layer, steps in records.items()}, values), logits
+        return Kept(gave, {layer: given(edits[0]) for layer, edits in records.items()}, values), logits
 
     def _fitting(self, rows: Tensor, kept: Kept, table: Tensor) -> Array:
         """The same in as many passes as memory asks for; where one set is too much for it, fewer rows may do."""
@@ -364,23 +364,23 @@ class Passes:
         return numbers(losses_at(logits, tokens, self.queries)).reshape(len(table), len(rows), -1)
 
     def _logits(self, rows: Tensor, kept: Kept, table: Tensor, used: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Token ids, and logits at the queries, (sets x rows, ...), of a pass in which the layers that are `used` take steps."""
+        """Token ids, and logits at the queries, (sets x rows, ...), of a pass in which the layers that are `used` are edited."""
         count = len(table)
         of_row = torch.arange(len(rows)).repeat(count)
         chosen = table.repeat_interleave(len(rows), 0)
         first = (used[0] if used else self.subject.n_layers - 1) if self._blocks.any else 0
-        steps: dict[int, list[Step]] = {}
+        edits: dict[int, list[Edit]] = {}
         for layer in used:
             values = kept.values.get(layer)
             values = values if values is None or len(values) == 1 else values[of_row.to(values.device)]
             heads = self.subject.reading.heads[layer]
-            steps[layer] = [Replace(chosen[:, layer, :heads], values)]
-        for layer, step in kept.frozen.items():
+            edits[layer] = [Replace(chosen[:, layer, :heads], values)]
+        for layer, edit in kept.frozen.items():
             if layer >= first:
-                steps.setdefault(layer, []).append(repeated(step, count))
+                edits.setdefault(layer, []).append(repeated(edit, count))
         tokens = rows.repeat(count, 1)
         begun, needed = self._blocks.begun_at(first, kept.gave, of_row), self._blocks.needed_at(self.queries)
-        with begun, needed, acting(self.subject, tokens, steps, first=first):
+        with begun, needed, apply_edits(self.subject, tokens, edits, first=first):
             logits = self.subject.logits(tokens, positions=self.queries)
         advance(len(tokens))
         return tokens, logits
@@ -394,10 +394,10 @@ def losses_at(logits: Tensor, tokens: Tensor, queries: Tensor) -> Tensor:
     return torch.cat(losses).view(len(tokens), -1)
 
 
-def repeated(step: Step, count: int) -> Step:
-    """A step that gives what was recorded, for rows that stand `count` times one after the other."""
-    named = {name: value.repeat(count, 1, 1, 1) for name, value in vars(step).items() if isinstance(value, Tensor)}
-    return type(step)(**named)
+def repeated(edit: Edit, count: int) -> Edit:
+    """A edit that gives what was recorded, for rows that stand `count` times one after the other."""
+    named = {name: value.repeat(count, 1, 1, 1) for name, value in vars(edit).items() if isinstance(value, Tensor)}
+    return type(edit)(**named)
 
 
 def mean_found(subject: ModelUnderTest, rows: Tensor) -> dict[int, Tensor]:
@@ -415,9 +415,9 @@ def _found(subject: ModelUnderTest, rows: Tensor) -> dict[int, Tensor]:
     """What the heads of every layer find on some rows, (rows, heads, positions, d_head)."""
     records = {layer: [Record(outputs=True)] for layer in range(subject.n_layers)}
     rows = rows.to(subject.device)
-    with acting(subject, rows, records):
+    with apply_edits(subject, rows, records):
         subject.logits(rows, positions=torch.tensor([rows.shape[1] - 1]))
-    found = {layer: steps[0].get("output") for layer, steps in records.items()}
+    found = {layer: edits[0].get("output") for layer, edits in records.items()}
     if any(each is None for each in found.values()):
         raise ModelError(f"what the heads of {subject.name} find is not seen: they can be ablated with how='zero' only")
     return {layer: each for layer, each in found.items() if each is not None}

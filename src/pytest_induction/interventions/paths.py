@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_induction.attention.edits import Give, Record, Replace, Step, Steps, Substitute
+from pytest_induction.attention.edits import Edit, Edits, Give, Record, Replace, Substitute
 from pytest_induction.attention.scores import PeriodicScores
-from pytest_induction.interventions.active import ActiveEdits, acting
+from pytest_induction.interventions.active import ActiveEdits, apply_edits
 from pytest_induction.interventions.arguments import table_of
 from pytest_induction.interventions.edits import given, ideal_pattern
 from pytest_induction.interventions.passes import HeadSet, losses_at, mean_found
@@ -54,8 +54,8 @@ def path_effects(subject: ModelUnderTest, probe: Probe, head: HeadId, sets: Sequ
     table = table_of(subject, sets)
     chosen = torch.tensor([number == head.head for number in range(subject.reading.heads[head.layer])])
 
-    def matching(batch: Tensor, steps: Steps) -> Array:
-        with ActiveEdits(subject, lambda tokens, run: steps).installed():
+    def matching(batch: Tensor, edits: Edits) -> Array:
+        with ActiveEdits(subject, lambda tokens, run: edits).installed():
             return observe(subject, batch, scores)[0][:, 0, head.layer, head.head]
 
     def measured(batch: Tensor, part: slice) -> PathEffects:
@@ -72,12 +72,12 @@ def path_effects(subject: ModelUnderTest, probe: Probe, head: HeadId, sets: Sequ
 def _without(subject: ModelUnderTest, rows: Tensor, layer: int, heads: Tensor, means: Mapping[int, Tensor]) -> Record:
     """Queries and keys of a layer in a pass in which some heads, (n_layers, n_heads), give their mean."""
     record = Record(inputs=True)
-    steps: dict[int, list[Step]] = {
+    edits: dict[int, list[Edit]] = {
         number: [Replace(heads[None, number, : subject.reading.heads[number]], means[number])]
         for number in heads.any(1).nonzero().flatten().tolist()
     }
-    steps.setdefault(layer, []).append(record)
-    with acting(subject, rows, steps):
+    edits.setdefault(layer, []).append(record)
+    with apply_edits(subject, rows, edits):
         subject.logits(rows, positions=torch.tensor([rows.shape[1] - 1]))
     return record
 
@@ -93,17 +93,17 @@ def losses_by_order(subject: ModelUnderTest, probe: Probe) -> Array:
 
     def measured(rows: Tensor, part: slice) -> Array:
         clean = {layer: Record(inputs=True) for layer in layers}
-        with acting(subject, rows, {layer: [record] for layer, record in clean.items()}):
+        with apply_edits(subject, rows, {layer: [record] for layer, record in clean.items()}):
             subject.logits(rows, positions=_last(probe))
         found: dict[int, Tensor | None] = dict.fromkeys(layers)
         losses = []
         for _ in range(subject.n_layers + 1):
             seen = {layer: Record(outputs=True) for layer in layers}
-            steps: dict[int, list[Step]] = {}
+            edits: dict[int, list[Edit]] = {}
             for layer in layers:
                 every = torch.ones(1, subject.reading.heads[layer], dtype=torch.bool)
-                steps[layer] = [given(clean[layer]), seen[layer], Replace(every, found[layer])]
-            losses.append(_loss(subject, rows, probe, steps))
+                edits[layer] = [given(clean[layer]), seen[layer], Replace(every, found[layer])]
+            losses.append(_loss(subject, rows, probe, edits))
             found = {layer: record.get("output") for layer, record in seen.items()}
         return np.stack(losses, axis=1)
 
@@ -123,19 +123,19 @@ def losses_with_pattern(subject: ModelUnderTest, probe: Probe, heads: Sequence[H
 
     def measured(rows: Tensor, part: slice) -> Array:
         ideal = ideal_pattern(pattern, rows)[:, None]
-        changes: list[Steps] = [
+        changes: list[Edits] = [
             {},
             {layer: [Replace(chosen[None])] for layer, chosen in flags.items()},
             {layer: [Substitute(chosen, ideal)] for layer, chosen in flags.items()},
         ]
-        return np.stack([_loss(subject, rows, probe, steps) for steps in changes], axis=1)
+        return np.stack([_loss(subject, rows, probe, edits) for edits in changes], axis=1)
 
     return np.concatenate(in_batches(subject, _rows(subject, probe), measured, logits=True))
 
 
-def _loss(subject: ModelUnderTest, rows: Tensor, probe: Probe, steps: Steps) -> Array:
+def _loss(subject: ModelUnderTest, rows: Tensor, probe: Probe, edits: Edits) -> Array:
     """The mean loss of each row's last copy without its first token, (rows,)."""
-    with acting(subject, rows, steps):
+    with apply_edits(subject, rows, edits):
         logits = subject.logits(rows, positions=_last(probe))
     return numbers(losses_at(logits, rows, _last(probe)).mean(1))
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.attention.backend import checked
-from pytest_induction.attention.backends.sdpa import is_listened_to
-from pytest_induction.attention.edits import ALL, Part, Record, Smear
+from pytest_induction.attention.edits import ALL, LayerPart, Record, Smear
 from pytest_induction.attention.errors import BackendUnavailable
-from pytest_induction.attention.kernels import Call
+from pytest_induction.attention.interceptor import is_intercepted
+from pytest_induction.attention.kernels import AttentionCall
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing
 from pytest_induction.forward.calling import Caller, as_found, as_written
-from pytest_induction.interventions.active import acting
+from pytest_induction.interventions.active import apply_edits
 from pytest_induction.measuring.observing import ModelLike
 from pytest_induction.model.declared import CONTEXT_NAMES, LAYER_NAMES, SPECIAL_NAMES, VOCABULARY_NAMES, first_of
 from pytest_induction.model.load import load_model
@@ -108,8 +108,8 @@ class SmearedKeys(nn.Module):
             raise ModelError(f"smeared keys need token ids (rows, positions) as the input of {self._name}")
         if self._takes_cache:
             options["use_cache"] = False
-        steps = {layer: [_Shared(*each)] for layer, each in enumerate(zip(self.shares, self._seen, strict=True))}
-        with self._smeared(tokens, steps):
+        edits = {layer: [_Shared(*each)] for layer, each in enumerate(zip(self.shares, self._seen, strict=True))}
+        with self._smeared(tokens, edits):
             return self.module(*args, **options)
 
     def _shape_of(self, args: Sequence[Any], options: Mapping[str, Any]) -> Tensor | None:
@@ -118,17 +118,17 @@ class SmearedKeys(nn.Module):
         return embedded[..., 0] if isinstance(embedded, Tensor) else self._caller.tokens_in(args, options)
 
     @contextmanager
-    def _smeared(self, tokens: Tensor, steps: Mapping[int, Sequence[_Shared]]) -> Iterator[None]:
-        """The layers of a pass over `tokens` inside the block take these steps, all of them."""
+    def _smeared(self, tokens: Tensor, edits: Mapping[int, Sequence[_Shared]]) -> Iterator[None]:
+        """The layers of a pass over `tokens` inside the block are edited like this, all of them."""
         try:
-            with checked(lambda: _check_taken(steps)), as_written(), self._way.acting(tokens, steps):
+            with checked(lambda: _check_taken(edits)), as_written(), self._way.apply_edits(tokens, edits):
                 yield
         except BackendUnavailable as refused:
             raise self._unsmeared(str(refused)) from None
 
     def _unsmeared(self, why: str) -> Exception:
-        """What is raised where keys are not smeared: for the user, or for what tries out how the model can be watched."""
-        if is_listened_to():
+        """What is raised where keys are not smeared: for the user, or for what verifies how the model can be read."""
+        if is_intercepted():
             return BackendUnavailable(why)
         return UnsupportedModel(f"the keys of {self._name} cannot be smeared: {why}")
 
@@ -155,14 +155,14 @@ class _Shared(Smear):
     seen: int = 1
     taken: bool = False
 
-    def on_call(self, call: Call, part: Part) -> Call:
+    def on_call(self, call: AttentionCall, part: LayerPart) -> AttentionCall:
         return self._each(call.key.shape[1], part).on_call(call, part)
 
-    def on_scores(self, scores: Tensor, part: Part) -> Tensor:
+    def on_scores(self, scores: Tensor, part: LayerPart) -> Tensor:
         return self._each(scores.shape[1], part).on_scores(scores, part)
 
-    def _each(self, keys: int, part: Part) -> Smear:
-        """The step with a share for each of the `keys` of a call."""
+    def _each(self, keys: int, part: LayerPart) -> Smear:
+        """The edit with a share for each of the `keys` of a call."""
         self.taken = True
         keys = keys if part.keys == ALL else self.seen
         if keys % len(self.share):
@@ -170,11 +170,11 @@ class _Shared(Smear):
         return Smear(self.share.repeat_interleave(keys // len(self.share)))
 
 
-def _check_taken(steps: Mapping[int, Sequence[_Shared]]) -> None:
-    """Raise `BackendUnavailable` where a layer did not take its step."""
-    taken = sum(step.taken for (step,) in steps.values())
-    if taken != len(steps):
-        raise BackendUnavailable(f"those of {taken} of {len(steps)} layers were, so that it attends in another way now")
+def _check_taken(edits: Mapping[int, Sequence[_Shared]]) -> None:
+    """Raise `BackendUnavailable` where a layer was not edited."""
+    taken = sum(edit.taken for (edit,) in edits.values())
+    if taken != len(edits):
+        raise BackendUnavailable(f"those of {taken} of {len(edits)} layers were, so that it attends in another way now")
 
 
 def _key_heads(subject: ModelUnderTest) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -182,13 +182,13 @@ def _key_heads(subject: ModelUnderTest) -> tuple[tuple[int, ...], tuple[int, ...
 
     As many as heads, where only patterns are seen.
     """
-    if not subject.reading.acts:
+    if not subject.reading.can_edit:
         raise UnsupportedModel(
             f"the keys of {subject.name} cannot be smeared: {subject.reading.name} only shows what they attend to"
         )
     tokens = _trial(subject)
     records = {layer: Record(inputs=True) for layer in range(subject.n_layers)}
-    with acting(subject, tokens, {layer: [record] for layer, record in records.items()}):
+    with apply_edits(subject, tokens, {layer: [record] for layer, record in records.items()}):
         subject.logits(tokens)
     shown = [(record.get("key"), record.get("pattern")) for record in records.values()]
     kept = [key if pattern is None else pattern for key, pattern in shown]

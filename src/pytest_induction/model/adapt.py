@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_induction.attention.backends.exposed import Attach
 from pytest_induction.attention.tracking import following_calls
-from pytest_induction.attention.verification import Trial, find_backend, is_offloaded
+from pytest_induction.attention.verification import Reference, find_backend, is_offloaded
 from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.forward.calling import (
     Caller,
@@ -79,29 +79,29 @@ def adapt(
             tried = _tried_out(module, tokenizer, name, beginning)
             declares = paths_or_classes(module, tried.found.caller.module, without_pattern)
             told: dict[str, Any] = {"expected": declared_layers(tried.found.seen.sources), "hooked": hooked}
-            backend, said = find_backend(tried.found.caller, tried.trial._replace(declared=declares), attach, **told)
+            backend, said = find_backend(tried.found.caller, tried.reference._replace(declared=declares), attach, **told)
             for round_one in of_round_lengths(tried.found) if backend is None else ():
                 with suppress(ModelError):  # what was said of the way it is called stands
                     again = _checked(round_one, tried.tokenizer, name)
-                    backend, _ = find_backend(round_one.caller, again.trial._replace(declared=declares), attach, **told)
+                    backend, _ = find_backend(round_one.caller, again.reference._replace(declared=declares), attach, **told)
                 if backend is not None:
                     tried, said = again, ()
                     break
-            beginning.check(tried.found, name, tried.trial.space.n_ctx or LONGEST_TRIAL)
+            beginning.check(tried.found, name, tried.reference.space.n_ctx or LONGEST_TRIAL)
             written = beginning.written()  # now, as what was known to be written to is put back at the end of this block
         draws = others.restore()
         beginning.restore()
     writes[uncompiled(module)] = written
-    caller, trial = tried.found.caller, tried.trial
+    caller, reference = tried.found.caller, tried.reference
     writes[caller.module] = written
-    notes, space = trial.notes, trial.space
+    notes, space = reference.notes, reference.space
     if space.bos_id is None:
         notes += ("sequences begin with no token of their own: the model names no usable one",)
     notes += ("compiled, and measured as it was written",) if is_compiled(module) else ()
     notes += backend.notes if backend else ()
     caller.d_vocab = space.d_vocab
     remember_inside(uncompiled(module), caller.module)
-    settings = (tried.tokenizer, seed, memory, draws, not trial.steady or caller.form.most_rows == 1)
+    settings = (tried.tokenizer, seed, memory, draws, not reference.steady or caller.form.most_rows == 1)
     weights = holding_all(tried.found, caller.module)
     return ModelUnderTest(caller, module, weights, name, space, backend, said, notes, *settings)
 
@@ -114,13 +114,13 @@ class _Tried(NamedTuple):
     """What trials showed of a module: how it is called, what it gave, and its tokenizer."""
 
     found: Found
-    trial: Trial
+    reference: Reference
     tokenizer: Any
 
     @property
     def strict(self) -> bool:
         """Whether it stood every check."""
-        return self.trial.steady
+        return self.reference.steady
 
 
 def _tried_out(module: nn.Module, tokenizer: Any, name: str, beginning: Beginning) -> _Tried:
@@ -161,7 +161,9 @@ def _check_only_one(tried: _Tried, others: Iterator[Found], name: str) -> None:
             again = _checked(other, tried.tokenizer, name)
         except ModelError:
             continue
-        if again.strict and difference(again.trial.logits[0], tried.trial.logits[0]) > close_to(tried.trial.logits[0]):
+        if again.strict and difference(again.reference.logits[0], tried.reference.logits[0]) > close_to(
+            tried.reference.logits[0]
+        ):
             several = f"{name} may be given several masks as `{masks[0]}`, and each gives other logits"
             raise ModelError(f"{several}: wrap it with the right one, see {GUIDE}")
 
@@ -176,14 +178,14 @@ def _checked(found: Found, tokenizer: Any, name: str) -> _Tried:
         notes = (f"measured is `{inner.name}` ({type(same.caller.module).__name__}), whose logits {_kind(found)} returns",)
         found = replace(same, seen=found.seen)
     tokenizer = tokenizer if tokenizer is not None else tokenizer_of(sources)
-    return _Tried(found, _trial_of(found, tokenizer, name, notes), tokenizer)
+    return _Tried(found, _reference_of(found, tokenizer, name, notes), tokenizer)
 
 
 def _kind(found: Found) -> str:
     return f"`{type(found.caller.module).__name__}`"
 
 
-def _trial_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...]) -> Trial:
+def _reference_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...]) -> Reference:
     caller, sources = found.caller, found.seen.sources
     device = device_of(caller.module)
     n_ctx = declared(sources, CONTEXT_NAMES)
@@ -205,7 +207,7 @@ def _trial_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...]) -
     steady = not any(note.startswith(MIXED) for note in notes) and _is_steady(caller, tokens[0], short, space.d_vocab, name)
     if caller.form.multiple > 1:
         _check_filling(caller, tokens[0], short, space.d_vocab, name)
-    return Trial(tokens, (short, long), space, notes, steady)
+    return Reference(tokens, (short, long), space, notes, steady)
 
 
 def _usable(form: Form, n_ctx: int | None) -> int | None:

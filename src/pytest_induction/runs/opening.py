@@ -12,8 +12,9 @@ from pytest_induction.errors import ArgumentError, RunError, user_facing
 from pytest_induction.model.specs import ADAPTER_CONFIG, CONFIG
 from pytest_induction.runs.checkpoints.finding import is_checkpoint, parted
 from pytest_induction.runs.checkpoints.layout import SHARD, WEIGHTS, is_weights
-from pytest_induction.runs.logs.formats import CHECKPOINT, expected, find_log, holds_log
-from pytest_induction.runs.logs.json_document import STATE
+from pytest_induction.runs.logs.finding import CHECKPOINT, find_log, holds_log
+from pytest_induction.runs.logs.formats import expected
+from pytest_induction.runs.logs.formats.json_document import STATE
 from pytest_induction.runs.logs.read import read_log
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import HEADS, NUMBERS, TrainingRun

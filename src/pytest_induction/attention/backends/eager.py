@@ -1,21 +1,21 @@
-"""Backend 3: eager attention with `output_attentions`, for Hugging Face models that the first two cannot see into."""
+"""Eager attention with `output_attentions`, for Hugging Face models whose calls nothing else shows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pytest_induction.attention.backend import AttentionBackend, Trials
-from pytest_induction.attention.backends.sdpa import Interceptor, Watch, each_itself, is_softmax, watching
+from pytest_induction.attention.backend import AttentionBackend, VerificationInputs
 from pytest_induction.attention.capture import Capture, Observer
-from pytest_induction.attention.edits import Steps
+from pytest_induction.attention.edits import Edits
 from pytest_induction.attention.errors import BackendNotApplicable, BackendUnavailable
+from pytest_induction.attention.interceptor import Interceptor, intercepted
 from pytest_induction.attention.pattern import PatternReader
-from pytest_induction.attention.softmax_edits import Editing
+from pytest_induction.attention.softmax_edits import SoftmaxEditor
+from pytest_induction.attention.softmaxes import SquareSoftmaxes
 from pytest_induction.attention.tracking import ModuleTracker
 from pytest_induction.forward.calling import Caller
 from pytest_induction.forward.changing import have_alone, remove_hooks
@@ -29,41 +29,47 @@ class EagerBackend(AttentionBackend):
     """Asks the model for its patterns. Costs (positions x positions) per head and layer, and says so."""
 
     name = "eager output_attentions"
-    acts_outside = True
+    reads = "the patterns that the model returns"
+    models = "Hugging Face models with attention code of their own"
+    makes_patterns = True
+    can_isolate = True
+    edits_outside = True
     stops = False
+    learns_chunks = False
 
-    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
+    def __init__(self, caller: Caller, inputs: VerificationInputs) -> None:
         self.caller = caller
         if not hasattr(getattr(caller.module, "config", None), SETTING):
             raise BackendNotApplicable("not a Hugging Face model")
         before = {str(getattr(config, SETTING)) for config in _configs(caller.module)} - {"None", "eager"}
         running = ModuleTracker(caller.module)
-        interceptor = Interceptor(trials[0], Capture(running=running))
-        with running.following(), watching(interceptor, Squares) as squares:
-            patterns = self._patterns(trials[0], None)[1]
+        interceptor = Interceptor(inputs.short, Capture(running=running))
+        with running.following(), intercepted(interceptor, SquareSoftmaxes) as squares:
+            patterns = self._patterns(inputs.short, None)[1]
         shapes = {tuple(pattern.shape) for pattern in patterns}
-        positions = trials[0].shape[1]
+        positions = inputs.short.shape[1]
         if any(len(shape) != 4 or shape[-2:] != (positions, positions) for shape in shapes):
             raise BackendUnavailable(f"attention patterns of shapes {sorted(shapes)} returned for {positions} positions")
-        self.layers = running.attention_layers(len(patterns), expected)
+        self.layers = running.attention_layers(len(patterns), inputs.expected)
         self.heads = tuple(pattern.shape[1] for pattern in patterns)
         self.notes = tuple(f"measured with eager attention, the model itself runs {name}" for name in sorted(before))
         of_patterns = squares.that_give(patterns)
         every = set(of_patterns.values()) == set(range(len(patterns)))
         self._softmaxes = frozenset(of_patterns if every else squares.found)
         with _eager(caller.module):
-            self._editing = Editing.of_each(caller, trials[0], self.layers, of_patterns)
+            self._editor = SoftmaxEditor.of_each(caller, inputs.short, self.layers, of_patterns)
 
     @contextmanager
-    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> Iterator[None]:
+    def apply_edits(self, tokens: Tensor, edits: Edits, *, first: int = 0) -> Iterator[None]:
         """The model runs eager attention, as it does where it is measured."""
-        with _eager(self.caller.module), self._editing.acting(tokens, steps, first=first):
+        with _eager(self.caller.module), self._editor.apply_edits(tokens, edits, first=first):
             yield
 
     @contextmanager
-    def alone(self, tokens: Tensor) -> Iterator[None]:
+    def self_attention_only(self, tokens: Tensor) -> Iterator[None]:
         """The softmaxes that gave the patterns give each position itself."""
-        with watching(Interceptor(tokens, Capture(layers=self._softmaxes, alone=True)), Squares), _eager(self.caller.module):
+        interceptor = Interceptor(tokens, Capture(layers=self._softmaxes, self_only=True))
+        with intercepted(interceptor, SquareSoftmaxes), _eager(self.caller.module):
             yield
 
     def run(
@@ -83,35 +89,6 @@ class EagerBackend(AttentionBackend):
         if not found or not all(isinstance(pattern, Tensor) for pattern in found):
             raise BackendUnavailable("no attention patterns returned under output_attentions=True")
         return output, tuple(found)
-
-
-class Squares(Watch):
-    """Keeps the softmaxes over the positions of a trial, to tell which of them are the patterns that are returned."""
-
-    def __init__(self, interceptor: Interceptor) -> None:
-        super().__init__(interceptor)
-        self.found: dict[int, Tensor] = {}
-
-    def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        if not is_softmax(func, output):
-            return output
-        number, capture, positions = self.interceptor.capture.n_events, self.interceptor.capture, self.interceptor.positions
-        fits = output.shape[-2] == positions <= output.shape[-1]  # a sink may come after the positions
-        if capture.record_call(*output.shape[-2:], fits=fits):
-            if capture.alone:
-                return each_itself(output)
-            self.found[number] = output[..., :positions].detach().clone()
-        return output
-
-    def that_give(self, patterns: Sequence[Tensor]) -> dict[int, int]:
-        """Of the softmaxes whose results are among the patterns, in any layout, by their numbers, which patterns these are."""
-        numbers = {}
-        for index, pattern in enumerate(patterns):
-            values = pattern.float().flatten().sort().values
-            for number, found in self.found.items():
-                if found.numel() == len(values) and torch.allclose(found.float().flatten().sort().values, values, atol=1e-5):
-                    numbers[number] = index
-        return numbers
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Backend 0: attention that a model, or code that knows the model, shows by itself.
+"""Attention that a model, or code that knows the model, shows by itself.
 
 `expose_attention` is the one function: called where attention is computed, it does nothing unless a measurement runs. Code that
 knows a kind of model may call it from hooks that it attaches, through the entry points of the group `pytest_induction.backends`.
@@ -6,7 +6,7 @@ knows a kind of model may call it from hooks that it attaches, through the entry
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pytest_induction.attention.backend import InterceptingBackend, Trials
+from pytest_induction.attention.backend import InterceptingBackend, VerificationInputs
 from pytest_induction.attention.capture import Capture
 from pytest_induction.attention.errors import BackendNotApplicable
 from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
@@ -82,25 +82,30 @@ def _reader(
 
 
 class ExposedBackend(InterceptingBackend):
-    """Listens to `expose_attention`, called by the model itself or by what knows it and attaches to it."""
+    """Reads what is shown to `expose_attention`, called by the model itself or by what knows it and attaches to it."""
 
     name = "expose_attention"
-    acts = False
-    acts_outside = True
+    reads = "what the model, or a hook on it, shows by itself"
+    models = "those that nothing else can read"
+    makes_patterns = True
     can_isolate = False  # what only shows its attention cannot be made to attend otherwise
+    edits_outside = True
+    stops = True
+    learns_chunks = False
+    can_edit = False
 
-    def __init__(self, caller: Caller, trials: Trials, expected: int | None, attach: Sequence[Attach] = ()) -> None:
+    def __init__(self, caller: Caller, inputs: VerificationInputs) -> None:
         self.caller = caller
-        self._attach = next((known for known in (*attach, *_installed()) if self._knows(known)), None)
+        self._attach = next((known for known in (*inputs.attach, *_installed()) if self._knows(known)), None)
         captures = []
-        for tokens in trials:
+        for tokens in inputs.tokens:
             running = ModuleTracker(caller.module)
             captures.append(Capture(running=running))
             with self.intercepting(tokens, captures[-1]), running.following():  # the hooks that show run before those that leave
                 caller(tokens)
         if not captures[0].events:
             raise BackendNotApplicable("the model does not call it, and nothing installed attaches to it")
-        self.resolve_layers(captures, expected)
+        self.resolve_layers(captures, inputs.expected)
         self.notes += ("what is shown is taken at its word: nothing tells whether it is all, and what weighs the values",)
 
     def _knows(self, attach: Attach) -> bool:
@@ -118,9 +123,9 @@ class ExposedBackend(InterceptingBackend):
 
 
 def _one(reader: Reader, tokens: Tensor, capture: Capture) -> None:
-    told = reader.log_sum_exp if isinstance(reader, LogSumExpReader) else reader.diagonals([0])
-    fits = (told.shape[0], told.shape[-1]) == tuple(tokens.shape)
-    if capture.record_call(told.shape[-1], told.shape[-1], fits=fits):
+    sizes = reader.log_sum_exp if isinstance(reader, LogSumExpReader) else reader.diagonals([0])
+    fits = (sizes.shape[0], sizes.shape[-1]) == tuple(tokens.shape)
+    if capture.record_call(sizes.shape[-1], sizes.shape[-1], fits=fits):
         capture(reader)
 
 

@@ -1,6 +1,6 @@
-"""Backend 2: the attention functions of Hugging Face transformers, as each layer looks them up.
+"""The attention functions of Hugging Face transformers, as each layer looks them up.
 
-The look-up itself is watched, and whatever function it gives is run unchanged: no setting of the model is touched, so its
+The look-up itself is intercepted, and whatever function it gives is run unchanged: no setting of the model is touched, so its
 masks stay its own. A function that returns the pattern (eager attention, with its soft caps, sinks and biases) is read from
 that; one that does not is read from its queries and keys, unless it was given something that changes the scores.
 """
@@ -15,12 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pytest_induction.attention.backend import Trials
-from pytest_induction.attention.backends.sdpa import CallsBackend
+from pytest_induction.attention.backend import CallsBackend, VerificationInputs
 from pytest_induction.attention.capture import Capture
 from pytest_induction.attention.edits import EditingCapture
 from pytest_induction.attention.errors import BackendNotApplicable, BackendUnavailable
-from pytest_induction.attention.kernels import Call, exact, is_softmax_attention, is_weighted_sum
+from pytest_induction.attention.kernels import AttentionCall, exact, is_softmax_attention, is_weighted_sum
 from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, Reader, Scored
 from pytest_induction.attention.tracking import ModuleTracker
 from pytest_induction.forward.calling import Caller
@@ -36,70 +35,77 @@ class RegistryBackend(CallsBackend):
     """Reads what passes through transformers' attention interface."""
 
     name = "transformers attention interface"
+    reads = "what each layer looks up there: the pattern if the function returns it, else queries and keys"
+    models = "Hugging Face models that run eagerly, with soft caps or sinks"
+    makes_patterns = True
+    can_isolate = True
+    edits_outside = False
+    stops = True
+    learns_chunks = False
 
-    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
+    def __init__(self, caller: Caller, inputs: VerificationInputs) -> None:
         self.caller = caller
         if "transformers.modeling_utils" not in sys.modules:
             raise BackendNotApplicable("transformers is not in use")
         if not hasattr(sys.modules["transformers.modeling_utils"].AttentionInterface, "get_interface"):
             raise BackendUnavailable("this transformers looks its attention functions up in another way than newer ones do")
         captures = []
-        for tokens in trials:
+        for tokens in inputs.tokens:
             running = ModuleTracker(caller.module)
             captures.append(Capture(running=running))
             with running.following(), self.intercepting(tokens, captures[-1]):
                 caller(tokens)
         if not captures[0].events:
             raise BackendUnavailable("0 calls of a registered attention function seen")
-        self.resolve_layers(captures, expected)
+        self.resolve_layers(captures, inputs.expected)
 
     @contextmanager
     def intercepting(self, tokens: Tensor, capture: Capture) -> Iterator[None]:
         """Wrap every attention function that is looked up inside the block."""
         interface = sys.modules["transformers.modeling_utils"].AttentionInterface
-        look_up, thread, listens = beneath(interface, LOOK_UP), get_ident(), [True]
+        look_up, thread, is_active = beneath(interface, LOOK_UP), get_ident(), [True]
 
-        def wrapping(table: Any, implementation: Any, default: Any) -> Callable[..., Any]:
+        def look_up_intercepted(table: Any, implementation: Any, default: Any) -> Callable[..., Any]:
             function = look_up(table, implementation, default)
 
-            def heard(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
-                if not listens or get_ident() != thread:  # some keep the function that they looked up
+            def intercepted(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
+                if not is_active or get_ident() != thread:  # some keep the function that they looked up
                     return function(module, query, key, value, *rest, **options)
                 fits = query.shape[0] == tokens.shape[0] and query.shape[2] == key.shape[2] == tokens.shape[1]
                 record_call = capture.record_call(query.shape[2], key.shape[2], fits=fits)
                 if record_call and isinstance(capture, EditingCapture):
-                    return _acted(capture, function, module, (query, key, value, *rest), options)
+                    return _edited_call(capture, function, module, (query, key, value, *rest), options)
                 found = function(module, query, key, value, *rest, **options)
                 if not record_call:
                     return found
                 output, weights, *more = found
-                if capture.alone:
+                if capture.self_only:
                     output = value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
                 else:
                     mask = rest[0] if rest else options.get("attention_mask")
-                    capture(_reader(module, Call(query, key, value, mask), output, weights, options))
+                    capture(_reader(module, AttentionCall(query, key, value, mask), output, weights, options))
                 return output, weights, *more
 
-            return heard
+            return intercepted
 
         with Changes() as changes:
-            changes.undone_by(listens.clear)
-            take_over(changes, (interface, LOOK_UP, wrapping))
+            changes.undone_by(is_active.clear)
+            take_over(changes, (interface, LOOK_UP, look_up_intercepted))
             yield
 
 
-def _acted(
+def _edited_call(
     capture: EditingCapture, function: Callable[..., Any], module: Any, given: tuple[Any, ...], options: dict[str, Any]
 ) -> Any:
-    """What an attention function gives for a layer that takes its steps."""
+    """What an attention function gives for a layer that is edited."""
     query, key, value, *rest = given
     mask = rest[0] if rest else options.get("attention_mask")
     if mask is not None and not isinstance(mask, Tensor):
-        raise BackendUnavailable(f"attention with a mask of type `{type(mask).__name__}` cannot be made to act otherwise")
-    call = Call(query, key, value, mask, causal=mask is None and bool(getattr(module, "is_causal", True)))
+        raise BackendUnavailable(f"attention with a mask of type `{type(mask).__name__}` cannot be edited")
+    call = AttentionCall(query, key, value, mask, causal=mask is None and bool(getattr(module, "is_causal", True)))
     more: list[Any] = []
 
-    def run(edited: Call | None) -> Tensor:
+    def run(edited: AttentionCall | None) -> Tensor:
         if edited is None:
             output, *others = function(module, *given, **options)
         else:
@@ -112,11 +118,11 @@ def _acted(
         found: Tensor = output.transpose(1, 2)
         return found
 
-    output = capture.act(call, run)
+    output = capture.apply(call, run)
     return output.transpose(1, 2).contiguous(), *more
 
 
-def _reader(module: Any, call: Call, output: Any, weights: Any, options: dict[str, Any]) -> Reader:
+def _reader(module: Any, call: AttentionCall, output: Any, weights: Any, options: dict[str, Any]) -> Reader:
     positions, mask = call.query.shape[2], call.mask
     if isinstance(weights, Tensor) and weights.ndim == 4 and tuple(weights.shape[-2:]) == (positions, positions):
         if not is_weighted_sum(weights, call.value, output.transpose(1, 2)):

@@ -1,72 +1,51 @@
-"""Backend 1: calls of `torch.nn.functional.scaled_dot_product_attention`, in any PyTorch model, with no adapter code.
-
-A trial pass sees the calls under whatever name the function was imported, and sees attention that is computed in any other
-way. The passes after it only replace the function's attribute, which costs nothing, unless an alias was used.
-"""
+"""Calls of `torch.nn.functional.scaled_dot_product_attention`, in any PyTorch model, with no adapter code."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from typing import Any, Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from pytest_induction.attention.backend import InterceptingBackend, Trials
+from pytest_induction.attention.backend import CallsBackend, VerificationInputs
 from pytest_induction.attention.capture import Capture
-from pytest_induction.attention.edits import EditingCapture, Steps
 from pytest_induction.attention.errors import BackendNotApplicable, BackendUnavailable
-from pytest_induction.attention.flex_calls import FlexEar, gradients_allowed, is_flex
-from pytest_induction.attention.kernels import BUILTIN, Call, attend, exact, is_softmax_attention, pattern_of
-from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, QueryChunk, Reader
-from pytest_induction.attention.tracking import ModuleTracker, sealed_in
-from pytest_induction.forward.calling import Caller, full_precision
-from pytest_induction.forward.changing import beneath, enter_mode, take_over
-from pytest_induction.undoing import Changes
-
-SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
-ATTENTION, MULTI_HEAD, FAST = "scaled_dot_product_attention", "multi_head_attention_forward", "get_fastpath_enabled"
-ARGUMENTS = inspect.signature(F.multi_head_attention_forward)
-
-
-class CallsBackend(InterceptingBackend):
-    """A backend that sees calls of attention, and has steps taken where it listens."""
-
-    @contextmanager
-    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> Iterator[EditingCapture]:
-        self.refuse_chunks()
-        acting = EditingCapture(steps, layers=self.calls, groups=self.groups, first=first)
-        with self.intercepting(tokens, acting):
-            yield acting
+from pytest_induction.attention.interceptor import InterceptingMode, Interceptor, intercepted, patched, verification_passes
+from pytest_induction.forward.calling import Caller
 
 
 class SdpaBackend(CallsBackend):
     """Sees every causal self-attention call; refuses a model that computes attention anywhere else too."""
 
     name = "sdpa"
+    reads = (
+        "calls of `torch.nn.functional.scaled_dot_product_attention`, under whatever name it was imported, and "
+        "`nn.MultiheadAttention`"
+    )
+    models = "most Hugging Face models, and plain torch modules"
     makes_patterns = False
+    can_isolate = True
+    edits_outside = False
+    stops = True
+    learns_chunks = True
 
-    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
+    def __init__(self, caller: Caller, inputs: VerificationInputs) -> None:
         self.caller = caller
-        captures, watches = try_out(caller, trials, Watch)
-        caller.calls_flex = any(watch.interceptor.flex.calls for watch in watches)
+        captures, modes = verification_passes(caller, inputs.tokens, InterceptingMode)
+        caller.calls_flex = any(mode.interceptor.flex.calls for mode in modes)
         if caller.calls_flex:
             raise BackendNotApplicable("flex_attention is called, which is read another way")
         if not captures[0].events:
-            raise BackendUnavailable(f"0 calls of scaled_dot_product_attention seen{watches[0].sealed()}")
-        self.resolve_layers(captures, expected)
-        self._by_patch = not any(watch.aliased for watch in watches)
-        self.base_serves = self._is_the_same_in_base(trials[0])
+            raise BackendUnavailable(f"0 calls of scaled_dot_product_attention seen{modes[0].sealed()}")
+        self.resolve_layers(captures, inputs.expected)
+        self._by_patch = not any(mode.aliased for mode in modes)
+        self.base_serves = self._is_the_same_in_base(inputs.short)
 
     def _is_the_same_in_base(self, tokens: Tensor) -> bool:
         """Whether the base model alone, without the logits, attends as the whole model does.
 
-        Believed of transformers' own models only: what a user's `forward` or hooks do around the base may not show in a trial.
+        Believed of transformers' own models only: what a user's `forward` or hooks do around the base may not show here.
         """
         if self.caller.base is None or not self.caller.is_unchanged_transformers:
             return False
@@ -82,270 +61,5 @@ class SdpaBackend(CallsBackend):
     @contextmanager
     def intercepting(self, tokens: Tensor, capture: Capture) -> Iterator[None]:
         interceptor = Interceptor(tokens, capture)
-        with patched(interceptor) if self._by_patch else watching(interceptor, Watch):
+        with patched(interceptor) if self._by_patch else intercepted(interceptor, InterceptingMode):
             yield
-
-
-class Interceptor:
-    """Stands in for the attention functions: computes what they would, and shows each causal self-attention call."""
-
-    def __init__(self, tokens: Tensor, capture: Capture) -> None:
-        self.attention: Callable[..., Tensor] = F.scaled_dot_product_attention
-        self.multi_head: Callable[..., Any] = F.multi_head_attention_forward
-        self.batch, self.positions = tokens.shape
-        self.capture = capture
-        self.inside = False
-        self.flex = FlexEar(capture, self.batch, self.positions)
-
-    @property
-    def listens(self) -> bool:
-        """Whether a call is the model's own: what the attention function calls itself is not another one."""
-        return not self.inside
-
-    @property
-    def beneath(self) -> Callable[..., Any]:
-        """The attention function itself, also where others listen to it around this one; a model may know it by another name."""
-        return _beneath(self, "attention")
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        call = Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        if not self.listens:
-            return call.run(self.attention)
-        self.inside = True
-        try:
-            fits, number = self._is_self_attention(query, key), self.capture.n_events
-            part, heads = fits or self._is_partial(query, key), query.shape[:-2].numel() // self.batch
-            if not self.capture.record_call(query.shape[-2], key.shape[-2], fits=fits, values=value, partial=part, heads=heads):
-                self.inside = self.beneath is BUILTIN  # one of the user's own may attend in a way that is seen
-                return self._noted(number, call, call.run(self.attention))
-            if self.capture.chunked:
-                return self._in_part(call)
-            if self.capture.alone:
-                return call.alone().run(self.attention)
-            if isinstance(self.capture, EditingCapture):
-                return self._acted(call, self.capture)
-            output, reader = self._attend(call.plain().autocast())
-            self.capture(reader)
-        finally:
-            self.inside = False
-        return self._noted(number, call, output)
-
-    def _noted(self, number: int, call: Call, output: Tensor) -> Tensor:
-        """What a call gave; in a trial it is followed from here."""
-        outputs = self.capture.outputs
-        if outputs is not None and call.query.ndim > 2:
-            outputs.asked(number, call.query, call.key)
-            outputs.given(number, call[:3])
-            outputs.gave(number, output, call.query.shape[:-2].numel() // self.batch)
-        return output
-
-    def _in_part(self, call: Call) -> Tensor:
-        """What a call of some queries of a layer gives; it is shown as the part that it is."""
-        span = self.capture.span(call.query.shape[-2], call.key.shape[-2])
-        if self.capture.alone:
-            return call.alone(span.queries.start - span.keys.start).run(self.attention)
-        if self.attention is not BUILTIN:
-            raise BackendUnavailable(
-                "scaled_dot_product_attention was replaced, and is called for some queries of a layer at a time"
-            )
-        output, apart = call.run(self.attention), call.plain().autocast()
-        apart = apart if call.query.ndim == 4 else self._unfolded(apart)
-        self.capture(QueryChunk(partial(pattern_of, apart), span.queries, span.keys, output.device, apart.query.dtype))
-        return output
-
-    def _is_partial(self, query: Tensor, key: Tensor) -> bool:
-        """Whether a call is self-attention but for its number of queries and keys."""
-        if query.ndim != key.ndim or query.ndim not in (3, 4) or not query.shape[-2] <= key.shape[-2] <= self.positions:
-            return False
-        rows = {query.shape[0], key.shape[0]}
-        return len(rows) == 1 and (rows == {self.batch} if query.ndim == 4 else query.shape[0] % self.batch == 0)
-
-    def _attend(self, call: Call) -> tuple[Tensor, Reader]:
-        if call.value.shape[-1] == self.positions and bool((call.value == torch.eye(self.positions).to(call.value)).all()):
-            raise BackendUnavailable(
-                "attention to one-hot values: what comes out is the pattern itself, and what is made of it shows nowhere"
-            )
-        with full_precision(call.query.device.type):
-            if call.query.ndim == 4:
-                output, log_sum_exp = attend(self.attention, call)
-            else:
-                output, call = call.run(self.attention), self._unfolded(call)
-                log_sum_exp = exact(call)
-            if self.attention is not BUILTIN and not is_softmax_attention(call, output.reshape(*call.query.shape[:3], -1)):
-                name = getattr(self.attention, "__qualname__", repr(self.attention))
-                raise BackendUnavailable(f"scaled_dot_product_attention was replaced by `{name}`, which computes something else")
-        return output, LogSumExpReader(call.query, call.key, log_sum_exp, call.scale, call.mask, call.causal)
-
-    def _acted(self, call: Call, acting: EditingCapture) -> Tensor:
-        """What the layer gives when it takes its steps, in the layout of the call."""
-        apart = call.plain() if call.query.ndim == 4 else self._unfolded(call.plain())
-
-        def run(edited: Call | None) -> Tensor:
-            return (edited or call).run(self.attention).reshape(*apart.query.shape[:3], -1)
-
-        return acting.act(apart, run).reshape(*call.query.shape[:-1], -1)
-
-    def _is_self_attention(self, query: Tensor, key: Tensor) -> bool:
-        if query.shape[-2:-1] != key.shape[-2:-1] or query.shape[-2:-1] != (self.positions,) or query.ndim != key.ndim:
-            return False
-        rows = (query.shape[0], key.shape[0])
-        if query.ndim == 3:
-            return rows[0] == rows[1] and rows[0] % self.batch == 0
-        return query.ndim in (4, 5) and rows == (self.batch, self.batch)
-
-    def _unfolded(self, call: Call) -> Call:
-        """The call with axes (batch, heads, positions, d_head)."""
-        mask = call.mask
-        if mask is not None and mask.ndim > 2:
-            mask = mask.expand(*call.query.shape[:-2], *mask.shape[-2:])
-            mask = _heads_apart(mask, self.batch)
-        query, key, value = (_heads_apart(part, self.batch) for part in (call.query, call.key, call.value))
-        grouped = call.grouped or key.shape[1] != query.shape[1]  # what the axes of groups said
-        return Call(query, key, value, mask, call.dropout, call.causal, call.scale, grouped)
-
-    def through_module(self, *args: Any, **named: Any) -> Any:
-        """`multi_head_attention_forward`: asked for weights it computes the pattern itself, and is read from that."""
-        options = ARGUMENTS.bind(*args, **named).arguments  # some name none of their arguments
-        query, key = options["query"], options["key"]
-        if not self.listens or not options.get("need_weights", True):
-            return self.multi_head(**options)
-        fits = query.ndim == 3 and tuple(query.shape[:2]) == tuple(key.shape[:2]) == (self.positions, self.batch)
-        if isinstance(self.capture, EditingCapture):
-            if self.capture.acts:  # without weights it attends by the function above
-                output, _ = self.multi_head(**{**options, "need_weights": False})
-                return output, _beneath(self, "multi_head")(**options)[1]
-            if self.capture.record_call(query.shape[0], key.shape[0], fits=fits):
-                n_heads = options["num_heads"]
-                self.capture.next(n_heads, n_heads)
-            self.inside = True
-            try:
-                return self.multi_head(**options)
-            finally:
-                self.inside = False
-        if not self.capture.record_call(query.shape[0], key.shape[0], fits=fits):
-            return self.multi_head(**options)
-        if self.capture.alone:
-            others = ~torch.eye(self.positions, dtype=torch.bool, device=query.device)
-            options |= {"attn_mask": others, "key_padding_mask": None, "is_causal": False}
-        self.inside = True
-        try:
-            output, weights = self.multi_head(**{**options, "average_attn_weights": False})
-            if not self.capture.alone:
-                self.capture(PatternReader(weights))
-        finally:
-            self.inside = False
-        return output, weights.mean(dim=1) if options.get("average_attn_weights", True) else weights
-
-
-def _beneath(interceptor: Interceptor, name: Literal["attention", "multi_head"]) -> Callable[..., Any]:
-    """The function that the outermost of the taps stands in for, each around the other."""
-    function: Callable[..., Any] = getattr(interceptor, name)
-    while isinstance(other := getattr(function, "__self__", function), Interceptor):
-        function = getattr(other, name)
-    return function
-
-
-def _heads_apart(part: Tensor, batch: int) -> Tensor:
-    """(batch x heads, ...) or (batch, key heads, group, ...) as (batch, heads, ...)."""
-    return part.unflatten(0, (batch, -1)) if part.ndim == 3 else part.flatten(1, 2)
-
-
-class Watch(TorchFunctionMode):
-    """Sees the attention function under whatever name it was imported."""
-
-    def __init__(self, interceptor: Interceptor) -> None:
-        super().__init__()
-        self.interceptor = interceptor
-        self.aliased = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is self.interceptor.beneath and not self.interceptor.inside:
-            self.aliased += 1
-            return self.interceptor(*args, **(kwargs or {}))
-        if self.interceptor.inside:
-            return func(*args, **(kwargs or {}))
-        if is_flex(func) and self.interceptor.listens:
-            return self.interceptor.flex(func, *args, **(kwargs or {}))
-        args, kwargs = self.before(func, args, kwargs or {})
-        output = self.after(func, args, kwargs, func(*args, **kwargs))
-        if self.interceptor.capture.outputs is not None:
-            self.interceptor.capture.outputs.after(func, args, kwargs, output)
-        return output
-
-    def before(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """What a torch function is called with, in place of what it was."""
-        return args, kwargs
-
-    def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        """What is given back for what a torch function returned."""
-        return output
-
-    def sealed(self) -> str:
-        """Words on what nothing can watch."""
-        running = self.interceptor.capture.running
-        return "" if running is None else sealed_in(running.module)
-
-
-def is_softmax(func: Any, output: Any) -> bool:
-    """Whether a torch function was a softmax that may be attention's."""
-    return getattr(func, "__name__", "") in SOFTMAX and isinstance(output, Tensor) and output.ndim >= 2
-
-
-def each_itself(pattern: Tensor) -> Tensor:
-    """A pattern of this shape and kind in which every position attends to itself only."""
-    return torch.eye(*pattern.shape[-2:], dtype=pattern.dtype, device=pattern.device).expand_as(pattern).clone()
-
-
-Mode = TypeVar("Mode", bound=Watch)
-
-
-def try_out(caller: Caller, trials: Sequence[Tensor], mode: Callable[[Interceptor], Mode]) -> tuple[list[Capture], list[Mode]]:
-    """A forward pass over each trial in which every attention call is seen, and the module that makes it."""
-    captures: list[Capture] = []
-    watches: list[Mode] = []
-    for tokens in trials:
-        running = ModuleTracker(caller.module)
-        interceptor = Interceptor(tokens, Capture(running=running, positions=tokens.shape[1]))
-        with running.following(), watching(interceptor, mode) as watch:
-            caller(tokens)
-        captures.append(interceptor.capture)
-        watches.append(watch)
-    return captures, watches
-
-
-@contextmanager
-def watching(interceptor: Interceptor, mode: Callable[[Interceptor], Mode]) -> Iterator[Mode]:
-    """Every torch function that is called inside the block is looked at."""
-    with patched(interceptor), gradients_allowed(interceptor.capture), Changes() as changes:
-        watch = mode(interceptor)
-        enter_mode(changes, watch)
-        yield watch
-
-
-@contextmanager
-def patched(interceptor: Interceptor) -> Iterator[None]:
-    """The attention functions are replaced inside the block; what has no way around them is kept from being taken."""
-    interceptor.attention, interceptor.multi_head = beneath(F, ATTENTION), beneath(F, MULTI_HEAD)
-    with Changes() as changes:
-        fast = torch.backends.mha, FAST, _no  # one C++ call that computes a whole encoder layer
-        take_over(changes, (F, ATTENTION, interceptor), (F, MULTI_HEAD, interceptor.through_module), fast)
-        yield
-
-
-def is_listened_to() -> bool:
-    """Whether something stands in for the attention functions of this thread."""
-    return isinstance(beneath(F, ATTENTION), Interceptor)
-
-
-def _no() -> bool:
-    return False

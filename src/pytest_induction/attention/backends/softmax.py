@@ -1,4 +1,4 @@
-"""Backend 5: attention written by hand. Every softmax over (positions x positions) is watched, and sdpa calls with it.
+"""Attention written by hand. Every softmax over (positions x positions) is intercepted, and sdpa calls with it.
 
 A softmax is taken for the pattern only if it is followed to a matrix product in which it weighs something as it is: nothing but
 casts, views and changes without effect (dropout while evaluating) lie between. Patterns that are changed on the way, such as the
@@ -14,16 +14,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pytest_induction.attention.axes import PRODUCTS, Axes, Seen, axis_of, find_axes, itself, may_fit
-from pytest_induction.attention.backend import InterceptingBackend, Trials
-from pytest_induction.attention.backends.flex import check_output_is_all
-from pytest_induction.attention.backends.sdpa import Interceptor, Watch, is_softmax, try_out, watching
+from pytest_induction.attention.axes import PRODUCTS, Axes, SeenSoftmax, axis_of, find_axes, itself, may_fit
+from pytest_induction.attention.backend import InterceptingBackend, VerificationInputs
 from pytest_induction.attention.capture import Capture, Span, measuring
-from pytest_induction.attention.edits import Steps
+from pytest_induction.attention.edits import Edits
 from pytest_induction.attention.errors import BackendUnavailable, StopForward
+from pytest_induction.attention.interceptor import (
+    InterceptingMode,
+    Interceptor,
+    check_output_is_all,
+    intercepted,
+    verification_passes,
+)
 from pytest_induction.attention.joining import tensors_in
 from pytest_induction.attention.pattern import PatternReader, QueryChunk
-from pytest_induction.attention.softmax_edits import Editing
+from pytest_induction.attention.softmax_edits import SoftmaxEditor
+from pytest_induction.attention.softmaxes import is_softmax
 from pytest_induction.forward.calling import Caller
 
 TWO_OPERANDS = frozenset({"matmul", "__matmul__", "linalg_matmul", "bmm", "mm", "baddbmm"})  # whose axes are known
@@ -44,44 +50,54 @@ class SoftmaxBackend(InterceptingBackend):
     """Sees patterns where the model computes them itself, whatever its code is. Costs a little per torch function."""
 
     name = "softmax"
-    acts_outside = True
+    reads = (
+        "every softmax over (positions x positions) that weighs something unchanged, in any order of its axes, and "
+        "`sdpa` and `flex_attention` calls beside it"
+    )
+    models = "attention written by hand"
+    makes_patterns = True
+    can_isolate = True
+    edits_outside = True
+    stops = True
+    learns_chunks = True
 
-    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
+    def __init__(self, caller: Caller, inputs: VerificationInputs) -> None:
         self.caller = caller
-        captures, watches = try_out(caller, trials, Traced)
+        captures, modes = verification_passes(caller, inputs.tokens, TracingMode)
         if not captures[0].events:
-            raise BackendUnavailable(f"no softmax seen{watches[0].sealed()}")
-        self.axes = find_axes(watches[0].seen, watches[1].seen, lambda: try_out(caller, (trials[0][:-1],), Traced)[1][0].seen)
-        for capture, watch in zip(captures, watches, strict=True):
+            raise BackendUnavailable(f"no softmax seen{modes[0].sealed()}")
+        fewer = lambda: verification_passes(caller, (inputs.short[:-1],), TracingMode)[1][0].seen  # noqa: E731 - a row less, if need be
+        self.axes = find_axes(modes[0].seen, modes[1].seen, fewer)
+        for capture, mode in zip(captures, modes, strict=True):
             capture.events = [
-                event._replace(fits=event.fits and (number in self.axes or number not in watch.seen))
+                event._replace(fits=event.fits and (number in self.axes or number not in mode.seen))
                 for number, event in enumerate(capture.events)
             ]
-        self.resolve_layers(captures, expected)
-        for watch in watches:
-            watch.check(frozenset(range(watch.interceptor.capture.n_events)) if self.chunked else self.calls)
-        check_output_is_all(self, trials[0], watches)
-        self._editing: Editing | None = None
-        if self.acts:
-            self._editing = Editing(caller, trials[0], self.layers, calls=self.calls, groups=self.groups, axes=self.axes)
+        self.resolve_layers(captures, inputs.expected)
+        for mode in modes:
+            mode.check(frozenset(range(mode.interceptor.capture.n_events)) if self.chunked else self.calls)
+        check_output_is_all(self, inputs.short, modes)
+        self._editor: SoftmaxEditor | None = None
+        if self.can_edit:
+            self._editor = SoftmaxEditor(caller, inputs.short, self.layers, calls=self.calls, groups=self.groups, axes=self.axes)
 
-    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
+    def apply_edits(self, tokens: Tensor, edits: Edits, *, first: int = 0) -> AbstractContextManager[object]:
         self.refuse_chunks()
-        if self._editing is None:
-            raise TypeError("a way that acts knows how")
-        return self._editing.acting(tokens, steps, first=first)
+        if self._editor is None:
+            raise TypeError("a backend that can edit has an editor")
+        return self._editor.apply_edits(tokens, edits, first=first)
 
     @contextmanager
     def intercepting(self, tokens: Tensor, capture: Capture) -> Iterator[None]:
         capture.ends = False  # but when it is known what becomes of the last pattern
-        with watching(Interceptor(tokens, capture), Traced) as watch, suppress(StopForward):
-            watch.follows, watch.axes = FOLLOWED, self.axes
+        with intercepted(Interceptor(tokens, capture), TracingMode) as mode, suppress(StopForward):
+            mode.follows, mode.axes = FOLLOWED, self.axes
             yield
-        watch.check(frozenset(range(capture.n_events)) if self.chunked else self.calls)
+        mode.check(frozenset(range(capture.n_events)) if self.chunked else self.calls)
 
 
-class Form(NamedTuple):
-    """One form that a pattern takes on its way: a tensor, its state then, the softmaxes it is of, and what changed it, if any."""
+class FollowedPattern(NamedTuple):
+    """A pattern as it is on its way: a tensor, its state then, the softmaxes it is of, and what changed it, if any."""
 
     tensor: Tensor
     stamp: tuple[float, float]
@@ -89,56 +105,58 @@ class Form(NamedTuple):
     changed_by: str
 
 
-class Traced(Watch):
+class TracingMode(InterceptingMode):
     """Shows each softmax over (positions x positions) as a layer's pattern, and follows it to the product in which it weighs."""
 
     def __init__(self, interceptor: Interceptor) -> None:
         super().__init__(interceptor)
         self.follows: int | None = None  # how many patterns at a time; None for all
-        self.axes: Mapping[int, Axes] | None = None  # of the softmaxes that are patterns, by their numbers; None in a trial
+        self.axes: Mapping[int, Axes] | None = (
+            None  # of the softmaxes that are patterns, by their numbers; None while that is verified
+        )
         self._ended = False
-        self.seen: dict[int, Seen] = {}  # in a trial, the softmaxes that may be patterns
-        self._forms: dict[int, Form] = {}
+        self.seen: dict[int, SeenSoftmax] = {}  # in a verification pass, the softmaxes that may be patterns
+        self._followed: dict[int, FollowedPattern] = {}
         self._summed: dict[int, tuple[Tensor, frozenset[int]]] = {}  # what patterns weighed, which none may weigh again
-        self._weighted: dict[int, tuple[Tensor, Form]] = {}  # products number by number of values and a pattern, not summed yet
+        self._weighted: dict[int, tuple[Tensor, FollowedPattern]] = {}  # values times a pattern, not summed yet
         self._fate: dict[int, str] = {}  # of each softmax, by the number of its call
 
     def after(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        if not (self._forms or self._weighted or self.interceptor.capture.stopped or is_softmax(func, output)):
+        if not (self._followed or self._weighted or self.interceptor.capture.stopped or is_softmax(func, output)):
             return output
         with measuring():
-            return self._looked_at(func, args, kwargs, output)
+            return self._intercepted(func, args, kwargs, output)
 
-    def _looked_at(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
+    def _intercepted(self, func: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if is_softmax(func, output):
-            seen = Seen(output, axis_of(args, kwargs, output.ndim), self.interceptor.batch, self.interceptor.positions)
+            seen = SeenSoftmax(output, axis_of(args, kwargs, output.ndim), self.interceptor.batch, self.interceptor.positions)
             number = self.interceptor.capture.n_events
-            if self._hears(seen, number):
-                return self._tried(seen, number, args) if self.axes is None else self._shown(seen, number)
-        if self._forms or self._weighted:
+            if self._record_call(seen, number):
+                return self._verified(seen, number, args) if self.axes is None else self._shown(seen, number)
+        if self._followed or self._weighted:
             self._judge(getattr(func, "__name__", ""), args, kwargs, output)
         if self.interceptor.capture.stopped and UNUSED not in self._fate.values() and not self._ended:
-            self._ended = True  # where an interrupt keeps it listening, what is run to clean up is not ended by it too
+            self._ended = True  # where an interrupt keeps it in place, what is run to clean up is not ended by it too
             raise StopForward
         return output
 
-    def _hears(self, seen: Seen, number: int) -> bool:
-        """Whether a softmax is a layer's pattern, or, in a trial, may be one or a part of one."""
+    def _record_call(self, seen: SeenSoftmax, number: int) -> bool:
+        """Whether a softmax is a layer's pattern, or, in a verification pass, may be one or a part of one."""
         shape, key = seen.output.shape, seen.key
         fits = may_fit(shape, key, *seen.size) if self.axes is None else self._axes(number, seen).fits(shape, *seen.size)
         partial = key == len(shape) - 1 in (2, 3) and shape[-2] <= shape[-1] <= seen.positions and shape[0] % seen.batch == 0
         partial = partial and (len(shape) == 3 or shape[0] == seen.batch)
         heads = seen.output.numel() // (seen.batch * (seen.positions**2 if fits else shape[-2:].numel()))
         queries = seen.positions if fits else shape[-2 if key == len(shape) - 1 else -1]
-        heard = self.interceptor.capture.record_call(queries, shape[key], fits=fits, partial=partial, heads=heads)
-        return heard or (partial and self.axes is None)
+        recorded = self.interceptor.capture.record_call(queries, shape[key], fits=fits, partial=partial, heads=heads)
+        return recorded or (partial and self.axes is None)
 
-    def _axes(self, number: int, seen: Seen) -> Axes:
-        """Those that a trial found; as usual where the call of this number was no softmax there."""
+    def _axes(self, number: int, seen: SeenSoftmax) -> Axes:
+        """Those that verification found; as usual where the call of this number was no softmax there."""
         return (self.axes or {}).get(number) or Axes.usual(seen.output.ndim)
 
-    def _tried(self, seen: Seen, number: int, args: Any) -> Tensor:
-        """What a softmax gives in a trial, in which it is followed."""
+    def _verified(self, seen: SeenSoftmax, number: int, args: Any) -> Tensor:
+        """What a softmax gives in a verification pass, in which it is followed."""
         self._follow(seen.output, frozenset({number}))
         self._fate[number] = UNUSED
         self.seen[number] = seen._replace(output=seen.output.detach().clone())
@@ -146,12 +164,12 @@ class Traced(Watch):
             self.interceptor.capture.outputs.given(number, tensors_in(args[:1]))
         return seen.output
 
-    def _shown(self, seen: Seen, number: int) -> Tensor:
+    def _shown(self, seen: SeenSoftmax, number: int) -> Tensor:
         """What is given back for a softmax that is a pattern, or a part of one, which is shown and followed."""
         output, capture = seen.output, self.interceptor.capture
         axes = self._axes(number, seen)
         span = capture.span(*output.shape[-2:]) if capture.chunked else None
-        if capture.alone:
+        if capture.self_only:
             return itself(axes, output, *seen.size) if span is None else _itself_in(span, output)
         self._follow(output, frozenset({number}))
         self._fate[number] = UNUSED
@@ -165,23 +183,25 @@ class Traced(Watch):
         return output
 
     def _let_go(self, numbers: list[int]) -> None:
-        """Follow these patterns no more; that they are used later than that was seen in the trial."""
-        self._forms = {key: form for key, form in self._forms.items() if form.numbers.isdisjoint(numbers)}
+        """Follow these patterns no more; that they are used later than that was seen in verification."""
+        self._followed = {key: followed for key, followed in self._followed.items() if followed.numbers.isdisjoint(numbers)}
         self._summed = {key: held for key, held in self._summed.items() if held[1].isdisjoint(numbers)}
         self._fate |= {number: "" for number in numbers if self._fate[number] == UNUSED}
 
     def _follow(self, tensor: Tensor, numbers: frozenset[int], changed_by: str = "") -> None:
-        self._forms[id(tensor)] = Form(tensor, _stamp(tensor), numbers, changed_by)
+        self._followed[id(tensor)] = FollowedPattern(tensor, _stamp(tensor), numbers, changed_by)
 
     def _judge(self, name: str, args: Any, kwargs: Any, output: Any) -> None:
         """What a function made of the patterns among its arguments: sums weighted by one, the same pattern, or another one."""
         inputs = list(tensors_in([*args, *kwargs.values()]))
         self._sum(name, args, kwargs, inputs, output)
-        found = [form for each in inputs if (form := self._forms.get(id(each))) is not None and form.tensor is each]
+        found = [
+            followed for each in inputs if (followed := self._followed.get(id(each))) is not None and followed.tensor is each
+        ]
         if not found:
             return
-        numbers = frozenset().union(*(form.numbers for form in found))
-        changed_by = next((form.changed_by for form in found if form.changed_by), "")
+        numbers = frozenset().union(*(followed.numbers for followed in found))
+        changed_by = next((followed.changed_by for followed in found if followed.changed_by), "")
         one = found[0].tensor  # what works in place returns its argument, so that its stamp tells
         intact = len(found) == 1 and not changed_by and _stamp(one) == found[0].stamp
         if name in PRODUCTS:
@@ -198,7 +218,7 @@ class Traced(Watch):
             return
         if not (intact and _same(name, one, inputs, output)):
             changed_by = changed_by or name
-            if any(each.ndim > 2 and each.shape[-2:] != one.shape[-2:] for each in inputs if id(each) not in self._forms):
+            if any(each.ndim > 2 and each.shape[-2:] != one.shape[-2:] for each in inputs if id(each) not in self._followed):
                 self._used(numbers, f"changed by `{changed_by}`")  # it meets values, in whatever kind of sum
         for each in tensors_in([output]):
             if each.is_floating_point():  # a comparison picks; what it picks is compared where it is used
@@ -207,18 +227,18 @@ class Traced(Watch):
     def _sum(self, name: str, args: Any, kwargs: Any, inputs: list[Tensor], output: Any) -> None:
         """Where a function is given what a pattern weighs number by number: it sums that over the keys, or changes it."""
         for each in inputs:
-            weighted, form = self._weighted.get(id(each), (None, None))
-            if weighted is not each or form is None:
+            weighted, followed = self._weighted.get(id(each), (None, None))
+            if weighted is not each or followed is None:
                 continue
             del self._weighted[id(each)]
-            intact = _stamp(form.tensor) == form.stamp
-            sums = name == "sum" and intact and _sums_over_keys(form.tensor, each, args, kwargs)
-            self._used(form.numbers, "" if sums else f"changed by `{name if intact else 'mul'}`")
+            intact = _stamp(followed.tensor) == followed.stamp
+            sums = name == "sum" and intact and _sums_over_keys(followed.tensor, each, args, kwargs)
+            self._used(followed.numbers, "" if sums else f"changed by `{name if intact else 'mul'}`")
             if sums and isinstance(output, Tensor) and self.axes is None:
-                self._weighed(form.numbers, [], output)
+                self._weighed(followed.numbers, [], output)
 
     def _weighed(self, numbers: frozenset[int], inputs: list[Tensor], output: Tensor) -> None:
-        """What heads find is followed in a trial."""
+        """What heads find is followed in a verification pass."""
         outputs = self.interceptor.capture.outputs
         if outputs is None:
             return

@@ -1,4 +1,4 @@
-"""Backend 4: TransformerLens hook points, of a `TransformerBridge` or an older hooked model. Nothing is imported for it."""
+"""TransformerLens hook points, of a `TransformerBridge` or an older hooked model. Nothing is imported for it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pytest_induction.attention.backend import InterceptingBackend, Trials
-from pytest_induction.attention.backends.eager import Squares
-from pytest_induction.attention.backends.sdpa import Interceptor, watching
+from pytest_induction.attention.backend import InterceptingBackend, VerificationInputs
 from pytest_induction.attention.capture import Capture
-from pytest_induction.attention.edits import Steps
+from pytest_induction.attention.edits import Edits
 from pytest_induction.attention.errors import BackendNotApplicable, BackendUnavailable
+from pytest_induction.attention.interceptor import Interceptor, intercepted
 from pytest_induction.attention.pattern import PatternReader
-from pytest_induction.attention.softmax_edits import Editing
+from pytest_induction.attention.softmax_edits import SoftmaxEditor
+from pytest_induction.attention.softmaxes import SquareSoftmaxes
 from pytest_induction.forward.calling import Caller
 from pytest_induction.forward.changing import add_hooks
 from pytest_induction.undoing import Changes
@@ -25,15 +25,19 @@ PATTERN = re.compile(r"blocks\.(\d+)\.attn\.hook_pattern")
 
 
 class HookPointBackend(InterceptingBackend):
-    """Listens at `blocks.*.attn.hook_pattern`. TransformerLens computes whole patterns in any case."""
+    """Reads at `blocks.*.attn.hook_pattern`. TransformerLens computes whole patterns in any case."""
 
     name = "TransformerLens hook_pattern"
-
-    acts_outside = True
+    reads = "the pattern at the hook points"
+    models = "`TransformerBridge` and older hooked models"
+    makes_patterns = True
     can_isolate = False  # an edit at a hook point does not reach the values in every version; the points tell the layers
+    edits_outside = True
+    stops = True
+    learns_chunks = False
     groups = None
 
-    def __init__(self, caller: Caller, trials: Trials, expected: int | None) -> None:
+    def __init__(self, caller: Caller, inputs: VerificationInputs) -> None:
         self.caller = caller
         hook_points = getattr(caller.module, "hook_dict", None)
         if not isinstance(hook_points, dict):
@@ -42,34 +46,36 @@ class HookPointBackend(InterceptingBackend):
         self._points: list[nn.Module] = [found[layer] for layer in sorted(found)]
         self.layers = tuple(f"blocks.{layer}.attn" for layer in sorted(found))
         patterns: list[Tensor] = []
-        capture = Capture(lambda _, reader: patterns.append(reader.pattern_of(range(trials[0].shape[1])).clone()))
-        with watching(Interceptor(trials[0], Capture()), Squares) as squares, self.intercepting(trials[0], capture):
-            caller(trials[0])
+        capture = Capture(lambda _, reader: patterns.append(reader.pattern_of(range(inputs.short.shape[1])).clone()))
+        with (
+            intercepted(Interceptor(inputs.short, Capture()), SquareSoftmaxes) as squares,
+            self.intercepting(inputs.short, capture),
+        ):
+            caller(inputs.short)
         if (
             not capture.heads
             or len(capture.heads) != len(self.layers)
-            or (expected is not None and len(capture.heads) != expected)
+            or (inputs.expected is not None and len(capture.heads) != inputs.expected)
         ):
             raise BackendUnavailable(
-                f"{len(capture.heads)} patterns seen at {len(self.layers)} hook points for {expected} layers"
+                f"{len(capture.heads)} patterns seen at {len(self.layers)} hook points for {inputs.expected} layers"
             )
         self.heads = tuple(capture.heads)
-        self.check_names = lambda: None
         self.calls, self.n_calls = frozenset(range(len(capture.heads))), len(capture.heads)
-        self._editing = Editing.of_each(caller, trials[0], self.layers, squares.that_give(patterns))
+        self._editor = SoftmaxEditor.of_each(caller, inputs.short, self.layers, squares.that_give(patterns))
 
-    def acting(self, tokens: Tensor, steps: Steps, *, first: int = 0) -> AbstractContextManager[object]:
+    def apply_edits(self, tokens: Tensor, edits: Edits, *, first: int = 0) -> AbstractContextManager[object]:
         """Acts where the softmaxes are that give what the hook points carry."""
-        return self._editing.acting(tokens, steps, first=first)
+        return self._editor.apply_edits(tokens, edits, first=first)
 
     @contextmanager
     def intercepting(self, tokens: Tensor, capture: Capture) -> Iterator[None]:
-        def heard(module: nn.Module, inputs: Any, pattern: Any) -> None:
+        def intercept(module: nn.Module, inputs: Any, pattern: Any) -> None:
             if not isinstance(pattern, Tensor) or pattern.ndim != 4 or pattern.shape[-1] != tokens.shape[1]:
                 raise BackendUnavailable("`hook_pattern` carries no pattern (batch, heads, positions, positions)")
             if capture.record_call(*pattern.shape[-2:], fits=True):
                 capture(PatternReader(pattern))
 
         with Changes() as changes:
-            add_hooks(changes, self._points, heard)
+            add_hooks(changes, self._points, intercept)
             yield

@@ -13,9 +13,9 @@ from typing import Literal
 
 from pytest_induction.errors import InductionError, RunError, user_facing, whole_number
 from pytest_induction.model.specs import ADAPTER_CONFIG, CONFIG
-from pytest_induction.runs.checkpoints.directories import Directory
 from pytest_induction.runs.checkpoints.layout import SAYS_CHECKPOINT, SHARD, entries, is_weights, named
 from pytest_induction.runs.checkpoints.layouts import expected, layout_at
+from pytest_induction.runs.checkpoints.layouts.directory import Directory
 from pytest_induction.runs.options_named import option
 from pytest_induction.runs.places import Place
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pytest_induction.runs.places import Place
+from pytest_induction.variants import Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,17 +120,20 @@ def entries(place: Place) -> list[str]:
     return place.names() if place.is_dir() else []
 
 
-class Layout(ABC):
+class Layout(Variant, abstract=True):
     """One way in which a training leaves its weights.
 
-    A new one is a class, and a line in `listed.LAYOUTS`. A place is asked about with the names of its entries, none for a file,
-    so that looking costs one listing. What reads is given a path on this machine, and raises `RunError` of one line.
+    A new one is a class in a module of its own, and a line in `layouts.LAYOUTS`. A place is asked about with the names of its
+    entries, none for a file, so that looking costs one listing. What reads is given a path on this machine, and raises `RunError`
+    of one line.
     """
 
     name: ClassVar[str]
     """What messages call it."""
     looks_like: ClassVar[str]
     """By what it is known, for messages and the documentation."""
+    is_of_a_library: ClassVar[bool] = True
+    """Whether a library writes it, so that messages name it; what stands alone, as a file of weights does, anyone writes."""
     maker: ClassVar[Maker] = "factory"
     """What makes the model that the weights are for."""
     refusal: ClassVar[str] = ""
@@ -157,7 +161,7 @@ class Layout(ABC):
         return self.step(path)
 
 
-class NestedLayout(Layout):
+class NestedLayout(Layout, abstract=True):
     """One that other trainers put into a directory inside their own checkpoints."""
 
     @abstractmethod

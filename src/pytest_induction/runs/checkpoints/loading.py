@@ -25,7 +25,6 @@ from pytest_induction.model.load import Loaded, function_named, load_module, mod
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.model.specs import CONFIG, memory_size
 from pytest_induction.observers import attached
-from pytest_induction.runs.checkpoints.directories import Directory
 from pytest_induction.runs.checkpoints.finding import Checkpoint
 from pytest_induction.runs.checkpoints.layout import Layout
 from pytest_induction.runs.checkpoints.reading import check_step, fill, fit, layout_of, on_this_machine, state_of
@@ -204,7 +203,7 @@ def _stored_bytes(layout: Layout, path: Path) -> int:
 def lacks_factory(layout: Layout, checkpoint: Checkpoint) -> str:
     """What to do about weights that come without what makes the model."""
     lacks = "holds weights alone" if checkpoint.kind == "file" else f"has no {CONFIG}"
-    of = "" if checkpoint.kind == "file" or type(layout) is Directory else f"is of {layout.name} and "
+    of = "" if checkpoint.kind == "file" or not layout.is_of_a_library else f"is of {layout.name} and "
     return f"{checkpoint.name} {of}{lacks}: name what makes the model, {option('factory', 'path/file.py:factory')}"
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pytest_induction.errors import RunError
 from pytest_induction.forward.calling import uncompiled
-from pytest_induction.runs.checkpoints.directories import Directory
 from pytest_induction.runs.checkpoints.finding import Checkpoint
 from pytest_induction.runs.checkpoints.layout import DESCRIBES, Layout, Weights
 from pytest_induction.runs.checkpoints.layouts import layout_at
+from pytest_induction.runs.checkpoints.layouts.directory import Directory
 from pytest_induction.runs.places import Place
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")  # what libraries put into names

@@ -9,7 +9,7 @@ import numpy as np
 from pytest_induction.errors import RunError
 from pytest_induction.files import parse_json
 from pytest_induction.runs.checkpoints.finding import Checkpoint
-from pytest_induction.runs.logs.json_document import LARGEST_DOCUMENT, STATE
+from pytest_induction.runs.logs.formats.json_document import LARGEST_DOCUMENT, STATE
 from pytest_induction.runs.logs.read import read_log
 from pytest_induction.runs.places import Place
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pytest_induction.runs.logs.columns import Choice
 from pytest_induction.runs.logs.faults import Faults
 from pytest_induction.runs.places import Line, Place, Reading
+from pytest_induction.variants import Variant
 
 MOST_DIRECTORIES = 500  # that are listed: somebody may name a whole disk
 MOST_NAMES = 2_000  # of a directory, that are looked at
@@ -44,7 +45,7 @@ LONGEST_LINE = 2**22  # bytes
 Row = Mapping[str, Any]
 
 
-class LogFormat(ABC):
+class LogFormat(Variant, abstract=True):
     """One format. To add another: a class of it in a module of its own, and a line in `formats.FORMATS`."""
 
     name: ClassVar[str]  # as `about["format"]` has it
@@ -68,7 +69,7 @@ class LogFormat(ABC):
         """What it holds, row by row: names -> numbers, texts, or objects with more of these. What cannot be used is a fault."""
 
 
-class TextFormat(LogFormat):
+class TextFormat(LogFormat, abstract=True):
     """A format that is a file of text, read once from its beginning."""
 
     def rows(self, place: Place, choice: Choice, faults: Faults) -> Iterator[Row]:

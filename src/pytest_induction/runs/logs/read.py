@@ -24,8 +24,8 @@ from pytest_induction.runs.logs.columns import (
     say_column,
 )
 from pytest_induction.runs.logs.faults import Faults, shown
-from pytest_induction.runs.logs.formats import find_log
-from pytest_induction.runs.logs.json_document import STATE
+from pytest_induction.runs.logs.finding import find_log
+from pytest_induction.runs.logs.formats.json_document import STATE
 from pytest_induction.runs.logs.sorting import RowSorter
 from pytest_induction.runs.logs.table import LARGEST_STEP, STEP, Table
 from pytest_induction.runs.places import Place

@@ -1,4 +1,4 @@
-"""The one list of formats: which of them a file or directory is, and what messages say of them."""
+"""Where a log lies, and of which format it is."""
 
 from __future__ import annotations
 
@@ -6,41 +6,16 @@ import re
 
 from pytest_induction.errors import RunError
 from pytest_induction.runs.logs.columns import listed
-from pytest_induction.runs.logs.delimited import DelimitedTable
 from pytest_induction.runs.logs.format import LogFormat
-from pytest_induction.runs.logs.json_document import STATE, JsonDocument
-from pytest_induction.runs.logs.json_lines import JsonLines
-from pytest_induction.runs.logs.mlflow import MlflowStore
-from pytest_induction.runs.logs.plain_text import PlainText
-from pytest_induction.runs.logs.tensorboard import EventFiles
-from pytest_induction.runs.logs.wandb_files import WandbFiles
+from pytest_induction.runs.logs.formats import FORMATS, endings, expected
+from pytest_induction.runs.logs.formats.json_document import STATE
 from pytest_induction.runs.places import Place
 
-FORMATS: tuple[LogFormat, ...] = (
-    JsonDocument(),
-    EventFiles(),
-    WandbFiles(),
-    MlflowStore(),
-    JsonLines(),
-    DelimitedTable(),
-    PlainText(),  # whatever else is text
-)
-"""In the order in which they are tried; the first that fits is it."""
 CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})")
 HEAD = 2**16  # bytes from which it is told what kind of log a file is
 WITH_MANY_USES = (".log",)  # an ending of files that may hold anything
 _PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _DATABASE = b"SQLite format 3"
-
-
-def expected() -> str:
-    """What can be read, for messages."""
-    return ", ".join(each.what for each in FORMATS)
-
-
-def endings() -> tuple[str, ...]:
-    """Of files that are taken for the log of the directory that holds one."""
-    return tuple(ending for each in FORMATS for ending in each.endings)
 
 
 def find_log(place: Place) -> tuple[LogFormat, Place]:

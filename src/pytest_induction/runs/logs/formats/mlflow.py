@@ -70,6 +70,9 @@ def _values(file: Place, faults: Faults) -> Iterator[tuple[int, str]]:
     with file.open() as stream:
         reading = Reading(stream)
         for line, text in text_lines(reading, faults):
+            if not line.ended:
+                faults.note(f"{file.name}: its last line, {line.number}, has no end: it may be cut off and is left out")
+                continue
             found = _VALUE.fullmatch(text.strip())
             if found is not None:
                 yield int(found[2]), found[1]

@@ -10,7 +10,7 @@ from pytest_induction.errors import RunError
 from pytest_induction.runs.logs.columns import Choice, guess
 from pytest_induction.runs.logs.faults import Faults
 from pytest_induction.runs.logs.format import Row, TextFormat, as_text, text_lines
-from pytest_induction.runs.logs.plain_text import says_something
+from pytest_induction.runs.logs.formats.plain_text import says_something
 from pytest_induction.runs.logs.sorting import MOST_COLUMNS
 from pytest_induction.runs.places import Line, Place, Reading
 

@@ -13,7 +13,7 @@ from pytest_induction.files import DOCUMENT, parse_json
 from pytest_induction.runs.logs.columns import MOST_SHOWN, Choice, guess, is_epoch, listed
 from pytest_induction.runs.logs.faults import Faults, shown
 from pytest_induction.runs.logs.format import LONGEST_LINE, Row, TextFormat, as_text
-from pytest_induction.runs.logs.json_lines import BRACE, is_rows
+from pytest_induction.runs.logs.formats.json_lines import BRACE, is_rows
 from pytest_induction.runs.places import Place, Reading
 
 STATE = "trainer_state.json"

@@ -1,18 +1,18 @@
-"""Directories with the weights of one step, as transformers, peft, accelerate, OLMo and litgpt write them, or an own loop."""
+"""A directory with the weights of one step: one file, or shards and their index. Layouts of libraries derive from it."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from pytest_induction.errors import RunError, reason
 from pytest_induction.files import DOCUMENT, inside, open_regular, tree_of
-from pytest_induction.model.specs import ADAPTER_CONFIG, CONFIG
 from pytest_induction.runs.checkpoints.layout import SHARD, Layout, Weights, is_weights
-from pytest_induction.runs.checkpoints.single_files import Safetensors, TorchFile
+from pytest_induction.runs.checkpoints.layouts.safetensors import Safetensors
+from pytest_induction.runs.checkpoints.layouts.torch_file import TorchFile
 from pytest_induction.runs.places import Place
 
 INDICES = ("model.safetensors", "pytorch_model.bin")  # each alone, or as shards that an index names
@@ -20,11 +20,9 @@ TRAINER_STATE = "trainer_state.json"
 EARLY = 2**16  # bytes of one with a very long history, which comes after the step
 
 
-class Directory(Layout):
+class WeightsDirectory(Layout, abstract=True):
     """A directory with one file of weights, or an index and its shards, and what a trainer left beside them."""
 
-    name = "a directory with one file of weights"
-    looks_like = f"a directory with {' or '.join(INDICES)}, their shards and index, or one other file of weights"
     weights: ClassVar[tuple[str, ...]] = INDICES
     """The names that the file of weights may have; tried in this order."""
     is_only_these: ClassVar[bool] = False
@@ -77,58 +75,12 @@ class Directory(Layout):
         return said if said is not None else next((step for step in steps if step is not None), None)
 
 
-class Transformers(Directory):
-    """As `save_pretrained` and the Trainer write it: its config says which model it is."""
+class Directory(WeightsDirectory):
+    """One that nothing else tells more of, as loops of one's own write it."""
 
-    name = "Hugging Face transformers"
-    looks_like = f"a directory with {CONFIG} and the weights, as save_pretrained and the Trainer write it"
-    maker = "transformers"
-    beside = (CONFIG,)
-    is_only_these = True
-
-
-class Adapter(Directory):
-    """An adapter of PEFT, which names its base."""
-
-    name = "PEFT adapters"
-    looks_like = f"a directory with {ADAPTER_CONFIG} and adapter_model.safetensors"
-    maker = "transformers"
-    weights = ("adapter_model.safetensors", "adapter_model.bin")
-
-    def fits(self, place: Place, names: Sequence[str]) -> bool:
-        del place
-        return ADAPTER_CONFIG in names
-
-
-class Accelerate(Directory):
-    """As `Accelerator.save_state` writes it: weights, and random states of every process."""
-
-    name = "accelerate"
-    looks_like = "a directory with model.safetensors or pytorch_model.bin beside random_states_0.pkl"
-    beside = ("random_states_0.pkl",)
-    is_only_these = True
-
-
-class Olmo(Directory):
-    """An unsharded checkpoint of OLMo: the model beside the states of its optimiser and its trainer."""
-
-    name = "OLMo"
-    looks_like = "a directory with model.pt (or model.safetensors) beside train.pt"
-    weights = ("model.safetensors", "model.pt")
-    beside = ("train.pt",)
-    is_only_these = True
-
-    def parts(self, place: Place, names: Sequence[str]) -> Iterator[str]:
-        return (name for name in super().parts(place, names) if name != "train.pt")
-
-
-class LitGPT(Directory):
-    """As litgpt writes it: `lit_model.pth`, and what model it is in a file of its own."""
-
-    name = "litgpt"
-    looks_like = "a directory with lit_model.pth, as litgpt writes it beside model_config.yaml"
-    weights = ("lit_model.pth",)
-    is_only_these = True
+    name = "a directory with one file of weights"
+    looks_like = f"a directory with {' or '.join(INDICES)}, their shards and index, or one other file of weights"
+    is_of_a_library = False
 
 
 def _file(path: Path) -> Layout:
