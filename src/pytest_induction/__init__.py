@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pytest_induction.behaviour.outcomes import Behaviour, Masses, Outcome, evaluate_probes
     from pytest_induction.causal.circuit import assert_induction_circuit
     from pytest_induction.causal.in_context import assert_ablation_removes_icl
+    from pytest_induction.claims import Claim, register_claim
     from pytest_induction.comparison.continuity import assert_continuity
     from pytest_induction.comparison.preserved import assert_heads_preserved, profile_of
     from pytest_induction.comparison.profiles import HeadsProfile
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         TextError,
         UnsupportedModel,
     )
+    from pytest_induction.expectations import expect
     from pytest_induction.fixture import Induction
     from pytest_induction.heads.composition import CompositionScores, measure_composition
     from pytest_induction.heads.copying import CopyingScores, measure_copying
@@ -120,6 +122,7 @@ _HOME = {
     "behaviour.outcomes": ("Behaviour", "Masses", "Outcome", "evaluate_probes"),
     "causal.circuit": ("assert_induction_circuit",),
     "causal.in_context": ("assert_ablation_removes_icl",),
+    "claims": ("Claim", "register_claim"),
     "comparison.continuity": ("assert_continuity",),
     "comparison.preserved": ("assert_heads_preserved", "profile_of"),
     "comparison.profiles": ("HeadsProfile",),
@@ -137,6 +140,7 @@ _HOME = {
         "TextError",
         "UnsupportedModel",
     ),
+    "expectations": ("expect",),
     "fixture": ("Induction",),
     "heads.composition": ("CompositionScores", "measure_composition"),
     "heads.copying": ("CopyingScores", "measure_copying"),
@@ -221,6 +225,7 @@ __all__ = [
     "Behaviour",
     "Change",
     "Checkpoint",
+    "Claim",
     "CompositionScores",
     "CopyingScores",
     "DistanceScores",
@@ -294,6 +299,7 @@ __all__ = [
     "check_property",
     "completes_repeats",
     "evaluate_probes",
+    "expect",
     "expose_attention",
     "find_checkpoints",
     "find_counterexample",
@@ -319,6 +325,7 @@ __all__ = [
     "measure_virtual_heads",
     "prefers_longer_match",
     "profile_of",
+    "register_claim",
     "run_with",
     "scale",
     "smear",

@@ -153,7 +153,7 @@ def test_a_failure_says_it_after_the_score_of_each_head():
         nearest=(head("previous"),),
         thresholds={"min_prefix_matching": 0.3, "match_length": 1.0},
     )
-    told = failure_text(found, Verdict.SHOWN)
+    told = failure_text(found)
     first = "L1H0 0.900 (0.850..0.950) [needs 2 matching tokens, up to 17 back]"
     assert f"  heads: {first}, L1H0 0.900 (0.850..0.950) (threshold 0.300; chance gives L1H0 0.050)" in told
     assert told.endswith("allow longer matches with `match_length=`, or leave it out")
@@ -171,7 +171,7 @@ def test_of_the_sums_of_many_layers_the_highest_are_told():
         about,
         estimates={"advantage": exactly(1.0, "nats"), **summed},
     )
-    told = next(line for line in failure_text(found, Verdict.SHOWN).splitlines() if line.startswith("  behaviour: "))
+    told = next(line for line in failure_text(found).splitlines() if line.startswith("  behaviour: "))
     assert told.count("summed") == 3
     for layer in (17, 4, 21):  # 29, 28 and 27 hundredths
         assert f"summed prefix matching of layer {layer} " in told

@@ -14,7 +14,7 @@ from pytest_induction.formatting import fitted
 from pytest_induction.observers import emit
 from pytest_induction.probes.sequences import ProbeSequence, line
 from pytest_induction.progress import progress
-from pytest_induction.properties.claims import Claim, Example, Property
+from pytest_induction.properties.claims import Example, Property, PropertyClaim
 from pytest_induction.records import Estimate, Evidence, Provenance, Verdict
 from pytest_induction.runs.checkpoints.trainings import is_training, opened
 from pytest_induction.runs.lines import hunted_steps, labels_of
@@ -132,7 +132,7 @@ def assert_property_holds(
     from pytest_induction.model.load import load_model
     from pytest_induction.properties.hunt import Hunt, strategy_for
 
-    claim = Claim.of(_meant(property), dict(options or {}))
+    claim = PropertyClaim.of(_meant(property), dict(options or {}))
     most = whole_number("max_examples", max_examples, least=1)
     hunt = Hunt(load_model(model), claim)
     with progress(str(claim), most):
@@ -149,7 +149,7 @@ def assert_property_holds(
         near = "" if margin is None else f", by {margin:.3g} at least: {worst!r}"
         summary = f"{claim} holds on all of {hunt.n_examples} generated sequences{near}"
         evidence = Evidence("property_holds", Verdict.SHOWN, "holds", summary, about, confidence=None)
-    return expect(evidence, Verdict.SHOWN)
+    return expect(evidence)
 
 
 @user_facing
@@ -178,17 +178,17 @@ def assert_property_holds_from(
 
     >>> assert_property_holds_from(run, property="completes_repeats", before_tokens=2e6)              # doctest: +SKIP
     """
-    claim = Claim.of(_meant(property), dict(options or {}))
+    claim = PropertyClaim.of(_meant(property), dict(options or {}))
     most = whole_number("max_examples", max_examples, least=1)
     bars = checked_bounds(before_tokens=before_tokens, before_steps=before_steps)
     chosen = _probes(probes, probe_options, claim)
     history = found_over(run, claim, probes=chosen, most=most, seed=seed, factory=None, bisect=bisect, climb=False)
-    return expect(judged_over(history, claim, thresholds=bars), Verdict.SHOWN)
+    return expect(judged_over(history, claim, thresholds=bars))
 
 
 def found_over(
     given: TrainingLike,
-    claim: Claim,
+    claim: PropertyClaim,
     *,
     probes: Any,
     most: int,
@@ -216,7 +216,11 @@ def found_over(
 
 
 def judged_over(
-    history: PropertyOverTraining, claim: Claim, *, holds_from: int | None = None, thresholds: Mapping[str, float] | None = None
+    history: PropertyOverTraining,
+    claim: PropertyClaim,
+    *,
+    holds_from: int | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> Evidence:
     """The verdict on what was found: at all snapshots from a step on, or from some snapshot on that comes before the bounds."""
     thresholds = thresholds or {}
@@ -231,11 +235,11 @@ def judged_over(
         thresholds=dict(thresholds),
         confidence=None,
         next_step=settle,
-        expected=Verdict.SHOWN,
+        is_asserted=True,
     )
 
 
-def failure_of(history: PropertyOverTraining, claim: Claim, evidence: Evidence) -> tuple[str, Example | None]:
+def failure_of(history: PropertyOverTraining, claim: PropertyClaim, evidence: Evidence) -> tuple[str, Example | None]:
     """The message of a training that fails, and the smallest sequence that fails at the last snapshot at which one does."""
     step = history.fails_until
     example = None if step is None else history.counterexamples[step]
@@ -401,7 +405,7 @@ def _meant(given: PropertyName | Property) -> str | Property:
     return function_named(given)
 
 
-def _probes(probes: Any, options: Mapping[str, Any] | None, claim: Claim) -> Any:
+def _probes(probes: Any, options: Mapping[str, Any] | None, claim: PropertyClaim) -> Any:
     """What draws the sequences: a strategy by its name with its options, lists as the pairs that they stand for in a file."""
     if not options:
         return probes
@@ -415,7 +419,7 @@ def _probes(probes: Any, options: Mapping[str, Any] | None, claim: Claim) -> Any
     return drawn
 
 
-def _given(claim: Claim) -> str:
+def _given(claim: PropertyClaim) -> str:
     return "".join(f", {name}={value!r}" for name, value in claim.options.items())
 
 
@@ -493,7 +497,7 @@ def check_property(
     >>> check_property(model, "completes_repeats", max_loss=2.0)             # doctest: +SKIP
     >>> check_property("checkpoints", "completes_repeats", holds_from=2000)  # doctest: +SKIP
     """
-    claim = Claim.of(property, options)
+    claim = PropertyClaim.of(property, options)
     most = whole_number("max_examples", max_examples, least=1)
     if holds_from is not None:
         whole_number("holds_from", holds_from, least=0)
@@ -545,7 +549,7 @@ def find_counterexample(
     >>> found = find_counterexample(model, "completes_repeats")              # doctest: +SKIP
     >>> found.period, found.tokens                                           # doctest: +SKIP
     """
-    claim = Claim.of(property, options)
+    claim = PropertyClaim.of(property, options)
     most = whole_number("budget", budget, least=1)
     if is_training(model):
         given: Any = model
@@ -570,7 +574,7 @@ def held(hunt: Hunt) -> str:
 
 def evidence_of(hunt: Hunt, verdict: Verdict, reason: str, summary: str, name: str = "") -> Evidence:
     """What the report gets. Examples are searched for and not a sample, so no confidence is stated."""
-    return Evidence(name or hunt.name, verdict, reason, summary, about(hunt), confidence=None, expected=Verdict.SHOWN)
+    return Evidence(name or hunt.name, verdict, reason, summary, about(hunt), confidence=None, is_asserted=True)
 
 
 def about(hunt: Hunt) -> Provenance:
@@ -593,7 +597,7 @@ def _failure(hunt: Hunt, example: Example) -> PropertyFailed:
     return PropertyFailed(message, example)
 
 
-def _over_training(history: PropertyOverTraining, claim: Claim, holds_from: int | None) -> PropertyOverTraining:
+def _over_training(history: PropertyOverTraining, claim: PropertyClaim, holds_from: int | None) -> PropertyOverTraining:
     """What was found of a training where the property holds as it must; else the error."""
     evidence = judged_over(history, claim, holds_from=holds_from)
     emit(evidence)
@@ -601,7 +605,7 @@ def _over_training(history: PropertyOverTraining, claim: Claim, holds_from: int 
         return history
     if evidence.verdict is Verdict.REFUTED:
         raise PropertyFailed(*failure_of(history, claim, evidence))
-    raise ExpectationFailed(failure_text(evidence, Verdict.SHOWN), evidence)
+    raise ExpectationFailed(failure_text(evidence), evidence)
 
 
 def _refuse_of_training(**given: Any) -> None:
