@@ -155,10 +155,8 @@ def place_of(name: str) -> int:
 def next_step_for(name: str, reason: str, about: str) -> str:
     """What to do about a reason: what the claim itself says, else one of the same subject, whose reasons it takes over; or ""."""
     own = _CLAIMS.get(name)
-    return next(
-        (each.next_steps[reason] for each in (*([own] if own else []), *claims(about)) if reason in each.next_steps),
-        "",
-    )
+    others = (each for each in _CLAIMS.values() if each.about in (about, ""))
+    return next((each.next_steps[reason] for each in (*([own] if own else []), *others) if reason in each.next_steps), "")
 
 
 def snapshot() -> Mapping[str, Claim]:

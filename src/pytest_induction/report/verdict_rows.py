@@ -48,7 +48,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """One verdict of one test. `heads` are rows of cells below `head_columns`."""
+    """One verdict of one test. `heads` are rows of cells below `head_columns`.
+
+    `chart` is the one that shows most of it: model, fingerprint of its weights, kind.
+    """
 
     claim: str
     verdict: str
@@ -64,6 +67,7 @@ class VerdictRow:
     measured: str
     next: str
     notes: tuple[str, ...]
+    chart: tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ def _verdict(evidence: Evidence) -> VerdictRow:
         measured_on(evidence.provenance),
         next_step(evidence),
         evidence.provenance.notes,
+        (evidence.provenance.model, evidence.provenance.fingerprint, claim.chart if claim is not None else ""),
     )
 
 
