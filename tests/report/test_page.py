@@ -86,6 +86,13 @@ def test_a_page_is_well_formed(small):
     assert targets and set(targets) <= set(ids)
 
 
+def test_a_verdict_names_the_chart_that_shows_most_of_it(small):
+    """As its claim's record says, where that was drawn."""
+    targets = [attrs["href"] for tag, attrs in small.tags if tag == "a"]
+    assert targets.count("#model-1-heads") == targets.count("#model-1-text") == 2  # of the contents, and of its verdict
+    assert targets.count("#model-1-repeats") == 2 and targets.count("#model-1-composition") == 1
+
+
 def test_nothing_is_loaded(small):
     """No element names an address outside the page."""
     named = [

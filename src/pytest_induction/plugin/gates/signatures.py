@@ -100,7 +100,7 @@ def _kinds(annotation: ast.expr) -> Iterator[str]:
             if outer == OPTIONAL:
                 yield "None"
             return
-    yield ast.unparse(_Short().visit(annotation))
+    yield ast.unparse(_Short().visit(annotation)).replace("NoneType", "None")
 
 
 class _Short(ast.NodeTransformer):
