@@ -35,6 +35,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-cache > $(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
 	$(BIN)/python benchmarks/paper_table.py --check
 	$(BIN)/python docs/theme/map.py --check
+	$(BIN)/python docs/theme/claims.py --check
 
 wheel: $(STAMP)  ## build the wheel, and install it into an environment of its own beside what it needs
 	rm -rf dist $(WHEEL)

@@ -4,10 +4,13 @@ from pytest_induction.behaviour.claims import assert_copies_repeats as assert_co
 from pytest_induction.behaviour.claims import assert_learns_in_context as assert_learns_in_context
 from pytest_induction.causal.circuit import assert_induction_circuit as assert_induction_circuit
 from pytest_induction.causal.in_context import assert_ablation_removes_icl as assert_ablation_removes_icl
+from pytest_induction.claims import Claim as Claim
+from pytest_induction.claims import register_claim as register_claim
 from pytest_induction.comparison.continuity import assert_continuity as assert_continuity
 from pytest_induction.comparison.preserved import assert_heads_preserved as assert_heads_preserved
 from pytest_induction.errors import ExpectationFailed as ExpectationFailed
 from pytest_induction.errors import InductionError as InductionError
+from pytest_induction.expectations import expect as expect
 from pytest_induction.fixture import Induction as Induction
 from pytest_induction.heads.composition import measure_composition as measure_composition
 from pytest_induction.heads.copying import measure_copying as measure_copying

@@ -1,4 +1,4 @@
-"""A verdict against what was expected of it: the text of a failed assertion, and the one place that raises."""
+"""What every assertion ends in: the text of one that fails, and the one place that raises."""
 
 from __future__ import annotations
 
@@ -6,111 +6,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from pytest_induction.claims import BOTH_SIDES, MODEL, RUN, claim_named, next_step_for
 from pytest_induction.errors import ArgumentError, ExpectationFailed
 from pytest_induction.formatting import everywhere, fitted
 from pytest_induction.heads.criteria import MATCHES, MIN_PREFIX_MATCHING, PERIOD_DETECTOR, SILENT, SUPPRESSES
 from pytest_induction.observers import emit
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
 
-NEXT = {
-    "no_head_matches": "if heads are expected: train further, or see every head with `measure_heads(model)`",
-    "copies_without_a_head": "see every head with `measure_heads(model)`, pairs with `measure_virtual_heads(model)`",
-    "copies_through_pairs": "with `allow_virtual=True` two heads in a row are enough; see `measure_virtual_heads(model)`",
-    "formed_virtual": "with `allow_virtual=False` only single heads count",
-    "suppresses_what_it_matches": "a head that lowers what it finds suppresses copies; ablate it to see",
-    "dormant": "heads may wake on other data: measure on your own with `measure_heads(model, tokens=...)`",
-    "matches_without_copying": "see what heads write with `measure_copying(model)`, or see `measure_ablations(model)`",
-    "copying_unclear": "draw more sequences with `max_sequences=`; the threshold is `min_advantage=`",
-    "heads_unclear": "draw more sequences with `max_sequences=`; `find_induction_heads(model)` lists what is not clear",
-    "weak_or_shared": "see every head with `measure_heads(model)`; less than `max_prefix_matching=` counts as none, "
-    "`min_prefix_matching=` as an induction head",
-    "silent": "see what the loss rises by without each head: `measure_ablations(model)`",
-    "period_detector": "see irregular distances with `measure_match_lengths(model)`; train on repeats of varied distance",
-    "needs_longer_match": "see `measure_match_lengths(model)`; allow longer matches with `match_length=`, or leave it out",
-    "match_length_unclear": "see `measure_match_lengths(model)`; allow more with `max_sequences=`, or leave `match_length=` out",
-    "in_longer_rows": "see how far heads reach with `measure_distances(model)`; less than `max_prefix_matching=` counts as none",
-    "late_in_rows": "see which positions match with `measure_heads(model, tokens=...)`; less than `max_prefix_matching=` counts "
-    "as none",
-    "at_short_distances": "see how far heads reach with `measure_distances(model)`; less than `max_prefix_matching=` counts as "
-    "none",
-    "other_first_token": "if the model is used so, declare it (`bos_token_id` of its config); see such rows with "
-    "`measure_heads(model, tokens=...)`; less than `max_prefix_matching=` counts as none",
-    "counts_back": "a head trained on one period only counts back: train on repeats of varied distance",
-    "does_not_copy": "see `measure_heads(model)` for its heads; a lower threshold is `min_accuracy=`",
-    "does_not_learn": "compare with a model trained further on the same text; the threshold is `max_score=`",
-    "formed": "the heads are named above; `measure_heads(model)` shows every one",
-    "no_induction_head": "see every head with `measure_heads(model)`, or name some with `heads=`",
-    "removes_too_little": "see every head with `measure_ablations(model)`; the threshold is `min_share=`",
-    "no_more_than_controls": 'what others do is "control" above; see every head with `measure_ablations(model)`',
-    "nothing_to_remove": "train further, or measure on a text from which the model learns in context",
-    "kinds_disagree": "see each kind alone with `how=`; zero is far from what many heads give",
-    "no_controls": "name fewer heads with `heads=`, so that others of their layers are left to compare with",
-    "nothing_moves": "see what is read of the model: `python -m pytest_induction doctor`",
-    "differs": "see each member with `measure_heads(model)`; what counts as alike is `margins=`",
-    "does_not_generalize": "see every head with `measure_generality(model)`; what means alike is `classes=` and `pairs=`",
-    "first_layer": "a first layer can only do it where keys see the token before, as smeared ones do",
-    "weights_disagree": "see the weights of all heads with `measure_composition(model)` and `measure_copying(model)`",
-    "not_through_keys": "what the head finds its place by is not known: `intervene(model, ...)` tries other paths",
-    "no_previous_token_head": "a lower threshold is `min_previous_token=`; `measure_heads(model)` shows every head",
-    "behaviour_lost": "heads are told apart from behaviour above; what may be lost is `margins=`",
-    "mechanism_lost": "see both models with `measure_heads(model)`; how many heads may go is `max_lost=`, how much `margins=`",
-    "both_lost": "see both models with `measure_heads(model)`; what may be lost is `margins=`",
-    "fails": "look at the sequence alone with `check_property(model, ..., probes=[...])`",
-    "holds": "more sequences are `max_examples=`",
-    "nothing_to_preserve": "compare with a model that has heads: `measure_heads(model)` shows what the one before has",
-}
-NEXT_OF_RUN = {
-    "no_change": "if a change is expected: train further; what counts as one is `min_change=`",
-    "gradual": "what counts as abrupt is `max_width=`, in decades",
-    "formed": "when and how fast it was stands above",
-    "matches_without_copying": "the head may suppress what it finds: `measure_copying` on a checkpoint tells",
-    "too_late": "what is allowed is `before_tokens=`, or the bound in steps",
-    "two_steps": "see both with `python -m pytest_induction draw RUN`; whether it is there in the end tells `assert_formed`",
-    "behaviour_apart": "what the head matches may be used only later: see both with `python -m pytest_induction draw RUN`",
-    "not_there": "train further; thresholds are `min_prefix_matching=` and `min_advantage=`",
-    "differs": "what counts as alike is `margins=`; a margin of None leaves a measure out",
-    "no_turn": "the path of token losses does not turn: see docs/runs.md#the-turn, or ask without (turn=False)",
-    "turn_apart": "the path turns elsewhere: see docs/runs.md#the-turn, or ask without (turn=False)",
-    "apart": "what counts as together is `margin=`, in decades",
-    "nothing_moves": "how far it must move is `margin=`, in decades",
-    "induction_stays": "how far it must move is `margin=`, in decades",
-    "icl_stays": "how far it must move is `margin=`, in decades",
-    "changes_apart": "what counts as together is `together=`, in decades",
-    "moves_apart": "what counts as together is `together=`, in decades",
-    "later": "what is allowed is `margin=`, in decades; onsets vary with the seed of a training",
-    "onset_unclear": "record more snapshots around the onset, in both runs",
-    "previous_later": "trainings differ in the order: leave `gate=` out to have it reported only",
-    "order_unclear": "record more snapshots around the changes, or leave `gate=` out",
-    "no_two_changes": "train further, or record heads too; what counts as a change is `min_change=`",
-    "not_sane": "see the loss: `python -m pytest_induction draw RUN`; a lower learning rate may keep it from diverging",
-    "few_snapshots": "record the training more often",
-    "no_head_matches": "train further; a lower threshold is `min_prefix_matching=`",
-    "lost": "see `run.best_of_heads('prefix_matching')` for when it was lost",
-    "holds": "which sequences were looked at is in `run.snapshots[...].hunts`; more are `max_examples=`",
-    "fails_at_the_end": "train further, or ask less of the property, as `min_accuracy` does",
-    "fails_later": "see all of them with `check_property(...)` without `holds_from=`, or ask less of the property",
-    "never_there": "train further, or lower `min_prefix_matching=`",
-}
 ABOUT = ("icl_", "turn_")  # what a reason is about, where it is that of another series than heads
 MOST_HEADS, MOST_SERIES = 5, 5
-BARS = {
-    "repeat_accuracy": "min_accuracy",
-    "icl_score": "max_score",
-    "lost_through_keys": "min_share",
-    "lag": "margin",
-    "turn_lag": "margin",
-    "onset_lag": "margin",
-    "induction_shift": "margin",
-    "icl_shift": "margin",
-    "shift_difference": "together",
-    "final": "min_prefix_matching",
-    "end_tokens": "before_tokens",
-    "end_steps": "before_steps",
-    "holds_from_tokens": "before_tokens",
-    "holds_from_steps": "before_steps",
-}
-"""What an estimate is held against, where the names do not say so themselves."""
-ONE_SIDED = ("onset_lag", "induction_shift", "icl_shift")  # of those that are held against a margin
 MATCHING = (MATCHES, SUPPRESSES, SILENT)  # kinds of heads that match, whatever they write
 MATCH_LENGTHS = {
     "1": "on 1 matching token",
@@ -121,13 +25,12 @@ MATCH_LENGTHS = {
 SUMMED = "summed prefix matching of layer "  # an estimate for each layer, of which the highest are told
 MOST_LAYERS = 3
 WORDS = {"final": "prefix matching at the end"}
-ESTIMATES = {"continuity": "largest differences", "heads_preserved": "losses"}  # what estimates are, where no behaviour
 
 
-def failure_text(evidence: Evidence, wanted: Verdict) -> str:
+def failure_text(evidence: Evidence) -> str:
     """The whole message, at most 25 lines of 300 characters: verdict, what was seen, where it was measured, what to do."""
     evidence = everywhere(evidence)
-    first = f"{evidence.claim} is {evidence.verdict}, expected {wanted}: {evidence.summary}"
+    first = f"{evidence.claim} is {evidence.verdict}, expected {Verdict.SHOWN}: {evidence.summary}"
     facts = _of_run(evidence) if evidence.provenance.is_run else _of_model(evidence)
     return fitted(first, facts, f"  measured: {measured_on(evidence.provenance)}", f"  next: {next_step(evidence)}")
 
@@ -135,7 +38,9 @@ def failure_text(evidence: Evidence, wanted: Verdict) -> str:
 def _of_model(evidence: Evidence) -> list[str]:
     """Heads, pairs of them, and what the model does."""
     pairs = ", ".join(map(_pair, evidence.pairs[:MOST_HEADS]))
-    found = {"heads": _heads(evidence), "pairs": pairs, ESTIMATES.get(evidence.claim, "behaviour"): _estimates_line(evidence)}
+    claim = claim_named(evidence.claim)
+    estimates = claim.estimates if claim is not None else "behaviour"
+    found = {"heads": _heads(evidence), "pairs": pairs, estimates: _estimates_line(evidence)}
     return [f"  {name}: {said}" for name, said in found.items() if said]
 
 
@@ -166,10 +71,10 @@ def next_step(evidence: Evidence) -> str:
     """What to do: what would settle it, or what is known of the reason; a page, for a reason of which nothing is."""
     if evidence.next_step:
         return evidence.next_step
-    if not evidence.provenance.is_run:
-        return NEXT.get(evidence.reason, "see docs/metrics.md")
+    is_run = evidence.provenance.is_run
     shorter = next((evidence.reason.removeprefix(about) for about in ABOUT if evidence.reason.startswith(about)), "")
-    return NEXT_OF_RUN.get(evidence.reason) or NEXT_OF_RUN.get(shorter, "see docs/runs.md")
+    found = (next_step_for(evidence.claim, reason, RUN if is_run else MODEL) for reason in (evidence.reason, shorter) if reason)
+    return next(filter(None, found), "see docs/runs.md" if is_run else "see docs/metrics.md")
 
 
 def _change(change: Change) -> str:
@@ -251,23 +156,26 @@ def spanned(estimate: Estimate, digits: int = 3) -> str:
 
 def with_bars(evidence: Evidence) -> Iterator[tuple[str, Estimate, tuple[float, ...]]]:
     """Each estimate by its name, with what it was held against: one threshold, both ends of a margin, or nothing."""
-    bars = dict(evidence.thresholds)
-    if "onset_lag" in evidence.estimates:  # the margin is of that one alone
-        bars = {"min_onset_lag": bars.pop("margin", 0.0), **bars}
+    claim = claim_named(evidence.claim)
+    held = {} if claim is None else claim.held_against
     for name, estimate in evidence.estimates.items():
-        yield name, estimate, _bars(name, bars, estimate.unit)
+        yield name, estimate, _bars(_argument(name, held), name, evidence.thresholds, estimate.unit)
 
 
-def _bars(name: str, bars: Mapping[str, float], unit: str) -> tuple[float, ...]:
-    of_kind = "min_share" if name.startswith("share ") else "min_excess" if unit == "excess" else ""
-    together = "together" if name == "lag" else ""  # where there is one, a margin is of something else
+def _argument(name: str, held: Mapping[str, str]) -> str:
+    """By which argument a claim judges an estimate; "" where its record does not say."""
+    of_many = (bar for start, bar in held.items() if start.endswith("*") and name.startswith(start[:-1]))
+    return held.get(name) or next(of_many, "")
+
+
+def _bars(argument: str, name: str, bars: Mapping[str, float], unit: str) -> tuple[float, ...]:
+    sided = argument.removeprefix(BOTH_SIDES)
+    if sided in bars:
+        return (bars[sided],) if sided == argument else (-bars[sided], bars[sided])
+    of_unit = "min_excess" if unit == "excess" else ""
     of_head = name.partition(" ")[0]  # "prefix_matching L1H0", whose margin is also that of what is left without chance
     of_head = "prefix_matching" if of_head == "excess" else of_head
-    for bar in (name, of_head, together, BARS.get(name, ""), f"min_{name}", f"max_{name}", of_kind):
-        if bar in bars:
-            is_range = bar in ("margin", "together") and name not in ONE_SIDED
-            return (-bars[bar], bars[bar]) if is_range else (bars[bar],)
-    return ()
+    return next(((bars[bar],) for bar in (name, of_head, f"min_{name}", f"max_{name}", of_unit) if bar in bars), ())
 
 
 def _estimates_line(evidence: Evidence) -> str:
@@ -292,16 +200,30 @@ def _span(estimate: Estimate, digits: int) -> str:
     return f"{estimate.low:.{digits}f}..{estimate.high:.{digits}f}"
 
 
-def expect(evidence: Evidence, wanted: Verdict) -> Evidence:
-    """Return the evidence if its verdict is the wanted one, else raise `ExpectationFailed`; tell whoever listens first.
+def expect(evidence: Evidence) -> Evidence:
+    """Return the evidence if its claim is shown, else raise `ExpectationFailed`; hand it to whoever observes first.
 
-    What is told, returned and raised says what was wanted.
+    What is handed on, returned and raised says that it was asserted.
     """
-    evidence = replace(evidence, expected=wanted)
+    evidence = replace(evidence, is_asserted=True)
     emit(evidence)
-    if evidence.verdict is not wanted:
-        raise ExpectationFailed(failure_text(evidence, wanted), evidence)
+    if evidence.verdict is not Verdict.SHOWN:
+        raise ExpectationFailed(failure_text(evidence), evidence)
     return evidence
+
+
+OPPOSITE = {Verdict.SHOWN: Verdict.REFUTED, Verdict.REFUTED: Verdict.SHOWN, Verdict.UNDETERMINED: Verdict.UNDETERMINED}
+
+
+def denied(evidence: Evidence, claim: str) -> Evidence:
+    """The same evidence, on the claim of whose absence it is: `claim` is shown where the other is refuted."""
+    return replace(evidence, claim=claim, verdict=OPPOSITE[evidence.verdict])
+
+
+def of_what_it_denies(claim: str, verdict: Verdict) -> Verdict:
+    """The verdict on what is looked for: of a claim of absence the opposite of its own."""
+    known = claim_named(claim)
+    return OPPOSITE[verdict] if known is not None and known.denies else verdict
 
 
 def check_share(name: str, value: float) -> None:

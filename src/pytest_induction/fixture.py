@@ -1,33 +1,104 @@
-"""The object behind the `induction` fixture: the measures and assertions, bound to one model, seed and set of defaults."""
+"""The object behind the `induction` fixture: the measures and assertions, with one model, seed and set of defaults given.
+
+The methods of claims that come with the package are written out, for type checkers; a test holds them and the registry together.
+Those of claims that others register are made when they are asked for.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 import numpy as np
 
-from pytest_induction.behaviour.claims import assert_copies_repeats, assert_learns_in_context
-from pytest_induction.causal.circuit import assert_induction_circuit
-from pytest_induction.causal.in_context import assert_ablation_removes_icl
-from pytest_induction.comparison.preserved import assert_heads_preserved
-from pytest_induction.errors import TextError
-from pytest_induction.heads.composition import CompositionScores, measure_composition
-from pytest_induction.heads.distances import DistanceScores, measure_distances
-from pytest_induction.heads.induction import assert_has_induction_head, assert_no_induction_head, find_induction_heads
-from pytest_induction.heads.match_lengths import MatchLengthScores, measure_match_lengths
-from pytest_induction.heads.semantic import GeneralityScores, assert_heads_generalize, measure_generality
-from pytest_induction.interventions.ablation import AblationScores, measure_ablations
-from pytest_induction.measuring.rounds import HeadScores, measure_heads
+from pytest_induction.behaviour import claims as behaviour
+from pytest_induction.causal import circuit, in_context
+from pytest_induction.claims import MODEL, PREFIX, Claim, claim_named, claims
+from pytest_induction.comparison import preserved
+from pytest_induction.errors import TextError, meant
+from pytest_induction.heads import composition, copying, distances, match_lengths, semantic, virtual
+from pytest_induction.heads import induction as kinds
+from pytest_induction.interventions import ablation
+from pytest_induction.measuring import rounds
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences
-from pytest_induction.records import Evidence, HeadList
+from pytest_induction.records import Evidence
+from pytest_induction.runs import attribution, properties
 from pytest_induction.runs.counterexamples import PropertyCheck, check_property, find_counterexample
-from pytest_induction.runs.properties import assert_property_holds
 
+A = TypeVar("A")
+A_contra = TypeVar("A_contra", contravariant=True)
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
+
+
+class OfModel(Generic[P, R]):
+    """A function whose first argument is a model, as a method that gives it the session's: all others keep name and type.
+
+    Without `seeded` neither the seed nor the defaults of the session are given.
+    """
+
+    def __init__(self, function: Callable[Concatenate[Any, P], R], *, seeded: bool = True) -> None:
+        self._function, self._seeded = function, seeded
+        self.__doc__ = f"See `pytest_induction.{function.__name__}`."
+
+    @overload
+    def __get__(self, induction: None, owner: Any) -> OfModel[P, R]: ...
+    @overload
+    def __get__(self, induction: Induction, owner: Any) -> Callable[P, R]: ...
+    def __get__(self, induction: Induction | None, owner: Any) -> OfModel[P, R] | Callable[P, R]:
+        if induction is None:
+            return self
+        return induction.given_to(self._function, seeded=self._seeded)
+
+
+class WithText(Protocol[P, R_co]):
+    """A method whose text may be left out."""
+
+    def __call__(self, text: Any = None, *args: P.args, **options: P.kwargs) -> R_co: ...
+
+
+class OfModelAndText(Generic[P, R]):
+    """The same of a function whose second argument is a text: the session's unless one is given."""
+
+    def __init__(self, function: Callable[Concatenate[Any, Any, P], R]) -> None:
+        self._function = function
+        self.__doc__ = f"See `pytest_induction.{function.__name__}`; the text is the session's unless one is given."
+
+    @overload
+    def __get__(self, induction: None, owner: Any) -> OfModelAndText[P, R]: ...
+    @overload
+    def __get__(self, induction: Induction, owner: Any) -> WithText[P, R]: ...
+    def __get__(self, induction: Induction | None, owner: Any) -> OfModelAndText[P, R] | WithText[P, R]:
+        return self if induction is None else induction.with_text(self._function)
+
+
+class WithEarlier(Protocol[A_contra, P, R_co]):
+    """A method that takes the model before."""
+
+    def __call__(self, before: A_contra, *args: P.args, **options: P.kwargs) -> R_co: ...
+
+
+class OfLaterModel(Generic[A, P, R]):
+    """The same of a function that holds a model against the one before: the session's is the later one, with the other's seed."""
+
+    def __init__(self, function: Callable[Concatenate[A, Any, P], R]) -> None:
+        self._function = function
+        self.__doc__ = (
+            f"See `pytest_induction.{function.__name__}`; the session's model is the later one, the seed that of before."
+        )
+
+    @overload
+    def __get__(self, induction: None, owner: Any) -> OfLaterModel[A, P, R]: ...
+    @overload
+    def __get__(self, induction: Induction, owner: Any) -> WithEarlier[A, P, R]: ...
+    def __get__(self, induction: Induction | None, owner: Any) -> OfLaterModel[A, P, R] | WithEarlier[A, P, R]:
+        return self if induction is None else induction.given_second(self._function)
 
 
 class Induction:
@@ -43,84 +114,82 @@ class Induction:
         self._defaults = {"seed": model.seed, **(defaults or {})}
         self._first = model.seed  # repeats that calibrate a baseline let the model's go on, and this one's with it
 
+    assert_has_induction_head = OfModel(kinds.assert_has_induction_head)
+    assert_no_induction_head = OfModel(kinds.assert_no_induction_head)
+    assert_copies_repeats = OfModel(behaviour.assert_copies_repeats)
+    assert_learns_in_context = OfModelAndText(behaviour.assert_learns_in_context)
+    assert_ablation_removes_icl = OfModel(in_context.assert_ablation_removes_icl)
+    assert_induction_circuit = OfModel(circuit.assert_induction_circuit)
+    assert_heads_generalize = OfModel(semantic.assert_heads_generalize)
+    assert_property_holds = OfModel(properties.assert_property_holds, seeded=False)
+    assert_heads_preserved = OfLaterModel(preserved.assert_heads_preserved)
+
+    measure_heads = OfModel(rounds.measure_heads)
+    measure_match_lengths = OfModel(match_lengths.measure_match_lengths)
+    measure_distances = OfModel(distances.measure_distances)
+    measure_copying = OfModel(copying.measure_copying)
+    measure_composition = OfModel(composition.measure_composition)
+    measure_virtual_heads = OfModel(virtual.measure_virtual_heads)
+    measure_generality = OfModel(semantic.measure_generality)
+    measure_ablations = OfModel(ablation.measure_ablations)
+    measure_attributions = OfModelAndText(attribution.measure_attributions)
+    find_induction_heads = OfModel(kinds.find_induction_heads)
+
     @property
     def seed(self) -> int:
+        """The seed of the session, or of the marker."""
         return int(self._defaults["seed"]) + self.model.seed - self._first
 
-    def measure_heads(self, **options: Any) -> HeadScores:
-        """See `pytest_induction.measure_heads`."""
-        return self._call(measure_heads, self.model, **options)
+    if not TYPE_CHECKING:  # for type checkers the methods are those above
 
-    def measure_match_lengths(self, **options: Any) -> MatchLengthScores:
-        """See `pytest_induction.measure_match_lengths`."""
-        return self._call(measure_match_lengths, self.model, **options)
+        def __getattr__(self, name: str) -> Any:
+            """The assertion of a claim that somebody else has registered."""
+            claim = claim_named(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
+            if claim is None or claim.subject != MODEL:
+                known = [each.method for each in claims(MODEL)]
+                raise AttributeError(f"`induction` has no `{name}`{meant(name, known) if name.startswith(PREFIX) else ''}")
+            return self._of_claim(claim)
 
-    def assert_has_induction_head(self, **options: Any) -> Evidence:
-        """See `pytest_induction.assert_has_induction_head`."""
-        __tracebackhide__ = True
-        return self._call(assert_has_induction_head, self.model, **options)
+    def _of_claim(self, claim: Claim) -> Callable[..., Evidence]:
+        """With the session's text, where it takes one as its second argument."""
+        function = claim.function()
+        takes = list(inspect.signature(function).parameters.values())
+        is_of_text = len(takes) > 1 and takes[1].name == "text" and takes[1].default is inspect.Parameter.empty
+        return self.with_text(function) if is_of_text else self.given_to(function)
 
-    def assert_no_induction_head(self, **options: Any) -> Evidence:
-        """See `pytest_induction.assert_no_induction_head`."""
-        __tracebackhide__ = True
-        return self._call(assert_no_induction_head, self.model, **options)
+    def given_to(self, function: Callable[Concatenate[Any, P], R], *, seeded: bool = True) -> Callable[P, R]:
+        """The function with the session's model."""
 
-    def assert_copies_repeats(self, **options: Any) -> Evidence:
-        """See `pytest_induction.assert_copies_repeats`."""
-        __tracebackhide__ = True
-        return self._call(assert_copies_repeats, self.model, **options)
+        @functools.wraps(function)
+        def given(*arguments: P.args, **options: P.kwargs) -> R:
+            __tracebackhide__ = True
+            if not seeded:
+                return function(self.model, *arguments, **options)
+            return self._call(function, self.model, *arguments, **options)
 
-    def assert_learns_in_context(self, text: Any = None, **options: Any) -> Evidence:
-        """See `pytest_induction.assert_learns_in_context`; the text is the session's unless one is given."""
-        __tracebackhide__ = True
-        if text is None and self.text is None:
-            raise TextError("no text: give `assert_learns_in_context` one, or the option --induction-text")
-        return self._call(assert_learns_in_context, self.model, self.text if text is None else text, **options)
+        return given
 
-    def measure_ablations(self, **options: Any) -> AblationScores:
-        """See `pytest_induction.measure_ablations`."""
-        return self._call(measure_ablations, self.model, **options)
+    def with_text(self, function: Callable[Concatenate[Any, Any, P], R]) -> WithText[P, R]:
+        """The function with the session's model, and its text unless another is given. Raises `TextError` where there is none."""
 
-    def measure_composition(self, **options: Any) -> CompositionScores:
-        """See `pytest_induction.measure_composition`."""
-        return self._call(measure_composition, self.model, **options)
+        @functools.wraps(function)
+        def given(text: Any = None, *arguments: P.args, **options: P.kwargs) -> R:
+            __tracebackhide__ = True
+            if text is None and self.text is None:
+                raise TextError(f"no text: give `{function.__name__}` one, or the option --induction-text")
+            return self._call(function, self.model, self.text if text is None else text, *arguments, **options)
 
-    def find_induction_heads(self, **options: Any) -> HeadList:
-        """See `pytest_induction.find_induction_heads`."""
-        return self._call(find_induction_heads, self.model, **options)
+        return given
 
-    def measure_distances(self, **options: Any) -> DistanceScores:
-        """See `pytest_induction.measure_distances`."""
-        return self._call(measure_distances, self.model, **options)
+    def given_second(self, function: Callable[Concatenate[A, Any, P], R]) -> WithEarlier[A, P, R]:
+        """The function with the session's model as the later of two."""
 
-    def measure_generality(self, heads: Any = None, **options: Any) -> GeneralityScores:
-        """See `pytest_induction.measure_generality`."""
-        return self._call(measure_generality, self.model, heads, **options)
+        @functools.wraps(function)
+        def given(before: A, *arguments: P.args, **options: P.kwargs) -> R:
+            __tracebackhide__ = True
+            return self._call(function, before, self.model, *arguments, **{"seed": None, **options})
 
-    def assert_ablation_removes_icl(self, text: Any = None, **options: Any) -> Evidence:
-        """See `pytest_induction.assert_ablation_removes_icl`; on a text only where one is given here."""
-        __tracebackhide__ = True
-        return self._call(assert_ablation_removes_icl, self.model, text, **options)
-
-    def assert_heads_generalize(self, heads: Any, **options: Any) -> Evidence:
-        """See `pytest_induction.assert_heads_generalize`."""
-        __tracebackhide__ = True
-        return self._call(assert_heads_generalize, self.model, heads, **options)
-
-    def assert_induction_circuit(self, **options: Any) -> Evidence:
-        """See `pytest_induction.assert_induction_circuit`."""
-        __tracebackhide__ = True
-        return self._call(assert_induction_circuit, self.model, **options)
-
-    def assert_heads_preserved(self, before: Any, **options: Any) -> Evidence:
-        """See `pytest_induction.assert_heads_preserved`; the session's model is the later one, the seed the earlier one's."""
-        __tracebackhide__ = True
-        return self._call(assert_heads_preserved, before, self.model, **{"seed": None, **options})
-
-    def assert_property_holds(self, **options: Any) -> Evidence:
-        """See `pytest_induction.assert_property_holds`; generation follows the hypothesis profile, not the session's seed."""
-        __tracebackhide__ = True
-        return assert_property_holds(self.model, **options)
+        return given
 
     def check_property(self, property: Any, **options: Any) -> PropertyCheck:  # noqa: A002 - what it is
         """See `pytest_induction.check_property`; generation follows the hypothesis profile, not the session's seed."""
@@ -145,6 +214,7 @@ class Induction:
         return self._call(self.probe)
 
     def _call(self, function: Callable[..., T], *subject: Any, **options: Any) -> T:
+        """Call it with the defaults of the session, as far as it takes them."""
         __tracebackhide__ = True
         known = inspect.signature(function).parameters
         defaults = self._defaults if self.model.seed == self._first else {**self._defaults, "seed": self.seed}

@@ -271,8 +271,8 @@ class Evidence:
     do it in two steps where no single head does. `estimates` holds the measures of the whole model, `thresholds` what they were
     held against. `confidence` is that of the verdict, None where examples were searched for one that fails. `changes` is what the
     series of a training run did. `head_map` is the prefix matching of every head, a row for each layer, as it is drawn: to four
-    digits, None for a head that a layer does not have. `expected` is the verdict that an assertion asked for, None where that is
-    not known: what was expected and seen is not a failure, even where that is REFUTED.
+    digits, None for a head that a layer does not have. `is_asserted` says whether a test rests on it: then what is not SHOWN
+    failed.
     """
 
     claim: str
@@ -289,28 +289,26 @@ class Evidence:
     next_step: str = ""
     changes: tuple[Change, ...] = ()
     head_map: tuple[tuple[Mass | None, ...], ...] = ()
-    expected: Verdict | None = None
+    is_asserted: bool = False
 
     SCHEMA: ClassVar[int] = SCHEMA_VERSION
 
     @property
-    def is_as_expected(self) -> bool | None:
-        """Whether what was expected was seen, or without an expectation whether the claim holds; None if undetermined."""
-        return None if self.verdict is Verdict.UNDETERMINED else self.verdict is (self.expected or Verdict.SHOWN)
+    def outcome(self) -> str:
+        """What came of asserting it: "passed", "failed", or "" where it is only reported."""
+        if not self.is_asserted:
+            return ""
+        return "passed" if self.verdict is Verdict.SHOWN else "failed"
 
     @property
     def words(self) -> str:
-        """The verdict as it is read: of a claim whose absence was expected it says whether that was seen."""
-        if self.expected is not Verdict.REFUTED or self.verdict is Verdict.UNDETERMINED:
-            return str(self.verdict)
-        return f"{self.verdict}, {'as' if self.is_as_expected else 'not'} expected"
+        """The verdict and its outcome, as they are read: "SHOWN, passed"."""
+        return ", ".join(filter(None, (self.verdict, self.outcome)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts, with the version of this layout under `schema`."""
         changes = [{**asdict(change), "verdict": str(change.verdict)} for change in self.changes]
-        expected = None if self.expected is None else str(self.expected)
-        verdicts = {"verdict": str(self.verdict), "expected": expected}
-        return {"schema": SCHEMA_VERSION, **asdict(self), **verdicts, "changes": changes}
+        return {"schema": SCHEMA_VERSION, **asdict(self), "verdict": str(self.verdict), "changes": changes}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evidence:

@@ -10,7 +10,7 @@ import pytest_induction as induction
 from pytest_induction import ExpectationFailed, Verdict, planted
 from pytest_induction.causal import in_context as assertions
 from pytest_induction.causal.in_context import assert_ablation_removes_icl, late_minus_early
-from pytest_induction.causal.judging import Ablated, Claim, as_answer, judge_necessity, judge_sufficiency, share_interval
+from pytest_induction.causal.judging import Ablated, CausalClaim, as_answer, judge_necessity, judge_sufficiency, share_interval
 from pytest_induction.errors import ArgumentError, TextError
 from pytest_induction.interventions.ablation import matched_controls
 from pytest_induction.interventions.edits import ablate, run_with
@@ -243,7 +243,7 @@ def ablated(shares, *, learning=-2.0, n_controls=100, usual=0.0, spread=0.05, ro
     return Ablated(learnt, lost, controls, next(iter(lost.values()))[None])
 
 
-CLAIM = Claim(("L1H0",), "what repetition gains", 0.5)
+CLAIM = CausalClaim(("L1H0",), "what repetition gains", 0.5)
 CASES = [
     ({"shares": [0.9, 0.8, 1.2]}, {}, Verdict.SHOWN, "necessary"),
     ({"shares": [0.9, 0.1]}, {}, Verdict.REFUTED, "removes_too_little"),
@@ -266,7 +266,7 @@ CASES = [
 
 @pytest.mark.parametrize(("rows", "claim", "verdict", "reason"), CASES)
 def test_each_case_has_its_verdict_and_a_name(rows, claim, verdict, reason):
-    found = judge_necessity(ablated(**rows), Claim(**{**vars(CLAIM), **claim}), error_rate=1e-3)
+    found = judge_necessity(ablated(**rows), CausalClaim(**{**vars(CLAIM), **claim}), error_rate=1e-3)
     assert (found.verdict, found.reason) == (verdict, reason)
     assert (found.more_sequences > 0) is (verdict is Verdict.UNDETERMINED)
     is_open = reason in ("kinds_disagree", "no_controls")  # clear, and no answer: not drawn for any longer
@@ -291,7 +291,7 @@ def test_more_kinds_and_controls_are_paid_for():
     ],
 )
 def test_heads_are_sufficient_where_enough_stays_and_more_than_with_others(others, controls, reason):
-    claim = Claim(("L1H0",), "what repetition gains", 0.5)
+    claim = CausalClaim(("L1H0",), "what repetition gains", 0.5)
     needed = judge_necessity(ablated([0.9]), claim, error_rate=1e-3)
     found = judge_sufficiency(needed, ablated([others], usual=controls, n_controls=20), claim, error_rate=1e-3)
     assert (found.verdict, found.reason) == (Verdict.SHOWN, reason)

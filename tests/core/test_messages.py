@@ -41,9 +41,9 @@ def given(module):
             yield reason.value, ast.unparse(verdict).removeprefix("Verdict.")
 
 
-def step(reason, *, is_run):
+def step(reason, *, is_run, claim="claim"):
     about = Provenance("model", "", "", 0, 0, "float32", "cpu", is_run=is_run)
-    return next_step(Evidence("claim", Verdict.REFUTED, reason, "", about))
+    return next_step(Evidence(claim, Verdict.REFUTED, reason, "", about))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -79,8 +79,8 @@ def test_what_is_asked_of_another_series_is_told_as_of_heads():
 def test_what_a_change_did_not_move_names_the_option_of_that_claim(reason):
     """`margin=` is how far, `together=` how near: another claim's `margin=` is how near."""
     option = "together=" if reason.endswith("apart") else "margin="
-    assert f"`{option}`" in step(reason, is_run=True)
-    assert step("apart", is_run=True) == "what counts as together is `margin=`, in decades"
+    assert f"`{option}`" in step(reason, is_run=True, claim="coperturbation")
+    assert step("apart", is_run=True, claim="cooccurrence") == "what counts as together is `margin=`, in decades"
 
 
 RUNS = FIXTURES / "runs"
@@ -187,7 +187,7 @@ def test_what_is_no_number_is_not_printed_and_heads_are_few():
         estimates={"advantage": unknown, "repeat_loss": Estimate(1.0, -math.inf, math.inf)},
         thresholds={"min_prefix_matching": 0.3, "max_repeat_loss": 2.0},
     )
-    text = failure_text(evidence, Verdict.SHOWN)
+    text = failure_text(evidence)
     check_text(text)
     _, heads, behaviour, measured, _ = text.splitlines()
     assert heads.startswith("  heads: L0H0 0.200 (0.100..0.300), ") and heads.endswith(" (threshold 0.300)")

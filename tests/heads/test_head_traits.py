@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 from pytest_induction import assert_no_induction_head
+from pytest_induction.claims import claim_named
 from pytest_induction.errors import ExpectationFailed
-from pytest_induction.expectations import MATCH_LENGTHS, NEXT, failure_text, match_length, reach, traits
+from pytest_induction.expectations import MATCH_LENGTHS, failure_text, match_length, reach, traits
 from pytest_induction.heads import absence, criteria, induction
 from pytest_induction.planted import induction_head
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Provenance, Verdict
 
 SOURCE = Path(induction.__file__)
 LOOKS = Path(absence.__file__)
+NEXT = claim_named("has_induction_head").next_steps
 NAMED = {  # what a reader can do about each new reason
     "weak_or_shared": ("measure_heads", "max_prefix_matching=", "min_prefix_matching="),
     "silent": ("measure_ablations",),
@@ -153,7 +155,7 @@ def test_a_failure_says_it_after_the_score_of_each_head():
         nearest=(head("previous"),),
         thresholds={"min_prefix_matching": 0.3, "match_length": 1.0},
     )
-    told = failure_text(found, Verdict.SHOWN)
+    told = failure_text(found)
     first = "L1H0 0.900 (0.850..0.950) [needs 2 matching tokens, up to 17 back]"
     assert f"  heads: {first}, L1H0 0.900 (0.850..0.950) (threshold 0.300; chance gives L1H0 0.050)" in told
     assert told.endswith("allow longer matches with `match_length=`, or leave it out")
@@ -171,7 +173,7 @@ def test_of_the_sums_of_many_layers_the_highest_are_told():
         about,
         estimates={"advantage": exactly(1.0, "nats"), **summed},
     )
-    told = next(line for line in failure_text(found, Verdict.SHOWN).splitlines() if line.startswith("  behaviour: "))
+    told = next(line for line in failure_text(found).splitlines() if line.startswith("  behaviour: "))
     assert told.count("summed") == 3
     for layer in (17, 4, 21):  # 29, 28 and 27 hundredths
         assert f"summed prefix matching of layer {layer} " in told

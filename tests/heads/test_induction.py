@@ -1,5 +1,7 @@
 """Verdicts on models whose heads are known, and on the trained ones that are shipped."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -180,8 +182,11 @@ def test_a_model_in_which_rounding_decides_is_refused_by_name(monkeypatch):
 
 def test_absence_is_shown_and_not_only_not_found(shipped):
     """assert_no_induction_head passes on the control, and fails on a model that has one."""
-    assert induction.assert_no_induction_head(shipped["one-layer"]).verdict is Verdict.REFUTED
-    with pytest.raises(induction.ExpectationFailed, match="has_induction_head is SHOWN, expected REFUTED: 4 heads"):
+    found = induction.assert_no_induction_head(shipped["one-layer"])
+    assert (found.claim, found.verdict, found.outcome) == ("no_induction_head", Verdict.SHOWN, "passed")
+    positive = verdict(shipped["one-layer"])
+    assert replace(positive, claim="no_induction_head", verdict=Verdict.SHOWN, is_asserted=True) == found  # the same evidence
+    with pytest.raises(induction.ExpectationFailed, match="no_induction_head is REFUTED, expected SHOWN: 4 heads"):
         induction.assert_no_induction_head(shipped["two-layers"])
 
 

@@ -35,7 +35,7 @@ def test_a_planted_virtual_head_is_named_and_counts_where_it_may(distance, seed)
     assert allowed.pairs[0].composed.value == pytest.approx(1, abs=1e-5)
     assert induction.assert_no_induction_head(model, seed=seed).pairs == strict.pairs
     with pytest.raises(
-        induction.ExpectationFailed, match="is SHOWN, expected REFUTED: no single head matches prefixes, but L1H0"
+        induction.ExpectationFailed, match="is REFUTED, expected SHOWN: no single head matches prefixes, but L1H0"
     ):
         induction.assert_no_induction_head(model, allow_virtual=True, seed=seed)
 

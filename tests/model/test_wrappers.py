@@ -103,7 +103,7 @@ def assert_alike(wrapped):
     assert torch.equal(torch.tensor(found.prefix_matching), torch.tensor(expected.prefix_matching))
     evidence, plain = (assert_has_induction_head(model) for model in (wrapped, inner()))
     assert (evidence.summary, evidence.heads) == (plain.summary, plain.heads)
-    with pytest.raises(AssertionError, match="is SHOWN, expected REFUTED"):
+    with pytest.raises(AssertionError, match="is REFUTED, expected SHOWN"):
         assert_no_induction_head(wrapped)
 
 

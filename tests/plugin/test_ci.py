@@ -84,7 +84,7 @@ def summary(result):
 
 def lines_of(claim, lines):
     """What the section says of a claim."""
-    return next(line.split(maxsplit=2)[2] for line in lines if line.split()[1:2] == [claim])
+    return next(line.split(maxsplit=3)[3] for line in lines if line.split()[2:3] == [claim])
 
 
 def test_junit_properties_hold_what_a_dashboard_plots(run, pytester):
@@ -93,9 +93,9 @@ def test_junit_properties_hold_what_a_dashboard_plots(run, pytester):
     (name, told, failures), (_, second, _) = reversed(cases(pytester.path / "report.xml"))
     assert name == "test_none" and failures
     assert len(dict(told)) == len(told) and len(dict(second)) == len(second)
-    found = {key.removeprefix("induction.has_induction_head."): value for key, value in told}
-    assert (found["verdict"], found["reason"], found["seed"], found["confidence"]) == ("SHOWN", "formed", "0", "0.999")
-    assert found["expected"] == "REFUTED" and dict(second)["induction.has_induction_head.expected"] == "SHOWN"
+    found = {key.removeprefix("induction.no_induction_head."): value for key, value in told}
+    assert (found["verdict"], found["reason"], found["seed"], found["confidence"]) == ("REFUTED", "formed", "0", "0.999")
+    assert found["outcome"] == "failed" and dict(second)["induction.has_induction_head.outcome"] == "passed"
     assert found["summary"].startswith(f"{len(found['heads'].split())} heads with prefix matching above 0.300")
     for measure in ("prefix_matching", "advantage", "repeat_accuracy"):
         assert float(found[f"{measure}.low"]) <= float(found[measure]) <= float(found[f"{measure}.high"])
@@ -141,11 +141,11 @@ def test_a_limit_on_failures_holds_for_gates(run):
     gates = ["--induction-model", CONTROL, "--induction-run", str(FIXTURES / "runs" / "one-layer")]
     first = run(*gates, "-x")
     first.assert_outcomes(failed=1)
-    first.stdout.fnmatch_lines(["  REFUTED *has_induction_head *", "*stopping after 1 failures*"])
+    first.stdout.fnmatch_lines(["  REFUTED, failed *has_induction_head *", "*stopping after 1 failures*"])
     second = run(*gates, "--maxfail=3")
     second.assert_outcomes(passed=1, failed=3)
     assert second.ret == 1
-    assert sum(("REFUTED" in line or "UNDETERMINED" in line) for line in section(second) if "prefix matching  " not in line) >= 3
+    assert sum("REFUTED, failed" in line for line in section(second) if "prefix matching  " not in line) >= 3
 
 
 def test_any_order_gives_the_same_verdicts(run, monkeypatch):

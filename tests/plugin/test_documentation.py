@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r'^(?:<!-- not run: (.+?) -->\n\n?)?```(\w*)(?: title="(.+?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 SHELL = ("", "sh", "bash", "shell", "console", "text", "yaml")
-VERDICT = re.compile(r"\b(REFUTED|SHOWN|UNDETERMINED)\s+([a-z]\w+)")
+VERDICT = re.compile(r"\b(REFUTED|SHOWN|UNDETERMINED)(?:, \w+)?\s+([a-z]\w+)")
 OURS = ("fixtures/", "examples/", "benchmarks/", "docs/", "src/")
 TUTORIAL = "docs/tutorial.md"
 

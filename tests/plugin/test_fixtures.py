@@ -255,8 +255,8 @@ def test_properties_are_reported_like_verdicts(run, pytester):
     result.stdout.re_match_lines(
         [
             r".*two_layers: 2 layers x 4 heads by sdpa",
-            r"  SHOWN         completes_repeats   holds on all of \d+ examples, by \d.* at least: BOS \| ",
-            r"  REFUTED       never               not so$",
+            r"  SHOWN, passed    completes_repeats   holds on all of \d+ examples, by \d.* at least: BOS \| ",
+            r"  REFUTED, failed  never               not so$",
         ]
     )
     result.stdout.fnmatch_lines(["*induction: again, alone*", "pytest *::test_fails*"])

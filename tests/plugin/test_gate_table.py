@@ -1,12 +1,16 @@
 """What a gate file says, and one line for whatever is wrong with it; nothing is loaded."""
 
+import ast
+import collections.abc
 import inspect
 import re
 from pathlib import Path
+from typing import Optional, Union
 
 import pytest
 
 import pytest_induction
+from pytest_induction.claims import claims, source_of
 from pytest_induction.errors import ArgumentError
 from pytest_induction.plugin.gates import signatures
 from pytest_induction.plugin.gates.signatures import Parameter
@@ -256,7 +260,41 @@ def test_a_pyproject_is_ours_if_it_has_a_table_of_ours(content, found):
     assert holds_gates(content) is found
 
 
-def test_signatures_read_from_the_source_are_those_of_the_assertions():
+def test_a_signature_is_the_same_from_the_source_and_from_the_function():
+    """What is read where an assertion is not loaded is what it takes once it is."""
+    for claim in claims():
+        module, _, name = claim.path.partition(":")
+        (node,) = [each for each in ast.parse(source_of(module)).body if isinstance(each, ast.FunctionDef) and each.name == name]
+        assert list(signatures._of_source(node)) == list(signatures._of_function(claim.function())), claim.name
+
+
+def test_annotations_are_read_however_they_are_written():
+    """As text or as types, of any module; what stands in a union is a kind each."""
+
+    def asserted(
+        model,
+        a: Optional[float],  # noqa: UP045 - as others write it
+        b: Union[int, str, None],  # noqa: UP007 - as above
+        c: "float | None" = None,
+        d: collections.abc.Mapping[str, float] | None = None,
+        *,
+        e: list[str] = (),
+        **rest,
+    ): ...
+
+    found = dict(signatures._of_function(asserted))
+    assert {name: {*each.kinds} for name, each in found.items()} == {
+        "model": set(),
+        "a": {"float", "None"},
+        "b": {"int", "str", "None"},
+        "c": {"float", "None"},
+        "d": {"Mapping[str, float]", "None"},
+        "e": {"list[str]"},
+    }
+    assert [name for name, each in found.items() if each.required] == ["model", "a", "b"]
+
+
+def test_signatures_are_those_of_the_assertions():
     """Names, order, and what must be given, of every public assertion."""
     for name in signatures.names():
         parameters = dict(inspect.signature(getattr(pytest_induction, f"assert_{name}")).parameters)

@@ -53,12 +53,12 @@ def test_records_hold_every_verdict_and_what_is_drawn(run, pytester):
     found = [(test.nodeid, test.outcome, [str(each.verdict) for each in test.evidence]) for test in records.tests]
     assert found == [
         ("test_model.py::test_heads", "passed", ["SHOWN"]),
-        ("test_model.py::test_none", "failed", ["SHOWN"]),
+        ("test_model.py::test_none", "failed", ["REFUTED"]),
         ("test_model.py::test_other", "failed", []),
-        ("test_model.py::test_expected", "xfailed", ["SHOWN"]),
+        ("test_model.py::test_expected", "xfailed", ["REFUTED"]),
     ]
     assert [test.nodeid for test in records.tests if not test.is_ours] == ["test_model.py::test_other"]
-    assert records.tests[1].message.startswith("has_induction_head is SHOWN, expected REFUTED")
+    assert records.tests[1].message.startswith("no_induction_head is REFUTED, expected SHOWN")
     assert all(test.again.startswith("pytest ") and test.nodeid in test.again for test in records.tests if test.is_ours)
     kinds = [exhibit.kind for exhibit in records.exhibits]
     assert kinds == ["heads", "attention", "repeats", "ablations", "composition"]
@@ -73,8 +73,8 @@ def test_records_hold_every_verdict_and_what_is_drawn(run, pytester):
     assert "<title>" in (pytester.path / "page.html").read_text()
 
 
-def test_a_control_that_passes_is_shown_as_passed(run, pytester):
-    """In the terminal, the records, the page, and Markdown: a model without heads of which none is expected."""
+def test_a_control_that_passes_is_shown_so(run, pytester):
+    """In the terminal, the records, the page, and Markdown: a model without heads of which that is claimed."""
     gates = f"[control]\nmodel = {str(SHIPPED['one-layer'])!r}\nexpect = ['no_induction_head']\n"
     pytester.path.joinpath("control.gates.toml").write_text(gates)
     wanted = ["records.json", "page.html", "report.md"]
@@ -82,12 +82,12 @@ def test_a_control_that_passes_is_shown_as_passed(run, pytester):
         "control.gates.toml", *(f"--induction-report={name}" for name in wanted), "--induction-exhibits=none", "--color=yes"
     )
     result.assert_outcomes(passed=1)
-    (line,) = [line for line in result.outlines if "REFUTED, as expected" in line]
+    (line,) = [line for line in result.outlines if "SHOWN, passed" in line]
     assert line.startswith("\x1b[32m")
     (test,) = read_records(pytester.path / "records.json").tests
-    assert [(each.verdict, each.expected) for each in test.evidence] == [("REFUTED", "REFUTED")]
-    assert '"badge as-expected not-formed">REFUTED, as expected<' in (pytester.path / "page.html").read_text()
-    assert "| ✅ passed | REFUTED, as expected |" in (pytester.path / "report.md").read_text()
+    assert [(each.claim, each.verdict, each.outcome) for each in test.evidence] == [("no_induction_head", "SHOWN", "passed")]
+    assert '"badge shown">SHOWN, passed<' in (pytester.path / "page.html").read_text()
+    assert "| ✅ passed | SHOWN, passed |" in (pytester.path / "report.md").read_text()
 
 
 def without_times(path):

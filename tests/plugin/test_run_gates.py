@@ -12,7 +12,7 @@ import torch
 from tests.runs.small_models import HERE, state
 
 RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
-GATES = ["log_is_sane", "phase_change", "cooccurrence", "heads_kept_to_the_end", "final_has_induction_head"]
+GATES = ["log_is_sane", "phase_change", "cooccurrence", "heads_kept", "final_has_induction_head"]
 
 
 def test_a_run_that_formed_passes_every_gate(pytester):
@@ -59,11 +59,11 @@ def test_a_reference_adds_a_gate(pytester):
 )
 def test_a_bound_adds_a_gate(pytester, options, passes):
     """By which induction must be there, however it came about."""
-    result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers'}", *options, "-k", "formed_by")
+    result = pytester.runpytest_inprocess(f"--induction-run={RUNS / 'two-layers'}", *options, "-k", "formed")
     result.assert_outcomes(passed=int(passes), failed=int(not passes), deselected=5)
     if not passes:
         result.stdout.fnmatch_lines(["formed is REFUTED, expected SHOWN: by 200 steps: at step *"])
-        result.stdout.fnmatch_lines(["pytest --induction-run=* --induction-before-step=200 -k formed_by"])
+        result.stdout.fnmatch_lines(["pytest --induction-run=* --induction-before-step=200 -k formed"])
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ class TestLogs:
                 "*log.csv::log_is_sane PASSED*",
                 "*note*read as table: step is `step`, no column of tokens, loss is `loss`",
                 (
-                    "*note*phase_change, cooccurrence, heads_kept_to_the_end, final_has_induction_head need scores of heads: "
+                    "*note*phase_change, cooccurrence, heads_kept, final_has_induction_head need scores of heads: "
                     "record the training, or sweep its checkpoints; "
                     "cooccurrence needs in-context learning: record or sweep with a held-out text"
                 ),
@@ -293,7 +293,7 @@ class TestLogs:
         (pytester.path / "log.csv").write_text("step,loss,prefix_matching\n" + rows)
         result = pytester.runpytest_inprocess("--induction-run=log.csv", "--collect-only", "-q")
         named = [line.partition("::")[2] for line in result.outlines if "::" in line]
-        assert named == ["log_is_sane", "phase_change", "heads_kept_to_the_end"]
+        assert named == ["log_is_sane", "phase_change", "heads_kept"]
 
     def test_a_log_that_cannot_be_read_is_one_error_and_keeps_no_other_from_its_gates(self, pytester):
         (pytester.path / "bad.csv").write_text("run,step,loss\n" + "".join(f"{at % 2},{at // 2},3\n" for at in range(40)))

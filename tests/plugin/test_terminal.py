@@ -77,7 +77,7 @@ def test_colours_are_for_terminals_only(pytester):
     plain = pytester.runpytest_inprocess(*GATED)
     assert "\x1b[" not in plain.stdout.str()
     coloured = pytester.runpytest_inprocess(*GATED, "--color=yes").stdout.str()
-    assert "\x1b[32m  SHOWN         has_induction_head " in coloured
+    assert "\x1b[32m  SHOWN, passed  has_induction_head " in coloured
     assert re.search(r"\x1b\[1m  \* L1H0 ", coloured)
 
 
@@ -210,7 +210,7 @@ class TestInterruption:
 
         result = interrupted(claims, "judge_copying", *GATED)
         section = of_section(result)
-        assert section[1].startswith("  SHOWN         has_induction_head ")
+        assert section[1].startswith("  SHOWN, passed  has_induction_head ")
         assert f"interrupted in {SHIPPED['llama']}::copies_repeats" in section
 
     def test_in_a_test_those_that_it_had_reached_are_shown_too(self, interrupted, pytester):
@@ -242,7 +242,7 @@ class TestInterruption:
         name = "test_in_a_test_those_that_it_had_reached_are_shown_too.py::test_it"
         assert f"{name} ['has_induction_head']" in result.stdout.str()
         section = of_section(result)
-        assert section[1].startswith("  SHOWN         has_induction_head ")
+        assert section[1].startswith("  SHOWN, passed  has_induction_head ")
         assert f"interrupted in {name}; of what it found, 1 verdict above" in section
 
     def test_a_sweep_says_where_it_is_kept_and_goes_on(self, interrupted, pytester):

@@ -68,14 +68,13 @@ def copies(about: Provenance | None = None) -> Evidence:
     return evidence("copies_repeats", Verdict.REFUTED, about, summary=summary, **rest)
 
 
-def absent(about: Provenance | None = None, verdict: Verdict = Verdict.REFUTED) -> Evidence:
-    """As of `assert_no_induction_head`, which passes on REFUTED."""
-    expected = {"expected": Verdict.REFUTED}
-    if verdict is Verdict.SHOWN:
-        return evidence(about=about, **expected)
+def absent(about: Provenance | None = None, verdict: Verdict = Verdict.SHOWN) -> Evidence:
+    """As of `assert_no_induction_head`; REFUTED where there is one."""
+    if verdict is Verdict.REFUTED:
+        return evidence("no_induction_head", verdict, about, is_asserted=True)
     rest = {"heads": (), "nearest": (head(0, 2, 0.12, "previous"),), "reason": "no_head_matches"}
     summary = "no head matches prefixes: the best, L0H2 has prefix matching 0.120, below 0.300"
-    return evidence("has_induction_head", verdict, about, summary=summary, **rest, **expected)
+    return evidence("no_induction_head", verdict, about, summary=summary, is_asserted=True, **rest)
 
 
 def learns(about: Provenance | None = None) -> Evidence:

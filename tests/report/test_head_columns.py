@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_induction import Claim, claims, register_claim
 from pytest_induction.records import Estimate, Verdict
 from pytest_induction.report.markdown import markdown
 from pytest_induction.report.page import html_page
@@ -135,3 +136,17 @@ def test_a_head_that_does_not_count_is_a_near_miss_with_its_kind_in_words():
     (view,) = views([verdict])
     assert any(line.startswith("L0H1 ") and line.endswith("does not count: silent") for line in view.near)
     assert any(line.startswith("L0H3 ") and line.endswith("does not count: period detector") for line in view.near)
+
+
+def test_a_claim_shows_the_columns_of_heads_that_it_names():
+    """Its own record says which; all that are known where it names none."""
+    known = claims.snapshot()
+    try:
+        register_claim(Claim(name="mine", asserts="it is mine", assertion=told, columns=("reach", "previous")))
+        records = samples.session(samples.TestRecord("a.py::test", "passed", evidence=(replace(told(), claim="mine"), told())))
+        (row,) = test_rows(records)
+    finally:
+        claims.restore(known)
+    mine, others = row.verdicts
+    assert mine.head_columns == ("head", "reach", "previous") and len(others.head_columns) > 3
+    assert [cells[1] for cells in mine.heads] == REACHES

@@ -71,26 +71,26 @@ def test_the_verdicts_stand_in_a_table(read):
     ]
 
 
-def test_a_control_that_passes_is_no_failure(read):
-    """Its verdict says that it was expected, and so does the count; one that fails says that it was not."""
+def test_a_control_that_passes_is_shown(read):
+    """Its claim is that there is none; one that fails is refuted."""
     tests = (
         TestRecord("models/small::no_induction_head", "passed", evidence=(absent(),)),
-        TestRecord("models/small::none_either", "failed", evidence=(absent(verdict=Verdict.SHOWN),), message="it is there"),
-        TestRecord("models/small::has_induction_head", "passed", evidence=(evidence(expected=Verdict.SHOWN),)),
+        TestRecord("models/small::none_either", "failed", evidence=(absent(verdict=Verdict.REFUTED),), message="it is there"),
+        TestRecord("models/small::has_induction_head", "passed", evidence=(evidence(is_asserted=True),)),
     )
     tables, shown = read(markdown(SessionRecords(tests)))
-    assert "<p>3 verdicts: 1 SHOWN, 1 SHOWN not expected, 1 REFUTED as expected</p>" in shown
-    assert [row[:2] for row in tables[0][1:]] == [
-        ["✅ passed", "REFUTED, as expected"],
-        ["❌ failed", "SHOWN, not expected"],
-        ["✅ passed", "SHOWN"],
+    assert "<p>3 verdicts: 2 SHOWN, 1 REFUTED</p>" in shown
+    assert [row[:3] for row in tables[0][1:]] == [
+        ["✅ passed", "SHOWN, passed", "no_induction_head"],
+        ["❌ failed", "REFUTED, failed", "no_induction_head"],
+        ["✅ passed", "SHOWN, passed", "has_induction_head"],
     ]
 
 
 def test_a_summary_of_a_step_has_controls_as_passed():
     """GitHub gets the same table, and no annotation of a control that passed."""
     records = SessionRecords((TestRecord("models/small::no_induction_head", "passed", evidence=(absent(),)),))
-    assert step_summary(records).startswith("## ✅ Induction: 1 passed\n\n1 verdict: 1 REFUTED as expected\n")
+    assert step_summary(records).startswith("## ✅ Induction: 1 passed\n\n1 verdict: 1 SHOWN\n")
     assert annotations(records) == []
 
 

@@ -86,6 +86,13 @@ def test_a_page_is_well_formed(small):
     assert targets and set(targets) <= set(ids)
 
 
+def test_a_verdict_names_the_chart_that_shows_most_of_it(small):
+    """As its claim's record says, where that was drawn."""
+    targets = [attrs["href"] for tag, attrs in small.tags if tag == "a"]
+    assert targets.count("#model-1-heads") == targets.count("#model-1-text") == 2  # of the contents, and of its verdict
+    assert targets.count("#model-1-repeats") == 2 and targets.count("#model-1-composition") == 1
+
+
 def test_nothing_is_loaded(small):
     """No element names an address outside the page."""
     named = [
@@ -419,9 +426,9 @@ def test_verdicts_are_never_told_by_colour_alone(small):
     """Each has its word and a shape of its own, each outcome its word and a sign."""
     css = next(text for tag, text in small.texts if tag == "style")
     badges = {attrs["class"].split()[-1] for _, attrs in small.tags if attrs.get("class", "").startswith("badge")}
-    assert badges == {"formed", "not-formed", "undetermined"} and len(badges) == len(Verdict)
-    assert all(f".badge.{colour}{{color:" in css for colour in ("as-expected", "unexpected", "unclear"))
-    assert ".badge.formed::before" in css and ".badge.undetermined::before" in css and ".outcome.failed::before" in css
+    assert badges == {"shown", "refuted", "undetermined"} and len(badges) == len(Verdict)
+    assert all(f".badge.{name}{{color:" in css for name in badges)
+    assert ".badge.shown::before" in css and ".badge.undetermined::before" in css and ".outcome.failed::before" in css
 
 
 def badges_of(records: SessionRecords) -> list[tuple[str, str]]:
@@ -430,33 +437,25 @@ def badges_of(records: SessionRecords) -> list[tuple[str, str]]:
     return [(kind, words) for kind, words in found]
 
 
-def test_a_control_that_passes_has_the_colour_of_what_passes():
-    """And says so in words; the shape is that of the verdict. A control that fails has the colour of what fails."""
+def test_a_badge_says_what_the_verdict_is_and_whether_it_passed():
+    """A control that passes is shown, and one that fails refuted, with the heads that there were not to be."""
     records = samples.session(
         TestRecord("a::no_induction_head", "passed", evidence=(samples.absent(),)),
-        TestRecord("b::no_induction_head", "failed", evidence=(samples.absent(verdict=Verdict.SHOWN),)),
-        TestRecord("a::has_induction_head", "passed", evidence=(samples.evidence(expected=Verdict.SHOWN),)),
-        TestRecord("a::copies_repeats", "failed", evidence=(replace(samples.copies(), expected=Verdict.SHOWN),)),
+        TestRecord("b::no_induction_head", "failed", evidence=(samples.absent(verdict=Verdict.REFUTED),)),
+        TestRecord("a::has_induction_head", "passed", evidence=(samples.evidence(is_asserted=True),)),
+        TestRecord("a::copies_repeats", "failed", evidence=(replace(samples.copies(), is_asserted=True),)),
+        TestRecord("a::report", "passed", evidence=(samples.copies(),)),
     )
     assert badges_of(records) == [
-        ("as-expected not-formed", "REFUTED, as expected"),
-        ("unexpected formed", "SHOWN, not expected"),
-        ("as-expected formed", "SHOWN"),
-        ("unexpected not-formed", "REFUTED"),
+        ("shown", "SHOWN, passed"),
+        ("refuted", "REFUTED, failed"),
+        ("shown", "SHOWN, passed"),
+        ("refuted", "REFUTED, failed"),
+        ("refuted", "REFUTED"),
     ]
     said = Reading(html_page(records)).said()
-    assert "SHOWN 1 SHOWN, not expected 1 REFUTED 1 REFUTED, as expected 1 UNDETERMINED 0 passed 2 failed 2" in said
-    assert "L1H0 ✗" in said and "which was not expected" in said
-
-
-def test_older_records_are_rendered_as_if_claims_had_been_expected():
-    """Records that do not say what was expected."""
-    records = samples.session(TestRecord("a::b", "passed", evidence=(samples.absent(), samples.evidence())))
-    data = json.loads(records.to_json())
-    assert [each.pop("expected") for each in data["tests"][0]["evidence"]] == ["REFUTED", None]
-    old = SessionRecords.from_json(json.dumps(data))
-    assert badges_of(old) == [("unexpected not-formed", "REFUTED"), ("as-expected formed", "SHOWN")]
-    assert badges_of(SessionRecords.from_json(records.to_json()))[0] == ("as-expected not-formed", "REFUTED, as expected")
+    assert "SHOWN 2 REFUTED 3 UNDETERMINED 0 passed 3 failed 2" in said
+    assert "L1H0 ✗" in said and "where there was to be none" in said
 
 
 def test_two_models_of_one_name_have_a_section_each():

@@ -1,14 +1,11 @@
 """What the terminal is told of a session's verdicts: claims, mosaic, heads, near misses; more with -v, one line with -q."""
 
-import json
-import math
 from dataclasses import replace
 
 import pytest
 
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
-from pytest_induction.report.terminal import BLOCKS, MOST_ROWS, Style, mosaic_lines, one_line, section, style_for
-from pytest_induction.report.view import views
+from pytest_induction.report.terminal import BLOCKS, Style, one_line, section
 
 SHOWN, REFUTED, UNDETERMINED = Verdict.SHOWN, Verdict.REFUTED, Verdict.UNDETERMINED
 HERE = Provenance(
@@ -149,132 +146,56 @@ def test_one_line_counts_verdicts_and_names_what_was_not_shown():
 
 
 @pytest.mark.parametrize(
-    ("verdict", "expected", "words", "colour"),
+    ("verdict", "is_asserted", "words", "colour"),
     [
-        (REFUTED, REFUTED, "REFUTED, as expected", "green"),
-        (SHOWN, REFUTED, "SHOWN, not expected", "red"),
-        (UNDETERMINED, REFUTED, "UNDETERMINED", "yellow"),
-        (SHOWN, SHOWN, "SHOWN", "green"),
-        (REFUTED, SHOWN, "REFUTED", "red"),
-        (SHOWN, None, "SHOWN", "green"),
-        (REFUTED, None, "REFUTED", "red"),
+        (SHOWN, True, "SHOWN, passed", "green"),
+        (REFUTED, True, "REFUTED, failed", "red"),
+        (UNDETERMINED, True, "UNDETERMINED, failed", "yellow"),
+        (SHOWN, False, "SHOWN", "green"),
+        (REFUTED, False, "REFUTED", "red"),
+        (UNDETERMINED, False, "UNDETERMINED", "yellow"),
     ],
 )
-def test_what_was_expected_and_seen_is_shown_as_passed(verdict, expected, words, colour):
-    """Whatever was expected; a record that does not say so is shown as if the claim had been."""
-    told = list(section([found(verdict=verdict, expected=expected)], Style()))
+def test_a_verdict_says_whether_it_passed(verdict, is_asserted, words, colour):
+    """Where a test rests on it; what is only reported neither passes nor fails."""
+    told = list(section([found(verdict=verdict, is_asserted=is_asserted)], Style()))
     assert told[1] == (f"  {words:<12}  has_induction_head  2 heads", {colour: True})
 
 
 def test_a_claim_and_its_absence_have_a_line_each():
-    """A model of which a test expects heads, and another test none."""
-    told = [text for text, _ in section([found(), found(expected=REFUTED)], Style())]
+    """A model of which a test asserts heads, and another test none."""
+    none = found(claim="no_induction_head", verdict=REFUTED, is_asserted=True)
+    told = [text for text, _ in section([none, found(is_asserted=True)], Style())]
     assert told[1:3] == [
-        "  SHOWN                has_induction_head  2 heads",
-        "  SHOWN, not expected  has_induction_head  2 heads",
+        "  SHOWN, passed    has_induction_head  2 heads",
+        "  REFUTED, failed  no_induction_head   2 heads",
     ]
 
 
-def test_series_that_were_expected_to_stay_are_shown_as_passed():
-    """In a run that was expected to have no phase change."""
+@pytest.mark.parametrize(("claim", "colour"), [("phase_change", "red"), ("no_phase_change", "green")])
+def test_series_that_do_what_is_claimed_are_shown_so(claim, colour):
+    """A series that stays is as it should be in a run that is to have no phase change."""
     change = Change("icl_score", REFUTED, "no_change", "flat", shape="flat")
     run = Provenance("run", "1", "none", 0, 0, "", "", probe="88 snapshots", is_run=True)
-    told = {"claim": "phase_change", "provenance": run, "verdict": REFUTED, "changes": (change,), "heads": (), "nearest": ()}
-    marks = dict(section([found(**told, expected=REFUTED)], Style()))
-    assert marks["    icl score  REFUTED   flat"] == {"green": True}
+    verdict = SHOWN if claim == "no_phase_change" else REFUTED
+    told = {"claim": claim, "provenance": run, "verdict": verdict, "changes": (change,), "heads": (), "nearest": ()}
+    marks = dict(section([found(**told)], Style()))
+    assert marks["    icl score  REFUTED   flat"] == {colour: True}
 
 
-def test_one_line_names_what_was_not_expected_and_no_control_that_passed():
-    """Beside how many were as expected."""
-    control = found(verdict=REFUTED, expected=REFUTED)
-    assert one_line([found(), control]) == "induction: 1 SHOWN, 1 REFUTED (as expected), 0 UNDETERMINED"
-    failed = [control, found(claim="copies_repeats", verdict=REFUTED, expected=SHOWN), found(expected=REFUTED)]
+def test_one_line_names_what_is_not_shown():
+    """A control that passes is shown, as whatever passes is."""
+    control = found(claim="no_induction_head")
+    assert one_line([found(), control]) == "induction: 2 SHOWN, 0 REFUTED, 0 UNDETERMINED"
+    failed = [control, found(claim="copies_repeats", verdict=REFUTED), found(claim="no_induction_head", verdict=REFUTED)]
     assert one_line(failed) == (
-        "induction: 1 SHOWN (not expected: has_induction_head of model), "
-        "2 REFUTED (1 as expected; copies_repeats of model), 0 UNDETERMINED"
+        "induction: 1 SHOWN, 2 REFUTED (copies_repeats of model, no_induction_head of model), 0 UNDETERMINED"
     )
 
 
-def test_the_nearest_head_is_told_where_none_was_expected():
-    """How far a control is from failing; of a model that was expected to have heads the table has it."""
-    given = {"verdict": REFUTED, "heads": (), "nearest": (head(3, 0.1, kind=""),)}
-    assert near(found(**given, expected=REFUTED)) == ["L1H3 0.100 (0.050..0.150) is the nearest below the threshold of 0.300"]
-    assert near(found(**given, expected=SHOWN)) == []
-
-
-def test_what_is_no_number_is_a_question_mark():
-    """As after a record was read again: JSON has no word for it."""
-    unknown = Estimate(math.nan, math.nan, math.nan, "share")
-    evidence = found(
-        heads=(HeadEvidence(1, 0, unknown, unknown, math.nan, 0.0, 0.0, 0.0, 0.0),),
-        estimates={"advantage": unknown},
-        head_map=((math.nan, None), (0.5, 0.1)),
-    )
-    shown = "\n".join(lines(evidence, verbose=True))
-    assert "nan" not in shown
-    assert "    L0  ?\n    L1  ▅▁" in shown
-    assert "L1H0                ?" in shown
-
-
-def test_views_survive_json():
-    """What a worker sends, and what a report is rendered from again."""
-    again = Evidence.from_dict(json.loads(json.dumps(found().to_dict())))
-    assert views([again]) == views([found()])
-
-
-class TestMosaic:
-    def test_each_mark_stands_for_an_eighth(self):
-        scores = [(2 * mark + 1) / 16 for mark in range(8)]
-        *_, row = mosaic_lines([scores], width=80)
-        assert row == f"L0  {BLOCKS}"
-        assert mosaic_lines([[0.0, 1.0, -0.1, 1.1]], width=80)[-1] == "L0  ▁█▁█"
-
-    def test_ascii_has_digits(self):
-        *_, row = mosaic_lines([[0.0, 0.09, 0.31, 0.95, 1.0]], width=80, ascii=True)
-        assert row == "L0  ..399"
-
-    def test_32_by_32_heads_fit_80_columns_with_a_mark_each(self):
-        drawn = mosaic_lines([[layer / 32] * 32 for layer in range(32)], width=76)
-        assert len(drawn) == 1 + 1 + 32
-        assert max(map(len, drawn)) <= 76
-        assert drawn[1] == "     H0      H8      H16     H24"
-        assert all(len(row) == 5 + 32 for row in drawn[2:])
-        assert drawn[-1] == f"L31  {BLOCKS[7] * 32}"
-
-    @pytest.mark.parametrize("width", [60, 20, 5, 1])
-    def test_heads_that_do_not_fit_share_marks_and_none_is_lost(self, width):
-        """The highest of them is drawn."""
-        scores = [0.0] * 96
-        scores[95] = 1.0
-        drawn = mosaic_lines([scores], width=width)
-        assert drawn[-1].endswith("█") and drawn[-1].count("█") == 1
-        assert len(drawn[-1]) <= max(width, 5)
-        assert " heads, the highest" in " ".join(drawn)
-
-    def test_so_do_layers_beyond_sixty_four(self):
-        scores = [[0.0, 0.0] for _ in range(130)]
-        scores[128][1] = 1.0
-        drawn = mosaic_lines(scores, width=80)
-        assert len(drawn) - 2 == 44 <= MOST_ROWS
-        assert drawn[1] == "a row for each 3 layers, a mark for each head, the highest"
-        assert drawn[-2:] == ["L126  ▁█", "L129  ▁▁"]
-
-    def test_layers_with_fewer_heads_have_blanks(self):
-        assert mosaic_lines([[0.0, None, 0.0], [1.0]], width=80)[1:] == ["L0  ▁ ▁", "L1  █"]
-
-    def test_nothing_is_drawn_of_nothing(self):
-        assert mosaic_lines([], width=80) == mosaic_lines([[], []], width=80) == []
-
-
-@pytest.mark.parametrize(
-    ("encoding", "ascii_only"),
-    [("utf-8", False), ("UTF8", False), ("ascii", True), ("cp437", True), ("latin-1", True), (None, True), ("nonsense", True)],
-)
-def test_a_terminal_that_cannot_show_blocks_gets_digits(encoding, ascii_only):
-    assert style_for(0, 80, encoding) == Style(ascii=ascii_only)
-    assert style_for(1, 120, encoding).verbose
-
-
-def test_a_section_for_such_a_terminal_has_nothing_but_ascii():
-    assert "".join(lines(found(), ascii=True, verbose=True)).isascii()
-    assert not "".join(lines(found())).isascii()
+def test_the_nearest_head_is_told_where_there_are_to_be_none():
+    """How far a control is from failing; where heads are claimed the table has it."""
+    given = {"heads": (), "nearest": (head(3, 0.1, kind=""),)}
+    told = near(found(**given, claim="no_induction_head", verdict=SHOWN))
+    assert told == ["L1H3 0.100 (0.050..0.150) is the nearest below the threshold of 0.300"]
+    assert near(found(**given, verdict=REFUTED)) == []

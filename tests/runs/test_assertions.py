@@ -182,13 +182,14 @@ class TestPhaseChange:
 class TestNoPhaseChange:
     @pytest.mark.parametrize("name", ["one-layer", "gradual", "diverged"])
     def test_what_is_flat_or_gradual_passes(self, name):
-        assert assert_no_phase_change(RUNS / name).verdict is REFUTED
+        found = assert_no_phase_change(RUNS / name)
+        assert (found.claim, found.verdict, found.outcome) == ("no_phase_change", SHOWN, "passed")
 
     def test_a_phase_change_fails(self):
         found = evidence_of(assert_no_phase_change, made())
-        assert found.verdict is SHOWN
+        assert (found.verdict, found.outcome) == (REFUTED, "failed")
         with pytest.raises(
-            ExpectationFailed, match="phase_change is SHOWN, expected REFUTED: prefix matching of the best head changes"
+            ExpectationFailed, match="no_phase_change is REFUTED, expected SHOWN: prefix matching of the best head changes"
         ):
             assert_no_phase_change(made())
 
@@ -348,7 +349,7 @@ class TestPreviousTokenFirst:
         assert found.changes[-1].series == "previous_token"
         assert evidence_of(assert_previous_token_first, run) == found
         if verdict is SHOWN:
-            assert assert_previous_token_first(run, gate=True) == replace(found, expected=SHOWN)
+            assert assert_previous_token_first(run, gate=True) == replace(found, is_asserted=True)
         else:
             with pytest.raises(ExpectationFailed, match=f"previous_token_first is {verdict}, expected SHOWN"):
                 assert_previous_token_first(run, gate=True)
@@ -401,7 +402,7 @@ class TestAllOfThem:
         assert again.changes[0].midpoint.tokens == found.changes[0].midpoint.tokens
         assert again.changes[0].confounders == ("the warm-up ends (step 240)",)
         assert again.changes[0].verdict is SHOWN
-        assert failure_text(again, REFUTED) == failure_text(found, REFUTED)
+        assert failure_text(again) == failure_text(found)
 
     def test_evidence_without_places_survives_too(self):
         found = evidence_of(assert_phase_change, flat())

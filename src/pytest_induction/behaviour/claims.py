@@ -54,7 +54,7 @@ def assert_copies_repeats(
         next_step=f"about {more} more sequences: max_sequences={len(found.periods) + more}" if more else "",
         head_map=judgement.head_map,
     )
-    return expect(evidence, Verdict.SHOWN)
+    return expect(evidence)
 
 
 @user_facing
@@ -99,4 +99,4 @@ def assert_learns_in_context(
         confidence=1 - error_rate,
         next_step=settle,
     )
-    return expect(evidence, Verdict.SHOWN)
+    return expect(evidence)

@@ -186,16 +186,16 @@ def assert_induction_circuit(
     evidence = replace(evidence, claim=CLAIM, thresholds=bars, confidence=1 - error_rate)
     if evidence.verdict is not Verdict.SHOWN:
         summary = f"there is no induction head to have a circuit: {evidence.summary}"
-        return expect(replace(evidence, summary=summary), Verdict.SHOWN)
+        return expect(replace(evidence, summary=summary))
     listed = list_of_heads(subject, thresholds, budget).heads
     evidence = replace(evidence, heads=listed or evidence.heads)
     found = _judged_head(evidence.heads)
     if found is None:
         summary = f"{evidence.heads[0]} matches prefixes in the first layer, where no head comes before it"
-        return expect(replace(evidence, verdict=Verdict.REFUTED, reason="first_layer", summary=summary), Verdict.SHOWN)
+        return expect(replace(evidence, verdict=Verdict.REFUTED, reason="first_layer", summary=summary))
     head = HeadId(found.layer, found.head)
     circuit, weighed = _circuit(subject, head, min_previous_token, evidence.provenance.seed)
-    return expect(_tested(subject, evidence, circuit, weighed, (max_sequences, error_rate / 2, min_share)), Verdict.SHOWN)
+    return expect(_tested(subject, evidence, circuit, weighed, (max_sequences, error_rate / 2, min_share)))
 
 
 def _judged_head(heads: Sequence[HeadEvidence]) -> HeadEvidence | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pytest_induction.behaviour.judging import MIN_ROWS
 from pytest_induction.behaviour.text import rows_of, windows_of
-from pytest_induction.causal.judging import MIN_SHARE, Ablated, Claim, as_answer, judge_necessity, judge_sufficiency
+from pytest_induction.causal.judging import MIN_SHARE, Ablated, CausalClaim, as_answer, judge_necessity, judge_sufficiency
 from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS, Judgement, until_clear
 from pytest_induction.errors import ArgumentError, TextError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
@@ -156,10 +156,10 @@ def assert_ablation_removes_icl(
     chosen, evidence = _chosen(subject, heads, (MOST_FOR_HEADS, error_rate * SHARE_OF_REST, seed))
     evidence = replace(evidence, thresholds={"min_share": min_share, **evidence.thresholds}, confidence=1 - error_rate)
     if not chosen:
-        return expect(evidence, Verdict.SHOWN)
+        return expect(evidence)
     task = _Task(subject, chosen, kinds, seed, n_controls, rows, pattern_preserving=pattern_preserving)
     budget = (most if rows is None else min(most, len(rows)), error_rate)
-    return expect(_judged(task, evidence, min_share, budget), Verdict.SHOWN)
+    return expect(_judged(task, evidence, min_share, budget))
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,9 @@ class _Task:
         found = (passes.losses([every]) for kind in self.kinds for passes in (self._passes(batches[0], kind),))
         return all(float(np.abs(each.ablated[0] - each.clean).max()) > LEAST_MOVED for each in found)
 
-    def claim(self, min_share: float) -> Claim:
+    def claim(self, min_share: float) -> CausalClaim:
         """What is asked of these heads."""
-        return Claim(
+        return CausalClaim(
             tuple(map(str, self.heads)),
             "what repetition gains" if self.rows is None else "in-context learning on the text",
             min_share,

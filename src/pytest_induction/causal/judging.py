@@ -46,7 +46,7 @@ class Ablated:
 
 
 @dataclass(frozen=True)
-class Claim:
+class CausalClaim:
     """What is asked: which heads, of what (in words), the least share of it, and which layers had too few heads for controls."""
 
     heads: tuple[str, ...]
@@ -128,7 +128,7 @@ def share_interval(part: Array, whole: Array, error_rate: float) -> Estimate:
     return Estimate(x / g, (b - root) / a, (b + root) / a, SHARE)
 
 
-def judge_necessity(found: Ablated, claim: Claim, *, error_rate: float) -> Judgement:
+def judge_necessity(found: Ablated, claim: CausalClaim, *, error_rate: float) -> Judgement:
     """SHOWN where, in every kind of ablation, enough in-context learning is gone, and more than without the controls.
 
     The error rate is shared by the score and, of each kind, the share that is gone, what of it is beyond the controls', and which
@@ -159,7 +159,7 @@ def as_answer(judgement: Judgement) -> Judgement:
     return replace(judgement, verdict=Verdict.UNDETERMINED) if judgement.reason in OPEN else judgement
 
 
-def _without_learning(found: Ablated, claim: Claim, learning: Estimate) -> Judgement:
+def _without_learning(found: Ablated, claim: CausalClaim, learning: Estimate) -> Judgement:
     seen = f"{claim.about} is {-learning.value:.3f} nats"
     estimates, bar = {"icl_score": learning}, MAX_IN_CONTEXT_LEARNING
     if learning.is_above(bar):
@@ -185,7 +185,7 @@ def _of_kind(found: Ablated, kind: str, error_rate: float) -> Kind:
     )
 
 
-def _weighed(kinds: Mapping[str, Kind], claim: Claim, learning: Estimate, count: int) -> tuple[Verdict, str, str, int]:
+def _weighed(kinds: Mapping[str, Kind], claim: CausalClaim, learning: Estimate, count: int) -> tuple[Verdict, str, str, int]:
     """The verdict, its reason and summary, and how many more rows it would take."""
     seen = f"without {claim.named} {_span(kinds, 'share')} of {claim.about} ({-learning.value:.2f} nats) is gone"
     against = f"without {_controls(kinds, claim)} {_span(kinds, 'usual')} is"
@@ -205,7 +205,7 @@ def _weighed(kinds: Mapping[str, Kind], claim: Claim, learning: Estimate, count:
     return Verdict.SHOWN, "necessary", f"{seen}, {against}", 0
 
 
-def _failed(kinds: Mapping[str, Kind], claim: Claim, seen: str, against: str) -> tuple[str, str] | None:
+def _failed(kinds: Mapping[str, Kind], claim: CausalClaim, seen: str, against: str) -> tuple[str, str] | None:
     """Reason and summary where it is clear that more rows would not make the heads necessary; else None."""
     if any(of.lost.is_above(0) for of in kinds.values()) and any(of.lost.is_below(0) for of in kinds.values()):
         said = ", ".join(f"{of.lost.value:+.2f} nats by {kind}" for kind, of in kinds.items())
@@ -240,7 +240,7 @@ def _percent(low: float, high: float) -> str:
     return f"{first} %" if first == last else f"{first} to {last} %"
 
 
-def _controls(kinds: Mapping[str, Kind], claim: Claim) -> str:
+def _controls(kinds: Mapping[str, Kind], claim: CausalClaim) -> str:
     count = next(iter(kinds.values())).n_controls
     said = [*(["all there are"] if claim.complete else []), *(["from other layers too"] if claim.relaxed else [])]
     aside = f" ({', '.join(said)})" if said else ""
@@ -253,7 +253,7 @@ def _lowest(kinds: Mapping[str, Kind], name: str) -> str:
     return f"{kind} ({estimate.low:.2f}..{estimate.high:.2f})"
 
 
-def judge_sufficiency(judgement: Judgement, found: Ablated, claim: Claim, *, error_rate: float) -> Judgement:
+def judge_sufficiency(judgement: Judgement, found: Ablated, claim: CausalClaim, *, error_rate: float) -> Judgement:
     """A judgement that heads are necessary, with how much stays where all others of their layers are ablated and they are not.
 
     `found` has of the same rows what is lost with all others ablated, with all but each control set, and with all but each of the

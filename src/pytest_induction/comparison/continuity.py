@@ -12,7 +12,7 @@ from pytest_induction.comparison.margins import HEADS, ICL, LATE, OF_MODELS, OF_
 from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import expect
-from pytest_induction.records import Evidence, Provenance, Verdict
+from pytest_induction.records import Evidence, Provenance
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.phase_change.claims import provenance_of
 from pytest_induction.runs.phase_change.finding import ERROR_RATE as ERROR_RATE_OF_RUNS
@@ -72,7 +72,7 @@ def assert_continuity(
         if text is not None:
             raise ArgumentError("`text` is for models: of a run what was recorded is compared")
         error_rate = ERROR_RATE_OF_RUNS if confidence is None else 1 - confidence
-        return expect(_of_runs(names, members, given, error_rate), Verdict.SHOWN)
+        return expect(_of_runs(names, members, given, error_rate))
     if text is not None and ICL not in given:
         raise ArgumentError(f"`text` is for the measure {ICL}, which is left out by its margin of None")
     if text is None and (margins or {}).get(ICL) is not None:
@@ -83,7 +83,7 @@ def assert_continuity(
         ERROR_RATE if confidence is None else 1 - confidence,
         None if seed is None else whole_number("seed", seed, least=0),
     )
-    return expect(_of_models(names, members, given, text, budget), Verdict.SHOWN)
+    return expect(_of_models(names, members, given, text, budget))
 
 
 def _margins(given: Mapping[str, float | None], known: Mapping[str, Measure]) -> dict[str, float]:

@@ -315,7 +315,7 @@ def assert_heads_preserved(
         pair = _of_profile(kept, where, later, text, given_seed)
     else:
         pair = _of_models(load_model(kept), later, text, budget, given_seed)
-    return expect(_evidence(pair, given, budget), Verdict.SHOWN)
+    return expect(_evidence(pair, given, budget))
 
 
 @dataclass(frozen=True)

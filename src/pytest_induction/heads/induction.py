@@ -8,7 +8,7 @@ from dataclasses import replace
 from pytest_induction.behaviour.judging import MIN_ACCURACY
 from pytest_induction.deciding import ERROR_RATE, Budget, Judgement, checked_budget
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
-from pytest_induction.expectations import check_advantage, check_share, expect
+from pytest_induction.expectations import check_advantage, check_share, denied, expect
 from pytest_induction.heads.absence import (
     ROWS,
     Look,
@@ -246,7 +246,7 @@ def assert_has_induction_head(
     """
     thresholds = checked_thresholds(min_prefix_matching, max_prefix_matching, min_advantage, match_length)
     evidence = judged_induction_head(model, thresholds, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
-    return expect(evidence, Verdict.SHOWN)
+    return expect(evidence)
 
 
 @user_facing
@@ -272,7 +272,7 @@ def assert_no_induction_head(
     """
     thresholds = checked_thresholds(min_prefix_matching, max_prefix_matching, min_advantage, None)
     evidence = judged_induction_head(model, thresholds, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
-    return expect(evidence, Verdict.REFUTED)
+    return expect(denied(evidence, "no_induction_head"))
 
 
 @user_facing

@@ -37,7 +37,7 @@ RERUN = "rerun"  # the outcome that pytest-rerunfailures gives an attempt after 
 def properties(evidence: Evidence) -> list[tuple[str, object]]:
     """A verdict as properties `induction.CLAIM.NAME`: what it is and why, of which weights, every estimate with its interval.
 
-    `expected` is the verdict that was asked for: a control that passes has REFUTED in both.
+    `outcome` is passed or failed; a verdict that is only reported has none.
     `prefix_matching` is that of the strongest head, also where it is below the threshold; so are what it has at each match
     length, its effects in nats and how far back it matches, where these are known.
     """
@@ -50,8 +50,8 @@ def properties(evidence: Evidence) -> list[tuple[str, object]]:
         (f"{prefix}.weights", evidence.provenance.fingerprint),
         (f"{prefix}.heads", " ".join(str(head) for head in evidence.heads)),
     ]
-    if evidence.expected is not None:
-        found.append((f"{prefix}.expected", str(evidence.expected)))
+    if evidence.outcome:
+        found.append((f"{prefix}.outcome", evidence.outcome))
     if evidence.provenance.seed is not None:
         found.append((f"{prefix}.seed", evidence.provenance.seed))
     if evidence.confidence is not None:

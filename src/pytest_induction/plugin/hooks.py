@@ -15,6 +15,7 @@ from pytest_induction.errors import meant
 from pytest_induction.formatting import as_node
 from pytest_induction.plugin.baselines import SessionBaselines
 from pytest_induction.plugin.ci import SessionCI, properties
+from pytest_induction.plugin.claims import SessionClaims
 from pytest_induction.plugin.gates.files import arguments_with_gates, is_gate_file, keep_together
 from pytest_induction.plugin.options import add_options
 from pytest_induction.plugin.reports import USAGE_ERROR, SessionReport
@@ -55,8 +56,9 @@ NAMED: pytest.StashKey[list[tuple[Any, Provenance]]] = pytest.StashKey()
 HEARD: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     add_options(parser)
+    pluginmanager.register(SessionClaims(), "induction-claims")  # before any conftest.py, which may register some
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:

@@ -16,7 +16,7 @@ Property = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Claim:
+class PropertyClaim:
     """A property with its options: a ready one, or a function of the user's."""
 
     name: str
@@ -24,7 +24,7 @@ class Claim:
     options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, given: str | Property, options: Mapping[str, Any]) -> Claim:
+    def of(cls, given: str | Property, options: Mapping[str, Any]) -> PropertyClaim:
         """The property that is meant. Raises `ArgumentError` for none, and for options that it does not take."""
         if isinstance(given, str) and given not in PROPERTIES:
             raise ArgumentError(f"`property` must be a function or one of {', '.join(PROPERTIES)}; got {given!r}")

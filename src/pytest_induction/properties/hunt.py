@@ -14,7 +14,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes import strategies
 from pytest_induction.probes.sequences import ProbeSequence
 from pytest_induction.probes.strategies.searching import Judged, Rejected, Replays, Strategy, search
-from pytest_induction.properties.claims import Claim, Example
+from pytest_induction.properties.claims import Example, PropertyClaim
 from pytest_induction.properties.ready import PROBES
 
 MOST_KEPT = 4096  # outcomes that are remembered while a failure shrinks
@@ -48,7 +48,7 @@ class Hunt:
     With `most_shrinks` a failure is shrunk by so many examples at most.
     """
 
-    def __init__(self, subject: ModelUnderTest, claim: Claim, *, most_shrinks: int | None = None) -> None:
+    def __init__(self, subject: ModelUnderTest, claim: PropertyClaim, *, most_shrinks: int | None = None) -> None:
         self.subject, self.claim, self.name = subject, claim, claim.name
         self._most_shrinks, self._shrunk = most_shrinks, 0
         self._margins: dict[Example, float | None] = {}
@@ -174,7 +174,9 @@ def listed(probes: Any) -> list[Example] | None:
     return found
 
 
-def strategy_for(probes: Any, claim: Claim, subject: ModelUnderTest, options: dict[str, Any] | None = None) -> Strategy[Example]:
+def strategy_for(
+    probes: Any, claim: PropertyClaim, subject: ModelUnderTest, options: dict[str, Any] | None = None
+) -> Strategy[Example]:
     """The strategy that was given, as such, by what makes it or by that one's name; or else the property's own."""
     if probes is None:
         if claim.name not in PROBES:

@@ -6,7 +6,7 @@ import base64
 import gzip
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
@@ -286,6 +286,7 @@ def html_page(records: SessionRecords) -> str:
             why=reasons(records)[bool(records.stopped) :],
             unlisted=unlisted(records),
             pair_columns=PAIRS,
+            drawn=_drawn(found),
             has_filter=len(rows) > FEW,
             has_charts=has_charts,
             change_columns=CHANGE_COLUMNS,
@@ -295,6 +296,16 @@ def html_page(records: SessionRecords) -> str:
             plotly=_plotly() if has_charts else "",
         )
     )
+
+
+def _drawn(found: Iterable[Section]) -> dict[tuple[str, str, str], tuple[str, str]]:
+    """Model, fingerprint and kind of chart -> where in the page that is, and what it is called."""
+    return {
+        (section.title, section.fingerprint, panel.anchor.removeprefix(f"{section.anchor}-")): (panel.anchor, panel.title)
+        for section in found
+        for panel in section.panels
+        if not panel.missing
+    }
 
 
 def _outcomes(records: SessionRecords) -> list[tuple[str, int]]:

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 
 from pytest_induction.formatting import LEAST, NARROW, everywhere
 from pytest_induction.records import Evidence, Verdict
-from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, MOST_HEADS, Claim, HeadRow, ModelView, views, without_empty
+from pytest_induction.report.view import (
+    CHANGE_COLUMNS,
+    HEAD_COLUMNS,
+    MOST_HEADS,
+    ClaimRow,
+    HeadRow,
+    ModelView,
+    views,
+    without_empty,
+)
 
 Mosaic = Sequence[Sequence[float | None]]
 BLOCKS = "▁▂▃▄▅▆▇█"  # each stands for an eighth of the range
@@ -79,8 +88,7 @@ def _mark(scores: Sequence[float], marks: str) -> str:
 Line = tuple[str, dict[str, bool]]
 """A line of text and how pytest's terminal writer is to mark it."""
 
-COLOURS = {True: "green", False: "red", None: "yellow"}
-"""Of what was as expected, was not, and was not determined."""
+COLOURS = {Verdict.SHOWN: "green", Verdict.REFUTED: "red", Verdict.UNDETERMINED: "yellow"}
 COLUMNS = ("head", "prefix matching", "interval", "copy (nats)", "kind")
 MEASURE_COLUMNS = ("claim", "estimate", "value", "interval", "threshold")
 FOUND = "  * induction head"
@@ -120,23 +128,17 @@ def section(evidence: Iterable[Evidence], style: Style) -> Iterator[Line]:
 
 
 def one_line(evidence: Iterable[Evidence]) -> str:
-    """The session in a line: how many verdicts of each kind, and of which claims they were not what was expected."""
+    """The session in a line: how many verdicts of each kind, and which claims are not shown."""
     told = list(evidence)
     return f"induction: {', '.join(_counted([each for each in told if each.verdict is verdict], verdict) for verdict in Verdict)}"
 
 
 def _counted(found: Sequence[Evidence], verdict: Verdict) -> str:
-    """How many verdicts of a kind: those as expected are counted where that is not what the kind means, all others named."""
-    expected = sum(each.is_as_expected is True for each in found)
-    names = list(dict.fromkeys(f"{each.claim} of {_end(each.provenance.model)}" for each in found if not each.is_as_expected))
+    """How many verdicts of a kind; of what is not shown the claims are named."""
+    names = list(dict.fromkeys(f"{each.claim} of {_end(each.provenance.model)}" for each in found))
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    named = ", ".join(names[:MOST_NAMED]) + more
-    if verdict is Verdict.SHOWN:
-        said = [f"not expected: {named}" if named else ""]
-    else:
-        said = [("" if expected == len(found) else f"{expected} ") + "as expected" if expected else "", named]
-    about = "; ".join(filter(None, said))
-    return f"{len(found)} {verdict}{f' ({about})' if about else ''}"
+    about = f" ({', '.join(names[:MOST_NAMED])}{more})" if names and verdict is not Verdict.SHOWN else ""
+    return f"{len(found)} {verdict}{about}"
 
 
 def _end(name: str) -> str:
@@ -163,15 +165,15 @@ def _block(view: ModelView, style: Style) -> Iterator[Line]:
         yield from _grounds(view, style)
 
 
-def _claims(claims: Sequence[Claim], style: Style) -> Iterator[Line]:
+def _claims(claims: Sequence[ClaimRow], style: Style) -> Iterator[Line]:
     width, widest = 0, 0
     if style.width >= NARROW:
         width = max(18, *(len(claim.name) for claim in claims))
-        widest = max(12, *(len(claim.verdict) for claim in claims))
+        widest = max(12, *(len(claim.words) for claim in claims))
     for claim in claims:
         times = f" ({claim.times} times)" if claim.times > 1 else ""
-        line = f"  {claim.verdict:<{widest}}  {claim.name:<{width}}  {claim.summary}{times}"
-        yield line, {COLOURS[claim.is_as_expected]: True}
+        line = f"  {claim.words:<{widest}}  {claim.name:<{width}}  {claim.summary}{times}"
+        yield line, {COLOURS[claim.verdict]: True}
 
 
 def _changes(view: ModelView, style: Style) -> Iterator[Line]:
@@ -179,7 +181,7 @@ def _changes(view: ModelView, style: Style) -> Iterator[Line]:
     head, *lines = _aligned(CHANGE_COLUMNS, [row.cells for row in view.changes], style)
     yield f"    {head}   ({view.places})", {}
     for row, line in zip(view.changes, lines, strict=True):
-        yield f"    {line}", {COLOURS[row.is_as_expected]: True}
+        yield f"    {line}", {COLOURS[row.counts_as]: True}
 
 
 def _heads(view: ModelView, style: Style) -> Iterator[Line]:

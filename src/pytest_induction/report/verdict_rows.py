@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 
-from pytest_induction.expectations import match_length, measured_on, next_step, reach, with_bars, words
+from pytest_induction.claims import OF_HEADS, Claim, claim_named
+from pytest_induction.expectations import match_length, measured_on, next_step, of_what_it_denies, reach, with_bars, words
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Verdict
 from pytest_induction.report.charts.chart import known, number
@@ -15,25 +17,7 @@ from pytest_induction.report.charts.interval import interval
 from pytest_induction.report.session_records import SessionRecords, TestRecord
 from pytest_induction.report.view import amount, masses, without_empty
 
-OF_HEADS = ("has_induction_head", "final_has_induction_head")
-DECIDES = {
-    "copies_repeats": ("repeat_accuracy",),
-    "learns_in_context": ("icl_score",),
-    "ablation_removes_icl": ("share ", "icl_score"),
-    "phase_change": ("width",),
-    "cooccurrence": ("lag",),
-    "heads_kept_to_the_end": ("final",),
-    "onset_not_later": ("onset_lag",),
-    "formed": ("formed",),
-    "property_holds_from": ("holds_from_tokens", "holds_from_steps"),
-}
-"""What a claim is decided by: the beginning of the name of an estimate, the first that is there."""
-SHAPES = {Verdict.SHOWN: "formed", Verdict.REFUTED: "not-formed", Verdict.UNDETERMINED: "undetermined"}
-COLOURS = {True: "as-expected", False: "unexpected", None: "unclear"}
-"""How a badge is drawn: its shape says what the verdict is, its colour whether that was expected."""
-HEADS = {True: ("✓", "Heads; ✓ where the claim holds"), False: ("✗", "Heads; ✗ where the claim holds, which was not expected")}
-
-
+MARKS = {True: ("✓", "Heads; ✓ an induction head"), False: ("✗", "Heads; ✗ an induction head, where there was to be none")}
 HEAD_COLUMNS = (
     *("head", "prefix matching", "match length", "reach", "copy (nats)", "ablation (nats)"),
     *("chance", "previous", "duplicate", "first token"),
@@ -64,7 +48,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """One verdict of one test. `heads` are rows of cells below `head_columns`."""
+    """One verdict of one test. `heads` are rows of cells below `head_columns`.
+
+    `chart` is the one that shows most of it: model, fingerprint of its weights, kind.
+    """
 
     claim: str
     verdict: str
@@ -80,6 +67,7 @@ class VerdictRow:
     measured: str
     next: str
     notes: tuple[str, ...]
+    chart: tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -124,15 +112,18 @@ def _test(test: TestRecord, place: int) -> TestRow:
 
 def _verdict(evidence: Evidence) -> VerdictRow:
     measures = tuple(_measure(words(name), estimate, bars) for name, estimate, bars in with_bars(evidence))
-    mark, about_heads = HEADS[evidence.verdict is not Verdict.SHOWN or bool(evidence.is_as_expected)]
-    mark = mark if evidence.verdict is Verdict.SHOWN else ""
+    claim = claim_named(evidence.claim)
+    mark, about_heads = MARKS[claim is None or not claim.denies]
+    mark = mark if of_what_it_denies(evidence.claim, evidence.verdict) is Verdict.SHOWN else ""
     heads = (*((head, mark) for head in evidence.heads), *((head, "") for head in evidence.nearest))
     least = evidence.thresholds.get("min_prefix_matching", MIN_PREFIX_MATCHING)
-    columns, rows = without_empty(HEAD_COLUMNS, [head_row(head, mark, least) for head, mark in heads])
+    shown = columns_for(claim)
+    every = [dict(zip(HEAD_COLUMNS, head_row(head, mark, least), strict=True)) for head, mark in heads]
+    columns, rows = without_empty(shown, [[row[name] for name in shown] for row in every])
     return VerdictRow(
         evidence.claim,
-        _read(evidence.words),
-        badge(evidence.verdict, is_as_expected=evidence.is_as_expected),
+        evidence.words,
+        badge(evidence.verdict),
         evidence.summary,
         key_of(evidence),
         measures,
@@ -152,39 +143,38 @@ def _verdict(evidence: Evidence) -> VerdictRow:
         measured_on(evidence.provenance),
         next_step(evidence),
         evidence.provenance.notes,
+        (evidence.provenance.model, evidence.provenance.fingerprint, claim.chart if claim is not None else ""),
     )
 
 
-def badge(verdict: Verdict, *, is_as_expected: bool | None) -> str:
-    """The classes of a badge."""
-    return f"{COLOURS[is_as_expected]} {SHAPES[verdict]}"
+def badge(verdict: Verdict) -> str:
+    """The class of a badge: its shape and its colour say what the verdict is."""
+    return verdict.lower()
 
 
 def tiles(evidence: Iterable[Evidence]) -> list[tuple[str, str, int]]:
-    """How many verdicts of each kind: words, badge and number. The three kinds always, beside them what else was expected."""
-    plain = {
-        Verdict.SHOWN: badge(Verdict.SHOWN, is_as_expected=True),
-        Verdict.REFUTED: badge(Verdict.REFUTED, is_as_expected=False),
-        Verdict.UNDETERMINED: badge(Verdict.UNDETERMINED, is_as_expected=None),
-    }
-    told = [(each.words, badge(each.verdict, is_as_expected=each.is_as_expected)) for each in evidence]
-    kinds = dict.fromkeys([*((str(verdict), drawn) for verdict, drawn in plain.items()), *sorted(told)])
-    order = sorted(kinds, key=lambda kind: list(plain).index(Verdict(kind[0].partition(",")[0])))
-    return [(_read(words), drawn, told.count((words, drawn))) for words, drawn in order]
+    """How many verdicts of each kind: word, badge and number."""
+    counted = Counter(each.verdict for each in evidence)
+    return [(str(verdict), badge(verdict), counted[verdict]) for verdict in Verdict]
 
 
-def _read(words: str) -> str:
-    return words.replace("_", " ")
+def columns_for(claim: Claim | None) -> tuple[str, ...]:
+    """The columns that a claim shows of heads: those that it names, after the name of the head; else all."""
+    named = () if claim is None else claim.columns
+    return tuple(name for name in HEAD_COLUMNS if name in ("head", *named)) if named else HEAD_COLUMNS
 
 
 def key_of(evidence: Evidence) -> Measure | None:
     """The estimate that decides most of a verdict; None where it has none."""
+    claim = claim_named(evidence.claim)
+    starts = () if claim is None else claim.decided_by
     heads = (*evidence.heads, *evidence.nearest)
-    if evidence.claim in OF_HEADS and heads:
-        bar = evidence.thresholds.get("min_prefix_matching")
-        return _measure(f"{heads[0]} prefix matching", heads[0].prefix_matching, () if bar is None else (bar,))
+    of_head = next((start.removeprefix(OF_HEADS) for start in starts if start.startswith(OF_HEADS)), "")
+    if of_head and heads:
+        bar = evidence.thresholds.get(f"min_{of_head}")
+        return _measure(f"{heads[0]} {words(of_head)}", getattr(heads[0], of_head), () if bar is None else (bar,))
     held = {name: (estimate, bars) for name, estimate, bars in with_bars(evidence)}
-    deciding = (name for start in DECIDES.get(evidence.claim, ()) for name in held if name.startswith(start))
+    deciding = (name for start in starts for name in held if name.startswith(start))
     barred = (name for name, (_, bars) in held.items() if bars)
     name = next(chain(deciding, barred, held), None)
     return None if name is None else _measure(words(name), *held[name])

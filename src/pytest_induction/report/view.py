@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from typing import TypeVar
 
-from pytest_induction.expectations import match_length, measured_on, reach, spanned, with_bars, words
+from pytest_induction.claims import claim_named, place_of
+from pytest_induction.expectations import match_length, measured_on, of_what_it_denies, reach, spanned, with_bars, words
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, Verdict
 
@@ -19,23 +20,6 @@ HEAD_COLUMNS = (
     *("match length", "reach", "copy (nats)", "ablation (nats)", "kind"),
 )
 CHANGE_COLUMNS = ("series", "verdict", "shape", "change", "onset", "midpoint", "end", "decades", "inside")
-CLAIMS = (
-    "has_induction_head",
-    "copies_repeats",
-    "learns_in_context",
-    "ablation_removes_icl",
-    "induction_circuit",
-    "heads_generalize",
-    "property_holds",
-    "log_is_sane",
-    "phase_change",
-    "cooccurrence",
-    "heads_kept_to_the_end",
-    "final_has_induction_head",
-    "formed",
-    "onset_not_later",
-    "property_holds_from",
-)
 
 
 @dataclass(frozen=True)
@@ -70,7 +54,7 @@ class HeadRow:
 class ChangeRow:
     """What one series of a run did; `verdict` is that on the series, `shape` abrupt, gradual, flat or "".
 
-    `is_as_expected` as that of `Evidence`, of the claim that the series was looked at for.
+    `counts_as` is what that is for the claim that the series was looked at for: of a claim of absence the opposite.
     """
 
     name: str
@@ -82,7 +66,7 @@ class ChangeRow:
     end: str
     width: str
     inside: str
-    is_as_expected: bool | None
+    counts_as: Verdict
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -91,17 +75,14 @@ class ChangeRow:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """One verdict on one claim, in words, and how many times it was reached; the summary is the last one's.
+class ClaimRow:
+    """One verdict on one claim, in words with its outcome, and how many times it was reached; the summary is the last one's."""
 
-    `is_as_expected` as that of `Evidence`: True is shown as passed, False as failed, None as undetermined.
-    """
-
-    verdict: str
+    verdict: Verdict
+    words: str
     name: str
     summary: str
     times: int
-    is_as_expected: bool | None
 
 
 @dataclass(frozen=True)
@@ -126,7 +107,7 @@ class ModelView:
     """
 
     title: str
-    claims: tuple[Claim, ...]
+    claims: tuple[ClaimRow, ...]
     heads: tuple[HeadRow, ...]
     heads_left_out: int
     notes: tuple[str, ...] = ()
@@ -156,15 +137,14 @@ def by_model(evidence: Iterable[Evidence]) -> dict[tuple[str, str], list[Evidenc
 
 
 def tally(evidence: Iterable[Evidence]) -> str:
-    """How many verdicts of each kind, such as "2 SHOWN, 1 REFUTED as expected"; in the order of `Verdict`."""
-    times = Counter((list(Verdict).index(record.verdict), record.words.replace(",", "")) for record in evidence)
-    return ", ".join(f"{times[kind]} {kind[1]}" for kind in sorted(times))
+    """How many verdicts of each kind, such as "2 SHOWN, 1 REFUTED"."""
+    times = Counter(record.verdict for record in evidence)
+    return ", ".join(f"{times[verdict]} {verdict}" for verdict in Verdict if times[verdict])
 
 
 def _order(record: Evidence) -> tuple[str, str, int, str, int, str, str]:
-    about, known = record.provenance, record.claim in CLAIMS
-    order = CLAIMS.index(record.claim) if known else len(CLAIMS)
-    return about.model, about.fingerprint, order, record.claim, about.seed or 0, record.summary, record.words
+    about = record.provenance
+    return about.model, about.fingerprint, place_of(record.claim), record.claim, about.seed or 0, record.summary, record.words
 
 
 def _view(records: list[Evidence], most_heads: int) -> ModelView:
@@ -173,11 +153,12 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
     last = {_said_of(record): record for record in records}
     times = Counter(map(_said_of, records))
     claims = tuple(
-        Claim(record.words, record.claim, record.summary, times[key], record.is_as_expected) for key, record in last.items()
+        ClaimRow(record.verdict, record.words, record.claim, record.summary, times[key]) for key, record in last.items()
     )
     widest = max(records, key=lambda record: len(record.heads) + len(record.nearest))
     least = widest.thresholds.get("min_prefix_matching", MIN_PREFIX_MATCHING)
-    found = [_row(head, least, found=widest.verdict is Verdict.SHOWN) for head in widest.heads]
+    is_found = of_what_it_denies(widest.claim, widest.verdict) is Verdict.SHOWN
+    found = [_row(head, least, found=is_found) for head in widest.heads]
     rows = [*found[:most_heads], *(_row(head, least, found=False) for head in widest.nearest)]
     notes = tuple(dict.fromkeys(note for record in records for note in record.provenance.notes))
     changing = max(records, key=lambda record: len(record.changes))
@@ -209,7 +190,7 @@ def _said_of(record: Evidence) -> tuple[str, str, str]:
 def _near_heads(record: Evidence) -> Iterator[str]:
     """Heads that are not clear of the threshold, or are above it and do not count; else the nearest below.
 
-    That is told beside heads that count, and where none was expected.
+    That is told beside heads that count, and where the claim is that there are none.
     """
     bar = record.thresholds.get("min_prefix_matching")
     if bar is None:
@@ -223,7 +204,8 @@ def _near_heads(record: Evidence) -> Iterator[str]:
         what = f": {words(head.kind)}" if head.kind not in ("", "matches") else ""
         yield f"{head} {spanned(head.prefix_matching)} is above the threshold of {bar:.3f} and does not count{what}"
     below = next((head for head in named if head.prefix_matching.is_below(bar)), None)
-    is_sought = record.heads or record.expected is Verdict.REFUTED  # whose nearest is worth a line
+    claim = claim_named(record.claim)
+    is_sought = record.heads or (claim is not None and claim.denies)  # whose nearest is worth a line
     if below is not None and is_sought and not (unclear or not_counted):
         yield f"{below} {spanned(below.prefix_matching)} is the nearest below the threshold of {bar:.3f}"
 
@@ -286,7 +268,7 @@ def _change_row(change: Change, places: str, record: Evidence) -> ChangeRow:
         end,
         "" if change.width is None else _number(change.width.value, ".2f"),
         str(change.n_inside) if change.n_inside else "",
-        replace(record, verdict=change.verdict).is_as_expected,
+        of_what_it_denies(record.claim, change.verdict),
     )
 
 

@@ -13,7 +13,7 @@ from pytest_induction.formatting import fitted
 from pytest_induction.observers import emit
 from pytest_induction.probes.sequences import line
 from pytest_induction.progress import progress
-from pytest_induction.properties.claims import Claim, Example, Property
+from pytest_induction.properties.claims import Example, Property, PropertyClaim
 from pytest_induction.records import Evidence, Provenance, Verdict
 from pytest_induction.runs.checkpoints.trainings import is_training
 from pytest_induction.runs.properties import MAX_EXAMPLES, PropertyOverTraining, failure_of, found_over, judged_over
@@ -93,7 +93,7 @@ def check_property(
     >>> check_property(model, "completes_repeats", max_loss=2.0)             # doctest: +SKIP
     >>> check_property("checkpoints", "completes_repeats", holds_from=2000)  # doctest: +SKIP
     """
-    claim = Claim.of(property, options)
+    claim = PropertyClaim.of(property, options)
     most = whole_number("max_examples", max_examples, least=1)
     if holds_from is not None:
         whole_number("holds_from", holds_from, least=0)
@@ -145,7 +145,7 @@ def find_counterexample(
     >>> found = find_counterexample(model, "completes_repeats")              # doctest: +SKIP
     >>> found.period, found.tokens                                           # doctest: +SKIP
     """
-    claim = Claim.of(property, options)
+    claim = PropertyClaim.of(property, options)
     most = whole_number("budget", budget, least=1)
     if is_training(model):
         given: Any = model
@@ -170,7 +170,7 @@ def held(hunt: Hunt) -> str:
 
 def evidence_of(hunt: Hunt, verdict: Verdict, reason: str, summary: str, name: str = "") -> Evidence:
     """What the report gets. Examples are searched for and not a sample, so no confidence is stated."""
-    return Evidence(name or hunt.name, verdict, reason, summary, about(hunt), confidence=None, expected=Verdict.SHOWN)
+    return Evidence(name or hunt.name, verdict, reason, summary, about(hunt), confidence=None, is_asserted=True)
 
 
 def about(hunt: Hunt) -> Provenance:
@@ -193,7 +193,7 @@ def _failure(hunt: Hunt, example: Example) -> PropertyFailed:
     return PropertyFailed(message, example)
 
 
-def _over_training(history: PropertyOverTraining, claim: Claim, holds_from: int | None) -> PropertyOverTraining:
+def _over_training(history: PropertyOverTraining, claim: PropertyClaim, holds_from: int | None) -> PropertyOverTraining:
     """What was found of a training where the property holds as it must; else the error."""
     evidence = judged_over(history, claim, holds_from=holds_from)
     emit(evidence)
@@ -201,7 +201,7 @@ def _over_training(history: PropertyOverTraining, claim: Claim, holds_from: int 
         return history
     if evidence.verdict is Verdict.REFUTED:
         raise PropertyFailed(*failure_of(history, claim, evidence))
-    raise ExpectationFailed(failure_text(evidence, Verdict.SHOWN), evidence)
+    raise ExpectationFailed(failure_text(evidence), evidence)
 
 
 def _refuse_of_training(**given: Any) -> None:

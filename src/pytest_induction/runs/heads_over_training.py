@@ -191,7 +191,7 @@ def assert_formed(
     opened = load_run(run)
     bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
     evidence = Evidence("formed", Verdict.UNDETERMINED, "not_recorded", "", provenance_of(opened), thresholds={**bars, **bounds})
-    return expect(_Formed(opened, bars, error_rate, evidence).judged(bounds), Verdict.SHOWN)
+    return expect(_Formed(opened, bars, error_rate, evidence).judged(bounds))
 
 
 @dataclass(frozen=True)
@@ -334,8 +334,7 @@ def assert_log_is_sane(run: RunLike) -> Evidence:
             estimates=estimates,
             next_step="give the loss to the recorder, or name the log of the training" if reason == "no_loss" else "",
             changes=_bump_of(opened) if len(known) else (),
-        ),
-        Verdict.SHOWN,
+        )
     )
 
 
@@ -361,10 +360,10 @@ def assert_heads_kept(run: RunLike, *, min_share: float = KEPT, min_prefix_match
     bars = {"min_share": min_share, "min_prefix_matching": min_prefix_matching}
     values, heads = opened.best_of_heads("prefix_matching")
     index = np.flatnonzero(np.isfinite(values))
-    evidence = Evidence("heads_kept_to_the_end", Verdict.UNDETERMINED, "not_recorded", "", provenance_of(opened), thresholds=bars)
+    evidence = Evidence("heads_kept", Verdict.UNDETERMINED, "not_recorded", "", provenance_of(opened), thresholds=bars)
     if len(index) < FEWEST:
         seen = f"scores of heads are known at {len(index)} snapshots; at least {FEWEST} are needed"
-        return expect(replace(evidence, summary=seen, next_step="sweep the run's checkpoints"), Verdict.SHOWN)
+        return expect(replace(evidence, summary=seen, next_step="sweep the run's checkpoints"))
     means = np.convolve(values[index], np.full(AT_THE_END, 1 / AT_THE_END), mode="valid")
     peak = int(means.argmax())
     last = opened.snapshots[int(index[-1])]
@@ -381,7 +380,7 @@ def assert_heads_kept(run: RunLike, *, min_share: float = KEPT, min_prefix_match
         verdict, reason = (Verdict.REFUTED, "lost") if final.is_below(bar) else (Verdict.UNDETERMINED, "end_unclear")
     evidence = replace(evidence, verdict=verdict, reason=reason, summary=seen, estimates={"final": final})
     settle = "record more snapshots at the end" if verdict is Verdict.UNDETERMINED else ""
-    return expect(replace(evidence, next_step=settle), Verdict.SHOWN)
+    return expect(replace(evidence, next_step=settle))
 
 
 @user_facing
@@ -410,12 +409,12 @@ def assert_final_has_induction_head(
     if last is None or judged is None:
         seen = "no snapshot has scores of heads with their errors"
         evidence = Evidence("final_has_induction_head", Verdict.UNDETERMINED, "not_recorded", seen, about, thresholds=bars)
-        return expect(replace(evidence, next_step="record the run, or sweep its checkpoints"), Verdict.SHOWN)
+        return expect(replace(evidence, next_step="record the run, or sweep its checkpoints"))
     about = replace(about, n_sequences=last.n_sequences)
     evidence = Evidence(
         "final_has_induction_head", Verdict.UNDETERMINED, "", "", about, thresholds=bars, confidence=1 - error_rate
     )
-    return expect(with_snapshot(evidence, last, judged), Verdict.SHOWN)
+    return expect(with_snapshot(evidence, last, judged))
 
 
 def _problems(run: TrainingRun) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.observers import tracking_subjects
 from pytest_induction.probes.strategies.searching import Replays, Strategy, batches, warm_up
 from pytest_induction.progress import advance, progress, showing_on
-from pytest_induction.properties.claims import Claim, Example
+from pytest_induction.properties.claims import Example, PropertyClaim
 from pytest_induction.properties.hunt import Hunt, listed, sequences_of, strategy_for
 from pytest_induction.properties.ready import PROBES
 from pytest_induction.runs.checkpoints.loading import FactoryError
@@ -30,7 +30,15 @@ class Hunting:
     """One property, hunted at snapshot after snapshot. With `keep`, and no seed, failures are replayed in the next session."""
 
     def __init__(
-        self, claim: Claim, name: str, *, probes: Any = None, most: int, seed: int | None = None, climb: bool = False, keep: bool
+        self,
+        claim: PropertyClaim,
+        name: str,
+        *,
+        probes: Any = None,
+        most: int,
+        seed: int | None = None,
+        climb: bool = False,
+        keep: bool,
     ) -> None:
         self.claim = claim
         self._probes, self._most, self._seed, self._climb = probes, most, seed, climb
@@ -182,12 +190,12 @@ def _size(example: Example) -> tuple[int, Sequence[tuple[int, ...]]]:
     return sum(map(len, parts)), [each.tokens for each in parts]
 
 
-def claims_of(hunt: Iterable[Any] | Any) -> list[Claim]:
+def claims_of(hunt: Iterable[Any] | Any) -> list[PropertyClaim]:
     """Properties to hunt, as a recorder is given them: names, ready ones, or a mapping from these to their options."""
     if isinstance(hunt, str) or callable(hunt):
         hunt = [hunt]
     options = dict(hunt) if isinstance(hunt, dict) else {each: {} for each in hunt}
-    return [Claim.of(each, given) for each, given in options.items()]
+    return [PropertyClaim.of(each, given) for each, given in options.items()]
 
 
 EXAMPLES = 64  # of each hunt: a test case of hypothesis's, and a pass or a few

@@ -192,7 +192,7 @@ def assert_coperturbation(
     if (len(controls) == 1) != (len(treatments) == 1):
         seen = f"got {len(controls)} and {len(treatments)}"
         raise ArgumentError(f"`control` and `treated` must be one run each, or several each, for a spread over runs: {seen}")
-    return expect(_Pair(controls, treatments, rule).evidence(margin, together), Verdict.SHOWN)
+    return expect(_Pair(controls, treatments, rule).evidence(margin, together))
 
 
 @dataclass(frozen=True)

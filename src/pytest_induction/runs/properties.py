@@ -12,7 +12,7 @@ from pytest_induction.expectations import checked_bounds, expect
 from pytest_induction.formatting import fitted
 from pytest_induction.probes.sequences import ProbeSequence, line
 from pytest_induction.progress import progress
-from pytest_induction.properties.claims import Claim, Example, Property
+from pytest_induction.properties.claims import Example, Property, PropertyClaim
 from pytest_induction.records import Estimate, Evidence, Verdict
 from pytest_induction.runs.checkpoints.trainings import opened
 from pytest_induction.runs.lines import hunted_steps, labels_of
@@ -130,7 +130,7 @@ def assert_property_holds(
     from pytest_induction.model.load import load_model
     from pytest_induction.properties.hunt import Hunt, strategy_for
 
-    claim = Claim.of(_meant(property), dict(options or {}))
+    claim = PropertyClaim.of(_meant(property), dict(options or {}))
     most = whole_number("max_examples", max_examples, least=1)
     hunt = Hunt(load_model(model), claim)
     with progress(str(claim), most):
@@ -147,7 +147,7 @@ def assert_property_holds(
         near = "" if margin is None else f", by {margin:.3g} at least: {worst!r}"
         summary = f"{claim} holds on all of {hunt.n_examples} generated sequences{near}"
         evidence = Evidence("property_holds", Verdict.SHOWN, "holds", summary, about, confidence=None)
-    return expect(evidence, Verdict.SHOWN)
+    return expect(evidence)
 
 
 @user_facing
@@ -176,17 +176,17 @@ def assert_property_holds_from(
 
     >>> assert_property_holds_from(run, property="completes_repeats", before_tokens=2e6)              # doctest: +SKIP
     """
-    claim = Claim.of(_meant(property), dict(options or {}))
+    claim = PropertyClaim.of(_meant(property), dict(options or {}))
     most = whole_number("max_examples", max_examples, least=1)
     bars = checked_bounds(before_tokens=before_tokens, before_steps=before_steps)
     chosen = _probes(probes, probe_options, claim)
     history = found_over(run, claim, probes=chosen, most=most, seed=seed, factory=None, bisect=bisect, climb=False)
-    return expect(judged_over(history, claim, thresholds=bars), Verdict.SHOWN)
+    return expect(judged_over(history, claim, thresholds=bars))
 
 
 def found_over(
     given: TrainingLike,
-    claim: Claim,
+    claim: PropertyClaim,
     *,
     probes: Any,
     most: int,
@@ -214,7 +214,11 @@ def found_over(
 
 
 def judged_over(
-    history: PropertyOverTraining, claim: Claim, *, holds_from: int | None = None, thresholds: Mapping[str, float] | None = None
+    history: PropertyOverTraining,
+    claim: PropertyClaim,
+    *,
+    holds_from: int | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> Evidence:
     """The verdict on what was found: at all snapshots from a step on, or from some snapshot on that comes before the bounds."""
     thresholds = thresholds or {}
@@ -229,11 +233,11 @@ def judged_over(
         thresholds=dict(thresholds),
         confidence=None,
         next_step=settle,
-        expected=Verdict.SHOWN,
+        is_asserted=True,
     )
 
 
-def failure_of(history: PropertyOverTraining, claim: Claim, evidence: Evidence) -> tuple[str, Example | None]:
+def failure_of(history: PropertyOverTraining, claim: PropertyClaim, evidence: Evidence) -> tuple[str, Example | None]:
     """The message of a training that fails, and the smallest sequence that fails at the last snapshot at which one does."""
     step = history.fails_until
     example = None if step is None else history.counterexamples[step]
@@ -399,7 +403,7 @@ def _meant(given: PropertyName | Property) -> str | Property:
     return function_named(given)
 
 
-def _probes(probes: Any, options: Mapping[str, Any] | None, claim: Claim) -> Any:
+def _probes(probes: Any, options: Mapping[str, Any] | None, claim: PropertyClaim) -> Any:
     """What draws the sequences: a strategy by its name with its options, lists as the pairs that they stand for in a file."""
     if not options:
         return probes
@@ -413,5 +417,5 @@ def _probes(probes: Any, options: Mapping[str, Any] | None, claim: Claim) -> Any
     return drawn
 
 
-def _given(claim: Claim) -> str:
+def _given(claim: PropertyClaim) -> str:
     return "".join(f", {name}={value!r}" for name, value in claim.options.items())

@@ -6,7 +6,6 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +156,7 @@ class FileGate(pytest.Collector):
             _refuse(expectation.problem)
         else:
             arguments = {name: self._opening(value) for name, value in expectation.arguments.items()}
-            assertion = getattr(import_module(signature.module), signature.assertion)
-            assertion(**{signature.subject: subject}, **arguments)
+            signature.claim.function()(**{signature.subject: subject}, **arguments)
 
 
 class Opening:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from _pytest._code.code import TerminalRepr
 from _pytest._io import TerminalWriter
 
+from pytest_induction.claims import MODEL, RUN, Claim, claims
 from pytest_induction.errors import ExpectationFailed, InductionError
 from pytest_induction.plugin.gates.sweeping import opens_at_once
 
@@ -109,17 +110,17 @@ class GateFailure(TerminalRepr):
             tw.line(line)
 
 
-NEEDS_TEXT = ("learns_in_context",)
-
-
 def model_gates(*, with_text: bool, more: Gates | None = None) -> Gates:
-    """Each claim, checked on the session's `Induction`, and after them those of `more`."""
-    gates: Gates = {
-        "has_induction_head": lambda induction: induction.assert_has_induction_head(),
-        "copies_repeats": lambda induction: induction.assert_copies_repeats(),
-        "learns_in_context": lambda induction: induction.assert_learns_in_context(),
+    """Each claim about a model that has what it needs, checked on the session's `Induction`; then those of `more`."""
+    given = {"text"} if with_text else set()
+    gates = {
+        claim.name: partial(_of_model, claim) for claim in claims(MODEL) if claim.subject == MODEL and given >= {*claim.needs}
     }
-    return {**{name: check for name, check in gates.items() if with_text or name not in NEEDS_TEXT}, **(more or {})}
+    return {**gates, **(more or {})}
+
+
+def _of_model(claim: Claim, induction: Any) -> Any:
+    return getattr(induction, claim.method)(**claim.arguments, **claim.collected_with)
 
 
 UNREADABLE = "can_be_read"
@@ -167,40 +168,25 @@ class RunSuite(pytest.Collector):
 
 
 def run_gates(reference: Callable[[], Any] | None, before: Mapping[str, float] | None = None) -> Gates:
-    """Each claim, checked on a `TrainingRun`; whether it is later than a reference, or than a bound, where that is given."""
-
-    def not_later(run: Any) -> Any:
-        from pytest_induction.runs.phase_change.claims import assert_onset_not_later
-
-        return assert_onset_not_later(run, reference() if reference else run)
-
-    gates: Gates = {
-        "log_is_sane": _sane,
-        "phase_change": _named("assert_phase_change", co_occurring=False),
-        "cooccurrence": _named("assert_cooccurrence"),
-        "heads_kept_to_the_end": _named("assert_heads_kept"),
-        "final_has_induction_head": _named("assert_final_has_induction_head"),
+    """Each claim about a run of which all is given that it needs: a reference, by when induction must be there."""
+    given: dict[str, Callable[[], Mapping[str, Any]]] = {}
+    if reference is not None:
+        given["reference"] = lambda: {"reference": reference()}
+    if before:
+        given["bound"] = lambda: before
+    return {
+        claim.name: partial(_of_run, claim, [given[need] for need in claim.needs])
+        for claim in claims(RUN)
+        if claim.subject == RUN and given.keys() >= {*claim.needs}
     }
-    asked: Gates = {"formed_by": _named("assert_formed", **before)} if before else {}
-    return {**gates, **asked, **({} if reference is None else {"onset_not_later": not_later})}
 
 
-def _sane(run: Any) -> Any:
-    """The claim on the log; skipped for a sweep of checkpoints that bring no loss, where nothing can be done about that."""
-    from pytest_induction.runs.heads_over_training import assert_log_is_sane
-
+def _of_run(claim: Claim, given: Sequence[Callable[[], Mapping[str, Any]]], run: Any) -> Any:
+    """The claim on a run; skipped for a sweep of checkpoints that bring no loss, where nothing can be done about that."""
+    arguments = {**claim.arguments, **claim.collected_with, **{name: value for more in given for name, value in more().items()}}
     try:
-        return assert_log_is_sane(run)
+        return claim.function()(run, **arguments)
     except ExpectationFailed as error:
         if run.source != "sweep" or error.evidence.reason != "no_loss" or run.has("loss"):
             raise
     pytest.skip("these checkpoints bring no loss of the training with them")
-
-
-def _named(assertion: str, **options: Any) -> Callable[[Any], Any]:
-    """The public assertion of that name, imported when it is used."""
-
-    def check(run: Any) -> Any:
-        return getattr(import_module("pytest_induction"), assertion)(run, **options)
-
-    return check

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_induction.claims import MODEL, PREFIX, RUN
 from pytest_induction.errors import ArgumentError, InductionError, meant
 from pytest_induction.files import SETTINGS, read_text
 from pytest_induction.model.specs import check_device, check_dtype, memory_size, module_names
 from pytest_induction.plugin.gates import signatures, values
-from pytest_induction.plugin.gates.signatures import MODEL, PREFIX, RUN, Signature
+from pytest_induction.plugin.gates.signatures import Signature
 from pytest_induction.plugin.gates.values import ModelNamed, RunNamed
 
 PYPROJECT = "pyproject.toml"
@@ -286,8 +287,8 @@ def _signature(name: str, about: str) -> Signature:
     found = signatures.signature(name)
     if found is None:
         raise ArgumentError(f"`{name}` is about several models or runs: assert it in a test")
-    if found.about != about:
-        raise ArgumentError(f"it is about a `{found.about}`, the gate has a `{about}`")
+    if found.claim.about != about:
+        raise ArgumentError(f"it is about a `{found.claim.about}`, the gate has a `{about}`")
     return found
 
 
@@ -308,11 +309,11 @@ def _arguments(signature: Signature, given: Any, gate: Gate, place: Path) -> dic
     for name, parameter in known.items():
         if parameter.required and name not in arguments:
             raise ArgumentError(f"it needs `{name}`: {_how(signature, name)}")
-    return {**signature.implied, **arguments}
+    return {**signature.claim.arguments, **arguments}
 
 
 def _how(signature: Signature, name: str) -> str:
     """How to give a missing argument."""
     if name in NEEDED:
         return f"give the gate {NEEDED[name]}"
-    return f"write {signature.assertion.removeprefix(PREFIX)} = {{ {name} = ... }} under `expect`"
+    return f"write {signature.claim.name} = {{ {name} = ... }} under `expect`"

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from pytest_induction.errors import ArgumentError, user_facing
-from pytest_induction.expectations import checked_bounds, expect
+from pytest_induction.expectations import checked_bounds, denied, expect
 from pytest_induction.observers import emit, track_subject
 from pytest_induction.records import Change, Estimate, Evidence, Moment, Provenance, Verdict
 from pytest_induction.runs.logs.read import taken
@@ -187,7 +187,7 @@ def assert_phase_change(
         evidence = replace(evidence, summary=f"{evidence.summary}; in-context learning was not recorded, and is left out")
     if co_occurring or (co_occurring is None and found.icl_score is not None):
         evidence = together(evidence, found, strict=False)
-    return expect(evidence, Verdict.SHOWN)
+    return expect(evidence)
 
 
 @user_facing
@@ -203,7 +203,7 @@ def assert_no_phase_change(
     Arguments as those of `assert_phase_change`.
     """
     opened, found = _found(run, max_width, min_change, error_rate)
-    return expect(_evidence(opened, "phase_change", found, error_rate), Verdict.REFUTED)
+    return expect(denied(_evidence(opened, "phase_change", found, error_rate), "no_phase_change"))
 
 
 @user_facing
@@ -237,7 +237,7 @@ def assert_cooccurrence(
     parts = [add(part, found) for part, (_, found) in zip(parts, pairs, strict=True)]
     if len(parts) > 1:
         parts = [over_runs(parts, [found for _, found in pairs], margin, error_rate, turn=turn)]
-    return expect(parts[0], Verdict.SHOWN)
+    return expect(parts[0])
 
 
 @user_facing
@@ -263,7 +263,7 @@ def assert_onset_not_later(
     other, expected = _found(reference, max_width, min_change, error_rate)
     evidence = _evidence(opened, "onset_not_later", found, error_rate)
     name = other.place if other.place and other.name == opened.name else other.name
-    return expect(_not_later(evidence, found, expected, name, margin, in_steps=in_steps), Verdict.SHOWN)
+    return expect(_not_later(evidence, found, expected, name, margin, in_steps=in_steps))
 
 
 @user_facing
@@ -301,7 +301,7 @@ def assert_previous_token_first(
             changes=(*evidence.changes, previous),
         )
     if gate:
-        return expect(evidence, Verdict.SHOWN)
+        return expect(evidence)
     emit(evidence)
     return evidence
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
+from pytest_induction.claims import RUN, claims
 from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.records import Change, Estimate, Verdict
 from pytest_induction.runs.phase_change.bump import find_bump
@@ -295,29 +297,27 @@ HEADS_NEEDED = "scores of heads: record the training, or sweep its checkpoints"
 ERRORS_NEEDED = "scores of every head with their errors: record the training, or sweep its checkpoints"
 TEXT_NEEDED = "in-context learning: record or sweep with a held-out text"
 LOSS_NEEDED = "a loss of the training"
-IF_ASKED = ("formed_by", "onset_not_later")  # gates that there are only where an option asks for them
 
 
 def wanting(run: TrainingRun) -> dict[str, tuple[str, ...]]:
-    """The gates of a run, in their order -> what is missing for a verdict."""
+    """The claims about a run, in their order -> what is missing for a verdict."""
     heads = () if run.has("prefix_matching") else (HEADS_NEEDED,)
-    induction = () if any(map(run.has, REPEATS)) else heads
-    text = () if run.has("icl_score") else (TEXT_NEEDED,)
     ends = any("excess" in each.errors and each.advantage is not None and each.n_sequences > 1 for each in run.snapshots)
-    return {
-        "log_is_sane": () if run.has("loss") else (LOSS_NEEDED,),
-        "phase_change": induction,
-        "cooccurrence": (*induction, *text),
-        "heads_kept_to_the_end": heads,
-        "final_has_induction_head": heads or (() if ends else (ERRORS_NEEDED,)),
-        **dict.fromkeys(IF_ASKED, induction),
+    lacks = {
+        "loss": () if run.has("loss") else (LOSS_NEEDED,),
+        "heads": heads,
+        "errors of heads": heads or (() if ends else (ERRORS_NEEDED,)),
+        "induction": () if any(map(run.has, REPEATS)) else heads,
+        "icl_score": () if run.has("icl_score") else (TEXT_NEEDED,),
     }
+    return {claim.name: tuple(dict.fromkeys(chain(*(lacks[each] for each in claim.reads)))) for claim in claims(RUN)}
 
 
 def what_else(run: TrainingRun) -> str:
     """One line on a log: which claims it cannot decide, and what these would take; "" where there are none."""
     missing: dict[str, list[str]] = {}
+    always = [claim.name for claim in claims(RUN) if not claim.needs]  # no option asks for them
     for gate, needs in wanting(run).items():
-        for need in needs if gate not in IF_ASKED else ():
+        for need in needs if gate in always else ():
             missing.setdefault(need, []).append(gate)
     return "; ".join(f"{', '.join(gates)} need{'' if len(gates) > 1 else 's'} {need}" for need, gates in missing.items())
