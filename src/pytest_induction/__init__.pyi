@@ -29,6 +29,7 @@ from pytest_induction.model.load import load_model as load_model
 from pytest_induction.model.protocol import ModelUnderTest as ModelUnderTest
 from pytest_induction.records import Evidence as Evidence
 from pytest_induction.records import Verdict as Verdict
+from pytest_induction.runs.attribution import measure_attributions as measure_attributions
 from pytest_induction.runs.counterexamples import check_property as check_property
 from pytest_induction.runs.counterexamples import find_counterexample as find_counterexample
 from pytest_induction.runs.given import given_probes as given_probes

@@ -9,7 +9,9 @@ mypy = pytest.importorskip("mypy.api")
 
 ROOT = Path(__file__).parents[2]
 RIGHT = """
-from pytest_induction import CopyingScores, Evidence, HeadScores, Induction
+from pytest_induction import Evidence, Induction
+from pytest_induction.heads import CopyingScores
+from pytest_induction.heads import HeadScores
 
 
 def test_it(induction: Induction) -> None:

@@ -1,5 +1,4 @@
 from pytest_induction.runs.attribution import HeadAttributions as HeadAttributions
-from pytest_induction.runs.attribution import measure_attributions as measure_attributions
 from pytest_induction.runs.checkpoints.finding import Checkpoint as Checkpoint
 from pytest_induction.runs.checkpoints.finding import find_checkpoints as find_checkpoints
 from pytest_induction.runs.counterexamples import PropertyCheck as PropertyCheck
