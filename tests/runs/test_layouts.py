@@ -24,7 +24,7 @@ from pytest_induction.runs.checkpoints.finding import find_checkpoints, look_for
 from pytest_induction.runs.checkpoints.layout import Layout, named
 from pytest_induction.runs.checkpoints.layouts import LAYOUTS, expected, layout_at
 from pytest_induction.runs.checkpoints.loading import Loader, Loading
-from pytest_induction.runs.checkpoints.reading import fit, on_this_machine, read_weights, state_of, stated_step
+from pytest_induction.runs.checkpoints.reading import fit, on_this_machine, state_of, stated_step
 from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.opening import holds_checkpoints
@@ -32,7 +32,7 @@ from pytest_induction.runs.places import Place
 from pytest_induction.runs.sweep import sweep
 
 from .small_models import MAKE, Evil, Small, make, state
-from .written_layouts import NEEDS, STEP, WRITERS, llama, save_distributed, write, write_gguf
+from .written_layouts import NEEDS, STEP, WRITERS, llama, read_weights, save_distributed, write, write_gguf
 
 N = 6  # sequences: each measurement is quick
 OF_A_FACTORY = [kind for kind in WRITERS if kind not in ("Megatron", "Transformers", "Adapter", "Gguf")]

@@ -183,7 +183,7 @@ def assert_property_holds_from(
     bars = checked_bounds(before_tokens=before_tokens, before_steps=before_steps)
     chosen = _probes(probes, probe_options, claim)
     history = found_over(run, claim, probes=chosen, most=most, seed=seed, factory=None, bisect=bisect, climb=False)
-    return expect(judged_over(history, claim, thresholds=bars), Verdict.SHOWN)
+    return expect(judged_over(history, thresholds=bars), Verdict.SHOWN)
 
 
 def found_over(
@@ -216,7 +216,7 @@ def found_over(
 
 
 def judged_over(
-    history: PropertyOverTraining, claim: Claim, *, holds_from: int | None = None, thresholds: Mapping[str, float] | None = None
+    history: PropertyOverTraining, *, holds_from: int | None = None, thresholds: Mapping[str, float] | None = None
 ) -> Evidence:
     """The verdict on what was found: at all snapshots from a step on, or from some snapshot on that comes before the bounds."""
     thresholds = thresholds or {}
@@ -595,7 +595,7 @@ def _failure(hunt: Hunt, example: Example) -> PropertyFailed:
 
 def _over_training(history: PropertyOverTraining, claim: Claim, holds_from: int | None) -> PropertyOverTraining:
     """What was found of a training where the property holds as it must; else the error."""
-    evidence = judged_over(history, claim, holds_from=holds_from)
+    evidence = judged_over(history, holds_from=holds_from)
     emit(evidence)
     if evidence.verdict is Verdict.SHOWN:
         return history
