@@ -7,9 +7,6 @@ import json
 import os
 import os.path
 import stat
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -33,8 +30,6 @@ SETTINGS = 2**22  # bytes of a file of settings, or of source code
 DOCUMENT = 2**25  # bytes of a JSON document: read whole it takes up to ten times as many
 MOST_PARTS = 2**20  # lists and objects in it
 MOST_NAMES = 50_000  # in a directory
-PATIENCE = 60.0  # seconds that a file is waited for
-LOOKS = 0.02  # seconds between two looks
 
 
 class UnfitFileError(OSError):
@@ -146,9 +141,9 @@ def tree_of(path: str | os.PathLike[str]) -> str:
     directory of the model that has both.
     """
     real = Path(os.path.realpath(path))
-    place = real if os.path.isdir(real) else real.parent  # noqa: PTH112 - that of `Path` raises
+    place = real if is_directory(real) else real.parent
     for each in (place, *place.parents[:3]):
-        if each.name == "snapshots" and (each.parent / "blobs").is_dir():
+        if each.name == "snapshots" and is_directory(each.parent / "blobs"):
             return str(each.parent)
     return str(place)
 
@@ -190,43 +185,6 @@ def create_new(path: Path) -> BinaryIO:
     """A new file to be written, never one that is there, nor where a link leads. Raises `FileExistsError`."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK | ALWAYS
     return cast("BinaryIO", os.fdopen(os.open(path, flags, 0o666), "wb"))
-
-
-@contextmanager
-def alone_beside(path: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Inside the block no other process is in such a block for a file of the same directory. Raises `OSError` where one stays.
-
-    The lock is on the directory, so that no file is left behind; it goes with the process. Where the system has none, nothing
-    is guarded.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        from filelock import FileLock, Timeout  # it comes with torch
-
-        try:
-            with FileLock(path.with_name(f".{path.name}.lock"), timeout=patience):
-                yield
-        except Timeout:
-            raise UnfitFileError(f"another process has been writing it for {patience:g} seconds", path) from None
-        return
-    number = os.open(Path(os.path.realpath(path)).parent, os.O_RDONLY | ALWAYS)
-    try:
-        until = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise UnfitFileError(f"another process has been writing it for {patience:g} seconds", path) from None
-                time.sleep(LOOKS)
-            except OSError:  # this file system has no locks
-                break
-            else:
-                break
-        yield
-    finally:
-        os.close(number)
 
 
 def _check_kind(mode: int, path: object) -> None:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import threading
 
 import pytest
 
@@ -11,8 +10,6 @@ from pytest_induction.baselines.store import Field, Numbers, merge_into, read_ba
 from pytest_induction.comparison.profiles import read_profile
 from pytest_induction.errors import BaselineError, ReportError, reason
 from pytest_induction.files import (
-    UnfitFileError,
-    alone_beside,
     create_new,
     names_in,
     open_regular,
@@ -179,27 +176,6 @@ def test_two_processes_that_write_one_baseline_lose_nothing(tmp_path):
         assert writer.exitcode == 0
     assert set(read_baseline(path)) == {f"{who}-{index}" for who in "ab" for index in range(count)}
     assert [each.name for each in tmp_path.iterdir()] == ["baseline.json"]
-
-
-def test_a_baseline_that_another_keeps_to_itself_is_waited_for_so_long(tmp_path):
-    held, done = threading.Event(), threading.Event()
-
-    def hold():
-        with alone_beside(tmp_path / "baseline.json"):
-            held.set()
-            done.wait(60)
-
-    other = threading.Thread(target=hold)
-    other.start()
-    held.wait(60)
-    try:
-        with pytest.raises(UnfitFileError, match="has been writing it for"), alone_beside(tmp_path / "b.json", 0.1):
-            pass
-    finally:
-        done.set()
-        other.join()
-    with alone_beside(tmp_path / "baseline.json", 0.1):
-        pass
 
 
 @pytest.mark.parametrize("kind", UNFIT)

@@ -10,11 +10,12 @@ from torch import nn
 
 from pytest_induction.errors import ArgumentError, RunError
 from pytest_induction.runs.checkpoints.finding import Checkpoint, find_checkpoints, parse_steps
-from pytest_induction.runs.checkpoints.layout import step_in
-from pytest_induction.runs.checkpoints.reading import check_step, fill, fit, on_this_machine, read_weights
+from pytest_induction.runs.checkpoints.layout import named
+from pytest_induction.runs.checkpoints.reading import check_step, fill, fit, on_this_machine
 from pytest_induction.runs.options_named import spelt
 
 from .small_models import Evil, Small, make, make_compiled, make_tied, state
+from .written_layouts import read_weights
 
 
 def refusal(call, kind=RunError):
@@ -55,7 +56,8 @@ def touched(place, *names):
     ],
 )
 def test_the_step_is_what_follows_step_or_else_the_last_whole_number(name, step):
-    assert step_in(name) == step
+    found = named(name)
+    assert (found.number if found is not None and found.unit == "step" else None) == step
 
 
 def test_checkpoints_are_found_and_sorted_by_step_and_others_are_passed_over(tmp_path):

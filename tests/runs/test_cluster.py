@@ -94,7 +94,7 @@ def test_what_cannot_begin_on_the_cluster_is_an_error(cluster, place, tmp_path, 
         def outcome(self, checkpoint):
             pass
 
-    monkeypatch.setattr(module, "Measurer", Broken)
+    monkeypatch.setattr(module, "Actor", Broken)
     with pytest.raises(RunError, match=r"a worker died before it could begin, .*: ModuleNotFoundError: No module") as caught:
         sweep(place, tmp_path / "run", factory=MAKE, ray="auto")
     assert "\n" not in str(caught.value)

@@ -20,14 +20,14 @@ from pytest_induction.runs.checkpoints import stored
 from pytest_induction.runs.checkpoints.finding import find_checkpoints, look_for
 from pytest_induction.runs.checkpoints.layout import named
 from pytest_induction.runs.checkpoints.loading import Loader, Loading
-from pytest_induction.runs.checkpoints.reading import fit, read_weights, state_of, stated_step
+from pytest_induction.runs.checkpoints.reading import fit, state_of, stated_step
 from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.sweep import sweep
 from tests.contract.samples import write_layout
 
 from .small_models import MAKE, Evil, Small, make, state
-from .written_layouts import STEP, WRITERS, llama, save_distributed, write, write_gguf
+from .written_layouts import STEP, WRITERS, llama, read_weights, save_distributed, write, write_gguf
 
 N = 6  # sequences: each measurement is quick
 OF_A_FACTORY = [kind for kind in WRITERS if kind not in ("Megatron", "Transformers", "Adapter", "Gguf")]

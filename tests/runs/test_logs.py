@@ -16,6 +16,7 @@ from pytest_induction.runs.logs import read_log, table
 from pytest_induction.runs.logs.columns import SYNONYMS, guess
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import ScheduledChange
+from tests.unfit import in_time
 
 from .failing import failing
 
@@ -112,6 +113,25 @@ class TestFormats:
     def test_a_comma_within_quotes_parts_nothing(self, tmp_path):
         content = 'step,"a, name, with, commas",loss\n1,"x, y",3.5\n2,"more\nthan one line",3\n'
         assert values(read(tmp_path, content, "log.csv")) == [3.5, 3]
+
+    def test_doubled_quotes_within_quotes_end_nothing(self, tmp_path):
+        content = 'step,what,loss\n1,"he said ""3, or 4""\n\nand left",3.5\n2,"""",3\n'
+        run = read(tmp_path, content, "log.csv")
+        assert run.steps.tolist() == [1, 2] and values(run) == [3.5, 3] and run.notes == ()
+
+    def test_a_quotation_mark_inside_a_cell_is_a_letter(self, tmp_path):
+        """Only one at the beginning of a cell opens anything."""
+        content = "step,what,loss\n" + "".join(f'{at},a 5" disk,3\n' for at in (1, 2, 3))
+        run = read(tmp_path, content, "log.csv")
+        assert run.steps.tolist() == [1, 2, 3] and run.notes == ()
+
+    def test_a_row_over_several_lines_that_has_no_end_is_left_out(self, tmp_path):
+        run = read(tmp_path, 'step,loss,what\n1,3,a\n2,2,"b\nb"', "log.csv")
+        assert run.steps.tolist() == [1] and run.notes == ("its last line, 4, has no end: it may be cut off and is left out",)
+
+    def test_quotation_marks_join_nothing_between_blanks(self, tmp_path):
+        run = read(tmp_path, 'step loss disk\n1 3 5"\n2 2 5"\n3 1 5"\n', "log.txt")
+        assert run.steps.tolist() == [1, 2, 3] and values(run) == [3, 2, 1] and run.notes == ()
 
     def test_decimal_commas_are_read_between_semicolons(self, tmp_path):
         assert values(read(tmp_path, "step;loss\n1;3,5\n2;2.5\n", "log.csv")) == [3.5, 2.5]
@@ -497,6 +517,13 @@ class TestHostile:
         content = "step,loss,text\n" + "".join(f"{at},3,{'ok' if at != 50 else chr(34) + 'open'}\n" for at in range(9000))
         run = read(tmp_path, content, "log.csv")
         assert len(run) >= 8999 and 49 in run.steps and 51 in run.steps and 8999 in run.steps
+
+    def test_marks_of_which_none_is_ever_closed_are_read_in_time(self, tmp_path):
+        """Each line would open a cell of its own, and closes none."""
+        content = "step,loss,a,b\n" + "".join(f'{at},3,x","y\n' for at in range(100_000))
+        with in_time(30):
+            run = read(tmp_path, content, "log.csv")
+        assert len(run) > 99_000
 
     def test_a_row_with_too_many_cells_is_counted(self, tmp_path):
         run = read(tmp_path, "step,loss\n1,3\n2,3,4\n3\n4,2\n", "log.csv")

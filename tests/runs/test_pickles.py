@@ -15,10 +15,9 @@ from pytest_induction.files import UnfitFileError
 from pytest_induction.model import pickles
 from pytest_induction.model.load import load_model
 from pytest_induction.model.pickles import MOST_WORK, WORK_A_BYTE, check_pickle
-from pytest_induction.runs.checkpoints.reading import read_weights
 from tests import unfit
 
-from .written_layouts import WRITERS, write
+from .written_layouts import WRITERS, read_weights, write
 
 BEGIN = b"\x80\x02"
 DEPTH = 40

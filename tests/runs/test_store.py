@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pytest_induction.errors import RunError
+from pytest_induction.errors import RunBusyError, RunError
 from pytest_induction.runs import store
 from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.places import Place
@@ -268,7 +268,7 @@ class TestProcesses:
     def test_another_process_is_refused_as_long_as_the_first_lives(self, tmp_path):
         with in_another_process(WRITING, tmp_path / "run", 3, 0) as process:
             assert process.stdout.readline() == "0\n"
-            with pytest.raises(RunError, match="another process"):
+            with pytest.raises(RunBusyError, match=rf"run is being written by another process \({process.pid} on .+\): choose"):
                 RunWriter(tmp_path / "run", source="recorder")
             process.kill()
             process.wait()

@@ -450,8 +450,8 @@ def test_one_model_of_transformers_is_in_memory_at_a_time(tmp_path, monkeypatch)
     monkeypatch.setattr(loading, "load_module", watched)
     for step in (1, 2, 3):
         save_llama(tmp_path / f"checkpoint-{step}", step, layers=3 if step == 3 else 2)
-    bench = tasks.Bench(tasks.Plan(Loading(), N, 0))
-    outcomes = [bench.outcome(each) for each in find_checkpoints(tmp_path)]
+    measurer = tasks.CheckpointMeasurer(tasks.Plan(Loading(), N, 0))
+    outcomes = [measurer.outcome(each) for each in find_checkpoints(tmp_path)]
     assert counts == [0, 0, 0] and not any(outcome.snapshot.problem for outcome in outcomes)
 
 
@@ -466,8 +466,8 @@ def test_one_model_is_in_memory_at_a_time(place):
         alive.append(weakref.ref(module))
         return module
 
-    bench = tasks.Bench(tasks.Plan(Loading(factory=watched), N, 0))
-    outcomes = [bench.outcome(each) for each in find_checkpoints(place)]
+    measurer = tasks.CheckpointMeasurer(tasks.Plan(Loading(factory=watched), N, 0))
+    outcomes = [measurer.outcome(each) for each in find_checkpoints(place)]
     assert not any(outcome.snapshot.problem for outcome in outcomes) and len(alive) == 5
 
 

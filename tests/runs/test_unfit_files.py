@@ -19,8 +19,7 @@ from pytest_induction.errors import RunError
 from pytest_induction.model import pickles, tensor_files
 from pytest_induction.runs import store
 from pytest_induction.runs.checkpoints.finding import find_checkpoints
-from pytest_induction.runs.checkpoints.reading import read_weights, stated_step
-from pytest_induction.runs.locks import Lock
+from pytest_induction.runs.checkpoints.reading import stated_step
 from pytest_induction.runs.logs import read_log
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.places import Place
@@ -30,7 +29,7 @@ from tests import unfit
 from tests.unfit import UNFIT, in_memory, in_time, open_files, put
 
 from .small_models import state
-from .written_layouts import write
+from .written_layouts import read_weights, write
 
 GIGABYTES = 3 * 2**30
 LINKED = [kind for kind in UNFIT if kind != "directory"]
@@ -117,13 +116,6 @@ def test_a_planted_link_is_not_written_through(run, tmp_path, name):
     with suppress(RunError), RunWriter(run, source="recorder") as writer:
         writer.describe(cost={"seconds": 1.0})
     assert (tmp_path / "victim").read_text() == "mine"
-
-
-def test_a_lock_is_on_no_planted_link(tmp_path):
-    (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(OSError):
-        Lock(tmp_path / "link")
-    assert not (tmp_path / "nowhere").exists()
 
 
 def test_many_lines_that_name_one_file_of_arrays_do_not_multiply_it(run, monkeypatch):

@@ -14,9 +14,17 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from pytest_induction.runs.checkpoints.reading import layout_of
+from pytest_induction.runs.places import Place
+
 from .small_models import state
 
 STEP = 100
+
+
+def read_weights(path):
+    """The weights in a file or in a directory, as a sweep reads them."""
+    return layout_of(Place(path)).read(path)
 
 
 def safetensors(place, weights):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pytest_induction.baselines.compare import calibrated, compare, difference_text, environment, listed, moved, tolerances_for
 from pytest_induction.baselines.store import Entry, Field, Heads, Numbers, fields_of, provenance_in, read_baseline
 from pytest_induction.errors import ArgumentError, BaselineError, BaselineFailed, ExpectationFailed, ModelError
+from pytest_induction.files import is_there
 from pytest_induction.formatting import as_line
 from pytest_induction.observers import collecting
 from pytest_induction.records import Evidence
@@ -86,7 +87,7 @@ class Gathered:
 
 def lines(gathered: Gathered, file: str, *, unused: Sequence[str], failure: str, review: bool, verbose: bool) -> Iterator[Line]:
     """What is said at the end: nothing where all is as it was, unless `verbose`. `failure` is why nothing was written."""
-    details = [*_details(gathered, file, failure=failure, review=review)]
+    details = [*_details(gathered, failure=failure, review=review)]
     if unused:
         details.append((f"  unused: {listed(unused)}; no test of this session asked for them", {"yellow": True}))
     counts = [f"{gathered.count(status)} {status}" for status in STATUSES if gathered.count(status)]
@@ -95,7 +96,7 @@ def lines(gathered: Gathered, file: str, *, unused: Sequence[str], failure: str,
     yield from details
 
 
-def _details(gathered: Gathered, file: str, *, failure: str, review: bool) -> Iterator[Line]:
+def _details(gathered: Gathered, *, failure: str, review: bool) -> Iterator[Line]:
     if failure:
         yield f"  not written: {failure}", {"red": True}
     elif gathered.writes:
@@ -320,7 +321,7 @@ class InductionBaseline:
             self.asked.append(Asked(entry, "new", written.to_dict(), still=still))
             return
         self.asked.append(Asked(entry, "new"))
-        lacks = "has no such entry" if self.book.path.exists() else "does not exist"
+        lacks = "has no such entry" if is_there(self.book.path) else "does not exist"
         said = f"baseline {entry!r} is new: {self.book.shown} {lacks}", f"  next: to write it: {self.again}"
         raise BaselineFailed("\n".join(map(as_line, said)))
 

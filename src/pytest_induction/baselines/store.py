@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pytest_induction.errors import ArgumentError, BaselineError, meant, reason
-from pytest_induction.files import alone_beside, read_text, replace_text
+from pytest_induction.files import read_text, replace_text
 from pytest_induction.formatting import in_json
+from pytest_induction.locks import alone_beside
 from pytest_induction.ranges import SIZE, is_known, kept
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, HeadId, HeadList, Provenance
 from pytest_induction.schema import Unfit, parsed, read, shown

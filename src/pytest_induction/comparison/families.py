@@ -15,7 +15,7 @@ import numpy as np
 
 from pytest_induction.comparison.margins import OF_RUNS, Measure, Measured
 from pytest_induction.errors import ArgumentError
-from pytest_induction.files import expanded, is_there
+from pytest_induction.files import expanded, is_file, is_there
 from pytest_induction.model.specs import FORMS
 from pytest_induction.records import Change, Estimate, Verdict
 from pytest_induction.runs.phase_change.finding import PhaseChange, change_of, find_phase_changes, lag_between
@@ -73,7 +73,7 @@ def _is_run(member: Any) -> bool:
     path = expanded(text)
     if "://" not in text and not is_there(path):
         raise ArgumentError(f"`family` has {text!r}, where there is neither a model nor a run: expected {FORMS}, or a run")
-    return not (path / "config.json").is_file()
+    return not is_file(path / "config.json")
 
 
 def unlike(names: Iterable[str]) -> tuple[str, ...]:

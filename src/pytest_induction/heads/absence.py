@@ -251,14 +251,6 @@ class Strongest:
         return self.excess.is_above(threshold)
 
 
-def highest(looks: Sequence[Look], error_rate: float) -> tuple[Strongest, ...]:
-    """Of each look, in order, the head with the highest mean excess. `error_rate` is that of each interval.
-
-    A claim of absence needs no correction for the number of heads or looks: all of them must be below.
-    """
-    return tuple(_heads_of(look, error_rate)[0] for look in looks)
-
-
 def beyond(looks: Sequence[Look], max_prefix_matching: float, error_rate: float) -> tuple[Strongest, ...]:
     """The looks that do not show every head to be below, each with the strongest head that is not; the strongest first."""
     found = (

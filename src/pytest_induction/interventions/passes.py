@@ -106,7 +106,7 @@ def _tried(subject: ModelUnderTest) -> Blocks:
     )  # calls that are none of a layer: not known where
     if not blocks.any or others or subject.mixes_rows or subject.draws:
         return Blocks(subject.module)
-    tokens = _trial_tokens(subject)
+    tokens = subject.random_ids(2, 16)
     try:
         with blocks.kept() as gave:
             logits = subject.logits(tokens)
@@ -180,14 +180,6 @@ def _side_by_side(root: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
                 return []
             return [] if any("forward" in vars(part) for part in found) else found
     return []
-
-
-def _trial_tokens(subject: ModelUnderTest) -> Tensor:
-    """Two rows of ordinary ids."""
-    usable = subject.space.ordinary or [0]
-    generator = torch.Generator().manual_seed(0)
-    length = min(16, subject.space.n_ctx or 16)
-    return torch.tensor(usable)[torch.randint(0, len(usable), (2, length), generator=generator)].to(subject.device)
 
 
 def _stream(output: Any) -> Tensor:

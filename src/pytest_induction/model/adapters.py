@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.errors import InductionError, ModelError, reason
-from pytest_induction.files import expanded, is_directory, is_there, read_json, tree_of
+from pytest_induction.files import expanded, is_directory, is_file, is_there, read_json, tree_of
 from pytest_induction.forward.calling import first_line, uncompiled
 from pytest_induction.model.specs import ADAPTER_CONFIG
 
@@ -73,9 +73,9 @@ class Adapter:
 def read_adapter(directory: Path, spec: str) -> Adapter:
     """The adapter in a directory. Raises `ModelError`, one line, for one that cannot be had."""
     settings = _settings_in(directory, spec)
-    if not any((directory / name).is_file() for name in WEIGHTS):
+    if not any(is_file(directory / name) for name in WEIGHTS):
         raise ModelError(f"the adapter {spec!r} has no weights: expected {' or '.join(WEIGHTS)} beside its {ADAPTER_CONFIG}")
-    if any((directory / name).is_file() for name in WHOLE):
+    if any(is_file(directory / name) for name in WHOLE):
         raise ModelError(f"{spec!r} holds a whole model and an adapter: put the adapter into a directory of its own")
     if settings.get("peft_type") in OF_OTHERS:
         raise ModelError(f"the adapter {spec!r} is of the kind {settings['peft_type']}, which is not loaded: use a factory")
@@ -97,7 +97,7 @@ def _settings_in(directory: Path, spec: str) -> dict[str, Any]:
 def find_adapter(transformers: Any, place: str, spec: str, where: Mapping[str, Any]) -> Adapter | None:
     """The adapter at a local place or, where `where` allows it, of that name on the hub; None where it is another model."""
     if where.get("local_files_only") and is_there(place):
-        return read_adapter(Path(place), spec) if (Path(place) / ADAPTER_CONFIG).is_file() else None
+        return read_adapter(Path(place), spec) if is_file(Path(place) / ADAPTER_CONFIG) else None
 
     def here(name: str) -> str | None:
         found: str | None = transformers.utils.cached_file(
@@ -158,7 +158,7 @@ def is_adapted(module: nn.Module) -> bool:
 
 def holds_adapter(module: nn.Module, tensors: Mapping[str, Tensor], place: Path) -> bool:
     """Whether what is stored is an adapter alone, which `module` is to take."""
-    if (place / ADAPTER_CONFIG).is_file() or place.name in WEIGHTS:
+    if is_file(place / ADAPTER_CONFIG) or place.name in WEIGHTS:
         return True
     if not is_adapted(module):
         return False
@@ -175,7 +175,7 @@ def fill_adapter(module: nn.Module, tensors: Mapping[str, Tensor], place: Path, 
             f"{name} holds an adapter, and the factory gives a `{type(model).__name__}`: let it return a `PeftModel`, or leave "
             "it out, so that the base is loaded that the adapter names"
         )
-    if (place / ADAPTER_CONFIG).is_file():
+    if is_file(place / ADAPTER_CONFIG):
         _check_same_kind(model.peft_config[_active(model)], _settings_in(place, name), name)
     whole = model.state_dict()
 

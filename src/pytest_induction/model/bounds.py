@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pytest_induction.errors import ModelError, reason
-from pytest_induction.files import DOCUMENT, UnfitFileError, check_regular, names_in, open_regular, tree_of
+from pytest_induction.files import DOCUMENT, UnfitFileError, check_regular, is_directory, is_file, names_in, open_regular, tree_of
 from pytest_induction.model.tensor_files import check_torch_file, safetensors_header
 
 MOST_AXES = 8
@@ -118,11 +118,11 @@ def check_directory(place: Path, spec: str) -> None:
     try:
         names = names_in(place)
         tree = tree_of(place)
-        inner = names_in(place / TEMPLATES) if TEMPLATES in names and (place / TEMPLATES).is_dir() else []
+        inner = names_in(place / TEMPLATES) if TEMPLATES in names and is_directory(place / TEMPLATES) else []
     except OSError as error:
         raise ModelError(f"{spec!r} cannot be read: {reason(error)}") from None
     for name in (*(name for name in names if OPENED.fullmatch(name)), *(f"{TEMPLATES}/{name}" for name in inner)):
-        if not (place / name).is_dir():
+        if not is_directory(place / name):
             _checked(place / name, spec, tree)
 
 
@@ -155,7 +155,7 @@ def _check(path: Path, tree: str | None) -> None:
 
 def stored_bytes(place: Path) -> int:
     """The bytes of the files of weights in a directory."""
-    return sum((place / name).stat().st_size for name in names_in(place) if WEIGHTS.fullmatch(name) and (place / name).is_file())
+    return sum((place / name).stat().st_size for name in names_in(place) if WEIGHTS.fullmatch(name) and is_file(place / name))
 
 
 def check_counts(config: Mapping[str, Any], spec: str) -> None:

@@ -294,15 +294,11 @@ class _Reading:
 
 
 def _trial_tokens(subject: ModelUnderTest) -> Tensor:
-    """Random ids that the model has, (rows, positions), the first of each row the one that begins its sequences."""
-    space = subject.space
-    usable = space.ordinary or [0]
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randint(0, len(usable), (ROWS, min(POSITIONS, space.n_ctx or POSITIONS)), generator=generator)
-    tokens = torch.tensor(usable)[chosen]
-    if space.bos_id is not None:
-        tokens[:, 0] = space.bos_id
-    return subject.fitting(tokens.to(subject.device))
+    """Random ids, the first of each row the one that begins the model's sequences."""
+    tokens = subject.random_ids(ROWS, POSITIONS)
+    if subject.space.bos_id is not None:
+        tokens[:, 0] = subject.space.bos_id
+    return subject.fitting(tokens)
 
 
 def _given(adds: Call, values: Values, pattern: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import nn
 from pytest_induction import alarms
 from pytest_induction.attention.backends.exposed import Attach
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, reason, user_facing
-from pytest_induction.files import SETTINGS, check_regular, expanded, is_directory, read_json
+from pytest_induction.files import SETTINGS, check_regular, expanded, is_directory, is_there, read_json
 from pytest_induction.forward.calling import first_line, why_endless
 from pytest_induction.forward.changing import Shared
 from pytest_induction.model import remote_code
@@ -216,7 +216,7 @@ def _from_adapter(transformers: Any, adapter: Adapter, how: _How) -> Loaded:
     """An adapter on its base: from a directory, from the hub if the adapter is from there, else from the hub's cache alone."""
     check_peft(adapter.spec)
     if not how.trust:
-        remote_code.check_tokenizer(transformers, str(adapter.directory), adapter.spec, {"local_files_only": True})
+        remote_code.check_tokenizer(str(adapter.directory), adapter.spec, {"local_files_only": True})
     local, on_hub = adapter.local_base, adapter.spec.startswith("hf:")
     place: str = adapter.base
     where: dict[str, Any] = {"revision": adapter.settings.get("revision"), "local_files_only": not on_hub}
@@ -253,7 +253,7 @@ def _whole(transformers: Any, place: str, spec: str, how: _How) -> Loaded:
     check_counts(config, spec)
     if not how.trust:
         remote_code.check_kernels(config, spec)
-        remote_code.check_tokenizer(transformers, place, spec, how.where)
+        remote_code.check_tokenizer(place, spec, how.where)
     _check_size(transformers, place, spec, how, config)
     try:
         loader: Any = transformers.AutoModelForCausalLM
@@ -280,7 +280,7 @@ def _check_size(transformers: Any, place: str, spec: str, how: _How, config: Map
         module: nn.Module = transformers.AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
         return module
 
-    is_here = how.where.get("local_files_only") and Path(place).is_dir()
+    is_here = how.where.get("local_files_only") and is_directory(place)
     check_size(made, spec, stored=stored_bytes(Path(place)) if is_here else None, config=config)
 
 
@@ -354,7 +354,7 @@ def _tokenizer(transformers: Any, place: str, how: _How, **more: Any) -> Any:
     """The tokenizer that lies beside the weights, or None: probes are token ids and need none."""
     files = ("tokenizer.json", remote_code.TOKENIZER_CONFIG, "vocab.json", "tokenizer.model", "spiece.model")
     is_here = how.where.get("local_files_only") and is_directory(place) and "gguf_file" not in how.where
-    if is_here and not any((Path(place) / name).exists() for name in files):
+    if is_here and not any(is_there(Path(place) / name) for name in files):
         return None
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **how.where, **more, trust_remote_code=how.trust)

@@ -166,6 +166,13 @@ class ModelUnderTest:
             return caller.logits_of(output, tokens[:, positions.to(tokens.device)])
         return _at(caller.logits_of(output, filled), positions)
 
+    def random_ids(self, rows: int, positions: int, *, seed: int = 0) -> Tensor:
+        """Ordinary ids, the same each time: (rows, positions), or as many positions as the model has."""
+        usable = torch.tensor(self.space.ordinary or [0])
+        size = (rows, min(positions, self.space.n_ctx or positions))
+        chosen = torch.randint(0, len(usable), size, generator=torch.Generator().manual_seed(seed))
+        return usable[chosen].to(self.device)
+
     def fitting(self, tokens: Tensor) -> Tensor:
         """As many of the rows as one pass takes, as long as it takes them."""
         return self.caller.form.filled(tokens[: self.caller.form.most_rows])

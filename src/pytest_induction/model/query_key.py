@@ -228,7 +228,7 @@ class _Reading:
         self._circuits = circuits_of(subject)
         self._root = subject.module
         self._parts = [self._root.get_submodule(layer.path) for layer in self._circuits.layers]
-        tokens = _trial_tokens(subject)
+        tokens = subject.fitting(subject.random_ids(ROWS, POSITIONS, seed=1))
         found: list[_Seen | Tensor] = []
 
         def kept(layer: int, attention: Reader) -> None:
@@ -293,15 +293,6 @@ class _Reading:
             f"the weights of the queries and keys of {self._subject.name} cannot be read: {why}. "
             "What its heads attend to and what they write can be measured all the same"
         )
-
-
-def _trial_tokens(subject: ModelUnderTest) -> Tensor:
-    """Random ids that the model has, (rows, positions), the first of each row too."""
-    space = subject.space
-    usable = space.ordinary or [0]
-    generator = torch.Generator().manual_seed(1)
-    chosen = torch.randint(0, len(usable), (ROWS, min(POSITIONS, space.n_ctx or POSITIONS)), generator=generator)
-    return subject.fitting(torch.tensor(usable)[chosen].to(subject.device))
 
 
 def _seen(attention: Reader) -> _Seen | None:

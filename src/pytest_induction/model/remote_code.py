@@ -76,7 +76,7 @@ def check_kernels(config: Mapping[str, Any], spec: str) -> None:
             )
 
 
-def check_tokenizer(transformers: Any, place: str, spec: str, where: Mapping[str, Any]) -> None:
+def check_tokenizer(place: str, spec: str, where: Mapping[str, Any]) -> None:
     """Raise `ModelError` where the tokenizer is code that came with it: without that its special ids are not known."""
     read = importlib.import_module("transformers.models.auto.tokenization_auto").get_tokenizer_config
     try:

@@ -48,7 +48,7 @@ def gguf_file(path: Path) -> Path | None:
     """The GGUF file at a path, or in a directory that holds one and no other model; None where there is none."""
     if path.suffix == GGUF and is_file(path):
         return path
-    if not is_directory(path) or (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file():
+    if not is_directory(path) or is_file(path / CONFIG) or is_file(path / ADAPTER_CONFIG):
         return None
     try:
         found = [path / name for name in names_in(path) if name.endswith(GGUF)]

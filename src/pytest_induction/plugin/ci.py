@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_induction.files import is_there
+from pytest_induction.files import is_file, is_there
 from pytest_induction.formatting import Command, printable
 from pytest_induction.plugin.outcomes import MARK
 from pytest_induction.plugin.session import write_lines
@@ -130,7 +130,7 @@ def overlooked(config: pytest.Config) -> list[str]:
     if led is None:
         return []
     files = (place / name for place in (here, *here.parents) for name in SETTINGS)
-    own = next((file for file in files if file.is_file() and SETTINGS[file.name] in _text_of(file)), None)
+    own = next((file for file in files if is_file(file) and SETTINGS[file.name] in _text_of(file)), None)
     return (
         []
         if own is None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from pytest_induction.errors import ReportError, reason
-from pytest_induction.files import is_directory, replace_text, seen_at
+from pytest_induction.files import is_directory, is_file, is_there, replace_text, seen_at
 from pytest_induction.formatting import in_markup
 from pytest_induction.records import Exhibit
 from pytest_induction.report.drawing import address
@@ -72,7 +71,7 @@ def check_path(path: str | Path) -> None:
         raise ReportError(f"a report must be one of {', '.join(f'PATH{suffix}' for suffix in KINDS)}, got {str(path)!r}")
     if is_directory(path):
         raise ReportError(f"{path} is a directory: name a file")
-    if os.path.lexists(path) and path.exists() and not path.is_file():
+    if is_there(path) and not is_file(path):
         raise ReportError(f"{path} {seen_at(path)}: name a regular file")
     if not is_directory(path.parent):
         raise ReportError(f"{path} cannot be written: there is no directory {str(path.parent)!r}")

@@ -6,25 +6,59 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakMethod, ref
 
 import torch
 from torch import nn
 
 from pytest_induction.errors import ArgumentError, RunError
+from pytest_induction.runs.record import Snapshot
+from pytest_induction.runs.stopping import StopRule
 from pytest_induction.runs.together import any_process
-
-if TYPE_CHECKING:
-    from pytest_induction.runs.recorder import InductionRecorder
 
 LanguageModel = Callable[[Any], nn.Module]
 MODULE_ADVICE = "pass module=..., the language model inside, or a function that finds it"
 AGREE_EVERY = 10  # steps after which the processes of a training agree whether to stop, where a rule may say so
 
 
-def hf_callback(recorder: InductionRecorder) -> Any:
+class Recorder(Protocol):
+    """What a callback asks of a recorder, which is `runs.recorder.InductionRecorder`: each is described there."""
+
+    path: Path
+    rules: tuple[StopRule, ...]
+
+    @property
+    def should_stop(self) -> bool: ...
+
+    def __call__(self, model: nn.Module, step: int, *, loss: Any = None, tokens: int | None = None) -> Snapshot | None: ...
+
+    def final(self, model: nn.Module, step: int, *, loss: Any = None, tokens: int | None = None) -> Snapshot | None: ...
+
+    def check(self, model: nn.Module) -> None: ...
+
+    def can_measure(self, model: nn.Module) -> bool: ...
+
+    def is_spread(self, model: nn.Module) -> bool: ...
+
+    def use_tokenizer(self, tokenizer: Any) -> None: ...
+
+    def expect(self, total_steps: int | None) -> None: ...
+
+    def add_scheduled_change(self, step: int, what: str) -> None: ...
+
+    def advise(self, advice: str) -> None: ...
+
+    def tell(self, function: Callable[..., object]) -> None: ...
+
+    def warn(self, about: str, message: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def hf_callback(recorder: Recorder) -> Any:
     """A `transformers.TrainerCallback` that records.
 
     The first snapshot is of the model before the first step, the last of the last step. A snapshot has the loss that is logged at
@@ -42,7 +76,7 @@ def hf_callback(recorder: InductionRecorder) -> Any:
 
 
 class _OfTrainer:
-    def __init__(self, recorder: InductionRecorder) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self._logged = -1  # the step of the loss that the last snapshot has
         self._waits: bool | None = None  # for the loss of a step that is over; True where that is the last step
@@ -159,7 +193,7 @@ def _trainer_above(state: Any) -> Callable[[], Any]:
     return lambda: None
 
 
-def lightning_callback(recorder: InductionRecorder, module: nn.Module | LanguageModel | None) -> Any:
+def lightning_callback(recorder: Recorder, module: nn.Module | LanguageModel | None) -> Any:
     """A `Callback` of Lightning that records, for `lightning.pytorch` or `pytorch_lightning`, whichever is loaded already.
 
     The first snapshot is of the model before the first step, the last of the last step. The loss is that of `training_step`.
@@ -185,7 +219,7 @@ def _lightning() -> Any:
 
 
 class _OfLightning:
-    def __init__(self, recorder: InductionRecorder, module: nn.Module | LanguageModel | None) -> None:
+    def __init__(self, recorder: Recorder, module: nn.Module | LanguageModel | None) -> None:
         self.recorder = recorder
         self._module = module
         self._model: Any = None

@@ -15,8 +15,8 @@ from typing import Any
 
 from pytest_induction.errors import RunError, first_line
 from pytest_induction.runs.checkpoints.finding import Checkpoint
-from pytest_induction.runs.tasks import Bench, Outcome, Plan
-from pytest_induction.runs.workers import Death, Foreman, Ready, divided
+from pytest_induction.runs.tasks import CheckpointMeasurer, Outcome, Plan, Ready
+from pytest_induction.runs.workers import Scheduler, WorkerDied, with_own_memory
 
 
 @contextmanager
@@ -30,11 +30,11 @@ def on_cluster(plan: Plan, address: str, *, workers: int, num_gpus: float | None
     try:
         if is_ours:
             _connect(ray, address)
-        crew = _Actors(ray, plan, num_gpus, _room(ray, workers, num_gpus, most))
+        pool = _ActorPool(ray, plan, num_gpus, _room(ray, workers, num_gpus, most))
         try:
-            yield Foreman(crew).measured
+            yield Scheduler(pool).measured
         finally:
-            crew.dismiss()
+            pool.shut_down()
     finally:
         if is_ours:
             ray.shutdown()
@@ -74,66 +74,66 @@ def _room(ray: Any, workers: int, num_gpus: float | None, most: int) -> int:
 
 
 @dataclass(eq=False)
-class _Hand:
-    """An actor, and what is waited for: that it begins, and then what comes of its checkpoint."""
+class _ActorWorker:
+    """An actor, and what is awaited of it: that it begins, and then the outcome of its checkpoint."""
 
     actor: Any
     awaited: Any
 
 
-class _Actors:
+class _ActorPool:
     advice = ""
 
     def __init__(self, ray: Any, plan: Plan, num_gpus: float | None, size: int) -> None:
         self.size = size
         self._ray = ray
         self._plan = ray.put(plan)
-        self._made = ray.remote(Measurer).options(num_cpus=1, num_gpus=num_gpus or 0)
-        self._all: list[_Hand] = []
+        self._made = ray.remote(Actor).options(num_cpus=1, num_gpus=num_gpus or 0)
+        self._all: list[_ActorWorker] = []
 
-    def hire(self) -> _Hand:
+    def start(self) -> _ActorWorker:
         actor = self._made.remote(self._plan, self.size)
-        hand = _Hand(actor, actor.begin.remote())
-        self._all.append(hand)
-        return hand
+        worker = _ActorWorker(actor, actor.begin.remote())
+        self._all.append(worker)
+        return worker
 
-    def give(self, hand: _Hand, checkpoint: Checkpoint) -> None:
-        hand.awaited = hand.actor.outcome.remote(checkpoint)
+    def submit(self, worker: _ActorWorker, checkpoint: Checkpoint) -> None:
+        worker.awaited = worker.actor.outcome.remote(checkpoint)
 
-    def next_event(self, hands: Collection[_Hand]) -> tuple[_Hand, Ready | Outcome | Death]:
-        waiting = {hand.awaited: hand for hand in hands}
+    def next_event(self, workers: Collection[_ActorWorker]) -> tuple[_ActorWorker, Ready | Outcome | WorkerDied]:
+        waiting = {worker.awaited: worker for worker in workers}
         try:
             (ready, *_), _ = self._ray.wait(list(waiting), num_returns=1)
         except Exception as error:
             raise RunError(f"the Ray cluster is lost: {first_line(error)}; what was measured is kept") from error
-        hand = waiting[ready]
+        worker = waiting[ready]
         try:
-            return hand, self._ray.get(ready)
+            return worker, self._ray.get(ready)
         except Exception as error:  # noqa: BLE001 - ray has many classes for what is lost
-            self._all.remove(hand)
-            self._end(hand)
-            return hand, Death(f"with {type(error).__name__}: {_reason(error)}")
+            self._all.remove(worker)
+            self._end(worker)
+            return worker, WorkerDied(f"with {type(error).__name__}: {_reason(error)}")
 
-    def _end(self, hand: _Hand) -> None:
+    def _end(self, worker: _ActorWorker) -> None:
         with suppress(Exception):  # it may be gone with its node
-            self._ray.kill(hand.actor)
+            self._ray.kill(worker.actor)
 
-    def dismiss(self) -> None:
-        for hand in self._all:
-            self._end(hand)
+    def shut_down(self) -> None:
+        for worker in self._all:
+            self._end(worker)
 
 
-class Measurer:
+class Actor:
     """Measures on the cluster, in a process of its own."""
 
     def __init__(self, plan: Plan, beside: int) -> None:
-        self._bench = Bench(divided(plan, beside))  # all may be on one node
+        self._measurer = CheckpointMeasurer(with_own_memory(plan, beside))  # all may be on one node
 
     def begin(self) -> Ready:
         return Ready()
 
     def outcome(self, checkpoint: Checkpoint) -> Outcome:
-        return self._bench.outcome(checkpoint)
+        return self._measurer.outcome(checkpoint)
 
 
 def _reason(error: Exception) -> str:

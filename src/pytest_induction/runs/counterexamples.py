@@ -195,7 +195,7 @@ def _failure(hunt: Hunt, example: Example) -> PropertyFailed:
 
 def _over_training(history: PropertyOverTraining, claim: PropertyClaim, holds_from: int | None) -> PropertyOverTraining:
     """What was found of a training where the property holds as it must; else the error."""
-    evidence = judged_over(history, claim, holds_from=holds_from)
+    evidence = judged_over(history, holds_from=holds_from)
     emit(evidence)
     if evidence.verdict is Verdict.SHOWN:
         return history

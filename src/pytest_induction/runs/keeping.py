@@ -13,9 +13,9 @@ from pytest_induction.errors import RunBusyError, RunError
 from pytest_induction.files import expanded
 from pytest_induction.formatting import as_message
 from pytest_induction.forward.calling import first_line
+from pytest_induction.locks import holder_here
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.runs.dashboards import Listener, listener, numbers_of
-from pytest_induction.runs.locks import holder_here
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.stopping import StopRule, lighter

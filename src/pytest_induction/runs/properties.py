@@ -181,7 +181,7 @@ def assert_property_holds_from(
     bars = checked_bounds(before_tokens=before_tokens, before_steps=before_steps)
     chosen = _probes(probes, probe_options, claim)
     history = found_over(run, claim, probes=chosen, most=most, seed=seed, factory=None, bisect=bisect, climb=False)
-    return expect(judged_over(history, claim, thresholds=bars))
+    return expect(judged_over(history, thresholds=bars))
 
 
 def found_over(
@@ -215,7 +215,6 @@ def found_over(
 
 def judged_over(
     history: PropertyOverTraining,
-    claim: PropertyClaim,
     *,
     holds_from: int | None = None,
     thresholds: Mapping[str, float] | None = None,

@@ -19,12 +19,22 @@ DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def serve(line: Connection[Any, Any], plan: bytes, threads: int) -> None:
-    """What a worker does, until nobody listens any more. `plan` is pickled, as its classes are not to be loaded before this."""
+    """Measure the checkpoints that come along the line, until nobody listens any more.
+
+    `plan` is pickled, as its classes load torch.
+    """
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from pytest_induction.runs.workers import measure
+    import torch
 
-    measure(line, pickle.loads(plan), threads)  # noqa: S301 - of our own process
+    from pytest_induction.runs.tasks import CheckpointMeasurer, Ready
+
+    torch.set_num_threads(threads)
+    measurer = CheckpointMeasurer(pickle.loads(plan))  # noqa: S301 - of our own process
+    with suppress(EOFError, OSError):
+        line.send(Ready())
+        while True:
+            line.send(measurer.outcome(line.recv()))
 
 
 def end_with_parent() -> None:

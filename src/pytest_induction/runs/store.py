@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, Self, TypedDict
 
-from pytest_induction.errors import RunError
-from pytest_induction.files import create_new, expanded, inside, names_in, open_regular, read_bytes, tree_of
+from pytest_induction.errors import RunBusyError, RunError
+from pytest_induction.files import create_new, expanded, inside, is_there, names_in, open_regular, read_bytes, tree_of
 from pytest_induction.formatting import in_json
+from pytest_induction.locks import FileHeldError, Lock
 from pytest_induction.ranges import FROM_ONE, Count, Small
 from pytest_induction.runs.lines import from_line, to_line
-from pytest_induction.runs.locks import Lock
 from pytest_induction.runs.places import Place, Reading
 from pytest_induction.runs.record import (
     HEADS,
@@ -148,7 +148,7 @@ def span_of(directory: Path) -> tuple[int, int] | None:
     """The first step that has a snapshot and the last, as they were written; None where there is none that can be read."""
     path = directory / SNAPSHOTS
     try:
-        if not path.exists():
+        if not is_there(path):
             return None
         with open_regular(path, within=tree_of(directory)) as stream:
             first, last = _step_of(stream.readline(LONGEST_LINE)), _step_of(_last_line(stream))
@@ -245,6 +245,8 @@ class RunWriter:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._check_is_for_runs()  # before anything is left there
             self._lock = Lock(self.directory / LOCK, take_over=take_over)
+        except FileHeldError as error:
+            raise RunBusyError(f"{self.directory} is being written by {_by(error)}") from None
         except OSError as error:
             raise RunError(f"no run can be written to {self.directory}: {_reason(error)}") from None
         try:
@@ -311,11 +313,11 @@ class RunWriter:
         made = {"schema": SCHEMA, "source": self._header["source"], "name": self._header.get("name", ""), **header}
         aside = None
         try:
-            if (self.directory / SNAPSHOTS).exists():
+            if is_there(self.directory / SNAPSHOTS):
                 aside = _free_place(self._own(EARLIER))
                 _replace(aside / HEADER, read_bytes(self.directory / HEADER, LONGEST_HEADER, within=tree_of(self.directory)))
                 for name in (BESIDE, SNAPSHOTS):
-                    if (self.directory / name).exists():
+                    if is_there(self.directory / name):
                         (self.directory / name).rename(aside / name)
         except OSError as error:
             raise RunError(f"{self.directory} cannot be begun anew: {_reason(error)}") from None
@@ -404,7 +406,7 @@ class RunWriter:
 def _free_place(directory: Path) -> Path:
     """A new directory, named by the first number that is free."""
     number = 1
-    while (directory / str(number)).exists():
+    while is_there(directory / str(number)):
         number += 1
     place = directory / str(number)
     place.mkdir(parents=True)
@@ -484,6 +486,13 @@ def _end_of_last_line(stream: BinaryIO, before: int | None = None, block: int = 
             return start + found + 1
         end = start
     return 0
+
+
+def _by(error: FileHeldError) -> str:
+    """Who writes, and what to do about it."""
+    if error.holder:
+        return f"{error.holder}: choose another place, or wait for it"
+    return "this process already: close what writes it first, or choose another place"
 
 
 def _reason(error: Exception) -> str:

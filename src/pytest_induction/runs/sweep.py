@@ -29,7 +29,7 @@ from pytest_induction.runs.options_named import spelling
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Snapshot, SweptFrom, TrainingRun
 from pytest_induction.runs.store import RunWriter, read_run
-from pytest_induction.runs.tasks import Bench, Outcome, Plan
+from pytest_induction.runs.tasks import CheckpointMeasurer, Outcome, Plan
 
 UNIT = "checkpoint"
 Tasks = Iterable[Checkpoint]
@@ -305,5 +305,5 @@ def _doing(plan: Plan, workers: int | None, ray: str | None, num_gpus: float | N
         from pytest_induction.runs.workers import in_processes
 
         return in_processes(plan, min(workers, count))
-    bench = Bench(plan)
-    return nullcontext(lambda tasks: ((task, bench.outcome(task)) for task in tasks))
+    measurer = CheckpointMeasurer(plan)
+    return nullcontext(lambda tasks: ((task, measurer.outcome(task)) for task in tasks))

@@ -42,7 +42,12 @@ class Outcome:
     refusal: InductionError | None = None
 
 
-class Bench:
+@dataclass(frozen=True)
+class Ready:
+    """What a worker says when it can be given its first checkpoint."""
+
+
+class CheckpointMeasurer:
     """Measures one checkpoint after the other, with one model in memory."""
 
     def __init__(self, plan: Plan) -> None:

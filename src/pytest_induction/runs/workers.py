@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -24,102 +24,97 @@ from pytest_induction.model.batching import SHARE_OF_FREE, free_memory
 from pytest_induction.runs.checkpoints.finding import Checkpoint
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.serving import serve
-from pytest_induction.runs.tasks import Bench, Outcome, Plan
+from pytest_induction.runs.tasks import Outcome, Plan, Ready
 
-ATTEMPTS = 2  # at a checkpoint, before the death of who measures it is taken to be its doing
-STILLBORN = 2  # workers in a row that died before they could begin, until no more are tried
+ATTEMPTS = 2  # at a checkpoint, after which the death of its worker is taken to be its doing
+FAILED_STARTS = 2  # workers in a row that died before they were ready, after which no more are started
 PATIENCE = 5.0  # seconds that a worker has to end by itself
-Hand = TypeVar("Hand")
-Task = tuple[Checkpoint, int]  # with which attempt it is
+Worker = TypeVar("Worker")
+Attempt = tuple[Checkpoint, int]  # and its number
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A worker can be given its first checkpoint."""
-
-
-@dataclass(frozen=True)
-class Death:
-    """A worker is no more."""
+class WorkerDied:
+    """A worker has ended, and nobody asked it to."""
 
     how: str
 
 
-class Crew(Protocol[Hand]):
-    """Those who measure: hired as they are needed, each with one checkpoint at a time."""
+class Pool(Protocol[Worker]):
+    """Workers, started as they are needed, each with one checkpoint at a time."""
 
     size: int
     advice: str
 
-    def hire(self) -> Hand: ...
+    def start(self) -> Worker: ...
 
-    def give(self, hand: Hand, checkpoint: Checkpoint) -> None: ...
+    def submit(self, worker: Worker, checkpoint: Checkpoint) -> None: ...
 
-    def next_event(self, hands: Collection[Hand]) -> tuple[Hand, Ready | Outcome | Death]:
-        """Wait until one of them is ready, done or dead."""
+    def next_event(self, workers: Collection[Worker]) -> tuple[Worker, Ready | Outcome | WorkerDied]:
+        """Wait until one of them is ready, has measured its checkpoint, or has died."""
         ...
 
 
-class Foreman(Generic[Hand]):
-    """Has checkpoints measured by a crew. A checkpoint is given to who is ready for it, for others may never be."""
+class Scheduler(Generic[Worker]):
+    """Gives checkpoints to the workers of a pool. Only a worker that is ready gets one, as others may never be."""
 
-    def __init__(self, crew: Crew[Hand]) -> None:
-        self._crew = crew
-        self._starting: list[Hand] = []
-        self._idle: list[Hand] = []
-        self._working: dict[Hand, Task] = {}
-        self._waiting: deque[Task] = deque()
-        self._stillborn = 0
+    def __init__(self, pool: Pool[Worker]) -> None:
+        self._pool = pool
+        self._starting: list[Worker] = []
+        self._idle: list[Worker] = []
+        self._busy: dict[Worker, Attempt] = {}
+        self._queue: deque[Attempt] = deque()
+        self._failed_starts = 0
 
     def measured(self, tasks: Iterator[Checkpoint]) -> Iterator[tuple[Checkpoint, Outcome]]:
-        """Of every checkpoint what came of it, as soon as it is there. The next is asked for when somebody can measure it."""
+        """The outcome of every checkpoint, as soon as it is there. The next is asked for when a worker is free for it."""
         while True:
-            self._staff(tasks)
-            while self._idle and self._waiting:
-                hand, task = self._idle.pop(), self._waiting.popleft()
-                self._working[hand] = task
-                self._crew.give(hand, task[0])
-            if not self._working and not self._waiting:
+            self._fill(tasks)
+            while self._idle and self._queue:
+                worker, attempt = self._idle.pop(), self._queue.popleft()
+                self._busy[worker] = attempt
+                self._pool.submit(worker, attempt[0])
+            if not self._busy and not self._queue:
                 return
-            hand, event = self._crew.next_event([*self._starting, *self._working])
-            done = self._after(hand, event)
+            worker, event = self._pool.next_event([*self._starting, *self._busy])
+            done = self._after(worker, event)
             if done is not None:
                 yield done
 
-    def _staff(self, tasks: Iterator[Checkpoint]) -> None:
-        """See to it that as many checkpoints wait as there are free hands, and to hands for those that wait."""
+    def _fill(self, tasks: Iterator[Checkpoint]) -> None:
+        """Queue a checkpoint for each free worker, and start a worker for each that is queued, as far as the pool has room."""
         while True:
             free = len(self._idle) + len(self._starting)
-            has_room = free + len(self._working) < self._crew.size
-            if len(self._waiting) > free and has_room:
-                self._starting.append(self._crew.hire())
-            elif len(self._waiting) < free or (has_room and len(self._waiting) == free):
+            has_room = free + len(self._busy) < self._pool.size
+            if len(self._queue) > free and has_room:
+                self._starting.append(self._pool.start())
+            elif len(self._queue) < free or (has_room and len(self._queue) == free):
                 task = next(tasks, None)
                 if task is None:
                     return
-                self._waiting.append((task, 1))
+                self._queue.append((task, 1))
             else:
                 return
 
-    def _after(self, hand: Hand, event: Ready | Outcome | Death) -> tuple[Checkpoint, Outcome] | None:
-        """Keep the books; what came of a checkpoint, if it is done with."""
+    def _after(self, worker: Worker, event: Ready | Outcome | WorkerDied) -> tuple[Checkpoint, Outcome] | None:
+        """Take note of an event; the outcome of a checkpoint, if it has one now."""
         if isinstance(event, Ready):
-            self._stillborn = 0
-            self._starting.remove(hand)
-            self._idle.append(hand)
+            self._failed_starts = 0
+            self._starting.remove(worker)
+            self._idle.append(worker)
             return None
-        if hand in self._starting and isinstance(event, Death):
-            self._starting.remove(hand)
-            self._stillborn += 1
-            if self._stillborn >= STILLBORN:
-                raise RunError(f"a worker died before it could begin, {event.how}{self._crew.advice}")
+        if worker in self._starting and isinstance(event, WorkerDied):
+            self._starting.remove(worker)
+            self._failed_starts += 1
+            if self._failed_starts >= FAILED_STARTS:
+                raise RunError(f"a worker died before it could begin, {event.how}{self._pool.advice}")
             return None
-        checkpoint, attempt = self._working.pop(hand)
+        checkpoint, number = self._busy.pop(worker)
         if isinstance(event, Outcome):
-            self._idle.append(hand)
+            self._idle.append(worker)
             return checkpoint, event
-        if attempt < ATTEMPTS:
-            self._waiting.appendleft((checkpoint, attempt + 1))
+        if number < ATTEMPTS:
+            self._queue.appendleft((checkpoint, number + 1))
             return None
         problem = f"{checkpoint.name}: the process that measured it died {ATTEMPTS} times, the last time {event.how}"
         return checkpoint, Outcome(Snapshot(checkpoint.step, problem=problem))
@@ -128,15 +123,15 @@ class Foreman(Generic[Hand]):
 @contextmanager
 def in_processes(plan: Plan, count: int) -> Iterator[Any]:
     """A function that measures checkpoints in so many processes, which end with the block."""
-    crew = _Processes(divided(plan, count), count)
+    pool = _ProcessPool(with_own_memory(plan, count), count)
     try:
-        yield Foreman(crew).measured
+        yield Scheduler(pool).measured
     finally:
-        crew.dismiss()
+        pool.shut_down()
 
 
-def divided(plan: Plan, count: int) -> Plan:
-    """With memory for each where none is said: half of what is free for all of them together."""
+def with_own_memory(plan: Plan, count: int) -> Plan:
+    """With a limit of memory for each of so many workers, where none is given: a share of half of what is free."""
     device = plan.loading.device
     if plan.loading.memory is not None or device not in (None, "cpu"):
         return plan
@@ -144,7 +139,7 @@ def divided(plan: Plan, count: int) -> Plan:
     return replace(plan, loading=replace(plan.loading, memory=f"{max(share, 1)}B"))
 
 
-class _Worker:
+class _Process:
     """A process and the line to it."""
 
     def __init__(self, plan: Plan, threads: int) -> None:
@@ -164,30 +159,30 @@ class _Worker:
             self.process.join()
 
 
-class _Processes:
+class _ProcessPool:
     advice = '; a script that sweeps in several processes must do so under `if __name__ == "__main__":`'
 
     def __init__(self, plan: Plan, size: int) -> None:
         self.size = size
         self._plan = plan
         self._threads = max(1, torch.get_num_threads() // size)
-        self._all: list[_Worker] = []
+        self._all: list[_Process] = []
 
-    def hire(self) -> _Worker:
+    def start(self) -> _Process:
         try:
-            worker = _Worker(self._plan, self._threads)
+            worker = _Process(self._plan, self._threads)
         except Exception as error:  # what cannot be sent raises in many ways
             hint = "`factory` and `attach` must be functions that can be imported by name"
             raise RunError(f"no worker can be started: {first_line(error)}; {hint}") from error
         self._all.append(worker)
         return worker
 
-    def give(self, hand: _Worker, checkpoint: Checkpoint) -> None:
+    def submit(self, worker: _Process, checkpoint: Checkpoint) -> None:
         with suppress(OSError):  # it has died, which shows when it is waited for
-            hand.line.send(checkpoint)
+            worker.line.send(checkpoint)
 
-    def next_event(self, hands: Collection[_Worker]) -> tuple[_Worker, Ready | Outcome | Death]:
-        lines = {worker.line: worker for worker in hands}
+    def next_event(self, workers: Collection[_Process]) -> tuple[_Process, Ready | Outcome | WorkerDied]:
+        lines = {worker.line: worker for worker in workers}
         (line, *_) = wait(list(lines))
         worker = lines[line]  # type: ignore[index]  # what is waited for are lines
         try:
@@ -195,13 +190,13 @@ class _Processes:
         except (EOFError, OSError):
             return worker, self._lost(worker)
 
-    def _lost(self, worker: _Worker) -> Death:
+    def _lost(self, worker: _Process) -> WorkerDied:
         self._all.remove(worker)
         worker.end(PATIENCE)
         code = worker.process.exitcode or 0
-        return Death(_signal(-code) if code < 0 else f"with exit code {code}")
+        return WorkerDied(_signal(-code) if code < 0 else f"with exit code {code}")
 
-    def dismiss(self) -> None:
+    def shut_down(self) -> None:
         for worker in self._all:
             worker.line.close()
         for worker in self._all:
@@ -247,13 +242,3 @@ def _no_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def measure(line: Connection[Any, Any], plan: Plan, threads: int) -> None:
-    """Measure what comes along the line, until nobody listens any more."""
-    torch.set_num_threads(threads)
-    bench = Bench(plan)
-    with suppress(EOFError, OSError):
-        line.send(Ready())
-        while True:
-            line.send(bench.outcome(line.recv()))

@@ -88,12 +88,6 @@ def named(name: str) -> Named | None:
     return Named(found[-1], "tokens") if found else None
 
 
-def step_in(name: str) -> int | None:
-    """The step that the name of a checkpoint tells, or None."""
-    found = named(name)
-    return found.number if found is not None and found.unit == "step" else None
-
-
 def is_weights(name: str) -> bool:
     """Whether a file of this name holds weights of a model, and not what an optimiser or a trainer keeps beside them."""
     return name.endswith(WEIGHTS) and not BESIDE_WEIGHTS.match(name)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pytest_induction.attention.backends.exposed import Attach
 from pytest_induction.errors import InductionError, ModelError, RunError, first_line
-from pytest_induction.files import read_json, tree_of
+from pytest_induction.files import is_file, read_json, tree_of
 from pytest_induction.forward.calling import as_found, broken_weights, why_endless
 from pytest_induction.model.adapt import adapt
 from pytest_induction.model.adapters import fill_adapter, holds_adapter
@@ -195,7 +195,7 @@ def _config_in(directory: Path) -> Any:
 def _stored_bytes(layout: Layout, path: Path) -> int:
     """The bytes of the files that the weights are read from."""
     place = Place(path)
-    if path.is_file():
+    if is_file(path):
         return place.size()
     return sum((place / name).size() for name in layout.parts(place, place.names()))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pytest_induction.errors import RunError
 from pytest_induction.forward.calling import uncompiled
 from pytest_induction.runs.checkpoints.finding import Checkpoint
-from pytest_induction.runs.checkpoints.layout import DESCRIBES, Layout, Weights
+from pytest_induction.runs.checkpoints.layout import DESCRIBES, Layout
 from pytest_induction.runs.checkpoints.layouts import layout_at
 from pytest_induction.runs.checkpoints.layouts.directory import Directory
 from pytest_induction.runs.places import Place
@@ -198,11 +198,6 @@ def _copy(place: Place, path: Path) -> None:
 def layout_of(place: Place) -> Layout:
     """The layout of what was found to be a checkpoint; where nothing in it tells, that of a directory, which will say so."""
     return layout_at(place) or Directory()
-
-
-def read_weights(path: Path) -> Weights:
-    """The weights in a file or in a directory. Raises `RunError`, one line, for whatever they are not."""
-    return layout_of(Place(path)).read(path)
 
 
 def stated_step(path: Path) -> int | None:

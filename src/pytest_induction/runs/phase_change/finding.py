@@ -114,7 +114,7 @@ def find_phase_changes(
         heads,
         repeats,
         in_context,
-        _bump(run, axis, bars["loss"], rule),
+        _bump(run, axis, bars["loss"]),
         _lag(heads or repeats, in_context),
         apart,
         _lag(repeats, in_context),
@@ -264,7 +264,7 @@ def lag_between(first: Change | None, second: Change | None) -> Estimate | None:
     return Estimate(value, value - low, value + high, "decades")
 
 
-def _bump(run: TrainingRun, axis: Axis, bar: float, rule: Rule) -> Change | None:
+def _bump(run: TrainingRun, axis: Axis, bar: float) -> Change | None:
     """The bump of the loss: reported, never required, for many runs have none."""
     if not run.has("loss"):
         return None

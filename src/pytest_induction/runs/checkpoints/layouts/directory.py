@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pytest_induction.errors import RunError, reason
-from pytest_induction.files import DOCUMENT, inside, open_regular, tree_of
+from pytest_induction.files import DOCUMENT, inside, is_file, open_regular, tree_of
 from pytest_induction.runs.checkpoints.layout import SHARD, Layout, Weights, is_weights
 from pytest_induction.runs.checkpoints.layouts.safetensors import Safetensors
 from pytest_induction.runs.checkpoints.layouts.torch_file import TorchFile
@@ -106,7 +106,7 @@ def _trainer_step(path: Path) -> int | None:
 
     if not os.path.lexists(path):
         return None
-    if path.is_file() and path.stat().st_size > DOCUMENT:
+    if is_file(path) and path.stat().st_size > DOCUMENT:
         return _early_step(path)
     state = read_json(path)
     return whole(state.get("global_step")) if isinstance(state, dict) else None

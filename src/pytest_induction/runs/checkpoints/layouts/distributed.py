@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import RunError, first_line, reason
-from pytest_induction.files import names_in, open_regular, read_bytes, tree_of
+from pytest_induction.files import is_file, names_in, open_regular, read_bytes, tree_of
 from pytest_induction.model.pickles import check_pickle
 from pytest_induction.model.tensor_files import LONGEST_METADATA, is_shape
 from pytest_induction.runs.checkpoints.layout import NestedLayout, Weights, entries
@@ -64,7 +64,7 @@ class Distributed(NestedLayout):
         from pytest_induction.runs.checkpoints.stored import steps_of_pickle
 
         found = _Stored(path).step()
-        return steps_of_pickle(path / BESIDE)[0] if found is None and (path / BESIDE).is_file() else found
+        return steps_of_pickle(path / BESIDE)[0] if found is None and is_file(path / BESIDE) else found
 
 
 def _inner(place: Place, names: Sequence[str]) -> str | None:
@@ -168,7 +168,7 @@ class _Stored:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+    return path.stat().st_size if is_file(path) else 0
 
 
 def _place(offset: Any) -> tuple[int, ...] | None:

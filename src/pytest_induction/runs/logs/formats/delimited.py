@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
+from itertools import chain, dropwhile
 
 from pytest_induction.errors import RunError
 from pytest_induction.runs.logs.columns import Choice, guess
@@ -18,7 +19,8 @@ MOST_JOINED = 2**16  # characters of a row of a table that goes over several lin
 DELIMITERS = ",\t;"
 COMMENT = "#"  # what may stand above the names
 BLANKS = " "  # any number of them
-LOOKED_AT = 20  # lines by which a table is told from other text
+LOOKED_AT = 20  # rows by which a table is told from other text
+Numbered = tuple[Line, str]
 
 
 class DelimitedTable(TextFormat):
@@ -37,26 +39,24 @@ class DelimitedTable(TextFormat):
             return True
         if delimiter == BLANKS and not any(map(guess, lines[0].split())):
             return False
-        counts = [_count(line, delimiter) for line in lines]
+        rows = _rows(((Line(0, b"", ended=True), line) for line in lines), delimiter)
+        counts = [len(cells or ()) for _, _, cells in rows]
         alike = sum(count == counts[0] for count in counts[1:])
-        return counts[0] > 1 and alike >= (len(counts) - 1) / 2
+        return bool(counts) and counts[0] > 1 and alike >= (len(counts) - 1) / 2
 
     def read(self, reading: Reading, choice: Choice, faults: Faults) -> Iterator[Row]:
+        lines = dropwhile(lambda each: not each[1].strip() or each[1].startswith(COMMENT), text_lines(reading, faults))
+        first = next(lines, None)
+        if first is None:
+            return
+        delimiter = _delimiter(first[1])
         names: list[str] = []
-        delimiter = ""
-        for line, text in _whole_rows(text_lines(reading, faults)):
-            if not text.strip() or (not names and text.startswith(COMMENT)):
-                continue
-            if not line.ended and names:
-                faults.note(f"its last line, {line.number}, has no end: it may be cut off and is left out")
-                continue
-            delimiter = delimiter or _delimiter(text)
-            try:
-                cells = _cells(text, delimiter)
-            except (csv.Error, StopIteration):
+        for line, last, cells in _rows(chain([first], lines), delimiter):
+            if not last.ended and names:
+                faults.note(f"its last line, {last.number}, has no end: it may be cut off and is left out")
+            elif cells is None:
                 faults.add("lines that are no row of a table", f"line {line.number}")
-                continue
-            if not names:
+            elif not names:
                 names = [cell.strip() for cell in cells]
                 if len(names) > MOST_COLUMNS:
                     raise RunError(f"its first line has {len(names)} columns, expected at most {MOST_COLUMNS}")
@@ -66,37 +66,54 @@ class DelimitedTable(TextFormat):
                 yield dict(zip(names, map(_with_point, cells) if delimiter == ";" else cells, strict=True))
 
 
-def _cells(text: str, delimiter: str) -> list[str]:
+def _rows(lines: Iterator[Numbered], delimiter: str) -> Iterator[tuple[Line, Line, list[str] | None]]:
+    """Rows with their first and last line, those without cells left out; None for the cells of what is not a row.
+
+    A cell between quotation marks may go over several lines. A mark that is never closed spoils its own line only.
+    """
     if delimiter == BLANKS:
-        return text.split()
-    return next(csv.reader([f"{part}\n" for part in text.split("\n")], delimiter=delimiter))
+        yield from ((line, line, text.split()) for line, text in lines if text.strip())
+        return
+    while True:
+        feed = _Feed(lines)
+        cells = _cells(feed, delimiter)
+        if not feed.taken:
+            return
+        if feed.is_over or cells is None:
+            found = [(line, line, _cells(iter([f"{text}\n"]), delimiter)) for line, text in feed.taken]
+        else:
+            found = [(feed.taken[0][0], feed.taken[-1][0], cells)]
+        yield from (row for row in found if row[2] is None or len(row[2]) > 1 or "".join(row[2]).strip())
 
 
-def _count(text: str, delimiter: str) -> int:
+def _cells(lines: Iterator[str], delimiter: str) -> list[str] | None:
+    """Those of the first row."""
     try:
-        return len(_cells(text, delimiter))
+        return next(csv.reader(lines, delimiter=delimiter), None)
     except csv.Error:
-        return 0
+        return None
 
 
-def _whole_rows(lines: Iterator[tuple[Line, str]]) -> Iterator[tuple[Line, str]]:
-    """Lines, those joined between which a quotation mark is open. One that is never closed spoils its own line only."""
-    waiting: list[tuple[Line, str]] = []
-    size = 0
-    for line, text in lines:
-        opens = text.count('"') % 2 == 1
-        if not waiting and not opens:
-            yield line, text
-            continue
-        waiting.append((line, text))
-        size += len(text)
-        if len(waiting) > 1 and opens:
-            yield waiting[0][0], "\n".join(part for _, part in waiting)
-            waiting, size = [], 0
-        elif size > MOST_JOINED:
-            yield from waiting
-            waiting, size = [], 0
-    yield from waiting
+class _Feed:
+    """Lines for a `csv.reader`, which asks for more while a quotation mark is open: what it took, and whether that was all."""
+
+    def __init__(self, lines: Iterator[Numbered]) -> None:
+        self._lines = lines
+        self._size = 0
+        self.taken: list[Numbered] = []
+        self.is_over = False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        following = next(self._lines, None) if self._size <= MOST_JOINED else None
+        if following is None:
+            self.is_over = True
+            raise StopIteration
+        self.taken.append(following)
+        self._size += len(following[1])
+        return f"{following[1]}\n"
 
 
 def _delimiter(names: str) -> str:
