@@ -90,7 +90,7 @@ def other(row: Row) -> Side:
 
 
 def scored(subject: ModelUnderTest, ids: Tensor, scores: PeriodicScores, *, early_stop: bool):
-    """Four scores of every head: (sequences, scores, n_layers, n_heads)."""
+    """Four scores of every head by name: (sequences, n_layers, n_heads)."""
     return observe(subject, ids, scores, early_stop=early_stop)[0]
 
 
@@ -291,6 +291,7 @@ def check_agreement(row: Row) -> None:
         if not gap <= EXACT:
             raise ValueError(f"{row.name}: the losses of both sides differ by {gap:.2g}")
     if row.against == EAGER:
-        gap = float((torch.as_tensor(ours(row)()) - other(row)()).abs().max())
+        mine = np.stack([*ours(row)().values()], axis=1)
+        gap = float((torch.as_tensor(mine) - other(row)()).abs().max())
         if not gap <= CLOSE:
             raise ValueError(f"{row.name}: the scores of both sides differ by {gap:.2g}")

@@ -83,6 +83,7 @@ def _done(arguments: Sequence[str] | None) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
+    from pytest_induction.heads.own import head_scores, listed
     from pytest_induction.model.load import function_named, load_model
     from pytest_induction.model.protocol import as_text
 
@@ -90,6 +91,8 @@ def _doctor(given: argparse.Namespace) -> int:
     settings = {name: getattr(given, name) for name in ("device", "dtype", "memory", "trust_remote_code", "without_pattern")}
     subject = load_model(given.model, attach=attach, **settings)
     lines, fits = subject.diagnosis(), True
+    if added := head_scores():
+        lines += (("added scores", listed(added)),)
     try:
         lines += (("probes", _probes(subject)),)
     except ProbeError as error:
