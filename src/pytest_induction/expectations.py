@@ -57,6 +57,8 @@ NEXT = {
     "both_lost": "see both models with `measure_heads(model)`; what may be lost is `margins=`",
     "fails": "look at the sequence alone with `check_property(model, ..., probes=[...])`",
     "holds": "more sequences are `max_examples=`",
+    "no_head_has_it": "see what every head has of it with `measure_heads(model)`; a lower threshold is `min_score=`",
+    "score_unclear": "draw more sequences with `max_sequences=`; the threshold is `min_score=`",
     "nothing_to_preserve": "compare with a model that has heads: `measure_heads(model)` shows what the one before has",
 }
 NEXT_OF_RUN = {

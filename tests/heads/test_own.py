@@ -30,7 +30,8 @@ from pytest_induction.records import Evidence
 from pytest_induction.runs.dashboards import numbers_of
 from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.measuring import Measuring
-from pytest_induction.runs.record import TrainingRun
+from pytest_induction.runs.picture import picture_of
+from pytest_induction.runs.record import Snapshot, TrainingRun
 from tests.known_heads import Planted, count_back, induction, uniform
 from tests.measuring import slow
 from tests.measuring.test_scores import named, random_attention
@@ -175,6 +176,8 @@ def test_a_claim_brings_its_score():
     [
         ({"name": "Two"}, "`name` must be lower-case"),
         ({"name": "prefix_matching"}, "comes with the package"),
+        ({"name": "control"}, "comes with the package"),
+        ({"name": "chance_of_two"}, "comes with the package"),
         ({"threshold": 1.0}, "`threshold` must lie between 0 and 1"),
         ({"measure": 3}, "`measure` must be a function"),
         ({"stripes": {"two": 2}}, "`stripes` must be a function or None"),
@@ -230,6 +233,19 @@ def test_a_recorded_training_has_it_as_a_series(monkeypatch):
     assert run.added == ("two_before", "chance_of_two_before") and run.has("two_before")
     values, heads = run.best_of_heads("two_before")
     assert values[0] == pytest.approx(1, abs=0.03) and heads[0].tolist() == [0, 1]
+
+
+def test_the_picture_of_a_training_has_its_best_head():
+    """A curve for each score that was added, and none for what is chance."""
+    snapshots = [
+        Snapshot(
+            step, loss=5.0 - step, added={"two_before": np.array([[0.1, step / 10]]), "chance_of_two_before": np.zeros((1, 2))}
+        )
+        for step in (1, 2, 3, 4)
+    ]
+    [_, curve] = picture_of(TrainingRun("run", tuple(snapshots)))["curves"]
+    assert (curve["name"], curve["unit"]) == ("two before, best head", "share")
+    assert curve["y"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
 def _naming(line):

@@ -23,6 +23,9 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 OURS = ("previous", "successor", "duplicate", "first")
 """The stripes that are always there: the token before, what came after the earlier occurrences of a query's token, these
 occurrences themselves, and the first position."""
+CHANCE_OF = "chance_of_"  # before the name of a score: what a head has of it by chance
+BESIDE = ("wrong_shift", "other_periods", "control")  # of a round, beside the scores that have a range
+PREFIXES = (CHANCE_OF, "at_period_")
 MAX_SEQUENCES, ERROR_RATE = 231, 1e-3  # as for `assert_has_induction_head`
 
 
@@ -88,7 +91,7 @@ class HeadScore:
         said = f"the head score {self.name!r}"
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             raise ArgumentError(f"`name` must be lower-case letters, digits and _, got {self.name!r}")
-        if self.name in SCORES or self.name in OURS:
+        if self.name in (*SCORES, *OURS, *BESIDE) or self.name.startswith(PREFIXES):
             raise ArgumentError(f"{said} has the name of one that comes with the package: choose another")
         if not isinstance(self.words, str) or not self.words.strip():
             raise ArgumentError(f"{said}: `words` must say what such a head attends to, got {self.words!r}")
@@ -106,7 +109,7 @@ class HeadScore:
     @property
     def chance_name(self) -> str:
         """What its own chance is called."""
-        return f"chance_of_{self.name}"
+        return f"{CHANCE_OF}{self.name}"
 
     def distances(self, layout: Layout) -> dict[str, tuple[int, ...]]:
         """Each stripe of its own as the distances that are read. Raises `ArgumentError` for what no row of the probe has."""
