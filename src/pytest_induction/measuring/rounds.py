@@ -144,7 +144,7 @@ class Round:
     and at the places of the very same period in rows of another, or in rows without one ("control"). `criteria` says what of it
     is a head's own chance. `irregular`, each (rows, n_layers, n_heads), is the mass on successors in rows whose copies come at
     irregular distances, by the names of `LISTS`. Both are empty where attention cannot be read, `irregular` also where the probes
-    of a model have none. `behaviour` names first_loss, later_loss, first_accuracy, later_accuracy and advantage, and has as many
+    of a model have none. `behaviour` names first_loss, repeat_loss, first_accuracy, repeat_accuracy and advantage, and has as many
     entries as sequences of which logits were looked at. `most_beside` is what "wrong_shift" and "other_periods" can be at most,
     taken together.
     """
