@@ -139,7 +139,8 @@ def check(subject: ModelUnderTest, directory: Path, rows: int, record: Json) -> 
     del twin
     gc.collect()
     apart = dict(zip(SCORES, np.abs(ours - theirs).max(axis=(0, 2, 3)), strict=True))
-    apart["match_lengths"] = np.abs(score_irregular(subject, irregular) - np.array(their_lengths)).max()
+    our_lengths = np.stack([*score_irregular(subject, irregular).values()], axis=1)
+    apart["match_lengths"] = np.abs(our_lengths - np.array(their_lengths)).max()
     eager = theirs[:, 0].mean(axis=0)
     drawn = np.mean([np.array(each["scores"], dtype=np.float64) for each in record["seeds"]], axis=0)
     top = min(TOP, eager.size)

@@ -51,7 +51,11 @@ def rows_of(model: ModelLike) -> Round:
 def record(found: Mapping[str, Round]) -> Json:
     """What is kept of the rows of each model."""
     heads = [
-        {"model": name, "head": f"L{layer}H{head}", "prefix_matching": rows.heads[:, 0, layer, head].round(4).tolist()}
+        {
+            "model": name,
+            "head": f"L{layer}H{head}",
+            "prefix_matching": rows.scores["prefix_matching"][:, layer, head].round(4).tolist(),
+        }
         for name, rows in found.items()
         for layer, head in HEADS[name]
     ]

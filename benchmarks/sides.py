@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck
 from torch import Tensor
 
-from pytest_induction import load_model
+from pytest_induction import Claim, load_model
 from pytest_induction.attention.edits import Replace
 from pytest_induction.attention.pattern import PatternReader
 from pytest_induction.attention.scores import PeriodicScores, scores_for
@@ -32,7 +32,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes import ProbeSequence, strategies
 from pytest_induction.probes.sequences import Probe
 from pytest_induction.properties import completes_repeats
-from pytest_induction.properties.hunt import Claim, Hunt
+from pytest_induction.properties.hunt import Hunt
 from rows import BARE, EAGER, FACTORED, GIVEN, LENS, PER_HEAD, SAMPLED_HEADS, TOY, Row
 
 D_VOCAB = 50_257
@@ -93,7 +93,7 @@ def other(row: Row) -> Side:
 
 
 def scored(subject: ModelUnderTest, ids: Tensor, scores: PeriodicScores, *, early_stop: bool):
-    """Four scores of every head: (sequences, scores, n_layers, n_heads)."""
+    """Four scores of every head by name: (sequences, n_layers, n_heads)."""
     return observe(subject, ids, scores, early_stop=early_stop)[0]
 
 
@@ -294,6 +294,7 @@ def check_agreement(row: Row) -> None:
         if not gap <= EXACT:
             raise ValueError(f"{row.name}: the losses of both sides differ by {gap:.2g}")
     if row.against == EAGER:
-        gap = float((torch.as_tensor(ours(row)()) - other(row)()).abs().max())
+        mine = np.stack([*ours(row)().values()], axis=1)
+        gap = float((torch.as_tensor(mine) - other(row)()).abs().max())
         if not gap <= CLOSE:
             raise ValueError(f"{row.name}: the scores of both sides differ by {gap:.2g}")

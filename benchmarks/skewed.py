@@ -14,6 +14,7 @@ import numpy as np
 
 from pretrained_rows import HeadRows, stored
 from pytest_induction import Verdict
+from pytest_induction.attention.scores import SCORES
 from pytest_induction.deciding import Budget, Judgement
 from pytest_induction.heads.copying import CopyRound
 from pytest_induction.heads.criteria import MAX_PREFIX_MATCHING, MIN_PREFIX_MATCHING
@@ -22,6 +23,7 @@ from pytest_induction.heads.search import COPY_ROWS, HeadSearch
 from pytest_induction.heads.table import Thresholds
 from pytest_induction.measuring.observing import PERIODS_AT_ONCE, Array
 from pytest_induction.measuring.rounds import MAX_SEQUENCES, PLACES_OF_CHANCE, Round
+from pytest_induction.probes.irregular import LENGTHS
 from pytest_induction.probes.sequences import even_periods, fitting_shape
 from pytest_induction.records import TokenSpace
 
@@ -123,12 +125,12 @@ class Rows(HeadSearch):
 
     def probed(self, size: int, n_irregular: int, depth: int | None) -> Round:
         periods = np.repeat(self._periods, size // len(self._periods))
-        heads = np.full((size, 6, 1, 1), CHANCE)
-        heads[:, 0, 0, 0] = np.clip(self._shape.score(self._rng, periods), 0.0, 1.0)
-        beside = heads[np.linspace(0, size - 1, n_irregular).round().astype(int)]
-        irregular = np.concatenate([np.repeat(beside[:, :1], 3, axis=1), np.full((n_irregular, 1, 1, 1), CHANCE)], axis=1)
-        control = heads[:, 5]
-        return Round(periods, heads, control, irregular, self._behaviour(periods), "4 copies", 1 / PLACES_OF_CHANCE)
+        matching = np.clip(self._shape.score(self._rng, periods), 0.0, 1.0)[:, None, None]
+        scores = {name: np.full((size, 1, 1), CHANCE) for name in (*SCORES, "wrong_shift", "other_periods", "control")}
+        beside = matching[np.linspace(0, size - 1, n_irregular).round().astype(int)]
+        irregular = {**dict.fromkeys(LENGTHS, beside), "after_breaks": np.full((n_irregular, 1, 1), CHANCE)}
+        found = scores | {"prefix_matching": matching}
+        return Round(periods, found, irregular, self._behaviour(periods), "4 copies", 1 / PLACES_OF_CHANCE)
 
     def _behaviour(self, periods: np.ndarray) -> dict[str, Array]:
         advantage = self._shape.advantage(self._rng, periods)

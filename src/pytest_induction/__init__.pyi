@@ -12,6 +12,7 @@ from pytest_induction.errors import ExpectationFailed as ExpectationFailed
 from pytest_induction.errors import InductionError as InductionError
 from pytest_induction.expectations import expect as expect
 from pytest_induction.fixture import Induction as Induction
+from pytest_induction.head_score import HeadScore as HeadScore
 from pytest_induction.heads.composition import measure_composition as measure_composition
 from pytest_induction.heads.copying import measure_copying as measure_copying
 from pytest_induction.heads.distances import measure_distances as measure_distances

@@ -141,6 +141,7 @@ class HeadEvidence:
     where it would go on. Empty and None where they were not measured, or the head is below the threshold anyway. `copy_effect`
     is what the head adds to the logit of what it matches, above the rest of the block, in nats, on the direct path;
     `ablation_effect` by how much the loss on later copies rises without the head, in nats. None where that was not measured.
+    `scores` has what it has of scores that were added, by name, where a claim is about one.
     """
 
     layer: Small
@@ -159,6 +160,7 @@ class HeadEvidence:
     match_lengths: tuple[MassEstimate, ...] = ()
     after_breaks: MassEstimate | None = None
     reach: Small | None = None
+    scores: Mapping[str, AnyEstimate] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         return str(HeadId(self.layer, self.head))

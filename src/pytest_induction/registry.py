@@ -14,12 +14,10 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from sys import modules
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pytest_induction.errors import ArgumentError, meant
-
-if TYPE_CHECKING:
-    from pytest_induction.heads.own import HeadScore  # type: ignore[import-not-found,unused-ignore]
+from pytest_induction.head_score import HeadScore
 
 GROUP = "pytest_induction.claims"  # of entry points
 PREFIX = "assert_"
@@ -39,6 +37,11 @@ OF_SCORES = "pytest_induction.heads.own:assert_head_score"
 """The assertion of claims that have a score and no assertion of their own; it takes the claim as `claim=`."""
 OF_HEADS = "heads."
 """What a claim is decided by, where that is a measure of its strongest head: "heads.prefix_matching"."""
+ABOUT_SCORES = {
+    "no_head_has_it": "see what every head has of it with `measure_heads(model)`; a lower threshold is `min_score=`",
+    "score_unclear": "draw more sequences with `max_sequences=`; the threshold is `min_score=`",
+}
+"""What to do where a claim that has a score is not shown."""
 BOTH_SIDES = "±"
 """Before a threshold that an estimate must not leave to either side."""
 
@@ -49,8 +52,8 @@ class Claim:
 
     `name` is its name everywhere: of its gate, its line in reports, its JUnit properties; its assertion is called `assert_NAME`.
     `asserts` says it in a sentence. `assertion` is the path of that function ("package.module:function") or the function itself;
-    it takes the `subject` first, everything else by name, and returns `Evidence` through `expect`. A claim about heads may have a
-    `score` instead. `argument` is the parameter that takes what a gate is about, where it is not called like the subject.
+    it takes the `subject` first, everything else by name, and returns `Evidence` through `expect`. A claim that some head has a
+    score has the `score` instead, and what of the rest follows from it. `argument` is the parameter that takes what a gate is about, where it is not called like the subject.
     `denies` names a claim whose absence this one claims: same evidence, SHOWN where that is REFUTED.
 
     `decided_by` are beginnings of names of estimates, the first that is there decides; "heads.prefix_matching" is that of the
@@ -83,6 +86,13 @@ class Claim:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     collected_with: Mapping[str, Any] = field(default_factory=dict)
     more: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.score, HeadScore):
+            given = {"decided_by": (self.score.name,), "chart": "heads"}
+            for name in (each for each in given if not getattr(self, each)):
+                object.__setattr__(self, name, given[name])  # the record is frozen
+            object.__setattr__(self, "next_steps", ABOUT_SCORES | dict(self.next_steps))
 
     @property
     def method(self) -> str:
@@ -125,8 +135,8 @@ def register_claim(claim: Claim) -> Claim:
     """Add a claim to those that tests, gates, reports and baselines know, after those that are there. Returns it.
 
     Called in a conftest.py, or by an entry point of the group `pytest_induction.claims`, which names a `Claim`, a list of them or
-    a function that gives them. Raises `ArgumentError`, one line, for a name that is taken or cannot be one, and for an assertion
-    that does not exist; nothing is loaded to see that.
+    a function that gives them. A file that is read twice puts its claim in the place of the one before. Raises `ArgumentError`,
+    one line, for a name that is taken or cannot be one, and for an assertion that does not exist; nothing is loaded to see that.
 
     >>> register_claim(Claim(name="attends_to_dots", asserts="some head finds the last dot", assertion="dots:assert_it"))
     Traceback (most recent call last):
@@ -157,6 +167,11 @@ def next_step_for(name: str, reason: str, about: str) -> str:
     own = _CLAIMS.get(name)
     others = (each for each in _CLAIMS.values() if each.about in (about, ""))
     return next((each.next_steps[reason] for each in (*([own] if own else []), *others) if reason in each.next_steps), "")
+
+
+def head_scores() -> tuple[HeadScore, ...]:
+    """The scores of registered claims, in the order in which they were registered."""
+    return tuple(dict.fromkeys(claim.score for claim in _CLAIMS.values() if claim.score is not None))
 
 
 def snapshot() -> Mapping[str, Claim]:
@@ -205,18 +220,37 @@ def _check(claim: Claim) -> None:
         raise ArgumentError(
             f"{said}: `name` must be small letters, digits and `_`, beginning with a letter, such as attends_to_dots"
         )
-    if claim.name in _CLAIMS:
+    if claim.name in _CLAIMS and _origin(_CLAIMS[claim.name]) != _origin(claim):
         raise ArgumentError(f"{said}: the name is taken, by {_CLAIMS[claim.name].path}; choose another")
     if claim.subject not in SUBJECTS:
         raise ArgumentError(f"{said}: `subject` must be one of {', '.join(SUBJECTS)}, got {claim.subject!r}")
     if claim.denies and claim.denies not in _CLAIMS:
         raise ArgumentError(f"{said}: there is no claim `{claim.denies}` to deny{meant(claim.denies, _CLAIMS)}")
+    if claim.score is not None:
+        _check_score(said, claim)
     if not claim.assertion and claim.score is None:
         raise ArgumentError(f"{said}: it needs an `assertion`, such as 'package.module:{claim.method}', or a `score`")
     if isinstance(claim.assertion, str) and claim.assertion:
         _check_path(said, claim.assertion)
     elif claim.assertion and not callable(claim.assertion):
         raise ArgumentError(f"{said}: `assertion` must be a function or its path, got {claim.assertion!r}")
+
+
+def _origin(claim: Claim) -> tuple[str, str]:
+    """Where the functions of a claim are written: a file that is imported twice, under two names, has the same claims twice."""
+    function = claim.score.measure if isinstance(claim.score, HeadScore) else claim.assertion
+    code = getattr(function, "__code__", None)
+    return getattr(code, "co_filename", ""), getattr(function, "__qualname__", str(function))
+
+
+def _check_score(said: str, claim: Claim) -> None:
+    score = claim.score
+    if not isinstance(score, HeadScore):
+        raise ArgumentError(f"{said}: `score` must be a `HeadScore`, got `{type(score).__name__}`")
+    others = (each for each in _CLAIMS.values() if each.score is not None and each.score is not score)
+    other = next((each for each in others if each.score.name == score.name and each.name != claim.name), None)
+    if other is not None:
+        raise ArgumentError(f"{said}: claim `{other.name}` has a score `{score.name}` already: choose another name")
 
 
 def _check_path(said: str, path: str) -> None:

@@ -60,9 +60,9 @@ def test_each_head_has_what_it_needs_in_the_three_maps():
 def test_the_maps_are_means_over_the_irregular_rows_of_the_list():
     subject, data = heads_exhibit(Planted(induction, two_tokens, first, d_vocab=128))
     rows = search_for_all(subject, Thresholds(), (MAX_SEQUENCES, ERROR_RATE, None)).found.irregular
-    assert len(rows) >= 14
-    for place, name in enumerate(MATCH_LENGTHS):
-        np.testing.assert_allclose(score(data, name), rows[:, place].mean(axis=0), atol=1e-4)
+    for name in MATCH_LENGTHS:
+        assert len(rows[name]) >= 14
+        np.testing.assert_allclose(score(data, name), rows[name].mean(axis=0), atol=1e-4)
         assert (score(data, name, "low") <= score(data, name)).all() and (score(data, name) <= score(data, name, "high")).all()
 
 

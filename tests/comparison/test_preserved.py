@@ -492,8 +492,7 @@ def made_up(rng, losses, spread=0.05, count=12, extra=0):
     nowhere = Provenance("made up", "", "", 1, n, "", "")
     before = HeadsProfile(tuple(kept), behaviour, None, Probed(0, count, TokenSpace(8), (8,), 4), nowhere)
     scores = dict.fromkeys(("prefix_matching", "excess"), later) | dict.fromkeys(("previous_token", "duplicate_token"), later * 0)
-    nothing = np.zeros((count, 0))
-    found = Round(np.full(count, 8), nothing, nothing, nothing, behaviour, "")
+    found = Round(np.full(count, 8), {}, {}, behaviour, "")
     return before, Measured(found, scores, np.zeros((1, n + extra), bool))
 
 

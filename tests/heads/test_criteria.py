@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import pytest_induction
 from pytest_induction import ExpectationFailed, Verdict, assert_has_induction_head, assert_no_induction_head, load_model
+from pytest_induction.attention.scores import SCORES
 from pytest_induction.charts.causes import _earlier
 from pytest_induction.charts.heads import Seen
 from pytest_induction.comparison.preservation import heads_in_roles, scores_of
@@ -179,8 +180,9 @@ def made_up():
     drawn = scores + rng.normal(0, 0.003, (count, *scores.shape))
     behaviour = {name: rng.normal(3.0, 0.1, count) for name in ("first_loss", "repeat_loss", "advantage")}
     behaviour |= {name: rng.normal(0.6, 0.01, count) for name in ("first_accuracy", "repeat_accuracy")}
-    periods, irregular = np.repeat(np.arange(13, 19), count // 6), np.zeros((0, 4, *SHAPE))
-    return Round(periods, drawn, drawn[:, 5], irregular, behaviour, "made up")
+    by_name = dict(zip((*SCORES, "wrong_shift", "other_periods"), drawn.swapaxes(0, 1), strict=True))
+    periods = np.repeat(np.arange(13, 19), count // 6)
+    return Round(periods, by_name | {"control": by_name["other_periods"]}, {}, behaviour, "made up")
 
 
 def seen_of(found):
@@ -196,7 +198,7 @@ def named(heads):
 
 def snapshot_of(found, only=None):
     """What a recorder keeps of a round; of one head only, as if the others were not there."""
-    names = {"prefix_matching": found.heads[:, 0], "excess": found.heads[:, 0] - found.chance}
+    names = {"prefix_matching": found.scores["prefix_matching"], "excess": criteria.excess(found.scores)}
     means = {name: values.mean(0) for name, values in names.items()}
     errors = {name: values.std(0, ddof=1) / len(values) ** 0.5 for name, values in names.items()}
     if only is not None:
@@ -302,8 +304,8 @@ def test_half_on_the_successor_and_half_beside_it_is_no_induction_head(beside):
     subject = load_model(beside)
     found = probe_round(subject, 12, 0, 0)
     assert set(found.periods) == {4, 5}
-    score, beyond_control = found.heads[:, 0], found.heads[:, 0] - found.control
-    means = {"prefix_matching": score.mean(0), "excess": (score - found.chance).mean(0)}
+    score, beyond_control = found.scores["prefix_matching"], found.scores["prefix_matching"] - found.scores["control"]
+    means = {"prefix_matching": score.mean(0), "excess": criteria.excess(found.scores).mean(0)}
     assert means["prefix_matching"] == pytest.approx(0.5, abs=1e-6) and means["excess"] == pytest.approx(0, abs=1e-6)
     assert not criteria.matches_by_means(means).any()
     assert criteria.matches_by_means({**means, "excess": beyond_control.mean(0)}).all()  # so it would count by the control alone
@@ -315,7 +317,7 @@ def test_half_on_the_successor_and_half_beside_it_is_no_induction_head(beside):
 
 def test_without_the_wrong_shift_it_would_be_one(beside, monkeypatch):
     """The test above can fail: chance by other periods alone makes a verdict of it."""
-    monkeypatch.setattr(Round, "chance", property(lambda found: found.control))
+    monkeypatch.setattr(criteria, "own_chance", lambda scores: scores["control"])
     assert assert_has_induction_head(beside).verdict is Verdict.SHOWN
     with pytest.raises(ExpectationFailed):
         assert_no_induction_head(beside)

@@ -27,10 +27,11 @@ def test_scores_are_those_of_loops_over_eager_patterns(kind):
     rows = irregular_sequences(subject.space, n_positions=64, rng=np.random.default_rng(3), n_sequences=3)
     found = score_irregular(subject, rows)
     patterns = patterns_of(model, rows.tokens).double().numpy()
-    assert found.shape == (3, 4, *np.shape(patterns)[:1], patterns.shape[2])
+    assert tuple(found) == LISTS
+    assert {values.shape for values in found.values()} == {(3, patterns.shape[0], patterns.shape[2])}
     for layer, number, head in np.ndindex(patterns.shape[:3]):
         wanted = slow.match_lengths(patterns[layer, number, head], rows.tokens[number].tolist())
-        got = dict(zip(LISTS, found[number, :, layer, head], strict=True))
+        got = {name: values[number, layer, head] for name, values in found.items()}
         assert got == pytest.approx(wanted, abs=1e-5)
 
 
@@ -104,8 +105,8 @@ def test_a_head_that_counts_back_has_what_recurs_at_its_distance_and_as_much_at_
     rows = irregular_sequences(subject.space, n_positions=101, rng=np.random.default_rng(0), n_sequences=60)
     shares = [np.mean([query - key == 16 for query, key in pairs]) for pairs in rows.exactly_one]
     assert max(shares) == pytest.approx(1 / 7)
-    found = score_irregular(subject, rows)[:, :, 0, 0]
-    assert found == pytest.approx(np.array([shares] * len(LISTS)).T, abs=1e-6)
+    for values in score_irregular(subject, rows).values():
+        assert values[:, 0, 0] == pytest.approx(np.array(shares), abs=1e-6)
     assert not measure_match_lengths(subject).match_length().any()
 
 
@@ -113,9 +114,9 @@ def test_a_uniform_head_has_its_share_of_every_key():
     """One position of all up to the query, about 0.02 on rows of 92."""
     subject = induction.load_model(planted.uniform_head())
     rows = irregular_sequences(subject.space, n_positions=101, rng=np.random.default_rng(0), n_sequences=9)
-    found = score_irregular(subject, rows)[:, :, 0, 0]
-    wanted = [[np.mean([1 / (query + 1) for query, _ in pairs]) for pairs in getattr(rows, name)] for name in LISTS]
-    assert found == pytest.approx(np.array(wanted).T, abs=1e-6)
+    for name, values in score_irregular(subject, rows).items():
+        wanted = [np.mean([1 / (query + 1) for query, _ in pairs]) for pairs in getattr(rows, name)]
+        assert values[:, 0, 0] == pytest.approx(np.array(wanted), abs=1e-6)
     scores = measure_match_lengths(subject)
     assert 0.01 < scores.exactly_one[0, 0] < 0.03
     assert not scores.match_length().any()

@@ -23,20 +23,19 @@ def test_scores_of_long_rows_equal_the_reference(start, shift):
     reader, pattern = random_attention(2, 3, positions)
     shifts = () if shift is None else (shift,)
     scorer = LongRowScores(period, start, positions, shifts, late, others)
-    usual = PeriodicScores(period, start, positions, shifts)(reader)
-    wanted = []
-    for row, head in np.ndindex(2, 3):
-        own = pattern[row, head].numpy()
-        values = [slow.mass_at_period(own, period, start, late)]
-        values += [] if shift is None else [slow.mass_at_shift(own, period, start, shift, late)]
-        for other in others:
-            values += [slow.mass_at_period(own, other, start), slow.mass_at_period(own, other, start, late)]
-        wanted.append(values)
-    expected = torch.tensor(wanted, dtype=torch.float64).T.reshape(-1, 2, 3)
-    for found in (scorer(reader), scorer(PatternReader(pattern))):
-        torch.testing.assert_close(found[: len(usual)], usual, atol=1e-12, rtol=0)
-        torch.testing.assert_close(found[len(usual) :], expected, atol=1e-12, rtol=0)
-    assert scorer.n_own == len(usual) + 1 + (shift is not None)
+    usual_scorer = PeriodicScores(period, start, positions, shifts)
+    usual = usual_scorer(reader)
+    for values in (scorer(reader), scorer(PatternReader(pattern))):
+        found = dict(zip(scorer.names, values, strict=True))
+        torch.testing.assert_close(torch.stack([found.pop(name) for name in usual_scorer.names]), usual, atol=1e-12, rtol=0)
+        for row, head in np.ndindex(2, 3):
+            own = pattern[row, head].numpy()
+            wanted = {"late_prefix_matching": slow.mass_at_period(own, period, start, late)}
+            wanted |= {} if shift is None else {"late_wrong_shift": slow.mass_at_shift(own, period, start, shift, late)}
+            for other in others:
+                wanted[f"at_period_{other}"] = slow.mass_at_period(own, other, start)
+                wanted[f"late_at_period_{other}"] = slow.mass_at_period(own, other, start, late)
+            assert {name: score[row, head].item() for name, score in found.items()} == pytest.approx(wanted, abs=1e-12)
 
 
 def test_a_row_is_filled_to_its_last_position():

@@ -35,6 +35,11 @@ def expected(pattern, tokens, real=None):
     return torch.tensor([[[head[name] for head in row] for row in rows] for name in SCORES], dtype=torch.float64)
 
 
+def named(scores, reader):
+    """Each score of a reader, (batch, heads), by its name."""
+    return dict(zip(scores.names, scores(reader), strict=True))
+
+
 MASKS = {
     "causal": (None, True),
     "boolean": (torch.ones(21, 21).tril().bool(), False),
@@ -97,11 +102,11 @@ CHANCES = [
 
 
 def test_a_wrong_shift_is_read_where_it_is_said_to_be():
-    """The fifth score is the mass that many positions after the successors."""
+    """The score of that name is the mass that many positions after the successors."""
     block = torch.randperm(40)[:7][None] + 1
     torch.cat([torch.zeros(1, 1, dtype=torch.long), block.repeat(1, 3)], dim=1)
     reader, pattern = random_attention(1, 2, 22)
-    wrong = PeriodicScores(7, 1, 22, wrong_shifts=(2,))(reader)[4]
+    wrong = named(PeriodicScores(7, 1, 22, wrong_shifts=(2,)), reader)["wrong_shift"]
     queries = range(8, 22)
     slow_mass = [
         np.mean([sum(pattern[0, h, q, q - m * 7 + 3].item() for m in (1, 2) if q - m * 7 >= 1) for q in queries]) for h in (0, 1)
@@ -111,17 +116,19 @@ def test_a_wrong_shift_is_read_where_it_is_said_to_be():
 
 @pytest.mark.parametrize(("period", "start", "positions", "shifts", "others"), CHANCES)
 def test_chance_is_the_mean_over_its_places(period, start, positions, shifts, others):
-    """The fifth score is the mean over wrong shifts, then come the other periods; no place counts twice, so all has a limit."""
+    """That at wrong shifts is their mean, and each other period has its own; no place counts twice, so all has a limit."""
     reader, pattern = random_attention(2, 3, positions)
     scores = ScoresAndChance(period, start, positions, shifts, others)
-    for found in (scores(reader), scores(PatternReader(pattern))):
-        torch.testing.assert_close(found[:4], PeriodicScores(period, start, positions)(reader), atol=1e-12, rtol=0)
+    usual = named(PeriodicScores(period, start, positions), reader)
+    for found in (named(scores, reader), named(scores, PatternReader(pattern))):
+        torch.testing.assert_close({name: found[name] for name in usual}, usual, atol=1e-12, rtol=0)
         for row, head in np.ndindex(2, 3):
             own = pattern[row, head].numpy()
             wrong = np.mean([slow.mass_at_shift(own, period, start, shift) for shift in shifts])
-            assert found[4, row, head].item() == pytest.approx(wrong, abs=1e-12)
+            assert found["wrong_shift"][row, head].item() == pytest.approx(wrong, abs=1e-12)
             elsewhere = slow.mass_at_other_periods(own, period, start, others)
-            assert found[5:, row, head].tolist() == pytest.approx(elsewhere, abs=1e-12)
+            places = [found[f"at_period_{other}"][row, head].item() for other in others]
+            assert places == pytest.approx(elsewhere, abs=1e-12)
             assert wrong + np.mean(elsewhere) <= scores.most_beside
 
 
@@ -132,7 +139,8 @@ def test_no_more_than_its_share_is_had_by_a_head_that_counts_back(distance, n_pl
     pattern[..., :distance, :] = torch.eye(53)[0]
     scores = ScoresAndChance(17, 0, 53, (3, 5), (13, 15))
     assert scores.most_beside == 0.5
-    assert scores(PatternReader(pattern))[5:].mean().item() == pytest.approx(n_places / 2)
+    found = named(scores, PatternReader(pattern))
+    assert (found["at_period_13"] + found["at_period_15"]).item() / 2 == pytest.approx(n_places / 2)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,9 @@ class TestRealHeads:
         first, second = rows.stored(place)
         assert (first.name, second.name) == ("SmolLM2-135M-Instruct L1H2", "SmolLM2-135M-Instruct L0H1")
         for head, at in ((first, (1, 2)), (second, (0, 1))):
-            assert head.values == pytest.approx(np.concatenate([each.heads[:, 0, *at] for each in wanted]), abs=1e-4)
+            assert head.values == pytest.approx(
+                np.concatenate([each.scores["prefix_matching"][:, *at] for each in wanted]), abs=1e-4
+            )
             assert head.periods.tolist() == np.concatenate([each.periods for each in wanted]).tolist()
 
     def test_a_record_of_another_kind_is_refused(self, benchmarks, tmp_path):

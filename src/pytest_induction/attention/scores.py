@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeGuard
+from typing import ClassVar, Protocol, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor
 from pytest_induction.errors import ArgumentError
 
 SCORES = ("prefix_matching", "previous_token", "duplicate_token", "first_token")
+WRONG_SHIFT = "wrong_shift"
 
 
 class AttentionReader(Protocol):
@@ -59,13 +60,30 @@ class ScoresReader(AttentionReader, Protocol):
         """Scores before softmax into `out`, laid out as `diagonals`, but for a factor, which is returned."""
 
 
+class LineScores(Protocol):
+    """Scores that are sums over a few diagonals, which the layers of a pass may wait for together."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the scores, in the order in which they are given."""
+
+    @property
+    def offsets(self) -> list[int]:
+        """The diagonals that are read, beside the first column."""
+
+    def reduced(self, mass: Tensor) -> Tensor:
+        """The scores (..., scores) of the lines that were read (..., lines, queries), of which the first column is the last."""
+
+
 @dataclass(frozen=True)
 class PeriodicScores:
     """Scores of rows in which a block of `period` tokens, beginning at `start`, repeats up to the end.
 
-    All answers lie on a few diagonals: key = query - m * period (+ 1 for the successor), for each earlier copy m.
-    With `wrong_shifts` a fifth score is given: the mass that far from the successors, where nothing draws a prefix matcher; the
+    All answers lie on a few diagonals: key = query - m * period (+ 1 for the successor), for each earlier copy m. With
+    `wrong_shifts` there is a score of that name: the mass that far from the successors, where nothing draws a prefix matcher; the
     mean over the shifts.
+
+    A score is what each query counts on each of the lines of one stripe, by name; `stripes` says which diagonals these are.
     """
 
     period: int
@@ -74,52 +92,87 @@ class PeriodicScores:
     wrong_shifts: tuple[int, ...] = ()
 
     def __call__(self, attention: AttentionReader) -> Tensor:
-        """One layer's scores: (scores, batch, heads), in the order of `SCORES`, then the wrong shift."""
-        return self.reduced(attention.diagonals(self.offsets, first=True).flatten(2)).movedim(-1, 0)
+        """One layer's scores: (scores, batch, heads), in the order of `names`."""
+        return self.reduced(attention.diagonals(self.offsets, first=True)).movedim(-1, 0)
 
     def reduced(self, mass: Tensor) -> Tensor:
-        """The scores (..., scores) of the lines that were read (..., lines * queries).
+        """The scores (..., scores) of the lines that were read (..., lines, queries).
 
         Summed in double precision on a CPU, where the order of a sum depends on how many threads are free: so scores do not.
         """
         exact = torch.float64 if mass.device.type == "cpu" else mass.dtype
-        return F.linear(mass.to(exact), self.weights(exact, mass.device)).to(mass.dtype)
+        return F.linear(mass.flatten(-2).to(exact), self.weights(exact, mass.device)).to(mass.dtype)
 
     @property
-    def _copies(self) -> range:
-        return range(self.period, self.n_positions - self.start, self.period)
+    def copies(self) -> range:
+        """How far back the earlier occurrences of a token can stand."""
+        return self._copies_of(self.period)
 
-    @property
-    def _shifts(self) -> tuple[int, ...]:
-        """Of the key from the occurrence, for prefix matching, duplicate token and the wrong shifts."""
-        return (1, 0, *(1 + shift for shift in self.wrong_shifts))
+    def _copies_of(self, period: int) -> range:
+        return range(period, self.n_positions - self.start, period)
 
-    @property
-    def n_usual(self) -> int:
-        """How many scores there are: four, or five."""
-        return len(SCORES) + bool(self.wrong_shifts)
+    @cached_property
+    def stripes(self) -> dict[str, list[int]]:
+        """How far before the query each line lies, by what stands there."""
+        return self._usual_stripes()
+
+    def _usual_stripes(self) -> dict[str, list[int]]:
+        found = {"previous": [1], "successor": [copy - 1 for copy in self.copies], "duplicate": list(self.copies)}
+        if self.wrong_shifts:
+            found[WRONG_SHIFT] = [copy - 1 - shift for shift in self.wrong_shifts for copy in self.copies]
+        return found
 
     @cached_property
     def offsets(self) -> list[int]:
         """The lines that are read, beside the first column."""
-        return self._usual_offsets()
+        return [offset for offsets in self.stripes.values() for offset in offsets]
 
-    def _usual_offsets(self) -> list[int]:
-        return [1, *(copy - shift for shift in self._shifts for copy in self._copies)]
+    @cached_property
+    def lines(self) -> dict[str, slice]:
+        """Where the lines of each stripe lie among those that are read; the first column is the last."""
+        ends = list(itertools.accumulate(len(offsets) for offsets in self.stripes.values()))
+        found = {name: slice(end - len(offsets), end) for (name, offsets), end in zip(self.stripes.items(), ends, strict=True)}
+        return {**found, "first": slice(ends[-1], ends[-1] + 1)}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the scores, in the order in which they are given."""
+        return tuple(self.counted)
+
+    @cached_property
+    def counted(self) -> dict[str, tuple[str, Tensor]]:
+        """Of each score its stripe, and what each query counts on each of the stripe's lines: (lines, queries)."""
+        return self._usual_counted()
+
+    def _usual_counted(self) -> dict[str, tuple[str, Tensor]]:
+        begins = [self.start + copy for copy in self.copies]
+        n_queries = self.n_positions - self.start - self.period
+        apart = self._from([2], 1 / (self.n_positions - 2))
+        found = {
+            "prefix_matching": ("successor", self._from(begins, 1 / n_queries)),
+            "previous_token": ("previous", apart),
+            "duplicate_token": ("duplicate", self._from(begins, 1 / n_queries)),
+            "first_token": ("first", apart),
+        }
+        if self.wrong_shifts:
+            shifts = len(self.wrong_shifts)
+            found[WRONG_SHIFT] = (WRONG_SHIFT, self._from(begins * shifts, 1 / shifts / n_queries))
+        return found
+
+    def _from(self, begins: Sequence[int], share: float) -> Tensor:
+        """A line for each of these queries, on which it and all later ones count `share`."""
+        found = torch.zeros(len(begins), self.n_positions, dtype=torch.float64)
+        for line, begin in enumerate(begins):
+            found[line, begin:] = share
+        return found
 
     @cached_property
     def _exact_weights(self) -> Tensor:
         """What each entry of the lines that are read counts in each score: (scores, lines * queries)."""
-        return self._usual_weights()
-
-    def _usual_weights(self) -> Tensor:
-        weights = torch.zeros(len(self.offsets) + 1, self.n_positions, self.n_usual, dtype=torch.float64)
-        weights[0, 2:, 1] = weights[-1, 2:, 3] = 1 / (self.n_positions - 2)
-        n_queries = self.n_positions - self.start - self.period
-        shares = [(0, 1.0), (2, 1.0), *((4, 1 / len(self.wrong_shifts)) for _ in self.wrong_shifts)]
-        for index, ((score, share), copy) in enumerate(itertools.product(shares, self._copies), start=1):
-            weights[index, self.start + copy :, score] = share / n_queries
-        return weights.flatten(0, 1).T.contiguous()
+        weights = torch.zeros(len(self.counted), len(self.offsets) + 1, self.n_positions, dtype=torch.float64)
+        for of_score, (stripe, counted) in zip(weights, self.counted.values(), strict=True):
+            of_score[self.lines[stripe]] = counted
+        return weights.flatten(1)
 
     @cached_property
     def _cast_weights(self) -> dict[tuple[torch.dtype, torch.device], Tensor]:
@@ -132,12 +185,23 @@ class PeriodicScores:
         return self._cast_weights[dtype, device]
 
 
+def at_period(period: int) -> str:
+    """The score that is the mass where successors would stand if rows repeated with another period."""
+    return f"at_period_{period}"
+
+
+def late(name: str) -> str:
+    """A score over the last queries alone."""
+    return f"late_{name}"
+
+
 @dataclass(frozen=True)
 class ScoresAndChance(PeriodicScores):
     """`PeriodicScores`, and for each of `other_periods` the mass where successors would stand if rows repeated with that period.
 
-    All of these are over the queries that would have a successor for each of them. A head that goes by position has this mass
-    too, a prefix matcher has none: places that are right as well are left out, and so are those of an earlier one of the others.
+    All of these (`at_period`) are over the queries that would have a successor for each of them. A head that goes by position has
+    this mass too, a prefix matcher has none: places that are right as well are left out, and so are those of an earlier one of
+    the others.
     """
 
     other_periods: tuple[int, ...] = ()
@@ -149,77 +213,73 @@ class ScoresAndChance(PeriodicScores):
         No query has more than all of its attention for all of these places, or for either kind where they have some in common.
         """
         each = 1 / len(self.wrong_shifts), 1 / len(self.other_periods)
-        wrong = {copy - 1 - shift for shift in self.wrong_shifts for copy in self._copies}
-        return max(each) if wrong.isdisjoint(place for _, place in self._other_places) else sum(each)
+        wrong = {copy - 1 - shift for shift in self.wrong_shifts for copy in self.copies}
+        return max(each) if wrong.isdisjoint(itertools.chain(*self._other_places.values())) else sum(each)
 
     @cached_property
-    def _other_places(self) -> list[tuple[int, int]]:
-        """Each other period, by its number, with a place of its own before the query."""
-        taken, found = {copy - 1 for copy in self._copies}, []
-        for number, period in enumerate(self.other_periods):
-            places = {copy - 1 for copy in range(period, self.n_positions - self.start, period)} - taken
-            found += [(number, place) for place in sorted(places)]
+    def _other_places(self) -> dict[int, list[int]]:
+        """Of each other period the places of its own before the query."""
+        taken, found = {copy - 1 for copy in self.copies}, {}
+        for period in self.other_periods:
+            places = {copy - 1 for copy in self._copies_of(period)} - taken
+            found[period] = sorted(places)
             taken |= places
         return found
 
     @cached_property
-    def offsets(self) -> list[int]:
-        """The lines that are read, beside the first column."""
-        return [*self._usual_offsets(), *(place for _, place in self._other_places)]
+    def stripes(self) -> dict[str, list[int]]:
+        """How far before the query each line lies, by what stands there."""
+        return self._usual_stripes() | {at_period(period): places for period, places in self._other_places.items()}
 
     @cached_property
-    def _exact_weights(self) -> Tensor:
-        """What each entry of the lines that are read counts in each score: (scores, lines * queries)."""
-        lines = (len(self.offsets) + 1, self.n_positions)
-        others = torch.zeros(len(self.other_periods), *lines, dtype=torch.float64)
+    def counted(self) -> dict[str, tuple[str, Tensor]]:
+        """Of each score its stripe, and what each query counts on each of the stripe's lines: (lines, queries)."""
+        found = self._usual_counted()
         first = self.start + max(self.other_periods)
-        for line, (number, place) in enumerate(self._other_places, start=len(self._usual_offsets())):
-            others[number, line, max(first, self.start + place + 1) :] = 1 / (self.n_positions - first)
-        return torch.cat([self._usual_weights().unflatten(1, lines), others]).flatten(1)
+        for period, places in self._other_places.items():
+            begins = [max(first, self.start + place + 1) for place in places]
+            found[at_period(period)] = (at_period(period), self._from(begins, 1 / (self.n_positions - first)))
+        return found
 
 
 @dataclass(frozen=True)
 class LongRowScores(PeriodicScores):
     """`PeriodicScores` of long rows, with the last queries apart, and with the places of other periods.
 
-    After the scores of `PeriodicScores` come prefix matching over the queries from `late_from` on and, with `wrong_shifts`, the
-    mass at the wrong shifts over the same queries. Then, for each of `other_periods`, the mass where the successors would stand
-    if rows repeated with that period: over all queries that would have one, and over those from `late_from` on. A head that goes
-    by position has this mass too; a prefix matcher has none where the two periods have no common multiple within the row.
+    Beside the scores of `PeriodicScores` there are prefix matching over the queries from `late_from` on and, with `wrong_shifts`,
+    the mass at the wrong shifts over the same queries (`late`). Then, for each of `other_periods`, the mass where the successors
+    would stand if rows repeated with that period (`at_period`): over all queries that would have one, and over those from
+    `late_from` on. A head that goes by position has this mass too; a prefix matcher has none where the two periods have no common
+    multiple within the row.
     """
 
     late_from: int = 0
     other_periods: tuple[int, ...] = ()
 
-    @property
-    def n_own(self) -> int:
-        """How many scores come before those of the other periods."""
-        return self.n_usual + 1 + bool(self.wrong_shifts)
+    @cached_property
+    def stripes(self) -> dict[str, list[int]]:
+        """How far before the query each line lies, by what stands there."""
+        return self._usual_stripes() | {
+            at_period(other): [copy - 1 for copy in self._copies_of(other)] for other in self.other_periods
+        }
 
     @cached_property
-    def offsets(self) -> list[int]:
-        """The lines that are read, beside the first column."""
-        return [*self._usual_offsets(), *(copy - 1 for other in self.other_periods for copy in self._copies_of(other))]
-
-    def _copies_of(self, period: int) -> range:
-        return range(period, self.n_positions - self.start, period)
-
-    @cached_property
-    def _exact_weights(self) -> Tensor:
-        """What each entry of the lines that are read counts in each score: (scores, lines * queries)."""
-        lines = (len(self.offsets) + 1, self.n_positions)
-        usual = self._usual_weights().unflatten(1, lines)
+    def counted(self) -> dict[str, tuple[str, Tensor]]:
+        """Of each score its stripe, and what each query counts on each of the stripe's lines: (lines, queries)."""
+        found = self._usual_counted()
         first, end = self.start + self.period, self.n_positions
-        late = usual[[0, 4][: self.n_own - self.n_usual]] * (end - first) / (end - max(first, self.late_from))
-        late[..., : self.late_from] = 0
-        others = torch.zeros(2 * len(self.other_periods), *lines, dtype=torch.float64)
-        line = len(self._usual_offsets())
-        for index, other in enumerate(self.other_periods):
-            for copy in self._copies_of(other):
-                for score, begin in ((2 * index, 0), (2 * index + 1, self.late_from)):
-                    others[score, line, max(begin, self.start + copy) :] = 1 / (end - max(begin, self.start + other))
-                line += 1
-        return torch.cat([usual, late, others]).flatten(1)
+        for name in ("prefix_matching", WRONG_SHIFT)[: 1 + bool(self.wrong_shifts)]:
+            stripe, counted = found[name]
+            found[late(name)] = (stripe, self._late(counted * (end - first) / (end - max(first, self.late_from))))
+        for other in self.other_periods:
+            name = at_period(other)
+            for score, begin in ((name, 0), (late(name), self.late_from)):
+                begins = [max(begin, self.start + copy) for copy in self._copies_of(other)]
+                found[score] = (name, self._from(begins, 1 / (end - max(begin, self.start + other))))
+        return found
+
+    def _late(self, counted: Tensor) -> Tensor:
+        return torch.where(torch.arange(self.n_positions) >= self.late_from, counted, 0.0)
 
 
 @dataclass(frozen=True)
@@ -234,6 +294,7 @@ class PairScores:
     occurrences: Tensor
     n_queries: Tensor
     real: Tensor
+    names: ClassVar[tuple[str, ...]] = SCORES
 
     @classmethod
     def of(cls, tokens: Tensor, attention_mask: Tensor | None = None) -> PairScores:
@@ -251,13 +312,17 @@ class PairScores:
         return cls(rows, queries, occurrences, rows.new_tensor([entry[2] for entry in found]), real)
 
     def __call__(self, attention: AttentionReader) -> Tensor:
-        """One layer's scores: (scores, batch, heads), in the order of `SCORES`."""
+        """One layer's scores: (scores, batch, heads), in the order of `names`."""
         before = attention.diagonals([1])[:, :, 0]
         first = attention.columns(self.real.int().argmax(1))
-        late = (self.real & (self.real.cumsum(1) > 2))[:, None]  # batch, 1, queries
-        previous, resting = ((mass * late).sum(-1) / late.sum(-1) for mass in (before, first))
-        prefix, duplicate = (self._per_query(attention, keys) for keys in (self.occurrences + 1, self.occurrences))
-        return torch.stack([prefix, previous, duplicate, resting])
+        apart = (self.real & (self.real.cumsum(1) > 2))[:, None]  # batch, 1, queries
+        found = {
+            "prefix_matching": self._per_query(attention, self.occurrences + 1),
+            "previous_token": (before * apart).sum(-1) / apart.sum(-1),
+            "duplicate_token": self._per_query(attention, self.occurrences),
+            "first_token": (first * apart).sum(-1) / apart.sum(-1),
+        }
+        return torch.stack([found[name] for name in self.names])
 
     def _per_query(self, attention: AttentionReader, keys: Tensor) -> Tensor:
         """Mass on `keys`, summed per query, averaged over the queries of each row that have one: (batch, heads)."""
@@ -311,10 +376,11 @@ Pair = tuple[int, int]  # a query and a key
 class KeyScores:
     """Mean mass on listed keys: for each list and row, summed over the keys of a query and averaged over the queries.
 
-    `pairs` are all rows, queries, keys, each (pairs,), and `shares` what each counts in which list: (lists, pairs). A row that
-    has no pair in a list gets 0 there.
+    `names` are those of the lists. `rows`, `queries` and `keys` are of all pairs, each (pairs,), and `shares` what each counts in
+    which list: (lists, pairs). A row that has no pair in a list gets 0 there.
     """
 
+    names: tuple[str, ...]
     rows: Tensor
     queries: Tensor
     keys: Tensor
@@ -322,30 +388,42 @@ class KeyScores:
     n_rows: int
 
     @classmethod
-    def of(cls, lists: Sequence[Sequence[Iterable[Pair]]], device: torch.device) -> KeyScores:
-        """From lists of pairs (query, key), one for each row, several such lists."""
+    def of(cls, lists: Mapping[str, Sequence[Iterable[Pair]]], device: torch.device) -> KeyScores:
+        """From lists of pairs (query, key), one for each row, under the name of each list."""
         entries = [
             (number, row, query, key)
-            for number, rows in enumerate(lists)
+            for number, rows in enumerate(lists.values())
             for row, pairs in enumerate(rows)
             for query, key in pairs
         ]
         columns = torch.tensor(entries, dtype=torch.long).view(-1, 4).T
         number, rows, queries, keys = columns
-        counts = torch.tensor([[len({query for query, _ in pairs}) for pairs in rows] for rows in lists], dtype=torch.float64)
+        counts = torch.tensor(
+            [[len({query for query, _ in pairs}) for pairs in rows] for rows in lists.values()], dtype=torch.float64
+        )
         shares = torch.zeros(len(lists), len(entries), dtype=torch.float64)
         shares[number, torch.arange(len(entries))] = 1 / counts[number, rows]
-        return cls(rows.to(device), queries.to(device), keys.to(device), shares, len(lists[0]))
+        n_rows = len(next(iter(lists.values())))
+        return cls(tuple(lists), rows.to(device), queries.to(device), keys.to(device), shares, n_rows)
 
     def __call__(self, attention: AttentionReader) -> Tensor:
-        """One layer's means: (lists, batch, heads), in [0, 1]."""
+        """One layer's means: (lists, batch, heads), in [0, 1], in the order of `names`."""
         mass = attention.pairs(self.rows, self.queries, self.keys)  # pairs, heads
         weighed = mass * self.shares.to(mass)[:, :, None]
         return weighed.new_zeros(len(self.shares), self.n_rows, mass.shape[1]).index_add_(1, self.rows, weighed)
 
 
-Scores = Callable[[AttentionReader], Tensor]
-"""One layer's scores of a reader: (scores, batch, heads)."""
+class Scores(Protocol):
+    """Scores of heads, by name."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the scores, in the order in which they are given."""
+
+    def __call__(self, attention: AttentionReader) -> Tensor:
+        """One layer's scores of a reader: (scores, batch, heads)."""
+
+
 HELD_ENTRIES = 2_000_000  # scores before softmax that wait for the rest of their layers; 8 MB
 
 
@@ -362,7 +440,7 @@ class Streamed:
     def add(self, layer: int, attention: AttentionReader) -> None:
         """Take what this layer's scores need."""
         self._to_come -= 1
-        if not isinstance(self._scores, PeriodicScores) or not _has_scores(attention):
+        if not _is_of_lines(self._scores) or not _has_scores(attention):
             self._finish()
             self._done.append(self._scores(attention)[None])
             return
@@ -375,7 +453,7 @@ class Streamed:
         self._finish()
         return self._done
 
-    def _room(self, scores: PeriodicScores, attention: ScoresReader) -> Tensor:
+    def _room(self, scores: LineScores, attention: ScoresReader) -> Tensor:
         """Where the next layer's scores go: -inf everywhere, (batch, heads, lines, queries)."""
         batch, heads, positions = attention.log_sum_exp.shape
         shape = (batch, heads, len(scores.offsets) + 1, positions)
@@ -393,7 +471,7 @@ class Streamed:
 
     def _finish(self) -> None:
         """Turn the scores before softmax that wait into scores of heads."""
-        if not self._waiting or not isinstance(self._scores, PeriodicScores):
+        if not self._waiting or not _is_of_lines(self._scores):
             return
         held = self._buffer[: len(self._waiting)]
         factors = {factor for factor, _ in self._waiting}
@@ -401,7 +479,7 @@ class Streamed:
         log_sum_exps = torch.stack([each for _, each in self._waiting])[:, :, :, None]
         with torch.autocast(held.device.type, enabled=False):  # this may be called where the user has it on
             mass = held.mul_(factor).sub_(log_sum_exps.to(held.dtype)).exp_()
-            found = self._scores.reduced(mass.flatten(3))
+            found = self._scores.reduced(mass)
         self._done.append(found.movedim(-1, 1))
         self._buffer, self._waiting = torch.empty(0), []
 
@@ -412,6 +490,10 @@ def _filled(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
         with torch.inference_mode(mode=False):
             return torch.full(shape, -torch.inf, dtype=dtype, device=device)
     return torch.full(shape, -torch.inf, dtype=dtype, device=device)
+
+
+def _is_of_lines(scores: Scores) -> TypeGuard[LineScores]:
+    return hasattr(scores, "reduced")
 
 
 def _has_scores(attention: AttentionReader) -> TypeGuard[ScoresReader]:

@@ -35,7 +35,7 @@ def fields_of(measured: Any) -> dict[str, float]:
     of the heads for which the claim holds ("L1H0.prefix_matching"), what its pairs do together, and how far and where the
     series of a run changed. Of a `HeadList` its estimates, and of each of its heads prefix matching and, where they were
     measured, the masses of each match length ("L1H0.exactly_two"). Of `HeadScores` prefix matching and attention to the
-    previous token of every head ("prefix_matching.L1H0"), of `MatchLengthScores` all four scores of every head
+    previous token of every head ("prefix_matching.L1H0") and added scores, of `MatchLengthScores` all four scores of every head
     ("exactly_two.L1H0"). Raises `ArgumentError` for anything else, for no number at all, and for one that is not finite.
     """
     if not _is_whole(measured):
@@ -96,6 +96,7 @@ def _of_evidence(evidence: Evidence) -> Iterator[tuple[str, Any]]:
     yield from evidence.estimates.items()
     for head in evidence.heads:
         yield f"{head}.prefix_matching", head.prefix_matching
+        yield from ((f"{head}.{name}", score) for name, score in head.scores.items())
     for pair in evidence.pairs:
         yield f"{pair}.composed", pair.composed
     for change in evidence.changes:
@@ -122,9 +123,10 @@ def _of_change(change: Change) -> Iterator[tuple[str, Any]]:
 
 
 def _of_scores(scores: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Of every head that there is: one that a layer does not have is NaN."""
-    for name in names:
-        for layer, row in enumerate(getattr(scores, name).tolist()):
+    """Of every head that there is, added scores too: one that a layer does not have is NaN."""
+    arrays = {name: getattr(scores, name) for name in names} | dict(getattr(scores, "added", {}))
+    for name, values in arrays.items():
+        for layer, row in enumerate(values.tolist()):
             for head, value in enumerate(row):
                 if not math.isnan(value):
                     yield f"{name}.{HeadId(layer, head)}", value

@@ -173,10 +173,13 @@ class Batch:
     def _attention(self, probes: list[ProbeSequence]) -> list[Masses]:
         def measured(rows: Tensor, part: slice) -> list[Masses]:
             chosen = probes[part]
-            lists = [[(query, key) for query, keys in probe.successors.items() for key in keys] for probe in chosen]
-            scores = KeyScores.of([lists, [probe.lures for probe in chosen]], self.subject.device)
-            values = observe(self.subject, rows, scores)[0]  # sequences, 2, layers, heads
-            return [Masses(*each) for each in values]
+            keys: dict[str, list[Iterable[tuple[int, int]]]] = {
+                "prefix_matching": [[(at, key) for at, keys in probe.successors.items() for key in keys] for probe in chosen],
+                "lured": [probe.lures for probe in chosen],
+            }
+            values = observe(self.subject, rows, KeyScores.of(keys, self.subject.device))[0]  # each (sequences, layers, heads)
+            of_each = zip(values["prefix_matching"], values["lured"], strict=True)
+            return [Masses(prefix_matching=successors, lured=lures) for successors, lures in of_each]
 
         parts = in_batches(self.subject, _padded(probes), measured, logits=False)
         return [masses for part in parts for masses in part]

@@ -11,10 +11,11 @@ import torch
 
 from pytest_induction.attention.scores import AttentionReader
 from pytest_induction.charts.making import ENDS, why
+from pytest_induction.claims import head_scores
 from pytest_induction.deciding import ERROR_RATE
 from pytest_induction.errors import ModelError
 from pytest_induction.heads.copying import copy_effects
-from pytest_induction.heads.criteria import MATCHES, MIN_PREFIX_MATCHING, is_previous_token
+from pytest_induction.heads.criteria import MATCHES, MIN_PREFIX_MATCHING, excess, is_previous_token
 from pytest_induction.heads.induction import list_of_heads, search_for_all
 from pytest_induction.heads.table import Thresholds, head_evidence
 from pytest_induction.measuring.observing import Array, numbers
@@ -87,17 +88,17 @@ def heads_data(subject: ModelUnderTest) -> dict[str, Any]:
     seen = heads_seen(subject)
     found = seen.found
     measures = [
-        (("prefix_matching", "prefix matching", SHARE), found.heads[:, 0], SHARE),
-        (("excess", "prefix matching without chance", SHARE), found.excess, "excess"),
-        (("previous_token", "previous token", SHARE), found.heads[:, 1], SHARE),
-        (("duplicate_token", "duplicate token", SHARE), found.heads[:, 2], SHARE),
-        (("first_token", "first token", SHARE), found.heads[:, 3], SHARE),
+        (("prefix_matching", "prefix matching", SHARE), found.scores["prefix_matching"], SHARE),
+        (("excess", "prefix matching without chance", SHARE), excess(found.scores), "excess"),
+        (("previous_token", "previous token", SHARE), found.scores["previous_token"], SHARE),
+        (("duplicate_token", "duplicate token", SHARE), found.scores["duplicate_token"], SHARE),
+        (("first_token", "first token", SHARE), found.scores["first_token"], SHARE),
     ]
     measures += [
-        ((name, words, SHARE), found.irregular[:, index], SHARE)
-        for index, (name, words) in enumerate(MATCH_LENGTHS.items())
-        if len(found.irregular)
+        ((name, words, SHARE), found.irregular[name], SHARE) for name, words in MATCH_LENGTHS.items() if name in found.irregular
     ]
+    of_claims = [score.name for score in head_scores() if score.name in found.scores]
+    measures += [((name, name.replace("_", " "), SHARE), found.scores[name], SHARE) for name in of_claims]
     if seen.effects is not None:
         measures.append((COPY_EFFECT, seen.effects, "nats"))
     kinds: list[list[str | None]] = [[None] * subject.n_heads for _ in range(subject.n_layers)]

@@ -67,7 +67,7 @@ class Models:
         samples = {name: [found.behaviour[name] for found in self._drawn] for name in REPEATS if name in wanted}
         if HEADS in wanted:
             heads = [best_head(found) for found in self._drawn]
-            scores = [found.heads[1::2, 0, *head] for found, head in zip(self._drawn, heads, strict=True)]
+            scores = [found.scores["prefix_matching"][1::2, *head] for found, head in zip(self._drawn, heads, strict=True)]
             samples = {HEADS: scores, **samples}
         return {
             name: Measured(OF_MODELS[name], paired(values, OF_MODELS[name].unit), self.n_sequences, SEQUENCES)
@@ -149,7 +149,7 @@ def _eigenvalues(subject: ModelUnderTest) -> Array:
 
 def best_head(found: Round) -> tuple[int, int]:
     """The head with the highest prefix matching on every other sequence; those between are left to measure it on."""
-    scores = found.heads[::2, 0].mean(axis=0)
+    scores = found.scores["prefix_matching"][::2].mean(axis=0)
     layer, head = np.unravel_index(int(np.nanargmax(scores)), scores.shape)
     return int(layer), int(head)
 

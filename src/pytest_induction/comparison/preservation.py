@@ -16,7 +16,7 @@ from pytest_induction.comparison.profiles import BEHAVIOUR, ROLES, HeadInRole, H
 from pytest_induction.errors import BaselineError, ModelError
 from pytest_induction.forward.calling import told
 from pytest_induction.heads.copying import copy_effects
-from pytest_induction.heads.criteria import has_role, is_written, suppresses
+from pytest_induction.heads.criteria import excess, has_role, is_written, suppresses
 from pytest_induction.heads.silence import Written, written_by
 from pytest_induction.measuring.observing import Array, probes_of, provenance
 from pytest_induction.measuring.rounds import Round, draw_round, probe_round
@@ -176,12 +176,8 @@ def digest_of(rows: Ids) -> str:
 
 def scores_of(found: Round) -> dict[str, Array]:
     """The scores that roles go by, of every head on every sequence: (n_sequences, n_layers, n_heads) each."""
-    return {
-        "prefix_matching": found.heads[:, 0],
-        "excess": found.excess,
-        "previous_token": found.heads[:, 1],
-        "duplicate_token": found.heads[:, 2],
-    }
+    of_roles = {name: found.scores[name] for name in ("prefix_matching", "previous_token", "duplicate_token")}
+    return {**of_roles, "excess": excess(found.scores)}
 
 
 def chosen(values: Array) -> Array:

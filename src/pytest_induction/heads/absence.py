@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pytest_induction.errors import ModelError, ProbeError
+from pytest_induction.heads.criteria import excess
 from pytest_induction.heads.distances import LONGEST_ROWS, Matching, match_periods, overlap
 from pytest_induction.measuring.observing import PERIODS_AT_ONCE, Array
 from pytest_induction.model.declared import boundary_ids
@@ -54,7 +55,7 @@ class Look:
     @property
     def excess(self) -> Array:
         """What is left without chance, (rows, n_layers, n_heads)."""
-        return self.scores - self.chance
+        return excess({"prefix_matching": self.scores, "chance": self.chance})
 
 
 def longer_rows(subject: ModelUnderTest, seed: int, *, longest: int = LONGEST_ROWS, n_rows: int = ROWS) -> list[Look]:
@@ -259,12 +260,13 @@ def beyond(looks: Sequence[Look], max_prefix_matching: float, error_rate: float)
     return tuple(sorted((each for each in found if each is not None), key=lambda each: -each.excess.value))
 
 
-def summed_by_layer(excess: Array, without: Sequence[HeadEvidence] = ()) -> tuple[float, ...]:
-    """Of each layer the sum over its heads of their mean excess, where that is positive, from (rows, n_layers, n_heads).
+def summed_by_layer(left: Array, without: Sequence[HeadEvidence] = ()) -> tuple[float, ...]:
+    """Of each layer the sum over its heads of their mean excess, where that is positive, from what is `left` of every head
+    without chance, (rows, n_layers, n_heads).
 
     Heads `without` which it is asked for count as nothing.
     """
-    means = known_mean(excess)
+    means = known_mean(left)
     for head in without:
         means[head.layer, head.head] = 0.0
     return tuple(float(total) for total in np.where(means > 0, means, 0.0).sum(axis=1))
@@ -273,13 +275,13 @@ def summed_by_layer(excess: Array, without: Sequence[HeadEvidence] = ()) -> tupl
 def _heads_of(look: Look, error_rate: float) -> list[Strongest]:
     """Every head of a look, the one with the highest mean excess first."""
     exists = ~np.isnan(look.scores).all(axis=0)  # a layer may have fewer heads than another
-    scores, excess = look.scores[:, exists], look.excess[:, exists]
-    by_period = np.stack([excess[look.periods == period].mean(axis=0) for period in np.unique(look.periods)])
-    rate = error_rate * excess.shape[1]  # each head at the stated rate: all of them must be below
+    scores, left = look.scores[:, exists], look.excess[:, exists]
+    by_period = np.stack([left[look.periods == period].mean(axis=0) for period in np.unique(look.periods)])
+    rate = error_rate * left.shape[1]  # each head at the stated rate: all of them must be below
     measures = (
         mean_interval(scores, rate),
-        mean_interval(excess, rate, "excess"),
-        mean_interval(np.maximum(excess, 0.0), rate, "excess"),
+        mean_interval(left, rate, "excess"),
+        mean_interval(np.maximum(left, 0.0), rate, "excess"),
         by_period.max(axis=0).tolist(),
     )
     found = [

@@ -19,6 +19,7 @@ from pytest_induction.measuring.observing import (
     Array,
     ModelLike,
     describe,
+    joined,
     named_behaviour,
     numbers,
     of_all_heads,
@@ -169,7 +170,9 @@ class RepeatedBlock:
         return torch.stack([right, right - others]).flatten(2, 3)
 
     def direct_effects(self, raised: Tensor, scale: Tensor) -> Tensor:
-        """The mean over the queries in nats, (2, batch, n_heads), with the final norm's `scale` (batch, positions) held fixed.
+        """The mean over the queries in nats, (effects, batch, n_heads) in the order of `EFFECTS`.
+
+        The final norm's `scale` (batch, positions) is held fixed.
 
         A head that attends to the right token and raises what it attends to by 16 has 16 - 16 / d_vocab and 16, one that
         suppresses it the negative of these, one that raises all tokens alike, or writes nothing, 0. A head that copies the whole
@@ -254,8 +257,7 @@ def measure_copying(model: ModelLike, *, n_sequences: int = 24, seed: int | None
     rows = unrepeated_blocks(subject, n_sequences, rng)
     begins = rows.shape[1] > 1 and subject.space.bos_id is not None
     with progress("copying of heads", (2 + begins) * n_sequences):
-        effects = np.concatenate([direct_effects(subject, circuits, probe) for probe in probes], axis=1)
-        per_sequence = dict(zip(EFFECTS, effects, strict=True))
+        per_sequence = joined([direct_effects(subject, circuits, probe) for probe in probes])
         per_sequence["copying_share"] = block_shares(subject, circuits, rows, first=int(begins))
         if begins:
             per_sequence[WITHOUT_FIRST] = block_shares(subject, circuits, rows[:, 1:], first=0)
@@ -309,7 +311,7 @@ def copy_effects(subject: ModelUnderTest, n_sequences: int, seed: int) -> Array:
     def measured() -> Array:
         circuits = circuits_of(subject)
         probes = probes_of(subject, n_sequences, np.random.default_rng([seed, 3]), COPIES, None)
-        return np.concatenate([direct_effects(subject, circuits, probe)[1] for probe in probes])
+        return np.concatenate([direct_effects(subject, circuits, probe)["copy_effect"] for probe in probes])
 
     return subject.remember(("copy effects", n_sequences, seed), measured)
 
@@ -341,10 +343,10 @@ def _copy_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Genera
     try:
         circuits = circuits_of(subject)
         parts = [effects_and_behaviour(subject, circuits, probe) for probe in probes]
-        effects: Array | None = np.concatenate([effects[1] for effects, _ in parts])
+        effects: Array | None = np.concatenate([effects["copy_effect"] for effects, _ in parts])
     except Exception as error:  # noqa: BLE001 - whatever it is: behaviour says whether the model copies
         why_not = told(error)
-        effects, parts = None, [(np.zeros(0), _behaviour(subject, probe)) for probe in probes]
+        effects, parts = None, [({}, _behaviour(subject, probe)) for probe in probes]
     behaviour = {name: np.concatenate([each[name] for _, each in parts]) for name in parts[0][1]}
     return CopyRound(effects, behaviour, why_not)
 
@@ -359,20 +361,20 @@ def _behaviour(subject: ModelUnderTest, probe: Probe) -> dict[str, Array]:
     return named_behaviour(subject, in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=True))
 
 
-def effects_and_behaviour(subject: ModelUnderTest, circuits: Circuits, probe: Probe) -> tuple[Array, dict[str, Array]]:
-    """Direct and copy effects of every head on the rows of a probe, (2, sequences, n_layers, n_heads), and what is predicted."""
+def effects_and_behaviour(subject: ModelUnderTest, circuits: Circuits, probe: Probe) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Direct and copy effects of every head on the rows of a probe, as `direct_effects`, and what is predicted."""
     block = RepeatedBlock(probe.period, probe.repeats, probe.start)
     watch = Watch(subject, circuits)
 
-    def measured(rows: Tensor, part: slice) -> tuple[Array, Repetition]:
+    def measured(rows: Tensor, part: slice) -> tuple[dict[str, Array], Repetition]:
         raised: list[Tensor] = []
         scale, logits = watch.with_logits(rows, _raising(block, circuits, probe, rows, raised))
         behaviour = repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start)
         return _effects_of(subject, block, raised, scale), behaviour
 
     parts = in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=True)
-    found = np.concatenate([effects for effects, _ in parts], axis=1)
-    return _finite(subject, found), named_behaviour(subject, [behaviour for _, behaviour in parts])
+    found = joined([effects for effects, _ in parts])
+    return _all_finite(subject, found), named_behaviour(subject, [behaviour for _, behaviour in parts])
 
 
 def _raising(
@@ -387,23 +389,22 @@ def _raising(
     return take
 
 
-def _effects_of(subject: ModelUnderTest, block: RepeatedBlock, raised: Sequence[Tensor], scale: Tensor) -> Array:
-    effects = [block.direct_effects(each, scale) for each in raised]
-    return np.stack([_of_all_heads(subject, [layer[which] for layer in effects]) for which in range(len(EFFECTS))])
+def _effects_of(subject: ModelUnderTest, block: RepeatedBlock, raised: Sequence[Tensor], scale: Tensor) -> dict[str, Array]:
+    by_layer = [dict(zip(EFFECTS, block.direct_effects(each, scale), strict=True)) for each in raised]
+    return {name: _of_all_heads(subject, [effects[name] for effects in by_layer]) for name in EFFECTS}
 
 
-def direct_effects(subject: ModelUnderTest, circuits: Circuits, probe: Probe) -> Array:
-    """Direct and copy effects of every head on the rows of a probe: (2, sequences, n_layers, n_heads)."""
+def direct_effects(subject: ModelUnderTest, circuits: Circuits, probe: Probe) -> dict[str, Array]:
+    """Direct and copy effects of every head on the rows of a probe, by the names of `EFFECTS`: (sequences, n_layers, n_heads)."""
     block = RepeatedBlock(probe.period, probe.repeats, probe.start)
     watch = Watch(subject, circuits)
 
-    def measured(rows: Tensor, part: slice) -> Array:
+    def measured(rows: Tensor, part: slice) -> dict[str, Array]:
         raised: list[Tensor] = []
         scale = watch(rows, _raising(block, circuits, probe, rows, raised))
         return _effects_of(subject, block, raised, scale)
 
-    found = np.concatenate(in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=False), axis=1)
-    return _finite(subject, found)
+    return _all_finite(subject, joined(in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=False)))
 
 
 def block_shares(subject: ModelUnderTest, circuits: Circuits, rows: Ids, *, first: int) -> Array:
@@ -443,9 +444,9 @@ def _of_all_heads(subject: ModelUnderTest, layers: Sequence[Tensor]) -> Array:
     return of_all_heads([numbers(layer) for layer in layers], subject.n_heads)
 
 
-def _finite(subject: ModelUnderTest, found: Array) -> Array:
+def _all_finite(subject: ModelUnderTest, found: dict[str, Array]) -> dict[str, Array]:
     exists = np.arange(subject.n_heads) < np.array(subject.reading.heads)[:, None]
-    if not np.isfinite(found[..., exists]).all():
+    if not all(np.isfinite(effects[:, exists]).all() for effects in found.values()):
         raise ModelError(f"what the heads of {subject.name} write is not finite (NaN or infinity)")
     return found
 

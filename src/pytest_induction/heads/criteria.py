@@ -42,6 +42,28 @@ LEAST: Mapping[str, float] = {
 """What the mean of each score must be at least, for the role that a head has by it."""
 
 
+def own_chance(scores: Mapping[str, Numbers]) -> Numbers:
+    """What a head has of prefix matching without matching: the higher one of its mass at the places of other periods ("control")
+    and of that at wrong shifts ("wrong_shift"), entry by entry. Of arrays alone.
+    """
+    return scores["control"].clip(scores["wrong_shift"])
+
+
+def excess(scores: Mapping[str, Numbers]) -> Numbers:
+    """What is left of prefix matching without own chance: what stands there as "chance", else the own chance of these scores."""
+    return scores["prefix_matching"] - (scores["chance"] if "chance" in scores else own_chance(scores))
+
+
+def least_excess(scores: Mapping[str, Numbers]) -> Numbers:
+    """What is left without all that a head has beside in the same row: on the average no more than `excess`."""
+    return scores["prefix_matching"] - scores["wrong_shift"] - scores["other_periods"]
+
+
+def chance_of_excess(scores: Mapping[str, Numbers]) -> Numbers:
+    """The chance that was taken away, of "prefix_matching" and "excess" as they were kept."""
+    return scores["prefix_matching"] - scores["excess"]
+
+
 def min_excess(min_prefix_matching: float = MIN_PREFIX_MATCHING) -> float:
     """What a head must have of prefix matching beyond its own chance."""
     return min_prefix_matching * EXCESS_SHARE

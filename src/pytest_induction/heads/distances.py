@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytest_induction.attention.scores import LongRowScores
+from pytest_induction.attention.scores import WRONG_SHIFT, LongRowScores, at_period, late
 from pytest_induction.errors import ArgumentError, ProbeError, user_facing, whole_number
-from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING, matches_by_means
+from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING, excess, matches_by_means, own_chance
 from pytest_induction.measuring.observing import Array, ModelLike, masses_of, plain, provenance
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
@@ -46,28 +46,24 @@ def match_periods(subject: ModelUnderTest, probes: Sequence[Probe], rng: np.rand
     """
     periods = [probe.period for probe in probes]
     partners = {probe.period: partner_of(probe.period, periods, probe.n_positions) for probe in probes}
-    found: dict[int, Array] = {}
-    elsewhere: dict[int, Array] = {}  # mass at the places of a period in rows of its partner
+    found: dict[int, dict[str, Array]] = {}
     for probe in probes:
         others = tuple(period for period, partner in partners.items() if partner == probe.period)
         shift = int(rng.integers(1, max(2, probe.period // 2)))
         late_from = probe.n_positions - probe.n_positions // LATE_SHARE
         scorer = LongRowScores(probe.period, probe.start, probe.n_positions, (shift,), late_from, others)
-        values = _observed(subject, probe, scorer)
-        found[probe.period] = values[:, [0, 4, scorer.n_own - 2, scorer.n_own - 1]]
-        for index, other in enumerate(others):
-            elsewhere[other] = values[:, scorer.n_own + 2 * index :][:, :2]
+        found[probe.period] = _observed(subject, probe, scorer)
     return [
         Matching(
             probe.period,
             probe.n_positions,
-            scores=own[:, 0],
-            chance=np.maximum(own[:, 1], other[:, 0]),
-            late_scores=own[:, 2],
-            late_chance=np.maximum(own[:, 3], other[:, 1]),
+            scores=own["prefix_matching"],
+            chance=own_chance({WRONG_SHIFT: own[WRONG_SHIFT], "control": other[at_period(probe.period)]}),
+            late_scores=own[late("prefix_matching")],
+            late_chance=own_chance({WRONG_SHIFT: own[late(WRONG_SHIFT)], "control": other[late(at_period(probe.period))]}),
         )
         for probe in probes
-        for own, other in [(found[probe.period], elsewhere[probe.period])]
+        for own, other in [(found[probe.period], found[partners[probe.period]])]
     ]
 
 
@@ -86,8 +82,8 @@ def overlap(period: int, other: int, n_positions: int) -> float:
     return sum(1 / copy for copy in copies if (copy * other) % period == 0 or (copy * other) % period == period - 1)
 
 
-def _observed(subject: ModelUnderTest, probe: Probe, scorer: LongRowScores) -> Array:
-    """The scores of every row: (rows, scores, n_layers, n_heads)."""
+def _observed(subject: ModelUnderTest, probe: Probe, scorer: LongRowScores) -> dict[str, Array]:
+    """The scores of every row by name: (rows, n_layers, n_heads)."""
     entries = (len(scorer.offsets) + 1) * probe.n_positions * subject.n_heads
     most = max(1, HELD_ENTRIES // entries)
     return masses_of(subject, probe.tokens, lambda _: scorer, most=most)
@@ -136,8 +132,8 @@ class DistanceScores:
         """
         if not 0 < min_prefix_matching <= 1:
             raise ArgumentError(f"`min_prefix_matching` must lie above 0 and up to 1, got {min_prefix_matching!r}")
-        means = {"prefix_matching": self.prefix_matching, "excess": self.prefix_matching - self.chance}
-        matches = matches_by_means(means, min_prefix_matching)
+        means = {"prefix_matching": self.prefix_matching, "chance": self.chance}
+        matches = matches_by_means(means | {"excess": excess(means)}, min_prefix_matching)
         begun = np.maximum.accumulate(matches, axis=0)
         ended = np.maximum.accumulate(begun & ~matches, axis=0)
         return np.where(begun & ~ended, self.distances[:, None, None], 0).max(axis=0)

@@ -9,6 +9,7 @@ from pytest_induction.behaviour.judging import MIN_ACCURACY
 from pytest_induction.deciding import ERROR_RATE, Budget, Judgement, checked_budget
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import check_advantage, check_share, denied, expect
+from pytest_induction.heads import criteria
 from pytest_induction.heads.absence import (
     ROWS,
     Look,
@@ -34,12 +35,13 @@ from pytest_induction.heads.criteria import (
 )
 from pytest_induction.heads.head_map import head_map
 from pytest_induction.heads.search import HeadSearch, is_small
-from pytest_induction.heads.table import MATCHES, HeadTable, Thresholds, is_shown
+from pytest_induction.heads.table import HeadTable, Thresholds, is_shown
 from pytest_induction.heads.virtual import PairRound, judge_virtual_head, probe_pairs
 from pytest_induction.measuring.observing import ModelLike
 from pytest_induction.measuring.rounds import MAX_SEQUENCES, round_size, rounds_within
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.probes.irregular import LENGTHS
 from pytest_induction.probes.sequences import usual_length
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadList, Verdict
@@ -321,7 +323,7 @@ def list_of_heads(subject: ModelUnderTest, thresholds: Thresholds, budget: tuple
         margin=thresholds.margin,
         confidence=1 - search.budget.error_rate,
         more_sequences=table.more_needed(search.n_sequences) if table.open else 0,
-        head_map=head_map(search.found.heads[:, 0]),
+        head_map=head_map(search.found.scores["prefix_matching"]),
     )
 
 
@@ -353,8 +355,8 @@ def checked_thresholds(
             f"{min_prefix_matching}"
         )
     check_advantage(min_advantage)
-    if match_length is not None and whole_number("match_length", match_length, least=1) > MATCHES:
-        raise ArgumentError(f"`match_length` must be 1, 2 or {MATCHES} (three tokens or more), got {match_length}")
+    if match_length is not None and whole_number("match_length", match_length, least=1) > len(LENGTHS):
+        raise ArgumentError(f"`match_length` must be 1, 2 or {len(LENGTHS)} (three tokens or more), got {match_length}")
     return Thresholds(min_prefix_matching, lower, min_advantage, match_length)
 
 
@@ -378,7 +380,10 @@ def _undecided(search: HeadSearch) -> Judgement:
     table, estimates = search.table, search.behaviour()
     at = table.thresholds.min_prefix_matching
     if table.present and not any(head.prefix_matching.value >= at for head in table.undecided):
-        summed, more = summed_by_layer(search.found.excess, table.ruled_out), table.more_needed(search.n_sequences)
+        summed, more = (
+            summed_by_layer(criteria.excess(search.found.scores), table.ruled_out),
+            table.more_needed(search.n_sequences),
+        )
         return weak_or_shared(table, estimates, summed, more)
     return undecided(table, estimates, search.n_sequences)
 
@@ -448,7 +453,7 @@ def searched(search: HeadSearch, absent: Callable[[HeadSearch], Judgement] = _ab
         if table.need_longer_matches:
             return longer_matches_needed(table, search.behaviour())
         search.see_whether_it_copies()
-        estimates, summed = search.behaviour(), summed_by_layer(search.found.excess, table.ruled_out)
+        estimates, summed = search.behaviour(), summed_by_layer(criteria.excess(search.found.scores), table.ruled_out)
         if table.is_absent and not is_shared(table, estimates, summed):
             return absent(search)
         if table.is_absent or table.present or search.is_spent:
@@ -476,7 +481,7 @@ def _evidence(search: HeadSearch, judgement: Judgement, thresholds: Thresholds) 
         estimates=judgement.estimates or {},
         thresholds=bars,
         next_step=settle,
-        head_map=head_map(search.found.heads[:, 0]),
+        head_map=head_map(search.found.scores["prefix_matching"]),
     )
 
 

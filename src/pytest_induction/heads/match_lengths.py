@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
-from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
+from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING, excess
 from pytest_induction.measuring.observing import Array, ModelLike, plain_scores, provenance
 from pytest_induction.measuring.rounds import score_irregular
 from pytest_induction.model.load import load_model
@@ -52,8 +52,8 @@ class MatchLengthScores:
         """
         if not 0 < min_prefix_matching <= 1:
             raise ArgumentError(f"`min_prefix_matching` must be above 0 and at most 1, got {min_prefix_matching!r}")
-        excess = np.stack([getattr(self, name) - self.after_breaks for name in LENGTHS])
-        reached = excess >= min_prefix_matching  # NaN reaches nothing
+        beyond = np.stack([excess({"prefix_matching": getattr(self, name), "chance": self.after_breaks}) for name in LENGTHS])
+        reached = beyond >= min_prefix_matching  # NaN reaches nothing
         return np.where(reached.any(axis=0), reached.argmax(axis=0) + 1, 0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,8 +101,7 @@ def measure_match_lengths(model: ModelLike, *, n_sequences: int = 26, seed: int 
     rng = np.random.default_rng([seed, 14])
     rows = irregular_sequences(subject.space, n_positions=n_positions, rng=rng, n_sequences=n_sequences)
     with progress("match lengths of heads", n_sequences):
-        values = score_irregular(subject, rows)
-    per_sequence = {name: values[:, number] for number, name in enumerate(LISTS)}
+        per_sequence = score_irregular(subject, rows)
     means = {name: scores.mean(axis=0) for name, scores in per_sequence.items()}
     described = f"segments at irregular distances, {len(rows.exactly_one[0])} a row, {rows.n_positions} positions"
     about = provenance(subject, seed=seed, n_sequences=n_sequences, probe=described)

@@ -16,10 +16,11 @@ from pytest_induction.deciding import MAX_SEQUENCES, Judgement, more_needed, unt
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.forward.calling import first_line
+from pytest_induction.heads import criteria
 from pytest_induction.heads.copying import projected
 from pytest_induction.heads.criteria import min_excess
 from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of
-from pytest_induction.measuring.observing import Array, ModelLike, numbers, observe, of_all_heads, plain, provenance
+from pytest_induction.measuring.observing import Array, ModelLike, joined, numbers, observe, of_all_heads, plain, provenance
 from pytest_induction.measuring.rounds import measure_heads
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.capture import Watch
@@ -265,24 +266,22 @@ def circuits_or_none(subject: ModelUnderTest) -> tuple[Circuits | None, tuple[st
         return None, (f"what heads copy is not known: {first_line(error)}",)
 
 
-def masses_of(subject: ModelUnderTest, probes: Sequence[AbstractProbe]) -> Array:
-    """The four masses of every head on every row, in the order of `MASSES`: (sequences, 4, n_layers, n_heads)."""
-    return np.concatenate([_masses(subject, probe) for probe in probes])
+def masses_of(subject: ModelUnderTest, probes: Sequence[AbstractProbe]) -> dict[str, Array]:
+    """Each of `MASSES` of every head on every row, by name: (sequences, n_layers, n_heads)."""
+    return joined([_masses(subject, probe) for probe in probes])
 
 
-def copies_of(subject: ModelUnderTest, circuits: Circuits, probes: Sequence[AbstractProbe]) -> Array:
-    """Literal and semantic copy of every head on every row, or the first alone: (sequences, 1 or 2, n_layers, n_heads), nats."""
-    return np.concatenate([_copies_of_probe(subject, circuits, probe) for probe in probes])
+def copies_of(subject: ModelUnderTest, circuits: Circuits, probes: Sequence[AbstractProbe]) -> dict[str, Array]:
+    """Each of `COPIES` of every head on every row, or the literal one alone: (sequences, n_layers, n_heads), in nats."""
+    return joined([_copies_of_probe(subject, circuits, probe) for probe in probes])
 
 
 def _scores(subject: ModelUnderTest, probes: Sequence[AbstractProbe], circuits: Circuits | None) -> FamilyScores:
-    masses = masses_of(subject, probes)
-    per_sequence = {name: masses[:, place] for place, name in enumerate(MASSES)}
+    per_sequence = masses_of(subject, probes)
     if circuits is not None:
-        copies = copies_of(subject, circuits, probes)
-        per_sequence |= {name: copies[:, place] for place, name in enumerate(COPIES[: copies.shape[1]])}
+        per_sequence |= copies_of(subject, circuits, probes)
     means = {name: values.mean(axis=0) for name, values in per_sequence.items()}
-    chance = sum(probe.chance * probe.n_sequences for probe in probes) / len(masses)
+    chance = sum(probe.chance * probe.n_sequences for probe in probes) / len(per_sequence["matching"])
     return FamilyScores(
         matching=means["matching"],
         control=means["control"],
@@ -311,46 +310,49 @@ def _named(
     return tuple(sorted(found, key=lambda head: (order.index(head.family), -head.excess.value)))
 
 
-def _masses(subject: ModelUnderTest, probe: AbstractProbe) -> Array:
-    def of_rows(tokens: np.ndarray[Any, Any], *keyed: Sequence[Mapping[int, tuple[int, ...]]]) -> Array:
-        def measured(rows: Tensor, part: slice) -> Array:
-            lists = [[_pairs(places) for places in each[part]] for each in keyed]
+def _masses(subject: ModelUnderTest, probe: AbstractProbe) -> dict[str, Array]:
+    def of_rows(tokens: np.ndarray[Any, Any], **keyed: Sequence[Mapping[int, tuple[int, ...]]]) -> dict[str, Array]:
+        def measured(rows: Tensor, part: slice) -> dict[str, Array]:
+            lists = {name: [_pairs(places) for places in each[part]] for name, each in keyed.items()}
             return observe(subject, rows, KeyScores.of(lists, subject.device))[0]
 
-        return np.concatenate(in_batches(subject, torch.from_numpy(tokens), measured, logits=False))
+        return joined(in_batches(subject, torch.from_numpy(tokens), measured, logits=False))
 
-    matching, wrong = of_rows(probe.tokens, probe.right, probe.wrong).swapaxes(0, 1)
-    control = of_rows(probe.control, probe.right)[:, 0]
-    return np.stack([matching, control, wrong, matching - np.maximum(control, wrong)], axis=1)
+    found = of_rows(probe.tokens, matching=probe.right, wrong=probe.wrong) | of_rows(probe.control, control=probe.right)
+    chance = criteria.own_chance({"control": found["control"], "wrong_shift": found["wrong"]})
+    found["excess"] = criteria.excess({"prefix_matching": found["matching"], "chance": chance})
+    return {name: found[name] for name in MASSES}
 
 
 def _pairs(places: Mapping[int, tuple[int, ...]]) -> list[tuple[int, int]]:
     return [(query, key) for query, keys in places.items() for key in keys]
 
 
-def _copies_of_probe(subject: ModelUnderTest, circuits: Circuits, probe: AbstractProbe) -> Array:
-    literal = Contrasts.of([[(each.query, *each.literal) for each in row] for row in probe.contrasts])
-    kinds = [literal]
+def _copies_of_probe(subject: ModelUnderTest, circuits: Circuits, probe: AbstractProbe) -> dict[str, Array]:
+    kinds = {"literal_copy": Contrasts.of([[(each.query, *each.literal) for each in row] for row in probe.contrasts])}
     if all(all(each.semantic) for row in probe.contrasts for each in row):
-        kinds.append(Contrasts.of([[(each.query, *each.semantic) for each in row] for row in probe.contrasts]))
+        semantic = Contrasts.of([[(each.query, *each.semantic) for each in row] for row in probe.contrasts])
+        kinds["semantic_copy"] = semantic
     watch = Watch(subject, circuits)
 
-    def measured(rows: Tensor, part: slice) -> Array:
-        chosen = [kind.part(part) for kind in kinds]
-        directions = [kind.directions(circuits.written(kind.tokens)) for kind in chosen]
-        raised: list[list[Tensor]] = []
+    def measured(rows: Tensor, part: slice) -> dict[str, Array]:
+        chosen = {name: kind.part(part) for name, kind in kinds.items()}
+        directions = {name: kind.directions(circuits.written(kind.tokens)) for name, kind in chosen.items()}
+        raised: list[dict[str, Tensor]] = []
 
         def take(layer: int, found: Tensor, pattern: Tensor | None) -> None:
             outs = circuits.layers[layer].outs
-            raised.append([kind.raised(found, projected(along, outs)) for kind, along in zip(chosen, directions, strict=True)])
+            raised.append({name: kind.raised(found, projected(directions[name], outs)) for name, kind in chosen.items()})
 
         scale = watch(rows, take)
-        each = [[numbers(kind.effects(layer[place], scale)) for layer in raised] for place, kind in enumerate(chosen)]
-        return np.stack([of_all_heads(layers, subject.n_heads) for layers in each], axis=1)
+        return {
+            name: of_all_heads([numbers(kind.effects(layer[name], scale)) for layer in raised], subject.n_heads)
+            for name, kind in chosen.items()
+        }
 
-    found = np.concatenate(in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=False))
+    found = joined(in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=False))
     exists = np.arange(subject.n_heads) < np.array(subject.reading.heads)[:, None]
-    if not np.isfinite(found[..., exists]).all():
+    if not all(np.isfinite(values[:, exists]).all() for values in found.values()):
         raise ModelError(f"what the heads of {subject.name} write is not finite (NaN or infinity)")
     return found
 
@@ -484,7 +486,7 @@ def _drawn(subject: ModelUnderTest, families: Mapping[str, Family], seed: int, n
 
 
 def _excess(subject: ModelUnderTest, family: Family, n_sequences: int, rng: np.random.Generator) -> Array:
-    return masses_of(subject, family.probes(subject.space, n_sequences, rng))[:, MASSES.index("excess")]
+    return masses_of(subject, family.probes(subject.space, n_sequences, rng))["excess"]
 
 
 def _generator(seed: int, family: str, number: int) -> np.random.Generator:
@@ -520,11 +522,12 @@ def _copies(
     for name, head in best.items():
         probes = families[name].probes(subject.space, FIRST_LOOK, _generator(seed, name, 0))
         try:
-            copies = copies_of(subject, circuits, probes)[:, :, head.layer, head.head]
+            copies = copies_of(subject, circuits, probes)
         except ModelError as error:
             return found, (f"what heads copy is not known: {first_line(error)}",)
-        for kind, values in zip(COPIES, copies.T, strict=False):  # patterns have no semantic copies
-            found[f"{name} {head} {kind.replace('_', ' ')}"] = mean_interval(values[:, None], error_rate, "nats")[0]
+        for kind, values in copies.items():  # patterns have no semantic copies
+            of_head = values[:, head.layer, head.head][:, None]
+            found[f"{name} {head} {kind.replace('_', ' ')}"] = mean_interval(of_head, error_rate, "nats")[0]
     return found, ()
 
 

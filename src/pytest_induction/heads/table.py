@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,9 @@ from pytest_induction.heads.criteria import (
     min_excess,
 )
 from pytest_induction.measuring.rounds import Round
+from pytest_induction.probes.irregular import LENGTHS
 from pytest_induction.records import Estimate, HeadEvidence
 from pytest_induction.statistics import SHARE, bounded_intervals, is_above, known_mean, more_rows
-
-MATCHES = 3  # match lengths that are told apart: one token, two, three or more
 
 
 @dataclass(frozen=True)
@@ -240,12 +240,12 @@ class _Measured:
     def __init__(self, found: Round, thresholds: Thresholds, error_rate: float, *, complete: bool) -> None:
         self._found, self._at = found, thresholds
         self._places = [(int(layer), int(head)) for layer, head in np.argwhere(found.exists)]
-        self._score, *others = (found.heads[:, index][:, found.exists] for index in range(4))
-        control, self._chance, self._excess, self._least_excess = (
-            values[:, found.exists] for values in (found.control, found.chance, found.excess, found.least_excess)
-        )
-        self._means = [known_mean(rows) for rows in (*others, control, self._chance)]
-        self._irregular = found.irregular[:, :, found.exists]
+        rows = {name: values[:, found.exists] for name, values in found.scores.items()}
+        self._score, self._chance = rows["prefix_matching"], criteria.own_chance(rows)
+        self._excess, self._least_excess = criteria.excess(rows), criteria.least_excess(rows)
+        beside = {name: rows[name] for name in ("previous_token", "duplicate_token", "first_token", "control")}
+        self._means = {name: known_mean(values) for name, values in {**beside, "null": self._chance}.items()}
+        self._irregular = {name: values[:, found.exists] for name, values in found.irregular.items()}
         n_heads = self._score.shape[1]
         rates = Rates.of(error_rate, n_heads, n_heads, complete=complete)
         self._scores = bounded_intervals(self._score, rates.above, rates.below, unit=SHARE)
@@ -289,42 +289,36 @@ class _Measured:
         return sorted(heads, key=lambda head: -head.prefix_matching.value)
 
     def _head(
-        self, column: int, score: Estimate, excess: Estimate, reach: int | None, passed: int, lengths: Sequence[Estimate]
+        self, column: int, score: Estimate, excess: Estimate, reach: int | None, passed: int, lengths: Mapping[str, Estimate]
     ) -> HeadEvidence:
         layer, head = self._places[column]
-        previous, duplicate, first, control, null = (float(means[column]) for means in self._means)
-        scores = {"prefix_matching": score.value, "excess": excess.value}
-        scores |= {"previous_token": previous, "duplicate_token": duplicate, "first_token": first}
+        means: dict[str, Any] = {name: float(of_heads[column]) for name, of_heads in self._means.items()}
         return HeadEvidence(
             layer,
             head,
             score,
             excess,
-            control=control,
-            null=null,
-            previous_token=previous,
-            duplicate_token=duplicate,
-            first_token=first,
+            **means,
             periods_passed=passed,
-            kind=kind_of_head(scores, self._at.min_prefix_matching),
-            match_lengths=tuple(lengths[:MATCHES]),
-            after_breaks=lengths[MATCHES] if lengths else None,
+            kind=kind_of_head({**means, "prefix_matching": score.value, "excess": excess.value}, self._at.min_prefix_matching),
+            match_lengths=tuple(lengths[name] for name in LENGTHS if lengths),
+            after_breaks=lengths.get("after_breaks"),
             reach=reach,
         )
 
-    def _lengths(self, scores: Sequence[Estimate]) -> list[list[Estimate]]:
+    def _lengths(self, scores: Sequence[Estimate]) -> list[dict[str, Estimate]]:
         """What each head has at irregular distances, by match length and after breaks; empty for one that matches too little by
         its score.
         """
-        found: list[list[Estimate]] = [[] for _ in scores]
+        found: list[dict[str, Estimate]] = [{} for _ in scores]
         asked = [column for column, score in enumerate(scores) if not score.is_below(self._at.min_prefix_matching)]
-        if len(self._irregular) == 0 or not asked:
+        if not self._irregular or not asked:
             return found
-        n_rows, n_lists, _ = self._irregular.shape
-        rate = self._rates.irregular_above / n_lists
-        of_all = bounded_intervals(self._irregular[:, :, asked].reshape(n_rows, -1), rate, rate, unit=SHARE)
+        rate = self._rates.irregular_above / len(self._irregular)
+        every = np.concatenate([self._irregular[name][:, asked] for name in self._irregular], axis=1)
+        of_all = bounded_intervals(every, rate, rate, unit=SHARE)
         for place, column in enumerate(asked):
-            found[column] = of_all[place :: len(asked)]
+            found[column] = dict(zip(self._irregular, of_all[place :: len(asked)], strict=True))
         return found
 
     def _excesses_of_all(self) -> list[Estimate]:

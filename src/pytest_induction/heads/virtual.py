@@ -14,7 +14,7 @@ from torch import Tensor
 from pytest_induction.attention.scores import AttentionReader
 from pytest_induction.deciding import Judgement
 from pytest_induction.errors import ModelError, user_facing, whole_number
-from pytest_induction.heads.criteria import MIN_PERIODS, is_above, is_below, matches_by_means, min_excess
+from pytest_induction.heads.criteria import MIN_PERIODS, excess, is_above, is_below, matches_by_means, min_excess, own_chance
 from pytest_induction.measuring.observing import Array, ModelLike, describe, numbers, of_all_heads, probes_of, provenance
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.load import load_model
@@ -247,7 +247,7 @@ def probe_pairs(subject: ModelUnderTest, n_sequences: int, seed: int, number: in
     parts = []
     for probe in probes_of(subject, n_sequences, rng, COPIES, None):
         found = virtual_scores(subject, probe, *_control(subject, probe, rng))
-        chance = np.maximum(found["composed_at_wrong_shift"], found["composed_of_control"])
+        chance = own_chance({"wrong_shift": found["composed_at_wrong_shift"], "control": found["composed_of_control"]})
         periods = np.full(probe.n_sequences, probe.period)
         parts.append(PairRound(periods, found["prefix_matching"], found["composed"], chance))
     return PairRound.join(parts)
@@ -366,15 +366,16 @@ def _pairs(found: PairRound, bar: float, error_rate: float) -> list[PairEvidence
     )
     above = error_rate / max(1, composed.shape[1])
     scores = bounded_intervals(composed, above, error_rate, unit=SHARE)
-    excesses = bounded_intervals(composed - chance, above, error_rate, lowest=-1.0, unit="excess")
+    left = excess({"prefix_matching": composed, "chance": chance})
+    excesses = bounded_intervals(left, above, error_rate, lowest=-1.0, unit="excess")
     passed = np.zeros(composed.shape[1], dtype=np.int64)
     for period in np.unique(found.periods):
         rows = found.periods == period
-        means = {"prefix_matching": composed[rows].mean(axis=0), "excess": (composed - chance)[rows].mean(axis=0)}
+        means = {"prefix_matching": composed[rows].mean(axis=0), "excess": left[rows].mean(axis=0)}
         passed += matches_by_means(means, bar)
     each = zip(np.argwhere(exists), scores, excesses, whole.mean(axis=0), passed, strict=True)
     pairs = [
-        PairEvidence(int(layer), int(head), int(before), int(other), score, excess, float(mean), int(periods))
-        for (layer, head, before, other), score, excess, mean, periods in each
+        PairEvidence(int(layer), int(head), int(before), int(other), score, beyond, float(mean), int(periods))
+        for (layer, head, before, other), score, beyond, mean, periods in each
     ]
     return sorted(pairs, key=lambda pair: -pair.composed.value)

@@ -56,7 +56,7 @@ def path_effects(subject: ModelUnderTest, probe: Probe, head: HeadId, sets: Sequ
 
     def matching(batch: Tensor, edits: Edits) -> Array:
         with ActiveEdits(subject, lambda tokens, run: edits).installed():
-            return observe(subject, batch, scores)[0][:, 0, head.layer, head.head]
+            return observe(subject, batch, scores)[0]["prefix_matching"][:, head.layer, head.head]
 
     def measured(batch: Tensor, part: slice) -> PathEffects:
         keys, queries = np.empty((len(sets), len(batch))), np.empty((len(sets), len(batch)))

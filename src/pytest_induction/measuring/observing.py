@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pytest_induction.attention.scores import AttentionReader, Scores, Streamed
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel
+from pytest_induction.measuring.added import check_added
 from pytest_induction.measuring.losses import Repetition
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.protocol import ModelUnderTest
@@ -30,15 +31,22 @@ PERIODS_AT_ONCE = 7  # different periods in each round of probes
 DISTRIBUTIONS = ("pytest-induction", "torch", "transformers", "transformer-lens", "numpy")
 
 
-def masses_of(subject: ModelUnderTest, tokens: Ids, scores_of: Callable[[slice], Scores], *, most: int | None = None) -> Array:
-    """What rows of ids get, (rows, scores, n_layers, n_heads), in passes of at most `most` rows; `scores_of` scores a part of
-    them.
+def masses_of(
+    subject: ModelUnderTest, tokens: Ids, scores_of: Callable[[slice], Scores], *, most: int | None = None
+) -> dict[str, Array]:
+    """What rows of ids get of each score, (rows, n_layers, n_heads), in passes of at most `most` rows; `scores_of` scores a part
+    of them.
     """
 
-    def measured(rows: Tensor, part: slice) -> Array:
+    def measured(rows: Tensor, part: slice) -> dict[str, Array]:
         return observe(subject, rows, scores_of(part))[0]
 
-    return np.concatenate(in_batches(subject, torch.from_numpy(tokens), measured, logits=False, most=most))
+    return joined(in_batches(subject, torch.from_numpy(tokens), measured, logits=False, most=most))
+
+
+def joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Scores by name of several batches of rows, as those of all their rows."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def named_behaviour(subject: ModelUnderTest, behaviour: Sequence[Repetition]) -> dict[str, Array]:
@@ -78,8 +86,8 @@ def observe(
     logits: bool = False,
     early_stop: bool = True,
     depth: int | None = None,
-) -> tuple[Array, Any]:
-    """One forward pass: scores (sequences, scores, n_layers, n_heads), and the logits if asked for.
+) -> tuple[dict[str, Array], Any]:
+    """One forward pass: each score by its name, (sequences, n_layers, n_heads), and the logits if asked for.
 
     Of the first `depth` layers only where it is given, NaN in the others: what comes after them need not be run.
     """
@@ -92,9 +100,11 @@ def observe(
     options: dict[str, Any] = {"logits": logits, "early_stop": early_stop, "n_layers": depth}
     predicted = subject.observe(rows, add, attention_mask=attention_mask, **options)
     chunks = [numbers(chunk) for chunk in stream.chunks()]  # each (layers, scores, batch, heads of those layers)
-    if not all(np.isfinite(chunk).all() for chunk in chunks):
+    added = getattr(scores, "added_names", ())
+    own = [chunk[:, : len(scores.names) - len(added)] for chunk in chunks]
+    if not all(np.isfinite(chunk).all() for chunk in own):
         raise ModelError(f"the attention of {subject.name} is not finite (NaN or infinity)")
-    if (most := max(float(chunk.max(initial=0.0)) for chunk in chunks)) > 1 + ROUNDING:
+    if (most := max(float(chunk.max(initial=0.0)) for chunk in own)) > 1 + ROUNDING:
         seen = f"a head attends to something with {most:.3g}, expected at most 1"
         cause = f"its attention scores are so large that rounding decides in {str(subject.dtype).removeprefix('torch.')}"
         raise UnsupportedModel(f"{subject.name}: {seen}: {cause}; give the model in float64")
@@ -103,7 +113,10 @@ def observe(
     for chunk in chunks:
         values[start : start + len(chunk), ..., : chunk.shape[-1]] = chunk
         start += len(chunk)
-    return values.transpose(2, 1, 0, 3), predicted
+    by_name = values.transpose(1, 2, 0, 3)  # scores, sequences, layers, heads
+    found = dict(zip(scores.names, by_name, strict=True))
+    check_added({name: found[name] for name in added})
+    return found, predicted
 
 
 def check_range(subject: ModelUnderTest, lowest: int, highest: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pytest_induction.attention.scores import SCORES, PeriodicScores, ScoresAndChance, scores_for
+from pytest_induction.attention.scores import SCORES, WRONG_SHIFT, PeriodicScores, ScoresAndChance, at_period, scores_for
+from pytest_induction.claims import head_scores
 from pytest_induction.errors import ArgumentError, ProbeError, user_facing, whole_number
 from pytest_induction.forward.calling import first_line
+from pytest_induction.head_score import HeadScore
+from pytest_induction.measuring.added import with_added
 from pytest_induction.measuring.losses import Repetition, repetition
 from pytest_induction.measuring.observing import (
     PERIODS_AT_ONCE,
@@ -22,9 +25,11 @@ from pytest_induction.measuring.observing import (
     ModelLike,
     check_range,
     describe,
+    joined,
     masses_of,
     named_behaviour,
     observe,
+    plain,
     plain_scores,
     probes_of,
     provenance,
@@ -32,14 +37,14 @@ from pytest_induction.measuring.observing import (
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
-from pytest_induction.probes.irregular import LISTS, IrregularRows, irregular_sequences
+from pytest_induction.probes.irregular import IrregularRows, irregular_sequences
 from pytest_induction.probes.sequences import COPIES, Ids, Probe, even_periods, fitting_shape, unrepeated_sequences, usual_length
 from pytest_induction.progress import progress
 from pytest_induction.records import Provenance, TokenSpace
 
 FEWEST_POSITIONS = 3  # the first query that counts everywhere
 PLACES_OF_CHANCE = 2  # wrong shifts, and other periods: no head can have all of its attention at each of several places
-OWN_SCORES = len(SCORES) + 1  # of a row, before those at the places of other periods: the last is at wrong shifts
+OF_A_ROUND = (*SCORES, WRONG_SHIFT, "other_periods", "control")
 IRREGULAR_SHARE = 3  # of repeated rows for each row with irregular copies, unless more are asked for
 
 
@@ -47,7 +52,8 @@ IRREGULAR_SHARE = 3  # of repeated rows for each row with irregular copies, unle
 class HeadScores:
     """Four scores of every head, each an array (n_layers, n_heads) of means over sequences, in [0, 1].
 
-    `per_sequence` holds the same before the mean: name -> (n_sequences, n_layers, n_heads). Where layers differ in their
+    `added` has those that were registered beside them, and their own chance, by name; `scores["name"]` is any of them by its
+    name. `per_sequence` holds the same before the mean: name -> (n_sequences, n_layers, n_heads). Where layers differ in their
     number of heads, a head that a layer does not have is NaN.
     """
 
@@ -57,6 +63,14 @@ class HeadScores:
     first_token: Array
     per_sequence: Mapping[str, Array]
     provenance: Provenance
+    added: Mapping[str, Array] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Array:
+        """A score by its name. Raises `ArgumentError` where there is none."""
+        found = {**{each: getattr(self, each) for each in SCORES}, **self.added}
+        if name not in found:
+            raise ArgumentError(f"there is no score {name!r}: it must be one of {', '.join(found)}")
+        return found[name]
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -65,7 +79,8 @@ class HeadScores:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, with the version of this layout under `schema`."""
-        return plain_scores(self, SCORES)
+        added = {"added": {name: plain(values) for name, values in self.added.items()}} if self.added else {}
+        return plain_scores(self, SCORES) | added
 
 
 @user_facing
@@ -108,72 +123,59 @@ def measure_heads(
     if tokens is not None:
         ids, mask = _checked_tokens(subject, tokens, attention_mask)
         with progress("scores of heads", len(ids)):
-            values = _score_tokens(subject, ids, mask)
+            per_sequence = _score_tokens(subject, ids, mask)
         about = provenance(subject, n_sequences=len(ids), probe=f"given ids, {ids.shape[1]} positions")
     else:
         rng = np.random.default_rng([seed, 0])
         probes = list(probes_of(subject, n_sequences, rng, repeats, period))
         with progress("scores of heads", n_sequences):
-            values = np.concatenate([_score_tokens(subject, torch.from_numpy(probe.tokens), None) for probe in probes])
+            per_sequence = joined([_score_tokens(subject, torch.from_numpy(probe.tokens), None) for probe in probes])
         about = provenance(subject, seed=seed, n_sequences=n_sequences, probe=describe(probes))
-    per_sequence = {name: values[:, i] for i, name in enumerate(SCORES)}
     means = {name: scores.mean(axis=0) for name, scores in per_sequence.items()}
-    return HeadScores(**means, per_sequence=per_sequence, provenance=about)
+    usual = {name: means.pop(name) for name in SCORES}
+    return HeadScores(**usual, per_sequence=per_sequence, provenance=about, added=means)
 
 
 @dataclass(frozen=True)
 class Round:
     """One round of probes; each array has one entry per sequence first.
 
-    `heads` (sequences, 6, n_layers, n_heads) are the four scores and what each head has in the same rows where nothing matches:
-    at wrong shifts, and at the places of other periods. `control` (sequences, n_layers, n_heads) is its mass at the places of the
-    very same period in rows of another, or in rows without one. `irregular` (rows, 4, n_layers, n_heads) is the mass on
-    successors in rows whose copies come at irregular distances, where exactly one token matches, exactly two, and three or more,
-    and after a break. All are empty where attention cannot be read, `irregular` also where the probes of a model have none.
-    `behaviour` names first_loss, repeat_loss, first_accuracy, repeat_accuracy and advantage, and has as many entries as sequences
-    of which logits were looked at. `most_beside` is what the last two of `heads` can be at most, taken together.
+    `scores` are those of every head by name, each (sequences, n_layers, n_heads): the four of `SCORES`, and what each head has
+    where nothing matches: in the same rows at wrong shifts ("wrong_shift") and at the places of other periods ("other_periods"),
+    and at the places of the very same period in rows of another, or in rows without one ("control"). `criteria` says what of it
+    is a head's own chance. `irregular`, each (rows, n_layers, n_heads), is the mass on successors in rows whose copies come at
+    irregular distances, by the names of `LISTS`. Both are empty where attention cannot be read, `irregular` also where the probes
+    of a model have none. `behaviour` names first_loss, repeat_loss, first_accuracy, repeat_accuracy and advantage, and has as
+    many entries as sequences of which logits were looked at. `most_beside` is what "wrong_shift" and "other_periods" can be at
+    most, taken together.
     """
 
     periods: NDArray[np.int64]
-    heads: Array
-    control: Array
-    irregular: Array
+    scores: Mapping[str, Array]
+    irregular: Mapping[str, Array]
     behaviour: Mapping[str, Array]
     described: str
     most_beside: float = 1.0
 
     @property
+    def added(self) -> tuple[str, ...]:
+        """The names of scores that do not come with the package."""
+        return tuple(name for name in self.scores if name not in OF_A_ROUND)
+
+    @property
     def exists(self) -> NDArray[np.bool_]:
         """Which heads there are, (n_layers, n_heads): a layer may have fewer than another."""
-        return ~np.isnan(self.heads[0, 0])
-
-    @property
-    def chance(self) -> Array:
-        """What each head has of prefix matching without matching, (sequences, n_layers, n_heads).
-
-        The higher one of the control and of its mass at wrong shifts.
-        """
-        return np.maximum(self.control, self.heads[:, 4])
-
-    @property
-    def excess(self) -> Array:
-        """What is left of each head's prefix matching without chance, (sequences, n_layers, n_heads)."""
-        return self.heads[:, 0] - self.chance
-
-    @property
-    def least_excess(self) -> Array:
-        """What is left without all that a head has beside in the same row: on the average no more than `excess`."""
-        return self.heads[:, 0] - self.heads[:, 4] - self.heads[:, 5]
+        return ~np.isnan(self.scores["prefix_matching"][0])
 
     @classmethod
     def join(cls, rounds: Sequence[Round]) -> Round:
         """All rounds as one."""
-        behaviour = {name: np.concatenate([part.behaviour[name] for part in rounds]) for name in rounds[0].behaviour}
-        periods, heads, control, irregular = (
-            np.concatenate([getattr(part, name) for part in rounds]) for name in ("periods", "heads", "control", "irregular")
-        )
+        periods = np.concatenate([part.periods for part in rounds])
+        scores, behaviour = joined([part.scores for part in rounds]), joined([part.behaviour for part in rounds])
+        irregular = [part.irregular for part in rounds if part.irregular]
         covered = f"periods {periods.min()} to {periods.max()}, {rounds[0].described.rpartition(', ')[2]}"
-        return cls(periods, heads, control, irregular, behaviour, covered, max(part.most_beside for part in rounds))
+        most = max(part.most_beside for part in rounds)
+        return cls(periods, scores, joined(irregular) if irregular else {}, behaviour, covered, most)
 
 
 def probe_round(
@@ -197,7 +199,7 @@ def probe_round(
         rows = None if subject.backend is None else _irregular(subject, beside, np.random.default_rng([seed, 16, number]))
         return found if rows is None else replace(found, irregular=score_irregular(subject, rows))
 
-    return subject.remember(("round", n_sequences, seed, number, beside, depth), measured)
+    return subject.remember(("round", n_sequences, seed, number, beside, depth, head_scores()), measured)
 
 
 def draw_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Generator) -> Round:
@@ -269,26 +271,32 @@ def _irregular(subject: ModelUnderTest, n_sequences: int, rng: np.random.Generat
         return None
 
 
-def score_irregular(subject: ModelUnderTest, rows: IrregularRows) -> Array:
-    """The mass of every head on the keys of `LISTS`, (sequences, 4, n_layers, n_heads)."""
+def score_irregular(subject: ModelUnderTest, rows: IrregularRows) -> dict[str, Array]:
+    """The mass of every head on the keys of each of `LISTS`, by name: (sequences, n_layers, n_heads)."""
     return masses_of(subject, rows.tokens, lambda part: rows.scores(subject.device, part))
 
 
-def measured_round(subject: ModelUnderTest, drawn: Sequence[Drawn], depth: int | None = None) -> Round:
-    """One round of what was drawn, one pass for each probe; of `depth` layers only, and without logits, where that is given."""
-    found = [_one_probe(subject, each, depth) for each in drawn]
+def measured_round(
+    subject: ModelUnderTest, drawn: Sequence[Drawn], depth: int | None = None, *, added: Sequence[HeadScore] | None = None
+) -> Round:
+    """One round of what was drawn, one pass for each probe; of `depth` layers only, and without logits, where that is given.
+
+    `added` are the scores that are measured beside those of the package, all that are registered unless given.
+    """
+    found = [_one_probe(subject, each, depth, added) for each in drawn]
     values, parts, is_balanced = [heads for heads, _ in found], [], _is_balanced(drawn)
     for each, (heads, behaviour) in zip(drawn, found, strict=True):
         periods = np.full(each.probe.n_sequences, each.probe.period)
         if subject.backend is None:
-            parts.append(Round(periods, heads, heads, heads, behaviour, ""))
+            parts.append(Round(periods, {}, {}, behaviour, ""))
             continue
         control = _control(subject, each, drawn, values)
-        beside = heads[:, OWN_SCORES:].mean(axis=1) if is_balanced else control
-        own = np.concatenate([heads[:, :OWN_SCORES], beside[:, None]], axis=1)
+        others = [at_period(period) for period in each.scores.other_periods]
+        beside = np.mean([heads[name] for name in others], axis=0) if is_balanced else control
+        scores = {name: of_score for name, of_score in heads.items() if name not in others}
+        scores |= {"other_periods": beside, "control": control}
         most = each.scores.most_beside if is_balanced else 1 + 1 / len(each.scores.wrong_shifts)
-        irregular = np.zeros((0, len(LISTS), *heads.shape[2:]))
-        parts.append(Round(periods, own, control, irregular, behaviour, "", most))
+        parts.append(Round(periods, scores, {}, behaviour, "", most))
     return replace(Round.join(parts), described=describe([each.probe for each in drawn]))
 
 
@@ -300,29 +308,31 @@ def _is_balanced(drawn: Sequence[Drawn]) -> bool:
     return {each.probe.period for each in drawn} == set(told) and len(set(told.values())) == 1
 
 
-def _control(subject: ModelUnderTest, drawn: Drawn, every: Sequence[Drawn], values: Sequence[Array]) -> Array:
+def _control(subject: ModelUnderTest, drawn: Drawn, every: Sequence[Drawn], values: Sequence[Mapping[str, Array]]) -> Array:
     """What each head has at the places of this period where the period is another, (rows, n_layers, n_heads): row by row."""
     probe = drawn.probe
     if drawn.control is not None:
         scores = PeriodicScores(probe.period, probe.start, probe.n_positions)
-        return masses_of(subject, drawn.control, lambda _: scores)[:, 0]
+        return masses_of(subject, drawn.control, lambda _: scores)["prefix_matching"]
     found = [
-        heads[np.arange(probe.n_sequences) % len(heads), OWN_SCORES + other.scores.other_periods.index(probe.period)]
+        (there := heads[at_period(probe.period)])[np.arange(probe.n_sequences) % len(there)]
         for other, heads in zip(every, values, strict=True)
         if probe.period in other.scores.other_periods
     ]
     return np.mean(found, axis=0)
 
 
-def _one_probe(subject: ModelUnderTest, drawn: Drawn, depth: int | None) -> tuple[Array, dict[str, Array]]:
-    """What heads have on the rows of a probe, (rows, scores, n_layers, n_heads), and what the model does."""
+def _one_probe(
+    subject: ModelUnderTest, drawn: Drawn, depth: int | None, added: Sequence[HeadScore] | None
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What heads have on the rows of a probe, each score (rows, n_layers, n_heads), and what the model does."""
     probe, logits = drawn.probe, depth is None or subject.backend is None
 
-    def measured(rows: Tensor, part: slice) -> tuple[Array | None, Repetition | None]:
+    def measured(rows: Tensor, part: slice) -> tuple[dict[str, Array] | None, Repetition | None]:
         if subject.backend is None:
             values, predicted = None, subject.logits(rows)
         else:
-            values, predicted = observe(subject, rows, drawn.scores, logits=logits, depth=depth)
+            values, predicted = observe(subject, rows, with_added(drawn.scores, rows, added), logits=logits, depth=depth)
         if not logits:
             return values, None
         return values, repetition(predicted, rows.to(predicted.device), period=probe.period, start=probe.start)
@@ -330,17 +340,19 @@ def _one_probe(subject: ModelUnderTest, drawn: Drawn, depth: int | None) -> tupl
     parts = in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=logits)
     named = named_behaviour(subject, [found for _, found in parts if found is not None])
     seen = [values for values, _ in parts if values is not None]
-    return (np.concatenate(seen) if seen else np.zeros((probe.n_sequences, 0))), named
+    return (joined(seen) if seen else {}), named
 
 
-def _score_tokens(subject: ModelUnderTest, tokens: Tensor, attention_mask: Tensor | None) -> Array:
-    """The four scores of every row: (sequences, 4, n_layers, n_heads)."""
+def _score_tokens(subject: ModelUnderTest, tokens: Tensor, attention_mask: Tensor | None) -> dict[str, Array]:
+    """The four scores of every row by name: (sequences, n_layers, n_heads)."""
 
-    def measured(rows: Tensor, part: slice) -> Array:
+    def measured(rows: Tensor, part: slice) -> dict[str, Array]:
         mask = None if attention_mask is None else attention_mask[part]
-        return observe(subject, rows, scores_for(rows, mask), mask)[0]
+        return observe(subject, rows, with_added(scores_for(rows, mask), rows), mask)[0]
 
-    return np.concatenate(in_batches(subject, tokens, measured, logits=False))
+    parts = in_batches(subject, tokens, measured, logits=False)
+    of_all = [name for name in parts[0] if all(name in part for part in parts)]  # added scores are of rows with one period
+    return joined([{name: part[name] for name in of_all} for part in parts])
 
 
 def _checked_tokens(subject: ModelUnderTest, tokens: Any, attention_mask: Any) -> tuple[Tensor, Tensor | None]:

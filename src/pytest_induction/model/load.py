@@ -413,6 +413,16 @@ def function_named(spec: str) -> Callable[..., Any]:
         raise ModelError(f"{spec!r} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
 
 
+def import_place(place: str) -> Any:
+    """The module that `module.path` or `path/file.py` names. Raises `ModelError`, one line, for whatever importing it raises."""
+    try:
+        return _import(place)
+    except InductionError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        raise ModelError(f"{place!r} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
+
+
 def _factory(place: str, name: str) -> Callable[..., Any]:
     found = getattr(_import(place), name, None)
     if isinstance(found, nn.Module):

@@ -51,8 +51,8 @@ class IrregularRows(Rows):
     after_breaks: Pairs
 
     def scores(self, device: torch.device, rows: slice = slice(None)) -> KeyScores:
-        """Mean mass on the keys of the four lists, in the order of `LISTS`, for some of the rows."""
-        return KeyScores.of([getattr(self, name)[rows] for name in LISTS], device)
+        """Mean mass on the keys of each of `LISTS`, by name, for some of the rows."""
+        return KeyScores.of({name: getattr(self, name)[rows] for name in LISTS}, device)
 
     def __repr__(self) -> str:
         count = len(self.exactly_one[0])

@@ -31,8 +31,8 @@ def numbers_of(snapshot: Snapshot) -> dict[str, float]:
     whether the model has an induction head now, by this snapshot: 1 if it is shown, -1 if it is shown not to, 0 if neither.
     """
     found: dict[str, float | None] = {name: getattr(snapshot, name) for name in BEHAVIOUR}
-    for name in BEST_HEADS:
-        scores = getattr(snapshot, name)
+    for name in (*BEST_HEADS, *snapshot.added):
+        scores = snapshot.measurement(name)
         if scores is not None and np.isfinite(scores).any():
             found[name] = float(np.nanmax(scores))
     if snapshot.prefix_matching is not None and snapshot.excess is not None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pytest_induction.errors import user_facing
 from pytest_induction.expectations import check_advantage, check_share, checked_bounds, expect
-from pytest_induction.heads.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING, is_above, is_open
+from pytest_induction.heads.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING, chance_of_excess, is_above, is_open
 from pytest_induction.heads.head_map import head_map
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, HeadId, Verdict
 from pytest_induction.runs.opening import load_run
@@ -79,6 +79,7 @@ def _heads(snapshot: Snapshot, error_rate: float) -> Iterator[HeadEvidence]:
     if scores is None or excess is None or not all(isinstance(each, np.ndarray) for each in spreads):
         return
     rate = error_rate / 3 / max(1, int(np.isfinite(scores).sum()))
+    of_chance = chance_of_excess({"prefix_matching": scores, "excess": excess})
     for layer, head in np.argwhere(np.isfinite(scores)):
         one, two = (
             _interval(float(values[layer, head]), float(spread[layer, head]), snapshot.n_sequences, rate, SHARE)  # type: ignore[index]
@@ -88,7 +89,7 @@ def _heads(snapshot: Snapshot, error_rate: float) -> Iterator[HeadEvidence]:
             0.0 if values is None else float(values[layer, head])
             for values in (snapshot.previous_token, snapshot.duplicate_token, snapshot.first_token)
         )
-        chance = float(scores[layer, head] - excess[layer, head])
+        chance = float(of_chance[layer, head])
         yield HeadEvidence(int(layer), int(head), one, two, chance, chance, previous, duplicate, first)
 
 

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from pytest_induction.formatting import in_json
 from pytest_induction.probes.sequences import ProbeSequence
-from pytest_induction.ranges import SCORES, Range, error_of
+from pytest_induction.ranges import MASS, SCORES, Range, error_of
 from pytest_induction.runs.record import ARRAYS, HEADS, NUMBERS, Floats, Hunted, Snapshot, TrainingRun
 from pytest_induction.schema import Unfit, parsed, read, shown
 
@@ -62,6 +63,8 @@ def labels_of(run: TrainingRun) -> list[str]:
     return list(dict.fromkeys(label for each in run.snapshots for label in each.hunts))
 
 
+ADDED = "added."  # before the name of a score that does not come with the package
+ADDED_NAME = re.compile(r"added\.[a-z][a-z0-9_]{,99}")
 MOST_INLINE = 2048  # numbers of an array that stand in the line itself
 PACKED = ("icl_rows", "token_losses", "index_losses")  # lists that stand there as base64: a half or a third as long, and exact
 TYPES: dict[str, np.dtype[np.floating[Any]]] = {"f2": np.dtype("<f2"), "f4": np.dtype("<f4")}
@@ -82,15 +85,17 @@ def from_line(line: bytes, beside: Callable[[str], Mapping[str, Floats]]) -> Sna
         name: _number(name, data[name], SCORES[name]) for name in (*NUMBERS, "seconds") if data.get(name) is not None
     }
     known |= _arrays(data, arrays, "") | _unpacked(data.get("packed", {}))
+    added = _added(data.get("added", {}), arrays)
     spreads = _object("errors", data.get("errors", {}))
     errors: dict[str, Any] = {name: _spread(name, spreads[name]) for name in NUMBERS if name in spreads}
     errors |= _arrays(spreads, arrays, "errors.")
-    _check_shapes({**known, **{f"errors.{name}": value for name, value in errors.items()}})
+    _check_shapes({**known, **{f"errors.{name}": value for name, value in errors.items()}}, added)
     return Snapshot(
         step=_count("step", data["step"]),
         tokens=None if data.get("tokens") is None else _count("tokens", data["tokens"]),
         errors=errors,
         hunts=hunts_from(data.get("hunts", {})),
+        added=added,
         n_sequences=_count("n_sequences", data.get("n_sequences", 0)),
         fingerprint=_text("fingerprint", data.get("fingerprint", "")),
         problem=_text("problem", data.get("problem", "")),
@@ -139,9 +144,24 @@ def _arrays(data: Mapping[str, Any], beside: Mapping[str, Floats], prefix: str) 
     return found | {name: _array(f"{prefix}{name}", values) for name, values in lying.items()}
 
 
+def _added(data: Any, beside: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Scores of heads that do not come with the package, in the line or beside it: shares, whatever they are."""
+    found = {f"{ADDED}{name}": value for name, value in _object("added", data).items()}
+    lying = {name: values for name, values in beside.items() if name.startswith(ADDED)}
+    for name in (*found, *lying):
+        if not ADDED_NAME.fullmatch(name):
+            raise Unfit(f"must have names of lower-case letters, digits and _, got {shown(name.removeprefix(ADDED))}", ".added")
+    arrays = {name: _listed(name, value) for name, value in found.items()} | lying
+    return {name.removeprefix(ADDED): _array(name, values) for name, values in arrays.items()}
+
+
+def _is_of_heads(name: str) -> bool:
+    return name.startswith(ADDED) or name.rpartition(".")[2] in HEADS
+
+
 def _listed(name: str, value: Any) -> Floats:
     """Lists of numbers as an array, null as NaN. Texts and truth values, which numpy would take for numbers, are none."""
-    rows = value if name.rpartition(".")[2] in HEADS else [value]
+    rows = value if _is_of_heads(name) else [value]
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         raise ValueError(f"`{name}` must be lists of numbers")
     if not {kind for row in rows for kind in set(map(type, row))} <= {int, float, type(None)}:
@@ -150,13 +170,13 @@ def _listed(name: str, value: Any) -> Floats:
 
 
 def _array(name: str, values: Floats) -> Floats:
-    dimensions = 2 if name.rpartition(".")[2] in HEADS else 1
+    dimensions = 2 if _is_of_heads(name) else 1
     if values.dtype.kind != "f" or values.ndim != dimensions or values.size == 0:
         raise ValueError(f"`{name}` must be numbers in {dimensions} dimensions, got {values.dtype} {values.shape}")
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
     score, is_error = name.rpartition(".")[2], name.startswith("errors.")
-    known = error_of(score) if is_error else SCORES[score]
+    known = MASS if name.startswith(ADDED) else error_of(score) if is_error else SCORES[score]
     wrong = (values < known.least) | (values > known.most)  # NaN, of a head that there is not, is neither
     if wrong.any():
         place = np.unravel_index(int(wrong.argmax()), values.shape)
@@ -191,9 +211,9 @@ def _compact(values: Floats) -> Floats:
     return half if np.array_equal(half.astype(np.float32), single, equal_nan=True) else single
 
 
-def _check_shapes(arrays: Mapping[str, Any]) -> None:
+def _check_shapes(arrays: Mapping[str, Any], added: Mapping[str, Floats]) -> None:
     """All scores are of the same heads, and so are their standard errors."""
-    shapes = {value.shape for name, value in arrays.items() if name.rpartition(".")[2] in HEADS}
+    shapes = {value.shape for name, value in arrays.items() if _is_of_heads(name)} | {value.shape for value in added.values()}
     if len(shapes) > 1:
         raise ValueError(f"the scores of heads have different shapes: {', '.join(map(str, sorted(shapes)))}")
 
@@ -216,8 +236,12 @@ def to_line(snapshot: Snapshot) -> tuple[bytes, dict[str, Floats]]:
     errors: dict[str, Any] = {}
     for name, value in snapshot.errors.items():
         _put(errors, beside, name, f"errors.{name}", value)
+    added: dict[str, Any] = {}
+    for name, value in snapshot.added.items():
+        _put(added, beside, name, f"{ADDED}{name}", value)
     rest = {
         "errors": errors,
+        "added": added,
         "hunts": hunts_to(snapshot.hunts),
         "n_sequences": operator.index(snapshot.n_sequences),
         "fingerprint": snapshot.fingerprint,

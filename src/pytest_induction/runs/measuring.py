@@ -15,9 +15,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pytest_induction.attention.backends.exposed import Attach
+from pytest_induction.attention.scores import SCORES
 from pytest_induction.behaviour.text import row_losses, rows_of, window_mean, windows_of
 from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.forward.calling import device_of, first_line, uncompiled
+from pytest_induction.heads.criteria import excess
+from pytest_induction.measuring.added import HeadScoreError
 from pytest_induction.measuring.observing import PERIODS_AT_ONCE, Array, provenance
 from pytest_induction.measuring.rounds import Drawn, Round, draw, measured_round
 from pytest_induction.model.adapt import adapt
@@ -56,6 +59,7 @@ class Measuring:
     _kept: dict[TokenSpace, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
     _drawn: dict[tuple[TokenSpace, int, int], tuple[Drawn, ...]] = field(default_factory=dict, repr=False, compare=False)
     _seen: Round | None = field(default=None, repr=False, compare=False)
+    _failed: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def lighter(self) -> list[Measuring]:
         """The same and what costs less, the dearest first: half of the sequences, without text too, and three without text.
@@ -100,6 +104,8 @@ class Measuring:
             else:
                 found |= values
                 errors |= spreads
+        problems += dict.fromkeys(self._failed)
+        self._failed.clear()
         return Snapshot(
             step,
             tokens=tokens,
@@ -137,7 +143,11 @@ class Measuring:
         if key not in self._drawn:
             rng = np.random.default_rng([self.seed, 1, 0])
             self._drawn[key] = draw(subject, self.n_sequences, rng, self.most_periods)
-        return measured_round(subject, self._drawn[key])
+        try:
+            return measured_round(subject, self._drawn[key])
+        except HeadScoreError as error:  # of the user: what the package measures is not lost for it
+            self._failed.append(first_line(error))
+            return measured_round(subject, self._drawn[key], added=())
 
     def _repeats(self, subject: ModelUnderTest) -> tuple[dict[str, Any], dict[str, Any]]:
         seen = self._seen or self.round_of(subject)
@@ -154,6 +164,8 @@ class Measuring:
                 found[name] = values.mean(axis=0).astype(np.float32)
                 if name in ("prefix_matching", "excess"):
                     errors[name] = _error(values).astype(np.float32)
+            added = {name: values for name, values in seen.scores.items() if name in seen.added}
+            found["added"] = {name: values.mean(axis=0).astype(np.float32) for name, values in added.items()}
         return found, errors
 
     def _in_context(self, subject: ModelUnderTest) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -192,15 +204,14 @@ def fixed_tokens(seed: int, losses: Array, count: int) -> NDArray[np.int64]:
 def signs_of(seen: Round) -> dict[str, float]:
     """What tells whether something has changed: the advantage, and prefix matching of the best head where heads can be read."""
     signs = {"advantage": float(seen.behaviour["advantage"].mean())}
-    if seen.heads.ndim > 2:
-        signs["prefix_matching"] = float(np.nanmax(seen.heads[:, 0].mean(axis=0)))
+    if seen.scores:
+        signs["prefix_matching"] = float(np.nanmax(seen.scores["prefix_matching"].mean(axis=0)))
     return signs
 
 
 def _heads(seen: Round) -> dict[str, Array]:
     """Scores of each head on each sequence, (sequences, n_layers, n_heads)."""
-    names = ("prefix_matching", "previous_token", "duplicate_token", "first_token")
-    return {**{name: seen.heads[:, index] for index, name in enumerate(names)}, "excess": seen.excess}
+    return {**{name: seen.scores[name] for name in SCORES}, "excess": excess(seen.scores)}
 
 
 def _error(values: Array) -> Any:

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pytest_induction.head_score import CHANCE_OF
 from pytest_induction.records import Change, Moment, Verdict
 from pytest_induction.runs.phase_change.finding import PhaseChange, find_phase_changes, has_changed
 from pytest_induction.runs.record import Axis, Hunted, TrainingRun
 from pytest_induction.runs.trajectory import loss_slopes, principal_path
+from pytest_induction.statistics import SHARE
 
 Floats = NDArray[np.float64]
 MOST_POINTS = 240  # of a curve: more than a picture has room for
 MOST_HEADS = 32  # those with the highest scores
+MOST_ADDED = 6  # scores of others
 INDICES = 5  # curves of the loss along the context
 CURVES = (("loss", "loss", "nats"), ("icl_score", "in-context learning score", "nats"))
 
@@ -39,7 +42,7 @@ def picture_of(run: TrainingRun, found: PhaseChange | None = None) -> dict[str, 
         "window": _window(found.induction, axis),
         "reach": _window(found.induction, axis, "low", "high"),
         "changes": [_change(change, axis) for change in found.changes],
-        "curves": [_curve(run, axis, kept, *each) for each in CURVES if run.has(each[0])],
+        "curves": [_curve(run, axis, kept, *each) for each in CURVES if run.has(each[0])] + _added(run, axis, kept),
         "heads": _heads(run, axis, kept),
         "hunts": _hunts(run, axis),
         "n_heads": max((each.prefix_matching.size for each in run.snapshots if each.prefix_matching is not None), default=0),
@@ -93,9 +96,19 @@ def _change(change: Change, axis: Axis) -> dict[str, Any]:
 
 
 def _curve(run: TrainingRun, axis: Axis, kept: set[int], name: str, words: str, unit: str) -> dict[str, Any]:
-    values = run.column(name)
+    return _points(axis, kept, words, unit, run.column(name))
+
+
+def _points(axis: Axis, kept: set[int], words: str, unit: str, values: Floats) -> dict[str, Any]:
     index = [place for place in np.flatnonzero(np.isfinite(values)).tolist() if place in kept]
     return {"name": words, "unit": unit, "x": axis.x[index].tolist(), "y": values[index].tolist()}
+
+
+def _added(run: TrainingRun, axis: Axis, kept: set[int]) -> list[dict[str, Any]]:
+    """Each score of heads that does not come with the package: its best head."""
+    names = [name for name in run.added if not name.startswith(CHANCE_OF)][:MOST_ADDED]
+    best = {name: run.best_of_heads(name)[0] for name in names}
+    return [_points(axis, kept, f"{name.replace('_', ' ')}, best head", SHARE, best[name]) for name in names]
 
 
 def _heads(run: TrainingRun, axis: Axis, kept: set[int]) -> list[dict[str, Any]]:

@@ -238,7 +238,8 @@ class Snapshot:
     row, from token number `TrainingRun.first_token` on. `errors` holds standard errors of the values of the same name, over
     sequences or rows.
 
-    `hunts` has what was hunted for a counterexample: the property as it is written -> what came of it.
+    `hunts` has what was hunted for a counterexample: the property as it is written -> what came of it. `added` has scores of
+    heads that do not come with the package, (n_layers, n_heads) each, in [0, 1], and their own chance, by name.
 
     `problem` says why something that was to be measured is missing: a loss that is not finite, a checkpoint that cannot be read.
     """
@@ -263,6 +264,7 @@ class Snapshot:
     index_losses: Floats | None = None
     errors: Mapping[str, float | Floats] = field(default_factory=dict)
     hunts: Mapping[str, Hunted] = field(default_factory=dict)
+    added: Mapping[str, Floats] = field(default_factory=dict)
     n_sequences: int = 0
     fingerprint: str = ""
     seconds: float | None = None
@@ -274,6 +276,10 @@ class Snapshot:
         return all(_same(getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
 
     __hash__ = None  # type: ignore[assignment]  # it holds arrays
+
+    def measurement(self, name: str) -> Any:
+        """What was measured under a name, or None: a field of its own, or an added score."""
+        return self.added[name] if name in self.added else getattr(self, name, None)
 
 
 def _is_too_large(value: float | None) -> bool:
@@ -357,7 +363,12 @@ class TrainingRun:
 
     def has(self, name: str) -> bool:
         """Whether any snapshot has this measurement."""
-        return any(getattr(snapshot, name) is not None for snapshot in self.snapshots)
+        return any(snapshot.measurement(name) is not None for snapshot in self.snapshots)
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The names of scores of heads that do not come with the package, in the order in which they first occur."""
+        return tuple(dict.fromkeys(name for snapshot in self.snapshots for name in snapshot.added))
 
     def column(self, name: str) -> NDArray[np.float64]:
         """A number of every snapshot, (snapshots,), NaN where it is missing."""
@@ -376,7 +387,7 @@ class TrainingRun:
         values = np.full(len(self), np.nan)
         heads = np.full((len(self), 2), -1, dtype=np.int64)
         for index, snapshot in enumerate(self.snapshots):
-            scores = getattr(snapshot, name)
+            scores = snapshot.measurement(name)
             if scores is not None and np.isfinite(scores).any():
                 heads[index] = np.unravel_index(np.nanargmax(scores), scores.shape)
                 values[index] = scores[tuple(heads[index])]

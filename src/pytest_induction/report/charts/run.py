@@ -69,7 +69,7 @@ Row = tuple[str, int, str, list[dict[str, Any]], dict[str, Any]]
 
 def _rows(data: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = [
-        (curve["name"], ROW, curve["unit"], [_curve(data, curve, curve["name"], LINES[place], 2.2)], {})
+        (curve["name"], ROW, curve["unit"], [_curve(data, curve, curve["name"], LINES[place % len(LINES)], 2.2)], {})
         for place, curve in enumerate(data["curves"])
     ]
     if data["heads"]:
