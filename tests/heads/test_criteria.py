@@ -184,7 +184,7 @@ def made_up():
 
 
 def seen_of(found):
-    """What an exhibit has of the heads of a round."""
+    """What a chart has of the heads of a round."""
     listed = HeadList(table_of(found, Thresholds(), 1e-3).matching, (), (), (), NOWHERE)
     return Seen(found, tuple(head_evidence(found, Thresholds(), 1e-3)), listed, None, "")
 

@@ -300,7 +300,7 @@ def test_a_sweep_for_a_gate_and_a_report_show_how_far_they_are(pytester, monkeyp
     monkeypatch.setattr(plugin, "open_terminal", opened)
     checkpoints = pytester.mkdir("checkpoints")
     shutil.copy(RUNS / "two-layers-checkpoints" / "step-000.safetensors", checkpoints)
-    report = ["--induction-report=report.json", "--induction-exhibits=heads"]
+    report = ["--induction-report=report.json", "--induction-charts=heads"]
     run = [f"--induction-run={checkpoints}", f"--induction-factory={FACTORY}", f"--induction-model={SHIPPED['llama']}"]
     pytester.runpytest_inprocess(*run, *report, "-k", "log_is_sane or copies_repeats")
     said = "".join(each.getvalue() for each in shown)

@@ -43,9 +43,9 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     all_of_it = [samples.small(), of_a_run(), samples.nasty(("ablations",))]
     tests = [test for each in all_of_it for test in each.tests]
-    exhibits = [exhibit for each in all_of_it for exhibit in each.exhibits]
+    charts = [chart for each in all_of_it for chart in each.charts]
     many = [samples.TestRecord(f"a.py::test[{place}]", "failed" if place == 7 else "passed") for place in range(40)]
-    made = {"all": samples.session(*tests, exhibits=exhibits), "large": samples.large(), "many": samples.session(*many)}
+    made = {"all": samples.session(*tests, charts=charts), "large": samples.large(), "many": samples.session(*many)}
     for name, records in made.items():
         (folder / f"{name}.html").write_text(html_page(records), encoding="utf-8", newline="\n")
     return folder

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pytest_induction.errors import ReportError
-from pytest_induction.records import Estimate, Exhibit, Verdict
+from pytest_induction.records import ChartData, Estimate, Verdict
 from pytest_induction.report import page, writing
 from pytest_induction.report.charts.chart import number, tidy
 from pytest_induction.report.charts.interval import interval
@@ -127,7 +127,7 @@ def test_verdicts_and_tests_are_counted(small):
     assert "SHOWN 1 NOT SHOWN 1 UNDETERMINED 1 passed 1 failed 2 skipped 1" in said
 
 
-def test_each_exhibit_has_charts_with_and_without_scripts(small):
+def test_each_chart_has_charts_with_and_without_scripts(small):
     """Every chart has a picture that needs no script, data for Plotly, and words for who sees neither."""
     charts = [attrs for tag, attrs in small.tags if attrs.get("class") == "chart"]
     assert len(charts) == 6 + 2 + 4
@@ -137,7 +137,7 @@ def test_each_exhibit_has_charts_with_and_without_scripts(small):
     assert len(pictures) == len(data) == len(charts)
 
 
-def test_a_missing_exhibit_says_why():
+def test_a_missing_chart_says_why():
     """In one line, where its chart would be; a session that was stopped says so."""
     said = Reading(html_page(samples.missing())).said()
     for kind in samples.KINDS:
@@ -145,14 +145,14 @@ def test_a_missing_exhibit_says_why():
     assert "Stopped early: interrupted" in said
 
 
-def test_a_damaged_exhibit_leaves_the_page_standing():
+def test_a_damaged_chart_leaves_the_page_standing():
     """Records that somebody edited cost their own chart, and no other."""
     about = samples.provenance()
     damaged = [
-        Exhibit("heads", about.model, about.fingerprint, {"scores": [{"name": "x"}]}),
-        *samples.exhibits(about, ["repeats"]),
+        ChartData("heads", about.model, about.fingerprint, {"scores": [{"name": "x"}]}),
+        *samples.charts(about, ["repeats"]),
     ]
-    read = Reading(html_page(samples.session(TestRecord("a::b", "passed", evidence=(samples.evidence(),)), exhibits=damaged)))
+    read = Reading(html_page(samples.session(TestRecord("a::b", "passed", evidence=(samples.evidence(),)), charts=damaged)))
     assert "Not shown: its records are damaged: KeyError: 'value'" in read.said()
     assert sum(attrs.get("class") == "chart" for _, attrs in read.tags) == 1
 
@@ -166,7 +166,7 @@ def test_prefix_matching_of_a_verdict_is_drawn_where_nothing_else_was_measured()
 
 
 def test_no_name_of_a_user_is_markup():
-    """Names of models, tests, commands and versions, messages, notes and exhibits: all are text, wherever they stand."""
+    """Names of models, tests, commands and versions, messages, notes and charts: all are text, wherever they stand."""
     text = html_page(samples.nasty())
     read, plain = Reading(text), Reading(html_page(samples.small()))
     assert not read.wrong and not read.open
@@ -203,8 +203,8 @@ def of_a_run() -> SessionRecords:
     found = find_phase_changes(opened)
     about = samples.provenance("two-layers", is_run=True)
     verdict = samples.evidence("phase_change", about=about, changes=found.changes, heads=(), nearest=())
-    exhibit = Exhibit("run", about.model, about.fingerprint, {**picture_of(opened, found), "about": "a shipped run"})
-    return samples.session(TestRecord("run::phase_change", "passed", evidence=(verdict,)), exhibits=[exhibit])
+    chart = ChartData("run", about.model, about.fingerprint, {**picture_of(opened, found), "about": "a shipped run"})
+    return samples.session(TestRecord("run::phase_change", "passed", evidence=(verdict,)), charts=[chart])
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +342,7 @@ def test_patterns_are_left_out_before_a_page_gets_too_large():
     """Of many heads on a long probe those that fit are drawn, and the page says how many were."""
     about = samples.provenance()
     data = samples._attention([f"L1H{place}" for place in range(20)], period=50)
-    found = sections(samples.session(exhibits=[Exhibit("attention", about.model, about.fingerprint, data)]))
+    found = sections(samples.session(charts=[ChartData("attention", about.model, about.fingerprint, data)]))
     (panel,) = found[0].panels
     assert 0 < len(panel.charts) < 20
     assert f"{len(panel.charts)} of 20 heads, the rest are in the records" in panel.source
@@ -466,7 +466,7 @@ def test_two_models_of_one_name_have_a_section_each():
         TestRecord(f"a::{place}", "passed", evidence=(samples.evidence(about=about),))
         for place, about in enumerate((one, two, one))
     ]
-    found = sections(samples.session(*tests, exhibits=samples.exhibits(two, ["repeats"])))
+    found = sections(samples.session(*tests, charts=samples.charts(two, ["repeats"])))
     assert [(each.fingerprint, len(each.panels)) for each in found] == [(one.fingerprint, 1), ("other", 2)]
 
 
@@ -515,17 +515,17 @@ LITTLE = {
 
 
 @pytest.mark.parametrize("kind", LITTLE)
-def test_the_least_that_an_exhibit_may_hold_is_drawn(kind):
+def test_the_least_that_a_chart_may_hold_is_drawn(kind):
     """One token, one head, no interval, no control, nothing known of a number: a chart, and no error."""
     about = samples.provenance()
-    (section,) = sections(samples.session(exhibits=[Exhibit(kind, about.model, about.fingerprint, LITTLE[kind])]))
+    (section,) = sections(samples.session(charts=[ChartData(kind, about.model, about.fingerprint, LITTLE[kind])]))
     (panel,) = section.panels
     assert not panel.missing and len(panel.charts) == 1
     assert panel.charts[0].static.startswith("<svg") and "nan" not in panel.charts[0].static.lower()
 
 
-def test_an_exhibit_of_nothing_says_so():
+def test_a_chart_of_nothing_says_so():
     """Not an empty frame."""
     about, data = samples.provenance(), {"heads": [], "edges": []}
-    (section,) = sections(samples.session(exhibits=[Exhibit("composition", about.model, about.fingerprint, data)]))
+    (section,) = sections(samples.session(charts=[ChartData("composition", about.model, about.fingerprint, data)]))
     assert section.panels[0].missing == "there is nothing to draw"

@@ -109,9 +109,9 @@ def _model(group: list[Evidence], records: SessionRecords) -> Iterator[Part]:
     if head_map:
         yield Part(tuple(_fenced("\n".join(head_map), "text")))
     missing = [
-        f"{exhibit.kind}: {exhibit.missing}"
-        for exhibit in records.exhibits
-        if exhibit.missing and (exhibit.model, exhibit.fingerprint) == (about.model, about.fingerprint)
+        f"{chart.kind}: {chart.missing}"
+        for chart in records.charts
+        if chart.missing and (chart.model, chart.fingerprint) == (about.model, about.fingerprint)
     ]
     told = {"note": view.notes, "pair": view.pairs, "near miss": view.near, "not drawn": missing}
     lines = [view.title, *(f"{name}: {line}" for name, lines in told.items() for line in lines), *view.measured]

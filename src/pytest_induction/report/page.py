@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import ReportError
 from pytest_induction.formatting import in_json, printable
-from pytest_induction.records import Evidence, Exhibit
+from pytest_induction.records import ChartData, Evidence
 from pytest_induction.report.charts.ablations import ablations
 from pytest_induction.report.charts.attention import attention
 from pytest_induction.report.charts.chart import Chart, number, tidy
@@ -52,14 +52,14 @@ KINDS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], list[Chart]]]] = 
     ),
     "composition": ("Composition", "What previous-token heads write, and later heads look for with their keys.", composition),
 }
-"""The exhibits in the order in which they are shown: heading, what there is to see, and what draws them."""
+"""What is drawn, in the order in which it is shown: heading, what there is to see, and what draws them."""
 GRIDS = ("heads", "attention")  # charts that stand beside each other
 MOST_NAMES = 16  # heads of one kind that are named
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One exhibit: its charts, or why there are none. `lines` stand below them, `legends` say what colours mean."""
+    """The charts of one measurement, or why there are none. `lines` stand below them, `legends` say what colours mean."""
 
     anchor: str
     title: str
@@ -93,18 +93,18 @@ class Section:
 def sections(records: SessionRecords) -> list[Section]:
     """One for each model or run, in the order in which they were first measured."""
     evidence = by_model(records.evidence)
-    exhibits: dict[tuple[str, str], list[Exhibit]] = {}
-    for exhibit in records.exhibits:
-        exhibits.setdefault((exhibit.model, exhibit.fingerprint), []).append(exhibit)
-    keys = dict.fromkeys([*evidence, *exhibits])
-    return [_section(f"model-{at}", key, evidence.get(key, []), exhibits.get(key, [])) for at, key in enumerate(keys, 1)]
+    charts: dict[tuple[str, str], list[ChartData]] = {}
+    for each in records.charts:
+        charts.setdefault((each.model, each.fingerprint), []).append(each)
+    keys = dict.fromkeys([*evidence, *charts])
+    return [_section(f"model-{at}", key, evidence.get(key, []), charts.get(key, [])) for at, key in enumerate(keys, 1)]
 
 
-def _section(anchor: str, key: tuple[str, str], evidence: Sequence[Evidence], exhibits: Sequence[Exhibit]) -> Section:
+def _section(anchor: str, key: tuple[str, str], evidence: Sequence[Evidence], charts: Sequence[ChartData]) -> Section:
     model, fingerprint = key
     about = evidence[0].provenance if evidence else None
     view = views(evidence)[0] if evidence else None
-    is_run = about.is_run if about else any(exhibit.kind == "run" for exhibit in exhibits)
+    is_run = about.is_run if about else any(each.kind == "run" for each in charts)
     how = "" if about is None else about.probe if about.is_run else about.how
     return Section(
         anchor,
@@ -113,7 +113,7 @@ def _section(anchor: str, key: tuple[str, str], evidence: Sequence[Evidence], ex
         fingerprint,
         how,
         is_run,
-        tuple(_panels(anchor, evidence, exhibits)),
+        tuple(_panels(anchor, evidence, charts)),
         tuple(_provenance(evidence)),
         view.notes if view else (),
         tuple(_change(row) for row in view.changes) if view else (),
@@ -127,8 +127,8 @@ def _change(row: ChangeRow) -> tuple[str, ...]:
     return name, verdict.replace("_", " "), *rest
 
 
-def _panels(anchor: str, evidence: Sequence[Evidence], exhibits: Sequence[Exhibit]) -> list[Panel]:
-    by_kind = {exhibit.kind: exhibit for exhibit in exhibits}
+def _panels(anchor: str, evidence: Sequence[Evidence], charts: Sequence[ChartData]) -> list[Panel]:
+    by_kind = {each.kind: each for each in charts}
     panels = []
     for kind in KINDS:
         if kind in by_kind:
@@ -138,15 +138,15 @@ def _panels(anchor: str, evidence: Sequence[Evidence], exhibits: Sequence[Exhibi
     return panels
 
 
-def panel_of(anchor: str, exhibit: Exhibit) -> Panel:
-    """The exhibit as it is drawn. One that is damaged is said to be, and the rest of the page stands."""
-    title, about, draw = KINDS[exhibit.kind]
-    if exhibit.missing or not exhibit.data:
-        return Panel(anchor, title, "", missing=exhibit.missing or "nothing was measured")
-    data = _tame(exhibit.data)
+def panel_of(anchor: str, measured: ChartData) -> Panel:
+    """What was measured, as it is drawn. One that is damaged is said to be, and the rest of the page stands."""
+    title, about, draw = KINDS[measured.kind]
+    if measured.missing or not measured.data:
+        return Panel(anchor, title, "", missing=measured.missing or "nothing was measured")
+    data = _tame(measured.data)
     try:
         charts = draw(data)
-        lines, legends = (_kinds(data), _legends(data)) if exhibit.kind == "heads" else ((), ())
+        lines, legends = (_kinds(data), _legends(data)) if measured.kind == "heads" else ((), ())
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         return Panel(anchor, title, "", missing=f"its records are damaged: {type(error).__name__}: {error}")
     if not charts:
@@ -156,11 +156,11 @@ def panel_of(anchor: str, exhibit: Exhibit) -> Panel:
         title,
         about,
         tuple(charts),
-        source=_source(exhibit.kind, data, len(charts)),
+        source=_source(measured.kind, data, len(charts)),
         lines=tuple(lines),
         legends=tuple(legends),
-        is_grid=exhibit.kind in GRIDS,
-        column=_column(exhibit.kind, data),
+        is_grid=measured.kind in GRIDS,
+        column=_column(measured.kind, data),
     )
 
 

@@ -13,7 +13,7 @@ ROW = 26
 
 
 def ablations(data: Mapping[str, Any]) -> list[Chart]:
-    """One chart of an `ablations` exhibit."""
+    """The chart of what ablations cost."""
     heads = sorted(data["heads"], key=lambda head: -(known([head["value"]]) or [-1e9])[0])[:MOST_HEADS]
     together, controls = data.get("together"), known(data.get("controls") or ())
     rows = [(str(head["name"]), head, LINES[0], "circle") for head in heads]

@@ -15,7 +15,7 @@ SIZE = 400  # of a pattern, in pixels
 
 
 def attention(data: Mapping[str, Any]) -> list[Chart]:
-    """A chart for each head of an `attention` exhibit, as many as fit into a page."""
+    """A chart for each head of an `attention` chart, as many as fit into a page."""
     left = MOST_BYTES
     drawn: list[Chart] = []
     for head in data["heads"]:

@@ -14,7 +14,7 @@ Places = dict[str, tuple[float, float]]
 
 
 def composition(data: Mapping[str, Any]) -> list[Chart]:
-    """The graph of a `composition` exhibit: nodes by layer, edges as wide as their key composition."""
+    """The graph of a `composition` chart: nodes by layer, edges as wide as their key composition."""
     edges = sorted(data["edges"], key=lambda edge: -_strength(edge))[:MOST_EDGES]
     named = {name for edge in edges for name in (edge["from"], edge["to"])}
     heads = [

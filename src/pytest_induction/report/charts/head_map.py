@@ -48,7 +48,7 @@ KINDS = {
 
 
 def head_map(data: Mapping[str, Any]) -> list[Chart]:
-    """A chart for each score of a `heads` exhibit."""
+    """A chart for each score of a `heads` chart."""
     return [_map(score, data.get("kinds") or ()) for score in data["scores"]]
 
 

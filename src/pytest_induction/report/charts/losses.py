@@ -30,7 +30,7 @@ COPIES = (LINES[1], LINES[0], LINES[2], LINES[3], LINES[4], LINES[5])  # the fir
 
 
 def repeats(data: Mapping[str, Any]) -> list[Chart]:
-    """The loss at each place of every copy, of a `repeats` exhibit."""
+    """The loss at each place of every copy, of a `repeats` chart."""
     copies = data["copies"][:MOST_COPIES]
     traces: list[dict[str, Any]] = []
     for place, copy in enumerate(copies):
@@ -113,7 +113,7 @@ def _key(plot: Plot, copies: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def losses_of_text(data: Mapping[str, Any]) -> list[Chart]:
-    """The loss along a text, of a `text` exhibit, and the two windows that the in-context learning score compares."""
+    """The loss along a text, of a `text` chart, and the two windows that the in-context learning score compares."""
     score = data["score"]
     windows = [(name, ends) for name, ends in data["windows"].items() if len(ends) == 2 and ends[0] > 0]
     curve = {**data, "token": data["tokens"], "name": "loss"}
