@@ -1,5 +1,8 @@
 """What the report draws of match lengths, of planted heads that need one token or two, or only follow a period."""
 
+import json
+from xml.etree import ElementTree as ET
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -82,8 +85,8 @@ def test_heads_are_named_by_kind_and_the_maps_are_drawn_with_a_note():
 def test_a_period_detector_is_named_in_the_hover():
     _, data = heads_chart(Planted(induction, follows_period, d_vocab=128))
     assert head_names(data["kinds"]) == {"matches": ["L0H0"], "follows the period": ["L0H1"]}
-    (trace,) = head_map(data)[0].spec["data"]
-    assert trace["customdata"][0][1].endswith("<br>follows the period")
+    (words,) = ET.fromstring(head_map(data)[0].svg).iter("metadata")
+    assert json.loads(words.text)["values"][0][1].endswith("; follows the period")
 
 
 def test_planted_patterns_are_what_they_are_called():

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from pytest_induction.formatting import for_terminal, printable
 from pytest_induction.plugin.ci import properties
 from pytest_induction.records import ChartData, Verdict
+from pytest_induction.report.charts.drawing import as_file
+from pytest_induction.report.charts.drawing import text as drawn_text
 from pytest_induction.report.charts.interval import interval
-from pytest_induction.report.drawing import text as drawn_text
+from pytest_induction.report.charts.run_picture import svg
 from pytest_induction.report.github import annotations, step_summary
 from pytest_induction.report.live import frame, live_page, painted
 from pytest_induction.report.page import panel_of
-from pytest_induction.report.run_picture import svg
 from pytest_induction.report.session_records import SessionRecords, TestRecord
 from pytest_induction.report.terminal import Style, one_line, section
 from pytest_induction.report.writing import pictures
@@ -118,8 +119,8 @@ def test_charts_are_well_formed(text):
     for measured in charts(provenance()):
         panel = panel_of("a", ChartData(measured.kind, text, measured.fingerprint, replaced(measured.data, text)))
         for chart in panel.charts:
-            if chart.static:
-                ET.fromstring(chart.static)
+            ET.fromstring(chart.svg)
+            ET.fromstring(as_file(chart.svg))
         for each in pictures(measured):
             ET.fromstring(each)
     ET.fromstring(interval(evidence().estimates["advantage"], (0.3,)))

@@ -86,7 +86,7 @@ def test_a_control_that_passes_is_shown_as_passed(run, pytester):
     assert line.startswith("\x1b[32m")
     (test,) = read_records(pytester.path / "records.json").tests
     assert [(each.verdict, each.expected) for each in test.evidence] == [("REFUTED", "REFUTED")]
-    assert '"badge as-expected not-formed">NOT SHOWN, as expected<' in (pytester.path / "page.html").read_text()
+    assert '"badge as-expected not-formed">REFUTED, as expected<' in (pytester.path / "page.html").read_text()
     assert "| ✅ passed | REFUTED, as expected |" in (pytester.path / "report.md").read_text()
 
 

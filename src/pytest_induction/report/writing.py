@@ -10,7 +10,7 @@ from pytest_induction.errors import ReportError, reason
 from pytest_induction.files import is_directory, replace_text, seen_at
 from pytest_induction.formatting import in_markup
 from pytest_induction.records import ChartData
-from pytest_induction.report.drawing import address
+from pytest_induction.report.charts.drawing import address
 from pytest_induction.report.page import panel_of
 from pytest_induction.report.session_records import SessionRecords, read_records
 
@@ -22,7 +22,7 @@ def pictures(measured: ChartData) -> list[str]:
     if not panel.charts:
         return [f"<p>{about}: {in_markup(panel.missing)}</p>"]
     return [
-        f"<figure><figcaption>{about}, {in_markup(chart.title)}</figcaption>{_image(chart.static)}</figure>"
+        f"<figure><figcaption>{about}, {in_markup(chart.title)}</figcaption>{_image(chart.svg)}</figure>"
         for chart in panel.charts
     ]
 
