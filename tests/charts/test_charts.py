@@ -143,7 +143,7 @@ def patterns_of(head):
     return square
 
 
-@pytest.mark.parametrize("way", ["sdpa", "eager"])
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
 def test_patterns_are_those_that_eager_attention_returns(backend):
     """Of each chosen head, to four digits, by whatever way the model is read."""
     (data,) = measured(gpt2(backend), "attention")

@@ -212,7 +212,7 @@ def test_records_are_rendered_again_without_torch(run, pytester):
 
 
 def test_pytest_html_gets_the_figures(run, pytester):
-    """The mosaic of the model stands in its page, beside the test."""
+    """The head map of the model stands in its page, beside the test."""
     pytest.importorskip("pytest_html")
     run("--html=tests.html", "--self-contained-html", "-k", "heads")
     page = html.unescape((pytester.path / "tests.html").read_text())

@@ -23,7 +23,7 @@ def of_section(result):
 
 
 def test_the_section_is_compact_and_shows_more_where_asked(pytester):
-    """Claims, mosaic and the induction heads; with -v all scores, estimates and where they come from."""
+    """Claims, head map and the induction heads; with -v all scores, estimates and where they come from."""
     section = of_section(pytester.runpytest_inprocess(*GATED))
     assert section[3:6] == ["", "    prefix matching, 0 ▁▂▃▄▅▆▇█ 1: a row for each layer, a mark for each head", "    L0  ▁▁▁▁"]
     assert section[6].endswith("L1  ████")

@@ -95,7 +95,7 @@ def test_a_summary_of_a_step_has_controls_as_passed():
 
 
 def test_each_model_has_its_heads_and_where_they_were_measured(read):
-    """Induction heads bold, a mosaic, what could not be drawn."""
+    """Induction heads bold, a head map, what could not be drawn."""
     tables, shown = read(markdown(RECORDS))
     assert [row[0] for row in tables[1]] == ["head", "L1H0", "L1H1", "L0H2"]
     assert "<strong>L1H0</strong>" in shown and "<strong>L0H2</strong>" not in shown

@@ -153,7 +153,7 @@ def test_a_damaged_chart_leaves_the_page_standing():
 
 
 def test_prefix_matching_of_a_verdict_is_drawn_where_nothing_else_was_measured():
-    """One map, with the bar of the claim, from the mosaic of the evidence."""
+    """One map, with the bar of the claim, from the head map of the evidence."""
     found = sections(samples.session(TestRecord("a::b", "passed", evidence=(samples.evidence(),))))
     (panel,) = found[0].panels
     assert [chart.title for chart in panel.charts] == ["prefix matching"]
@@ -340,6 +340,13 @@ def test_a_session_without_tests_or_verdicts_has_a_page():
     broken = samples.session(TestRecord("a.py::b", "error", message="cannot be loaded\nat all", again="pytest -k b"))
     said = Reading(html_page(broken)).said()
     assert "The test failed" in said and "no verdict" in said and "cannot be loaded" in said and "pytest -k b" in said
+
+
+def test_one_function_makes_pictures():
+    """Whatever shows a chart takes it from there: a page, a file, an extra of pytest-html. The other is of an interval in a table."""
+    package = Path(page.__file__).parents[1]
+    makers = {str(path.relative_to(package)) for path in package.rglob("*.py") if 'role="img"' in path.read_text()}
+    assert makers == {"report/charts/chart.py", "report/charts/interval.py"}
 
 
 @pytest.mark.parametrize(("name", "most"), [("small", 250_000), ("large", 1_500_000)])

@@ -1,4 +1,4 @@
-"""What the terminal is told of a session's verdicts: claims, mosaic, heads, near misses; more with -v, one line with -q."""
+"""What the terminal is told of a session's verdicts: claims, head map, heads, near misses; more with -v, one line with -q."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
-from pytest_induction.report.terminal import BLOCKS, MOST_ROWS, Style, mosaic_lines, one_line, section, style_for
+from pytest_induction.report.terminal import BLOCKS, MOST_ROWS, Style, head_map_lines, one_line, section, style_for
 from pytest_induction.report.view import views
 
 SHOWN, REFUTED, UNDETERMINED = Verdict.SHOWN, Verdict.REFUTED, Verdict.UNDETERMINED
@@ -49,7 +49,7 @@ def near(*evidence):
     return [line.removeprefix("  near          ") for line in lines(*evidence) if line.startswith("  near ")]
 
 
-def test_the_section_has_claims_mosaic_heads_and_the_nearest():
+def test_the_section_has_claims_head_map_heads_and_the_nearest():
     """In this order, and nothing that only -v shows."""
     assert lines(found()) == [
         "model: 2 layers x 4 heads by sdpa, float32 on cpu, weights 5b74",
@@ -222,19 +222,19 @@ def test_views_survive_json():
     assert views([again]) == views([found()])
 
 
-class TestMosaic:
+class TestHeadMap:
     def test_each_mark_stands_for_an_eighth(self):
         scores = [(2 * mark + 1) / 16 for mark in range(8)]
-        *_, row = mosaic_lines([scores], width=80)
+        *_, row = head_map_lines([scores], width=80)
         assert row == f"L0  {BLOCKS}"
-        assert mosaic_lines([[0.0, 1.0, -0.1, 1.1]], width=80)[-1] == "L0  ▁█▁█"
+        assert head_map_lines([[0.0, 1.0, -0.1, 1.1]], width=80)[-1] == "L0  ▁█▁█"
 
     def test_ascii_has_digits(self):
-        *_, row = mosaic_lines([[0.0, 0.09, 0.31, 0.95, 1.0]], width=80, ascii=True)
+        *_, row = head_map_lines([[0.0, 0.09, 0.31, 0.95, 1.0]], width=80, ascii=True)
         assert row == "L0  ..399"
 
     def test_32_by_32_heads_fit_80_columns_with_a_mark_each(self):
-        drawn = mosaic_lines([[layer / 32] * 32 for layer in range(32)], width=76)
+        drawn = head_map_lines([[layer / 32] * 32 for layer in range(32)], width=76)
         assert len(drawn) == 1 + 1 + 32
         assert max(map(len, drawn)) <= 76
         assert drawn[1] == "     H0      H8      H16     H24"
@@ -246,7 +246,7 @@ class TestMosaic:
         """The highest of them is drawn."""
         scores = [0.0] * 96
         scores[95] = 1.0
-        drawn = mosaic_lines([scores], width=width)
+        drawn = head_map_lines([scores], width=width)
         assert drawn[-1].endswith("█") and drawn[-1].count("█") == 1
         assert len(drawn[-1]) <= max(width, 5)
         assert " heads, the highest" in " ".join(drawn)
@@ -254,16 +254,16 @@ class TestMosaic:
     def test_so_do_layers_beyond_sixty_four(self):
         scores = [[0.0, 0.0] for _ in range(130)]
         scores[128][1] = 1.0
-        drawn = mosaic_lines(scores, width=80)
+        drawn = head_map_lines(scores, width=80)
         assert len(drawn) - 2 == 44 <= MOST_ROWS
         assert drawn[1] == "a row for each 3 layers, a mark for each head, the highest"
         assert drawn[-2:] == ["L126  ▁█", "L129  ▁▁"]
 
     def test_layers_with_fewer_heads_have_blanks(self):
-        assert mosaic_lines([[0.0, None, 0.0], [1.0]], width=80)[1:] == ["L0  ▁ ▁", "L1  █"]
+        assert head_map_lines([[0.0, None, 0.0], [1.0]], width=80)[1:] == ["L0  ▁ ▁", "L1  █"]
 
     def test_nothing_is_drawn_of_nothing(self):
-        assert mosaic_lines([], width=80) == mosaic_lines([[], []], width=80) == []
+        assert head_map_lines([], width=80) == head_map_lines([[], []], width=80) == []
 
 
 @pytest.mark.parametrize(

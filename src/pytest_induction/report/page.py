@@ -184,7 +184,7 @@ def _column(kind: str, data: Mapping[str, Any]) -> int:
 
 
 def _of_verdicts(anchor: str, evidence: Sequence[Evidence]) -> list[Panel]:
-    """The mosaic that a verdict has, where nothing more was measured for the page."""
+    """The head map that a verdict has, where nothing more was measured for the page."""
     matrix = max((each.head_map for each in evidence), key=lambda each: sum(map(len, each)), default=())
     if not matrix:
         return []

@@ -173,7 +173,7 @@ def embedded(data: Any) -> str:
 
 
 def curve(line: str, words: Mapping[str, Any], of: str = "") -> str:
-    """A line, with its `name`, and what each of its points says: `values` with their unit `after` them, and `at` where that is."""
+    """A line, its `name`, and what each of its points says: `values` with their unit `after` them, and `at` where that is."""
     return f'<g class="curve"{_part(of)}><metadata>{embedded(words)}</metadata>{line}</g>'
 
 
