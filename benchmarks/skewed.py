@@ -131,7 +131,7 @@ class Rows(HeadSearch):
 
     def _behaviour(self, periods: np.ndarray) -> dict[str, Array]:
         advantage = self._shape.advantage(self._rng, periods)
-        names = ("first_loss", "later_loss", "first_accuracy", "later_accuracy")
+        names = ("first_loss", "repeat_loss", "first_accuracy", "repeat_accuracy")
         return {**{name: np.full(len(periods), 0.5) for name in names}, "advantage": advantage}
 
     def rule_out(self) -> None:

@@ -160,7 +160,7 @@ class Tally:
         self.verdicts[row.expected][str(found.verdict)] += 1
         if row.expected != ABRUPT:
             return
-        pairs = ((found.prefix_matching, dense.prefix_matching), (found.in_context_learning, dense.in_context_learning))
+        pairs = ((found.prefix_matching, dense.prefix_matching), (found.icl_score, dense.icl_score))
         for seen, known in pairs:
             if seen is None or known is None or seen.midpoint is None or known.midpoint is None:
                 continue
@@ -337,7 +337,7 @@ def compared(runs: list[tuple[Row, TrainingRun]]) -> None:
 def _fires(rule: Callable[[np.ndarray, np.ndarray], bool] | None, run: TrainingRun, series: str) -> bool:
     if rule is None:
         found = find_phase_changes(run)
-        change = found.prefix_matching if series == "prefix_matching" else found.in_context_learning
+        change = found.prefix_matching if series == "prefix_matching" else found.icl_score
         return change is not None and change.verdict is Verdict.SHOWN
     values = run.best_of_heads(series)[0] if series == "prefix_matching" else -run.column(series)
     known = np.isfinite(values)

@@ -35,7 +35,7 @@ def behaviour_of(behaviour: Mapping[str, Array], error_rate: float) -> dict[str,
     """The measures of the whole model on repeated tokens, with their intervals: Student's for what is in nats, which decides
     nothing, and for shares what holds however they are distributed; each end misses at half of the rate.
     """
-    nats, shares = ("advantage", "first_loss", "later_loss"), ("first_accuracy", "later_accuracy")
+    nats, shares = ("advantage", "first_loss", "repeat_loss"), ("first_accuracy", "repeat_accuracy")
     half = error_rate / 2
     found = {name: mean_interval(behaviour[name][:, None], error_rate, "nats")[0] for name in nats}
     return found | {name: bounded_intervals(behaviour[name][:, None], half, half, unit=SHARE)[0] for name in shares}

@@ -74,7 +74,7 @@ NEXT_OF_RUN = {
     "apart": "what counts as together is `margin=`, in decades",
     "nothing_moves": "how far it must move is `margin=`, in decades",
     "induction_stays": "how far it must move is `margin=`, in decades",
-    "in_context_learning_stays": "how far it must move is `margin=`, in decades",
+    "icl_stays": "how far it must move is `margin=`, in decades",
     "changes_apart": "what counts as together is `together=`, in decades",
     "moves_apart": "what counts as together is `together=`, in decades",
     "later": "what is allowed is `margin=`, in decades; onsets vary with the seed of a training",
@@ -94,14 +94,14 @@ NEXT_OF_RUN = {
 ABOUT = ("icl_", "turn_")  # what a reason is about, where it is that of another series than heads
 MOST_HEADS, MOST_SERIES = 5, 5
 BARS = {
-    "later_accuracy": "min_accuracy",
-    "in_context_learning": "max_score",
+    "repeat_accuracy": "min_accuracy",
+    "icl_score": "max_score",
     "lost_through_keys": "min_share",
     "lag": "margin",
     "turn_lag": "margin",
     "onset_lag": "margin",
     "induction_shift": "margin",
-    "in_context_learning_shift": "margin",
+    "icl_shift": "margin",
     "shift_difference": "together",
     "final": "min_prefix_matching",
     "end_tokens": "before_tokens",
@@ -110,7 +110,7 @@ BARS = {
     "holds_from_steps": "before_steps",
 }
 """What an estimate is held against, where the names do not say so themselves."""
-ONE_SIDED = ("onset_lag", "induction_shift", "in_context_learning_shift")  # of those that are held against a margin
+ONE_SIDED = ("onset_lag", "induction_shift", "icl_shift")  # of those that are held against a margin
 MATCHING = (MATCHES, SUPPRESSES, SILENT)  # kinds of heads that match, whatever they write
 MATCH_LENGTHS = {
     "1": "on 1 matching token",

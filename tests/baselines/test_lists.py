@@ -26,10 +26,10 @@ def head(number, lengths=()):
 def test_a_list_keeps_the_scores_and_match_lengths_of_its_heads():
     """And not of those near the threshold, undecided or ruled out, which come and go; alone or within a mapping."""
     listed = HeadList(
-        (head(0, (0.1, 0.5, 0.75)), head(1)), (head(2),), (head(3),), (head(4),), ABOUT, {"later_loss": Estimate(2, 1, 3)}
+        (head(0, (0.1, 0.5, 0.75)), head(1)), (head(2),), (head(3),), (head(4),), ABOUT, {"repeat_loss": Estimate(2, 1, 3)}
     )
     wanted = {
-        "later_loss": 2.0,
+        "repeat_loss": 2.0,
         "L1H0.prefix_matching": 0.9,
         "L1H0.exactly_one": 0.1,
         "L1H0.exactly_two": 0.5,

@@ -27,7 +27,7 @@ def test_the_score_is_late_minus_early_by_the_papers_numbers(first_token):
     late = [np.mean([row[number - first_token] for number in range(450, 513)]) for row in losses]
     early = [np.mean([row[number - first_token] for number in range(40, 61)]) for row in losses]
     found = judge(losses, first_token=first_token).estimates
-    assert found["in_context_learning"].value == pytest.approx(np.mean(late) - np.mean(early))
+    assert found["icl_score"].value == pytest.approx(np.mean(late) - np.mean(early))
     assert found["late_loss"].value == pytest.approx(np.mean(late))
     point = np.mean([row[500 - first_token] - row[50 - first_token] for row in losses])
     assert found["loss_500_minus_50"].value == pytest.approx(point)
@@ -64,7 +64,7 @@ def test_intervals_of_the_score_cover_the_truth():
     for draw in range(200):
         losses = 3 + rng.normal(0, 1, (64, 64))
         losses[:, 30:] -= 0.3
-        estimate = judge(losses, error_rate=0.05, seed=draw).estimates["in_context_learning"]
+        estimate = judge(losses, error_rate=0.05, seed=draw).estimates["icl_score"]
         held += estimate.low <= -0.3 <= estimate.high
     assert 0.90 <= held / 200 <= 0.99
 
@@ -78,9 +78,7 @@ def test_a_model_trained_on_text_learns_in_context_from_text():
     texts = (TEXT, TEXT.read_text(), ids, rows)
     found = [induction.assert_learns_in_context(model, text, max_sequences=len(rows)) for text in texts]
     assert found[0].verdict is Verdict.SHOWN
-    assert {evidence.estimates["in_context_learning"].value for evidence in found} == {
-        found[0].estimates["in_context_learning"].value
-    }
+    assert {evidence.estimates["icl_score"].value for evidence in found} == {found[0].estimates["icl_score"].value}
     assert found[0].provenance.n_sequences == len(rows)
 
 
@@ -91,7 +89,7 @@ def test_of_a_long_text_rows_from_all_over_it_are_taken(monkeypatch):
     some = induction.assert_learns_in_context(model, ids, max_sequences=200)
     every = induction.assert_learns_in_context(model, ids, max_sequences=10_000)
     assert (some.provenance.n_sequences, every.provenance.n_sequences) == (200, len(ids) // 127)
-    gap = some.estimates["in_context_learning"].value - every.estimates["in_context_learning"].value
+    gap = some.estimates["icl_score"].value - every.estimates["icl_score"].value
     assert 0 < abs(gap) < 0.1
     encoded, encode = [], type(model).encode
     monkeypatch.setattr(type(model), "encode", lambda self, text: encoded.append(len(text)) or encode(self, text))
@@ -107,7 +105,7 @@ def test_the_same_text_shuffled_teaches_nothing():
     ids = np.random.default_rng(0).permutation(model.encode(TEXT.read_text()))
     with pytest.raises(induction.ExpectationFailed) as caught:
         induction.assert_learns_in_context(model, ids)
-    assert caught.value.evidence.estimates["in_context_learning"].value > -0.15
+    assert caught.value.evidence.estimates["icl_score"].value > -0.15
 
 
 class Uniform(nn.Module):

@@ -84,7 +84,7 @@ def test_a_model_that_learns_nothing_in_context_has_nothing_to_remove():
     """A suppressor makes repeats less likely; without it they are as likely as ever, which is no loss of learning."""
     found = evidence(planted.copy_suppression_head(**SIZES), heads="L1H0", how="zero")
     assert (found.verdict, found.reason) == (Verdict.REFUTED, "nothing_to_remove")
-    assert found.estimates["in_context_learning"].value == pytest.approx(16, abs=0.1)
+    assert found.estimates["icl_score"].value == pytest.approx(16, abs=0.1)
 
 
 def test_a_manipulation_that_moves_nothing_shows_nothing():

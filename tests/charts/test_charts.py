@@ -220,7 +220,7 @@ def test_losses_along_a_text_are_those_of_the_assertion():
     (data,) = measured(model, "text", text=TEXT)
     with pytest.raises(ExpectationFailed) as caught:
         assert_learns_in_context(model, TEXT)
-    expected = caught.value.evidence.estimates["in_context_learning"]
+    expected = caught.value.evidence.estimates["icl_score"]
     assert [data["score"][end] for end in ("value", "low", "high")] == pytest.approx(
         [expected.value, expected.low, expected.high], rel=1e-4
     )

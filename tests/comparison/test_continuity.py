@@ -131,7 +131,7 @@ def test_heads_that_match_and_do_not_copy_differ_in_their_weights(family):
     assert found.estimates["ov_eigenvalue"].value == pytest.approx(2, abs=1e-3)
     assert found.estimates["ov_eigenvalue"].low == found.estimates["ov_eigenvalue"].high  # weights are known exactly
     assert "the OV eigenvalue score of the best head is 2.000 higher in copies than in suppresses" in found.summary
-    left_out = dict.fromkeys(("ov_eigenvalue", "later_accuracy", "later_loss"))
+    left_out = dict.fromkeys(("ov_eigenvalue", "repeat_accuracy", "repeat_loss"))
     assert list(assert_continuity(members, margins=left_out).estimates) == ["prefix_matching"]
 
 
@@ -148,11 +148,11 @@ def test_trained_models_of_two_kinds_are_alike_and_one_without_heads_is_not():
 
 def test_in_context_learning_is_compared_on_the_same_tokens_of_the_shortest_context():
     """Rows as long as the smallest context, the same ids for all; the late loss is reported beside, and not held to a margin."""
-    only = dict.fromkeys(("prefix_matching", "later_accuracy", "later_loss", "ov_eigenvalue"))
+    only = dict.fromkeys(("prefix_matching", "repeat_accuracy", "repeat_loss", "ov_eigenvalue"))
     sizes = {"n_heads": 2, "d_vocab": 40}
     members = {f"context {n_ctx}": induction.load_model(planted.induction_head(n_ctx=n_ctx, **sizes)) for n_ctx in (64, 80, 101)}
     found = assert_continuity(members, text=IDS, margins=only, max_rows=24)
-    assert list(found.estimates) == ["in_context_learning", "late_loss"] and list(found.thresholds) == ["in_context_learning"]
+    assert list(found.estimates) == ["icl_score", "late_loss"] and list(found.thresholds) == ["icl_score"]
     assert found.provenance.probe.endswith("; 24 rows of 63 tokens of text, tokens 5-7 against 55-63")
     dull = induction.load_model(planted.uniform_head(n_heads=2, d_vocab=40, n_ctx=72))
     found = evidence({"long": members["context 101"], "uniform": dull}, text=IDS, margins=only, max_rows=24)
@@ -165,7 +165,7 @@ def test_in_context_learning_is_compared_on_the_same_tokens_of_the_shortest_cont
         losses = -logits[:, :-1].log_softmax(-1).gather(-1, torch.from_numpy(rows)[:, 1:, None])[..., 0].numpy()
         gaps.append((losses[:, 61:71].mean(axis=1) - losses[:, 5:8].mean(axis=1)).mean())  # tokens 62-71 and 6-8
     assert found.provenance.probe.endswith("tokens 6-8 against 62-71")
-    assert found.estimates["in_context_learning"].value == pytest.approx(gaps[0] - gaps[1], abs=1e-5)
+    assert found.estimates["icl_score"].value == pytest.approx(gaps[0] - gaps[1], abs=1e-5)
 
 
 def test_a_text_is_the_same_tokens_for_all_or_refused():
@@ -241,12 +241,16 @@ def test_probes_are_the_same_for_all():
             {"margins": {"width": 1}},
             "no measure 'width' of such a family: it has onset, end, icl_score",
         ),
-        ([SHIPPED["one-layer"]] * 2, {"margins": {"onset": 1}}, "it has prefix_matching, later_accuracy, later_loss, ov_eigenv"),
-        ([SHIPPED["one-layer"]] * 2, {"margins": {"later_loss": 0}}, "`margins` of later_loss must be a number above 0"),
-        ([SHIPPED["one-layer"]] * 2, {"margins": {"later_loss": float("nan")}}, "must be a number above 0, or None"),
+        (
+            [SHIPPED["one-layer"]] * 2,
+            {"margins": {"onset": 1}},
+            "it has prefix_matching, repeat_accuracy, repeat_loss, ov_eigenv",
+        ),
+        ([SHIPPED["one-layer"]] * 2, {"margins": {"repeat_loss": 0}}, "`margins` of repeat_loss must be a number above 0"),
+        ([SHIPPED["one-layer"]] * 2, {"margins": {"repeat_loss": float("nan")}}, "must be a number above 0, or None"),
         ([SHIPPED["one-layer"]] * 2, {"margins": dict.fromkeys(OF_MODELS)}, "`margins` leaves out every measure"),
-        ([SHIPPED["one-layer"]] * 2, {"margins": {"in_context_learning": None}, "text": TEXT}, "left out by its margin of None"),
-        ([SHIPPED["one-layer"]] * 2, {"margins": {"in_context_learning": 0.1}}, "in_context_learning needs a `text`"),
+        ([SHIPPED["one-layer"]] * 2, {"margins": {"icl_score": None}, "text": TEXT}, "left out by its margin of None"),
+        ([SHIPPED["one-layer"]] * 2, {"margins": {"icl_score": 0.1}}, "icl_score needs a `text`"),
         ([SHIPPED["one-layer"]] * 2, {"confidence": 0.5}, "`confidence` must lie between 0.5 and 1, got 0.5"),
         ([SHIPPED["one-layer"]] * 2, {"confidence": float("nan")}, "`confidence` must lie between 0.5 and 1, got nan"),
         ([SHIPPED["one-layer"]] * 2, {"max_sequences": 11}, "`max_sequences` must be at least 12, got 11"),
@@ -434,9 +438,9 @@ def looked(rng, gap, error_rate):
     values = rng.normal(gap, 0.3, 96)
     for size in looks:
         found = {
-            "later_accuracy": Measured(OF_MODELS["later_accuracy"], {(0, 1): Mean.of(values[:size]).interval}, size, SEQUENCES)
+            "repeat_accuracy": Measured(OF_MODELS["repeat_accuracy"], {(0, 1): Mean.of(values[:size]).interval}, size, SEQUENCES)
         }
-        verdict = judge_continuity(found, {"later_accuracy": 0.1}, ("a", "b"), error_rate=error_rate / len(looks)).verdict
+        verdict = judge_continuity(found, {"repeat_accuracy": 0.1}, ("a", "b"), error_rate=error_rate / len(looks)).verdict
         if verdict is not Verdict.UNDETERMINED:
             break
     return verdict

@@ -26,7 +26,7 @@ SIZES = {"n_heads": 3, "d_vocab": 24, "n_ctx": 41}
 D_HEAD = 16  # of the shipped attention-only models
 TEXT = FIXTURES / "models" / "attn-only-3l-text" / "held_out.txt"
 NO_HEADS = dict.fromkeys(("prefix_matching", "previous_token", "duplicate_token"))
-NO_BEHAVIOUR = dict.fromkeys(("later_accuracy", "later_loss"))
+NO_BEHAVIOUR = dict.fromkeys(("repeat_accuracy", "repeat_loss"))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_model_preserves_itself_at_the_first_round(two_layers):
     assert len(found.estimates) == 2 + 4 * 2 + 3
     assert {str(head) for head in found.heads} == {"L1H0", "L1H1", "L1H2", "L1H3"}
     assert found.thresholds == {
-        **{name: measure.margin for name, measure in MEASURES.items() if name != "in_context_learning"},
+        **{name: measure.margin for name, measure in MEASURES.items() if name != "icl_score"},
         "min_prefix_matching": 0.3,
     }
     assert found.provenance.notes[0].startswith("before is ") and found.provenance.fingerprint in found.provenance.notes[0]
@@ -117,7 +117,7 @@ def test_quantised_models_keep_their_heads(two_layers):
     """Weights of a Llama in bfloat16, and of two layers rounded to 8 bits by channel; rounded to 2 bits everything is lost."""
     before = induction.load_model(SHIPPED["llama"])
     found = assert_heads_preserved(before, copy.deepcopy(before.module).to(torch.bfloat16))
-    assert found.summary.startswith("all 6 heads kept in place") and abs(found.estimates["later_loss"].value) < 0.01
+    assert found.summary.startswith("all 6 heads kept in place") and abs(found.estimates["repeat_loss"].value) < 0.01
 
     def rounded(bits):
         def edit(module):
@@ -129,7 +129,7 @@ def test_quantised_models_keep_their_heads(two_layers):
         return edited(two_layers, edit)
 
     found = assert_heads_preserved(two_layers, rounded(8))
-    assert found.summary.startswith("all 7 heads kept in place") and abs(found.estimates["later_loss"].value) < 0.01
+    assert found.summary.startswith("all 7 heads kept in place") and abs(found.estimates["repeat_loss"].value) < 0.01
     assert evidence(two_layers, rounded(2)).reason == "both_lost"
 
 
@@ -167,7 +167,7 @@ def test_all_induction_heads_gone_are_both_lost_and_the_way_back_is_no_loss(two_
     assert [word in found.summary for word in ("L1H0 lost (", "L1H1 lost (", "L1H2 lost (", "L1H3 lost (")] == [True] * 4
     assert "accuracy on repeated tokens 0.9" in found.summary and not found.heads
     back = assert_heads_preserved(after, two_layers)
-    assert back.summary.startswith("all 3 heads kept in place") and back.estimates["later_accuracy"].high < -0.8
+    assert back.summary.startswith("all 3 heads kept in place") and back.estimates["repeat_accuracy"].high < -0.8
 
 
 def test_behaviour_lost_with_all_heads_in_place_is_told_apart(two_layers):
@@ -364,7 +364,7 @@ def with_other(value, *path):
         (with_other("a run", "what"), "is no profile of heads: expected schema 1"),
         (without("behaviour"), "is damaged: `behaviour` is missing; take it anew"),
         (without("provenance", "model"), "is damaged: "),
-        (with_other(float("nan"), "behaviour", "later_loss", 3), "is no JSON: NaN is no number"),
+        (with_other(float("nan"), "behaviour", "repeat_loss", 3), "is no JSON: NaN is no number"),
         (with_other("0.9", "heads", 0, "excess", 0), "is damaged: `heads[0].excess[0]` must be a number, got '0.9'"),
         (with_other([0.5], "heads", 0, "prefix_matching"), "is damaged: `heads[0].prefix_matching` must be 48 finite numbers"),
         (with_other("copying", "heads", 0, "role"), "is damaged: `heads[0].role` must be 'induction' or"),
@@ -424,7 +424,7 @@ def test_in_context_learning_is_compared_on_the_same_rows_of_text(tmp_path):
     after = replace(induction.load_model(edited(before, forgetful)), tokenizer=None)
     found = evidence(before, after, text=TEXT, margins=only, max_rows=64)
     assert found.reason == "behaviour_lost" and "in-context learning 0." in found.summary
-    assert list(found.estimates) == ["in_context_learning", "late_loss"]
+    assert list(found.estimates) == ["icl_score", "late_loss"]
     assert found.provenance.probe.endswith("; 64 rows of 128 positions of text")
     few = evidence(before, before, text=TEXT, margins=only, max_rows=15)
     assert (few.verdict, few.reason, few.next_step) == (Verdict.UNDETERMINED, "not_comparable", "give a text of 16 rows or more")
@@ -432,7 +432,7 @@ def test_in_context_learning_is_compared_on_the_same_rows_of_text(tmp_path):
     assert assert_heads_preserved(profile, before, text=TEXT, margins=only).reason == "preserved"
     found = assert_heads_preserved(profile, before)
     assert (
-        "in_context_learning" not in found.thresholds
+        "icl_score" not in found.thresholds
         and "in-context-learning is not compared: no `text` was given" in found.provenance.notes
     )
     with pytest.raises(BaselineError, match="`text` makes other rows of token ids than that of the profile of "):
@@ -462,11 +462,11 @@ def test_in_context_learning_is_compared_on_the_same_rows_of_text(tmp_path):
             {"margins": {"previous_token": 0.6}},
             "must be a number above 0 and below 0.300, what a head must have to count, or None",
         ),
-        ({"margins": {"later_loss": 0}}, "`margins` of later_loss must be a number above 0 or None to leave it out, got 0"),
-        ({"margins": {"later_loss": float("nan")}}, "must be a number above 0 or None"),
-        ({"margins": {"later_loss": True}}, "must be a number above 0 or None"),
-        ({"margins": {"in_context_learning": 0.1}}, "in_context_learning needs a `text`"),
-        ({"margins": {"in_context_learning": None}, "text": [[1, 2]]}, "which is left out by its margin of None"),
+        ({"margins": {"repeat_loss": 0}}, "`margins` of repeat_loss must be a number above 0 or None to leave it out, got 0"),
+        ({"margins": {"repeat_loss": float("nan")}}, "must be a number above 0 or None"),
+        ({"margins": {"repeat_loss": True}}, "must be a number above 0 or None"),
+        ({"margins": {"icl_score": 0.1}}, "icl_score needs a `text`"),
+        ({"margins": {"icl_score": None}, "text": [[1, 2]]}, "which is left out by its margin of None"),
         ({"margins": {**NO_HEADS, **NO_BEHAVIOUR}}, "`margins` leaves out every measure"),
         ({"max_lost": -1}, "`max_lost` must be a whole number from 0 up, got -1"),
         ({"error_rate": 0.5}, "`error_rate` must lie between 0 and 0.5, got 0.5"),
@@ -487,7 +487,7 @@ def made_up(rng, losses, spread=0.05, count=12, extra=0):
     all_losses = np.concatenate([losses, np.full(extra, max(losses))])
     source = np.concatenate([strength, np.repeat(strength[:, :1], extra, axis=1)], axis=1)
     later = (source - all_losses - rng.normal(0, spread, (count, n + extra)))[:, None]
-    behaviour = dict.fromkeys(("later_loss", "later_accuracy", "advantage", "first_loss"), np.ones(count))
+    behaviour = dict.fromkeys(("repeat_loss", "repeat_accuracy", "advantage", "first_loss"), np.ones(count))
     kept = [HeadInRole("induction", 0, i, dict.fromkeys(ROLES["induction"], strength[:, i])) for i in range(n)]
     nowhere = Provenance("made up", "", "", 1, n, "", "")
     before = HeadsProfile(tuple(kept), behaviour, None, Probed(0, count, TokenSpace(8), (8,), 4), nowhere)
@@ -500,7 +500,7 @@ def made_up(rng, losses, spread=0.05, count=12, extra=0):
 def shares(losses, error_rate=0.05, max_lost=0, times=200, **options):
     """How often each verdict is reached, of models whose heads truly lost so much."""
     rng = np.random.default_rng(5)
-    margins = {"prefix_matching": 0.1, "later_loss": 0.25}
+    margins = {"prefix_matching": 0.1, "repeat_loss": 0.25}
     verdicts = [
         judge_preserved(*made_up(rng, losses, **options), margins, max_lost=max_lost, error_rate=error_rate).verdict
         for _ in range(times)

@@ -60,7 +60,7 @@ def test_a_profile_has_the_scores_of_its_heads_sequence_by_sequence(two_layers):
         losses += [
             -np.mean([float(logprobs[row, place - 1, tokens[row, place]]) for place in places]) for row in range(len(tokens))
         ]
-    assert profile.behaviour["later_loss"] == pytest.approx(np.array(losses), abs=1e-5)
+    assert profile.behaviour["repeat_loss"] == pytest.approx(np.array(losses), abs=1e-5)
 
 
 def test_a_file_has_six_digits_of_the_same_and_reads_as_it_was_written(two_layers):

@@ -73,7 +73,7 @@ def test_every_public_name_has_one_entry_in_the_generated_reference():
     ]
     heads = [name for name in dir(planted) if name.endswith(("_head", "_heads")) and not name.startswith("_")]
     wanted = {f"pytest_induction.{name}" for name in pytest_induction.__all__}
-    wanted |= {f"pytest_induction.strategies.{name}" for name in strategies.__all__}
+    wanted |= {f"pytest_induction.probes.strategies.{name}" for name in strategies.__all__}
     wanted |= {f"pytest_induction.planted.{name}" for name in heads}
     plugin = (ROOT / "src" / "pytest_induction" / "plugin" / "hooks.py").read_text(encoding="utf-8")
     wanted |= {

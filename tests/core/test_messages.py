@@ -75,9 +75,7 @@ def test_what_is_asked_of_another_series_is_told_as_of_heads():
         assert step(f"{about}_gradual", is_run=True) == step("gradual", is_run=True) != step("no_change", is_run=True)
 
 
-@pytest.mark.parametrize(
-    "reason", ["nothing_moves", "induction_stays", "in_context_learning_stays", "changes_apart", "moves_apart"]
-)
+@pytest.mark.parametrize("reason", ["nothing_moves", "induction_stays", "icl_stays", "changes_apart", "moves_apart"])
 def test_what_a_change_did_not_move_names_the_option_of_that_claim(reason):
     """`margin=` is how far, `together=` how near: another claim's `margin=` is how near."""
     option = "together=" if reason.endswith("apart") else "margin="
@@ -186,8 +184,8 @@ def test_what_is_no_number_is_not_printed_and_heads_are_few():
         "0 heads",
         about,
         heads=tuple(head(number, 0.2) for number in range(99)),
-        estimates={"advantage": unknown, "later_loss": Estimate(1.0, -math.inf, math.inf)},
-        thresholds={"min_prefix_matching": 0.3, "max_later_loss": 2.0},
+        estimates={"advantage": unknown, "repeat_loss": Estimate(1.0, -math.inf, math.inf)},
+        thresholds={"min_prefix_matching": 0.3, "max_repeat_loss": 2.0},
     )
     text = failure_text(evidence, Verdict.SHOWN)
     check_text(text)

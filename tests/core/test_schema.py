@@ -164,7 +164,7 @@ class TestRanges:
     def test_a_baseline_has_bounds_for_shares_alone(self):
         """A loss there may be the difference of two, and users name what they like."""
         assert kept("L1H0.prefix_matching") is kept("prefix_matching.L1H0") is kept("prefix_matching") is MASS
-        assert kept("later_accuracy").holds(-0.5) and not kept("later_accuracy").holds(40)
+        assert kept("repeat_accuracy").holds(-0.5) and not kept("repeat_accuracy").holds(40)
         assert kept("late_loss").holds(-3) and kept("mine").holds(-1e9) and not kept("mine").holds(1e308)
 
     def test_a_check_is_whatever_says_what_is_wrong(self):

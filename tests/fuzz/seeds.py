@@ -90,7 +90,7 @@ def profile():
             (("induction", ("prefix_matching", "excess")), ("previous_token", ("previous_token",)))
         )
     )
-    behaviour = {"later_loss": rng.uniform(0, 1, 12), "later_accuracy": rng.uniform(0, 1, 12)}
+    behaviour = {"repeat_loss": rng.uniform(0, 1, 12), "repeat_accuracy": rng.uniform(0, 1, 12)}
     behaviour |= {"advantage": rng.normal(size=12), "first_loss": rng.uniform(4, 6, 12)}
     probed = Probed(0, 12, TokenSpace(64, 128, 0, frozenset({0, 1, 60, 61, 62})), (9, 10, 11), 4, "abc")
     return HeadsProfile(

@@ -177,8 +177,8 @@ def made_up():
     rng, count = np.random.default_rng(0), 336
     scores = np.array([*HEADS.values()]).T.reshape(6, *SHAPE)
     drawn = scores + rng.normal(0, 0.003, (count, *scores.shape))
-    behaviour = {name: rng.normal(3.0, 0.1, count) for name in ("first_loss", "later_loss", "advantage")}
-    behaviour |= {name: rng.normal(0.6, 0.01, count) for name in ("first_accuracy", "later_accuracy")}
+    behaviour = {name: rng.normal(3.0, 0.1, count) for name in ("first_loss", "repeat_loss", "advantage")}
+    behaviour |= {name: rng.normal(0.6, 0.01, count) for name in ("first_accuracy", "repeat_accuracy")}
     periods, irregular = np.repeat(np.arange(13, 19), count // 6), np.zeros((0, 4, *SHAPE))
     return Round(periods, drawn, drawn[:, 5], irregular, behaviour, "made up")
 

@@ -251,7 +251,7 @@ def test_every_verdict_is_the_right_one(name):
     learns = evidence(induction.assert_learns_in_context, model, text_that_repeats())
     score = learnt_by_counting() if known.in_context is None else known.in_context
     assert learns.verdict is (Verdict.SHOWN if score < -0.15 else Verdict.REFUTED)
-    assert learns.estimates["in_context_learning"].value == pytest.approx(score, abs=1e-3)
+    assert learns.estimates["icl_score"].value == pytest.approx(score, abs=1e-3)
 
 
 def text_that_repeats():

@@ -97,7 +97,7 @@ def test_junit_properties_hold_what_a_dashboard_plots(run, pytester):
     assert (found["verdict"], found["reason"], found["seed"], found["confidence"]) == ("SHOWN", "formed", "0", "0.999")
     assert found["expected"] == "REFUTED" and dict(second)["induction.has_induction_head.expected"] == "SHOWN"
     assert found["summary"].startswith(f"{len(found['heads'].split())} heads with prefix matching above 0.300")
-    for measure in ("prefix_matching", "advantage", "later_accuracy"):
+    for measure in ("prefix_matching", "advantage", "repeat_accuracy"):
         assert float(found[f"{measure}.low"]) <= float(found[measure]) <= float(found[f"{measure}.high"])
     assert float(found["bar.min_prefix_matching"]) == 0.3 < float(found["prefix_matching.low"])
     assert found["induction.again"].startswith("pytest ") and found["induction.again"].endswith("test_none")

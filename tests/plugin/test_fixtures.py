@@ -214,7 +214,7 @@ def test_the_text_of_the_session_is_the_default(run, pytester):
 
         def test_it(induction):
             found = induction.assert_learns_in_context()
-            assert found.estimates["in_context_learning"].high < -0.15
+            assert found.estimates["icl_score"].high < -0.15
 
         def test_other(induction):
             with pytest.raises(TextError, match="the text is empty"):

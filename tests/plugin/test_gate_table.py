@@ -48,7 +48,7 @@ marks = ["slow"]
 has_induction_head = [{}, { min_prefix_matching = 1, allow_virtual = true }]
 assert_learns_in_context = { max_score = -0.2 }
 ablation_removes_icl = { text = false, how = ["zero", "mean"] }
-heads_preserved = { before = "kept.json", margins = { prefix_matching = 0.2, later_loss = false } }
+heads_preserved = { before = "kept.json", margins = { prefix_matching = 0.2, repeat_loss = false } }
 heads_generalize = { heads = ["L1H0"] }
 [other]
 model = "mine.py:make"
@@ -70,7 +70,7 @@ expect = ["onset_not_later", "previous_token_first"]
         "heads_preserved": {
             "text": place / "text.txt",
             "before": ModelNamed(str(place / "kept.json")),
-            "margins": {"prefix_matching": 0.2, "later_loss": None},
+            "margins": {"prefix_matching": 0.2, "repeat_loss": None},
         },
         "heads_generalize": {"heads": ["L1H0"]},
     }

@@ -161,7 +161,7 @@ def test_junit_carries_the_verdict(run, pytester):
     found = {case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")} for case in cases}
     assert found["has_induction_head"]["induction.has_induction_head.verdict"] == "SHOWN"
     assert found["has_induction_head"]["induction.has_induction_head.heads"].split()[0] == "L1H0"
-    assert float(found["copies_repeats"]["induction.copies_repeats.later_accuracy"]) == 1.0
+    assert float(found["copies_repeats"]["induction.copies_repeats.repeat_accuracy"]) == 1.0
     assert found["copies_repeats"]["induction.copies_repeats.seed"] == "0"
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, assume, event, example, note, seed, settings, strategies as st, target
 from hypothesis.database import DirectoryBasedExampleDatabase
 from pytest_induction import ProbeSequence, given_probes, strategies
-from pytest_induction.strategies import distractor_pairs, period_pairs, repeated_sequences
+from pytest_induction.probes.strategies import distractor_pairs, period_pairs, repeated_sequences
 
 plain = settings(database=None, derandomize=False)
 stored = settings(database=DirectoryBasedExampleDatabase("stored"), derandomize=False)

@@ -139,7 +139,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 from pytest_induction import given_probes
-from pytest_induction.strategies import repeated_sequences
+from pytest_induction.probes.strategies import repeated_sequences
 
 few = settings(max_examples=25, database=None, derandomize=True)
 """

@@ -110,7 +110,7 @@ FAILING = f"""
 import pytest
 from pytest_induction import *
 from pytest_induction.models.planted import uniform_head
-from pytest_induction.strategies import repeated_sequences
+from pytest_induction.probes.strategies import repeated_sequences
 
 RUN = {str(RUNS / "one-layer")!r}
 CALLS = {{

@@ -78,7 +78,7 @@ def test_it(number):
     "on given probes": """
 from hypothesis import settings
 from pytest_induction import given_probes
-from pytest_induction.strategies import repeated_sequences
+from pytest_induction.probes.strategies import repeated_sequences
 
 @settings(max_examples=100000, deadline=None)
 @given_probes(repeated_sequences, model=induction_head())

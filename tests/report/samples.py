@@ -47,7 +47,7 @@ def evidence(
         "summary": f"2 heads with prefix matching above 0.300; the strongest, L{top}H0 has prefix matching 0.929",
         "heads": (head(top, 0, 0.929, "matches"), head(top, 1, 0.91, "matches")),
         "nearest": (head(0, 2, 0.12, "previous"),),
-        "estimates": {"advantage": Estimate(7.326, 6.6, 8.06, "nats"), "later_accuracy": Estimate(1.0, 0.98, 1.0, "share")},
+        "estimates": {"advantage": Estimate(7.326, 6.6, 8.06, "nats"), "repeat_accuracy": Estimate(1.0, 0.98, 1.0, "share")},
         "thresholds": {"min_prefix_matching": 0.3, "min_advantage": 0.5},
         "head_map": tuple(map(tuple, matches(about.n_layers, about.n_heads))),
     }
@@ -55,7 +55,7 @@ def evidence(
 
 
 def copies(about: Provenance | None = None) -> Evidence:
-    estimates = {"later_accuracy": Estimate(0.431, 0.39, 0.47, "share"), "first_accuracy": Estimate(0.0, 0.0, 0.02, "share")}
+    estimates = {"repeat_accuracy": Estimate(0.431, 0.39, 0.47, "share"), "first_accuracy": Estimate(0.0, 0.0, 0.02, "share")}
     summary = "repeated tokens are not completed: top-1 accuracy 0.431 on later copies"
     rest = {
         "estimates": estimates,
@@ -80,7 +80,7 @@ def absent(about: Provenance | None = None, verdict: Verdict = Verdict.REFUTED) 
 
 def learns(about: Provenance | None = None) -> Evidence:
     estimates = {
-        "in_context_learning": Estimate(-0.08, -0.21, 0.05, "nats"),
+        "icl_score": Estimate(-0.08, -0.21, 0.05, "nats"),
         "early_loss": Estimate(math.nan, math.nan, math.nan, "nats"),
     }
     rest = {

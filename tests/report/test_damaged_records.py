@@ -115,7 +115,7 @@ def test_what_is_missing_is_named(whole):
     [
         (("tests", 0, "evidence", 0, "heads", 0, "prefix_matching", "value"), 7.3, "must be within 0 and 1, got 7.3"),
         (("tests", 0, "evidence", 0, "heads", 0, "prefix_matching", "low"), 0.99, "must not lie above `high`"),
-        (("tests", 0, "evidence", 0, "estimates", "later_accuracy", "value"), 40, "must be within 0 and 1, got 40"),
+        (("tests", 0, "evidence", 0, "estimates", "repeat_accuracy", "value"), 40, "must be within 0 and 1, got 40"),
         (("tests", 0, "evidence", 0, "heads", 0, "layer"), -1, "must be within 0 and"),
         (("tests", 0, "evidence", 0, "head_map", 0, 0), 9, "must be within 0 and 1, got 9"),
         (("tests", 0, "evidence", 0, "verdict"), "SURE", "must be 'SHOWN' or 'REFUTED' or 'UNDETERMINED', got 'SURE'"),

@@ -304,7 +304,7 @@ def test_the_bar_of_a_margin_has_two_ends():
 
     assert bar("cooccurrence", "lag", margin=0.15) == "\u00b10.150"
     assert bar("onset_not_later", "onset_lag", margin=0.15) == "0.150"
-    assert bar("copies_repeats", "later_accuracy", min_accuracy=0.5) == "0.500"
+    assert bar("copies_repeats", "repeat_accuracy", min_accuracy=0.5) == "0.500"
     assert bar("a_new_claim", "advantage", min_accuracy=0.5) == ""
 
 

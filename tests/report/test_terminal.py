@@ -34,7 +34,7 @@ def found(**changed):
         "provenance": HERE,
         "heads": (head(0, 0.9), head(2, 0.8)),
         "nearest": (head(3, 0.1, kind=""),),
-        "estimates": {"advantage": share(7.0, unit="nats"), "later_loss": share(0.4, unit="nats")},
+        "estimates": {"advantage": share(7.0, unit="nats"), "repeat_loss": share(0.4, unit="nats")},
         "thresholds": {"min_prefix_matching": 0.3, "min_advantage": 0.5},
         "head_map": ((0.01, 0.02, 0.03, 0.04), (0.9, 0.02, 0.8, 0.1)),
     }
@@ -112,7 +112,7 @@ def test_a_head_that_is_not_clear_of_its_bar_is_a_near_miss():
 def test_a_claim_whose_interval_is_close_to_its_bar_is_a_near_miss():
     """Closer than half the width of the interval; where no head matches, what the model does has decided nothing."""
     copies = found(claim="copies_repeats", heads=(), nearest=(), head_map=(), thresholds={"min_accuracy": 0.5})
-    measured = {name: {"later_accuracy": share(value)} for name, value in {"at": 0.52, "close": 0.58, "far": 0.62}.items()}
+    measured = {name: {"repeat_accuracy": share(value)} for name, value in {"at": 0.52, "close": 0.58, "far": 0.62}.items()}
     said = {name: near(found(**{**vars(copies), "estimates": estimates})) for name, estimates in measured.items()}
     assert said == {
         "at": ["copies_repeats: later accuracy 0.520 (0.470..0.570) is not clear of its threshold of 0.5"],

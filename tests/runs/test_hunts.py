@@ -27,6 +27,7 @@ from pytest_induction import (
     sweep,
 )
 from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.probes.strategies import repeated_sequences
 from pytest_induction.report.charts.run import run as charts_of
 from pytest_induction.report.charts.run_picture import svg
 from pytest_induction.runs import hunting as hunts_of_recorder
@@ -36,7 +37,6 @@ from pytest_induction.runs.picture import picture_of
 from pytest_induction.runs.places import Place
 from pytest_induction.runs.record import Hunted, Snapshot, TrainingRun
 from pytest_induction.runs.store import read_run
-from pytest_induction.strategies import repeated_sequences
 from tests.conftest import FIXTURES
 from tests.runs.small_models import MAKE, state
 from tests.runs.training import Clock, Tiny, loss_of, rows, train

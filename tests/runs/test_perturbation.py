@@ -68,7 +68,7 @@ class TestShippedRuns:
         verdict, reason, found = judged(RUNS / "two-layers", RUNS / "one-layer-smeared")
         assert (verdict, reason) == (SHOWN, "moved_together")
         assert found.estimates["induction_shift"].value == pytest.approx(math.log10(239.9 / 72.3), abs=5e-3)
-        assert found.estimates["in_context_learning_shift"].value == pytest.approx(math.log10(249.2 / 70.0), abs=5e-3)
+        assert found.estimates["icl_shift"].value == pytest.approx(math.log10(249.2 / 70.0), abs=5e-3)
         assert found.estimates["shift_difference"].value == pytest.approx(0.030, abs=5e-3)
 
     def test_a_control_that_is_not_over_is_no_control(self):
@@ -82,14 +82,14 @@ class TestMoves:
         verdict, _, found = judged(made(2.8), made(2.3, seed=9))
         assert verdict is SHOWN
         assert found.estimates["induction_shift"].value == pytest.approx(0.5, abs=0.02)
-        assert found.estimates["in_context_learning_shift"].value == pytest.approx(0.5, abs=0.02)
+        assert found.estimates["icl_shift"].value == pytest.approx(0.5, abs=0.02)
         assert found.estimates["shift_difference"].low < 0 < found.estimates["shift_difference"].high
         assert (found.thresholds["margin"], found.thresholds["together"]) == (0.1, 0.15)
 
     @pytest.mark.parametrize(
         ("control", "treated", "verdict", "reason"),
         [
-            ((2.7, 2.7), (2.0, 2.7), REFUTED, "in_context_learning_stays"),
+            ((2.7, 2.7), (2.0, 2.7), REFUTED, "icl_stays"),
             ((2.7, 2.7), (2.7, 2.0), REFUTED, "induction_stays"),
             ((2.7, 2.7), (2.7, 2.7), REFUTED, "nothing_moves"),
             ((2.4, 2.4), (2.7, 2.7), REFUTED, "nothing_moves"),  # later
@@ -138,7 +138,7 @@ class TestControlsWithout:
 
     def test_more_than_half_of_it_is_compared_by_place(self):
         """In-context learning that comes without heads, at its own time or later, is not carried by them."""
-        assert judged(without(fall=1.4, icl=2.3), made(2.3, seed=9))[:2] == (REFUTED, "in_context_learning_stays")
+        assert judged(without(fall=1.4, icl=2.3), made(2.3, seed=9))[:2] == (REFUTED, "icl_stays")
         assert judged(without(fall=1.4, icl=2.7), made(2.3, seed=9))[:2] == (REFUTED, "moves_apart")
 
     def test_a_control_that_ends_too_soon_tells_nothing(self):
@@ -241,7 +241,7 @@ class TestVerdict:
 
     @staticmethod
     def verdict(lag, difference):
-        moved = [Moved(name, name, SHOWN, name, Estimate(0.5, 0.4, 0.6)) for name in ("induction", "in_context_learning")]
+        moved = [Moved(name, name, SHOWN, name, Estimate(0.5, 0.4, 0.6)) for name in ("induction", "icl_score")]
         found = judge_coperturbation(*moved, lag, difference, margin=0.1, together=0.15)
         return found.verdict, found.reason
 
@@ -263,5 +263,5 @@ class TestVerdict:
         nothing = Estimate(math.nan, math.nan, math.nan)
         near = Estimate(0, -0.01, 0.01)
         assert self.verdict(nothing, near)[0] is self.verdict(near, nothing)[0] is self.verdict(None, near)[0] is UNDETERMINED
-        moved = [Moved(name, name, SHOWN, name, nothing) for name in ("induction", "in_context_learning")]
+        moved = [Moved(name, name, SHOWN, name, nothing) for name in ("induction", "icl_score")]
         assert judge_coperturbation(*moved, near, near, margin=0.1, together=0.15).verdict is UNDETERMINED

@@ -86,7 +86,7 @@ def test_the_verdict_of_the_whole_follows_from_the_parts(case):
 
 def test_what_was_not_recorded_is_none():
     found = find_phase_changes(run_of(STEPS, **series_with(prefix_matching=None, icl_score=None, loss=None)))
-    assert found.prefix_matching is found.in_context_learning is found.loss_bump is found.lag is None
+    assert found.prefix_matching is found.icl_score is found.loss_bump is found.lag is None
     assert found.induction is found.repeats
     assert found.changes == (found.repeats,)
 
@@ -105,9 +105,9 @@ def test_behaviour_is_told_by_the_most_telling_measure_that_was_recorded():
 def test_in_context_learning_and_the_bump_are_reported_and_not_required():
     """Neither decides whether induction formed."""
     found = find_phase_changes(run_of(STEPS, **series_with(icl_score=0.01 * X, loss=5 - X / 4)))
-    assert (found.verdict, found.in_context_learning.verdict, found.loss_bump.verdict) == (SHOWN, REFUTED, REFUTED)
+    assert (found.verdict, found.icl_score.verdict, found.loss_bump.verdict) == (SHOWN, REFUTED, REFUTED)
     alone = find_phase_changes(run_of(STEPS, **series_with(prefix_matching=FLAT_HEADS, advantage=FLAT_ADVANTAGE)))
-    assert (alone.verdict, alone.in_context_learning.verdict) == (REFUTED, SHOWN)
+    assert (alone.verdict, alone.icl_score.verdict) == (REFUTED, SHOWN)
 
 
 def test_the_lag_is_in_context_learning_minus_induction():
@@ -116,7 +116,7 @@ def test_the_lag_is_in_context_learning_minus_induction():
     assert found.lag.value == pytest.approx(0.1, abs=0.01)
     assert found.lag.low < 0.1 < found.lag.high
     assert found.lag.unit == "decades"
-    back = lag_between(found.in_context_learning, found.prefix_matching)
+    back = lag_between(found.icl_score, found.prefix_matching)
     assert (back.value, back.low, back.high) == pytest.approx((-found.lag.value, -found.lag.high, -found.lag.low))
 
 
@@ -127,14 +127,14 @@ def test_the_lag_is_in_tokens_where_both_know_them_and_else_in_steps():
     known = find_phase_changes(run_of(STEPS, tokens=tokens, **shifted))
     unknown = find_phase_changes(run_of(STEPS, tokens_per_step=None, **shifted))
     assert known.lag.value == pytest.approx(2 * unknown.lag.value, rel=0.05)
-    mixed = lag_between(known.prefix_matching, unknown.in_context_learning)
+    mixed = lag_between(known.prefix_matching, unknown.icl_score)
     assert mixed.value == pytest.approx(unknown.lag.value, rel=0.05)
 
 
 @pytest.mark.parametrize("missing", ["first", "second", "place"])
 def test_without_two_places_there_is_no_lag(missing):
     found = find_phase_changes(run_of(STEPS, **series_with()))
-    pair = {"first": found.prefix_matching, "second": found.in_context_learning}
+    pair = {"first": found.prefix_matching, "second": found.icl_score}
     if missing == "place":
         pair["second"] = dataclasses.replace(pair["second"], midpoint=None)
     else:
@@ -225,7 +225,7 @@ def test_the_intervals_of_thinned_runs_hold_the_midpoint_of_the_dense_one():
         for (name, _), found in thinned_verdicts(count).items():
             if SHIPPED[name][0] is not SHOWN:
                 continue
-            for attribute in ("prefix_matching", "repeats", "in_context_learning"):
+            for attribute in ("prefix_matching", "repeats", "icl_score"):
                 change, dense = getattr(found, attribute), getattr(found_in(name), attribute).midpoint.step.value
                 if change.midpoint is not None:
                     held.append(change.midpoint.step.low <= dense <= change.midpoint.step.high)
@@ -394,8 +394,6 @@ OF_EQUAL_WEIGHTS = [
 @pytest.mark.parametrize(("name", "series", "expected"), OF_EQUAL_WEIGHTS)
 def test_shipped_runs_get_the_answers_of_the_fit_with_equal_weights(name, series, expected):
     found = found_in(name)
-    change = {"prefix_matching": found.prefix_matching, "advantage": found.repeats, "icl_score": found.in_context_learning}[
-        series
-    ]
+    change = {"prefix_matching": found.prefix_matching, "advantage": found.repeats, "icl_score": found.icl_score}[series]
     places = [moment.step for moment in (change.onset, change.midpoint, change.end)]
     assert [each.value for each in (*places, change.change)] == pytest.approx(expected, rel=5e-3)

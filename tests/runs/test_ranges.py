@@ -154,7 +154,7 @@ class TestProfiles:
         ("path", "value", "said"),
         [
             (("heads", 0, "prefix_matching", 3), 7.3, "`heads[0].prefix_matching[3]` must be within 0 and 1, got 7.3"),
-            (("behaviour", "later_accuracy", 0), 40, "`behaviour.later_accuracy[0]` must be within 0 and 1, got 40"),
+            (("behaviour", "repeat_accuracy", 0), 40, "`behaviour.repeat_accuracy[0]` must be within 0 and 1, got 40"),
             (("behaviour", "first_loss", 1), None, "`behaviour.first_loss[1]` must be a finite number, got null"),
             (("behaviour", "first_loss"), [1.0], "`behaviour.first_loss` must be 12 finite numbers, got 1"),
             (("heads", 0, "role"), "main", "`heads[0].role` must be 'induction' or"),

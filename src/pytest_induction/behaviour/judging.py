@@ -38,7 +38,7 @@ def advantage_interval(values: Array, min_advantage: float, error_rate: float) -
 def judge_copying(found: Round, *, min_accuracy: float, error_rate: float) -> Judgement:
     """Is the right token the likeliest at the predictable places of repeated random tokens often enough?"""
     estimates = behaviour_of(found.behaviour, error_rate)
-    accuracy, first = estimates["later_accuracy"], estimates["first_accuracy"]
+    accuracy, first = estimates["repeat_accuracy"], estimates["first_accuracy"]
     seen = f"top-1 accuracy {accuracy.value:.3f} on later copies, {first.value:.3f} on the first"
     if accuracy.is_above(min_accuracy):
         return Judgement(Verdict.SHOWN, "copies", f"repeated tokens are completed: {seen}", estimates=estimates)
@@ -61,12 +61,12 @@ def judge_in_context_learning(
     rng = np.random.default_rng([seed, 2])
     spans = {"early_loss": windows.early, "late_loss": windows.late}
     means = {name: window_mean(losses, span, first_token) for name, span in spans.items()}
-    scores = {"in_context_learning": means["late_loss"] - means["early_loss"], **means}
+    scores = {"icl_score": means["late_loss"] - means["early_loss"], **means}
     if losses.shape[1] >= PAPER[1] - first_token + 1:
         late, early = (losses[:, number - first_token] for number in reversed(PAPER))
         scores["loss_500_minus_50"] = late - early
     estimates = {name: bootstrap_interval(values, error_rate, rng, "nats") for name, values in scores.items()}
-    score = estimates["in_context_learning"]
+    score = estimates["icl_score"]
     seen = (
         f"the loss falls by {-score.value:.3f} nats from tokens {windows.early[0]}-{windows.early[1]} "
         f"to tokens {windows.late[0]}-{windows.late[1]}"

@@ -134,7 +134,7 @@ def assert_ablation_removes_icl(
     sequences), after the list of heads has taken what it needs. `error_rate` is for choosing heads, for all kinds and rounds
     together.
 
-    Returns the evidence. `.estimates`: `in_context_learning`; of each kind "lost zero", "control zero" (nats), "share zero",
+    Returns the evidence. `.estimates`: `icl_score`; of each kind "lost zero", "control zero" (nats), "share zero",
     "beyond controls zero" and "rank zero"; "kept zero" and "kept beyond controls zero" for sufficiency; "lost without L2H0 alone"
     and "kept by L2H0 alone", of the first kind. Raises `ExpectationFailed`, which carries it, `UnsupportedModel` where heads
     cannot be made to act otherwise, `TextError` for a text of fewer than 16 rows. Source: Olsson et al. 2022, argument 3.

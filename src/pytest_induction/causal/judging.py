@@ -136,7 +136,7 @@ def judge_necessity(found: Ablated, claim: Claim, *, error_rate: float) -> Judge
     """
     each = error_rate / (1 + 3 * len(found.lost))
     learning = mean_interval(found.learning[:, None], each, "nats")[0]
-    estimates = {"in_context_learning": learning}
+    estimates = {"icl_score": learning}
     if len(found.learning) < claim.fewest_rows:
         more = claim.fewest_rows - len(found.learning)
         seen = f"{len(found.learning)} rows of text are too few to tell"
@@ -161,7 +161,7 @@ def as_answer(judgement: Judgement) -> Judgement:
 
 def _without_learning(found: Ablated, claim: Claim, learning: Estimate) -> Judgement:
     seen = f"{claim.about} is {-learning.value:.3f} nats"
-    estimates, bar = {"in_context_learning": learning}, MAX_IN_CONTEXT_LEARNING
+    estimates, bar = {"icl_score": learning}, MAX_IN_CONTEXT_LEARNING
     if learning.is_above(bar):
         seen = f"there is nothing to remove: {seen}, not above {-bar:.3f}"
         return Judgement(Verdict.REFUTED, "nothing_to_remove", seen, estimates=estimates)

@@ -78,7 +78,7 @@ def text_data(subject: ModelUnderTest, text: Any) -> dict[str, Any]:
         error_rate=ERROR_RATE,
         seed=subject.seed,
     )
-    score = (judgement.estimates or {})["in_context_learning"]
+    score = (judgement.estimates or {})["icl_score"]
     rows, count = losses.shape
     return {
         "tokens": list(range(first_token, first_token + count)),

@@ -43,8 +43,8 @@ def assert_continuity(
 
     Of models, on the same random tokens for all (ids that every one has, as many as fit the shortest context), with the default
     margins: `prefix_matching` of the best head, 0.1, chosen on every other sequence and measured on those between;
-    `later_accuracy`, 0.1, and `later_loss`, 0.5 nats, on repeated tokens; `ov_eigenvalue` of that head, 0.3, where the weights of
-    all are known; and with `text` (a string, a path or token ids) `in_context_learning`, 0.15 nats, on the same tokens at the
+    `repeat_accuracy`, 0.1, and `repeat_loss`, 0.5 nats, on repeated tokens; `ov_eigenvalue` of that head, 0.3, where the weights of
+    all are known; and with `text` (a string, a path or token ids) `icl_score`, 0.15 nats, on the same tokens at the
     same places of rows as long as the shortest context. Of runs: `onset` and `end` of the phase change, 0.5 decades of tokens;
     `icl_score`, 0.15 nats, and `prefix_matching` of the best head, 0.1, at the last snapshot. `margins` replaces these by name;
     None leaves a measure out.

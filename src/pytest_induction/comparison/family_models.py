@@ -29,7 +29,7 @@ from pytest_induction.progress import progress
 from pytest_induction.records import TokenSpace
 from pytest_induction.statistics import Mean
 
-REPEATS = ("later_accuracy", "later_loss")
+REPEATS = ("repeat_accuracy", "repeat_loss")
 
 
 class Models:

@@ -13,7 +13,7 @@ from pytest_induction.statistics import SHARE, Equivalence, Interval, Pair, equi
 SEQUENCES, ROWS = "sequences", "rows of text"
 OPTIONS = {SEQUENCES: "max_sequences", ROWS: "max_rows"}  # how more of them are had
 EIGENVALUES = "share of eigenvalues"
-HEADS, OV, ICL = "prefix_matching", "ov_eigenvalue", "in_context_learning"  # of what is measured of models
+HEADS, OV, ICL = "prefix_matching", "ov_eigenvalue", "icl_score"  # of what is measured of models
 LATE = "late_loss"  # reported beside the score, which may be the same where losses are not
 NOTHING = "measure, or record, something that all members have"
 
@@ -30,10 +30,10 @@ class Measure:
 
 OF_MODELS = {
     "prefix_matching": Measure("prefix matching of the best head", 0.1, SHARE),  # a third of what makes a head count
-    "later_accuracy": Measure("accuracy on repeated tokens", 0.1, SHARE),  # a fifth of what counts as copying
-    "later_loss": Measure("loss on repeated tokens", MIN_ADVANTAGE, "nats"),
+    "repeat_accuracy": Measure("accuracy on repeated tokens", 0.1, SHARE),  # a fifth of what counts as copying
+    "repeat_loss": Measure("loss on repeated tokens", MIN_ADVANTAGE, "nats"),
     "ov_eigenvalue": Measure("the OV eigenvalue score of the best head", 0.3, EIGENVALUES),  # -1 suppresses, 0 random, 1 copies
-    "in_context_learning": Measure("the in-context learning score", -MAX_IN_CONTEXT_LEARNING, "nats"),
+    "icl_score": Measure("the in-context learning score", -MAX_IN_CONTEXT_LEARNING, "nats"),
 }
 WINDOW = 0.5  # decades, as wide as an abrupt change may be; the two windows of the paper begin 0.40 apart and end 0.22 apart
 OF_RUNS = {

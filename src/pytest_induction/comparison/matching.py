@@ -20,12 +20,12 @@ MEASURES = {
     "prefix_matching": Measure("prefix matching", 0.1, SHARE),  # a third of what makes a head count
     "previous_token": Measure("the previous-token score", 0.1, SHARE),  # a fifth of what makes a head one
     "duplicate_token": Measure("the duplicate-token score", 0.1, SHARE),
-    "later_accuracy": Measure("accuracy on repeated tokens", 0.05, SHARE),  # one completion in twenty
-    "later_loss": Measure("loss on repeated tokens", 0.25, "nats"),  # the right token is a fifth less likely
-    "in_context_learning": Measure("in-context learning", 0.1, "nats"),  # a quarter of what the paper's models have
+    "repeat_accuracy": Measure("accuracy on repeated tokens", 0.05, SHARE),  # one completion in twenty
+    "repeat_loss": Measure("loss on repeated tokens", 0.25, "nats"),  # the right token is a fifth less likely
+    "icl_score": Measure("in-context learning", 0.1, "nats"),  # a quarter of what the paper's models have
 }
 WORDS = {**{name: measure.words for name, measure in MEASURES.items()}, "excess": "prefix matching beyond chance"}
-HIGHER_IS_WORSE = ("later_loss", "in_context_learning", "late_loss")
+HIGHER_IS_WORSE = ("repeat_loss", "icl_score", "late_loss")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Provenance, TokenSpace, Verdict
 from pytest_induction.statistics import FIRST_LOOK, Mean, look_sizes
 
-ICL = "in_context_learning"
+ICL = "icl_score"
 MOST_NAMED = 10  # heads, in the summary and among the estimates
 MOST_IN_FULL = 3  # with their intervals
 UNREAD = "heads cannot be compared: attention of one of the two cannot be read"
@@ -86,8 +86,8 @@ def judge_preserved(
 def _behaves(before: HeadsProfile, margins: Mapping[str, float]) -> bool:
     """Whether something could be lost: what is matched is predicted, or more than the margin is learnt in context."""
     predicts = bool(before.behaviour["advantage"].mean() >= MIN_ADVANTAGE)
-    learns = before.text is not None and ICL in margins and bool(before.text.in_context_learning.mean() < -margins[ICL])
-    return learns or (predicts and bool({"later_accuracy", "later_loss"} & margins.keys()))
+    learns = before.text is not None and ICL in margins and bool(before.text.icl_score.mean() < -margins[ICL])
+    return learns or (predicts and bool({"repeat_accuracy", "repeat_loss"} & margins.keys()))
 
 
 def _nothing(*, unread: bool) -> Preservation:
@@ -99,14 +99,14 @@ def _nothing(*, unread: bool) -> Preservation:
 def _behaviour(before: HeadsProfile, after: Measured, margins: Mapping[str, float], rates: Rates) -> tuple[tuple[Loss, ...], str]:
     """The losses of behaviour that have a margin, and why in-context learning cannot be told where rows are too few."""
     found = []
-    for name in ("later_accuracy", "later_loss"):
+    for name in ("repeat_accuracy", "repeat_loss"):
         if name in margins:
             values = _worse(name, before.behaviour[name], after.found.behaviour[name])
             mean = Mean.of(values, MEASURES[name].unit)
             found.append(Loss(name, mean, margins[name], rates.within, rates.beyond, len(values)))
     if ICL not in margins or before.text is None or after.text is None:
         return tuple(found), ""
-    values = _worse(ICL, before.text.in_context_learning, after.text.in_context_learning)
+    values = _worse(ICL, before.text.icl_score, after.text.icl_score)
     if len(values) < MIN_ROWS:
         return tuple(found), f"{len(values)} rows of text are too few for in-context learning, {MIN_ROWS} are needed"
     mean = Mean.of(values, "nats")
@@ -279,8 +279,8 @@ def assert_heads_preserved(
     with a head after: with the one at its place as long as that is within the margin, else so that as many as possible are, and
     as little as possible is lost. Matches are chosen on every other sequence and measured on those between. By default it may
     lose `prefix_matching` 0.1, in itself and beyond its chance, `previous_token` 0.1, `duplicate_token` 0.1; the model
-    `later_accuracy` 0.05 and `later_loss` 0.25 nats on repeated tokens, and with `text` (a string, a path or token ids; of a long
-    one `max_rows` rows are taken) `in_context_learning` 0.1 nats. `margins` replaces these by name; None leaves a measure out.
+    `repeat_accuracy` 0.05 and `repeat_loss` 0.25 nats on repeated tokens, and with `text` (a string, a path or token ids; of a long
+    one `max_rows` rows are taken) `icl_score` 0.1 nats. `margins` replaces these by name; None leaves a measure out.
 
     SHOWN where every loss is shown to be within its margin; what improves passes. REFUTED where some loss is shown to be
     beyond: "behaviour_lost", "mechanism_lost" (heads, while behaviour is not shown to be worse) or "both_lost". Up to `max_lost`

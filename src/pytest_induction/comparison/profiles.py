@@ -32,8 +32,8 @@ ROLES: Mapping[str, tuple[str, ...]] = {
 }
 """What a head may be there for, and the scores that say how well it does."""
 
-BEHAVIOUR = ("later_loss", "later_accuracy", "advantage", "first_loss")
-OF_TEXT = ("in_context_learning", "late_loss")
+BEHAVIOUR = ("repeat_loss", "repeat_accuracy", "advantage", "first_loss")
+OF_TEXT = ("icl_score", "late_loss")
 
 
 def _spans_rise(spans: Sequence[tuple[int, int]]) -> str:
@@ -78,7 +78,7 @@ class TextScores:
     digest: str
     max_rows: int
     n_positions: int
-    in_context_learning: Array
+    icl_score: Array
     late_loss: Array
 
 
@@ -86,8 +86,8 @@ class TextScores:
 class HeadsProfile:
     """What is kept of a model. `heads` by role and place, None where its attention cannot be read.
 
-    `behaviour` has, of the same sequences (n_sequences,), `later_loss` and `first_loss`, the losses on later copies and on the
-    first, `later_accuracy`, and the `advantage` of the successor (docs/metrics.md). `text` is None where none was given.
+    `behaviour` has, of the same sequences (n_sequences,), `repeat_loss` and `first_loss`, the losses on later copies and on the
+    first, `repeat_accuracy`, and the `advantage` of the successor (docs/metrics.md). `text` is None where none was given.
     """
 
     heads: tuple[HeadInRole, ...] | None
@@ -167,8 +167,8 @@ class HeadData(TypedDict):
 class BehaviourData(TypedDict):
     """What `BEHAVIOUR` names."""
 
-    later_loss: list[Annotated[float, SCORES["later_loss"], is_known]]
-    later_accuracy: list[Annotated[float, SCORES["later_accuracy"], is_known]]
+    repeat_loss: list[Annotated[float, SCORES["repeat_loss"], is_known]]
+    repeat_accuracy: list[Annotated[float, SCORES["repeat_accuracy"], is_known]]
     advantage: list[Annotated[float, SCORES["advantage"], is_known]]
     first_loss: list[Annotated[float, SCORES["first_loss"], is_known]]
 
@@ -179,7 +179,7 @@ class TextData(TypedDict):
     digest: str
     max_rows: Annotated[int, FROM_ONE]
     n_positions: Annotated[int, FROM_ONE]
-    in_context_learning: list[Annotated[float, SCORES["in_context_learning"], is_known]]
+    icl_score: list[Annotated[float, SCORES["icl_score"], is_known]]
     late_loss: list[Annotated[float, SCORES["late_loss"], is_known]]
 
 
@@ -243,7 +243,7 @@ def _space(data: SpaceData) -> TokenSpace:
 
 
 def _text(data: TextData) -> TextScores:
-    score, late = (_numbers(data, name, len(data["in_context_learning"]), ".text") for name in OF_TEXT)
+    score, late = (_numbers(data, name, len(data["icl_score"]), ".text") for name in OF_TEXT)
     return TextScores(data["digest"], data["max_rows"], data["n_positions"], score, late)
 
 

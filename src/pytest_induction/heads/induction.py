@@ -91,7 +91,7 @@ def weak_or_shared(table: HeadTable, estimates: Mapping[str, Estimate], summed: 
     shown = "has" if table.present else "may have"
     more = f" and {len(table.present) - 1} more" if len(table.present) > 1 else ""
     layer, total = max(enumerate(summed), key=lambda each: each[1])
-    accuracy = estimates["later_accuracy"]
+    accuracy = estimates["repeat_accuracy"]
     apart = f"; {named_ruled_out(table.ruled_out)}" if table.ruled_out else ""
     none = "no head is shown to have" if table.undecided else "no head has"
     weak = (
@@ -134,7 +134,7 @@ def absent(table: HeadTable, estimates: Mapping[str, Estimate], looked: str) -> 
 
 def _why_none(table: HeadTable, estimates: Mapping[str, Estimate]) -> tuple[str, str]:
     kinds, apart = {head.kind for head in table.ruled_out}, named_ruled_out(table.ruled_out)
-    accuracy, advantage = estimates["later_accuracy"], estimates["advantage"]
+    accuracy, advantage = estimates["repeat_accuracy"], estimates["advantage"]
     copies = advantage.is_above(table.thresholds.min_advantage) and accuracy.value >= MIN_ACCURACY
     best = f"the best, {_score(table.heads[0])}" if table.heads else "there is no other"
     if PERIOD_DETECTOR in kinds:

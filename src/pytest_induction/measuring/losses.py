@@ -59,7 +59,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 class Repetition:
     """Behaviour on repeated tokens, one value per sequence, each (batch,).
 
-    `first_loss` and `first_accuracy` are of the first copy, `later_loss` and `later_accuracy` of all later ones, always
+    `first_loss` and `first_accuracy` are of the first copy, `repeat_loss` and `repeat_accuracy` of all later ones, always
     without the first token of a copy: in the second copy it cannot be known, so it is left out everywhere.
     `advantage` is the mean over the same queries of log p(the successor) - mean log p(the two tokens after it in the
     block), in nats: what a model gains by knowing which token of the block comes next. A model that only knows which tokens
@@ -67,9 +67,9 @@ class Repetition:
     """
 
     first_loss: Tensor
-    later_loss: Tensor
+    repeat_loss: Tensor
     first_accuracy: Tensor
-    later_accuracy: Tensor
+    repeat_accuracy: Tensor
     advantage: Tensor
 
 

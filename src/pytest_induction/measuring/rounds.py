@@ -130,7 +130,7 @@ class Round:
     very same period in rows of another, or in rows without one. `irregular` (rows, 4, n_layers, n_heads) is the mass on
     successors in rows whose copies come at irregular distances, where exactly one token matches, exactly two, and three or more,
     and after a break. All are empty where attention cannot be read, `irregular` also where the probes of a model have none.
-    `behaviour` names first_loss, later_loss, first_accuracy, later_accuracy and advantage, and has as many entries as sequences
+    `behaviour` names first_loss, repeat_loss, first_accuracy, repeat_accuracy and advantage, and has as many entries as sequences
     of which logits were looked at. `most_beside` is what the last two of `heads` can be at most, taken together.
     """
 

@@ -17,9 +17,9 @@ from pytest_induction.report.view import amount, masses, without_empty
 
 OF_HEADS = ("has_induction_head", "final_has_induction_head")
 DECIDES = {
-    "copies_repeats": ("later_accuracy",),
-    "learns_in_context": ("in_context_learning",),
-    "ablation_removes_icl": ("share ", "in_context_learning"),
+    "copies_repeats": ("repeat_accuracy",),
+    "learns_in_context": ("icl_score",),
+    "ablation_removes_icl": ("share ", "icl_score"),
     "phase_change": ("width",),
     "cooccurrence": ("lag",),
     "heads_kept_to_the_end": ("final",),

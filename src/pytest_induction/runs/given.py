@@ -35,7 +35,7 @@ def given_probes(
 ) -> Callable[[Property], Property]:
     """Run a test on what a model does on probe sequences that hypothesis generates, as `hypothesis.given` runs one on values.
 
-    `probes` is a strategy, or a function that gives one for a model, as those of `pytest_induction.strategies`, to which
+    `probes` is a strategy, or a function that gives one for a model, as those of `pytest_induction.probes.strategies`, to which
     `options` go. The last argument of the test gets an `Outcome`, or a tuple of them where an example is a pair; all others are
     fixtures. The model is the fixture `induction_model`, or `model`. `@settings`, `@seed` and `@example(ProbeSequence(...))` go
     above it; up to 64 examples, or `batch` of them, share a test case, and with it their forward passes.

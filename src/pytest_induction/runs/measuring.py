@@ -143,8 +143,8 @@ class Measuring:
         seen = self._seen or self.round_of(subject)
         behaviour = {
             "first_loss": seen.behaviour["first_loss"],
-            "repeat_loss": seen.behaviour["later_loss"],
-            "repeat_accuracy": seen.behaviour["later_accuracy"],
+            "repeat_loss": seen.behaviour["repeat_loss"],
+            "repeat_accuracy": seen.behaviour["repeat_accuracy"],
             "advantage": seen.behaviour["advantage"],
         }
         found: dict[str, Any] = {name: float(values.mean()) for name, values in behaviour.items()}

@@ -175,7 +175,7 @@ def assert_coperturbation(
 
     One run against one tells of these two, with the intervals of their midpoints; of several runs shifts are differences of
     means, and intervals rest on the spread over runs. Returns the evidence with the estimates `induction_shift`,
-    `in_context_learning_shift`, `shift_difference` and `lag` in decades, as far as they are known, and `control_gain`, what
+    `icl_shift`, `shift_difference` and `lag` in decades, as far as they are known, and `control_gain`, what
     in-context learning gains in the controls in such a stretch, in nats. Raises `ExpectationFailed`, which carries it, `RunError`
     for a run that cannot be read, `ArgumentError` for one run against several.
 
@@ -253,7 +253,7 @@ class _Pair:
         """The verdict, and all that it rests on."""
         parts = [
             _Part(self, self._of_induction, INDUCTION, "induction"),
-            _Part(self, LEARNING, "in_context_learning", "in-context learning"),
+            _Part(self, LEARNING, "icl_score", "in-context learning"),
         ]
         induction, learning = (part.moved() for part in parts)
         lag, difference = self._lags(parts)

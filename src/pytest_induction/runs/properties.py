@@ -120,7 +120,7 @@ def assert_property_holds(
     """Assert that a property holds on every sequence that hypothesis comes up with: `check_property` as a claim, for gates too.
 
     `property` is a ready one by its name, a function, or what names one (`path/file.py:function`), with the keyword arguments
-    `options`; `probes` the name of one of `pytest_induction.strategies`, needed where the property is your own, and
+    `options`; `probes` the name of one of `pytest_induction.probes.strategies`, needed where the property is your own, and
     `probe_options` what it is given, such as {"period": (10, 15)}.
 
     Returns the evidence. No confidence is stated: sequences are searched for one that fails, and no sample. Raises
@@ -476,7 +476,7 @@ def check_property(
     `property` is a ready one by its name or as the function, or a function of your own: given an `Outcome`, or as many of them in
     a tuple as there are sequences in an example, it raises an assertion error, returns False, or returns a negative number
     where it does not hold. `options` are its keyword arguments. `probes` is a strategy, a function that gives one for a model
-    (those of `pytest_induction.strategies`), or a list of sequences; a ready property brings its own.
+    (those of `pytest_induction.probes.strategies`), or a list of sequences; a ready property brings its own.
 
     Examples are evaluated in batches, a failure is shrunk to the smallest. With `seed` the examples are the same each time;
     without, the hypothesis profile decides, and a failure is replayed from its database the next time.

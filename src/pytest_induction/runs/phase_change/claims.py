@@ -41,7 +41,7 @@ def together(evidence: Evidence, found: PhaseChange, margin: float = MARGIN, *, 
     """
     if evidence.verdict is not Verdict.SHOWN:
         return evidence
-    change, lag = found.in_context_learning, found.lag
+    change, lag = found.icl_score, found.lag
     if change is None:
         return replace(
             evidence,
@@ -183,9 +183,9 @@ def assert_phase_change(
     evidence = _evidence(opened, "phase_change", found, error_rate)
     for name, bar in checked_bounds(before_tokens=before_tokens, before_steps=before_steps).items():
         evidence = _in_time(evidence, found.induction, name, bar)
-    if co_occurring is None and found.in_context_learning is None:
+    if co_occurring is None and found.icl_score is None:
         evidence = replace(evidence, summary=f"{evidence.summary}; in-context learning was not recorded, and is left out")
-    if co_occurring or (co_occurring is None and found.in_context_learning is not None):
+    if co_occurring or (co_occurring is None and found.icl_score is not None):
         evidence = together(evidence, found, strict=False)
     return expect(evidence, Verdict.SHOWN)
 

@@ -34,7 +34,7 @@ class PhaseChange:
     """What `find_phase_changes` found: a verdict on the run, and the change of each series; None for what was not recorded.
 
     SHOWN means that induction formed abruptly: prefix matching of the best head and behaviour on repeated tokens changed
-    together, the former abruptly. `in_context_learning`, `loss_bump` and `turn` are reported beside it: the first also falls
+    together, the former abruptly. `icl_score`, `loss_bump` and `turn` are reported beside it: the first also falls
     where a model learns which tokens are frequent in a context, the second may be missing where all else is there, and the third,
     the turn of the path of the training in the space of token losses, is known where those were recorded. `lag` is the midpoint
     of in-context learning minus that of induction, in decades, `behaviour_lag` that of behaviour minus that of prefix matching,
@@ -47,7 +47,7 @@ class PhaseChange:
     summary: str
     prefix_matching: Change | None
     repeats: Change | None
-    in_context_learning: Change | None
+    icl_score: Change | None
     loss_bump: Change | None
     lag: Estimate | None = None
     behaviour_lag: Estimate | None = None
@@ -65,7 +65,7 @@ class PhaseChange:
     @property
     def changes(self) -> tuple[Change, ...]:
         """The change of every series that was recorded."""
-        every = (self.prefix_matching, self.repeats, self.in_context_learning, self.loss_bump, self.turn)
+        every = (self.prefix_matching, self.repeats, self.icl_score, self.loss_bump, self.turn)
         return tuple(change for change in every if change is not None)
 
 
