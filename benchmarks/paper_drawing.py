@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 
 import numpy as np
 
@@ -24,14 +23,28 @@ from paper_rows import (
     columns_of,
 )
 from paper_runs import Measured, Zoo, blocks
-from pytest_induction.report.drawing import GOLD, GRID, Plot, rule, scaled, signed_colour, text, ticks_between
-from pytest_induction.report.run_picture import INK, PAPER, STYLE, edges_of, steepest_of
+from pytest_induction.report.charts.chart import picture
+from pytest_induction.report.charts.drawing import (
+    AXIS,
+    GOLD,
+    GRID,
+    INK,
+    PAPER,
+    Plot,
+    as_file,
+    rule,
+    scaled,
+    signed_colour,
+    text,
+    ticks_between,
+)
+from pytest_induction.report.charts.run import edges_of, steepest_of
 from pytest_induction.report.view import amount
 from pytest_induction.runs.trajectory import principal_path
 
 NAMES, TICKS, CELL, GAP, BETWEEN, RIGHT = 212, 44, 138, 9, 30, 22  # widths: names of rows, labels of scales, cells, margins
 TOP, HEAD, SQUARE, LOW, SPACE = 92, 92, 150, 100, 18  # heights: title, heads of columns, cells of the plane, others, between
-GROUND, AXIS = "#fbfcfd", "#aab4c0"
+GROUND = "#fbfcfd"
 LEVELS = 24  # shades each way
 MAP = Row("4", "dLoss / d ln token number", "upwards: token number")
 PLANE = Row("1", "PCA of token losses", "nats per token", keys=((INK, "seed 0"), (PALE, "other seeds"), (GOLD, "window")))
@@ -78,10 +91,8 @@ def drawn(zoo: Zoo) -> str:
     wide, tall = every[-1].right + RIGHT, top + 52
     parts.append(text(16, tall - 14, THRESHOLDS, "faint"))
     title = "Model Analysis Table: what changes while the models of the zoo train"
-    size = f'viewBox="0 0 {wide:.0f} {tall:.0f}" width="{wide:.0f}" height="{tall:.0f}"'
-    ground = f'<title>{escape(title)}</title><style>{STYLE}</style><rect width="100%" height="100%" fill="{PAPER}"/>'
     whole = [text(16, 36, title, "title"), *_legend(), *parts]
-    return f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size}>{ground}{"".join(whole)}</svg>\n'
+    return as_file(picture(whole, round(wide), round(tall), title)) + "\n"
 
 
 def _blocks(zoo: Zoo) -> Iterator[Block]:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paper_runs import INDUCES, INDUCTION, OTHER, PREVIOUS, PREVIOUS_TOKEN, Kind, Measured, Zoo
-from pytest_induction.report.drawing import SHADES
-from pytest_induction.report.run_picture import INK
+from pytest_induction.report.charts.drawing import INK, SHADES
 
 QUIET, PALE, COMPARED = "#8b98a9", "#b9c3cf", "#c2410c"
 EARLY, LATE = (206, 44, 36), (29, 78, 216)  # red and blue: the first layer and the last

@@ -60,7 +60,7 @@ class Seen:
 
 def runner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Seen]:
     """What runs pytest with every report, as GitHub Actions does."""
-    pytest.importorskip("plotly")
+    pytest.importorskip("jinja2")
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
     pytester.makeini("[pytest]\n")

@@ -137,7 +137,7 @@ def _choice(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _draw(given: argparse.Namespace) -> int:
-    from pytest_induction.report.run_picture import svg
+    from pytest_induction.report.charts.run_picture import svg
     from pytest_induction.runs.logs.read import taken
     from pytest_induction.runs.opening import load_run
     from pytest_induction.runs.picture import picture_of

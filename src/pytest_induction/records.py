@@ -375,8 +375,8 @@ class HeadList:
 
 
 @dataclass(frozen=True)
-class Exhibit:
-    """What is drawn of a model or a run beside the verdicts: plain data of one `kind`; exhibits/ has the layout of each.
+class ChartData:
+    """What is drawn of a model or a run beside the verdicts: plain data of one `kind`; charts/ has the layout of each.
 
     `model`, `fingerprint` and `place` are those of the provenance of its verdicts. `missing` says why there is no `data`, where
     there is none.

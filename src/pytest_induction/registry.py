@@ -53,8 +53,9 @@ class Claim:
     `name` is its name everywhere: of its gate, its line in reports, its JUnit properties; its assertion is called `assert_NAME`.
     `asserts` says it in a sentence. `assertion` is the path of that function ("package.module:function") or the function itself;
     it takes the `subject` first, everything else by name, and returns `Evidence` through `expect`. A claim that some head has a
-    score has the `score` instead, and what of the rest follows from it. `argument` is the parameter that takes what a gate is about, where it is not called like the subject.
-    `denies` names a claim whose absence this one claims: same evidence, SHOWN where that is REFUTED.
+    score has the `score` instead, and what of the rest follows from it. `argument` is the parameter that takes what a gate is
+    about, where it is not called like the subject. `denies` names a claim whose absence this one claims: same evidence, SHOWN
+    where that is REFUTED.
 
     `decided_by` are beginnings of names of estimates, the first that is there decides; "heads.prefix_matching" is that of the
     strongest head. `estimates` is what a message calls all of them. `held_against` says by which argument an estimate is judged
@@ -247,10 +248,9 @@ def _check_score(said: str, claim: Claim) -> None:
     score = claim.score
     if not isinstance(score, HeadScore):
         raise ArgumentError(f"{said}: `score` must be a `HeadScore`, got `{type(score).__name__}`")
-    others = (each for each in _CLAIMS.values() if each.score is not None and each.score is not score)
-    other = next((each for each in others if each.score.name == score.name and each.name != claim.name), None)
-    if other is not None:
-        raise ArgumentError(f"{said}: claim `{other.name}` has a score `{score.name}` already: choose another name")
+    names = {each.score.name: each.name for each in _CLAIMS.values() if each.score is not None and each.score is not score}
+    if names.get(score.name, claim.name) != claim.name:
+        raise ArgumentError(f"{said}: claim `{names[score.name]}` has a score `{score.name}` already: choose another name")
 
 
 def _check_path(said: str, path: str) -> None:

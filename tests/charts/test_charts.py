@@ -24,8 +24,8 @@ from pytest_induction.charts import causes, run
 from pytest_induction.charts import losses as loss
 from pytest_induction.charts.data import KINDS, kinds_named
 from pytest_induction.charts.making import plain
-from pytest_induction.charts.model import exhibits_of_model
-from pytest_induction.charts.run import exhibit_of_run
+from pytest_induction.charts.model import charts_of_model
+from pytest_induction.charts.run import chart_of_run
 from pytest_induction.deciding import ERROR_RATE
 from pytest_induction.errors import ArgumentError, ExpectationFailed, RunError
 from pytest_induction.forward.calling import condition
@@ -65,12 +65,12 @@ def small(build, **options):
 
 
 def measured(model, *kinds, text=None):
-    """The data of these exhibits, all of which there must be; as a file holds them."""
+    """The data of these charts, all of which there must be; as a file holds them."""
     subject = load_model(model)
-    found = exhibits_of_model(subject, provenance(subject), kinds=kinds, text=text)
-    assert [exhibit.kind for exhibit in found] == [kind for kind in KINDS if kind in kinds]
-    assert not any(exhibit.missing for exhibit in found), found
-    return tuple(json.loads(json.dumps(exhibit.data, allow_nan=False)) for exhibit in found)
+    found = charts_of_model(subject, provenance(subject), kinds=kinds, text=text)
+    assert [chart.kind for chart in found] == [kind for kind in KINDS if kind in kinds]
+    assert not any(chart.missing for chart in found), found
+    return tuple(json.loads(json.dumps(chart.data, allow_nan=False)) for chart in found)
 
 
 def score(data, name, which="value"):
@@ -115,7 +115,7 @@ def test_what_planted_heads_are_is_said():
 
 
 def test_a_head_that_a_layer_does_not_have_is_none():
-    """In every matrix, and no exhibit fails for it."""
+    """In every matrix, and no chart fails for it."""
     data, *_ = measured(Uneven().eval(), *OF_A_MODEL, text=TEXT % 40)
     for matrix in (data["kinds"], *(each[end] for each in data["scores"] for end in ("value", "low", "high"))):
         assert [[entry is None for entry in row] for row in matrix] == [[False, False], [False, True], [False, False]]
@@ -302,7 +302,7 @@ def test_without_such_heads_the_nearest_are_shown_as_others():
 def told(model, text=None, kinds=KINDS):
     """What is missing, by kind."""
     subject = load_model(model)
-    return {each.kind: each.missing for each in exhibits_of_model(subject, provenance(subject), kinds=kinds, text=text)}
+    return {each.kind: each.missing for each in charts_of_model(subject, provenance(subject), kinds=kinds, text=text)}
 
 
 def test_a_model_that_cannot_be_read_shows_its_losses():
@@ -344,18 +344,18 @@ def test_a_text_that_cannot_be_used_is_missing():
     }
 
 
-def test_a_model_that_is_another_by_now_has_no_exhibits():
+def test_a_model_that_is_another_by_now_has_no_charts():
     """They would stand beside the verdicts of the one that it was."""
     subject = load_model(small(planted.induction_head))
     about = provenance(subject)
     with torch.no_grad():
         subject.module.W_U.mul_(2)
-    reasons = {each.missing for each in exhibits_of_model(subject, about, kinds=("heads", "repeats"))}
+    reasons = {each.missing for each in charts_of_model(subject, about, kinds=("heads", "repeats"))}
     assert reasons == {"PlantedModel has changed since its verdicts"}
 
 
 def test_an_interruption_is_one(monkeypatch):
-    """Whoever stops a session does not want the next exhibit."""
+    """Whoever stops a session does not want the next chart."""
 
     def stop(*args, **options):
         raise KeyboardInterrupt
@@ -369,16 +369,16 @@ def test_nothing_depends_on_what_was_measured_before():
     """All at once or one by one in another order, before verdicts or after them: the same to the last digit."""
     fresh = load_model(gpt2())
     about = provenance(fresh)
-    every = exhibits_of_model(fresh, about, kinds=OF_A_MODEL, text=TEXT)
+    every = charts_of_model(fresh, about, kinds=OF_A_MODEL, text=TEXT)
     used = load_model(gpt2())
     with pytest.raises(ExpectationFailed):
         assert_has_induction_head(used)
     measure_ablations(used)
-    single = [exhibits_of_model(used, about, kinds=(kind,), text=TEXT)[0] for kind in reversed(OF_A_MODEL)]
+    single = [charts_of_model(used, about, kinds=(kind,), text=TEXT)[0] for kind in reversed(OF_A_MODEL)]
     assert json.dumps([each.to_dict() for each in every]) == json.dumps([each.to_dict() for each in reversed(single)])
     other = load_model(gpt2())
     other.seed = 1
-    assert exhibits_of_model(other, about, kinds=("heads",))[0].data != every[0].data
+    assert charts_of_model(other, about, kinds=("heads",))[0].data != every[0].data
 
 
 def test_what_verdicts_have_drawn_is_not_drawn_again(monkeypatch):
@@ -388,19 +388,19 @@ def test_what_verdicts_have_drawn_is_not_drawn_again(monkeypatch):
     drawn = []
     original = measuring.measured_round
     monkeypatch.setattr(measuring, "measured_round", lambda *args, **options: drawn.append(args) or original(*args, **options))
-    exhibits_of_model(subject, provenance(subject), kinds=("heads", "attention", "ablations"))
+    charts_of_model(subject, provenance(subject), kinds=("heads", "attention", "ablations"))
     assert not drawn
     told(small(planted.induction_head), kinds=("heads",))
     assert drawn
 
 
 def test_the_model_is_left_as_found():
-    """Weights, modes, hooks and the random numbers that come next; also where an exhibit fails midway."""
+    """Weights, modes, hooks and the random numbers that come next; also where a chart fails midway."""
     module = gpt2()
     module.transformer.h[1].train()
     subject = load_model(module)
     before, numbers = condition(module), torch.get_rng_state()
-    exhibits_of_model(subject, provenance(subject), kinds=OF_A_MODEL, text=TEXT)
+    charts_of_model(subject, provenance(subject), kinds=OF_A_MODEL, text=TEXT)
     assert condition(module) == before and bool((torch.get_rng_state() == numbers).all())
     assert not any(each.requires_grad and each.grad is not None for each in module.parameters())
 
@@ -417,7 +417,7 @@ def test_a_run_is_drawn_from_its_picture():
     """To five digits, with the line of its provenance."""
     recorded = load_run(FIXTURES / "runs" / "two-layers")
     about = replace(provenance(load_model(small(planted.induction_head))), probe="many snapshots", seed=0)
-    found = exhibit_of_run(recorded, about)
+    found = chart_of_run(recorded, about)
     data = json.loads(json.dumps(found.data, allow_nan=False))
     assert data.pop("about") == "many snapshots; seed 0" and not found.missing
     assert data == json.loads(json.dumps(plain(picture_of(recorded)), allow_nan=False))
@@ -427,7 +427,7 @@ def test_a_run_is_drawn_from_its_picture():
 def test_a_run_that_cannot_be_drawn_says_why(monkeypatch):
     """Too short, or anything else."""
     monkeypatch.setattr(run, "picture_of", lambda run: (_ for _ in ()).throw(RunError("one snapshot is no run\n...")))
-    found = exhibit_of_run(None, provenance(load_model(small(planted.induction_head))))
+    found = chart_of_run(None, provenance(load_model(small(planted.induction_head))))
     assert (found.kind, found.data, found.missing) == ("run", {}, "one snapshot is no run\\n...")
 
 
@@ -448,13 +448,13 @@ def test_kinds_are_named_in_an_option():
         ("", "got ''; known are heads, attention, repeats, text, ablations, composition, run, all, none"),
         ("x,run", "got 'x,run'; known are heads, attention, repeats, text, ablations, composition, run, all, none"),
     ):
-        with pytest.raises(ArgumentError, match=r"^exhibits must be all, none, or kinds with commas between") as caught:
+        with pytest.raises(ArgumentError, match=r"^charts must be all, none, or kinds with commas between") as caught:
             kinds_named(text)
         assert str(caught.value).endswith(said)
 
 
 def test_names_of_kinds_cost_no_start_up():
-    """Options are checked without torch or numpy; the exhibits themselves need both."""
+    """Options are checked without torch or numpy; the charts themselves need both."""
     code = "import sys, pytest_induction.charts.{}; print('torch' in sys.modules or 'numpy' in sys.modules)"
     said = [
         subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, check=True).stdout.strip()

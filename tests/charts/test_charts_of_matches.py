@@ -1,5 +1,8 @@
 """What the report draws of match lengths, of planted heads that need one token or two, or only follow a period."""
 
+import json
+from xml.etree import ElementTree as ET
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,7 +10,7 @@ from torch import Tensor
 
 from pytest_induction import find_induction_heads, load_model
 from pytest_induction.charts.heads import MATCH_LENGTHS
-from pytest_induction.charts.model import exhibits_of_model
+from pytest_induction.charts.model import charts_of_model
 from pytest_induction.deciding import ERROR_RATE
 from pytest_induction.heads.induction import search_for_all
 from pytest_induction.heads.table import Thresholds
@@ -34,9 +37,9 @@ def follows_period(tokens: Tensor) -> Tensor:
     return _or_first(F.pad(run[:, :size, :size], (1, 0))[..., :-1])
 
 
-def heads_exhibit(model):
+def heads_chart(model):
     subject = load_model(model)
-    (found,) = exhibits_of_model(subject, provenance(subject), kinds=("heads",))
+    (found,) = charts_of_model(subject, provenance(subject), kinds=("heads",))
     assert not found.missing
     return subject, found.data
 
@@ -47,7 +50,7 @@ def score(data, name, end="value"):
 
 def test_each_head_has_what_it_needs_in_the_three_maps():
     """One token is enough for the first, the second needs two, the third follows the period and matches nothing."""
-    _, data = heads_exhibit(Planted(induction, two_tokens, follows_period, first, d_vocab=128))
+    _, data = heads_chart(Planted(induction, two_tokens, follows_period, first, d_vocab=128))
     assert [each["name"] for each in data["scores"]] == NAMES[:-1]  # weights of these heads are not known
     wanted = {"exactly_one": [1, 0, 0, 0], "exactly_two": [1, 1, 0, 0], "three_or_more": [1, 1, None, 0]}
     for name, row in wanted.items():
@@ -58,7 +61,7 @@ def test_each_head_has_what_it_needs_in_the_three_maps():
 
 
 def test_the_maps_are_means_over_the_irregular_rows_of_the_list():
-    subject, data = heads_exhibit(Planted(induction, two_tokens, first, d_vocab=128))
+    subject, data = heads_chart(Planted(induction, two_tokens, first, d_vocab=128))
     rows = search_for_all(subject, Thresholds(), (MAX_SEQUENCES, ERROR_RATE, None)).found.irregular
     for name in MATCH_LENGTHS:
         assert len(rows[name]) >= 14
@@ -68,7 +71,7 @@ def test_the_maps_are_means_over_the_irregular_rows_of_the_list():
 
 def test_heads_are_named_by_kind_and_the_maps_are_drawn_with_a_note():
     """The silent one of two heads that match too; the copy effect stays the last map."""
-    _, data = heads_exhibit(matching_heads(12.0, 0.0))
+    _, data = heads_chart(matching_heads(12.0, 0.0))
     assert [each["name"] for each in data["scores"]] == NAMES
     named = head_names(data["kinds"])
     assert named["matches"] == ["L1H0"] and named["matches and writes nothing"] == ["L1H1"]
@@ -80,10 +83,10 @@ def test_heads_are_named_by_kind_and_the_maps_are_drawn_with_a_note():
 
 
 def test_a_period_detector_is_named_in_the_hover():
-    _, data = heads_exhibit(Planted(induction, follows_period, d_vocab=128))
+    _, data = heads_chart(Planted(induction, follows_period, d_vocab=128))
     assert head_names(data["kinds"]) == {"matches": ["L0H0"], "follows the period": ["L0H1"]}
-    (trace,) = head_map(data)[0].spec["data"]
-    assert trace["customdata"][0][1].endswith("<br>follows the period")
+    (words,) = ET.fromstring(head_map(data)[0].svg).iter("metadata")
+    assert json.loads(words.text)["values"][0][1].endswith("; follows the period")
 
 
 def test_planted_patterns_are_what_they_are_called():

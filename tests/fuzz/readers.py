@@ -46,7 +46,7 @@ def run(place, rng):
 def judged(found, rng):
     """All that is said and drawn of a run."""
     from pytest_induction.report.charts.run import run as charts
-    from pytest_induction.report.run_picture import svg
+    from pytest_induction.report.charts.run_picture import svg
     from pytest_induction.runs.heads_over_training import assert_final_has_induction_head, assert_heads_kept, assert_log_is_sane
     from pytest_induction.runs.phase_change.claims import assert_cooccurrence, assert_phase_change, assert_previous_token_first
     from pytest_induction.runs.picture import picture_of

@@ -11,7 +11,7 @@ import numpy as np
 from pytest_induction.baselines.store import Field, Heads, Numbers, as_text
 from pytest_induction.comparison.profiles import HeadInRole, HeadsProfile, Probed, TextScores
 from pytest_induction.probes.sequences import ProbeSequence
-from pytest_induction.records import Exhibit, Provenance, TokenSpace
+from pytest_induction.records import ChartData, Provenance, TokenSpace
 from pytest_induction.runs.picture import picture_of
 from pytest_induction.runs.record import Hunted, Snapshot, TrainingRun
 from pytest_induction.runs.store import RunWriter
@@ -65,8 +65,8 @@ def training_run():
 def records(place):
     small_one, other = small(), nasty()
     drawn = picture_of(training_run())
-    exhibits = (*small_one.exhibits, Exhibit("run", "made", "5b7423e0dca2e18d", json.loads(json.dumps({**drawn, "about": "it"}))))
-    put(place / "small" / "records.json", session(*small_one.tests, exhibits=exhibits).to_json())
+    charts = (*small_one.charts, ChartData("run", "made", "5b7423e0dca2e18d", json.loads(json.dumps({**drawn, "about": "it"}))))
+    put(place / "small" / "records.json", session(*small_one.tests, charts=charts).to_json())
     put(place / "nasty" / "records.json", other.to_json())
 
 

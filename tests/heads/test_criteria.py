@@ -56,8 +56,8 @@ OTHERS = {
     ("probes/strategies/searching.py", "LEAST_FULL"),
     ("properties/ready.py", "MAX_CHANGE"),
     ("records.py", "margin"),
-    ("report/drawing.py", "size * power >= rough * 0.9"),
-    ("report/run_picture.py", "STEEPEST"),
+    ("report/charts/drawing.py", "size * power >= rough * 0.9"),
+    ("report/charts/run.py", "STEEPEST"),
     ("runs/attribution.py", "MOST_APART"),
     ("runs/phase_change/bump.py", "LEAST_RISE"),
     ("runs/phase_change/changes.py", "MAX_WIDTH"),
@@ -186,7 +186,7 @@ def made_up():
 
 
 def seen_of(found):
-    """What an exhibit has of the heads of a round."""
+    """What a chart has of the heads of a round."""
     listed = HeadList(table_of(found, Thresholds(), 1e-3).matching, (), (), (), NOWHERE)
     return Seen(found, tuple(head_evidence(found, Thresholds(), 1e-3)), listed, None, "")
 

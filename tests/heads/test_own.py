@@ -14,8 +14,8 @@ from pytest_induction.__main__ import main
 from pytest_induction.attention.pattern import PatternReader
 from pytest_induction.attention.scores import PeriodicScores, ScoresAndChance
 from pytest_induction.baselines.store import fields_of
-from pytest_induction.errors import ArgumentError
 from pytest_induction.claims import Claim, head_scores, register_claim, restore, snapshot
+from pytest_induction.errors import ArgumentError
 from pytest_induction.head_score import HeadScore, Layout
 from pytest_induction.measuring.added import AddedScores, HeadScoreError
 from pytest_induction.measuring.rounds import probe_round

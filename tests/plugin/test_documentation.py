@@ -237,8 +237,7 @@ def test_unknown_options_keys_and_files_are_noticed(pytester):
 
 def test_the_tutorial_goes_as_it_says(pytester, monkeypatch):
     """Its files are written and its commands run in their order, with fewer steps of training; verdicts are those that it shows."""
-    for needed in ("jinja2", "plotly"):
-        pytest.importorskip(needed)
+    pytest.importorskip("jinja2")
     blocks = [block for block in BLOCKS if block.page == TUTORIAL and not block.reason]
     steps = {"python train.py 2": 180, "python train.py 1": 60}
     for block in blocks:

@@ -12,20 +12,21 @@ from hypothesis import strategies as st
 
 from pytest_induction.formatting import for_terminal, printable
 from pytest_induction.plugin.ci import properties
-from pytest_induction.records import Exhibit, Verdict
+from pytest_induction.records import ChartData, Verdict
+from pytest_induction.report.charts.drawing import as_file
+from pytest_induction.report.charts.drawing import text as drawn_text
 from pytest_induction.report.charts.interval import interval
-from pytest_induction.report.drawing import text as drawn_text
+from pytest_induction.report.charts.run_picture import svg
 from pytest_induction.report.github import annotations, step_summary
 from pytest_induction.report.live import frame, live_page, painted
 from pytest_induction.report.page import panel_of
-from pytest_induction.report.run_picture import svg
 from pytest_induction.report.session_records import SessionRecords, TestRecord
 from pytest_induction.report.terminal import Style, one_line, section
 from pytest_induction.report.writing import pictures
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.picture import picture_of
 from tests.conftest import FIXTURES
-from tests.report.samples import evidence, exhibits, provenance
+from tests.report.samples import charts, evidence, provenance
 
 RUN = FIXTURES / "runs" / "two-layers"
 ANY = st.text(st.characters(), max_size=30)
@@ -114,13 +115,13 @@ def test_a_picture_of_a_run_is_well_formed(picture, text):
 @given(text=ANY)
 @settings(deadline=None, max_examples=25)
 def test_charts_are_well_formed(text):
-    """Every exhibit, with each of its texts replaced."""
-    for exhibit in exhibits(provenance()):
-        panel = panel_of("a", Exhibit(exhibit.kind, text, exhibit.fingerprint, replaced(exhibit.data, text)))
+    """Every chart, with each of its texts replaced."""
+    for measured in charts(provenance()):
+        panel = panel_of("a", ChartData(measured.kind, text, measured.fingerprint, replaced(measured.data, text)))
         for chart in panel.charts:
-            if chart.static:
-                ET.fromstring(chart.static)
-        for each in pictures(exhibit):
+            ET.fromstring(chart.svg)
+            ET.fromstring(as_file(chart.svg))
+        for each in pictures(measured):
             ET.fromstring(each)
     ET.fromstring(interval(evidence().estimates["advantage"], (0.3,)))
 
@@ -150,7 +151,7 @@ def test_a_page_shows_it_escaped():
     pytest.importorskip("jinja2")
     records = SessionRecords(
         (TestRecord(FORGED, "failed", 1.0, FORGED, FORGED, (hostile(FORGED),)),),
-        tuple(Exhibit(each.kind, FORGED, each.fingerprint, replaced(each.data, FORGED)) for each in exhibits(provenance())),
+        tuple(ChartData(each.kind, FORGED, each.fingerprint, replaced(each.data, FORGED)) for each in charts(provenance())),
         command=FORGED,
         environment={FORGED: FORGED},
     )

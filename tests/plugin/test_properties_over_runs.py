@@ -86,9 +86,9 @@ expect.property_holds_from = [
     )
     result.stdout.fnmatch_lines(["*SHOWN*property_holds_from*holds from step 300 on: on all of 60 sequences generated at *"])
     records = json.loads((pytester.path / "out.json").read_text())
-    (exhibit,) = [each for each in records["exhibits"] if each["kind"] == "run"]
-    assert [hunt["name"] for hunt in exhibit["data"]["hunts"]] == ["completes_repeats(min_accuracy=0.5)"]
-    assert exhibit["data"]["heads"]
+    (chart,) = [each for each in records["charts"] if each["kind"] == "run"]
+    assert [hunt["name"] for hunt in chart["data"]["hunts"]] == ["completes_repeats(min_accuracy=0.5)"]
+    assert chart["data"]["heads"]
 
 
 def test_a_recorded_run_is_gated_by_what_its_recorder_hunted(pytester):

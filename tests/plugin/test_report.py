@@ -45,7 +45,7 @@ def run(pytester):
 
 
 def test_records_hold_every_verdict_and_what_is_drawn(run, pytester):
-    """In order, with outcomes, messages, commands, and the exhibits of the model, measured once; of other tests what failed."""
+    """In order, with outcomes, messages, commands, and the charts of the model, measured once; of other tests what failed."""
     result = run("--induction-report=records.json", "--induction-report=page.html", "--induction-report=report.md")
     result.assert_outcomes(passed=1, failed=2, xfailed=1)
     result.stdout.fnmatch_lines(["report: records.json", "report: page.html", "report: report.md"])
@@ -60,10 +60,10 @@ def test_records_hold_every_verdict_and_what_is_drawn(run, pytester):
     assert [test.nodeid for test in records.tests if not test.is_ours] == ["test_model.py::test_other"]
     assert records.tests[1].message.startswith("no_induction_head is REFUTED, expected SHOWN")
     assert all(test.again.startswith("pytest ") and test.nodeid in test.again for test in records.tests if test.is_ours)
-    kinds = [exhibit.kind for exhibit in records.exhibits]
+    kinds = [chart.kind for chart in records.charts]
     assert kinds == ["heads", "attention", "repeats", "ablations", "composition"]
-    assert not any(exhibit.missing for exhibit in records.exhibits)
-    assert {(each.model, each.fingerprint) for each in records.exhibits} == {
+    assert not any(chart.missing for chart in records.charts)
+    assert {(each.model, each.fingerprint) for each in records.charts} == {
         (each.provenance.model, each.provenance.fingerprint) for each in records.evidence
     }
     assert (records.exit_status, records.stopped) == (1, "")
@@ -79,7 +79,7 @@ def test_a_control_that_passes_is_shown_so(run, pytester):
     pytester.path.joinpath("control.gates.toml").write_text(gates)
     wanted = ["records.json", "page.html", "report.md"]
     result = run(
-        "control.gates.toml", *(f"--induction-report={name}" for name in wanted), "--induction-exhibits=none", "--color=yes"
+        "control.gates.toml", *(f"--induction-report={name}" for name in wanted), "--induction-charts=none", "--color=yes"
     )
     result.assert_outcomes(passed=1)
     (line,) = [line for line in result.outlines if "SHOWN, passed" in line]
@@ -101,13 +101,13 @@ def without_times(path):
 
 
 def test_two_processes_leave_the_same_records_as_one(run, pytester):
-    """The same tests, verdicts, order and exhibits, to the last digit."""
+    """The same tests, verdicts, order and charts, to the last digit."""
     both = ("--induction-run", RUN, "--induction-model", SHIPPED["two-layers"], ".")
     run("--induction-report=one.json", *both)
     run("--induction-report=two.json", *both, "-n", "2")
     one, two = (without_times(pytester.path / name) for name in ("one.json", "two.json"))
     assert one == two
-    assert [each["kind"] for each in one["exhibits"]].count("run") == 1
+    assert [each["kind"] for each in one["charts"]].count("run") == 1
 
 
 def test_an_interrupted_session_leaves_what_it_measured(run, pytester):
@@ -125,7 +125,7 @@ def test_an_interrupted_session_leaves_what_it_measured(run, pytester):
             induction.assert_has_induction_head()
         """
     )
-    result = run("--induction-report=records.json", "--induction-exhibits=none", no_reraise_ctrlc=True)
+    result = run("--induction-report=records.json", "--induction-charts=none", no_reraise_ctrlc=True)
     assert result.ret == 2
     result.stdout.fnmatch_lines(["report: records.json (partial: interrupted)"])
     records = read_records(pytester.path / "records.json")
@@ -136,7 +136,7 @@ def test_an_interrupted_session_leaves_what_it_measured(run, pytester):
     ]
     assert [test.outcome for test in records.tests] == ["passed", "error", "not run"]
     assert records.stopped == "interrupted"
-    assert not records.exhibits
+    assert not records.charts
 
 
 def test_what_cannot_be_written_is_kept_elsewhere_and_fails_the_session(run, pytester):
@@ -151,7 +151,7 @@ def test_what_cannot_be_written_is_kept_elsewhere_and_fails_the_session(run, pyt
             shutil.rmtree("out")
         """
     )
-    result = run("--induction-report=out/page.html", "--induction-exhibits=heads")
+    result = run("--induction-report=out/page.html", "--induction-charts=heads")
     assert result.ret == 1
     result.assert_outcomes(passed=1)
     kept = next(line for line in result.outlines if line.startswith("report: the records are in ")).split()[5].rstrip(";")
@@ -164,8 +164,8 @@ def test_what_cannot_be_written_is_kept_elsewhere_and_fails_the_session(run, pyt
     [
         (["--induction-report=page.pdf"], "*--induction-report: *.html*.json*.md*page.pdf*"),
         (["--induction-report=nowhere/page.html"], "*--induction-report: *nowhere*"),
-        (["--induction-report=page.html", "--induction-exhibits=head"], "*--induction-exhibits: *head*heads*"),
-        (["--induction-exhibits=heads"], "*--induction-exhibits*--induction-report*"),
+        (["--induction-report=page.html", "--induction-charts=head"], "*--induction-charts: *head*heads*"),
+        (["--induction-charts=heads"], "*--induction-charts*--induction-report*"),
     ],
 )
 def test_a_report_that_cannot_be_made_is_refused_at_once(run, arguments, said):
@@ -198,7 +198,7 @@ sys.exit(main(["report", *sys.argv[1:]]))
 
 def test_records_are_rendered_again_without_torch(run, pytester):
     """As the same page that the session wrote; what are no records is refused in one line."""
-    run("--induction-report=records.json", "--induction-report=page.html", "--induction-exhibits=heads")
+    run("--induction-report=records.json", "--induction-report=page.html", "--induction-charts=heads")
     command = [sys.executable, "-c", RENDER]
     subprocess.run([*command, "records.json", "-o", "again.html"], cwd=pytester.path, check=True, capture_output=True)
     assert (pytester.path / "again.html").read_text() == (pytester.path / "page.html").read_text()
@@ -212,7 +212,7 @@ def test_records_are_rendered_again_without_torch(run, pytester):
 
 
 def test_pytest_html_gets_the_figures(run, pytester):
-    """The mosaic of the model stands in its page, beside the test."""
+    """The head map of the model stands in its page, beside the test."""
     pytest.importorskip("pytest_html")
     run("--html=tests.html", "--self-contained-html", "-k", "heads")
     page = html.unescape((pytester.path / "tests.html").read_text())
@@ -223,12 +223,12 @@ def test_pytest_html_gets_the_figures(run, pytester):
 def test_a_rerun_test_is_recorded_once(run, pytester):
     """With the verdicts of its last run."""
     pytest.importorskip("pytest_rerunfailures")
-    run("--reruns=1", "-k", "none", "--induction-report=records.json", "--induction-exhibits=none")
+    run("--reruns=1", "-k", "none", "--induction-report=records.json", "--induction-charts=none")
     (test,) = read_records(pytester.path / "records.json").tests
     assert len(test.evidence) == 1
 
 
-def test_exhibits_are_those_of_models_with_a_verdict(run, pytester):
+def test_charts_are_those_of_models_with_a_verdict(run, pytester):
     """What is only measured is not drawn; what a later test has a verdict on, is, and what only a later gate has a text for."""
     gates = f"""
         [without]
@@ -246,9 +246,9 @@ def test_exhibits_are_those_of_models_with_a_verdict(run, pytester):
             induction.measure_heads()
         """
     )
-    run("--induction-report=records.json", "--induction-exhibits=heads,text").assert_outcomes(passed=3)
-    exhibits = read_records(pytester.path / "records.json").exhibits
-    assert [(each.model.rpartition(":")[2], each.kind) for each in exhibits] == [
+    run("--induction-report=records.json", "--induction-charts=heads,text").assert_outcomes(passed=3)
+    charts = read_records(pytester.path / "records.json").charts
+    assert [(each.model.rpartition(":")[2], each.kind) for each in charts] == [
         ("three_layers_text", "heads"),
         ("three_layers_text", "text"),
     ]

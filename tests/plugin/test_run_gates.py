@@ -394,7 +394,7 @@ class TestNames:
         assert all(f"{place}/run" in page for place in "abc")
         if ending == "json":
             records = json.loads(page)
-            assert [each["model"] for each in records["exhibits"]] == ["a/run", "b/run", "c/run"]
+            assert [each["model"] for each in records["charts"]] == ["a/run", "b/run", "c/run"]
             assert [each["evidence"][0]["provenance"]["model"] for each in records["tests"]] == ["a/run", "b/run", "c/run"]
 
     def test_a_name_that_is_alone_stays(self, pytester, twins):

@@ -13,7 +13,6 @@ HEAVY = (
     "hypothesis",
     "transformers",
     "jinja2",
-    "plotly",
     "pytest_induction.models",
     "pytest_induction.fixture",
     "pytest_induction.benchmarks",

@@ -23,7 +23,7 @@ def of_section(result):
 
 
 def test_the_section_is_compact_and_shows_more_where_asked(pytester):
-    """Claims, mosaic and the induction heads; with -v all scores, estimates and where they come from."""
+    """Claims, head map and the induction heads; with -v all scores, estimates and where they come from."""
     section = of_section(pytester.runpytest_inprocess(*GATED))
     assert section[3:6] == ["", "    prefix matching, 0 ▁▂▃▄▅▆▇█ 1: a row for each layer, a mark for each head", "    L0  ▁▁▁▁"]
     assert section[6].endswith("L1  ████")
@@ -300,7 +300,7 @@ def test_a_sweep_for_a_gate_and_a_report_show_how_far_they_are(pytester, monkeyp
     monkeypatch.setattr(plugin, "open_terminal", opened)
     checkpoints = pytester.mkdir("checkpoints")
     shutil.copy(RUNS / "two-layers-checkpoints" / "step-000.safetensors", checkpoints)
-    report = ["--induction-report=report.json", "--induction-exhibits=heads"]
+    report = ["--induction-report=report.json", "--induction-charts=heads"]
     run = [f"--induction-run={checkpoints}", f"--induction-factory={FACTORY}", f"--induction-model={SHIPPED['llama']}"]
     pytester.runpytest_inprocess(*run, *report, "-k", "log_is_sane or copies_repeats")
     said = "".join(each.getvalue() for each in shown)

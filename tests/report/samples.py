@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pytest_induction.records import Estimate, Evidence, Exhibit, HeadEvidence, Provenance, Verdict
+from pytest_induction.records import ChartData, Estimate, Evidence, HeadEvidence, Provenance, Verdict
 from pytest_induction.report.session_records import SessionRecords, TestRecord
 
 KINDS = ("heads", "attention", "repeats", "text", "ablations", "composition")
@@ -241,8 +241,8 @@ def _composition(n_layers: int, n_heads: int) -> dict[str, Any]:
     }
 
 
-def exhibits(about: Provenance, kinds: Sequence[str] = KINDS) -> tuple[Exhibit, ...]:
-    """All exhibits of a model of that size."""
+def charts(about: Provenance, kinds: Sequence[str] = KINDS) -> tuple[ChartData, ...]:
+    """All charts of a model of that size."""
     top = [f"L{about.n_layers - 1}H{number}" for number in range(min(4, about.n_heads))]
     data = {
         "heads": lambda: _heads(about.n_layers, about.n_heads),
@@ -252,12 +252,12 @@ def exhibits(about: Provenance, kinds: Sequence[str] = KINDS) -> tuple[Exhibit, 
         "ablations": lambda: _ablations(top),
         "composition": lambda: _composition(about.n_layers, about.n_heads),
     }
-    return tuple(Exhibit(kind, about.model, about.fingerprint, data[kind]()) for kind in kinds)
+    return tuple(ChartData(kind, about.model, about.fingerprint, data[kind]()) for kind in kinds)
 
 
-def session(*tests: TestRecord, exhibits: Sequence[Exhibit] = (), **rest: Any) -> SessionRecords:
+def session(*tests: TestRecord, charts: Sequence[ChartData] = (), **rest: Any) -> SessionRecords:
     about = {"command": "pytest --induction-model models/small", "started": "2025-11-27T10:00:00+00:00", "seconds": 12.3}
-    return SessionRecords(tests, tuple(exhibits), **{**about, "environment": {"python": "3.12.1", "cpus": "8"}, **rest})
+    return SessionRecords(tests, tuple(charts), **{**about, "environment": {"python": "3.12.1", "cpus": "8"}, **rest})
 
 
 def small() -> SessionRecords:
@@ -281,7 +281,7 @@ def small() -> SessionRecords:
         ),
         TestRecord("tests/test_text.py::test_learns[a-b]", "failed", 2.0, "too close", "pytest -k learns", (learns(),)),
         TestRecord("tests/test_text.py::test_skipped", "skipped"),
-        exhibits=exhibits(about),
+        charts=charts(about),
         exit_status=1,
     )
 
@@ -289,23 +289,23 @@ def small() -> SessionRecords:
 def large() -> SessionRecords:
     """A model of 32 layers and 32 heads, everything measured."""
     about = provenance("models/large", 32, 32)
-    drawn = [*exhibits(about, [kind for kind in KINDS if kind != "attention"])]
+    drawn = [*charts(about, [kind for kind in KINDS if kind != "attention"])]
     patterns = _attention([f"L{20 + place}H{place}" for place in range(8)], period=50)
     return session(
         TestRecord("models/large::has_induction_head", "passed", 12.0, evidence=(evidence(about=about),)),
-        exhibits=[*drawn, Exhibit("attention", about.model, about.fingerprint, patterns)],
+        charts=[*drawn, ChartData("attention", about.model, about.fingerprint, patterns)],
     )
 
 
 def missing() -> SessionRecords:
-    """No exhibit could be made, and the session was stopped."""
+    """No chart could be made, and the session was stopped."""
     about = provenance()
     why = {kind: f"why {kind} is missing" for kind in KINDS}
     return session(
         TestRecord(
             "models/small::has_induction_head", "error", message="interrupted", evidence=(replace(evidence(), head_map=()),)
         ),
-        exhibits=[Exhibit(kind, about.model, about.fingerprint, missing=words) for kind, words in why.items()],
+        charts=[ChartData(kind, about.model, about.fingerprint, missing=words) for kind, words in why.items()],
         exit_status=2,
         stopped="interrupted",
     )
@@ -314,7 +314,7 @@ def missing() -> SessionRecords:
 def nasty(kinds: Sequence[str] = KINDS) -> SessionRecords:
     """Names as nobody should give them, wherever a user may."""
     about = provenance(NASTY, notes=(NASTY,))
-    drawn = {each.kind: each for each in exhibits(about, kinds)}
+    drawn = {each.kind: each for each in charts(about, kinds)}
     for kind, each in drawn.items():
         data = {**each.data, "about": NASTY}
         if kind == "ablations":
@@ -322,7 +322,7 @@ def nasty(kinds: Sequence[str] = KINDS) -> SessionRecords:
         drawn[kind] = replace(each, data=data)
     return session(
         TestRecord(f"{NASTY}::{NASTY}", "failed", 1.0, NASTY, NASTY, (evidence(about=about, summary=NASTY, next_step=NASTY),)),
-        exhibits=tuple(drawn.values()),
+        charts=tuple(drawn.values()),
         command=NASTY,
         environment={NASTY: NASTY},
     )

@@ -8,7 +8,7 @@ import pytest
 from pytest_induction.__main__ import main
 from pytest_induction.charts.data import KINDS, LAYOUTS
 from pytest_induction.errors import ReportError
-from pytest_induction.records import Exhibit
+from pytest_induction.records import ChartData
 from pytest_induction.report.markdown import markdown
 from pytest_induction.report.page import KINDS as DRAWN
 from pytest_induction.report.page import sections
@@ -24,12 +24,12 @@ REPLACEMENTS = (None, True, 0, -1, 7.3, 1e308, 10**400, "", "text", "\ud800", []
 
 @pytest.fixture(scope="module")
 def whole():
-    """Records with an exhibit of every kind, as JSON has them."""
+    """Records with a chart of every kind, as JSON has them."""
     from pytest_induction.runs.picture import picture_of
 
     one = small()
-    drawn = Exhibit("run", "made", "5b7423e0dca2e18d", {**picture_of(training_run()), "about": "it"})
-    return json.loads(session(*one.tests, exhibits=(*one.exhibits, drawn)).to_json())
+    drawn = ChartData("run", "made", "5b7423e0dca2e18d", {**picture_of(training_run()), "about": "it"})
+    return json.loads(session(*one.tests, charts=(*one.charts, drawn)).to_json())
 
 
 def parts(data, path=()):
@@ -59,33 +59,33 @@ def outcome(data):
     return "read"
 
 
-def test_every_kind_of_exhibit_has_a_layout():
+def test_every_kind_of_chart_has_a_layout():
     """One that is made, one that is drawn, and one that is checked: the same kinds."""
     assert set(LAYOUTS) == set(KINDS) == set(DRAWN)
 
 
 def test_what_is_measured_is_as_its_layout_says(shipped):
-    """Every exhibit of a model and of a training, as they are made."""
-    from pytest_induction.charts.model import exhibits_of_model
-    from pytest_induction.charts.run import exhibit_of_run
+    """Every chart of a model and of a training, as they are made."""
+    from pytest_induction.charts.model import charts_of_model
+    from pytest_induction.charts.run import chart_of_run
     from pytest_induction.measuring.rounds import measure_heads
     from pytest_induction.model.load import load_model
     from pytest_induction.runs.opening import load_run
     from pytest_induction.runs.phase_change.claims import provenance_of
 
     subject, run = load_model(shipped["llama"]), load_run(FIXTURES / "runs" / "two-layers")
-    made = exhibits_of_model(subject, measure_heads(subject).provenance, kinds=KINDS, text=list(range(5, 60)) * 40)
-    made.append(exhibit_of_run(run, provenance_of(run)))
-    assert [exhibit.kind for exhibit in made] == list(KINDS)
-    for exhibit in made:
-        assert not exhibit.missing
-        read(LAYOUTS[exhibit.kind], json.loads(json.dumps(exhibit.data)))
+    made = charts_of_model(subject, measure_heads(subject).provenance, kinds=KINDS, text=list(range(5, 60)) * 40)
+    made.append(chart_of_run(run, provenance_of(run)))
+    assert [chart.kind for chart in made] == list(KINDS)
+    for chart in made:
+        assert not chart.missing
+        read(LAYOUTS[chart.kind], json.loads(json.dumps(chart.data)))
 
 
 def test_what_is_as_it_must_be_is_read(whole):
-    """Also an exhibit of every kind."""
+    """Also a chart of every kind."""
     assert outcome(whole) == "read"
-    assert {exhibit["kind"] for exhibit in whole["exhibits"]} == set(KINDS)
+    assert {chart["kind"] for chart in whole["charts"]} == set(KINDS)
 
 
 def test_every_single_replacement_is_read_or_refused_in_one_line(whole):
@@ -102,7 +102,7 @@ def test_every_single_replacement_is_read_or_refused_in_one_line(whole):
 
 
 def test_what_is_missing_is_named(whole):
-    """Each value left out in turn, of one test and of one exhibit of each kind."""
+    """Each value left out in turn, of one test and of one chart of each kind."""
     for path in parts(whole):
         if len(path) < 6 and isinstance(path[-1], str):
             data = copy.deepcopy(whole)
@@ -122,14 +122,14 @@ def test_what_is_missing_is_named(whole):
         (("tests", 0, "evidence", 0, "schema"), 2, "must have schema 1, got 2"),
         (("tests", 0, "evidence", 0, "provenance", "notes"), 5, "must be a list, got 5"),
         (("tests", 0, "seconds"), -1, "must be a number from 0 up, in seconds, got -1"),
-        (("exhibits", 0, "kind"), "heds", "must be one of heads, attention"),
-        (("exhibits", 0, "data", "scores", 0, "value", 1, 2), 7.3, "must be within 0 and 1, got 7.3"),
-        (("exhibits", 0, "data", "scores", 0, "low"), [], "must have as many layers and heads as `value`"),
-        (("exhibits", 1, "data", "starts"), [1, 900], "must be positions below 49, got 900"),
-        (("exhibits", 1, "data", "starts"), [5, 1], "must rise, got 1 after 5"),
-        (("exhibits", 2, "data", "copies", 0, "low"), [0.5], "must have 12 entries, as `place` has, got 1"),
-        (("exhibits", 6, "data", "range"), [3, 1], "must not fall, got 1 after 3"),
-        (("exhibits", 6, "data", "path", "inside"), [999], "must be of points below"),
+        (("charts", 0, "kind"), "heds", "must be one of heads, attention"),
+        (("charts", 0, "data", "scores", 0, "value", 1, 2), 7.3, "must be within 0 and 1, got 7.3"),
+        (("charts", 0, "data", "scores", 0, "low"), [], "must have as many layers and heads as `value`"),
+        (("charts", 1, "data", "starts"), [1, 900], "must be positions below 49, got 900"),
+        (("charts", 1, "data", "starts"), [5, 1], "must rise, got 1 after 5"),
+        (("charts", 2, "data", "copies", 0, "low"), [0.5], "must have 12 entries, as `place` has, got 1"),
+        (("charts", 6, "data", "range"), [3, 1], "must not fall, got 1 after 3"),
+        (("charts", 6, "data", "path", "inside"), [999], "must be of points below"),
     ],
 )
 def test_the_line_says_where_and_what(whole, path, value, said):

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pytest_induction.formatting import printable
-from pytest_induction.records import Estimate, Exhibit, Verdict
+from pytest_induction.records import ChartData, Estimate, Verdict
 from pytest_induction.report.github import MOST_ERRORS, ROOM, annotations, step_summary
 from pytest_induction.report.markdown import code, markdown, text
 from pytest_induction.report.session_records import SessionRecords, TestRecord
@@ -21,7 +21,7 @@ RECORDS = SessionRecords(
         TestRecord("models/small::learns_in_context", "xfailed", evidence=(learns(),)),
         TestRecord("models/gone::has_induction_head", "error", message="no model at 'models/gone'\nsecond line"),
     ),
-    (Exhibit("text", "models/small", provenance().fingerprint, missing="no text was given"),),
+    (ChartData("text", "models/small", provenance().fingerprint, missing="no text was given"),),
     command="pytest --induction-report=report.md",
     started="2026-11-27T19:25:54+00:00",
     seconds=4.6,
@@ -95,7 +95,7 @@ def test_a_summary_of_a_step_has_controls_as_passed():
 
 
 def test_each_model_has_its_heads_and_where_they_were_measured(read):
-    """Induction heads bold, a mosaic, what could not be drawn."""
+    """Induction heads bold, a head map, what could not be drawn."""
     tables, shown = read(markdown(RECORDS))
     assert [row[0] for row in tables[1]] == ["head", "L1H0", "L1H1", "L0H2"]
     assert "<strong>L1H0</strong>" in shown and "<strong>L0H2</strong>" not in shown

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from pytest_induction.records import Evidence, Exhibit, Provenance, Verdict
+from pytest_induction.records import ChartData, Evidence, Provenance, Verdict
 from pytest_induction.report.session_records import distinct, told_apart
 
 
@@ -53,8 +53,8 @@ def test_models_keep_their_names():
     assert names(verdict("m", "1", "", is_run=False), verdict("m", "2", "", is_run=False)) == ["m", "m"]
 
 
-def test_exhibits_go_with_their_verdicts():
+def test_charts_go_with_their_verdicts():
     one, other = verdict("run", "1", "a/run"), verdict("run", "1", "b/run")
-    exhibits = [Exhibit("run", "run", "1", place=place) for place in ("a/run", "b/run")]
-    assert [each.model for each in told_apart([one, other], exhibits)[1]] == ["a/run", "b/run"]
-    assert dataclasses.replace(told_apart([one, other], exhibits)[1][0], model="run") == exhibits[0]
+    charts = [ChartData("run", "run", "1", place=place) for place in ("a/run", "b/run")]
+    assert [each.model for each in told_apart([one, other], charts)[1]] == ["a/run", "b/run"]
+    assert dataclasses.replace(told_apart([one, other], charts)[1][0], model="run") == charts[0]

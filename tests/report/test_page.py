@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import gzip
 import json
 import re
 import subprocess
@@ -12,16 +10,19 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from pytest_induction.errors import ReportError
-from pytest_induction.records import Estimate, Exhibit, Verdict
+from pytest_induction.records import ChartData, Estimate, Verdict
 from pytest_induction.report import page, writing
-from pytest_induction.report.charts.chart import number, tidy
+from pytest_induction.report.charts.chart import Chart, exact, number
+from pytest_induction.report.charts.drawing import GOLD, embedded
+from pytest_induction.report.charts.head_map import head_map_of
 from pytest_induction.report.charts.interval import interval
 from pytest_induction.report.charts.run import run
-from pytest_induction.report.page import embedded, html_page, sections
+from pytest_induction.report.page import html_page, sections
 from pytest_induction.report.session_records import SessionRecords, TestRecord
 from pytest_induction.report.verdict_rows import key_of
 from pytest_induction.report.writing import check_path, render, write_report
@@ -59,17 +60,9 @@ class Reading(HTMLParser):
             self.texts.append((self.open[-1] if self.open else "", data))
 
     def said(self, *without: str) -> str:
-        return " ".join(" ".join(text.split()) for tag, text in self.texts if tag not in ("script", "style", *without))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_script():
-    """A page with a word in place of Plotly's script, which takes no time to read."""
-    whole = page._plotly_path
-    with pytest.MonkeyPatch.context() as patch:
-        stand_in = Path(__file__).with_name("__init__.py")
-        patch.setattr(page, "_plotly_path", lambda: stand_in)
-        yield whole
+        return " ".join(
+            " ".join(text.split()) for tag, text in self.texts if tag not in ("script", "style", "metadata", *without)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -134,17 +127,19 @@ def test_verdicts_and_tests_are_counted(small):
     assert "SHOWN 1 REFUTED 1 UNDETERMINED 1 passed 1 failed 2 skipped 1" in said
 
 
-def test_each_exhibit_has_charts_with_and_without_scripts(small):
-    """Every chart has a picture that needs no script, data for Plotly, and words for who sees neither."""
-    charts = [attrs for tag, attrs in small.tags if attrs.get("class") == "chart"]
-    assert len(charts) == 6 + 2 + 4
-    assert all(attrs["aria-label"] and attrs["role"] == "img" for attrs in charts)
-    pictures = [tag for tag, attrs in small.tags if attrs.get("class") == "static"]
-    data = [json.loads(text) for tag, text in small.texts if tag == "script" and text.startswith('{"data"')]
-    assert len(pictures) == len(data) == len(charts)
+def test_each_chart_is_one_picture_and_words_for_those_who_do_not_see_it(small):
+    """And nothing else draws: two scripts of ours, no data for a third."""
+    charts = [attrs["id"] for _, attrs in small.tags if attrs.get("class") == "chart"]
+    pictures = [attrs for tag, attrs in small.tags if tag == "svg" and attrs.get("fill") == "none"]
+    assert len(charts) == len(pictures) == 6 + 2 + 4
+    assert all(attrs["aria-label"] and attrs["role"] == "img" for attrs in pictures)
+    assert (
+        len([attrs for tag, attrs in small.tags if tag == "script"]) == 3
+    )  # one says that there are scripts, one folds the contents
+    assert not {tag for tag, _ in small.tags} & {"canvas", "img", "iframe", "object"}
 
 
-def test_a_missing_exhibit_says_why():
+def test_a_missing_chart_says_why():
     """In one line, where its chart would be; a session that was stopped says so."""
     said = Reading(html_page(samples.missing())).said()
     for kind in samples.KINDS:
@@ -152,20 +147,20 @@ def test_a_missing_exhibit_says_why():
     assert "Stopped early: interrupted" in said
 
 
-def test_a_damaged_exhibit_leaves_the_page_standing():
+def test_a_damaged_chart_leaves_the_page_standing():
     """Records that somebody edited cost their own chart, and no other."""
     about = samples.provenance()
     damaged = [
-        Exhibit("heads", about.model, about.fingerprint, {"scores": [{"name": "x"}]}),
-        *samples.exhibits(about, ["repeats"]),
+        ChartData("heads", about.model, about.fingerprint, {"scores": [{"name": "x"}]}),
+        *samples.charts(about, ["repeats"]),
     ]
-    read = Reading(html_page(samples.session(TestRecord("a::b", "passed", evidence=(samples.evidence(),)), exhibits=damaged)))
+    read = Reading(html_page(samples.session(TestRecord("a::b", "passed", evidence=(samples.evidence(),)), charts=damaged)))
     assert "Not shown: its records are damaged: KeyError: 'value'" in read.said()
     assert sum(attrs.get("class") == "chart" for _, attrs in read.tags) == 1
 
 
 def test_prefix_matching_of_a_verdict_is_drawn_where_nothing_else_was_measured():
-    """One map, with the bar of the claim, from the mosaic of the evidence."""
+    """One map, with the bar of the claim, from the head map of the evidence."""
     found = sections(samples.session(TestRecord("a::b", "passed", evidence=(samples.evidence(),))))
     (panel,) = found[0].panels
     assert [chart.title for chart in panel.charts] == ["prefix matching"]
@@ -173,31 +168,36 @@ def test_prefix_matching_of_a_verdict_is_drawn_where_nothing_else_was_measured()
 
 
 def test_no_name_of_a_user_is_markup():
-    """Names of models, tests, commands and versions, messages, notes and exhibits: all are text, wherever they stand."""
+    """Names of models, tests, commands and versions, messages, notes and charts: all are text, wherever they stand."""
     text = html_page(samples.nasty())
     read, plain = Reading(text), Reading(html_page(samples.small()))
     assert not read.wrong and not read.open
     assert {tag for tag, _ in read.tags} <= {tag for tag, _ in plain.tags} | {"p", "pre"}
-    scripts = sum(tag == "script" for tag, _ in read.tags)
-    assert scripts == 4 + sum(
-        attrs.get("class") == "chart" for _, attrs in read.tags
-    )  # three of ours, Plotly's, one for each chart
+    assert sum(tag == "script" for tag, _ in read.tags) == 3
     assert read.said().count("{{ 7 * 7 }}") > 10 and "49" not in read.said("svg").split()
     assert not any(name.startswith("on") for _, attrs in read.tags for name in attrs)
-    data = [json.loads(text) for tag, text in read.texts if tag == "script" and text.startswith('{"data"')]
-    assert "<script" not in json.dumps(data) and "%{x}" not in json.dumps([each["layout"] for each in data])
+    words = [json.loads(text) for tag, text in read.texts if tag == "metadata"]
+    assert len(words) > 10 and all(set(each) >= {"values"} for each in words)
 
 
 def test_data_cannot_end_its_element():
-    """JSON in a script element holds no character that HTML minds, and reads as it was."""
+    """JSON in a picture holds no character that HTML or XML minds, and reads as it was."""
     data = {"a": "</script><!-- & \u2028"}
     assert not re.search("[<>&\u2028]", embedded(data))
     assert json.loads(embedded(data)) == data
-    assert embedded({"z": [1.5, float("nan")]}) == '{"z":[1.5,null]}'
 
 
-def specs(records: SessionRecords) -> list[dict]:
-    return [chart.spec for section in sections(records) for panel in section.panels for chart in panel.charts]
+def drawn(svg: str) -> ET.Element:
+    return ET.fromstring(svg)
+
+
+def texts(svg: str) -> list[str]:
+    return [each.text for each in drawn(svg).iter("text")]
+
+
+def said_of(svg: str) -> list[dict]:
+    """What a picture has to say of its curves and maps."""
+    return [json.loads(each.text) for each in drawn(svg).iter("metadata")]
 
 
 @functools.cache
@@ -210,8 +210,8 @@ def of_a_run() -> SessionRecords:
     found = find_phase_changes(opened)
     about = samples.provenance("two-layers", is_run=True)
     verdict = samples.evidence("phase_change", about=about, changes=found.changes, heads=(), nearest=())
-    exhibit = Exhibit("run", about.model, about.fingerprint, {**picture_of(opened, found), "about": "a shipped run"})
-    return samples.session(TestRecord("run::phase_change", "passed", evidence=(verdict,)), exhibits=[exhibit])
+    chart = ChartData("run", about.model, about.fingerprint, {**picture_of(opened, found), "about": "a shipped run"})
+    return samples.session(TestRecord("run::phase_change", "passed", evidence=(verdict,)), charts=[chart])
 
 
 @pytest.fixture(scope="module")
@@ -219,32 +219,43 @@ def recorded():
     return of_a_run()
 
 
-def test_every_figure_is_one_that_plotly_knows(recorded):
-    """Each property of each trace and layout has a name and a value that Plotly's own validation takes."""
-    objects = pytest.importorskip("plotly.graph_objects")
-    found = [*specs(samples.small()), *specs(recorded)]
-    assert len(found) == 12 + 3
-    for spec in found:
-        objects.Figure(json.loads(embedded(spec)))
-    with pytest.raises(ValueError, match="colour"):
-        objects.Figure({"data": [{"type": "scatter", "line": {"colour": "red"}}]})
+def test_a_curve_says_as_much_as_it_has_points_and_a_map_as_it_has_cells(recorded):
+    """Every one of every chart, of a model and of a run."""
+    curves = maps = 0
+    for svg in (chart.svg for records in (samples.small(), recorded) for chart in charts_of(records)):
+        for group in drawn(svg).iter("g"):
+            words = [json.loads(each.text) for each in group if each.tag == "metadata"]
+            if group.get("class") == "curve":
+                points = re.findall(r"[ML][\d.-]+ [\d.-]+", group.find("path").get("d"))
+                assert len(words[0]["values"]) == len(words[0]["at"]) == len(points) and words[0]["name"]
+                curves += 1
+            elif group.get("class") == "cells":
+                assert len(words[0]["values"]) == len(words[0]["rows"])
+                assert max(map(len, words[0]["values"])) == len(words[0]["columns"])
+                maps += 1
+    assert (curves, maps) == (4 + 1 + 2 + 8 + 5, 6 + 2 + 1 + 1)
+
+
+def charts_of(records: SessionRecords) -> list[Chart]:
+    return [chart for section in sections(records) for panel in section.panels for chart in panel.charts]
 
 
 def test_a_run_is_drawn_with_its_window_and_how_sure_it_is(recorded):
     """Loss, score, heads, losses along the context, the map and the path; the window in all of them, lighter where it may reach."""
     panels, path = sections(recorded)[0].panels[0].charts
-    titles = [each["text"] for each in panels.spec["layout"]["annotations"]]
-    assert [title for title in titles if title.startswith("<b>")] == [
-        "<b>loss</b>",
-        "<b>in-context learning score</b>",
-        "<b>prefix matching of every head</b>",
-        "<b>loss by token number</b>",
-        "<b>slope of the loss along the context, blue where it falls</b>",
+    names = [each.text for each in drawn(panels.svg).iter("text") if each.get("class") == "name"]
+    assert names == [
+        "loss",
+        "in-context learning score",
+        "prefix matching of every head",
+        "loss by token number",
+        "slope of the loss along the context, blue where it falls",
     ]
-    shapes = [each for each in panels.spec["layout"]["shapes"] if each["type"] == "rect"]
-    narrow, wide = ([each for each in shapes if each["opacity"] == opacity] for opacity in (0.26, 0.14))
+    gold = [each for each in drawn(panels.svg).iter("rect") if each.get("fill") == GOLD]
+    narrow, wide = ([each for each in gold if each.get("fill-opacity") == opacity] for opacity in ("0.28", "0.14"))
     assert len(narrow) == len(wide) == 4
-    assert wide[0]["x0"] < narrow[0]["x0"] < narrow[0]["x1"] < wide[0]["x1"]
+    ends = [(float(each.get("x")), float(each.get("x")) + float(each.get("width"))) for each in (wide[0], narrow[0])]
+    assert ends[0][0] < ends[1][0] < ends[1][1] < ends[0][1]
     assert "460k to 525k tokens" in panels.note and "the turn is at" in path.note
     table = Reading(html_page(recorded)).said()
     assert "What every series of the run did; places in tokens" in table and "491k (489k..494k)" in table
@@ -264,8 +275,8 @@ def test_a_run_of_steps_without_a_change_is_drawn():
     curves = [{"name": "loss", "unit": "nats", "x": [1.0], "y": [2.5]}]
     rest = {"changes": [], "heads": [], "n_heads": 0, "index": [], "map": None, "path": None, "missing": ["scores of heads"]}
     (chart,) = run({**picture, "curves": curves, **rest})
-    assert chart.spec["layout"]["xaxis"]["title"]["text"] == "steps of the training"
-    assert chart.note == "not recorded: scores of heads" and not chart.spec["layout"]["shapes"]
+    assert "steps of the training" in texts(chart.svg)
+    assert chart.note == "not recorded: scores of heads" and GOLD not in chart.svg
 
 
 @pytest.mark.parametrize(
@@ -285,9 +296,11 @@ def test_numbers_have_three_digits(value, unit, words):
     assert number(value, unit) == words
 
 
-def test_numbers_of_figures_are_short_and_none_is_not_a_number():
-    """Four decimals, whole numbers without any, None for NaN: JSON has no word for it."""
-    assert tidy([1.0, 0.123456, float("nan"), {"a": (2.5, None)}]) == [1, 0.1235, None, {"a": [2.5, None]}]
+def test_what_a_chart_says_of_a_point_is_what_was_recorded():
+    """Five digits, as records have, and the sign that is printed."""
+    assert [exact(value) for value in (0.93, -1.23456, 1e-7, 12345.6)] == ["0.93", "\u22121.2346", "1e\u221207", "12346"]
+    (words,) = said_of(head_map_of([[0.931, None], [0.02]])[0].svg)
+    assert words["values"] == [["0.931", None], ["0.020"]] and words["before"] == "prefix matching "
 
 
 def test_the_bar_of_a_margin_has_two_ends():
@@ -336,20 +349,24 @@ def test_a_session_without_tests_or_verdicts_has_a_page():
     assert "The test failed" in said and "no verdict" in said and "cannot be loaded" in said and "pytest -k b" in said
 
 
-def test_a_page_for_a_large_model_is_small(short_script, monkeypatch):
-    """Under 4 MB for 32 x 32 heads, with everything that can be drawn of them and the whole of Plotly, as it is installed."""
-    monkeypatch.setattr(page, "_plotly_path", short_script)
-    text = html_page(samples.large())
-    assert len(text.encode()) < 4_000_000
-    (script,) = re.findall('<script id="plotly" type="text/plain">(.*?)</script>', text)
-    assert gzip.decompress(base64.b64decode(script)) == short_script().read_bytes()
+def test_one_function_makes_pictures():
+    """Whatever shows a chart takes it from there: a page, a file, an extra of pytest-html. The other is of an interval in a table."""
+    package = Path(page.__file__).parents[1]
+    makers = {str(path.relative_to(package)) for path in package.rglob("*.py") if 'role="img"' in path.read_text()}
+    assert makers == {"report/charts/chart.py", "report/charts/interval.py"}
+
+
+@pytest.mark.parametrize(("name", "most"), [("small", 250_000), ("large", 1_500_000)])
+def test_a_page_is_small(name, most):
+    """With everything that can be drawn of a model, of 2 x 4 heads and of 32 x 32."""
+    assert len(html_page(getattr(samples, name)()).encode()) < most
 
 
 def test_patterns_are_left_out_before_a_page_gets_too_large():
     """Of many heads on a long probe those that fit are drawn, and the page says how many were."""
     about = samples.provenance()
     data = samples._attention([f"L1H{place}" for place in range(20)], period=50)
-    found = sections(samples.session(exhibits=[Exhibit("attention", about.model, about.fingerprint, data)]))
+    found = sections(samples.session(charts=[ChartData("attention", about.model, about.fingerprint, data)]))
     (panel,) = found[0].panels
     assert 0 < len(panel.charts) < 20
     assert f"{len(panel.charts)} of 20 heads, the rest are in the records" in panel.source
@@ -394,24 +411,21 @@ def test_a_report_that_breaks_leaves_what_was_there(tmp_path, monkeypatch):
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("name", ["plotly", "jinja2"])
-def test_an_extra_that_is_missing_is_named(monkeypatch, tmp_path, name, short_script):
+def test_an_extra_that_is_missing_is_named(monkeypatch, tmp_path):
     """Before anything is measured, with the command that installs it; other kinds of report need none."""
-    found = page.find_spec
-    monkeypatch.setattr(page, "_plotly_path", short_script)
-    monkeypatch.setattr(page, "find_spec", lambda wanted: None if wanted == name else found(wanted))
-    with pytest.raises(ReportError, match=rf"needs {name}, which is not installed: pip install 'pytest-induction\[report\]'"):
+    monkeypatch.setattr(page, "find_spec", lambda wanted: None)
+    with pytest.raises(ReportError, match=r"needs jinja2, which is not installed: pip install 'pytest-induction\[report\]'"):
         check_path(tmp_path / "page.html")
     check_path(tmp_path / "records.json")
 
 
-def test_rendering_imports_neither_torch_nor_plotly(tmp_path):
+def test_rendering_imports_little(tmp_path):
     """From records to a page without the libraries that are slow to load; the check can fail."""
     write_report(samples.small(), tmp_path / "r.json")
     code = (
         "import sys; from pytest_induction.report.writing import render; "
         f"render({str(tmp_path / 'r.json')!r}, {str(tmp_path / 'p.html')!r}); "
-        "print(sorted({'torch', 'numpy', 'transformers', 'plotly', 'pytest', 'jinja2'} & set(sys.modules)))"
+        "print(sorted({'torch', 'numpy', 'transformers', 'pytest', 'jinja2'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['jinja2']"
@@ -465,7 +479,7 @@ def test_two_models_of_one_name_have_a_section_each():
         TestRecord(f"a::{place}", "passed", evidence=(samples.evidence(about=about),))
         for place, about in enumerate((one, two, one))
     ]
-    found = sections(samples.session(*tests, exhibits=samples.exhibits(two, ["repeats"])))
+    found = sections(samples.session(*tests, charts=samples.charts(two, ["repeats"])))
     assert [(each.fingerprint, len(each.panels)) for each in found] == [(one.fingerprint, 1), ("other", 2)]
 
 
@@ -514,17 +528,17 @@ LITTLE = {
 
 
 @pytest.mark.parametrize("kind", LITTLE)
-def test_the_least_that_an_exhibit_may_hold_is_drawn(kind):
+def test_the_least_that_a_chart_may_hold_is_drawn(kind):
     """One token, one head, no interval, no control, nothing known of a number: a chart, and no error."""
     about = samples.provenance()
-    (section,) = sections(samples.session(exhibits=[Exhibit(kind, about.model, about.fingerprint, LITTLE[kind])]))
+    (section,) = sections(samples.session(charts=[ChartData(kind, about.model, about.fingerprint, LITTLE[kind])]))
     (panel,) = section.panels
     assert not panel.missing and len(panel.charts) == 1
-    assert panel.charts[0].static.startswith("<svg") and "nan" not in panel.charts[0].static.lower()
+    assert panel.charts[0].svg.startswith("<svg") and "nan" not in panel.charts[0].svg.lower()
 
 
-def test_an_exhibit_of_nothing_says_so():
+def test_a_chart_of_nothing_says_so():
     """Not an empty frame."""
     about, data = samples.provenance(), {"heads": [], "edges": []}
-    (section,) = sections(samples.session(exhibits=[Exhibit("composition", about.model, about.fingerprint, data)]))
+    (section,) = sections(samples.session(charts=[ChartData("composition", about.model, about.fingerprint, data)]))
     assert section.panels[0].missing == "there is nothing to draw"

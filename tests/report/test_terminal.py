@@ -1,4 +1,4 @@
-"""What the terminal is told of a session's verdicts: claims, mosaic, heads, near misses; more with -v, one line with -q."""
+"""What the terminal is told of a session's verdicts: claims, head map, heads, near misses; more with -v, one line with -q."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def near(*evidence):
     return [line.removeprefix("  near          ") for line in lines(*evidence) if line.startswith("  near ")]
 
 
-def test_the_section_has_claims_mosaic_heads_and_the_nearest():
+def test_the_section_has_claims_head_map_heads_and_the_nearest():
     """In this order, and nothing that only -v shows."""
     assert lines(found()) == [
         "model: 2 layers x 4 heads by sdpa, float32 on cpu, weights 5b74",

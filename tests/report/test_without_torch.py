@@ -158,8 +158,8 @@ def test_gates_of_a_recorded_run(forbid, more):
     """With their reports, all that is drawn of the run, the section in the terminal, JUnit; in a worker too."""
     out = forbid("pytest", f"--induction-run={RUN}", "--induction-before-step=350", *REPORTS, *more)
     assert "6 passed" in out and "SHOWN" in out
-    (exhibit,) = read_records(forbid.place / "records.json").exhibits
-    assert exhibit.kind == "run" and not exhibit.missing
+    (chart,) = read_records(forbid.place / "records.json").charts
+    assert chart.kind == "run" and not chart.missing
 
 
 def test_gates_of_a_log(forbid):

@@ -27,7 +27,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes import ProbeSequence
 from pytest_induction.probes.strategies import repeated_sequences
 from pytest_induction.report.charts.run import run as charts_of
-from pytest_induction.report.run_picture import svg
+from pytest_induction.report.charts.run_picture import svg
 from pytest_induction.runs import hunting as hunts_of_recorder
 from pytest_induction.runs.checkpoints.trainings import is_training
 from pytest_induction.runs.lines import from_line, to_line
@@ -316,12 +316,15 @@ class TestPicture:
         dots = [each for each in found.iter("{http://www.w3.org/2000/svg}circle") if each.get("r") == "3"]
         assert len(dots) == 3
 
-    def test_it_is_a_panel_of_the_chart_in_a_report(self):
+    def test_it_is_in_the_chart_of_a_report_and_says_what_fails(self):
         chart = charts_of(picture_of(drawn_run()))[0]
-        names = [trace["name"] for trace in chart.spec["data"]]
-        assert names[-3:] == ["shortest period", "fewest copies", "holds"]
+        found = ET.fromstring(chart.svg)
+        words = [json.loads(each.text) for each in found.iter("metadata")]
+        assert [each["name"] for each in words][-2:] == ["shortest period", "fewest copies"]
+        assert words[-2]["values"] == ["4", "4", "6", "9"]
+        assert all(said.startswith(place) for said, place in zip(words[-2]["at"], ("1 steps; ", "10 steps; "), strict=False))
+        assert len([each for each in found.iter("title") if "holds on 64" in each.text]) == 3
         assert "what fails of mine<&>" in chart.label
-        assert "mine&lt;&amp;&gt;" in json.dumps(chart.spec)
 
     def test_a_run_without_hunts_is_drawn_as_before(self):
         bare = TrainingRun("bare", tuple(Snapshot(10**place, loss=5.0 - place / 4) for place in range(8)))

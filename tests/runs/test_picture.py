@@ -1,6 +1,7 @@
 """The picture of a run: what it shows, that it is whole SVG whatever was recorded, and that it needs no numpy."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 
 from pytest_induction.__main__ import main
 from pytest_induction.errors import RunError
-from pytest_induction.report.drawing import SIGNED_LIGHT, signed_colour, ticks_between
-from pytest_induction.report.run_picture import svg
+from pytest_induction.report.charts.chart import WIDTH
+from pytest_induction.report.charts.drawing import GOLD, SIGNED, SIGNED_LIGHT, as_file, signed_colour, ticks_between
+from pytest_induction.report.charts.run import LEFT, RIGHT, TALL
+from pytest_induction.report.charts.run import run as run_charts
+from pytest_induction.report.charts.run_picture import svg
 from pytest_induction.report.view import amount
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.picture import picture_of
@@ -20,6 +24,7 @@ from pytest_induction.runs.record import Snapshot, TrainingRun
 from tests.runs.curves import STEPS, formed_series, run_of, turning_path
 
 SHAPES = "{http://www.w3.org/2000/svg}"
+PLOT = (LEFT, WIDTH - RIGHT)
 RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
 
 
@@ -42,6 +47,13 @@ def drawn(picture):
     return ET.fromstring(svg(picture))
 
 
+def area_of_cells(svg):
+    """How much of a map is drawn, in square pixels."""
+    (cells,) = ET.fromstring(svg).iterfind(".//g[@class='cells']")
+    places = (found for path in cells.iter("path") for found in re.findall(r"h([\d.]+)v([\d.]+)h", path.get("d")))
+    return sum(float(wide) * float(high) for wide, high in places)
+
+
 def texts(picture):
     return [each.text for each in drawn(picture).iter(f"{SHAPES}text")]
 
@@ -52,14 +64,14 @@ def test_it_is_plain_data(picture):
 
 def test_it_shows_every_part_with_the_window_and_the_turn(picture):
     shown = texts(picture)
-    for words in ("made <&> here", "loss", "in-context learning score", "prefix matching of each head", "loss by token number",
+    for words in ("made <&> here", "loss", "in-context learning score", "prefix matching of every head", "loss by token number",
                   "slope of the loss along the context, blue where it falls", "path of the token losses (nats)", "L0H1", "start", "end", "SHOWN"):  # fmt: skip
         assert words in shown
     assert sum("turn, at" in words for words in shown) == 1
-    gold = sum(each.get("fill") == "#d9a300" for each in drawn(picture).iter(f"{SHAPES}rect"))
+    gold = sum(each.get("fill") == GOLD for each in drawn(picture).iter(f"{SHAPES}rect"))
     assert gold == 9  # the window and what it may reach in four plots, and the legend
     assert any("lighter: what it may reach" in words for words in shown)
-    assert sum(each.get("stroke") == "#d9a300" for each in drawn(picture).iter(f"{SHAPES}path")) == 3  # the map's edges, the path
+    assert sum(each.get("stroke") == GOLD for each in drawn(picture).iter(f"{SHAPES}path")) == 3  # the map's edges, the path
     assert picture["missing"] == []
 
 
@@ -75,8 +87,10 @@ def test_the_map_is_that_of_the_run(picture):
     run = whole()
     slopes = run.loss_slopes()[1]
     np.testing.assert_allclose(np.array(picture["map"]["slopes"]).T, slopes.slopes)
-    cells = sum(each.get("fill", "").startswith("#") and "y" in each.attrib for each in drawn(picture).iter(f"{SHAPES}rect"))
-    assert cells >= slopes.slopes.size
+    assert area_of_cells(run_charts(picture)[0].svg) == pytest.approx(TALL * (PLOT[1] - PLOT[0]), rel=0.01)
+    words = json.loads(next(ET.fromstring(run_charts(picture)[0].svg).iterfind(".//g[@class='cells']/metadata")).text)
+    told = [[float(value.replace("\u2212", "-")) for value in row] for row in words["values"][::-1]]
+    np.testing.assert_allclose(np.array(told).T, slopes.slopes, atol=5.1e-4)
 
 
 def test_a_run_without_induction_has_no_window_and_no_turn():
@@ -117,7 +131,9 @@ def marks(picture):
         float(each.get("y")) for each in drawn(picture).iter(f"{SHAPES}text") if each.text.endswith(("ed on", "training"))
     )
     found = [each for each in drawn(picture).iter(f"{SHAPES}text") if abs(float(each.get("y")) - height + 17) < 0.1]
-    return {each.text: (float(each.get("x")) - 78) / 640 for each in found if each.get("text-anchor") == "middle"}
+    return {
+        each.text: (float(each.get("x")) - PLOT[0]) / (PLOT[1] - PLOT[0]) for each in found if each.get("text-anchor") == "middle"
+    }
 
 
 @pytest.mark.parametrize("per_step", [2048, None])
@@ -175,8 +191,10 @@ def test_missing_values_break_a_curve_and_leave_a_cell_out(picture):
     slopes = [[None, *row[1:]] for row in picture["map"]["slopes"]]
     index = [{**curve, "y": [None, *curve["y"][1:]]} for curve in picture["index"]]
     holes = {**picture, "map": {**picture["map"], "slopes": slopes}, "index": index}
-    count = [sum(1 for _ in drawn(each).iter(f"{SHAPES}rect")) for each in (picture, holes)]
-    assert count[0] - count[1] == len(slopes) and len(x) == len(STEPS)
+    areas = [area_of_cells(run_charts(each)[0].svg) for each in (picture, holes)]
+    assert 0.85 < areas[1] / areas[0] < 0.999 and len(x) == len(STEPS)
+    first = next(iter(ET.fromstring(run_charts(holes)[0].svg).iterfind(".//g[@class='cells']/metadata")))
+    assert all(row[0] is None and None not in row[1:] for row in json.loads(first.text)["values"])
 
 
 def test_colours_are_blue_below_and_orange_above():
@@ -185,6 +203,7 @@ def test_colours_are_blue_below_and_orange_above():
     assert min(middle) > 230 and low[2] > low[0] and high[0] > high[2]
     assert signed_colour(-7) == signed_colour(-1) and signed_colour(0.4) != signed_colour(0.45)
     assert tuple(signed_colour(place / 5 - 1) for place in range(11)) == SIGNED_LIGHT
+    assert [SIGNED[step] for step in (0, 10, 20)] == ["var(--s0,#0a4a82)", "var(--s10,#f1f1ee)", "var(--s20,#7d4200)"]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.037, 0.0512), (2, 1e6), (-3.3, -3.29)])
@@ -196,10 +215,19 @@ def test_ticks_are_round_and_inside(low, high):
 def test_what_draws_needs_neither_numpy_nor_torch(picture, tmp_path):
     (tmp_path / "picture.json").write_text(json.dumps(picture))
     code = (
-        "import json, sys; from pytest_induction.report.run_picture import svg; "
+        "import json, sys; from pytest_induction.report.charts.run_picture import svg; "
         "print(len(svg(json.load(open(sys.argv[1]))))); assert not {'numpy', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "picture.json")], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_file_has_the_plots_of_the_report(picture):
+    """One code draws both: every plot of the chart and of the path is in the file, but for colours of the page and what a script says."""
+    whole = svg(picture)
+    for chart in run_charts(picture):
+        parts = as_file(chart.svg).partition("/>")[2].removesuffix("</svg>")
+        assert len(parts) > 2000 and parts in whole
+    assert "var(" not in whole and "metadata" not in whole
 
 
 class TestDraw:

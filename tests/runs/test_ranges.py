@@ -11,7 +11,7 @@ from pytest_induction.baselines.store import as_text, fields_of, read_baseline
 from pytest_induction.comparison.profiles import read_profile
 from pytest_induction.errors import ArgumentError, BaselineError, ExpectationFailed, RunError
 from pytest_induction.report.charts.run import run as charts
-from pytest_induction.report.run_picture import svg
+from pytest_induction.report.charts.run_picture import svg
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.phase_change.claims import assert_phase_change, provenance_of
 from pytest_induction.runs.picture import picture_of

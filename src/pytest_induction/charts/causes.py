@@ -33,7 +33,7 @@ def in_question(seen: Seen) -> tuple[HeadEvidence, ...]:
 
 
 def ablations_data(subject: ModelUnderTest) -> dict[str, Any]:
-    """The exhibit "ablations". Raises `UnsupportedModel` where heads cannot be edited."""
+    """The chart "ablations". Raises `UnsupportedModel` where heads cannot be edited."""
     seen = heads_seen(subject)
     heads = [HeadId(head.layer, head.head) for head in in_question(seen)]
     controls = matched_controls(heads, subject.reading.heads, N_CONTROLS, np.random.default_rng([subject.seed, 10]))
@@ -63,7 +63,7 @@ Node = tuple[HeadEvidence, str, float]
 
 
 def composition_data(subject: ModelUnderTest) -> dict[str, Any]:
-    """The exhibit "composition". Raises `ModelError` for one layer, `UnsupportedModel` where the weights are not known."""
+    """The chart "composition". Raises `ModelError` for one layer, `UnsupportedModel` where the weights are not known."""
     if subject.n_layers < 2:
         raise ModelError("composition is between heads in two layers, the model has one attention layer")
     scores = measure_composition(subject, n_sequences=1, seed=subject.seed)  # what is drawn does not depend on sequences

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pytest_induction.errors import ArgumentError, meant
 from pytest_induction.ranges import MASS, NUMBER, PLACE, SCORES, SHARE, Count, Mass, Nats, Number, Range, Share, Small, is_known
-from pytest_induction.records import Exhibit
+from pytest_induction.records import ChartData
 from pytest_induction.schema import Unfit, read, shown
 
 OF_A_MODEL = ("heads", "attention", "repeats", "text", "ablations", "composition")
@@ -26,7 +26,7 @@ def kinds_named(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in KINDS:
             hint = f"; {name} stands alone" if name in ("all", "none") else meant(name, (*KINDS, "all", "none"))
-            raise ArgumentError(f"exhibits must be all, none, or kinds with commas between, got {text!r}{hint}")
+            raise ArgumentError(f"charts must be all, none, or kinds with commas between, got {text!r}{hint}")
     return tuple(kind for kind in KINDS if kind in names)
 
 
@@ -333,20 +333,20 @@ LAYOUTS: Mapping[str, Any] = {
     "composition": Composition,
     "run": Run,
 }
-"""The layout of each kind of exhibit."""
+"""The layout of each kind of chart."""
 
 
-def _is_as_its_kind(exhibit: Exhibit) -> str | Unfit:
-    """What is asked of an exhibit that is read: a kind that there is, and its data."""
-    if exhibit.kind not in LAYOUTS:
-        return Unfit(f"must be one of {', '.join(LAYOUTS)}, got {shown(exhibit.kind)}", ".kind")
-    if exhibit.data:
+def _is_as_its_kind(chart: ChartData) -> str | Unfit:
+    """What is asked of the data of a chart: a kind that there is, and the layout of that kind."""
+    if chart.kind not in LAYOUTS:
+        return Unfit(f"must be one of {', '.join(LAYOUTS)}, got {shown(chart.kind)}", ".kind")
+    if chart.data:
         try:
-            read(LAYOUTS[exhibit.kind], exhibit.data)
+            read(LAYOUTS[chart.kind], chart.data)
         except Unfit as error:
             return error.within(".data")
     return ""
 
 
-Drawn = Annotated[Exhibit, _is_as_its_kind]
-"""An exhibit that is read."""
+Drawn = Annotated[ChartData, _is_as_its_kind]
+"""Data of a chart, read and checked."""

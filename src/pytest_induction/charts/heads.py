@@ -65,7 +65,7 @@ class Seen:
 def heads_seen(subject: ModelUnderTest) -> Seen:
     """The heads of a model, measured or remembered. Raises `UnsupportedModel` where its attention cannot be read."""
     _ = subject.reading
-    return subject.remember(("heads for exhibits", subject.seed), lambda: _seen(subject))
+    return subject.remember(("heads for charts", subject.seed), lambda: _seen(subject))
 
 
 def _seen(subject: ModelUnderTest) -> Seen:
@@ -84,7 +84,7 @@ def _effects(subject: ModelUnderTest, count: int) -> tuple[Array | None, str]:
 
 
 def heads_data(subject: ModelUnderTest) -> dict[str, Any]:
-    """The exhibit "heads"."""
+    """The chart "heads"."""
     seen = heads_seen(subject)
     found = seen.found
     measures = [
@@ -140,7 +140,7 @@ PATTERN_DIGITS = 4
 
 
 def attention_data(subject: ModelUnderTest) -> dict[str, Any]:
-    """The exhibit "attention". Raises `ModelError` where a pattern is not finite."""
+    """The chart "attention". Raises `ModelError` where a pattern is not finite."""
     seen = heads_seen(subject)
     probe = _probe(subject)
     chosen = _chosen(seen)

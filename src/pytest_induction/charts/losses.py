@@ -29,7 +29,7 @@ TOGETHER = f"intervals hold together at {1 - ERROR_RATE}"
 
 
 def repeats_data(subject: ModelUnderTest) -> dict[str, Any]:
-    """The exhibit "repeats". Raises `ModelError` where a loss is not finite, `ProbeError` where no probe fits."""
+    """The chart "repeats". Raises `ModelError` where a loss is not finite, `ProbeError` where no probe fits."""
     probe = _probe(subject)
     with progress("losses on repeats", probe.n_sequences):
         parts = in_batches(subject, torch.from_numpy(probe.tokens), lambda rows, _: _losses(subject, rows), logits=True)
@@ -68,7 +68,7 @@ def _losses(subject: ModelUnderTest, rows: Tensor) -> Array:
 
 
 def text_data(subject: ModelUnderTest, text: Any) -> dict[str, Any]:
-    """The exhibit "text". Raises as `measure_text` does."""
+    """The chart "text". Raises as `measure_text` does."""
     losses, first_token, windows = measure_text(subject, text, MAX_ROWS)
     judgement = judge_in_context_learning(
         losses,

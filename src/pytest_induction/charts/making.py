@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pytest_induction.errors import InductionError, first_line
-from pytest_induction.records import Estimate, Exhibit, Provenance
+from pytest_induction.records import ChartData, Estimate, Provenance
 
 DIGITS = 5
 ENDS = ("value", "low", "high")
@@ -41,12 +41,12 @@ def curve(estimates: Sequence[Estimate]) -> dict[str, list[float]]:
 LONGEST = 200  # letters of what is said of an error
 
 
-def exhibit_with(kind: str, about: Provenance, measure: Callable[[], dict[str, Any]]) -> Exhibit:
-    """The exhibit with what is measured, or with why it could not be; whatever was foreseen or not, but for an interruption."""
+def chart_with(kind: str, about: Provenance, measure: Callable[[], dict[str, Any]]) -> ChartData:
+    """The chart with what is measured, or with why it could not be; whatever was foreseen or not, but for an interruption."""
     try:
-        return Exhibit(kind, about.model, about.fingerprint, plain(measure()), place=about.place)
+        return ChartData(kind, about.model, about.fingerprint, plain(measure()), place=about.place)
     except Exception as error:  # noqa: BLE001 - as it says
-        return Exhibit(kind, about.model, about.fingerprint, missing=why(error), place=about.place)
+        return ChartData(kind, about.model, about.fingerprint, missing=why(error), place=about.place)
 
 
 def why(error: Exception) -> str:

@@ -1,8 +1,8 @@
-"""The exhibits of a model, each measured on its own, and what each one's `data` holds; `exhibit_data` has that as types.
+"""The charts of a model, each measured on its own, and what each one's `data` holds; `charts.data` has that as types.
 
 A matrix is a list of layers, each a list of heads, None where a layer has no such head. Numbers have five digits, entries of
 patterns four; one that is not finite is None. Losses are in nats. `about` says in a line what was measured: sequences, probe,
-seed. Intervals are at a confidence of 0.999 for all of an exhibit's places, heads or bars together, but for the score of a text,
+seed. Intervals are at a confidence of 0.999 for all of a chart's places, heads or bars together, but for the score of a text,
 which has its own. Nothing depends on what was measured before: heads are chosen by the first two rounds of every verdict, whose
 numbers a verdict that took more may refine.
 
@@ -39,19 +39,19 @@ from pytest_induction.charts.causes import ablations_data, composition_data
 from pytest_induction.charts.data import OF_A_MODEL
 from pytest_induction.charts.heads import attention_data, heads_data
 from pytest_induction.charts.losses import repeats_data, text_data
-from pytest_induction.charts.making import exhibit_with
+from pytest_induction.charts.making import chart_with
 from pytest_induction.errors import ModelError
 from pytest_induction.model.protocol import ModelUnderTest
-from pytest_induction.records import Exhibit, Provenance
+from pytest_induction.records import ChartData, Provenance
 
 Measure = Callable[[ModelUnderTest], dict[str, Any]]
 
 
-def exhibits_of_model(subject: ModelUnderTest, about: Provenance, *, kinds: Collection[str], text: Any = None) -> list[Exhibit]:
-    """The exhibits of these `kinds` of a model that a verdict named `about`, in their order.
+def charts_of_model(subject: ModelUnderTest, about: Provenance, *, kinds: Collection[str], text: Any = None) -> list[ChartData]:
+    """The charts of these `kinds` of a model that a verdict named `about`, in their order.
 
     One that cannot be measured says why, under `missing`, and so do all of a model that is not the one any more that `about` was
-    measured of. `text` is a string, a path or token ids; without one there is no exhibit of it.
+    measured of. `text` is a string, a path or token ids; without one there is no chart of it.
     """
     measures: dict[str, Measure] = {
         "heads": heads_data,
@@ -66,7 +66,7 @@ def exhibits_of_model(subject: ModelUnderTest, about: Provenance, *, kinds: Coll
         return []
     with subject.as_it_is():
         same = cache(lambda: subject.fingerprint() == about.fingerprint)  # reads all weights
-        return [exhibit_with(kind, about, partial(_measured, subject, measures[kind], same)) for kind in wanted]
+        return [chart_with(kind, about, partial(_measured, subject, measures[kind], same)) for kind in wanted]
 
 
 def _measured(subject: ModelUnderTest, measure: Measure, same: Callable[[], bool]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The mosaic of a verdict: one number for every head, as it is drawn. Needs no torch, as runs are judged without."""
+"""The head map of a verdict: one number for every head, as it is drawn. Needs no torch, as runs are judged without."""
 
 from __future__ import annotations
 

@@ -279,7 +279,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
             from pytest_induction.observers import attaching
 
             with attaching(item.config.stash[SESSION].attach), showing_on(lambda: open_terminal(item.config)):
-                item.config.stash[REPORT].exhibit(item, named)
+                item.config.stash[REPORT].measure_charts(item, named)
     finally:
         named.clear()  # or the item would keep the models
         done = yield

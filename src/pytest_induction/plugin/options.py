@@ -31,7 +31,7 @@ MODULE_SETTINGS = {
 }
 REPORT_SETTINGS = {
     "report": "write a report when the session ends: PATH.html, PATH.json or PATH.md; may be repeated",
-    "exhibits": "what is measured of each model for the report beside verdicts: all (default), none, or some, by commas",
+    "charts": "what is measured of each model for the report beside verdicts: all (default), none, or some, by commas",
 }
 BASELINE_SETTINGS = {
     "baseline": "JSON file of measurements with which those of this session are compared",
@@ -68,11 +68,11 @@ def add_options(parser: pytest.Parser) -> None:
         form = "NAME=COLUMN" if name == "column" else "COLUMN=VALUE"
         group.addoption(_option(name), dest=f"induction_{name}", action="append", metavar=form, help=help_text)
         parser.addini(f"induction_{name}", help_text, type="linelist", default=[])
-    report, exhibits = REPORT_SETTINGS["report"], REPORT_SETTINGS["exhibits"]
+    report, charts = REPORT_SETTINGS["report"], REPORT_SETTINGS["charts"]
     group.addoption("--induction-report", dest="induction_report", action="append", metavar="PATH", help=report)
-    group.addoption("--induction-exhibits", dest="induction_exhibits", metavar="NAMES", help=exhibits)
+    group.addoption("--induction-charts", dest="induction_charts", metavar="NAMES", help=charts)
     parser.addini("induction_report", report, type="linelist", default=[])
-    parser.addini("induction_exhibits", exhibits, default=None)
+    parser.addini("induction_charts", charts, default=None)
     baseline = BASELINE_SETTINGS["baseline"]
     group.addoption("--induction-baseline", dest="induction_baseline", metavar="FILE", help=baseline)
     parser.addini("induction_baseline", baseline, default=None)

@@ -22,12 +22,12 @@ from pytest_induction.plugin.outcomes import COLLECTED, DESELECTED, MARK, NOT_RU
 from pytest_induction.plugin.session import SessionModel, place_of_settings, seen_from_here, usage_error, write_lines
 
 if TYPE_CHECKING:
-    from pytest_induction.records import Exhibit, Provenance
+    from pytest_induction.records import ChartData, Provenance
     from pytest_induction.report.session_records import SessionRecords, TestRecord
 
 Named = tuple[Any, "Provenance"]
-EXHIBITS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
-RUN = "run"  # the kind of exhibit that a run has
+CHARTS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+RUN = "run"  # the kind of chart that a run has
 STOPPED = {2: "interrupted", 3: "an internal error of pytest"}
 GOES_ON = "the session has not ended, or its process was ended from outside"
 SUBTEST = "subtest "
@@ -39,7 +39,7 @@ DISTRIBUTIONS = ("pytest", "pytest-induction", "torch", "transformers", "transfo
 
 
 class SessionReport:
-    """Exhibits are measured where the tests run, as they end; reports are written where they are reported."""
+    """Charts are measured where the tests run, as they end; reports are written where they are reported."""
 
     def __init__(self, config: pytest.Config, session_model: SessionModel) -> None:
         self._config = config
@@ -51,9 +51,7 @@ class SessionReport:
         self._written_for: int | None = None  # the exit status that the reports know of
         self._github = SessionGithub(config.rootpath)
         self._has_told_collected = False
-        self._shown: set[tuple[str, str, str, str]] = (
-            set()
-        )  # models and runs, and which exhibits this process has measured of them
+        self._shown: set[tuple[str, str, str, str]] = set()  # models and runs, and which charts this process has measured of them
         self.lines: list[tuple[str, dict[str, bool]]] = []
 
     @property
@@ -66,18 +64,18 @@ class SessionReport:
 
     def check(self) -> None:
         """Raise a usage error for a report that could not be written, before anything is measured."""
-        exhibits = self._config.option.induction_exhibits
-        if not self.paths and exhibits is None:
+        charts = self._config.option.induction_charts
+        if not self.paths and charts is None:
             return
         from pytest_induction.errors import InductionError
         from pytest_induction.report.writing import check_path
 
-        if exhibits is not None and not (self.paths or self._has_html):
-            raise usage_error("--induction-exhibits are those of a report: give --induction-report")
+        if charts is not None and not (self.paths or self._has_html):
+            raise usage_error("--induction-charts are those of a report: give --induction-report")
         try:
             _ = self.kinds
         except InductionError as error:
-            raise usage_error(f"--induction-exhibits: {error}") from None
+            raise usage_error(f"--induction-charts: {error}") from None
         for path in self.paths:
             try:
                 check_path(path)
@@ -86,40 +84,40 @@ class SessionReport:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The exhibits that are wanted; none where no report is, nor a page of pytest-html."""
+        """The charts that are wanted; none where no report is, nor a page of pytest-html."""
         if not (self.paths or self._has_html):
             return ()
         from pytest_induction.charts.data import kinds_named
 
-        return kinds_named(self._config.option.induction_exhibits or self._config.getini("induction_exhibits") or "all")
+        return kinds_named(self._config.option.induction_charts or self._config.getini("induction_charts") or "all")
 
     @property
     def _has_html(self) -> bool:
         """Whether pytest-html writes a page, which takes pictures."""
         return bool(getattr(self._config.option, "htmlpath", None)) and self._config.pluginmanager.hasplugin("html")
 
-    def exhibit(self, item: pytest.Item, named: Iterable[Named]) -> None:
-        """Measure what is drawn of these models and runs, each exhibit once."""
+    def measure_charts(self, item: pytest.Item, named: Iterable[Named]) -> None:
+        """Measure what is drawn of these models and runs, each chart once."""
         text = getattr(item.parent, "text", None) or self._model.text  # a gate of a file has its own
         for subject, about in named:
             key = _subject(about)
             hunted = about.is_run and (*key, _hunts_of(subject)) not in self._shown  # the same run, and more to draw of it
             lacking = [kind for kind in self.kinds if hunted or (*key, kind) not in self._shown]
-            found = self._exhibits(subject, about, text, lacking)
-            self._shown |= {(*key, exhibit.kind) for exhibit in found} | ({(*key, _hunts_of(subject))} if about.is_run else set())
-            item.stash.setdefault(EXHIBITS, []).extend(exhibit.to_dict() for exhibit in found)
+            found = self._charts(subject, about, text, lacking)
+            self._shown |= {(*key, chart.kind) for chart in found} | ({(*key, _hunts_of(subject))} if about.is_run else set())
+            item.stash.setdefault(CHARTS, []).extend(chart.to_dict() for chart in found)
 
     @staticmethod
-    def _exhibits(subject: Any, about: Provenance, text: Path | None, kinds: list[str]) -> list[Exhibit]:
+    def _charts(subject: Any, about: Provenance, text: Path | None, kinds: list[str]) -> list[ChartData]:
         if about.is_run:
             if RUN not in kinds:
                 return []
-            from pytest_induction.charts.run import exhibit_of_run
+            from pytest_induction.charts.run import chart_of_run
 
-            return [exhibit_of_run(subject, about)]
-        from pytest_induction.charts.model import exhibits_of_model
+            return [chart_of_run(subject, about)]
+        from pytest_induction.charts.model import charts_of_model
 
-        return exhibits_of_model(subject, about, kinds=kinds, text=text)
+        return charts_of_model(subject, about, kinds=kinds, text=text)
 
     def annotate(
         self, item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None], heard: list[dict[str, Any]]
@@ -140,10 +138,10 @@ class SessionReport:
         told[MARK] = True
         if report.failed and call.excinfo is not None and _is_said_by_us(call.excinfo.value):
             told["induction_message"] = str(call.excinfo.value)
-        if report.when == "teardown" and EXHIBITS in item.stash:
-            told["induction_exhibits"] = item.stash[EXHIBITS]
+        if report.when == "teardown" and CHARTS in item.stash:
+            told["induction_charts"] = item.stash[CHARTS]
             if self._has_html:
-                told["extras"] = [*told.get("extras", ()), *_extras(item.stash[EXHIBITS])]
+                told["extras"] = [*told.get("extras", ()), *_extras(item.stash[CHARTS])]
 
     def begin(self) -> None:
         """Write every report as one of a session that has not ended: what ends the process leaves that, and nothing older.
@@ -236,18 +234,18 @@ class SessionReport:
 
     def records(self, exit_status: int) -> SessionRecords:
         """All that was gathered, in the order of the tests."""
-        from pytest_induction.records import Exhibit
+        from pytest_induction.records import ChartData
         from pytest_induction.report.session_records import SessionRecords, told_apart
 
         tests, others = self._tests()
-        exhibits: dict[tuple[str, str, str, str], Exhibit] = {}
+        charts: dict[tuple[str, str, str, str], ChartData] = {}
         for _, attempts in self.outcomes.tests():
             for report in (report for attempt in attempts for report in attempt.reports):
-                for data in getattr(report, "induction_exhibits", ()):
-                    exhibit = Exhibit(**data)
-                    key = (exhibit.model, exhibit.fingerprint, exhibit.place, exhibit.kind)
-                    exhibits[key] = exhibit if key not in exhibits else _with_hunts(exhibits[key], exhibit)
-        every, shown = told_apart((each for test in tests for each in test.evidence), exhibits.values())
+                for data in getattr(report, "induction_charts", ()):
+                    chart = ChartData(**data)
+                    key = (chart.model, chart.fingerprint, chart.place, chart.kind)
+                    charts[key] = chart if key not in charts else _with_hunts(charts[key], chart)
+        every, shown = told_apart((each for test in tests for each in test.evidence), charts.values())
         named = iter(every)
         return SessionRecords(
             tuple(replace(test, evidence=tuple(itertools.islice(named, len(test.evidence)))) for test in tests),
@@ -318,11 +316,11 @@ class SessionReport:
 
 
 def _hunts_of(run: Any) -> str:
-    """What was hunted in a run, in a word that is no kind of exhibit."""
+    """What was hunted in a run, in a word that is no kind of chart."""
     return f"hunts: {sorted({name for each in run.snapshots for name in each.hunts})}"
 
 
-def _with_hunts(one: Exhibit, other: Exhibit) -> Exhibit:
+def _with_hunts(one: ChartData, other: ChartData) -> ChartData:
     """The first of two pictures of the same, with what was hunted in the run of either."""
     before, more = ({hunt["name"]: hunt for hunt in each.data.get("hunts", ())} for each in (one, other))
     return replace(one, data={**one.data, "hunts": list({**before, **more}.values())}) if more.keys() - before.keys() else one
@@ -332,14 +330,14 @@ def _subject(about: Provenance) -> tuple[str, str, str]:
     return about.model, about.fingerprint, about.place
 
 
-def _extras(exhibits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _extras(charts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Pictures as pytest-html takes them."""
     from pytest_html import extras
 
-    from pytest_induction.records import Exhibit
+    from pytest_induction.records import ChartData
     from pytest_induction.report.writing import pictures
 
-    return [extras.html(picture) for data in exhibits for picture in pictures(Exhibit(**data))]
+    return [extras.html(picture) for data in charts for picture in pictures(ChartData(**data))]
 
 
 def _is_said_by_us(error: BaseException) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 
 from pytest_induction.formatting import NARROW, for_terminal, in_markup
 from pytest_induction.records import Evidence
-from pytest_induction.report.run_picture import marks_of, svg
+from pytest_induction.report.charts.run import marks_of
+from pytest_induction.report.charts.run_picture import svg
 from pytest_induction.report.terminal import Line, Style, section
 from pytest_induction.report.view import CHANGE_COLUMNS, amount, views
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pytest_induction.formatting import printable
 from pytest_induction.records import Evidence
 from pytest_induction.report.session_records import SessionRecords, TestRecord, counts, reasons, result, unlisted
-from pytest_induction.report.terminal import mosaic_lines
+from pytest_induction.report.terminal import head_map_lines
 from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, HeadRow, ModelView, by_model, tally, views, without_empty
 
 ICONS = {"passed": "✅", "xfailed": "✅", "failed": "❌", "error": "❌", "xpassed": "⚠️", "skipped": "⏭️", "not run": "⏹️"}
 RESULTS = {"passed": "✅", "empty": "⏭️"}  # and red where it is neither
 COUNTED = {"error": "errors"}  # where the plural has another form
-WIDTH = 100  # of a mosaic, in characters
+WIDTH = 100  # of a head map, in characters
 MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 VERDICTS = ("test", "verdict", "claim", "model", "what was found")
 
@@ -100,18 +100,18 @@ def _failure(test: TestRecord) -> Part:
 
 
 def _model(group: list[Evidence], records: SessionRecords) -> Iterator[Part]:
-    """Its heads, the mosaic of all of them, what its series did if it is a run, and where all that was measured."""
+    """Its heads, the map of all of them, what its series did if it is a run, and where all that was measured."""
     (view,) = views(group)
     about = group[0].provenance
     yield Part((f"### {code(about.model)}",))
     yield from _tables(view)
-    head_map = mosaic_lines(view.head_map, width=WIDTH)
+    head_map = head_map_lines(view.head_map, width=WIDTH)
     if head_map:
         yield Part(tuple(_fenced("\n".join(head_map), "text")))
     missing = [
-        f"{exhibit.kind}: {exhibit.missing}"
-        for exhibit in records.exhibits
-        if exhibit.missing and (exhibit.model, exhibit.fingerprint) == (about.model, about.fingerprint)
+        f"{chart.kind}: {chart.missing}"
+        for chart in records.charts
+        if chart.missing and (chart.model, chart.fingerprint) == (about.model, about.fingerprint)
     ]
     told = {"note": view.notes, "pair": view.pairs, "near miss": view.near, "not drawn": missing}
     lines = [view.title, *(f"{name}: {line}" for name, lines in told.items() for line in lines), *view.measured]

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import itertools
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import ReportError
-from pytest_induction.formatting import in_json, printable
-from pytest_induction.records import Evidence, Exhibit
+from pytest_induction.formatting import printable
+from pytest_induction.records import ChartData, Evidence
 from pytest_induction.report.charts.ablations import ablations
 from pytest_induction.report.charts.attention import attention
-from pytest_induction.report.charts.chart import Chart, number, tidy
+from pytest_induction.report.charts.chart import Chart, number
 from pytest_induction.report.charts.composition import composition
-from pytest_induction.report.charts.head_map import ends_of, head_map, head_map_of, head_names, is_signed
+from pytest_induction.report.charts.drawing import (
+    SHADES_DARK,
+    SHADES_LIGHT,
+    SHARES,
+    SIGNED,
+    SIGNED_DARK,
+    SIGNED_LIGHT,
+    STYLE,
+    colours_in_css,
+)
+from pytest_induction.report.charts.head_map import ends_of, head_map, head_map_of, head_names, is_signed, least_width
 from pytest_induction.report.charts.losses import losses_of_text, repeats
 from pytest_induction.report.charts.run import run
-from pytest_induction.report.drawing import SHARES, SIGNED, address
 from pytest_induction.report.session_records import OUTCOMES, SessionRecords, counts, headline, reasons, result, unlisted
 from pytest_induction.report.verdict_rows import test_rows, tiles
 from pytest_induction.report.view import CHANGE_COLUMNS, ChangeRow, by_model, views
@@ -52,14 +57,14 @@ KINDS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], list[Chart]]]] = 
     ),
     "composition": ("Composition", "What previous-token heads write, and later heads look for with their keys.", composition),
 }
-"""The exhibits in the order in which they are shown: heading, what there is to see, and what draws them."""
+"""What is drawn, in the order in which it is shown: heading, what there is to see, and what draws them."""
 GRIDS = ("heads", "attention")  # charts that stand beside each other
 MOST_NAMES = 16  # heads of one kind that are named
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One exhibit: its charts, or why there are none. `lines` stand below them, `legends` say what colours mean."""
+    """The charts of one measurement, or why there are none. `lines` stand below them, `legends` say what colours mean."""
 
     anchor: str
     title: str
@@ -93,18 +98,18 @@ class Section:
 def sections(records: SessionRecords) -> list[Section]:
     """One for each model or run, in the order in which they were first measured."""
     evidence = by_model(records.evidence)
-    exhibits: dict[tuple[str, str], list[Exhibit]] = {}
-    for exhibit in records.exhibits:
-        exhibits.setdefault((exhibit.model, exhibit.fingerprint), []).append(exhibit)
-    keys = dict.fromkeys([*evidence, *exhibits])
-    return [_section(f"model-{at}", key, evidence.get(key, []), exhibits.get(key, [])) for at, key in enumerate(keys, 1)]
+    charts: dict[tuple[str, str], list[ChartData]] = {}
+    for each in records.charts:
+        charts.setdefault((each.model, each.fingerprint), []).append(each)
+    keys = dict.fromkeys([*evidence, *charts])
+    return [_section(f"model-{at}", key, evidence.get(key, []), charts.get(key, [])) for at, key in enumerate(keys, 1)]
 
 
-def _section(anchor: str, key: tuple[str, str], evidence: Sequence[Evidence], exhibits: Sequence[Exhibit]) -> Section:
+def _section(anchor: str, key: tuple[str, str], evidence: Sequence[Evidence], charts: Sequence[ChartData]) -> Section:
     model, fingerprint = key
     about = evidence[0].provenance if evidence else None
     view = views(evidence)[0] if evidence else None
-    is_run = about.is_run if about else any(exhibit.kind == "run" for exhibit in exhibits)
+    is_run = about.is_run if about else any(each.kind == "run" for each in charts)
     how = "" if about is None else about.probe if about.is_run else about.how
     return Section(
         anchor,
@@ -113,7 +118,7 @@ def _section(anchor: str, key: tuple[str, str], evidence: Sequence[Evidence], ex
         fingerprint,
         how,
         is_run,
-        tuple(_panels(anchor, evidence, exhibits)),
+        tuple(_panels(anchor, evidence, charts)),
         tuple(_provenance(evidence)),
         view.notes if view else (),
         tuple(_change(row) for row in view.changes) if view else (),
@@ -127,8 +132,8 @@ def _change(row: ChangeRow) -> tuple[str, ...]:
     return name, verdict.replace("_", " "), *rest
 
 
-def _panels(anchor: str, evidence: Sequence[Evidence], exhibits: Sequence[Exhibit]) -> list[Panel]:
-    by_kind = {exhibit.kind: exhibit for exhibit in exhibits}
+def _panels(anchor: str, evidence: Sequence[Evidence], charts: Sequence[ChartData]) -> list[Panel]:
+    by_kind = {each.kind: each for each in charts}
     panels = []
     for kind in KINDS:
         if kind in by_kind:
@@ -138,15 +143,15 @@ def _panels(anchor: str, evidence: Sequence[Evidence], exhibits: Sequence[Exhibi
     return panels
 
 
-def panel_of(anchor: str, exhibit: Exhibit) -> Panel:
-    """The exhibit as it is drawn. One that is damaged is said to be, and the rest of the page stands."""
-    title, about, draw = KINDS[exhibit.kind]
-    if exhibit.missing or not exhibit.data:
-        return Panel(anchor, title, "", missing=exhibit.missing or "nothing was measured")
-    data = _tame(exhibit.data)
+def panel_of(anchor: str, measured: ChartData) -> Panel:
+    """What was measured, as it is drawn. One that is damaged is said to be, and the rest of the page stands."""
+    title, about, draw = KINDS[measured.kind]
+    if measured.missing or not measured.data:
+        return Panel(anchor, title, "", missing=measured.missing or "nothing was measured")
+    data = measured.data
     try:
         charts = draw(data)
-        lines, legends = (_kinds(data), _legends(data)) if exhibit.kind == "heads" else ((), ())
+        lines, legends = (_kinds(data), _legends(data)) if measured.kind == "heads" else ((), ())
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         return Panel(anchor, title, "", missing=f"its records are damaged: {type(error).__name__}: {error}")
     if not charts:
@@ -156,11 +161,11 @@ def panel_of(anchor: str, exhibit: Exhibit) -> Panel:
         title,
         about,
         tuple(charts),
-        source=_source(exhibit.kind, data, len(charts)),
+        source=_source(measured.kind, data, len(charts)),
         lines=tuple(lines),
         legends=tuple(legends),
-        is_grid=exhibit.kind in GRIDS,
-        column=_column(exhibit.kind, data),
+        is_grid=measured.kind in GRIDS,
+        column=_column(measured.kind, data),
     )
 
 
@@ -175,11 +180,11 @@ def _column(kind: str, data: Mapping[str, Any]) -> int:
     if kind == "attention":
         return 340
     widest = max((len(row) for score in data.get("scores", ()) for row in score["value"]), default=0)
-    return 250 if widest <= 8 else 300 if widest <= 16 else 400
+    return least_width(widest)
 
 
 def _of_verdicts(anchor: str, evidence: Sequence[Evidence]) -> list[Panel]:
-    """The mosaic that a verdict has, where nothing more was measured for the page."""
+    """The head map that a verdict has, where nothing more was measured for the page."""
     matrix = max((each.head_map for each in evidence), key=lambda each: sum(map(len, each)), default=())
     if not matrix:
         return []
@@ -234,44 +239,15 @@ def _provenance(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:
     return [(name, "; ".join(values)) for name, values in facts.items() if values]
 
 
-def _tame(value: Any) -> Any:
-    """The same, with no text that Plotly would read as markup or as a place for a number, or that is not printable."""
-    if isinstance(value, str):
-        return printable(value).replace("<", "\u2039").replace(">", "\u203a").replace("%{", "% {")
-    if isinstance(value, Mapping):
-        return {name: _tame(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return value if not value or isinstance(value[0], float) else [_tame(each) for each in value]
-    return value
-
-
 INSTALL = "pip install 'pytest-induction[report]'"
-SCRIPT = ("package_data", "plotly.min.js")  # in the installed plotly
 PAIRS = ("pair", "composed", "interval", "alone")
-LEVEL = 6  # of compression: the highest takes a third longer and saves 4 kB
 FEW = 12  # tests that need no filter
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A chart with its place in the page: `id` names its data."""
-
-    id: str
-    chart: Chart
-    data: str
-
-    @property
-    def image(self) -> str:
-        """The static picture as an address that holds it."""
-        return address(self.chart.static)
 
 
 def html_page(records: SessionRecords) -> str:
     """The whole page. Raises `ReportError` where the extra `report` is not installed."""
     check_installed()
     found, rows = sections(records), test_rows(records)
-    placed = {section.anchor: _placed(section) for section in found}
-    has_charts = any(each for panels in placed.values() for charts in panels for each in charts)
     return (
         _environment()
         .get_template("page.html")
@@ -279,7 +255,6 @@ def html_page(records: SessionRecords) -> str:
             records=records,
             groups=[(place, list(members)) for place, members in itertools.groupby(rows, key=lambda row: row.place)],
             sections=found,
-            placed=placed,
             verdicts=tiles(records.evidence),
             outcomes=_outcomes(records),
             result=result(records),
@@ -288,12 +263,10 @@ def html_page(records: SessionRecords) -> str:
             pair_columns=PAIRS,
             drawn=_drawn(found),
             has_filter=len(rows) > FEW,
-            has_charts=has_charts,
             change_columns=CHANGE_COLUMNS,
             headline=headline(records),
-            css=_template("page.css").replace("RAMP_SHARE", ",".join(SHARES)).replace("RAMP_SIGNED", ",".join(SIGNED)),
-            script=_template("page.js"),
-            plotly=_plotly() if has_charts else "",
+            css=_css(),
+            script=_template("page.js") + _template("hover.js"),
         )
     )
 
@@ -316,24 +289,20 @@ def _outcomes(records: SessionRecords) -> list[tuple[str, int]]:
 
 def check_installed() -> None:
     """Raise `ReportError` if the extra `report` is not installed. Imports nothing of it."""
-    _plotly_path()
     if find_spec("jinja2") is None:
         raise ReportError(f"an HTML report needs jinja2, which is not installed: {INSTALL}")
 
 
-def _plotly_path() -> Path:
-    """Plotly's script in the installed package, whose Python modules are slow to import and are not needed."""
-    spec = find_spec("plotly")
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(place, *SCRIPT)
-        if path.is_file():
-            return path
-    raise ReportError(f"an HTML report needs plotly, which is not installed: {INSTALL}")
-
-
-def _plotly() -> str:
-    """The script, compressed, in letters that an element may hold: two fifths of its size, and the same each time."""
-    return base64.b64encode(gzip.compress(_plotly_path().read_bytes(), LEVEL, mtime=0)).decode("ascii")
+def _css() -> str:
+    """The style of the page, with the colours of maps and the look of texts in charts."""
+    css = _template("page.css")
+    texts = "".join(f".chart {names}{{{look}}}" for names, look in STYLE.items())
+    filled = {"RAMP_SHARE": ",".join(SHARES), "RAMP_SIGNED": ",".join(SIGNED), "CHART_TEXTS{}": texts}
+    filled["COLOURS_ON_LIGHT"] = colours_in_css(SHADES_LIGHT, SIGNED_LIGHT)
+    filled["COLOURS_ON_DARK"] = colours_in_css(SHADES_DARK, SIGNED_DARK)
+    for name, text in filled.items():
+        css = css.replace(name, text)
+    return css
 
 
 def _environment() -> Environment:
@@ -358,20 +327,3 @@ def _shown(value: Any) -> Any:
 def _template(name: str) -> str:
     """A file of templates/."""
     return resources.files("pytest_induction.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _placed(section: Section) -> list[list[Placed]]:
-    """The charts of each panel, with their data as a script element may hold it."""
-    return [
-        [Placed(f"{panel.anchor}-{place + 1}", chart, embedded(chart.spec)) for place, chart in enumerate(panel.charts)]
-        for panel in section.panels
-    ]
-
-
-def embedded(data: Any) -> str:
-    """JSON that cannot end the script element it stands in, nor begin a comment there."""
-    try:
-        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    except ValueError:  # JSON has no word for what is not a number
-        text = json.dumps(tidy(data, 6), ensure_ascii=False, separators=(",", ":"))
-    return in_json(text).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -14,17 +14,17 @@ from pytest_induction.errors import ReportError, reason
 from pytest_induction.files import read_text
 from pytest_induction.formatting import in_json
 from pytest_induction.ranges import Count, Seconds
-from pytest_induction.records import Checked, Evidence, Exhibit
+from pytest_induction.records import ChartData, Checked, Evidence
 from pytest_induction.schema import Unfit, parsed, read, shown
 
 Subject = tuple[str, str, str]  # name, fingerprint, place
 
 
 def told_apart(
-    evidence: Iterable[Evidence], exhibits: Iterable[Exhibit] = ()
-) -> tuple[tuple[Evidence, ...], tuple[Exhibit, ...]]:
-    """The same verdicts and exhibits; of several runs of one name each is called by the end of its path."""
-    verdicts, shown = tuple(evidence), tuple(exhibits)
+    evidence: Iterable[Evidence], charts: Iterable[ChartData] = ()
+) -> tuple[tuple[Evidence, ...], tuple[ChartData, ...]]:
+    """The same verdicts and charts; of several runs of one name each is called by the end of its path."""
+    verdicts, shown = tuple(evidence), tuple(charts)
     runs = {_of(each): None for each in verdicts if each.provenance.is_run}
     names = _names(list(runs))
     return (
@@ -118,13 +118,13 @@ class SessionRecords:
 
     `started` is UTC, as ISO 8601 has it; `command` what was run; `exit_status` pytest's, and `stopped` what ended the session
     before its time, or "". `problems` are what else went wrong, beside tests: workers that died, options that cannot be.
-    `environment` are versions and the machine. Tests are in the order in which they were collected, exhibits in that of their
+    `environment` are versions and the machine. Tests are in the order in which they were collected, charts in that of their
     models and kinds, whichever process measured what first. `tests` are those of ours, whatever failed, and the first of what was
     not run; `others` says of all others how many have which outcome. `deselected` counts what was not to be run.
     """
 
     tests: tuple[TestRecord, ...]
-    exhibits: tuple[Drawn, ...] = ()
+    charts: tuple[Drawn, ...] = ()
     command: str = ""
     started: str = ""
     seconds: Seconds = 0.0
@@ -145,11 +145,11 @@ class SessionRecords:
         data = {
             "what": WHAT,
             "schema": SCHEMA,
-            **{name: value for name, value in vars(self).items() if name not in ("tests", "exhibits")},
+            **{name: value for name, value in vars(self).items() if name not in ("tests", "charts")},
             "result": result(self),
             "why": reasons(self),
             "tests": [test.to_dict() for test in self.tests],
-            "exhibits": [exhibit.to_dict() for exhibit in self.exhibits],
+            "charts": [chart.to_dict() for chart in self.charts],
         }
         return in_json(json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)) + "\n"
 

@@ -20,7 +20,7 @@ from pytest_induction.report.view import (
     without_empty,
 )
 
-Mosaic = Sequence[Sequence[float | None]]
+Matrix = Sequence[Sequence[float | None]]
 BLOCKS = "▁▂▃▄▅▆▇█"  # each stands for an eighth of the range
 DIGITS = ".123456789"  # and of these each for a tenth
 UNKNOWN = "?"  # what was measured is no number
@@ -28,7 +28,7 @@ MOST_ROWS = 64
 RULED = 8  # heads between two numbers of the ruler
 
 
-def mosaic_lines(head_map: Mosaic, *, width: int, ascii: bool = False) -> list[str]:  # noqa: A002 - what it is
+def head_map_lines(head_map: Matrix, *, width: int, ascii: bool = False) -> list[str]:  # noqa: A002 - what it is
     """Prefix matching in [0, 1] of every head, as its marks, with its scale; no line is longer than `width` where that can be.
 
     `head_map` has a row for each layer, None where it has no such head: a blank. Where heads are more than fit, a mark stands for
@@ -70,7 +70,7 @@ def _ruler(n_heads: int, per_mark: int, label: int, width: int) -> Iterator[str]
         yield " " * label + "".join(f"{number:<{RULED}}" for number in numbers).rstrip()
 
 
-def _marks(rows: Mosaic, per_mark: int, marks: str) -> Iterator[str]:
+def _marks(rows: Matrix, per_mark: int, marks: str) -> Iterator[str]:
     """A mark for each so many heads of these layers together."""
     for start in range(0, max(map(len, rows)), per_mark):
         yield _mark([score for row in rows for score in row[start : start + per_mark] if score is not None], marks)
@@ -156,7 +156,7 @@ def _block(view: ModelView, style: Style) -> Iterator[Line]:
         yield from _changes(view, style)
     if view.head_map:
         yield "", {}
-        yield from ((f"    {line}", {}) for line in mosaic_lines(view.head_map, width=style.width - 4, ascii=style.ascii))
+        yield from ((f"    {line}", {}) for line in head_map_lines(view.head_map, width=style.width - 4, ascii=style.ascii))
     if view.heads:
         yield "", {}
         yield from _heads(view, style)

@@ -8,20 +8,20 @@ from pathlib import Path
 from pytest_induction.errors import ReportError, reason
 from pytest_induction.files import is_directory, is_file, is_there, replace_text, seen_at
 from pytest_induction.formatting import in_markup
-from pytest_induction.records import Exhibit
-from pytest_induction.report.drawing import address
+from pytest_induction.records import ChartData
+from pytest_induction.report.charts.drawing import address
 from pytest_induction.report.page import panel_of
 from pytest_induction.report.session_records import SessionRecords, read_records
 
 
-def pictures(exhibit: Exhibit) -> list[str]:
+def pictures(measured: ChartData) -> list[str]:
     """Each chart as HTML that can stand anywhere; a line that says why, where nothing was measured."""
-    panel = panel_of("", exhibit)
-    about = in_markup(f"{exhibit.model}: {panel.title}")
+    panel = panel_of("", measured)
+    about = in_markup(f"{measured.model}: {panel.title}")
     if not panel.charts:
         return [f"<p>{about}: {in_markup(panel.missing)}</p>"]
     return [
-        f"<figure><figcaption>{about}, {in_markup(chart.title)}</figcaption>{_image(chart.static)}</figure>"
+        f"<figure><figcaption>{about}, {in_markup(chart.title)}</figcaption>{_image(chart.svg)}</figure>"
         for chart in panel.charts
     ]
 

@@ -1,1 +1,1 @@
-"""Charts of a report: each a Plotly figure as plain data, and the same as an SVG that needs no script. Standard library only."""
+"""Charts of a report: each drawn once, as an SVG that has what a script says of it. Standard library only."""

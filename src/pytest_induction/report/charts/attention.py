@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_induction.report.charts.chart import Chart, axis, cells, figure, number, picture, scale, tidy
-from pytest_induction.report.drawing import GOLD, GREY, SHARES, rule, text
+from pytest_induction.report.charts.chart import Chart, cells, exact, number, picture
+from pytest_induction.report.charts.drawing import GOLD, GREY, SHARES, cell_words, rule, text
 
 MOST_BYTES = 600_000  # of all patterns together, as they stand in a page; one is shown in any case
 MOST_LABELS = 26  # tokens along an axis
@@ -15,12 +14,12 @@ SIZE = 400  # of a pattern, in pixels
 
 
 def attention(data: Mapping[str, Any]) -> list[Chart]:
-    """A chart for each head of an `attention` exhibit, as many as fit into a page."""
+    """A chart for each head of an probe, as many as fit into a page."""
     left = MOST_BYTES
     drawn: list[Chart] = []
     for head in data["heads"]:
         chart = _pattern(data, head)
-        left -= len(chart.static) + len(json.dumps(chart.spec, separators=(",", ":")))
+        left -= len(chart.svg)
         if drawn and left < 0:
             break
         drawn.append(chart)
@@ -28,43 +27,11 @@ def attention(data: Mapping[str, Any]) -> list[Chart]:
 
 
 def _pattern(data: Mapping[str, Any], head: Mapping[str, Any]) -> Chart:
-    names, starts = _names(data), [start for start in data["starts"] if 0 <= start < len(data["tokens"])]
-    ticks = [names[place] for place in _ticked(len(names), starts)]
-    shown = [str(data["tokens"][place]) for place in _ticked(len(names), starts)]
-    trace = {
-        "type": "heatmap",
-        "x": names,
-        "y": names,
-        "z": tidy(head["pattern"], 3),
-        "zmin": 0,
-        "zmax": 1,
-        "colorscale": scale(SHARES),
-        "meta": {"scale": "share"},
-        "showscale": False,
-        "hoverongaps": False,
-        "hovertemplate": "%{y}<br>attends to %{x}<br><b>%{z:.3f}</b><extra></extra>",
-    }
-    look = {"tickvals": ticks, "ticktext": shown, "showgrid": False, "type": "category", "tickfont": {"size": 10}}
-    end = len(names) - 0.5
-    layout = {
-        "xaxis": axis("attended token", tickangle=-90, range=[-0.5, end], **look),
-        "yaxis": axis("token", range=[end, -0.5], **look),
-        "shapes": [each for start in starts for each in _edges(start - 0.5, end)],
-        "margin": {"l": 56, "r": 4, "t": 4, "b": 56},
-    }
-    label = f"attention pattern of {head['name']} over {len(names)} tokens, copies begin at {', '.join(map(str, starts))}"
+    starts = [start for start in data["starts"] if 0 <= start < len(data["tokens"])]
+    begin = f", copies begin at {', '.join(map(str, starts))}" if starts else ""
+    label = f"attention pattern of {head['name']} over {len(data['tokens'])} tokens{begin}"
     words = f"{head['role']}, {number(head.get('score'), 'share')}"
-    return Chart(str(head["name"]), label, figure([trace], SIZE, **layout), _static(data, head, label), SIZE, words)
-
-
-def _edges(place: float, end: float) -> list[dict[str, Any]]:
-    """Where a copy begins, down and across."""
-    line = {"width": 1, "color": GOLD, "dash": "dot"}
-    here = {"type": "line", "xref": "x", "yref": "y", "line": line}
-    return [
-        {**here, "x0": place, "x1": place, "y0": place, "y1": end},
-        {**here, "x0": -0.5, "x1": place, "y0": place, "y1": place},
-    ]
+    return Chart(str(head["name"]), label, _drawn(data, head, label), words, SIZE)
 
 
 def _names(data: Mapping[str, Any]) -> list[str]:
@@ -87,15 +54,17 @@ def _ticked(count: int, starts: Sequence[int]) -> list[int]:
     return sorted({*starts, *(place for place in range(0, count, step) if place not in near)})
 
 
-def _static(data: Mapping[str, Any], head: Mapping[str, Any], label: str) -> str:
+def _drawn(data: Mapping[str, Any], head: Mapping[str, Any], label: str) -> str:
     count, left, top = max(len(data["tokens"]), 1), 52, 6
     side = SIZE - left - 8
     unit = side / count
-    shown = [[value if value is not None and value >= 1 / 36 else None for value in row] for row in head["pattern"]]
-    ground = f"M0 0L{count} {count}H0z"
-    drawn = cells(shown, SHARES, (0.0, 1.0))
-    inner = f'<path fill="{SHARES[0]}" d="{ground}"/><g shape-rendering="crispEdges">{drawn}</g>'
-    parts = [f'<g transform="translate({left} {top}) scale({unit:.4g})">{inner}</g>']
+    shown = [[value if value is not None and value >= 1 / len(SHARES) / 2 else None for value in row] for row in head["pattern"]]
+    ground = f'<path fill="{SHARES[0]}" d="M0 0L{count} {count}H0z"/>'
+    names = _names(data)
+    values = [[None if value is None else exact(value) for value in row] for row in head["pattern"]]
+    words = cell_words(names, names, values, join=" attends to ", after=" of its attention")
+    drawn = f'{words}{ground}<g shape-rendering="crispEdges">{cells(shown, SHARES, (0.0, 1.0))}</g>'
+    parts = [f'<g class="cells" transform="translate({left} {top}) scale({unit:.4g})">{drawn}</g>']
     for start in data["starts"]:
         at = start * unit
         parts.append(rule(left + at, top + at, left + at, top + side, GOLD))
@@ -106,4 +75,5 @@ def _static(data: Mapping[str, Any], head: Mapping[str, Any], label: str) -> str
         turned = text(0, 0, token, "faint tiny", anchor="end")
         parts.append(f'<g transform="translate({left + at + 3.5:.1f} {top + side + 6:.1f}) rotate(-90)">{turned}</g>')
     parts.append(rule(left, top, left, top + side, GREY))
-    return picture(parts, SIZE, top + side + 44, label)
+    parts.append(text(SIZE - 8, top + side + 42, "attended token", "faint", anchor="end"))
+    return picture(parts, SIZE, top + side + 50, label)

@@ -1,27 +1,16 @@
-"""The induction mosaic: a map of layers and heads for each score."""
+"""The head map: layers and heads, for each score."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_induction.report.charts.chart import (
-    Chart,
-    cells,
-    figure,
-    known,
-    level,
-    map_axis,
-    map_step,
-    number,
-    picture,
-    scale,
-    tidy,
-)
-from pytest_induction.report.drawing import SHARES, SIGNED, SIGNED_LIGHT, text
+from pytest_induction.report.charts.chart import Chart, around, cells, known, level, map_step, number, picture
+from pytest_induction.report.charts.drawing import INK, SHARES, SIGNED, cell_words, text
 
 Matrix = Sequence[Sequence[Any]]
 MOST_WRITTEN = (12, 8)  # layers and heads of a model whose numbers fit into their cells
+LEFT = 42  # of the numbers of layers, in pixels
 HIGH, LOW, LEAST, ALL = 34, 12, 2, 420  # of a row with numbers, of one without at most and at least, of all these; in pixels
 NOTES = {
     "prefix_matching": "to what followed the token last time",
@@ -48,8 +37,13 @@ KINDS = {
 
 
 def head_map(data: Mapping[str, Any]) -> list[Chart]:
-    """A chart for each score of a `heads` exhibit."""
+    """A chart for each score."""
     return [_map(score, data.get("kinds") or ()) for score in data["scores"]]
+
+
+def least_width(columns: int) -> int:
+    """How wide a map of so many heads in a layer is at least, in pixels."""
+    return 270 if columns <= 8 else 320 if columns <= 16 else 420
 
 
 def head_map_of(matrix: Matrix) -> list[Chart]:
@@ -82,60 +76,30 @@ def ends_of(score: Mapping[str, Any]) -> tuple[float, float]:
 
 def _map(score: Mapping[str, Any], kinds: Matrix) -> Chart:
     values, unit = score["value"], score["unit"]
-    width = max(map(len, values), default=0)
-    low, high = ends_of(score)
-    row = HIGH if len(values) <= MOST_WRITTEN[0] else min(LOW, max(ALL / len(values), LEAST))
-    height = round(row * len(values)) + 46
-    is_small = len(values) <= MOST_WRITTEN[0] and width <= MOST_WRITTEN[1]
-    trace = {
-        "type": "heatmap",
-        "z": tidy(values),
-        "zmin": tidy(low),
-        "zmax": tidy(high),
-        "colorscale": scale(SIGNED_LIGHT if is_signed(score) else SHARES),
-        "meta": {"scale": "signed" if is_signed(score) else "share"},
-        "showscale": False,
-        "hoverongaps": False,
-        "customdata": _words(score, kinds, width),
-        "hovertemplate": f"<b>L%{{y}}H%{{x}}</b><br>{score['words']} %{{customdata}}<extra></extra>",
-        **({"xgap": 2, "ygap": 2} if is_small else {"xgap": 0.5, "ygap": 0.5}),
-        **(
-            {"text": [[_in_cell(value, score) for value in row] for row in values], "texttemplate": "%{text}"} if is_small else {}
-        ),
-    }
-    layout = {
-        "xaxis": map_axis(width, "head"),
-        "yaxis": map_axis(len(values), "layer", range=[len(values) - 0.5, -0.5]),
-        "margin": {"l": 40, "r": 4, "t": 4, "b": 42},
-        "dragmode": False,
-    }
     label = f"{score['words']} of {sum(len(known(row)) for row in values)} heads; {_highest(score)}"
-    note = NOTES.get(score["name"], "")
-    return Chart(
-        score["words"] + (f" ({unit})" if unit != "share" else ""),
-        label,
-        figure([trace], height, **layout),
-        _static(score, height, label, is_small=is_small),
-        height,
-        note,
-    )
+    title = score["words"] + (f" ({unit})" if unit != "share" else "")
+    return Chart(title, label, _drawn(score, kinds, label), NOTES.get(score["name"], ""), least_width(_width(values)))
 
 
-def _words(score: Mapping[str, Any], kinds: Matrix, width: int) -> list[list[str]]:
-    """What the hover says of every head: value, interval, kind."""
-    low, high = score.get("low"), score.get("high")
-    rows = []
+def _words(score: Mapping[str, Any], kinds: Matrix) -> str:
+    """What is said of every head: value, interval, kind."""
+    low, high, signed = score.get("low"), score.get("high"), is_signed(score)
+    rows: list[list[str | None]] = []
     for layer, row in enumerate(score["value"]):
-        said = []
+        rows.append([])
         for head, value in enumerate(row):
-            words = number(value, score["unit"], signed=is_signed(score))
+            words = number(value, score["unit"], signed=signed)
             if low and high:
-                ends = [number(_at(side, layer, head), score["unit"], signed=is_signed(score)) for side in (low, high)]
-                words += f" ({ends[0]} to {ends[1]})"
+                words = around(value, _at(low, layer, head), _at(high, layer, head), score["unit"], signed=signed)
             kind = _at(kinds, layer, head)
-            said.append(words + (f"<br>{KINDS.get(kind, kind)}" if kind else ""))
-        rows.append(said + [""] * (width - len(said)))
-    return rows
+            said = f"{words}; {KINDS.get(kind, kind)}" if kind else words
+            rows[-1].append(None if value is None else said)
+    layers, heads = ([f"{letter}{place}" for place in range(count)] for letter, count in (("L", len(rows)), ("H", _width(rows))))
+    return cell_words(layers, heads, rows, before=f"{score['words']} ")
+
+
+def _width(rows: Matrix) -> int:
+    return max(map(len, rows), default=0)
 
 
 def _at(matrix: Matrix, layer: int, head: int) -> Any:
@@ -158,35 +122,40 @@ def _highest(score: Mapping[str, Any]) -> str:
     return f"the highest is {name} with {number(value, score['unit'])}"
 
 
-def _static(score: Mapping[str, Any], height: int, label: str, *, is_small: bool) -> str:
-    values, width, left = score["value"], 360, 34
-    columns, rows = max(max(map(len, values), default=0), 1), max(len(values), 1)
-    wide, high = (width - left - 4) / columns, (height - 46) / rows
+def _drawn(score: Mapping[str, Any], kinds: Matrix, label: str) -> str:
+    values = score["value"]
+    columns, rows = max(_width(values), 1), max(len(values), 1)
+    high = HIGH if rows <= MOST_WRITTEN[0] else min(LOW, max(ALL / rows, LEAST))
+    whole, height = least_width(columns), round(high * rows) + 46
+    wide = (whole - LEFT - 4) / columns
+    is_small = rows <= MOST_WRITTEN[0] and columns <= MOST_WRITTEN[1]
     colours, ends = (SIGNED if is_signed(score) else SHARES), ends_of(score)
     drawn = cells(values, colours, ends, gap=0.05 if is_small else 0.0)
-    parts = [f'<g transform="translate({left} 4) scale({wide:.4g} {high:.4g})" shape-rendering="crispEdges">{drawn}</g>']
+    words = _words(score, kinds)
+    look = f'class="cells" transform="translate({LEFT} 4) scale({wide:.4g} {high:.4g})" shape-rendering="crispEdges"'
+    parts = [f"<g {look}>{words}{drawn}</g>"]
     parts += [
-        text(left + (at + 0.5) * wide, height - 26, str(at), "faint", anchor="middle")
+        text(LEFT + (at + 0.5) * wide, height - 26, str(at), "faint", anchor="middle")
         for at in range(0, columns, map_step(columns))
     ]
-    parts += [text(left - 7, 8 + (at + 0.5) * high, str(at), "faint", anchor="end") for at in range(0, rows, map_step(rows))]
-    parts += [text(width - 4, height - 8, "head", "faint", anchor="end"), text(left, height - 8, "layer \u2191", "faint")]
+    parts += [text(LEFT - 7, 8 + (at + 0.5) * high, str(at), "faint", anchor="end") for at in range(0, rows, map_step(rows))]
+    parts.append(text((LEFT + whole - 4) / 2, height - 8, "head", "faint", anchor="middle"))
+    turned = text(0, 0, "layer", "faint", anchor="middle")
+    parts.append(f'<g transform="translate(12 {4 + high * rows / 2:.1f}) rotate(-90)">{turned}</g>')
     if is_small:
-        parts += _written(score, (left, wide, high), colours, ends)
-    return picture(parts, width, height, label)
+        parts += _written(score, (wide, high), colours, ends)
+    return picture(parts, whole, height, label)
 
 
-def _written(
-    score: Mapping[str, Any], place: tuple[float, float, float], colours: Sequence[str], ends: tuple[float, float]
-) -> list[str]:
+def _written(score: Mapping[str, Any], size: tuple[float, float], colours: Sequence[str], ends: tuple[float, float]) -> list[str]:
     """The numbers, each in its cell."""
-    left, wide, high = place
+    wide, high = size
     parts = []
     for layer, row in enumerate(score["value"]):
         for head, value in enumerate(row):
             here = level(value, ends, len(colours))
             if here is not None:
-                x, y = left + (head + 0.475) * wide, 8 + (layer + 0.475) * high
+                x, y = LEFT + (head + 0.475) * wide, 8 + (layer + 0.475) * high
                 parts.append(text(x, y, _in_cell(value, score), anchor="middle", fill=_ink_on(here, score)))
     return parts
 
@@ -199,8 +168,8 @@ def _in_cell(value: float | None, score: Mapping[str, Any]) -> str:
     return "0.00" if said in ("+0.00", "\u22120.00") else said
 
 
-def _ink_on(place: int, score: Mapping[str, Any]) -> str:
+def _ink_on(step: int, score: Mapping[str, Any]) -> str:
     """What is read on a colour."""
     if is_signed(score):
-        return "var(--ink,#1b2430)" if 3 <= place <= 7 else "var(--on-end,#fff)"
-    return "#fff" if place < 9 else "#1b2430"
+        return INK if 5 <= step <= 15 else "var(--on-end,#fff)"
+    return "#fff" if step < 9 else "#1b2430"

@@ -1,220 +1,299 @@
-"""A training run: what changed over the tokens, and the path of the training; `runs.picture.picture_of` has the data."""
+"""A training run: what changed over the tokens, in plots over one axis; `runs.picture.picture_of` has the data.
+
+The axis is the logarithm of the tokens, with the window in which induction formed in gold.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pytest_induction.report.charts.chart import Chart, axis, figure, known, scale, span, tidy
-from pytest_induction.report.drawing import GOLD, GREY, LINES, SHADES, SHARES, SIGNED_LIGHT
-from pytest_induction.report.run_picture import HOLDS, marks_of, steepest_of, svg
+from pytest_induction.report.charts.chart import (
+    WIDTH,
+    Chart,
+    Ticks,
+    bottom,
+    cells,
+    dots,
+    exact,
+    heights,
+    known,
+    number,
+    picture,
+)
+from pytest_induction.report.charts.drawing import (
+    AXIS,
+    GOLD,
+    GREY,
+    LINES,
+    SHADES,
+    SIGNED,
+    Plot,
+    cell_words,
+    curve,
+    dot,
+    legend,
+    marked,
+    rule,
+    scaled,
+    text,
+    ticks_between,
+)
+from pytest_induction.report.charts.path import path
 from pytest_induction.report.view import amount
 
-NAMED = 4  # heads whose lines have colours
-ROW, TALL, GAP = 150, 210, 46  # heights of the plots, and what is between them, in pixels
-PATH = 420
+LEFT, RIGHT, TOP, GAP, FOOT = 58, 104, 26, 36, 44  # margins: of the plots, between them, and below the last
+LOW, TALL = 118, 168  # heights of plots
+HOLDS = "#15803d"  # where a property does
+NAMED_HEADS = 4  # have colours
 LABEL = 14  # least distance of labels, in pixels
+MOST_DECADES = 3.5  # with marks at 1, 2 and 5; of more only the powers of ten
+STEEPEST = (0.3, 1.0, 3.0, 10.0)  # nats per factor e at either end of the colours: the paper's, or more where most are steeper
+
+Label = tuple[str, float, str, str]
+"""Beside the end of a curve: its name, its last value, its colour, and what it is in the legend."""
 
 
 def run(data: Mapping[str, Any]) -> list[Chart]:
-    """What changed with the tokens, as panels over one axis; then the path."""
-    charts = [_panels(data, data.get("reach"))]
-    if data.get("path"):
-        charts.append(_path(data))
-    return charts
+    """What changed with the tokens, as plots over one axis; then the path."""
+    parts, height = plots(data)
+    label = _label(data)
+    charts = [Chart("over the training", label, picture(parts, WIDTH, height, label), _note(data))]
+    return [*charts, path(data)] if data.get("path") else charts
 
 
-def _panels(data: Mapping[str, Any], unsure: Sequence[float] | None) -> Chart:
+def plots(data: Mapping[str, Any]) -> tuple[list[str], float]:
+    """One plot below the other, and how high they are together. What was not recorded is left out."""
+    x, parts, top = _span(data["range"]), list[str](), float(TOP)
     rows = _rows(data)
-    heights = [tall for _, tall, *_ in rows]
-    whole = sum(heights) + GAP * len(rows) + 44
-    traces: list[dict[str, Any]] = []
-    layout: dict[str, Any] = {"shapes": [], "annotations": [], "margin": {"l": 60, "r": 74, "t": 30, "b": 48}}
-    inner, top = whole - 78, 0.0
-    for place, (name, tall, unit, made, look) in enumerate(rows):
-        end = "" if place == 0 else str(place + 1)
-        high, low = 1 - top / inner, 1 - (top + tall) / inner
-        layout[f"yaxis{end}"] = axis(unit, domain=[round(max(0.0, low), 4), round(high, 4)], anchor="x", **look)
-        layout["annotations"].append(_name(name, high))
-        if "range" in look and not name.startswith("slope"):
-            layout["annotations"] += _ends(made[-NAMED:] if "heads" in name else made, look["range"], tall, f"y{end}")
-        if data.get("window"):
-            layout["shapes"] += _window(data["window"], unsure, f"y{end} domain", is_filled=name.startswith("slope"))
-        traces += [{**trace, "xaxis": "x", "yaxis": f"y{end}"} for trace in made]
-        top += tall + GAP
-    low, high = data["range"]
-    places = marks_of(data, room=0.05)
-    layout["xaxis"] = axis(
-        "tokens trained on" if data["unit"] == "tokens" else "steps of the training",
-        range=[low, high] if high > low else [low - 0.5, high + 0.5],
-        tickvals=[tidy(at) for at, _ in places],
-        ticktext=[words for _, words in places],
-        tickangle=0,
-        anchor=f"y{len(rows)}" if len(rows) > 1 else "y",
-    )
-    few = [(at, words) for at, words in places if words == "0" or _is_round(at)]
-    layout["meta"] = {
-        "narrow": {"xaxis.tickvals": [tidy(at) for at, _ in few], "xaxis.ticktext": [words for _, words in few], "margin.l": 44}
-    }
-    return Chart(
-        "over the training", _label(data), figure(traces, whole, **layout), svg(data), whole, _note(data, unsure), is_picture=True
-    )
+    plot = None
+    for draw, height in rows:
+        plot = Plot(LEFT, top, WIDTH - LEFT - RIGHT, height, x, (0.0, 1.0))
+        parts += draw(data, plot)
+        top += height + GAP
+    if plot is None:
+        return [text(LEFT, top, "nothing was recorded that can be drawn", "faint")], top + FOOT
+    name = "tokens trained on" if data["unit"] == "tokens" else f"{data['unit']} of the training"
+    return [*parts, *bottom(plot, name, _ticks(data, plot))], plot.bottom + FOOT
 
 
-Row = tuple[str, int, str, list[dict[str, Any]], dict[str, Any]]
-"""One plot: its name, height, the title of its axis, its traces, and what else its axis has."""
+Draw = Callable[[Mapping[str, Any], Plot], list[str]]
 
 
-def _rows(data: Mapping[str, Any]) -> list[Row]:
-    rows: list[Row] = [
-        (curve["name"], ROW, curve["unit"], [_curve(data, curve, curve["name"], LINES[place % len(LINES)], 2.2)], {})
-        for place, curve in enumerate(data["curves"])
-    ]
-    if data["heads"]:
-        rows.append(_heads(data))
-    rows += [_hunt(data, hunt) for hunt in data.get("hunts", ())]
-    if data["index"]:
-        shades = SHADES[-len(data["index"]) :]
-        curves = [
-            _curve(data, curve, f"token {curve['token']:.0f}", shade, 1.8)
-            for curve, shade in zip(data["index"][: len(SHADES)], shades, strict=False)
+def _rows(data: Mapping[str, Any]) -> list[tuple[Draw, int]]:
+    """What is drawn below what, each with its height."""
+    curves = [(_curve_of(index), LOW) for index in range(len(data["curves"]))]
+    heads = [(_heads, TALL)] if data["heads"] else []
+    hunts = [(_hunt_of(hunt), LOW) for hunt in data.get("hunts", ())]
+    along = [(_index, TALL)] if data["index"] else []
+    return [*curves, *heads, *hunts, *along, *([(_slopes, TALL)] if data["map"] else [])]
+
+
+def _curve_of(index: int) -> Draw:
+    def draw(data: Mapping[str, Any], plot: Plot) -> list[str]:
+        shown = data["curves"][index]
+        plot = scaled(plot, shown["y"])
+        return [
+            *_frame(data, plot, shown["name"], shown["unit"]),
+            _line(data, plot, shown, shown["name"], LINES[index % len(LINES)]),
         ]
-        rows.append(("loss by token number", TALL, "nats", curves, {"range": _range(curves)}))
-    if data["map"]:
-        rows.append(_slopes(data))
-    return rows or [("nothing was recorded that can be drawn", ROW, "", [], {})]
+
+    return draw
 
 
-def _curve(data: Mapping[str, Any], curve: Mapping[str, Any], name: str, colour: str, width: float) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": tidy(curve["x"]),
-        "y": tidy(curve["y"]),
-        "text": _places(data, curve["x"]),
-        "line": {"color": colour, "width": width},
-        "hovertemplate": f"{name} <b>%{{y:.3f}}</b><br>%{{text}}<extra></extra>",
-    }
+def _line(
+    data: Mapping[str, Any],
+    plot: Plot,
+    shown: Mapping[str, Any],
+    name: str,
+    colour: str,
+    width: float = 1.8,
+    *,
+    unit: str = "",
+    of: str = "",
+    said: Sequence[str] = (),
+) -> str:
+    """A curve, and what each of its points says."""
+    there = [index for index, value in enumerate(shown["y"]) if known([value])]
+    where = _places(data, shown["x"])
+    at = [f"{where[index]}; {said[index]}" if said else where[index] for index in there]
+    words = {"name": name, "values": [exact(shown["y"][index]) for index in there], "after": unit and f" {unit}", "at": at}
+    return curve(plot.line(shown["x"], shown["y"], colour, width), words, of)
 
 
 def _places(data: Mapping[str, Any], x: Sequence[float]) -> list[str]:
-    """How the hover calls each place of the common axis."""
+    """What each place of the common axis is called."""
     begin = data["range"][0] if data.get("begins_at_0") else None
     return [f"{'0' if at == begin else amount(10**at)} {data['unit']}" for at in x]
 
 
-def _heads(data: Mapping[str, Any]) -> Row:
+def _heads(data: Mapping[str, Any], plot: Plot) -> list[str]:
     heads = data["heads"]
-    rest = [_curve(data, head, head["name"], GREY, 1) | {"opacity": 0.55} for head in heads[NAMED:]]
-    named = [_curve(data, head, head["name"], LINES[place], 2.2) for place, head in enumerate(heads[:NAMED])]
+    plot = scaled(plot, [0.0, 1.0, *(value for head in heads for value in head["y"])])
+    lines = [_line(data, plot, head, head["name"], GREY, 0.8) for head in reversed(heads[NAMED_HEADS:])]
+    named = list(enumerate(zip(heads[:NAMED_HEADS], LINES, strict=False)))
+    lines += [_line(data, plot, head, head["name"], colour, of=f"h{index}") for index, (head, colour) in reversed(named)]
+    labels = [(head["name"], head["y"][-1], colour, f"h{index}") for index, (head, colour) in named]
     many = f"prefix matching of {len(heads)} of {data['n_heads']} heads, the highest"
-    words = "prefix matching of every head" if len(heads) == data["n_heads"] else many
-    return words, TALL, "share", [*reversed(rest), *reversed(named)], {"range": _range([*rest, *named], 0.0)}
+    name = "prefix matching of every head" if len(heads) == data["n_heads"] else many
+    return [*_frame(data, plot, name, "share"), *lines, *_labels(plot, labels)]
 
 
-def _hunt(data: Mapping[str, Any], hunt: Mapping[str, Any]) -> Row:
-    """The smallest failing sequences of a property over the training, and where none was found."""
-    places = [f"{place}<br>{escape(said)}" for place, said in zip(_places(data, hunt["x"]), hunt["said"], strict=True)]
-    curves: list[dict[str, Any]] = []
-    for place, (name, key) in enumerate((("shortest period", "period"), ("fewest copies", "copies"))):
-        if any(value is not None for value in hunt[key]):
-            curve = _curve(data, {"x": hunt["x"], "y": hunt[key]}, name, LINES[place], 1.8)
-            look: dict[str, Any] = {
-                "mode": "lines+markers",
-                "text": places,
-                "hovertemplate": f"{name} <b>%{{y}}</b><br>%{{text}}<extra></extra>",
-            }
-            curves.append(curve | look)
-    holds = {at: said for at, said in zip(hunt["x"], places, strict=True) if at in set(hunt["holds"])}
-    if holds:
-        dots = _curve(data, {"x": list(holds), "y": [0.0] * len(holds)}, "holds", HOLDS, 1.8)
-        look = {"mode": "markers", "marker": {"size": 7, "color": HOLDS}, "text": list(holds.values())}
-        curves.append(dots | look | {"hovertemplate": "%{text}<extra></extra>"})
-    name = f"{escape(hunt['name'])}: the smallest sequence that fails; a dot where none does"
-    return name, ROW, "tokens, copies", curves, {"range": _range(curves, 0.0)}
+def _hunt_of(hunt: Mapping[str, Any]) -> Draw:
+    """The smallest failing sequences of a property, and a dot on the ground where it holds on all that was generated."""
+
+    def draw(data: Mapping[str, Any], plot: Plot) -> list[str]:
+        curves = [("shortest period", hunt["period"], LINES[0]), ("fewest copies", hunt["copies"], LINES[1])]
+        plot = scaled(plot, [0.0, *known(value for _, values, _ in curves for value in values)])
+        parts = _frame(data, plot, f"{hunt['name']}: the smallest sequence that fails; a dot where none does", "tokens, copies")
+        labels: list[Label] = []
+        for name, values, colour in curves:
+            parts.append(_line(data, plot, {"x": hunt["x"], "y": values}, name, colour, said=hunt["said"]))
+            parts += dots(plot, hunt["x"], values, colour)
+            labels += [(name, last, colour, "") for last in known(values)[-1:]]
+        said = dict(zip(hunt["x"], zip(_places(data, hunt["x"]), hunt["said"], strict=True), strict=True))
+        holds = [marked(said.get(x, ("holds",)), [dot(plot, (x, 0.0), 3, HOLDS)]) for x in hunt["holds"]]
+        return [*parts, *holds, *_labels(plot, [*labels, *([("holds", 0.0, HOLDS, "")] if holds else [])])]
+
+    return draw
 
 
-def _range(curves: Sequence[Mapping[str, Any]], least: float | None = None) -> list[float]:
-    """The ends of the axis of these curves."""
-    return tidy(list(span(known(value for curve in curves for value in curve["y"]), least=least)))
+def _index(data: Mapping[str, Any], plot: Plot) -> list[str]:
+    curves = data["index"][-len(SHADES) :]
+    plot = scaled(plot, [value for each in curves for value in each["y"]])
+    lines, labels = [], list[Label]()
+    for index, (each, shade) in enumerate(zip(curves, SHADES[-len(curves) :], strict=True)):
+        name = f"token {each['token']:.0f}"
+        lines.append(_line(data, plot, each, name, shade, unit="nats", of=f"t{index}"))
+        labels += [(name, last, shade, f"t{index}") for last in known(each["y"])[-1:]]
+    return [*_frame(data, plot, "loss by token number", "nats"), *lines, *_labels(plot, labels)]
 
 
-def _ends(curves: Sequence[Mapping[str, Any]], ends: Sequence[float], tall: int, ref: str) -> list[dict[str, Any]]:
-    """The names of curves, right of where they end, moved apart."""
-    last = [(known(curve["y"])[-1], curve) for curve in curves if known(curve["y"])]
-    labels, floor = [], math.inf
-    for value, curve in sorted(last, key=lambda each: -each[0]):
-        at = (value - ends[0]) / (ends[1] - ends[0]) * tall
-        floor = min(at, floor - LABEL)
-        place = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 6, "y": tidy(value), "yref": ref, "yanchor": "middle"}
-        look = {"showarrow": False, "font": {"size": 11, "color": curve["line"]["color"]}, "yshift": round(floor - at)}
-        labels.append({"text": curve["name"], **place, **look})
-    return labels
-
-
-def _slopes(data: Mapping[str, Any]) -> Row:
+def _slopes(data: Mapping[str, Any], plot: Plot) -> list[str]:
+    """The derivative of the loss by the logarithm of the token number: a cell for each snapshot and place."""
     slopes = data["map"]
-    steepest = steepest_of(known(slope for row in slopes["slopes"] for slope in row))
-    trace = {
-        "type": "heatmap",
-        "x": tidy(slopes["x"]),
-        "y": tidy([math.log10(token) for token in slopes["tokens"]]),
-        "z": tidy(slopes["slopes"], 3),
-        "zmin": -steepest,
-        "zmax": steepest,
-        "colorscale": scale(SIGNED_LIGHT),
-        "meta": {"scale": "signed"},
-        "hoverongaps": False,
-        "customdata": [[f"token {token:.0f}"] * len(slopes["x"]) for token in slopes["tokens"]]
-        if len(slopes["x"]) < 400
-        else None,
-        "text": [_places(data, slopes["x"]) for _ in slopes["tokens"]],
-        "hovertemplate": "<b>%{z:+.2f}</b> nats per factor e<br>%{customdata}, %{text}<extra></extra>",
-        "colorbar": {
-            "len": 0.18,
-            "lenmode": "fraction",
-            "y": 0,
-            "yanchor": "bottom",
-            "thickness": 10,
-            "outlinewidth": 0,
-            "x": 1.01,
-        },
-    }
+    rows = edges_of([math.log10(token) for token in slopes["tokens"]])
+    plot = Plot(plot.left, plot.top, plot.width, plot.height, plot.x, (rows[0], rows[-1]))
+    across = [min(max(plot.at(place, 0)[0], plot.left), plot.right) for place in edges_of(slopes["x"])]
+    down = [plot.at(0, place)[1] for place in reversed(rows)]
+    values = slopes["slopes"][::-1]
+    steepest = steepest_of(known(slope for row in values for slope in row))
+    said = [[number(slope, "share", signed=True) if known([slope]) else None for slope in row] for row in values]
+    words = cell_words(
+        [f"token {token:.0f}" for token in reversed(slopes["tokens"])],
+        _places(data, slopes["x"]),
+        said,
+        join=", ",
+        after=" nats per factor e",
+        across=[round(place, 1) for place in across],
+        down=[round(place, 1) for place in down],
+    )
+    drawn = cells(values, SIGNED, (-steepest, steepest), edges=(across, down))
     marks = [size * 10**power for power in range(6) for size in (1, 2, 5)]
-    shown = [mark for mark in marks if slopes["tokens"][0] <= mark <= slopes["tokens"][-1]]
-    look = {"tickvals": [tidy(math.log10(mark)) for mark in shown], "ticktext": [str(mark) for mark in shown], "showgrid": False}
-    return "slope of the loss along the context, blue where it falls", TALL, "token number", [trace], look
+    ticks = [(math.log10(mark), f"{mark:g}") for mark in marks if rows[0] <= math.log10(mark) <= rows[-1]]
+    named = "slope of the loss along the context, blue where it falls"
+    frame = _frame(data, plot, named, "token number", ticks=ticks, is_filled=True)
+    return [f'<g class="cells" shape-rendering="crispEdges">{words}{drawn}</g>', *frame, *_colours(plot, steepest)]
 
 
-def _name(words: str, top: float) -> dict[str, Any]:
-    place = {"x": 0, "xref": "paper", "xanchor": "left", "y": round(top, 4), "yref": "paper", "yanchor": "bottom"}
-    return {"text": f"<b>{words}</b>", "showarrow": False, "font": {"size": 12}, "yshift": 3, **place}
+def edges_of(places: Sequence[float]) -> list[float]:
+    """Half-way between neighbours, and as far beyond the first and the last."""
+    inner = [(one + two) / 2 for one, two in itertools.pairwise(places)]
+    if not inner:
+        return [places[0] - 0.1, places[0] + 0.1]
+    return [2 * places[0] - inner[0], *inner, 2 * places[-1] - inner[-1]]
 
 
-def _window(window: Sequence[float], unsure: Sequence[float] | None, ref: str, *, is_filled: bool) -> list[dict[str, Any]]:
-    """The window of induction over one plot: shaded, lighter where it is not sure; two lines over a map."""
-    base = {"xref": "x", "yref": ref, "y0": 0, "y1": 1, "layer": "above" if is_filled else "below"}
-    if is_filled:
-        line = {"color": GOLD, "width": 2}
-        return [{**base, "type": "line", "x0": tidy(at), "x1": tidy(at), "line": line} for at in window]
-    shapes = []
-    for ends, opacity in ((unsure, 0.14), (window, 0.26)):
-        if ends is not None and known(ends) == [*ends]:
-            area = {"fillcolor": GOLD, "opacity": opacity, "line": {"width": 0}}
-            shapes.append({**base, "type": "rect", "x0": tidy(ends[0]), "x1": tidy(ends[1]), **area})
-    return shapes
+def steepest_of(slopes: Sequence[float]) -> float:
+    """The scale of the colours: the first that nine of ten slopes keep within."""
+    sizes = sorted(map(abs, slopes))
+    most = sizes[int(0.9 * (len(sizes) - 1))] if sizes else 0.0
+    return next((scale for scale in STEEPEST if scale >= most), STEEPEST[-1])
 
 
-def _is_round(place: float) -> bool:
-    """Whether a place on the axis is a power of ten."""
-    return abs(place - round(place)) < 1e-6
+def _colours(plot: Plot, steepest: float) -> list[str]:
+    """The bar of colours, right of the map."""
+    left, height = plot.right + 14, plot.height / len(SIGNED)
+    size = f'width="11" height="{height + 0.4:.1f}"'
+    parts = [
+        f'<rect x="{left:.1f}" y="{plot.bottom - (step + 1) * height:.1f}" {size} fill="{colour}"/>'
+        for step, colour in enumerate(SIGNED)
+    ]
+    for share, y in ((1, plot.top + 9), (0, plot.top + plot.height / 2 + 4), (-1, plot.bottom)):
+        parts.append(text(left + 17, y, f"{share * steepest:+g}".replace("-", "\u2212") if share else "0", "faint"))
+    return [*parts, text(left, plot.bottom + 17, "nats per factor e", "faint")]
+
+
+def _frame(
+    data: Mapping[str, Any], plot: Plot, name: str, unit: str, *, ticks: Ticks | None = None, is_filled: bool = False
+) -> list[str]:
+    """Window, grid, labels and name of a plot; over a filled one the window is two lines."""
+    across = [] if is_filled else [plot.at(place, plot.y[0])[0] for place, _ in _ticks(data, plot)]
+    parts = [rule(x, plot.top, x, plot.bottom) for x in across]
+    parts += _window(data, plot, is_filled=is_filled)
+    parts += heights(plot, ticks, ruled=not is_filled)
+    parts.append(rule(plot.left, plot.bottom, plot.right, plot.bottom, AXIS))
+    return [*parts, text(plot.left, plot.top - 9, name, "name"), text(plot.right, plot.top - 9, unit, "faint", anchor="end")]
+
+
+def _window(data: Mapping[str, Any], plot: Plot, *, is_filled: bool) -> list[str]:
+    """Where induction formed: shaded, lighter where it may reach; two lines over a map."""
+    parts = []
+    for ends, opacity in ((data.get("reach"), 0.14), (data["window"], 0.28)):
+        if data["window"] is None or ends is None:
+            continue
+        first, last = (min(max(plot.at(place, 0)[0], plot.left), plot.right) for place in ends)
+        if is_filled and ends == data["window"]:
+            parts += [rule(x, plot.top, x, plot.bottom, GOLD, 2) for x in (first, last)]
+        elif not is_filled:
+            size = f'width="{max(last - first, 1.5):.1f}" height="{plot.height}"'
+            parts.append(f'<rect x="{first:.1f}" y="{plot.top}" {size} fill="{GOLD}" fill-opacity="{opacity}"/>')
+    return parts
+
+
+def _ticks(data: Mapping[str, Any], plot: Plot) -> Ticks:
+    return marks_of(data, room=36 / plot.width)
+
+
+def marks_of(data: Mapping[str, Any], *, room: float) -> list[tuple[float, str]]:
+    """Where the common axis has marks, and what they say; an untrained model lies at its left end, and says 0.
+
+    `room` is the share of the axis that this mark takes.
+    """
+    low, high = _span(data["range"])
+    sizes = (1,) if high - low > MOST_DECADES else (1, 2, 5)
+    places = [power + math.log10(size) for power in range(math.floor(low), math.floor(high) + 1) for size in sizes]
+    places = [place for place in places if low <= place <= high]
+    if len(places) < 2:
+        places = [math.log10(value) for value in ticks_between(10**low, 10**high, 4) if value > 0]
+    begin = [(data["range"][0], "0")] if data["begins_at_0"] else []
+    least = low + room * (high - low) if begin else low
+    return [*begin, *((place, amount(10**place)) for place in places if place >= least)]
+
+
+def _labels(plot: Plot, labels: Iterable[Label]) -> list[str]:
+    """Names of curves at their right ends, moved apart; a click on one hides its curve."""
+    placed: list[tuple[float, Label]] = []
+    floor = plot.top - 4.0
+    for label in sorted(labels, key=lambda label: -label[1]):
+        floor = max(plot.at(plot.x[1], label[1])[1] + 4, floor + LABEL)
+        placed.append((floor, label))
+    over = max(0.0, floor - plot.bottom - 4) if placed else 0.0
+    parts = []
+    for y, (words, _, colour, of) in placed:
+        name = text(plot.right + 8, y - over, words, fill=colour)
+        parts.append(legend(of, [name]) if of else name)
+    return parts
+
+
+def _span(ends: Sequence[float]) -> tuple[float, float]:
+    return (ends[0], ends[1]) if ends[1] > ends[0] else (ends[0] - 0.5, ends[0] + 0.5)
 
 
 def _label(data: Mapping[str, Any]) -> str:
-    drawn = [curve["name"] for curve in data["curves"]]
+    drawn = [shown["name"] for shown in data["curves"]]
     if data["heads"]:
         drawn.append("prefix matching of heads")
     if data["map"]:
@@ -227,72 +306,23 @@ def _label(data: Mapping[str, Any]) -> str:
     return f"{', '.join(drawn) or 'nothing'} over {data['unit']}{when}"
 
 
-def _note(data: Mapping[str, Any], unsure: Sequence[float] | None) -> str:
+def _note(data: Mapping[str, Any]) -> str:
     said = []
     if data.get("window"):
-        low, high = (amount(10**place) for place in data["window"])
-        verdict = "" if data.get("verdict") == "SHOWN" else f" ({data.get('verdict')})"
-        said.append(f"gold: the phase change{verdict}, {low} to {high} {data['unit']}")
-        if unsure:
-            said.append(f"lighter: what it may reach, {amount(10 ** unsure[0])} to {amount(10 ** unsure[1])}")
+        said.append(f"gold: {window_said(data)}")
+        if data.get("reach"):
+            said.append(f"lighter: {reach_said(data)}")
     if data.get("missing"):
         said.append(f"not recorded: {', '.join(data['missing'])}")
     return "; ".join(said)
 
 
-def _path(data: Mapping[str, Any]) -> Chart:
-    path = data["path"]
-    x, y, inside = tidy(path["x"]), tidy(path["y"]), set(path["inside"])
-    said = _places(data, path["at"])
-    line = {"type": "scatter", "mode": "lines", "x": x, "y": y, "line": {"color": GREY, "width": 1.5}, "hoverinfo": "skip"}
-    points = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": x,
-        "y": y,
-        "text": said,
-        "hovertemplate": "%{text}<br>%{x:.2f}, %{y:.2f} nats<extra></extra>",
-        "marker": {
-            "size": 8,
-            "color": tidy(path["at"]),
-            "colorscale": scale(SHARES),
-            "colorbar": _times(data),
-            "line": {"width": 0.5, "color": GREY},
-        },
-    }
-    window = sorted(inside)
-    marked = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [x[place] for place in window],
-        "y": [y[place] for place in window],
-        "marker": {"size": 15, "symbol": "circle-open", "color": GOLD, "line": {"width": 2.5}},
-        "hoverinfo": "skip",
-    }
-    turn = [] if path["turn"] is None else [_turn(data, path, x, y)]
-    first, second = (f"{share:.0%}" for share in path["shares"])
-    layout = {
-        "xaxis": axis(f"first direction (nats), {first} of what varies"),
-        "yaxis": axis(f"second direction (nats), {second}", scaleanchor="x", scaleratio=1),
-        "annotations": turn,
-        "margin": {"l": 60, "r": 16, "t": 12, "b": 48},
-    }
-    label = (
-        f"path of the training in the space of token losses; its first two directions hold {first} and {second} of what varies"
-    )
-    note = "gold rings: the phase change" if window else ""
-    if turn:
-        note += f"; the turn is at {amount(10 ** path['turn_at'])} {data['unit']}, in all directions, not in these two alone"
-    return Chart("path of the token losses", label, figure([line, points, marked], PATH, **layout), "", PATH, note.lstrip("; "))
+def window_said(data: Mapping[str, Any]) -> str:
+    """What gold is, where there is a window."""
+    unsure = "" if data.get("verdict") == "SHOWN" else f" ({data.get('verdict')})"
+    return f"window of induction{unsure}: {' to '.join(amount(10**place) for place in data['window'])} {data['unit']}"
 
 
-def _times(data: Mapping[str, Any]) -> dict[str, Any]:
-    marks = marks_of(data, room=0.05)
-    title = {"text": data["unit"], "side": "right"}
-    look = {"thickness": 10, "outlinewidth": 0, "title": title, "len": 0.9}
-    return {**look, "tickvals": [tidy(at) for at, _ in marks], "ticktext": [words for _, words in marks]}
-
-
-def _turn(data: Mapping[str, Any], path: Mapping[str, Any], x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
-    arrow = {"showarrow": True, "arrowhead": 2, "arrowcolor": LINES[1], "ax": 46, "ay": -46, "arrowwidth": 1.5}
-    return {"x": x[path["turn"]], "y": y[path["turn"]], "text": f"<b>turn</b>, {amount(10 ** path['turn_at'])}", **arrow}
+def reach_said(data: Mapping[str, Any]) -> str:
+    """What the lighter gold around it is."""
+    return f"what it may reach, {' to '.join(amount(10**place) for place in data['reach'])}"
