@@ -1,11 +1,14 @@
 """What the terminal is told of a session's verdicts: claims, head map, heads, near misses; more with -v, one line with -q."""
 
+import json
+import math
 from dataclasses import replace
 
 import pytest
 
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
-from pytest_induction.report.terminal import BLOCKS, Style, one_line, section
+from pytest_induction.report.terminal import BLOCKS, MOST_ROWS, Style, head_map_lines, one_line, section, style_for
+from pytest_induction.report.view import views
 
 SHOWN, REFUTED, UNDETERMINED = Verdict.SHOWN, Verdict.REFUTED, Verdict.UNDETERMINED
 HERE = Provenance(
@@ -199,3 +202,81 @@ def test_the_nearest_head_is_told_where_there_are_to_be_none():
     told = near(found(**given, claim="no_induction_head", verdict=SHOWN))
     assert told == ["L1H3 0.100 (0.050..0.150) is the nearest below the threshold of 0.300"]
     assert near(found(**given, verdict=REFUTED)) == []
+
+
+def test_what_is_no_number_is_a_question_mark():
+    """As after a record was read again: JSON has no word for it."""
+    unknown = Estimate(math.nan, math.nan, math.nan, "share")
+    evidence = found(
+        heads=(HeadEvidence(1, 0, unknown, unknown, math.nan, 0.0, 0.0, 0.0, 0.0),),
+        estimates={"advantage": unknown},
+        head_map=((math.nan, None), (0.5, 0.1)),
+    )
+    shown = "\n".join(lines(evidence, verbose=True))
+    assert "nan" not in shown
+    assert "    L0  ?\n    L1  ▅▁" in shown
+    assert "L1H0                ?" in shown
+
+
+def test_views_survive_json():
+    """What a worker sends, and what a report is rendered from again."""
+    again = Evidence.from_dict(json.loads(json.dumps(found().to_dict())))
+    assert views([again]) == views([found()])
+
+
+class TestHeadMap:
+    def test_each_mark_stands_for_an_eighth(self):
+        scores = [(2 * mark + 1) / 16 for mark in range(8)]
+        *_, row = head_map_lines([scores], width=80)
+        assert row == f"L0  {BLOCKS}"
+        assert head_map_lines([[0.0, 1.0, -0.1, 1.1]], width=80)[-1] == "L0  ▁█▁█"
+
+    def test_ascii_has_digits(self):
+        *_, row = head_map_lines([[0.0, 0.09, 0.31, 0.95, 1.0]], width=80, ascii=True)
+        assert row == "L0  ..399"
+
+    def test_32_by_32_heads_fit_80_columns_with_a_mark_each(self):
+        drawn = head_map_lines([[layer / 32] * 32 for layer in range(32)], width=76)
+        assert len(drawn) == 1 + 1 + 32
+        assert max(map(len, drawn)) <= 76
+        assert drawn[1] == "     H0      H8      H16     H24"
+        assert all(len(row) == 5 + 32 for row in drawn[2:])
+        assert drawn[-1] == f"L31  {BLOCKS[7] * 32}"
+
+    @pytest.mark.parametrize("width", [60, 20, 5, 1])
+    def test_heads_that_do_not_fit_share_marks_and_none_is_lost(self, width):
+        """The highest of them is drawn."""
+        scores = [0.0] * 96
+        scores[95] = 1.0
+        drawn = head_map_lines([scores], width=width)
+        assert drawn[-1].endswith("█") and drawn[-1].count("█") == 1
+        assert len(drawn[-1]) <= max(width, 5)
+        assert " heads, the highest" in " ".join(drawn)
+
+    def test_so_do_layers_beyond_sixty_four(self):
+        scores = [[0.0, 0.0] for _ in range(130)]
+        scores[128][1] = 1.0
+        drawn = head_map_lines(scores, width=80)
+        assert len(drawn) - 2 == 44 <= MOST_ROWS
+        assert drawn[1] == "a row for each 3 layers, a mark for each head, the highest"
+        assert drawn[-2:] == ["L126  ▁█", "L129  ▁▁"]
+
+    def test_layers_with_fewer_heads_have_blanks(self):
+        assert head_map_lines([[0.0, None, 0.0], [1.0]], width=80)[1:] == ["L0  ▁ ▁", "L1  █"]
+
+    def test_nothing_is_drawn_of_nothing(self):
+        assert head_map_lines([], width=80) == head_map_lines([[], []], width=80) == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "ascii_only"),
+    [("utf-8", False), ("UTF8", False), ("ascii", True), ("cp437", True), ("latin-1", True), (None, True), ("nonsense", True)],
+)
+def test_a_terminal_that_cannot_show_blocks_gets_digits(encoding, ascii_only):
+    assert style_for(0, 80, encoding) == Style(ascii=ascii_only)
+    assert style_for(1, 120, encoding).verbose
+
+
+def test_a_section_for_such_a_terminal_has_nothing_but_ascii():
+    assert "".join(lines(found(), ascii=True, verbose=True)).isascii()
+    assert not "".join(lines(found())).isascii()
