@@ -41,6 +41,6 @@ def judge(benchmark) -> Callable[..., None]:
             transformers=transformers.__version__,
         )
         if not row.met(figure):
-            pytest.fail(f"{row.name}: {row.shown(figure)}, the threshold is {row.bar_shown}", pytrace=False)
+            pytest.fail(f"{row.name}: {row.shown(figure)}, the threshold is {row.threshold_shown}", pytrace=False)
 
     return judged

@@ -32,7 +32,7 @@ GRIDS = {
 }
 NOISES = (0.01, 0.02, 0.05)
 LEVEL, CHANGE, MAX_WIDTH = 0.06, 0.7, 0.5
-BARS = {"found": 0.95, "false alarms": 0.01}
+THRESHOLDS = {"found": 0.95, "false alarms": 0.01}
 NOISY = 0.05  # at which a change may be too unclear to be found: it counts for false alarms and for what is denied only
 Shape = Callable[[np.ndarray, float, float], np.ndarray]
 
@@ -112,7 +112,7 @@ def verdict(steps: np.ndarray, values: np.ndarray) -> str:
 
 
 def judged(count: int) -> tuple[list[str], list[str]]:
-    """The table, and which bars are missed."""
+    """The table, and which thresholds are missed."""
     lines = [f"| grid | noise | {' | '.join(KINDS)} |", f"|{'---|' * (len(KINDS) + 2)}"]
     found: Counter[bool] = Counter()
     alarms: Counter[bool] = Counter()
@@ -140,7 +140,7 @@ def judged(count: int) -> tuple[list[str], list[str]]:
         f"\nfound where noise is below {NOISY}: {found[True]} of {found.total()} ({share:.1%}); abrupt ones denied: {denied}; "
     )
     lines[-1] += f"called abrupt and are not: {alarms[True]} of {alarms.total()} ({false:.2%})"
-    missed = ["found on the grids"] if share < BARS["found"] else []
-    missed += ["false alarms on the grids"] if false > BARS["false alarms"] else []
+    missed = ["found on the grids"] if share < THRESHOLDS["found"] else []
+    missed += ["false alarms on the grids"] if false > THRESHOLDS["false alarms"] else []
     missed += ["abrupt changes denied on the grids"] if denied else []
     return lines, missed

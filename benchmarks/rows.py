@@ -26,7 +26,7 @@ class Row:
     layers: int
     repeats: int  # pairs, or for memory fresh processes of each side
     figure: str
-    bar: float | None  # None: no claim, reported only
+    threshold: float | None  # None: no claim, reported only
     against: str = BARE
     dtype: str = "float32"
     early_stop: bool = False
@@ -39,9 +39,9 @@ class Row:
         return self.figure in ("faster", "less")
 
     def met(self, value: float) -> bool:
-        if self.bar is None:
+        if self.threshold is None:
             return True
-        return value >= self.bar if self.at_least else value <= self.bar
+        return value >= self.threshold if self.at_least else value <= self.threshold
 
     def shown(self, value: float) -> str:
         """The figure as people read it."""
@@ -49,14 +49,14 @@ class Row:
         return f"{value:{form}} {UNITS[self.figure]}"
 
     @property
-    def bar_shown(self) -> str:
-        return "no claim" if self.bar is None else f"{'>=' if self.at_least else '<='} {self.bar:g}"
+    def threshold_shown(self) -> str:
+        return "no claim" if self.threshold is None else f"{'>=' if self.at_least else '<='} {self.threshold:g}"
 
 
-def _ratios(what: str, bar: float, shapes: tuple[tuple[int, int, int], ...], dtype: str, *, early_stop: bool) -> list[Row]:
+def _ratios(what: str, threshold: float, shapes: tuple[tuple[int, int, int], ...], dtype: str, *, early_stop: bool) -> list[Row]:
     stem = "early-stop" if early_stop else "scores"
     return [
-        Row(f"{stem}-{dtype}-{positions}", what, positions, layers, pairs, "ratio", bar, dtype=dtype, early_stop=early_stop)
+        Row(f"{stem}-{dtype}-{positions}", what, positions, layers, pairs, "ratio", threshold, dtype=dtype, early_stop=early_stop)
         for positions, layers, pairs in shapes
     ]
 

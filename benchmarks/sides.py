@@ -284,8 +284,8 @@ def check_agreement(row: Row) -> None:
         if not gap <= CLOSE:
             raise ValueError(f"{row.name}: the scores of both sides differ by {gap:.2g}")
     if row.against == GIVEN:
-        for bar in (ANY_LOSS, NO_LOSS):
-            found = [side(subject_of(row), completes_repeats, max_loss=bar) for side in (checked, plain)]
+        for threshold in (ANY_LOSS, NO_LOSS):
+            found = [side(subject_of(row), completes_repeats, max_loss=threshold) for side in (checked, plain)]
             if found[0] != found[1]:
                 raise ValueError(f"{row.name}: {found[0]} is the smallest that fails, and {found[1]} under plain `given`")
     if row.against == PER_HEAD and "screened" not in row.name:

@@ -51,7 +51,8 @@ CACHE = ROOT / ".benchmarks" / "phase-change"
 ABRUPT, NONE, GRADUAL = "abrupt", "none", "gradual"
 FORMED_AT_THE_END = 0.4  # prefix matching of the best head, in a training that is expected to form one
 DENSITIES, NOISES = (40, 30, 15), (0.0, 0.02, 0.05)
-BARS = {"found": 0.98, "false alarms": 0.01, "within one snapshot": 0.98, "coverage": (0.90, 0.99), "seconds": 2.0, "MB": 500.0}
+THRESHOLDS = {"found": 0.98, "false alarms": 0.01, "within one snapshot": 0.98, "coverage": (0.90, 0.99)}
+MOST = {"seconds": 2.0, "MB": 500.0}
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def judged(runs: list[tuple[Row, TrainingRun]]) -> tuple[dict[str, Tally], list[
                 thin = thinned(run, count, noise, rng)
                 tallies[f"{count} snapshots, noise {noise}"].add(row, find_phase_changes(thin), thin, dense)
     missed = []
-    if tallies["dense"].share(ABRUPT, Verdict.SHOWN) < BARS["found"]:
+    if tallies["dense"].share(ABRUPT, Verdict.SHOWN) < THRESHOLDS["found"]:
         missed.append("abrupt changes found in dense records")
     every = list(tallies.values())
     alarms = sum(tally.verdicts[kind]["SHOWN"] for tally in every for kind in (NONE, GRADUAL))
@@ -221,11 +222,11 @@ def judged(runs: list[tuple[Row, TrainingRun]]) -> tuple[dict[str, Tally], list[
         f"midpoints within one snapshot: {np.mean(near):.4f} of {len(near)}; "
         f"intervals hold: {np.mean(covered):.4f} of {len(covered)}"
     )
-    if alarms > BARS["false alarms"] * controls:
+    if alarms > THRESHOLDS["false alarms"] * controls:
         missed.append("false alarms on the controls")
-    if np.mean(near) < BARS["within one snapshot"]:
+    if np.mean(near) < THRESHOLDS["within one snapshot"]:
         missed.append("midpoints within one snapshot")
-    low, high = BARS["coverage"]
+    low, high = THRESHOLDS["coverage"]
     if not low <= np.mean(covered) <= high:
         missed.append("coverage of the intervals")
     return tallies, missed
@@ -368,7 +369,7 @@ def main() -> int:
     print(f"\nsimulated curves: the interval holds the midpoint of {held:.3f}")
     seconds, megabytes = largest()
     print(f"10,000 snapshots of 1,024 heads: {seconds:.2f} s, {megabytes:.0f} MB")
-    if seconds > BARS["seconds"] or megabytes > BARS["MB"]:
+    if seconds > MOST["seconds"] or megabytes > MOST["MB"]:
         missed.append("the largest run")
     compared(kept)
     return _said([*missed, *missed_there])
@@ -376,8 +377,8 @@ def main() -> int:
 
 def _said(missed: list[str]) -> int:
     """Print which thresholds were missed; the exit status."""
-    for bar in missed:
-        print(f"MISSED: {bar}")
+    for name in missed:
+        print(f"MISSED: {name}")
     return 1 if missed else 0
 
 

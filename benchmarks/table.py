@@ -39,7 +39,7 @@ def cells(row: Row, noted: dict[str, Any]) -> tuple[str, ...]:
         f"{'bare forward' if row.against == TOY else row.against}, {other}",
         ours,
         f"{row.shown(noted['figure'])}{bounds}",
-        row.bar_shown + missed,
+        row.threshold_shown + missed,
     )
 
 
@@ -75,7 +75,7 @@ def plain_table(data: dict[str, Any]) -> Iterator[str]:
 def missed(data: dict[str, Any]) -> list[str]:
     """A line for every row whose figure misses its threshold."""
     return [
-        f"{name}: {ROWS[name].shown(noted['figure'])}, the threshold is {ROWS[name].bar_shown}"
+        f"{name}: {ROWS[name].shown(noted['figure'])}, the threshold is {ROWS[name].threshold_shown}"
         for name, noted in rows_of(data).items()
         if not ROWS[name].met(noted["figure"])
     ]

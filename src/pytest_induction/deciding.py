@@ -41,9 +41,9 @@ def behaviour_of(behaviour: Mapping[str, Array], error_rate: float) -> dict[str,
     return found | {name: bounded_intervals(behaviour[name][:, None], half, half, unit=SHARE)[0] for name in shares}
 
 
-def more_needed(estimate: Estimate, bar: float, count: int) -> int:
+def more_needed(estimate: Estimate, threshold: float, count: int) -> int:
     """How many more sequences, or rows, would set the estimate apart from its threshold."""
-    return max(1, sequences_needed(estimate, bar, count) - count)
+    return max(1, sequences_needed(estimate, threshold, count) - count)
 
 
 @dataclass(frozen=True)

@@ -49,16 +49,17 @@ def _of_run(evidence: Evidence) -> list[str]:
     found = [f"  {words(change.series)}: {_change(change)}" for change in evidence.changes[:MOST_SERIES]]
     if len(evidence.changes) > MOST_SERIES:
         found.append(f"  and {len(evidence.changes) - MOST_SERIES} series more")
-    heads, bars = _heads(evidence), _bars_of_run(evidence)
-    return [*found, *([f"  heads: {heads}"] if heads else []), *([f"  thresholds: {bars}"] if bars else [])]
+    heads, thresholds = _heads(evidence), _thresholds_of_run(evidence)
+    return [*found, *([f"  heads: {heads}"] if heads else []), *([f"  thresholds: {thresholds}"] if thresholds else [])]
 
 
-def _bars_of_run(evidence: Evidence) -> str:
+def _thresholds_of_run(evidence: Evidence) -> str:
     """From how much on a change counts, and what was held against a threshold."""
     series = dict.fromkeys(change.series for change in evidence.changes)
-    bars = {name: bar for name, bar in evidence.thresholds.items() if name not in evidence.estimates}  # and no margin of a family
-    counts = ", ".join(f"{bars[name]:g} in {words(name)}" for name in series if name in bars)
-    held = [_estimate(name, value, bars) for name, value, bars in with_bars(evidence) if bars]
+    of_family = evidence.estimates.keys()  # its margins, by the names of its measures
+    thresholds = {name: threshold for name, threshold in evidence.thresholds.items() if name not in of_family}
+    counts = ", ".join(f"{thresholds[name]:g} in {words(name)}" for name in series if name in thresholds)
+    held = [_estimate(name, value, thresholds) for name, value, thresholds in with_thresholds(evidence) if thresholds]
     return "; ".join([*([f"a change counts from {counts} on"] if counts else []), *held])
 
 
@@ -98,12 +99,12 @@ def measured_on(about: Provenance) -> str:
 
 def _heads(evidence: Evidence) -> str:
     """The strongest of the heads that were found and of all others, and what they were held against."""
-    heads, bar = (*evidence.heads, *evidence.nearest)[:MOST_HEADS], evidence.thresholds.get("min_prefix_matching")
-    said = ", ".join(_head(head, MIN_PREFIX_MATCHING if bar is None else bar) for head in heads)
-    if not heads or bar is None:
+    heads, threshold = (*evidence.heads, *evidence.nearest)[:MOST_HEADS], evidence.thresholds.get("min_prefix_matching")
+    said = ", ".join(_head(head, MIN_PREFIX_MATCHING if threshold is None else threshold) for head in heads)
+    if not heads or threshold is None:
         return said
     chance = f"; chance gives {heads[0]} {heads[0].null:.3f}" if math.isfinite(heads[0].null) else ""
-    return f"{said} (threshold {bar:.3f}{chance})"
+    return f"{said} (threshold {threshold:.3f}{chance})"
 
 
 def _head(head: HeadEvidence, min_prefix_matching: float) -> str:
@@ -154,43 +155,44 @@ def spanned(estimate: Estimate, digits: int = 3) -> str:
     return f"{estimate.value:.{digits}f} ({_span(estimate, digits)})"
 
 
-def with_bars(evidence: Evidence) -> Iterator[tuple[str, Estimate, tuple[float, ...]]]:
+def with_thresholds(evidence: Evidence) -> Iterator[tuple[str, Estimate, tuple[float, ...]]]:
     """Each estimate by its name, with what it was held against: one threshold, both ends of a margin, or nothing."""
     claim = claim_named(evidence.claim)
     held = {} if claim is None else claim.held_against
     for name, estimate in evidence.estimates.items():
-        yield name, estimate, _bars(_argument(name, held), name, evidence.thresholds, estimate.unit)
+        yield name, estimate, _thresholds(_argument(name, held), name, evidence.thresholds, estimate.unit)
 
 
 def _argument(name: str, held: Mapping[str, str]) -> str:
     """By which argument a claim judges an estimate; "" where its record does not say."""
-    of_many = (bar for start, bar in held.items() if start.endswith("*") and name.startswith(start[:-1]))
+    of_many = (argument for start, argument in held.items() if start.endswith("*") and name.startswith(start[:-1]))
     return held.get(name) or next(of_many, "")
 
 
-def _bars(argument: str, name: str, bars: Mapping[str, float], unit: str) -> tuple[float, ...]:
+def _thresholds(argument: str, name: str, thresholds: Mapping[str, float], unit: str) -> tuple[float, ...]:
     sided = argument.removeprefix(BOTH_SIDES)
-    if sided in bars:
-        return (bars[sided],) if sided == argument else (-bars[sided], bars[sided])
+    if sided in thresholds:
+        return (thresholds[sided],) if sided == argument else (-thresholds[sided], thresholds[sided])
     of_unit = "min_excess" if unit == "excess" else ""
     of_head = name.partition(" ")[0]  # "prefix_matching L1H0", whose margin is also that of what is left without chance
     of_head = "prefix_matching" if of_head == "excess" else of_head
-    return next(((bars[bar],) for bar in (name, of_head, f"min_{name}", f"max_{name}", of_unit) if bar in bars), ())
+    known = (each for each in (name, of_head, f"min_{name}", f"max_{name}", of_unit) if each in thresholds)
+    return next(((thresholds[each],) for each in known), ())
 
 
 def _estimates_line(evidence: Evidence) -> str:
     summed = sorted(
         (name for name in evidence.estimates if name.startswith(SUMMED)), key=lambda name: -evidence.estimates[name].value
     )
-    told = (each for each in with_bars(evidence) if each[0] not in summed[MOST_LAYERS:])
-    return "; ".join(_estimate(name, value, bars) for name, value, bars in told)
+    told = (each for each in with_thresholds(evidence) if each[0] not in summed[MOST_LAYERS:])
+    return "; ".join(_estimate(name, value, thresholds) for name, value, thresholds in told)
 
 
-def _estimate(name: str, estimate: Estimate, bars: tuple[float, ...]) -> str:
+def _estimate(name: str, estimate: Estimate, thresholds: tuple[float, ...]) -> str:
     if not math.isfinite(estimate.value):
         return f"{words(name)} not known"
     unit = " nats" if estimate.unit == "nats" else ""
-    held = f" ({_span(estimate, 2)}, threshold {bars[-1]:.2f})" if bars else ""
+    held = f" ({_span(estimate, 2)}, threshold {thresholds[-1]:.2f})" if thresholds else ""
     return f"{words(name)} {estimate.value:.2f}{unit}{held}"
 
 
@@ -240,8 +242,8 @@ def check_advantage(value: float) -> None:
 
 def checked_bounds(**bounds: float | None) -> dict[str, float]:
     """Those bounds, in tokens or steps, that are given. Raises `ArgumentError` for one that is not above 0 and finite."""
-    given = {name: bar for name, bar in bounds.items() if bar is not None}
-    for name, bar in given.items():
-        if not 0 < bar < math.inf:
-            raise ArgumentError(f"`{name}` must be above 0, got {bar}")
+    given = {name: bound for name, bound in bounds.items() if bound is not None}
+    for name, bound in given.items():
+        if not 0 < bound < math.inf:
+            raise ArgumentError(f"`{name}` must be above 0, got {bound}")
     return given

@@ -91,13 +91,13 @@ class Estimate:
         for name in ("value", "low", "high"):  # a number of numpy's own cannot be sent to another process by pytest-xdist
             object.__setattr__(self, name, float(getattr(self, name)))
 
-    def is_above(self, bar: float) -> bool:
+    def is_above(self, threshold: float) -> bool:
         """True only if the whole interval lies above; NaN is above nothing."""
-        return self.low > bar
+        return self.low > threshold
 
-    def is_below(self, bar: float) -> bool:
+    def is_below(self, threshold: float) -> bool:
         """True only if the whole interval lies below; NaN is below nothing."""
-        return self.high < bar
+        return self.high < threshold
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,9 @@ def _gauss_legendre() -> tuple[Values, Values]:
     return nodes, weights
 
 
-def sequences_needed(estimate: Estimate, bar: float, count: int) -> int:
+def sequences_needed(estimate: Estimate, threshold: float, count: int) -> int:
     """How many sequences would set this mean apart from the threshold, if mean and spread stay as they are."""
-    gap = abs(estimate.value - bar)
+    gap = abs(estimate.value - threshold)
     return math.ceil(count * ((estimate.high - estimate.low) / 2 / max(gap, 1e-3)) ** 2 * 1.1)
 
 

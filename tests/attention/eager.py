@@ -18,7 +18,7 @@ from pytest_induction import measure_heads
 from pytest_induction.errors import InductionError
 
 SCORES = ("prefix_matching", "previous_token", "duplicate_token", "first_token")
-BAR = 1e-4
+THRESHOLD = 1e-4
 SAME_MODEL = 1e-3  # difference of the logits, relative to the largest, up to which a twin computes the same
 
 
@@ -173,5 +173,5 @@ def compare(model: nn.Module, twin: nn.Module, batches: Sequence[Batch]) -> Outc
         worst_difference(ours.per_sequence, stacked(theirs, batch))
         for ours, (theirs, _), batch in zip(found, eager, batches, strict=True)
     )
-    reason = "" if worst <= BAR else f"scores differ by {worst:.2g}"
+    reason = "" if worst <= THRESHOLD else f"scores differ by {worst:.2g}"
     return Outcome("wrong" if reason else "measured", reason, worst=worst, spread=spread(patterns), **told)

@@ -50,7 +50,7 @@ def test_short_rows_have_no_loss_at_token_500():
     ],
 )
 def test_verdicts_on_losses_whose_fall_is_known(fall, rows, verdict, reason):
-    """Clear of the bar or not, and too few rows to tell."""
+    """Clear of the threshold or not, and too few rows to tell."""
     losses = 3 + np.random.default_rng(1).normal(0, 1, (rows, 128))
     losses[:, 60:] -= fall
     found = judge(losses)

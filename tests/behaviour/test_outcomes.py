@@ -86,7 +86,7 @@ def test_the_summaries_are_of_what_the_last_token_foretells():
 
 
 def test_a_sequence_that_nothing_foretells_has_no_accuracy():
-    """NaN, which no bar lets through, and no losses."""
+    """NaN, which no threshold lets through, and no losses."""
     outcome = evaluate_probes(planted.induction_head(), [ProbeSequence((0, 1, 2, 3))])[0]
     assert np.isnan(outcome.accuracy) and np.isnan(outcome.probability) and len(outcome.losses) == 0
     assert (outcome.prefix_matching == 0).all() and (outcome.lured == 0).all()

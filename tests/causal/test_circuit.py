@@ -90,7 +90,7 @@ def test_each_step_runs_on_a_model_of_that_kind():
     """Gemma 3: norms behind attention and on queries and keys, a window, and rotary embeddings of two kinds."""
     subject, head = load_model(tiny("Gemma3")), HeadId(1, 2)
     circuit, weighed = _circuit(subject, head, 0.0, 0)
-    assert len(circuit.previous) == 4  # all earlier ones, at no bar
+    assert len(circuit.previous) == 4  # all earlier ones, at no threshold
     assert set(weighed) == {"qk_eigenvalue", "ov_eigenvalue", "key_composition", "key_composition_z"}
     probe = next(iter(probes_of(subject, 4, np.random.default_rng(0), COPIES, None)))
     effects = path_effects(subject, probe, head, [circuit.previous, circuit.previous[:1]])

@@ -168,7 +168,7 @@ def test_a_row_of_text_is_resampled_from_another(three_layers):
 
 
 def test_heads_that_are_not_clear_are_not_ablated():
-    """A head at the bar of prefix matching: neither found nor not, and what would settle that is said."""
+    """A head at the threshold of prefix matching: neither found nor not, and what would settle that is said."""
     model = planted.induction_head(sharpness=1.85, **SIZES)
     assert 0.29 < induction.measure_heads(model, n_sequences=48).prefix_matching[1, 0] < 0.3
     found = evidence(model, how="zero", max_sequences=12)
@@ -176,7 +176,7 @@ def test_heads_that_are_not_clear_are_not_ablated():
     assert found.summary.startswith("which heads to ablate is not clear: ") and "max_sequences=" in found.next_step
 
 
-def test_a_head_near_the_bar_is_ablated_where_more_sequences_tell_of_it():
+def test_a_head_near_the_threshold_is_ablated_where_more_sequences_tell_of_it():
     """The list has it as near, where it may end; the yes or no goes on, and finds that it matches up to ten tokens back."""
     model = induction.load_model(planted.induction_head(sharpness=1.9, **SIZES))
     assert [str(head) for head in induction.find_induction_heads(model).near] == ["L1H0"]
@@ -323,7 +323,7 @@ def test_nan_is_never_a_verdict():
 
 
 def test_undetermined_fails_and_says_what_would_settle_it(three_layers):
-    """A bar where the head is: rows are drawn to the end of the budget."""
+    """A threshold where the head is: rows are drawn to the end of the budget."""
     options = {"heads": "L2H0", "how": "zero", "max_sequences": 12}
     at = evidence(three_layers, **options).estimates["share zero"].value
     with pytest.raises(ExpectationFailed, match="ablation_removes_icl is UNDETERMINED, expected SHOWN: without L2H0") as failure:

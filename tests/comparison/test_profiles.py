@@ -44,9 +44,9 @@ def test_a_profile_has_the_scores_of_its_heads_sequence_by_sequence(two_layers):
     profile = profile_of(two_layers, n_sequences=24)
     found = [measure_heads(two_layers, tokens=torch.from_numpy(probe.tokens)).per_sequence for probe in rows_of(two_layers, 24)]
     scores = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
-    for role, bar in (("induction", 0.3), ("previous_token", 0.3), ("duplicate_token", 0.3)):
+    for role, threshold in (("induction", 0.3), ("previous_token", 0.3), ("duplicate_token", 0.3)):
         name = ROLES[role][0]
-        wanted = np.argwhere(scores[name][::2].mean(axis=0) >= bar).tolist()
+        wanted = np.argwhere(scores[name][::2].mean(axis=0) >= threshold).tolist()
         of_role = [head for head in profile.heads if head.role == role]
         assert [[head.layer, head.head] for head in of_role] == wanted
         for head in of_role:

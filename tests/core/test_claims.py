@@ -15,7 +15,7 @@ from pytest_induction import Claim, Evidence, Verdict, claims, register_claim
 from pytest_induction import fixture as fixtures
 from pytest_induction.charts.data import KINDS
 from pytest_induction.errors import ArgumentError
-from pytest_induction.expectations import next_step, with_bars
+from pytest_induction.expectations import next_step, with_thresholds
 from pytest_induction.records import Estimate, Provenance
 from pytest_induction.report.verdict_rows import HEAD_COLUMNS
 from pytest_induction.runs.phase_change.finding import wanting
@@ -178,10 +178,11 @@ def test_an_estimate_is_held_against_what_the_record_says(registry):
     """To one side or both, of one estimate or of all that begin alike; else the names say it, or nothing does."""
     register_claim(own(held_against={"lag": "±margin", "late": "margin", "of *": "min_share"}))
     found = {
-        name: bars for name, _, bars in with_bars(evidence("mine", **{"lag": 1, "late": 1, "of L1H0": 1, "share": 1, "else": 1}))
+        name: thresholds
+        for name, _, thresholds in with_thresholds(evidence("mine", **{"lag": 1, "late": 1, "of L1H0": 1, "share": 1, "else": 1}))
     }
     assert found == {"lag": (-0.1, 0.1), "late": (0.1,), "of L1H0": (0.2,), "share": (0.2,), "else": ()}
-    assert [bars for _, _, bars in with_bars(evidence("unknown", lag=1))] == [()]
+    assert [thresholds for _, _, thresholds in with_thresholds(evidence("unknown", lag=1))] == [()]
 
 
 def test_a_next_step_is_that_of_the_claim_itself(registry):

@@ -174,7 +174,7 @@ def head(number, value):
 
 
 def test_what_is_no_number_is_not_printed_and_heads_are_few():
-    """Of many heads the strongest are named, with the bar; a measure that is not known is said to be so."""
+    """Of many heads the strongest are named, with the threshold; a measure that is not known is said to be so."""
     about = Provenance("m" * 200, "", "sdpa", 2, 99, "float32", "cpu", seed=3, n_sequences=1, probe="rows")
     unknown = Estimate(math.nan, math.nan, math.nan, "nats")
     evidence = Evidence(

@@ -63,7 +63,7 @@ def test_no_interval_of_too_little_or_of_nan(values):
 
 
 def test_nan_is_neither_above_nor_below():
-    """A bar is passed only when that is shown."""
+    """A threshold is passed only when that is shown."""
     nothing = Estimate(float("nan"), float("nan"), float("nan"))
     assert not nothing.is_above(0)
     assert not nothing.is_below(0)
@@ -89,7 +89,7 @@ def test_rounds_double_up_to_the_budget():
 
 
 def test_what_would_settle_it_settles_it():
-    """With that many sequences of the same spread the interval is clear of the bar."""
+    """With that many sequences of the same spread the interval is clear of the threshold."""
     rng = np.random.default_rng(3)
     few = rng.normal(0.35, 0.2, (24, 1))
     estimate = mean_interval(few, 0.001)[0]

@@ -126,16 +126,16 @@ def test_no_threshold_of_heads_is_a_number_anywhere_else():
 @pytest.mark.parametrize(
     "source",
     [
-        "BARS = {'prefix_matching': 0.3, 'excess': 0.1}",
+        "THRESHOLDS = {'prefix_matching': 0.3, 'excess': 0.1}",
         "CLEAR, DORMANT = 0.5, 0.9",
-        "BAR: float = 0.3",
+        "THRESHOLD: float = 0.3",
         "MIN_PREFIX_MATCHING = 0.4",
         "MIN_PERIODS = 3",
         "class Rule:\n    least: float = 0.3",
         "def judge(found, *, min_prefix_matching=0.3): ...",
         "def judge(found, least=0.3, other=None): ...",
         "def chosen(heads):\n    return [head for head in heads if head.previous_token >= 0.3]",
-        "def passes(excess, bar):\n    return excess.is_above(bar) and excess.value > bar * 0.5",
+        "def passes(excess, threshold):\n    return excess.is_above(threshold) and excess.value > threshold * 0.5",
         "def suppresses(effect):\n    return effect.high < -0.25",
     ],
 )

@@ -82,7 +82,7 @@ NOT_INDUCTION = {
 @pytest.mark.parametrize("name", NOT_INDUCTION)
 @pytest.mark.parametrize("seed", range(1))
 def test_other_heads_are_not_called_induction_heads(name, seed):
-    """Not even at a low bar: what does not match prefixes is not above chance."""
+    """Not even at a low threshold: what does not match prefixes is not above chance."""
     model = induction.load_model(Planted(*NOT_INDUCTION[name]))
     assert verdict(model, seed=seed, min_prefix_matching=0.05).verdict is not Verdict.SHOWN
     assert verdict(model, seed=seed).verdict is Verdict.REFUTED
@@ -191,14 +191,14 @@ def test_absence_is_shown_and_not_only_not_found(shipped):
 
 
 def test_undetermined_fails_both_ways_and_says_what_would_settle_it(shipped):
-    """A bar inside the interval gives no verdict, whatever was hoped for."""
+    """A threshold inside the interval gives no verdict, whatever was hoped for."""
     model = _loaded(shipped["llama"])
-    bar = float(induction.measure_heads(model, n_sequences=200).prefix_matching.max())
+    threshold = float(induction.measure_heads(model, n_sequences=200).prefix_matching.max())
     for assertion in (induction.assert_has_induction_head, induction.assert_no_induction_head):
         with pytest.raises(
             induction.ExpectationFailed, match=r"UNDETERMINED.*(\n.*)*next: about \d+ more sequences: max_sequences=\d+"
         ):
-            assertion(model, min_prefix_matching=bar, max_sequences=round_size(model.space))
+            assertion(model, min_prefix_matching=threshold, max_sequences=round_size(model.space))
 
 
 def test_the_same_inputs_and_seed_give_the_same_evidence(shipped):
@@ -257,7 +257,7 @@ def test_no_frame_of_ours_is_in_a_failure():
 
 
 def test_the_text_of_the_control_is_five_lines(shipped):
-    """Verdict and bar, heads, behaviour, where it was measured, what to do next."""
+    """Verdict and threshold, heads, behaviour, where it was measured, what to do next."""
     with pytest.raises(induction.ExpectationFailed) as caught:
         induction.assert_has_induction_head(shipped["one-layer"])
     first, heads, behaviour, measured, following = str(caught.value).splitlines()

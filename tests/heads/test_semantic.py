@@ -141,7 +141,7 @@ def test_planted_heads_score_what_they_must(name):
 
 
 def test_a_uniform_head_has_its_chance():
-    """On every family exactly, and the ratio 1; on lines it has more mass than the bar of the verdict, and no excess."""
+    """On every family exactly, and the ratio 1; on lines it has more mass than the threshold of the verdict, and no excess."""
     scores = measure_generality(planted.uniform_head(layer=1, **SIZES), "L1H0", n_sequences=8)
     for head in scores.heads:
         chance = scores.families[head.family].chance

@@ -71,7 +71,7 @@ def test_heads_are_judged_as_a_set():
 
 
 def test_mass_alone_is_not_enough():
-    """Even attention, and labels whatever they are, have more mass on lines of the right kind than the bar, and no excess."""
+    """Even attention, and labels whatever they are, have more mass on lines of the right kind than the threshold, and no excess."""
     for make in (planted.uniform_head, planted.induction_head):
         model = induction.load_model(make(layer=1, **SIZES))
         scores = measure_generality(model, "L1H0", "patterns", n_sequences=8).families["patterns"]
@@ -80,7 +80,7 @@ def test_mass_alone_is_not_enough():
 
 
 @pytest.mark.parametrize(("sharpness", "verdict"), [(0.3, Verdict.REFUTED), (3.5, Verdict.SHOWN)])
-def test_a_weak_head_is_weighed_against_the_bar(sharpness, verdict):
+def test_a_weak_head_is_weighed_against_the_threshold(sharpness, verdict):
     """The same head a little attentive and more so."""
     assert evidence(planted.class_induction_head(sharpness=sharpness, **SIZES), "L1H0", "classes").verdict is verdict
 
@@ -175,7 +175,7 @@ def test_nan_is_never_a_verdict():
 
 
 def test_undetermined_fails_and_says_what_would_settle_it():
-    """A bar where the head is: sequences are drawn to the end of the budget."""
+    """A threshold where the head is: sequences are drawn to the end of the budget."""
     model = induction.load_model(planted.class_induction_head(sharpness=2.0, **SIZES))
     at = evidence(model, "L1H0", "classes").estimates["classes L1H0"].value
     with pytest.raises(

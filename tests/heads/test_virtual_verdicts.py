@@ -80,14 +80,14 @@ def rounds_with(composed, chance):
     ],
 )
 def test_pairs_are_judged_by_what_is_left_of_them_without_chance(composed, chance, verdict):
-    """Above the bar, with half of the bar left beyond wrong places and unrepeated rows, at two periods."""
+    """Above the threshold, with half of the threshold left beyond wrong places and unrepeated rows, at two periods."""
     noise = np.random.default_rng(0).normal(0, 0.01, 24)
     found = rounds_with(np.clip(np.asarray(composed) + noise, 0, 1), chance)
     assert judge_virtual_head(found, min_prefix_matching=0.3, error_rate=1e-3).verdict is verdict
 
 
 def test_one_period_is_not_enough_for_a_pair():
-    """However far above a low bar its mean lies."""
+    """However far above a low threshold its mean lies."""
     found = rounds_with(np.array([0.5] * 4 + [0.08] * 20), 0.0)
     assert judge_virtual_head(found, min_prefix_matching=0.1, error_rate=0.5).verdict is not Verdict.SHOWN
     assert judge_virtual_head(found, min_prefix_matching=0.07, error_rate=0.5).verdict is Verdict.SHOWN
@@ -102,17 +102,19 @@ def test_what_copies_without_any_head_is_said_to():
 
 
 def test_a_weak_head_is_not_taken_for_a_pair():
-    """A real induction head below the bar, in a model that copies by it: neither found nor shown to be absent."""
+    """A real induction head below the threshold, in a model that copies by it: neither found nor shown to be absent."""
     found = evidence(induction.assert_has_induction_head, planted.induction_head(sharpness=2.0, **LARGE))
     assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "weak_or_shared")
     assert not found.pairs and str(found.nearest[0]) == "L1H0" and "L1H0 has more than 0.100 beyond chance" in found.summary
 
 
-def test_an_interval_that_holds_the_bar_is_undetermined_and_says_how_many_more(shipped):
+def test_an_interval_that_holds_the_threshold_is_undetermined_and_says_how_many_more(shipped):
     """With pairs allowed; without, the verdict does not hang on them."""
-    bar = float(induction.measure_virtual_heads(shipped["virtual"], n_sequences=96).composed[1, 0, 0, 3])
+    threshold = float(induction.measure_virtual_heads(shipped["virtual"], n_sequences=96).composed[1, 0, 0, 3])
     with pytest.raises(induction.ExpectationFailed, match=r"UNDETERMINED(.*\n)*.*max_sequences=\d+") as caught:
-        induction.assert_has_induction_head(shipped["virtual"], allow_virtual=True, min_prefix_matching=bar, max_sequences=28)
+        induction.assert_has_induction_head(
+            shipped["virtual"], allow_virtual=True, min_prefix_matching=threshold, max_sequences=28
+        )
     assert caught.value.evidence.reason == "pairs_unclear" and "pairs: L1H0 after L0H3" in str(caught.value)
 
 

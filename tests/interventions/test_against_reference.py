@@ -271,16 +271,16 @@ def by_hand_of(name):
     return run(slow, ROWS.numpy()).logits, expected
 
 
-def assert_as_by_hand(subject, name, bar, *, calls=True):
+def assert_as_by_hand(subject, name, threshold, *, calls=True):
     """All that are done by hand, `smear` only where there are calls to do it in."""
     clean, expected = by_hand_of(name)
-    assert np.abs(subject.logits(ROWS).numpy() - clean).max() < bar
+    assert np.abs(subject.logits(ROWS).numpy() - clean).max() < threshold
     for what, interventions, wanted in expected:
         if calls or what != SMEAR:
             gap = np.abs(run_with(subject, ROWS, *interventions).numpy() - wanted).max()
-            assert gap < bar, (what, gap)
-            assert np.abs(wanted - clean).max() > max(1e-3, 50 * bar), what
-    assert np.abs(subject.logits(ROWS).numpy() - clean).max() < bar
+            assert gap < threshold, (what, gap)
+            assert np.abs(wanted - clean).max() > max(1e-3, 50 * threshold), what
+    assert np.abs(subject.logits(ROWS).numpy() - clean).max() < threshold
 
 
 @pytest.mark.parametrize("kind", CALLS)

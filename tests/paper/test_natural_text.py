@@ -37,7 +37,7 @@ def test_in_context_learning_changes_with_them(name):
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_the_score_is_above_the_papers_bar_before_and_below_it_after(name):
+def test_the_score_is_above_the_papers_threshold_before_and_below_it_after(name):
     """Above -0.2 nats before and about -0.4 after or lower, where the paper has -0.15 and -0.4."""
     change = changes(name)["prefix_matching"]
     assert score(name, change.onset.step.value) > -0.2

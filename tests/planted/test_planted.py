@@ -288,7 +288,7 @@ def test_heads_stand_where_they_are_asked_for(name):
 
 
 @pytest.mark.parametrize(("sharpness", "verdict"), [(1.8, Verdict.UNDETERMINED), (2.7, Verdict.SHOWN)])
-def test_heads_near_the_bar_can_be_planted(sharpness, verdict):
+def test_heads_near_the_threshold_can_be_planted(sharpness, verdict):
     """Prefix matching a little above 0.3 is enough; a little below it is too weak, and too much to say that there is none."""
     model = induction.load_model(planted.induction_head(sharpness=sharpness, **SIZES))
     score = induction.measure_heads(model).prefix_matching[1, 0]

@@ -88,7 +88,7 @@ def lines_of(claim, lines):
 
 
 def test_junit_properties_hold_what_a_dashboard_plots(run, pytester):
-    """Verdict, reason, and each number with its interval and bar, of a failure the command that repeats it; each once."""
+    """Verdict, reason, and each number with its interval and threshold, of a failure the command that repeats it; each once."""
     run("--junitxml=report.xml", "-k", "heads or none")
     (name, told, failures), (_, second, _) = reversed(cases(pytester.path / "report.xml"))
     assert name == "test_none" and failures
@@ -99,7 +99,7 @@ def test_junit_properties_hold_what_a_dashboard_plots(run, pytester):
     assert found["summary"].startswith(f"{len(found['heads'].split())} heads with prefix matching above 0.300")
     for measure in ("prefix_matching", "advantage", "repeat_accuracy"):
         assert float(found[f"{measure}.low"]) <= float(found[measure]) <= float(found[f"{measure}.high"])
-    assert float(found["bar.min_prefix_matching"]) == 0.3 < float(found["prefix_matching.low"])
+    assert float(found["threshold.min_prefix_matching"]) == 0.3 < float(found["prefix_matching.low"])
     assert found["induction.again"].startswith("pytest ") and found["induction.again"].endswith("test_none")
 
 

@@ -124,7 +124,7 @@ def _heads(n_layers: int, n_heads: int) -> dict[str, Any]:
     kinds = [["matches" if value > 0.3 else "previous" if value > 0.1 else "" for value in row] for row in matching]
     layers = [f"layers.{layer}.attention" for layer in range(n_layers)]
     about = "12 sequences, periods 9 to 14, 4 copies, seed 0"
-    return {"layers": layers, "scores": scores, "bar": 0.3, "kinds": kinds, "confidence": 0.999, "about": about}
+    return {"layers": layers, "scores": scores, "threshold": 0.3, "kinds": kinds, "confidence": 0.999, "about": about}
 
 
 def _attention(heads: Sequence[str], period: int = 12, copies: int = 4) -> dict[str, Any]:

@@ -103,8 +103,8 @@ def test_the_order_is_verdicts_models_environment(small):
     assert first[:2] == ["pytest --induction-model models/small", "Verdicts"]
 
 
-def test_a_verdict_stands_with_its_estimate_bar_and_evidence(small):
-    """The summary, the estimate that decides with interval and bar, the heads, the next step, the command."""
+def test_a_verdict_stands_with_its_estimate_threshold_and_evidence(small):
+    """The summary, the estimate that decides with interval and threshold, the heads, the next step, the command."""
     said = small.said()
     for words in (
         "the strongest, L1H0 has prefix matching 0.929",
@@ -160,7 +160,7 @@ def test_a_damaged_chart_leaves_the_page_standing():
 
 
 def test_prefix_matching_of_a_verdict_is_drawn_where_nothing_else_was_measured():
-    """One map, with the bar of the claim, from the head map of the evidence."""
+    """One map, with the threshold of the claim, from the head map of the evidence."""
     found = sections(samples.session(TestRecord("a::b", "passed", evidence=(samples.evidence(),))))
     (panel,) = found[0].panels
     assert [chart.title for chart in panel.charts] == ["prefix matching"]
@@ -303,20 +303,22 @@ def test_what_a_chart_says_of_a_point_is_what_was_recorded():
     assert words["values"] == [["0.931", None], ["0.020"]] and words["before"] == "prefix matching "
 
 
-def test_the_bar_of_a_margin_has_two_ends():
-    """A lag is held against a margin on both sides, a delay on one; an estimate against the bar of its name."""
+def test_the_threshold_of_a_margin_has_two_ends():
+    """A lag is held against a margin on both sides, a delay on one; an estimate against the threshold of its name."""
 
-    def bar(claim, name, **bars):
-        return key_of(samples.evidence(claim, estimates={name: Estimate(0.05, 0.0, 0.1, "decades")}, thresholds=bars)).bar
+    def threshold(claim, name, **thresholds):
+        return key_of(
+            samples.evidence(claim, estimates={name: Estimate(0.05, 0.0, 0.1, "decades")}, thresholds=thresholds)
+        ).threshold
 
-    assert bar("cooccurrence", "lag", margin=0.15) == "\u00b10.150"
-    assert bar("onset_not_later", "onset_lag", margin=0.15) == "0.150"
-    assert bar("copies_repeats", "repeat_accuracy", min_accuracy=0.5) == "0.500"
-    assert bar("a_new_claim", "advantage", min_accuracy=0.5) == ""
+    assert threshold("cooccurrence", "lag", margin=0.15) == "\u00b10.150"
+    assert threshold("onset_not_later", "onset_lag", margin=0.15) == "0.150"
+    assert threshold("copies_repeats", "repeat_accuracy", min_accuracy=0.5) == "0.500"
+    assert threshold("a_new_claim", "advantage", min_accuracy=0.5) == ""
 
 
 def test_the_estimate_that_decides_is_told():
-    """By claim; else the first with a bar; else the first; none where there are no numbers."""
+    """By claim; else the first with a threshold; else the first; none where there are no numbers."""
     unknown = {"first": Estimate(1, 0, 2), "second": Estimate(0.5, 0.4, 0.6)}
     assert key_of(samples.evidence()).name == "L1H0 prefix matching"
     assert key_of(samples.copies()).name == "repeat accuracy"
@@ -326,7 +328,7 @@ def test_the_estimate_that_decides_is_told():
 
 
 def test_an_interval_is_drawn_to_scale():
-    """A share from 0 to 1, with its bar; an end that is not known ends at the value; nothing for what is not known."""
+    """A share from 0 to 1, with its threshold; an end that is not known ends at the value; nothing for what is not known."""
     drawn = interval(Estimate(0.5, 0.25, 0.75, "share"), (0.3,))
     assert 'cx="66.0"' in drawn and "M36.0 11.0H96.0" in drawn and 'd="M42.0 2V20"' in drawn
     assert "M66.0 11.0H66.5" in interval(Estimate(0.5, float("nan"), float("nan"), "share"))
@@ -486,7 +488,7 @@ def test_two_models_of_one_name_have_a_section_each():
 LITTLE = {
     "heads": {
         "scores": [{"name": "prefix_matching", "words": "prefix matching", "unit": "share", "value": [[None], []]}],
-        "bar": None,
+        "threshold": None,
     },
     "attention": {
         "tokens": [5],

@@ -68,14 +68,14 @@ def test_the_section_has_claims_head_map_heads_and_the_nearest():
 
 
 def test_verbose_shows_every_score_estimate_and_origin():
-    """With the bar of each estimate that has one."""
+    """With the threshold of each estimate that has one."""
     shown = lines(found(), verbose=True)
     assert (
         "    head  prefix matching      interval  other periods  previous  duplicate  first token  copy (nats)     kind" in shown
     )
     assert "    L1H3            0.100  0.050..0.150          0.040     0.100      0.200        0.300" in shown
-    assert "    claim               estimate         value      interval  threshold" in shown
-    assert "    has_induction_head  advantage   7.000 nats  6.950..7.050      0.500" in shown
+    assert "    claim               estimate          value      interval  threshold" in shown
+    assert "    has_induction_head  advantage    7.000 nats  6.950..7.050      0.500" in shown
     assert "    has_induction_head  repeat loss  0.400 nats  0.350..0.450" in shown
     where = "model, 2 layers x 4 heads by sdpa, float32 on cpu; 12 sequences, periods 9 to 14; --induction-seed=7"
     assert shown[-2] == f"  measured      has_induction_head: {where}; confidence 0.999"
@@ -101,7 +101,7 @@ def test_where_there_is_no_induction_head_the_strongest_others_have_the_rows():
     ]
 
 
-def test_a_head_that_is_not_clear_of_its_bar_is_a_near_miss():
+def test_a_head_that_is_not_clear_of_its_threshold_is_a_near_miss():
     """And so is one above it that does not count; then nothing further away is named."""
     unclear = found(verdict=UNDETERMINED, heads=(), nearest=(head(3, 0.28), head(1, 0.1)))
     assert near(unclear) == ["L1H3 0.280 (0.230..0.330) is not clear of the threshold of 0.300"]
@@ -109,7 +109,7 @@ def test_a_head_that_is_not_clear_of_its_bar_is_a_near_miss():
     assert near(not_counted) == ["L1H3 0.600 (0.550..0.650) is above the threshold of 0.300 and does not count: suppresses"]
 
 
-def test_a_claim_whose_interval_is_close_to_its_bar_is_a_near_miss():
+def test_a_claim_whose_interval_is_close_to_its_threshold_is_a_near_miss():
     """Closer than half the width of the interval; where no head matches, what the model does has decided nothing."""
     copies = found(claim="copies_repeats", heads=(), nearest=(), head_map=(), thresholds={"min_accuracy": 0.5})
     measured = {name: {"repeat_accuracy": share(value)} for name, value in {"at": 0.52, "close": 0.58, "far": 0.62}.items()}

@@ -69,29 +69,29 @@ class TestPhaseChange:
     def test_a_path_where_nothing_is_is_a_run_error(self, tmp_path):
         assert "is not there" in refusal(assert_phase_change, tmp_path / "none", kind=RunError)
 
-    @pytest.mark.parametrize(("bar", "verdict"), [(1.6, SHOWN), (1.1, REFUTED)])
+    @pytest.mark.parametrize(("threshold", "verdict"), [(1.6, SHOWN), (1.1, REFUTED)])
     @pytest.mark.parametrize(("name", "unit"), [("before_tokens", PER_STEP), ("before_steps", 1)])
-    def test_it_must_have_ended_in_time(self, name, unit, bar, verdict):
+    def test_it_must_have_ended_in_time(self, name, unit, threshold, verdict):
         """The change ends at step 299."""
-        found = evidence_of(assert_phase_change, made(), **{name: GAIN * bar * unit})
+        found = evidence_of(assert_phase_change, made(), **{name: GAIN * threshold * unit})
         assert found.verdict is verdict
         assert found.reason == ("too_late" if verdict is REFUTED else "formed")
-        assert found.thresholds[name] == pytest.approx(GAIN * bar * unit)
+        assert found.thresholds[name] == pytest.approx(GAIN * threshold * unit)
         assert found.estimates[f"end_{name.removeprefix('before_')}"].value == pytest.approx(299 * unit, rel=0.02)
 
-    def test_an_end_whose_interval_holds_the_bar_is_undetermined(self):
+    def test_an_end_whose_interval_holds_the_threshold_is_undetermined(self):
         end = find_phase_changes(made()).prefix_matching.end.step
         found = evidence_of(assert_phase_change, made(), before_steps=end.value)
         assert (found.verdict, found.reason) == (UNDETERMINED, "end_unclear")
         assert "around the end" in found.next_step
 
-    def test_tokens_that_are_not_known_cannot_be_held_to_a_bar(self):
+    def test_tokens_that_are_not_known_cannot_be_held_to_a_threshold(self):
         found = evidence_of(assert_phase_change, made(tokens_per_step=None), before_tokens=1e9)
         assert (found.verdict, found.reason) == (UNDETERMINED, "tokens_not_known")
         assert "before_steps" in found.next_step
         assert assert_phase_change(made(tokens_per_step=None), before_steps=1e9).estimates["midpoint"].unit == "steps"
 
-    def test_both_bars_may_be_set_and_the_stricter_counts(self):
+    def test_both_thresholds_may_be_set_and_the_stricter_counts(self):
         found = evidence_of(assert_phase_change, made(), before_steps=GAIN * 2, before_tokens=GAIN)
         assert found.reason == "too_late" and "tokens" in found.summary
 
@@ -175,7 +175,7 @@ class TestPhaseChange:
 
     @pytest.mark.parametrize("value", [0, -5, math.nan, math.inf])
     @pytest.mark.parametrize("name", ["before_tokens", "before_steps"])
-    def test_a_bar_that_is_none_is_refused(self, name, value):
+    def test_a_threshold_that_is_none_is_refused(self, name, value):
         assert refusal(assert_phase_change, made(), **{name: value}).startswith(f"`{name}` must be above 0")
 
 
@@ -386,7 +386,7 @@ class TestAllOfThem:
     )
 
     @pytest.mark.parametrize("claim", CLAIMS, ids=range(5))
-    def test_bars_that_make_no_sense_are_refused_by_all(self, claim):
+    def test_thresholds_that_make_no_sense_are_refused_by_all(self, claim):
         assert "`max_width`" in refusal(claim, made(), max_width=-1)
         assert "`error_rate`" in refusal(claim, made(), error_rate=2)
         assert "'heads'" in refusal(claim, made(), min_change={"heads": 1})

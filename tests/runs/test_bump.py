@@ -83,12 +83,12 @@ def test_a_planted_plateau_has_its_bump_where_it_ends():
 
 
 @pytest.mark.parametrize(("drop", "verdict"), [(1.0, "SHOWN"), (0.3, "SHOWN"), (0.03, "REFUTED")])
-def test_only_a_bump_above_the_bar_counts(drop, verdict):
+def test_only_a_bump_above_the_threshold_counts(drop, verdict):
     steps = log_steps(80)
     assert bump_of(steps, plateau_then_drop(steps, drop)).verdict == verdict
 
 
-def test_the_bar_of_the_height_is_the_users():
+def test_the_threshold_of_the_height_is_the_users():
     steps = log_steps(80)
     loss = plateau_then_drop(steps, 0.3)
     height = bump_of(steps, loss).change.value

@@ -28,14 +28,14 @@ CASES = {
     "steps in a stair": (lambda: heads(sum(logistic(X, place, 0.1) for place in (1.2, 2.2, 3.2)) / 3), REFUTED, "gradual"),
     "flat": (lambda: heads(0 * X), REFUTED, "no_change"),
     "constant": (lambda: heads(0 * X, noise=0), REFUTED, "no_change"),
-    "below the bar": (lambda: heads(0.2 * abrupt()), REFUTED, "no_change"),
+    "below the threshold": (lambda: heads(0.2 * abrupt()), REFUTED, "no_change"),
     "lost": (lambda: heads(1 - abrupt()), REFUTED, "no_change"),
     "one wild value": (lambda: heads(np.arange(len(X)) == 50), REFUTED, "no_change"),
-    "at the bar": (lambda: heads(0.36 * abrupt(), noise=0.02), UNDETERMINED, "change_unclear"),
+    "at the threshold": (lambda: heads(0.36 * abrupt(), noise=0.02), UNDETERMINED, "change_unclear"),
     "between two snapshots": (lambda: heads(X > 2.4), SHOWN, "abrupt"),
     "two steps": (lambda: heads(0.6 * logistic(X, 1.8, 0.1) + 0.4 * logistic(X, 2.8, 0.1)), REFUTED, "two_steps"),
     "and a smaller step": (lambda: heads(0.8 * logistic(X, 1.8, 0.1) + 0.2 * logistic(X, 2.8, 0.1)), SHOWN, "abrupt"),
-    "width at the bar": (lambda: heads(logistic(X, 2.4, 0.5), noise=0.02), UNDETERMINED, "width_unclear"),
+    "width at the threshold": (lambda: heads(logistic(X, 2.4, 0.5), noise=0.02), UNDETERMINED, "width_unclear"),
     "still rising": (lambda: heads(logistic(X, 4.0, 0.2)), UNDETERMINED, "not_over"),
     "in the last snapshot": (lambda: heads(np.arange(len(X)) == len(X) - 1), UNDETERMINED, "not_over"),
     "in the last two": (lambda: heads(np.arange(len(X)) >= len(X) - 2), UNDETERMINED, "not_over"),
@@ -337,7 +337,7 @@ def test_a_first_snapshot_at_step_0_lies_before_all_others(factor):
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
-def test_values_of_another_size_are_held_to_the_same_bar(scale):
+def test_values_of_another_size_are_held_to_the_same_threshold(scale):
     found = change_of(run_of(STEPS, advantage=scale * abrupt()), "advantage")
     assert found.verdict is (SHOWN if scale > 1 else REFUTED)
 

@@ -397,7 +397,12 @@ class TestLightning:
         from tests.runs.test_callbacks import module_of
 
         module = module_of(lightning, is_language_model=True)
-        quiet = {"accelerator": "cpu", "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        quiet = {
+            "accelerator": "cpu",
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
         trainer = lightning.Trainer(**quiet, logger=logger, max_steps=steps, callbacks=list(callbacks), log_every_n_steps=50)
         trainer.fit(module, torch.utils.data.DataLoader(rows(64), batch_size=4))
         return trainer

@@ -100,7 +100,7 @@ class TestMoves:
     def test_one_that_moves_alone_or_further_is_no_comove(self, control, treated, verdict, reason):
         assert judged(made(*control), made(*treated, seed=9))[:2] == (verdict, reason)
 
-    def test_a_difference_whose_interval_holds_the_bar_is_not_clear(self):
+    def test_a_difference_whose_interval_holds_the_threshold_is_not_clear(self):
         pair = made(2.9, 2.8), made(2.1, seed=9)
         verdict, _, found = judged(*pair)
         assert verdict is SHOWN
@@ -227,7 +227,7 @@ class TestArguments:
             ({"min_change": {"it": 1}}, "`min_change` has no series 'it'"),
         ],
     )
-    def test_bars_that_make_no_sense(self, options, said):
+    def test_thresholds_that_make_no_sense(self, options, said):
         assert refusal(assert_coperturbation, made(), made(), **options).startswith(said)
 
     def test_runs_that_are_none_or_do_not_pair(self, tmp_path):

@@ -295,13 +295,13 @@ def test_a_run_of_few_snapshots_is_undetermined(count):
         ({"min_change": {"heads": 0.1}}, "'heads'"),
     ],
 )
-def test_bars_that_make_no_sense_are_refused_in_one_line(options, named):
+def test_thresholds_that_make_no_sense_are_refused_in_one_line(options, named):
     with pytest.raises(ArgumentError, match=named) as caught:
         find_phase_changes(shipped("truncated"), **options)
     assert "\n" not in str(caught.value)
 
 
-def test_the_bars_that_were_used_are_told():
+def test_the_thresholds_that_were_used_are_told():
     found = find_phase_changes(shipped("one-layer"), min_change={"advantage": 2.0}, max_width=0.4)
     assert (found.thresholds["advantage"], found.thresholds["max_width"], found.thresholds["prefix_matching"]) == (2.0, 0.4, 0.2)
 

@@ -137,7 +137,7 @@ class TestFinalHasInductionHead:
             ({"error": 0.3}, UNDETERMINED, "heads_unclear"),
         ],
     )
-    def test_the_last_snapshot_is_held_to_the_bars_of_a_model(self, options, verdict, reason):
+    def test_the_last_snapshot_is_held_to_the_thresholds_of_a_model(self, options, verdict, reason):
         found = evidence_of(assert_final_has_induction_head, self.run(**options))
         assert (found.claim, found.verdict, found.reason) == ("final_has_induction_head", verdict, reason)
         assert [str(head) for head in found.heads] == (["L0H1"] if verdict is SHOWN or options == {"advantage": 0.0} else [])
@@ -153,5 +153,5 @@ class TestFinalHasInductionHead:
     @pytest.mark.parametrize(
         "options", [{"min_prefix_matching": 0}, {"error_rate": 1}, {"min_advantage": -1}, {"min_advantage": math.nan}]
     )
-    def test_bars_that_are_none_are_refused(self, options):
+    def test_thresholds_that_are_none_are_refused(self, options):
         assert next(iter(options)) in refusal(assert_final_has_induction_head, self.run(), **options)

@@ -66,7 +66,7 @@ def test_a_path_that_turns_at_once_is_told_from_one_that_does_not(case):
     assert found.change.unit == "degrees" and "\n" not in found.summary
 
 
-def test_the_bar_and_the_width_are_options():
+def test_the_threshold_and_the_width_are_options():
     losses = turning_path(STEPS, size=0.7)
     assert turn_of(losses).verdict is SHOWN
     assert turn_of(losses, min_change={"turn": 60.0}).verdict is REFUTED

@@ -1,4 +1,4 @@
-"""The table of docs/performance.md: written from the figures alone, only from all of them, and a missed bar is named."""
+"""The table of docs/performance.md: written from the figures alone, only from all of them, and a missed threshold is named."""
 
 import copy
 import importlib
@@ -21,11 +21,11 @@ def table(monkeypatch):
 
 
 def figures(table):
-    """What `make bench` would write if every figure were exactly at its bar."""
+    """What `make bench` would write if every figure were exactly at its threshold."""
     noted = [
         {
             "row": row.name,
-            "figure": 1.0 if row.bar is None else float(row.bar),
+            "figure": 1.0 if row.threshold is None else float(row.threshold),
             "ours": 0.25,
             "other": 0.2,
             "repeats": 15,
@@ -55,7 +55,7 @@ def run(table, monkeypatch, tmp_path, data, *arguments):
     return table.main()
 
 
-def test_every_row_stands_between_the_markers_with_its_bar(table, page, monkeypatch, tmp_path, capsys):
+def test_every_row_stands_between_the_markers_with_its_threshold(table, page, monkeypatch, tmp_path, capsys):
     """And the text around them stays; written twice, it is the same."""
     assert run(table, monkeypatch, tmp_path, figures(table), "--write", page) == 0
     text = page.read_text()
@@ -71,7 +71,7 @@ def test_every_row_stands_between_the_markers_with_its_bar(table, page, monkeypa
 
 
 @pytest.mark.parametrize(("name", "worse"), [("scores-float32-2048", 1.031), ("eager-2048", 2.19), ("toy", float("nan"))])
-def test_a_missed_bar_is_named_and_fails(name, worse, table, page, monkeypatch, tmp_path, capsys):
+def test_a_missed_threshold_is_named_and_fails(name, worse, table, page, monkeypatch, tmp_path, capsys):
     """Above a most, below a least, or no number at all."""
     data = copy.deepcopy(figures(table))
     next(each["extra_info"] for each in data["benchmarks"] if each["extra_info"]["row"] == name)["figure"] = worse

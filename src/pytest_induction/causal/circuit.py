@@ -182,8 +182,8 @@ def assert_induction_circuit(
     thresholds = checked_thresholds(min_prefix_matching, None, MIN_ADVANTAGE, None)
     budget = (max_sequences, error_rate / 2, seed)
     evidence = judged_induction_head(subject, thresholds, budget, allow_virtual=False)
-    bars = {**evidence.thresholds, "min_share": min_share}
-    evidence = replace(evidence, claim=CLAIM, thresholds=bars, confidence=1 - error_rate)
+    used = {**evidence.thresholds, "min_share": min_share}
+    evidence = replace(evidence, claim=CLAIM, thresholds=used, confidence=1 - error_rate)
     if evidence.verdict is not Verdict.SHOWN:
         summary = f"there is no induction head to have a circuit: {evidence.summary}"
         return expect(replace(evidence, summary=summary))

@@ -326,10 +326,10 @@ def _chosen(subject: ModelUnderTest, heads: HeadsLike, budget: tuple[int, float,
         return named, Evidence(CLAIM, Verdict.UNDETERMINED, "", "", about)
     listed = list_of_heads(subject, Thresholds(), budget)
     about = replace(listed.provenance, notes=(*listed.provenance.notes, *_left_open(listed)))
-    bars = {"min_prefix_matching": MIN_PREFIX_MATCHING}
+    thresholds = {"min_prefix_matching": MIN_PREFIX_MATCHING}
     if listed.heads:
         found = Evidence(
-            CLAIM, Verdict.UNDETERMINED, "", "", about, heads=listed.heads, thresholds=bars, head_map=listed.head_map
+            CLAIM, Verdict.UNDETERMINED, "", "", about, heads=listed.heads, thresholds=thresholds, head_map=listed.head_map
         )
         return heads_of(subject, listed.heads), found
     found = judged_induction_head(subject, Thresholds(), budget, allow_virtual=False)

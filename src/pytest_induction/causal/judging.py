@@ -161,12 +161,12 @@ def as_answer(judgement: Judgement) -> Judgement:
 
 def _without_learning(found: Ablated, claim: CausalClaim, learning: Estimate) -> Judgement:
     seen = f"{claim.about} is {-learning.value:.3f} nats"
-    estimates, bar = {"icl_score": learning}, MAX_IN_CONTEXT_LEARNING
-    if learning.is_above(bar):
-        seen = f"there is nothing to remove: {seen}, not above {-bar:.3f}"
+    estimates, threshold = {"icl_score": learning}, MAX_IN_CONTEXT_LEARNING
+    if learning.is_above(threshold):
+        seen = f"there is nothing to remove: {seen}, not above {-threshold:.3f}"
         return Judgement(Verdict.REFUTED, "nothing_to_remove", seen, estimates=estimates)
-    seen = f"whether there is anything to remove is not clear: {seen}, too close to {-bar:.3f}"
-    more = more_needed(learning, bar, len(found.learning))
+    seen = f"whether there is anything to remove is not clear: {seen}, too close to {-threshold:.3f}"
+    more = more_needed(learning, threshold, len(found.learning))
     return Judgement(Verdict.UNDETERMINED, "learning_unclear", seen, estimates=estimates, more_sequences=more)
 
 
@@ -192,14 +192,14 @@ def _weighed(kinds: Mapping[str, Kind], claim: CausalClaim, learning: Estimate, 
     if (failed := _failed(kinds, claim, seen, against)) is not None:
         return Verdict.REFUTED, *failed, 0
     unclear = [
-        more_needed(estimate, bar, count)
+        more_needed(estimate, threshold, count)
         for of in kinds.values()
-        for estimate, bar in ((of.share, claim.min_share), (of.excess, claim.min_excess))
-        if not estimate.is_above(bar)
+        for estimate, threshold in ((of.share, claim.min_share), (of.excess, claim.min_excess))
+        if not estimate.is_above(threshold)
     ]
     if unclear:
-        bars = f"{claim.min_share:.2f}, or {claim.min_excess:.2f} apart,"
-        return Verdict.UNDETERMINED, "effect_unclear", f"{seen}, {against}: too close to {bars} to tell", max(unclear)
+        both = f"{claim.min_share:.2f}, or {claim.min_excess:.2f} apart,"
+        return Verdict.UNDETERMINED, "effect_unclear", f"{seen}, {against}: too close to {both} to tell", max(unclear)
     if not all(of.is_ranked for of in kinds.values()):
         return Verdict.UNDETERMINED, "rank_unclear", f"{seen}, but too many controls do as much: {_ranks(kinds)}", count
     return Verdict.SHOWN, "necessary", f"{seen}, {against}", 0

@@ -97,7 +97,7 @@ def _score_fits(score: Score) -> str | Unfit:
 class Heads(TypedDict):
     layers: list[str]
     scores: list[Annotated[Score, _score_fits]]
-    bar: Share
+    threshold: Share
     kinds: list[list[str | None]]
     confidence: Share
     about: str

@@ -108,7 +108,7 @@ def heads_data(subject: ModelUnderTest) -> dict[str, Any]:
     return {
         "layers": list(subject.reading.layers),
         "scores": [_score(names, values, unit, found) for names, values, unit in measures],
-        "bar": MIN_PREFIX_MATCHING,
+        "threshold": MIN_PREFIX_MATCHING,
         "kinds": kinds,
         "confidence": 1 - ERROR_RATE,
         "about": about,

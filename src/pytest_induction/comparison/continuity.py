@@ -56,9 +56,10 @@ def assert_continuity(
     and what would settle it. `confidence` is that of the verdict, by default 0.999 for models and 0.95 for runs, for which
     `max_sequences`, `max_rows` and `seed` mean nothing. Members that all lack something are alike in it, and the summary says so.
 
-    Returns the evidence: `.estimates` has the largest difference of each measure, `.bars` the margins, `.provenance.notes` the
-    members. Raises `ExpectationFailed`, which carries it, `ArgumentError` for a family of one or a margin of an unknown name,
-    `TextError` or `ArgumentError` where a text is not the same tokens for all: scores per token are then not comparable.
+    Returns the evidence: `.estimates` has the largest difference of each measure, `.thresholds` the margins, and
+    `.provenance.notes` the members. Raises `ExpectationFailed`, which carries it, `ArgumentError` for a family of one or a margin
+    of an unknown name, `TextError` or `ArgumentError` where a text is not the same tokens for all: scores per token are then not
+    comparable.
 
     >>> from pytest_induction.planted import induction_head
     >>> assert_continuity({"small": induction_head(n_heads=2), "large": induction_head(n_layers=3)}).reason
@@ -123,7 +124,7 @@ def _of_runs(names: tuple[str, ...], members: Sequence[Any], margins: Mapping[st
 
 
 def _evidence(
-    judgement: Continuity, bars: Mapping[str, float], about: Provenance, notes: tuple[str, ...], error_rate: float
+    judgement: Continuity, thresholds: Mapping[str, float], about: Provenance, notes: tuple[str, ...], error_rate: float
 ) -> Evidence:
     return Evidence(
         CLAIM,
@@ -132,7 +133,7 @@ def _evidence(
         "; ".join((judgement.summary, *notes)),
         replace(about, notes=(*about.notes, *notes)),
         estimates=judgement.estimates or {},
-        thresholds=bars,
+        thresholds=thresholds,
         confidence=1 - error_rate,
         next_step=judgement.next_step,
     )
@@ -192,5 +193,5 @@ def _of_models(
         judgement = replace(judgement, estimates={**(judgement.estimates or {}), LATE: largest})
     parts = [provenance(subject, seed=seed, n_sequences=models.n_sequences) for subject in subjects]
     about = _provenance(names, parts, f"{models.described}{models.of_text}")
-    bars = {name: margins[name] for name in found}
-    return _evidence(judgement, bars, about, (*notes, *models.lacking(margins)), budget.error_rate)
+    thresholds = {name: margins[name] for name in found}
+    return _evidence(judgement, thresholds, about, (*notes, *models.lacking(margins)), budget.error_rate)

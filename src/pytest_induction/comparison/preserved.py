@@ -290,10 +290,10 @@ def assert_heads_preserved(
 
     Returns the evidence: `.summary` names heads that were lost, weakened or moved, `.heads` are those after that induction heads
     before were matched with, `.estimates` has losses, above 0 where it got worse, of behaviour by measure and of the ten heads
-    with the largest by name ("prefix_matching L1H0", numbered as before), `.bars` the margins; `.provenance` is that of the later
-    model, and its notes say what the one before was. Raises `ExpectationFailed`, which carries it; `ModelError` where the later
-    model lacks ids or positions of the probes; `BaselineError` for a file that is damaged, or whose probes or text are others;
-    `ArgumentError` for margins that no head could exceed.
+    with the largest by name ("prefix_matching L1H0", numbered as before), `.thresholds` the margins; `.provenance` is that of the
+    later model, and its notes say what the one before was. Raises `ExpectationFailed`, which carries it; `ModelError` where the
+    later model lacks ids or positions of the probes; `BaselineError` for a file that is damaged, or whose probes or text are
+    others; `ArgumentError` for margins that no head could exceed.
 
     >>> from pytest_induction.planted import induction_head
     >>> assert_heads_preserved(induction_head(head=0), induction_head(head=3)).summary.partition(";")[0]

@@ -71,10 +71,10 @@ def with_matching_heads(table: HeadTable, estimates: Mapping[str, Estimate], cou
 
 def undecided(table: HeadTable, estimates: Mapping[str, Estimate], count: int) -> Judgement:
     """The verdict where the budget is spent, and a head may match or not."""
-    near, bar = table.undecided[0], table.thresholds.min_prefix_matching
+    near, threshold = table.undecided[0], table.thresholds.min_prefix_matching
     reach = f" (up to {near.reach} back)" if near.reach is not None else ""
     seen = f"{_score(near)}{reach}, {near.null:.3f} of it where there is nothing to match"
-    reason, summary = "heads_unclear", f"{seen}: too close to {bar:.3f} to tell"
+    reason, summary = "heads_unclear", f"{seen}: too close to {threshold:.3f} to tell"
     if is_shown(near, table.thresholds):
         seen = f"{near} has prefix matching {near.prefix_matching.value:.3f} on periodic rows"
         summary = f"{seen}, and what of it is left at irregular distances is not clear: {_lengths(near)}"
@@ -463,13 +463,13 @@ def searched(search: HeadSearch, absent: Callable[[HeadSearch], Judgement] = _ab
 def _evidence(search: HeadSearch, judgement: Judgement, thresholds: Thresholds) -> Evidence:
     more = judgement.more_sequences
     settle = f"about {more} more sequences: max_sequences={search.n_sequences + more}" if more else ""
-    bars = {
+    used = {
         "min_prefix_matching": thresholds.min_prefix_matching,
         "max_prefix_matching": thresholds.max_prefix_matching,
         "min_advantage": thresholds.min_advantage,
     }
     if thresholds.match_length is not None:
-        bars["match_length"] = float(thresholds.match_length)
+        used["match_length"] = float(thresholds.match_length)
     return Evidence(
         claim="has_induction_head",
         verdict=judgement.verdict,
@@ -479,7 +479,7 @@ def _evidence(search: HeadSearch, judgement: Judgement, thresholds: Thresholds) 
         heads=judgement.heads,
         nearest=judgement.nearest,
         estimates=judgement.estimates or {},
-        thresholds=bars,
+        thresholds=used,
         next_step=settle,
         head_map=head_map(search.found.scores["prefix_matching"]),
     )
@@ -487,12 +487,12 @@ def _evidence(search: HeadSearch, judgement: Judgement, thresholds: Thresholds) 
 
 def _through_pairs(subject: ModelUnderTest, evidence: Evidence, budget: Budget, *, allow_virtual: bool) -> Evidence:
     """The evidence on a model that copies without a single head that matches, with what pairs of heads do; SHOWN if allowed."""
-    bar, size = evidence.thresholds["min_prefix_matching"], round_size(subject.space)
+    threshold, size = evidence.thresholds["min_prefix_matching"], round_size(subject.space)
     rounds: list[PairRound] = []
     while True:
         with progress("pairs of heads", 2 * size):  # the repeated rows, and their controls
             rounds.append(probe_pairs(subject, size, budget.seed, len(rounds)))
-        found = judge_virtual_head(PairRound.join(rounds), min_prefix_matching=bar, error_rate=budget.error_rate)
+        found = judge_virtual_head(PairRound.join(rounds), min_prefix_matching=threshold, error_rate=budget.error_rate)
         if found.verdict is not Verdict.UNDETERMINED or len(rounds) >= rounds_within(subject.space, budget.max_sequences):
             break
     if found.verdict is Verdict.SHOWN and not allow_virtual and evidence.reason == "copies_without_a_head":

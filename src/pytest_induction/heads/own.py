@@ -117,8 +117,8 @@ def judge(score: HeadScore, found: Round, threshold: float, error_rate: float) -
     if not open_:
         return Judgement(Verdict.REFUTED, "no_head_has_it", f"no head has it: the best, {said}", **common)
     count = len(found.periods)
-    bars = ((each, at) for one in open_ for each, at in ((one.score, threshold), (one.excess, min_excess(threshold))))
-    more = max((more_rows(each, at, count) for each, at in bars if each.low <= at <= each.high), default=count)
+    held_against = ((each, at) for one in open_ for each, at in ((one.score, threshold), (one.excess, min_excess(threshold))))
+    more = max((more_rows(each, at, count) for each, at in held_against if each.low <= at <= each.high), default=count)
     summary = f"whether a head has it cannot be told: the best, {said}"
     return Judgement(Verdict.UNDETERMINED, "score_unclear", summary, more_sequences=more, **common)
 

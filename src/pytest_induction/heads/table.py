@@ -97,11 +97,11 @@ class HeadTable:
     @cached_property
     def near(self) -> tuple[HeadEvidence, ...]:
         """Of the undecided, those that are shown to lie within the margin of the threshold, whichever side of it they are on."""
-        bar, margin = self.thresholds.min_prefix_matching, self.thresholds.margin
+        threshold, margin = self.thresholds.min_prefix_matching, self.thresholds.margin
         return tuple(
             head
             for head in self.undecided
-            if head.prefix_matching.is_above(bar - margin) and head.prefix_matching.is_below(bar + margin)
+            if head.prefix_matching.is_above(threshold - margin) and head.prefix_matching.is_below(threshold + margin)
         )
 
     @cached_property
@@ -112,9 +112,9 @@ class HeadTable:
     @cached_property
     def positional(self) -> tuple[HeadEvidence, ...]:
         """Those with a score above the threshold by their place: at one period only, or as high without anything to match."""
-        bar, least = self.thresholds.min_prefix_matching, self.thresholds.min_excess
+        threshold, least = self.thresholds.min_prefix_matching, self.thresholds.min_excess
         once = [head for head in self.ruled_out if head.kind == POSITIONAL]
-        return (*once, *(head for head in self.heads if head.prefix_matching.is_above(bar) and head.excess.is_below(least)))
+        return (*once, *(head for head in self.heads if head.prefix_matching.is_above(threshold) and head.excess.is_below(least)))
 
     @cached_property
     def present(self) -> tuple[HeadEvidence, ...]:
@@ -147,10 +147,10 @@ class HeadTable:
         return max((self._more_for(head, count) for head in self.open), default=0)
 
     def _more_for(self, head: HeadEvidence, count: int) -> int:
-        bar = self.thresholds.min_prefix_matching
+        threshold = self.thresholds.min_prefix_matching
         needed = [
             more_rows(estimate, at, count)
-            for estimate, at in ((head.prefix_matching, bar), (head.excess, self.thresholds.min_excess))
+            for estimate, at in ((head.prefix_matching, threshold), (head.excess, self.thresholds.min_excess))
             if estimate.low <= at <= estimate.high
         ]
         return max(needed, default=count)
@@ -361,22 +361,22 @@ class _Measured:
 
     def _passed(self) -> NDArray[np.int64]:
         """At how many periods each head has the score, and enough of it beyond chance."""
-        bar, least = self._at.min_prefix_matching, self._at.min_excess
+        threshold, least = self._at.min_prefix_matching, self._at.min_excess
         excess = np.stack([known_mean(self._excess[self._found.periods == period]) for period in self._periods])
-        return np.asarray(((self._by_period >= bar) & (excess >= least)).sum(axis=0))
+        return np.asarray(((self._by_period >= threshold) & (excess >= least)).sum(axis=0))
 
     def _reached(self, column: int) -> tuple[Estimate, Estimate, int] | None:
         """Score and excess over the shorter periods, and the longest of these, of a head that matches at them and at no longer
         ones.
         """
-        bar = self._at.min_prefix_matching
-        is_high = self._by_period[:, column] >= bar
+        threshold = self._at.min_prefix_matching
+        is_high = self._by_period[:, column] >= threshold
         count = len(is_high) if is_high.all() else int(np.argmin(is_high))
         if not MIN_PERIODS <= count < len(is_high):
             return None
         rows = self._found.periods <= self._periods[count - 1]
         rate = self._rates.above / len(is_high)
-        if not is_above(self._score[rows][:, [column]], bar, rate)[0]:
+        if not is_above(self._score[rows][:, [column]], threshold, rate)[0]:
             return None
         [score] = bounded_intervals(self._score[rows][:, [column]], rate, self._rates.below, unit=SHARE)
         [excess] = self._excesses(rows, np.array([column]), [score])

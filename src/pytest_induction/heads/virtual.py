@@ -358,7 +358,7 @@ def judge_virtual_head(found: PairRound, *, min_prefix_matching: float, error_ra
     return Judgement(Verdict.UNDETERMINED, "pairs_unclear", words, pairs=(first,), more_sequences=more)
 
 
-def _pairs(found: PairRound, bar: float, error_rate: float) -> list[PairEvidence]:
+def _pairs(found: PairRound, threshold: float, error_rate: float) -> list[PairEvidence]:
     """Every pair, strongest first."""
     exists = found.exists
     composed, chance, whole = (
@@ -372,7 +372,7 @@ def _pairs(found: PairRound, bar: float, error_rate: float) -> list[PairEvidence
     for period in np.unique(found.periods):
         rows = found.periods == period
         means = {"prefix_matching": composed[rows].mean(axis=0), "excess": left[rows].mean(axis=0)}
-        passed += matches_by_means(means, bar)
+        passed += matches_by_means(means, threshold)
     each = zip(np.argwhere(exists), scores, excesses, whole.mean(axis=0), passed, strict=True)
     pairs = [
         PairEvidence(int(layer), int(head), int(before), int(other), score, beyond, float(mean), int(periods))

@@ -64,7 +64,7 @@ def properties(evidence: Evidence) -> list[tuple[str, object]]:
             found += [(f"{prefix}.{name}.low", round(estimate.low, 6)), (f"{prefix}.{name}.high", round(estimate.high, 6))]
     if heads and heads[0].reach is not None:
         found.append((f"{prefix}.reach", heads[0].reach))
-    found += [(f"{prefix}.bar.{name}", round(bar, 6)) for name, bar in evidence.thresholds.items()]
+    found += [(f"{prefix}.threshold.{name}", round(threshold, 6)) for name, threshold in evidence.thresholds.items()]
     return [(printable(name), printable(value) if type(value) is str else value) for name, value in found]
 
 

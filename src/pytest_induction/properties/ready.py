@@ -74,14 +74,14 @@ def completes_repeats(outcome: Outcome, *, min_accuracy: float = 1.0, max_loss: 
     if max_loss is None and min_accuracy < 1:
         accuracy = float((leads > 0).mean())
         return _hold(accuracy - min_accuracy, outcome, f"accuracy {accuracy:.2f}, at least {min_accuracy:g} expected")
-    margins, bar = (leads, "the likeliest") if max_loss is None else (max_loss + log_probs, f"at most {max_loss:g}")
+    margins, wanted = (leads, "the likeliest") if max_loss is None else (max_loss + log_probs, f"at most {max_loss:g}")
     worst = int(margins.argmin())
     margin, strict = float(margins[worst]), max_loss is None
     if margin > 0:
         return margin
     answer, predicted = outcome.probe.answers[places[worst]], outcome.behaviour.predicted[places[worst]]
     seen = f"loss {-log_probs[worst]:.2f} nats, the likeliest is {predicted}"
-    said = f"after position {answer.query} comes {answer.token}, expected {bar}: {seen}"
+    said = f"after position {answer.query} comes {answer.token}, expected {wanted}: {seen}"
     return _hold(margin, outcome, said, strict=strict)
 
 

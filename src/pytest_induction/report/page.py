@@ -188,8 +188,10 @@ def _of_verdicts(anchor: str, evidence: Sequence[Evidence]) -> list[Panel]:
     matrix = max((each.head_map for each in evidence), key=lambda each: sum(map(len, each)), default=())
     if not matrix:
         return []
-    bar = next((each.thresholds["min_prefix_matching"] for each in evidence if "min_prefix_matching" in each.thresholds), None)
-    shares = ("share", "0", "1", "prefix matching", bar)
+    threshold = next(
+        (each.thresholds["min_prefix_matching"] for each in evidence if "min_prefix_matching" in each.thresholds), None
+    )
+    shares = ("share", "0", "1", "prefix matching", threshold)
     columns = _column("heads", {"scores": [{"value": matrix}]})
     title = f"{KINDS['heads'][0]}, in the last snapshot" if evidence[0].provenance.is_run else KINDS["heads"][0]
     return [Panel(anchor, title, "", tuple(head_map_of(matrix)), legends=(shares,), is_grid=True, column=columns)]
@@ -208,7 +210,7 @@ def _legends(data: Mapping[str, Any]) -> list[tuple[str, str, str, str, float | 
     """What the colours mean: those of shares, with the threshold, and those of signed scores."""
     scores, found = data["scores"], []
     if any(not is_signed(score) for score in scores):
-        found.append(("share", "0", "1", "share of attention", data.get("bar")))
+        found.append(("share", "0", "1", "share of attention", data.get("threshold")))
     for score in scores:
         if is_signed(score):
             low, high = (number(end, signed=True) for end in ends_of(score))

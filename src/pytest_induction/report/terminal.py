@@ -218,7 +218,7 @@ def _grounds(view: ModelView, style: Style) -> Iterator[Line]:
     """Every estimate, and where it was measured."""
     if view.measures:
         yield "", {}
-        rows = [(row.claim, row.name, row.value, row.interval, row.bar) for row in view.measures]
+        rows = [(row.claim, row.name, row.value, row.interval, row.threshold) for row in view.measures]
         yield from ((f"    {line}", {}) for line in _aligned(MEASURE_COLUMNS, rows, style, left=2))
     yield "", {}
     for line in view.measured:

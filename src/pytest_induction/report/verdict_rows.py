@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from pytest_induction.claims import OF_HEADS, Claim, claim_named
-from pytest_induction.expectations import match_length, measured_on, next_step, of_what_it_denies, reach, with_bars, words
+from pytest_induction.expectations import match_length, measured_on, next_step, of_what_it_denies, reach, with_thresholds, words
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Verdict
 from pytest_induction.report.charts.chart import known, number
@@ -42,7 +42,7 @@ class Measure:
     name: str
     value: str
     interval: str
-    bar: str
+    threshold: str
     picture: str
 
 
@@ -111,7 +111,7 @@ def _test(test: TestRecord, place: int) -> TestRow:
 
 
 def _verdict(evidence: Evidence) -> VerdictRow:
-    measures = tuple(_measure(words(name), estimate, bars) for name, estimate, bars in with_bars(evidence))
+    measures = tuple(_measure(words(name), estimate, thresholds) for name, estimate, thresholds in with_thresholds(evidence))
     claim = claim_named(evidence.claim)
     mark, about_heads = MARKS[claim is None or not claim.denies]
     mark = mark if of_what_it_denies(evidence.claim, evidence.verdict) is Verdict.SHOWN else ""
@@ -171,23 +171,23 @@ def key_of(evidence: Evidence) -> Measure | None:
     heads = (*evidence.heads, *evidence.nearest)
     of_head = next((start.removeprefix(OF_HEADS) for start in starts if start.startswith(OF_HEADS)), "")
     if of_head and heads:
-        bar = evidence.thresholds.get(f"min_{of_head}")
-        return _measure(f"{heads[0]} {words(of_head)}", getattr(heads[0], of_head), () if bar is None else (bar,))
-    held = {name: (estimate, bars) for name, estimate, bars in with_bars(evidence)}
+        threshold = evidence.thresholds.get(f"min_{of_head}")
+        return _measure(f"{heads[0]} {words(of_head)}", getattr(heads[0], of_head), () if threshold is None else (threshold,))
+    held = {name: (estimate, thresholds) for name, estimate, thresholds in with_thresholds(evidence)}
     deciding = (name for start in starts for name in held if name.startswith(start))
-    barred = (name for name, (_, bars) in held.items() if bars)
-    name = next(chain(deciding, barred, held), None)
+    with_threshold = (name for name, (_, thresholds) in held.items() if thresholds)
+    name = next(chain(deciding, with_threshold, held), None)
     return None if name is None else _measure(words(name), *held[name])
 
 
-def _measure(name: str, estimate: Estimate, bars: tuple[float, ...]) -> Measure:
+def _measure(name: str, estimate: Estimate, thresholds: tuple[float, ...]) -> Measure:
     unit = estimate.unit
     if not known([estimate.value]):
-        return Measure(name, "not known", "", "".join(quantity(each, unit) for each in bars[-1:]), "")
+        return Measure(name, "not known", "", "".join(quantity(each, unit) for each in thresholds[-1:]), "")
     said = [quantity(value, unit) for value in (estimate.value, estimate.low, estimate.high)]
-    bar = f"\u00b1{number(bars[1])}" if len(bars) == 2 else "".join(quantity(each, unit) for each in bars)
+    threshold = f"\u00b1{number(thresholds[1])}" if len(thresholds) == 2 else "".join(quantity(each, unit) for each in thresholds)
     unit_said = "" if unit == "share" else f" {unit}" if unit else ""
-    return Measure(name, said[0] + unit_said, f"{said[1]} to {said[2]}", bar, interval(estimate, bars))
+    return Measure(name, said[0] + unit_said, f"{said[1]} to {said[2]}", threshold, interval(estimate, thresholds))
 
 
 def quantity(value: float, unit: str) -> str:

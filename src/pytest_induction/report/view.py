@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 from typing import TypeVar
 
 from pytest_induction.claims import claim_named, place_of
-from pytest_induction.expectations import match_length, measured_on, of_what_it_denies, reach, spanned, with_bars, words
+from pytest_induction.expectations import match_length, measured_on, of_what_it_denies, reach, spanned, with_thresholds, words
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, Verdict
 
@@ -93,7 +93,7 @@ class Measure:
     name: str
     value: str
     interval: str
-    bar: str
+    threshold: str
 
 
 @dataclass(frozen=True)
@@ -192,45 +192,47 @@ def _near_heads(record: Evidence) -> Iterator[str]:
 
     That is told beside heads that count, and where the claim is that there are none.
     """
-    bar = record.thresholds.get("min_prefix_matching")
-    if bar is None:
+    threshold = record.thresholds.get("min_prefix_matching")
+    if threshold is None:
         return
     named = dict.fromkeys((*record.heads, *record.nearest))
-    unclear = [head for head in named if not (head.prefix_matching.is_above(bar) or head.prefix_matching.is_below(bar))]
-    not_counted = [head for head in record.nearest if head.prefix_matching.is_above(bar)]
+    unclear = [
+        head for head in named if not (head.prefix_matching.is_above(threshold) or head.prefix_matching.is_below(threshold))
+    ]
+    not_counted = [head for head in record.nearest if head.prefix_matching.is_above(threshold)]
     for head in unclear:
-        yield f"{head} {spanned(head.prefix_matching)} is not clear of the threshold of {bar:.3f}"
+        yield f"{head} {spanned(head.prefix_matching)} is not clear of the threshold of {threshold:.3f}"
     for head in not_counted:
         what = f": {words(head.kind)}" if head.kind not in ("", "matches") else ""
-        yield f"{head} {spanned(head.prefix_matching)} is above the threshold of {bar:.3f} and does not count{what}"
-    below = next((head for head in named if head.prefix_matching.is_below(bar)), None)
+        yield f"{head} {spanned(head.prefix_matching)} is above the threshold of {threshold:.3f} and does not count{what}"
+    below = next((head for head in named if head.prefix_matching.is_below(threshold)), None)
     claim = claim_named(record.claim)
     is_sought = record.heads or (claim is not None and claim.denies)  # whose nearest is worth a line
     if below is not None and is_sought and not (unclear or not_counted):
-        yield f"{below} {spanned(below.prefix_matching)} is the nearest below the threshold of {bar:.3f}"
+        yield f"{below} {spanned(below.prefix_matching)} is the nearest below the threshold of {threshold:.3f}"
 
 
 def _near_claims(record: Evidence) -> Iterator[str]:
     """Estimates that a verdict rests on whose interval reaches the threshold, or leaves less room to it than half its width."""
     if record.head_map and not record.heads:  # no head decides before the model's behaviour does
         return
-    for name, estimate, bars in with_bars(record):
-        for bar in bars:
-            room = max(estimate.low - bar, bar - estimate.high)
+    for name, estimate, thresholds in with_thresholds(record):
+        for threshold in thresholds:
+            room = max(estimate.low - threshold, threshold - estimate.high)
             if estimate.low < estimate.high and room <= (estimate.high - estimate.low) / 2 < math.inf:
                 how = "is not clear of" if room <= 0 else "is close to"
-                yield f"{record.claim}: {words(name)} {spanned(estimate)} {how} its threshold of {bar:.3g}"
+                yield f"{record.claim}: {words(name)} {spanned(estimate)} {how} its threshold of {threshold:.3g}"
 
 
 def _measures(record: Evidence) -> Iterator[Measure]:
-    for name, estimate, bars in with_bars(record):
-        bar = f"{'within ' if len(bars) > 1 else ''}{bars[-1]:.3f}" if bars else ""
+    for name, estimate, thresholds in with_thresholds(record):
+        threshold = f"{'within ' if len(thresholds) > 1 else ''}{thresholds[-1]:.3f}" if thresholds else ""
         unit = "" if estimate.unit in ("share", "excess", "") else f" {estimate.unit}"
         value, low, high = (
             amount(each) if estimate.unit in ("tokens", "steps") else _number(each)
             for each in (estimate.value, estimate.low, estimate.high)
         )
-        yield Measure(record.claim, words(name), f"{value}{unit}", "" if low == high else f"{low}..{high}", bar)
+        yield Measure(record.claim, words(name), f"{value}{unit}", "" if low == high else f"{low}..{high}", threshold)
 
 
 def _number(value: float, form: str = ".3f") -> str:

@@ -135,7 +135,9 @@ def levels_of(run: TrainingRun) -> dict[str, Level]:
     return {name: Level(values, POWER * scatter_of(values[np.isfinite(values)])) for name, values in found.items()}
 
 
-def with_levels(evidence: Evidence, step: int, place: int, levels: Mapping[str, Level], bars: Mapping[str, float]) -> Evidence:
+def with_levels(
+    evidence: Evidence, step: int, place: int, levels: Mapping[str, Level], thresholds: Mapping[str, float]
+) -> Evidence:
     """The evidence with the verdict on a snapshot by levels. Of heads and behaviour one may be missing, which is said."""
     known, missing = {}, []
     for name, level in levels.items():
@@ -143,9 +145,9 @@ def with_levels(evidence: Evidence, step: int, place: int, levels: Mapping[str, 
         if not math.isfinite(value):
             missing.append(WORDS[name])
             continue
-        known[name] = (Estimate(value, value - level.half, value + level.half), bars[f"min_{name}"])
-    above = [value.is_above(bar) for value, bar in known.values()]
-    below = [value.is_below(bar) for value, bar in known.values()]
+        known[name] = (Estimate(value, value - level.half, value + level.half), thresholds[f"min_{name}"])
+    above = [value.is_above(threshold) for value, threshold in known.values()]
+    below = [value.is_below(threshold) for value, threshold in known.values()]
     verdict = Verdict.REFUTED if any(below) else Verdict.SHOWN if all(above) else Verdict.UNDETERMINED
     reason = {Verdict.SHOWN: "formed", Verdict.REFUTED: "not_there"}.get(verdict, "level_unclear")
     said = ", ".join(f"{WORDS[name]} {value.value:.3g}" for name, (value, _) in known.items())
@@ -190,9 +192,11 @@ def assert_formed(
     check_advantage(min_advantage)
     bounds = checked_bounds(before_tokens=before_tokens, before_step=before_step)
     opened = load_run(run)
-    bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
-    evidence = Evidence("formed", Verdict.UNDETERMINED, "not_recorded", "", provenance_of(opened), thresholds={**bars, **bounds})
-    return expect(_Formed(opened, bars, error_rate, evidence).judged(bounds))
+    thresholds = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
+    evidence = Evidence(
+        "formed", Verdict.UNDETERMINED, "not_recorded", "", provenance_of(opened), thresholds={**thresholds, **bounds}
+    )
+    return expect(_Formed(opened, thresholds, error_rate, evidence).judged(bounds))
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,7 @@ class _Formed:
         if not index:
             return replace(self.evidence, summary=NOTHING_RECORDED, next_step=SWEEP)
         last = self._at(index[-1])
-        ends = [self._by(index, name, bar) for name, bar in bounds.items()]
+        ends = [self._by(index, name, bound) for name, bound in bounds.items()]
         found = next((each for each in ends if each.verdict is not Verdict.SHOWN), None)
         if found is None:
             found = self._at_the_end(last, ends[0] if ends else None)
@@ -241,7 +245,7 @@ class _Formed:
         """What a snapshot without standard errors is judged by."""
         return levels_of(self.run)
 
-    def _by(self, index: list[int], name: str, bar: float) -> Evidence:
+    def _by(self, index: list[int], name: str, bound: float) -> Evidence:
         """The verdict on induction by a bound."""
         amounts, unit = (self.run.tokens, "tokens") if name == "before_tokens" else (self.run.steps.astype(np.float64), "steps")
         if not np.isfinite(amounts[index]).all():
@@ -251,26 +255,26 @@ class _Formed:
                 summary="how many tokens its snapshots were trained on is not known",
                 next_step="give the run its `tokens_per_step`, or ask with `before_step`",
             )
-        until = [place for place in index if amounts[place] <= bar]
-        after = [place for place in index if amounts[place] > bar]
-        said = f"by {bar:.4g} {unit}"
+        until = [place for place in index if amounts[place] <= bound]
+        after = [place for place in index if amounts[place] > bound]
+        said = f"by {bound:.4g} {unit}"
         if not until:
             return replace(
                 self.evidence,
                 reason="not_recorded",
                 summary=f"{said} there is no snapshot: the first is at {amounts[index[0]]:.4g}",
-                next_step=f"measure a checkpoint at or before {bar:.4g} {unit}",
+                next_step=f"measure a checkpoint at or before {bound:.4g} {unit}",
             )
         found = self._at(until[-1])
         if found.verdict is Verdict.SHOWN:
             return replace(found, summary=f"{said}: {found.summary}")
-        if amounts[until[-1]] < bar:  # what is so at the bound lies between two snapshots, or beyond the end
+        if amounts[until[-1]] < bound:  # what is so at the bound lies between two snapshots, or beyond the end
             if not after:
-                seen = f"the run ends before {bar:.4g} {unit} without it: {found.summary}"
+                seen = f"the run ends before {bound:.4g} {unit} without it: {found.summary}"
                 return replace(found, verdict=Verdict.UNDETERMINED, reason="not_over", summary=seen, next_step="train further")
             if found.verdict is Verdict.REFUTED and (later := self._at(after[0])).verdict is not Verdict.REFUTED:
                 seen = f"{said} it is not known: {found.summary}; {later.summary}"
-                more = f"measure a checkpoint nearer to {bar:.4g} {unit}"
+                more = f"measure a checkpoint nearer to {bound:.4g} {unit}"
                 return replace(found, verdict=Verdict.UNDETERMINED, reason="between_snapshots", summary=seen, next_step=more)
         is_late = found.verdict is Verdict.REFUTED and bool(after) and self._at(after[-1]).verdict is Verdict.SHOWN
         reason = "too_late" if is_late else found.reason
@@ -358,10 +362,10 @@ def assert_heads_kept(run: RunLike, *, min_share: float = KEPT, min_prefix_match
     check_share("min_share", min_share)
     check_share("min_prefix_matching", min_prefix_matching)
     opened = load_run(run)
-    bars = {"min_share": min_share, "min_prefix_matching": min_prefix_matching}
+    thresholds = {"min_share": min_share, "min_prefix_matching": min_prefix_matching}
     values, heads = opened.best_of_heads("prefix_matching")
     index = np.flatnonzero(np.isfinite(values))
-    evidence = Evidence("heads_kept", Verdict.UNDETERMINED, "not_recorded", "", provenance_of(opened), thresholds=bars)
+    evidence = Evidence("heads_kept", Verdict.UNDETERMINED, "not_recorded", "", provenance_of(opened), thresholds=thresholds)
     if len(index) < FEWEST:
         seen = f"scores of heads are known at {len(index)} snapshots; at least {FEWEST} are needed"
         return expect(replace(evidence, summary=seen, next_step="sweep the run's checkpoints"))
@@ -370,15 +374,15 @@ def assert_heads_kept(run: RunLike, *, min_share: float = KEPT, min_prefix_match
     last = opened.snapshots[int(index[-1])]
     error = of_best(last.prefix_matching, last.errors.get("prefix_matching")) or float(np.std(np.diff(values[index][-FEWEST:])))
     final = Estimate(float(means[-1]), float(means[-1]) - POWER * error, float(means[-1]) + POWER * error, SHARE)
-    bar = max(min_prefix_matching, min_share * float(means[peak]))
+    threshold = max(min_prefix_matching, min_share * float(means[peak]))
     where = f"its highest, {means[peak]:.3f}, was at step {opened.steps[index[peak + 1]]}"
     seen = f"the best head, {HeadId(*map(int, heads[index[-1]]))}, has prefix matching {final.value:.3f} at the end; {where}"
     if means[peak] < min_prefix_matching:
         verdict, reason = Verdict.REFUTED, "never_there"
-    elif final.is_above(bar):
+    elif final.is_above(threshold):
         verdict, reason = Verdict.SHOWN, "kept"
     else:
-        verdict, reason = (Verdict.REFUTED, "lost") if final.is_below(bar) else (Verdict.UNDETERMINED, "end_unclear")
+        verdict, reason = (Verdict.REFUTED, "lost") if final.is_below(threshold) else (Verdict.UNDETERMINED, "end_unclear")
     evidence = replace(evidence, verdict=verdict, reason=reason, summary=seen, estimates={"final": final})
     settle = "record more snapshots at the end" if verdict is Verdict.UNDETERMINED else ""
     return expect(replace(evidence, next_step=settle))
@@ -403,17 +407,17 @@ def assert_final_has_induction_head(
     check_share("error_rate", error_rate)
     check_advantage(min_advantage)
     opened = load_run(run)
-    bars = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
+    thresholds = {"min_prefix_matching": min_prefix_matching, "min_advantage": min_advantage}
     about = provenance_of(opened)
     last = next((each for each in reversed(opened.snapshots) if each.prefix_matching is not None), None)
-    judged = None if last is None else judge_snapshot(last, **bars, error_rate=error_rate)
+    judged = None if last is None else judge_snapshot(last, **thresholds, error_rate=error_rate)
     if last is None or judged is None:
         seen = "no snapshot has scores of heads with their errors"
-        evidence = Evidence("final_has_induction_head", Verdict.UNDETERMINED, "not_recorded", seen, about, thresholds=bars)
+        evidence = Evidence("final_has_induction_head", Verdict.UNDETERMINED, "not_recorded", seen, about, thresholds=thresholds)
         return expect(replace(evidence, next_step="record the run, or sweep its checkpoints"))
     about = replace(about, n_sequences=last.n_sequences)
     evidence = Evidence(
-        "final_has_induction_head", Verdict.UNDETERMINED, "", "", about, thresholds=bars, confidence=1 - error_rate
+        "final_has_induction_head", Verdict.UNDETERMINED, "", "", about, thresholds=thresholds, confidence=1 - error_rate
     )
     return expect(with_snapshot(evidence, last, judged))
 

@@ -178,10 +178,10 @@ def assert_property_holds_from(
     """
     claim = PropertyClaim.of(_meant(property), dict(options or {}))
     most = whole_number("max_examples", max_examples, least=1)
-    bars = checked_bounds(before_tokens=before_tokens, before_steps=before_steps)
+    thresholds = checked_bounds(before_tokens=before_tokens, before_steps=before_steps)
     chosen = _probes(probes, probe_options, claim)
     history = found_over(run, claim, probes=chosen, most=most, seed=seed, factory=None, bisect=bisect, climb=False)
-    return expect(judged_over(history, thresholds=bars))
+    return expect(judged_over(history, thresholds=thresholds))
 
 
 def found_over(
@@ -256,7 +256,7 @@ def failure_of(history: PropertyOverTraining, claim: PropertyClaim, evidence: Ev
 Judged = tuple[Verdict, str, str, str]
 
 
-def _judged(history: PropertyOverTraining, holds_from: int | None, bars: Mapping[str, float]) -> Judged:
+def _judged(history: PropertyOverTraining, holds_from: int | None, bounds: Mapping[str, float]) -> Judged:
     run, holds = history.run, history.holds
     last = int(run.steps[-1]) if len(run) else None
     fails_until, onset = history.fails_until, history.holds_from
@@ -271,7 +271,7 @@ def _judged(history: PropertyOverTraining, holds_from: int | None, bars: Mapping
             return Verdict.UNDETERMINED, "end_not_looked_at", seen, _to_settle(history, fails_until)
         seen = f"fails at the last snapshot, step {last}: {_failing(history, fails_until)}"
         return Verdict.REFUTED, "fails_at_the_end", seen, ""
-    late = _too_late(history, bars)
+    late = _too_late(history, bounds)
     if late is not None and late[0] is Verdict.REFUTED:
         return late
     unknown = _unknown(history, onset or 0)
@@ -300,10 +300,10 @@ def _from_step(history: PropertyOverTraining, holds_from: int) -> Judged:
     return _unknown(history, after[0]) or (Verdict.SHOWN, "holds", _holding(history, onset), "")
 
 
-def _too_late(history: PropertyOverTraining, bars: Mapping[str, float]) -> Judged | None:
+def _too_late(history: PropertyOverTraining, bounds: Mapping[str, float]) -> Judged | None:
     """What is wrong with when it begins to hold, if anything is."""
     estimates = _onset(history)
-    for name, bar in bars.items():
+    for name, bound in bounds.items():
         unit = name.removeprefix("before_")
         onset = estimates.get(f"{ONSET}{unit}")
         if onset is None:
@@ -314,11 +314,11 @@ def _too_late(history: PropertyOverTraining, bars: Mapping[str, float]) -> Judge
                 seen,
                 "ask with `before_steps`, or give the tokens of a step (`sweep(..., tokens_per_step=)`)",
             )
-        between = f"begins to hold {_between(onset, unit)}, and must by {bar:.4g}"
-        if history.fails_until is not None and onset.low >= bar:
+        between = f"begins to hold {_between(onset, unit)}, and must by {bound:.4g}"
+        if history.fails_until is not None and onset.low >= bound:
             seen = f"{between}; at step {history.fails_until} this fails: {_failing(history, history.fails_until)}"
             return Verdict.REFUTED, "too_late", seen, ""
-        if onset.high > bar:
+        if onset.high > bound:
             return Verdict.UNDETERMINED, "holds_from_unclear", between, "look at checkpoints between the two"
     return None
 

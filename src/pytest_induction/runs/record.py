@@ -98,7 +98,7 @@ class Series:
     index: NDArray[np.int64]
     x: Doubles
     y: Doubles
-    bar: float
+    threshold: float
 
     @property
     def sign(self) -> float:
@@ -122,11 +122,11 @@ class Series:
         return UNITS.get(self.name, "nats")
 
 
-def series_of(run: TrainingRun, axis: Axis, name: str, bars: Mapping[str, float]) -> Series:
+def series_of(run: TrainingRun, axis: Axis, name: str, thresholds: Mapping[str, float]) -> Series:
     """A measure of a run, without the snapshots at which it is missing; NaN is missing."""
     values = run.best_of_heads(name)[0] if name in OF_HEADS else run.column(name)
     index = np.flatnonzero(np.isfinite(values))
-    return Series(name, index, axis.x[index], values[index], bars[name])
+    return Series(name, index, axis.x[index], values[index], thresholds[name])
 
 
 def extra_variance(run: TrainingRun, series: Series) -> Doubles:

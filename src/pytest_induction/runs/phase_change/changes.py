@@ -59,7 +59,7 @@ def judge_change(run: TrainingRun, axis: Axis, series: Series, rule: Rule) -> Ch
         )
     kept = _until_lost(series)
     levels = _Levels.of(run, kept)
-    if levels.possible + POWER * levels.error < series.bar:
+    if levels.possible + POWER * levels.error < series.threshold:
         return Change(series.name, Verdict.REFUTED, "no_change", _flat(kept), shape="flat")
     change = _seen(run, axis, kept, levels, rule).judged()
     if len(kept.x) < len(series.x):
@@ -84,7 +84,7 @@ def _seen(run: TrainingRun, axis: Axis, series: Series, levels: _Levels, rule: R
 def _flat(series: Series) -> str:
     """What is said of a series that does not change the way it does when induction forms."""
     words, smooth = WORDS[series.name], series.smooth
-    if series.sign * (smooth[0] - smooth[-1]) > series.bar:
+    if series.sign * (smooth[0] - smooth[-1]) > series.threshold:
         return f"{words} goes from {_number(smooth[0])} to {_number(smooth[-1])}: not the way it goes when induction forms"
     return f"{words} stays between {_number(smooth.min())} and {_number(smooth.max())}"
 
@@ -93,7 +93,7 @@ def _until_lost(series: Series) -> Series:
     """The series up to where it leaves its highest level, if it ends far below it: what is lost again was there before."""
     smooth = series.sign * series.smooth
     rise = smooth.max() - smooth[:FEWEST_BESIDE].mean()
-    if rise < series.bar or smooth[-1] > smooth.max() - rise / 2:
+    if rise < series.threshold or smooth[-1] > smooth.max() - rise / 2:
         return series
     end = int(np.flatnonzero(smooth >= smooth.max() - rise / 5)[-1]) + 1
     if end < FEWEST:
@@ -194,7 +194,7 @@ class _Seen:
 
         Where the best goes the other way, the change lies elsewhere, and may be abrupt.
         """
-        surely = self.levels.largest - POWER * self.levels.error > self.series.bar and self.share > 0
+        surely = self.levels.largest - POWER * self.levels.error > self.series.threshold and self.share > 0
         return surely and not self._abrupt().any() and self.found.end < self.series.x[-1]
 
     def _is_two_steps(self) -> bool:
@@ -219,7 +219,7 @@ class _Seen:
             for place in range(len(x) - 1):
                 stop = int(np.searchsorted(x, x[place] + self.rule.max_width, side="right")) + 1
                 largest = max(largest, float(y[place + 1 : stop].max() - y[place]))
-        return largest if largest > self.series.bar else 0.0
+        return largest if largest > self.series.threshold else 0.0
 
     def _why_gradual(self) -> str:
         if self.found.width > self.rule.max_width:
@@ -241,7 +241,7 @@ class _Seen:
                 not self._is_beside(self.series.x, self.found.interval(0)[1], first),
                 "record from the first steps on",
             ),
-            "change_unclear": (self._change().low <= self.series.bar, "measure on more sequences or rows of text"),
+            "change_unclear": (self._change().low <= self.series.threshold, "measure on more sequences or rows of text"),
             "width_unclear": (not (self._narrow(self.found.fitting).all() and self._is_seen), denser),
             "share_unclear": (not self._abrupt().all(), denser),
             "bend": (self.found.is_no_better_than_a_bend, denser),

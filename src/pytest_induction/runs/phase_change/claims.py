@@ -96,16 +96,16 @@ def _about_turn(reason: str) -> str:
 def _within(
     evidence: Evidence, lag: Estimate, margin: float, summary: str, reason: Callable[[str], str] = lambda reason: reason
 ) -> Evidence:
-    bars = {**evidence.thresholds, "margin": margin}
+    thresholds = {**evidence.thresholds, "margin": margin}
     if -margin <= lag.low and lag.high <= margin:
-        return replace(evidence, summary=summary, thresholds=bars)
+        return replace(evidence, summary=summary, thresholds=thresholds)
     is_apart = lag.low > margin or lag.high < -margin
     return replace(
         evidence,
         verdict=Verdict.REFUTED if is_apart else Verdict.UNDETERMINED,
         reason=reason("apart" if is_apart else "lag_unclear"),
         summary=f"{summary}: {'more than' if is_apart else 'not clearly within'} the {margin:.2f} that count as together",
-        thresholds=bars,
+        thresholds=thresholds,
         next_step="" if is_apart else "record more snapshots around the change",
     )
 
@@ -181,8 +181,8 @@ def assert_phase_change(
     """
     opened, found = _found(run, max_width, min_change, error_rate)
     evidence = _evidence(opened, "phase_change", found, error_rate)
-    for name, bar in checked_bounds(before_tokens=before_tokens, before_steps=before_steps).items():
-        evidence = _in_time(evidence, found.induction, name, bar)
+    for name, bound in checked_bounds(before_tokens=before_tokens, before_steps=before_steps).items():
+        evidence = _in_time(evidence, found.induction, name, bound)
     if co_occurring is None and found.icl_score is None:
         evidence = replace(evidence, summary=f"{evidence.summary}; in-context learning was not recorded, and is left out")
     if co_occurring or (co_occurring is None and found.icl_score is not None):
@@ -372,13 +372,13 @@ def _what_else(run: TrainingRun) -> list[str]:
     return [said] if said else []
 
 
-def _in_time(evidence: Evidence, change: Change | None, name: str, bar: float) -> Evidence:
+def _in_time(evidence: Evidence, change: Change | None, name: str, bound: float) -> Evidence:
     """The evidence on a run whose change must have ended by so many tokens or steps."""
     if evidence.verdict is not Verdict.SHOWN or change is None or change.end is None:
         return evidence
     end = change.end.tokens if name == "before_tokens" else change.end.step
     unit = name.removeprefix("before_")
-    bars = {**evidence.thresholds, name: bar}
+    thresholds = {**evidence.thresholds, name: bound}
     if end is None:
         return replace(
             evidence,
@@ -386,13 +386,13 @@ def _in_time(evidence: Evidence, change: Change | None, name: str, bar: float) -
             reason="tokens_not_known",
             summary=f"{evidence.summary}; how many tokens that is, is not known",
             next_step="give the run its `tokens_per_step`, or ask with `before_steps`",
-            thresholds=bars,
+            thresholds=thresholds,
         )
-    evidence = replace(evidence, thresholds=bars, estimates={**evidence.estimates, f"end_{unit}": end})
-    if end.high <= bar:
+    evidence = replace(evidence, thresholds=thresholds, estimates={**evidence.estimates, f"end_{unit}": end})
+    if end.high <= bound:
         return evidence
-    verdict, reason = (Verdict.REFUTED, "too_late") if end.low > bar else (Verdict.UNDETERMINED, "end_unclear")
-    seen = f"it ends after {end.value:.4g} {unit} ({end.low:.4g}..{end.high:.4g}), {bar:.4g} are allowed"
+    verdict, reason = (Verdict.REFUTED, "too_late") if end.low > bound else (Verdict.UNDETERMINED, "end_unclear")
+    seen = f"it ends after {end.value:.4g} {unit} ({end.low:.4g}..{end.high:.4g}), {bound:.4g} are allowed"
     settle = "" if verdict is Verdict.REFUTED else "record more snapshots around the end of the change"
     return replace(evidence, verdict=verdict, reason=reason, summary=f"{evidence.summary}; but {seen}", next_step=settle)
 
@@ -400,7 +400,7 @@ def _in_time(evidence: Evidence, change: Change | None, name: str, bar: float) -
 def _not_later(
     evidence: Evidence, found: PhaseChange, expected: PhaseChange, name: str, margin: float, *, in_steps: bool
 ) -> Evidence:
-    bars = {**evidence.thresholds, "margin": margin}
+    thresholds = {**evidence.thresholds, "margin": margin}
     if expected.verdict is not Verdict.SHOWN:
         return replace(
             evidence,
@@ -408,10 +408,10 @@ def _not_later(
             reason="reference_has_none",
             summary=f"the reference {name} is {expected.verdict}: {expected.summary}",
             next_step="choose a reference that went through its phase change",
-            thresholds=bars,
+            thresholds=thresholds,
         )
     if found.verdict is not Verdict.SHOWN or found.induction is None or expected.induction is None:
-        return replace(evidence, thresholds=bars)
+        return replace(evidence, thresholds=thresholds)
     before, after = _at_onset(expected.induction, in_steps), _at_onset(found.induction, in_steps)
     if not in_steps and any(each.midpoint is not None and each.midpoint.tokens is None for each in (before, after)):
         return replace(
@@ -420,14 +420,14 @@ def _not_later(
             reason="tokens_not_known",
             summary=f"at how many tokens induction forms is not known of both, and steps of {name} may have another size",
             next_step="give both runs their tokens (a column of the log, `tokens_per_step`), or ask for steps: `in_steps=True`",
-            thresholds=bars,
+            thresholds=thresholds,
         )
     lag = lag_between(before, after)
     if lag is None:
-        return replace(evidence, verdict=Verdict.UNDETERMINED, reason="onset_unclear", thresholds=bars)
+        return replace(evidence, verdict=Verdict.UNDETERMINED, reason="onset_unclear", thresholds=thresholds)
     unit = " (of steps, not tokens, as asked)" if in_steps else ""
     summary = f"induction begins to form {apart(lag)} after the reference {name}{unit}"
-    evidence = replace(evidence, summary=summary, estimates={**evidence.estimates, "onset_lag": lag}, thresholds=bars)
+    evidence = replace(evidence, summary=summary, estimates={**evidence.estimates, "onset_lag": lag}, thresholds=thresholds)
     if lag.high <= margin:
         return evidence
     late = lag.low > margin

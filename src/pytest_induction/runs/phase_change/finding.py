@@ -99,12 +99,12 @@ def find_phase_changes(
         raise ArgumentError(f"`max_width` must lie between 0 and 10 decades, got {max_width}")
     if not 0 < error_rate < 1:
         raise ArgumentError(f"`error_rate` must lie between 0 and 1, got {error_rate}")
-    bars = _bars(min_change or {})
+    thresholds = _thresholds(min_change or {})
     axis, rule = Axis.of(run), Rule(max_width, error_rate)
-    heads = _judged(run, axis, "prefix_matching", bars, rule)
-    repeats = next((change for name in REPEATS if (change := _judged(run, axis, name, bars, rule))), None)
-    in_context = _judged(run, axis, "icl_score", bars, rule)
-    turn = _judged(run, axis, "turn", bars, rule)
+    heads = _judged(run, axis, "prefix_matching", thresholds, rule)
+    repeats = next((change for name in REPEATS if (change := _judged(run, axis, name, thresholds, rule))), None)
+    in_context = _judged(run, axis, "icl_score", thresholds, rule)
+    turn = _judged(run, axis, "turn", thresholds, rule)
     apart = _lag(heads, repeats)
     verdict, reason, summary, settle = _induction(heads, repeats, apart)
     return PhaseChange(
@@ -114,14 +114,14 @@ def find_phase_changes(
         heads,
         repeats,
         in_context,
-        _bump(run, axis, bars["loss"]),
+        _bump(run, axis, thresholds["loss"]),
         _lag(heads or repeats, in_context),
         apart,
         _lag(repeats, in_context),
         settle,
         turn,
         _lag(heads or repeats, turn),
-        {"max_width": max_width, **bars},
+        {"max_width": max_width, **thresholds},
     )
 
 
@@ -136,10 +136,10 @@ def change_of(
     """The change of one more series of a run, such as "previous_token"; None if no snapshot has it."""
     if name not in MIN_CHANGE:
         raise ArgumentError(f"a run has no series {name!r} to change: it has {', '.join(MIN_CHANGE)}")
-    return _judged(run, Axis.of(run), name, _bars(min_change or {}), Rule(max_width, error_rate))
+    return _judged(run, Axis.of(run), name, _thresholds(min_change or {}), Rule(max_width, error_rate))
 
 
-def _bars(given: Mapping[str, float]) -> dict[str, float]:
+def _thresholds(given: Mapping[str, float]) -> dict[str, float]:
     for name, value in given.items():
         if name not in MIN_CHANGE:
             raise ArgumentError(f"`min_change` has no series {name!r}: it has {', '.join(MIN_CHANGE)}")
@@ -148,11 +148,11 @@ def _bars(given: Mapping[str, float]) -> dict[str, float]:
     return {**MIN_CHANGE, **given}
 
 
-def _judged(run: TrainingRun, axis: Axis, name: str, bars: Mapping[str, float], rule: Rule) -> Change | None:
+def _judged(run: TrainingRun, axis: Axis, name: str, thresholds: Mapping[str, float], rule: Rule) -> Change | None:
     """The change of one series, or None if no snapshot has it."""
     if name == "turn":
-        return _with_cure(run, judge_turn(run, axis, bars[name], rule))
-    series = series_of(run, axis, name, bars)
+        return _with_cure(run, judge_turn(run, axis, thresholds[name], rule))
+    series = series_of(run, axis, name, thresholds)
     return _with_cure(run, judge_change(run, axis, series, rule) if len(series.x) else None)
 
 
@@ -264,11 +264,11 @@ def lag_between(first: Change | None, second: Change | None) -> Estimate | None:
     return Estimate(value, value - low, value + high, "decades")
 
 
-def _bump(run: TrainingRun, axis: Axis, bar: float) -> Change | None:
+def _bump(run: TrainingRun, axis: Axis, threshold: float) -> Change | None:
     """The bump of the loss: reported, never required, for many runs have none."""
     if not run.has("loss"):
         return None
-    series = series_of(run, axis, "loss", {"loss": bar})
+    series = series_of(run, axis, "loss", {"loss": threshold})
     if len(series.x) < FEWEST:
         seen = f"{WORDS['loss']} is known at {len(series.x)} snapshots; at least {FEWEST} are needed"
         return Change("loss", Verdict.UNDETERMINED, "few_snapshots", seen)
@@ -280,11 +280,11 @@ def _bump(run: TrainingRun, axis: Axis, bar: float) -> Change | None:
     middle = axis.moment((knee + end) / 2, (first + end) / 2, (last + end) / 2)
     inside = int(((series.x >= first) & (series.x <= end)).sum())
     where = f"between steps {onset.step.value:.0f} and {stop.step.value:.0f}"
-    if height.is_below(bar):
+    if height.is_below(threshold):
         none = f"the loss lies nowhere more than {bump.height:.3f} nats above its convex hull: no bump"
         return Change("loss", Verdict.REFUTED, "no_bump", none, "flat", height)
     seen = f"the loss lies up to {bump.height:.3f} nats above its convex hull, and falls faster {where}"
-    verdict, reason = (Verdict.SHOWN, "bump") if height.is_above(bar) else (Verdict.UNDETERMINED, "bump_unclear")
+    verdict, reason = (Verdict.SHOWN, "bump") if height.is_above(threshold) else (Verdict.UNDETERMINED, "bump_unclear")
     if verdict is Verdict.SHOWN and inside < FEWEST_INSIDE:
         verdict, reason = Verdict.UNDETERMINED, "few_inside"
     width = Estimate(end - knee, end - last, end - first, "decades")

@@ -72,8 +72,8 @@ def _place(x: Floats, falling: Floats, level: float) -> float:
     return float(first + last) / 2
 
 
-def judge_turn(run: TrainingRun, axis: Axis, bar: float, rule: Rule) -> Change | None:
-    """The verdict on the turn of a run: SHOWN where the heading falls by more than `bar` degrees within a quarter of a decade.
+def judge_turn(run: TrainingRun, axis: Axis, threshold: float, rule: Rule) -> Change | None:
+    """The verdict on the turn of a run: SHOWN where the heading falls by more than `threshold` degrees in a quarter of a decade.
 
     None where no token losses were recorded.
     """
@@ -99,7 +99,7 @@ def judge_turn(run: TrainingRun, axis: Axis, bar: float, rule: Rule) -> Change |
     replicates = [sharpest_turn(x, each, stretch) for each in others[:, known]]
     turn, clean = sharpest_turn(x, angles[known], stretch), headings_without_noise(losses)[known]
     least = float(np.interp(turn.start, x, clean) - np.interp(turn.start + stretch, x, clean))
-    return _Found(run, axis, x, angles[known], turn, replicates, least, bar, rule).judged()
+    return _Found(run, axis, x, angles[known], turn, replicates, least, threshold, rule).judged()
 
 
 def _thinned(x: Floats, index: NDArray[np.int64], losses: Floats) -> tuple[NDArray[np.int64], Floats]:
@@ -131,7 +131,7 @@ class _Found:
     turn: Turn
     replicates: list[Turn]
     least: float
-    bar: float
+    threshold: float
     rule: Rule
 
     def judged(self) -> Change:
@@ -147,7 +147,7 @@ class _Found:
             "not_over": f"{how}, and may not be over at the last snapshot",
             "began_before": f"{how}, and may have begun before the first snapshots",
             "few_inside": f"{how}, with {self._n_inside} snapshots inside",
-            "turn_unclear": f"{how}, ({fall.low:.3g}..{fall.high:.3g}): more than {self.bar:g} or not is not clear",
+            "turn_unclear": f"{how}, ({fall.low:.3g}..{fall.high:.3g}): more than {self.threshold:g} or not is not clear",
         }
         return Change(
             "turn",
@@ -170,17 +170,17 @@ class _Found:
     def _verdict(self) -> tuple[Verdict, str, str]:
         """Verdict, reason, and what would settle it."""
         first, last = self._extent
-        if self._fall.high < self.bar and self.turn.hidden < self.bar:
+        if self._fall.high < self.threshold and self.turn.hidden < self.threshold:
             return Verdict.REFUTED, "no_turn", ""
         moment = self.axis.moment(self.turn.midpoint, first, last).step
         denser = f"record more snapshots between steps {moment.low:.0f} and {moment.high:.0f}"
-        if self.turn.hidden >= self.bar:
+        if self.turn.hidden >= self.threshold:
             return Verdict.UNDETERMINED, "few_inside", denser
         missing = {
             "not_over": ((self.x > last).sum() < FEWEST_BESIDE, "train further, or record a few more snapshots at the end"),
             "began_before": ((self.x < first).sum() < FEWEST_BESIDE, "record from the first steps on"),
             "few_inside": (self._n_inside < FEWEST_INSIDE, denser),
-            "turn_unclear": (not self._fall.low > self.bar, "record more token losses (`token_losses=`), or train further"),
+            "turn_unclear": (not self._fall.low > self.threshold, "record more token losses (`token_losses=`), or train further"),
         }
         for reason, (is_missing, settle) in missing.items():
             if is_missing:
