@@ -108,6 +108,8 @@ def _heads(evidence: Evidence) -> str:
 
 
 def _head(head: HeadEvidence, min_prefix_matching: float) -> str:
+    if head.scores:  # of a claim that is about one
+        return f"{head} {spanned(next(iter(head.scores.values())))}"
     about = ", ".join(traits(head, min_prefix_matching))
     return f"{head} {spanned(head.prefix_matching)}{f' [{about}]' if about else ''}"
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_induction import Claim, claims, register_claim
+from pytest_induction.expectations import failure_text
 from pytest_induction.records import Estimate, Verdict
 from pytest_induction.report.markdown import markdown
 from pytest_induction.report.page import html_page
@@ -150,3 +151,15 @@ def test_a_claim_shows_the_columns_of_heads_that_it_names():
     mine, others = row.verdicts
     assert mine.head_columns == ("head", "reach", "previous") and len(others.head_columns) > 3
     assert [cells[1] for cells in mine.heads] == REACHES
+
+
+def test_the_score_that_a_claim_is_about_comes_first_in_the_table_and_in_the_message():
+    """With its interval; prefix matching stands behind it, and is not what a failed claim is told of."""
+    score = Estimate(0.4, 0.35, 0.45, "share")
+    heads = tuple(replace(head, scores={"two_before": score}) for head in told().heads)
+    verdict = replace(told(), claim="has_two_before_head", heads=heads, nearest=())
+    (row,) = test_rows(samples.session(samples.TestRecord("a.py::test", "passed", evidence=(verdict,))))
+    assert row.verdicts[0].head_columns[:3] == ("head", "two before", "prefix matching")
+    assert row.verdicts[0].heads[0][1] == Noted("0.400", "0.350 to 0.450")
+    said = failure_text(replace(verdict, verdict=Verdict.REFUTED))
+    assert f"heads: {heads[0]} 0.400 (0.350..0.450)" in said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -118,7 +118,11 @@ def _verdict(evidence: Evidence) -> VerdictRow:
     heads = (*((head, mark) for head in evidence.heads), *((head, "") for head in evidence.nearest))
     least = evidence.thresholds.get("min_prefix_matching", MIN_PREFIX_MATCHING)
     shown = columns_for(claim)
-    every = [dict(zip(HEAD_COLUMNS, head_row(head, mark, least), strict=True)) for head, mark in heads]
+    of_claim = list(dict.fromkeys(name for head, _ in heads for name in head.scores))
+    shown = (*shown[:1], *map(words, of_claim), *shown[1:])
+    every = [
+        dict(zip(HEAD_COLUMNS, head_row(head, mark, least), strict=True)) | _of_claim(head, of_claim) for head, mark in heads
+    ]
     columns, rows = without_empty(shown, [[row[name] for name in shown] for row in every])
     return VerdictRow(
         evidence.claim,
@@ -195,6 +199,18 @@ def quantity(value: float, unit: str) -> str:
     return amount(value) if unit in ("tokens", "steps") and value == value else number(value, unit)  # noqa: PLR0124 - NaN
 
 
+def _of_claim(head: HeadEvidence, names: Sequence[str]) -> dict[str, Noted]:
+    """What a head has of the score that a claim is about, with the interval below."""
+    found = {words(name): head.scores.get(name) for name in names}
+    return {
+        name: Noted("", "") if each is None else Noted(number(each.value, each.unit), _span(each)) for name, each in found.items()
+    }
+
+
+def _span(estimate: Estimate) -> str:
+    return f"{number(estimate.low, estimate.unit)} to {number(estimate.high, estimate.unit)}"
+
+
 def head_row(head: HeadEvidence, mark: str, min_prefix_matching: float) -> tuple[str | Noted, ...]:
     """What is told of a head, in the order of `HEAD_COLUMNS`: below its name its kind, below match length the mass of each."""
     found = head.prefix_matching
@@ -203,7 +219,7 @@ def head_row(head: HeadEvidence, mark: str, min_prefix_matching: float) -> tuple
     )
     return (
         Noted(f"{head} {mark}".rstrip(), KINDS.get(head.kind, head.kind)),
-        Noted(number(found.value, "share"), f"{number(found.low, 'share')} to {number(found.high, 'share')}"),
+        Noted(number(found.value, "share"), _span(found)),
         Noted(match_length(head, min_prefix_matching), masses(head)),
         reach(head),
         copying,
