@@ -1,4 +1,4 @@
-"""The registry: every claim that comes with the package, one record each, in the order of reports. Standard library only.
+"""Every claim that comes with the package, one record each, in the order of reports. Standard library only.
 
 Gates, the methods of the fixture, reports, baselines, JUnit properties and the tables of docs/reference.md follow from these
 records. A claim of your own is registered in the same way: see docs/how-to/own-claim.md.
