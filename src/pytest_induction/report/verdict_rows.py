@@ -199,7 +199,7 @@ def quantity(value: float, unit: str) -> str:
     return amount(value) if unit in ("tokens", "steps") and value == value else number(value, unit)  # noqa: PLR0124 - NaN
 
 
-def _of_claim(head: HeadEvidence, names: Sequence[str]) -> dict[str, Noted]:
+def _of_claim(head: HeadEvidence, names: Sequence[str]) -> dict[str, str | Noted]:
     """What a head has of the score that a claim is about, with the interval below."""
     found = {words(name): head.scores.get(name) for name in names}
     return {
