@@ -46,7 +46,7 @@ def _done(arguments: Sequence[str] | None) -> int:
     command.add_trust(doctor)
     command.add_without_pattern(doctor)
     doctor.add_argument("--attach", help="function that shows the model's attention: conftest.py:pytest_induction_attach, say")
-    doctor.add_argument("--claims", metavar="FILE", help="file or module that registers claims of your own: conftest.py, say")
+    command.add_claims(doctor)
     doctor.set_defaults(command=_doctor)
     sweep = commands.add_parser("sweep", help=command.ABOUT, description=command.ABOUT)
     command.add_options(sweep)
@@ -84,14 +84,12 @@ def _done(arguments: Sequence[str] | None) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    from pytest_induction.claims import head_scores, register_installed
+    from pytest_induction.claims import head_scores
     from pytest_induction.head_score import listed
-    from pytest_induction.model.load import function_named, import_place, load_model
+    from pytest_induction.model.load import function_named, load_model
     from pytest_induction.model.protocol import as_text
 
-    register_installed()
-    if given.claims is not None:
-        import_place(given.claims)
+    command.register(given.claims)
     attach = () if given.attach is None else function_named(given.attach)
     settings = {name: getattr(given, name) for name in ("device", "dtype", "memory", "trust_remote_code", "without_pattern")}
     subject = load_model(given.model, attach=attach, **settings)

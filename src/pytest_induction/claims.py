@@ -24,6 +24,7 @@ from pytest_induction.registry import (
     register_claim,
     register_installed,
     restore,
+    score_files,
     snapshot,
     source_of,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "register_claim",
     "register_installed",
     "restore",
+    "score_files",
     "snapshot",
     "source_of",
 ]

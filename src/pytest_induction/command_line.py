@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pytest_induction.claims import register_installed
 from pytest_induction.errors import InductionError, reason
 from pytest_induction.formatting import as_message, for_terminal
 from pytest_induction.progress import complain, let_go
@@ -129,8 +130,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
     add_trust(parser)
     add_without_pattern(parser)
+    add_claims(parser)
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the probes (default 0)")
     parser.add_argument("--tokens-per-step", metavar="T", type=float, help="tokens that a step of the training had")
+
+
+def add_claims(parser: argparse.ArgumentParser) -> None:
+    """The option for claims of one's own, which a test session has from its conftest.py."""
+    parser.add_argument("--claims", metavar="FILE", help="file or module that registers claims of your own: conftest.py, say")
+
+
+def register(place: str | None) -> None:
+    """Register what other distributions bring, and what that file or module does."""
+    from pytest_induction.model.load import import_place
+
+    register_installed()
+    if place is not None:
+        import_place(place)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +181,7 @@ def run(given: argparse.Namespace) -> tuple[list[str], int]:
         "seed": given.seed,
         "tokens_per_step": given.tokens_per_step,
     }
+    register(given.claims)
     try:
         with spelt("command"):
             found = sweep(given.checkpoints, given.out, **settings)

@@ -175,6 +175,11 @@ def head_scores() -> tuple[HeadScore, ...]:
     return tuple(dict.fromkeys(claim.score for claim in _CLAIMS.values() if claim.score is not None))
 
 
+def score_files() -> Mapping[str, str]:
+    """The file that each score of a registered claim is written in, by its name; for processes that have to register it too."""
+    return {score.name: score.measure.__code__.co_filename for score in head_scores() if hasattr(score.measure, "__code__")}
+
+
 def snapshot() -> Mapping[str, Claim]:
     """All claims as they are now, for `restore`."""
     return dict(_CLAIMS)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from pytest_induction import ExpectationFailed, Verdict, assert_has_induction_head, load_model, measure_heads
+from pytest_induction import ExpectationFailed, Verdict, assert_has_induction_head, load_model, load_run, measure_heads
 from pytest_induction.__main__ import main
 from pytest_induction.attention.pattern import PatternReader
 from pytest_induction.attention.scores import PeriodicScores, ScoresAndChance
@@ -22,14 +23,17 @@ from pytest_induction.measuring.rounds import probe_round
 from pytest_induction.planted import induction_head
 from pytest_induction.records import Evidence
 from pytest_induction.report.session_records import SessionRecords
+from pytest_induction.runs.checkpoints.loading import Loading
 from pytest_induction.runs.dashboards import numbers_of
 from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.picture import picture_of
 from pytest_induction.runs.record import Snapshot, TrainingRun
+from pytest_induction.runs.tasks import Plan
 from tests.known_heads import Planted, count_back, induction, uniform
 from tests.measuring import slow
 from tests.measuring.test_scores import named, random_attention
+from tests.runs.small_models import MAKE, state
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_claim"
 
@@ -321,20 +325,39 @@ def test_what_follows_from_the_example(tmp_path):
     pytest_in(tmp_path, "test_it.py", "--induction-update-baseline")
     kept = json.loads((tmp_path / "induction-baseline.json").read_text())["entries"]
     assert any("L0H0.predecessor" in entry["fields"] for entry in kept.values())
-    doctor = subprocess.run(
-        [sys.executable, "-m", "pytest_induction", "doctor", "conftest.py:Perfect", "--claims", "conftest.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    doctor = in_folder(tmp_path, "pytest_induction", "doctor", "conftest.py:Perfect", "--claims", "conftest.py")
     assert "predecessor (what came before the earlier occurrences of the token; threshold 0.3)" in doctor.stdout, doctor
 
 
-def pytest_in(folder, *arguments):
-    """A session in a project of its own."""
-    given = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+def test_every_process_of_a_sweep_measures_it(tmp_path):
+    """The file that has the score is read there too; what no other process can read is refused in one line."""
+    place = tmp_path / "checkpoints"
+    place.mkdir()
+    for step in (1, 2, 3):
+        save_file(state(step), place / f"model-{step}.safetensors")
+    (tmp_path / "conftest.py").write_text((EXAMPLE / "conftest.py").read_text())
+    given = ("--factory", MAKE, "--claims", "conftest.py")
+    for workers in ("1", "2"):
+        run = in_folder(tmp_path, "pytest_induction", "sweep", "checkpoints", "-o", f"run{workers}", "--workers", workers, *given)
+        assert run.returncode == 0, run
+    alone, several = (load_run(tmp_path / f"run{workers}") for workers in "12")
+    assert alone.added == several.added == ("predecessor", "chance_of_predecessor")
+    for one, other in zip(alone.snapshots, several.snapshots, strict=True):
+        np.testing.assert_allclose(one.added["predecessor"], other.added["predecessor"], atol=1e-6)
+    elsewhere = Plan(Loading(), 4, 0, score_files={"nowhere": "<stdin>"})
+    with pytest.raises(ArgumentError, match="the head score `nowhere` is of <stdin>, which another process cannot read: "):
+        elsewhere.register_scores()
+
+
+def in_folder(folder, module, *arguments):
+    """A command in a project of its own."""
+    given = [sys.executable, "-m", module, *arguments]
     return subprocess.run(given, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def pytest_in(folder, *arguments):
+    """A session there."""
+    return in_folder(folder, "pytest", "-q", "-p", "no:cacheprovider", *arguments)
 
 
 def test_an_error_of_a_score_is_one_of_arguments():

@@ -14,6 +14,7 @@ import numpy as np
 
 from pytest_induction.attention.backends.exposed import Attach
 from pytest_induction.behaviour.text import read_text
+from pytest_induction.claims import score_files
 from pytest_induction.errors import ArgumentError, RunError, user_facing, whole_number
 from pytest_induction.files import expanded
 from pytest_induction.formatting import as_line
@@ -112,7 +113,7 @@ def sweep(
     device = "cuda" if num_gpus is not None and device is None else device
     without = module_names(without_pattern)
     loading = Loading(_named(factory), device, dtype, memory, seed, hooks, trust_remote_code, without, spelling())
-    plan = Plan(loading, n_sequences, seed, text)
+    plan = Plan(loading, n_sequences, seed, text, score_files())
     looked = _found(checkpoints, steps)
     found = looked.checkpoints
     _check_can_be_made(plan.loading.factory, found)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pytest_induction import alarms
-from pytest_induction.errors import ArgumentError, InductionError, TextError, first_line
+from pytest_induction.claims import head_scores, register_installed
+from pytest_induction.errors import ArgumentError, InductionError, ModelError, TextError, first_line
+from pytest_induction.model.load import import_place
 from pytest_induction.model.protocol import ModelUnderTest, why_unread
 from pytest_induction.observers import tracking_subjects
 from pytest_induction.progress import showing_on
@@ -28,6 +30,19 @@ class Plan:
     n_sequences: int
     seed: int
     text: Any = None
+    score_files: Mapping[str, str] = field(default_factory=dict)
+
+    def register_scores(self) -> None:
+        """Register scores of claims of one's own that this process does not know. Raises `ArgumentError` where it cannot."""
+        register_installed()
+        for name, file in self.score_files.items():
+            if all(score.name != name for score in head_scores()):
+                try:
+                    import_place(file)
+                except ModelError as error:
+                    raise ArgumentError(
+                        f"the head score `{name}` is of {file}, which another process cannot read: {error}"
+                    ) from None
 
     def measuring(self) -> Measuring:
         return Measuring(n_sequences=self.n_sequences, seed=self.seed, text=self.text)
@@ -65,6 +80,7 @@ class CheckpointMeasurer:
                 showing_on(lambda: None),
                 tracking_subjects(),
             ):  # the sweep shows how far it is, and no report is on one checkpoint
+                self._plan.register_scores()
                 snapshot, header = self._measured(checkpoint)
         except (ArgumentError, TextError, FactoryError) as error:
             return Outcome(self._failed(checkpoint, error, began), refusal=error)
