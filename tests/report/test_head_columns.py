@@ -163,3 +163,10 @@ def test_the_score_that_a_claim_is_about_comes_first_in_the_table_and_in_the_mes
     assert row.verdicts[0].heads[0][1] == Noted("0.400", "0.350 to 0.450")
     said = failure_text(replace(verdict, verdict=Verdict.REFUTED))
     assert f"heads: {heads[0]} 0.400 (0.350..0.450)" in said
+    (view,) = views([verdict])
+    assert (view.mapped, view.found) == ("two before", "head with two before")
+    assert (views([verdict, told()])[0].mapped, views([told()])[0].found) == ("prefix matching", "induction head")
+    shown = [line for line, _ in section([replace(verdict, head_map=((0.4, 0.1),))], Style())]
+    assert any(line.startswith("    two before, 0 ") for line in shown) and "  * head with two before" in shown
+    page = markdown(samples.session(samples.TestRecord("a.py::test", "passed", evidence=(verdict,))))
+    assert "Heads with two before are bold" in page and "| head | two before | prefix matching |" in page

@@ -12,7 +12,7 @@ from pytest_induction.formatting import printable
 from pytest_induction.records import Evidence
 from pytest_induction.report.session_records import SessionRecords, TestRecord, counts, reasons, result, unlisted
 from pytest_induction.report.terminal import head_map_lines
-from pytest_induction.report.view import CHANGE_COLUMNS, HEAD_COLUMNS, HeadRow, ModelView, by_model, tally, views, without_empty
+from pytest_induction.report.view import CHANGE_COLUMNS, ModelView, by_model, tally, views, without_empty
 
 ICONS = {"passed": "✅", "xfailed": "✅", "failed": "❌", "error": "❌", "xpassed": "⚠️", "skipped": "⏭️", "not run": "⏹️"}
 RESULTS = {"passed": "✅", "empty": "⏭️"}  # and red where it is neither
@@ -105,7 +105,7 @@ def _model(group: list[Evidence], records: SessionRecords) -> Iterator[Part]:
     about = group[0].provenance
     yield Part((f"### {code(about.model)}",))
     yield from _tables(view)
-    head_map = head_map_lines(view.head_map, width=WIDTH)
+    head_map = head_map_lines(view.head_map, width=WIDTH, shows=view.mapped)
     if head_map:
         yield Part(tuple(_fenced("\n".join(head_map), "text")))
     missing = [
@@ -123,15 +123,18 @@ def _tables(view: ModelView) -> Iterator[Part]:
         yield Part(tuple(_table(CHANGE_COLUMNS, [tuple(map(text, row.cells)) for row in view.changes], left=3)), least=2)
         yield Part((f"Onset, midpoint and end in {view.places}, with their intervals.",))
     if view.heads:
-        yield Part(tuple(_table(*without_empty(HEAD_COLUMNS, list(map(_head_cells, view.heads))), left=1)), least=2)
+        names, rows = view.head_table
+        cells = [_head_cells(row, found=head.found) for head, row in zip(view.heads, rows, strict=True)]
+        yield Part(tuple(_table(*without_empty(names, cells), left=1)), least=2)
         more = f"; {view.heads_left_out} more are not shown" if view.heads_left_out else ""
         if more or any(row.found for row in view.heads):
-            yield Part((f"Induction heads are bold{more}.",))
+            marked = f"Heads with {text(view.score)}" if view.score else "Induction heads"
+            yield Part((f"{marked} are bold{more}.",))
 
 
-def _head_cells(row: HeadRow) -> tuple[str, ...]:
-    name, *numbers, kind = row.cells
-    return f"**{text(name)}**" if row.found else text(name), *numbers, text(kind)
+def _head_cells(cells: Sequence[str], *, found: bool) -> tuple[str, ...]:
+    name, *numbers, kind = cells
+    return f"**{text(name)}**" if found else text(name), *numbers, text(kind)
 
 
 def _foot(records: SessionRecords) -> Iterator[str]:

@@ -11,7 +11,6 @@ from pytest_induction.formatting import LEAST, NARROW, everywhere
 from pytest_induction.records import Evidence, Verdict
 from pytest_induction.report.view import (
     CHANGE_COLUMNS,
-    HEAD_COLUMNS,
     MOST_HEADS,
     ClaimRow,
     HeadRow,
@@ -28,8 +27,14 @@ MOST_ROWS = 64
 RULED = 8  # heads between two numbers of the ruler
 
 
-def head_map_lines(head_map: Matrix, *, width: int, ascii: bool = False) -> list[str]:  # noqa: A002 - what it is
-    """Prefix matching in [0, 1] of every head, as its marks, with its scale; no line is longer than `width` where that can be.
+def head_map_lines(
+    head_map: Matrix,
+    *,
+    width: int,
+    ascii: bool = False,  # noqa: A002 - what it is
+    shows: str = "prefix matching",
+) -> list[str]:
+    """What the map shows of every head, in [0, 1], with its scale; no line is longer than `width` where that can be.
 
     `head_map` has a row for each layer, None where it has no such head: a blank. Where heads are more than fit, a mark stands for
     several of them, and so do rows for more than 64 layers: for the highest. With `ascii` marks are digits, for a terminal
@@ -46,11 +51,10 @@ def head_map_lines(head_map: Matrix, *, width: int, ascii: bool = False) -> list
         f"{f'L{layer}':<{label}}{''.join(_marks(head_map[layer : layer + per_row], per_mark, marks))}".rstrip()
         for layer in range(0, len(head_map), per_row)
     ]
-    return [*_legend(marks, per_mark, per_row, width), *_ruler(n_heads, per_mark, label, width), *rows]
+    return [*_legend(f"{shows}, 0 {marks} 1", per_mark, per_row, width), *_ruler(n_heads, per_mark, label, width), *rows]
 
 
-def _legend(marks: str, per_mark: int, per_row: int, width: int) -> Iterator[str]:
-    scale = f"prefix matching, 0 {marks} 1"
+def _legend(scale: str, per_mark: int, per_row: int, width: int) -> Iterator[str]:
     row = "layer" if per_row == 1 else f"{per_row} layers"
     mark = "head" if per_mark == 1 else f"{per_mark} heads"
     highest = "" if per_mark == per_row == 1 else ", the highest"
@@ -91,7 +95,6 @@ Line = tuple[str, dict[str, bool]]
 COLOURS = {Verdict.SHOWN: "green", Verdict.REFUTED: "red", Verdict.UNDETERMINED: "yellow"}
 COLUMNS = ("head", "prefix matching", "interval", "copy (nats)", "kind")
 MEASURE_COLUMNS = ("claim", "estimate", "value", "interval", "threshold")
-FOUND = "  * induction head"
 MOST_MODELS = 10
 MOST_NAMED = 3  # claims in the one line
 LONGEST_NAME = 60
@@ -156,7 +159,8 @@ def _block(view: ModelView, style: Style) -> Iterator[Line]:
         yield from _changes(view, style)
     if view.head_map:
         yield "", {}
-        yield from ((f"    {line}", {}) for line in head_map_lines(view.head_map, width=style.width - 4, ascii=style.ascii))
+        drawn = head_map_lines(view.head_map, width=style.width - 4, ascii=style.ascii, shows=view.mapped)
+        yield from ((f"    {line}", {}) for line in drawn)
     if view.heads:
         yield "", {}
         yield from _heads(view, style)
@@ -188,20 +192,26 @@ def _heads(view: ModelView, style: Style) -> Iterator[Line]:
     """The induction heads; all others that are known where there are none, or where all is shown."""
     found = [row for row in view.heads if row.found]
     rows = list(view.heads) if style.verbose or not found else found
-    names = HEAD_COLUMNS if style.verbose else COLUMNS
-    cells = [row.cells if style.verbose else _some_scores(row) for row in rows]
+    shown = zip(view.heads, view.head_table[1], strict=True)
+    some = ("head", view.score) if view.score else COLUMNS
+    names = view.head_table[0] if style.verbose else some
+    cells = [every if style.verbose else _some_scores(row) for row, every in shown if row in rows]
     head, *lines = _aligned(*without_empty(names, cells), style)
     yield f"    {head}", {}
     for row, line in zip(rows, lines, strict=True):
         yield f"  {'*' if row.found else ' '} {line}", {"bold": row.found}
     if view.heads_left_out:
-        yield f"    and {view.heads_left_out} more induction heads", {}
+        yield f"    and {view.heads_left_out} more {_plural(view.found)}", {}
     if found:
-        yield FOUND, {}
+        yield f"  * {view.found}", {}
+
+
+def _plural(heads: str) -> str:
+    return heads.replace("head", "heads", 1)
 
 
 def _some_scores(row: HeadRow) -> tuple[str, ...]:
-    return (row.name, row.prefix_matching, row.interval, row.copy_effect, row.kind)
+    return (row.name, row.score) if row.score else (row.name, row.prefix_matching, row.interval, row.copy_effect, row.kind)
 
 
 def _near(view: ModelView, style: Style) -> Iterator[Line]:

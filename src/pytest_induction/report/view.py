@@ -24,7 +24,7 @@ CHANGE_COLUMNS = ("series", "verdict", "shape", "change", "onset", "midpoint", "
 
 @dataclass(frozen=True)
 class HeadRow:
-    """One head in the table; `found` marks an induction head, `kind` is what it does.
+    """One head in the table; `found` marks an induction head, or one with the `score` of an added claim; `kind` is what it does.
 
     `match_length` is how many matching tokens it needs, with its masses where one, two and three or more match, `reach` how far
     back it matches. These and the effects, in nats, are "" where they are not known.
@@ -43,11 +43,12 @@ class HeadRow:
     ablation_effect: str
     kind: str
     found: bool
+    score: str = ""
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """All but `found`, in the order of `HEAD_COLUMNS`."""
-        return astuple(self)[:-1]
+        """All but the last two, in the order of `HEAD_COLUMNS`."""
+        return astuple(self)[:-2]
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class ModelView:
     `changes` is a row for each series of a run, whose places are in `places`, steps or tokens. `head_map` is the prefix matching
     of every head. `near` are the near misses, a line each: heads and claims whose interval reaches their threshold or comes
     close, or else the nearest head below that of the induction heads. `pairs` are heads that match two in a row. `measures` are
-    all estimates, `measured` says where they come from, for each claim.
+    all estimates, `measured` says where they come from, for each claim. `score` is what the heads and the map are about
+    where that is not prefix matching: the score of a claim that somebody has added.
     """
 
     title: str
@@ -118,6 +120,25 @@ class ModelView:
     pairs: tuple[str, ...] = ()
     measures: tuple[Measure, ...] = ()
     measured: tuple[str, ...] = ()
+    score: str = ""
+
+    @property
+    def mapped(self) -> str:
+        """What the head map shows."""
+        return self.score or "prefix matching"
+
+    @property
+    def found(self) -> str:
+        """What heads that are marked are."""
+        return f"head with {self.score}" if self.score else "induction head"
+
+    @property
+    def head_table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The columns of all heads, and their rows."""
+        if not self.score:
+            return HEAD_COLUMNS, [row.cells for row in self.heads]
+        first, *others = HEAD_COLUMNS
+        return (first, self.score, *others), [(row.name, row.score, *row.cells[1:]) for row in self.heads]
 
 
 def views(evidence: Iterable[Evidence], *, most_heads: int = MOST_HEADS) -> list[ModelView]:
@@ -155,11 +176,12 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
     claims = tuple(
         ClaimRow(record.verdict, record.words, record.claim, record.summary, times[key]) for key, record in last.items()
     )
-    widest = max(records, key=lambda record: len(record.heads) + len(record.nearest))
+    widest = max(records, key=lambda record: (not _score_of(record), len(record.heads) + len(record.nearest)))
+    score = _score_of(widest)
     least = widest.thresholds.get("min_prefix_matching", MIN_PREFIX_MATCHING)
     is_found = of_what_it_denies(widest.claim, widest.verdict) is Verdict.SHOWN
-    found = [_row(head, least, found=is_found) for head in widest.heads]
-    rows = [*found[:most_heads], *(_row(head, least, found=False) for head in widest.nearest)]
+    found = [_row(head, least, score, found=is_found) for head in widest.heads]
+    rows = [*found[:most_heads], *(_row(head, least, score, found=False) for head in widest.nearest)]
     notes = tuple(dict.fromkeys(note for record in records for note in record.provenance.notes))
     changing = max(records, key=lambda record: len(record.changes))
     changes = changing.changes
@@ -178,7 +200,13 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
         pairs=tuple(dict.fromkeys(f"{pair} {spanned(pair.composed)}" for record in records for pair in record.pairs)),
         measures=tuple(dict.fromkeys(measure for record in records for measure in _measures(record))),
         measured=tuple(dict.fromkeys((*map(_measured, records), *filter(None, map(_versions, records))))),
+        score=words(score),
     )
+
+
+def _score_of(record: Evidence) -> str:
+    """The score that a claim of somebody's own is about; "" for those that come with the package."""
+    return next((name for head in (*record.heads, *record.nearest) for name in head.scores), "")
 
 
 def _said_of(record: Evidence) -> tuple[str, str, str]:
@@ -301,8 +329,8 @@ def _effect(effect: Estimate | None) -> str:
     return "" if effect is None else _number(effect.value, "+.2f")
 
 
-def _row(head: HeadEvidence, least: float, *, found: bool) -> HeadRow:
-    estimate = head.prefix_matching
+def _row(head: HeadEvidence, least: float, score: str, *, found: bool) -> HeadRow:
+    estimate, own = head.prefix_matching, head.scores.get(score)
     return HeadRow(
         str(head),
         _number(estimate.value),
@@ -317,4 +345,5 @@ def _row(head: HeadEvidence, least: float, *, found: bool) -> HeadRow:
         _effect(head.ablation_effect),
         words(head.kind),
         found,
+        "" if own is None else spanned(own),
     )

@@ -31,7 +31,7 @@ class HeadAttributions:
 
     `in_context` is by how many nats the in-context learning score rises: positive where the head contributes. `before_and_after`
     is how far losses move along the way that they went between two snapshots, negative where it undoes that (see
-    metrics/attribution.py); None where no snapshots were given. `per_row` has `in_context` before the mean, (rows, n_layers,
+    runs/attribution.py); None where no snapshots were given. `per_row` has `in_context` before the mean, (rows, n_layers,
     n_heads).
     """
 

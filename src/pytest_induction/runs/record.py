@@ -426,7 +426,7 @@ class TrainingRun:
     def headings(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """How far the path so far points away from where it ends: at which snapshots (points,), and degrees (points,).
 
-        What the series `turn` is judged by; see `metrics.trajectory.headings`. Raises `RunError` where token losses were not
+        What the series `turn` is judged by; see `runs.trajectory.headings`. Raises `RunError` where token losses were not
         recorded at five snapshots.
         """
         index, losses = self.token_losses()
@@ -439,7 +439,7 @@ class TrainingRun:
     def turning_angles(self, *, window: float = WINDOW) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The angle between the velocities before and after: at which snapshots (points,), and degrees (points,) or NaN.
 
-        `window` in decades of tokens (of steps where tokens are not known); see `metrics.trajectory.turning_angles`.
+        `window` in decades of tokens (of steps where tokens are not known); see `runs.trajectory.turning_angles`.
         """
         index, losses = self.token_losses()
         return index, turning_angles(Axis.of(self).x[index], losses, window=window)

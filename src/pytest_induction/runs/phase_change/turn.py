@@ -1,6 +1,6 @@
 """Does the path of a training turn abruptly in the space of token losses? The series `turn` of a run, with its verdict.
 
-What is judged is the heading: the angle between the way so far and the way to the end (see `metrics.trajectory.headings`). The
+What is judged is the heading: the angle between the way so far and the way to the end (see `runs.trajectory.headings`). The
 turn is the stretch of a quarter of a decade in which it falls most. A local angle, between where the path comes from and where it
 goes, does not tell: weights wander from step to step, and it is near a right angle all along, in models of one layer too.
 """
