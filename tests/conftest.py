@@ -12,6 +12,8 @@ pytest_plugins = ["pytester"]
 
 import torch  # noqa: E402
 
+from pytest_induction.claims import restore, snapshot  # noqa: E402
+
 torch.set_num_threads(1)
 
 if find_spec("transformers") is None:  # modules whose tests are all about its models
@@ -41,6 +43,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _claims_of_the_package():
+    """Claims that a test registers, or a session inside it that ends before it can forget them, are of that test alone."""
+    known = snapshot()
+    yield
+    restore(known)
 
 
 @pytest.fixture

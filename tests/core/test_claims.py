@@ -27,14 +27,6 @@ EVERY = claims.claims()
 HERE = Provenance("model", "1", "sdpa", 2, 4, "float32", "cpu")
 
 
-@pytest.fixture
-def registry():
-    """Forget what a test registers."""
-    known = claims.snapshot()
-    yield
-    claims.restore(known)
-
-
 def mine(model, *, min_share: float = 0.5) -> Evidence: ...
 
 
@@ -126,7 +118,7 @@ def test_the_registry_loads_nothing():
     assert done.stdout.strip() == "[]"
 
 
-def test_a_claim_of_ones_own_comes_after_the_built_in_ones(registry):
+def test_a_claim_of_ones_own_comes_after_the_built_in_ones():
     claim = register_claim(own())
     assert claims.claims() == (*EVERY, claim) and claims.claim_named("mine") is claim
     assert claims.place_of("mine") == len(EVERY) < claims.place_of("unknown")
@@ -152,7 +144,7 @@ def test_a_claim_of_ones_own_comes_after_the_built_in_ones(registry):
         ),
     ],
 )
-def test_what_cannot_be_registered_is_one_line(registry, fields, said):
+def test_what_cannot_be_registered_is_one_line(fields, said):
     with pytest.raises(ArgumentError) as refused:
         register_claim(own(**fields))
     assert said in str(refused.value) and "\n" not in str(refused.value)
@@ -174,7 +166,7 @@ def evidence(claim, reason="", **estimates):
     return Evidence(claim, Verdict.REFUTED, reason, "", HERE, estimates=found, thresholds={"margin": 0.1, "min_share": 0.2})
 
 
-def test_an_estimate_is_held_against_what_the_record_says(registry):
+def test_an_estimate_is_held_against_what_the_record_says():
     """To one side or both, of one estimate or of all that begin alike; else the names say it, or nothing does."""
     register_claim(own(held_against={"lag": "±margin", "late": "margin", "of *": "min_share"}))
     found = {
@@ -185,7 +177,7 @@ def test_an_estimate_is_held_against_what_the_record_says(registry):
     assert [thresholds for _, _, thresholds in with_thresholds(evidence("unknown", lag=1))] == [()]
 
 
-def test_a_next_step_is_that_of_the_claim_itself(registry):
+def test_a_next_step_is_that_of_the_claim_itself():
     """Where it has one; a reason that it takes over from another claim is told as that one tells it."""
     register_claim(own(next_steps={"silent": "listen"}))
     assert next_step(evidence("mine", "silent")) == "listen"
@@ -202,7 +194,7 @@ class Entry:
 
 
 @pytest.mark.parametrize("given", [own, lambda: [own()], lambda: lambda: [own()]], ids=["claim", "list", "function"])
-def test_an_entry_point_brings_claims(registry, monkeypatch, given):
+def test_an_entry_point_brings_claims(monkeypatch, given):
     """One, several, or a function that gives them; a second time in one process is none too many."""
     monkeypatch.setattr("pytest_induction.registry.entry_points", lambda group: [Entry(given)] if group == claims.GROUP else [])
     claims.register_installed()
@@ -223,7 +215,7 @@ def no_module():
         (lambda: own(name="formed"), "claim `formed`: the name is taken"),
     ],
 )
-def test_a_broken_entry_point_is_one_line_that_names_it(registry, monkeypatch, given, said):
+def test_a_broken_entry_point_is_one_line_that_names_it(monkeypatch, given, said):
     monkeypatch.setattr("pytest_induction.registry.entry_points", lambda group: [Entry(given)])
     with pytest.raises(ArgumentError) as refused:
         claims.register_installed()

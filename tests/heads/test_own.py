@@ -15,7 +15,7 @@ from pytest_induction.__main__ import main
 from pytest_induction.attention.pattern import PatternReader
 from pytest_induction.attention.scores import PeriodicScores, ScoresAndChance
 from pytest_induction.baselines.store import fields_of
-from pytest_induction.claims import Claim, head_scores, register_claim, restore, snapshot
+from pytest_induction.claims import Claim, head_scores, register_claim
 from pytest_induction.errors import ArgumentError
 from pytest_induction.head_score import HeadScore, Layout
 from pytest_induction.measuring.added import AddedScores, HeadScoreError
@@ -36,14 +36,6 @@ from tests.measuring.test_scores import named, random_attention
 from tests.runs.small_models import MAKE, state
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_claim"
-
-
-@pytest.fixture(autouse=True)
-def _registered():
-    """Nothing is registered but by a test."""
-    known = snapshot()
-    yield
-    restore(known)
 
 
 def register(given):

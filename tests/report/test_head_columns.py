@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_induction import Claim, claims, register_claim
+from pytest_induction import Claim, register_claim
 from pytest_induction.expectations import failure_text
 from pytest_induction.records import Estimate, Verdict
 from pytest_induction.report.markdown import markdown
@@ -141,13 +141,9 @@ def test_a_head_that_does_not_count_is_a_near_miss_with_its_kind_in_words():
 
 def test_a_claim_shows_the_columns_of_heads_that_it_names():
     """Its own record says which; all that are known where it names none."""
-    known = claims.snapshot()
-    try:
-        register_claim(Claim(name="mine", asserts="it is mine", assertion=told, columns=("reach", "previous")))
-        records = samples.session(samples.TestRecord("a.py::test", "passed", evidence=(replace(told(), claim="mine"), told())))
-        (row,) = test_rows(records)
-    finally:
-        claims.restore(known)
+    register_claim(Claim(name="mine", asserts="it is mine", assertion=told, columns=("reach", "previous")))
+    records = samples.session(samples.TestRecord("a.py::test", "passed", evidence=(replace(told(), claim="mine"), told())))
+    (row,) = test_rows(records)
     mine, others = row.verdicts
     assert mine.head_columns == ("head", "reach", "previous") and len(others.head_columns) > 3
     assert [cells[1] for cells in mine.heads] == REACHES
