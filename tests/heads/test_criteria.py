@@ -38,7 +38,7 @@ OTHERS = {
     ("runs/recorder.py", "OVERHEAD"),
     ("causal/circuit.py", "LEAST_EFFECT"),
     ("causal/circuit.py", "MIN_SHARE"),  # of prefix matching, that is lost
-    ("comparison/continuity.py", "0.5 < confidence < 1"),
+    ("comparison/continuity.py", "0 < error_rate < 0.5"),
     ("runs/perturbation.py", "MIN_SHIFT"),
     ("runs/perturbation.py", "MOST_OF_IT"),
     ("comparison/preserved.py", "MOST_ERROR"),
