@@ -116,7 +116,7 @@ def test_a_difference_at_the_margin_is_undetermined_and_says_what_would_settle_i
 
 
 def test_families_that_lack_the_same_are_alike_and_it_is_said():
-    """Nothing to be found is alike too; whoever reads SHOWN is told that there is nothing."""
+    """Nothing to be found is alike too; anyone who reads SHOWN is told that there is nothing."""
     found = assert_continuity([planted.uniform_head(n_heads=2, d_vocab=40, n_ctx=64), planted.uniform_head(d_vocab=40, n_ctx=64)])
     assert found.summary.endswith("; none of them has a head with prefix matching of 0.300 or more, and 0.150 beyond chance")
     assert found.provenance.model == "PlantedModel (1), PlantedModel (2)"

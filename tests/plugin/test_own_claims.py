@@ -33,7 +33,7 @@ def test_the_files_of_the_page_run(run, pytester):
 def test_it_is_a_gate_of_a_named_model_and_in_every_report(run, pytester):
     """After the built-in ones, with its deciding estimate, its threshold and its next step; in JUnit too."""
     reports = ["--induction-report=r.json", "--induction-report=r.md", "--induction-report=r.html", "--junitxml=r.xml"]
-    result = run("--induction-model", SHIPPED["llama"], "-v", *reports, "--induction-exhibits=none")
+    result = run("--induction-model", SHIPPED["llama"], "-v", *reports, "--induction-charts=none")
     result.assert_outcomes(passed=3)
     lines = [line.split()[2] for line in result.outlines if line.startswith("  SHOWN, passed")]
     assert lines == ["has_induction_head", "copies_repeats", "attends_back"]

@@ -23,7 +23,7 @@ from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads
 from pytest_induction.measuring.observing import Array, ModelLike, joined, numbers, observe, of_all_heads, plain, provenance
 from pytest_induction.measuring.rounds import measure_heads
 from pytest_induction.model.batching import in_batches
-from pytest_induction.model.capture import Watch
+from pytest_induction.model.capture import HeadOutputCapture
 from pytest_induction.model.circuits import circuits_of
 from pytest_induction.model.head_weights import Circuits
 from pytest_induction.model.load import load_model
@@ -332,7 +332,7 @@ def _copies_of_probe(subject: ModelUnderTest, circuits: Circuits, probe: Abstrac
     if all(all(each.semantic) for row in probe.contrasts for each in row):
         semantic = Contrasts.of([[(each.query, *each.semantic) for each in row] for row in probe.contrasts])
         kinds["semantic_copy"] = semantic
-    watch = Watch(subject, circuits)
+    capture = HeadOutputCapture(subject, circuits)
 
     def measured(rows: Tensor, part: slice) -> dict[str, Array]:
         chosen = {name: kind.part(part) for name, kind in kinds.items()}
@@ -343,7 +343,7 @@ def _copies_of_probe(subject: ModelUnderTest, circuits: Circuits, probe: Abstrac
             outs = circuits.layers[layer].outs
             raised.append({name: kind.raised(found, projected(directions[name], outs)) for name, kind in chosen.items()})
 
-        scale = watch(rows, take)
+        scale = capture(rows, take)
         return {
             name: of_all_heads([numbers(kind.effects(layer[name], scale)) for layer in raised], subject.n_heads)
             for name, kind in chosen.items()

@@ -18,8 +18,8 @@ from pytest_induction.runs.phase_change.changes import (
     POWER,
     WORDS,
     Rule,
+    confounders_of,
     judge_change,
-    rivals_of,
 )
 from pytest_induction.runs.phase_change.turn import judge_turn
 from pytest_induction.runs.record import MIN_CHANGE, REPEATS, Axis, TrainingRun, series_of
@@ -288,7 +288,7 @@ def _bump(run: TrainingRun, axis: Axis, threshold: float) -> Change | None:
     if verdict is Verdict.SHOWN and inside < FEWEST_INSIDE:
         verdict, reason = Verdict.UNDETERMINED, "few_inside"
     width = Estimate(end - knee, end - last, end - first, "decades")
-    confounders = rivals_of(run.schedule, axis, first, end)
+    confounders = confounders_of(run.schedule, axis, first, end)
     share = bump.height / max(float(series.y.max() - series.y.min()), 1e-12)
     return Change("loss", verdict, reason, seen, "", height, share, onset, middle, stop, width, inside, None, confounders)
 
