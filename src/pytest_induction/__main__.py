@@ -29,7 +29,7 @@ WIDEST = 120  # characters of a frame of `watch`
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 if all is well, 1 if something cannot be measured, 2 for an error, 130 if it was interrupted.
 
-    141 where whoever reads its output has closed it.
+    141 where the reader of its output has closed it.
     """
     return ended(lambda: _done(arguments))
 

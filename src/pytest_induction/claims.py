@@ -88,12 +88,12 @@ ABOUT_CHANGES = {
     "behaviour_apart": "what the head matches may be used only later: see both with `python -m pytest_induction draw RUN`",
 }
 ABOUT_LAGS = {
-    "apart": "what counts as together is `margin=`, in decades",
+    "apart": "what counts as together is `max_lag=`, in decades",
     "no_turn": "the path of token losses does not turn: see docs/runs.md#the-turn, or ask without (turn=False)",
     "turn_apart": "the path turns elsewhere: see docs/runs.md#the-turn, or ask without (turn=False)",
 }
 THE_BEST_HEAD = (f"{OF_HEADS}prefix_matching",)
-LAGS = {"lag": f"{BOTH_SIDES}margin", "turn_lag": f"{BOTH_SIDES}margin"}
+LAGS = {"lag": f"{BOTH_SIDES}max_lag", "turn_lag": f"{BOTH_SIDES}max_lag"}
 BY_THEN = {
     "end_tokens": "before_tokens",
     "end_steps": "before_steps",
@@ -287,17 +287,17 @@ RUNS = (
         assertion="pytest_induction.runs.perturbation:assert_coperturbation",
         subject="pair of runs",
         held_against={
-            "lag": f"{BOTH_SIDES}together",
-            "shift_difference": f"{BOTH_SIDES}together",
-            "induction_shift": "margin",
-            "icl_shift": "margin",
+            "lag": f"{BOTH_SIDES}max_lag",
+            "shift_difference": f"{BOTH_SIDES}max_lag",
+            "induction_shift": "min_shift",
+            "icl_shift": "min_shift",
         },
         next_steps={
-            "nothing_moves": "how far it must move is `margin=`, in decades",
-            "induction_stays": "how far it must move is `margin=`, in decades",
-            "icl_stays": "how far it must move is `margin=`, in decades",
-            "changes_apart": "what counts as together is `together=`, in decades",
-            "moves_apart": "what counts as together is `together=`, in decades",
+            "nothing_moves": "how far it must move is `min_shift=`, in decades",
+            "induction_stays": "how far it must move is `min_shift=`, in decades",
+            "icl_stays": "how far it must move is `min_shift=`, in decades",
+            "changes_apart": "what counts as together is `max_lag=`, in decades",
+            "moves_apart": "what counts as together is `max_lag=`, in decades",
         },
         chart="run",
         needs=("asking",),
@@ -366,10 +366,10 @@ RUNS = (
         assertion="pytest_induction.runs.phase_change.claims:assert_onset_not_later",
         subject="run",
         decided_by=("onset_lag",),
-        held_against={"onset_lag": "margin"},
+        held_against={"onset_lag": "max_lag"},
         next_steps={
             **ABOUT_CHANGES,
-            "later": "what is allowed is `margin=`, in decades; onsets vary with the seed of a training",
+            "later": "what is allowed is `max_lag=`, in decades; onsets vary with the seed of a training",
             "onset_unclear": "record more snapshots around the onset, in both runs",
         },
         chart="run",

@@ -205,7 +205,7 @@ def _span(estimate: Estimate, digits: int) -> str:
 
 
 def expect(evidence: Evidence) -> Evidence:
-    """Return the evidence if its claim is shown, else raise `ExpectationFailed`; hand it to whoever observes first.
+    """Return the evidence if its claim is shown, else raise `ExpectationFailed`; hand it to observers first.
 
     What is handed on, returned and raised says that it was asserted.
     """

@@ -1,6 +1,6 @@
 """Between what measures and who runs it (the plugin, while a test runs), in both directions. Standard library only.
 
-Verdicts that are reached go to whoever listens, and what they are about: models and runs. What the user's hooks attach to models
+Verdicts that are reached go to observers, and what they are about: models and runs. What the user's hooks attach to models
 comes from there.
 """
 

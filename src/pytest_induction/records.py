@@ -340,7 +340,7 @@ class HeadList:
     """All induction heads of a model, as far as they can be told.
 
     `heads` are shown to match prefixes above the threshold, and to write something that does not lower what they match, strongest
-    first. `near` lie within `margin` of the threshold, on whichever side: shown, and more sequences would not tell much more.
+    first. `near` lie within `band` of the threshold, on whichever side: shown, and more sequences would not tell much more.
     `undecided` are those of which neither is shown, with `more_sequences` as what might. `ruled_out` match, and are silent,
     suppress what they match, or only follow a period (`kind` says which). All intervals hold together, at `confidence`.
     `estimates` has the model's behaviour on repeated tokens.
@@ -353,7 +353,7 @@ class HeadList:
     provenance: Provenance
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    margin: float = 0.1
+    band: float = 0.1
     confidence: float = 0.999
     more_sequences: int = 0
     head_map: tuple[tuple[float | None, ...], ...] = ()
@@ -365,7 +365,7 @@ class HeadList:
 
     def __str__(self) -> str:
         found = ", ".join(f"{head} {head.prefix_matching.value:.2f}" for head in self.heads) or "none"
-        rest = {"within the margin": self.near, "undecided": self.undecided, "ruled out": self.ruled_out}
+        rest = {"near the threshold": self.near, "undecided": self.undecided, "ruled out": self.ruled_out}
         more = (f"{name}: {', '.join(map(str, heads))}" for name, heads in rest.items() if heads)
         return "; ".join([found, *more])
 

@@ -59,7 +59,7 @@ class Claim:
 
     `decided_by` are beginnings of names of estimates, the first that is there decides; "heads.prefix_matching" is that of the
     strongest head. `estimates` is what a message calls all of them. `held_against` says by which argument an estimate is judged
-    where the names do not ("±margin": to both sides); a key that ends in "*" is the beginning of a name. `next_steps` is what to
+    where the names do not ("±max_lag": to both sides); a key that ends in "*" is the beginning of a name. `next_steps` is what to
     do, by reason. `columns` are those that a report shows of heads, all that are known unless it names some; `chart` is the kind
     of chart that shows most of it.
 

@@ -72,7 +72,7 @@ WAY_OF = {
 
 
 @pytest.mark.parametrize("kind", ZOO)
-def test_the_first_way_in_that_serves_is_taken(kind):
+def test_the_first_backend_that_serves_is_taken(kind):
     """Attention by sdpa is read from its calls, soft caps and sinks by the interface, the rest from eager patterns."""
     assert load_model(build(kind)).reading.name == WAY_OF.get(kind, "sdpa")
 

@@ -1,4 +1,4 @@
-"""Softmaxes whose axes lie in any order: the pattern is found by trial, and every score is that of a loop."""
+"""Softmaxes whose axes lie in any order: the pattern is found by verification, and every score is that of a loop."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.attention.test_hand_written import Attention, by_function, scores_of
 
 
 class Wide(Attention):
-    """As many heads as it is built with, which may be as many as a trial has rows."""
+    """As many heads as it is built with, which may be as many as a verification has rows."""
 
     def __init__(self, attend, heads):
         super().__init__(attend)
@@ -42,7 +42,7 @@ def loop_patterns(model, tokens):
 @pytest.mark.parametrize("heads", [1, 3, 6])
 @pytest.mark.parametrize("attend", [*LAYOUTS, *SUMS])
 def test_every_order_of_the_axes_is_read(attend, heads):
-    """Also where there are as many heads as a trial has rows, or twice as many, and where there is one."""
+    """Also where there are as many heads as a verification has rows, or twice as many, and where there is one."""
     torch.manual_seed(heads)
     model = Positioned(Wide(attend, heads), Wide(attend, heads))
     tokens = probe(24, period=9)
@@ -53,7 +53,7 @@ def test_every_order_of_the_axes_is_read(attend, heads):
 
 @pytest.mark.parametrize("length", [2, 3, 6])
 def test_lengths_as_small_as_the_numbers_of_rows_and_heads_are_read(length):
-    """What a trial has found out counts, and not what a shape looks like."""
+    """What a verification has found out counts, and not what a shape looks like."""
     model = Positioned(Wide(ijbh, 6), Wide(heads_before_rows, 3), Wide(by_function, 6))
     subject = load_model(model)
     tokens = torch.randint(0, 40, (6, length), generator=torch.Generator().manual_seed(1))

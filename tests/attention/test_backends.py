@@ -36,7 +36,7 @@ def test_an_alias_of_the_attention_function_is_seen():
 
 @pytest.mark.parametrize("aliased", [False, True])
 def test_only_an_alias_costs_a_look_at_every_torch_function(monkeypatch, aliased):
-    """The trial pass looks at all of them; those after it only where the attention function has another name."""
+    """The verification pass looks at all of them; those after it only where the attention function has another name."""
     original, looks = F.scaled_dot_product_attention, []
     subject = load_model(Plain((lambda *args: original(*args, is_causal=True)) if aliased else None))
     look = sdpa.InterceptingMode.__torch_function__
@@ -124,8 +124,8 @@ def test_a_context_that_is_declared_too_long_is_one_line():
     assert "\n" not in str(caught.value)
 
 
-def test_a_way_in_that_gives_up_midway_is_one_line():
-    """What could be read on the trial and cannot be on a probe is an error of ours, not a stranger's."""
+def test_a_backend_that_gives_up_midway_is_one_line():
+    """What could be read in the verification and cannot be on a probe is an error of ours, not a stranger's."""
     subject = load_model(build("bloom"))
     subject.module.forward = lambda input_ids, **_: type("Bare", (), {"logits": torch.zeros(*input_ids.shape, 61)})()
     with pytest.raises(ModelError, match=r"BloomForCausalLM failed on token ids .*: no attention patterns returned"):

@@ -97,7 +97,7 @@ class Counting(Plain):
 
 
 def test_a_model_that_minds_is_left_to_finish():
-    """Found out by trial: its logits after a stopped pass are not what they were."""
+    """Found out by verification: its logits after a stopped pass are not what they were."""
     subject = load_model(Counting())
     assert not subject.backend.can_stop
     assert measure_heads(subject).prefix_matching.shape == (2, 2)

@@ -147,7 +147,7 @@ def test_a_function_attaches_to_a_model_that_cannot_be_edited():
     assert load_model(Plain(), attach=[attach]).backend.name == "sdpa"
 
 
-def test_an_installed_distribution_brings_its_own_way_in(monkeypatch):
+def test_an_installed_distribution_brings_its_own_backend(monkeypatch):
     """Through the entry points of the group; what cannot be loaded is named."""
 
     class Entry:
@@ -184,7 +184,7 @@ def test_what_attaches_wrongly_is_named(broken, message):
         load_model(Reading(), attach=broken)
 
 
-def test_a_conftest_brings_a_way_in(pytester):
+def test_a_conftest_brings_a_backend(pytester):
     """The hook `pytest_induction_attach` serves gates, fixtures and direct calls alike."""
     pytester.makeconftest(
         """

@@ -517,7 +517,7 @@ def test_calls_of_another_thread_are_not_heard():
 
 
 def test_a_model_without_it_is_taken_in_by_as_many_passes():
-    """A trial by sdpa has seen whether there is any."""
+    """A verification by sdpa has seen whether there is any."""
 
     def passes(model):
         count = []

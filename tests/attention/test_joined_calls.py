@@ -199,8 +199,8 @@ CHUNKED = {
     "assigned": (in_chunks(16, assign=True), None),
     "single queries": (in_chunks(1), None),
     "heads too": (by_head_and_chunk, None),
-    "beyond the trial": (in_chunks(40), None),
-    "beyond the trial, by hand": (in_chunks(40, by_hand=True, window=30), 30),
+    "beyond the verification": (in_chunks(40), None),
+    "beyond the verification, by hand": (in_chunks(40, by_hand=True, window=30), 30),
 }
 
 

@@ -158,7 +158,7 @@ def test_a_kernel_that_lies_is_not_believed(monkeypatch, change):
     ids=["long sequences", "last rows", "a whole number of blocks"],
 )
 def test_a_kernel_that_lies_about_some_lengths_is_found_out_there(monkeypatch, wrong):
-    """It told the truth on the few tokens of the trial, and is asked again where it may work in another way."""
+    """It told the truth on the few tokens of the verification, and is asked again where it may work in another way."""
     tokens = torch.randint(1, 40, (2, 80), generator=torch.Generator().manual_seed(0))
     model = Plain()
     wanted = [measure_heads(model, tokens=tokens[:, :length]).prefix_matching for length in (79, 80)]

@@ -308,7 +308,7 @@ def test_a_pattern_that_is_changed_before_it_weighs_is_refused(attend, why):
 
 @pytest.mark.parametrize("layers", [(strongest(40), weighing), (weighing, strongest(40))], ids=["first layer", "last layer"])
 def test_a_change_that_shows_on_long_sequences_only_ends_the_measurement(layers):
-    """Every pass is followed: the 40 strongest keys are all that a trial has, and not all that a probe has."""
+    """Every pass is followed: the 40 strongest keys are all that a verification has, and not all that a probe has."""
     subject = load_model(Positioned(*map(Attention, layers)))
     assert subject.backend.can_stop
     assert_right(subject, probe(40))

@@ -392,7 +392,7 @@ def test_where_what_heads_find_is_not_seen_it_is_refused_by_name_and_patterns_ch
 
 
 def pointwise_where_long(query, key, value):
-    """Values weighed by no product, where there are more positions than in any trial."""
+    """Values weighed by no product, where there are more positions than in any verification."""
     pattern = scores_of(query, key).softmax(-1)
     if query.shape[2] <= 100:
         return pattern @ value
@@ -400,12 +400,12 @@ def pointwise_where_long(query, key, value):
 
 
 def other_where_long(query, key, value):
-    """By hand where there are more positions than in any trial."""
+    """By hand where there are more positions than in any verification."""
     return (by_function if query.shape[2] > 100 else fused)(query, key, value)
 
 
 def test_a_step_that_is_not_taken_in_a_pass_is_an_error():
-    """A pattern that goes another way than in the trial; a layer that is not run; a block in which no pass is made."""
+    """A pattern that goes another way than in the verification; a layer that is not run; a block in which no pass is made."""
     subject, tokens = load_model(plain(pointwise_where_long)), torch.ones(2, 120).long()
     step = Replace(torch.tensor([[True, False]]))
     with pytest.raises(
@@ -427,7 +427,7 @@ def test_a_step_that_is_not_taken_in_a_pass_is_an_error():
 
 
 def test_a_pattern_that_is_changed_before_it_weighs_is_lost():
-    """What heads find by it is not what they find by the pattern: looked at in a trial, for what no backend follows."""
+    """What heads find by it is not what they find by the pattern: looked at in a verification, for what no backend follows."""
     caller = Caller(plain(lambda query, key, value: scores_of(query, key).softmax(-1).pow(2) @ value))
     with torch.no_grad():
         editing = SoftmaxEditor(caller, ids(0), ("first", "second"), calls={0, 1}, groups=None)

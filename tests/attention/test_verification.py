@@ -1,4 +1,4 @@
-"""What the trial passes tell apart: layers from heads, attention from convolutions and look-ups, names from what is done."""
+"""What the verification passes tell apart: layers from heads, attention from convolutions and look-ups, names from what is done."""
 
 import pytest
 import torch

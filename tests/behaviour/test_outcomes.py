@@ -65,10 +65,10 @@ def test_a_batch_of_any_sequences_gives_what_each_gives_alone(subject, data):
             assert behaviour.log_prob[index] == pytest.approx(row[answer.token], abs=1e-4)
             assert behaviour.lead[index] == pytest.approx(row[answer.token] - others.max(), abs=1e-4)
             assert behaviour.predicted[index] == row.argmax()
-            if answer.rival is None:
-                assert np.isnan(behaviour.rival[index])
+            if answer.distractor is None:
+                assert np.isnan(behaviour.distractor[index])
             else:
-                assert behaviour.rival[index] == pytest.approx(row[answer.rival], abs=1e-4)
+                assert behaviour.distractor[index] == pytest.approx(row[answer.distractor], abs=1e-4)
         matched = [(query, key) for query, keys in probe.successors.items() for key in keys]
         for layer, head in np.ndindex(outcome.prefix_matching.shape):
             assert outcome.prefix_matching[layer, head] == pytest.approx(mean_mass(patterns[layer, head], matched), abs=1e-5)

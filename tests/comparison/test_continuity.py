@@ -116,7 +116,7 @@ def test_a_difference_at_the_margin_is_undetermined_and_says_what_would_settle_i
 
 
 def test_families_that_lack_the_same_are_alike_and_it_is_said():
-    """Nothing to be found is alike too; whoever reads SHOWN is told that there is nothing."""
+    """Nothing to be found is alike too; anyone who reads SHOWN is told that there is nothing."""
     found = assert_continuity([planted.uniform_head(n_heads=2, d_vocab=40, n_ctx=64), planted.uniform_head(d_vocab=40, n_ctx=64)])
     assert found.summary.endswith("; none of them has a head with prefix matching of 0.300 or more, and 0.150 beyond chance")
     assert found.provenance.model == "PlantedModel (1), PlantedModel (2)"
@@ -251,8 +251,8 @@ def test_probes_are_the_same_for_all():
         ([SHIPPED["one-layer"]] * 2, {"margins": dict.fromkeys(OF_MODELS)}, "`margins` leaves out every measure"),
         ([SHIPPED["one-layer"]] * 2, {"margins": {"icl_score": None}, "text": TEXT}, "left out by its margin of None"),
         ([SHIPPED["one-layer"]] * 2, {"margins": {"icl_score": 0.1}}, "icl_score needs a `text`"),
-        ([SHIPPED["one-layer"]] * 2, {"confidence": 0.5}, "`confidence` must lie between 0.5 and 1, got 0.5"),
-        ([SHIPPED["one-layer"]] * 2, {"confidence": float("nan")}, "`confidence` must lie between 0.5 and 1, got nan"),
+        ([SHIPPED["one-layer"]] * 2, {"error_rate": 0.5}, "`error_rate` must lie between 0 and 0.5, got 0.5"),
+        ([SHIPPED["one-layer"]] * 2, {"error_rate": float("nan")}, "`error_rate` must lie between 0 and 0.5, got nan"),
         ([SHIPPED["one-layer"]] * 2, {"max_sequences": 11}, "`max_sequences` must be at least 12, got 11"),
         ([SHIPPED["one-layer"]] * 2, {"seed": -1}, "`seed` must be a whole number from 0 up, got -1"),
     ],

@@ -69,7 +69,7 @@ def test_fields_of_a_record_mean_something():
             plain = argument.removeprefix(claims.BOTH_SIDES)
             assert (
                 plain in known
-                or (plain, claim.name) in {("margin", "phase_change"), ("margin", "no_phase_change")}
+                or (plain, claim.name) in {("max_lag", "phase_change"), ("max_lag", "no_phase_change")}
                 or (plain == "before_steps" and "before_step" in known)
             ), (claim.name, argument)
         assert not claim.denies or claims.claim_named(claim.denies) is not None
@@ -163,12 +163,12 @@ def test_an_assertion_that_is_gone_is_one_line_when_it_is_asked_for():
 
 def evidence(claim, reason="", **estimates):
     found = {name: Estimate(0.5, 0.4, 0.6) for name in estimates}
-    return Evidence(claim, Verdict.REFUTED, reason, "", HERE, estimates=found, thresholds={"margin": 0.1, "min_share": 0.2})
+    return Evidence(claim, Verdict.REFUTED, reason, "", HERE, estimates=found, thresholds={"delay": 0.1, "min_share": 0.2})
 
 
 def test_an_estimate_is_held_against_what_the_record_says():
     """To one side or both, of one estimate or of all that begin alike; else the names say it, or nothing does."""
-    register_claim(own(held_against={"lag": "±margin", "late": "margin", "of *": "min_share"}))
+    register_claim(own(held_against={"lag": "±delay", "late": "delay", "of *": "min_share"}))
     found = {
         name: thresholds
         for name, _, thresholds in with_thresholds(evidence("mine", **{"lag": 1, "late": 1, "of L1H0": 1, "share": 1, "else": 1}))

@@ -15,7 +15,7 @@ from tests.unfit import UNFIT, put
 def hold(path, line):
     lock = Lock(path)
     line.send(lock.is_held)
-    line.recv()  # which ends with whoever began it
+    line.recv()  # which ends with the process that began it
 
 
 @pytest.fixture

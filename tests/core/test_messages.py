@@ -77,10 +77,10 @@ def test_what_is_asked_of_another_series_is_told_as_of_heads():
 
 @pytest.mark.parametrize("reason", ["nothing_moves", "induction_stays", "icl_stays", "changes_apart", "moves_apart"])
 def test_what_a_change_did_not_move_names_the_option_of_that_claim(reason):
-    """`margin=` is how far, `together=` how near: another claim's `margin=` is how near."""
-    option = "together=" if reason.endswith("apart") else "margin="
+    """`min_shift=` is how far it must move, `max_lag=` how near."""
+    option = "max_lag=" if reason.endswith("apart") else "min_shift="
     assert f"`{option}`" in step(reason, is_run=True, claim="coperturbation")
-    assert step("apart", is_run=True, claim="cooccurrence") == "what counts as together is `margin=`, in decades"
+    assert step("apart", is_run=True, claim="cooccurrence") == "what counts as together is `max_lag=`, in decades"
 
 
 RUNS = FIXTURES / "runs"

@@ -93,7 +93,7 @@ def test_a_second_interrupt_does_not_stop_the_clean_up(name):
 
 
 @pytest.mark.parametrize(("name", "most"), [("sdpa", MOST), ("softmax", MOST), ("transformers attention interface", 15)])
-def test_an_interrupted_trial_leaves_nothing_behind(name, most):
+def test_an_interrupted_verification_leaves_nothing_behind(name, most):
     """Of a model that is seen for the first time, by backends that do not serve as well."""
     model = MODELS[name]()
     assert_nothing_left(lambda: adapt(model), model, most)

@@ -371,7 +371,7 @@ def test_what_a_user_left_in_a_buffer_is_what_is_put_back():
 
 
 def test_buffers_that_nothing_writes_to_are_not_kept_with_every_pass(monkeypatch):
-    """Only what the trial saw to change is worth a copy."""
+    """Only what the verification saw to change is worth a copy."""
     from pytest_induction.forward import calling
 
     made = []

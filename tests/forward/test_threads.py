@@ -87,7 +87,7 @@ def other_model(implementation):
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", WAITED_IN)
 def test_what_another_thread_runs_is_neither_heard_nor_changed(name, implementation):
-    """Its GPT-2 in the middle of each pass: of a trial, of measured ones, of changed ones."""
+    """Its GPT-2 in the middle of each pass: of a verification, of measured ones, of changed ones."""
     model, (run, expected) = model_of(name), other_model(implementation)
     tokens = probe(24, 12, rows=2)
     alone = measure_heads(adapt(model), tokens=tokens)

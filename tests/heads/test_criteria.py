@@ -32,17 +32,18 @@ NUMBERS = {getattr(criteria, name) for name in NAMES} - {criteria.MIN_PERIODS} |
 # Numbers of the package that are the same by chance, and say nothing of what a head is.
 OTHERS = {
     ("deciding.py", "MAX_IN_CONTEXT_LEARNING"),
-    ("files.py", "LOOKS"),  # seconds
+    ("locks.py", "LOOKS"),  # seconds
     ("runs/schedule.py", "SETTLING"),
     ("attention/verification.py", "ROW_SUMS_HALF"),
     ("runs/recorder.py", "OVERHEAD"),
     ("causal/circuit.py", "LEAST_EFFECT"),
     ("causal/circuit.py", "MIN_SHARE"),  # of prefix matching, that is lost
-    ("comparison/continuity.py", "0.5 < confidence < 1"),
+    ("comparison/continuity.py", "0 < error_rate < 0.5"),
+    ("runs/perturbation.py", "MIN_SHIFT"),
     ("runs/perturbation.py", "MOST_OF_IT"),
     ("comparison/preserved.py", "MOST_ERROR"),
     ("runs/heads_over_training.py", "LOST_GAIN"),
-    ("runs/phase_change/claims.py", "ONSET_MARGIN"),
+    ("runs/phase_change/claims.py", "MAX_ONSET_LAG"),
     ("model/batching.py", "SHARE_OF_FREE"),
     ("statistics.py", "SHARES"),
     ("plugin/gates/sweeping.py", "BUSY"),
@@ -55,7 +56,7 @@ OTHERS = {
     ("probes/strategies/searching.py", "FULL"),
     ("probes/strategies/searching.py", "LEAST_FULL"),
     ("properties/ready.py", "MAX_CHANGE"),
-    ("records.py", "margin"),
+    ("records.py", "band"),
     ("report/charts/drawing.py", "size * power >= rough * 0.9"),
     ("report/charts/run.py", "STEEPEST"),
     ("runs/attribution.py", "MOST_APART"),
@@ -69,7 +70,7 @@ OTHERS = {
     ("runs/schedule.py", "UNITS"),
     ("runs/logs/read.py", "FALL"),
     ("runs/phase_change/finding.py", "ERROR_RATE"),
-    ("runs/phase_change/finding.py", "MARGIN"),
+    ("runs/phase_change/finding.py", "MAX_LAG"),
     ("runs/schedule.py", "CAUTION"),
     ("runs/schedule.py", "MOST_CREDIT"),
     ("runs/record.py", "MIN_CHANGE"),  # by which a series must change

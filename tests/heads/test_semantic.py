@@ -272,7 +272,7 @@ def test_bad_input_is_refused_in_one_line():
         ({"heads": []}, "`heads` must be at least one head, got none"),
         ({"probes": "months"}, "`probes` must be of classes, translation, patterns, got 'months'"),
         ({"n_sequences": 1}, "`n_sequences` must be a whole number from 2 up, got 1"),
-        ({"confidence": 1}, "`confidence` must lie between 0 and 1, got 1"),
+        ({"error_rate": 1}, "`error_rate` must lie between 0 and 1, got 1"),
         ({"seed": -1}, "`seed` must be a whole number from 0 up, got -1"),
         ({"classes": [[1, 99]]}, "below 40, got 99"),
     ):

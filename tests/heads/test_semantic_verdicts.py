@@ -188,11 +188,11 @@ def test_undetermined_fails_and_says_what_would_settle_it():
 
 
 def test_the_same_inputs_and_seed_give_the_same_evidence():
-    """And another seed other sequences; the confidence is the one asked for, and a lower one has narrower intervals."""
+    """And another seed other sequences; the error rate is the one asked for, and a higher one has narrower intervals."""
     model = planted.class_induction_head(sharpness=3.5, **SIZES)
     one, again, other = (evidence(model, "L1H0", "classes", seed=seed) for seed in (3, 3, 4))
     assert one == again and one.estimates != other.estimates
-    lower = evidence(model, "L1H0", "classes", seed=3, confidence=0.9)
+    lower = evidence(model, "L1H0", "classes", seed=3, error_rate=0.1)
     assert lower.confidence == 0.9 and one.confidence == 0.999
     assert lower.estimates["classes L1H0"].low > one.estimates["classes L1H0"].low
 
@@ -215,7 +215,7 @@ def test_bad_input_is_refused_in_one_line():
     model = induction.load_model(planted.induction_head(**SIZES))
     for arguments, options, said in (
         (("L1H0",), {"min_excess": 0}, "`min_excess` must lie between 0 and 1, got 0"),
-        (("L1H0",), {"confidence": 1.0}, "`confidence` must lie between 0 and 1, got 1.0"),
+        (("L1H0",), {"error_rate": 1.0}, "`error_rate` must lie between 0 and 1, got 1.0"),
         (("L1H0",), {"max_sequences": 3}, "`max_sequences` must be at least 12, got 3"),
         (("L1H9",), {}, "has no head L1H9"),
         (([],), {}, "`heads` must be at least one head, got none"),

@@ -98,7 +98,7 @@ def test_equal_bit_by_bit_where_a_pass_holds_one_set(kind, how, frozen, monkeypa
 
 
 def test_a_model_that_cannot_be_begun_later_is_run_from_its_beginning():
-    """The trial finds out, and the numbers are right all the same."""
+    """The verification finds out, and the numbers are right all the same."""
     subject = load_model(Skipping())
     assert not blocks_of(subject).any
     sets = [[head] for head in all_heads(subject)]

@@ -170,7 +170,7 @@ def test_what_is_no_sequence_of_ids_is_refused():
 
 
 class OtherwiseWhereLong(nn.Module):
-    """Attention by the function in a trial, and by hand in a longer pass."""
+    """Attention by the function in a verification, and by hand in a longer pass."""
 
     def __init__(self, longest):
         super().__init__()

@@ -241,7 +241,7 @@ def test_rows_that_change_each_other_are_ablated_alone():
         expected = by_one_pass_each(subject, sets, rows=ROWS[row : row + 1])
         np.testing.assert_allclose(found.ablated[:, row : row + 1], expected, atol=1e-9)
     apart = by_one_pass_each(subject, sets)
-    assert np.abs(found.ablated - apart).max() > 1e-4  # the trial that says so is needed
+    assert np.abs(found.ablated - apart).max() > 1e-4  # the verification that says so is needed
     whole, *parts = (mean_found(subject, rows) for rows in (ROWS, ROWS[:1], ROWS[1:]))
     for layer, mean in whole.items():
         torch.testing.assert_close(mean, (parts[0][layer] + parts[1][layer]) / 2, atol=1e-12, rtol=0)
@@ -249,7 +249,7 @@ def test_rows_that_change_each_other_are_ablated_alone():
 
 @pytest.mark.parametrize("kind", ["a skip in the middle", "what is left on the model", "what a middle block leaves"])
 def test_a_beginning_that_is_not_tried_out_would_be_wrong(kind, monkeypatch):
-    """The guard can fail: taken for blocks without a trial, they give other numbers or none."""
+    """The guard can fail: taken for blocks without a verification, they give other numbers or none."""
     subject = load_model(RUN_WHOLE[kind]().double().eval())
     sets = sets_of(subject)
     expected = by_one_pass_each(subject, sets)

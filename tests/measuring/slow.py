@@ -38,8 +38,8 @@ def repetition(log_probabilities: np.ndarray, tokens: Sequence[int], period: int
             continue
         later.append(loss)
         later_hit.append(hit)
-        confounders = [tokens[start + (place + step) % period] for step in (1, 2)]
-        advantage.append(row[tokens[position]] - np.mean([row[rival] for rival in confounders]))
+        others = [tokens[start + (place + step) % period] for step in (1, 2)]
+        advantage.append(row[tokens[position]] - np.mean([row[other] for other in others]))
     names = ("first_loss", "repeat_loss", "first_accuracy", "repeat_accuracy", "advantage")
     return {
         name: float(np.mean(values)) for name, values in zip(names, (first, later, first_hit, later_hit, advantage), strict=True)

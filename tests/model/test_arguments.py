@@ -233,7 +233,7 @@ def test_a_few_ids_that_are_none_need_not_be_told():
 
 
 class Inferring(Positioned):
-    """Runs in inference mode, whoever calls it."""
+    """Runs in inference mode, whatever calls it."""
 
     @torch.inference_mode()
     def forward(self, tokens):

@@ -37,7 +37,7 @@ def test_a_budget_of_memory_sets_the_batch():
     assert batching.batch_size(load_model(Plain()), 8192, logits=True) == 1
 
 
-def test_a_way_in_that_makes_patterns_gets_fewer_sequences():
+def test_a_backend_that_makes_patterns_gets_fewer_sequences():
     """They lie in memory while it looks."""
     sizes = [batching.batch_size(load_model(Plain(attend), memory="3MB"), 100, logits=False) for attend in (None, by_hand)]
     assert sizes[0] > sizes[1] > 1

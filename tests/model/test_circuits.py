@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_induction import load_model, planted
-from pytest_induction.attention.interceptor import InterceptingMode
 from pytest_induction.errors import UnsupportedModel
 from pytest_induction.heads.copying import measure_copying
+from pytest_induction.model.capture import HeadOutputCapture
 from pytest_induction.model.circuits import circuits_of
 
 D_VOCAB, D_MODEL, HEADS = 41, 24, 3
@@ -404,12 +404,12 @@ def check_outputs(model):
         assert mixed.shape[:3] == (2, 11, found.layers[layer].n_heads)
         outputs.append(torch.einsum("bqhd,hdm->bqm", mixed, found.layers[layer].outs.to(mixed)))
 
-    watch = InterceptingMode(subject, found)
-    scale = watch(tokens, take, patterns=True)
+    capture = HeadOutputCapture(subject, found)
+    scale = capture(tokens, take, patterns=True)
     for handle in handles:
         handle.remove()
     assert scale.shape == (2, 11) and len(outputs) == len(added) == subject.n_layers
-    for layer, wrote, adds, behind in zip(found.layers, outputs, added, watch.scales_behind(tokens), strict=True):
+    for layer, wrote, adds, behind in zip(found.layers, outputs, added, capture.scales_behind(tokens), strict=True):
         assert behind.shape == (2, 11) and ((behind == 1).all() or layer.normed is not None)
         bias, shift = (0 if each is None else each for each in (layer.out_bias, layer.shift))
         whole = wrote + bias / behind[..., None] + shift
@@ -542,7 +542,7 @@ def test_weights_in_the_layout_of_transformer_lens_are_read():
     assert torch.equal(found.layers[1].values, model.attn[1].W_V) and torch.equal(found.layers[1].value_bias, model.attn[1].b_V)
     assert torch.equal(found.layers[1].out_bias, model.attn[1].b_O) and torch.equal(found.unembedding, model.unembed.W_U)
     outputs = []
-    InterceptingMode(load_model(model), found)(
+    HeadOutputCapture(load_model(model), found)(
         torch.arange(9)[None], lambda layer, mixed, pattern: outputs.append((mixed, pattern))
     )
     assert outputs[0][0].shape == (1, 9, HEADS, 8) and outputs[0][1] is None
@@ -590,7 +590,7 @@ def test_reading_and_watching_leave_the_model_as_it_was():
         raise KeyError("on purpose")
 
     with pytest.raises(Exception, match="on purpose"):
-        InterceptingMode(subject, found)(tokens, fails)
+        HeadOutputCapture(subject, found)(tokens, fails)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
     assert torch.equal(model(tokens), before)
 

@@ -241,7 +241,7 @@ def patterns_of(model, tokens):
 
 @pytest.mark.parametrize("options", [{}, {"flat": True}, {"mask": True}, {"mask": True, "flat": True}], ids=str)
 def test_a_time_first_model_is_read_as_it_is(options):
-    """Read in the usual order its rows would be positions, and its copying nothing; the trial tells, and a note says so."""
+    """Read in the usual order its rows would be positions, and its copying nothing; the verification tells, and a note says so."""
     model, tokens = TimeFirst(**options).eval(), probe()
     subject = load_model(model)
     assert any("time-first" in note for note in subject.notes)
@@ -279,7 +279,7 @@ def test_a_causal_mask_is_given_where_only_that_makes_a_model_causal():
 
 
 def test_the_passes_of_taking_a_model_in_are_counted():
-    """No more than it always took: twenty-four with a context that is found by trial."""
+    """No more than it always took: twenty-four with a context that is found by trying lengths."""
     count = [0]
 
     class Counted(Base):

@@ -200,7 +200,7 @@ def test_what_has_weights_of_its_own_is_measured_itself():
 
 
 def test_what_is_computed_from_the_logits_is_kept():
-    """It may be another thing on other tokens than those of the trial: the wrapper is measured, its weights are those inside."""
+    """It may be another thing on other tokens than those of the verification: the wrapper is measured, its weights are those inside."""
     outer = Around(inner(), lambda net, ids: net(input_ids=ids).logits + 0.0)
     one, other = load_model(outer), load_model(inner())
     assert one.module is outer

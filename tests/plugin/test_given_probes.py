@@ -778,7 +778,7 @@ def test_a_hunt_works_inside_a_test_of_hypothesis():
 
 
 @pytest.mark.parametrize("said", [torch.tensor(False), np.array(False), np.bool_(False), torch.tensor(-1.0), False])
-def test_false_is_false_whoever_says_it(said):
+def test_false_is_false_whatever_says_it(said):
     """Also a tensor's or an array's."""
     with pytest.raises(PropertyFailed):
         check_property(planted.induction_head(), lambda _: said, probes=strategies.repeated_sequences, max_examples=5, seed=0)

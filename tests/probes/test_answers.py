@@ -30,11 +30,11 @@ def slow_answers(tokens):
                 break
         last = [tokens[end + 1] for end in range(query) if tokens[end] == tokens[query]]
         others = [token for token in last if token != tokens[query + 1]]
-        rival = None
+        distractor = None
         for token in others:  # the most frequent, of equals the one that stood last
-            if rival is None or others.count(token) >= others.count(rival):
-                rival = token
-        found.append(Answer(query, tokens[query + 1], order, rival))
+            if distractor is None or others.count(token) >= others.count(distractor):
+                distractor = token
+        found.append(Answer(query, tokens[query + 1], order, distractor))
     return tuple(found)
 
 
@@ -62,10 +62,10 @@ def test_a_plain_repeat_is_foretold_within_the_copies_only():
 
 
 def test_a_longer_context_is_needed_where_the_last_token_misleads():
-    """The rival is what the last token alone says, by the most occurrences."""
+    """The distractor is what the last token alone says, by the most occurrences."""
     probe = ProbeSequence((1, 2, 3, 4, 2, 5, 4, 2, 5, 1, 2, 3))
     answer = next(answer for answer in probe.answers if answer.query == 10)
-    assert answer == Answer(query=10, token=3, order=2, rival=5)
+    assert answer == Answer(query=10, token=3, order=2, distractor=5)
 
 
 @given(st.data())

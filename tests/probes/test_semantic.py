@@ -160,14 +160,14 @@ def test_followers_tell_literal_matches_from_those_of_the_class():
     rng = np.random.default_rng(0)
     meaning = {token: token // 3 for token in range(9)}
     for tokens in rng.integers(0, 12, (20, 25)).tolist():
-        literal, fuzzy = followers(tokens, meaning)
+        literal, semantic = followers(tokens, meaning)
         for query, token in enumerate(tokens):
             earlier = range(query)
             same = tuple(place + 1 for place in earlier if tokens[place] == token)
             alike = tuple(
                 p + 1 for p in earlier if token < 9 and tokens[p] < 9 and tokens[p] != token and tokens[p] // 3 == token // 3
             )
-            assert literal.get(query, ()) == same and fuzzy.get(query, ()) == alike
+            assert literal.get(query, ()) == same and semantic.get(query, ()) == alike
 
 
 def test_chance_is_that_of_attending_evenly():

@@ -76,7 +76,7 @@ def test_the_kinds_are_what_their_names_say(data):
     assert any(answer.order > 1 for answer in nested.answers)
     ngrams = data.draw(strategies.conflicting_ngrams(60, gap=(0, 2)))
     last = ngrams.answers[-1]
-    assert last.query == len(ngrams) - 2 and last.order == 2 and last.rival is not None and last.token == ngrams.tokens[2]
+    assert last.query == len(ngrams) - 2 and last.order == 2 and last.distractor is not None and last.token == ngrams.tokens[2]
     control = data.draw(strategies.unrepeated_sequences(60))
     assert len(set(control.tokens)) == len(control) and not control.answers and not control.successors and control.lures
     miss = data.draw(strategies.near_misses(60, changes=(1, 2)))

@@ -303,16 +303,16 @@ def test_what_a_chart_says_of_a_point_is_what_was_recorded():
     assert words["values"] == [["0.931", None], ["0.020"]] and words["before"] == "prefix matching "
 
 
-def test_the_threshold_of_a_margin_has_two_ends():
-    """A lag is held against a margin on both sides, a delay on one; an estimate against the threshold of its name."""
+def test_the_threshold_of_a_lag_has_two_ends():
+    """A lag is held against a lag on both sides, a delay on one; an estimate against the threshold of its name."""
 
     def threshold(claim, name, **thresholds):
         return key_of(
             samples.evidence(claim, estimates={name: Estimate(0.05, 0.0, 0.1, "decades")}, thresholds=thresholds)
         ).threshold
 
-    assert threshold("cooccurrence", "lag", margin=0.15) == "\u00b10.150"
-    assert threshold("onset_not_later", "onset_lag", margin=0.15) == "0.150"
+    assert threshold("cooccurrence", "lag", max_lag=0.15) == "\u00b10.150"
+    assert threshold("onset_not_later", "onset_lag", max_lag=0.15) == "0.150"
     assert threshold("copies_repeats", "repeat_accuracy", min_accuracy=0.5) == "0.500"
     assert threshold("a_new_claim", "advantage", min_accuracy=0.5) == ""
 

@@ -82,7 +82,7 @@ def test_a_time_limit_that_ends_the_process(run, pytester):
 
 
 def test_tests_that_no_worker_is_left_for(run, pytester):
-    """They are not run, and named, whoever's they are."""
+    """They are not run, and named, also those of other plugins."""
     pytest.importorskip("xdist")
     pytester.makepyfile(HEAD + DIES + LAST + "\ndef test_other():\n    pass\n")
     seen = run(*PARALLEL, "--max-worker-restart=0")

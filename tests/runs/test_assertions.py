@@ -214,14 +214,14 @@ class TestCooccurrence:
         found = evidence_of(assert_cooccurrence, made(icl=icl))
         assert (found.claim, found.verdict, found.reason) == ("cooccurrence", verdict, reason)
         assert found.estimates["lag"].value == pytest.approx(icl - 2.4, abs=0.02)
-        assert found.thresholds["margin"] == 0.15
+        assert found.thresholds["max_lag"] == 0.15
 
-    def test_the_margin_is_an_option_and_an_interval_that_holds_it_is_undetermined(self):
+    def test_the_lag_is_an_option_and_an_interval_that_holds_it_is_undetermined(self):
         lag = find_phase_changes(made(icl=2.5)).lag
-        assert evidence_of(assert_cooccurrence, made(icl=2.5), margin=lag.high * 1.01).verdict is SHOWN
-        unclear = evidence_of(assert_cooccurrence, made(icl=2.5), margin=lag.value)
+        assert evidence_of(assert_cooccurrence, made(icl=2.5), max_lag=lag.high * 1.01).verdict is SHOWN
+        unclear = evidence_of(assert_cooccurrence, made(icl=2.5), max_lag=lag.value)
         assert (unclear.verdict, unclear.reason) == (UNDETERMINED, "lag_unclear")
-        assert evidence_of(assert_cooccurrence, made(icl=2.5), margin=lag.low * 0.99).verdict is REFUTED
+        assert evidence_of(assert_cooccurrence, made(icl=2.5), max_lag=lag.low * 0.99).verdict is REFUTED
 
     def test_a_run_without_two_changes_does_not_pass(self):
         assert evidence_of(assert_cooccurrence, flat()).verdict is REFUTED
@@ -279,9 +279,9 @@ class TestCooccurrence:
         assert values.std(ddof=1) / math.sqrt(24) < 0.01
         assert sum(lag.low <= 0 <= lag.high for lag in lags) >= 21
 
-    @pytest.mark.parametrize("margin", [0, -0.1, math.nan, math.inf])
-    def test_a_margin_that_is_none_is_refused(self, margin):
-        assert "`margin` must be above 0 decades" in refusal(assert_cooccurrence, made(), margin=margin)
+    @pytest.mark.parametrize("max_lag", [0, -0.1, math.nan, math.inf])
+    def test_a_lag_that_is_none_is_refused(self, max_lag):
+        assert "`max_lag` must be above 0 decades" in refusal(assert_cooccurrence, made(), max_lag=max_lag)
 
     def test_no_run_is_refused(self):
         assert refusal(assert_cooccurrence, []) == "`run` must be a run or several, got none"
@@ -298,12 +298,12 @@ class TestOnsetNotLater:
         assert "after the reference old" in found.summary
 
     def test_a_reference_of_the_same_name_is_called_by_its_path(self):
-        found = assert_onset_not_later(made(seed=4), replace(made(), place="old/made"), margin=0.5)
+        found = assert_onset_not_later(made(seed=4), replace(made(), place="old/made"), max_lag=0.5)
         assert found.summary.endswith("after the reference old/made")
 
-    def test_an_interval_that_holds_the_margin_is_undetermined(self):
-        lag = assert_onset_not_later(made(place=2.45), made(), margin=0.5).estimates["onset_lag"]
-        found = evidence_of(assert_onset_not_later, made(place=2.45), made(), margin=lag.value)
+    def test_an_interval_that_holds_the_lag_is_undetermined(self):
+        lag = assert_onset_not_later(made(place=2.45), made(), max_lag=0.5).estimates["onset_lag"]
+        found = evidence_of(assert_onset_not_later, made(place=2.45), made(), max_lag=lag.value)
         assert (found.verdict, found.reason) == (UNDETERMINED, "onset_unclear")
         assert "both runs" in found.next_step
 
@@ -331,9 +331,9 @@ class TestOnsetNotLater:
         assert (found.verdict, found.reason) == (UNDETERMINED, "tokens_not_known") and "`in_steps=True`" in found.next_step
         assert assert_onset_not_later(run, other, in_steps=True).verdict is SHOWN
 
-    @pytest.mark.parametrize("margin", [-0.1, math.nan, math.inf])
-    def test_a_margin_that_is_none_is_refused(self, margin):
-        assert "`margin` must be at least 0 decades" in refusal(assert_onset_not_later, made(), made(), margin=margin)
+    @pytest.mark.parametrize("max_lag", [-0.1, math.nan, math.inf])
+    def test_a_lag_that_is_none_is_refused(self, max_lag):
+        assert "`max_lag` must be at least 0 decades" in refusal(assert_onset_not_later, made(), made(), max_lag=max_lag)
 
 
 class TestPreviousTokenFirst:

@@ -9,7 +9,7 @@ import pytest
 from pytest_induction.errors import ArgumentError, RunError
 from pytest_induction.records import Verdict
 from pytest_induction.runs.phase_change import changes
-from pytest_induction.runs.phase_change.changes import POWER, rivals_of
+from pytest_induction.runs.phase_change.changes import POWER, confounders_of
 from pytest_induction.runs.phase_change.finding import change_of
 from pytest_induction.runs.record import Axis, TrainingRun, measuring_error, series_of
 from tests.runs.curves import STEPS, X, abrupt, heads, logistic, noise_of, ramp, run_of
@@ -215,7 +215,7 @@ def test_what_was_scheduled_long_after_the_last_snapshot_is_not_near_it():
     axis = Axis.of(run_of(STEPS, loss=X))
     last = float(axis.x[-1])
     schedule = run_of(STEPS, loss=X, schedule=[(11_000, "soon"), (1_000_000, "late")]).schedule
-    assert rivals_of(schedule, axis, last - 0.2, last) == ("soon (step 11000)",)
+    assert confounders_of(schedule, axis, last - 0.2, last) == ("soon (step 11000)",)
 
 
 def paired_rows(spread, seed=0, rows=40):

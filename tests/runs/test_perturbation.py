@@ -84,7 +84,7 @@ class TestMoves:
         assert found.estimates["induction_shift"].value == pytest.approx(0.5, abs=0.02)
         assert found.estimates["icl_shift"].value == pytest.approx(0.5, abs=0.02)
         assert found.estimates["shift_difference"].low < 0 < found.estimates["shift_difference"].high
-        assert (found.thresholds["margin"], found.thresholds["together"]) == (0.1, 0.15)
+        assert (found.thresholds["min_shift"], found.thresholds["max_lag"]) == (0.1, 0.15)
 
     @pytest.mark.parametrize(
         ("control", "treated", "verdict", "reason"),
@@ -105,14 +105,14 @@ class TestMoves:
         verdict, _, found = judged(*pair)
         assert verdict is SHOWN
         assert found.estimates["shift_difference"].value == pytest.approx(-0.1, abs=0.02)
-        assert judged(*pair, together=-found.estimates["shift_difference"].value)[:2] == (UNDETERMINED, "lag_unclear")
+        assert judged(*pair, max_lag=-found.estimates["shift_difference"].value)[:2] == (UNDETERMINED, "lag_unclear")
 
     def test_how_far_it_must_move_is_an_option(self):
         pair = made(2.6), made(2.4, seed=9)
         assert judged(*pair)[0] is SHOWN
-        assert judged(*pair, margin=0.3)[:2] == (REFUTED, "nothing_moves")
+        assert judged(*pair, min_shift=0.3)[:2] == (REFUTED, "nothing_moves")
         shift = judged(*pair)[2].estimates["induction_shift"]
-        assert judged(*pair, margin=shift.value)[:2] == (UNDETERMINED, "shift_unclear")
+        assert judged(*pair, min_shift=shift.value)[:2] == (UNDETERMINED, "shift_unclear")
 
     def test_a_change_that_is_not_abrupt_in_the_treated_run_is_none(self):
         assert judged(made(2.8), made(2.3, seed=9), max_width=0.1)[:2] == (REFUTED, "nothing_moves")
@@ -220,9 +220,9 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            ({"margin": -0.1}, "`margin` must be at least 0 decades, got -0.1"),
-            ({"margin": math.nan}, "`margin` must be at least 0 decades, got nan"),
-            ({"together": 0}, "`together` must be above 0 decades, got 0"),
+            ({"min_shift": -0.1}, "`min_shift` must be at least 0 decades, got -0.1"),
+            ({"min_shift": math.nan}, "`min_shift` must be at least 0 decades, got nan"),
+            ({"max_lag": 0}, "`max_lag` must be above 0 decades, got 0"),
             ({"error_rate": 1}, "`error_rate` must lie between 0 and 1, got 1"),
             ({"min_change": {"it": 1}}, "`min_change` has no series 'it'"),
         ],
@@ -242,7 +242,7 @@ class TestVerdict:
     @staticmethod
     def verdict(lag, difference):
         moved = [Moved(name, name, SHOWN, name, Estimate(0.5, 0.4, 0.6)) for name in ("induction", "icl_score")]
-        found = judge_coperturbation(*moved, lag, difference, margin=0.1, together=0.15)
+        found = judge_coperturbation(*moved, lag, difference, min_shift=0.1, max_lag=0.15)
         return found.verdict, found.reason
 
     @pytest.mark.parametrize(
@@ -264,4 +264,4 @@ class TestVerdict:
         near = Estimate(0, -0.01, 0.01)
         assert self.verdict(nothing, near)[0] is self.verdict(near, nothing)[0] is self.verdict(None, near)[0] is UNDETERMINED
         moved = [Moved(name, name, SHOWN, name, nothing) for name in ("induction", "icl_score")]
-        assert judge_coperturbation(*moved, near, near, margin=0.1, together=0.15).verdict is UNDETERMINED
+        assert judge_coperturbation(*moved, near, near, min_shift=0.1, max_lag=0.15).verdict is UNDETERMINED

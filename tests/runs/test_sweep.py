@@ -598,7 +598,7 @@ def test_an_interrupted_sweep_keeps_what_is_measured_and_ends_its_processes(plac
     """Ctrl-C goes to all of them; one is held and ends nevertheless."""
     run = begun(3, "--workers", "2")
     os.killpg(run.pid, signal.SIGINT)
-    said, errors = run.communicate(timeout=60)  # which waits for whoever else has its pipes
+    said, errors = run.communicate(timeout=60)  # which waits for all that have its pipes
     assert (run.returncode, said) == (130, "")
     assert errors == f"interrupted: {out}: 3 snapshots, steps 0 to 30; the same command goes on with it\n"
 

@@ -68,7 +68,7 @@ class Changed:
 class Comparison:
     """What came of comparing fields: those that `changed`, by most tolerances first, those not measured, those not in the file.
 
-    `differs` says whether any number is another at all, be it within its tolerance.
+    `differs` says whether any number is another at all, also within its tolerance.
     """
 
     changed: tuple[Changed, ...]

@@ -33,13 +33,13 @@ PASS_COSTS = 4e7  # as much as so many weights for one position: what a pass tak
 class Behaviour:
     """What was predicted at each of a sequence's answers, arrays (n_answers,); log-probabilities in nats.
 
-    `lead` is the log-probability of the right token minus that of the likeliest other one. `rival` is NaN where the answer has
-    none.
+    `lead` is the log-probability of the right token minus that of the likeliest other one. `distractor` is NaN where the answer
+    has none.
     """
 
     log_prob: Array
     lead: Array
-    rival: Array
+    distractor: Array
     predicted: NDArray[np.int64]
 
 
@@ -223,23 +223,23 @@ def _behaviour_of(logits: Tensor, positions: Sequence[int], probes: Sequence[Pro
     rows = [row for row, answers in enumerate(keyed) for _ in answers]
     queries = [place[answer.query] for answers in keyed for answer in answers]
     right = [answer.token for answers in keyed for answer in answers]
-    confounders = [-1 if answer.rival is None else answer.rival for answers in keyed for answer in answers]
-    entries = torch.tensor([rows, queries, right, confounders], device=logits.device)
+    distractors = [-1 if answer.distractor is None else answer.distractor for answers in keyed for answer in answers]
+    entries = torch.tensor([rows, queries, right, distractors], device=logits.device)
     parts = [part.split(max(1, LOGITS_AT_ONCE // logits.shape[-1])) for part in entries]
     found = [_told(logits[row, query], *tokens) for row, query, *tokens in zip(*parts, strict=True)]
     columns, predicted = (torch.cat(part, dim=-1) for part in zip(*found, strict=True))
-    (log_prob, lead, rival), ids = numbers(columns), predicted.numpy(force=True)
+    (log_prob, lead, distractor), ids = numbers(columns), predicted.numpy(force=True)
     if not np.isfinite(log_prob).all():
         return None
     ends = np.cumsum([0, *map(len, keyed)]).tolist()
     parted = (slice(*bounds) for bounds in pairwise(ends))
-    return [Behaviour(log_prob[part], lead[part], rival[part], ids[part]) for part in parted]
+    return [Behaviour(log_prob[part], lead[part], distractor[part], ids[part]) for part in parted]
 
 
-def _told(logits: Tensor, right: Tensor, confounders: Tensor) -> tuple[Tensor, Tensor]:
-    """Of some answers' logits (answers, d_vocab), a copy: log-probability, lead and rival (3, answers), and the likeliest."""
+def _told(logits: Tensor, right: Tensor, distractors: Tensor) -> tuple[Tensor, Tensor]:
+    """Of some answers' logits (answers, d_vocab), a copy: log-probability, lead, distractor (3, answers), and the likeliest."""
     chosen = at_least_float32(logits)
     total, predicted = chosen.logsumexp(-1), chosen.argmax(-1)
-    told, rival = chosen.gather(-1, torch.stack([right, confounders.clamp_min(0)], dim=-1)).unbind(-1)
+    told, distractor = chosen.gather(-1, torch.stack([right, distractors.clamp_min(0)], dim=-1)).unbind(-1)
     best_other = chosen.scatter_(-1, right[:, None], -torch.inf).amax(-1)
-    return torch.stack([told - total, told - best_other, torch.where(confounders < 0, torch.nan, rival - total)]), predicted
+    return torch.stack([told - total, told - best_other, torch.where(distractors < 0, torch.nan, distractor - total)]), predicted

@@ -6,7 +6,7 @@ seed. Intervals are at a confidence of 0.999 for all of a chart's places, heads 
 which has its own. Nothing depends on what was measured before: heads are chosen by the first two rounds of every verdict, whose
 numbers a verdict that took more may refine.
 
-- **heads** `layers` (module paths), `scores`, `bar` (0.3), `kinds` (matrix of words: "matches", "previous", "duplicate",
+- **heads** `layers` (module paths), `scores`, `threshold` (0.3), `kinds` (matrix of words: "matches", "previous", "duplicate",
   "dormant", "positional", "suppresses", "silent", "period_detector", ""), `confidence`, `about`. Of each score `name`, `words`,
   `unit` ("share" or "nats"), and matrices `value`, `low`, `high`. In this order: prefix_matching, excess (without its own
   chance, from -1 to 1), previous_token, duplicate_token, first_token; exactly_one, exactly_two and three_or_more (prefix

@@ -32,7 +32,7 @@ def assert_continuity(
     margins: Mapping[str, float | None] | None = None,
     max_sequences: int = MAX_SEQUENCES,
     max_rows: int = MAX_TEXT_ROWS,
-    confidence: float | None = None,
+    error_rate: float | None = None,
     seed: int | None = None,
 ) -> Evidence:
     """Assert that the members of a family look alike: every measure the same in all of them, within a stated margin.
@@ -53,7 +53,7 @@ def assert_continuity(
     margin (two one-sided tests): never because no difference was found. REFUTED where for some measure and pair the interval
     that holds for all of them together lies wholly outside. Sequences are drawn in rounds until it is clear, at most
     `max_sequences`; of a text `max_rows` rows are taken. Else UNDETERMINED, which fails too and says which measure is not clear,
-    and what would settle it. `confidence` is that of the verdict, by default 0.999 for models and 0.95 for runs, for which
+    and what would settle it. `error_rate` is that of the verdict, by default 0.001 for models and 0.05 for runs, for which
     `max_sequences`, `max_rows` and `seed` mean nothing. Members that all lack something are alike in it, and the summary says so.
 
     Returns the evidence: `.estimates` has the largest difference of each measure, `.thresholds` the margins, and
@@ -67,13 +67,12 @@ def assert_continuity(
     """
     names, members, are_runs = members_of(family)
     given = _margins(margins or {}, OF_RUNS if are_runs else OF_MODELS)
-    if confidence is not None and not 0.5 < confidence < 1:
-        raise ArgumentError(f"`confidence` must lie between 0.5 and 1, got {confidence}")
+    if error_rate is not None and not 0 < error_rate < 0.5:
+        raise ArgumentError(f"`error_rate` must lie between 0 and 0.5, got {error_rate}")
     if are_runs:
         if text is not None:
             raise ArgumentError("`text` is for models: of a run what was recorded is compared")
-        error_rate = ERROR_RATE_OF_RUNS if confidence is None else 1 - confidence
-        return expect(_of_runs(names, members, given, error_rate))
+        return expect(_of_runs(names, members, given, ERROR_RATE_OF_RUNS if error_rate is None else error_rate))
     if text is not None and ICL not in given:
         raise ArgumentError(f"`text` is for the measure {ICL}, which is left out by its margin of None")
     if text is None and (margins or {}).get(ICL) is not None:
@@ -81,7 +80,7 @@ def assert_continuity(
     budget = Budget(
         whole_number("max_sequences", max_sequences, least=1),
         whole_number("max_rows", max_rows, least=2),
-        ERROR_RATE if confidence is None else 1 - confidence,
+        ERROR_RATE if error_rate is None else error_rate,
         None if seed is None else whole_number("seed", seed, least=0),
     )
     return expect(_of_models(names, members, given, text, budget))

@@ -184,8 +184,8 @@ UNCOMPILED = "flex_attention_performance"  # torch's name of that warning
 
 
 @dataclass(frozen=True)
-class Form:
-    """How a module is called and where its logits are, as found by trial.
+class CallConvention:
+    """How a module is called and where its logits are, as found by calling it.
 
     It takes at most `most_rows` rows at a time (None: any number), of lengths that are multiples of `multiple`.
     """
@@ -217,17 +217,17 @@ class Form:
 
 
 class Caller:
-    """Calls a module with token ids in the form that it takes, and finds the logits in what comes back."""
+    """Calls a module with token ids by the convention that it has, and finds the logits in what comes back."""
 
-    def __init__(self, module: nn.Module, form: Form | None = None) -> None:
+    def __init__(self, module: nn.Module, convention: CallConvention | None = None) -> None:
         module = uncompiled(module)
         self.module = module
-        self.calls_flex: bool | None = None  # whether it attends by `flex_attention`, once a trial pass was looked at
+        self.calls_flex: bool | None = None  # whether it attends by `flex_attention`, once a verification pass was looked at
         self._parameters = _forward_parameters(module)
         self.d_vocab: int | None = None  # how many ids there are, once that is known
-        self.form = form or Form(Inputs(INPUT_IDS if INPUT_IDS in self._parameters else ""))
+        self.convention = convention or CallConvention(Inputs(INPUT_IDS if INPUT_IDS in self._parameters else ""))
         base = getattr(module, "base_model", None)
-        plain = self.form.inputs.is_plain and isinstance(base, nn.Module) and base is not module
+        plain = self.convention.inputs.is_plain and isinstance(base, nn.Module) and base is not module
         self.base: nn.Module | None = base if plain else None
         self._base_parameters = frozenset() if self.base is None else _forward_parameters(self.base)
 
@@ -240,7 +240,7 @@ class Caller:
     @property
     def takes_mask(self) -> bool:
         """Whether padding can be marked."""
-        return self.form.inputs.takes_padding and ("attention_mask" in self._parameters or "**" in self._parameters)
+        return self.convention.inputs.takes_padding and ("attention_mask" in self._parameters or "**" in self._parameters)
 
     def knows(self, keyword: str) -> bool:
         """Whether the module's forward names this keyword."""
@@ -261,12 +261,12 @@ class Caller:
             keywords["use_cache"] = False
         if module is not self.module and INPUT_IDS not in parameters:
             return module(tokens, **keywords)
-        args, options = self.form.inputs.arguments_of(tokens, keywords)
+        args, options = self.convention.inputs.arguments_of(tokens, keywords)
         return module(*args, **options)
 
     def logits_of(self, output: Any, tokens: Tensor) -> Tensor:
         """The logits (rows, positions, d_vocab) in what the module returned for these ids. Raises `ModelError` where none are."""
-        outputs = self.form.outputs
+        outputs = self.convention.outputs
         if outputs is None:
             outputs = next(iter(readings(output, tokens, Vocabulary())), None)
         if outputs is None:
@@ -279,7 +279,7 @@ class Caller:
 
     def tokens_in(self, args: Sequence[Any], options: Mapping[str, Any]) -> Tensor | None:
         """The token ids (rows, positions) that the module was called with; None where there are none."""
-        return self.form.inputs.found(args, options)
+        return self.convention.inputs.found(args, options)
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -311,7 +311,7 @@ def as_found(module: nn.Module, *, draws: bool = False) -> Iterator[bool]:
     Modes are set part by part: `eval` may do more than that, as layers do that merge what they learn into their weights. What
     `torch.compile` has compiled runs as it was written: every other length of a probe would compile it again.
 
-    Tensors that a trial saw its passes write to (see `Memory`) are put back too, and plain attributes with them.
+    Tensors that a verification saw its passes write to (see `Memory`) are put back too, and plain attributes with them.
     """
     with Changes() as changes:
         have_alone(changes, module)

@@ -1,6 +1,6 @@
 """What a forward is given: token ids in the way that it takes them, and an obvious value for whatever else it needs.
 
-Nothing here runs a model. Each way to call one is an `Inputs`; which of them is right is found by trial, in `forms`.
+Nothing here runs a model. Each way to call one is an `Inputs`; which of them is right `model.conventions` finds out.
 """
 
 from __future__ import annotations

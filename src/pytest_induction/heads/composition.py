@@ -16,7 +16,7 @@ from pytest_induction.heads.copying import ov_eigenvalue_scores, product_of_embe
 from pytest_induction.measuring.observing import Array, ModelLike, numbers, plain, probes_of
 from pytest_induction.measuring.rounds import measure_heads
 from pytest_induction.model.batching import in_batches
-from pytest_induction.model.capture import Watch
+from pytest_induction.model.capture import HeadOutputCapture
 from pytest_induction.model.circuits import circuits_of
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
@@ -293,10 +293,10 @@ class Weights:
         """
         if not self._behind:
             return np.ones(self.subject.n_layers)
-        watch = Watch(self.subject, self._circuits)
+        capture = HeadOutputCapture(self.subject, self._circuits)
 
         def measured(rows: Tensor, part: slice) -> Array:
-            return np.stack([numbers(scale[:, 1:].mean(1)) for scale in watch.scales_behind(rows)], axis=1)
+            return np.stack([numbers(scale[:, 1:].mean(1)) for scale in capture.scales_behind(rows)], axis=1)
 
         rng = np.random.default_rng([self.subject.seed if seed is None else seed, 0])
         probes = probes_of(self.subject, n_sequences, rng, COPIES, None)

@@ -28,7 +28,7 @@ from pytest_induction.measuring.observing import (
     provenance,
 )
 from pytest_induction.model.batching import in_batches
-from pytest_induction.model.capture import Watch
+from pytest_induction.model.capture import HeadOutputCapture
 from pytest_induction.model.circuits import circuits_of
 from pytest_induction.model.head_weights import Circuits, upcast
 from pytest_induction.model.load import load_model
@@ -364,11 +364,11 @@ def _behaviour(subject: ModelUnderTest, probe: Probe) -> dict[str, Array]:
 def effects_and_behaviour(subject: ModelUnderTest, circuits: Circuits, probe: Probe) -> tuple[dict[str, Array], dict[str, Array]]:
     """Direct and copy effects of every head on the rows of a probe, as `direct_effects`, and what is predicted."""
     block = RepeatedBlock(probe.period, probe.repeats, probe.start)
-    watch = Watch(subject, circuits)
+    capture = HeadOutputCapture(subject, circuits)
 
     def measured(rows: Tensor, part: slice) -> tuple[dict[str, Array], Repetition]:
         raised: list[Tensor] = []
-        scale, logits = watch.with_logits(rows, _raising(block, circuits, probe, rows, raised))
+        scale, logits = capture.with_logits(rows, _raising(block, circuits, probe, rows, raised))
         behaviour = repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start)
         return _effects_of(subject, block, raised, scale), behaviour
 
@@ -397,11 +397,11 @@ def _effects_of(subject: ModelUnderTest, block: RepeatedBlock, raised: Sequence[
 def direct_effects(subject: ModelUnderTest, circuits: Circuits, probe: Probe) -> dict[str, Array]:
     """Direct and copy effects of every head on the rows of a probe, by the names of `EFFECTS`: (sequences, n_layers, n_heads)."""
     block = RepeatedBlock(probe.period, probe.repeats, probe.start)
-    watch = Watch(subject, circuits)
+    capture = HeadOutputCapture(subject, circuits)
 
     def measured(rows: Tensor, part: slice) -> dict[str, Array]:
         raised: list[Tensor] = []
-        scale = watch(rows, _raising(block, circuits, probe, rows, raised))
+        scale = capture(rows, _raising(block, circuits, probe, rows, raised))
         return _effects_of(subject, block, raised, scale)
 
     return _all_finite(subject, joined(in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=False)))
@@ -412,7 +412,7 @@ def block_shares(subject: ModelUnderTest, circuits: Circuits, rows: Ids, *, firs
 
     Queries at which a head raises none of the row's tokens do not count; NaN where none counts.
     """
-    watch = Watch(subject, circuits)
+    capture = HeadOutputCapture(subject, circuits)
 
     def measured(batch: Tensor, part: slice) -> Array:
         directions = circuits.written(batch)
@@ -423,7 +423,7 @@ def block_shares(subject: ModelUnderTest, circuits: Circuits, rows: Ids, *, firs
                 raise TypeError("a copying share needs the pattern")
             raised.append(raised_in_row(found, pattern, projected(directions, circuits.layers[layer].outs)))
 
-        scale = watch(batch, take, patterns=True)
+        scale = capture(batch, take, patterns=True)
         return _of_all_heads(subject, [copying_shares(each, scale, first=first) for each in raised])
 
     return np.concatenate(in_batches(subject, torch.from_numpy(rows), measured, logits=False))

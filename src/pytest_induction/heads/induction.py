@@ -22,7 +22,7 @@ from pytest_induction.heads.absence import (
 )
 from pytest_induction.heads.copying import named_ruled_out
 from pytest_induction.heads.criteria import (
-    MARGIN,
+    BAND,
     MAX_PREFIX_MATCHING,
     MAX_SHARED,
     MIN_ADVANTAGE,
@@ -282,7 +282,7 @@ def find_induction_heads(
     model: ModelLike,
     *,
     min_prefix_matching: float = MIN_PREFIX_MATCHING,
-    margin: float = MARGIN,
+    band: float = BAND,
     match_length: int | None = None,
     max_sequences: int = MAX_SEQUENCES,
     error_rate: float = ERROR_RATE,
@@ -292,7 +292,7 @@ def find_induction_heads(
 
     A head is listed where its prefix matching is shown to be above `min_prefix_matching` by the criteria of
     `assert_has_induction_head`, and not shown to be silent or to suppress what it matches. It is `near` where it is shown to lie
-    within `margin` of the threshold, and `undecided` where the `max_sequences` did not tell: `more_sequences` says what might.
+    within `band` of the threshold, and `undecided` where the `max_sequences` did not tell: `more_sequences` says what might.
     All intervals hold together, but for `error_rate`, over all heads and rounds.
 
     Heads are named, nothing is asserted: whether the model uses what they match is in `.estimates`. Raises `ModelError` for a
@@ -302,9 +302,9 @@ def find_induction_heads(
     >>> print(find_induction_heads(redundant_induction_heads(count=3)))
     L1H0 1.00, L1H1 1.00, L1H2 1.00
     """
-    if not 0 < margin < min(min_prefix_matching, 1 - min_prefix_matching):
-        raise ArgumentError(f"`margin` must lie between 0 and what is left on both sides of the threshold, got {margin}")
-    thresholds = replace(checked_thresholds(min_prefix_matching, None, 0.0, match_length), margin=margin)
+    if not 0 < band < min(min_prefix_matching, 1 - min_prefix_matching):
+        raise ArgumentError(f"`band` must lie between 0 and what is left on both sides of the threshold, got {band}")
+    thresholds = replace(checked_thresholds(min_prefix_matching, None, 0.0, match_length), band=band)
     return list_of_heads(load_model(model), thresholds, (max_sequences, error_rate, seed))
 
 
@@ -320,7 +320,7 @@ def list_of_heads(subject: ModelUnderTest, thresholds: Thresholds, budget: tuple
         provenance=search.provenance,
         estimates=search.behaviour(),
         thresholds={"min_prefix_matching": thresholds.min_prefix_matching},
-        margin=thresholds.margin,
+        band=thresholds.band,
         confidence=1 - search.budget.error_rate,
         more_sequences=table.more_needed(search.n_sequences) if table.open else 0,
         head_map=head_map(search.found.scores["prefix_matching"]),

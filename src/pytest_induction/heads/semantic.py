@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pytest_induction.attention.scores import KeyScores
-from pytest_induction.deciding import MAX_SEQUENCES, Judgement, more_needed, until_clear
+from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, more_needed, until_clear
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.forward.calling import first_line
@@ -23,7 +23,7 @@ from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads
 from pytest_induction.measuring.observing import Array, ModelLike, joined, numbers, observe, of_all_heads, plain, provenance
 from pytest_induction.measuring.rounds import measure_heads
 from pytest_induction.model.batching import in_batches
-from pytest_induction.model.capture import Watch
+from pytest_induction.model.capture import HeadOutputCapture
 from pytest_induction.model.circuits import circuits_of
 from pytest_induction.model.head_weights import Circuits
 from pytest_induction.model.load import load_model
@@ -192,7 +192,7 @@ def measure_generality(
     classes: Any = None,
     pairs: Any = None,
     n_sequences: int = 24,
-    confidence: float = 0.999,
+    error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> GeneralityScores:
     """Measure whether heads attend by meaning where nothing repeats: by class, to the translation, to lines of the same pattern.
@@ -218,8 +218,7 @@ def measure_generality(
     (1.0, 1.0, 16.0)
     """
     whole_number("n_sequences", n_sequences, least=2)
-    if not 0 < confidence < 1:
-        raise ArgumentError(f"`confidence` must lie between 0 and 1, got {confidence}")
+    check_share("error_rate", error_rate)
     subject = load_model(model)
     seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
     asked = named_heads(subject, heads)
@@ -233,7 +232,7 @@ def measure_generality(
     literal = measure_heads(subject, n_sequences=n_sequences, seed=seed).prefix_matching
     about = provenance(subject, seed=seed, n_sequences=n_sequences, probe=described(families))
     about = replace(about, notes=about.notes + notes + unknown)
-    return GeneralityScores(scores, literal, _named(scores, literal, asked, confidence), about)
+    return GeneralityScores(scores, literal, _named(scores, literal, asked, error_rate), about)
 
 
 def named_heads(subject: ModelUnderTest, heads: HeadsLike | None) -> tuple[HeadId, ...]:
@@ -295,13 +294,13 @@ def _scores(subject: ModelUnderTest, probes: Sequence[AbstractProbe], circuits: 
 
 
 def _named(
-    scores: Mapping[str, FamilyScores], literal: Array, asked: Sequence[HeadId], confidence: float
+    scores: Mapping[str, FamilyScores], literal: Array, asked: Sequence[HeadId], error_rate: float
 ) -> tuple[HeadGenerality, ...]:
     """Every head that is asked for, in every family, highest excess first."""
     places = [(name, head) for name in scores for head in asked]
     columns = np.stack([scores[name].per_sequence["excess"][:, head.layer, head.head] for name, head in places], axis=1)
     found = []
-    for (name, head), excess in zip(places, mean_interval(columns, 1 - confidence, "excess"), strict=True):
+    for (name, head), excess in zip(places, mean_interval(columns, error_rate, "excess"), strict=True):
         family, at = scores[name], (head.layer, head.head)
         copies = [None if values is None else float(values[at]) for values in (family.literal_copy, family.semantic_copy)]
         matching = float(family.matching[at])
@@ -333,7 +332,7 @@ def _copies_of_probe(subject: ModelUnderTest, circuits: Circuits, probe: Abstrac
     if all(all(each.semantic) for row in probe.contrasts for each in row):
         semantic = Contrasts.of([[(each.query, *each.semantic) for each in row] for row in probe.contrasts])
         kinds["semantic_copy"] = semantic
-    watch = Watch(subject, circuits)
+    capture = HeadOutputCapture(subject, circuits)
 
     def measured(rows: Tensor, part: slice) -> dict[str, Array]:
         chosen = {name: kind.part(part) for name, kind in kinds.items()}
@@ -344,7 +343,7 @@ def _copies_of_probe(subject: ModelUnderTest, circuits: Circuits, probe: Abstrac
             outs = circuits.layers[layer].outs
             raised.append({name: kind.raised(found, projected(directions[name], outs)) for name, kind in chosen.items()})
 
-        scale = watch(rows, take)
+        scale = capture(rows, take)
         return {
             name: of_all_heads([numbers(kind.effects(layer[name], scale)) for layer in raised], subject.n_heads)
             for name, kind in chosen.items()
@@ -419,7 +418,7 @@ def assert_heads_generalize(
     classes: Any = None,
     pairs: Any = None,
     max_sequences: int = MAX_SEQUENCES,
-    confidence: float = 0.999,
+    error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
     """Assert that the heads match by meaning too: by class, to the translation and by pattern, where nothing repeats literally.
@@ -431,7 +430,7 @@ def assert_heads_generalize(
     does not count: the paper's translation head has a copying score of 0.2.
 
     Sequences are drawn in rounds until every family is clear, at most `max_sequences` of each; then the verdict is UNDETERMINED,
-    which fails too and says what would settle it. `confidence` holds over all heads, families and rounds together.
+    which fails too and says what would settle it. `error_rate` is for all heads, families and rounds together.
 
     Returns the evidence: `.estimates` has under "classes L1H0" and the like the excess of the strongest three heads in each
     family, under "classes L1H0 literal copy" and "... semantic copy" what the best one adds to the logit of the token that it
@@ -444,27 +443,27 @@ def assert_heads_generalize(
     'formed'
     """
     check_share("min_excess", min_excess)
-    check_share("confidence", confidence)
+    check_share("error_rate", error_rate)
     subject = load_model(model)
     seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
     asked = named_heads(subject, heads)
     families, notes = families_of(subject, probes, classes, pairs)
     judge = partial(_judged, asked, min_excess)
     rounds, found, settle = until_clear(
-        partial(_drawn, subject, families, seed), judge, whole_number("max_sequences", max_sequences, least=1), 1 - confidence
+        partial(_drawn, subject, families, seed), judge, whole_number("max_sequences", max_sequences, least=1), error_rate
     )
     best = {name: _best(found, name, asked) for name in families}
     about = provenance(subject, seed=seed, n_sequences=_count(rounds), probe=described(families))
-    copies, unknown = _copies(subject, families, best, (seed, 1 - confidence))
+    copies, unknown = _copies(subject, families, best, (seed, error_rate))
     evidence = Evidence(
         claim="heads_generalize",
         verdict=found.verdict,
         reason=found.reason,
         summary=found.summary,
         provenance=replace(about, notes=about.notes + notes + unknown),
-        estimates={**(found.estimates or {}), **copies, **_literal(subject, best, (seed, 1 - confidence))},
+        estimates={**(found.estimates or {}), **copies, **_literal(subject, best, (seed, error_rate))},
         thresholds={"min_excess": min_excess},
-        confidence=confidence,
+        confidence=1 - error_rate,
         next_step=settle,
     )
     return expect(evidence)

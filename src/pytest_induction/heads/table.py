@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pytest_induction.heads import criteria
 from pytest_induction.heads.criteria import (
     AFTER_BREAKS_SHARE,
-    MARGIN,
+    BAND,
     MAX_PREFIX_MATCHING,
     MIN_ADVANTAGE,
     MIN_IRREGULAR,
@@ -38,7 +38,7 @@ class Thresholds:
     max_prefix_matching: float = MAX_PREFIX_MATCHING
     min_advantage: float = MIN_ADVANTAGE
     match_length: int | None = None
-    margin: float = MARGIN
+    band: float = BAND
 
     @property
     def min_excess(self) -> float:
@@ -96,12 +96,12 @@ class HeadTable:
 
     @cached_property
     def near(self) -> tuple[HeadEvidence, ...]:
-        """Of the undecided, those that are shown to lie within the margin of the threshold, whichever side of it they are on."""
-        threshold, margin = self.thresholds.min_prefix_matching, self.thresholds.margin
+        """Of the undecided, those that are shown to lie within the band around the threshold, on whichever side."""
+        threshold, band = self.thresholds.min_prefix_matching, self.thresholds.band
         return tuple(
             head
             for head in self.undecided
-            if head.prefix_matching.is_above(threshold - margin) and head.prefix_matching.is_below(threshold + margin)
+            if head.prefix_matching.is_above(threshold - band) and head.prefix_matching.is_below(threshold + band)
         )
 
     @cached_property

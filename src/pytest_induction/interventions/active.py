@@ -1,4 +1,4 @@
-"""Where edits are applied: in one pass, or in every pass of a model inside a block, whoever makes it."""
+"""Where edits are applied: in one pass, or in every pass of a model inside a block, whatever code makes it."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def apply_edits(subject: ModelUnderTest, tokens: Tensor, edits: Edits, *, first:
 
 def _where_it_can(subject: ModelUnderTest, tokens: Tensor, edits: Edits, first: int) -> AbstractContextManager[object]:
     """Where attention is seen, or where what heads found is projected."""
-    form, positions = subject.caller.form, tokens.shape[1]
-    if form.length(positions) != positions and form.multiple > 1:
-        raise BackendUnavailable(f"it takes multiples of {form.multiple} positions only, and {positions} are given")
+    convention, positions = subject.caller.convention, tokens.shape[1]
+    if convention.length(positions) != positions and convention.multiple > 1:
+        raise BackendUnavailable(f"it takes multiples of {convention.multiple} positions only, and {positions} are given")
     if subject.reading.can_edit:
         return subject.reading.apply_edits(tokens, edits, first=first)
     if first:

@@ -335,7 +335,7 @@ def _known(found: Tensor | None, what: str) -> Tensor:
 
 
 def intervene(model: ModelLike, *interventions: Intervention) -> AbstractContextManager[ModelUnderTest]:
-    """Every pass of the model inside the block is changed by these interventions, whoever calls it; afterwards it is as it was.
+    """Every pass of the model inside the block is changed by these interventions, whatever calls it; afterwards it is as it was.
 
     Gives the model under test, on which all that can be measured is then measured under the interventions. The module itself is
     called as ever, with token ids (rows, positions) and without a cache. Gradients flow through what is changed.

@@ -34,7 +34,7 @@ OF_ITSELF = ("config", "cfg", "generation_config", "tokenizer")
 TOLD = frozenset({*OF_ITSELF, *CONTEXT_NAMES, *LAYER_NAMES, *VOCABULARY_NAMES, *SPECIAL_NAMES})
 """What a measurement asks a module about, beside its logits: the wrapped one is asked."""
 CACHES = ("past_key_values", "past_key_value", "cache_params")
-LONGEST_TRIAL = 11  # positions
+LONGEST_VERIFIED = 11  # positions
 
 
 @user_facing
@@ -149,7 +149,7 @@ class SmearedKeys(nn.Module):
 class _Shared(Smear):
     """Smears the keys of a layer by one share for each key head, whether a call has these or repeats them for its heads.
 
-    `seen` are the keys that the calls of the layer had together in a trial.
+    `seen` are the keys that the calls of the layer had together when it was verified.
     """
 
     seen: int = 1
@@ -209,5 +209,5 @@ def _different(key: Tensor, declared: Any) -> int:
 
 def _trial(subject: ModelUnderTest) -> Tensor:
     """Token ids (1, positions) that the model takes."""
-    positions = min(LONGEST_TRIAL, subject.space.n_ctx or LONGEST_TRIAL)
+    positions = min(LONGEST_VERIFIED, subject.space.n_ctx or LONGEST_VERIFIED)
     return (torch.arange(positions, device=subject.device) % subject.space.d_vocab)[None]

@@ -21,8 +21,8 @@ from pytest_induction.attention.tracking import following_calls
 from pytest_induction.attention.verification import Reference, find_backend, is_offloaded
 from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.forward.calling import (
+    CallConvention,
     Caller,
-    Form,
     OtherRandom,
     as_found,
     broken_weights,
@@ -39,17 +39,17 @@ from pytest_induction.forward.changing import have_alone
 from pytest_induction.forward.inputs import MASKS
 from pytest_induction.forward.outputs import parts_of
 from pytest_induction.forward.standing import writes
+from pytest_induction.model.conventions import GUIDE, WRAP, Found, find_conventions, holding_all, model_inside, of_round_lengths
 from pytest_induction.model.declared import CONTEXT_NAMES, declared, declared_layers, paths_or_classes, token_space, tokenizer_of
-from pytest_induction.model.forms import GUIDE, WRAP, Found, find_forms, holding_all, model_inside, of_round_lengths
 from pytest_induction.model.protocol import ModelUnderTest, remember_inside
 from pytest_induction.model.unfinished import Beginning
 from pytest_induction.records import TokenSpace
 from pytest_induction.undoing import Changes, puts_back
 
-BATCH_TRIALS = 8  # token ids for which the influence of a later token is compared with that of the other rows,
+BATCH_PASSES = 8  # token ids for which the influence of a later token is compared with that of the other rows,
 BATCH_SHARE = 2  # and how much more it may be: dynamic int8 gives 0.4 to 1.3, and 3.8 or more where attention looks ahead
 MIXED = "the logits of a row change with the rows beside it,"
-LONGEST_TRIAL = 128  # positions tried where a model does not tell its context
+LONGEST_TRIED = 128  # positions tried where a model does not tell its context
 
 
 @puts_back
@@ -87,7 +87,7 @@ def adapt(
                 if backend is not None:
                     tried, said = again, ()
                     break
-            beginning.check(tried.found, name, tried.reference.space.n_ctx or LONGEST_TRIAL)
+            beginning.check(tried.found, name, tried.reference.space.n_ctx or LONGEST_TRIED)
             written = beginning.written()  # now, as what was known to be written to is put back at the end of this block
         draws = others.restore()
         beginning.restore()
@@ -101,7 +101,7 @@ def adapt(
     notes += backend.notes if backend else ()
     caller.d_vocab = space.d_vocab
     remember_inside(uncompiled(module), caller.module)
-    settings = (tried.tokenizer, seed, memory, draws, not reference.steady or caller.form.most_rows == 1)
+    settings = (tried.tokenizer, seed, memory, draws, not reference.steady or caller.convention.most_rows == 1)
     weights = holding_all(tried.found, caller.module)
     return ModelUnderTest(caller, module, weights, name, space, backend, said, notes, *settings)
 
@@ -111,7 +111,7 @@ class _Shifted(ModelError):
 
 
 class _Tried(NamedTuple):
-    """What trials showed of a module: how it is called, what it gave, and its tokenizer."""
+    """What first passes showed of a module: how it is called, what it gave, and its tokenizer."""
 
     found: Found
     reference: Reference
@@ -130,10 +130,10 @@ def _tried_out(module: nn.Module, tokenizer: Any, name: str, beginning: Beginnin
     """
     failure: ModelError | None = None
     second: _Tried | None = None
-    forms = find_forms(module, name)
-    first = next(forms)
-    forms = find_forms(module, name) if beginning.check(first, name) else chain([first], forms)
-    for found in forms:
+    conventions = find_conventions(module, name)
+    first = next(conventions)
+    conventions = find_conventions(module, name) if beginning.check(first, name) else chain([first], conventions)
+    for found in conventions:
         try:
             tried = _checked(found, tokenizer, name)
         except _Shifted:
@@ -142,7 +142,7 @@ def _tried_out(module: nn.Module, tokenizer: Any, name: str, beginning: Beginnin
             failure = failure or error
             continue
         if tried.strict:
-            _check_only_one(tried, forms, name)
+            _check_only_one(tried, conventions, name)
             return tried
         if failure is None:
             second = second or tried
@@ -153,7 +153,7 @@ def _tried_out(module: nn.Module, tokenizer: Any, name: str, beginning: Beginnin
 
 def _check_only_one(tried: _Tried, others: Iterator[Found], name: str) -> None:
     """Raise `ModelError` where another value of an argument that is filled in would serve as well, and give something else."""
-    masks = [each.name for each in tried.found.caller.form.inputs.arguments if each.name in MASKS]
+    masks = [each.name for each in tried.found.caller.convention.inputs.arguments if each.name in MASKS]
     if not masks:
         return
     for other in others:
@@ -189,7 +189,7 @@ def _reference_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...
     caller, sources = found.caller, found.seen.sources
     device = device_of(caller.module)
     n_ctx = declared(sources, CONTEXT_NAMES)
-    seen, fits = found.seen, _usable(caller.form, n_ctx)
+    seen, fits = found.seen, _usable(caller.convention, n_ctx)
     space, said = token_space(sources, tokenizer, found.vocabulary, found.width, fits, seen.padding, seen.special)
     if n_ctx is None:
         space = replace(space, n_ctx=_context_by_trial(caller, device, found.lengths))
@@ -200,27 +200,27 @@ def _reference_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...
     try:
         mixed = _check_causal(caller, tokens[0], short, space.d_vocab, name)
     except ModelError:
-        if caller.form.outputs is not None and caller.form.outputs.short:
+        if caller.convention.outputs is not None and caller.convention.outputs.short:
             raise ModelError(f"{name} gives logits for all positions but one, and the first one's are missing: {WRAP}") from None
         raise
-    notes += (*caller.form.notes, *said, *mixed)
+    notes += (*caller.convention.notes, *said, *mixed)
     steady = not any(note.startswith(MIXED) for note in notes) and _is_steady(caller, tokens[0], short, space.d_vocab, name)
-    if caller.form.multiple > 1:
+    if caller.convention.multiple > 1:
         _check_filling(caller, tokens[0], short, space.d_vocab, name)
     return Reference(tokens, (short, long), space, notes, steady)
 
 
-def _usable(form: Form, n_ctx: int | None) -> int | None:
+def _usable(convention: CallConvention, n_ctx: int | None) -> int | None:
     """How many positions fit into a context where rows are filled up."""
-    if n_ctx is None or form.length(n_ctx) <= n_ctx:
+    if n_ctx is None or convention.length(n_ctx) <= n_ctx:
         return n_ctx
-    return n_ctx // form.multiple * form.multiple - (form.length(form.multiple) - form.multiple)
+    return n_ctx // convention.multiple * convention.multiple - (convention.length(convention.multiple) - convention.multiple)
 
 
 def _trial_tokens(found: Found, space: TokenSpace, device: torch.device) -> tuple[Tensor, Tensor]:
     """Random ordinary ids of two lengths, the shorter ones the beginning of the longer ones."""
-    multiple = found.caller.form.multiple
-    longest = min(found.lengths[1], found.caller.form.length(space.n_ctx or found.lengths[1]))
+    multiple = found.caller.convention.multiple
+    longest = min(found.lengths[1], found.caller.convention.length(space.n_ctx or found.lengths[1]))
     generator = torch.Generator().manual_seed(0)
     ordinary = torch.tensor(space.ordinary or [0])
     ids = ordinary[torch.randint(0, len(ordinary), (found.rows, longest), generator=generator)].to(device)
@@ -267,13 +267,14 @@ def _is_steady(caller: Caller, tokens: Tensor, logits: Tensor, d_vocab: int, nam
 
 def _check_filling(caller: Caller, tokens: Tensor, logits: Tensor, d_vocab: int, name: str) -> None:
     """What a row is filled up with behind must change nothing before it."""
-    kept = max(1, tokens.shape[1] - max(2, caller.form.multiple // 2))
+    multiple = caller.convention.multiple
+    kept = max(1, tokens.shape[1] - max(2, multiple // 2))
     other = tokens.clone()
     other[:, kept:] = (tokens[:, kept:] + 1) % d_vocab
     change = difference(_logits(caller, other, name)[:, :kept, :d_vocab], logits[:, :kept])
     if not change <= close_to(logits):
         raise ModelError(
-            f"{name} takes lengths that are multiples of {caller.form.multiple} only, and what stands behind a row changes what "
+            f"{name} takes lengths that are multiples of {multiple} only, and what stands behind a row changes what "
             f"is before it by {change:.2g}: wrap it so that it takes any length"
         )
 
@@ -306,10 +307,10 @@ def _check_causal(caller: Caller, ids: Tensor, logits: Tensor, d_vocab: int, nam
         return ()
     if difference(predicted(ids), logits) > 0:
         raise ModelError(f"{name} gives different logits for the same tokens: it must be deterministic in evaluation mode")
-    trials = [(ids + step) % d_vocab for step in range(BATCH_TRIALS)]
-    passes = [(tokens, predicted(tokens)) for tokens in trials]
-    ahead = sum(change_by_last(*each) for each in passes) / BATCH_TRIALS
-    beside = sum(difference(predicted(tokens[:1]), found[:1]) for tokens, found in passes) / BATCH_TRIALS
+    changed_ids = [(ids + step) % d_vocab for step in range(BATCH_PASSES)]
+    passes = [(tokens, predicted(tokens)) for tokens in changed_ids]
+    ahead = sum(change_by_last(*each) for each in passes) / BATCH_PASSES
+    beside = sum(difference(predicted(tokens[:1]), found[:1]) for tokens, found in passes) / BATCH_PASSES
     if ahead > BATCH_SHARE * beside:
         raise ModelError(
             f"{name} is not causal: another last token changes earlier logits by {change:.2g}; induction needs a causal model"
@@ -347,20 +348,20 @@ def _check_not_shifted(caller: Caller, ids: Tensor, name: str) -> None:
 def _context_by_trial(caller: Caller, device: torch.device, lengths: tuple[int, int]) -> int | None:
     """The longest context that runs, up to the longest probe; None where that runs."""
     if lengths[0] == lengths[1]:
-        return lengths[0] - (caller.form.length(lengths[0]) - lengths[0])
+        return lengths[0] - (caller.convention.length(lengths[0]) - lengths[0])
 
     def runs(positions: int) -> bool:
         try:
-            caller(torch.zeros(1, caller.form.length(positions), dtype=torch.long, device=device))
+            caller(torch.zeros(1, caller.convention.length(positions), dtype=torch.long, device=device))
         except Exception as error:  # whatever a user's model may raise
             if is_out_of_memory(error):
                 raise
             return False
         return True
 
-    if runs(LONGEST_TRIAL):
+    if runs(LONGEST_TRIED):
         return None
-    low, high = lengths[0], LONGEST_TRIAL
+    low, high = lengths[0], LONGEST_TRIED
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if runs(middle) else (low, middle)

@@ -67,7 +67,7 @@ def _try(subject: ModelUnderTest, rows: Tensor, part: slice, measure: Callable[[
 def batch_size(subject: ModelUnderTest, positions: int, *, logits: bool, wanted: int | None = None) -> int:
     """Sequences of so many positions that are measured in one pass, of at most as many as are wanted."""
     most = max(1, POSITIONS_AT_ONCE.get(subject.device.type, POSITIONS_ELSEWHERE) // positions)
-    most = min(each for each in (most, wanted, subject.caller.form.most_rows) if each is not None)
+    most = min(each for each in (most, wanted, subject.caller.convention.most_rows) if each is not None)
     each = bytes_per_sequence(subject, positions, logits=logits)
     if subject.memory is None and most * each <= SMALL:
         return most

@@ -286,8 +286,8 @@ What heads found is over the scale of the norm behind attention, where one is: t
 """
 
 
-class Watch:
-    """Watches passes of a model whose circuits are known. The output projection is given what its heads found, side by side."""
+class HeadOutputCapture:
+    """Captures what heads found in passes of a model whose circuits are known: it is what their output projection is given."""
 
     def __init__(self, subject: ModelUnderTest, circuits: Circuits) -> None:
         self._subject = subject

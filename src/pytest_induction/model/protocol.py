@@ -150,12 +150,17 @@ class ModelUnderTest:
         With `gradients` what was computed is kept for a backward pass.
         """
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
-        caller, most = self.caller, self.caller.form.most_rows
+        caller, most = self.caller, self.caller.convention.most_rows
         if most is not None and len(tokens) > most:
             parts = zip(tokens.split(most), _split(attention_mask, tokens, most), strict=True)
             return torch.cat([self.logits(*part, positions=positions, gradients=gradients) for part in parts])
         keep: dict[str, Any] = {}
-        if positions is not None and caller.is_unchanged_transformers and caller.knows(KEEP) and caller.form.inputs.is_plain:
+        if (
+            positions is not None
+            and caller.is_unchanged_transformers
+            and caller.knows(KEEP)
+            and caller.convention.inputs.is_plain
+        ):
             keep = {KEEP: positions.to(self.device)}
         filled = self._filled(tokens, attention_mask)
         with as_found(self.module, draws=self.draws), self._named(tokens), torch.set_grad_enabled(gradients):
@@ -175,11 +180,11 @@ class ModelUnderTest:
 
     def fitting(self, tokens: Tensor) -> Tensor:
         """As many of the rows as one pass takes, as long as it takes them."""
-        return self.caller.form.filled(tokens[: self.caller.form.most_rows])
+        return self.caller.convention.filled(tokens[: self.caller.convention.most_rows])
 
     def _filled(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
         """The ids, as long as the model takes them."""
-        filled = self.caller.form.filled(tokens)
+        filled = self.caller.convention.filled(tokens)
         if filled is not tokens and attention_mask is not None:
             raise ModelError(f"{self.name} takes rows of some lengths only, and no `attention_mask` with them")
         return filled
@@ -201,13 +206,13 @@ class ModelUnderTest:
         is False. A pass that cannot end early shows all layers.
         """
         tokens, attention_mask = _on(self.device, tokens, attention_mask)
-        backend, most = self.reading, self.caller.form.most_rows
+        backend, most = self.reading, self.caller.convention.most_rows
         if most is not None and len(tokens) > most:
             return self._observe_in_parts(tokens, observer, attention_mask, most, logits=logits)
         filled = self._filled(tokens, attention_mask)
         seen = observer if filled is tokens else _cut(observer, tokens.shape[1])
         with as_found(self.module, draws=self.draws) as hooked, self._named(tokens), self._changed(filled, attention_mask):
-            stops = early_stop and backend.can_stop and not hooked  # whoever listens for the end of a module may count on it
+            stops = early_stop and backend.can_stop and not hooked  # code that listens for the end of a module may count on it
             last = (len(backend.layers) if n_layers is None else n_layers) if stops else None
             found = backend.run(filled, attention_mask, seen, logits=logits, last=last)
         return None if found is None else found[:, : tokens.shape[1]]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pytest_induction.errors import ModelError
 from pytest_induction.forward.calling import close_to, difference, digests, first_line, is_out_of_memory, why_endless
 from pytest_induction.forward.standing import MADE, Memory, all_parts, is_replaceable
+from pytest_induction.model.conventions import Found, every_row
 from pytest_induction.model.declared import CONTEXT_NAMES, declared
-from pytest_induction.model.forms import Found, every_row
 
 MOST_KEPT = 65_536  # numbers of a weight of which a copy is kept: scales and offsets have fewer, and are what data may set
 ONCE = "run the model once before it is measured, on rows as long as any that are"

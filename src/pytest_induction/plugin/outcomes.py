@@ -80,7 +80,7 @@ class Attempt:
 
 
 class SessionOutcomes:
-    """A plugin of its own: keeps what is reported, of every test, whoever's it is."""
+    """A plugin of its own: keeps what is reported, of every test, also those of other plugins."""
 
     def __init__(self) -> None:
         self._attempts: dict[str, dict[str, list[Attempt]]] = {}  # by node id and worker

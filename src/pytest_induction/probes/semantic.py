@@ -71,13 +71,13 @@ class Family(Protocol):
 
 
 def followers(tokens: Sequence[int], meaning: Mapping[int, int]) -> tuple[dict[int, tuple[int, ...]], dict[int, tuple[int, ...]]]:
-    """Where each query's token stood before, one position on, and where others of its meaning did: literal and fuzzy matches.
+    """Where each query's token stood before, one position on, and where others of its meaning did: literal and semantic matches.
 
     `meaning` says which tokens mean alike; a token that is not in it means nothing. Queries without a match are left out.
     """
     places: dict[int, list[int]] = {}
     alike: dict[int, list[int]] = {}
-    literal, fuzzy = {}, {}
+    literal, semantic = {}, {}
     for query, token in enumerate(tokens):
         same = places.setdefault(token, [])
         if same:
@@ -85,10 +85,10 @@ def followers(tokens: Sequence[int], meaning: Mapping[int, int]) -> tuple[dict[i
         if token in meaning:
             others = tuple(place + 1 for place in alike.setdefault(meaning[token], []) if tokens[place] != token)
             if others:
-                fuzzy[query] = others
+                semantic[query] = others
             alike[meaning[token]].append(query)
         same.append(query)
-    return literal, fuzzy
+    return literal, semantic
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ class Answer(NamedTuple):
     """A position whose next token is foretold, and came.
 
     `order` is the least number of last tokens whose earlier occurrences were all followed by `token`; 1 is what an induction
-    head needs. `rival` is what the last token alone foretells where that is something else, else None.
+    head needs. `distractor` is what the last token alone foretells where that is something else, else None.
     """
 
     query: int
     token: int
     order: int
-    rival: int | None
+    distractor: int | None
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class ProbeSequence:
             before = matched = {place: before.get(place - 1, 0) + 1 for place in places}
             foretold, order = (tokens[places[0] + 1], 1) if len(places) == 1 else _foretold(tokens, matched)
             if foretold == following:
-                found.append(Answer(query, following, order, _rival(tokens, places, following) if order > 1 else None))
+                found.append(Answer(query, following, order, _distractor(tokens, places, following) if order > 1 else None))
         return tuple(found)
 
     @property
@@ -158,7 +158,7 @@ def _foretold(tokens: Sequence[int], matched: dict[int, int]) -> tuple[int | Non
     return token, 1 + max(misleading, default=0)
 
 
-def _rival(tokens: Sequence[int], places: Iterable[int], token: int) -> int | None:
+def _distractor(tokens: Sequence[int], places: Iterable[int], token: int) -> int | None:
     """The token other than the right one that most often followed an earlier occurrence, the latest of equals."""
     others = Counter(tokens[place + 1] for place in sorted(places, reverse=True) if tokens[place + 1] != token)
     return others.most_common(1)[0][0] if others else None

@@ -40,7 +40,7 @@ def _ready(probes: str) -> Callable[[F], F]:
         @functools.wraps(function)
         def checked(outcome: Any, **options: Any) -> Any:
             __tracebackhide__ = True
-            from pytest_induction.behaviour.outcomes import Outcome  # with torch, which whoever has one has
+            from pytest_induction.behaviour.outcomes import Outcome  # with torch, which is loaded where there is one
 
             found = len(outcome) if isinstance(outcome, tuple) else 1
             if found != 1 + pairs or not (isinstance(outcome, (tuple, Outcome))):
@@ -157,13 +157,15 @@ def prefers_longer_match(outcome: Outcome) -> float:
     Returns the margin: log-probability of the former minus that of the latter, in nats, at the worst position.
     """
     __tracebackhide__ = True
-    asked = ~np.isnan(outcome.behaviour.rival)
+    asked = ~np.isnan(outcome.behaviour.distractor)
     if not asked.any():
         return math.inf
-    margins = np.where(asked, outcome.behaviour.log_prob - outcome.behaviour.rival, np.inf)
+    margins = np.where(asked, outcome.behaviour.log_prob - outcome.behaviour.distractor, np.inf)
     worst = int(margins.argmin())
     answer = outcome.probe.answers[worst]
-    said = f"after position {answer.query} the last {answer.order} tokens foretell {answer.token}, the last one {answer.rival}"
+    said = (
+        f"after position {answer.query} the last {answer.order} tokens foretell {answer.token}, the last one {answer.distractor}"
+    )
     return _hold(float(margins[worst]), outcome, f"{said}, which is likelier by {-margins[worst]:.2f} nats", strict=True)
 
 

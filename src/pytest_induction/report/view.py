@@ -192,7 +192,7 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
         claims,
         tuple(rows),
         max(0, len(found) - most_heads),
-        notes + tuple(dict.fromkeys(_rivals(change) for change in changes if change.confounders)),
+        notes + tuple(dict.fromkeys(_confounders(change) for change in changes if change.confounders)),
         tuple(_change_row(change, places, changing) for change in changes),
         places,
         head_map=widest.head_map or next((record.head_map for record in records if record.head_map), ()),
@@ -278,7 +278,7 @@ def _versions(record: Evidence) -> str:
     return f"versions: {', '.join(f'{name} {version}' for name, version in versions)}" if versions else ""
 
 
-def _rivals(change: Change) -> str:
+def _confounders(change: Change) -> str:
     return f"{' and '.join(change.confounders)} near the change of {words(change.series)}: may be its cause"
 
 

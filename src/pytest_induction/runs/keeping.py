@@ -49,7 +49,7 @@ class Keeping:
         self._listeners.append(listener(function))
 
     def keep(self, writer: RunWriter, snapshot: Snapshot) -> None:
-        """Write a snapshot, ask the rules, and tell whoever listens."""
+        """Write a snapshot, ask the rules, and tell the listeners."""
         self._write(writer, snapshot)
         self._judge(writer, snapshot)
         numbers = numbers_of(snapshot) if self._listeners else {}

@@ -222,7 +222,7 @@ def _error(values: Array) -> Any:
 class Subject:
     """Turns the module that a training calls its model into a model under test.
 
-    One that failed is tried again, for weights may be finite later; but not at once, for each trial takes time: after one more
+    One that failed is tried again, for weights may be finite later; but not at once, for each attempt takes time: after one more
     snapshot, then after two, four, eight.
     """
 

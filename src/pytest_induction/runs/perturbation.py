@@ -16,10 +16,10 @@ from pytest_induction.expectations import check_share, expect
 from pytest_induction.records import Change, Estimate, Evidence, Moment, Provenance, Verdict
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.phase_change.changes import FEWEST, MAX_WIDTH, POWER
-from pytest_induction.runs.phase_change.claims import ONSET_MARGIN, RunLike, provenance_of
+from pytest_induction.runs.phase_change.claims import RunLike, provenance_of
 from pytest_induction.runs.phase_change.finding import (
     ERROR_RATE,
-    MARGIN,
+    MAX_LAG,
     PhaseChange,
     change_of,
     find_phase_changes,
@@ -50,17 +50,17 @@ class Moved:
     reason: str = "shift_unclear"
     next_step: str = ""
 
-    def is_earlier(self, margin: float) -> bool:
-        """Whether it is shown to come earlier by more than `margin` decades, or to come in the treated runs only."""
+    def is_earlier(self, min_shift: float) -> bool:
+        """Whether it is shown to come earlier by more than `min_shift` decades, or to come in the treated runs only."""
         if self.treated is not Verdict.SHOWN:
             return False
-        return self.absent or (self.shift is not None and self.shift.is_above(margin))
+        return self.absent or (self.shift is not None and self.shift.is_above(min_shift))
 
-    def is_still(self, margin: float) -> bool:
-        """Whether it is shown not to come earlier by more than `margin` decades."""
+    def is_still(self, min_shift: float) -> bool:
+        """Whether it is shown not to come earlier by more than `min_shift` decades."""
         if self.treated is Verdict.REFUTED:
             return True
-        return self.treated is Verdict.SHOWN and self.shift is not None and self.shift.high <= margin
+        return self.treated is Verdict.SHOWN and self.shift is not None and self.shift.high <= min_shift
 
 
 @dataclass(frozen=True)
@@ -74,28 +74,28 @@ class Perturbed:
 
 
 def judge_coperturbation(
-    induction: Moved, learning: Moved, lag: Estimate | None, difference: Estimate | None, *, margin: float, together: float
+    induction: Moved, learning: Moved, lag: Estimate | None, difference: Estimate | None, *, min_shift: float, max_lag: float
 ) -> Perturbed:
     """SHOWN where both are shown to come earlier, by as much and in the treated runs at the same time.
 
     `lag` is by how many decades in-context learning changes later than induction in the treated runs, `difference` by how many
-    decades further it moved; None where that is not known. Both must lie within `together`. REFUTED where one of the two is
-    shown not to come earlier by more than `margin`, or the moves are shown to differ.
+    decades further it moved; None where that is not known. Both must lie within `max_lag`. REFUTED where one of the two is
+    shown not to come earlier by more than `min_shift`, or the moves are shown to differ.
     """
     both = (induction, learning)
     said = "; ".join(each.said for each in both)
-    still = [each for each in both if each.is_still(margin)]
+    still = [each for each in both if each.is_still(min_shift)]
     if still:
         return _still(still, said)
-    unclear = [each for each in both if not each.is_earlier(margin)]
+    unclear = [each for each in both if not each.is_earlier(min_shift)]
     if unclear:
         settle = "; ".join(dict.fromkeys(each.next_step for each in unclear if each.next_step))
         words = " and ".join(each.words for each in unclear)
         summary = f"whether {words} moved is not clear: {said}"
         return Perturbed(Verdict.UNDETERMINED, unclear[0].reason, summary, settle)
     if induction.absent != learning.absent:
-        return _one_appears(induction, learning, said, together)
-    return _compared(said, lag, difference, together)
+        return _one_appears(induction, learning, said, max_lag)
+    return _compared(said, lag, difference, max_lag)
 
 
 def _still(still: Sequence[Moved], said: str) -> Perturbed:
@@ -104,28 +104,28 @@ def _still(still: Sequence[Moved], said: str) -> Perturbed:
     return Perturbed(Verdict.REFUTED, f"{still[0].name}_stays", f"{still[0].words} does not come earlier: {said}")
 
 
-def _one_appears(induction: Moved, learning: Moved, said: str, together: float) -> Perturbed:
+def _one_appears(induction: Moved, learning: Moved, said: str, max_lag: float) -> Perturbed:
     """One of the two changes in the treated runs only, the other in the controls as well: later there, but it does."""
     appears, comes = (induction, learning) if induction.absent else (learning, induction)
-    if comes.shift is not None and comes.shift.high + together < appears.least:
+    if comes.shift is not None and comes.shift.high + max_lag < appears.least:
         return Perturbed(Verdict.REFUTED, "moves_apart", f"in the controls {comes.words} changes without the other: {said}")
     settle = "train the controls further, until both change or one is shown not to follow the other"
     return Perturbed(Verdict.UNDETERMINED, "control_too_short", f"whether both move by as much is not clear: {said}", settle)
 
 
-def _compared(said: str, lag: Estimate | None, difference: Estimate | None, together: float) -> Perturbed:
+def _compared(said: str, lag: Estimate | None, difference: Estimate | None, max_lag: float) -> Perturbed:
     """Both come earlier: at the same time, and by as much?"""
     parts = [("in treated runs in-context learning changes", "later than induction", lag, "changes_apart")]
     if difference is not None:
         parts.append(("in-context learning moves", "further than induction", difference, "moves_apart"))
     for begins, ends, found, reason in parts:
         words = "" if found is None else f"{begins} {decades(found)} {ends}"
-        if found is not None and (found.is_above(together) or found.is_below(-together)):
-            return Perturbed(Verdict.REFUTED, reason, f"{words}, more than {together:.2f} apart: {said}")
-        if found is None or not (-together <= found.low and found.high <= together):
+        if found is not None and (found.is_above(max_lag) or found.is_below(-max_lag)):
+            return Perturbed(Verdict.REFUTED, reason, f"{words}, more than {max_lag:.2f} apart: {said}")
+        if found is None or not (-max_lag <= found.low and found.high <= max_lag):
             settle = "record more snapshots around the changes, or give more runs"
             seen = words or f"{begins} at a time that is not known"
-            summary = f"{seen}, not clearly within the {together:.2f} that count as together: {said}"
+            summary = f"{seen}, not clearly within the {max_lag:.2f} that count as together: {said}"
             return Perturbed(Verdict.UNDETERMINED, "lag_unclear", summary, settle)
         said = f"{said}; {words}"
     return Perturbed(Verdict.SHOWN, "moved_together", f"both move: {said}")
@@ -150,6 +150,7 @@ def times(factor: float, found: Estimate) -> Estimate:
 
 MOST_OF_IT = 0.5  # a control that never gains so much of what the treated runs gain in their change does not have it
 INDUCTION, LEARNING = "induction", "icl_score"
+MIN_SHIFT = 0.1  # decades: about a quarter more tokens
 OPEN = ("not_over", "began_before")  # of which the place is not known yet
 
 
@@ -158,8 +159,8 @@ def assert_coperturbation(
     control: RunLike | Sequence[RunLike],
     treated: RunLike | Sequence[RunLike],
     *,
-    margin: float = ONSET_MARGIN,
-    together: float = MARGIN,
+    min_shift: float = MIN_SHIFT,
+    max_lag: float = MAX_LAG,
     max_width: float = MAX_WIDTH,
     min_change: Mapping[str, float] | None = None,
     error_rate: float = ERROR_RATE,
@@ -167,8 +168,8 @@ def assert_coperturbation(
     """Assert that what makes induction form earlier, or at all, moves in-context learning with it.
 
     `control` and `treated` are training runs that differ in one thing, such as smeared keys: each one run, or several (seeds).
-    SHOWN if in the treated runs induction forms abruptly and in-context learning changes with it (midpoints at most `together`
-    decades apart), both come earlier than in the controls by more than `margin` decades, and by as much (within `together`); or
+    SHOWN if in the treated runs induction forms abruptly and in-context learning changes with it (midpoints at most `max_lag`
+    decades apart), both come earlier than in the controls by more than `min_shift` decades, and by as much (within `max_lag`); or
     the controls are shown to have neither: no head changes, and in-context learning gains nowhere half of what it gains in the
     treated change, in a stretch as long; on record for as many tokens at least as that took. REFUTED if one of the two is
     shown not to come earlier, or their moves to differ.
@@ -182,17 +183,17 @@ def assert_coperturbation(
     >>> assert_coperturbation("fixtures/runs/one-layer", "fixtures/runs/one-layer-smeared").reason      # doctest: +SKIP
     'moved_together'
     """
-    if not 0 <= margin < math.inf:
-        raise ArgumentError(f"`margin` must be at least 0 decades, got {margin}")
-    if not 0 < together < math.inf:
-        raise ArgumentError(f"`together` must be above 0 decades, got {together}")
+    if not 0 <= min_shift < math.inf:
+        raise ArgumentError(f"`min_shift` must be at least 0 decades, got {min_shift}")
+    if not 0 < max_lag < math.inf:
+        raise ArgumentError(f"`max_lag` must be above 0 decades, got {max_lag}")
     check_share("error_rate", error_rate)
     rule = _Rule(max_width, min_change, error_rate)
     controls, treatments = (rule.opened(name, runs) for name, runs in (("control", control), ("treated", treated)))
     if (len(controls) == 1) != (len(treatments) == 1):
         seen = f"got {len(controls)} and {len(treatments)}"
         raise ArgumentError(f"`control` and `treated` must be one run each, or several each, for a spread over runs: {seen}")
-    return expect(_Pair(controls, treatments, rule).evidence(margin, together))
+    return expect(_Pair(controls, treatments, rule).evidence(min_shift, max_lag))
 
 
 @dataclass(frozen=True)
@@ -249,15 +250,15 @@ class _Pair:
     treated: Sequence[_Seen]
     rule: _Rule
 
-    def evidence(self, margin: float, together: float) -> Evidence:
+    def evidence(self, min_shift: float, max_lag: float) -> Evidence:
         """The verdict, and all that it rests on."""
         parts = [
             _Part(self, self._of_induction, INDUCTION, "induction"),
-            _Part(self, LEARNING, "icl_score", "in-context learning"),
+            _Part(self, LEARNING, "icl", "in-context learning"),
         ]
         induction, learning = (part.moved() for part in parts)
         lag, difference = self._lags(parts)
-        judged = judge_coperturbation(induction, learning, lag, difference, margin=margin, together=together)
+        judged = judge_coperturbation(induction, learning, lag, difference, min_shift=min_shift, max_lag=max_lag)
         found = {f"{each.name}_shift": each.shift for each in (induction, learning)}
         found |= {"shift_difference": difference, "lag": lag}
         found["control_gain"] = parts[1].most_gained
@@ -268,7 +269,7 @@ class _Pair:
             judged.summary,
             self._about(),
             estimates={name: value for name, value in found.items() if value is not None},
-            thresholds={**self.treated[0].found.thresholds, "margin": margin, "together": together},
+            thresholds={**self.treated[0].found.thresholds, "min_shift": min_shift, "max_lag": max_lag},
             confidence=1 - self.rule.error_rate,
             next_step=judged.next_step,
             changes=tuple(change for seen in self.treated for change in seen.found.changes),
@@ -304,9 +305,9 @@ class _Pair:
         if len(ours) == 1:
             return ours[0], minus(others[0], ours[0]) if known else None
         lag = mean_interval(np.array([[lag.value] for lag in ours]), self.rule.error_rate, "decades")[0]
-        return lag, self.apart([lag.value for lag in others], [lag.value for lag in ours]) if known else None
+        return lag, self.difference([lag.value for lag in others], [lag.value for lag in ours]) if known else None
 
-    def apart(self, controls: Sequence[float], treated: Sequence[float]) -> Estimate:
+    def difference(self, controls: Sequence[float], treated: Sequence[float]) -> Estimate:
         """The mean over controls minus that over treated runs, in decades, with the interval of their spreads."""
         one, other = (Mean.of(np.array(values), "decades") for values in (controls, treated))
         return one.minus(other).interval(self.rule.error_rate / 2)
@@ -457,7 +458,7 @@ class _Part:
         if len(treated) == 1:
             shift = lag_between(treated[0], controls[0])
         else:
-            shift = pair.apart(*([math.log10(pair.place(change).value) for change in each] for each in (controls, treated)))
+            shift = pair.difference(*([math.log10(pair.place(change).value) for change in each] for each in (controls, treated)))
         settle = "record more snapshots around the changes, or give more runs"
         said = f"{self.words} changes {'' if shift is None else decades(shift)} earlier"
         return replace(formed, said=said, shift=shift, next_step=settle)

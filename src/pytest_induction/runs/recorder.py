@@ -238,7 +238,7 @@ class InductionRecorder(Keeping):
 
     @user_facing
     def add_scheduled_change(self, step: int, what: str) -> None:
-        """Note that the training is made to change at a step, as by another learning rate, for whoever wonders at the effect."""
+        """Note that the training is made to change at a step, as by another learning rate, for those who wonder at the effect."""
         step = whole_number("step", step, least=0)
         if is_first_process():
             self._unsaid.append(partial(RunWriter.add_scheduled_change, step=step, what=str(what)))

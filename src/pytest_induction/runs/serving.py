@@ -1,4 +1,4 @@
-"""The process of a worker, from its first line on: it ends when whoever began it is gone, however that ended.
+"""The process of a worker, from its first line on: it ends when the process that began it is gone, however that ended.
 
 Standard library only until that is so: loading torch takes seconds, in which a sweep may be killed.
 """

@@ -435,9 +435,9 @@ def _write_whole(stream: Any, content: bytes) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that whoever reads finds the old one or the new one, never a part."""
+    """Write a file so that a reader finds the old one or the new one, never a part."""
     part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)  # of a writer that was killed, or a link that was put there: whoever holds the lock writes alone
+    part.unlink(missing_ok=True)  # of a writer that was killed, or a link that was put there: the holder of the lock writes alone
     try:
         with create_new(part) as stream:
             stream.write(content)

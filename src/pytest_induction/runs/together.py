@@ -106,7 +106,7 @@ def _number(value: int, device: torch.device) -> Tensor:
 
 
 def made_ready(module: nn.Module) -> None:
-    """Let the older FSDP set itself up, as it does in its first pass: what a trial pass sets would be taken back after it."""
+    """Let the older FSDP set itself up, as it does in its first pass: what a verification sets would be taken back after it."""
     if type(module).__name__ == FULLY_SHARDED:
         with suppress(ImportError):  # it is nobody's business but torch's
             from torch.distributed.fsdp._runtime_utils import _lazy_init

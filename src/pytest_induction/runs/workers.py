@@ -233,7 +233,7 @@ def _signal(number: int) -> str:
 
 @contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Begin a process that Ctrl-C does not reach: whoever began it ends it, when what is measured is written."""
+    """Begin a process that Ctrl-C does not reach: the process that began it ends it, when what is measured is written."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -118,7 +118,7 @@ class BenchmarkItem(pytest.Function):
         self._case = case
 
     def setup(self) -> None:
-        """Load and try out before any fixture is made: what cannot be timed is told in one line."""
+        """Load and verify before any fixture is made: what cannot be timed is told in one line."""
         wrong, unfit = "", ""
         try:
             self._case.prepare()

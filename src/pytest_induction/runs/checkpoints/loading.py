@@ -20,7 +20,7 @@ from pytest_induction.files import is_file, read_json, tree_of
 from pytest_induction.forward.calling import as_found, broken_weights, why_endless
 from pytest_induction.model.adapt import adapt
 from pytest_induction.model.adapters import fill_adapter, holds_adapter
-from pytest_induction.model.forms import find_forms
+from pytest_induction.model.conventions import find_conventions
 from pytest_induction.model.load import Loaded, function_named, load_module, module_of_config, parse_device, parse_dtype
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.model.specs import CONFIG, memory_size
@@ -259,7 +259,7 @@ def _trial(module: nn.Module) -> Tensor | None:
     """The logits of a few tokens that every model has, or None where it does not run on them."""
     with as_found(module):
         try:
-            return next(find_forms(module, type(module).__name__)).logits
+            return next(find_conventions(module, type(module).__name__)).logits
         except Exception:  # noqa: BLE001 - `adapt` says what is wrong with it
             return None
 

@@ -174,7 +174,7 @@ class _Seen:
             width,
             self.n_inside,
             self._between,
-            rivals_of(self.run.schedule, self.axis, *self._extent),
+            confounders_of(self.run.schedule, self.axis, *self._extent),
             settle,
         )
 
@@ -338,7 +338,7 @@ class _Seen:
         return f"{_number(moment.low)} and {_number(moment.high)}"
 
 
-def rivals_of(schedule: Sequence[ScheduledChange], axis: Axis, first: float, last: float) -> tuple[str, ...]:
+def confounders_of(schedule: Sequence[ScheduledChange], axis: Axis, first: float, last: float) -> tuple[str, ...]:
     """Scheduled changes of the training within the interval or near it."""
     near = []
     for change in schedule:

@@ -20,10 +20,10 @@ from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.phase_change.changes import MAX_WIDTH
 from pytest_induction.runs.phase_change.finding import (
     ERROR_RATE,
-    MARGIN,
+    MAX_LAG,
     PhaseChange,
-    are_together,
     change_of,
+    cooccur,
     find_phase_changes,
     has_changed,
     is_narrow,
@@ -34,10 +34,10 @@ from pytest_induction.runs.record import TrainingRun
 from pytest_induction.statistics import mean_interval
 
 
-def together(evidence: Evidence, found: PhaseChange, margin: float = MARGIN, *, strict: bool = True) -> Evidence:
+def icl_cooccurs(evidence: Evidence, found: PhaseChange, max_lag: float = MAX_LAG, *, strict: bool = True) -> Evidence:
     """The evidence on a run in which in-context learning must change with induction.
 
-    Unless it is `strict`, changes between the same snapshots are together, though these may be farther apart than the margin.
+    Unless it is `strict`, changes between the same snapshots are together, though these may be farther apart than `max_lag`.
     """
     if evidence.verdict is not Verdict.SHOWN:
         return evidence
@@ -54,21 +54,21 @@ def together(evidence: Evidence, found: PhaseChange, margin: float = MARGIN, *, 
         reason = f"icl_{change.reason}"
         summary = f"{evidence.summary}; but {change.summary}"
         return replace(evidence, verdict=change.verdict, reason=reason, summary=summary, next_step=change.next_step)
-    summary = f"{evidence.summary}; in-context learning changes {apart(lag)} after"
-    if not strict and found.induction is not None and are_together(found.induction, change, lag, margin):
-        return replace(evidence, summary=summary, thresholds={**evidence.thresholds, "margin": margin})
-    return _within(evidence, lag, margin, summary)
+    summary = f"{evidence.summary}; in-context learning changes {in_words(lag)} after"
+    if not strict and found.induction is not None and cooccur(found.induction, change, lag, max_lag):
+        return replace(evidence, summary=summary, thresholds={**evidence.thresholds, "max_lag": max_lag})
+    return _within(evidence, lag, max_lag, summary)
 
 
 def with_turn(evidence: Evidence, found: PhaseChange) -> Evidence:
     """The evidence on a run, with what the path of token losses does beside it, as far as that was recorded."""
     if evidence.verdict is not Verdict.SHOWN or found.turn is None:
         return evidence
-    said = found.turn.summary if found.turn_lag is None else f"the path of token losses turns {apart(found.turn_lag)} after"
+    said = found.turn.summary if found.turn_lag is None else f"the path of token losses turns {in_words(found.turn_lag)} after"
     return replace(evidence, summary=f"{evidence.summary}; {said}")
 
 
-def turning(evidence: Evidence, found: PhaseChange, margin: float) -> Evidence:
+def turn_cooccurs(evidence: Evidence, found: PhaseChange, max_lag: float) -> Evidence:
     """The evidence on a run in which the path of token losses must turn with induction, too."""
     if evidence.verdict is not Verdict.SHOWN:
         return evidence
@@ -86,7 +86,9 @@ def turning(evidence: Evidence, found: PhaseChange, margin: float) -> Evidence:
         return replace(
             evidence, verdict=change.verdict, reason=_about_turn(change.reason), summary=summary, next_step=change.next_step
         )
-    return _within(evidence, lag, margin, f"{evidence.summary}; the path of token losses turns {apart(lag)} after", _about_turn)
+    return _within(
+        evidence, lag, max_lag, f"{evidence.summary}; the path of token losses turns {in_words(lag)} after", _about_turn
+    )
 
 
 def _about_turn(reason: str) -> str:
@@ -94,24 +96,24 @@ def _about_turn(reason: str) -> str:
 
 
 def _within(
-    evidence: Evidence, lag: Estimate, margin: float, summary: str, reason: Callable[[str], str] = lambda reason: reason
+    evidence: Evidence, lag: Estimate, max_lag: float, summary: str, reason: Callable[[str], str] = lambda reason: reason
 ) -> Evidence:
-    thresholds = {**evidence.thresholds, "margin": margin}
-    if -margin <= lag.low and lag.high <= margin:
+    thresholds = {**evidence.thresholds, "max_lag": max_lag}
+    if -max_lag <= lag.low and lag.high <= max_lag:
         return replace(evidence, summary=summary, thresholds=thresholds)
-    is_apart = lag.low > margin or lag.high < -margin
+    is_apart = lag.low > max_lag or lag.high < -max_lag
     return replace(
         evidence,
         verdict=Verdict.REFUTED if is_apart else Verdict.UNDETERMINED,
         reason=reason("apart" if is_apart else "lag_unclear"),
-        summary=f"{summary}: {'more than' if is_apart else 'not clearly within'} the {margin:.2f} that count as together",
+        summary=f"{summary}: {'more than' if is_apart else 'not clearly within'} the {max_lag:.2f} that count as together",
         thresholds=thresholds,
         next_step="" if is_apart else "record more snapshots around the change",
     )
 
 
 def over_runs(
-    parts: Sequence[Evidence], found: Sequence[PhaseChange], margin: float, error_rate: float, *, turn: bool
+    parts: Sequence[Evidence], found: Sequence[PhaseChange], max_lag: float, error_rate: float, *, turn: bool
 ) -> Evidence:
     """The evidence on several runs: the mean of their distances."""
     about_distances = ("apart", "lag_unclear", "turn_apart", "turn_lag_unclear")
@@ -131,13 +133,13 @@ def over_runs(
     lag = _mean_lag([each.lag for each in found], error_rate)
     changes = tuple(change for part in parts for change in part.changes)
     whole = replace(parts[0], verdict=Verdict.SHOWN, reason="formed", provenance=about, estimates={"lag": lag}, changes=changes)
-    judged = _within(whole, lag, margin, f"over {len(parts)} runs in-context learning changes {apart(lag)} after induction")
+    judged = _within(whole, lag, max_lag, f"over {len(parts)} runs in-context learning changes {in_words(lag)} after induction")
     if turn:
         turn_lag = _mean_lag([each.turn_lag for each in found], error_rate)
         judged = replace(judged, estimates={**judged.estimates, "turn_lag": turn_lag})
         if judged.verdict is Verdict.SHOWN:
-            summary = f"{judged.summary}; the path of token losses turns {apart(turn_lag)} after"
-            judged = _within(judged, turn_lag, margin, summary, _about_turn)
+            summary = f"{judged.summary}; the path of token losses turns {in_words(turn_lag)} after"
+            judged = _within(judged, turn_lag, max_lag, summary, _about_turn)
     return replace(judged, next_step="more runs: the interval is that of a mean over them" if judged.next_step else "")
 
 
@@ -145,13 +147,13 @@ def _mean_lag(lags: Sequence[Estimate | None], error_rate: float) -> Estimate:
     return mean_interval(np.array([[lag.value] for lag in lags if lag is not None]), error_rate, "decades")[0]
 
 
-def apart(lag: Estimate) -> str:
+def in_words(lag: Estimate) -> str:
     """A distance of two changes in words."""
     return f"{lag.value:+.3f} decades ({lag.low:+.3f}..{lag.high:+.3f})"
 
 
 RunLike = TrainingRun | str | os.PathLike[str]
-ONSET_MARGIN = 0.1  # decades: about a quarter more tokens
+MAX_ONSET_LAG = 0.1  # decades: about a quarter more tokens
 
 
 @user_facing
@@ -186,7 +188,7 @@ def assert_phase_change(
     if co_occurring is None and found.icl_score is None:
         evidence = replace(evidence, summary=f"{evidence.summary}; in-context learning was not recorded, and is left out")
     if co_occurring or (co_occurring is None and found.icl_score is not None):
-        evidence = together(evidence, found, strict=False)
+        evidence = icl_cooccurs(evidence, found, strict=False)
     return expect(evidence)
 
 
@@ -210,7 +212,7 @@ def assert_no_phase_change(
 def assert_cooccurrence(
     run: RunLike | Sequence[RunLike],
     *,
-    margin: float = MARGIN,
+    max_lag: float = MAX_LAG,
     turn: bool = False,
     max_width: float = MAX_WIDTH,
     min_change: Mapping[str, float] | None = None,
@@ -218,7 +220,7 @@ def assert_cooccurrence(
 ) -> Evidence:
     """Assert that in-context learning changes together with induction; with `turn`, that the path of the training turns there.
 
-    Midpoints lie at most `margin` decades of tokens from that of induction, and behaviour on repeated tokens changes with the
+    Midpoints lie at most `max_lag` decades of tokens from that of induction, and behaviour on repeated tokens changes with the
     heads. The turn is that of the path in the space of token losses. It is reported where these were recorded and asked for with
     `turn` only, for small trainings on natural text had none. The evidence has the distances between all pairs that are there:
     `lag` (in-context learning), `behaviour_lag` (behaviour after heads), `icl_behaviour_lag` and `turn_lag`.
@@ -226,17 +228,17 @@ def assert_cooccurrence(
     Of one run the interval of a distance is that of the two changes together. Of several runs (seeds) the distances are taken
     run by run, and the interval is that of their mean. The noisier of two series makes the interval wider, its change no later.
     """
-    if not 0 < margin < math.inf:
-        raise ArgumentError(f"`margin` must be above 0 decades, got {margin}")
+    if not 0 < max_lag < math.inf:
+        raise ArgumentError(f"`max_lag` must be above 0 decades, got {max_lag}")
     runs = [run] if isinstance(run, (TrainingRun, str, os.PathLike)) else list(run)
     if not runs:
         raise ArgumentError("`run` must be a run or several, got none")
     pairs = [_found(each, max_width, min_change, error_rate) for each in runs]
-    parts = [together(_evidence(opened, "cooccurrence", found, error_rate), found, margin) for opened, found in pairs]
-    add = partial(turning, margin=margin) if turn else with_turn
+    parts = [icl_cooccurs(_evidence(opened, "cooccurrence", found, error_rate), found, max_lag) for opened, found in pairs]
+    add = partial(turn_cooccurs, max_lag=max_lag) if turn else with_turn
     parts = [add(part, found) for part, (_, found) in zip(parts, pairs, strict=True)]
     if len(parts) > 1:
-        parts = [over_runs(parts, [found for _, found in pairs], margin, error_rate, turn=turn)]
+        parts = [over_runs(parts, [found for _, found in pairs], max_lag, error_rate, turn=turn)]
     return expect(parts[0])
 
 
@@ -245,25 +247,25 @@ def assert_onset_not_later(
     run: RunLike,
     reference: RunLike,
     *,
-    margin: float = ONSET_MARGIN,
+    max_lag: float = MAX_ONSET_LAG,
     in_steps: bool = False,
     max_width: float = MAX_WIDTH,
     min_change: Mapping[str, float] | None = None,
     error_rate: float = ERROR_RATE,
 ) -> Evidence:
-    """Assert that induction begins to form no later than in a reference run: by less than `margin` decades, its whole interval.
+    """Assert that induction begins to form no later than in a reference run: by less than `max_lag` decades, its whole interval.
 
     In tokens, which both runs must know: steps of trainings with batches of another size are not the same. With `in_steps` they
     are compared all the same, and the summary says so. Onsets vary with the seed of a training: one run against one reference
     tells of these two. Returns the evidence with the estimate `onset_lag`, in decades, positive if the run is later.
     """
-    if not 0 <= margin < math.inf:
-        raise ArgumentError(f"`margin` must be at least 0 decades, got {margin}")
+    if not 0 <= max_lag < math.inf:
+        raise ArgumentError(f"`max_lag` must be at least 0 decades, got {max_lag}")
     opened, found = _found(run, max_width, min_change, error_rate)
     other, expected = _found(reference, max_width, min_change, error_rate)
     evidence = _evidence(opened, "onset_not_later", found, error_rate)
     name = other.place if other.place and other.name == opened.name else other.name
-    return expect(_not_later(evidence, found, expected, name, margin, in_steps=in_steps))
+    return expect(_not_later(evidence, found, expected, name, max_lag, in_steps=in_steps))
 
 
 @user_facing
@@ -290,7 +292,7 @@ def assert_previous_token_first(
     else:
         verdict = Verdict.SHOWN if lag.is_above(0) else Verdict.REFUTED if lag.is_below(0) else Verdict.UNDETERMINED
         reason = {Verdict.SHOWN: "previous_first", Verdict.REFUTED: "previous_later"}.get(verdict, "order_unclear")
-        seen = f"induction forms {apart(lag)} after previous-token heads"
+        seen = f"induction forms {in_words(lag)} after previous-token heads"
         evidence = replace(
             evidence,
             verdict=verdict,
@@ -398,9 +400,9 @@ def _in_time(evidence: Evidence, change: Change | None, name: str, bound: float)
 
 
 def _not_later(
-    evidence: Evidence, found: PhaseChange, expected: PhaseChange, name: str, margin: float, *, in_steps: bool
+    evidence: Evidence, found: PhaseChange, expected: PhaseChange, name: str, max_lag: float, *, in_steps: bool
 ) -> Evidence:
-    thresholds = {**evidence.thresholds, "margin": margin}
+    thresholds = {**evidence.thresholds, "max_lag": max_lag}
     if expected.verdict is not Verdict.SHOWN:
         return replace(
             evidence,
@@ -426,16 +428,16 @@ def _not_later(
     if lag is None:
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="onset_unclear", thresholds=thresholds)
     unit = " (of steps, not tokens, as asked)" if in_steps else ""
-    summary = f"induction begins to form {apart(lag)} after the reference {name}{unit}"
+    summary = f"induction begins to form {in_words(lag)} after the reference {name}{unit}"
     evidence = replace(evidence, summary=summary, estimates={**evidence.estimates, "onset_lag": lag}, thresholds=thresholds)
-    if lag.high <= margin:
+    if lag.high <= max_lag:
         return evidence
-    late = lag.low > margin
+    late = lag.low > max_lag
     return replace(
         evidence,
         verdict=Verdict.REFUTED if late else Verdict.UNDETERMINED,
         reason="later" if late else "onset_unclear",
-        summary=f"{summary}, {'more than' if late else 'not clearly within'} the margin of {margin:.2f}",
+        summary=f"{summary}, {'more than' if late else 'not clearly within'} the {max_lag:.2f} that are allowed",
         next_step="" if late else "record more snapshots around the onset, in both runs",
     )
 

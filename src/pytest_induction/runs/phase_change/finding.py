@@ -18,13 +18,13 @@ from pytest_induction.runs.phase_change.changes import (
     POWER,
     WORDS,
     Rule,
+    confounders_of,
     judge_change,
-    rivals_of,
 )
 from pytest_induction.runs.phase_change.turn import judge_turn
 from pytest_induction.runs.record import MIN_CHANGE, REPEATS, Axis, TrainingRun, series_of
 
-MARGIN = 0.15  # decades between two midpoints that belong to one change
+MAX_LAG = 0.15  # decades between two midpoints that belong to one change
 ERROR_RATE = 0.05
 NOTHING_RECORDED = "neither scores of heads nor behaviour on repeated tokens were recorded"
 SWEEP = "sweep the run's checkpoints: python -m pytest_induction sweep"
@@ -105,8 +105,8 @@ def find_phase_changes(
     repeats = next((change for name in REPEATS if (change := _judged(run, axis, name, thresholds, rule))), None)
     in_context = _judged(run, axis, "icl_score", thresholds, rule)
     turn = _judged(run, axis, "turn", thresholds, rule)
-    apart = _lag(heads, repeats)
-    verdict, reason, summary, settle = _induction(heads, repeats, apart)
+    behaviour_lag = _lag(heads, repeats)
+    verdict, reason, summary, settle = _induction(heads, repeats, behaviour_lag)
     return PhaseChange(
         verdict,
         reason,
@@ -116,7 +116,7 @@ def find_phase_changes(
         in_context,
         _bump(run, axis, thresholds["loss"]),
         _lag(heads or repeats, in_context),
-        apart,
+        behaviour_lag,
         _lag(repeats, in_context),
         settle,
         turn,
@@ -168,7 +168,7 @@ Said = tuple[Verdict, str, str, str]
 """Verdict, reason, summary, and what would settle it."""
 
 
-def _induction(heads: Change | None, repeats: Change | None, apart: Estimate | None) -> Said:
+def _induction(heads: Change | None, repeats: Change | None, behaviour_lag: Estimate | None) -> Said:
     """The verdict on induction; `apart` is how much later behaviour changes than heads."""
     if heads is None or repeats is None:
         return _of_one(heads, repeats)
@@ -182,7 +182,7 @@ def _induction(heads: Change | None, repeats: Change | None, apart: Estimate | N
         return Verdict.REFUTED, "matches_without_copying", seen, ""
     if not (repeats.shape or has_changed(repeats)):
         return Verdict.UNDETERMINED, repeats.reason, repeats.summary, repeats.next_step
-    return _with_behaviour(heads, repeats, apart, seen)
+    return _with_behaviour(heads, repeats, behaviour_lag, seen)
 
 
 def _of_one(heads: Change | None, repeats: Change | None) -> Said:
@@ -194,25 +194,25 @@ def _of_one(heads: Change | None, repeats: Change | None) -> Said:
     return Verdict.UNDETERMINED, "not_recorded", NOTHING_RECORDED, SWEEP
 
 
-def _with_behaviour(heads: Change, repeats: Change, apart: Estimate | None, seen: str) -> Said:
+def _with_behaviour(heads: Change, repeats: Change, behaviour_lag: Estimate | None, seen: str) -> Said:
     """The verdict on heads that formed, in a model whose behaviour changed: together with them, or not."""
-    if apart is None or are_together(heads, repeats, apart):
+    if behaviour_lag is None or cooccur(heads, repeats, behaviour_lag):
         return Verdict.SHOWN, "formed", f"{heads.summary}; {WORDS[repeats.series]} changes with it", heads.next_step
-    decades = f"{apart.value:+.2f} decades ({apart.low:+.2f}..{apart.high:+.2f}) after prefix matching"
-    if apart.low > MARGIN or apart.high < -MARGIN:
+    decades = f"{behaviour_lag.value:+.2f} decades ({behaviour_lag.low:+.2f}..{behaviour_lag.high:+.2f}) after prefix matching"
+    if behaviour_lag.low > MAX_LAG or behaviour_lag.high < -MAX_LAG:
         return Verdict.REFUTED, "behaviour_apart", f"{seen}: {decades}, not together", ""
     more = "record more snapshots between the two changes"
     return Verdict.UNDETERMINED, "behaviour_lag_unclear", f"{seen}: {decades}, together or not is not clear", more
 
 
-def are_together(one: Change, other: Change, lag: Estimate, margin: float = MARGIN) -> bool:
-    """Whether two changes are one, as far as the snapshots tell: midpoints within the margin, or in one window of the grid.
+def cooccur(one: Change, other: Change, lag: Estimate, max_lag: float = MAX_LAG) -> bool:
+    """Whether two changes are one, as far as the snapshots tell: midpoints within `max_lag`, or in one window of the grid.
 
     Between the same two snapshots changes cannot be told apart.
     """
-    if lag.low > margin or lag.high < -margin:
+    if lag.low > max_lag or lag.high < -max_lag:
         return False
-    return (-margin <= lag.low and lag.high <= margin) or _overlap(one, other)
+    return (-max_lag <= lag.low and lag.high <= max_lag) or _overlap(one, other)
 
 
 def _overlap(one: Change, other: Change) -> bool:
@@ -288,7 +288,7 @@ def _bump(run: TrainingRun, axis: Axis, threshold: float) -> Change | None:
     if verdict is Verdict.SHOWN and inside < FEWEST_INSIDE:
         verdict, reason = Verdict.UNDETERMINED, "few_inside"
     width = Estimate(end - knee, end - last, end - first, "decades")
-    confounders = rivals_of(run.schedule, axis, first, end)
+    confounders = confounders_of(run.schedule, axis, first, end)
     share = bump.height / max(float(series.y.max() - series.y.min()), 1e-12)
     return Change("loss", verdict, reason, seen, "", height, share, onset, middle, stop, width, inside, None, confounders)
 

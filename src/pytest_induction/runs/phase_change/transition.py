@@ -161,13 +161,13 @@ def _fit(points: Points, grid: tuple[Floats, Floats], error_rate: float) -> Tran
     onset, midpoint, end, _, change = map(float, fitting[best])
     middle = np.average(points.y, weights=points.root**2)
     flat = float(((points.root * (points.y - middle)) ** 2).sum())
-    confounders = (flat, _bent_cost(points), float(costs[best]))
+    compared = (flat, _bent_cost(points), float(costs[best]))
     chosen = costs <= costs[best] + allowed
     beside = int(np.clip(np.searchsorted(points.x, midpoint), 1, len(points.x) - 1))
     gap = float(points.x[beside] - points.x[beside - 1])
     own = _change_error(points, place[best], width[best], shapes[best]) * math.sqrt(worth)
     error = math.hypot(own, float(np.ptp(changes[chosen])) / 2 / quantile)
-    return Transition(onset, midpoint, end, change, error, fitting[chosen], noise, n_effective, confounders, allowed, gap)
+    return Transition(onset, midpoint, end, change, error, fitting[chosen], noise, n_effective, compared, allowed, gap)
 
 
 def _coarse(points: Points) -> tuple[Floats, Floats]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.records import Change, Estimate, Moment, Verdict
-from pytest_induction.runs.phase_change.changes import FEWEST, FEWEST_BESIDE, FEWEST_INSIDE, POWER, Rule, rivals_of
+from pytest_induction.runs.phase_change.changes import FEWEST, FEWEST_BESIDE, FEWEST_INSIDE, POWER, Rule, confounders_of
 from pytest_induction.runs.record import Axis, TrainingRun
 from pytest_induction.runs.trajectory import END, heading_replicates, headings, headings_without_noise
 from pytest_induction.statistics import student_quantile
@@ -163,7 +163,7 @@ class _Found:
             Estimate(width, max(0.0, width - half), width + half, "decades"),
             self._n_inside,
             None,
-            rivals_of(self.run.schedule, self.axis, *self._extent),
+            confounders_of(self.run.schedule, self.axis, *self._extent),
             settle,
         )
 

@@ -1,4 +1,4 @@
-"""How a module is called and where its logits are, found by trial; and what one pass of an unknown model shows."""
+"""How a module is called and where its logits are, found by calling it; and what one pass of an unknown model shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_induction.attention.tracking import following_calls
 from pytest_induction.errors import InductionError, ModelError
-from pytest_induction.forward.calling import Caller, Form, device_of, difference, first_line, is_out_of_memory, uncompiled
+from pytest_induction.forward.calling import (
+    CallConvention,
+    Caller,
+    device_of,
+    difference,
+    first_line,
+    is_out_of_memory,
+    uncompiled,
+)
 from pytest_induction.forward.changing import enter_mode
 from pytest_induction.forward.inputs import IDS, Inputs, asking_for_all, parameters_of, switches_of, ways_to_give, with_options
 from pytest_induction.forward.outputs import NoLogits, Vocabulary, described, of_last_only, of_more_positions, parts_of, readings
@@ -185,9 +193,9 @@ def _without_own_row(table: Tensor) -> frozenset[int]:
     return frozenset(torch.cat(found).tolist()) if found else frozenset()
 
 
-TRIALS = ((11, 37), (37, 53), (5, 7), (16, 48), (32, 64), (64, 128))
-"""Positions of two trials: what is as long as the sequence in both is made of it. Some models take round numbers only."""
-TRIAL_ROWS = 3
+LENGTHS_TRIED = ((11, 37), (37, 53), (5, 7), (16, 48), (32, 64), (64, 128))
+"""Positions of two passes: what is as long as the sequence in both is made of it. Some models take round numbers only."""
+ROWS_TRIED = 3
 STEPS = (2, 4, 8, 16, 32, 64)  # of which lengths may have to be multiples
 ROUND = (16, 64, 128)  # to which models may fill up rows by themselves; half of each too
 MOST_LENGTHS = 12  # single lengths that are tried where no other was taken
@@ -211,7 +219,7 @@ class Found:
     logits: Tensor
 
 
-def find_forms(module: nn.Module, name: str) -> Iterator[Found]:
+def find_conventions(module: nn.Module, name: str) -> Iterator[Found]:
     """The ways to call a module that give logits for every position, the likeliest first.
 
     Raises `ModelError` where there is none, with what was seen and what to do.
@@ -263,7 +271,7 @@ def _is_around(one: Inner, part: nn.Module) -> bool:
 def _giving_the_same(part: nn.Module, name: str, found: Found) -> Found | None:
     """How a part is called so that it gives the logits that were found of the whole; None where it does not."""
     try:
-        for one in find_forms(part, name):
+        for one in find_conventions(part, name):
             logits = every_row(one.caller, found.tokens)
             if logits.shape == found.logits.shape and difference(logits.float(), found.logits.float()) <= SAME:
                 return one
@@ -280,8 +288,8 @@ def _holds(output: Any, place: int) -> bool:
 
 def every_row(caller: Caller, tokens: Tensor) -> Tensor:
     """The logits of all rows (rows, positions), given as many at a time and as long as the module takes them."""
-    most = caller.form.most_rows or len(tokens)
-    filled = caller.form.filled(tokens)
+    most = caller.convention.most_rows or len(tokens)
+    filled = caller.convention.filled(tokens)
     found = [caller.logits(part) for part in filled.split(most)]
     return torch.cat(found)[:, : tokens.shape[1]]
 
@@ -305,7 +313,7 @@ class _Search:
         if not self._found:
             raise self._said()
         last = self._found[0]
-        for inputs in self._others(last.caller.form.inputs):
+        for inputs in self._others(last.caller.convention.inputs):
             yield from self._quietly(inputs, last.rows, last.lengths)
 
     def _first_of(self, attempts: Iterator[tuple[Inputs, int, tuple[int, int]]]) -> Iterator[Found]:
@@ -317,8 +325,8 @@ class _Search:
                 return
 
     def _simple(self) -> Iterator[tuple[Inputs, int, tuple[int, int]]]:
-        for rows in (TRIAL_ROWS, 1):
-            for lengths in TRIALS:
+        for rows in (ROWS_TRIED, 1):
+            for lengths in LENGTHS_TRIED:
                 for inputs in self._given(rows):
                     yield inputs, rows, lengths
 
@@ -332,9 +340,9 @@ class _Search:
     def _of_one_length(self) -> Iterator[tuple[Inputs, int, tuple[int, int]]]:
         """Lengths that are the only one: a declared one, or one that an axis of a weight has."""
         tensors = [*self._module.parameters(), *self._module.buffers()]
-        sizes = {size for tensor in tensors for size in tensor.shape if TRIALS[0][0] < size <= LONGEST}
+        sizes = {size for tensor in tensors for size in tensor.shape if LENGTHS_TRIED[0][0] < size <= LONGEST}
         lengths = list(dict.fromkeys([*([self._n_ctx] if self._n_ctx else []), *sorted(sizes)]))[:MOST_LENGTHS]
-        for rows in (TRIAL_ROWS, 1):
+        for rows in (ROWS_TRIED, 1):
             for length in lengths:
                 for inputs in self._given(rows):
                     yield inputs, rows, (length, length)
@@ -344,7 +352,7 @@ class _Search:
             yield from ways_to_give(self._module, rows)
         except LookupError as error:
             if self._failure is None:
-                self._failure = ModelError(f"{self._name}: {error.args[0]}"), self._tokens(rows, TRIALS[0][0])
+                self._failure = ModelError(f"{self._name}: {error.args[0]}"), self._tokens(rows, LENGTHS_TRIED[0][0])
 
     def _others(self, inputs: Inputs) -> Iterator[Inputs]:
         """Other ways to call it, where the first one was no good."""
@@ -372,8 +380,8 @@ class _Search:
         same = lengths[0] == lengths[1]
         positions = lengths[0] if same else min(lengths[0], max(1, (self._n_ctx or lengths[1]) - 1))
         tokens = self._tokens(rows, positions)
-        form = Form(inputs, most_rows=1 if rows == 1 else declared(self._module, BATCH_NAMES))
-        caller = Caller(self._module, form)
+        convention = CallConvention(inputs, most_rows=1 if rows == 1 else declared(self._module, BATCH_NAMES))
+        caller = Caller(self._module, convention)
         called = self._called(caller, tokens)
         if called is None:
             return []
@@ -417,10 +425,10 @@ class _Search:
         found = []
         for outputs in readings(output, tokens, vocabulary, self._name, seen.is_hidden):
             logits = outputs.logits(output, tokens)
-            form = replace(caller.form, outputs=outputs)
-            form = replace(form, multiple=self._multiple(Caller(self._module, form), lengths))
+            convention = replace(caller.convention, outputs=outputs)
+            convention = replace(convention, multiple=self._multiple(Caller(self._module, convention), lengths))
             size = logits.shape[2]
-            found.append(Found(Caller(self._module, form), lengths, len(tokens), size, vocabulary, seen, tokens, logits))
+            found.append(Found(Caller(self._module, convention), lengths, len(tokens), size, vocabulary, seen, tokens, logits))
         if not found:
             raise self._none(output, tokens, vocabulary, seen)
         return found
@@ -429,7 +437,7 @@ class _Search:
         """What a row's length must be a multiple of; 1 where any will do."""
         if lengths[0] == lengths[1]:
             return lengths[0]
-        if lengths in TRIALS[:3]:
+        if lengths in LENGTHS_TRIED[:3]:
             return 1  # prime numbers
         for step in (1, *STEPS):
             try:
@@ -508,9 +516,9 @@ def _takes_ids(part: nn.Module) -> bool:
 
 def of_round_lengths(found: Found) -> Iterator[Found]:
     """The same way to call a module that fills up rows by itself, with rows that need not be filled up."""
-    form, positions = found.caller.form, found.tokens.shape[1]
+    convention, positions = found.caller.convention, found.tokens.shape[1]
     for step in ROUND:
         length = -(-positions // step) * step
-        if form.multiple == 1 and length in found.seen.lengths:
-            caller = Caller(found.caller.module, replace(form, multiple=step))
+        if convention.multiple == 1 and length in found.seen.lengths:
+            caller = Caller(found.caller.module, replace(convention, multiple=step))
             yield from (replace(found, caller=caller, lengths=(step, times * step)) for times in (3, 2))
