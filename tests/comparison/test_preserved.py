@@ -433,7 +433,7 @@ def test_in_context_learning_is_compared_on_the_same_rows_of_text(tmp_path):
     found = assert_heads_preserved(profile, before)
     assert (
         "icl_score" not in found.thresholds
-        and "in-context-learning is not compared: no `text` was given" in found.provenance.notes
+        and "in-context learning is not compared: no `text` was given" in found.provenance.notes
     )
     with pytest.raises(BaselineError, match="`text` makes other rows of token ids than that of the profile of "):
         assert_heads_preserved(profile, before, text=TEXT.read_text(encoding="utf-8")[500:])

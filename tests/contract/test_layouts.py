@@ -15,14 +15,14 @@ from pytest_induction.runs.checkpoints import layouts
 from pytest_induction.runs.checkpoints.finding import find_checkpoints
 from pytest_induction.runs.checkpoints.layout import Layout, Weights, is_weights, named
 from pytest_induction.runs.checkpoints.layouts import LAYOUTS, expected, layout_at
-from pytest_induction.runs.checkpoints.reading import fit, on_this_machine, read_weights, stated_step
+from pytest_induction.runs.checkpoints.reading import fit, on_this_machine, stated_step
 from pytest_induction.runs.opening import holds_checkpoints
 from pytest_induction.runs.places import Place
 from tests.contract import samples
 from tests.contract.samples import class_of, write_layout
 from tests.contract.stating import check_list, check_one_line
 from tests.runs.small_models import make
-from tests.runs.written_layouts import STEP
+from tests.runs.written_layouts import STEP, read_weights
 from tests.unfit import in_memory, in_time
 
 OF_TRANSFORMERS = ("Transformers", "Adapter", "Gguf")  # what makes the model is not a factory of the user's

@@ -84,7 +84,7 @@ def test_the_heads_of_trained_models_copy(name, shipped):
         assert head.copy_effect is not None and head.copy_effect.low > 0, (head, head.copy_effect)
     model = induction.load_model(shipped[name])
     probes = probes_of(model, 28, np.random.default_rng(1), 2, None)  # two copies, as in the evidence, of other rows
-    measured = np.concatenate([direct_effects(model, circuits_of(model), probe)[1] for probe in probes]).mean(axis=0)
+    measured = np.concatenate([direct_effects(model, circuits_of(model), probe)["copy_effect"] for probe in probes]).mean(axis=0)
     for head in found.heads:
         assert measured[head.layer, head.head] == pytest.approx(head.copy_effect.value, rel=0.25)
 

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_induction.attention.capture import Capture, Observer, chunks_of, share_memory
 from pytest_induction.attention.edits import EditingCapture
@@ -19,8 +19,11 @@ from pytest_induction.forward.calling import Caller, quoted
 from pytest_induction.variants import Variant
 
 if TYPE_CHECKING:
-    from pytest_induction.attention.backends.exposed import Attach
     from pytest_induction.attention.edits import Edits
+
+
+Attach = Callable[[nn.Module], Callable[[], Any] | None]
+"""Is given a model. Attaches what calls `expose_attention` for each layer and returns what detaches it; None for a stranger."""
 
 
 class VerificationInputs(NamedTuple):

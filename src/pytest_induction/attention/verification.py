@@ -14,9 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.attention.backend import AttentionBackend, VerificationInputs
+from pytest_induction.attention.backend import Attach, AttentionBackend, VerificationInputs
 from pytest_induction.attention.backends import BACKENDS
-from pytest_induction.attention.backends.exposed import Attach
 from pytest_induction.attention.errors import BackendNotApplicable, BackendUnavailable
 from pytest_induction.attention.leaks import mixes_by_fixed_shares, mixing_modules
 from pytest_induction.attention.pattern import ChunkedReader, JoinedReader, LogSumExpReader, PatternReader, Reader

@@ -414,7 +414,7 @@ def _of_profile(kept: HeadsProfile, where: str, later: ModelUnderTest, text: Any
             raise BaselineError(f"{where} has no text to compare with: take it anew with `text=`, or leave the text out")
         return _Pair(kept, prober, (None, None))
     if text is None:
-        return _Pair(kept, prober, (kept.text, None), (f"{ICL.replace('_', '-')} is not compared: no `text` was given",))
+        return _Pair(kept, prober, (kept.text, None), ("in-context learning is not compared: no `text` was given",))
     scores = prober.in_context(prober.rows(text, kept.text.max_rows), kept.text.max_rows)
     if scores.digest != kept.text.digest:
         raise BaselineError(f"`text` makes other rows of token ids than that of {where}: give the same text, or take it anew")

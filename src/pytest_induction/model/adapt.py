@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pytest_induction.attention.backends.exposed import Attach
+from pytest_induction.attention.backend import Attach
 from pytest_induction.attention.tracking import following_calls
 from pytest_induction.attention.verification import Reference, find_backend, is_offloaded
 from pytest_induction.errors import InductionError, ModelError

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from pytest_induction import alarms
-from pytest_induction.attention.backends.exposed import Attach
+from pytest_induction.attention.backend import Attach
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, reason, user_facing
 from pytest_induction.files import SETTINGS, check_regular, expanded, is_directory, is_there, read_json
 from pytest_induction.forward.calling import first_line, why_endless

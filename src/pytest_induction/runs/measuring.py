@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pytest_induction.attention.backends.exposed import Attach
+from pytest_induction.attention.backend import Attach
 from pytest_induction.attention.scores import SCORES
 from pytest_induction.behaviour.text import row_losses, rows_of, window_mean, windows_of
 from pytest_induction.errors import InductionError, ModelError

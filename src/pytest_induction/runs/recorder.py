@@ -21,7 +21,7 @@ from weakref import WeakSet
 
 from torch import Tensor, nn
 
-from pytest_induction.attention.backends.exposed import Attach
+from pytest_induction.attention.backend import Attach
 from pytest_induction.behaviour.text import read_text
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, RunError, TextError, user_facing, whole_number
 from pytest_induction.formatting import as_line

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pytest_induction.attention.backends.exposed import Attach
+from pytest_induction.attention.backend import Attach
 from pytest_induction.behaviour.text import read_text
 from pytest_induction.claims import score_files
 from pytest_induction.errors import ArgumentError, RunError, user_facing, whole_number

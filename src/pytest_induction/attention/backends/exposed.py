@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pytest_induction.attention.backend import InterceptingBackend, VerificationInputs
+from pytest_induction.attention.backend import Attach, InterceptingBackend, VerificationInputs
 from pytest_induction.attention.capture import Capture
 from pytest_induction.attention.errors import BackendNotApplicable
 from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, Reader, row_log_sum_exp
@@ -26,9 +26,6 @@ from pytest_induction.forward.changing import remove_hooks
 from pytest_induction.undoing import Changes
 
 GROUP = "pytest_induction.backends"
-Attach = Callable[[nn.Module], Callable[[], Any] | None]
-"""Is given a model. Attaches what calls `expose_attention` for each layer and returns what detaches it; None for a stranger."""
-
 _show: ContextVar[Callable[[Reader], None] | None] = ContextVar("induction_show", default=None)
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pytest_induction.attention.backends.exposed import Attach
+from pytest_induction.attention.backend import Attach
 from pytest_induction.errors import InductionError, ModelError, RunError, first_line
 from pytest_induction.files import is_file, read_json, tree_of
 from pytest_induction.forward.calling import as_found, broken_weights, why_endless
