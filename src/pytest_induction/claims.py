@@ -31,6 +31,7 @@ from pytest_induction.registry import (
 
 __all__ = [
     "BOTH_SIDES",
+    "BUILT_IN",
     "GROUP",
     "MODEL",
     "OF_HEADS",
@@ -397,3 +398,6 @@ RUNS = (
 
 for _claim in (*MODELS, *RUNS):
     register_claim(_claim)
+
+BUILT_IN = snapshot()
+"""Those that come with the package, by name."""

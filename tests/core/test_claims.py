@@ -16,6 +16,7 @@ from pytest_induction import fixture as fixtures
 from pytest_induction.charts.data import KINDS
 from pytest_induction.errors import ArgumentError
 from pytest_induction.expectations import next_step, with_thresholds
+from pytest_induction.plugin.baselines import GATE
 from pytest_induction.records import Estimate, Provenance
 from pytest_induction.report.verdict_rows import HEAD_COLUMNS
 from pytest_induction.runs.phase_change.finding import wanting
@@ -221,3 +222,8 @@ def test_a_broken_entry_point_is_one_line_that_names_it(monkeypatch, given, said
         claims.register_installed()
     assert str(refused.value).startswith("the entry point `theirs` of pytest_induction.claims (package:THEIRS) brings no claim: ")
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_gate_of_a_baseline_is_that_of_the_claim_that_needs_one():
+    """The plugin says its name without loading the registry."""
+    assert [claim.name for claim in EVERY if "baseline" in claim.needs] == [GATE]

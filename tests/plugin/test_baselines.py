@@ -418,7 +418,7 @@ def test_calibration_reseeds_the_model_and_leaves_no_trace(pytester, run):
     result = run(ACCEPT, "--induction-calibrate", "5", "--induction-seed=3", "--junit-xml=report.xml", "-ojunit_family=legacy")
     result.assert_outcomes(passed=3, failed=1)
     result.stdout.fnmatch_lines(["--induction-calibrate repeats tests that take 'induction_baseline' as an argument*"])
-    result.stdout.fnmatch_lines(["*SHOWN *copies_repeats*", "  calibrated, but no repeat differs: *::test_plain; *"])
+    result.stdout.fnmatch_lines(["*SHOWN*copies_repeats*", "  calibrated, but no repeat differs: *::test_plain; *"])
     result.stdout.no_fnmatch_line("*times)*")
     assert (pytester.path / "report.xml").read_text().count('name="seed"') == 1
     marked = next(each for name, each in kept(pytester).items() if name.endswith("test_marked"))
@@ -526,7 +526,7 @@ def test_a_named_model_is_held_against_the_heads_of_the_file(pytester, gate, run
     before = (pytester.path / "heads.json").read_bytes()
     same = gate(SHIPPED["two-layers"], ACCEPT, "-v")
     same.assert_outcomes(passed=1, deselected=2)
-    same.stdout.fnmatch_lines([f"*{Path(name).name} PASSED*", "*SHOWN *heads_preserved*", "heads.json: 1 same"])
+    same.stdout.fnmatch_lines([f"*{Path(name).name} PASSED*", "*SHOWN*heads_preserved*", "heads.json: 1 same"])
     assert (pytester.path / "heads.json").read_bytes() == before
     lost = gate(SHIPPED["one-layer"])
     lost.assert_outcomes(failed=1, deselected=2)

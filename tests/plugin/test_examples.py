@@ -183,7 +183,9 @@ def test_a_quantised_model_is_checked_before_its_release(place, monkeypatch):
 def test_every_example_is_tested_here_and_told_of():
     """No file of them is without a test, nor without a word in the page on CI."""
     named = Path(__file__).read_text() + (ROOT / "tests" / "plugin" / "test_gate_files.py").read_text()
+    named += (ROOT / "tests" / "heads" / "test_own.py").read_text()
     page = (ROOT / "docs" / "ci.md").read_text() + (ROOT / "docs" / "gates.md").read_text()
+    page += (ROOT / "docs" / "how-to" / "own-claim.md").read_text().replace("../../examples", "../examples")
     for each in EXAMPLES.iterdir():
         assert each.name in named, each.name
         assert f"../examples/{each.name}" in page, each.name

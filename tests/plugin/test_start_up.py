@@ -13,9 +13,9 @@ HEAVY = (
     "hypothesis",
     "transformers",
     "jinja2",
-    "pytest_induction.models",
+    "pytest_induction.model.load",
     "pytest_induction.fixture",
-    "pytest_induction.benchmarks",
+    "pytest_induction.plugin.benchmarks",
 )
 CONFTEST = f"""
 import sys

@@ -109,8 +109,10 @@ def test_a_terminal_without_block_characters_gets_digits(pytester, monkeypatch):
 FAILING = f"""
 import pytest
 from pytest_induction import *
+from pytest_induction.interventions import ablate, intervene
 from pytest_induction.planted import uniform_head
 from pytest_induction.probes.strategies import repeated_sequences
+from pytest_induction.properties import completes_repeats
 
 RUN = {str(RUNS / "one-layer")!r}
 CALLS = {{
@@ -253,7 +255,7 @@ class TestInterruption:
         for step in (0, 25, 50):
             shutil.copy(RUNS / "two-layers-checkpoints" / f"step-{step:03d}.safetensors", checkpoints)
         options = [f"--induction-run={checkpoints}", f"--induction-factory={FACTORY}", "-k", "log_is_sane"]
-        result = interrupted(workers._Processes, "next_event", *options, at=3)  # it is ready, one checkpoint is measured
+        result = interrupted(workers._ProcessPool, "next_event", *options, at=3)  # it is ready, one checkpoint is measured
         said = [line for line in result.outlines if line.startswith("  the sweep of ")]
         assert said == [
             f"  the sweep of {checkpoints} is kept in {kept(pytester)}: the same again goes on where it was broken off"

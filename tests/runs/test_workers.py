@@ -31,7 +31,7 @@ class Workers:
 
     def next_event(self, workers):
         assert len(workers) <= self.size
-        worker = max(workers)
+        worker = next((each for each in sorted(workers, reverse=True) if each not in self.ready), max(workers))
         if worker not in self.ready:
             if worker in self.stillborn:
                 return worker, WorkerDied("with exit code 1")

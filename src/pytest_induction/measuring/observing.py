@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from pytest_induction.ranges import ROUNDING
 from pytest_induction.records import SCHEMA_VERSION, Provenance, installed
 
 Array = NDArray[np.float64]
-ModelLike = str | Path | nn.Module | ModelUnderTest
+ModelLike: TypeAlias = str | Path | nn.Module | ModelUnderTest
 """What `load_model` takes: a directory, hub name or factory as a string or path, a module, or what it returned before."""
 PERIODS_AT_ONCE = 7  # different periods in each round of probes
 DISTRIBUTIONS = ("pytest-induction", "torch", "transformers", "transformer-lens", "numpy")

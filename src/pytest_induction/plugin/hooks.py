@@ -15,8 +15,8 @@ from pytest_induction.errors import meant
 from pytest_induction.formatting import as_node
 from pytest_induction.plugin.baselines import SessionBaselines
 from pytest_induction.plugin.ci import SessionCI, properties
-from pytest_induction.plugin.claims import SessionClaims
-from pytest_induction.plugin.gates.files import arguments_with_gates, is_gate_file, keep_together
+from pytest_induction.plugin.claims import NAME, SessionClaims, register_claims
+from pytest_induction.plugin.gates.finding import arguments_with_gates, is_gate_file, keep_together
 from pytest_induction.plugin.options import add_options
 from pytest_induction.plugin.reports import USAGE_ERROR, SessionReport
 from pytest_induction.plugin.runs import SessionRuns, readable_ids
@@ -58,7 +58,7 @@ HEARD: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     add_options(parser)
-    pluginmanager.register(SessionClaims(), "induction-claims")  # before any conftest.py, which may register some
+    pluginmanager.register(SessionClaims(), NAME)  # before any conftest.py, which may register some
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -145,6 +145,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
         return None
     from pytest_induction.plugin.gates.files import GateFile
 
+    register_claims(parent.config)
     return GateFile.from_parent(parent, path=file_path, setting=parent.config.stash[SESSION].setting)
 
 
@@ -184,6 +185,7 @@ def induction(request: pytest.FixtureRequest, induction_model: Any) -> Induction
     """All measures and assertions, bound to the session's model and seed and to the marker's defaults."""
     from pytest_induction.fixture import Induction
 
+    register_claims(request.config)
     session_model = request.config.stash[SESSION]
     defaults: dict[str, Any] = {}
     for marker in reversed([*request.node.iter_markers("induction")]):  # the closest one comes last and wins

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_induction.plugin.claims import register_claims
 from pytest_induction.plugin.outcomes import is_ours
 from pytest_induction.plugin.session import write_lines
 
@@ -72,6 +74,8 @@ def write_section(reporter: pytest.TerminalReporter, reports: Iterable[Any]) -> 
     from pytest_induction.records import Evidence
     from pytest_induction.report.session_records import told_apart
 
+    with suppress(pytest.UsageError):
+        register_claims(reporter.config)
     _write(reporter, told_apart(Evidence.from_dict(data) for data in told)[0])
     for each in interrupted:
         count = len(each["evidence"])

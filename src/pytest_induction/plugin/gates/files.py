@@ -12,56 +12,13 @@ from typing import Any
 import pytest
 
 from pytest_induction.errors import ArgumentError, InductionError
-from pytest_induction.files import SETTINGS, is_file, read_bytes
+from pytest_induction.files import is_file
 from pytest_induction.formatting import as_message, as_node
 from pytest_induction.model.specs import IfThere, module_names
 from pytest_induction.plugin.gates.items import GateItem
 from pytest_induction.plugin.gates.sweeping import kept_at, opened
 from pytest_induction.plugin.gates.table import Expectation, Gate, read_gates, shown
 from pytest_induction.plugin.gates.values import ModelNamed, RunNamed
-
-ENDING = ".gates.toml"
-PYPROJECT = "pyproject.toml"
-
-
-def is_gate_file(path: Path, session: pytest.Session) -> bool:
-    """Whether it is collected: any `*.gates.toml`; a pyproject.toml with gates if it is the session's own, or named."""
-    if path.name.endswith(ENDING):
-        return True
-    if path.name != PYPROJECT or not (path.parent == session.config.rootpath or session.isinitpath(path)):
-        return False
-    return _has_gates(path)
-
-
-def arguments_with_gates(config: pytest.Config) -> list[str]:
-    """The session's arguments; where testpaths stand for all there is, with the pyproject.toml beside them if it has gates."""
-    own = config.rootpath / PYPROJECT
-    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or not _has_gates(own):
-        return config.args
-    is_below = any(own.is_relative_to((config.invocation_params.dir / path).resolve()) for path in config.args)
-    return config.args if is_below else [*config.args, str(own)]
-
-
-def keep_together(items: list[pytest.Item]) -> None:
-    """Put tests of one gate one after another, whatever has shuffled them, so that its model is loaded once."""
-    gates: dict[object, list[pytest.Item]] = {}
-    for item in items:
-        gates.setdefault(item.parent if item.path.name.endswith((ENDING, PYPROJECT)) else item, []).append(item)
-    items[:] = [item for together in gates.values() for item in together]
-
-
-def _has_gates(path: Path) -> bool:
-    """Whether a pyproject.toml has something for us; most have not, which costs the reading of a file."""
-    try:
-        source = read_bytes(path, SETTINGS)
-    except OSError:
-        return False
-    if b"pytest_induction" not in source and b"pytest-induction" not in source:
-        return False
-    from pytest_induction.plugin.gates.table import holds_gates
-
-    return holds_gates(source)
-
 
 CHOICE = {"column": "columns", "where": "where"}  # key of a gate that is about a log -> argument of `load_run`
 Setting = Callable[[str], str | None]
