@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from pytest_induction import load_model, planted
-from pytest_induction.attention.interceptor import InterceptingMode
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.heads import copying
 from pytest_induction.heads.copying import (
@@ -29,6 +28,7 @@ from pytest_induction.heads.copying import (
     unrepeated_blocks,
 )
 from pytest_induction.measuring.observing import probes_of
+from pytest_induction.model.capture import HeadOutputCapture
 from pytest_induction.model.circuits import circuits_of
 from tests.known_heads import NormedBehind
 
@@ -355,7 +355,7 @@ def test_heads_write_what_a_layer_adds(kind):
 
     streams.clear()
     with torch.no_grad():
-        InterceptingMode(subject, circuits)(tokens, take)
+        HeadOutputCapture(subject, circuits)(tokens, take)
     for before, after, wrote in zip(streams[::2], streams[1::2], written, strict=True):
         torch.testing.assert_close(wrote, after - before, atol=1e-4, rtol=1e-4)
 
