@@ -109,11 +109,11 @@ def _doctor(given: argparse.Namespace) -> int:
 
 
 def _sweep(given: argparse.Namespace) -> int:
-    said, code = command.run(given)
+    lines, code = command.run(given)
     if code == 130:
-        tell(*said)
+        tell(*lines)
     else:
-        say(*said)
+        say(*lines)
     return code
 
 
@@ -187,18 +187,18 @@ def _show(run: TrainingRun | None, given: argparse.Namespace) -> None:
             evidence = assert_phase_change(run)
         except ExpectationFailed as failed:
             evidence = failed.evidence
-    said = _state_of(run, given.run)
+    state = _state_of(run, given.run)
     if given.html is not None:
         goes_on = run is None or run.is_open or run.source != "recorder"
-        page = live_page(given.run, evidence, picture, said, given.every if goes_on and not given.once else None)
+        page = live_page(given.run, evidence, picture, state, given.every if goes_on and not given.once else None)
         try:
             replace_text(Path(given.html), page)
         except OSError as error:
             raise RunError(f"{given.html} cannot be written: {reason(error)}") from None
-        say(f"{given.html}: {said}")
+        say(f"{given.html}: {state}")
         return
     width = min(shutil.get_terminal_size((100, 24)).columns, WIDEST)
-    lines = frame(evidence, picture, said, style_for(0, width, getattr(sys.stdout, "encoding", None)))
+    lines = frame(evidence, picture, state, style_for(0, width, getattr(sys.stdout, "encoding", None)))
     is_seen = sys.stdout is not None and sys.stdout.isatty()
     write(f"{CLEAR if is_seen else ''}{painted(lines, colour=is_seen)}")
 

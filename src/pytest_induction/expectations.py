@@ -41,7 +41,7 @@ def _of_model(evidence: Evidence) -> list[str]:
     claim = claim_named(evidence.claim)
     estimates = claim.estimates if claim is not None else "behaviour"
     found = {"heads": _heads(evidence), "pairs": pairs, estimates: _estimates_line(evidence)}
-    return [f"  {name}: {said}" for name, said in found.items() if said]
+    return [f"  {name}: {text}" for name, text in found.items() if text]
 
 
 def _of_run(evidence: Evidence) -> list[str]:
@@ -100,11 +100,11 @@ def measured_on(about: Provenance) -> str:
 def _heads(evidence: Evidence) -> str:
     """The strongest of the heads that were found and of all others, and what they were held against."""
     heads, threshold = (*evidence.heads, *evidence.nearest)[:MOST_HEADS], evidence.thresholds.get("min_prefix_matching")
-    said = ", ".join(_head(head, MIN_PREFIX_MATCHING if threshold is None else threshold) for head in heads)
+    text = ", ".join(_head(head, MIN_PREFIX_MATCHING if threshold is None else threshold) for head in heads)
     if not heads or threshold is None:
-        return said
+        return text
     chance = f"; chance gives {heads[0]} {heads[0].null:.3f}" if math.isfinite(heads[0].null) else ""
-    return f"{said} (threshold {threshold:.3f}{chance})"
+    return f"{text} (threshold {threshold:.3f}{chance})"
 
 
 def _head(head: HeadEvidence, min_prefix_matching: float) -> str:
@@ -186,8 +186,8 @@ def _estimates_line(evidence: Evidence) -> str:
     summed = sorted(
         (name for name in evidence.estimates if name.startswith(SUMMED)), key=lambda name: -evidence.estimates[name].value
     )
-    told = (each for each in with_thresholds(evidence) if each[0] not in summed[MOST_LAYERS:])
-    return "; ".join(_estimate(name, value, thresholds) for name, value, thresholds in told)
+    shown = (each for each in with_thresholds(evidence) if each[0] not in summed[MOST_LAYERS:])
+    return "; ".join(_estimate(name, value, thresholds) for name, value, thresholds in shown)
 
 
 def _estimate(name: str, estimate: Estimate, thresholds: tuple[float, ...]) -> str:

@@ -35,8 +35,8 @@ MOST_NAMES = 50_000  # in a directory
 class UnfitFileError(OSError):
     """It is there, and not what it must be: no regular file, or too large, or led to by a link that is not followed."""
 
-    def __init__(self, said: str, path: object = "") -> None:
-        super().__init__(errno.EINVAL, said, str(path))
+    def __init__(self, message: str, path: object = "") -> None:
+        super().__init__(errno.EINVAL, message, str(path))
 
 
 def open_regular(path: str | os.PathLike[str], mode: Mode = "rb", *, within: str | None = None, buffering: int = -1) -> BinaryIO:

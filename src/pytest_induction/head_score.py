@@ -86,23 +86,23 @@ class HeadScore:
     perfect: Callable[[], nn.Module] | None = None
 
     def __post_init__(self) -> None:
-        said = f"the head score {self.name!r}"
+        what = f"the head score {self.name!r}"
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             raise ArgumentError(f"`name` must be lower-case letters, digits and _, got {self.name!r}")
         if self.name in (*SCORES, *OURS, *BESIDE) or self.name.startswith(PREFIXES):
-            raise ArgumentError(f"{said} has the name of one that comes with the package: choose another")
+            raise ArgumentError(f"{what} has the name of one that comes with the package: choose another")
         if not isinstance(self.words, str) or not self.words.strip():
-            raise ArgumentError(f"{said}: `words` must say what such a head attends to, got {self.words!r}")
+            raise ArgumentError(f"{what}: `words` must say what such a head attends to, got {self.words!r}")
         for each in ("measure", "chance"):
             if not callable(getattr(self, each)):
                 raise ArgumentError(
-                    f"{said}: `{each}` must be a function of the stripes and the rows, got {getattr(self, each)!r}"
+                    f"{what}: `{each}` must be a function of the stripes and the rows, got {getattr(self, each)!r}"
                 )
         for each in ("stripes", "perfect"):
             if getattr(self, each) is not None and not callable(getattr(self, each)):
-                raise ArgumentError(f"{said}: `{each}` must be a function or None, got {getattr(self, each)!r}")
+                raise ArgumentError(f"{what}: `{each}` must be a function or None, got {getattr(self, each)!r}")
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)) or not 0 < self.threshold < 1:
-            raise ArgumentError(f"{said}: `threshold` must lie between 0 and 1, got {self.threshold!r}")
+            raise ArgumentError(f"{what}: `threshold` must lie between 0 and 1, got {self.threshold!r}")
 
     @property
     def chance_name(self) -> str:

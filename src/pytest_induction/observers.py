@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_induction.records import Evidence, Provenance
 
 _attach: ContextVar[Callable[[Any], Any] | None] = ContextVar("induction_attach", default=None)
-_heard: ContextVar[list[Evidence] | None] = ContextVar("induction_heard", default=None)
+_verdicts: ContextVar[list[Evidence] | None] = ContextVar("induction_heard", default=None)
 _subjects: ContextVar[list[tuple[Any, Provenance]] | None] = ContextVar("induction_subjects", default=None)
 
 
@@ -39,20 +39,20 @@ def tracking_subjects() -> Iterator[list[tuple[Any, Provenance]]]:
 
 def emit(evidence: Evidence) -> None:
     """Hand a verdict to the listener, if there is one."""
-    heard = _heard.get()
-    if heard is not None:
-        heard.append(evidence)
+    verdicts = _verdicts.get()
+    if verdicts is not None:
+        verdicts.append(evidence)
 
 
 @contextmanager
 def collecting() -> Iterator[list[Evidence]]:
     """Collect the verdicts that are reached inside the block, in order."""
-    heard: list[Evidence] = []
-    token = _heard.set(heard)
+    verdicts: list[Evidence] = []
+    token = _verdicts.set(verdicts)
     try:
-        yield heard
+        yield verdicts
     finally:
-        _heard.reset(token)
+        _verdicts.reset(token)
 
 
 @contextmanager

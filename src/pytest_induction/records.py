@@ -110,9 +110,9 @@ class Within:
         if estimate is None:
             return ""
         for name in ("value", "low", "high"):
-            said = "" if abs(end := getattr(estimate, name)) == float("inf") else self.range(end)
-            if said:
-                return Unfit(said, f".{name}")
+            problem = "" if abs(end := getattr(estimate, name)) == float("inf") else self.range(end)
+            if problem:
+                return Unfit(problem, f".{name}")
         if estimate.low > estimate.high:
             return Unfit(f"must not lie above `high`, got {estimate.low:.6g} and {estimate.high:.6g}", ".low")
         return ""
@@ -324,9 +324,9 @@ def _estimates_fit(evidence: Evidence) -> str | Unfit:
         known = SCORES.get(name, NUMBER)
         is_share = known.unit == estimate.unit == "share"
         found = known if is_share else UNITS.get(estimate.unit, NUMBER)
-        said = Within(DIFFERENCE if is_share and evidence.claim in OF_DIFFERENCES else found)(estimate)
-        if said:
-            return (said if isinstance(said, Unfit) else Unfit(said)).within(f".estimates.{name}")
+        problem = Within(DIFFERENCE if is_share and evidence.claim in OF_DIFFERENCES else found)(estimate)
+        if problem:
+            return (problem if isinstance(problem, Unfit) else Unfit(problem)).within(f".estimates.{name}")
     return ""
 
 

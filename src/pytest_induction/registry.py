@@ -200,10 +200,10 @@ def register_installed() -> None:
                 if _CLAIMS.get(claim.name) != claim:  # loaded before, by this process
                     register_claim(claim)
         except Exception as error:  # noqa: BLE001 - whatever a package of somebody else's raises
-            said = str(error).partition("\n")[0] or type(error).__name__
+            message = str(error).partition("\n")[0] or type(error).__name__
             kind = "" if isinstance(error, ArgumentError) else f"{type(error).__name__}: "
             raise ArgumentError(
-                f"the entry point `{entry.name}` of {GROUP} ({entry.value}) brings no claim: {kind}{said}"
+                f"the entry point `{entry.name}` of {GROUP} ({entry.value}) brings no claim: {kind}{message}"
             ) from None
 
 
@@ -222,25 +222,25 @@ def _check(claim: Claim) -> None:
     """Raise `ArgumentError`, one line, for a claim that cannot be registered."""
     if not isinstance(claim, Claim):
         raise ArgumentError(f"`register_claim` takes a `Claim`, got `{type(claim).__name__}`")
-    said = f"claim `{claim.name}`"
+    what = f"claim `{claim.name}`"
     if not NAME.fullmatch(claim.name):
         raise ArgumentError(
-            f"{said}: `name` must be small letters, digits and `_`, beginning with a letter, such as attends_to_dots"
+            f"{what}: `name` must be small letters, digits and `_`, beginning with a letter, such as attends_to_dots"
         )
     if claim.name in _CLAIMS and _origin(_CLAIMS[claim.name]) != _origin(claim):
-        raise ArgumentError(f"{said}: the name is taken, by {_CLAIMS[claim.name].path}; choose another")
+        raise ArgumentError(f"{what}: the name is taken, by {_CLAIMS[claim.name].path}; choose another")
     if claim.subject not in SUBJECTS:
-        raise ArgumentError(f"{said}: `subject` must be one of {', '.join(SUBJECTS)}, got {claim.subject!r}")
+        raise ArgumentError(f"{what}: `subject` must be one of {', '.join(SUBJECTS)}, got {claim.subject!r}")
     if claim.denies and claim.denies not in _CLAIMS:
-        raise ArgumentError(f"{said}: there is no claim `{claim.denies}` to deny{meant(claim.denies, _CLAIMS)}")
+        raise ArgumentError(f"{what}: there is no claim `{claim.denies}` to deny{meant(claim.denies, _CLAIMS)}")
     if claim.score is not None:
-        _check_score(said, claim)
+        _check_score(what, claim)
     if not claim.assertion and claim.score is None:
-        raise ArgumentError(f"{said}: it needs an `assertion`, such as 'package.module:{claim.method}', or a `score`")
+        raise ArgumentError(f"{what}: it needs an `assertion`, such as 'package.module:{claim.method}', or a `score`")
     if isinstance(claim.assertion, str) and claim.assertion:
-        _check_path(said, claim.assertion)
+        _check_path(what, claim.assertion)
     elif claim.assertion and not callable(claim.assertion):
-        raise ArgumentError(f"{said}: `assertion` must be a function or its path, got {claim.assertion!r}")
+        raise ArgumentError(f"{what}: `assertion` must be a function or its path, got {claim.assertion!r}")
 
 
 def _origin(claim: Claim) -> tuple[str, str]:
@@ -250,19 +250,19 @@ def _origin(claim: Claim) -> tuple[str, str]:
     return getattr(code, "co_filename", ""), getattr(function, "__qualname__", str(function))
 
 
-def _check_score(said: str, claim: Claim) -> None:
+def _check_score(what: str, claim: Claim) -> None:
     score = claim.score
     if not isinstance(score, HeadScore):
-        raise ArgumentError(f"{said}: `score` must be a `HeadScore`, got `{type(score).__name__}`")
+        raise ArgumentError(f"{what}: `score` must be a `HeadScore`, got `{type(score).__name__}`")
     names = {each.score.name: each.name for each in _CLAIMS.values() if each.score is not None and each.score is not score}
     if names.get(score.name, claim.name) != claim.name:
-        raise ArgumentError(f"{said}: claim `{names[score.name]}` has a score `{score.name}` already: choose another name")
+        raise ArgumentError(f"{what}: claim `{names[score.name]}` has a score `{score.name}` already: choose another name")
 
 
-def _check_path(said: str, path: str) -> None:
+def _check_path(what: str, path: str) -> None:
     module, colon, name = path.partition(":")
     if not colon or not name.isidentifier():
-        raise ArgumentError(f"{said}: `assertion` is written 'package.module:function', got {path!r}")
+        raise ArgumentError(f"{what}: `assertion` is written 'package.module:function', got {path!r}")
     if module.startswith("pytest_induction."):  # ours; a test looks at each
         return
     if module in modules:
@@ -270,10 +270,10 @@ def _check_path(said: str, path: str) -> None:
     else:
         source = source_of(module)
         if source is None:
-            raise ArgumentError(f"{said}: there is no module `{module}`, which `assertion` names")
+            raise ArgumentError(f"{what}: there is no module `{module}`, which `assertion` names")
         names = _names_in(source)
     if name not in names:
-        raise ArgumentError(f"{said}: there is no function `{name}` in {module}, which `assertion` names{meant(name, names)}")
+        raise ArgumentError(f"{what}: there is no function `{name}` in {module}, which `assertion` names{meant(name, names)}")
 
 
 def source_of(module: str) -> str | None:

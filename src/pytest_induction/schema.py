@@ -46,18 +46,18 @@ _short.maxlevel = 2
 
 
 class Unfit(ValueError):
-    """A value is not what its type says. `path` is where it stands, `said` what it must be and what it is."""
+    """A value is not what its type says. `path` is where it stands, `problem` what it must be and what it is."""
 
-    def __init__(self, said: str, path: str = "") -> None:
-        super().__init__(said, path)
-        self.said, self.path = said, path
+    def __init__(self, problem: str, path: str = "") -> None:
+        super().__init__(problem, path)
+        self.problem, self.path = problem, path
 
     def __str__(self) -> str:
-        return f"`{self.path.lstrip('.')}` {self.said}" if self.path else f"it {self.said}"
+        return f"`{self.path.lstrip('.')}` {self.problem}" if self.path else f"it {self.problem}"
 
     def within(self, part: str) -> Unfit:
         """The same, seen from what it lies in."""
-        return Unfit(self.said, f"{part}{self.path}")
+        return Unfit(self.problem, f"{part}{self.path}")
 
 
 def shown(value: Any) -> str:
@@ -165,16 +165,16 @@ def _checked(inside: Reader, checks: Sequence[Any]) -> Reader:
     def take(data: Any) -> Any:
         value = inside(data)
         for check in checks:
-            said = check(value)
-            if said:
-                raise _from_words(said)
+            problem = check(value)
+            if problem:
+                raise _from_words(problem)
         return value
 
     return take
 
 
-def _from_words(said: str | Unfit) -> Unfit:
-    return said if isinstance(said, Unfit) else Unfit(said)
+def _from_words(problem: str | Unfit) -> Unfit:
+    return problem if isinstance(problem, Unfit) else Unfit(problem)
 
 
 def _optional(readers: list[Reader], count: int) -> Reader:

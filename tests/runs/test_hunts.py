@@ -129,7 +129,7 @@ class TestCheckpoints:
 
 
 def hunted(**changed):
-    given = {"counterexample": (SMALLEST,), "shortest_period": 4, "fewest_copies": 2, "said": "after position 5 comes 2"}
+    given = {"counterexample": (SMALLEST,), "shortest_period": 4, "fewest_copies": 2, "failure": "after position 5 comes 2"}
     return Hunted(**{"n_examples": 9, **given, **changed})
 
 
@@ -157,7 +157,7 @@ class TestLines:
             {"a": {"n_examples": -1}},
             {"a": {"n_examples": True}},
             {"a": {"n_examples": 1, "margin": "x"}},
-            {"a": {"n_examples": 1, "said": 3}},
+            {"a": {"n_examples": 1, "failure": 3}},
             {"a": {"n_examples": 1, "counterexample": 3}},
             {"a": {"n_examples": 1, "counterexample": [3]}},
             {"a": {"n_examples": 1, "counterexample": [{"tokens": ["x", 1]}]}},

@@ -23,7 +23,7 @@ STATUSES = ("same", "changed", "new")
 
 
 @dataclass(frozen=True)
-class Told:
+class ChecksOfTest:
     """One test: whether it came to its end, and what came of each of its checks, as `Asked.to_dict` has it."""
 
     completed: bool
@@ -34,7 +34,7 @@ class Told:
 class Gathered:
     """All tests by node id."""
 
-    tests: Mapping[str, Told]
+    tests: Mapping[str, ChecksOfTest]
 
     @property
     def entries(self) -> list[str]:
@@ -44,7 +44,7 @@ class Gathered:
     @property
     def writes(self) -> dict[str, Mapping[str, Any]]:
         """Entries to be written: those of tests that nothing else failed, and that no two tests have different."""
-        wanted = {each["entry"]: each["write"] for told, each in self._asked() if each["write"] is not None and told.completed}
+        wanted = {each["entry"]: each["write"] for test, each in self._asked() if each["write"] is not None and test.completed}
         conflicts = self.conflicts
         return {entry: data for entry, data in wanted.items() if entry not in conflicts}
 
@@ -52,9 +52,9 @@ class Gathered:
     def conflicts(self) -> dict[str, list[str]]:
         """Entries that several tests would write differently, with these tests."""
         seen: dict[str, list[tuple[str, Any]]] = {}
-        for nodeid, told in self.tests.items():
-            for each in told.asked:
-                if told.completed:
+        for nodeid, test in self.tests.items():
+            for each in test.asked:
+                if test.completed:
                     seen.setdefault(each["entry"], []).append((nodeid, each["write"]))
         return {
             entry: sorted({nodeid for nodeid, _ in found})
@@ -65,7 +65,7 @@ class Gathered:
     @property
     def left(self) -> list[str]:
         """Entries that would have been written, had their tests not failed otherwise."""
-        return sorted({each["entry"] for told, each in self._asked() if each["write"] is not None and not told.completed})
+        return sorted({each["entry"] for test, each in self._asked() if each["write"] is not None and not test.completed})
 
     def count(self, status: str) -> int:
         """How many entries there are of which the last check came to that."""
@@ -79,10 +79,10 @@ class Gathered:
                 found.setdefault(str(each[key]), []).append(each["entry"])
         return found
 
-    def _asked(self) -> Iterator[tuple[Told, Mapping[str, Any]]]:
-        for told in self.tests.values():
-            for each in told.asked:
-                yield told, each
+    def _asked(self) -> Iterator[tuple[ChecksOfTest, Mapping[str, Any]]]:
+        for test in self.tests.values():
+            for each in test.asked:
+                yield test, each
 
 
 def lines(gathered: Gathered, file: str, *, unused: Sequence[str], failure: str, review: bool, verbose: bool) -> Iterator[Line]:
@@ -322,8 +322,8 @@ class InductionBaseline:
             return
         self.asked.append(Asked(entry, "new"))
         lacks = "has no such entry" if is_there(self.book.path) else "does not exist"
-        said = f"baseline {entry!r} is new: {self.book.shown} {lacks}", f"  next: to write it: {self.again}"
-        raise BaselineFailed("\n".join(map(as_line, said)))
+        message = f"baseline {entry!r} is new: {self.book.shown} {lacks}", f"  next: to write it: {self.again}"
+        raise BaselineFailed("\n".join(map(as_line, message)))
 
     def _is_still(self, entry: str) -> bool:
         """Whether there were repeats, and none gave another number than the first."""

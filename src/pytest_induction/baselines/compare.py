@@ -133,8 +133,8 @@ def tolerances_for(given: Any, names: Mapping[str, float]) -> dict[str, float]:
 def difference_text(entry: str, found: Comparison, *, elsewhere: str, path: str, again: str) -> str:
     """The message of a failed comparison: verdict, facts, context, next step; 25 lines at the most."""
     counts = [(len(found.changed), "changed"), (len(found.missing), "missing"), (len(found.new), "new")]
-    said = ", ".join(f"{count} {word}" for count, word in counts if count)
-    lines = [f"baseline {entry!r} differs: {said}, of {found.n_fields} field{'s' if found.n_fields != 1 else ''}"]
+    counted = ", ".join(f"{count} {word}" for count, word in counts if count)
+    lines = [f"baseline {entry!r} differs: {counted}, of {found.n_fields} field{'s' if found.n_fields != 1 else ''}"]
     lines += [f"  changed: {_line(each)}" for each in found.changed[:MOST_CHANGED]]
     if len(found.changed) > MOST_CHANGED:
         lines.append(f"  and {len(found.changed) - MOST_CHANGED} more")

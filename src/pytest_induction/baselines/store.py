@@ -142,9 +142,9 @@ def _number(name: str, value: Any) -> float:
     if not math.isfinite(number):
         shown = repr(value).partition("\n")[0]
         raise ArgumentError(f"`measured` must have finite numbers, {name!r} is {shown[:60]}")
-    said = kept(name)(number)
-    if said:
-        raise ArgumentError(f"`measured`: {name!r} {said}")
+    problem = kept(name)(number)
+    if problem:
+        raise ArgumentError(f"`measured`: {name!r} {problem}")
     return rounded(number)
 
 
@@ -203,8 +203,8 @@ def read_baseline(path: Path) -> dict[str, Entry]:
     try:
         data = parsed(text)
     except ValueError as error:
-        said = str(error).partition("\n")[0]
-        raise BaselineError(f"{path} is damaged: {said}; mend it by hand, or have it from version control") from None
+        message = str(error).partition("\n")[0]
+        raise BaselineError(f"{path} is damaged: {message}; mend it by hand, or have it from version control") from None
     try:
         return _entries(data)
     except _Damage as error:
@@ -294,7 +294,7 @@ def _field(name: str, data: Any) -> Field:
             try:
                 read(Annotated[float, known, is_known], data[key])
             except Unfit as error:
-                raise _Damage(f"field {name!r}: `{key}` {error.said}") from None
+                raise _Damage(f"field {name!r}: `{key}` {error.problem}") from None
     tolerance = data.get("tolerance")
     return Field(rounded(data["value"]), None if tolerance is None else rounded(tolerance))
 

@@ -226,7 +226,7 @@ def _behaviour_of(logits: Tensor, positions: Sequence[int], probes: Sequence[Pro
     distractors = [-1 if answer.distractor is None else answer.distractor for answers in keyed for answer in answers]
     entries = torch.tensor([rows, queries, right, distractors], device=logits.device)
     parts = [part.split(max(1, LOGITS_AT_ONCE // logits.shape[-1])) for part in entries]
-    found = [_told(logits[row, query], *tokens) for row, query, *tokens in zip(*parts, strict=True)]
+    found = [_scored(logits[row, query], *tokens) for row, query, *tokens in zip(*parts, strict=True)]
     columns, predicted = (torch.cat(part, dim=-1) for part in zip(*found, strict=True))
     (log_prob, lead, distractor), ids = numbers(columns), predicted.numpy(force=True)
     if not np.isfinite(log_prob).all():
@@ -236,10 +236,12 @@ def _behaviour_of(logits: Tensor, positions: Sequence[int], probes: Sequence[Pro
     return [Behaviour(log_prob[part], lead[part], distractor[part], ids[part]) for part in parted]
 
 
-def _told(logits: Tensor, right: Tensor, distractors: Tensor) -> tuple[Tensor, Tensor]:
+def _scored(logits: Tensor, right: Tensor, distractors: Tensor) -> tuple[Tensor, Tensor]:
     """Of some answers' logits (answers, d_vocab), a copy: log-probability, lead, distractor (3, answers), and the likeliest."""
     chosen = at_least_float32(logits)
     total, predicted = chosen.logsumexp(-1), chosen.argmax(-1)
-    told, distractor = chosen.gather(-1, torch.stack([right, distractors.clamp_min(0)], dim=-1)).unbind(-1)
+    right_logit, distractor = chosen.gather(-1, torch.stack([right, distractors.clamp_min(0)], dim=-1)).unbind(-1)
     best_other = chosen.scatter_(-1, right[:, None], -torch.inf).amax(-1)
-    return torch.stack([told - total, told - best_other, torch.where(distractors < 0, torch.nan, distractor - total)]), predicted
+    return torch.stack(
+        [right_logit - total, right_logit - best_other, torch.where(distractors < 0, torch.nan, distractor - total)]
+    ), predicted

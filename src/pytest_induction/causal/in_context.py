@@ -344,11 +344,11 @@ def _chosen(subject: ModelUnderTest, heads: HeadsLike, budget: tuple[int, float,
 
 def _left_open(listed: HeadList) -> tuple[str, ...]:
     """What to say of heads that were not ablated, though they may be induction heads."""
-    said = {
+    left_open = {
         f"within {listed.band:g} of the threshold, and not ablated": listed.near,
         f"not clear, and not ablated (about {listed.more_sequences} more sequences would tell)": listed.undecided,
     }
-    return tuple(f"{', '.join(map(str, heads))}: {what}" for what, heads in said.items() if heads)
+    return tuple(f"{', '.join(map(str, heads))}: {what}" for what, heads in left_open.items() if heads)
 
 
 def _rows(subject: ModelUnderTest, text: Any, max_sequences: int, seed: int) -> Ids:

@@ -208,8 +208,8 @@ def _weighed(kinds: Mapping[str, Kind], claim: CausalClaim, learning: Estimate, 
 def _failed(kinds: Mapping[str, Kind], claim: CausalClaim, seen: str, against: str) -> tuple[str, str] | None:
     """Reason and summary where it is clear that more rows would not make the heads necessary; else None."""
     if any(of.lost.is_above(0) for of in kinds.values()) and any(of.lost.is_below(0) for of in kinds.values()):
-        said = ", ".join(f"{of.lost.value:+.2f} nats by {kind}" for kind, of in kinds.items())
-        return "kinds_disagree", f"the kinds of ablation disagree: without {claim.named} {said} are lost"
+        losses = ", ".join(f"{of.lost.value:+.2f} nats by {kind}" for kind, of in kinds.items())
+        return "kinds_disagree", f"the kinds of ablation disagree: without {claim.named} {losses} are lost"
     if any(of.share.is_below(claim.min_share) for of in kinds.values()):
         return "removes_too_little", f"{seen}, less than {claim.min_share:.2f} by {_lowest(kinds, 'share')}"
     if any(of.excess.is_below(claim.min_excess) for of in kinds.values()):
@@ -242,8 +242,8 @@ def _percent(low: float, high: float) -> str:
 
 def _controls(kinds: Mapping[str, Kind], claim: CausalClaim) -> str:
     count = next(iter(kinds.values())).n_controls
-    said = [*(["all there are"] if claim.complete else []), *(["from other layers too"] if claim.relaxed else [])]
-    aside = f" ({', '.join(said)})" if said else ""
+    qualifiers = [*(["all there are"] if claim.complete else []), *(["from other layers too"] if claim.relaxed else [])]
+    aside = f" ({', '.join(qualifiers)})" if qualifiers else ""
     return f"{count} set{'s' if count != 1 else ''} of as many others{aside}"
 
 

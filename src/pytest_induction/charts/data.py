@@ -263,7 +263,7 @@ Hunt = TypedDict(
         "holds": list[Place],
         "fails": list[Place],
         "from": Place | None,
-        "said": list[str],
+        "texts": list[str],
     },
 )
 
@@ -315,7 +315,7 @@ class Run(TypedDict):
     changes: list[Annotated[Series, _midpoint_has_ends]]
     curves: list[Annotated[Curve, _as_long("x", "y")]]
     heads: list[Annotated[OfHead, _as_long("x", "y")]]
-    hunts: NotRequired[list[Annotated[Hunt, _as_long("x", "period", "copies", "said")]]]
+    hunts: NotRequired[list[Annotated[Hunt, _as_long("x", "period", "copies", "texts")]]]
     n_heads: Count
     index: list[Annotated[OfToken, _as_long("x", "y")]]
     map: Annotated[Slopes, _slopes_fit] | None

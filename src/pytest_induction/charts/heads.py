@@ -54,8 +54,8 @@ class Seen:
 
     def kind_of(self, head: HeadEvidence) -> str:
         """What a head does: by its means, and of one that matches what the list says of it."""
-        told = {(each.layer, each.head): each.kind for each in self.listed.ruled_out}
-        return told.get((head.layer, head.head), head.kind) if head.kind == MATCHES else head.kind
+        kinds = {(each.layer, each.head): each.kind for each in self.listed.ruled_out}
+        return kinds.get((head.layer, head.head), head.kind) if head.kind == MATCHES else head.kind
 
     def about(self, seed: int) -> str:
         """What all of it was measured on."""

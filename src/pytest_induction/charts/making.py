@@ -51,5 +51,5 @@ def chart_with(kind: str, about: Provenance, measure: Callable[[], dict[str, Any
 
 def why(error: Exception) -> str:
     """What went wrong, in a line."""
-    said, name = first_line(error, LONGEST), type(error).__name__
-    return said if isinstance(error, InductionError) or said == name else f"{name}: {said}"
+    message, name = first_line(error, LONGEST), type(error).__name__
+    return message if isinstance(error, InductionError) or message == name else f"{name}: {message}"

@@ -140,8 +140,8 @@ def _evidence(
 
 def _provenance(names: Sequence[str], parts: Sequence[Provenance], probe: str, *, is_run: bool = False) -> Provenance:
     """Where what is said of a family comes from; what each member is stands in the notes."""
-    told = (part.probe if is_run else f"{part.how}, weights {part.fingerprint}" for part in parts)
-    members = [f"{name} is {part.model}: {what}" for name, part, what in zip(names, parts, told, strict=True)]
+    measured_on = (part.probe if is_run else f"{part.how}, weights {part.fingerprint}" for part in parts)
+    members = [f"{name} is {part.model}: {what}" for name, part, what in zip(names, parts, measured_on, strict=True)]
     notes = [f"{name}: {note}" for name, part in zip(names, parts, strict=True) for note in part.notes]
     return replace(
         parts[0],

@@ -184,13 +184,13 @@ class Runs:
 
     def _windows(self) -> str:
         """Why the scores are not of the same tokens of a row in all runs, in words; "" where they are."""
-        told: dict[str, str] = {}
+        labels: dict[str, str] = {}
         for label, run in zip(self._names, self._runs, strict=True):
             if run.icl_windows is None:
                 return f"which tokens it compares in {label} is not on record"
             early, late = (f"{first}-{last}" for first, last in run.icl_windows)
-            told.setdefault(f"tokens {early} with {late}", label)
-        return f"it compares {', '.join(f'{tokens} in {label}' for tokens, label in told.items())}" if len(told) > 1 else ""
+            labels.setdefault(f"tokens {early} with {late}", label)
+        return f"it compares {', '.join(f'{tokens} in {label}' for tokens, label in labels.items())}" if len(labels) > 1 else ""
 
     def _heads(self, name: str) -> Measured | None:
         measure, last = OF_RUNS[name], self._last(name)

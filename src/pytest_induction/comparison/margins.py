@@ -86,7 +86,7 @@ class _Compared:
         return bool(self.found.differs) or (self.shown is not None and self.shown.is_different)
 
     @property
-    def said(self) -> str:
+    def largest_difference(self) -> str:
         """By how much the two that decide differ, or why that is not known."""
         if self.shown is None:
             return self.found.differs or f"{self.found.measure.words} cannot be compared: {self.found.problem}"
@@ -137,24 +137,24 @@ def judge_continuity(
     different = [each for each in compared.values() if each.is_different]
     unclear = [each for each in compared.values() if not each.is_alike]
     if different:
-        said = "; ".join(each.said for each in different)
-        return Continuity(Verdict.REFUTED, "differs", f"not all are alike: {said}", estimates=estimates)
+        text = "; ".join(each.largest_difference for each in different)
+        return Continuity(Verdict.REFUTED, "differs", f"not all are alike: {text}", estimates=estimates)
     if unclear or not compared:
         return _not_clear(unclear, estimates)
-    said = ", ".join(each.in_short for each in compared.values())
-    return Continuity(Verdict.SHOWN, "alike", f"all {len(names)} are alike, they differ by at most {said}", estimates=estimates)
+    text = ", ".join(each.in_short for each in compared.values())
+    return Continuity(Verdict.SHOWN, "alike", f"all {len(names)} are alike, they differ by at most {text}", estimates=estimates)
 
 
 def _not_clear(unclear: Sequence[_Compared], estimates: Mapping[str, Estimate]) -> Continuity:
     if not unclear:
         return Continuity(Verdict.UNDETERMINED, "nothing_measured", "there is nothing to compare", next_step=NOTHING)
-    said = "; ".join(each.said for each in unclear)
+    text = "; ".join(each.largest_difference for each in unclear)
     reason = "difference_unclear" if any(each.shown is not None for each in unclear) else "not_comparable"
     more = max((each.more for each in unclear if each.found.rows == SEQUENCES), default=0)
     return Continuity(
         Verdict.UNDETERMINED,
         reason,
-        f"whether all are alike is not clear: {said}",
+        f"whether all are alike is not clear: {text}",
         estimates=estimates,
         more_sequences=more,
         next_step="; ".join(dict.fromkeys(each.next_step for each in unclear if each.next_step)),

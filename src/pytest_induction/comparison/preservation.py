@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pytest_induction.behaviour.text import row_losses, rows_of, window_mean, windows_of
 from pytest_induction.comparison.profiles import BEHAVIOUR, ROLES, HeadInRole, HeadsProfile, Probed, TextScores
 from pytest_induction.errors import BaselineError, ModelError
-from pytest_induction.forward.calling import told
+from pytest_induction.forward.calling import with_kind
 from pytest_induction.heads.copying import copy_effects
 from pytest_induction.heads.criteria import excess, has_role, is_written, suppresses
 from pytest_induction.heads.silence import Written, written_by
@@ -92,13 +92,13 @@ class Prober:
 
     def digest(self, n_sequences: int) -> str:
         """Of all token ids of as many sequences, drawn again."""
-        said, drawn = hashlib.sha256(), 0
+        hashed, drawn = hashlib.sha256(), 0
         for number, size in enumerate(look_sizes(n_sequences)):
             rng = np.random.default_rng([self.seed, 1, number])
             for probe in probes_of(self.alike, size - drawn, rng, COPIES, None):
-                said.update(np.ascontiguousarray(probe.tokens, dtype="<i8").tobytes())
+                hashed.update(np.ascontiguousarray(probe.tokens, dtype="<i8").tobytes())
             drawn = size
-        return said.hexdigest()[:16]
+        return hashed.hexdigest()[:16]
 
     def measured(self, text: TextScores | None = None) -> Measured:
         """What has been measured so far."""
@@ -137,12 +137,12 @@ class Prober:
             gone[exists] = [suppresses(each) for each in found]
             unclear[exists] &= [not is_written(each) for each in found]
         except Exception as error:  # noqa: BLE001 - whatever it is: what has been measured is not lost, behaviour says that it copies
-            notes.append(f"whether each head copies is not known: {told(error)}")
+            notes.append(f"whether each head copies is not known: {with_kind(error)}")
         try:
             for each in self._written(unclear):
                 gone[each.layer, each.head] |= each.is_silent
         except Exception as error:  # noqa: BLE001 - likewise
-            notes.append(f"whether each head writes anything is not known: {told(error)}")
+            notes.append(f"whether each head writes anything is not known: {with_kind(error)}")
         return gone, tuple(notes)
 
     def _written(self, asked: NDArray[np.bool_]) -> list[Written]:

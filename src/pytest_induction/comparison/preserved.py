@@ -137,9 +137,9 @@ class _Found:
         heads_lost = self.missing > self.max_lost
         if worse or heads_lost:
             reason = "both_lost" if worse and heads_lost else "behaviour_lost" if worse else "mechanism_lost"
-            return Preservation(Verdict.REFUTED, reason, self._said(worse, open_ones))
+            return Preservation(Verdict.REFUTED, reason, self._summary(worse, open_ones))
         if not open_ones and not self.problem and len(heads) <= self.max_lost:
-            return Preservation(Verdict.SHOWN, "preserved", self._said((), ()))
+            return Preservation(Verdict.SHOWN, "preserved", self._summary((), ()))
         of_text = [loss for loss in open_ones if loss.rows == ROWS]
         more = [loss.more for loss in (*(match.worst for match in heads), *open_ones) if loss.rows == SEQUENCES]
         in_full = _listed([f"{match.name}, {match.worst}" for match in heads], MOST_IN_FULL)
@@ -154,7 +154,7 @@ class _Found:
             few_rows=self.few_rows,
         )
 
-    def _said(self, worse: Sequence[Loss], open_ones: Sequence[Loss]) -> str:
+    def _summary(self, worse: Sequence[Loss], open_ones: Sequence[Loss]) -> str:
         """Heads, then behaviour, in one sentence."""
         gone = [str(match) for match in self.matches if match.status in ("lost", "weakened")]
         moved = [str(match) for match in self.matches if match.status == "moved"]
@@ -174,9 +174,9 @@ class _Found:
         return "; ".join(parts)
 
 
-def _listed(said: Sequence[str], most: int = MOST_NAMED) -> list[str]:
+def _listed(names: Sequence[str], most: int = MOST_NAMED) -> list[str]:
     """The first of them, and how many there are beside."""
-    return [*said[:most], *([f"and {len(said) - most} more"] if len(said) > most else [])]
+    return [*names[:most], *([f"and {len(names) - most} more"] if len(names) > most else [])]
 
 
 def _took_over(after: Measured, matches: Sequence[Match]) -> str:

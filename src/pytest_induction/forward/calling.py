@@ -471,11 +471,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is what torch raises, on any device, where memory does not last."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    said = str(error)
-    return any(words in said for words in ("not enough memory", "can't allocate memory", "out of memory"))
+    message = str(error)
+    return any(words in message for words in ("not enough memory", "can't allocate memory", "out of memory"))
 
 
-def told(error: Exception) -> str:
+def with_kind(error: Exception) -> str:
     """The first line of what went wrong, with its kind where that is none of ours."""
     return f"{'' if isinstance(error, ModelError) else f'{type(error).__name__}: '}{first_line(error)}"
 

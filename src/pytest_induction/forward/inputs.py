@@ -43,7 +43,7 @@ class Argument(NamedTuple):
     """One more argument of a forward: its name, its value in words, and what makes it of token ids (rows, positions)."""
 
     name: str
-    said: str
+    description: str
     make: Make
 
 
@@ -80,8 +80,8 @@ def _masks(name: str) -> list[Argument]:
     ]
 
 
-def _always(said: str, make: Make) -> Callable[[str], list[Argument]]:
-    return lambda name: [Argument(name, said, make)]
+def _always(description: str, make: Make) -> Callable[[str], list[Argument]]:
+    return lambda name: [Argument(name, description, make)]
 
 
 def _any_layout(name: str) -> list[Argument]:
@@ -174,7 +174,7 @@ class Inputs:
     @property
     def notes(self) -> tuple[str, ...]:
         """What there is to know of the way in which the ids are given."""
-        found = [f"given `{each.name}`: {each.said}" for each in self.arguments]
+        found = [f"given `{each.name}`: {each.description}" for each in self.arguments]
         found += ["time-first: given token ids as (positions, rows)"] if self.time_first else []
         found += ["given token ids in a mapping, as `input_ids`"] if self.in_batch else []
         found += ["given one row at a time, as (positions,)"] if self.flat else []

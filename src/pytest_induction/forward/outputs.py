@@ -296,10 +296,10 @@ def described(output: Any) -> str:
     entries = list(_entries(output)) if not isinstance(output, (str, bytes)) else []
     if not entries:
         return f"`{type(output).__name__}`"
-    said = [
+    parts = [
         f"{key if isinstance(key, str) else ''}{' ' if isinstance(key, str) else ''}{_short(value)}" for key, value in entries[:5]
     ]
-    return f"`{type(output).__name__}` of {', '.join(said)}{' and more' if len(entries) > 5 else ''}"
+    return f"`{type(output).__name__}` of {', '.join(parts)}{' and more' if len(entries) > 5 else ''}"
 
 
 def _short(value: Any) -> str:

@@ -150,8 +150,8 @@ def pair_eigenvalues(queries: Tensor, keys: Tensor, outs: Tensor, embedded: Tens
     random ones, 0 for those that read nothing of each other. Source: Elhage et al. 2021.
     """
     dtype = torch.promote_types(embedded.dtype, torch.float32)
-    told, asked = _each_with_each(outs.to(dtype), keys.to(dtype)), _each_with_each(embedded.to(dtype), queries.to(dtype))
-    return ov_eigenvalue_scores(asked, torch.eye(outs.shape[1], dtype=dtype, device=asked.device), told.mT)
+    written, asked = _each_with_each(outs.to(dtype), keys.to(dtype)), _each_with_each(embedded.to(dtype), queries.to(dtype))
+    return ov_eigenvalue_scores(asked, torch.eye(outs.shape[1], dtype=dtype, device=asked.device), written.mT)
 
 
 def _each_with_each(one: Tensor, other: Tensor) -> Tensor:

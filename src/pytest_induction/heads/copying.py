@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pytest_induction.errors import ModelError, user_facing, whole_number
-from pytest_induction.forward.calling import told
+from pytest_induction.forward.calling import with_kind
 from pytest_induction.heads.criteria import PERIOD_DETECTOR, SILENT, SUPPRESSES, suppresses
 from pytest_induction.measuring.losses import Repetition, repetition
 from pytest_induction.measuring.observing import (
@@ -345,7 +345,7 @@ def _copy_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Genera
         parts = [effects_and_behaviour(subject, circuits, probe) for probe in probes]
         effects: Array | None = np.concatenate([effects["copy_effect"] for effects, _ in parts])
     except Exception as error:  # noqa: BLE001 - whatever it is: behaviour says whether the model copies
-        why_not = told(error)
+        why_not = with_kind(error)
         effects, parts = None, [({}, _behaviour(subject, probe)) for probe in probes]
     behaviour = {name: np.concatenate([each[name] for _, each in parts]) for name in parts[0][1]}
     return CopyRound(effects, behaviour, why_not)
@@ -468,7 +468,7 @@ def of_heads(heads: Sequence[HeadEvidence], effects: Array, error_rate: float) -
 
 def named_ruled_out(heads: Sequence[HeadEvidence]) -> str:
     """Which heads do not count, and why, in words."""
-    said = []
+    parts = []
     for kind, does in (
         (SUPPRESSES, ("lowers what it matches", "lower what they match")),
         (SILENT, ("writes nothing", "write nothing")),
@@ -480,5 +480,5 @@ def named_ruled_out(heads: Sequence[HeadEvidence]) -> str:
         first = of_kind[0].copy_effect
         by = f" by {-first.value:.2f} nats" if kind == SUPPRESSES and first is not None else ""
         more = f" and {len(of_kind) - 1} more" if len(of_kind) > 1 else ""
-        said.append(f"{of_kind[0]}{more} {does[len(of_kind) > 1]}{by}")
-    return ", ".join(said)
+        parts.append(f"{of_kind[0]}{more} {does[len(of_kind) > 1]}{by}")
+    return ", ".join(parts)

@@ -107,19 +107,19 @@ def judge(score: HeadScore, found: Round, threshold: float, error_rate: float) -
     best = (clear or every)[0]
     estimates = {score.name: best.score, f"{score.name}_beyond_chance": best.excess}
     shown = head_map(found.scores[score.name])
-    said = f"{best.head} has {score.name} {best.score.value:.3f} ({score.words})"
+    text = f"{best.head} has {score.name} {best.score.value:.3f} ({score.words})"
     with_rows = dict(zip((each.head for each in every), rows, strict=True))
     heads = tuple(with_rows[each.head] for each in clear)
     nearest = tuple(with_rows[each.head] for each in every if each not in clear)[:MOST_NEAREST]
     common: dict[str, Any] = {"heads": heads, "nearest": nearest, "estimates": estimates, "head_map": shown}
     if clear:
-        return Judgement(Verdict.SHOWN, "formed", said, **common)
+        return Judgement(Verdict.SHOWN, "formed", text, **common)
     if not open_:
-        return Judgement(Verdict.REFUTED, "no_head_has_it", f"no head has it: the best, {said}", **common)
+        return Judgement(Verdict.REFUTED, "no_head_has_it", f"no head has it: the best, {text}", **common)
     count = len(found.periods)
     held_against = ((each, at) for one in open_ for each, at in ((one.score, threshold), (one.excess, min_excess(threshold))))
     more = max((more_rows(each, at, count) for each, at in held_against if each.low <= at <= each.high), default=count)
-    summary = f"whether a head has it cannot be told: the best, {said}"
+    summary = f"whether a head has it cannot be told: the best, {text}"
     return Judgement(Verdict.UNDETERMINED, "score_unclear", summary, more_sequences=more, **common)
 
 

@@ -167,16 +167,16 @@ class HeadSearch:
             return
         if not self.copies:
             self.look_at_copies()
-        told = self._with_effects(new)
-        untold = [head for head in told if _is_untold(head)]
-        if self.complete or not any(head.kind == MATCHES for head in [*told, *self._known.values()] if head not in untold):
-            told, untold = self._with_ablation(told), []
-        for head in told:
-            if head not in untold:
+        examined = self._with_effects(new)
+        undecided = [head for head in examined if _is_untold(head)]
+        if self.complete or not any(head.kind == MATCHES for head in [*examined, *self._known.values()] if head not in undecided):
+            examined, undecided = self._with_ablation(examined), []
+        for head in examined:
+            if head not in undecided:
                 self._known[_place(head)] = head
             if head.kind in (SILENT, SUPPRESSES):
                 self._ruled_out[_place(head)] = head
-        self._table = self.table.without(self._ruled_out).setting_aside({_place(head) for head in untold})
+        self._table = self.table.without(self._ruled_out).setting_aside({_place(head) for head in undecided})
 
     def _with_effects(self, heads: Sequence[HeadEvidence]) -> list[HeadEvidence]:
         if any(each.effects is None for each in self.copies):
@@ -209,8 +209,8 @@ class HeadSearch:
     def known(self, heads: Sequence[HeadEvidence]) -> tuple[HeadEvidence, ...]:
         """The heads with what has been told of what they write."""
         return tuple(
-            replace(head, copy_effect=told.copy_effect, ablation_effect=told.ablation_effect)
-            if (told := self._known.get(_place(head))) is not None
+            replace(head, copy_effect=found.copy_effect, ablation_effect=found.ablation_effect)
+            if (found := self._known.get(_place(head))) is not None
             else head
             for head in heads
         )

@@ -377,16 +377,16 @@ def judge_generality(excess: Mapping[str, Array], heads: Sequence[HeadId], *, mi
     if missing:
         held = [name for name, found in formed.items() if found is not None]
         also = f"; they do on {' and '.join(held)}" if held else ""
-        summary = f"none of the heads matches by meaning on {_said(best, missing)}, below {min_excess:.3f}{also}"
+        summary = f"none of the heads matches by meaning on {_in_words(best, missing)}, below {min_excess:.3f}{also}"
         return Judgement(Verdict.REFUTED, "does_not_generalize", summary, estimates=estimates)
     if open_ones:
         near = {name: next(each for each in ranked[name] if not each[1].is_below(min_excess)) for name in open_ones}
         count = len(next(iter(excess.values())))
         more = max(more_needed(estimate, min_excess, count) for _, estimate in near.values())
-        summary = f"whether a head matches by meaning on {_said(near, open_ones)} is too close to {min_excess:.3f} to tell"
+        summary = f"whether a head matches by meaning on {_in_words(near, open_ones)} is too close to {min_excess:.3f} to tell"
         return Judgement(Verdict.UNDETERMINED, "generality_unclear", summary, estimates=estimates, more_sequences=more)
     clear = {name: found for name, found in formed.items() if found is not None}
-    return Judgement(Verdict.SHOWN, "formed", f"heads match by meaning on {_said(clear, list(clear))}", estimates=estimates)
+    return Judgement(Verdict.SHOWN, "formed", f"heads match by meaning on {_in_words(clear, list(clear))}", estimates=estimates)
 
 
 def _ranked(excess: Mapping[str, Array], heads: Sequence[HeadId], error_rate: float) -> dict[str, Ranked]:
@@ -399,7 +399,7 @@ def _ranked(excess: Mapping[str, Array], heads: Sequence[HeadId], error_rate: fl
     return named
 
 
-def _said(best: Mapping[str, tuple[HeadId, Estimate]], names: Sequence[str]) -> str:
+def _in_words(best: Mapping[str, tuple[HeadId, Estimate]], names: Sequence[str]) -> str:
     *others, last = [f"{name} ({best[name][0]} has excess {_interval(best[name][1])})" for name in names]
     return f"{', '.join(others)} and {last}" if others else last
 

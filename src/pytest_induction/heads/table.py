@@ -128,7 +128,7 @@ class HeadTable:
 
     def without(self, ruled_out: Mapping[tuple[int, int], HeadEvidence]) -> HeadTable:
         """The same, some heads being ruled out, with what is known of them."""
-        gone = tuple(_told(h, ruled_out[h.layer, h.head]) for h in self.heads if (h.layer, h.head) in ruled_out)
+        gone = tuple(_with_kind_of(h, ruled_out[h.layer, h.head]) for h in self.heads if (h.layer, h.head) in ruled_out)
         left = tuple(h for h in self.heads if (h.layer, h.head) not in ruled_out)
         return replace(self, heads=left, ruled_out=(*self.ruled_out, *gone))
 
@@ -186,7 +186,7 @@ class HeadTable:
         return wanted is not None and len(lengths) > 0 and lengths[wanted - 1].is_below(self.thresholds.min_prefix_matching)
 
 
-def _told(head: HeadEvidence, known: HeadEvidence) -> HeadEvidence:
+def _with_kind_of(head: HeadEvidence, known: HeadEvidence) -> HeadEvidence:
     """The head with what is known of what it writes."""
     return replace(head, kind=known.kind, copy_effect=known.copy_effect, ablation_effect=known.ablation_effect)
 

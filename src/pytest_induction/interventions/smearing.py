@@ -31,7 +31,7 @@ from pytest_induction.undoing import puts_back
 
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_key_value_heads")
 OF_ITSELF = ("config", "cfg", "generation_config", "tokenizer")
-TOLD = frozenset({*OF_ITSELF, *CONTEXT_NAMES, *LAYER_NAMES, *VOCABULARY_NAMES, *SPECIAL_NAMES})
+FORWARDED = frozenset({*OF_ITSELF, *CONTEXT_NAMES, *LAYER_NAMES, *VOCABULARY_NAMES, *SPECIAL_NAMES})
 """What a measurement asks a module about, beside its logits: the wrapped one is asked."""
 CACHES = ("past_key_values", "past_key_value", "cache_params")
 LONGEST_VERIFIED = 11  # positions
@@ -140,7 +140,7 @@ class SmearedKeys(nn.Module):
             raise ModelError(f"{self._name} would run its layers again unsmeared, for gradients: disable gradient checkpointing")
 
     def __getattr__(self, name: str) -> Any:
-        if name in TOLD:
+        if name in FORWARDED:
             return getattr(super().__getattr__("module"), name)
         return super().__getattr__(name)
 

@@ -97,8 +97,8 @@ def _given(name: str, function: object, stripes: Mapping[str, Tensor], rows: Row
     try:
         return function(stripes, rows)  # type: ignore[operator]
     except Exception as error:
-        said = (str(error).splitlines() or [""])[0]
-        raise HeadScoreError(f"the head score {name!r} cannot be measured: {type(error).__name__}: {said}") from error
+        message = (str(error).splitlines() or [""])[0]
+        raise HeadScoreError(f"the head score {name!r} cannot be measured: {type(error).__name__}: {message}") from error
 
 
 def check_added(found: Mapping[str, Array]) -> None:

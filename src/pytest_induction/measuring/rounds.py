@@ -227,12 +227,12 @@ def draw(
     probes = list(probes_of(subject, n_sequences, rng, COPIES, None, most_periods))
     periods = [probe.period for probe in probes]
     others = [other_periods(probe, periods) for probe in probes]
-    told = {period for each in others for period in each}
+    controlled = {period for each in others for period in each}
     found = []
     for probe, beside in zip(probes, others, strict=True):
         scores = ScoresAndChance(probe.period, probe.start, probe.n_positions, wrong_shifts(probe, beside, rng), beside)
         shape = {"period": probe.period, "n_sequences": probe.n_sequences, "repeats": probe.repeats}
-        control = None if probe.period in told else unrepeated_sequences(subject.space, rng=rng, **shape).tokens
+        control = None if probe.period in controlled else unrepeated_sequences(subject.space, rng=rng, **shape).tokens
         found.append(Drawn(probe, scores, control))
     return tuple(found)
 
@@ -304,8 +304,8 @@ def _is_balanced(drawn: Sequence[Drawn]) -> bool:
     """Whether the places of each period are looked at in the rows of equally many others: what heads have there by rows is then
     on the average what they have there by periods.
     """
-    told = Counter(period for each in drawn for period in each.scores.other_periods)
-    return {each.probe.period for each in drawn} == set(told) and len(set(told.values())) == 1
+    counts = Counter(period for each in drawn for period in each.scores.other_periods)
+    return {each.probe.period for each in drawn} == set(counts) and len(set(counts.values())) == 1
 
 
 def _control(subject: ModelUnderTest, drawn: Drawn, every: Sequence[Drawn], values: Sequence[Mapping[str, Array]]) -> Array:

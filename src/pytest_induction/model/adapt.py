@@ -78,14 +78,14 @@ def adapt(
             beginning.weigh()
             tried = _tried_out(module, tokenizer, name, beginning)
             declares = paths_or_classes(module, tried.found.caller.module, without_pattern)
-            told: dict[str, Any] = {"expected": declared_layers(tried.found.seen.sources), "hooked": hooked}
-            backend, said = find_backend(tried.found.caller, tried.reference._replace(declared=declares), attach, **told)
+            known: dict[str, Any] = {"expected": declared_layers(tried.found.seen.sources), "hooked": hooked}
+            backend, rejected = find_backend(tried.found.caller, tried.reference._replace(declared=declares), attach, **known)
             for round_one in of_round_lengths(tried.found) if backend is None else ():
                 with suppress(ModelError):  # what was said of the way it is called stands
                     again = _checked(round_one, tried.tokenizer, name)
-                    backend, _ = find_backend(round_one.caller, again.reference._replace(declared=declares), attach, **told)
+                    backend, _ = find_backend(round_one.caller, again.reference._replace(declared=declares), attach, **known)
                 if backend is not None:
-                    tried, said = again, ()
+                    tried, rejected = again, ()
                     break
             beginning.check(tried.found, name, tried.reference.space.n_ctx or LONGEST_TRIED)
             written = beginning.written()  # now, as what was known to be written to is put back at the end of this block
@@ -103,7 +103,7 @@ def adapt(
     remember_inside(uncompiled(module), caller.module)
     settings = (tried.tokenizer, seed, memory, draws, not reference.steady or caller.convention.most_rows == 1)
     weights = holding_all(tried.found, caller.module)
-    return ModelUnderTest(caller, module, weights, name, space, backend, said, notes, *settings)
+    return ModelUnderTest(caller, module, weights, name, space, backend, rejected, notes, *settings)
 
 
 class _Shifted(ModelError):
@@ -190,7 +190,7 @@ def _reference_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...
     device = device_of(caller.module)
     n_ctx = declared(sources, CONTEXT_NAMES)
     seen, fits = found.seen, _usable(caller.convention, n_ctx)
-    space, said = token_space(sources, tokenizer, found.vocabulary, found.width, fits, seen.padding, seen.special)
+    space, space_notes = token_space(sources, tokenizer, found.vocabulary, found.width, fits, seen.padding, seen.special)
     if n_ctx is None:
         space = replace(space, n_ctx=_context_by_trial(caller, device, found.lengths))
     tokens = _trial_tokens(found, space, device)
@@ -203,7 +203,7 @@ def _reference_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...
         if caller.convention.outputs is not None and caller.convention.outputs.short:
             raise ModelError(f"{name} gives logits for all positions but one, and the first one's are missing: {WRAP}") from None
         raise
-    notes += (*caller.convention.notes, *said, *mixed)
+    notes += (*caller.convention.notes, *space_notes, *mixed)
     steady = not any(note.startswith(MIXED) for note in notes) and _is_steady(caller, tokens[0], short, space.d_vocab, name)
     if caller.convention.multiple > 1:
         _check_filling(caller, tokens[0], short, space.d_vocab, name)

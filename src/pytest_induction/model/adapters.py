@@ -198,10 +198,10 @@ def _telling(what: str) -> Iterator[None]:
     except InductionError:
         raise
     except Exception as error:  # whatever a broken file makes a parser raise
-        raise ModelError(f"{what}: {type(error).__name__}: {_said(error)}") from error
+        raise ModelError(f"{what}: {type(error).__name__}: {_message(error)}") from error
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """The words of an error; of one that begins with what it was doing, what it found wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1] if len(lines) > 1 and lines[0].endswith(":") else first_line(error)

@@ -50,14 +50,14 @@ def recording(module: nn.Module, also: Sequence[nn.Module]) -> Iterator[list[Cal
     """The calls of linear maps, norms, embeddings and the modules in `also` of passes inside the block, as they end."""
     found: list[Call] = []
 
-    def heard(part: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+    def record(part: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
         given, gave = first_tensor((options.get("value_input"), *inputs, *options.values())), first_tensor((output,))
         if given is not None and gave is not None:
             found.append(Call(part, given.detach().clone(), gave.detach().clone()))
 
     wanted = [part for part in module.modules() if part in also or _is_known(part) or is_norm(part) or may_be_norm(part)]
     with Changes() as changes:
-        add_hooks(changes, wanted, heard, with_kwargs=True)
+        add_hooks(changes, wanted, record, with_kwargs=True)
         yield found
 
 
@@ -310,8 +310,8 @@ class HeadOutputCapture:
     def _pass(self, tokens: Tensor, take: Take, *, patterns: bool, logits: bool) -> tuple[Tensor, Any]:
         one = _Pass(self._circuits, tokens, take, patterns=patterns)
         with Changes() as changes:
-            for part, heard in one.listeners():
-                add_hooks(changes, [part], heard, before=True, with_kwargs=True)
+            for part, hook in one.listeners():
+                add_hooks(changes, [part], hook, before=True, with_kwargs=True)
             predicted = self._subject.observe(tokens, one.shown, logits=logits, early_stop=False)
         scale = one.scale if one.scale is not None else torch.ones(tokens.shape, device=self._subject.device)
         return scale, predicted
@@ -321,13 +321,13 @@ class HeadOutputCapture:
         """What the norm behind each layer's attention divides by in one pass, (batch, positions) each; 1 where none is."""
         found = [torch.ones(tokens.shape)] * len(self._circuits.layers)
 
-        def heard(number: int, given: Tensor) -> None:
+        def record_scale(number: int, given: Tensor) -> None:
             found[number] = self._circuits.layers[number].behind.scale(given)
 
         layers = [(number, layer.normed) for number, layer in enumerate(self._circuits.layers) if layer.normed is not None]
         with Changes() as changes:
             for number, part in layers:
-                add_hooks(changes, [part], _listening(partial(heard, number)), before=True, with_kwargs=True)
+                add_hooks(changes, [part], _listening(partial(record_scale, number)), before=True, with_kwargs=True)
             self._subject.observe(tokens, lambda number, attention: None, early_stop=False)
         return found
 
@@ -399,13 +399,13 @@ class _Pass:
         self.scale = self._circuits.final_norm.scale(residual)
 
 
-def _listening(heard: Callable[[Tensor], None]) -> Callable[..., None]:
+def _listening(take: Callable[[Tensor], None]) -> Callable[..., None]:
     """A hook that hands on the first tensor that a module is given."""
 
     def before(part: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         given = first_tensor((options.get("value_input"), *inputs, *options.values()))
         if given is not None:
             with full_precision(given.device.type):
-                heard(given)
+                take(given)
 
     return before

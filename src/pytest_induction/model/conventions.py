@@ -238,12 +238,12 @@ def model_inside(found: Found) -> tuple[Inner, Found] | None:
     outer = found.caller.module
     weights = {id(weight) for weight in outer.parameters()}
     place = found.logits.untyped_storage().data_ptr()
-    told = [each for each in found.seen.given if not each.alone and each.module is not outer]
+    others = [each for each in found.seen.given if not each.alone and each.module is not outer]
     for inner in sorted(found.seen.given, key=lambda each: -each.depth):
         part = uncompiled(inner.module)
         if part is outer or not weights <= {id(weight) for weight in part.parameters()}:
             continue
-        if not _holds(inner.output, place) or any(_is_around(each, part) for each in told):
+        if not _holds(inner.output, place) or any(_is_around(each, part) for each in others):
             continue
         same = _giving_the_same(part, inner.name, found)
         if same is not None:
@@ -311,7 +311,7 @@ class _Search:
             if self._found:
                 break
         if not self._found:
-            raise self._said()
+            raise self._no_way()
         last = self._found[0]
         for inputs in self._others(last.caller.convention.inputs):
             yield from self._quietly(inputs, last.rows, last.lengths)
@@ -454,15 +454,15 @@ class _Search:
         size = "ids" if vocabulary.size is None else f"{vocabulary.size}"
         known = f" as {vocabulary}" if str(vocabulary) else ""
         expected = f"expected next-token logits of every position, ({', '.join(map(str, tokens.shape))}, {size}){known}"
-        said = f"{self._name} returned {described(output)} for token ids {tuple(tokens.shape)}"
+        returned = f"{self._name} returned {described(output)} for token ids {tuple(tokens.shape)}"
         more = of_more_positions(output, tokens, vocabulary)
         if more:
-            return NoLogits(f"{said}, {more} positions more than ids; {expected}{self._inside(seen)}")
+            return NoLogits(f"{returned}, {more} positions more than ids; {expected}{self._inside(seen)}")
         if of_last_only(output, tokens, vocabulary):
-            return NoLogits(f"{said}, logits of the last position only; {expected}: {WRAP}", may_be_asked_for=True)
+            return NoLogits(f"{returned}, logits of the last position only; {expected}: {WRAP}", may_be_asked_for=True)
         wider = [part.shape[-1] for _, part in parts_of(output) if part.ndim == 3 and vocabulary.is_wider(part.shape[-1])]
         padded = "; if these are logits that are padded, give the module the attribute `vocab_size`" if wider else ""
-        return NoLogits(f"{said}; {expected}{padded}{self._advice()}", may_be_asked_for=True)
+        return NoLogits(f"{returned}; {expected}{padded}{self._advice()}", may_be_asked_for=True)
 
     def _inside(self, seen: FirstPass) -> str:
         """Which model inside to measure, where the one around adds positions."""
@@ -480,7 +480,7 @@ class _Search:
         switches = switches_of(self._module)
         return f"; its forward has {switches}: another value may give them, see {GUIDE}" if switches else f": {WRAP}"
 
-    def _said(self) -> ModelError:
+    def _no_way(self) -> ModelError:
         """What to raise where no way to call it ran."""
         if self._failure is None:
             return ModelError(f"{self._name} was not tried out")

@@ -353,7 +353,7 @@ def _read(subject: ModelUnderTest) -> tuple[Line, ...]:
     end = "a pass without logits ends after the last attention" if backend.can_stop else "every pass runs to its end"
     return (
         ("backend", f"{backend.name}: {cost}, {end}"),
-        *(("not taken", said) for said in subject.tried),
+        *(("not taken", reason) for reason in subject.tried),
         ("layers", _layers(backend.layers, backend.heads)),
         ("heads", "prefix matching, previous token, duplicate token, first token; has_induction_head"),
     )
@@ -370,7 +370,7 @@ def _layers(layers: tuple[str, ...], heads: tuple[int, ...]) -> str:
 def _unread(subject: ModelUnderTest) -> tuple[Line, ...]:
     return (
         ("backend", "none: no head can be measured"),
-        *(("tried", said) for said in subject.tried),
+        *(("tried", reason) for reason in subject.tried),
         *(("to do", advice) for advice in _advice(subject.module, subject.tried)),
     )
 
@@ -389,11 +389,11 @@ def _advice(module: nn.Module, tried: tuple[str, ...]) -> list[str]:
     if isinstance(implementation, str) and implementation not in ("sdpa", "eager"):
         advice.append(f"it was loaded with attn_implementation={implementation!r}: load it with 'sdpa' or 'eager'")
     named = [name for name, part in module.named_modules() if _is_called_attention(name, part)]
-    unseen = next((said for said in tried if MOVES.search(said)), None)
+    unseen = next((reason for reason in tried if MOVES.search(reason)), None)
     if unseen is not None:
         named = PATH.findall(unseen)
         advice.append(_declaring(unseen))
-    elif any(said.startswith("softmax: no ") for said in tried):
+    elif any(reason.startswith("softmax: no ") for reason in tried):
         advice.append(
             "no attention was seen, which does not mean that there is none: compiled programs, kernels and other functions that "
             "nothing watches may attend; a model that does not has behaviour only, and no heads to measure"
@@ -408,14 +408,14 @@ def _advice(module: nn.Module, tried: tuple[str, ...]) -> list[str]:
     return advice
 
 
-def _declaring(said: str) -> str:
+def _declaring(reason: str) -> str:
     """How to declare the modules of which this was said, as it is to be written."""
-    if HOLDS in said:
+    if HOLDS in reason:
         return (
             "if what moves it there has no attention pattern (a recurrence, linear attention), put it into a module of its own, "
             "which can be declared: --induction-without-pattern, `load_model(model, without_pattern=...)`"
         )
-    names = _classes(said)
+    names = _classes(reason)
     return (
         "if what moves it there has no attention pattern (a recurrence, linear attention), declare it by path or class: "
         f"--induction-without-pattern={','.join(names)}, `without_pattern = {json.dumps(names)}` in a gate file, "
@@ -424,18 +424,18 @@ def _declaring(said: str) -> str:
     )
 
 
-def _classes(said: str) -> list[str]:
+def _classes(reason: str) -> list[str]:
     """The classes of the modules of which this was said."""
-    found = MOVES.search(said)
+    found = MOVES.search(reason)
     return CLASS.findall(found[1]) if found else []
 
 
 def why_unread(subject: ModelUnderTest, option: str) -> str:
     """The end of a line that says that attention cannot be read, where declaring modules by this option may change that."""
-    said = next((said.partition(": ")[2] for said in subject.tried if MOVES.search(said)), "")
-    if not said or HOLDS in said:
+    reason = next((reason.partition(": ")[2] for reason in subject.tried if MOVES.search(reason)), "")
+    if not reason or HOLDS in reason:
         return ""
-    return f": {said}; if that has no pattern, declare it: {option.format(','.join(_classes(said)))}"
+    return f": {reason}; if that has no pattern, declare it: {option.format(','.join(_classes(reason)))}"
 
 
 def _is_called_attention(name: str, part: nn.Module) -> bool:

@@ -92,16 +92,16 @@ def safetensors_header(stream: BinaryIO, size: int) -> Header:
     if length > LONGEST_HEADER:
         raise UnfitFileError(f"its header has {length} bytes, expected at most {LONGEST_HEADER}")
     try:
-        said = parse_json(stream.read(length), object_pairs_hook=_once)
+        header = parse_json(stream.read(length), object_pairs_hook=_once)
     except ValueError as error:
         raise UnfitFileError(f"its header is no JSON: {error}") from None
-    if not isinstance(said, dict):
+    if not isinstance(header, dict):
         raise UnfitFileError("its header must be an object")
-    metadata = said.pop("__metadata__", None) or {}
-    _check_count(len(said))
+    metadata = header.pop("__metadata__", None) or {}
+    _check_count(len(header))
     if not isinstance(metadata, dict):
         raise UnfitFileError("its `__metadata__` must be an object of texts")
-    spans = sorted(_span(name, about) for name, about in said.items())
+    spans = sorted(_span(name, about) for name, about in header.items())
     end = 0
     for begins, ends, name in spans:
         if begins != end:
@@ -109,7 +109,7 @@ def safetensors_header(stream: BinaryIO, size: int) -> Header:
         end = ends
     if 8 + length + end != size:
         raise UnfitFileError(f"its tensors end at byte {8 + length + end}, and the file has {size}")
-    return Header(said, {str(key): str(value) for key, value in metadata.items()}, 8 + length)
+    return Header(header, {str(key): str(value) for key, value in metadata.items()}, 8 + length)
 
 
 def _check_count(count: int) -> None:

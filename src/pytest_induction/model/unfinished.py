@@ -149,9 +149,9 @@ class Beginning:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            said = f"{type(error).__name__}: {first_line(error)}"
+            message = f"{type(error).__name__}: {first_line(error)}"
             raise ModelError(
-                f"what {name} makes in its first forward pass does not serve for a row of another length: {said}"
+                f"what {name} makes in its first forward pass does not serve for a row of another length: {message}"
             ) from error
 
 

@@ -162,10 +162,10 @@ class Blueprint:
         unit = 2.0 * self.n_ctx if attends.latest_only else 1.0
         start = 0
         for match in attends.matches:
-            asked, told = self._spaces[match.query], self._spaces[match.key]
-            size = asked.stop - asked.start
-            query[asked, start : start + size] = torch.eye(size)
-            key[told, start : start + size] = unit * match.weight * _shifted(size, match.shift)
+            query_space, key_space = self._spaces[match.query], self._spaces[match.key]
+            size = query_space.stop - query_space.start
+            query[query_space, start : start + size] = torch.eye(size)
+            key[key_space, start : start + size] = unit * match.weight * _shifted(size, match.shift)
             start += size
         positions = self._spaces["position"]
         query[positions, start] = 1

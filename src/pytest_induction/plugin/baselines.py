@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_induction.model.protocol import ModelUnderTest
     from pytest_induction.records import Evidence
 
-FIXTURE = TOLD = "induction_baseline"
+FIXTURE = PAYLOAD = "induction_baseline"
 FILE = "induction-baseline.json"
 GATE = "heads_preserved"  # the claim that needs a baseline
 ENTRY_OF_GATE = "heads"
@@ -38,7 +38,7 @@ class SessionBaselines:
         self._problems = problems  # of the session, for its reports
         self._opened: Book | None = None
         self._item: pytest.Item | None = None  # whose call is under way
-        self._told: dict[str, Mapping[str, Any]] = {}  # by node id
+        self._payloads: dict[str, Mapping[str, Any]] = {}  # by node id
         self._users: set[str] = set()  # tests that have the fixture
         self._narrowed = False  # whether tests are known to have been left out
         self._lines: list[Line] = []
@@ -209,7 +209,7 @@ class SessionBaselines:
         from pytest_induction.observers import collecting, tracking_subjects
         from pytest_induction.progress import progress
 
-        first, told = {id(model): (model, model.seed) for model in _models(item)}.values(), len(item.user_properties)
+        first, n_properties = {id(model): (model, model.seed) for model in _models(item)}.values(), len(item.user_properties)
         with progress(f"repeats of {item.name}", self.repeats, unit="repeat"):
             for number in range(self.repeats):
                 for model, seed in first:
@@ -225,7 +225,7 @@ class SessionBaselines:
                 finally:
                     for model, seed in first:
                         model.seed = seed
-                    del item.user_properties[told:]
+                    del item.user_properties[n_properties:]
 
     def _refuse(self, item: pytest.Item) -> None:
         """Fail a test that changes the baseline, where that is to be reviewed; it asks for no more."""
@@ -234,8 +234,8 @@ class SessionBaselines:
         item.stash[ASKING].ended = True
         wanted = [f"{each.entry!r} ({each.status})" for each in item.stash[ASKING].asked if each.write is not None]
         if wanted and self.mode == "update":
-            said = f"baseline {self._shown} is written when the session ends: {', '.join(wanted)}; review and commit it"
-            pytest.fail(said, pytrace=False)
+            message = f"baseline {self._shown} is written when the session ends: {', '.join(wanted)}; review and commit it"
+            pytest.fail(message, pytrace=False)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -244,13 +244,13 @@ class SessionBaselines:
         report = yield
         if report.when != "setup" and (_uses(item) or ASKING in item.stash):
             asked = item.stash[ASKING].asked if ASKING in item.stash else []
-            told = {"completed": item.stash.get(COMPLETED, False), "asked": [each.to_dict() for each in asked]}
-            report.__dict__[TOLD] = told  # plain data, so that it travels from a worker to the controller
+            payload = {"completed": item.stash.get(COMPLETED, False), "asked": [each.to_dict() for each in asked]}
+            report.__dict__[PAYLOAD] = payload  # plain data, so that it travels from a worker to the controller
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if hasattr(report, TOLD):
-            self._told[report.nodeid] = getattr(report, TOLD)
+        if hasattr(report, PAYLOAD):
+            self._payloads[report.nodeid] = getattr(report, PAYLOAD)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._users = {item.nodeid for item in session.items if _uses(item)}
@@ -264,26 +264,26 @@ class SessionBaselines:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """A worker of pytest-xdist has ended: what it collected is what the controller never did."""
-        told = getattr(node, "workeroutput", {}).get(TOLD)
-        self._narrowed |= told is None or told["narrowed"]
-        self._users |= set(told["users"] if told else ())
+        payload = getattr(node, "workeroutput", {}).get(PAYLOAD)
+        self._narrowed |= payload is None or payload["narrowed"]
+        self._users |= set(payload["users"] if payload else ())
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         output = getattr(self._config, "workeroutput", None)
         if output is not None:
-            output[TOLD] = {"users": sorted(self._users), "narrowed": self._narrowed}
+            output[PAYLOAD] = {"users": sorted(self._users), "narrowed": self._narrowed}
         elif not self._config.option.collectonly:
             self._finish(session)
 
     def _finish(self, session: pytest.Session) -> None:
         """Write what is to be written, once, and say so."""
-        if not (self._told or self._config.option.induction_baseline):
+        if not (self._payloads or self._config.option.induction_baseline):
             return
-        from pytest_induction.baselines.checking import Gathered, Told, lines
+        from pytest_induction.baselines.checking import ChecksOfTest, Gathered, lines
         from pytest_induction.baselines.store import merge_into
         from pytest_induction.errors import BaselineError
 
-        gathered = Gathered({nodeid: Told(**told) for nodeid, told in self._told.items()})
+        gathered = Gathered({nodeid: ChecksOfTest(**payload) for nodeid, payload in self._payloads.items()})
         failure = ""
         try:
             merge_into(self.path, gathered.writes)
@@ -307,7 +307,7 @@ class SessionBaselines:
         from pytest_induction.baselines.store import Heads
         from pytest_induction.errors import BaselineError
 
-        done = {nodeid for nodeid, told in tests.items() if told.completed}
+        done = {nodeid for nodeid, test in tests.items() if test.completed}
         if self._narrowed or self._asks_for_less() or not self._users <= done:
             return []
         try:

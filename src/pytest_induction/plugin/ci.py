@@ -148,8 +148,8 @@ def _text_of(file: Path) -> str:
         return ""
 
 
-def _of_others(told: list[tuple[str, object]]) -> list[tuple[str, object]]:
-    return [(name, value) for name, value in told if not name.startswith(PREFIX)]
+def _of_others(properties: list[tuple[str, object]]) -> list[tuple[str, object]]:
+    return [(name, value) for name, value in properties if not name.startswith(PREFIX)]
 
 
 SUMMARY = "GITHUB_STEP_SUMMARY"

@@ -53,7 +53,7 @@ RUNS: pytest.StashKey[SessionRuns] = pytest.StashKey()
 REPORT: pytest.StashKey[SessionReport] = pytest.StashKey()
 BASELINES: pytest.StashKey[SessionBaselines] = pytest.StashKey()
 NAMED: pytest.StashKey[list[tuple[Any, Provenance]]] = pytest.StashKey()
-HEARD: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+VERDICTS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -228,7 +228,7 @@ def _or_fail(make: Callable[[], T]) -> T:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     __tracebackhide__ = True
-    item.stash[HEARD] = []  # when it is run again, too
+    item.stash[VERDICTS] = []  # when it is run again, too
     yield from _listening(item)
 
 
@@ -247,7 +247,7 @@ def _listening(item: pytest.Item) -> Iterator[None]:
     naming: AbstractContextManager[list[tuple[Any, Provenance]]] = nullcontext([])
     if item.config.stash[REPORT].kinds:  # else no model is to be kept
         naming = tracking_subjects()
-    with collecting() as heard, naming as named, attaching(attach), showing_on(lambda: open_terminal(item.config)):
+    with collecting() as verdicts, naming as named, attaching(attach), showing_on(lambda: open_terminal(item.config)):
         stop: BaseException | None = None
         try:
             return (yield)
@@ -264,20 +264,20 @@ def _listening(item: pytest.Item) -> Iterator[None]:
             message = str(error)  # there is no line of the user's to show
         finally:
             item.stash.setdefault(NAMED, []).extend(named)
-            for evidence in heard:
-                item.stash.setdefault(HEARD, []).append(evidence.to_dict())
+            for evidence in verdicts:
+                item.stash.setdefault(VERDICTS, []).append(evidence.to_dict())
                 item.user_properties.extend(properties(evidence))
             if stop is not None:
-                keep_interrupted(item, item.stash.get(HEARD, []), stop)
+                keep_interrupted(item, item.stash.get(VERDICTS, []), stop)
     pytest.fail(message, pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     """Before a model is gone, measure what the report draws of it, if there was a verdict."""
-    named, heard = item.stash.get(NAMED, []), item.stash.get(HEARD, [])
+    named, verdicts = item.stash.get(NAMED, []), item.stash.get(VERDICTS, [])
     try:
-        if named and heard:
+        if named and verdicts:
             from pytest_induction.observers import attaching
 
             with attaching(item.config.stash[SESSION].attach), showing_on(lambda: open_terminal(item.config)):
@@ -331,7 +331,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     hide_frames(item, call)
     report = yield
-    item.config.stash[REPORT].annotate(item, report, call, item.stash.get(HEARD, []))
+    item.config.stash[REPORT].annotate(item, report, call, item.stash.get(VERDICTS, []))
     return report
 
 
@@ -341,8 +341,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if terminalreporter.config.option.induction_benchmark:
         from pytest_induction.plugin.benchmarks.suite import timings
 
-        told = ((report.nodeid, report.user_properties) for report in reports if getattr(report, "when", "") == "call")
-        lines = list(timings(told, width=terminalreporter.config.get_terminal_writer().fullwidth))
+        recorded = ((report.nodeid, report.user_properties) for report in reports if getattr(report, "when", "") == "call")
+        lines = list(timings(recorded, width=terminalreporter.config.get_terminal_writer().fullwidth))
         if lines:
             terminalreporter.write_sep("=", "induction benchmark")
             write_lines(terminalreporter, ((text, {}) for text in lines))

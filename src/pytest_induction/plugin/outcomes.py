@@ -142,13 +142,13 @@ class SessionOutcomes:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep a report, with those of the same run of the test; a run that a plugin had repeated is dropped."""
-        told = vars(report)
-        if COLLECTED in told:
-            self._ours.update(told[COLLECTED])
+        payload = vars(report)
+        if COLLECTED in payload:
+            self._ours.update(payload[COLLECTED])
             self._is_told_ours = True
-        if MARK in told:
+        if MARK in payload:
             self._ours.add(report.nodeid)
-        worker = _worker(told.get("node"))
+        worker = _worker(payload.get("node"))
         attempts = self._attempts.setdefault(report.nodeid, {}).setdefault(worker, [])
         if not attempts or not attempts[-1].takes(report):
             attempts[:] = [each for each in attempts if not (each.is_superseded or each.is_broken_off)]
@@ -169,10 +169,10 @@ class SessionOutcomes:
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Ctrl-C, `pytest.exit`, and whatever pytest interrupts itself for."""
-        said = " ".join(str(excinfo.value).split())
+        message = " ".join(str(excinfo.value).split())
         if isinstance(excinfo.value, pytest.exit.Exception):
-            said = f"pytest.exit: {said}"
-        self.stopped = said or "interrupted"
+            message = f"pytest.exit: {message}"
+        self.stopped = message or "interrupted"
 
     def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """A mistake of pytest, or of a plugin."""

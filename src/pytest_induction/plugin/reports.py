@@ -120,28 +120,28 @@ class SessionReport:
         return charts_of_model(subject, about, kinds=kinds, text=text)
 
     def annotate(
-        self, item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None], heard: list[dict[str, Any]]
+        self, item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None], verdicts: list[dict[str, Any]]
     ) -> None:
         """Put what is shown of a test into pytest's report on it: plain data, which travels from a worker to the controller."""
-        told = report.__dict__
-        if heard and report.when == "call":
-            told["induction"] = heard
-            seeds = [seed for each in heard if (seed := each["provenance"]["seed"]) is not None]
-            told["induction_again"] = self._model.again(item, seeds[-1] if seeds else None)
+        payload = report.__dict__
+        if verdicts and report.when == "call":
+            payload["induction"] = verdicts
+            seeds = [seed for each in verdicts if (seed := each["provenance"]["seed"]) is not None]
+            payload["induction_again"] = self._model.again(item, seeds[-1] if seeds else None)
             if report.failed:
-                report.sections.append(("induction: again, alone", told["induction_again"]))
+                report.sections.append(("induction: again, alone", payload["induction_again"]))
         if hasattr(self._config, "workerinput") and not self._has_told_collected:
-            told[COLLECTED] = [each.nodeid for each in item.session.items if is_ours(each)]
+            payload[COLLECTED] = [each.nodeid for each in item.session.items if is_ours(each)]
             self._has_told_collected = True
-        if not (heard or is_ours(item)):
+        if not (verdicts or is_ours(item)):
             return
-        told[MARK] = True
+        payload[MARK] = True
         if report.failed and call.excinfo is not None and _is_said_by_us(call.excinfo.value):
-            told["induction_message"] = str(call.excinfo.value)
+            payload["induction_message"] = str(call.excinfo.value)
         if report.when == "teardown" and CHARTS in item.stash:
-            told["induction_charts"] = item.stash[CHARTS]
+            payload["induction_charts"] = item.stash[CHARTS]
             if self._has_html:
-                told["extras"] = [*told.get("extras", ()), *_extras(item.stash[CHARTS])]
+                payload["extras"] = [*payload.get("extras", ()), *_extras(item.stash[CHARTS])]
 
     def begin(self) -> None:
         """Write every report as one of a session that has not ended: what ends the process leaves that, and nothing older.
@@ -369,12 +369,12 @@ def _test(nodeid: str, attempts: list[Attempt], *, is_ours: bool) -> TestRecord:
 
 def _message_of(failed: list[pytest.TestReport]) -> str:
     """Why a test failed: where several things did, a subtest or what came after the test, each with where it was."""
-    told = [(_where(report), message) for report in failed if (message := _said(report))]
-    alone = len(told) == 1 and not told[0][0].startswith(SUBTEST)
-    return told[0][1] if alone else "\n\n".join(f"{where}: {message}" for where, message in told)
+    messages = [(_where(report), message) for report in failed if (message := _message_in(report))]
+    alone = len(messages) == 1 and not messages[0][0].startswith(SUBTEST)
+    return messages[0][1] if alone else "\n\n".join(f"{where}: {message}" for where, message in messages)
 
 
-def _said(report: pytest.TestReport) -> str:
+def _message_in(report: pytest.TestReport) -> str:
     """What we say of a failure ourselves, else what pytest shows, with the error itself first."""
     if hasattr(report, "induction_message"):
         return str(report.induction_message)
@@ -404,8 +404,8 @@ def _interrupted(data: dict[str, Any]) -> TestRecord:
     from pytest_induction.records import Evidence
     from pytest_induction.report.session_records import TestRecord
 
-    told = tuple(Evidence.from_dict(each) for each in data["evidence"])
-    return TestRecord(data["nodeid"], "error", message="interrupted", evidence=told)
+    evidence = tuple(Evidence.from_dict(each) for each in data["evidence"])
+    return TestRecord(data["nodeid"], "error", message="interrupted", evidence=evidence)
 
 
 def _environment() -> dict[str, str]:

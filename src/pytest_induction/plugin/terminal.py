@@ -23,12 +23,12 @@ PACKAGE = __name__.partition(".")[0]
 CALLING = ("contextlib", "torch")  # what may stand between the user's line and us
 
 
-def keep_interrupted(item: pytest.Item, heard: list[dict[str, Any]], stop: BaseException) -> None:
+def keep_interrupted(item: pytest.Item, verdicts: list[dict[str, Any]], stop: BaseException) -> None:
     """Remember a test that was broken off: pytest makes no report on it, and what it had found would be lost."""
     notes = list(getattr(stop, "__notes__", ()))
-    if heard or notes or is_ours(item):
-        told = {"nodeid": item.nodeid, "evidence": heard, "notes": notes}
-        item.config.stash.setdefault(INTERRUPTED, []).append(told)
+    if verdicts or notes or is_ours(item):
+        record = {"nodeid": item.nodeid, "evidence": verdicts, "notes": notes}
+        item.config.stash.setdefault(INTERRUPTED, []).append(record)
 
 
 def hide_frames(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
@@ -67,16 +67,16 @@ def write_section(reporter: pytest.TerminalReporter, reports: Iterable[Any]) -> 
     """What was found, and what is known of tests that were broken off; nothing where there is neither."""
     interrupted = reporter.config.stash.get(INTERRUPTED, [])
     counted = (report for report in reports if getattr(report, "outcome", "") != "rerun")
-    told = [data for report in counted for data in getattr(report, "induction", ())]
-    told += [data for each in interrupted for data in each["evidence"]]
-    if not told and not interrupted:
+    evidence = [data for report in counted for data in getattr(report, "induction", ())]
+    evidence += [data for each in interrupted for data in each["evidence"]]
+    if not evidence and not interrupted:
         return
     from pytest_induction.records import Evidence
     from pytest_induction.report.session_records import told_apart
 
     with suppress(pytest.UsageError):
         register_claims(reporter.config)
-    _write(reporter, told_apart(Evidence.from_dict(data) for data in told)[0])
+    _write(reporter, told_apart(Evidence.from_dict(data) for data in evidence)[0])
     for each in interrupted:
         count = len(each["evidence"])
         kept = f"; of what it found, {count} verdict{'s' if count > 1 else ''} above" if count else ""

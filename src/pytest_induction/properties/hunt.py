@@ -54,7 +54,7 @@ class Hunt:
         self._margins: dict[Example, float | None] = {}
         self._broken: InductionError | None = None  # of the model or the arguments: no smaller example tells more
         self._evaluate = Evaluator(subject)
-        self._said: dict[Example, str] = {}  # of those that failed
+        self._failures: dict[Example, str] = {}  # of those that failed
 
     def search(
         self, examples: Strategy[Example], most: int, seed: int | None, *, climb: bool, replays: Replays[Example] | None = None
@@ -77,12 +77,12 @@ class Hunt:
 
     def judge(self, examples: Sequence[Example]) -> Judged[Example]:
         """Whether the property holds on each of these; an example that fails, and the least margin."""
-        known = next((example for example in examples if example in self._said), None)
+        known = next((example for example in examples if example in self._failures), None)
         if known is not None or self._broken is not None:
             return Judged(known, None)
         try:
             new = [example for example in dict.fromkeys(map(_checked, examples)) if example not in self._margins]
-            if self._said and self._most_shrinks is not None:
+            if self._failures and self._most_shrinks is not None:
                 self._shrunk += len(new)
                 if self._shrunk > self._most_shrinks:
                     return Judged(None, None, ends=True)
@@ -91,7 +91,7 @@ class Hunt:
         except InductionError as error:
             self._broken = error
             return Judged(None, None)
-        failed = next((example for example in new if example in self._said), None)
+        failed = next((example for example in new if example in self._failures), None)
         margins = [self._margins[example] for example in examples]
         return Judged(failed, min((margin for margin in margins if margin is not None), default=None))
 
@@ -103,12 +103,12 @@ class Hunt:
     @property
     def failing(self) -> list[Example]:
         """All that failed, in the order in which they were seen."""
-        return list(self._said)
+        return list(self._failures)
 
     def nearest(self, count: int) -> list[Example]:
         """So many that hold by the least, where the property says by how much; else the first that were looked at."""
         held = [(math.inf if margin is None else margin, example) for example, margin in self._margins.items()]
-        return [example for _, example in sorted(held, key=lambda each: each[0]) if example not in self._said][:count]
+        return [example for _, example in sorted(held, key=lambda each: each[0]) if example not in self._failures][:count]
 
     @property
     def worst(self) -> tuple[float | None, Example | None]:
@@ -122,7 +122,7 @@ class Hunt:
         except Rejected:
             return math.inf  # asks nothing
         except AssertionError as error:
-            self._said[example] = str(error) or f"`{self.name}` raised an assertion error"
+            self._failures[example] = str(error) or f"`{self.name}` raised an assertion error"
             return None
         if getattr(found, "ndim", None) == 0:  # a tensor's or an array's number
             found = found.item()
@@ -135,7 +135,7 @@ class Hunt:
                 f"`{self.name}` must return nothing, True, False or a number, it returned `{type(found).__name__}`"
             )
         if margin is not None and not margin >= 0:
-            self._said[example] = f"`{self.name}` returned {found}; on {example!r}"
+            self._failures[example] = f"`{self.name}` returned {found}; on {example!r}"
         return margin
 
     def check_asked(self) -> None:
@@ -143,9 +143,9 @@ class Hunt:
         if self._margins and all(margin == math.inf for margin in self._margins.values()):
             raise ArgumentError(f"`{self.name}` asked nothing of any of these {self.n_examples} examples: give other `probes`")
 
-    def said(self, example: Example) -> str:
+    def failure(self, example: Example) -> str:
         """Why an example fails."""
-        return self._said[example]
+        return self._failures[example]
 
 
 def _checked(example: Any) -> Example:

@@ -81,8 +81,8 @@ def completes_repeats(outcome: Outcome, *, min_accuracy: float = 1.0, max_loss: 
         return margin
     answer, predicted = outcome.probe.answers[places[worst]], outcome.behaviour.predicted[places[worst]]
     seen = f"loss {-log_probs[worst]:.2f} nats, the likeliest is {predicted}"
-    said = f"after position {answer.query} comes {answer.token}, expected {wanted}: {seen}"
-    return _hold(margin, outcome, said, strict=strict)
+    text = f"after position {answer.query} comes {answer.token}, expected {wanted}: {seen}"
+    return _hold(margin, outcome, text, strict=strict)
 
 
 @_ready("repeated_sequences")
@@ -105,8 +105,8 @@ def attends_to_successor(outcome: Outcome, *, heads: Heads, min_mass: float = MI
             margins.append((max_lured - mass, f"{head} has mass {mass:.3f} on the lures, at most {max_lured:g} expected"))
     if not margins:
         return math.inf
-    margin, said = min(margins)
-    return _hold(margin, outcome, said)
+    margin, text = min(margins)
+    return _hold(margin, outcome, text)
 
 
 @_ready("period_pairs")
@@ -117,8 +117,8 @@ def is_period_invariant(pair: Pair, *, heads: Heads | None = None, max_change: f
     margin.
     """
     __tracebackhide__ = True
-    change, said = max(((abs(after - before), said) for before, after, said in _scores(pair, heads)), default=(-math.inf, ""))
-    return _hold(max_change - change, pair, f"{said}, a change of at most {max_change:g} expected")
+    change, text = max(((abs(after - before), text) for before, after, text in _scores(pair, heads)), default=(-math.inf, ""))
+    return _hold(max_change - change, pair, f"{text}, a change of at most {max_change:g} expected")
 
 
 @_ready("distractor_pairs")
@@ -128,8 +128,8 @@ def survives_distractors(pair: Pair, *, heads: Heads | None = None, max_drop: fl
     The first of the pair is without, the second with them. The score as in `is_period_invariant`. Returns the margin.
     """
     __tracebackhide__ = True
-    drop, said = max(((before - after, said) for before, after, said in _scores(pair, heads)), default=(-math.inf, ""))
-    return _hold(max_drop - drop, pair, f"{said}, a drop of at most {max_drop:g} expected")
+    drop, text = max(((before - after, text) for before, after, text in _scores(pair, heads)), default=(-math.inf, ""))
+    return _hold(max_drop - drop, pair, f"{text}, a drop of at most {max_drop:g} expected")
 
 
 @_ready("relabelled_pairs")
@@ -146,8 +146,8 @@ def is_relabelling_invariant(pair: Pair, *, max_change: float = MAX_CHANGE) -> f
     if not len(one):
         return math.inf
     distance = float(np.abs(one - other).mean())
-    said = f"mean probability {one.mean():.3f} and {other.mean():.3f}, distributions {distance:.3f} apart"
-    return _hold(max_change - distance, pair, f"{said}, at most {max_change:g} expected")
+    text = f"mean probability {one.mean():.3f} and {other.mean():.3f}, distributions {distance:.3f} apart"
+    return _hold(max_change - distance, pair, f"{text}, at most {max_change:g} expected")
 
 
 @_ready("conflicting_ngrams")
@@ -163,19 +163,19 @@ def prefers_longer_match(outcome: Outcome) -> float:
     margins = np.where(asked, outcome.behaviour.log_prob - outcome.behaviour.distractor, np.inf)
     worst = int(margins.argmin())
     answer = outcome.probe.answers[worst]
-    said = (
+    text = (
         f"after position {answer.query} the last {answer.order} tokens foretell {answer.token}, the last one {answer.distractor}"
     )
-    return _hold(float(margins[worst]), outcome, f"{said}, which is likelier by {-margins[worst]:.2f} nats", strict=True)
+    return _hold(float(margins[worst]), outcome, f"{text}, which is likelier by {-margins[worst]:.2f} nats", strict=True)
 
 
-def _hold(margin: float, outcome: Outcome | Pair, said: str, *, strict: bool = False) -> float:
+def _hold(margin: float, outcome: Outcome | Pair, text: str, *, strict: bool = False) -> float:
     """The margin, or `PropertyFailed` where it is negative, or 0 and `strict`, or no number."""
     __tracebackhide__ = True
     if margin > 0 or (margin == 0 and not strict):
         return margin
     probe = tuple(each.probe for each in outcome) if isinstance(outcome, tuple) else outcome.probe
-    raise PropertyFailed(fitted(f"{said}; on {probe!r}", ()), probe)
+    raise PropertyFailed(fitted(f"{text}; on {probe!r}", ()), probe)
 
 
 def _scores(pair: Pair, heads: Heads | None) -> list[tuple[float, float, str]]:

@@ -153,8 +153,8 @@ def _line_of_gate(text: str, name: str) -> int:
 
 def _command(name: str, message: str, **properties: str) -> str:
     """A line as the runner reads it: https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands."""
-    told = ",".join(f"{key}={_escaped(value).replace(':', '%3A').replace(',', '%2C')}" for key, value in properties.items())
-    return f"::{name} {told}::{_escaped(message)}"
+    fields = ",".join(f"{key}={_escaped(value).replace(':', '%3A').replace(',', '%2C')}" for key, value in properties.items())
+    return f"::{name} {fields}::{_escaped(message)}"
 
 
 def _escaped(value: str) -> str:

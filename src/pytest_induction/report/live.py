@@ -128,7 +128,7 @@ PAGE_STYLE = (
 )
 
 
-def frame(evidence: Evidence | None, picture: Mapping[str, Any] | None, said: str, style: Style) -> list[Line]:
+def frame(evidence: Evidence | None, picture: Mapping[str, Any] | None, state: str, style: Style) -> list[Line]:
     """What is shown of a run now: its curves, the table of what changed, and a last line.
 
     Of a run that is too short to be judged there is the last line alone.
@@ -138,7 +138,7 @@ def frame(evidence: Evidence | None, picture: Mapping[str, Any] | None, said: st
         lines += [(line, {}) for line in chart_lines(picture, width=style.width, ascii=style.ascii)]
     if evidence is not None:
         lines += [("", {}), *section([evidence], style)] if lines else section([evidence], style)
-    return [(each, marks) for line, marks in [*lines, (said, {})] for each in for_terminal(line, style.width)]
+    return [(each, marks) for line, marks in [*lines, (state, {})] for each in for_terminal(line, style.width)]
 
 
 def painted(lines: Iterable[Line], *, colour: bool) -> str:
@@ -151,14 +151,14 @@ def _painted(line: str, marks: Mapping[str, bool]) -> str:
     return f"\x1b[{';'.join(inks)}m{line}\x1b[0m" if inks and line else line
 
 
-def live_page(title: str, evidence: Evidence | None, picture: Mapping[str, Any] | None, said: str, reload: float | None) -> str:
+def live_page(title: str, evidence: Evidence | None, picture: Mapping[str, Any] | None, state: str, reload: float | None) -> str:
     """A page with the picture and the table of a run, whole in itself; it loads itself again after `reload` seconds, if any."""
     again = "" if reload is None else f'<meta http-equiv="refresh" content="{max(1, round(reload))}">'
     head = f'<meta charset="utf-8">{again}<title>{in_markup(title)}</title><style>{PAGE_STYLE}</style>'
     drawn = "" if picture is None else svg(picture)
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{drawn}{_table(evidence)}'
-        f'<p class="faint">{in_markup(said)}</p>\n</body></html>\n'
+        f'<p class="faint">{in_markup(state)}</p>\n</body></html>\n'
     )
 
 

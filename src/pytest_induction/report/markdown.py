@@ -59,9 +59,9 @@ def parts(records: SessionRecords) -> Iterator[Part]:
 
 def _head(records: SessionRecords) -> Iterator[Part]:
     counted = _ordered(counts(records))
-    told = ", ".join(f"{count} {COUNTED.get(name, name) if count > 1 else name}" for name, count in counted) or "no tests"
-    told += f", {records.deselected} deselected" if records.deselected else ""
-    yield Part((f"## {RESULTS.get(result(records), '❌')} Induction: {told}",))
+    outcomes = ", ".join(f"{count} {COUNTED.get(name, name) if count > 1 else name}" for name, count in counted) or "no tests"
+    outcomes += f", {records.deselected} deselected" if records.deselected else ""
+    yield Part((f"## {RESULTS.get(result(records), '❌')} Induction: {outcomes}",))
     why = reasons(records)
     if records.stopped:
         yield Part((f"**Partial:** {text(records.stopped)}; what was measured until then is below.",))
@@ -83,8 +83,8 @@ def _ordered(outcomes: Mapping[str, int]) -> list[tuple[str, int]]:
 def _rows(test: TestRecord) -> Iterator[tuple[str, ...]]:
     """A row for each verdict of a test, one for all that are alike; a test without any says why, unless it passed."""
     icon = f"{ICONS.get(test.outcome, '❔')} {test.outcome}"
-    told = Counter((each.words, each.claim, each.provenance.model, each.summary) for each in test.evidence)
-    for (verdict, claim, model, summary), times in told.items():
+    verdicts = Counter((each.words, each.claim, each.provenance.model, each.summary) for each in test.evidence)
+    for (verdict, claim, model, summary), times in verdicts.items():
         yield icon, verdict, code(claim), code(model), text(summary) + (f" ({times} times)" if times > 1 else "")
     if not test.evidence and test.outcome != "passed":
         where, _, name = test.nodeid.rpartition("::")
@@ -113,8 +113,8 @@ def _model(group: list[Evidence], records: SessionRecords) -> Iterator[Part]:
         for chart in records.charts
         if chart.missing and (chart.model, chart.fingerprint) == (about.model, about.fingerprint)
     ]
-    told = {"note": view.notes, "pair": view.pairs, "near miss": view.near, "not drawn": missing}
-    lines = [view.title, *(f"{name}: {line}" for name, lines in told.items() for line in lines), *view.measured]
+    notes = {"note": view.notes, "pair": view.pairs, "near miss": view.near, "not drawn": missing}
+    lines = [view.title, *(f"{name}: {line}" for name, lines in notes.items() for line in lines), *view.measured]
     yield Part(tuple(f"- {text(line)}" for line in lines))
 
 

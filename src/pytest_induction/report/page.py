@@ -223,7 +223,7 @@ def _provenance(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:
     facts: dict[str, list[str]] = {}
     for each in evidence:
         about = each.provenance
-        told = {
+        known = {
             "model" if not about.is_run else "run": about.model,
             "fingerprint": about.fingerprint,
             "backend": about.backend,
@@ -235,7 +235,7 @@ def _provenance(evidence: Sequence[Evidence]) -> list[tuple[str, str]]:
             "sequences": str(about.n_sequences) if about.n_sequences else "",
             "versions": ", ".join(f"{name} {version}" for name, version in about.versions.items()),
         }
-        for name, value in told.items():
+        for name, value in known.items():
             if value and value not in facts.setdefault(name, []):
                 facts[name].append(value)
     return [(name, "; ".join(values)) for name, values in facts.items() if values]

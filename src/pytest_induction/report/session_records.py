@@ -235,18 +235,18 @@ def headline(records: SessionRecords) -> str:
     if not ran and left:
         return f"None of {left} tests was run" if left > 1 else "The test was not run"
     if not ran:
-        said = "No test was run" if counted or not records.stopped else "No result"
+        text = "No test was run" if counted or not records.stopped else "No result"
     elif bad:
-        said = f"{bad} of {ran} tests failed" if ran > 1 else "The test failed"
+        text = f"{bad} of {ran} tests failed" if ran > 1 else "The test failed"
     elif result(records) == "passed":
-        said = f"All {ran} tests passed" if ran > 1 else "The test passed"
+        text = f"All {ran} tests passed" if ran > 1 else "The test passed"
     else:
-        said = f"{ran} test{'s' if ran > 1 else ''} passed"
+        text = f"{ran} test{'s' if ran > 1 else ''} passed"
     if left:
-        said += f", {left} not run"
+        text += f", {left} not run"
     if counted["xpassed"]:
-        said += f", {counted['xpassed']} passed unexpectedly"
-    return said if bad or result(records) in ("passed", "empty") else f"{said}: the session {_ended(records)}"
+        text += f", {counted['xpassed']} passed unexpectedly"
+    return text if bad or result(records) in ("passed", "empty") else f"{text}: the session {_ended(records)}"
 
 
 def _ended(records: SessionRecords) -> str:
@@ -255,7 +255,7 @@ def _ended(records: SessionRecords) -> str:
 
 def unlisted(records: SessionRecords) -> str:
     """What is said of tests that are counted alone; "" where there are none."""
-    told = ", ".join(f"{count} {name}" for name, count in records.others.items() if count)
+    others = ", ".join(f"{count} {name}" for name, count in records.others.items() if count)
     count = sum(records.others.values())
     many = "tests are" if count > 1 else "test is"
-    return f"{count} {many} counted and not listed, without anything of ours: {told}" if count else ""
+    return f"{count} {many} counted and not listed, without anything of ours: {others}" if count else ""

@@ -132,8 +132,9 @@ def section(evidence: Iterable[Evidence], style: Style) -> Iterator[Line]:
 
 def one_line(evidence: Iterable[Evidence]) -> str:
     """The session in a line: how many verdicts of each kind, and which claims are not shown."""
-    told = list(evidence)
-    return f"induction: {', '.join(_counted([each for each in told if each.verdict is verdict], verdict) for verdict in Verdict)}"
+    every = list(evidence)
+    counts = (_counted([each for each in every if each.verdict is verdict], verdict) for verdict in Verdict)
+    return f"induction: {', '.join(counts)}"
 
 
 def _counted(found: Sequence[Evidence], verdict: Verdict) -> str:
@@ -249,5 +250,5 @@ def _aligned(names: Sequence[str], rows: Sequence[Sequence[str]], style: Style, 
 
 def _cell_by_cell(names: Sequence[str], cells: Sequence[str]) -> str:
     """A row of a table in words."""
-    told = (f"{name} {cell}" for name, cell in zip(names[1:], cells[1:], strict=True) if cell)
-    return f"{cells[0]}: {', '.join(told)}"
+    pairs = (f"{name} {cell}" for name, cell in zip(names[1:], cells[1:], strict=True) if cell)
+    return f"{cells[0]}: {', '.join(pairs)}"

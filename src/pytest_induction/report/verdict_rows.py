@@ -188,10 +188,10 @@ def _measure(name: str, estimate: Estimate, thresholds: tuple[float, ...]) -> Me
     unit = estimate.unit
     if not known([estimate.value]):
         return Measure(name, "not known", "", "".join(quantity(each, unit) for each in thresholds[-1:]), "")
-    said = [quantity(value, unit) for value in (estimate.value, estimate.low, estimate.high)]
+    numbers = [quantity(value, unit) for value in (estimate.value, estimate.low, estimate.high)]
     threshold = f"\u00b1{number(thresholds[1])}" if len(thresholds) == 2 else "".join(quantity(each, unit) for each in thresholds)
-    unit_said = "" if unit == "share" else f" {unit}" if unit else ""
-    return Measure(name, said[0] + unit_said, f"{said[1]} to {said[2]}", threshold, interval(estimate, thresholds))
+    unit_text = "" if unit == "share" else f" {unit}" if unit else ""
+    return Measure(name, numbers[0] + unit_text, f"{numbers[1]} to {numbers[2]}", threshold, interval(estimate, thresholds))
 
 
 def quantity(value: float, unit: str) -> str:

@@ -115,7 +115,7 @@ def check_property(
         else:
             failed = hunt.search(strategy_for(probes, claim, hunt.subject), most, seed, climb=False)
     if failed is not None:
-        emit(evidence_of(hunt, Verdict.REFUTED, "fails", hunt.said(failed).splitlines()[0]))
+        emit(evidence_of(hunt, Verdict.REFUTED, "fails", hunt.failure(failed).splitlines()[0]))
         raise _failure(hunt, failed)
     hunt.check_asked()
     check = PropertyCheck(hunt.name, hunt.subject.name, hunt.n_examples, *hunt.worst)
@@ -183,7 +183,7 @@ def about(hunt: Hunt) -> Provenance:
 def _failure(hunt: Hunt, example: Example) -> PropertyFailed:
     """The error for an example that fails."""
     given = "".join(f", {name}={value!r}" for name, value in hunt.claim.options.items())
-    first, *facts = hunt.said(example).split("\n")
+    first, *facts = hunt.failure(example).split("\n")
     message = fitted(
         f"{hunt.name} does not hold: {first}",
         facts,

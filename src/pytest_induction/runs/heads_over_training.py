@@ -150,13 +150,13 @@ def with_levels(
     below = [value.is_below(threshold) for value, threshold in known.values()]
     verdict = Verdict.REFUTED if any(below) else Verdict.SHOWN if all(above) else Verdict.UNDETERMINED
     reason = {Verdict.SHOWN: "formed", Verdict.REFUTED: "not_there"}.get(verdict, "level_unclear")
-    said = ", ".join(f"{WORDS[name]} {value.value:.3g}" for name, (value, _) in known.items())
+    levels_text = ", ".join(f"{WORDS[name]} {value.value:.3g}" for name, (value, _) in known.items())
     without = f" ({' and '.join(missing)} not recorded)" if missing else ""
     return replace(
         evidence,
         verdict=verdict,
         reason=reason,
-        summary=f"at step {step} {said}{without}",
+        summary=f"at step {step} {levels_text}{without}",
         estimates={name: value for name, (value, _) in known.items()},
         next_step="sweep the checkpoints: their scores have standard errors" if verdict is Verdict.UNDETERMINED else "",
     )
@@ -257,28 +257,28 @@ class _Formed:
             )
         until = [place for place in index if amounts[place] <= bound]
         after = [place for place in index if amounts[place] > bound]
-        said = f"by {bound:.4g} {unit}"
+        when = f"by {bound:.4g} {unit}"
         if not until:
             return replace(
                 self.evidence,
                 reason="not_recorded",
-                summary=f"{said} there is no snapshot: the first is at {amounts[index[0]]:.4g}",
+                summary=f"{when} there is no snapshot: the first is at {amounts[index[0]]:.4g}",
                 next_step=f"measure a checkpoint at or before {bound:.4g} {unit}",
             )
         found = self._at(until[-1])
         if found.verdict is Verdict.SHOWN:
-            return replace(found, summary=f"{said}: {found.summary}")
+            return replace(found, summary=f"{when}: {found.summary}")
         if amounts[until[-1]] < bound:  # what is so at the bound lies between two snapshots, or beyond the end
             if not after:
                 seen = f"the run ends before {bound:.4g} {unit} without it: {found.summary}"
                 return replace(found, verdict=Verdict.UNDETERMINED, reason="not_over", summary=seen, next_step="train further")
             if found.verdict is Verdict.REFUTED and (later := self._at(after[0])).verdict is not Verdict.REFUTED:
-                seen = f"{said} it is not known: {found.summary}; {later.summary}"
+                seen = f"{when} it is not known: {found.summary}; {later.summary}"
                 more = f"measure a checkpoint nearer to {bound:.4g} {unit}"
                 return replace(found, verdict=Verdict.UNDETERMINED, reason="between_snapshots", summary=seen, next_step=more)
         is_late = found.verdict is Verdict.REFUTED and bool(after) and self._at(after[-1]).verdict is Verdict.SHOWN
         reason = "too_late" if is_late else found.reason
-        return replace(found, reason=reason, summary=f"{said}: {found.summary}")
+        return replace(found, reason=reason, summary=f"{when}: {found.summary}")
 
     def _at_the_end(self, last: Evidence, by: Evidence | None) -> Evidence:
         """The evidence on a run that has it by every bound: the last snapshot must, too."""

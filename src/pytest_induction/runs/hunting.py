@@ -86,7 +86,7 @@ class Hunting:
             counterexample=sequences_of(failing[0]),
             shortest_period=min((each.period for each in repeated), default=None),
             fewest_copies=min((each.repeats for each in repeated), default=None),
-            said=hunt.said(failing[0]).splitlines()[0],
+            failure=hunt.failure(failing[0]).splitlines()[0],
         )
 
     def _search(self, hunt: Hunt, examples: Strategy[Example]) -> None:

@@ -57,8 +57,8 @@ class Keeping:
             try:
                 each(dict(numbers), snapshot.step)
             except Exception as error:  # noqa: BLE001 - a user's function may raise anything
-                told = f"what gets the numbers of each snapshot raised {type(error).__name__}: {first_line(error)}"
-                self.warn(f"listener {id(each)}", f"{told}; the training goes on, and the run has the numbers")
+                message = f"what gets the numbers of each snapshot raised {type(error).__name__}: {first_line(error)}"
+                self.warn(f"listener {id(each)}", f"{message}; the training goes on, and the run has the numbers")
 
     def _write(self, writer: RunWriter, snapshot: Snapshot) -> None:
         self._last_step = snapshot.step

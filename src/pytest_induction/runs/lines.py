@@ -19,7 +19,7 @@ from pytest_induction.runs.record import ARRAYS, HEADS, NUMBERS, Floats, Hunted,
 from pytest_induction.schema import Unfit, parsed, read, shown
 
 COUNTS = ("shortest_period", "fewest_copies")
-TEXTS = ("said", "problem")
+TEXTS = ("failure", "problem")
 
 
 def hunts_to(hunts: Mapping[str, Hunted]) -> dict[str, dict[str, Any]]:
@@ -107,9 +107,9 @@ def _number(name: str, value: Any, known: Range) -> float:
     """A number within its range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         raise Unfit(f"must be a number, got {shown(value)}", f".{name}")
-    said = known(value)
-    if said:
-        raise Unfit(said, f".{name}")
+    problem = known(value)
+    if problem:
+        raise Unfit(problem, f".{name}")
     return float(value)
 
 

@@ -307,7 +307,7 @@ def check_can_run(model: nn.Module | ModelUnderTest) -> None:
         raise ModelError(f"`{type(module).__name__}` cannot be measured while it trains: {why}: measure its checkpoints instead")
 
 
-def said(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     """What an error says in one line: ours speak for themselves, others with their kind."""
     words = first_line(error)
     return words if isinstance(error, InductionError) else f"{type(error).__name__}: {words}"

@@ -176,7 +176,7 @@ def growing(
                 if run is None:
                     raise
                 found = run
-            is_new = run is None or _told(found) != _told(run)
+            is_new = run is None or _shown(found) != _shown(run)
             seen, run = now, found
             if is_new:
                 yield run
@@ -202,6 +202,6 @@ def _state(place: Place) -> object:
     return None
 
 
-def _told(run: TrainingRun) -> object:
+def _shown(run: TrainingRun) -> object:
     """What is shown of a run is another if this is."""
     return len(run), run.steps[-1] if len(run) else None, run.is_open, run.notes, run.schedule

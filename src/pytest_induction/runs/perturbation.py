@@ -36,14 +36,14 @@ class Moved:
 
     `treated` says whether it changes in every treated run. `shift` is by how many decades earlier that is than in the controls;
     None where not all of them are shown to change. `absent` says that the controls are shown not to change, for `least` decades
-    beyond the change of the treated runs. `said` is all of this in words; `reason` is a fixed word, `next_step` what would tell
+    beyond the change of the treated runs. `text` is all of this in words; `reason` is a fixed word, `next_step` what would tell
     where it is not known.
     """
 
     name: str
     words: str
     treated: Verdict
-    said: str
+    text: str
     shift: Estimate | None = None
     absent: bool = False
     least: float = 0.0
@@ -83,37 +83,37 @@ def judge_coperturbation(
     shown not to come earlier by more than `min_shift`, or the moves are shown to differ.
     """
     both = (induction, learning)
-    said = "; ".join(each.said for each in both)
+    text = "; ".join(each.text for each in both)
     still = [each for each in both if each.is_still(min_shift)]
     if still:
-        return _still(still, said)
+        return _still(still, text)
     unclear = [each for each in both if not each.is_earlier(min_shift)]
     if unclear:
         settle = "; ".join(dict.fromkeys(each.next_step for each in unclear if each.next_step))
         words = " and ".join(each.words for each in unclear)
-        summary = f"whether {words} moved is not clear: {said}"
+        summary = f"whether {words} moved is not clear: {text}"
         return Perturbed(Verdict.UNDETERMINED, unclear[0].reason, summary, settle)
     if induction.absent != learning.absent:
-        return _one_appears(induction, learning, said, max_lag)
-    return _compared(said, lag, difference, max_lag)
+        return _one_appears(induction, learning, text, max_lag)
+    return _compared(text, lag, difference, max_lag)
 
 
-def _still(still: Sequence[Moved], said: str) -> Perturbed:
+def _still(still: Sequence[Moved], text: str) -> Perturbed:
     if len(still) > 1:
-        return Perturbed(Verdict.REFUTED, "nothing_moves", f"nothing comes earlier: {said}")
-    return Perturbed(Verdict.REFUTED, f"{still[0].name}_stays", f"{still[0].words} does not come earlier: {said}")
+        return Perturbed(Verdict.REFUTED, "nothing_moves", f"nothing comes earlier: {text}")
+    return Perturbed(Verdict.REFUTED, f"{still[0].name}_stays", f"{still[0].words} does not come earlier: {text}")
 
 
-def _one_appears(induction: Moved, learning: Moved, said: str, max_lag: float) -> Perturbed:
+def _one_appears(induction: Moved, learning: Moved, text: str, max_lag: float) -> Perturbed:
     """One of the two changes in the treated runs only, the other in the controls as well: later there, but it does."""
     appears, comes = (induction, learning) if induction.absent else (learning, induction)
     if comes.shift is not None and comes.shift.high + max_lag < appears.least:
-        return Perturbed(Verdict.REFUTED, "moves_apart", f"in the controls {comes.words} changes without the other: {said}")
+        return Perturbed(Verdict.REFUTED, "moves_apart", f"in the controls {comes.words} changes without the other: {text}")
     settle = "train the controls further, until both change or one is shown not to follow the other"
-    return Perturbed(Verdict.UNDETERMINED, "control_too_short", f"whether both move by as much is not clear: {said}", settle)
+    return Perturbed(Verdict.UNDETERMINED, "control_too_short", f"whether both move by as much is not clear: {text}", settle)
 
 
-def _compared(said: str, lag: Estimate | None, difference: Estimate | None, max_lag: float) -> Perturbed:
+def _compared(text: str, lag: Estimate | None, difference: Estimate | None, max_lag: float) -> Perturbed:
     """Both come earlier: at the same time, and by as much?"""
     parts = [("in treated runs in-context learning changes", "later than induction", lag, "changes_apart")]
     if difference is not None:
@@ -121,14 +121,14 @@ def _compared(said: str, lag: Estimate | None, difference: Estimate | None, max_
     for begins, ends, found, reason in parts:
         words = "" if found is None else f"{begins} {decades(found)} {ends}"
         if found is not None and (found.is_above(max_lag) or found.is_below(-max_lag)):
-            return Perturbed(Verdict.REFUTED, reason, f"{words}, more than {max_lag:.2f} apart: {said}")
+            return Perturbed(Verdict.REFUTED, reason, f"{words}, more than {max_lag:.2f} apart: {text}")
         if found is None or not (-max_lag <= found.low and found.high <= max_lag):
             settle = "record more snapshots around the changes, or give more runs"
             seen = words or f"{begins} at a time that is not known"
-            summary = f"{seen}, not clearly within the {max_lag:.2f} that count as together: {said}"
+            summary = f"{seen}, not clearly within the {max_lag:.2f} that count as together: {text}"
             return Perturbed(Verdict.UNDETERMINED, "lag_unclear", summary, settle)
-        said = f"{said}; {words}"
-    return Perturbed(Verdict.SHOWN, "moved_together", f"both move: {said}")
+        text = f"{text}; {words}"
+    return Perturbed(Verdict.SHOWN, "moved_together", f"both move: {text}")
 
 
 def decades(found: Estimate) -> str:
@@ -358,8 +358,8 @@ class _Part:
             return self._shifted(formed, [change for change in places if change is not None])
         unclear = [seen for seen, no, change in zip(self.pair.controls, absent, places, strict=True) if not no and change is None]
         if not unclear:
-            said = f"{self.words} changes in {len(absent) - sum(absent)} of {len(absent)} controls"
-            return replace(formed, said=said, reason="controls_differ", next_step="train the controls without it further")
+            text = f"{self.words} changes in {len(absent) - sum(absent)} of {len(absent)} controls"
+            return replace(formed, text=text, reason="controls_differ", next_step="train the controls without it further")
         return self._missing(unclear[0], "control")
 
     def _missing(self, seen: _Seen, which: str) -> Moved:
@@ -369,12 +369,12 @@ class _Part:
         if self.pair.rule.change(seen, self.series) is None:
             reason, summary = "not_recorded", f"{self.words} was not recorded as in the other runs"
             settle = "record the heads, behaviour on repeated tokens and a held-out text (`text=`, --text) of all runs"
-        said = f"in the {which} run {seen.run.name} {summary}"
+        text = f"in the {which} run {seen.run.name} {summary}"
         return Moved(
             self.name,
             self.words,
             Verdict.UNDETERMINED if which == "treated" else Verdict.SHOWN,
-            said,
+            text,
             reason=reason,
             next_step=settle,
         )
@@ -444,12 +444,12 @@ class _Part:
         shortest = min(pair.last(seen) for seen in pair.controls)
         gain = None if self.name == INDUCTION else self.most_gained
         most = "" if gain is None else f", which gain {gain.high:.3g} nats at most in any stretch as long"
-        said = f"{self.words} changes in treated runs and not in controls{most}, on record for {shortest:.3g} {pair.unit}"
+        text = f"{self.words} changes in treated runs and not in controls{most}, on record for {shortest:.3g} {pair.unit}"
         if shortest < end:
             settle = f"train the controls for {end:.3g} {pair.unit} at least, as long as the treated runs took"
-            return replace(formed, said=said, reason="control_too_short", next_step=settle)
+            return replace(formed, text=text, reason="control_too_short", next_step=settle)
         least = math.log10(shortest / max(pair.place(change).high for change in changes))
-        return replace(formed, said=f"{said}, {least:.2f} decades longer", absent=True, least=least)
+        return replace(formed, text=f"{text}, {least:.2f} decades longer", absent=True, least=least)
 
     def _shifted(self, formed: Moved, controls: Sequence[Change]) -> Moved:
         """It changes in all runs: by how much earlier in the treated ones."""
@@ -460,5 +460,5 @@ class _Part:
         else:
             shift = pair.difference(*([math.log10(pair.place(change).value) for change in each] for each in (controls, treated)))
         settle = "record more snapshots around the changes, or give more runs"
-        said = f"{self.words} changes {'' if shift is None else decades(shift)} earlier"
-        return replace(formed, said=said, shift=shift, next_step=settle)
+        text = f"{self.words} changes {'' if shift is None else decades(shift)} earlier"
+        return replace(formed, text=text, shift=shift, next_step=settle)

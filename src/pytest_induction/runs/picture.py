@@ -150,7 +150,7 @@ def _hunt(name: str, looked: list[tuple[float, Hunted]]) -> dict[str, Any]:
         "holds": [x for x, hunted in looked if hunted.holds],
         "fails": [x for x, _ in failing],
         "from": after[0] if after else None,
-        "said": [", ".join(map(repr, hunted.counterexample)) or f"holds on {hunted.n_examples}" for _, hunted in looked],
+        "texts": [", ".join(map(repr, hunted.counterexample)) or f"holds on {hunted.n_examples}" for _, hunted in looked],
     }
 
 

@@ -139,7 +139,7 @@ def assert_property_holds(
         hunt.check_asked()
     about = provenance(hunt.subject, n_sequences=hunt.n_examples, probe="generated and shrunk")
     if failed is not None:
-        summary = f"{claim} fails: {hunt.said(failed).splitlines()[0]}"
+        summary = f"{claim} fails: {hunt.failure(failed).splitlines()[0]}"
         settle = f"look at this one alone: check_property(model, {claim.name!r}, probes=[{line(failed)}]{_given(claim)})"
         evidence = Evidence("property_holds", Verdict.REFUTED, "fails", summary, about, confidence=None, next_step=settle)
     else:
@@ -246,7 +246,7 @@ def failure_of(history: PropertyOverTraining, claim: PropertyClaim, evidence: Ev
     )
     message = fitted(
         f"{claim.name} does not hold: {evidence.summary.removeprefix(history.name).lstrip()}",
-        [f"  why: {history.hunts[step].said}"] if step is not None else [],
+        [f"  why: {history.hunts[step].failure}"] if step is not None else [],
         f"  measured: {about.model}, {about.probe}",
         f"  next: check_property(model, {claim.name}, {next_step}",
     )
@@ -353,15 +353,15 @@ def _holding(history: PropertyOverTraining, first: int) -> str:
     at = [each for step, each in history.hunts.items() if step >= first and each.holds]
     own = [each.n_examples for each in at if not each.is_replayed]
     many = f"{min(own)}" if own and min(own) == max(own) else f"{min(own, default=0)} to {max(own, default=0)}"
-    said = [f"on all of {many} sequences generated at {'each of ' if len(own) > 1 else ''}{_snapshots(len(own))}"]
+    parts = [f"on all of {many} sequences generated at {'each of ' if len(own) > 1 else ''}{_snapshots(len(own))}"]
     if len(own) < len(at):
-        said.append(f"at the {len(at) - len(own)} others on what failed before or held by the least")
+        parts.append(f"at the {len(at) - len(own)} others on what failed before or held by the least")
     left_out = sum(step >= first for step in map(int, history.run.steps)) - len(at)
     if left_out:
-        said.append(f"{_snapshots(left_out)} between not looked at")
+        parts.append(f"{_snapshots(left_out)} between not looked at")
     until = history.fails_until
     before = "" if until is None else f"; at step {until} this fails: {_failing(history, until)}"
-    return f"holds from step {history.holds_from} on: {', '.join(said)}{before}"
+    return f"holds from step {history.holds_from} on: {', '.join(parts)}{before}"
 
 
 def _snapshots(count: int) -> str:

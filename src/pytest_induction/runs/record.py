@@ -198,7 +198,7 @@ class Hunted:
     `n_examples` different sequences were looked at, or pairs of them. Where `is_replayed` they are those that had failed at other
     snapshots or held there by the least, and none was generated. `counterexample` is the smallest that fails, in a tuple, of two
     where the property is of pairs; empty where none does. `shortest_period` and `fewest_copies` are the least of all that were
-    seen to fail, `said` is why the smallest does, `margin` by how little the property holds where it does. `problem` says why
+    seen to fail, `failure` is why the smallest does, `margin` by how little the property holds where it does. `problem` says why
     nothing could be looked at.
     """
 
@@ -206,7 +206,7 @@ class Hunted:
     counterexample: tuple[ProbeSequence, ...] = ()
     shortest_period: Small | None = None
     fewest_copies: Small | None = None
-    said: str = ""
+    failure: str = ""
     margin: Number | None = None
     is_replayed: bool = False
     problem: str = ""

@@ -38,9 +38,9 @@ from pytest_induction.runs.measuring import (
     Measuring,
     Subject,
     check_can_run,
+    in_one_line,
     let_go_of,
     place_of,
-    said,
     signs_of,
     wait_for,
 )
@@ -331,8 +331,10 @@ class InductionRecorder(Keeping):
             return
         self._subject.forget()
         if what == "the text":
-            raise TextError(f"{what} cannot be measured: {said(failure)}; to record without it pass {WAY_OUT}") from failure
-        reason = f"{said(failure)}{self._advice}"
+            raise TextError(
+                f"{what} cannot be measured: {in_one_line(failure)}; to record without it pass {WAY_OUT}"
+            ) from failure
+        reason = f"{in_one_line(failure)}{self._advice}"
         raise ModelError(f"{what} cannot be measured: {reason}; to record its loss alone pass {WAY_OUT}") from failure
 
     def _tried(self, model: nn.Module | ModelUnderTest, *, in_all: bool) -> tuple[str, Exception | None]:
@@ -507,7 +509,7 @@ class InductionRecorder(Keeping):
                     measuring = measuring.with_round(self._checked)
                 snapshot = measuring.snapshot(subject, step, tokens, loss)
         except Exception as error:  # noqa: BLE001 - whatever a model may raise, the training goes on
-            reason = said(error)
+            reason = in_one_line(error)
             self.warn(
                 "model", f"the model cannot be measured at step {step}, and its loss alone is recorded: {reason}{self._advice}"
             )

@@ -497,5 +497,5 @@ def _by(error: FileHeldError) -> str:
 
 def _reason(error: Exception) -> str:
     """An error in a line: what the system says of it, or its own first words, or its kind."""
-    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(said).splitlines()[0][:200]
+    message = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(message).splitlines()[0][:200]

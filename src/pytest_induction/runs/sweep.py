@@ -243,13 +243,13 @@ def _check_can_be_made(factory: Factory | None, checkpoints: Sequence[Checkpoint
         function_named(factory)
     elif factory is not None and not callable(factory):
         raise ArgumentError(f"`factory` must be path/file.py:factory, module:factory or a function, got {factory!r}")
-    said = ""
+    first_problem = ""
     for checkpoint in checkpoints:
         problem = _why_never(checkpoint, factory)
         if not problem:
             return
-        said = said or problem
-    raise RunError(said)
+        first_problem = first_problem or problem
+    raise RunError(first_problem)
 
 
 def _why_never(checkpoint: Checkpoint, factory: Factory | None) -> str:

@@ -82,23 +82,23 @@ def meet(about: str) -> None:
 
 def first_says(value: int, device: torch.device) -> int:
     """What the first process says, in every one of them, all of which must ask."""
-    told = _number(value, device)
-    torch.distributed.broadcast(told, src=0)
-    return int(told)
+    tensor = _number(value, device)
+    torch.distributed.broadcast(tensor, src=0)
+    return int(tensor)
 
 
 def least_of(value: int, device: torch.device) -> int:
     """The least of what all processes say, all of which must ask."""
-    told = _number(value, device)
-    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MIN)
-    return int(told)
+    tensor = _number(value, device)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MIN)
+    return int(tensor)
 
 
 def any_process(value: bool, device: torch.device) -> bool:
     """Whether it is so in any of the processes, all of which must ask."""
-    told = _number(int(value), device)
-    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-    return bool(told)
+    tensor = _number(int(value), device)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    return bool(tensor)
 
 
 def _number(value: int, device: torch.device) -> Tensor:

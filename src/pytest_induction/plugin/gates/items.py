@@ -58,11 +58,11 @@ class GateItem(pytest.Item):
         try:
             self._check(self._subject)
         except (ExpectationFailed, InductionError) as error:
-            told = error.with_traceback(None)  # its frames would keep the model
-            told.__cause__ = told.__context__ = None
+            failure = error.with_traceback(None)  # its frames would keep the model
+            failure.__cause__ = failure.__context__ = None
         else:
             return
-        raise told
+        raise failure
 
     def teardown(self) -> None:
         self._subject = None

@@ -35,24 +35,24 @@ def _random(controls: Sequence[float]) -> str:
 
 
 def _label(data: Mapping[str, Any], together: Mapping[str, Any] | None, controls: Sequence[float]) -> str:
-    said = []
+    parts = []
     if together:
-        said.append(f"without {_all(together)} the loss rises by {number(together['value'], signed=True)} {data['unit']}")
+        parts.append(f"without {_all(together)} the loss rises by {number(together['value'], signed=True)} {data['unit']}")
     if controls:
         ends = f"{number(min(controls), signed=True)} to {number(max(controls), signed=True)}"
-        said.append(f"without random sets of the same layers by {ends}")
-    return "; ".join(said) or "the loss without heads"
+        parts.append(f"without random sets of the same layers by {ends}")
+    return "; ".join(parts) or "the loss without heads"
 
 
 def _note(data: Mapping[str, Any], heads: Sequence[Any]) -> str:
-    said = [f"ablation by {data['how']}", f"the loss of the model is {number(data.get('loss'))} {data['unit']}"]
+    parts = [f"ablation by {data['how']}", f"the loss of the model is {number(data.get('loss'))} {data['unit']}"]
     if known([data.get("of_all")]):
-        said.append(f"without any head it rises by {number(data['of_all'], signed=True)}")
+        parts.append(f"without any head it rises by {number(data['of_all'], signed=True)}")
     if len(heads) < len(data["heads"]):
-        said.append(f"the {len(heads)} heads that matter most of {len(data['heads'])}")
+        parts.append(f"the {len(heads)} heads that matter most of {len(data['heads'])}")
     if data.get("relaxed"):
-        said.append("too few other heads for sets of the same layers: some are of others")
-    return "; ".join(said)
+        parts.append("too few other heads for sets of the same layers: some are of others")
+    return "; ".join(parts)
 
 
 def _drawn(data: Mapping[str, Any], rows: Sequence[Row], controls: Sequence[float], label: str) -> str:
@@ -86,9 +86,9 @@ def _random_sets(plot: Plot, controls: Sequence[float]) -> list[str]:
         text(plot.left - 10, y + 4, _random(controls), anchor="end"),
         f'<rect x="{low:.1f}" y="{y - 4:.1f}" {size} fill="{GREY}" fill-opacity=".4"/>',
     ]
-    said = f"of as many heads in the same layers: {' to '.join(number(end, signed=True) for end in ends)}"
+    line = f"of as many heads in the same layers: {' to '.join(number(end, signed=True) for end in ends)}"
     strokes = [
         marked(["random set", number(x, signed=True)], [rule(plot.at(x, 0)[0], y - 6, plot.at(x, 0)[0], y + 6, GREY, 1.5)])
         for x in sorted(controls)
     ]
-    return [marked([_random(controls), said], shapes), *strokes]
+    return [marked([_random(controls), line], shapes), *strokes]

@@ -32,8 +32,8 @@ def number(value: float | None, unit: str = "", *, signed: bool = False) -> str:
         return "\u2013"
     size = abs(value)
     decimals = 3 if unit == "share" or size < 0.9995 else 2 if size < 9.995 else 1 if size < 99.95 else 0
-    said = f"{value:{'+' if signed else ''}.{decimals}f}"
-    return said.replace("-", "\u2212")
+    digits = f"{value:{'+' if signed else ''}.{decimals}f}"
+    return digits.replace("-", "\u2212")
 
 
 def exact(value: float, *, signed: bool = False) -> str:

@@ -58,23 +58,23 @@ def _strength(edge: Mapping[str, Any]) -> float:
 
 
 def _numbers(edge: Mapping[str, Any]) -> list[str]:
-    said = [f"{edge['from']} \u2192 {edge['to']}"]
+    parts = [f"{edge['from']} \u2192 {edge['to']}"]
     for way in ("key", "query", "value"):
         beyond = edge.get(f"{way}_z")
         z = f", {number(beyond, signed=True)} sd from random" if known([beyond]) else ""
-        said.append(f"{way} composition {number(edge.get(way))}{z}")
-    return said
+        parts.append(f"{way} composition {number(edge.get(way))}{z}")
+    return parts
 
 
 def _note(data: Mapping[str, Any], edges: Sequence[Any]) -> str:
     mean = data.get("random_mean")
     shown = mean.get("key") if isinstance(mean, Mapping) else mean
-    said = ["wider is stronger"]
+    parts = ["wider is stronger"]
     if known([shown]):
-        said.append(f"what random weights of these sizes have, {number(shown)}, is taken off")
+        parts.append(f"what random weights of these sizes have, {number(shown)}, is taken off")
     if len(edges) < len(data["edges"]):
-        said.append(f"the {len(edges)} strongest of {len(data['edges'])} edges")
-    return "; ".join(said)
+        parts.append(f"the {len(edges)} strongest of {len(data['edges'])} edges")
+    return "; ".join(parts)
 
 
 def _drawn(heads: Sequence[Mapping[str, Any]], edges: Sequence[Mapping[str, Any]], places: Places, label: str) -> str:
@@ -89,8 +89,8 @@ def _drawn(heads: Sequence[Mapping[str, Any]], edges: Sequence[Mapping[str, Any]
     for head in heads:
         (x, y), (colour, symbol) = plot.at(*places[head["name"]]), ROLES[head["role"]]
         shapes = [mark(x, y, 14, colour, symbol), text(x, y - 12, str(head["name"]), anchor="middle")]
-        said = f"{head['role']} score {number(head.get('score'), 'share')}" if known([head.get("score")]) else head["role"]
-        parts.append(marked([str(head["name"]), said], shapes, of[head["name"]]))
+        about = f"{head['role']} score {number(head.get('score'), 'share')}" if known([head.get("score")]) else head["role"]
+        parts.append(marked([str(head["name"]), about], shapes, of[head["name"]]))
     for column, layer in enumerate(sorted({head["layer"] for head in heads})):
         parts.append(text(plot.at(column, 0)[0], height - 14, f"layer {layer}", "faint", anchor="middle"))
     return picture([*parts, *_roles(there)], WIDTH, height, label)

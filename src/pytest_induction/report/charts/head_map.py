@@ -92,8 +92,8 @@ def _words(score: Mapping[str, Any], kinds: Matrix) -> str:
             if low and high:
                 words = around(value, _at(low, layer, head), _at(high, layer, head), score["unit"], signed=signed)
             kind = _at(kinds, layer, head)
-            said = f"{words}; {KINDS.get(kind, kind)}" if kind else words
-            rows[-1].append(None if value is None else said)
+            label = f"{words}; {KINDS.get(kind, kind)}" if kind else words
+            rows[-1].append(None if value is None else label)
     layers, heads = ([f"{letter}{place}" for place in range(count)] for letter, count in (("L", len(rows)), ("H", _width(rows))))
     return cell_words(layers, heads, rows, before=f"{score['words']} ")
 
@@ -164,8 +164,8 @@ def _in_cell(value: float | None, score: Mapping[str, Any]) -> str:
     """Two decimals, and no sign where nothing is left of the number."""
     if not known([value]):
         return ""
-    said = f"{value:{'+' if is_signed(score) else ''}.2f}".replace("-", "\u2212")
-    return "0.00" if said in ("+0.00", "\u22120.00") else said
+    digits = f"{value:{'+' if is_signed(score) else ''}.2f}".replace("-", "\u2212")
+    return "0.00" if digits in ("+0.00", "\u22120.00") else digits
 
 
 def _ink_on(step: int, score: Mapping[str, Any]) -> str:

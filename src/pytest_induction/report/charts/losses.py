@@ -40,7 +40,7 @@ def _mean(values: Sequence[Any]) -> float:
     return sum(there) / len(there) if there else math.nan
 
 
-def _said(data: Mapping[str, Any], places: Sequence[Any], what: str, name: str, unit: str) -> dict[str, Any]:
+def _texts(data: Mapping[str, Any], places: Sequence[Any], what: str, name: str, unit: str) -> dict[str, Any]:
     """What each point of a curve says."""
     there = [place for place, value in enumerate(data["loss"]) if known([value])]
     values = [f"{exact(data['loss'][at])} ({number(data['low'][at])} to {number(data['high'][at])})" for at in there]
@@ -67,7 +67,7 @@ def _copies(data: Mapping[str, Any], copies: Sequence[Mapping[str, Any]], label:
         line = dashed(plot.line(copy["place"], copy["loss"], COPIES[index], 2), DASHES[index])
         points = dots(plot, copy["place"], copy["loss"], COPIES[index]) if len(copy["place"]) <= MOST_DOTTED else []
         parts.append(
-            curve("".join([line, *points]), _said(copy, copy["place"], "place", str(copy["name"]), data["unit"]), f"k{index}")
+            curve("".join([line, *points]), _texts(copy, copy["place"], "place", str(copy["name"]), data["unit"]), f"k{index}")
         )
     return picture([*parts, *_legend(plot, copies)], WIDTH, HEIGHT, label)
 
@@ -89,8 +89,8 @@ def losses_of_text(data: Mapping[str, Any]) -> list[Chart]:
     seen = number(score["value"], signed=True)
     if score.get("low") is not None:
         seen = around(score["value"], score["low"], score["high"], signed=True)
-    said = "".join(f"; {name}: tokens {ends[0]} to {ends[1]}" for name, ends in windows)
-    label = f"in-context learning score {seen} {data['unit']}{said}"
+    shaded = "".join(f"; {name}: tokens {ends[0]} to {ends[1]}" for name, ends in windows)
+    label = f"in-context learning score {seen} {data['unit']}{shaded}"
     return [Chart("loss by token number", label, _text(data, windows, label), label)]
 
 
@@ -111,5 +111,5 @@ def _text(data: Mapping[str, Any], windows: Sequence[tuple[str, Sequence[float]]
         parts.append(text((left + right) / 2, plot.top - 8, str(name), "faint", anchor="middle"))
     parts += frame(plot, ("token number", marks), (f"loss ({data['unit']})", None))
     parts.append(band(plot, tokens, data["low"], data["high"], LINES[0]))
-    line = curve(plot.line(tokens, data["loss"], LINES[0], 1.6), _said(data, data["tokens"], "token", "loss", data["unit"]))
+    line = curve(plot.line(tokens, data["loss"], LINES[0], 1.6), _texts(data, data["tokens"], "token", "loss", data["unit"]))
     return picture([*parts, line], WIDTH, HEIGHT, label)

@@ -74,10 +74,10 @@ def _dots(data: Mapping[str, Any], plot: Plot, points: Sequence[Point]) -> list[
     """A dot for each snapshot, which says when that was."""
     begin = data["range"][0] if data.get("begins_at_0") else None
     times = ["0" if at == begin else amount(10**at) for at in data["path"]["at"]]
-    said = [f"{exact(x)}, {exact(y)} nats" for x, y in points]
+    places = [f"{exact(x)}, {exact(y)} nats" for x, y in points]
     return [
         marked([f"{time} {data['unit']}", words], [dot(plot, point, 2.2, TRAIL)])
-        for time, words, point in zip(times, said, points, strict=True)
+        for time, words, point in zip(times, places, points, strict=True)
     ]
 
 

@@ -113,12 +113,12 @@ def _line(
     *,
     unit: str = "",
     of: str = "",
-    said: Sequence[str] = (),
+    texts: Sequence[str] = (),
 ) -> str:
     """A curve, and what each of its points says."""
     there = [index for index, value in enumerate(shown["y"]) if known([value])]
     where = _places(data, shown["x"])
-    at = [f"{where[index]}; {said[index]}" if said else where[index] for index in there]
+    at = [f"{where[index]}; {texts[index]}" if texts else where[index] for index in there]
     words = {"name": name, "values": [exact(shown["y"][index]) for index in there], "after": unit and f" {unit}", "at": at}
     return curve(plot.line(shown["x"], shown["y"], colour, width), words, of)
 
@@ -150,11 +150,11 @@ def _hunt_of(hunt: Mapping[str, Any]) -> Draw:
         parts = _frame(data, plot, f"{hunt['name']}: the smallest sequence that fails; a dot where none does", "tokens, copies")
         labels: list[Label] = []
         for name, values, colour in curves:
-            parts.append(_line(data, plot, {"x": hunt["x"], "y": values}, name, colour, said=hunt["said"]))
+            parts.append(_line(data, plot, {"x": hunt["x"], "y": values}, name, colour, texts=hunt["texts"]))
             parts += dots(plot, hunt["x"], values, colour)
             labels += [(name, last, colour, "") for last in known(values)[-1:]]
-        said = dict(zip(hunt["x"], zip(_places(data, hunt["x"]), hunt["said"], strict=True), strict=True))
-        holds = [marked(said.get(x, ("holds",)), [dot(plot, (x, 0.0), 3, HOLDS)]) for x in hunt["holds"]]
+        texts = dict(zip(hunt["x"], zip(_places(data, hunt["x"]), hunt["texts"], strict=True), strict=True))
+        holds = [marked(texts.get(x, ("holds",)), [dot(plot, (x, 0.0), 3, HOLDS)]) for x in hunt["holds"]]
         return [*parts, *holds, *_labels(plot, [*labels, *([("holds", 0.0, HOLDS, "")] if holds else [])])]
 
     return draw
@@ -180,11 +180,11 @@ def _slopes(data: Mapping[str, Any], plot: Plot) -> list[str]:
     down = [plot.at(0, place)[1] for place in reversed(rows)]
     values = slopes["slopes"][::-1]
     steepest = steepest_of(known(slope for row in values for slope in row))
-    said = [[number(slope, "share", signed=True) if known([slope]) else None for slope in row] for row in values]
+    texts = [[number(slope, "share", signed=True) if known([slope]) else None for slope in row] for row in values]
     words = cell_words(
         [f"token {token:.0f}" for token in reversed(slopes["tokens"])],
         _places(data, slopes["x"]),
-        said,
+        texts,
         join=", ",
         after=" nats per factor e",
         across=[round(place, 1) for place in across],
@@ -307,22 +307,22 @@ def _label(data: Mapping[str, Any]) -> str:
 
 
 def _note(data: Mapping[str, Any]) -> str:
-    said = []
+    parts = []
     if data.get("window"):
-        said.append(f"gold: {window_said(data)}")
+        parts.append(f"gold: {window_text(data)}")
         if data.get("reach"):
-            said.append(f"lighter: {reach_said(data)}")
+            parts.append(f"lighter: {reach_text(data)}")
     if data.get("missing"):
-        said.append(f"not recorded: {', '.join(data['missing'])}")
-    return "; ".join(said)
+        parts.append(f"not recorded: {', '.join(data['missing'])}")
+    return "; ".join(parts)
 
 
-def window_said(data: Mapping[str, Any]) -> str:
+def window_text(data: Mapping[str, Any]) -> str:
     """What gold is, where there is a window."""
     unsure = "" if data.get("verdict") == "SHOWN" else f" ({data.get('verdict')})"
     return f"window of induction{unsure}: {' to '.join(amount(10**place) for place in data['window'])} {data['unit']}"
 
 
-def reach_said(data: Mapping[str, Any]) -> str:
+def reach_text(data: Mapping[str, Any]) -> str:
     """What the lighter gold around it is."""
     return f"what it may reach, {' to '.join(amount(10**place) for place in data['reach'])}"

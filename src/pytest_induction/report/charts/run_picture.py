@@ -12,7 +12,7 @@ from pytest_induction.report.charts.path import HEIGHT as PATH_HEIGHT
 from pytest_induction.report.charts.path import LEFT as PATH_LEFT
 from pytest_induction.report.charts.path import WIDTH as PATH_WIDTH
 from pytest_induction.report.charts.path import path_parts
-from pytest_induction.report.charts.run import LEFT, plots, reach_said, window_said
+from pytest_induction.report.charts.run import LEFT, plots, reach_text, window_text
 from pytest_induction.report.view import amount
 
 TOP, SIDE = 78, WIDTH + 24  # where plots begin, and what is beside them
@@ -37,9 +37,9 @@ def _head(data: Mapping[str, Any]) -> str:
         title = f"\u2026{title[1 - LONGEST_TITLE :]}"  # what tells runs apart is at the end
     if data["window"] is not None:
         gold = f'<rect x="{SIDE_LEFT}" y="27" width="14" height="14" fill="{GOLD}" fill-opacity="0.3"/>'
-        gold += text(SIDE_LEFT + 22, 38, window_said(data), "faint")
+        gold += text(SIDE_LEFT + 22, 38, window_text(data), "faint")
         if data.get("reach"):
-            gold += text(SIDE_LEFT + 22, 56, f"lighter: {reach_said(data)}", "faint")
+            gold += text(SIDE_LEFT + 22, 56, f"lighter: {reach_text(data)}", "faint")
     return text(LEFT, 38, title, "title") + text(LEFT, 60, data["subtitle"] + missing, "faint") + gold
 
 

@@ -223,8 +223,8 @@ def _imported(factory: Factory) -> Callable[[], nn.Module]:
         try:
             made = found()
         except (Exception, SystemExit) as error:  # the user's own code may raise anything
-            said = first_line(error) if isinstance(error, InductionError) else f"{type(error).__name__}: {first_line(error)}"
-            raise FactoryError(f"the factory {named!r} makes no model: {said}") from error
+            message = first_line(error) if isinstance(error, InductionError) else f"{type(error).__name__}: {first_line(error)}"
+            raise FactoryError(f"the factory {named!r} makes no model: {message}") from error
         if not isinstance(made, nn.Module):
             raise FactoryError(f"the factory {named!r} must return a torch module, it returned `{type(made).__name__}`")
         why = why_endless(made)

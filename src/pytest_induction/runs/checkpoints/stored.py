@@ -165,11 +165,11 @@ def checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def step_of(said: Any) -> int | None:
+def step_of(state: Any) -> int | None:
     """The step that a state or metadata says under a name that means nothing else."""
-    if not isinstance(said, Mapping):
+    if not isinstance(state, Mapping):
         return None
-    return next((step for step in (whole(said.get(name)) for name in STEPS) if step is not None), None)
+    return next((step for step in (whole(state.get(name)) for name in STEPS) if step is not None), None)
 
 
 def whole(value: Any) -> int | None:
@@ -294,12 +294,12 @@ def _has_tensors(value: Any) -> bool:
 
 def _refusal(error: Exception) -> str:
     """Why torch did not read a file, in a line."""
-    said = str(error)
-    needs = re.search(r"(?:GLOBAL|global:?|class|instance) ([\w]+(?:\.[\w]+)+)", said)
+    message = str(error)
+    needs = re.search(r"(?:GLOBAL|global:?|class|instance) ([\w]+(?:\.[\w]+)+)", message)
     if isinstance(error, pickle.UnpicklingError) and needs is not None:
         cure = "save model.state_dict() alone, or name it in torch.serialization.add_safe_globals in the factory's file"
         return f"needs `{needs[1]}`, which is more than weights and may run code: {cure}"
     if isinstance(error, pickle.UnpicklingError):
-        reason = re.search(r"(Unsupported \w+ [^\n]*|Unsupported persistent[^\n]*)", said)
+        reason = re.search(r"(Unsupported \w+ [^\n]*|Unsupported persistent[^\n]*)", message)
         return f"is no file of weights that can be read safely{': ' + reason[1] if reason else ''}"
     return f"is no whole file of weights: {first_line(error).split('. This is an internal')[0] or 'it ends early'}"

@@ -87,9 +87,9 @@ CHOSEN = Rank(synonym=-1)
 
 def fits(name: str, chosen: Mapping[str, str]) -> dict[str, Rank]:
     """Our names that a column can stand for, and how well it fits each. What the user has chosen stands alone."""
-    said = {ours: CHOSEN for ours, theirs in chosen.items() if theirs == name}
-    if said:
-        return said
+    given = {ours: CHOSEN for ours, theirs in chosen.items() if theirs == name}
+    if given:
+        return given
     guessed = guess(name)
     return {} if guessed is None or guessed[0] in chosen else dict([guessed])
 

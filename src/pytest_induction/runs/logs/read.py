@@ -198,8 +198,8 @@ def _problem(ours: str, value: float) -> str:
     """Why a number is none that can be used, or nothing."""
     if not math.isfinite(value):
         return f"the {ours} is {value}"
-    said = _range(ours)(value)
-    return f"the {ours} {said}" if said else ""
+    problem = _range(ours)(value)
+    return f"the {ours} {problem}" if problem else ""
 
 
 def _tokens(

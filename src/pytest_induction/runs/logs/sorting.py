@@ -117,11 +117,11 @@ class RowSorter:
 
     def _of_its_side(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row; where it is not of training, the names of what it measures say so."""
-        said = _text(row.get(self._split)) if self._split else ""
-        side = side_of(said)
-        if not said or side == "train" or not (side or self._has_training):
+        split = _text(row.get(self._split)) if self._split else ""
+        side = side_of(split)
+        if not split or side == "train" or not (side or self._has_training):
             return row
-        word = said if side else f"eval/{said}"
+        word = split if side else f"eval/{split}"
         return {name if self._places(name) else f"{word}/{name}": value for name, value in row.items()}
 
     @staticmethod

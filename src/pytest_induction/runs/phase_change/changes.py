@@ -148,7 +148,7 @@ class _Seen:
                 f"{WORDS[self.series.name]} changes by {_number(change.value)} between the snapshots at steps "
                 f"{self._between[0]} and {self._between[1]}, at most {width.high:.2f} decades"
             )
-        told = {
+        summaries = {
             "gradual": f"{how}: {self._why_gradual()}",
             "width_unclear": f"{how}, with an interval of {width.low:.2f} to {width.high:.2f}: abrupt or gradual is not clear",
             "share_unclear": f"{how}, {self.share:.0%} of all that it changes: whether that is most of it is not clear",
@@ -164,7 +164,7 @@ class _Seen:
             self.series.name,
             verdict,
             reason,
-            told.get(reason, how),
+            summaries.get(reason, how),
             shape,
             change,
             self.share,

@@ -64,8 +64,8 @@ def with_turn(evidence: Evidence, found: PhaseChange) -> Evidence:
     """The evidence on a run, with what the path of token losses does beside it, as far as that was recorded."""
     if evidence.verdict is not Verdict.SHOWN or found.turn is None:
         return evidence
-    said = found.turn.summary if found.turn_lag is None else f"the path of token losses turns {in_words(found.turn_lag)} after"
-    return replace(evidence, summary=f"{evidence.summary}; {said}")
+    text = found.turn.summary if found.turn_lag is None else f"the path of token losses turns {in_words(found.turn_lag)} after"
+    return replace(evidence, summary=f"{evidence.summary}; {text}")
 
 
 def turn_cooccurs(evidence: Evidence, found: PhaseChange, max_lag: float) -> Evidence:
@@ -348,7 +348,7 @@ def provenance_of(run: TrainingRun) -> Provenance:
         digest.update(
             f"{snapshot.step} {snapshot.loss} {snapshot.icl_score} {snapshot.advantage} {snapshot.fingerprint}".encode()
         )
-    told = Provenance(
+    provenance = Provenance(
         model=run.name,
         fingerprint=digest.hexdigest(),
         backend=str(about.get("backend", "none")),
@@ -364,14 +364,14 @@ def provenance_of(run: TrainingRun) -> Provenance:
         place=run.place,
         versions=about.get("versions", {}),
     )
-    track_subject(run, told)
-    return told
+    track_subject(run, provenance)
+    return provenance
 
 
 def _what_else(run: TrainingRun) -> list[str]:
     """Of a log, which claims it cannot decide: its reader has not chosen what is in it."""
-    said = what_else(run) if run.source == "log" else ""
-    return [said] if said else []
+    note = what_else(run) if run.source == "log" else ""
+    return [note] if note else []
 
 
 def _in_time(evidence: Evidence, change: Change | None, name: str, bound: float) -> Evidence:

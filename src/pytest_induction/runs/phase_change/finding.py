@@ -164,11 +164,11 @@ def _with_cure(run: TrainingRun, change: Change | None) -> Change | None:
     return replace(change, next_step=f"{change.next_step}; {cure}")
 
 
-Said = tuple[Verdict, str, str, str]
+Judged = tuple[Verdict, str, str, str]
 """Verdict, reason, summary, and what would settle it."""
 
 
-def _induction(heads: Change | None, repeats: Change | None, behaviour_lag: Estimate | None) -> Said:
+def _induction(heads: Change | None, repeats: Change | None, behaviour_lag: Estimate | None) -> Judged:
     """The verdict on induction; `apart` is how much later behaviour changes than heads."""
     if heads is None or repeats is None:
         return _of_one(heads, repeats)
@@ -185,7 +185,7 @@ def _induction(heads: Change | None, repeats: Change | None, behaviour_lag: Esti
     return _with_behaviour(heads, repeats, behaviour_lag, seen)
 
 
-def _of_one(heads: Change | None, repeats: Change | None) -> Said:
+def _of_one(heads: Change | None, repeats: Change | None) -> Judged:
     """The verdict where heads or behaviour were not recorded."""
     only, without = heads or repeats, "behaviour on repeated tokens" if repeats is None else "scores of heads"
     if only is not None:
@@ -194,7 +194,7 @@ def _of_one(heads: Change | None, repeats: Change | None) -> Said:
     return Verdict.UNDETERMINED, "not_recorded", NOTHING_RECORDED, SWEEP
 
 
-def _with_behaviour(heads: Change, repeats: Change, behaviour_lag: Estimate | None, seen: str) -> Said:
+def _with_behaviour(heads: Change, repeats: Change, behaviour_lag: Estimate | None, seen: str) -> Judged:
     """The verdict on heads that formed, in a model whose behaviour changed: together with them, or not."""
     if behaviour_lag is None or cooccur(heads, repeats, behaviour_lag):
         return Verdict.SHOWN, "formed", f"{heads.summary}; {WORDS[repeats.series]} changes with it", heads.next_step

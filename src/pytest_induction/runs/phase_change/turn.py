@@ -142,7 +142,7 @@ class _Found:
         half = math.sqrt(2) * self._half
         where = f"steps {onset.step.value:.0f} and {end.step.value:.0f}, {width:.2f} decades"
         how = f"the path of token losses turns by {fall.value:.3g} degrees between {where}"
-        told = {
+        summaries = {
             "no_turn": f"the path of token losses turns by at most {fall.value:.3g} degrees within {self._stretch:g} decades",
             "not_over": f"{how}, and may not be over at the last snapshot",
             "began_before": f"{how}, and may have begun before the first snapshots",
@@ -153,7 +153,7 @@ class _Found:
             "turn",
             verdict,
             reason,
-            told.get(reason, how),
+            summaries.get(reason, how),
             {"turn": "abrupt", "no_turn": "flat"}.get(reason, ""),
             fall,
             min(1.0, max(0.0, fall.value / max(float(np.ptp(self.angles)), 1e-12))),

@@ -71,8 +71,8 @@ class WeightsDirectory(Layout, abstract=True):
         return [path / names[0]]
 
     def _stated(self, path: Path, steps: Sequence[int | None]) -> int | None:
-        said = _trainer_step(path / TRAINER_STATE)
-        return said if said is not None else next((step for step in steps if step is not None), None)
+        step_of_trainer = _trainer_step(path / TRAINER_STATE)
+        return step_of_trainer if step_of_trainer is not None else next((step for step in steps if step is not None), None)
 
 
 class Directory(WeightsDirectory):

@@ -142,9 +142,9 @@ class _Rows:
         return self._kinds[name] if name in self._kinds else self._kind_of(name)
 
     def _kind_of(self, name: str) -> str:
-        said = next((ours for ours, theirs in self._choice.columns.items() if theirs == name), None)
+        given = next((ours for ours, theirs in self._choice.columns.items() if theirs == name), None)
         guessed = guess(name)
-        ours = said or (guessed[0] if guessed is not None else None)
+        ours = given or (guessed[0] if guessed is not None else None)
         return "step" if ours == "step" else "measure" if ours not in (None, "tokens", "learning_rate") else ""
 
     def _count_on(self, line: _Line) -> None:
