@@ -97,9 +97,9 @@ THE_BEST_HEAD = (f"{OF_HEADS}prefix_matching",)
 LAGS = {"lag": f"{BOTH_SIDES}max_lag", "turn_lag": f"{BOTH_SIDES}max_lag"}
 BY_THEN = {
     "end_tokens": "before_tokens",
-    "end_steps": "before_steps",
+    "end_steps": "before_step",
     "holds_from_tokens": "before_tokens",
-    "holds_from_steps": "before_steps",
+    "holds_from_steps": "before_step",
 }
 
 MODELS = (

@@ -68,11 +68,10 @@ def test_fields_of_a_record_mean_something():
         known = inspect.signature(claim.function()).parameters
         for argument in (*claim.held_against.values(), *claim.arguments, *claim.collected_with):
             plain = argument.removeprefix(claims.BOTH_SIDES)
-            assert (
-                plain in known
-                or (plain, claim.name) in {("max_lag", "phase_change"), ("max_lag", "no_phase_change")}
-                or (plain == "before_steps" and "before_step" in known)
-            ), (claim.name, argument)
+            assert plain in known or (plain, claim.name) in {("max_lag", "phase_change"), ("max_lag", "no_phase_change")}, (
+                claim.name,
+                argument,
+            )
         assert not claim.denies or claims.claim_named(claim.denies) is not None
         page, _, _ = claim.more.partition("#")
         assert not page or (ROOT / "docs" / page).exists(), claim.more

@@ -218,7 +218,7 @@ def test_the_command_of_a_test_of_a_run_names_the_run(run, pytester):
         from pytest_induction import assert_phase_change
 
         def test_it(induction_run):
-            assert_phase_change(induction_run, before_steps=1)
+            assert_phase_change(induction_run, before_step=1)
         """
     )
     runs = [f"--induction-run={RUN}", f"--induction-run={RUN.parent / 'one-layer-smeared'}"]

@@ -73,9 +73,9 @@ run = "few"
 factory = "{FACTORY}"
 expect.final_has_induction_head = true
 expect.property_holds_from = [
-  {{ property = "completes_repeats", options = {{ min_accuracy = 0.5 }}, probe_options = {{ period = [10, 15] }}, before_steps = 300, max_examples = 60, seed = 0 }},
-  {{ property = "completes_repeats", options = {{ min_accuracy = 0.5 }}, probe_options = {{ period = [10, 15] }}, before_steps = 250, max_examples = 60, seed = 0 }},
-  {{ property = "completes_repeats", options = {{ min_accuracy = 0.5 }}, probe_options = {{ period = [10, 15] }}, before_steps = 200, max_examples = 60, seed = 0 }},
+  {{ property = "completes_repeats", options = {{ min_accuracy = 0.5 }}, probe_options = {{ period = [10, 15] }}, before_step = 300, max_examples = 60, seed = 0 }},
+  {{ property = "completes_repeats", options = {{ min_accuracy = 0.5 }}, probe_options = {{ period = [10, 15] }}, before_step = 250, max_examples = 60, seed = 0 }},
+  {{ property = "completes_repeats", options = {{ min_accuracy = 0.5 }}, probe_options = {{ period = [10, 15] }}, before_step = 200, max_examples = 60, seed = 0 }},
 ]
 """
     result = pytester.runpytest_inprocess(*gates(pytester, text), "--induction-report=out.json")

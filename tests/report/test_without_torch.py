@@ -42,7 +42,7 @@ def test_numbers(induction_run, induction_baseline):
     induction_baseline.check({"steps": float(len(induction_run))})
 
 def test_fails(induction_run):
-    assert_phase_change(induction_run, before_steps=1)
+    assert_phase_change(induction_run, before_step=1)
 """
 GATES = f"""
 [run]
@@ -87,10 +87,10 @@ def test_every_assertion_about_a_run(name):
         assert evidence.verdict and evidence.provenance.model
 
 def test_property():
-    assert induction.assert_property_holds_from("hunted", **ASKED, before_steps=1000).reason == "holds"
+    assert induction.assert_property_holds_from("hunted", **ASKED, before_step=1000).reason == "holds"
     with pytest.raises(ExpectationFailed):
         induction.assert_property_holds_from(
-            "hunted", **ASKED, before_steps=1, probes="repeated_sequences", probe_options={"period": [4, 6]}
+            "hunted", **ASKED, before_step=1, probes="repeated_sequences", probe_options={"period": [4, 6]}
         )
 
 def test_checks_and_hunts():

@@ -70,7 +70,7 @@ class TestPhaseChange:
         assert "is not there" in refusal(assert_phase_change, tmp_path / "none", kind=RunError)
 
     @pytest.mark.parametrize(("threshold", "verdict"), [(1.6, SHOWN), (1.1, REFUTED)])
-    @pytest.mark.parametrize(("name", "unit"), [("before_tokens", PER_STEP), ("before_steps", 1)])
+    @pytest.mark.parametrize(("name", "unit"), [("before_tokens", PER_STEP), ("before_step", 1)])
     def test_it_must_have_ended_in_time(self, name, unit, threshold, verdict):
         """The change ends at step 299."""
         found = evidence_of(assert_phase_change, made(), **{name: GAIN * threshold * unit})
@@ -81,18 +81,18 @@ class TestPhaseChange:
 
     def test_an_end_whose_interval_holds_the_threshold_is_undetermined(self):
         end = find_phase_changes(made()).prefix_matching.end.step
-        found = evidence_of(assert_phase_change, made(), before_steps=end.value)
+        found = evidence_of(assert_phase_change, made(), before_step=end.value)
         assert (found.verdict, found.reason) == (UNDETERMINED, "end_unclear")
         assert "around the end" in found.next_step
 
     def test_tokens_that_are_not_known_cannot_be_held_to_a_threshold(self):
         found = evidence_of(assert_phase_change, made(tokens_per_step=None), before_tokens=1e9)
         assert (found.verdict, found.reason) == (UNDETERMINED, "tokens_not_known")
-        assert "before_steps" in found.next_step
-        assert assert_phase_change(made(tokens_per_step=None), before_steps=1e9).estimates["midpoint"].unit == "steps"
+        assert "before_step" in found.next_step
+        assert assert_phase_change(made(tokens_per_step=None), before_step=1e9).estimates["midpoint"].unit == "steps"
 
     def test_both_thresholds_may_be_set_and_the_stricter_counts(self):
-        found = evidence_of(assert_phase_change, made(), before_steps=GAIN * 2, before_tokens=GAIN)
+        found = evidence_of(assert_phase_change, made(), before_step=GAIN * 2, before_tokens=GAIN)
         assert found.reason == "too_late" and "tokens" in found.summary
 
     @pytest.mark.parametrize("co_occurring", [None, True])
@@ -174,7 +174,7 @@ class TestPhaseChange:
             assert_phase_change(run)
 
     @pytest.mark.parametrize("value", [0, -5, math.nan, math.inf])
-    @pytest.mark.parametrize("name", ["before_tokens", "before_steps"])
+    @pytest.mark.parametrize("name", ["before_tokens", "before_step"])
     def test_a_threshold_that_is_none_is_refused(self, name, value):
         assert refusal(assert_phase_change, made(), **{name: value}).startswith(f"`{name}` must be above 0")
 

@@ -259,7 +259,7 @@ class TestVerdicts:
     def test_the_bound_is_held_against_both_ends_of_the_onset(self, models, bound, verdict, reason):
         """It begins to hold somewhere between the last snapshot that fails and the next."""
         training = training_of(models, [False] * 5 + [True] * 4)
-        options = {"property": REPEATS, "before_steps": bound, "seed": 0, "max_examples": 40}
+        options = {"property": REPEATS, "before_step": bound, "seed": 0, "max_examples": 40}
         if verdict is Verdict.SHOWN:
             assert assert_property_holds_from(training, **options).reason == reason
             return

@@ -159,7 +159,7 @@ def assert_property_holds_from(
     probes: str | None = None,
     probe_options: Mapping[str, Any] | None = None,
     before_tokens: float | None = None,
-    before_steps: float | None = None,
+    before_step: float | None = None,
     max_examples: int = MAX_EXAMPLES,
     seed: int | None = None,
     bisect: bool = True,
@@ -167,7 +167,7 @@ def assert_property_holds_from(
     """Assert that from some snapshot of a training on a property holds on generated sequences, up to the last one.
 
     `run` is a training whose weights are there, or in which a recorder hunted this property (see `check_property`). With
-    `before_tokens` or `before_steps` that snapshot must come by then. The property begins to hold somewhere after the last
+    `before_tokens` or `before_step` that snapshot must come by then. The property begins to hold somewhere after the last
     snapshot at which it fails: where the bound lies between that one and the next, the verdict is UNDETERMINED. `property`,
     `options`, `probes` and `probe_options` as in `assert_property_holds`.
 
@@ -178,7 +178,7 @@ def assert_property_holds_from(
     """
     claim = PropertyClaim.of(_meant(property), dict(options or {}))
     most = whole_number("max_examples", max_examples, least=1)
-    thresholds = checked_bounds(before_tokens=before_tokens, before_steps=before_steps)
+    thresholds = checked_bounds(before_tokens=before_tokens, before_step=before_step)
     chosen = _probes(probes, probe_options, claim)
     history = found_over(run, claim, probes=chosen, most=most, seed=seed, factory=None, bisect=bisect, climb=False)
     return expect(judged_over(history, thresholds=thresholds))
@@ -312,7 +312,7 @@ def _too_late(history: PropertyOverTraining, bounds: Mapping[str, float]) -> Jud
                 Verdict.UNDETERMINED,
                 "tokens_not_known",
                 seen,
-                "ask with `before_steps`, or give the tokens of a step (`sweep(..., tokens_per_step=)`)",
+                "ask with `before_step`, or give the tokens of a step (`sweep(..., tokens_per_step=)`)",
             )
         between = f"begins to hold {_between(onset, unit)}, and must by {bound:.4g}"
         if history.fails_until is not None and onset.low >= bound:

@@ -161,7 +161,7 @@ def assert_phase_change(
     run: RunLike,
     *,
     before_tokens: float | None = None,
-    before_steps: float | None = None,
+    before_step: float | None = None,
     max_width: float = MAX_WIDTH,
     co_occurring: bool | None = None,
     min_change: Mapping[str, float] | None = None,
@@ -169,7 +169,7 @@ def assert_phase_change(
 ) -> Evidence:
     """Assert that induction formed abruptly in a training run (see `find_phase_changes` for what that means).
 
-    `run` is a `TrainingRun`, or whatever `load_run` opens. With `before_tokens` or `before_steps` the change must have ended by
+    `run` is a `TrainingRun`, or whatever `load_run` opens. With `before_tokens` or `before_step` the change must have ended by
     then. Behaviour on repeated tokens must change with the heads, midpoints at most 0.15 decades apart or between the same two
     snapshots; `co_occurring` asks that of in-context learning, too, and is on where that was recorded. The summary says which
     series decided.
@@ -178,12 +178,12 @@ def assert_phase_change(
     be gradual. Returns the evidence: `.changes` has the onset, midpoint, end and width of each series, in steps and tokens.
     Raises `ExpectationFailed`, which carries it, or `RunError` for a run that cannot be read.
 
-    >>> found = assert_phase_change("fixtures/runs/two-layers", before_steps=400)       # doctest: +SKIP
+    >>> found = assert_phase_change("fixtures/runs/two-layers", before_step=400)       # doctest: +SKIP
     >>> found.changes[0].midpoint.step.value                                            # doctest: +SKIP
     """
     opened, found = _found(run, max_width, min_change, error_rate)
     evidence = _evidence(opened, "phase_change", found, error_rate)
-    for name, bound in checked_bounds(before_tokens=before_tokens, before_steps=before_steps).items():
+    for name, bound in checked_bounds(before_tokens=before_tokens, before_step=before_step).items():
         evidence = _in_time(evidence, found.induction, name, bound)
     if co_occurring is None and found.icl_score is None:
         evidence = replace(evidence, summary=f"{evidence.summary}; in-context learning was not recorded, and is left out")
@@ -387,7 +387,7 @@ def _in_time(evidence: Evidence, change: Change | None, name: str, bound: float)
             verdict=Verdict.UNDETERMINED,
             reason="tokens_not_known",
             summary=f"{evidence.summary}; how many tokens that is, is not known",
-            next_step="give the run its `tokens_per_step`, or ask with `before_steps`",
+            next_step="give the run its `tokens_per_step`, or ask with `before_step`",
             thresholds=thresholds,
         )
     evidence = replace(evidence, thresholds=thresholds, estimates={**evidence.estimates, f"end_{unit}": end})
