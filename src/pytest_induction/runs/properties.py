@@ -304,7 +304,7 @@ def _too_late(history: PropertyOverTraining, bounds: Mapping[str, float]) -> Jud
     """What is wrong with when it begins to hold, if anything is."""
     estimates = _onset(history)
     for name, bound in bounds.items():
-        unit = name.removeprefix("before_")
+        unit = "tokens" if name == "before_tokens" else "steps"
         onset = estimates.get(f"{ONSET}{unit}")
         if onset is None:
             seen = f"{_holding(history, history.holds_from or 0)}; how many tokens that is, is not known"

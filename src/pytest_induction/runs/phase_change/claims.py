@@ -379,7 +379,7 @@ def _in_time(evidence: Evidence, change: Change | None, name: str, bound: float)
     if evidence.verdict is not Verdict.SHOWN or change is None or change.end is None:
         return evidence
     end = change.end.tokens if name == "before_tokens" else change.end.step
-    unit = name.removeprefix("before_")
+    unit = "tokens" if name == "before_tokens" else "steps"
     thresholds = {**evidence.thresholds, name: bound}
     if end is None:
         return replace(
