@@ -77,7 +77,9 @@ class TestPhaseChange:
         assert found.verdict is verdict
         assert found.reason == ("too_late" if verdict is REFUTED else "formed")
         assert found.thresholds[name] == pytest.approx(GAIN * threshold * unit)
-        assert found.estimates[f"end_{name.removeprefix('before_')}"].value == pytest.approx(299 * unit, rel=0.02)
+        assert found.estimates[f"end_{'tokens' if name == 'before_tokens' else 'steps'}"].value == pytest.approx(
+            299 * unit, rel=0.02
+        )
 
     def test_an_end_whose_interval_holds_the_threshold_is_undetermined(self):
         end = find_phase_changes(made()).prefix_matching.end.step
