@@ -1,6 +1,7 @@
 """The list of slow tests names tests that there are."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,18 @@ from tests.conftest import SLOW
 ROOT = Path(__file__).parents[2]
 
 
+@cache
+def body_of(path):
+    """The statements of a file; none of one that is not there."""
+    return ast.parse(path.read_text()).body if path.is_file() else []
+
+
 def missing(listed, root=ROOT):
     """What a list names and no file has."""
     found = set()
     for node in listed:
         path, *classes, name = node.split("::")
-        body = ast.parse((root / path).read_text()).body if (root / path).is_file() else []
+        body = body_of(root / path)
         for each in classes:
             body = next((node.body for node in body if isinstance(node, ast.ClassDef) and node.name == each), [])
         if not any(isinstance(node, ast.FunctionDef) and node.name == name for node in body):
