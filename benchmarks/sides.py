@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck
 from torch import Tensor
 
-from pytest_induction import Claim, load_model
+from pytest_induction import load_model
 from pytest_induction.attention.edits import Replace
 from pytest_induction.attention.pattern import PatternReader
 from pytest_induction.attention.scores import PeriodicScores, scores_for
@@ -32,6 +32,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes import ProbeSequence, strategies
 from pytest_induction.probes.sequences import Probe
 from pytest_induction.properties import completes_repeats
+from pytest_induction.properties.claims import PropertyClaim
 from pytest_induction.properties.hunt import Hunt
 from rows import BARE, EAGER, FACTORED, GIVEN, LENS, PER_HEAD, SAMPLED_HEADS, TOY, Row
 
@@ -145,7 +146,7 @@ def ablations_one_by_one(subject: ModelUnderTest, ids: Tensor) -> Array:
     queries, found = last_queries(ids), []
     for head in all_heads(subject)[:: subject.n_heads + 1]:
         flags = torch.arange(subject.n_heads)[None] == head.head
-        with subject.reading.acting(ids, {head.layer: [Replace(flags)]}):
+        with subject.reading.apply_edits(ids, {head.layer: [Replace(flags)]}):
             losses = token_losses(subject.logits(ids), ids)
         found.append(float(losses[:, queries].double().mean()))
     return np.array(found)
@@ -159,7 +160,7 @@ def last_queries(ids: Tensor) -> Tensor:
 
 def checked(subject: ModelUnderTest, claim: Callable[..., object], **options: float) -> object:
     """The smallest sequence on which the property fails, or None, as the package searches."""
-    hunt = Hunt(subject, Claim.of(claim, options))
+    hunt = Hunt(subject, PropertyClaim.of(claim, options))
     found = hunt.search(sequences(subject), EXAMPLES, SEED, climb=False)
     if found is None and hunt.n_examples < EXAMPLES:
         raise ValueError(f"{hunt.n_examples} of {EXAMPLES} examples were looked at")
