@@ -105,7 +105,7 @@ def judge(score: HeadScore, found: Round, threshold: float, error_rate: float) -
     clear = [each for each in every if has_score(each, threshold)]
     open_ = [each for each in every if not criteria.is_below(each.score, each.excess, threshold) and each not in clear]
     best = (clear or every)[0]
-    estimates = {score.name: best.score, f"{score.name}_beyond_chance": best.excess}
+    estimates = _named(score, best)
     shown = head_map(found.scores[score.name])
     text = f"{best.head} has {score.name} {best.score.value:.3f} ({score.words})"
     with_rows = dict(zip((each.head for each in every), rows, strict=True))

@@ -192,11 +192,12 @@ def _changes(view: ModelView, style: Style) -> Iterator[Line]:
 def _heads(view: ModelView, style: Style) -> Iterator[Line]:
     """The induction heads; all others that are known where there are none, or where all is shown."""
     found = [row for row in view.heads if row.found]
-    rows = list(view.heads) if style.verbose or not found else found
-    shown = zip(view.heads, view.head_table[1], strict=True)
-    some = ("head", view.score) if view.score else COLUMNS
-    names = view.head_table[0] if style.verbose else some
-    cells = [every if style.verbose else _some_scores(row) for row, every in shown if row in rows]
+    if style.verbose:
+        rows = list(view.heads)
+        names, cells = view.head_table
+    else:
+        rows = found or list(view.heads)
+        names, cells = ("head", view.score) if view.score else COLUMNS, list(map(_some_scores, rows))
     head, *lines = _aligned(*without_empty(names, cells), style)
     yield f"    {head}", {}
     for row, line in zip(rows, lines, strict=True):

@@ -34,15 +34,20 @@ class Plan:
 
     def register_scores(self) -> None:
         """Register scores of claims of one's own that this process does not know. Raises `ArgumentError` where it cannot."""
+        if not self._unknown():
+            return
         register_installed()
-        for name, file in self.score_files.items():
-            if all(score.name != name for score in head_scores()):
-                try:
-                    import_place(file)
-                except ModelError as error:
-                    raise ArgumentError(
-                        f"the head score `{name}` is of {file}, which another process cannot read: {error}"
-                    ) from None
+        for name in self._unknown():
+            file = self.score_files[name]
+            try:
+                import_place(file)
+            except ModelError as error:
+                raise ArgumentError(f"the head score `{name}` is of {file}, which another process cannot read: {error}") from None
+
+    def _unknown(self) -> list[str]:
+        """Names of the scores that are to be registered."""
+        known = {score.name for score in head_scores()}
+        return [name for name in self.score_files if name not in known]
 
     def measuring(self) -> Measuring:
         return Measuring(n_sequences=self.n_sequences, seed=self.seed, text=self.text)
