@@ -1,0 +1,140 @@
+"""What calls cost on a model, in bare passes: `python benchmarks/prices.py MODEL`, where MODEL is a directory or a GGUF file.
+
+A bare pass is one forward pass of 12 rows of 101 tokens with logits. It is timed before and after every call, and what is divided
+is processor time, so that other work on the machine tells less. A call is made once, on a model that was just taken in. `--only`
+names some rows, by parts of their names; `--text` is the text that in-context learning is measured on.
+"""
+
+import argparse
+import gc
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+from pytest_induction import (
+    ExpectationFailed,
+    ModelUnderTest,
+    assert_ablation_removes_icl,
+    assert_has_induction_head,
+    assert_heads_generalize,
+    assert_induction_circuit,
+    assert_learns_in_context,
+    find_induction_heads,
+    load_model,
+    measure_ablations,
+    measure_generality,
+    measure_heads,
+)
+from pytest_induction.model.load import load_module
+
+ROWS, POSITIONS = 12, 101
+TEXT = Path(__file__).parents[1] / "README.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A call, and the most that it may cost in bare passes; None where nothing is promised."""
+
+    name: str
+    bound: float | None
+    call: Callable[[nn.Module, ModelUnderTest, Path], object]
+    needs_taking: bool = True
+
+
+def _verdict(call: Callable[..., object]) -> object:
+    try:
+        return call()
+    except ExpectationFailed as failure:
+        return failure.evidence
+
+
+CALLS = (
+    Row("take a model in", 2, lambda module, _, text: load_model(module), needs_taking=False),
+    Row("assert_has_induction_head", 4, lambda _, subject, text: _verdict(lambda: assert_has_induction_head(subject))),
+    Row("find_induction_heads", 12, lambda _, subject, text: find_induction_heads(subject)),
+    Row("measure_heads, one row", None, lambda _, subject, text: measure_heads(subject, n_sequences=1)),
+    Row("measure_ablations, screened", 40, lambda _, subject, text: measure_ablations(subject, screen=True)),
+    Row(
+        "assert_ablation_removes_icl, repeats",
+        60,
+        lambda _, subject, text: _verdict(lambda: assert_ablation_removes_icl(subject)),
+    ),
+    Row(
+        "assert_ablation_removes_icl, text",
+        60,
+        lambda _, subject, text: _verdict(lambda: assert_ablation_removes_icl(subject, text)),
+    ),
+    Row("assert_learns_in_context", None, lambda _, subject, text: _verdict(lambda: assert_learns_in_context(subject, text))),
+    Row("assert_induction_circuit", 15, lambda _, subject, text: _verdict(lambda: assert_induction_circuit(subject))),
+    Row("measure_generality", 5, lambda _, subject, text: measure_generality(subject)),
+    Row("assert_heads_generalize", 5, lambda _, subject, text: _verdict(lambda: assert_heads_generalize(subject, "L17H5"))),
+)
+
+
+def processor_seconds(call: Callable[[], object]) -> tuple[float, object]:
+    """What a call takes of the processors, and what it gives."""
+    gc.collect()
+    started = time.process_time()
+    found = call()
+    return time.process_time() - started, found
+
+
+def bare_pass(module: nn.Module) -> Callable[[], object]:
+    ids = torch.randint(5, 1000, (ROWS, POSITIONS), generator=torch.Generator().manual_seed(0))
+
+    def run() -> object:
+        with torch.no_grad():
+            return module(ids, use_cache=False)
+
+    return run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--only", default="", help="parts of names of rows, by commas")
+    parser.add_argument("--text", type=Path, default=TEXT, help="a text file (this project's README)")
+    given = parser.parse_args()
+    wanted = [part.strip() for part in given.only.split(",") if part.strip()]
+    loaded = load_module(given.model)
+    if not isinstance(loaded.module, nn.Module):
+        parser.error("a model under test was given: a directory or a GGUF file is expected")
+    module, bare = loaded.module, bare_pass(loaded.module)
+    bare()
+    missed = []
+    print(f"{'call':<40} {'bare passes':>12} {'at most':>8} {'seconds':>8} {'more memory':>12}")
+    for row in CALLS:
+        if wanted and not any(part in row.name for part in wanted):
+            continue
+        before = [processor_seconds(bare)[0] for _ in range(3)]
+        subject = load_model(module) if row.needs_taking else None
+        if subject is not None:
+            subject.tokenizer = subject.tokenizer or loaded.tokenizer
+            subject._known.clear()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        began = time.perf_counter()
+        seconds, found = processor_seconds(lambda row=row, subject=subject: row.call(module, subject, given.text))
+        took = time.perf_counter() - began
+        more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
+        passes = seconds / median([*before, *(processor_seconds(bare)[0] for _ in range(3))])
+        bound = "" if row.bound is None else f"{row.bound:g}"
+        print(f"{row.name:<40} {passes:>12.2f} {bound:>8} {took:>8.1f} {more:>9.0f} MB", flush=True)
+        summary = getattr(found, "verdict", None)
+        if summary is not None:
+            print(f"    {summary}: {getattr(found, 'summary', '')[:200]}", flush=True)
+        if row.bound is not None and passes > row.bound:
+            missed.append(row.name)
+    if missed:
+        print("missed: " + ", ".join(missed))
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
