@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: two threads each take a fifth longer, and wait
 pytest_plugins = ["pytester"]
 
 import torch  # noqa: E402
