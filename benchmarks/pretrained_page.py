@@ -17,6 +17,18 @@ MIN_JACCARD = 0.9  # of any two lists
 MOST_PASSES = {"verdict": 4.0, "list": 12.0}  # bare passes: of the model as anyone calls it, with logits
 HELD = "smollm2"  # the model whose cost is held to that
 NOT_MEASURED = "n/a"
+VERDICTS = {  # of a table: the part of a record, how the names of its rows begin, and which estimates are columns
+    "Repeated tokens": ("evidence", "copies_repeats", ("repeat_accuracy", "advantage")),
+    "In-context learning on three texts": ("evidence", "learns_in_context", ("icl_score",)),
+    "Argument 3: without the induction heads": (
+        "evidence",
+        "ablation_removes_icl",
+        ("icl_score", "share zero", "share mean", "share resample"),
+    ),
+    "Argument 4: generality": ("evidence", "heads_generalize", ()),
+    "Argument 5: mechanism": ("evidence", "induction_circuit", ()),
+    "Changed copies, held against the original": ("held", "", ("repeat_accuracy", "repeat_loss")),
+}
 Json = Mapping[str, Any]
 Table = tuple[Sequence[str], list[Sequence[str]]]
 
@@ -41,6 +53,11 @@ def content(records: Mapping[str, Json]) -> str:
         *((f"Heads of {SOURCES[name].title}", heads_table(record)) for name, record in records.items()),
         ("Lists over seeds", seeds_table(records)),
         ("Cost in bare passes", cost_table(records)),
+        *(
+            (title, verdict_table(records, *of))
+            for title, of in VERDICTS.items()
+            if any(of[0] in record for record in records.values())
+        ),
     )
     lines = ["\n".join(machines(records)), ""]
     for title, (headings, rows) in sections:
@@ -174,8 +191,34 @@ def cost_table(records: Mapping[str, Json]) -> Table:
         seconds = [f"{cost['seconds'][side]:.2f} s" for side in ("bare", "bare_with_logits", "verdict", "list")]
         amounts = [f"{without:.1f} or {with_logits:.1f}" for without, with_logits in both]
         rows.append((SOURCES[name].title, " x ".join(map(str, cost["rows"])), str(cost["turns"]), *seconds, *amounts))
+        session = record.get("session")
+        rows[-1] = (*rows[-1], NOT_MEASURED if session is None else f"{session['passes']:g}")
     headings = ("model", "rows of a bare pass", "turns", "without logits", "with logits", "verdict", "list of heads")
-    return (*headings, "verdict, in passes without or with logits", "list, in the same"), rows
+    return (
+        *headings,
+        "verdict, in passes without or with logits",
+        "list, in the same",
+        "session with a text and all charts",
+    ), rows
+
+
+def verdict_table(records: Mapping[str, Json], part: str, begin: str, columns: Sequence[str]) -> Table:
+    """The verdicts of one kind on all models."""
+    rows = []
+    for name, record in records.items():
+        for what, row in record.get(part, {}).items():
+            if not what.startswith(begin):
+                continue
+            numbers = (interval(row["estimates"].get(column)) for column in columns)
+            summary = row["summary"].replace("|", "\\|").replace("\n", " ")
+            rest = (*numbers, str(row["sequences"]), f"{row['passes']:g}", summary)
+            rows.append((SOURCES[name].title, what.removeprefix(begin).strip() or "all", row["verdict"], *rest))
+    return ("model", "on", "verdict", *columns, "rows", "bare passes", "what was found"), rows
+
+
+def interval(estimate: Sequence[float] | None) -> str:
+    """A value with both its ends."""
+    return NOT_MEASURED if estimate is None else f"{estimate[0]:.3f} ({estimate[1]:.3f}..{estimate[2]:.3f})"
 
 
 def passes(record: Json, side: str) -> tuple[float, float]:

