@@ -395,8 +395,15 @@ def _offload_again(module: nn.Module, *, unless: Sequence[bool]) -> None:
     """Where a pass broke off between the two hooks by which accelerate fetches a module's weights and puts them away."""
     for part in () if any(unless) else module.modules():
         hook = getattr(part, "_hf_hook", None)
-        if hook is not None:
+        if any(_has_brought(part, each) for each in (hook, *getattr(hook, "hooks", ()))):
             hook.post_forward(part, None)
+
+
+def _has_brought(part: nn.Module, hook: Any) -> bool:
+    """Whether a hook of accelerate has fetched weights of a module and not put them away; before it ever did it cannot."""
+    if not getattr(hook, "offload", False):
+        return False
+    return any(not weight.is_meta for weight in part.parameters(recurse=getattr(hook, "place_submodules", False)))
 
 
 def _compiling() -> tuple[Any, bool]:

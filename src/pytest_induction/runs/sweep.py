@@ -106,7 +106,7 @@ def sweep(
     if tokens_per_step is not None and not 0 < tokens_per_step < float("inf"):
         raise ArgumentError(f"`tokens_per_step` must be a number above 0, got {tokens_per_step!r}")
     if device == AUTO:
-        raise ArgumentError(f"device {AUTO!r} is of one model: checkpoints of a training are measured on one device, such as cuda:0")
+        raise ArgumentError(f"device {AUTO!r} is of one model: checkpoints are measured on one device, such as cuda:0")
     for check, value in ((check_device, device), (check_dtype, dtype), (memory_size, memory)):
         if value is not None:
             check(value)
