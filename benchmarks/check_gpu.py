@@ -3,7 +3,7 @@
 Every attention backend and every fused kernel, in float32, bfloat16 and float16, against slow references; planted heads that
 must be found; a measured pass against a bare one; memory; what happens where memory does not last. Prints a table, writes it as
 Markdown and exits with 1 if a line misses. Without a CUDA device it says so and exits with 0. `--device cpu` tries the script
-itself out, without what a CPU lacks. `--only` names lines, by parts of their names.
+itself out, without what a CPU lacks. `--only` names lines, by a part of their names.
 """
 
 import argparse
@@ -80,14 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try the script out")
     parser.add_argument("--out", type=Path, default=OUT, help=f"Markdown file that is written (default {OUT})")
-    parser.add_argument("--only", default="", help="parts of names of lines, by commas")
+    parser.add_argument("--only", action="append", default=[], help="part of the names of lines; may be repeated")
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here: nothing was checked")
         return 0
-    wanted = [part.strip() for part in given.only.split(",") if part.strip()]
-    chosen = [check for check in checks(device) if not wanted or any(part in check.name for part in wanted)]
+    chosen = [check for check in checks(device) if not given.only or any(part in check.name for part in given.only)]
     lines = list(done(chosen, device))
     page = as_page(lines, device)
     given.out.parent.mkdir(parents=True, exist_ok=True)

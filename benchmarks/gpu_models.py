@@ -107,15 +107,20 @@ def by_hand(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return scores.masked_fill(ahead, -torch.inf).softmax(-1) @ value
 
 
-def flex(*, compiles: bool) -> Attend:
-    function = torch.compile(flex_attention) if compiles else flex_attention
+def flex(*, compiles: bool) -> Callable[[], Sample]:
+    """By `flex_attention`, compiled when the model is made and not before: what compiles takes long to import."""
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        size, place = query.shape[2], str(query.device)
-        mask = create_block_mask(lambda row, head, at, of: at >= of, None, None, size, size, device=place)
-        return function(query, key, value, block_mask=mask)
+    def made() -> Sample:
+        function = torch.compile(flex_attention) if compiles else flex_attention
 
-    return attend
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            size, place = query.shape[2], str(query.device)
+            mask = create_block_mask(lambda row, head, at, of: at >= of, None, None, size, size, device=place)
+            return function(query, key, value, block_mask=mask)
+
+        return small(attend, "flex_attention")()
+
+    return made
 
 
 def _scrambled(model: nn.Module) -> nn.Module:
@@ -168,8 +173,8 @@ def _imported(name: str):
 
 SAMPLES: dict[str, Callable[[], Sample]] = {
     "sdpa, as torch chooses": small(fused, "sdpa"),
-    "flex_attention": small(flex(compiles=False), "flex_attention"),
-    "flex_attention, compiled": small(flex(compiles=True), "flex_attention"),
+    "flex_attention": flex(compiles=False),
+    "flex_attention, compiled": flex(compiles=True),
     "softmax by hand": small(by_hand, "softmax"),
     "registry of transformers (Llama)": of_transformers("Llama", "eager", "transformers attention interface"),
     "eager output_attentions (Bloom)": of_transformers("Bloom", "eager", "eager output_attentions"),
