@@ -394,7 +394,7 @@ def _walked(module: nn.Module) -> tuple[list[nn.Module], bool]:
 def _offload_again(module: nn.Module, *, unless: Sequence[bool]) -> None:
     """Where a pass broke off between the two hooks by which accelerate fetches a module's weights and puts them away."""
     for part in () if any(unless) else module.modules():
-        hook = getattr(part, "_hf_hook", None)
+        hook: Any = getattr(part, "_hf_hook", None)
         if any(_has_brought(part, each) for each in (hook, *getattr(hook, "hooks", ()))):
             hook.post_forward(part, None)
 
