@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo test test-all test-exhaustive test-times lint wheel docs bench study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
+.PHONY: demo test test-all test-exhaustive test-times lint wheel docs bench check-gpu study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
 
 demo: $(STAMP)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
@@ -55,6 +55,9 @@ bench: $(STAMP)  ## speed and memory, into docs/performance.md; half an hour. BE
 	@mkdir -p $(dir $(BENCH_JSON)) && rm -f $(BENCH_JSON)
 	@$(BIN)/python -m pytest benchmarks -v -p no:cacheprovider --benchmark-quiet --benchmark-json=$(BENCH_JSON) -k "$(BENCH)"; \
 		status=$$?; $(BIN)/python benchmarks/table.py $(BENCH_JSON) --write docs/performance.md && exit $$status
+
+check-gpu: $(STAMP)  ## backends, kernels, planted heads, time and memory on a CUDA device; under ten minutes. CHECK="--device cpu": try it out
+	$(BIN)/python benchmarks/check_gpu.py $(CHECK)
 
 study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about an hour on one core
 	$(BIN)/python benchmarks/study_verdicts.py

@@ -40,7 +40,7 @@ def _done(arguments: Sequence[str] | None) -> int:
     about = "say what a model is, how its attention is read, what can be measured on it, and what to change"
     doctor = commands.add_parser("doctor", help=about, description=about)
     doctor.add_argument("model", metavar="MODEL", help=FORMS)
-    doctor.add_argument("--device", help="device it is loaded on (default cpu)")
+    doctor.add_argument("--device", help="device it is loaded on (default cpu), or auto: see --induction-device")
     doctor.add_argument("--dtype", help="floating-point type it is loaded in (default: as stored)")
     doctor.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
     command.add_trust(doctor)

@@ -313,6 +313,16 @@ class PairScores:
 
     def __call__(self, attention: AttentionReader) -> Tensor:
         """One layer's scores: (scores, batch, heads), in the order of `names`."""
+        return self._on(attention.device)._of_layer(attention)  # noqa: SLF001 - its own class
+
+    def _on(self, device: torch.device) -> PairScores:
+        """The same pairs where a layer is: on several devices each layer is on its own."""
+        if self.rows.device == device:
+            return self
+        moved = (each.to(device) for each in (self.rows, self.queries, self.occurrences, self.n_queries, self.real))
+        return PairScores(*moved)
+
+    def _of_layer(self, attention: AttentionReader) -> Tensor:
         before = attention.diagonals([1])[:, :, 0]
         first = attention.columns(self.real.int().argmax(1))
         apart = (self.real & (self.real.cumsum(1) > 2))[:, None]  # batch, 1, queries
@@ -408,9 +418,10 @@ class KeyScores:
 
     def __call__(self, attention: AttentionReader) -> Tensor:
         """One layer's means: (lists, batch, heads), in [0, 1], in the order of `names`."""
-        mass = attention.pairs(self.rows, self.queries, self.keys)  # pairs, heads
+        rows, queries, keys = (each.to(attention.device) for each in (self.rows, self.queries, self.keys))
+        mass = attention.pairs(rows, queries, keys)  # pairs, heads
         weighed = mass * self.shares.to(mass)[:, :, None]
-        return weighed.new_zeros(len(self.shares), self.n_rows, mass.shape[1]).index_add_(1, self.rows, weighed)
+        return weighed.new_zeros(len(self.shares), self.n_rows, mass.shape[1]).index_add_(1, rows, weighed)
 
 
 class Scores(Protocol):

@@ -102,7 +102,7 @@ def _digest(tensors: Iterator[Tensor]) -> bytes:
 def _tensors(module: nn.Module, name: str, value: Any) -> Iterator[Tensor]:
     """The plain tensors of one entry of the module's state."""
     if isinstance(value, Tensor) and value.is_meta:
-        value = _offloaded(module, name, value)
+        value = offloaded(module, name, value)
     elif isinstance(value, Tensor) and value.numel() == 0:
         value = _own_part(module, name, value)
     yield from _plain(value)
@@ -120,8 +120,8 @@ def _plain(value: Any) -> Iterator[Tensor]:
         yield value.detach().dequantize() if value.is_quantized else value.detach()
 
 
-def _offloaded(module: nn.Module, name: str, placeholder: Tensor) -> Tensor:
-    """The weight that accelerate keeps in memory or on disk while the module holds a placeholder."""
+def offloaded(module: nn.Module, name: str, placeholder: Tensor) -> Tensor:
+    """The weight that accelerate keeps in memory or on disk while the module holds a placeholder; else that itself."""
     path = name.split(".")
     for depth in reversed(range(len(path))):
         try:
@@ -346,8 +346,8 @@ _random_states: dict[int, Tensor] = {}
 
 def _keep_random_state(changes: Changes, device: torch.device) -> None:
     """Have torch's random states put back. The one of the CPU is one for all threads."""
-    if device.type == "cuda":
-        changes.undone_by(partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device))
+    if device.type == "cuda":  # of all: the layers of a model may lie on several
+        changes.undone_by(partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
     state, thread = torch.get_rng_state(), get_ident()
     if thread not in _random_states:
         state = next(iter([*_random_states.values()]), state)
@@ -394,9 +394,16 @@ def _walked(module: nn.Module) -> tuple[list[nn.Module], bool]:
 def _offload_again(module: nn.Module, *, unless: Sequence[bool]) -> None:
     """Where a pass broke off between the two hooks by which accelerate fetches a module's weights and puts them away."""
     for part in () if any(unless) else module.modules():
-        hook = getattr(part, "_hf_hook", None)
-        if hook is not None:
+        hook: Any = getattr(part, "_hf_hook", None)
+        if any(_has_brought(part, each) for each in (hook, *getattr(hook, "hooks", ()))):
             hook.post_forward(part, None)
+
+
+def _has_brought(part: nn.Module, hook: Any) -> bool:
+    """Whether a hook of accelerate has fetched weights of a module and not put them away; before it ever did it cannot."""
+    if not getattr(hook, "offload", False):
+        return False
+    return any(not weight.is_meta for weight in part.parameters(recurse=getattr(hook, "place_submodules", False)))
 
 
 def _compiling() -> tuple[Any, bool]:
@@ -441,11 +448,31 @@ def full_precision(device: str) -> AbstractContextManager[Any]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where token ids go; offloaded weights do not tell, and what offloads them moves the ids."""
-    for tensor in with_weights(module)._parameters.values():  # noqa: SLF001 - several times as fast as `parameters()`
+    """Where token ids go: where the first weights are, or where accelerate brings them for a pass."""
+    first = with_weights(module)
+    for tensor in first._parameters.values():  # noqa: SLF001 - several times as fast as `parameters()`
         if tensor is not None and not tensor.is_meta:
             return tensor.device
+    brought = _brought_to(first)
+    if brought is not None:
+        return brought
     return next((tensor.device for tensor in module.parameters() if not tensor.is_meta), torch.device("cpu"))
+
+
+def devices_of(module: nn.Module) -> list[torch.device]:
+    """Every device on which a pass computes, the one of the token ids first."""
+    found = dict.fromkeys([device_of(module), *(tensor.device for tensor in module.parameters() if not tensor.is_meta)])
+    if any(tensor.is_meta for tensor in module.parameters()):
+        found |= dict.fromkeys(brought for part in module.modules() if (brought := _brought_to(part)) is not None)
+    return list(found)
+
+
+def _brought_to(part: nn.Module) -> torch.device | None:
+    """The device to which accelerate brings the weights of a module while it runs; None where it brings none."""
+    hook = getattr(part, "_hf_hook", None)
+    found = next((each for each in (hook, *getattr(hook, "hooks", ())) if getattr(each, "offload", False)), None)
+    device = getattr(found, "execution_device", None)
+    return None if device is None else torch.device(device)
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pytest_induction.errors import ModelError
-from pytest_induction.forward.calling import is_out_of_memory
+from pytest_induction.forward.calling import devices_of, is_out_of_memory
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.progress import advance
 
@@ -71,8 +71,14 @@ def batch_size(subject: ModelUnderTest, positions: int, *, logits: bool, wanted:
     each = bytes_per_sequence(subject, positions, logits=logits)
     if subject.memory is None and most * each <= SMALL:
         return most
-    budget = subject.memory if subject.memory is not None else int(SHARE_OF_FREE * free_memory(subject.device))
-    return max(1, min(most, budget // each))
+    return max(1, min(most, _budget(subject) // each))
+
+
+def _budget(subject: ModelUnderTest) -> int:
+    """Bytes that a pass may take: as many as were given, or a share of what is free where least is."""
+    if subject.memory is not None:
+        return subject.memory
+    return int(SHARE_OF_FREE * min(map(free_memory, devices_of(subject.module))))
 
 
 def bytes_per_sequence(subject: ModelUnderTest, positions: int, *, logits: bool) -> int:

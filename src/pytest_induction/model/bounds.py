@@ -181,8 +181,12 @@ def _counts(config: Any) -> Iterator[tuple[str, int]]:
             yield key, int(min(value, 10**30)) if value == value else 0  # noqa: PLR0124 - NaN is no number
 
 
-def check_size(make: Callable[[], nn.Module], spec: str, *, stored: int | None, config: Mapping[str, Any]) -> None:
+def check_size(
+    make: Callable[[], nn.Module], spec: str, *, stored: int | None, config: Mapping[str, Any], in_memory: bool = True
+) -> None:
     """Raise `ModelError` where the model that `make` makes has more numbers than memory, or `stored` bytes, have room for.
+
+    Memory counts only where all of it is to lie `in_memory`.
 
     It is made on the device `meta`, where it takes no memory. Where it cannot be made so, loading it says why. Code that came
     with the weights is not run for it, and how much memory quantised weights take is not known before.
@@ -202,8 +206,11 @@ def check_size(make: Callable[[], nn.Module], spec: str, *, stored: int | None, 
             f"the config of {spec!r} asks for {count} weights, and what is stored has {stored} bytes: is it the right config?"
         )
     memory = _memory()
-    if takes > memory and not config.get("quantization_config"):
-        raise ModelError(f"the config of {spec!r} asks for {count} weights, {takes} bytes, and this machine has {memory}")
+    if in_memory and takes > memory and not config.get("quantization_config"):
+        raise ModelError(
+            f"the config of {spec!r} asks for {count} weights, {takes} bytes, and this machine has {memory}: to have layers that "
+            'do not fit read from disk in each pass, give the device "auto"'
+        )
 
 
 def _memory() -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.attention.pattern import Reader
-from pytest_induction.forward.calling import Caller, as_found, full_precision
+from pytest_induction.forward.calling import Caller, as_found, full_precision, offloaded
 from pytest_induction.forward.changing import add_hooks
 from pytest_induction.model.head_weights import Affine, Circuits, Norm, upcast
 from pytest_induction.model.protocol import ModelUnderTest
@@ -73,20 +73,32 @@ def first_tensor(values: Sequence[Any]) -> Tensor | None:
 
 def affine_of(part: nn.Module) -> Affine | None:
     """The linear map that a module seems to be: torch's, transformers' `Conv1D`, or the unembedding of TransformerLens."""
-    weight, bias = getattr(part, "weight", None), getattr(part, "bias", None)
+    names = ("weight", "bias")
+    weight, bias = (getattr(part, name, None) for name in names)
     linear = isinstance(part, nn.Linear)
     if not linear and type(part).__name__ != "Conv1D":
-        own = vars(part).get("_parameters", {})
-        weight, bias = own.get("W_U"), own.get("b_U")
-    numbers = _plain(weight)
-    if numbers is None or numbers.ndim != 2 or not numbers.is_floating_point():
+        own, names = vars(part).get("_parameters", {}), ("W_U", "b_U")
+        weight, bias = (own.get(name) for name in names)
+    held, added = _plain(weight), _plain(bias)
+    if held is None or held.ndim != 2 or not held.is_floating_point():
         return None
-    return Affine(numbers.mT if linear else numbers, _plain(bias))
+
+    def fetched() -> Tensor:
+        found = brought(part, names[0], held)
+        return found.mT if linear else found
+
+    added = None if added is None else brought(part, names[1], added)
+    return Affine(held.mT if linear else held, added, fetched if held.is_meta else None)
+
+
+def brought(part: nn.Module, name: str, held: Tensor) -> Tensor:
+    """What a module holds under a name, and where that is a placeholder, the weight that accelerate keeps elsewhere for it."""
+    return offloaded(part, name, held).detach().to(held.dtype) if held.is_meta else held
 
 
 def _plain(weight: object) -> Tensor | None:
-    """A weight as a tensor that can be computed with; None where there is none, or its numbers are not here."""
-    if not isinstance(weight, Tensor) or weight.is_meta:
+    """A weight as a tensor that can be computed with, or the placeholder of one; None where there is none."""
+    if not isinstance(weight, Tensor):
         return None
     weight = weight.detach()
     if type(weight) is Tensor:
@@ -100,6 +112,12 @@ def _plain(weight: object) -> Tensor | None:
 
 def table_of(part: nn.Module) -> Tensor | None:
     """The table (entries, width) that a module seems to look ids up in."""
+    table = _held_table(part)
+    return None if table is None else brought(part, "weight" if isinstance(part, nn.Embedding) else "W_E", table)
+
+
+def _held_table(part: nn.Module) -> Tensor | None:
+    """The same, or the placeholder of one."""
     weight = part.weight if isinstance(part, nn.Embedding) else vars(part).get("_parameters", {}).get("W_E")
     table = _plain(weight)
     return table if table is not None and table.ndim == 2 else None
@@ -107,7 +125,7 @@ def table_of(part: nn.Module) -> Tensor | None:
 
 def _is_known(part: nn.Module) -> bool:
     """Whether a module seems to be a linear map or an embedding."""
-    return affine_of(part) is not None or table_of(part) is not None
+    return affine_of(part) is not None or _held_table(part) is not None
 
 
 def is_norm(part: nn.Module) -> bool:
@@ -171,9 +189,9 @@ def _epsilons(part: nn.Module, dtype: torch.dtype) -> list[float]:
 
 def _vectors(part: nn.Module, shape: torch.Size) -> list[Tensor]:
     """What a norm may multiply with or add."""
-    found = [getattr(part, name, None) for name in (*GAINS, *SHIFTS)]
-    found += [each for each in part.parameters(recurse=False) if not any(each is other for other in found)]
-    return [each.detach() for each in found if isinstance(each, Tensor) and each.shape == shape]
+    names = dict.fromkeys((*GAINS, *SHIFTS, *(name for name, _ in part.named_parameters(recurse=False))))
+    found = ((name, getattr(part, name, None)) for name in names)
+    return [brought(part, name, each.detach()) for name, each in found if isinstance(each, Tensor) and each.shape == shape]
 
 
 def find_values(calls: Sequence[Call], pattern: Tensor) -> tuple[Values, Call] | None:

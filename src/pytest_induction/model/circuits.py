@@ -26,6 +26,7 @@ from pytest_induction.model.capture import (
     Values,
     affine_of,
     agrees,
+    brought,
     find_values,
     latest,
     mix,
@@ -194,7 +195,7 @@ class _Reading:
     def _end(self, last: _Layer) -> _End:
         for call in reversed(self._calls):
             affine = affine_of(call.part)
-            if affine is None or (*call.given.shape[:-1], len(affine.weight)) != (*self._logits.shape[:2], call.given.shape[-1]):
+            if affine is None or (*call.given.shape[:-1], affine.n_in) != (*self._logits.shape[:2], call.given.shape[-1]):
                 continue
             raw = call.gave[..., : self._logits.shape[-1]]
             related = self._related(raw) if raw.shape == self._logits.shape and agrees(affine(call.given), call.gave) else None
@@ -311,7 +312,7 @@ def _given(adds: Call, values: Values, pattern: Tensor) -> Tensor:
 def _tensor(part: nn.Module, name: str, axes: int) -> Tensor | None:
     """A tensor that a module holds under a name, if it has that many axes."""
     found = getattr(part, name, None)
-    return found.detach() if isinstance(found, Tensor) and found.ndim == axes else None
+    return brought(part, name, found.detach()) if isinstance(found, Tensor) and found.ndim == axes else None
 
 
 def _factor(found: Tensor, wanted: Tensor) -> float | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,8 @@ class Norm:
         """The norm itself, at least float32."""
         residual = upcast(residual)
         made = (residual - residual.mean(-1, keepdim=True) if self.centred else residual) / self.scale(residual)[..., None]
-        made = made if self.gain is None else made * upcast(self.gain)
-        return made if self.shift is None else made + upcast(self.shift)
+        made = made if self.gain is None else made * _beside(self.gain, made)
+        return made if self.shift is None else made + _beside(self.shift, made)
 
     def folded(self, reads: Tensor) -> Tensor:
         """Weights (..., d_model, n) that read what the norm gives, as ones that read its input divided by its scale.
@@ -48,7 +48,7 @@ class Norm:
         what is read the same for any input.
         """
         reads = upcast(reads)
-        reads = reads if self.gain is None else reads * upcast(self.gain)[:, None]
+        reads = reads if self.gain is None else reads * _beside(self.gain, reads)[:, None]
         return reads - reads.mean(-2, keepdim=True) if self.centred else reads
 
     def written(self, writes: Tensor) -> Tensor:
@@ -59,18 +59,32 @@ class Norm:
         if self.centred:
             writes = upcast(writes)
             writes = writes - writes.mean(-1, keepdim=True)
-        return writes if self.gain is None else upcast(writes) * upcast(self.gain)
+        return writes if self.gain is None else upcast(writes) * _beside(self.gain, writes)
 
 
-class Affine(NamedTuple):
-    """A linear map of (..., n_in) to (..., n_out): `weight` (n_in, n_out), `bias` (n_out,) or None."""
+@dataclass(frozen=True)
+class Affine:
+    """A linear map of (..., n_in) to (..., n_out): `weight` (n_in, n_out), `bias` (n_out,) or None.
 
-    weight: Tensor
+    Where accelerate keeps the weight elsewhere, `held` is the placeholder that stands for it, and `fetch` gives it, each time
+    that it is asked for: no more than one is in memory then.
+    """
+
+    held: Tensor
     bias: Tensor | None
+    fetch: Callable[[], Tensor] | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        return self.held if self.fetch is None else self.fetch()
+
+    @property
+    def n_in(self) -> int:
+        return len(self.held)
 
     def __call__(self, given: Tensor) -> Tensor:
-        made = upcast(given) @ upcast(self.weight)
-        return made if self.bias is None else made + upcast(self.bias)
+        made = upcast(given) @ _beside(self.weight, given)
+        return made if self.bias is None else made + _beside(self.bias, made)
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,8 @@ class LayerCircuits:
     @property
     def values(self) -> Tensor:
         """W_V, (n_heads, d_model, d_head), in the model's dtype; heads of a group have equal ones. Made anew each time."""
-        return self._values.weight[:, self._columns.to(self._values.weight.device)].movedim(1, 0)
+        weight = self._values.weight
+        return weight[:, self._columns.to(weight.device)].movedim(1, 0)
 
     @property
     def value_bias(self) -> Tensor | None:
@@ -157,6 +172,11 @@ class Circuits:
         """
         chosen = upcast(self.unembedding.mT[tokens.to(self.unembedding.device)]) - self.mean_unembedding
         return self.final_norm.folded(chosen.flatten(0, -2).mT).mT.reshape(chosen.shape) * self.logit_factor
+
+
+def _beside(values: Tensor, other: Tensor) -> Tensor:
+    """At least float32, on the device of the other: the parts of a model may lie on several."""
+    return upcast(values).to(other.device)
 
 
 def upcast(values: Tensor) -> Tensor:

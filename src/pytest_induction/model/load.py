@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, cast
@@ -33,8 +33,9 @@ from pytest_induction.model.adapt import adapt
 from pytest_induction.model.adapters import Adapter, check_peft, find_adapter, on_base
 from pytest_induction.model.bounds import check_counts, check_directory, check_file, check_size, stored_bytes
 from pytest_induction.model.declared import paths_or_classes
+from pytest_induction.model.placing import Placing, placed_on, placing, refuse
 from pytest_induction.model.protocol import ModelUnderTest, changed_in
-from pytest_induction.model.specs import FORMS, check_dtype, check_spec, gguf_file, memory_size, module_names
+from pytest_induction.model.specs import AUTO, FORMS, check_dtype, check_spec, gguf_file, memory_size, module_names
 from pytest_induction.observers import attached
 from pytest_induction.undoing import Changes
 
@@ -64,13 +65,15 @@ def load_model(
     own), what holds one (a pipeline, a `Trainer`, an NNsight model), or a string: a local directory as `save_pretrained` writes
     it (of an adapter too, which names its base), `hf:NAME[@REVISION]`, `module.path:factory` or `path/file.py:factory`, whose
     factory takes no arguments and returns the module. A wrapper is left aside where it changes no logits: the model inside is
-    measured. `device` and `dtype` apply to what is loaded here; a module of yours is measured where and as it is.
+    measured. `device` and `dtype` apply to what is loaded here; a module of yours is measured where and as it is. The device
+    `"auto"` is for models that are larger than one: accelerate places their layers on all GPUs, in main memory and on disk.
     `trust_remote_code` lets code run that came with the weights; without it such a model is refused. `seed` is the one its
     probes are drawn with by default. `memory`, such as `"4GB"`, is what a forward pass may take; half of what is free by
-    default. `attach` is one function or several, each given the module, that hook `expose_attention` into a model which nothing
-    else can read and return what undoes it, or None for a module that they do not know. `without_pattern`
-    names modules, by path or class, that mix positions and have no attention pattern, as a recurrence or linear attention of your
-    own: nothing can check that, and a note says so.
+    default. With the device `"auto"` it is also the most of the weights that lie in each device's memory. `attach` is one
+    function or several, each given the module, that hook `expose_attention` into a model which nothing else can read and return
+    what undoes it, or None for a module that they do not know. `without_pattern` names modules, by path or class, that mix
+    positions and have no attention pattern, as a recurrence or linear attention of your own: nothing can check that, and a note
+    says so.
 
     Raises `ModelError` if it cannot be found, loaded or run, `ArgumentError` for an unknown device, dtype or size.
     """
@@ -86,7 +89,7 @@ def load_model(
         return adapt(model, tokenizer=tokenizer, **settings)
     if not isinstance(model, (str, Path)):
         raise ModelError(f"a model must be a torch module or a string ({FORMS}), got `{type(model).__name__}`")
-    loaded = load_module(str(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = load_module(str(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code, memory=settings["memory"])
     if isinstance(loaded.module, ModelUnderTest):
         return _declaring(loaded.module, without, attach)
     subject = adapt(loaded.module, name=str(model), tokenizer=loaded.tokenizer, **settings)
@@ -131,16 +134,29 @@ class Loaded:
 
 @dataclass(frozen=True)
 class _How:
-    """How transformers loads: in which type, whether it may run code that came with weights, where it looks."""
+    """How transformers loads: in which type, whether it may run code that came with weights, where it looks and places them."""
 
     dtype: torch.dtype | None
     trust: bool
     where: Mapping[str, Any]
+    placing: Placing | None = None  # where accelerate places the weights; on the CPU, if there is none
 
 
-def load_module(spec: str, *, device: str | None = None, dtype: str | None = None, trust_remote_code: bool = False) -> Loaded:
-    """What `load_model` loads, where it belongs, before it is tried out. Raises as that does."""
+def load_module(
+    spec: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    memory: int | None = None,
+) -> Loaded:
+    """What `load_model` loads, where it belongs, before it is tried out. Raises as that does.
+
+    `memory` is how many bytes of weights may lie in each device's memory where the device is `"auto"`.
+    """
     check_spec(spec)
+    if device == AUTO:
+        return _placed(spec, parse_dtype(dtype), memory, trust=trust_remote_code)
     target, kind = parse_device(device), parse_dtype(dtype)
     with alarms.kept():  # a factory, and transformers where it asks whether code may run, may cancel one
         loaded = _load(spec, kind, trust=trust_remote_code)
@@ -151,6 +167,26 @@ def load_module(spec: str, *, device: str | None = None, dtype: str | None = Non
         raise ModelError(f"the model {spec!r} {why}")
     module = loaded.module if kind is None else _moved(loaded.module, kind)
     return replace(loaded, module=_moved(module, target))
+
+
+def _placed(spec: str, dtype: torch.dtype | None, memory: int | None, *, trust: bool) -> Loaded:
+    """A directory or a model of the hub, placed by accelerate as it is loaded. Raises `ModelError` for anything else."""
+    if not spec.startswith("hf:"):
+        _, colon, factory = spec.rpartition(":")
+        if colon and factory.isidentifier():
+            raise refuse(spec, "it comes from a factory", "have the factory place it, and name no device")
+        if gguf_file(expanded(spec)) is not None:
+            raise refuse(spec, "a GGUF file is unpacked into memory as a whole", "give a directory of safetensors files")
+    places = placing(spec, memory)
+    try:
+        with alarms.kept():
+            loaded = _load(spec, dtype, trust=trust, places=places)
+    except BaseException:
+        places.remove()
+        raise
+    module = cast("nn.Module", loaded.module)
+    places.ends_with(module)
+    return replace(loaded, notes=(*loaded.notes, *placed_on(module)))
 
 
 def parse_device(device: str | None) -> torch.device:
@@ -172,10 +208,10 @@ def parse_dtype(dtype: str | None) -> torch.dtype | None:
     return found
 
 
-def _load(spec: str, dtype: torch.dtype | None, *, trust: bool) -> Loaded:
+def _load(spec: str, dtype: torch.dtype | None, *, trust: bool, places: Placing | None = None) -> Loaded:
     if spec.startswith("hf:"):
         name, _, revision = spec.removeprefix("hf:").partition("@")
-        return _from_transformers(name, spec, _How(dtype, trust, {"revision": revision or None}))
+        return _from_transformers(name, spec, _How(dtype, trust, {"revision": revision or None}, places))
     place, colon, factory = spec.rpartition(":")
     if colon and factory.isidentifier():
         return Loaded(_from_factory(place, factory, spec))
@@ -185,7 +221,7 @@ def _load(spec: str, dtype: torch.dtype | None, *, trust: bool) -> Loaded:
         if importlib.util.find_spec("gguf") is None:
             raise ModelError(f"loading {spec!r} needs gguf: pip install 'pytest-induction[gguf]'")
         return _from_transformers(str(file.parent), spec, _How(dtype, trust, {"local_files_only": True, "gguf_file": file.name}))
-    return _from_transformers(str(path), spec, _How(dtype, trust, {"local_files_only": True}))
+    return _from_transformers(str(path), spec, _How(dtype, trust, {"local_files_only": True}, places))
 
 
 def _moved(module: nn.Module, device: torch.device | torch.dtype) -> nn.Module:
@@ -208,6 +244,8 @@ def _from_transformers(place: str, spec: str, how: _How) -> Loaded:
     with _quiet(transformers), remote_code.never_asking():
         adapter = find_adapter(transformers, place, spec, how.where)
         if adapter is not None:
+            if how.placing is not None:
+                raise refuse(spec, "it is an adapter", "merge it into its base, and give the merged model")
             return _from_adapter(transformers, adapter, how)
         return _whole(transformers, place, spec, how)
 
@@ -258,6 +296,7 @@ def _whole(transformers: Any, place: str, spec: str, how: _How) -> Loaded:
     try:
         loader: Any = transformers.AutoModelForCausalLM
         wanted = {**how.where, "dtype": how.dtype or "auto", "trust_remote_code": how.trust}
+        wanted |= {} if how.placing is None else how.placing.options
         module, report = loader.from_pretrained(place, **wanted, output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:  # whatever a broken file makes a parser raise
         if not how.trust and remote_code.asks_for_code(error):
@@ -281,7 +320,8 @@ def _check_size(transformers: Any, place: str, spec: str, how: _How, config: Map
         return module
 
     is_here = how.where.get("local_files_only") and is_directory(place)
-    check_size(made, spec, stored=stored_bytes(Path(place)) if is_here else None, config=config)
+    stored = stored_bytes(Path(place)) if is_here else None
+    check_size(made, spec, stored=stored, config=config, in_memory=how.placing is None)
 
 
 def module_of_config(directory: Path, spec: str, *, trust_remote_code: bool, stored: int | None = None) -> nn.Module:
@@ -376,7 +416,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 @cache
 def _silenced(logging: Any) -> tuple[Shared, ...]:
     """What the libraries that load say, a setting of all threads."""
-    hub = getLogger("huggingface_hub")  # says every try to reach it
+    loggers = (getLogger("huggingface_hub"), getLogger("accelerate.big_modeling"))  # every try to reach it; what lies on disk
 
     def show_bars(shown: bool) -> None:
         (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
@@ -384,7 +424,7 @@ def _silenced(logging: Any) -> tuple[Shared, ...]:
     return (
         Shared(logging.get_verbosity, logging.set_verbosity, ERROR),
         Shared(logging.is_progress_bar_enabled, show_bars, value=False),
-        Shared(lambda: hub.level, hub.setLevel, ERROR),
+        *(Shared(partial(getattr, each, "level"), each.setLevel, ERROR) for each in loggers),
     )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, Reader
 from pytest_induction.errors import UnsupportedModel
 from pytest_induction.forward.calling import quoted
-from pytest_induction.model.capture import affine_of, agrees, is_norm, may_be_norm, norm_of, recording, same
+from pytest_induction.model.capture import affine_of, agrees, brought, is_norm, may_be_norm, norm_of, recording, same
 from pytest_induction.model.circuits import circuits_of
 from pytest_induction.model.head_weights import Affine, LayerCircuits, Norm, upcast
 from pytest_induction.model.protocol import ModelUnderTest
@@ -314,12 +314,13 @@ def _own(part: nn.Module, weight: str, bias: str) -> Affine | None:
     found, added = (getattr(part, name, None) for name in (weight, bias))
     if not isinstance(found, Tensor) or found.ndim != 3:
         return None
-    bias_of_heads = added.detach().flatten() if isinstance(added, Tensor) and added.ndim == 2 else None
+    found = brought(part, weight, found)
+    bias_of_heads = brought(part, bias, added).detach().flatten() if isinstance(added, Tensor) and added.ndim == 2 else None
     return Affine(found.detach().movedim(0, 1).flatten(1), bias_of_heads)
 
 
 def _fits(affine: Affine, given: Tensor) -> bool:
-    return given.is_floating_point() and given.ndim == 3 and given.shape[-1] == len(affine.weight)
+    return given.is_floating_point() and given.ndim == 3 and given.shape[-1] == affine.n_in
 
 
 def _by_number(those: _Candidates, seen: _Seen) -> tuple[_Part, _Part, float] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from pytest_induction.errors import ArgumentError, ModelError, reason
 from pytest_induction.files import expanded, is_directory, is_file, is_there, names_in, seen_at
 
+AUTO = "auto"  # the device of models that accelerate places on all there are
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 CONFIG, ADAPTER_CONFIG, GGUF = "config.json", "adapter_config.json", ".gguf"
 FORMS = "a local directory, hf:NAME[@REVISION], a .gguf file, module.path:factory or path/file.py:factory"
@@ -97,8 +98,8 @@ def check_dtype(text: str) -> None:
 
 def check_device(text: str) -> None:
     """Raise `ArgumentError` for what cannot be the name of a device, here or elsewhere."""
-    if not re.fullmatch(r"(cpu|cuda|mps|xpu|xla|hpu|npu|mtia|privateuseone)(:\d+)?", text):
-        raise ArgumentError(f"device must be like cpu, cuda, cuda:1 or mps, got {text!r}")
+    if text != AUTO and not re.fullmatch(r"(cpu|cuda|mps|xpu|xla|hpu|npu|mtia|privateuseone)(:\d+)?", text):
+        raise ArgumentError(f"device must be like cpu, cuda, cuda:1, mps or {AUTO}, got {text!r}")
 
 
 def check_seed(text: str) -> None:

@@ -8,7 +8,7 @@ SETTINGS = {
     "model": "model under test: a local directory, hf:NAME[@REVISION], module.path:factory or path/file.py:factory",
     "text": "text file on which in-context learning is measured",
     "seed": "seed of the probes (default 0)",
-    "device": "device a named model is loaded on (default cpu)",
+    "device": "device a named model is loaded on (default cpu); auto: all there are, and the disk, as accelerate places it",
     "dtype": "floating-point type a named model is loaded in (default: as stored)",
     "memory": "what a forward pass may take, such as 4GB (default: half of what is free)",
     "max_overhead": "most that the scores may take, in bare forward passes; judged by --induction-benchmark",

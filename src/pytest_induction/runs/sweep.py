@@ -19,7 +19,7 @@ from pytest_induction.errors import ArgumentError, RunError, user_facing, whole_
 from pytest_induction.files import expanded
 from pytest_induction.formatting import as_line
 from pytest_induction.model.load import function_named
-from pytest_induction.model.specs import check_device, check_dtype, memory_size, module_names
+from pytest_induction.model.specs import AUTO, check_device, check_dtype, memory_size, module_names
 from pytest_induction.progress import advance, progress
 from pytest_induction.runs.checkpoints.finding import Checkpoint, Found, chosen, look_for
 from pytest_induction.runs.checkpoints.loading import Factory, Loading, config_beside, lacks_factory
@@ -105,6 +105,8 @@ def sweep(
         raise ArgumentError(f"`num_gpus` must be above 0 and belongs to `ray`, got {num_gpus!r}")
     if tokens_per_step is not None and not 0 < tokens_per_step < float("inf"):
         raise ArgumentError(f"`tokens_per_step` must be a number above 0, got {tokens_per_step!r}")
+    if device == AUTO:
+        raise ArgumentError(f"device {AUTO!r} is of one model: checkpoints are measured on one device, such as cuda:0")
     for check, value in ((check_device, device), (check_dtype, dtype), (memory_size, memory)):
         if value is not None:
             check(value)
