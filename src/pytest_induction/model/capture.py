@@ -72,16 +72,53 @@ def first_tensor(values: Sequence[Any]) -> Tensor | None:
 
 
 def affine_of(part: nn.Module) -> Affine | None:
-    """The linear map that a module seems to be: torch's, transformers' `Conv1D`, or the unembedding of TransformerLens."""
-    weight, bias = getattr(part, "weight", None), getattr(part, "bias", None)
-    linear = isinstance(part, nn.Linear)
-    if not linear and type(part).__name__ != "Conv1D":
-        own = vars(part).get("_parameters", {})
-        weight, bias = own.get("W_U"), own.get("b_U")
+    """The linear map that a module seems to be: torch's, transformers' `Conv1D`, or the unembedding of TransformerLens.
+
+    Of one that keeps its weights packed, it is read from what the module makes of unit vectors.
+    """
+    weight, bias = _weights_of(part)
     numbers = _plain(weight)
     if numbers is None or numbers.ndim != 2 or not numbers.is_floating_point():
+        return _by_products(part)
+    return Affine(numbers.mT if isinstance(part, nn.Linear) else numbers, _plain(bias))
+
+
+def is_linear(part: nn.Module) -> bool:
+    """Whether a module seems to be a linear map, without unpacking anything."""
+    weight = _weights_of(part)[0]
+    is_dense = isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point() and not weight.is_meta
+    return is_dense or _packed_width(part) > 0
+
+
+def _weights_of(part: nn.Module) -> tuple[object, object]:
+    if isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D":
+        return getattr(part, "weight", None), getattr(part, "bias", None)
+    own = vars(part).get("_parameters", {})
+    return own.get("W_U"), own.get("b_U")
+
+
+def _packed_width(part: nn.Module) -> int:
+    """How many numbers a linear map takes that says its sizes as torch's does, and is no wrapper around another; else 0."""
+    sizes = [getattr(part, name, None) for name in ("in_features", "out_features")]
+    is_whole = not any(hasattr(inner, "in_features") for inner in part.children())
+    return sizes[0] if is_whole and isinstance(sizes[0], int) and isinstance(sizes[1], int) else 0
+
+
+@torch.no_grad()
+def _by_products(part: nn.Module) -> Affine | None:
+    """The linear map, by what it makes of zeros and of unit vectors; None where it makes something else of them."""
+    width = _packed_width(part)
+    tensors = [*part.parameters(), *part.buffers()]
+    if not width or any(each.is_meta for each in tensors):
         return None
-    return Affine(numbers.mT if linear else numbers, _plain(bias))
+    dtype = next((each.dtype for each in tensors if each.is_floating_point() and each.element_size() > 1), torch.float32)
+    units = torch.eye(width, dtype=dtype, device=next((each.device for each in tensors), None))
+    try:
+        bias, made = (upcast(part.forward(each)) for each in (torch.zeros_like(units[:1]), units))
+    except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError):  # it takes something else
+        return None
+    weight = made - bias
+    return Affine(weight, bias[0] if bool(bias.any()) else None) if weight.ndim == 2 else None
 
 
 def _plain(weight: object) -> Tensor | None:
@@ -107,7 +144,7 @@ def table_of(part: nn.Module) -> Tensor | None:
 
 def _is_known(part: nn.Module) -> bool:
     """Whether a module seems to be a linear map or an embedding."""
-    return affine_of(part) is not None or table_of(part) is not None
+    return is_linear(part) or table_of(part) is not None
 
 
 def is_norm(part: nn.Module) -> bool:
@@ -183,16 +220,17 @@ def find_values(calls: Sequence[Call], pattern: Tensor) -> tuple[Values, Call] |
     """
     n_heads = pattern.shape[1]
     for number, out in reversed(list(enumerate(calls))):
-        if affine_of(out.part) is None or out.given.shape[:2] != pattern[:, 0].shape[:2] or out.given.shape[-1] % n_heads:
+        if not is_linear(out.part) or out.given.shape[:2] != pattern[:, 0].shape[:2] or out.given.shape[-1] % n_heads:
             continue
         mixed = out.given.unflatten(-1, (n_heads, -1))
         for call in calls[:number]:
-            affine = affine_of(call.part)
-            if affine is None or call.gave.shape[:2] != mixed.shape[:2]:
+            if not is_linear(call.part) or call.gave.shape[:2] != mixed.shape[:2]:
                 continue
             for columns in _layouts(call.gave.shape[-1], n_heads, mixed.shape[-1]):
                 if agrees(mix(pattern, call.gave[..., columns.to(call.gave.device)]), mixed):
-                    return Values(call, affine, columns), out
+                    affine = affine_of(call.part)
+                    if affine is not None and agrees(affine(call.given), call.gave):
+                        return Values(call, affine, columns), out
     return None
 
 
