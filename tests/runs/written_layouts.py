@@ -202,7 +202,7 @@ def write_gguf(path, model, kind="F32", *, architecture="llama", parts=1, more=(
     if parts > 1:
         writer.add_uint16("split.count", parts)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"w{index}" for index in range(config.vocab_size)])
+    writer.add_token_list(["w", "1", *(f"w{index}" for index in range(config.vocab_size - 2))])
     writer.add_token_merges(["w 1"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
