@@ -75,7 +75,9 @@ def test_a_package_that_is_missing_is_named(method, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None)
     known = quantised.METHODS[method]
     said = refusal(with_settings(tmp_path / "model", {"quant_method": method, "bits": 4}))
-    assert f"has weights quantised by {known.name} (4 bits), which needs what is not installed: pip install {known.packages}" in said
+    assert (
+        f"has weights quantised by {known.name} (4 bits), which needs what is not installed: pip install {known.packages}" in said
+    )
     assert said.endswith(known.hardware)
 
 
@@ -107,7 +109,9 @@ def test_method_and_bits_are_told_from_a_config(expected):
 def test_quantisation_by_torch_is_told_from_the_layers():
     assert quantised.quantisation_of(nn.Sequential(nn.Linear(2, 2))) == ()
     module = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(2, 2)), {nn.Linear}, dtype=torch.qint8)
-    assert quantised.quantisation_of(module) == ("weights quantised by torch (Linear, LinearPackedParams of torch.ao.nn.quantized)",)
+    assert quantised.quantisation_of(module) == (
+        "weights quantised by torch (Linear, LinearPackedParams of torch.ao.nn.quantized)",
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
