@@ -52,12 +52,10 @@ def test_numbers_that_are_stored_as_they_are_give_the_same_model(files, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_quantised_file_is_held_against_what_it_was_made_of(files):
-    """In one line; its report says what it is, on whichever side it stands."""
-    found = assert_heads_preserved(SHIPPED["llama"], str(files["Q8_0"]))
-    assert "weights Q8_0 in a GGUF file (99.7% Q8_0, 0.3% F32), widened to float32" in found.provenance.notes
-    again = assert_heads_preserved(files["Q8_0"], SHIPPED["llama"])
-    assert any(note.startswith("before: weights Q8_0 in a GGUF file") for note in again.provenance.notes)
+def test_a_quantised_file_is_what_another_model_is_held_against(files):
+    """In one line; the evidence says what it is. tests/plugin/test_examples.py has files as what is held against."""
+    found = assert_heads_preserved(files["Q8_0"], SHIPPED["llama"])
+    assert "before: weights Q8_0 in a GGUF file (99.7% Q8_0, 0.3% F32), widened to float32" in found.provenance.notes
 
 
 def test_weights_are_widened_to_the_type_that_is_asked_for(files):
@@ -73,7 +71,7 @@ def test_what_lies_beside_a_file_has_no_say(files, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     alone, beside = load_model(str(files["Q4_0"])), load_model(str(tmp_path / "model.gguf"))
     assert beside.fingerprint() == alone.fingerprint()
-    assert beside.encode("w1w") == alone.encode("w1w") == [3, 0]
+    assert beside.encode("w1w") == alone.encode("w1w") == [0, 1, 0]
 
 
 def test_a_directory_is_that_of_its_only_weights(files, tmp_path):

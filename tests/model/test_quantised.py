@@ -62,9 +62,12 @@ def test_fp8_is_unpacked_on_a_cpu_and_said(tmp_path):
     for name in [name for name in weights if "proj" in name]:
         weights[name], weights[f"{name}_scale_inv"] = in_eight_bits(weights[name])
     save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
-    found = assert_heads_preserved(SHIPPED["llama"], str(place))
-    assert "weights quantised by FP8, unpacked as they were loaded" in found.provenance.notes
-    assert len(circuits_of(load_model(str(place))).layers) == 2
+    found, original = load_model(str(place)), load_model(SHIPPED["llama"])
+    assert "weights quantised by FP8, unpacked as they were loaded" in found.notes
+    assert len(circuits_of(found).layers) == 2
+    tokens = original.random_ids(2, 20)
+    one, other = (each.logits(tokens) for each in (found, original))
+    assert 0 < (one - other).abs().max() < 0.2 * other.abs().max()
 
 
 # What does
