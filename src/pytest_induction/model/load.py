@@ -73,7 +73,8 @@ def load_model(
     own), what holds one (a pipeline, a `Trainer`, an NNsight model), or a string: a local directory as `save_pretrained` writes
     it (of an adapter too, which names its base), `hf:NAME[@REVISION]`, a `.gguf` file, whose weights become float32 unless
     `dtype` names another type, `module.path:factory` or `path/file.py:factory`, whose factory takes no arguments and returns the
-    module. A wrapper is left aside where it changes no logits: the model inside is measured. `device` and `dtype` apply to what is loaded here; a module of yours is measured where and as it is.
+    module. A wrapper is left aside where it changes no logits: the model inside is measured. `device` and `dtype` apply to what
+    is loaded here; a module of yours is measured where and as it is.
     `trust_remote_code` lets code run that came with the weights; without it such a model is refused. `seed` is the one its
     probes are drawn with by default. `memory`, such as `"4GB"`, is what a forward pass may take; half of what is free by
     default. `attach` is one function or several, each given the module, that hook `expose_attention` into a model which nothing
