@@ -72,7 +72,6 @@ study-architectures: $(STAMP)  ## every causal architecture of transformers agai
 	$(BIN)/python benchmarks/study_architectures.py
 
 study-pretrained: $(STAMP)  ## two real models, fetched once (350 MB), into docs/pretrained.md; an hour on two cores. STUDY="--quick": a look only
-	@$(BIN)/python -m pip show --quiet gguf 2> /dev/null || $(INSTALL) --constraint constraints.txt --group pretrained
 	$(BIN)/python benchmarks/study_pretrained.py $(STUDY)
 
 fuzz: $(STAMP)  ## 20,000 files that nobody wrote so, over every reader; about ten minutes. FUZZ="--inputs 2000 --seed 7": fewer, others

@@ -213,7 +213,7 @@ def convert(gguf: Path, target: Path) -> None:
     from importlib.util import find_spec
 
     if find_spec("gguf") is None:
-        raise FetchError("the package gguf is needed to read the models: `make study-pretrained` installs it")
+        raise FetchError("the package gguf is needed to read the models: `make` installs it with the others of the group dev")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

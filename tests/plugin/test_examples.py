@@ -11,9 +11,11 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import torch
 
 from pytest_induction.report.session_records import read_records
 from tests.conftest import FIXTURES, SHIPPED
+from tests.runs.written_layouts import write_gguf
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -178,6 +180,24 @@ def test_a_quantised_model_is_checked_before_its_release(place, monkeypatch):
     told = [line.split(maxsplit=3) for line in result.outlines if "heads_preserved" in line]
     assert {line[0] for line in told} == {"SHOWN,", "REFUTED,"}
     assert any(line[:2] == ["REFUTED,", "failed"] and "L1H0 lost" in line[3] for line in told)
+
+
+def test_quantised_files_are_held_against_what_they_were_made_of(place):
+    """The gates of `release` as they are: a file whose heads write nothing fails, and what it is stands in the section."""
+    pytest.importorskip("gguf")
+    model = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(SHIPPED["llama"])
+    gates = place.path / "release.gates.toml"
+    shutil.copy(EXAMPLES / "release" / gates.name, gates)
+    (place.path / "model").symlink_to(SHIPPED["llama"])
+    write_gguf(place.path / "model.Q8_0.gguf", model, "Q8_0")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight.zero_()
+    write_gguf(place.path / "model.Q4_0.gguf", model, "Q4_0")
+    result = place.runpytest_inprocess("-p", "no:cacheprovider", str(gates), "-k", "heads_preserved")
+    result.assert_outcomes(passed=1, failed=1, deselected=2)
+    result.stdout.fnmatch_lines(
+        ["*heads_preserved is REFUTED*", "*weights Q8_0 in a GGUF file (99.7% Q8_0, 0.3% F32), widened to float32*"]
+    )
 
 
 def test_every_example_is_tested_here_and_told_of():

@@ -171,12 +171,24 @@ def gguf(place, weights):
     write_gguf(place / f"small-{STEP}-f32.gguf", model)
 
 
-def write_gguf(path, model):
-    """A model of the Llama kind, with a vocabulary of as many words as it has ids."""
-    from gguf import GGUFWriter, LlamaFileType
+def write_gguf(path, model, kind="F32", *, architecture="llama", parts=1, more=()):
+    """A model of the Llama kind, with a vocabulary of as many words as it has ids; `kind` is the type of its matrices.
 
-    config = model.config
-    writer = GGUFWriter(path, "llama")
+    `more` are names of tensors besides, `parts` of how many files it says to be one.
+    """
+    from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+    from gguf.quants import quantize
+
+    config, stored = model.config, GGMLQuantizationType[kind]
+    writer = GGUFWriter(path, architecture)
+
+    def add(name, array):
+        array = np.ascontiguousarray(array)
+        if array.ndim < 2:
+            writer.add_tensor(name, array)
+        else:
+            writer.add_tensor(name, quantize(array, stored), raw_dtype=stored)
+
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -186,9 +198,11 @@ def write_gguf(path, model):
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(LlamaFileType.ALL_F32)
+    writer.add_file_type(LlamaFileType[f"{'ALL' if kind == 'F32' else 'MOSTLY'}_{kind}"])
+    if parts > 1:
+        writer.add_uint16("split.count", parts)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"w{index}" for index in range(config.vocab_size)])
+    writer.add_token_list(["w", "1", *(f"w{index}" for index in range(config.vocab_size - 2))])
     writer.add_token_merges(["w 1"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
@@ -206,14 +220,16 @@ def write_gguf(path, model):
     for name, value in model.state_dict().items():
         array = value.detach().numpy().copy()
         if name.startswith("model.layers."):
-            _, _, layer, *rest, kind = name.split(".")
+            _, _, layer, *rest, which = name.split(".")
             part = names[".".join(rest)]
             if part in ("attn_q", "attn_k"):  # llama.cpp rotates neighbours
                 array = array.reshape(config.num_attention_heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-            writer.add_tensor(f"blk.{layer}.{part}.{kind}", np.ascontiguousarray(array))
+            add(f"blk.{layer}.{part}.{which}", array)
         else:
             other = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-            writer.add_tensor(other.get(name, "output.weight"), array)
+            add(other.get(name, "output.weight"), array)
+    for name in more:
+        add(name, np.ones(8, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

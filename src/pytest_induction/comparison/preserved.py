@@ -28,6 +28,7 @@ from pytest_induction.measuring.observing import Array, ModelLike, provenance
 from pytest_induction.measuring.rounds import MAX_SEQUENCES as LIST_SEQUENCES
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.model.specs import GGUF
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Provenance, TokenSpace, Verdict
 from pytest_induction.statistics import FIRST_LOOK, Mean, look_sizes
 
@@ -354,7 +355,7 @@ def _kept(before: Any, entry: str | None) -> tuple[Any, str]:
         where = f"the profile of {before.provenance.model}"
     elif isinstance(before, (str, os.PathLike)):
         path = expanded(before)
-        if is_file(path) or path.suffix == ".json":
+        if path.suffix == ".json" or (is_file(path) and path.suffix != GGUF):
             return read_profile(path, entry), repr(os.fspath(before))
     if entry is not None:
         raise ArgumentError("`entry` names an entry of a baseline file, and `before` is none")

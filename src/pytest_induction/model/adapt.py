@@ -42,6 +42,7 @@ from pytest_induction.forward.standing import writes
 from pytest_induction.model.conventions import GUIDE, WRAP, Found, find_conventions, holding_all, model_inside, of_round_lengths
 from pytest_induction.model.declared import CONTEXT_NAMES, declared, declared_layers, paths_or_classes, token_space, tokenizer_of
 from pytest_induction.model.protocol import ModelUnderTest, remember_inside
+from pytest_induction.model.quantised import quantisation_of
 from pytest_induction.model.unfinished import Beginning
 from pytest_induction.records import TokenSpace
 from pytest_induction.undoing import Changes, puts_back
@@ -97,6 +98,7 @@ def adapt(
     notes, space = reference.notes, reference.space
     if space.bos_id is None:
         notes += ("sequences begin with no token of their own: the model names no usable one",)
+    notes += quantisation_of(module)
     notes += ("compiled, and measured as it was written",) if is_compiled(module) else ()
     notes += backend.notes if backend else ()
     caller.d_vocab = space.d_vocab

@@ -1,106 +1,21 @@
-"""What a model directory or a GGUF file holds, checked before a library opens it."""
+"""What a model directory holds, checked before a library opens it."""
 
 from __future__ import annotations
 
-import io
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import nn
 
 from pytest_induction.errors import ModelError, reason
-from pytest_induction.files import DOCUMENT, UnfitFileError, check_regular, is_directory, is_file, names_in, open_regular, tree_of
+from pytest_induction.files import DOCUMENT, check_regular, is_directory, is_file, names_in, open_regular, tree_of
 from pytest_induction.model.tensor_files import check_torch_file, safetensors_header
 
-MOST_AXES = 8
-_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of each type of value
-_TEXT, _LIST = 8, 9
-
-
-def check_gguf(stream: BinaryIO, size: int) -> None:
-    """Raise `OSError` for a GGUF file whose values, texts, lists or tensors would lie beyond its end."""
-    gguf = _Gguf(stream, size)
-    if gguf.take(4) != b"GGUF":
-        raise UnfitFileError("it does not begin as a GGUF file")
-    gguf.turn(gguf.number(4))
-    tensors, values = gguf.number(8), gguf.number(8)
-    if tensors * 24 + values * 12 > size:  # the fewest bytes that each takes
-        raise UnfitFileError(f"it would have {tensors} tensors and {values} values, and the file has {size} bytes")
-    for _ in range(values):
-        gguf.skip(gguf.number(8))
-        gguf.value(gguf.number(4))
-    numbers = 0
-    for _ in range(tensors):
-        gguf.skip(gguf.number(8))
-        axes = gguf.number(4)
-        if axes > MOST_AXES:
-            raise UnfitFileError(f"one of its tensors would have {axes} axes")
-        shape = [gguf.number(8) for _ in range(axes)]
-        gguf.skip(4)
-        numbers += math.prod(shape)
-        if numbers > 8 * size or gguf.number(8) > size:  # a number has a bit at least
-            raise UnfitFileError(f"one of its tensors, of shape {shape}, lies beyond its {size} bytes")
-
-
-class _Gguf:
-    """A stream that is read from its beginning, and never beyond its end."""
-
-    def __init__(self, stream: BinaryIO, size: int) -> None:
-        self._stream, self._left, self._size = stream, size, size
-        self._order: Any = "little"
-        stream.seek(0)
-
-    def turn(self, version: int) -> None:
-        """Go by the order of bytes that the version shows."""
-        if version & 0xFFFF == 0:
-            self._order = "big"
-
-    def take(self, count: int) -> bytes:
-        self._spend(count)
-        return self._stream.read(count)
-
-    def number(self, width: int) -> int:
-        return int.from_bytes(self.take(width), self._order)
-
-    def skip(self, count: int) -> None:
-        self._spend(count)
-        self._stream.seek(count, io.SEEK_CUR)
-
-    def value(self, kind: int) -> None:
-        """Pass over a value."""
-        if kind == _TEXT:
-            self.skip(self.number(8))
-        elif kind == _LIST:
-            kind, count = self.number(4), self.number(8)
-            if kind in _WIDTHS:
-                self.skip(count * _WIDTHS[kind])
-            elif kind == _TEXT:
-                self._texts(count)
-            else:
-                raise UnfitFileError(f"a list in it has values of a type {kind} that is not known")
-        elif kind in _WIDTHS:
-            self.skip(_WIDTHS[kind])
-        else:
-            raise UnfitFileError(f"it has a value of a type {kind} that is not known")
-
-    def _texts(self, count: int) -> None:
-        if count * 8 > self._left:
-            raise UnfitFileError(f"a list in it would have {count} texts, and the file has {self._size} bytes")
-        for _ in range(count):
-            self.skip(self.number(8))
-
-    def _spend(self, count: int) -> None:
-        if count > self._left:
-            raise UnfitFileError(f"it ends early: something in it would have {count} bytes, and the file has {self._size}")
-        self._left -= count
-
-
-OPENED = re.compile(r".*\.(json|safetensors|bin|pt|pth|gguf|model|txt|jinja|py|tiktoken)")  # by one loader or another
+OPENED = re.compile(r".*\.(json|safetensors|bin|pt|pth|model|txt|jinja|py|tiktoken)")  # by one loader or another
 TEMPLATES = "additional_chat_templates"
 LARGEST_VOCABULARY = 2**27  # bytes of a file of a tokenizer
 WEIGHTS = re.compile(r"(model|pytorch_model|adapter_model|consolidated)[-.\w]*\.(safetensors|bin|pt|pth)")
@@ -126,19 +41,14 @@ def check_directory(place: Path, spec: str) -> None:
             _checked(place / name, spec, tree)
 
 
-def check_file(path: Path, spec: str) -> None:
-    """The same for a model that is one file, which the user names. Raises `ModelError`."""
-    _checked(path, spec, None)
-
-
-def _checked(path: Path, spec: str, tree: str | None) -> None:
+def _checked(path: Path, spec: str, tree: str) -> None:
     try:
         _check(path, tree)
     except OSError as error:
         raise ModelError(f"{path.name} of {spec!r} cannot be read: {reason(error)}") from None
 
 
-def _check(path: Path, tree: str | None) -> None:
+def _check(path: Path, tree: str) -> None:
     if path.suffix in (".json", ".jinja", ".py", ".txt", ".model", ".tiktoken"):
         is_config = path.name.endswith(("config.json", ".py", ".index.json"))
         check_regular(path, most=DOCUMENT if is_config else LARGEST_VOCABULARY, within=tree)
@@ -147,8 +57,6 @@ def _check(path: Path, tree: str | None) -> None:
         size = os.fstat(stream.fileno()).st_size
         if path.suffix == ".safetensors":
             safetensors_header(stream, size)
-        elif path.suffix == ".gguf":
-            check_gguf(stream, size)
         elif WEIGHTS.fullmatch(path.name):
             check_torch_file(stream, size)
 
@@ -189,7 +97,7 @@ def check_size(
     Memory counts only where all of it is to lie `in_memory`.
 
     It is made on the device `meta`, where it takes no memory. Where it cannot be made so, loading it says why. Code that came
-    with the weights is not run for it, and how much memory quantised weights take is not known before.
+    with the weights is not run for it. Quantised weights take what is stored of them, if not more.
     """
     if config.get("auto_map"):
         return
@@ -206,7 +114,9 @@ def check_size(
             f"the config of {spec!r} asks for {count} weights, and what is stored has {stored} bytes: is it the right config?"
         )
     memory = _memory()
-    if in_memory and takes > memory and not config.get("quantization_config"):
+    if config.get("quantization_config"):
+        takes = stored or 0
+    if in_memory and takes > memory:
         raise ModelError(
             f"the config of {spec!r} asks for {count} weights, {takes} bytes, and this machine has {memory}: to have layers that "
             'do not fit read from disk in each pass, give the device "auto"'

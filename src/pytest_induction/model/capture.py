@@ -72,16 +72,14 @@ def first_tensor(values: Sequence[Any]) -> Tensor | None:
 
 
 def affine_of(part: nn.Module) -> Affine | None:
-    """The linear map that a module seems to be: torch's, transformers' `Conv1D`, or the unembedding of TransformerLens."""
-    names = ("weight", "bias")
-    weight, bias = (getattr(part, name, None) for name in names)
-    linear = isinstance(part, nn.Linear)
-    if not linear and type(part).__name__ != "Conv1D":
-        own, names = vars(part).get("_parameters", {}), ("W_U", "b_U")
-        weight, bias = (own.get(name) for name in names)
-    held, added = _plain(weight), _plain(bias)
+    """The linear map that a module seems to be: torch's, transformers' `Conv1D`, or the unembedding of TransformerLens.
+
+    Of one that keeps its weights packed, it is read from what the module makes of unit vectors.
+    """
+    names, linear = _names_of_weights(part), isinstance(part, nn.Linear)
+    held, added = map(_plain, _weights_of(part))
     if held is None or held.ndim != 2 or not held.is_floating_point():
-        return None
+        return _by_products(part)
 
     def fetched() -> Tensor:
         found = brought(part, names[0], held)
@@ -94,6 +92,49 @@ def affine_of(part: nn.Module) -> Affine | None:
 def brought(part: nn.Module, name: str, held: Tensor) -> Tensor:
     """What a module holds under a name, and where that is a placeholder, the weight that accelerate keeps elsewhere for it."""
     return offloaded(part, name, held).detach().to(held.dtype) if held.is_meta else held
+
+
+def is_linear(part: nn.Module) -> bool:
+    """Whether a module seems to be a linear map, without unpacking or fetching anything."""
+    weight = _weights_of(part)[0]
+    is_dense = isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point()
+    return is_dense or _packed_width(part) > 0
+
+
+def _names_of_weights(part: nn.Module) -> tuple[str, str]:
+    return ("weight", "bias") if isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D" else ("W_U", "b_U")
+
+
+def _weights_of(part: nn.Module) -> tuple[object, object]:
+    weight, bias = _names_of_weights(part)
+    if weight == "weight":
+        return getattr(part, weight, None), getattr(part, bias, None)
+    own = vars(part).get("_parameters", {})
+    return own.get(weight), own.get(bias)
+
+
+def _packed_width(part: nn.Module) -> int:
+    """How many numbers a linear map takes that says its sizes as torch's does, and is no wrapper around another; else 0."""
+    sizes = [getattr(part, name, None) for name in ("in_features", "out_features")]
+    is_whole = not any(hasattr(inner, "in_features") for inner in part.children())
+    return sizes[0] if is_whole and isinstance(sizes[0], int) and isinstance(sizes[1], int) else 0
+
+
+@torch.no_grad()
+def _by_products(part: nn.Module) -> Affine | None:
+    """The linear map, by what it makes of zeros and of unit vectors; None where it makes something else of them."""
+    width = _packed_width(part)
+    tensors = [*part.parameters(), *part.buffers()]
+    if not width or any(each.is_meta for each in tensors):
+        return None
+    dtype = next((each.dtype for each in tensors if each.is_floating_point() and each.element_size() > 1), torch.float32)
+    units = torch.eye(width, dtype=dtype, device=next((each.device for each in tensors), None))
+    try:
+        bias, made = (upcast(part.forward(each)) for each in (torch.zeros_like(units[:1]), units))
+    except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError):  # it takes something else
+        return None
+    weight = made - bias
+    return Affine(weight, bias[0] if bool(bias.any()) else None) if weight.ndim == 2 else None
 
 
 def _plain(weight: object) -> Tensor | None:
@@ -125,7 +166,7 @@ def _held_table(part: nn.Module) -> Tensor | None:
 
 def _is_known(part: nn.Module) -> bool:
     """Whether a module seems to be a linear map or an embedding."""
-    return affine_of(part) is not None or _held_table(part) is not None
+    return is_linear(part) or _held_table(part) is not None
 
 
 def is_norm(part: nn.Module) -> bool:
@@ -201,16 +242,17 @@ def find_values(calls: Sequence[Call], pattern: Tensor) -> tuple[Values, Call] |
     """
     n_heads = pattern.shape[1]
     for number, out in reversed(list(enumerate(calls))):
-        if affine_of(out.part) is None or out.given.shape[:2] != pattern[:, 0].shape[:2] or out.given.shape[-1] % n_heads:
+        if not is_linear(out.part) or out.given.shape[:2] != pattern[:, 0].shape[:2] or out.given.shape[-1] % n_heads:
             continue
         mixed = out.given.unflatten(-1, (n_heads, -1))
         for call in calls[:number]:
-            affine = affine_of(call.part)
-            if affine is None or call.gave.shape[:2] != mixed.shape[:2]:
+            if not is_linear(call.part) or call.gave.shape[:2] != mixed.shape[:2]:
                 continue
             for columns in _layouts(call.gave.shape[-1], n_heads, mixed.shape[-1]):
                 if agrees(mix(pattern, call.gave[..., columns.to(call.gave.device)]), mixed):
-                    return Values(call, affine, columns), out
+                    affine = affine_of(call.part)
+                    if affine is not None and agrees(affine(call.given), call.gave):
+                        return Values(call, affine, columns), out
     return None
 
 

@@ -40,6 +40,7 @@ from pytest_induction.model.capture import (
 from pytest_induction.model.declared import first_of
 from pytest_induction.model.head_weights import Affine, Circuits, LayerCircuits, Norm, upcast
 from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.model.quantised import quantisation_of
 
 ROWS, POSITIONS = 2, 9  # of the tokens on which everything is checked
 NO_FACTOR = 1e-3  # below it nothing arrives
@@ -288,8 +289,9 @@ class _Reading:
                 self._refuse(f"a `{type(part).__name__}` of {where} runs more than once in a pass")
 
     def _refuse(self, why: str) -> NoReturn:
+        packed = "".join(f"; {note}, which may be why" for note in quantisation_of(self._root))
         raise UnsupportedModel(
-            f"the weights of the heads of {self._subject.name} cannot be read: {why}. "
+            f"the weights of the heads of {self._subject.name} cannot be read: {why}{packed}. "
             "What its heads attend to and what it predicts can be measured all the same"
         )
 

@@ -12,11 +12,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from logging import ERROR, getLogger
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -26,15 +27,17 @@ from pytest_induction import alarms
 from pytest_induction.attention.backend import Attach
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, reason, user_facing
 from pytest_induction.files import SETTINGS, check_regular, expanded, is_directory, is_there, read_json
-from pytest_induction.forward.calling import first_line, why_endless
+from pytest_induction.forward.calling import device_of, dtype_of, first_line, why_endless
 from pytest_induction.forward.changing import Shared
 from pytest_induction.model import remote_code
 from pytest_induction.model.adapt import adapt
 from pytest_induction.model.adapters import Adapter, check_peft, find_adapter, on_base
-from pytest_induction.model.bounds import check_counts, check_directory, check_file, check_size, stored_bytes
+from pytest_induction.model.bounds import check_counts, check_directory, check_size, stored_bytes
 from pytest_induction.model.declared import paths_or_classes
+from pytest_induction.model.gguf import read_header
 from pytest_induction.model.placing import Placing, placed_on, placing, refuse
 from pytest_induction.model.protocol import ModelUnderTest, changed_in
+from pytest_induction.model.quantised import check_packages, is_packed, quantisation_of, unpacked_of
 from pytest_induction.model.specs import AUTO, FORMS, check_dtype, check_spec, gguf_file, memory_size, module_names
 from pytest_induction.observers import attached
 from pytest_induction.undoing import Changes
@@ -44,6 +47,12 @@ HARMLESS = re.compile(  # what old files hold beside weights: masks, positions a
     r"(?:^|\.)(?:masked_bias|causal_mask|position_ids|(?:original_)?inv_freq|rotary_emb\.(?:cos|sin)_cached)$"
     r"|(?:^|\.)(?:attn|attention)\.(?:attention\.)?bias$"
 )
+UNSUPPORTED = "is not supported yet"  # in what transformers says of the architecture of a GGUF file
+GGUF_READERS = {  # the modules of transformers that read these files, and their lists of architectures
+    "transformers.modeling_gguf_pytorch_utils": "GGUF_SUPPORTED_ARCHITECTURES",
+    "transformers.integrations.gguf": "GGUF_CONFIG_ARCHS",
+}
+BNB_PACKING = "support_avx512bf16_for_cpu"  # of bitsandbytes, which then packs weights in passes, and unpacks them to name them
 FEWEST_TOKENS = 8  # ordinary ones: where files are missing, transformers may make a tokenizer that knows next to none
 
 
@@ -63,10 +72,11 @@ def load_model(
 
     `model` is a module that maps token ids (batch, positions) to logits (a Hugging Face model, a `TransformerBridge`, your
     own), what holds one (a pipeline, a `Trainer`, an NNsight model), or a string: a local directory as `save_pretrained` writes
-    it (of an adapter too, which names its base), `hf:NAME[@REVISION]`, `module.path:factory` or `path/file.py:factory`, whose
-    factory takes no arguments and returns the module. A wrapper is left aside where it changes no logits: the model inside is
-    measured. `device` and `dtype` apply to what is loaded here; a module of yours is measured where and as it is. The device
-    `"auto"` is for models that are larger than one: accelerate places their layers on all GPUs, in main memory and on disk.
+    it (of an adapter too, which names its base), `hf:NAME[@REVISION]`, a `.gguf` file, whose weights become float32 unless
+    `dtype` names another type, `module.path:factory` or `path/file.py:factory`, whose factory takes no arguments and returns the
+    module. A wrapper is left aside where it changes no logits: the model inside is measured. `device` and `dtype` apply to what
+    is loaded here; a module of yours is measured where and as it is. The device `"auto"` is for models that are larger than one:
+    accelerate places their layers on all GPUs, in main memory and on disk.
     `trust_remote_code` lets code run that came with the weights; without it such a model is refused. `seed` is the one its
     probes are drawn with by default. `memory`, such as `"4GB"`, is what a forward pass may take; half of what is free by
     default. With the device `"auto"` it is also the most of the weights that lie in each device's memory. `attach` is one
@@ -165,8 +175,26 @@ def load_module(
     why = why_endless(loaded.module)
     if why:
         raise ModelError(f"the model {spec!r} {why}")
-    module = loaded.module if kind is None else _moved(loaded.module, kind)
-    return replace(loaded, module=_moved(module, target))
+    module = loaded.module
+    if is_packed(module):
+        return replace(loaded, module=_run_once(_moved(module, target), kind, spec))
+    return replace(loaded, module=_moved(module if kind is None else _moved(module, kind), target))
+
+
+def _run_once(module: nn.Module, dtype: torch.dtype | None, spec: str) -> nn.Module:
+    """A module with packed weights after its first pass, in which some kernels pack them anew.
+
+    Raises `ModelError` where it computes in another type than the one that was asked for.
+    """
+    if dtype not in (None, dtype_of(module)):
+        kept = f"{str(dtype_of(module)).removeprefix('torch.')}, not {str(dtype).removeprefix('torch.')}"
+        raise ModelError(f"{spec!r} has {quantisation_of(module)[0]} and computes in {kept}: leave the dtype out")
+    for part in module.modules():
+        if hasattr(part, BNB_PACKING):
+            setattr(part, BNB_PACKING, False)
+    with suppress(Exception), torch.no_grad():  # what fails here fails again where it is tried out, and says why
+        module(input_ids=torch.zeros((1, 2), dtype=torch.long, device=device_of(module)))
+    return module
 
 
 def _placed(spec: str, dtype: torch.dtype | None, memory: int | None, *, trust: bool) -> Loaded:
@@ -218,9 +246,7 @@ def _load(spec: str, dtype: torch.dtype | None, *, trust: bool, places: Placing 
     path = expanded(spec)
     file = gguf_file(path)
     if file is not None:
-        if importlib.util.find_spec("gguf") is None:
-            raise ModelError(f"loading {spec!r} needs gguf: pip install 'pytest-induction[gguf]'")
-        return _from_transformers(str(file.parent), spec, _How(dtype, trust, {"local_files_only": True, "gguf_file": file.name}))
+        return _from_gguf(file, spec, dtype)
     return _from_transformers(str(path), spec, _How(dtype, trust, {"local_files_only": True}, places))
 
 
@@ -228,18 +254,44 @@ def _moved(module: nn.Module, device: torch.device | torch.dtype) -> nn.Module:
     """The module on a device, or in a type."""
     try:
         return module.to(device)
-    except RuntimeError as error:  # of the device, or for weights that are not here
+    except (RuntimeError, ValueError, NotImplementedError) as error:  # of the device, for packed weights, or ones not here
         raise ModelError(f"the model cannot be moved to {device}: {first_line(error)}") from None
 
 
-def _from_transformers(place: str, spec: str, how: _How) -> Loaded:
+def _transformers(spec: str) -> Any:
     try:
         import transformers
     except ImportError:
         raise ModelError(f"loading {spec!r} needs transformers: pip install 'pytest-induction[transformers]'") from None
-    if "gguf_file" in how.where:
-        check_file(Path(place) / how.where["gguf_file"], spec)
-    elif how.where.get("local_files_only"):
+    return transformers
+
+
+def _from_gguf(file: Path, spec: str, dtype: torch.dtype | None) -> Loaded:
+    """The model in a GGUF file, its weights as plain numbers: of float32, unless another type is asked for.
+
+    What lies beside the file has no say, so transformers is given an empty directory and the file's whole path.
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("gguf", "accelerate")):
+        raise ModelError(f"loading {spec!r} needs gguf: pip install 'pytest-induction[gguf]'")
+    transformers = _transformers(spec)
+    header = read_header(file, spec)
+    kind = dtype or torch.float32
+    how = _How(kind, trust=False, where={"local_files_only": True, "gguf_file": str(file.absolute())})
+    silent = _quiet(transformers, _bar_of_gguf(transformers.utils.logging))
+    with silent, remote_code.never_asking(), TemporaryDirectory() as empty:
+        loaded = _whole(transformers, empty, spec, how)
+    module: Any = loaded.module
+    module.hf_quantizer, module.is_quantized = None, False  # its weights are plain numbers by now
+    module.config.__dict__.pop("quantization_config", None)
+    notes = [f"{header.described}, widened to {str(kind).removeprefix('torch.')}"]
+    if header.left_out:
+        notes.append(f"transformers leaves out {', '.join(header.left_out)}, which scales rotary positions for long contexts")
+    return replace(loaded, notes=(*notes, *loaded.notes))
+
+
+def _from_transformers(place: str, spec: str, how: _How) -> Loaded:
+    transformers = _transformers(spec)
+    if how.where.get("local_files_only"):
         check_directory(Path(place), spec)
     with _quiet(transformers), remote_code.never_asking():
         adapter = find_adapter(transformers, place, spec, how.where)
@@ -289,38 +341,74 @@ def _whole(transformers: Any, place: str, spec: str, how: _How) -> Loaded:
     """A model that is no adapter, with every weight that its config asks for, and none besides."""
     config = remote_code.config_of(transformers, place, how.where)
     check_counts(config, spec)
+    check_packages(config, spec)
     if not how.trust:
         remote_code.check_kernels(config, spec)
         remote_code.check_tokenizer(place, spec, how.where)
     _check_size(transformers, place, spec, how, config)
     try:
         loader: Any = transformers.AutoModelForCausalLM
-        wanted = {**how.where, "dtype": how.dtype or "auto", "trust_remote_code": how.trust}
-        wanted |= {} if how.placing is None else how.placing.options
+        wanted = {
+            **how.where,
+            "dtype": how.dtype or "auto",
+            "trust_remote_code": how.trust,
+            **_unpacked(transformers, how, config),
+            **({} if how.placing is None else how.placing.options),
+        }
         module, report = loader.from_pretrained(place, **wanted, output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:  # whatever a broken file makes a parser raise
         if not how.trust and remote_code.asks_for_code(error):
             raise remote_code.refused(spec, remote_code.CONFIG, config.get("auto_map")) from None
+        if "gguf_file" in how.where and UNSUPPORTED in str(error):
+            raise ModelError(f"{spec!r} cannot be loaded: {first_line(error)} {_read_of_gguf(transformers)}") from None
         hint = "; is the network there, and the name right?" if spec.startswith("hf:") else _no_transformers(place)
         raise ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}{hint}") from error
     _check_report(report, spec)
     notes = () if how.trust else remote_code.left_aside(config)
+    if not is_packed(module):
+        notes += unpacked_of(config)
     return Loaded(module, _tokenizer(transformers, place, how), notes)
+
+
+def _unpacked(transformers: Any, how: _How, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What else the loader needs for a GGUF file: its config, which takes long to read, and that its weights are to be unpacked.
+
+    Left to itself transformers may fetch kernels from the hub, which run on packed weights.
+    """
+    if "gguf_file" not in how.where or not config:
+        return {}
+    packed = getattr(transformers, "GgufConfig", None)  # older versions always unpack
+    unpacked = {} if packed is None else {"quantization_config": packed(dequantize=True)}
+    return {"config": transformers.AutoConfig.for_model(**config), **unpacked}
+
+
+def _read_of_gguf(transformers: Any) -> str:
+    """Which architectures this version of transformers reads from GGUF files."""
+    names: set[str] = set()
+    for place, name in (
+        ("modeling_gguf_pytorch_utils", "GGUF_SUPPORTED_ARCHITECTURES"),
+        ("integrations.gguf", "GGUF_CONFIG_ARCHS"),
+    ):
+        with suppress(ImportError):  # where another version has none
+            names.update(getattr(importlib.import_module(f"transformers.{place}"), name, ()))
+    return f"transformers {transformers.__version__} reads {', '.join(sorted(names - {'general', 'tokenizer'}))}"
 
 
 def _check_size(transformers: Any, place: str, spec: str, how: _How, config: Mapping[str, Any]) -> None:
     """Raise `ModelError` for a model that is larger than memory, or than what is stored of it."""
-    if "gguf_file" in how.where:
-        return
+    file = how.where.get("gguf_file")
 
     def made() -> nn.Module:
-        settings = transformers.AutoConfig.from_pretrained(place, **how.where, trust_remote_code=False)
+        if file is None:
+            settings = transformers.AutoConfig.from_pretrained(place, **how.where, trust_remote_code=False)
+        else:
+            settings = transformers.AutoConfig.for_model(**config)
         settings.dtype = how.dtype or settings.dtype
         module: nn.Module = transformers.AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
         return module
 
     is_here = how.where.get("local_files_only") and is_directory(place)
-    stored = stored_bytes(Path(place)) if is_here else None
+    stored = Path(file).stat().st_size if file is not None else stored_bytes(Path(place)) if is_here else None
     check_size(made, spec, stored=stored, config=config, in_memory=how.placing is None)
 
 
@@ -329,10 +417,7 @@ def module_of_config(directory: Path, spec: str, *, trust_remote_code: bool, sto
 
     `stored` are the bytes of these weights.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise ModelError(f"loading {spec!r} needs transformers: pip install 'pytest-induction[transformers]'") from None
+    transformers = _transformers(spec)
     place, where = str(directory), {"local_files_only": True}
     check_directory(directory, spec)
     with _quiet(transformers), remote_code.never_asking():
@@ -405,12 +490,19 @@ def _tokenizer(transformers: Any, place: str, how: _How, **more: Any) -> Any:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def _quiet(transformers: Any, *more: Shared) -> Iterator[None]:
     """No progress bars and no reports from the loader inside the block; the user's own settings afterwards."""
     with Changes() as changes:
-        for setting in _silenced(transformers.utils.logging):
+        for setting in (*_silenced(transformers.utils.logging), *more):
             setting.hold(changes)
         yield
+
+
+@cache
+def _bar_of_gguf(logging: Any) -> Shared:
+    """The progress bar of reading a GGUF file, which goes by no setting of transformers'."""
+    reading = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    return Shared(lambda: getattr(reading, "tqdm", None), lambda bar: setattr(reading, "tqdm", bar), logging.tqdm)
 
 
 @cache

@@ -13,6 +13,9 @@ from pytest_induction.files import expanded, is_directory, is_file, is_there, na
 AUTO = "auto"  # the device of models that accelerate places on all there are
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 CONFIG, ADAPTER_CONFIG, GGUF = "config.json", "adapter_config.json", ".gguf"
+WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth")  # of other formats
+PART = re.compile(r"-(\d+)-of-(\d+)\.gguf$")  # how llama.cpp names the parts of a file
+SHOWN_FILES = 6
 FORMS = "a local directory, hf:NAME[@REVISION], a .gguf file, module.path:factory or path/file.py:factory"
 
 
@@ -46,16 +49,39 @@ def check_spec(spec: str) -> None:
 
 
 def gguf_file(path: Path) -> Path | None:
-    """The GGUF file at a path, or in a directory that holds one and no other model; None where there is none."""
+    """The GGUF file at a path, or in a directory that has no other weights; None where there is none.
+
+    Raises `ModelError` for one of several parts, and for a directory with several files.
+    """
     if path.suffix == GGUF and is_file(path):
-        return path
-    if not is_directory(path) or is_file(path / CONFIG) or is_file(path / ADAPTER_CONFIG):
+        return _whole(path)
+    if not is_directory(path) or is_file(path / ADAPTER_CONFIG):
         return None
     try:
-        found = [path / name for name in names_in(path) if name.endswith(GGUF)]
+        names = names_in(path)
     except OSError as error:
         raise ModelError(f"{str(path)!r} cannot be read: {reason(error)}") from None
-    return found[0] if len(found) == 1 else None
+    found = sorted(name for name in names if name.endswith(GGUF))
+    if not found or any(name.endswith(WEIGHTS) for name in names):
+        return None
+    if len(found) > 1 and not all(PART.search(name) for name in found):
+        named = ", ".join(found[:SHOWN_FILES]) + (f" and {len(found) - SHOWN_FILES} more" if len(found) > SHOWN_FILES else "")
+        raise ModelError(f"{str(path)!r} has {len(found)} GGUF files ({named}): name the one that is meant")
+    return _whole(path / found[0])
+
+
+def _whole(path: Path) -> Path:
+    """The same path. Raises `ModelError` for a file that is by its name one of several parts."""
+    part = PART.search(path.name)
+    if part and int(part[2]) > 1:
+        raise ModelError(f"{str(path)!r} is one of the {int(part[2])} parts of a GGUF file: {merging(path.name)}")
+    return path
+
+
+def merging(name: str) -> str:
+    """How to put together a GGUF file of several parts, of which this is one."""
+    first, whole = PART.sub(r"-00001-of-\2.gguf", name), PART.sub(GGUF, name)
+    return f"put them together with `llama-gguf-split --merge {first} {whole}` of llama.cpp"
 
 
 def check_text(path: Path) -> None:
