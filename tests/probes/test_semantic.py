@@ -101,7 +101,7 @@ def test_a_control_that_keeps_the_meaning_would_be_seen():
 
 
 def test_shapes_and_distances_vary():
-    """Periods and lengths over a round, distances from query to key within each translated text; and labels from row to row."""
+    """Periods and lengths over a round, distances from query to key within each translated text; labels and classes of lines."""
     assert len({probe.tokens.shape[1] for probe in drawn("classes")}) >= 4
     assert len({probe.tokens.shape[1] for probe in drawn("translation")}) >= 4
     for _, _, right, _, _ in rows_of(drawn("translation")):
@@ -110,6 +110,8 @@ def test_shapes_and_distances_vary():
     assert firsts == {False, True}  # either language comes first
     colons = {tokens[3] for tokens, *_ in rows_of(drawn("patterns"))}
     assert len(colons) > 3
+    classes = {frozenset(each for _, pair, _ in lines_of(tokens) for each in pair) for tokens, *_ in rows_of(drawn("patterns"))}
+    assert len(classes) > 3 and {len(each) for each in classes} == {4}  # other classes in each sequence
 
 
 @pytest.mark.parametrize("family", FAMILIES)
