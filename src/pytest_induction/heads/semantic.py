@@ -221,7 +221,7 @@ def measure_generality(
     them); without a tokenizer of ids that are next to each other, which need not mean anything to the model, and a note says so.
     Patterns draw four of the `classes` that have four ids or more in each sequence.
 
-    With all three families it costs about five forward passes of 12 rows of 101 tokens. `literal` is of 12 rows of repeated tokens.
+    All three families cost about five forward passes of 12 rows of 101 tokens. `literal` is of 12 rows of repeated tokens.
 
     A head that matches by meaning has an excess of about 1 and one that matches literally, attends by position or evenly none
     above 0. Raises `ProbeError` where there are too few words or positions, `ArgumentError` for what cannot be used,
