@@ -8,9 +8,10 @@ from pytest_induction import ExpectationFailed, Verdict, planted
 from pytest_induction.errors import ArgumentError, ModelError, ProbeError
 from pytest_induction.heads import semantic as assertions
 from pytest_induction.heads.semantic import MIN_EXCESS, assert_heads_generalize, judge_generality, measure_generality
-from pytest_induction.probes.words import LANGUAGES, Words
+from pytest_induction.probes.words import LANGUAGES, PAIRS_ENOUGH, Words
 from pytest_induction.records import Evidence, HeadId
-from tests.probes.test_semantic import Tokenizer
+from tests.heads.test_copying import tiny
+from tests.probes.test_semantic import Tokenizer, foreign
 
 SIZES = {"n_heads": 3, "d_vocab": 40, "n_ctx": 64}
 ONE, OTHER = HeadId(1, 0), HeadId(1, 1)
@@ -91,7 +92,7 @@ def test_trained_heads_match_literally_only(name, shipped):
     model = induction.load_model(shipped[name])
     heads = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
     found = evidence(model, heads)
-    excesses = [each.value for each in found.estimates.values() if each.unit == "excess"]
+    excesses = [each.value for each in excesses_of(found)]
     assert found.verdict is Verdict.REFUTED and len(excesses) == 9 and max(excesses) < 0.05
     assert len([note for note in found.provenance.notes if "need not mean anything" in note]) == 2
 
@@ -99,9 +100,9 @@ def test_trained_heads_match_literally_only(name, shipped):
 def test_a_tokenizer_of_few_words_is_refused_and_ids_can_be_given(shipped):
     """The model of 512 tokens has no months; with classes and pairs of ids it is measured, and has none of it."""
     model = induction.load_model(shipped["three-layers-text"])
-    with pytest.raises(ProbeError, match="the tokenizer has 0 months, 0 colours, 0 animals, 0 fruits"):
+    with pytest.raises(ProbeError, match=r"the tokenizer of .* \(\w+\) has 0 of 12 months, 0 of 11 colours, 0 of 12 animals"):
         assert_heads_generalize(model, "L2H0")
-    with pytest.raises(ProbeError, match="needs at least 5 classes of two tokens or more, found 0 of single-token words"):
+    with pytest.raises(ProbeError, match="needs at least 5 classes of two words or more of one token each, the tokenizer of "):
         assert_heads_generalize(model, "L2H0", "classes")
     given = {"classes": [range(k, k + 6) for k in range(100, 160, 6)], "pairs": [(k, k + 100) for k in range(200, 231)]}
     found = evidence(model, ["L2H0", "L2H3"], **given)
@@ -120,7 +121,7 @@ def test_words_of_a_tokenizer_are_the_classes_where_there_is_one():
         model = planted.class_induction_head(classes=given, **sizes)
         model.tokenizer = type("Words", (), {"encode": lambda self, text, **_: tokenizer(text)})()
         found = evidence(model, "L1H0", "classes")
-        assert found.verdict is verdict and found.provenance.probe == "classes: 11 classes of single-token words"
+        assert found.verdict is verdict and found.provenance.probe == "classes: 13 classes of single-token words"
 
 
 def judged(columns, heads=(ONE,), spread=0.05, count=24, error_rate=1e-3):
@@ -199,16 +200,49 @@ def test_the_same_inputs_and_seed_give_the_same_evidence():
 
 def test_what_is_measured_is_not_lost_where_copies_fail(monkeypatch):
     """A note says that they are not known, and the verdict stands."""
+    whole = assert_heads_generalize(planted.class_induction_head(**SIZES), "L1H0", "classes")
 
     def broken(*_):
         raise ModelError("no weights\nat all")
 
-    monkeypatch.setattr(assertions, "copies_of", broken)
+    monkeypatch.setattr(assertions._Copies, "__call__", broken)
     found = assert_heads_generalize(planted.class_induction_head(**SIZES), "L1H0", "classes")
-    assert (
-        found.provenance.notes[-1] == "what heads copy is not known: no weights\\nat all"
-        and "classes L1H0 literal copy" not in found.estimates
-    )
+    assert found.provenance.notes[-1] == "what heads copy is not known: no weights\\nat all"
+    assert "classes L1H0 literal copy" not in found.estimates and "classes L1H0 literal copy" in whole.estimates
+    assert found.estimates["classes L1H0"].value == pytest.approx(whole.estimates["classes L1H0"].value, abs=1e-6)
+
+
+def test_heads_of_random_weights_do_not_generalise():
+    """Every head of a random model at once, on classes and translations of ids and on lines: none is ever shown to do it."""
+    for kind in ("GPT2", "Llama"):
+        model = induction.load_model(tiny(kind))
+        heads = [(layer, head) for layer in range(2) for head in range(4)]
+        found = evidence(model, heads)
+        assert found.verdict is Verdict.REFUTED and max(each.value for each in excesses_of(found)) < 0.02
+
+
+def excesses_of(found):
+    """Of all families."""
+    return [each for each in found.estimates.values() if each.unit == "excess"]
+
+
+def test_a_head_that_translates_is_found_by_the_words_of_a_tokenizer():
+    """Planted on the pairs that the tokenizer has it is shown, and on as many pairs that do not belong together it is not."""
+    listed = LANGUAGES["German"].split(", ")
+    tokenizer = Tokenizer(split={word for name in LANGUAGES if name != "German" for word in foreign(name)} - foreign("German"))
+    language, pairs, count = Words(tokenizer).pairs()
+    assert (language, len(pairs), count) == ("German", PAIRS_ENOUGH, len(listed))
+    used = sorted(token for pair in pairs for token in pair)
+    small = {token: number for number, token in enumerate(used, start=1)}  # a small model has these words alone
+    encode = lambda text: [small.get(token, 0) for token in tokenizer(text)]
+    moved = [(one, pairs[number - 1][1]) for number, (one, _) in enumerate(pairs)]
+    for given, verdict in ((pairs, Verdict.SHOWN), (moved, Verdict.REFUTED)):
+        ids = [(small[one], small[other]) for one, other in given]
+        model = planted.translation_head(pairs=ids, d_vocab=len(small) + 1, n_ctx=64, n_heads=1)
+        model.tokenizer = type("Words", (), {"encode": lambda self, text, **_: encode(text)})()
+        found = evidence(model, "L1H0", "translation")
+        assert found.verdict is verdict
+        assert found.provenance.probe == "translation: 48 pairs of single-token words, English and German"
 
 
 def test_bad_input_is_refused_in_one_line():

@@ -5,8 +5,8 @@ import pytest
 
 from pytest_induction.errors import ArgumentError, ProbeError
 from pytest_induction.planted.meaning import consecutive
-from pytest_induction.probes.semantic import FAMILIES, Meanings, chosen_families, followers
-from pytest_induction.probes.words import CLASSES, LANGUAGES, Words
+from pytest_induction.probes.semantic import FAMILIES, MOST_ROUNDS, Meanings, chosen_families, followers
+from pytest_induction.probes.words import CLASSES, LANGUAGES, PAIRS_ENOUGH, PATTERN_CLASSES, Words
 from pytest_induction.records import TokenSpace
 
 SPACE = TokenSpace(d_vocab=64, n_ctx=64, bos_id=0, excluded=frozenset({0}))
@@ -101,7 +101,7 @@ def test_a_control_that_keeps_the_meaning_would_be_seen():
 
 
 def test_shapes_and_distances_vary():
-    """Periods and lengths over a round, distances from query to key within each translated text; and labels from row to row."""
+    """Periods and lengths over a round, distances from query to key within each translated text; labels and classes of lines."""
     assert len({probe.tokens.shape[1] for probe in drawn("classes")}) >= 4
     assert len({probe.tokens.shape[1] for probe in drawn("translation")}) >= 4
     for _, _, right, _, _ in rows_of(drawn("translation")):
@@ -110,6 +110,8 @@ def test_shapes_and_distances_vary():
     assert firsts == {False, True}  # either language comes first
     colons = {tokens[3] for tokens, *_ in rows_of(drawn("patterns"))}
     assert len(colons) > 3
+    classes = {frozenset(each for _, pair, _ in lines_of(tokens) for each in pair) for tokens, *_ in rows_of(drawn("patterns"))}
+    assert len(classes) > 3 and {len(each) for each in classes} == {4}  # other classes in each sequence
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -230,38 +232,104 @@ def test_words_of_one_token_are_found_with_or_without_a_space(lead):
     assert classes["animals"][0] == tokenizer.ids[f"{lead}dog"]
     flat = [token for ids in classes.values() for token in ids]
     assert len(set(flat)) == len(flat)
-    language, pairs = words.pairs()
-    assert language in LANGUAGES and len(pairs) > 40 and len({token for pair in pairs for token in pair}) == 2 * len(pairs)
+    language, pairs, listed = words.pairs()
+    assert language in LANGUAGES and listed == len(LANGUAGES[language].split(", "))
+    assert len(pairs) == PAIRS_ENOUGH and len({token for pair in pairs for token in pair}) == 2 * len(pairs)
     families = Meanings(tokenizer.space, tokenizer).families(FAMILIES)
     (probe,) = families["patterns"].probes(tokenizer.space, 2, np.random.default_rng(0))
     row = probe.tokens[0].tolist()
     assert [tokenizer.ids[text] for text in (":", "\n")] == [row[3], row[5]] and row[4] in [
         tokenizer.ids[str(n)] for n in range(4)
     ]
-    assert row[1] in (*classes["months"], *classes["colours"]) and row[2] in (*classes["animals"], *classes["fruits"])
+    class_of = {token: name for name in PATTERN_CLASSES for token in classes[name]}
+    of_lines = {(class_of[row[start]], class_of[row[start + 1]]) for start in range(1, len(row), 5)}
+    assert len(of_lines) == 4 and [len(set(column)) for column in zip(*of_lines, strict=True)] == [2, 2]
     assert all(len(keys) % 5 == 0 for keys in probe.right[0].values())
     assert not Meanings(tokenizer.space, tokenizer).notes
 
 
-def test_the_language_with_more_words_is_taken():
-    """German without its nouns and French without anything."""
-    french = [pair.split()[1] for pair in LANGUAGES["French"].split(", ")]
-    assert Words(Tokenizer(split=french)).pairs()[0] == "German"
-    german = [pair.split()[1] for pair in LANGUAGES["German"].split(", ")]
-    assert Words(Tokenizer(split=german)).pairs()[0] == "French"
+def english(language):
+    """The English words of a list."""
+    return [pair.split()[0] for pair in LANGUAGES[language].split(", ")]
 
 
-def test_too_few_words_are_refused_in_one_line():
-    """What was needed, what was found, what to do."""
-    short = Tokenizer(split=" ".join(CLASSES.values()).split() + " ".join(LANGUAGES.values()).replace(",", "").split())
+def foreign(language):
+    """The other words of a list."""
+    return {pair.split()[1] for pair in LANGUAGES[language].split(", ")}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_language_with_more_words_is_taken(language):
+    """Where no word of the others is one token, nor one that both have."""
+    others = {word for name in LANGUAGES if name != language for word in foreign(name)}
+    assert Words(Tokenizer(split=others)).pairs().language == language
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_list_of_two_languages_has_each_word_once_and_none_of_the_other_language(language):
+    """Whatever the case; words for things come first, and there are more than enough of them."""
+    listed = LANGUAGES[language].split(", ")
+    assert all(len(pair.split()) == 2 for pair in listed) and len(listed) > 3 * PAIRS_ENOUGH
+    ours, theirs = ([word.casefold() for word in words] for words in zip(*map(str.split, listed), strict=True))
+    assert len(set(ours)) == len(ours) and len(set(theirs)) == len(theirs)
+    known = {word.casefold() for name in LANGUAGES for word in english(name)}
+    known |= {word.casefold() for words in CLASSES.values() for word in words.split()}
+    assert not set(theirs) & known
+    assert not {"and", "the", "of", "not", "is"} & set(ours[: 2 * PAIRS_ENOUGH])
+
+
+def test_no_word_is_in_two_classes():
+    """Nor twice in one; and the classes of lines are among them, each with words for all rounds."""
+    words = [word.casefold() for listed in CLASSES.values() for word in listed.split()]
+    assert len(set(words)) == len(words)
+    assert set(PATTERN_CLASSES) <= set(CLASSES) and min(len(CLASSES[name].split()) for name in PATTERN_CLASSES) >= 2 * MOST_ROUNDS
+
+
+def built(words, lead=False):
+    """The `encode` of a tokenizer of the library of that name that knows these words and no other."""
+    tokenizers = pytest.importorskip("tokenizers")
+    ids = {text: number for number, text in enumerate(["<unk>", *words])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
+    pieces = tokenizers.pre_tokenizers
+    tokenizer.pre_tokenizer = pieces.Metaspace() if lead else pieces.Whitespace()
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_the_id_of_unknown_words_is_no_word():
+    """A tokenizer of words gives one token for each word that it does not know; it has the others, with the mark of a space or none."""
+    few = ["dog", "cat", "horse", "day", "Tag", "house", "Haus", "year", "tree", "Baum"]
+    for encode in (built(few), built(["\u2581" + word for word in few], lead=True)):
+        words = Words(encode)
+        assert {name: len(ids) for name, ids in words.classes().items() if ids} == {"animals": 3}
+        language, pairs, _ = words.pairs()
+        assert language == "German" and sorted(pairs) == sorted(
+            tuple(encode(word)[0] for word in pair) for pair in (("day", "Tag"), ("house", "Haus"), ("tree", "Baum"))
+        )
+    assert Words(built([])).pairs().ids == () and not any(Words(built([])).classes().values())
+
+
+@pytest.mark.parametrize("known", [[], ["dog", "cat", "horse", "day", "Tag", "house", "Haus"]])
+def test_too_few_words_are_refused_in_one_line(known):
+    """Which tokenizer, how many of how many it has, how many are needed, and what to hand over."""
+    encode, animals, pairs = built(known), 3 if known else 0, 2 if known else 0
+    space = TokenSpace(d_vocab=len(known) + 1)
     for family, said in (
-        ("classes", r"needs at least 5 classes of two tokens or more, found 0 of single-token words: give it `classes=`"),
-        ("translation", r"needs at least 8 pairs of tokens, found 0 of single-token words, English and (German|French)"),
-        ("patterns", r"the tokenizer has 0 months, 0 colours, 0 animals, 0 fruits, a colon and 4 digits: give it `classes=`"),
+        (
+            "classes",
+            f"at least 5 classes of two words or more of one token each, mine has 0 of 12 months, .* {animals} of 12 animals",
+        ),
+        (
+            "translation",
+            f"at least 8 pairs of words of one token each, mine has {pairs} of {{german}}, English and German, no more of",
+        ),
+        ("patterns", f"4 classes of at least 4 words of one token each, .* mine has 0 of 12 months, .* {animals} of 12 animals"),
     ):
-        with pytest.raises(ProbeError, match=said) as caught:
-            Meanings(short.space, short).families([family])[family].probes(short.space, 2, np.random.default_rng(0))
-        assert "\n" not in str(caught.value)
+        with pytest.raises(ProbeError, match=said.format(german=len(LANGUAGES["German"].split(", ")))) as caught:
+            Meanings(space, encode, tokenizer="mine").families([family])
+        text = str(caught.value)
+        assert "\n" not in text and ("give it `pairs=`" if family == "translation" else "give it `classes=`") in text
+    given = Meanings(TokenSpace(64), encode, pairs=[(k, k + 30) for k in range(1, 10)])
+    assert len(given.families(["translation"])["translation"].pairs) == 9
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_induction.attention.scores import KeyScores
+from pytest_induction.attention.capture import Observer
+from pytest_induction.attention.scores import KeyScores, PeriodicScores
 from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, more_needed, until_clear
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
@@ -20,19 +21,31 @@ from pytest_induction.heads import criteria
 from pytest_induction.heads.copying import projected
 from pytest_induction.heads.criteria import min_excess
 from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of
-from pytest_induction.measuring.observing import Array, ModelLike, joined, numbers, observe, of_all_heads, plain, provenance
-from pytest_induction.measuring.rounds import measure_heads
+from pytest_induction.measuring.observing import (
+    Array,
+    ModelLike,
+    joined,
+    masses_of,
+    numbers,
+    observe,
+    of_all_heads,
+    plain,
+    probes_of,
+    provenance,
+)
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.capture import HeadOutputCapture
 from pytest_induction.model.circuits import circuits_of
 from pytest_induction.model.head_weights import Circuits
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
-from pytest_induction.probes.semantic import FAMILIES, AbstractProbe, Family, Meanings, chosen_families
+from pytest_induction.probes.semantic import FAMILIES, SHAPES_AT_ONCE, AbstractProbe, Family, Meanings, chosen_families
+from pytest_induction.probes.sequences import COPIES as COPIES_OF_BLOCK
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Estimate, Evidence, HeadId, Provenance, Verdict
 from pytest_induction.statistics import FIRST_LOOK, mean_interval
 
+N_SEQUENCES = 18  # of each family, where none are asked for: what all three cost stays below five bare passes
 Entry = tuple[int, tuple[int, ...], tuple[int, ...]]  # a query, the tokens asked about, those they are compared with
 
 
@@ -191,7 +204,7 @@ def measure_generality(
     *,
     classes: Any = None,
     pairs: Any = None,
-    n_sequences: int = 24,
+    n_sequences: int = N_SEQUENCES,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> GeneralityScores:
@@ -204,9 +217,11 @@ def measure_generality(
     - "patterns": lines "word word: label", the label by the classes of both words; right are earlier lines like this one.
 
     `classes`, lists of token ids, and `pairs`, of an id and what it translates to, say what means alike. Without them they are of
-    words that the tokenizer has as one token each (months, animals, ...; English and German or French); without a tokenizer of
-    ids that are next to each other, which need not mean anything to the model, and a note says so. Patterns take the first four
-    of `classes` that have four ids or more.
+    words that the tokenizer has as one token each (months, animals, ...; English and that of five languages which has most of
+    them); without a tokenizer of ids that are next to each other, which need not mean anything to the model, and a note says so.
+    Patterns draw four of the `classes` that have four ids or more in each sequence.
+
+    All three families cost about five forward passes of 12 rows of 101 tokens. `literal` is of 12 rows of repeated tokens.
 
     A head that matches by meaning has an excess of about 1 and one that matches literally, attends by position or evenly none
     above 0. Raises `ProbeError` where there are too few words or positions, `ArgumentError` for what cannot be used,
@@ -228,8 +243,8 @@ def measure_generality(
     with progress("generality of heads", 2 * len(families) * n_sequences):
         for number, (name, family) in enumerate(families.items()):
             drawn = family.probes(subject.space, n_sequences, np.random.default_rng([seed, 5, number]))
-            scores[name] = _scores(subject, drawn, circuits)
-    literal = measure_heads(subject, n_sequences=n_sequences, seed=seed).prefix_matching
+            scores[name] = _scores(scores_of(subject, drawn, circuits), drawn)
+    literal = literal_scores(subject, seed).mean(axis=0)
     about = provenance(subject, seed=seed, n_sequences=n_sequences, probe=described(families))
     about = replace(about, notes=about.notes + notes + unknown)
     return GeneralityScores(scores, literal, _named(scores, literal, asked, error_rate), about)
@@ -248,7 +263,9 @@ def families_of(
 ) -> tuple[dict[str, Family], tuple[str, ...]]:
     """The families that are asked for, made of what means alike to this model, and what is to be known of them."""
     names = chosen_families(probes)
-    meanings = Meanings(subject.space, None if subject.tokenizer is None else subject.encode, classes, pairs)
+    encode = None if subject.tokenizer is None else subject.encode
+    called = f"the tokenizer of {subject.name} ({type(subject.tokenizer).__name__})"
+    meanings = Meanings(subject.space, encode, classes, pairs, tokenizer=called)
     return meanings.families(names), meanings.notes
 
 
@@ -265,20 +282,20 @@ def circuits_or_none(subject: ModelUnderTest) -> tuple[Circuits | None, tuple[st
         return None, (f"what heads copy is not known: {first_line(error)}",)
 
 
-def masses_of(subject: ModelUnderTest, probes: Sequence[AbstractProbe]) -> dict[str, Array]:
-    """Each of `MASSES` of every head on every row, by name: (sequences, n_layers, n_heads)."""
-    return joined([_masses(subject, probe) for probe in probes])
+def scores_of(
+    subject: ModelUnderTest, probes: Sequence[AbstractProbe], circuits: Circuits | None = None, *, depth: int | None = None
+) -> dict[str, Array]:
+    """Each of `MASSES` of every head on every row, by name, (sequences, n_layers, n_heads).
+
+    With `circuits`, the weights of heads, each of `COPIES` too, or the literal one alone.
+
+    Rows and their controls share passes, and copies are taken in the same ones. Without `circuits` these end after the first
+    `depth` layers, and the others are NaN.
+    """
+    return joined([_scores_of_probe(subject, probe, circuits, depth) for probe in probes])
 
 
-def copies_of(subject: ModelUnderTest, circuits: Circuits, probes: Sequence[AbstractProbe]) -> dict[str, Array]:
-    """Each of `COPIES` of every head on every row, or the literal one alone: (sequences, n_layers, n_heads), in nats."""
-    return joined([_copies_of_probe(subject, circuits, probe) for probe in probes])
-
-
-def _scores(subject: ModelUnderTest, probes: Sequence[AbstractProbe], circuits: Circuits | None) -> FamilyScores:
-    per_sequence = masses_of(subject, probes)
-    if circuits is not None:
-        per_sequence |= copies_of(subject, circuits, probes)
+def _scores(per_sequence: Mapping[str, Array], probes: Sequence[AbstractProbe]) -> FamilyScores:
     means = {name: values.mean(axis=0) for name, values in per_sequence.items()}
     chance = sum(probe.chance * probe.n_sequences for probe in probes) / len(per_sequence["matching"])
     return FamilyScores(
@@ -291,6 +308,18 @@ def _scores(subject: ModelUnderTest, probes: Sequence[AbstractProbe], circuits: 
         semantic_copy=means.get("semantic_copy"),
         per_sequence=per_sequence,
     )
+
+
+def literal_scores(subject: ModelUnderTest, seed: int, depth: int | None = None) -> Array:
+    """Prefix matching on a few rows of repeated random tokens, (sequences, n_layers, n_heads)."""
+    rows = probes_of(subject, FIRST_LOOK, np.random.default_rng([seed, 0]), COPIES_OF_BLOCK, None, SHAPES_AT_ONCE)
+    scored = [(probe.tokens, PeriodicScores(probe.period, probe.start, probe.tokens.shape[1])) for probe in rows]
+    parts = [masses_of(subject, tokens, partial(_same, scores), depth=depth) for tokens, scores in scored]
+    return joined(parts)["prefix_matching"]
+
+
+def _same(scores: PeriodicScores, part: slice) -> PeriodicScores:
+    return scores
 
 
 def _named(
@@ -309,51 +338,72 @@ def _named(
     return tuple(sorted(found, key=lambda head: (order.index(head.family), -head.excess.value)))
 
 
-def _masses(subject: ModelUnderTest, probe: AbstractProbe) -> dict[str, Array]:
-    def of_rows(tokens: np.ndarray[Any, Any], **keyed: Sequence[Mapping[int, tuple[int, ...]]]) -> dict[str, Array]:
-        def measured(rows: Tensor, part: slice) -> dict[str, Array]:
-            lists = {name: [_pairs(places) for places in each[part]] for name, each in keyed.items()}
-            return observe(subject, rows, KeyScores.of(lists, subject.device))[0]
+def _scores_of_probe(
+    subject: ModelUnderTest, probe: AbstractProbe, circuits: Circuits | None, depth: int | None
+) -> dict[str, Array]:
+    count = probe.n_sequences
+    nothing: tuple[Mapping[int, tuple[int, ...]], ...] = ({},) * count
+    keyed = {"matching": (*probe.right, *nothing), "wrong": (*probe.wrong, *nothing), "control": (*nothing, *probe.right)}
+    copies = None if circuits is None else _Copies(subject, circuits, probe)
 
-        return joined(in_batches(subject, torch.from_numpy(tokens), measured, logits=False))
+    def measured(rows: Tensor, part: slice) -> dict[str, Array]:
+        lists = {name: [_pairs(places) for places in each[part]] for name, each in keyed.items()}
+        scores = KeyScores.of(lists, subject.device)
+        if copies is None or part.start >= count:
+            return observe(subject, rows, scores, depth=depth)[0]
+        found, copied = observe(subject, rows, scores, run=partial(copies, rows, part))
+        return found | copied
 
-    found = of_rows(probe.tokens, matching=probe.right, wrong=probe.wrong) | of_rows(probe.control, control=probe.right)
+    parts = in_batches(subject, torch.from_numpy(np.concatenate([probe.tokens, probe.control])), measured, logits=False)
+    masses = joined([{name: part[name] for name in keyed} for part in parts])
+    found = {name: values[count:] if name == "control" else values[:count] for name, values in masses.items()}
     chance = criteria.own_chance({"control": found["control"], "wrong_shift": found["wrong"]})
     found["excess"] = criteria.excess({"prefix_matching": found["matching"], "chance": chance})
-    return {name: found[name] for name in MASSES}
+    copied = [{name: part[name] for name in COPIES if name in part} for part in parts]
+    return {name: found[name] for name in MASSES} | ({} if copies is None else joined([part for part in copied if part]))
 
 
 def _pairs(places: Mapping[int, tuple[int, ...]]) -> list[tuple[int, int]]:
     return [(query, key) for query, keys in places.items() for key in keys]
 
 
-def _copies_of_probe(subject: ModelUnderTest, circuits: Circuits, probe: AbstractProbe) -> dict[str, Array]:
-    kinds = {"literal_copy": Contrasts.of([[(each.query, *each.literal) for each in row] for row in probe.contrasts])}
-    if all(all(each.semantic) for row in probe.contrasts for each in row):
-        semantic = Contrasts.of([[(each.query, *each.semantic) for each in row] for row in probe.contrasts])
-        kinds["semantic_copy"] = semantic
-    capture = HeadOutputCapture(subject, circuits)
+class _Copies:
+    """What heads copy on the rows of a probe, which come before their controls."""
 
-    def measured(rows: Tensor, part: slice) -> dict[str, Array]:
-        chosen = {name: kind.part(part) for name, kind in kinds.items()}
-        directions = {name: kind.directions(circuits.written(kind.tokens)) for name, kind in chosen.items()}
+    def __init__(self, subject: ModelUnderTest, circuits: Circuits, probe: AbstractProbe) -> None:
+        self._subject = subject
+        self._circuits = circuits
+        self._capture = HeadOutputCapture(subject, circuits)
+        self._count = probe.n_sequences
+        self._kinds = {"literal_copy": Contrasts.of([[(each.query, *each.literal) for each in row] for row in probe.contrasts])}
+        if all(all(each.semantic) for row in probe.contrasts for each in row):
+            semantic = Contrasts.of([[(each.query, *each.semantic) for each in row] for row in probe.contrasts])
+            self._kinds["semantic_copy"] = semantic
+
+    def __call__(self, rows: Tensor, part: slice, observer: Observer) -> dict[str, Array]:
+        """One pass over part of the rows and controls, shown to `observer`: each of `COPIES` of the rows among them, in nats.
+
+        Raises `ModelError` where these are not finite.
+        """
+        chosen = {name: kind.part(slice(part.start, min(part.stop, self._count))) for name, kind in self._kinds.items()}
+        own = min(part.stop, self._count) - part.start
+        directions = {name: kind.directions(self._circuits.written(kind.tokens)) for name, kind in chosen.items()}
         raised: list[dict[str, Tensor]] = []
 
         def take(layer: int, found: Tensor, pattern: Tensor | None) -> None:
-            outs = circuits.layers[layer].outs
-            raised.append({name: kind.raised(found, projected(directions[name], outs)) for name, kind in chosen.items()})
+            outs = self._circuits.layers[layer].outs
+            raised.append({name: kind.raised(found[:own], projected(directions[name], outs)) for name, kind in chosen.items()})
 
-        scale = capture(rows, take)
-        return {
-            name: of_all_heads([numbers(kind.effects(layer[name], scale)) for layer in raised], subject.n_heads)
-            for name, kind in chosen.items()
-        }
+        scale = self._capture(rows, take, observer=observer)[:own]
+        return {name: self._of_heads([kind.effects(layer[name], scale) for layer in raised]) for name, kind in chosen.items()}
 
-    found = joined(in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=False))
-    exists = np.arange(subject.n_heads) < np.array(subject.reading.heads)[:, None]
-    if not all(np.isfinite(values[:, exists]).all() for values in found.values()):
-        raise ModelError(f"what the heads of {subject.name} write is not finite (NaN or infinity)")
-    return found
+    def _of_heads(self, layers: Sequence[Tensor]) -> Array:
+        subject = self._subject
+        found = of_all_heads([numbers(layer) for layer in layers], subject.n_heads)
+        exists = np.arange(subject.n_heads) < np.array(subject.reading.heads)[:, None]
+        if not np.isfinite(found[:, exists]).all():
+            raise ModelError(f"what the heads of {subject.name} write is not finite (NaN or infinity)")
+        return found
 
 
 MIN_EXCESS = min_excess()  # what a head that matches literally must have beyond its chance
@@ -430,7 +480,8 @@ def assert_heads_generalize(
     does not count: the paper's translation head has a copying score of 0.2.
 
     Sequences are drawn in rounds until every family is clear, at most `max_sequences` of each; then the verdict is UNDETERMINED,
-    which fails too and says what would settle it. `error_rate` is for all heads, families and rounds together.
+    which fails too and says what would settle it. `error_rate` is for all heads, families and rounds together. One that is clear
+    in the first round or the second costs about four forward passes of 12 rows of 101 tokens.
 
     Returns the evidence: `.estimates` has under "classes L1H0" and the like the excess of the strongest three heads in each
     family, under "classes L1H0 literal copy" and "... semantic copy" what the best one adds to the logit of the token that it
@@ -449,19 +500,22 @@ def assert_heads_generalize(
     asked = named_heads(subject, heads)
     families, notes = families_of(subject, probes, classes, pairs)
     judge = partial(_judged, asked, min_excess)
-    rounds, found, settle = until_clear(
-        partial(_drawn, subject, families, seed), judge, whole_number("max_sequences", max_sequences, least=1), error_rate
-    )
+    circuits, unknown = circuits_or_none(subject)
+    sequences = _Sequences(subject, families, seed, max(head.layer for head in asked) + 1, circuits, unknown)
+    rounds, found, settle = until_clear(sequences.round, judge, whole_number("max_sequences", max_sequences, least=1), error_rate)
     best = {name: _best(found, name, asked) for name in families}
     about = provenance(subject, seed=seed, n_sequences=_count(rounds), probe=described(families))
-    copies, unknown = _copies(subject, families, best, (seed, error_rate))
     evidence = Evidence(
         claim="heads_generalize",
         verdict=found.verdict,
         reason=found.reason,
         summary=found.summary,
-        provenance=replace(about, notes=about.notes + notes + unknown),
-        estimates={**(found.estimates or {}), **copies, **_literal(subject, best, (seed, error_rate))},
+        provenance=replace(about, notes=about.notes + notes + sequences.unknown),
+        estimates={
+            **(found.estimates or {}),
+            **_copies(rounds[0], best, error_rate),
+            **_literal(subject, best, seed, error_rate),
+        },
         thresholds={"min_excess": min_excess},
         confidence=1 - error_rate,
         next_step=settle,
@@ -469,37 +523,50 @@ def assert_heads_generalize(
     return expect(evidence)
 
 
-Drawn = Mapping[str, Array]  # of each family the excess, (n_sequences, n_layers, n_heads)
+Drawn = Mapping[str, Mapping[str, Array]]  # of each family the excess and copies, (n_sequences, n_layers, n_heads), by name
 
 
-def _drawn(subject: ModelUnderTest, families: Mapping[str, Family], seed: int, n_sequences: int, number: int) -> Drawn:
-    """One round of each family; the same for the same seed and number, whatever other families are asked for."""
-    found = {}
-    with progress("heads_generalize", 2 * len(families) * n_sequences):
-        for name, family in families.items():
-            found[name] = subject.remember(
-                ("generality", family, n_sequences, seed, number),
-                partial(_excess, subject, family, n_sequences, _generator(seed, name, number)),
-            )
-    return found
+@dataclass
+class _Sequences:
+    """Rounds of sequences of each family: masses of heads in the first `depth` layers, in the first round copies too.
 
+    `unknown` says why copies are not known, where they are not: nothing that was measured is lost.
+    """
 
-def _excess(subject: ModelUnderTest, family: Family, n_sequences: int, rng: np.random.Generator) -> Array:
-    return masses_of(subject, family.probes(subject.space, n_sequences, rng))["excess"]
+    subject: ModelUnderTest
+    families: Mapping[str, Family]
+    seed: int
+    depth: int
+    circuits: Circuits | None
+    unknown: tuple[str, ...]
 
+    def round(self, n_sequences: int, number: int) -> Drawn:
+        """One round of each family; the same for the same seed and number, whatever other families are asked for."""
+        with progress("heads_generalize", 2 * len(self.families) * n_sequences):
+            return {name: self._scores(name, n_sequences, number) for name in self.families}
 
-def _generator(seed: int, family: str, number: int) -> np.random.Generator:
-    return np.random.default_rng([seed, 6, FAMILIES.index(family), number])
+    def _scores(self, name: str, n_sequences: int, number: int) -> Mapping[str, Array]:
+        family, circuits = self.families[name], self.circuits if number == 0 else None
+        key = ("generality", family, n_sequences, self.seed, number, self.depth, circuits is None)
+        drawn = partial(family.probes, self.subject.space, n_sequences)
+        rng = partial(np.random.default_rng, [self.seed, 6, FAMILIES.index(name), number])
+        try:
+            return self.subject.remember(key, lambda: scores_of(self.subject, drawn(rng()), circuits, depth=self.depth))
+        except ModelError as error:
+            if circuits is None:
+                raise
+            self.circuits, self.unknown = None, (f"what heads copy is not known: {first_line(error)}",)
+            return self._scores(name, n_sequences, number)
 
 
 def _judged(heads: Sequence[HeadId], min_excess: float, rounds: Sequence[Drawn], error_rate: float) -> Judgement:
     places = [head.layer for head in heads], [head.head for head in heads]
-    excess = {name: np.concatenate([drawn[name] for drawn in rounds])[:, places[0], places[1]] for name in rounds[0]}
+    excess = {name: np.concatenate([drawn[name]["excess"] for drawn in rounds])[:, places[0], places[1]] for name in rounds[0]}
     return judge_generality(excess, heads, min_excess=min_excess, error_rate=error_rate)
 
 
 def _count(rounds: Sequence[Drawn]) -> int:
-    return sum(len(next(iter(drawn.values()))) for drawn in rounds)
+    return sum(len(next(iter(drawn.values()))["excess"]) for drawn in rounds)
 
 
 def _best(found: Judgement, family: str, heads: Sequence[HeadId]) -> HeadId:
@@ -509,30 +576,18 @@ def _best(found: Judgement, family: str, heads: Sequence[HeadId]) -> HeadId:
     return max(named, key=lambda head: estimates[f"{family} {head}"].value)
 
 
-def _copies(
-    subject: ModelUnderTest, families: Mapping[str, Family], best: Mapping[str, HeadId], drawn: tuple[int, float]
-) -> tuple[dict[str, Estimate], tuple[str, ...]]:
-    """What each family's best head copies, in nats, and a note where that is not known: what has been measured is not lost."""
-    seed, error_rate = drawn
-    circuits, unknown = circuits_or_none(subject)
-    if circuits is None:
-        return {}, unknown
+def _copies(first: Drawn, best: Mapping[str, HeadId], error_rate: float) -> dict[str, Estimate]:
+    """What each family's best head copies, in nats, as far as that is known; patterns have no semantic copies."""
     found: dict[str, Estimate] = {}
     for name, head in best.items():
-        probes = families[name].probes(subject.space, FIRST_LOOK, _generator(seed, name, 0))
-        try:
-            copies = copies_of(subject, circuits, probes)
-        except ModelError as error:
-            return found, (f"what heads copy is not known: {first_line(error)}",)
-        for kind, values in copies.items():  # patterns have no semantic copies
-            of_head = values[:, head.layer, head.head][:, None]
+        for kind in (kind for kind in COPIES if kind in first[name]):
+            of_head = first[name][kind][:, head.layer, head.head][:, None]
             found[f"{name} {head} {kind.replace('_', ' ')}"] = mean_interval(of_head, error_rate, "nats")[0]
-    return found, ()
+    return found
 
 
-def _literal(subject: ModelUnderTest, best: Mapping[str, HeadId], drawn: tuple[int, float]) -> dict[str, Estimate]:
+def _literal(subject: ModelUnderTest, best: Mapping[str, HeadId], seed: int, error_rate: float) -> dict[str, Estimate]:
     """The prefix matching of the best heads on repeated random tokens."""
-    seed, error_rate = drawn
-    values = measure_heads(subject, n_sequences=FIRST_LOOK, seed=seed).per_sequence["prefix_matching"]
     heads = sorted(set(best.values()), key=lambda head: (head.layer, head.head))
+    values = literal_scores(subject, seed, depth=heads[-1].layer + 1)
     return {f"literal {head}": mean_interval(values[:, head.layer, head.head][:, None], error_rate)[0] for head in heads}

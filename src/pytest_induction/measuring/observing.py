@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pytest_induction.attention.capture import Observer
 from pytest_induction.attention.scores import AttentionReader, Scores, Streamed
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel
 from pytest_induction.measuring.added import check_added
@@ -32,14 +33,19 @@ DISTRIBUTIONS = ("pytest-induction", "torch", "transformers", "transformer-lens"
 
 
 def masses_of(
-    subject: ModelUnderTest, tokens: Ids, scores_of: Callable[[slice], Scores], *, most: int | None = None
+    subject: ModelUnderTest,
+    tokens: Ids,
+    scores_of: Callable[[slice], Scores],
+    *,
+    most: int | None = None,
+    depth: int | None = None,
 ) -> dict[str, Array]:
     """What rows of ids get of each score, (rows, n_layers, n_heads), in passes of at most `most` rows; `scores_of` scores a part
-    of them.
+    of them. With `depth` of the first layers only, NaN in the others.
     """
 
     def measured(rows: Tensor, part: slice) -> dict[str, Array]:
-        return observe(subject, rows, scores_of(part))[0]
+        return observe(subject, rows, scores_of(part), depth=depth)[0]
 
     return joined(in_batches(subject, torch.from_numpy(tokens), measured, logits=False, most=most))
 
@@ -86,10 +92,12 @@ def observe(
     logits: bool = False,
     early_stop: bool = True,
     depth: int | None = None,
+    run: Callable[[Observer], Any] | None = None,
 ) -> tuple[dict[str, Array], Any]:
     """One forward pass: each score by its name, (sequences, n_layers, n_heads), and the logits if asked for.
 
-    Of the first `depth` layers only where it is given, NaN in the others: what comes after them need not be run.
+    Of the first `depth` layers only where it is given, NaN in the others: what comes after them need not be run. `run` makes the
+    pass instead, in which more is looked at; what it gives is given in the place of logits.
     """
     stream = Streamed(scores, subject.n_layers if depth is None else depth)
 
@@ -98,7 +106,7 @@ def observe(
             stream.add(layer, attention)
 
     options: dict[str, Any] = {"logits": logits, "early_stop": early_stop, "n_layers": depth}
-    predicted = subject.observe(rows, add, attention_mask=attention_mask, **options)
+    predicted = subject.observe(rows, add, attention_mask=attention_mask, **options) if run is None else run(add)
     chunks = [numbers(chunk) for chunk in stream.chunks()]  # each (layers, scores, batch, heads of those layers)
     added = getattr(scores, "added_names", ())
     own = [chunk[:, : len(scores.names) - len(added)] for chunk in chunks]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pytest_induction.attention.capture import Observer
 from pytest_induction.attention.pattern import Reader
 from pytest_induction.forward.calling import Caller, as_found, full_precision, offloaded
 from pytest_induction.forward.changing import add_hooks
@@ -355,24 +356,33 @@ class HeadOutputCapture:
         base = subject.caller.base
         self._with_logits = base is not None and circuits.ends not in set(base.modules())
 
-    def __call__(self, tokens: Tensor, take: Take, *, patterns: bool = False) -> Tensor:
+    def __call__(self, tokens: Tensor, take: Take, *, patterns: bool = False, observer: Observer | None = None) -> Tensor:
         """One pass over `tokens` (batch, positions): gives the scale of the final norm at each, and `take` each layer in order.
 
-        With `patterns`, `take` also gets what the heads attend to, (batch, n_heads, positions, positions).
+        With `patterns`, `take` also gets what the heads attend to, (batch, n_heads, positions, positions). `observer` is shown
+        each layer's attention in the same pass.
         """
-        return self._pass(tokens, take, patterns=patterns, logits=self._with_logits)[0]
+        return self._pass(tokens, take, patterns=patterns, logits=self._with_logits, observer=observer)[0]
 
     def with_logits(self, tokens: Tensor, take: Take) -> tuple[Tensor, Tensor]:
         """The same, and the logits (batch, positions, d_vocab) of the pass."""
         return self._pass(tokens, take, patterns=False, logits=True)
 
     @puts_back
-    def _pass(self, tokens: Tensor, take: Take, *, patterns: bool, logits: bool) -> tuple[Tensor, Any]:
+    def _pass(
+        self, tokens: Tensor, take: Take, *, patterns: bool, logits: bool, observer: Observer | None = None
+    ) -> tuple[Tensor, Any]:
         one = _Pass(self._circuits, tokens, take, patterns=patterns)
+
+        def shown(number: int, attention: Reader) -> None:
+            if observer is not None:
+                observer(number, attention)
+            one.shown(number, attention)
+
         with Changes() as changes:
             for part, hook in one.listeners():
                 add_hooks(changes, [part], hook, before=True, with_kwargs=True)
-            predicted = self._subject.observe(tokens, one.shown, logits=logits, early_stop=False)
+            predicted = self._subject.observe(tokens, shown, logits=logits, early_stop=False)
         scale = one.scale if one.scale is not None else torch.ones(tokens.shape, device=self._subject.device)
         return scale, predicted
 

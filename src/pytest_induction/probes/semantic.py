@@ -15,7 +15,7 @@ from pytest_induction.probes.words import PATTERN_CLASSES, Encode, Words, counte
 from pytest_induction.records import TokenSpace
 
 FAMILIES = ("classes", "translation", "patterns")
-SHAPES_AT_ONCE = 6  # different lengths in each round of probes, as of repeated tokens
+SHAPES_AT_ONCE = 4  # different lengths in each round of probes; more would make passes of very few rows
 FEWEST_PAIRS = 8  # of words: the shorter of two lengths has two phrases
 SHORTEST_TEXT = 6  # words of each language
 PHRASES = (2, 3, 4)  # words of one
@@ -273,14 +273,16 @@ def _contrast(query: int, right: int, wrong: int, alike: Callable[[int], Sequenc
 
 CATEGORIES = 4  # of lines: two classes of first words times two of second words
 FEWEST_WORDS = 4  # of each class in lines: two lines of a category, and each class is in two categories
+MOST_ROUNDS = 3  # of lines: six words of a class
 LINE = 4  # tokens of a line without its end: two words, the colon, the label
 
 
 @dataclass(frozen=True)
 class ByPattern:
-    """Two classes of first words and two of second words. The colon and four labels, drawn from `spare` where they are not given.
+    """Classes of words, of which each row has two for its first words and two for its second ones.
 
-    `ends` comes after each label.
+    The colon and four labels are drawn from `spare` where they are not given, or where that is too little from the classes that a
+    row does not have. `ends` comes after each label.
     """
 
     classes: tuple[tuple[int, ...], ...]
@@ -296,15 +298,15 @@ class ByPattern:
 
     def probes(self, space: TokenSpace, n_sequences: int, rng: np.random.Generator) -> list[AbstractProbe]:
         """Lines in rounds, each round a line of every category in an order of its own."""
-        sizes = [len(members) for members in self.classes]
-        marks = len({self.colon, *self.labels} - {None}) + len(self.spare)
-        if len(sizes) != CATEGORIES or min(sizes) < FEWEST_WORDS or marks <= CATEGORIES:
+        sizes = sorted((len(members) for members in self.classes), reverse=True)
+        marks = len({self.colon, *self.labels} - {None}) + len(self.spare) + sum(sizes[CATEGORIES:])
+        if len(sizes) < CATEGORIES or sizes[-1] < FEWEST_WORDS or marks <= CATEGORIES:
             raise ProbeError(
                 f"the probe by patterns needs {CATEGORIES} classes of at least {FEWEST_WORDS} tokens, a colon and {CATEGORIES} "
                 f"labels, found {len(sizes)} such classes of {self.source} and {marks} other tokens: give it `classes=`"
             )
         line = LINE + len(self.ends)
-        rounds = min(COPIES, min(sizes) // 2, room(space) // (CATEGORIES * line))
+        rounds = min(MOST_ROUNDS, sizes[-1] // 2, room(space) // (CATEGORIES * line))
         if rounds < 2:
             raise ProbeError(
                 f"the probe by patterns needs {2 * CATEGORIES * line} positions, the context has room for {room(space)}"
@@ -312,10 +314,9 @@ class ByPattern:
         return [joined([self._row(space, rounds, rng) for _ in range(n_sequences)])]
 
     def _row(self, space: TokenSpace, rounds: int, rng: np.random.Generator) -> Row:
-        spare = rng.permutation(self.spare).tolist()
-        colon = spare.pop() if self.colon is None else self.colon
-        labels = self.labels or tuple(spare[:CATEGORIES])
-        words = [rng.choice(members, size=2 * rounds, replace=False) for members in self.classes]
+        drawn = rng.permutation(len(self.classes)).tolist()
+        colon, labels = self._marks(drawn[CATEGORIES:], rng)
+        words = [rng.choice(self.classes[number], size=2 * rounds, replace=False) for number in drawn[:CATEGORIES]]
         order = rng.permutation(CATEGORIES).tolist()  # of categories, along which the control moves each round by one more
         lines = [int(category) for _ in range(rounds) for category in rng.permutation(CATEGORIES)]
         moved = [order[(order.index(category) + index // CATEGORIES) % CATEGORIES] for index, category in enumerate(lines)]
@@ -342,6 +343,15 @@ class ByPattern:
                 contrasts.append(Contrast(query, ((labels[category],), to_come)))
         return Row(tokens, control, right, wrong, tuple(contrasts))
 
+    def _marks(self, others: Sequence[int], rng: np.random.Generator) -> tuple[int, tuple[int, ...]]:
+        """The colon and the labels of one row, which has none of the `others` among the classes."""
+        spare = self.spare
+        if len(spare) <= CATEGORIES:
+            spare += tuple(token for number in others for token in self.classes[number])
+        found = rng.permutation(spare).tolist()
+        colon = found.pop() if self.colon is None else self.colon
+        return colon, self.labels or tuple(found[:CATEGORIES])
+
 
 def _worded(categories: Sequence[int], words: Sequence[Ids]) -> list[tuple[int, int]]:
     """Two words for each line: the next ones of its two classes."""
@@ -366,11 +376,20 @@ def chosen_families(probes: Any) -> tuple[str, ...]:
 
 
 class Meanings:
-    """What the families are made of for one model. `encode` is its tokenizer's, None where it has none."""
+    """What the families are made of for one model. `encode` is its tokenizer's, None where it has none, `tokenizer` names it."""
 
-    def __init__(self, space: TokenSpace, encode: Encode | None, classes: Any = None, pairs: Any = None) -> None:
+    def __init__(
+        self,
+        space: TokenSpace,
+        encode: Encode | None,
+        classes: Any = None,
+        pairs: Any = None,
+        *,
+        tokenizer: str = "the tokenizer",
+    ) -> None:
         self._space = space
         self._encode = encode
+        self._tokenizer = tokenizer
         self._ids = [int(token) for token in usable_ids(space)]
         self._classes = None if classes is None else self._checked("classes", classes)
         self._pairs = None if pairs is None else self._checked("pairs", pairs)
@@ -398,41 +417,55 @@ class Meanings:
     def _by_class(self) -> ByClass:
         if self._classes is not None:
             return ByClass(self._classes, GIVEN)
-        if self._words is not None:
-            return ByClass(tuple(self._usable(members) for members in self._words.classes().values()), "single-token words")
-        return ByClass(self._consecutive(), IDS)
+        if self._words is None:
+            return ByClass(self._consecutive(), IDS)
+        classes, fewest = self._word_classes(self._words), SHORTEST_PERIOD + 1
+        if sum(len(members) > 1 for members in classes.values()) < fewest:
+            raise ProbeError(
+                f"the probe by classes needs at least {fewest} classes of two words or more of one token each, "
+                f"{self._tokenizer} has {counted(classes, classes)}: give it `classes=`, lists of token ids"
+            )
+        return ByClass(tuple(classes.values()), "single-token words")
 
     def _by_translation(self) -> ByTranslation:
         if self._pairs is not None:
             return ByTranslation(tuple((one, other) for one, other in self._pairs), GIVEN)
-        if self._words is not None:
-            language, pairs = self._words.pairs()
-            whole = tuple(pair for pair in pairs if len(self._usable(pair)) == 2)
-            return ByTranslation(whole, f"single-token words, English and {language}")
-        half = len(self._ids) // 2
-        return ByTranslation(tuple(zip(self._ids[:half], self._ids[half : 2 * half], strict=True)), IDS)
+        if self._words is None:
+            half = len(self._ids) // 2
+            return ByTranslation(tuple(zip(self._ids[:half], self._ids[half : 2 * half], strict=True)), IDS)
+        language, pairs, listed = self._words.pairs()
+        whole = tuple(pair for pair in pairs if len(self._usable(pair)) == 2)
+        if len(whole) < FEWEST_PAIRS:
+            raise ProbeError(
+                f"the probe by translation needs at least {FEWEST_PAIRS} pairs of words of one token each, {self._tokenizer} has "
+                f"{len(whole)} of {listed}, English and {language}, no more of other languages: give it `pairs=` of token ids"
+            )
+        return ByTranslation(whole, f"single-token words, English and {language}")
 
     def _by_pattern(self) -> ByPattern:
         if self._classes is None and self._words is not None:
             return self._of_words(self._words)
         classes = self._consecutive() if self._classes is None else self._classes
-        large = tuple(members for members in classes if len(members) >= FEWEST_WORDS)[:CATEGORIES]
-        named, used = ({token for members in each for token in members} for each in (classes, large))
+        named = {token for members in classes for token in members}
+        large = tuple(members for members in classes if len(members) >= FEWEST_WORDS)
         spare = tuple(token for token in self._ids if token not in named)
-        if len(spare) <= CATEGORIES:
-            spare = tuple(token for token in self._ids if token not in used)
         return ByPattern(large, IDS if self._classes is None else GIVEN, spare)
 
     def _of_words(self, words: Words) -> ByPattern:
-        classes, (colon, labels, ends) = words.classes(), words.marks()
-        groups = tuple(self._usable(classes[name]) for name in PATTERN_CLASSES)
-        if min(map(len, groups)) < FEWEST_WORDS or colon is None or len(labels) < CATEGORIES:
+        classes, (colon, labels, ends) = self._word_classes(words), words.marks()
+        groups = tuple(classes[name] for name in PATTERN_CLASSES if len(classes[name]) >= 2 * MOST_ROUNDS)
+        if len(groups) < CATEGORIES:
+            groups = tuple(classes[name] for name in PATTERN_CLASSES if len(classes[name]) >= FEWEST_WORDS)
+        if len(groups) < CATEGORIES or colon is None or len(labels) < CATEGORIES:
             raise ProbeError(
-                f"the probe by patterns needs at least {FEWEST_WORDS} words of one token each of {', '.join(PATTERN_CLASSES)}, a "
-                f"colon and the digits 0 to 3, the tokenizer has {counted(classes, PATTERN_CLASSES)}, "
-                f"{'no colon' if colon is None else 'a colon'} and {len(labels)} digits: give it `classes=`"
+                f"the probe by patterns needs {CATEGORIES} classes of at least {FEWEST_WORDS} words of one token each, a colon "
+                f"and the digits 0 to 3, {self._tokenizer} has {counted(classes, PATTERN_CLASSES)}, "
+                f"{'no colon' if colon is None else 'a colon'} and {len(labels)} digits: give it `classes=`, lists of token ids"
             )
         return ByPattern(groups, "single-token words", (), colon, labels, ends)
+
+    def _word_classes(self, words: Words) -> dict[str, tuple[int, ...]]:
+        return {name: self._usable(members) for name, members in words.classes().items()}
 
     def _usable(self, tokens: Sequence[int]) -> tuple[int, ...]:
         return tuple(token for token in tokens if token in self._usable_set)
