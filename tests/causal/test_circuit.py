@@ -13,7 +13,7 @@ from pytest_induction import (
     measure_heads,
     measure_virtual_heads,
 )
-from pytest_induction.causal.circuit import Circuit, Lost, _circuit, _contributions, judge_circuit
+from pytest_induction.causal.circuit import Circuit, Lost, _contributions, circuit_of, judge_circuit, weighed_heads
 from pytest_induction.interventions.paths import path_effects
 from pytest_induction.measuring.observing import probes_of
 from pytest_induction.planted import induction_head, pointer_induction_head
@@ -89,7 +89,7 @@ def test_a_planted_circuit_with_norms_behind_attention():
 def test_each_step_runs_on_a_model_of_that_kind():
     """Gemma 3: norms behind attention and on queries and keys, a window, and rotary embeddings of two kinds."""
     subject, head = load_model(tiny("Gemma3")), HeadId(1, 2)
-    circuit, weighed = _circuit(subject, head, 0.0, 0)
+    circuit, weighed = circuit_of(weighed_heads(subject, measure_heads(subject).previous_token, 0), head, 0.0)
     assert len(circuit.previous) == 4  # all earlier ones, at no threshold
     assert set(weighed) == {"qk_eigenvalue", "ov_eigenvalue", "key_composition", "key_composition_z"}
     probe = next(iter(probes_of(subject, 4, np.random.default_rng(0), COPIES, None)))

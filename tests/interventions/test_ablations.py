@@ -189,6 +189,8 @@ def test_terms_by_order_end_at_the_model_itself():
     rows = torch.from_numpy(probe.tokens)
     clean = losses_at(subject.logits(rows)[:, queries], rows, queries).mean(1)
     np.testing.assert_allclose(found[:, -1], clean, atol=2e-5)
+    np.testing.assert_allclose(found[:, -2], clean, atol=2e-5)
+    np.testing.assert_array_equal(losses_by_order(subject, probe, 1), found[:, [0, 1, -1]])
     none = losses_at(run_with(subject, rows, ablate(all_heads(subject)))[:, queries], rows, queries).mean(1)
     np.testing.assert_allclose(found[:, 0], none, atol=2e-5)
 
@@ -197,7 +199,7 @@ def test_terms_by_order_of_planted_heads():
     """No head, no knowledge; by its own pattern the induction head alone says all, so that a second on the path adds nothing."""
     for build in (induction_head, pointer_induction_head):
         subject = load_model(build())
-        np.testing.assert_allclose(losses_by_order(subject, _probe(subject)).mean(0), [math.log(64), 0, 0], atol=1e-3)
+        np.testing.assert_allclose(losses_by_order(subject, _probe(subject), 1).mean(0), [math.log(64), 0, 0], atol=1e-3)
 
 
 def test_the_ideal_pattern_gives_a_planted_head_back():
