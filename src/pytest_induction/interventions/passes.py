@@ -82,7 +82,7 @@ class Blocks:
             yield
 
     def run_until(self, layer: int, run: Callable[[], object]) -> None:
-        """Run a pass that ends once block `layer` has given what it gives; all of it where the blocks are not known."""
+        """Run a pass, with its edits, that ends once block `layer` gave what it gives; all of it where blocks are not known."""
 
         def stop(part: nn.Module, inputs: Any, output: Any) -> None:
             raise _Reached

@@ -27,6 +27,7 @@ from pytest_induction.records import HeadId
 
 SAME = 1e-3  # of prefix matching, by which two ways of computing it may differ
 
+
 @dataclass(frozen=True)
 class PathEffects:
     """Prefix matching of one head on each row, `clean` (rows,), and with sets of earlier heads kept out of its keys or queries.
@@ -112,16 +113,20 @@ class _Paths:
 
     def is_known(self, clean: _Clean) -> bool:
         """Whether queries, keys and masks are all that the pattern of the head is made of; a sink or a soft cap is more."""
-        observed = observe(self.subject, clean.rows[:1], self.scores, depth=self.head.layer + 1)[0]["prefix_matching"]
+        depth = self.head.layer + 1 if self.subject.intervening is None else None  # one that is edited shows all its layers
+        observed = observe(self.subject, clean.rows[:1], self.scores, depth=depth)[0]["prefix_matching"]
         made = self.matching(clean.call, clean.call)[0]
         return bool(abs(observed[0, self.head.layer, self.head.head] - made) < SAME)
 
     def _call(self, rows: Tensor, edits: dict[int, list[Edit]], first: int = 0) -> AttentionCall:
         look = _OfOneHead(self.head.head)
         edits.setdefault(self.head.layer, []).append(look)
-        with apply_edits(self.subject, rows, edits, first=first):
-            last = torch.tensor([rows.shape[1] - 1])
-            self._blocks.run_until(self.head.layer, lambda: self.subject.logits(rows, positions=last))
+
+        def run() -> None:
+            with apply_edits(self.subject, rows, edits, first=first):
+                self.subject.logits(rows, positions=torch.tensor([rows.shape[1] - 1]))
+
+        self._blocks.run_until(self.head.layer, run)
         if look.call is None:
             raise ModelError(f"the queries and keys of {self.head} were not seen in a pass of {self.subject.name}")
         return look.call
@@ -169,8 +174,7 @@ def _observed(paths: _Paths, clean: _Clean, table: Tensor, means: Mapping[int, T
     def matching(query: Tensor | None = None, key: Tensor | None = None) -> Array:
         edits = {head.layer: [Give(query, key, chosen)]}
         with ActiveEdits(subject, lambda tokens, run: edits).installed():
-            found = observe(subject, clean.rows, paths.scores, depth=head.layer + 1)[0]
-        return found["prefix_matching"][:, head.layer, head.head]
+            return observe(subject, clean.rows, paths.scores)[0]["prefix_matching"][:, head.layer, head.head]
 
     calls = [paths.without(clean, heads, means) for heads in table]
     keys = np.stack([matching(key=call.key) for call in calls])
