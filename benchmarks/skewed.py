@@ -142,7 +142,7 @@ class Rows(HeadSearch):
 
     def look_at_copies(self) -> None:
         periods = np.repeat(self._periods, COPY_ROWS)
-        self.copies.append(CopyRound(None, self._behaviour(periods)))
+        self.copies.append(CopyRound(None, self._behaviour(periods)["advantage"]))
 
 
 def judged(shape: Shape, seeds: range) -> Iterator[Judgement]:

@@ -71,7 +71,9 @@ ERROR_RATE = 1e-3
 def until_clear(
     draw: Callable[[int, int], R], judge: Callable[[list[R], float], Judgement], max_sequences: int, error_rate: float
 ) -> tuple[list[R], Judgement, str]:
-    """Draw rounds until the judgement on all of them is clear or the budget is spent: these, it, and what would settle it.
+    """Draw rounds until the judgement on all of them is clear, more would not make it so, or the budget is spent.
+
+    Returns these, the judgement, and what would settle it.
 
     `draw` is given how many sequences and the round's number, `judge` the rounds and what a look may spend of the error rate.
     """
@@ -82,7 +84,7 @@ def until_clear(
         rounds.append(draw(size - drawn, number))
         drawn = size
         judgement = judge(rounds, error_rate / len(looks))
-        if judgement.verdict is not Verdict.UNDETERMINED:
+        if judgement.verdict is not Verdict.UNDETERMINED or not judgement.more_sequences:
             return rounds, judgement, ""
     more = judgement.more_sequences
     return rounds, judgement, f"about {more} more sequences: max_sequences={drawn + more}"

@@ -1,5 +1,6 @@
 """`assert_induction_circuit`: by keys, by queries, by neither, and what it says where it cannot know."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ from pytest_induction import (
     measure_heads,
     measure_virtual_heads,
 )
-from pytest_induction.causal.circuit import Circuit, Lost, _circuit, _contributions, judge_circuit
+from pytest_induction.causal.circuit import Circuit, Lost, _contributions, _judged_head, circuit_of, judge_circuit, weighed_heads
+from pytest_induction.deciding import until_clear
+from pytest_induction.heads.induction import search_for_one
+from pytest_induction.heads.table import Thresholds
 from pytest_induction.interventions.paths import path_effects
 from pytest_induction.measuring.observing import probes_of
-from pytest_induction.planted import induction_head, pointer_induction_head
+from pytest_induction.planted import induction_head, pointer_induction_head, redundant_induction_heads
 from pytest_induction.probes.sequences import COPIES
-from pytest_induction.records import HeadId
+from pytest_induction.records import Estimate, HeadId
 from tests.heads.test_copying import tiny
 from tests.known_heads import NormedBehind
 
@@ -89,7 +93,7 @@ def test_a_planted_circuit_with_norms_behind_attention():
 def test_each_step_runs_on_a_model_of_that_kind():
     """Gemma 3: norms behind attention and on queries and keys, a window, and rotary embeddings of two kinds."""
     subject, head = load_model(tiny("Gemma3")), HeadId(1, 2)
-    circuit, weighed = _circuit(subject, head, 0.0, 0)
+    circuit, weighed = circuit_of(weighed_heads(subject, measure_heads(subject).previous_token, 0), head, 0.0)
     assert len(circuit.previous) == 4  # all earlier ones, at no threshold
     assert set(weighed) == {"qk_eigenvalue", "ov_eigenvalue", "key_composition", "key_composition_z"}
     probe = next(iter(probes_of(subject, 4, np.random.default_rng(0), COPIES, None)))
@@ -100,6 +104,36 @@ def test_each_step_runs_on_a_model_of_that_kind():
     gains = _contributions(subject, probe, head)
     assert all(np.isfinite(each.value) for each in (*weighed.values(), *gains.values()))
     assert measure_virtual_heads(subject, n_sequences=2).composed.shape == (2, 4, 2, 4)
+
+
+def test_the_head_is_one_whose_weights_agree():
+    """If any does; of these, and of all where none does, the one that raises most of what it matches."""
+    model = redundant_induction_heads(count=3)
+    search, evidence = search_for_one(load_model(model), Thresholds(), (42, 1e-3, 0), allow_virtual=False)
+    weighed = weighed_heads(load_model(model), search.rounds[0].scores["previous_token"].mean(axis=0), 0)
+    heads = [
+        replace(head, copy_effect=Estimate(*[float(effect)] * 3)) for head, effect in zip(evidence.heads, (2, 1, 3), strict=True)
+    ]
+    assert _judged_head(heads, weighed) == HeadId(heads[2].layer, heads[2].head)
+    weighed.ov_eigenvalue[heads[2].layer, heads[2].head] = -0.4
+    assert _judged_head(heads, weighed) == HeadId(heads[0].layer, heads[0].head)
+    weighed.qk_eigenvalue[:] = -0.4
+    assert _judged_head(heads, weighed) == HeadId(heads[2].layer, heads[2].head)
+
+
+def test_weights_that_disagree_end_the_search():
+    """More sequences would not make them agree."""
+    asked = []
+
+    def draw(size, number):
+        asked.append(size)
+        return _lost(0.9, 0.1, 0.95, 0.2, rows=size)
+
+    def judge(rounds, rate):
+        return judge_circuit(Lost.join(rounds), Circuit(HeadId(1, 0), PREVIOUS, 0.9, -0.3), min_share=0.5, error_rate=rate)
+
+    _, found, settle = until_clear(draw, judge, 192, 1e-3)
+    assert (found.reason, settle, asked) == ("weights_disagree", "", [12])
 
 
 def test_pointer_arithmetic_is_recognised():
@@ -119,6 +153,10 @@ def test_the_shipped_models_have_it(model, previous):
     assert previous in found.summary
     assert found.estimates["lost_through_keys"].low > 0.5
     assert found.estimates["key_composition_z"].value > 5
+    alone = {name: each.value for name, each in found.estimates.items() if name.startswith("lost_through_keys_of_L")}
+    named = found.summary.partition(" in its keys")[0].partition(" without ")[2].split(", ")
+    assert set(alone) == ({f"lost_through_keys_of_{head}" for head in named} if len(named) > 1 else set())
+    assert all(share < found.estimates["lost_through_keys"].value + 0.05 for share in alone.values())
 
 
 @pytest.mark.parametrize(

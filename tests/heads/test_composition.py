@@ -14,6 +14,7 @@ from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel
 from pytest_induction.heads.composition import (
     Weights,
     composition_scores,
+    keys_read,
     measure_composition,
     pair_eigenvalues,
     qk_traces,
@@ -24,6 +25,7 @@ from pytest_induction.heads.composition import (
 )
 from pytest_induction.measuring.observing import probes_of
 from pytest_induction.probes.sequences import COPIES
+from pytest_induction.records import HeadId
 from tests.heads.test_copying import BEHIND, OUT, norm_by_hand, of_layers, tiny
 from tests.heads.test_copying import by_hand as values_and_outs
 from tests.model.test_circuits import HEADS, Large, Model, Scaled
@@ -389,3 +391,15 @@ def test_scores_are_those_of_transformer_lens():
         wanted = wanted.reshape(3, 4, 3, 4).transpose(2, 3, 0, 1)
         exists = ~np.isnan(getattr(found, name))
         np.testing.assert_allclose(getattr(found, name)[exists] + found.random_mean, wanted[exists], atol=1e-4)
+
+
+def test_the_keys_of_one_head_are_read_as_those_of_all():
+    """What is computed of some pairs alone is what is computed of all pairs."""
+    subject, head = load_model(tiny("Gemma3")), HeadId(1, 2)
+    others, whole = [HeadId(0, 3), HeadId(0, 1)], measure_composition(subject, n_sequences=1)
+    found = keys_read(Weights(subject), head, others)
+    assert set(found) == set(others)
+    for other in others:
+        pair = (head.layer, head.head, other.layer, other.head)
+        assert found[other] == pytest.approx((whole.key[pair], whole.key_z[pair]), abs=1e-4)
+    assert keys_read(Weights(subject), head, []) == {}

@@ -8,15 +8,16 @@ import torch
 from fixtures import attention_only
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pytest_induction import load_model, measure_ablations
+from pytest_induction import load_model, measure_ablations, measure_heads
 from pytest_induction.errors import ArgumentError, ModelError
-from pytest_induction.interventions import ablate, freeze_patterns, intervene, passes, run_with
+from pytest_induction.interventions import ablate, freeze_patterns, intervene, passes, paths, run_with
 from pytest_induction.interventions.arguments import all_heads
 from pytest_induction.interventions.passes import Ablating, Blocks, Passes, _like, _stream, blocks_of, losses_at
 from pytest_induction.interventions.paths import losses_by_order, losses_with_pattern, path_effects
 from pytest_induction.measuring.observing import probes_of
 from pytest_induction.planted import induction_head, pointer_induction_head
 from pytest_induction.records import HeadId
+from tests.heads.test_copying import tiny
 
 ROWS, OTHERS = (torch.randint(1, 60, (3, 21), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
 QUERIES = torch.arange(8, 20)
@@ -180,6 +181,49 @@ def test_paths_of_planted_heads():
         np.testing.assert_allclose([effects.keys[1], effects.queries[1]], 1, atol=1e-3)
 
 
+SETS = [[HeadId(0, 0)], [HeadId(0, 1)], []]
+
+
+@pytest.mark.parametrize(
+    ("build", "layer"), [(gpt2, 1), (gpt2, 2), (Skipping, 1), (lambda: tiny("Gemma3"), 1), (lambda: tiny("Llama"), 1)]
+)
+def test_paths_end_at_the_head(build, layer, monkeypatch):
+    """What is computed of queries and keys is what the model makes of them, in passes begun and ended anywhere or not at all."""
+    subject, head = load_model(build()), HeadId(layer, 1)
+    sets = [*SETS[:2], [HeadId(layer - 1, 0), HeadId(layer - 1, 1)], []]
+    probe = _probe(subject)
+    found = path_effects(subject, probe, head, sets)
+    monkeypatch.setattr(paths, "SAME", -1.0)  # by passes in which the model itself makes the pattern
+    whole = path_effects(subject, probe, head, sets)
+    clean = measure_heads(subject, tokens=probe.tokens).per_sequence["prefix_matching"][:, head.layer, head.head]
+    np.testing.assert_allclose(found.clean, clean, atol=1e-6)
+    for name in ("clean", "keys", "queries"):
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), atol=1e-6, err_msg=name)
+    assert abs(found.keys[2] - clean).max() > 1e-4 and abs(found.queries[2] - clean).max() > 1e-4
+    np.testing.assert_allclose([found.keys[3], found.queries[3]], [clean, clean], atol=1e-6)
+
+
+def test_paths_to_a_head_with_a_soft_cap(monkeypatch):
+    """Queries and keys do not tell its pattern: the model makes it, also with those of another pass."""
+    subject, head = load_model(tiny("Gemma2")), HeadId(1, 1)
+    probe = _probe(subject)
+    capped = path_effects(subject, probe, head, SETS[:1])
+    clean = measure_heads(subject, tokens=probe.tokens).per_sequence["prefix_matching"][:, 1, 1]
+    np.testing.assert_allclose(capped.clean, clean, atol=1e-6)
+    monkeypatch.setattr(paths, "SAME", math.inf)
+    assert abs(path_effects(subject, probe, head, SETS[:1]).clean - clean).max() > 1e-3
+
+
+def test_paths_do_not_depend_on_how_rows_are_split(monkeypatch):
+    """Means are over all rows of the probe, however many share a pass."""
+    subject = load_model(gpt2())
+    whole = path_effects(subject, _probe(subject), HeadId(2, 1), SETS)
+    monkeypatch.setattr("pytest_induction.model.batching.POSITIONS_AT_ONCE", {"cpu": 1})
+    split = path_effects(subject, _probe(subject), HeadId(2, 1), SETS)
+    np.testing.assert_allclose(split.keys, whole.keys, atol=1e-5)
+    np.testing.assert_allclose(split.queries, whole.queries, atol=1e-5)
+
+
 def test_terms_by_order_end_at_the_model_itself():
     """With as many heads on a path as there are layers nothing is missing."""
     subject = load_model(gpt2())
@@ -189,6 +233,8 @@ def test_terms_by_order_end_at_the_model_itself():
     rows = torch.from_numpy(probe.tokens)
     clean = losses_at(subject.logits(rows)[:, queries], rows, queries).mean(1)
     np.testing.assert_allclose(found[:, -1], clean, atol=2e-5)
+    np.testing.assert_allclose(found[:, -2], clean, atol=2e-5)
+    np.testing.assert_array_equal(losses_by_order(subject, probe, 1), found[:, [0, 1, -1]])
     none = losses_at(run_with(subject, rows, ablate(all_heads(subject)))[:, queries], rows, queries).mean(1)
     np.testing.assert_allclose(found[:, 0], none, atol=2e-5)
 
@@ -197,7 +243,7 @@ def test_terms_by_order_of_planted_heads():
     """No head, no knowledge; by its own pattern the induction head alone says all, so that a second on the path adds nothing."""
     for build in (induction_head, pointer_induction_head):
         subject = load_model(build())
-        np.testing.assert_allclose(losses_by_order(subject, _probe(subject)).mean(0), [math.log(64), 0, 0], atol=1e-3)
+        np.testing.assert_allclose(losses_by_order(subject, _probe(subject), 1).mean(0), [math.log(64), 0, 0], atol=1e-3)
 
 
 def test_the_ideal_pattern_gives_a_planted_head_back():

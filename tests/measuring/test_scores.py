@@ -6,7 +6,7 @@ import torch
 
 from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, row_log_sum_exp
 from pytest_induction.attention.scores import SCORES, PairScores, PeriodicScores, ScoresAndChance, common_period, scores_for
-from pytest_induction.measuring.losses import Windows, repetition, token_losses
+from pytest_induction.measuring.losses import Windows, advantage, repetition, token_losses
 from tests.measuring import slow
 
 
@@ -184,6 +184,7 @@ def test_behaviour_equals_the_reference(start):
     logits = torch.randn(4, tokens.shape[1], 31, dtype=torch.float64) * 3
     logits.scatter_add_(-1, tokens.roll(-1, 1)[..., None], torch.rand(4, tokens.shape[1], 1, dtype=torch.float64) * 9)
     found = repetition(logits, tokens, period=6, start=start)
+    assert torch.equal(advantage(logits, tokens, period=6, start=start), found.advantage)
     for row in range(4):
         slow_row = slow.repetition(logits[row].log_softmax(-1).numpy(), tokens[row].tolist(), 6, start)
         for name, value in slow_row.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.model.query_key import queries_keys_of
 from pytest_induction.probes.sequences import COPIES
 from pytest_induction.progress import advance, progress
-from pytest_induction.records import SCHEMA_VERSION, Provenance
+from pytest_induction.records import SCHEMA_VERSION, HeadId, Provenance
 
 ROTATIONS = 128  # draws of the null
 AT_ONCE = 16  # of them
@@ -339,6 +339,31 @@ def qk_traces_of(weights: Weights, previous: Array) -> tuple[Array, Array]:
         added = (layer.values * share[:, None, None]).movedim(0, 1).flatten(1) @ layer.outs.flatten(0, 1)
         moved = added if moved is None else moved + added
     return found[0], found[1]
+
+
+class KeysRead(NamedTuple):
+    """Key composition of one head with one in an earlier layer, above random heads, and in standard deviations."""
+
+    score: float
+    z: float
+
+
+def keys_read(weights: Weights, head: HeadId, others: Sequence[HeadId]) -> dict[HeadId, KeysRead]:
+    """What one head's keys read of each of some heads in earlier layers, as in `CompositionScores`, and of no other pair."""
+    own = _of_heads(weights.layer(head.layer), [head.head])
+    read, found = side(own.keys, own.queries), dict[HeadId, KeysRead]()
+    for number in sorted({other.layer for other in others}):
+        here = [other for other in others if other.layer == number]
+        layer = _of_heads(weights.layer(number), [other.head for other in here])
+        written = side(layer.outs.mT, layer.values)
+        scores, null = composition_scores(read, written), rotation_null(read, written)
+        above = scores - random_mean(*read.shape, written.shape[1])
+        found |= dict(zip(here, map(KeysRead, above[0].tolist(), null.z(scores)[0].tolist()), strict=True))
+    return found
+
+
+def _of_heads(layer: Layer, heads: Sequence[int]) -> Layer:
+    return Layer(*(each[list(heads)] for each in layer))
 
 
 class _Pairs(NamedTuple):

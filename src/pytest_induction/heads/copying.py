@@ -14,13 +14,12 @@ from torch import Tensor
 from pytest_induction.errors import ModelError, user_facing, whole_number
 from pytest_induction.forward.calling import with_kind
 from pytest_induction.heads.criteria import PERIOD_DETECTOR, SILENT, SUPPRESSES, suppresses
-from pytest_induction.measuring.losses import Repetition, repetition
+from pytest_induction.measuring.losses import advantage
 from pytest_induction.measuring.observing import (
     Array,
     ModelLike,
     describe,
     joined,
-    named_behaviour,
     numbers,
     of_all_heads,
     plain_scores,
@@ -321,11 +320,11 @@ class CopyRound:
     """What heads write and what the model does with it, on rows in which a block stands twice.
 
     `effects` (sequences, n_layers, n_heads) are copy effects in nats, None where the weights of heads are not known: `why_not`
-    says why. `behaviour` is as of a `Round`.
+    says why. `advantage` (sequences,) is that of `Repetition`, in nats.
     """
 
     effects: Array | None
-    behaviour: Mapping[str, Array]
+    advantage: Array
     why_not: str = ""
 
 
@@ -342,39 +341,46 @@ def _copy_round(subject: ModelUnderTest, n_sequences: int, rng: np.random.Genera
     why_not = ""
     try:
         circuits = circuits_of(subject)
-        parts = [effects_and_behaviour(subject, circuits, probe) for probe in probes]
-        effects: Array | None = np.concatenate([effects["copy_effect"] for effects, _ in parts])
-    except Exception as error:  # noqa: BLE001 - whatever it is: behaviour says whether the model copies
+        parts = [_effects_and_advantage(subject, circuits, probe) for probe in probes]
+        effects: Array | None = np.concatenate([effects for effects, _ in parts])
+        gained = [each for _, each in parts]
+    except Exception as error:  # noqa: BLE001 - whatever it is: the advantage says whether the model copies
         why_not = with_kind(error)
-        effects, parts = None, [({}, _behaviour(subject, probe)) for probe in probes]
-    behaviour = {name: np.concatenate([each[name] for _, each in parts]) for name in parts[0][1]}
-    return CopyRound(effects, behaviour, why_not)
+        effects, gained = None, [_advantage(subject, probe) for probe in probes]
+    return CopyRound(effects, np.concatenate(gained), why_not)
 
 
-def _behaviour(subject: ModelUnderTest, probe: Probe) -> dict[str, Array]:
-    """What the model does on the rows of a probe."""
+def _advantage(subject: ModelUnderTest, probe: Probe) -> Array:
+    """The advantage on the rows of a probe."""
 
-    def measured(rows: Tensor, part: slice) -> Repetition:
+    def measured(rows: Tensor, part: slice) -> Tensor:
         logits = subject.logits(rows)
-        return repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start)
+        return advantage(logits, rows.to(logits.device), period=probe.period, start=probe.start)
 
-    return named_behaviour(subject, in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=True))
+    return _finite_advantage(subject, in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=True))
 
 
-def effects_and_behaviour(subject: ModelUnderTest, circuits: Circuits, probe: Probe) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Direct and copy effects of every head on the rows of a probe, as `direct_effects`, and what is predicted."""
+def _finite_advantage(subject: ModelUnderTest, parts: Sequence[Tensor]) -> Array:
+    found = np.concatenate([numbers(part) for part in parts])
+    if not np.isfinite(found).all():
+        raise ModelError(f"the logits of {subject.name} are not finite (NaN or infinity) on repeated tokens")
+    return found
+
+
+def _effects_and_advantage(subject: ModelUnderTest, circuits: Circuits, probe: Probe) -> tuple[Array, Array]:
+    """Copy effects of every head on the rows of a probe, (sequences, n_layers, n_heads), and the advantage there."""
     block = RepeatedBlock(probe.period, probe.repeats, probe.start)
     capture = HeadOutputCapture(subject, circuits)
 
-    def measured(rows: Tensor, part: slice) -> tuple[dict[str, Array], Repetition]:
+    def measured(rows: Tensor, part: slice) -> tuple[dict[str, Array], Tensor]:
         raised: list[Tensor] = []
         scale, logits = capture.with_logits(rows, _raising(block, circuits, probe, rows, raised))
-        behaviour = repetition(logits, rows.to(logits.device), period=probe.period, start=probe.start)
-        return _effects_of(subject, block, raised, scale), behaviour
+        gained = advantage(logits, rows.to(logits.device), period=probe.period, start=probe.start)
+        return _effects_of(subject, block, raised, scale), gained
 
     parts = in_batches(subject, torch.from_numpy(probe.tokens), measured, logits=True)
-    found = joined([effects for effects, _ in parts])
-    return _all_finite(subject, found), named_behaviour(subject, [behaviour for _, behaviour in parts])
+    found = _all_finite(subject, joined([effects for effects, _ in parts]))
+    return found["copy_effect"], _finite_advantage(subject, [gained for _, gained in parts])
 
 
 def _raising(

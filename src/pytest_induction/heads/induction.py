@@ -364,7 +364,13 @@ def judged_induction_head(
     model: ModelLike, thresholds: Thresholds, budget: tuple[int, float, int | None], *, allow_virtual: bool
 ) -> Evidence:
     """The verdict on whether a model has an induction head, and what it rests on; `budget` is sequences, error rate, seed."""
-    subject = load_model(model)
+    return search_for_one(load_model(model), thresholds, budget, allow_virtual=allow_virtual)[1]
+
+
+def search_for_one(
+    subject: ModelUnderTest, thresholds: Thresholds, budget: tuple[int, float, int | None], *, allow_virtual: bool
+) -> tuple[HeadSearch, Evidence]:
+    """The same with the search that it comes of."""
     spent = checked_budget(subject, budget)
     rest = replace(spent, error_rate=spent.error_rate / 2) if allow_virtual else spent  # of two claims either may be wrong
     search = HeadSearch(subject, thresholds, rest, complete=is_small(subject))
@@ -372,7 +378,7 @@ def judged_induction_head(
     evidence = _evidence(search, judgement, thresholds)
     if subject.n_layers > 1 and evidence.reason in ("copies_without_a_head", "weak_or_shared", PERIOD_DETECTOR):
         evidence = _through_pairs(subject, evidence, rest, allow_virtual=allow_virtual)
-    return replace(evidence, confidence=1 - spent.error_rate)
+    return search, replace(evidence, confidence=1 - spent.error_rate)
 
 
 def _undecided(search: HeadSearch) -> Judgement:

@@ -140,7 +140,7 @@ class HeadSearch:
     @property
     def _advantages(self) -> Array:
         """Of every row that says what the model does."""
-        return np.concatenate([self.found.behaviour["advantage"], *(each.behaviour["advantage"] for each in self.copies)])
+        return np.concatenate([self.found.behaviour["advantage"], *(each.advantage for each in self.copies)])
 
     @property
     def n_behaviour(self) -> int:
@@ -220,7 +220,7 @@ class HeadSearch:
         """Where all of it comes from."""
         described = self.found.described
         if self.copies:
-            described += f"; {sum(len(each.behaviour['advantage']) for each in self.copies)} of 2 copies"
+            described += f"; {sum(len(each.advantage) for each in self.copies)} of 2 copies"
         about = provenance(self.subject, seed=self.budget.seed, n_sequences=self.n_sequences, probe=described)
         return replace(about, notes=(*about.notes, *self.notes))
 

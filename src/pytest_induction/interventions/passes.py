@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -80,6 +80,18 @@ class Blocks:
         with Changes() as changes:
             add_hooks(changes, [self._blocks[layer]], stop)
             yield
+
+    def run_until(self, layer: int, run: Callable[[], object]) -> None:
+        """Run a pass, with its edits, that ends once block `layer` gave what it gives; all of it where blocks are not known."""
+
+        def stop(part: nn.Module, inputs: Any, output: Any) -> None:
+            raise _Reached
+
+        if not self.any:
+            run()
+            return
+        with suppress(_Reached), self.ended_after(layer, stop):
+            run()
 
     @contextmanager
     def needed_at(self, queries: Tensor) -> Iterator[None]:

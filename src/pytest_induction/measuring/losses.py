@@ -78,19 +78,26 @@ def repetition(logits: Tensor, tokens: Tensor, *, period: int, start: int) -> Re
 
     `logits` is (batch, positions, d_vocab), `tokens` (batch, positions); `period` at least 4. Accuracy is top-1, in [0, 1].
     """
-    if period < 4:
-        raise ArgumentError(f"`period` must be at least 4 for the advantage, got {period}")
+    gained = advantage(logits, tokens, period=period, start=start)
     losses = token_losses(logits, tokens)
     hits = (logits[:, :-1].argmax(-1) == tokens[:, 1:]).float()
-    place = torch.arange(tokens.shape[1] - 1, device=tokens.device) + 1 - start  # of the predicted token, from the block on
+    place = _places(tokens, start)
     inner = (place % period != 0) & (place > 0)
     first, later = inner & (place < period), inner & (place >= period)
+    return Repetition(losses[:, first].mean(1), losses[:, later].mean(1), hits[:, first].mean(1), hits[:, later].mean(1), gained)
+
+
+def advantage(logits: Tensor, tokens: Tensor, *, period: int, start: int) -> Tensor:
+    """The advantage of `Repetition` alone, (batch,); of the same arguments. A few logits tell it."""
+    if period < 4:
+        raise ArgumentError(f"`period` must be at least 4 for the advantage, got {period}")
+    place = _places(tokens, start)
+    later = (place % period != 0) & (place >= period)
     ahead = tokens[:, start : start + period][:, (place[:, None] + torch.arange(3, device=place.device)) % period]
     scores = at_least_float32(logits[:, :-1].gather(-1, ahead))  # batch, queries, (successor, the two after it)
-    return Repetition(
-        losses[:, first].mean(1),
-        losses[:, later].mean(1),
-        hits[:, first].mean(1),
-        hits[:, later].mean(1),
-        (scores[..., 0] - scores[..., 1:].mean(-1))[:, later].mean(1),  # the normaliser of the log-softmax cancels
-    )
+    return (scores[..., 0] - scores[..., 1:].mean(-1))[:, later].mean(1)  # the normaliser of the log-softmax cancels
+
+
+def _places(tokens: Tensor, start: int) -> Tensor:
+    """Of the token that each position predicts, counted from the beginning of the first copy."""
+    return torch.arange(tokens.shape[1] - 1, device=tokens.device) + 1 - start

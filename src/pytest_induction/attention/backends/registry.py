@@ -102,7 +102,8 @@ def _edited_call(
     mask = rest[0] if rest else options.get("attention_mask")
     if mask is not None and not isinstance(mask, Tensor):
         raise BackendUnavailable(f"attention with a mask of type `{type(mask).__name__}` cannot be edited")
-    call = AttentionCall(query, key, value, mask, causal=mask is None and bool(getattr(module, "is_causal", True)))
+    causal = mask is None and bool(getattr(module, "is_causal", True))
+    call = AttentionCall(query, key, value, mask, causal=causal, given_scale=options.get("scaling"))
     more: list[Any] = []
 
     def run(edited: AttentionCall | None) -> Tensor:
