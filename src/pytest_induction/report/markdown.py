@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pytest_induction.expectations import COMPARED_COLUMNS, ComparedRow
 from pytest_induction.formatting import printable
 from pytest_induction.records import Evidence
 from pytest_induction.report.session_records import SessionRecords, TestRecord, counts, reasons, result, unlisted
@@ -119,6 +120,9 @@ def _model(group: list[Evidence], records: SessionRecords) -> Iterator[Part]:
 
 
 def _tables(view: ModelView) -> Iterator[Part]:
+    for table in view.compared:
+        yield Part((f"Before: {text(table.before)}",))
+        yield side_by_side(table.rows)
     if view.changes:
         yield Part(tuple(_table(CHANGE_COLUMNS, [tuple(map(text, row.cells)) for row in view.changes], left=3)), least=2)
         yield Part((f"Onset, midpoint and end in {view.places}, with their intervals.",))
@@ -130,6 +134,16 @@ def _tables(view: ModelView) -> Iterator[Part]:
         if more or any(row.found for row in view.heads):
             marked = f"Heads with {text(view.score)}" if view.score else "Induction heads"
             yield Part((f"{marked} are bold{more}.",))
+
+
+def side_by_side(rows: Sequence[ComparedRow]) -> Part:
+    """Two models as a table; what is shown to be worse is bold."""
+    cells = [
+        (f"**{text(first)}**" if row.is_worse else text(first), *map(text, others))
+        for row in rows
+        for first, *others in [row.cells]
+    ]
+    return Part(tuple(_table(*without_empty(COMPARED_COLUMNS, cells), left=2)), least=2)
 
 
 def _head_cells(cells: Sequence[str], *, found: bool) -> tuple[str, ...]:

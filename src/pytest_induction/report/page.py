@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import ReportError
+from pytest_induction.expectations import COMPARED_COLUMNS
 from pytest_induction.formatting import printable
 from pytest_induction.records import ChartData, Evidence
 from pytest_induction.report.charts.ablations import ablations
@@ -263,6 +264,7 @@ def html_page(records: SessionRecords) -> str:
             why=reasons(records)[bool(records.stopped) :],
             unlisted=unlisted(records),
             pair_columns=PAIRS,
+            compared_columns=COMPARED_COLUMNS,
             drawn=_drawn(found),
             has_filter=len(rows) > FEW,
             change_columns=CHANGE_COLUMNS,

@@ -9,7 +9,17 @@ from dataclasses import astuple, dataclass
 from typing import TypeVar
 
 from pytest_induction.claims import claim_named, place_of
-from pytest_induction.expectations import match_length, measured_on, of_what_it_denies, reach, spanned, with_thresholds, words
+from pytest_induction.expectations import (
+    ComparedRow,
+    compared_rows,
+    match_length,
+    measured_on,
+    of_what_it_denies,
+    reach,
+    spanned,
+    with_thresholds,
+    words,
+)
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, Verdict
 
@@ -98,6 +108,20 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class ComparedTable:
+    """Two models side by side: what the one before was, and a row for each thing, what changed first."""
+
+    claim: str
+    before: str
+    rows: tuple[ComparedRow, ...]
+
+    @property
+    def changed(self) -> tuple[ComparedRow, ...]:
+        """The rows of what is not shown to be as it was."""
+        return tuple(row for row in self.rows if row.is_changed)
+
+
+@dataclass(frozen=True)
 class ModelView:
     """What is shown of one model or run: where it was measured, its claims, the heads worth a row, what to know about it.
 
@@ -105,7 +129,8 @@ class ModelView:
     of every head. `near` are the near misses, a line each: heads and claims whose interval reaches their threshold or comes
     close, or else the nearest head below that of the induction heads. `pairs` are heads that match two in a row. `measures` are
     all estimates, `measured` says where they come from, for each claim. `score` is what the heads and the map are about
-    where that is not prefix matching: the score of a claim that somebody has added.
+    where that is not prefix matching: the score of a claim that somebody has added. `compared` has a table for each other model
+    that this one was held against.
     """
 
     title: str
@@ -121,6 +146,7 @@ class ModelView:
     measures: tuple[Measure, ...] = ()
     measured: tuple[str, ...] = ()
     score: str = ""
+    compared: tuple[ComparedTable, ...] = ()
 
     @property
     def mapped(self) -> str:
@@ -201,7 +227,17 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
         measures=tuple(dict.fromkeys(measure for record in records for measure in _measures(record))),
         measured=tuple(dict.fromkeys((*map(_measured, records), *filter(None, map(_versions, records))))),
         score=words(score),
+        compared=tuple(dict.fromkeys(table for record in records if (table := compared_table(record)) is not None)),
     )
+
+
+def compared_table(record: Evidence) -> ComparedTable | None:
+    """Both models of a verdict side by side; None where it is on one alone."""
+    if not record.compared:
+        return None
+    before = record.before
+    about = "" if before is None else f"{before.model}, {before.how}, weights {before.fingerprint}"
+    return ComparedTable(record.claim, about, tuple(compared_rows(record.compared)))
 
 
 def _score_of(record: Evidence) -> str:
