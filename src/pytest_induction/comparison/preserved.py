@@ -327,20 +327,41 @@ def assert_heads_preserved(
     given = _margins(margins or {}, text)
     given_seed = None if seed is None else whole_number("seed", seed, least=0)
     kept, where = _kept(before, entry)
-    later = load_model(after)
-    if isinstance(kept, HeadsProfile):
-        pair = _of_profile(kept, where, later, text, given_seed)
-    else:
-        pair = _of_models(load_model(kept), later, text, budget, given_seed)
-    return expect(_evidence(pair, given, budget))
+    pair = _pair_of(kept, where, load_model(after), text, budget, given_seed)
+    return expect(_held(pair, given, budget).evidence)
 
 
 @dataclass(frozen=True)
 class _Budget:
-    max_lost: int
-    max_sequences: int
-    max_rows: int
-    error_rate: float
+    max_lost: int = 0
+    max_sequences: int = MAX_SEQUENCES
+    max_rows: int = MAX_ROWS
+    error_rate: float = ERROR_RATE
+
+
+@dataclass(frozen=True)
+class Held:
+    """A later model held against the one before: the evidence, and what was measured of both on the same sequences.
+
+    `before` is a profile where no more is known of the first one.
+    """
+
+    evidence: Evidence
+    before: Measured | HeadsProfile
+    after: Measured
+
+
+def hold_against(before: ModelUnderTest | HeadsProfile, after: ModelUnderTest, *, text: Any = None, seed: int | None = None) -> Held:
+    """What `assert_heads_preserved` finds, with its default margins, whatever the verdict is."""
+    budget, where = _Budget(), f"the profile of {before.provenance.model}" if isinstance(before, HeadsProfile) else ""
+    pair = _pair_of(before, where, after, text, budget, seed)
+    return _held(pair, _margins({}, text if pair.texts[1] is not None else None), budget)
+
+
+def _pair_of(kept: Any, where: str, later: ModelUnderTest, text: Any, budget: _Budget, seed: int | None) -> _Pair:
+    if isinstance(kept, HeadsProfile):
+        return _of_profile(kept, where, later, text, seed)
+    return _of_models(load_model(kept), later, text, budget, seed)
 
 
 def _margins(given: Mapping[str, float | None], text: Any) -> dict[str, float]:
@@ -438,7 +459,7 @@ def _of_profile(kept: HeadsProfile, where: str, later: ModelUnderTest, text: Any
     return _Pair(kept, prober, (kept.text, scores))
 
 
-def _evidence(pair: _Pair, margins: Mapping[str, float], budget: _Budget) -> Evidence:
+def _held(pair: _Pair, margins: Mapping[str, float], budget: _Budget) -> Held:
     """Look at ever more sequences until it is clear, or there are no more."""
     looks = look_sizes(min(budget.max_sequences, pair.most))
     error_rate = budget.error_rate / len(looks)
@@ -450,7 +471,7 @@ def _evidence(pair: _Pair, margins: Mapping[str, float], budget: _Budget) -> Evi
     about = provenance(pair.after.subject, seed=profile.probed.seed, n_sequences=size, probe=later.found.described + pair.of_text)
     notes = about.notes + later.notes + pair.notes + _notes(profile.provenance)
     heads = _heads(later, found, error_rate)
-    return Evidence(
+    evidence = Evidence(
         claim="heads_preserved",
         verdict=found.verdict,
         reason=found.reason,
@@ -465,6 +486,7 @@ def _evidence(pair: _Pair, margins: Mapping[str, float], budget: _Budget) -> Evi
         compared=found.compared,
         before=profile.provenance,
     )
+    return Held(evidence, pair.before if isinstance(pair.before, HeadsProfile) else pair.before.measured(), later)
 
 
 def _notes(before: Provenance) -> tuple[str, ...]:

@@ -219,7 +219,7 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
         tuple(rows),
         max(0, len(found) - most_heads),
         notes + tuple(dict.fromkeys(_confounders(change) for change in changes if change.confounders)),
-        tuple(_change_row(change, places, changing) for change in changes),
+        tuple(change_row(change, places, changing.claim) for change in changes),
         places,
         head_map=widest.head_map or next((record.head_map for record in records if record.head_map), ()),
         near=tuple(dict.fromkeys((*_near_heads(widest), *(line for record in records for line in _near_claims(record))))),
@@ -318,7 +318,8 @@ def _confounders(change: Change) -> str:
     return f"{' and '.join(change.confounders)} near the change of {words(change.series)}: may be its cause"
 
 
-def _change_row(change: Change, places: str, record: Evidence) -> ChangeRow:
+def change_row(change: Change, places: str, claim: str = "") -> ChangeRow:
+    """What one series did, in steps or tokens; `claim` is what it was looked at for."""
     moments = [
         None if moment is None else getattr(moment, places[:-1] if places == "steps" else places)
         for moment in (change.onset, change.midpoint, change.end)
@@ -334,7 +335,7 @@ def _change_row(change: Change, places: str, record: Evidence) -> ChangeRow:
         end,
         "" if change.width is None else _number(change.width.value, ".2f"),
         str(change.n_inside) if change.n_inside else "",
-        of_what_it_denies(record.claim, change.verdict),
+        of_what_it_denies(claim, change.verdict),
     )
 
 
