@@ -44,7 +44,9 @@ def _done(arguments: Sequence[str] | None) -> int:
     doctor.add_argument("--attach", help="function that shows the model's attention: conftest.py:pytest_induction_attach, say")
     command.add_claims(doctor)
     doctor.set_defaults(command=_doctor)
-    about = "show two models, or two runs, side by side: their heads, what they do, their curves; needs a model only to measure it"
+    about = (
+        "show two models, or two runs, side by side: their heads, what they do, their curves; needs a model only to measure it"
+    )
     compare = commands.add_parser("compare", help=about, description=about)
     each = f"{command.COMPARED}; PATH@PART is a step of a run, an entry of a baseline file, a model of a report"
     compare.add_argument("before", metavar="A", help=each)

@@ -34,12 +34,14 @@ MOST_POINTS = 240  # of a curve
 LARGEST = 2**26  # bytes of a file
 WHAT = f"a model ({FORMS}), a run or log, the JSON of a report or of evidence, or a baseline file"
 HEAD = re.compile(r"(?:(?P<score>\w+)\.)?L(?P<layer>\d{1,6})H(?P<head>\d{1,6})(?:\.(?P<after>\w+))?")
-UNJUDGED = "no verdict: two models, or a profile and a model, are judged on the same sequences, and two trainings by their changes"
+UNJUDGED = (
+    "no verdict: two models, or a profile and a model, are judged on the same sequences, and two trainings by their changes"
+)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How models are loaded and probed: `text` for in-context learning, `seed` of the probes, `loading` as `load_model` takes it."""
+    """How models are loaded and probed: `text` is for in-context learning, `loading` as `load_model` takes it."""
 
     text: Path | None
     seed: int
@@ -95,7 +97,7 @@ def compare(first: str, second: str, settings: Settings) -> SideBySide:
 
 
 def opened(spec: str) -> Opened:
-    """What somebody named, models not loaded yet; `PATH@PART` is a snapshot of a run, an entry of a baseline, a model of records."""
+    """What somebody named, models not loaded yet; `PATH@PART` is a step of a run, an entry of a baseline, a model of records."""
     if spec.startswith("hf:") or "://" in spec:
         return NamedModel(spec) if spec.startswith("hf:") else _trained(*_parted(spec))
     name, part = _parted(spec)
@@ -175,7 +177,9 @@ def _records(path: Path, part: str) -> Recorded:
 
     records = read_records(path)
     groups = {key: list(group) for key, group in by_model(records.evidence).items()}
-    known = {f"{name} ({fingerprint[:8]})" if _is_twice(name, groups) else name: (name, fingerprint) for name, fingerprint in groups}
+    known = {
+        f"{name} ({fingerprint[:8]})" if _is_twice(name, groups) else name: (name, fingerprint) for name, fingerprint in groups
+    }
     key = known[_chosen(known, part, str(path), "models and runs")]
     charts = tuple(each for each in records.charts if (each.model, each.fingerprint) == key and not each.missing)
     return Recorded(tuple(groups[key]), charts)
@@ -213,7 +217,7 @@ def _trained(name: str, part: str) -> Trained:
 
 
 def _judged(one: NamedModel | HeadsProfile, other: NamedModel, settings: Settings) -> SideBySide:
-    """A model held against another, or against what was kept of it, on the same sequences; by itself where these do not fit it."""
+    """A model held against another, or what was kept of it, on the same sequences; each by itself where these do not fit both."""
     from pytest_induction.comparison.preserved import hold_against
 
     before, after = _loaded(one, settings), _loaded(other, settings)
@@ -308,7 +312,9 @@ def _of_profile(profile: HeadsProfile) -> Side:
             (estimate,) = mean_interval(values[:, None], ERROR_RATE / max(1, len(heads)))
             scores.setdefault(name, {})[HeadId(head.layer, head.head)] = estimate
     behaviour = {
-        name: mean_interval(values[:, None], ERROR_RATE, _unit(name))[0] for name, values in profile.behaviour.items() if name in BEHAVIOUR
+        name: mean_interval(values[:, None], ERROR_RATE, _unit(name))[0]
+        for name, values in profile.behaviour.items()
+        if name in BEHAVIOUR
     }
     if profile.text is not None:
         behaviour["icl_score"] = mean_interval(profile.text.icl_score[:, None], ERROR_RATE, "nats")[0]
@@ -365,7 +371,9 @@ def _of_records(recorded: Recorded) -> Side:
         if name in BEHAVIOUR and estimate.unit == _unit(name)
     }
     how = about.probe if about.is_run else about.how
-    side = Side(about.model, "run" if about.is_run else "model", f"{how}, {about.fingerprint}", scores, estimates, _layers(scores))
+    side = Side(
+        about.model, "run" if about.is_run else "model", f"{how}, {about.fingerprint}", scores, estimates, _layers(scores)
+    )
     changes = max((each.changes for each in recorded.evidence), key=len)
     return replace(side, kind=f"report on a {side.kind}", notes=about.notes, changes=changes)
 
@@ -437,9 +445,16 @@ def _with_curves(side: Side, run: TrainingRun, axis: Any, unit: str) -> Side:
     curves = {}
     for name, values in columns.items():
         known = np.flatnonzero(np.isfinite(values))
-        drawn = known[np.unique(np.linspace(0, len(known) - 1, min(len(known), MOST_POINTS)).round().astype(int))] if len(known) else known
+        drawn = (
+            known[np.unique(np.linspace(0, len(known) - 1, min(len(known), MOST_POINTS)).round().astype(int))]
+            if len(known)
+            else known
+        )
         if len(drawn) > 1:
-            curves[name] = ([round(each, 4) for each in x[drawn].tolist()], [float(f"{each:.5g}") for each in values[drawn].tolist()])
+            curves[name] = (
+                [round(each, 4) for each in x[drawn].tolist()],
+                [float(f"{each:.5g}") for each in values[drawn].tolist()],
+            )
     found = find_phase_changes(run)
     return replace(side, curves=curves, changes=found.changes, window=_window(found.induction, unit))
 

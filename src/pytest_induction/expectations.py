@@ -103,9 +103,15 @@ def _side_by_side(evidence: Evidence) -> list[str]:
     """The table of both models, what changed first; of what did not, as much as there is room for the most telling."""
     rows = compared_rows(evidence.compared)
     count = min(MOST_COMPARED, max(sum(row.is_changed for row in rows), LEAST_COMPARED))
-    lines = aligned(COMPARED_COLUMNS, [row.cells for row in rows[:count]], left=LEFT_COMPARED)
     more = rest_of(rows, count)
-    return [*lines, *([more] if more else [])]
+    return [*compared_lines(rows[:count]), *([more] if more else [])]
+
+
+def compared_lines(rows: Sequence[ComparedRow]) -> list[str]:
+    """The table of both models in lines, without the columns that have nothing in any row."""
+    kept = [place for place in range(len(COMPARED_COLUMNS)) if any(row.cells[place] for row in rows)]
+    left = [at for at, place in enumerate(kept) if place in LEFT_COMPARED]
+    return aligned([COMPARED_COLUMNS[place] for place in kept], [[row.cells[place] for place in kept] for row in rows], left=left)
 
 
 def _of_run(evidence: Evidence) -> list[str]:

@@ -192,8 +192,8 @@ class PairEvidence:
 class Compared:
     """One thing of a model before beside the same of the one after: a head in its role, or what the model does.
 
-    `measure` is what was compared, `before` and `after` its means, `difference` after minus before. `role` and `head` are those of
-    the head before, `later` is the head that was taken for it, None where there is none; "" and None for what the model does.
+    `measure` is what was compared, `before` and `after` its means, `difference` after minus before. `role` and `head` are those
+    of the head before, `later` is the head that was taken for it, None where there is none; "" and None for what the model does.
     `margin` is by how much it may get worse. `status` says what became of it: of a head "kept", "moved", "weakened", "lost" or
     "unclear"; of what the model does "kept", "worse" or "unclear"; and where nothing was judged "higher", "lower" or "not clear",
     by the interval alone.

@@ -71,9 +71,10 @@ def assert_learns_in_context(
 
     `text` is a string, a path, or token ids (one long row, or rows as the model gets them, with the first-token id in front
     if it has one). It is cut into rows of the context's length, at most 512 tokens; of a long text `max_sequences` rows are
-    taken, spread over all of it, and of these every 16th first, then every 8th, and so on until it is clear. The score is the mean loss of tokens 450 to 512 minus that of tokens 40 to 60 (the same
-    shares of a shorter row), in nats, negative if the model learns in context. Rows are resampled for its interval. Where rows
-    are long enough, the paper's loss at token 500 minus at token 50 is reported beside it.
+    taken, spread over all of it: every 16th first, of 512, then every 8th, and so on until it is clear. The score is the mean
+    loss of tokens 450 to 512 minus that of tokens 40 to 60 (the same shares of a shorter row), in nats, negative if the model
+    learns in context. Rows are resampled for its interval. Where rows are long enough, the paper's loss at token 500 minus at
+    token 50 is reported beside it.
 
     The score also falls when ordinary prediction gets worse, so both losses are in `.estimates`. Returns the evidence, raises
     as `assert_has_induction_head`, and `TextError` for a text that makes fewer than two rows.

@@ -20,7 +20,7 @@ from pytest_induction.model.batching import in_batches
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.progress import progress
 
-FIRST_ROWS = 32  # that the first look at a text has at least, where there are
+FIRST_ROWS = 24  # that the first look at a text has at least, where there are
 TEXT_TOKENS = 512  # per row of text, as in the paper
 CHARACTERS_PER_TOKEN = 12  # more than a row of text may need
 WHOLE = 2**26  # bytes of a file that is read whole; of a larger one
@@ -28,7 +28,7 @@ PIECES, PIECE = 1024, 2**15  # so many pieces of so many bytes are, evenly sprea
 
 
 def strides_of(rows: NDArray[np.int64]) -> list[int]:
-    """Which rows each look at a text has: every 16th, say, then every 8th, down to every one; 32 at least, where there are."""
+    """Which rows each look at a text has: every 16th, say, then every 8th, down to every one; 24 at least, where there are."""
     stride = 1
     while -(-len(rows) // (2 * stride)) >= FIRST_ROWS:
         stride *= 2
@@ -52,8 +52,8 @@ def _remembered(subject: ModelUnderTest, rows: NDArray[np.int64]) -> Array:
 def rows_of(subject: ModelUnderTest, text: Any, max_rows: int) -> NDArray[np.int64]:
     """The rows of token ids that a text makes for this model, (rows, positions), at most so many, evenly spread.
 
-    `text` is the text itself, a path to it, or token ids: one long row to be cut, or rows. Raises `TextError` where it makes fewer
-    than two rows.
+    `text` is the text itself, a path to it, or token ids: one long row to be cut, or rows. Raises `TextError` where it makes
+    fewer than two rows.
     """
     return _spread(_text_rows(subject, text, max_rows), max_rows)
 

@@ -22,7 +22,7 @@ from pytest_induction.probes.sequences import Probe, fitting_shape, repeated_seq
 from pytest_induction.progress import progress
 from pytest_induction.statistics import mean_interval
 
-N_SEQUENCES = 12
+N_SEQUENCES = 24
 LONGEST = 32  # tokens of a copy
 TOGETHER = f"intervals hold together at {1 - ERROR_RATE}"
 

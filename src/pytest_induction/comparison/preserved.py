@@ -111,10 +111,8 @@ def _nothing(*, unread: bool) -> Preservation:
 
 def _behaviour(before: HeadsProfile, after: Measured, margins: Mapping[str, float], rates: Rates) -> tuple[tuple[Loss, ...], str]:
     """The losses of behaviour that have a margin, and why in-context learning cannot be told where rows are too few."""
-    found = []
-    for name in ("repeat_accuracy", "repeat_loss"):
-        if name in margins:
-            found.append(_loss(name, before.behaviour[name], after.found.behaviour[name], margins, rates))
+    compared = (name for name in ("repeat_accuracy", "repeat_loss") if name in margins)
+    found = [_loss(name, before.behaviour[name], after.found.behaviour[name], margins, rates) for name in compared]
     if ICL not in margins or before.text is None or after.text is None:
         return tuple(found), ""
     scores = before.text.icl_score, after.text.icl_score
@@ -351,7 +349,9 @@ class Held:
     after: Measured
 
 
-def hold_against(before: ModelUnderTest | HeadsProfile, after: ModelUnderTest, *, text: Any = None, seed: int | None = None) -> Held:
+def hold_against(
+    before: ModelUnderTest | HeadsProfile, after: ModelUnderTest, *, text: Any = None, seed: int | None = None
+) -> Held:
     """What `assert_heads_preserved` finds, with its default margins, whatever the verdict is."""
     budget, where = _Budget(), f"the profile of {before.provenance.model}" if isinstance(before, HeadsProfile) else ""
     pair = _pair_of(before, where, after, text, budget, seed)

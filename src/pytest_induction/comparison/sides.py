@@ -20,8 +20,8 @@ class Side:
     """One of the two: what it is called, what it is, and what is known of it.
 
     `scores` has, by the name of the score, what is known of which heads, `behaviour` what the model does; an estimate without an
-    interval has NaN for its ends. `layers` are how many heads each layer has, as far as that is known. `curves` has, of a run and by
-    name, the points of each curve: logarithms (base 10) of tokens or steps, and values.
+    interval has NaN for its ends. `layers` are how many heads each layer has, as far as that is known. `curves` has, of a run and
+    by name, the points of each curve: logarithms (base 10) of tokens or steps, and values.
     """
 
     name: str

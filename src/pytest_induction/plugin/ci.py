@@ -40,8 +40,8 @@ def properties(evidence: Evidence) -> list[tuple[str, object]]:
 
     `outcome` is passed or failed; a verdict that is only reported has none.
     Of two models side by side the ten rows that a reader looks at first are `compared.HEAD.MEASURE`, with `before`, `after` and
-    `status`. `prefix_matching` is that of the strongest head, also where it is below the threshold; so are what it has at each match
-    length, its effects in nats and how far back it matches, where these are known.
+    `status`. `prefix_matching` is that of the strongest head, also where it is below the threshold; so are what it has at each
+    match length, its effects in nats and how far back it matches, where these are known.
     """
     prefix = f"{PREFIX}{evidence.claim}"
     found: list[tuple[str, object]] = [
@@ -68,7 +68,11 @@ def properties(evidence: Evidence) -> list[tuple[str, object]]:
         found.append((f"{prefix}.reach", heads[0].reach))
     for each in evidence.compared[:MOST_COMPARED]:
         name = f"{prefix}.compared.{each.head or 'model'}.{each.measure}"
-        found += [(f"{name}.before", round(each.before, 6)), (f"{name}.after", round(each.after, 6)), (f"{name}.status", each.status)]
+        found += [
+            (f"{name}.before", round(each.before, 6)),
+            (f"{name}.after", round(each.after, 6)),
+            (f"{name}.status", each.status),
+        ]
     found += [(f"{prefix}.threshold.{name}", round(threshold, 6)) for name, threshold in evidence.thresholds.items()]
     return [(printable(name), printable(value) if type(value) is str else value) for name, value in found]
 

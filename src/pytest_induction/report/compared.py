@@ -1,4 +1,4 @@
-"""Two models or runs side by side: lines for a terminal, Markdown, JSON and a page. Standard library only, and jinja2 for the page."""
+"""Two models or runs side by side: lines for a terminal, Markdown, JSON and a page. Needs neither torch nor a model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pytest_induction.comparison.sides import Side, SideBySide
 from pytest_induction.errors import ReportError, reason
-from pytest_induction.expectations import COMPARED_COLUMNS, LEFT_COMPARED, compared_rows, rest_of, words
+from pytest_induction.expectations import COMPARED_COLUMNS, compared_lines, compared_rows, rest_of, words
 from pytest_induction.files import replace_text
-from pytest_induction.formatting import aligned, everywhere, in_json
+from pytest_induction.formatting import everywhere, in_json
 from pytest_induction.report.charts.chart import WIDTH, Chart, bottom, exact, heights, picture, span
 from pytest_induction.report.charts.drawing import LINES, Plot, curve, dashed, legend, text
 from pytest_induction.report.charts.head_map import head_map, least_width
@@ -19,9 +19,9 @@ from pytest_induction.report.charts.run import marks_of
 from pytest_induction.report.markdown import Part, code, side_by_side, table
 from pytest_induction.report.markdown import text as in_markdown
 from pytest_induction.report.page import environment, page_style, script
+from pytest_induction.report.session_records import finite
 from pytest_induction.report.verdict_rows import badge
 from pytest_induction.report.view import CHANGE_COLUMNS, ComparedTable, change_row, without_empty
-from pytest_induction.report.session_records import finite
 from pytest_induction.report.writing import check_path
 
 MOST_ROWS = 10  # in a terminal
@@ -54,8 +54,7 @@ def lines(found: SideBySide) -> list[str]:
     shown += found.missing
     rows = compared_rows(found.rows)
     if rows:
-        drawn = aligned(COMPARED_COLUMNS, [row.cells for row in rows[:MOST_ROWS]], left=LEFT_COMPARED)
-        shown += ["", *drawn, *filter(None, [rest_of(rows, MOST_ROWS)])]
+        shown += ["", *compared_lines(rows[:MOST_ROWS]), *filter(None, [rest_of(rows, MOST_ROWS)])]
     for name, side in zip(NAMES, _sides(found), strict=True):
         shown += [f"{name}: {words(change.series)}: {change.verdict}, {change.summary}" for change in side.changes]
     return shown
@@ -111,19 +110,23 @@ def _changes(found: SideBySide) -> list[tuple[str, ...]]:
 
 def _page(found: SideBySide) -> str:
     rows = tuple(compared_rows(found.rows))
-    return environment().get_template("compared.html").render(
-        found=found,
-        sides=[(name, side) for name, side in zip(NAMES, _sides(found), strict=True)],
-        badge=None if found.evidence is None else badge(found.evidence.verdict),
-        compared=ComparedTable("", "", rows) if rows else None,
-        compared_columns=COMPARED_COLUMNS,
-        unpaired="" if found.is_paired else UNPAIRED,
-        panels=[_panel(found, name, place) for place, name in enumerate(found.scores, 1)],
-        curves=_curves(found),
-        changes=_changes(found),
-        change_columns=("run", *CHANGE_COLUMNS),
-        css=page_style(),
-        script=script(),
+    return (
+        environment()
+        .get_template("compared.html")
+        .render(
+            found=found,
+            sides=[(name, side) for name, side in zip(NAMES, _sides(found), strict=True)],
+            badge=None if found.evidence is None else badge(found.evidence.verdict),
+            compared=ComparedTable("", "", rows) if rows else None,
+            compared_columns=COMPARED_COLUMNS,
+            unpaired="" if found.is_paired else UNPAIRED,
+            panels=[_panel(found, name, place) for place, name in enumerate(found.scores, 1)],
+            curves=_curves(found),
+            changes=_changes(found),
+            change_columns=("run", *CHANGE_COLUMNS),
+            css=page_style(),
+            script=script(),
+        )
     )
 
 
@@ -141,7 +144,7 @@ def _panel(found: SideBySide, name: str, place: int) -> ScorePanel:
         {"name": name, "words": f"{words(name)}, {when}", "unit": "share", "value": values}
         for when, values in zip(NAMES, (before, after), strict=True)
     ]
-    scores.append({"name": f"{name} difference", "words": f"{words(name)}, after minus before", "unit": "difference", "value": difference})
+    scores.append({"name": f"{name} difference", "words": words(name), "unit": "after minus before", "value": difference})
     legends = (
         ("share", "0", "1", "share of attention", None),
         ("signed", f"\u2212{most:.3f}", f"+{most:.3f}", "after minus before", None),

@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pytest_induction.formatting import LEAST, NARROW, aligned, everywhere
 from pytest_induction.expectations import COMPARED_COLUMNS, LEFT_COMPARED, rest_of
+from pytest_induction.formatting import LEAST, NARROW, aligned, everywhere
 from pytest_induction.records import Evidence, Verdict
 from pytest_induction.report.view import (
     CHANGE_COLUMNS,
