@@ -219,6 +219,7 @@ def _trained(name: str, part: str) -> Trained:
 def _judged(one: NamedModel | HeadsProfile, other: NamedModel, settings: Settings) -> SideBySide:
     """A model held against another, or what was kept of it, on the same sequences; each by itself where these do not fit both."""
     from pytest_induction.comparison.preserved import hold_against
+    from pytest_induction.comparison.profiles import HeadsProfile
 
     before, after = _loaded(one, settings), _loaded(other, settings)
     seed = settings.seed if isinstance(one, NamedModel) else None
@@ -228,7 +229,7 @@ def _judged(one: NamedModel | HeadsProfile, other: NamedModel, settings: Setting
         sides = [_side(each, settings) for each in (before, after)]
         missing = (f"not on the same sequences: {error}", UNJUDGED)
         return SideBySide(sides[0], sides[1], unpaired_rows(*sides), missing=missing)
-    first = _of_profile(before) if held.before is before else _of_measured(before, held.before)
+    first = _of_profile(held.before) if isinstance(held.before, HeadsProfile) else _of_measured(before, held.before)
     evidence, second = held.evidence, _of_measured(after, held.after)
     rows = evidence.compared or unpaired_rows(first, second)
     return SideBySide(first, second, rows, evidence, is_paired=bool(evidence.compared))
@@ -394,7 +395,7 @@ def _of_verdicts(every: Iterable[Evidence]) -> dict[str, dict[HeadId, Estimate]]
 
 def _of_chart(score: Mapping[str, Any]) -> dict[HeadId, Estimate]:
     return {
-        HeadId(layer, head): Estimate(value, *(_at(score[end], layer, head) for end in ("low", "high")), SHARE)
+        HeadId(layer, head): Estimate(value, _at(score["low"], layer, head), _at(score["high"], layer, head), SHARE)
         for layer, row in enumerate(score["value"])
         for head, value in enumerate(row)
         if value is not None
