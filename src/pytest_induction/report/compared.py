@@ -191,9 +191,9 @@ def _formed(found: SideBySide) -> str:
 def _line(found: SideBySide, plot: Plot, which: int, name: str) -> str:
     x, y = _sides(found)[which].curves[name]
     drawn = dashed(plot.line(x, list(y), COLOURS[which], 2), DASHES[which])
-    said = {"name": f"{NAMES[which]}: {words(name)}", "values": list(map(exact, y))}
+    points = {"name": f"{NAMES[which]}: {words(name)}", "values": list(map(exact, y))}
     at = [f"{10**place:.4g} {found.unit}" for place in x]
-    return curve(drawn, {**said, "after": "", "at": at}, f"side{which}")
+    return curve(drawn, {**points, "after": "", "at": at}, f"side{which}")
 
 
 def _keys(found: SideBySide, plot: Plot) -> Iterator[str]:

@@ -89,11 +89,11 @@ def _drawn(data: Mapping[str, Any], head: Mapping[str, Any], label: str) -> str:
         parts.append(rule(left, top + at, left + at, top + at, GOLD))
     labels = _labels(data)
     for place in _ticked(count, data["starts"]):
-        at, said = (place + 0.5) * unit, f"<title>{in_markup(names[place])}</title>"
+        at, title = (place + 0.5) * unit, f"<title>{in_markup(names[place])}</title>"
         beside = text(left - 6, top + at + 3.5, labels[place], "faint tiny", anchor="end")
         turned = text(0, 0, labels[place], "faint tiny", anchor="end")
-        parts.append(f"<g>{said}{beside}</g>")
-        parts.append(f'<g transform="translate({left + at + 3.5:.1f} {top + side + 6:.1f}) rotate(-90)">{said}{turned}</g>')
+        parts.append(f"<g>{title}{beside}</g>")
+        parts.append(f'<g transform="translate({left + at + 3.5:.1f} {top + side + 6:.1f}) rotate(-90)">{title}{turned}</g>')
     parts.append(rule(left, top, left, top + side, GREY))
     parts.append(text(SIZE - 8, top + side + FOOT - 8, "attended token", "faint", anchor="end"))
     return picture(parts, SIZE, top + side + FOOT, label)
