@@ -32,6 +32,9 @@ from pytest_induction import (
     measure_generality,
     measure_heads,
 )
+from pytest_induction.charts.data import OF_A_MODEL
+from pytest_induction.charts.model import charts_of_model
+from pytest_induction.measuring.observing import provenance
 from pytest_induction.model.load import load_module
 
 ROWS, POSITIONS = 12, 101
@@ -72,6 +75,11 @@ CALLS = (
         lambda _, subject, text: _verdict(lambda: assert_ablation_removes_icl(subject, text)),
     ),
     Row("assert_learns_in_context", None, lambda _, subject, text: _verdict(lambda: assert_learns_in_context(subject, text))),
+    Row(
+        "all charts of a report, with a text",
+        60,
+        lambda _, subject, text: charts_of_model(subject, provenance(subject), kinds=OF_A_MODEL, text=text),
+    ),
     Row("assert_induction_circuit", 15, lambda _, subject, text: _verdict(lambda: assert_induction_circuit(subject))),
     Row("measure_generality", 5, lambda _, subject, text: measure_generality(subject)),
     Row("assert_heads_generalize", 5, lambda _, subject, text: _verdict(lambda: assert_heads_generalize(subject, "L17H5"))),

@@ -1,5 +1,5 @@
-"""The command line: `python -m pytest_induction`, then `doctor MODEL`, `sweep CHECKPOINTS -o RUN`, `watch RUN`,
-`draw RUN -o FILE` or `report RECORDS.json -o PAGE.html`.
+"""The command line: `python -m pytest_induction`, then `doctor MODEL`, `compare A B -o PAGE.html`, `sweep CHECKPOINTS -o RUN`,
+`watch RUN`, `draw RUN -o FILE` or `report RECORDS.json -o PAGE.html`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_induction import command_line as command
 from pytest_induction.command_line import Parser, ended, fail, say, tell, write
-from pytest_induction.errors import ArgumentError, InductionError, ProbeError, RunError, reason
+from pytest_induction.errors import ArgumentError, InductionError, ProbeError, RunError, reason, whole_number
 from pytest_induction.files import replace_text
-from pytest_induction.model.specs import FORMS
+from pytest_induction.model.specs import FORMS, check_text
 
 if TYPE_CHECKING:
     from pytest_induction.model.protocol import ModelUnderTest
@@ -40,14 +40,22 @@ def _done(arguments: Sequence[str] | None) -> int:
     about = "say what a model is, how its attention is read, what can be measured on it, and what to change"
     doctor = commands.add_parser("doctor", help=about, description=about)
     doctor.add_argument("model", metavar="MODEL", help=FORMS)
-    doctor.add_argument("--device", help="device it is loaded on (default cpu), or auto: see --induction-device")
-    doctor.add_argument("--dtype", help="floating-point type it is loaded in (default: as stored)")
-    doctor.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
-    command.add_trust(doctor)
-    command.add_without_pattern(doctor)
+    command.add_loading(doctor)
     doctor.add_argument("--attach", help="function that shows the model's attention: conftest.py:pytest_induction_attach, say")
     command.add_claims(doctor)
     doctor.set_defaults(command=_doctor)
+    about = (
+        "show two models, or two runs, side by side: their heads, what they do, their curves; needs a model only to measure it"
+    )
+    compare = commands.add_parser("compare", help=about, description=about)
+    each = f"{command.COMPARED}; PATH@PART is a step of a run, an entry of a baseline file, a model of a report"
+    compare.add_argument("before", metavar="A", help=each)
+    compare.add_argument("after", metavar="B", help="likewise")
+    compare.add_argument("-o", "--out", metavar="FILE", help="file that is written too: PATH.html, PATH.md or PATH.json")
+    compare.add_argument("--text", metavar="FILE", help="held-out text for in-context learning of models")
+    compare.add_argument("--seed", metavar="N", type=int, default=0, help="of the probes (default 0)")
+    command.add_loading(compare)
+    compare.set_defaults(command=_compare)
     sweep = commands.add_parser("sweep", help=command.ABOUT, description=command.ABOUT)
     command.add_options(sweep)
     sweep.set_defaults(command=_sweep)
@@ -91,8 +99,7 @@ def _doctor(given: argparse.Namespace) -> int:
 
     command.register(given.claims)
     attach = () if given.attach is None else function_named(given.attach)
-    settings = {name: getattr(given, name) for name in ("device", "dtype", "memory", "trust_remote_code", "without_pattern")}
-    subject = load_model(given.model, attach=attach, **settings)
+    subject = load_model(given.model, attach=attach, **command.loading(given))
     lines, fits = subject.diagnosis(), True
     if added := head_scores():
         lines += (("your scores", listed(added)),)
@@ -106,6 +113,24 @@ def _doctor(given: argparse.Namespace) -> int:
         fits = False
     say(*as_text(lines, indent="").split("\n"))
     return int(subject.backend is None or not fits)
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from pytest_induction.comparing import Settings, compare
+    from pytest_induction.report.compared import lines, write_comparison
+    from pytest_induction.report.writing import check_path
+
+    if given.out is not None:
+        check_path(given.out)
+    if given.text is not None:
+        check_text(Path(given.text))
+    text = None if given.text is None else Path(given.text)
+    seed = whole_number("--seed", given.seed, least=0)
+    found = compare(given.before, given.after, Settings(text, seed, command.loading(given)))
+    if given.out is not None:
+        write_comparison(found, given.out)
+    say(*lines(found), *([given.out] if given.out is not None else []))
+    return 0
 
 
 def _sweep(given: argparse.Namespace) -> int:

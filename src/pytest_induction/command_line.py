@@ -125,14 +125,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="measure on a Ray cluster: auto, an address, or nothing for the one of this machine, started if there is none",
     )
     parser.add_argument("--num-gpus", metavar="X", type=float, help="GPUs of each that measures on the cluster")
-    parser.add_argument("--device", help="device the model runs on (default cpu)")
+    add_loading(parser)
+    add_claims(parser)
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the probes (default 0)")
+    parser.add_argument("--tokens-per-step", metavar="T", type=float, help="tokens that a step of the training had")
+
+
+LOADING = ("device", "dtype", "memory", "trust_remote_code", "without_pattern")  # what `load_model` takes
+COMPARED = "a model, a run or log, the JSON of a report or of evidence, or a baseline file"
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a model is loaded and run."""
+    parser.add_argument("--device", help="device a model runs on (default cpu)")
     parser.add_argument("--dtype", help="floating-point type it runs in (default: as stored)")
     parser.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
     add_trust(parser)
     add_without_pattern(parser)
-    add_claims(parser)
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the probes (default 0)")
-    parser.add_argument("--tokens-per-step", metavar="T", type=float, help="tokens that a step of the training had")
+
+
+def loading(given: argparse.Namespace) -> dict[str, Any]:
+    """What these options say, as `load_model` takes it."""
+    return {name: getattr(given, name) for name in LOADING}
 
 
 def add_claims(parser: argparse.ArgumentParser) -> None:
@@ -173,11 +187,7 @@ def run(given: argparse.Namespace) -> tuple[list[str], int]:
         "workers": given.workers,
         "ray": given.ray,
         "num_gpus": given.num_gpus,
-        "device": given.device,
-        "dtype": given.dtype,
-        "memory": given.memory,
-        "trust_remote_code": given.trust_remote_code,
-        "without_pattern": given.without_pattern,
+        **loading(given),
         "seed": given.seed,
         "tokens_per_step": given.tokens_per_step,
     }

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pytest_induction.claims import BOTH_SIDES, MODEL, RUN, claim_named, next_step_for
 from pytest_induction.errors import ArgumentError, ExpectationFailed
-from pytest_induction.formatting import everywhere, fitted
+from pytest_induction.formatting import aligned, everywhere, fitted
 from pytest_induction.heads.criteria import MATCHES, MIN_PREFIX_MATCHING, PERIOD_DETECTOR, SILENT, SUPPRESSES
 from pytest_induction.observers import emit
-from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
+from pytest_induction.records import Change, Compared, Estimate, Evidence, HeadEvidence, PairEvidence, Provenance, Verdict
 
 ABOUT = ("icl_", "turn_")  # what a reason is about, where it is that of another series than heads
 MOST_HEADS, MOST_SERIES = 5, 5
@@ -24,7 +25,7 @@ MATCH_LENGTHS = {
 }
 SUMMED = "summed prefix matching of layer "  # an estimate for each layer, of which the highest are told
 MOST_LAYERS = 3
-WORDS = {"final": "prefix matching at the end"}
+WORDS = {"final": "prefix matching at the end", "excess": "prefix matching beyond chance"}
 
 
 def failure_text(evidence: Evidence) -> str:
@@ -36,12 +37,81 @@ def failure_text(evidence: Evidence) -> str:
 
 
 def _of_model(evidence: Evidence) -> list[str]:
-    """Heads, pairs of them, and what the model does."""
+    """Heads, pairs of them, and what the model does; or two models side by side."""
+    if evidence.compared:
+        return [f"  {line}" for line in _side_by_side(evidence)]
     pairs = ", ".join(map(_pair, evidence.pairs[:MOST_HEADS]))
     claim = claim_named(evidence.claim)
     estimates = claim.estimates if claim is not None else "behaviour"
     found = {"heads": _heads(evidence), "pairs": pairs, estimates: _estimates_line(evidence)}
     return [f"  {name}: {text}" for name, text in found.items() if text]
+
+
+COMPARED_COLUMNS = ("head", "measure", "before", "after", "difference", "interval", "margin", "what became of it")
+LEFT_COMPARED = (0, 1, 7)  # columns of words
+MOST_COMPARED, LEAST_COMPARED = 10, 4  # rows in a message: of what changed, and in any case
+AS_IT_WAS = ("kept", "higher", "lower", "not clear")  # what became of something that nothing is said against
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One thing of two models side by side, as texts in the order of `COMPARED_COLUMNS`.
+
+    `is_changed` says that it is not shown to be where it was, and as good, `is_worse` that it is shown to be worse.
+    """
+
+    cells: tuple[str, ...]
+    status: str
+    is_changed: bool
+    is_worse: bool
+
+
+def compared_rows(rows: Iterable[Compared]) -> list[ComparedRow]:
+    """Two models side by side as texts, in the order of the rows."""
+    return [
+        ComparedRow(_compared(each), each.status, each.status not in AS_IT_WAS, each.status in ("lost", "weakened", "worse"))
+        for each in rows
+    ]
+
+
+def rest_of(rows: Sequence[ComparedRow], shown: int) -> str:
+    """What is said of the rows after the first that are shown: how many, and what became of them; "" where there are none."""
+    times = Counter(row.status for row in rows[shown:])
+    statuses = ", ".join(f"{count} {status}" for status, count in times.items())
+    return f"and {len(rows) - shown} more: {statuses}" if times else ""
+
+
+def _compared(each: Compared) -> tuple[str, ...]:
+    role = "" if each.role in ("", "induction") else f" ({words(each.role)})"
+    elsewhere = each.later is not None and each.later != each.head
+    at = f" to {each.later}" if each.status == "moved" else f" at {each.later}" if elsewhere and each.status != "lost" else ""
+    change = each.difference
+    span = f"{change.low:+.3f}..{change.high:+.3f}" if math.isfinite(change.low) and math.isfinite(change.high) else "not known"
+    return (
+        "the model" if each.head is None else f"{each.head}{role}",
+        words(each.measure) + (" (nats)" if change.unit == "nats" else ""),
+        f"{each.before:.3f}" if math.isfinite(each.before) else "?",
+        f"{each.after:.3f}" if math.isfinite(each.after) else "?",
+        f"{change.value:+.3f}",
+        span,
+        "" if each.margin is None else f"{each.margin:.3f}",
+        each.status + at,
+    )
+
+
+def _side_by_side(evidence: Evidence) -> list[str]:
+    """The table of both models, what changed first; of what did not, as much as there is room for the most telling."""
+    rows = compared_rows(evidence.compared)
+    count = min(MOST_COMPARED, max(sum(row.is_changed for row in rows), LEAST_COMPARED))
+    more = rest_of(rows, count)
+    return [*compared_lines(rows[:count]), *([more] if more else [])]
+
+
+def compared_lines(rows: Sequence[ComparedRow]) -> list[str]:
+    """The table of both models in lines, without the columns that have nothing in any row."""
+    kept = [place for place in range(len(COMPARED_COLUMNS)) if any(row.cells[place] for row in rows)]
+    left = [at for at, place in enumerate(kept) if place in LEFT_COMPARED]
+    return aligned([COMPARED_COLUMNS[place] for place in kept], [[row.cells[place] for place in kept] for row in rows], left=left)
 
 
 def _of_run(evidence: Evidence) -> list[str]:

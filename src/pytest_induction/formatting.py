@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from html import escape
 from typing import Any, TypeVar, cast
@@ -123,6 +123,16 @@ def _in_quotes(letter: str) -> str:
     if 0xDC80 <= number <= 0xDCFF:
         return f"\\x{number - 0xDC00:02x}"
     return f"\\x{number:02x}" if number < 0x80 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def aligned(names: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> list[str]:
+    """Names and rows as lines with columns; those that are not in `left`, of numbers, stand at the right."""
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    sides = ["<" if place in left else ">" for place in range(len(names))]
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)).rstrip()
+        for cells in (names, *rows)
+    ]
 
 
 MOST_LINES, WIDEST = 25, 300  # of a message; a word, such as a path, stays whole where it alone is longer

@@ -71,8 +71,8 @@ class TokenSpace:
 class HeadId:
     """One attention head. Layers and heads count from zero; prints as L5H1."""
 
-    layer: int
-    head: int
+    layer: Small
+    head: Small
 
     def __str__(self) -> str:
         return f"L{self.layer}H{self.head}"
@@ -189,6 +189,28 @@ class PairEvidence:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """One thing of a model before beside the same of the one after: a head in its role, or what the model does.
+
+    `measure` is what was compared, `before` and `after` its means, `difference` after minus before. `role` and `head` are those
+    of the head before, `later` is the head that was taken for it, None where there is none; "" and None for what the model does.
+    `margin` is by how much it may get worse. `status` says what became of it: of a head "kept", "moved", "weakened", "lost" or
+    "unclear"; of what the model does "kept", "worse" or "unclear"; and where nothing was judged "higher", "lower" or "not clear",
+    by the interval alone.
+    """
+
+    measure: str
+    status: str
+    before: Number
+    after: Number
+    difference: AnyEstimate
+    margin: Number | None = None
+    role: str = ""
+    head: HeadId | None = None
+    later: HeadId | None = None
+
+
+@dataclass(frozen=True)
 class Moment:
     """A point of a training with its interval, in optimiser steps and, where they are known, in tokens trained on."""
 
@@ -273,8 +295,8 @@ class Evidence:
     do it in two steps where no single head does. `estimates` holds the measures of the whole model, `thresholds` what they were
     held against. `confidence` is that of the verdict, None where examples were searched for one that fails. `changes` is what the
     series of a training run did. `head_map` is the prefix matching of every head, a row for each layer, as it is drawn: to four
-    digits, None for a head that a layer does not have. `is_asserted` says whether a test rests on it: then what is not SHOWN
-    failed.
+    digits, None for a head that a layer does not have. `compared` is what was held against another model, side by side, and
+    `before` where that one was measured. `is_asserted` says whether a test rests on it: then what is not SHOWN failed.
     """
 
     claim: str
@@ -291,6 +313,8 @@ class Evidence:
     next_step: str = ""
     changes: tuple[Change, ...] = ()
     head_map: tuple[tuple[Mass | None, ...], ...] = ()
+    compared: tuple[Compared, ...] = ()
+    before: Provenance | None = None
     is_asserted: bool = False
 
     SCHEMA: ClassVar[int] = SCHEMA_VERSION

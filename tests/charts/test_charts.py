@@ -40,6 +40,7 @@ from pytest_induction.measuring.observing import probes_of, provenance
 from pytest_induction.measuring.rounds import MAX_SEQUENCES, draw
 from pytest_induction.probes.sequences import repeated_sequences
 from pytest_induction.records import HeadId
+from pytest_induction.report.charts.attention import attention, visible
 from pytest_induction.runs.picture import picture_of
 from tests.attention.eager import Batch, returned_patterns
 from tests.conftest import FIXTURES
@@ -461,3 +462,25 @@ def test_names_of_kinds_cost_no_start_up():
         for name in ("data", "making")
     ]
     assert said == ["False", "True"]
+
+
+def test_tokens_are_named_as_the_tokenizer_decodes_them():
+    """Beside their ids; none where there is no tokenizer, or it does not know them."""
+    subject = load_model(gpt2())
+
+    class Words:
+        def decode(self, ids):
+            return f" w{ids[0]}\n"
+
+    (chart,) = charts_of_model(subject, provenance(subject), kinds=["attention"])
+    assert "texts" not in chart.data
+    subject.tokenizer = Words()
+    (chart,) = charts_of_model(subject, provenance(subject), kinds=["attention"])
+    assert chart.data["texts"] == [f" w{token}\n" for token in chart.data["tokens"]]
+    drawn = attention(chart.data)[0].svg
+    last = chart.data["tokens"][-1]
+    assert f"\u2423w{last}\u21b5" in drawn and f"(token {last})" in drawn and "\n" not in drawn
+    Words.decode = None
+    (chart,) = charts_of_model(subject, provenance(subject), kinds=["attention"])
+    assert "texts" not in chart.data and not chart.missing
+    assert visible("a long token's text", 9) == "a\u2423long\u2423t\u2026"

@@ -21,6 +21,7 @@ COMMANDS = {
     "draw": ["draw", RUN, "-o", "OUT/run.svg"],
     "watch": ["watch", RUN, "--once"],
     "watch a page": ["watch", RUN, "--once", "--html", "OUT/page.html"],
+    "compare": ["compare", RUN, RUN, "-o", "OUT/compared.md"],
     "report": ["report", "OUT/records.json", "-o", "OUT/report.md"],
 }
 

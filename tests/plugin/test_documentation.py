@@ -111,7 +111,7 @@ def test_a_command_of_the_documentation_is_one(line, pytester, monkeypatch):
     """The parsers know its options, and what it names of ours is there."""
     words = shlex.split(line)
     if "pytest_induction" in words:
-        for name in ("_doctor", "_sweep", "_draw", "_watch", "_report"):
+        for name in ("_doctor", "_compare", "_sweep", "_draw", "_watch", "_report"):
             monkeypatch.setattr(command_line, name, lambda given: 0)
         assert command_line.main(words[3:]) == 0
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_induction.behaviour.judging import MIN_ACCURACY, judge_copying, judge_in_context_learning
-from pytest_induction.behaviour.text import measure_text
+from pytest_induction.behaviour.text import losses_at, rows_of, strides_of, windows_of
 from pytest_induction.deciding import ERROR_RATE, MAX_IN_CONTEXT_LEARNING, MAX_TEXT_ROWS, checked_budget
 from pytest_induction.errors import user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
@@ -71,9 +71,10 @@ def assert_learns_in_context(
 
     `text` is a string, a path, or token ids (one long row, or rows as the model gets them, with the first-token id in front
     if it has one). It is cut into rows of the context's length, at most 512 tokens; of a long text `max_sequences` rows are
-    taken, spread over all of it. The score is the mean loss of tokens 450 to 512 minus that of tokens 40 to 60 (the same
-    shares of a shorter row), in nats, negative if the model learns in context. Rows are resampled for its interval. Where rows
-    are long enough, the paper's loss at token 500 minus at token 50 is reported beside it.
+    taken, spread over all of it: every 16th first, of 512, then every 8th, and so on until it is clear. The score is the mean
+    loss of tokens 450 to 512 minus that of tokens 40 to 60 (the same shares of a shorter row), in nats, negative if the model
+    learns in context. Rows are resampled for its interval. Where rows are long enough, the paper's loss at token 500 minus at
+    token 50 is reported beside it.
 
     The score also falls when ordinary prediction gets worse, so both losses are in `.estimates`. Returns the evidence, raises
     as `assert_has_induction_head`, and `TextError` for a text that makes fewer than two rows.
@@ -81,10 +82,16 @@ def assert_learns_in_context(
     check_share("error_rate", error_rate)
     subject = load_model(model)
     seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
-    losses, first_token, windows = measure_text(subject, text, whole_number("max_sequences", max_sequences, least=2))
-    judgement = judge_in_context_learning(
-        losses, windows, first_token=first_token, max_score=max_score, error_rate=error_rate, seed=seed
-    )
+    rows = rows_of(subject, text, whole_number("max_sequences", max_sequences, least=2))
+    first_token, windows = windows_of(subject, rows)
+    strides = strides_of(rows)
+    for stride in strides:
+        losses = losses_at(subject, rows, stride)
+        judgement = judge_in_context_learning(
+            losses, windows, first_token=first_token, max_score=max_score, error_rate=error_rate / len(strides), seed=seed
+        )
+        if judgement.verdict is not Verdict.UNDETERMINED:
+            break
     described = f"rows of {losses.shape[1] + first_token - 1} tokens of text"
     about = provenance(subject, seed=seed, n_sequences=len(losses), probe=described)
     settle = f"about {judgement.more_sequences} more rows of text would settle it" if judgement.more_sequences else ""

@@ -20,26 +20,41 @@ from pytest_induction.model.batching import in_batches
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.progress import progress
 
+FIRST_ROWS = 24  # that the first look at a text has at least, where there are
 TEXT_TOKENS = 512  # per row of text, as in the paper
 CHARACTERS_PER_TOKEN = 12  # more than a row of text may need
 WHOLE = 2**26  # bytes of a file that is read whole; of a larger one
 PIECES, PIECE = 1024, 2**15  # so many pieces of so many bytes are, evenly spread: more than there are rows
 
 
-def measure_text(subject: ModelUnderTest, text: Any, max_rows: int) -> tuple[Array, int, Windows]:
-    """Losses of every token of a text cut into rows: (rows, tokens), the number of the first token, and the two windows.
+def strides_of(rows: NDArray[np.int64]) -> list[int]:
+    """Which rows each look at a text has: every 16th, say, then every 8th, down to every one; 24 at least, where there are."""
+    stride = 1
+    while -(-len(rows) // (2 * stride)) >= FIRST_ROWS:
+        stride *= 2
+    return [stride >> look for look in range(stride.bit_length())]
 
-    `text` is the text itself, a path to it, or token ids: one long row to be cut, or rows. Of more than `max_rows` rows so many
-    are taken, evenly spread. Raises `TextError` where it makes fewer than two rows.
-    """
-    rows = rows_of(subject, text, max_rows)
-    losses = subject.remember(("text", rows.tobytes(), rows.shape), lambda: row_losses(subject, rows))
-    first_token, windows = windows_of(subject, rows)
-    return losses, first_token, windows
+
+def losses_at(subject: ModelUnderTest, rows: NDArray[np.int64], stride: int) -> Array:
+    """Losses of every token of each `stride`-th row, (rows, tokens); what an earlier look has measured is remembered."""
+    seen = rows[::stride]
+    if stride not in strides_of(rows)[1:]:
+        return _remembered(subject, seen)
+    losses = np.empty((len(seen), rows.shape[1] - 1))
+    losses[::2], losses[1::2] = losses_at(subject, rows, 2 * stride), _remembered(subject, seen[1::2])
+    return losses
+
+
+def _remembered(subject: ModelUnderTest, rows: NDArray[np.int64]) -> Array:
+    return subject.remember(("text", rows.tobytes(), rows.shape), lambda: row_losses(subject, rows))
 
 
 def rows_of(subject: ModelUnderTest, text: Any, max_rows: int) -> NDArray[np.int64]:
-    """The rows of token ids that a text makes for this model, (rows, positions), at most so many, evenly spread."""
+    """The rows of token ids that a text makes for this model, (rows, positions), at most so many, evenly spread.
+
+    `text` is the text itself, a path to it, or token ids: one long row to be cut, or rows. Raises `TextError` where it makes
+    fewer than two rows.
+    """
     return _spread(_text_rows(subject, text, max_rows), max_rows)
 
 

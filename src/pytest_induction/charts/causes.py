@@ -10,12 +10,13 @@ from pytest_induction.charts.heads import Seen, heads_seen
 from pytest_induction.charts.making import ends
 from pytest_induction.deciding import ERROR_RATE
 from pytest_induction.errors import ModelError
-from pytest_induction.heads.composition import KINDS, CompositionScores, measure_composition
+from pytest_induction.heads.composition import composition_between
 from pytest_induction.heads.criteria import is_previous_token
 from pytest_induction.interventions.ablation import last_copy, matched_controls, rises
 from pytest_induction.interventions.arguments import all_heads
 from pytest_induction.interventions.passes import Ablating
 from pytest_induction.measuring.observing import describe, probes_of
+from pytest_induction.model.circuits import circuits_of
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES
 from pytest_induction.progress import progress
@@ -66,16 +67,18 @@ def composition_data(subject: ModelUnderTest) -> dict[str, Any]:
     """The chart "composition". Raises `ModelError` for one layer, `UnsupportedModel` where the weights are not known."""
     if subject.n_layers < 2:
         raise ModelError("composition is between heads in two layers, the model has one attention layer")
-    scores = measure_composition(subject, n_sequences=1, seed=subject.seed)  # what is drawn does not depend on sequences
+    circuits_of(subject)  # refuse by name here, before anything is measured
     seen = heads_seen(subject)
     later = _later(seen)
     earlier = _earlier(seen, max(head.layer for head, _, _ in later))
-    edges = [_edge(scores, one, other) for one, _, _ in earlier for other, _, _ in later if one.layer < other.layer]
+    ends = ([HeadId(node[0].layer, node[0].head) for node in nodes] for nodes in (later, earlier))
+    found, mean = composition_between(subject, *ends)
+    edges = [{"from": str(one), "to": str(other), **scores} for (other, one), scores in found.items()]
     by_name = {str(node[0]): node for node in sorted((*earlier, *later), key=lambda node: node[1] != OTHER)}
     nodes = sorted(by_name.values(), key=lambda node: (node[0].layer, node[0].head))
     drawn = {edge[end] for edge in edges for end in ("from", "to")}
     return {
-        "random_mean": scores.random_mean,
+        "random_mean": mean,
         "heads": [
             {"name": str(head), "layer": head.layer, "head": head.head, "role": role, "score": score}
             for head, role, score in nodes
@@ -98,10 +101,3 @@ def _earlier(seen: Seen, last: int) -> list[Node]:
     before = sorted((head for head in seen.heads if head.layer < last), key=lambda head: -head.previous_token)
     previous = [(head, "previous token", head.previous_token) for head in before if is_previous_token(head.previous_token)]
     return previous[:MOST_HEADS] or [(head, OTHER, head.previous_token) for head in before[:1]]
-
-
-def _edge(scores: CompositionScores, one: HeadEvidence, other: HeadEvidence) -> dict[str, Any]:
-    """What the later head reads of the earlier one."""
-    pair = (other.layer, other.head, one.layer, one.head)
-    named = {f"{kind}{which}": float(getattr(scores, f"{kind}{which}")[pair]) for kind in KINDS for which in ("", "_z")}
-    return {"from": str(one), "to": str(other), **named}

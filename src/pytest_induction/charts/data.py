@@ -112,6 +112,7 @@ class Pattern(TypedDict):
 
 class Attention(TypedDict):
     tokens: list[Count]
+    texts: NotRequired[list[str]]
     starts: Annotated[list[Count], _rising]
     period: Count
     bos: bool
@@ -122,6 +123,8 @@ class Attention(TypedDict):
 def _attention_fits(data: Attention) -> str | Unfit:
     """Copies begin within the row, and a pattern has a row for each token, and in it a number for each that it may attend to."""
     count = len(data["tokens"])
+    if len(data.get("texts", data["tokens"])) != count:
+        return Unfit(f"must have {count} entries, as `tokens` has, got {len(data['texts'])}", ".texts")
     if data["starts"] and data["starts"][-1] >= count:
         return Unfit(f"must be positions below {count}, got {data['starts'][-1]}", ".starts")
     for place, head in enumerate(data["heads"]):

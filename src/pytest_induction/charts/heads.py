@@ -25,6 +25,7 @@ from pytest_induction.probes.sequences import Probe, fitting_shape, repeated_seq
 from pytest_induction.records import Estimate, HeadEvidence, HeadList
 from pytest_induction.statistics import SHARE, bounded_intervals, mean_interval
 
+N_EFFECTS = 24  # sequences on which copy effects are measured, where the list of heads needs none
 COPY_EFFECT = ("copy_effect", "copy effect", "nats")
 MATCH_LENGTHS = {
     "exactly_one": "matching on one token",
@@ -70,15 +71,19 @@ def heads_seen(subject: ModelUnderTest) -> Seen:
 
 def _seen(subject: ModelUnderTest) -> Seen:
     budget = (MAX_SEQUENCES, ERROR_RATE, None)
-    listed, found = list_of_heads(subject, Thresholds(), budget), search_for_all(subject, Thresholds(), budget).found
-    effects, why_not = _effects(subject, len(found.periods))
+    listed, search = list_of_heads(subject, Thresholds(), budget), search_for_all(subject, Thresholds(), budget)
+    found = search.found
+    effects, why_not = _effects(subject, [each.effects for each in search.copies if each.effects is not None])
     heads = head_evidence(found, Thresholds(), ERROR_RATE, complete=True)
     return Seen(found, tuple(heads), listed, effects, why_not)
 
 
-def _effects(subject: ModelUnderTest, count: int) -> tuple[Array | None, str]:
+def _effects(subject: ModelUnderTest, known: list[Array]) -> tuple[Array | None, str]:
+    """The copy effects that the list has measured; where it has none, on rows of their own."""
+    if known:
+        return np.concatenate(known), ""
     try:
-        return copy_effects(subject, count, subject.seed), ""
+        return copy_effects(subject, N_EFFECTS, subject.seed), ""
     except Exception as error:  # noqa: BLE001 - whatever it is: what heads attend to is drawn all the same
         return None, why(error)
 
@@ -145,8 +150,10 @@ def attention_data(subject: ModelUnderTest) -> dict[str, Any]:
     probe = _probe(subject)
     chosen = _chosen(seen)
     patterns = _patterns(subject, probe, [head for head, _, _ in chosen])
+    tokens = probe.tokens[0].tolist()
     return {
-        "tokens": probe.tokens[0].tolist(),
+        "tokens": tokens,
+        **_texts(subject, tokens),
         "starts": [probe.start + copy * probe.period for copy in range(probe.repeats)],
         "period": probe.period,
         "bos": subject.space.bos_id is not None,
@@ -157,6 +164,17 @@ def attention_data(subject: ModelUnderTest) -> dict[str, Any]:
         "about": f"1 sequence, period {probe.period}, {probe.repeats} copies, seed {subject.seed}; "
         f"heads chosen on {seen.about(subject.seed)}",
     }
+
+
+def _texts(subject: ModelUnderTest, tokens: list[int]) -> dict[str, list[str]]:
+    """Each token as the model's tokenizer decodes it; nothing where there is none, or it does not know them."""
+    if subject.tokenizer is None:
+        return {}
+    try:
+        found = [subject.tokenizer.decode([token]) for token in tokens]
+    except Exception:  # noqa: BLE001 - a tokenizer may be the user's own, and ids say what is needed
+        return {}
+    return {"texts": found} if all(isinstance(text, str) for text in found) else {}
 
 
 def _probe(subject: ModelUnderTest) -> Probe:

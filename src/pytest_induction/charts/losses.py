@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pytest_induction.behaviour.judging import judge_in_context_learning
-from pytest_induction.behaviour.text import measure_text
+from pytest_induction.behaviour.text import losses_at, rows_of, strides_of, windows_of
 from pytest_induction.charts.making import curve, ends
-from pytest_induction.deciding import ERROR_RATE, MAX_IN_CONTEXT_LEARNING
+from pytest_induction.deciding import ERROR_RATE, MAX_IN_CONTEXT_LEARNING, MAX_TEXT_ROWS
 from pytest_induction.errors import ModelError
 from pytest_induction.measuring.losses import token_losses
 from pytest_induction.measuring.observing import Array, numbers
@@ -24,7 +24,6 @@ from pytest_induction.statistics import mean_interval
 
 N_SEQUENCES = 24
 LONGEST = 32  # tokens of a copy
-MAX_ROWS = 128  # of text
 TOGETHER = f"intervals hold together at {1 - ERROR_RATE}"
 
 
@@ -68,14 +67,17 @@ def _losses(subject: ModelUnderTest, rows: Tensor) -> Array:
 
 
 def text_data(subject: ModelUnderTest, text: Any) -> dict[str, Any]:
-    """The chart "text". Raises as `measure_text` does."""
-    losses, first_token, windows = measure_text(subject, text, MAX_ROWS)
+    """The chart "text", on the rows of the first look of `assert_learns_in_context`. Raises as that does."""
+    every = rows_of(subject, text, MAX_TEXT_ROWS)
+    first_token, windows = windows_of(subject, every)
+    strides = strides_of(every)
+    losses = losses_at(subject, every, strides[0])
     judgement = judge_in_context_learning(
         losses,
         windows,
         first_token=first_token,
         max_score=MAX_IN_CONTEXT_LEARNING,
-        error_rate=ERROR_RATE,
+        error_rate=ERROR_RATE / len(strides),
         seed=subject.seed,
     )
     score = (judgement.estimates or {})["icl_score"]

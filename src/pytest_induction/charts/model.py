@@ -12,9 +12,10 @@ numbers a verdict that took more may refine.
   chance, from -1 to 1), previous_token, duplicate_token, first_token; exactly_one, exactly_two and three_or_more (prefix
   matching at irregular distances, by how many tokens match) where such rows fit the model; and copy_effect (nats, any sign)
   where the weights of heads are known.
-- **attention** `tokens` (ids of one row), `starts` (positions where copies begin), `period`, `bos` (whether the row begins with a
-  token of its own), `heads`, `about`. Of each head `name`, `role` ("induction", "previous token", "strongest"), `score` (for
-  which it was chosen), `pattern` (a row for each query, with as many numbers as it has positions to attend to).
+- **attention** `tokens` (ids of one row), `texts` (each as the model's tokenizer decodes it; only where it has one), `starts`
+  (positions where copies begin), `period`, `bos` (whether the row begins with a token of its own), `heads`, `about`. Of each head
+  `name`, `role` ("induction", "previous token", "strongest"), `score` (for which it was chosen), `pattern` (a row for each query,
+  with as many numbers as it has positions to attend to).
 - **repeats** `period`, `unit`, `copies`, `uniform` (log of the number of usable ids), `about`. Of each copy `name`, `place` (1 to
   the period), `loss` of the token at that place, `low`, `high`; None at place 1 of copy 1 where nothing stands before it.
 - **text** `tokens` (token numbers), `loss`, `low`, `high`, `unit`, `windows` (`early` and `late`, first and last token number),

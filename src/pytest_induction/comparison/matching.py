@@ -13,7 +13,7 @@ from pytest_induction.comparison.margins import SEQUENCES, Measure
 from pytest_induction.comparison.preservation import Measured, chosen, held_out, in_role
 from pytest_induction.comparison.profiles import ROLES, HeadInRole
 from pytest_induction.deciding import more_needed
-from pytest_induction.records import Estimate, HeadId
+from pytest_induction.records import Compared, Estimate, HeadId
 from pytest_induction.statistics import SHARE, SMALLEST_SPREAD, Mean, student_quantile
 
 MEASURES = {
@@ -39,9 +39,13 @@ class Rates:
 
 @dataclass(frozen=True)
 class Loss:
-    """By how much something got worse, below 0 where it got better, and what its interval at two error rates shows."""
+    """By how much something got worse, below 0 where it got better, and what its interval at two error rates shows.
+
+    `means` are those before and after.
+    """
 
     name: str
+    means: tuple[float, float]
     mean: Mean
     margin: float
     within_tail: float
@@ -61,6 +65,19 @@ class Loss:
     def estimate(self) -> Estimate:
         """With the interval that the answer rests on."""
         return self.mean.interval(self.within_tail if self.is_within else self.beyond_tail)
+
+    @property
+    def status(self) -> str:
+        """Of what a model does: "kept", "worse" or "unclear"."""
+        return "kept" if self.is_within else "worse" if self.is_beyond else "unclear"
+
+    @property
+    def difference(self) -> Estimate:
+        """After minus before, with the same interval."""
+        lost = self.estimate
+        if self.name in HIGHER_IS_WORSE:
+            return lost
+        return Estimate(0.0 - lost.value, 0.0 - lost.high, 0.0 - lost.low, lost.unit)
 
     @property
     def size(self) -> float:
@@ -114,6 +131,12 @@ class Match:
     def name(self) -> str:
         """The head before, with its role where that is not induction."""
         return f"{'' if self.role == 'induction' else self.role.replace('_', '-') + ' head '}{self.before}"
+
+    @property
+    def compared(self) -> Compared:
+        """Both heads side by side, by the score of which most was lost."""
+        loss = self.worst
+        return Compared(loss.name, self.status, *loss.means, loss.difference, loss.margin, self.role, self.before, self.after)
 
     def __str__(self) -> str:
         at = "" if self.after in (self.before, None) or self.status in ("lost", "unclear") else f" -> {self.after}"
@@ -175,18 +198,19 @@ class _Candidates:
         head = self._heads[row]
         losses = []
         for name in ROLES[self._role]:
-            values = held_out(self._before[name][:, row] - self._after[name][:, column])
-            count = len(self._before[name])
-            losses.append(Loss(name, Mean.of(values, SHARE), self._margin, self._rates.head, self._rates.beyond, count))
-        before = HeadId(head.layer, head.head)
-        after = self._places[column] if column < len(self._places) else None
+            before, after = held_out(self._before[name][:, row]), held_out(self._after[name][:, column])
+            mean, count = Mean.of(before - after, SHARE), len(self._before[name])
+            means = float(before.mean()), float(after.mean())
+            losses.append(Loss(name, means, mean, self._margin, self._rates.head, self._rates.beyond, count))
+        place = HeadId(head.layer, head.head)
+        later = self._places[column] if column < len(self._places) else None
         if all(loss.is_within for loss in losses):
-            status = "kept" if after == before else "moved"
+            status = "kept" if later == place else "moved"
         elif any(loss.is_beyond for loss in losses):
             status = "weakened" if self._in_role[column] else "lost"
         else:
             status = "unclear"
-        return Match(self._role, before, after, status, tuple(losses))
+        return Match(self._role, place, later, status, tuple(losses))
 
     def missing(self) -> int:
         """How many heads are beyond the margin under every assignment, of all pairs that are not shown to be beyond it."""

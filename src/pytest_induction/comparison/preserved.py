@@ -29,26 +29,38 @@ from pytest_induction.measuring.rounds import MAX_SEQUENCES as LIST_SEQUENCES
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.model.specs import GGUF
-from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Provenance, TokenSpace, Verdict
+from pytest_induction.records import Compared, Estimate, Evidence, HeadEvidence, HeadId, Provenance, TokenSpace, Verdict
 from pytest_induction.statistics import FIRST_LOOK, Mean, look_sizes
 
 ICL = "icl_score"
-MOST_NAMED = 10  # heads, in the summary and among the estimates
-MOST_IN_FULL = 3  # with their intervals
+MOST_ESTIMATED = 10  # heads
+MOST_NAMED = 3  # heads, in the summary
+STATUSES = ("lost", "weakened", "worse", "unclear", "moved", "kept")  # what became of something, the worst first
 UNREAD = "heads cannot be compared: attention of one of the two cannot be read"
 
 
 @dataclass(frozen=True)
 class Preservation(Judgement):
-    """A judgement, and every head that was looked for.
+    """A judgement, every head that was looked for, and what the model does.
 
     `more_rows` of text beside the `rows` that there were would tell, where sequences would not; `few_rows` are too few to try.
     """
 
     matches: tuple[Match, ...] = ()
+    behaviour: tuple[Loss, ...] = ()
     rows: int = 0
     more_rows: int = 0
     few_rows: bool = False
+
+    @property
+    def compared(self) -> tuple[Compared, ...]:
+        """Both models side by side, what was lost first; of alike ones that of which most was lost, in margins."""
+        heads = [(match.compared, match.worst.size) for match in self.matches]
+        behaviour = [
+            (Compared(loss.name, loss.status, *loss.means, loss.difference, loss.margin), loss.size) for loss in self.behaviour
+        ]
+        ranked = sorted((*heads, *behaviour), key=lambda each: (STATUSES.index(each[0].status), -each[1]))
+        return tuple(compared for compared, _ in ranked)
 
 
 def judge_preserved(
@@ -81,7 +93,8 @@ def judge_preserved(
         absent="" if matches else UNREAD if unread else "no head before is in a role" if wanted else "heads are not compared",
         took_over=_took_over(after, matches),
     )
-    return replace(found.judged(), estimates=_estimates(before, after, behaviour, matches, rates), matches=matches)
+    estimates = _estimates(before, after, behaviour, matches, rates)
+    return replace(found.judged(), estimates=estimates, matches=matches, behaviour=behaviour)
 
 
 def _behaves(before: HeadsProfile, margins: Mapping[str, float]) -> bool:
@@ -99,19 +112,21 @@ def _nothing(*, unread: bool) -> Preservation:
 
 def _behaviour(before: HeadsProfile, after: Measured, margins: Mapping[str, float], rates: Rates) -> tuple[tuple[Loss, ...], str]:
     """The losses of behaviour that have a margin, and why in-context learning cannot be told where rows are too few."""
-    found = []
-    for name in ("repeat_accuracy", "repeat_loss"):
-        if name in margins:
-            values = _worse(name, before.behaviour[name], after.found.behaviour[name])
-            mean = Mean.of(values, MEASURES[name].unit)
-            found.append(Loss(name, mean, margins[name], rates.within, rates.beyond, len(values)))
+    compared = (name for name in ("repeat_accuracy", "repeat_loss") if name in margins)
+    found = [_loss(name, before.behaviour[name], after.found.behaviour[name], margins, rates) for name in compared]
     if ICL not in margins or before.text is None or after.text is None:
         return tuple(found), ""
-    values = _worse(ICL, before.text.icl_score, after.text.icl_score)
-    if len(values) < MIN_ROWS:
-        return tuple(found), f"{len(values)} rows of text are too few for in-context learning, {MIN_ROWS} are needed"
-    mean = Mean.of(values, "nats")
-    return (*found, Loss(ICL, mean, margins[ICL], rates.within, rates.beyond, len(values), ROWS)), ""
+    scores = before.text.icl_score, after.text.icl_score
+    if len(scores[0]) < MIN_ROWS:
+        return tuple(found), f"{len(scores[0])} rows of text are too few for in-context learning, {MIN_ROWS} are needed"
+    return (*found, replace(_loss(ICL, *scores, margins, rates), rows=ROWS)), ""
+
+
+def _loss(name: str, before: Array, after: Array, margins: Mapping[str, float], rates: Rates) -> Loss:
+    """What was lost of a behaviour, by sequence or row."""
+    mean = Mean.of(_worse(name, before, after), MEASURES[name].unit)
+    means = float(before.mean()), float(after.mean())
+    return Loss(name, means, mean, margins[name], rates.within, rates.beyond, len(before))
 
 
 def _worse(name: str, before: Array, after: Array) -> Array:
@@ -143,7 +158,7 @@ class _Found:
             return Preservation(Verdict.SHOWN, "preserved", self._summary((), ()))
         of_text = [loss for loss in open_ones if loss.rows == ROWS]
         more = [loss.more for loss in (*(match.worst for match in heads), *open_ones) if loss.rows == SEQUENCES]
-        in_full = _listed([f"{match.name}, {match.worst}" for match in heads], MOST_IN_FULL)
+        in_full = _listed([f"{match.name}, {match.worst}" for match in heads])
         unclear = f"whether all is kept is not clear: {'; '.join((*map(str, open_ones), *in_full))}"
         return Preservation(
             Verdict.UNDETERMINED,
@@ -175,9 +190,9 @@ class _Found:
         return "; ".join(parts)
 
 
-def _listed(names: Sequence[str], most: int = MOST_NAMED) -> list[str]:
+def _listed(names: Sequence[str]) -> list[str]:
     """The first of them, and how many there are beside."""
-    return [*names[:most], *([f"and {len(names) - most} more"] if len(names) > most else [])]
+    return [*names[:MOST_NAMED], *([f"and {len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else [])]
 
 
 def _took_over(after: Measured, matches: Sequence[Match]) -> str:
@@ -199,7 +214,7 @@ def _estimates(
     if ICL in found and before.text is not None and after.text is not None:
         late = Mean.of(_worse("late_loss", before.text.late_loss, after.text.late_loss), "nats")
         found["late_loss"] = late.interval(rates.within)
-    largest = sorted(matches, key=lambda match: -match.worst.size)[:MOST_NAMED]
+    largest = sorted(matches, key=lambda match: -match.worst.size)[:MOST_ESTIMATED]
     return found | {f"{loss.name} {match.before}": loss.estimate for match in largest for loss in match.losses}
 
 
@@ -311,20 +326,43 @@ def assert_heads_preserved(
     given = _margins(margins or {}, text)
     given_seed = None if seed is None else whole_number("seed", seed, least=0)
     kept, where = _kept(before, entry)
-    later = load_model(after)
-    if isinstance(kept, HeadsProfile):
-        pair = _of_profile(kept, where, later, text, given_seed)
-    else:
-        pair = _of_models(load_model(kept), later, text, budget, given_seed)
-    return expect(_evidence(pair, given, budget))
+    pair = _pair_of(kept, where, load_model(after), text, budget, given_seed)
+    return expect(_held(pair, given, budget).evidence)
 
 
 @dataclass(frozen=True)
 class _Budget:
-    max_lost: int
-    max_sequences: int
-    max_rows: int
-    error_rate: float
+    max_lost: int = 0
+    max_sequences: int = MAX_SEQUENCES
+    max_rows: int = MAX_ROWS
+    error_rate: float = ERROR_RATE
+
+
+@dataclass(frozen=True)
+class Held:
+    """A later model held against the one before: the evidence, and what was measured of both on the same sequences.
+
+    `before` is a profile where no more is known of the first one.
+    """
+
+    evidence: Evidence
+    before: Measured | HeadsProfile
+    after: Measured
+
+
+def hold_against(
+    before: ModelUnderTest | HeadsProfile, after: ModelUnderTest, *, text: Any = None, seed: int | None = None
+) -> Held:
+    """What `assert_heads_preserved` finds, with its default margins, whatever the verdict is."""
+    budget, where = _Budget(), f"the profile of {before.provenance.model}" if isinstance(before, HeadsProfile) else ""
+    pair = _pair_of(before, where, after, text, budget, seed)
+    return _held(pair, _margins({}, text if pair.texts[1] is not None else None), budget)
+
+
+def _pair_of(kept: Any, where: str, later: ModelUnderTest, text: Any, budget: _Budget, seed: int | None) -> _Pair:
+    if isinstance(kept, HeadsProfile):
+        return _of_profile(kept, where, later, text, seed)
+    return _of_models(load_model(kept), later, text, budget, seed)
 
 
 def _margins(given: Mapping[str, float | None], text: Any) -> dict[str, float]:
@@ -422,7 +460,7 @@ def _of_profile(kept: HeadsProfile, where: str, later: ModelUnderTest, text: Any
     return _Pair(kept, prober, (kept.text, scores))
 
 
-def _evidence(pair: _Pair, margins: Mapping[str, float], budget: _Budget) -> Evidence:
+def _held(pair: _Pair, margins: Mapping[str, float], budget: _Budget) -> Held:
     """Look at ever more sequences until it is clear, or there are no more."""
     looks = look_sizes(min(budget.max_sequences, pair.most))
     error_rate = budget.error_rate / len(looks)
@@ -434,7 +472,7 @@ def _evidence(pair: _Pair, margins: Mapping[str, float], budget: _Budget) -> Evi
     about = provenance(pair.after.subject, seed=profile.probed.seed, n_sequences=size, probe=later.found.described + pair.of_text)
     notes = about.notes + later.notes + pair.notes + _notes(profile.provenance)
     heads = _heads(later, found, error_rate)
-    return Evidence(
+    evidence = Evidence(
         claim="heads_preserved",
         verdict=found.verdict,
         reason=found.reason,
@@ -446,7 +484,10 @@ def _evidence(pair: _Pair, margins: Mapping[str, float], budget: _Budget) -> Evi
         confidence=1 - budget.error_rate,
         next_step=_settle(found, size, is_profile=isinstance(pair.before, HeadsProfile), spent=size < pair.most),
         head_map=() if later.scores is None else head_map(later.scores["prefix_matching"]),
+        compared=found.compared,
+        before=profile.provenance,
     )
+    return Held(evidence, pair.before if isinstance(pair.before, HeadsProfile) else pair.before.measured(), later)
 
 
 def _notes(before: Provenance) -> tuple[str, ...]:

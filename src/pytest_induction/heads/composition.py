@@ -407,6 +407,37 @@ def _pairs(weights: Weights) -> _Pairs:
     return _Pairs(scores, float(np.mean(means)))
 
 
+def composition_between(
+    subject: ModelUnderTest, later: Sequence[HeadId], earlier: Sequence[HeadId]
+) -> tuple[dict[tuple[HeadId, HeadId], dict[str, float]], float]:
+    """What some heads read of some others in earlier layers, by (head that reads, head that writes), and the random mean.
+
+    As `measure_composition` has it, under the names of `KINDS` and with `_z`; only the weights of these heads are looked at.
+    """
+    weights = Weights(subject)
+    numbers_of = {
+        layer: sorted({head.head for head in (*later, *earlier) if head.layer == layer})
+        for layer in {h.layer for h in (*later, *earlier)}
+    }
+    layers = {number: Layer(*(part[numbers_of[number]] for part in weights.layer(number))) for number in sorted(numbers_of)}
+    found: dict[tuple[HeadId, HeadId], dict[str, float]] = {}
+    means = []
+    for reads in sorted({head.layer for head in later}):
+        layer, outs = layers[reads], layers[reads].outs.mT
+        read = side(layer.queries, layer.keys), side(layer.keys, layer.queries), side(layer.values, outs)
+        for writes in sorted({head.layer for head in earlier if head.layer < reads}):
+            written = side(layers[writes].outs.mT, layers[writes].values)
+            for kind, one in zip(KINDS, read, strict=True):
+                scores = composition_scores(one, written)
+                means.append(random_mean(*one.shape, written.shape[1]))
+                known = {kind: scores - means[-1], f"{kind}_z": rotation_null(one, written).z(scores)}
+                for head in (each for each in later if each.layer == reads):
+                    for other in (each for each in earlier if each.layer == writes):
+                        place = numbers_of[reads].index(head.head), numbers_of[writes].index(other.head)
+                        found.setdefault((head, other), {}).update({name: float(values[place]) for name, values in known.items()})
+    return found, float(np.mean(means)) if means else 0.0
+
+
 def _put(scores: Array, layer: int, before: int, found: Tensor) -> None:
     """The scores of two layers, (heads, heads before), into those of all."""
     scores[layer, : found.shape[0], before, : found.shape[1]] = numbers(found)

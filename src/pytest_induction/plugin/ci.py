@@ -31,6 +31,7 @@ SETTINGS = {  # files that pytest reads its settings from, and what in them says
     "tox.ini": "[pytest]",
     "setup.cfg": "[tool:pytest]",
 }
+MOST_COMPARED = 10  # rows of two models side by side
 RERUN = "rerun"  # the outcome that pytest-rerunfailures gives an attempt after which there is another
 
 
@@ -38,8 +39,9 @@ def properties(evidence: Evidence) -> list[tuple[str, object]]:
     """A verdict as properties `induction.CLAIM.NAME`: what it is and why, of which weights, every estimate with its interval.
 
     `outcome` is passed or failed; a verdict that is only reported has none.
-    `prefix_matching` is that of the strongest head, also where it is below the threshold; so are what it has at each match
-    length, its effects in nats and how far back it matches, where these are known.
+    Of two models side by side the ten rows that a reader looks at first are `compared.HEAD.MEASURE`, with `before`, `after` and
+    `status`. `prefix_matching` is that of the strongest head, also where it is below the threshold; so are what it has at each
+    match length, its effects in nats and how far back it matches, where these are known.
     """
     prefix = f"{PREFIX}{evidence.claim}"
     found: list[tuple[str, object]] = [
@@ -64,6 +66,13 @@ def properties(evidence: Evidence) -> list[tuple[str, object]]:
             found += [(f"{prefix}.{name}.low", round(estimate.low, 6)), (f"{prefix}.{name}.high", round(estimate.high, 6))]
     if heads and heads[0].reach is not None:
         found.append((f"{prefix}.reach", heads[0].reach))
+    for each in evidence.compared[:MOST_COMPARED]:
+        name = f"{prefix}.compared.{each.head or 'model'}.{each.measure}"
+        found += [
+            (f"{name}.before", round(each.before, 6)),
+            (f"{name}.after", round(each.after, 6)),
+            (f"{name}.status", each.status),
+        ]
     found += [(f"{prefix}.threshold.{name}", round(threshold, 6)) for name, threshold in evidence.thresholds.items()]
     return [(printable(name), printable(value) if type(value) is str else value) for name, value in found]
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pytest_induction.expectations import COMPARED_COLUMNS, ComparedRow
 from pytest_induction.formatting import printable
 from pytest_induction.records import Evidence
 from pytest_induction.report.session_records import SessionRecords, TestRecord, counts, reasons, result, unlisted
@@ -47,7 +48,7 @@ def parts(records: SessionRecords) -> Iterator[Part]:
     yield from _head(records)
     rows = [row for test in records.tests for row in _rows(test)]
     if rows:
-        yield Part(tuple(_table(VERDICTS, rows, left=5)), least=2)
+        yield Part(tuple(table(VERDICTS, rows, left=5)), least=2)
     failures = [test for test in records.tests if test.message]
     if failures:
         yield Part(("### What failed",))
@@ -119,17 +120,30 @@ def _model(group: list[Evidence], records: SessionRecords) -> Iterator[Part]:
 
 
 def _tables(view: ModelView) -> Iterator[Part]:
+    for beside in view.compared:
+        yield Part((f"Before: {text(beside.before)}",))
+        yield side_by_side(beside.rows)
     if view.changes:
-        yield Part(tuple(_table(CHANGE_COLUMNS, [tuple(map(text, row.cells)) for row in view.changes], left=3)), least=2)
+        yield Part(tuple(table(CHANGE_COLUMNS, [tuple(map(text, row.cells)) for row in view.changes], left=3)), least=2)
         yield Part((f"Onset, midpoint and end in {view.places}, with their intervals.",))
     if view.heads:
         names, rows = view.head_table
         cells = [_head_cells(row, found=head.found) for head, row in zip(view.heads, rows, strict=True)]
-        yield Part(tuple(_table(*without_empty(names, cells), left=1)), least=2)
+        yield Part(tuple(table(*without_empty(names, cells), left=1)), least=2)
         more = f"; {view.heads_left_out} more are not shown" if view.heads_left_out else ""
         if more or any(row.found for row in view.heads):
             marked = f"Heads with {text(view.score)}" if view.score else "Induction heads"
             yield Part((f"{marked} are bold{more}.",))
+
+
+def side_by_side(rows: Sequence[ComparedRow]) -> Part:
+    """Two models as a table; what is shown to be worse is bold."""
+    cells = [
+        (f"**{text(first)}**" if row.is_worse else text(first), *map(text, others))
+        for row in rows
+        for first, *others in [row.cells]
+    ]
+    return Part(tuple(table(*without_empty(COMPARED_COLUMNS, cells), left=2)), least=2)
 
 
 def _head_cells(cells: Sequence[str], *, found: bool) -> tuple[str, ...]:
@@ -151,7 +165,7 @@ def _foot(records: SessionRecords) -> Iterator[str]:
     yield "</details>"
 
 
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> Iterator[str]:
+def table(names: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> Iterator[str]:
     """Cells are Markdown already; numbers, the columns from `left` on, stand at the right."""
     yield f"| {' | '.join(names)} |"
     yield f"|{'|'.join('---' if index < left else '--:' for index in range(len(names)))}|"

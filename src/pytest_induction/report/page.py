@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pytest_induction.errors import ReportError
+from pytest_induction.expectations import COMPARED_COLUMNS
 from pytest_induction.formatting import printable
 from pytest_induction.records import ChartData, Evidence
 from pytest_induction.report.charts.ablations import ablations
@@ -251,7 +252,7 @@ def html_page(records: SessionRecords) -> str:
     check_installed()
     found, rows = sections(records), test_rows(records)
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             records=records,
@@ -263,12 +264,13 @@ def html_page(records: SessionRecords) -> str:
             why=reasons(records)[bool(records.stopped) :],
             unlisted=unlisted(records),
             pair_columns=PAIRS,
+            compared_columns=COMPARED_COLUMNS,
             drawn=_drawn(found),
             has_filter=len(rows) > FEW,
             change_columns=CHANGE_COLUMNS,
             headline=headline(records),
-            css=_css(),
-            script=_template("page.js") + _template("hover.js"),
+            css=page_style(),
+            script=script(),
         )
     )
 
@@ -295,7 +297,12 @@ def check_installed() -> None:
         raise ReportError(f"an HTML report needs jinja2, which is not installed: {INSTALL}")
 
 
-def _css() -> str:
+def script() -> str:
+    """What pages do beyond what they show."""
+    return _template("page.js") + _template("hover.js")
+
+
+def page_style() -> str:
     """The style of the page, with the colours of maps and the look of texts in charts."""
     css = _template("page.css")
     texts = "".join(f".chart {names}{{{look}}}" for names, look in STYLE.items())
@@ -307,7 +314,7 @@ def _css() -> str:
     return css
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Templates that escape whatever they show, and miss nothing silently."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 

@@ -151,7 +151,7 @@ class SessionRecords:
             "tests": [test.to_dict() for test in self.tests],
             "charts": [chart.to_dict() for chart in self.charts],
         }
-        return in_json(json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)) + "\n"
+        return in_json(json.dumps(finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> SessionRecords:
@@ -219,13 +219,13 @@ def read_records(path: str | Path) -> SessionRecords:
         raise ReportError(f"{path}: {error}") from None
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same, None in place of NaN and infinities: JSON has no word for them."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, Mapping):
-        return {str(name): _finite(each) for name, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {str(name): finite(each) for name, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def headline(records: SessionRecords) -> str:

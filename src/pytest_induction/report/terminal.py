@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pytest_induction.formatting import LEAST, NARROW, everywhere
+from pytest_induction.expectations import COMPARED_COLUMNS, LEFT_COMPARED, rest_of
+from pytest_induction.formatting import LEAST, NARROW, aligned, everywhere
 from pytest_induction.records import Evidence, Verdict
 from pytest_induction.report.view import (
     CHANGE_COLUMNS,
     MOST_HEADS,
     ClaimRow,
+    ComparedTable,
     HeadRow,
     ModelView,
     views,
@@ -100,6 +102,7 @@ MOST_NAMED = 3  # claims in the one line
 LONGEST_NAME = 60
 MOST_NEAR = 4
 VERBOSE_HEADS = 64
+MOST_COMPARED = 10  # rows of two models side by side
 INDENT = 4  # of tables
 
 
@@ -158,6 +161,9 @@ def _block(view: ModelView, style: Style) -> Iterator[Line]:
     if view.changes:
         yield "", {}
         yield from _changes(view, style)
+    for table in view.compared:
+        yield "", {}
+        yield from _side_by_side(table, style)
     if view.head_map:
         yield "", {}
         drawn = head_map_lines(view.head_map, width=style.width - 4, ascii=style.ascii, shows=view.mapped)
@@ -187,6 +193,19 @@ def _changes(view: ModelView, style: Style) -> Iterator[Line]:
     yield f"    {head}   ({view.places})", {}
     for row, line in zip(view.changes, lines, strict=True):
         yield f"    {line}", {COLOURS[row.counts_as]: True}
+
+
+def _side_by_side(table: ComparedTable, style: Style) -> Iterator[Line]:
+    """Both models: what is not as it was, or all of it."""
+    yield f"    before: {table.before}", {}
+    rows = table.rows if style.verbose else table.changed[:MOST_COMPARED]
+    if rows:
+        head, *lines = _aligned(COMPARED_COLUMNS, [row.cells for row in rows], style, left=LEFT_COMPARED)
+        yield f"    {head}", {}
+        for row, line in zip(rows, lines, strict=True):
+            yield f"    {line}", {"red": True} if row.is_worse else {}
+    if more := rest_of(table.rows, len(rows)):
+        yield f"    {more}", {}
 
 
 def _heads(view: ModelView, style: Style) -> Iterator[Line]:
@@ -231,22 +250,18 @@ def _grounds(view: ModelView, style: Style) -> Iterator[Line]:
     if view.measures:
         yield "", {}
         rows = [(row.claim, row.name, row.value, row.interval, row.threshold) for row in view.measures]
-        yield from ((f"    {line}", {}) for line in _aligned(MEASURE_COLUMNS, rows, style, left=2))
+        yield from ((f"    {line}", {}) for line in _aligned(MEASURE_COLUMNS, rows, style, left=(0, 1)))
     yield "", {}
     for line in view.measured:
         yield f"  measured      {line}", {}
 
 
-def _aligned(names: Sequence[str], rows: Sequence[Sequence[str]], style: Style, *, left: int = 0) -> list[str]:
-    """Names and rows as lines; numbers, the columns from `left` on, stand at the right."""
-    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-    sides = ["<" if place < left else ">" for place in range(len(names))]
-    if style.width < min(NARROW, INDENT + sum(widths) + 2 * (len(widths) - 1)):
+def _aligned(names: Sequence[str], rows: Sequence[Sequence[str]], style: Style, *, left: Collection[int] = ()) -> list[str]:
+    """Names and rows as lines with columns, or in words where the terminal is too narrow."""
+    lines = aligned(names, rows, left=left)
+    if style.width < min(NARROW, INDENT + max(map(len, lines))):
         return [names[0], *(_cell_by_cell(names, cells) for cells in rows)]
-    return [
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)).rstrip()
-        for cells in (names, *rows)
-    ]
+    return lines
 
 
 def _cell_by_cell(names: Sequence[str], cells: Sequence[str]) -> str:

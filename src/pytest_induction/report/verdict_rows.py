@@ -15,7 +15,7 @@ from pytest_induction.report.charts.chart import known, number
 from pytest_induction.report.charts.head_map import KINDS
 from pytest_induction.report.charts.interval import interval
 from pytest_induction.report.session_records import SessionRecords, TestRecord
-from pytest_induction.report.view import amount, masses, without_empty
+from pytest_induction.report.view import ComparedTable, amount, compared_table, masses, without_empty
 
 MARKS = {True: ("✓", "Heads; ✓ an induction head"), False: ("✗", "Heads; ✗ an induction head, where there was to be none")}
 HEAD_COLUMNS = (
@@ -50,7 +50,8 @@ class Measure:
 class VerdictRow:
     """One verdict of one test. `heads` are rows of cells below `head_columns`.
 
-    `chart` is the one that shows most of it: model, fingerprint of its weights, kind.
+    `compared` is a table of two models side by side, None where a verdict is on one alone. `chart` is the one that shows most of
+    it: model, fingerprint of its weights, kind.
     """
 
     claim: str
@@ -63,6 +64,7 @@ class VerdictRow:
     heads: tuple[tuple[str | Noted, ...], ...]
     about_heads: str
     pairs: tuple[tuple[str, ...], ...]
+    compared: ComparedTable | None
     confidence: str
     measured: str
     next: str
@@ -143,6 +145,7 @@ def _verdict(evidence: Evidence) -> VerdictRow:
             )
             for pair in evidence.pairs
         ),
+        compared_table(evidence),
         "" if evidence.confidence is None else f"{evidence.confidence:.4g}",
         measured_on(evidence.provenance),
         next_step(evidence),

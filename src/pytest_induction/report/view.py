@@ -9,7 +9,17 @@ from dataclasses import astuple, dataclass
 from typing import TypeVar
 
 from pytest_induction.claims import claim_named, place_of
-from pytest_induction.expectations import match_length, measured_on, of_what_it_denies, reach, spanned, with_thresholds, words
+from pytest_induction.expectations import (
+    ComparedRow,
+    compared_rows,
+    match_length,
+    measured_on,
+    of_what_it_denies,
+    reach,
+    spanned,
+    with_thresholds,
+    words,
+)
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.records import Change, Estimate, Evidence, HeadEvidence, Verdict
 
@@ -98,6 +108,20 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class ComparedTable:
+    """Two models side by side: what the one before was, and a row for each thing, what changed first."""
+
+    claim: str
+    before: str
+    rows: tuple[ComparedRow, ...]
+
+    @property
+    def changed(self) -> tuple[ComparedRow, ...]:
+        """The rows of what is not shown to be as it was."""
+        return tuple(row for row in self.rows if row.is_changed)
+
+
+@dataclass(frozen=True)
 class ModelView:
     """What is shown of one model or run: where it was measured, its claims, the heads worth a row, what to know about it.
 
@@ -105,7 +129,8 @@ class ModelView:
     of every head. `near` are the near misses, a line each: heads and claims whose interval reaches their threshold or comes
     close, or else the nearest head below that of the induction heads. `pairs` are heads that match two in a row. `measures` are
     all estimates, `measured` says where they come from, for each claim. `score` is what the heads and the map are about
-    where that is not prefix matching: the score of a claim that somebody has added.
+    where that is not prefix matching: the score of a claim that somebody has added. `compared` has a table for each other model
+    that this one was held against.
     """
 
     title: str
@@ -121,6 +146,7 @@ class ModelView:
     measures: tuple[Measure, ...] = ()
     measured: tuple[str, ...] = ()
     score: str = ""
+    compared: tuple[ComparedTable, ...] = ()
 
     @property
     def mapped(self) -> str:
@@ -193,7 +219,7 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
         tuple(rows),
         max(0, len(found) - most_heads),
         notes + tuple(dict.fromkeys(_confounders(change) for change in changes if change.confounders)),
-        tuple(_change_row(change, places, changing) for change in changes),
+        tuple(change_row(change, places, changing.claim) for change in changes),
         places,
         head_map=widest.head_map or next((record.head_map for record in records if record.head_map), ()),
         near=tuple(dict.fromkeys((*_near_heads(widest), *(line for record in records for line in _near_claims(record))))),
@@ -201,7 +227,17 @@ def _view(records: list[Evidence], most_heads: int) -> ModelView:
         measures=tuple(dict.fromkeys(measure for record in records for measure in _measures(record))),
         measured=tuple(dict.fromkeys((*map(_measured, records), *filter(None, map(_versions, records))))),
         score=words(score),
+        compared=tuple(dict.fromkeys(table for record in records if (table := compared_table(record)) is not None)),
     )
+
+
+def compared_table(record: Evidence) -> ComparedTable | None:
+    """Both models of a verdict side by side; None where it is on one alone."""
+    if not record.compared:
+        return None
+    before = record.before
+    about = "" if before is None else f"{before.model}, {before.how}, weights {before.fingerprint}"
+    return ComparedTable(record.claim, about, tuple(compared_rows(record.compared)))
 
 
 def _score_of(record: Evidence) -> str:
@@ -282,7 +318,8 @@ def _confounders(change: Change) -> str:
     return f"{' and '.join(change.confounders)} near the change of {words(change.series)}: may be its cause"
 
 
-def _change_row(change: Change, places: str, record: Evidence) -> ChangeRow:
+def change_row(change: Change, places: str, claim: str = "") -> ChangeRow:
+    """What one series did, in steps or tokens; `claim` is what it was looked at for."""
     moments = [
         None if moment is None else getattr(moment, places[:-1] if places == "steps" else places)
         for moment in (change.onset, change.midpoint, change.end)
@@ -298,7 +335,7 @@ def _change_row(change: Change, places: str, record: Evidence) -> ChangeRow:
         end,
         "" if change.width is None else _number(change.width.value, ".2f"),
         str(change.n_inside) if change.n_inside else "",
-        of_what_it_denies(record.claim, change.verdict),
+        of_what_it_denies(claim, change.verdict),
     )
 
 
