@@ -8,7 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed, until_clear
+from pytest_induction.causal.prices import price_of_circuit
+from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed, priced_claim, until_clear
 from pytest_induction.errors import user_facing
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.composition import measure_composition
@@ -25,6 +26,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Verdict
+from pytest_induction.spending import spend_at_most, within_budget
 from pytest_induction.statistics import mean_interval
 
 SHARE_LOST = "share of prefix matching"
@@ -146,6 +148,7 @@ LEAST_EFFECT = 0.05  # nats, below which no share of a head's effect is taken
 
 
 @user_facing
+@priced_claim(price_of_circuit)
 def assert_induction_circuit(
     model: ModelLike,
     *,
@@ -153,6 +156,7 @@ def assert_induction_circuit(
     min_prefix_matching: float = MIN_PREFIX_MATCHING,
     min_previous_token: float = MIN_PREVIOUS_TOKEN,
     max_sequences: int = MAX_SEQUENCES,
+    budget: float | str | None = None,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
@@ -167,8 +171,8 @@ def assert_induction_circuit(
 
     `.estimates` also has K-composition with its z above the same spectra turned at random, what the head's ideal pattern gives
     back of its effect (`pattern_recovery`), and in nats what paths through single heads, and through several in a row (virtual
-    heads), give on the last copy. Sequences are drawn as in `assert_has_induction_head`; half of `error_rate` is for finding the
-    head.
+    heads), give on the last copy. Sequences are drawn, and a `budget` is spent, as in `assert_has_induction_head`; half of
+    `error_rate` is for finding the head.
 
     Returns the evidence; raises `ExpectationFailed`, which carries it, or `UnsupportedModel`, by name, where the weights of the
     heads cannot be read or their queries and keys are not seen.
@@ -176,18 +180,19 @@ def assert_induction_circuit(
     >>> assert_induction_circuit("fixtures/attention_only.py:two_layers").reason     # doctest: +SKIP
     'key_composition'
     """
+    spend_at_most(budget)
     for name, value in (("min_share", min_share), ("min_previous_token", min_previous_token), ("error_rate", error_rate)):
         check_share(name, value)
     subject = load_model(model)
     thresholds = checked_thresholds(min_prefix_matching, None, MIN_ADVANTAGE, None)
-    budget = (max_sequences, error_rate / 2, seed)
-    evidence = judged_induction_head(subject, thresholds, budget, allow_virtual=False)
+    sampling = (max_sequences, error_rate / 2, seed)
+    evidence = judged_induction_head(subject, thresholds, sampling, allow_virtual=False)
     used = {**evidence.thresholds, "min_share": min_share}
     evidence = replace(evidence, claim=CLAIM, thresholds=used, confidence=1 - error_rate)
     if evidence.verdict is not Verdict.SHOWN:
         summary = f"there is no induction head to have a circuit: {evidence.summary}"
         return expect(replace(evidence, summary=summary))
-    listed = list_of_heads(subject, thresholds, budget).heads
+    listed = list_of_heads(subject, thresholds, sampling).heads
     evidence = replace(evidence, heads=listed or evidence.heads)
     found = _judged_head(evidence.heads)
     if found is None:
@@ -262,7 +267,7 @@ def _tested(
             **evidence.estimates,
             **(judgement.estimates or {}),
             **weighed,
-            **_contributions(subject, probe, circuit.head),
+            **within_budget(lambda: _contributions(subject, probe, circuit.head), {}),
         },
         provenance=replace(evidence.provenance, n_sequences=sum(len(each.keys) for each in rounds)),
         next_step=settle,

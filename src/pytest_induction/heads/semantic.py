@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from pytest_induction.attention.scores import KeyScores
-from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, more_needed, until_clear
+from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, more_needed, priced_claim, until_clear
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.forward.calling import first_line
 from pytest_induction.heads import criteria
 from pytest_induction.heads.copying import projected
 from pytest_induction.heads.criteria import min_excess
+from pytest_induction.heads.prices import price_of_generality, price_of_generalizing
 from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of
 from pytest_induction.measuring.observing import Array, ModelLike, joined, numbers, observe, of_all_heads, plain, provenance
 from pytest_induction.measuring.rounds import measure_heads
@@ -31,6 +32,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.semantic import FAMILIES, AbstractProbe, Family, Meanings, chosen_families
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Estimate, Evidence, HeadId, Provenance, Verdict
+from pytest_induction.spending import priced, spend_at_most, within_budget
 from pytest_induction.statistics import FIRST_LOOK, mean_interval
 
 Entry = tuple[int, tuple[int, ...], tuple[int, ...]]  # a query, the tokens asked about, those they are compared with
@@ -184,6 +186,7 @@ class GeneralityScores:
 
 
 @user_facing
+@priced(price_of_generality)
 def measure_generality(
     model: ModelLike,
     heads: HeadsLike | None = None,
@@ -409,6 +412,7 @@ def _interval(estimate: Estimate) -> str:
 
 
 @user_facing
+@priced_claim(price_of_generalizing)
 def assert_heads_generalize(
     model: ModelLike,
     heads: HeadsLike,
@@ -418,6 +422,7 @@ def assert_heads_generalize(
     classes: Any = None,
     pairs: Any = None,
     max_sequences: int = MAX_SEQUENCES,
+    budget: float | str | None = None,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
@@ -430,7 +435,8 @@ def assert_heads_generalize(
     does not count: the paper's translation head has a copying score of 0.2.
 
     Sequences are drawn in rounds until every family is clear, at most `max_sequences` of each; then the verdict is UNDETERMINED,
-    which fails too and says what would settle it. `error_rate` is for all heads, families and rounds together.
+    which fails too and says what would settle it. `budget` is as for `assert_has_induction_head`; what is reported beside the
+    verdict is left out where it has no room for that. `error_rate` is for all heads, families and rounds together.
 
     Returns the evidence: `.estimates` has under "classes L1H0" and the like the excess of the strongest three heads in each
     family, under "classes L1H0 literal copy" and "... semantic copy" what the best one adds to the logit of the token that it
@@ -442,6 +448,7 @@ def assert_heads_generalize(
     >>> assert_heads_generalize(class_induction_head(), "L1H0", "classes").reason
     'formed'
     """
+    spend_at_most(budget)
     check_share("min_excess", min_excess)
     check_share("error_rate", error_rate)
     subject = load_model(model)
@@ -454,14 +461,16 @@ def assert_heads_generalize(
     )
     best = {name: _best(found, name, asked) for name in families}
     about = provenance(subject, seed=seed, n_sequences=_count(rounds), probe=described(families))
-    copies, unknown = _copies(subject, families, best, (seed, error_rate))
+    drawn, nothing = (seed, error_rate), dict[str, Estimate]()
+    copies, unknown = within_budget(lambda: _copies(subject, families, best, drawn), (nothing, tuple[str, ...]()))
+    literal = within_budget(lambda: _literal(subject, best, drawn), nothing)
     evidence = Evidence(
         claim="heads_generalize",
         verdict=found.verdict,
         reason=found.reason,
         summary=found.summary,
         provenance=replace(about, notes=about.notes + notes + unknown),
-        estimates={**(found.estimates or {}), **copies, **_literal(subject, best, (seed, error_rate))},
+        estimates={**(found.estimates or {}), **copies, **literal},
         thresholds={"min_excess": min_excess},
         confidence=1 - error_rate,
         next_step=settle,
