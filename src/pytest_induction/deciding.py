@@ -18,7 +18,6 @@ from pytest_induction.spending import (
     PriceOf,
     affordable,
     call_under_way,
-    in_passes,
     priced,
     spent_so_far,
     what_more,
@@ -174,8 +173,7 @@ def priced_claim(price: PriceOf) -> Callable[[Callable[P, Evidence]], Callable[P
 
 def _nothing_known(claim: str, call: Call) -> Evidence:
     """The evidence where a budget was spent before there was anything to judge."""
-    least = 0 if call.price is None else call.price.least
-    wanted = "" if not least else what_more(max(0, least - call.tokens), f"it takes at least {in_passes(least)} bare passes")
+    wanted = f"budget spent: {call.budget}; give it {call.larger_budget}"
     summary = f"the budget of {call.budget} was spent before there was anything to judge"
     return Evidence(claim, Verdict.UNDETERMINED, BUDGET_SPENT, summary, provenance(call.subject), next_step=wanted)
 

@@ -193,9 +193,10 @@ class Watch:
     def _draw(self) -> None:
         if self.block is None:
             return
-        self._bar = self._bar or _bar(self.block, self._terminal, is_fresh=self._output is None)
-        if self._cost is not None:
-            self._bar.set_postfix_str(self._cost.so_far(), refresh=False)
+        beside = None if self._cost is None else self._cost.so_far()
+        if self._bar is None:
+            self._bar = _bar(self.block, beside, self._terminal, is_fresh=self._output is None)
+        self._bar.postfix = beside
         self._bar.update(self.block.done - self._bar.n)
 
     def _line(self) -> str:
@@ -231,18 +232,17 @@ class Watch:
             stream.close()
 
 
-def _bar(block: Block, terminal: Any, *, is_fresh: bool) -> Any:
-    """A bar for the rest of a block."""
-    about: dict[str, Any] = {"total": block.total, "desc": printable(block.about), "unit": block.unit, "leave": False}
+def _bar(block: Block, beside: str | None, terminal: Any, *, is_fresh: bool) -> Any:
+    """A bar for the rest of a block, with what stands beside it."""
+    about: dict[str, Any] = {"total": block.total, "initial": block.done, "desc": printable(block.about), "unit": block.unit}
+    about |= {"postfix": beside, "leave": False}
     if in_notebook():
         from tqdm.notebook import tqdm as drawn
     else:
         from tqdm import tqdm as drawn
 
         about |= {"file": terminal if is_fresh else FreshLine(terminal), "ncols": _columns(terminal)}
-    bar = drawn(**about)
-    bar.start_t -= clock() - block.begun
-    return bar
+    return drawn(**about)
 
 
 def in_notebook() -> bool:

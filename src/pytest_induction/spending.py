@@ -128,12 +128,10 @@ class Call:
         rate = self.seconds_per_token
         return (self.budget.amount - (progress.clock() - self.begun)) / rate if rate else math.inf
 
-    def add(self, subject: Any, tokens: int) -> None:
-        """A pass begins."""
+    def begin(self, subject: Any) -> None:
+        """The first pass begins, and it is known what the call is about."""
         if self.subject is None:
             self.subject, self.first, self.price = subject, progress.clock(), self.price_of(subject)
-        self.tokens += tokens
-        self.running = tokens
 
     @property
     def seconds_per_token(self) -> float:
@@ -153,6 +151,15 @@ class Call:
             return max(0.0, self.budget.amount - (progress.clock() - self.begun))
         rate = self.seconds_per_token
         return max(0, self.most - self.tokens + self.running) * rate if self.most and rate else None
+
+    @property
+    def larger_budget(self) -> str:
+        """What to give a call whose budget was spent before anything was known: what it takes at least, or twice as much."""
+        least = 0 if self.price is None else self.price.least
+        if self.budget is not None and self.budget.unit == SECONDS:
+            return f'"{2 * self.budget.amount:g} s" or more'
+        allowed = 0 if self.budget is None else 2 * self.budget.amount
+        return f'"{max(math.ceil(least / BARE_PASS), math.ceil(allowed))} passes" or more'
 
     @property
     def most(self) -> int:
@@ -189,9 +196,11 @@ def charge(subject: Any, tokens: int) -> None:
     if call is None:
         return
     for each in call.with_outer():
+        each.begin(subject)
         each.check(tokens)
     for each in call.with_outer():
-        each.add(subject, tokens)
+        each.tokens += tokens
+        each.running = tokens
     progress.tick()
 
 
@@ -274,8 +283,6 @@ def priced(price: PriceOf) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Have a public call state its price, and count what it runs. Where a budget is spent before anything is known, it raises."""
 
     def of(function: Callable[P, R]) -> Callable[P, R]:
-        PRICES[function.__name__] = (function, price)
-
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
             __tracebackhide__ = True
@@ -285,9 +292,9 @@ def priced(price: PriceOf) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 except BudgetSpent as spent:
                     if spent.call is not call:
                         raise
-            least = f", which takes at least {in_passes(call.price.least)} bare passes" if call.price is not None else ""
-            raise ArgumentError(f"`budget` of {call.budget} is spent before anything is known{least}")
+            raise ArgumentError(f"`budget` of {call.budget} is spent before anything is known: give it {call.larger_budget}")
 
+        PRICES[function.__name__] = (called, price)
         return called
 
     return of

@@ -402,10 +402,21 @@ def _within_budget(search: HeadSearch) -> Judgement:
         if not search.rounds:
             raise
     search.set_aside()
-    found = _undecided(search) if search.table.undecided else _unfinished(search)
+    found = _known_so_far(search)
+    if found.verdict is not Verdict.UNDETERMINED:
+        return found
     each = (spent_so_far() - begun) / search.n_sequences
     more = found.more_sequences or search.n_sequences
     return replace(found, next_step=what_more(more * each, f"about {more} more sequences"))
+
+
+def _known_so_far(search: HeadSearch) -> Judgement:
+    """The judgement on what has been measured, whatever else was to come."""
+    table = search.table
+    if table.matching:
+        found = with_matching_heads(table, search.behaviour(), search.n_behaviour)
+        return replace(found, heads=search.known(found.heads))
+    return _undecided(search) if table.undecided and not table.untold else _unfinished(search)
 
 
 def _unfinished(search: HeadSearch) -> Judgement:

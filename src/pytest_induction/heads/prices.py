@@ -10,7 +10,7 @@ from pytest_induction.heads.distances import LONGEST_ROWS
 from pytest_induction.heads.search import COPY_ROWS
 from pytest_induction.interventions.passes import tried_out
 from pytest_induction.measuring.observing import PERIODS_AT_ONCE
-from pytest_induction.measuring.rounds import controls_needed, price_of_probes, round_size, rounds_within
+from pytest_induction.measuring.rounds import IRREGULAR_SHARE, controls_needed, price_of_probes, round_size, rounds_within
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.semantic import chosen_families
 from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD, usual_length
@@ -25,7 +25,8 @@ def price_of_list(subject: ModelUnderTest, given: Given) -> Price:
     space, size = subject.space, round_size(subject.space)
     most = size * rounds_within(space, given["max_sequences"])
     rounds = most * (2 + controls_needed(space)) * usual_length(space)
-    return Price(price_of_probes(space, size).least, rounds + _copies(subject, COPY_ROWS * PERIODS_AT_ONCE) + _written(subject))
+    first = price_of_probes(space, size + size // IRREGULAR_SHARE)
+    return Price(first.least, rounds + _copies(subject, COPY_ROWS * PERIODS_AT_ONCE) + _written(subject))
 
 
 def price_of_verdict(subject: ModelUnderTest, given: Given) -> Price:
