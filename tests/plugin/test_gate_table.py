@@ -101,7 +101,7 @@ FILES = {
 }
 GATES = {
     "an unknown key": ('modle = "model"', "there is no key `modle`; did you mean `model`?"),
-    "a key like none": ('model = "model"\nzzz = 1', "there is no key `zzz`; known are model, run, text, seed, device, "),
+    "a key like none": ('model = "model"\nzzz = 1', "there is no key `zzz`; known are model, run, text, seed, budget, device, "),
     "no subject": ('text = "text.txt"', "a gate is about one `model` or one `run`, this has neither"),
     "two subjects": ('model = "model"\nrun = "run"', "a gate is about one `model` or one `run`, this has both"),
     "a key of runs": ('model = "model"\nfactory = "mine.py:make"', "`factory` is for a `run`, this is about a `model`"),
