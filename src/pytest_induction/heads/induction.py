@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from pytest_induction.behaviour.judging import MIN_ACCURACY
-from pytest_induction.deciding import BUDGET_SPENT, ERROR_RATE, Judgement, Sampling, checked_sampling, in_rounds, priced_claim
+from pytest_induction.deciding import ERROR_RATE, Judgement, Sampling, checked_sampling, in_rounds, priced_claim
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import check_advantage, check_share, denied, expect
 from pytest_induction.heads import criteria
@@ -425,7 +425,7 @@ def _unfinished(search: HeadSearch) -> Judgement:
     seen = table.untold or table.heads
     best = f"the best, {_score(seen[0])}" if seen else "there is no other head"
     left = "what it writes is not known yet" if table.untold else "other rows are not looked at yet"
-    return replace(_judgement(table, Verdict.UNDETERMINED, BUDGET_SPENT, f"{best}; {left}", estimates), nearest=seen[:NEAREST])
+    return replace(_judgement(table, Verdict.UNDETERMINED, "budget_spent", f"{best}; {left}", estimates), nearest=seen[:NEAREST])
 
 
 def _undecided(search: HeadSearch) -> Judgement:
