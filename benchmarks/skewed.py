@@ -15,7 +15,7 @@ import numpy as np
 from pretrained_rows import HeadRows, stored
 from pytest_induction import Verdict
 from pytest_induction.attention.scores import SCORES
-from pytest_induction.deciding import Budget, Judgement
+from pytest_induction.deciding import Judgement, Sampling
 from pytest_induction.heads.copying import CopyRound
 from pytest_induction.heads.criteria import MAX_PREFIX_MATCHING, MIN_PREFIX_MATCHING
 from pytest_induction.heads.induction import searched
@@ -119,7 +119,7 @@ class Rows(HeadSearch):
     """A search whose rows are drawn from a shape, in place of a model."""
 
     def __init__(self, shape: Shape, seed: int) -> None:
-        self.begin(SPACE, Thresholds(), Budget(MAX_SEQUENCES, ERROR_RATE, seed), complete=False)
+        self.begin(SPACE, Thresholds(), Sampling(MAX_SEQUENCES, ERROR_RATE, seed), complete=False)
         self._shape, self._rng = shape, np.random.default_rng([seed, 5])
         self._periods = even_periods(fitting_shape(SPACE)[0], PERIODS_AT_ONCE)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_induction.model.protocol import ModelUnderTest
     from pytest_induction.runs.record import TrainingRun
 
+OF_BEHAVIOUR = ("assert_copies_repeats", "assert_learns_in_context")  # calls that read no attention
 WIDEST = 120  # characters of a frame of `watch`
 
 
@@ -104,7 +105,7 @@ def _doctor(given: argparse.Namespace) -> int:
     if added := head_scores():
         lines += (("your scores", listed(added)),)
     try:
-        lines += (("probes", _probes(subject)),)
+        lines += (("probes", _probes(subject)), *_prices(subject))
     except ProbeError as error:
         lines += (
             ("probes", f"none: {error}"),
@@ -260,6 +261,30 @@ def _probes(subject: ModelUnderTest) -> str:
         return f"{copies}{positions} positions at a time, which may take {each / 1e6:.3g} MB, more than the memory allowed"
     together = "1 sequence has a pass" if at_once == 1 else f"{at_once} sequences share a pass"
     return f"{copies}{together} of {positions} positions each"
+
+
+def _prices(subject: ModelUnderTest) -> tuple[tuple[str, str], ...]:
+    """What every call costs on this model, in bare passes and in seconds of this machine, by one pass that is timed."""
+    from pytest_induction import fixture  # noqa: F401 - where all calls are loaded
+    from pytest_induction.model.batching import in_batches
+    from pytest_induction.progress import duration
+    from pytest_induction.spending import BARE_PASS, POSITIONS, ROWS, usual_prices
+
+    rows = subject.random_ids(ROWS, POSITIONS)
+    for _ in range(2):  # the first one is slow
+        begun = time.perf_counter()
+        in_batches(subject, rows, lambda part, _: float(subject.logits(part)[0, 0, 0]), logits=True)
+    each = (time.perf_counter() - begun) / rows.numel()
+    about = f"a bare pass, {ROWS} rows of {POSITIONS} tokens with logits, takes about {duration(each * BARE_PASS)} here"
+    prices = usual_prices(subject)
+    if subject.backend is None:
+        prices = {name: prices[name] for name in OF_BEHAVIOUR}
+    width = max(map(len, prices), default=0)
+    table = []
+    for name, price in prices.items():
+        least, most = (duration(tokens * each) for tokens in (price.least, price.most))
+        table.append(("", f"{name:<{width}}  {price}, {least} to {most}"))
+    return (("prices", f"{about}; what a call takes at least, and at most:"), *table)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ ABOUT_HEADS = {
     "none",
     "other_first_token": "if the model is used so, declare it (`bos_token_id` of its config); see such rows with "
     "`measure_heads(model, tokens=...)`; less than `max_prefix_matching=` counts as none",
+    "budget_spent": "give it a larger `budget=`",
     "counts_back": "a head trained on one period only counts back: train on repeats of varied distance",
 }
 ABOUT_CHANGES = {

@@ -1,5 +1,6 @@
 """`python -m pytest_induction doctor`: what a model is, how it is read, and what to change."""
 
+import re
 import subprocess
 import sys
 
@@ -32,6 +33,9 @@ def test_a_model_that_can_be_read(capsys):
     assert "has_induction_head" in lines["heads"]
     assert lines["probes"].startswith("4 copies of 8 to 15 tokens; ")
     assert "not taken" not in out
+    assert lines["prices"].startswith("a bare pass, 12 rows of 101 tokens with logits, takes about ")
+    assert re.fullmatch(r"0\.\d to 2\d bare passes, .* to .*", lines["find_induction_heads"])
+    assert "assert_ablation_removes_icl" in lines and "measure_composition" in lines
 
 
 def test_a_model_that_cannot_be_read_is_told_what_to_change(capsys, tmp_path):
@@ -52,7 +56,10 @@ def test_a_model_that_cannot_be_read_is_told_what_to_change(capsys, tmp_path):
         measure_heads(f"{tmp_path}/mine.py:make")
     said = [line.strip() for line in str(caught.value).splitlines()]
     assert said[0] == f"the attention of {tmp_path}/mine.py:make cannot be read"
-    assert said[1:] == [line for line in out.splitlines() if not line.startswith("probes")]
+    lines = out.splitlines()
+    end = next(number for number, line in enumerate(lines) if line.startswith("probes"))
+    assert said[1:] == lines[:end]
+    assert [line.split()[0] for line in lines[end + 2 :]] == ["assert_copies_repeats", "assert_learns_in_context"]
 
 
 def test_a_way_that_was_passed_over_is_named():

@@ -101,7 +101,7 @@ FILES = {
 }
 GATES = {
     "an unknown key": ('modle = "model"', "there is no key `modle`; did you mean `model`?"),
-    "a key like none": ('model = "model"\nzzz = 1', "there is no key `zzz`; known are model, run, text, seed, device, "),
+    "a key like none": ('model = "model"\nzzz = 1', "there is no key `zzz`; known are model, run, text, seed, budget, device, "),
     "no subject": ('text = "text.txt"', "a gate is about one `model` or one `run`, this has neither"),
     "two subjects": ('model = "model"\nrun = "run"', "a gate is about one `model` or one `run`, this has both"),
     "a key of runs": ('model = "model"\nfactory = "mine.py:make"', "`factory` is for a `run`, this is about a `model`"),
@@ -113,6 +113,9 @@ GATES = {
     "no such text": ('model = "model"\ntext = "nope.txt"', "`text`: the text '.*nope.txt' is not a file"),
     "an empty text": ('model = "model"\ntext = "empty.txt"', "`text`: the text '.*empty.txt' is empty"),
     "a seed below 0": ('model = "model"\nseed = -1', "`seed` must be a whole number from 0 up, got -1"),
+    "a budget of nothing": ('model = "model"\nbudget = "much"', "`budget`: `budget` must be bare passes such as"),
+    "a budget that is true": ('model = "model"\nbudget = true', "`budget` must be bare passes such as .*, got True"),
+    "a budget of a run": ('run = "run"\nbudget = 60', "`budget` is for a `model`, this is about a `run`"),
     "a seed that is true": ('model = "model"\nseed = true', "`seed` must be a whole number from 0 up, got True"),
     "a device": ('model = "model"\ndevice = "warp9"', "`device`: device must be like cpu, cuda, cuda:1 or mps, got 'warp9'"),
     "a dtype": ('model = "model"\ndtype = "int8"', "`dtype`: dtype must be float32, float64, bfloat16 or float16, got 'int8'"),

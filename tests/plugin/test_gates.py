@@ -341,6 +341,7 @@ def test_a_device_that_is_not_there_is_one_line(run):
     [
         ("seed = x", "ini key induction_seed: it must be a whole number from 0 up, got 'x'"),
         ("memory = much", "ini key induction_memory: memory must be a size like 4GB or 512MB, got 'much'"),
+        ("budget = much", "ini key induction_budget: `budget` must be bare passes such as *, got 'much'"),
         ("max_overhead = much", "ini key induction_max_overhead: it must be a number above 0, got 'much'"),
     ],
 )

@@ -46,3 +46,33 @@ def test_what_is_over_at_once_draws_none(tmp_path):
     """Nothing flickers."""
     (tmp_path / "conftest.py").write_text(CONFTEST.format(delay=600))
     assert "%|" not in run_on_terminal(tmp_path)
+
+
+LASTING = """
+from pytest_induction import progress
+progress.DELAY, progress.LINES, progress.EVERY = 0.0, (0.0, 600.0), 600.0
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_without_a_terminal_lines_go_to_standard_error_past_the_capturing(tmp_path, workers):
+    """Whole lines, of xdist's workers too, which say which one it is; none on standard output."""
+    (tmp_path / "conftest.py").write_text(LASTING)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--induction-model={SHIPPED['two-layers']}", *workers]
+    run = subprocess.run([*command, "-k", "copies_repeats"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
+    begins = "pytest-induction [gw0]: " if workers else "pytest-induction: "
+    lines = [line for line in run.stderr.splitlines() if line]
+    assert lines and all(line.startswith(f"{begins}copies_repeats: ") and " bare passes" in line for line in lines)
+    assert "pytest-induction" not in run.stdout.replace("pytest-induction-", "")
+
+
+def test_a_budget_of_the_session_is_in_what_is_said(tmp_path):
+    """A gate has it, and says what more would take."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--induction-model={SHIPPED['two-layers']}"]
+    command += ["--induction-budget=0.1 passes", "-k", "copies_repeats"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "copies_repeats is UNDETERMINED, expected SHOWN: the budget of 0.1 bare passes was spent" in run.stdout
+    assert '  next: budget spent: 0.1 bare passes; give it "1 passes" or more' in run.stdout
+    assert "--induction-budget=0.1 passes" in run.stdout.replace("'", "")

@@ -299,6 +299,7 @@ def test_a_sweep_for_a_gate_and_a_report_show_how_far_they_are(pytester, monkeyp
         return shown[-1]
 
     monkeypatch.setattr(progress, "DELAY", 0)
+    monkeypatch.setattr(progress, "LINES", (600.0, 600.0))
     monkeypatch.setattr(plugin, "open_terminal", opened)
     checkpoints = pytester.mkdir("checkpoints")
     shutil.copy(RUNS / "two-layers-checkpoints" / "step-000.safetensors", checkpoints)

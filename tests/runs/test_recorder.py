@@ -227,7 +227,8 @@ class TestLeftAlone:
             recorder(quick.model, step, loss=Loss())
         assert Loss.looked == 2
 
-    def test_the_terminal_stays_the_training_s(self, path):
+    def test_the_terminal_stays_the_training_s(self, path, monkeypatch):
+        monkeypatch.setattr("pytest_induction.progress.DELAY", 0)
         opened = []
         with showing_on(lambda: opened.append(1)):
             InductionRecorder(path, text=TEXT)(Tiny(), 0)

@@ -628,21 +628,12 @@ def test_a_terminal_shows_how_many_checkpoints_are_done_and_the_time_that_is_lef
 def test_the_bar_counts_every_checkpoint_and_no_sequence(place, out):
     """Those too that are measured already, or cannot be."""
 
-    class Bar:
-        unit, n = "checkpoint", 0
-
-        def update(self, count):
-            self.n += count
-
     (place / "step_0010.pt").write_bytes(b"broken")
     for _ in range(2):
-        bar = Bar()
-        token = progress._bar.set(bar)
-        try:
+        with progress.watching() as watch:
+            watch.block = progress.Block("all", 4, "checkpoint", 0.0)
             quick(place, out)
-        finally:
-            progress._bar.reset(token)
-        assert bar.n == 4
+            assert watch.block.done == 4
 
 
 def test_the_command_says_what_could_not_be_measured_and_where_the_run_lies(place, out, capsys):

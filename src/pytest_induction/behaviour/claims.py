@@ -2,62 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pytest_induction.behaviour.judging import MIN_ACCURACY, judge_copying, judge_in_context_learning
-from pytest_induction.behaviour.text import losses_at, rows_of, strides_of, windows_of
-from pytest_induction.deciding import ERROR_RATE, MAX_IN_CONTEXT_LEARNING, MAX_TEXT_ROWS, checked_budget
+from pytest_induction.behaviour.text import losses_at, price_of_text, rows_of, strides_of, windows_of
+from pytest_induction.deciding import (
+    ERROR_RATE,
+    MAX_IN_CONTEXT_LEARNING,
+    MAX_TEXT_ROWS,
+    Judgement,
+    checked_sampling,
+    in_rounds,
+    priced_claim,
+)
 from pytest_induction.errors import user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.measuring.observing import ModelLike, provenance
-from pytest_induction.measuring.rounds import MAX_SEQUENCES, Round, probe_round, round_size, rounds_within
+from pytest_induction.measuring.rounds import MAX_SEQUENCES, Round, price_of_rounds, probe_round, round_size, rounds_within
 from pytest_induction.model.load import load_model
 from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, Verdict
+from pytest_induction.spending import spend_at_most
 
 
 @user_facing
+@priced_claim(price_of_rounds)
 def assert_copies_repeats(
     model: ModelLike,
     *,
     min_accuracy: float = MIN_ACCURACY,
     max_sequences: int = MAX_SEQUENCES,
+    budget: float | str | None = None,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
     """Assert that the model completes repeated random tokens: top-1 accuracy on the later copies above `min_accuracy`.
 
     Behaviour only: it holds for any model that returns logits, whatever does the copying. A model that knows the tokens of
-    the block but not their order gets 1 / period. Returns the evidence, raises as `assert_has_induction_head`.
+    the block but not their order gets 1 / period. `budget` is as for `assert_has_induction_head`. Returns the evidence, raises as
+    that does.
     """
+    spend_at_most(budget)
     check_share("min_accuracy", min_accuracy)
     subject = load_model(model)
-    budget = checked_budget(subject, (max_sequences, error_rate, seed))
-    size, rounds = round_size(subject.space), []
-    for number in range(rounds_within(subject.space, budget.max_sequences)):
+    sampling = checked_sampling(subject, (max_sequences, error_rate, seed))
+    size = round_size(subject.space)
+
+    def draw(number: int) -> Round:
         with progress("copies_repeats", size * (1 if subject.backend is None else 2)):  # the repeated rows, and their controls
-            rounds.append(probe_round(subject, size, budget.seed, number))
-        judgement = judge_copying(Round.join(rounds), min_accuracy=min_accuracy, error_rate=error_rate)
-        if judgement.verdict is not Verdict.UNDETERMINED:
-            break
+            return probe_round(subject, size, sampling.seed, number)
+
+    def judge(rounds: Sequence[Round]) -> Judgement:
+        return judge_copying(Round.join(rounds), min_accuracy=min_accuracy, error_rate=error_rate)
+
+    rounds, judgement, next_step = in_rounds(draw, judge, size, rounds_within(subject.space, sampling.max_sequences))
     found = Round.join(rounds)
-    more = judgement.more_sequences
     evidence = Evidence(
         claim="copies_repeats",
         verdict=judgement.verdict,
         reason=judgement.reason,
         summary=judgement.summary,
-        provenance=provenance(subject, seed=budget.seed, n_sequences=len(found.periods), probe=found.described),
+        provenance=provenance(subject, seed=sampling.seed, n_sequences=len(found.periods), probe=found.described),
         estimates=judgement.estimates or {},
         thresholds={"min_accuracy": min_accuracy},
         confidence=1 - error_rate,
-        next_step=f"about {more} more sequences: max_sequences={len(found.periods) + more}" if more else "",
+        next_step=next_step,
         head_map=judgement.head_map,
     )
     return expect(evidence)
 
 
 @user_facing
+@priced_claim(price_of_text)
 def assert_learns_in_context(
     model: ModelLike,
     text: Any,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,7 @@ from pytest_induction.measuring.observing import Array, check_range, numbers
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.progress import progress
+from pytest_induction.spending import Price
 
 FIRST_ROWS = 24  # that the first look at a text has at least, where there are
 TEXT_TOKENS = 512  # per row of text, as in the paper
@@ -67,6 +69,18 @@ def windows_of(subject: ModelUnderTest, rows: NDArray[np.int64]) -> tuple[int, W
 def window_mean(losses: Array, span: tuple[int, int], first_token: int) -> Array:
     """The mean loss of tokens `span[0]` to `span[1]`, both included, of each row, (rows,)."""
     return losses[:, span[0] - first_token : span[1] + 1 - first_token].mean(axis=1)
+
+
+def price_of_text(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
+    """Of one pass over the rows of a text: two at least, and as many as the call takes at most."""
+    most: int = given["max_sequences"]
+    return Price(2 * row_length(subject), most * row_length(subject))
+
+
+def row_length(subject: ModelUnderTest) -> int:
+    """Positions of a row of text."""
+    first = int(subject.space.bos_id is not None)
+    return TEXT_TOKENS + first if subject.space.n_ctx is None else min(TEXT_TOKENS + first, subject.space.n_ctx)
 
 
 def row_losses(subject: ModelUnderTest, rows: NDArray[np.int64]) -> Array:

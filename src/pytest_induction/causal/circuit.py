@@ -8,7 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed, until_clear
+from pytest_induction.causal.prices import price_of_circuit
+from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed, priced_claim, until_clear
 from pytest_induction.errors import user_facing
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.composition import Weights, keys_read, qk_traces_of
@@ -25,6 +26,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Verdict
+from pytest_induction.spending import spend_at_most, within_budget
 from pytest_induction.statistics import mean_interval
 
 SHARE_LOST = "share of prefix matching"
@@ -167,6 +169,7 @@ MOST_SENDERS = 8  # previous-token heads that are kept out one by one: those tha
 
 
 @user_facing
+@priced_claim(price_of_circuit)
 def assert_induction_circuit(
     model: ModelLike,
     *,
@@ -174,6 +177,7 @@ def assert_induction_circuit(
     min_prefix_matching: float = MIN_PREFIX_MATCHING,
     min_previous_token: float = MIN_PREVIOUS_TOKEN,
     max_sequences: int = MAX_SEQUENCES,
+    budget: float | str | None = None,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
@@ -191,7 +195,8 @@ def assert_induction_circuit(
     `.estimates` has what is lost without each previous-token head alone (`lost_through_keys_of_L0H2`), eight at the most, of the
     first sequences; K-composition with its z above the same spectra turned at random; what the head's ideal pattern gives back of
     its effect (`pattern_recovery`); and in nats what paths through single heads, and through several in a row (virtual heads),
-    give on the last copy. Sequences are drawn as in `assert_has_induction_head`; half of `error_rate` is for finding the head.
+    give on the last copy. Sequences are drawn, and a `budget` is spent, as in `assert_has_induction_head`; half of `error_rate`
+    is for finding the head.
 
     Cost: that of `assert_has_induction_head`, and of each 12 sequences a pass up to the head's layer for each set of heads. On
     SmolLM2-135M, with 270 heads, 9 forward passes of 12 rows of 101 tokens in all, for the first 12 sequences tell.
@@ -202,12 +207,13 @@ def assert_induction_circuit(
     >>> assert_induction_circuit("fixtures/attention_only.py:two_layers").reason     # doctest: +SKIP
     'key_composition'
     """
+    spend_at_most(budget)
     for name, value in (("min_share", min_share), ("min_previous_token", min_previous_token), ("error_rate", error_rate)):
         check_share(name, value)
     subject = load_model(model)
     thresholds = checked_thresholds(min_prefix_matching, None, MIN_ADVANTAGE, None)
-    budget = (max_sequences, error_rate / 2, seed)
-    search, evidence = search_for_one(subject, thresholds, budget, allow_virtual=False)
+    sampling = (max_sequences, error_rate / 2, seed)
+    search, evidence = search_for_one(subject, thresholds, sampling, allow_virtual=False)
     used = {**evidence.thresholds, "min_share": min_share}
     evidence = replace(evidence, claim=CLAIM, thresholds=used, confidence=1 - error_rate)
     if evidence.verdict is not Verdict.SHOWN:
@@ -300,7 +306,7 @@ def _tested(
             **(judgement.estimates or {}),
             **by_weights,
             **_alone(circuit, rounds),
-            **_contributions(subject, probe, circuit.head),
+            **within_budget(lambda: _contributions(subject, probe, circuit.head), {}),
         },
         provenance=replace(evidence.provenance, n_sequences=sum(len(each.keys) for each in rounds)),
         next_step=settle,

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pytest_induction.behaviour.judging import MIN_ROWS
 from pytest_induction.behaviour.text import rows_of, windows_of
 from pytest_induction.causal.judging import MIN_SHARE, Ablated, CausalClaim, as_answer, judge_necessity, judge_sufficiency
-from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS, Judgement, until_clear
+from pytest_induction.causal.prices import SUFFICIENCY_CONTROLS, price_of_removal
+from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS, Judgement, priced_claim, until_clear
 from pytest_induction.errors import ArgumentError, TextError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
@@ -30,6 +31,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, repeated_sequences
 from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, HeadId, HeadList, Verdict
+from pytest_induction.spending import spend_at_most, within_budget
 from pytest_induction.statistics import FIRST_LOOK
 
 Floats = NDArray[np.float64]
@@ -91,13 +93,13 @@ CLAIM = "ablation_removes_icl"
 INDUCTION = "induction"
 N_CONTROLS = 100
 FEWEST_CONTROLS = 49  # of which, if none does as much, one set in fifty does
-SUFFICIENCY_CONTROLS = 20  # enough for a mean
 SHARE_OF_REST = 0.2  # of the error rate, for choosing heads, and as much for whether they are sufficient
 LEAST_MOVED = 1e-4  # nats: less may be rounding
 Ids = NDArray[np.int64]
 
 
 @user_facing
+@priced_claim(price_of_removal)
 def assert_ablation_removes_icl(
     model: ModelLike,
     text: Any = None,
@@ -108,6 +110,7 @@ def assert_ablation_removes_icl(
     n_controls: int = N_CONTROLS,
     pattern_preserving: bool = False,
     max_sequences: int | None = None,
+    budget: float | str | None = None,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
@@ -131,8 +134,8 @@ def assert_ablation_removes_icl(
 
     Cost: each row takes, for each kind, as many passes as there are controls, and one for each head; a pass begins at the first
     layer of the heads. Rows are drawn in rounds of 12, 24, ... until all is clear, at most `max_sequences` (512 rows of text, 192
-    sequences), after the list of heads has taken what it needs. `error_rate` is for choosing heads, for all kinds and rounds
-    together.
+    sequences), after the list of heads has taken what it needs, or until a `budget` is spent, as in
+    `assert_has_induction_head`. `error_rate` is for choosing heads, for all kinds and rounds together.
 
     Returns the evidence. `.estimates`: `icl_score`; of each kind "lost zero", "control zero" (nats), "share zero",
     "beyond controls zero" and "rank zero"; "kept zero" and "kept beyond controls zero" for sufficiency; "lost without L2H0 alone"
@@ -143,6 +146,7 @@ def assert_ablation_removes_icl(
     >>> assert_ablation_removes_icl(induction_head(), how="zero").reason
     'necessary_and_sufficient'
     """
+    spend_at_most(budget)
     check_share("min_share", min_share)
     check_share("error_rate", error_rate)
     kinds = _kinds(how)
@@ -158,8 +162,8 @@ def assert_ablation_removes_icl(
     if not chosen:
         return expect(evidence)
     task = _Task(subject, chosen, kinds, seed, n_controls, rows, pattern_preserving=pattern_preserving)
-    budget = (most if rows is None else min(most, len(rows)), error_rate)
-    return expect(_judged(task, evidence, min_share, budget))
+    sampling = (most if rows is None else min(most, len(rows)), error_rate)
+    return expect(_judged(task, evidence, min_share, sampling))
 
 
 @dataclass(frozen=True)
@@ -299,10 +303,11 @@ def _judged(task: _Task, evidence: Evidence, min_share: float, budget: tuple[int
     rounds, found, settle = until_clear(task.drawn, judge, max_sequences, error_rate * rest)
     found = as_answer(found)
     if found.verdict is Verdict.SHOWN and not claim.relaxed:
-        found = judge_sufficiency(found, task.kept(), claim, error_rate=stage)
+        necessary = found
+        found = within_budget(lambda: judge_sufficiency(necessary, task.kept(), claim, error_rate=stage), found)
     count = sum(len(part.learning) for part in rounds)
-    if settle and task.rows is not None:
-        settle = f"about {found.more_sequences} more rows of text: max_sequences={count + found.more_sequences}"
+    if task.rows is not None:
+        settle = settle.replace("more sequences:", "more rows of text:")
     about = provenance(task.subject, seed=task.seed, n_sequences=count, probe=task.described)
     about = replace(about, notes=tuple(dict.fromkeys((*about.notes, *evidence.provenance.notes))))
     return replace(

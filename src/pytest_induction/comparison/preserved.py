@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pytest_induction.behaviour.judging import MIN_ROWS
+from pytest_induction.behaviour.text import row_length
 from pytest_induction.comparison.margins import ROWS, SEQUENCES
 from pytest_induction.comparison.matching import HIGHER_IS_WORSE, MEASURES, Loss, Match, Rates, match_heads
 from pytest_induction.comparison.preservation import MAX_ROWS, N_SEQUENCES, Measured, Prober, check_same, chosen, in_role
@@ -23,13 +24,16 @@ from pytest_induction.files import expanded, is_file
 from pytest_induction.heads.criteria import LEAST, MIN_ADVANTAGE, MIN_PREFIX_MATCHING
 from pytest_induction.heads.head_map import head_map
 from pytest_induction.heads.induction import list_of_heads
+from pytest_induction.heads.prices import price_of_list
 from pytest_induction.heads.table import Thresholds, head_evidence
 from pytest_induction.measuring.observing import Array, ModelLike, provenance
 from pytest_induction.measuring.rounds import MAX_SEQUENCES as LIST_SEQUENCES
+from pytest_induction.measuring.rounds import price_of_probes
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.model.specs import GGUF
 from pytest_induction.records import Compared, Estimate, Evidence, HeadEvidence, HeadId, Provenance, TokenSpace, Verdict
+from pytest_induction.spending import Price, priced
 from pytest_induction.statistics import FIRST_LOOK, Mean, look_sizes
 
 ICL = "icl_score"
@@ -270,7 +274,16 @@ def _prober_before(subject: ModelUnderTest, space: TokenSpace, seed: int | None)
     return prober
 
 
+def price_of_comparison(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
+    """Of both models: rounds until it is clear, what heads write, and the rows of a text."""
+    listed = price_of_list(subject, {"max_sequences": LIST_SEQUENCES})
+    rounds = price_of_probes(subject.space, 2 * given["max_sequences"])
+    text = 0 if given["text"] is None else given["max_rows"] * row_length(subject)
+    return Price(price_of_probes(subject.space, FIRST_LOOK).least, 2 * (listed.most + rounds.most + text))
+
+
 @user_facing
+@priced(price_of_comparison)
 def assert_heads_preserved(
     before: ModelLike | HeadsProfile | os.PathLike[str],
     after: ModelLike,

@@ -31,6 +31,8 @@ from pytest_induction.records import Estimate, HeadEvidence, HeadId, TokenSpace
 from pytest_induction.statistics import known_mean, mean_interval
 
 ROWS = 4  # of each period; an interval over so few needs heads that have next to nothing, which is what absence means
+MOST_LONG_ROWS = (16, 4)  # of these, of rows as long as the context: of a small model, and of others
+MORE_ROWS = (1, 4, 16, 48)  # times as many rows that a claim of absence looks at beside the usual ones, until these tell
 SHORT_PERIODS = (17, 23)  # of which one is drawn
 CLOSE_PERIODS = (5, 7, 11)  # those of them that are below the periods of usual probes; without common factors
 MOST_ALTERNATIVES = 4  # other first tokens

@@ -14,16 +14,17 @@ from torch import Tensor
 from pytest_induction.errors import ModelError, user_facing, whole_number
 from pytest_induction.heads.copying import ov_eigenvalue_scores, product_of_embeddings
 from pytest_induction.measuring.observing import Array, ModelLike, numbers, plain, probes_of
-from pytest_induction.measuring.rounds import measure_heads
+from pytest_induction.measuring.rounds import measure_heads, price_of_scores
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.capture import HeadOutputCapture
-from pytest_induction.model.circuits import circuits_of
+from pytest_induction.model.circuits import TRIED, circuits_of
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.model.query_key import queries_keys_of
 from pytest_induction.probes.sequences import COPIES
 from pytest_induction.progress import advance, progress
 from pytest_induction.records import SCHEMA_VERSION, HeadId, Provenance
+from pytest_induction.spending import Price, priced
 
 ROTATIONS = 128  # draws of the null
 AT_ONCE = 16  # of them
@@ -219,7 +220,14 @@ class CompositionScores:
         }
 
 
+def price_of_composition(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
+    """Of `measure_heads`, and once more where a norm lies behind attention."""
+    rows = price_of_scores(subject, given)
+    return Price(rows.least, 2 * rows.most + TRIED)
+
+
 @user_facing
+@priced(price_of_composition)
 def measure_composition(model: ModelLike, *, n_sequences: int = 24, seed: int | None = None) -> CompositionScores:
     """Measure query, key and value composition between all heads, and whether keys are matched by the token before them.
 

@@ -26,15 +26,17 @@ from pytest_induction.measuring.observing import (
     probes_of,
     provenance,
 )
+from pytest_induction.measuring.rounds import price_of_scores
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.capture import HeadOutputCapture
-from pytest_induction.model.circuits import circuits_of
+from pytest_induction.model.circuits import TRIED, circuits_of
 from pytest_induction.model.head_weights import Circuits, upcast
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD, Ids, Probe, usable_ids
 from pytest_induction.progress import progress
 from pytest_induction.records import HeadEvidence, Provenance
+from pytest_induction.spending import Price, priced
 from pytest_induction.statistics import known_mean, mean_interval
 
 Share = TypeVar("Share", float, Tensor, NDArray[np.float64])
@@ -229,7 +231,14 @@ class CopyingScores:
         return plain_scores(self, [each.name for each in fields(self) if each.name not in ("per_sequence", "provenance")])
 
 
+def price_of_copying(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
+    """Of one pass over repeated rows, and two over unrepeated blocks."""
+    rows = price_of_scores(subject, given)
+    return Price(rows.least, rows.most + given["n_sequences"] * 2 * (LONGEST_PERIOD + 1) + TRIED)
+
+
 @user_facing
+@priced(price_of_copying)
 def measure_copying(model: ModelLike, *, n_sequences: int = 24, seed: int | None = None) -> CopyingScores:
     """Measure whether each head copies what it attends to, on the direct path to the logits.
 

@@ -18,6 +18,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import SHORTEST_PERIOD, Probe, filling_sequences, usable_ids
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance, TokenSpace
+from pytest_induction.spending import Price, priced
 
 LONGEST_ROWS = 1024  # positions that rows have at most, unless more are asked for
 LATE_SHARE = 4  # the last quarter of a row
@@ -150,7 +151,16 @@ class DistanceScores:
         }
 
 
+def price_of_distances(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
+    """Of rows of one length for each distance, and perhaps for one more to compare with."""
+    asked = None if given["distances"] is None else _whole(given["distances"])
+    positions = _row_length(subject.space, given["n_positions"], 0 if asked is None else max(asked))
+    count = len(default_distances(_longest(subject.space, positions)) if asked is None else asked)
+    return Price(count * positions * given["n_sequences"], (count + 1) * positions * given["n_sequences"])
+
+
 @user_facing
+@priced(price_of_distances)
 def measure_distances(
     model: ModelLike,
     *,

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from pytest_induction.behaviour.judging import MIN_ACCURACY
-from pytest_induction.deciding import ERROR_RATE, Budget, Judgement, checked_budget
+from pytest_induction.deciding import ERROR_RATE, Judgement, Sampling, checked_sampling, in_rounds, priced_claim
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import check_advantage, check_share, denied, expect
 from pytest_induction.heads import criteria
 from pytest_induction.heads.absence import (
+    MORE_ROWS,
+    MOST_LONG_ROWS,
     ROWS,
     Look,
     Strongest,
@@ -34,6 +36,7 @@ from pytest_induction.heads.criteria import (
     is_dormant,
 )
 from pytest_induction.heads.head_map import head_map
+from pytest_induction.heads.prices import price_of_list, price_of_verdict
 from pytest_induction.heads.search import HeadSearch, is_small
 from pytest_induction.heads.table import HeadTable, Thresholds, is_shown
 from pytest_induction.heads.virtual import PairRound, judge_virtual_head, probe_pairs
@@ -45,6 +48,7 @@ from pytest_induction.probes.irregular import LENGTHS
 from pytest_induction.probes.sequences import usual_length
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadList, Verdict
+from pytest_induction.spending import BudgetSpent, priced, spend_at_most, spent_so_far, what_more
 from pytest_induction.statistics import more_rows
 
 NEAREST = 3  # other heads that are named beside those found
@@ -70,7 +74,7 @@ def with_matching_heads(table: HeadTable, estimates: Mapping[str, Estimate], cou
 
 
 def undecided(table: HeadTable, estimates: Mapping[str, Estimate], count: int) -> Judgement:
-    """The verdict where the budget is spent, and a head may match or not."""
+    """The verdict where no more is drawn, and a head may match or not."""
     near, threshold = table.undecided[0], table.thresholds.min_prefix_matching
     reach = f" (up to {near.reach} back)" if near.reach is not None else ""
     seen = f"{_score(near)}{reach}, {near.null:.3f} of it where there is nothing to match"
@@ -204,11 +208,8 @@ def _judgement(
     return Judgement(verdict, reason, summary, table.matching, others, estimates=estimates, more_sequences=more)
 
 
-MOST_LONG_ROWS = (16, 4)  # of these, of rows as long as the context: of a small model, and of others
-MORE_ROWS = (1, 4, 16, 48)  # times as many rows that a claim of absence looks at beside the usual ones, until these tell
-
-
 @user_facing
+@priced_claim(price_of_verdict)
 def assert_has_induction_head(
     model: ModelLike,
     *,
@@ -218,6 +219,7 @@ def assert_has_induction_head(
     match_length: int | None = None,
     allow_virtual: bool = False,
     max_sequences: int = MAX_SEQUENCES,
+    budget: float | str | None = None,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
@@ -237,7 +239,8 @@ def assert_has_induction_head(
 
     Sequences are drawn in rounds, of each period as many, until one head is clear, at most `max_sequences`. The evidence then
     names at least those heads; `find_induction_heads` names all. `error_rate` is the most with which the verdict may be wrong,
-    over all heads and rounds together, whatever scores are distributed like.
+    over all heads and rounds together, whatever scores are distributed like. `budget` is what the call may spend, in bare passes
+    (a number, "60 passes") or seconds ("30 s"): what is known then is the verdict, and the evidence says what more would take.
 
     Returns the evidence: `.heads` strongest first, `.pairs`, `.verdict`, `.estimates`, `.provenance`. Raises
     `ExpectationFailed`, which carries it, or `ModelError` for a model that cannot be measured.
@@ -246,12 +249,14 @@ def assert_has_induction_head(
     >>> found.heads[0].layer                                                 # doctest: +SKIP
     1
     """
+    spend_at_most(budget)
     thresholds = checked_thresholds(min_prefix_matching, max_prefix_matching, min_advantage, match_length)
     evidence = judged_induction_head(model, thresholds, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
     return expect(evidence)
 
 
 @user_facing
+@priced_claim(price_of_verdict)
 def assert_no_induction_head(
     model: ModelLike,
     *,
@@ -260,6 +265,7 @@ def assert_no_induction_head(
     min_advantage: float = MIN_ADVANTAGE,
     allow_virtual: bool = False,
     max_sequences: int = MAX_SEQUENCES,
+    budget: float | str | None = None,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
@@ -272,12 +278,14 @@ def assert_no_induction_head(
     and no head enough, is UNDETERMINED (`weak_or_shared`), with what the heads of each layer have together; in a model that
     copies, they must have next to nothing together. Other arguments, returns and raises as `assert_has_induction_head`.
     """
+    spend_at_most(budget)
     thresholds = checked_thresholds(min_prefix_matching, max_prefix_matching, min_advantage, None)
     evidence = judged_induction_head(model, thresholds, (max_sequences, error_rate, seed), allow_virtual=allow_virtual)
     return expect(denied(evidence, "no_induction_head"))
 
 
 @user_facing
+@priced(price_of_list)
 def find_induction_heads(
     model: ModelLike,
     *,
@@ -285,6 +293,7 @@ def find_induction_heads(
     band: float = BAND,
     match_length: int | None = None,
     max_sequences: int = MAX_SEQUENCES,
+    budget: float | str | None = None,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> HeadList:
@@ -293,7 +302,8 @@ def find_induction_heads(
     A head is listed where its prefix matching is shown to be above `min_prefix_matching` by the criteria of
     `assert_has_induction_head`, and not shown to be silent or to suppress what it matches. It is `near` where it is shown to lie
     within `band` of the threshold, and `undecided` where the `max_sequences` did not tell: `more_sequences` says what might.
-    All intervals hold together, but for `error_rate`, over all heads and rounds.
+    All intervals hold together, but for `error_rate`, over all heads and rounds. A `budget`, as of `assert_has_induction_head`,
+    ends it too; heads of which it is not known whether they write anything are `undecided` then.
 
     Heads are named, nothing is asserted: whether the model uses what they match is in `.estimates`. Raises `ModelError` for a
     model whose attention cannot be read, `ProbeError` where no probe fits it, `ArgumentError` for an argument out of its range.
@@ -302,43 +312,51 @@ def find_induction_heads(
     >>> print(find_induction_heads(redundant_induction_heads(count=3)))
     L1H0 1.00, L1H1 1.00, L1H2 1.00
     """
+    spend_at_most(budget)
     if not 0 < band < min(min_prefix_matching, 1 - min_prefix_matching):
         raise ArgumentError(f"`band` must lie between 0 and what is left on both sides of the threshold, got {band}")
     thresholds = replace(checked_thresholds(min_prefix_matching, None, 0.0, match_length), band=band)
     return list_of_heads(load_model(model), thresholds, (max_sequences, error_rate, seed))
 
 
-def list_of_heads(subject: ModelUnderTest, thresholds: Thresholds, budget: tuple[int, float, int | None]) -> HeadList:
-    """The list of heads, measured or remembered; `budget` is sequences, error rate, seed."""
-    search = search_for_all(subject, thresholds, budget)
+def list_of_heads(subject: ModelUnderTest, thresholds: Thresholds, sampling: tuple[int, float, int | None]) -> HeadList:
+    """The list of heads, measured or remembered; `sampling` is sequences, error rate, seed."""
+    search = search_for_all(subject, thresholds, sampling)
     table = search.table
     return HeadList(
         heads=search.known(table.matching),
         near=table.near,
-        undecided=table.open,
+        undecided=(*table.open, *table.untold),
         ruled_out=table.ruled_out,
         provenance=search.provenance,
         estimates=search.behaviour(),
         thresholds={"min_prefix_matching": thresholds.min_prefix_matching},
         band=thresholds.band,
-        confidence=1 - search.budget.error_rate,
+        confidence=1 - search.sampling.error_rate,
         more_sequences=table.more_needed(search.n_sequences) if table.open else 0,
         head_map=head_map(search.found.scores["prefix_matching"]),
     )
 
 
-def search_for_all(subject: ModelUnderTest, thresholds: Thresholds, budget: tuple[int, float, int | None]) -> HeadSearch:
+def search_for_all(subject: ModelUnderTest, thresholds: Thresholds, sampling: tuple[int, float, int | None]) -> HeadSearch:
     """The whole search for the list of heads, done or remembered."""
-    spent = checked_budget(subject, budget)
+    checked = checked_sampling(subject, sampling)
+
+    search = HeadSearch(subject, thresholds, checked, complete=True)
 
     def done() -> HeadSearch:
-        search = HeadSearch(subject, thresholds, spent, complete=True)
         while not search.rounds or (search.table.open and not search.is_spent):
             search.draw()
         search.rule_out()
         return search
 
-    return subject.remember(("list of heads", thresholds, spent), done)
+    try:
+        return subject.remember(("list of heads", thresholds, checked), done)
+    except BudgetSpent:  # what is listed as far as it goes is not remembered
+        if not search.rounds:
+            raise
+    search.set_aside()
+    return search
 
 
 def checked_thresholds(
@@ -361,28 +379,63 @@ def checked_thresholds(
 
 
 def judged_induction_head(
-    model: ModelLike, thresholds: Thresholds, budget: tuple[int, float, int | None], *, allow_virtual: bool
+    model: ModelLike, thresholds: Thresholds, sampling: tuple[int, float, int | None], *, allow_virtual: bool
 ) -> Evidence:
-    """The verdict on whether a model has an induction head, and what it rests on; `budget` is sequences, error rate, seed."""
-    return search_for_one(load_model(model), thresholds, budget, allow_virtual=allow_virtual)[1]
+    """The verdict on whether a model has an induction head, and what it rests on; `sampling` is sequences, error rate, seed."""
+    return search_for_one(load_model(model), thresholds, sampling, allow_virtual=allow_virtual)[1]
 
 
 def search_for_one(
-    subject: ModelUnderTest, thresholds: Thresholds, budget: tuple[int, float, int | None], *, allow_virtual: bool
+    subject: ModelUnderTest, thresholds: Thresholds, sampling: tuple[int, float, int | None], *, allow_virtual: bool
 ) -> tuple[HeadSearch, Evidence]:
     """The same with the search that it comes of."""
-    spent = checked_budget(subject, budget)
-    rest = replace(spent, error_rate=spent.error_rate / 2) if allow_virtual else spent  # of two claims either may be wrong
+    checked = checked_sampling(subject, sampling)
+    rest = replace(checked, error_rate=checked.error_rate / 2) if allow_virtual else checked  # of two claims either may be wrong
     search = HeadSearch(subject, thresholds, rest, complete=is_small(subject))
-    judgement = searched(search)
+    judgement = _within_budget(search)
     evidence = _evidence(search, judgement, thresholds)
     if subject.n_layers > 1 and evidence.reason in ("copies_without_a_head", "weak_or_shared", PERIOD_DETECTOR):
         evidence = _through_pairs(subject, evidence, rest, allow_virtual=allow_virtual)
-    return search, replace(evidence, confidence=1 - spent.error_rate)
+    return search, replace(evidence, confidence=1 - checked.error_rate)
+
+
+def _within_budget(search: HeadSearch) -> Judgement:
+    """The verdict, or what is known by the time at which `budget=` is spent."""
+    begun = spent_so_far()
+    try:
+        return searched(search)
+    except BudgetSpent:
+        if not search.rounds:
+            raise
+    search.set_aside()
+    found = _known_so_far(search)
+    if found.verdict is not Verdict.UNDETERMINED:
+        return found
+    each = (spent_so_far() - begun) / search.n_sequences
+    more = found.more_sequences or search.n_sequences
+    return replace(found, next_step=what_more(more * each, f"about {more} more sequences"))
+
+
+def _known_so_far(search: HeadSearch) -> Judgement:
+    """The judgement on what has been measured, whatever else was to come."""
+    table = search.table
+    if table.matching:
+        found = with_matching_heads(table, search.behaviour(), search.n_behaviour)
+        return replace(found, heads=search.known(found.heads))
+    return _undecided(search) if table.undecided and not table.untold else _unfinished(search)
+
+
+def _unfinished(search: HeadSearch) -> Judgement:
+    """The verdict where a budget was spent before it was known what heads that match write, or that none does on other rows."""
+    table, estimates = search.table, search.behaviour()
+    seen = table.untold or table.heads
+    best = f"the best, {_score(seen[0])}" if seen else "there is no other head"
+    left = "what it writes is not known yet" if table.untold else "other rows are not looked at yet"
+    return replace(_judgement(table, Verdict.UNDETERMINED, "budget_spent", f"{best}; {left}", estimates), nearest=seen[:NEAREST])
 
 
 def _undecided(search: HeadSearch) -> Judgement:
-    """The verdict where the budget is spent: too close to the threshold to tell, or weak and shown to be more than none."""
+    """The verdict where all sequences are drawn: too close to the threshold to tell, or weak and shown to be more than none."""
     table, estimates = search.table, search.behaviour()
     at = table.thresholds.min_prefix_matching
     if table.present and not any(head.prefix_matching.value >= at for head in table.undecided):
@@ -401,15 +454,15 @@ def _used(search: HeadSearch) -> Judgement:
     while True:
         count = search.n_behaviour
         judgement = with_matching_heads(search.table, search.behaviour(), count)
-        if judgement.verdict is not Verdict.UNDETERMINED or count >= 2 * search.budget.max_sequences:
+        if judgement.verdict is not Verdict.UNDETERMINED or count >= 2 * search.sampling.max_sequences:
             return replace(judgement, heads=search.known(judgement.heads))
         search.look_at_copies()
 
 
 def _absent(search: HeadSearch) -> Judgement:
     """The verdict on a model without heads on the usual rows, after a look at others: few rows at first, then more."""
-    subject, seed, estimates = search.subject, search.budget.seed, search.behaviour()
-    at, rate = search.thresholds.max_prefix_matching, search.budget.error_rate / len(MORE_ROWS)
+    subject, seed, estimates = search.subject, search.sampling.seed, search.behaviour()
+    at, rate = search.thresholds.max_prefix_matching, search.sampling.error_rate / len(MORE_ROWS)
     most_long = MOST_LONG_ROWS[not is_small(subject)]
     kinds: dict[str, Callable[[int], list[Look]]] = {
         "longer": lambda more: longer_rows(subject, seed, n_rows=ROWS * min(more, most_long)),
@@ -443,7 +496,7 @@ def _without(look: Look, ruled_out: Sequence[HeadEvidence]) -> Look:
 
 
 def searched(search: HeadSearch, absent: Callable[[HeadSearch], Judgement] = _absent) -> Judgement:
-    """Draw rounds until the question is answered or the budget is spent; `absent` has the last word where there is no head."""
+    """Draw rounds until the question is answered or all are drawn; `absent` has the last word where there is no head."""
     while True:
         search.draw()
         search.rule_out()
@@ -469,6 +522,7 @@ def searched(search: HeadSearch, absent: Callable[[HeadSearch], Judgement] = _ab
 def _evidence(search: HeadSearch, judgement: Judgement, thresholds: Thresholds) -> Evidence:
     more = judgement.more_sequences
     settle = f"about {more} more sequences: max_sequences={search.n_sequences + more}" if more else ""
+    settle = judgement.next_step or settle
     used = {
         "min_prefix_matching": thresholds.min_prefix_matching,
         "max_prefix_matching": thresholds.max_prefix_matching,
@@ -491,22 +545,27 @@ def _evidence(search: HeadSearch, judgement: Judgement, thresholds: Thresholds) 
     )
 
 
-def _through_pairs(subject: ModelUnderTest, evidence: Evidence, budget: Budget, *, allow_virtual: bool) -> Evidence:
+def _through_pairs(subject: ModelUnderTest, evidence: Evidence, sampling: Sampling, *, allow_virtual: bool) -> Evidence:
     """The evidence on a model that copies without a single head that matches, with what pairs of heads do; SHOWN if allowed."""
     threshold, size = evidence.thresholds["min_prefix_matching"], round_size(subject.space)
-    rounds: list[PairRound] = []
-    while True:
+
+    def draw(number: int) -> PairRound:
         with progress("pairs of heads", 2 * size):  # the repeated rows, and their controls
-            rounds.append(probe_pairs(subject, size, budget.seed, len(rounds)))
-        found = judge_virtual_head(PairRound.join(rounds), min_prefix_matching=threshold, error_rate=budget.error_rate)
-        if found.verdict is not Verdict.UNDETERMINED or len(rounds) >= rounds_within(subject.space, budget.max_sequences):
-            break
+            return probe_pairs(subject, size, sampling.seed, number)
+
+    def judge(rounds: Sequence[PairRound]) -> Judgement:
+        return judge_virtual_head(PairRound.join(rounds), min_prefix_matching=threshold, error_rate=sampling.error_rate)
+
+    most = rounds_within(subject.space, sampling.max_sequences)
+    try:
+        _, found, next_step = in_rounds(draw, judge, size, most)
+    except BudgetSpent:  # what single heads do is known
+        return evidence
     if found.verdict is Verdict.SHOWN and not allow_virtual and evidence.reason == "copies_without_a_head":
         summary = f"{evidence.summary}; {found.summary} (a virtual induction head)"
         return replace(evidence, reason="copies_through_pairs", summary=summary, pairs=found.pairs)
     if found.verdict is Verdict.REFUTED or not allow_virtual:
         return evidence
-    drawn, more = size * len(rounds), found.more_sequences
     and_copies = " and copies" if any(head.kind == SUPPRESSES for head in evidence.nearest) else ""
     return replace(
         evidence,
@@ -514,5 +573,5 @@ def _through_pairs(subject: ModelUnderTest, evidence: Evidence, budget: Budget, 
         reason=found.reason,
         summary=f"no single head matches prefixes{and_copies}, but {found.summary}",
         pairs=found.pairs,
-        next_step=f"about {more} more sequences: max_sequences={drawn + more}" if more else "",
+        next_step=next_step,
     )

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING, excess
 from pytest_induction.measuring.observing import Array, ModelLike, plain_scores, provenance
-from pytest_induction.measuring.rounds import score_irregular
+from pytest_induction.measuring.rounds import price_of_probes, score_irregular
 from pytest_induction.model.load import load_model
+from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.irregular import LENGTHS, LISTS, irregular_sequences
 from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD
 from pytest_induction.progress import progress
 from pytest_induction.records import Provenance
+from pytest_induction.spending import Price, priced
 
 POSITIONS = LONGEST_PERIOD * COPIES  # of the rows, behind the first token: as many as the longest periodic probe has
 
@@ -61,7 +63,14 @@ class MatchLengthScores:
         return plain_scores(self, LISTS)
 
 
+def price_of_match_lengths(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
+    """Of one pass over rows of one length, shorter where the model has few ids."""
+    most = given["n_sequences"] * (POSITIONS + (subject.space.bos_id is not None))
+    return Price(min(most, price_of_probes(subject.space, given["n_sequences"]).least), most)
+
+
 @user_facing
+@priced(price_of_match_lengths)
 def measure_match_lengths(model: ModelLike, *, n_sequences: int = 26, seed: int | None = None) -> MatchLengthScores:
     """Measure prefix matching of every head where exactly one, exactly two, and three or four tokens match.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pytest_induction.claims import Claim
-from pytest_induction.deciding import Judgement, checked_budget
+from pytest_induction.deciding import Judgement, checked_sampling, in_rounds, priced_claim
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.head_score import HeadScore
@@ -17,11 +18,12 @@ from pytest_induction.heads.criteria import MIN_PERIODS, min_excess
 from pytest_induction.heads.head_map import head_map
 from pytest_induction.heads.table import Thresholds, head_evidence
 from pytest_induction.measuring.observing import ModelLike, provenance
-from pytest_induction.measuring.rounds import Round, probe_round, round_size, rounds_within
+from pytest_induction.measuring.rounds import Round, price_of_rounds, probe_round, round_size, rounds_within
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, HeadId, Verdict
+from pytest_induction.spending import spend_at_most
 from pytest_induction.statistics import SHARE, bounded_intervals, known_mean, more_rows
 
 MOST_NEAREST = 3
@@ -29,20 +31,24 @@ MAX_SEQUENCES, ERROR_RATE = 231, 1e-3  # as for `assert_has_induction_head`
 
 
 @user_facing
+@priced_claim(price_of_rounds)
 def assert_head_score(
     model: ModelLike,
     *,
     claim: Claim,
     min_score: float | None = None,
     max_sequences: int = MAX_SEQUENCES,
+    budget: float | str | None = None,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
     """Assert that the model has a head with the score of a claim: at least `min_score`, half of it beyond own chance.
 
     `min_score` is the score's own threshold unless given. Probes are drawn until every head that may have it is told, at most
-    `max_sequences`; the verdict is wrong at most at `error_rate`. Returns the evidence, raises as `assert_has_induction_head`.
+    `max_sequences`; the verdict is wrong at most at `error_rate`. `budget` is as for `assert_has_induction_head`. Returns the
+    evidence, raises as that does.
     """
+    spend_at_most(budget)
     score = claim.score
     if score is None:
         raise ArgumentError(f"claim `{claim.name}` has no score, which `assert_head_score` is about")
@@ -66,29 +72,30 @@ def evidence_of(
 ) -> Evidence:
     """The evidence on a claim that some head has a score, with rounds drawn until it is clear or the budget is spent."""
     _ = subject.reading  # refuse by name here, before anything is measured
-    budget = checked_budget(subject, (whole_number("max_sequences", given[0], least=1), *given[1:]))
+    sampling = checked_sampling(subject, (whole_number("max_sequences", given[0], least=1), *given[1:]))
     size = round_size(subject.space)
-    rounds: list[Round] = []
-    for number in range(rounds_within(subject.space, budget.max_sequences)):
+
+    def draw(number: int) -> Round:
         with progress(claim, size):
-            rounds.append(probe_round(subject, size, budget.seed, number, n_irregular=0))
-        found = Round.join(rounds)
-        judged = judge(score, found, threshold, budget.error_rate)
-        if judged.verdict is not Verdict.UNDETERMINED:
-            break
-    count, more = len(found.periods), judged.more_sequences
+            return probe_round(subject, size, sampling.seed, number, n_irregular=0)
+
+    def judged_so_far(rounds: Sequence[Round]) -> Judgement:
+        return judge(score, Round.join(rounds), threshold, sampling.error_rate)
+
+    rounds, judged, next_step = in_rounds(draw, judged_so_far, size, rounds_within(subject.space, sampling.max_sequences))
+    found = Round.join(rounds)
     return Evidence(
         claim=claim,
         verdict=judged.verdict,
         reason=judged.reason,
         summary=judged.summary,
-        provenance=provenance(subject, seed=budget.seed, n_sequences=count, probe=found.described),
+        provenance=provenance(subject, seed=sampling.seed, n_sequences=len(found.periods), probe=found.described),
         heads=judged.heads,
         nearest=judged.nearest,
         estimates=judged.estimates or {},
         thresholds={f"min_{score.name}": threshold, "min_excess": min_excess(threshold)},
-        confidence=1 - budget.error_rate,
-        next_step=f"about {more} more sequences: max_sequences={count + more}" if more else "",
+        confidence=1 - sampling.error_rate,
+        next_step=next_step,
         head_map=judged.head_map,
     )
 

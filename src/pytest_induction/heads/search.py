@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from pytest_induction.behaviour.judging import AGREEING, advantage_interval
-from pytest_induction.deciding import Budget, behaviour_of
+from pytest_induction.deciding import Sampling, behaviour_of
 from pytest_induction.errors import ModelError
 from pytest_induction.forward.calling import first_line
 from pytest_induction.heads.copying import CopyRound, copy_round, of_heads
@@ -39,16 +39,16 @@ class HeadSearch:
     `complete` asks for all heads; otherwise a search may end once one is clear.
     """
 
-    def __init__(self, subject: ModelUnderTest, thresholds: Thresholds, budget: Budget, *, complete: bool) -> None:
+    def __init__(self, subject: ModelUnderTest, thresholds: Thresholds, sampling: Sampling, *, complete: bool) -> None:
         _ = subject.reading  # refuse by name here, before anything is measured
         self.subject = subject
-        self.begin(subject.space, thresholds, budget, complete=complete)
+        self.begin(subject.space, thresholds, sampling, complete=complete)
 
-    def begin(self, space: TokenSpace, thresholds: Thresholds, budget: Budget, *, complete: bool) -> None:
+    def begin(self, space: TokenSpace, thresholds: Thresholds, sampling: Sampling, *, complete: bool) -> None:
         """Nothing is measured yet; probes are made of what is in this space."""
-        self.thresholds, self.budget, self.complete = thresholds, budget, complete
+        self.thresholds, self.sampling, self.complete = thresholds, sampling, complete
         self.size = round_size(space)
-        self.most = self.size * rounds_within(space, budget.max_sequences)
+        self.most = self.size * rounds_within(space, sampling.max_sequences)
         self.rounds: list[Round] = []
         self.copies: list[CopyRound] = []
         self.notes: list[str] = []
@@ -79,7 +79,7 @@ class HeadSearch:
 
     def probed(self, size: int, n_irregular: int, depth: int | None) -> Round:
         """The next round, of so many sequences, so many with irregular copies, and so many layers; None is the whole model."""
-        return probe_round(self.subject, size, self.budget.seed, len(self.rounds), n_irregular=n_irregular, depth=depth)
+        return probe_round(self.subject, size, self.sampling.seed, len(self.rounds), n_irregular=n_irregular, depth=depth)
 
     def _beside(self, size: int) -> int:
         """How many rows with irregular copies go with a round: as many as repeated ones where match length is asked for, or where
@@ -122,7 +122,7 @@ class HeadSearch:
     def table(self) -> HeadTable:
         """What is shown of every head so far; those that are known to be silent or to suppress are ruled out."""
         if self._table is None:
-            rate = self.budget.error_rate * (1 - OF_COPYING - OF_BEHAVIOUR)
+            rate = self.sampling.error_rate * (1 - OF_COPYING - OF_BEHAVIOUR)
             found = table_of(self.found, self.thresholds, rate, complete=self.complete)
             self._table = found.without(self._ruled_out)
         return self._table
@@ -130,12 +130,12 @@ class HeadSearch:
     def behaviour(self) -> dict[str, Estimate]:
         """What the model does on repeated tokens; the advantage also on the rows that told what heads write."""
         if self._behaviour_of_rounds is None:  # the same until the next round, whatever copies are looked at in between
-            self._behaviour_of_rounds = behaviour_of(self.found.behaviour, self.budget.error_rate * OF_BEHAVIOUR)
+            self._behaviour_of_rounds = behaviour_of(self.found.behaviour, self.sampling.error_rate * OF_BEHAVIOUR)
         return self._behaviour_of_rounds | {"advantage": self._advantage}
 
     @property
     def _advantage(self) -> Estimate:
-        return advantage_interval(self._advantages, self.thresholds.min_advantage, self.budget.error_rate * OF_BEHAVIOUR)
+        return advantage_interval(self._advantages, self.thresholds.min_advantage, self.sampling.error_rate * OF_BEHAVIOUR)
 
     @property
     def _advantages(self) -> Array:
@@ -156,7 +156,7 @@ class HeadSearch:
         """One round more of rows on which a block stands twice: what heads write, and what the model does."""
         count = COPY_ROWS * len(np.unique(self.rounds[0].periods))
         with progress("copying of heads", count):
-            self.copies.append(copy_round(self.subject, count, self.budget.seed, len(self.copies)))
+            self.copies.append(copy_round(self.subject, count, self.sampling.seed, len(self.copies)))
         if why_not := self.copies[-1].why_not:
             self._note(f"what each head writes is not known from its weights: {why_not}")
 
@@ -178,11 +178,16 @@ class HeadSearch:
                 self._ruled_out[_place(head)] = head
         self._table = self.table.without(self._ruled_out).setting_aside({_place(head) for head in undecided})
 
+    def set_aside(self) -> None:
+        """Take heads that match for untold where it is not known what they write: a budget was spent before."""
+        untold = {_place(head) for head in self.table.matching if _place(head) not in self._known}
+        self._table = self.table.setting_aside(untold)
+
     def _with_effects(self, heads: Sequence[HeadEvidence]) -> list[HeadEvidence]:
         if any(each.effects is None for each in self.copies):
             return list(heads)
         effects: Array = np.concatenate([each.effects for each in self.copies if each.effects is not None])
-        return of_heads(heads, effects, self.budget.error_rate * OF_COPYING)
+        return of_heads(heads, effects, self.sampling.error_rate * OF_COPYING)
 
     def _with_ablation(self, heads: Sequence[HeadEvidence]) -> list[HeadEvidence]:
         """Those of which the direct path says nothing, with what ablating them does."""
@@ -190,7 +195,7 @@ class HeadSearch:
         if not asked:
             return list(heads)
         try:
-            written = written_by(self.subject, [HeadId(head.layer, head.head) for head in asked], self.budget.seed)
+            written = written_by(self.subject, [HeadId(head.layer, head.head) for head in asked], self.sampling.seed)
         except ModelError as error:
             self._note(f"whether each head writes anything is not known: {first_line(error)}")
             return list(heads)
@@ -221,7 +226,7 @@ class HeadSearch:
         described = self.found.described
         if self.copies:
             described += f"; {sum(len(each.advantage) for each in self.copies)} of 2 copies"
-        about = provenance(self.subject, seed=self.budget.seed, n_sequences=self.n_sequences, probe=described)
+        about = provenance(self.subject, seed=self.sampling.seed, n_sequences=self.n_sequences, probe=described)
         return replace(about, notes=(*about.notes, *self.notes))
 
     def _note(self, note: str) -> None:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from pytest_induction.attention.capture import Observer
 from pytest_induction.attention.scores import KeyScores, PeriodicScores
-from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, more_needed, until_clear
+from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, more_needed, priced_claim, until_clear
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.forward.calling import first_line
 from pytest_induction.heads import criteria
 from pytest_induction.heads.copying import projected
 from pytest_induction.heads.criteria import min_excess
+from pytest_induction.heads.prices import price_of_generality, price_of_generalizing
 from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of
 from pytest_induction.measuring.observing import (
     Array,
@@ -43,6 +44,7 @@ from pytest_induction.probes.semantic import FAMILIES, SHAPES_AT_ONCE, AbstractP
 from pytest_induction.probes.sequences import COPIES as COPIES_OF_BLOCK
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Estimate, Evidence, HeadId, Provenance, Verdict
+from pytest_induction.spending import priced, spend_at_most, within_budget
 from pytest_induction.statistics import FIRST_LOOK, mean_interval
 
 N_SEQUENCES = 18  # of each family, where none are asked for: what all three cost stays below five bare passes
@@ -197,6 +199,7 @@ class GeneralityScores:
 
 
 @user_facing
+@priced(price_of_generality)
 def measure_generality(
     model: ModelLike,
     heads: HeadsLike | None = None,
@@ -459,6 +462,7 @@ def _interval(estimate: Estimate) -> str:
 
 
 @user_facing
+@priced_claim(price_of_generalizing)
 def assert_heads_generalize(
     model: ModelLike,
     heads: HeadsLike,
@@ -468,6 +472,7 @@ def assert_heads_generalize(
     classes: Any = None,
     pairs: Any = None,
     max_sequences: int = MAX_SEQUENCES,
+    budget: float | str | None = None,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
@@ -480,8 +485,9 @@ def assert_heads_generalize(
     does not count: the paper's translation head has a copying score of 0.2.
 
     Sequences are drawn in rounds until every family is clear, at most `max_sequences` of each; then the verdict is UNDETERMINED,
-    which fails too and says what would settle it. `error_rate` is for all heads, families and rounds together. One that is clear
-    in the first round or the second costs about four forward passes of 12 rows of 101 tokens.
+    which fails too and says what would settle it. `budget` is as for `assert_has_induction_head`; what is reported beside the
+    verdict is left out where it has no room for that. `error_rate` is for all heads, families and rounds together. One that is
+    clear in the first round or the second costs about four forward passes of 12 rows of 101 tokens.
 
     Returns the evidence: `.estimates` has under "classes L1H0" and the like the excess of the strongest three heads in each
     family, under "classes L1H0 literal copy" and "... semantic copy" what the best one adds to the logit of the token that it
@@ -493,6 +499,7 @@ def assert_heads_generalize(
     >>> assert_heads_generalize(class_induction_head(), "L1H0", "classes").reason
     'formed'
     """
+    spend_at_most(budget)
     check_share("min_excess", min_excess)
     check_share("error_rate", error_rate)
     subject = load_model(model)
@@ -505,17 +512,14 @@ def assert_heads_generalize(
     rounds, found, settle = until_clear(sequences.round, judge, whole_number("max_sequences", max_sequences, least=1), error_rate)
     best = {name: _best(found, name, asked) for name in families}
     about = provenance(subject, seed=seed, n_sequences=_count(rounds), probe=described(families))
+    literal = within_budget(lambda: _literal(subject, best, seed, error_rate), dict[str, Estimate]())
     evidence = Evidence(
         claim="heads_generalize",
         verdict=found.verdict,
         reason=found.reason,
         summary=found.summary,
         provenance=replace(about, notes=about.notes + notes + sequences.unknown),
-        estimates={
-            **(found.estimates or {}),
-            **_copies(rounds[0], best, error_rate),
-            **_literal(subject, best, seed, error_rate),
-        },
+        estimates={**(found.estimates or {}), **_copies(rounds[0], best, error_rate), **literal},
         thresholds={"min_excess": min_excess},
         confidence=1 - error_rate,
         next_step=settle,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,14 @@ from pytest_induction.deciding import Judgement
 from pytest_induction.errors import ModelError, user_facing, whole_number
 from pytest_induction.heads.criteria import MIN_PERIODS, excess, is_above, is_below, matches_by_means, min_excess, own_chance
 from pytest_induction.measuring.observing import Array, ModelLike, describe, numbers, of_all_heads, probes_of, provenance
+from pytest_induction.measuring.rounds import price_of_scores
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe, unrepeated_sequences
 from pytest_induction.progress import progress
 from pytest_induction.records import HeadId, PairEvidence, Provenance, Verdict
+from pytest_induction.spending import Price, priced
 from pytest_induction.statistics import SHARE, bounded_intervals, more_rows
 
 BLOCK_ENTRIES = 1_000_000  # entries of the pattern held at a time
@@ -253,7 +256,14 @@ def probe_pairs(subject: ModelUnderTest, n_sequences: int, seed: int, number: in
     return PairRound.join(parts)
 
 
+def price_of_pairs(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
+    """Of repeated rows and as many unrepeated ones."""
+    rows = price_of_scores(subject, given)
+    return rows + rows
+
+
 @user_facing
+@priced(price_of_pairs)
 def measure_virtual_heads(model: ModelLike, *, n_sequences: int = 24, seed: int | None = None) -> VirtualScores:
     """Measure the virtual prefix-matching score of every head after every head of an earlier layer.
 

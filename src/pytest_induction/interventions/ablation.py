@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from math import comb, prod
 from typing import Any
@@ -19,14 +19,16 @@ from pytest_induction.forward.calling import first_line
 from pytest_induction.interventions.active import apply_edits
 from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.edits import Replacement
-from pytest_induction.interventions.passes import Ablating, HeadSet, Passes, repeated
+from pytest_induction.interventions.passes import Ablating, HeadSet, Passes, repeated, tried_out
 from pytest_induction.measuring.observing import Array, ModelLike, describe, numbers, of_all_heads, plain, probes_of, provenance
+from pytest_induction.measuring.rounds import price_of_probes
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, HeadId, Provenance
+from pytest_induction.spending import WITH_GRADIENTS, BudgetSpent, Price, priced, spend_at_most
 
 Heads = tuple[HeadId, ...]
 
@@ -151,6 +153,7 @@ def _gradients(passes: Passes, value: Tensor, found: list[Tensor]) -> Iterator[T
         ) from error
 
 
+AT_ONCE = 8  # heads, where a budget may end after any of them
 SCREENED = 6  # one of so many heads is measured after a screening
 FEWEST_SCREENED = 8
 
@@ -186,7 +189,20 @@ class AblationScores:
         }
 
 
+def price_of_ablations(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
+    """Of each row as it is, with all heads ablated and with each one that is measured; and of a screening, with its gradient."""
+    every = sum(subject.reading.heads) if given["heads"] is None else len(heads_of(subject, given["heads"]))
+    count = _screened(given["screen"], every)
+    ordered = bool(count) or given["budget"] is not None
+    others = {"zero": 0, "mean": 1, "resample": 2}[given["how"]] + (1 + WITH_GRADIENTS) * ordered
+    rows = price_of_probes(subject.space, given["n_sequences"])
+    chunks = -(-every // AT_ONCE) if given["budget"] is not None else 1
+    passes = (count or every) + 1 + chunks
+    return Price(rows.least * passes, rows.most * (passes + others * 2) + tried_out(subject))
+
+
 @user_facing
+@priced(price_of_ablations)
 def measure_ablations(
     model: ModelLike,
     *,
@@ -195,6 +211,7 @@ def measure_ablations(
     pattern_preserving: bool = False,
     screen: bool | int = False,
     n_sequences: int = 6,
+    budget: float | str | None = None,
     seed: int | None = None,
 ) -> AblationScores:
     """Measure by how much the loss on repeated random tokens rises with each head ablated, all heads or those given.
@@ -205,6 +222,9 @@ def measure_ablations(
     `screen` estimates all heads by one backward pass and measures only those with the largest estimates, a sixth of all or as
     many as are given. The loss is that of the last copy without its first token, in nats.
 
+    `budget` is what the call may spend, in bare passes (a number, "60 passes") or seconds ("30 s"). Then heads are measured in
+    the order of their estimates, the largest first, for as long as it lasts; the others stay NaN, and a note says how many.
+
     Exactly what one forward pass per head gives, where it is the model's own arithmetic that does not depend on the batch.
     Raises `UnsupportedModel` for a model whose heads cannot be edited, and as `measure_heads`.
 
@@ -212,6 +232,7 @@ def measure_ablations(
     >>> scores.effect.round(1)                                       # doctest: +SKIP
     array([[4.1, 0. ], [0. , 4.1]])
     """
+    spend_at_most(budget)
     whole_number("n_sequences", n_sequences, least=1)
     if seed is not None:
         whole_number("seed", seed, least=0)
@@ -227,26 +248,47 @@ def measure_ablations(
     others = [_another(subject, probe, rng) for probe in probes] if how == "resample" else [None] * len(probes)
     passes = [last_copy(subject, probe, ablating, other) for probe, other in zip(probes, others, strict=True)]
     estimates = None
-    if count:
+    if count or budget is not None:
         estimates = np.concatenate([attributions(each) for each in passes])
         strength = np.abs(estimates.mean(0))
-        chosen = tuple(sorted(chosen, key=lambda head: -strength[head.layer, head.head])[:count])
-    with progress("ablations", n_sequences * (len(chosen) + 1)):
-        measured = [rises(each, [*([head] for head in chosen), all_heads(subject)]) for each in passes]
-    loss, effects = (np.concatenate([part[which] for part in measured]) for which in (0, 1))
+        chosen = tuple(sorted(chosen, key=lambda head: -strength[head.layer, head.head])[: count or None])
+    with progress(f"ablations of {len(chosen)} heads", n_sequences * (len(chosen) + 1)):
+        loss, effects = _best_first(passes, chosen, len(chosen) if budget is None else AT_ONCE)
+    asked, chosen = len(chosen), chosen[: effects.shape[1] - 1]
     whole = np.full((n_sequences, subject.n_layers, subject.n_heads), np.nan)
     for number, head in enumerate(chosen):
-        whole[:, head.layer, head.head] = effects[:, number]
-    per_sequence = {"effect": whole, "of_all": effects[:, -1], "loss": loss}
+        whole[:, head.layer, head.head] = effects[:, number + 1]
+    per_sequence = {"effect": whole, "of_all": effects[:, 0], "loss": loss}
+    about = provenance(subject, seed=seed, n_sequences=n_sequences, probe=describe(probes))
+    if len(chosen) < asked:
+        about = replace(about, notes=(*about.notes, f"{len(chosen)} of {asked} heads are measured, the largest estimates first"))
     per_sequence |= {} if estimates is None else {"attribution": estimates}
     return AblationScores(
         effect=whole.mean(0),
         attribution=None if estimates is None else estimates.mean(0),
-        of_all=float(effects[:, -1].mean()),
+        of_all=float(effects[:, 0].mean()),
         loss=float(loss.mean()),
         per_sequence=per_sequence,
-        provenance=provenance(subject, seed=seed, n_sequences=n_sequences, probe=describe(probes)),
+        provenance=about,
     )
+
+
+def _best_first(passes: Sequence[Passes], chosen: Heads, at_once: int) -> tuple[Array, Array]:
+    """Of each row the loss (rows,), and what it rises by (rows, 1 + heads) with all heads ablated and with each of the chosen, or
+    the first of them for which there was room; so many are measured at once.
+    """
+    done: list[tuple[Array, Array]] = []
+    for start in range(0, len(chosen), at_once):
+        sets: list[HeadSet] = [[head] for head in chosen[start : start + at_once]]
+        every: list[HeadSet] = [] if done else [all_heads(passes[0].subject)]
+        try:
+            found = [rises(each, [*every, *sets]) for each in passes]
+        except BudgetSpent:
+            if not done:
+                raise
+            break
+        done.append((np.concatenate([loss for loss, _ in found]), np.concatenate([effects for _, effects in found])))
+    return done[0][0], np.concatenate([effects for _, effects in done], axis=1)
 
 
 def screened(count: int) -> int:

@@ -24,6 +24,7 @@ from pytest_induction.interventions.edits import HOW, Replacement, given
 from pytest_induction.measuring.losses import ROWS_AT_ONCE, at_least_float32
 from pytest_induction.measuring.observing import Array, numbers
 from pytest_induction.model.batching import batch_size, in_batches
+from pytest_induction.model.circuits import TRIED
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.progress import advance
 from pytest_induction.records import HeadId
@@ -107,6 +108,14 @@ class Blocks:
 def blocks_of(subject: ModelUnderTest) -> Blocks:
     """The blocks of a model, found and tried out once."""
     return subject.remember(("blocks",), lambda: _tried(subject))
+
+
+OTHER_TRIES = 16  # passes over 32 tokens in which it is tried out where a pass may begin, beside one for each layer
+
+
+def tried_out(subject: ModelUnderTest) -> int:
+    """The most tokens on which it is tried out, once, how heads can be ablated and what their weights are."""
+    return TRIED + 32 * (OTHER_TRIES + subject.n_layers)
 
 
 def _tried(subject: ModelUnderTest) -> Blocks:

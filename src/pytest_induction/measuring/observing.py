@@ -24,6 +24,7 @@ from pytest_induction.observers import track_subject
 from pytest_induction.probes.sequences import Ids, Probe, even_periods, fitting_shape, repeated_sequences
 from pytest_induction.ranges import ROUNDING
 from pytest_induction.records import SCHEMA_VERSION, Provenance, installed
+from pytest_induction.spending import notes as budget_notes
 
 Array = NDArray[np.float64]
 ModelLike: TypeAlias = str | Path | nn.Module | ModelUnderTest
@@ -195,7 +196,7 @@ def provenance(subject: ModelUnderTest, *, seed: int | None = None, n_sequences:
         n_sequences=n_sequences,
         probe=probe,
         layers=backend.layers if backend else (),
-        notes=subject.notes,
+        notes=(*subject.notes, *budget_notes()),
         versions={"python": platform.python_version(), **installed(DISTRIBUTIONS)},
     )
     if subject.intervening is None:  # what changes its passes now may be gone when it is shown

@@ -41,6 +41,7 @@ from pytest_induction.probes.irregular import IrregularRows, irregular_sequences
 from pytest_induction.probes.sequences import COPIES, Ids, Probe, even_periods, fitting_shape, unrepeated_sequences, usual_length
 from pytest_induction.progress import progress
 from pytest_induction.records import Provenance, TokenSpace
+from pytest_induction.spending import Price, priced
 
 FEWEST_POSITIONS = 3  # the first query that counts everywhere
 PLACES_OF_CHANCE = 2  # wrong shifts, and other periods: no head can have all of its attention at each of several places
@@ -83,7 +84,24 @@ class HeadScores:
         return plain_scores(self, SCORES) | added
 
 
+def price_of_probes(space: TokenSpace, n_sequences: int, period: int | None = None, repeats: int = COPIES) -> Price:
+    """Of passes over so many rows of repeated tokens: periods are of a range unless one is given."""
+    periods, copies = fitting_shape(space, repeats) if period is None else (range(period, period + 1), repeats)
+    first = int(space.bos_id is not None)
+    return Price(n_sequences * (copies * periods[0] + first), n_sequences * (copies * periods[-1] + first))
+
+
+def price_of_scores(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
+    """Of `measure_heads`: one pass over its rows."""
+    tokens = given.get("tokens")
+    if tokens is not None:
+        count = torch.as_tensor(tokens).numel()
+        return Price(count, count)
+    return price_of_probes(subject.space, given["n_sequences"], given.get("period"), given.get("repeats", COPIES))
+
+
 @user_facing
+@priced(price_of_scores)
 def measure_heads(
     model: ModelLike,
     *,
@@ -373,6 +391,20 @@ def _checked_tokens(subject: ModelUnderTest, tokens: Any, attention_mask: Any) -
     return ids.long().to(subject.device), None if mask is None else mask.long().to(subject.device)
 
 
+def price_of_rounds(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
+    """Of rounds of probes until a verdict is clear, each with rows of irregular copies beside."""
+    space, size = subject.space, round_size(subject.space)
+    most = size * rounds_within(space, given["max_sequences"])
+    rows = most + most // IRREGULAR_SHARE + most * controls_needed(space)
+    return Price(price_of_probes(space, size).least, rows * usual_length(space))
+
+
+def controls_needed(space: TokenSpace) -> bool:
+    """Whether rows in which nothing repeats may be measured beside those of a round: few periods do not serve each other."""
+    return len(even_periods(fitting_shape(space)[0], PERIODS_AT_ONCE)) <= FEW_PERIODS
+
+
+FEW_PERIODS = 3
 FEWEST_ROWS = 21  # of a round; as many more as make it as many of each period
 
 

@@ -43,6 +43,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.model.quantised import quantisation_of
 
 ROWS, POSITIONS = 2, 9  # of the tokens on which everything is checked
+TRIED = 3 * ROWS * POSITIONS  # tokens at most, with those on which queries and keys are checked
 NO_FACTOR = 1e-3  # below it nothing arrives
 NEAR_ONE = 1e-3
 CAPS = ("final_logit_softcapping", "output_logits_soft_cap", "logits_soft_cap")

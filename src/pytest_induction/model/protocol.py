@@ -32,6 +32,7 @@ from pytest_induction.forward.calling import (
     uncompiled,
 )
 from pytest_induction.records import TokenSpace
+from pytest_induction.spending import WITH_GRADIENTS, charge
 from pytest_induction.undoing import puts_back
 
 T = TypeVar("T")
@@ -163,6 +164,7 @@ class ModelUnderTest:
         ):
             keep = {KEEP: positions.to(self.device)}
         filled = self._filled(tokens, attention_mask)
+        charge(self, filled.numel() * (WITH_GRADIENTS if gradients else 1))
         with as_found(self.module, draws=self.draws), self._named(tokens), torch.set_grad_enabled(gradients):
             output = caller(filled, attention_mask, **keep)
         if positions is None:
@@ -210,6 +212,7 @@ class ModelUnderTest:
         if most is not None and len(tokens) > most:
             return self._observe_in_parts(tokens, observer, attention_mask, most, logits=logits)
         filled = self._filled(tokens, attention_mask)
+        charge(self, filled.numel())
         seen = observer if filled is tokens else _cut(observer, tokens.shape[1])
         with as_found(self.module, draws=self.draws) as hooked, self._named(tokens), self._changed(filled, attention_mask):
             stops = early_stop and backend.can_stop and not hooked  # code that listens for the end of a module may count on it

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pytest_induction.errors import ArgumentError, ModelError, reason
 from pytest_induction.files import expanded, is_directory, is_file, is_there, names_in, seen_at
+from pytest_induction.spending import Budget
 
 AUTO = "auto"  # the device of models that accelerate places on all there are
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -142,3 +143,8 @@ def check_bound(text: str) -> None:
         bound = 0.0
     if not 0 < bound < float("inf"):
         raise ArgumentError(f"it must be a number above 0, got {text!r}")
+
+
+def check_budget(text: str) -> None:
+    """Raise `ArgumentError` for what is no budget of bare passes or seconds."""
+    Budget.of(text)

@@ -20,7 +20,7 @@ from pytest_induction.plugin.gates.finding import arguments_with_gates, is_gate_
 from pytest_induction.plugin.options import add_options
 from pytest_induction.plugin.reports import USAGE_ERROR, SessionReport
 from pytest_induction.plugin.runs import SessionRuns, readable_ids
-from pytest_induction.plugin.session import SessionModel, open_terminal, usage_error, write_lines
+from pytest_induction.plugin.session import SessionModel, open_terminal, says, usage_error, write_lines
 from pytest_induction.plugin.terminal import INTERRUPTED, STOPS, hide_frames, keep_interrupted, write_section
 from pytest_induction.progress import showing_on
 
@@ -36,6 +36,7 @@ T = TypeVar("T")
 MARKER_KEYS = (
     "seed",
     "max_sequences",
+    "budget",
     "error_rate",
     "min_prefix_matching",
     "max_prefix_matching",
@@ -187,7 +188,7 @@ def induction(request: pytest.FixtureRequest, induction_model: Any) -> Induction
 
     register_claims(request.config)
     session_model = request.config.stash[SESSION]
-    defaults: dict[str, Any] = {}
+    defaults = session_model.defaults
     for marker in reversed([*request.node.iter_markers("induction")]):  # the closest one comes last and wins
         defaults |= marker.kwargs
     return _or_fail(lambda: Induction(session_model.adopt(induction_model), text=session_model.text, defaults=defaults))
@@ -247,7 +248,12 @@ def _listening(item: pytest.Item) -> Iterator[None]:
     naming: AbstractContextManager[list[tuple[Any, Provenance]]] = nullcontext([])
     if item.config.stash[REPORT].kinds:  # else no model is to be kept
         naming = tracking_subjects()
-    with collecting() as verdicts, naming as named, attaching(attach), showing_on(lambda: open_terminal(item.config)):
+    with (
+        collecting() as verdicts,
+        naming as named,
+        attaching(attach),
+        showing_on(lambda: open_terminal(item.config), says(item.config)),
+    ):
         stop: BaseException | None = None
         try:
             return (yield)
@@ -280,7 +286,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
         if named and verdicts:
             from pytest_induction.observers import attaching
 
-            with attaching(item.config.stash[SESSION].attach), showing_on(lambda: open_terminal(item.config)):
+            with attaching(item.config.stash[SESSION].attach), showing_on(lambda: open_terminal(item.config), says(item.config)):
                 item.config.stash[REPORT].measure_charts(item, named)
     finally:
         named.clear()  # or the item would keep the models

@@ -11,6 +11,7 @@ SETTINGS = {
     "device": "device a named model is loaded on (default cpu); auto: all there are, and the disk, as accelerate places it",
     "dtype": "floating-point type a named model is loaded in (default: as stored)",
     "memory": "what a forward pass may take, such as 4GB (default: half of what is free)",
+    "budget": "what each call that draws until it is clear may spend: bare passes such as '60 passes', or seconds such as '30 s'",
     "max_overhead": "most that the scores may take, in bare forward passes; judged by --induction-benchmark",
 }
 RUN_SETTINGS = {

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -13,6 +14,7 @@ import pytest
 
 from pytest_induction.files import is_there
 from pytest_induction.formatting import Command, Lines, as_message, as_node, command_line, for_terminal
+from pytest_induction.progress import NAME as PROGRESS
 
 if TYPE_CHECKING:
     from pytest_induction.fixture import Induction
@@ -25,6 +27,7 @@ CHECKED = {  # setting -> what checks it
     "device": "check_device",
     "dtype": "check_dtype",
     "max_overhead": "check_bound",
+    "budget": "check_budget",
 }
 
 
@@ -36,11 +39,12 @@ REPEATED = (
     "device",
     "dtype",
     "memory",
+    "budget",
     "baseline",
     TRUST,
     WITHOUT,
 )  # settings of the command line that a test depends on
-LEFT_TO_OPTIONS = ("seed", "device", "dtype", "memory", TRUST, WITHOUT)  # and those that a gate file may leave open
+LEFT_TO_OPTIONS = ("seed", "device", "dtype", "memory", "budget", TRUST, WITHOUT)  # and those that a gate file may leave open
 ON_RUNS = (
     "reference",
     "before_tokens",
@@ -162,7 +166,13 @@ class SessionModel:
         """The object that gates and fixtures work with."""
         from pytest_induction.fixture import Induction
 
-        return Induction(self.load(), text=self.text)
+        return Induction(self.load(), text=self.text, defaults=self.defaults)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What the session gives every call that takes it."""
+        budget = self.setting("budget")
+        return {} if budget is None else {"budget": budget}
 
     def again(self, item: pytest.Item, seed: int | None) -> str:
         """The command that runs this item alone, and makes it measure the same again."""
@@ -310,17 +320,30 @@ def _hook(config: pytest.Config) -> Callable[[Any], Any]:
 
 
 def open_terminal(config: pytest.Config) -> TextIO | None:
-    """The terminal that pytest reports on, past its capturing, or None where there is none; the caller closes it."""
+    """Where progress is shown, past pytest's capturing; the caller closes it.
+
+    The terminal that pytest reports on, or standard error where that is none, as in CI. A worker of xdist, which has no terminal,
+    writes to the standard error that it has from the session which started it. None where pytest itself reports nothing.
+    """
     reporter = config.pluginmanager.getplugin("terminalreporter")
-    if reporter is None or not getattr(reporter, "isatty", False):
+    if reporter is None and worker_of(config) is None:
         return None
+    is_terminal = bool(getattr(reporter, "isatty", False))
     capture = config.pluginmanager.getplugin("capturemanager")
     try:
-        if capture is None:
-            descriptor = os.dup(sys.stdout.fileno())
-        else:
-            with capture.global_and_fixture_disabled():
-                descriptor = os.dup(sys.stdout.fileno())
-    except (OSError, ValueError):  # no file behind it
+        with nullcontext() if capture is None else capture.global_and_fixture_disabled():
+            descriptor = os.dup((sys.stdout if is_terminal else sys.stderr).fileno())
+    except (OSError, ValueError, AttributeError):  # no file behind it
         return None
-    return os.fdopen(descriptor, "w", encoding="utf-8")
+    return os.fdopen(descriptor, "w", encoding="utf-8", errors="replace")
+
+
+def worker_of(config: pytest.Config) -> str | None:
+    """Which worker of xdist this is, such as "gw0"; None for a session that runs its tests itself."""
+    return getattr(config, "workerinput", {}).get("workerid")
+
+
+def says(config: pytest.Config) -> str:
+    """What lines of progress begin with."""
+    worker = worker_of(config)
+    return PROGRESS if worker is None else f"{PROGRESS} [{worker}]"

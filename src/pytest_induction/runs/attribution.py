@@ -10,17 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pytest_induction.behaviour.text import rows_of, windows_of
+from pytest_induction.behaviour.text import row_length, rows_of, windows_of
 from pytest_induction.causal.in_context import before_and_after, in_context_attribution
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.edits import Replacement
-from pytest_induction.interventions.passes import Ablating, Passes
+from pytest_induction.interventions.passes import Ablating, Passes, tried_out
 from pytest_induction.measuring.observing import Array, ModelLike, plain, provenance
 from pytest_induction.model.load import load_model
+from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Provenance
 from pytest_induction.runs.measuring import TEXT_ROWS, fixed_tokens
+from pytest_induction.spending import Price, priced
 
 MOST_APART = 0.05  # nats in the mean, between losses that are of the same model: half precision is off by a tenth of that
 
@@ -51,7 +53,15 @@ class HeadAttributions:
         }
 
 
+def price_of_attributions(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
+    """Of each row of the text as it is, for each head once more, and once for what is put in its place."""
+    heads = sum(subject.reading.heads) if given["heads"] is None else len(heads_of(subject, given["heads"]))
+    each = (heads + 2 + (given["how"] != "zero")) * row_length(subject)
+    return Price(2 * (heads + 1) * row_length(subject), given["max_rows"] * each + tried_out(subject))
+
+
 @user_facing
+@priced(price_of_attributions)
 def measure_attributions(
     model: ModelLike,
     text: Any,

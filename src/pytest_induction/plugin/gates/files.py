@@ -21,6 +21,7 @@ from pytest_induction.plugin.gates.table import Expectation, Gate, read_gates, s
 from pytest_induction.plugin.gates.values import ModelNamed, RunNamed
 
 CHOICE = {"column": "columns", "where": "where"}  # key of a gate that is about a log -> argument of `load_run`
+BUDGET = "budget"
 Setting = Callable[[str], str | None]
 """What the session's options and ini keys say: of what a gate does not say itself."""
 
@@ -113,6 +114,8 @@ class FileGate(pytest.Collector):
             _refuse(expectation.problem)
         else:
             arguments = {name: self._opening(value) for name, value in expectation.arguments.items()}
+            if BUDGET in signature.parameters and BUDGET not in arguments and (budget := self._opening.budget) is not None:
+                arguments[BUDGET] = budget
             signature.claim.function()(**{signature.subject: subject}, **arguments)
 
 
@@ -159,6 +162,12 @@ class Opening:
 
         given = self._config.getoption(f"induction_{key}") or self._config.getini(f"induction_{key}")
         return pairs(f"--induction-{key}", given)
+
+    @property
+    def budget(self) -> float | str | None:
+        """What each call may spend: what the gate says, else the session."""
+        budget: float | str | None = self._of(BUDGET)
+        return budget
 
     @property
     def _seed(self) -> int:

@@ -20,6 +20,7 @@ from pytest_induction.model.specs import check_device, check_dtype, memory_size,
 from pytest_induction.plugin.gates import signatures, values
 from pytest_induction.plugin.gates.signatures import Signature
 from pytest_induction.plugin.gates.values import ModelNamed, RunNamed
+from pytest_induction.spending import FORM, Budget
 
 PYPROJECT = "pyproject.toml"
 SECTION = ("tool", "pytest_induction", "gates")
@@ -27,7 +28,7 @@ MISSPELT = "pytest-induction"
 FOR_LOGS = ("column", "where")
 FOR_RUNS = ("reference", "factory", *FOR_LOGS)
 LOADING = ("device", "dtype", "memory", "trust_remote_code", "without_pattern")
-KEYS = (MODEL, RUN, "text", "seed", *LOADING, *FOR_RUNS, "marks", "expect")
+KEYS = (MODEL, RUN, "text", "seed", "budget", *LOADING, *FOR_RUNS, "marks", "expect")
 NAME = re.compile(r"\w[\w.+-]*")  # what pytest can select by node id
 NEEDED = {"text": 'text = "PATH"', "reference": 'reference = "RUN"'}  # what a gate can give all that it expects
 
@@ -168,6 +169,8 @@ def _checked(table: Mapping[str, Any], place: Path, gate: Gate) -> Gate:
         seen = "both" if given else "neither"
         raise ArgumentError(f"a gate is about one `model` or one `run`, this has {seen}")
     about = given[0]
+    if "budget" in table and about == RUN:
+        raise ArgumentError("`budget` is for a `model`, this is about a `run`")
     for key in FOR_RUNS:
         if key in table and about == MODEL:
             raise ArgumentError(f"`{key}` is for a `run`, this is about a `model`")
@@ -178,6 +181,7 @@ def _checked(table: Mapping[str, Any], place: Path, gate: Gate) -> Gate:
         "device": _checking(check_device),
         "dtype": _checking(check_dtype),
         "memory": _checking(memory_size),
+        "budget": _budget,
         "trust_remote_code": values.truth,
         "without_pattern": _modules,
         "reference": values.run_at,
@@ -220,10 +224,18 @@ WORDS = {
     "column": 'a table of our names and the log\'s, such as { loss = "train/ce" }',
     "where": 'a table of columns and what stands in the rows that count, such as { run = "r0" }',
     "seed": "a whole number from 0 up",
+    "budget": FORM,
     "marks": "a list of names of markers",
     "trust_remote_code": "true or false, without quotes",
     "without_pattern": 'paths or classes of modules, such as "Scan", in a list if several',
 }
+
+
+def _budget(value: Any, place: Path) -> float | str:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise values.OfAnotherKindError
+    Budget.of(value)
+    return value
 
 
 def _seed(value: Any, place: Path) -> int:

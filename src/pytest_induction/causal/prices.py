@@ -1,0 +1,50 @@
+"""What the assertions about cause take, in tokens, at least and at most: from the model's shape and the arguments of the call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_induction.behaviour.text import row_length
+from pytest_induction.deciding import MAX_SEQUENCES, MAX_TEXT_ROWS
+from pytest_induction.heads.prices import price_of_list, price_of_verdict
+from pytest_induction.interventions.passes import tried_out
+from pytest_induction.measuring.rounds import MAX_SEQUENCES as MOST_FOR_HEADS
+from pytest_induction.measuring.rounds import price_of_probes
+from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import usual_length
+from pytest_induction.spending import Price
+from pytest_induction.statistics import FIRST_LOOK
+
+SUFFICIENCY_CONTROLS = 20  # enough for a mean
+PATHS = 11  # passes over each row: the means, three sets by keys and by queries, and as it is
+WEIGHED = 24 + 24  # rows on which previous-token heads are found and norms are read
+CONTRIBUTIONS = 6  # rows
+Given = Mapping[str, Any]
+
+
+def price_of_removal(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `assert_ablation_removes_icl`: the list of heads, then for each row and kind as many passes as there are controls, also
+    with all others ablated, and one for each head.
+    """
+    is_text = given["text"] is not None
+    positions = row_length(subject) if is_text else usual_length(subject.space)
+    most = given["max_sequences"] or (MAX_TEXT_ROWS if is_text else MAX_SEQUENCES)
+    kinds = 1 if isinstance(given["how"], str) else len(tuple(given["how"]))
+    heads = sum(subject.reading.heads)
+    each = kinds * (given["n_controls"] + SUFFICIENCY_CONTROLS + 2 * 5) + 2 * heads
+    shortest = positions if is_text else price_of_probes(subject.space, 1).least
+    least = FIRST_LOOK * kinds * (2 + min(given["n_controls"], 1)) * shortest
+    listed = Price(0, 0)
+    if given["heads"] == "induction":
+        verdict = price_of_verdict(subject, {"max_sequences": MOST_FOR_HEADS})
+        listed = price_of_list(subject, {"max_sequences": MOST_FOR_HEADS})
+        listed = Price(listed.least, listed.most + verdict.most)
+    return listed + Price(least, (most + 2) * each * positions + tried_out(subject))
+
+
+def price_of_circuit(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `assert_induction_circuit`: a verdict, what is read of weights, and the paths to one head on each row."""
+    found = price_of_verdict(subject, given)
+    rows = given["max_sequences"] * PATHS + WEIGHED + CONTRIBUTIONS * (subject.n_layers + 6)
+    return Price(found.least, found.most + rows * usual_length(subject.space) + tried_out(subject))

@@ -1,0 +1,83 @@
+"""What calls about heads take, in tokens, at least and at most: from the model's shape and the arguments of the call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_induction.heads.absence import MORE_ROWS, MOST_ALTERNATIVES, MOST_LONG_ROWS, ROWS
+from pytest_induction.heads.distances import LONGEST_ROWS
+from pytest_induction.heads.search import COPY_ROWS
+from pytest_induction.interventions.passes import tried_out
+from pytest_induction.measuring.observing import PERIODS_AT_ONCE
+from pytest_induction.measuring.rounds import IRREGULAR_SHARE, controls_needed, price_of_probes, round_size, rounds_within
+from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.probes.semantic import chosen_families
+from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD, usual_length
+from pytest_induction.spending import Price
+from pytest_induction.statistics import FIRST_LOOK
+
+Given = Mapping[str, Any]
+
+
+def price_of_list(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `find_induction_heads`: rounds with rows of irregular copies beside, what heads write, and whether they write at all."""
+    space, size = subject.space, round_size(subject.space)
+    most = size * rounds_within(space, given["max_sequences"])
+    rounds = most * (2 + controls_needed(space)) * usual_length(space)
+    first = price_of_probes(space, size + size // IRREGULAR_SHARE)
+    return Price(first.least, rounds + _copies(subject, COPY_ROWS * PERIODS_AT_ONCE) + _written(subject))
+
+
+def price_of_verdict(subject: ModelUnderTest, given: Given) -> Price:
+    """Of a yes or no about induction heads: as the list; and rows on which the model copies, pairs of heads, and all the looks at
+    other rows that absence takes.
+    """
+    most = round_size(subject.space) * rounds_within(subject.space, given["max_sequences"])
+    pairs = 2 * most * usual_length(subject.space) if subject.n_layers > 1 else 0
+    copies = _copies(subject, 2 * given["max_sequences"] + COPY_ROWS * PERIODS_AT_ONCE)
+    listed = price_of_list(subject, given)
+    return Price(listed.least, listed.most + pairs + copies + _absence(subject))
+
+
+def price_of_generality(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `measure_generality`: each family with its control, what heads copy on its rows, and repeated tokens."""
+    families, count = len(chosen_families(given["probes"])), given["n_sequences"]
+    least = price_of_probes(subject.space, count).least
+    most = (3 * families * _abstract(subject) + usual_length(subject.space)) * count
+    return Price(least, most + tried_out(subject))
+
+
+def price_of_generalizing(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `assert_heads_generalize`: each family with its control until it is clear; and what is reported beside."""
+    families, positions = len(chosen_families(given["probes"])), _abstract(subject)
+    beside = FIRST_LOOK * (families * positions + usual_length(subject.space))
+    least = price_of_probes(subject.space, FIRST_LOOK).least
+    return Price(least, 2 * families * positions * given["max_sequences"] + beside + tried_out(subject))
+
+
+def _absence(subject: ModelUnderTest) -> int:
+    """Longer rows of three periods, close repeats of as many, and other first tokens, each kind on ever more rows."""
+    space = subject.space
+    longest = LONGEST_ROWS if space.n_ctx is None else max(usual_length(space), min(LONGEST_ROWS, space.n_ctx))
+    long_rows = 3 * ROWS * sum(min(more, MOST_LONG_ROWS[0]) for more in MORE_ROWS)
+    other_rows = sum(MORE_ROWS) * (3 * ROWS + PERIODS_AT_ONCE * MOST_ALTERNATIVES)
+    tries = 2 * longest if space.n_ctx is None else 0  # where no context is declared, the longest row that runs is looked for
+    return long_rows * longest + tries + other_rows * (usual_length(space) + 1)
+
+
+def _written(subject: ModelUnderTest) -> int:
+    """Whether every head writes something: with each one ablated twice, and once more for each layer."""
+    heads = sum(subject.reading.heads)
+    return _copies(subject, ROWS * (2 + 2 * heads + subject.n_layers)) + tried_out(subject)
+
+
+def _copies(subject: ModelUnderTest, rows: int) -> int:
+    """So many rows in which a block stands twice."""
+    return price_of_probes(subject.space, rows, repeats=2).most
+
+
+def _abstract(subject: ModelUnderTest) -> int:
+    """Positions of the longest row in which nothing repeats literally, as far as the context has room."""
+    longest = COPIES * LONGEST_PERIOD + 1
+    return longest if subject.space.n_ctx is None else min(longest, subject.space.n_ctx)
