@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,7 +69,7 @@ def broken_weights(module: nn.Module) -> list[str]:
     """Names of the weights that hold NaN or infinity. Buffers may: masks do."""
     packed = [(name, value) for name, value in module.state_dict().items() if isinstance(value, tuple)]
     weights = [*module.named_parameters(), *packed]
-    return [name for name, value in weights if not all(map(_is_finite, _tensors(module, name, value)))]
+    return [name for name, value in weights if not all(map(is_finite, _tensors(module, name, value)))]
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -143,10 +144,13 @@ def _own_part(module: nn.Module, name: str, emptied: Tensor) -> Tensor:
         return emptied
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite. What passes hand on is looked at as it lies, without a copy of it."""
+    if tensor.is_meta or tensor.numel() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
         return True
-    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+    if tensor.is_complex() or tensor.element_size() == 1 or tensor.layout != torch.strided:
+        return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+    return all(math.isfinite(float(end)) for end in torch.aminmax(tensor))  # NaN where any number is
 
 
 def _bits(tensor: Tensor) -> bytes:
@@ -223,6 +227,7 @@ class Caller:
         module = uncompiled(module)
         self.module = module
         self.calls_flex: bool | None = None  # whether it attends by `flex_attention`, once a verification pass was looked at
+        self.exposes: bool | None = None  # whether it calls `expose_attention` by itself, once a pass was looked at
         self._parameters = _forward_parameters(module)
         self.d_vocab: int | None = None  # how many ids there are, once that is known
         self.convention = convention or CallConvention(Inputs(INPUT_IDS if INPUT_IDS in self._parameters else ""))

@@ -18,7 +18,8 @@ from torch.nn.parameter import is_lazy
 
 from pytest_induction.attention.backend import Attach
 from pytest_induction.attention.tracking import following_calls
-from pytest_induction.attention.verification import Reference, find_backend, is_offloaded
+from pytest_induction.attention.backends.exposed import noticing
+from pytest_induction.attention.verification import Reference, compared, find_backend, is_offloaded
 from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.forward.calling import (
     CallConvention,
@@ -31,6 +32,7 @@ from pytest_induction.forward.calling import (
     difference,
     first_line,
     is_compiled,
+    is_finite,
     is_out_of_memory,
     uncompiled,
     why_endless,
@@ -194,8 +196,12 @@ def _reference_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...
     if n_ctx is None:
         space = replace(space, n_ctx=_context_by_trial(caller, device, found.lengths))
     tokens = _trial_tokens(found, space, device)
-    short, long = (_logits(caller, each, name)[..., : space.d_vocab] for each in tokens)
-    if not all(bool(torch.isfinite(logits).all()) for logits in (short, long)):
+    with noticing(caller):
+        short = _logits(caller, tokens[0], name)[..., : space.d_vocab]
+    long = _logits(caller, tokens[1], name)[..., : space.d_vocab]
+    are_finite = is_finite(short) and is_finite(long)
+    long = compared(long, space.d_vocab).clone()  # so that the others are not kept
+    if not are_finite:
         raise ModelError(f"the logits of {name} are not finite (NaN or infinity): check its weights, or load it in float32")
     try:
         mixed = _check_causal(caller, tokens[0], short, space.d_vocab, name)
@@ -207,7 +213,7 @@ def _reference_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...
     steady = not any(note.startswith(MIXED) for note in notes) and _is_steady(caller, tokens[0], short, space.d_vocab, name)
     if caller.convention.multiple > 1:
         _check_filling(caller, tokens[0], short, space.d_vocab, name)
-    return Reference(tokens, (short, long), space, notes, steady)
+    return Reference(tokens, (compared(short, space.d_vocab).clone(), long), space, notes, steady)
 
 
 def _usable(convention: CallConvention, n_ctx: int | None) -> int | None:
