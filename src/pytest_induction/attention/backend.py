@@ -108,7 +108,7 @@ class AttentionBackend(Variant, abstract=True):
         """
         raise BackendUnavailable(f"what is read by {self.name} cannot be edited")
 
-    def learn_base(self, tokens: Tensor, seen: Sequence[Tensor]) -> None:  # noqa: B027 - most need the whole model
+    def learn_base(self, tokens: Tensor, seen: Sequence[Tensor]) -> None:
         """Find out whether the model without its logits shows every layer too.
 
         `seen` is what the whole model attends to at a query's own position and the one before, of each layer.

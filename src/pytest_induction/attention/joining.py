@@ -200,7 +200,11 @@ class CallOutputs:
         size = flat.numel()
         places = torch.full((len(self._heads),), size, device=flat.device)  # where each head's first number lies
         places.scatter_reduce_(0, flat.long(), torch.arange(size, device=flat.device), "amin")
-        lie = [self._heads[owner] for place, owner in sorted((place, owner) for owner, place in enumerate(places.tolist())) if owner and place < size]
+        lie = [
+            self._heads[owner]
+            for place, owner in sorted((place, owner) for owner, place in enumerate(places.tolist()))
+            if owner and place < size
+        ]
         calls = frozenset(call for call, _ in lie)
         self.orders.setdefault(calls, lie)
         for call in calls:

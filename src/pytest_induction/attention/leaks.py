@@ -236,7 +236,9 @@ class LeakCheck:
         def leaving(part: nn.Module, inputs: Any, output: Any) -> Any:
             name, time = stack.pop()
             for each in tensors_of(output):
-                self._sums.pop(id(each), None)  # summed anew, also where it was written to in a way that its version does not tell
+                self._sums.pop(
+                    id(each), None
+                )  # summed anew, also where it was written to in a way that its version does not tell
             return look((name, time, "gave"), name, output)
 
         self._sums.clear()

@@ -31,7 +31,7 @@ COMPARED = 4096  # ids of a larger vocabulary, about, whose logits are compared
 
 
 class Reference(NamedTuple):
-    """What the model gave for a few valid token ids of two lengths, before anything read it: its logits as they are `compared`."""
+    """What the model gave for a few valid token ids of two lengths before anything read it; its logits are those `compared`."""
 
     tokens: tuple[Tensor, Tensor]
     logits: tuple[Tensor, Tensor]

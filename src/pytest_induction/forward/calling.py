@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -221,11 +222,15 @@ class CallConvention:
 
 
 class Caller:
-    """Calls a module with token ids by the convention that it has, and finds the logits in what comes back."""
+    """Calls a module with token ids by the convention that it has, and finds the logits in what comes back.
+
+    It keeps the module alive until it is told that others do.
+    """
 
     def __init__(self, module: nn.Module, convention: CallConvention | None = None) -> None:
         module = uncompiled(module)
-        self.module = module
+        self._module = ref(module)
+        self._held: tuple[nn.Module, ...] = (module,)
         self.calls_flex: bool | None = None  # whether it attends by `flex_attention`, once a verification pass was looked at
         self.exposes: bool | None = None  # whether it calls `expose_attention` by itself, once a pass was looked at
         self._parameters = _forward_parameters(module)
@@ -233,8 +238,25 @@ class Caller:
         self.convention = convention or CallConvention(Inputs(INPUT_IDS if INPUT_IDS in self._parameters else ""))
         base = getattr(module, "base_model", None)
         plain = self.convention.inputs.is_plain and isinstance(base, nn.Module) and base is not module
-        self.base: nn.Module | None = base if plain else None
+        self._base: ref[nn.Module] | None = ref(base) if plain and base is not None else None
         self._base_parameters = frozenset() if self.base is None else _forward_parameters(self.base)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is called."""
+        found = self._module()
+        if found is None:
+            raise ReferenceError("the module that was measured is gone")
+        return found
+
+    @property
+    def base(self) -> nn.Module | None:
+        """The model in the module that gives no logits, where it is called as the module is."""
+        return None if self._base is None else self._base()
+
+    def let_go(self) -> None:
+        """Keep the module alive no longer."""
+        self._held = ()
 
     @property
     def is_unchanged_transformers(self) -> bool:

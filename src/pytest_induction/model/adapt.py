@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pytest_induction.attention.backend import Attach
-from pytest_induction.attention.tracking import following_calls
 from pytest_induction.attention.backends.exposed import noticing
+from pytest_induction.attention.tracking import following_calls
 from pytest_induction.attention.verification import Reference, compared, find_backend, is_offloaded
 from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.forward.calling import (
@@ -105,7 +105,10 @@ def adapt(
     remember_inside(uncompiled(module), caller.module)
     settings = (tried.tokenizer, seed, memory, draws, not reference.steady or caller.convention.most_rows == 1)
     weights = holding_all(tried.found, caller.module)
-    return ModelUnderTest(caller, module, weights, name, space, backend, rejected, notes, *settings)
+    caller.let_go()  # so that neither it nor the backend keeps the module alive, but the model under test does
+    if backend is not None:
+        vars(backend).pop("check_names", None)  # which follows its modules
+    return ModelUnderTest(caller, module, weights, name, space, backend, rejected, notes, *settings, _measured=caller.module)
 
 
 class _Shifted(ModelError):

@@ -33,6 +33,7 @@ from pytest_induction.model.adapt import adapt
 from pytest_induction.model.adapters import Adapter, check_peft, find_adapter, on_base
 from pytest_induction.model.bounds import check_counts, check_directory, check_file, check_size, stored_bytes
 from pytest_induction.model.declared import paths_or_classes
+from pytest_induction.model.kept import taken_in
 from pytest_induction.model.protocol import ModelUnderTest, changed_in
 from pytest_induction.model.specs import FORMS, check_dtype, check_spec, gguf_file, memory_size, module_names
 from pytest_induction.observers import attached
@@ -83,7 +84,7 @@ def load_model(
     settings: dict[str, Any] = {"seed": seed, "attach": _hooks(attach), "memory": None if memory is None else memory_size(memory)}
     settings["without_pattern"] = without
     if isinstance(model, nn.Module):
-        return adapt(model, tokenizer=tokenizer, **settings)
+        return taken_in(model, tokenizer=tokenizer, **settings)
     if not isinstance(model, (str, Path)):
         raise ModelError(f"a model must be a torch module or a string ({FORMS}), got `{type(model).__name__}`")
     loaded = load_module(str(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code)
