@@ -341,10 +341,10 @@ def as_found(module: nn.Module, *, draws: bool = False) -> Iterator[bool]:
     Tensors that a verification saw its passes write to (see `Memory`) are put back too, and plain attributes with them.
     """
     with Changes() as changes:
-        have_alone(changes, module)
+        weighted = have_alone(changes, module)
         if draws:
             changes.undone_by(OtherRandom().restore)
-        _keep_random_state(changes, device_of(module))
+        _keep_random_state(changes, _device_in(weighted) or device_of(module))
         if names := writes.get(uncompiled(module)):
             changes.undone_by(partial(Memory(module, names).restore, also=True))
         training, hooked = _walked(module)
@@ -414,7 +414,8 @@ def _walked(module: nn.Module) -> tuple[list[nn.Module], bool]:
             found.append(part)
         if part._forward_hooks:  # noqa: SLF001 - nothing else tells
             hooked = True
-        ahead += part._modules.values()  # noqa: SLF001 - see above
+        if part._modules:  # noqa: SLF001 - see above
+            ahead += part._modules.values()  # noqa: SLF001 - see above
     return found, hooked
 
 
@@ -469,10 +470,16 @@ def full_precision(device: str) -> AbstractContextManager[Any]:
 
 def device_of(module: nn.Module) -> torch.device:
     """Where token ids go; offloaded weights do not tell, and what offloads them moves the ids."""
-    for tensor in with_weights(module)._parameters.values():  # noqa: SLF001 - several times as fast as `parameters()`
+    found = _device_in(with_weights(module))
+    return found or next((tensor.device for tensor in module.parameters() if not tensor.is_meta), torch.device("cpu"))
+
+
+def _device_in(part: nn.Module) -> torch.device | None:
+    """The device of a part's own weights, found several times as fast as by `parameters()`."""
+    for tensor in part._parameters.values():  # noqa: SLF001 - see above
         if tensor is not None and not tensor.is_meta:
             return tensor.device
-    return next((tensor.device for tensor in module.parameters() if not tensor.is_meta), torch.device("cpu"))
+    return None
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
