@@ -42,7 +42,7 @@ def judge(benchmark) -> Callable[..., None]:
         )
         if not row.met(figure, bounds):
             pytest.fail(
-                f"{row.name}: {row.shown(figure)}, shown to miss its threshold: the threshold is {row.threshold_shown}",
+                f"{row.name}: {row.shown(figure)}, shown to miss {row.threshold_shown}",
                 pytrace=False,
             )
 

@@ -215,3 +215,19 @@ def stranger_of(model):
 
 def stranger(model):
     """Attaches to nothing."""
+
+
+def test_a_directory_and_the_module_of_it_are_measured_on_the_same_probes(tmp_path):
+    """Special ids that only the tokenizer beside the weights names are left out for both; a text needs a tokenizer of one's own."""
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    words = {f"w{number}": number for number in range(40)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w7"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w7", pad_token="w9").save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=48, **sizes)).save_pretrained(tmp_path)
+    loaded, module = load_model(tmp_path), transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    assert load_model(module).space == loaded.space
+    assert {7, 9, 40, 47} <= loaded.space.excluded
+    assert load_model(module).tokenizer is None
+    module.config._name_or_path = ""
+    assert load_model(module).space != loaded.space

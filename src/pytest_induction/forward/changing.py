@@ -167,7 +167,8 @@ if hasattr(os, "register_at_fork"):
 def have_alone(changes: Changes, module: nn.Module) -> nn.Module:
     """Keep other threads from measuring the module, or what has the same weights, meanwhile: measured, it is in another mode.
 
-    Gives its first part with weights of its own, by which they are told. They wait. Raises `ModelError` where that takes too long, as where a pass in one thread waits for the other.
+    Gives its first part with weights of its own, by which they are told. They wait. Raises `ModelError` where that takes too
+    long, as where a pass in one thread waits for the other.
     """
     part = with_weights(module)
     turn = _measuring.get(part) or _measuring.setdefault(part, Turn())

@@ -41,6 +41,7 @@ from pytest_induction.forward.changing import have_alone
 from pytest_induction.forward.inputs import MASKS
 from pytest_induction.forward.outputs import parts_of
 from pytest_induction.forward.standing import writes
+from pytest_induction.model.beside import ids_beside
 from pytest_induction.model.conventions import GUIDE, WRAP, Found, find_conventions, holding_all, model_inside, of_round_lengths
 from pytest_induction.model.declared import CONTEXT_NAMES, declared, declared_layers, paths_or_classes, token_space, tokenizer_of
 from pytest_induction.model.protocol import ModelUnderTest, remember_inside
@@ -195,7 +196,8 @@ def _reference_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...
     device = device_of(caller.module)
     n_ctx = declared(sources, CONTEXT_NAMES)
     seen, fits = found.seen, _usable(caller.convention, n_ctx)
-    space, space_notes = token_space(sources, tokenizer, found.vocabulary, found.width, fits, seen.padding, seen.special)
+    known = ids_beside(caller.module) if tokenizer is None else tokenizer
+    space, space_notes = token_space(sources, known, found.vocabulary, found.width, fits, seen.padding, seen.special)
     if n_ctx is None:
         space = replace(space, n_ctx=_context_by_trial(caller, device, found.lengths))
     tokens = _trial_tokens(found, space, device)
