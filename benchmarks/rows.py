@@ -9,6 +9,7 @@ LENS = "TransformerLens detect_head"
 TOY = "bare forward of the toy"  # with logits, as this model has no part without
 GIVEN = "plain `given`"
 FACTORED = "TransformerLens FactoredMatrix"
+LOADED = "what `load_model` gave"
 PER_HEAD = "one forward pass per head"
 SAMPLED_HEADS = 3  # of 144, of which the other side is timed; every head costs the same there
 UNITS = {"ratio": "x", "faster": "x faster", "less": "x less", "extra_mb": "MB"}
@@ -86,6 +87,7 @@ SPEED = (
     Row("lens-512", "against TransformerLens `detect_head`, its three heads", 512, 12, 7, "faster", 5, LENS, early_stop=True),
     Row("ov-eigenvalues", "OV eigenvalue scores of all heads; 3 heads timed there", 0, 12, 9, "faster", 30, FACTORED, scale=48),
     Row("direct-effects-101", "direct effect of all heads on the right token", 101, 12, 25, "ratio", 1.1),
+    Row("module-101", "`measure_heads` of a module, one row", 101, 12, 25, "ratio", 1.1, LOADED),
     Row("virtual-101", "virtual prefix matching of all pairs of heads", 101, 12, 9, "ratio", 25),
     Row("ablations-101", "ablation of all heads; 12 heads timed there", 101, 12, 3, "faster", 2.8, PER_HEAD, scale=12),
     Row("ablations-257", "ablation of all heads; 12 heads timed there", 257, 12, 3, "faster", 2.1, PER_HEAD, scale=12),
