@@ -15,9 +15,9 @@ def bench(row: Row, benchmark, pairs: int | None, judge) -> None:
     paired = Turns(*sides(row), torch.device("cpu")).take(benchmark, fewest=pairs or row.repeats, seconds=0)
     if paired is None:
         return
-    figure = {"ratio": paired.ratio, "faster": row.scale / paired.ratio, "extra_ms": 1000 * paired.difference}[row.figure]
+    figure = {"ratio": paired.ratio, "faster": row.scale / paired.ratio}[row.figure]
     interval = paired.interval()
-    bounds = () if interval is None or row.figure == "extra_ms" else (interval.low, interval.high)
+    bounds = () if interval is None else (interval.low, interval.high)
     if row.figure == "faster":
         bounds = tuple(row.scale / bound for bound in reversed(bounds))
     judge(row, figure, *paired.medians, len(paired.ours), bounds)

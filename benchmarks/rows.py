@@ -1,16 +1,18 @@
 """The rows of the table in docs/performance.md: what is measured, on what, how often, and the threshold it is held to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 BARE = "bare forward"  # of the base model with sdpa, without logits
 EAGER = "eager output_attentions"
 LENS = "TransformerLens detect_head"
-TOY = "bare forward of the toy"
+TOY = "bare forward of the toy"  # with logits, as this model has no part without
 GIVEN = "plain `given`"
 FACTORED = "TransformerLens FactoredMatrix"
+LOADED = "what `load_model` gave"
 PER_HEAD = "one forward pass per head"
 SAMPLED_HEADS = 3  # of 144, of which the other side is timed; every head costs the same there
-UNITS = {"ratio": "x", "faster": "x faster", "less": "x less", "extra_ms": "ms", "extra_mb": "MB"}
+UNITS = {"ratio": "x", "faster": "x faster", "less": "x less", "extra_mb": "MB"}
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,17 @@ class Row:
         """Whether the threshold is a least and not a most."""
         return self.figure in ("faster", "less")
 
-    def met(self, value: float) -> bool:
+    def met(self, value: float, bounds: Sequence[float] = ()) -> bool:
+        """Whether the figure meets the threshold, or is not shown to miss it: what decides is the better end of its interval."""
         if self.threshold is None:
             return True
-        return value >= self.threshold if self.at_least else value <= self.threshold
+        if self.at_least:
+            return max((value, *bounds)) >= self.threshold
+        return min((value, *bounds)) <= self.threshold
 
     def shown(self, value: float) -> str:
         """The figure as people read it."""
-        form = {"ratio": ".3f", "faster": ".2f", "less": ".1f", "extra_ms": "+.2f", "extra_mb": "+.0f"}[self.figure]
+        form = {"ratio": ".3f", "faster": ".2f", "less": ".1f", "extra_mb": "+.0f"}[self.figure]
         return f"{value:{form}} {UNITS[self.figure]}"
 
     @property
@@ -82,6 +87,7 @@ SPEED = (
     Row("lens-512", "against TransformerLens `detect_head`, its three heads", 512, 12, 7, "faster", 5, LENS, early_stop=True),
     Row("ov-eigenvalues", "OV eigenvalue scores of all heads; 3 heads timed there", 0, 12, 9, "faster", 30, FACTORED, scale=48),
     Row("direct-effects-101", "direct effect of all heads on the right token", 101, 12, 25, "ratio", 1.1),
+    Row("module-101", "`measure_heads` of a module, one row", 101, 12, 25, "ratio", 1.1, LOADED),
     Row("virtual-101", "virtual prefix matching of all pairs of heads", 101, 12, 9, "ratio", 25),
     Row("ablations-101", "ablation of all heads; 12 heads timed there", 101, 12, 3, "faster", 2.8, PER_HEAD, scale=12),
     Row("ablations-257", "ablation of all heads; 12 heads timed there", 257, 12, 3, "faster", 2.1, PER_HEAD, scale=12),
@@ -91,7 +97,7 @@ SPEED = (
     _on_shipped("attn-only-3l-text", 3, "attention_only.py:three_layers_text"),
     _on_shipped("llama-2l", 2, "models/llama-2l"),
     Row("properties-gpt2", f"{EXAMPLES}, GPT-2-small shape", 23, 12, 3, "faster", 1.8, GIVEN),
-    Row("toy", "two attention-only layers, d_model 256", 101, 2, 101, "extra_ms", 1.0, TOY),
+    Row("toy", "two attention-only layers, d_model 256", 101, 2, 101, "ratio", 1.4, TOY),
 )
 MEMORY = (
     Row("memory-2048", "peak memory, whole forward pass", 2048, 12, 3, "extra_mb", 32),

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck
 from torch import Tensor
 
-from pytest_induction import load_model
+from pytest_induction import load_model, measure_heads
 from pytest_induction.attention.edits import Replace
 from pytest_induction.attention.pattern import PatternReader
 from pytest_induction.attention.scores import PeriodicScores, scores_for
@@ -34,7 +34,7 @@ from pytest_induction.probes.sequences import Probe
 from pytest_induction.properties import completes_repeats
 from pytest_induction.properties.claims import PropertyClaim
 from pytest_induction.properties.hunt import Hunt
-from rows import BARE, EAGER, FACTORED, GIVEN, LENS, PER_HEAD, SAMPLED_HEADS, TOY, Row
+from rows import BARE, EAGER, FACTORED, GIVEN, LENS, LOADED, PER_HEAD, SAMPLED_HEADS, TOY, Row
 
 D_VOCAB = 50_257
 FIRST = D_VOCAB - 1  # GPT-2's token of its own for the beginning
@@ -55,8 +55,9 @@ def sides(row: Row) -> tuple[Side, Side]:
 def ours(row: Row) -> Side:
     if row.against == GIVEN:
         return partial(checked, subject_of(row), completes_repeats, max_loss=ANY_LOSS)
-    if row.against == FACTORED:
-        return partial(ov_eigenvalues_of, gpt2_small(row.layers, row.dtype))
+    if row.against in (FACTORED, LOADED):
+        module = gpt2_small(row.layers, row.dtype)
+        return partial(measure_heads, module, n_sequences=1) if row.against == LOADED else partial(ov_eigenvalues_of, module)
     if row.name.startswith("direct-effects"):
         subject, ids = load_model(gpt2_small(row.layers, row.dtype)), tokens(row.positions)
         scores = periodic(ids)
@@ -75,6 +76,7 @@ def ours(row: Row) -> Side:
 def other(row: Row) -> Side:
     ids = tokens(row.positions) if row.positions else torch.empty(0)
     of_row = {
+        LOADED: lambda: partial(measure_heads, load_model(gpt2_small(row.layers, row.dtype)), n_sequences=1),
         FACTORED: lambda: partial(factored_eigenvalues, gpt2_small(row.layers, row.dtype)),
         GIVEN: lambda: partial(plain, subject_of(row), completes_repeats, max_loss=ANY_LOSS),
         PER_HEAD: lambda: partial(ablations_one_by_one, subject_of(row), ids),

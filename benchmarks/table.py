@@ -28,7 +28,7 @@ def cells(row: Row, noted: dict[str, Any]) -> tuple[str, ...]:
     memory = row in MEMORY
     amounts = (f"{noted[side]:.0f} MB" if memory else _duration(noted[side]) for side in ("other", "ours"))
     bounds = "" if not noted["bounds"] else " ({:.3f}..{:.3f})".format(*noted["bounds"])
-    missed = "" if row.met(noted["figure"]) else " **missed**"
+    missed = "" if row.met(noted["figure"], noted["bounds"]) else " **missed**"
     repeats = f"{noted['repeats']} process{'es' if noted['repeats'] != 1 else ''}" if memory else str(noted["repeats"])
     other, ours = amounts
     return (
@@ -77,7 +77,7 @@ def missed(data: dict[str, Any]) -> list[str]:
     return [
         f"{name}: {ROWS[name].shown(noted['figure'])}, the threshold is {ROWS[name].threshold_shown}"
         for name, noted in rows_of(data).items()
-        if not ROWS[name].met(noted["figure"])
+        if not ROWS[name].met(noted["figure"], noted["bounds"])
     ]
 
 

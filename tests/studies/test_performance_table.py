@@ -70,14 +70,35 @@ def test_every_row_stands_between_the_markers_with_its_threshold(table, page, mo
     assert page.read_text() == text
 
 
-@pytest.mark.parametrize(("name", "worse"), [("scores-float32-2048", 1.031), ("eager-2048", 2.19), ("toy", float("nan"))])
-def test_a_missed_threshold_is_named_and_fails(name, worse, table, page, monkeypatch, tmp_path, capsys):
-    """Above a most, below a least, or no number at all."""
+MISSED = [
+    ("scores-float32-2048", 1.04, [1.031, 1.05]),
+    ("scores-float32-2048", 1.031, []),
+    ("eager-2048", 2.18, [2.17, 2.19]),
+    ("toy", float("nan"), [0.99, 1.01]),
+]
+
+
+@pytest.mark.parametrize(("name", "worse", "bounds"), MISSED)
+def test_a_missed_threshold_is_named_and_fails(name, worse, bounds, table, page, monkeypatch, tmp_path, capsys):
+    """The whole interval above a most or below a least, the figure where there is no interval, or no number at all."""
     data = copy.deepcopy(figures(table))
-    next(each["extra_info"] for each in data["benchmarks"] if each["extra_info"]["row"] == name)["figure"] = worse
+    noted = next(each["extra_info"] for each in data["benchmarks"] if each["extra_info"]["row"] == name)
+    noted |= {"figure": worse, "bounds": bounds}
     assert run(table, monkeypatch, tmp_path, data, "--write", page) == 1
     assert f"MISSED {name}: " in capsys.readouterr().out
     assert page.read_text().count("**missed**") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "worse", "bounds"), [("scores-float32-2048", 1.04, [1.02, 1.05]), ("eager-2048", 2.18, [2.1, 2.3])]
+)
+def test_a_row_that_is_not_shown_to_miss_its_threshold_does_not_fail(name, worse, bounds, table, monkeypatch, tmp_path, capsys):
+    """Where the interval holds the threshold, the figure alone says nothing."""
+    data = copy.deepcopy(figures(table))
+    noted = next(each["extra_info"] for each in data["benchmarks"] if each["extra_info"]["row"] == name)
+    noted |= {"figure": worse, "bounds": bounds}
+    assert run(table, monkeypatch, tmp_path, data) == 0
+    assert "MISSED" not in capsys.readouterr().out
 
 
 def test_a_part_of_the_rows_leaves_the_page_alone(table, page, monkeypatch, tmp_path, capsys):

@@ -108,6 +108,12 @@ class AttentionBackend(Variant, abstract=True):
         """
         raise BackendUnavailable(f"what is read by {self.name} cannot be edited")
 
+    def learn_base(self, tokens: Tensor, seen: Sequence[Tensor]) -> None:
+        """Find out whether the model without its logits shows every layer too.
+
+        `seen` is what the whole model attends to at a query's own position and the one before, of each layer.
+        """
+
     def all_seen(self, seen: int, last: int | None = None) -> None:
         """Raise `BackendUnavailable` unless every layer, or the first `last`, was observed: one unseen would have no score."""
         wanted = len(self.layers) if last is None else last

@@ -157,7 +157,7 @@ class CallOutputs:
     def _adds_up(self, table: Tensor, axes: list[int]) -> bool:
         """Whether a sum over these axes adds numbers of calls, one of each, as a mean of calls does and a projection does not."""
         of_calls = torch.tensor([call for call, _ in self._heads], device=table.device)[table.long()]
-        count = len(of_calls.unique())
+        count = int((of_calls + 1).flatten().bincount().count_nonzero())
         differ = [1 < table.shape[axis] <= count and bool((of_calls.diff(dim=axis) != 0).all()) for axis in axes]
         return any(differ) and all(each or table.shape[axis] == 1 for each, axis in zip(differ, axes, strict=True))
 
@@ -197,10 +197,14 @@ class CallOutputs:
     def _use(self, table: Tensor, name: str) -> None:
         """A function uses what is in a table."""
         flat = table.flatten()
-        owners, first = flat.unique(return_inverse=True)
-        places = torch.full((len(owners),), flat.numel(), device=flat.device)
-        places.scatter_reduce_(0, first, torch.arange(flat.numel(), device=flat.device), "amin")
-        lie = [self._heads[owner] for _, owner in sorted(zip(places.tolist(), owners.tolist(), strict=True)) if owner]
+        size = flat.numel()
+        places = torch.full((len(self._heads),), size, device=flat.device)  # where each head's first number lies
+        places.scatter_reduce_(0, flat.long(), torch.arange(size, device=flat.device), "amin")
+        lie = [
+            self._heads[owner]
+            for place, owner in sorted((place, owner) for owner, place in enumerate(places.tolist()))
+            if owner and place < size
+        ]
         calls = frozenset(call for call, _ in lie)
         self.orders.setdefault(calls, lie)
         for call in calls:

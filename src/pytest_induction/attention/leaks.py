@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +82,12 @@ def mixing_modules(
     `BackendUnavailable` for a module that may hide attention.
     """
     check = LeakCheck(caller.module, tokens, seen)
-    with self_attention_only(), check.recording():
-        caller(tokens)
+
+    def recorded() -> None:
+        with self_attention_only(), check.recording():
+            caller(tokens)
+
+    recorded()
     ordinary = usable[len(usable) // 2 :] + usable[: len(usable) // 2]  # the first ids may mean something to a model
     present = set(tokens.flatten().tolist())
     strange = [token for token in ordinary if token not in present] or ordinary
@@ -92,6 +97,11 @@ def mixing_modules(
         other[:, : place + 1] = torch.where(other[:, : place + 1] == exchanged, strange[-1], exchanged)
         with self_attention_only(), check.comparing(place):
             caller(other)
+        if check.lacks_values:
+            check.keeps_values = True
+            recorded()
+            with self_attention_only(), check.comparing(place):
+                caller(other)
         check.decide(fixed, declared, place)  # not before the pass is over: what runs in it is counted
     return Mixing([path for path in check.found if path not in check.declared], check.declared)
 
@@ -153,11 +163,16 @@ class ByPosition(NamedTuple):
 
     sums: Tensor  # (rows, positions)
     sizes: Tensor  # what these may change by rounding
-    values: Tensor
+    shape: torch.Size
+    values: Tensor | None  # None where only changes are looked for
 
 
 class LeakCheck:
-    """Compares what every module is given and gives, in a pass and in others that differ in some tokens."""
+    """Compares what every module is given and gives, in a pass and in others that differ in some tokens.
+
+    Of each tensor a sum for every position is kept. Its values are too where a pass showed that something mixes positions, as
+    they then stand in for the others after it: `keeps_values`. A pass that would have needed them is made again.
+    """
 
     def __init__(self, module: nn.Module, tokens: Tensor, seen: Sequence[str]) -> None:
         self.module, self._seen = module, seen
@@ -165,6 +180,10 @@ class LeakCheck:
         self.declared: list[str] = []  # and those that are said to
         self.asked: dict[str, Given] = {}  # those that it is not known of, and what they were given
         self._given: dict[str, Given] = {}  # what each module that runs was given
+        self.keeps_values = False
+        self.lacks_values = False  # whether the last pass needed values that are not kept
+        self._sums: dict[int, tuple[ref[Tensor], int, Tensor, Tensor]] = {}  # of tensors of this pass, many are met several times
+        self._weights: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}  # that numbers are summed with, and their norm
         self._rows, self._positions = tokens.shape
         self.known: dict[Key, list[ByPosition | None]] = {}
         self._names = {id(part): name for name, part in module.named_modules()}
@@ -177,17 +196,22 @@ class LeakCheck:
             self.known[key] = [self._by_position(each) for each in tensors_of(values)]
             return values
 
+        self.known.clear()
         with self.following(note):
             yield
 
     @contextmanager
     def comparing(self, place: int) -> Iterator[None]:
         """A pass with another token at `place`. Raises `BackendUnavailable` where that shows and may be attention."""
+        self.lacks_values = False
 
         def compare(key: Key, path: str, values: Any) -> Any:
             known = self.known.get(key, [])
             reach = max((self._reach(each, was, place) for each, was in zip(tensors_of(values), known, strict=False)), default=0)
             if not reach:
+                return values
+            if not self.keeps_values:
+                self.lacks_values = True
                 return values
             self._judge(path, reach)
             return self.without(values, iter(known), place)
@@ -211,10 +235,18 @@ class LeakCheck:
 
         def leaving(part: nn.Module, inputs: Any, output: Any) -> Any:
             name, time = stack.pop()
+            for each in tensors_of(output):
+                self._sums.pop(
+                    id(each), None
+                )  # summed anew, also where it was written to in a way that its version does not tell
             return look((name, time, "gave"), name, output)
 
-        with following_calls(self.module, entering, leaving):
-            yield
+        self._sums.clear()
+        try:
+            with following_calls(self.module, entering, leaving):
+                yield
+        finally:
+            self._sums.clear()
 
     def _judge(self, path: str, reach: int) -> None:
         if not _has_no_pattern(path, self.module.get_submodule(path), reach, self._seen):
@@ -254,12 +286,28 @@ class LeakCheck:
         axis = self.axis_of(tensor)
         if axis is None:
             return None
+        sums, sizes = self._summed(tensor, axis)
+        return ByPosition(sums, sizes, tensor.shape, tensor.detach().clone() if self.keeps_values else None)
+
+    def _summed(self, tensor: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """A weighted sum of the numbers at each position of each row, and what it may change by rounding."""
+        version = 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - nothing else tells of writes
+        known = self._sums.get(id(tensor))
+        if known is not None and known[0]() is tensor and known[1] == version and not tensor.is_inference():
+            return known[2:]
         order = {0: (1, 0), 1: (0, 1), 2: (0, 2)}[axis]
         numbers = tensor.detach().movedim(order, (0, 1)).flatten(2).float()  # rows, positions, numbers
-        weights = torch.arange(1, numbers.shape[2] + 1, device=numbers.device).to(torch.float32).cos()
+        weights, norm = self._weights_of(numbers.shape[2], numbers.device)
         close = CLOSE.get(tensor.dtype, CLOSE_HALF)
-        sizes = close * numbers.norm(dim=2) * weights.norm() + close * 1e-3
-        return ByPosition(numbers @ weights, sizes, tensor.detach().clone())
+        found = numbers @ weights, close * numbers.norm(dim=2) * norm + close * 1e-3
+        self._sums[id(tensor)] = ref(tensor), version, *found
+        return found
+
+    def _weights_of(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        if (count, device) not in self._weights:
+            weights = torch.arange(1, count + 1, device=device).to(torch.float32).cos()
+            self._weights[count, device] = weights, weights.norm()
+        return self._weights[count, device]
 
     def axis_of(self, tensor: Tensor) -> int | None:
         """Which axis of a tensor is that of positions; None for scores and patterns, too."""
@@ -274,17 +322,17 @@ class LeakCheck:
 
     def _reach(self, tensor: Tensor, was: ByPosition | None, place: int) -> int:
         """How many positions beyond the exchanged one the tensor changed, 0 for none."""
-        now = self._by_position(tensor) if was is not None and was.values.shape == tensor.shape else None
-        if now is None or was is None:
+        axis = self.axis_of(tensor) if was is not None and was.shape == tensor.shape else None
+        if axis is None or was is None:
             return 0
-        changed = ((now.sums - was.sums).abs() > was.sizes)[:, place + 1 :].any(0).nonzero()
-        return int(changed.max()) + 1 if len(changed) else 0
+        changed = ((self._summed(tensor, axis)[0] - was.sums).abs() > was.sizes)[:, place + 1 :]
+        return int(changed.any(0).nonzero().max()) + 1 if bool(changed.any()) else 0
 
     def without(self, values: Any, known: Iterator[ByPosition | None], place: int) -> Any:
         """The values, with what they were before at all positions after the exchanged one."""
         if isinstance(values, Tensor):
             was, axis = next(known, None), self.axis_of(values)
-            if was is None or axis is None or was.values.shape != values.shape:
+            if was is None or was.values is None or axis is None or was.shape != values.shape:
                 return values
             merged = was.values.clone()
             merged.narrow(axis, 0, place + 1).copy_(values.narrow(axis, 0, place + 1))
@@ -393,6 +441,7 @@ class ChangeMeasure(LeakCheck):
 
     def __init__(self, part: nn.Module, size: tuple[int, int]) -> None:
         super().__init__(part, torch.empty(size, device="meta"), ())
+        self.keeps_values = True
         self.changes: dict[tuple[Key, int], tuple[Tensor, Tensor]] = {}
 
     @contextmanager
@@ -404,7 +453,7 @@ class ChangeMeasure(LeakCheck):
                 return values  # what is exchanged
             known = self.known.get(key, [])
             for index, (each, was) in enumerate(zip(tensors_of(values), known, strict=False)):
-                if was is not None and was.values.shape == each.shape:
+                if was is not None and was.values is not None and was.shape == each.shape:
                     axis = self.axis_of(each) or 0
                     after = (each - was.values).narrow(axis, place + 1, each.shape[axis] - place - 1)
                     self.changes[key, index] = after, was.values.abs().max()

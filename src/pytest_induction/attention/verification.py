@@ -27,10 +27,11 @@ from pytest_induction.records import TokenSpace
 OTHER_ROWS = 1e-2  # what a pattern may change by with the rows beside it
 ROW_SUMS = {torch.float64: 1e-6, torch.float32: 1e-3}  # what the sum over a row may miss 1 by
 ROW_SUMS_HALF = 2e-2
+COMPARED = 4096  # ids of a larger vocabulary, about, whose logits are compared
 
 
 class Reference(NamedTuple):
-    """What the model gave for a few valid token ids of two lengths, before anything read it."""
+    """What the model gave for a few valid token ids of two lengths before anything read it; its logits are those `compared`."""
 
     tokens: tuple[Tensor, Tensor]
     logits: tuple[Tensor, Tensor]
@@ -45,6 +46,14 @@ class Reference(NamedTuple):
         return self.space.ordinary
 
 
+def compared(logits: Tensor, d_vocab: int) -> Tensor:
+    """The logits (rows, positions, d_vocab) by which passes are compared: those of ids spread over a large vocabulary.
+
+    There are a few times more of them than numbers in most residual streams, of which all logits are made.
+    """
+    return logits[..., : d_vocab : max(1, d_vocab // COMPARED)]
+
+
 def find_backend(
     caller: Caller, reference: Reference, attach: Sequence[Attach], *, expected: int | None, hooked: bool
 ) -> tuple[AttentionBackend | None, tuple[str, ...]]:
@@ -57,7 +66,7 @@ def find_backend(
             verify(backend, caller, reference)
             if backend.learns_chunks:
                 backend.is_chunked_from = partial(_learn_chunks, backend, inputs, reference)
-            backend.can_stop = not hooked and _can_stop(backend, caller, inputs.short)
+            backend.can_stop = not hooked and _can_stop(backend, caller, reference)
         except InductionError:
             raise
         except Exception as error:  # a model may mind being read in any way
@@ -84,17 +93,21 @@ def _learn_chunks(backend: AttentionBackend, inputs: VerificationInputs, referen
         return False
     if not other.chunked or not reference.steady or (other.layers, other.heads) != (backend.layers, backend.heads):
         return False
-    verify(other, caller, reference._replace(tokens=(inputs.short, tokens), logits=(reference.logits[0], caller.logits(tokens))))
+    logits = reference.logits[0], compared(caller.logits(tokens), reference.space.d_vocab)
+    verify(other, caller, reference._replace(tokens=(inputs.short, tokens), logits=logits))
     vars(backend).update({**vars(other), "can_stop": backend.can_stop, "notes": backend.notes})
     return True
 
 
 def verify(backend: AttentionBackend, caller: Caller, reference: Reference) -> None:
     """Raise `BackendUnavailable` unless what the backend reads is attention, each row's own, and all that there is."""
-    for tokens, logits in zip(reference.tokens, reference.logits, strict=True):
-        _check_reading(backend, tokens, logits)
+    seen = [
+        _check_reading(backend, tokens, logits, reference.space.d_vocab)
+        for tokens, logits in zip(reference.tokens, reference.logits, strict=True)
+    ]
+    backend.learn_base(reference.tokens[0], seen[0])
     if len(reference.tokens[0]) > 1:
-        _check_rows(backend, reference.tokens[0])
+        _check_rows(backend, reference.tokens[0], seen[0])
     if reference.steady and backend.can_isolate:
         tokens = reference.tokens[1]
         mixing = mixing_modules(
@@ -116,7 +129,14 @@ def verify(backend: AttentionBackend, caller: Caller, reference: Reference) -> N
         backend.check_names()
 
 
-def _check_reading(backend: AttentionBackend, tokens: Tensor, logits: Tensor) -> None:
+def _check_reading(backend: AttentionBackend, tokens: Tensor, logits: Tensor, d_vocab: int) -> list[Tensor]:
+    """Of each layer, what its heads attend to at a query's own position and the one before: (rows, heads, 2, positions)."""
+    found: list[Tensor] = []
+
+    def look(layer: int, reader: Reader) -> None:
+        found.append(reader.diagonals([0, 1]))
+        rows_sum_to_one(layer, reader)
+
     def rows_sum_to_one(layer: int, reader: Reader) -> None:
         if isinstance(reader, JoinedReader):
             for part in reader.parts:
@@ -136,23 +156,27 @@ def _check_reading(backend: AttentionBackend, tokens: Tensor, logits: Tensor) ->
             seen = f"{float(sums.min()):.3g}..{float(sums.max()):.3g}"
             raise BackendUnavailable(f"attention of layer {layer} sums to {seen} over the positions up to the query, expected 1")
 
-    logits_then = backend.run(tokens, None, rows_sum_to_one, logits=True)
-    change = torch.inf if logits_then is None else difference(logits_then[..., : logits.shape[-1]], logits)
+    logits_then = backend.run(tokens, None, look, logits=True)
+    change = torch.inf if logits_then is None else difference(compared(logits_then, d_vocab), logits)
     if not change <= close_to(logits):
         raise BackendUnavailable(f"the logits change by {change:.2g} while the model is read")
+    return found
 
 
-def _check_rows(backend: AttentionBackend, tokens: Tensor) -> None:
-    """Each row's patterns must be its own whatever rows are beside it; where they are not, rows and heads were mistaken."""
+def _check_rows(backend: AttentionBackend, tokens: Tensor, together: list[Tensor]) -> None:
+    """Each row's patterns must be its own whatever rows are beside it; where they are not, rows and heads were mistaken.
 
-    def read(rows: list[int]) -> list[Tensor]:
+    Looked at are the first row and the last, which differ from those of any other order and any other axis. `together` is what
+    was read of all rows in one pass.
+    """
+
+    def read(row: int) -> list[Tensor]:
         found: list[Tensor] = []
-        backend.run(tokens[rows], None, lambda _, reader: found.append(reader.diagonals([0, 1])), logits=False)
+        backend.run(tokens[[row]], None, lambda _, reader: found.append(reader.diagonals([0, 1])), logits=False)
         return found
 
-    together = read([*range(len(tokens))])
-    for row in range(len(tokens)):
-        for layer, (one, all_rows) in enumerate(zip(read([row]), together, strict=True)):
+    for row in (0, len(tokens) - 1):
+        for layer, (one, all_rows) in enumerate(zip(read(row), together, strict=True)):
             if one.shape[1:] != all_rows.shape[1:] or not _is_nearest(one[0], all_rows, row):
                 raise BackendUnavailable(
                     f"attention of layer {layer} has rows and heads in another order than rows first, or other rows"
@@ -169,14 +193,14 @@ def _is_nearest(pattern: Tensor, all_rows: Tensor, row: int) -> bool:
     return bool(distances[row] <= max(OTHER_ROWS * float(pattern.norm()), float(others.min())))
 
 
-def _can_stop(backend: AttentionBackend, caller: Caller, tokens: Tensor) -> bool:
-    """Whether a pass may end after the last attention layer: it does end there, and leaves nothing half done."""
+def _can_stop(backend: AttentionBackend, caller: Caller, reference: Reference) -> bool:
+    """Whether a pass may end after the last attention layer: it does end there, and the next one gives the logits as before."""
     if not backend.stops or is_offloaded(caller.module):
         return False  # accelerate moves weights before and after each module; it must not be cut off between
-    logits, before = caller.logits(tokens), Standing(caller.module)
+    tokens, before = reference.tokens[0], Standing(caller.module)
     backend.run(tokens, None, lambda layer, reader: None, logits=False, last=len(backend.layers))
     changed = before.restore()
-    return not changed and bool(torch.equal(caller.logits(tokens), logits))
+    return not changed and bool(torch.equal(compared(caller.logits(tokens), reference.space.d_vocab), reference.logits[0]))
 
 
 def is_offloaded(module: nn.Module) -> bool:

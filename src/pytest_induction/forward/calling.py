@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -68,7 +70,7 @@ def broken_weights(module: nn.Module) -> list[str]:
     """Names of the weights that hold NaN or infinity. Buffers may: masks do."""
     packed = [(name, value) for name, value in module.state_dict().items() if isinstance(value, tuple)]
     weights = [*module.named_parameters(), *packed]
-    return [name for name, value in weights if not all(map(_is_finite, _tensors(module, name, value)))]
+    return [name for name, value in weights if not all(map(is_finite, _tensors(module, name, value)))]
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -143,10 +145,13 @@ def _own_part(module: nn.Module, name: str, emptied: Tensor) -> Tensor:
         return emptied
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite. What passes hand on is looked at as it lies, without a copy of it."""
+    if tensor.is_meta or tensor.numel() == 0 or not (tensor.is_floating_point() or tensor.is_complex()):
         return True
-    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+    if tensor.is_complex() or tensor.element_size() == 1 or tensor.layout != torch.strided:
+        return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+    return all(math.isfinite(float(end)) for end in torch.aminmax(tensor))  # NaN where any number is
 
 
 def _bits(tensor: Tensor) -> bytes:
@@ -217,19 +222,41 @@ class CallConvention:
 
 
 class Caller:
-    """Calls a module with token ids by the convention that it has, and finds the logits in what comes back."""
+    """Calls a module with token ids by the convention that it has, and finds the logits in what comes back.
+
+    It keeps the module alive until it is told that others do.
+    """
 
     def __init__(self, module: nn.Module, convention: CallConvention | None = None) -> None:
         module = uncompiled(module)
-        self.module = module
+        self._module = ref(module)
+        self._held: tuple[nn.Module, ...] = (module,)
         self.calls_flex: bool | None = None  # whether it attends by `flex_attention`, once a verification pass was looked at
+        self.exposes: bool | None = None  # whether it calls `expose_attention` by itself, once a pass was looked at
         self._parameters = _forward_parameters(module)
         self.d_vocab: int | None = None  # how many ids there are, once that is known
         self.convention = convention or CallConvention(Inputs(INPUT_IDS if INPUT_IDS in self._parameters else ""))
         base = getattr(module, "base_model", None)
         plain = self.convention.inputs.is_plain and isinstance(base, nn.Module) and base is not module
-        self.base: nn.Module | None = base if plain else None
+        self._base: ref[nn.Module] | None = ref(base) if plain and base is not None else None
         self._base_parameters = frozenset() if self.base is None else _forward_parameters(self.base)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is called."""
+        found = self._module()
+        if found is None:
+            raise ReferenceError("the module that was measured is gone")
+        return found
+
+    @property
+    def base(self) -> nn.Module | None:
+        """The model in the module that gives no logits, where it is called as the module is."""
+        return None if self._base is None else self._base()
+
+    def let_go(self) -> None:
+        """Keep the module alive no longer."""
+        self._held = ()
 
     @property
     def is_unchanged_transformers(self) -> bool:
@@ -314,10 +341,10 @@ def as_found(module: nn.Module, *, draws: bool = False) -> Iterator[bool]:
     Tensors that a verification saw its passes write to (see `Memory`) are put back too, and plain attributes with them.
     """
     with Changes() as changes:
-        have_alone(changes, module)
+        weighted = have_alone(changes, module)
         if draws:
             changes.undone_by(OtherRandom().restore)
-        _keep_random_state(changes, device_of(module))
+        _keep_random_state(changes, _device_in(weighted) or device_of(module))
         if names := writes.get(uncompiled(module)):
             changes.undone_by(partial(Memory(module, names).restore, also=True))
         training, hooked = _walked(module)
@@ -387,7 +414,8 @@ def _walked(module: nn.Module) -> tuple[list[nn.Module], bool]:
             found.append(part)
         if part._forward_hooks:  # noqa: SLF001 - nothing else tells
             hooked = True
-        ahead += part._modules.values()  # noqa: SLF001 - see above
+        if part._modules:  # noqa: SLF001 - see above
+            ahead += part._modules.values()  # noqa: SLF001 - see above
     return found, hooked
 
 
@@ -450,13 +478,16 @@ def full_precision(device: str) -> AbstractContextManager[Any]:
 def device_of(module: nn.Module) -> torch.device:
     """Where token ids go: where the first weights are, or where accelerate brings them for a pass."""
     first = with_weights(module)
-    for tensor in first._parameters.values():  # noqa: SLF001 - several times as fast as `parameters()`
+    found = _device_in(first) or _brought_to(first)
+    return found or next((tensor.device for tensor in module.parameters() if not tensor.is_meta), torch.device("cpu"))
+
+
+def _device_in(part: nn.Module) -> torch.device | None:
+    """The device of a part's own weights, found several times as fast as by `parameters()`."""
+    for tensor in part._parameters.values():  # noqa: SLF001 - see above
         if tensor is not None and not tensor.is_meta:
             return tensor.device
-    brought = _brought_to(first)
-    if brought is not None:
-        return brought
-    return next((tensor.device for tensor in module.parameters() if not tensor.is_meta), torch.device("cpu"))
+    return None
 
 
 def devices_of(module: nn.Module) -> list[torch.device]:

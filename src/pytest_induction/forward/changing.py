@@ -164,21 +164,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_turns)
 
 
-def have_alone(changes: Changes, module: nn.Module) -> None:
+def have_alone(changes: Changes, module: nn.Module) -> nn.Module:
     """Keep other threads from measuring the module, or what has the same weights, meanwhile: measured, it is in another mode.
 
-    They wait. Raises `ModelError` where that takes too long, as where a pass in one thread waits for the other.
+    Gives its first part with weights of its own, by which they are told. They wait. Raises `ModelError` where that takes too
+    long, as where a pass in one thread waits for the other.
     """
     part = with_weights(module)
     turn = _measuring.get(part) or _measuring.setdefault(part, Turn())
     if turn.is_mine:
-        return
+        return part
     changes.undone_by(turn.leave)
     if not turn.take(pause=0.001, longest=LONGEST_WAIT):
         raise ModelError(
             f"`{type(module).__name__}` is measured in another thread, for {LONGEST_WAIT:.0f} seconds in one go: give each "
             "thread a copy of it, or measure in one after the other"
         )
+    return part
 
 
 def with_weights(module: nn.Module) -> nn.Module:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pytest_induction.attention.backend import Attach
+from pytest_induction.attention.backends.exposed import noticing
 from pytest_induction.attention.tracking import following_calls
-from pytest_induction.attention.verification import Reference, find_backend, is_offloaded
+from pytest_induction.attention.verification import Reference, compared, find_backend, is_offloaded
 from pytest_induction.errors import InductionError, ModelError
 from pytest_induction.forward.calling import (
     CallConvention,
@@ -31,6 +32,7 @@ from pytest_induction.forward.calling import (
     difference,
     first_line,
     is_compiled,
+    is_finite,
     is_out_of_memory,
     uncompiled,
     why_endless,
@@ -39,6 +41,7 @@ from pytest_induction.forward.changing import have_alone
 from pytest_induction.forward.inputs import MASKS
 from pytest_induction.forward.outputs import parts_of
 from pytest_induction.forward.standing import writes
+from pytest_induction.model.beside import ids_beside
 from pytest_induction.model.conventions import GUIDE, WRAP, Found, find_conventions, holding_all, model_inside, of_round_lengths
 from pytest_induction.model.declared import CONTEXT_NAMES, declared, declared_layers, paths_or_classes, token_space, tokenizer_of
 from pytest_induction.model.protocol import ModelUnderTest, remember_inside
@@ -105,7 +108,10 @@ def adapt(
     remember_inside(uncompiled(module), caller.module)
     settings = (tried.tokenizer, seed, memory, draws, not reference.steady or caller.convention.most_rows == 1)
     weights = holding_all(tried.found, caller.module)
-    return ModelUnderTest(caller, module, weights, name, space, backend, rejected, notes, *settings)
+    caller.let_go()  # so that neither it nor the backend keeps the module alive, but the model under test does
+    if backend is not None:
+        vars(backend).pop("check_names", None)  # which follows its modules
+    return ModelUnderTest(caller, module, weights, name, space, backend, rejected, notes, *settings, _measured=caller.module)
 
 
 class _Shifted(ModelError):
@@ -192,12 +198,17 @@ def _reference_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...
     device = device_of(caller.module)
     n_ctx = declared(sources, CONTEXT_NAMES)
     seen, fits = found.seen, _usable(caller.convention, n_ctx)
-    space, space_notes = token_space(sources, tokenizer, found.vocabulary, found.width, fits, seen.padding, seen.special)
+    known = ids_beside(caller.module) if tokenizer is None else tokenizer
+    space, space_notes = token_space(sources, known, found.vocabulary, found.width, fits, seen.padding, seen.special)
     if n_ctx is None:
         space = replace(space, n_ctx=_context_by_trial(caller, device, found.lengths))
     tokens = _trial_tokens(found, space, device)
-    short, long = (_logits(caller, each, name)[..., : space.d_vocab] for each in tokens)
-    if not all(bool(torch.isfinite(logits).all()) for logits in (short, long)):
+    with noticing(caller):
+        short = _logits(caller, tokens[0], name)[..., : space.d_vocab]
+    long = _logits(caller, tokens[1], name)[..., : space.d_vocab]
+    are_finite = is_finite(short) and is_finite(long)
+    long = compared(long, space.d_vocab).clone()  # so that the others are not kept
+    if not are_finite:
         raise ModelError(f"the logits of {name} are not finite (NaN or infinity): check its weights, or load it in float32")
     try:
         mixed = _check_causal(caller, tokens[0], short, space.d_vocab, name)
@@ -209,7 +220,7 @@ def _reference_of(found: Found, tokenizer: Any, name: str, notes: tuple[str, ...
     steady = not any(note.startswith(MIXED) for note in notes) and _is_steady(caller, tokens[0], short, space.d_vocab, name)
     if caller.convention.multiple > 1:
         _check_filling(caller, tokens[0], short, space.d_vocab, name)
-    return Reference(tokens, (short, long), space, notes, steady)
+    return Reference(tokens, (compared(short, space.d_vocab).clone(), long), space, notes, steady)
 
 
 def _usable(convention: CallConvention, n_ctx: int | None) -> int | None:

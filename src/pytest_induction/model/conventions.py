@@ -151,6 +151,11 @@ class FirstPass(TorchFunctionMode):
         is_norm = bool(weights) and all(weight.ndim < 2 for weight in weights)
         return is_norm or (twins > 1 and not isinstance(part, nn.Linear) and any(True for _ in part.children()))
 
+    def forget_outputs(self) -> None:
+        """Let go of what modules returned, once it is known which of it are logits, but for those that were given the ids."""
+        self._made.clear()
+        self._by_norm.clear()
+
     @property
     def special(self) -> set[int]:
         """Ids that a table of embeddings, or a module that is given the ids, keeps for padding."""
@@ -429,6 +434,7 @@ class _Search:
             convention = replace(convention, multiple=self._multiple(Caller(self._module, convention), lengths))
             size = logits.shape[2]
             found.append(Found(Caller(self._module, convention), lengths, len(tokens), size, vocabulary, seen, tokens, logits))
+        seen.forget_outputs()
         if not found:
             raise self._none(output, tokens, vocabulary, seen)
         return found

@@ -26,15 +26,17 @@ from torch import nn
 from pytest_induction import alarms
 from pytest_induction.attention.backend import Attach
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, reason, user_facing
-from pytest_induction.files import SETTINGS, check_regular, expanded, is_directory, is_there, read_json
+from pytest_induction.files import SETTINGS, check_regular, expanded, is_directory, read_json
 from pytest_induction.forward.calling import device_of, dtype_of, first_line, why_endless
 from pytest_induction.forward.changing import Shared
 from pytest_induction.model import remote_code
 from pytest_induction.model.adapt import adapt
 from pytest_induction.model.adapters import Adapter, check_peft, find_adapter, on_base
+from pytest_induction.model.beside import tokenizer_at
 from pytest_induction.model.bounds import check_counts, check_directory, check_size, stored_bytes
 from pytest_induction.model.declared import paths_or_classes
 from pytest_induction.model.gguf import read_header
+from pytest_induction.model.kept import taken_in
 from pytest_induction.model.placing import Placing, placed_on, placing, refuse
 from pytest_induction.model.protocol import ModelUnderTest, changed_in
 from pytest_induction.model.quantised import check_packages, is_packed, quantisation_of, unpacked_of
@@ -53,7 +55,6 @@ GGUF_READERS = {  # the modules of transformers that read these files, and their
     "transformers.integrations.gguf": "GGUF_CONFIG_ARCHS",
 }
 BNB_PACKING = "support_avx512bf16_for_cpu"  # of bitsandbytes, which then packs weights in passes, and unpacks them to name them
-FEWEST_TOKENS = 8  # ordinary ones: where files are missing, transformers may make a tokenizer that knows next to none
 
 
 @user_facing
@@ -96,7 +97,7 @@ def load_model(
     settings: dict[str, Any] = {"seed": seed, "attach": _hooks(attach), "memory": None if memory is None else memory_size(memory)}
     settings["without_pattern"] = without
     if isinstance(model, nn.Module):
-        return adapt(model, tokenizer=tokenizer, **settings)
+        return taken_in(model, tokenizer=tokenizer, **settings)
     if not isinstance(model, (str, Path)):
         raise ModelError(f"a model must be a torch module or a string ({FORMS}), got `{type(model).__name__}`")
     loaded = load_module(str(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code, memory=settings["memory"])
@@ -326,8 +327,9 @@ def _from_adapter(transformers: Any, adapter: Adapter, how: _How) -> Loaded:
             cure = ""
         raise ModelError(f"the base of the adapter {adapter.spec!r}: {first_line(error)}{cure}") from error
     module: Any = on_base(adapter, cast("nn.Module", base.module))
-    beside = replace(how, where={"local_files_only": True})
-    own = _tokenizer(transformers, str(adapter.directory), beside, config=module.config)  # no config of a model lies there
+    own = tokenizer_at(  # no config of a model lies there
+        transformers, str(adapter.directory), {"local_files_only": True}, trust=how.trust, config=module.config
+    )
     note = f"an adapter ({adapter.settings['peft_type']}) on {place}, not merged"
     return Loaded(module, base.tokenizer if own is None else own, (note, *base.notes))
 
@@ -367,7 +369,7 @@ def _whole(transformers: Any, place: str, spec: str, how: _How) -> Loaded:
     notes = () if how.trust else remote_code.left_aside(config)
     if not is_packed(module):
         notes += unpacked_of(config)
-    return Loaded(module, _tokenizer(transformers, place, how), notes)
+    return Loaded(module, tokenizer_at(transformers, place, how.where, trust=how.trust), notes)
 
 
 def _unpacked(transformers: Any, how: _How, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -473,20 +475,6 @@ def _no_transformers(place: str) -> str:
     if isinstance(config, dict) and "model_type" not in config:
         return "; it is not of transformers: name a function that makes the model, path/file.py:factory"
     return ""
-
-
-def _tokenizer(transformers: Any, place: str, how: _How, **more: Any) -> Any:
-    """The tokenizer that lies beside the weights, or None: probes are token ids and need none."""
-    files = ("tokenizer.json", remote_code.TOKENIZER_CONFIG, "vocab.json", "tokenizer.model", "spiece.model")
-    is_here = how.where.get("local_files_only") and is_directory(place) and "gguf_file" not in how.where
-    if is_here and not any(is_there(Path(place) / name) for name in files):
-        return None
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **how.where, **more, trust_remote_code=how.trust)
-    except Exception:  # noqa: BLE001 - a model without a usable tokenizer is measured all the same
-        return None
-    ordinary = len(tokenizer) - len(set(tokenizer.all_special_ids))
-    return tokenizer if ordinary >= FEWEST_TOKENS else None
 
 
 @contextmanager

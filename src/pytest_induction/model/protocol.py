@@ -98,6 +98,7 @@ class ModelUnderTest:
     draws: bool = False
     mixes_rows: bool = False
     _known: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    _measured: nn.Module | None = field(default=None, repr=False)  # keeps alive what `caller` runs
 
     @property
     def module(self) -> nn.Module:

@@ -26,7 +26,16 @@ from pytest_induction.forward.changing import remove_hooks
 from pytest_induction.undoing import Changes
 
 GROUP = "pytest_induction.backends"
-_show: ContextVar[Callable[[Reader], None] | None] = ContextVar("induction_show", default=None)
+UNUSED = "the model does not call it, and nothing installed attaches to it"
+
+
+class Noticing:
+    """Whether `expose_attention` is called in a pass, which is all that this pass tells of it."""
+
+    called = False
+
+
+_show: ContextVar[Callable[[Reader], None] | Noticing | None] = ContextVar("induction_show", default=None)
 
 
 def expose_attention(
@@ -53,7 +62,9 @@ def expose_attention(
     >>> expose_attention(query=q, key=k)                               # doctest: +SKIP
     """
     capture = _show.get()
-    if capture is not None:
+    if isinstance(capture, Noticing):
+        capture.called = True
+    elif capture is not None:
         capture(_reader(pattern, query, key, scale, mask, causal))
 
 
@@ -94,14 +105,16 @@ class ExposedBackend(InterceptingBackend):
     def __init__(self, caller: Caller, inputs: VerificationInputs) -> None:
         self.caller = caller
         self._attach = next((known for known in (*inputs.attach, *_installed()) if self._knows(known)), None)
+        if self._attach is None and caller.exposes is False:
+            raise BackendNotApplicable(UNUSED)
         captures = []
         for tokens in inputs.tokens:
             running = ModuleTracker(caller.module)
             captures.append(Capture(running=running))
             with self.intercepting(tokens, captures[-1]), running.following():  # the hooks that show run before those that leave
                 caller(tokens)
-        if not captures[0].events:
-            raise BackendNotApplicable("the model does not call it, and nothing installed attaches to it")
+            if not captures[0].events:
+                raise BackendNotApplicable(UNUSED)
         self.resolve_layers(captures, inputs.expected)
         self.notes += ("what is shown is taken at its word: nothing tells whether it is all, and what weighs the values",)
 
@@ -117,6 +130,17 @@ class ExposedBackend(InterceptingBackend):
             changes.undone_by(partial(_show.set, _show.get()))
             _show.set(lambda reader: _one(reader, tokens, capture))
             yield
+
+
+@contextmanager
+def noticing(caller: Caller) -> Iterator[None]:
+    """Note of a pass inside the block whether the model calls `expose_attention`."""
+    seen = Noticing()
+    with Changes() as changes:
+        changes.undone_by(partial(_show.set, _show.get()))
+        _show.set(seen)
+        yield
+    caller.exposes = seen.called
 
 
 def _one(reader: Reader, tokens: Tensor, capture: Capture) -> None:

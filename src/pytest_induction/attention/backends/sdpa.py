@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -40,23 +40,19 @@ class SdpaBackend(CallsBackend):
             raise BackendUnavailable(f"0 calls of scaled_dot_product_attention seen{modes[0].sealed()}")
         self.resolve_layers(captures, inputs.expected)
         self._by_patch = not any(mode.aliased for mode in modes)
-        self.base_serves = self._is_the_same_in_base(inputs.short)
 
-    def _is_the_same_in_base(self, tokens: Tensor) -> bool:
-        """Whether the base model alone, without the logits, attends as the whole model does.
+    def learn_base(self, tokens: Tensor, seen: Sequence[Tensor]) -> None:
+        """Whether the base model alone attends as the whole model does.
 
         Believed of transformers' own models only: what a user's `forward` or hooks do around the base may not show here.
         """
         if self.caller.base is None or not self.caller.is_unchanged_transformers:
-            return False
-        seen: list[list[Tensor]] = []
-        for logits in (True, False):
-            seen.append([])
-            capture = self.capture(tokens, lambda _, reader: seen[-1].append(reader.diagonals(range(3))))
-            with self.intercepting(tokens, capture), suppress(Exception):  # a base may need what only the whole gives it
-                self.caller(tokens, logits=logits)
-        whole, base = seen
-        return len(whole) == len(base) and all(map(torch.equal, whole, base))
+            return
+        base: list[Tensor] = []
+        capture = self.capture(tokens, lambda _, reader: base.append(reader.diagonals([0, 1])))
+        with self.intercepting(tokens, capture), suppress(Exception):  # a base may need what only the whole gives it
+            self.caller(tokens, logits=False)
+        self.base_serves = len(seen) == len(base) and all(map(torch.equal, seen, base))
 
     @contextmanager
     def intercepting(self, tokens: Tensor, capture: Capture) -> Iterator[None]:

@@ -42,9 +42,8 @@ class HookPointBackend(InterceptingBackend):
         hook_points = getattr(caller.module, "hook_dict", None)
         if not isinstance(hook_points, dict):
             raise BackendNotApplicable("no TransformerLens hook points")
-        found = {int(match[1]): point for name, point in hook_points.items() if (match := PATTERN.fullmatch(name))}
-        self._points: list[nn.Module] = [found[layer] for layer in sorted(found)]
-        self.layers = tuple(f"blocks.{layer}.attn" for layer in sorted(found))
+        found = sorted(int(match[1]) for name in hook_points if (match := PATTERN.fullmatch(name)))
+        self.layers = tuple(f"blocks.{layer}.attn" for layer in found)
         patterns: list[Tensor] = []
         capture = Capture(lambda _, reader: patterns.append(reader.pattern_of(range(inputs.short.shape[1])).clone()))
         with (
@@ -77,5 +76,6 @@ class HookPointBackend(InterceptingBackend):
                 capture(PatternReader(pattern))
 
         with Changes() as changes:
-            add_hooks(changes, self._points, intercept)
+            points: Any = self.caller.module.hook_dict
+            add_hooks(changes, [points[f"{layer}.hook_pattern"] for layer in self.layers], intercept)
             yield
