@@ -330,8 +330,9 @@ class TestIsAModule:
         def observer(layer, reader):
             raise BackendUnavailable("not like this")
 
+        subject = load_model(smear_keys(Plain().eval()))
         with pytest.raises(BackendUnavailable, match=r"^not like this$"):
-            load_model(smear_keys(Plain().eval())).backend.run(tokens_of(d_vocab=40), None, observer, logits=True)
+            subject.backend.run(tokens_of(d_vocab=40), None, observer, logits=True)
 
     @pytest.mark.parametrize("attend", [alias, alias_beside_another], ids=["alone", "beside another"])
     def test_under_another_name_of_the_attention_function_all_is_the_same(self, attend):

@@ -117,7 +117,10 @@ GATES = {
     "a budget that is true": ('model = "model"\nbudget = true', "`budget` must be bare passes such as .*, got True"),
     "a budget of a run": ('run = "run"\nbudget = 60', "`budget` is for a `model`, this is about a `run`"),
     "a seed that is true": ('model = "model"\nseed = true', "`seed` must be a whole number from 0 up, got True"),
-    "a device": ('model = "model"\ndevice = "warp9"', "`device`: device must be like cpu, cuda, cuda:1 or mps, got 'warp9'"),
+    "a device": (
+        'model = "model"\ndevice = "warp9"',
+        "`device`: device must be like cpu, cuda, cuda:1, mps or auto, got 'warp9'",
+    ),
     "a dtype": ('model = "model"\ndtype = "int8"', "`dtype`: dtype must be float32, float64, bfloat16 or float16, got 'int8'"),
     "a memory": ('model = "model"\nmemory = "lots"', "`memory`: memory must be a size like 4GB or 512MB, got 'lots'"),
     "no memory": ('model = "model"\nmemory = 4', "`memory` must be a string, got 4"),

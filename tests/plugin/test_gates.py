@@ -317,7 +317,7 @@ def test_a_factory_that_makes_no_usable_model_is_one_line(kind, run, pytester):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("device", "warp9", "device must be like cpu, cuda, cuda:1 or mps, got 'warp9'"),
+        ("device", "warp9", "device must be like cpu, cuda, cuda:1, mps or auto, got 'warp9'"),
         ("dtype", "int8", "dtype must be float32, float64, bfloat16 or float16, got 'int8'"),
     ],
 )

@@ -154,7 +154,7 @@ def test_the_hover_over_every_kind_of_chart_tells_what_was_measured(desk):
     """A point of a curve, a cell of a pattern, a bar, an edge, a snapshot; with their units."""
     name, value, where = at(desk, "model-1-repeats-1", ".curve circle")
     assert (name, where) == ("copy 1", "place 2") and value == "4.96 (4.76 to 5.16) nats"
-    assert over(desk, "model-1-attention-1", 0.14, 0.5)[1].endswith(" of its attention")
+    assert over(desk, "model-1-attention-1", 0.17, 0.5)[1].endswith(" of its attention")
     assert at(desk, "model-1-ablations-1", ".mark text") == ["L1H0", "+0.400 (+0.300 to +0.500)"]
     assert at(desk, "model-1-composition-1", ".mark path")[0].startswith("L0H3 \u2192")
     name, value = at(desk, "model-2-run-2", ".mark circle")

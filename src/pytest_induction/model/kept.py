@@ -19,6 +19,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pytest_induction.attention.backend import Attach
 from pytest_induction.forward.changing import beneath, have_alone
@@ -172,7 +173,8 @@ class _Condition:
 
     def _of_class(self, kind: type) -> Any:
         if kind not in self._classes:
-            self._classes[kind] = tuple(map(self._identity, (kind, kind.forward, kind.__call__)))  # type: ignore[attr-defined]
+            methods = (getattr(kind, name, None) for name in ("forward", "__call__"))  # what was compiled has none of its own
+            self._classes[kind] = tuple(map(self._identity, (kind, *methods)))
         return self._classes[kind]
 
     def _token(self, value: Any, depth: int) -> Any:
@@ -205,6 +207,8 @@ class _Condition:
         return (id(type(value)) if isinstance(value, (dict, list, tuple)) else self._identity(value)), tuple(found)
 
     def _of_tensor(self, tensor: Tensor) -> Any:
+        if is_lazy(tensor):
+            return self._identity(tensor)
         version = 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - nothing else tells of writes
         try:
             place = tensor.data_ptr()
