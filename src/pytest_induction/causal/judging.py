@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pytest_induction.causal.dealing import RANKED, may_do_as_much, mean_differences
 from pytest_induction.deciding import MAX_IN_CONTEXT_LEARNING, Judgement, more_needed
 from pytest_induction.heads.criteria import EXCESS_SHARE
 from pytest_induction.measuring.observing import Array
@@ -15,7 +16,7 @@ from pytest_induction.records import Estimate, Verdict
 from pytest_induction.statistics import SHARE, SMALLEST_SPREAD, mean_interval, student_quantile
 
 MIN_SHARE = 0.5  # of in-context learning, that must be gone
-MOST_AS_MUCH = 1 / 50  # of control sets, and the heads themselves, that may do as much as the heads
+N_CONTROLS = max(RANKED)
 NAMED = 3  # heads that are in the evidence one by one
 OPEN = ("kinds_disagree", "no_controls")  # clear, and yet no answer
 
@@ -25,13 +26,15 @@ class Ablated:
     """What ablations do, row by row, in nats; kinds of ablation by name.
 
     `learning` (rows,) is the in-context learning score of the model as it is, negative where it learns; `lost` (rows,) by how
-    much it rises without the heads, `controls` (n_sets, rows) without each control set, and `single` (n_heads, rows) without each
-    of the heads alone, by the first kind of ablation.
+    much it rises without the heads, `controls` (n_sets, rows) without each control set, NaN in rows that it was not dealt to, and
+    `usual` (rows,) the mean over those sets that were new in a row. `single` (n_heads, rows) is without each of the heads alone, by
+    the first kind of ablation, NaN where that was not measured.
     """
 
     learning: Array
     lost: Mapping[str, Array]
     controls: Mapping[str, Array]
+    usual: Mapping[str, Array]
     single: Array
 
     @classmethod
@@ -41,20 +44,24 @@ class Ablated:
             np.concatenate([part.learning for part in rounds]),
             {kind: np.concatenate([part.lost[kind] for part in rounds]) for kind in rounds[0].lost},
             {kind: np.concatenate([part.controls[kind] for part in rounds], axis=1) for kind in rounds[0].controls},
+            {kind: np.concatenate([part.usual[kind] for part in rounds]) for kind in rounds[0].usual},
             np.concatenate([part.single for part in rounds], axis=1),
         )
 
 
 @dataclass(frozen=True)
 class CausalClaim:
-    """What is asked: which heads, of what (in words), the least share of it, and which layers had too few heads for controls."""
+    """What is asked: which heads, of what (in words), the least share of it, and which layers had too few heads for controls.
+
+    There are `n_controls` sets in all; with `complete` there are no more such sets.
+    """
 
     heads: tuple[str, ...]
     about: str
     min_share: float = MIN_SHARE
     relaxed: tuple[int, ...] = ()
     complete: bool = False
-    fewest_rows: int = 2
+    n_controls: int = N_CONTROLS
 
     @property
     def named(self) -> str:
@@ -72,18 +79,21 @@ class CausalClaim:
 
 @dataclass(frozen=True)
 class Kind:
-    """What one kind of ablation does, in nats and as shares of in-context learning; which controls do as much, which more."""
+    """What one kind of ablation does, in nats and as shares of in-context learning.
+
+    Of `n_controls` sets that were ablated `as_much` do as much and `more` clearly more; `fewest` must be ablated, and in the end
+    `most_as_much` may do as much.
+    """
 
     lost: Estimate
     control: Estimate
     share: Estimate
     excess: Estimate
-    as_much: tuple[bool, ...]
-    more: tuple[bool, ...]
-
-    @property
-    def n_controls(self) -> int:
-        return len(self.as_much)
+    n_controls: int
+    as_much: int
+    more: int
+    fewest: int
+    most_as_much: int
 
     @property
     def usual(self) -> float:
@@ -93,21 +103,17 @@ class Kind:
     @property
     def rank(self) -> float:
         """How many of the sets, these heads and the controls, do as much: a permutation test's p."""
-        return (1 + sum(self.as_much)) / (1 + self.n_controls)
+        return (1 + self.as_much) / (1 + self.n_controls)
 
     @property
     def is_ranked(self) -> bool:
-        """Whether few enough do as much; of fewer than 49 controls none."""
-        return sum(self.as_much) <= self._allowed
+        """Whether enough controls were ablated, and few enough of them do as much."""
+        return self.n_controls >= self.fewest and self.as_much <= may_do_as_much(self.n_controls)
 
     @property
     def is_outranked(self) -> bool:
         """Whether clearly too many do more."""
-        return sum(self.more) > self._allowed
-
-    @property
-    def _allowed(self) -> int:
-        return max(0, math.floor(MOST_AS_MUCH * (1 + self.n_controls) + 1e-9) - 1)
+        return self.more > self.most_as_much
 
 
 def share_interval(part: Array, whole: Array, error_rate: float) -> Estimate:
@@ -137,19 +143,13 @@ def judge_necessity(found: Ablated, claim: CausalClaim, *, error_rate: float) ->
     each = error_rate / (1 + 3 * len(found.lost))
     learning = mean_interval(found.learning[:, None], each, "nats")[0]
     estimates = {"icl_score": learning}
-    if len(found.learning) < claim.fewest_rows:
-        more = claim.fewest_rows - len(found.learning)
-        seen = f"{len(found.learning)} rows of text are too few to tell"
-        return Judgement(Verdict.UNDETERMINED, "few_rows", seen, estimates=estimates, more_sequences=more)
     if not learning.is_below(MAX_IN_CONTEXT_LEARNING):
         return _without_learning(found, claim, learning)
-    kinds = {kind: _of_kind(found, kind, each) for kind in found.lost}
+    kinds = {kind: _of_kind(found, kind, claim, each) for kind in found.lost}
     estimates |= {f"{name} {kind}": getattr(of, name) for kind, of in kinds.items() for name in ("lost", "control", "share")}
     estimates |= {f"beyond controls {kind}": of.excess for kind, of in kinds.items()}
     estimates |= {f"rank {kind}": Estimate(of.rank, of.rank, of.rank, SHARE) for kind, of in kinds.items()}
-    singles = mean_interval(found.single.T, each, "nats")
-    strongest = sorted(zip(claim.heads, singles, strict=True), key=lambda one: -one[1].value)[:NAMED]
-    estimates |= {f"lost without {head} alone": estimate for head, estimate in strongest}
+    estimates |= {f"lost without {head} alone": estimate for head, estimate in _strongest(found.single, claim, each)}
     verdict, reason, summary, more = _weighed(kinds, claim, learning, len(found.learning))
     return Judgement(verdict, reason, summary, estimates=estimates, more_sequences=more)
 
@@ -170,19 +170,40 @@ def _without_learning(found: Ablated, claim: CausalClaim, learning: Estimate) ->
     return Judgement(Verdict.UNDETERMINED, "learning_unclear", seen, estimates=estimates, more_sequences=more)
 
 
-def _of_kind(found: Ablated, kind: str, error_rate: float) -> Kind:
-    lost, controls, gained = found.lost[kind], found.controls[kind], -found.learning
-    usual = controls.mean(axis=0)
+def _of_kind(found: Ablated, kind: str, claim: CausalClaim, error_rate: float) -> Kind:
+    lost, usual, gained = found.lost[kind], found.usual[kind], -found.learning
     effect, control = mean_interval(np.stack([lost, usual], axis=1), 2 * error_rate, "nats")
-    apart = mean_interval((controls - lost).T, error_rate, "nats")
+    differences = mean_differences(found.controls[kind], lost)
+    ablated = int(np.isfinite(differences).sum())
+    more = [_is_above(found.controls[kind][number] - lost, error_rate / ablated) for number in np.flatnonzero(differences > 0)]
+    is_first = kind == next(iter(found.lost))  # the others confirm, on fewer controls
+    enough = min(claim.n_controls, min(RANKED)) if is_first else 1
     return Kind(
         effect,
         control,
         share_interval(lost, gained, error_rate),
         share_interval(lost - usual, gained, error_rate),
-        tuple(estimate.value >= 0 for estimate in apart),
-        tuple(estimate.is_above(0) for estimate in apart),
+        n_controls=ablated,
+        as_much=int((differences >= 0).sum()),
+        more=sum(more),
+        fewest=enough,
+        most_as_much=may_do_as_much(claim.n_controls),
     )
+
+
+def _is_above(values: Array, error_rate: float) -> bool:
+    """Whether the mean of those rows (n,) that were measured is above 0."""
+    taken = values[np.isfinite(values)]
+    return len(taken) > 1 and mean_interval(taken[:, None], error_rate, "nats")[0].is_above(0)
+
+
+def _strongest(single: Array, claim: CausalClaim, error_rate: float) -> list[tuple[str, Estimate]]:
+    """The heads that do most by themselves, of those that were measured alone in two rows or more."""
+    measured = np.flatnonzero(np.isfinite(single).sum(axis=1) > 1)
+    each = [single[number][np.isfinite(single[number])] for number in measured]
+    found = [mean_interval(values[:, None], error_rate / len(each), "nats")[0] for values in each]
+    named = zip((claim.heads[number] for number in measured), found, strict=True)
+    return sorted(named, key=lambda one: -one[1].value)[:NAMED]
 
 
 def _weighed(kinds: Mapping[str, Kind], claim: CausalClaim, learning: Estimate, count: int) -> tuple[Verdict, str, str, int]:
@@ -201,7 +222,9 @@ def _weighed(kinds: Mapping[str, Kind], claim: CausalClaim, learning: Estimate, 
         both = f"{claim.min_share:.2f}, or {claim.min_excess:.2f} apart,"
         return Verdict.UNDETERMINED, "effect_unclear", f"{seen}, {against}: too close to {both} to tell", max(unclear)
     if not all(of.is_ranked for of in kinds.values()):
-        return Verdict.UNDETERMINED, "rank_unclear", f"{seen}, but too many controls do as much: {_ranks(kinds)}", count
+        few = all(of.as_much <= may_do_as_much(of.n_controls) for of in kinds.values())
+        what = f"{_controls(kinds, claim)} are too few" if few else "too many controls do as much"
+        return Verdict.UNDETERMINED, "rank_unclear", f"{seen}, but {what}: {_ranks(kinds)}", count
     return Verdict.SHOWN, "necessary", f"{seen}, {against}", 0
 
 
@@ -256,20 +279,24 @@ def _lowest(kinds: Mapping[str, Kind], name: str) -> str:
 def judge_sufficiency(judgement: Judgement, found: Ablated, claim: CausalClaim, *, error_rate: float) -> Judgement:
     """A judgement that heads are necessary, with how much stays where all others of their layers are ablated and they are not.
 
-    `found` has of the same rows what is lost with all others ablated, with all but each control set, and with all but each of the
-    heads alone. They are sufficient where, in every kind, `min_share` or more stays, and by half of that more than with controls.
+    `found` has of these rows, or of the first of them, what is lost with all others ablated, with all but the controls, and with
+    all but each of the heads alone. They are sufficient where, in every kind, `min_share` or more stays, and by half of that more
+    than with controls.
     """
     each = error_rate / (2 * len(found.lost))
     gained = -found.learning
     kept = {kind: share_interval(gained - lost, gained, each) for kind, lost in found.lost.items()}
-    usual = {kind: sets.mean(axis=0) for kind, sets in found.controls.items()}
-    excess = {kind: share_interval(usual[kind] - lost, gained, each) for kind, lost in found.lost.items()}
-    alone = [share_interval(gained - lost, gained, each) for lost in found.single]
-    strongest = sorted(zip(claim.heads, alone, strict=True), key=lambda one: -one[1].value)[:NAMED]
+    excess = {kind: share_interval(found.usual[kind] - lost, gained, each) for kind, lost in found.lost.items()}
+    alone = [
+        (head, share_interval((gained - lost)[taken], gained[taken], each))
+        for head, lost in zip(claim.heads, found.single, strict=True)
+        if (taken := np.isfinite(lost)).sum() > 1
+    ]
+    strongest = sorted(alone, key=lambda one: -one[1].value)[:NAMED]
     named = {
         **{f"kept {kind}": estimate for kind, estimate in kept.items()},
         **{f"kept beyond controls {kind}": estimate for kind, estimate in excess.items()},
-        **({f"kept by {head} alone": estimate for head, estimate in strongest} if len(alone) > 1 else {}),
+        **({f"kept by {head} alone": estimate for head, estimate in strongest} if len(claim.heads) > 1 else {}),
     }
     values = sorted(estimate.value for estimate in kept.values())
     seen = f"{judgement.summary}; with all others of their layers ablated {_percent(values[0], values[-1])} stays"
