@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pytest_induction.behaviour.text import windows_of
 from pytest_induction.causal.dealing import Dealer
@@ -17,8 +18,9 @@ from pytest_induction.interventions.ablation import Controls, matched_controls
 from pytest_induction.interventions.arguments import all_heads
 from pytest_induction.interventions.by_row import Rows
 from pytest_induction.interventions.edits import Replacement
-from pytest_induction.interventions.passes import HeadSet
-from pytest_induction.measuring.observing import PERIODS_AT_ONCE, Array, probes_of
+from pytest_induction.interventions.passes import HeadSet, losses_at
+from pytest_induction.measuring.observing import PERIODS_AT_ONCE, Array, numbers, probes_of
+from pytest_induction.model.batching import in_batches
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES
 from pytest_induction.progress import progress
@@ -83,7 +85,7 @@ class Batch:
 
 @dataclass
 class Row:
-    """Of one row the in-context learning score, the numbers of the controls that are new in it, and by how much the score rises."""
+    """The in-context learning score of a row, the controls that are new in it, and by how much it rises without each set."""
 
     learning: float
     fresh: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -117,6 +119,7 @@ class Ablations:
         self._layers = sorted(touched) if any(kind != "zero" for kind in self.kinds) else []
         self.batches: list[Batch] = []
         self.rows: list[Row] = []
+        self.scores: Array = np.empty(0)  # of the first rows of the text, with nothing ablated
         self._moved = dict.fromkeys(self.kinds, 0.0)
         self._alone = list(range(len(self.heads)))
         self._keeps = bool(self._pool.difference(self.heads)) and not self.controls.relaxed
@@ -132,23 +135,44 @@ class Ablations:
                 self._measure(batch)
         return self._ablated(self.rows[begun:])
 
+    def read(self, n_rows: int) -> Array:
+        """The in-context learning score of the first rows of the text as the model is, (rows,): no row twice."""
+        batch = self._rows_of_text(slice(len(self.scores), n_rows))
+        queries = torch.from_numpy(batch.queries)
+
+        def measured(rows: Tensor, _: slice) -> Array:
+            rows = rows.to(self.subject.device)
+            losses = numbers(losses_at(self.subject.logits(rows, positions=queries), rows, queries))
+            return late_minus_early(losses, batch.late)
+
+        with progress("ablation_removes_icl, the text", len(batch.tokens)):
+            parts = in_batches(self.subject, torch.from_numpy(batch.tokens[: batch.counted]), measured, logits=True)
+        self.scores = np.concatenate([self.scores, *parts])
+        return self.scores
+
+    def all_of(self, rounds: Sequence[Ablated]) -> Ablated:
+        """All rounds as one, with the scores of rows in which nothing was ablated."""
+        found = Ablated.join(rounds)
+        return replace(found, learning=np.concatenate([found.learning, self.scores[len(found.learning) :]]))
+
     def kept(self) -> Ablated | None:
-        """What is lost with all other heads of the same layers ablated, than these, and than controls, in rows that tell; None if none.
+        """What is lost with all other heads of the same layers ablated, than these or than controls; None where no rows tell.
 
         Rows are looked at as long as enough stays.
         """
         rows = [row for row in self.rows if (ALL_BUT_HEADS, 0) in row.rises[self.kinds[0]]]
         if len(rows) < FEWEST_KEPT:
             return None
-        lost = {kind: self._column(rows, kind, (ALL_BUT_HEADS, 0)) for kind in self.kinds}
-        usual = {kind: self._column(rows, kind, (ALL_BUT_CONTROL, 0)) for kind in self.kinds}
+        lost: dict[str, Array] = {kind: self._column(rows, kind, (ALL_BUT_HEADS, 0)) for kind in self.kinds}
+        usual: dict[str, Array] = {kind: self._column(rows, kind, (ALL_BUT_CONTROL, 0)) for kind in self.kinds}
         single = [self._column(rows, self.kinds[0], (ALL_BUT_ONE, number)) for number in range(len(self.heads))]
-        return Ablated(np.array([row.learning for row in rows]), lost, {}, usual, np.array(single))
+        learning = np.array([row.learning for row in self.rows])
+        return self.all_of([Ablated(learning, lost, {}, usual, np.array(single))])
 
     def moves(self) -> bool:
-        """Whether ablating the heads, or else every head, moves a loss, by every kind: a manipulation that is not seen shows nothing."""
+        """Whether ablating the heads, or else every head, moves a loss, by every kind: else the ablation is not seen."""
         kinds = [kind for kind, most in self._moved.items() if most <= LEAST_MOVED]
-        if not kinds:
+        if not kinds or not self.rows:
             return True
         first = self.batches[0]
         every = frozenset(all_heads(self.subject))
@@ -254,17 +278,18 @@ class Ablations:
 
     def _ablated(self, rows: Sequence[Row]) -> Ablated:
         n_sets = len(self.order)
-        controls = {
+        controls: dict[str, Array] = {
             kind: np.array([self._column(rows, kind, (CONTROL, number)) for number in range(n_sets)]).reshape(n_sets, len(rows))
             for kind in self.kinds
         }
-        usual = {
+        usual: dict[str, Array] = {
             kind: np.array([np.mean([row.rises[kind][CONTROL, each] for each in row.fresh[kind]]) for row in rows])
             for kind in self.kinds
         }
+        lost: dict[str, Array] = {kind: self._column(rows, kind, (HEADS, 0)) for kind in self.kinds}
         return Ablated(
             np.array([row.learning for row in rows]),
-            {kind: self._column(rows, kind, (HEADS, 0)) for kind in self.kinds},
+            lost,
             controls,
             usual,
             np.array([self._column(rows, self.kinds[0], (SINGLE, number)) for number in range(len(self.heads))]),
@@ -277,16 +302,19 @@ class Ablations:
 
     def _of_text(self, n_sequences: int) -> Iterator[Batch]:
         """The next rows of the text; of its tokens those of the two windows count."""
-        if self.text is None:
-            return
         begun = sum(batch.counted for batch in self.batches)
-        tokens = self.text[begun : begun + n_sequences]
+        yield self._rows_of_text(slice(begun, begun + n_sequences))
+
+    def _rows_of_text(self, part: slice) -> Batch:
+        if self.text is None:
+            raise ValueError("there is no text")
+        tokens = self.text[part]
         first_token, windows = windows_of(self.subject, self.text)
         early, late = (np.arange(span[0] - first_token, span[1] + 1 - first_token) for span in (windows.early, windows.late))
         counted = len(tokens)
         if counted == 1:
-            tokens = np.concatenate([tokens, self.text[begun - 1][None]])
-        yield Batch(tokens, np.concatenate([early, late]), np.arange(len(early) + len(late)) >= len(early), counted)
+            tokens = np.concatenate([tokens, self.text[part.start - 1][None]])
+        return Batch(tokens, np.concatenate([early, late]), np.arange(len(early) + len(late)) >= len(early), counted)
 
     def _repeated(self, n_sequences: int, number: int) -> Iterator[Batch]:
         """Repeated tokens; the first token of each copy does not count, for in the second copy it cannot be known."""

@@ -21,9 +21,9 @@ def may_do_as_much(n_sets: int) -> int:
 class Dealer:
     """Deals sets to rows, by each kind of ablation, and goes by what was found in the rows before.
 
-    By the first kind each row gets the next `per_row` of `n_sets` sets, from the beginning again once all were dealt; by each other
-    kind the first of these. A set that so far does half as much as the heads, in the rows where it was ablated, or more, is dealt
-    to the next row too, the four that do most.
+    By the first kind each row gets the next `per_row` of `n_sets` sets, from the beginning again once all were dealt; by each
+    other kind the first of these. A set that so far does half as much as the heads or more, in the rows where it was ablated, is
+    dealt to the next row too, the four that do most.
     """
 
     def __init__(self, n_sets: int, kinds: Sequence[str], per_row: int) -> None:

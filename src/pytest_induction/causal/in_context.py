@@ -16,9 +16,13 @@ from pytest_induction.causal.judging import (
     MIN_SHARE,
     N_CONTROLS,
     Ablated,
+    CausalClaim,
     as_answer,
+    is_out_of_reach,
+    judge_learning,
     judge_necessity,
     judge_sufficiency,
+    of_each,
 )
 from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS, Judgement, until_clear
 from pytest_induction.errors import ArgumentError, TextError, user_facing, whole_number
@@ -33,7 +37,7 @@ from pytest_induction.measuring.rounds import MAX_SEQUENCES as MOST_FOR_HEADS
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.records import Evidence, HeadId, HeadList, Verdict
-from pytest_induction.statistics import FIRST_LOOK
+from pytest_induction.statistics import FIRST_LOOK, look_sizes
 
 
 def before_and_after(start: Any, end: Any, clean: Any, ablated: Any) -> Floats:
@@ -88,10 +92,11 @@ def assert_ablation_removes_icl(
     Measured on `text` (a string, a path or token ids, as for `assert_learns_in_context`) by the in-context learning score;
     without a text by what repetition gains, the loss on the first copy of random tokens minus that on later ones. Shown when, by
     every kind of ablation in `how` ("zero", "mean", "resample"), at least `min_share` of it is gone with all heads ablated
-    together, half of that is left without what is gone with as many random others, and of `n_controls` such sets at most one in
-    fifty does as much (none, where there are fewer than 99). Controls have as many heads in each layer, none of those in
-    question; all that there are of fewer, and some from the nearest layers where a layer has too few. To fall short of such a
-    one, which may hold what the heads read from, is UNDETERMINED.
+    together, half of that is left without what is gone with as many random others, and of 72 such sets none does as much, or
+    one of 288; at most `n_controls` are looked at. Each row has six sets of its own by the first kind, and one by each other; a
+    set that does half as much as the heads is looked at in further rows. Controls have as many heads in each layer, none of
+    those in question; all that there are of fewer, and some from the nearest layers where a layer has too few. To fall short of
+    such a one, which may hold what the heads read from, is UNDETERMINED.
 
     `heads` are "induction", all those that `find_induction_heads` lists, on other sequences than they are tested on; or heads of
     your own. Heads that the list leaves open are named in a note. With `pattern_preserving` all heads attend as without the
@@ -101,15 +106,16 @@ def assert_ablation_removes_icl(
     left, and by half of that more than with random others left; else "necessary". UNDETERMINED too where kinds disagree in sign,
     where there is nothing to compare with, or where ablating every head moves no loss.
 
-    Cost: each row takes, for each kind, as many passes as there are controls, and one for each head; a pass begins at the first
-    layer of the heads. Rows are drawn in rounds of 12, 24, ... until all is clear, at most `max_sequences` (512 rows of text, 192
-    sequences), after the list of heads has taken what it needs. `error_rate` is for choosing heads, for all kinds and rounds
-    together.
+    Cost: after the list of heads, of each row a pass, and with three kinds 11 to 23 begun at the first layer of the heads. Rows
+    are drawn in rounds of 12, 24, ... until all is clear, or clearly would not be within `max_sequences` (512 rows of text, 192
+    sequences). Of a text nothing is ablated before it is clear that the model learns from it. `error_rate` is for choosing heads,
+    for all kinds and rounds together.
 
     Returns the evidence. `.estimates`: `icl_score`; of each kind "lost zero", "control zero" (nats), "share zero",
-    "beyond controls zero" and "rank zero"; "kept zero" and "kept beyond controls zero" for sufficiency; "lost without L2H0 alone"
-    and "kept by L2H0 alone", of the first kind. Raises `ExpectationFailed`, which carries it, `UnsupportedModel` where heads
-    cannot be edited, `TextError` for a text of fewer than 16 rows. Source: Olsson et al. 2022, argument 3.
+    "beyond controls zero" and "rank zero"; "kept zero" and "kept beyond controls zero" for sufficiency, of as many rows as it
+    took; "lost without L2H0 alone" and "kept by L2H0 alone", of the first kind, of three heads in a dozen rows. Raises
+    `ExpectationFailed`, which carries it, `UnsupportedModel` where heads cannot be edited, `TextError` for a text of fewer than 16
+    rows. Source: Olsson et al. 2022, argument 3.
 
     >>> from pytest_induction.planted import induction_head
     >>> assert_ablation_removes_icl(induction_head(), how="zero").reason
@@ -143,20 +149,29 @@ def _judged(task: Ablations, evidence: Evidence, budget: tuple[int, float]) -> E
         summary = f"the model has no {len(task.heads)} heads beside {claim.named} to compare them with"
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="no_controls", summary=summary)
 
-    def judge(rounds: list[Ablated], error_rate: float) -> Judgement:
-        return judge_necessity(Ablated.join(rounds), claim, error_rate=error_rate)
+    given_up: list[Judgement] = []
 
-    _, found, settle = until_clear(task.drawn, judge, max_sequences, error_rate * rest)
+    def judge(rounds: list[Ablated], error_rate: float) -> Judgement:
+        found = judge_necessity(task.all_of(rounds), claim, error_rate=error_rate)
+        if is_out_of_reach(found, claim, len(task.rows), max_sequences):
+            given_up.append(found)
+            return replace(found, verdict=Verdict.REFUTED)  # clear that it stays unclear: no more rows are drawn
+        return found
+
+    found = None if task.text is None else _read_first(task, claim, max_sequences, error_rate * rest)
+    if found is None:
+        _, found, _ = until_clear(task.drawn, judge, max_sequences, error_rate * rest)
+        found = given_up[0] if given_up else found
     if not task.moves():
         summary = "ablating every head moves no loss: what the heads do is not seen in this model, or is nothing"
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="nothing_moves", summary=summary)
     found = as_answer(found)
     if found.verdict is Verdict.SHOWN and (kept := task.kept()) is not None:
         found = judge_sufficiency(found, kept, claim, error_rate=stage)
-    count = len(task.rows)
-    if settle and task.text is not None:
-        settle = f"about {found.more_sequences} more rows of text: max_sequences={count + found.more_sequences}"
-    about = provenance(task.subject, seed=task.seed, n_sequences=count, probe=task.described)
+    count = len(task.rows) or len(task.scores)
+    more, of = found.more_sequences, "sequences" if task.text is None else "rows of text"
+    settle = f"about {more} more {of}: max_sequences={count + more}" if more else ""
+    about = provenance(task.subject, seed=task.seed, n_sequences=max(count, len(task.scores)), probe=task.described)
     about = replace(about, notes=tuple(dict.fromkeys((*about.notes, *evidence.provenance.notes))))
     return replace(
         evidence,
@@ -167,6 +182,20 @@ def _judged(task: Ablations, evidence: Evidence, budget: tuple[int, float]) -> E
         estimates=found.estimates or {},
         next_step=settle,
     )
+
+
+def _read_first(task: Ablations, claim: CausalClaim, max_rows: int, error_rate: float) -> Judgement | None:
+    """The judgement where the model does not learn from the text, or that is not clear; None where it does.
+
+    A pass over a row of text is dear, and one for each set of heads is dearer: nothing is ablated before that is clear.
+    """
+    looks = look_sizes(max_rows)
+    for size in looks:
+        scores = task.read(size)
+        found = judge_learning(scores, claim, error_rate=of_each(error_rate / len(looks), len(task.kinds)))
+        if found is None or found.verdict is not Verdict.UNDETERMINED or is_out_of_reach(found, claim, size, max_rows):
+            break
+    return found
 
 
 def _chosen(subject: ModelUnderTest, heads: HeadsLike, budget: tuple[int, float, int]) -> tuple[tuple[HeadId, ...], Evidence]:

@@ -18,6 +18,7 @@ from pytest_induction.statistics import SHARE, SMALLEST_SPREAD, mean_interval, s
 MIN_SHARE = 0.5  # of in-context learning, that must be gone
 N_CONTROLS = max(RANKED)
 NAMED = 3  # heads that are in the evidence one by one
+MAY_WELL_BE = 0.4  # of half an interval at a rate of 1e-5: two standard errors
 OPEN = ("kinds_disagree", "no_controls")  # clear, and yet no answer
 
 
@@ -25,10 +26,11 @@ OPEN = ("kinds_disagree", "no_controls")  # clear, and yet no answer
 class Ablated:
     """What ablations do, row by row, in nats; kinds of ablation by name.
 
-    `learning` (rows,) is the in-context learning score of the model as it is, negative where it learns; `lost` (rows,) by how
-    much it rises without the heads, `controls` (n_sets, rows) without each control set, NaN in rows that it was not dealt to, and
-    `usual` (rows,) the mean over those sets that were new in a row. `single` (n_heads, rows) is without each of the heads alone, by
-    the first kind of ablation, NaN where that was not measured.
+    `learning` (rows,) is the in-context learning score of the model as it is, negative where it learns, of these rows and of any
+    after them in which nothing was ablated; `lost` (rows,) by how much it rises without the heads, `controls` (n_sets, rows)
+    without each control set, NaN in rows that it was not dealt to, and `usual` (rows,) the mean over those sets that were new in
+    a row. `single` (n_heads, rows) is without each of the heads alone, by the first kind of ablation, NaN where it was not
+    measured.
     """
 
     learning: Array
@@ -117,14 +119,17 @@ class Kind:
 
 
 def share_interval(part: Array, whole: Array, error_rate: float) -> Estimate:
-    """Interval of mean(part) / mean(whole) over rows (n,), by Fieller: the shares that a paired Student's test does not refute.
+    """Interval of mean(part) / mean(whole), by Fieller: the shares that a paired Student's test does not refute.
 
-    The spread of what is tested counts as larger by 0.01 nats: equal values make no certainty. Raises `ArgumentError` as
-    `mean_interval`; the whole must be clear of 0 at this error rate, else no share is refuted and the interval is all numbers.
+    `part` (m,) is of the first m of the rows of `whole` (n,), or of all. The spread of what is tested counts as larger by 0.01
+    nats: equal values make no certainty. Raises `ArgumentError` as `mean_interval`; the whole must be clear of 0 at this error
+    rate, else no share is refuted and the interval is all numbers.
     """
-    mean_interval(np.stack([part, whole], axis=1), error_rate, "nats")  # raises for what cannot be used
+    for each in (part, whole):
+        mean_interval(each[:, None], error_rate, "nats")  # raises for what cannot be used
     count, t = len(part), student_quantile(error_rate / 2, len(part) - 1)
-    (of_part, of_both), (_, of_whole) = (np.cov(np.stack([part, whole])) / count).tolist()
+    of_part, of_whole = part.var(ddof=1) / count, whole.var(ddof=1) / len(whole)
+    of_both = float(np.cov(np.stack([part, whole[:count]]))[0, 1]) / len(whole)
     least = SMALLEST_SPREAD**2 / count
     x, g = float(part.mean()), float(whole.mean())
     a, b, c = g**2 - t**2 * max(of_whole, least), x * g - t**2 * of_both, x**2 - t**2 * (of_part + least)
@@ -140,18 +145,51 @@ def judge_necessity(found: Ablated, claim: CausalClaim, *, error_rate: float) ->
     The error rate is shared by the score and, of each kind, the share that is gone, what of it is beyond the controls', and which
     controls do more.
     """
-    each = error_rate / (1 + 3 * len(found.lost))
+    each = of_each(error_rate, len(found.lost))
     learning = mean_interval(found.learning[:, None], each, "nats")[0]
     estimates = {"icl_score": learning}
     if not learning.is_below(MAX_IN_CONTEXT_LEARNING):
-        return _without_learning(found, claim, learning)
+        return _without_learning(len(found.learning), claim, learning)
     kinds = {kind: _of_kind(found, kind, claim, each) for kind in found.lost}
     estimates |= {f"{name} {kind}": getattr(of, name) for kind, of in kinds.items() for name in ("lost", "control", "share")}
     estimates |= {f"beyond controls {kind}": of.excess for kind, of in kinds.items()}
     estimates |= {f"rank {kind}": Estimate(of.rank, of.rank, of.rank, SHARE) for kind, of in kinds.items()}
     estimates |= {f"lost without {head} alone": estimate for head, estimate in _strongest(found.single, claim, each)}
-    verdict, reason, summary, more = _weighed(kinds, claim, learning, len(found.learning))
+    verdict, reason, summary, more = _weighed(kinds, claim, learning, len(next(iter(found.lost.values()))))
     return Judgement(verdict, reason, summary, estimates=estimates, more_sequences=more)
+
+
+def of_each(error_rate: float, n_kinds: int) -> float:
+    """What each statement may spend of the error rate of a look: one of the score, and three of each kind of ablation."""
+    return error_rate / (1 + 3 * n_kinds)
+
+
+def judge_learning(learning: Array, claim: CausalClaim, *, error_rate: float) -> Judgement | None:
+    """The judgement where the model is not shown to learn, by the score of rows (n,) in which nothing is ablated; else None."""
+    score = mean_interval(learning[:, None], error_rate, "nats")[0]
+    return None if score.is_below(MAX_IN_CONTEXT_LEARNING) else _without_learning(len(learning), claim, score)
+
+
+def is_out_of_reach(judgement: Judgement, claim: CausalClaim, count: int, most: int) -> bool:
+    """Whether what is unclear after `count` rows would not be clear after `most` either, were its mean as far as may well be."""
+    if judgement.verdict is not Verdict.UNDETERMINED:
+        return False
+    estimates = judgement.estimates or {}
+    thresholds = {"share": claim.min_share, "beyond controls": claim.min_excess}
+    told = [(of, thresholds[name]) for key, of in estimates.items() if (name := key.rpartition(" ")[0]) in thresholds]
+    if judgement.reason == "learning_unclear":
+        told = [(estimates["icl_score"], MAX_IN_CONTEXT_LEARNING)]
+    elif judgement.reason != "effect_unclear":
+        return False
+    return any(_rows_at_least(of, threshold, count) > most for of, threshold in told if not of.is_above(threshold))
+
+
+def _rows_at_least(estimate: Estimate, threshold: float, count: int) -> float:
+    """How many rows it takes at least to set the estimate apart: its mean is moved by a part of the half of its interval."""
+    half = (estimate.high - estimate.low) / 2
+    if not math.isfinite(half):
+        return 0.0  # the whole is not clear of 0 yet
+    return count * (half / max(1e-9, abs(estimate.value - threshold) + MAY_WELL_BE * half)) ** 2
 
 
 def as_answer(judgement: Judgement) -> Judgement:
@@ -159,14 +197,14 @@ def as_answer(judgement: Judgement) -> Judgement:
     return replace(judgement, verdict=Verdict.UNDETERMINED) if judgement.reason in OPEN else judgement
 
 
-def _without_learning(found: Ablated, claim: CausalClaim, learning: Estimate) -> Judgement:
+def _without_learning(count: int, claim: CausalClaim, learning: Estimate) -> Judgement:
     seen = f"{claim.about} is {-learning.value:.3f} nats"
     estimates, threshold = {"icl_score": learning}, MAX_IN_CONTEXT_LEARNING
     if learning.is_above(threshold):
         seen = f"there is nothing to remove: {seen}, not above {-threshold:.3f}"
         return Judgement(Verdict.REFUTED, "nothing_to_remove", seen, estimates=estimates)
     seen = f"whether there is anything to remove is not clear: {seen}, too close to {-threshold:.3f}"
-    more = more_needed(learning, threshold, len(found.learning))
+    more = more_needed(learning, threshold, count)
     return Judgement(Verdict.UNDETERMINED, "learning_unclear", seen, estimates=estimates, more_sequences=more)
 
 
@@ -177,7 +215,7 @@ def _of_kind(found: Ablated, kind: str, claim: CausalClaim, error_rate: float) -
     ablated = int(np.isfinite(differences).sum())
     more = [_is_above(found.controls[kind][number] - lost, error_rate / ablated) for number in np.flatnonzero(differences > 0)]
     is_first = kind == next(iter(found.lost))  # the others confirm, on fewer controls
-    enough = min(claim.n_controls, min(RANKED)) if is_first else 1
+    enough = min(claim.n_controls, *RANKED) if is_first else 1
     return Kind(
         effect,
         control,
@@ -213,7 +251,7 @@ def _weighed(kinds: Mapping[str, Kind], claim: CausalClaim, learning: Estimate, 
     if (failed := _failed(kinds, claim, seen, against)) is not None:
         return Verdict.REFUTED, *failed, 0
     unclear = [
-        more_needed(estimate, threshold, count)
+        more_needed(estimate, threshold, count) if math.isfinite(estimate.low) else count
         for of in kinds.values()
         for estimate, threshold in ((of.share, claim.min_share), (of.excess, claim.min_excess))
         if not estimate.is_above(threshold)
@@ -285,10 +323,10 @@ def judge_sufficiency(judgement: Judgement, found: Ablated, claim: CausalClaim, 
     """
     each = error_rate / (2 * len(found.lost))
     gained = -found.learning
-    kept = {kind: share_interval(gained - lost, gained, each) for kind, lost in found.lost.items()}
+    kept = {kind: _rest(lost, gained, each) for kind, lost in found.lost.items()}
     excess = {kind: share_interval(found.usual[kind] - lost, gained, each) for kind, lost in found.lost.items()}
     alone = [
-        (head, share_interval((gained - lost)[taken], gained[taken], each))
+        (head, _rest(lost[taken], gained, each))
         for head, lost in zip(claim.heads, found.single, strict=True)
         if (taken := np.isfinite(lost)).sum() > 1
     ]
@@ -304,3 +342,9 @@ def judge_sufficiency(judgement: Judgement, found: Ablated, claim: CausalClaim, 
     sufficient = sufficient and all(of.is_above(claim.min_excess) for of in excess.values())
     reason = "necessary_and_sufficient" if sufficient else judgement.reason
     return replace(judgement, reason=reason, summary=seen, estimates={**(judgement.estimates or {}), **named})
+
+
+def _rest(lost: Array, gained: Array, error_rate: float) -> Estimate:
+    """The share that is not lost: both of rows, (m,) and (n,)."""
+    share = share_interval(lost, gained, error_rate)
+    return Estimate(1 - share.value, 1 - share.high, 1 - share.low, SHARE)

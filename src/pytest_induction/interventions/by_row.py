@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pytest_induction.errors import ArgumentError, ModelError
@@ -31,9 +32,9 @@ class Rows:
     """Token ids `tokens` (rows, positions), two rows or more, whose losses at `queries`, ascending positions, are asked for.
 
     Two neighbours, or three where a row would be left over, are run together as the model is. A head is resampled from the other
-    one of the two (of three the next), and the mean of what it finds is over both and all positions, so that neither takes passes of
-    its own. `layers` are those with any head of the sets that are ablated by one of these. The losses of the first `counted` rows
-    are measured, those of all where it is None.
+    one of the two (of three the next), and the mean of what it finds is over both and all positions: neither takes passes of its
+    own. `layers` are those with any head of the sets that are ablated by one of these. The losses of the first `counted` rows are
+    measured, those of all where it is None.
     """
 
     subject: ModelUnderTest
@@ -98,8 +99,5 @@ def _groups(count: int) -> list[slice]:
 
 def _mean(each: Sequence[tuple[Kept, Array]]) -> dict[int, Tensor]:
     """The mean of what heads of each layer found, over rows and positions, (1, heads, 1, d_head)."""
-    layers = each[0][0].found
-    return {
-        layer: sum((kept.found[layer].double().mean((0, 2), keepdim=True) for kept, _ in each), start=0) / len(each)
-        for layer in layers
-    }
+    parts = {layer: [kept.found[layer].double().mean((0, 2), keepdim=True) for kept, _ in each] for layer in each[0][0].found}
+    return {layer: torch.stack(means).mean(0) for layer, means in parts.items()}

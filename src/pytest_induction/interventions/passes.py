@@ -299,7 +299,7 @@ class Passes:
         return result
 
     def ablated(self, rows: Tensor, kept: Kept, sets: Sequence[HeadSet]) -> Array:
-        """The losses (sets, rows, queries) with each set ablated, after the clean pass over the rows of which something is kept."""
+        """The losses (sets, rows, queries) with each set ablated, after a clean pass over the rows that gave what is kept."""
         table = table_of(self.subject, sets)
         order = np.argsort([_first_layer(heads, self.subject.n_layers) for heads in sets], kind="stable")
         found = np.empty((len(sets), len(rows), len(self.queries)))
