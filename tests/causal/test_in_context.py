@@ -273,7 +273,12 @@ CASES = [
     ({"shares": [0.9], "best": (4, 1.2)}, {}, Verdict.REFUTED, "no_more_than_controls"),
     ({"shares": [0.9], "best": (4, 0.92)}, {}, Verdict.UNDETERMINED, "rank_unclear"),
     ({"shares": [0.9], "best": (4, 0.92)}, {"relaxed": (1,)}, Verdict.REFUTED, "no_controls"),
-    ({"shares": [0.9], "n_controls": 9, "best": (1, 0.92)}, {"n_controls": 9}, Verdict.UNDETERMINED, "rank_unclear"),  # of few, none may
+    (
+        {"shares": [0.9], "n_controls": 9, "best": (1, 0.92)},
+        {"n_controls": 9},
+        Verdict.UNDETERMINED,
+        "rank_unclear",
+    ),  # of few, none may
     ({"shares": [0.9], "n_controls": 9}, {"n_controls": 9}, Verdict.SHOWN, "necessary"),
     ({"shares": [0.9], "learning": 0.0}, {}, Verdict.REFUTED, "nothing_to_remove"),
     ({"shares": [0.9], "learning": -0.15}, {}, Verdict.UNDETERMINED, "learning_unclear"),
@@ -347,7 +352,9 @@ def test_undetermined_fails_and_says_what_would_settle_it(three_layers):
         assert_ablation_removes_icl(three_layers, min_share=at, **options)
     assert failure.value.evidence.reason == "effect_unclear" and "max_sequences=" in failure.value.evidence.next_step
     text = evidence(three_layers, TEXT, heads="L2H0", how="zero", max_sequences=16)
-    assert text.verdict is Verdict.UNDETERMINED and "more rows of text" in text.next_step and text.provenance.n_sequences == 12  # 16 would not tell
+    assert (
+        text.verdict is Verdict.UNDETERMINED and "more rows of text" in text.next_step and text.provenance.n_sequences == 12
+    )  # 16 would not tell
 
 
 def test_the_same_inputs_and_seed_give_the_same_evidence(three_layers):

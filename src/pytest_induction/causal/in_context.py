@@ -114,8 +114,8 @@ def assert_ablation_removes_icl(
     Returns the evidence. `.estimates`: `icl_score`; of each kind "lost zero", "control zero" (nats), "share zero",
     "beyond controls zero" and "rank zero"; "kept zero" and "kept beyond controls zero" for sufficiency, of as many rows as it
     took; "lost without L2H0 alone" and "kept by L2H0 alone", of the first kind, of three heads in a dozen rows. Raises
-    `ExpectationFailed`, which carries it, `UnsupportedModel` where heads cannot be edited, `TextError` for a text of fewer than 16
-    rows. Source: Olsson et al. 2022, argument 3.
+    `ExpectationFailed`, which carries it, `UnsupportedModel` where heads cannot be edited, `TextError` for a text of fewer than
+    16 rows. Source: Olsson et al. 2022, argument 3.
 
     >>> from pytest_induction.planted import induction_head
     >>> assert_ablation_removes_icl(induction_head(), how="zero").reason
