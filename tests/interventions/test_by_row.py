@@ -46,7 +46,9 @@ def test_each_row_has_its_own_sets_by_every_kind(kind, frozen):
 
 def test_of_a_row_that_only_serves_another_nothing_is_asked():
     subject, asked = load_model(Model().double().eval()), []
-    found = list(Rows(subject, TOKENS[:2], QUERIES, range(3), counted=1).losses(lambda row: asked.append(row) or {"resample": SETS}))
+    found = list(
+        Rows(subject, TOKENS[:2], QUERIES, range(3), counted=1).losses(lambda row: asked.append(row) or {"resample": SETS})
+    )
     assert len(found) == 1 and asked == [0]
     with pytest.raises(ArgumentError, match="two or more are needed, got 1"):
         Rows(subject, TOKENS[:1], QUERIES, ())
