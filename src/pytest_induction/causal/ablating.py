@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 SETS_IN_A_ROW = 6  # by the first kind of ablation: 72 in a dozen rows
 ROWS_ALONE = 12  # in which heads are ablated one by one, and all but one
-FEWEST_KEPT = 2  # rows before it is told that heads do not keep it up by themselves
+FEWEST_KEPT = 3  # rows before it is told that heads do not keep it up by themselves
 LEAST_MOVED = 1e-4  # nats: less may be rounding
 Asked = tuple[
     str, int
@@ -272,9 +272,13 @@ class Ablations:
             rises = self.rows[0].rises[self.kinds[0]]
             self._alone = sorted(sorted(self._alone, key=lambda number: -rises[SINGLE, number])[:NAMED])
         if self._keeps and len(self.rows) >= FEWEST_KEPT:
-            learnt = -sum(row.learning for row in self.rows)
-            lost = [sum(row.rises[kind][ALL_BUT_HEADS, 0] for row in self.rows) for kind in self.kinds]
-            self._keeps = learnt > 0 and all(learnt - each > self._min_share * learnt for each in lost)
+            self._keeps = all(self._may_keep(self._column(self.rows, kind, (ALL_BUT_HEADS, 0))) for kind in self.kinds)
+
+    def _may_keep(self, lost: Array) -> bool:
+        """Whether so much may stay as is asked for: the mean of what is lost (rows,) counts as less by two standard errors."""
+        read = self.scores if len(self.scores) > len(self.rows) else np.array([row.learning for row in self.rows])
+        least = lost.mean() - 2 * lost.std(ddof=1) / np.sqrt(len(lost))
+        return bool(least < (1 - self._min_share) * -read.mean())
 
     def _ablated(self, rows: Sequence[Row]) -> Ablated:
         n_sets = len(self.order)
