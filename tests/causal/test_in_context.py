@@ -493,3 +493,9 @@ def test_one_clean_pass_serves_all_kinds(three_layers):
     handle.remove()
     sets = sum(len(found) for row in task.rows for found in row.rises.values())
     assert sum(rows) == 12 + sets
+
+
+def test_of_a_text_a_model_that_is_not_small_reads_fewer_rows(three_layers, monkeypatch):
+    assert assertions._most(three_layers, TEXT) == 512 and assertions._most(three_layers, None) == 192
+    monkeypatch.setattr("pytest_induction.heads.search.SMALL_MODEL", 1000)
+    assert assertions._most(three_layers, TEXT) == 96 and assertions._most(three_layers, None) == 192

@@ -29,6 +29,7 @@ from pytest_induction.errors import ArgumentError, TextError, user_facing, whole
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.heads.induction import judged_induction_head, list_of_heads
+from pytest_induction.heads.search import is_small
 from pytest_induction.heads.table import Thresholds
 from pytest_induction.interventions.arguments import HeadsLike, heads_of
 from pytest_induction.interventions.edits import HOW, Replacement
@@ -70,6 +71,7 @@ def before_and_after(start: Any, end: Any, clean: Any, ablated: Any) -> Floats:
 CLAIM = "ablation_removes_icl"
 INDUCTION = "induction"
 FEWEST_CONTROLS = min(RANKED)
+DEAR_TEXT_ROWS = 96  # of a model that is not small: to read them takes about 35 passes over 12 rows of 101 tokens
 SHARE_OF_REST = 0.2  # of the error rate, for choosing heads, and as much for whether they are sufficient
 
 
@@ -107,9 +109,9 @@ def assert_ablation_removes_icl(
     where there is nothing to compare with, or where ablating every head moves no loss.
 
     Cost: after the list of heads, of each row a pass, and with three kinds 11 to 23 begun at the first layer of the heads. Rows
-    are drawn in rounds of 12, 24, ... until all is clear, or clearly would not be within `max_sequences` (512 rows of text, 192
-    sequences). Of a text nothing is ablated before it is clear that the model learns from it. `error_rate` is for choosing heads,
-    for all kinds and rounds together.
+    are drawn in rounds of 12, 24, ... until all is clear, or clearly would not be within `max_sequences` (192 sequences; 96 rows
+    of text, 512 for a model of up to 2 million weights). Of a text nothing is ablated before it is clear that
+    the model learns from it. `error_rate` is for choosing heads, for all kinds and rounds together.
 
     Returns the evidence. `.estimates`: `icl_score`; of each kind "lost zero", "control zero" (nats), "share zero",
     "beyond controls zero" and "rank zero"; "kept zero" and "kept beyond controls zero" for sufficiency, of as many rows as it
@@ -125,9 +127,10 @@ def assert_ablation_removes_icl(
     check_share("error_rate", error_rate)
     kinds = _kinds(how)
     whole_number("n_controls", n_controls, least=FEWEST_CONTROLS)
-    most = MAX_SEQUENCES if text is None else MAX_TEXT_ROWS
-    most = most if max_sequences is None else whole_number("max_sequences", max_sequences, least=FIRST_LOOK)
+    if max_sequences is not None:
+        whole_number("max_sequences", max_sequences, least=FIRST_LOOK)
     subject = load_model(model)
+    most = _most(subject, text) if max_sequences is None else max_sequences
     _ = subject.reading  # refuse by name here, before anything is measured
     seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
     rows = None if text is None else _rows(subject, text, most, seed)
@@ -138,6 +141,13 @@ def assert_ablation_removes_icl(
     preserving = {"pattern_preserving": pattern_preserving}
     task = Ablations(subject, chosen, kinds, seed, n_controls, rows, min_share=min_share, **preserving)
     return expect(_judged(task, evidence, (most if rows is None else min(most, len(rows)), error_rate)))
+
+
+def _most(subject: ModelUnderTest, text: Any) -> int:
+    """How many sequences, or rows of text, are drawn at most where that is not said: of a text fewer where a row is dear."""
+    if text is None:
+        return MAX_SEQUENCES
+    return MAX_TEXT_ROWS if is_small(subject) else DEAR_TEXT_ROWS
 
 
 def _judged(task: Ablations, evidence: Evidence, budget: tuple[int, float]) -> Evidence:
