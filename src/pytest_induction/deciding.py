@@ -143,11 +143,11 @@ def extend(rounds: list[R], draw: Callable[[], R]) -> bool:
     return True
 
 
-def more_needed_in_words(more: int, drawn: int, each: float) -> str:
+def more_needed_in_words(more: int, drawn: int, each: float, of: str = "sequences") -> str:
     """How to draw so many sequences more, of which one takes so many tokens: by a larger budget where that was spent."""
     if not more:
         return ""
-    wanted = f"about {more} more sequences"
+    wanted = f"about {more} more {of}"
     return what_more(more * each, wanted) or f"{wanted}: max_sequences={drawn + more}"
 
 

@@ -6,7 +6,8 @@ import torch
 
 import pytest_induction as induction
 from pytest_induction.behaviour.text import rows_of
-from pytest_induction.causal.in_context import before_and_after, in_context_attribution, late_minus_early
+from pytest_induction.causal.ablating import in_context_attribution, late_minus_early
+from pytest_induction.causal.in_context import before_and_after
 from pytest_induction.errors import ArgumentError
 from pytest_induction.interventions import intervene
 from pytest_induction.interventions.edits import ablate, freeze_patterns, run_with

@@ -2,64 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from pytest_induction.behaviour.judging import MIN_ROWS
-from pytest_induction.behaviour.text import rows_of, windows_of
-from pytest_induction.causal.judging import MIN_SHARE, Ablated, CausalClaim, as_answer, judge_necessity, judge_sufficiency
-from pytest_induction.causal.prices import SUFFICIENCY_CONTROLS, price_of_removal
-from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS, Judgement, priced_claim, until_clear
+from pytest_induction.behaviour.text import rows_of
+from pytest_induction.causal.ablating import Ablations, Floats, Ids
+from pytest_induction.causal.dealing import RANKED
+from pytest_induction.causal.judging import (
+    MIN_SHARE,
+    N_CONTROLS,
+    Ablated,
+    CausalClaim,
+    as_answer,
+    is_out_of_reach,
+    judge_learning,
+    judge_necessity,
+    judge_sufficiency,
+    of_each,
+)
+from pytest_induction.causal.prices import most_rows, price_of_removal
+from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed_in_words, priced_claim, until_clear
 from pytest_induction.errors import ArgumentError, TextError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.heads.induction import judged_induction_head, list_of_heads
 from pytest_induction.heads.table import Thresholds
-from pytest_induction.interventions.ablation import Controls, matched_controls
-from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of
+from pytest_induction.interventions.arguments import HeadsLike, heads_of
 from pytest_induction.interventions.edits import HOW, Replacement
-from pytest_induction.interventions.passes import Ablating, HeadSet, Passes
-from pytest_induction.measuring.observing import Array, ModelLike, probes_of, provenance
+from pytest_induction.measuring.observing import ModelLike, provenance
 from pytest_induction.measuring.rounds import MAX_SEQUENCES as MOST_FOR_HEADS
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
-from pytest_induction.probes.sequences import COPIES, repeated_sequences
-from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, HeadId, HeadList, Verdict
-from pytest_induction.spending import spend_at_most, within_budget
-from pytest_induction.statistics import FIRST_LOOK
-
-Floats = NDArray[np.float64]
-
-
-def late_minus_early(losses: Floats, late: NDArray[np.bool_]) -> Floats:
-    """The in-context learning score of each row, (..., rows): the mean loss of late tokens minus that of early ones, in nats.
-
-    `losses` is (..., rows, tokens), `late` (tokens,) says which of the tokens are late; all others are early. Negative where a
-    model learns in context. Raises `ArgumentError` where one of the two has no tokens.
-    """
-    if losses.shape[-1:] != late.shape or late.all() or not late.any():
-        raise ArgumentError(f"`late` must name some of the {losses.shape[-1]} tokens and not all, got {late.shape}")
-    return np.asarray(losses[..., late].mean(axis=-1) - losses[..., ~late].mean(axis=-1), dtype=np.float64)
-
-
-def in_context_attribution(clean: Floats, ablated: Floats, late: NDArray[np.bool_]) -> Floats:
-    """By how many nats the in-context learning score of each row rises with heads ablated, (..., rows).
-
-    `clean` is (rows, tokens), `ablated` (..., rows, tokens). Positive where the heads contribute to in-context learning, also
-    above all of it; 0 where they do nothing, or as much to early tokens as to late ones. Of single heads it is what each is worth
-    beside all others: of two equal ones either may have next to nothing.
-
-    >>> clean, late = np.array([[4.0, 4.0, 1.0, 1.0]]), np.array([False, False, True, True])
-    >>> in_context_attribution(clean, np.array([[4.5, 4.5, 4.0, 4.0]]), late)
-    array([2.5])
-    """
-    return np.asarray(late_minus_early(ablated, late) - late_minus_early(clean, late), dtype=np.float64)
+from pytest_induction.spending import BudgetSpent, spend_at_most, spent_so_far
+from pytest_induction.statistics import FIRST_LOOK, look_sizes
 
 
 def before_and_after(start: Any, end: Any, clean: Any, ablated: Any) -> Floats:
@@ -91,11 +71,8 @@ def before_and_after(start: Any, end: Any, clean: Any, ablated: Any) -> Floats:
 
 CLAIM = "ablation_removes_icl"
 INDUCTION = "induction"
-N_CONTROLS = 100
-FEWEST_CONTROLS = 49  # of which, if none does as much, one set in fifty does
+FEWEST_CONTROLS = min(RANKED)
 SHARE_OF_REST = 0.2  # of the error rate, for choosing heads, and as much for whether they are sufficient
-LEAST_MOVED = 1e-4  # nats: less may be rounding
-Ids = NDArray[np.int64]
 
 
 @user_facing
@@ -119,10 +96,11 @@ def assert_ablation_removes_icl(
     Measured on `text` (a string, a path or token ids, as for `assert_learns_in_context`) by the in-context learning score;
     without a text by what repetition gains, the loss on the first copy of random tokens minus that on later ones. Shown when, by
     every kind of ablation in `how` ("zero", "mean", "resample"), at least `min_share` of it is gone with all heads ablated
-    together, half of that is left without what is gone with as many random others, and of `n_controls` such sets at most one in
-    fifty does as much (none, where there are fewer than 99). Controls have as many heads in each layer, none of those in
-    question; all that there are of fewer, and some from the nearest layers where a layer has too few. To fall short of such a
-    one, which may hold what the heads read from, is UNDETERMINED.
+    together, half of that is left without what is gone with as many random others, and of 72 such sets none does as much, or
+    one of 288; at most `n_controls` are looked at. Each row has six sets of its own by the first kind, and one by each other; a
+    set that does half as much as the heads is looked at in further rows. Controls have as many heads in each layer, none of
+    those in question; all that there are of fewer, and some from the nearest layers where a layer has too few. To fall short of
+    such a one, which may hold what the heads read from, is UNDETERMINED.
 
     `heads` are "induction", all those that `find_induction_heads` lists, on other sequences than they are tested on; or heads of
     your own. Heads that the list leaves open are named in a note. With `pattern_preserving` all heads attend as without the
@@ -132,15 +110,17 @@ def assert_ablation_removes_icl(
     left, and by half of that more than with random others left; else "necessary". UNDETERMINED too where kinds disagree in sign,
     where there is nothing to compare with, or where ablating every head moves no loss.
 
-    Cost: each row takes, for each kind, as many passes as there are controls, and one for each head; a pass begins at the first
-    layer of the heads. Rows are drawn in rounds of 12, 24, ... until all is clear, at most `max_sequences` (512 rows of text, 192
-    sequences), after the list of heads has taken what it needs, or until a `budget` is spent, as in
-    `assert_has_induction_head`. `error_rate` is for choosing heads, for all kinds and rounds together.
+    Cost: after the list of heads, of each row a pass, and with three kinds 11 to 23 begun at the first layer of the heads. Rows
+    are drawn in rounds of 12, 24, ... until all is clear, or clearly would not be within `max_sequences` (192 sequences; 96 rows
+    of text, 512 for a model of up to 2 million weights), or a `budget` is spent, as in `assert_has_induction_head`. Of a text
+    nothing is ablated before it is clear that the model learns from it. `error_rate` is for choosing heads, for all kinds and
+    rounds together.
 
     Returns the evidence. `.estimates`: `icl_score`; of each kind "lost zero", "control zero" (nats), "share zero",
-    "beyond controls zero" and "rank zero"; "kept zero" and "kept beyond controls zero" for sufficiency; "lost without L2H0 alone"
-    and "kept by L2H0 alone", of the first kind. Raises `ExpectationFailed`, which carries it, `UnsupportedModel` where heads
-    cannot be edited, `TextError` for a text of fewer than 16 rows. Source: Olsson et al. 2022, argument 3.
+    "beyond controls zero" and "rank zero"; "kept zero" and "kept beyond controls zero" for sufficiency, of as many rows as it
+    took; "lost without L2H0 alone" and "kept by L2H0 alone", of the first kind, of three heads in a dozen rows. Raises
+    `ExpectationFailed`, which carries it, `UnsupportedModel` where heads cannot be edited, `TextError` for a text of fewer than
+    16 rows. Source: Olsson et al. 2022, argument 3.
 
     >>> from pytest_induction.planted import induction_head
     >>> assert_ablation_removes_icl(induction_head(), how="zero").reason
@@ -151,9 +131,10 @@ def assert_ablation_removes_icl(
     check_share("error_rate", error_rate)
     kinds = _kinds(how)
     whole_number("n_controls", n_controls, least=FEWEST_CONTROLS)
-    most = MAX_SEQUENCES if text is None else MAX_TEXT_ROWS
-    most = most if max_sequences is None else whole_number("max_sequences", max_sequences, least=FIRST_LOOK)
+    if max_sequences is not None:
+        whole_number("max_sequences", max_sequences, least=FIRST_LOOK)
     subject = load_model(model)
+    most = most_rows(subject, is_text=text is not None) if max_sequences is None else max_sequences
     _ = subject.reading  # refuse by name here, before anything is measured
     seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
     rows = None if text is None else _rows(subject, text, most, seed)
@@ -161,154 +142,43 @@ def assert_ablation_removes_icl(
     evidence = replace(evidence, thresholds={"min_share": min_share, **evidence.thresholds}, confidence=1 - error_rate)
     if not chosen:
         return expect(evidence)
-    task = _Task(subject, chosen, kinds, seed, n_controls, rows, pattern_preserving=pattern_preserving)
-    sampling = (most if rows is None else min(most, len(rows)), error_rate)
-    return expect(_judged(task, evidence, min_share, sampling))
+    preserving = {"pattern_preserving": pattern_preserving}
+    task = Ablations(subject, chosen, kinds, seed, n_controls, rows, min_share=min_share, **preserving)
+    return expect(_judged(task, evidence, (most if rows is None else min(most, len(rows)), error_rate)))
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Rows of one length: token ids, the positions whose next token has a loss that counts, and which of these are late."""
-
-    tokens: Ids
-    queries: Ids
-    late: NDArray[np.bool_]
-    other: Ids
-
-
-class _Task:
-    """What is ablated, and on which rows."""
-
-    def __init__(
-        self,
-        subject: ModelUnderTest,
-        heads: Sequence[HeadId],
-        kinds: Sequence[Replacement],
-        seed: int,
-        n_controls: int,
-        rows: Ids | None,
-        *,
-        pattern_preserving: bool,
-    ) -> None:
-        self.subject, self.heads, self.kinds, self.seed, self.rows = subject, tuple(heads), kinds, seed, rows
-        self._pattern_preserving = pattern_preserving
-        self.controls: Controls = matched_controls(heads, subject.reading.heads, n_controls, np.random.default_rng([seed, 10]))
-        self.batches: list[_Batch] = []
-
-    def drawn(self, n_sequences: int, number: int) -> Ablated:
-        """A round of rows with all that is to be known for whether the heads are necessary."""
-        batches = list(self._text(n_sequences) if self.rows is not None else self._repeated(n_sequences, number))
-        self.batches += batches
-        return self._measured(batches, self.heads, self.controls.sets, [[head] for head in self.heads])
-
-    def kept(self) -> Ablated:
-        """What is lost on all of these rows with all other heads of the same layers ablated, than these, and than controls."""
-        layers = {head.layer for head in self.heads}
-        pool = {head for head in all_heads(self.subject) if head.layer in layers}
-        controls = [pool.difference(each) for each in self.controls.sets[:SUFFICIENCY_CONTROLS]]
-        alone = [frozenset(pool - {head}) for head in self.heads]
-        return self._measured(self.batches, frozenset(pool.difference(self.heads)), [frozenset(each) for each in controls], alone)
-
-    def moves(self) -> bool:
-        """Whether ablating every head moves a loss, by every kind: a manipulation that is not seen shows nothing."""
-        batches = list(self._text(2) if self.rows is not None else self._repeated(2, 0))
-        every = all_heads(self.subject)
-        found = (passes.losses([every]) for kind in self.kinds for passes in (self._passes(batches[0], kind),))
-        return all(float(np.abs(each.ablated[0] - each.clean).max()) > LEAST_MOVED for each in found)
-
-    def claim(self, min_share: float) -> CausalClaim:
-        """What is asked of these heads."""
-        return CausalClaim(
-            tuple(map(str, self.heads)),
-            "what repetition gains" if self.rows is None else "in-context learning on the text",
-            min_share,
-            self.controls.relaxed,
-            self.controls.complete,
-            2 if self.rows is None else MIN_ROWS,
-        )
-
-    @property
-    def described(self) -> str:
-        """The rows, in a few words."""
-        if self.rows is not None:
-            return f"rows of {self.rows.shape[1]} tokens of text"
-        periods = sorted({int(np.count_nonzero(~batch.late)) + 1 for batch in self.batches})
-        return f"periods {periods[0]} to {periods[-1]}" if periods else "repeated tokens"
-
-    def _measured(
-        self, batches: Sequence[_Batch], heads: HeadSet, controls: Sequence[HeadSet], single: Sequence[HeadSet]
-    ) -> Ablated:
-        parts = []
-        passes = len(self.kinds) * (1 + len(controls)) + len(single)
-        with progress(CLAIM, passes * sum(len(batch.tokens) for batch in batches)):
-            for batch in batches:
-                first, *others = self.kinds
-                learning, effects = self._effects(batch, first, [heads, *controls, *single])
-                end = 1 + len(controls)
-                found: dict[str, Array] = {first: effects[:end]}
-                found |= {kind: self._effects(batch, kind, [heads, *controls])[1] for kind in others}
-                lost = {kind: each[0] for kind, each in found.items()}
-                usual = {kind: each[1:] for kind, each in found.items()}
-                parts.append(Ablated(learning, lost, usual, effects[end:]))
-        return Ablated.join(parts)
-
-    def _effects(self, batch: _Batch, kind: Replacement, sets: Sequence[HeadSet]) -> tuple[Array, Array]:
-        """The score of each row (rows,), and by how much it rises without each set (sets, rows)."""
-        found = self._passes(batch, kind).losses(sets)
-        return late_minus_early(found.clean, batch.late), in_context_attribution(found.clean, found.ablated, batch.late)
-
-    def _passes(self, batch: _Batch, kind: Replacement) -> Passes:
-        tokens, other = (torch.from_numpy(ids) for ids in (batch.tokens, batch.other))
-        ablating = Ablating(kind, self._pattern_preserving)
-        queries = torch.from_numpy(batch.queries)
-        return Passes(self.subject, tokens.to(self.subject.device), queries, ablating, other if kind == "resample" else None)
-
-    def _text(self, n_sequences: int) -> Iterable[_Batch]:
-        """The next rows of the text; of its tokens those of the two windows count."""
-        if self.rows is None:
-            return
-        begun = sum(len(batch.tokens) for batch in self.batches)
-        tokens, other = (each[begun : begun + n_sequences] for each in (self.rows, np.roll(self.rows, 1, 0)))
-        first_token, windows = windows_of(self.subject, self.rows)
-        early, late = (np.arange(span[0] - first_token, span[1] + 1 - first_token) for span in (windows.early, windows.late))
-        yield _Batch(tokens, np.concatenate([early, late]), np.arange(len(early) + len(late)) >= len(early), other)
-
-    def _repeated(self, n_sequences: int, number: int) -> Iterable[_Batch]:
-        """Repeated tokens; the first token of each copy does not count, for in the second copy it cannot be known."""
-        rng = np.random.default_rng([self.seed, 9, number])
-        for probe in probes_of(self.subject, n_sequences, rng, COPIES, None):
-            place = np.arange(probe.n_positions - 1) + 1 - probe.start  # of the token after a position, in the blocks
-            queries = np.flatnonzero((place > 0) & (place % probe.period != 0))
-            other = repeated_sequences(
-                self.subject.space, period=probe.period, rng=rng, n_sequences=probe.n_sequences, repeats=probe.repeats
-            )
-            yield _Batch(probe.tokens, queries, place[queries] >= probe.period, other.tokens)
-
-
-def _judged(task: _Task, evidence: Evidence, min_share: float, budget: tuple[int, float]) -> Evidence:
+def _judged(task: Ablations, evidence: Evidence, budget: tuple[int, float]) -> Evidence:
     """The verdict on whether the heads are necessary and, where they are, on whether they are sufficient."""
     max_sequences, error_rate = budget
     rest, stage = 1 - 2 * SHARE_OF_REST, error_rate * SHARE_OF_REST
-    claim = task.claim(min_share)
+    claim, begun = task.claim(), spent_so_far()
     if not task.controls.sets:
         summary = f"the model has no {len(task.heads)} heads beside {claim.named} to compare them with"
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="no_controls", summary=summary)
+
+    given_up: list[Judgement] = []
+
+    def judge(rounds: list[Ablated], error_rate: float) -> Judgement:
+        found = judge_necessity(task.all_of(rounds), claim, error_rate=error_rate)
+        if is_out_of_reach(found, claim, len(task.rows), max_sequences):
+            given_up.append(found)
+            return replace(found, verdict=Verdict.REFUTED)  # clear that it stays unclear: no more rows are drawn
+        return found
+
+    found = None if task.text is None else _read_first(task, claim, max_sequences, error_rate * rest)
+    if found is None:
+        _, found, _ = until_clear(task.drawn, judge, max_sequences, error_rate * rest)
+        found = given_up[0] if given_up else found
     if not task.moves():
         summary = "ablating every head moves no loss: what the heads do is not seen in this model, or is nothing"
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="nothing_moves", summary=summary)
-
-    def judge(rounds: list[Ablated], error_rate: float) -> Judgement:
-        return judge_necessity(Ablated.join(rounds), claim, error_rate=error_rate)
-
-    rounds, found, settle = until_clear(task.drawn, judge, max_sequences, error_rate * rest)
     found = as_answer(found)
-    if found.verdict is Verdict.SHOWN and not claim.relaxed:
-        necessary = found
-        found = within_budget(lambda: judge_sufficiency(necessary, task.kept(), claim, error_rate=stage), found)
-    count = sum(len(part.learning) for part in rounds)
-    if task.rows is not None:
-        settle = settle.replace("more sequences:", "more rows of text:")
-    about = provenance(task.subject, seed=task.seed, n_sequences=count, probe=task.described)
+    if found.verdict is Verdict.SHOWN and (kept := task.kept()) is not None:
+        found = judge_sufficiency(found, kept, claim, error_rate=stage)
+    count = len(task.rows) or len(task.scores)
+    of = "sequences" if task.text is None else "rows of text"
+    settle = more_needed_in_words(found.more_sequences, count, (spent_so_far() - begun) / max(1, count), of)
+    about = provenance(task.subject, seed=task.seed, n_sequences=max(count, len(task.scores)), probe=task.described)
     about = replace(about, notes=tuple(dict.fromkeys((*about.notes, *evidence.provenance.notes))))
     return replace(
         evidence,
@@ -319,6 +189,26 @@ def _judged(task: _Task, evidence: Evidence, min_share: float, budget: tuple[int
         estimates=found.estimates or {},
         next_step=settle,
     )
+
+
+def _read_first(task: Ablations, claim: CausalClaim, max_rows: int, error_rate: float) -> Judgement | None:
+    """The judgement where the model does not learn from the text, or that is not clear; None where it does.
+
+    A pass over a row of text is dear, and one for each set of heads is dearer: nothing is ablated before that is clear.
+    """
+    looks = look_sizes(max_rows)
+    found: Judgement | None = None
+    for size in looks:
+        try:
+            scores = task.read(size)
+        except BudgetSpent:
+            if found is None:
+                raise
+            break
+        found = judge_learning(scores, claim, error_rate=of_each(error_rate / len(looks), len(task.kinds)))
+        if found is None or found.verdict is not Verdict.UNDETERMINED or is_out_of_reach(found, claim, size, max_rows):
+            break
+    return found
 
 
 def _chosen(subject: ModelUnderTest, heads: HeadsLike, budget: tuple[int, float, int]) -> tuple[tuple[HeadId, ...], Evidence]:

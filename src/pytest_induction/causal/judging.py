@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pytest_induction.causal.dealing import RANKED, may_do_as_much, mean_differences
 from pytest_induction.deciding import MAX_IN_CONTEXT_LEARNING, Judgement, more_needed
 from pytest_induction.heads.criteria import EXCESS_SHARE
 from pytest_induction.measuring.observing import Array
@@ -15,8 +16,9 @@ from pytest_induction.records import Estimate, Verdict
 from pytest_induction.statistics import SHARE, SMALLEST_SPREAD, mean_interval, student_quantile
 
 MIN_SHARE = 0.5  # of in-context learning, that must be gone
-MOST_AS_MUCH = 1 / 50  # of control sets, and the heads themselves, that may do as much as the heads
+N_CONTROLS = max(RANKED)
 NAMED = 3  # heads that are in the evidence one by one
+MAY_WELL_BE = 0.4  # of half an interval at a rate of 1e-5: two standard errors
 OPEN = ("kinds_disagree", "no_controls")  # clear, and yet no answer
 
 
@@ -24,14 +26,17 @@ OPEN = ("kinds_disagree", "no_controls")  # clear, and yet no answer
 class Ablated:
     """What ablations do, row by row, in nats; kinds of ablation by name.
 
-    `learning` (rows,) is the in-context learning score of the model as it is, negative where it learns; `lost` (rows,) by how
-    much it rises without the heads, `controls` (n_sets, rows) without each control set, and `single` (n_heads, rows) without each
-    of the heads alone, by the first kind of ablation.
+    `learning` (rows,) is the in-context learning score of the model as it is, negative where it learns, of these rows and of any
+    after them in which nothing was ablated; `lost` (rows,) by how much it rises without the heads, `controls` (n_sets, rows)
+    without each control set, NaN in rows that it was not dealt to, and `usual` (rows,) the mean over those sets that were new in
+    a row. `single` (n_heads, rows) is without each of the heads alone, by the first kind of ablation, NaN where it was not
+    measured.
     """
 
     learning: Array
     lost: Mapping[str, Array]
     controls: Mapping[str, Array]
+    usual: Mapping[str, Array]
     single: Array
 
     @classmethod
@@ -41,20 +46,24 @@ class Ablated:
             np.concatenate([part.learning for part in rounds]),
             {kind: np.concatenate([part.lost[kind] for part in rounds]) for kind in rounds[0].lost},
             {kind: np.concatenate([part.controls[kind] for part in rounds], axis=1) for kind in rounds[0].controls},
+            {kind: np.concatenate([part.usual[kind] for part in rounds]) for kind in rounds[0].usual},
             np.concatenate([part.single for part in rounds], axis=1),
         )
 
 
 @dataclass(frozen=True)
 class CausalClaim:
-    """What is asked: which heads, of what (in words), the least share of it, and which layers had too few heads for controls."""
+    """What is asked: which heads, of what (in words), the least share of it, and which layers had too few heads for controls.
+
+    There are `n_controls` sets in all; with `complete` there are no more such sets.
+    """
 
     heads: tuple[str, ...]
     about: str
     min_share: float = MIN_SHARE
     relaxed: tuple[int, ...] = ()
     complete: bool = False
-    fewest_rows: int = 2
+    n_controls: int = N_CONTROLS
 
     @property
     def named(self) -> str:
@@ -72,18 +81,21 @@ class CausalClaim:
 
 @dataclass(frozen=True)
 class Kind:
-    """What one kind of ablation does, in nats and as shares of in-context learning; which controls do as much, which more."""
+    """What one kind of ablation does, in nats and as shares of in-context learning.
+
+    Of `n_controls` sets that were ablated `as_much` do as much and `more` clearly more; `fewest` must be ablated, and in the end
+    `most_as_much` may do as much.
+    """
 
     lost: Estimate
     control: Estimate
     share: Estimate
     excess: Estimate
-    as_much: tuple[bool, ...]
-    more: tuple[bool, ...]
-
-    @property
-    def n_controls(self) -> int:
-        return len(self.as_much)
+    n_controls: int
+    as_much: int
+    more: int
+    fewest: int
+    most_as_much: int
 
     @property
     def usual(self) -> float:
@@ -93,32 +105,31 @@ class Kind:
     @property
     def rank(self) -> float:
         """How many of the sets, these heads and the controls, do as much: a permutation test's p."""
-        return (1 + sum(self.as_much)) / (1 + self.n_controls)
+        return (1 + self.as_much) / (1 + self.n_controls)
 
     @property
     def is_ranked(self) -> bool:
-        """Whether few enough do as much; of fewer than 49 controls none."""
-        return sum(self.as_much) <= self._allowed
+        """Whether enough controls were ablated, and few enough of them do as much."""
+        return self.n_controls >= self.fewest and self.as_much <= may_do_as_much(self.n_controls)
 
     @property
     def is_outranked(self) -> bool:
         """Whether clearly too many do more."""
-        return sum(self.more) > self._allowed
-
-    @property
-    def _allowed(self) -> int:
-        return max(0, math.floor(MOST_AS_MUCH * (1 + self.n_controls) + 1e-9) - 1)
+        return self.more > self.most_as_much
 
 
 def share_interval(part: Array, whole: Array, error_rate: float) -> Estimate:
-    """Interval of mean(part) / mean(whole) over rows (n,), by Fieller: the shares that a paired Student's test does not refute.
+    """Interval of mean(part) / mean(whole), by Fieller: the shares that a paired Student's test does not refute.
 
-    The spread of what is tested counts as larger by 0.01 nats: equal values make no certainty. Raises `ArgumentError` as
-    `mean_interval`; the whole must be clear of 0 at this error rate, else no share is refuted and the interval is all numbers.
+    `part` (m,) is of the first m of the rows of `whole` (n,), or of all. The spread of what is tested counts as larger by 0.01
+    nats: equal values make no certainty. Raises `ArgumentError` as `mean_interval`; the whole must be clear of 0 at this error
+    rate, else no share is refuted and the interval is all numbers.
     """
-    mean_interval(np.stack([part, whole], axis=1), error_rate, "nats")  # raises for what cannot be used
+    for each in (part, whole):
+        mean_interval(each[:, None], error_rate, "nats")  # raises for what cannot be used
     count, t = len(part), student_quantile(error_rate / 2, len(part) - 1)
-    (of_part, of_both), (_, of_whole) = (np.cov(np.stack([part, whole])) / count).tolist()
+    of_part, of_whole = part.var(ddof=1) / count, whole.var(ddof=1) / len(whole)
+    of_both = float(np.cov(np.stack([part, whole[:count]]))[0, 1]) / len(whole)
     least = SMALLEST_SPREAD**2 / count
     x, g = float(part.mean()), float(whole.mean())
     a, b, c = g**2 - t**2 * max(of_whole, least), x * g - t**2 * of_both, x**2 - t**2 * (of_part + least)
@@ -134,24 +145,51 @@ def judge_necessity(found: Ablated, claim: CausalClaim, *, error_rate: float) ->
     The error rate is shared by the score and, of each kind, the share that is gone, what of it is beyond the controls', and which
     controls do more.
     """
-    each = error_rate / (1 + 3 * len(found.lost))
+    each = of_each(error_rate, len(found.lost))
     learning = mean_interval(found.learning[:, None], each, "nats")[0]
     estimates = {"icl_score": learning}
-    if len(found.learning) < claim.fewest_rows:
-        more = claim.fewest_rows - len(found.learning)
-        seen = f"{len(found.learning)} rows of text are too few to tell"
-        return Judgement(Verdict.UNDETERMINED, "few_rows", seen, estimates=estimates, more_sequences=more)
     if not learning.is_below(MAX_IN_CONTEXT_LEARNING):
-        return _without_learning(found, claim, learning)
-    kinds = {kind: _of_kind(found, kind, each) for kind in found.lost}
+        return _without_learning(len(found.learning), claim, learning)
+    kinds = {kind: _of_kind(found, kind, claim, each) for kind in found.lost}
     estimates |= {f"{name} {kind}": getattr(of, name) for kind, of in kinds.items() for name in ("lost", "control", "share")}
     estimates |= {f"beyond controls {kind}": of.excess for kind, of in kinds.items()}
     estimates |= {f"rank {kind}": Estimate(of.rank, of.rank, of.rank, SHARE) for kind, of in kinds.items()}
-    singles = mean_interval(found.single.T, each, "nats")
-    strongest = sorted(zip(claim.heads, singles, strict=True), key=lambda one: -one[1].value)[:NAMED]
-    estimates |= {f"lost without {head} alone": estimate for head, estimate in strongest}
-    verdict, reason, summary, more = _weighed(kinds, claim, learning, len(found.learning))
+    estimates |= {f"lost without {head} alone": estimate for head, estimate in _strongest(found.single, claim, each)}
+    verdict, reason, summary, more = _weighed(kinds, claim, learning, len(next(iter(found.lost.values()))))
     return Judgement(verdict, reason, summary, estimates=estimates, more_sequences=more)
+
+
+def of_each(error_rate: float, n_kinds: int) -> float:
+    """What each statement may spend of the error rate of a look: one of the score, and three of each kind of ablation."""
+    return error_rate / (1 + 3 * n_kinds)
+
+
+def judge_learning(learning: Array, claim: CausalClaim, *, error_rate: float) -> Judgement | None:
+    """The judgement where the model is not shown to learn, by the score of rows (n,) in which nothing is ablated; else None."""
+    score = mean_interval(learning[:, None], error_rate, "nats")[0]
+    return None if score.is_below(MAX_IN_CONTEXT_LEARNING) else _without_learning(len(learning), claim, score)
+
+
+def is_out_of_reach(judgement: Judgement, claim: CausalClaim, count: int, most: int) -> bool:
+    """Whether what is unclear after `count` rows would not be clear after `most` either, were its mean as far as may well be."""
+    if judgement.verdict is not Verdict.UNDETERMINED:
+        return False
+    estimates = judgement.estimates or {}
+    thresholds = {"share": claim.min_share, "beyond controls": claim.min_excess}
+    told = [(of, thresholds[name]) for key, of in estimates.items() if (name := key.rpartition(" ")[0]) in thresholds]
+    if judgement.reason == "learning_unclear":
+        told = [(estimates["icl_score"], MAX_IN_CONTEXT_LEARNING)]
+    elif judgement.reason != "effect_unclear":
+        return False
+    return any(_rows_at_least(of, threshold, count) > most for of, threshold in told if not of.is_above(threshold))
+
+
+def _rows_at_least(estimate: Estimate, threshold: float, count: int) -> float:
+    """How many rows it takes at least to set the estimate apart: its mean is moved by a part of the half of its interval."""
+    half = (estimate.high - estimate.low) / 2
+    if not math.isfinite(half):
+        return 0.0  # the whole is not clear of 0 yet
+    return count * (half / max(1e-9, abs(estimate.value - threshold) + MAY_WELL_BE * half)) ** 2
 
 
 def as_answer(judgement: Judgement) -> Judgement:
@@ -159,30 +197,51 @@ def as_answer(judgement: Judgement) -> Judgement:
     return replace(judgement, verdict=Verdict.UNDETERMINED) if judgement.reason in OPEN else judgement
 
 
-def _without_learning(found: Ablated, claim: CausalClaim, learning: Estimate) -> Judgement:
+def _without_learning(count: int, claim: CausalClaim, learning: Estimate) -> Judgement:
     seen = f"{claim.about} is {-learning.value:.3f} nats"
     estimates, threshold = {"icl_score": learning}, MAX_IN_CONTEXT_LEARNING
     if learning.is_above(threshold):
         seen = f"there is nothing to remove: {seen}, not above {-threshold:.3f}"
         return Judgement(Verdict.REFUTED, "nothing_to_remove", seen, estimates=estimates)
     seen = f"whether there is anything to remove is not clear: {seen}, too close to {-threshold:.3f}"
-    more = more_needed(learning, threshold, len(found.learning))
+    more = more_needed(learning, threshold, count)
     return Judgement(Verdict.UNDETERMINED, "learning_unclear", seen, estimates=estimates, more_sequences=more)
 
 
-def _of_kind(found: Ablated, kind: str, error_rate: float) -> Kind:
-    lost, controls, gained = found.lost[kind], found.controls[kind], -found.learning
-    usual = controls.mean(axis=0)
+def _of_kind(found: Ablated, kind: str, claim: CausalClaim, error_rate: float) -> Kind:
+    lost, usual, gained = found.lost[kind], found.usual[kind], -found.learning
     effect, control = mean_interval(np.stack([lost, usual], axis=1), 2 * error_rate, "nats")
-    apart = mean_interval((controls - lost).T, error_rate, "nats")
+    differences = mean_differences(found.controls[kind], lost)
+    ablated = int(np.isfinite(differences).sum())
+    more = [_is_above(found.controls[kind][number] - lost, error_rate / ablated) for number in np.flatnonzero(differences > 0)]
+    is_first = kind == next(iter(found.lost))  # the others confirm, on fewer controls
+    enough = min(claim.n_controls, *RANKED) if is_first else 1
     return Kind(
         effect,
         control,
         share_interval(lost, gained, error_rate),
         share_interval(lost - usual, gained, error_rate),
-        tuple(estimate.value >= 0 for estimate in apart),
-        tuple(estimate.is_above(0) for estimate in apart),
+        n_controls=ablated,
+        as_much=int((differences >= 0).sum()),
+        more=sum(more),
+        fewest=enough,
+        most_as_much=may_do_as_much(claim.n_controls),
     )
+
+
+def _is_above(values: Array, error_rate: float) -> bool:
+    """Whether the mean of those rows (n,) that were measured is above 0."""
+    taken = values[np.isfinite(values)]
+    return len(taken) > 1 and mean_interval(taken[:, None], error_rate, "nats")[0].is_above(0)
+
+
+def _strongest(single: Array, claim: CausalClaim, error_rate: float) -> list[tuple[str, Estimate]]:
+    """The heads that do most by themselves, of those that were measured alone in two rows or more."""
+    measured = np.flatnonzero(np.isfinite(single).sum(axis=1) > 1)
+    each = [single[number][np.isfinite(single[number])] for number in measured]
+    found = [mean_interval(values[:, None], error_rate / len(each), "nats")[0] for values in each]
+    named = zip((claim.heads[number] for number in measured), found, strict=True)
+    return sorted(named, key=lambda one: -one[1].value)[:NAMED]
 
 
 def _weighed(kinds: Mapping[str, Kind], claim: CausalClaim, learning: Estimate, count: int) -> tuple[Verdict, str, str, int]:
@@ -192,7 +251,7 @@ def _weighed(kinds: Mapping[str, Kind], claim: CausalClaim, learning: Estimate, 
     if (failed := _failed(kinds, claim, seen, against)) is not None:
         return Verdict.REFUTED, *failed, 0
     unclear = [
-        more_needed(estimate, threshold, count)
+        more_needed(estimate, threshold, count) if math.isfinite(estimate.low) else count
         for of in kinds.values()
         for estimate, threshold in ((of.share, claim.min_share), (of.excess, claim.min_excess))
         if not estimate.is_above(threshold)
@@ -201,7 +260,9 @@ def _weighed(kinds: Mapping[str, Kind], claim: CausalClaim, learning: Estimate, 
         both = f"{claim.min_share:.2f}, or {claim.min_excess:.2f} apart,"
         return Verdict.UNDETERMINED, "effect_unclear", f"{seen}, {against}: too close to {both} to tell", max(unclear)
     if not all(of.is_ranked for of in kinds.values()):
-        return Verdict.UNDETERMINED, "rank_unclear", f"{seen}, but too many controls do as much: {_ranks(kinds)}", count
+        few = all(of.as_much <= may_do_as_much(of.n_controls) for of in kinds.values())
+        what = f"{_controls(kinds, claim)} are too few" if few else "too many controls do as much"
+        return Verdict.UNDETERMINED, "rank_unclear", f"{seen}, but {what}: {_ranks(kinds)}", count
     return Verdict.SHOWN, "necessary", f"{seen}, {against}", 0
 
 
@@ -256,20 +317,24 @@ def _lowest(kinds: Mapping[str, Kind], name: str) -> str:
 def judge_sufficiency(judgement: Judgement, found: Ablated, claim: CausalClaim, *, error_rate: float) -> Judgement:
     """A judgement that heads are necessary, with how much stays where all others of their layers are ablated and they are not.
 
-    `found` has of the same rows what is lost with all others ablated, with all but each control set, and with all but each of the
-    heads alone. They are sufficient where, in every kind, `min_share` or more stays, and by half of that more than with controls.
+    `found` has of these rows, or of the first of them, what is lost with all others ablated, with all but the controls, and with
+    all but each of the heads alone. They are sufficient where, in every kind, `min_share` or more stays, and by half of that more
+    than with controls.
     """
     each = error_rate / (2 * len(found.lost))
     gained = -found.learning
-    kept = {kind: share_interval(gained - lost, gained, each) for kind, lost in found.lost.items()}
-    usual = {kind: sets.mean(axis=0) for kind, sets in found.controls.items()}
-    excess = {kind: share_interval(usual[kind] - lost, gained, each) for kind, lost in found.lost.items()}
-    alone = [share_interval(gained - lost, gained, each) for lost in found.single]
-    strongest = sorted(zip(claim.heads, alone, strict=True), key=lambda one: -one[1].value)[:NAMED]
+    kept = {kind: _rest(lost, gained, each) for kind, lost in found.lost.items()}
+    excess = {kind: share_interval(found.usual[kind] - lost, gained, each) for kind, lost in found.lost.items()}
+    alone = [
+        (head, _rest(lost[taken], gained, each))
+        for head, lost in zip(claim.heads, found.single, strict=True)
+        if (taken := np.isfinite(lost)).sum() > 1
+    ]
+    strongest = sorted(alone, key=lambda one: -one[1].value)[:NAMED]
     named = {
         **{f"kept {kind}": estimate for kind, estimate in kept.items()},
         **{f"kept beyond controls {kind}": estimate for kind, estimate in excess.items()},
-        **({f"kept by {head} alone": estimate for head, estimate in strongest} if len(alone) > 1 else {}),
+        **({f"kept by {head} alone": estimate for head, estimate in strongest} if len(claim.heads) > 1 else {}),
     }
     values = sorted(estimate.value for estimate in kept.values())
     seen = f"{judgement.summary}; with all others of their layers ablated {_percent(values[0], values[-1])} stays"
@@ -277,3 +342,9 @@ def judge_sufficiency(judgement: Judgement, found: Ablated, claim: CausalClaim, 
     sufficient = sufficient and all(of.is_above(claim.min_excess) for of in excess.values())
     reason = "necessary_and_sufficient" if sufficient else judgement.reason
     return replace(judgement, reason=reason, summary=seen, estimates={**(judgement.estimates or {}), **named})
+
+
+def _rest(lost: Array, gained: Array, error_rate: float) -> Estimate:
+    """The share that is not lost: both of rows, (m,) and (n,)."""
+    share = share_interval(lost, gained, error_rate)
+    return Estimate(1 - share.value, 1 - share.high, 1 - share.low, SHARE)

@@ -8,6 +8,7 @@ from typing import Any
 from pytest_induction.behaviour.text import row_length
 from pytest_induction.deciding import MAX_SEQUENCES, MAX_TEXT_ROWS
 from pytest_induction.heads.prices import price_of_list, price_of_verdict
+from pytest_induction.heads.search import is_small
 from pytest_induction.interventions.passes import tried_out
 from pytest_induction.measuring.rounds import MAX_SEQUENCES as MOST_FOR_HEADS
 from pytest_induction.measuring.rounds import price_of_probes
@@ -16,7 +17,8 @@ from pytest_induction.probes.sequences import usual_length
 from pytest_induction.spending import Price
 from pytest_induction.statistics import FIRST_LOOK
 
-SUFFICIENCY_CONTROLS = 20  # enough for a mean
+SETS = 24  # of heads, the empty one among them, that are ablated in a row at the most
+DEAR_TEXT_ROWS = 96  # of a model that is not small: to read them takes about 35 passes over 12 rows of 101 tokens
 PATHS = 11  # passes over each row: the means, three sets by keys and by queries, and as it is
 WEIGHED = 24 + 24  # rows on which previous-token heads are found and norms are read
 CONTRIBUTIONS = 6  # rows
@@ -24,23 +26,26 @@ Given = Mapping[str, Any]
 
 
 def price_of_removal(subject: ModelUnderTest, given: Given) -> Price:
-    """Of `assert_ablation_removes_icl`: the list of heads, then for each row and kind as many passes as there are controls, also
-    with all others ablated, and one for each head.
+    """Of `assert_ablation_removes_icl`: the list of heads, each row of a text once, and of each row that is looked at further a
+    pass and one for each set of heads.
     """
     is_text = given["text"] is not None
     positions = row_length(subject) if is_text else usual_length(subject.space)
-    most = given["max_sequences"] or (MAX_TEXT_ROWS if is_text else MAX_SEQUENCES)
-    kinds = 1 if isinstance(given["how"], str) else len(tuple(given["how"]))
-    heads = sum(subject.reading.heads)
-    each = kinds * (given["n_controls"] + SUFFICIENCY_CONTROLS + 2 * 5) + 2 * heads
+    most = given["max_sequences"] or most_rows(subject, is_text=is_text)
     shortest = positions if is_text else price_of_probes(subject.space, 1).least
-    least = FIRST_LOOK * kinds * (2 + min(given["n_controls"], 1)) * shortest
     listed = Price(0, 0)
     if given["heads"] == "induction":
         verdict = price_of_verdict(subject, {"max_sequences": MOST_FOR_HEADS})
         listed = price_of_list(subject, {"max_sequences": MOST_FOR_HEADS})
         listed = Price(listed.least, listed.most + verdict.most)
-    return listed + Price(least, (most + 2) * each * positions + tried_out(subject))
+    return listed + Price(FIRST_LOOK * shortest, (most + 2) * (SETS + int(is_text)) * positions + tried_out(subject))
+
+
+def most_rows(subject: ModelUnderTest, *, is_text: bool) -> int:
+    """How many sequences, or rows of text, are drawn at most where that is not said: of a text fewer where a row is dear."""
+    if not is_text:
+        return MAX_SEQUENCES
+    return MAX_TEXT_ROWS if is_small(subject) else DEAR_TEXT_ROWS
 
 
 def price_of_circuit(subject: ModelUnderTest, given: Given) -> Price:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -258,11 +258,22 @@ class Ablating:
 
 @dataclass
 class Kept:
-    """What is kept of a clean pass over some rows: what each block gave, queries and keys, and what heads found."""
+    """What is kept of a clean pass over some rows: what each block gave, queries and keys, and what heads give instead.
+
+    `found` is what heads of some layers found in that pass, (rows, heads, positions, d_head).
+    """
 
     gave: list[Any]
     frozen: dict[int, Edit]
     values: dict[int, Tensor]
+    found: dict[int, Tensor] = field(default_factory=dict)
+
+    def of_row(self, row: int) -> Kept:
+        """The same of one of the rows."""
+        part = slice(row, row + 1)
+        gave = [_like(each, _stream(each)[part]) for each in self.gave]
+        frozen = {layer: _with_tensors(edit, lambda value: value[part]) for layer, edit in self.frozen.items()}
+        return Kept(gave, frozen, self.values, {layer: found[part] for layer, found in self.found.items()})
 
 
 @dataclass
@@ -294,17 +305,12 @@ class Passes:
 
     def losses(self, sets: Sequence[HeadSet]) -> SetLosses:
         """The losses with each set ablated; raises `ModelError` where they are not finite."""
-        table = table_of(self.subject, sets)
-        order = np.argsort([_first_layer(heads, self.subject.n_layers) for heads in sets], kind="stable")
 
         def measured(rows: Tensor, part: slice) -> tuple[Array, Array]:
             kept, logits = self.clean(rows, part)
             clean = numbers(losses_at(logits, rows, self.queries))
             del logits
-            found = np.empty((len(sets), *clean.shape))
-            for chunk in self._chunks(sets, order, rows):
-                found[chunk] = self._fitting(rows, kept, table[chunk])
-            return clean, found
+            return clean, self.ablated(rows, kept, sets)
 
         at_once = self._most(self.rows.shape[1])
         parts = in_batches(self.subject, self.rows, measured, logits=True, most=1 if self.subject.mixes_rows else at_once)
@@ -312,6 +318,15 @@ class Passes:
         if not (np.isfinite(result.clean).all() and np.isfinite(result.ablated).all()):
             raise ModelError(f"the loss of {self.subject.name} is not finite with heads ablated {self.ablating.how!r}")
         return result
+
+    def ablated(self, rows: Tensor, kept: Kept, sets: Sequence[HeadSet]) -> Array:
+        """The losses (sets, rows, queries) with each set ablated, after a clean pass over the rows that gave what is kept."""
+        table = table_of(self.subject, sets)
+        order = np.argsort([_first_layer(heads, self.subject.n_layers) for heads in sets], kind="stable")
+        found = np.empty((len(sets), len(rows), len(self.queries)))
+        for chunk in self._chunks(sets, order, rows):
+            found[chunk] = self._fitting(rows, kept, table[chunk])
+        return found
 
     def compared(
         self, heads: Sequence[HeadId], compare: Callable[[Tensor, Tensor, slice], T], *, same_edits: bool = False
@@ -351,16 +366,21 @@ class Passes:
         groups = [order[start:stop] for start, stop in pairwise(borders) if stop > start]
         return [part.tolist() for group in groups for part in np.array_split(group, -(-len(group) // size))]
 
-    def clean(self, rows: Tensor, part: slice) -> tuple[Kept, Tensor]:
-        """A clean pass over some rows: what the passes after it need, and its logits at the queries."""
-        layers = range(self.subject.n_layers if self.ablating.pattern_preserving else 0)
-        records = {layer: [Record(inputs=True)] for layer in layers}
+    def clean(self, rows: Tensor, part: slice, found_in: Collection[int] = ()) -> tuple[Kept, Tensor]:
+        """A clean pass over some rows: what the passes after it need, and its logits at the queries.
+
+        What heads of the layers `found_in` find is kept too.
+        """
+        frozen = range(self.subject.n_layers if self.ablating.pattern_preserving else 0)
+        layers = sorted({*frozen, *found_in})
+        records = {layer: [Record(inputs=layer in frozen, outputs=layer in found_in)] for layer in layers}
         with self._blocks.kept() as gave, apply_edits(self.subject, rows, records):  # by the way that ablated passes take
             logits = self.subject.logits(rows, positions=self.queries)
         values = self._means
         if self.other is not None and self.ablating.how == "resample":
             values = _found(self.subject, self.other[part])
-        return Kept(gave, {layer: given(edits[0]) for layer, edits in records.items()}, values), logits
+        found = _seen(self.subject, {layer: records[layer][0] for layer in found_in})
+        return Kept(gave, {layer: given(records[layer][0]) for layer in frozen}, values, found), logits
 
     def _fitting(self, rows: Tensor, kept: Kept, table: Tensor) -> Array:
         """The same in as many passes as memory asks for; where one set is too much for it, fewer rows may do."""
@@ -409,8 +429,11 @@ def losses_at(logits: Tensor, tokens: Tensor, queries: Tensor) -> Tensor:
 
 def repeated(edit: Edit, count: int) -> Edit:
     """A edit that gives what was recorded, for rows that stand `count` times one after the other."""
-    named = {name: value.repeat(count, 1, 1, 1) for name, value in vars(edit).items() if isinstance(value, Tensor)}
-    return type(edit)(**named)
+    return _with_tensors(edit, lambda value: value.repeat(count, 1, 1, 1))
+
+
+def _with_tensors(edit: Edit, change: Callable[[Tensor], Tensor]) -> Edit:
+    return type(edit)(**{name: change(value) for name, value in vars(edit).items() if isinstance(value, Tensor)})
 
 
 def mean_found(subject: ModelUnderTest, rows: Tensor) -> dict[int, Tensor]:
@@ -430,7 +453,12 @@ def _found(subject: ModelUnderTest, rows: Tensor) -> dict[int, Tensor]:
     rows = rows.to(subject.device)
     with apply_edits(subject, rows, records):
         subject.logits(rows, positions=torch.tensor([rows.shape[1] - 1]))
-    found = {layer: edits[0].get("output") for layer, edits in records.items()}
+    return _seen(subject, {layer: edits[0] for layer, edits in records.items()})
+
+
+def _seen(subject: ModelUnderTest, records: Mapping[int, Record]) -> dict[int, Tensor]:
+    """What heads found, as it was recorded."""
+    found = {layer: record.get("output") for layer, record in records.items()}
     if any(each is None for each in found.values()):
         raise ModelError(f"what the heads of {subject.name} find is not seen: they can be ablated with how='zero' only")
     return {layer: each for layer, each in found.items() if each is not None}

@@ -66,7 +66,7 @@ class GgufHeader:
         from gguf import LlamaFileType
 
         try:
-            name: str = LlamaFileType(self.values.get(FILE_TYPE)).name
+            name = LlamaFileType(self.values.get(FILE_TYPE, -1)).name
         except ValueError:
             return next(iter(self._shares), "of no number")
         return name.removeprefix("MOSTLY_").removeprefix("ALL_")

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from pytest_induction.behaviour.text import row_length, rows_of, windows_of
-from pytest_induction.causal.in_context import before_and_after, in_context_attribution
+from pytest_induction.causal.ablating import in_context_attribution
+from pytest_induction.causal.in_context import before_and_after
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.edits import Replacement
