@@ -22,6 +22,7 @@ from pytest_induction.causal.judging import (
     judge_sufficiency,
     share_interval,
 )
+from pytest_induction.causal.prices import most_rows
 from pytest_induction.errors import ArgumentError, TextError
 from pytest_induction.interventions.ablation import matched_controls
 from pytest_induction.interventions.edits import ablate, run_with
@@ -496,6 +497,6 @@ def test_one_clean_pass_serves_all_kinds(three_layers):
 
 
 def test_of_a_text_a_model_that_is_not_small_reads_fewer_rows(three_layers, monkeypatch):
-    assert assertions._most(three_layers, TEXT) == 512 and assertions._most(three_layers, None) == 192
+    assert most_rows(three_layers, is_text=True) == 512 and most_rows(three_layers, is_text=False) == 192
     monkeypatch.setattr("pytest_induction.heads.search.SMALL_MODEL", 1000)
-    assert assertions._most(three_layers, TEXT) == 96 and assertions._most(three_layers, None) == 192
+    assert most_rows(three_layers, is_text=True) == 96 and most_rows(three_layers, is_text=False) == 192

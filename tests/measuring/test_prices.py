@@ -23,7 +23,7 @@ def small(**sizes):
 
 TEXT = np.random.default_rng(0).integers(1, 40, size=8000)
 ARGUMENTS = {
-    "assert_ablation_removes_icl": ((), {"how": "zero", "n_controls": 49, "max_sequences": 24}),
+    "assert_ablation_removes_icl": ((), {"how": "zero", "n_controls": 72, "max_sequences": 24}),
     "assert_heads_generalize": (("L1H0",), {"probes": "classes"}),
     "assert_heads_preserved": ((small(),), {}),
     "assert_learns_in_context": ((TEXT,), {}),
