@@ -201,18 +201,22 @@ class Watch:
 
     def _line(self) -> str:
         """How far it is, in words."""
-        parts = [] if self.block is None else [self.block.words]
+        parts = []
         left = None if self.block is None else self._left_of(self.block)
+        if self.block is not None:
+            parts.append(self.block.words if left is None else f"{self.block.words} ({left} left)")
         if self._cost is not None:
             parts.append(self._cost.so_far())
             most = self._cost.seconds_left
-            left = left if most is None else f"at most {duration(most)} left"
-        return ", ".join([*parts, *([] if left is None else [left])])
+            if left is None and most is not None:
+                parts.append(f"at most {duration(most)} left")
+        return ", ".join(parts)
 
     def _left_of(self, block: Block) -> str | None:
+        """What is left of this part at its pace; of a whole call only the most is known, which few calls come near."""
         if not block.done:
             return None
-        return f"{duration((clock() - block.begun) * (block.total - block.done) / block.done)} left"
+        return duration((clock() - block.begun) * (block.total - block.done) / block.done)
 
     def _say(self, line: str) -> None:
         """A line of its own: above the bar, or in a stream that is opened for it."""

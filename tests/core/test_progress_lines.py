@@ -95,7 +95,7 @@ def test_a_part_that_is_no_call_says_its_own_time(clock):
     with showing_on(lambda: stream, "pytest-induction [gw1]"), progress("sweep", 4, "checkpoint"):
         clock.now = 12.0
         advance(3, "checkpoint")
-    assert lines(stream) == ["pytest-induction [gw1]: sweep: 3 of 4 checkpoints, 4 s left"]
+    assert lines(stream) == ["pytest-induction [gw1]: sweep: 3 of 4 checkpoints (4 s left)"]
 
 
 def test_what_is_short_says_nothing(clock):
@@ -183,7 +183,7 @@ def test_standard_error_gets_the_lines_outside_pytest(clock, monkeypatch):
             advance(2)
     finally:
         shown._output.reset(token)
-    assert stream.getvalue() == "pytest-induction: losses of a text: 2 of 8 rows, 33 s left\n"
+    assert stream.getvalue() == "pytest-induction: losses of a text: 2 of 8 rows (33 s left)\n"
 
 
 def test_a_notebook_gets_a_bar_only_with_ipywidgets(monkeypatch):
