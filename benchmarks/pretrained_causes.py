@@ -61,7 +61,9 @@ class Price:
     """Processor time in bare passes of a model: 12 rows of 101 tokens, with logits."""
 
     def __init__(self, module: nn.Module) -> None:
-        ids = torch.randint(5, 1000, (BARE_ROWS, BARE_POSITIONS), generator=torch.Generator().manual_seed(0))
+        most = min(1000, module.get_input_embeddings().num_embeddings)
+        positions = min(BARE_POSITIONS, module.config.max_position_embeddings)
+        ids = torch.randint(5, most, (BARE_ROWS, positions), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             module(ids, use_cache=False)
             self.bare = median(_processor_seconds(lambda: module(ids, use_cache=False))[0] for _ in range(BARE_TURNS))

@@ -45,18 +45,7 @@ def _done(arguments: Sequence[str] | None) -> int:
     doctor.add_argument("--attach", help="function that shows the model's attention: conftest.py:pytest_induction_attach, say")
     command.add_claims(doctor)
     doctor.set_defaults(command=_doctor)
-    about = (
-        "show two models, or two runs, side by side: their heads, what they do, their curves; needs a model only to measure it"
-    )
-    compare = commands.add_parser("compare", help=about, description=about)
-    each = f"{command.COMPARED}; PATH@PART is a step of a run, an entry of a baseline file, a model of a report"
-    compare.add_argument("before", metavar="A", help=each)
-    compare.add_argument("after", metavar="B", help="likewise")
-    compare.add_argument("-o", "--out", metavar="FILE", help="file that is written too: PATH.html, PATH.md or PATH.json")
-    compare.add_argument("--text", metavar="FILE", help="held-out text for in-context learning of models")
-    compare.add_argument("--seed", metavar="N", type=int, default=0, help="of the probes (default 0)")
-    command.add_loading(compare)
-    compare.set_defaults(command=_compare)
+    _add_compare(commands)
     sweep = commands.add_parser("sweep", help=command.ABOUT, description=command.ABOUT)
     command.add_options(sweep)
     sweep.set_defaults(command=_sweep)
@@ -90,6 +79,21 @@ def _done(arguments: Sequence[str] | None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _add_compare(commands: Any) -> None:
+    about = (
+        "show two models, or two runs, side by side: their heads, what they do, their curves; needs a model only to measure it"
+    )
+    compare = commands.add_parser("compare", help=about, description=about)
+    each = f"{command.COMPARED}; PATH@PART is a step of a run, an entry of a baseline file, a model of a report"
+    compare.add_argument("before", metavar="A", help=each)
+    compare.add_argument("after", metavar="B", help="likewise")
+    compare.add_argument("-o", "--out", metavar="FILE", help="file that is written too: PATH.html, PATH.md or PATH.json")
+    compare.add_argument("--text", metavar="FILE", help="held-out text for in-context learning of models")
+    compare.add_argument("--seed", metavar="N", type=int, default=0, help="of the probes (default 0)")
+    command.add_loading(compare)
+    compare.set_defaults(command=_compare)
 
 
 def _doctor(given: argparse.Namespace) -> int:

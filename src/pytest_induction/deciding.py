@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from pytest_induction.claims import PREFIX
 from pytest_induction.errors import whole_number
 from pytest_induction.expectations import check_share, expect
-from pytest_induction.measuring.observing import provenance
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, PairEvidence, Verdict
 from pytest_induction.spending import (
     BudgetSpent,
@@ -175,6 +174,8 @@ def priced_claim(price: PriceOf) -> Callable[[Callable[P, Evidence]], Callable[P
 
 def _nothing_known(claim: str, call: Call) -> Evidence:
     """The evidence where a budget was spent before there was anything to judge."""
+    from pytest_induction.measuring.observing import provenance  # recorded runs are judged without torch
+
     wanted = f"budget spent: {call.budget}; give it {call.larger_budget}"
     summary = f"the budget of {call.budget} was spent before there was anything to judge"
     return Evidence(claim, Verdict.UNDETERMINED, BUDGET_SPENT, summary, provenance(call.subject), next_step=wanted)

@@ -1,5 +1,7 @@
 """What an attention call returns, and its log-sum-exp: against a softmax in double precision, and kernels that lie."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -161,7 +163,8 @@ def test_a_kernel_that_lies_about_some_lengths_is_found_out_there(monkeypatch, w
     """It told the truth on the few tokens of the verification, and is asked again where it may work in another way."""
     tokens = torch.randint(1, 40, (2, 80), generator=torch.Generator().manual_seed(0))
     model = Plain()
-    wanted = [measure_heads(model, tokens=tokens[:, :length]).prefix_matching for length in (79, 80)]
+    twin = copy.deepcopy(model)  # which is verified anew
+    wanted = [measure_heads(twin, tokens=tokens[:, :length]).prefix_matching for length in (79, 80)]
     forget(monkeypatch)
     lying = lie_about(lambda output, told: (output, wrong(told)))
     monkeypatch.setattr(kernels, "KERNELS", {("cpu", kernels.FLASH): lying})

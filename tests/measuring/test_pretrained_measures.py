@@ -78,10 +78,10 @@ def test_a_study_measures_each_seed_anew_and_goes_on_where_it_was(modules, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(measures, "check", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            study.study(source, LLAMA, study.Unfinished(place, settings), settings)
+            study.study(source, LLAMA, study.Unfinished(place, settings), settings, 0)
     before = study.Unfinished(place, settings).record["seeds"]
     assert "seed 2 of 2: 4 heads, 0 near" in capsys.readouterr().out
-    record = study.study(source, LLAMA, study.Unfinished(place, settings), settings)
+    record = study.study(source, LLAMA, study.Unfinished(place, settings), settings, 0)
     assert "seed 2 of 2" not in capsys.readouterr().out
     assert record["seeds"] == before
     first, second = (each["scores"] for each in before)

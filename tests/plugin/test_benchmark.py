@@ -354,7 +354,7 @@ def test_analyses_are_measured_anew_each_time_and_leave_the_model_as_it_was():
     assert len(first) == len(second) > 0
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     assert model.fingerprint() == weights
-    assert not [name for name, value in vars(model).items() if name.startswith("_") and value]
+    assert not model._known
 
 
 def test_a_long_row_repeats_what_the_vocabulary_has():

@@ -143,7 +143,7 @@ def test_the_numbers_are_those_of_each_checkpoint_loaded_by_itself(place, out, a
     assert run.steps.tolist() == [0, 10, 20, 30] and run.source == "sweep" and not problems(run)
     for snapshot in run.snapshots:
         assert numbers(snapshot) == alone(filled(snapshot.step), snapshot.step)
-    assert adapted[:1] == ["step_0000.pt"] and adapted.count(None) == len(adapted) - 1 == 4, "tried out once in the sweep"
+    assert adapted == ["step_0000.pt"], "tried out once in the sweep"
     assert run.about["model"] == str(place) and run.about["backend"] == "sdpa" and run.about["n_sequences"] == N
 
 
