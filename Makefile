@@ -21,7 +21,7 @@ test: $(STAMP)  ## lint, types, import directions, and the quick tests against t
 test-all: test  ## the same, and then the slow tests too: what every change must pass
 	$(WHEEL)/bin/python -m pytest -q -n auto --maxprocesses 4 -m slow
 
-test-exhaustive: $(STAMP)  ## the tests that take minutes each: an interrupt at every line of every measurement; six minutes
+test-exhaustive: $(STAMP)  ## tests that take minutes: an interrupt at every line of every measurement, all that xdist may do; eight minutes
 	$(BIN)/python -m pytest -q -m exhaustive
 
 test-times: $(STAMP)  ## time every test, and list the slow ones in tests/slow.txt

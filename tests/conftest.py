@@ -37,7 +37,7 @@ SHIPPED = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what was measured to be slow: `make test` leaves it out, `make test-all` runs it."""
     for item in items:
-        if item.nodeid.partition("[")[0] in SLOW:
+        if item.nodeid.partition("[")[0] in SLOW and item.get_closest_marker("exhaustive") is None:
             item.add_marker("slow")
 
 

@@ -16,6 +16,9 @@ from tests.sessions import FAILS, HEAD, LAST, NAMES, PARALLEL, Seen, assert_gree
 
 TWO = ("-n", "2")
 PROCESSES = pytest.mark.parametrize("processes", [(), TWO], ids=["alone", "xdist"])
+MOSTLY_ALONE = pytest.mark.parametrize(
+    "processes", [pytest.param((), id="alone"), pytest.param(TWO, id="xdist", marks=pytest.mark.exhaustive)]
+)
 REPORTS = [f"--induction-report={name}" for name in NAMES]
 
 
@@ -112,7 +115,7 @@ SELECTIONS = {  # what is run before, what then, and what pytest alone leaves ou
 }
 
 
-@PROCESSES
+@MOSTLY_ALONE
 @pytest.mark.parametrize("kind", SELECTIONS)
 def test_what_is_left_out_is_counted_as_pytest_counts_it(run, pytester, processes, kind):
     """What was to be run and was not is not run, what was not to be run is deselected; the rest are pytest's own numbers."""

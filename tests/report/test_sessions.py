@@ -16,6 +16,11 @@ def run(pytester, monkeypatch):
     return runner(pytester, monkeypatch)
 
 
+ALONE_AND_MOSTLY_BESIDE = pytest.mark.parametrize(
+    "processes", [pytest.param((), id="alone"), pytest.param(PARALLEL, id="xdist", marks=pytest.mark.exhaustive)]
+)
+
+
 @pytest.mark.parametrize("processes", [(), PARALLEL], ids=["alone", "xdist"])
 def test_what_passed_is_green(run, pytester, processes):
     """The control: tests of others are counted, and not listed; a failure that was expected is none, nor is a skipped module."""
@@ -172,7 +177,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("processes", [(), PARALLEL], ids=["alone", "xdist"])
+@ALONE_AND_MOSTLY_BESIDE
 @pytest.mark.parametrize("kind", KINDS)
 def test_failures_of_every_kind_without_anything_of_ours(run, pytester, processes, kind):
     """They are listed, counted, and marked once."""
@@ -213,7 +218,7 @@ class TestParts(unittest.TestCase):
 
 
 @pytest.mark.skipif(not hasattr(pytest, "Subtests"), reason="this pytest has no subtests")
-@pytest.mark.parametrize("processes", [(), PARALLEL], ids=["alone", "xdist"])
+@ALONE_AND_MOSTLY_BESIDE
 @pytest.mark.parametrize("kind", SUBTESTS)
 def test_a_subtest_that_fails(run, pytester, processes, kind):
     """Its test failed, whatever the report on that says."""
@@ -296,7 +301,7 @@ CONFTESTS = {
 }
 
 
-@pytest.mark.parametrize("processes", [(), PARALLEL], ids=["alone", "xdist"])
+@ALONE_AND_MOSTLY_BESIDE
 @pytest.mark.parametrize("kind", CONFTESTS)
 def test_what_others_make_of_the_exit_status(run, pytester, monkeypatch, processes, kind):
     """However late they change it; nothing else is wrong."""
