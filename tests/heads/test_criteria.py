@@ -37,6 +37,7 @@ OTHERS = {
     ("attention/verification.py", "ROW_SUMS_HALF"),
     ("runs/recorder.py", "OVERHEAD"),
     ("causal/circuit.py", "LEAST_EFFECT"),
+    ("causal/dealing.py", "SUSPECT"),  # of what is lost
     ("causal/circuit.py", "MIN_SHARE"),  # of prefix matching, that is lost
     ("comparison/continuity.py", "0 < error_rate < 0.5"),
     ("runs/perturbation.py", "MIN_SHIFT"),

@@ -141,9 +141,9 @@ def test_a_refused_model_leaves_the_alarm_of_a_timeout_alone(pytester, brings_co
             time.sleep(600)
         """
     )
-    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "--timeout=30", "--timeout-method=signal"]
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "--timeout=15", "--timeout-method=signal"]
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=300, input="y\n" * 1000, cwd=pytester.path
     )
-    assert done.returncode == 1 and "Timeout (>30.0s) from pytest-timeout" in done.stdout
+    assert done.returncode == 1 and "Timeout (>15.0s) from pytest-timeout" in done.stdout
     assert "Do you wish to run" not in done.stdout + done.stderr and not has_run(brings_code)

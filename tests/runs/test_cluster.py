@@ -58,6 +58,7 @@ def test_a_cluster_gives_the_numbers_of_one_process(cluster, place, tmp_path):
     assert cluster.is_initialized(), "the connection was there before"
 
 
+@pytest.mark.exhaustive
 def test_a_process_that_dies_on_the_cluster_costs_its_own_checkpoint_alone(cluster, place, tmp_path):
     torch.save(state(10, first=7), place / "step_10.pt")
     run = sweep(place, tmp_path / "run", factory=f"{HERE}:make_fatal", n_sequences=6, ray="auto", workers=2)
@@ -106,6 +107,7 @@ def test_without_ray_the_error_names_the_extra(place, tmp_path, monkeypatch):
         sweep(place, tmp_path / "run", factory=MAKE, ray="")
 
 
+@pytest.mark.exhaustive
 def test_a_node_that_is_lost_costs_what_was_measured_there_just_then(rays, place, tmp_path):
     """Its checkpoint is measured by the one that is left; the others are measured once."""
     from ray.cluster_utils import Cluster

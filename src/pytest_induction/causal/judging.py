@@ -176,12 +176,12 @@ def is_out_of_reach(judgement: Judgement, claim: CausalClaim, count: int, most: 
         return False
     estimates = judgement.estimates or {}
     thresholds = {"share": claim.min_share, "beyond controls": claim.min_excess}
-    told = [(of, thresholds[name]) for key, of in estimates.items() if (name := key.rpartition(" ")[0]) in thresholds]
+    decisive = [(of, thresholds[name]) for key, of in estimates.items() if (name := key.rpartition(" ")[0]) in thresholds]
     if judgement.reason == "learning_unclear":
-        told = [(estimates["icl_score"], MAX_IN_CONTEXT_LEARNING)]
+        decisive = [(estimates["icl_score"], MAX_IN_CONTEXT_LEARNING)]
     elif judgement.reason != "effect_unclear":
         return False
-    return any(_rows_at_least(of, threshold, count) > most for of, threshold in told if not of.is_above(threshold))
+    return any(_rows_at_least(of, threshold, count) > most for of, threshold in decisive if not of.is_above(threshold))
 
 
 def _rows_at_least(estimate: Estimate, threshold: float, count: int) -> float:
