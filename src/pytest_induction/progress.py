@@ -294,6 +294,7 @@ def advance(count: int, unit: str = SEQUENCES) -> None:
     watch = _watch.get()
     if watch is not None and watch.block is not None and watch.block.unit == unit:
         watch.block.done += count
+        watch.block.total = max(watch.block.total, watch.block.done)  # which may have been a guess
         watch.tick()
 
 

@@ -186,6 +186,14 @@ def test_standard_error_gets_the_lines_outside_pytest(clock, monkeypatch):
     assert stream.getvalue() == "pytest-induction: losses of a text: 2 of 8 rows (33 s left)\n"
 
 
+def test_more_than_was_foreseen_is_not_more_than_all(clock):
+    stream = Stream()
+    with showing_on(lambda: stream), progress("ablations", 144):
+        clock.now = 12.0
+        advance(151)
+    assert lines(stream)[0].endswith("ablations: 151 of 151 rows (0 s left)")
+
+
 def test_a_notebook_gets_a_bar_only_with_ipywidgets(monkeypatch):
     class ZMQInteractiveShell:
         pass
