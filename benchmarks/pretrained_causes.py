@@ -4,14 +4,12 @@ and copies of the model that were quantised, pruned or trained further, held aga
 
 import argparse
 import copy
-import gc
 import inspect
 import os
 import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data import topics
@@ -22,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bare import bare_pass, processor_seconds, verdict
 from pytest_induction import (
     Evidence,
-    ExpectationFailed,
     ModelUnderTest,
     assert_ablation_removes_icl,
     assert_copies_repeats,
@@ -38,7 +36,7 @@ from pytest_induction import (
 
 ROOT = Path(__file__).parents[1]
 TEXT_CHARACTERS = 400_000
-BARE_ROWS, BARE_POSITIONS, BARE_TURNS = 12, 101, 5
+BARE_TURNS = 5
 GROUP = 64  # weights of a row that share a scale
 BITS = (8, 6, 4, 3, 2)
 SHARES = (0.2, 0.5, 0.7)
@@ -61,32 +59,14 @@ class Price:
     """Processor time in bare passes of a model: 12 rows of 101 tokens, with logits."""
 
     def __init__(self, module: nn.Module) -> None:
-        most = min(1000, module.get_input_embeddings().num_embeddings)
-        positions = min(BARE_POSITIONS, module.config.max_position_embeddings)
-        ids = torch.randint(5, most, (BARE_ROWS, positions), generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            module(ids, use_cache=False)
-            self.bare = median(_processor_seconds(lambda: module(ids, use_cache=False))[0] for _ in range(BARE_TURNS))
+        run = bare_pass(module)
+        run()
+        self.bare = median(processor_seconds(run)[0] for _ in range(BARE_TURNS))
 
     def of(self, call: Callable[[], Any]) -> tuple[float, Any]:
         """What a call costs, and what it gives."""
-        gc.collect()
-        seconds, found = _processor_seconds(call)
+        seconds, found = processor_seconds(call)
         return round(seconds / self.bare, 1), found
-
-
-def _processor_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.process_time()
-    found = call()
-    return time.process_time() - started, found
-
-
-def verdict(call: Callable[[], Evidence]) -> Evidence:
-    """The evidence of an assertion, whatever the verdict."""
-    try:
-        return call()
-    except ExpectationFailed as failure:
-        return failure.evidence
 
 
 def evidence_row(price: Price, call: Callable[[], Evidence]) -> Json:

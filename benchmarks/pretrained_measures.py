@@ -15,9 +15,9 @@ import torch
 from tests.measuring import slow
 from torch import Tensor, nn
 
+from bare import verdict
 from pytest_induction import (
     Evidence,
-    ExpectationFailed,
     assert_has_induction_head,
     find_induction_heads,
     load_model,
@@ -57,10 +57,7 @@ class Listed:
 def verdict_of(subject: ModelUnderTest, seed: int) -> Evidence:
     """The yes or no question, measured anew."""
     subject._known.clear()
-    try:
-        return assert_has_induction_head(subject, seed=seed)
-    except ExpectationFailed as failure:
-        return failure.evidence
+    return verdict(lambda: assert_has_induction_head(subject, seed=seed))
 
 
 def list_of(subject: ModelUnderTest, seed: int) -> Listed:

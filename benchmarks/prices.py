@@ -6,7 +6,6 @@ names some rows, by parts of their names; `--text` is the text that in-context l
 """
 
 import argparse
-import gc
 import resource
 import sys
 import time
@@ -15,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import torch
 from torch import nn
 
+from bare import bare_pass, processor_seconds, verdict
 from pytest_induction import (
-    ExpectationFailed,
     ModelUnderTest,
     assert_ablation_removes_icl,
     assert_has_induction_head,
@@ -37,7 +35,6 @@ from pytest_induction.charts.model import charts_of_model
 from pytest_induction.measuring.observing import provenance
 from pytest_induction.model.load import load_module
 
-ROWS, POSITIONS = 12, 101
 TEXT = Path(__file__).parents[1] / "README.md"
 
 
@@ -51,57 +48,32 @@ class Row:
     needs_taking: bool = True
 
 
-def _verdict(call: Callable[..., object]) -> object:
-    try:
-        return call()
-    except ExpectationFailed as failure:
-        return failure.evidence
-
-
 CALLS = (
     Row("take a model in", 2, lambda module, _, text: load_model(module), needs_taking=False),
-    Row("assert_has_induction_head", 4, lambda _, subject, text: _verdict(lambda: assert_has_induction_head(subject))),
+    Row("assert_has_induction_head", 4, lambda _, subject, text: verdict(lambda: assert_has_induction_head(subject))),
     Row("find_induction_heads", 12, lambda _, subject, text: find_induction_heads(subject)),
     Row("measure_heads, one row", None, lambda _, subject, text: measure_heads(subject, n_sequences=1)),
     Row("measure_ablations, screened", 40, lambda _, subject, text: measure_ablations(subject, screen=True)),
     Row(
         "assert_ablation_removes_icl, repeats",
         60,
-        lambda _, subject, text: _verdict(lambda: assert_ablation_removes_icl(subject)),
+        lambda _, subject, text: verdict(lambda: assert_ablation_removes_icl(subject)),
     ),
     Row(
         "assert_ablation_removes_icl, text",
         60,
-        lambda _, subject, text: _verdict(lambda: assert_ablation_removes_icl(subject, text)),
+        lambda _, subject, text: verdict(lambda: assert_ablation_removes_icl(subject, text)),
     ),
-    Row("assert_learns_in_context", None, lambda _, subject, text: _verdict(lambda: assert_learns_in_context(subject, text))),
+    Row("assert_learns_in_context", None, lambda _, subject, text: verdict(lambda: assert_learns_in_context(subject, text))),
     Row(
         "all charts of a report, with a text",
         60,
         lambda _, subject, text: charts_of_model(subject, provenance(subject), kinds=OF_A_MODEL, text=text),
     ),
-    Row("assert_induction_circuit", 15, lambda _, subject, text: _verdict(lambda: assert_induction_circuit(subject))),
+    Row("assert_induction_circuit", 15, lambda _, subject, text: verdict(lambda: assert_induction_circuit(subject))),
     Row("measure_generality", 5, lambda _, subject, text: measure_generality(subject)),
-    Row("assert_heads_generalize", 5, lambda _, subject, text: _verdict(lambda: assert_heads_generalize(subject, "L17H5"))),
+    Row("assert_heads_generalize", 5, lambda _, subject, text: verdict(lambda: assert_heads_generalize(subject, "L17H5"))),
 )
-
-
-def processor_seconds(call: Callable[[], object]) -> tuple[float, object]:
-    """What a call takes of the processors, and what it gives."""
-    gc.collect()
-    started = time.process_time()
-    found = call()
-    return time.process_time() - started, found
-
-
-def bare_pass(module: nn.Module) -> Callable[[], object]:
-    ids = torch.randint(5, 1000, (ROWS, POSITIONS), generator=torch.Generator().manual_seed(0))
-
-    def run() -> object:
-        with torch.no_grad():
-            return module(ids, use_cache=False)
-
-    return run
 
 
 def main() -> int:

@@ -66,7 +66,7 @@ def code() -> str:
     """A digest of the package and of what measures here."""
     files = [
         *sorted((ROOT / "src").rglob("*.py")),
-        *(ROOT / "benchmarks" / f"pretrained_{name}.py" for name in ("measures", "causes")),
+        *(ROOT / "benchmarks" / f"{name}.py" for name in ("bare", "pretrained_measures", "pretrained_causes")),
     ]
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

@@ -22,7 +22,15 @@ def modules():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         yield importlib.import_module("study_pretrained"), importlib.import_module("pretrained_measures")
-    for name in ("study_pretrained", "pretrained_measures", "pretrained_fetch", "pretrained_page", "pages"):
+    for name in (
+        "study_pretrained",
+        "pretrained_measures",
+        "pretrained_causes",
+        "bare",
+        "pretrained_fetch",
+        "pretrained_page",
+        "pages",
+    ):
         sys.modules.pop(name, None)
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("pretrained_causes", "pretrained_page", "pretrained_fetch", "pages")
+NAMES = ("pretrained_causes", "bare", "pretrained_page", "pretrained_fetch", "pages")
 
 
 @pytest.fixture(scope="module")

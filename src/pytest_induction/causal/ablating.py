@@ -33,17 +33,10 @@ SETS_IN_A_ROW = 6  # by the first kind of ablation: 72 in a dozen rows
 ROWS_ALONE = 12  # in which heads are ablated one by one, and all but one
 FEWEST_KEPT = 3  # rows before it is told that heads do not keep it up by themselves
 LEAST_MOVED = 1e-4  # nats: less may be rounding
-Asked = tuple[
-    str, int
-]  # what is ablated: the heads, a control, a head alone, or all others of their layers than these; its number
-HEADS, CONTROL, SINGLE, ALL_BUT_HEADS, ALL_BUT_CONTROL, ALL_BUT_ONE = (
-    "heads",
-    "control",
-    "single",
-    "others",
-    "of control",
-    "of one",
-)
+# What is ablated: the heads, a control, a head alone, or all others of their layers than these; and its number.
+Asked = tuple[str, int]
+HEADS, CONTROL, SINGLE = "heads", "control", "single"
+ALL_BUT_HEADS, ALL_BUT_CONTROL, ALL_BUT_ONE = "others", "of control", "of one"
 
 
 def late_minus_early(losses: Floats, late: NDArray[np.bool_]) -> Floats:

@@ -131,9 +131,8 @@ class _Condition:
 
     def __init__(self, module: nn.Module) -> None:
         self._state: State = {}
-        self._alive: list[
-            ReferenceType[Any]
-        ] = []  # of what is told by its place in memory, which another may have once it is gone
+        # Of what is told by its place in memory, which another may have once it is gone.
+        self._alive: list[ReferenceType[Any]] = []
         self._left_out: frozenset[tuple[int, str, str]] = frozenset()
         self._parts: list[nn.Module] = [module]
         self._met = {id(module)}
