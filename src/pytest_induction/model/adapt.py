@@ -140,7 +140,7 @@ def _tried_out(module: nn.Module, tokenizer: Any, name: str, beginning: Beginnin
     second: _Tried | None = None
     conventions = find_conventions(module, name)
     first = next(conventions)
-    conventions = find_conventions(module, name) if beginning.check(first, name) else chain([first], conventions)
+    conventions = find_conventions(module, name) if beginning.check(first, name, is_last=False) else chain([first], conventions)
     for found in conventions:
         try:
             tried = _checked(found, tokenizer, name)
