@@ -333,7 +333,7 @@ class LeakCheck:
         return 2 if len(shape) == 4 and shape[::2] == sides else None
 
     def _changed(self, tensor: Tensor, was: ByPosition | None, beyond: Tensor) -> Tensor:
-        """At which positions (rows, positions) `beyond` the exchanged ones the tensor changed; of no rows where it did at none."""
+        """At which positions (rows, positions) `beyond` the exchanged ones the tensor changed; no rows where it did not."""
         axis = self.axis_of(tensor) if was is not None and was.shape == tensor.shape else None
         if axis is None or was is None:
             return beyond[:0]
