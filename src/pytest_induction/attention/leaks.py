@@ -93,7 +93,8 @@ def mixing_modules(
     ordinary = usable[len(usable) // 2 :] + usable[: len(usable) // 2]  # the first ids may mean something to a model
     present = set(tokens.flatten().tolist())
     strange = [token for token in ordinary if token not in present] or ordinary
-    for of_rows in (places,) if len(tokens) == len(places) else ((place,) for place in places):
+    passes: list[tuple[int, ...]] = [places] if len(tokens) == len(places) else [(place,) for place in places]
+    for of_rows in passes:
         other = tokens.clone()
         for row, place in zip(other, of_rows, strict=True):
             exchanged = torch.tensor([strange[number % len(strange)] for number in range(place + 1)], device=tokens.device)
