@@ -3,6 +3,8 @@
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,16 +17,16 @@ from pytest_induction.attention.capture import Capture
 from pytest_induction.attention.edits import EditingCapture
 from pytest_induction.attention.interceptor import InterceptingMode, Interceptor, intercepted
 from pytest_induction.errors import ModelError, UnsupportedModel
-from pytest_induction.forward import changing
-from pytest_induction.forward.calling import as_found
+from pytest_induction.forward import calling, changing
+from pytest_induction.forward.calling import LONGEST_SHORT, as_found, in_one_thread
 from pytest_induction.forward.changing import beneath, take_over
 from pytest_induction.interventions import ablate, run_with
 from pytest_induction.interventions.passes import blocks_of
 from pytest_induction.model.adapt import adapt
 from pytest_induction.model.remote_code import never_asking
 from pytest_induction.undoing import Changes
-from tests.attention.recorded import probe
-from tests.attention.test_hand_written import by_function, fused
+from tests.attention.recorded import Positioned, probe
+from tests.attention.test_hand_written import Attention, by_function, fused
 from tests.forward.left_behind import changed, everything, of_process
 from tests.forward.test_interrupts import MODELS, small
 from tests.model.zoo import build
@@ -315,6 +317,61 @@ def test_settings_of_libraries_are_put_back_when_the_last_thread_has_loaded():
     assert asking.TIME_OUT_REMOTE_CODE == 0 != before
     second.__exit__(None, None, None)
     assert before == asking.TIME_OUT_REMOTE_CODE
+
+
+class Counted(Positioned):
+    """A model that notes in `seen` how many threads its passes have, and fails on rows of one length."""
+
+    seen: ClassVar[list[int]] = []
+    failing = 0
+
+    def forward(self, tokens):
+        self.seen.append(torch.get_num_threads())
+        if tokens.shape[1] == self.failing:
+            raise ValueError("no such length")
+        return super().forward(tokens)
+
+
+@pytest.fixture
+def counted():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    Counted.seen.clear()
+    yield Counted(Attention(fused))
+    torch.set_num_threads(before)
+
+
+def test_short_passes_run_in_one_thread(counted):
+    """Those in which a module is tried out and those that are measured; afterwards there are as many as before."""
+    subject = load_model(counted)
+    tried_in = len(counted.seen)
+    subject.logits(torch.zeros(1, 24, dtype=torch.long))
+    measure_heads(subject, n_sequences=1)
+    assert len(counted.seen) >= tried_in + 2 > 2
+    assert set(counted.seen) == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_passes_that_are_not_short_run_in_all_threads(counted, monkeypatch):
+    """For their numbers, or for their positions."""
+    with Changes() as changes:
+        in_one_thread(changes, counted, 1, LONGEST_SHORT + 1)
+        assert torch.get_num_threads() == 2
+    subject = load_model(counted)
+    counted.seen.clear()
+    monkeypatch.setattr(calling, "in_one_thread", partial(in_one_thread, most=1))
+    subject.logits(torch.zeros(1, 24, dtype=torch.long))
+    assert counted.seen == [2]
+
+
+def test_threads_are_as_many_as_before_where_a_short_pass_fails(counted):
+    subject = load_model(counted)
+    counted.failing = 24
+    counted.seen.clear()
+    with pytest.raises(ModelError, match="no such length"):
+        subject.logits(torch.zeros(1, 24, dtype=torch.long))
+    assert counted.seen == [1]
+    assert torch.get_num_threads() == 2
 
 
 def test_a_name_that_threads_share_is_each_ones_own():

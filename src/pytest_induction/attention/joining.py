@@ -248,6 +248,8 @@ class CallOutputs:
         """The calls that a tensor was computed from, also where only a view of it was written to."""
         held = self._from.get(id(tensor))
         known = held[1] if held is not None and held[0]() is tensor else frozenset()
+        if not self._memories:
+            return known
         if tensor.layout != torch.strided or tensor.is_meta:
             return known
         return known | self._memories.get(tensor.untyped_storage().data_ptr(), frozenset())

@@ -77,11 +77,13 @@ def mixing_modules(
 ) -> Mixing:
     """The modules that mix positions beside the layers that are seen, as far as they are known to have no pattern.
 
-    `usable` are token ids to exchange some with, `seen` the paths of the layers. `fixed` tells by experiment whether a module
+    `tokens` are two rows, or one where a pass takes no more, of which a first token and a first half are exchanged; `usable` are
+    token ids to exchange them with, `seen` the paths of the layers. `fixed` tells by experiment whether a module
     mixes by fixed shares, `declared` are paths and classes of modules that are said to have no pattern. Raises
     `BackendUnavailable` for a module that may hide attention.
     """
     check = LeakCheck(caller.module, tokens, seen)
+    places = (0, tokens.shape[1] // 2)
 
     def recorded() -> None:
         with self_attention_only(), check.recording():
@@ -91,18 +93,20 @@ def mixing_modules(
     ordinary = usable[len(usable) // 2 :] + usable[: len(usable) // 2]  # the first ids may mean something to a model
     present = set(tokens.flatten().tolist())
     strange = [token for token in ordinary if token not in present] or ordinary
-    for place in (0, tokens.shape[1] // 2):
+    passes: list[tuple[int, ...]] = [places] if len(tokens) == len(places) else [(place,) for place in places]
+    for of_rows in passes:
         other = tokens.clone()
-        exchanged = torch.tensor([strange[number % len(strange)] for number in range(place + 1)], device=tokens.device)
-        other[:, : place + 1] = torch.where(other[:, : place + 1] == exchanged, strange[-1], exchanged)
-        with self_attention_only(), check.comparing(place):
+        for row, place in zip(other, of_rows, strict=True):
+            exchanged = torch.tensor([strange[number % len(strange)] for number in range(place + 1)], device=tokens.device)
+            row[: place + 1] = torch.where(row[: place + 1] == exchanged, strange[-1], exchanged)
+        with self_attention_only(), check.comparing(of_rows):
             caller(other)
         if check.lacks_values:
             check.keeps_values = True
             recorded()
-            with self_attention_only(), check.comparing(place):
+            with self_attention_only(), check.comparing(of_rows):
                 caller(other)
-        check.decide(fixed, declared, place)  # not before the pass is over: what runs in it is counted
+        check.decide(fixed, declared)  # not before the pass is over: what runs in it is counted
     return Mixing([path for path in check.found if path not in check.declared], check.declared)
 
 
@@ -171,14 +175,15 @@ class LeakCheck:
     """Compares what every module is given and gives, in a pass and in others that differ in some tokens.
 
     Of each tensor a sum for every position is kept. Its values are too where a pass showed that something mixes positions, as
-    they then stand in for the others after it: `keeps_values`. A pass that would have needed them is made again.
+    they then stand in for the others after it: `keeps_values`. A pass that would have needed them is made again. What a module
+    was given is kept from then on too, as experiments are made on that.
     """
 
     def __init__(self, module: nn.Module, tokens: Tensor, seen: Sequence[str]) -> None:
         self.module, self._seen = module, seen
         self.found: list[str] = []  # modules that mix positions without a pattern
         self.declared: list[str] = []  # and those that are said to
-        self.asked: dict[str, Given] = {}  # those that it is not known of, and what they were given
+        self.asked: dict[str, tuple[Given, int]] = {}  # those that it is not known of, what they were given, and which place told
         self._given: dict[str, Given] = {}  # what each module that runs was given
         self.keeps_values = False
         self.lacks_values = False  # whether the last pass needed values that are not kept
@@ -201,20 +206,28 @@ class LeakCheck:
             yield
 
     @contextmanager
-    def comparing(self, place: int) -> Iterator[None]:
-        """A pass with another token at `place`. Raises `BackendUnavailable` where that shows and may be attention."""
+    def comparing(self, places: Sequence[int]) -> Iterator[None]:
+        """A pass whose rows have other tokens up to these places, one of each row; notes where that shows beyond."""
         self.lacks_values = False
+        beyond = torch.arange(self._positions) > torch.tensor(places)[:, None]
 
         def compare(key: Key, path: str, values: Any) -> Any:
             known = self.known.get(key, [])
-            reach = max((self._reach(each, was, place) for each, was in zip(tensors_of(values), known, strict=False)), default=0)
+            changed = [self._changed(each, was, beyond) for each, was in zip(tensors_of(values), known, strict=False)]
+            reached = [
+                (int(row.nonzero().max()) - place, place)
+                for each in changed
+                for row, place in zip(each, places, strict=False)
+                if row.any()
+            ]
+            reach, place = max(reached, default=(0, 0))
             if not reach:
                 return values
             if not self.keeps_values:
                 self.lacks_values = True
                 return values
-            self._judge(path, reach)
-            return self.without(values, iter(known), place)
+            self._judge(path, reach, place)
+            return self.without(values, iter(known), places)
 
         with self.following(compare):
             yield
@@ -228,7 +241,8 @@ class LeakCheck:
         def entering(part: nn.Module, inputs: Any, options: Any) -> Any:
             name = self._names[id(part)]
             inputs, options = look((name, times[name], "given"), stack[-1][0] if stack else "", (inputs, options))
-            self._given[name] = inputs, options
+            if self.keeps_values:
+                self._given[name] = inputs, options
             stack.append((name, times[name]))
             times[name] += 1
             return inputs, options
@@ -248,16 +262,16 @@ class LeakCheck:
         finally:
             self._sums.clear()
 
-    def _judge(self, path: str, reach: int) -> None:
+    def _judge(self, path: str, reach: int, place: int) -> None:
         if not _has_no_pattern(path, self.module.get_submodule(path), reach, self._seen):
-            self.asked.setdefault(path, self._given.get(path, ((), {})))
+            self.asked.setdefault(path, (self._given.get(path, ((), {})), place))
         elif path not in self.found:
             self.found.append(path)
 
-    def decide(self, fixed: Experiment, declared: Collection[str], place: int) -> None:
+    def decide(self, fixed: Experiment, declared: Collection[str]) -> None:
         """Find out by experiment what modules do that are not declared. Raises `BackendUnavailable` for one that may attend."""
         unknown = []
-        for path, given in self.asked.items():
+        for path, (given, place) in self.asked.items():
             holds = _holds(path, self._seen)  # an experiment on a module by itself tells nothing of one that holds layers
             if not holds and is_declared(self.module, path, declared, self._seen):
                 self.declared += [] if path in self.declared else [path]
@@ -295,8 +309,7 @@ class LeakCheck:
         known = self._sums.get(id(tensor))
         if known is not None and known[0]() is tensor and known[1] == version and not tensor.is_inference():
             return known[2:]
-        order = {0: (1, 0), 1: (0, 1), 2: (0, 2)}[axis]
-        numbers = tensor.detach().movedim(order, (0, 1)).flatten(2).float()  # rows, positions, numbers
+        numbers = _rows_first(tensor.detach(), axis).flatten(2).float()  # rows, positions, numbers
         weights, norm = self._weights_of(numbers.shape[2], numbers.device)
         close = CLOSE.get(tensor.dtype, CLOSE_HALF)
         found = numbers @ weights, close * numbers.norm(dim=2) * norm + close * 1e-3
@@ -320,32 +333,39 @@ class LeakCheck:
             return 0
         return 2 if len(shape) == 4 and shape[::2] == sides else None
 
-    def _reach(self, tensor: Tensor, was: ByPosition | None, place: int) -> int:
-        """How many positions beyond the exchanged one the tensor changed, 0 for none."""
+    def _changed(self, tensor: Tensor, was: ByPosition | None, beyond: Tensor) -> Tensor:
+        """At which positions (rows, positions) `beyond` the exchanged ones the tensor changed; no rows where it did not."""
         axis = self.axis_of(tensor) if was is not None and was.shape == tensor.shape else None
         if axis is None or was is None:
-            return 0
-        changed = ((self._summed(tensor, axis)[0] - was.sums).abs() > was.sizes)[:, place + 1 :]
-        return int(changed.any(0).nonzero().max()) + 1 if bool(changed.any()) else 0
+            return beyond[:0]
+        changed = ((self._summed(tensor, axis)[0] - was.sums).abs() > was.sizes) & beyond.to(tensor.device)
+        return changed if bool(changed.any()) else beyond[:0]
 
-    def without(self, values: Any, known: Iterator[ByPosition | None], place: int) -> Any:
-        """The values, with what they were before at all positions after the exchanged one."""
+    def without(self, values: Any, known: Iterator[ByPosition | None], places: Sequence[int]) -> Any:
+        """The values, with what they were before at all positions after the exchanged ones."""
         if isinstance(values, Tensor):
             was, axis = next(known, None), self.axis_of(values)
             if was is None or was.values is None or axis is None or was.shape != values.shape:
                 return values
             merged = was.values.clone()
-            merged.narrow(axis, 0, place + 1).copy_(values.narrow(axis, 0, place + 1))
+            rows = zip(_rows_first(merged, axis), _rows_first(values, axis), places, strict=True)
+            for row, now, place in rows:
+                row[: place + 1] = now[: place + 1]
             return merged
         if isinstance(values, Mapping):
             parts = copy.copy(values)
             for name, value in values.items():
-                parts[name] = self.without(value, known, place)  # type: ignore[index]
+                parts[name] = self.without(value, known, places)  # type: ignore[index]
             return parts
         if isinstance(values, (list, tuple)):
-            made = [self.without(value, known, place) for value in values]
+            made = [self.without(value, known, places) for value in values]
             return type(values)(*made) if hasattr(values, "_fields") else type(values)(made)
         return values
+
+
+def _rows_first(tensor: Tensor, axis: int) -> Tensor:
+    """A view of a tensor whose positions lie on this axis: (rows, positions, ...)."""
+    return tensor.movedim({0: (1, 0), 1: (0, 1), 2: (0, 2)}[axis], (0, 1))
 
 
 def tensors_of(values: Any) -> Iterator[Tensor]:
@@ -415,7 +435,7 @@ def _changes(
     with torch.no_grad():
         with check.recording():
             run(exchanged=False)
-        with check.comparing(place):
+        with check.comparing([place] * size[0]):
             run(exchanged=True)
     return check.changes
 
@@ -445,8 +465,9 @@ class ChangeMeasure(LeakCheck):
         self.changes: dict[tuple[Key, int], tuple[Tensor, Tensor]] = {}
 
     @contextmanager
-    def comparing(self, place: int) -> Iterator[None]:
-        """A pass whose changes are kept."""
+    def comparing(self, places: Sequence[int]) -> Iterator[None]:
+        """A pass whose changes are kept; all rows are exchanged up to the same place."""
+        place = places[0]
 
         def compare(key: Key, path: str, values: Any) -> Any:
             if key == ("", 0, "given"):
@@ -457,7 +478,7 @@ class ChangeMeasure(LeakCheck):
                     axis = self.axis_of(each) or 0
                     after = (each - was.values).narrow(axis, place + 1, each.shape[axis] - place - 1)
                     self.changes[key, index] = after, was.values.abs().max()
-            return self.without(values, iter(known), place)
+            return self.without(values, iter(known), places)
 
         with self.following(compare):
             yield

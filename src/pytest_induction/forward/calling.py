@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
 from typing import Any
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -328,12 +328,35 @@ def _forward_parameters(module: nn.Module) -> frozenset[str]:
     return frozenset("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
 
 
+SHORT_PASS = 100_000_000  # multiply-adds that one thread does in some milliseconds, most of which are Python's
+LONGEST_SHORT = 256  # positions, beyond which attention may take more than the weights
+_numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # in the weights of modules
+
+
+def in_one_thread(changes: Changes, module: nn.Module, rows: int, positions: int, *, most: int = SHORT_PASS) -> None:
+    """Run a short pass, of at most so many multiply-adds, in one thread until the changes are undone.
+
+    Several threads wait for each other at the end of every kernel. That saves a short pass little on an idle machine, and on a
+    busy one each wait takes as long as the system lets something else run. Other threads keep their number, but for those that
+    call torch for the first time meanwhile.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or positions > LONGEST_SHORT:
+        return
+    if module not in _numbers:
+        _numbers[module] = sum(weight.numel() for weight in module.parameters())
+    if _numbers[module] * rows * positions <= most and device_of(module).type == "cpu":
+        changes.undone_by(partial(torch.set_num_threads, threads))
+        torch.set_num_threads(1)
+
+
 @contextmanager
-def as_found(module: nn.Module, *, draws: bool = False) -> Iterator[bool]:
+def as_found(module: nn.Module, *, draws: bool = False, tokens: Tensor | None = None) -> Iterator[bool]:
     """Evaluate without gradients; on the way out, also of an exception, modes and random states are what they were.
 
     Gives whether somebody's hooks wait for the end of a part of the module. `draws` says that the module draws random numbers of
-    Python or numpy: few do, and to keep these takes long.
+    Python or numpy: few do, and to keep these takes long. With `tokens` (rows, positions) it is a pass over these, which runs
+    `in_one_thread` where it is short.
 
     Modes are set part by part: `eval` may do more than that, as layers do that merge what they learn into their weights. What
     `torch.compile` has compiled runs as it was written: every other length of a probe would compile it again.
@@ -342,6 +365,8 @@ def as_found(module: nn.Module, *, draws: bool = False) -> Iterator[bool]:
     """
     with Changes() as changes:
         weighted = have_alone(changes, module)
+        if tokens is not None:
+            in_one_thread(changes, module, *tokens.shape)
         if draws:
             changes.undone_by(OtherRandom().restore)
         _keep_random_state(changes, _device_in(weighted) or device_of(module))

@@ -31,6 +31,7 @@ from pytest_induction.forward.calling import (
     device_of,
     difference,
     first_line,
+    in_one_thread,
     is_compiled,
     is_finite,
     is_out_of_memory,
@@ -53,6 +54,8 @@ from pytest_induction.undoing import Changes, puts_back
 BATCH_PASSES = 8  # token ids for which the influence of a later token is compared with that of the other rows,
 BATCH_SHARE = 2  # and how much more it may be: dynamic int8 gives 0.4 to 1.3, and 3.8 or more where attention looks ahead
 MIXED = "the logits of a row change with the rows beside it,"
+FEW_TOKENS = (3, 37)  # rows and positions of the longest passes that most models are tried out with,
+FEW_PASSES = 1_000_000_000  # and the multiply-adds of one, up to which all run in one thread: there are too few to save by more
 LONGEST_TRIED = 128  # positions tried where a model does not tell its context
 
 
@@ -79,6 +82,7 @@ def adapt(
         changes.undone_by(others.restore)
         with as_found(module) as hooked:
             _check_weights(module, name)
+            in_one_thread(changes, module, *FEW_TOKENS, most=FEW_PASSES)
             beginning.weigh()
             tried = _tried_out(module, tokenizer, name, beginning)
             declares = paths_or_classes(module, tried.found.caller.module, without_pattern)
@@ -140,7 +144,7 @@ def _tried_out(module: nn.Module, tokenizer: Any, name: str, beginning: Beginnin
     second: _Tried | None = None
     conventions = find_conventions(module, name)
     first = next(conventions)
-    conventions = find_conventions(module, name) if beginning.check(first, name) else chain([first], conventions)
+    conventions = find_conventions(module, name) if beginning.check(first, name, is_last=False) else chain([first], conventions)
     for found in conventions:
         try:
             tried = _checked(found, tokenizer, name)

@@ -166,7 +166,7 @@ class ModelUnderTest:
             keep = {KEEP: positions.to(self.device)}
         filled = self._filled(tokens, attention_mask)
         charge(self, filled.numel() * (WITH_GRADIENTS if gradients else 1))
-        with as_found(self.module, draws=self.draws), self._named(tokens), torch.set_grad_enabled(gradients):
+        with as_found(self.module, draws=self.draws, tokens=filled), self._named(tokens), torch.set_grad_enabled(gradients):
             output = caller(filled, attention_mask, **keep)
         if positions is None:
             return caller.logits_of(output, filled)[:, : tokens.shape[1]]
@@ -215,7 +215,8 @@ class ModelUnderTest:
         filled = self._filled(tokens, attention_mask)
         charge(self, filled.numel())
         seen = observer if filled is tokens else _cut(observer, tokens.shape[1])
-        with as_found(self.module, draws=self.draws) as hooked, self._named(tokens), self._changed(filled, attention_mask):
+        found_so = as_found(self.module, draws=self.draws, tokens=filled)
+        with found_so as hooked, self._named(tokens), self._changed(filled, attention_mask):
             stops = early_stop and backend.can_stop and not hooked  # code that listens for the end of a module may count on it
             last = (len(backend.layers) if n_layers is None else n_layers) if stops else None
             found = backend.run(filled, attention_mask, seen, logits=logits, last=last)

@@ -47,7 +47,7 @@ class Beginning:
 
     def restore(self) -> None:
         """Put back what passes made and changed, but for what stays."""
-        rewritten = [name for name, kept in self._copies.items() if not _is_equal(self._weights[name], kept)]
+        rewritten = self._small_changed()
         self._memory.restore(also=bool(rewritten))
         for name in rewritten:
             weight, kept = self._weights[name], self._copies[name]
@@ -58,12 +58,14 @@ class Beginning:
         for part in self._made:
             part.training = True  # as it was made
 
-    def check(self, found: Found, name: str, positions: int | None = None) -> bool:
+    def check(self, found: Found, name: str, positions: int | None = None, *, is_last: bool = True) -> bool:
         """Whether passes so far made or changed anything that stays. Raises `ModelError` where it is another thing each time.
 
-        The passes that try this out have up to so many `positions`.
+        The passes that try this out have up to so many `positions`. Large weights, which no model is to change, are looked at
+        by the last check only, unless others have changed.
         """
-        written, changed = self._memory.written(), self._changed()
+        written = self._memory.written()
+        changed = self._changed() if is_last or self._small_changed() else []
         if not written and not changed:
             return False
         paths, made = self._paths(written, changed), self._parts_made()
@@ -94,6 +96,10 @@ class Beginning:
         self.__init__(self._module)  # type: ignore[misc]
         self.weigh()
         self._known, self._made = known, [*earlier, *made]
+
+    def _small_changed(self) -> list[str]:
+        """Names of small weights that hold other numbers than they did."""
+        return [name for name, kept in self._copies.items() if not _is_equal(self._weights[name], kept)]
 
     def _changed(self) -> list[str]:
         """Names of weights that hold other numbers than they did, where they are the same weights."""
