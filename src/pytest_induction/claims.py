@@ -152,7 +152,7 @@ MODELS = (
         decided_by=("recall_accuracy",),
         held_against={"recall_accuracy": "min_accuracy"},
         next_steps={
-            "does_not_recall": "see fewer pairs and other distances with `measure_recall(model)`; the threshold is `min_accuracy=`",
+            "does_not_recall": "see other pairs and distances with `measure_recall(model)`; the threshold is `min_accuracy=`",
         },
         chart="repeats",
         needs=("asking",),

@@ -167,9 +167,9 @@ def assert_follows_rule(
     """Assert that the model follows an abstract rule that `examples` lines before show: both ABA and ABB, of new tokens.
 
     The rows are those of `measure_rules`. Behind the examples stand four lines that decide: in each the right token must be
-    likelier than the other one of the line, for a share above `min_accuracy`, under both rules. One rule alone tells nothing: a model
-    that likes to repeat the last word has ABB perfectly, and one that likes the first has ABA. A head that copies what
-    followed an equal token has neither: no token stood before but the separators.
+    likelier than the other one of the line, for a share above `min_accuracy`, under both rules. One rule alone tells
+    nothing: a model that likes to repeat the last word has ABB perfectly, and one that likes the first has ABA. A head
+    that copies what followed an equal token has neither: no token stood before but the separators.
 
     Where one rule holds and the other is shown not to, the evidence says which. `budget` is as for `assert_has_induction_head`.
     Returns the evidence, with accuracy and margin in nats of both rules; raises as that does, and `ProbeError` where
@@ -222,8 +222,9 @@ def _judged(examples: int, threshold: float, rounds: Sequence[Mapping[str, Choic
     fails = [rule for rule in RULES if accuracy[rule].is_below(threshold)]
     if len(holds) == len(RULES):
         return Judgement(Verdict.SHOWN, "follows_rule", seen, estimates=estimates)
-    if fails and holds:
-        habit = "first" if holds == ["ABA"] else "second"
+    others = [rule for rule in RULES if rule not in fails and accuracy[rule].value > threshold]
+    if fails and others:
+        habit = "first" if others == ["ABA"] else "second"
         summary = f"{seen}: the {habit} token of a line is repeated whatever the rule"
         return Judgement(Verdict.REFUTED, "one_rule_only", summary, estimates=estimates)
     if fails:
