@@ -41,9 +41,9 @@ def all_alike(tokens):
     return torch.zeros(IDS)
 
 
-def verdict_of(model, *args, **options):
+def verdict_of(model, **options):
     try:
-        return assert_recalls(model, *args, **options)
+        return assert_recalls(model, **options)
     except ExpectationFailed as failed:
         return failed.evidence
 
@@ -104,10 +104,10 @@ def test_choices_are_those_of_a_slow_reference():
 def test_an_induction_head_recalls():
     """All values, at any distance; two-token keys too, which hold the one-token match."""
     model = load_model(induction_head())
-    found = assert_recalls(model, 8, 30)
+    found = assert_recalls(model, pairs=8, distance=30)
     assert (found.verdict, found.reason, found.estimates["recall_accuracy"].value) == (Verdict.SHOWN, "recalls", 1.0)
     assert found.thresholds == {"min_accuracy": 1 / 8 + 0.1}
-    curve = measure_recall(model, (2, 5), (10, 20), key_length=2)
+    curve = measure_recall(model, pairs=(2, 5), distances=(10, 20), key_length=2)
     assert [(point.pairs, point.distance, point.chance) for point in curve.points] == [
         (2, 10, 0.5),
         (2, 20, 0.5),
@@ -124,7 +124,7 @@ def test_an_induction_head_recalls():
 )
 def test_what_uses_no_key_guesses(model):
     """Though it knows which values there are, which have been given, or how far back one mostly stands."""
-    found = verdict_of(model, 4, max_sequences=96)
+    found = verdict_of(model, pairs=4, max_sequences=96)
     assert found.estimates["recall_accuracy"].value == pytest.approx(0.25, abs=0.06)
     assert found.verdict is Verdict.REFUTED
 
@@ -132,13 +132,13 @@ def test_what_uses_no_key_guesses(model):
 def test_what_cannot_be_asked_is_one_line():
     model = load_model(induction_head(n_ctx=40))
     with pytest.raises(ArgumentError, match="`distance` must be at least the 8 tokens that 4 pairs take, got 3"):
-        assert_recalls(model, 4, 3)
+        assert_recalls(model, pairs=4, distance=3)
     with pytest.raises(ProbeError, match="20 pairs over a distance of 40 tokens need 81 positions, the context has 40"):
-        assert_recalls(model, 20)
+        assert_recalls(model, pairs=20)
     with pytest.raises(ArgumentError, match="`pairs` must be a whole number"):
-        measure_recall(model, 1)
+        measure_recall(model, pairs=1)
     with pytest.raises(ArgumentError, match="`pairs` must be a number or several, got none"):
-        measure_recall(model, ())
+        measure_recall(model, pairs=())
     with pytest.raises(ProbeError, match="need 36 usable token ids"):
         RecallShape.of(TokenSpace(30), 12)
     assert [point.pairs for point in measure_recall(model, n_sequences=2).points] == [2, 4, 8]
@@ -146,4 +146,4 @@ def test_what_cannot_be_asked_is_one_line():
 
 def test_logits_that_are_no_numbers_are_refused():
     with pytest.raises(ModelError, match="not finite"):
-        verdict_of(load_model(Scored(lambda tokens: torch.full((IDS,), math.nan if len(tokens) > 8 else 0.0))), 4)
+        verdict_of(load_model(Scored(lambda tokens: torch.full((IDS,), math.nan if len(tokens) > 8 else 0.0))), pairs=4)

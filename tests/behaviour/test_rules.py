@@ -37,9 +37,9 @@ class Lines(nn.Module):
         return found + self.weight
 
 
-def verdict_of(model, *args, **options):
+def verdict_of(model, **options):
     try:
-        return assert_follows_rule(model, *args, **options)
+        return assert_follows_rule(model, **options)
     except ExpectationFailed as failed:
         return failed.evidence
 
@@ -70,7 +70,7 @@ def test_rows_follow_the_rule_and_repeat_nothing_else(rule, separators):
 )
 def test_only_what_follows_both_rules_is_shown(place, verdict, reason, accuracy):
     """Not what repeats the second token of a line, or the first, whatever the rule."""
-    found = verdict_of(Lines(place), 2)
+    found = verdict_of(Lines(place), examples=2)
     assert (found.verdict, found.reason) == (verdict, reason)
     assert tuple(found.estimates[f"{rule}_accuracy"].value for rule in ("aba", "abb")) == accuracy
     if reason == "one_rule_only":
@@ -79,14 +79,14 @@ def test_only_what_follows_both_rules_is_shown(place, verdict, reason, accuracy)
 
 def test_a_literal_induction_head_follows_none():
     """No token of the line stood before: both margins are 0."""
-    found = verdict_of(induction_head(), 4)
+    found = verdict_of(induction_head(), examples=4)
     assert found.verdict is Verdict.REFUTED
     assert found.estimates["aba_margin"].value == pytest.approx(0, abs=1e-5)
 
 
 def test_the_curve_begins_at_no_example():
     """Where nothing says which rule it is, even the one who follows it has one of both."""
-    curve = measure_rules(load_model(Lines("rule")), 3, n_sequences=24)
+    curve = measure_rules(load_model(Lines("rule")), examples=3, n_sequences=24)
     assert [point.examples for point in curve.points] == [0, 1, 2, 3]
     assert curve.points[0].aba_accuracy.value == curve.points[0].abb_accuracy.value == 0.5
     assert all(point.aba_accuracy.value == point.abb_accuracy.value == 1 for point in curve.points[1:])
@@ -104,10 +104,10 @@ def test_separators_are_those_of_the_tokenizer_where_it_has_them():
     model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(args or list(kwargs.values())), with_kwargs=True)
     subject = load_model(model)
     seen.clear()
-    measure_rules(subject, 1, n_sequences=2)
+    measure_rules(subject, examples=1, n_sequences=2)
     assert set(map(tuple, seen[0][0][:, 1::2].tolist())) == {(7, 7, 9) * 2}
     seen.clear()
-    measure_rules(subject, 1, n_sequences=2, separators=(5, 6, 8))
+    measure_rules(subject, examples=1, n_sequences=2, separators=(5, 6, 8))
     assert set(map(tuple, seen[0][0][:, 1::2].tolist())) == {(5, 6, 8) * 2}
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from pytest_induction.behaviour.choices import Choices, choices
-from pytest_induction.behaviour.judging import advantage_interval
+from pytest_induction.behaviour.judging import FURTHEST
 from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, checked_sampling, priced_claim, until_clear
 from pytest_induction.errors import ArgumentError, ProbeError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
-from pytest_induction.measuring.observing import ModelLike, provenance
+from pytest_induction.measuring.observing import Array, ModelLike, provenance
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.recall import RecallRows, RecallShape, recall_rows
@@ -92,9 +92,9 @@ def _positions(subject: ModelUnderTest, shape: RecallShape) -> int:
 @priced(price_of_curve)
 def measure_recall(
     model: ModelLike,
+    *,
     pairs: int | Iterable[int] | None = None,
     distances: int | Iterable[int] | None = None,
-    *,
     key_length: int = 1,
     n_sequences: int = CURVE_ROWS,
     error_rate: float = ERROR_RATE,
@@ -113,7 +113,7 @@ def measure_recall(
     models are too unsure about random tokens for.
 
     >>> from pytest_induction.planted import induction_head
-    >>> measure_recall(induction_head(), 4).points[0].recall_accuracy.value
+    >>> measure_recall(induction_head(), pairs=4).points[0].recall_accuracy.value
     1.0
     """
     check_share("error_rate", error_rate)
@@ -165,8 +165,14 @@ def _point(subject: ModelUnderTest, shape: RecallShape, count: int, seed: int, e
     half = error_rate / 2
     shares = np.stack([found.is_best.mean(1), found.is_likeliest.mean(1)], axis=1)
     recall, top1 = bounded_intervals(shares, half, half, unit=SHARE)
-    log_prob = advantage_interval(found.log_prob.mean(1), 0.0, error_rate)
+    log_prob = _log_prob_interval(found.log_prob.mean(1), error_rate)
     return RecallPoint(shape.pairs, shape.distance, 1 / shape.pairs, recall, top1, log_prob)
+
+
+def _log_prob_interval(values: Array, error_rate: float) -> Estimate:
+    """Of the mean over rows (n,), in nats, where a row counts as -40 at least."""
+    half = error_rate / 2
+    return bounded_intervals(values[:, None].clip(-FURTHEST, 0), half, half, lowest=-FURTHEST, highest=0.0, unit="nats")[0]
 
 
 def _measured(subject: ModelUnderTest, shape: RecallShape, seed: int, count: int, number: int) -> Choices:
@@ -187,9 +193,9 @@ def _choices(subject: ModelUnderTest, rows: RecallRows) -> Choices:
 @priced_claim(price_of_recall)
 def assert_recalls(
     model: ModelLike,
+    *,
     pairs: int = PAIRS,
     distance: int | None = None,
-    *,
     key_length: int = 1,
     min_accuracy: float | None = None,
     max_sequences: int = MAX_SEQUENCES,
@@ -250,7 +256,7 @@ def _judged(shape: RecallShape, threshold: float, rounds: Sequence[Choices], err
     estimates = {
         "recall_accuracy": recall,
         "top1_accuracy": top1,
-        "log_prob": advantage_interval(log_prob, 0.0, error_rate),
+        "log_prob": _log_prob_interval(log_prob, error_rate),
     }
     seen = (
         f"{recall.value:.3f} of the values of {shape.pairs} pairs, {shape.distance} tokens back on average, where a guess has "

@@ -91,8 +91,8 @@ def _positions(subject: ModelUnderTest, n_lines: int) -> int:
 @priced(price_of_curve)
 def measure_rules(
     model: ModelLike,
-    examples: int = SHOTS,
     *,
+    examples: int = SHOTS,
     separators: Sequence[int] | None = None,
     n_sequences: int = CURVE_ROWS,
     error_rate: float = ERROR_RATE,
@@ -155,8 +155,8 @@ def _measured(
 @priced_claim(price_of_rules)
 def assert_follows_rule(
     model: ModelLike,
-    examples: int = SHOTS,
     *,
+    examples: int = SHOTS,
     min_accuracy: float = MIN_RULE_ACCURACY,
     separators: Sequence[int] | None = None,
     max_sequences: int = MAX_SEQUENCES,
