@@ -20,10 +20,12 @@ from bare import bare_pass, processor_seconds, verdict
 from pytest_induction import (
     ModelUnderTest,
     assert_ablation_removes_icl,
+    assert_follows_rule,
     assert_has_induction_head,
     assert_heads_generalize,
     assert_induction_circuit,
     assert_learns_in_context,
+    assert_recalls,
     find_induction_heads,
     load_model,
     measure_ablations,
@@ -71,6 +73,8 @@ CALLS = (
         lambda _, subject, text: charts_of_model(subject, provenance(subject), kinds=OF_A_MODEL, text=text),
     ),
     Row("assert_induction_circuit", 15, lambda _, subject, text: verdict(lambda: assert_induction_circuit(subject))),
+    Row("assert_recalls", None, lambda _, subject, text: verdict(lambda: assert_recalls(subject))),
+    Row("assert_follows_rule", None, lambda _, subject, text: verdict(lambda: assert_follows_rule(subject))),
     Row("measure_generality", 5, lambda _, subject, text: measure_generality(subject)),
     Row("assert_heads_generalize", 5, lambda _, subject, text: verdict(lambda: assert_heads_generalize(subject, "L17H5"))),
 )

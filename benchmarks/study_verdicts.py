@@ -12,6 +12,7 @@
 | pairs allowed, random | 60 as in the first row, with `allow_virtual` | SHOWN |
 | pairs allowed, planted | 100 of the planted kinds, half of them virtual heads, with `allow_virtual` | against what is known |
 | pairs allowed, shipped | the model that copies through pairs, 60 probe seeds, with `allow_virtual` | REFUTED |
+| recall, rules, random weights | 60 as in the first row each, with 4 pairs and behind 1 example | SHOWN |
 | skewed rows | no model: rows whose distribution is known (`skewed.py`), 1000 or 4000 seeds of each | against what is known |
 | real heads moved | rows of eight real heads, moved so that their mean is a threshold; 100 seeds of each | SHOWN or REFUTED |
 
@@ -30,8 +31,9 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +51,16 @@ from tests.measuring import slow  # noqa: E402
 import make as fixtures  # noqa: E402
 import skewed  # noqa: E402
 from attention_only import AttentionOnly  # noqa: E402
-from pytest_induction import Evidence, ExpectationFailed, Verdict, assert_has_induction_head, load_model, planted  # noqa: E402
+from pytest_induction import (  # noqa: E402
+    Evidence,
+    ExpectationFailed,
+    Verdict,
+    assert_follows_rule,
+    assert_has_induction_head,
+    assert_recalls,
+    load_model,
+    planted,
+)
 from pytest_induction.deciding import Judgement  # noqa: E402
 from pytest_induction.errors import UnsupportedModel  # noqa: E402
 from pytest_induction.heads.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING  # noqa: E402
@@ -85,8 +96,12 @@ SKEWED_SEEDS, OF_ADVANTAGE, OF_REAL_HEADS = 1000, 4000, 800  # of each shape, of
 
 
 def evidence_of(model: object, seed: int = 0, *, pairs: bool = False) -> Evidence:
+    return asserted_of(assert_has_induction_head, model, seed=seed, allow_virtual=pairs)
+
+
+def asserted_of(assertion: Callable[..., Evidence], model: object, **options: object) -> Evidence:
     try:
-        return assert_has_induction_head(model, seed=seed, allow_virtual=pairs)
+        return assertion(model, **options)
     except ExpectationFailed as failure:
         return failure.evidence
 
@@ -275,10 +290,10 @@ def main() -> int:
     def some(count: int) -> int:
         return max(1, min(count // share, options.most))
 
-    def all_are(wanted: Verdict, models: Iterable[object], *, pairs: bool = False) -> Iterator[Known]:
+    def all_are(wanted: Verdict, models: Iterable[object], of: Callable[[object], Evidence] = evidence_of) -> Iterator[Known]:
         for model in models:
             try:
-                yield evidence_of(model, pairs=pairs), wanted
+                yield of(model), wanted
             except UnsupportedModel as refusal:  # weights so large that rounding decides what is attended to
                 print(f"refused: {str(refusal).splitlines()[0]}", file=sys.stderr)
 
@@ -287,9 +302,16 @@ def main() -> int:
     table.row("beside suppressors", mixed_models(some(100), seed=3))
     for place, wanted in SHIPPED.items():
         table.row(f"shipped {place.rpartition('/')[2].rpartition(':')[2]}", shipped_again(place, wanted, range(some(100))))
-    table.row("pairs allowed, random", all_are(absent, random_models(some(60), seed=4), pairs=True))
+    table.row("pairs allowed, random", all_are(absent, random_models(some(60), seed=4), partial(evidence_of, pairs=True)))
     table.row("pairs allowed, planted", planted_models(some(100), seed=5, pairs=True))
     table.row("pairs allowed, shipped", shipped_again("models/gpt2-2l-virtual", formed, range(some(60)), pairs=True))
+    table.row(
+        "recall, random weights", all_are(absent, random_models(some(60), seed=6), partial(asserted_of, assert_recalls, pairs=4))
+    )
+    table.row(
+        "rules, random weights",
+        all_are(absent, random_models(some(60), seed=7), partial(asserted_of, assert_follows_rule, examples=1)),
+    )
     for shape in skewed.SHAPES:
         count = OF_ADVANTAGE if shape.name.startswith("advantage") else SKEWED_SEEDS
         table.row(shape.name, skewed_rows([shape], count // share), always=shape.always)

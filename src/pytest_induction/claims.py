@@ -146,6 +146,33 @@ MODELS = (
         needs=("text",),
     ),
     Claim(
+        name="recalls",
+        asserts="the value that followed a key is recalled, among several pairs and over a distance",
+        assertion="pytest_induction.behaviour.recall:assert_recalls",
+        decided_by=("recall_accuracy",),
+        held_against={"recall_accuracy": "min_accuracy"},
+        next_steps={
+            "does_not_recall": "see other pairs and distances with `measure_recall(model)`; the threshold is `min_accuracy=`",
+        },
+        chart="repeats",
+        needs=("asking",),
+        more="field.md#recall",
+    ),
+    Claim(
+        name="follows_rule",
+        asserts="lines ABA and ABB of new tokens are completed by the rule that the lines before follow",
+        assertion="pytest_induction.behaviour.rules:assert_follows_rule",
+        decided_by=("aba_accuracy", "abb_accuracy"),
+        held_against={"aba_accuracy": "min_accuracy", "abb_accuracy": "min_accuracy"},
+        next_steps={
+            "follows_no_rule": "see fewer and more examples with `measure_rules(model)`; the threshold is `min_accuracy=`",
+            "one_rule_only": "see both rules by the number of examples with `measure_rules(model)`",
+        },
+        chart="repeats",
+        needs=("asking",),
+        more="field.md#abstract-rules",
+    ),
+    Claim(
         name="ablation_removes_icl",
         asserts="without its induction heads the model no longer learns in context, beyond layer-matched controls",
         assertion="pytest_induction.causal.in_context:assert_ablation_removes_icl",

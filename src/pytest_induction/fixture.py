@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 import numpy as np
 
 from pytest_induction.behaviour import claims as behaviour
+from pytest_induction.behaviour import recall, rules
 from pytest_induction.causal import circuit, in_context
 from pytest_induction.claims import MODEL, PREFIX, Claim, claim_named, claims
 from pytest_induction.comparison import preserved
@@ -118,6 +119,8 @@ class Induction:
     assert_no_induction_head = OfModel(kinds.assert_no_induction_head)
     assert_copies_repeats = OfModel(behaviour.assert_copies_repeats)
     assert_learns_in_context = OfModelAndText(behaviour.assert_learns_in_context)
+    assert_recalls = OfModel(recall.assert_recalls)
+    assert_follows_rule = OfModel(rules.assert_follows_rule)
     assert_ablation_removes_icl = OfModel(in_context.assert_ablation_removes_icl)
     assert_induction_circuit = OfModel(circuit.assert_induction_circuit)
     assert_heads_generalize = OfModel(semantic.assert_heads_generalize)
@@ -131,6 +134,8 @@ class Induction:
     measure_composition = OfModel(composition.measure_composition)
     measure_virtual_heads = OfModel(virtual.measure_virtual_heads)
     measure_generality = OfModel(semantic.measure_generality)
+    measure_recall = OfModel(recall.measure_recall)
+    measure_rules = OfModel(rules.measure_rules)
     measure_ablations = OfModel(ablation.measure_ablations)
     measure_attributions = OfModelAndText(attribution.measure_attributions)
     find_induction_heads = OfModel(kinds.find_induction_heads)

@@ -31,6 +31,7 @@ NUMBERS = {getattr(criteria, name) for name in NAMES} - {criteria.MIN_PERIODS} |
 
 # Numbers of the package that are the same by chance, and say nothing of what a head is.
 OTHERS = {
+    ("behaviour/recall.py", "ABOVE_CHANCE"),  # of accuracy
     ("deciding.py", "MAX_IN_CONTEXT_LEARNING"),
     ("locks.py", "LOOKS"),  # seconds
     ("runs/schedule.py", "SETTLING"),

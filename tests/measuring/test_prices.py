@@ -24,6 +24,8 @@ def small(**sizes):
 TEXT = np.random.default_rng(0).integers(1, 40, size=8000)
 ARGUMENTS = {
     "assert_ablation_removes_icl": ((), {"how": "zero", "n_controls": 72, "max_sequences": 24}),
+    "assert_follows_rule": ((), {"examples": 4}),
+    "measure_rules": ((), {"examples": 4}),
     "assert_heads_generalize": (("L1H0",), {"probes": "classes"}),
     "assert_heads_preserved": ((small(),), {}),
     "assert_learns_in_context": ((TEXT,), {}),
@@ -33,10 +35,12 @@ CALLS = sorted(PRICES.keys() - {"assert_head_score"})  # its claim is the user's
 WITH_BUDGET = (
     "assert_ablation_removes_icl",
     "assert_copies_repeats",
+    "assert_follows_rule",
     "assert_has_induction_head",
     "assert_heads_generalize",
     "assert_induction_circuit",
     "assert_no_induction_head",
+    "assert_recalls",
     "find_induction_heads",
     "measure_ablations",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -35,7 +36,8 @@ class ProbeSequence:
 
     `breaks` are the positions at which a new part begins, for reading only. `first` says that the first id is the model's
     first token. `lures` are pairs (query, key) that the places in the block suggest and the tokens do not: an ideal induction
-    head does not follow them. `period` is 0 where nothing repeats.
+    head does not follow them. `period` is 0 where nothing repeats. `asked` are the entries of
+    its answers, ascending, where they do not follow from what stood before: a rule's, or those of keys without their values.
 
     >>> ProbeSequence((0, 5, 6, 7, 5, 6, 7), period=3, repeats=2, breaks=(1, 4), first=True)
     BOS | 5 6 7 | 5 6 7
@@ -47,6 +49,7 @@ class ProbeSequence:
     breaks: tuple[int, ...] = ()
     first: bool = False
     lures: tuple[tuple[int, int], ...] = ()
+    asked: tuple[tuple[int, int, int, int | None], ...] | None = None
 
     def __post_init__(self) -> None:
         plain = {
@@ -66,6 +69,8 @@ class ProbeSequence:
         for query, key in self.lures:
             if not key <= query < length:
                 raise ArgumentError(f"`lures` must be pairs (query, key) of positions with key <= query, got {(query, key)}")
+        if self.asked is not None:
+            object.__setattr__(self, "asked", _asked(self.asked, length))
 
     def __hash__(self) -> int:
         return self._hash
@@ -98,7 +103,7 @@ class ProbeSequence:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.tokens, self.period, self.breaks, self.lures))  # looked up often
+        return hash((self.tokens, self.period, self.breaks, self.lures, self.asked))  # looked up often
 
     @cached_property
     def _earlier(self) -> dict[int, tuple[int, ...]]:
@@ -114,7 +119,9 @@ class ProbeSequence:
 
     @cached_property
     def answers(self) -> tuple[Answer, ...]:
-        """Every position whose next token was foretold by the longest context that stood before, and is what comes."""
+        """What is asked; else every position whose next token was foretold by the longest context before, and is what comes."""
+        if self.asked is not None:
+            return tuple(itertools.starmap(Answer, self.asked))
         tokens, found = self.tokens, []
         before: dict[int, int] = {}  # of the query before: earlier place -> tokens up to there that are the same up to the query
         for query, following in enumerate(tokens[1:]):
@@ -139,6 +146,21 @@ def _whole_numbers(name: str, values: Iterable[object]) -> tuple[int, ...]:
     if isinstance(values, tuple) and set(map(type, values)) == {int} and min(values) >= 0:
         return values  # most are, and strategies make many
     return tuple([whole_number(name, value, least=0) for value in values])
+
+
+def _asked(answers: Iterable[object], length: int) -> tuple[Answer, ...]:
+    """Answers at ascending positions of a sequence."""
+    found = []
+    for entry in answers:
+        if not isinstance(entry, Sequence) or len(entry) != len(Answer._fields):
+            raise ArgumentError(f"`asked` must be of entries (query, token, order, distractor or None), got {entry!r}")
+        *known, distractor = entry
+        query, token, order = (whole_number("asked", value, least=0) for value in known)
+        found.append(Answer(query, token, order, None if distractor is None else whole_number("asked", distractor, least=0)))
+    places = [answer.query for answer in found]
+    if any(one >= other for one, other in pairwise([-1, *places, length])):
+        raise ArgumentError(f"`asked` must be at ascending positions below {length}, got {places}")
+    return tuple(found)
 
 
 def _pair(lure: object) -> tuple[int, int]:

@@ -8,23 +8,27 @@ fewest repeats, no gaps and the smallest ids.
 from pytest_induction.probes.strategies.kinds import (
     conflicting_ngrams,
     distractor_pairs,
+    key_value_pairs,
     near_misses,
     nested_repeats,
     partial_repeats,
     period_pairs,
     relabelled_pairs,
     repeated_sequences,
+    rule_lines,
     unrepeated_sequences,
 )
 
 __all__ = [
     "conflicting_ngrams",
     "distractor_pairs",
+    "key_value_pairs",
     "near_misses",
     "nested_repeats",
     "partial_repeats",
     "period_pairs",
     "relabelled_pairs",
     "repeated_sequences",
+    "rule_lines",
     "unrepeated_sequences",
 ]

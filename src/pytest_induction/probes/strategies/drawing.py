@@ -7,7 +7,7 @@ and still shrunk id by id.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -20,7 +20,7 @@ from torch import nn
 from pytest_induction.errors import ArgumentError, ProbeError, whole_number
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
-from pytest_induction.probes.sequences import Ids, ProbeSequence, usable_ids
+from pytest_induction.probes.sequences import Answer, Ids, ProbeSequence, usable_ids
 from pytest_induction.records import TokenSpace
 
 Vocabulary = ModelUnderTest | nn.Module | TokenSpace | str | Path | int
@@ -112,15 +112,23 @@ class Material:
         return [value * (size - number) >> 8 * width for number, value in enumerate(values)]
 
     def sequence(
-        self, parts: list[list[int]], *, period: int, repeats: int, lures: tuple[tuple[int, int], ...] = ()
+        self,
+        parts: list[list[int]],
+        *,
+        period: int,
+        repeats: int,
+        lures: tuple[tuple[int, int], ...] = (),
+        asked: Iterable[Answer] | None = None,
     ) -> ProbeSequence:
-        """The parts one after the other behind the first token; `lures` are given in positions of these."""
+        """The parts one after the other behind the first token; `lures` and what is `asked` are given in positions of these."""
         if self.space.bos_id is not None:
             parts = [[self.space.bos_id], *parts]
         tokens = [token for part in parts for token in part]
         ends = [sum(map(len, parts[:number])) for number in range(1, len(parts))]
         moved = tuple((query + self.start, key + self.start) for query, key in lures)
-        return ProbeSequence(tuple(tokens), period, repeats, tuple(dict.fromkeys(ends)), self.space.bos_id is not None, moved)
+        answers = None if asked is None else tuple(answer._replace(query=answer.query + self.start) for answer in asked)
+        is_first = self.space.bos_id is not None
+        return ProbeSequence(tuple(tokens), period, repeats, tuple(dict.fromkeys(ends)), is_first, moved, answers)
 
 
 @dataclass(frozen=True)

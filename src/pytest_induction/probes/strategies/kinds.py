@@ -6,7 +6,9 @@ from collections.abc import Collection
 
 from hypothesis import strategies as st
 
-from pytest_induction.probes.sequences import ProbeSequence
+from pytest_induction.errors import ArgumentError
+from pytest_induction.probes.rules import LINE, PLACES, SEPARATORS
+from pytest_induction.probes.sequences import Answer, ProbeSequence
 from pytest_induction.probes.strategies.drawing import Draw, Material, Size, Sizes, Vocabulary
 
 Sequences = st.SearchStrategy[ProbeSequence]
@@ -212,6 +214,73 @@ def unrepeated_sequences(
         parts = [ids[begin : begin + size] for begin in range(0, len(ids), size)]
         lures = tuple((query, query - copy * size + 1) for query in range(size, len(ids)) for copy in range(1, query // size + 1))
         return material.sequence(parts, period=0, repeats=1, lures=lures)
+
+    return sequences()
+
+
+def key_value_pairs(
+    model: Vocabulary,
+    *,
+    pairs: Size = (2, 6),
+    gap: Size = 0,
+    bos: int | bool | None = None,
+    exclude: Collection[int] = (),
+) -> Sequences:
+    """Pairs of a key and a value, then `gap` ids, then each key again in any order: `BOS | 5 6 | 7 8 | 7 9 | 5 10`.
+
+    What is asked is the value of each key where it stands again. Behind it stands an id that occurs nowhere else, so that
+    no value is given away.
+    """
+    material = Material.of(model, bos, exclude)
+    sizes, between = Sizes.of("pairs", pairs, least=2), Sizes.of("gap", gap, least=0)
+    material.check("key-value pairs", positions=4 * sizes.least + between.least, ids=3 * sizes.least + between.least)
+
+    @st.composite
+    def sequences(draw: Draw) -> ProbeSequence:
+        least = between.least
+        count = sizes.draw(draw, most=min((material.room - least) // 4, (material.n_ids - least) // 3))
+        size = between.draw(draw, most=min(material.room - 4 * count, material.n_ids - 3 * count))
+        order = draw(st.permutations(range(count)))
+        ids = material.different_ids(draw, 3 * count + size, most=3 * sizes.most + between.most)
+        known, behind, filler = [ids[:count], ids[count : 2 * count]], ids[2 * count : 3 * count], ids[3 * count :]
+        stored = [[key, value] for key, value in zip(*known, strict=True)]
+        asked = [[ids[place], other] for place, other in zip(order, behind, strict=True)]
+        begin = 2 * count + size
+        answers = [Answer(begin + 2 * number, known[1][place], 1, None) for number, place in enumerate(order)]
+        return material.sequence([part for part in [*stored, filler, *asked] if part], period=0, repeats=1, asked=answers)
+
+    return sequences()
+
+
+def rule_lines(
+    model: Vocabulary,
+    *,
+    rule: str = "ABA",
+    lines: Size = (2, 6),
+    bos: int | bool | None = None,
+    exclude: Collection[int] = (),
+) -> Sequences:
+    """Lines of one rule, ABA or ABB, with two new ids in each and the same three separators: `BOS | 5 2 6 3 5 4 | 7 2 8 3 7 4`.
+
+    What is asked is the third token of every line but the first; its distractor is the other one of the line. Raises
+    `ArgumentError` for another rule.
+    """
+    if rule not in PLACES:
+        raise ArgumentError(f"`rule` must be {' or '.join(PLACES)}, got {rule!r}")
+    material, sizes = Material.of(model, bos, exclude), Sizes.of("lines", lines, least=2)
+    material.check("lines of a rule", positions=LINE * sizes.least, ids=2 * sizes.least + SEPARATORS)
+
+    @st.composite
+    def sequences(draw: Draw) -> ProbeSequence:
+        count = sizes.draw(draw, most=min(material.room // LINE, (material.n_ids - SEPARATORS) // 2))
+        ids = material.different_ids(draw, 2 * count + SEPARATORS, most=2 * sizes.most + SEPARATORS)
+        one, two, end, *words = ids
+        right, other = PLACES[rule]
+        parts, answers = [], []
+        for number, pair in enumerate(zip(words[::2], words[1::2], strict=True)):
+            parts.append([pair[0], one, pair[1], two, pair[right], end])
+            answers.append(Answer(LINE * number + 3, pair[right], 1, pair[other]))
+        return material.sequence(parts, period=0, repeats=1, asked=answers[1:])
 
     return sequences()
 
