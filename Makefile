@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
+# Each module is compiled, and its asserts rewritten, once and not in every process: images of containers often forbid it.
+export PYTHONDONTWRITEBYTECODE :=
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
