@@ -87,8 +87,8 @@ def _inner_sessions_are_in_order(request, monkeypatch):
     It writes no bytecode: a file of the same length that a test writes within the same second would be taken for the one before.
     """
     if "pytester" in request.fixturenames:
+        request.getfixturevalue("_imported")  # before `pytester`, which forgets what is imported after it
         request.getfixturevalue("pytester")  # it clears the variable
-        request.getfixturevalue("_imported")
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
         monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
         monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
