@@ -68,12 +68,13 @@ def test_it():
     "searching within a test of hypothesis": """
 from hypothesis import given, settings, strategies as st
 
+MODEL = load_model(Later())  # an alarm that goes off outside of the search is a failure to hypothesis, which begins again
+
 @settings(deadline=None)
 @given(st.integers())
 def test_it(number):
-    model = load_model(Later())
     SLOW["pause"] = 0.05
-    find_counterexample(model, lambda outcome: True, probes="repeated_sequences", budget=100000)
+    find_counterexample(MODEL, lambda outcome: True, probes="repeated_sequences", budget=100000)
 """,
     "on given probes": """
 from hypothesis import settings
@@ -120,7 +121,7 @@ def test_an_alarm_ends_the_test(slow, pytester, where):
     """At once, as one failure that says so; the tests after it run."""
     slow(where)
     pytester.makepyfile(test_zz="def test_after(): pass")
-    seconds = 3.0 if "processes" in where else 1.0  # which have to be there by then
+    seconds = 3.0 if "processes" in where or "within" in where else 1.0  # processes, or the search, must be there by then
     began = time.monotonic()
     result = pytester.runpytest_inprocess(f"--timeout={seconds}", "--timeout-method=signal", "-p", "no:cacheprovider")
     assert time.monotonic() - began < 30
