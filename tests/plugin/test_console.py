@@ -63,7 +63,7 @@ def test_a_full_disk_is_one_line(command, name):
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="a disk that is always full")
-@pytest.mark.parametrize("arguments", [["doctor", "nonesuch"], ["nonesuch"], []])
+@pytest.mark.parametrize("arguments", [["draw", "nonesuch"], ["nonesuch"], []])
 def test_an_error_that_nobody_can_be_told_keeps_its_exit_status(arguments):
     words = [sys.executable, "-m", "pytest_induction", *arguments]
     with FULL.open("w") as full:

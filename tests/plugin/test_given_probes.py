@@ -724,6 +724,7 @@ def test_methods_of_unittest_take_a_model_in_the_decorator(run):
     result.stdout.fnmatch_lines(["*`model=`*"])
 
 
+@pytest.mark.exhaustive
 def test_two_workers_of_xdist_run_them_as_one(run):
     """Each its own tests, with the same failure."""
     result = run(

@@ -110,6 +110,7 @@ def test_the_command_that_repeats_a_test_has_the_option(pytester):
     result.stdout.fnmatch_lines([f"*pytest * {OPTION} *-k has_induction_head*"])
 
 
+@pytest.mark.exhaustive
 def test_runs_are_swept_with_the_option(pytester, alone):
     """The checkpoints that --induction-run names."""
     place = with_code(pytester.path / "t" / "checkpoint-1", **IN_TOKENIZER)

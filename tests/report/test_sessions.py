@@ -84,6 +84,7 @@ def test_a_worker_that_dies(run, pytester, body):
     assert seen.heading == ("failed", "1 of 4 tests failed")
 
 
+@pytest.mark.exhaustive
 def test_a_time_limit_that_ends_the_process(run, pytester):
     """pytest-timeout's method `thread`, in a worker."""
     pytest.importorskip("xdist")
