@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
+# Each module is compiled, and its asserts rewritten, once and not in every process: images of containers often forbid it.
+export PYTHONDONTWRITEBYTECODE :=
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo test test-all test-exhaustive test-times lint wheel docs bench check-gpu study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
+.PHONY: demo test test-all test-exhaustive test-times lint types style wheel docs bench check-gpu study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
 
 demo: $(STAMP)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
@@ -15,23 +17,27 @@ demo: $(STAMP)  ## gate the shipped models and trainings, controls without induc
 	@echo; echo "The report: $(REPORT)"
 
 test: $(STAMP)  ## lint, types, import directions, and the quick tests against the built wheel; `.venv/bin/python -m pytest` has those of the tree
-	$(MAKE) --no-print-directory lint wheel
+	$(MAKE) --no-print-directory --jobs=2 types style wheel
 	$(WHEEL)/bin/python -m pytest -q -n auto --maxprocesses 4
 
 test-all: test  ## the same, and then the slow tests too: what every change must pass
 	$(WHEEL)/bin/python -m pytest -q -n auto --maxprocesses 4 -m slow
 
-test-exhaustive: $(STAMP)  ## tests that take minutes: an interrupt at every line of every measurement, all that xdist may do; eight minutes
+test-exhaustive: $(STAMP)  ## tests that take minutes: an interrupt at every line of every measurement, all that xdist may do; eleven minutes
 	$(BIN)/python -m pytest -q -m exhaustive
 
 test-times: $(STAMP)  ## time every test, and list the slow ones in tests/slow.txt
 	$(BIN)/python -m pytest -q -n 2 -m "not exhaustive" --junitxml=report/times.xml || true
 	$(BIN)/python benchmarks/slow_tests.py report/times.xml > tests/slow.txt
 
-lint: $(STAMP)
+lint: types style
+
+types: $(STAMP)  ## a minute of one core where mypy has no cache: `make test` builds the wheel meanwhile
+	$(BIN)/mypy
+
+style: $(STAMP)
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache > $(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
 	$(BIN)/python benchmarks/paper_table.py --check
 	$(BIN)/python docs/theme/map.py --check

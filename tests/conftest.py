@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,11 +61,37 @@ def shipped() -> dict[str, str]:
     return SHIPPED
 
 
+@pytest.fixture(scope="session")
+def _imported():
+    """Runs of pytest inside pytest forget what they import; what cannot be imported twice, or takes long, is imported here, once."""
+    import torch._dynamo  # noqa: F401
+
+    import pytest_induction
+    import pytest_induction.fixture
+    import pytest_induction.plugin.benchmarks.suite
+    import pytest_induction.plugin.gates.items
+    import pytest_induction.report.terminal
+    import pytest_induction.runs.sweep
+    import tests.model.plain  # noqa: F401
+
+    loaded = [spec for spec in SHIPPED.values() if ".py:" in spec or find_spec("transformers") is not None]
+    for spec in loaded:
+        model = pytest_induction.load_model(spec)
+        pytest_induction.measure_heads(model, n_sequences=6)
+    model.module.to("cpu")
+
+
 @pytest.fixture(autouse=True)
 def _inner_sessions_are_in_order(request, monkeypatch):
-    """A session inside a test is as at a desk: nothing shuffles its tests, and no CI is told of them or changes what is printed."""
+    """A session inside a test is as at a desk: nothing shuffles its tests, and no CI is told of them or changes what is printed.
+
+    It writes no bytecode: a file of the same length that a test writes within the same second would be taken for the one before.
+    """
     if "pytester" in request.fixturenames:
+        request.getfixturevalue("_imported")  # before `pytester`, which forgets what is imported after it
         request.getfixturevalue("pytester")  # it clears the variable
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
         monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
         for name in ("CI", "BUILD_NUMBER", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
             monkeypatch.delenv(name, raising=False)

@@ -79,7 +79,10 @@ def test_without_steps_nothing_changes(style):
 
 
 @pytest.mark.parametrize("name", INTERVENTIONS)
-@pytest.mark.parametrize(("attend", "twin"), [(looked_up, eager_with_biases), (capped, eager_capped), (masked, fused)])
+@pytest.mark.parametrize(
+    ("attend", "twin"),
+    [(looked_up, eager_with_biases), pytest.param(capped, eager_capped, marks=pytest.mark.exhaustive), (masked, fused)],
+)
 def test_interventions_are_those_of_a_twin(attend, twin, name):
     """Also what is measured under them."""
     here, there = load_model(plain(attend)), load_model(plain(twin))

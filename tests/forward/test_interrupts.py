@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # of a generator that is thrown away meanwhile
 ]
-MOST = 60  # moments of each run; the slow test takes all lines
+MOST = 30  # moments of each run; the exhaustive test takes all lines
 SHORT = probe(24, 12, rows=2)
 
 

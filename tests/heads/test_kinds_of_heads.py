@@ -20,7 +20,7 @@ from tests.known_heads import (
     within,
 )
 
-SEEDS = (0, 5)
+SEEDS = (0, pytest.param(5, marks=pytest.mark.exhaustive))
 
 
 def verdict(model, seed, **options):
@@ -163,6 +163,7 @@ def test_the_same_seed_gives_the_same_verdict():
     assert (first_time.summary, first_time.heads) == (second.summary, second.heads)
 
 
+@pytest.mark.exhaustive
 def test_without_all_heads_of_the_list_nothing_is_left_and_without_the_strongest_most_of_it():
     """Which is why what ablates takes the complete list."""
     subject = load_model(Planted(*TEN_BESIDE_ONE, *[first] * 11))

@@ -20,6 +20,7 @@ from pytest_induction.errors import ArgumentError
 from pytest_induction.head_score import HeadScore, Layout
 from pytest_induction.measuring.added import AddedScores, HeadScoreError
 from pytest_induction.measuring.rounds import probe_round
+from pytest_induction.model.load import import_place
 from pytest_induction.planted import induction_head
 from pytest_induction.records import Evidence
 from pytest_induction.report.session_records import SessionRecords
@@ -29,6 +30,7 @@ from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.picture import picture_of
 from pytest_induction.runs.record import Snapshot, TrainingRun
+from pytest_induction.runs.sweep import sweep
 from pytest_induction.runs.tasks import Plan
 from tests.known_heads import Planted, count_back, induction, uniform
 from tests.measuring import slow
@@ -281,75 +283,71 @@ def test_defining_one_loads_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_example_runs_in_an_empty_project(tmp_path):
+def test_the_example_runs_in_an_empty_project(pytester):
     """Its conftest.py, of a hundred lines at most, and its tests: nothing else is needed."""
     for name in ("conftest.py", "test_predecessor.py"):
-        (tmp_path / name).write_text((EXAMPLE / name).read_text())
+        (pytester.path / name).write_text((EXAMPLE / name).read_text())
     assert len((EXAMPLE / "conftest.py").read_text().splitlines()) <= 100
-    run = pytest_in(tmp_path)
-    assert run.returncode == 0, run.stdout
-    assert "4 passed" in run.stdout
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=4)
 
 
-def test_what_follows_from_the_example(tmp_path):
-    """A gate, a row and a head map in every report, a next step, a baseline field, an entry of `doctor`, from one file."""
-    (tmp_path / "conftest.py").write_text((EXAMPLE / "conftest.py").read_text())
+def test_what_follows_from_the_example(pytester):
+    """A gate, a row and a head map in every report, a next step, a baseline field, from one file."""
+    place = pytester.path
+    (place / "conftest.py").write_text((EXAMPLE / "conftest.py").read_text())
+
+    def run(*arguments):
+        return pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)
+
     reports = [f"--induction-report={name}" for name in ("r.html", "r.md", "r.json")]
-    gate = ("-k", "has_predecessor_head")
-    run = pytest_in(tmp_path, "--induction-model=conftest.py:Perfect", *gate, *reports)
-    assert run.returncode == 0, run.stdout
-    (found,) = SessionRecords.from_json((tmp_path / "r.json").read_text()).evidence
+    run("--induction-model=conftest.py:Perfect", "-k", "has_predecessor_head", *reports).assert_outcomes(passed=1, deselected=2)
+    (found,) = SessionRecords.from_json((place / "r.json").read_text()).evidence
     assert (found.claim, found.verdict) == ("has_predecessor_head", "SHOWN") and np.shape(found.head_map) == (1, 2)
-    assert "| SHOWN, passed | `has_predecessor_head` |" in (tmp_path / "r.md").read_text()
-    page = (tmp_path / "r.html").read_text()
+    assert "| SHOWN, passed | `has_predecessor_head` |" in (place / "r.md").read_text()
+    page = (place / "r.html").read_text()
     assert "<h4>predecessor</h4>" in page and "has_predecessor_head" in page
-    (tmp_path / "a.gates.toml").write_text(
+    (place / "a.gates.toml").write_text(
         "[it]\nmodel = 'pytest_induction.planted:induction_head'\nexpect.has_predecessor_head = { min_score = 0.4 }\n"
     )
-    refuted = pytest_in(tmp_path, "a.gates.toml")
-    assert "has_predecessor_head is REFUTED, expected SHOWN: no head has it" in refuted.stdout
-    assert "a lower threshold is `min_score=`" in refuted.stdout
-    (tmp_path / "test_it.py").write_text(
+    refuted = run("a.gates.toml").stdout.str()
+    assert "has_predecessor_head is REFUTED, expected SHOWN: no head has it" in refuted
+    assert "a lower threshold is `min_score=`" in refuted
+    (place / "test_it.py").write_text(
         "from conftest import PREDECESSOR, Perfect\n\n\n"
         "def test_it(induction_baseline):\n"
         "    induction_baseline.check(PREDECESSOR.function()(Perfect()))\n"
     )
-    pytest_in(tmp_path, "test_it.py", "--induction-update-baseline")
-    kept = json.loads((tmp_path / "induction-baseline.json").read_text())["entries"]
+    run("test_it.py", "--induction-update-baseline")
+    kept = json.loads((place / "induction-baseline.json").read_text())["entries"]
     assert any("L0H0.predecessor" in entry["fields"] for entry in kept.values())
-    doctor = in_folder(tmp_path, "pytest_induction", "doctor", "conftest.py:Perfect", "--claims", "conftest.py")
-    assert "predecessor (what came before the earlier occurrences of the token; threshold 0.3)" in doctor.stdout, doctor
 
 
 def test_every_process_of_a_sweep_measures_it(tmp_path):
-    """The file that has the score is read there too; what no other process can read is refused in one line."""
+    """The file that has the score is read there too, and by `doctor`; what no other process can read is refused in one line."""
     place = tmp_path / "checkpoints"
     place.mkdir()
     for step in (1, 2, 3):
         save_file(state(step), place / f"model-{step}.safetensors")
     (tmp_path / "conftest.py").write_text((EXAMPLE / "conftest.py").read_text())
     given = ("--factory", MAKE, "--claims", "conftest.py")
-    for workers in ("1", "2"):
-        run = in_folder(tmp_path, "pytest_induction", "sweep", "checkpoints", "-o", f"run{workers}", "--workers", workers, *given)
-        assert run.returncode == 0, run
-    alone, several = (load_run(tmp_path / f"run{workers}") for workers in "12")
+    run = in_folder(tmp_path, "sweep", "checkpoints", "-o", "run2", "--workers", "2", *given)
+    assert run.returncode == 0, run
+    import_place(str(tmp_path / "conftest.py"))
+    alone, several = sweep(place, tmp_path / "run1", factory=MAKE), load_run(tmp_path / "run2")
     assert alone.added == several.added == ("predecessor", "chance_of_predecessor")
     for one, other in zip(alone.snapshots, several.snapshots, strict=True):
         np.testing.assert_allclose(one.added["predecessor"], other.added["predecessor"], atol=1e-6)
     elsewhere = Plan(Loading(), 4, 0, score_files={"nowhere": "<stdin>"})
     with pytest.raises(ArgumentError, match="the head score `nowhere` is of <stdin>, which another process cannot read: "):
         elsewhere.register_scores()
+    doctor = in_folder(tmp_path, "doctor", "conftest.py:Perfect", "--claims", "conftest.py")
+    assert "predecessor (what came before the earlier occurrences of the token; threshold 0.3)" in doctor.stdout, doctor
 
 
-def in_folder(folder, module, *arguments):
+def in_folder(folder, *arguments):
     """A command in a project of its own."""
-    given = [sys.executable, "-m", module, *arguments]
+    given = [sys.executable, "-m", "pytest_induction", *arguments]
     return subprocess.run(given, cwd=folder, capture_output=True, text=True, check=False)
-
-
-def pytest_in(folder, *arguments):
-    """A session there."""
-    return in_folder(folder, "pytest", "-q", "-p", "no:cacheprovider", *arguments)
 
 
 def test_an_error_of_a_score_is_one_of_arguments():

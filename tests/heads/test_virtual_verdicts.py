@@ -22,7 +22,9 @@ def evidence(check, *arguments, **options):
         return failure.evidence
 
 
-@pytest.mark.parametrize("distance", [1, 2, 3])
+@pytest.mark.parametrize(
+    "distance", [pytest.param(1, marks=pytest.mark.exhaustive), 2, pytest.param(3, marks=pytest.mark.exhaustive)]
+)
 @pytest.mark.parametrize("seed", range(1))
 def test_a_planted_virtual_head_is_named_and_counts_where_it_may(distance, seed):
     """By default no single head is there, and the pair is named; with `allow_virtual` that is enough."""

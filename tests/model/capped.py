@@ -39,7 +39,7 @@ def main(place: Path) -> None:
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     measured(made(place / "small", width=64, layers=2), device="auto", memory="200KB")  # everything that is loaded once
-    large = made(place / "large", width=1536, layers=3)
+    large = made(place / "large", width=1024, layers=3)
     weights = sum(file.stat().st_size for file in large.glob("*.safetensors")) / 2**20
     placed = peak_megabytes(lambda: measured(large, device="auto", memory=MEMORY), cpu)
     whole = peak_megabytes(lambda: broken_weights(load_module(str(large)).module), cpu)  # which reads each

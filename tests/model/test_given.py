@@ -239,7 +239,16 @@ def patterns_of(model, tokens):
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"flat": True}, {"mask": True}, {"mask": True, "flat": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"flat": True}, marks=pytest.mark.exhaustive),
+        pytest.param({"mask": True}, marks=pytest.mark.exhaustive),
+        {"mask": True, "flat": True},
+    ],
+    ids=str,
+)
 def test_a_time_first_model_is_read_as_it_is(options):
     """Read in the usual order its rows would be positions, and its copying nothing; the verification tells, and a note says so."""
     model, tokens = TimeFirst(**options).eval(), probe()

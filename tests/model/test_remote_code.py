@@ -80,7 +80,7 @@ def test_a_model_type_that_transformers_has_is_measured_with_its_own_class_and_s
     assert not any("it was not run" in note for note in shipped.provenance.notes)
 
 
-@pytest.mark.parametrize("stdin", ["yes", "closed"])
+@pytest.mark.parametrize("stdin", ["yes", pytest.param("closed", marks=pytest.mark.exhaustive)])
 def test_neither_a_yes_nor_a_closed_terminal_makes_it_run(tmp_path, stdin):
     """In a process of its own, by the command line: one line each, no question, no file."""
     places = [with_code(tmp_path / file, **PLACES[file]) for file in PLACES]

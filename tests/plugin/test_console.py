@@ -17,13 +17,18 @@ RUN = str(FIXTURES / "runs" / "two-layers")
 COMMANDS = {
     "help": ["--help"],
     "help of a command": ["sweep", "--help"],
-    "doctor": ["doctor", SHIPPED["llama"]],
+    "doctor": ["doctor", SHIPPED["two-layers"]],
     "draw": ["draw", RUN, "-o", "OUT/run.svg"],
     "watch": ["watch", RUN, "--once"],
     "watch a page": ["watch", RUN, "--once", "--html", "OUT/page.html"],
     "compare": ["compare", RUN, RUN, "-o", "OUT/compared.md"],
     "report": ["report", "OUT/records.json", "-o", "OUT/report.md"],
 }
+ENDS = (
+    "help",
+    "doctor",
+    "watch",
+)  # argparse's own output, a result that is printed at the end, lines that are printed as they come
 
 
 @pytest.fixture
@@ -34,7 +39,9 @@ def command(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of Unix")
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [name if name in ENDS else pytest.param(name, marks=pytest.mark.exhaustive) for name in COMMANDS]
+)
 def test_a_command_whose_reader_is_gone_ends_without_a_word(command, name):
     """As `doctor MODEL | head -1`; what it writes elsewhere is there."""
     read, write = os.pipe()
@@ -45,7 +52,7 @@ def test_a_command_whose_reader_is_gone_ends_without_a_word(command, name):
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="a disk that is always full")
-@pytest.mark.parametrize("name", ["help", "draw", "watch", "report"])
+@pytest.mark.parametrize("name", ["help", "draw"])
 def test_a_full_disk_is_one_line(command, name):
     """Also where standard error is full too: then nobody is told, but by the exit status."""
     with FULL.open("w") as full:
@@ -56,7 +63,7 @@ def test_a_full_disk_is_one_line(command, name):
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="a disk that is always full")
-@pytest.mark.parametrize("arguments", [["doctor", "nonesuch"], ["nonesuch"], []])
+@pytest.mark.parametrize("arguments", [["draw", "nonesuch"], ["nonesuch"], []])
 def test_an_error_that_nobody_can_be_told_keeps_its_exit_status(arguments):
     words = [sys.executable, "-m", "pytest_induction", *arguments]
     with FULL.open("w") as full:

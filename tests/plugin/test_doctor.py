@@ -148,6 +148,6 @@ def test_what_cannot_be_loaded_is_one_line(capsys, arguments, message):
 def test_it_runs_as_a_module():
     """As the documentation writes it."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest_induction", "doctor", SHIPPED["llama"]], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "pytest_induction", "doctor", SHIPPED["two-layers"]], capture_output=True, text=True, check=True
     )
     assert run.stdout.startswith("model ")

@@ -94,16 +94,17 @@ def beside_fixtures(pytester):
     return pytester
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.id)
-def test_a_block_of_the_documentation_runs(block, beside_fixtures):
-    """As a test file of a user's, on the shipped Llama."""
-    beside_fixtures.makepyfile(test_block=block.text)
+@pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}))
+def test_every_block_of_a_page_runs(page, beside_fixtures):
+    """As a test file of a user's each, on the shipped Llama."""
+    blocks = [block for block in PYTHON if block.page == page]
+    beside_fixtures.makepyfile(**{f"test_block_{block.index}": block.text for block in blocks})
     named = f"induction_model = {SHIPPED['llama']}\ninduction_run = fixtures/runs/two-layers"
     beside_fixtures.makeini(f"[pytest]\n{named}\nfilterwarnings = error\naddopts = --strict-markers\nnorecursedirs = fixtures\n")
     outcomes = beside_fixtures.runpytest_inprocess("-p", "no:cacheprovider").parseoutcomes()
-    n_tests = len(re.findall(r"^def test_", block.text, re.MULTILINE))
-    assert n_tests or block.page == "docs/models.md", "a block without a test shows nothing"
-    assert outcomes == ({"passed": n_tests} if n_tests else {})
+    n_tests = [len(re.findall(r"^def test_", block.text, re.MULTILINE)) for block in blocks]
+    assert all(n_tests) or page == "docs/models.md", "a block without a test shows nothing"
+    assert outcomes == {"passed": sum(n_tests)}
 
 
 @pytest.mark.parametrize("line", COMMANDS)

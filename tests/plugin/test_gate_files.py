@@ -23,7 +23,7 @@ has_induction_head = {{ min_prefix_matching = 0.5 }}
 copies_repeats = [true, {{ min_accuracy = 0.9 }}]
 [control]
 model = "{SHIPPED["one-layer"]}"
-expect = ["has_induction_head"]
+expect = ["copies_repeats"]
 [training]
 run = "{RUNS / "two-layers"}"
 expect = ["log_is_sane", "heads_kept"]
@@ -83,11 +83,11 @@ def test_gates_of_models_and_runs_are_tests_with_readable_ids(write, run, pytest
             "models.gates.toml::small::has_induction_head PASSED*",
             "models.gates.toml::small::copies_repeats-0 PASSED*",
             "models.gates.toml::small::copies_repeats-1 PASSED*",
-            "models.gates.toml::control::has_induction_head FAILED*",
+            "models.gates.toml::control::copies_repeats FAILED*",
             "models.gates.toml::training::log_is_sane PASSED*",
             "models.gates.toml::training::heads_kept PASSED*",
-            "*_ control::has_induction_head _*",
-            "has_induction_head is REFUTED, expected SHOWN*",
+            "*_ control::copies_repeats _*",
+            "copies_repeats is REFUTED, expected SHOWN*",
         ]
     )
     result.stdout.fnmatch_lines(["*llama-2l: 2 layers x 4 heads by sdpa, bfloat16 on cpu*"])
@@ -100,12 +100,12 @@ def test_gates_of_models_and_runs_are_tests_with_readable_ids(write, run, pytest
 
 def test_the_command_that_is_printed_runs_the_test_alone_and_finds_the_same(write, pytester, run, monkeypatch):
     """From where pytest was started, with what the gate leaves to the command line."""
-    write(sub__models_gates_toml=f'[control]\nmodel = "{SHIPPED["one-layer"]}"\nexpect = ["has_induction_head"]', pytest_ini="")
+    write(sub__models_gates_toml=f'[control]\nmodel = "{SHIPPED["one-layer"]}"\nexpect = ["copies_repeats"]', pytest_ini="")
     (pytester.path / "pytest.ini").write_text("[pytest]\n")
     monkeypatch.chdir(pytester.path / "sub")
     first = run("--induction-seed=5", "models.gates.toml")
     command = next(line for line in first.outlines if line.startswith("pytest "))
-    assert command == "pytest --induction-seed=5 models.gates.toml::control::has_induction_head"
+    assert command == "pytest --induction-seed=5 models.gates.toml::control::copies_repeats"
     second = run(*shlex.split(command)[1:])
     second.assert_outcomes(failed=1)
     measured = [next(line for line in each.outlines if "measured: " in line) for each in (first, second)]

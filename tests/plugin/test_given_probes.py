@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-from pytest_induction import check_property, find_counterexample, planted
+from pytest_induction import check_property, find_counterexample, load_model, planted
 from pytest_induction.errors import ArgumentError, ModelError, PropertyFailed
 from pytest_induction.probes import ProbeSequence, strategies
 
@@ -724,6 +724,7 @@ def test_methods_of_unittest_take_a_model_in_the_decorator(run):
     result.stdout.fnmatch_lines(["*`model=`*"])
 
 
+@pytest.mark.exhaustive
 def test_two_workers_of_xdist_run_them_as_one(run):
     """Each its own tests, with the same failure."""
     result = run(
@@ -765,13 +766,13 @@ def test_a_hunt_replays_its_counterexample_from_the_database(tmp_path):
 
 def test_a_hunt_works_inside_a_test_of_hypothesis():
     """As any other function does."""
-    held = []
+    held, model = [], load_model(planted.induction_head())
 
-    @settings(max_examples=3, database=None, deadline=None)
+    @settings(max_examples=2, database=None, deadline=None)
     @given(st.integers(2, 5))
     def check(period):
         probes = strategies.repeated_sequences(64, period=period, bos=0)
-        held.append(check_property(planted.induction_head(), "completes_repeats", probes=probes, max_examples=5))
+        held.append(check_property(model, "completes_repeats", probes=probes, max_examples=5))
 
     check()
     assert held

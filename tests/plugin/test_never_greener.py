@@ -151,7 +151,7 @@ def test_one():
 """
 
 
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("place", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
 def test_a_test_that_fails_in_one_of_the_workers_that_run_it(run, pytester, place):
     """Whichever worker that is, and whichever ends last."""
     pytest.importorskip("xdist")
@@ -164,7 +164,10 @@ def test_a_test_that_fails_in_one_of_the_workers_that_run_it(run, pytester, plac
     assert seen.heading == ("failed", "1 of 4 tests failed")
 
 
-@pytest.mark.parametrize("how", ["load", "loadscope", "loadfile", "loadgroup", "worksteal"])
+@pytest.mark.parametrize(
+    "how",
+    ["loadgroup", *(pytest.param(how, marks=pytest.mark.exhaustive) for how in ("load", "loadscope", "loadfile", "worksteal"))],
+)
 def test_however_tests_are_shared_out(run, pytester, how):
     """The ids that pytest-xdist adds a group to are those of one test, too."""
     pytest.importorskip("xdist")

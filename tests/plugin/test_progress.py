@@ -32,7 +32,7 @@ def run_on_terminal(place, *arguments):
     return said.decode()
 
 
-@pytest.mark.parametrize("capture", ["fd", "no"])
+@pytest.mark.parametrize("capture", ["fd", pytest.param("no", marks=pytest.mark.exhaustive)])
 def test_a_bar_is_drawn_past_the_capturing_and_taken_away(tmp_path, capture):
     """On a line of its own, below what pytest has written."""
     (tmp_path / "conftest.py").write_text(CONFTEST.format(delay=0))
@@ -45,7 +45,7 @@ def test_a_bar_is_drawn_past_the_capturing_and_taken_away(tmp_path, capture):
 def test_what_is_over_at_once_draws_none(tmp_path):
     """Nothing flickers."""
     (tmp_path / "conftest.py").write_text(CONFTEST.format(delay=600))
-    assert "%|" not in run_on_terminal(tmp_path)
+    assert "%|" not in run_on_terminal(tmp_path, "-k", "copies_repeats")
 
 
 LASTING = """
@@ -67,12 +67,13 @@ def test_without_a_terminal_lines_go_to_standard_error_past_the_capturing(tmp_pa
     assert "pytest-induction" not in run.stdout.replace("pytest-induction-", "")
 
 
-def test_a_budget_of_the_session_is_in_what_is_said(tmp_path):
+def test_a_budget_of_the_session_is_in_what_is_said(pytester):
     """A gate has it, and says what more would take."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--induction-model={SHIPPED['two-layers']}"]
-    command += ["--induction-budget=0.1 passes", "-k", "copies_repeats"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.returncode == 1
-    assert "copies_repeats is UNDETERMINED, expected SHOWN: the budget of 0.1 bare passes was spent" in run.stdout
-    assert '  next: budget spent: 0.1 bare passes; give it "1 passes" or more' in run.stdout
-    assert "--induction-budget=0.1 passes" in run.stdout.replace("'", "")
+    run = pytester.runpytest_inprocess(
+        f"--induction-model={SHIPPED['two-layers']}", "--induction-budget=0.1 passes", "-k", "copies_repeats"
+    )
+    assert run.ret == 1
+    said = run.stdout.str()
+    assert "copies_repeats is UNDETERMINED, expected SHOWN: the budget of 0.1 bare passes was spent" in said
+    assert '  next: budget spent: 0.1 bare passes; give it "1 passes" or more' in said
+    assert "--induction-budget=0.1 passes" in said.replace("'", "")

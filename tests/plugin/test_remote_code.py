@@ -27,19 +27,8 @@ def alone(pytester, monkeypatch):
     return lambda *arguments: pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
 
 
-def test_a_gate_refuses_and_the_option_lets_it_run(pytester, brings_code, alone):
-    """The same command, once without and once with the option."""
-    command = ("--induction-model", str(brings_code), "-k", "has_induction")
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", *command)
-    result.assert_outcomes(errors=1, deselected=1)
-    result.stdout.fnmatch_lines([REFUSED])
-    assert not has_run(brings_code)
-    alone(*command, OPTION).assert_outcomes(passed=1, deselected=1)
-    assert has_run(brings_code)
-
-
-def test_the_option_reaches_models_that_fixtures_name(pytester, brings_code, alone):
-    """By the ini key, or by a fixture of the user's; on a worker too."""
+def test_the_option_reaches_gates_and_models_that_fixtures_name(pytester, brings_code, alone):
+    """Named by the ini key, by the command line, or by a fixture of the user's; on a worker too. Without it each is refused."""
     pytester.makeini(f"[pytest]\ninduction_model = {brings_code}\n")
     pytester.makepyfile(
         test_named="def test_it(induction):\n    induction.measure_heads()\n",
@@ -52,10 +41,13 @@ def test_the_option_reaches_models_that_fixtures_name(pytester, brings_code, alo
                 induction.measure_heads()
         """,
     )
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
-    result.stdout.fnmatch_lines([REFUSED])
-    assert result.ret == 1 and not has_run(brings_code)
-    alone(OPTION, "-n1").assert_outcomes(passed=2)
+    gated = ("--induction-model", str(brings_code), "-k", "copies_repeats or test_it", ".")
+    for command, count in (((), 2), (gated, 3)):
+        result = pytester.runpytest_inprocess("-p", "no:cacheprovider", *command)
+        result.stdout.fnmatch_lines([REFUSED])
+        assert result.parseoutcomes()["errors"] == count and not has_run(brings_code)
+    alone(OPTION, "-n1", *gated).assert_outcomes(passed=3)
+    assert has_run(brings_code)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +110,7 @@ def test_the_command_that_repeats_a_test_has_the_option(pytester):
     result.stdout.fnmatch_lines([f"*pytest * {OPTION} *-k has_induction_head*"])
 
 
+@pytest.mark.exhaustive
 def test_runs_are_swept_with_the_option(pytester, alone):
     """The checkpoints that --induction-run names."""
     place = with_code(pytester.path / "t" / "checkpoint-1", **IN_TOKENIZER)
@@ -133,6 +126,7 @@ def test_a_refused_model_leaves_the_alarm_of_a_timeout_alone(pytester, brings_co
     pytester.makepyfile(
         """
         import time, pytest
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # which takes seconds
         from pytest_induction.errors import ModelError; from pytest_induction import load_model
         def test_it():
             for place in ("model", "other"):
@@ -141,9 +135,9 @@ def test_a_refused_model_leaves_the_alarm_of_a_timeout_alone(pytester, brings_co
             time.sleep(600)
         """
     )
-    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "--timeout=15", "--timeout-method=signal"]
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "--timeout=4", "--timeout-method=signal"]
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=300, input="y\n" * 1000, cwd=pytester.path
     )
-    assert done.returncode == 1 and "Timeout (>15.0s) from pytest-timeout" in done.stdout
+    assert done.returncode == 1 and "Timeout (>4.0s) from pytest-timeout" in done.stdout
     assert "Do you wish to run" not in done.stdout + done.stderr and not has_run(brings_code)

@@ -95,7 +95,7 @@ def test_the_kinds_are_what_their_names_say(data):
 def test_a_failure_beyond_a_period_shrinks_to_the_next_period():
     """Two copies, no gaps, nothing in front, the smallest ids: what a person would write."""
     strategy = strategies.repeated_sequences(TokenSpace(500, bos_id=0), period=(2, 20), repeats=(2, 5), gap=(0, 4), prefix=(0, 3))
-    for seed in range(5):
+    for seed in range(2):
         found = smallest(strategy, lambda probe: probe.period > 7, seed=seed)
         assert found == ProbeSequence((0, *range(1, 9), *range(1, 9)), 8, 2, (1, 9), True)
         assert repr(found) == "BOS | 1 2 3 4 5 6 7 8 | 1 2 3 4 5 6 7 8"

@@ -64,7 +64,15 @@ def test_dies(dying):
 """
 
 
-@pytest.mark.parametrize("body", [DIES, DIES_ELSEWHERE, DIES_EARLY, DIES_LATE], ids=["ours", "other", "setup", "teardown"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(DIES, id="ours"),
+        pytest.param(DIES_ELSEWHERE, id="other", marks=pytest.mark.exhaustive),
+        pytest.param(DIES_EARLY, id="setup", marks=pytest.mark.exhaustive),
+        pytest.param(DIES_LATE, id="teardown"),
+    ],
+)
 def test_a_worker_that_dies(run, pytester, body):
     """In a test of ours or of others, before it or after it; the next worker runs the rest."""
     pytest.importorskip("xdist")
@@ -76,6 +84,7 @@ def test_a_worker_that_dies(run, pytester, body):
     assert seen.heading == ("failed", "1 of 4 tests failed")
 
 
+@pytest.mark.exhaustive
 def test_a_time_limit_that_ends_the_process(run, pytester):
     """pytest-timeout's method `thread`, in a worker."""
     pytest.importorskip("xdist")
@@ -111,7 +120,7 @@ def test_a_worker_that_dies_before_it_collects(run, pytester):
     assert seen.outcomes == {}
 
 
-@pytest.mark.parametrize("processes", [(), PARALLEL], ids=["alone", "xdist"])
+@ALONE_AND_MOSTLY_BESIDE
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -418,7 +427,7 @@ def test_the_same_test_twice(run, pytester):
 FLAKY = "\nruns = []\n\ndef test_flaky(induction_model):\n    runs.append(1)\n    assert len(runs) > 1, 'the first'\n"
 
 
-@pytest.mark.parametrize("processes", [(), PARALLEL], ids=["alone", "xdist"])
+@ALONE_AND_MOSTLY_BESIDE
 def test_tests_that_are_run_again(run, pytester, processes):
     """The last attempt counts; where none passes the test failed; where the plugin fails flaky sessions, so does the report."""
     pytest.importorskip("pytest_rerunfailures")

@@ -153,7 +153,14 @@ def test_records_are_rendered(forbid):
 REPORTS = [f"--induction-report={name}" for name in ("page.html", "report.md", "records.json")]
 
 
-@pytest.mark.parametrize("more", [(), ("-v", "--junitxml=junit.xml"), ("-n", "1")], ids=["alone", "verbose", "xdist"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param((), id="alone", marks=pytest.mark.exhaustive),
+        pytest.param(("-v", "--junitxml=junit.xml"), id="verbose"),
+        pytest.param(("-n", "1"), id="xdist"),
+    ],
+)
 def test_gates_of_a_recorded_run(forbid, more):
     """With their reports, all that is drawn of the run, the section in the terminal, JUnit; in a worker too."""
     out = forbid("pytest", f"--induction-run={RUN}", "--induction-before-step=350", *REPORTS, *more)

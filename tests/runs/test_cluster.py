@@ -82,6 +82,7 @@ def test_a_cluster_without_gpus_is_told_at_once(cluster, place, tmp_path):
         sweep(place, tmp_path / "run", factory=MAKE, ray="auto", num_gpus=0.5)
 
 
+@pytest.mark.exhaustive
 def test_what_cannot_begin_on_the_cluster_is_an_error(cluster, place, tmp_path, monkeypatch):
     from pytest_induction.runs import cluster as module
 

@@ -102,7 +102,7 @@ class TestWhatHoldsFromWhere:
         assert list(found.holds.values()) == pattern
         assert [each is None for each in found.counterexamples.values()] == pattern
 
-    @pytest.mark.parametrize("seed", range(6))
+    @pytest.mark.parametrize("seed", range(3))
     def test_halving_says_what_a_hunt_at_every_snapshot_says(self, models, seed):
         """Also where it holds and fails by turns."""
         draw = random.Random(seed)

@@ -143,7 +143,7 @@ def test_a_fully_sharded_training_is_measured_by_all_and_recorded_by_the_first(t
     assert not np.allclose(run.snapshots[0].prefix_matching, run.snapshots[-1].prefix_matching, atol=1e-3)
 
 
-@pytest.mark.parametrize("first", ["", "loss_of(model, rows(2)).backward()"])
+@pytest.mark.parametrize("first", [pytest.param("", marks=pytest.mark.exhaustive), "loss_of(model, rows(2)).backward()"])
 def test_a_model_of_the_older_fsdp_is_measured_before_and_after_its_first_pass(tmp_path, path, first):
     code = f"""
     from torch.distributed.fsdp import FullyShardedDataParallel
