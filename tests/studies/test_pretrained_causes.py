@@ -79,3 +79,13 @@ def test_verdicts_become_tables(causes):
     assert headings == ("model", "on", "verdict", "icl_score", "other", "rows", "bare passes", "what was found")
     expected = ("SmolLM2-135M-Instruct", "manual", "SHOWN", "-0.500 (-0.600..-0.400)", "n/a", "32", "9.5", "a \\| b")
     assert rows == [expected]
+
+
+def test_records_do_not_say_where_files_lay(causes, tmp_path):
+    """Nor does what stands in them otherwise change."""
+    record = tmp_path / "one.session.json"
+    record.write_text(
+        '{"model": "/there/it/lay/small-hf::claim", "text": "/tmp/x/manual.txt", "root": "/tmp/x"}', encoding="utf-8"
+    )
+    causes.without_places(record, {"/there/it/lay/small-hf": "small-hf", "/tmp/x/": "", "/tmp/x": "."})
+    assert record.read_text(encoding="utf-8") == '{"model": "small-hf::claim", "text": "manual.txt", "root": "."}'
