@@ -25,7 +25,7 @@ VERDICTS = {  # of a table: the part of a record, how the names of its rows begi
         "ablation_removes_icl",
         ("icl_score", "share zero", "share mean", "share resample"),
     ),
-    "Argument 4: generality, with the list of heads": ("evidence", "heads_generalize", ()),
+    "Argument 4: generality": ("evidence", "heads_generalize", ()),
     "Argument 5: mechanism": ("evidence", "induction_circuit", ()),
     "Changed copies, held against the original": ("held", "", ("repeat_accuracy", "repeat_loss")),
 }
