@@ -14,7 +14,8 @@ REPORT := report/demo.html
 demo: $(STAMP)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
 	@$(BIN)/python -m pytest --no-header -p no:cacheprovider fixtures/demo.gates.toml --induction-report=$(REPORT)
-	@echo; echo "The report: $(REPORT)"
+	@$(BIN)/python -m pytest_induction report fixtures/pretrained/smollm2.session.json -o $(dir $(REPORT))smollm2.html
+	@echo; echo "The report: $(REPORT)"; echo "That of a pretrained model, from its records: $(dir $(REPORT))smollm2.html"
 
 test: $(STAMP)  ## lint, types, import directions, and the quick tests against the built wheel; `.venv/bin/python -m pytest` has those of the tree
 	$(MAKE) --no-print-directory --jobs=2 types style wheel
