@@ -63,6 +63,8 @@ def test_each_order_of_the_matches_comes_equally_often(space, n_sequences):
         assert all(each == dict.fromkeys(ORDERS, 1) for each in orders)
     else:
         assert sum(orders, Counter()) == dict.fromkeys(ORDERS, n_sequences * rows.n_groups // 6)
+    first = (rows.queries < rows.unmatched).sum(axis=1)
+    assert set(first) <= {rows.n_groups // 2, -(-rows.n_groups // 2)}
 
 
 def test_scores_read_the_mass_on_each_successor():

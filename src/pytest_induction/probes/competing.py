@@ -7,7 +7,7 @@ another token:
     . p q a C . . . r y a D . . x y a B . . | x y a   x y z
 
 The queries stand at the end. Behind the same `x y` stands a token that is nowhere else (z): nothing matches there, and what a
-head attends to at the places of B, C and D is what it has by their positions alone.
+head attends to at the places of B, C and D is what it has by their positions alone. In half of the groups that query comes first.
 """
 
 from __future__ import annotations
@@ -150,11 +150,12 @@ def _row(ids: Ids, orders: NDArray[np.int64], rng: np.random.Generator) -> _Row:
         keys[group][number] = len(tokens) - 1
     tokens += single
     queries, unmatched = [0] * groups, [0] * groups
-    for each in rng.permutation(2 * groups).tolist():
-        group, is_unmatched = divmod(each, 2)
+    matched_next = (rng.permutation(groups) < rng.permuted([groups // 2, -(-groups // 2)])[0]).tolist()  # first in half of them
+    for group in rng.permutation(np.repeat(np.arange(groups), 2)).tolist():
         a, x, y, z, *_ = sets[group]
-        tokens += [x, y, z if is_unmatched else a]
-        (unmatched if is_unmatched else queries)[group] = len(tokens) - 1
+        tokens += [x, y, a if matched_next[group] else z]
+        (queries if matched_next[group] else unmatched)[group] = len(tokens) - 1
+        matched_next[group] = not matched_next[group]
     return _Row(tokens, queries, unmatched, keys)
 
 
