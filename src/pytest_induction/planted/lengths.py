@@ -53,9 +53,9 @@ def longest_match_head(
 ) -> PlantedModel:
     """An induction head that one token is enough for, and that prefers longer matches: the longest of up to three tokens.
 
-    A match gains `per_token` in the scores before softmax for each token more. So of two matches, one of three tokens and one of
-    one, they get shares whose difference over their sum is tanh(`per_token`): 0 of an induction head that spreads, 1 of one that
-    takes the longest.
+    A match gains `per_token` in the scores before softmax for each of the two tokens before that matches too. So a match of three
+    tokens and one of a single token get shares whose difference over their sum is tanh(`per_token`): 0 of an induction head that
+    spreads, 1 of one that takes the longest.
     """
     more = amount("per_token", per_token)
     token, *before = _pairs()
