@@ -309,7 +309,7 @@ def judge_model(
     raised, gain = mean_interval(np.stack([_raised(found), _gain(found)], axis=1), error_rate / share, "nats")
     known = preferring(found, heads, min_preference, error_rate / share) if heads else []
     estimates = {"gain": gain, "raised": raised, **_of_heads(known)}
-    said = f"three matching tokens gain {gain.value:.2f} nats over one ({gain.low:.2f}..{gain.high:.2f})"
+    gained = f"three matching tokens gain {gain.value:.2f} nats over one ({gain.low:.2f}..{gain.high:.2f})"
     if raised.is_below(MIN_ADVANTAGE):
         summary = f"what followed a match gains {raised.value:.2f} nats, less than {MIN_ADVANTAGE:.2f}: matches are not used"
         return Judgement(Verdict.UNDETERMINED, "matches_not_used", summary, estimates=estimates)
@@ -318,25 +318,25 @@ def judge_model(
         more = more_needed(raised, MIN_ADVANTAGE, count)
         return Judgement(Verdict.UNDETERMINED, "use_unclear", summary, estimates=estimates, more_sequences=more)
     if gain.is_below(min_gain):
-        return Judgement(Verdict.REFUTED, "gains_too_little", f"{said}, below {min_gain:.2f}", estimates=estimates)
+        return Judgement(Verdict.REFUTED, "gains_too_little", f"{gained}, below {min_gain:.2f}", estimates=estimates)
     if heads and not any(each.prefers for each in known):
-        return _without_head(known, said, estimates, count)
+        return _without_head(known, gained, estimates, count)
     if not gain.is_above(min_gain):
-        summary, more = f"{said}, too close to {min_gain:.2f}", more_needed(gain, min_gain, count)
+        summary, more = f"{gained}, too close to {min_gain:.2f}", more_needed(gain, min_gain, count)
         return Judgement(Verdict.UNDETERMINED, "gain_unclear", summary, estimates=estimates, more_sequences=more)
-    return Judgement(Verdict.SHOWN, "prefers", f"{said}{_kinds(known)}", estimates=estimates)
+    return Judgement(Verdict.SHOWN, "prefers", f"{gained}{_kinds(known)}", estimates=estimates)
 
 
-def _without_head(known: Sequence[Preferring], said: str, estimates: Mapping[str, Estimate], count: int) -> Judgement:
+def _without_head(known: Sequence[Preferring], gained: str, estimates: Mapping[str, Estimate], count: int) -> Judgement:
     """No head is shown to prefer the longest match: shown not to, not clear, or none matches."""
     unclear = [each for each in known if each.is_open]
     if unclear:
         return _unclear(unclear[0], estimates, min(each.more_needed(count) for each in unclear))
     against = [each for each in known if each.takes_any]
     if against:
-        summary = f"no head prefers the longest of three matches: {against[0]}, below {against[0].least:.3f}; {said}"
+        summary = f"no head prefers the longest of three matches: {against[0]}, below {against[0].least:.3f}; {gained}"
         return Judgement(Verdict.REFUTED, "no_head_prefers", summary, estimates=estimates)
-    summary = f"no head attends to matches with {min_excess():.3f} beyond chance; {said}"
+    summary = f"no head attends to matches with {min_excess():.3f} beyond chance; {gained}"
     return Judgement(Verdict.UNDETERMINED, "no_head_matches_alone", summary, estimates=estimates)
 
 
