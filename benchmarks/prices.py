@@ -77,7 +77,7 @@ CALLS = (
     Row("measure_generality", 5, lambda _, subject, text: measure_generality(subject)),
     Row("measure_competing_matches", 4, lambda _, subject, text: measure_competing_matches(subject)),
     Row("assert_match_length", 4, lambda _, subject, text: verdict(lambda: assert_match_length(subject))),
-    Row("assert_prefers_longer_match", None, lambda _, subject, text: verdict(lambda: assert_prefers_longer_match(subject))),
+    Row("assert_prefers_longer_match", 5, lambda _, subject, text: verdict(lambda: assert_prefers_longer_match(subject))),
     Row("assert_heads_generalize", 5, lambda _, subject, text: verdict(lambda: assert_heads_generalize(subject, "L17H5"))),
 )
 
