@@ -25,10 +25,13 @@ from pytest_induction import (
     assert_heads_generalize,
     assert_induction_circuit,
     assert_learns_in_context,
+    assert_match_length,
+    assert_prefers_longer_match,
     assert_recalls,
     find_induction_heads,
     load_model,
     measure_ablations,
+    measure_competing_matches,
     measure_generality,
     measure_heads,
 )
@@ -76,6 +79,9 @@ CALLS = (
     Row("assert_recalls", None, lambda _, subject, text: verdict(lambda: assert_recalls(subject))),
     Row("assert_follows_rule", None, lambda _, subject, text: verdict(lambda: assert_follows_rule(subject))),
     Row("measure_generality", 5, lambda _, subject, text: measure_generality(subject)),
+    Row("measure_competing_matches", 4, lambda _, subject, text: measure_competing_matches(subject)),
+    Row("assert_match_length", 4, lambda _, subject, text: verdict(lambda: assert_match_length(subject))),
+    Row("assert_prefers_longer_match", 5, lambda _, subject, text: verdict(lambda: assert_prefers_longer_match(subject))),
     Row("assert_heads_generalize", 5, lambda _, subject, text: verdict(lambda: assert_heads_generalize(subject, "L17H5"))),
 )
 

@@ -15,6 +15,9 @@
 | recall, rules, random weights | 60 as in the first row each, with 4 pairs and behind 1 example | SHOWN |
 | skewed rows | no model: rows whose distribution is known (`skewed.py`), 1000 or 4000 seeds of each | against what is known |
 | real heads moved | rows of eight real heads, moved so that their mean is a threshold; 100 seeds of each | SHOWN or REFUTED |
+| longer matches, random | 60 as in the first row, by `assert_prefers_longer_match` | SHOWN |
+| longer matches, planted | 100 named heads of varied preference, sharpness and size | against what is known |
+| longer matches, rows | no model: rows of a head with a preference at the threshold, 4000 seeds of each | SHOWN or REFUTED |
 
 What is known of a planted head that matches follows from its pattern: prefix matching by the formula of its sharpness, over the
 periods that probes have, above the threshold or below. Where that lies within a tenth of the threshold nothing counts as wrong,
@@ -48,6 +51,7 @@ from tests.heads.mixtures import matching_heads  # noqa: E402
 from tests.heads.random_models import random_models  # noqa: E402
 from tests.measuring import slow  # noqa: E402
 
+import competing  # noqa: E402
 import make as fixtures  # noqa: E402
 import skewed  # noqa: E402
 from attention_only import AttentionOnly  # noqa: E402
@@ -93,6 +97,7 @@ OTHERS = (
 NET = 0.5  # nats around the threshold of the advantage where no answer is known
 TRAINING_STEPS = 600
 SKEWED_SEEDS, OF_ADVANTAGE, OF_REAL_HEADS = 1000, 4000, 800  # of each shape, of the one that is expected wrong, of eight together
+OF_PREFERENCE = 4000  # of each shape
 
 
 def evidence_of(model: object, seed: int = 0, *, pairs: bool = False) -> Evidence:
@@ -277,6 +282,14 @@ def at_least(wrong: int, seen: int) -> float:
     return 0.0 if wrong == 0 else float(beta.ppf(0.05, wrong, seen - wrong + 1))
 
 
+def longer_matches(table: Table, n_random: int, n_planted: int, seeds: int) -> None:
+    """The rows on which of several matches heads prefer."""
+    table.row("longer matches, random", competing.random_preferences(random_models(n_random, seed=6)))
+    table.row("longer matches, planted", competing.planted_preferences(n_planted, seed=7))
+    for shape in competing.SHAPES:
+        table.row(f"longer matches, rows: {shape}", competing.rows_at_the_threshold(shape, seeds))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a twentieth of each row")
@@ -312,6 +325,7 @@ def main() -> int:
         "rules, random weights",
         all_are(absent, random_models(some(60), seed=7), partial(asserted_of, assert_follows_rule, examples=1)),
     )
+    longer_matches(table, some(60), some(100), OF_PREFERENCE // share)
     for shape in skewed.SHAPES:
         count = OF_ADVANTAGE if shape.name.startswith("advantage") else SKEWED_SEEDS
         table.row(shape.name, skewed_rows([shape], count // share), always=shape.always)

@@ -17,12 +17,15 @@ from pytest_induction.errors import InductionError as InductionError
 from pytest_induction.expectations import expect as expect
 from pytest_induction.fixture import Induction as Induction
 from pytest_induction.head_score import HeadScore as HeadScore
+from pytest_induction.heads.competing import assert_prefers_longer_match as assert_prefers_longer_match
+from pytest_induction.heads.competing import measure_competing_matches as measure_competing_matches
 from pytest_induction.heads.composition import measure_composition as measure_composition
 from pytest_induction.heads.copying import measure_copying as measure_copying
 from pytest_induction.heads.distances import measure_distances as measure_distances
 from pytest_induction.heads.induction import assert_has_induction_head as assert_has_induction_head
 from pytest_induction.heads.induction import assert_no_induction_head as assert_no_induction_head
 from pytest_induction.heads.induction import find_induction_heads as find_induction_heads
+from pytest_induction.heads.match_lengths import assert_match_length as assert_match_length
 from pytest_induction.heads.match_lengths import measure_match_lengths as measure_match_lengths
 from pytest_induction.heads.semantic import assert_heads_generalize as assert_heads_generalize
 from pytest_induction.heads.semantic import measure_generality as measure_generality

@@ -20,7 +20,7 @@ from pytest_induction.causal import circuit, in_context
 from pytest_induction.claims import MODEL, PREFIX, Claim, claim_named, claims
 from pytest_induction.comparison import preserved
 from pytest_induction.errors import TextError, meant
-from pytest_induction.heads import composition, copying, distances, match_lengths, semantic, virtual
+from pytest_induction.heads import competing, composition, copying, distances, match_lengths, semantic, virtual
 from pytest_induction.heads import induction as kinds
 from pytest_induction.interventions import ablation
 from pytest_induction.measuring import rounds
@@ -124,11 +124,14 @@ class Induction:
     assert_ablation_removes_icl = OfModel(in_context.assert_ablation_removes_icl)
     assert_induction_circuit = OfModel(circuit.assert_induction_circuit)
     assert_heads_generalize = OfModel(semantic.assert_heads_generalize)
+    assert_match_length = OfModel(match_lengths.assert_match_length)
+    assert_prefers_longer_match = OfModel(competing.assert_prefers_longer_match)
     assert_property_holds = OfModel(properties.assert_property_holds, seeded=False)
     assert_heads_preserved = OfLaterModel(preserved.assert_heads_preserved)
 
     measure_heads = OfModel(rounds.measure_heads)
     measure_match_lengths = OfModel(match_lengths.measure_match_lengths)
+    measure_competing_matches = OfModel(competing.measure_competing_matches)
     measure_distances = OfModel(distances.measure_distances)
     measure_copying = OfModel(copying.measure_copying)
     measure_composition = OfModel(composition.measure_composition)

@@ -79,7 +79,8 @@ D_VOCAB = Range(1, 2**22)  # token ids: far beyond any vocabulary
 SCORES: Mapping[str, Range] = {
     **dict.fromkeys(("prefix_matching", "previous_token", "duplicate_token", "first_token"), MASS),
     **dict.fromkeys(("exactly_one", "exactly_two", "three_or_more", "after_breaks", "composed"), MASS),
-    "excess": EXCESS,
+    **dict.fromkeys(("exactly_three", "unmatched"), MASS),
+    **dict.fromkeys(("excess", "preference"), EXCESS),
     **dict.fromkeys(("repeat_accuracy", "repeat_accuracy", "first_accuracy"), SHARE),
     **dict.fromkeys(("first_loss", "repeat_loss", "repeat_loss", "early_loss", "late_loss"), LOSS),
     **dict.fromkeys(("token_losses", "index_losses"), LOSS),

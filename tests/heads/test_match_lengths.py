@@ -7,11 +7,12 @@ import pytest
 import torch.nn.functional as F
 
 import pytest_induction as induction
-from pytest_induction import planted
+from pytest_induction import ExpectationFailed, assert_match_length, planted
 from pytest_induction.errors import ArgumentError, ProbeError
-from pytest_induction.heads.match_lengths import MatchLengthScores, measure_match_lengths
+from pytest_induction.heads.match_lengths import MatchLengthScores, judge_match_length, measure_match_lengths
 from pytest_induction.measuring.rounds import score_irregular
 from pytest_induction.probes.irregular import LISTS, irregular_sequences
+from pytest_induction.records import Evidence, HeadId
 from tests import known_heads as heads_of_tests
 from tests.heads.test_copying import tiny
 from tests.heads.test_semantic import patterns_of
@@ -168,3 +169,76 @@ def test_a_model_that_no_row_fits_is_refused():
     """With what is lacking."""
     with pytest.raises(ProbeError, match="need a first token and 10 positions, there is room for 9"):
         measure_match_lengths(Planted(heads_of_tests.induction, n_ctx=10))
+
+
+def evidence(*arguments, **options):
+    """The evidence, whichever way it goes."""
+    try:
+        return assert_match_length(*arguments, **options)
+    except ExpectationFailed as failure:
+        return failure.evidence
+
+
+@pytest.fixture(scope="module")
+def side_by_side():
+    """The heads of known mechanism in one layer, tried out once."""
+    return induction.load_model(Planted(*(pattern for pattern, _, _ in KNOWN.values())))
+
+
+@pytest.mark.parametrize("asked", [1, 2, 3])
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_named_head_matches_at_its_length_and_above(side_by_side, name, asked):
+    """And is shown not to below it; a head with a length of four has half of it at three and four."""
+    head = [*KNOWN].index(name)
+    found = evidence(side_by_side, f"L0H{head}", match_length=asked)
+    wanted = "SHOWN" if 0 < KNOWN[name][2] <= asked else "REFUTED"
+    assert (found.verdict.name, found.provenance.n_sequences, found.next_step) == (wanted, 12, "")
+    assert found.estimates[f"excess L0H{head}"].is_above(0.15) == (wanted == "SHOWN")
+    assert Evidence.from_dict(found.to_dict()) == found
+
+
+def test_some_head_is_enough_and_each_of_those_named_is_asked():
+    """Of two of length 2 and one of length 1."""
+    model = induction.load_model(Planted(matches(2), matches(2), matches(1), heads_of_tests.first))
+    shown = evidence(model, match_length=1)
+    assert shown.verdict.name == "SHOWN" and shown.summary.startswith("L0H2 has excess 1.000 (")
+    assert shown.summary.endswith(") where one token matches")
+    assert evidence(model, ["L0H0", "L0H2"], match_length=1).reason == "no_match_of_that_length"
+    assert evidence(model, ["L0H0", "L0H1"], match_length=1).summary.startswith("L0H1 has excess 0.000")
+    assert evidence(model, ["L0H0", "L0H2"]).verdict.name == "SHOWN"
+    nothing = evidence(induction.load_model(planted.uniform_head()), match_length=3)
+    assert nothing.verdict.name == "REFUTED" and nothing.summary.startswith("no head attends to what followed where three tokens")
+
+
+@pytest.mark.parametrize(
+    ("means", "is_named", "wanted"),
+    [
+        ((0.4, 0.0), False, "SHOWN"),
+        ((0.4, 0.0), True, "REFUTED"),
+        ((0.4, 0.15), True, "UNDETERMINED"),
+        ((0.15, 0.0), False, "UNDETERMINED"),
+        ((0.15, 0.0), True, "REFUTED"),
+        ((0.05, 0.0), False, "REFUTED"),
+    ],
+)
+def test_each_way_a_verdict_can_go(means, is_named, wanted):
+    """What is not clear says how many more rows would tell."""
+    beyond = np.array(means) + 0.05 * np.random.default_rng(0).normal(size=(24, 2))
+    options = {"is_named": is_named, "least": 0.15, "error_rate": 1e-3}
+    judged = judge_match_length(beyond, [HeadId(0, 0), HeadId(0, 1)], 2, **options)
+    assert (judged.verdict.name, bool(judged.more_sequences)) == (wanted, wanted == "UNDETERMINED")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"match_length": 4}, "`match_length` must be 1, 2 or 3 (three tokens or more), got 4"),
+        ({"match_length": 0}, "match_length"),
+        ({"min_excess": 0}, "`min_excess` must lie between 0 and 1"),
+        ({"heads": []}, "`heads` must be at least one head"),
+    ],
+)
+def test_what_cannot_be_asserted_is_one_line(options, said):
+    with pytest.raises(ArgumentError) as refused:
+        assert_match_length(planted.uniform_head(), **options)
+    assert said in str(refused.value) and "\n" not in str(refused.value)

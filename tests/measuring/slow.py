@@ -94,3 +94,34 @@ def match_lengths(pattern: np.ndarray, tokens: Sequence[int]) -> dict[str, float
             elif key >= 2 and tokens[key - 2] == tokens[query - 1] and key - 2 < query - 1:
                 masses["after_breaks"].append(pattern[query, key])
     return {name: float(np.mean(found)) for name, found in masses.items()}
+
+
+def competing_matches(pattern: np.ndarray, log_probs: np.ndarray, tokens: Sequence[int]) -> dict[str, float]:
+    """Of one head and row in which matches of one, two and three tokens compete: the mean mass on what followed each, and on all of
+    them where the last token of a query is new; and of the row the mean log-probabilities of those tokens there.
+
+    A query is a place with three earlier occurrences of its token; behind the same two tokens stands one that is new.
+    """
+    row, found = list(tokens), {name: [] for name in ("exactly_one", "exactly_two", "exactly_three", "unmatched")}
+    found |= {f"log_prob_{name}": [] for name in ("exactly_one", "exactly_two", "exactly_three", "matched", "unmatched")}
+    for query in range(len(row)):
+        earlier = [place for place in range(query) if row[place] == row[query]]
+        if len(earlier) != 3:
+            continue
+        lengths = {}
+        for place in earlier:
+            count = 0
+            while row[place - count] == row[query - count]:
+                count += 1
+            lengths[count] = place + 1
+        if sorted(lengths) != [1, 2, 3]:
+            continue
+        others = [at for at in range(2, len(row)) if at != query and row[at - 2 : at] == row[query - 2 : query]]
+        new = next(at for at in others if row.count(row[at]) == 1 and at > max(lengths.values()))
+        for name, count in (("exactly_one", 1), ("exactly_two", 2), ("exactly_three", 3)):
+            found[name].append(pattern[query, lengths[count]])
+            found[f"log_prob_{name}"].append(log_probs[query, row[lengths[count]]])
+        found["unmatched"].append(sum(pattern[new, key] for key in lengths.values()))
+        for name, at in (("matched", query), ("unmatched", new)):
+            found[f"log_prob_{name}"].append(np.log(sum(np.exp(log_probs[at, row[key]]) for key in lengths.values())))
+    return {name: float(np.mean(values)) for name, values in found.items()}

@@ -39,8 +39,10 @@ WITH_BUDGET = (
     "assert_has_induction_head",
     "assert_heads_generalize",
     "assert_induction_circuit",
+    "assert_match_length",
     "assert_no_induction_head",
     "assert_recalls",
+    "assert_prefers_longer_match",
     "find_induction_heads",
     "measure_ablations",
 )

@@ -214,7 +214,7 @@ class InductionBaseline:
     def check(self, measured: Any, *, name: str | None = None, tolerance: float | Mapping[str, float] | None = None) -> None:
         """Assert that numbers are those that the baseline has, each within its tolerance.
 
-        `measured` is a mapping of names to numbers, an `Evidence`, a `HeadList`, a `HeadScores` or a `MatchLengthScores`;
+        `measured` is a mapping of names to numbers, an `Evidence`, a `HeadList`, or scores of heads;
         docs/baselines.md has the fields of each.
         The entry is called as the test is unless `name` is given, which a second check of a test needs. `tolerance` is how far
         every field may be from what it was, or a mapping of fields, or of what their names begin with, to that; it goes before

@@ -22,10 +22,14 @@ DIGITS = 9  # that are kept of a number: float32 has no more
 OF_HEADS = (  # what is kept of scores of heads, by the class that has them all
     ("prefix_matching", "previous_token"),  # `HeadScores`: the two halves of the circuit
     ("exactly_one", "exactly_two", "three_or_more", "after_breaks"),  # `MatchLengthScores`
+    ("exactly_one", "exactly_two", "exactly_three", "unmatched", "preference"),  # `CompetingMatchScores`
 )
 WORDS = ("bool", "bool_", "str", "bytes", "NoneType")  # types that are no numbers, whatever `float` makes of them
 OF_LENGTHS = ("exactly_one", "exactly_two", "three_or_more")  # of a listed head, as `MatchLengthScores` calls them
-ACCEPTED = "a mapping of names to numbers, an `Evidence`, a `HeadList`, a `HeadScores` or a `MatchLengthScores`"
+ACCEPTED = (
+    "a mapping of names to numbers, an `Evidence`, a `HeadList`, a `HeadScores`, a `MatchLengthScores` or a "
+    "`CompetingMatchScores`"
+)
 
 
 def fields_of(measured: Any) -> dict[str, float]:
@@ -36,7 +40,8 @@ def fields_of(measured: Any) -> dict[str, float]:
     series of a run changed. Of a `HeadList` its estimates, and of each of its heads prefix matching and, where they were
     measured, the masses of each match length ("L1H0.exactly_two"). Of `HeadScores` prefix matching and attention to the
     previous token of every head ("prefix_matching.L1H0") and added scores, of `MatchLengthScores` all four scores of every head
-    ("exactly_two.L1H0"). Raises `ArgumentError` for anything else, for no number at all, and for one that is not finite.
+    ("exactly_two.L1H0"), and of `CompetingMatchScores` these, the preference of the heads that have one, and what the model
+    predicts ("gain"). Raises `ArgumentError` for anything else, for no number at all, and for one that is not finite.
     """
     if not _is_whole(measured):
         raise ArgumentError(f"`measured` must be {ACCEPTED}, got `{type(measured).__name__}`")
@@ -123,7 +128,8 @@ def _of_change(change: Change) -> Iterator[tuple[str, Any]]:
 
 
 def _of_scores(scores: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Of every head that there is, added scores too: one that a layer does not have is NaN."""
+    """Of the model what there is, and of every head, added scores too: one that a layer does not have is NaN."""
+    yield from getattr(scores, "estimates", {}).items()
     arrays = {name: getattr(scores, name) for name in names} | dict(getattr(scores, "added", {}))
     for name, values in arrays.items():
         for layer, row in enumerate(values.tolist()):

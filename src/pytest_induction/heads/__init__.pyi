@@ -1,3 +1,4 @@
+from pytest_induction.heads.competing import CompetingMatchScores as CompetingMatchScores
 from pytest_induction.heads.composition import CompositionScores as CompositionScores
 from pytest_induction.heads.copying import CopyingScores as CopyingScores
 from pytest_induction.heads.distances import DistanceScores as DistanceScores

@@ -12,6 +12,7 @@ from pytest_induction.interventions.passes import tried_out
 from pytest_induction.measuring.observing import PERIODS_AT_ONCE
 from pytest_induction.measuring.rounds import IRREGULAR_SHARE, controls_needed, price_of_probes, round_size, rounds_within
 from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.probes.competing import fitting_groups
 from pytest_induction.probes.semantic import chosen_families
 from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD, usual_length
 from pytest_induction.spending import Price
@@ -54,6 +55,28 @@ def price_of_generalizing(subject: ModelUnderTest, given: Given) -> Price:
     beside = FIRST_LOOK * (families * positions + usual_length(subject.space))
     least = price_of_probes(subject.space, FIRST_LOOK).least
     return Price(least, 2 * families * positions * given["max_sequences"] + beside + tried_out(subject))
+
+
+def price_of_competing(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `measure_competing_matches`: one pass over its rows."""
+    tokens = given["n_sequences"] * _competing(subject)
+    return Price(tokens, tokens)
+
+
+def price_of_preference(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `assert_prefers_longer_match`: the same rows until it is clear."""
+    return Price(FIRST_LOOK * _competing(subject), given["max_sequences"] * _competing(subject))
+
+
+def price_of_match_length(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `assert_match_length`: rows of irregular copies until it is clear, shorter ones where the model has few ids."""
+    most, least = given["max_sequences"] * usual_length(subject.space), price_of_probes(subject.space, FIRST_LOOK).least
+    return Price(min(least, most), most)
+
+
+def _competing(subject: ModelUnderTest) -> int:
+    """Positions of a row in which matches compete."""
+    return fitting_groups(subject.space).n_positions + (subject.space.bos_id is not None)
 
 
 def _absence(subject: ModelUnderTest) -> int:

@@ -28,6 +28,7 @@ from pytest_induction.records import HeadId
 SHARP = 64.0  # leaves exp(-32) of the mass to the resting place, which rounds to a perfect pattern
 RESTING = 0.5  # of the sharpness, for the first position: below a match, above everything else
 FEWEST_TOKENS, FEWEST_POSITIONS = 6, 11  # of the smallest probe: two periods, twice over, and BOS
+MOST_TOKENS = 3  # that a head compares
 LARGEST = 1000.0  # sharpness and strength; beyond it the sums of latest_only round in float32
 
 
@@ -105,7 +106,8 @@ class Blueprint:
         ends = list(itertools.accumulate(widths.values()))
         self._spaces = {name: slice(end - widths[name], end) for name, end in zip(widths, ends, strict=True)}
         self._d_model = ends[-1]
-        heads, most = (self.n_layers, self.n_heads), d_vocab + self.n_ctx + 1  # what is not needed is left out in the end
+        heads = self.n_layers, self.n_heads
+        most = _square(max(d_vocab + self.n_ctx, MOST_TOKENS * d_vocab))  # what is not needed is left out in the end
         self._query, self._key, self._value = (torch.zeros(*heads, self._d_model, most) for _ in range(3))
         self._out = torch.zeros(*heads, most, self._d_model)
         self.answers: dict[HeadId, Kind] = {}
@@ -197,11 +199,16 @@ class Blueprint:
         """As small as heads allow, and a square: so the root that attention divides by is whole, and scores exact in bfloat16."""
         used = (self._query != 0) | (self._key != 0) | (self._value != 0)
         last = int(used.any(dim=(0, 1, 2)).nonzero().max())
-        return (math.isqrt(last) + 1) ** 2
+        return _square(last)
 
     @property
     def d_vocab(self) -> int:
         return self._spaces["token"].stop
+
+
+def _square(last: int) -> int:
+    """The smallest square that is above it."""
+    return (math.isqrt(last) + 1) ** 2
 
 
 def _shifted(size: int, shift: int) -> Tensor:

@@ -27,6 +27,8 @@ Kind = Literal[
     "class_induction",
     "translation",
     "pattern",
+    "ngram",
+    "longest_match",
 ]
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # of a layer: queries, keys, values, outputs
 
