@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 import numpy as np
 
 from pytest_induction.behaviour import claims as behaviour
-from pytest_induction.causal import circuit, in_context
+from pytest_induction.behaviour import matches
+from pytest_induction.causal import circuit, in_context, in_text
 from pytest_induction.claims import MODEL, PREFIX, Claim, claim_named, claims
 from pytest_induction.comparison import preserved
 from pytest_induction.errors import TextError, meant
@@ -119,6 +120,7 @@ class Induction:
     assert_copies_repeats = OfModel(behaviour.assert_copies_repeats)
     assert_learns_in_context = OfModelAndText(behaviour.assert_learns_in_context)
     assert_ablation_removes_icl = OfModel(in_context.assert_ablation_removes_icl)
+    assert_icl_is_induction = OfModelAndText(in_text.assert_icl_is_induction)
     assert_induction_circuit = OfModel(circuit.assert_induction_circuit)
     assert_heads_generalize = OfModel(semantic.assert_heads_generalize)
     assert_property_holds = OfModel(properties.assert_property_holds, seeded=False)
@@ -132,6 +134,7 @@ class Induction:
     measure_virtual_heads = OfModel(virtual.measure_virtual_heads)
     measure_generality = OfModel(semantic.measure_generality)
     measure_ablations = OfModel(ablation.measure_ablations)
+    measure_loss_by_match = OfModelAndText(matches.measure_loss_by_match)
     measure_attributions = OfModelAndText(attribution.measure_attributions)
     find_induction_heads = OfModel(kinds.find_induction_heads)
 
