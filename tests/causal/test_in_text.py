@@ -7,6 +7,7 @@ import torch
 import pytest_induction as induction
 from pytest_induction import ExpectationFailed, Verdict, planted
 from pytest_induction.behaviour.matches import CLASSES, GROUPS, matches_of
+from pytest_induction.causal.dealing import Dealer
 from pytest_induction.causal.in_text import ByClass, assert_icl_is_induction
 from pytest_induction.causal.judging import CausalClaim
 from pytest_induction.causal.specificity import MIN_FORETOLD, REST, Rises, halves, judge_gap, judge_specificity
@@ -224,3 +225,10 @@ def test_a_text_that_does_not_repeat_is_said_before_anything_runs():
     found = evidence(model, np.random.default_rng(0).permuted(np.tile(np.arange(64) % 40, (40, 1)), axis=1))
     assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "few_matches")
     assert "at least 100 are needed" in found.summary
+
+
+def test_once_all_sets_were_dealt_one_is_new_in_a_row():
+    """The rank is of all of them by then; the mean over controls needs one a row."""
+    dealer = Dealer(12, ["mean"], 6, 1)
+    fresh = [dealer.next_row()["mean"][0] for _ in range(4)]
+    assert fresh == [list(range(6)), list(range(6, 12)), [0], [1]]

@@ -78,8 +78,8 @@ def split_by_match(losses: Array, matches: Matches, error_rate: float) -> tuple[
     found |= {name: mean_interval(values[:, None], error_rate, "nats")[0] for name, values in means.items()}
     if "foretold_loss" not in found:
         return found, "; no token is foretold by a match of two tokens or more"
-    said = f"{100 * share.mean():.0f} % of the tokens are foretold by a match and cost {found['foretold_loss'].value:.2f} nats"
-    return found, f"; {said}" + (f", all others {found['other_loss'].value:.2f}" if "other_loss" in found else "")
+    text = f"{100 * share.mean():.0f} % of the tokens are foretold by a match and cost {found['foretold_loss'].value:.2f} nats"
+    return found, f"; {text}" + (f", all others {found['other_loss'].value:.2f}" if "other_loss" in found else "")
 
 
 def judge_in_context_learning(
@@ -112,9 +112,9 @@ def judge_in_context_learning(
     begin = f"{'the same tokens at ' if cut is not None else 'tokens '}{windows.early[0]}-{windows.early[1]}"
     seen = f"the loss falls by {-score.value:.3f} nats from {begin} to tokens {windows.late[0]}-{windows.late[1]}"
     if matches is not None:
-        split, said = split_by_match(losses, matches, error_rate)
+        split, text = split_by_match(losses, matches, error_rate)
         estimates |= split
-        seen += said
+        seen += text
     if len(losses) < MIN_ROWS:
         more = MIN_ROWS - len(losses)
         return Judgement(

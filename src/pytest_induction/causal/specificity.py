@@ -18,7 +18,7 @@ from pytest_induction.statistics import SHARE, mean_interval
 
 MIN_SPECIFICITY = 0.1  # nats by which foretold tokens must lose more than all others
 MIN_GAP = 0.1  # nats by which foretold tokens must cost less than unmatched ones for there to be anything to carry
-MIN_FORETOLD = 100  # tokens of a text that a match foretells: of fewer no mean is told
+MIN_FORETOLD = 100  # tokens of a text that a match foretells: of fewer no mean is judged
 DECIDING = 0.8  # of the error rate of a look, for what decides; the rest is for losses by class
 REST = tuple(number for number in range(len(CLASSES)) if number not in FORETOLD)
 
@@ -91,8 +91,8 @@ def judge_specificity(found: Rises, claim: CausalClaim, *, min_specificity: floa
         f"by {of_heads[1]:.2f}, without {sets} by {of_sets[0]:.2f} and {of_sets[1]:.2f}"
     )
     thresholds = dict.fromkeys(decisive, min_specificity) | {"beyond controls": min_specificity * EXCESS_SHARE}
-    verdict, reason, said, more = _weighed(decisive, thresholds, claim, (n_sets, as_much, len(counts)))
-    return Judgement(verdict, reason, f"{seen}{said}", estimates=estimates, more_sequences=more)
+    verdict, reason, text, more = _weighed(decisive, thresholds, claim, (n_sets, as_much, len(counts)))
+    return Judgement(verdict, reason, f"{seen}{text}", estimates=estimates, more_sequences=more)
 
 
 def _weighed(
@@ -113,11 +113,11 @@ def _weighed(
     unclear = [name for name, each in decisive.items() if not each.is_above(thresholds[name])]
     if unclear:
         more = max(more_needed(decisive[name], thresholds[name], n_rows) for name in unclear)
-        said = f": too close to {thresholds['specificity']:.2f} nats, by itself or apart, to tell"
-        return Verdict.UNDETERMINED, "effect_unclear", said, more
+        text = f": too close to {thresholds['specificity']:.2f} nats, by itself or apart, to tell"
+        return Verdict.UNDETERMINED, "effect_unclear", text, more
     if as_much > allowed or n_sets < claim.n_controls:
-        said = f"{as_much} of them are as specific" if as_much > allowed else f"{claim.n_controls} were to be looked at"
-        return Verdict.UNDETERMINED, "rank_unclear", f", but {said}", n_rows
+        text = f"{as_much} of them are as specific" if as_much > allowed else f"{claim.n_controls} were to be looked at"
+        return Verdict.UNDETERMINED, "rank_unclear", f", but {text}", n_rows
     return Verdict.SHOWN, "induction", "", 0
 
 
@@ -148,7 +148,7 @@ def gap_of(sums: Array, counts: Array) -> Array:
 
 
 def judge_gap(sums: Array, counts: Array, *, error_rate: float) -> Judgement | None:
-    """The judgement where the model is not shown to use what is foretold, or too little is: nothing is said of heads then."""
+    """The judgement where the model is not shown to use what is foretold, or too little is; None where heads can be judged."""
     n_rows, n_foretold = len(counts), int(halves(counts)[:, 0].sum())
     if n_foretold < MIN_FORETOLD:
         missing = few_foretold(n_foretold, n_rows)
@@ -170,18 +170,18 @@ def judge_gap(sums: Array, counts: Array, *, error_rate: float) -> Judgement | N
 
 
 def few_foretold(count: int, n_rows: int) -> str:
-    """What is said of rows with too few tokens to tell a mean of."""
+    """The summary where rows have too few tokens for a mean."""
     return f"{count} tokens in {n_rows} rows are foretold by a match of two tokens or more: at least {MIN_FORETOLD} are needed"
 
 
 def _by_class(found: Rises, error_rate: float) -> Mapping[str, Estimate]:
     """By how much the loss of the tokens of each group rises without the heads, of those with tokens in two rows or more."""
-    told = [number for number in range(len(GROUPS)) if (found.counts[:, number] > 0).sum() > 1]
+    measured = [number for number in range(len(GROUPS)) if (found.counts[:, number] > 0).sum() > 1]
     return {
         f"lost {GROUPS[number]}": _interval(
-            mean_of_tokens(found.lost[:, number], found.counts[:, number]), error_rate / len(told)
+            mean_of_tokens(found.lost[:, number], found.counts[:, number]), error_rate / len(measured)
         )
-        for number in told
+        for number in measured
     }
 
 
