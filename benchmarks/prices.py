@@ -23,6 +23,7 @@ from pytest_induction import (
     assert_follows_rule,
     assert_has_induction_head,
     assert_heads_generalize,
+    assert_icl_is_induction,
     assert_induction_circuit,
     assert_learns_in_context,
     assert_match_length,
@@ -34,6 +35,7 @@ from pytest_induction import (
     measure_competing_matches,
     measure_generality,
     measure_heads,
+    measure_loss_by_match,
 )
 from pytest_induction.charts.data import OF_A_MODEL
 from pytest_induction.charts.model import charts_of_model
@@ -69,6 +71,8 @@ CALLS = (
         60,
         lambda _, subject, text: verdict(lambda: assert_ablation_removes_icl(subject, text)),
     ),
+    Row("assert_icl_is_induction", None, lambda _, subject, text: verdict(lambda: assert_icl_is_induction(subject, text))),
+    Row("measure_loss_by_match", None, lambda _, subject, text: measure_loss_by_match(subject, text)),
     Row("assert_learns_in_context", None, lambda _, subject, text: verdict(lambda: assert_learns_in_context(subject, text))),
     Row(
         "all charts of a report, with a text",

@@ -13,6 +13,9 @@
 | pairs allowed, planted | 100 of the planted kinds, half of them virtual heads, with `allow_virtual` | against what is known |
 | pairs allowed, shipped | the model that copies through pairs, 60 probe seeds, with `allow_virtual` | REFUTED |
 | recall, rules, random weights | 60 as in the first row each, with 4 pairs and behind 1 example | SHOWN |
+| in a text, random | 40 as in the first row, on rows of tokens that repeat | SHOWN |
+| in a text, planted | 60 induction heads, one of them or another named | SHOWN or REFUTED against what is known |
+| specificity at its threshold | no model: skewed losses of tokens, 500 seeds; so the row after it | SHOWN or REFUTED |
 | skewed rows | no model: rows whose distribution is known (`skewed.py`), 1000 or 4000 seeds of each | against what is known |
 | real heads moved | rows of eight real heads, moved so that their mean is a threshold; 100 seeds of each | SHOWN or REFUTED |
 | longer matches, random | 60 as in the first row, by `assert_prefers_longer_match` | SHOWN |
@@ -41,6 +44,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 ROOT = Path(__file__).parents[1]
@@ -61,14 +65,19 @@ from pytest_induction import (  # noqa: E402
     Verdict,
     assert_follows_rule,
     assert_has_induction_head,
+    assert_icl_is_induction,
     assert_recalls,
     load_model,
     planted,
 )
+from pytest_induction.behaviour.matches import GROUPS  # noqa: E402
+from pytest_induction.causal.judging import CausalClaim  # noqa: E402
+from pytest_induction.causal.specificity import MIN_SPECIFICITY, Rises, judge_specificity  # noqa: E402
 from pytest_induction.deciding import Judgement  # noqa: E402
 from pytest_induction.errors import UnsupportedModel  # noqa: E402
 from pytest_induction.heads.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING  # noqa: E402
 from pytest_induction.probes.sequences import fitting_shape  # noqa: E402
+from pytest_induction.statistics import look_sizes  # noqa: E402
 
 STATED = 1e-3  # the error rate of a verdict
 REFERENCE_THRESHOLD = 0.5
@@ -96,6 +105,7 @@ OTHERS = (
 )
 NET = 0.5  # nats around the threshold of the advantage where no answer is known
 TRAINING_STEPS = 600
+SHORTEST_ROWS = 32  # positions of rows of text
 SKEWED_SEEDS, OF_ADVANTAGE, OF_REAL_HEADS = 1000, 4000, 800  # of each shape, of the one that is expected wrong, of eight together
 OF_PREFERENCE = 4000  # of each shape
 
@@ -183,6 +193,82 @@ def shipped_again(place: str, wanted: Verdict, seeds: range, *, pairs: bool = Fa
     for seed in seeds:
         yield evidence_of(subject, seed, pairs=pairs), wanted
         subject._known.clear()
+
+
+def repeating_rows(n_rows: int, d_vocab: int, n_positions: int, seed: int) -> NDArray[np.int64]:
+    """Rows of random ids, in which segments of six that stood before make up a third."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n_rows):
+        row = [0]
+        while len(row) < n_positions:
+            start = int(rng.integers(1, max(2, len(row) - 6)))
+            row += row[start : start + 6] if len(row) > 12 and rng.random() < 0.25 else rng.integers(1, d_vocab, 4).tolist()
+        rows.append(row[:n_positions])
+    return np.array(rows)
+
+
+def of_text(model: object, rows: NDArray[np.int64], **options: object) -> Evidence:
+    """The evidence on whether the heads carry what a match in these rows foretells."""
+    try:
+        return assert_icl_is_induction(model, rows, **options)
+    except ExpectationFailed as failure:
+        return failure.evidence
+
+
+def in_text_random(models: Iterable[object]) -> Iterator[Known]:
+    """Random weights, of which nothing is to be shown; those with too short a context for such rows do not count."""
+    for seed, model in enumerate(models):
+        subject = load_model(model)
+        positions, d_vocab = min(64, subject.space.n_ctx or 64), subject.space.d_vocab
+        if positions < SHORTEST_ROWS or subject.space.bos_id not in (0, None):
+            continue
+        yield of_text(subject, repeating_rows(60, min(40, d_vocab), positions, seed), seed=seed), Verdict.REFUTED
+
+
+def in_text_planted(count: int) -> Iterator[Known]:
+    """Planted induction heads of varied sharpness and strength: named, they carry what is foretold; another head does not."""
+    rng = np.random.default_rng(6)
+    for seed in range(count):
+        options = {
+            "sharpness": float(rng.uniform(4, 16)),
+            "strength": float(rng.uniform(3, 16)),
+            "latest_only": bool(rng.integers(2)),
+        }
+        model = planted.induction_head(n_heads=int(rng.integers(3, 6)), d_vocab=40, n_ctx=64, **options)
+        rows = repeating_rows(60, 40, 64, seed)
+        heads, wanted = ("L1H0", Verdict.SHOWN) if seed % 2 else ("L1H1", Verdict.REFUTED)
+        yield of_text(model, rows, heads=heads, seed=seed), wanted
+
+
+def at_specificity(seeds: range, heads: tuple[float, float]) -> Iterator[Known]:
+    """Judgements on rows in which heads are at a threshold in the long run: what foretold tokens lose, and all others.
+
+    Rows have a gamma-distributed number of foretold tokens, about 45. A fifth of all tokens has the whole effect, each a multiple
+    of its own of it, and rows differ by a lognormal factor.
+    """
+    claim = CausalClaim(("L1H0",), "", n_controls=72)
+    most, halves = 48, [1, 5]
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        counts, lost, clean = (np.zeros((most, len(GROUPS))) for _ in range(3))
+        counts[:, 1], counts[:, 5] = rng.poisson(rng.gamma(2, 22.5, most)) + 1, 400
+        factor = np.exp(rng.normal(-0.125, 0.5, (most, 2)))
+        hit = rng.gamma(np.maximum(rng.binomial(counts[:, halves].astype(int), 0.2), 1e-9))
+        lost[:, halves] = 5 * np.array(heads) * hit * factor + rng.normal(0, 0.5, (most, 2)) * counts[:, halves] ** 0.5
+        clean[:, halves] = np.array([0.6, 1.9]) * counts[:, halves]
+        controls = np.full((72, most, 2), np.nan)
+        for row in range(most):
+            fresh = [(6 * row + place) % 72 for place in range(6)]
+            controls[fresh, row] = rng.normal(0, 0.1, (6, 2)) * counts[row, halves] ** 0.5
+        every = Rises(counts, clean, lost, controls, np.nanmean(controls, axis=0))
+        looks = look_sizes(most)
+        for size in looks:
+            part = Rises(counts[:size], clean[:size], lost[:size], controls[:, :size], every.usual[:size])
+            found = judge_specificity(part, claim, min_specificity=MIN_SPECIFICITY, error_rate=STATED * 0.8 / len(looks))
+            if found.verdict is not Verdict.UNDETERMINED:
+                break
+        yield found, Verdict.UNDETERMINED
 
 
 def skewed_rows(shapes: Sequence[skewed.Shape], count: int) -> Iterator[Known]:
@@ -326,6 +412,10 @@ def main() -> int:
         all_are(absent, random_models(some(60), seed=7), partial(asserted_of, assert_follows_rule, examples=1)),
     )
     longer_matches(table, some(60), some(100), OF_PREFERENCE // share)
+    table.row("in a text, random", in_text_random(random_models(some(40), seed=7)))
+    table.row("in a text, planted", in_text_planted(some(60)))
+    table.row("specificity at its threshold", at_specificity(range(some(500)), (0.4, 0.4 - MIN_SPECIFICITY)))
+    table.row("foretold tokens at the threshold", at_specificity(range(some(500)), (MIN_SPECIFICITY, 0.0)))
     for shape in skewed.SHAPES:
         count = OF_ADVANTAGE if shape.name.startswith("advantage") else SKEWED_SEEDS
         table.row(shape.name, skewed_rows([shape], count // share), always=shape.always)

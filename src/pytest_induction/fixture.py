@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 import numpy as np
 
 from pytest_induction.behaviour import claims as behaviour
-from pytest_induction.behaviour import recall, rules
-from pytest_induction.causal import circuit, in_context
+from pytest_induction.behaviour import matches, recall, rules
+from pytest_induction.causal import circuit, in_context, in_text
 from pytest_induction.claims import MODEL, PREFIX, Claim, claim_named, claims
 from pytest_induction.comparison import preserved
 from pytest_induction.errors import TextError, meant
@@ -122,6 +122,7 @@ class Induction:
     assert_recalls = OfModel(recall.assert_recalls)
     assert_follows_rule = OfModel(rules.assert_follows_rule)
     assert_ablation_removes_icl = OfModel(in_context.assert_ablation_removes_icl)
+    assert_icl_is_induction = OfModelAndText(in_text.assert_icl_is_induction)
     assert_induction_circuit = OfModel(circuit.assert_induction_circuit)
     assert_heads_generalize = OfModel(semantic.assert_heads_generalize)
     assert_match_length = OfModel(match_lengths.assert_match_length)
@@ -140,6 +141,7 @@ class Induction:
     measure_recall = OfModel(recall.measure_recall)
     measure_rules = OfModel(rules.measure_rules)
     measure_ablations = OfModel(ablation.measure_ablations)
+    measure_loss_by_match = OfModelAndText(matches.measure_loss_by_match)
     measure_attributions = OfModelAndText(attribution.measure_attributions)
     find_induction_heads = OfModel(kinds.find_induction_heads)
 

@@ -1,5 +1,7 @@
 """The in-context learning score: against a slow reference, on rows whose answer is known, and on a trained model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import pytest_induction as induction
 from pytest_induction import Verdict
 from pytest_induction.behaviour import text as text_module
 from pytest_induction.behaviour.judging import judge_in_context_learning
+from pytest_induction.behaviour.matches import matches_of
 from pytest_induction.errors import TextError
 from pytest_induction.measuring.losses import Windows
 from tests.conftest import FIXTURES, SHIPPED
@@ -173,3 +176,58 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path):
     for name, message in {"none.txt": "No such file", "empty.txt": "is empty", "binary.txt": "is not UTF-8"}.items():
         with pytest.raises(TextError, match=message):
             induction.assert_learns_in_context(Uniform(), tmp_path / name)
+
+
+def test_late_tokens_are_cut_to_early_places_by_loops():
+    """Each late token once, with the context that one of the early window has; with and without a first token of the model's."""
+    rng = np.random.default_rng(0)
+    model = induction.load_model(SHIPPED["three-layers-text"])
+    for bos, n_tokens in ((0, 127), (None, 90)):
+        rows = rng.integers(1, 50, (5, n_tokens))
+        if bos is not None:
+            rows = np.concatenate([np.full((5, 1), bos), rows], axis=1)
+        model.space = replace(model.space, bos_id=bos)
+        _, windows = text_module.windows_of(model, rows)
+        found = text_module.late_tokens_cut(model, rows, 2)
+        assert found.shape == (3,)
+        first, width = int(bos is not None), windows.early[1] - windows.early[0] + 1
+        for row, value in zip(rows[::2].tolist(), found, strict=True):
+            wanted, begin = [], windows.late[0]
+            while begin <= windows.late[1]:
+                end = min(begin + width - 1, windows.late[1])
+                start = end - (width - 1) - (windows.early[0] - 1)  # of which token the number is 1
+                piece = row[:first] + row[start - 1 + first : end + first]
+                losses = text_module.row_losses(model, np.array([piece, piece]))[0]
+                wanted += losses[-(end - begin + 1) :].tolist()
+                begin = end + 1
+            assert len(wanted) == windows.late[1] - windows.late[0] + 1
+            assert value == pytest.approx(np.mean(wanted), abs=1e-5)
+
+
+def test_paired_the_score_is_the_same_with_less_noise():
+    """Of a text that is cut into rows anywhere: late tokens against themselves, each at an early place."""
+    model = induction.load_model(SHIPPED["three-layers-text"])
+    found = {
+        paired: induction.assert_learns_in_context(model, TEXT, paired=paired, max_score=-0.1, error_rate=0.05)
+        for paired in (False, True)
+    }
+    alone, pair = (found[paired].estimates["icl_score"] for paired in (False, True))
+    rows = [found[paired].provenance.n_sequences for paired in (False, True)]
+    assert abs(alone.value - pair.value) < alone.high - alone.low
+    assert (pair.high - pair.low) * rows[1] ** 0.5 < (alone.high - alone.low) * rows[0] ** 0.5 * 0.8
+    assert "from the same tokens at " in found[True].summary
+
+
+def test_tokens_that_a_match_foretells_are_told_apart():
+    """Their share, what they cost, and one line; in a text without any there is no such loss."""
+    rows = np.array([[0, 1, 2, 3, *range(4, 20), 1, 2, 3, *range(20, 33)]] * 20)
+    losses = np.full((20, 35), 3.0)
+    losses[:, 21] = 0.5  # of the last token of the match
+    found = judge(losses, matches=matches_of(rows))
+    assert found.estimates["foretold_share"].value == pytest.approx(1 / 35) and found.estimates["foretold_loss"].value == 0.5
+    assert found.estimates["other_loss"].value == 3 == found.estimates["unmatched_seen_loss"].value
+    assert found.estimates["match_gap"].value == -2.5
+    assert found.summary.endswith("; 3 % of the tokens are foretold by a match and cost 0.50 nats, all others 3.00")
+    without = judge(losses, matches=matches_of(np.arange(36)[None].repeat(20, 0)))
+    assert "foretold_loss" not in without.estimates and without.estimates["foretold_share"].value == 0
+    assert without.summary.endswith("no token is foretold by a match of two tokens or more")

@@ -8,8 +8,10 @@ import torch
 
 import pytest_induction as induction
 from pytest_induction import ExpectationFailed, Verdict, planted
+from pytest_induction.behaviour.matches import matches_of
 from pytest_induction.causal import in_context as assertions
 from pytest_induction.causal.ablating import Ablations, late_minus_early
+from pytest_induction.causal.choosing import chosen_heads, shuffled_rows
 from pytest_induction.causal.dealing import RANKED, Dealer, may_do_as_much, mean_differences
 from pytest_induction.causal.in_context import assert_ablation_removes_icl
 from pytest_induction.causal.judging import (
@@ -173,12 +175,36 @@ def test_effects_are_what_one_pass_for_each_set_says(three_layers):
 
 def test_a_row_of_text_is_resampled_from_another(three_layers):
     """Also where a round has one row only; and no row is drawn twice."""
-    rows = assertions._rows(three_layers, TEXT, 17, 0)
+    rows = shuffled_rows(three_layers, TEXT, 17, 0)
     task = Ablations(three_layers, [HeadId(2, 0)], ["resample"], 0, 100, rows, pattern_preserving=False)
     parts = [task.drawn(count, number) for number, count in enumerate((16, 1))]
     assert [len(part.learning) for part in parts] == [16, 1] and np.abs(parts[1].lost["resample"]).min() > 0
     assert len({row.tobytes() for batch in task.batches for row in batch.tokens[: batch.counted]}) == 17
     assert len(task.batches[1].tokens) == 2 and (task.batches[1].tokens[0] != task.batches[1].tokens[1]).any()
+
+
+def test_what_a_match_foretells_is_told_apart_from_all_else(three_layers):
+    """Sums over the tokens of the two windows of each row, by loops; in no more passes."""
+    rows = shuffled_rows(three_layers, TEXT, 16, 0)
+    task = Ablations(three_layers, [HeadId(2, 0)], ["zero"], 0, 6, rows, pattern_preserving=False)
+    task.drawn(4, 0)
+    found = task.lost_by_match(0.05)
+    tokens = torch.from_numpy(rows[:4])
+    losses = [
+        -run_with(three_layers, tokens, *edits).double().log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0].numpy()
+        for edits in ((), (ablate("L2H0"),))
+    ]
+    lost = {True: [], False: []}
+    foretold = matches_of(rows[:4]).foretold
+    for row in range(4):
+        for query in task.batches[0].queries:
+            lost[bool(foretold[row, query])].append(losses[1][row, query] - losses[0][row, query])
+    assert min(len(each) for each in lost.values()) > 4
+    assert found["lost foretold zero"].value == pytest.approx(np.mean(lost[True]), abs=1e-5)
+    assert found["lost other zero"].value == pytest.approx(np.mean(lost[False]), abs=1e-5)
+    without = Ablations(three_layers, [HeadId(2, 0)], ["zero"], 0, 6, None, pattern_preserving=False)
+    without.drawn(12, 0)
+    assert without.lost_by_match(0.05) == {}
 
 
 def test_heads_that_are_not_clear_are_not_ablated():
@@ -204,7 +230,7 @@ def test_heads_are_chosen_on_other_sequences_than_they_are_tested_on(three_layer
     logits = three_layers.module.forward
     three_layers.module.forward = lambda tokens: (seen.append(tokens.clone()), logits(tokens))[1]
     try:
-        chosen, _ = assertions._chosen(three_layers, "induction", (56, 1e-3, 77))
+        chosen, _ = chosen_heads("ablation_removes_icl", three_layers, "induction", (1e-3, 77))
     finally:
         three_layers.module.forward = logits
     task = Ablations(three_layers, chosen, ["zero"], 77, 72, None, pattern_preserving=False)

@@ -99,6 +99,7 @@ FAILING = {  # an assertion -> what makes it fail
     "assert_heads_generalize": lambda check: check(matching(), "L1H0", "classes"),
     "assert_heads_kept": lambda check: check(RUNS / "one-layer"),
     "assert_heads_preserved": lambda check: check(matching(), uniform()),
+    "assert_icl_is_induction": lambda check: check(uniform(), np.arange(4000) % 17 + 1),
     "assert_induction_circuit": lambda check: check(uniform()),
     "assert_learns_in_context": lambda check: check(uniform(), np.arange(4000) % 17 + 1),
     "assert_log_is_sane": lambda check: check(RUNS / "diverged"),

@@ -82,6 +82,8 @@ OTHERS = {
     ("runs/phase_change/turn.py", "STRETCH"),
     ("statistics.py", "0 < tail < 0.5"),
     ("behaviour/judging.py", "MIN_ACCURACY"),  # of a model
+    ("causal/specificity.py", "MIN_SPECIFICITY"),  # nats
+    ("causal/specificity.py", "MIN_GAP"),
     ("causal/judging.py", "MIN_SHARE"),  # of in-context learning, that is lost
     ("comparison/margins.py", "OF_MODELS"),  # by which models may differ
     ("comparison/margins.py", "OF_RUNS"),

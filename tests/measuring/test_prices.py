@@ -14,6 +14,7 @@ from pytest_induction.planted import class_induction_head, induction_head, unifo
 from pytest_induction.progress import showing_on
 from pytest_induction.records import Verdict
 from pytest_induction.spending import BARE_PASS, PRICES, Budget, Call, Price, calling, charge, price_in, usual_prices
+from tests.behaviour.test_matches import repeating_rows
 
 
 def small(**sizes):
@@ -22,14 +23,17 @@ def small(**sizes):
 
 
 TEXT = np.random.default_rng(0).integers(1, 40, size=8000)
+REPEATING = repeating_rows(40)
 ARGUMENTS = {
     "assert_ablation_removes_icl": ((), {"how": "zero", "n_controls": 72, "max_sequences": 24}),
     "assert_follows_rule": ((), {"examples": 4}),
     "measure_rules": ((), {"examples": 4}),
     "assert_heads_generalize": (("L1H0",), {"probes": "classes"}),
     "assert_heads_preserved": ((small(),), {}),
-    "assert_learns_in_context": ((TEXT,), {}),
+    "assert_icl_is_induction": ((REPEATING,), {}),
+    "assert_learns_in_context": ((TEXT,), {"paired": True}),
     "measure_attributions": ((TEXT,), {"max_rows": 4}),
+    "measure_loss_by_match": ((TEXT,), {}),
 }
 CALLS = sorted(PRICES.keys() - {"assert_head_score"})  # its claim is the user's
 WITH_BUDGET = (
@@ -38,6 +42,7 @@ WITH_BUDGET = (
     "assert_follows_rule",
     "assert_has_induction_head",
     "assert_heads_generalize",
+    "assert_icl_is_induction",
     "assert_induction_circuit",
     "assert_match_length",
     "assert_no_induction_head",

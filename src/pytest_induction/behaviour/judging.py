@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pytest_induction.behaviour.matches import Matches, mean_of_tokens
 from pytest_induction.behaviour.text import window_mean
 from pytest_induction.deciding import Judgement, behaviour_of, more_needed
 from pytest_induction.measuring.losses import Windows
@@ -54,23 +55,66 @@ def judge_copying(found: Round, *, min_accuracy: float, error_rate: float) -> Ju
     )
 
 
+def split_by_match(losses: Array, matches: Matches, error_rate: float) -> tuple[dict[str, Estimate], str]:
+    """The share of tokens that a match foretells, and their loss beside those of all others and of unmatched ones seen before.
+
+    `losses` (rows, tokens) are of the tokens of `matches`. Gives estimates by name, of those that there are, and what to say.
+    """
+    groups = {
+        "foretold": matches.foretold,
+        "other": ~matches.foretold,
+        "unmatched_seen": (matches.length == 0) & matches.seen,
+    }
+    counts = {name: taken.sum(axis=1) for name, taken in groups.items()}
+    means = {
+        f"{name}_loss": mean_of_tokens(np.where(taken, losses, 0.0).sum(axis=1), counts[name])
+        for name, taken in groups.items()
+        if counts[name].any()
+    }
+    if "foretold_loss" in means and "unmatched_seen_loss" in means:
+        means["match_gap"] = means["foretold_loss"] - means["unmatched_seen_loss"]
+    share = groups["foretold"].mean(axis=1)
+    found = {"foretold_share": mean_interval(share[:, None], error_rate)[0]}
+    found |= {name: mean_interval(values[:, None], error_rate, "nats")[0] for name, values in means.items()}
+    if "foretold_loss" not in found:
+        return found, "; no token is foretold by a match of two tokens or more"
+    text = f"{100 * share.mean():.0f} % of the tokens are foretold by a match and cost {found['foretold_loss'].value:.2f} nats"
+    return found, f"; {text}" + (f", all others {found['other_loss'].value:.2f}" if "other_loss" in found else "")
+
+
 def judge_in_context_learning(
-    losses: Array, windows: Windows, *, first_token: int, max_score: float, error_rate: float, seed: int
+    losses: Array,
+    windows: Windows,
+    *,
+    first_token: int,
+    max_score: float,
+    error_rate: float,
+    seed: int,
+    cut: Array | None = None,
+    matches: Matches | None = None,
 ) -> Judgement:
-    """Is the loss of late tokens lower than that of early ones by enough, over rows of text?"""
+    """Is the loss of late tokens lower than that of early ones by enough, over rows of text?
+
+    With `cut` (rows,), what late tokens cost where they are early, these are the early ones. `matches` are those of the same
+    tokens.
+    """
     rng = np.random.default_rng([seed, 2])
     spans = {"early_loss": windows.early, "late_loss": windows.late}
     means = {name: window_mean(losses, span, first_token) for name, span in spans.items()}
+    if cut is not None:
+        means["early_loss"] = cut
     scores = {"icl_score": means["late_loss"] - means["early_loss"], **means}
     if losses.shape[1] >= PAPER[1] - first_token + 1:
         late, early = (losses[:, number - first_token] for number in reversed(PAPER))
         scores["loss_500_minus_50"] = late - early
     estimates = {name: bootstrap_interval(values, error_rate, rng, "nats") for name, values in scores.items()}
     score = estimates["icl_score"]
-    seen = (
-        f"the loss falls by {-score.value:.3f} nats from tokens {windows.early[0]}-{windows.early[1]} "
-        f"to tokens {windows.late[0]}-{windows.late[1]}"
-    )
+    begin = f"{'the same tokens at ' if cut is not None else 'tokens '}{windows.early[0]}-{windows.early[1]}"
+    seen = f"the loss falls by {-score.value:.3f} nats from {begin} to tokens {windows.late[0]}-{windows.late[1]}"
+    if matches is not None:
+        split, text = split_by_match(losses, matches, error_rate)
+        estimates |= split
+        seen += text
     if len(losses) < MIN_ROWS:
         more = MIN_ROWS - len(losses)
         return Judgement(

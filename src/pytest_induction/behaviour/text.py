@@ -66,15 +66,47 @@ def windows_of(subject: ModelUnderTest, rows: NDArray[np.int64]) -> tuple[int, W
     return first_token, Windows.for_tokens(rows.shape[1] + first_token - 2)
 
 
+def late_tokens_cut(subject: ModelUnderTest, rows: NDArray[np.int64], stride: int) -> Array:
+    """The mean loss of the late tokens of each `stride`-th row with their context cut short, (rows,): each is in the early
+    window.
+
+    What stands before a late token is cut so that it has a number of the early window in its row; so the same tokens are early,
+    as they are late in the whole row. In a text that was cut into rows anywhere that is what early tokens cost in the long run.
+    """
+    seen = rows[::stride]
+    if stride not in strides_of(rows)[1:]:
+        return _cut(subject, seen)
+    found = np.empty(len(seen))
+    found[::2], found[1::2] = late_tokens_cut(subject, rows, 2 * stride), _cut(subject, seen[1::2])
+    return found
+
+
+def _cut(subject: ModelUnderTest, rows: NDArray[np.int64]) -> Array:
+    """The same of all of some rows."""
+    first = int(subject.space.bos_id is not None)
+    _, windows = windows_of(subject, rows)
+    (begin, end), (start, last) = windows.early, windows.late
+    width = min(end - begin, last - start) + 1
+    ends = [*range(start + width - 1, last, width), last]  # of each piece, as the number of a token
+    columns = np.array([np.arange(stop - begin - width + 1, stop) + first for stop in ends])
+    pieces = rows[:, columns].reshape(len(rows) * len(ends), -1)
+    pieces = np.concatenate([np.repeat(rows[:, :first], len(ends), 0), pieces], axis=1)
+    losses = _remembered(subject, pieces)[:, -width:].reshape(len(rows), len(ends), width)
+    anew = np.ones((len(ends), width), dtype=bool)
+    anew[-1, : len(ends) * width - (last - start + 1)] = False  # which the piece before has too
+    return np.asarray(losses[:, anew].mean(axis=1), dtype=np.float64)
+
+
 def window_mean(losses: Array, span: tuple[int, int], first_token: int) -> Array:
     """The mean loss of tokens `span[0]` to `span[1]`, both included, of each row, (rows,)."""
     return losses[:, span[0] - first_token : span[1] + 1 - first_token].mean(axis=1)
 
 
 def price_of_text(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
-    """Of one pass over the rows of a text: two at least, and as many as the call takes at most."""
+    """Of one pass over the rows of a text: two at least, and as many as the call takes at most; twice that if paired."""
     most: int = given["max_sequences"]
-    return Price(2 * row_length(subject), most * row_length(subject))
+    each = 2 * row_length(subject) if given["paired"] else row_length(subject)
+    return Price(2 * row_length(subject), most * each)
 
 
 def row_length(subject: ModelUnderTest) -> int:

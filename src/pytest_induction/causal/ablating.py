@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pytest_induction.behaviour.matches import matches_of, mean_of_tokens
 from pytest_induction.behaviour.text import windows_of
 from pytest_induction.causal.dealing import Dealer
 from pytest_induction.causal.judging import MIN_SHARE, NAMED, Ablated, CausalClaim
@@ -24,8 +25,9 @@ from pytest_induction.model.batching import in_batches
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES
 from pytest_induction.progress import progress
-from pytest_induction.records import HeadId
+from pytest_induction.records import Estimate, HeadId
 from pytest_induction.spending import BudgetSpent
+from pytest_induction.statistics import mean_interval
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -68,22 +70,30 @@ def in_context_attribution(clean: Floats, ablated: Floats, late: NDArray[np.bool
 class Batch:
     """Rows of one length: token ids, the positions whose next token has a loss that counts, and which of these are late.
 
-    Only the first `counted` rows are measured: where one is drawn, the other is what its heads are resampled from.
+    Only the first `counted` rows are measured: where one is drawn, the other is what its heads are resampled from. `foretold`
+    (rows, queries) says of which next tokens a match foretells, of a text.
     """
 
     tokens: Ids
     queries: Ids
     late: NDArray[np.bool_]
     counted: int
+    foretold: NDArray[np.bool_] | None = None
 
 
 @dataclass
 class Row:
-    """The in-context learning score of a row, the controls that are new in it, and by how much it rises without each set."""
+    """The in-context learning score of a row, the controls that are new in it, and by how much it rises without each set.
+
+    `tokens` is how many of its tokens a match foretells and how many others there are, (2,), and `lost` what these lose in all
+    without the heads, (2,) by each kind of ablation; of a text only.
+    """
 
     learning: float
     fresh: Mapping[str, Sequence[int]] = field(default_factory=dict)
     rises: dict[str, dict[Asked, float]] = field(default_factory=dict)
+    tokens: Array | None = None
+    lost: dict[str, Array] = field(default_factory=dict)
 
 
 class Ablations:
@@ -167,6 +177,23 @@ class Ablations:
         learning = np.array([row.learning for row in self.rows])
         return self.all_of([Ablated(learning, lost, {}, usual, np.array(single))])
 
+    def lost_by_match(self, error_rate: float) -> dict[str, Estimate]:
+        """By how many nats the loss of tokens that a match foretells rises without the heads, and that of all others.
+
+        By each kind of ablation: "lost foretold zero", "lost other zero". Of early and late tokens; of a text that has both.
+        """
+        rows = [row for row in self.rows if row.tokens is not None]
+        counts = np.array([row.tokens for row in rows]).reshape(-1, 2)
+        if len(rows) < FEWEST_KEPT or not counts.sum(0).all():
+            return {}
+        found: dict[str, Estimate] = {}
+        for kind in self.kinds:
+            lost = np.array([row.lost[kind] for row in rows])
+            values = np.stack([mean_of_tokens(lost[:, half], counts[:, half]) for half in (0, 1)], axis=1)
+            names = (f"lost foretold {kind}", f"lost other {kind}")
+            found |= dict(zip(names, mean_interval(values, error_rate / len(self.kinds), "nats"), strict=True))
+        return found
+
     def moves(self) -> bool:
         """Whether ablating the heads, or else every head, moves a loss, by every kind: else the ablation is not seen."""
         kinds = [kind for kind, most in self._moved.items() if most <= LEAST_MOVED]
@@ -219,9 +246,13 @@ class Ablations:
             asked[self.kinds[0]] += [(SINGLE, number) for number in self._asked_alone()]
             return {kind: [self._set(each, dealt[kind][0][0]) for each in names] for kind, names in asked.items()}
 
-        for found in self._of_batch(batch, self._layers).losses(sets_of):
+        for place, found in enumerate(self._of_batch(batch, self._layers).losses(sets_of)):
             row = self.rows[-1]
             row.learning = float(late_minus_early(found.clean, batch.late))
+            if batch.foretold is not None:
+                halves = np.stack([batch.foretold[place], ~batch.foretold[place]]).astype(np.float64)
+                row.tokens = halves.sum(1)
+                row.lost = {kind: halves @ (found.ablated[kind][0] - found.clean) for kind in self.kinds}
             for kind, names in asked.items():
                 rises = in_context_attribution(found.clean, found.ablated[kind], batch.late)
                 row.rises[kind] = dict(zip(names, rises.tolist(), strict=True))
@@ -316,7 +347,9 @@ class Ablations:
         counted = len(tokens)
         if counted == 1:
             tokens = np.concatenate([tokens, self.text[part.start - 1][None]])
-        return Batch(tokens, np.concatenate([early, late]), np.arange(len(early) + len(late)) >= len(early), counted)
+        queries = np.concatenate([early, late])
+        foretold = matches_of(tokens).foretold[:, queries]
+        return Batch(tokens, queries, np.arange(len(queries)) >= len(early), counted, foretold)
 
     def _repeated(self, n_sequences: int, number: int) -> Iterator[Batch]:
         """Repeated tokens; the first token of each copy does not count, for in the second copy it cannot be known."""

@@ -21,20 +21,22 @@ def may_do_as_much(n_sets: int) -> int:
 class Dealer:
     """Deals sets to rows, by each kind of ablation, and goes by what was found in the rows before.
 
-    By the first kind each row gets the next `per_row` of `n_sets` sets, from the beginning again once all were dealt; by each
-    other kind the first of these. A set that so far does half as much as the heads or more, in the rows where it was ablated, is
-    dealt to the next row too, the four that do most.
+    By the first kind each row gets the next `per_row` of `n_sets` sets, from the beginning again once all were dealt,
+    `afterwards` so many a row where that is given; by each other kind the first of these. A set that so far does half as much as
+    the heads or more, in the rows where it was ablated, is dealt to the next row too, the four that do most.
     """
 
-    def __init__(self, n_sets: int, kinds: Sequence[str], per_row: int) -> None:
+    def __init__(self, n_sets: int, kinds: Sequence[str], per_row: int, afterwards: int | None = None) -> None:
         self._n_sets, self._per_row, self._next = n_sets, min(per_row, n_sets), 0
+        self._afterwards = self._per_row if afterwards is None else min(afterwards, n_sets)
         self._first = kinds[0]
         self._sums = {kind: np.zeros((2, n_sets)) for kind in kinds}  # without each set, and without the heads in the same rows
 
     def next_row(self) -> dict[str, tuple[list[int], list[int]]]:
         """Of each kind the numbers of the sets that are new in the next row, and of those that are looked at again."""
-        fresh = [(self._next + place) % self._n_sets for place in range(self._per_row)]
-        self._next += self._per_row
+        count = self._per_row if self._next < self._n_sets else self._afterwards
+        fresh = [(self._next + place) % self._n_sets for place in range(count)]
+        self._next += count
         of_kind = {kind: fresh if kind == self._first else fresh[:1] for kind in self._sums}
         return {kind: (new, [each for each in self._suspects(kind) if each not in new]) for kind, new in of_kind.items()}
 

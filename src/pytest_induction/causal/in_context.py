@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
 
-from pytest_induction.behaviour.judging import MIN_ROWS
-from pytest_induction.behaviour.text import rows_of
-from pytest_induction.causal.ablating import Ablations, Floats, Ids
+from pytest_induction.causal.ablating import Ablations, Floats
+from pytest_induction.causal.choosing import INDUCTION, chosen_heads, shuffled_rows
 from pytest_induction.causal.dealing import RANKED
 from pytest_induction.causal.judging import (
     MIN_SHARE,
@@ -26,18 +25,13 @@ from pytest_induction.causal.judging import (
 )
 from pytest_induction.causal.prices import most_rows, price_of_removal
 from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed_in_words, priced_claim, until_clear
-from pytest_induction.errors import ArgumentError, TextError, user_facing, whole_number
+from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
-from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
-from pytest_induction.heads.induction import judged_induction_head, list_of_heads
-from pytest_induction.heads.table import Thresholds
-from pytest_induction.interventions.arguments import HeadsLike, heads_of
+from pytest_induction.interventions.arguments import HeadsLike
 from pytest_induction.interventions.edits import HOW, Replacement
 from pytest_induction.measuring.observing import ModelLike, provenance
-from pytest_induction.measuring.rounds import MAX_SEQUENCES as MOST_FOR_HEADS
 from pytest_induction.model.load import load_model
-from pytest_induction.model.protocol import ModelUnderTest
-from pytest_induction.records import Evidence, HeadId, HeadList, Verdict
+from pytest_induction.records import Estimate, Evidence, Verdict
 from pytest_induction.spending import BudgetSpent, spend_at_most, spent_so_far
 from pytest_induction.statistics import FIRST_LOOK, look_sizes
 
@@ -70,7 +64,6 @@ def before_and_after(start: Any, end: Any, clean: Any, ablated: Any) -> Floats:
 
 
 CLAIM = "ablation_removes_icl"
-INDUCTION = "induction"
 FEWEST_CONTROLS = min(RANKED)
 SHARE_OF_REST = 0.2  # of the error rate, for choosing heads, and as much for whether they are sufficient
 
@@ -116,9 +109,10 @@ def assert_ablation_removes_icl(
     nothing is ablated before it is clear that the model learns from it. `error_rate` is for choosing heads, for all kinds and
     rounds together.
 
-    Returns the evidence. `.estimates`: `icl_score`; of each kind "lost zero", "control zero" (nats), "share zero",
-    "beyond controls zero" and "rank zero"; "kept zero" and "kept beyond controls zero" for sufficiency, of as many rows as it
-    took; "lost without L2H0 alone" and "kept by L2H0 alone", of the first kind, of three heads in a dozen rows. Raises
+    Returns the evidence. `.estimates`: `icl_score`; of each kind "lost zero", "control zero" (nats), "share zero", "beyond
+    controls zero" and "rank zero"; "kept zero" and "kept beyond controls zero" for sufficiency, of as many rows as it took; "lost
+    without L2H0 alone" and "kept by L2H0 alone", of the first kind, of three heads in a dozen rows; of a text what tokens lose
+    that a match foretells, and all others: "lost foretold zero", "lost other zero" (`assert_icl_is_induction`). Raises
     `ExpectationFailed`, which carries it, `UnsupportedModel` where heads cannot be edited, `TextError` for a text of fewer than
     16 rows. Source: Olsson et al. 2022, argument 3.
 
@@ -137,8 +131,8 @@ def assert_ablation_removes_icl(
     most = most_rows(subject, is_text=text is not None) if max_sequences is None else max_sequences
     _ = subject.reading  # refuse by name here, before anything is measured
     seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
-    rows = None if text is None else _rows(subject, text, most, seed)
-    chosen, evidence = _chosen(subject, heads, (MOST_FOR_HEADS, error_rate * SHARE_OF_REST, seed))
+    rows = None if text is None else shuffled_rows(subject, text, most, seed)
+    chosen, evidence = chosen_heads(CLAIM, subject, heads, (error_rate * SHARE_OF_REST, seed))
     evidence = replace(evidence, thresholds={"min_share": min_share, **evidence.thresholds}, confidence=1 - error_rate)
     if not chosen:
         return expect(evidence)
@@ -150,7 +144,7 @@ def assert_ablation_removes_icl(
 def _judged(task: Ablations, evidence: Evidence, budget: tuple[int, float]) -> Evidence:
     """The verdict on whether the heads are necessary and, where they are, on whether they are sufficient."""
     max_sequences, error_rate = budget
-    rest, stage = 1 - 2 * SHARE_OF_REST, error_rate * SHARE_OF_REST
+    rest, stage = 1 - 2 * SHARE_OF_REST, error_rate * SHARE_OF_REST / (1 if task.text is None else 2)  # of a text: by match too
     claim, begun = task.claim(), spent_so_far()
     if not task.controls.sets:
         summary = f"the model has no {len(task.heads)} heads beside {claim.named} to compare them with"
@@ -175,6 +169,7 @@ def _judged(task: Ablations, evidence: Evidence, budget: tuple[int, float]) -> E
     found = as_answer(found)
     if found.verdict is Verdict.SHOWN and (kept := task.kept()) is not None:
         found = judge_sufficiency(found, kept, claim, error_rate=stage)
+    split = task.lost_by_match(stage)
     count = len(task.rows) or len(task.scores)
     of = "sequences" if task.text is None else "rows of text"
     settle = more_needed_in_words(found.more_sequences, count, (spent_so_far() - begun) / max(1, count), of)
@@ -184,11 +179,19 @@ def _judged(task: Ablations, evidence: Evidence, budget: tuple[int, float]) -> E
         evidence,
         verdict=found.verdict,
         reason=found.reason,
-        summary=found.summary,
+        summary=found.summary + _said_of(split),
         provenance=about,
-        estimates=found.estimates or {},
+        estimates={**(found.estimates or {}), **split},
         next_step=settle,
     )
+
+
+def _said_of(split: Mapping[str, Estimate]) -> str:
+    """What is said of tokens that a match foretells, and of all others: by the first kind of ablation."""
+    values = [estimate.value for estimate in split.values()][:2]
+    if not values:
+        return ""
+    return f"; tokens that a match foretells lose {values[0]:.2f} nats, all others {values[1]:.2f}"
 
 
 def _read_first(task: Ablations, claim: CausalClaim, max_rows: int, error_rate: float) -> Judgement | None:
@@ -209,49 +212,6 @@ def _read_first(task: Ablations, claim: CausalClaim, max_rows: int, error_rate: 
         if found is None or found.verdict is not Verdict.UNDETERMINED or is_out_of_reach(found, claim, size, max_rows):
             break
     return found
-
-
-def _chosen(subject: ModelUnderTest, heads: HeadsLike, budget: tuple[int, float, int]) -> tuple[tuple[HeadId, ...], Evidence]:
-    """The heads to ablate, and what chose them; none where there is no induction head, or that is not clear."""
-    if not (isinstance(heads, str) and heads == INDUCTION):
-        named = heads_of(subject, heads)
-        if not named:
-            raise ArgumentError("`heads` must be at least one head, got none")
-        about = provenance(subject, seed=budget[2])
-        return named, Evidence(CLAIM, Verdict.UNDETERMINED, "", "", about)
-    listed = list_of_heads(subject, Thresholds(), budget)
-    about = replace(listed.provenance, notes=(*listed.provenance.notes, *_left_open(listed)))
-    thresholds = {"min_prefix_matching": MIN_PREFIX_MATCHING}
-    if listed.heads:
-        found = Evidence(
-            CLAIM, Verdict.UNDETERMINED, "", "", about, heads=listed.heads, thresholds=thresholds, head_map=listed.head_map
-        )
-        return heads_of(subject, listed.heads), found
-    found = judged_induction_head(subject, Thresholds(), budget, allow_virtual=False)
-    if found.verdict is Verdict.SHOWN:  # a head near the threshold, of which more sequences have told
-        return heads_of(subject, found.heads), replace(found, claim=CLAIM, verdict=Verdict.UNDETERMINED, reason="", summary="")
-    if found.verdict is Verdict.REFUTED:
-        summary = f"there is no induction head to ablate: {found.summary}"
-        return (), replace(found, claim=CLAIM, reason="no_induction_head", summary=summary)
-    summary = f"which heads to ablate is not clear: {found.summary}"
-    return (), replace(found, claim=CLAIM, verdict=Verdict.UNDETERMINED, summary=summary)
-
-
-def _left_open(listed: HeadList) -> tuple[str, ...]:
-    """What to say of heads that were not ablated, though they may be induction heads."""
-    left_open = {
-        f"within {listed.band:g} of the threshold, and not ablated": listed.near,
-        f"not clear, and not ablated (about {listed.more_sequences} more sequences would tell)": listed.undecided,
-    }
-    return tuple(f"{', '.join(map(str, heads))}: {what}" for what, heads in left_open.items() if heads)
-
-
-def _rows(subject: ModelUnderTest, text: Any, max_sequences: int, seed: int) -> Ids:
-    """The rows of a text, in random order: any first ones of them stand for all."""
-    rows = rows_of(subject, text, max_sequences)
-    if len(rows) < MIN_ROWS:
-        raise TextError(f"the text makes {len(rows)} rows of {rows.shape[1]} tokens: at least {MIN_ROWS} are needed")
-    return np.random.default_rng([seed, 11]).permutation(rows)
 
 
 def _kinds(how: str | Iterable[str]) -> tuple[Replacement, ...]:

@@ -19,6 +19,9 @@ from pytest_induction.statistics import FIRST_LOOK
 
 SETS = 24  # of heads, the empty one among them, that are ablated in a row at the most
 DEAR_TEXT_ROWS = 96  # of a model that is not small: to read them takes about 35 passes over 12 rows of 101 tokens
+ROWS_BY_CLASS = {True: 192, False: 48}  # at most, of a model that is small or not
+MEAN_ROWS = 4  # of the text, over which is the mean of what heads find
+SETS_BY_CLASS = 1 + 6 + 4  # the heads, new controls and those that do nearly as much
 PATHS = 11  # passes over each row: the means, three sets by keys and by queries, and as it is
 WEIGHED = 24 + 24  # rows on which previous-token heads are found and norms are read
 CONTRIBUTIONS = 6  # rows
@@ -33,11 +36,7 @@ def price_of_removal(subject: ModelUnderTest, given: Given) -> Price:
     positions = row_length(subject) if is_text else usual_length(subject.space)
     most = given["max_sequences"] or most_rows(subject, is_text=is_text)
     shortest = positions if is_text else price_of_probes(subject.space, 1).least
-    listed = Price(0, 0)
-    if given["heads"] == "induction":
-        verdict = price_of_verdict(subject, {"max_sequences": MOST_FOR_HEADS})
-        listed = price_of_list(subject, {"max_sequences": MOST_FOR_HEADS})
-        listed = Price(listed.least, listed.most + verdict.most)
+    listed = _listed(subject) if given["heads"] == "induction" else Price(0, 0)
     return listed + Price(FIRST_LOOK * shortest, (most + 2) * (SETS + int(is_text)) * positions + tried_out(subject))
 
 
@@ -46,6 +45,26 @@ def most_rows(subject: ModelUnderTest, *, is_text: bool) -> int:
     if not is_text:
         return MAX_SEQUENCES
     return MAX_TEXT_ROWS if is_small(subject) else DEAR_TEXT_ROWS
+
+
+def most_rows_by_class(subject: ModelUnderTest) -> int:
+    """How many rows of a text are drawn at most for what ablations do to each class of token, where that is not said."""
+    return ROWS_BY_CLASS[is_small(subject)]
+
+
+def price_of_text_ablations(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `assert_icl_is_induction`: the list of heads, rows for the means, and of each row a pass and one for each set."""
+    each = row_length(subject)
+    most = given["max_sequences"] or most_rows_by_class(subject)
+    listed = _listed(subject) if given["heads"] == "induction" else Price(0, 0)
+    return listed + Price(FIRST_LOOK * each, (MEAN_ROWS + 2 + most * (1 + SETS_BY_CLASS)) * each + tried_out(subject))
+
+
+def _listed(subject: ModelUnderTest) -> Price:
+    """Of the list of heads, and of a verdict where it is empty."""
+    given = {"max_sequences": MOST_FOR_HEADS}
+    listed = price_of_list(subject, given)
+    return Price(listed.least, listed.most + price_of_verdict(subject, given).most)
 
 
 def price_of_circuit(subject: ModelUnderTest, given: Given) -> Price:

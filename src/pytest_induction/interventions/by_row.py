@@ -34,7 +34,8 @@ class Rows:
     Two neighbours, or three where a row would be left over, are run together as the model is. A head is resampled from the other
     one of the two (of three the next), and the mean of what it finds is over both and all positions: neither takes passes of its
     own. `layers` are those with any head of the sets that are ablated by one of these. The losses of the first `counted` rows are
-    measured, those of all where it is None.
+    measured, those of all where it is None. `means` are what heads of each layer give by "mean" where that is the mean over other
+    tokens, as `mean_found` has it; then a row may be alone.
     """
 
     subject: ModelUnderTest
@@ -43,9 +44,10 @@ class Rows:
     layers: Collection[int]
     counted: int | None = None
     pattern_preserving: bool = False
+    means: Mapping[int, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.tokens) < 2:
+        if len(self.tokens) < 2 and self.means is None:
             raise ArgumentError(f"heads are resampled from another row: two or more are needed, got {len(self.tokens)}")
 
     def losses(self, sets_of: Callable[[int], Sets]) -> Iterator[RowLosses]:
@@ -62,7 +64,7 @@ class Rows:
             each = self._clean(passes, tokens)
             for place in range(min(group.stop, counted) - group.start):
                 (kept, clean), (other, _) = each[place], each[(place + 1) % len(each)]
-                instead = {"zero": {}, "mean": _mean(each), "resample": other.found}
+                instead = {"zero": {}, "mean": _mean(each) if self.means is None else dict(self.means), "resample": other.found}
                 row, wanted = tokens[place : place + 1], sets_of(group.start + place)
                 ablated = {
                     how: passes.ablated(row, replace(kept, values=instead[how]), sets)[:, 0]
@@ -92,8 +94,8 @@ class Rows:
 
 
 def _groups(count: int) -> list[slice]:
-    """Two neighbours each, three where one would be left over."""
-    starts = list(range(0, count - 1, 2))
+    """Two neighbours each, three where one would be left over; one where there is no other."""
+    starts = list(range(0, max(1, count - 1), 2))
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=True)]
 
 
