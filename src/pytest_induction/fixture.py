@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 import numpy as np
 
 from pytest_induction.behaviour import claims as behaviour
-from pytest_induction.causal import circuit, in_context
+from pytest_induction.causal import circuit, icl_heads, in_context
 from pytest_induction.claims import MODEL, PREFIX, Claim, claim_named, claims
 from pytest_induction.comparison import preserved
 from pytest_induction.errors import TextError, meant
 from pytest_induction.heads import composition, copying, distances, match_lengths, semantic, virtual
 from pytest_induction.heads import induction as kinds
-from pytest_induction.interventions import ablation
+from pytest_induction.interventions import ablation, function_vectors
 from pytest_induction.measuring import rounds
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences
@@ -119,6 +119,7 @@ class Induction:
     assert_copies_repeats = OfModel(behaviour.assert_copies_repeats)
     assert_learns_in_context = OfModelAndText(behaviour.assert_learns_in_context)
     assert_ablation_removes_icl = OfModel(in_context.assert_ablation_removes_icl)
+    assert_icl_heads = OfModel(icl_heads.assert_icl_heads)
     assert_induction_circuit = OfModel(circuit.assert_induction_circuit)
     assert_heads_generalize = OfModel(semantic.assert_heads_generalize)
     assert_property_holds = OfModel(properties.assert_property_holds, seeded=False)
@@ -132,6 +133,7 @@ class Induction:
     measure_virtual_heads = OfModel(virtual.measure_virtual_heads)
     measure_generality = OfModel(semantic.measure_generality)
     measure_ablations = OfModel(ablation.measure_ablations)
+    measure_function_vectors = OfModel(function_vectors.measure_function_vectors)
     measure_attributions = OfModelAndText(attribution.measure_attributions)
     find_induction_heads = OfModel(kinds.find_induction_heads)
 

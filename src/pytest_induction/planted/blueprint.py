@@ -105,7 +105,7 @@ class Blueprint:
         ends = list(itertools.accumulate(widths.values()))
         self._spaces = {name: slice(end - widths[name], end) for name, end in zip(widths, ends, strict=True)}
         self._d_model = ends[-1]
-        heads, most = (self.n_layers, self.n_heads), d_vocab + self.n_ctx + 1  # what is not needed is left out in the end
+        heads, most = (self.n_layers, self.n_heads), 2 * d_vocab + self.n_ctx + 1  # what is not needed is left out in the end
         self._query, self._key, self._value = (torch.zeros(*heads, self._d_model, most) for _ in range(3))
         self._out = torch.zeros(*heads, most, self._d_model)
         self.answers: dict[HeadId, Kind] = {}

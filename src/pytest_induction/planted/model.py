@@ -27,6 +27,9 @@ Kind = Literal[
     "class_induction",
     "translation",
     "pattern",
+    "function_vector",
+    "label_check",
+    "own_token",
 ]
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # of a layer: queries, keys, values, outputs
 
