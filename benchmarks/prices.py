@@ -22,11 +22,13 @@ from pytest_induction import (
     assert_ablation_removes_icl,
     assert_has_induction_head,
     assert_heads_generalize,
+    assert_icl_heads,
     assert_induction_circuit,
     assert_learns_in_context,
     find_induction_heads,
     load_model,
     measure_ablations,
+    measure_function_vectors,
     measure_generality,
     measure_heads,
 )
@@ -72,6 +74,8 @@ CALLS = (
     ),
     Row("assert_induction_circuit", 15, lambda _, subject, text: verdict(lambda: assert_induction_circuit(subject))),
     Row("measure_generality", 5, lambda _, subject, text: measure_generality(subject)),
+    Row("measure_function_vectors", None, lambda _, subject, text: measure_function_vectors(subject)),
+    Row("assert_icl_heads", None, lambda _, subject, text: verdict(lambda: assert_icl_heads(subject))),
     Row("assert_heads_generalize", 5, lambda _, subject, text: verdict(lambda: assert_heads_generalize(subject, "L17H5"))),
 )
 

@@ -13,6 +13,8 @@
 | pairs allowed, planted | 100 of the planted kinds, half of them virtual heads, with `allow_virtual` | against what is known |
 | pairs allowed, shipped | the model that copies through pairs, 60 probe seeds, with `allow_virtual` | REFUTED |
 | skewed rows | no model: rows whose distribution is known (`skewed.py`), 1000 or 4000 seeds of each | against what is known |
+| few-shot heads, planted | 40 of varied size, with a function-vector head or an induction head that is needed, with neither, or no task | against what is known |
+| few-shot heads, rows | no model: rows of three distributions whose means lie at the threshold, 400 seeds | SHOWN or REFUTED |
 | real heads moved | rows of eight real heads, moved so that their mean is a threshold; 100 seeds of each | SHOWN or REFUTED |
 
 What is known of a planted head that matches follows from its pattern: prefix matching by the formula of its sharpness, over the
@@ -30,7 +32,7 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,11 +51,22 @@ from tests.measuring import slow  # noqa: E402
 import make as fixtures  # noqa: E402
 import skewed  # noqa: E402
 from attention_only import AttentionOnly  # noqa: E402
-from pytest_induction import Evidence, ExpectationFailed, Verdict, assert_has_induction_head, load_model, planted  # noqa: E402
-from pytest_induction.deciding import Judgement  # noqa: E402
+from pytest_induction import (  # noqa: E402
+    Evidence,
+    ExpectationFailed,
+    Verdict,
+    assert_has_induction_head,
+    assert_icl_heads,
+    load_model,
+    planted,
+)
+from pytest_induction.causal.few_shot import KINDS, N_CONTROLS, Effects  # noqa: E402
+from pytest_induction.causal.icl_heads import MAX_SEQUENCES, MIN_DIFFERENCE, judge_kinds  # noqa: E402
+from pytest_induction.deciding import Judgement, until_clear  # noqa: E402
 from pytest_induction.errors import UnsupportedModel  # noqa: E402
 from pytest_induction.heads.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING  # noqa: E402
 from pytest_induction.probes.sequences import fitting_shape  # noqa: E402
+from pytest_induction.records import HeadId  # noqa: E402
 
 STATED = 1e-3  # the error rate of a verdict
 REFERENCE_THRESHOLD = 0.5
@@ -216,6 +229,54 @@ def eager_patterns(model: AttentionOnly, tokens: Tensor) -> list[np.ndarray]:
     return patterns
 
 
+FEW_SHOT = (
+    ({}, Verdict.SHOWN),
+    ({"count": 3, "through_induction": True}, Verdict.REFUTED),
+    ({"count": 3}, Verdict.UNDETERMINED),  # any of three is enough
+    ({"strength": 0.0}, Verdict.UNDETERMINED),  # no task is done
+)
+
+
+def few_shot_models(count: int, seed: int) -> Iterator[Known]:
+    """Function-vector heads that are needed, induction heads that are, neither, and models that do no task."""
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        options, wanted = FEW_SHOT[index % len(FEW_SHOT)]
+        sizes = {"n_heads": int(rng.integers(3, 6)), "d_vocab": int(rng.integers(33, 65)), "n_ctx": 48}
+        model = planted.few_shot_head(**options, **sizes)
+        try:
+            found = assert_icl_heads(model, tasks=model.tasks, n_shots=int(rng.integers(2, 6)), max_sequences=12, seed=index)
+        except ExpectationFailed as failure:
+            found = failure.evidence
+        yield found, wanted
+
+
+def few_shot_rows(count: int, seed: int) -> Iterator[Known]:
+    """Both kinds of heads lose as much as the threshold more or less: no answer is right, at any look."""
+    rng = np.random.default_rng(seed)
+    shapes = (
+        lambda size: rng.normal(MIN_DIFFERENCE, 1.0, size),
+        lambda size: np.where(rng.random(size) < 0.1, 10 * MIN_DIFFERENCE, 0.0),
+        lambda size: np.where(rng.random(size) < 0.9, 1.0, -8.0),  # the mean is the threshold
+    )
+    for index in range(count):
+        lead, ahead = KINDS[index % 2], shapes[index % len(shapes)]
+
+        def draw(size: int, number: int, lead: str = lead, ahead: Callable[[int], np.ndarray] = ahead) -> Effects:
+            other = rng.normal(1.0, 0.5, size)
+            lost = {kind: other + ahead(size) if kind == lead else other for kind in KINDS}
+            dealt = np.full((N_CONTROLS, size), np.nan)
+            dealt[:, 0] = -9.0
+            gain = rng.normal(3.0, 0.5, size)
+            return Effects(-gain, -2 * gain, lost, dealt, np.full(size, -9.0), dict.fromkeys(("", *KINDS), np.ones(size)))
+
+        def judge(rounds: Sequence[Effects], error_rate: float, lead: str = lead) -> Judgement:
+            sets = dict.fromkeys(KINDS, (HeadId(0, 0),))
+            return judge_kinds(Effects.join(rounds), sets, lead, min_difference=MIN_DIFFERENCE, error_rate=error_rate)
+
+        yield until_clear(draw, judge, MAX_SEQUENCES, STATED)[1], Verdict.UNDETERMINED
+
+
 class Table:
     """Rows as they are finished, and how many verdicts were wrong of how many."""
 
@@ -290,6 +351,8 @@ def main() -> int:
     table.row("pairs allowed, random", all_are(absent, random_models(some(60), seed=4), pairs=True))
     table.row("pairs allowed, planted", planted_models(some(100), seed=5, pairs=True))
     table.row("pairs allowed, shipped", shipped_again("models/gpt2-2l-virtual", formed, range(some(60)), pairs=True))
+    table.row("few-shot heads, planted", few_shot_models(some(40), seed=6))
+    table.row("few-shot heads, rows", few_shot_rows(some(400), seed=7))
     for shape in skewed.SHAPES:
         count = OF_ADVANTAGE if shape.name.startswith("advantage") else SKEWED_SEEDS
         table.row(shape.name, skewed_rows([shape], count // share), always=shape.always)

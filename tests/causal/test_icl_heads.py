@@ -8,11 +8,11 @@ from pytest_induction.causal.dealing import RANKED
 from pytest_induction.causal.few_shot import FUNCTION_VECTORS, INDUCTION, KINDS, Effects
 from pytest_induction.causal.icl_heads import judge_kinds, kinds_of_heads
 from pytest_induction.errors import ArgumentError, TextError
-from pytest_induction.planted import few_shot_head, few_shot_tasks, induction_head
+from pytest_induction.planted import few_shot_head, induction_head
 from pytest_induction.records import Evidence, HeadId
 
 SIZES = {"d_vocab": 33, "n_ctx": 32, "n_heads": 3}
-TASKS = few_shot_tasks(33)
+TASKS = few_shot_head(**SIZES).tasks
 GIVEN = {"tasks": TASKS, "n_shots": 3, "max_sequences": 12}
 
 

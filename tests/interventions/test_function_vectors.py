@@ -10,12 +10,12 @@ from pytest_induction.errors import ArgumentError, ModelError, ProbeError, TextE
 from pytest_induction.interventions import few_shot
 from pytest_induction.interventions.few_shot import Patches, shown
 from pytest_induction.model.prefix import Prefix, continues
-from pytest_induction.planted import few_shot_head, few_shot_tasks, induction_head, uniform_head
+from pytest_induction.planted import few_shot_head, induction_head, uniform_head
 from pytest_induction.probes.few_shot import N_SHOTS, Task, own_pairs, prompts_of, tasks_of
 from pytest_induction.records import TokenSpace
 
 SIZES = {"d_vocab": 33, "n_ctx": 48, "n_heads": 2}
-TASKS = few_shot_tasks(33)
+TASKS = few_shot_head(**SIZES).tasks
 SPACE = TokenSpace(d_vocab=33, bos_id=0)
 TASK = Task("a", tuple(TASKS["task 1"]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -50,7 +50,7 @@ NAMED = 3  # heads that are named one by one
 def assert_icl_heads(
     model: ModelLike,
     *,
-    tasks: Any = None,
+    tasks: str | Iterable[str] | Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     n_shots: int = N_SHOTS,
     top_share: float = TOP_SHARE,

@@ -145,7 +145,7 @@ def encoder(subject: ModelUnderTest, tokenizer: Any) -> Encode | None:
 def measure_function_vectors(
     model: ModelLike,
     *,
-    tasks: Any = None,
+    tasks: str | Iterable[str] | Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     n_shots: int = N_SHOTS,
     n_sequences: int = N_SEQUENCES,

@@ -40,7 +40,7 @@ from typing import Unpack
 
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.planted.blueprint import POINTED_AT, SAME_TOKEN, SHARP, Attends, Blueprint, Sizes, after, amount, back
-from pytest_induction.planted.few_shot import few_shot_head, few_shot_tasks
+from pytest_induction.planted.few_shot import few_shot_head
 from pytest_induction.planted.meaning import class_induction_head, pattern_head, translation_head
 from pytest_induction.planted.model import Kind, PlantedLayer, PlantedModel
 
@@ -54,7 +54,6 @@ __all__ = [
     "count_back_head",
     "duplicate_token_head",
     "few_shot_head",
-    "few_shot_tasks",
     "first_token_head",
     "induction_head",
     "matching_head",

@@ -22,9 +22,8 @@ FEWEST_PAIRS = 8
 STRENGTH, OF_QUESTION, ITSELF, COPY = 16.0, 8.0, 12.0, 32.0  # nats: of the task's answers, of all a question's, of itself
 
 
-@user_facing
-def few_shot_tasks(d_vocab: int = 64) -> dict[str, list[tuple[int, int]]]:
-    """The tasks that `few_shot_head` does: by name, pairs of ids (question, answer)."""
+def _tasks(d_vocab: int) -> dict[str, list[tuple[int, int]]]:
+    """Pairs of ids (question, answer) by task."""
     count = (whole_number("d_vocab", d_vocab, least=1) - 1) // (N_TASKS + 1)
     if count < FEWEST_PAIRS:
         raise ArgumentError(f"`d_vocab` must be at least {FEWEST_PAIRS * (N_TASKS + 1) + 1}, got {d_vocab}")
@@ -44,7 +43,9 @@ def few_shot_head(
     strength: float = STRENGTH,
     **sizes: Unpack[Sizes],
 ) -> PlantedModel:
-    """A function-vector head that does the `few_shot_tasks`, and an induction head that copies repeated tokens.
+    """A function-vector head that does few-shot tasks, and an induction head that copies repeated tokens.
+
+    The model has the tasks as `tasks`, by name pairs of ids (question, answer).
 
     Of `count` equal ones, from `head` of the third layer on, each is enough. They attend to labels that are the answers to their
     questions, evenly, and raise every answer of their task by `strength`. Which labels are right they read from a head of the
@@ -52,7 +53,7 @@ def few_shot_head(
     layers unless more are given.
     """
     plan_sizes: Sizes = {**sizes, "n_layers": sizes.get("n_layers", 3)}
-    tasks = few_shot_tasks(sizes.get("d_vocab", 64))
+    tasks = _tasks(sizes.get("d_vocab", 64))
     members = [tuple(answer for _, answer in pairs) for pairs in tasks.values()]
     scratch = {"before": "token", "expected": "token", "confirmed": "meaning", "asking": "meaning"}
     plan = Blueprint(plan_sizes, meanings=members, **scratch)
@@ -79,7 +80,9 @@ def few_shot_head(
         carries = Attends((Match("asking", "confirmed"),), sharpness=sharpness)
         raised = {"output": amount("strength", strength)}
         plan.plant(place, "function_vector", carries, raised, reads="confirmed", through=of_task.T)
-    return plan.build()
+    model = plan.build()
+    model.tasks = tasks
+    return model
 
 
 def _maps(tasks: dict[str, list[tuple[int, int]]], d_vocab: int) -> tuple[Tensor, Tensor, Tensor]:
