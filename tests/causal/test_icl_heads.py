@@ -29,7 +29,7 @@ def test_a_function_vector_head_that_carries_the_tasks_is_shown():
     found = evidence(few_shot_head(**SIZES))
     assert (found.verdict, found.reason) == (Verdict.SHOWN, "function_vectors")
     estimates = {name: estimate.value for name, estimate in found.estimates.items()}
-    assert estimates["difference"] == estimates["lost function vectors"] > 1
+    assert estimates["lost function vectors"] > 1 and 1 < estimates["difference"] <= 2  # for which one prompt counts
     assert estimates["lost induction"] == estimates["lost controls"] == pytest.approx(0, abs=1e-6)
     assert estimates["accuracy"] == estimates["accuracy without induction"] == 1
     assert estimates["repeats share induction"] > 0.9 and abs(estimates["repeats share function vectors"]) < 0.1
@@ -49,7 +49,8 @@ def test_an_induction_head_that_all_of_many_others_need_is_refuted():
 def test_where_none_of_either_is_needed_nothing_is_shown():
     """Any of three heads is enough, and none of them is an induction head."""
     found = evidence(few_shot_head(count=3, **SIZES))
-    assert (found.verdict, found.reason, found.next_step) == (Verdict.UNDETERMINED, "alike", "")
+    assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "difference_unclear")
+    assert found.estimates["difference"].value == pytest.approx(0, abs=1e-3) and "max_sequences=" in found.next_step
 
 
 def test_a_model_that_does_no_task_is_undetermined_and_the_tasks_are_named():
@@ -75,7 +76,8 @@ def made_up(lost, other, controls, rng, count=48, spread=0.5):
         lost={FUNCTION_VECTORS: values(lost), INDUCTION: values(other)},
         controls=dealt,
         usual=values(controls),
-        accuracy=dict.fromkeys(("", *KINDS), np.ones(count)),
+        right=dict.fromkeys(("", *KINDS), np.ones(count)),
+        n_tasks=1,
     )
 
 
@@ -107,15 +109,26 @@ def test_one_random_set_of_72_that_does_as_much_is_too_many():
     assert found.estimates["rank"].value == pytest.approx(2 / 73) and min(RANKED) == 72
 
 
-def test_at_the_threshold_a_kind_is_shown_at_most_as_often_as_is_stated():
-    """With heavy tails: one prompt in ten loses ten times as much."""
+@pytest.mark.parametrize(
+    "ahead", [lambda rng: 1.1 - rng.exponential(size=48), lambda rng: np.where(rng.random(48) < 0.95, 0.2, -1.8)]
+)
+def test_at_the_threshold_a_kind_is_shown_at_most_as_often_as_is_stated(ahead):
+    """Also where few prompts say the opposite, and say it strongly."""
     rng, wrong = np.random.default_rng(0), 0
-    for _ in range(100):
-        effects = made_up(0.6, 0.5, 0.0, rng, count=12)
-        effects.lost[FUNCTION_VECTORS][:] = effects.lost[INDUCTION] + np.where(rng.random(12) < 0.1, 1.0, 0.0)
+    for _ in range(40):
+        effects = made_up(1.0, 1.0, -9.0, rng)
+        effects.lost[FUNCTION_VECTORS][:] = effects.lost[INDUCTION] + ahead(rng)
         found = judge_kinds(effects, SETS, FUNCTION_VECTORS, min_difference=0.1, error_rate=0.05)
         wrong += found.verdict is Verdict.SHOWN
-    assert wrong <= 0.05 * 100
+    assert wrong <= 0.05 * 40
+
+
+def test_one_prompt_counts_for_two_nats():
+    """One of 48 that loses a thousand shows nothing."""
+    effects = made_up(0.0, 0.0, 0.0, np.random.default_rng(0), spread=0.0)
+    effects.lost[FUNCTION_VECTORS][0] = 1000.0
+    found = judge_kinds(effects, SETS, FUNCTION_VECTORS, min_difference=0.1, error_rate=1e-3)
+    assert found.verdict is Verdict.UNDETERMINED and found.estimates["difference"].value == pytest.approx(2 / 48)
 
 
 def test_kinds_have_no_head_of_the_top_of_the_other():

@@ -34,12 +34,12 @@ Sets = Mapping[str, tuple[HeadId, ...]]
 
 @dataclass(frozen=True)
 class Effects:
-    """What ablations do to few-shot prompts; each value is the mean over one prompt of every task, (draws,).
+    """What ablations do to few-shot prompts, (prompts,): one prompt of each of `n_tasks` tasks in every draw, those together.
 
     `own` and `shuffled` are the answer's log probability with own labels and with shuffled ones, in nats. `lost` is by how much
-    the former falls without the heads of each kind, `controls` (n_sets, draws) without each control set, NaN in draws to which it
-    was not dealt, and `usual` the mean over those that were new in a draw. `accuracy` is that of the model as it is, under "",
-    and without the heads of each kind.
+    the former falls without the heads of each kind, `controls` (n_sets, prompts) without each control set, NaN in draws to which
+    it was not dealt, and `usual` the mean over those that were new in a draw. `right` says whether the answer leads as the model
+    is, under "", and without the heads of each kind.
     """
 
     own: Array
@@ -47,7 +47,8 @@ class Effects:
     lost: Mapping[str, Array]
     controls: Array
     usual: Array
-    accuracy: Mapping[str, Array]
+    right: Mapping[str, Array]
+    n_tasks: int
 
     @classmethod
     def join(cls, rounds: Sequence[Effects]) -> Effects:
@@ -58,7 +59,8 @@ class Effects:
             {kind: np.concatenate([each.lost[kind] for each in rounds]) for kind in KINDS},
             np.concatenate([each.controls for each in rounds], axis=1),
             np.concatenate([each.usual for each in rounds]),
-            {name: np.concatenate([each.accuracy[name] for each in rounds]) for name in ("", *KINDS)},
+            {name: np.concatenate([each.right[name] for each in rounds]) for name in ("", *KINDS)},
+            rounds[0].n_tasks,
         )
 
 
@@ -87,20 +89,9 @@ class FewShot:
         shuffled = torch.from_numpy(np.concatenate([each.shuffled for each in prompts]))
         sets = len(KINDS) + SETS_IN_A_DRAW + 2
         with progress("icl_heads", sets * n_sequences * len(prompts)):
-            without = self._read(shuffled)
+            without = self._read(shuffled).log_p.reshape(len(prompts), n_sequences).T
             draws = [self._draw(rows) for rows in own]
-        log_p = without.log_p.reshape(len(prompts), n_sequences).mean(0)
-        controls = np.full((len(self._order), n_sequences), np.nan)
-        for place, draw in enumerate(draws):
-            controls[list(draw.controls), place] = list(draw.controls.values())
-        return Effects(
-            np.array([draw.own for draw in draws]),
-            log_p,
-            {kind: np.array([draw.lost[kind] for draw in draws]) for kind in KINDS},
-            controls,
-            np.array([draw.usual for draw in draws]),
-            {name: np.array([draw.accuracy[name] for draw in draws]) for name in ("", *KINDS)},
-        )
+        return replace(Effects.join(draws), shuffled=without.ravel())
 
     def repeats(self) -> tuple[Array, dict[str, Array]]:
         """What repetition gains in rows of repeated random tokens, (rows,), and what of it is lost without each kind, in nats.
@@ -133,18 +124,19 @@ class FewShot:
         own, ablated = self._answers(rows, [self.sets[kind] for kind in KINDS])
         return KINDS[int(np.argmax(own.log_p.mean() - ablated.log_p.mean(-1)))]
 
-    def _draw(self, rows: torch.Tensor) -> _Draw:
-        """One prompt of every task, (tasks, positions), with the sets that are dealt to it ablated."""
+    def _draw(self, rows: torch.Tensor) -> Effects:
+        """One prompt of every task, (tasks, positions), with the sets that are dealt to it ablated; no shuffled labels yet."""
         fresh, again = self._dealer.next_row()[MEAN]
         dealt = [*fresh, *again]
         own, ablated = self._answers(rows, [*(self.sets[kind] for kind in KINDS), *map(self.control, dealt)])
-        lost = (own.log_p - ablated.log_p).mean(-1)
-        of_kind, of_controls = dict(zip(KINDS, lost.tolist(), strict=False)), lost[len(KINDS) :]
-        controls = dict(zip(dealt, of_controls.tolist(), strict=True))
-        self._dealer.record(MEAN, controls, of_kind[self.lead])
-        accuracy = dict(zip(KINDS, ablated.right.mean(-1).tolist(), strict=False)) | {"": own.accuracy}
-        usual = float(of_controls[: len(fresh)].mean()) if fresh else 0.0
-        return _Draw(float(own.log_p.mean()), of_kind, controls, usual, accuracy)
+        lost = own.log_p - ablated.log_p
+        of_kind, of_controls = dict(zip(KINDS, lost, strict=False)), lost[len(KINDS) :]
+        controls = np.full((len(self._order), len(rows)), np.nan)
+        controls[dealt] = of_controls
+        means = dict(zip(dealt, of_controls.mean(-1).tolist(), strict=True))
+        self._dealer.record(MEAN, means, float(of_kind[self.lead].mean()))
+        right = {"": own.right, **dict(zip(KINDS, ablated.right, strict=False))}
+        return Effects(own.log_p, own.log_p, of_kind, controls, of_controls[: len(fresh)].mean(0), right, len(rows))
 
     def _answers(self, rows: torch.Tensor, sets: Sequence[HeadSet]) -> tuple[Answers, Answers]:
         """The answers of the model as it is, (rows,), and with each set ablated, (sets, rows)."""
@@ -171,14 +163,3 @@ class FewShot:
         most = 1 if self.subject.mixes_rows else None
         parts = in_batches(self.subject, passes.rows, measured, logits=True, most=most)
         return answers_in(self.subject, np.concatenate(parts))
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """One prompt of every task: see `Effects`."""
-
-    own: float
-    lost: Mapping[str, float]
-    controls: Mapping[int, float]
-    usual: float
-    accuracy: Mapping[str, float]

@@ -14,7 +14,7 @@ from pytest_induction.causal.dealing import may_do_as_much, mean_differences
 from pytest_induction.causal.few_shot import FUNCTION_VECTORS, INDUCTION, KINDS, N_CONTROLS, Effects, FewShot, Sets
 from pytest_induction.causal.judging import share_interval
 from pytest_induction.causal.prices import price_of_icl_heads
-from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed, priced_claim, until_clear
+from pytest_induction.deciding import ERROR_RATE, Judgement, priced_claim, until_clear
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.semantic import literal_scores
@@ -36,12 +36,13 @@ from pytest_induction.probes.few_shot import FEWEST_SHOTS, N_SHOTS, tasks_of
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadId, Verdict
 from pytest_induction.spending import spend_at_most, within_budget
-from pytest_induction.statistics import FIRST_LOOK, SHARE, mean_interval
+from pytest_induction.statistics import FIRST_LOOK, SHARE, bounded_intervals, mean_interval, more_rows
 
 CLAIM = "icl_heads"
 TOP_SHARE = 0.02  # of all heads, that are the top of a kind
 MIN_DIFFERENCE = 0.1  # nats of few-shot log probability, that one kind must cost more than the other
 MAX_SEQUENCES = 48  # prompts of each task that decide
+MOST = 2.0  # nats, for which one prompt counts
 NAMED = 3  # heads that are named one by one
 
 
@@ -75,8 +76,8 @@ def assert_icl_heads(
     asked about is decided on the prompts by which heads were chosen.
 
     `tasks`, `tokenizer` and `n_shots` are those of `measure_function_vectors`. Prompts are drawn in rounds of 12, 24, ... of each
-    task, at most `max_sequences`; one prompt of every task counts as one value. `budget` is as for `assert_has_induction_head`.
-    `error_rate` is for all rounds together.
+    task, at most `max_sequences`; in what decides a prompt counts for 2 nats at most. `budget` is as for
+    `assert_has_induction_head`. `error_rate` is for all rounds together.
 
     Returns the evidence. `.estimates`: "few shot log p", "shuffled log p" and "accuracy"; of both kinds "lost function vectors"
     (nats), "share function vectors" (of what the labels give), "accuracy without function vectors", and "repeats share function
@@ -142,7 +143,7 @@ def _judged(task: FewShot, evidence: Evidence, budget: tuple[float, int, float])
     if not task.controls.sets:
         summary = f"the model has no {len(task.sets[task.lead])} heads beside {_named(task.sets[task.lead])} to compare them with"
         return replace(evidence, reason="no_controls", summary=summary)
-    judge = partial(_of_rounds, task, min_difference)
+    judge = partial(_of_rounds, task, min_difference, error_rate)
     rounds, found, settle = until_clear(task.drawn, judge, max_sequences, error_rate)
     repeats = within_budget(lambda: _of_repeats(task, error_rate), dict[str, Estimate]())
     return replace(
@@ -152,11 +153,12 @@ def _judged(task: FewShot, evidence: Evidence, budget: tuple[float, int, float])
         summary=found.summary + _on_repeats(repeats),
         estimates={**(found.estimates or {}), **repeats, **evidence.estimates},
         next_step=settle,
-        provenance=replace(evidence.provenance, n_sequences=sum(len(each.own) for each in rounds)),
+        provenance=replace(evidence.provenance, n_sequences=sum(len(each.own) // each.n_tasks for each in rounds)),
     )
 
 
-def _of_rounds(task: FewShot, min_difference: float, rounds: Sequence[Effects], error_rate: float) -> Judgement:
+def _of_rounds(task: FewShot, min_difference: float, error_rate: float, rounds: Sequence[Effects], _: float) -> Judgement:
+    """The judgement of all rounds. What decides holds at every look: none of the error rate is shared out among looks."""
     found = Effects.join(rounds)
     return judge_kinds(found, task.sets, task.lead, min_difference=min_difference, error_rate=error_rate)
 
@@ -164,11 +166,12 @@ def _of_rounds(task: FewShot, min_difference: float, rounds: Sequence[Effects], 
 def judge_kinds(found: Effects, sets: Sets, lead: str, *, min_difference: float, error_rate: float) -> Judgement:
     """SHOWN or REFUTED where the kind that leads costs more than the other, than controls in the mean, and than each of them.
 
-    Each interval holds at `error_rate`: all are needed, so that none of it is shared out.
+    A prompt counts for `MOST` nats at most either way, so that the intervals hold whatever values are distributed like, and at
+    every look. Each holds at `error_rate`: all are needed, so that none of it is shared out.
     """
     other = KINDS[1 - KINDS.index(lead)]
     lost = found.lost
-    ahead, beyond = (_nats(lost[lead] - values, error_rate) for values in (lost[other], found.usual))
+    ahead, beyond = (_bounded(lost[lead] - values, error_rate) for values in (lost[other], found.usual))
     differences = mean_differences(found.controls, lost[lead])
     ablated, as_much = int(np.isfinite(differences).sum()), int((differences >= 0).sum())
     rank = (1 + as_much) / (1 + ablated)
@@ -185,13 +188,15 @@ def judge_kinds(found: Effects, sets: Sets, lead: str, *, min_difference: float,
         verdict = Verdict.SHOWN if lead == FUNCTION_VECTORS else Verdict.REFUTED
         return Judgement(verdict, lead.replace(" ", "_"), seen, estimates=estimates)
     reason, why = "difference_unclear", f"too close to {min_difference:.2f} nats apart to tell"
-    more = max(more_needed(each, min_difference, len(found.own)) for each in (ahead, beyond))
+    open_ones = [each for each in (ahead, beyond) if not each.is_above(min_difference)]
+    more = max((more_rows(each, min_difference, len(found.own)) for each in open_ones), default=len(found.own))
     if ahead.is_below(min_difference):
         reason, why, more = "alike", f"less than {min_difference:.2f} nats apart", 0
     elif beyond.is_below(min_difference):
         reason, why, more = "no_more_than_controls", "no more than without random heads", 0
-    elif all(each.is_above(min_difference) for each in (ahead, beyond)):
-        reason, why, more = "rank_unclear", f"too many sets of random heads do as much: rank {rank:.3f}", len(found.own)
+    elif not open_ones:
+        reason, why = "rank_unclear", f"too many sets of random heads do as much: rank {rank:.3f}"
+    more = math.ceil(more / found.n_tasks)
     return Judgement(Verdict.UNDETERMINED, reason, f"{seen}: {why}", estimates=estimates, more_sequences=more)
 
 
@@ -199,11 +204,11 @@ def _reported(found: Effects, error_rate: float) -> dict[str, Estimate]:
     """What is reported beside what decides, each interval by itself."""
     gain = found.own - found.shuffled
     named = {"few shot log p": _nats(found.own, error_rate), "shuffled log p": _nats(found.shuffled, error_rate)}
-    named |= {"lost controls": _nats(found.usual, error_rate), "accuracy": _share(found.accuracy[""], error_rate)}
+    named |= {"lost controls": _nats(found.usual, error_rate), "accuracy": _share(found.right[""], error_rate)}
     for kind in KINDS:
         named[f"lost {kind}"] = _nats(found.lost[kind], error_rate)
         named[f"share {kind}"] = share_interval(found.lost[kind], gain, error_rate)
-        named[f"accuracy without {kind}"] = _share(found.accuracy[kind], error_rate)
+        named[f"accuracy without {kind}"] = _share(found.right[kind], error_rate)
     return named
 
 
@@ -222,7 +227,13 @@ def _nats(values: Array, error_rate: float) -> Estimate:
 
 
 def _share(values: Array, error_rate: float) -> Estimate:
-    return mean_interval(values[:, None], error_rate, SHARE)[0]
+    return bounded_intervals(values[:, None], error_rate / 2, error_rate / 2, unit=SHARE)[0]
+
+
+def _bounded(values: Array, error_rate: float) -> Estimate:
+    """The mean of differences in nats, each counted as `MOST` at most; either end misses at `error_rate`."""
+    within = np.clip(values, -MOST, MOST)[:, None]
+    return bounded_intervals(within, error_rate, error_rate, lowest=-MOST, highest=MOST, unit="nats")[0]
 
 
 def _in_words(estimates: Mapping[str, Estimate], sets: Sets, n_controls: int) -> str:
