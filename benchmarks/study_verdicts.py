@@ -242,7 +242,7 @@ def few_shot_models(count: int, seed: int) -> Iterator[Known]:
     rng = np.random.default_rng(seed)
     for index in range(count):
         options, wanted = FEW_SHOT[index % len(FEW_SHOT)]
-        sizes = {"n_heads": int(rng.integers(3, 6)), "d_vocab": int(rng.integers(33, 65)), "n_ctx": 48}
+        sizes = {"n_heads": int(rng.integers(10, 13)), "d_vocab": int(rng.integers(33, 65)), "n_ctx": 48}
         model = planted.few_shot_head(**options, **sizes)
         try:
             found = assert_icl_heads(model, tasks=model.tasks, n_shots=int(rng.integers(2, 6)), max_sequences=12, seed=index)

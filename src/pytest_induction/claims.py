@@ -189,6 +189,7 @@ MODELS = (
             "no_task": "see how it does each task with `measure_function_vectors(model)`, and give it others with `tasks=`",
             "induction": "see the scores of every head with `measure_function_vectors(model)`",
             "alike": "how many heads of each kind are ablated is `top_share=`; the threshold is `min_difference=`",
+            "few_controls": "fewer heads, with as many others in their layers, are ablated with a lower `top_share=`",
             "no_more_than_controls": "how many heads of each kind are ablated is `top_share=`",
         },
         chart="heads",

@@ -1,5 +1,7 @@
 """Which heads carry few-shot tasks: planted answers in both directions, the decision on rows that are made up, and bad input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from pytest_induction.errors import ArgumentError, TextError
 from pytest_induction.planted import few_shot_head, induction_head
 from pytest_induction.records import Evidence, HeadId
 
-SIZES = {"d_vocab": 33, "n_ctx": 32, "n_heads": 3}
+SIZES = {"d_vocab": 33, "n_ctx": 32, "n_heads": 10}
 TASKS = few_shot_head(**SIZES).tasks
 GIVEN = {"tasks": TASKS, "n_shots": 3, "max_sequences": 12}
 
@@ -33,7 +35,7 @@ def test_a_function_vector_head_that_carries_the_tasks_is_shown():
     assert estimates["lost induction"] == estimates["lost controls"] == pytest.approx(0, abs=1e-6)
     assert estimates["accuracy"] == estimates["accuracy without induction"] == 1
     assert estimates["repeats share induction"] > 0.9 and abs(estimates["repeats share function vectors"]) < 0.1
-    assert estimates["rank"] == 1 / 3  # of the two other heads of its layer none does as much
+    assert estimates["rank"] == 0.1  # of the nine other heads of its layer none does as much
     assert "function vector heads L2H0, 0.00 nats" in found.summary and found.provenance.n_sequences == 12
     assert Evidence.from_dict(found.to_dict()) == found
 
@@ -121,6 +123,15 @@ def test_at_the_threshold_a_kind_is_shown_at_most_as_often_as_is_stated(ahead):
         found = judge_kinds(effects, SETS, FUNCTION_VECTORS, min_difference=0.1, error_rate=0.05)
         wrong += found.verdict is Verdict.SHOWN
     assert wrong <= 0.05 * 40
+
+
+def test_of_fewer_than_nine_random_sets_nothing_follows():
+    """Where layers have few heads: more prompts would not change that."""
+    effects = made_up(3.0, 0.5, 0.0, np.random.default_rng(0))
+    for count, reason in ((9, "function_vectors"), (8, "few_controls")):
+        few = replace(effects, controls=effects.controls[:count])
+        found = judge_kinds(few, SETS, FUNCTION_VECTORS, min_difference=0.1, error_rate=1e-3)
+        assert (found.reason, found.more_sequences) == (reason, 0)
 
 
 def test_one_prompt_counts_for_two_nats():

@@ -43,6 +43,7 @@ TOP_SHARE = 0.02  # of all heads, that are the top of a kind
 MIN_DIFFERENCE = 0.1  # nats of few-shot log probability, that one kind must cost more than the other
 MAX_SEQUENCES = 48  # prompts of each task that decide
 MOST = 2.0  # nats, for which one prompt counts
+FEWEST_CONTROLS = 9  # sets of random heads: fewer may all do less by chance
 NAMED = 3  # heads that are named one by one
 
 
@@ -70,10 +71,10 @@ def assert_icl_heads(
     still hold that task: name several.)
 
     SHOWN: without the function-vector heads the answer's log probability falls by more than `min_difference` nats more than
-    without the induction heads, and than without as many random heads of the same layers; of 72 such sets none does as much.
-    REFUTED is the same of the induction heads. UNDETERMINED where the model does no task ("no_task", which names each), where the
-    kinds are "alike", where random heads do as much, or where the prompts that were allowed did not tell. Which of the two is
-    asked about is decided on the prompts by which heads were chosen.
+    without the induction heads, and than as many random heads of the same layers; of 72 such sets none does as much, or of all
+    that there are, nine at least. REFUTED is the same of the induction heads. UNDETERMINED where the model does no task
+    ("no_task", which names each), where the kinds are "alike", where random heads do as much or are too few, or where the prompts
+    that were allowed did not tell. Which of the two is asked about is decided on the prompts by which heads were chosen.
 
     `tasks`, `tokenizer` and `n_shots` are those of `measure_function_vectors`. Prompts are drawn in rounds of 12, 24, ... of each
     task, at most `max_sequences`; in what decides a prompt counts for 2 nats at most. `budget` is as for
@@ -86,7 +87,7 @@ def assert_icl_heads(
     `measure_function_vectors`. Source: Yin & Steinhardt 2025 (arXiv 2502.14010).
 
     >>> from pytest_induction.planted import few_shot_head
-    >>> model = few_shot_head()
+    >>> model = few_shot_head(n_heads=10)
     >>> assert_icl_heads(model, tasks=model.tasks).reason
     'function_vectors'
     """
@@ -183,7 +184,7 @@ def judge_kinds(found: Effects, sets: Sets, lead: str, *, min_difference: float,
         **_reported(found, error_rate),
     }
     seen = _in_words(estimates, sets, ablated)
-    is_ranked = ablated >= min(N_CONTROLS, len(found.controls)) and as_much <= may_do_as_much(ablated)
+    is_ranked = ablated >= min(N_CONTROLS, max(FEWEST_CONTROLS, len(found.controls))) and as_much <= may_do_as_much(ablated)
     if all(each.is_above(min_difference) for each in (ahead, beyond)) and is_ranked:
         verdict = Verdict.SHOWN if lead == FUNCTION_VECTORS else Verdict.REFUTED
         return Judgement(verdict, lead.replace(" ", "_"), seen, estimates=estimates)
@@ -194,6 +195,8 @@ def judge_kinds(found: Effects, sets: Sets, lead: str, *, min_difference: float,
         reason, why, more = "alike", f"less than {min_difference:.2f} nats apart", 0
     elif beyond.is_below(min_difference):
         reason, why, more = "no_more_than_controls", "no more than without random heads", 0
+    elif not open_ones and len(found.controls) < FEWEST_CONTROLS:
+        reason, why, more = "few_controls", f"{FEWEST_CONTROLS} such sets are needed to compare with", 0
     elif not open_ones:
         reason, why = "rank_unclear", f"too many sets of random heads do as much: rank {rank:.3f}"
     more = math.ceil(more / found.n_tasks)
