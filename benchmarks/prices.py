@@ -23,6 +23,7 @@ from pytest_induction import (
     assert_follows_rule,
     assert_has_induction_head,
     assert_heads_generalize,
+    assert_icl_heads,
     assert_icl_is_induction,
     assert_induction_circuit,
     assert_learns_in_context,
@@ -33,6 +34,7 @@ from pytest_induction import (
     load_model,
     measure_ablations,
     measure_competing_matches,
+    measure_function_vectors,
     measure_generality,
     measure_heads,
     measure_loss_by_match,
@@ -86,6 +88,8 @@ CALLS = (
     Row("measure_competing_matches", 4, lambda _, subject, text: measure_competing_matches(subject)),
     Row("assert_match_length", 4, lambda _, subject, text: verdict(lambda: assert_match_length(subject))),
     Row("assert_prefers_longer_match", 5, lambda _, subject, text: verdict(lambda: assert_prefers_longer_match(subject))),
+    Row("measure_function_vectors", None, lambda _, subject, text: measure_function_vectors(subject)),
+    Row("assert_icl_heads", None, lambda _, subject, text: verdict(lambda: assert_icl_heads(subject))),
     Row("assert_heads_generalize", 5, lambda _, subject, text: verdict(lambda: assert_heads_generalize(subject, "L17H5"))),
 )
 

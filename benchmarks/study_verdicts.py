@@ -17,6 +17,8 @@
 | in a text, planted | 60 induction heads, one of them or another named | SHOWN or REFUTED against what is known |
 | specificity at its threshold | no model: skewed losses of tokens, 500 seeds; so the row after it | SHOWN or REFUTED |
 | skewed rows | no model: rows whose distribution is known (`skewed.py`), 1000 or 4000 seeds of each | against what is known |
+| few-shot heads, planted | 40: one kind of head is needed, the other, neither, or no task is done | against what is known |
+| few-shot heads, rows | no model: rows of three distributions whose means lie at the threshold, 1000 seeds | SHOWN or REFUTED |
 | real heads moved | rows of eight real heads, moved so that their mean is a threshold; 100 seeds of each | SHOWN or REFUTED |
 | longer matches, random | 60 as in the first row, by `assert_prefers_longer_match` | SHOWN |
 | longer matches, planted | 100 named heads of varied preference, sharpness and size | against what is known |
@@ -65,18 +67,22 @@ from pytest_induction import (  # noqa: E402
     Verdict,
     assert_follows_rule,
     assert_has_induction_head,
+    assert_icl_heads,
     assert_icl_is_induction,
     assert_recalls,
     load_model,
     planted,
 )
 from pytest_induction.behaviour.matches import GROUPS  # noqa: E402
+from pytest_induction.causal.few_shot import KINDS, N_CONTROLS, Effects  # noqa: E402
+from pytest_induction.causal.icl_heads import MAX_SEQUENCES, MIN_DIFFERENCE, judge_kinds  # noqa: E402
 from pytest_induction.causal.judging import CausalClaim  # noqa: E402
 from pytest_induction.causal.specificity import MIN_SPECIFICITY, Rises, judge_specificity  # noqa: E402
-from pytest_induction.deciding import Judgement  # noqa: E402
+from pytest_induction.deciding import Judgement, until_clear  # noqa: E402
 from pytest_induction.errors import UnsupportedModel  # noqa: E402
 from pytest_induction.heads.criteria import MIN_ADVANTAGE, MIN_PREFIX_MATCHING  # noqa: E402
 from pytest_induction.probes.sequences import fitting_shape  # noqa: E402
+from pytest_induction.records import HeadId  # noqa: E402
 from pytest_induction.statistics import look_sizes  # noqa: E402
 
 STATED = 1e-3  # the error rate of a verdict
@@ -322,6 +328,54 @@ def eager_patterns(model: AttentionOnly, tokens: Tensor) -> list[np.ndarray]:
     return patterns
 
 
+FEW_SHOT = (
+    ({}, Verdict.SHOWN),
+    ({"count": 3, "through_induction": True}, Verdict.REFUTED),
+    ({"count": 3}, Verdict.UNDETERMINED),  # any of three is enough
+    ({"strength": 0.0}, Verdict.UNDETERMINED),  # no task is done
+)
+
+
+def few_shot_models(count: int, seed: int) -> Iterator[Known]:
+    """Function-vector heads that are needed, induction heads that are, neither, and models that do no task."""
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        options, wanted = FEW_SHOT[index % len(FEW_SHOT)]
+        sizes = {"n_heads": int(rng.integers(10, 13)), "d_vocab": int(rng.integers(33, 65)), "n_ctx": 48}
+        model = planted.few_shot_head(**options, **sizes)
+        try:
+            found = assert_icl_heads(model, tasks=model.tasks, n_shots=int(rng.integers(2, 6)), max_sequences=12, seed=index)
+        except ExpectationFailed as failure:
+            found = failure.evidence
+        yield found, wanted
+
+
+def few_shot_rows(count: int, seed: int) -> Iterator[Known]:
+    """Both kinds of heads lose as much as the threshold more or less: no answer is right, at any look."""
+    rng = np.random.default_rng(seed)
+    shapes = (
+        lambda size: rng.normal(MIN_DIFFERENCE, 0.5, size),
+        lambda size: np.where(rng.random(size) < 0.1, 10 * MIN_DIFFERENCE, 0.0),
+        lambda size: np.where(rng.random(size) < 0.95, 2 * MIN_DIFFERENCE, -18 * MIN_DIFFERENCE),
+    )
+    for index in range(count):
+        lead, ahead = KINDS[index % 2], shapes[index % len(shapes)]
+
+        def draw(size: int, number: int, lead: str = lead, ahead: Callable[[int], np.ndarray] = ahead) -> Effects:
+            other = rng.normal(1.0, 0.5, size)
+            lost = {kind: other + ahead(size) if kind == lead else other for kind in KINDS}
+            dealt = np.full((N_CONTROLS, size), np.nan)
+            dealt[:, 0] = -9.0
+            gain = rng.normal(3.0, 0.5, size)
+            return Effects(-gain, -2 * gain, lost, dealt, np.full(size, -9.0), dict.fromkeys(("", *KINDS), np.ones(size)), 1)
+
+        def judge(rounds: Sequence[Effects], _: float, lead: str = lead) -> Judgement:
+            sets = dict.fromkeys(KINDS, (HeadId(0, 0),))
+            return judge_kinds(Effects.join(rounds), sets, lead, min_difference=MIN_DIFFERENCE, error_rate=STATED)
+
+        yield until_clear(draw, judge, MAX_SEQUENCES, STATED)[1], Verdict.UNDETERMINED
+
+
 class Table:
     """Rows as they are finished, and how many verdicts were wrong of how many."""
 
@@ -416,6 +470,8 @@ def main() -> int:
     table.row("in a text, planted", in_text_planted(some(60)))
     table.row("specificity at its threshold", at_specificity(range(some(500)), (0.4, 0.4 - MIN_SPECIFICITY)))
     table.row("foretold tokens at the threshold", at_specificity(range(some(500)), (MIN_SPECIFICITY, 0.0)))
+    table.row("few-shot heads, planted", few_shot_models(some(40), seed=6))
+    table.row("few-shot heads, rows", few_shot_rows(1000 // share, seed=7))
     for shape in skewed.SHAPES:
         count = OF_ADVANTAGE if shape.name.startswith("advantage") else SKEWED_SEEDS
         table.row(shape.name, skewed_rows([shape], count // share), always=shape.always)

@@ -8,6 +8,7 @@ from pytest_induction.behaviour.recall import measure_recall as measure_recall
 from pytest_induction.behaviour.rules import assert_follows_rule as assert_follows_rule
 from pytest_induction.behaviour.rules import measure_rules as measure_rules
 from pytest_induction.causal.circuit import assert_induction_circuit as assert_induction_circuit
+from pytest_induction.causal.icl_heads import assert_icl_heads as assert_icl_heads
 from pytest_induction.causal.in_context import assert_ablation_removes_icl as assert_ablation_removes_icl
 from pytest_induction.causal.in_text import assert_icl_is_induction as assert_icl_is_induction
 from pytest_induction.claims import Claim as Claim
@@ -33,6 +34,7 @@ from pytest_induction.heads.semantic import assert_heads_generalize as assert_he
 from pytest_induction.heads.semantic import measure_generality as measure_generality
 from pytest_induction.heads.virtual import measure_virtual_heads as measure_virtual_heads
 from pytest_induction.interventions.ablation import measure_ablations as measure_ablations
+from pytest_induction.interventions.function_vectors import measure_function_vectors as measure_function_vectors
 from pytest_induction.measuring.observing import ModelLike as ModelLike
 from pytest_induction.measuring.rounds import measure_heads as measure_heads
 from pytest_induction.model.load import load_model as load_model

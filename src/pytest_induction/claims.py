@@ -227,6 +227,23 @@ MODELS = (
         more="interventions.md#by-which-circuit",
     ),
     Claim(
+        name="icl_heads",
+        asserts="few-shot tasks are carried by function-vector heads rather than by induction heads",
+        assertion="pytest_induction.causal.icl_heads:assert_icl_heads",
+        decided_by=("difference",),
+        held_against={"difference": f"{BOTH_SIDES}min_difference", "beyond controls": "min_difference"},
+        next_steps={
+            "no_task": "see how it does each task with `measure_function_vectors(model)`, and give it others with `tasks=`",
+            "induction": "see the scores of every head with `measure_function_vectors(model)`",
+            "alike": "how many heads of each kind are ablated is `top_share=`; the threshold is `min_difference=`",
+            "few_controls": "fewer heads, with as many others in their layers, are ablated with a lower `top_share=`",
+            "no_more_than_controls": "how many heads of each kind are ablated is `top_share=`",
+        },
+        chart="heads",
+        needs=("asking",),
+        more="field.md#function-vector-heads",
+    ),
+    Claim(
         name="heads_generalize",
         asserts="named heads match by meaning too: by class, translation, pattern",
         assertion="pytest_induction.heads.semantic:assert_heads_generalize",

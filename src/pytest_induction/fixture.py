@@ -16,13 +16,13 @@ import numpy as np
 
 from pytest_induction.behaviour import claims as behaviour
 from pytest_induction.behaviour import matches, recall, rules
-from pytest_induction.causal import circuit, in_context, in_text
+from pytest_induction.causal import circuit, icl_heads, in_context, in_text
 from pytest_induction.claims import MODEL, PREFIX, Claim, claim_named, claims
 from pytest_induction.comparison import preserved
 from pytest_induction.errors import TextError, meant
 from pytest_induction.heads import competing, composition, copying, distances, match_lengths, semantic, virtual
 from pytest_induction.heads import induction as kinds
-from pytest_induction.interventions import ablation
+from pytest_induction.interventions import ablation, function_vectors
 from pytest_induction.measuring import rounds
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences
@@ -123,6 +123,7 @@ class Induction:
     assert_follows_rule = OfModel(rules.assert_follows_rule)
     assert_ablation_removes_icl = OfModel(in_context.assert_ablation_removes_icl)
     assert_icl_is_induction = OfModelAndText(in_text.assert_icl_is_induction)
+    assert_icl_heads = OfModel(icl_heads.assert_icl_heads)
     assert_induction_circuit = OfModel(circuit.assert_induction_circuit)
     assert_heads_generalize = OfModel(semantic.assert_heads_generalize)
     assert_match_length = OfModel(match_lengths.assert_match_length)
@@ -142,6 +143,7 @@ class Induction:
     measure_rules = OfModel(rules.measure_rules)
     measure_ablations = OfModel(ablation.measure_ablations)
     measure_loss_by_match = OfModelAndText(matches.measure_loss_by_match)
+    measure_function_vectors = OfModel(function_vectors.measure_function_vectors)
     measure_attributions = OfModelAndText(attribution.measure_attributions)
     find_induction_heads = OfModel(kinds.find_induction_heads)
 

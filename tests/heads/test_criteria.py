@@ -84,6 +84,10 @@ OTHERS = {
     ("behaviour/judging.py", "MIN_ACCURACY"),  # of a model
     ("causal/specificity.py", "MIN_SPECIFICITY"),  # nats
     ("causal/specificity.py", "MIN_GAP"),
+    ("causal/icl_heads.py", "MIN_DIFFERENCE"),  # nats
+    ("causal/icl_heads.py", "TOP_SHARE"),  # of all heads
+    ("interventions/few_shot.py", "MIN_ACCURACY"),  # of a task
+    ("interventions/few_shot.py", "MOST_LEFT"),
     ("causal/judging.py", "MIN_SHARE"),  # of in-context learning, that is lost
     ("comparison/margins.py", "OF_MODELS"),  # by which models may differ
     ("comparison/margins.py", "OF_RUNS"),

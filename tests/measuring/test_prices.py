@@ -10,7 +10,7 @@ from pytest_induction.deciding import Judgement, until_clear
 from pytest_induction.errors import ArgumentError, ExpectationFailed
 from pytest_induction.fixture import Induction
 from pytest_induction.model.load import load_model
-from pytest_induction.planted import class_induction_head, induction_head, uniform_head
+from pytest_induction.planted import class_induction_head, few_shot_head, induction_head, uniform_head
 from pytest_induction.progress import showing_on
 from pytest_induction.records import Verdict
 from pytest_induction.spending import BARE_PASS, PRICES, Budget, Call, Price, calling, charge, price_in, usual_prices
@@ -22,6 +22,7 @@ def small(**sizes):
     return induction_head(**{"n_heads": 2, "n_ctx": 64, **sizes})
 
 
+FEW_SHOT = {"tasks": few_shot_head(d_vocab=33, n_ctx=32).tasks, "n_shots": 3}
 TEXT = np.random.default_rng(0).integers(1, 40, size=8000)
 REPEATING = repeating_rows(40)
 ARGUMENTS = {
@@ -30,10 +31,12 @@ ARGUMENTS = {
     "measure_rules": ((), {"examples": 4}),
     "assert_heads_generalize": (("L1H0",), {"probes": "classes"}),
     "assert_heads_preserved": ((small(),), {}),
+    "assert_icl_heads": ((), FEW_SHOT),
     "assert_icl_is_induction": ((REPEATING,), {}),
     "assert_learns_in_context": ((TEXT,), {"paired": True}),
     "measure_attributions": ((TEXT,), {"max_rows": 4}),
     "measure_loss_by_match": ((TEXT,), {}),
+    "measure_function_vectors": ((), FEW_SHOT),
 }
 CALLS = sorted(PRICES.keys() - {"assert_head_score"})  # its claim is the user's
 WITH_BUDGET = (
@@ -43,6 +46,7 @@ WITH_BUDGET = (
     "assert_has_induction_head",
     "assert_heads_generalize",
     "assert_icl_is_induction",
+    "assert_icl_heads",
     "assert_induction_circuit",
     "assert_match_length",
     "assert_no_induction_head",
@@ -92,6 +96,15 @@ def test_the_same_where_no_head_is_one(name):
     price = stated(name, subject)
     _, spent = called(name, subject)
     assert price.least <= spent.tokens <= price.most
+
+
+@pytest.mark.parametrize("name", ["assert_icl_heads", "measure_function_vectors"])
+def test_the_same_where_few_shot_tasks_are_done(name):
+    """Which takes the scores of every head, and ablations."""
+    subject = load_model(few_shot_head(d_vocab=33, n_ctx=32, n_heads=2))
+    price = stated(name, subject)
+    _, spent = called(name, subject)
+    assert 3 * price.least < spent.tokens <= price.most
 
 
 @pytest.mark.parametrize("name", ["assert_has_induction_head", "measure_ablations", "measure_copying", "measure_virtual_heads"])

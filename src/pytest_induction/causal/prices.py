@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_induction.behaviour.text import row_length
+from pytest_induction.causal.dealing import MOST_SUSPECTS
+from pytest_induction.causal.few_shot import ROWS_OF_REPEATS, SETS_IN_A_DRAW
 from pytest_induction.deciding import MAX_SEQUENCES, MAX_TEXT_ROWS
 from pytest_induction.heads.prices import price_of_list, price_of_verdict
 from pytest_induction.heads.search import is_small
+from pytest_induction.interventions.function_vectors import N_SEQUENCES, asked, price_of_scores
 from pytest_induction.interventions.passes import tried_out
 from pytest_induction.measuring.rounds import MAX_SEQUENCES as MOST_FOR_HEADS
 from pytest_induction.measuring.rounds import price_of_probes
@@ -25,6 +28,7 @@ SETS_BY_CLASS = 1 + 6 + 4  # the heads, new controls and those that do nearly as
 PATHS = 11  # passes over each row: the means, three sets by keys and by queries, and as it is
 WEIGHED = 24 + 24  # rows on which previous-token heads are found and norms are read
 CONTRIBUTIONS = 6  # rows
+ABLATED_IN_A_DRAW = 2 + SETS_IN_A_DRAW + MOST_SUSPECTS  # both kinds of heads, and controls
 Given = Mapping[str, Any]
 
 
@@ -72,3 +76,14 @@ def price_of_circuit(subject: ModelUnderTest, given: Given) -> Price:
     found = price_of_verdict(subject, given)
     rows = given["max_sequences"] * PATHS + WEIGHED + CONTRIBUTIONS * (subject.n_layers + 6)
     return Price(found.least, found.most + rows * usual_length(subject.space) + tried_out(subject))
+
+
+def price_of_icl_heads(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `assert_icl_heads`: the scores of every head, prefix matching, and each prompt with all that is ablated in it."""
+    scored = price_of_scores(subject, given, N_SEQUENCES)
+    n_tasks, prompt = asked(subject, given)
+    chosen = N_SEQUENCES * n_tasks * 3 * prompt
+    drawn = given["max_sequences"] * n_tasks * (2 + ABLATED_IN_A_DRAW) * prompt
+    repeats = ROWS_OF_REPEATS * (2 + ABLATED_IN_A_DRAW) * usual_length(subject.space)
+    matching = FIRST_LOOK * usual_length(subject.space)
+    return Price(scored.least, scored.most + chosen + drawn + repeats + matching + tried_out(subject))

@@ -9,5 +9,8 @@ from pytest_induction.interventions.edits import run_with as run_with
 from pytest_induction.interventions.edits import scale as scale
 from pytest_induction.interventions.edits import smear as smear
 from pytest_induction.interventions.edits import substitute_pattern as substitute_pattern
+from pytest_induction.interventions.function_vectors import FunctionVectorHead as FunctionVectorHead
+from pytest_induction.interventions.function_vectors import FunctionVectorScores as FunctionVectorScores
+from pytest_induction.interventions.function_vectors import TaskScores as TaskScores
 from pytest_induction.interventions.smearing import SmearedKeys as SmearedKeys
 from pytest_induction.interventions.smearing import smear_keys as smear_keys

@@ -289,6 +289,7 @@ class Passes:
     """Passes over token ids `rows` (rows, positions) whose losses at `queries`, ascending positions, are asked for.
 
     The loss at a query is that of the token after it, in nats. `other` are the rows, as many, from which heads are resampled.
+    `read` gives other numbers than losses of logits (rows, queries, d_vocab), token ids and queries: (rows, n) of them.
     """
 
     subject: ModelUnderTest
@@ -296,6 +297,7 @@ class Passes:
     queries: Tensor
     ablating: Ablating = field(default_factory=Ablating)
     other: Tensor | None = None
+    read: Callable[[Tensor, Tensor, Tensor], Tensor] = field(default_factory=lambda: losses_at)
 
     def __post_init__(self) -> None:
         if self.ablating.how == "resample" and (self.other is None or self.other.shape != self.rows.shape):
@@ -323,10 +325,9 @@ class Passes:
         """The losses (sets, rows, queries) with each set ablated, after a clean pass over the rows that gave what is kept."""
         table = table_of(self.subject, sets)
         order = np.argsort([_first_layer(heads, self.subject.n_layers) for heads in sets], kind="stable")
-        found = np.empty((len(sets), len(rows), len(self.queries)))
-        for chunk in self._chunks(sets, order, rows):
-            found[chunk] = self._fitting(rows, kept, table[chunk])
-        return found
+        chunks = self._chunks(sets, order, rows)
+        found = np.concatenate([self._fitting(rows, kept, table[chunk]) for chunk in chunks])
+        return found[np.argsort(np.concatenate(chunks))]
 
     def compared(
         self, heads: Sequence[HeadId], compare: Callable[[Tensor, Tensor, slice], T], *, same_edits: bool = False
@@ -394,7 +395,7 @@ class Passes:
     def _ablated(self, rows: Tensor, kept: Kept, table: Tensor) -> Array:
         """Losses (sets, rows, queries) with each of some sets, (sets, n_layers, n_heads), ablated in the same pass."""
         tokens, logits = self._logits(rows, kept, table, table.any(2).any(0).nonzero().flatten().tolist())
-        return numbers(losses_at(logits, tokens, self.queries)).reshape(len(table), len(rows), -1)
+        return numbers(self.read(logits, tokens, self.queries)).reshape(len(table), len(rows), -1)
 
     def _logits(self, rows: Tensor, kept: Kept, table: Tensor, used: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Token ids, and logits at the queries, (sets x rows, ...), of a pass in which the layers that are `used` are edited."""

@@ -40,6 +40,7 @@ from typing import Unpack
 
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.planted.blueprint import POINTED_AT, SAME_TOKEN, SHARP, Attends, Blueprint, Sizes, after, amount, back
+from pytest_induction.planted.few_shot import few_shot_head
 from pytest_induction.planted.lengths import longest_match_head, ngram_head
 from pytest_induction.planted.meaning import class_induction_head, pattern_head, translation_head
 from pytest_induction.planted.model import Kind, PlantedLayer, PlantedModel
@@ -53,6 +54,7 @@ __all__ = [
     "copying_head",
     "count_back_head",
     "duplicate_token_head",
+    "few_shot_head",
     "first_token_head",
     "induction_head",
     "longest_match_head",

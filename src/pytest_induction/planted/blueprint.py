@@ -107,7 +107,7 @@ class Blueprint:
         self._spaces = {name: slice(end - widths[name], end) for name, end in zip(widths, ends, strict=True)}
         self._d_model = ends[-1]
         heads = self.n_layers, self.n_heads
-        most = _square(max(d_vocab + self.n_ctx, MOST_TOKENS * d_vocab))  # what is not needed is left out in the end
+        most = _square(max(2 * d_vocab + self.n_ctx, MOST_TOKENS * d_vocab))  # what is not needed is left out in the end
         self._query, self._key, self._value = (torch.zeros(*heads, self._d_model, most) for _ in range(3))
         self._out = torch.zeros(*heads, most, self._d_model)
         self.answers: dict[HeadId, Kind] = {}
