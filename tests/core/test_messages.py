@@ -94,6 +94,7 @@ FAILING = {  # an assertion -> what makes it fail
     "assert_coperturbation": lambda check: check(RUNS / "one-layer", RUNS / "one-layer"),
     "assert_copies_repeats": lambda check: check(uniform()),
     "assert_final_has_induction_head": lambda check: check(RUNS / "one-layer"),
+    "assert_follows_rule": lambda check: check(uniform(), examples=2),
     "assert_formed": lambda check: check(RUNS / "two-layers", before_step=100),
     "assert_has_induction_head": lambda check: check(uniform()),
     "assert_heads_generalize": lambda check: check(matching(), "L1H0", "classes"),
@@ -114,6 +115,7 @@ FAILING = {  # an assertion -> what makes it fail
     "assert_property_holds": lambda check: check(uniform(), property="completes_repeats", max_examples=8, seed=0),
     "assert_property_holds_from": lambda check: check({3: uniform()}, property="completes_repeats", max_examples=8, seed=0),
     "check_property": lambda check: check(uniform(), "completes_repeats", max_examples=8, seed=0),
+    "assert_recalls": lambda check: check(uniform(), pairs=4),
 }
 PUBLIC = [name for name in pytest_induction.__all__ if name.startswith("assert_") or name == "check_property"]
 
