@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import chain
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from libraries_page import rendered
-from libraries_ways import BARE, KNOWN, LISTS, PACKAGES, PLACE, SAME_SCORE, WAYS
+from libraries_ways import KNOWN, LISTS, PACKAGES, PLACE, SAME_SCORE, TIMED, WAYS
 from pretrained_fetch import SOURCES, cache_directory, plain_directory
 from study_pretrained import Unfinished
 
@@ -38,23 +39,23 @@ PARTS = ("known", "real")
 Json = dict[str, Any]
 
 
-def side(way: str, calls: int, *directories: Path) -> list[Json]:
-    """What one process has measured of each directory."""
-    command = [sys.executable, str(SIDE), way, str(calls), *map(str, directories)]
+def side(calls: int, directories: Sequence[Path], *ways: str) -> dict[str, list[Json]]:
+    """What one process has measured, of each way on each directory."""
+    command = [sys.executable, str(SIDE), ",".join(ways), str(calls), *map(str, directories)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **SURROUNDINGS})
     if done.returncode:
-        raise SystemExit(f"{way} failed: {done.stderr.strip()[-2000:]}")
-    print(f"{way}: done", flush=True)
+        raise SystemExit(f"{', '.join(ways)} failed: {done.stderr.strip()[-2000:]}")
+    print(f"{', '.join(ways)}: done", flush=True)
     return json.loads(done.stdout)
 
 
 def known() -> Json:
-    """By way and model: the heads that are named, and the largest score of any head."""
+    """By way and model: the heads that are named, and the largest score of any head. Nothing is timed, so one process does."""
     from libraries_models import written
 
     with tempfile.TemporaryDirectory() as place:
         directories = [written(name, Path(place)) for name in KNOWN]
-        found = {way: side(way, 0, *directories) for way in WAYS}
+        found = side(0, directories, *WAYS)
     return {way: dict(zip(KNOWN, map(_heads, of), strict=True)) for way, of in found.items()}
 
 
@@ -68,16 +69,19 @@ def real(directory: Path) -> Json:
     files = [SIDE, SIDE.with_name("libraries_models.py"), *sorted(PLACE.glob("*.py"))]
     digest = sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     kept = Unfinished(cache_directory() / "records" / "libraries.json", {"ways": digest, "model": str(directory)})
-    runs: dict[str, list[Json]] = {way: [] for way in (BARE, *WAYS)}
+    runs: dict[str, list[Json]] = {way: [] for way in TIMED}
     for turn in range(TURNS):
-        for way in runs:
-            if way not in LISTS:
-                runs[way] += kept.once(f"{way}, turn {turn}", lambda way=way: side(way, CALLS, directory))
-            elif turn == 0:  # of a dozen passes
-                runs[way] += kept.once(way, lambda way=way: side(way, 0, directory))
+        for way in TIMED:
+            if turn == 0 or way not in LISTS:
+                calls = 0 if way in LISTS else CALLS
+                runs[way] += kept.once(f"{way}, turn {turn}", partial(_one, calls, directory, way))
     kept.forget()
     reference = runs["notebook"][0]["scores"]
     return {way: _least(of, reference if way in SAME_SCORE else None) for way, of in runs.items()}
+
+
+def _one(calls: int, directory: Path, way: str) -> list[Json]:
+    return side(calls, [directory], way)[way]
 
 
 def _least(runs: Sequence[Json], reference: list[list[float]] | None) -> Json:

@@ -27,12 +27,20 @@ def _random() -> nn.Module:
     return LlamaForCausalLM(AutoConfig.from_pretrained(SHIPPED))
 
 
+@torch.no_grad()
+def _writing_nothing() -> nn.Module:
+    """Its head matches; even what it writes where nothing reads would change a norm, so it writes zeros."""
+    model: Any = planted.matching_head()
+    model.layers[-1].W_O.zero_()
+    return as_gpt2(model)
+
+
 MADE: dict[str, Callable[[], nn.Module]] = {
     "induction": lambda: as_gpt2(planted.induction_head()),
     "llama": lambda: AutoModelForCausalLM.from_pretrained(SHIPPED),
     "random": _random,
     "count_back": lambda: as_gpt2(planted.count_back_head(distance=PERIOD - 1)),  # to the successor, at that one period
-    "matching": lambda: as_gpt2(planted.matching_head()),
+    "matching": _writing_nothing,
     "suppression": lambda: as_gpt2(planted.copy_suppression_head()),
 }
 

@@ -1,6 +1,6 @@
-"""One way of finding induction heads, in a process of its own: `compare_libraries.py` starts it and reads the JSON.
+"""One way of finding induction heads, or several, in a process of its own: `compare_libraries.py` starts it and reads the JSON.
 
-    python benchmarks/libraries_side.py WAY CALLS DIRECTORY...
+    python benchmarks/libraries_side.py WAY[,WAY] CALLS DIRECTORY...
 
 The first call after loading counts by itself: it pays for what is looked up once. CALLS more are timed, and memory is how far the
 process rises above the loaded model while one of them runs, or the first where there are no others.
@@ -51,12 +51,11 @@ def measured(way: Any, directory: Path, calls: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    _, name, calls, *directories = sys.argv
+    _, names, calls, *directories = sys.argv
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # libraries say what they load
-        way = way_of(name)
-        found = [measured(way, Path(directory), int(calls)) for directory in directories]
+        found = {name: [measured(way_of(name), Path(each), int(calls)) for each in directories] for name in names.split(",")}
     print(json.dumps(found))
 
 

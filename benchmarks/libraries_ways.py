@@ -17,7 +17,8 @@ WAYS = {
 }
 BARE = "bare_pass"
 SAME_SCORE = ("notebook", "lens_cache", "lens_hooks", "nnsight_trace", "induction_scores")
-LISTS = ("induction_list", "list_of_bridge", "list_of_nnsight")
+LISTS = ("induction_list",)  # of a dozen passes
+TIMED = (BARE, *SAME_SCORE, "lens_detector", *LISTS)  # on the real model
 SHOWN = ("notebook", "lens_hooks", "nnsight_trace", "induction_list")  # on the page
 PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight")
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("compare_libraries", "libraries_models", "libraries_page", "libraries_side", "libraries_ways", "bare", "pages")
+OURS = ("compare_libraries", "libraries_models", "libraries_page", "libraries_side", "libraries_ways")
+NAMES = (*OURS, "bare", "pages", "pretrained_fetch", "pretrained_page", "study_pretrained")
 NEEDS = {
     "notebook": "transformers",
     "lens_hooks": "transformer_lens",
