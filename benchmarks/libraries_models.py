@@ -29,9 +29,10 @@ def _random() -> nn.Module:
 
 @torch.no_grad()
 def _writing_nothing() -> nn.Module:
-    """Its head matches; even what it writes where nothing reads would change a norm, so it writes zeros."""
+    """Its head matches, and writes zeros: what it wrote where nothing reads would change a norm."""
     model: Any = planted.matching_head()
     model.layers[-1].W_O.zero_()
+    model.W_U[: model.vocab_size] += 4 * torch.eye(model.vocab_size)  # so that there are logits: of the token that stands there
     return as_gpt2(model)
 
 
