@@ -61,7 +61,7 @@ check-gpu: $(STAMP)  ## backends, kernels, planted heads, time and memory on a C
 
 COMPARED := $(VENV)/compared
 
-compare-libraries: $(STAMP)  ## the same work by TransformerLens, nnsight, a notebook and here, into docs/why.md; MINUTES. COMPARE="--only known": a part
+compare-libraries: $(STAMP)  ## the same work by TransformerLens, nnsight, a notebook and here, into docs/why.md; about ten minutes. COMPARE="--only known": a part
 	$(BIN)/python -m venv $(COMPARED)
 	echo "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" > \
 		"$$($(COMPARED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
