@@ -106,12 +106,12 @@ def about() -> Json:
 
 def measure(only: str | None, directory: Path | None) -> None:
     """Measure one part or both, and keep what the other one has."""
-    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
     parts = {"known": known, "real": lambda: real(directory or plain_directory(SOURCES["smollm2"], cache_directory()))}
     for part in PARTS:
         if only in (None, part):
-            record |= {part: parts[part](), "about": about()}
-            RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            found = {part: parts[part](), "about": about()}
+            record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
+            RECORD.write_text(json.dumps(record | found, indent=1) + "\n", encoding="utf-8")
 
 
 def main(given: Sequence[str] | None = None) -> int:

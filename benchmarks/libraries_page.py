@@ -80,7 +80,7 @@ def _cost(found: Mapping[str, Json]) -> list[list[str]]:
         counted = each["again"] or each["first"]
         seconds = [f"{each[name]:.1f} s" if each[name] else "n/a" for name in ("load", "first", "again")]
         passes, memory = f"{counted / found[BARE]['again']:.2f}", f"{each['peak']:.0f} MB"
-        differs = f"{each['differs']:.0e}" if "differs" in each else ""
+        differs = f"{each['differs']:.0g}" if "differs" in each else ""
         table.append([title, str(len(lines_of(way))), *seconds, passes, memory, differs])
     return table
 
@@ -89,7 +89,7 @@ def _named(found: Mapping[str, Json]) -> list[list[str]]:
     lists: dict[tuple[str, ...], list[str]] = {}
     for way in TIMED[1:]:
         lists.setdefault(tuple(sorted(found[way]["heads"], key=_place)), []).append(WAYS[way])
-    return [["named by", "heads", ""], *([", ".join(ways), str(len(heads)), ", ".join(heads)] for heads, ways in lists.items())]
+    return [["named by", "heads", ""], *(["; ".join(ways), str(len(heads)), ", ".join(heads)] for heads, ways in lists.items())]
 
 
 def _place(head: str) -> tuple[int, int]:
