@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo test test-all test-exhaustive test-times lint types style wheel docs bench check-gpu study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
+.PHONY: demo test test-all test-exhaustive test-times lint types style wheel docs bench check-gpu compare-libraries study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
 
 demo: $(STAMP)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
@@ -65,6 +65,15 @@ bench: $(STAMP)  ## speed and memory, into docs/performance.md; half an hour. BE
 
 check-gpu: $(STAMP)  ## backends, kernels, planted heads, time and memory on a CUDA device; under ten minutes. CHECK="--device cpu": try it out
 	$(BIN)/python benchmarks/check_gpu.py $(CHECK)
+
+COMPARED := $(VENV)/compared
+
+compare-libraries: $(STAMP)  ## the same work by TransformerLens, nnsight, a notebook and here, into docs/why.md; about ten minutes. COMPARE="--only known": a part
+	$(BIN)/python -m venv $(COMPARED)
+	echo "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" > \
+		"$$($(COMPARED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
+	$(COMPARED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt nnsight
+	PYTHONPATH=src $(COMPARED)/bin/python benchmarks/compare_libraries.py $(COMPARE)
 
 study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about an hour on one core
 	$(BIN)/python benchmarks/study_verdicts.py

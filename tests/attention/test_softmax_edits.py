@@ -12,9 +12,12 @@ from pytest_induction import expose_attention, load_model, measure_ablations, me
 from pytest_induction.attention.axes import AxisLayout, Operand
 from pytest_induction.attention.backend import VerificationInputs
 from pytest_induction.attention.backends.eager import EagerBackend
+from pytest_induction.attention.capture import Capture
 from pytest_induction.attention.edits import Close, Edit, Give, GivePattern, Record, Replace, Scale, Smear, Substitute
 from pytest_induction.attention.errors import BackendUnavailable
+from pytest_induction.attention.interceptor import Interceptor
 from pytest_induction.attention.softmax_edits import SoftmaxEditor
+from pytest_induction.attention.softmaxes import SquareSoftmaxes
 from pytest_induction.errors import UnsupportedModel
 from pytest_induction.forward.calling import Caller, as_found, condition
 from pytest_induction.interventions import ablate, freeze_patterns, intervene, knock_out, run_with, scale, smear
@@ -700,3 +703,20 @@ def test_other_projections_are_found_by_the_first_tensor_that_they_are_given():
     expected = given.clone()
     expected[..., :16] = 0
     assert torch.equal(by_name, by_place) and torch.equal(by_name, F.linear(expected, part.weight))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        ("aab", {3: 0, 5: 1, 8: 2}),  # layers alike have theirs in order
+        ("ab", {3: 0, 5: 0, 8: 1}),  # one that two softmaxes give: not each layer has one
+        ("aaab", {3: 2, 5: 2, 8: 3}),
+        ("b", {8: 0}),
+    ],
+)
+def test_patterns_alike_have_a_softmax_each_where_there_are_as_many(patterns, expected):
+    """As those of layers all of whose heads rest on the first position, in whatever layout."""
+    made = {"a": torch.eye(6).expand(2, 4, 6, 6), "b": torch.full((2, 4, 6, 6), 1 / 6)}
+    softmaxes = SquareSoftmaxes(Interceptor(ids(0), Capture()))
+    softmaxes.found = {3: made["a"], 5: made["a"].clone(), 8: made["b"].transpose(0, 1)}
+    assert softmaxes.that_give([made[name] for name in patterns]) == expected

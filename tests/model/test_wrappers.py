@@ -65,6 +65,19 @@ def prepared(net):
     return accelerate.Accelerator(cpu=True, mixed_precision="no").prepare(net)
 
 
+class Envoy:
+    """As nnsight wraps a module: what is asked of it is the same of the module inside, wrapped again."""
+
+    tokenizer = None
+
+    def __init__(self, module):
+        self._module = module
+
+    def __getattr__(self, name):
+        found = getattr(self._module, name)
+        return Envoy(found) if isinstance(found, nn.Module) else found
+
+
 def compiled_inside(net):
     outer = Around(net)
     outer.net = torch.compile(net)
@@ -87,6 +100,7 @@ ALIKE = {
     "compiled": lambda net: torch.compile(Around(net)),
     "compiled inside": compiled_inside,
     "held by an object": lambda net: types.SimpleNamespace(model=net, tokenizer=None),
+    "traced": Envoy,
 }
 
 
@@ -272,6 +286,12 @@ def test_a_tokenizer_of_the_wrapper_counts():
     subject = load_model(outer)
     assert subject.tokenizer is outer.tokenizer
     assert {5, 100, 127} <= subject.space.excluded
+
+
+def test_a_traced_model_without_weights_is_refused():
+    """As nnsight has it until it is dispatched."""
+    with pytest.raises(ModelError, match="lies on the meta device and has no weights"):
+        load_model(Envoy(inner().to("meta")))
 
 
 def test_a_refused_model_inside_is_refused_outside():

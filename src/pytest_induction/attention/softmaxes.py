@@ -42,11 +42,20 @@ class SquareSoftmaxes(InterceptingMode):
         return output
 
     def that_give(self, patterns: Sequence[Tensor]) -> dict[int, int]:
-        """Of the softmaxes whose results are among the patterns, in any layout, by their numbers, which patterns these are."""
-        numbers = {}
+        """Of the softmaxes whose results are among the patterns, in any layout, by their numbers, which patterns these are.
+
+        Layers may have patterns alike: where as many softmaxes are like them, each layer has its own, in the order of both.
+        """
+        alike: dict[tuple[int, ...], list[int]] = {}
         for index, pattern in enumerate(patterns):
             values = pattern.float().flatten().sort().values
-            for number, found in self.found.items():
-                if found.numel() == len(values) and torch.allclose(found.float().flatten().sort().values, values, atol=1e-5):
-                    numbers[number] = index
-        return numbers
+            numbers = (
+                number
+                for number, found in self.found.items()
+                if found.numel() == len(values) and torch.allclose(found.float().flatten().sort().values, values, atol=1e-5)
+            )
+            alike.setdefault(tuple(numbers), []).append(index)
+        given: dict[int, int] = {}
+        for same, indexes in alike.items():
+            given |= zip(same, indexes if len(indexes) == len(same) else indexes[-1:] * len(same), strict=True)
+        return given
