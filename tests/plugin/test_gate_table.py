@@ -17,7 +17,7 @@ from pytest_induction.plugin.gates.signatures import Parameter
 from pytest_induction.plugin.gates.table import holds_gates, read_gates
 from pytest_induction.plugin.gates.values import READERS, ModelNamed, RunNamed, kinds_of, read_argument
 
-NOT_WRITTEN = {"classes", "pairs"}  # arguments of which only the assertion knows what they may be
+NOT_WRITTEN = {"classes", "pairs", "tokenizer"}  # arguments of which only the assertion knows what they may be
 
 
 @pytest.fixture

@@ -159,6 +159,10 @@ def strings(value: Any, place: Path) -> list[str]:
     return [string(each, place) for each in _only(isinstance(value, list), value)]
 
 
+def _wholes(value: Any, place: Path) -> list[int]:
+    return [whole(each, place) for each in _only(isinstance(value, list), value)]
+
+
 def _runs(value: Any, place: Path) -> list[RunNamed]:
     return [run_at(each, place) for each in _only(isinstance(value, list), value)]
 
@@ -189,6 +193,7 @@ READERS: dict[str, tuple[str, Callable[[Any, Path], Any]]] = {
     "float": ("a number", _number),
     "str": ("a string", string),
     **dict.fromkeys(("Iterable[str]", "Sequence[str]", "list[str]"), ("a list of strings", strings)),
+    "Sequence[int]": ("a list of whole numbers", _wholes),
     **dict.fromkeys(("Mapping[str, float]", "dict[str, float]"), ("a table of numbers", _numbers)),
     "Mapping[str, float | None]": ("a table of numbers, or of false where there is to be none", _numbers_or_none),
     "Mapping[str, Any]": ("a table of arguments", _table),
