@@ -156,6 +156,13 @@ class Blueprint:
         for target, strength in writes.items():
             out[:size, self._spaces[target]] = strength * (_shifted(size, shift) if through is None else through)
 
+    def tell_before(self, layer: int, before: int, spaces: Sequence[str], *, reads: str = "token") -> None:
+        """Heads 0, 1, ... of a layer below `before` tell each position what stands one, two, ... before it, in these spaces."""
+        for distance, space in enumerate(spaces, start=1):
+            earlier = self.place(layer, distance - 1, names=("earlier_layer", "n_heads"), before=before)
+            kind: Kind = "previous_token" if distance == 1 else "count_back"
+            self.plant(earlier, kind, Attends(back(distance)), {space: 1.0}, reads=reads)
+
     def _attend(self, place: HeadId, attends: Attends) -> None:
         """Write the scores as products of queries and keys; the sharpness goes into the queries."""
         query, key = self._query[place.layer, place.head], self._key[place.layer, place.head]

@@ -6,10 +6,10 @@ what stands before itself, and a head that reads both compares as many tokens as
 
 from __future__ import annotations
 
-from typing import Literal, Unpack
+from typing import Unpack
 
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
-from pytest_induction.planted.blueprint import RESTING, SHARP, Attends, Blueprint, Match, Sizes, amount, back
+from pytest_induction.planted.blueprint import RESTING, SHARP, Attends, Blueprint, Match, Sizes, amount
 from pytest_induction.planted.model import Kind, PlantedModel
 
 STRENGTH = 16.0
@@ -75,9 +75,6 @@ def _planted(
     """A head with the three that tell it the tokens before."""
     plan = Blueprint(sizes, one="token", two="token", three="token")
     place = plan.place(*at)
-    for distance, space in enumerate(SPACES, start=1):
-        earlier = plan.place(earlier_layer, distance - 1, names=("earlier_layer", "n_heads"), before=place.layer)
-        counts: Literal["previous_token", "count_back"] = "previous_token" if distance == 1 else "count_back"
-        plan.plant(earlier, counts, Attends(back(distance)), {space: 1.0})
+    plan.tell_before(earlier_layer, place.layer, SPACES)
     plan.plant(place, kind, attends, {"output": amount("strength", strength)})
     return plan.build()

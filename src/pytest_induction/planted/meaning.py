@@ -113,10 +113,7 @@ def pattern_head(
     groups = _groups("classes", consecutive(d_vocab) if classes is None else classes, d_vocab)
     plan = Blueprint(sizes, meanings=groups, one="meaning", two="meaning", three="meaning")
     place = plan.place(layer, head)
-    for distance, space in enumerate(("one", "two", "three"), start=1):
-        earlier = plan.place(earlier_layer, distance - 1, names=("earlier_layer", "n_heads"), before=layer)
-        kind: Literal["previous_token", "count_back"] = "previous_token" if distance == 1 else "count_back"
-        plan.plant(earlier, kind, Attends(back(distance)), {space: 1.0}, reads="meaning")
+    plan.tell_before(earlier_layer, layer, ("one", "two", "three"), reads="meaning")
     both = (Match("one", "two", weight=0.5), Match("two", "three", weight=0.5))
     attends = Attends(both, resting=0.75, sharpness=sharpness)
     plan.plant(place, "pattern", attends, {"output": amount("strength", strength)})
