@@ -26,6 +26,7 @@ from typing import Any
 
 from libraries_page import rendered
 from libraries_ways import KNOWN, LISTS, PACKAGES, PLACE, SAME_SCORE, TIMED, WAYS
+from pages import drawn
 from pretrained_fetch import SOURCES, cache_directory, plain_directory
 from study_pretrained import Unfinished
 
@@ -123,14 +124,8 @@ def main(given: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(given)
     if not (arguments.check or arguments.render):
         measure(arguments.only, arguments.model)
-    there = PAGE.read_text(encoding="utf-8")
-    wanted = rendered(there, json.loads(RECORD.read_text(encoding="utf-8")))
-    if arguments.check:
-        print(f"{PAGE.name} is {'' if there == wanted else 'not '}what the record gives")
-        return int(there != wanted)
-    PAGE.write_text(wanted, encoding="utf-8")
-    print(f"written: {PAGE.name}")
-    return 0
+    wanted = rendered(PAGE.read_text(encoding="utf-8"), json.loads(RECORD.read_text(encoding="utf-8")))
+    return drawn(PAGE, wanted, check=arguments.check, source="the record gives")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from pages import drawn  # noqa: E402
 from pretrained_fetch import SOURCES, FetchError, Source, cache_directory, plain_directory  # noqa: E402
 from pretrained_page import SCHEMA, content, missed, read, rendered  # noqa: E402
 
@@ -216,14 +217,8 @@ def warn_of_load() -> None:
 
 def draw(*, check: bool) -> int:
     """Write the page from the records, or only say whether it is what they give."""
-    there = PAGE.read_text(encoding="utf-8")
-    wanted = rendered(there, read(RECORDS))
-    if check:
-        print(f"{PAGE.name} is {'' if there == wanted else 'not '}what the records give")
-        return int(there != wanted)
-    PAGE.write_text(wanted, encoding="utf-8")
-    print(f"written: {PAGE.name}")
-    return 0
+    wanted = rendered(PAGE.read_text(encoding="utf-8"), read(RECORDS))
+    return drawn(PAGE, wanted, check=check, source="the records give")
 
 
 if __name__ == "__main__":
