@@ -129,16 +129,17 @@ def test_the_same_text_shuffled_teaches_nothing():
 
 
 class Uniform(nn.Module):
-    """Knows nothing: the loss is ln 50 everywhere."""
+    """Knows nothing: the loss is ln 50 everywhere, or that of another vocabulary."""
 
     n_ctx, bos_token_id = 64, None
 
-    def __init__(self):
+    def __init__(self, d_vocab=50):
         super().__init__()
+        self.d_vocab = d_vocab
         self.unused = nn.Parameter(torch.zeros(1))
 
     def forward(self, tokens):
-        return torch.zeros(*tokens.shape, 50) + self.unused
+        return torch.zeros(*tokens.shape, self.d_vocab) + self.unused
 
 
 def test_a_model_without_attention_can_be_asked():

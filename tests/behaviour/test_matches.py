@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import pytest_induction as induction
 from pytest_induction import measure_loss_by_match, planted
 from pytest_induction.behaviour.matches import CLASSES, GROUPS, in_groups, matches_of, mean_of_tokens
 from pytest_induction.errors import ArgumentError
+from tests.behaviour.test_claims import Uniform
 
 
 def by_loops(row):
@@ -74,19 +73,6 @@ def test_the_mean_over_tokens_has_an_interval_that_covers_it():
     assert 0.92 < held / draws < 0.98
 
 
-class Uniform(nn.Module):
-    """Knows nothing."""
-
-    n_ctx, bos_token_id = 64, None
-
-    def __init__(self):
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(1))
-
-    def forward(self, tokens):
-        return torch.zeros(*tokens.shape, 40) + self.unused
-
-
 def test_losses_by_class_are_means_over_tokens():
     """Of a planted head that copies what followed the last time its token stood: right after a match of one token, or wrong."""
     rows = repeating_rows()
@@ -106,7 +92,7 @@ def test_losses_by_class_are_means_over_tokens():
 def test_a_model_that_returns_logits_is_enough():
     """Without any attention; a class that has no token has a share of 0 and no loss."""
     rows = np.arange(1, 33)[None].repeat(2, 0)
-    found = measure_loss_by_match(Uniform(), rows)
+    found = measure_loss_by_match(Uniform(40), rows)
     assert found.share["unmatched_new"] == 1.0 and found.share["right_2"] == 0.0
     assert np.isnan(found.loss["right_2"]) and np.isnan(found.gap)
     assert found.loss["unmatched_new"] == pytest.approx(np.log(40))
