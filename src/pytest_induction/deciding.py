@@ -21,7 +21,7 @@ from pytest_induction.spending import (
     spent_so_far,
     what_more,
 )
-from pytest_induction.statistics import SHARE, bounded_intervals, look_sizes, mean_interval, sequences_needed
+from pytest_induction.statistics import look_sizes, mean_in_nats, mean_of_shares, sequences_needed
 
 if TYPE_CHECKING:
     from pytest_induction.measuring.observing import Array
@@ -52,9 +52,8 @@ def behaviour_of(behaviour: Mapping[str, Array], error_rate: float) -> dict[str,
     nothing, and for shares what holds however they are distributed; each end misses at half of the rate.
     """
     nats, shares = ("advantage", "first_loss", "repeat_loss"), ("first_accuracy", "repeat_accuracy")
-    half = error_rate / 2
-    found = {name: mean_interval(behaviour[name][:, None], error_rate, "nats")[0] for name in nats}
-    return found | {name: bounded_intervals(behaviour[name][:, None], half, half, unit=SHARE)[0] for name in shares}
+    found = {name: mean_in_nats(behaviour[name], error_rate) for name in nats}
+    return found | {name: mean_of_shares(behaviour[name], error_rate) for name in shares}
 
 
 def more_needed(estimate: Estimate, threshold: float, count: int) -> int:

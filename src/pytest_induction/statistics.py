@@ -56,6 +56,11 @@ def mean_interval(values: Values, error_rate: float, unit: str = SHARE) -> list[
     return [Estimate(float(m), float(a), float(b), unit) for m, a, b in zip(means, low, high, strict=True)]
 
 
+def mean_in_nats(values: Values, error_rate: float) -> Estimate:
+    """`mean_interval` of one mean, over rows (n,), in nats."""
+    return mean_interval(values[:, None], error_rate, "nats")[0]
+
+
 def median_interval(values: Values, error_rate: float, unit: str) -> Estimate:
     """Interval of the median (n,) between two of the values, whatever they are distributed like.
 
@@ -260,6 +265,11 @@ def bounded_intervals(
             value, least, most = (lowest + width * end for end in (mean, min(low, mean), max(high, mean)))
             found.append(Estimate(value, least, most, unit))
     return found
+
+
+def mean_of_shares(values: Values, error_rate: float) -> Estimate:
+    """`bounded_intervals` of one mean, over rows (n,) of shares, each end missing it at most at half of the rate."""
+    return bounded_intervals(values[:, None], error_rate / 2, error_rate / 2, unit=SHARE)[0]
 
 
 def more_rows(estimate: Estimate, threshold: float, count: int) -> int:

@@ -11,7 +11,7 @@ from pytest_induction.measuring.losses import Windows
 from pytest_induction.measuring.observing import Array
 from pytest_induction.measuring.rounds import Round
 from pytest_induction.records import Estimate, Verdict
-from pytest_induction.statistics import bootstrap_interval, bounded_intervals, mean_interval
+from pytest_induction.statistics import bootstrap_interval, bounded_intervals, mean_in_nats, mean_interval
 
 MIN_ACCURACY = 0.5  # top-1, on the later copies
 MIN_ROWS = 16  # of text: fewer cannot be resampled to an interval that holds
@@ -30,7 +30,7 @@ def advantage_interval(values: Array, min_advantage: float, error_rate: float) -
     """
     sides = [values > threshold for threshold in (min_advantage, -min_advantage)]
     if len(values) >= AGREEING and all(side.all() or not side.any() for side in sides):
-        return mean_interval(values[:, None], error_rate, "nats")[0]
+        return mean_in_nats(values, error_rate)
     limited = np.clip(values, -FURTHEST, FURTHEST)[:, None]
     half = error_rate / 2
     return bounded_intervals(limited, half, half, lowest=-FURTHEST, highest=FURTHEST, unit="nats")[0]
@@ -75,7 +75,7 @@ def split_by_match(losses: Array, matches: Matches, error_rate: float) -> tuple[
         means["match_gap"] = means["foretold_loss"] - means["unmatched_seen_loss"]
     share = groups["foretold"].mean(axis=1)
     found = {"foretold_share": mean_interval(share[:, None], error_rate)[0]}
-    found |= {name: mean_interval(values[:, None], error_rate, "nats")[0] for name, values in means.items()}
+    found |= {name: mean_in_nats(values, error_rate) for name, values in means.items()}
     if "foretold_loss" not in found:
         return found, "; no token is foretold by a match of two tokens or more"
     text = f"{100 * share.mean():.0f} % of the tokens are foretold by a match and cost {found['foretold_loss'].value:.2f} nats"

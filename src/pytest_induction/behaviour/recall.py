@@ -21,7 +21,7 @@ from pytest_induction.probes.recall import RecallRows, RecallShape, recall_rows
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Estimate, Evidence, Provenance, Verdict
 from pytest_induction.spending import Price, priced, spend_at_most
-from pytest_induction.statistics import FIRST_LOOK, SHARE, bounded_intervals, more_rows
+from pytest_induction.statistics import FIRST_LOOK, bounded_intervals, mean_of_shares, more_rows
 
 PAIRS = 8
 ABOVE_CHANCE = 0.1  # of a share: how much more than guessing among the values counts as recall, where nothing else is said
@@ -161,12 +161,20 @@ def _several(name: str, given: Any) -> Sequence[Any]:
 
 
 def _point(subject: ModelUnderTest, shape: RecallShape, count: int, seed: int, error_rate: float) -> RecallPoint:
-    found = _measured(subject, shape, seed, count, 0)
-    half = error_rate / 2
-    shares = np.stack([found.is_best.mean(1), found.is_likeliest.mean(1)], axis=1)
-    recall, top1 = bounded_intervals(shares, half, half, unit=SHARE)
-    log_prob = _log_prob_interval(found.log_prob.mean(1), error_rate)
-    return RecallPoint(shape.pairs, shape.distance, 1 / shape.pairs, recall, top1, log_prob)
+    found = _estimates([_measured(subject, shape, seed, count, 0)], error_rate)
+    return RecallPoint(shape.pairs, shape.distance, 1 / shape.pairs, **found)
+
+
+def _estimates(rounds: Sequence[Choices], error_rate: float) -> dict[str, Estimate]:
+    """What is said of rows, by its name in `RecallPoint`."""
+    best, likeliest, log_prob = (
+        np.concatenate([getattr(each, name).mean(1) for each in rounds]) for name in ("is_best", "is_likeliest", "log_prob")
+    )
+    return {
+        "recall_accuracy": mean_of_shares(best, error_rate),
+        "top1_accuracy": mean_of_shares(likeliest, error_rate),
+        "log_prob": _log_prob_interval(log_prob, error_rate),
+    }
 
 
 def _log_prob_interval(values: Array, error_rate: float) -> Estimate:
@@ -248,16 +256,8 @@ def assert_recalls(
 
 
 def _judged(shape: RecallShape, threshold: float, rounds: Sequence[Choices], error_rate: float) -> Judgement:
-    best, likeliest, log_prob = (
-        np.concatenate([getattr(each, name).mean(1) for each in rounds]) for name in ("is_best", "is_likeliest", "log_prob")
-    )
-    half = error_rate / 2
-    recall, top1 = (bounded_intervals(values[:, None], half, half, unit=SHARE)[0] for values in (best, likeliest))
-    estimates = {
-        "recall_accuracy": recall,
-        "top1_accuracy": top1,
-        "log_prob": _log_prob_interval(log_prob, error_rate),
-    }
+    estimates = _estimates(rounds, error_rate)
+    recall, count = estimates["recall_accuracy"], sum(len(each.is_best) for each in rounds)
     seen = (
         f"{recall.value:.3f} of the values of {shape.pairs} pairs, {shape.distance} tokens back on average, where a guess has "
         f"{1 / shape.pairs:.3f}"
@@ -266,6 +266,6 @@ def _judged(shape: RecallShape, threshold: float, rounds: Sequence[Choices], err
         return Judgement(Verdict.SHOWN, "recalls", f"the model recalls {seen}", estimates=estimates)
     if recall.is_below(threshold):
         return Judgement(Verdict.REFUTED, "does_not_recall", f"the model recalls only {seen}", estimates=estimates)
-    more = more_rows(recall, threshold, len(best))
+    more = more_rows(recall, threshold, count)
     summary = f"the model recalls {seen}, too close to {threshold:.3f}"
     return Judgement(Verdict.UNDETERMINED, "recall_unclear", summary, estimates=estimates, more_sequences=more)

@@ -21,7 +21,7 @@ from pytest_induction.probes.rules import LINE, RULES, check_lines, rule_rows
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Estimate, Evidence, Provenance, Verdict
 from pytest_induction.spending import Price, priced, spend_at_most
-from pytest_induction.statistics import FIRST_LOOK, SHARE, bounded_intervals, more_rows
+from pytest_induction.statistics import FIRST_LOOK, mean_of_shares, more_rows
 
 SHOTS = 8
 SCORED = 4  # lines behind so many examples that decide: several make a row say more
@@ -118,8 +118,7 @@ def measure_rules(
 
 
 def _point(found: Mapping[str, Choices], place: int, error_rate: float) -> RulePoint:
-    half = error_rate / 2
-    accuracy = {rule: bounded_intervals(found[rule].is_best[:, [place]], half, half, unit=SHARE)[0] for rule in RULES}
+    accuracy = {rule: mean_of_shares(found[rule].is_best[:, place], error_rate) for rule in RULES}
     margin = {rule: advantage_interval(found[rule].margin[:, place], 0.0, error_rate) for rule in RULES}
     return RulePoint(place, *accuracy.values(), *margin.values())
 
@@ -204,14 +203,14 @@ def assert_follows_rule(
 
 def _judged(examples: int, threshold: float, rounds: Sequence[Mapping[str, Choices]], error_rate: float) -> Judgement:
     """Each rule has half of the rate."""
-    part = error_rate / len(RULES) / 2
+    part = error_rate / len(RULES)
     accuracy, margin = {}, {}
     for rule in RULES:
         best, gap = (
             np.concatenate([getattr(each[rule], name)[:, examples:].mean(1) for each in rounds]) for name in ("is_best", "margin")
         )
-        accuracy[rule] = bounded_intervals(best[:, None], part, part, unit=SHARE)[0]
-        margin[rule] = advantage_interval(gap, 0.0, error_rate / len(RULES))
+        accuracy[rule] = mean_of_shares(best, part)
+        margin[rule] = advantage_interval(gap, 0.0, part)
     estimates = {
         **{f"{rule.lower()}_accuracy": found for rule, found in accuracy.items()},
         **{f"{rule.lower()}_margin": found for rule, found in margin.items()},

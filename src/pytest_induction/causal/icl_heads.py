@@ -36,7 +36,7 @@ from pytest_induction.probes.few_shot import FEWEST_SHOTS, N_SHOTS, tasks_of
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadId, Verdict
 from pytest_induction.spending import spend_at_most, within_budget
-from pytest_induction.statistics import FIRST_LOOK, SHARE, bounded_intervals, mean_interval, more_rows
+from pytest_induction.statistics import FIRST_LOOK, SHARE, bounded_intervals, mean_in_nats, mean_of_shares, more_rows
 
 CLAIM = "icl_heads"
 TOP_SHARE = 0.02  # of all heads, that are the top of a kind
@@ -206,31 +206,23 @@ def judge_kinds(found: Effects, sets: Sets, lead: str, *, min_difference: float,
 def _reported(found: Effects, error_rate: float) -> dict[str, Estimate]:
     """What is reported beside what decides, each interval by itself."""
     gain = found.own - found.shuffled
-    named = {"few shot log p": _nats(found.own, error_rate), "shuffled log p": _nats(found.shuffled, error_rate)}
-    named |= {"lost controls": _nats(found.usual, error_rate), "accuracy": _share(found.right[""], error_rate)}
+    named = {"few shot log p": mean_in_nats(found.own, error_rate), "shuffled log p": mean_in_nats(found.shuffled, error_rate)}
+    named |= {"lost controls": mean_in_nats(found.usual, error_rate), "accuracy": mean_of_shares(found.right[""], error_rate)}
     for kind in KINDS:
-        named[f"lost {kind}"] = _nats(found.lost[kind], error_rate)
+        named[f"lost {kind}"] = mean_in_nats(found.lost[kind], error_rate)
         named[f"share {kind}"] = share_interval(found.lost[kind], gain, error_rate)
-        named[f"accuracy without {kind}"] = _share(found.right[kind], error_rate)
+        named[f"accuracy without {kind}"] = mean_of_shares(found.right[kind], error_rate)
     return named
 
 
 def _of_repeats(task: FewShot, error_rate: float) -> dict[str, Estimate]:
     """What of the gain of repetition is lost without each kind, and without controls."""
     gain, lost = task.repeats()
-    named = {"repeats gain": _nats(gain, error_rate)}
+    named = {"repeats gain": mean_in_nats(gain, error_rate)}
     for kind, values in lost.items():
-        named[f"repeats lost {kind}"] = _nats(values, error_rate)
+        named[f"repeats lost {kind}"] = mean_in_nats(values, error_rate)
         named[f"repeats share {kind}"] = share_interval(values, gain, error_rate)
     return named
-
-
-def _nats(values: Array, error_rate: float) -> Estimate:
-    return mean_interval(values[:, None], error_rate, "nats")[0]
-
-
-def _share(values: Array, error_rate: float) -> Estimate:
-    return bounded_intervals(values[:, None], error_rate / 2, error_rate / 2, unit=SHARE)[0]
 
 
 def _bounded(values: Array, error_rate: float) -> Estimate:

@@ -13,7 +13,7 @@ from pytest_induction.deciding import MAX_IN_CONTEXT_LEARNING, Judgement, more_n
 from pytest_induction.heads.criteria import EXCESS_SHARE
 from pytest_induction.measuring.observing import Array
 from pytest_induction.records import Estimate, Verdict
-from pytest_induction.statistics import SHARE, SMALLEST_SPREAD, mean_interval, student_quantile
+from pytest_induction.statistics import SHARE, SMALLEST_SPREAD, mean_in_nats, mean_interval, student_quantile
 
 MIN_SHARE = 0.5  # of in-context learning, that must be gone
 N_CONTROLS = max(RANKED)
@@ -146,7 +146,7 @@ def judge_necessity(found: Ablated, claim: CausalClaim, *, error_rate: float) ->
     controls do more.
     """
     each = of_each(error_rate, len(found.lost))
-    learning = mean_interval(found.learning[:, None], each, "nats")[0]
+    learning = mean_in_nats(found.learning, each)
     estimates = {"icl_score": learning}
     if not learning.is_below(MAX_IN_CONTEXT_LEARNING):
         return _without_learning(len(found.learning), claim, learning)
@@ -166,7 +166,7 @@ def of_each(error_rate: float, n_kinds: int) -> float:
 
 def judge_learning(learning: Array, claim: CausalClaim, *, error_rate: float) -> Judgement | None:
     """The judgement where the model is not shown to learn, by the score of rows (n,) in which nothing is ablated; else None."""
-    score = mean_interval(learning[:, None], error_rate, "nats")[0]
+    score = mean_in_nats(learning, error_rate)
     return None if score.is_below(MAX_IN_CONTEXT_LEARNING) else _without_learning(len(learning), claim, score)
 
 
@@ -232,7 +232,7 @@ def _of_kind(found: Ablated, kind: str, claim: CausalClaim, error_rate: float) -
 def _is_above(values: Array, error_rate: float) -> bool:
     """Whether the mean of those rows (n,) that were measured is above 0."""
     taken = values[np.isfinite(values)]
-    return len(taken) > 1 and mean_interval(taken[:, None], error_rate, "nats")[0].is_above(0)
+    return len(taken) > 1 and mean_in_nats(taken, error_rate).is_above(0)
 
 
 def _strongest(single: Array, claim: CausalClaim, error_rate: float) -> list[tuple[str, Estimate]]:

@@ -14,7 +14,7 @@ from pytest_induction.deciding import Judgement, more_needed
 from pytest_induction.heads.criteria import EXCESS_SHARE
 from pytest_induction.measuring.observing import Array
 from pytest_induction.records import Estimate, Verdict
-from pytest_induction.statistics import SHARE, mean_interval
+from pytest_induction.statistics import SHARE, mean_in_nats
 
 MIN_SPECIFICITY = 0.1  # nats by which foretold tokens must lose more than all others
 MIN_GAP = 0.1  # nats by which foretold tokens must cost less than unmatched ones for there to be anything to carry
@@ -74,14 +74,14 @@ def judge_specificity(found: Rises, claim: CausalClaim, *, min_specificity: floa
     n_sets, as_much = _as_specific(found)
     rank = (1 + as_much) / (1 + n_sets)
     decisive = {
-        "specificity": _interval(own, each),
-        "lost foretold": _interval(mean_of_tokens(lost[:, 0], counts[:, 0]), each),
-        "beyond controls": _interval(own - usual, each),
+        "specificity": mean_in_nats(own, each),
+        "lost foretold": mean_in_nats(mean_of_tokens(lost[:, 0], counts[:, 0]), each),
+        "beyond controls": mean_in_nats(own - usual, each),
     }
     estimates = {
         **decisive,
         "rank": Estimate(rank, rank, rank, SHARE),
-        "gap": _interval(gap_of(found.clean, found.counts), each),
+        "gap": mean_in_nats(gap_of(found.clean, found.counts), each),
         **_by_class(found, error_rate * (1 - DECIDING)),
     }
     of_heads, of_sets = (sums.sum(0) / counts.sum(0) for sums in (lost, found.usual))
@@ -157,7 +157,7 @@ def judge_gap(sums: Array, counts: Array, *, error_rate: float) -> Judgement | N
     if not counts[:, UNMATCHED_SEEN].any():
         summary = f"no token in {n_rows} rows was seen before and follows no match: there is nothing to compare with"
         return Judgement(Verdict.UNDETERMINED, "few_matches", summary)
-    gap = _interval(gap_of(sums, counts), error_rate)
+    gap = mean_in_nats(gap_of(sums, counts), error_rate)
     if gap.is_above(MIN_GAP):
         return None
     seen = f"tokens that a match foretells cost {gap.value:.2f} nats less than unmatched ones that were seen"
@@ -178,12 +178,8 @@ def _by_class(found: Rises, error_rate: float) -> Mapping[str, Estimate]:
     """By how much the loss of the tokens of each group rises without the heads, of those with tokens in two rows or more."""
     measured = [number for number in range(len(GROUPS)) if (found.counts[:, number] > 0).sum() > 1]
     return {
-        f"lost {GROUPS[number]}": _interval(
+        f"lost {GROUPS[number]}": mean_in_nats(
             mean_of_tokens(found.lost[:, number], found.counts[:, number]), error_rate / len(measured)
         )
         for number in measured
     }
-
-
-def _interval(values: Array, error_rate: float) -> Estimate:
-    return mean_interval(values[:, None], error_rate, "nats")[0]

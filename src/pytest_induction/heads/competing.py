@@ -35,7 +35,7 @@ from pytest_induction.probes.competing import LISTS, MATCHES, UNMATCHED, Competi
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadId, Provenance, Verdict
 from pytest_induction.spending import priced, spend_at_most
-from pytest_induction.statistics import SMALLEST_SPREAD, mean_interval, student_quantile
+from pytest_induction.statistics import SMALLEST_SPREAD, mean_in_nats, mean_interval, student_quantile
 
 MIN_PREFERENCE = 0.4  # of a head for the longer match: those of two pretrained models have 0.1 to 0.3, or 0.5 and more
 MIN_GAIN = MIN_ADVANTAGE  # nats by which a model must find the successor of the longer match likelier
@@ -188,7 +188,7 @@ def _log_probs(subject: ModelUnderTest, logits: Tensor, rows: CompetingRows, par
 def _estimates(found: Mapping[str, Array], error_rate: float) -> dict[str, Estimate]:
     """Of the model, in nats: how likely each successor is, and the gain of the longest match; each at the whole error rate."""
     columns = {name: found[name] for name in LOG_PROBS} | {"gain": _gain(found)}
-    return {name: mean_interval(values[:, None], error_rate, "nats")[0] for name, values in columns.items()}
+    return {name: mean_in_nats(values, error_rate) for name, values in columns.items()}
 
 
 def _gain(found: Mapping[str, Array]) -> Array:

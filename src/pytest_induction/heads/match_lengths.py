@@ -20,9 +20,9 @@ from pytest_induction.deciding import (
 )
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
-from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING, excess, min_excess
+from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING, excess
 from pytest_induction.heads.prices import price_of_match_length
-from pytest_induction.heads.semantic import named_heads
+from pytest_induction.heads.semantic import MIN_EXCESS, named_heads
 from pytest_induction.interventions.arguments import HeadsLike
 from pytest_induction.measuring.observing import Array, ModelLike, masses_of, plain_scores, provenance
 from pytest_induction.measuring.rounds import price_of_probes, score_irregular
@@ -36,7 +36,6 @@ from pytest_induction.spending import Price, priced, spend_at_most
 from pytest_induction.statistics import mean_interval
 
 POSITIONS = LONGEST_PERIOD * COPIES  # of the rows, behind the first token: as many as the longest periodic probe has
-MIN_EXCESS = min_excess()
 SHOWN_HEADS = 5  # in the evidence, those that decide first
 WORDS = ("one token matches", "two tokens match", "three tokens or more match")
 
