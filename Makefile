@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo test test-all test-exhaustive test-times lint types style wheel docs bench check-gpu compare-libraries study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
+.PHONY: demo release test test-all test-exhaustive test-times lint types style wheel docs bench check-gpu compare-libraries study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
 
 demo: $(SMALL)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
@@ -53,6 +53,9 @@ wheel: $(STAMP)  ## build the wheel, and install it into an environment of its o
 		"$$($(WHEEL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
 	$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
 	cd tests && ../$(WHEEL)/bin/python -c "import pytest_induction as p; assert '/wheel/' in p.__file__, p.__file__"
+
+release: $(STAMP)  ## build sdist and wheel, check them, install each in an empty environment and run the tutorial there. RELEASE="--build-only": no more than that
+	$(BIN)/python .ci/release.py $(RELEASE)
 
 docs: $(STAMP)  ## build the documentation site into site/; open site/index.html, or serve it with `python -m http.server -d site`
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
