@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo release test test-all test-exhaustive test-times lint types style wheel docs bench check-gpu compare-libraries study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
+.PHONY: demo gallery release test test-all test-exhaustive test-times lint types style wheel docs bench check-gpu compare-libraries study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
 
 demo: $(SMALL)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
@@ -59,6 +59,9 @@ release: $(STAMP)  ## build sdist and wheel, check them, install each in an empt
 
 docs: $(STAMP)  ## build the documentation site into site/; open site/index.html, or serve it with `python -m http.server -d site`
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+gallery: $(STAMP)  ## draw the pictures of docs/gallery.md again; needs a Chromium
+	$(BIN)/python benchmarks/gallery.py
 
 BENCH_JSON := .benchmarks/bench.json
 
