@@ -292,6 +292,7 @@ def view_of(
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             facts.append(f"{name.replace('_', ' ')} {value:.4g}")
     heads |= more or {}
+    heads = {each: heads[each] for each in sorted(heads, key=lambda each: each != by)}  # and the first picture is that of `by`
     found = []
     if pairs:
         axes = ("layer", "head", "earlier_layer", "earlier_head")

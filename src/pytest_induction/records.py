@@ -364,7 +364,7 @@ class Evidence(Plotted):
             }
             for name, found in self.estimates.items()
         ]
-        return [("estimates", {"rows": rows})] if any(row["value"] == row["value"] for row in rows) else []
+        return [("estimates", {"title": "estimates", "rows": rows})] if any(row["value"] == row["value"] for row in rows) else []
 
     @property
     def outcome(self) -> str:

@@ -34,13 +34,15 @@ MADE: dict[str, Any] = {
     "CopyingScores": lambda: pi.measure_copying(model(), n_sequences=4, seed=0),
     "MatchLengthScores": lambda: pi.measure_match_lengths(model(), n_sequences=4, seed=0),
     "CompetingMatchScores": lambda: pi.measure_competing_matches(model(), n_sequences=8, seed=0),
-    "DistanceScores": lambda: pi.measure_distances(model(), distances=[8, 16, 32], n_sequences=4, seed=0),
+    "DistanceScores": lambda: pi.measure_distances(model(), distances=[8, 16, 31], n_sequences=4, seed=0),
     "CompositionScores": lambda: pi.measure_composition(model(), n_sequences=4, seed=0),
     "VirtualScores": lambda: pi.measure_virtual_heads(model(), n_sequences=4, seed=0),
     "AblationScores": lambda: pi.measure_ablations(model(), n_sequences=4, seed=0),
     "RecallCurve": lambda: pi.measure_recall(model(), pairs=[2, 4], n_sequences=8, seed=0),
     "RuleCurve": lambda: pi.measure_rules(model(), n_sequences=8, seed=0),
-    "LossByMatch": lambda: pi.measure_loss_by_match(model(), [[each % 50 for each in range(7 * row, 7 * row + 64)] for row in range(4)]),
+    "LossByMatch": lambda: pi.measure_loss_by_match(
+        model(), [[each % 50 for each in range(7 * row, 7 * row + 64)] for row in range(4)]
+    ),
     "TrainingRun": run,
     "Snapshot": lambda: run().snapshots[-1],
     "PhaseChange": lambda: find_phase_changes(run()),

@@ -86,7 +86,7 @@ class Comparison(Displayed):
         ]
         rows += [{"field": name, "status": "missing"} for name in self.missing]
         rows += [{"field": name, "status": "new", "now": value} for name, value in self.new.items()]
-        words = "the same within tolerances" if self.same else f"{len(rows)} differ"
+        words = "the same, within tolerances" if self.same else f"{len(rows)} of them differ"
         return View(f"comparison of {self.n_fields} fields: {words}", (), (rows_table("fields", rows),))
 
     @property

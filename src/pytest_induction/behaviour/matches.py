@@ -142,10 +142,15 @@ class LossByMatch(Plotted):
         """What there is to show."""
         rows = [{"class": name, "share": self.share[name], "loss": self.loss[name]} for name in self.share]
         bars = [
-            {"name": name.replace("_", " "), "value": loss, "low": loss, "high": loss, "unit": "nats", "thresholds": []}
+            {"name": name.replace("_", " "), "value": loss, "low": np.nan, "high": np.nan, "unit": "nats", "thresholds": []}
             for name, loss in self.loss.items()
         ]
-        return View(titled(self), about(self), (rows_table("classes", rows),), lambda: [("estimates", {"rows": bars})])
+        return View(
+            titled(self),
+            about(self),
+            (rows_table("classes", rows),),
+            lambda: [("estimates", {"title": "loss by match", "rows": bars})],
+        )
 
     @property
     def gap(self) -> float:

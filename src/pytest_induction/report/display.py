@@ -35,7 +35,7 @@ from pytest_induction.report.charts.head_map import KINDS, head_map
 from pytest_induction.report.charts.path import path
 from pytest_induction.report.charts.run import run
 
-MOST_LINES, MOST_ROWS, MOST_COLUMNS = 40, 8, 8  # of text; rows and columns also of HTML
+MOST_LINES, MOST_ROWS, MOST_COLUMNS = 40, 10, 8  # of text; rows and columns also of HTML
 MOST_FACTS, WIDEST = 6, 100  # facts of a record; characters of a cell
 LARGEST_PICTURE = 60_000  # bytes of a picture in the HTML of a record: `plot` draws larger ones
 
@@ -58,7 +58,7 @@ LOOK = (
     f"{ROOT} caption{{caption-side:top;text-align:left;color:var(--faint);padding:0 0 .2em;white-space:nowrap}}"
     f"{ROOT} tr{{background:none;border:0}}"
     f"{ROOT} td,{ROOT} th{{padding:.15em .8em .15em 0;text-align:right;white-space:nowrap;border:0;background:none}}"
-    f"{ROOT} th{{font-weight:600;color:var(--faint);border-bottom:1px solid var(--line)}}"
+    f"{ROOT} th{{font-weight:600;color:var(--faint);border-bottom:1px solid var(--line);white-space:normal;vertical-align:bottom}}"
     f"{ROOT} .l{{text-align:left}}"
     f"{ROOT} figure{{display:inline-block;margin:.7em 1.2em 0 0;vertical-align:top;max-width:100%}}"
     f"{ROOT} figcaption{{color:var(--faint)}}{ROOT} b{{color:var(--ink);font-weight:600}}{ROOT} svg{{max-width:100%;height:auto}}"

@@ -61,15 +61,15 @@ def _ticks(places: Sequence[float], plot: Plot) -> Ticks:
 
 
 def estimates(data: Mapping[str, Any]) -> list[Chart]:
-    """One plot for each unit: `rows` have a `name`, `value`, `low`, `high`, `unit` and `thresholds`, which are dashed."""
+    """One plot for each unit, by a `title`: `rows` have a `name`, `value`, `low`, `high`, `unit` and `thresholds`, which are dashed."""
     units: dict[str, list[Mapping[str, Any]]] = {}
     for row in data["rows"]:
         if known([row["value"]]):
             units.setdefault(row["unit"], []).append(row)
-    return [_estimates(unit, rows) for unit, rows in units.items()]
+    return [_estimates(data["title"], unit, rows) for unit, rows in units.items()]
 
 
-def _estimates(unit: str, rows: Sequence[Mapping[str, Any]]) -> Chart:
+def _estimates(name: str, unit: str, rows: Sequence[Mapping[str, Any]]) -> Chart:
     left_out, rows = len(rows) - MOST_ESTIMATES, rows[:MOST_ESTIMATES]
     values = [value for row in rows for value in known([row["value"], row["low"], row["high"], *row["thresholds"]])]
     is_share = unit == "share" and min(values) >= 0 and max(values) <= 1
@@ -93,5 +93,5 @@ def _estimates(unit: str, rows: Sequence[Mapping[str, Any]]) -> Chart:
         parts.append(text(plot.right + 12, y + 4, said, "faint"))
     note = "dashed: what it was held against" if any(row["thresholds"] for row in rows) else ""
     note += f"; {left_out} more are not drawn" if left_out > 0 else ""
-    title = "estimates" + ("" if unit in ("share", "") else f" ({unit})")
+    title = name + ("" if unit in ("share", "") else f" ({unit})")
     return Chart(title, label, picture(parts, WIDTH + 60, plot.bottom + 40, label), note.removeprefix("; "), WIDTH + 60)
