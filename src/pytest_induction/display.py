@@ -273,7 +273,7 @@ def view_of(
 
     Arrays (n_layers, n_heads), and those in `more`, are one table "heads", the highest `by` first, and a head map each, in
     `units`. Arrays (n_layers, n_heads, n_layers, n_heads) are one table "pairs" of a head and an earlier one. Mappings of
-    estimates, and tuples of records, are tables by the name of the field; single numbers are facts. `tables` come after all these.
+    estimates, and tuples of records, are tables by the name of the field; single numbers are facts. `tables` come last.
     """
     heads, pairs, rest, facts = dict[str, Any](), dict[str, Any](), list[Table](), list[str]()
     for each in fields(record):

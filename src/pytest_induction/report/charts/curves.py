@@ -61,7 +61,10 @@ def _ticks(places: Sequence[float], plot: Plot) -> Ticks:
 
 
 def estimates(data: Mapping[str, Any]) -> list[Chart]:
-    """One plot for each unit, by a `title`: `rows` have a `name`, `value`, `low`, `high`, `unit` and `thresholds`, which are dashed."""
+    """One plot for each unit, by a `title`.
+
+    `rows` have a `name`, `value`, `low`, `high`, `unit` and `thresholds`, which are dashed.
+    """
     units: dict[str, list[Mapping[str, Any]]] = {}
     for row in data["rows"]:
         if known([row["value"]]):
