@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest_induction as pi
+from pytest_induction import planted
 from pytest_induction.baselines.compare import compare
 from pytest_induction.baselines.store import Field, Heads, Numbers, fields_of
 from pytest_induction.comparing import Settings
@@ -13,8 +14,12 @@ from pytest_induction.comparison import profile_of
 from pytest_induction.runs import find_phase_changes
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-MODEL, OTHER = FIXTURES / "models" / "llama-2l", FIXTURES / "models" / "gpt2-2l-virtual"
+MODEL = FIXTURES / "models" / "llama-2l"
 RUN, OTHER_RUN = FIXTURES / "runs" / "two-layers", FIXTURES / "runs" / "one-layer"
+
+SIZES = {"n_heads": 3, "d_vocab": 40, "n_ctx": 64}
+SHOTS = {"d_vocab": 33, "n_ctx": 48, "n_heads": 2}
+ROWS = [[each % 50 for each in range(7 * row, 7 * row + 64)] for row in range(4)]
 
 
 @cache
@@ -25,6 +30,10 @@ def model() -> pi.ModelUnderTest:
 @cache
 def run() -> Any:
     return pi.load_run(str(RUN))
+
+
+def _few_shot(given: Any) -> Any:
+    return pi.measure_function_vectors(given, tasks=given.tasks, n_sequences=4, seed=0)
 
 
 MADE: dict[str, Any] = {
@@ -38,11 +47,15 @@ MADE: dict[str, Any] = {
     "CompositionScores": lambda: pi.measure_composition(model(), n_sequences=4, seed=0),
     "VirtualScores": lambda: pi.measure_virtual_heads(model(), n_sequences=4, seed=0),
     "AblationScores": lambda: pi.measure_ablations(model(), n_sequences=4, seed=0),
+    "GeneralityScores": lambda: pi.measure_generality(planted.class_induction_head(**SIZES), "L1H0", "classes", n_sequences=8),
+    "FunctionVectorScores": lambda: _few_shot(planted.few_shot_head(**SHOTS)),
+    "HeadAttributions": lambda: pi.measure_attributions(model(), ROWS, seed=0),
+    "PropertyOverTraining": lambda: pi.check_property(
+        {1: model()}, "completes_repeats", min_accuracy=0.1, max_examples=5, seed=0
+    ),
     "RecallCurve": lambda: pi.measure_recall(model(), pairs=[2, 4], n_sequences=8, seed=0),
     "RuleCurve": lambda: pi.measure_rules(model(), n_sequences=8, seed=0),
-    "LossByMatch": lambda: pi.measure_loss_by_match(
-        model(), [[each % 50 for each in range(7 * row, 7 * row + 64)] for row in range(4)]
-    ),
+    "LossByMatch": lambda: pi.measure_loss_by_match(model(), ROWS),
     "TrainingRun": run,
     "Snapshot": lambda: run().snapshots[-1],
     "PhaseChange": lambda: find_phase_changes(run()),
