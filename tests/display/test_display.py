@@ -23,7 +23,7 @@ ABOUT = Provenance("<script>alert(1)</script>", "f", "sdpa", 1, 1, "float32", "c
 EVIL = Evidence(
     "<script>", Verdict.SHOWN, "r", "<b>summary</b>\n\x1b[31m", ABOUT, estimates={"<i>": Estimate(0.5, 0.4, 0.6, "share")}
 )
-NO_RECORD = set()  # public functions whose annotation is no class of their module
+NO_RECORD = {"check_property", "expose_attention", "given_probes"}  # what they give has no class, or several
 PLOTTED = (
     *("Evidence", "HeadList", "HeadScores", "CopyingScores", "MatchLengthScores", "CompetingMatchScores", "DistanceScores"),
     *("AblationScores", "RecallCurve", "RuleCurve", "LossByMatch", "TrainingRun", "SideBySide"),
