@@ -37,6 +37,7 @@ def _few_shot(given: Any) -> Any:
 
 
 MADE: dict[str, Any] = {
+    "ModelUnderTest": model,
     "Evidence": lambda: pi.assert_has_induction_head(model(), seed=0),
     "HeadList": lambda: pi.find_induction_heads(model(), seed=0),
     "HeadScores": lambda: pi.measure_heads(model(), n_sequences=4, seed=0),

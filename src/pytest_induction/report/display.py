@@ -213,7 +213,11 @@ def _shown(table: Table) -> tuple[list[str], list[list[str]], list[bool]]:
     for name, values in columns.items():
         ends = [columns.get(end if name == "value" else f"{name}_{end}") for end in ENDS]
         layers = columns.get(name.replace("head", "layer")) if name in ("head", "earlier_head") else None
-        if name in ("layer", "earlier_layer") or _is_end(name, columns) or not any(value not in (None, "") for value in values):
+        if (
+            (name in ("layer", "earlier_layer") and name.replace("layer", "head") in columns)
+            or _is_end(name, columns)
+            or not any(value not in (None, "") for value in values)
+        ):
             continue
         if layers is not None:
             cells[name] = [str(HeadId(layer, head)) for layer, head in zip(layers, values, strict=True)]
