@@ -104,11 +104,9 @@ class ModelUnderTest(Displayed):
     def view(self) -> View:
         """What there is to show: what is known of it, without its modules."""
         backend, limit = self.backend, "no limit" if self.space.n_ctx is None else f"{self.space.n_ctx} positions"
-        read = (
-            f"{len(backend.layers)} layers x {backend.n_heads} heads by {backend.name}"
-            if backend
-            else "its attention cannot be read"
-        )
+        read = "its attention cannot be read"
+        if backend is not None:
+            read = f"{len(backend.layers)} layers x {backend.n_heads} heads by {backend.name}"
         runs = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
         layers = [{"layer": place, "module": path} for place, path in enumerate(backend.layers if backend else ())]
         facts = (f"{read}, {runs}", f"{self.space.d_vocab} token ids, {limit}", *self.notes, *self.tried)
