@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pytest_induction.causal.dealing import RANKED, Dealer
-from pytest_induction.heads.retrieval import KINDS, best_of, named_behaviour, scores_of
+from pytest_induction.heads.retrieval import best_of, named_behaviour, scores_of
 from pytest_induction.interventions.ablation import Controls, matched_controls
 from pytest_induction.interventions.edits import Replacement
 from pytest_induction.interventions.passes import HeadSet, Passes, mean_found
@@ -97,7 +97,7 @@ class Retrieving:
         with progress("retrieval_heads", (SETS_IN_A_ROW + 4) * n_sequences):
             scores = scores_of(self.facts.subject, rows)
             found = [self._row(row) for row in torch.from_numpy(rows.with_values)]
-        return replace(Effects.join(found), scores={name: scores[name] for name in KINDS})
+        return replace(Effects.join(found), scores=scores)
 
     def control(self, number: int) -> tuple[HeadId, ...]:
         """The control set of that number, in the order in which they are dealt."""
@@ -115,7 +115,7 @@ class Retrieving:
         of_heads = float((log_odds - without["log_odds"])[0])
         self._dealer.record(MEAN, dict(zip(dealt, lost.tolist(), strict=True)), of_heads)
         usual = lost[: len(fresh)].mean(keepdims=True) if len(fresh) else np.full(1, np.nan)
-        return Effects({"": np.zeros((1, 0, 0))}, own, without, controls, usual)
+        return Effects({}, own, without, controls, usual)
 
     def _read(self, rows: Tensor, sets: Sequence[HeadSet]) -> list[dict[str, Array]]:
         """The behaviour of the model as it is, and with each set ablated; `rows` have all values behind the question."""

@@ -29,7 +29,7 @@ from pytest_induction.spending import priced
 from pytest_induction.statistics import mean_in_nats, mean_interval, mean_of_shares
 
 N_SEQUENCES = 24  # rows of each length
-KINDS = ("written", "null", "attention", "argmax", "argmax_null")
+KINDS = ("written", "written_null", "attention", "argmax", "argmax_null")
 BEHAVIOUR = ("accuracy", "log_odds")
 NAMED = 5  # heads that are named one by one
 SAME_MASS = 1e-6  # masses that differ by less share the first place: rounding
@@ -73,11 +73,11 @@ class RetrievalScores:
 
     Arrays (n_layers, n_heads), means over rows; NaN for a head there is not. With r(y, k) what a head raises the logit of y by
     from the key k alone, in nats, above the mean over the vocabulary, and c(y) = r(y, key of y) less the mean of r(y, k) over the
-    keys of the other values: `written` is c of the right value, `null` the mean of c over the others. `attention` is the mass on
+    keys of the other values: `written` is c of the right value, `written_null` the mean of c over the others. `attention` is the mass on
     the right value less the mean mass on the others, in [-1, 1], and has its null in it. `argmax` is the share of rows in which
     no key has more mass than the right value, in [0, 1], `argmax_null` the same of the others, the mean over them.
 
-    | a head, with K facts in rows of T positions | written | null | attention | argmax |
+    | a head, with K facts in rows of T positions | written | its null | attention | argmax |
     |---|---|---|---|---|
     | that attends to the right value, and raises it by s | s - s / V | 0 | 1 | 1 |
     | that attends there and writes nothing | 0 | 0 | 1 | 1 |
@@ -92,7 +92,7 @@ class RetrievalScores:
     """
 
     written: Array
-    null: Array
+    written_null: Array
     attention: Array
     argmax: Array
     argmax_null: Array
@@ -106,7 +106,7 @@ class RetrievalScores:
     @property
     def excess(self) -> Array:
         """What each head writes of the right value beyond what it writes of rivals, in nats, (n_layers, n_heads)."""
-        return self.written - self.null
+        return self.written - self.written_null
 
     @property
     def chance(self) -> float:
@@ -242,7 +242,7 @@ def scores_by_key(layer: ByKey, keys: Tensor) -> dict[str, Tensor]:
     first = (mass >= most) / (layer.pattern >= most).sum(-1, keepdim=True)
     return {
         "written": contrast[..., 0],
-        "null": contrast[..., 1:].mean(-1),
+        "written_null": contrast[..., 1:].mean(-1),
         "attention": mass[..., 0] - mass[..., 1:].mean(-1),
         "argmax": first[..., 0],
         "argmax_null": first[..., 1:].mean(-1),
@@ -291,13 +291,13 @@ def estimates_of(found: Mapping[str, Array], error_rate: float) -> dict[str, Est
 def _point(rows: NeedleRows, found: Mapping[str, Array], place: int, error_rate: float) -> RetrievalPoint:
     of_place = {name: values[rows.places == place] for name, values in found.items()}
     depth = float(rows.keys[rows.places == place, 0].mean() / (rows.n_positions - 1))
-    written = (of_place["written"] - of_place["null"]).mean(0)
+    written = (of_place["written"] - of_place["written_null"]).mean(0)
     return RetrievalPoint(rows.n_positions, depth, **estimates_of(of_place, error_rate), written=written)
 
 
 def strongest(found: Mapping[str, Array], error_rate: float) -> tuple[RetrievalHead, ...]:
     """The heads that write most beyond their null, with intervals that hold for all heads of the model together."""
-    values = found["written"] - found["null"]
+    values = found["written"] - found["written_null"]
     places = ranked(values.mean(0))
     columns = values[:, [head.layer for head in places], [head.head for head in places]]
     return tuple(
