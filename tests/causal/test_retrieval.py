@@ -15,6 +15,7 @@ from pytest_induction.records import Evidence, HeadId
 
 FACTS = retrieval_head().facts
 SIZES = {"d_vocab": 32, "n_ctx": 48, "n_heads": 12}
+FEW = {**SIZES, "n_heads": 2}
 GIVEN = {"facts": FACTS, "max_sequences": 12, "n_facts": 3}
 THRESHOLDS = {"min_written": 0.1, "min_lost": 0.1, "min_accuracy": 0.25}
 
@@ -33,8 +34,10 @@ def test_a_retrieval_head_that_the_model_needs_is_shown():
     assert (found.verdict, found.reason) == (Verdict.SHOWN, "retrieves")
     estimates = {name: estimate.value for name, estimate in found.estimates.items()}
     assert estimates["accuracy"] == 1 and estimates["log odds"] > 10 and estimates["accuracy without heads"] < 0.8
-    assert estimates["lost"] == estimates["written L1H1"] == 2  # for which one row counts
-    assert estimates["lost controls"] == pytest.approx(0, abs=0.01) and estimates["rank"] == 1 / 11
+    assert estimates["lost"] == 2 and estimates["written L1H1"] == 1  # for which one row counts
+    assert (
+        estimates["lost controls"] == pytest.approx(0, abs=0.01) and estimates["rank"] == 1 / 12
+    )  # none of the eleven other heads of its layer
     assert estimates["attention L1H1"] == estimates["argmax L1H1"] == 1 and estimates["match prefixes"] == 0
     assert "without L1H1" in found.summary and found.provenance.n_sequences == 12
     assert Evidence.from_dict(found.to_dict()) == found
@@ -43,18 +46,18 @@ def test_a_retrieval_head_that_the_model_needs_is_shown():
 @pytest.mark.parametrize(
     "model",
     [
-        retrieval_head(strength=0.0, **SIZES),  # it attends as it should, and writes nothing
-        retrieval_head(rivals=True, **SIZES),
-        induction_head(**SIZES),
-        uniform_head(strength=16.0, **SIZES),
-        first_token_head(strength=16.0, **SIZES),
+        retrieval_head(strength=0.0, **FEW),  # it attends as it should, and writes nothing
+        retrieval_head(rivals=True, **FEW),
+        induction_head(**FEW),
+        uniform_head(strength=16.0, **FEW),
+        first_token_head(strength=16.0, **FEW),
     ],
     ids=["silent", "rivals", "induction", "uniform", "first token"],
 )
 def test_a_model_that_does_not_do_the_task_is_never_refuted(model):
     found = evidence(model)
     assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "does_not_retrieve")
-    assert "nothing is said of its heads" in found.summary and not found.next_step
+    assert "nothing is said of its heads" in found.summary
 
 
 def test_with_too_few_other_heads_nothing_follows():
@@ -115,7 +118,7 @@ def judged(effects, error_rate=1e-3):
     ("means", "verdict", "reason"),
     [
         ((1.0, 1.0, 1.0, 0.0), Verdict.SHOWN, "retrieves"),
-        ((0.9, -1.0, 1.0, 0.0), Verdict.REFUTED, "no_head_retrieves"),
+        ((1.0, -1.0, 1.0, 0.0), Verdict.REFUTED, "no_head_retrieves"),
         ((0.1, 1.0, 1.0, 0.0), Verdict.UNDETERMINED, "does_not_retrieve"),
         ((0.1, -1.0, 1.0, 0.0), Verdict.UNDETERMINED, "does_not_retrieve"),  # never refuted
         ((0.32, 1.0, 1.0, 0.0), Verdict.UNDETERMINED, "accuracy_unclear"),
@@ -129,6 +132,13 @@ def test_the_decision(means, verdict, reason):
     found = judged(made_up(*means, np.random.default_rng(0)))
     assert (found.verdict, found.reason) == (verdict, reason)
     assert bool(found.more_sequences) == reason.endswith("unclear")
+
+
+def test_a_guess_is_looked_at_again_before_it_is_taken_for_one():
+    """Twelve rows of a model that finds the value in half of them may all be wrong."""
+    for count, more in ((12, 12), (24, 0)):
+        found = judged(made_up(0.0, 1.0, 1.0, 0.0, np.random.default_rng(0), count=count))
+        assert (found.reason, found.more_sequences) == ("does_not_retrieve", more)
 
 
 def test_no_head_is_said_of_all_heads_and_not_of_those_that_were_chosen():
@@ -151,11 +161,11 @@ def test_one_random_set_of_72_that_does_as_much_is_too_many():
 )
 def test_at_a_threshold_nothing_is_shown_more_often_than_is_stated(at):
     """Whichever of the conditions just fails, and for REFUTED with a head at the threshold."""
-    rng, wrong, count = np.random.default_rng(1), 0, 60
+    rng, wrong, count = np.random.default_rng(1), 0, 20
     for _ in range(count):
         effects = made_up(*at, rng, count=48)
         if at[1] == 0.0:
-            effects.scores["written"][:, 0, 1] = np.where(rng.random(48) < 0.05, 2.0, 0.0)
+            effects.scores["written"][:, 0, 1] = np.where(rng.random(48) < 0.1, 1.0, 0.0)
         verdict = judged(effects, error_rate=0.05).verdict
         wrong += verdict is (Verdict.REFUTED if at[1] == 0.0 else Verdict.SHOWN)
     assert wrong <= 0.05 * count
@@ -173,7 +183,7 @@ def test_one_row_counts_for_two_nats():
         ({"facts": None}, TextError, "there is no tokenizer: give it `tokenizer=`"),
         ({"n_facts": 1}, ArgumentError, "`n_facts` must be at least 2"),
         ({"top_share": 2}, ArgumentError, "`top_share` must"),
-        ({"min_written": -1}, ArgumentError, "`min_written` must be a number of nats from 0 to 2, got -1"),
+        ({"min_written": -1}, ArgumentError, "`min_written` must be a number of nats from 0 to 1, got -1"),
         ({"min_lost": 3}, ArgumentError, "`min_lost` must be a number of nats from 0 to 2, got 3"),
         ({"max_sequences": 11}, ArgumentError, "`max_sequences` must be"),
         ({"error_rate": 0}, ArgumentError, "`error_rate` must"),

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from pytest_induction import ExpectationFailed, Verdict, assert_heads_preserved, assert_retrieval_preserved
 from pytest_induction.comparison.retrieval import AFTER, BEFORE, judge_kept
@@ -77,12 +76,12 @@ def test_the_decision(accuracy, lost, verdict, reason):
 def test_at_the_margin_neither_is_said_more_often_than_is_stated(rare):
     """Also where a few rows lose, or gain, most of it."""
     rng, wrong = np.random.default_rng(0), 0
-    for _ in range(60):
+    for _ in range(20):
         share = 0.1
         usual = (0.25 - share * rare) / (1 - share)
         found = made_up(1.0, np.where(rng.random(96) < share, rare, usual), rng)
         wrong += judge_kept(found, 0.25, 0.25, error_rate=0.025).verdict is not Verdict.UNDETERMINED
-    assert wrong <= 0.05 * 60
+    assert wrong <= 0.05 * 20
 
 
 @pytest.mark.parametrize(
@@ -98,8 +97,3 @@ def test_what_cannot_be_compared_is_one_line(after, options, error, said):
     with pytest.raises(error, match=said) as caught:
         assert_retrieval_preserved(retrieval_head(), after, **{"facts": FACTS, "length": 40, **options})
     assert "\n" not in str(caught.value)
-
-
-def test_a_quantised_model_is_held_against_the_one_before():
-    """In half precision what was told apart by 16 nats still is."""
-    assert evidence(retrieval_head(), retrieval_head().to(torch.bfloat16)).verdict is Verdict.SHOWN

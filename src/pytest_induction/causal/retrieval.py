@@ -35,7 +35,10 @@ TOP_SHARE = 0.02  # of all heads, that are chosen
 MIN_WRITTEN = 0.1  # nats, that a head must write more of the right value than of rivals
 MIN_LOST = 0.1  # nats of log odds, that the model must lose without the heads
 MAX_SEQUENCES = 96  # rows that decide
-MOST = 2.0  # nats, for which one row counts
+MOST = 2.0  # nats of log odds, for which one row counts
+MOST_WRITTEN = 1.0  # nats written, likewise
+SLACK = 1e-9  # of a mean of shares, by rounding
+ROWS_OF_GUESSES = 24  # in which a model that is no better than a guess is taken for one that guesses
 FEWEST_CONTROLS = 9  # sets of random heads: fewer may all do less by chance
 NAMED = 3  # heads that are named one by one
 
@@ -64,8 +67,8 @@ def assert_retrieval_heads(
     one at least. On other rows three things are asked, and all of them must be shown:
 
     1. The model does the task: its accuracy among the values of the row is above that of a guess, 1 / `n_facts`.
-    2. Some of the heads writes more than `min_written` nats more of the right value than of rivals (`written` less `written_null` of
-       `measure_retrieval`), with an interval that holds for all of them together.
+    2. Some of the heads writes more than `min_written` nats more of the right value than of rivals (`written` less
+       `written_null` of `measure_retrieval`), with an interval that holds for all of them together.
     3. Without these heads, ablated to what they find on average, the log odds of the right value fall by more than `min_lost`
        nats, and by that much more than without as many random heads of the same layers; of 72 such sets none does as much, or of
        all that there are, nine at least.
@@ -74,10 +77,10 @@ def assert_retrieval_heads(
     fails too, where the model does not do the task ("does_not_retrieve"): nothing is said of its heads then; where the heads are
     not needed more than random ones ("no_more_than_controls"), or where rows did not tell.
 
-    `facts`, `tokenizer`, `n_facts` and `wording` are those of `measure_retrieval`, `length` is one of its `lengths`. Rows are drawn
-    in rounds of 12, 24, ..., at most `max_sequences`; a row counts for 2 nats at most, so that the intervals hold whatever values
-    are distributed like, and at every look. `budget` is as for `assert_has_induction_head`. `error_rate` is that of either
-    verdict, for all rounds together.
+    `facts`, `tokenizer`, `n_facts` and `wording` are those of `measure_retrieval`, `length` is one of its `lengths`. Rows are
+    drawn in rounds of 12, 24, ..., at most `max_sequences`. A row counts for 2 nats of log odds and 1 nat written at most, so
+    that the intervals hold whatever values are distributed like, and at every look. `budget` is as for
+    `assert_has_induction_head`. `error_rate` is that of either verdict, for all rounds together.
 
     Returns the evidence. `.estimates`: "accuracy", "log odds", "lost" (nats), "lost controls", "beyond controls", "rank",
     "accuracy without heads"; "written L1H1", "attention L1H1" and "argmax L1H1" of the best; "match prefixes", the share of the
@@ -92,8 +95,8 @@ def assert_retrieval_heads(
     spend_at_most(budget)
     for name, value in (("top_share", top_share), ("error_rate", error_rate)):
         check_share(name, value)
-    for name, value in (("min_written", min_written), ("min_lost", min_lost)):
-        number(name, value, f"be a number of nats from 0 to {MOST:g}", 0.0, MOST)
+    for name, value, most in (("min_written", min_written, MOST_WRITTEN), ("min_lost", min_lost, MOST)):
+        number(name, value, f"be a number of nats from 0 to {most:g}", 0.0, most)
     whole_number("max_sequences", max_sequences, least=FIRST_LOOK)
     subject = load_model(model)
     _ = subject.reading  # refuse by name here, before anything is measured
@@ -134,9 +137,7 @@ def _of_rounds(
     return judge_retrieval(Effects.join(rounds), task.heads, thresholds, error_rate=error_rate)
 
 
-def judge_retrieval(
-    found: Effects, heads: Sequence[HeadId], thresholds: Mapping[str, float], *, error_rate: float
-) -> Judgement:
+def judge_retrieval(found: Effects, heads: Sequence[HeadId], thresholds: Mapping[str, float], *, error_rate: float) -> Judgement:
     """SHOWN where the model does the task, some of the heads writes enough, and without them more is lost than without others.
 
     `thresholds` are "min_written" and "min_lost", in nats, and "min_accuracy", that of a guess. All three must be shown, so that
@@ -146,7 +147,7 @@ def judge_retrieval(
     count = len(found.lost)
     accuracy = bounded_intervals(found.behaviour["accuracy"][:, None], error_rate, error_rate, unit=SHARE)[0]
     excess = found.scores["written"] - found.scores["written_null"]
-    written = dict(zip(heads, _bounded(_columns(excess, heads), error_rate / len(heads), error_rate), strict=True))
+    written = dict(zip(heads, _written(_columns(excess, heads), error_rate / len(heads), error_rate), strict=True))
     best = max(written, key=lambda head: written[head].low)
     lost = _bounded(found.lost[:, None], error_rate, error_rate)[0]
     estimates = {"accuracy": accuracy, "lost": lost, f"written {best}": written[best], **_reported(found, best, error_rate)}
@@ -154,9 +155,13 @@ def judge_retrieval(
     common: dict[str, Any] = {"estimates": estimates}
     if not accuracy.is_above(chance):
         reason, more = "accuracy_unclear", more_rows(accuracy, chance, count)
-        if accuracy.value <= chance or accuracy.is_below(chance):
-            reason, more = "does_not_retrieve", 0
-        why = "it does not do the task, and nothing is said of its heads" if not more else "too close to a guess to tell"
+        if accuracy.value < chance + SLACK:
+            reason, more = "does_not_retrieve", max(0, ROWS_OF_GUESSES - count)
+        why = (
+            "it does not do the task, and nothing is said of its heads"
+            if reason == "does_not_retrieve"
+            else "too close to a guess to tell"
+        )
         return Judgement(Verdict.UNDETERMINED, reason, f"{seen}: {why}", more_sequences=more, **common)
     seen += f"; {best} writes {written[best].value:.2f} nats more of it than of rivals"
     if written[best].is_below(min_written) and all(each.is_below(min_written) for each in _of_all(excess, error_rate)):
@@ -221,7 +226,7 @@ def _reported(found: Effects, best: HeadId, error_rate: float) -> dict[str, Esti
 def _of_all(excess: Array, error_rate: float) -> list[Estimate]:
     """Of every head there is, each by itself: all of them must be below."""
     exists = ~np.isnan(excess[0])
-    return _bounded(excess[:, exists], error_rate, error_rate)
+    return _written(excess[:, exists], error_rate, error_rate)
 
 
 def _columns(values: Array, heads: Sequence[HeadId]) -> Array:
@@ -231,6 +236,12 @@ def _columns(values: Array, heads: Sequence[HeadId]) -> Array:
 def _bounded(values: Array, below: float, above: float) -> list[Estimate]:
     """Means of columns in nats, each row counted as `MOST` at most."""
     return bounded_intervals(np.clip(values, -MOST, MOST), below, above, lowest=-MOST, highest=MOST, unit="nats")
+
+
+def _written(values: Array, below: float, above: float) -> list[Estimate]:
+    """The same of what heads write, each row counted as `MOST_WRITTEN` at most."""
+    within = np.clip(values, -MOST_WRITTEN, MOST_WRITTEN)
+    return bounded_intervals(within, below, above, lowest=-MOST_WRITTEN, highest=MOST_WRITTEN, unit="nats")
 
 
 def _matching(task: Retrieving) -> dict[str, Estimate]:

@@ -1,4 +1,4 @@
-"""Has a later model kept the retrieval of facts? By logits alone, paired by row: heads may move, and short induction may hide it."""
+"""Has a later model kept the retrieval of facts? By logits alone, paired by row: what random tokens that repeat do not tell."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from pytest_induction.statistics import FIRST_LOOK, SHARE, bounded_intervals, me
 CLAIM = "retrieval_preserved"
 MAX_LOST = 0.25  # nats of log odds, that may be lost
 MOST = 2.0  # nats, for which one row counts
+SLACK = 1e-9  # of a mean of shares, by rounding
+ROWS_OF_GUESSES = 24  # in which a model that is no better than a guess is taken for one that guesses
 BETWEEN = 0.01, MOST - 0.01  # what may be lost: beyond, no row could tell
 BEFORE, AFTER = "before", "after"
 Found = Mapping[str, Mapping[str, Array]]
@@ -68,8 +70,8 @@ def assert_retrieval_preserved(
     nats at most either way, so that the intervals hold whatever values are distributed like, and at every look. Equal models need
     about 60 rows.
 
-    `facts`, `tokenizer`, `n_facts` and `wording` are those of `measure_retrieval`, `length` is one of its `lengths`. Rows are drawn
-    in rounds of 12, 24, ..., at most `max_sequences`. `budget` is as for `assert_has_induction_head`. `error_rate` is the most
+    `facts`, `tokenizer`, `n_facts` and `wording` are those of `measure_retrieval`, `length` is one of its `lengths`. Rows are
+    drawn in rounds of 12, 24, ..., at most `max_sequences`. `budget` is as for `assert_has_induction_head`. `error_rate` is the most
     with which either verdict may be wrong.
 
     Returns the evidence: `.estimates` has "lost" (nats, above 0 where it got worse), and of both models "accuracy before" and
@@ -134,13 +136,14 @@ def _of_rounds(chance: float, max_lost: float, error_rate: float, rounds: Sequen
 
 
 def judge_kept(found: Found, chance: float, max_lost: float, *, error_rate: float) -> Judgement:
-    """SHOWN where what is lost is below `max_lost`, REFUTED where above, if the model before does the task; both must be shown."""
+    """SHOWN where what is lost is below `max_lost`, REFUTED where above, if the model before is shown to do the task."""
     lost = found[BEFORE]["log_odds"] - found[AFTER]["log_odds"]
     count = len(lost)
     clipped = np.clip(lost, -MOST, MOST)[:, None]
     by = bounded_intervals(clipped, error_rate, error_rate, lowest=-MOST, highest=MOST, unit="nats")[0]
     accuracy = {
-        which: bounded_intervals(each["accuracy"][:, None], error_rate, error_rate, unit=SHARE)[0] for which, each in found.items()
+        which: bounded_intervals(each["accuracy"][:, None], error_rate, error_rate, unit=SHARE)[0]
+        for which, each in found.items()
     }
     estimates: dict[str, Estimate] = {"lost": by}
     for which, each in found.items():
@@ -151,9 +154,10 @@ def judge_kept(found: Found, chance: float, max_lost: float, *, error_rate: floa
         f"{by.value:.2f} nats of log odds are lost"
     )
     if not own.is_above(chance):
-        more = 0 if own.value <= chance else more_rows(own, chance, count)
-        reason, why = ("accuracy_unclear", "too close to a guess to tell") if more else ("nothing_to_preserve", "it does not")
-        summary = f"{seen}: whether the model before does the task: {why}"
+        reason, why, more = "accuracy_unclear", "is too close to a guess to tell", more_rows(own, chance, count)
+        if own.value < chance + SLACK:
+            reason, why, more = "nothing_to_preserve", "does not do the task", max(0, ROWS_OF_GUESSES - count)
+        summary = f"{seen}: the model before {why}"
         return Judgement(Verdict.UNDETERMINED, reason, summary, estimates=estimates, more_sequences=more)
     if by.is_below(max_lost):
         return Judgement(Verdict.SHOWN, "preserved", seen, estimates=estimates)

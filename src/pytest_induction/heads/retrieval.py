@@ -1,4 +1,4 @@
-"""Retrieval heads: those that write the value of the fact that is asked for, where other facts of the same form stand beside it."""
+"""Retrieval heads: they write the value of the fact that is asked for, where other facts of the same form stand beside it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pytest_induction.model.by_key import ByKey, written_by_key
 from pytest_induction.model.circuits import circuits_of
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
-from pytest_induction.probes.needles import N_FACTS, Form, NeedleRows, form_of, lengths_of, needle_rows
+from pytest_induction.probes.needles import N_FACTS, NeedleRows, form_of, lengths_of, needle_rows
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Estimate, HeadId, Provenance
 from pytest_induction.spending import priced
@@ -73,9 +73,9 @@ class RetrievalScores:
 
     Arrays (n_layers, n_heads), means over rows; NaN for a head there is not. With r(y, k) what a head raises the logit of y by
     from the key k alone, in nats, above the mean over the vocabulary, and c(y) = r(y, key of y) less the mean of r(y, k) over the
-    keys of the other values: `written` is c of the right value, `written_null` the mean of c over the others. `attention` is the mass on
-    the right value less the mean mass on the others, in [-1, 1], and has its null in it. `argmax` is the share of rows in which
-    no key has more mass than the right value, in [0, 1], `argmax_null` the same of the others, the mean over them.
+    keys of the other values: `written` is c of the right value, `written_null` the mean of c over the others. `attention` is the
+    mass on the right value less the mean mass on the others, in [-1, 1]: its null is in it. `argmax` is the share of rows in
+    which no key has more mass than the right value, in [0, 1], `argmax_null` the same of the others, the mean over them.
 
     | a head, with K facts in rows of T positions | written | its null | attention | argmax |
     |---|---|---|---|---|
@@ -87,8 +87,8 @@ class RetrievalScores:
     | that rests on the first token | 0 | 0 | 0 | 0 |
 
     V is the size of the vocabulary. `estimates` has of the model "accuracy" and "log_odds" over all rows, `points` the same by
-    length and depth, and `heads` are those that write most beyond their null. `per_sequence` has the scores before the mean, (n_rows,
-    n_layers, n_heads), and `accuracy` and `log_odds` (n_rows,), rows of one length together.
+    length and depth, and `heads` are those that write most beyond their null. `per_sequence` has the scores before the mean,
+    (n_rows, n_layers, n_heads), and `accuracy` and `log_odds` (n_rows,), rows of one length together.
     """
 
     written: Array

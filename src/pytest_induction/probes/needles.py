@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from pytest_induction.errors import ArgumentError, ProbeError, TextError, whole_number
-from pytest_induction.probes.semantic import begun
 from pytest_induction.probes.sequences import Ids, Rows, usable_ids
 from pytest_induction.records import TokenSpace
 
@@ -193,7 +192,9 @@ def lengths_of(form: Form, space: TokenSpace, lengths: Any, n_facts: int) -> tup
         if whole_number("lengths", length, least=1) < least:
             raise ProbeError(f"{count} facts and a question need {least} positions, got {length}")
         if longest is not None and length > longest:
-            raise ProbeError(f"rows of {length} positions and {count} values need {length + count}, the context has {space.n_ctx}")
+            raise ProbeError(
+                f"rows of {length} positions and {count} values need {length + count}, the context has {space.n_ctx}"
+            )
     return tuple(asked)
 
 
