@@ -8,6 +8,7 @@ import pytest
 from pytest_induction import ExpectationFailed, Verdict, assert_retrieval_heads, load_model
 from pytest_induction.causal.needles import Effects, Facts, Retrieving
 from pytest_induction.causal.retrieval import judge_retrieval, named
+from pytest_induction.charts.heads import heads_data
 from pytest_induction.errors import ArgumentError, TextError
 from pytest_induction.planted import first_token_head, induction_head, retrieval_head, uniform_head
 from pytest_induction.probes.needles import form_of
@@ -41,6 +42,15 @@ def test_a_retrieval_head_that_the_model_needs_is_shown():
     assert estimates["attention L1H1"] == estimates["argmax L1H1"] == 1 and estimates["match prefixes"] == 0
     assert "without L1H1" in found.summary and found.provenance.n_sequences == 12
     assert Evidence.from_dict(found.to_dict()) == found
+
+
+def test_a_report_draws_what_every_head_writes():
+    """Once a verdict has measured it, and not before."""
+    subject = load_model(retrieval_head(**SIZES))
+    assert "retrieval" not in [score["name"] for score in heads_data(subject)["scores"]]
+    evidence(subject)
+    (drawn,) = [score for score in heads_data(subject)["scores"] if score["name"] == "retrieval"]
+    assert drawn["value"][1][1] > 15 and abs(drawn["value"][1][0]) < 0.1 and drawn["unit"] == "nats"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pytest_induction.deciding import ERROR_RATE, Judgement, priced_claim, until
 from pytest_induction.errors import user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
-from pytest_induction.heads.retrieval import N_SEQUENCES, described, scores_of
+from pytest_induction.heads.retrieval import N_SEQUENCES, SEEN, described, scores_of
 from pytest_induction.heads.semantic import literal_scores
 from pytest_induction.interventions.arguments import all_heads, number
 from pytest_induction.interventions.function_vectors import encoder, ranked
@@ -106,8 +106,10 @@ def assert_retrieval_heads(
     before = task.rows(N_SEQUENCES, 0)
     with progress("retrieval_heads, the heads", N_SEQUENCES):
         scores = scores_of(subject, before)
+    excess = scores["written"] - scores["written_null"]
+    subject.remember(SEEN, lambda: excess)
     count = max(1, math.ceil(top_share * len(all_heads(subject)) - 1e-9))  # a share of exactly so many heads may round up
-    heads = ranked((scores["written"] - scores["written_null"]).mean(0))[:count]
+    heads = ranked(excess.mean(0))[:count]
     retrieving = Retrieving(task, heads, before)
     thresholds = {"min_written": min_written, "min_lost": min_lost, "min_accuracy": task.chance}
     judge = partial(_of_rounds, retrieving, thresholds, error_rate)

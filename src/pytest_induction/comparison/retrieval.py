@@ -71,8 +71,8 @@ def assert_retrieval_preserved(
     about 60 rows.
 
     `facts`, `tokenizer`, `n_facts` and `wording` are those of `measure_retrieval`, `length` is one of its `lengths`. Rows are
-    drawn in rounds of 12, 24, ..., at most `max_sequences`. `budget` is as for `assert_has_induction_head`. `error_rate` is the most
-    with which either verdict may be wrong.
+    drawn in rounds of 12, 24, ..., at most `max_sequences`. `budget` is as for `assert_has_induction_head`. `error_rate` is the
+    most with which either verdict may be wrong.
 
     Returns the evidence: `.estimates` has "lost" (nats, above 0 where it got worse), and of both models "accuracy before" and
     "log odds before". Raises `ExpectationFailed`, which carries it; `ModelError` where the later model lacks ids of the rows, and

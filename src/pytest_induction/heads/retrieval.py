@@ -32,6 +32,7 @@ N_SEQUENCES = 24  # rows of each length
 KINDS = ("written", "written_null", "attention", "argmax", "argmax_null")
 BEHAVIOUR = ("accuracy", "log_odds")
 NAMED = 5  # heads that are named one by one
+SEEN = ("retrieval",)  # the key under which a model remembers what a verdict has measured, for charts
 SAME_MASS = 1e-6  # masses that differ by less share the first place: rounding
 
 
