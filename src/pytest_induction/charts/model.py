@@ -3,8 +3,8 @@
 A matrix is a list of layers, each a list of heads, None where a layer has no such head. Numbers have five digits, entries of
 patterns four; one that is not finite is None. Losses are in nats. `about` says in a line what was measured: sequences, probe,
 seed. Intervals are at a confidence of 0.999 for all of a chart's places, heads or bars together, but for the score of a text,
-which has its own. Nothing else depends on what was measured before: heads are chosen by the first two rounds of every verdict, whose
-numbers a verdict that took more may refine.
+which has its own. Nothing else depends on what was measured before: heads are chosen by the first two rounds of every verdict,
+whose numbers a verdict that took more may refine.
 
 - **heads** `layers` (module paths), `scores`, `threshold` (0.3), `kinds` (matrix of words: "matches", "previous", "duplicate",
   "dormant", "positional", "suppresses", "silent", "period_detector", ""), `confidence`, `about`. Of each score `name`, `words`,
