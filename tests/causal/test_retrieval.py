@@ -15,7 +15,7 @@ from pytest_induction.probes.needles import form_of
 from pytest_induction.records import Evidence, HeadId
 
 FACTS = retrieval_head().facts
-SIZES = {"d_vocab": 32, "n_ctx": 48, "n_heads": 12}
+SIZES = {"d_vocab": 64, "n_ctx": 48, "n_heads": 12}
 FEW = {**SIZES, "n_heads": 2}
 GIVEN = {"facts": FACTS, "max_sequences": 12, "n_facts": 3}
 THRESHOLDS = {"min_written": 0.1, "min_lost": 0.1, "min_accuracy": 0.25}
