@@ -30,6 +30,7 @@ from pytest_induction import (
     assert_match_length,
     assert_prefers_longer_match,
     assert_recalls,
+    assert_retrieval_heads,
     find_induction_heads,
     load_model,
     measure_ablations,
@@ -38,6 +39,7 @@ from pytest_induction import (
     measure_generality,
     measure_heads,
     measure_loss_by_match,
+    measure_retrieval,
 )
 from pytest_induction.charts.data import OF_A_MODEL
 from pytest_induction.charts.model import charts_of_model
@@ -90,6 +92,8 @@ CALLS = (
     Row("assert_prefers_longer_match", 5, lambda _, subject, text: verdict(lambda: assert_prefers_longer_match(subject))),
     Row("measure_function_vectors", None, lambda _, subject, text: measure_function_vectors(subject)),
     Row("assert_icl_heads", None, lambda _, subject, text: verdict(lambda: assert_icl_heads(subject))),
+    Row("measure_retrieval", 3, lambda _, subject, text: measure_retrieval(subject)),
+    Row("assert_retrieval_heads", None, lambda _, subject, text: verdict(lambda: assert_retrieval_heads(subject))),
     Row("assert_heads_generalize", 5, lambda _, subject, text: verdict(lambda: assert_heads_generalize(subject, "L17H5"))),
 )
 

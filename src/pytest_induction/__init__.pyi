@@ -11,10 +11,12 @@ from pytest_induction.causal.circuit import assert_induction_circuit as assert_i
 from pytest_induction.causal.icl_heads import assert_icl_heads as assert_icl_heads
 from pytest_induction.causal.in_context import assert_ablation_removes_icl as assert_ablation_removes_icl
 from pytest_induction.causal.in_text import assert_icl_is_induction as assert_icl_is_induction
+from pytest_induction.causal.retrieval import assert_retrieval_heads as assert_retrieval_heads
 from pytest_induction.claims import Claim as Claim
 from pytest_induction.claims import register_claim as register_claim
 from pytest_induction.comparison.continuity import assert_continuity as assert_continuity
 from pytest_induction.comparison.preserved import assert_heads_preserved as assert_heads_preserved
+from pytest_induction.comparison.retrieval import assert_retrieval_preserved as assert_retrieval_preserved
 from pytest_induction.errors import ExpectationFailed as ExpectationFailed
 from pytest_induction.errors import InductionError as InductionError
 from pytest_induction.expectations import expect as expect
@@ -30,6 +32,7 @@ from pytest_induction.heads.induction import assert_no_induction_head as assert_
 from pytest_induction.heads.induction import find_induction_heads as find_induction_heads
 from pytest_induction.heads.match_lengths import assert_match_length as assert_match_length
 from pytest_induction.heads.match_lengths import measure_match_lengths as measure_match_lengths
+from pytest_induction.heads.retrieval import measure_retrieval as measure_retrieval
 from pytest_induction.heads.semantic import assert_heads_generalize as assert_heads_generalize
 from pytest_induction.heads.semantic import measure_generality as measure_generality
 from pytest_induction.heads.virtual import measure_virtual_heads as measure_virtual_heads

@@ -244,6 +244,23 @@ MODELS = (
         more="field.md#function-vector-heads",
     ),
     Claim(
+        name="retrieval_heads",
+        asserts="the model finds one fact among others by heads that write it, and needs them for that",
+        assertion="pytest_induction.causal.retrieval:assert_retrieval_heads",
+        decided_by=("lost",),
+        held_against={"lost": "min_lost", "beyond controls": "min_lost", "accuracy": "min_accuracy"},
+        next_steps={
+            "does_not_retrieve": "see how it does with `measure_retrieval(model)`, and give it others with `facts=`, fewer with "
+            "`n_facts=`, or shorter rows with `length=`",
+            "no_head_retrieves": "see every head with `measure_retrieval(model)`; the threshold is `min_written=`",
+            "no_more_than_controls": "how many heads are ablated is `top_share=`; the threshold is `min_lost=`",
+            "few_controls": "fewer heads, with as many others in their layers, are ablated with a lower `top_share=`",
+        },
+        chart="heads",
+        needs=("asking",),
+        more="field.md#retrieval-heads",
+    ),
+    Claim(
         name="heads_generalize",
         asserts="named heads match by meaning too: by class, translation, pattern",
         assertion="pytest_induction.heads.semantic:assert_heads_generalize",
@@ -312,6 +329,21 @@ MODELS = (
         chart="heads",
         needs=("baseline",),
         more="baselines.md#does-my-new-model-still-have-its-heads",
+    ),
+    Claim(
+        name="retrieval_preserved",
+        asserts="a later model finds one fact among others as well as the one before",
+        assertion="pytest_induction.comparison.retrieval:assert_retrieval_preserved",
+        subject="pair of models",
+        decided_by=("lost",),
+        held_against={"lost": "max_lost", "accuracy before": "min_accuracy"},
+        next_steps={
+            "retrieval_lost": "see both models with `measure_retrieval(model)`; what may be lost is `max_lost=`",
+            "nothing_to_preserve": "see how the model before does with `measure_retrieval(model)`, and give it others with "
+            "`facts=`, or shorter rows with `length=`",
+        },
+        needs=("asking",),
+        more="field.md#retrieval-heads",
     ),
     Claim(
         name="continuity",

@@ -10,7 +10,7 @@ from pytest_induction.deciding import Judgement, until_clear
 from pytest_induction.errors import ArgumentError, ExpectationFailed
 from pytest_induction.fixture import Induction
 from pytest_induction.model.load import load_model
-from pytest_induction.planted import class_induction_head, few_shot_head, induction_head, uniform_head
+from pytest_induction.planted import class_induction_head, few_shot_head, induction_head, retrieval_head, uniform_head
 from pytest_induction.progress import showing_on
 from pytest_induction.records import Verdict
 from pytest_induction.spending import BARE_PASS, PRICES, Budget, Call, Price, calling, charge, price_in, usual_prices
@@ -23,6 +23,7 @@ def small(**sizes):
 
 
 FEW_SHOT = {"tasks": few_shot_head(d_vocab=33, n_ctx=32).tasks, "n_shots": 3}
+NEEDLES = {"facts": retrieval_head().facts, "length": 40, "max_sequences": 24}
 TEXT = np.random.default_rng(0).integers(1, 40, size=8000)
 REPEATING = repeating_rows(40)
 ARGUMENTS = {
@@ -32,6 +33,9 @@ ARGUMENTS = {
     "assert_heads_generalize": (("L1H0",), {"probes": "classes"}),
     "assert_heads_preserved": ((small(),), {}),
     "assert_icl_heads": ((), FEW_SHOT),
+    "assert_retrieval_heads": ((), NEEDLES),
+    "assert_retrieval_preserved": ((small(),), NEEDLES),
+    "measure_retrieval": ((), {"facts": NEEDLES["facts"], "lengths": [32, 48], "n_sequences": 8}),
     "assert_icl_is_induction": ((REPEATING,), {}),
     "assert_learns_in_context": ((TEXT,), {"paired": True}),
     "measure_attributions": ((TEXT,), {"max_rows": 4}),
@@ -48,6 +52,8 @@ WITH_BUDGET = (
     "assert_icl_is_induction",
     "assert_icl_heads",
     "assert_induction_circuit",
+    "assert_retrieval_heads",
+    "assert_retrieval_preserved",
     "assert_match_length",
     "assert_no_induction_head",
     "assert_recalls",

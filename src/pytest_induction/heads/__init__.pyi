@@ -3,6 +3,9 @@ from pytest_induction.heads.composition import CompositionScores as CompositionS
 from pytest_induction.heads.copying import CopyingScores as CopyingScores
 from pytest_induction.heads.distances import DistanceScores as DistanceScores
 from pytest_induction.heads.match_lengths import MatchLengthScores as MatchLengthScores
+from pytest_induction.heads.retrieval import RetrievalHead as RetrievalHead
+from pytest_induction.heads.retrieval import RetrievalPoint as RetrievalPoint
+from pytest_induction.heads.retrieval import RetrievalScores as RetrievalScores
 from pytest_induction.heads.semantic import FamilyScores as FamilyScores
 from pytest_induction.heads.semantic import GeneralityScores as GeneralityScores
 from pytest_induction.heads.semantic import HeadGenerality as HeadGenerality

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pytest_induction.errors import InductionError
 from pytest_induction.heads.absence import MORE_ROWS, MOST_ALTERNATIVES, MOST_LONG_ROWS, ROWS
 from pytest_induction.heads.distances import LONGEST_ROWS
 from pytest_induction.heads.search import COPY_ROWS
+from pytest_induction.interventions.function_vectors import encoder
 from pytest_induction.interventions.passes import tried_out
 from pytest_induction.measuring.observing import PERIODS_AT_ONCE
 from pytest_induction.measuring.rounds import IRREGULAR_SHARE, controls_needed, price_of_probes, round_size, rounds_within
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.competing import fitting_groups
+from pytest_induction.probes.needles import LENGTH, form_of, lengths_of
 from pytest_induction.probes.semantic import chosen_families
 from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD, usual_length
 from pytest_induction.spending import Price
@@ -72,6 +75,22 @@ def price_of_match_length(subject: ModelUnderTest, given: Given) -> Price:
     """Of `assert_match_length`: rows of irregular copies until it is clear, shorter ones where the model has few ids."""
     most, least = given["max_sequences"] * usual_length(subject.space), price_of_probes(subject.space, FIRST_LOOK).least
     return Price(min(least, most), most)
+
+
+def price_of_retrieval(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `measure_retrieval`: two passes over each row, and how the weights of heads are found."""
+    rows = given["n_sequences"] * sum(needle_lengths(subject, given))
+    return Price(2 * rows, 2 * rows + tried_out(subject))
+
+
+def needle_lengths(subject: ModelUnderTest, given: Given) -> tuple[int, ...]:
+    """Positions of each length of rows with facts; what is usual where the call is refused."""
+    lengths, room = given.get("lengths", given.get("length")), subject.space.n_ctx
+    try:
+        form = form_of(subject.space, encoder(subject, given["tokenizer"]), given["facts"], given["wording"])
+        return lengths_of(form, subject.space, lengths, given["n_facts"])
+    except InductionError:
+        return (LENGTH if room is None else min(LENGTH, room),)
 
 
 def _competing(subject: ModelUnderTest) -> int:

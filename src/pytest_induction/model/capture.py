@@ -397,7 +397,7 @@ class HeadOutputCapture:
         layers = [(number, layer.normed) for number, layer in enumerate(self._circuits.layers) if layer.normed is not None]
         with Changes() as changes:
             for number, part in layers:
-                add_hooks(changes, [part], _listening(partial(record_scale, number)), before=True, with_kwargs=True)
+                add_hooks(changes, [part], listening(partial(record_scale, number)), before=True, with_kwargs=True)
             self._subject.observe(tokens, lambda number, attention: None, early_stop=False)
         return found
 
@@ -422,10 +422,10 @@ class _Pass:
         """The modules to listen to before they run, and what listens."""
         found: list[tuple[nn.Module, Callable[..., None]]] = []
         for number, layer in enumerate(self._circuits.layers):
-            found.append((layer.writes or layer.reads, _listening(partial(self._found, number))))
+            found.append((layer.writes or layer.reads, listening(partial(self._found, number))))
             if layer.normed is not None:
-                found.append((layer.normed, _listening(partial(self._normed, number))))
-        return found if self._circuits.ends is None else [*found, (self._circuits.ends, _listening(self._ended))]
+                found.append((layer.normed, listening(partial(self._normed, number))))
+        return found if self._circuits.ends is None else [*found, (self._circuits.ends, listening(self._ended))]
 
     def shown(self, number: int, attention: Reader) -> None:
         """Take the pattern of a layer, where it is of use."""
@@ -469,7 +469,7 @@ class _Pass:
         self.scale = self._circuits.final_norm.scale(residual)
 
 
-def _listening(take: Callable[[Tensor], None]) -> Callable[..., None]:
+def listening(take: Callable[[Tensor], None]) -> Callable[..., None]:
     """A hook that hands on the first tensor that a module is given."""
 
     def before(part: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:

@@ -302,6 +302,10 @@ class ModelUnderTest(Displayed):
             self._known[whole] = measure()
         return self._known[whole]
 
+    def remembered(self, key: Hashable) -> Any:
+        """What is remembered for this key, as long as the model has not changed since; None where nothing is."""
+        return self._known.get((key, condition(self.module)))
+
 
 def _split(mask: Tensor | None, tokens: Tensor, most: int) -> Sequence[Tensor | None]:
     """The parts of a mask that belong to parts of the rows."""

@@ -44,6 +44,7 @@ from pytest_induction.planted.few_shot import few_shot_head
 from pytest_induction.planted.lengths import longest_match_head, ngram_head
 from pytest_induction.planted.meaning import class_induction_head, pattern_head, translation_head
 from pytest_induction.planted.model import Kind, PlantedLayer, PlantedModel
+from pytest_induction.planted.needles import retrieval_head
 
 __all__ = [
     "Kind",
@@ -64,6 +65,7 @@ __all__ = [
     "pointer_induction_head",
     "previous_token_head",
     "redundant_induction_heads",
+    "retrieval_head",
     "translation_head",
     "uniform_head",
     "virtual_induction_head",
