@@ -18,7 +18,6 @@ from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed, more_n
 from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.copying import projected
-from pytest_induction.heads.criteria import EXCESS_SHARE
 from pytest_induction.heads.prices import most_suppression_rows, price_of_suppression, price_of_suppression_verdict
 from pytest_induction.heads.semantic import named_heads
 from pytest_induction.interventions.arguments import HeadsLike
@@ -34,7 +33,7 @@ from pytest_induction.measuring.observing import (
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.capture import HeadOutputCapture, mix
 from pytest_induction.model.circuits import circuits_of
-from pytest_induction.model.head_weights import Circuits
+from pytest_induction.model.head_weights import Circuits, upcast
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import Ids
@@ -51,6 +50,7 @@ MIN_SUPPRESSION = 0.1  # nats
 MIN_PREDICTIONS = 50  # before a layer: of fewer no mean is judged
 MIN_SHARE = 0.05  # of the queries: before a layer that predicts less often there is too little to lower
 MAX_ROWS = 16
+MOST_WINNERS = 2048  # tokens that are held against those of a row before the whole vocabulary is
 NEAREST = 5  # heads that are in the evidence
 CLAIM = "copy_suppression"
 SUMS = (
@@ -73,11 +73,56 @@ def queries_of(length: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(first, length - 1, min(N_QUERIES, length - first)).round().astype(np.int64))
 
 
-def lens(circuits: Circuits, stream: Tensor) -> Tensor:
-    """The logits (..., d_vocab) that the residual stream (..., d_model) would give if the model ended there."""
-    normed = circuits.final_norm(stream).to(circuits.unembedding)
-    logits = normed @ circuits.unembedding
-    return (logits if circuits.unembedding_bias is None else logits + circuits.unembedding_bias) * circuits.logit_factor
+class Lens:
+    """Which token the residual stream would predict if the model ended there, where that token stands earlier in the row.
+
+    The whole vocabulary is looked at only where that may be: not where another token of the row, or one that was likeliest
+    somewhere before, is ahead of all that could count.
+    """
+
+    def __init__(self, circuits: Circuits) -> None:
+        self._circuits = circuits
+        self._winners: dict[int, None] = {}  # ids that were likeliest and stood in no row, the latest last
+
+    def likeliest(self, stream: Tensor, row: Ids, queries: NDArray[np.int64]) -> Ids:
+        """The likeliest token (queries,) by the stream there, (queries, d_model); -1 where it cannot count."""
+        normed = self._circuits.final_norm(stream)
+        in_row, found = np.unique(row), np.full(len(queries), -1)
+        best = self.logits(normed, in_row).max(-1)
+        chosen, first = in_row[best.indices.cpu().numpy()], _first_places(row)
+        may = torch.tensor([first[token] < query for token, query in zip(chosen.tolist(), queries.tolist(), strict=True)])
+        may &= torch.from_numpy(chosen != row[queries])
+        may = may.to(normed.device)
+        others = np.setdiff1d(np.array([*self._winners], dtype=np.int64), in_row)
+        if len(others):
+            may &= self.logits(normed, others).amax(-1) <= best.values
+        at = may.nonzero()[:, 0]
+        top = self.logits(normed[at]).topk(2)
+        leads = top.values[:, 0] - top.values[:, 1] > LEAST_LEAD
+        winners = torch.where(leads, top.indices[:, 0], -1).cpu().numpy()
+        found[at.cpu().numpy()] = winners
+        for winner in set(winners[~np.isin(winners, in_row)].tolist()) - {-1}:
+            self._winners[winner] = self._winners.pop(winner, None)
+        while len(self._winners) > MOST_WINNERS:
+            del self._winners[next(iter(self._winners))]
+        return found
+
+    def logits(self, normed: Tensor, ids: Ids | None = None) -> Tensor:
+        """Logits (..., n) of what the final norm gives, (..., d_model): of these ids, or of all, at least float32."""
+        weight, bias = self._circuits.unembedding, self._circuits.unembedding_bias
+        if ids is not None:
+            at = torch.from_numpy(ids).to(weight.device)
+            weight, bias = weight.mT[at].mT, None if bias is None else bias[at]
+        made = upcast(normed.to(weight) @ weight)
+        return (made if bias is None else made + bias) * self._circuits.logit_factor
+
+
+def _first_places(row: Ids) -> dict[int, int]:
+    """The first position of each token of a row, its own first position left out; beyond the row where it stands only there."""
+    found = {int(row[0]): len(row)}
+    for place in range(len(row) - 1, 0, -1):
+        found[int(row[place])] = place
+    return found
 
 
 @dataclass(frozen=True)
@@ -121,8 +166,15 @@ def asked(likeliest: Ids, rows: Ids, queries: NDArray[np.int64], draw: Callable[
 class _Measured:
     """What heads do to predictions in one batch of rows, layer by layer as the pass goes."""
 
-    def __init__(self, circuits: Circuits, rows: Tensor, layers: Sequence[int], draw: Callable[[int, int], np.random.Generator]):
-        self._circuits, self._layers, self._draw = circuits, frozenset(layers), draw
+    def __init__(
+        self,
+        circuits: Circuits,
+        lens: Lens,
+        rows: Tensor,
+        layers: Sequence[int],
+        draw: Callable[[int, int], np.random.Generator],
+    ) -> None:
+        self._circuits, self._lens, self._layers, self._draw = circuits, lens, frozenset(layers), draw
         self._rows = rows.cpu().numpy()
         self._queries = queries_of(rows.shape[1])
         self._at = torch.from_numpy(self._queries)
@@ -136,7 +188,8 @@ class _Measured:
         if layer not in self._layers:
             return
         at = self._at.to(stream.device)
-        likeliest = np.stack([self._likeliest(row[at]) for row in stream])
+        of_rows = zip(stream, self._rows, strict=True)
+        likeliest = np.stack([self._lens.likeliest(each[at], row, self._queries) for each, row in of_rows])
         self._asked[layer] = asked(likeliest, self._rows, self._queries, lambda row: self._draw(row, layer))
 
     def read(self, layer: int, given: Tensor) -> None:
@@ -147,11 +200,6 @@ class _Measured:
     def behind(self, layer: int, scale: Tensor) -> None:
         """Note by what the norm behind a layer's attention divides."""
         self._scales[layer] = scale
-
-    def _likeliest(self, stream: Tensor) -> Ids:
-        top = lens(self._circuits, stream).topk(2)
-        leads = (top.values[:, 0] - top.values[:, 1]) > LEAST_LEAD
-        return torch.where(leads, top.indices[:, 0], -1).cpu().numpy()
 
     def take(self, layer: int, found: Tensor, pattern: Tensor | None) -> None:
         """What the heads of a layer attend to, (2, rows, queries, heads), and write, (3, rows, queries, heads).
@@ -198,13 +246,13 @@ def sums_of(subject: ModelUnderTest, rows: Ids, seed: int, layers: Sequence[int]
     `first` is the number of the first row, by which others are drawn.
     """
     circuits = circuits_of(subject)
-    capture = HeadOutputCapture(subject, circuits)
+    capture, lens = HeadOutputCapture(subject, circuits), Lens(circuits)
 
     def measured(batch: Tensor, part: slice) -> dict[str, Array]:
         def draw(row: int, layer: int) -> np.random.Generator:
             return np.random.default_rng([seed, 26, first + part.start + row, layer])
 
-        one = _Measured(circuits, batch, layers, draw)
+        one = _Measured(circuits, lens, batch, layers, draw)
         scale = numbers(capture(batch, one.take, patterns=True, watch=one))[:, queries_of(batch.shape[1])]
         by_layer = []
         for layer, each in enumerate(circuits.layers):
@@ -347,7 +395,10 @@ TINY = 1e-12  # a variance below it is that of rounding
 
 @dataclass(frozen=True)
 class Suppressing:
-    """One head: its effect on what is predicted, and what of it is beyond that on other tokens, in nats."""
+    """One head: its effect on what is predicted, and the same without twice its effect on other tokens, in nats.
+
+    Where both lie below minus `least` it lowers by enough what is predicted, and that at least twice as much as other tokens.
+    """
 
     head: HeadId
     effect: Estimate
@@ -356,17 +407,17 @@ class Suppressing:
 
     @property
     def suppresses(self) -> bool:
-        return self.effect.is_below(-self.least) and self.beyond.is_below(-self.least * EXCESS_SHARE)
+        return self.effect.is_below(-self.least) and self.beyond.is_below(-self.least)
 
     @property
     def does_not(self) -> bool:
-        """Whether it is shown to lower too little, or no more than it lowers other tokens."""
-        return self.effect.is_above(-self.least) or self.beyond.is_above(-self.least * EXCESS_SHARE)
+        """Whether it is shown to lower too little, or other tokens nearly as much."""
+        return self.effect.is_above(-self.least) or self.beyond.is_above(-self.least)
 
     def more_needed(self, count: int) -> int:
         """How many more rows would tell."""
-        ends = ((self.effect, -self.least), (self.beyond, -self.least * EXCESS_SHARE))
-        return max(more_needed(each, end, count) for each, end in ends if not each.is_below(end))
+        unclear = [each for each in (self.effect, self.beyond) if not each.is_below(-self.least)]
+        return max(more_needed(each, -self.least, count) for each in unclear)
 
     def __str__(self) -> str:
         found = self.effect
@@ -385,7 +436,7 @@ def suppressing(found: Mapping[str, Array], heads: Sequence[HeadId], least: floa
     for name in ("effect", "beyond"):
         for head in heads:
             sums = found["effect"][:, head.layer, head.head]
-            sums = sums if name == "effect" else sums - found["other_effect"][:, head.layer, head.head]
+            sums = sums if name == "effect" else sums - 2 * found["other_effect"][:, head.layer, head.head]
             columns.append(mean_of_tokens(sums, found["predictions"][:, head.layer]))
     intervals = mean_interval(np.stack(columns, axis=1), error_rate, "nats")
     known = [
@@ -437,7 +488,7 @@ def _not_beyond(found: Suppressing) -> str:
     """Against what a head fell short, as the end of a sentence."""
     if found.effect.is_above(-found.least):
         return f", not {-found.least:.3f} or less"
-    return f", and only {found.beyond.value:.3f} beyond what it adds to other tokens of the row"
+    return f", and {(found.effect.value - found.beyond.value) / 2:.3f} to other tokens that stand there as often"
 
 
 def _few(
@@ -462,7 +513,7 @@ def _layers(numbers_of: Sequence[int]) -> str:
 
 
 def _estimates(known: Sequence[Suppressing]) -> dict[str, Estimate]:
-    """Of the heads with the strongest suppression, their effect and what of it is beyond other tokens."""
+    """Of the heads with the strongest suppression, their effect, and the same without twice that on other tokens."""
     found = {f"effect {each.head}": each.effect for each in known[:NEAREST]}
     return found | {f"beyond others {each.head}": each.beyond for each in known[:NEAREST]}
 
@@ -483,9 +534,9 @@ def assert_copy_suppression(
     """Assert that some head, or each of those named, lowers what is predicted before it where that stands earlier in the row.
 
     Predictions, and what heads do to them, are those of `measure_copy_suppression`. A head suppresses where its mean effect lies
-    with its whole interval below minus `min_suppression`, in nats, and half of that is left without its effect on other tokens
-    of the row that occurred as often. REFUTED where no head does, or one of those named is shown not to. The mean is over all
-    predictions that stand earlier, also where the head attends elsewhere.
+    with its whole interval below minus `min_suppression`, in nats, and so does the same without twice its effect on other tokens
+    of the row that occurred as often: it lowers what is predicted, and not whatever stood there. REFUTED where no head does, or
+    one of those named is shown not to. The mean is over all predictions that stand earlier, also where the head attends elsewhere.
 
     UNDETERMINED where too little is predicted before the layers (`few_predictions`): small models, and early layers of larger
     ones, predict nothing by the logit lens. Of all heads, those of layers that predict at less than 0.05 of the queries are left
