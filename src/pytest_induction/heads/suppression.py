@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pytest_induction.behaviour.judging import shuffled_rows
-from pytest_induction.behaviour.matches import mean_of_tokens
 from pytest_induction.behaviour.text import rows_of
-from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed, more_needed_in_words, priced_claim, until_clear
+from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed_in_words, priced_claim, until_clear
 from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.copying import projected
@@ -40,7 +39,7 @@ from pytest_induction.probes.sequences import Ids
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadId, Provenance, Verdict
 from pytest_induction.spending import priced, spend_at_most, spent_so_far
-from pytest_induction.statistics import FIRST_LOOK, mean_interval
+from pytest_induction.statistics import FIRST_LOOK, bounded_intervals, more_rows
 
 N_QUERIES = 32  # of a row, evenly spaced: at each the whole vocabulary is looked at before every layer
 FIRST_QUERY = 4  # queries stand in the last three quarters of a row, where something stood before
@@ -49,6 +48,8 @@ LEAST_LEAD = 1e-3  # nats by which the likeliest token must be ahead for anythin
 MIN_SUPPRESSION = 0.1  # nats
 MIN_PREDICTIONS = 50  # before a layer: of fewer no mean is judged
 MIN_SHARE = 0.05  # of the queries: before a layer that predicts less often there is too little to lower
+MOST_COUNTED = 4  # times the threshold: so much a row counts at most, up or down
+MOST_ATTENTION = 0.2  # the same of attention
 MAX_ROWS = 16
 MOST_WINNERS = 2048  # tokens that are held against those of a row before the whole vocabulary is
 NEAREST = 5  # heads that are in the evidence
@@ -395,54 +396,67 @@ TINY = 1e-12  # a variance below it is that of rounding
 
 @dataclass(frozen=True)
 class Suppressing:
-    """One head: its effect on what is predicted, and the same without twice its effect on other tokens, in nats.
+    """One head: its effect on what is predicted, in nats, and the same without twice its effect on other tokens.
 
-    Where both lie below minus `least` it lowers by enough what is predicted, and that at least twice as much as other tokens.
+    Where both lie below minus `least` it lowers what is predicted by enough, and other tokens by no more than half of that.
+    `attention` is its mass on the occurrences of what is predicted without twice that on the others': above 0 it looks for them.
     """
 
     head: HeadId
     effect: Estimate
     beyond: Estimate
+    attention: Estimate
     least: float
 
     @property
     def suppresses(self) -> bool:
-        return self.effect.is_below(-self.least) and self.beyond.is_below(-self.least)
+        lowers = self.effect.is_below(-self.least) and self.beyond.is_below(-self.least)
+        return lowers and self.attention.is_above(0.0)
 
     @property
     def does_not(self) -> bool:
-        """Whether it is shown to lower too little, or other tokens nearly as much."""
-        return self.effect.is_above(-self.least) or self.beyond.is_above(-self.least)
+        """Whether it is shown to lower too little, other tokens nearly as much, or to attend to these nearly as much."""
+        return self.effect.is_above(-self.least) or self.beyond.is_above(-self.least) or self.attention.is_below(0.0)
 
     def more_needed(self, count: int) -> int:
         """How many more rows would tell."""
         unclear = [each for each in (self.effect, self.beyond) if not each.is_below(-self.least)]
-        return max(more_needed(each, -self.least, count) for each in unclear)
+        more = [more_rows(each, -self.least, count) for each in unclear]
+        more += [] if self.attention.is_above(0.0) else [more_rows(self.attention, 0.0, count)]
+        return max(more)
 
     def __str__(self) -> str:
         found = self.effect
         return f"{self.head} adds {found.value:.3f} nats ({found.low:.3f}..{found.high:.3f})"
 
 
-def suppressing(found: Mapping[str, Array], heads: Sequence[HeadId], least: float, error_rate: float) -> list[Suppressing]:
-    """Each of the heads with intervals that hold for all of them together, the strongest suppression first.
+def suppressing(
+    found: Mapping[str, Array], heads: Sequence[HeadId], least: float, rates: tuple[float, float]
+) -> list[Suppressing]:
+    """Each of the heads with its intervals, the strongest suppression first.
 
-    `found` has "effect" and "other_effect" (rows, n_layers, n_heads), sums over the "predictions" (rows, n_layers), of which each
-    of these heads has some.
+    `found` has "effect", "other_effect", "mass" and "other_mass" (rows, n_layers, n_heads), sums over the "predictions" (rows,
+    n_layers), of which each of these heads has some. Means are those of rows, of which each counts once, and for four times
+    `least` at most: so their intervals hold whatever rows are distributed like. `rates` are those at which an end that may show
+    suppression is wrong, and an end that may rule it out.
     """
     if not heads:
         return []
-    columns = []
-    for name in ("effect", "beyond"):
-        for head in heads:
-            sums = found["effect"][:, head.layer, head.head]
-            sums = sums if name == "effect" else sums - 2 * found["other_effect"][:, head.layer, head.head]
-            columns.append(mean_of_tokens(sums, found["predictions"][:, head.layer]))
-    intervals = mean_interval(np.stack(columns, axis=1), error_rate, "nats")
-    known = [
-        Suppressing(head, effect, beyond, least)
-        for head, effect, beyond in zip(heads, intervals[: len(heads)], intervals[len(heads) :], strict=True)
+    places = [head.layer for head in heads], [head.head for head in heads]
+    names = ("effect", "other_effect", "mass", "other_mass")
+    with np.errstate(invalid="ignore"):
+        of_rows = [found[name][:, places[0], places[1]] / found["predictions"][:, places[0]] for name in names]
+    effect, other, mass, other_mass = of_rows
+    to_show, to_rule_out = rates
+    lowered = [
+        bounded_intervals(np.clip(each, -most, most), to_rule_out, to_show, lowest=-most, highest=most, unit="nats")
+        for each, most in ((effect, MOST_COUNTED * least), (effect - 2 * other, MOST_COUNTED * least))
     ]
+    looked = np.clip(mass - 2 * other_mass, -MOST_ATTENTION, MOST_ATTENTION)
+    attention = bounded_intervals(
+        looked, to_show, to_rule_out, lowest=-MOST_ATTENTION, highest=MOST_ATTENTION, unit="excess"
+    )
+    known = [Suppressing(*each, least) for each in zip(heads, *lowered, attention, strict=True)]
     return sorted(known, key=lambda each: each.effect.value)
 
 
@@ -452,12 +466,14 @@ def judge_suppression(
     """Does each of the named heads suppress what is predicted before it, or else some head of all?
 
     A layer before which too little is predicted is not judged: of all heads it is left out where it predicts at less than 0.05
-    of the queries.
+    of the queries. Only one of the two answers can be wrong, so each has the whole error rate. That some head does what three
+    statements say is shown where all three hold for one of the heads, and ruled out where one fails for each of them.
     """
+    rates = (error_rate, error_rate / (3 * len(heads))) if is_named else (error_rate / len(heads), error_rate / 3)
     count, predictions = len(found["predictions"]), found["predictions"].sum(0)
     enough = predictions >= MIN_PREDICTIONS
     rare = predictions < MIN_SHARE * count * n_queries
-    known = suppressing(found, [head for head in heads if enough[head.layer]], least, error_rate)
+    known = suppressing(found, [head for head in heads if enough[head.layer]], least, rates)
     lacking = sorted({head.layer for head in heads if not enough[head.layer]})
     waited_for = [layer for layer in lacking if not rare[layer]]
     estimates = _estimates(known)
@@ -488,6 +504,8 @@ def _not_beyond(found: Suppressing) -> str:
     """Against what a head fell short, as the end of a sentence."""
     if found.effect.is_above(-found.least):
         return f", not {-found.least:.3f} or less"
+    if found.attention.is_below(0.0):
+        return ", but does not look for it: other tokens that stand there as often get more than half of the attention to it"
     return f", and {(found.effect.value - found.beyond.value) / 2:.3f} to other tokens that stand there as often"
 
 
@@ -513,9 +531,10 @@ def _layers(numbers_of: Sequence[int]) -> str:
 
 
 def _estimates(known: Sequence[Suppressing]) -> dict[str, Estimate]:
-    """Of the heads with the strongest suppression, their effect, and the same without twice that on other tokens."""
+    """Of the heads with the strongest suppression what each is judged by."""
     found = {f"effect {each.head}": each.effect for each in known[:NEAREST]}
-    return found | {f"beyond others {each.head}": each.beyond for each in known[:NEAREST]}
+    found |= {f"beyond others {each.head}": each.beyond for each in known[:NEAREST]}
+    return found | {f"attention {each.head}": each.attention for each in known[:NEAREST]}
 
 
 @user_facing
@@ -534,9 +553,11 @@ def assert_copy_suppression(
     """Assert that some head, or each of those named, lowers what is predicted before it where that stands earlier in the row.
 
     Predictions, and what heads do to them, are those of `measure_copy_suppression`. A head suppresses where its mean effect lies
-    with its whole interval below minus `min_suppression`, in nats, and so does the same without twice its effect on other tokens
-    of the row that occurred as often: it lowers what is predicted, and not whatever stood there. REFUTED where no head does, or
-    one of those named is shown not to. The mean is over all predictions that stand earlier, also where the head attends elsewhere.
+    over rows lies with its whole interval below minus `min_suppression`, in nats, and so does the same without twice its effect on other tokens
+    of the row that occurred as often: it lowers what is predicted, and not whatever stood there. It must look for it too: its
+    attention to the occurrences is more than twice that to the others'. REFUTED where no head does all this, or one of those
+    named is shown not to. The mean is over all predictions that stand earlier, also where the head attends elsewhere; a row counts for four times
+    `min_suppression` at most, so that the intervals hold whatever rows are distributed like.
 
     UNDETERMINED where too little is predicted before the layers (`few_predictions`): small models, and early layers of larger
     ones, predict nothing by the logit lens. Of all heads, those of layers that predict at less than 0.05 of the queries are left
@@ -544,7 +565,7 @@ def assert_copy_suppression(
 
     `text` is as for `assert_learns_in_context`. Rows are drawn in rounds until it is clear, at most `max_sequences` (48, 192 for
     a model of up to 2 million weights). `budget` is as for `assert_has_induction_head`. `error_rate` is for all heads and rounds
-    together. Returns the evidence: `.estimates` has "effect L13H3" and "beyond others L13H3" of the strongest heads. Raises
+    together. Returns the evidence: `.estimates` has "effect L13H3", "beyond others L13H3" and "attention L13H3" of the strongest heads. Raises
     `ExpectationFailed`, which carries it, `UnsupportedModel` where the weights of heads are not known, `TextError` for a text of
     fewer than 16 rows. Source: McDougall et al. 2023 (arXiv 2310.04625); what decides is ours.
 
