@@ -125,7 +125,9 @@ def test_effects_are_those_of_loops_over_eager_patterns(kind):
     for number, row in enumerate(rows.tolist()):
         likeliest = [likeliest_of(model, row, layer) for layer in range(subject.n_layers)]
         others = [
-            asked(each[None], rows[[number]], queries_of(40), lambda _, layer=layer: np.random.default_rng([7, 26, number, layer])).others[0]
+            asked(
+                each[None], rows[[number]], queries_of(40), lambda _, layer=layer: np.random.default_rng([7, 26, number, layer])
+            ).others[0]
             for layer, each in enumerate(likeliest)
         ]
         slow = slow_effects(untied(kind), row, others)

@@ -263,7 +263,9 @@ def sums_of(subject: ModelUnderTest, rows: Ids, seed: int, layers: Sequence[int]
             of_tokens, masses, effects = one.found[layer]
             by_layer.append(_sums(of_tokens, numbers(masses), numbers(effects) / scale[..., None]))
         found = {name: of_all_heads([each[name] for each in by_layer], subject.n_heads) for name in SUMS}
-        counted = [one.found[layer][0].counts.sum(1) if layer in one.found else np.zeros(len(batch)) for layer in range(len(by_layer))]
+        counted = [
+            one.found[layer][0].counts.sum(1) if layer in one.found else np.zeros(len(batch)) for layer in range(len(by_layer))
+        ]
         return found | {"predictions": np.stack(counted, axis=1).astype(np.float64)}
 
     found = joined(in_batches(subject, torch.from_numpy(rows), measured, logits=False))
@@ -453,9 +455,7 @@ def suppressing(
         for each, most in ((effect, MOST_COUNTED * least), (effect - 2 * other, MOST_COUNTED * least))
     ]
     looked = np.clip(mass - 2 * other_mass, -MOST_ATTENTION, MOST_ATTENTION)
-    attention = bounded_intervals(
-        looked, to_show, to_rule_out, lowest=-MOST_ATTENTION, highest=MOST_ATTENTION, unit="excess"
-    )
+    attention = bounded_intervals(looked, to_show, to_rule_out, lowest=-MOST_ATTENTION, highest=MOST_ATTENTION, unit="excess")
     known = [Suppressing(*each, least) for each in zip(heads, *lowered, attention, strict=True)]
     return sorted(known, key=lambda each: each.effect.value)
 
@@ -509,9 +509,7 @@ def _not_beyond(found: Suppressing) -> str:
     return f", and {(found.effect.value - found.beyond.value) / 2:.3f} to other tokens that stand there as often"
 
 
-def _few(
-    predictions: Array, lacking: Sequence[int], count: int, n_queries: int, estimates: Mapping[str, Estimate]
-) -> Judgement:
+def _few(predictions: Array, lacking: Sequence[int], count: int, n_queries: int, estimates: Mapping[str, Estimate]) -> Judgement:
     """The judgement where too little is predicted before layers that would have to be judged."""
     most = max(lacking, key=lambda layer: float(predictions[layer]))
     seen = int(predictions[most])

@@ -39,7 +39,18 @@ from __future__ import annotations
 from typing import Unpack
 
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
-from pytest_induction.planted.blueprint import POINTED_AT, SAME_TOKEN, SHARP, Attends, Blueprint, Match, Sizes, after, amount, back
+from pytest_induction.planted.blueprint import (
+    POINTED_AT,
+    SAME_TOKEN,
+    SHARP,
+    Attends,
+    Blueprint,
+    Match,
+    Sizes,
+    after,
+    amount,
+    back,
+)
 from pytest_induction.planted.few_shot import few_shot_head
 from pytest_induction.planted.lengths import longest_match_head, ngram_head
 from pytest_induction.planted.meaning import class_induction_head, pattern_head, translation_head
