@@ -215,7 +215,6 @@ def test_what_is_not_run_is_listed_here():
         ("docs/baselines.md", "the file must be written first; tests/plugin/test_baselines.py writes it, and runs this again"),
         ("docs/how-to/quantised-model.md", "the models are yours"),
         ("docs/properties.md", "needs --induction-run=CHECKPOINTS"),
-        ("docs/runs.md", "a sketch; the README has the whole loop"),
         ("docs/runs.md", "needs an account or a server"),
         ("docs/runs.md", "they stand in somebody else's file"),
         ("docs/tutorial.md", "it needs a network"),
