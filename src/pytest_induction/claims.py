@@ -291,7 +291,7 @@ MODELS = (
         decided_by=("effect ",),
         held_against={"effect *": "min_suppression"},
         next_steps={
-            "no_head_suppresses": "see every head with `measure_copy_suppression(model, text)`; the threshold is `min_suppression=`",
+            "no_head_suppresses": "see every head with `measure_copy_suppression(model, text)`; how much is `min_suppression=`",
             "does_not_suppress": "see every head with `measure_copy_suppression(model, text)`, and name others with `heads=`",
             "few_predictions": "`measure_copy_suppression(model, text).predicted_share` has each layer; name heads of later ones",
         },

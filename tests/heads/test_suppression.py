@@ -124,12 +124,10 @@ def test_effects_are_those_of_loops_over_eager_patterns(kind):
     counted = 0
     for number, row in enumerate(rows.tolist()):
         likeliest = [likeliest_of(model, row, layer) for layer in range(subject.n_layers)]
-        others = [
-            asked(
-                each[None], rows[[number]], queries_of(40), lambda _, layer=layer: np.random.default_rng([7, 26, number, layer])
-            ).others[0]
-            for layer, each in enumerate(likeliest)
-        ]
+        others = []
+        for layer, each in enumerate(likeliest):
+            rng = np.random.default_rng([7, 26, number, layer])
+            others.append(asked(each[None], rows[[number]], queries_of(40), lambda _, rng=rng: rng).others[0])
         slow = slow_effects(untied(kind), row, others)
         for layer in range(subject.n_layers):
             values = np.array([[each.numpy() for each in of] for (at, _), (_, of) in slow.items() if at == layer])

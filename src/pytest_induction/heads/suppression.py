@@ -32,7 +32,8 @@ from pytest_induction.measuring.observing import (
 from pytest_induction.model.batching import in_batches
 from pytest_induction.model.capture import HeadOutputCapture, mix
 from pytest_induction.model.circuits import circuits_of
-from pytest_induction.model.head_weights import Circuits, upcast
+from pytest_induction.model.head_weights import Circuits
+from pytest_induction.model.lens import Lens
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import Ids
@@ -44,14 +45,12 @@ from pytest_induction.statistics import FIRST_LOOK, bounded_intervals, more_rows
 N_QUERIES = 32  # of a row, evenly spaced: at each the whole vocabulary is looked at before every layer
 FIRST_QUERY = 4  # queries stand in the last three quarters of a row, where something stood before
 HIGH_MASS = 0.1  # on what is predicted: a head that has it there attends to it
-LEAST_LEAD = 1e-3  # nats by which the likeliest token must be ahead for anything to be predicted
 MIN_SUPPRESSION = 0.1  # nats
 MIN_PREDICTIONS = 50  # before a layer: of fewer no mean is judged
 MIN_SHARE = 0.05  # of the queries: before a layer that predicts less often there is too little to lower
 MOST_COUNTED = 4  # times the threshold: so much a row counts at most, up or down
 MOST_ATTENTION = 0.2  # the same of attention
 MAX_ROWS = 16
-MOST_WINNERS = 2048  # tokens that are held against those of a row before the whole vocabulary is
 NEAREST = 5  # heads that are in the evidence
 CLAIM = "copy_suppression"
 SUMS = (
@@ -72,58 +71,6 @@ def queries_of(length: int) -> NDArray[np.int64]:
     """The positions of a row of that length at which predictions are looked at, in order."""
     first = max(2, length // FIRST_QUERY)
     return np.unique(np.linspace(first, length - 1, min(N_QUERIES, length - first)).round().astype(np.int64))
-
-
-class Lens:
-    """Which token the residual stream would predict if the model ended there, where that token stands earlier in the row.
-
-    The whole vocabulary is looked at only where that may be: not where another token of the row, or one that was likeliest
-    somewhere before, is ahead of all that could count.
-    """
-
-    def __init__(self, circuits: Circuits) -> None:
-        self._circuits = circuits
-        self._winners: dict[int, None] = {}  # ids that were likeliest and stood in no row, the latest last
-
-    def likeliest(self, stream: Tensor, row: Ids, queries: NDArray[np.int64]) -> Ids:
-        """The likeliest token (queries,) by the stream there, (queries, d_model); -1 where it cannot count."""
-        normed = self._circuits.final_norm(stream)
-        in_row, found = np.unique(row), np.full(len(queries), -1)
-        best = self.logits(normed, in_row).max(-1)
-        chosen, first = in_row[best.indices.cpu().numpy()], _first_places(row)
-        may = torch.tensor([first[token] < query for token, query in zip(chosen.tolist(), queries.tolist(), strict=True)])
-        may &= torch.from_numpy(chosen != row[queries])
-        may = may.to(normed.device)
-        others = np.setdiff1d(np.array([*self._winners], dtype=np.int64), in_row)
-        if len(others):
-            may &= self.logits(normed, others).amax(-1) <= best.values
-        at = may.nonzero()[:, 0]
-        top = self.logits(normed[at]).topk(2)
-        leads = top.values[:, 0] - top.values[:, 1] > LEAST_LEAD
-        winners = torch.where(leads, top.indices[:, 0], -1).cpu().numpy()
-        found[at.cpu().numpy()] = winners
-        for winner in set(winners[~np.isin(winners, in_row)].tolist()) - {-1}:
-            self._winners[winner] = self._winners.pop(winner, None)
-        while len(self._winners) > MOST_WINNERS:
-            del self._winners[next(iter(self._winners))]
-        return found
-
-    def logits(self, normed: Tensor, ids: Ids | None = None) -> Tensor:
-        """Logits (..., n) of what the final norm gives, (..., d_model): of these ids, or of all, at least float32."""
-        weight, bias = self._circuits.unembedding, self._circuits.unembedding_bias
-        if ids is not None:
-            at = torch.from_numpy(ids).to(weight.device)
-            weight, bias = weight.mT[at].mT, None if bias is None else bias[at]
-        made = upcast(normed.to(weight) @ weight)
-        return (made if bias is None else made + bias) * self._circuits.logit_factor
-
-
-def _first_places(row: Ids) -> dict[int, int]:
-    """The first position of each token of a row, its own first position left out; beyond the row where it stands only there."""
-    found = {int(row[0]): len(row)}
-    for place in range(len(row) - 1, 0, -1):
-        found[int(row[place])] = place
-    return found
 
 
 @dataclass(frozen=True)
@@ -242,9 +189,9 @@ def _sums(one: Asked, masses: Array, effects: Array) -> dict[str, Array]:
 
 
 def sums_of(subject: ModelUnderTest, rows: Ids, seed: int, layers: Sequence[int], first: int = 0) -> dict[str, Array]:
-    """What heads do to what is predicted before them: each of `SUMS` (rows, n_layers, n_heads), and "predictions" (rows, n_layers).
+    """What heads of these layers do to what is predicted before them: each of `SUMS`, (rows, n_layers, n_heads).
 
-    `first` is the number of the first row, by which others are drawn.
+    And "predictions", (rows, n_layers), over how many. `first` is the number of the first row, by which others are drawn.
     """
     circuits = circuits_of(subject)
     capture, lens = HeadOutputCapture(subject, circuits), Lens(circuits)
@@ -550,12 +497,14 @@ def assert_copy_suppression(
 ) -> Evidence:
     """Assert that some head, or each of those named, lowers what is predicted before it where that stands earlier in the row.
 
-    Predictions, and what heads do to them, are those of `measure_copy_suppression`. A head suppresses where its mean effect lies
-    over rows lies with its whole interval below minus `min_suppression`, in nats, and so does the same without twice its effect on other tokens
-    of the row that occurred as often: it lowers what is predicted, and not whatever stood there. It must look for it too: its
-    attention to the occurrences is more than twice that to the others'. REFUTED where no head does all this, or one of those
-    named is shown not to. The mean is over all predictions that stand earlier, also where the head attends elsewhere; a row counts for four times
-    `min_suppression` at most, so that the intervals hold whatever rows are distributed like.
+    Predictions, and what heads do to them, are those of `measure_copy_suppression`. A head suppresses where three means over rows
+    lie beyond their thresholds with their whole intervals: its effect below minus `min_suppression`, in nats; the effect without
+    twice that on other tokens of the row that occurred as often, below the same, so that it does not lower whatever stood there;
+    and its mass without twice that on these tokens, above 0, so that it looks for what is predicted. REFUTED where for each head
+    one of the three is shown not to hold, or for one of those named.
+
+    All predictions that stand earlier count, also where the head attends elsewhere. A row counts for four times `min_suppression`
+    at most, so that the intervals hold whatever rows are distributed like.
 
     UNDETERMINED where too little is predicted before the layers (`few_predictions`): small models, and early layers of larger
     ones, predict nothing by the logit lens. Of all heads, those of layers that predict at less than 0.05 of the queries are left
@@ -563,9 +512,11 @@ def assert_copy_suppression(
 
     `text` is as for `assert_learns_in_context`. Rows are drawn in rounds until it is clear, at most `max_sequences` (48, 192 for
     a model of up to 2 million weights). `budget` is as for `assert_has_induction_head`. `error_rate` is for all heads and rounds
-    together. Returns the evidence: `.estimates` has "effect L13H3", "beyond others L13H3" and "attention L13H3" of the strongest heads. Raises
-    `ExpectationFailed`, which carries it, `UnsupportedModel` where the weights of heads are not known, `TextError` for a text of
-    fewer than 16 rows. Source: McDougall et al. 2023 (arXiv 2310.04625); what decides is ours.
+    together.
+
+    Returns the evidence: `.estimates` has "effect L13H3", "beyond others L13H3" and "attention L13H3" of the strongest heads.
+    Raises `ExpectationFailed`, which carries it, `UnsupportedModel` where the weights of heads are not known, `TextError` for a
+    text of fewer than 16 rows. Source: McDougall et al. 2023 (arXiv 2310.04625); what decides is ours.
 
     >>> assert_copy_suppression(model, "manual.txt").reason                  # doctest: +SKIP
     'suppresses'
