@@ -403,7 +403,10 @@ def suppressing(
     ]
     looked = np.clip(mass - 2 * other_mass, -MOST_ATTENTION, MOST_ATTENTION)
     attention = bounded_intervals(looked, to_show, to_rule_out, lowest=-MOST_ATTENTION, highest=MOST_ATTENTION, unit="excess")
-    known = [Suppressing(*each, least) for each in zip(heads, *lowered, attention, strict=True)]
+    known = [
+        Suppressing(head, of_head, beyond, looks, least)
+        for head, of_head, beyond, looks in zip(heads, lowered[0], lowered[1], attention, strict=True)
+    ]
     return sorted(known, key=lambda each: each.effect.value)
 
 
