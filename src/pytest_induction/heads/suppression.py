@@ -490,8 +490,8 @@ def _estimates(known: Sequence[Suppressing]) -> dict[str, Estimate]:
 def assert_copy_suppression(
     model: ModelLike,
     text: Any,
-    heads: HeadsLike | None = None,
     *,
+    heads: HeadsLike | None = None,
     min_suppression: float = MIN_SUPPRESSION,
     max_sequences: int | None = None,
     budget: float | str | None = None,
