@@ -25,6 +25,9 @@
 | longer matches, random | 60 as in the first row, by `assert_prefers_longer_match` | SHOWN |
 | longer matches, planted | 100 named heads of varied preference, sharpness and size | against what is known |
 | longer matches, rows | no model: rows of a head with a preference at the threshold, 4000 seeds of each | SHOWN or REFUTED |
+| copy suppression, random | 60 as in the first row, on rows of tokens that repeat | SHOWN |
+| copy suppression, planted | 60 named heads of varied strength, sharpness and size | against what is known |
+| copy suppression, rows | no model: rows of a head whose mean effect is the threshold, 1000 seeds of each | SHOWN or REFUTED |
 
 What is known of a planted head that matches follows from its pattern: prefix matching by the formula of its sharpness, over the
 periods that probes have, above the threshold or below. Where that lies within a tenth of the threshold nothing counts as wrong,
@@ -62,6 +65,7 @@ from tests.measuring import slow  # noqa: E402
 import competing  # noqa: E402
 import make as fixtures  # noqa: E402
 import skewed  # noqa: E402
+import suppressing  # noqa: E402
 from attention_only import AttentionOnly  # noqa: E402
 from pytest_induction import (  # noqa: E402
     Evidence,
@@ -491,6 +495,14 @@ def longer_matches(table: Table, n_random: int, n_planted: int, seeds: int) -> N
         table.row(f"longer matches, rows: {shape}", competing.rows_at_the_threshold(shape, seeds))
 
 
+def suppression(table: Table, n_random: int, n_planted: int, seeds: int) -> None:
+    """The rows on heads that lower what is predicted."""
+    table.row("copy suppression, random", suppressing.random_suppressors(repeating_rows, random_models(n_random, seed=8)))
+    table.row("copy suppression, planted", suppressing.planted_suppressors(repeating_rows, n_planted, seed=9))
+    for shape in suppressing.SHAPES:
+        table.row(f"copy suppression, rows: {shape}", suppressing.rows_at_the_threshold(shape, seeds))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a twentieth of each row")
@@ -527,6 +539,7 @@ def main() -> int:
         all_are(absent, random_models(some(60), seed=7), partial(asserted_of, assert_follows_rule, examples=1)),
     )
     longer_matches(table, some(60), some(100), OF_PREFERENCE // share)
+    suppression(table, some(60), some(60), SKEWED_SEEDS // share)
     table.row("in a text, random", in_text_random(random_models(some(40), seed=7)))
     table.row("in a text, planted", in_text_planted(some(60)))
     table.row("specificity at its threshold", at_specificity(range(some(500)), (0.4, 0.4 - MIN_SPECIFICITY)))

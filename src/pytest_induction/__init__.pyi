@@ -35,6 +35,8 @@ from pytest_induction.heads.match_lengths import measure_match_lengths as measur
 from pytest_induction.heads.retrieval import measure_retrieval as measure_retrieval
 from pytest_induction.heads.semantic import assert_heads_generalize as assert_heads_generalize
 from pytest_induction.heads.semantic import measure_generality as measure_generality
+from pytest_induction.heads.suppression import assert_copy_suppression as assert_copy_suppression
+from pytest_induction.heads.suppression import measure_copy_suppression as measure_copy_suppression
 from pytest_induction.heads.virtual import measure_virtual_heads as measure_virtual_heads
 from pytest_induction.interventions.ablation import measure_ablations as measure_ablations
 from pytest_induction.interventions.function_vectors import measure_function_vectors as measure_function_vectors

@@ -302,6 +302,21 @@ MODELS = (
         more="metrics.md#competing-matches",
     ),
     Claim(
+        name="copy_suppression",
+        asserts="some head, or named heads, lower what is predicted before them where it stands earlier in the text",
+        assertion="pytest_induction.heads.suppression:assert_copy_suppression",
+        decided_by=("effect ",),
+        held_against={"effect *": "min_suppression"},
+        next_steps={
+            "no_head_suppresses": "see every head with `measure_copy_suppression(model, text)`; how much is `min_suppression=`",
+            "does_not_suppress": "see every head with `measure_copy_suppression(model, text)`, and name others with `heads=`",
+            "few_predictions": "`measure_copy_suppression(model, text).predicted_share` has each layer; name heads of later ones",
+        },
+        chart="heads",
+        needs=("text", "asking"),
+        more="field.md#copy-suppression",
+    ),
+    Claim(
         name="property_holds",
         asserts="a property holds on every sequence that hypothesis generates",
         assertion="pytest_induction.runs.properties:assert_property_holds",

@@ -21,7 +21,7 @@ from pytest_induction.claims import MODEL, PREFIX, Claim, claim_named, claims
 from pytest_induction.comparison import preserved
 from pytest_induction.comparison import retrieval as retrieval_kept
 from pytest_induction.errors import TextError, meant
-from pytest_induction.heads import competing, composition, copying, distances, match_lengths, semantic, virtual
+from pytest_induction.heads import competing, composition, copying, distances, match_lengths, semantic, suppression, virtual
 from pytest_induction.heads import induction as kinds
 from pytest_induction.heads import retrieval as heads_retrieval
 from pytest_induction.interventions import ablation, function_vectors
@@ -131,6 +131,7 @@ class Induction:
     assert_heads_generalize = OfModel(semantic.assert_heads_generalize)
     assert_match_length = OfModel(match_lengths.assert_match_length)
     assert_prefers_longer_match = OfModel(competing.assert_prefers_longer_match)
+    assert_copy_suppression = OfModelAndText(suppression.assert_copy_suppression)
     assert_property_holds = OfModel(properties.assert_property_holds, seeded=False)
     assert_heads_preserved = OfLaterModel(preserved.assert_heads_preserved)
     assert_retrieval_preserved = OfLaterModel(retrieval_kept.assert_retrieval_preserved)
@@ -140,6 +141,7 @@ class Induction:
     measure_competing_matches = OfModel(competing.measure_competing_matches)
     measure_distances = OfModel(distances.measure_distances)
     measure_copying = OfModel(copying.measure_copying)
+    measure_copy_suppression = OfModelAndText(suppression.measure_copy_suppression)
     measure_composition = OfModel(composition.measure_composition)
     measure_virtual_heads = OfModel(virtual.measure_virtual_heads)
     measure_generality = OfModel(semantic.measure_generality)

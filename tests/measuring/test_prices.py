@@ -32,6 +32,8 @@ ARGUMENTS = {
     "measure_rules": ((), {"examples": 4}),
     "assert_heads_generalize": (("L1H0",), {"probes": "classes"}),
     "assert_heads_preserved": ((small(),), {}),
+    "assert_copy_suppression": ((REPEATING,), {}),
+    "measure_copy_suppression": ((TEXT,), {}),
     "assert_icl_heads": ((), FEW_SHOT),
     "assert_retrieval_heads": ((), NEEDLES),
     "assert_retrieval_preserved": ((small(),), NEEDLES),
@@ -46,6 +48,7 @@ CALLS = sorted(PRICES.keys() - {"assert_head_score"})  # its claim is the user's
 WITH_BUDGET = (
     "assert_ablation_removes_icl",
     "assert_copies_repeats",
+    "assert_copy_suppression",
     "assert_follows_rule",
     "assert_has_induction_head",
     "assert_heads_generalize",

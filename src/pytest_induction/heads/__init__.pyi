@@ -9,6 +9,7 @@ from pytest_induction.heads.retrieval import RetrievalScores as RetrievalScores
 from pytest_induction.heads.semantic import FamilyScores as FamilyScores
 from pytest_induction.heads.semantic import GeneralityScores as GeneralityScores
 from pytest_induction.heads.semantic import HeadGenerality as HeadGenerality
+from pytest_induction.heads.suppression import SuppressionScores as SuppressionScores
 from pytest_induction.heads.virtual import VirtualPair as VirtualPair
 from pytest_induction.heads.virtual import VirtualScores as VirtualScores
 from pytest_induction.measuring.rounds import HeadScores as HeadScores
