@@ -24,6 +24,7 @@ from pytest_induction.runs.phase_change.changes import (
 from pytest_induction.runs.phase_change.turn import judge_turn
 from pytest_induction.runs.record import MIN_CHANGE, REPEATS, Axis, TrainingRun, series_of
 
+OF_INDUCTION = ("prefix_matching", "previous_token", *REPEATS, "icl_score", "loss", "turn")  # series that tell of it
 MAX_LAG = 0.15  # decades between two midpoints that belong to one change
 ERROR_RATE = 0.05
 NOTHING_RECORDED = "neither scores of heads nor behaviour on repeated tokens were recorded"
@@ -121,7 +122,7 @@ def find_phase_changes(
         settle,
         turn,
         _lag(heads or repeats, turn),
-        {"max_width": max_width, **thresholds},
+        {"max_width": max_width, **{name: thresholds[name] for name in OF_INDUCTION}},
     )
 
 
