@@ -123,3 +123,16 @@ def test_shipped_runs_keep_what_they_have_learned(name):
     for series in ("advantage", "icl_score", "prefix_matching"):
         found = evidence_of(assert_no_transience, run, series=series)
         assert found.verdict is SHOWN or (series == "advantage" and found.reason == "drop_unclear")
+
+
+@pytest.mark.parametrize("series", ["advantage", "common_advantage", "prefix_matching", "icl_score", "repeat_accuracy"])
+def test_a_training_whose_data_stop_repeating_loses_what_it_has_learned(series):
+    found = evidence_of(assert_transience, RUNS / "lost", series=series)
+    assert (found.verdict, found.reason) == (SHOWN, "lost_again") and found.estimates["drop"].low > 0.2
+
+
+@pytest.mark.parametrize("series", ["rare_advantage", "match_gain"])
+def test_what_that_training_never_had_it_could_not_lose(series):
+    """Ids that no row of it has are never copied, and of several matches the longest never wins."""
+    found = evidence_of(assert_no_transience, RUNS / "lost", series=series)
+    assert (found.verdict, found.reason) == (UNDETERMINED, "never_formed")

@@ -14,7 +14,7 @@ from pytest_induction.errors import ArgumentError
 Counts = NDArray[np.int64]
 
 
-def number(name: str, value: Any) -> float | None:
+def one_number(name: str, value: Any) -> float | None:
     """A number, or a tensor of one, as a number; None for none. Raises `ArgumentError` for anything else."""
     try:
         return None if value is None else float(value.detach() if isinstance(value, Tensor) else value)
@@ -27,7 +27,7 @@ def checked_tokens_per_step(value: Any) -> float | None:
     """`tokens_per_step` as a number, None for none. Raises `ArgumentError` where it is not above 0."""
     if value is None:
         return None
-    number = number("tokens_per_step", value)
+    number = one_number("tokens_per_step", value)
     if number is None or not math.isfinite(number) or number <= 0:
         raise ArgumentError(f"`tokens_per_step` must be a number above 0, got {value!r}")
     return number

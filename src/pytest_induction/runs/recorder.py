@@ -31,7 +31,7 @@ from pytest_induction.model.protocol import ModelUnderTest, why_unread
 from pytest_induction.model.specs import module_names
 from pytest_induction.progress import complain, showing_on
 from pytest_induction.ranges import is_finite
-from pytest_induction.runs.given_numbers import checked_counts, checked_tokens_per_step, number
+from pytest_induction.runs.given_numbers import checked_counts, checked_tokens_per_step, one_number
 from pytest_induction.runs.keeping import CHOICE, Earlier, Keeping, check_is_free
 from pytest_induction.runs.measuring import (
     SEQUENCES,
@@ -222,7 +222,7 @@ class InductionRecorder(Keeping):
             if size is None:
                 return None
             self._is_pending = False
-            loss, tokens = number("loss", loss), self._tokens(step, tokens)
+            loss, tokens = one_number("loss", loss), self._tokens(step, tokens)
             self._wait_for(model)
             with self._budget.snapshot(forced=force), self._budget.kept(size, quiet=self._is_settled):
                 snapshot = self._measured(model, step, tokens, loss, size)
@@ -396,7 +396,7 @@ class InductionRecorder(Keeping):
             if not first_says(force or self._budget.affords(), device):
                 self._budget.skipped += 1
                 return None
-            loss, tokens = number("loss", loss), self._tokens(step, tokens)
+            loss, tokens = one_number("loss", loss), self._tokens(step, tokens)
             self._has_waited, self._checked = False, None
             self._wait_for(model)
             with self._budget.snapshot(forced=force), self._budget.kept(0):
@@ -504,7 +504,7 @@ class InductionRecorder(Keeping):
 
     def _tokens(self, step: int, tokens: Any) -> int | None:
         if tokens is not None:
-            found = number("tokens", tokens)
+            found = one_number("tokens", tokens)
             if found is None or not math.isfinite(found) or found < 0:
                 raise ArgumentError(f"`tokens` must be a number from 0 up, got {tokens!r}")
             return round(found)
