@@ -32,7 +32,12 @@ def _logistic(place: float, width: float) -> np.ndarray:
 def lasting(drop: float, wander: float, n_rows: int, seed: int) -> TrainingRun:
     """A run whose advantage rises by six nats and loses `drop`; without rows where `n_rows` is 0."""
     rng = np.random.default_rng([seed, int(100 * drop), n_rows])
-    shape = RISE * _logistic(rng.uniform(1.6, 2.2), 0.3) - drop * _logistic(rng.uniform(2.8, 3.3), 0.4)
+    risen, fallen = RISE * _logistic(rng.uniform(1.6, 2.2), 0.3), _logistic(rng.uniform(2.8, 3.3), 0.4)
+    amount = drop
+    for _ in range(20):  # until the means of three snapshots fall by that much
+        levels = np.convolve(risen - amount * fallen, np.full(3, 1 / 3), mode="valid")
+        amount = max(0.0, amount + drop - float(levels.max() - levels[-1]))
+    shape = risen - amount * fallen
     if not n_rows:
         values = shape + wander / 10 * rng.normal(size=len(STEPS))
         shots = [Snapshot(int(step), advantage=float(value)) for step, value in zip(STEPS, values, strict=True)]
@@ -49,7 +54,9 @@ def ordered(lag: float, noise: float, seed: int) -> TrainingRun:
     """A run in which prefix matching forms so many decades after previous-token heads."""
     rng = np.random.default_rng([seed, int(1000 * (lag + 1))])
     place = rng.uniform(1.8, 2.4)
-    one, two = (0.06 + 0.7 * _logistic(at, rng.uniform(0.1, 0.3)) + rng.normal(0, noise, len(STEPS)) for at in (place, place + lag))
+    one, two = (
+        0.06 + 0.7 * _logistic(at, rng.uniform(0.1, 0.3)) + rng.normal(0, noise, len(STEPS)) for at in (place, place + lag)
+    )
     shots = [
         Snapshot(int(step), previous_token=np.array([[first]]), prefix_matching=np.array([[second]]))
         for step, first, second in zip(STEPS, one, two, strict=True)
@@ -69,7 +76,7 @@ def _cell(counted: Counter[Verdict]) -> str:
 
 
 def judged(count: int) -> tuple[list[str], list[str]]:
-    """The tables, SHOWN / UNDETERMINED / REFUTED of `count` runs each, and what was wrong more often than it may be."""
+    """The tables, SHOWN / UNDETERMINED / REFUTED of `count` runs each, and what was wrong too often."""
     missed = []
     lines = [f"| rows | scatter | {' | '.join(f'drop {drop:g}' for drop in DROPS)} |", f"|{'---|' * (len(DROPS) + 2)}"]
     for n_rows in (12, 48, 0):
@@ -81,14 +88,16 @@ def judged(count: int) -> tuple[list[str], list[str]]:
             lines.append(f"| {n_rows or 'none'} | {wander:g} | {' | '.join(map(_cell, found.values()))} |")
             wrong = sum(found[drop][Verdict.SHOWN] for drop in DROPS if drop >= MAX_DROP)
             wrong += sum(found[drop][Verdict.REFUTED] for drop in DROPS if drop <= MAX_DROP)
-            if wrong > ERROR_RATE * count * len(DROPS):
+            if wrong > 2 * ERROR_RATE * count:  # nearly all of them where the drop is what is allowed
                 missed.append(f"drops of {n_rows} rows, scatter {wander:g}")
     lines += ["", f"| noise | {' | '.join(f'{lag:+g} decades' for lag in LAGS)} |", f"|{'---|' * (len(LAGS) + 1)}"]
     claim = partial(assert_formation_order, order=["previous_token", "prefix_matching"])
     for noise in NOISES:
         orders = {lag: Counter(_verdict(claim, ordered(lag, noise, seed)) for seed in range(count)) for lag in LAGS}
         lines.append(f"| {noise:g} | {' | '.join(map(_cell, orders.values()))} |")
-        wrong = sum(counted[Verdict.SHOWN] * (lag <= 0) + counted[Verdict.REFUTED] * (lag >= 0) for lag, counted in orders.items())
-        if wrong > ERROR_RATE * count * len(LAGS):
+        wrong = sum(
+            counted[Verdict.SHOWN] * (lag <= 0) + counted[Verdict.REFUTED] * (lag >= 0) for lag, counted in orders.items()
+        )
+        if wrong > 2 * ERROR_RATE * count:
             missed.append(f"orders, noise {noise:g}")
     return lines, missed

@@ -16,8 +16,8 @@ where an abrupt one is. The reference for a midpoint is that of the dense record
 head ends below 0.4 did not form an induction head in its steps, and is left out.
 
 Then simulated curves with known midpoints, the time and memory of the largest run, and other rules on the same dense records; and
-simulated changes on the grids of snapshots of public suites (`grids.py`), which `--grids` alone judges; and simulated trainings in
-which something lasts or is lost, or forms in an order (`lasting.py`), which `--lasting` alone judges. Exits with 1 where a
+simulated changes on the grids of snapshots of public suites (`grids.py`), which `--grids` alone judges; and simulated trainings
+in which something lasts or is lost, or forms in an order (`lasting.py`), which `--lasting` alone judges. Exits with 1 where a
 threshold is missed. `--quick` takes a tenth of the seeds.
 """
 

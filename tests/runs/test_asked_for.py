@@ -73,7 +73,9 @@ class TestByMatch:
         expected = slow_gap(text, row_losses(subject, text))
         assert found.foretold_gap == pytest.approx(expected, abs=1e-6)
         assert found.other_loss - found.foretold_loss == pytest.approx(expected, abs=1e-6)
-        assert found.rows["foretold_gap"].shape == (10,) and found.rows["foretold_gap"].mean() == pytest.approx(expected, abs=1e-5)
+        assert found.rows["foretold_gap"].shape == (10,) and found.rows["foretold_gap"].mean() == pytest.approx(
+            expected, abs=1e-5
+        )
         assert found.errors["foretold_gap"] > 0
 
     def test_a_text_without_matches_has_none(self):
@@ -97,7 +99,9 @@ class TestLongerMatches:
         found = Measuring(longer_matches=True).snapshot(subject, 0)
         assert found.match_gain == pytest.approx(gain, abs=0.2)
         assert np.nanmax(found.preference) == pytest.approx(preference, abs=0.05)
-        assert found.rows["match_gain"].shape == (12,) and found.rows["match_gain"].mean() == pytest.approx(found.match_gain, abs=1e-3)
+        assert found.rows["match_gain"].shape == (12,) and found.rows["match_gain"].mean() == pytest.approx(
+            found.match_gain, abs=1e-3
+        )
 
     def test_it_is_what_the_measure_of_competing_matches_finds(self):
         subject = load_model(longest_match_head())
@@ -183,7 +187,9 @@ class TestInARun:
 
         model = Forgetful()
         text = np.random.default_rng(0).integers(1, 8, (6, 40))
-        with InductionRecorder(tmp_path / "run", text=text, max_overhead=None, longer_matches=True, token_counts=COUNTS) as recorder:
+        with InductionRecorder(
+            tmp_path / "run", text=text, max_overhead=None, longer_matches=True, token_counts=COUNTS
+        ) as recorder:
             taken = [recorder(model, step) for step in range(3)]
         run = load_run(tmp_path / "run")
         for name in ("advantage", "foretold_gap", "match_gain", "common_advantage", "rare_advantage"):

@@ -26,9 +26,7 @@ RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
 GAIN = 10**2.4  # the step in the middle of the change
 
 
-def made(
-    name="made", *, place=2.4, icl=None, seed=0, steps=STEPS, tokens_per_step=PER_STEP, schedule=(), **changed
-):
+def made(name="made", *, place=2.4, icl=None, seed=0, steps=STEPS, tokens_per_step=PER_STEP, schedule=(), **changed):
     """A run in which induction forms, in-context learning at a place of its own; None leaves one out."""
     series = formed_series(steps, place, seed=seed)
     if icl is not None:

@@ -43,7 +43,10 @@ def test_all_three_must_be_in_order():
     assert found.verdict is REFUTED and found.estimates["lag"] == found.estimates["lag prefix_matching to advantage"]
     found = evidence_of(assert_formation_order, formed(copying=2.4))
     assert found.verdict is UNDETERMINED
-    assert evidence_of(assert_formation_order, formed(copying=2.2), order=("previous_token", "advantage", "prefix_matching")).verdict is SHOWN
+    assert (
+        evidence_of(assert_formation_order, formed(copying=2.2), order=("previous_token", "advantage", "prefix_matching")).verdict
+        is SHOWN
+    )
 
 
 def test_onsets_may_have_another_order_than_midpoints():
@@ -59,7 +62,10 @@ def test_noise_has_no_place_in_the_order(seed):
     """A previous-token score that only wavers forms neither before nor after; a change with some noise does."""
     series = formed_series(STEPS)
     wavering = noise_of(len(X), 0.05, seed, 0.5)
-    assert evidence_of(assert_formation_order, run_of(STEPS, previous_token=0.3 + wavering, **series), order=TWO).verdict is UNDETERMINED
+    assert (
+        evidence_of(assert_formation_order, run_of(STEPS, previous_token=0.3 + wavering, **series), order=TWO).verdict
+        is UNDETERMINED
+    )
     changing = 0.1 + 0.6 * logistic(X, 1.6, 0.2) + 0.4 * wavering
     assert evidence_of(assert_formation_order, run_of(STEPS, previous_token=changing, **series), order=TWO).verdict is SHOWN
 

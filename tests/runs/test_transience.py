@@ -31,7 +31,9 @@ def trained(drop, *, rise=6.0, n_rows=12, spread=0.5, wander=0.05, seed=0, name=
     return TrainingRun("planted", tuple(shots))
 
 
-@pytest.mark.parametrize(("drop", "verdict", "reason"), [(0.0, SHOWN, "kept"), (3.0, REFUTED, "lost_again"), (0.5, UNDETERMINED, "drop_unclear")])
+@pytest.mark.parametrize(
+    ("drop", "verdict", "reason"), [(0.0, SHOWN, "kept"), (3.0, REFUTED, "lost_again"), (0.5, UNDETERMINED, "drop_unclear")]
+)
 def test_a_drop_is_told_row_by_row(drop, verdict, reason):
     found = evidence_of(assert_no_transience, trained(drop))
     assert (found.claim, found.verdict, found.reason) == ("no_transience", verdict, reason)

@@ -42,5 +42,7 @@ def checked_counts(counts: Any) -> Counts | None:
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"`token_counts` must be numbers, one for each token id: {error}") from None
     if given.ndim != 1 or given.dtype.kind not in "iu" or given.size == 0 or given.min() < 0:
-        raise ArgumentError(f"`token_counts` must be whole numbers from 0 up, one for each token id, got {given.dtype} {given.shape}")
+        raise ArgumentError(
+            f"`token_counts` must be whole numbers from 0 up, one for each token id, got {given.dtype} {given.shape}"
+        )
     return given.astype(np.int64)

@@ -95,7 +95,8 @@ class Measuring:
     def check_asked_for(self, subject: ModelUnderTest) -> None:
         """Raise what keeps that from being measured which is measured only if it is asked for: the model is too small for it."""
         if self.longer_matches or self.token_counts is not None:
-            replace(self, n_sequences=min(FEWEST_SEQUENCES, self.n_sequences))._asked_for(subject)
+            few = replace(self, n_sequences=min(FEWEST_SEQUENCES, self.n_sequences))
+            few.asked_for(subject)
 
     def quick_check(self, subject: ModelUnderTest) -> Round:
         """One pass of a few sequences, for `signs_of`; `with_round` makes the lightest snapshot of it."""
@@ -115,7 +116,7 @@ class Measuring:
         if loss is not None and not is_finite(loss):
             problems.append(f"the loss is {loss}")
             loss = None
-        for measure in (self._repeats, self._in_context, self._asked_for):
+        for measure in (self._repeats, self._in_context, self.asked_for):
             try:
                 values, spreads = measure(subject)
             except ModelError as error:
@@ -210,10 +211,8 @@ class Measuring:
         foretold, spread = self._by_match(subject, rows, losses)
         return found | foretold, {"icl_score": float(_error(late - early)), **spread}
 
-    def _by_match(
-        self, subject: ModelUnderTest, rows: NDArray[np.int64], losses: Array
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What tokens cost that a match in their row foretells, and all others; of the same losses, so it costs next to nothing."""
+    def _by_match(self, subject: ModelUnderTest, rows: NDArray[np.int64], losses: Array) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What tokens cost that a match in their row foretells, and all others: of the same losses, at next to no cost."""
         if subject.space not in self._foretold:
             self._foretold[subject.space] = matches_of(rows).foretold
         foretold = self._foretold[subject.space]
@@ -224,7 +223,7 @@ class Measuring:
         found = {"foretold_loss": float(one.mean()), "other_loss": float(other.mean()), "foretold_gap": float(gaps.mean())}
         return found | {"rows": {"foretold_gap": gaps.astype(np.float32)}}, {"foretold_gap": float(_error(gaps))}
 
-    def _asked_for(self, subject: ModelUnderTest) -> tuple[dict[str, Any], dict[str, Any]]:
+    def asked_for(self, subject: ModelUnderTest) -> tuple[dict[str, Any], dict[str, Any]]:
         """What longer matches gain, and the advantage on common and on rare ids, where these were asked for."""
         if not self.longer_matches and self.token_counts is None:
             return {}, {}

@@ -248,12 +248,12 @@ class Snapshot:
     prefix matching without the head's own chance, in [-1, 1]. `token_losses` (tokens,) are losses of fixed tokens of the
     text, as many from each row, row after row, and `index_losses` (indices,) the means over rows of the loss of each token of a
     row, from token number `TrainingRun.first_token` on. `errors` holds standard errors of the values of the same name, over
-    sequences or rows, and `rows` the values of each sequence or row, (rows,), of those named in `BY_ROW`; their mean is the value.
+    sequences or rows, and `rows` the values of each sequence or row, (rows,), of those in `BY_ROW`; their mean is the value.
 
     Of the same text `foretold_loss` is of the tokens that a match of two or more in their row foretells, `other_loss` of all
     others, and `foretold_gap` is by how much the former cost less. Where it was asked for, `match_gain` is the log-probability of
-    what followed a match of three tokens minus that of what followed one of one, and `preference` (n_layers, n_heads), in [-1, 1],
-    that of each head for the longer match, NaN for heads that match too little; `common_advantage` and `rare_advantage` are the
+    what followed a match of three tokens minus that of what followed one of one, and `preference` (n_layers, n_heads), from -1
+    to 1, that of each head for the longer match, NaN for heads that match too little; `common_advantage` and `rare_advantage` are the
     advantage on repeated rows of frequent ids and of ids that are rare in the training data, or never there.
 
     `hunts` has what was hunted for a counterexample: the property as it is written -> what came of it. `added` has scores of
@@ -430,8 +430,8 @@ class TrainingRun:
     def rows_of(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """A list of numbers of the same things at every snapshot: at which it was recorded (points,), and (points, things).
 
-        `name` is that of a list, or of a value that was recorded row by row, as "advantage". Snapshots with a list of another length than the last ones', of another text, are left out. Raises `RunError` where none
-        has it.
+        `name` is that of a list, or of a value that was recorded row by row, as "advantage". Snapshots with a list of another
+        length than the last ones', of another text, are left out. Raises `RunError` where none has it.
         """
         lists = {index: values for index, each in enumerate(self.snapshots) if (values := _list_of(each, name)) is not None}
         if not lists:

@@ -24,8 +24,8 @@ from pytest_induction.progress import advance, progress
 from pytest_induction.runs.checkpoints.finding import Checkpoint, Found, chosen, look_for
 from pytest_induction.runs.checkpoints.loading import Factory, Loading, config_beside, lacks_factory
 from pytest_induction.runs.checkpoints.reading import check_step, layout_of, on_this_machine, stated_step
-from pytest_induction.runs.logs.beside import logged_at
 from pytest_induction.runs.given_numbers import checked_counts
+from pytest_induction.runs.logs.beside import logged_at
 from pytest_induction.runs.measuring import SEQUENCES
 from pytest_induction.runs.options_named import spelling
 from pytest_induction.runs.places import Place

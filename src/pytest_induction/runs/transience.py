@@ -51,8 +51,8 @@ def assert_no_transience(
 
     The highest of many values is high by chance too, so the peak is chosen on other rows than it is measured on: on each half of
     the rows, and measured on the other. Levels are means of three snapshots, and the interval is Student's, over rows. Where
-    values of single rows are not on record (scores of heads, older runs, logs), every other snapshot chooses the peak and those
-    beside it measure it, give or take 2.8 standard errors; the summary says so. SHOWN if the whole interval of the drop lies below
+    values of single rows are not on record (scores of heads, logs), every other snapshot chooses the peak and those beside it
+    measure it, give or take 2.8 standard errors; the summary says so. SHOWN if the whole interval of the drop lies below
     `max_drop`, REFUTED if it lies above. What never rose by more than `max_drop` cannot be lost: UNDETERMINED.
 
     Returns the evidence, with the estimates `drop` and `rise`. Raises `ExpectationFailed`, which carries it, `RunError` for a run
