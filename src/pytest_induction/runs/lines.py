@@ -69,11 +69,6 @@ MOST_INLINE = 2048  # numbers of an array that stand in the line itself
 BY_ROWS = "rows."  # before the name of a value of which each row's is kept
 # Lists that stand there as base64: a half or a third as long, and exact.
 PACKED = ("icl_rows", "token_losses", "index_losses", *(f"{BY_ROWS}{name}" for name in BY_ROW))
-    "icl_rows",
-    "token_losses",
-    "index_losses",
-    *(f"{BY_ROWS}{name}" for name in BY_ROW),
-)  # lists that stand there as base64: a half or a third as long, and exact
 TYPES: dict[str, np.dtype[np.floating[Any]]] = {"f2": np.dtype("<f2"), "f4": np.dtype("<f4")}
 DIGITS = 7  # of every number that is written: as many as float32 can tell apart
 

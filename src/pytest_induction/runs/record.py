@@ -253,8 +253,8 @@ class Snapshot:
     Of the same text `foretold_loss` is of the tokens that a match of two or more in their row foretells, `other_loss` of all
     others, and `foretold_gap` is by how much the former cost less. Where it was asked for, `match_gain` is the log-probability of
     what followed a match of three tokens minus that of what followed one of one, and `preference` (n_layers, n_heads), from -1
-    to 1, that of each head for the longer match, NaN for heads that match too little; `common_advantage` and `rare_advantage` are the
-    advantage on repeated rows of frequent ids and of ids that are rare in the training data, or never there.
+    to 1, that of each head for the longer match, NaN for heads that match too little. `common_advantage` and `rare_advantage` are
+    the advantage on repeated rows of frequent ids, and of ids that are rare in the training data, or never there.
 
     `hunts` has what was hunted for a counterexample: the property as it is written -> what came of it. `added` has scores of
     heads that do not come with the package, (n_layers, n_heads) each, in [0, 1], and their own chance, by name.
