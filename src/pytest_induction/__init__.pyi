@@ -60,8 +60,10 @@ from pytest_induction.runs.phase_change.claims import assert_cooccurrence as ass
 from pytest_induction.runs.phase_change.claims import assert_no_phase_change as assert_no_phase_change
 from pytest_induction.runs.phase_change.claims import assert_onset_not_later as assert_onset_not_later
 from pytest_induction.runs.phase_change.claims import assert_phase_change as assert_phase_change
-from pytest_induction.runs.phase_change.claims import assert_previous_token_first as assert_previous_token_first
+from pytest_induction.runs.phase_change.order import assert_formation_order as assert_formation_order
 from pytest_induction.runs.properties import assert_property_holds as assert_property_holds
 from pytest_induction.runs.properties import assert_property_holds_from as assert_property_holds_from
 from pytest_induction.runs.recorder import InductionRecorder as InductionRecorder
 from pytest_induction.runs.sweep import sweep as sweep
+from pytest_induction.runs.transience import assert_no_transience as assert_no_transience
+from pytest_induction.runs.transience import assert_transience as assert_transience

@@ -94,6 +94,13 @@ ABOUT_LAGS = {
     "no_turn": "the path of token losses does not turn: see docs/runs.md#the-turn, or ask without (turn=False)",
     "turn_apart": "the path turns elsewhere: see docs/runs.md#the-turn, or ask without (turn=False)",
 }
+ABOUT_DROPS = {
+    "kept": "what may be lost is `max_drop=`, in the unit of the series",
+    "lost_again": "see when with `python -m pytest_induction draw RUN`; keep the checkpoint at the peak, or try a weight decay",
+    "drop_unclear": "record with more sequences (`n_sequences=`), and more snapshots at the peak and at the end",
+    "never_formed": "train further, or name another `series=`",
+    "few_snapshots": "record the training more often",
+}
 THE_BEST_HEAD = (f"{OF_HEADS}prefix_matching",)
 LAGS = {"lag": f"{BOTH_SIDES}max_lag", "turn_lag": f"{BOTH_SIDES}max_lag"}
 BY_THEN = {
@@ -447,19 +454,44 @@ RUNS = (
         more="interventions.md#co-perturbation",
     ),
     Claim(
-        name="previous_token_first",
-        asserts="a report: previous-token heads form before induction heads",
-        assertion="pytest_induction.runs.phase_change.claims:assert_previous_token_first",
+        name="formation_order",
+        asserts="previous-token heads form first, then prefix matching, then copying, or other series in an order of one's own",
+        assertion="pytest_induction.runs.phase_change.order:assert_formation_order",
         subject="run",
         decided_by=("lag",),
         next_steps={
-            "previous_later": "trainings differ in the order: leave `gate=` out to have it reported only",
-            "order_unclear": "record more snapshots around the changes, or leave `gate=` out",
-            "no_two_changes": "train further, or record heads too; what counts as a change is `min_change=`",
+            "another_order": "trainings differ in the order: see the changes above, or name another `order=`",
+            "order_unclear": "record more snapshots around the changes",
+            "no_change_to_place": "train further; what counts as a change is `min_change=`",
         },
         chart="run",
         needs=("asking",),
-        arguments={"gate": True},
+        more="runs.md#formation-order",
+    ),
+    Claim(
+        name="no_transience",
+        asserts="what was learned in context is still there at the end: a series is not below its peak",
+        assertion="pytest_induction.runs.transience:assert_no_transience",
+        subject="run",
+        decided_by=("drop",),
+        held_against={"drop": "max_drop"},
+        next_steps=ABOUT_DROPS,
+        chart="run",
+        needs=("asking",),
+        more="runs.md#transience",
+    ),
+    Claim(
+        name="transience",
+        asserts="what was learned in context is lost again: a series ends far below its peak",
+        assertion="pytest_induction.runs.transience:assert_transience",
+        subject="run",
+        denies="no_transience",
+        decided_by=("drop",),
+        held_against={"drop": "max_drop"},
+        next_steps=ABOUT_DROPS,
+        chart="run",
+        needs=("asking",),
+        more="runs.md#transience",
     ),
     Claim(
         name="heads_kept",
