@@ -213,7 +213,7 @@ def price_of_paths(subject: ModelUnderTest, given: Given) -> Price:
     taps = taps_of(subject.module)
     blocks = max((len(each) for each in subject.module.modules() if isinstance(each, LISTS)), default=1)
     fewest, most = (
-        4 + 2 * (mixers + kinds) + len(taps) + len({tap.lag for tap in taps}) + 3 * blocks
+        5 + 2 * (mixers + kinds) + len(taps) + len({tap.lag for tap in taps}) + 3 * blocks
         for mixers, kinds in ((1, 1), (2 * blocks, 2))
     )
     row = given["n_sequences"] * (shape_of(subject, given["pairs"]).length + 1)

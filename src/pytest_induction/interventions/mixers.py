@@ -123,7 +123,8 @@ def _mixing(subject: ModelUnderTest, tokens: Tensor, parts: Sequence[nn.Module])
             place, hidden = given
             other = hidden.clone()
             other[:, CHANGED] = hidden[:, CHANGED + 1].flip(-1)
-            changed = first_tensor(forward(*_with(args, options, place, other)[0], **_with(args, options, place, other)[1]))
+            args, options = _with(args, options, place, other)
+            changed = first_tensor(forward(*args, **options))
             if changed is not None:
                 far = (changed != stream).flatten(2).any(2).any(0)[CHANGED + 1 :].nonzero()
                 found[part] = max(found.get(part, 0), int(far.max()) + 1 if len(far) else 0)
