@@ -245,7 +245,7 @@ MODELS = (
     ),
     Claim(
         name="recall_carried_by",
-        asserts="what the model recalls is carried by its attention, by its states, or by the convolutions that bind key and value",
+        asserts="what the model recalls is carried by its attention, its states, or the convolutions that bind key and value",
         assertion="pytest_induction.causal.recall_carried:assert_recall_carried_by",
         decided_by=("share",),
         held_against={"share": "min_share"},
@@ -253,7 +253,7 @@ MODELS = (
             "does_not_recall": "see what it recalls of fewer pairs with `measure_recall(model)`, or train further",
             "carries_too_little": "see every layer and tap with `measure_recall_paths(model)`; the threshold is `min_share=`",
             "no_more_than_controls": "the change itself does harm: see every layer and tap with `measure_recall_paths(model)`",
-            "no_controls": "its convolutions have one lag only, so nothing is left to compare with: see `measure_recall_paths(model)`",
+            "no_controls": "its convolutions have one lag, so nothing is left to compare with: see `measure_recall_paths(model)`",
         },
         chart="repeats",
         needs=("asking",),

@@ -13,7 +13,6 @@ from pytest_induction.interventions.mixers import other_memory, recorded, residu
 from pytest_induction.planted import induction_head, uniform_head
 from pytest_induction.probes.recall import RecallShape, recall_contrasts
 from pytest_induction.records import TokenSpace
-
 from tests.known_mixers import KnownRecall
 
 PAIRS = 6
@@ -41,8 +40,8 @@ def test_contrasts_differ_in_what_they_say_and_nothing_else():
 
 
 def test_contrasts_need_ids_for_other_pairs():
-    space = TokenSpace(30)
-    with pytest.raises(ProbeError, match="need 3[0-9] usable token ids, there are 30"):
+    space = TokenSpace(29)
+    with pytest.raises(ProbeError, match="need 30 usable token ids, there are 29"):
         recall_contrasts(space, RecallShape.of(space, 6), rng=np.random.default_rng(0))
 
 
@@ -65,7 +64,7 @@ def test_a_model_without_blocks_is_refused():
         def forward(self, input_ids):
             return self.embed(input_ids)
 
-    with pytest.raises(UnsupportedModel, match="blocks of .* are not found: expected a list of modules"):
+    with pytest.raises(UnsupportedModel, match=r"blocks of .* are not found: expected a list of modules"):
         measure_recall_paths(Flat(), pairs=4)
 
 
@@ -90,7 +89,9 @@ def test_the_path_of_a_known_model_is_found():
 
 def test_what_one_mixer_does_at_once_is_seen_at_the_query_alone():
     found = measure_recall_paths(KnownRecall(at_once=True), pairs=PAIRS, n_sequences=6)
-    assert {each.at: each.recovered.value for each in found.restored} == pytest.approx({"key": 0, "value": 0, "query": 1}, abs=1e-4)
+    assert {each.at: each.recovered.value for each in found.restored} == pytest.approx(
+        {"key": 0, "value": 0, "query": 1}, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,10 @@ class Twice(nn.Module):
 
 
 def test_a_part_that_is_not_there_is_one_line():
-    with pytest.raises(UnsupportedModel, match=r"\A`part` 'attention' is not seen in KnownRecall, which has 1 x state and 1 x convolution[^\n]*\Z"):
+    with pytest.raises(
+        UnsupportedModel,
+        match=r"\A`part` 'attention' is not seen in KnownRecall, which has 1 x state and 1 x convolution[^\n]*\Z",
+    ):
         assert_recall_carried_by(KnownRecall(), "attention", pairs=PAIRS)
     with pytest.raises(UnsupportedModel, match="taps at lags: none"):
         assert_recall_carried_by(induction_head(), "convolutions")
@@ -148,20 +152,26 @@ def test_where_nothing_is_recalled_nothing_carries_it():
 
 
 def rounds(clean, without, **controls):
-    """Forty-eight rows each, that vary a little."""
-    noise = np.tile([-0.05, 0.05], 24)
-    return Round(clean + noise, without + noise, {name: value + noise for name, value in controls.items()})
+    """Ninety-six rows each, that vary a little."""
+    noise = np.tile([-0.05, 0.05], 48)
+    ways = without if isinstance(without, dict) else {"it": without}
+    return Round(clean + noise, {k: v + noise for k, v in ways.items()}, {k: v + noise for k, v in controls.items()})
 
 
 @pytest.mark.parametrize(
     ("found", "verdict", "reason"),
     [
         (rounds(0.9, 0.15, one=0.9), Verdict.SHOWN, "carries_recall"),
-        (rounds(0.9, 0.15, one=0.9, two=0.2), Verdict.UNDETERMINED, "no_more_than_controls"),
+        (rounds(0.9, 0.15, one=0.2, two=0.2), Verdict.UNDETERMINED, "no_more_than_controls"),
+        (rounds(0.9, 0.15, one=0.9, two=0.2), Verdict.SHOWN, "carries_recall"),
+        (rounds(0.9, {"one": 0.15, "two": 0.15, "three": 0.9}, one=0.15, two=0.15, three=0.9), Verdict.SHOWN, "carries_recall"),
+        (rounds(0.9, {"one": 0.15, "two": 0.15}, one=0.15, two=0.15), Verdict.UNDETERMINED, "no_more_than_controls"),
+        (rounds(0.9, {"one": 0.88, "two": 0.9}, one=0.88, two=0.9), Verdict.REFUTED, "carries_too_little"),
+        (rounds(0.9, {"one": 0.52, "two": 0.9}, one=0.52, two=0.9), Verdict.UNDETERMINED, "share_unclear"),
         (rounds(0.9, 0.15), Verdict.UNDETERMINED, "no_controls"),
         (rounds(0.9, 0.85, one=0.9), Verdict.REFUTED, "carries_too_little"),
         (rounds(0.9, 0.52, one=0.9), Verdict.UNDETERMINED, "share_unclear"),
-        (rounds(0.12, 0.12, one=0.12), Verdict.UNDETERMINED, "does_not_recall"),
+        (rounds(0.1, 0.1, one=0.1), Verdict.UNDETERMINED, "does_not_recall"),
         (rounds(0.23, 0.12, one=0.23), Verdict.UNDETERMINED, "recall_unclear"),
     ],
 )
@@ -240,7 +250,14 @@ def test_the_memory_of_the_row_itself_changes_nothing():
     """Also on models of transformers, with attention, states and convolutions: what is exchanged is all that changes."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": None}
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "bos_token_id": 0,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
     jamba = transformers.JambaForCausalLM(
         transformers.JambaConfig(
             **sizes, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, num_experts=1, num_experts_per_tok=1,

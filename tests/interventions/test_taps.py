@@ -62,7 +62,14 @@ def test_a_cut_tap_is_a_convolution_without_it(dilation, groups, back):
 def tiny(kind):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": None}
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "bos_token_id": 0,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
     if kind == "mamba":
         return transformers.MambaForCausalLM(transformers.MambaConfig(**sizes, state_size=4, initializer_range=0.5))
     own = {"attention_hidden_size": 16, "intermediate_size": 32, "context_length": 32}
@@ -112,10 +119,14 @@ def test_weights_are_put_back_whatever_happens():
     model = KnownRecall()
     own = model.blocks[0].mixer.conv1d.weight
     before = own.clone()
-    with pytest.raises(ZeroDivisionError), intervene(model, cut_taps(1), cut_taps(2)):
+
+    def use():
         assert model.blocks[0].mixer.conv1d.weight is not own
         assert not model.blocks[0].mixer.conv1d.weight.any()
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), intervene(model, cut_taps(1), cut_taps(2)):
+        use()
     assert model.blocks[0].mixer.conv1d.weight is own and torch.equal(own, before)
     assert own.requires_grad
 
@@ -133,7 +144,10 @@ def test_only_the_named_modules_are_cut():
     ("wrong", "line"),
     [
         (lambda: cut_taps(7), r"`lag` must be one of the model's convolution taps \(0, 1, 2\), got 7"),
-        (lambda: cut_taps(1, "blocks.9"), r"`modules` must name convolutions of the model, blocks.0.mixer.conv1d, got 'blocks.9'"),
+        (
+            lambda: cut_taps(1, "blocks.9"),
+            r"`modules` must name convolutions of the model, blocks.0.mixer.conv1d, got 'blocks.9'",
+        ),
         (lambda: cut_taps(-1), "`lag`"),
     ],
 )

@@ -53,9 +53,9 @@ Given = Mapping[str, Any]
 class Condition:
     """How one pass over the rows differs from the model as it is.
 
-    From the first key that is asked on `mixers` see the pairs of the `memory` rows in place of the row's own; `taps` are cut. With
-    `restores`, a block's number and a position, the keys of the pairs are others, and what the block gives at that position of
-    every pair is restored; with None in place of the number nothing is.
+    From the first key that is asked on `mixers` see the pairs of the `memory` rows in place of the row's own; `taps` are cut.
+    With `restores`, a block's number and a position, the keys of the pairs are others, and what the block gives at that
+    position of every pair is restored; with None in place of the number nothing is.
     """
 
     mixers: tuple[Mixer, ...] = ()
@@ -72,8 +72,8 @@ CORRUPTED = Condition(restores=(None, "key"))
 class MixerRecall:
     """Recall where one mixer, or all of a kind (`layer` None, `path` empty), sees other pairs, or the row's own in another order.
 
-    Both are `recall_accuracy`, a share in [0, 1]. A part that recall goes through falls to a guess with other pairs and stays with
-    reordered ones; one that is only damaged by the exchange falls with both.
+    Both are `recall_accuracy`, a share in [0, 1]. A part that recall goes through falls to a guess with other pairs and stays
+    with reordered ones; one that is only damaged by the exchange falls with both.
     """
 
     kind: str
@@ -128,7 +128,8 @@ class RecallPaths:
             f"{f'lag {each.lag} cut, ' + (each.path or 'all'):<40} recall {_in_words(each.recall_accuracy)}" for each in self.taps
         ]
         lines += [
-            f"{f'block {each.layer} restored at the {each.at}':<40} recovers {_in_words(each.recovered)}" for each in self.restored
+            f"{f'block {each.layer} restored at the {each.at}':<40} recovers {_in_words(each.recovered)}"
+            for each in self.restored
         ]
         return "\n".join(lines)
 
@@ -166,7 +167,8 @@ def recall_under(subject: ModelUnderTest, rows: Contrasts, conditions: Sequence[
     stream = residual_stream(subject)
     measure = partial(_under, subject, stream, rows, conditions)
     found = np.concatenate(
-        in_batches(subject, torch.from_numpy(rows.rows.tokens), measure, logits=True, most=1 if subject.mixes_rows else None), axis=2
+        in_batches(subject, torch.from_numpy(rows.rows.tokens), measure, logits=True, most=1 if subject.mixes_rows else None),
+        axis=2,
     )
     if not np.isfinite(found).all():
         raise ModelError(f"the logits of {subject.name} are not finite (NaN or infinity) on random tokens")
@@ -182,7 +184,9 @@ def _under(
     candidates = right[:, None, :].expand(-1, asked.n_pairs, -1)
     mixers = [each.module for each in stream.mixers]
     memories = {each.memory for each in conditions if each.mixers}
-    sources = {name: _recorded(subject, mixers, torch.from_numpy(getattr(rows, name))[part]) for name in MEMORIES if name in memories}
+    sources = {
+        name: _recorded(subject, mixers, torch.from_numpy(getattr(rows, name))[part]) for name in MEMORIES if name in memories
+    }
     clean = _recorded(subject, stream.blocks, tokens) if any(each.restores for each in conditions) else Recorded({}, {})
     other_keys = torch.from_numpy(rows.corrupted)[part]
     places = {"key": rows.keys, "value": rows.values, "query": asked.queries}
@@ -209,7 +213,7 @@ def _recorded(subject: ModelUnderTest, parts: Any, tokens: Tensor) -> Recorded:
 
 
 def price_of_paths(subject: ModelUnderTest, given: Given) -> Price:
-    """Of each row two other orders, itself, and a pass for every mixer, tap and restored block; two mixers a block at the most."""
+    """Of each row two others, itself, and a pass for every mixer, tap and restored block; at most two mixers a block."""
     taps = taps_of(subject.module)
     blocks = max((len(each) for each in subject.module.modules() if isinstance(each, LISTS)), default=1)
     fewest, most = (
@@ -231,16 +235,17 @@ def measure_recall_paths(
     """By which paths the model recalls key-value pairs: through which mixers and convolution taps, and bound at which position.
 
     The rows are those of `measure_recall`, with as many tokens between the pairs and the first key that is asked as the taps of
-    one mixer reach. For every mixer (attention, or what keeps a state), and all of a kind, recall is measured where from the first
-    question on that mixer sees the pairs of another row, and as a control the same pairs in another order. For every convolution
-    tap, and all of one lag, it is measured with that tap cut. Then the keys of all pairs are exchanged for other tokens, and each
-    block's output is restored at the keys, the values or the queries: the share of the lost log probability that comes back at
-    the values is what was bound there, as an induction head's previous-token head binds it; where it comes back at the queries
-    alone, keys are compared with the query itself.
+    one mixer reach. For every mixer (attention, or what keeps a state), and all of a kind, recall is measured where from the
+    first question on that mixer sees the pairs of another row, and as a control the same pairs in another order. For every
+    convolution tap, and all of one lag, it is measured with that tap cut. Then the keys of all pairs are exchanged for other
+    tokens, and each block's output is restored at the keys, the values or the queries: the share of the lost log probability
+    that comes back at the values is what was bound there, as an induction head's previous-token head binds it; where it comes
+    back at the queries alone, keys are compared with the query itself.
 
-    For attention, state-space and hybrid models alike. Intervals are of each number by itself, over rows. Raises `UnsupportedModel`
-    where the blocks of the model are not found, and `ProbeError` where its context or vocabulary is too small. After Arora et al.
-    2025 (arXiv 2505.15105), who restore the outputs of mixers too; that other pairs are read from another row is ours.
+    For attention, state-space and hybrid models alike. Intervals are of each number by itself, over rows. Raises
+    `UnsupportedModel` where the blocks of the model are not found, and `ProbeError` where its context or vocabulary is too
+    small. After Arora et al. 2025 (arXiv 2505.15105), who restore the outputs of mixers too; that other pairs are read from
+    another row is ours.
 
     >>> from pytest_induction.planted import induction_head
     >>> found = measure_recall_paths(induction_head(), n_sequences=4)
@@ -254,9 +259,13 @@ def measure_recall_paths(
     rows = contrasts_of(subject, pairs, count, np.random.default_rng([seed, 17]))
     kept = [each for each in stream.mixers if each.kind != "convolution"]
     kinds = list(dict.fromkeys(each.kind for each in kept))
-    of_mixers = [(kind, None, "", stream.of_kind(kind)) for kind in kinds] + [(each.kind, each.layer, each.path, (each,)) for each in kept]
+    of_mixers = [(kind, None, "", stream.of_kind(kind)) for kind in kinds] + [
+        (each.kind, each.layer, each.path, (each,)) for each in kept
+    ]
     lags = sorted({tap.lag for tap in taps})
-    of_taps = [(lag, "", tuple(tap for tap in taps if tap.lag == lag)) for lag in lags] + [(tap.lag, tap.path, (tap,)) for tap in taps]
+    of_taps = [(lag, "", tuple(tap for tap in taps if tap.lag == lag)) for lag in lags] + [
+        (tap.lag, tap.path, (tap,)) for tap in taps
+    ]
     of_blocks = [(number, at) for number in range(len(stream.blocks)) for at in PLACES]
     conditions = [CLEAN, CORRUPTED]
     conditions += [Condition(mixers=mixers, memory=memory) for *_, mixers in of_mixers for memory in MEMORIES]

@@ -103,7 +103,7 @@ def reach_inside(module: nn.Module) -> int:
     return sum(reach_of(part) for part in module.modules())
 
 
-def _kind(subject: ModelUnderTest, path: str, is_far: bool) -> Kind:  # noqa: FBT001 - one of two facts
+def _kind(subject: ModelUnderTest, path: str, is_far: bool) -> Kind:
     layers = () if subject.backend is None else subject.backend.layers
     if any(f"{layer}.".startswith(f"{path}.") or f"{path}.".startswith(f"{layer}.") for layer in layers):
         return "attention"
@@ -155,7 +155,8 @@ def _given(args: tuple[Any, ...], options: Mapping[str, Any]) -> tuple[int | str
     """The first tensor (rows, positions, width) that a module is given, and its place."""
     places: list[tuple[int | str, Any]] = [*enumerate(args), *options.items()]
     return next(
-        ((place, each) for place, each in places if isinstance(each, Tensor) and each.ndim == 3 and each.is_floating_point()), None
+        ((place, each) for place, each in places if isinstance(each, Tensor) and each.ndim == 3 and each.is_floating_point()),
+        None,
     )
 
 
@@ -203,8 +204,9 @@ def other_memory(
 ) -> Iterator[None]:
     """In a pass inside the block the mixers answer, from position `begin` on, as if they had been given something else before.
 
-    At `positions`, all before `begin`, each sees the rows of `given` (what it was given in another pass, see `recorded`) in place of its own. What it
-    gives before `begin` stays. So what attention finds there, or a state holds of it, is that of other rows; all else is not.
+    At `positions`, all before `begin`, each sees the rows of `given` (what it was given in another pass, see `recorded`) in
+    place of its own. What it gives before `begin` stays. So what attention finds there, or a state holds of it, is that of
+    other rows; all else is not.
     """
 
     def exchanging(mixer: Mixer, forward: Callable[..., Any]) -> Callable[..., Any]:

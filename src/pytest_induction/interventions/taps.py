@@ -31,8 +31,8 @@ class Tap:
 def taps_of(module: nn.Module) -> tuple[Tap, ...]:
     """Every tap of a model, by module and lag.
 
-    Those of each `nn.Conv1d` with 2 to 16 taps and a stride of 1, whatever calls it: its weight is what counts. They are taken to be causal,
-    the last tap at lag 0. And the one of each `nn.ZeroPad2d((0, 0, n, -n))`, by which RWKV shifts tokens by n.
+    Those of each `nn.Conv1d` with 2 to 16 taps and a stride of 1, whatever calls it: its weight is what counts. They are taken
+    to be causal, the last tap at lag 0. And the one of each `nn.ZeroPad2d((0, 0, n, -n))`, by which RWKV shifts tokens by n.
     """
     return tuple(Tap(path, lag, part) for path, part in module.named_modules() for lag in _lags(part))
 
