@@ -151,6 +151,10 @@ def test_where_nothing_is_recalled_nothing_carries_it():
     assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "does_not_recall")
 
 
+def test_where_other_keys_cost_nothing_nothing_comes_back():
+    assert measure_recall_paths(uniform_head(), pairs=4, n_sequences=4).restored == ()
+
+
 def rounds(clean, without, **controls):
     """Ninety-six rows each, that vary a little."""
     noise = np.tile([-0.05, 0.05], 48)

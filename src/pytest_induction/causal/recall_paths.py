@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -106,7 +106,10 @@ class RestoredRecall:
 
 @dataclass(frozen=True)
 class RecallPaths:
-    """By which paths a model recalls. `str()` gives a table; `chance` is 1 / `pairs`."""
+    """By which paths a model recalls. `str()` gives a table; `chance` is 1 / `pairs`.
+
+    `restored` is empty where other keys cost the model nothing, so that nothing can come back.
+    """
 
     pairs: int
     chance: float
@@ -212,6 +215,36 @@ def _recorded(subject: ModelUnderTest, parts: Any, tokens: Tensor) -> Recorded:
     return seen
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: mixers by kind, layer and path, taps by lag and path, and blocks by number and position."""
+
+    mixers: Mapping[tuple[str, int | None, str], tuple[Mixer, ...]]
+    taps: Mapping[tuple[int, str], tuple[Tap, ...]]
+    blocks: tuple[tuple[int, At], ...]
+
+    @classmethod
+    def of(cls, stream: ResidualStream, taps: Sequence[Tap]) -> Plan:
+        """All mixers of a kind and each by itself, all taps of a lag and each by itself, every block at every position."""
+        kept = [each for each in stream.mixers if each.kind != "convolution"]
+        mixers: dict[tuple[str, int | None, str], tuple[Mixer, ...]] = {
+            (each.kind, None, ""): stream.of_kind(each.kind) for each in kept
+        }
+        mixers |= {(each.kind, each.layer, each.path): (each,) for each in kept}
+        of_lags = {(lag, ""): tuple(tap for tap in taps if tap.lag == lag) for lag in sorted({tap.lag for tap in taps})}
+        of_lags |= {(tap.lag, tap.path): (tap,) for tap in taps}
+        return cls(mixers, of_lags, tuple((number, at) for number in range(len(stream.blocks)) for at in PLACES))
+
+    @property
+    def conditions(self) -> dict[Hashable, Condition]:
+        """Each condition under what it is of: a mixer has its memory's name behind its own."""
+        found: dict[Hashable, Condition] = {"clean": CLEAN, "corrupted": CORRUPTED}
+        for part, mixers in self.mixers.items():
+            found |= {(*part, memory): Condition(mixers=mixers, memory=memory) for memory in MEMORIES}
+        found |= {part: Condition(taps=taps) for part, taps in self.taps.items()}
+        return found | {("block", *place): Condition(restores=place) for place in self.blocks}
+
+
 def price_of_paths(subject: ModelUnderTest, given: Given) -> Price:
     """Of each row two others, itself, and a pass for every mixer, tap and restored block; at most two mixers a block."""
     taps = taps_of(subject.module)
@@ -255,41 +288,24 @@ def measure_recall_paths(
     check_share("error_rate", error_rate)
     subject, count = load_model(model), whole_number("n_sequences", n_sequences, least=2)
     seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
-    stream, taps = residual_stream(subject), taps_of(subject.module)
     rows = contrasts_of(subject, pairs, count, np.random.default_rng([seed, 17]))
-    kept = [each for each in stream.mixers if each.kind != "convolution"]
-    kinds = list(dict.fromkeys(each.kind for each in kept))
-    of_mixers = [(kind, None, "", stream.of_kind(kind)) for kind in kinds] + [
-        (each.kind, each.layer, each.path, (each,)) for each in kept
-    ]
-    lags = sorted({tap.lag for tap in taps})
-    of_taps = [(lag, "", tuple(tap for tap in taps if tap.lag == lag)) for lag in lags] + [
-        (tap.lag, tap.path, (tap,)) for tap in taps
-    ]
-    of_blocks = [(number, at) for number in range(len(stream.blocks)) for at in PLACES]
-    conditions = [CLEAN, CORRUPTED]
-    conditions += [Condition(mixers=mixers, memory=memory) for *_, mixers in of_mixers for memory in MEMORIES]
-    conditions += [Condition(taps=each) for *_, each in of_taps] + [Condition(restores=each) for each in of_blocks]
+    plan = Plan.of(residual_stream(subject), taps_of(subject.module))
+    conditions = plan.conditions
     with progress(f"recall under {len(conditions)} conditions", count):
-        clean, corrupted, *found = recall_under(subject, rows, conditions)
-    share = partial(mean_of_shares, error_rate=error_rate)
-    by_mixer, by_tap, by_block = np.split(np.arange(len(found)), np.cumsum([2 * len(of_mixers), len(of_taps)]))
+        found = dict(zip(conditions, recall_under(subject, rows, list(conditions.values())), strict=True))
+    clean, lost = found["clean"], found["clean"].log_prob - found["corrupted"].log_prob
+    accuracy = {name: mean_of_shares(each.accuracy, error_rate) for name, each in found.items()}
+    back = {} if mean_in_nats(lost, error_rate).low <= 0 else {place: found["block", *place] for place in plan.blocks}
     return RecallPaths(
         rows.rows.n_pairs,
         1 / rows.rows.n_pairs,
-        share(clean.accuracy),
+        accuracy["clean"],
         mean_in_nats(clean.log_prob, error_rate),
+        tuple(MixerRecall(*part, accuracy[(*part, "other")], accuracy[(*part, "reordered")]) for part in plan.mixers),
+        tuple(TapRecall(*part, accuracy[part], mean_in_nats(found[part].log_prob, error_rate)) for part in plan.taps),
         tuple(
-            MixerRecall(*named[:3], share(found[one].accuracy), share(found[other].accuracy))
-            for named, (one, other) in zip(of_mixers, by_mixer.reshape(-1, 2), strict=True)
-        ),
-        tuple(
-            TapRecall(lag, path, share(found[place].accuracy), mean_in_nats(found[place].log_prob, error_rate))
-            for (lag, path, _), place in zip(of_taps, by_tap, strict=True)
-        ),
-        tuple(
-            RestoredRecall(number, at, _recovered(clean, corrupted, found[place], error_rate))
-            for (number, at), place in zip(of_blocks, by_block, strict=True)
+            RestoredRecall(*place, share_interval(each.log_prob - found["corrupted"].log_prob, lost, error_rate))
+            for place, each in back.items()
         ),
         provenance(subject, seed=seed, n_sequences=count, probe=described(rows)),
     )
@@ -298,7 +314,3 @@ def measure_recall_paths(
 def described(rows: Contrasts) -> str:
     """The probe, in words."""
     return f"{rows.rows.n_pairs} key-value pairs of random tokens, against other pairs and other orders"
-
-
-def _recovered(clean: Recalled, corrupted: Recalled, restored: Recalled, error_rate: float) -> Estimate:
-    return share_interval(restored.log_prob - corrupted.log_prob, clean.log_prob - corrupted.log_prob, error_rate)
