@@ -217,8 +217,8 @@ MODELS = (
         assertion="pytest_induction.causal.circuit:assert_induction_circuit",
         held_against={"lost_through_keys": "min_share"},
         next_steps={
-            "first_layer": "a first layer can only do it where keys see the token before, as smeared ones do, or in a hybrid those "
-            'behind a convolution: see `assert_recall_carried_by(model, "convolutions")`',
+            "first_layer": "a first layer can only do it where keys see the token before, as smeared ones do, or, in a hybrid, "
+            'those behind a convolution: see `assert_recall_carried_by(model, "convolutions")`',
             "weights_disagree": "see the weights of all heads with `measure_composition(model)` and `measure_copying(model)`",
             "not_through_keys": "what the head finds its place by is not known: `intervene(model, ...)` tries other paths",
             "no_previous_token_head": "a lower threshold is `min_previous_token=`; `measure_heads(model)` shows every head",

@@ -18,6 +18,7 @@ from pytest_induction.causal.judging import share_interval
 from pytest_induction.deciding import ERROR_RATE
 from pytest_induction.errors import ModelError, user_facing, whole_number
 from pytest_induction.expectations import check_share
+from pytest_induction.forward.changing import have_alone
 from pytest_induction.interventions.mixers import (
     LISTS,
     Mixer,
@@ -202,7 +203,8 @@ def _under(
             block, at = stream.blocks[condition.restores[0]], torch.from_numpy(places[condition.restores[1]]).to(device)
             changed = restored(block, clean.gave[block], at)
         with Changes() as changes, changed:
-            cut(changes, subject.module, condition.taps)
+            have_alone(changes, subject.module)
+            cut(changes, condition.taps)
             run = other_keys if condition.restores is not None else tokens
             best, _, log_prob, _ = chosen(subject, torch.from_numpy(asked.queries), right, candidates, run, slice(None))
         found.append(numbers(torch.stack([best.mean(1), log_prob.mean(1)])))

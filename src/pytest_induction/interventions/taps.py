@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pytest_induction.errors import ArgumentError, UnsupportedModel, whole_number
-from pytest_induction.forward.changing import add_hooks, have_alone
+from pytest_induction.forward.changing import add_hooks
 from pytest_induction.interventions.edits import Clean, Intervention, Layers
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.undoing import Changes
@@ -57,13 +57,12 @@ def reach_of(part: nn.Module) -> int:
     return max(_lags(part), default=0)
 
 
-def cut(changes: Changes, module: nn.Module, taps: Iterable[Tap]) -> None:
+def cut(changes: Changes, taps: Iterable[Tap]) -> None:
     """Have these taps of a model give nothing until the changes are undone.
 
     A convolution has a copy of its weight meanwhile, zero at those taps; the weight itself is never written to. Raises
     `UnsupportedModel` where a convolution's weight is computed from other parameters.
     """
-    have_alone(changes, module)
     for tap in taps:
         if isinstance(tap.module, nn.Conv1d):
             _cut_kernel(changes, tap, tap.module)
@@ -102,7 +101,7 @@ class CutTaps(Intervention):
         if not chosen:
             lags = ", ".join(map(str, sorted({tap.lag for tap in every}))) or "none"
             raise ArgumentError(f"`lag` must be one of the model's convolution taps ({lags}), got {self.lag}")
-        cut(changes, subject.module, chosen)
+        cut(changes, chosen)
 
 
 def _some(paths: Sequence[str]) -> str:
