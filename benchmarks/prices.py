@@ -30,6 +30,7 @@ from pytest_induction import (
     assert_learns_in_context,
     assert_match_length,
     assert_prefers_longer_match,
+    assert_recall_carried_by,
     assert_recalls,
     assert_retrieval_heads,
     find_induction_heads,
@@ -41,6 +42,7 @@ from pytest_induction import (
     measure_generality,
     measure_heads,
     measure_loss_by_match,
+    measure_recall_paths,
     measure_retrieval,
 )
 from pytest_induction.charts.data import OF_A_MODEL
@@ -87,6 +89,12 @@ CALLS = (
     ),
     Row("assert_induction_circuit", 15, lambda _, subject, text: verdict(lambda: assert_induction_circuit(subject))),
     Row("assert_recalls", None, lambda _, subject, text: verdict(lambda: assert_recalls(subject))),
+    Row(
+        "assert_recall_carried_by",
+        None,
+        lambda _, subject, text: verdict(lambda: assert_recall_carried_by(subject, "attention")),
+    ),
+    Row("measure_recall_paths", None, lambda _, subject, text: measure_recall_paths(subject)),
     Row("assert_follows_rule", None, lambda _, subject, text: verdict(lambda: assert_follows_rule(subject))),
     Row("measure_generality", 5, lambda _, subject, text: measure_generality(subject)),
     Row("measure_competing_matches", 4, lambda _, subject, text: measure_competing_matches(subject)),

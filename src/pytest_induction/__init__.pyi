@@ -11,6 +11,8 @@ from pytest_induction.causal.circuit import assert_induction_circuit as assert_i
 from pytest_induction.causal.icl_heads import assert_icl_heads as assert_icl_heads
 from pytest_induction.causal.in_context import assert_ablation_removes_icl as assert_ablation_removes_icl
 from pytest_induction.causal.in_text import assert_icl_is_induction as assert_icl_is_induction
+from pytest_induction.causal.recall_carried import assert_recall_carried_by as assert_recall_carried_by
+from pytest_induction.causal.recall_paths import measure_recall_paths as measure_recall_paths
 from pytest_induction.causal.retrieval import assert_retrieval_heads as assert_retrieval_heads
 from pytest_induction.claims import Claim as Claim
 from pytest_induction.claims import register_claim as register_claim

@@ -224,7 +224,8 @@ MODELS = (
         assertion="pytest_induction.causal.circuit:assert_induction_circuit",
         held_against={"lost_through_keys": "min_share"},
         next_steps={
-            "first_layer": "a first layer can only do it where keys see the token before, as smeared ones do",
+            "first_layer": "a first layer can only do it where keys see the token before, as smeared ones do, or, in a hybrid, "
+            'those behind a convolution: see `assert_recall_carried_by(model, "convolutions")`',
             "weights_disagree": "see the weights of all heads with `measure_composition(model)` and `measure_copying(model)`",
             "not_through_keys": "what the head finds its place by is not known: `intervene(model, ...)` tries other paths",
             "no_previous_token_head": "a lower threshold is `min_previous_token=`; `measure_heads(model)` shows every head",
@@ -266,6 +267,22 @@ MODELS = (
         chart="heads",
         needs=("asking",),
         more="field.md#retrieval-heads",
+    ),
+    Claim(
+        name="recall_carried_by",
+        asserts="what the model recalls is carried by its attention, its states, or the convolutions that bind key and value",
+        assertion="pytest_induction.causal.recall_carried:assert_recall_carried_by",
+        decided_by=("share",),
+        held_against={"share": "min_share"},
+        next_steps={
+            "does_not_recall": "see what it recalls of fewer pairs with `measure_recall(model)`, or train further",
+            "carries_too_little": "see every layer and tap with `measure_recall_paths(model)`; the threshold is `min_share=`",
+            "no_more_than_controls": "the change itself does harm: see every layer and tap with `measure_recall_paths(model)`",
+            "no_controls": "its convolutions have one lag, so nothing is left to compare with: see `measure_recall_paths(model)`",
+        },
+        chart="repeats",
+        needs=("asking",),
+        more="field.md#models-without-attention",
     ),
     Claim(
         name="heads_generalize",

@@ -16,7 +16,7 @@ import numpy as np
 
 from pytest_induction.behaviour import claims as behaviour
 from pytest_induction.behaviour import matches, recall, rules
-from pytest_induction.causal import circuit, icl_heads, in_context, in_text, retrieval
+from pytest_induction.causal import circuit, icl_heads, in_context, in_text, recall_carried, recall_paths, retrieval
 from pytest_induction.claims import MODEL, PREFIX, Claim, claim_named, claims
 from pytest_induction.comparison import preserved
 from pytest_induction.comparison import retrieval as retrieval_kept
@@ -127,6 +127,7 @@ class Induction:
     assert_icl_is_induction = OfModelAndText(in_text.assert_icl_is_induction)
     assert_icl_heads = OfModel(icl_heads.assert_icl_heads)
     assert_retrieval_heads = OfModel(retrieval.assert_retrieval_heads)
+    assert_recall_carried_by = OfModel(recall_carried.assert_recall_carried_by)
     assert_induction_circuit = OfModel(circuit.assert_induction_circuit)
     assert_heads_generalize = OfModel(semantic.assert_heads_generalize)
     assert_match_length = OfModel(match_lengths.assert_match_length)
@@ -146,6 +147,7 @@ class Induction:
     measure_virtual_heads = OfModel(virtual.measure_virtual_heads)
     measure_generality = OfModel(semantic.measure_generality)
     measure_recall = OfModel(recall.measure_recall)
+    measure_recall_paths = OfModel(recall_paths.measure_recall_paths)
     measure_rules = OfModel(rules.measure_rules)
     measure_ablations = OfModel(ablation.measure_ablations)
     measure_loss_by_match = OfModelAndText(matches.measure_loss_by_match)

@@ -120,6 +120,7 @@ FAILING = {  # an assertion -> what makes it fail
     "assert_property_holds_from": lambda check: check({3: uniform()}, property="completes_repeats", max_examples=8, seed=0),
     "check_property": lambda check: check(uniform(), "completes_repeats", max_examples=8, seed=0),
     "assert_transience": lambda check: check(RUNS / "two-layers"),
+    "assert_recall_carried_by": lambda check: check(uniform(), "attention"),
     "assert_recalls": lambda check: check(uniform(), pairs=4),
 }
 PUBLIC = [name for name in pytest_induction.__all__ if name.startswith("assert_") or name == "check_property"]

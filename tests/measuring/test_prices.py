@@ -29,6 +29,7 @@ REPEATING = repeating_rows(40)
 ARGUMENTS = {
     "assert_ablation_removes_icl": ((), {"how": "zero", "n_controls": 72, "max_sequences": 24}),
     "assert_follows_rule": ((), {"examples": 4}),
+    "assert_recall_carried_by": (("attention",), {}),
     "measure_rules": ((), {"examples": 4}),
     "assert_heads_generalize": (("L1H0",), {"probes": "classes"}),
     "assert_heads_preserved": ((small(),), {}),
@@ -59,6 +60,7 @@ WITH_BUDGET = (
     "assert_retrieval_preserved",
     "assert_match_length",
     "assert_no_induction_head",
+    "assert_recall_carried_by",
     "assert_recalls",
     "assert_prefers_longer_match",
     "find_induction_heads",
