@@ -25,7 +25,7 @@ from torch import nn
 
 from pytest_induction import alarms
 from pytest_induction.attention.backend import Attach
-from pytest_induction.errors import ArgumentError, InductionError, ModelError, reason, user_facing
+from pytest_induction.errors import ArgumentError, InductionError, ModelError, because_of, meant, reason, user_facing
 from pytest_induction.files import SETTINGS, check_regular, expanded, is_directory, read_json
 from pytest_induction.forward.calling import device_of, dtype_of, first_line, why_endless
 from pytest_induction.forward.changing import Shared
@@ -514,7 +514,7 @@ def _from_factory(place: str, factory: str, spec: str) -> nn.Module | ModelUnder
     except InductionError:
         raise
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise ModelError(f"{spec!r} cannot be made: {type(error).__name__}: {first_line(error)}") from error
+        raise because_of(ModelError(f"{spec!r} cannot be made: {_said(error, place)}"), error) from error
     if not isinstance(made, (nn.Module, ModelUnderTest)):
         raise ModelError(f"the factory {spec!r} must return a torch module, it returned `{type(made).__name__}`")
     return made
@@ -530,7 +530,7 @@ def function_named(spec: str) -> Callable[..., Any]:
     except InductionError:
         raise
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise ModelError(f"{spec!r} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
+        raise because_of(ModelError(f"{spec!r} cannot be imported: {_said(error, place)}"), error) from error
 
 
 def import_place(place: str) -> Any:
@@ -540,15 +540,26 @@ def import_place(place: str) -> Any:
     except InductionError:
         raise
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise ModelError(f"{place!r} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
+        raise because_of(ModelError(f"{place!r} cannot be imported: {_said(error, place)}"), error) from error
+
+
+def _said(error: BaseException, place: str) -> str:
+    """What went wrong, in one line; of a module that is not on Python's path, which file may be meant."""
+    text = f"{type(error).__name__}: {first_line(error)}"
+    file = f"{place.replace('.', '/')}.py"
+    is_at_fault = isinstance(error, ModuleNotFoundError) and not place.endswith(".py") and f"{place}.".startswith(f"{error.name}.")
+    return f"{text}; name the file: {file}" if is_at_fault and Path(file).is_file() else text
 
 
 def _factory(place: str, name: str) -> Callable[..., Any]:
-    found = getattr(_import(place), name, None)
+    module = _import(place)
+    found = getattr(module, name, None)
     if isinstance(found, nn.Module):
         raise ModelError(f"`{name}` in {place} is a module: name a function that returns it")
     if not callable(found):
-        raise ModelError(f"{place} has no factory `{name}` to call")
+        own = (each for each, value in vars(module).items() if callable(value) and not each.startswith("_"))
+        defined = [each for each in own if getattr(vars(module)[each], "__module__", None) == module.__name__]
+        raise ModelError(f"{place} has no factory `{name}` to call{meant(name, defined)}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ AUTO = "auto"  # the device of models that accelerate places on all there are
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 CONFIG, ADAPTER_CONFIG, GGUF = "config.json", "adapter_config.json", ".gguf"
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth")  # of other formats
+RUN_HEADER = "run.json"  # of a recorded run
+CHECKPOINT = re.compile(r"(step|checkpoint|epoch|iter|global_step)\w*?[-_=]?\d+", re.IGNORECASE)  # in the names of checkpoints
 PART = re.compile(r"-(\d+)-of-(\d+)\.gguf$")  # how llama.cpp names the parts of a file
 SHOWN_FILES = 6
 FORMS = "a local directory, hf:NAME[@REVISION], a .gguf file, module.path:factory or path/file.py:factory"
@@ -29,7 +32,7 @@ def check_spec(spec: str) -> None:
     place, colon, factory = spec.rpartition(":")
     if colon and factory.isidentifier():
         if place.endswith(".py") and not is_file(place):
-            what = f"{place} {seen_at(place)}" if os.path.lexists(place) else f"no file {place}"
+            what = f"{place} {seen_at(place)}" if os.path.lexists(place) else f"no file {place}{_nearest(expanded(place))}"
             raise ModelError(f"{what}: the model {spec!r} is to come from a factory in it")
         return
     path = expanded(spec)
@@ -39,14 +42,36 @@ def check_spec(spec: str) -> None:
             if spec.count("/") <= 1 and ":" not in spec and not spec.startswith((".", "/", "~")) and spec.isprintable()
             else ""
         )
-        what = f"{spec!r} {seen_at(path)}" if os.path.lexists(path) else f"no model at {spec!r}"
+        what = f"{spec!r} {seen_at(path)}" if os.path.lexists(path) else f"no model at {spec!r}{_nearest(path)}"
         raise ModelError(f"{what}: expected {FORMS}{hub}")
     if gguf_file(path) is not None:
         return
     if not is_directory(path):
         raise ModelError(f"{spec!r} {'is a file' if is_file(path) else seen_at(path)}: expected {FORMS}")
     if not any(os.path.lexists(path / name) for name in (CONFIG, ADAPTER_CONFIG)):  # reading them says what they are
+        if (what := _looks_like_run(path)) is not None:
+            raise ModelError(f"{spec!r} holds {what}: give it as a run, with --induction-run or as `run` of a gate")
         raise ModelError(f"{spec!r} has no config.json: expected a directory as `save_pretrained` writes it, or a factory for it")
+
+
+def _nearest(path: Path) -> str:
+    """What lies beside a path that is not there and has nearly its name, as it stands in a message."""
+    try:
+        near = difflib.get_close_matches(path.name, names_in(path.parent), n=1)
+    except OSError:
+        return ""
+    return f" (there is {str(path.parent / near[0])!r})" if near else ""
+
+
+def _looks_like_run(path: Path) -> str | None:
+    """What of a training a directory holds, by the names in it; None where it is not known as one."""
+    try:
+        names = names_in(path)
+    except OSError:
+        return None
+    if RUN_HEADER in names:
+        return "a training run"
+    return "checkpoints of a training" if sum(map(bool, map(CHECKPOINT.search, names))) > 1 else None
 
 
 def gguf_file(path: Path) -> Path | None:

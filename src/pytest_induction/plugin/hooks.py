@@ -16,8 +16,9 @@ from pytest_induction.formatting import as_node
 from pytest_induction.plugin.baselines import SessionBaselines
 from pytest_induction.plugin.ci import SessionCI, properties
 from pytest_induction.plugin.claims import NAME, SessionClaims, register_claims
-from pytest_induction.plugin.gates.finding import arguments_with_gates, is_gate_file, keep_together
-from pytest_induction.plugin.options import add_options
+from pytest_induction.plugin.failures import or_refuse, tell_once
+from pytest_induction.plugin.gates.finding import arguments_with_gates, is_gate_file, keep_together, nearest_gates
+from pytest_induction.plugin.options import add_options, check_keys, check_options
 from pytest_induction.plugin.reports import USAGE_ERROR, SessionReport
 from pytest_induction.plugin.runs import SessionRuns, readable_ids
 from pytest_induction.plugin.session import SessionModel, open_terminal, says, usage_error, write_lines
@@ -68,7 +69,15 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> Generator[None, None, None]:
+    """Once conftest.py files have added their options, refuse those that are ours but for a letter."""
+    yield
+    check_options(parser, args)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    check_keys(config)
     config.addinivalue_line(
         "markers", f"induction({', '.join(f'{key}=...' for key in MARKER_KEYS)}): defaults of the induction fixtures"
     )
@@ -150,6 +159,15 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
     return GateFile.from_parent(parent, path=file_path, setting=parent.config.stash[SESSION].setting)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Where pytest finds no such test, say which gate may be meant."""
+    try:
+        return (yield)
+    except pytest.UsageError as error:
+        raise pytest.UsageError(*error.args, *nearest_gates(session.config.args)) from None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     keep_together(items)
     for item in items:
@@ -178,7 +196,7 @@ def _check_marker(item: pytest.Item, marker: pytest.Mark) -> None:
 @pytest.fixture(scope="session")
 def induction_model(request: pytest.FixtureRequest) -> ModelUnderTest:
     """The model under test, from --induction-model or the ini key; override it to return any model of your own."""
-    return _or_fail(request.config.stash[SESSION].load)
+    return or_refuse(request.config.stash[SESSION].load)
 
 
 @pytest.fixture
@@ -191,7 +209,7 @@ def induction(request: pytest.FixtureRequest, induction_model: Any) -> Induction
     defaults = session_model.defaults
     for marker in reversed([*request.node.iter_markers("induction")]):  # the closest one comes last and wins
         defaults |= marker.kwargs
-    return _or_fail(lambda: Induction(session_model.adopt(induction_model), text=session_model.text, defaults=defaults))
+    return or_refuse(lambda: Induction(session_model.adopt(induction_model), text=session_model.text, defaults=defaults))
 
 
 @pytest.fixture(scope="session")
@@ -200,30 +218,19 @@ def induction_run(request: pytest.FixtureRequest) -> TrainingRun:
     name = getattr(request, "param", None)
     if name is None:
         pytest.fail("no run: give --induction-run or the ini key induction_run, or override the fixture", pytrace=False)
-    return _or_fail(lambda: request.config.stash[RUNS].open(name))
+    return or_refuse(lambda: request.config.stash[RUNS].open(name))
 
 
 @pytest.fixture
 def induction_probe(induction: Induction) -> Probe:
     """Rows of repeated random tokens that fit the model; the marker sets period, repeats, n_sequences and seed."""
-    return _or_fail(induction.default_probe)
+    return or_refuse(induction.default_probe)
 
 
 @pytest.fixture
 def induction_baseline(request: pytest.FixtureRequest) -> InductionBaseline:
     """Holds what a test measures against what --induction-baseline, or the ini key, has; see docs/baselines.md."""
-    return _or_fail(lambda: request.config.stash[BASELINES].fixture(request))
-
-
-def _or_fail(make: Callable[[], T]) -> T:
-    """What `make` gives, or the test's failure with our one line and no traceback."""
-    from pytest_induction.errors import InductionError
-
-    try:
-        return make()
-    except InductionError as error:
-        message = str(error)
-    pytest.fail(message, pytrace=False)
+    return or_refuse(lambda: request.config.stash[BASELINES].fixture(request))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -337,6 +344,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     hide_frames(item, call)
     report = yield
+    tell_once(item, report, call)
     item.config.stash[REPORT].annotate(item, report, call, item.stash.get(VERDICTS, []))
     return report
 

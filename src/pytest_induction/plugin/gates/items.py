@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from _pytest._code.code import TerminalRepr
-from _pytest._io import TerminalWriter
 
 from pytest_induction.claims import MODEL, RUN, Claim, claims
 from pytest_induction.errors import ExpectationFailed, InductionError
+from pytest_induction.plugin.failures import failure, or_refuse
 from pytest_induction.plugin.gates.sweeping import opens_at_once
 
 Gates = Mapping[str, Callable[[Any], Any]]
@@ -46,23 +44,17 @@ class GateItem(pytest.Item):
         self._subject: Any = None
 
     def setup(self) -> None:
-        try:
-            self._subject = self._bind()
-        except InductionError as error:
-            message = str(error)
-        else:
-            return
-        pytest.fail(message, pytrace=False)
+        self._subject = or_refuse(self._bind)
 
     def runtest(self) -> None:
         try:
             self._check(self._subject)
         except (ExpectationFailed, InductionError) as error:
-            failure = error.with_traceback(None)  # its frames would keep the model
-            failure.__cause__ = failure.__context__ = None
+            failed = error.with_traceback(None)  # its frames would keep the model
+            failed.__cause__ = failed.__context__ = None
         else:
             return
-        raise failure
+        raise failed
 
     def teardown(self) -> None:
         self._subject = None
@@ -71,43 +63,10 @@ class GateItem(pytest.Item):
         return self.path, *self._place  # pytest wants a line for what a marker skips
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The message alone for what we raise; a traceback is for what nobody foresaw."""
+        """The message alone for what we raise; a traceback is for what nobody foresaw, and for code of the user's own."""
         if isinstance(excinfo.value, (ExpectationFailed, InductionError)):
-            return GateFailure(str(excinfo.value), brief=self.config.option.tbstyle == "line")
+            return failure(self.config, str(excinfo.value), excinfo.value)
         return super().repr_failure(excinfo, style)
-
-
-@dataclass(frozen=True)
-class _Crash:
-    """What pytest's short summary reads of a failure."""
-
-    message: str
-
-    def __str__(self) -> str:
-        return self.message
-
-
-class GateFailure(TerminalRepr):
-    """A failed gate in the terminal: its message, the first line in red; the same line in the short summary.
-
-    With `brief` nothing but that line, which `--tb=line` prints by itself.
-    """
-
-    def __init__(self, message: str, *, brief: bool = False) -> None:
-        self.message = message
-        self.brief = brief
-        self.reprcrash = _Crash(message.splitlines()[0])
-
-    def __str__(self) -> str:
-        return self.message
-
-    def toterminal(self, tw: TerminalWriter) -> None:
-        if self.brief:
-            return
-        first, *rest = self.message.splitlines()
-        tw.line(first, red=True, bold=True)
-        for line in rest:
-            tw.line(line)
 
 
 def model_gates(*, with_text: bool, more: Gates | None = None) -> Gates:
