@@ -28,9 +28,11 @@ class InductionError(Exception):
     """Base of every error of this package that is not a failed expectation. What it quotes adds no line to its message.
 
     `raised_by_user` is what code of the user's raised, where that is why, with its traceback from their first line on.
+    `is_missing` says that a model, run or text is not there at all, as where a job has not fetched it.
     """
 
     raised_by_user: BaseException | None = None
+    is_missing = False
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(as_message(each) if isinstance(each, str) else each for each in args))
@@ -138,6 +140,12 @@ def reason(error: Exception) -> str:
 def first_line(error: BaseException, longest: int | None = None) -> str:
     """What an error says, in one line, of at most so many letters; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:longest]
+
+
+def missing(error: E) -> E:
+    """The same error, as one of what is not there at all."""
+    error.is_missing = True
+    return error
 
 
 def because_of(error: E, raised: BaseException, *, by_factory: bool = True) -> E:

@@ -25,7 +25,7 @@ from torch import nn
 
 from pytest_induction import alarms
 from pytest_induction.attention.backend import Attach
-from pytest_induction.errors import ArgumentError, InductionError, ModelError, because_of, meant, reason, user_facing
+from pytest_induction.errors import ArgumentError, InductionError, ModelError, because_of, meant, missing, reason, user_facing
 from pytest_induction.files import SETTINGS, check_regular, expanded, is_directory, read_json
 from pytest_induction.forward.calling import device_of, dtype_of, first_line, why_endless
 from pytest_induction.forward.changing import Shared
@@ -54,6 +54,7 @@ GGUF_READERS = {  # the modules of transformers that read these files, and their
     "transformers.modeling_gguf_pytorch_utils": "GGUF_SUPPORTED_ARCHITECTURES",
     "transformers.integrations.gguf": "GGUF_CONFIG_ARCHS",
 }
+UNREACHED = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "RepositoryNotFoundError")  # errors of huggingface_hub
 BNB_PACKING = "support_avx512bf16_for_cpu"  # of bitsandbytes, which then packs weights in passes, and unpacks them to name them
 
 
@@ -364,12 +365,22 @@ def _whole(transformers: Any, place: str, spec: str, how: _How) -> Loaded:
         if "gguf_file" in how.where and UNSUPPORTED in str(error):
             raise ModelError(f"{spec!r} cannot be loaded: {first_line(error)} {_read_of_gguf(transformers)}") from None
         hint = "; is the network there, and the name right?" if spec.startswith("hf:") else _no_transformers(place)
-        raise ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}{hint}") from error
+        failed = ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}{hint}")
+        raise missing(failed) if spec.startswith("hf:") and _is_unreached(error) else failed from error
     _check_report(report, spec)
     notes = () if how.trust else remote_code.left_aside(config)
     if not is_packed(module):
         notes += unpacked_of(config)
     return Loaded(module, tokenizer_at(transformers, place, how.where, trust=how.trust), notes)
+
+
+def _is_unreached(error: BaseException | None) -> bool:
+    """Whether a model of the hub is neither kept here nor to be had: no network, an offline session, or no such name."""
+    while error is not None:
+        if type(error).__name__ in UNREACHED:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _unpacked(transformers: Any, how: _How, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pytest_induction.errors import ArgumentError, ModelError, reason
+from pytest_induction.errors import ArgumentError, ModelError, missing, reason
 from pytest_induction.files import expanded, is_directory, is_file, is_there, names_in, seen_at
 from pytest_induction.spending import Budget
 
@@ -33,7 +33,8 @@ def check_spec(spec: str) -> None:
     if colon and factory.isidentifier():
         if place.endswith(".py") and not is_file(place):
             what = f"{place} {seen_at(place)}" if os.path.lexists(place) else f"no file {place}{_nearest(expanded(place))}"
-            raise ModelError(f"{what}: the model {spec!r} is to come from a factory in it")
+            error = ModelError(f"{what}: the model {spec!r} is to come from a factory in it")
+            raise error if os.path.lexists(place) else missing(error)
         return
     path = expanded(spec)
     if not is_there(path):
@@ -43,7 +44,8 @@ def check_spec(spec: str) -> None:
             else ""
         )
         what = f"{spec!r} {seen_at(path)}" if os.path.lexists(path) else f"no model at {spec!r}{_nearest(path)}"
-        raise ModelError(f"{what}: expected {FORMS}{hub}")
+        error = ModelError(f"{what}: expected {FORMS}{hub}")
+        raise error if os.path.lexists(path) else missing(error)
     if gguf_file(path) is not None:
         return
     if not is_directory(path):
@@ -114,7 +116,8 @@ def check_text(path: Path) -> None:
     """Raise `ArgumentError` for what is no file, or has nothing in it."""
     if not is_file(path):
         what = f", it {seen_at(path)}" if os.path.lexists(path) else ""
-        raise ArgumentError(f"{str(path)!r} is not a file{what}")
+        error = ArgumentError(f"{str(path)!r} is not a file{what}")
+        raise error if what else missing(error)
     if not path.stat().st_size:
         raise ArgumentError(f"{str(path)!r} is empty")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SHOWN: pytest.StashKey[dict[str, str]] = pytest.StashKey()  # what was shown whole -> the test that has it
+SKIP = "skip_if_missing"  # the argument of the marker, and the key of a gate
 AS_BEFORE = "shown whole for "
 
 
@@ -29,6 +30,12 @@ class NotSetUp(pytest.fail.Exception):
     def __init__(self, error: InductionError) -> None:
         super().__init__(str(error), pytrace=False)
         self.error = error
+
+
+def may_be_missing(item: pytest.Item) -> bool:
+    """Whether a test is skipped where its model, run or text is not there: by its marker, or by the option."""
+    marks = [mark.kwargs[SKIP] for mark in item.iter_markers("induction") if SKIP in mark.kwargs]
+    return bool(marks[0] if marks else item.config.option.induction_skip_if_missing)
 
 
 def or_refuse(make: Callable[[], T]) -> T:

@@ -43,9 +43,11 @@ BASELINE_SETTINGS = {
 FLAGS = {
     "trust_remote_code": "let code run that came with the weights of a named model; the ini file cannot say so",
     "benchmark": "time the analyses of the model with pytest-benchmark, not gate it",
+    "skip_if_missing": "skip gates and tests whose model, run or text is not there, rather than fail them",
     "update_baseline": "write what differs from the baseline, or is new, into its file, and fail, so that it is reviewed",
     "accept_baseline": "write what differs from the baseline, or is new, into its file, and pass",
 }
+CACHE = "keep verdicts of gates on models, and do not measure again what nothing has changed of (default: in pytest's cache)"
 CALIBRATE = "measure so many times, with a seed each, and store tolerances of 2.8 standard deviations of the difference of two"
 
 
@@ -82,6 +84,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("induction_baseline", baseline, default=None)
     for name, help_text in FLAGS.items():
         group.addoption(_option(name), dest=f"induction_{name}", action="store_true", help=help_text)
+    group.addoption(_option("cache"), dest="induction_cache", nargs="?", const="", metavar="DIR", help=CACHE)
     group.addoption("--induction-calibrate", dest="induction_calibrate", metavar="N", help=CALIBRATE)
 
 
@@ -91,7 +94,7 @@ def check_options(parser: pytest.Parser, arguments: list[str]) -> None:
     for argument in unknown:
         name = argument.partition("=")[0]
         if name.startswith(PREFIXES[0][:-1]):
-            _refuse("option", name, [*map(_option, (*_names(), *FLAGS, "calibrate"))])
+            _refuse("option", name, [*map(_option, (*_names(), *FLAGS, "cache", "calibrate"))])
 
 
 def check_keys(config: pytest.Config) -> None:

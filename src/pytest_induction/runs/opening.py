@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from pytest_induction.errors import ArgumentError, RunError, user_facing
+from pytest_induction.errors import ArgumentError, RunError, missing, user_facing
 from pytest_induction.model.specs import ADAPTER_CONFIG, CONFIG, GGUF
 from pytest_induction.model.specs import WEIGHTS as OF_MODELS
 from pytest_induction.runs.checkpoints.finding import is_checkpoint, parted
@@ -62,7 +62,8 @@ def load_run(
         _check_file(place)
         return read_log(place, columns, where)
     if not place.is_dir():
-        raise RunError(f"{place} {place.seen()}: {_expected()}")
+        error = RunError(f"{place} {place.seen()}: {_expected()}")
+        raise error if place.exists() else missing(error)
     if is_run(place):
         return _as_it_is(read_run(place), columns, where)
     _check_directory(place)
