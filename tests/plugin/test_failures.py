@@ -168,7 +168,10 @@ def test_a_wrong_name_of_a_factory_has_the_nearest(spec, line, run, pytester):
         (f"--induction-model={FIXTURES}/runs/two-layers", "*two-layers' holds a training run: give it as a run, with *"),
         (f"--induction-model={FIXTURES}/runs/two-layers-checkpoints", "*holds checkpoints of a training: give it as a run*"),
         ("own.gates.toml::b", "own.gates.toml has no gate `b`; did you mean `bb`?"),
-        ("own.gates.toml::bb::has_head", "own.gates.toml has no test of gate `bb` `has_head`; did you mean `has_induction_head`?"),
+        (
+            "own.gates.toml::bb::has_head",
+            "own.gates.toml has no test of gate `bb` `has_head`; did you mean `has_induction_head`?",
+        ),
     ],
 )
 def test_a_wrong_name_on_the_command_line_has_the_nearest(given, line, run):

@@ -558,7 +558,9 @@ def _said(error: BaseException, place: str) -> str:
     """What went wrong, in one line; of a module that is not on Python's path, which file may be meant."""
     text = f"{type(error).__name__}: {first_line(error)}"
     file = f"{place.replace('.', '/')}.py"
-    is_at_fault = isinstance(error, ModuleNotFoundError) and not place.endswith(".py") and f"{place}.".startswith(f"{error.name}.")
+    is_at_fault = (
+        isinstance(error, ModuleNotFoundError) and not place.endswith(".py") and f"{place}.".startswith(f"{error.name}.")
+    )
     return f"{text}; name the file: {file}" if is_at_fault and Path(file).is_file() else text
 
 

@@ -115,8 +115,8 @@ class VerdictCache:
             "claim": claim.name,
             "arguments": {name: _plain(each) for name, each in sorted(arguments.items())},
             "settings": {name: _plain(each) for name, each in sorted(settings.items())},
-            "code": _code(),
-            "versions": _versions(),
+            "code": code_digest(),
+            "versions": installed_versions(),
             "machine": [platform.system(), platform.machine(), platform.processor(), _device(settings.get("device") or "cpu")],
         }
         return Entry(directory / f"{_digest(key)}.json", key, lambda: _seen(spec) == seen)
@@ -250,13 +250,13 @@ def _digest(data: Any) -> str:
     return blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=20).hexdigest()
 
 
-def _code() -> str:
+def code_digest() -> str:
     """The digest of this package's own source: a version that is being worked on keeps its number."""
     package = Path(inspect.getfile(VerdictCache)).parent.parent
     return _digest_of_files((str(path.relative_to(package)), path) for path in sorted(package.rglob("*.py")))
 
 
-def _versions() -> dict[str, Any]:
+def installed_versions() -> dict[str, Any]:
     from pytest_induction.records import installed
 
     adapters = sorted((each.value, each.dist.version if each.dist else "") for each in entry_points(group=ADAPTERS))

@@ -12,8 +12,8 @@ import pytest
 
 from pytest_induction.files import is_file, is_there
 from pytest_induction.formatting import Command, printable
-from pytest_induction.plugin.outcomes import MARK
 from pytest_induction.plugin.failures import failure
+from pytest_induction.plugin.outcomes import MARK
 from pytest_induction.plugin.session import write_lines
 
 if TYPE_CHECKING:

@@ -144,10 +144,12 @@ class SessionModel:
 
             try:
                 if self.spec is None:
-                    raise missing(ModelError(
-                        "no model: give --induction-model or the ini key induction_model, or override the fixture "
-                        "`induction_model` in conftest.py to return your model"
-                    ))
+                    raise missing(
+                        ModelError(
+                            "no model: give --induction-model or the ini key induction_model, or override the fixture "
+                            "`induction_model` in conftest.py to return your model"
+                        )
+                    )
                 self._loaded = load_model(
                     self.spec, device=self.setting("device"), dtype=self.setting("dtype"), **self._measuring
                 )
