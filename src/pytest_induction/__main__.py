@@ -105,7 +105,8 @@ def _add_compare(commands: Any) -> None:
 def _doctor(given: argparse.Namespace) -> int:
     from pytest_induction.claims import head_scores
     from pytest_induction.head_score import listed
-    from pytest_induction.model.load import function_named, load_model
+    from pytest_induction.model.factories import function_named
+    from pytest_induction.model.load import load_model
     from pytest_induction.model.protocol import as_text
 
     command.register(given.claims)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -25,8 +23,8 @@ from torch import nn
 
 from pytest_induction import alarms
 from pytest_induction.attention.backend import Attach
-from pytest_induction.errors import ArgumentError, InductionError, ModelError, because_of, meant, missing, reason, user_facing
-from pytest_induction.files import SETTINGS, check_regular, expanded, is_directory, read_json
+from pytest_induction.errors import ArgumentError, InductionError, ModelError, missing, user_facing
+from pytest_induction.files import expanded, is_directory, read_json
 from pytest_induction.forward.calling import device_of, dtype_of, first_line, why_endless
 from pytest_induction.forward.changing import Shared
 from pytest_induction.model import remote_code
@@ -35,6 +33,7 @@ from pytest_induction.model.adapters import Adapter, check_peft, find_adapter, o
 from pytest_induction.model.beside import tokenizer_at
 from pytest_induction.model.bounds import check_counts, check_directory, check_size, stored_bytes
 from pytest_induction.model.declared import paths_or_classes
+from pytest_induction.model.factories import from_factory
 from pytest_induction.model.gguf import read_header
 from pytest_induction.model.kept import taken_in
 from pytest_induction.model.placing import Placing, placed_on, placing, refuse
@@ -244,7 +243,7 @@ def _load(spec: str, dtype: torch.dtype | None, *, trust: bool, places: Placing 
         return _from_transformers(name, spec, _How(dtype, trust, {"revision": revision or None}, places))
     place, colon, factory = spec.rpartition(":")
     if colon and factory.isidentifier():
-        return Loaded(_from_factory(place, factory, spec))
+        return Loaded(from_factory(place, factory, spec))
     path = expanded(spec)
     file = gguf_file(path)
     if file is not None:
@@ -517,88 +516,3 @@ def _silenced(logging: Any) -> tuple[Shared, ...]:
         Shared(logging.is_progress_bar_enabled, show_bars, value=False),
         *(Shared(partial(getattr, each, "level"), each.setLevel, ERROR) for each in loggers),
     )
-
-
-def _from_factory(place: str, factory: str, spec: str) -> nn.Module | ModelUnderTest:
-    try:
-        made = _factory(place, factory)()
-    except InductionError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise because_of(ModelError(f"{spec!r} cannot be made: {_said(error, place)}"), error) from error
-    if not isinstance(made, (nn.Module, ModelUnderTest)):
-        raise ModelError(f"the factory {spec!r} must return a torch module, it returned `{type(made).__name__}`")
-    return made
-
-
-def function_named(spec: str) -> Callable[..., Any]:
-    """The function that `module.path:name` or `path/file.py:name` names. Raises `ModelError` where there is none."""
-    place, colon, name = spec.rpartition(":")
-    if not colon or not name.isidentifier():
-        raise ModelError(f"a function is named module.path:function or path/file.py:function, got {spec!r}")
-    try:
-        return _factory(place, name)
-    except InductionError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise because_of(ModelError(f"{spec!r} cannot be imported: {_said(error, place)}"), error) from error
-
-
-def import_place(place: str) -> Any:
-    """The module that `module.path` or `path/file.py` names. Raises `ModelError`, one line, for whatever importing it raises."""
-    try:
-        return _import(place)
-    except InductionError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise because_of(ModelError(f"{place!r} cannot be imported: {_said(error, place)}"), error) from error
-
-
-def _said(error: BaseException, place: str) -> str:
-    """What went wrong, in one line; of a module that is not on Python's path, which file may be meant."""
-    text = f"{type(error).__name__}: {first_line(error)}"
-    file = f"{place.replace('.', '/')}.py"
-    is_at_fault = (
-        isinstance(error, ModuleNotFoundError) and not place.endswith(".py") and f"{place}.".startswith(f"{error.name}.")
-    )
-    return f"{text}; name the file: {file}" if is_at_fault and Path(file).is_file() else text
-
-
-def _factory(place: str, name: str) -> Callable[..., Any]:
-    module = _import(place)
-    found = getattr(module, name, None)
-    if isinstance(found, nn.Module):
-        raise ModelError(f"`{name}` in {place} is a module: name a function that returns it")
-    if not callable(found):
-        own = (each for each, value in vars(module).items() if callable(value) and not each.startswith("_"))
-        defined = [each for each in own if getattr(vars(module)[each], "__module__", None) == module.__name__]
-        raise ModelError(f"{place} has no factory `{name}` to call{meant(name, defined)}")
-    return found
-
-
-def _import(place: str) -> Any:
-    if not place.endswith(".py"):
-        return importlib.import_module(place)
-    path = Path(os.path.realpath(place))
-    name = f"_induction_{path.stem}_{abs(hash(str(path)))}"
-    if name in sys.modules:
-        return sys.modules[name]
-    try:
-        check_regular(path, most=SETTINGS)
-    except OSError as error:
-        raise ModelError(f"{place} cannot be read: {reason(error)}") from None
-    specification = importlib.util.spec_from_file_location(name, path)
-    if specification is None or specification.loader is None:
-        raise ModelError(f"{place} cannot be imported")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    folder = str(path.parent)
-    with Changes() as changes:
-        changes.undone_by(lambda: sys.path.__setitem__(slice(None), [each for each in sys.path if each is not folder]))
-        sys.path.insert(0, folder)  # so that the file finds its neighbours, as it would when run
-        try:
-            specification.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return module

@@ -143,10 +143,7 @@ class Entry:
 
         try:
             found = parse_json(read_bytes(self.path, LARGEST))
-            if found["key"] != json.loads(json.dumps(self.key)):
-                raise ValueError("it is of something else")
-            if found["digest"] != _digest(found["evidence"]):
-                raise ValueError("it was changed")
+            _check(found, self.key)
             evidence = Evidence.from_dict(found["evidence"])
             note = f"kept by {OPTION}: measured on {str(found['measured'])[:40]}"
         except FileNotFoundError:
@@ -183,6 +180,14 @@ def _device(name: str) -> str:
         return torch.cuda.get_device_name(name)
     except (RuntimeError, AssertionError) as error:  # it is not here, which loading says
         raise ValueError(str(error)) from None
+
+
+def _check(found: Any, key: Key) -> None:
+    """Raise `ValueError` for what is kept of another question, or was changed since."""
+    if found["key"] != json.loads(json.dumps(key)):
+        raise ValueError("it is of another question")
+    if found["digest"] != _digest(found["evidence"]):
+        raise ValueError("it was changed")
 
 
 def noted(evidence: Evidence, note: str) -> Evidence:

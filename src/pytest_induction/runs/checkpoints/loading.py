@@ -21,7 +21,8 @@ from pytest_induction.forward.calling import as_found, broken_weights, why_endle
 from pytest_induction.model.adapt import adapt
 from pytest_induction.model.adapters import fill_adapter, holds_adapter
 from pytest_induction.model.conventions import find_conventions
-from pytest_induction.model.load import Loaded, function_named, load_module, module_of_config, parse_device, parse_dtype
+from pytest_induction.model.factories import function_named
+from pytest_induction.model.load import Loaded, load_module, module_of_config, parse_device, parse_dtype
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.model.specs import CONFIG, memory_size
 from pytest_induction.observers import attached
