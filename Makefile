@@ -3,15 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SMALL := $(VENV)/.small
 STAMP := $(VENV)/.installed
 # Each module is compiled, and its asserts rewritten, once and not in every process: images of containers often forbid it.
 export PYTHONDONTWRITEBYTECODE :=
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo test test-all test-exhaustive test-times lint types style wheel docs bench check-gpu compare-libraries study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
+.PHONY: demo gallery release test test-all test-exhaustive test-times lint types style wheel docs bench check-gpu compare-libraries study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
 
-demo: $(STAMP)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
+demo: $(SMALL)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
 	@$(BIN)/python -m pytest --no-header -p no:cacheprovider fixtures/demo.gates.toml --induction-report=$(REPORT)
 	@$(BIN)/python -m pytest_induction report fixtures/pretrained/smollm2.session.json -o $(dir $(REPORT))smollm2.html
@@ -53,8 +54,14 @@ wheel: $(STAMP)  ## build the wheel, and install it into an environment of its o
 	$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
 	cd tests && ../$(WHEEL)/bin/python -c "import pytest_induction as p; assert '/wheel/' in p.__file__, p.__file__"
 
+release: $(STAMP)  ## build sdist and wheel, check them, install each in an empty environment and run the tutorial there. RELEASE="--build-only": no more than that
+	$(BIN)/python .ci/release.py $(RELEASE)
+
 docs: $(STAMP)  ## build the documentation site into site/; open site/index.html, or serve it with `python -m http.server -d site`
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+gallery: $(STAMP)  ## draw the pictures of docs/gallery.md again; needs a Chromium
+	$(BIN)/python benchmarks/gallery.py
 
 BENCH_JSON := .benchmarks/bench.json
 
@@ -108,10 +115,15 @@ paper: $(STAMP)  ## the paper's table of models, drawn from what was measured of
 clean:
 	rm -rf $(VENV) dist site report
 
-# torch first and alone: a range would take the newest build, with gigabytes of accelerator libraries.
-$(STAMP): pyproject.toml constraints.txt
+# What the demo needs and nothing else. torch first and alone: a range would take the newest build, with gigabytes of
+# accelerator libraries. Bytecode is left to the first import: of most modules there is none.
+$(SMALL): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --no-compile --constraint constraints.txt torch numpy
+	$(INSTALL) --no-compile --constraint constraints.txt --editable '.[report,transformers]'
+	touch $@
+
+$(STAMP): $(SMALL)  ## what developers need besides
 	$(INSTALL) --upgrade "pip>=25.1"
-	$(INSTALL) --constraint constraints.txt torch numpy
 	$(INSTALL) --constraint constraints.txt --group dev --editable .
 	touch $@

@@ -236,7 +236,7 @@ class TestHeadMap:
         assert row == "L0  ..399"
 
     def test_32_by_32_heads_fit_80_columns_with_a_mark_each(self):
-        drawn = head_map_lines([[layer / 32] * 32 for layer in range(32)], width=76)
+        drawn = head_map_lines([[(layer + 4) / 36] * 32 for layer in range(32)], width=76)
         assert len(drawn) == 1 + 1 + 32
         assert max(map(len, drawn)) <= 76
         assert drawn[1] == "     H0      H8      H16     H24"
@@ -257,9 +257,25 @@ class TestHeadMap:
         scores = [[0.0, 0.0] for _ in range(130)]
         scores[128][1] = 1.0
         drawn = head_map_lines(scores, width=80)
-        assert len(drawn) - 2 == 44 <= MOST_ROWS
         assert drawn[1] == "a row for each 3 layers, a mark for each head, the highest"
-        assert drawn[-2:] == ["L126  ▁█", "L129  ▁▁"]
+        assert drawn[2:] == ["L0-L125  ▁▁", "L126     ▁█", "L129     ▁▁"]
+        each_differs = head_map_lines([[layer % 2, 0.0] for layer in range(0, 390, 3) for _ in range(3)], width=80)
+        assert len(each_differs) - 2 == 390 // 7 + 1 <= MOST_ROWS
+
+    def test_layers_without_any_head_of_note_are_one_row(self):
+        """From three on, where nothing stands above the lowest mark; at the end they are named to the last."""
+        scores = [[0.0, 0.1], [0.5, 0.0], [0.0, 0.0], [0.1, 0.0], [1.0, 0.0], *[[0.0, 0.0]] * 3]
+        assert head_map_lines(scores, width=80)[1:] == [
+            "L0     ▁▁",
+            "L1     ▅▁",
+            "L2     ▁▁",
+            "L3     ▁▁",
+            "L4     █▁",
+            "L5-L7  ▁▁",
+        ]
+
+    def test_rows_stay_apart_where_no_room_is_left_for_their_names(self):
+        assert head_map_lines([[0.0] * 8] * 4, width=12)[-4:] == [f"L{layer}  {'▁' * 8}" for layer in range(4)]
 
     def test_layers_with_fewer_heads_have_blanks(self):
         assert head_map_lines([[0.0, None, 0.0], [1.0]], width=80)[1:] == ["L0  ▁ ▁", "L1  █"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ DIGITS = ".123456789"  # and of these each for a tenth
 UNKNOWN = "?"  # what was measured is no number
 MOST_ROWS = 64
 RULED = 8  # heads between two numbers of the ruler
+SAME = 3  # rows of nothing but the lowest mark that are drawn as one
 
 
 def head_map_lines(
@@ -39,8 +41,8 @@ def head_map_lines(
     """What the map shows of every head, in [0, 1], with its scale; no line is longer than `width` where that can be.
 
     `head_map` has a row for each layer, None where it has no such head: a blank. Where heads are more than fit, a mark stands for
-    several of them, and so do rows for more than 64 layers: for the highest. With `ascii` marks are digits, for a terminal
-    without block characters.
+    several of them, and so do rows for more than 64 layers: for the highest. Three layers and more in a row with nothing but
+    the lowest mark are one row. With `ascii` marks are digits, for a terminal without block characters.
     """
     marks = DIGITS if ascii else BLOCKS
     n_heads = max(map(len, head_map), default=0)
@@ -49,10 +51,16 @@ def head_map_lines(
     label = len(f"L{len(head_map) - 1}") + 2
     per_mark = math.ceil(n_heads / max(1, width - label))
     per_row = math.ceil(len(head_map) / MOST_ROWS)
-    rows = [
-        f"{f'L{layer}':<{label}}{''.join(_marks(head_map[layer : layer + per_row], per_mark, marks))}".rstrip()
-        for layer in range(0, len(head_map), per_row)
+    drawn = [
+        (layer, "".join(_marks(head_map[layer : layer + per_row], per_mark, marks))) for layer in range(0, len(head_map), per_row)
     ]
+    rows = list(_collapsed(drawn, len(head_map), per_row, marks[0]))
+    collapsed = max(len(layers) for layers, _ in rows) + 2
+    if collapsed + math.ceil(n_heads / per_mark) <= width:
+        label = max(label, collapsed)
+    else:
+        rows = [(f"L{layer}", row) for layer, row in drawn]
+    rows = [f"{layers:<{label}}{row}".rstrip() for layers, row in rows]
     return [*_legend(f"{shows}, 0 {marks} 1", per_mark, per_row, width), *_ruler(n_heads, per_mark, label, width), *rows]
 
 
@@ -74,6 +82,16 @@ def _ruler(n_heads: int, per_mark: int, label: int, width: int) -> Iterator[str]
         if label + RULED * (len(numbers) - 1) + len(numbers[-1]) > width:
             numbers.pop()
         yield " " * label + "".join(f"{number:<{RULED}}" for number in numbers).rstrip()
+
+
+def _collapsed(drawn: Sequence[tuple[int, str]], n_layers: int, per_row: int, lowest: str) -> Iterator[tuple[str, str]]:
+    """Each row with its layers: `L3`, or `L3-L9` where so many in a row have nothing but the lowest mark."""
+    for row, same in itertools.groupby(drawn, key=lambda each: each[1]):
+        layers = [layer for layer, _ in same]
+        if len(layers) >= SAME and set(row) == {lowest}:
+            yield f"L{layers[0]}-L{min(layers[-1] + per_row, n_layers) - 1}", row
+        else:
+            yield from ((f"L{layer}", row) for layer in layers)
 
 
 def _marks(rows: Matrix, per_mark: int, marks: str) -> Iterator[str]:
