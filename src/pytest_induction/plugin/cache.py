@@ -145,7 +145,7 @@ class Entry:
             found = parse_json(read_bytes(self.path, LARGEST))
             _check(found, self.key)
             evidence = Evidence.from_dict(found["evidence"])
-            note = f"kept by {OPTION}: measured on {str(found['measured'])[:40]}"
+            note = f"kept by {OPTION}: measured on {str(found['measured']).partition('T')[0][:20]}"
         except FileNotFoundError:
             return None, ""
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -184,6 +184,8 @@ def _device(name: str) -> str:
 
 def _check(found: Any, key: Key) -> None:
     """Raise `ValueError` for what is kept of another question, or was changed since."""
+    if not (isinstance(found, dict) and found.keys() >= {"key", "measured", "digest", "evidence"}):
+        raise ValueError("it is no verdict that was kept")
     if found["key"] != json.loads(json.dumps(key)):
         raise ValueError("it is of another question")
     if found["digest"] != _digest(found["evidence"]):
