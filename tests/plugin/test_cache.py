@@ -113,8 +113,9 @@ def test_a_change_around_the_question_misses(kind, place, pytester, cache, evide
     entry_of(cache).write(evidence)
     assert entry_of(cache).read()[0] is not None
     CHANGES[kind](place, monkeypatch)
-    for each in (cache, VerdictCache(pytester.parseconfig("--induction-cache=kept"))):
-        assert entry_of(each).read() == (None, "")
+    assert entry_of(VerdictCache(pytester.parseconfig("--induction-cache=kept"))).read() == (None, "")
+    if "version" not in kind and "source" not in kind:  # which are as they were loaded
+        assert entry_of(cache).read() == (None, "")
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ WRONG = {
 RIGHT = {
     "with the prefix": f'[a]\n{MODEL}expect = ["assert_copies_repeats"]',
     "several": f"[a]\n{MODEL}expect.copies_repeats = [true, {{ min_accuracy = 0.9 }}]",
-    "a text left out": f"[a]\n{MODEL}expect.heads_preserved = {{ before = "b", text = false }}",
+    "a text left out": f'[a]\n{MODEL}expect.heads_preserved = {{ before = "b", text = false }}',
     "marks": f'[a]\n{MODEL}marks = ["slow", "timeout(600)", "flaky(reruns=2)"]\nexpect = ["copies_repeats"]',
     "a margin left out": f'[a]\n{MODEL}expect.heads_preserved = {{ before = "b", margins = {{ duplicate_token = false }} }}',
     "skipped": f'[a]\n{MODEL}skip_if_missing = true\nexpect = ["copies_repeats"]',

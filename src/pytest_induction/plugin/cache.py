@@ -63,6 +63,7 @@ class VerdictCache:
         self._digests: dict[str, tuple[str, str]] = {}  # of each model: what was seen of its files, and their digest
         given = config.option.induction_cache
         self._directory = None if given is None else self._checked(given)
+        self._measures: Key = {} if given is None else {"code": code_digest(), "versions": installed_versions()}  # as loaded
 
     @property
     def is_on(self) -> bool:
@@ -115,8 +116,7 @@ class VerdictCache:
             "claim": claim.name,
             "arguments": {name: _plain(each) for name, each in sorted(arguments.items())},
             "settings": {name: _plain(each) for name, each in sorted(settings.items())},
-            "code": code_digest(),
-            "versions": installed_versions(),
+            **self._measures,
             "machine": [platform.system(), platform.machine(), platform.processor(), _device(settings.get("device") or "cpu")],
         }
         return Entry(directory / f"{_digest(key)}.json", key, lambda: _seen(spec) == seen)
