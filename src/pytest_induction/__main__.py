@@ -72,11 +72,7 @@ def _done(arguments: Sequence[str] | None) -> int:
         "-o", "--out", metavar="FILE", required=True, help="file that is written: PATH.html, PATH.md or PATH.json"
     )
     report.set_defaults(command=_report)
-    about = "write the JSON schema of gate files, by which editors complete and check them; needs neither torch nor a model"
-    schema = commands.add_parser("schema", help=about, description=about)
-    schema.add_argument("-o", "--out", metavar="FILE", help="file that is written (default: standard output)")
-    command.add_claims(schema)
-    schema.set_defaults(command=_schema)
+    _add_schema(commands)
     given = parser.parse_args(arguments)
     try:
         return int(given.command(given))
@@ -85,6 +81,14 @@ def _done(arguments: Sequence[str] | None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _add_schema(commands: Any) -> None:
+    about = "write the JSON schema of gate files, by which editors complete and check them; needs neither torch nor a model"
+    schema = commands.add_parser("schema", help=about, description=about)
+    schema.add_argument("-o", "--out", metavar="FILE", help="file that is written (default: standard output)")
+    command.add_claims(schema)
+    schema.set_defaults(command=_schema)
 
 
 def _add_compare(commands: Any) -> None:
