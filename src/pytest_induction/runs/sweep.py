@@ -18,7 +18,7 @@ from pytest_induction.claims import score_files
 from pytest_induction.errors import ArgumentError, RunError, user_facing, whole_number
 from pytest_induction.files import expanded
 from pytest_induction.formatting import as_line
-from pytest_induction.model.load import function_named
+from pytest_induction.model.factories import function_named
 from pytest_induction.model.specs import AUTO, check_device, check_dtype, memory_size, module_names
 from pytest_induction.progress import advance, progress
 from pytest_induction.runs.checkpoints.finding import Checkpoint, Found, chosen, look_for

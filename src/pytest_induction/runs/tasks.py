@@ -11,7 +11,7 @@ from typing import Any
 from pytest_induction import alarms
 from pytest_induction.claims import head_scores, register_installed
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, TextError, first_line
-from pytest_induction.model.load import import_place
+from pytest_induction.model.factories import import_place
 from pytest_induction.model.protocol import ModelUnderTest, why_unread
 from pytest_induction.observers import tracking_subjects
 from pytest_induction.progress import showing_on
