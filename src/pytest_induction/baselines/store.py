@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from pytest_induction.display import Displayed, View, cells, rows_table
 from pytest_induction.errors import ArgumentError, BaselineError, meant, reason
 from pytest_induction.files import read_text, replace_text
 from pytest_induction.formatting import in_json
@@ -23,12 +24,13 @@ OF_HEADS = (  # what is kept of scores of heads, by the class that has them all
     ("prefix_matching", "previous_token"),  # `HeadScores`: the two halves of the circuit
     ("exactly_one", "exactly_two", "three_or_more", "after_breaks"),  # `MatchLengthScores`
     ("exactly_one", "exactly_two", "exactly_three", "unmatched", "preference"),  # `CompetingMatchScores`
+    ("written", "written_null", "attention", "argmax"),  # `RetrievalScores`
 )
 WORDS = ("bool", "bool_", "str", "bytes", "NoneType")  # types that are no numbers, whatever `float` makes of them
 OF_LENGTHS = ("exactly_one", "exactly_two", "three_or_more")  # of a listed head, as `MatchLengthScores` calls them
 ACCEPTED = (
-    "a mapping of names to numbers, an `Evidence`, a `HeadList`, a `HeadScores`, a `MatchLengthScores` or a "
-    "`CompetingMatchScores`"
+    "a mapping of names to numbers, an `Evidence`, a `HeadList`, a `HeadScores`, a `MatchLengthScores`, a "
+    "`CompetingMatchScores` or a `RetrievalScores`"
 )
 
 
@@ -41,7 +43,8 @@ def fields_of(measured: Any) -> dict[str, float]:
     measured, the masses of each match length ("L1H0.exactly_two"). Of `HeadScores` prefix matching and attention to the
     previous token of every head ("prefix_matching.L1H0") and added scores, of `MatchLengthScores` all four scores of every head
     ("exactly_two.L1H0"), and of `CompetingMatchScores` these, the preference of the heads that have one, and what the model
-    predicts ("gain"). Raises `ArgumentError` for anything else, for no number at all, and for one that is not finite.
+    predicts ("gain"); of `RetrievalScores` what every head writes and attends to ("written.L1H1"), and "accuracy" and
+    "log_odds" of the model. Raises `ArgumentError` for anything else, for no number at all, and for one that is not finite.
     """
     if not _is_whole(measured):
         raise ArgumentError(f"`measured` must be {ACCEPTED}, got `{type(measured).__name__}`")
@@ -167,12 +170,19 @@ class Field:
     tolerance: float | None = None
 
 
-@dataclass(frozen=True)
-class Numbers:
+@dataclass(frozen=True, repr=False)
+class Numbers(Displayed):
     """An entry of numbers by name, and where they were measured."""
 
     fields: Mapping[str, Field]
     environment: Mapping[str, str]
+
+    def view(self) -> View:
+        """What there is to show."""
+        rows = [{"field": name, **cells(self.fields[name])} for name in sorted(self.fields, key=natural)]
+        return View(
+            f"baseline of {len(rows)} number{'s' if len(rows) != 1 else ''}", _environment(self), (rows_table("fields", rows),)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As the file has it."""
@@ -181,16 +191,28 @@ class Numbers:
         return {"kind": "numbers", "environment": dict(self.environment), "fields": fields}
 
 
-@dataclass(frozen=True)
-class Heads:
+@dataclass(frozen=True, repr=False)
+class Heads(Displayed):
     """An entry that holds what was kept of a model's heads, as `HeadsProfile.to_dict` makes it."""
 
     profile: Mapping[str, Any]
     environment: Mapping[str, str]
 
+    def view(self) -> View:
+        """What there is to show."""
+        heads = self.profile.get("heads") or []
+        rows = [{"role": head["role"], "layer": head["layer"], "head": head["head"]} for head in heads]
+        return View(
+            f"baseline of {len(rows)} head{'s' if len(rows) != 1 else ''}", _environment(self), (rows_table("heads", rows),)
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As the file has it."""
         return {"kind": "heads", "environment": dict(self.environment), "profile": dict(self.profile)}
+
+
+def _environment(entry: Numbers | Heads) -> tuple[str, ...]:
+    return (", ".join(f"{name} {value}" for name, value in entry.environment.items()),)
 
 
 Entry = Numbers | Heads

@@ -8,11 +8,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pytest_induction.display import Displayed, Picture, Plotted, View, arrays_table, rows_table, spread_table
 from pytest_induction.errors import RunError
 from pytest_induction.probes.sequences import ProbeSequence
 from pytest_induction.ranges import FROM_ONE, NATS, SCORES, Count, Number, Small
@@ -42,10 +44,15 @@ MIN_CHANGE = {
     "icl_score": 0.15,
     "loss": 0.1,
     "turn": 20.0,
+    "foretold_gap": 0.5,
+    "match_gain": 1.0,
+    "preference": 0.4,
+    "common_advantage": 1.0,
+    "rare_advantage": 1.0,
 }
 FALLS = ("repeat_loss", "icl_score", "loss")  # what falls where induction forms
-OF_HEADS = ("prefix_matching", "previous_token")
-UNITS = dict.fromkeys((*OF_HEADS, "repeat_accuracy"), "share")
+OF_HEADS = ("prefix_matching", "previous_token", "preference")
+UNITS = {**dict.fromkeys(("prefix_matching", "previous_token", "repeat_accuracy"), "share"), "preference": "preference"}
 SMOOTHED = 5  # values whose median stands for the one in the middle
 REPEATS = ("advantage", "repeat_accuracy", "repeat_loss")  # behaviour on repeated tokens, the most telling one first
 
@@ -149,8 +156,8 @@ def measuring_error(run: TrainingRun, series: Series, before: int, after: int) -
     Rows of a text are the same at every snapshot, so differences are taken row by row.
     """
     first, last = (run.snapshots[int(series.index[place])] for place in (before, after))
-    one, two = first.icl_rows, last.icl_rows
-    if series.name == "icl_score" and one is not None and two is not None and one.shape == two.shape and len(one) > 1:
+    one, two = first.by_row(series.name), last.by_row(series.name)
+    if one is not None and two is not None and one.shape == two.shape and len(one) > 1:
         return float((two - one).std(ddof=1) / math.sqrt(len(one)))
     errors = [snapshot.errors.get(series.name) for snapshot in (first, last)]
     values = [of_best(getattr(each, series.name), error) for each, error in zip((first, last), errors, strict=True)]
@@ -176,9 +183,16 @@ NUMBERS = (
     "repeat_loss",
     "repeat_accuracy",
     "advantage",
+    "foretold_loss",
+    "other_loss",
+    "foretold_gap",
+    "match_gain",
+    "common_advantage",
+    "rare_advantage",
 )
-HEADS = ("prefix_matching", "excess", "previous_token", "duplicate_token", "first_token")
+HEADS = ("prefix_matching", "excess", "previous_token", "duplicate_token", "first_token", "preference")
 ROWS = ("icl_rows", "token_losses", "index_losses")
+BY_ROW = ("advantage", "foretold_gap", "match_gain", "common_advantage", "rare_advantage")
 ARRAYS = (*HEADS, *ROWS)
 PerStep = Annotated[float, SCORES["tokens_per_step"]]
 
@@ -224,8 +238,8 @@ class SweptFrom(NamedTuple):
     loading: Loading
 
 
-@dataclass(frozen=True, eq=False)
-class Snapshot:
+@dataclass(frozen=True, eq=False, repr=False)
+class Snapshot(Displayed):
     """What was measured at one step of a training. Whatever was not measured is None.
 
     `step` counts optimiser steps, `tokens` what was trained on until then. Losses in nats per token: `loss` is the run's own,
@@ -236,7 +250,13 @@ class Snapshot:
     prefix matching without the head's own chance, in [-1, 1]. `token_losses` (tokens,) are losses of fixed tokens of the
     text, as many from each row, row after row, and `index_losses` (indices,) the means over rows of the loss of each token of a
     row, from token number `TrainingRun.first_token` on. `errors` holds standard errors of the values of the same name, over
-    sequences or rows.
+    sequences or rows, and `rows` the values of each sequence or row, (rows,), of those in `BY_ROW`; their mean is the value.
+
+    Of the same text `foretold_loss` is of the tokens that a match of two or more in their row foretells, `other_loss` of all
+    others, and `foretold_gap` is by how much the former cost less. Where it was asked for, `match_gain` is the log-probability of
+    what followed a match of three tokens minus that of what followed one of one, and `preference` (n_layers, n_heads), from -1
+    to 1, that of each head for the longer match, NaN for heads that match too little. `common_advantage` and `rare_advantage` are
+    the advantage on repeated rows of frequent ids, and of ids that are rare in the training data, or never there.
 
     `hunts` has what was hunted for a counterexample: the property as it is written -> what came of it. `added` has scores of
     heads that do not come with the package, (n_layers, n_heads) each, in [0, 1], and their own chance, by name.
@@ -259,16 +279,40 @@ class Snapshot:
     previous_token: Floats | None = None
     duplicate_token: Floats | None = None
     first_token: Floats | None = None
+    foretold_loss: float | None = None
+    other_loss: float | None = None
+    foretold_gap: float | None = None
+    match_gain: float | None = None
+    common_advantage: float | None = None
+    rare_advantage: float | None = None
+    preference: Floats | None = None
     icl_rows: Floats | None = None
     token_losses: Floats | None = None
     index_losses: Floats | None = None
     errors: Mapping[str, float | Floats] = field(default_factory=dict)
+    rows: Mapping[str, Floats] = field(default_factory=dict)
     hunts: Mapping[str, Hunted] = field(default_factory=dict)
     added: Mapping[str, Floats] = field(default_factory=dict)
     n_sequences: int = 0
     fingerprint: str = ""
     seconds: float | None = None
     problem: str = ""
+
+    def view(self) -> View:
+        """What there is to show."""
+        rows = [{"measure": name, "value": getattr(self, name), "standard_error": self.errors.get(name)} for name in NUMBERS]
+        of_heads = {name: getattr(self, name) for name in HEADS if getattr(self, name) is not None} | dict(self.added)
+        tokens = "" if self.tokens is None else f", {self.tokens} tokens"
+        facts = (
+            f"{self.n_sequences} sequences" if self.n_sequences else "",
+            self.problem,
+            *(f"{name}: {_found(each)}" for name, each in self.hunts.items()),
+        )
+        tables = (
+            rows_table("numbers", [row for row in rows if row["value"] is not None]),
+            *([arrays_table("heads", of_heads)] if of_heads else []),
+        )
+        return View(f"Snapshot of step {self.step}{tokens}", tuple(filter(None, facts)), tables)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Snapshot):
@@ -280,6 +324,25 @@ class Snapshot:
     def measurement(self, name: str) -> Any:
         """What was measured under a name, or None: a field of its own, or an added score."""
         return self.added[name] if name in self.added else getattr(self, name, None)
+
+    def by_row(self, name: str) -> Floats | None:
+        """What a value of this name is the mean of, (rows,): one number for each sequence or row of text, or None."""
+        return self.icl_rows if name == "icl_score" else self.rows.get(name)
+
+
+def _list_of(snapshot: Snapshot, name: str) -> Floats | None:
+    return getattr(snapshot, name) if name in ROWS else snapshot.by_row(name)
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _found(hunted: Hunted) -> str:
+    """What a hunt came to, in words."""
+    if hunted.holds is None:
+        return hunted.problem or "not looked at"
+    return f"holds on {hunted.n_examples}" if hunted.holds else f"fails on {', '.join(map(repr, hunted.counterexample))}"
 
 
 def _is_too_large(value: float | None) -> bool:
@@ -303,8 +366,8 @@ class ScheduledChange:
     what: str
 
 
-@dataclass(frozen=True)
-class TrainingRun:
+@dataclass(frozen=True, repr=False)
+class TrainingRun(Plotted):
     """Snapshots of one training, steps strictly rising, and what is known of it.
 
     `source` says where they come from: "recorder", "sweep" or "log". `icl_windows` are the token numbers, from one, both ends
@@ -329,6 +392,40 @@ class TrainingRun:
     is_open: bool = False
     checkpoints: SweptFrom | None = field(default=None, repr=False, compare=False)
     place: str = field(default="", compare=False)
+
+    def view(self) -> View:
+        """What there is to show."""
+        found = [name for name in NUMBERS if self.has(name)]
+        numbers = {name: [_known(value) for value in self.column(name).tolist()] for name in found}
+        columns: dict[str, list[Any]] = {
+            "step": self.steps.tolist(),
+            "tokens": [None if math.isnan(value) else int(value) for value in self.tokens.tolist()],
+            **numbers,
+        }
+        for name in dict.fromkeys((*OF_HEADS, *self.added)):
+            if self.has(name):
+                values, heads = self.best_of_heads(name)
+                columns[name] = [_known(value) for value in values.tolist()]
+                columns[f"{name}_head"] = [None if layer < 0 else f"L{layer}H{head}" for layer, head in heads.tolist()]
+        columns["problem"] = [snapshot.problem for snapshot in self.snapshots]
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        changed = [{"step": each.step, "what": each.what} for each in self.schedule]
+        span = f"{len(self)} snapshots" + (f", steps {rows[0]['step']} to {rows[-1]['step']}" if rows else "")
+        facts = (
+            f"{span}, from a {self.source}",
+            *(["the training goes on, or was broken off"] if self.is_open else []),
+            *self.notes,
+        )
+        return View(
+            f"TrainingRun {self.name}", facts, (spread_table("snapshots", rows), rows_table("schedule", changed)), self._pictures
+        )
+
+    def _pictures(self) -> list[Picture]:
+        """What a report draws of it; nothing of a run that is too short for an axis."""
+        if len(self) < 2 or self.steps[0] < 0:
+            return []
+        picture: Mapping[str, Any] = import_module("pytest_induction.runs.picture").picture_of(self)  # which stands above this
+        return [("run", picture)]
 
     def __post_init__(self) -> None:
         steps = [snapshot.step for snapshot in self.snapshots]
@@ -396,10 +493,10 @@ class TrainingRun:
     def rows_of(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """A list of numbers of the same things at every snapshot: at which it was recorded (points,), and (points, things).
 
-        Snapshots with a list of another length than the last ones', of another text, are left out. Raises `RunError` where none
-        has it.
+        `name` is that of a list, or of a value that was recorded row by row, as "advantage". Snapshots with a list of another
+        length than the last ones', of another text, are left out. Raises `RunError` where none has it.
         """
-        lists = {index: values for index, each in enumerate(self.snapshots) if (values := getattr(each, name)) is not None}
+        lists = {index: values for index, each in enumerate(self.snapshots) if (values := _list_of(each, name)) is not None}
         if not lists:
             words = name.replace("_", " ")
             raise RunError(
