@@ -102,7 +102,10 @@ def assert_retrieval_heads(
     _ = subject.reading  # refuse by name here, before anything is measured
     seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
     form = form_of(subject.space, encoder(subject, tokenizer), facts, wording)
-    task = Facts(subject, form, *lengths_of(form, subject.space, length, n_facts), n_facts, seed)
+    if length is not None:
+        whole_number("length", length, least=1)
+    (positions,) = lengths_of(form, subject.space, length, n_facts)
+    task = Facts(subject, form, positions, n_facts, seed)
     before = task.rows(N_SEQUENCES, 0)
     with progress("retrieval_heads, the heads", N_SEQUENCES):
         scores = scores_of(subject, before)

@@ -51,8 +51,8 @@ def check_spec(spec: str) -> None:
     if not is_directory(path):
         raise ModelError(f"{spec!r} {'is a file' if is_file(path) else seen_at(path)}: expected {FORMS}")
     if not any(os.path.lexists(path / name) for name in (CONFIG, ADAPTER_CONFIG)):  # reading them says what they are
-        if (what := _looks_like_run(path)) is not None:
-            raise ModelError(f"{spec!r} holds {what}: give it as a run, with --induction-run or as `run` of a gate")
+        if (held := _looks_like_run(path)) is not None:
+            raise ModelError(f"{spec!r} holds {held}: give it as a run, with --induction-run or as `run` of a gate")
         raise ModelError(f"{spec!r} has no config.json: expected a directory as `save_pretrained` writes it, or a factory for it")
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 from _pytest._code.code import TerminalRepr
 from _pytest._io import TerminalWriter
+from _pytest.outcomes import Failed
 
 if TYPE_CHECKING:
     from pytest_induction.errors import InductionError
@@ -24,7 +25,7 @@ SKIP = "skip_if_missing"  # the argument of the marker, and the key of a gate
 AS_BEFORE = "shown whole for "
 
 
-class NotSetUp(pytest.fail.Exception):
+class NotSetUp(Failed):
     """A model or run cannot be had; `error` says why. The message is all that pytest itself shows."""
 
     def __init__(self, error: InductionError) -> None:
@@ -109,12 +110,13 @@ def failure(config: pytest.Config, message: str, error: object = None) -> Failur
     raised: BaseException | None = getattr(error, "raised_by_user", None)
     if raised is None:
         return Failure(message, brief=brief)
-    if raised.__traceback__ is None:
+    there = raised.__traceback__
+    if there is None:
         return Failure(message, brief=brief, raised="".join(traceback.format_exception_only(raised)).rstrip())
     from pytest_induction.errors import of_user
 
     is_whole = style not in ("auto", "line", "no")  # else without the lines of torch and others
-    seen = raised.__traceback__ if is_whole else of_user(raised.__traceback__)
+    seen = there if is_whole else of_user(there) or there
     entry = traceback.extract_tb(seen)[-1]
     shown = pytest.ExceptionInfo.from_exc_info((type(raised), raised, seen)).getrepr(
         style=style if is_whole else "long",

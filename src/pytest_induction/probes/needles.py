@@ -266,5 +266,8 @@ def _of_words(
     told = tuple(token for token in singles(values) if token not in found)
     before, behind = REWORDED if wording == "reworded" else ("", between)
     filler = tuple(tuple(encode(sentence)) for sentence in FILLER)
-    pieces = (tuple(encode(each)) if each else () for each in (between, AFTER, before, behind))
-    return Form(found, told, *pieces, filler=filler)
+
+    def piece(text: str) -> tuple[int, ...]:
+        return tuple(encode(text)) if text else ()
+
+    return Form(found, told, piece(between), piece(AFTER), piece(before), piece(behind), filler)
