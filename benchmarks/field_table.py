@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ SCHEMA = 1
 PROBE_SEEDS = (0, 1, 2)  # of shipped models; those of the zoo are of one seed each, 0, as three were trained
 PAIRS = 8
 DIGITS = 5
+WIDTH = 165  # of a line of the page
 Runs = list[dict[str, Any]]
 FACTORIES = {"attn-only-1l": "one_layer", "attn-only-1l-smeared": "one_layer_smeared", "attn-only-2l": "two_layers"}
 FACTORIES |= {"attn-only-3l-text": "three_layers_text"}
@@ -187,7 +189,7 @@ def table(models: Mapping[str, Runs]) -> str:
         about.append(f"The {len(again)} models of the zoo end with the loss of their runs, to {max(again):.3f} nats.")
     if missing := not_measured(models):
         about.append(f"Not measured of the zoo: {', '.join(missing)}.")
-    return "\n".join([" ".join(about), "", *(f"| {' | '.join(cells)} |" for cells in rows), "", ""])
+    return "\n".join([*textwrap.wrap(" ".join(about), WIDTH), "", *(f"| {' | '.join(cells)} |" for cells in rows), "", ""])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

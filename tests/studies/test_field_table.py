@@ -75,14 +75,19 @@ def test_cells_are_of_all_seeds(kept):
     assert cells["zoo 2l"][1:4] == ["2", "1, 2, 2..4", "4.00 (3.00..5.00)"]
 
 
+def said(table):
+    """What is said before the table."""
+    return " ".join(table.table(table.kept()).split("\n\n")[0].split())
+
+
 def test_how_far_trainings_end_from_their_runs_is_said(kept):
-    assert "The 2 models of the zoo end with the loss of their runs, to 0.250 nats." in kept.table(kept.kept())
+    assert "The 2 models of the zoo end with the loss of their runs, to 0.250 nats." in said(kept)
 
 
 def test_runs_that_were_not_measured_are_named(kept):
-    said = kept.table(kept.kept()).split("Not measured of the zoo: ")[1].split(".")[0].split(", ")
-    assert {"3l-s0", "text-2l-s0"} <= {*said}
-    assert not {"2l-s0", "2l-s1"} & {*said}
+    names = {*said(kept).split("Not measured of the zoo: ")[1].split(".")[0].split(", ")}
+    assert {"3l-s0", "text-2l-s0"} <= names
+    assert not {"2l-s0", "2l-s1"} & names
 
 
 def test_a_page_that_is_not_what_is_kept_fails(kept, capsys):
