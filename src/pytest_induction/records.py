@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, ClassVar
 
+from pytest_induction.display import Picture, Plotted, View, about, cells, estimates_table, rows_table
 from pytest_induction.ranges import (
     DIFFERENCE,
     EXCESS,
@@ -39,6 +40,9 @@ def installed(names: Iterable[str]) -> dict[str, str]:
 
 
 SCHEMA_VERSION = 1
+SHOWN_OF_HEADS = ("prefix_matching", "excess", "previous_token", "duplicate_token", "copy_effect", "ablation_effect", "kind")
+SHOWN_OF_CHANGES = ("series", "verdict", "shape", "change", "midpoint_step", "midpoint_tokens", "width", "reason")
+"""The columns of heads and of changes that are shown where not all are."""
 
 
 class Verdict(StrEnum):
@@ -286,8 +290,20 @@ class Provenance:
         return f"{attention}{self.dtype} on {self.device}"
 
 
-@dataclass(frozen=True)
-class Evidence:
+def named(estimate: str) -> tuple[str, ...]:
+    """What the thresholds of an estimate may be called."""
+    return estimate, f"min_{estimate}", f"max_{estimate}"
+
+
+def head_map_picture(head_map: Sequence[Sequence[float | None]], scores: Sequence[str] = ()) -> list[Picture]:
+    """The picture of a head map: of prefix matching, or of the score that the verdict is about."""
+    name = next(iter(scores), "prefix_matching")
+    score = {"name": name, "words": name.replace("_", " "), "unit": "share", "value": head_map}
+    return [("heads", {"scores": [score]})] if any(map(len, head_map)) else []
+
+
+@dataclass(frozen=True, repr=False)
+class Evidence(Plotted):
     """A verdict on one claim, and everything it rests on.
 
     `claim` is the claim's name, `reason` a fixed word for why the verdict is what it is, `summary` the same as a sentence.
@@ -318,6 +334,37 @@ class Evidence:
     is_asserted: bool = False
 
     SCHEMA: ClassVar[int] = SCHEMA_VERSION
+
+    def view(self) -> View:
+        """What there is to show."""
+        scores = tuple(dict.fromkeys(name for head in self.heads for name in head.scores))
+        heads = [{**cells(head), "holds": place < len(self.heads)} for place, head in enumerate((*self.heads, *self.nearest))]
+        held = ", ".join(f"{name} {value:.4g}" for name, value in self.thresholds.items())
+        held = held and f"held against: {held}"
+        return View(
+            f"{self.claim}: {self.words}, {self.provenance.model}",
+            tuple(filter(None, (self.summary, self.next_step and f"next: {self.next_step}", held, *about(self)))),
+            (
+                rows_table("heads", heads, shown=(*scores, *SHOWN_OF_HEADS, "holds")),
+                estimates_table(self.estimates),
+                rows_table("pairs", self.pairs),
+                rows_table("changes", self.changes, shown=SHOWN_OF_CHANGES),
+                rows_table("compared", self.compared),
+            ),
+            lambda: [*head_map_picture(self.head_map, scores), *self._estimates_picture()],
+        )
+
+    def _estimates_picture(self) -> list[Picture]:
+        """The estimates, each with the thresholds that are called as it is."""
+        rows = [
+            {
+                "name": name.replace("_", " "),
+                **asdict(found),
+                "thresholds": [self.thresholds[each] for each in named(name) if each in self.thresholds],
+            }
+            for name, found in self.estimates.items()
+        ]
+        return [("estimates", {"title": "estimates", "rows": rows})] if any(row["value"] == row["value"] for row in rows) else []
 
     @property
     def outcome(self) -> str:
@@ -359,8 +406,8 @@ Checked = Annotated[Evidence, _estimates_fit]
 """Evidence that is read."""
 
 
-@dataclass(frozen=True)
-class HeadList:
+@dataclass(frozen=True, repr=False)
+class HeadList(Plotted):
     """All induction heads of a model, as far as they can be told.
 
     `heads` are shown to match prefixes above the threshold, and to write something that does not lower what they match, strongest
@@ -381,6 +428,17 @@ class HeadList:
     confidence: float = 0.999
     more_sequences: int = 0
     head_map: tuple[tuple[float | None, ...], ...] = ()
+
+    def view(self) -> View:
+        """What there is to show."""
+        lists = {"found": self.heads, "near": self.near, "undecided": self.undecided, "ruled out": self.ruled_out}
+        rows = [{**cells(head), "listed": name} for name, heads in lists.items() for head in heads]
+        return View(
+            f"{len(self.heads)} induction head{'s' if len(self.heads) != 1 else ''} of {self.provenance.model}",
+            about(self),
+            (rows_table("heads", rows, shown=("listed", *SHOWN_OF_HEADS)), estimates_table(self.estimates)),
+            lambda: head_map_picture(self.head_map),
+        )
 
     @property
     def is_complete(self) -> bool:

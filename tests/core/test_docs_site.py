@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import pytest_induction
 
 ROOT = Path(__file__).parents[2]
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 GENERATED = {"changelog.md"}
 ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
 EXTERNAL = re.compile(
@@ -37,6 +39,25 @@ def site(tmp_path_factory):
     assert built.returncode == 0, built.stderr
     assert "Documentation built" in built.stderr  # quieter, and strictness would not hear the warnings
     return out
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome is installed")
+@pytest.mark.parametrize("page", ["index.html", "how-to/index.html"])
+def test_search_works_where_the_site_is_read_from_disk(page, site):
+    """Nothing serves it, and no request leaves the machine."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        shown, faults = browser.new_page(), []
+        shown.on("pageerror", lambda error: faults.append(str(error)))
+        shown.on("request", lambda request: None if request.url.startswith("file:") else faults.append(request.url))
+        shown.goto((site / page).as_uri())
+        shown.locator(".md-search__input").first.click()
+        shown.keyboard.type("previous-token")
+        playwright.expect(shown.locator(".md-search-result__meta")).to_contain_text("matching document", timeout=20_000)
+        assert shown.locator(".md-search-result__item").count() > 3
+        assert not faults
+        browser.close()
 
 
 def pages_of(nav):

@@ -207,6 +207,19 @@ def test_a_notebook_gets_a_bar_only_with_ipywidgets(monkeypatch):
     assert not shown.in_notebook()
 
 
+def test_the_bar_in_a_notebook_is_that_of_notebooks(monkeypatch):
+    """It is a widget: no stream, and no width of a terminal."""
+    made = []
+    monkeypatch.setitem(sys.modules, "tqdm.notebook", types.SimpleNamespace(tqdm=lambda **about: made.append(about)))
+    block = shown.Block("probing", 8, "seq", begun=0.0, done=3)
+    monkeypatch.setattr(shown, "in_notebook", lambda: True)
+    shown._bar(block, "2 passes", None, is_fresh=True)
+    assert made == [{"total": 8, "initial": 3, "desc": "probing", "unit": "seq", "postfix": "2 passes", "leave": False}]
+    monkeypatch.setattr(shown, "in_notebook", lambda: False)
+    shown._bar(block, "2 passes", Stream(), is_fresh=True).close()
+    assert len(made) == 1
+
+
 def test_a_call_within_another_counts_for_both_and_is_shown_as_a_part(clock):
     stream = Stream()
     with measuring(clock, stream=stream) as run:

@@ -213,6 +213,7 @@ def test_what_is_not_run_is_listed_here():
     """Each with its reason; a new one wants a second look."""
     assert {(block.page, block.reason) for block in BLOCKS if block.reason} == {
         ("docs/baselines.md", "the file must be written first; tests/plugin/test_baselines.py writes it, and runs this again"),
+        ("docs/how-to/notebooks.md", "cells; tests/display/test_notebook.py runs a notebook of them"),
         ("docs/how-to/quantised-model.md", "the models are yours"),
         ("docs/properties.md", "needs --induction-run=CHECKPOINTS"),
         ("docs/runs.md", "needs an account or a server"),

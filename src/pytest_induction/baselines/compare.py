@@ -12,6 +12,7 @@ from statistics import NormalDist, stdev
 from typing import Any
 
 from pytest_induction.baselines.store import Field, rounded
+from pytest_induction.display import Displayed, View, rows_table
 from pytest_induction.errors import ArgumentError, BaselineError
 from pytest_induction.formatting import as_line
 from pytest_induction.records import installed
@@ -64,8 +65,8 @@ class Changed:
         return abs(self.now - self.was) / self.tolerance if self.tolerance else math.inf
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Displayed):
     """What came of comparing fields: those that `changed`, by most tolerances first, those not measured, those not in the file.
 
     `differs` says whether any number is another at all, also within its tolerance.
@@ -76,6 +77,17 @@ class Comparison:
     new: Mapping[str, float]
     n_fields: int
     differs: bool
+
+    def view(self) -> View:
+        """What there is to show."""
+        rows = [
+            {"field": each.name, "status": "changed", "was": each.was, "now": each.now, "tolerance": each.tolerance}
+            for each in self.changed
+        ]
+        rows += [{"field": name, "status": "missing"} for name in self.missing]
+        rows += [{"field": name, "status": "new", "now": value} for name, value in self.new.items()]
+        words = "the same, within tolerances" if self.same else f"{len(rows)} of them differ"
+        return View(f"comparison of {self.n_fields} fields: {words}", (), (rows_table("fields", rows),))
 
     @property
     def same(self) -> bool:

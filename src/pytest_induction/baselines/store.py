@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from pytest_induction.display import Displayed, View, cells, rows_table
 from pytest_induction.errors import ArgumentError, BaselineError, meant, reason
 from pytest_induction.files import read_text, replace_text
 from pytest_induction.formatting import in_json
@@ -167,12 +168,19 @@ class Field:
     tolerance: float | None = None
 
 
-@dataclass(frozen=True)
-class Numbers:
+@dataclass(frozen=True, repr=False)
+class Numbers(Displayed):
     """An entry of numbers by name, and where they were measured."""
 
     fields: Mapping[str, Field]
     environment: Mapping[str, str]
+
+    def view(self) -> View:
+        """What there is to show."""
+        rows = [{"field": name, **cells(self.fields[name])} for name in sorted(self.fields, key=natural)]
+        return View(
+            f"baseline of {len(rows)} number{'s' if len(rows) != 1 else ''}", _environment(self), (rows_table("fields", rows),)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As the file has it."""
@@ -181,16 +189,28 @@ class Numbers:
         return {"kind": "numbers", "environment": dict(self.environment), "fields": fields}
 
 
-@dataclass(frozen=True)
-class Heads:
+@dataclass(frozen=True, repr=False)
+class Heads(Displayed):
     """An entry that holds what was kept of a model's heads, as `HeadsProfile.to_dict` makes it."""
 
     profile: Mapping[str, Any]
     environment: Mapping[str, str]
 
+    def view(self) -> View:
+        """What there is to show."""
+        heads = self.profile.get("heads") or []
+        rows = [{"role": head["role"], "layer": head["layer"], "head": head["head"]} for head in heads]
+        return View(
+            f"baseline of {len(rows)} head{'s' if len(rows) != 1 else ''}", _environment(self), (rows_table("heads", rows),)
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As the file has it."""
         return {"kind": "heads", "environment": dict(self.environment), "profile": dict(self.profile)}
+
+
+def _environment(entry: Numbers | Heads) -> tuple[str, ...]:
+    return (", ".join(f"{name} {value}" for name, value in entry.environment.items()),)
 
 
 Entry = Numbers | Heads

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.behaviour.text import row_length, row_losses, rows_of
+from pytest_induction.display import Plotted, View, about, rows_table, titled
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.measuring.observing import Array, ModelLike, provenance
 from pytest_induction.model.load import load_model
@@ -117,8 +118,8 @@ def mean_of_tokens(sums: Array, counts: Array) -> Array:
     return np.asarray(mean + (sums - mean * counts) / counts.mean(), dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class LossByMatch:
+@dataclass(frozen=True, repr=False)
+class LossByMatch(Plotted):
     """What tokens of a text cost, by what a match in the same row says of them.
 
     `share` is how many of all tokens a class has, in [0, 1], and `loss` their mean loss in nats, by class; NaN where a class has
@@ -136,6 +137,20 @@ class LossByMatch:
     losses: Array
     classes: Classes
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        rows = [{"class": name, "share": self.share[name], "loss": self.loss[name]} for name in self.share]
+        bars = [
+            {"name": name.replace("_", " "), "value": loss, "low": np.nan, "high": np.nan, "unit": "nats", "thresholds": []}
+            for name, loss in self.loss.items()
+        ]
+        return View(
+            titled(self),
+            about(self),
+            (rows_table("classes", rows),),
+            lambda: [("estimates", {"title": "loss by match", "rows": bars})],
+        )
 
     @property
     def gap(self) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from pytest_induction.behaviour.choices import Choices, choices
 from pytest_induction.behaviour.judging import FURTHEST
 from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, checked_sampling, priced_claim, until_clear
+from pytest_induction.display import Picture, Plotted, View, view_of
 from pytest_induction.errors import ArgumentError, ProbeError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.measuring.observing import Array, ModelLike, provenance
@@ -46,12 +47,36 @@ class RecallPoint:
     log_prob: Estimate
 
 
-@dataclass(frozen=True)
-class RecallCurve:
+def _drawn(x: str, curves: Mapping[str, Sequence[RecallPoint]]) -> Picture:
+    """The picture of recall over one of `pairs` and `distance`, and the chance of it."""
+    series = []
+    for name, points in curves.items():
+        found = [each.recall_accuracy for each in points]
+        ends = {"low": [each.low for each in found], "high": [each.high for each in found]}
+        series.append({"name": name, "x": [getattr(each, x) for each in points], "y": [each.value for each in found], **ends})
+    if len(curves) == 1:
+        points = next(iter(curves.values()))
+        series.append({"name": "chance", "x": [getattr(each, x) for each in points], "y": [each.chance for each in points]})
+    return "curves", {"x": x, "y": "recall", "series": series}
+
+
+@dataclass(frozen=True, repr=False)
+class RecallCurve(Plotted):
     """How much a model recalls, by the number of pairs and the distance. `str()` gives a table."""
 
     points: tuple[RecallPoint, ...]
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        return view_of(self, pictures=self._pictures)
+
+    def _pictures(self) -> list[Picture]:
+        """Recall by distance, a curve for each number of pairs; by the number of pairs where each has one distance."""
+        by = {pairs: [each for each in self.points if each.pairs == pairs] for pairs in {each.pairs for each in self.points}}
+        if all(len(points) == 1 for points in by.values()):
+            return [_drawn("pairs", {"recall": sorted(self.points, key=lambda point: point.pairs)})]
+        return [_drawn("distance", {f"{pairs} pairs": points for pairs, points in sorted(by.items())})]
 
     def __str__(self) -> str:
         head = f"{'pairs':>5} {'distance':>8} {'recalled':>8}  {'interval':^14} {'chance':>6} {'top-1':>6} {'log p':>7}"

@@ -12,6 +12,7 @@ import numpy as np
 from pytest_induction.behaviour.choices import Choices, choices
 from pytest_induction.behaviour.judging import advantage_interval
 from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, checked_sampling, priced_claim, until_clear
+from pytest_induction.display import Picture, Plotted, View, view_of
 from pytest_induction.errors import user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.measuring.observing import ModelLike, provenance
@@ -46,12 +47,26 @@ class RulePoint:
     abb_margin: Estimate
 
 
-@dataclass(frozen=True)
-class RuleCurve:
+@dataclass(frozen=True, repr=False)
+class RuleCurve(Plotted):
     """How a model follows both rules, by the number of examples before. `str()` gives a table."""
 
     points: tuple[RulePoint, ...]
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        return view_of(self, pictures=self._pictures)
+
+    def _pictures(self) -> list[Picture]:
+        """The accuracy of each rule by the number of examples."""
+        series = []
+        for name in ("aba", "abb"):
+            found = [getattr(point, f"{name}_accuracy") for point in self.points]
+            ends = {"low": [each.low for each in found], "high": [each.high for each in found]}
+            x = [point.examples for point in self.points]
+            series.append({"name": name.upper(), "x": x, "y": [each.value for each in found], **ends})
+        return [("curves", {"x": "examples", "y": "accuracy", "series": series})]
 
     def __str__(self) -> str:
         head = f"{'examples':>8} {'ABA':>6}  {'interval':^14} {'margin':>7} {'ABB':>6}  {'interval':^14} {'margin':>7}"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from pytest_induction.display import Displayed, View, about, rows_table, titled
 from pytest_induction.errors import BaselineError, reason
 from pytest_induction.files import expanded, read_bytes
 from pytest_induction.ranges import D_VOCAB, FROM_ONE, SCORES, Count, Range, Small, is_known
@@ -82,8 +83,8 @@ class TextScores:
     late_loss: Array
 
 
-@dataclass(frozen=True)
-class HeadsProfile:
+@dataclass(frozen=True, repr=False)
+class HeadsProfile(Displayed):
     """What is kept of a model. `heads` by role and place, None where its attention cannot be read.
 
     `behaviour` has, of the same sequences (n_sequences,), `repeat_loss` and `first_loss`, the losses on later copies and on the
@@ -95,6 +96,22 @@ class HeadsProfile:
     text: TextScores | None
     probed: Probed
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        heads = [
+            {
+                "role": head.role,
+                "layer": head.layer,
+                "head": head.head,
+                **{name: float(values.mean()) for name, values in head.scores.items()},
+            }
+            for head in self.heads or ()
+        ]
+        text = {} if self.text is None else {"icl_score": self.text.icl_score, "late_loss": self.text.late_loss}
+        behaviour = [{"measure": name, "mean": float(values.mean())} for name, values in {**self.behaviour, **text}.items()]
+        facts = (*about(self), *(["its attention cannot be read: no heads are kept"] if self.heads is None else []))
+        return View(titled(self), facts, (rows_table("heads", heads), rows_table("behaviour", behaviour)))
 
     def first(self, n_sequences: int) -> HeadsProfile:
         """The same of fewer sequences."""

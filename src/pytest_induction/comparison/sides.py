@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from pytest_induction.display import Displayed, Plotted, View, cells, rows_table
 from pytest_induction.heads.criteria import LEAST
-from pytest_induction.records import Change, Compared, Estimate, Evidence, HeadId
+from pytest_induction.records import SHOWN_OF_CHANGES, Change, Compared, Estimate, Evidence, HeadId
 
 Matrix = Sequence[Sequence[float | None]]
 WHAT = "pytest-induction comparison"
@@ -15,8 +16,8 @@ UNKNOWN = float("nan")
 SCORE_OF_ROLE = {"induction": "prefix_matching", "previous_token": "previous_token", "duplicate_token": "duplicate_token"}
 
 
-@dataclass(frozen=True)
-class Side:
+@dataclass(frozen=True, repr=False)
+class Side(Displayed):
     """One of the two: what it is called, what it is, and what is known of it.
 
     `scores` has, by the name of the score, what is known of which heads, `behaviour` what the model does; an estimate without an
@@ -35,6 +36,19 @@ class Side:
     changes: tuple[Change, ...] = ()
     window: tuple[float, float] | None = None
 
+    def view(self) -> View:
+        """What there is to show."""
+        heads = [
+            {"score": name, "layer": head.layer, "head": head.head, **cells(found)}
+            for name, scores in self.scores.items()
+            for head, found in sorted(scores.items(), key=lambda item: -item[1].value)
+        ]
+        tables = (
+            rows_table("behaviour", [{"measure": name, **cells(found)} for name, found in self.behaviour.items()]),
+            rows_table("heads", heads),
+        )
+        return View(f"{self.kind} {self.name}", (self.about, *self.notes), tables)
+
     def matrix(self, score: str, layers: Sequence[int]) -> Matrix:
         """A score of every head, a row for each layer; None where it is not known."""
         known = self.scores.get(score, {})
@@ -44,8 +58,8 @@ class Side:
         ]
 
 
-@dataclass(frozen=True)
-class SideBySide:
+@dataclass(frozen=True, repr=False)
+class SideBySide(Plotted):
     """Both, what became of each thing that both have, and what was decided, if anything could be.
 
     `rows` are heads and what the models do, `unit` is that of the curves of runs, `missing` says what is not compared, and why.
@@ -61,6 +75,23 @@ class SideBySide:
     is_paired: bool = False
 
     SCHEMA: ClassVar[int] = 1
+
+    def view(self) -> View:
+        """What there is to show."""
+        sides = (self.before, self.after)
+        facts = [
+            f"{name}: {side.name} ({side.kind}): {side.about}" for name, side in zip(("before", "after"), sides, strict=True)
+        ]
+        facts += [] if self.evidence is None else [f"{self.evidence.claim}: {self.evidence.verdict}, {self.evidence.summary}"]
+        changes = [{"run": side.name, **cells(change)} for side in sides for change in side.changes]
+        tables = (rows_table("compared", self.rows), rows_table("changes", changes, shown=("run", *SHOWN_OF_CHANGES)))
+        is_drawn = self.scores or any(side.curves for side in sides)
+        return View(
+            f"{self.before.name} and {self.after.name}",
+            (*facts, *self.missing),
+            tables,
+            lambda: [("compared", {"found": self})] if is_drawn else [],
+        )
 
     @property
     def scores(self) -> list[str]:

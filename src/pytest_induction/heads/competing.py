@@ -20,6 +20,7 @@ from pytest_induction.deciding import (
     priced_claim,
     until_clear,
 )
+from pytest_induction.display import Plotted, View, view_of
 from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.criteria import MIN_ADVANTAGE, min_excess
@@ -45,8 +46,8 @@ LOG_PROBS = (*(f"log_prob_{name}" for name in MATCHES), "log_prob_matched", "log
 GRID = np.linspace(-1, 1, 401)  # of preferences that an interval may begin and end at
 
 
-@dataclass(frozen=True)
-class CompetingMatchScores:
+@dataclass(frozen=True, repr=False)
+class CompetingMatchScores(Plotted):
     """What heads attend to, and a model predicts, where matches of one, two and three tokens stand in one row.
 
     `exactly_one`, `exactly_two` and `exactly_three`, arrays (n_layers, n_heads) of means over sequences, in [0, 1], are the mass
@@ -67,6 +68,10 @@ class CompetingMatchScores:
     estimates: Mapping[str, Estimate]
     per_sequence: Mapping[str, Array]
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        return view_of(self, more={"preference": self.preference}, by="exactly_three", units={"preference": "from \u22121 to 1"})
 
     @property
     def excess(self) -> Array:

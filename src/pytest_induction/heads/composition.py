@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pytest_induction.display import Displayed, View, view_of
 from pytest_induction.errors import ModelError, user_facing, whole_number
 from pytest_induction.heads.copying import ov_eigenvalue_scores, product_of_embeddings
 from pytest_induction.measuring.observing import Array, ModelLike, numbers, plain, probes_of
@@ -166,8 +167,8 @@ KINDS = ("query", "key", "value")
 LAYERS = "layer"
 
 
-@dataclass(frozen=True)
-class CompositionScores:
+@dataclass(frozen=True, repr=False)
+class CompositionScores(Displayed):
     """How much each head reads of what each head of an earlier layer writes, by the weights of both.
 
     Of pairs, (n_layers, n_heads, n_layers, n_heads): entry [l2, h2, l1, h1] is of head h2 in layer l2 after head h1 in layer l1.
@@ -208,6 +209,10 @@ class CompositionScores:
     qk_eigenvalue: Array
     random_mean: float
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        return view_of(self, by="key", pictures=tuple)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, None where there is no number, with the version of this layout under `schema`."""

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pytest_induction.display import Plotted, View, view_of
 from pytest_induction.errors import ModelError, user_facing, whole_number
 from pytest_induction.forward.calling import with_kind
 from pytest_induction.heads.criteria import PERIOD_DETECTOR, SILENT, SUPPRESSES, suppresses
@@ -192,8 +193,8 @@ EFFECTS = ("direct_effect", "copy_effect")
 WITHOUT_FIRST = "copying_share_without_first_token"
 
 
-@dataclass(frozen=True)
-class CopyingScores:
+@dataclass(frozen=True, repr=False)
+class CopyingScores(Plotted):
     """How much every head copies, each an array (n_layers, n_heads). NaN for a head that a layer does not have.
 
     | score | a copier has | a suppressor | a random head | one that writes nothing |
@@ -225,6 +226,12 @@ class CopyingScores:
     copy_effect: Array
     per_sequence: Mapping[str, Array]
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        nats = dict.fromkeys(("direct_effect", "copy_effect"), "nats")
+        signed = dict.fromkeys(("ov_eigenvalue", "copying"), "from \u22121 to 1")
+        return view_of(self, by="copy_effect", units=nats | signed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, None where there is no number, with the version of this layout under `schema`."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_induction.attention.scores import WRONG_SHIFT, LongRowScores, at_period, late
+from pytest_induction.display import Picture, Plotted, View, arrays_table, view_of
 from pytest_induction.errors import ArgumentError, ProbeError, user_facing, whole_number
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING, excess, matches_by_means, own_chance
 from pytest_induction.measuring.observing import Array, ModelLike, masses_of, plain, provenance
@@ -93,9 +94,11 @@ def _observed(subject: ModelUnderTest, probe: Probe, scorer: LongRowScores) -> d
 STEPS_TO_DOUBLE = 2  # distances between one and twice as far
 STREAM = 43  # of the random numbers of a seed
 
+MOST_DRAWN = 6  # heads in a plot
 
-@dataclass(frozen=True)
-class DistanceScores:
+
+@dataclass(frozen=True, repr=False)
+class DistanceScores(Plotted):
     """Prefix matching of every head at each of some distances.
 
     `distances` (n,) ascend; `prefix_matching` and `chance` are (n, n_layers, n_heads), means over sequences in [0, 1]. At
@@ -123,6 +126,25 @@ class DistanceScores:
     chance: Array
     per_sequence: Mapping[str, Array]
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        arrays = {"prefix_matching": self.prefix_matching, "chance": self.chance}
+        table = arrays_table(
+            "distances", arrays, axes=("distance", "layer", "head"), labels={"distance": self.distances.tolist()}
+        )
+        return view_of(self, tables=[table], pictures=self._pictures)
+
+    def _pictures(self) -> list[Picture]:
+        """Prefix matching by distance, of the heads that have most of it at any."""
+        best = np.nan_to_num(self.prefix_matching, nan=-1.0).max(axis=0)
+        top = [divmod(place, best.shape[1]) for place in np.argsort(-best, axis=None, kind="stable")[:MOST_DRAWN].tolist()]
+        series = [
+            {"name": f"L{layer}H{head}", "x": self.distances.tolist(), "y": plain(self.prefix_matching[:, layer, head])}
+            for layer, head in top
+            if best[layer, head] >= 0
+        ]
+        return [("curves", {"x": "distance in tokens", "y": "prefix matching", "series": series})] if series else []
 
     def reach(self, min_prefix_matching: float = MIN_PREFIX_MATCHING) -> NDArray[np.int64]:
         """How far back each head matches, (n_layers, n_heads).

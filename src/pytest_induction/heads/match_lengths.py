@@ -18,6 +18,7 @@ from pytest_induction.deciding import (
     priced_claim,
     until_clear,
 )
+from pytest_induction.display import Plotted
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING, excess
@@ -40,8 +41,8 @@ SHOWN_HEADS = 5  # in the evidence, those that decide first
 WORDS = ("one token matches", "two tokens match", "three tokens or more match")
 
 
-@dataclass(frozen=True)
-class MatchLengthScores:
+@dataclass(frozen=True, repr=False)
+class MatchLengthScores(Plotted):
     """Prefix matching of every head by how many tokens match, arrays (n_layers, n_heads) of means over sequences, in [0, 1].
 
     `exactly_one`, `exactly_two` and `three_or_more` are the mass on the position after the earlier occurrence where so many

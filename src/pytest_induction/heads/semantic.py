@@ -14,6 +14,7 @@ from torch import Tensor
 from pytest_induction.attention.capture import Observer
 from pytest_induction.attention.scores import KeyScores, PeriodicScores
 from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, more_needed, priced_claim, until_clear
+from pytest_induction.display import Displayed, Plotted, View, about, head_maps, rows_table, titled, view_of
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.forward.calling import first_line
@@ -109,8 +110,8 @@ MASSES = ("matching", "control", "wrong", "excess")
 COPIES = ("literal_copy", "semantic_copy")
 
 
-@dataclass(frozen=True)
-class FamilyScores:
+@dataclass(frozen=True, repr=False)
+class FamilyScores(Displayed):
     """How heads do on one family of sequences, arrays (n_layers, n_heads) of means over sequences; NaN for a head there is not.
 
     `matching` is the attention mass on the places that mean what the query asks for, in [0, 1], `control` the same where meaning
@@ -140,6 +141,10 @@ class FamilyScores:
     literal_copy: Array | None
     semantic_copy: Array | None
     per_sequence: Mapping[str, Array]
+
+    def view(self) -> View:
+        """What there is to show."""
+        return view_of(self, by="excess")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, None where there is no number."""
@@ -172,8 +177,8 @@ class HeadGenerality:
         return f"{self.family} {HeadId(self.layer, self.head)}"
 
 
-@dataclass(frozen=True)
-class GeneralityScores:
+@dataclass(frozen=True, repr=False)
+class GeneralityScores(Plotted):
     """What heads do on each family, `families[name]`, and `literal`, their prefix matching on repeated random tokens.
 
     `heads` are the heads that were asked for, in each family, highest excess first; their intervals hold together.
@@ -183,6 +188,13 @@ class GeneralityScores:
     literal: Array
     heads: tuple[HeadGenerality, ...]
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        maps = {f"{name}, without chance": scores.excess for name, scores in self.families.items()}
+        rows = rows_table("heads", self.heads)
+        units = dict.fromkeys(maps, "from \u22121 to 1")
+        return View(titled(self), about(self), (rows,), lambda: head_maps({**maps, "literal": self.literal}, units))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, None where there is no number, with the version of this layout under `schema`."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pytest_induction.attention.scores import AttentionReader
 from pytest_induction.deciding import Judgement
+from pytest_induction.display import Displayed, View, view_of
 from pytest_induction.errors import ModelError, user_facing, whole_number
 from pytest_induction.heads.criteria import MIN_PERIODS, excess, is_above, is_below, matches_by_means, min_excess, own_chance
 from pytest_induction.measuring.observing import Array, ModelLike, describe, numbers, of_all_heads, probes_of, provenance
@@ -174,8 +175,8 @@ class VirtualPair:
         return f"{self.later} after {self.earlier}"
 
 
-@dataclass(frozen=True)
-class VirtualScores:
+@dataclass(frozen=True, repr=False)
+class VirtualScores(Displayed):
     """Virtual prefix matching of every pair of heads, means over sequences, in [0, 1].
 
     `prefix_matching` and `composed` are (n_layers, n_heads, n_layers, n_heads): entry [l2, h2, l1, h1] is of head h2 in layer
@@ -195,6 +196,10 @@ class VirtualScores:
     single: Array
     per_sequence: Mapping[str, Single]
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        return view_of(self, by="composed", pictures=tuple)
 
     def pairs(self, most: int = 10) -> tuple[VirtualPair, ...]:
         """The pairs with the highest composed scores, highest first. Raises `ArgumentError` unless `most` is 1 or more."""

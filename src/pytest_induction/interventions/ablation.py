@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pytest_induction.attention.edits import Edit, LayerPart
 from pytest_induction.attention.kernels import AttentionCall
+from pytest_induction.display import Plotted, View, view_of
 from pytest_induction.errors import ArgumentError, UnsupportedModel, user_facing, whole_number
 from pytest_induction.forward.calling import first_line
 from pytest_induction.interventions.active import apply_edits
@@ -158,8 +159,8 @@ SCREENED = 6  # one of so many heads is measured after a screening
 FEWEST_SCREENED = 8
 
 
-@dataclass(frozen=True)
-class AblationScores:
+@dataclass(frozen=True, repr=False)
+class AblationScores(Plotted):
     """By how many nats the loss on the last copy of repeated tokens rises when a head is ablated.
 
     `effect` (n_layers, n_heads) is the mean over sequences; NaN for one that was not measured. `attribution`, same shape, is by
@@ -175,6 +176,10 @@ class AblationScores:
     loss: float
     per_sequence: Mapping[str, Array]
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        return view_of(self, units=dict.fromkeys(("effect", "attribution"), "nats"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, None where there is no number, with the version of this layout under `schema`."""

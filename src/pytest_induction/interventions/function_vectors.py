@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pytest_induction.deciding import ERROR_RATE
+from pytest_induction.display import Displayed, Plotted, View, about, arrays_table, cells, head_maps, rows_table, titled
 from pytest_induction.errors import InductionError, user_facing, whole_number
 from pytest_induction.expectations import check_share
 from pytest_induction.interventions.few_shot import Patches, Shown, shown
@@ -29,8 +30,8 @@ USUAL_SHOT = 9  # ids of an example: "Q: x\nA: y\n\n", where it is not known how
 Given = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class TaskScores:
+@dataclass(frozen=True, repr=False)
+class TaskScores(Displayed):
     """How a model does one task, and the `score` of its heads there.
 
     `accuracy` is how often the answer is the likeliest token, `probability` its mean probability, in [0, 1]; both again with
@@ -64,8 +65,8 @@ class FunctionVectorHead:
         return str(HeadId(self.layer, self.head))
 
 
-@dataclass(frozen=True)
-class FunctionVectorScores:
+@dataclass(frozen=True, repr=False)
+class FunctionVectorScores(Plotted):
     """What each head's mean output, from examples with their own labels, is worth in prompts with shuffled ones.
 
     Arrays (n_layers, n_heads), means over prompts of all tasks that are done; NaN for a head there is not, and of all heads where
@@ -89,6 +90,14 @@ class FunctionVectorScores:
     heads: tuple[FunctionVectorHead, ...]
     per_sequence: Mapping[str, Array]
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        tasks = [{"task": name, **cells(task)} for name, task in self.tasks.items()]
+        every = {"score": self.score, "log_score": self.log_score, "null": self.null}
+        units = {"score": "probability", "log_score": "nats", "null": "probability"}
+        tables = (rows_table("heads", self.heads), arrays_table("all_heads", every), rows_table("tasks", tasks))
+        return View(titled(self), about(self), tables, lambda: head_maps(every, units))
 
     @property
     def null_max(self) -> float:

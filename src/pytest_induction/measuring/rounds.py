@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pytest_induction.attention.scores import SCORES, WRONG_SHIFT, PeriodicScores, ScoresAndChance, at_period, scores_for
 from pytest_induction.claims import head_scores
+from pytest_induction.display import Plotted, View, view_of
 from pytest_induction.errors import ArgumentError, ProbeError, user_facing, whole_number
 from pytest_induction.forward.calling import first_line
 from pytest_induction.head_score import HeadScore
@@ -49,8 +50,8 @@ OF_A_ROUND = (*SCORES, WRONG_SHIFT, "other_periods", "control")
 IRREGULAR_SHARE = 3  # of repeated rows for each row with irregular copies, unless more are asked for
 
 
-@dataclass(frozen=True)
-class HeadScores:
+@dataclass(frozen=True, repr=False)
+class HeadScores(Plotted):
     """Four scores of every head, each an array (n_layers, n_heads) of means over sequences, in [0, 1].
 
     `added` has those that were registered beside them, and their own chance, by name; `scores["name"]` is any of them by its
@@ -65,6 +66,10 @@ class HeadScores:
     per_sequence: Mapping[str, Array]
     provenance: Provenance
     added: Mapping[str, Array] = field(default_factory=dict)
+
+    def view(self) -> View:
+        """What there is to show."""
+        return view_of(self, more=self.added)
 
     def __getitem__(self, name: str) -> Array:
         """A score by its name. Raises `ArgumentError` where there is none."""

@@ -18,6 +18,7 @@ from pytest_induction.attention.backend import AttentionBackend
 from pytest_induction.attention.capture import Observer
 from pytest_induction.attention.leaks import HOLDS, UNSEEN
 from pytest_induction.attention.pattern import CutReader, Reader, StackedReader, kept
+from pytest_induction.display import Displayed, View, rows_table
 from pytest_induction.errors import InductionError, ModelError, TextError, UnsupportedModel
 from pytest_induction.formatting import as_line
 from pytest_induction.forward.calling import (
@@ -73,8 +74,8 @@ def changed_in(module: nn.Module) -> Intervention | None:
     return active_edits.get(module) or (None if inner is None else active_edits.get(inner))
 
 
-@dataclass
-class ModelUnderTest:
+@dataclass(repr=False)
+class ModelUnderTest(Displayed):
     """A causal transformer as the user runs it, and what a probe needs to know of it.
 
     `caller` runs the module that is measured; `given` is the one that was given, which may be around it, and `weights` the
@@ -99,6 +100,17 @@ class ModelUnderTest:
     mixes_rows: bool = False
     _known: dict[Hashable, Any] = field(default_factory=dict, repr=False)
     _measured: nn.Module | None = field(default=None, repr=False)  # keeps alive what `caller` runs
+
+    def view(self) -> View:
+        """What there is to show: what is known of it, without its modules."""
+        backend, limit = self.backend, "no limit" if self.space.n_ctx is None else f"{self.space.n_ctx} positions"
+        read = "its attention cannot be read"
+        if backend is not None:
+            read = f"{len(backend.layers)} layers x {backend.n_heads} heads by {backend.name}"
+        runs = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+        layers = [{"layer": place, "module": path} for place, path in enumerate(backend.layers if backend else ())]
+        facts = (f"{read}, {runs}", f"{self.space.d_vocab} token ids, {limit}", *self.notes, *self.tried)
+        return View(f"ModelUnderTest {self.name}", facts, (rows_table("layers", layers, shown=("layer", "module")),))
 
     @property
     def module(self) -> nn.Module:

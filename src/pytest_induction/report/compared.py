@@ -70,6 +70,13 @@ def write_comparison(found: SideBySide, path: str | Path) -> None:
         raise ReportError(f"{path} cannot be written: {reason(error)}") from None
 
 
+def charts(found: SideBySide) -> list[Chart]:
+    """All charts of both: scores of every head before, after and their difference, and the curves of runs."""
+    found = everywhere(found)
+    panels = (_panel(found, name, place) for place, name in enumerate(found.scores, 1))
+    return [*(chart for panel in panels for chart in panel.charts), *_curves(found)]
+
+
 def _sides(found: SideBySide) -> tuple[Side, Side]:
     return found.before, found.after
 

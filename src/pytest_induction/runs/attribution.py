@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pytest_induction.behaviour.text import row_length, rows_of, windows_of
 from pytest_induction.causal.ablating import in_context_attribution
 from pytest_induction.causal.in_context import before_and_after
+from pytest_induction.display import Plotted, View, view_of
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.interventions.arguments import HeadsLike, all_heads, heads_of
 from pytest_induction.interventions.edits import Replacement
@@ -28,8 +29,8 @@ from pytest_induction.spending import Price, priced
 MOST_APART = 0.05  # nats in the mean, between losses that are of the same model: half precision is off by a tenth of that
 
 
-@dataclass(frozen=True)
-class HeadAttributions:
+@dataclass(frozen=True, repr=False)
+class HeadAttributions(Plotted):
     """What a text's losses lose with each head ablated alone, (n_layers, n_heads); NaN for one that was not measured.
 
     `in_context` is by how many nats the in-context learning score rises: positive where the head contributes. `before_and_after`
@@ -42,6 +43,10 @@ class HeadAttributions:
     before_and_after: Array | None
     per_row: Mapping[str, Array]
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        return view_of(self, units=dict.fromkeys(("in_context", "before_and_after"), "nats"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, None where there is no number, with the version of this layout under `schema`."""

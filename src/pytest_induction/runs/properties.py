@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_induction.display import Displayed, View, cells, rows_table
 from pytest_induction.errors import RunError, user_facing, whole_number
 from pytest_induction.expectations import checked_bounds, expect
 from pytest_induction.formatting import fitted
@@ -29,8 +30,8 @@ PropertyName = str  # of a ready property, or path/file.py:function
 ONSET = "holds_from_"  # what the estimate of it is called, with its unit
 
 
-@dataclass(frozen=True, eq=False)
-class PropertyOverTraining(Mapping[int, Example | None]):
+@dataclass(frozen=True, eq=False, repr=False)
+class PropertyOverTraining(Displayed, Mapping[int, Example | None]):
     """At which snapshots of a training a property holds on generated sequences, and what fails at the others.
 
     A mapping: the step of each snapshot that could be looked at -> the smallest sequence that fails there (a tuple of them where
@@ -41,6 +42,14 @@ class PropertyOverTraining(Mapping[int, Example | None]):
 
     name: str
     run: TrainingRun
+
+    def view(self) -> View:
+        """What there is to show."""
+        rows = [
+            {"step": step, "holds": each.holds, **cells(each), "counterexample": ", ".join(map(repr, each.counterexample))}
+            for step, each in self.hunts.items()
+        ]
+        return View(str(self), (), (rows_table("snapshots", rows),))
 
     def __getitem__(self, step: int) -> Example | None:
         return self.counterexamples[step]

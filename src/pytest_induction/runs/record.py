@@ -8,11 +8,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pytest_induction.display import Displayed, Picture, Plotted, View, arrays_table, rows_table, spread_table
 from pytest_induction.errors import RunError
 from pytest_induction.probes.sequences import ProbeSequence
 from pytest_induction.ranges import FROM_ONE, NATS, SCORES, Count, Number, Small
@@ -224,8 +226,8 @@ class SweptFrom(NamedTuple):
     loading: Loading
 
 
-@dataclass(frozen=True, eq=False)
-class Snapshot:
+@dataclass(frozen=True, eq=False, repr=False)
+class Snapshot(Displayed):
     """What was measured at one step of a training. Whatever was not measured is None.
 
     `step` counts optimiser steps, `tokens` what was trained on until then. Losses in nats per token: `loss` is the run's own,
@@ -270,6 +272,22 @@ class Snapshot:
     seconds: float | None = None
     problem: str = ""
 
+    def view(self) -> View:
+        """What there is to show."""
+        rows = [{"measure": name, "value": getattr(self, name), "standard_error": self.errors.get(name)} for name in NUMBERS]
+        of_heads = {name: getattr(self, name) for name in HEADS if getattr(self, name) is not None} | dict(self.added)
+        tokens = "" if self.tokens is None else f", {self.tokens} tokens"
+        facts = (
+            f"{self.n_sequences} sequences" if self.n_sequences else "",
+            self.problem,
+            *(f"{name}: {_found(each)}" for name, each in self.hunts.items()),
+        )
+        tables = (
+            rows_table("numbers", [row for row in rows if row["value"] is not None]),
+            *([arrays_table("heads", of_heads)] if of_heads else []),
+        )
+        return View(f"Snapshot of step {self.step}{tokens}", tuple(filter(None, facts)), tables)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Snapshot):
             return NotImplemented
@@ -280,6 +298,17 @@ class Snapshot:
     def measurement(self, name: str) -> Any:
         """What was measured under a name, or None: a field of its own, or an added score."""
         return self.added[name] if name in self.added else getattr(self, name, None)
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _found(hunted: Hunted) -> str:
+    """What a hunt came to, in words."""
+    if hunted.holds is None:
+        return hunted.problem or "not looked at"
+    return f"holds on {hunted.n_examples}" if hunted.holds else f"fails on {', '.join(map(repr, hunted.counterexample))}"
 
 
 def _is_too_large(value: float | None) -> bool:
@@ -303,8 +332,8 @@ class ScheduledChange:
     what: str
 
 
-@dataclass(frozen=True)
-class TrainingRun:
+@dataclass(frozen=True, repr=False)
+class TrainingRun(Plotted):
     """Snapshots of one training, steps strictly rising, and what is known of it.
 
     `source` says where they come from: "recorder", "sweep" or "log". `icl_windows` are the token numbers, from one, both ends
@@ -329,6 +358,40 @@ class TrainingRun:
     is_open: bool = False
     checkpoints: SweptFrom | None = field(default=None, repr=False, compare=False)
     place: str = field(default="", compare=False)
+
+    def view(self) -> View:
+        """What there is to show."""
+        found = [name for name in NUMBERS if self.has(name)]
+        numbers = {name: [_known(value) for value in self.column(name).tolist()] for name in found}
+        columns: dict[str, list[Any]] = {
+            "step": self.steps.tolist(),
+            "tokens": [None if math.isnan(value) else int(value) for value in self.tokens.tolist()],
+            **numbers,
+        }
+        for name in dict.fromkeys((*OF_HEADS, *self.added)):
+            if self.has(name):
+                values, heads = self.best_of_heads(name)
+                columns[name] = [_known(value) for value in values.tolist()]
+                columns[f"{name}_head"] = [None if layer < 0 else f"L{layer}H{head}" for layer, head in heads.tolist()]
+        columns["problem"] = [snapshot.problem for snapshot in self.snapshots]
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        changed = [{"step": each.step, "what": each.what} for each in self.schedule]
+        span = f"{len(self)} snapshots" + (f", steps {rows[0]['step']} to {rows[-1]['step']}" if rows else "")
+        facts = (
+            f"{span}, from a {self.source}",
+            *(["the training goes on, or was broken off"] if self.is_open else []),
+            *self.notes,
+        )
+        return View(
+            f"TrainingRun {self.name}", facts, (spread_table("snapshots", rows), rows_table("schedule", changed)), self._pictures
+        )
+
+    def _pictures(self) -> list[Picture]:
+        """What a report draws of it; nothing of a run that is too short for an axis."""
+        if len(self) < 2 or self.steps[0] < 0:
+            return []
+        picture: Mapping[str, Any] = import_module("pytest_induction.runs.picture").picture_of(self)  # which stands above this
+        return [("run", picture)]
 
     def __post_init__(self) -> None:
         steps = [snapshot.step for snapshot in self.snapshots]

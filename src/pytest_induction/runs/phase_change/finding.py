@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from pytest_induction.claims import RUN, claims
+from pytest_induction.display import Displayed, View, estimates_table, rows_table
 from pytest_induction.errors import ArgumentError, user_facing
-from pytest_induction.records import Change, Estimate, Verdict
+from pytest_induction.records import SHOWN_OF_CHANGES, Change, Estimate, Verdict
 from pytest_induction.runs.phase_change.bump import find_bump
 from pytest_induction.runs.phase_change.changes import (
     FEWEST,
@@ -24,6 +25,7 @@ from pytest_induction.runs.phase_change.changes import (
 from pytest_induction.runs.phase_change.turn import judge_turn
 from pytest_induction.runs.record import MIN_CHANGE, REPEATS, Axis, TrainingRun, series_of
 
+LAGS = ("lag", "behaviour_lag", "icl_behaviour_lag", "turn_lag")
 MAX_LAG = 0.15  # decades between two midpoints that belong to one change
 ERROR_RATE = 0.05
 NOTHING_RECORDED = "neither scores of heads nor behaviour on repeated tokens were recorded"
@@ -31,8 +33,8 @@ SWEEP = "sweep the run's checkpoints: python -m pytest_induction sweep"
 WANT_OF_SNAPSHOTS = ("few_snapshots", "few_inside", "began_before", "not_over", "width_unclear")
 
 
-@dataclass(frozen=True)
-class PhaseChange:
+@dataclass(frozen=True, repr=False)
+class PhaseChange(Displayed):
     """What `find_phase_changes` found: a verdict on the run, and the change of each series; None for what was not recorded.
 
     SHOWN means that induction formed abruptly: prefix matching of the best head and behaviour on repeated tokens changed
@@ -58,6 +60,13 @@ class PhaseChange:
     turn: Change | None = None
     turn_lag: Estimate | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def view(self) -> View:
+        """What there is to show."""
+        lags = {name: found for name in LAGS if (found := getattr(self, name)) is not None}
+        facts = (self.summary, *([f"next: {self.next_step}"] if self.next_step else []))
+        tables = (rows_table("changes", self.changes, shown=SHOWN_OF_CHANGES), estimates_table(lags, "lags"))
+        return View(f"PhaseChange: {self.verdict}, {self.reason}", facts, tables)
 
     @property
     def induction(self) -> Change | None:
