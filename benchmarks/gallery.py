@@ -2,7 +2,7 @@
 
     make gallery
 
-Needs a Chromium (`chromium`, `chromium-browser` or `google-chrome` on the path). Pages are made by the same commands that users run.
+Needs a Chromium (`chromium`, `chromium-browser` or `google-chrome` on the path). Users make the pages with the same commands.
 """
 
 import shutil
@@ -41,7 +41,14 @@ def pages(place: Path) -> dict[str, Path]:
     kept = [PRETRAINED / "smollm2.session.json", PRETRAINED / "gemma3.session.json"]
     commands = {
         "model": [*ours, "report", str(kept[0]), "-o", str(written["model"])],
-        "run": [sys.executable, "-m", "pytest", "-q", f"--induction-run={RUNS / 'two-layers'}", f"--induction-report={written['run']}"],
+        "run": [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            f"--induction-run={RUNS / 'two-layers'}",
+            f"--induction-report={written['run']}",
+        ],
         "models": [*ours, "compare", *map(str, kept), "-o", str(written["models"])],
         "runs": [*ours, "compare", str(RUNS / "two-layers"), str(RUNS / "one-layer"), "-o", str(written["runs"])],
     }

@@ -20,6 +20,7 @@ from bare import bare_pass, processor_seconds, verdict
 from pytest_induction import (
     ModelUnderTest,
     assert_ablation_removes_icl,
+    assert_copy_suppression,
     assert_follows_rule,
     assert_has_induction_head,
     assert_heads_generalize,
@@ -29,15 +30,20 @@ from pytest_induction import (
     assert_learns_in_context,
     assert_match_length,
     assert_prefers_longer_match,
+    assert_recall_carried_by,
     assert_recalls,
+    assert_retrieval_heads,
     find_induction_heads,
     load_model,
     measure_ablations,
     measure_competing_matches,
+    measure_copy_suppression,
     measure_function_vectors,
     measure_generality,
     measure_heads,
     measure_loss_by_match,
+    measure_recall_paths,
+    measure_retrieval,
 )
 from pytest_induction.charts.data import OF_A_MODEL
 from pytest_induction.charts.model import charts_of_model
@@ -83,13 +89,23 @@ CALLS = (
     ),
     Row("assert_induction_circuit", 15, lambda _, subject, text: verdict(lambda: assert_induction_circuit(subject))),
     Row("assert_recalls", None, lambda _, subject, text: verdict(lambda: assert_recalls(subject))),
+    Row(
+        "assert_recall_carried_by",
+        None,
+        lambda _, subject, text: verdict(lambda: assert_recall_carried_by(subject, "attention")),
+    ),
+    Row("measure_recall_paths", None, lambda _, subject, text: measure_recall_paths(subject)),
     Row("assert_follows_rule", None, lambda _, subject, text: verdict(lambda: assert_follows_rule(subject))),
     Row("measure_generality", 5, lambda _, subject, text: measure_generality(subject)),
     Row("measure_competing_matches", 4, lambda _, subject, text: measure_competing_matches(subject)),
     Row("assert_match_length", 4, lambda _, subject, text: verdict(lambda: assert_match_length(subject))),
     Row("assert_prefers_longer_match", 5, lambda _, subject, text: verdict(lambda: assert_prefers_longer_match(subject))),
+    Row("measure_copy_suppression", None, lambda _, subject, text: measure_copy_suppression(subject, text)),
+    Row("assert_copy_suppression", None, lambda _, subject, text: verdict(lambda: assert_copy_suppression(subject, text))),
     Row("measure_function_vectors", None, lambda _, subject, text: measure_function_vectors(subject)),
     Row("assert_icl_heads", None, lambda _, subject, text: verdict(lambda: assert_icl_heads(subject))),
+    Row("measure_retrieval", 3, lambda _, subject, text: measure_retrieval(subject)),
+    Row("assert_retrieval_heads", None, lambda _, subject, text: verdict(lambda: assert_retrieval_heads(subject))),
     Row("assert_heads_generalize", 5, lambda _, subject, text: verdict(lambda: assert_heads_generalize(subject, "L17H5"))),
 )
 

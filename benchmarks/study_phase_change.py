@@ -16,7 +16,8 @@ where an abrupt one is. The reference for a midpoint is that of the dense record
 head ends below 0.4 did not form an induction head in its steps, and is left out.
 
 Then simulated curves with known midpoints, the time and memory of the largest run, and other rules on the same dense records; and
-simulated changes on the grids of snapshots of public suites (`grids.py`), which `--grids` alone judges. Exits with 1 where a
+simulated changes on the grids of snapshots of public suites (`grids.py`), which `--grids` alone judges; and simulated trainings
+in which something lasts or is lost, or forms in an order (`lasting.py`), which `--lasting` alone judges. Exits with 1 where a
 threshold is missed. `--quick` takes a tenth of the seeds.
 """
 
@@ -38,6 +39,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "fixtures")]
 
 import grids  # noqa: E402
+import lasting  # noqa: E402
 from corpora import Independent, Repetitive  # noqa: E402
 from pytest_induction.records import Change, Verdict  # noqa: E402
 from pytest_induction.runs.phase_change.finding import PhaseChange, find_phase_changes  # noqa: E402
@@ -350,7 +352,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth of the seeds")
     parser.add_argument("--workers", type=int, default=2, help="processes that train")
     parser.add_argument("--grids", action="store_true", help="simulated changes on grids of public suites only")
+    parser.add_argument("--lasting", action="store_true", help="simulated drops and orders only")
     arguments = parser.parse_args()
+    kept_or_lost, missed_of_them = lasting.judged(12 if arguments.quick else 100)
+    print("\n".join(kept_or_lost))
+    if arguments.lasting:
+        return _said(missed_of_them)
     on_grids, missed_there = grids.judged(12 if arguments.quick else 100)
     print("\n".join(["", *on_grids]))
     if arguments.grids:
@@ -372,7 +379,7 @@ def main() -> int:
     if seconds > MOST["seconds"] or megabytes > MOST["MB"]:
         missed.append("the largest run")
     compared(kept)
-    return _said([*missed, *missed_there])
+    return _said([*missed, *missed_there, *missed_of_them])
 
 
 def _said(missed: list[str]) -> int:

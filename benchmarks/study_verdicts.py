@@ -19,10 +19,15 @@
 | skewed rows | no model: rows whose distribution is known (`skewed.py`), 1000 or 4000 seeds of each | against what is known |
 | few-shot heads, planted | 40: one kind of head is needed, the other, neither, or no task is done | against what is known |
 | few-shot heads, rows | no model: rows of three distributions whose means lie at the threshold, 1000 seeds | SHOWN or REFUTED |
+| retrieval heads, planted and random | 40: needed, silent, at rivals, random weights | against what is known |
+| retrieval heads, rows | no model: rows whose mean lies at one of three thresholds, 1000 seeds | SHOWN or REFUTED |
 | real heads moved | rows of eight real heads, moved so that their mean is a threshold; 100 seeds of each | SHOWN or REFUTED |
 | longer matches, random | 60 as in the first row, by `assert_prefers_longer_match` | SHOWN |
 | longer matches, planted | 100 named heads of varied preference, sharpness and size | against what is known |
 | longer matches, rows | no model: rows of a head with a preference at the threshold, 4000 seeds of each | SHOWN or REFUTED |
+| copy suppression, random | 60 as in the first row, on rows of tokens that repeat | SHOWN |
+| copy suppression, planted | 60 named heads of varied strength, sharpness and size | against what is known |
+| copy suppression, rows | no model: rows of a head whose mean effect is the threshold, 1000 seeds of each | SHOWN or REFUTED |
 
 What is known of a planted head that matches follows from its pattern: prefix matching by the formula of its sharpness, over the
 periods that probes have, above the threshold or below. Where that lies within a tenth of the threshold nothing counts as wrong,
@@ -60,6 +65,7 @@ from tests.measuring import slow  # noqa: E402
 import competing  # noqa: E402
 import make as fixtures  # noqa: E402
 import skewed  # noqa: E402
+import suppressing  # noqa: E402
 from attention_only import AttentionOnly  # noqa: E402
 from pytest_induction import (  # noqa: E402
     Evidence,
@@ -70,6 +76,7 @@ from pytest_induction import (  # noqa: E402
     assert_icl_heads,
     assert_icl_is_induction,
     assert_recalls,
+    assert_retrieval_heads,
     load_model,
     planted,
 )
@@ -77,6 +84,9 @@ from pytest_induction.behaviour.matches import GROUPS  # noqa: E402
 from pytest_induction.causal.few_shot import KINDS, N_CONTROLS, Effects  # noqa: E402
 from pytest_induction.causal.icl_heads import MAX_SEQUENCES, MIN_DIFFERENCE, judge_kinds  # noqa: E402
 from pytest_induction.causal.judging import CausalClaim  # noqa: E402
+from pytest_induction.causal.needles import Effects as Retrieved  # noqa: E402
+from pytest_induction.causal.retrieval import MAX_SEQUENCES as MAX_ROWS_OF_FACTS  # noqa: E402
+from pytest_induction.causal.retrieval import MIN_LOST, MIN_WRITTEN, judge_retrieval  # noqa: E402
 from pytest_induction.causal.specificity import MIN_SPECIFICITY, Rises, judge_specificity  # noqa: E402
 from pytest_induction.deciding import Judgement, until_clear  # noqa: E402
 from pytest_induction.errors import UnsupportedModel  # noqa: E402
@@ -376,6 +386,61 @@ def few_shot_rows(count: int, seed: int) -> Iterator[Known]:
         yield until_clear(draw, judge, MAX_SEQUENCES, STATED)[1], Verdict.UNDETERMINED
 
 
+RETRIEVAL = (  # options of a planted model, and what is known of it; where the model guesses nothing follows
+    ({}, Verdict.SHOWN),
+    ({"strength": 0.0}, Verdict.UNDETERMINED),
+    ({"rivals": True}, Verdict.UNDETERMINED),
+)
+
+
+def retrieval_models(count: int, seed: int) -> Iterator[Known]:
+    """Retrieval heads that are needed, that write nothing, or attend to rivals; and models of random weights."""
+    rng = np.random.default_rng(seed)
+    facts = planted.retrieval_head().facts
+    for index in range(count):
+        sizes = {"n_heads": int(rng.integers(10, 13)), "d_vocab": int(rng.integers(32, 65)), "n_ctx": 64}
+        if index % 4 == 3:
+            torch.manual_seed(index)
+            model = planted.uniform_head(**{**sizes, "n_heads": 4})
+            for weight in model.parameters():
+                weight.data = 0.3 * torch.randn_like(weight)
+            wanted = Verdict.UNDETERMINED
+        else:
+            options, wanted = RETRIEVAL[index % 4]
+            model = planted.retrieval_head(**options, **sizes)
+        try:
+            n_facts = int(rng.integers(2, 5))
+            found = assert_retrieval_heads(model, facts=facts, n_facts=n_facts, length=48, max_sequences=24, seed=index)
+        except ExpectationFailed as failure:
+            found = failure.evidence
+        yield found, wanted
+
+
+def retrieval_rows(count: int, seed: int) -> Iterator[Known]:
+    """Rows whose means lie at one of the thresholds, so that nothing can be shown, at any look; also of skewed rows."""
+    rng = np.random.default_rng(seed)
+    thresholds = {"min_written": MIN_WRITTEN, "min_lost": MIN_LOST, "min_accuracy": 0.25}
+    for index in range(count):
+        at = index % 3
+
+        def draw(size: int, number: int, at: int = at) -> Retrieved:
+            right = (rng.random(size) < (0.25 if at == 0 else 0.9)).astype(float)
+            rare = np.where(rng.random(size) < 0.1, 1.0, 0.0)
+            written = (rare * 10 * MIN_WRITTEN if at == 1 else rng.normal(0.6, 0.3, size))[:, None, None]
+            lost = rare * 10 * MIN_LOST if at == 2 else rng.normal(1.0, 0.5, size)
+            zero = np.zeros_like(written)
+            scores = {"written": written, "written_null": zero, "attention": zero, "argmax": zero, "argmax_null": zero}
+            dealt = np.full((N_CONTROLS, size), np.nan)
+            dealt[:, 0] = -9.0
+            behaviour, without = ({"accuracy": right, "log_odds": each} for each in (np.zeros(size), -lost))
+            return Retrieved(scores, behaviour, without, dealt, np.full(size, -9.0))
+
+        def judge(rounds: Sequence[Retrieved], _: float) -> Judgement:
+            return judge_retrieval(Retrieved.join(rounds), [HeadId(0, 0)], thresholds, error_rate=STATED)
+
+        yield until_clear(draw, judge, MAX_ROWS_OF_FACTS, STATED)[1], Verdict.UNDETERMINED
+
+
 class Table:
     """Rows as they are finished, and how many verdicts were wrong of how many."""
 
@@ -430,6 +495,14 @@ def longer_matches(table: Table, n_random: int, n_planted: int, seeds: int) -> N
         table.row(f"longer matches, rows: {shape}", competing.rows_at_the_threshold(shape, seeds))
 
 
+def suppression(table: Table, n_random: int, n_planted: int, seeds: int) -> None:
+    """The rows on heads that lower what is predicted."""
+    table.row("copy suppression, random", suppressing.random_suppressors(repeating_rows, random_models(n_random, seed=8)))
+    table.row("copy suppression, planted", suppressing.planted_suppressors(repeating_rows, n_planted, seed=9))
+    for shape in suppressing.SHAPES:
+        table.row(f"copy suppression, rows: {shape}", suppressing.rows_at_the_threshold(shape, seeds))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a twentieth of each row")
@@ -466,12 +539,15 @@ def main() -> int:
         all_are(absent, random_models(some(60), seed=7), partial(asserted_of, assert_follows_rule, examples=1)),
     )
     longer_matches(table, some(60), some(100), OF_PREFERENCE // share)
+    suppression(table, some(60), some(60), SKEWED_SEEDS // share)
     table.row("in a text, random", in_text_random(random_models(some(40), seed=7)))
     table.row("in a text, planted", in_text_planted(some(60)))
     table.row("specificity at its threshold", at_specificity(range(some(500)), (0.4, 0.4 - MIN_SPECIFICITY)))
     table.row("foretold tokens at the threshold", at_specificity(range(some(500)), (MIN_SPECIFICITY, 0.0)))
     table.row("few-shot heads, planted", few_shot_models(some(40), seed=6))
     table.row("few-shot heads, rows", few_shot_rows(1000 // share, seed=7))
+    table.row("retrieval heads, planted and random", retrieval_models(some(40), seed=8))
+    table.row("retrieval heads, rows", retrieval_rows(1000 // share, seed=9))
     for shape in skewed.SHAPES:
         count = OF_ADVANTAGE if shape.name.startswith("advantage") else SKEWED_SEEDS
         table.row(shape.name, skewed_rows([shape], count // share), always=shape.always)

@@ -3,9 +3,6 @@
 In "... A B C ... B" such a head looks at A, while an induction head looks at C. This file is all that you need.
 """
 
-On "... A B C ... B" such a head looks at A, where an induction head looks at C. This file is all that it takes.
-"""
-
 from __future__ import annotations
 
 import torch

@@ -1,10 +1,11 @@
 """The command line: `python -m pytest_induction`, then `doctor MODEL`, `compare A B -o PAGE.html`, `sweep CHECKPOINTS -o RUN`,
-`watch RUN`, `draw RUN -o FILE` or `report RECORDS.json -o PAGE.html`.
+`watch RUN`, `draw RUN -o FILE`, `report RECORDS.json -o PAGE.html` or `schema`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_induction import command_line as command
 from pytest_induction.command_line import Parser, ended, fail, say, tell, write
-from pytest_induction.errors import ArgumentError, InductionError, ProbeError, RunError, reason, whole_number
+from pytest_induction.errors import ArgumentError, InductionError, ProbeError, ReportError, RunError, reason, whole_number
 from pytest_induction.files import replace_text
 from pytest_induction.model.specs import FORMS, check_text
 
@@ -71,6 +72,7 @@ def _done(arguments: Sequence[str] | None) -> int:
         "-o", "--out", metavar="FILE", required=True, help="file that is written: PATH.html, PATH.md or PATH.json"
     )
     report.set_defaults(command=_report)
+    _add_schema(commands)
     given = parser.parse_args(arguments)
     try:
         return int(given.command(given))
@@ -79,6 +81,14 @@ def _done(arguments: Sequence[str] | None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _add_schema(commands: Any) -> None:
+    about = "write the JSON schema of gate files, by which editors complete and check them; needs neither torch nor a model"
+    schema = commands.add_parser("schema", help=about, description=about)
+    schema.add_argument("-o", "--out", metavar="FILE", help="file that is written (default: standard output)")
+    command.add_claims(schema)
+    schema.set_defaults(command=_schema)
 
 
 def _add_compare(commands: Any) -> None:
@@ -99,7 +109,8 @@ def _add_compare(commands: Any) -> None:
 def _doctor(given: argparse.Namespace) -> int:
     from pytest_induction.claims import head_scores
     from pytest_induction.head_score import listed
-    from pytest_induction.model.load import function_named, load_model
+    from pytest_induction.model.factories import function_named
+    from pytest_induction.model.load import load_model
     from pytest_induction.model.protocol import as_text
 
     command.register(given.claims)
@@ -245,6 +256,26 @@ def _report(given: argparse.Namespace) -> int:
     from pytest_induction.report.writing import render
 
     render(given.records, given.out)
+    say(given.out)
+    return 0
+
+
+def _schema(given: argparse.Namespace) -> int:
+    from pytest_induction.claims import register_installed
+    from pytest_induction.plugin.gates.json_schema import gates_schema
+
+    if given.claims is None:
+        register_installed()
+    else:
+        command.register(given.claims)
+    text = f"{json.dumps(gates_schema(), indent=2)}\n"
+    if given.out is None:
+        write(text)
+        return 0
+    try:
+        replace_text(Path(given.out), text)
+    except OSError as error:
+        raise ReportError(f"{given.out} cannot be written: {reason(error)}") from None
     say(given.out)
     return 0
 

@@ -94,6 +94,13 @@ ABOUT_LAGS = {
     "no_turn": "the path of token losses does not turn: see docs/runs.md#the-turn, or ask without (turn=False)",
     "turn_apart": "the path turns elsewhere: see docs/runs.md#the-turn, or ask without (turn=False)",
 }
+ABOUT_DROPS = {
+    "kept": "what may be lost is `max_drop=`, in the unit of the series",
+    "lost_again": "see when with `python -m pytest_induction draw RUN`; keep the checkpoint at the peak, or try a weight decay",
+    "drop_unclear": "record with more sequences (`n_sequences=`), and more snapshots at the peak and at the end",
+    "never_formed": "train further, or name another `series=`",
+    "few_snapshots": "record the training more often",
+}
 THE_BEST_HEAD = (f"{OF_HEADS}prefix_matching",)
 LAGS = {"lag": f"{BOTH_SIDES}max_lag", "turn_lag": f"{BOTH_SIDES}max_lag"}
 BY_THEN = {
@@ -217,7 +224,8 @@ MODELS = (
         assertion="pytest_induction.causal.circuit:assert_induction_circuit",
         held_against={"lost_through_keys": "min_share"},
         next_steps={
-            "first_layer": "a first layer can only do it where keys see the token before, as smeared ones do",
+            "first_layer": "a first layer can only do it where keys see the token before, as smeared ones do, or, in a hybrid, "
+            'those behind a convolution: see `assert_recall_carried_by(model, "convolutions")`',
             "weights_disagree": "see the weights of all heads with `measure_composition(model)` and `measure_copying(model)`",
             "not_through_keys": "what the head finds its place by is not known: `intervene(model, ...)` tries other paths",
             "no_previous_token_head": "a lower threshold is `min_previous_token=`; `measure_heads(model)` shows every head",
@@ -244,9 +252,42 @@ MODELS = (
         more="field.md#function-vector-heads",
     ),
     Claim(
+        name="retrieval_heads",
+        asserts="the model finds one fact among others by heads that write it, and needs them for that",
+        assertion="pytest_induction.causal.retrieval:assert_retrieval_heads",
+        decided_by=("lost",),
+        held_against={"lost": "min_lost", "beyond controls": "min_lost", "accuracy": "min_accuracy"},
+        next_steps={
+            "does_not_retrieve": "see how it does with `measure_retrieval(model)`, and give it others with `facts=`, fewer with "
+            "`n_facts=`, or shorter rows with `length=`",
+            "no_head_retrieves": "see every head with `measure_retrieval(model)`; the threshold is `min_written=`",
+            "no_more_than_controls": "how many heads are ablated is `top_share=`; the threshold is `min_lost=`",
+            "few_controls": "fewer heads, with as many others in their layers, are ablated with a lower `top_share=`",
+        },
+        chart="heads",
+        needs=("asking",),
+        more="field.md#retrieval-heads",
+    ),
+    Claim(
+        name="recall_carried_by",
+        asserts="what the model recalls is carried by its attention, its states, or the convolutions that bind key and value",
+        assertion="pytest_induction.causal.recall_carried:assert_recall_carried_by",
+        decided_by=("share",),
+        held_against={"share": "min_share"},
+        next_steps={
+            "does_not_recall": "see what it recalls of fewer pairs with `measure_recall(model)`, or train further",
+            "carries_too_little": "see every layer and tap with `measure_recall_paths(model)`; the threshold is `min_share=`",
+            "no_more_than_controls": "the change itself does harm: see every layer and tap with `measure_recall_paths(model)`",
+            "no_controls": "its convolutions have one lag, so nothing is left to compare with: see `measure_recall_paths(model)`",
+        },
+        chart="repeats",
+        needs=("asking",),
+        more="field.md#models-without-attention",
+    ),
+    Claim(
         name="heads_generalize",
         asserts="named heads match by meaning too: by class, translation, pattern",
-        assertion="pytest_induction.heads.semantic:assert_heads_generalize",
+        assertion="pytest_induction.heads.generalizing:assert_heads_generalize",
         next_steps={
             "does_not_generalize": "see every head with `measure_generality(model)`; what means alike is `classes=` and `pairs=`",
         },
@@ -285,6 +326,21 @@ MODELS = (
         more="metrics.md#competing-matches",
     ),
     Claim(
+        name="copy_suppression",
+        asserts="some head, or named heads, lower what is predicted before them where it stands earlier in the text",
+        assertion="pytest_induction.heads.suppression:assert_copy_suppression",
+        decided_by=("effect ",),
+        held_against={"effect *": "min_suppression"},
+        next_steps={
+            "no_head_suppresses": "see every head with `measure_copy_suppression(model, text)`; how much is `min_suppression=`",
+            "does_not_suppress": "see every head with `measure_copy_suppression(model, text)`, and name others with `heads=`",
+            "few_predictions": "`measure_copy_suppression(model, text).predicted_share` has each layer; name heads of later ones",
+        },
+        chart="heads",
+        needs=("text", "asking"),
+        more="field.md#copy-suppression",
+    ),
+    Claim(
         name="property_holds",
         asserts="a property holds on every sequence that hypothesis generates",
         assertion="pytest_induction.runs.properties:assert_property_holds",
@@ -312,6 +368,21 @@ MODELS = (
         chart="heads",
         needs=("baseline",),
         more="baselines.md#does-my-new-model-still-have-its-heads",
+    ),
+    Claim(
+        name="retrieval_preserved",
+        asserts="a later model finds one fact among others as well as the one before",
+        assertion="pytest_induction.comparison.retrieval:assert_retrieval_preserved",
+        subject="pair of models",
+        decided_by=("lost",),
+        held_against={"lost": "max_lost", "accuracy before": "min_accuracy"},
+        next_steps={
+            "retrieval_lost": "see both models with `measure_retrieval(model)`; what may be lost is `max_lost=`",
+            "nothing_to_preserve": "see how the model before does with `measure_retrieval(model)`, and give it others with "
+            "`facts=`, or shorter rows with `length=`",
+        },
+        needs=("asking",),
+        more="field.md#retrieval-heads",
     ),
     Claim(
         name="continuity",
@@ -400,19 +471,44 @@ RUNS = (
         more="interventions.md#co-perturbation",
     ),
     Claim(
-        name="previous_token_first",
-        asserts="a report: previous-token heads form before induction heads",
-        assertion="pytest_induction.runs.phase_change.claims:assert_previous_token_first",
+        name="formation_order",
+        asserts="previous-token heads form first, then prefix matching, then copying, or other series in an order of one's own",
+        assertion="pytest_induction.runs.phase_change.order:assert_formation_order",
         subject="run",
         decided_by=("lag",),
         next_steps={
-            "previous_later": "trainings differ in the order: leave `gate=` out to have it reported only",
-            "order_unclear": "record more snapshots around the changes, or leave `gate=` out",
-            "no_two_changes": "train further, or record heads too; what counts as a change is `min_change=`",
+            "another_order": "trainings differ in the order: see the changes above, or name another `order=`",
+            "order_unclear": "record more snapshots around the changes",
+            "no_change_to_place": "train further; what counts as a change is `min_change=`",
         },
         chart="run",
         needs=("asking",),
-        arguments={"gate": True},
+        more="runs.md#formation-order",
+    ),
+    Claim(
+        name="no_transience",
+        asserts="what was learned in context is still there at the end: a series is not below its peak",
+        assertion="pytest_induction.runs.transience:assert_no_transience",
+        subject="run",
+        decided_by=("drop",),
+        held_against={"drop": "max_drop"},
+        next_steps=ABOUT_DROPS,
+        chart="run",
+        needs=("asking",),
+        more="runs.md#transience",
+    ),
+    Claim(
+        name="transience",
+        asserts="what was learned in context is lost again: a series ends far below its peak",
+        assertion="pytest_induction.runs.transience:assert_transience",
+        subject="run",
+        denies="no_transience",
+        decided_by=("drop",),
+        held_against={"drop": "max_drop"},
+        next_steps=ABOUT_DROPS,
+        chart="run",
+        needs=("asking",),
+        more="runs.md#transience",
     ),
     Claim(
         name="heads_kept",

@@ -156,7 +156,7 @@ def add_claims(parser: argparse.ArgumentParser) -> None:
 
 def register(place: str | None) -> None:
     """Register what other distributions bring, and what that file or module does."""
-    from pytest_induction.model.load import import_place
+    from pytest_induction.model.factories import import_place
 
     register_installed()
     if place is not None:

@@ -26,8 +26,19 @@ if TYPE_CHECKING:
     from pytest_induction.runs.record import Snapshot, TrainingRun
 
 MAPPED = ("prefix_matching", "previous_token", "duplicate_token", "first_token")
-BEHAVIOUR = ("repeat_accuracy", "repeat_loss", "icl_score", "advantage", "first_loss", "early_loss", "late_loss", "loss")
-CURVES = ("loss", "icl_score", "repeat_loss", "repeat_accuracy")
+OF_TRAINING = ("foretold_gap", "match_gain", "common_advantage", "rare_advantage")  # recorded of runs alone
+BEHAVIOUR = (
+    "repeat_accuracy",
+    "repeat_loss",
+    "icl_score",
+    "advantage",
+    "first_loss",
+    "early_loss",
+    "late_loss",
+    "loss",
+    *OF_TRAINING,
+)
+CURVES = ("loss", "icl_score", "repeat_loss", "repeat_accuracy", *OF_TRAINING)
 BEST = {"prefix_matching": "prefix matching of the best head", "previous_token": "previous token of the best head"}
 N_SEQUENCES = 24  # of a model that is measured on sequences of its own
 MOST_POINTS = 240  # of a curve

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import functools
 import operator
+import sysconfig
 from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pytest_induction.formatting import as_lines, as_message
@@ -16,10 +18,21 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+E = TypeVar("E", bound="InductionError")
+PACKAGE = __name__.partition(".")[0]
+BETWEEN = (PACKAGE, "importlib", "contextlib", "torch")  # whose frames may lie between ours and the user's first
+INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 class InductionError(Exception):
-    """Base of every error of this package that is not a failed expectation. What it quotes adds no line to its message."""
+    """Base of every error of this package that is not a failed expectation. What it quotes adds no line to its message.
+
+    `raised_by_user` is what code of the user's raised, where that is why, with its traceback from their first line on.
+    `is_missing` says that a model, run or text is not there at all, as where a job has not fetched it.
+    """
+
+    raised_by_user: BaseException | None = None
+    is_missing = False
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(as_message(each) if isinstance(each, str) else each for each in args))
@@ -129,6 +142,46 @@ def first_line(error: BaseException, longest: int | None = None) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:longest]
 
 
+def missing(error: E) -> E:
+    """The same error, as one of what is not there at all."""
+    error.is_missing = True
+    return error
+
+
+def because_of(error: E, raised: BaseException, *, by_factory: bool = True) -> E:
+    """The same error, which keeps what the user's own code raised; what a library raised by itself is not kept.
+
+    A factory is the user's wherever it is installed; of what a model raises only that counts which ran through a file of theirs.
+    """
+    first = raised.__traceback__
+    while first is not None and not (_is_not_ours(first) if by_factory else _is_users(first)):
+        first = first.tb_next
+    if first is not None or isinstance(raised, SyntaxError):  # which says where in its own words
+        error.raised_by_user = raised.with_traceback(first)
+    return error
+
+
+def of_user(first: TracebackType | None) -> TracebackType | None:
+    """The traceback without the lines of installed packages; the same one where there are no others."""
+    entries, kept = [], None
+    entry = first
+    while entry is not None:
+        entries.append(entry)
+        entry = entry.tb_next
+    for entry in filter(_is_users, reversed(entries)):
+        kept = TracebackType(kept, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return kept or first
+
+
+def _is_not_ours(entry: TracebackType) -> bool:
+    return str(entry.tb_frame.f_globals.get("__name__", "")).partition(".")[0] not in BETWEEN
+
+
+def _is_users(entry: TracebackType) -> bool:
+    file = entry.tb_frame.f_code.co_filename
+    return _is_not_ours(entry) and not file.startswith(("<frozen", *INSTALLED))
+
+
 def user_facing(function: Callable[P, R]) -> Callable[P, R]:
     """Let errors of ours leave `function` as if the user's own line had raised them, and nothing changed, see `puts_back`."""
     measured = puts_back(function)
@@ -139,6 +192,6 @@ def user_facing(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return measured(*args, **kwargs)
         except OURS as error:
-            raise error.with_traceback(None) from None
+            raise error.with_traceback(None) from getattr(error, "raised_by_user", None)
 
     return called

@@ -16,12 +16,24 @@ import numpy as np
 
 from pytest_induction.behaviour import claims as behaviour
 from pytest_induction.behaviour import matches, recall, rules
-from pytest_induction.causal import circuit, icl_heads, in_context, in_text
+from pytest_induction.causal import circuit, icl_heads, in_context, in_text, recall_carried, recall_paths, retrieval
 from pytest_induction.claims import MODEL, PREFIX, Claim, claim_named, claims
 from pytest_induction.comparison import preserved
+from pytest_induction.comparison import retrieval as retrieval_kept
 from pytest_induction.errors import TextError, meant
-from pytest_induction.heads import competing, composition, copying, distances, match_lengths, semantic, virtual
+from pytest_induction.heads import (
+    competing,
+    composition,
+    copying,
+    distances,
+    generalizing,
+    match_lengths,
+    semantic,
+    suppression,
+    virtual,
+)
 from pytest_induction.heads import induction as kinds
+from pytest_induction.heads import retrieval as heads_retrieval
 from pytest_induction.interventions import ablation, function_vectors
 from pytest_induction.measuring import rounds
 from pytest_induction.model.protocol import ModelUnderTest
@@ -124,26 +136,33 @@ class Induction:
     assert_ablation_removes_icl = OfModel(in_context.assert_ablation_removes_icl)
     assert_icl_is_induction = OfModelAndText(in_text.assert_icl_is_induction)
     assert_icl_heads = OfModel(icl_heads.assert_icl_heads)
+    assert_retrieval_heads = OfModel(retrieval.assert_retrieval_heads)
+    assert_recall_carried_by = OfModel(recall_carried.assert_recall_carried_by)
     assert_induction_circuit = OfModel(circuit.assert_induction_circuit)
-    assert_heads_generalize = OfModel(semantic.assert_heads_generalize)
+    assert_heads_generalize = OfModel(generalizing.assert_heads_generalize)
     assert_match_length = OfModel(match_lengths.assert_match_length)
     assert_prefers_longer_match = OfModel(competing.assert_prefers_longer_match)
+    assert_copy_suppression = OfModelAndText(suppression.assert_copy_suppression)
     assert_property_holds = OfModel(properties.assert_property_holds, seeded=False)
     assert_heads_preserved = OfLaterModel(preserved.assert_heads_preserved)
+    assert_retrieval_preserved = OfLaterModel(retrieval_kept.assert_retrieval_preserved)
 
     measure_heads = OfModel(rounds.measure_heads)
     measure_match_lengths = OfModel(match_lengths.measure_match_lengths)
     measure_competing_matches = OfModel(competing.measure_competing_matches)
     measure_distances = OfModel(distances.measure_distances)
     measure_copying = OfModel(copying.measure_copying)
+    measure_copy_suppression = OfModelAndText(suppression.measure_copy_suppression)
     measure_composition = OfModel(composition.measure_composition)
     measure_virtual_heads = OfModel(virtual.measure_virtual_heads)
     measure_generality = OfModel(semantic.measure_generality)
     measure_recall = OfModel(recall.measure_recall)
+    measure_recall_paths = OfModel(recall_paths.measure_recall_paths)
     measure_rules = OfModel(rules.measure_rules)
     measure_ablations = OfModel(ablation.measure_ablations)
     measure_loss_by_match = OfModelAndText(matches.measure_loss_by_match)
     measure_function_vectors = OfModel(function_vectors.measure_function_vectors)
+    measure_retrieval = OfModel(heads_retrieval.measure_retrieval)
     measure_attributions = OfModelAndText(attribution.measure_attributions)
     find_induction_heads = OfModel(kinds.find_induction_heads)
 

@@ -155,7 +155,7 @@ BAD = {
     "nothing": ({}, "`measured` has no numbers"),
     "a number": (
         5,
-        "an `Evidence`, a `HeadList`, a `HeadScores`, a `MatchLengthScores` or a `CompetingMatchScores`, got `int`",
+        "an `Evidence`, a `HeadList`, a `HeadScores`, a `MatchLengthScores`, a `CompetingMatchScores` or a `RetrievalScores`, got `int`",
     ),
     "NaN": ({"a": {"b": math.nan}}, "'a.b' is nan"),
     "NaN of an estimate": (evidence(estimates={"loss": Estimate(math.nan, 0, 0)}), "finite numbers, 'loss' is nan"),

@@ -8,10 +8,11 @@ import torch
 
 import pytest_induction as induction
 from pytest_induction import ExpectationFailed, Verdict, planted
+from pytest_induction.behaviour.judging import shuffled_rows
 from pytest_induction.behaviour.matches import matches_of
 from pytest_induction.causal import in_context as assertions
 from pytest_induction.causal.ablating import Ablations, late_minus_early
-from pytest_induction.causal.choosing import chosen_heads, shuffled_rows
+from pytest_induction.causal.choosing import chosen_heads
 from pytest_induction.causal.dealing import RANKED, Dealer, may_do_as_much, mean_differences
 from pytest_induction.causal.in_context import assert_ablation_removes_icl
 from pytest_induction.causal.judging import (

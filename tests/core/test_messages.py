@@ -13,7 +13,7 @@ import pytest_induction
 from pytest_induction.errors import ExpectationFailed, PropertyFailed
 from pytest_induction.expectations import failure_text, next_step
 from pytest_induction.formatting import MOST_LINES, WIDEST, fitted
-from pytest_induction.planted import few_shot_head, induction_head, uniform_head
+from pytest_induction.planted import few_shot_head, induction_head, retrieval_head, uniform_head
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Provenance, Verdict
 from tests.conftest import FIXTURES
 
@@ -93,8 +93,10 @@ FAILING = {  # an assertion -> what makes it fail
     "assert_cooccurrence": lambda check: check(RUNS / "diverged"),
     "assert_coperturbation": lambda check: check(RUNS / "one-layer", RUNS / "one-layer"),
     "assert_copies_repeats": lambda check: check(uniform()),
+    "assert_copy_suppression": lambda check: check(uniform(), np.arange(4000) % 17 + 1),
     "assert_final_has_induction_head": lambda check: check(RUNS / "one-layer"),
     "assert_follows_rule": lambda check: check(uniform(), examples=2),
+    "assert_formation_order": lambda check: check(RUNS / "two-layers", order=["prefix_matching", "previous_token"]),
     "assert_formed": lambda check: check(RUNS / "two-layers", before_step=100),
     "assert_has_induction_head": lambda check: check(uniform()),
     "assert_heads_generalize": lambda check: check(matching(), "L1H0", "classes"),
@@ -102,19 +104,23 @@ FAILING = {  # an assertion -> what makes it fail
     "assert_heads_preserved": lambda check: check(matching(), uniform()),
     "assert_icl_is_induction": lambda check: check(uniform(), np.arange(4000) % 17 + 1),
     "assert_icl_heads": lambda check: check(uniform(), tasks=few_shot_head().tasks),
+    "assert_retrieval_heads": lambda check: check(uniform(), facts=retrieval_head().facts, length=40),
+    "assert_retrieval_preserved": lambda check: check(uniform(), uniform(), facts=retrieval_head().facts, length=40),
     "assert_induction_circuit": lambda check: check(uniform()),
     "assert_learns_in_context": lambda check: check(uniform(), np.arange(4000) % 17 + 1),
     "assert_log_is_sane": lambda check: check(RUNS / "diverged"),
     "assert_match_length": lambda check: check(uniform()),
     "assert_no_induction_head": lambda check: check(matching()),
+    "assert_no_transience": lambda check: check(RUNS / "one-layer"),
     "assert_no_phase_change": lambda check: check(RUNS / "two-layers"),
     "assert_onset_not_later": lambda check: check(RUNS / "two-layers", RUNS / "one-layer-smeared"),
     "assert_phase_change": lambda check: check(RUNS / "one-layer"),
-    "assert_previous_token_first": lambda check: check(RUNS / "one-layer", gate=True),
     "assert_prefers_longer_match": lambda check: check(matching()),
     "assert_property_holds": lambda check: check(uniform(), property="completes_repeats", max_examples=8, seed=0),
     "assert_property_holds_from": lambda check: check({3: uniform()}, property="completes_repeats", max_examples=8, seed=0),
     "check_property": lambda check: check(uniform(), "completes_repeats", max_examples=8, seed=0),
+    "assert_transience": lambda check: check(RUNS / "two-layers"),
+    "assert_recall_carried_by": lambda check: check(uniform(), "attention"),
     "assert_recalls": lambda check: check(uniform(), pairs=4),
 }
 PUBLIC = [name for name in pytest_induction.__all__ if name.startswith("assert_") or name == "check_property"]

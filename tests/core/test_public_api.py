@@ -16,7 +16,7 @@ from pytest_induction._lazy import homes
 SOURCE = Path(pytest_induction.__file__).parent
 
 
-PACKAGES = ["", ".behaviour", ".comparison", ".heads", ".interventions", ".probes", ".properties", ".runs"]
+PACKAGES = ["", ".behaviour", ".causal", ".comparison", ".heads", ".interventions", ".probes", ".properties", ".runs"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -69,6 +69,7 @@ def test_options_are_keyword_only():
                 ["run", "reference"],
                 ["path"],
                 ["model", "heads"],
+                ["model", "part"],
                 ["model", "heads", "probes"],
                 ["family"],
                 ["control", "treated"],

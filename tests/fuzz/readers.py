@@ -48,10 +48,13 @@ def judged(found, rng):
     from pytest_induction.report.charts.run import run as charts
     from pytest_induction.report.charts.run_picture import svg
     from pytest_induction.runs.heads_over_training import assert_final_has_induction_head, assert_heads_kept, assert_log_is_sane
-    from pytest_induction.runs.phase_change.claims import assert_cooccurrence, assert_phase_change, assert_previous_token_first
+    from pytest_induction.runs.phase_change.claims import assert_cooccurrence, assert_phase_change
+    from pytest_induction.runs.phase_change.order import assert_formation_order
     from pytest_induction.runs.picture import picture_of
+    from pytest_induction.runs.transience import assert_no_transience
 
-    others = [assert_cooccurrence, assert_heads_kept, assert_final_has_induction_head, assert_previous_token_first]
+    others = [assert_cooccurrence, assert_heads_kept, assert_final_has_induction_head]
+    others += [assert_formation_order, assert_no_transience]
     for judge in (assert_log_is_sane, assert_phase_change, rng.choice(others)):
         try:
             evidence = judge(found)

@@ -86,6 +86,10 @@ OTHERS = {
     ("causal/specificity.py", "MIN_GAP"),
     ("causal/icl_heads.py", "MIN_DIFFERENCE"),  # nats
     ("causal/icl_heads.py", "TOP_SHARE"),  # of all heads
+    ("causal/retrieval.py", "MIN_WRITTEN"),  # nats
+    ("causal/retrieval.py", "MIN_LOST"),
+    ("causal/retrieval.py", "TOP_SHARE"),  # of all heads
+    ("comparison/retrieval.py", "MAX_LOST"),  # nats
     ("interventions/few_shot.py", "MIN_ACCURACY"),  # of a task
     ("interventions/few_shot.py", "MOST_LEFT"),
     ("causal/judging.py", "MIN_SHARE"),  # of in-context learning, that is lost

@@ -20,7 +20,7 @@ from pytest_induction.errors import ArgumentError
 from pytest_induction.head_score import HeadScore, Layout
 from pytest_induction.measuring.added import AddedScores, HeadScoreError
 from pytest_induction.measuring.rounds import probe_round
-from pytest_induction.model.load import import_place
+from pytest_induction.model.factories import import_place
 from pytest_induction.planted import induction_head
 from pytest_induction.records import Evidence
 from pytest_induction.report.session_records import SessionRecords

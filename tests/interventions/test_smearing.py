@@ -18,7 +18,7 @@ from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.errors import ArgumentError, ModelError, UnsupportedModel
 from pytest_induction.interventions import ablate, intervene, run_with, smear
 from pytest_induction.interventions.smearing import smear_keys
-from pytest_induction.model.load import function_named
+from pytest_induction.model.factories import function_named
 from pytest_induction.planted import duplicate_token_head, induction_head
 from tests.model import zoo
 from tests.model.plain import Plain, by_hand, unreadable

@@ -10,7 +10,7 @@ from pytest_induction.deciding import Judgement, until_clear
 from pytest_induction.errors import ArgumentError, ExpectationFailed
 from pytest_induction.fixture import Induction
 from pytest_induction.model.load import load_model
-from pytest_induction.planted import class_induction_head, few_shot_head, induction_head, uniform_head
+from pytest_induction.planted import class_induction_head, few_shot_head, induction_head, retrieval_head, uniform_head
 from pytest_induction.progress import showing_on
 from pytest_induction.records import Verdict
 from pytest_induction.spending import BARE_PASS, PRICES, Budget, Call, Price, calling, charge, price_in, usual_prices
@@ -23,15 +23,22 @@ def small(**sizes):
 
 
 FEW_SHOT = {"tasks": few_shot_head(d_vocab=33, n_ctx=32).tasks, "n_shots": 3}
+NEEDLES = {"facts": retrieval_head().facts, "length": 40, "max_sequences": 24}
 TEXT = np.random.default_rng(0).integers(1, 40, size=8000)
 REPEATING = repeating_rows(40)
 ARGUMENTS = {
     "assert_ablation_removes_icl": ((), {"how": "zero", "n_controls": 72, "max_sequences": 24}),
     "assert_follows_rule": ((), {"examples": 4}),
+    "assert_recall_carried_by": (("attention",), {}),
     "measure_rules": ((), {"examples": 4}),
     "assert_heads_generalize": (("L1H0",), {"probes": "classes"}),
     "assert_heads_preserved": ((small(),), {}),
+    "assert_copy_suppression": ((REPEATING,), {}),
+    "measure_copy_suppression": ((TEXT,), {}),
     "assert_icl_heads": ((), FEW_SHOT),
+    "assert_retrieval_heads": ((), NEEDLES),
+    "assert_retrieval_preserved": ((small(),), NEEDLES),
+    "measure_retrieval": ((), {"facts": NEEDLES["facts"], "lengths": [32, 48], "n_sequences": 8}),
     "assert_icl_is_induction": ((REPEATING,), {}),
     "assert_learns_in_context": ((TEXT,), {"paired": True}),
     "measure_attributions": ((TEXT,), {"max_rows": 4}),
@@ -42,14 +49,18 @@ CALLS = sorted(PRICES.keys() - {"assert_head_score"})  # its claim is the user's
 WITH_BUDGET = (
     "assert_ablation_removes_icl",
     "assert_copies_repeats",
+    "assert_copy_suppression",
     "assert_follows_rule",
     "assert_has_induction_head",
     "assert_heads_generalize",
     "assert_icl_is_induction",
     "assert_icl_heads",
     "assert_induction_circuit",
+    "assert_retrieval_heads",
+    "assert_retrieval_preserved",
     "assert_match_length",
     "assert_no_induction_head",
+    "assert_recall_carried_by",
     "assert_recalls",
     "assert_prefers_longer_match",
     "find_induction_heads",

@@ -10,7 +10,8 @@ import torch
 import pytest_induction as induction
 from pytest_induction.errors import ArgumentError, ModelError, TextError
 from pytest_induction.model import bounds
-from pytest_induction.model.load import function_named, module_of_config
+from pytest_induction.model.factories import function_named
+from pytest_induction.model.load import module_of_config
 from pytest_induction.model.specs import check_spec, check_text
 from tests import unfit
 from tests.conftest import SHIPPED

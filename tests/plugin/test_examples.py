@@ -96,6 +96,28 @@ def test_github_actions_gates_a_model(place, monkeypatch):
     assert (place.path / "summary.md").read_text().startswith("## ✅ Induction: 2 passed")
 
 
+def test_github_actions_keeps_verdicts(place):
+    """What the job caches is where they are kept."""
+    (step,) = [each for each in read("github-actions.yml")["jobs"]["gates"]["steps"] if "cache@" in each.get("uses", "")]
+    assert f"--induction-cache={step['with']['path']} " in (EXAMPLES / "github-actions.yml").read_text()
+
+
+def test_pre_commit_checks_gate_files_and_gates(place):
+    """A file with a mistake is refused; a model that is not there is skipped, and a second push measures nothing."""
+    check, gates = (shlex.split(hook["entry"]) for hook in read("pre-commit-config.yaml")["repos"][0]["hooks"])
+    file = place.path / "models.gates.toml"
+    file.write_text('[a]\nmodel = "models/candidate"\nexpect = ["copies_repeat"]\n')
+    assert place.runpytest_inprocess(*check[1:], "models.gates.toml").ret == pytest.ExitCode.INTERRUPTED
+    file.write_text(
+        '[a]\nmodel = "models/candidate"\nexpect = ["copies_repeats"]\n[b]\nmodel = "none"\nexpect = ["copies_repeats"]\n'
+    )
+    assert place.runpytest_inprocess(*check[1:], "models.gates.toml", "--induction-skip-if-missing").ret == 0
+    for _ in range(2):
+        result = place.runpytest_inprocess(*gates[1:], "-v")
+        result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*kept by --induction-cache: measured on *"])
+
+
 def test_gitlab_gates_a_run(place, monkeypatch):
     """Against the one before; the JUnit file is where GitLab is told to find it."""
     job = read("gitlab-ci.yml")["induction"]

@@ -258,13 +258,14 @@ def test_a_file_that_is_no_toml_is_one_error_of_collection(write, run):
     result.stdout.no_fnmatch_line("*.py:*: in *")
 
 
-def test_a_model_that_cannot_be_loaded_is_one_line_for_each_test(write, run):
+def test_a_model_that_cannot_be_loaded_is_told_once(write, run):
     """And loading it is tried once."""
     write(mine_py="tried = []\ndef make():\n    tried.append(1)\n    raise OSError(f'try {len(tried)}')\n")
     write(all_gates_toml='[a]\nmodel = "mine.py:make"\nexpect = ["has_induction_head", "copies_repeats"]')
     result = run()
     result.assert_outcomes(errors=2)
-    assert result.outlines.count("'mine.py:make' cannot be made: OSError: try 1") == 2
+    assert result.outlines.count("'mine.py:make' cannot be made: OSError: try 1") == 1
+    assert result.outlines.count("shown whole for all.gates.toml::a::has_induction_head") == 1
     result.stdout.no_fnmatch_line("*Traceback*")
 
 

@@ -61,7 +61,7 @@ expect = ["no_induction_head"]
 run = "run"
 reference = "s3://bucket/run"
 factory = "mine.py:make"
-expect = ["onset_not_later", "previous_token_first"]
+expect = ["onset_not_later", "formation_order"]
 """,
     )
     assert (small.name, small.line, small.marks, small.subject) == ("small", 1, ("slow",), ModelNamed(str(place / "model")))

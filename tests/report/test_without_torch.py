@@ -65,7 +65,9 @@ ASKED = {"property": "completes_repeats", "options": {"min_accuracy": 0.5}}
 EVERY = {
     "phase_change": {},
     "cooccurrence": {},
-    "previous_token_first": {},
+    "formation_order": {},
+    "no_transience": {},
+    "transience": {},
     "no_phase_change": {},
     "onset_not_later": {"reference": "other"},
     "coperturbation": {"treated": "other"},

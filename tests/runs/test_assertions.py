@@ -16,7 +16,6 @@ from pytest_induction.runs.phase_change.claims import (
     assert_no_phase_change,
     assert_onset_not_later,
     assert_phase_change,
-    assert_previous_token_first,
 )
 from pytest_induction.runs.phase_change.finding import find_phase_changes
 from tests.runs.claims import evidence_of, refusal
@@ -27,15 +26,11 @@ RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
 GAIN = 10**2.4  # the step in the middle of the change
 
 
-def made(
-    name="made", *, place=2.4, icl=None, previous=None, seed=0, steps=STEPS, tokens_per_step=PER_STEP, schedule=(), **changed
-):
-    """A run in which induction forms, in-context learning and previous-token heads at places of their own; None leaves one out."""
+def made(name="made", *, place=2.4, icl=None, seed=0, steps=STEPS, tokens_per_step=PER_STEP, schedule=(), **changed):
+    """A run in which induction forms, in-context learning at a place of its own; None leaves one out."""
     series = formed_series(steps, place, seed=seed)
     if icl is not None:
         series["icl_score"] = formed_series(steps, icl, seed=seed + 50)["icl_score"]
-    if previous is not None:
-        series["previous_token"] = 0.06 + 0.7 * logistic(np.log10(steps), previous, 0.15) + noise_of(len(steps), 0.003, seed + 60)
     series = {key: values for key, values in {**series, **changed}.items() if values is not None}
     return run_of(steps, name=name, tokens_per_step=tokens_per_step, schedule=schedule, **series)
 
@@ -338,62 +333,21 @@ class TestOnsetNotLater:
         assert "`max_lag` must be at least 0 decades" in refusal(assert_onset_not_later, made(), made(), max_lag=max_lag)
 
 
-class TestPreviousTokenFirst:
-    @pytest.mark.parametrize(
-        ("previous", "verdict", "reason"),
-        [(2.1, SHOWN, "previous_first"), (2.7, REFUTED, "previous_later"), (2.4, UNDETERMINED, "order_unclear")],
-    )
-    def test_the_order_is_reported_and_gates_only_when_told_so(self, previous, verdict, reason):
-        run = made(previous=previous, prefix_matching=0.06 + 0.7 * logistic(X, 2.4, 0.15) + noise_of(len(X), 0.01, 0))
-        found = assert_previous_token_first(run)
-        assert (found.claim, found.verdict, found.reason) == ("previous_token_first", verdict, reason)
-        assert found.estimates["lag"].value == pytest.approx(2.4 - previous, abs=0.02)
-        assert found.changes[-1].series == "previous_token"
-        assert evidence_of(assert_previous_token_first, run) == found
-        if verdict is SHOWN:
-            assert assert_previous_token_first(run, gate=True) == replace(found, is_asserted=True)
-        else:
-            with pytest.raises(ExpectationFailed, match=f"previous_token_first is {verdict}, expected SHOWN"):
-                assert_previous_token_first(run, gate=True)
-
-    @pytest.mark.parametrize(
-        ("run", "seen"),
-        [
-            (made(), "no previous-token scores"),
-            (made(previous_token=0 * X + 0.06), "stays between"),
-            (flat(), "no previous-token scores"),
-        ],
-    )
-    def test_without_two_changes_there_is_no_order(self, run, seen):
-        found = evidence_of(assert_previous_token_first, run)
-        assert (found.verdict, found.reason) == (UNDETERMINED, "no_two_changes")
-        assert seen in found.summary
-
-    def test_noise_has_no_place_in_the_order(self):
-        """A previous-token score that only wavers forms neither before nor after; a change with some noise does."""
-        for seed in range(8):
-            wavering = noise_of(len(X), 0.05, seed, 0.5)
-            assert assert_previous_token_first(made(previous_token=0.3 + wavering)).reason == "no_two_changes"
-            changing = 0.1 + 0.6 * logistic(X, 1.6, 0.2) + 0.4 * wavering
-            assert assert_previous_token_first(made(previous_token=changing)).reason == "previous_first"
-
-
 class TestAllOfThem:
     CLAIMS = (
         assert_phase_change,
         assert_no_phase_change,
         assert_cooccurrence,
         lambda run, **options: assert_onset_not_later(run, made(), **options),
-        assert_previous_token_first,
     )
 
-    @pytest.mark.parametrize("claim", CLAIMS, ids=range(5))
+    @pytest.mark.parametrize("claim", CLAIMS, ids=range(4))
     def test_thresholds_that_make_no_sense_are_refused_by_all(self, claim):
         assert "`max_width`" in refusal(claim, made(), max_width=-1)
         assert "`error_rate`" in refusal(claim, made(), error_rate=2)
         assert "'heads'" in refusal(claim, made(), min_change={"heads": 1})
 
-    @pytest.mark.parametrize("claim", CLAIMS, ids=range(5))
+    @pytest.mark.parametrize("claim", CLAIMS, ids=range(4))
     def test_a_run_of_one_snapshot_is_refused_by_all(self, claim):
         assert "1 snapshots" in refusal(claim, run_of([5], loss=[1.0]), kind=RunError)
 

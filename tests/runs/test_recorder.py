@@ -168,9 +168,10 @@ class TestLeftAlone:
         optimizer = train(model, 25, each_step)
         return model, optimizer, (torch.rand(3).tolist(), random.random(), np.random.random())
 
-    def test_a_training_is_the_same_to_the_bit_with_and_without_the_recorder(self, path):
+    @pytest.mark.parametrize("asked", [{}, {"longer_matches": True, "token_counts": np.arange(D_VOCAB)}])
+    def test_a_training_is_the_same_to_the_bit_with_and_without_the_recorder(self, path, asked):
         plain, optimizer, drawn = self.trained()
-        recorder = InductionRecorder(path, text=TEXT, max_overhead=None, stop_when=NotFinite())
+        recorder = InductionRecorder(path, text=TEXT, max_overhead=None, stop_when=NotFinite(), **asked)
         recorded, recorded_optimizer, recorded_drawn = self.trained(lambda model, step, loss: recorder(model, step, loss=loss))
         recorder.close()
         assert len(read(path)) == 21  # 0 to 17, 19, 21, 23

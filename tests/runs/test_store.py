@@ -18,7 +18,7 @@ from pytest_induction.errors import RunBusyError, RunError
 from pytest_induction.runs import store
 from pytest_induction.runs.lines import from_line, to_line
 from pytest_induction.runs.places import Place
-from pytest_induction.runs.record import ARRAYS, HEADS, NUMBERS, ScheduledChange, Snapshot
+from pytest_induction.runs.record import ARRAYS, BY_ROW, HEADS, NUMBERS, ScheduledChange, Snapshot
 from pytest_induction.runs.store import RunWriter, is_run, read_run
 
 SOURCE = str(Path(__file__).parents[2] / "src")
@@ -48,6 +48,7 @@ def whole(step=7, heads=(2, 3), rows=5):
         **scores,
         **lists,
         errors=errors,
+        rows={name: numbered(rows, scale=0.25) for name in BY_ROW},
         n_sequences=12,
         fingerprint="5b7423",
         seconds=0.5,

@@ -24,12 +24,13 @@ OF_HEADS = (  # what is kept of scores of heads, by the class that has them all
     ("prefix_matching", "previous_token"),  # `HeadScores`: the two halves of the circuit
     ("exactly_one", "exactly_two", "three_or_more", "after_breaks"),  # `MatchLengthScores`
     ("exactly_one", "exactly_two", "exactly_three", "unmatched", "preference"),  # `CompetingMatchScores`
+    ("written", "written_null", "attention", "argmax"),  # `RetrievalScores`
 )
 WORDS = ("bool", "bool_", "str", "bytes", "NoneType")  # types that are no numbers, whatever `float` makes of them
 OF_LENGTHS = ("exactly_one", "exactly_two", "three_or_more")  # of a listed head, as `MatchLengthScores` calls them
 ACCEPTED = (
-    "a mapping of names to numbers, an `Evidence`, a `HeadList`, a `HeadScores`, a `MatchLengthScores` or a "
-    "`CompetingMatchScores`"
+    "a mapping of names to numbers, an `Evidence`, a `HeadList`, a `HeadScores`, a `MatchLengthScores`, a "
+    "`CompetingMatchScores` or a `RetrievalScores`"
 )
 
 
@@ -42,7 +43,8 @@ def fields_of(measured: Any) -> dict[str, float]:
     measured, the masses of each match length ("L1H0.exactly_two"). Of `HeadScores` prefix matching and attention to the
     previous token of every head ("prefix_matching.L1H0") and added scores, of `MatchLengthScores` all four scores of every head
     ("exactly_two.L1H0"), and of `CompetingMatchScores` these, the preference of the heads that have one, and what the model
-    predicts ("gain"). Raises `ArgumentError` for anything else, for no number at all, and for one that is not finite.
+    predicts ("gain"); of `RetrievalScores` what every head writes and attends to ("written.L1H1"), and "accuracy" and
+    "log_odds" of the model. Raises `ArgumentError` for anything else, for no number at all, and for one that is not finite.
     """
     if not _is_whole(measured):
         raise ArgumentError(f"`measured` must be {ACCEPTED}, got `{type(measured).__name__}`")

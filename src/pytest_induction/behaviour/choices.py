@@ -39,7 +39,7 @@ def choices(subject: ModelUnderTest, rows: Ids, queries: Ids, right: Ids, candid
     once and the right one among them. Raises `ModelError` where the logits are not finite.
     """
     positions = torch.from_numpy(queries)
-    of = partial(_chosen, subject, positions, torch.from_numpy(right), torch.from_numpy(candidates))
+    of = partial(chosen, subject, positions, torch.from_numpy(right), torch.from_numpy(candidates))
     found = torch.cat(in_batches(subject, torch.from_numpy(rows), of, logits=True), dim=1)
     best, likeliest, log_prob, margin = numbers(found)
     if not (np.isfinite(log_prob).all() and np.isfinite(margin).all()):
@@ -47,8 +47,8 @@ def choices(subject: ModelUnderTest, rows: Ids, queries: Ids, right: Ids, candid
     return Choices(best, likeliest, log_prob, margin)
 
 
-def _chosen(subject: ModelUnderTest, positions: Tensor, right: Tensor, candidates: Tensor, rows: Tensor, part: slice) -> Tensor:
-    """The four of some rows, (4, rows, queries)."""
+def chosen(subject: ModelUnderTest, positions: Tensor, right: Tensor, candidates: Tensor, rows: Tensor, part: slice) -> Tensor:
+    """The four fields of `Choices` for some rows, (4, rows, queries)."""
     logits = at_least_float32(subject.logits(rows, positions=positions))
     asked, others = right[part].to(logits.device)[..., None], candidates[part].to(logits.device)
     own, among = logits.gather(-1, asked)[..., 0], logits.gather(-1, others)

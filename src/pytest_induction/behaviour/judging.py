@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from pytest_induction.behaviour.matches import Matches, mean_of_tokens
-from pytest_induction.behaviour.text import window_mean
+from pytest_induction.behaviour.text import rows_of, window_mean
 from pytest_induction.deciding import Judgement, behaviour_of, more_needed
+from pytest_induction.errors import TextError
 from pytest_induction.measuring.losses import Windows
 from pytest_induction.measuring.observing import Array
 from pytest_induction.measuring.rounds import Round
+from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.records import Estimate, Verdict
 from pytest_induction.statistics import bootstrap_interval, bounded_intervals, mean_in_nats, mean_interval
 
@@ -136,3 +141,11 @@ def judge_in_context_learning(
         estimates=estimates,
         more_sequences=more,
     )
+
+
+def shuffled_rows(subject: ModelUnderTest, text: Any, max_sequences: int, seed: int) -> NDArray[np.int64]:
+    """The rows of a text, in random order: any first ones of them stand for all."""
+    rows = rows_of(subject, text, max_sequences)
+    if len(rows) < MIN_ROWS:
+        raise TextError(f"the text makes {len(rows)} rows of {rows.shape[1]} tokens: at least {MIN_ROWS} are needed")
+    return np.random.default_rng([seed, 11]).permutation(rows)

@@ -1,16 +1,10 @@
-"""Which heads are ablated, chosen on other sequences than they are tested on, and which rows of a text they are tested on."""
+"""Which heads are ablated, chosen on other sequences than they are tested on."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
-
-from pytest_induction.behaviour.judging import MIN_ROWS
-from pytest_induction.behaviour.text import rows_of
-from pytest_induction.causal.ablating import Ids
-from pytest_induction.errors import ArgumentError, TextError
+from pytest_induction.errors import ArgumentError
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
 from pytest_induction.heads.induction import judged_induction_head, list_of_heads
 from pytest_induction.heads.table import Thresholds
@@ -62,11 +56,3 @@ def _left_open(listed: HeadList) -> tuple[str, ...]:
         f"not clear, and not ablated (about {listed.more_sequences} more sequences would tell)": listed.undecided,
     }
     return tuple(f"{', '.join(map(str, heads))}: {what}" for what, heads in left_open.items() if heads)
-
-
-def shuffled_rows(subject: ModelUnderTest, text: Any, max_sequences: int, seed: int) -> Ids:
-    """The rows of a text, in random order: any first ones of them stand for all."""
-    rows = rows_of(subject, text, max_sequences)
-    if len(rows) < MIN_ROWS:
-        raise TextError(f"the text makes {len(rows)} rows of {rows.shape[1]} tokens: at least {MIN_ROWS} are needed")
-    return np.random.default_rng([seed, 11]).permutation(rows)

@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 import numpy as np
 
+from pytest_induction.behaviour.judging import shuffled_rows
 from pytest_induction.causal.ablating import Ablations, Floats
-from pytest_induction.causal.choosing import INDUCTION, chosen_heads, shuffled_rows
+from pytest_induction.causal.choosing import INDUCTION, chosen_heads
 from pytest_induction.causal.dealing import RANKED
 from pytest_induction.causal.judging import (
     MIN_SHARE,

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pytest_induction.behaviour.judging import shuffled_rows
 from pytest_induction.behaviour.matches import in_groups, matches_of
 from pytest_induction.behaviour.text import row_losses
 from pytest_induction.causal.ablating import LEAST_MOVED, SETS_IN_A_ROW, Ids
-from pytest_induction.causal.choosing import INDUCTION, chosen_heads, shuffled_rows
+from pytest_induction.causal.choosing import INDUCTION, chosen_heads
 from pytest_induction.causal.dealing import RANKED, Dealer
 from pytest_induction.causal.judging import CausalClaim
 from pytest_induction.causal.prices import MEAN_ROWS, most_rows_by_class, price_of_text_ablations

@@ -8,8 +8,10 @@ from typing import Any
 from pytest_induction.behaviour.text import row_length
 from pytest_induction.causal.dealing import MOST_SUSPECTS
 from pytest_induction.causal.few_shot import ROWS_OF_REPEATS, SETS_IN_A_DRAW
+from pytest_induction.causal.needles import SETS_IN_A_ROW
 from pytest_induction.deciding import MAX_SEQUENCES, MAX_TEXT_ROWS
-from pytest_induction.heads.prices import price_of_list, price_of_verdict
+from pytest_induction.heads.prices import needle_lengths, price_of_list, price_of_verdict
+from pytest_induction.heads.retrieval import N_SEQUENCES as NEEDLE_ROWS
 from pytest_induction.heads.search import is_small
 from pytest_induction.interventions.function_vectors import N_SEQUENCES, asked, price_of_scores
 from pytest_induction.interventions.passes import tried_out
@@ -87,3 +89,13 @@ def price_of_icl_heads(subject: ModelUnderTest, given: Given) -> Price:
     repeats = ROWS_OF_REPEATS * (2 + ABLATED_IN_A_DRAW) * usual_length(subject.space)
     matching = FIRST_LOOK * usual_length(subject.space)
     return Price(scored.least, scored.most + chosen + drawn + repeats + matching + tried_out(subject))
+
+
+def price_of_retrieval_heads(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `assert_retrieval_heads`: rows that choose heads, read twice, and each other row with all that is ablated in it."""
+    length = max(needle_lengths(subject, given))
+    whole = length + given["n_facts"]
+    matching = FIRST_LOOK * usual_length(subject.space)
+    least = NEEDLE_ROWS * length
+    each = length + (2 + SETS_IN_A_ROW + MOST_SUSPECTS) * whole
+    return Price(least, 2 * least + given["max_sequences"] * each + matching + tried_out(subject))

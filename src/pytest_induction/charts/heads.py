@@ -17,6 +17,7 @@ from pytest_induction.errors import ModelError
 from pytest_induction.heads.copying import copy_effects
 from pytest_induction.heads.criteria import MATCHES, MIN_PREFIX_MATCHING, excess, is_previous_token
 from pytest_induction.heads.induction import list_of_heads, search_for_all
+from pytest_induction.heads.retrieval import SEEN
 from pytest_induction.heads.table import Thresholds, head_evidence
 from pytest_induction.measuring.observing import Array, numbers
 from pytest_induction.measuring.rounds import MAX_SEQUENCES, Round
@@ -27,6 +28,7 @@ from pytest_induction.statistics import SHARE, bounded_intervals, mean_interval
 
 N_EFFECTS = 24  # sequences on which copy effects are measured, where the list of heads needs none
 COPY_EFFECT = ("copy_effect", "copy effect", "nats")
+RETRIEVAL = ("retrieval", "retrieval of facts", "nats")
 MATCH_LENGTHS = {
     "exactly_one": "matching on one token",
     "exactly_two": "matching on two tokens",
@@ -104,6 +106,8 @@ def heads_data(subject: ModelUnderTest) -> dict[str, Any]:
     ]
     of_claims = [score.name for score in head_scores() if score.name in found.scores]
     measures += [((name, name.replace("_", " "), SHARE), found.scores[name], SHARE) for name in of_claims]
+    if (retrieval := subject.remembered(SEEN)) is not None:  # where a verdict has asked for it
+        measures.append((RETRIEVAL, retrieval, "nats"))
     if seen.effects is not None:
         measures.append((COPY_EFFECT, seen.effects, "nats"))
     kinds: list[list[str | None]] = [[None] * subject.n_heads for _ in range(subject.n_layers)]

@@ -3,9 +3,13 @@ from pytest_induction.heads.composition import CompositionScores as CompositionS
 from pytest_induction.heads.copying import CopyingScores as CopyingScores
 from pytest_induction.heads.distances import DistanceScores as DistanceScores
 from pytest_induction.heads.match_lengths import MatchLengthScores as MatchLengthScores
+from pytest_induction.heads.retrieval import RetrievalHead as RetrievalHead
+from pytest_induction.heads.retrieval import RetrievalPoint as RetrievalPoint
+from pytest_induction.heads.retrieval import RetrievalScores as RetrievalScores
 from pytest_induction.heads.semantic import FamilyScores as FamilyScores
 from pytest_induction.heads.semantic import GeneralityScores as GeneralityScores
 from pytest_induction.heads.semantic import HeadGenerality as HeadGenerality
+from pytest_induction.heads.suppression import SuppressionScores as SuppressionScores
 from pytest_induction.heads.virtual import VirtualPair as VirtualPair
 from pytest_induction.heads.virtual import VirtualScores as VirtualScores
 from pytest_induction.measuring.rounds import HeadScores as HeadScores

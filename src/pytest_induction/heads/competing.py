@@ -90,8 +90,7 @@ class CompetingMatchScores(Plotted):
 
         0 where any match counts as much, 1 where only the longer one does; NaN for heads that match too little to tell.
         """
-        both = np.maximum(self.exactly_three + self.exactly_one, np.finfo(float).tiny)
-        return self._of_matching((self.exactly_three - self.exactly_one) / both)
+        return preference_of({name: getattr(self, name) for name in LISTS})
 
     def _of_matching(self, values: Array) -> Array:
         return np.where(self.excess >= min_excess(), values, np.nan)
@@ -106,6 +105,13 @@ class CompetingMatchScores(Plotted):
         derived = {name: plain(getattr(self, name)) for name in ("preference", "shares")}
         estimates = {name: vars(estimate) for name, estimate in self.estimates.items()}
         return plain_scores(self, LISTS) | derived | {"estimates": estimates}
+
+
+def preference_of(masses: Mapping[str, Array]) -> Array:
+    """The preference of each head for the longest match, of the means of each of `LISTS`; NaN where it matches too little."""
+    matched = masses[FIRST] + masses["exactly_two"] + masses[LAST]
+    found = (masses[LAST] - masses[FIRST]) / np.maximum(masses[LAST] + masses[FIRST], np.finfo(float).tiny)
+    return np.where(matched - masses[UNMATCHED] >= min_excess(), found, np.nan)
 
 
 @user_facing
@@ -192,11 +198,11 @@ def _log_probs(subject: ModelUnderTest, logits: Tensor, rows: CompetingRows, par
 
 def _estimates(found: Mapping[str, Array], error_rate: float) -> dict[str, Estimate]:
     """Of the model, in nats: how likely each successor is, and the gain of the longest match; each at the whole error rate."""
-    columns = {name: found[name] for name in LOG_PROBS} | {"gain": _gain(found)}
+    columns = {name: found[name] for name in LOG_PROBS} | {"gain": gain_of(found)}
     return {name: mean_in_nats(values, error_rate) for name, values in columns.items()}
 
 
-def _gain(found: Mapping[str, Array]) -> Array:
+def gain_of(found: Mapping[str, Array]) -> Array:
     """By how much the successor of the longest match is likelier than that of the shortest, (rows,), in nats."""
     return found[f"log_prob_{LAST}"] - found[f"log_prob_{FIRST}"]
 
@@ -310,8 +316,8 @@ def judge_model(
     `found` has of each of `LISTS` the masses (rows, heads), none without `heads`, and the log-probabilities (rows,). A model that
     makes nothing of matches is UNDETERMINED: it has no preference among them.
     """
-    count, share = len(_gain(found)), 2 if heads else 1
-    raised, gain = mean_interval(np.stack([_raised(found), _gain(found)], axis=1), error_rate / share, "nats")
+    count, share = len(gain_of(found)), 2 if heads else 1
+    raised, gain = mean_interval(np.stack([_raised(found), gain_of(found)], axis=1), error_rate / share, "nats")
     known = preferring(found, heads, min_preference, error_rate / share) if heads else []
     estimates = {"gain": gain, "raised": raised, **_of_heads(known)}
     gained = f"three matching tokens gain {gain.value:.2f} nats over one ({gain.low:.2f}..{gain.high:.2f})"

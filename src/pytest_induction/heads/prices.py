@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pytest_induction.behaviour.text import row_length
+from pytest_induction.errors import InductionError
 from pytest_induction.heads.absence import MORE_ROWS, MOST_ALTERNATIVES, MOST_LONG_ROWS, ROWS
 from pytest_induction.heads.distances import LONGEST_ROWS
-from pytest_induction.heads.search import COPY_ROWS
+from pytest_induction.heads.search import COPY_ROWS, is_small
+from pytest_induction.interventions.function_vectors import encoder
 from pytest_induction.interventions.passes import tried_out
 from pytest_induction.measuring.observing import PERIODS_AT_ONCE
 from pytest_induction.measuring.rounds import IRREGULAR_SHARE, controls_needed, price_of_probes, round_size, rounds_within
+from pytest_induction.model.circuits import TRIED as CIRCUITS
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.competing import fitting_groups
+from pytest_induction.probes.needles import LENGTH, form_of, lengths_of
 from pytest_induction.probes.semantic import chosen_families
 from pytest_induction.probes.sequences import COPIES, LONGEST_PERIOD, usual_length
 from pytest_induction.spending import Price
 from pytest_induction.statistics import FIRST_LOOK
 
+SUPPRESSION_ROWS = {True: 192, False: 48}  # at most, of a model that is small or not
 Given = Mapping[str, Any]
 
 
@@ -72,6 +78,38 @@ def price_of_match_length(subject: ModelUnderTest, given: Given) -> Price:
     """Of `assert_match_length`: rows of irregular copies until it is clear, shorter ones where the model has few ids."""
     most, least = given["max_sequences"] * usual_length(subject.space), price_of_probes(subject.space, FIRST_LOOK).least
     return Price(min(least, most), most)
+
+
+def price_of_retrieval(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `measure_retrieval`: two passes over each row, and how the weights of heads are found."""
+    rows = given["n_sequences"] * sum(needle_lengths(subject, given))
+    return Price(2 * rows, 2 * rows + tried_out(subject))
+
+
+def needle_lengths(subject: ModelUnderTest, given: Given) -> tuple[int, ...]:
+    """Positions of each length of rows with facts; what is usual where the call is refused."""
+    lengths, room = given.get("lengths", given.get("length")), subject.space.n_ctx
+    try:
+        form = form_of(subject.space, encoder(subject, given["tokenizer"]), given["facts"], given["wording"])
+        return lengths_of(form, subject.space, lengths, given["n_facts"])
+    except InductionError:
+        return (LENGTH if room is None else min(LENGTH, room),)
+
+
+def price_of_suppression(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `measure_copy_suppression`: one pass over the rows of a text, two at least."""
+    return Price(2 * row_length(subject), given["max_rows"] * row_length(subject) + CIRCUITS)
+
+
+def price_of_suppression_verdict(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `assert_copy_suppression`: the same until it is clear."""
+    most = given["max_sequences"] or most_suppression_rows(subject)
+    return Price(FIRST_LOOK * row_length(subject), most * row_length(subject) + CIRCUITS)
+
+
+def most_suppression_rows(subject: ModelUnderTest) -> int:
+    """How many rows of a text are drawn at most for what heads do to predictions, where that is not said."""
+    return SUPPRESSION_ROWS[is_small(subject)]
 
 
 def _competing(subject: ModelUnderTest) -> int:

@@ -14,3 +14,4 @@ from pytest_induction.interventions.function_vectors import FunctionVectorScores
 from pytest_induction.interventions.function_vectors import TaskScores as TaskScores
 from pytest_induction.interventions.smearing import SmearedKeys as SmearedKeys
 from pytest_induction.interventions.smearing import smear_keys as smear_keys
+from pytest_induction.interventions.taps import cut_taps as cut_taps

@@ -131,12 +131,13 @@ class ActiveEdits:
     """Every pass of a model is edited, as long as it is installed.
 
     What the edits need of other passes is found out before anything looks at the pass that they are for, or changes it too:
-    it would take those passes for this one.
+    it would take those passes for this one. `change` changes the model itself for as long.
     """
 
-    def __init__(self, subject: ModelUnderTest, edits_for: EditsFor) -> None:
+    def __init__(self, subject: ModelUnderTest, edits_for: EditsFor, change: Callable[[Changes], None] | None = None) -> None:
         self.subject = subject
         self._steps_for = edits_for
+        self._change = change
         self._here = _Here()
 
     def installed(self) -> AbstractContextManager[ModelUnderTest]:
@@ -150,6 +151,8 @@ class ActiveEdits:
         for part in (caller.module, *([] if caller.base is None else [caller.base])):
             self._put_around(changes, part, caller)
         run_as_written(changes)
+        if self._change is not None:
+            self._change(changes)
         changes.undone_by(lambda: active_edits.pop(caller.module, None))
         active_edits[caller.module] = self
 

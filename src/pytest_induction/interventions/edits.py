@@ -20,6 +20,7 @@ from pytest_induction.measuring.observing import ModelLike, check_range
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.records import HeadId
+from pytest_induction.undoing import Changes
 
 Replacement = Literal["zero", "mean", "resample"]
 HOW = ("zero", "mean", "resample")
@@ -57,6 +58,9 @@ class Intervention(ABC):
     @abstractmethod
     def edits(self, clean: Clean) -> Layers:
         """The edits of each layer that it changes, for one pass."""
+
+    def change(self, subject: ModelUnderTest, changes: Changes) -> None:  # noqa: B027 - most change nothing else
+        """Change the model itself, for as long as the block lasts."""
 
 
 @dataclass(frozen=True)
@@ -341,7 +345,7 @@ def intervene(model: ModelLike, *interventions: Intervention) -> AbstractContext
     called as ever, with token ids (rows, positions) and without a cache. Gradients flow through what is changed.
 
     Raises `ArgumentError` for heads that the model does not have, `UnsupportedModel` where it cannot be edited like that:
-    both at the first pass.
+    both at the first pass. Taps of convolutions that it does not have are told as the block begins.
 
     >>> with intervene(model, ablate("L1H3")) as ablated:                    # doctest: +SKIP
     ...     logits = model(tokens)
@@ -355,7 +359,11 @@ def intervene(model: ModelLike, *interventions: Intervention) -> AbstractContext
     def edits_for(tokens: Tensor, run: Any) -> Any:
         return joined(interventions, Clean(subject, tokens, run))
 
-    return ActiveEdits(subject, edits_for).installed()
+    def change(changes: Changes) -> None:
+        for intervention in interventions:
+            intervention.change(subject, changes)
+
+    return ActiveEdits(subject, edits_for, change).installed()
 
 
 @user_facing

@@ -20,7 +20,7 @@ from pytest_induction.attention.backend import Attach
 from pytest_induction.attention.backends.exposed import noticing
 from pytest_induction.attention.tracking import following_calls
 from pytest_induction.attention.verification import Reference, compared, find_backend, is_offloaded
-from pytest_induction.errors import InductionError, ModelError
+from pytest_induction.errors import InductionError, ModelError, because_of
 from pytest_induction.forward.calling import (
     CallConvention,
     Caller,
@@ -255,10 +255,11 @@ def _logits(caller: Caller, tokens: Tensor, name: str) -> Tensor:
             raise
         largest = int(tokens.max())
         advice = f"; token id {largest} may be beyond its vocabulary: give the module the attribute `vocab_size`"
-        raise ModelError(
+        failed = ModelError(
             f"{name} must map token ids (batch, positions) to logits; given {tuple(tokens.shape)} it raised "
             f"{type(error).__name__}: {first_line(error)}{advice if isinstance(error, IndexError) else ''}"
-        ) from error
+        )
+        raise because_of(failed, error, by_factory=False) from error
 
 
 def _check_weights(module: nn.Module, name: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -347,6 +347,19 @@ What heads found is over the scale of the norm behind attention, where one is: t
 """
 
 
+class Watch(Protocol):
+    """Is told of each layer in a pass, before `Take` is handed what its heads found."""
+
+    def enter(self, layer: int, stream: Tensor) -> None:
+        """The residual stream before the layer, (batch, positions, d_model)."""
+
+    def read(self, layer: int, given: Tensor) -> None:
+        """What its values are made of, (batch, positions, d_model)."""
+
+    def behind(self, layer: int, scale: Tensor) -> None:
+        """What the norm behind its attention divides by, (batch, positions); not told where none is."""
+
+
 class HeadOutputCapture:
     """Captures what heads found in passes of a model whose circuits are known: it is what their output projection is given."""
 
@@ -356,13 +369,15 @@ class HeadOutputCapture:
         base = subject.caller.base
         self._with_logits = base is not None and circuits.ends not in set(base.modules())
 
-    def __call__(self, tokens: Tensor, take: Take, *, patterns: bool = False, observer: Observer | None = None) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, take: Take, *, patterns: bool = False, observer: Observer | None = None, watch: Watch | None = None
+    ) -> Tensor:
         """One pass over `tokens` (batch, positions): gives the scale of the final norm at each, and `take` each layer in order.
 
         With `patterns`, `take` also gets what the heads attend to, (batch, n_heads, positions, positions). `observer` is shown
-        each layer's attention in the same pass.
+        each layer's attention in the same pass, and `watch` what comes before.
         """
-        return self._pass(tokens, take, patterns=patterns, logits=self._with_logits, observer=observer)[0]
+        return self._pass(tokens, take, patterns=patterns, logits=self._with_logits, observer=observer, watch=watch)[0]
 
     def with_logits(self, tokens: Tensor, take: Take) -> tuple[Tensor, Tensor]:
         """The same, and the logits (batch, positions, d_vocab) of the pass."""
@@ -370,9 +385,16 @@ class HeadOutputCapture:
 
     @puts_back
     def _pass(
-        self, tokens: Tensor, take: Take, *, patterns: bool, logits: bool, observer: Observer | None = None
+        self,
+        tokens: Tensor,
+        take: Take,
+        *,
+        patterns: bool,
+        logits: bool,
+        observer: Observer | None = None,
+        watch: Watch | None = None,
     ) -> tuple[Tensor, Any]:
-        one = _Pass(self._circuits, tokens, take, patterns=patterns)
+        one = _Pass(self._circuits, tokens, take, patterns=patterns, watch=watch)
 
         def shown(number: int, attention: Reader) -> None:
             if observer is not None:
@@ -397,7 +419,7 @@ class HeadOutputCapture:
         layers = [(number, layer.normed) for number, layer in enumerate(self._circuits.layers) if layer.normed is not None]
         with Changes() as changes:
             for number, part in layers:
-                add_hooks(changes, [part], _listening(partial(record_scale, number)), before=True, with_kwargs=True)
+                add_hooks(changes, [part], listening(partial(record_scale, number)), before=True, with_kwargs=True)
             self._subject.observe(tokens, lambda number, attention: None, early_stop=False)
         return found
 
@@ -408,12 +430,13 @@ class _Pass:
     A backend may show the pattern before what the heads found, or after; the norm behind attention runs after both.
     """
 
-    def __init__(self, circuits: Circuits, tokens: Tensor, take: Take, *, patterns: bool) -> None:
+    def __init__(self, circuits: Circuits, tokens: Tensor, take: Take, *, patterns: bool, watch: Watch | None) -> None:
         self.scale: Tensor | None = None
         self._circuits = circuits
         self._positions = range(tokens.shape[1])
         self._take = take
         self._patterns = patterns
+        self._watch = watch
         self._given: dict[int, Tensor] = {}  # of each layer that lacks the rest; so the other two
         self._pattern: dict[int, Tensor] = {}
         self._behind: dict[int, Tensor] = {}  # scales of the norms behind attention
@@ -422,10 +445,13 @@ class _Pass:
         """The modules to listen to before they run, and what listens."""
         found: list[tuple[nn.Module, Callable[..., None]]] = []
         for number, layer in enumerate(self._circuits.layers):
-            found.append((layer.writes or layer.reads, _listening(partial(self._found, number))))
+            if self._watch is not None:
+                found.append((layer.enters, listening(partial(self._watch.enter, number))))
+                found.append((layer.reads, listening(partial(self._watch.read, number))))
+            found.append((layer.writes or layer.reads, listening(partial(self._found, number))))
             if layer.normed is not None:
-                found.append((layer.normed, _listening(partial(self._normed, number))))
-        return found if self._circuits.ends is None else [*found, (self._circuits.ends, _listening(self._ended))]
+                found.append((layer.normed, listening(partial(self._normed, number))))
+        return found if self._circuits.ends is None else [*found, (self._circuits.ends, listening(self._ended))]
 
     def shown(self, number: int, attention: Reader) -> None:
         """Take the pattern of a layer, where it is of use."""
@@ -439,6 +465,8 @@ class _Pass:
 
     def _normed(self, number: int, given: Tensor) -> None:
         self._behind[number] = self._circuits.layers[number].behind.scale(given)
+        if self._watch is not None:
+            self._watch.behind(number, self._behind[number])
         self._hand_on(number)
 
     def _needs_pattern(self, number: int) -> bool:
@@ -469,7 +497,7 @@ class _Pass:
         self.scale = self._circuits.final_norm.scale(residual)
 
 
-def _listening(take: Callable[[Tensor], None]) -> Callable[..., None]:
+def listening(take: Callable[[Tensor], None]) -> Callable[..., None]:
     """A hook that hands on the first tensor that a module is given."""
 
     def before(part: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:

@@ -112,6 +112,7 @@ class _Reading:
             LayerCircuits(
                 path=each.path,
                 norm=each.norm,
+                enters=each.stream.part,
                 reads=each.values.call.part,
                 writes=each.writes,
                 factor=by,

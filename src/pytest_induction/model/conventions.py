@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pytest_induction.attention.tracking import following_calls
-from pytest_induction.errors import InductionError, ModelError
+from pytest_induction.errors import InductionError, ModelError, because_of
 from pytest_induction.forward.calling import (
     CallConvention,
     Caller,
@@ -494,10 +494,11 @@ class _Search:
         if isinstance(error, InductionError):
             return ModelError(f"{error}{self._why(error) or f'; wrap it so that it takes token ids alone, see {GUIDE}'}")
         cure = self._why(error) or f"; if it takes something else, wrap it, see {GUIDE}"
-        return ModelError(
+        failed = ModelError(
             f"{self._name} must map token ids (batch, positions) to logits; given {tuple(tokens.shape)} it raised "
             f"{type(error).__name__}: {first_line(error)}{cure}"
         )
+        return because_of(failed, error, by_factory=False)
 
     def _why(self, error: Exception) -> str:
         """What may be the matter, where that can be told."""

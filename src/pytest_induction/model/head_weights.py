@@ -97,6 +97,7 @@ class LayerCircuits:
 
     path: str
     norm: Norm  # before attention
+    enters: nn.Module  # given the residual stream before the layer: the norm, or what reads where none is
     reads: nn.Module  # given what the values are made of
     writes: nn.Module | None  # given what the heads found, heads side by side; None where no module is
     factor: float  # on what the layer adds to the residual stream

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -25,8 +23,8 @@ from torch import nn
 
 from pytest_induction import alarms
 from pytest_induction.attention.backend import Attach
-from pytest_induction.errors import ArgumentError, InductionError, ModelError, reason, user_facing
-from pytest_induction.files import SETTINGS, check_regular, expanded, is_directory, read_json
+from pytest_induction.errors import ArgumentError, InductionError, ModelError, missing, user_facing
+from pytest_induction.files import expanded, is_directory, read_json
 from pytest_induction.forward.calling import device_of, dtype_of, first_line, why_endless
 from pytest_induction.forward.changing import Shared
 from pytest_induction.model import remote_code
@@ -35,6 +33,7 @@ from pytest_induction.model.adapters import Adapter, check_peft, find_adapter, o
 from pytest_induction.model.beside import tokenizer_at
 from pytest_induction.model.bounds import check_counts, check_directory, check_size, stored_bytes
 from pytest_induction.model.declared import paths_or_classes
+from pytest_induction.model.factories import from_factory
 from pytest_induction.model.gguf import read_header
 from pytest_induction.model.kept import taken_in
 from pytest_induction.model.placing import Placing, placed_on, placing, refuse
@@ -54,6 +53,7 @@ GGUF_READERS = {  # the modules of transformers that read these files, and their
     "transformers.modeling_gguf_pytorch_utils": "GGUF_SUPPORTED_ARCHITECTURES",
     "transformers.integrations.gguf": "GGUF_CONFIG_ARCHS",
 }
+UNREACHED = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "RepositoryNotFoundError")  # errors of huggingface_hub
 BNB_PACKING = "support_avx512bf16_for_cpu"  # of bitsandbytes, which then packs weights in passes, and unpacks them to name them
 
 
@@ -243,7 +243,7 @@ def _load(spec: str, dtype: torch.dtype | None, *, trust: bool, places: Placing 
         return _from_transformers(name, spec, _How(dtype, trust, {"revision": revision or None}, places))
     place, colon, factory = spec.rpartition(":")
     if colon and factory.isidentifier():
-        return Loaded(_from_factory(place, factory, spec))
+        return Loaded(from_factory(place, factory, spec))
     path = expanded(spec)
     file = gguf_file(path)
     if file is not None:
@@ -364,12 +364,22 @@ def _whole(transformers: Any, place: str, spec: str, how: _How) -> Loaded:
         if "gguf_file" in how.where and UNSUPPORTED in str(error):
             raise ModelError(f"{spec!r} cannot be loaded: {first_line(error)} {_read_of_gguf(transformers)}") from None
         hint = "; is the network there, and the name right?" if spec.startswith("hf:") else _no_transformers(place)
-        raise ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}{hint}") from error
+        failed = ModelError(f"{spec!r} cannot be loaded: {type(error).__name__}: {first_line(error)}{hint}")
+        raise missing(failed) if spec.startswith("hf:") and _is_unreached(error) else failed from error
     _check_report(report, spec)
     notes = () if how.trust else remote_code.left_aside(config)
     if not is_packed(module):
         notes += unpacked_of(config)
     return Loaded(module, tokenizer_at(transformers, place, how.where, trust=how.trust), notes)
+
+
+def _is_unreached(error: BaseException | None) -> bool:
+    """Whether a model of the hub is neither kept here nor to be had: no network, an offline session, or no such name."""
+    while error is not None:
+        if type(error).__name__ in UNREACHED:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _unpacked(transformers: Any, how: _How, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -506,75 +516,3 @@ def _silenced(logging: Any) -> tuple[Shared, ...]:
         Shared(logging.is_progress_bar_enabled, show_bars, value=False),
         *(Shared(partial(getattr, each, "level"), each.setLevel, ERROR) for each in loggers),
     )
-
-
-def _from_factory(place: str, factory: str, spec: str) -> nn.Module | ModelUnderTest:
-    try:
-        made = _factory(place, factory)()
-    except InductionError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise ModelError(f"{spec!r} cannot be made: {type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(made, (nn.Module, ModelUnderTest)):
-        raise ModelError(f"the factory {spec!r} must return a torch module, it returned `{type(made).__name__}`")
-    return made
-
-
-def function_named(spec: str) -> Callable[..., Any]:
-    """The function that `module.path:name` or `path/file.py:name` names. Raises `ModelError` where there is none."""
-    place, colon, name = spec.rpartition(":")
-    if not colon or not name.isidentifier():
-        raise ModelError(f"a function is named module.path:function or path/file.py:function, got {spec!r}")
-    try:
-        return _factory(place, name)
-    except InductionError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise ModelError(f"{spec!r} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
-
-
-def import_place(place: str) -> Any:
-    """The module that `module.path` or `path/file.py` names. Raises `ModelError`, one line, for whatever importing it raises."""
-    try:
-        return _import(place)
-    except InductionError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise ModelError(f"{place!r} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
-
-
-def _factory(place: str, name: str) -> Callable[..., Any]:
-    found = getattr(_import(place), name, None)
-    if isinstance(found, nn.Module):
-        raise ModelError(f"`{name}` in {place} is a module: name a function that returns it")
-    if not callable(found):
-        raise ModelError(f"{place} has no factory `{name}` to call")
-    return found
-
-
-def _import(place: str) -> Any:
-    if not place.endswith(".py"):
-        return importlib.import_module(place)
-    path = Path(os.path.realpath(place))
-    name = f"_induction_{path.stem}_{abs(hash(str(path)))}"
-    if name in sys.modules:
-        return sys.modules[name]
-    try:
-        check_regular(path, most=SETTINGS)
-    except OSError as error:
-        raise ModelError(f"{place} cannot be read: {reason(error)}") from None
-    specification = importlib.util.spec_from_file_location(name, path)
-    if specification is None or specification.loader is None:
-        raise ModelError(f"{place} cannot be imported")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    folder = str(path.parent)
-    with Changes() as changes:
-        changes.undone_by(lambda: sys.path.__setitem__(slice(None), [each for each in sys.path if each is not folder]))
-        sys.path.insert(0, folder)  # so that the file finds its neighbours, as it would when run
-        try:
-            specification.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return module

@@ -19,7 +19,7 @@ from pytest_induction.attention.capture import Observer
 from pytest_induction.attention.leaks import HOLDS, UNSEEN
 from pytest_induction.attention.pattern import CutReader, Reader, StackedReader, kept
 from pytest_induction.display import Displayed, View, rows_table
-from pytest_induction.errors import InductionError, ModelError, TextError, UnsupportedModel
+from pytest_induction.errors import InductionError, ModelError, TextError, UnsupportedModel, because_of
 from pytest_induction.formatting import as_line
 from pytest_induction.forward.calling import (
     Caller,
@@ -268,7 +268,8 @@ class ModelUnderTest(Displayed):
             if is_out_of_memory(error):
                 raise  # fewer rows may fit
             context = "" if self.space.n_ctx is None else f" (its context is said to be {self.space.n_ctx})"
-            raise ModelError(f"{self.name} failed on token ids {tuple(tokens.shape)}{context}: {first_line(error)}") from error
+            failed = ModelError(f"{self.name} failed on token ids {tuple(tokens.shape)}{context}: {first_line(error)}")
+            raise because_of(failed, error, by_factory=False) from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens.
@@ -301,6 +302,10 @@ class ModelUnderTest(Displayed):
         if whole not in self._known:
             self._known[whole] = measure()
         return self._known[whole]
+
+    def remembered(self, key: Hashable) -> Any:
+        """What is remembered for this key, as long as the model has not changed since; None where nothing is."""
+        return self._known.get((key, condition(self.module)))
 
 
 def _split(mask: Tensor | None, tokens: Tensor, most: int) -> Sequence[Tensor | None]:

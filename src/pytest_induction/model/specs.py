@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pytest_induction.errors import ArgumentError, ModelError, reason
+from pytest_induction.errors import ArgumentError, ModelError, missing, reason
 from pytest_induction.files import expanded, is_directory, is_file, is_there, names_in, seen_at
 from pytest_induction.spending import Budget
 
@@ -15,6 +16,8 @@ AUTO = "auto"  # the device of models that accelerate places on all there are
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 CONFIG, ADAPTER_CONFIG, GGUF = "config.json", "adapter_config.json", ".gguf"
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth")  # of other formats
+RUN_HEADER = "run.json"  # of a recorded run
+CHECKPOINT = re.compile(r"(step|checkpoint|epoch|iter|global_step)\w*?[-_=]?\d+", re.IGNORECASE)  # in the names of checkpoints
 PART = re.compile(r"-(\d+)-of-(\d+)\.gguf$")  # how llama.cpp names the parts of a file
 SHOWN_FILES = 6
 FORMS = "a local directory, hf:NAME[@REVISION], a .gguf file, module.path:factory or path/file.py:factory"
@@ -29,8 +32,9 @@ def check_spec(spec: str) -> None:
     place, colon, factory = spec.rpartition(":")
     if colon and factory.isidentifier():
         if place.endswith(".py") and not is_file(place):
-            what = f"{place} {seen_at(place)}" if os.path.lexists(place) else f"no file {place}"
-            raise ModelError(f"{what}: the model {spec!r} is to come from a factory in it")
+            what = f"{place} {seen_at(place)}" if os.path.lexists(place) else f"no file {place}{_nearest(expanded(place))}"
+            error = ModelError(f"{what}: the model {spec!r} is to come from a factory in it")
+            raise error if os.path.lexists(place) else missing(error)
         return
     path = expanded(spec)
     if not is_there(path):
@@ -39,14 +43,37 @@ def check_spec(spec: str) -> None:
             if spec.count("/") <= 1 and ":" not in spec and not spec.startswith((".", "/", "~")) and spec.isprintable()
             else ""
         )
-        what = f"{spec!r} {seen_at(path)}" if os.path.lexists(path) else f"no model at {spec!r}"
-        raise ModelError(f"{what}: expected {FORMS}{hub}")
+        what = f"{spec!r} {seen_at(path)}" if os.path.lexists(path) else f"no model at {spec!r}{_nearest(path)}"
+        error = ModelError(f"{what}: expected {FORMS}{hub}")
+        raise error if os.path.lexists(path) else missing(error)
     if gguf_file(path) is not None:
         return
     if not is_directory(path):
         raise ModelError(f"{spec!r} {'is a file' if is_file(path) else seen_at(path)}: expected {FORMS}")
     if not any(os.path.lexists(path / name) for name in (CONFIG, ADAPTER_CONFIG)):  # reading them says what they are
+        if (held := _looks_like_run(path)) is not None:
+            raise ModelError(f"{spec!r} holds {held}: give it as a run, with --induction-run or as `run` of a gate")
         raise ModelError(f"{spec!r} has no config.json: expected a directory as `save_pretrained` writes it, or a factory for it")
+
+
+def _nearest(path: Path) -> str:
+    """What lies beside a path that is not there and has nearly its name, as it stands in a message."""
+    try:
+        near = difflib.get_close_matches(path.name, names_in(path.parent), n=1)
+    except OSError:
+        return ""
+    return f" (there is {str(path.parent / near[0])!r})" if near else ""
+
+
+def _looks_like_run(path: Path) -> str | None:
+    """What of a training a directory holds, by the names in it; None where it is not known as one."""
+    try:
+        names = names_in(path)
+    except OSError:
+        return None
+    if RUN_HEADER in names:
+        return "a training run"
+    return "checkpoints of a training" if sum(map(bool, map(CHECKPOINT.search, names))) > 1 else None
 
 
 def gguf_file(path: Path) -> Path | None:
@@ -89,7 +116,8 @@ def check_text(path: Path) -> None:
     """Raise `ArgumentError` for what is no file, or has nothing in it."""
     if not is_file(path):
         what = f", it {seen_at(path)}" if os.path.lexists(path) else ""
-        raise ArgumentError(f"{str(path)!r} is not a file{what}")
+        error = ArgumentError(f"{str(path)!r} is not a file{what}")
+        raise error if what else missing(error)
     if not path.stat().st_size:
         raise ArgumentError(f"{str(path)!r} is empty")
 

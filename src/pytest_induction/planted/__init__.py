@@ -39,11 +39,23 @@ from __future__ import annotations
 from typing import Unpack
 
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
-from pytest_induction.planted.blueprint import POINTED_AT, SAME_TOKEN, SHARP, Attends, Blueprint, Sizes, after, amount, back
+from pytest_induction.planted.blueprint import (
+    POINTED_AT,
+    SAME_TOKEN,
+    SHARP,
+    Attends,
+    Blueprint,
+    Match,
+    Sizes,
+    after,
+    amount,
+    back,
+)
 from pytest_induction.planted.few_shot import few_shot_head
 from pytest_induction.planted.lengths import longest_match_head, ngram_head
 from pytest_induction.planted.meaning import class_induction_head, pattern_head, translation_head
 from pytest_induction.planted.model import Kind, PlantedLayer, PlantedModel
+from pytest_induction.planted.needles import retrieval_head
 
 __all__ = [
     "Kind",
@@ -62,8 +74,10 @@ __all__ = [
     "ngram_head",
     "pattern_head",
     "pointer_induction_head",
+    "prediction_suppression_head",
     "previous_token_head",
     "redundant_induction_heads",
+    "retrieval_head",
     "translation_head",
     "uniform_head",
     "virtual_induction_head",
@@ -130,6 +144,35 @@ def copy_suppression_head(
     place, before = (layer, head), (previous_layer, previous_head)
     writes = {"output": -amount("strength", strength)}
     return _matching("copy_suppression", place, before, sharpness, writes, latest_only, sizes)
+
+
+@user_facing
+def prediction_suppression_head(
+    *,
+    layer: int = 2,
+    head: int = 0,
+    induction_layer: int = 1,
+    induction_head: int = 0,
+    previous_layer: int = 0,
+    previous_head: int = 0,
+    sharpness: float = SHARP,
+    strength: float = STRENGTH / 2,
+    **sizes: Unpack[Sizes],
+) -> PlantedModel:
+    """A copy suppressor: it attends to all earlier occurrences of what an induction head predicts, and lowers that by `strength`.
+
+    The induction head takes its last match and raises it by 16; its layer, and the previous-token head's, come before. There are
+    3 layers unless given. Where nothing is predicted this head rests on the first position.
+    """
+    plan = Blueprint({"n_layers": 3, **sizes})
+    place = plan.place(layer, head)
+    matching = plan.place(induction_layer, induction_head, names=("induction_layer", "induction_head"), before=layer)
+    earlier = plan.place(previous_layer, previous_head, names=("previous_layer", "previous_head"), before=induction_layer)
+    plan.plant(earlier, "previous_token", Attends(back(1)), {"found": 1.0})
+    plan.plant(matching, "induction", Attends(after("found"), latest_only=True), {"output": STRENGTH})
+    attends = Attends((Match("output", "token", weight=1 / STRENGTH),), sharpness=sharpness)
+    plan.plant(place, "copy_suppression", attends, {"output": -amount("strength", strength)})
+    return plan.build()
 
 
 @user_facing

@@ -33,6 +33,7 @@ Kind = Literal[
     "function_vector",
     "label_check",
     "own_token",
+    "retrieval",
 ]
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # of a layer: queries, keys, values, outputs
 
@@ -66,11 +67,13 @@ class PlantedModel(nn.Module):
     Token ids (batch, positions) in, logits (batch, positions, d_vocab) out, in the dtype of the weights: `W_E` (d_vocab,
     d_model), `W_pos` (n_ctx, d_model), `layers` of `PlantedLayer`, `W_U` (d_model, d_vocab). `answers` says what each planted
     head is, by its `HeadId`; every other head rests on the first position and writes nothing. Sequences begin with
-    `bos_token_id`, which nothing matches and which copies as nothing. `tasks` are the few-shot tasks that it does.
+    `bos_token_id`, which nothing matches and which copies as nothing. `tasks` are the few-shot tasks that it does,
+    `facts` those that it can retrieve.
     """
 
     bos_token_id = 0
     tasks: Mapping[str, Sequence[tuple[int, int]]] = MappingProxyType({})
+    facts: Mapping[str, Sequence[int]] = MappingProxyType({})
 
     def __init__(
         self, embed: Tensor, places: Tensor, layers: Sequence[Weights], unembed: Tensor, answers: Mapping[HeadId, Kind]

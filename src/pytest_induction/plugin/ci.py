@@ -12,6 +12,7 @@ import pytest
 
 from pytest_induction.files import is_file, is_there
 from pytest_induction.formatting import Command, printable
+from pytest_induction.plugin.failures import failure
 from pytest_induction.plugin.outcomes import MARK
 from pytest_induction.plugin.session import write_lines
 
@@ -110,9 +111,7 @@ class SessionCI:
         """Give a failed gate of a worker back its first line, which the journey costs it: JUnit and the short summary show it."""
         report = yield
         if MARK in data and getattr(report, "failed", False) and isinstance(report.longrepr, str):
-            from pytest_induction.plugin.gates.items import GateFailure
-
-            report.longrepr = GateFailure(report.longrepr, brief=self._config.option.tbstyle == "line")
+            report.longrepr = failure(self._config, report.longrepr)
         return report
 
     @pytest.hookimpl(tryfirst=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pytest
 
@@ -14,10 +14,13 @@ from pytest_induction.alarms import Alarmed
 from pytest_induction.errors import meant
 from pytest_induction.formatting import as_node
 from pytest_induction.plugin.baselines import SessionBaselines
+from pytest_induction.plugin.cache import CACHE, Entry, VerdictCache
 from pytest_induction.plugin.ci import SessionCI, properties
 from pytest_induction.plugin.claims import NAME, SessionClaims, register_claims
-from pytest_induction.plugin.gates.finding import arguments_with_gates, is_gate_file, keep_together
-from pytest_induction.plugin.options import add_options
+from pytest_induction.plugin.failures import SKIP, NotSetUp, may_be_missing, or_refuse, tell_once
+from pytest_induction.plugin.gates.finding import arguments_with_gates, is_gate_file, keep_together, nearest_gates
+from pytest_induction.plugin.options import add_options, check_keys, check_options
+from pytest_induction.plugin.outcomes import is_ours
 from pytest_induction.plugin.reports import USAGE_ERROR, SessionReport
 from pytest_induction.plugin.runs import SessionRuns, readable_ids
 from pytest_induction.plugin.session import SessionModel, open_terminal, says, usage_error, write_lines
@@ -48,6 +51,7 @@ MARKER_KEYS = (
     "period",
     "repeats",
     "n_sequences",
+    SKIP,
 )
 SESSION: pytest.StashKey[SessionModel] = pytest.StashKey()
 RUNS: pytest.StashKey[SessionRuns] = pytest.StashKey()
@@ -68,7 +72,15 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> Generator[None, None, None]:
+    """Once conftest.py files have added their options, refuse those that are ours but for a letter."""
+    yield
+    check_options(parser, args)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    check_keys(config)
     config.addinivalue_line(
         "markers", f"induction({', '.join(f'{key}=...' for key in MARKER_KEYS)}): defaults of the induction fixtures"
     )
@@ -81,6 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(report.outcomes, "induction-outcomes")
     baselines = config.stash[BASELINES] = SessionBaselines(config, session_model, report.outcomes.problems)
     baselines.check()
+    config.stash[CACHE] = VerdictCache(config)
     config.pluginmanager.register(baselines, "induction-baselines")
     config.pluginmanager.register(SessionCI(config), "induction-ci")
     if config.option.induction_benchmark:
@@ -121,7 +134,16 @@ def _suite(session: pytest.Session, session_model: SessionModel, spec: str) -> p
     from pytest_induction.plugin.gates.items import GateSuite, model_gates
 
     more = session.config.stash[BASELINES].gates()
-    return GateSuite.from_parent(session, gates=model_gates(with_text=with_text, more=more), **common)
+
+    def kept(name: str) -> Entry | None:
+        from pytest_induction.claims import claim_named
+
+        claim, cache = claim_named(name), session.config.stash[CACHE]
+        if claim is None or name in more or not cache.is_on:
+            return None
+        return cache.entry(spec, claim, {**claim.arguments, **claim.collected_with}, session_model.of_model())
+
+    return GateSuite.from_parent(session, gates=model_gates(with_text=with_text, more=more), kept=kept, **common)
 
 
 def _run_suite(session: pytest.Session, runs: SessionRuns, name: str) -> pytest.Collector:
@@ -148,6 +170,21 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
     register_claims(parent.config)
     return GateFile.from_parent(parent, path=file_path, setting=parent.config.stash[SESSION].setting)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Every test of ours has the marker, and every one that uses a fixture of ours, so that `-m` selects them."""
+    if is_ours(item) and item.get_closest_marker("induction") is None:
+        item.add_marker("induction")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Where pytest finds no such test, say which gate may be meant."""
+    try:
+        return (yield)
+    except pytest.UsageError as error:
+        raise pytest.UsageError(*error.args, *nearest_gates(session.config.args)) from None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -178,7 +215,7 @@ def _check_marker(item: pytest.Item, marker: pytest.Mark) -> None:
 @pytest.fixture(scope="session")
 def induction_model(request: pytest.FixtureRequest) -> ModelUnderTest:
     """The model under test, from --induction-model or the ini key; override it to return any model of your own."""
-    return _or_fail(request.config.stash[SESSION].load)
+    return or_refuse(request.config.stash[SESSION].load)
 
 
 @pytest.fixture
@@ -190,8 +227,8 @@ def induction(request: pytest.FixtureRequest, induction_model: Any) -> Induction
     session_model = request.config.stash[SESSION]
     defaults = session_model.defaults
     for marker in reversed([*request.node.iter_markers("induction")]):  # the closest one comes last and wins
-        defaults |= marker.kwargs
-    return _or_fail(lambda: Induction(session_model.adopt(induction_model), text=session_model.text, defaults=defaults))
+        defaults |= {name: each for name, each in marker.kwargs.items() if name != SKIP}
+    return or_refuse(lambda: Induction(session_model.adopt(induction_model), text=session_model.text, defaults=defaults))
 
 
 @pytest.fixture(scope="session")
@@ -199,38 +236,41 @@ def induction_run(request: pytest.FixtureRequest) -> TrainingRun:
     """The training run that --induction-run or the ini key induction_run names; a test runs once for each of several."""
     name = getattr(request, "param", None)
     if name is None:
-        pytest.fail("no run: give --induction-run or the ini key induction_run, or override the fixture", pytrace=False)
-    return _or_fail(lambda: request.config.stash[RUNS].open(name))
+        or_refuse(_no_run)
+    return or_refuse(lambda: request.config.stash[RUNS].open(name))
+
+
+def _no_run() -> NoReturn:
+    from pytest_induction.errors import RunError, missing
+
+    raise missing(RunError("no run: give --induction-run or the ini key induction_run, or override the fixture"))
 
 
 @pytest.fixture
 def induction_probe(induction: Induction) -> Probe:
     """Rows of repeated random tokens that fit the model; the marker sets period, repeats, n_sequences and seed."""
-    return _or_fail(induction.default_probe)
+    return or_refuse(induction.default_probe)
 
 
 @pytest.fixture
 def induction_baseline(request: pytest.FixtureRequest) -> InductionBaseline:
     """Holds what a test measures against what --induction-baseline, or the ini key, has; see docs/baselines.md."""
-    return _or_fail(lambda: request.config.stash[BASELINES].fixture(request))
-
-
-def _or_fail(make: Callable[[], T]) -> T:
-    """What `make` gives, or the test's failure with our one line and no traceback."""
-    from pytest_induction.errors import InductionError
-
-    try:
-        return make()
-    except InductionError as error:
-        message = str(error)
-    pytest.fail(message, pytrace=False)
+    return or_refuse(lambda: request.config.stash[BASELINES].fixture(request))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     __tracebackhide__ = True
     item.stash[VERDICTS] = []  # when it is run again, too
-    yield from _listening(item)
+    try:
+        yield from _listening(item)
+    except NotSetUp as failed:
+        if not (failed.error.is_missing and may_be_missing(item)):
+            raise
+        reason = str(failed.error).splitlines()[0]
+    else:
+        return
+    raise pytest.skip.Exception(reason, _use_item_location=True)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -337,6 +377,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     hide_frames(item, call)
     report = yield
+    tell_once(item, report, call)
     item.config.stash[REPORT].annotate(item, report, call, item.stash.get(VERDICTS, []))
     return report
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+PREFIXES = ("--induction-", "induction_")  # of options, and of ini keys
 SETTINGS = {
     "model": "model under test: a local directory, hf:NAME[@REVISION], module.path:factory or path/file.py:factory",
     "text": "text file on which in-context learning is measured",
@@ -40,9 +43,11 @@ BASELINE_SETTINGS = {
 FLAGS = {
     "trust_remote_code": "let code run that came with the weights of a named model; the ini file cannot say so",
     "benchmark": "time the analyses of the model with pytest-benchmark, not gate it",
+    "skip_if_missing": "skip gates and tests whose model, run or text is not there, rather than fail them",
     "update_baseline": "write what differs from the baseline, or is new, into its file, and fail, so that it is reviewed",
     "accept_baseline": "write what differs from the baseline, or is new, into its file, and pass",
 }
+CACHE = "keep verdicts of gates on models, and do not measure again what nothing has changed of (default: in pytest's cache)"
 CALIBRATE = "measure so many times, with a seed each, and store tolerances of 2.8 standard deviations of the difference of two"
 
 
@@ -79,7 +84,49 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("induction_baseline", baseline, default=None)
     for name, help_text in FLAGS.items():
         group.addoption(_option(name), dest=f"induction_{name}", action="store_true", help=help_text)
+    group.addoption(_option("cache"), dest="induction_cache", nargs="?", const="", metavar="DIR", help=CACHE)
     group.addoption("--induction-calibrate", dest="induction_calibrate", metavar="N", help=CALIBRATE)
+
+
+def check_options(parser: pytest.Parser, arguments: list[str]) -> None:
+    """Raise a usage error for an option that nobody knows and that begins as ours do, with the one that may be meant."""
+    _, unknown = parser.parse_known_and_unknown_args([*arguments])
+    for argument in unknown:
+        name = argument.partition("=")[0]
+        if name.startswith(PREFIXES[0][:-1]):
+            _refuse("option", name, [*map(_option, (*_names(), *FLAGS, "cache", "calibrate"))])
+
+
+def check_keys(config: pytest.Config) -> None:
+    """Raise a usage error for an ini key that nobody knows and that begins as ours do, with the one that may be meant."""
+    held = vars(config)  # the public name of it is deprecated, and nothing takes its place
+    written: Any = held.get("_inicfg", held.get("inicfg", {}))
+    overridden = (each.partition("=")[0] for each in config.getoption("override_ini") or ())
+    for name in (*written, *overridden):
+        if name.startswith(PREFIXES[1]):
+            try:
+                config.getini(name)
+            except ValueError:
+                _refuse("ini key", name, [f"{PREFIXES[1]}{each}" for each in _names()])
+
+
+def _names() -> tuple[str, ...]:
+    """Every setting that is an option and an ini key."""
+    return (
+        *SETTINGS,
+        *RUN_SETTINGS,
+        *LOG_SETTINGS,
+        *MODULE_SETTINGS,
+        *REPORT_SETTINGS,
+        *BASELINE_SETTINGS,
+    )
+
+
+def _refuse(what: str, name: str, known: list[str]) -> None:
+    from pytest_induction.errors import meant
+
+    longer = [each for each in known if each.startswith(f"{name}-")]
+    raise pytest.UsageError(f"there is no {what} {name}{meant(name, longer or known)}")
 
 
 def _option(name: str) -> str:

@@ -68,7 +68,7 @@ class SessionRuns:
         for option, names in (("run", self.collected), ("reference", [self._config.option.induction_reference])):
             for name in names:
                 if name is not None:
-                    _check(f"--induction-{option}", name)
+                    _check(f"--induction-{option}", name, may_miss=self._config.option.induction_skip_if_missing)
         if len(set(self.collected)) < len(self.collected):
             raise usage_error("--induction-run: the same run is named twice")
         if self._config.option.induction_reference is not None and not self.collected:
@@ -145,12 +145,12 @@ class SessionRuns:
         return str(beside) if "://" not in path and is_there(beside) else path
 
 
-def _check(option: str, name: str) -> None:
+def _check(option: str, name: str, *, may_miss: bool) -> None:
     if not name.strip():
         raise usage_error(f"{option}: no run is named")
     path = expanded(name)
     is_pattern = "*" in path.name and is_directory(path.parent) and any(path.parent.glob(path.name))
-    if "://" not in name and not is_there(path) and not is_pattern:
+    if "://" not in name and not is_there(path) and not is_pattern and not may_miss:
         raise usage_error(f"{option}: there is no {name!r}: expected a run, a log or a directory of checkpoints")
 
 

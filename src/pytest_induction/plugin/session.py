@@ -93,15 +93,18 @@ class SessionModel:
         from pytest_induction.errors import InductionError
         from pytest_induction.model.specs import check_spec, check_text
 
+        may_miss = self._config.option.induction_skip_if_missing
         try:
             check_spec(self.spec or "")
         except InductionError as error:
-            raise usage_error(f"{self._source('model')}: {error}") from None
+            if not (error.is_missing and may_miss):
+                raise usage_error(f"{self._source('model')}: {error}") from None
         try:
             if self.text is not None:
                 check_text(self.text)
         except InductionError as error:
-            raise usage_error(f"--induction-text: {error}") from None
+            if not (error.is_missing and may_miss):
+                raise usage_error(f"--induction-text: {error}") from None
 
     def check_benchmark(self) -> None:
         """Raise a usage error unless there is something to time, and something to time it with."""
@@ -136,14 +139,16 @@ class SessionModel:
     def load(self) -> ModelUnderTest:
         """The named model. Raises the same one-line error every time if it cannot be had."""
         if self._loaded is None:
-            from pytest_induction.errors import InductionError, ModelError
+            from pytest_induction.errors import InductionError, ModelError, missing
             from pytest_induction.model.load import load_model
 
             try:
                 if self.spec is None:
-                    raise ModelError(
-                        "no model: give --induction-model or the ini key induction_model, or override the fixture "
-                        "`induction_model` in conftest.py to return your model"
+                    raise missing(
+                        ModelError(
+                            "no model: give --induction-model or the ini key induction_model, or override the fixture "
+                            "`induction_model` in conftest.py to return your model"
+                        )
                     )
                 self._loaded = load_model(
                     self.spec, device=self.setting("device"), dtype=self.setting("dtype"), **self._measuring
@@ -161,6 +166,12 @@ class SessionModel:
         if self._last is None or self._last[0] is not model:
             self._last = (model, load_model(model, **self._measuring))
         return self._last[1]
+
+    def of_model(self) -> dict[str, Any]:
+        """All that a verdict on the session's model depends on, beside the model and what is asserted."""
+        named = {name: self.setting(name) for name in ("device", "dtype", "memory", "budget")}
+        ours = {"trust_remote_code": self.trusts_code, "without_pattern": list(self.without_pattern)}
+        return {**named, **ours, "seed": self.seed, "text": self.text}
 
     def bind(self) -> Induction:
         """The object that gates and fixtures work with."""

@@ -108,3 +108,49 @@ def recall_rows(space: TokenSpace, shape: RecallShape, *, rng: np.random.Generat
     begin = len(first) + shape.distance
     queries = begin + shape.unit * np.arange(shape.pairs) + shape.key_length - 1
     return RecallRows(rows, queries, values)
+
+
+@dataclass(frozen=True, eq=False)
+class Contrasts:
+    """Rows of recall beside others that differ from them in their pairs alone, all ids (n_sequences, n_positions).
+
+    `reordered` has the same pairs in another order, `other` pairs of ids that are not in the row. In `corrupted` each key of a
+    pair is such an id, and the values stay. `pairs` is where they stand, `keys` and `values` (n_pairs,) the positions of each.
+    """
+
+    rows: RecallRows
+    reordered: Ids
+    other: Ids
+    corrupted: Ids
+    pairs: slice
+    keys: Ids
+    values: Ids
+
+    @property
+    def begin(self) -> int:
+        """The first position at which a key is asked."""
+        return int(self.rows.queries[0])
+
+
+def recall_contrasts(space: TokenSpace, shape: RecallShape, *, rng: np.random.Generator, n_sequences: int = 1) -> Contrasts:
+    """Such rows with keys of one token. Raises `ProbeError` where the vocabulary has no ids left for other pairs."""
+    if shape.key_length != 1:
+        raise ArgumentError(f"`key_length` must be 1 where pairs are contrasted, got {shape.key_length}")
+    rows = recall_rows(space, shape, rng=rng, n_sequences=n_sequences)
+    usable, needed = usable_ids(space), shape.n_ids + 2 * shape.pairs
+    if len(usable) < needed:
+        raise ProbeError(f"{shape.pairs} pairs and as many others need {needed} usable token ids, there are {len(usable)}")
+    start = rows.tokens.shape[1] - shape.length
+    pairs = slice(start, start + 2 * shape.pairs)
+    reordered, other, corrupted = (rows.tokens.copy() for _ in range(3))
+    for number, row in enumerate(rows.tokens):
+        fresh = rng.choice(np.setdiff1d(usable, row), size=2 * shape.pairs, replace=False)
+        shift = int(rng.integers(1, shape.pairs))  # so that no pair stands where it stood
+        order = rng.permutation(shape.pairs)
+        moved = np.empty_like(order)
+        moved[order] = np.roll(order, shift)
+        reordered[number, pairs] = row[pairs].reshape(-1, 2)[moved].ravel()
+        other[number, pairs] = fresh
+        corrupted[number, start : pairs.stop : 2] = fresh[::2]
+    keys = np.arange(start, pairs.stop, 2)
+    return Contrasts(rows, reordered, other, corrupted, pairs, keys, keys + 1)

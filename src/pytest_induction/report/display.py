@@ -211,7 +211,7 @@ def _shown(table: Table) -> tuple[list[str], list[list[str]], list[bool]]:
     cells: dict[str, list[str]] = {}
     texts = set[str]()
     for name, values in columns.items():
-        ends = [columns.get(end if name == "value" else f"{name}_{end}") for end in ENDS]
+        low, high = (columns.get(end if name == "value" else f"{name}_{end}") for end in ENDS)
         layers = columns.get(name.replace("head", "layer")) if name in ("head", "earlier_head") else None
         if (
             (name in ("layer", "earlier_layer") and name.replace("layer", "head") in columns)
@@ -221,8 +221,8 @@ def _shown(table: Table) -> tuple[list[str], list[list[str]], list[bool]]:
             continue
         if layers is not None:
             cells[name] = [str(HeadId(layer, head)) for layer, head in zip(layers, values, strict=True)]
-        elif ends[0] is not None and ends[1] is not None:
-            cells[name] = [_interval(*each) for each in zip(values, *ends, strict=True)]
+        elif low is not None and high is not None:
+            cells[name] = [_interval(*each) for each in zip(values, low, high, strict=True)]
         else:
             cells[name] = [_cell(name, value) for value in values]
         if layers is not None or any(isinstance(value, str) for value in values):

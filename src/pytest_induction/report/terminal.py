@@ -54,13 +54,13 @@ def head_map_lines(
     drawn = [
         (layer, "".join(_marks(head_map[layer : layer + per_row], per_mark, marks))) for layer in range(0, len(head_map), per_row)
     ]
-    rows = list(_collapsed(drawn, len(head_map), per_row, marks[0]))
-    collapsed = max(len(layers) for layers, _ in rows) + 2
+    named = list(_collapsed(drawn, len(head_map), per_row, marks[0]))
+    collapsed = max(len(layers) for layers, _ in named) + 2
     if collapsed + math.ceil(n_heads / per_mark) <= width:
         label = max(label, collapsed)
     else:
-        rows = [(f"L{layer}", row) for layer, row in drawn]
-    rows = [f"{layers:<{label}}{row}".rstrip() for layers, row in rows]
+        named = [(f"L{layer}", row) for layer, row in drawn]
+    rows = [f"{layers:<{label}}{row}".rstrip() for layers, row in named]
     return [*_legend(f"{shows}, 0 {marks} 1", per_mark, per_row, width), *_ruler(n_heads, per_mark, label, width), *rows]
 
 

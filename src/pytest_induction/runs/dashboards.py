@@ -13,14 +13,14 @@ from pytest_induction.errors import ArgumentError
 from pytest_induction.heads.criteria import matches_by_means
 from pytest_induction.records import Verdict
 from pytest_induction.runs.heads_over_training import judge_snapshot
-from pytest_induction.runs.record import Snapshot
+from pytest_induction.runs.record import BY_ROW, Snapshot
 
 Listener = Callable[[dict[str, float], int], object]
 """Gets the numbers of a snapshot by their names, and its step."""
 
 PREFIX = "induction/"
-BEHAVIOUR = ("advantage", "repeat_loss", "repeat_accuracy", "icl_score")
-BEST_HEADS = ("prefix_matching", "previous_token")
+BEHAVIOUR = ("advantage", "repeat_loss", "repeat_accuracy", "icl_score", *BY_ROW[1:])
+BEST_HEADS = ("prefix_matching", "previous_token", "preference")
 VERDICTS: Mapping[Verdict, float] = {Verdict.SHOWN: 1.0, Verdict.UNDETERMINED: 0.0, Verdict.REFUTED: -1.0}
 
 

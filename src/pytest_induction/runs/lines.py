@@ -15,7 +15,7 @@ import numpy as np
 from pytest_induction.formatting import in_json
 from pytest_induction.probes.sequences import ProbeSequence
 from pytest_induction.ranges import MASS, SCORES, Range, error_of
-from pytest_induction.runs.record import ARRAYS, HEADS, NUMBERS, Floats, Hunted, Snapshot, TrainingRun
+from pytest_induction.runs.record import ARRAYS, BY_ROW, HEADS, NUMBERS, Floats, Hunted, Snapshot, TrainingRun
 from pytest_induction.schema import Unfit, parsed, read, shown
 
 COUNTS = ("shortest_period", "fewest_copies")
@@ -66,7 +66,9 @@ def labels_of(run: TrainingRun) -> list[str]:
 ADDED = "added."  # before the name of a score that does not come with the package
 ADDED_NAME = re.compile(r"added\.[a-z][a-z0-9_]{,99}")
 MOST_INLINE = 2048  # numbers of an array that stand in the line itself
-PACKED = ("icl_rows", "token_losses", "index_losses")  # lists that stand there as base64: a half or a third as long, and exact
+BY_ROWS = "rows."  # before the name of a value of which each row's is kept
+# Lists that stand there as base64: a half or a third as long, and exact.
+PACKED = ("icl_rows", "token_losses", "index_losses", *(f"{BY_ROWS}{name}" for name in BY_ROW))
 TYPES: dict[str, np.dtype[np.floating[Any]]] = {"f2": np.dtype("<f2"), "f4": np.dtype("<f4")}
 DIGITS = 7  # of every number that is written: as many as float32 can tell apart
 
@@ -84,7 +86,9 @@ def from_line(line: bytes, beside: Callable[[str], Mapping[str, Floats]]) -> Sna
     known: dict[str, Any] = {
         name: _number(name, data[name], SCORES[name]) for name in (*NUMBERS, "seconds") if data.get(name) is not None
     }
-    known |= _arrays(data, arrays, "") | _unpacked(data.get("packed", {}))
+    packed = _unpacked(data.get("packed", {})) | _lying_rows(arrays)
+    rows = {name.removeprefix(BY_ROWS): values for name, values in packed.items() if name.startswith(BY_ROWS)}
+    known |= _arrays(data, arrays, "") | {name: values for name, values in packed.items() if not name.startswith(BY_ROWS)}
     added = _added(data.get("added", {}), arrays)
     spreads = _object("errors", data.get("errors", {}))
     errors: dict[str, Any] = {name: _spread(name, spreads[name]) for name in NUMBERS if name in spreads}
@@ -94,6 +98,7 @@ def from_line(line: bytes, beside: Callable[[str], Mapping[str, Floats]]) -> Sna
         step=_count("step", data["step"]),
         tokens=None if data.get("tokens") is None else _count("tokens", data["tokens"]),
         errors=errors,
+        rows=rows,
         hunts=hunts_from(data.get("hunts", {})),
         added=added,
         n_sequences=_count("n_sequences", data.get("n_sequences", 0)),
@@ -144,6 +149,11 @@ def _arrays(data: Mapping[str, Any], beside: Mapping[str, Floats], prefix: str) 
     return found | {name: _array(f"{prefix}{name}", values) for name, values in lying.items()}
 
 
+def _lying_rows(beside: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Values of each row that are too many for the line."""
+    return {name: _array(name, values) for name, values in beside.items() if name in PACKED and name.startswith(BY_ROWS)}
+
+
 def _added(data: Any, beside: Mapping[str, Floats]) -> dict[str, Floats]:
     """Scores of heads that do not come with the package, in the line or beside it: shares, whatever they are."""
     found = {f"{ADDED}{name}": value for name, value in _object("added", data).items()}
@@ -156,7 +166,7 @@ def _added(data: Any, beside: Mapping[str, Floats]) -> dict[str, Floats]:
 
 
 def _is_of_heads(name: str) -> bool:
-    return name.startswith(ADDED) or name.rpartition(".")[2] in HEADS
+    return name.startswith(ADDED) or (name.rpartition(".")[2] in HEADS and not name.startswith(BY_ROWS))
 
 
 def _listed(name: str, value: Any) -> Floats:
@@ -231,6 +241,8 @@ def to_line(snapshot: Snapshot) -> tuple[bytes, dict[str, Floats]]:
     packed: dict[str, Any] = {}
     for name in ARRAYS:
         _put(packed if name in PACKED else data, beside, name, name, getattr(snapshot, name))
+    for name, values in snapshot.rows.items():
+        _put(packed, beside, f"{BY_ROWS}{name}", f"{BY_ROWS}{name}", values)
     if packed:
         data["packed"] = packed
     errors: dict[str, Any] = {}

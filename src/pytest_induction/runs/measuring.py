@@ -16,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pytest_induction.attention.backend import Attach
 from pytest_induction.attention.scores import SCORES
+from pytest_induction.behaviour.matches import matches_of, mean_of_tokens
 from pytest_induction.behaviour.text import row_losses, rows_of, window_mean, windows_of
-from pytest_induction.errors import InductionError, ModelError
+from pytest_induction.errors import ArgumentError, InductionError, ModelError, ProbeError
 from pytest_induction.forward.calling import device_of, first_line, uncompiled
 from pytest_induction.heads.criteria import excess
 from pytest_induction.measuring.added import HeadScoreError
@@ -30,6 +31,8 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.observers import attached
 from pytest_induction.ranges import is_finite
 from pytest_induction.records import Provenance, TokenSpace
+from pytest_induction.runs.asked_for import AskedFor
+from pytest_induction.runs.given_numbers import Counts
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.together import is_spread, least_of, let_go, made_ready, why_not_together
 
@@ -48,6 +51,9 @@ class Measuring:
     `text` is a string, a path or token ids, as for `assert_learns_in_context`. `token_losses` says of how many of its tokens each
     loss is kept, for the path of a training in the space of losses: about so many, fixed ones, as many from every row; True for
     one from each row, as in the paper, False or 0 for none. They are kept in half precision (three digits).
+
+    With `longer_matches` rows in which matches of several lengths compete are measured too, with `token_counts` (ids,), how often
+    each id stands in the training data, rows of common ids and of rare ones.
     """
 
     n_sequences: int = SEQUENCES
@@ -56,20 +62,27 @@ class Measuring:
     max_rows: int = TEXT_ROWS
     token_losses: int = TOKEN_LOSSES
     most_periods: int = PERIODS_AT_ONCE
+    longer_matches: bool = False
+    token_counts: Counts | None = field(default=None, compare=False)
     _kept: dict[TokenSpace, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
     _drawn: dict[tuple[TokenSpace, int, int], tuple[Drawn, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _foretold: dict[TokenSpace, NDArray[np.bool_]] = field(default_factory=dict, repr=False, compare=False)
+    _asked: dict[tuple[TokenSpace, int], AskedFor] = field(default_factory=dict, repr=False, compare=False)
     _seen: Round | None = field(default=None, repr=False, compare=False)
     _failed: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def lighter(self) -> list[Measuring]:
         """The same and what costs less, the dearest first: half of the sequences, without text too, and three without text.
 
+        Those without text are without what is measured only if it is asked for, too, and so are those of three sequences.
         Fewer sequences are of fewer periods, as each period takes a pass of its own. The lightest are of one.
         """
         count = self.n_sequences // 2
         half = replace(self, n_sequences=count, most_periods=max(1, self.most_periods // 2))
-        lightest = replace(self, n_sequences=min(FEWEST_SEQUENCES, self.n_sequences), most_periods=1, text=None)
-        halves = [half] if self.text is None else [half, replace(half, text=None)]
+        plain = replace(self, text=None, longer_matches=False, token_counts=None)
+        lightest = replace(plain, n_sequences=min(FEWEST_SEQUENCES, self.n_sequences), most_periods=1)
+        without = replace(plain, n_sequences=half.n_sequences, most_periods=half.most_periods)
+        halves = [half] if self.text is None else [half, without]
         return [self, *(halves if count > FEWEST_SEQUENCES else []), lightest]
 
     def check_text(self, subject: ModelUnderTest) -> None:
@@ -78,6 +91,12 @@ class Measuring:
             rows = self._rows(subject)
             windows_of(subject, rows)
             row_losses(subject, rows[:TRIED_ROWS])
+
+    def check_asked_for(self, subject: ModelUnderTest) -> None:
+        """Raise what keeps that from being measured which is measured only if it is asked for: the model is too small for it."""
+        if self.longer_matches or self.token_counts is not None:
+            few = replace(self, n_sequences=min(FEWEST_SEQUENCES, self.n_sequences))
+            few.asked_for(subject)
 
     def quick_check(self, subject: ModelUnderTest) -> Round:
         """One pass of a few sequences, for `signs_of`; `with_round` makes the lightest snapshot of it."""
@@ -93,15 +112,17 @@ class Measuring:
         problems: list[str] = []
         found: dict[str, Any] = {}
         errors: dict[str, Any] = {}
+        rows: dict[str, Any] = {}
         if loss is not None and not is_finite(loss):
             problems.append(f"the loss is {loss}")
             loss = None
-        for measure in (self._repeats, self._in_context):
+        for measure in (self._repeats, self._in_context, self.asked_for):
             try:
                 values, spreads = measure(subject)
             except ModelError as error:
                 problems.append(str(error).splitlines()[0])
             else:
+                rows |= values.pop("rows", {})
                 found |= values
                 errors |= spreads
         problems += dict.fromkeys(self._failed)
@@ -111,6 +132,7 @@ class Measuring:
             tokens=tokens,
             loss=loss,
             errors=errors,
+            rows=rows,
             n_sequences=self.n_sequences,
             fingerprint=subject.fingerprint(),
             seconds=time.perf_counter() - began,
@@ -159,6 +181,7 @@ class Measuring:
         }
         found: dict[str, Any] = {name: float(values.mean()) for name, values in behaviour.items()}
         errors: dict[str, Any] = {name: float(_error(values)) for name, values in behaviour.items()}
+        found["rows"] = {"advantage": behaviour["advantage"].astype(np.float32)}
         if subject.backend is not None:
             for name, values in _heads(seen).items():
                 found[name] = values.mean(axis=0).astype(np.float32)
@@ -185,7 +208,36 @@ class Measuring:
         if self.token_losses:
             chosen = fixed_tokens(self.seed, losses, self.token_losses)
             found["token_losses"] = np.minimum(losses.flat[chosen], LARGEST_HALF).astype(np.float16).astype(np.float32)
-        return found, {"icl_score": float(_error(late - early))}
+        foretold, spread = self._by_match(subject, rows, losses)
+        return found | foretold, {"icl_score": float(_error(late - early)), **spread}
+
+    def _by_match(self, subject: ModelUnderTest, rows: NDArray[np.int64], losses: Array) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What tokens cost that a match in their row foretells, and all others: of the same losses, at next to no cost."""
+        if subject.space not in self._foretold:
+            self._foretold[subject.space] = matches_of(rows).foretold
+        foretold = self._foretold[subject.space]
+        if not foretold.any() or foretold.all():
+            return {}, {}
+        one, other = (mean_of_tokens((losses * taken).sum(1), taken.sum(1)) for taken in (foretold, ~foretold))
+        gaps = other - one
+        found = {"foretold_loss": float(one.mean()), "other_loss": float(other.mean()), "foretold_gap": float(gaps.mean())}
+        return found | {"rows": {"foretold_gap": gaps.astype(np.float32)}}, {"foretold_gap": float(_error(gaps))}
+
+    def asked_for(self, subject: ModelUnderTest) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What longer matches gain, and the advantage on common and on rare ids, where these were asked for."""
+        if not self.longer_matches and self.token_counts is None:
+            return {}, {}
+        key = (subject.space, self.n_sequences)
+        if key not in self._asked:
+            self._asked[key] = AskedFor(subject.space, self.n_sequences, self.seed, self.longer_matches, self.token_counts)
+        try:
+            rows, heads = self._asked[key].measure(subject)
+        except (ArgumentError, ProbeError) as error:
+            raise ModelError(first_line(error)) from error
+        found: dict[str, Any] = {name: float(values.mean()) for name, values in rows.items()}
+        found |= {name: values.astype(np.float32) for name, values in heads.items()}
+        found["rows"] = {name: values.astype(np.float32) for name, values in rows.items()}
+        return found, {name: float(_error(values)) for name, values in rows.items()}
 
 
 def fixed_tokens(seed: int, losses: Array, count: int) -> NDArray[np.int64]:

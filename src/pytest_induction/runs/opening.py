@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from pytest_induction.errors import ArgumentError, RunError, user_facing
-from pytest_induction.model.specs import ADAPTER_CONFIG, CONFIG
+from pytest_induction.errors import ArgumentError, RunError, missing, user_facing
+from pytest_induction.model.specs import ADAPTER_CONFIG, CONFIG, GGUF
+from pytest_induction.model.specs import WEIGHTS as OF_MODELS
 from pytest_induction.runs.checkpoints.finding import is_checkpoint, parted
 from pytest_induction.runs.checkpoints.layout import SHARD, WEIGHTS, is_weights
 from pytest_induction.runs.logs.finding import CHECKPOINT, find_log, holds_log
@@ -61,7 +62,8 @@ def load_run(
         _check_file(place)
         return read_log(place, columns, where)
     if not place.is_dir():
-        raise RunError(f"{place} {place.seen()}: {_expected()}")
+        error = RunError(f"{place} {place.seen()}: {_expected()}")
+        raise error if place.exists() else missing(error)
     if is_run(place):
         return _as_it_is(read_run(place), columns, where)
     _check_directory(place)
@@ -115,8 +117,16 @@ def _check_directory(place: Place) -> None:
         log = "" if beside is None else f"; or name the log of the training, {beside}"
         raise RunError(f"{place} holds checkpoints ({checkpoints[0]}): sweep them first: {sweep}{log}")
     if not holds_log(place):
+        if is_model(names):
+            raise RunError(f"{place} holds a model: give it as one, with --induction-model or as `model` of a gate")
         seen = f"it has {', '.join(names[:5])}" if names else "it is empty"
         raise RunError(f"{place} holds no run ({seen}): {_expected()}")
+
+
+def is_model(names: Collection[str]) -> bool:
+    """Whether a directory of these names holds one model, as `save_pretrained` writes it, an adapter, or a GGUF file."""
+    is_described = CONFIG in names or ADAPTER_CONFIG in names
+    return any(name.endswith(GGUF) or (is_described and name.endswith(OF_MODELS)) for name in names)
 
 
 def _log_beside(place: Place) -> Place | None:

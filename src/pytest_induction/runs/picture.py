@@ -20,6 +20,13 @@ MOST_HEADS = 32  # those with the highest scores
 MOST_ADDED = 6  # scores of others
 INDICES = 5  # curves of the loss along the context
 CURVES = (("loss", "loss", "nats"), ("icl_score", "in-context learning score", "nats"))
+ALSO = (  # drawn where they were recorded, and not missed elsewhere
+    ("advantage", "advantage on repeated tokens", "nats"),
+    ("common_advantage", "advantage on common ids", "nats"),
+    ("rare_advantage", "advantage on rare ids", "nats"),
+    ("match_gain", "gain of three matching tokens over one", "nats"),
+    ("foretold_gap", "tokens foretold by a match cost less by", "nats"),
+)
 
 
 def picture_of(run: TrainingRun, found: PhaseChange | None = None) -> dict[str, Any]:
@@ -42,7 +49,7 @@ def picture_of(run: TrainingRun, found: PhaseChange | None = None) -> dict[str, 
         "window": _window(found.induction, axis),
         "reach": _window(found.induction, axis, "low", "high"),
         "changes": [_change(change, axis) for change in found.changes],
-        "curves": [_curve(run, axis, kept, *each) for each in CURVES if run.has(each[0])] + _added(run, axis, kept),
+        "curves": [_curve(run, axis, kept, *each) for each in (*CURVES, *ALSO) if run.has(each[0])] + _of_best(run, axis, kept),
         "heads": _heads(run, axis, kept),
         "hunts": _hunts(run, axis),
         "n_heads": max((each.prefix_matching.size for each in run.snapshots if each.prefix_matching is not None), default=0),
@@ -104,11 +111,13 @@ def _points(axis: Axis, kept: set[int], words: str, unit: str, values: Floats) -
     return {"name": words, "unit": unit, "x": axis.x[index].tolist(), "y": values[index].tolist()}
 
 
-def _added(run: TrainingRun, axis: Axis, kept: set[int]) -> list[dict[str, Any]]:
-    """Each score of heads that does not come with the package: its best head."""
+def _of_best(run: TrainingRun, axis: Axis, kept: set[int]) -> list[dict[str, Any]]:
+    """The preference for longer matches, and each score of heads that does not come with the package: their best heads."""
     names = [name for name in run.added if not name.startswith(CHANCE_OF)][:MOST_ADDED]
-    best = {name: run.best_of_heads(name)[0] for name in names}
-    return [_points(axis, kept, f"{name.replace('_', ' ')}, best head", SHARE, best[name]) for name in names]
+    units = {"preference": "preference"} if run.has("preference") else {}
+    units |= dict.fromkeys(names, SHARE)
+    words = {name: f"{name.replace('_', ' ')}, best head" for name in names} | {"preference": "preference for the longer match"}
+    return [_points(axis, kept, words[name], unit, run.best_of_heads(name)[0]) for name, unit in units.items()]
 
 
 def _heads(run: TrainingRun, axis: Axis, kept: set[int]) -> list[dict[str, Any]]:

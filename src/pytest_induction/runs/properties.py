@@ -406,7 +406,7 @@ def _meant(given: PropertyName | Property) -> str | Property:
     """A property, its function found where that is named by a file or module."""
     if not isinstance(given, str) or ":" not in given:
         return given
-    from pytest_induction.model.load import function_named
+    from pytest_induction.model.factories import function_named
 
     return function_named(given)
 

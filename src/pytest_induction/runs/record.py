@@ -44,10 +44,15 @@ MIN_CHANGE = {
     "icl_score": 0.15,
     "loss": 0.1,
     "turn": 20.0,
+    "foretold_gap": 0.5,
+    "match_gain": 1.0,
+    "preference": 0.4,
+    "common_advantage": 1.0,
+    "rare_advantage": 1.0,
 }
 FALLS = ("repeat_loss", "icl_score", "loss")  # what falls where induction forms
-OF_HEADS = ("prefix_matching", "previous_token")
-UNITS = dict.fromkeys((*OF_HEADS, "repeat_accuracy"), "share")
+OF_HEADS = ("prefix_matching", "previous_token", "preference")
+UNITS = {**dict.fromkeys(("prefix_matching", "previous_token", "repeat_accuracy"), "share"), "preference": "preference"}
 SMOOTHED = 5  # values whose median stands for the one in the middle
 REPEATS = ("advantage", "repeat_accuracy", "repeat_loss")  # behaviour on repeated tokens, the most telling one first
 
@@ -151,8 +156,8 @@ def measuring_error(run: TrainingRun, series: Series, before: int, after: int) -
     Rows of a text are the same at every snapshot, so differences are taken row by row.
     """
     first, last = (run.snapshots[int(series.index[place])] for place in (before, after))
-    one, two = first.icl_rows, last.icl_rows
-    if series.name == "icl_score" and one is not None and two is not None and one.shape == two.shape and len(one) > 1:
+    one, two = first.by_row(series.name), last.by_row(series.name)
+    if one is not None and two is not None and one.shape == two.shape and len(one) > 1:
         return float((two - one).std(ddof=1) / math.sqrt(len(one)))
     errors = [snapshot.errors.get(series.name) for snapshot in (first, last)]
     values = [of_best(getattr(each, series.name), error) for each, error in zip((first, last), errors, strict=True)]
@@ -178,9 +183,16 @@ NUMBERS = (
     "repeat_loss",
     "repeat_accuracy",
     "advantage",
+    "foretold_loss",
+    "other_loss",
+    "foretold_gap",
+    "match_gain",
+    "common_advantage",
+    "rare_advantage",
 )
-HEADS = ("prefix_matching", "excess", "previous_token", "duplicate_token", "first_token")
+HEADS = ("prefix_matching", "excess", "previous_token", "duplicate_token", "first_token", "preference")
 ROWS = ("icl_rows", "token_losses", "index_losses")
+BY_ROW = ("advantage", "foretold_gap", "match_gain", "common_advantage", "rare_advantage")
 ARRAYS = (*HEADS, *ROWS)
 PerStep = Annotated[float, SCORES["tokens_per_step"]]
 
@@ -238,7 +250,13 @@ class Snapshot(Displayed):
     prefix matching without the head's own chance, in [-1, 1]. `token_losses` (tokens,) are losses of fixed tokens of the
     text, as many from each row, row after row, and `index_losses` (indices,) the means over rows of the loss of each token of a
     row, from token number `TrainingRun.first_token` on. `errors` holds standard errors of the values of the same name, over
-    sequences or rows.
+    sequences or rows, and `rows` the values of each sequence or row, (rows,), of those in `BY_ROW`; their mean is the value.
+
+    Of the same text `foretold_loss` is of the tokens that a match of two or more in their row foretells, `other_loss` of all
+    others, and `foretold_gap` is by how much the former cost less. Where it was asked for, `match_gain` is the log-probability of
+    what followed a match of three tokens minus that of what followed one of one, and `preference` (n_layers, n_heads), from -1
+    to 1, that of each head for the longer match, NaN for heads that match too little. `common_advantage` and `rare_advantage` are
+    the advantage on repeated rows of frequent ids, and of ids that are rare in the training data, or never there.
 
     `hunts` has what was hunted for a counterexample: the property as it is written -> what came of it. `added` has scores of
     heads that do not come with the package, (n_layers, n_heads) each, in [0, 1], and their own chance, by name.
@@ -261,10 +279,18 @@ class Snapshot(Displayed):
     previous_token: Floats | None = None
     duplicate_token: Floats | None = None
     first_token: Floats | None = None
+    foretold_loss: float | None = None
+    other_loss: float | None = None
+    foretold_gap: float | None = None
+    match_gain: float | None = None
+    common_advantage: float | None = None
+    rare_advantage: float | None = None
+    preference: Floats | None = None
     icl_rows: Floats | None = None
     token_losses: Floats | None = None
     index_losses: Floats | None = None
     errors: Mapping[str, float | Floats] = field(default_factory=dict)
+    rows: Mapping[str, Floats] = field(default_factory=dict)
     hunts: Mapping[str, Hunted] = field(default_factory=dict)
     added: Mapping[str, Floats] = field(default_factory=dict)
     n_sequences: int = 0
@@ -298,6 +324,14 @@ class Snapshot(Displayed):
     def measurement(self, name: str) -> Any:
         """What was measured under a name, or None: a field of its own, or an added score."""
         return self.added[name] if name in self.added else getattr(self, name, None)
+
+    def by_row(self, name: str) -> Floats | None:
+        """What a value of this name is the mean of, (rows,): one number for each sequence or row of text, or None."""
+        return self.icl_rows if name == "icl_score" else self.rows.get(name)
+
+
+def _list_of(snapshot: Snapshot, name: str) -> Floats | None:
+    return getattr(snapshot, name) if name in ROWS else snapshot.by_row(name)
 
 
 def _known(value: float) -> float | None:
@@ -459,10 +493,10 @@ class TrainingRun(Plotted):
     def rows_of(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """A list of numbers of the same things at every snapshot: at which it was recorded (points,), and (points, things).
 
-        Snapshots with a list of another length than the last ones', of another text, are left out. Raises `RunError` where none
-        has it.
+        `name` is that of a list, or of a value that was recorded row by row, as "advantage". Snapshots with a list of another
+        length than the last ones', of another text, are left out. Raises `RunError` where none has it.
         """
-        lists = {index: values for index, each in enumerate(self.snapshots) if (values := getattr(each, name)) is not None}
+        lists = {index: values for index, each in enumerate(self.snapshots) if (values := _list_of(each, name)) is not None}
         if not lists:
             words = name.replace("_", " ")
             raise RunError(

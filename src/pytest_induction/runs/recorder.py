@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from weakref import WeakSet
 
-from torch import Tensor, nn
+from torch import nn
 
 from pytest_induction.attention.backend import Attach
 from pytest_induction.behaviour.text import read_text
@@ -31,6 +31,7 @@ from pytest_induction.model.protocol import ModelUnderTest, why_unread
 from pytest_induction.model.specs import module_names
 from pytest_induction.progress import complain, showing_on
 from pytest_induction.ranges import is_finite
+from pytest_induction.runs.given_numbers import checked_counts, checked_tokens_per_step, one_number
 from pytest_induction.runs.keeping import CHOICE, Earlier, Keeping, check_is_free
 from pytest_induction.runs.measuring import (
     SEQUENCES,
@@ -67,6 +68,10 @@ class InductionRecorder(Keeping):
     a model that has one. `stop_when` is one rule or several (see `runs.stopping`), asked after each snapshot. `token_losses` says
     of how many tokens of the text each loss is kept, 2.7 bytes each (0: none, True: one a row), `tokens_per_step` how many tokens
     a step trains on.
+
+    `longer_matches` adds what a match of three tokens gains over one of one, in the model and in each head, and `token_counts`
+    (ids,), how often each id stands in the training data, the advantage on common ids and on rare ones. Both cost passes of their
+    own, so they are off by default; a budget that is short leaves them out of light snapshots.
 
     A training that goes on from a checkpoint goes on with its run at the same path. `resume` says what is done where one begins
     from the start, or with another model, though a run is there already. True goes on with it, and what is measured replaces
@@ -118,6 +123,8 @@ class InductionRecorder(Keeping):
         n_sequences: int = SEQUENCES,
         seed: int = 0,
         token_losses: int = TOKEN_LOSSES,
+        longer_matches: bool = False,
+        token_counts: Any = None,
         tokens_per_step: float | None = None,
         hunt: Any = (),
         name: str = "",
@@ -142,10 +149,11 @@ class InductionRecorder(Keeping):
         super().__init__(Path(path), rules_of(stop_when))
         if on_snapshot is not None:
             self.tell(on_snapshot)
-        self._tokens_per_step = _checked_tokens_per_step(tokens_per_step)
+        self._tokens_per_step = checked_tokens_per_step(tokens_per_step)
         self._name = str(name)
         held_out = read_text(text) if isinstance(text, Path) else text
-        self._measuring = Measuring(n_sequences=n_sequences, seed=seed, text=held_out, token_losses=token_losses)
+        self._measuring = Measuring(n_sequences, seed, held_out, token_losses=token_losses)
+        self._measuring = replace(self._measuring, longer_matches=longer_matches, token_counts=checked_counts(token_counts))
         self._max_overhead = max_overhead
         self._budget = Budget(max_overhead, clock)
         self.expect(total_steps)
@@ -214,7 +222,7 @@ class InductionRecorder(Keeping):
             if size is None:
                 return None
             self._is_pending = False
-            loss, tokens = _number("loss", loss), self._tokens(step, tokens)
+            loss, tokens = one_number("loss", loss), self._tokens(step, tokens)
             self._wait_for(model)
             with self._budget.snapshot(forced=force), self._budget.kept(size, quiet=self._is_settled):
                 snapshot = self._measured(model, step, tokens, loss, size)
@@ -330,6 +338,10 @@ class InductionRecorder(Keeping):
             self._is_checked = True
             return
         self._subject.forget()
+        if what == "what was asked for":
+            raise ModelError(
+                f"{in_one_line(failure)}; record without `longer_matches` and `token_counts`, or pass {WAY_OUT}"
+            ) from failure
         if what == "the text":
             raise TextError(
                 f"{what} cannot be measured: {in_one_line(failure)}; to record without it pass {WAY_OUT}"
@@ -348,6 +360,8 @@ class InductionRecorder(Keeping):
                     self._measuring.quick_check(subject)
                     what = "the text"
                     self._measuring.check_text(subject)
+                    what = "what was asked for"
+                    self._measuring.check_asked_for(subject)
         except Exception as error:  # noqa: BLE001 - whatever a model may raise
             return what, error
         finally:
@@ -382,7 +396,7 @@ class InductionRecorder(Keeping):
             if not first_says(force or self._budget.affords(), device):
                 self._budget.skipped += 1
                 return None
-            loss, tokens = _number("loss", loss), self._tokens(step, tokens)
+            loss, tokens = one_number("loss", loss), self._tokens(step, tokens)
             self._has_waited, self._checked = False, None
             self._wait_for(model)
             with self._budget.snapshot(forced=force), self._budget.kept(0):
@@ -490,7 +504,7 @@ class InductionRecorder(Keeping):
 
     def _tokens(self, step: int, tokens: Any) -> int | None:
         if tokens is not None:
-            found = _number("tokens", tokens)
+            found = one_number("tokens", tokens)
             if found is None or not math.isfinite(found) or found < 0:
                 raise ArgumentError(f"`tokens` must be a number from 0 up, got {tokens!r}")
             return round(found)
@@ -568,23 +582,6 @@ def _hunts(hunt: Any, budget: Budget, seed: int) -> HuntsOfRecorder | None:
     from pytest_induction.runs.hunting import HuntsOfRecorder
 
     return HuntsOfRecorder(hunt, budget, seed)
-
-
-def _number(name: str, value: Any) -> float | None:
-    try:
-        return None if value is None else float(value.detach() if isinstance(value, Tensor) else value)
-    except (TypeError, ValueError, RuntimeError):
-        shape = f" {tuple(value.shape)}" if isinstance(value, Tensor) else ""
-        raise ArgumentError(f"`{name}` must be a number or a tensor of one, got `{type(value).__name__}`{shape}") from None
-
-
-def _checked_tokens_per_step(value: Any) -> float | None:
-    if value is None:
-        return None
-    number = _number("tokens_per_step", value)
-    if number is None or not math.isfinite(number) or number <= 0:
-        raise ArgumentError(f"`tokens_per_step` must be a number above 0, got {value!r}")
-    return number
 
 
 def _close_all() -> None:

@@ -146,4 +146,4 @@ def _check_share(name: str, value: object) -> None:
 
 def lighter(snapshot: Snapshot) -> Snapshot:
     """A snapshot without its rows, as rules are shown it: a training may have ten thousand of them."""
-    return replace(snapshot, icl_rows=None, token_losses=None, index_losses=None)
+    return replace(snapshot, rows={}, icl_rows=None, token_losses=None, index_losses=None)

@@ -18,12 +18,13 @@ from pytest_induction.claims import score_files
 from pytest_induction.errors import ArgumentError, RunError, user_facing, whole_number
 from pytest_induction.files import expanded
 from pytest_induction.formatting import as_line
-from pytest_induction.model.load import function_named
+from pytest_induction.model.factories import function_named
 from pytest_induction.model.specs import AUTO, check_device, check_dtype, memory_size, module_names
 from pytest_induction.progress import advance, progress
 from pytest_induction.runs.checkpoints.finding import Checkpoint, Found, chosen, look_for
 from pytest_induction.runs.checkpoints.loading import Factory, Loading, config_beside, lacks_factory
 from pytest_induction.runs.checkpoints.reading import check_step, layout_of, on_this_machine, stated_step
+from pytest_induction.runs.given_numbers import checked_counts
 from pytest_induction.runs.logs.beside import logged_at
 from pytest_induction.runs.measuring import SEQUENCES
 from pytest_induction.runs.options_named import spelling
@@ -56,6 +57,8 @@ def sweep(
     without_pattern: str | Iterable[str] = (),
     n_sequences: int = SEQUENCES,
     seed: int = 0,
+    longer_matches: bool = False,
+    token_counts: Any = None,
     tokens_per_step: float | None = None,
     attach: Attach | Sequence[Attach] = (),
 ) -> TrainingRun:
@@ -88,6 +91,8 @@ def sweep(
         attach: as for `load_model`.
         n_sequences: rows of repeated tokens of each checkpoint.
         seed: what they are drawn with.
+        longer_matches: measure what matches of three tokens gain over those of one, too, as `InductionRecorder` does.
+        token_counts: how often each id stands in the training data, (ids,): adds the advantage on common and on rare ids.
         tokens_per_step: tokens that a step of the training had.
 
     Raises:
@@ -115,7 +120,7 @@ def sweep(
     device = "cuda" if num_gpus is not None and device is None else device
     without = module_names(without_pattern)
     loading = Loading(_named(factory), device, dtype, memory, seed, hooks, trust_remote_code, without, spelling())
-    plan = Plan(loading, n_sequences, seed, text, score_files())
+    plan = Plan(loading, n_sequences, seed, text, longer_matches, checked_counts(token_counts), score_files())
     looked = _found(checkpoints, steps)
     found = looked.checkpoints
     _check_can_be_made(plan.loading.factory, found)
@@ -276,6 +281,8 @@ def _check_settings(writer: RunWriter, plan: Plan) -> None:
         "text": _digest(plan.text),
         "dtype": loading.dtype,
     }
+    settings["longer_matches"] = plan.longer_matches or None
+    settings["token_counts"] = _digest(plan.token_counts)
     settings["trust_remote_code"] = loading.trust_remote_code or None  # what runs may be another model
     settings["without_pattern"] = sorted(loading.without_pattern) or None
     before = writer.header.get("sweep")

@@ -11,12 +11,13 @@ from typing import Any
 from pytest_induction import alarms
 from pytest_induction.claims import head_scores, register_installed
 from pytest_induction.errors import ArgumentError, InductionError, ModelError, TextError, first_line
-from pytest_induction.model.load import import_place
+from pytest_induction.model.factories import import_place
 from pytest_induction.model.protocol import ModelUnderTest, why_unread
 from pytest_induction.observers import tracking_subjects
 from pytest_induction.progress import showing_on
 from pytest_induction.runs.checkpoints.finding import Checkpoint
 from pytest_induction.runs.checkpoints.loading import FactoryError, Loader, Loading
+from pytest_induction.runs.given_numbers import Counts
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.options_named import spelt
 from pytest_induction.runs.record import Snapshot
@@ -30,6 +31,8 @@ class Plan:
     n_sequences: int
     seed: int
     text: Any = None
+    longer_matches: bool = False
+    token_counts: Counts | None = None
     score_files: Mapping[str, str] = field(default_factory=dict)
 
     def register_scores(self) -> None:
@@ -50,7 +53,8 @@ class Plan:
         return [name for name in self.score_files if name not in known]
 
     def measuring(self) -> Measuring:
-        return Measuring(n_sequences=self.n_sequences, seed=self.seed, text=self.text)
+        asked = {"longer_matches": self.longer_matches, "token_counts": self.token_counts}
+        return Measuring(n_sequences=self.n_sequences, seed=self.seed, text=self.text, **asked)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

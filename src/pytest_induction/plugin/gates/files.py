@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from pytest_induction.errors import ArgumentError, InductionError
+from pytest_induction.errors import ArgumentError, InductionError, missing
 from pytest_induction.files import is_file
 from pytest_induction.formatting import as_message, as_node
 from pytest_induction.model.specs import IfThere, module_names
+from pytest_induction.plugin.cache import CACHE, Entry, VerdictCache
 from pytest_induction.plugin.gates.items import GateItem
 from pytest_induction.plugin.gates.sweeping import kept_at, opened
-from pytest_induction.plugin.gates.table import Expectation, Gate, read_gates, shown
+from pytest_induction.plugin.gates.table import SKIP, Expectation, Gate, read_gates, shown
 from pytest_induction.plugin.gates.values import ModelNamed, RunNamed
 
 CHOICE = {"column": "columns", "where": "where"}  # key of a gate that is about a log -> argument of `load_run`
@@ -58,7 +59,7 @@ class FileGate(pytest.Collector):
 
     def collect(self) -> Iterator[pytest.Item]:
         unmarked = self._mark()
-        problems = dict.fromkeys(unmarked or each.problem for each in self._gate.expectations)
+        problems = dict.fromkeys(unmarked or each.problem for each in self._gate.expectations if not each.is_missing)
         problems.pop("", None)
         if problems and self.config.option.collectonly:
             raise self.CollectError("\n".join(map(as_message, problems)))
@@ -67,7 +68,9 @@ class FileGate(pytest.Collector):
             yield GateItem.from_parent(
                 self,
                 name=each.name,
-                bind=partial(_refuse, problem) if problem else partial(self._load, each.name),
+                bind=partial(_refuse, problem, is_missing=each.is_missing) if problem else partial(self._load, each.name),
+                kept=partial(self._kept, each),
+                skip_if_missing=bool(self._gate.settings.get(SKIP)) or each.is_missing,
                 check=partial(self._assert, each),
                 line=self._gate.line,
                 title=f"{self.name}::{each.name}",
@@ -90,10 +93,19 @@ class FileGate(pytest.Collector):
         """Put the gate's marks on all its tests. Returns what pytest has against one of them."""
         for mark in self._gate.marks:
             try:
-                self.add_marker(mark)
+                decorator: pytest.MarkDecorator = getattr(pytest.mark, mark.name)
+                self.add_marker(decorator.with_args(*mark.args, **mark.kwargs))
             except pytest.fail.Exception as error:
                 return f"{shown(self.path)}, gate `{self.name}`, `marks`: {error.msg}"
         return ""
+
+    def _kept(self, expectation: Expectation) -> Entry | None:
+        """Where the verdict on an expectation is kept, if it can be."""
+        cache: VerdictCache = self.config.stash[CACHE]
+        subject, signature = self._gate.subject, expectation.signature
+        if signature is None or not isinstance(subject, ModelNamed) or not cache.is_on:
+            return None
+        return cache.entry(shown(subject.spec), signature.claim, expectation.arguments, self._opening.of_model)
 
     def _load(self, test: str) -> Any:
         """The model or run. Where it cannot be had, each test gets the same one-line error; one that is run again tries again."""
@@ -164,6 +176,13 @@ class Opening:
         return pairs(f"--induction-{key}", given)
 
     @property
+    def of_model(self) -> dict[str, Any]:
+        """All that a verdict on the gate's model depends on, beside the model and what is asserted."""
+        named = {name: self._of(name) for name in ("device", "dtype", "memory", BUDGET)}
+        without = list(module_names(self._of("without_pattern") or ()))
+        return {**named, "seed": self._seed, "trust_remote_code": self._trusts_code, "without_pattern": without}
+
+    @property
     def budget(self) -> float | str | None:
         """What each call may spend: what the gate says, else the session."""
         budget: float | str | None = self._of(BUDGET)
@@ -188,5 +207,6 @@ class Opening:
         return self._gate.settings.get(name, self._setting(name))
 
 
-def _refuse(problem: str) -> None:
-    raise ArgumentError(problem)
+def _refuse(problem: str, *, is_missing: bool = False) -> None:
+    error = ArgumentError(problem)
+    raise missing(error) if is_missing else error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,26 @@ def arguments_with_gates(config: pytest.Config) -> list[str]:
         return config.args
     is_below = any(own.is_relative_to((config.invocation_params.dir / path).resolve()) for path in config.args)
     return config.args if is_below else [*config.args, str(own)]
+
+
+def nearest_gates(arguments: list[str]) -> list[str]:
+    """A line for each argument that names a gate, or one of its tests, which its file does not have."""
+    from pytest_induction.errors import InductionError, meant
+    from pytest_induction.plugin.gates.table import read_gates
+
+    lines = []
+    for argument in arguments:
+        file, *names = argument.split("::")
+        if not names or not file.endswith((ENDING, PYPROJECT)):
+            continue
+        with suppress(InductionError, OSError):
+            gates = {each.name: [one.name for one in each.expectations] for each in read_gates(Path(file))}
+            known = [gates, gates.get(names[0], [])]
+            wrong = next(((name, those) for name, those in zip(names, known, strict=False) if name not in those), None)
+            if wrong is not None:
+                what = "gate" if wrong[0] == names[0] else f"test of gate `{names[0]}`"
+                lines.append(f"{file} has no {what} `{wrong[0]}`{meant(*wrong)}")
+    return lines
 
 
 def keep_together(items: list[pytest.Item]) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from _pytest._code.code import TerminalRepr
-from _pytest._io import TerminalWriter
 
 from pytest_induction.claims import MODEL, RUN, Claim, claims
 from pytest_induction.errors import ExpectationFailed, InductionError
+from pytest_induction.expectations import expect
+from pytest_induction.observers import collecting, emit
+from pytest_induction.plugin.cache import Entry, noted
+from pytest_induction.plugin.failures import failure, or_refuse
 from pytest_induction.plugin.gates.sweeping import opens_at_once
 
+if TYPE_CHECKING:
+    from pytest_induction.records import Evidence
+
+MARKER = "induction"  # of every gate, so that `-m` selects them
 Gates = Mapping[str, Callable[[Any], Any]]
 """What checks each claim about what the suite is bound to."""
 
@@ -23,91 +28,88 @@ Gates = Mapping[str, Callable[[Any], Any]]
 class GateSuite(pytest.Collector):
     """All gates of one model or run. Loads nothing: `bind` loads it when the first gate runs."""
 
-    def __init__(self, *, bind: Callable[[], Any], gates: Gates, **kwargs: Any) -> None:
+    def __init__(self, *, bind: Callable[[], Any], gates: Gates, kept: Callable[[str], Entry | None], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._bind = bind
         self._gates = gates
+        self._kept = kept
 
     def collect(self) -> Iterator[pytest.Item]:
         for name, check in self._gates.items():
-            yield GateItem.from_parent(self, name=name, bind=self._bind, check=check)
+            yield GateItem.from_parent(self, name=name, bind=self._bind, check=check, kept=partial(self._kept, name))
 
 
 class GateItem(pytest.Item):
-    """One claim about the model or run. In a file, `line` (from 0) and `title` say where it stands and what it is."""
+    """One claim about the model or run. In a file, `line` (from 0) and `title` say where it stands and what it is.
+
+    `kept` says where its verdict is kept; a model whose verdict is there is not loaded for it.
+    """
 
     def __init__(
-        self, *, bind: Callable[[], Any], check: Callable[[Any], Any], line: int = 0, title: str | None = None, **kwargs: Any
+        self,
+        *,
+        bind: Callable[[], Any],
+        check: Callable[[Any], Any],
+        line: int = 0,
+        title: str | None = None,
+        skip_if_missing: bool = False,
+        kept: Callable[[], Entry | None] = lambda: None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.add_marker(pytest.mark.induction(skip_if_missing=True) if skip_if_missing else MARKER)
         self._bind = bind
         self._check = check
         self._place = (line, title or self.name)
         self._subject: Any = None
+        self._kept = kept
+        self._entry: Entry | None = None
+        self._found: tuple[Evidence | None, str] = (None, "")
 
     def setup(self) -> None:
-        try:
-            self._subject = self._bind()
-        except InductionError as error:
-            message = str(error)
-        else:
-            return
-        pytest.fail(message, pytrace=False)
+        self._entry = self._kept()
+        self._found = (None, "") if self._entry is None else self._entry.read()
+        if self._found[0] is None:
+            self._subject = or_refuse(self._bind)
 
     def runtest(self) -> None:
         try:
-            self._check(self._subject)
+            self._assert()
         except (ExpectationFailed, InductionError) as error:
-            failure = error.with_traceback(None)  # its frames would keep the model
-            failure.__cause__ = failure.__context__ = None
+            failed = error.with_traceback(None)  # its frames would keep the model
+            failed.__cause__ = failed.__context__ = None
         else:
             return
-        raise failure
+        raise failed
+
+    def _assert(self) -> None:
+        """Check the claim, or assert again what was kept of it; keep a verdict that is new."""
+        kept, problem = self._found
+        if kept is not None:
+            expect(kept)
+        elif self._entry is None:
+            self._check(self._subject)
+        else:
+            try:
+                with collecting() as verdicts:
+                    self._check(self._subject)
+            finally:
+                if len(verdicts) == 1 and verdicts[0].is_asserted:
+                    self._entry.write(verdicts[0])
+                for each in verdicts:
+                    emit(noted(each, problem) if problem else each)
 
     def teardown(self) -> None:
-        self._subject = None
+        self._subject, self._entry, self._found = None, None, (None, "")
 
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, *self._place  # pytest wants a line for what a marker skips
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The message alone for what we raise; a traceback is for what nobody foresaw."""
+        """The message alone for what we raise; a traceback is for what nobody foresaw, and for code of the user's own."""
         if isinstance(excinfo.value, (ExpectationFailed, InductionError)):
-            return GateFailure(str(excinfo.value), brief=self.config.option.tbstyle == "line")
+            return failure(self.config, str(excinfo.value), excinfo.value)
         return super().repr_failure(excinfo, style)
-
-
-@dataclass(frozen=True)
-class _Crash:
-    """What pytest's short summary reads of a failure."""
-
-    message: str
-
-    def __str__(self) -> str:
-        return self.message
-
-
-class GateFailure(TerminalRepr):
-    """A failed gate in the terminal: its message, the first line in red; the same line in the short summary.
-
-    With `brief` nothing but that line, which `--tb=line` prints by itself.
-    """
-
-    def __init__(self, message: str, *, brief: bool = False) -> None:
-        self.message = message
-        self.brief = brief
-        self.reprcrash = _Crash(message.splitlines()[0])
-
-    def __str__(self) -> str:
-        return self.message
-
-    def toterminal(self, tw: TerminalWriter) -> None:
-        if self.brief:
-            return
-        first, *rest = self.message.splitlines()
-        tw.line(first, red=True, bold=True)
-        for line in rest:
-            tw.line(line)
 
 
 def model_gates(*, with_text: bool, more: Gates | None = None) -> Gates:

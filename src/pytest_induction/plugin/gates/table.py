@@ -6,6 +6,7 @@ the `problem` of all that cannot be tested for it, so that nothing else is lost.
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,9 +29,19 @@ MISSPELT = "pytest-induction"
 FOR_LOGS = ("column", "where")
 FOR_RUNS = ("reference", "factory", *FOR_LOGS)
 LOADING = ("device", "dtype", "memory", "trust_remote_code", "without_pattern")
-KEYS = (MODEL, RUN, "text", "seed", "budget", *LOADING, *FOR_RUNS, "marks", "expect")
+SKIP = "skip_if_missing"
+KEYS = (MODEL, RUN, "text", "seed", "budget", *LOADING, *FOR_RUNS, SKIP, "marks", "expect")
 NAME = re.compile(r"\w[\w.+-]*")  # what pytest can select by node id
 NEEDED = {"text": 'text = "PATH"', "reference": 'reference = "RUN"'}  # what a gate can give all that it expects
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A marker by its name, with its arguments if it has any: `timeout(600)`."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Expectation:
     signature: Signature | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    is_missing: bool = False  # the problem is that something is not there, which a gate may allow
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class Gate:
     line: int
     subject: ModelNamed | RunNamed | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    marks: tuple[str, ...] = ()
+    marks: tuple[Mark, ...] = ()
     expectations: tuple[Expectation, ...] = ()
 
 
@@ -136,7 +148,8 @@ def _gate(path: Path, name: str, table: Any, line: int) -> Gate:
         expectations = tuple(_expectations(table, gate, path.parent, where))
         _check_used(gate, expectations)
     except InductionError as error:
-        broken = tuple(Expectation(each, problem=f"{where}: {error}") for each in _names_only(table))
+        problem, may_be = f"{where}: {error}", error.is_missing and table.get(SKIP) is True
+        broken = tuple(Expectation(each, problem=problem, is_missing=may_be) for each in _names_only(table))
         return Gate(shown_name, line, expectations=broken)
     return Gate(name, line, gate.subject, gate.settings, gate.marks, expectations)
 
@@ -183,6 +196,7 @@ def _checked(table: Mapping[str, Any], place: Path, gate: Gate) -> Gate:
         "memory": _checking(memory_size),
         "budget": _budget,
         "trust_remote_code": values.truth,
+        SKIP: values.truth,
         "without_pattern": _modules,
         "reference": values.run_at,
         "factory": values.factory_at,
@@ -202,7 +216,9 @@ def _key(table: Mapping[str, Any], key: str, reader: Callable[[Any, Path], Any],
     except values.OfAnotherKindError:
         raise ArgumentError(f"`{key}` must be {WORDS.get(key, 'a string')}, got {table[key]!r}") from None
     except InductionError as error:
-        raise ArgumentError(f"`{key}`: {error}") from None
+        failed = ArgumentError(f"`{key}`: {error}")
+        failed.is_missing = error.is_missing
+        raise failed from None
 
 
 def _choice(value: Any, place: Path) -> dict[str, str]:
@@ -225,8 +241,9 @@ WORDS = {
     "where": 'a table of columns and what stands in the rows that count, such as { run = "r0" }',
     "seed": "a whole number from 0 up",
     "budget": FORM,
-    "marks": "a list of names of markers",
+    "marks": 'a list of markers, such as "slow" or "timeout(600)", whose arguments are plain values',
     "trust_remote_code": "true or false, without quotes",
+    SKIP: "true or false, without quotes",
     "without_pattern": 'paths or classes of modules, such as "Scan", in a list if several',
 }
 
@@ -245,11 +262,23 @@ def _seed(value: Any, place: Path) -> int:
     return seed
 
 
-def _marks(value: Any, place: Path) -> tuple[str, ...]:
-    names = tuple(values.strings(value, place))
-    if not all(map(str.isidentifier, names)):
-        raise values.OfAnotherKindError
-    return names
+def _marks(value: Any, place: Path) -> tuple[Mark, ...]:
+    return tuple(map(_mark, values.strings(value, place)))
+
+
+def _mark(written: str) -> Mark:
+    """A marker as Python writes it; its arguments are literals, and nothing is run."""
+    try:
+        call = ast.parse(written.strip(), mode="eval").body
+        if isinstance(call, ast.Name):
+            return Mark(call.id)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+            named = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords if each.arg is not None}
+            if len(named) == len(call.keywords):
+                return Mark(call.func.id, tuple(map(ast.literal_eval, call.args)), named)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        pass
+    raise values.OfAnotherKindError
 
 
 def _modules(value: Any, place: Path) -> tuple[str, ...]:
@@ -270,7 +299,7 @@ def _expectations(table: Mapping[str, Any], gate: Gate, place: Path, where: str)
             signature = _signature(written.removeprefix(PREFIX), MODEL if MODEL in table else RUN)
             yield Expectation(name, signature, _arguments(signature, arguments, gate, place))
         except InductionError as error:
-            yield Expectation(name, problem=f"{where}, {name}: {error}")
+            yield Expectation(name, problem=f"{where}, {name}: {error}", is_missing=error.is_missing and table.get(SKIP) is True)
 
 
 def _calls(expect: Any) -> list[tuple[str, str, Any]]:

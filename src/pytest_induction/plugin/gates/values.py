@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_induction._lazy import homes
-from pytest_induction.errors import ArgumentError, ModelError, meant
+from pytest_induction.errors import ArgumentError, ModelError, meant, missing
 from pytest_induction.files import expanded, is_file, is_there
 from pytest_induction.model.specs import check_spec, check_text
 from pytest_induction.plugin.gates.signatures import Parameter
@@ -64,7 +64,9 @@ def text_at(value: Any, place: Path) -> Path:
     try:
         check_text(path)
     except ArgumentError as error:
-        raise ArgumentError(f"the text {error}") from None
+        failed = ArgumentError(f"the text {error}")
+        failed.is_missing = error.is_missing
+        raise failed from None
     return path
 
 
@@ -76,7 +78,9 @@ def model_at(value: Any, place: Path) -> ModelNamed:
         check_spec(spec)
     except ModelError as error:
         hub = f"; to download it from the hub write hf:{given}" if HUB.fullmatch(given) and not is_there(spec) else ""
-        raise ModelError(f"{error}{hub}") from None
+        failed = ModelError(f"{error}{hub}")
+        failed.is_missing = error.is_missing
+        raise failed from None
     return ModelNamed(spec)
 
 
@@ -87,7 +91,8 @@ def run_at(value: Any, place: Path) -> RunNamed:
         return RunNamed(given)
     path = place / expanded(given)
     if not given.strip() or not is_there(path):
-        raise ArgumentError(f"there is no run at {str(path)!r}: expected a run, a log or a directory of checkpoints")
+        error = ArgumentError(f"there is no run at {str(path)!r}: expected a run, a log or a directory of checkpoints")
+        raise missing(error) if given.strip() else error
     return RunNamed(str(path))
 
 

@@ -21,6 +21,7 @@ NOTES = {
     "exactly_two": "at irregular distances, where two match",
     "three_or_more": "at irregular distances, where three or more match",
     "first_token": "to the first token: at rest",
+    "retrieval": "written of the fact that is asked for, beyond other facts",
     "copy_effect": "added to the logit of what it matches",
 }
 KINDS = {

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from pytest_induction.attention.backend import Attach
-from pytest_induction.errors import InductionError, ModelError, RunError, first_line
+from pytest_induction.errors import InductionError, ModelError, RunError, because_of, first_line
 from pytest_induction.files import is_file, read_json, tree_of
 from pytest_induction.forward.calling import as_found, broken_weights, why_endless
 from pytest_induction.model.adapt import adapt
 from pytest_induction.model.adapters import fill_adapter, holds_adapter
 from pytest_induction.model.conventions import find_conventions
-from pytest_induction.model.load import Loaded, function_named, load_module, module_of_config, parse_device, parse_dtype
+from pytest_induction.model.factories import function_named
+from pytest_induction.model.load import Loaded, load_module, module_of_config, parse_device, parse_dtype
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.model.specs import CONFIG, memory_size
 from pytest_induction.observers import attached
@@ -217,14 +218,16 @@ def _imported(factory: Factory) -> Callable[[], nn.Module]:
     try:
         found: Callable[[], Any] = function_named(factory) if isinstance(factory, str) else factory
     except ModelError as error:
-        raise FactoryError(str(error)) from error
+        failed = FactoryError(str(error))
+        failed.raised_by_user = error.raised_by_user
+        raise failed from error
 
     def make() -> nn.Module:
         try:
             made = found()
         except (Exception, SystemExit) as error:  # the user's own code may raise anything
             message = first_line(error) if isinstance(error, InductionError) else f"{type(error).__name__}: {first_line(error)}"
-            raise FactoryError(f"the factory {named!r} makes no model: {message}") from error
+            raise because_of(FactoryError(f"the factory {named!r} makes no model: {message}"), error) from error
         if not isinstance(made, nn.Module):
             raise FactoryError(f"the factory {named!r} must return a torch module, it returned `{type(made).__name__}`")
         why = why_endless(made)

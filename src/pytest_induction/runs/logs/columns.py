@@ -43,6 +43,12 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "repeat_loss": ("repeat_loss",),
     "repeat_accuracy": ("repeat_accuracy",),
     "advantage": ("advantage",),
+    "foretold_loss": ("foretold_loss",),
+    "other_loss": ("other_loss",),
+    "foretold_gap": ("foretold_gap",),
+    "match_gain": ("match_gain",),
+    "common_advantage": ("common_advantage",),
+    "rare_advantage": ("rare_advantage",),
     "prefix_matching": ("prefix_matching",),
 }
 MEASURES = (*NUMBERS, "prefix_matching")

@@ -35,6 +35,11 @@ WORDS = {
     "repeat_loss": "loss on repeated tokens",
     "icl_score": "the in-context learning score",
     "loss": "the loss",
+    "foretold_gap": "what tokens cost less that a match foretells",
+    "match_gain": "the gain of three matching tokens over one",
+    "preference": "the preference of the best head for the longer match",
+    "common_advantage": "the advantage on common ids",
+    "rare_advantage": "the advantage on rare ids",
 }
 
 

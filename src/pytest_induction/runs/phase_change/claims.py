@@ -13,7 +13,7 @@ import numpy as np
 
 from pytest_induction.errors import ArgumentError, user_facing
 from pytest_induction.expectations import checked_bounds, denied, expect
-from pytest_induction.observers import emit, track_subject
+from pytest_induction.observers import track_subject
 from pytest_induction.records import Change, Estimate, Evidence, Moment, Provenance, Verdict
 from pytest_induction.runs.logs.read import taken
 from pytest_induction.runs.opening import load_run
@@ -22,10 +22,8 @@ from pytest_induction.runs.phase_change.finding import (
     ERROR_RATE,
     MAX_LAG,
     PhaseChange,
-    change_of,
     cooccur,
     find_phase_changes,
-    has_changed,
     is_narrow,
     lag_between,
     what_else,
@@ -268,46 +266,6 @@ def assert_onset_not_later(
     return expect(_not_later(evidence, found, expected, name, max_lag, in_steps=in_steps))
 
 
-@user_facing
-def assert_previous_token_first(
-    run: RunLike,
-    *,
-    gate: bool = False,
-    max_width: float = MAX_WIDTH,
-    min_change: Mapping[str, float] | None = None,
-    error_rate: float = ERROR_RATE,
-) -> Evidence:
-    """Report whether previous-token heads form before induction heads, by their midpoints.
-
-    A report: trainings differ in the order, so nothing is raised unless `gate` is set. Returns the evidence with the estimate
-    `lag`, induction minus previous-token, in decades.
-    """
-    opened, found = _found(run, max_width, min_change, error_rate)
-    evidence = _evidence(opened, "previous_token_first", found, error_rate)
-    previous = change_of(opened, "previous_token", max_width=max_width, min_change=min_change, error_rate=error_rate)
-    lag = lag_between(previous, found.induction)
-    if lag is None or previous is None or not has_changed(previous) or found.verdict is not Verdict.SHOWN:
-        seen = "no previous-token scores were recorded" if previous is None else f"{previous.summary}; {found.summary}"
-        evidence = replace(evidence, verdict=Verdict.UNDETERMINED, reason="no_two_changes", summary=seen)
-    else:
-        verdict = Verdict.SHOWN if lag.is_above(0) else Verdict.REFUTED if lag.is_below(0) else Verdict.UNDETERMINED
-        reason = {Verdict.SHOWN: "previous_first", Verdict.REFUTED: "previous_later"}.get(verdict, "order_unclear")
-        seen = f"induction forms {in_words(lag)} after previous-token heads"
-        evidence = replace(
-            evidence,
-            verdict=verdict,
-            reason=reason,
-            summary=seen,
-            next_step="",
-            estimates={**evidence.estimates, "lag": lag},
-            changes=(*evidence.changes, previous),
-        )
-    if gate:
-        return expect(evidence)
-    emit(evidence)
-    return evidence
-
-
 def _found(
     run: RunLike, max_width: float, min_change: Mapping[str, float] | None, error_rate: float
 ) -> tuple[TrainingRun, PhaseChange]:
@@ -414,7 +372,7 @@ def _not_later(
         )
     if found.verdict is not Verdict.SHOWN or found.induction is None or expected.induction is None:
         return replace(evidence, thresholds=thresholds)
-    before, after = _at_onset(expected.induction, in_steps), _at_onset(found.induction, in_steps)
+    before, after = (at_onset(each, in_steps=in_steps) for each in (expected.induction, found.induction))
     if not in_steps and any(each.midpoint is not None and each.midpoint.tokens is None for each in (before, after)):
         return replace(
             evidence,
@@ -442,7 +400,7 @@ def _not_later(
     )
 
 
-def _at_onset(change: Change, in_steps: bool) -> Change:
+def at_onset(change: Change, *, in_steps: bool) -> Change:
     """The same change, its midpoint put at its onset; without its tokens where steps are to be compared."""
     onset: Moment | None = change.onset
     return replace(change, midpoint=replace(onset, tokens=None) if onset is not None and in_steps else onset)

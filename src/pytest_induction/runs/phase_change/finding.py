@@ -25,6 +25,7 @@ from pytest_induction.runs.phase_change.changes import (
 from pytest_induction.runs.phase_change.turn import judge_turn
 from pytest_induction.runs.record import MIN_CHANGE, REPEATS, Axis, TrainingRun, series_of
 
+OF_INDUCTION = ("prefix_matching", "previous_token", *REPEATS, "icl_score", "loss", "turn")  # series that tell of it
 LAGS = ("lag", "behaviour_lag", "icl_behaviour_lag", "turn_lag")
 MAX_LAG = 0.15  # decades between two midpoints that belong to one change
 ERROR_RATE = 0.05
@@ -130,7 +131,7 @@ def find_phase_changes(
         settle,
         turn,
         _lag(heads or repeats, turn),
-        {"max_width": max_width, **thresholds},
+        {"max_width": max_width, **{name: thresholds[name] for name in OF_INDUCTION}},
     )
 
 
