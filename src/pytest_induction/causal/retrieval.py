@@ -191,7 +191,7 @@ def judge_controls(found: Effects, lost: Estimate, min_lost: float, error_rate: 
     """SHOWN where more is lost without the heads than `min_lost`, than without controls in the mean, and than without each."""
     sets = len(found.controls)
     if not sets:
-        return Judgement(Verdict.UNDETERMINED, "no_controls", "the model has no as many other heads to compare with")
+        return Judgement(Verdict.UNDETERMINED, "no_controls", "the model has too few other heads to compare with")
     beyond = _bounded((found.lost - found.usual)[:, None], error_rate, error_rate)[0]
     differences = mean_differences(found.controls, found.lost)
     ablated, as_much = int(np.isfinite(differences).sum()), int((differences >= 0).sum())
