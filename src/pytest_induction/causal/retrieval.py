@@ -79,8 +79,8 @@ def assert_retrieval_heads(
 
     `facts`, `tokenizer`, `n_facts` and `wording` are those of `measure_retrieval`, `length` is one of its `lengths`. Rows are
     drawn in rounds of 12, 24, ..., at most `max_sequences`. A row counts for 2 nats of log odds and 1 nat written at most, so
-    that the intervals hold whatever values are distributed like, and at every look. `budget` is as for
-    `assert_has_induction_head`. `error_rate` is that of either verdict, for all rounds together.
+    that the intervals hold whatever values are distributed like, and at every look: SHOWN takes 13 rows or more. `budget` is as
+    for `assert_has_induction_head`. `error_rate` is that of either verdict, for all rounds together.
 
     Returns the evidence. `.estimates`: "accuracy", "log odds", "lost" (nats), "lost controls", "beyond controls", "rank",
     "accuracy without heads"; "written L1H1", "attention L1H1" and "argmax L1H1" of the best; "match prefixes", the share of the
