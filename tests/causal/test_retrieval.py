@@ -58,8 +58,8 @@ def test_a_report_draws_what_every_head_writes():
     "model",
     [
         retrieval_head(strength=0.0, **FEW),  # it attends as it should, and writes nothing
-        retrieval_head(rivals=True, **FEW),
-        induction_head(**FEW),
+        pytest.param(retrieval_head(rivals=True, **FEW), marks=pytest.mark.exhaustive),
+        pytest.param(induction_head(**FEW), marks=pytest.mark.exhaustive),
         pytest.param(uniform_head(strength=16.0, **FEW), marks=pytest.mark.exhaustive),
         pytest.param(first_token_head(strength=16.0, **FEW), marks=pytest.mark.exhaustive),
     ],

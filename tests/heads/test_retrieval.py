@@ -158,13 +158,11 @@ def test_a_value_that_shares_the_first_place_counts_as_one_of_them():
     assert best_of(logits)[1, 1].item() == pytest.approx(2 - np.log(2))
 
 
-def needle_rows_of(seed):
-    """What a random model makes of the rows of a seed, row by row."""
-    return measure_retrieval(load_model(llama().eval()), facts=FACTS, n_sequences=8, seed=seed).per_sequence["log_odds"]
-
-
 def test_the_same_seed_gives_the_same_and_another_does_not():
-    one, again, other = (needle_rows_of(seed) for seed in (1, 1, 2))
+    """Of what a random model makes of the rows, one by one."""
+    subject = load_model(llama().eval())
+    found = [measure_retrieval(subject, facts=FACTS, n_sequences=8, seed=seed) for seed in (1, 1, 2)]
+    one, again, other = (each.per_sequence["log_odds"] for each in found)
     np.testing.assert_array_equal(one, again)
     assert (one != other).any()
 
