@@ -152,6 +152,12 @@ def test_the_decision(means, verdict, reason):
     assert bool(found.more_sequences) == reason.endswith("unclear")
 
 
+@pytest.mark.parametrize(("controls", "said"), [(0.0, ": what is lost is too close"), (1.0, "lost beyond random heads is too close")])
+def test_what_is_too_close_to_its_threshold_is_named(controls, said):
+    found = judged(made_up(1.0, 1.0, 0.15 if controls == 0 else 1.0, controls, np.random.default_rng(0)))
+    assert found.reason == "effect_unclear" and said in found.summary
+
+
 def test_a_guess_is_looked_at_again_before_it_is_taken_for_one():
     """Twelve rows of a model that finds the value in half of them may all be wrong."""
     for count, more in ((12, 12), (24, 0)):
@@ -172,6 +178,9 @@ def test_one_random_set_of_72_that_does_as_much_is_too_many():
     assert found.reason == "rank_unclear" and found.estimates["rank"].value == pytest.approx(2 / 73)
     few = replace(effects, controls=effects.controls[8:16])
     assert judged(few).reason == "few_controls"
+    unclear = made_up(1.0, 1.0, 0.15, 0.0, np.random.default_rng(0))
+    found = judged(replace(unclear, controls=unclear.controls[8:16]))
+    assert (found.reason, found.more_sequences) == ("few_controls", 0)  # no further row mends that
 
 
 @pytest.mark.exhaustive  # a hundred decisions, two hundredths of a second each and more

@@ -205,11 +205,12 @@ def judge_controls(found: Effects, lost: Estimate, min_lost: float, error_rate: 
         return Judgement(Verdict.SHOWN, "retrieves", "", estimates=estimates)
     if any(each.is_below(min_lost) for each in (lost, beyond)):
         reason, why = "no_more_than_controls", f"not {min_lost:.2f} nats more than without random heads"
-    elif open_ones:
-        reason, why = "effect_unclear", f"too close to {min_lost:.2f} nats to tell"
-        more = max(more_rows(each, min_lost, len(found.lost)) for each in open_ones)
-    elif sets < FEWEST_CONTROLS:
+    elif sets < FEWEST_CONTROLS:  # which no further row mends
         reason, why = "few_controls", f"{FEWEST_CONTROLS} sets of random heads are needed to compare with, there are {sets}"
+    elif open_ones:
+        what = "what is lost" if lost in open_ones else "what is lost beyond random heads"
+        reason, why = "effect_unclear", f"{what} is too close to {min_lost:.2f} nats to tell"
+        more = max(more_rows(each, min_lost, len(found.lost)) for each in open_ones)
     else:
         reason, why = "rank_unclear", f"too many sets of random heads do as much: rank {rank:.3f}"
         more = len(found.lost)
