@@ -27,9 +27,10 @@ def gpt2():
 
 def llama():
     torch.manual_seed(0)
-    sizes = {"vocab_size": 40, "bos_token_id": 0, "eos_token_id": 0, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 48}
+    special = {"bos_token_id": 0, "eos_token_id": 0}  # else 1 and 2, which facts have
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 48}
     heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.5))
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, **special, initializer_range=0.5))
 
 
 def values_of_gpt2(model, layer, given):
