@@ -256,12 +256,13 @@ MODELS = (
         asserts="the model finds one fact among others by heads that write it, and needs them for that",
         assertion="pytest_induction.causal.retrieval:assert_retrieval_heads",
         decided_by=("lost",),
-        held_against={"lost": "min_lost", "beyond controls": "min_lost", "accuracy": "min_accuracy"},
+        held_against={"lost": "min_lost", "beyond controls": "min_lost"},
         next_steps={
-            "does_not_retrieve": "see how it does with `measure_retrieval(model)`, and give it others with `facts=`, fewer with "
-            "`n_facts=`, or shorter rows with `length=`",
+            "does_not_retrieve": "see how it does with `measure_retrieval(model)`, and give other facts with `facts=`, fewer "
+            "with `n_facts=`, or shorter rows with `length=`",
             "no_head_retrieves": "see every head with `measure_retrieval(model)`; the threshold is `min_written=`",
             "no_more_than_controls": "how many heads are ablated is `top_share=`; the threshold is `min_lost=`",
+            "no_controls": "fewer heads, with as many others in their layers, are ablated with a lower `top_share=`",
             "few_controls": "fewer heads, with as many others in their layers, are ablated with a lower `top_share=`",
         },
         chart="heads",
@@ -375,10 +376,10 @@ MODELS = (
         assertion="pytest_induction.comparison.retrieval:assert_retrieval_preserved",
         subject="pair of models",
         decided_by=("lost",),
-        held_against={"lost": "max_lost", "accuracy before": "min_accuracy"},
+        held_against={"lost": "max_lost"},
         next_steps={
             "retrieval_lost": "see both models with `measure_retrieval(model)`; what may be lost is `max_lost=`",
-            "nothing_to_preserve": "see how the model before does with `measure_retrieval(model)`, and give it others with "
+            "nothing_to_preserve": "see how the model before does with `measure_retrieval(model)`, and give other facts with "
             "`facts=`, or shorter rows with `length=`",
         },
         needs=("asking",),

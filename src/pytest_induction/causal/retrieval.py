@@ -79,8 +79,8 @@ def assert_retrieval_heads(
 
     `facts`, `tokenizer`, `n_facts` and `wording` are those of `measure_retrieval`, `length` is one of its `lengths`. Rows are
     drawn in rounds of 12, 24, ..., at most `max_sequences`. A row counts for 2 nats of log odds and 1 nat written at most, so
-    that the intervals hold whatever values are distributed like, and at every look. `budget` is as for
-    `assert_has_induction_head`. `error_rate` is that of either verdict, for all rounds together.
+    that the intervals hold whatever values are distributed like, and at every look: SHOWN takes 13 rows or more. `budget` is as
+    for `assert_has_induction_head`. `error_rate` is that of either verdict, for all rounds together.
 
     Returns the evidence. `.estimates`: "accuracy", "log odds", "lost" (nats), "lost controls", "beyond controls", "rank",
     "accuracy without heads"; "written L1H1", "attention L1H1" and "argmax L1H1" of the best; "match prefixes", the share of the
@@ -191,7 +191,7 @@ def judge_controls(found: Effects, lost: Estimate, min_lost: float, error_rate: 
     """SHOWN where more is lost without the heads than `min_lost`, than without controls in the mean, and than without each."""
     sets = len(found.controls)
     if not sets:
-        return Judgement(Verdict.UNDETERMINED, "no_controls", "the model has no as many other heads to compare with")
+        return Judgement(Verdict.UNDETERMINED, "no_controls", "the model has too few other heads to compare with")
     beyond = _bounded((found.lost - found.usual)[:, None], error_rate, error_rate)[0]
     differences = mean_differences(found.controls, found.lost)
     ablated, as_much = int(np.isfinite(differences).sum()), int((differences >= 0).sum())
@@ -205,11 +205,12 @@ def judge_controls(found: Effects, lost: Estimate, min_lost: float, error_rate: 
         return Judgement(Verdict.SHOWN, "retrieves", "", estimates=estimates)
     if any(each.is_below(min_lost) for each in (lost, beyond)):
         reason, why = "no_more_than_controls", f"not {min_lost:.2f} nats more than without random heads"
-    elif open_ones:
-        reason, why = "effect_unclear", f"too close to {min_lost:.2f} nats to tell"
-        more = max(more_rows(each, min_lost, len(found.lost)) for each in open_ones)
-    elif sets < FEWEST_CONTROLS:
+    elif sets < FEWEST_CONTROLS:  # which no further row mends
         reason, why = "few_controls", f"{FEWEST_CONTROLS} sets of random heads are needed to compare with, there are {sets}"
+    elif open_ones:
+        what = "what is lost" if lost in open_ones else "what is lost beyond random heads"
+        reason, why = "effect_unclear", f"{what} is too close to {min_lost:.2f} nats to tell"
+        more = max(more_rows(each, min_lost, len(found.lost)) for each in open_ones)
     else:
         reason, why = "rank_unclear", f"too many sets of random heads do as much: rank {rank:.3f}"
         more = len(found.lost)

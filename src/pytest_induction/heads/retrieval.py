@@ -212,7 +212,7 @@ def measure_retrieval(
 
 def described(n_facts: int, lengths: Sequence[int], wording: str) -> str:
     """What rows are made of, in a few words."""
-    return f"{n_facts} facts between other tokens, {', '.join(map(str, lengths))} positions, asked {wording}"
+    return f"{n_facts} facts between other tokens, {', '.join(map(str, lengths))} positions, {wording} question"
 
 
 def scores_of(subject: ModelUnderTest, rows: NeedleRows) -> dict[str, Array]:

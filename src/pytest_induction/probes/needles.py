@@ -238,7 +238,8 @@ def _of_ids(space: TokenSpace, names: Sequence[Any], values: Sequence[Any], betw
     for name, ids in (("names", names), ("values", values), ("between", between)):
         found = tuple(whole_number(f"facts[{name!r}]", token, least=0) for token in ids)
         if strange := [token for token in found if token not in usable]:
-            raise ArgumentError(f"`facts[{name!r}]` must be of ids that a probe may use, below {space.d_vocab}, got {strange[0]}")
+            wanted = f"ids that a probe may use, below {space.d_vocab} and not special"
+            raise ArgumentError(f"`facts[{name!r}]` must be of {wanted}, got {strange[0]}")
         if len(set(found)) < len(found):
             raise ArgumentError(f"`facts[{name!r}]` must have each id once")
         sides.append(found)
