@@ -28,7 +28,13 @@ def test_each_example_passes_as_it_is_pasted(pytester):
     own = example("induction_model").replace("path/to/model", SHIPPED["llama"])
     pytester.makeconftest(f"import pytest\nfrom transformers import AutoModelForCausalLM\n\n{own}")
     pytester.makepyfile("import pytest\n\n" + "\n".join(map(example, NAMES[1:])))
-    options = ("-p", "no:cacheprovider", "--induction-run", str(FIXTURES / "runs" / "two-layers"), "--induction-baseline=kept.json")
+    options = (
+        "-p",
+        "no:cacheprovider",
+        "--induction-run",
+        str(FIXTURES / "runs" / "two-layers"),
+        "--induction-baseline=kept.json",
+    )
     tests = ("test_each_example_passes_as_it_is_pasted.py", "-k", "test_heads or test_own or test_forms", "--tb=short")
     assert not pytester.path.joinpath("kept.json").exists()
     pytester.runpytest_inprocess(*options, "--induction-accept-baseline", *tests).assert_outcomes(passed=4, deselected=5)

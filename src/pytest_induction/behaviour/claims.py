@@ -86,7 +86,7 @@ def assert_learns_in_context(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that later tokens of a text are predicted better than early ones: in-context learning score below `max_score`.
+    """Assert that the model predicts later tokens of a text better than early ones: in-context learning score below `max_score`.
 
     `text` is a string, a path, or token ids (one long row, or rows as the model gets them, with the first-token id in front
     if it has one). It is cut into rows of the context's length, at most 512 tokens; of a long text `max_sequences` rows are

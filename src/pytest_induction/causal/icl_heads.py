@@ -62,7 +62,7 @@ def assert_icl_heads(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that few-shot tasks are carried by function-vector heads rather than by induction heads.
+    """Assert that few-shot tasks depend on function-vector heads more than on induction heads.
 
     Heads are ranked by both kinds: by the score of `measure_function_vectors`, over the tasks that the model does, and by prefix
     matching on repeated random tokens. Of each ranking the top are `top_share` of all heads, one at least; a kind is its top

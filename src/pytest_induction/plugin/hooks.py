@@ -218,12 +218,13 @@ def _check_marker(item: pytest.Item, marker: pytest.Mark) -> None:
 @pytest.fixture(scope="session")
 def induction_model(request: pytest.FixtureRequest) -> ModelUnderTest:
     """The model under test: the one that --induction-model, or the ini key induction_model, names.
-    To test a model of your own, put a fixture of the same name into conftest.py:
+    A fixture of the same name in conftest.py replaces it:
     ```python
     @pytest.fixture(scope="session")
     def induction_model():
         return AutoModelForCausalLM.from_pretrained("path/to/model")
     ```
+    It may return any model that the options could name.
     """
     return or_refuse(request.config.stash[SESSION].load)
 
@@ -231,7 +232,6 @@ def induction_model(request: pytest.FixtureRequest) -> ModelUnderTest:
 @pytest.fixture
 def induction(request: pytest.FixtureRequest, induction_model: Any) -> Induction:
     """Every measure and assertion about the model under test, as a method. The model and the seed are filled in.
-    The marker `induction` changes the defaults for a test:
     ```python
     @pytest.mark.induction(seed=7, min_prefix_matching=0.5)
     def test_heads(induction):
@@ -239,6 +239,7 @@ def induction(request: pytest.FixtureRequest, induction_model: Any) -> Induction
         print(found.summary)
         assert induction.measure_heads().prefix_matching.max() > 0.5
     ```
+    The marker changes defaults for the test; `pytest --markers` lists its keys.
     """
     from pytest_induction.fixture import Induction
 
@@ -252,12 +253,13 @@ def induction(request: pytest.FixtureRequest, induction_model: Any) -> Induction
 
 @pytest.fixture(scope="session")
 def induction_run(request: pytest.FixtureRequest) -> TrainingRun:
-    """The training run that --induction-run, or the ini key induction_run, names. Several runs: the test runs once for each.
+    """The training run that --induction-run, or the ini key induction_run, names.
     ```python
     def test_forms_in_time(induction_run):
         from pytest_induction import assert_formed
         assert_formed(induction_run, before_tokens=2e9)
     ```
+    If several runs are named, the test runs once for each.
     """
     name = getattr(request, "param", None)
     if name is None:
@@ -273,7 +275,7 @@ def _no_run() -> NoReturn:
 
 @pytest.fixture
 def induction_probe(induction: Induction) -> Probe:
-    """Random tokens that repeat, as a `Probe` that fits the model. The marker `induction` sets its shape and seed:
+    """Rows of repeated random tokens that fit the model, as a `Probe`.
     ```python
     @pytest.mark.induction(period=12, repeats=3, n_sequences=4)
     def test_own_pass(induction, induction_probe):
@@ -281,6 +283,7 @@ def induction_probe(induction: Induction) -> Probe:
         logits = induction.model.logits(torch.from_numpy(induction_probe.tokens))
         assert len(logits) == 4
     ```
+    The marker sets the shape and the seed.
     """
     return or_refuse(induction.default_probe)
 
@@ -288,11 +291,11 @@ def induction_probe(induction: Induction) -> Probe:
 @pytest.fixture
 def induction_baseline(request: pytest.FixtureRequest) -> InductionBaseline:
     """Compares what a test measures with what is stored in the file that --induction-baseline names.
-    Run it once with --induction-update-baseline to store the values; later runs fail if a value has moved:
     ```python
     def test_heads_stay(induction, induction_baseline):
         induction_baseline.check(induction.measure_heads())
     ```
+    Run it once with --induction-update-baseline to store the values. Later runs fail if a value has moved.
     """
     return or_refuse(lambda: request.config.stash[BASELINES].fixture(request))
 

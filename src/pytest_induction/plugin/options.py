@@ -14,7 +14,7 @@ SETTINGS = {
     "device": "device to load the model on, such as cuda (default cpu); auto spreads it over all devices and the disk",
     "dtype": "floating-point type to load the model in, such as bfloat16 (default: as stored)",
     "memory": "most memory that one forward pass may use, such as 4GB (default: half of what is free)",
-    "budget": "most that one measurement may spend, in bare forward passes ('60 passes') or seconds ('30 s')",
+    "budget": "most that one call may spend, in bare forward passes ('60 passes') or seconds ('30 s')",
     "max_overhead": "longest time the head scores may take, in bare forward passes; needs --induction-benchmark",
 }
 RUN_SETTINGS = {
@@ -22,7 +22,7 @@ RUN_SETTINGS = {
     "reference": "training run to compare with: induction must not form later than it did there",
     "before_tokens": "induction must have formed, fast or slowly, by this many training tokens, such as 2e9",
     "before_step": "induction must have formed, fast or slowly, by this optimiser step",
-    "factory": "function that builds the model for the checkpoints of --induction-run: module.path:factory or path/file.py:factory",
+    "factory": "function that builds the model for the checkpoints of a run: module.path:factory or path/file.py:factory",
 }
 LOG_SETTINGS = {
     "column": "which column of a log holds a measure, such as loss=train/ce; tokens_unit=1e9 if tokens are counted in "
