@@ -284,7 +284,7 @@ def _judged(shape: RecallShape, threshold: float, rounds: Sequence[Choices], err
     estimates = _estimates(rounds, error_rate)
     recall, count = estimates["recall_accuracy"], sum(len(each.is_best) for each in rounds)
     seen = (
-        f"{recall.value:.3f} of the values of {shape.pairs} pairs, {shape.distance} tokens back on average, where a guess has "
+        f"{recall.value:.3f} of the values of {shape.pairs} pairs, {shape.distance} tokens back on average, where guessing gives "
         f"{1 / shape.pairs:.3f}"
     )
     if recall.is_above(threshold):

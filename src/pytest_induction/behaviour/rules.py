@@ -231,7 +231,7 @@ def _judged(examples: int, threshold: float, rounds: Sequence[Mapping[str, Choic
         **{f"{rule.lower()}_margin": found for rule, found in margin.items()},
     }
     completed = " and ".join(f"{accuracy[rule].value:.3f} of lines {rule}" for rule in RULES)
-    seen = f"{completed} are completed behind {examples} examples"
+    seen = f"{completed} are completed after {examples} examples"
     holds = [rule for rule in RULES if accuracy[rule].is_above(threshold)]
     fails = [rule for rule in RULES if accuracy[rule].is_below(threshold)]
     if len(holds) == len(RULES):

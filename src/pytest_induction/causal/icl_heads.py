@@ -239,7 +239,7 @@ def _in_words(estimates: Mapping[str, Estimate], sets: Sets, n_controls: int) ->
         for kind in KINDS
     ]
     controls = f"{estimates['lost controls'].value:.2f} nats without {n_controls} sets of as many random heads"
-    return f"of few-shot log probability are lost {parts[0]}, {parts[1]}, and {controls}"
+    return f"few-shot log probability falls by {parts[0]}, {parts[1]}, and {controls}"
 
 
 def _on_repeats(repeats: Mapping[str, Estimate]) -> str:
@@ -247,7 +247,7 @@ def _on_repeats(repeats: Mapping[str, Estimate]) -> str:
     if not repeats:
         return ""
     first, second = (100 * repeats[f"repeats share {kind}"].value for kind in KINDS)
-    return f"; of what repetition gains {first:.0f} % and {second:.0f} %"
+    return f"; the gain from repetition falls by {first:.0f} % and {second:.0f} %"
 
 
 def _named(heads: Sequence[HeadId]) -> str:

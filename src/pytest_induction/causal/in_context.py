@@ -165,7 +165,7 @@ def _judged(task: Ablations, evidence: Evidence, budget: tuple[int, float]) -> E
         _, found, _ = until_clear(task.drawn, judge, max_sequences, error_rate * rest)
         found = given_up[0] if given_up else found
     if not task.moves():
-        summary = "ablating every head moves no loss: what the heads do is not seen in this model, or is nothing"
+        summary = "ablating every head changes no loss: the heads do nothing, or their effect is not seen in this model"
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="nothing_moves", summary=summary)
     found = as_answer(found)
     if found.verdict is Verdict.SHOWN and (kept := task.kept()) is not None:

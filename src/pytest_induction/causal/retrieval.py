@@ -156,7 +156,7 @@ def judge_retrieval(found: Effects, heads: Sequence[HeadId], thresholds: Mapping
     best = max(written, key=lambda head: written[head].low)
     lost = _bounded(found.lost[:, None], error_rate, error_rate)[0]
     estimates = {"accuracy": accuracy, "lost": lost, f"written {best}": written[best], **_reported(found, best, error_rate)}
-    seen = f"the model finds the right value in {accuracy.value:.2f} of rows, by guessing {chance:.2f}"
+    seen = f"the model finds the right value in {accuracy.value:.2f} of rows, guessing gives {chance:.2f}"
     common: dict[str, Any] = {"estimates": estimates}
     if not accuracy.is_above(chance):
         reason, more = "accuracy_unclear", more_rows(accuracy, chance, count)
@@ -170,7 +170,7 @@ def judge_retrieval(found: Effects, heads: Sequence[HeadId], thresholds: Mapping
         return Judgement(Verdict.UNDETERMINED, reason, f"{seen}: {why}", more_sequences=more, **common)
     seen += f"; {best} writes {written[best].value:.2f} nats more of it than of rivals"
     if written[best].is_below(min_written) and all(each.is_below(min_written) for each in _of_all(excess, error_rate)):
-        return Judgement(Verdict.REFUTED, "no_head_retrieves", f"{seen}, and no head more", **common)
+        return Judgement(Verdict.REFUTED, "no_head_retrieves", f"{seen}, and no head writes more", **common)
     controls = judge_controls(found, lost, min_lost, error_rate)
     estimates |= controls.estimates or {}
     names = named(heads)
@@ -191,7 +191,7 @@ def judge_controls(found: Effects, lost: Estimate, min_lost: float, error_rate: 
     """SHOWN where more is lost without the heads than `min_lost`, than without controls in the mean, and than without each."""
     sets = len(found.controls)
     if not sets:
-        return Judgement(Verdict.UNDETERMINED, "no_controls", "the model has no as many other heads to compare with")
+        return Judgement(Verdict.UNDETERMINED, "no_controls", "the model does not have as many other heads to compare with")
     beyond = _bounded((found.lost - found.usual)[:, None], error_rate, error_rate)[0]
     differences = mean_differences(found.controls, found.lost)
     ablated, as_much = int(np.isfinite(differences).sum()), int((differences >= 0).sum())

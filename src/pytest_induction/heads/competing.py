@@ -322,10 +322,10 @@ def judge_model(
     estimates = {"gain": gain, "raised": raised, **_of_heads(known)}
     gained = f"three matching tokens gain {gain.value:.2f} nats over one ({gain.low:.2f}..{gain.high:.2f})"
     if raised.is_below(MIN_ADVANTAGE):
-        summary = f"what followed a match gains {raised.value:.2f} nats, less than {MIN_ADVANTAGE:.2f}: matches are not used"
+        summary = f"the token after a match gains {raised.value:.2f} nats, below {MIN_ADVANTAGE:.2f}: the model uses no matches"
         return Judgement(Verdict.UNDETERMINED, "matches_not_used", summary, estimates=estimates)
     if not raised.is_above(MIN_ADVANTAGE):
-        summary = f"whether matches are used is too close to tell: what followed one gains {raised.value:.2f} nats"
+        summary = f"whether the model uses matches is too close to tell: the token after one gains {raised.value:.2f} nats"
         more = more_needed(raised, MIN_ADVANTAGE, count)
         return Judgement(Verdict.UNDETERMINED, "use_unclear", summary, estimates=estimates, more_sequences=more)
     if gain.is_below(min_gain):

@@ -157,7 +157,7 @@ def judge_match_length(
     if above == len(known) or (above and not is_named):
         return Judgement(Verdict.SHOWN, "matches", seen, estimates=estimates)
     if below == len(known) or (below and is_named):
-        summary = f"{seen}, below {least:.3f}" if is_named else f"no head attends to what followed where {where}: {seen}"
+        summary = f"{seen}, below {least:.3f}" if is_named else f"no head matches where {where}: {seen}"
         return Judgement(Verdict.REFUTED, "no_match_of_that_length", summary, estimates=estimates)
     unclear = [each for _, each in known if not each.is_above(least) and not each.is_below(least)]
     more = [more_needed(each, least, len(beyond)) for each in unclear]

@@ -431,21 +431,21 @@ def judge_suppression(
     against = [each for each in known if each.does_not]
     if suppress and (not is_named or len(suppress) == len(heads)):
         named = ", ".join(map(str, suppress[:NEAREST]))
-        summary = f"what is predicted, and stands earlier in the row, is lowered: {named}"
+        summary = f"a predicted token that stands earlier in the row becomes less likely: {named}"
         return Judgement(Verdict.SHOWN, "suppresses", summary, estimates=estimates)
     if is_named and against:
-        summary = f"{against[-1]} to what is predicted, and stands earlier in the row{_not_beyond(against[-1])}"
+        summary = f"{against[-1]} to a predicted token that stands earlier in the row{_not_beyond(against[-1])}"
         return Judgement(Verdict.REFUTED, "does_not_suppress", summary, estimates=estimates)
     if lacking and (is_named or not known or (waited_for and len(against) == len(known))):
         return _few(predictions, lacking, count, n_queries, estimates)
     if not is_named and len(against) == len(known):
         strongest = known[0]
-        left_out = f"; before {_layers(lacking)} hardly anything is predicted that stands earlier" if lacking else ""
-        summary = f"no head suppresses what is predicted: {strongest}{_not_beyond(strongest)}{left_out}"
+        left_out = f"; before {_layers(lacking)} hardly any predicted token stands earlier" if lacking else ""
+        summary = f"no head suppresses predicted tokens: {strongest}{_not_beyond(strongest)}{left_out}"
         return Judgement(Verdict.REFUTED, "no_head_suppresses", summary, estimates=estimates)
     unclear = [each for each in known if not each.suppresses and not each.does_not]
     more = [each.more_needed(count) for each in unclear]
-    summary = f"whether what is predicted is lowered by {least:.3f} nats is too close to tell: {unclear[0]}"
+    summary = f"whether a predicted token loses {least:.3f} nats is too close to tell: {unclear[0]}"
     wanted = max(more) if is_named else min(more)
     return Judgement(Verdict.UNDETERMINED, "suppression_unclear", summary, estimates=estimates, more_sequences=wanted)
 
@@ -464,7 +464,7 @@ def _few(predictions: Array, lacking: Sequence[int], count: int, n_queries: int,
     most = max(lacking, key=lambda layer: float(predictions[layer]))
     seen = int(predictions[most])
     summary = (
-        f"too little is predicted that stands earlier in the row: before layer {most} at {seen} of {count * n_queries} queries, "
+        f"too few predicted tokens stand earlier in the row: before layer {most} at {seen} of {count * n_queries} queries, "
         f"{MIN_PREDICTIONS} are needed"
     )
     share = seen / (count * n_queries)

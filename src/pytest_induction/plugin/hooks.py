@@ -102,7 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.induction_benchmark:
         session_model.check_benchmark()
     elif config.option.induction_max_overhead is not None:
-        raise usage_error("--induction-max-overhead is judged by --induction-benchmark, which was not given")
+        raise usage_error("--induction-max-overhead needs --induction-benchmark")
     if session_model.collected is not None:
         session_model.check()
     elif not session_runs.collected:

@@ -252,8 +252,8 @@ class _Formed:
             return replace(
                 self.evidence,
                 reason="tokens_not_known",
-                summary="how many tokens its snapshots were trained on is not known",
-                next_step="give the run its `tokens_per_step`, or ask with `before_step`",
+                summary="the number of tokens that its snapshots were trained on is not known",
+                next_step="give the run its `tokens_per_step`, or give `before_step` instead",
             )
         until = [place for place in index if amounts[place] <= bound]
         after = [place for place in index if amounts[place] > bound]

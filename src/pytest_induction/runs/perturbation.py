@@ -108,7 +108,7 @@ def _one_appears(induction: Moved, learning: Moved, text: str, max_lag: float) -
     """One of the two changes in the treated runs only, the other in the controls as well: later there, but it does."""
     appears, comes = (induction, learning) if induction.absent else (learning, induction)
     if comes.shift is not None and comes.shift.high + max_lag < appears.least:
-        return Perturbed(Verdict.REFUTED, "moves_apart", f"in the controls {comes.words} changes without the other: {text}")
+        return Perturbed(Verdict.REFUTED, "moves_apart", f"in the controls, {comes.words} changes without the other: {text}")
     settle = "train the controls further, until both change or one is shown not to follow the other"
     return Perturbed(Verdict.UNDETERMINED, "control_too_short", f"whether both move by as much is not clear: {text}", settle)
 

@@ -316,7 +316,7 @@ def _too_late(history: PropertyOverTraining, bounds: Mapping[str, float]) -> Jud
         unit = "tokens" if name == "before_tokens" else "steps"
         onset = estimates.get(f"{ONSET}{unit}")
         if onset is None:
-            seen = f"{_holding(history, history.holds_from or 0)}; how many tokens that is, is not known"
+            seen = f"{_holding(history, history.holds_from or 0)}; the number of tokens is not known"
             return (
                 Verdict.UNDETERMINED,
                 "tokens_not_known",
