@@ -125,7 +125,7 @@ def measure_recall(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> RecallCurve:
-    """How much the model recalls of key-value pairs, for every number of `pairs` and every one of the `distances`.
+    """Measure how much the model recalls of key-value pairs, for each number of `pairs` and each of the `distances`.
 
     In each row so many pairs of random tokens stand once, and then each key again, in random order, `distances` tokens after its
     pair on average. Without `distances` keys are asked right behind the pairs. Of the default numbers of pairs, 2 to 32, those

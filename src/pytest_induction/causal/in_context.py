@@ -85,7 +85,7 @@ def assert_ablation_removes_icl(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that in-context learning is gone without the model's induction heads, and not without as many others.
+    """Assert that ablating the model's induction heads removes in-context learning, and ablating as many others does not.
 
     Measured on `text` (a string, a path or token ids, as for `assert_learns_in_context`) by the in-context learning score;
     without a text by what repetition gains, the loss on the first copy of random tokens minus that on later ones. Shown when, by

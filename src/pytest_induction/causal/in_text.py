@@ -62,7 +62,7 @@ def assert_icl_is_induction(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that what a match in a text foretells, the model predicts by its induction heads, and that they do little else.
+    """Assert that the model needs its induction heads for tokens that a match in a text foretells, and for little else.
 
     A token is *foretold* where the longest run of tokens just before it that occurs earlier in the row is of two tokens or more,
     and its latest occurrence is followed by that very token (see `measure_loss_by_match`). The heads are mean-ablated, and by how

@@ -61,7 +61,7 @@ def assert_retrieval_heads(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that the model retrieves by heads that write the fact which is asked for, and not the others in the row.
+    """Assert that the model retrieves facts with heads that write the fact asked for, and not the others in the row.
 
     On 24 rows the heads are chosen that write most of the right value beyond what they write of rivals: `top_share` of all heads,
     one at least. On other rows three things are asked, and all of them must be shown:

@@ -58,7 +58,7 @@ def assert_retrieval_preserved(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that a later model retrieves facts as well as the one before, with at most `max_lost` nats of log odds lost.
+    """Assert that a later model retrieves facts as well as an earlier one, with at most `max_lost` nats of log odds lost.
 
     A model may keep its induction heads on random tokens, and lose what finds one fact among others: quantised, pruned or
     fine-tuned on short text, say. Both models get the same rows, with the ids of the tokenizer before, and every difference is

@@ -299,7 +299,7 @@ def find_induction_heads(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> HeadList:
-    """List all induction heads of a model: sequences are drawn until every head is told.
+    """List all induction heads of a model: sequences are drawn until every head is decided.
 
     A head is listed where its prefix matching is shown to be above `min_prefix_matching` by the criteria of
     `assert_has_induction_head`, and not shown to be silent or to suppress what it matches. It is `near` where it is shown to lie

@@ -150,7 +150,7 @@ def measure_retrieval(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> RetrievalScores:
-    """Measure which heads retrieve: they write the value of the fact that is asked for, and not those of other facts in the row.
+    """Measure which heads retrieve: they write the value of the fact asked for, not those of other facts in the row.
 
     In each row `n_facts` facts ("Anna lives in Rome.") stand between other sentences, and a question names one of them: "Anna
     lives in", or with `wording` "reworded" "The home of Anna is the city of". The others have the same form and stand at each

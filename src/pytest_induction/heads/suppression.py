@@ -278,7 +278,7 @@ KEPT = ("mass", "other_mass", "effect", "other_effect", "direct_effect")
 def measure_copy_suppression(
     model: ModelLike, text: Any, *, max_rows: int = MAX_ROWS, seed: int | None = None
 ) -> SuppressionScores:
-    """Measure whether heads lower what is predicted before them where it stands earlier in the row: copy suppression, on a text.
+    """Measure copy suppression on a text: do heads make predicted tokens less likely that stand earlier in the row?
 
     At 32 queries of each row, in its last three quarters, the token that is *predicted* before a layer is the likeliest one if
     the model ended there (the logit lens: final norm and unembedding of the residual stream that the layer is given). It counts
@@ -498,7 +498,7 @@ def assert_copy_suppression(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that some head, or each of those named, lowers what is predicted before it where that stands earlier in the row.
+    """Assert that some head, or each named one, makes a token that earlier layers predict less likely if the row has it.
 
     Predictions, and what heads do to them, are those of `measure_copy_suppression`. A head suppresses where three means over rows
     lie beyond their thresholds with their whole intervals: its effect below minus `min_suppression`, in nats; the effect without

@@ -165,7 +165,7 @@ def assert_coperturbation(
     min_change: Mapping[str, float] | None = None,
     error_rate: float = ERROR_RATE,
 ) -> Evidence:
-    """Assert that what makes induction form earlier, or at all, moves in-context learning with it.
+    """Assert that a change that makes induction form earlier, or at all, moves in-context learning with it.
 
     `control` and `treated` are training runs that differ in one thing, such as smeared keys: each one run, or several (seeds).
     SHOWN if in the treated runs induction forms abruptly and in-context learning changes with it (midpoints at most `max_lag`

@@ -251,7 +251,7 @@ def assert_onset_not_later(
     min_change: Mapping[str, float] | None = None,
     error_rate: float = ERROR_RATE,
 ) -> Evidence:
-    """Assert that induction begins to form no later than in a reference run: by less than `max_lag` decades, its whole interval.
+    """Assert that induction begins to form less than `max_lag` decades after a reference run; the whole interval counts.
 
     In tokens, which both runs must know: steps of trainings with batches of another size are not the same. With `in_steps` they
     are compared all the same, and the summary says so. Onsets vary with the seed of a training: one run against one reference
