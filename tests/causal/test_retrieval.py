@@ -58,12 +58,12 @@ def test_a_report_draws_what_every_head_writes():
     "model",
     [
         retrieval_head(strength=0.0, **FEW),  # it attends as it should, and writes nothing
-        pytest.param(retrieval_head(rivals=True, **FEW), marks=pytest.mark.exhaustive),
+        pytest.param(retrieval_head(distractors=True, **FEW), marks=pytest.mark.exhaustive),
         pytest.param(induction_head(**FEW), marks=pytest.mark.exhaustive),
         pytest.param(uniform_head(strength=16.0, **FEW), marks=pytest.mark.exhaustive),
         pytest.param(first_token_head(strength=16.0, **FEW), marks=pytest.mark.exhaustive),
     ],
-    ids=["silent", "rivals", "induction", "uniform", "first token"],
+    ids=["silent", "distractors", "induction", "uniform", "first token"],
 )
 def test_a_model_that_does_not_do_the_task_is_never_refuted(model):
     found = evidence(model)

@@ -120,7 +120,7 @@ def test_scores_are_those_of_loops_over_heads_and_keys(name):
     [
         (retrieval_head(), (1, 1), (S - S / V, 0, 1, 1, 0)),
         (retrieval_head(strength=0.0), (1, 1), (0, 0, 1, 1, 0)),
-        (retrieval_head(rivals=True), (1, 1), (0, S / (K - 1), -1 / (K - 1), 0, 1 / (K - 1))),
+        (retrieval_head(distractors=True), (1, 1), (0, S / (K - 1), -1 / (K - 1), 0, 1 / (K - 1))),
         (retrieval_head(), (1, 0), (S / K, S / K, 0, 1 / K, 1 / K)),
         (copying_head(), (0, 0), (S / 60, S / 60, 0, 1 / 60, 1 / 60)),
         (first_token_head(strength=S), (0, 0), (0, 0, 0, 0, 0)),

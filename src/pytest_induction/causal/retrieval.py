@@ -32,7 +32,7 @@ from pytest_induction.statistics import FIRST_LOOK, SHARE, bounded_intervals, me
 
 CLAIM = "retrieval_heads"
 TOP_SHARE = 0.02  # of all heads, that are chosen
-MIN_WRITTEN = 0.1  # nats, that a head must write more of the right value than of rivals
+MIN_WRITTEN = 0.1  # nats, that a head must write more of the right value than of distractors
 MIN_LOST = 0.1  # nats of log odds, that the model must lose without the heads
 MAX_SEQUENCES = 96  # rows that decide
 MOST = 2.0  # nats of log odds, for which one row counts
@@ -61,13 +61,13 @@ def assert_retrieval_heads(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that the model retrieves by heads that write the fact which is asked for, and not the others in the row.
+    """Assert that the model retrieves facts with heads that write the fact asked for, and not the others in the row.
 
-    On 24 rows the heads are chosen that write most of the right value beyond what they write of rivals: `top_share` of all heads,
+    On 24 rows the heads are chosen that write most of the right value beyond what they write of distractors: `top_share` of all heads,
     one at least. On other rows three things are asked, and all of them must be shown:
 
     1. The model does the task: its accuracy among the values of the row is above that of a guess, 1 / `n_facts`.
-    2. Some of the heads writes more than `min_written` nats more of the right value than of rivals (`written` less
+    2. Some of the heads writes more than `min_written` nats more of the right value than of distractors (`written` less
        `written_null` of `measure_retrieval`), with an interval that holds for all of them together.
     3. Without these heads, ablated to what they find on average, the log odds of the right value fall by more than `min_lost`
        nats, and by that much more than without as many random heads of the same layers; of 72 such sets none does as much, or of
@@ -156,7 +156,7 @@ def judge_retrieval(found: Effects, heads: Sequence[HeadId], thresholds: Mapping
     best = max(written, key=lambda head: written[head].low)
     lost = _bounded(found.lost[:, None], error_rate, error_rate)[0]
     estimates = {"accuracy": accuracy, "lost": lost, f"written {best}": written[best], **_reported(found, best, error_rate)}
-    seen = f"the model finds the right value in {accuracy.value:.2f} of rows, by guessing {chance:.2f}"
+    seen = f"the model finds the right value in {accuracy.value:.2f} of rows, guessing gives {chance:.2f}"
     common: dict[str, Any] = {"estimates": estimates}
     if not accuracy.is_above(chance):
         reason, more = "accuracy_unclear", more_rows(accuracy, chance, count)
@@ -168,9 +168,9 @@ def judge_retrieval(found: Effects, heads: Sequence[HeadId], thresholds: Mapping
             else "too close to a guess to tell"
         )
         return Judgement(Verdict.UNDETERMINED, reason, f"{seen}: {why}", more_sequences=more, **common)
-    seen += f"; {best} writes {written[best].value:.2f} nats more of it than of rivals"
+    seen += f"; {best} writes {written[best].value:.2f} nats more of it than of distractors"
     if written[best].is_below(min_written) and all(each.is_below(min_written) for each in _of_all(excess, error_rate)):
-        return Judgement(Verdict.REFUTED, "no_head_retrieves", f"{seen}, and no head more", **common)
+        return Judgement(Verdict.REFUTED, "no_head_retrieves", f"{seen}, and no head writes more", **common)
     controls = judge_controls(found, lost, min_lost, error_rate)
     estimates |= controls.estimates or {}
     names = named(heads)

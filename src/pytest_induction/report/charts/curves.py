@@ -81,10 +81,10 @@ def _estimates(name: str, unit: str, rows: Sequence[Mapping[str, Any]]) -> Chart
     words = [
         around(row["value"], row["low"], row["high"], unit) if known([row["low"]]) else number(row["value"], unit) for row in rows
     ]
-    label = "; ".join(f"{row['name']} {said}" for row, said in zip(rows, words, strict=True))
+    label = "; ".join(f"{row['name']} {shown}" for row, shown in zip(rows, words, strict=True))
     parts = bottom(plot, "" if unit == "share" else unit, round_ticks(ends, 4))
     parts += [rule(x, plot.top, x, plot.bottom, AXIS) for x in [plot.at(0.0, 0)[0]] if ends[0] < 0]
-    for place, (row, said) in enumerate(zip(rows, words, strict=True)):
+    for place, (row, shown) in enumerate(zip(rows, words, strict=True)):
         y = plot.top + ROW * (place + 0.5)
         low, at, high = (plot.at(row[key] if math.isfinite(row[key]) else row["value"], 0)[0] for key in ("low", "value", "high"))
         parts += [text(plot.left - 12, y + 4, row["name"], anchor="end"), rule(plot.left, y, plot.right, y)]
@@ -93,7 +93,7 @@ def _estimates(name: str, unit: str, rows: Sequence[Mapping[str, Any]]) -> Chart
             for x in (plot.at(each, 0)[0] for each in row["thresholds"])
         ]
         parts += [rule(low, y, max(high, low + 0.5), y, LINES[0], 4), mark(at, y, 9, LINES[0], "circle")]
-        parts.append(text(plot.right + 12, y + 4, said, "faint"))
+        parts.append(text(plot.right + 12, y + 4, shown, "faint"))
     note = "dashed: what it was held against" if any(row["thresholds"] for row in rows) else ""
     note += f"; {left_out} more are not drawn" if left_out > 0 else ""
     title = name + ("" if unit in ("share", "") else f" ({unit})")
