@@ -63,7 +63,7 @@ def assert_retrieval_heads(
 ) -> Evidence:
     """Assert that the model retrieves facts with heads that write the fact asked for, and not the others in the row.
 
-    On 24 rows the heads are chosen that write most of the right value beyond what they write of distractors: `top_share` of all heads,
+    24 rows choose the heads that write most of the right value, beyond what they write of distractors: `top_share` of all,
     one at least. On other rows three things are asked, and all of them must be shown:
 
     1. The model does the task: its accuracy among the values of the row is above that of a guess, 1 / `n_facts`.

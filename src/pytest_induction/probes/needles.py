@@ -2,8 +2,8 @@
 
     BOS  filler .  Anna lives in Rome.  filler .  Paul lives in Oslo.  filler .  Anna lives in -> Rome
 
-The other facts are distractors: they have the same form, and stand at each place as often. With a single fact whatever copies a city
-would be right, so there are two at least. Rows are put together of token ids, and never tokenised again.
+The other facts are distractors: they have the same form, and stand at each place as often. With a single fact, whatever copies a
+city would be right, so there are two at least. Rows are put together of token ids, and never tokenised again.
 """
 
 from __future__ import annotations
