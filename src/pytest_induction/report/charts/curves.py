@@ -34,7 +34,7 @@ def curves(data: Mapping[str, Any]) -> list[Chart]:
     ends = (places[0], places[-1]) if places[0] < places[-1] else (places[0] - 0.5, places[0] + 0.5)
     values = [value for each in series for key in ("y", "low", "high") for value in known(each.get(key) or ())]
     plot = Plot(LEFT, TOP, WIDTH - LEFT - KEYS, HEIGHT, ends, span(values, least=0.0 if min(values, default=0.0) >= 0 else None))
-    label = f"{data['y']} by {data['x']}: {', '.join(_said(each) for each in series)}"
+    label = f"{data['y']} by {data['x']}: {', '.join(_label(each) for each in series)}"
     parts = [*heights(plot), *bottom(plot, data["x"], _ticks(places, plot))]
     for place, each in enumerate(series):
         colour = LINES[place % len(LINES)]
@@ -46,7 +46,7 @@ def curves(data: Mapping[str, Any]) -> list[Chart]:
     return [Chart(data["y"], label, picture(parts, WIDTH, plot.bottom + 44, label), data.get("note", ""), WIDTH)]
 
 
-def _said(series: Mapping[str, Any]) -> str:
+def _label(series: Mapping[str, Any]) -> str:
     there = known(series["y"])
     return f"{series['name']} {number(there[0])} to {number(there[-1])}" if there else f"{series['name']} not known"
 
