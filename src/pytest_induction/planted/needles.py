@@ -33,8 +33,8 @@ def retrieval_head(
 
     The model has the facts as `facts`: ids of "names" and "values", and what is "between". The head attends to the value whose
     name is that of the question and raises it by `strength`; with `distractors` to all other values instead, evenly. It knows
-    names alone, and so matches little in random tokens. Without it (`strength=0`) each value of the row is as likely as any other,
-    and repeated tokens are copied as before. Heads 0 and 1 of the first layer tell which tokens stand one and two before.
+    names alone, and so matches little in random tokens. Without it (`strength=0`) each value of the row is as likely as any
+    other, and repeated tokens are copied as before. Heads 0 and 1 of the first layer tell which tokens stand one and two before.
     """
     plan = Blueprint(sizes, earlier="token")
     if plan.d_vocab < FEWEST_IDS:
