@@ -243,7 +243,9 @@ def test_each_of_the_named_heads_must_suppress():
     assert "before layer 1 at 0 of" in early.summary and not early.next_step
 
 
-@pytest.mark.parametrize("make", [planted.copy_suppression_head, pytest.param(planted.uniform_head, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "make", [planted.copy_suppression_head, pytest.param(planted.uniform_head, marks=pytest.mark.exhaustive)]
+)
 def test_where_nothing_is_predicted_before_any_layer_nothing_is_said(make):
     """Also of a head that lowers what it matches, in a last layer: no layer before it predicts anything."""
     found = evidence(make(**SIZES), ROWS)
