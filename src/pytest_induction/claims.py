@@ -287,7 +287,7 @@ MODELS = (
     Claim(
         name="heads_generalize",
         asserts="named heads match by meaning too: by class, translation, pattern",
-        assertion="pytest_induction.heads.semantic:assert_heads_generalize",
+        assertion="pytest_induction.heads.generalizing:assert_heads_generalize",
         next_steps={
             "does_not_generalize": "see every head with `measure_generality(model)`; what means alike is `classes=` and `pairs=`",
         },

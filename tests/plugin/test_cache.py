@@ -201,7 +201,7 @@ def test_a_broken_file_is_said_in_the_section_and_the_gate_passes(place, pyteste
         {"claim": "heads_preserved", "arguments": {"before": object()}},
         {"claim": "property_holds", "arguments": {"property": "own.py:property"}},
     ],
-    ids=str,
+    ids=lambda other: "-".join(other),
 )
 def test_what_cannot_be_told_is_not_kept(other, cache):
     """A factory, a model of the hub, a time, code of others, another model."""

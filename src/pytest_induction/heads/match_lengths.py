@@ -22,8 +22,9 @@ from pytest_induction.display import Plotted
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING, excess
+from pytest_induction.heads.generalizing import MIN_EXCESS
 from pytest_induction.heads.prices import price_of_match_length
-from pytest_induction.heads.semantic import MIN_EXCESS, named_heads
+from pytest_induction.heads.semantic import named_heads
 from pytest_induction.interventions.arguments import HeadsLike
 from pytest_induction.measuring.observing import Array, ModelLike, masses_of, plain_scores, provenance
 from pytest_induction.measuring.rounds import price_of_probes, score_irregular
