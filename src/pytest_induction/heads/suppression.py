@@ -53,6 +53,7 @@ MOST_ATTENTION = 0.2  # the same of attention
 MAX_ROWS = 16
 NEAREST = 5  # heads that are in the evidence
 CLAIM = "copy_suppression"
+SEEN = ("copy suppression",)  # the key under which a model remembers what was measured of all its heads, for charts
 SUMS = (
     "mass",
     "other_mass",
@@ -310,6 +311,7 @@ def measure_copy_suppression(
     rows = rows_of(subject, text, max_rows)
     with progress("copy suppression", len(rows)):
         found = sums_of(subject, rows, seed, range(subject.n_layers))
+    subject.remember(SEEN, lambda: effects_to_draw(found))
     return _scores(found, provenance(subject, seed=seed, n_sequences=len(rows), probe=described(rows)), rows.shape[1])
 
 
@@ -341,6 +343,14 @@ def _scores(found: Mapping[str, Array], about: Provenance, length: int) -> Suppr
 
 
 TINY = 1e-12  # a variance below it is that of rounding
+
+
+def effects_to_draw(found: Mapping[str, Array]) -> Array:
+    """The mean effect in each row, (rows, n_layers, n_heads), in nats; NaN before layers of too few predictions in all."""
+    predictions = found["predictions"]
+    counted = np.where(predictions.sum(0) >= MIN_PREDICTIONS, predictions, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(counted[..., None] > 0, found["effect"] / counted[..., None], np.nan)
 
 
 @dataclass(frozen=True)
@@ -550,7 +560,9 @@ def assert_copy_suppression(
         options: dict[str, Any] = {"is_named": heads is not None, "least": min_suppression, "error_rate": rate}
         return judge_suppression(joined(rounds), asked_for, len(queries_of(rows.shape[1])), **options)
 
-    _, found, _ = until_clear(draw, judge, min(most, len(rows)), error_rate)
+    rounds, found, _ = until_clear(draw, judge, min(most, len(rows)), error_rate)
+    if heads is None:
+        subject.remember(SEEN, lambda: effects_to_draw(joined(rounds)))
     evidence = Evidence(
         claim=CLAIM,
         verdict=found.verdict,
