@@ -87,7 +87,7 @@ def assert_learns_in_context(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that later tokens of a text are predicted better than early ones: in-context learning score below `max_score`.
+    """Assert that the model predicts later tokens of a text better than early ones: in-context learning score below `max_score`.
 
     `text` is a string, a path, or token ids (one long row, or rows as the model gets them, with the first-token id in front
     if it has one). It is cut into rows of the context's length, at most 512 tokens; of a long text `max_sequences` rows are
@@ -136,8 +136,7 @@ def assert_learns_in_context(
         )
         if judgement.verdict is not Verdict.UNDETERMINED:
             break
-    described = f"rows of {losses.shape[1] + first_token - 1} tokens of text"
-    about = provenance(subject, seed=seed, n_sequences=len(losses), probe=described)
+    probe = f"rows of {losses.shape[1] + first_token - 1} tokens of text"
     settle = ""
     if more := judgement.more_sequences:
         each = (spent_so_far() - begun) / len(losses)
@@ -147,7 +146,7 @@ def assert_learns_in_context(
         verdict=judgement.verdict,
         reason=judgement.reason,
         summary=judgement.summary,
-        provenance=about,
+        provenance=provenance(subject, seed=seed, n_sequences=len(losses), probe=probe),
         estimates=judgement.estimates or {},
         thresholds={"max_score": max_score},
         confidence=1 - error_rate,

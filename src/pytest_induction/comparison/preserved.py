@@ -94,7 +94,13 @@ def judge_preserved(
         max_lost,
         problem=UNREAD if unread else few,
         few_rows=bool(few) and not unread,
-        absent="" if matches else UNREAD if unread else "no head before is in a role" if wanted else "heads are not compared",
+        absent=""
+        if matches
+        else UNREAD
+        if unread
+        else "no head of the earlier model is in a role"
+        if wanted
+        else "heads are not compared",
         took_over=_took_over(after, matches),
     )
     estimates = _estimates(before, after, behaviour, matches, rates)
@@ -110,7 +116,7 @@ def _behaves(before: HeadsProfile, margins: Mapping[str, float]) -> bool:
 
 def _nothing(*, unread: bool) -> Preservation:
     why = "no behaviour, and its attention cannot be read" if unread else "neither a head in a role nor behaviour"
-    summary = f"the model before has {why} that could be lost: a comparison with it cannot fail"
+    summary = f"the earlier model has {why} that could be lost: a comparison with it cannot fail"
     return Preservation(Verdict.UNDETERMINED, "nothing_to_preserve", summary)
 
 
@@ -163,7 +169,7 @@ class _Found:
         of_text = [loss for loss in open_ones if loss.rows == ROWS]
         more = [loss.more for loss in (*(match.worst for match in heads), *open_ones) if loss.rows == SEQUENCES]
         in_full = _listed([f"{match.name}, {match.worst}" for match in heads])
-        unclear = f"whether all is kept is not clear: {'; '.join((*map(str, open_ones), *in_full))}"
+        unclear = f"whether everything is kept is not clear: {'; '.join((*map(str, open_ones), *in_full))}"
         return Preservation(
             Verdict.UNDETERMINED,
             "not_comparable" if self.problem else "difference_unclear",
@@ -298,7 +304,7 @@ def assert_heads_preserved(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that a later model kept what one before could do, and the heads that do it: same function, not same head numbers.
+    """Assert that a later model has kept what an earlier one could do, and the heads that do it, under whatever head numbers.
 
     `after` is a quantised, pruned, fine-tuned or refactored model, or the next checkpoint (anything `load_model` takes). `before`
     is a model too, or what was kept of one: a `HeadsProfile` (`profile_of` makes it), a JSON file with what its `to_dict` gives,
