@@ -36,6 +36,10 @@ def _few_shot(given: Any) -> Any:
     return pi.measure_function_vectors(given, tasks=given.tasks, n_sequences=4, seed=0)
 
 
+def _retrieval(given: Any) -> Any:
+    return pi.measure_retrieval(given, facts=given.facts, lengths=40, n_sequences=12, seed=0)
+
+
 MADE: dict[str, Any] = {
     "ModelUnderTest": model,
     "Evidence": lambda: pi.assert_has_induction_head(model(), seed=0),
@@ -55,6 +59,9 @@ MADE: dict[str, Any] = {
         {1: model()}, "completes_repeats", min_accuracy=0.1, max_examples=5, seed=0
     ),
     "RecallCurve": lambda: pi.measure_recall(model(), pairs=[2, 4], n_sequences=8, seed=0),
+    "RecallPaths": lambda: pi.measure_recall_paths(model(), pairs=4, n_sequences=4, seed=0),
+    "SuppressionScores": lambda: pi.measure_copy_suppression(model(), ROWS, seed=0),
+    "RetrievalScores": lambda: _retrieval(planted.retrieval_head(n_heads=3)),
     "RuleCurve": lambda: pi.measure_rules(model(), n_sequences=8, seed=0),
     "LossByMatch": lambda: pi.measure_loss_by_match(model(), ROWS),
     "TrainingRun": run,

@@ -132,7 +132,10 @@ GATES = {
         'run = "run"\nfactory = "mine.py"',
         "`factory`: a factory is named module.path:function or path/file.py:function",
     ),
-    "marks": ('model = "model"\nmarks = "slow"', "`marks` must be a list of names of markers, got 'slow'"),
+    "marks": (
+        'model = "model"\nmarks = "slow"',
+        r"`marks` must be a list of markers, such as .*, whose arguments are plain values, got 'slow'",
+    ),
 }
 EXPECTATIONS = {
     "nothing": ("", "it must say what it expects: .*, got nothing"),

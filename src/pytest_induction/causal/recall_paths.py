@@ -16,6 +16,7 @@ from pytest_induction.behaviour.choices import chosen
 from pytest_induction.behaviour.recall import PAIRS
 from pytest_induction.causal.judging import share_interval
 from pytest_induction.deciding import ERROR_RATE
+from pytest_induction.display import Displayed, View, view_of
 from pytest_induction.errors import ModelError, user_facing, whole_number
 from pytest_induction.expectations import check_share
 from pytest_induction.forward.changing import have_alone
@@ -105,8 +106,8 @@ class RestoredRecall:
     recovered: Estimate
 
 
-@dataclass(frozen=True)
-class RecallPaths:
+@dataclass(frozen=True, repr=False)
+class RecallPaths(Displayed):
     """By which paths a model recalls. `str()` gives a table; `chance` is 1 / `pairs`.
 
     `restored` is empty where other keys cost the model nothing, so that nothing can come back.
@@ -120,6 +121,10 @@ class RecallPaths:
     taps: tuple[TapRecall, ...]
     restored: tuple[RestoredRecall, ...]
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        return view_of(self)
 
     def __str__(self) -> str:
         lines = [f"recall {_in_words(self.recall_accuracy)} of {self.pairs} pairs, chance {self.chance:.3f}"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pytest_induction.deciding import ERROR_RATE
+from pytest_induction.display import Plotted, View, view_of
 from pytest_induction.errors import ModelError, user_facing, whole_number
 from pytest_induction.expectations import check_share
 from pytest_induction.heads.prices import price_of_retrieval
@@ -68,8 +69,8 @@ class RetrievalHead:
         return str(HeadId(self.layer, self.head))
 
 
-@dataclass(frozen=True)
-class RetrievalScores:
+@dataclass(frozen=True, repr=False)
+class RetrievalScores(Plotted):
     """What heads write, and attend to, where one of `n_facts` facts is asked for; and whether the model tells which.
 
     Arrays (n_layers, n_heads), means over rows; NaN for a head there is not. With r(y, k) what a head raises the logit of y by
@@ -103,6 +104,10 @@ class RetrievalScores:
     heads: tuple[RetrievalHead, ...]
     per_sequence: Mapping[str, Array]
     provenance: Provenance
+
+    def view(self) -> View:
+        """What there is to show."""
+        return view_of(self, by="written", units={"written": "nats", "written_null": "nats", "attention": "from \u22121 to 1"})
 
     @property
     def excess(self) -> Array:

@@ -14,6 +14,7 @@ from torch import Tensor
 from pytest_induction.behaviour.judging import shuffled_rows
 from pytest_induction.behaviour.text import rows_of
 from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed_in_words, priced_claim, until_clear
+from pytest_induction.display import Plotted, View, view_of
 from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.copying import projected
@@ -224,8 +225,8 @@ def sums_of(subject: ModelUnderTest, rows: Ids, seed: int, layers: Sequence[int]
     return found
 
 
-@dataclass(frozen=True)
-class SuppressionScores:
+@dataclass(frozen=True, repr=False)
+class SuppressionScores(Plotted):
     """What heads do to the token that is predicted before their layer, where it stands earlier in the row.
 
     Arrays (n_layers, n_heads), means over these predictions; NaN before a layer that makes none, and for a head there is not.
@@ -254,11 +255,16 @@ class SuppressionScores:
     per_sequence: Mapping[str, Array]
     provenance: Provenance
 
+    def view(self) -> View:
+        """What there is to show."""
+        return view_of(self, by="effect", units=dict.fromkeys(NATS, "nats") | {"correlation": "from \u22121 to 1"})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, None where there is no number, with the version of this layout under `schema`."""
         return plain_scores(self, LISTS)
 
 
+NATS = ("effect", "other_effect", "direct_effect", "attended_effect")
 LISTS = (
     "effect",
     "other_effect",

@@ -60,7 +60,7 @@ def _nearest(path: Path) -> str:
     """What lies beside a path that is not there and has nearly its name, as it stands in a message."""
     try:
         near = difflib.get_close_matches(path.name, names_in(path.parent), n=1)
-    except OSError:
+    except (OSError, ValueError):  # a name that no system has
         return ""
     return f" (there is {str(path.parent / near[0])!r})" if near else ""
 
