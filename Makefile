@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo gallery release test test-all test-exhaustive test-times lint types style wheel docs bench check-gpu compare-libraries study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper clean
+.PHONY: demo gallery release test test-all test-exhaustive test-times lint types style wheel docs bench check-gpu compare-libraries study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper field clean
 
 demo: $(SMALL)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
@@ -42,6 +42,7 @@ style: $(STAMP)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports --no-cache > $(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
 	$(BIN)/python benchmarks/paper_table.py --check
+	$(BIN)/python benchmarks/field_table.py --check
 	$(BIN)/python docs/theme/map.py --check
 	$(BIN)/python docs/theme/claims.py --check
 
@@ -111,6 +112,9 @@ zoo: $(STAMP)  ## train and measure the models of the paper's small zoo that are
 
 paper: $(STAMP)  ## the paper's table of models, drawn from what was measured of the zoo
 	$(BIN)/python benchmarks/paper_table.py
+
+field: $(STAMP)  ## the claims since the paper, measured on the shipped models and the zoo, into docs/field.md; FIELD="--draw": from what is kept
+	$(BIN)/python benchmarks/field_table.py $(FIELD)
 
 clean:
 	rm -rf $(VENV) dist site report

@@ -50,17 +50,17 @@ WORTH = (
 )
 ABOUT_FORMED = (
     "Means over the seeds (lowest..highest). Onset and end are those of the change of prefix matching. The score is the in-"
-    "context learning score; it and losses are in nats, and those at the start and the end of the window are of the snapshots"
-    " next to it. Where nothing changed, the window is the mean one of the models of the same kind with more layers. The "
-    "share is that of the score at the end of training."
+    "context learning score. It and losses are in nats. Scores at the start and the end of the window are of the snapshots "
+    "next to it. Where nothing changed, the window is the mean window of the models of the same kind with more layers. The "
+    "share is of the score at the end of training."
 )
 ABOUT_WORTH = (
-    "What heads are worth at the end of training, each ablated alone, in sums over induction heads / previous-token heads / "
-    f"others. Induction heads have a prefix matching of {INDUCTION} or more, previous-token heads are others with a previous-"
-    f"token score of {PREVIOUS_TOKEN} or more. Cost: by how many nats the in-context learning score rises. Before and after: "
-    "how far losses move along the way that they went in the window, in nats times the root of the number of tokens, negative"
-    " where that is undone. QK eigenvalues lie between -1 and 1, of heads behind the first layer: the mean of the induction "
-    "heads, the largest of the others."
+    "What heads are worth at the end of training. Each is ablated alone; the columns are sums over induction heads / previous-"
+    f"token heads / others. Induction heads have a prefix matching of {INDUCTION} or more. Previous-token heads are other heads "
+    f"with a previous-token score of {PREVIOUS_TOKEN} or more. Cost: how many nats the in-context learning score rises. Before "
+    "and after: how far losses move in the direction in which they moved in the window, in nats times the root of the number of "
+    "tokens; negative if that change is undone. QK eigenvalues are between -1 and 1, for heads after the first layer: the mean "
+    "of the induction heads, and the largest of the others."
 )
 
 

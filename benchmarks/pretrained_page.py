@@ -27,7 +27,7 @@ VERDICTS = {  # of a table: the part of a record, how the names of its rows begi
     ),
     "Argument 4: generality": ("evidence", "heads_generalize", ()),
     "Argument 5: mechanism": ("evidence", "induction_circuit", ()),
-    "Changed copies, held against the original": ("held", "", ("repeat_accuracy", "repeat_loss")),
+    "Changed copies, compared with the original": ("held", "", ("repeat_accuracy", "repeat_loss")),
 }
 Json = Mapping[str, Any]
 Table = tuple[Sequence[str], list[Sequence[str]]]
@@ -152,7 +152,7 @@ def seeds_table(records: Mapping[str, Json]) -> Table:
                 between([each["sequences"] for each in seeds]),
             )
         )
-    headings = ("model", "seeds", "heads in a list", "in every list, of all", "Jaccard, least", "Jaccard, mean")
+    headings = ("model", "seeds", "heads in a list", "in every list, of all in any", "lowest Jaccard index", "mean Jaccard index")
     return (*headings, f"heads of {CLEAR} or more", "missing in some list", "near", "undecided", "ruled out", "sequences"), rows
 
 
@@ -197,7 +197,7 @@ def cost_table(records: Mapping[str, Json]) -> Table:
     return (
         *headings,
         "verdict, in passes without or with logits",
-        "list, in the same",
+        "list, in passes without or with logits",
         "session with a text and all charts",
     ), rows
 

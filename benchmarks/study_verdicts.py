@@ -19,7 +19,7 @@
 | skewed rows | no model: rows whose distribution is known (`skewed.py`), 1000 or 4000 seeds of each | against what is known |
 | few-shot heads, planted | 40: one kind of head is needed, the other, neither, or no task is done | against what is known |
 | few-shot heads, rows | no model: rows of three distributions whose means lie at the threshold, 1000 seeds | SHOWN or REFUTED |
-| retrieval heads, planted and random | 40: needed, silent, at rivals, random weights | against what is known |
+| retrieval heads, planted and random | 40: needed, silent, at distractors, random weights | against what is known |
 | retrieval heads, rows | no model: rows whose mean lies at one of three thresholds, 1000 seeds | SHOWN or REFUTED |
 | real heads moved | rows of eight real heads, moved so that their mean is a threshold; 100 seeds of each | SHOWN or REFUTED |
 | longer matches, random | 60 as in the first row, by `assert_prefers_longer_match` | SHOWN |
@@ -389,12 +389,12 @@ def few_shot_rows(count: int, seed: int) -> Iterator[Known]:
 RETRIEVAL = (  # options of a planted model, and what is known of it; where the model guesses nothing follows
     ({}, Verdict.SHOWN),
     ({"strength": 0.0}, Verdict.UNDETERMINED),
-    ({"rivals": True}, Verdict.UNDETERMINED),
+    ({"distractors": True}, Verdict.UNDETERMINED),
 )
 
 
 def retrieval_models(count: int, seed: int) -> Iterator[Known]:
-    """Retrieval heads that are needed, that write nothing, or attend to rivals; and models of random weights."""
+    """Retrieval heads that are needed, that write nothing, or attend to distractors; and models of random weights."""
     rng = np.random.default_rng(seed)
     facts = planted.retrieval_head().facts
     for index in range(count):

@@ -5,15 +5,15 @@
 #SBATCH --mem=16G
 #SBATCH --output=%x-%j.log
 #
-# Gate a training run as soon as its job has ended well, and let what comes after wait for the gates:
+# Gate a training run as soon as its job has ended well, and let the next job wait for the gates:
 #
 #   train=$(sbatch --parsable train.sh)
 #   gates=$(sbatch --parsable --dependency=afterok:$train slurm.sh /path/to/run)
 #   sbatch --dependency=afterok:$gates publish.sh
 #
-# The run is what an InductionRecorder wrote, a log, or a directory of checkpoints; whatever follows it goes to pytest as it
-# is (--induction-factory=model.py:make, say). The reports lie beside it, in RUN-gates. The job ends as pytest does: 0 if every
-# gate passed, 1 if one failed.
+# The run is what an InductionRecorder wrote, a log, or a directory of checkpoints. Further arguments go to pytest
+# unchanged (such as --induction-factory=model.py:make). The reports go into RUN-gates, beside the run. The job ends as pytest
+# does: 0 if every gate passed, 1 if one failed.
 set -euo pipefail
 
 run=$(realpath -- "${1:?name the run: sbatch slurm.sh /path/to/run [options of pytest]}")
@@ -21,9 +21,9 @@ out="$run-gates"
 mkdir -p -- "$out"
 
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
-export HF_HUB_OFFLINE=1 # nodes seldom have a network, and waiting for one is not seen
+export HF_HUB_OFFLINE=1 # compute nodes seldom have a network, and a job that waits for one shows no sign of it
 
-# Written under names of this job and moved when they are whole, so that an older report is never taken for this one's.
+# The files have names of this job until they are complete, so that an older report is never mistaken for the new one.
 mark="${SLURM_JOB_ID:-local}"
 status=0
 python -m pytest --induction-run="$run" -o cache_dir="$out/.pytest_cache" \

@@ -1,6 +1,6 @@
-"""A claim that does not come with the package, of a head score: attention to what came BEFORE the earlier occurrence of a token.
+"""A claim of your own, made from a head score: attention to what came BEFORE the earlier occurrence of a token.
 
-On "... A B C ... B" such a head looks at A, where an induction head looks at C. This file is all that it takes.
+In "... A B C ... B" such a head looks at A, while an induction head looks at C. This file is all that you need.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from pytest_induction import Claim, HeadScore, register_claim
 from pytest_induction.head_score import Layout, Rows, Stripes
 
-BESIDE = 3  # how far from the right places chance is looked for
+BESIDE = 3  # how far from the right places chance is measured
 
 
 def stripes(layout: Layout) -> dict[str, list[int]]:
-    """The earlier occurrences stand a period back, two, and so on; the token before each is one further."""
+    """Earlier occurrences are one period back, two back, and so on. The token before each is one position further back."""
     return {
         "before_copies": [copy + 1 for copy in layout.copies],
         "beside_copies": [copy + 1 + BESIDE for copy in layout.copies if copy + 1 + BESIDE < layout.n_positions],
@@ -24,17 +24,17 @@ def stripes(layout: Layout) -> dict[str, list[int]]:
 
 
 def measure(found: Stripes, rows: Rows) -> Tensor:
-    """The mean over the queries that have such a place: those whose token stood before, but for the first of the second copy."""
+    """The mean over the queries that have such a place: tokens that stood before, except the first token of the second copy."""
     return found["before_copies"][..., rows.start + rows.period + 1 :].mean(-1)
 
 
 def chance(found: Stripes, rows: Rows) -> Tensor:
-    """The same a few tokens away, where nothing draws such a head."""
+    """The same a few tokens away, where such a head has no reason to look."""
     return found["beside_copies"][..., rows.start + rows.period + 1 :].mean(-1)
 
 
 class Perfect(nn.Module):
-    """Two heads: the first attends evenly to what came before the earlier occurrences, the second evenly to everything."""
+    """Two heads. The first attends evenly to what came before earlier occurrences, the second attends evenly to everything."""
 
     bos_token_id, d_vocab, n_ctx = 0, 60, 128
 

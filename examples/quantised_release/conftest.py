@@ -1,4 +1,4 @@
-"""The model as it is and as it is released: with weights of 8 bits. Set MODEL to yours."""
+"""The original model, and the model to release with 8-bit weights. Set the environment variable MODEL to use yours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BITS = 8
 
 @pytest.fixture(scope="session")
 def original() -> Any:
-    """The model before."""
+    """The model before it is quantised."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(os.environ.get("MODEL", SHIPPED), trust_remote_code=False)
@@ -24,7 +24,7 @@ def original() -> Any:
 
 @pytest.fixture(scope="session")
 def quantised(original: Any) -> Callable[[int], Any]:
-    """The model with weights of so many bits. Put your own quantisation here, or load what it made."""
+    """A function that returns the model with weights of so many bits. Put your own quantisation here, or load its result."""
 
     def made(bits: int) -> Any:
         import torch
@@ -40,7 +40,7 @@ def quantised(original: Any) -> Callable[[int], Any]:
 
 
 def rounded(weight: Any, bits: int) -> Any:
-    """Each row in whole numbers of so many bits times a scale of its own."""
+    """The weight rounded row by row: whole numbers of that many bits, times one scale per row."""
     most = 2 ** (bits - 1) - 1
     scale = weight.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / most
     return (weight / scale).round() * scale
@@ -48,5 +48,5 @@ def rounded(weight: Any, bits: int) -> Any:
 
 @pytest.fixture(scope="session")
 def induction_model(quantised: Callable[[int], Any]) -> Any:
-    """What the fixture `induction` is bound to: the model that is released."""
+    """The model to release, which the fixture `induction` tests."""
     return quantised(BITS)

@@ -1,4 +1,4 @@
-"""Before a quantised model is released: it does what it did, and the heads that do it are there.
+"""Before a quantised model is released: does it still do what the original did, and does it have the heads for it?
 
 Run it as `pytest examples/quantised_release --induction-report=release.html`.
 """
@@ -9,12 +9,12 @@ from pytest_induction import assert_heads_preserved
 
 
 def test_the_heads_and_what_they_do_are_kept(original, induction_model):
-    """Each head is matched by what it does; every loss is shown to be within its margin."""
+    """Each head is matched by what it does. Every loss is shown to be within its margin."""
     assert_heads_preserved(original, induction_model)
 
 
 def test_what_is_released_has_induction_heads_that_copy(induction):
-    """By itself, whatever it was made from."""
+    """The released model passes by itself, without a comparison."""
     induction.assert_has_induction_head()
     induction.assert_copies_repeats()
 

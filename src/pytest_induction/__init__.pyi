@@ -29,13 +29,13 @@ from pytest_induction.heads.competing import measure_competing_matches as measur
 from pytest_induction.heads.composition import measure_composition as measure_composition
 from pytest_induction.heads.copying import measure_copying as measure_copying
 from pytest_induction.heads.distances import measure_distances as measure_distances
+from pytest_induction.heads.generalizing import assert_heads_generalize as assert_heads_generalize
 from pytest_induction.heads.induction import assert_has_induction_head as assert_has_induction_head
 from pytest_induction.heads.induction import assert_no_induction_head as assert_no_induction_head
 from pytest_induction.heads.induction import find_induction_heads as find_induction_heads
 from pytest_induction.heads.match_lengths import assert_match_length as assert_match_length
 from pytest_induction.heads.match_lengths import measure_match_lengths as measure_match_lengths
 from pytest_induction.heads.retrieval import measure_retrieval as measure_retrieval
-from pytest_induction.heads.semantic import assert_heads_generalize as assert_heads_generalize
 from pytest_induction.heads.semantic import measure_generality as measure_generality
 from pytest_induction.heads.suppression import assert_copy_suppression as assert_copy_suppression
 from pytest_induction.heads.suppression import measure_copy_suppression as measure_copy_suppression

@@ -39,38 +39,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _done(arguments: Sequence[str] | None) -> int:
     parser = Parser(prog="python -m pytest_induction", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    about = "say what a model is, how its attention is read, what can be measured on it, and what to change"
+    about = "describe a model: how its attention is read, what can be measured on it, what each call costs, what to change"
     doctor = commands.add_parser("doctor", help=about, description=about)
     doctor.add_argument("model", metavar="MODEL", help=FORMS)
     command.add_loading(doctor)
-    doctor.add_argument("--attach", help="function that shows the model's attention: conftest.py:pytest_induction_attach, say")
+    doctor.add_argument("--attach", help="function that shows the model's attention, such as conftest.py:pytest_induction_attach")
     command.add_claims(doctor)
     doctor.set_defaults(command=_doctor)
     _add_compare(commands)
     sweep = commands.add_parser("sweep", help=command.ABOUT, description=command.ABOUT)
     command.add_options(sweep)
     sweep.set_defaults(command=_sweep)
-    about = "draw a training run as an SVG file: what changed where, the loss along the context, the path of the training"
+    about = "draw a training run as an SVG file: each change, the loss along the context, and the path of the training"
     draw = commands.add_parser("draw", help=about, description=about)
-    draw.add_argument("run", metavar="RUN", help="a recorded or swept run, or a log, as `load_run` takes it")
-    draw.add_argument("-o", "--out", metavar="FILE", help="file that is written (default: the run's name and .svg, here)")
+    draw.add_argument("run", metavar="RUN", help="a recorded or swept run, or a log: anything that `load_run` accepts")
+    draw.add_argument("-o", "--out", metavar="FILE", help="file to write (default: the run's name with .svg, in this directory)")
     _add_choice(draw)
     draw.set_defaults(command=_draw)
-    about = "show a run while it trains, renewed as it grows: its curves and the table of what changed; ends when it is closed"
+    about = "show the curves and changes of a run while it trains; refreshes as the run grows, ends when it is closed"
     watch = commands.add_parser("watch", help=about, description=about)
-    watch.add_argument("run", metavar="RUN", help="a run that is being recorded or swept, or a log, as `load_run` takes it")
-    watch.add_argument("--html", metavar="PAGE", help="write a page that reloads itself, and show only where it is")
-    watch.add_argument("--every", metavar="SECONDS", type=float, default=2.0, help="how often it is looked at (default 2)")
-    watch.add_argument("--once", action="store_true", help="show it as it is now, and end")
-    watch.add_argument("--wait", action="store_true", help="wait for a run that nobody has begun yet")
+    watch.add_argument("run", metavar="RUN", help="a run that is being recorded or swept, or a log: whatever `load_run` accepts")
+    watch.add_argument("--html", metavar="PAGE", help="write a page that reloads itself, instead of drawing in the terminal")
+    watch.add_argument("--every", metavar="SECONDS", type=float, default=2.0, help="seconds between two looks (default 2)")
+    watch.add_argument("--once", action="store_true", help="show the run as it is now, then exit")
+    watch.add_argument("--wait", action="store_true", help="wait for a run that has not begun yet")
     _add_choice(watch)
     watch.set_defaults(command=_watch)
-    about = "render the records of --induction-report RECORDS.json as a page or as Markdown; needs neither torch nor a model"
+    about = "turn the records of --induction-report RECORDS.json into a page or Markdown; needs neither torch nor a model"
     report = commands.add_parser("report", help=about, description=about)
-    report.add_argument("records", metavar="RECORDS.json", help="what --induction-report PATH.json wrote")
-    report.add_argument(
-        "-o", "--out", metavar="FILE", required=True, help="file that is written: PATH.html, PATH.md or PATH.json"
-    )
+    report.add_argument("records", metavar="RECORDS.json", help="a file that --induction-report PATH.json wrote")
+    report.add_argument("-o", "--out", metavar="FILE", required=True, help="file to write: PATH.html, PATH.md or PATH.json")
     report.set_defaults(command=_report)
     _add_schema(commands)
     given = parser.parse_args(arguments)
@@ -84,24 +82,22 @@ def _done(arguments: Sequence[str] | None) -> int:
 
 
 def _add_schema(commands: Any) -> None:
-    about = "write the JSON schema of gate files, by which editors complete and check them; needs neither torch nor a model"
+    about = "write the JSON schema of gate files, with which editors complete and check them; needs neither torch nor a model"
     schema = commands.add_parser("schema", help=about, description=about)
-    schema.add_argument("-o", "--out", metavar="FILE", help="file that is written (default: standard output)")
+    schema.add_argument("-o", "--out", metavar="FILE", help="file to write (default: standard output)")
     command.add_claims(schema)
     schema.set_defaults(command=_schema)
 
 
 def _add_compare(commands: Any) -> None:
-    about = (
-        "show two models, or two runs, side by side: their heads, what they do, their curves; needs a model only to measure it"
-    )
+    about = "compare two models or two runs: heads, behaviour, curves; loads a model only if it has not been measured yet"
     compare = commands.add_parser("compare", help=about, description=about)
     each = f"{command.COMPARED}; PATH@PART is a step of a run, an entry of a baseline file, a model of a report"
     compare.add_argument("before", metavar="A", help=each)
-    compare.add_argument("after", metavar="B", help="likewise")
-    compare.add_argument("-o", "--out", metavar="FILE", help="file that is written too: PATH.html, PATH.md or PATH.json")
-    compare.add_argument("--text", metavar="FILE", help="held-out text for in-context learning of models")
-    compare.add_argument("--seed", metavar="N", type=int, default=0, help="of the probes (default 0)")
+    compare.add_argument("after", metavar="B", help="what to compare it with, in the same forms")
+    compare.add_argument("-o", "--out", metavar="FILE", help="file to write as well: PATH.html, PATH.md or PATH.json")
+    compare.add_argument("--text", metavar="FILE", help="held-out text file, to measure in-context learning of models")
+    compare.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the random test sequences (default 0)")
     command.add_loading(compare)
     compare.set_defaults(command=_compare)
 
@@ -160,10 +156,10 @@ def _sweep(given: argparse.Namespace) -> int:
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     """The options that say which columns and rows of a log count."""
-    named = "column of a log that holds one of our measures: loss=train/ce; may be given again"
+    named = "which column of a log holds a measure, such as loss=train/ce; may be repeated"
     names = ("--column", "--induction-column")
     parser.add_argument(*names, dest="column", metavar="NAME=COLUMN", action="append", default=[], help=named)
-    rows = "rows of a log that count, by what stands in a column: run=r0; may be given again"
+    rows = "read only the rows of a log that have this value in this column, such as run=r0; may be repeated"
     names = ("--where", "--induction-where")
     parser.add_argument(*names, dest="where", metavar="COLUMN=VALUE", action="append", default=[], help=rows)
 

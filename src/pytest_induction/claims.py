@@ -54,49 +54,49 @@ __all__ = [
 ]
 
 ABOUT_HEADS = {
-    "no_head_matches": "if heads are expected: train further, or see every head with `measure_heads(model)`",
-    "copies_without_a_head": "see every head with `measure_heads(model)`, pairs with `measure_virtual_heads(model)`",
+    "no_head_matches": "if you expect heads, train further, or see every head with `measure_heads(model)`",
+    "copies_without_a_head": "see every head with `measure_heads(model)`, and pairs of heads with `measure_virtual_heads(model)`",
     "copies_through_pairs": "with `allow_virtual=True` two heads in a row are enough; see `measure_virtual_heads(model)`",
-    "formed": "the heads are named above; `measure_heads(model)` shows every one",
+    "formed": "the heads are named above; `measure_heads(model)` shows all heads",
     "formed_virtual": "with `allow_virtual=False` only single heads count",
-    "suppresses_what_it_matches": "a head that lowers what it finds suppresses copies; ablate it to see",
-    "dormant": "heads may wake on other data: measure on your own with `measure_heads(model, tokens=...)`",
+    "suppresses_what_it_matches": "a head that makes the token it finds less likely suppresses copies; ablate it to check",
+    "dormant": "heads may be active on other data: measure on your own tokens with `measure_heads(model, tokens=...)`",
     "matches_without_copying": "see what heads write with `measure_copying(model)`, or see `measure_ablations(model)`",
     "copying_unclear": "draw more sequences with `max_sequences=`; the threshold is `min_advantage=`",
-    "heads_unclear": "draw more sequences with `max_sequences=`; `find_induction_heads(model)` lists what is not clear",
-    "weak_or_shared": "see every head with `measure_heads(model)`; less than `max_prefix_matching=` counts as none, "
-    "`min_prefix_matching=` as an induction head",
-    "silent": "see what the loss rises by without each head: `measure_ablations(model)`",
-    "period_detector": "see irregular distances with `measure_match_lengths(model)`; train on repeats of varied distance",
-    "needs_longer_match": "see `measure_match_lengths(model)`; allow longer matches with `match_length=`, or leave it out",
-    "match_length_unclear": "see `measure_match_lengths(model)`; allow more with `max_sequences=`, or leave `match_length=` out",
-    "in_longer_rows": "see how far heads reach with `measure_distances(model)`; less than `max_prefix_matching=` counts as none",
-    "late_in_rows": "see which positions match with `measure_heads(model, tokens=...)`; less than `max_prefix_matching=` counts "
-    "as none",
-    "at_short_distances": "see how far heads reach with `measure_distances(model)`; less than `max_prefix_matching=` counts as "
-    "none",
-    "other_first_token": "if the model is used so, declare it (`bos_token_id` of its config); see such rows with "
-    "`measure_heads(model, tokens=...)`; less than `max_prefix_matching=` counts as none",
-    "budget_spent": "give it a larger `budget=`",
-    "counts_back": "a head trained on one period only counts back: train on repeats of varied distance",
+    "heads_unclear": "draw more sequences with `max_sequences=`; `find_induction_heads(model)` lists the unclear heads",
+    "weak_or_shared": "see every head with `measure_heads(model)`; a head below `max_prefix_matching=` counts as none, "
+    "one above `min_prefix_matching=` as an induction head",
+    "silent": "see how much the loss rises without each head: `measure_ablations(model)`",
+    "period_detector": "see heads at irregular distances with `measure_match_lengths(model)`; train on varied distances",
+    "needs_longer_match": "see `measure_match_lengths(model)`; set a longer `match_length=`, or leave it out",
+    "match_length_unclear": "see `measure_match_lengths(model)`; raise `max_sequences=`, or leave `match_length=` out",
+    "in_longer_rows": "see the reach of heads with `measure_distances(model)`; below `max_prefix_matching=` it counts as none",
+    "late_in_rows": "see which positions match with `measure_heads(model, tokens=...)`; below `max_prefix_matching=` "
+    "a head counts as none",
+    "at_short_distances": "see the reach of heads with `measure_distances(model)`; below "
+    "`max_prefix_matching=` a head counts as none",
+    "other_first_token": "if the model is used with that first token, declare it (`bos_token_id` of its config); see such "
+    "rows with `measure_heads(model, tokens=...)`; below `max_prefix_matching=` a head counts as none",
+    "budget_spent": "give a larger `budget=`",
+    "counts_back": "a head trained on a single period just counts back: train on repeats of varied distance",
 }
 ABOUT_CHANGES = {
-    "no_change": "if a change is expected: train further; what counts as one is `min_change=`",
-    "gradual": "what counts as abrupt is `max_width=`, in decades",
-    "formed": "when and how fast it was stands above",
-    "matches_without_copying": "the head may suppress what it finds: `measure_copying` on a checkpoint tells",
-    "too_late": "what is allowed is `before_tokens=`, or the bound in steps",
-    "two_steps": "see both with `python -m pytest_induction draw RUN`; whether it is there in the end tells `assert_formed`",
-    "behaviour_apart": "what the head matches may be used only later: see both with `python -m pytest_induction draw RUN`",
+    "no_change": "if you expect a change, train further; `min_change=` says how large it must be",
+    "gradual": "`max_width=`, in decades, says what counts as abrupt",
+    "formed": "the time and the width of the change are shown above",
+    "matches_without_copying": "the head may suppress what it finds: check with `measure_copying` on a checkpoint",
+    "too_late": "the limit is `before_tokens=`, or the one in steps",
+    "two_steps": "see both with `python -m pytest_induction draw RUN`; `assert_formed` tests for induction at the end",
+    "behaviour_apart": "the model may use the matches only later: see both curves with `python -m pytest_induction draw RUN`",
 }
 ABOUT_LAGS = {
-    "apart": "what counts as together is `max_lag=`, in decades",
-    "no_turn": "the path of token losses does not turn: see docs/runs.md#the-turn, or ask without (turn=False)",
-    "turn_apart": "the path turns elsewhere: see docs/runs.md#the-turn, or ask without (turn=False)",
+    "apart": "`max_lag=`, in decades, says what counts as together",
+    "no_turn": "the path of token losses does not turn: see docs/runs.md#the-turn, or leave it out with `turn=False`",
+    "turn_apart": "the path turns elsewhere: see docs/runs.md#the-turn, or leave it out with `turn=False`",
 }
 ABOUT_DROPS = {
-    "kept": "what may be lost is `max_drop=`, in the unit of the series",
-    "lost_again": "see when with `python -m pytest_induction draw RUN`; keep the checkpoint at the peak, or try a weight decay",
+    "kept": "`max_drop=`, in the unit of the series, says how much may be lost",
+    "lost_again": "see when with `python -m pytest_induction draw RUN`; keep the checkpoint of the peak, or try weight decay",
     "drop_unclear": "record with more sequences (`n_sequences=`), and more snapshots at the peak and at the end",
     "never_formed": "train further, or name another `series=`",
     "few_snapshots": "record the training more often",
@@ -133,7 +133,7 @@ MODELS = (
     ),
     Claim(
         name="copies_repeats",
-        asserts="repeated random tokens are completed",
+        asserts="the model completes repeated random tokens",
         assertion="pytest_induction.behaviour.claims:assert_copies_repeats",
         decided_by=("repeat_accuracy",),
         held_against={"repeat_accuracy": "min_accuracy"},
@@ -142,7 +142,7 @@ MODELS = (
     ),
     Claim(
         name="learns_in_context",
-        asserts="later tokens of a text are predicted better than early ones",
+        asserts="the model predicts later tokens of a text better than early ones",
         assertion="pytest_induction.behaviour.claims:assert_learns_in_context",
         decided_by=("icl_score",),
         held_against={"icl_score": "max_score"},
@@ -154,7 +154,7 @@ MODELS = (
     ),
     Claim(
         name="recalls",
-        asserts="the value that followed a key is recalled, among several pairs and over a distance",
+        asserts="the model recalls the value that followed a key, among several pairs and over a distance",
         assertion="pytest_induction.behaviour.recall:assert_recalls",
         decided_by=("recall_accuracy",),
         held_against={"recall_accuracy": "min_accuracy"},
@@ -167,7 +167,7 @@ MODELS = (
     ),
     Claim(
         name="follows_rule",
-        asserts="lines ABA and ABB of new tokens are completed by the rule that the lines before follow",
+        asserts="the model completes lines of new tokens by the rule, ABA or ABB, that the lines before follow",
         assertion="pytest_induction.behaviour.rules:assert_follows_rule",
         decided_by=("aba_accuracy", "abb_accuracy"),
         held_against={"aba_accuracy": "min_accuracy", "abb_accuracy": "min_accuracy"},
@@ -181,16 +181,16 @@ MODELS = (
     ),
     Claim(
         name="ablation_removes_icl",
-        asserts="without its induction heads the model no longer learns in context, beyond layer-matched controls",
+        asserts="ablating the induction heads removes in-context learning, more than ablating other heads of their layers",
         assertion="pytest_induction.causal.in_context:assert_ablation_removes_icl",
         decided_by=("share ", "icl_score"),
         held_against={"share *": "min_share"},
         next_steps={
             "no_induction_head": "see every head with `measure_heads(model)`, or name some with `heads=`",
             "removes_too_little": "see every head with `measure_ablations(model)`; the threshold is `min_share=`",
-            "no_more_than_controls": 'what others do is "control" above; see every head with `measure_ablations(model)`',
+            "no_more_than_controls": 'other heads are "control" above; see every head with `measure_ablations(model)`',
             "nothing_to_remove": "train further, or measure on a text from which the model learns in context",
-            "kinds_disagree": "see each kind alone with `how=`; zero is far from what many heads give",
+            "kinds_disagree": "see each kind alone with `how=`; zero is far from the usual output of many heads",
             "no_controls": "name fewer heads with `heads=`, so that others of their layers are left to compare with",
             "nothing_moves": "see what is read of the model: `python -m pytest_induction doctor`",
         },
@@ -200,13 +200,13 @@ MODELS = (
     ),
     Claim(
         name="icl_is_induction",
-        asserts="what a match in a text foretells, the model predicts by its induction heads, and these do little else",
+        asserts="the model needs its induction heads for tokens of a text that an earlier match foretells, and for little else",
         assertion="pytest_induction.causal.in_text:assert_icl_is_induction",
         decided_by=("specificity", "gap"),
         held_against={"lost foretold": "min_specificity"},
         next_steps={
             "no_induction_head": "see every head with `measure_heads(model)`, or name some with `heads=`",
-            "few_matches": "give a longer text, or one that repeats itself: `measure_loss_by_match(model, text)` has the shares",
+            "few_matches": "give a longer text, or a repetitive one: `measure_loss_by_match(model, text)` shows the shares",
             "does_not_use_matches": "see what each class of token costs with `measure_loss_by_match(model, text)`",
             "carries_too_little": "see every head with `measure_attributions(model, text)`; the threshold is `min_specificity=`",
             "not_specific": "see each class of token in the estimates above; the threshold is `min_specificity=`",
@@ -220,15 +220,15 @@ MODELS = (
     ),
     Claim(
         name="induction_circuit",
-        asserts="the induction head finds its place through its keys, from previous-token heads, or by pointer arithmetic",
+        asserts="an induction head finds its place through its keys, from previous-token heads, or through its queries",
         assertion="pytest_induction.causal.circuit:assert_induction_circuit",
         held_against={"lost_through_keys": "min_share"},
         next_steps={
-            "first_layer": "a first layer can only do it where keys see the token before, as smeared ones do, or, in a hybrid, "
-            'those behind a convolution: see `assert_recall_carried_by(model, "convolutions")`',
+            "first_layer": "a head of the first layer can do this only if its keys see the token before, as smeared keys do, or, "
+            'in a hybrid, keys behind a convolution: see `assert_recall_carried_by(model, "convolutions")`',
             "weights_disagree": "see the weights of all heads with `measure_composition(model)` and `measure_copying(model)`",
-            "not_through_keys": "what the head finds its place by is not known: `intervene(model, ...)` tries other paths",
-            "no_previous_token_head": "a lower threshold is `min_previous_token=`; `measure_heads(model)` shows every head",
+            "not_through_keys": "how the head finds its place is not known: try other paths with `intervene(model, ...)`",
+            "no_previous_token_head": "lower `min_previous_token=`, or see every head with `measure_heads(model)`",
         },
         chart="composition",
         needs=("asking",),
@@ -236,16 +236,16 @@ MODELS = (
     ),
     Claim(
         name="icl_heads",
-        asserts="few-shot tasks are carried by function-vector heads rather than by induction heads",
+        asserts="few-shot tasks depend on function-vector heads more than on induction heads",
         assertion="pytest_induction.causal.icl_heads:assert_icl_heads",
         decided_by=("difference",),
         held_against={"difference": f"{BOTH_SIDES}min_difference", "beyond controls": "min_difference"},
         next_steps={
-            "no_task": "see how it does each task with `measure_function_vectors(model)`, and give it others with `tasks=`",
+            "no_task": "see how well it does each task with `measure_function_vectors(model)`, and try others with `tasks=`",
             "induction": "see the scores of every head with `measure_function_vectors(model)`",
-            "alike": "how many heads of each kind are ablated is `top_share=`; the threshold is `min_difference=`",
-            "few_controls": "fewer heads, with as many others in their layers, are ablated with a lower `top_share=`",
-            "no_more_than_controls": "how many heads of each kind are ablated is `top_share=`",
+            "alike": "`top_share=` sets how many heads of each kind are ablated; the threshold is `min_difference=`",
+            "few_controls": "ablate fewer heads with a lower `top_share=`, so that their layers have as many others",
+            "no_more_than_controls": "`top_share=` sets how many heads of each kind are ablated",
         },
         chart="heads",
         needs=("asking",),
@@ -253,16 +253,17 @@ MODELS = (
     ),
     Claim(
         name="retrieval_heads",
-        asserts="the model finds one fact among others by heads that write it, and needs them for that",
+        asserts="the model finds one fact among others with heads that write it, and needs these heads for it",
         assertion="pytest_induction.causal.retrieval:assert_retrieval_heads",
         decided_by=("lost",),
-        held_against={"lost": "min_lost", "beyond controls": "min_lost", "accuracy": "min_accuracy"},
+        held_against={"lost": "min_lost", "beyond controls": "min_lost"},
         next_steps={
-            "does_not_retrieve": "see how it does with `measure_retrieval(model)`, and give it others with `facts=`, fewer with "
-            "`n_facts=`, or shorter rows with `length=`",
+            "does_not_retrieve": "see how well it does with `measure_retrieval(model)`; try other facts with `facts=`, "
+            "fewer with `n_facts=`, or shorter rows with `length=`",
             "no_head_retrieves": "see every head with `measure_retrieval(model)`; the threshold is `min_written=`",
-            "no_more_than_controls": "how many heads are ablated is `top_share=`; the threshold is `min_lost=`",
-            "few_controls": "fewer heads, with as many others in their layers, are ablated with a lower `top_share=`",
+            "no_more_than_controls": "`top_share=` sets how many heads are ablated; the threshold is `min_lost=`",
+            "no_controls": "ablate fewer heads with a lower `top_share=`, so that their layers have as many others",
+            "few_controls": "ablate fewer heads with a lower `top_share=`, so that their layers have as many others",
         },
         chart="heads",
         needs=("asking",),
@@ -270,12 +271,12 @@ MODELS = (
     ),
     Claim(
         name="recall_carried_by",
-        asserts="what the model recalls is carried by its attention, its states, or the convolutions that bind key and value",
+        asserts="the model recalls through a given part: attention, states, or the convolutions that bind key and value",
         assertion="pytest_induction.causal.recall_carried:assert_recall_carried_by",
         decided_by=("share",),
         held_against={"share": "min_share"},
         next_steps={
-            "does_not_recall": "see what it recalls of fewer pairs with `measure_recall(model)`, or train further",
+            "does_not_recall": "see how well it recalls fewer pairs with `measure_recall(model)`, or train further",
             "carries_too_little": "see every layer and tap with `measure_recall_paths(model)`; the threshold is `min_share=`",
             "no_more_than_controls": "the change itself does harm: see every layer and tap with `measure_recall_paths(model)`",
             "no_controls": "its convolutions have one lag, so nothing is left to compare with: see `measure_recall_paths(model)`",
@@ -286,10 +287,10 @@ MODELS = (
     ),
     Claim(
         name="heads_generalize",
-        asserts="named heads match by meaning too: by class, translation, pattern",
-        assertion="pytest_induction.heads.semantic:assert_heads_generalize",
+        asserts="named heads also match by meaning: by class, translation or pattern",
+        assertion="pytest_induction.heads.generalizing:assert_heads_generalize",
         next_steps={
-            "does_not_generalize": "see every head with `measure_generality(model)`; what means alike is `classes=` and `pairs=`",
+            "does_not_generalize": "see every head with `measure_generality(model)`; `classes=` and `pairs=` say what is alike",
         },
         chart="heads",
         needs=("asking",),
@@ -297,11 +298,11 @@ MODELS = (
     ),
     Claim(
         name="match_length",
-        asserts="named heads, or some head, match where so many tokens match",
+        asserts="named heads, or some head, match where a given number of tokens match",
         assertion="pytest_induction.heads.match_lengths:assert_match_length",
         decided_by=("excess ",),
         next_steps={
-            "no_match_of_that_length": "see every head with `measure_match_lengths(model)`; how many tokens is `match_length=`",
+            "no_match_of_that_length": "see every head with `measure_match_lengths(model)`; `match_length=` sets how many tokens",
         },
         chart="heads",
         needs=("asking",),
@@ -309,7 +310,7 @@ MODELS = (
     ),
     Claim(
         name="prefers_longer_match",
-        asserts="of several matches the longest wins: in what the model predicts and some head, or named heads, attend to",
+        asserts="the longest of several matches wins in what the model predicts and in what some head, or named heads, attend to",
         assertion="pytest_induction.heads.competing:assert_prefers_longer_match",
         decided_by=("gain", "preference "),
         held_against={"preference *": "min_preference"},
@@ -327,14 +328,14 @@ MODELS = (
     ),
     Claim(
         name="copy_suppression",
-        asserts="some head, or named heads, lower what is predicted before them where it stands earlier in the text",
+        asserts="some head, or named heads, make a predicted token less likely if it stands earlier in the text",
         assertion="pytest_induction.heads.suppression:assert_copy_suppression",
         decided_by=("effect ",),
         held_against={"effect *": "min_suppression"},
         next_steps={
-            "no_head_suppresses": "see every head with `measure_copy_suppression(model, text)`; how much is `min_suppression=`",
+            "no_head_suppresses": "see all heads with `measure_copy_suppression(model, text)`; or lower `min_suppression=`",
             "does_not_suppress": "see every head with `measure_copy_suppression(model, text)`, and name others with `heads=`",
-            "few_predictions": "`measure_copy_suppression(model, text).predicted_share` has each layer; name heads of later ones",
+            "few_predictions": "see each layer in `measure_copy_suppression(model, text).predicted_share`; name later heads",
         },
         chart="heads",
         needs=("text", "asking"),
@@ -345,8 +346,8 @@ MODELS = (
         asserts="a property holds on every sequence that hypothesis generates",
         assertion="pytest_induction.runs.properties:assert_property_holds",
         next_steps={
-            "fails": "look at the sequence alone with `check_property(model, ..., probes=[...])`",
-            "holds": "more sequences are `max_examples=`",
+            "fails": "look at that sequence alone with `check_property(model, ..., probes=[...])`",
+            "holds": "test more sequences with `max_examples=`",
         },
         chart="repeats",
         needs=("asking",),
@@ -354,16 +355,16 @@ MODELS = (
     ),
     Claim(
         name="heads_preserved",
-        asserts="a later model kept the behaviour and the heads of the one before, whatever their numbers",
+        asserts="a later model has kept the behaviour and the heads of an earlier one; the heads may have moved",
         assertion="pytest_induction.comparison.preserved:assert_heads_preserved",
         subject="pair of models",
         estimates="losses",
         next_steps={
-            "behaviour_lost": "heads are told apart from behaviour above; what may be lost is `margins=`",
-            "mechanism_lost": "see both models with `measure_heads(model)`; how many heads may go is `max_lost=`, how much "
-            "`margins=`",
-            "both_lost": "see both models with `measure_heads(model)`; what may be lost is `margins=`",
-            "nothing_to_preserve": "compare with a model that has heads: `measure_heads(model)` shows what the one before has",
+            "behaviour_lost": "heads and behaviour are listed apart above; `margins=` says how much may be lost",
+            "mechanism_lost": "see both models with `measure_heads(model)`; `max_lost=` says how many heads may be lost, "
+            "`margins=` how much of a score",
+            "both_lost": "see both models with `measure_heads(model)`; `margins=` says how much may be lost",
+            "nothing_to_preserve": "compare with a model that has heads; `measure_heads(model)` shows those of the earlier model",
         },
         chart="heads",
         needs=("baseline",),
@@ -371,14 +372,14 @@ MODELS = (
     ),
     Claim(
         name="retrieval_preserved",
-        asserts="a later model finds one fact among others as well as the one before",
+        asserts="a later model finds one fact among others as well as an earlier one",
         assertion="pytest_induction.comparison.retrieval:assert_retrieval_preserved",
         subject="pair of models",
         decided_by=("lost",),
-        held_against={"lost": "max_lost", "accuracy before": "min_accuracy"},
+        held_against={"lost": "max_lost"},
         next_steps={
-            "retrieval_lost": "see both models with `measure_retrieval(model)`; what may be lost is `max_lost=`",
-            "nothing_to_preserve": "see how the model before does with `measure_retrieval(model)`, and give it others with "
+            "retrieval_lost": "see both models with `measure_retrieval(model)`; `max_lost=` says how much may be lost",
+            "nothing_to_preserve": "see how well the earlier model does with `measure_retrieval(model)`; try other facts with "
             "`facts=`, or shorter rows with `length=`",
         },
         needs=("asking",),
@@ -386,12 +387,12 @@ MODELS = (
     ),
     Claim(
         name="continuity",
-        asserts="the models, or the training runs, of a family look alike in every measure, within stated margins",
+        asserts="the models, or training runs, of a family agree in every measure, within stated margins",
         assertion="pytest_induction.comparison.continuity:assert_continuity",
         subject="family",
         estimates="largest differences",
         next_steps={
-            "differs": "see each member with `measure_heads(model)`; what counts as alike is `margins=`, and None leaves one out",
+            "differs": "see each member with `measure_heads(model)`; `margins=` says what is alike; None leaves a measure out",
         },
         needs=("asking",),
         more="runs.md#continuity",
@@ -400,7 +401,7 @@ MODELS = (
 RUNS = (
     Claim(
         name="log_is_sane",
-        asserts="enough snapshots, every loss a number, none that diverged",
+        asserts="the run has enough snapshots, and every loss is a finite number and did not diverge",
         assertion="pytest_induction.runs.heads_over_training:assert_log_is_sane",
         subject="run",
         next_steps={
@@ -412,7 +413,7 @@ RUNS = (
     ),
     Claim(
         name="phase_change",
-        asserts="induction formed abruptly, by when, and in-context learning with it",
+        asserts="induction formed abruptly, in time if a bound is given, and in-context learning changed with it",
         assertion="pytest_induction.runs.phase_change.claims:assert_phase_change",
         subject="run",
         decided_by=("width",),
@@ -437,8 +438,8 @@ RUNS = (
     ),
     Claim(
         name="cooccurrence",
-        asserts="in-context learning and induction change together, and the path of token losses turns there where it was "
-        "recorded, in one run or over several",
+        asserts="in-context learning and induction change together, in one run or over several; the path of token losses "
+        "turns then too, if it was recorded",
         assertion="pytest_induction.runs.phase_change.claims:assert_cooccurrence",
         subject="run",
         decided_by=("lag",),
@@ -449,8 +450,8 @@ RUNS = (
     ),
     Claim(
         name="coperturbation",
-        asserts="what makes induction form earlier, or at all, moves in-context learning with it: two trainings, or seeds "
-        "of each",
+        asserts="a change of the training that makes induction form earlier, or at all, moves in-context learning with it, "
+        "in two runs or over several seeds of each",
         assertion="pytest_induction.runs.perturbation:assert_coperturbation",
         subject="pair of runs",
         held_against={
@@ -460,11 +461,11 @@ RUNS = (
             "icl_shift": "min_shift",
         },
         next_steps={
-            "nothing_moves": "how far it must move is `min_shift=`, in decades",
-            "induction_stays": "how far it must move is `min_shift=`, in decades",
-            "icl_stays": "how far it must move is `min_shift=`, in decades",
-            "changes_apart": "what counts as together is `max_lag=`, in decades",
-            "moves_apart": "what counts as together is `max_lag=`, in decades",
+            "nothing_moves": "`min_shift=`, in decades, says how far it must move",
+            "induction_stays": "`min_shift=`, in decades, says how far it must move",
+            "icl_stays": "`min_shift=`, in decades, says how far it must move",
+            "changes_apart": "`max_lag=`, in decades, says what counts as together",
+            "moves_apart": "`max_lag=`, in decades, says what counts as together",
         },
         chart="run",
         needs=("asking",),
@@ -472,7 +473,7 @@ RUNS = (
     ),
     Claim(
         name="formation_order",
-        asserts="previous-token heads form first, then prefix matching, then copying, or other series in an order of one's own",
+        asserts="previous-token heads form first, then prefix matching, then copying; or other series in the order that you name",
         assertion="pytest_induction.runs.phase_change.order:assert_formation_order",
         subject="run",
         decided_by=("lag",),
@@ -487,7 +488,7 @@ RUNS = (
     ),
     Claim(
         name="no_transience",
-        asserts="what was learned in context is still there at the end: a series is not below its peak",
+        asserts="in-context learning is still there at the end: a series is not far below its peak",
         assertion="pytest_induction.runs.transience:assert_no_transience",
         subject="run",
         decided_by=("drop",),
@@ -499,7 +500,7 @@ RUNS = (
     ),
     Claim(
         name="transience",
-        asserts="what was learned in context is lost again: a series ends far below its peak",
+        asserts="in-context learning is lost again: a series ends far below its peak",
         assertion="pytest_induction.runs.transience:assert_transience",
         subject="run",
         denies="no_transience",
@@ -512,7 +513,7 @@ RUNS = (
     ),
     Claim(
         name="heads_kept",
-        asserts="the best head at the end is about as good as the best there was",
+        asserts="the best head at the end is about as good as the best head at any time",
         assertion="pytest_induction.runs.heads_over_training:assert_heads_kept",
         subject="run",
         decided_by=("final",),
@@ -539,7 +540,7 @@ RUNS = (
     ),
     Claim(
         name="formed",
-        asserts="a head is there by so many tokens or steps, and at the end, however fast it came",
+        asserts="an induction head is there by a given number of tokens or steps, and at the end, however fast it formed",
         assertion="pytest_induction.runs.heads_over_training:assert_formed",
         subject="run",
         decided_by=("formed",),
@@ -561,7 +562,7 @@ RUNS = (
         held_against={"onset_lag": "max_lag"},
         next_steps={
             **ABOUT_CHANGES,
-            "later": "what is allowed is `max_lag=`, in decades; onsets vary with the seed of a training",
+            "later": "`max_lag=`, in decades, is the delay that is allowed; onsets vary with the seed of a training",
             "onset_unclear": "record more snapshots around the onset, in both runs",
         },
         chart="run",
@@ -570,13 +571,13 @@ RUNS = (
     ),
     Claim(
         name="property_holds_from",
-        asserts="from some snapshot on, by when, a property holds on generated sequences",
+        asserts="a property holds on generated sequences from some snapshot on, in time if a bound is given",
         assertion="pytest_induction.runs.properties:assert_property_holds_from",
         subject="run",
         decided_by=("holds_from_tokens", "holds_from_steps"),
         held_against=BY_THEN,
         next_steps={
-            "holds": "which sequences were looked at is in `run.snapshots[...].hunts`; more are `max_examples=`",
+            "holds": "`run.snapshots[...].hunts` has the sequences that were tested; test more with `max_examples=`",
             "fails_at_the_end": "train further, or ask less of the property, as `min_accuracy` does",
             "fails_later": "see all of them with `check_property(...)` without `holds_from=`, or ask less of the property",
             "too_late": ABOUT_CHANGES["too_late"],

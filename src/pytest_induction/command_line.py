@@ -97,7 +97,7 @@ def ended(command: Callable[[], int]) -> int:
         return 2
 
 
-ABOUT = "measure every checkpoint of a training and write a run that can be asserted about; a sweep that was broken off goes on"
+ABOUT = "measure every checkpoint of a training and write a run for tests; an interrupted sweep continues where it stopped"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -106,40 +106,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoints",
         metavar="CHECKPOINTS",
-        help="a directory or URL with checkpoint-N directories or step-numbered files, a pattern in it, or hf:NAME@step{}",
+        help="a directory or URL with checkpoint-N directories or step-numbered files, a pattern of them, or hf:NAME@step{}",
     )
     parser.add_argument(
-        "-o", "--out", metavar="RUN", required=True, help="directory of the run: a new one, or an earlier sweep's"
+        "-o", "--out", metavar="RUN", required=True, help="directory for the run: a new one, or that of an earlier sweep"
     )
-    parser.add_argument("--factory", metavar="F", help="what makes the model: path/file.py:factory or module:factory")
-    parser.add_argument("--text", metavar="FILE", help="held-out text for the in-context learning score")
-    parser.add_argument("--steps", metavar="STEPS", help="these only: 0,1,2,4 or FIRST:LAST:EVERY")
+    parser.add_argument("--factory", metavar="F", help="function that builds the model: path/file.py:factory or module:factory")
+    parser.add_argument("--text", metavar="FILE", help="held-out text file, to measure the in-context learning score")
+    parser.add_argument("--steps", metavar="STEPS", help="measure only these steps: 0,1,2,4 or FIRST:LAST:EVERY")
     parser.add_argument(
-        "--workers", metavar="N", type=int, default=1, help="processes that measure at once, beside this one (default 1)"
+        "--workers", metavar="N", type=int, default=1, help="number of processes that measure in parallel (default 1)"
     )
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
         nargs="?",
         const="",
-        help="measure on a Ray cluster: auto, an address, or nothing for the one of this machine, started if there is none",
+        help="measure on a Ray cluster: auto, an address, or no value for this machine's cluster, started if needed",
     )
-    parser.add_argument("--num-gpus", metavar="X", type=float, help="GPUs of each that measures on the cluster")
+    parser.add_argument("--num-gpus", metavar="X", type=float, help="GPUs for each worker on the cluster")
     add_loading(parser)
     add_claims(parser)
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the probes (default 0)")
-    parser.add_argument("--tokens-per-step", metavar="T", type=float, help="tokens that a step of the training had")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the random test sequences (default 0)")
+    parser.add_argument("--tokens-per-step", metavar="T", type=float, help="number of tokens in one training step")
 
 
 LOADING = ("device", "dtype", "memory", "trust_remote_code", "without_pattern")  # what `load_model` takes
-COMPARED = "a model, a run or log, the JSON of a report or of evidence, or a baseline file"
+COMPARED = "a model, a run or log, a report or evidence as JSON, or a baseline file"
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """The options that say how a model is loaded and run."""
-    parser.add_argument("--device", help="device a model runs on (default cpu)")
-    parser.add_argument("--dtype", help="floating-point type it runs in (default: as stored)")
-    parser.add_argument("--memory", help="what a forward pass may take, such as 4GB (default: half of what is free)")
+    parser.add_argument("--device", help="device to run the model on (default cpu)")
+    parser.add_argument("--dtype", help="floating-point type to run it in (default: as stored)")
+    parser.add_argument("--memory", help="most memory of one forward pass, such as 4GB (default: half of what is free)")
     add_trust(parser)
     add_without_pattern(parser)
 
@@ -151,7 +151,7 @@ def loading(given: argparse.Namespace) -> dict[str, Any]:
 
 def add_claims(parser: argparse.ArgumentParser) -> None:
     """The option for claims of one's own, which a test session has from its conftest.py."""
-    parser.add_argument("--claims", metavar="FILE", help="file or module that registers claims of your own: conftest.py, say")
+    parser.add_argument("--claims", metavar="FILE", help="file or module that registers claims of your own, such as conftest.py")
 
 
 def register(place: str | None) -> None:
@@ -165,13 +165,13 @@ def register(place: str | None) -> None:
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """The option by which code may run that came with weights; spelt as the messages do, too."""
-    about = "let code run that came with the weights; without it such a model is refused"
+    about = "allow code that comes with the weights to run; without this option a model that needs it is refused"
     parser.add_argument("--trust-remote-code", "--induction-trust-remote-code", action="store_true", help=about)
 
 
 def add_without_pattern(parser: argparse.ArgumentParser) -> None:
     """The option that declares modules which have no attention pattern; spelt as pytest has it, too."""
-    about = "modules that mix positions and have no attention pattern: paths or classes, by commas; may be given again"
+    about = "modules that mix positions but have no attention pattern; paths or classes, separated by commas; may be repeated"
     names = ("--without-pattern", "--induction-without-pattern")
     parser.add_argument(*names, metavar="NAME", action="append", default=[], help=about)
 

@@ -21,7 +21,17 @@ from pytest_induction.claims import MODEL, PREFIX, Claim, claim_named, claims
 from pytest_induction.comparison import preserved
 from pytest_induction.comparison import retrieval as retrieval_kept
 from pytest_induction.errors import TextError, meant
-from pytest_induction.heads import competing, composition, copying, distances, match_lengths, semantic, suppression, virtual
+from pytest_induction.heads import (
+    competing,
+    composition,
+    copying,
+    distances,
+    generalizing,
+    match_lengths,
+    semantic,
+    suppression,
+    virtual,
+)
 from pytest_induction.heads import induction as kinds
 from pytest_induction.heads import retrieval as heads_retrieval
 from pytest_induction.interventions import ablation, function_vectors
@@ -129,7 +139,7 @@ class Induction:
     assert_retrieval_heads = OfModel(retrieval.assert_retrieval_heads)
     assert_recall_carried_by = OfModel(recall_carried.assert_recall_carried_by)
     assert_induction_circuit = OfModel(circuit.assert_induction_circuit)
-    assert_heads_generalize = OfModel(semantic.assert_heads_generalize)
+    assert_heads_generalize = OfModel(generalizing.assert_heads_generalize)
     assert_match_length = OfModel(match_lengths.assert_match_length)
     assert_prefers_longer_match = OfModel(competing.assert_prefers_longer_match)
     assert_copy_suppression = OfModelAndText(suppression.assert_copy_suppression)

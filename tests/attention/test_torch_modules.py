@@ -200,4 +200,4 @@ def test_a_compiled_model_is_measured_as_it_was_written(how):
     for found in (first, again):
         np.testing.assert_allclose(found.prefix_matching, wanted, atol=1e-6)
     if how in ("a module", "in place", "a part of a module"):
-        assert "compiled, and measured as it was written" in first.provenance.notes
+        assert "compiled; measured without compilation" in first.provenance.notes

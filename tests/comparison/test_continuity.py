@@ -59,7 +59,7 @@ def test_the_same_heads_at_three_sizes_are_alike(family):
     half = stats.t.isf(1e-3 / 5, 5) * 0.01 / 6**0.5  # five looks; six sequences that are alike to the last digit
     assert found.estimates["prefix_matching"].high == pytest.approx(half, abs=1e-5)
     assert all(0 <= each.value < 1e-5 and each.high < found.thresholds[name] for name, each in found.estimates.items())
-    assert found.summary.startswith("all 3 are alike, they differ by at most 0.000 in prefix matching of the best head (")
+    assert found.summary.startswith("all 3 are alike: the largest difference is 0.000 in prefix matching of the best head (")
     assert found.provenance.model == "small, middle, large" and len(found.provenance.notes) == 3
     assert found.provenance.notes[2].startswith("large is PlantedModel: 4 layers x 3 heads by sdpa, float32 on cpu, weights ")
     assert Evidence.from_dict(found.to_dict()) == found
@@ -68,7 +68,7 @@ def test_the_same_heads_at_three_sizes_are_alike(family):
 
 def test_one_weaker_head_is_found_and_named(family):
     """Its prefix matching is that of the formula of its sharpness, and the others' is 1."""
-    with pytest.raises(ExpectationFailed, match="continuity is REFUTED, expected SHOWN: not all are alike: ") as caught:
+    with pytest.raises(ExpectationFailed, match="continuity is REFUTED, expected SHOWN: they are not all alike: ") as caught:
         assert_continuity({**family, "weak": sized("middle", 2.5)})
     found = caught.value.evidence
     assert found.reason == "differs"
@@ -328,9 +328,9 @@ def test_a_run_without_a_change_differs_in_kind_and_runs_that_all_lack_one_do_no
             "it compares tokens 40-60 with 450-512 in small, tokens 5-7 with 55-63 in",
             "one len",
         ),
-        ({"icl_windows": None}, "which tokens it compares in other is not on record", "rows of one length, or leave it out"),
+        ({"icl_windows": None}, "the tokens it compares in other are not on record", "rows of one length, or leave it out"),
         ({"tokens_per_step": None}, "how many tokens other trained on is not known", "give it its `tokens_per_step`"),
-        ({"errors": {}}, "other does not have it with its standard error on record", "record or sweep it again"),
+        ({"errors": {}}, "other has no record of it with a standard error", "record or sweep it again"),
         ({"icl_rows": None}, "other has no rows of it on record", "record or sweep it with a held-out text"),
     ],
 )

@@ -204,7 +204,7 @@ def test_a_difference_at_the_margin_is_undetermined_and_says_what_would_settle_i
     loss = evidence(perfect, after, max_sequences=24).estimates["excess L1H0"].value
     found = evidence(perfect, after, margins={"prefix_matching": loss}, max_sequences=24)
     assert (found.verdict, found.reason, found.provenance.n_sequences) == (Verdict.UNDETERMINED, "difference_unclear", 24)
-    assert found.summary.startswith("whether all is kept is not clear: L1H0, prefix matching beyond chance 0.2")
+    assert found.summary.startswith("whether everything is kept is not clear: L1H0, prefix matching beyond chance 0.2")
     assert found.next_step.startswith("about ") and " more sequences: max_sequences=" in found.next_step
     profile = profile_of(perfect, n_sequences=12)
     found = evidence(profile, after, margins={"prefix_matching": loss})
@@ -219,7 +219,8 @@ def test_a_model_with_nothing_to_lose_makes_no_gate():
     found = evidence(SHIPPED["virtual"], SHIPPED["virtual"], margins=NO_BEHAVIOUR)
     assert found.reason == "nothing_to_preserve"
     assert (
-        "no head before is in a role; behaviour is kept" in assert_heads_preserved(SHIPPED["virtual"], SHIPPED["virtual"]).summary
+        "no head of the earlier model is in a role; behaviour is kept"
+        in assert_heads_preserved(SHIPPED["virtual"], SHIPPED["virtual"]).summary
     )
 
 

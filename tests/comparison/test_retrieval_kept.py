@@ -40,6 +40,7 @@ def test_a_head_that_moved_is_kept():
     assert (found.verdict, found.reason) == (Verdict.SHOWN, "preserved") and found.provenance.n_sequences == 96
 
 
+@pytest.mark.exhaustive
 def test_what_improves_passes():
     assert evidence(retrieval_head(sharpness=4.0), retrieval_head()).reason == "preserved"
 

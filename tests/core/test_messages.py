@@ -80,7 +80,7 @@ def test_what_a_change_did_not_move_names_the_option_of_that_claim(reason):
     """`min_shift=` is how far it must move, `max_lag=` how near."""
     option = "max_lag=" if reason.endswith("apart") else "min_shift="
     assert f"`{option}`" in step(reason, is_run=True, claim="coperturbation")
-    assert step("apart", is_run=True, claim="cooccurrence") == "what counts as together is `max_lag=`, in decades"
+    assert step("apart", is_run=True, claim="cooccurrence") == "`max_lag=`, in decades, says what counts as together"
 
 
 RUNS = FIXTURES / "runs"

@@ -136,5 +136,5 @@ def test_a_lazy_module_without_weights_is_refused_in_a_line():
         def forward(self, tokens):
             return self.out(self.embed(tokens))
 
-    with pytest.raises(ModelError, match=r"the weight `out\.weight` of Lazy has no values yet, as that of a lazy module"):
+    with pytest.raises(ModelError, match=r"the weight `out\.weight` of Lazy has no values yet, because its module is lazy"):
         measure_heads(Lazy())

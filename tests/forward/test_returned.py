@@ -178,13 +178,13 @@ def test_half_a_vocabulary_that_is_padding_is_told():
     model.tokenizer = Tokenizer(20)
     subject = load_model(model)
     assert subject.space.excluded == set(range(20, 40))
-    assert any("ids 20 to 39 are no tokens of its tokenizer" in note for note in subject.notes)
+    assert any("ids 20 to 39 are not tokens of its tokenizer" in note for note in subject.notes)
     model = plain()
     with torch.no_grad():
         model.embed.weight[25:] = 0
     subject = load_model(model)
     assert subject.space.excluded == set(range(25, 40))
-    assert any("15 ids have no row of the token embedding of their own" in note for note in subject.notes)
+    assert any("15 ids have no embedding of their own" in note for note in subject.notes)
 
 
 def test_the_id_that_an_embedding_keeps_for_padding_is_in_no_probe():

@@ -158,7 +158,7 @@ def test_a_failure_says_it_after_the_score_of_each_head():
     told = failure_text(found)
     first = "L1H0 0.900 (0.850..0.950) [needs 2 matching tokens, up to 17 back]"
     assert f"  heads: {first}, L1H0 0.900 (0.850..0.950) (threshold 0.300; chance gives L1H0 0.050)" in told
-    assert told.endswith("allow longer matches with `match_length=`, or leave it out")
+    assert told.endswith("set a longer `match_length=`, or leave it out")
 
 
 def test_of_the_sums_of_many_layers_the_highest_are_told():

@@ -207,7 +207,7 @@ def test_some_head_is_enough_and_each_of_those_named_is_asked():
     assert evidence(model, ["L0H0", "L0H1"], match_length=1).summary.startswith("L0H1 has excess 0.000")
     assert evidence(model, ["L0H0", "L0H2"]).verdict.name == "SHOWN"
     nothing = evidence(induction.load_model(planted.uniform_head()), match_length=3)
-    assert nothing.verdict.name == "REFUTED" and nothing.summary.startswith("no head attends to what followed where three tokens")
+    assert nothing.verdict.name == "REFUTED" and nothing.summary.startswith("no head matches where three tokens")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest_induction as induction
 from pytest_induction import ExpectationFailed, Verdict, planted
 from pytest_induction.errors import ArgumentError, ModelError, ProbeError
 from pytest_induction.heads import semantic as assertions
-from pytest_induction.heads.semantic import MIN_EXCESS, assert_heads_generalize, judge_generality, measure_generality
+from pytest_induction.heads.generalizing import MIN_EXCESS, assert_heads_generalize, judge_generality
+from pytest_induction.heads.semantic import measure_generality
 from pytest_induction.probes.words import LANGUAGES, PAIRS_ENOUGH, Words
 from pytest_induction.records import Evidence, HeadId
 from tests.heads.test_copying import tiny

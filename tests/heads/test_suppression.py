@@ -8,11 +8,14 @@ import torch
 
 import pytest_induction as induction
 from pytest_induction import ExpectationFailed, Verdict, assert_copy_suppression, measure_copy_suppression, planted
+from pytest_induction.charts.heads import heads_data
+from pytest_induction.charts.making import plain
 from pytest_induction.errors import ArgumentError, TextError
 from pytest_induction.heads.suppression import (
     LISTS,
     MIN_PREDICTIONS,
     asked,
+    effects_to_draw,
     judge_suppression,
     queries_of,
     sums_of,
@@ -20,6 +23,7 @@ from pytest_induction.heads.suppression import (
 )
 from pytest_induction.planted.blueprint import Attends, Blueprint, after, back
 from pytest_induction.records import Evidence, HeadId
+from pytest_induction.report.charts.head_map import NOTES, head_map
 from tests.behaviour.test_matches import repeating_rows
 from tests.heads.test_copying import tiny
 from tests.heads.test_semantic import patterns_of
@@ -112,7 +116,7 @@ def slow_effects(model, tokens, others):
     return found
 
 
-@pytest.mark.parametrize("kind", ["GPT2", "Llama", "Gemma3"])
+@pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("GPT2", "Llama")), "Gemma3"])
 def test_effects_are_those_of_loops_over_eager_patterns(kind):
     """Of every head, layer and row of a random model; with a norm behind attention too, and keys that heads share."""
     model = untied(kind)
@@ -187,7 +191,10 @@ KNOWN = {  # a model; of its head L2H0 effect, mass and whether other tokens hav
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KNOWN)
+REPEATING = ("a little", "silent", "rests", "matches and lowers", "lowers what is near")  # what others are about too
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in REPEATING)) for name in KNOWN])
 def test_planted_heads_have_their_effect_and_verdict(name):
     """By the formula of their construction. A head that lowers everything lowers what is predicted too: the null tells it."""
     model, effect, mass, alike, verdict = KNOWN[name]
@@ -236,14 +243,16 @@ def test_each_of_the_named_heads_must_suppress():
     assert "before layer 1 at 0 of" in early.summary and not early.next_step
 
 
-@pytest.mark.parametrize("make", [planted.copy_suppression_head, planted.induction_head, planted.uniform_head])
+@pytest.mark.parametrize(
+    "make", [planted.copy_suppression_head, pytest.param(planted.uniform_head, marks=pytest.mark.exhaustive)]
+)
 def test_where_nothing_is_predicted_before_any_layer_nothing_is_said(make):
     """Also of a head that lowers what it matches, in a last layer: no layer before it predicts anything."""
     found = evidence(make(**SIZES), ROWS)
     assert (found.verdict, found.reason, found.next_step) == (Verdict.UNDETERMINED, "few_predictions", "")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in (1, 2))])
 def test_random_weights_are_never_shown(seed):
     torch.manual_seed(seed)
     model = induction.load_model(tiny("Llama"))
@@ -308,6 +317,33 @@ def test_each_row_counts_once_and_for_four_times_the_threshold_at_most():
     }
     one = suppressing(found, [HeadId(0, 0)], 0.1, (0.5, 0.5))[0]
     assert one.effect.value == pytest.approx((-0.2 - 0.4) / 2) == one.beyond.value
+
+
+def test_a_report_draws_every_head_once_it_was_measured():
+    """Of a layer before which something is predicted; a verdict about one head has not seen them all."""
+
+    def drawn(subject):
+        return [score for score in heads_data(subject)["scores"] if score["name"] == "suppression"]
+
+    subject = induction.load_model(KNOWN["suppresses"][0])
+    evidence(subject, ROWS, heads="L2H0")
+    assert not drawn(subject)
+    evidence(subject, ROWS)
+    (score,) = drawn(subject)
+    assert np.isnan(score["value"][:2]).all() and score["unit"] == "nats"
+    assert score["value"][2].tolist() == pytest.approx([8 / 40 - 8, 0, 0], abs=1e-3)
+    assert score["low"][2, 0] <= score["value"][2, 0] <= score["high"][2, 0] < -7
+    (chart,) = head_map({"scores": [plain(score)]})
+    assert "the lowest is L2H0" in chart.label and chart.note == NOTES["suppression"]
+
+
+def test_what_is_drawn_is_the_mean_of_each_row():
+    """Of 48 rows: one prediction in each is too few in all for a layer, and a row without any has no mean."""
+    found = made([-0.5, -0.3], [0.0, 0.0], [1, 20], spread=0)
+    found["predictions"][0, 1] = 0
+    means = effects_to_draw(found)
+    assert np.isnan(means[:, 0]).all() and np.isnan(means[0, 1]).all()
+    assert means[1:, 1] == pytest.approx(-0.3)
 
 
 def test_scores_are_plain_data():

@@ -516,7 +516,7 @@ def test_bad_input_is_told_in_one_line(intervention, said, subject):
 
 def test_two_blocks_at_once_are_refused(subject):
     """Which of them would come first is not for us to guess."""
-    with intervene(subject, ablate("L0H0")), pytest.raises(ModelError, match="in force already"), intervene(subject, smear(0.5)):
+    with intervene(subject, ablate("L0H0")), pytest.raises(ModelError, match="already active"), intervene(subject, smear(0.5)):
         pass
     assert subject.intervening is None
 

@@ -147,7 +147,7 @@ def test_two_blocks_at_once_are_refused_whatever_the_model_is_called():
     before = load_model(module)
     with intervene(module, ablate("L0H0")) as changed:
         for same_one in (module, before, changed, torch.compile(module, backend="eager")):
-            with pytest.raises(ModelError, match="in force already"), intervene(same_one, smear(0.5)):
+            with pytest.raises(ModelError, match="already active"), intervene(same_one, smear(0.5)):
                 pytest.fail("the block was entered")
         assert before.intervening is changed.intervening is not None
     assert before.intervening is None and changed.intervening is None

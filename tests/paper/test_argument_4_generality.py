@@ -7,7 +7,7 @@ assertion that finds such heads is held to heads that are planted.
 import pytest
 
 from pytest_induction import Verdict, measure_heads, planted
-from pytest_induction.heads.semantic import assert_heads_generalize
+from pytest_induction.heads.generalizing import assert_heads_generalize
 from tests.runs.claims import evidence_of
 
 SIZES = {"n_heads": 3, "d_vocab": 40, "n_ctx": 64}

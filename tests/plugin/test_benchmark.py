@@ -154,7 +154,7 @@ USAGE = {
     ),
     "nothing to judge": (
         ["--induction-model", SHIPPED["llama"], "--induction-max-overhead", "1.2"],
-        "--induction-max-overhead is judged by --induction-benchmark, which was not given",
+        "--induction-max-overhead needs --induction-benchmark",
     ),
 }
 

@@ -169,7 +169,7 @@ def test_a_broken_or_foreign_file_is_a_miss_with_one_line(kind, cache, evidence)
     entry.path.write_text(BREAKS[kind](text))
     found, problem = entry.read()
     assert found is None
-    assert problem.startswith(f"{entry.path.name} of --induction-cache was of no use (")
+    assert problem.startswith(f"{entry.path.name} of --induction-cache could not be used (")
     assert "\n" not in problem
     entry.write(evidence)
     assert entry.read()[0] is not None
@@ -184,7 +184,7 @@ def test_a_broken_file_is_said_in_the_section_and_the_gate_passes(place, pyteste
     again = pytester.runpytest_inprocess("--induction-cache=kept", "-v")
     again.assert_outcomes(passed=1)
     again.stdout.fnmatch_lines(
-        [f"*note * {kept.name} of --induction-cache was of no use (it is no verdict that was kept): measured anew"]
+        [f"*note * {kept.name} of --induction-cache could not be used (it is no verdict that was kept): measured anew"]
     )
 
 
@@ -201,7 +201,7 @@ def test_a_broken_file_is_said_in_the_section_and_the_gate_passes(place, pyteste
         {"claim": "heads_preserved", "arguments": {"before": object()}},
         {"claim": "property_holds", "arguments": {"property": "own.py:property"}},
     ],
-    ids=str,
+    ids=lambda other: "-".join(other),
 )
 def test_what_cannot_be_told_is_not_kept(other, cache):
     """A factory, a model of the hub, a time, code of others, another model."""

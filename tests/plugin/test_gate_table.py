@@ -166,7 +166,7 @@ EXPECTATIONS = {
     "margins": ('expect.heads_preserved.margins.loss = "1"', "`margins` must be a table of numbers, or of false where"),
     "a text for nothing": (
         'text = "text.txt"\nexpect = ["copies_repeats"]',
-        "nothing that it expects takes its `text`: leave it out, or expect what does",
+        "none of the claims it expects takes `text`: leave `text` out, or expect a claim that takes it",
     ),
 }
 

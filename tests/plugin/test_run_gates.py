@@ -73,7 +73,7 @@ def test_a_bound_adds_a_gate(pytester, options, passes):
             ["--induction-run=.", "--induction-before-tokens=soon"],
             "--induction-before-tokens must be a number above 0*got 'soon'",
         ),
-        (["--induction-before-step=5"], "--induction-before-step: there is no run to ask it of: give --induction-run"),
+        (["--induction-before-step=5"], "--induction-before-step: there is no run to test: give --induction-run"),
     ],
 )
 def test_a_bound_that_makes_no_sense_is_a_usage_error(pytester, options, said):

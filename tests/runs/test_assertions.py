@@ -152,7 +152,7 @@ class TestPhaseChange:
         text = str(caught.value)
         assert text.startswith("phase_change is REFUTED, expected SHOWN: prefix matching of the best head stays between 0.05")
         assert f"  measured: flat run, {len(STEPS)} snapshots, steps 1 to 10000, from a recorder" in text
-        assert "next: if a change is expected: train further; what counts as one is `min_change=`" in text
+        assert "next: if you expect a change, train further; `min_change=` says how large it must be" in text
         assert "\n  icl score: SHOWN, the in-context learning score changes by" in text
 
     def test_a_run_that_does_not_tell_fails_too_and_says_what_would(self):

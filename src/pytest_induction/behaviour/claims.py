@@ -24,7 +24,7 @@ from pytest_induction.measuring.rounds import MAX_SEQUENCES, Round, price_of_rou
 from pytest_induction.model.load import load_model
 from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, Verdict
-from pytest_induction.spending import spend_at_most
+from pytest_induction.spending import BudgetSpent, spend_at_most, spent_so_far, what_more
 
 
 @user_facing
@@ -83,10 +83,11 @@ def assert_learns_in_context(
     max_score: float = MAX_IN_CONTEXT_LEARNING,
     paired: bool = False,
     max_sequences: int = MAX_TEXT_ROWS,
+    budget: float | str | None = None,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that later tokens of a text are predicted better than early ones: in-context learning score below `max_score`.
+    """Assert that the model predicts later tokens of a text better than early ones: in-context learning score below `max_score`.
 
     `text` is a string, a path, or token ids (one long row, or rows as the model gets them, with the first-token id in front
     if it has one). It is cut into rows of the context's length, at most 512 tokens; of a long text `max_sequences` rows are
@@ -102,17 +103,27 @@ def assert_learns_in_context(
 
     The score also falls when ordinary prediction gets worse, so both losses are in `.estimates`. There is also which share of the
     tokens a match foretells (`measure_loss_by_match`), and what these and all others cost: "foretold_share", "foretold_loss",
-    "other_loss", "unmatched_seen_loss", and "match_gap", the first loss minus the last. Returns the evidence, raises
-    as `assert_has_induction_head`, and `TextError` for a text that makes fewer than two rows.
+    "other_loss", "unmatched_seen_loss", and "match_gap", the first loss minus the last. `budget` is as for
+    `assert_has_induction_head`. Returns the evidence, raises as that one does, and `TextError` for a text that makes fewer than
+    two rows.
     """
+    spend_at_most(budget)
     check_share("error_rate", error_rate)
     subject = load_model(model)
     seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
     rows = rows_of(subject, text, whole_number("max_sequences", max_sequences, least=2))
     first_token, windows = windows_of(subject, rows)
     strides = strides_of(rows)
+    begun = spent_so_far()
     for stride in strides:
-        losses = losses_at(subject, rows, stride)
+        try:
+            found = losses_at(subject, rows, stride)
+            cut = late_tokens_cut(subject, rows, stride) if paired else None
+        except BudgetSpent:
+            if stride == strides[0]:
+                raise
+            break
+        losses = found
         judgement = judge_in_context_learning(
             losses,
             windows,
@@ -120,20 +131,22 @@ def assert_learns_in_context(
             max_score=max_score,
             error_rate=error_rate / len(strides),
             seed=seed,
-            cut=late_tokens_cut(subject, rows, stride) if paired else None,
+            cut=cut,
             matches=matches_of(rows[::stride]),
         )
         if judgement.verdict is not Verdict.UNDETERMINED:
             break
-    described = f"rows of {losses.shape[1] + first_token - 1} tokens of text"
-    about = provenance(subject, seed=seed, n_sequences=len(losses), probe=described)
-    settle = f"about {judgement.more_sequences} more rows of text would settle it" if judgement.more_sequences else ""
+    probe = f"rows of {losses.shape[1] + first_token - 1} tokens of text"
+    settle = ""
+    if more := judgement.more_sequences:
+        each = (spent_so_far() - begun) / len(losses)
+        settle = what_more(more * each, f"about {more} more rows of text") or f"about {more} more rows of text would settle it"
     evidence = Evidence(
         claim="learns_in_context",
         verdict=judgement.verdict,
         reason=judgement.reason,
         summary=judgement.summary,
-        provenance=about,
+        provenance=provenance(subject, seed=seed, n_sequences=len(losses), probe=probe),
         estimates=judgement.estimates or {},
         thresholds={"max_score": max_score},
         confidence=1 - error_rate,

@@ -141,7 +141,7 @@ class LossByMatch(Plotted):
     def view(self) -> View:
         """What there is to show."""
         rows = [{"class": name, "share": self.share[name], "loss": self.loss[name]} for name in self.share]
-        bars = [
+        drawn = [
             {"name": name.replace("_", " "), "value": loss, "low": np.nan, "high": np.nan, "unit": "nats", "thresholds": []}
             for name, loss in self.loss.items()
         ]
@@ -149,7 +149,7 @@ class LossByMatch(Plotted):
             titled(self),
             about(self),
             (rows_table("classes", rows),),
-            lambda: [("estimates", {"title": "loss by match", "rows": bars})],
+            lambda: [("estimates", {"title": "loss by match", "rows": drawn})],
         )
 
     @property
@@ -172,7 +172,7 @@ def price_of_rows(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
 @user_facing
 @priced(price_of_rows)
 def measure_loss_by_match(model: ModelLike, text: Any, *, max_rows: int = MAX_ROWS) -> LossByMatch:
-    """Measure what tokens of a text cost, by whether an induction head would foretell them: by a match in the same row.
+    """Measure the loss of a text's tokens, apart for those that an earlier match in the same row foretells, and all others.
 
     A match is the longest run of tokens just before the target, of four at most, that occurs earlier in the row; its latest
     occurrence is followed by the target ("right") or not ("wrong"). It is told by the tokens alone, so that any model that

@@ -125,7 +125,7 @@ def measure_recall(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> RecallCurve:
-    """How much the model recalls of key-value pairs, for every number of `pairs` and every one of the `distances`.
+    """Measure how much the model recalls of key-value pairs, for each number of `pairs` and each of the `distances`.
 
     In each row so many pairs of random tokens stand once, and then each key again, in random order, `distances` tokens after its
     pair on average. Without `distances` keys are asked right behind the pairs. Of the default numbers of pairs, 2 to 32, those
@@ -284,7 +284,7 @@ def _judged(shape: RecallShape, threshold: float, rounds: Sequence[Choices], err
     estimates = _estimates(rounds, error_rate)
     recall, count = estimates["recall_accuracy"], sum(len(each.is_best) for each in rounds)
     seen = (
-        f"{recall.value:.3f} of the values of {shape.pairs} pairs, {shape.distance} tokens back on average, where a guess has "
+        f"{recall.value:.3f} of the values of {shape.pairs} pairs, {shape.distance} tokens back on average, where guessing gives "
         f"{1 / shape.pairs:.3f}"
     )
     if recall.is_above(threshold):

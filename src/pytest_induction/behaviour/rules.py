@@ -113,7 +113,7 @@ def measure_rules(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> RuleCurve:
-    """How the model completes lines that follow an abstract rule, behind none and up to so many `examples`.
+    """Measure how the model completes lines that follow an abstract rule, after 0 to `examples` examples.
 
     A line is `x , y , x` (ABA) or `x , y , y` (ABB), and its tokens are random and new in every line, so that no earlier token
     tells which comes: only the rule does. `separators` are the three token ids behind the tokens of a line; by default comma,
@@ -178,7 +178,7 @@ def assert_follows_rule(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that the model follows an abstract rule that `examples` lines before show: both ABA and ABB, of new tokens.
+    """Assert that the model follows an abstract rule that `examples` earlier lines show: both ABA and ABB, of new tokens.
 
     The rows are those of `measure_rules`. Behind the examples stand four lines that decide: in each the right token must be
     likelier than the other one of the line, for a share above `min_accuracy`, under both rules. One rule alone tells
@@ -231,7 +231,7 @@ def _judged(examples: int, threshold: float, rounds: Sequence[Mapping[str, Choic
         **{f"{rule.lower()}_margin": found for rule, found in margin.items()},
     }
     completed = " and ".join(f"{accuracy[rule].value:.3f} of lines {rule}" for rule in RULES)
-    seen = f"{completed} are completed behind {examples} examples"
+    seen = f"{completed} are completed after {examples} examples"
     holds = [rule for rule in RULES if accuracy[rule].is_above(threshold)]
     fails = [rule for rule in RULES if accuracy[rule].is_below(threshold)]
     if len(holds) == len(RULES):

@@ -62,7 +62,7 @@ def assert_icl_heads(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that few-shot tasks are carried by function-vector heads rather than by induction heads.
+    """Assert that few-shot tasks depend on function-vector heads more than on induction heads.
 
     Heads are ranked by both kinds: by the score of `measure_function_vectors`, over the tasks that the model does, and by prefix
     matching on repeated random tokens. Of each ranking the top are `top_share` of all heads, one at least; a kind is its top
@@ -239,7 +239,7 @@ def _in_words(estimates: Mapping[str, Estimate], sets: Sets, n_controls: int) ->
         for kind in KINDS
     ]
     controls = f"{estimates['lost controls'].value:.2f} nats without {n_controls} sets of as many random heads"
-    return f"of few-shot log probability are lost {parts[0]}, {parts[1]}, and {controls}"
+    return f"few-shot log probability falls by {parts[0]}, {parts[1]}, and {controls}"
 
 
 def _on_repeats(repeats: Mapping[str, Estimate]) -> str:
@@ -247,7 +247,7 @@ def _on_repeats(repeats: Mapping[str, Estimate]) -> str:
     if not repeats:
         return ""
     first, second = (100 * repeats[f"repeats share {kind}"].value for kind in KINDS)
-    return f"; of what repetition gains {first:.0f} % and {second:.0f} %"
+    return f"; the gain from repetition falls by {first:.0f} % and {second:.0f} %"
 
 
 def _named(heads: Sequence[HeadId]) -> str:

@@ -85,7 +85,7 @@ def assert_ablation_removes_icl(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that in-context learning is gone without the model's induction heads, and not without as many others.
+    """Assert that ablating the model's induction heads removes in-context learning, and ablating as many others does not.
 
     Measured on `text` (a string, a path or token ids, as for `assert_learns_in_context`) by the in-context learning score;
     without a text by what repetition gains, the loss on the first copy of random tokens minus that on later ones. Shown when, by
@@ -165,7 +165,7 @@ def _judged(task: Ablations, evidence: Evidence, budget: tuple[int, float]) -> E
         _, found, _ = until_clear(task.drawn, judge, max_sequences, error_rate * rest)
         found = given_up[0] if given_up else found
     if not task.moves():
-        summary = "ablating every head moves no loss: what the heads do is not seen in this model, or is nothing"
+        summary = "ablating every head changes no loss: the heads do nothing, or their effect is not seen in this model"
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="nothing_moves", summary=summary)
     found = as_answer(found)
     if found.verdict is Verdict.SHOWN and (kept := task.kept()) is not None:

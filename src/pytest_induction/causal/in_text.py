@@ -62,7 +62,7 @@ def assert_icl_is_induction(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that what a match in a text foretells, the model predicts by its induction heads, and that they do little else.
+    """Assert that the model needs its induction heads for tokens that a match in a text foretells, and for little else.
 
     A token is *foretold* where the longest run of tokens just before it that occurs earlier in the row is of two tokens or more,
     and its latest occurrence is followed by that very token (see `measure_loss_by_match`). The heads are mean-ablated, and by how
@@ -223,7 +223,7 @@ def _judged(task: ByClass, evidence: Evidence, sampling: tuple[int, float], min_
     rounds, found, _ = until_clear(task.drawn, judge, min(most, task.n_rows), error_rate)
     count = sum(len(each.counts) for each in rounds)
     if not task.moves():
-        summary = "ablating every head moves no loss: what the heads do is not seen in this model, or is nothing"
+        summary = "ablating every head changes no loss: the heads do nothing, or their effect is not seen in this model"
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="nothing_moves", summary=summary)
     about = provenance(task.subject, seed=task.seed, n_sequences=count, probe=task.described)
     about = replace(about, notes=tuple(dict.fromkeys((*about.notes, *evidence.provenance.notes))))

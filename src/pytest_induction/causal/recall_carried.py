@@ -183,7 +183,7 @@ def judge_carrier(found: Round, part: str, *, chance: float, min_share: float, e
     }
     threshold = chance + ABOVE_CHANCE
     if not recall.is_above(threshold):
-        summary = f"the model recalls {recall.value:.3f} where a guess has {chance:.3f}: there is nothing to carry"
+        summary = f"the model recalls {recall.value:.3f} where guessing gives {chance:.3f}: there is nothing to carry"
         more = 0 if recall.is_below(threshold) else more_rows(recall, threshold, count)
         reason = "recall_unclear" if more else "does_not_recall"
         return Judgement(Verdict.UNDETERMINED, reason, summary, estimates=estimates, more_sequences=more)

@@ -267,7 +267,7 @@ TRIED = 2 * 2 * 64  # tokens at most on which blocks and mixers are found
 def measure_recall_paths(
     model: ModelLike, *, pairs: int = PAIRS, n_sequences: int = ROWS, error_rate: float = ERROR_RATE, seed: int | None = None
 ) -> RecallPaths:
-    """By which paths the model recalls key-value pairs: through which mixers and convolution taps, and bound at which position.
+    """Measure the paths by which the model recalls key-value pairs: mixers, convolution taps, and the position of binding.
 
     The rows are those of `measure_recall`, with as many tokens between the pairs and the first key that is asked as the taps of
     one mixer reach. For every mixer (attention, or what keeps a state), and all of a kind, recall is measured where from the

@@ -32,7 +32,7 @@ from pytest_induction.statistics import FIRST_LOOK, SHARE, bounded_intervals, me
 
 CLAIM = "retrieval_heads"
 TOP_SHARE = 0.02  # of all heads, that are chosen
-MIN_WRITTEN = 0.1  # nats, that a head must write more of the right value than of rivals
+MIN_WRITTEN = 0.1  # nats, that a head must write more of the right value than of distractors
 MIN_LOST = 0.1  # nats of log odds, that the model must lose without the heads
 MAX_SEQUENCES = 96  # rows that decide
 MOST = 2.0  # nats of log odds, for which one row counts
@@ -61,13 +61,13 @@ def assert_retrieval_heads(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that the model retrieves by heads that write the fact which is asked for, and not the others in the row.
+    """Assert that the model retrieves facts with heads that write the fact asked for, and not the others in the row.
 
-    On 24 rows the heads are chosen that write most of the right value beyond what they write of rivals: `top_share` of all heads,
+    24 rows choose the heads that write most of the right value, beyond what they write of distractors: `top_share` of all,
     one at least. On other rows three things are asked, and all of them must be shown:
 
     1. The model does the task: its accuracy among the values of the row is above that of a guess, 1 / `n_facts`.
-    2. Some of the heads writes more than `min_written` nats more of the right value than of rivals (`written` less
+    2. Some of the heads writes more than `min_written` nats more of the right value than of distractors (`written` less
        `written_null` of `measure_retrieval`), with an interval that holds for all of them together.
     3. Without these heads, ablated to what they find on average, the log odds of the right value fall by more than `min_lost`
        nats, and by that much more than without as many random heads of the same layers; of 72 such sets none does as much, or of
@@ -79,8 +79,8 @@ def assert_retrieval_heads(
 
     `facts`, `tokenizer`, `n_facts` and `wording` are those of `measure_retrieval`, `length` is one of its `lengths`. Rows are
     drawn in rounds of 12, 24, ..., at most `max_sequences`. A row counts for 2 nats of log odds and 1 nat written at most, so
-    that the intervals hold whatever values are distributed like, and at every look. `budget` is as for
-    `assert_has_induction_head`. `error_rate` is that of either verdict, for all rounds together.
+    that the intervals hold whatever values are distributed like, and at every look: SHOWN takes 13 rows or more. `budget` is as
+    for `assert_has_induction_head`. `error_rate` is that of either verdict, for all rounds together.
 
     Returns the evidence. `.estimates`: "accuracy", "log odds", "lost" (nats), "lost controls", "beyond controls", "rank",
     "accuracy without heads"; "written L1H1", "attention L1H1" and "argmax L1H1" of the best; "match prefixes", the share of the
@@ -156,7 +156,7 @@ def judge_retrieval(found: Effects, heads: Sequence[HeadId], thresholds: Mapping
     best = max(written, key=lambda head: written[head].low)
     lost = _bounded(found.lost[:, None], error_rate, error_rate)[0]
     estimates = {"accuracy": accuracy, "lost": lost, f"written {best}": written[best], **_reported(found, best, error_rate)}
-    seen = f"the model finds the right value in {accuracy.value:.2f} of rows, by guessing {chance:.2f}"
+    seen = f"the model finds the right value in {accuracy.value:.2f} of rows, guessing gives {chance:.2f}"
     common: dict[str, Any] = {"estimates": estimates}
     if not accuracy.is_above(chance):
         reason, more = "accuracy_unclear", more_rows(accuracy, chance, count)
@@ -168,9 +168,9 @@ def judge_retrieval(found: Effects, heads: Sequence[HeadId], thresholds: Mapping
             else "too close to a guess to tell"
         )
         return Judgement(Verdict.UNDETERMINED, reason, f"{seen}: {why}", more_sequences=more, **common)
-    seen += f"; {best} writes {written[best].value:.2f} nats more of it than of rivals"
+    seen += f"; {best} writes {written[best].value:.2f} nats more of it than of distractors"
     if written[best].is_below(min_written) and all(each.is_below(min_written) for each in _of_all(excess, error_rate)):
-        return Judgement(Verdict.REFUTED, "no_head_retrieves", f"{seen}, and no head more", **common)
+        return Judgement(Verdict.REFUTED, "no_head_retrieves", f"{seen}, and no head writes more", **common)
     controls = judge_controls(found, lost, min_lost, error_rate)
     estimates |= controls.estimates or {}
     names = named(heads)
@@ -191,7 +191,7 @@ def judge_controls(found: Effects, lost: Estimate, min_lost: float, error_rate: 
     """SHOWN where more is lost without the heads than `min_lost`, than without controls in the mean, and than without each."""
     sets = len(found.controls)
     if not sets:
-        return Judgement(Verdict.UNDETERMINED, "no_controls", "the model has no as many other heads to compare with")
+        return Judgement(Verdict.UNDETERMINED, "no_controls", "the model has too few other heads to compare with")
     beyond = _bounded((found.lost - found.usual)[:, None], error_rate, error_rate)[0]
     differences = mean_differences(found.controls, found.lost)
     ablated, as_much = int(np.isfinite(differences).sum()), int((differences >= 0).sum())
@@ -205,11 +205,12 @@ def judge_controls(found: Effects, lost: Estimate, min_lost: float, error_rate: 
         return Judgement(Verdict.SHOWN, "retrieves", "", estimates=estimates)
     if any(each.is_below(min_lost) for each in (lost, beyond)):
         reason, why = "no_more_than_controls", f"not {min_lost:.2f} nats more than without random heads"
-    elif open_ones:
-        reason, why = "effect_unclear", f"too close to {min_lost:.2f} nats to tell"
-        more = max(more_rows(each, min_lost, len(found.lost)) for each in open_ones)
-    elif sets < FEWEST_CONTROLS:
+    elif sets < FEWEST_CONTROLS:  # which no further row mends
         reason, why = "few_controls", f"{FEWEST_CONTROLS} sets of random heads are needed to compare with, there are {sets}"
+    elif open_ones:
+        what = "what is lost" if lost in open_ones else "what is lost beyond random heads"
+        reason, why = "effect_unclear", f"{what} is too close to {min_lost:.2f} nats to tell"
+        more = max(more_rows(each, min_lost, len(found.lost)) for each in open_ones)
     else:
         reason, why = "rank_unclear", f"too many sets of random heads do as much: rank {rank:.3f}"
         more = len(found.lost)

@@ -116,7 +116,7 @@ def _weighed(
         text = f": too close to {thresholds['specificity']:.2f} nats, by itself or apart, to tell"
         return Verdict.UNDETERMINED, "effect_unclear", text, more
     if as_much > allowed or n_sets < claim.n_controls:
-        text = f"{as_much} of them are as specific" if as_much > allowed else f"{claim.n_controls} were to be looked at"
+        text = f"{as_much} of them are as specific" if as_much > allowed else f"{claim.n_controls} are needed"
         return Verdict.UNDETERMINED, "rank_unclear", f", but {text}", n_rows
     return Verdict.SHOWN, "induction", "", 0
 
@@ -155,7 +155,7 @@ def judge_gap(sums: Array, counts: Array, *, error_rate: float) -> Judgement | N
         more = -(-MIN_FORETOLD * n_rows // max(1, n_foretold)) - n_rows
         return Judgement(Verdict.UNDETERMINED, "few_matches", missing, more_sequences=more)
     if not counts[:, UNMATCHED_SEEN].any():
-        summary = f"no token in {n_rows} rows was seen before and follows no match: there is nothing to compare with"
+        summary = f"every token in {n_rows} rows that was seen before follows a match: there is nothing to compare with"
         return Judgement(Verdict.UNDETERMINED, "few_matches", summary)
     gap = mean_in_nats(gap_of(sums, counts), error_rate)
     if gap.is_above(MIN_GAP):

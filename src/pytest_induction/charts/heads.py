@@ -17,7 +17,8 @@ from pytest_induction.errors import ModelError
 from pytest_induction.heads.copying import copy_effects
 from pytest_induction.heads.criteria import MATCHES, MIN_PREFIX_MATCHING, excess, is_previous_token
 from pytest_induction.heads.induction import list_of_heads, search_for_all
-from pytest_induction.heads.retrieval import SEEN
+from pytest_induction.heads.retrieval import SEEN as RETRIEVED
+from pytest_induction.heads.suppression import SEEN as SUPPRESSED
 from pytest_induction.heads.table import Thresholds, head_evidence
 from pytest_induction.measuring.observing import Array, numbers
 from pytest_induction.measuring.rounds import MAX_SEQUENCES, Round
@@ -29,6 +30,7 @@ from pytest_induction.statistics import SHARE, bounded_intervals, mean_interval
 N_EFFECTS = 24  # sequences on which copy effects are measured, where the list of heads needs none
 COPY_EFFECT = ("copy_effect", "copy effect", "nats")
 RETRIEVAL = ("retrieval", "retrieval of facts", "nats")
+SUPPRESSION = ("suppression", "copy suppression", "nats")
 MATCH_LENGTHS = {
     "exactly_one": "matching on one token",
     "exactly_two": "matching on two tokens",
@@ -106,8 +108,8 @@ def heads_data(subject: ModelUnderTest) -> dict[str, Any]:
     ]
     of_claims = [score.name for score in head_scores() if score.name in found.scores]
     measures += [((name, name.replace("_", " "), SHARE), found.scores[name], SHARE) for name in of_claims]
-    if (retrieval := subject.remembered(SEEN)) is not None:  # where a verdict has asked for it
-        measures.append((RETRIEVAL, retrieval, "nats"))
+    seen_before = ((RETRIEVAL, RETRIEVED), (SUPPRESSION, SUPPRESSED))  # where a verdict has asked for them
+    measures += [(names, values, "nats") for names, key in seen_before if (values := subject.remembered(key)) is not None]
     if seen.effects is not None:
         measures.append((COPY_EFFECT, seen.effects, "nats"))
     kinds: list[list[str | None]] = [[None] * subject.n_heads for _ in range(subject.n_layers)]
@@ -128,12 +130,22 @@ def _score(names: tuple[str, str, str], values: Array, unit: str, found: Round) 
     """One score of every head with its interval; that of the excess may end below 0."""
     of_heads = values[:, found.exists]
     if unit == "nats":
-        estimates: Sequence[Estimate] = mean_interval(of_heads, ERROR_RATE, unit)
+        estimates: Sequence[Estimate] = _in_nats(of_heads)
     else:
         each = ERROR_RATE / 2 / max(1, of_heads.shape[1])
         estimates = bounded_intervals(of_heads, each, each, lowest=-1.0 if unit == "excess" else 0.0, unit=unit)
     score: dict[str, Any] = dict(zip(("name", "words", "unit"), names, strict=True))
     return score | {end: _matrix([getattr(each, end) for each in estimates], found) for end in ENDS}
+
+
+def _in_nats(of_heads: Array) -> list[Estimate]:
+    """Student's interval of each column (rows, heads), for all together. NaN was not measured; NaN where fewer than two were."""
+    rate, estimates = ERROR_RATE / max(1, of_heads.shape[1]), []
+    for each in of_heads.T:
+        values = each[~np.isnan(each), None]
+        known = len(values) > 1
+        estimates.append(mean_interval(values, rate, "nats")[0] if known else Estimate(np.nan, np.nan, np.nan, "nats"))
+    return estimates
 
 
 def _matrix(numbers: Sequence[float], found: Round) -> Array:

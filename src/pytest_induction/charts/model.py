@@ -3,15 +3,17 @@
 A matrix is a list of layers, each a list of heads, None where a layer has no such head. Numbers have five digits, entries of
 patterns four; one that is not finite is None. Losses are in nats. `about` says in a line what was measured: sequences, probe,
 seed. Intervals are at a confidence of 0.999 for all of a chart's places, heads or bars together, but for the score of a text,
-which has its own. Nothing else depends on what was measured before: heads are chosen by the first two rounds of every verdict,
-whose numbers a verdict that took more may refine.
+which has its own. Nothing else depends on what was measured before: heads are chosen by the first two rounds of every
+verdict, whose numbers a verdict that took more may refine.
 
-- **heads** `layers` (module paths), `scores`, `threshold` (0.3), `kinds` (matrix of words: "matches", "previous", "duplicate",
-  "dormant", "positional", "suppresses", "silent", "period_detector", ""), `confidence`, `about`. Of each score `name`, `words`,
-  `unit` ("share" or "nats"), and matrices `value`, `low`, `high`. In this order: prefix_matching, excess (without its own
-  chance, from -1 to 1), previous_token, duplicate_token, first_token; exactly_one, exactly_two and three_or_more (prefix
-  matching at irregular distances, by how many tokens match) where such rows fit the model; retrieval (nats, any sign) where a
-  verdict on it was reached before; and copy_effect (nats, any sign) where the weights of heads are known.
+- **heads** `layers` (module paths), `scores`, `threshold` (0.3), `kinds` (matrix of words: "matches", "previous",
+  "duplicate", "dormant", "positional", "suppresses", "silent", "period_detector", ""), `confidence`, `about`. Of each score
+  `name`, `words`, `unit` ("share" or "nats"), and matrices `value`, `low`, `high`. In this order: prefix_matching, excess
+  (without its own chance, from -1 to 1), previous_token, duplicate_token, first_token; exactly_one, exactly_two and
+  three_or_more (prefix matching at irregular distances, by how many tokens match) where such rows fit the model; retrieval
+  (nats, any sign) where a verdict on it was reached before; suppression (nats, below 0 where a head suppresses) where copy
+  suppression was measured on all heads before, None before layers of fewer than 50 predictions; and copy_effect (nats, any
+  sign) where the weights of heads are known.
 - **attention** `tokens` (ids of one row), `texts` (each as the model's tokenizer decodes it; only where it has one), `starts`
   (positions where copies begin), `period`, `bos` (whether the row begins with a token of its own), `heads`, `about`. Of each head
   `name`, `role` ("induction", "previous token", "strongest"), `score` (for which it was chosen), `pattern` (a row for each query,

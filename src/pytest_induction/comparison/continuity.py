@@ -35,7 +35,7 @@ def assert_continuity(
     error_rate: float | None = None,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that the members of a family look alike: every measure the same in all of them, within a stated margin.
+    """Assert that the members of a family agree: every measure is the same in all of them, within a stated margin.
 
     `family` are two or more models (whatever `load_model` takes), or two or more training runs (whatever `load_run` takes): a
     sequence, by size, or a mapping of names to them. All models are in memory at once. The paper argues from small models to

@@ -130,7 +130,7 @@ class Runs:
     def _absent(self, name: str) -> str:
         if name in ("onset", "end") and any(each.induction is not None for each in self.found):
             return "none of the runs has a phase change"
-        return "none of the runs has it on record"
+        return "it is not on record for any of the runs"
 
     def _induction(self, index: int, error_rate: float) -> Change | None:
         """The change that says when induction formed, at another error rate."""
@@ -152,10 +152,10 @@ class Runs:
         for label, each in zip(self._names, self.found, strict=True):
             if each.verdict is not Verdict.SHOWN:
                 return Measured(
-                    measure, problem=f"whether {label} has one is not known: {each.summary}", next_step=each.next_step
+                    measure, problem=f"whether {label} has a phase change is not known: {each.summary}", next_step=each.next_step
                 )
             if each.induction is None or each.induction.midpoint is None or each.induction.midpoint.tokens is None:
-                return _without(measure, f"how many tokens {label} trained on is not known", "give it its `tokens_per_step`")
+                return _without(measure, f"the number of tokens {label} trained on is not known", "give it its `tokens_per_step`")
         between = {pair: partial(self._apart, name, pair) for pair in itertools.combinations(range(len(self._runs)), 2)}
         return Measured(measure, between, next_step=f"for {measure.words}: record more snapshots around it")
 
@@ -187,7 +187,7 @@ class Runs:
         labels: dict[str, str] = {}
         for label, run in zip(self._names, self._runs, strict=True):
             if run.icl_windows is None:
-                return f"which tokens it compares in {label} is not on record"
+                return f"the tokens it compares in {label} are not on record"
             early, late = (f"{first}-{last}" for first, last in run.icl_windows)
             labels.setdefault(f"tokens {early} with {late}", label)
         return f"it compares {', '.join(f'{tokens} in {label}' for tokens, label in labels.items())}" if len(labels) > 1 else ""
@@ -200,7 +200,7 @@ class Runs:
         for run, label, each in zip(self._runs, self._names, last, strict=True):
             found = None if each is None else _best_head(each)
             if found is None:
-                words = f"{label} does not have it with its standard error on record"
+                words = f"{label} has no record of it with a standard error"
                 return _without(measure, words, "record or sweep it again")
             if each is not None and (broken := _broken_after(run, each)):
                 return _without(measure, f"{label} ends with {broken}", "compare runs that ended well")

@@ -138,11 +138,13 @@ def judge_continuity(
     unclear = [each for each in compared.values() if not each.is_alike]
     if different:
         text = "; ".join(each.largest_difference for each in different)
-        return Continuity(Verdict.REFUTED, "differs", f"not all are alike: {text}", estimates=estimates)
+        return Continuity(Verdict.REFUTED, "differs", f"they are not all alike: {text}", estimates=estimates)
     if unclear or not compared:
         return _not_clear(unclear, estimates)
     text = ", ".join(each.in_short for each in compared.values())
-    return Continuity(Verdict.SHOWN, "alike", f"all {len(names)} are alike, they differ by at most {text}", estimates=estimates)
+    return Continuity(
+        Verdict.SHOWN, "alike", f"all {len(names)} are alike: the largest difference is {text}", estimates=estimates
+    )
 
 
 def _not_clear(unclear: Sequence[_Compared], estimates: Mapping[str, Estimate]) -> Continuity:

@@ -17,7 +17,7 @@ from pytest_induction.comparison.margins import ROWS, SEQUENCES
 from pytest_induction.comparison.matching import HIGHER_IS_WORSE, MEASURES, Loss, Match, Rates, match_heads
 from pytest_induction.comparison.preservation import MAX_ROWS, N_SEQUENCES, Measured, Prober, check_same, chosen, in_role
 from pytest_induction.comparison.profiles import ROLES, HeadsProfile, TextScores, read_profile
-from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement
+from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, priced_claim
 from pytest_induction.errors import ArgumentError, BaselineError, user_facing, whole_number
 from pytest_induction.expectations import expect
 from pytest_induction.files import expanded, is_file
@@ -33,7 +33,7 @@ from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.model.specs import GGUF
 from pytest_induction.records import Compared, Estimate, Evidence, HeadEvidence, HeadId, Provenance, TokenSpace, Verdict
-from pytest_induction.spending import Price, priced
+from pytest_induction.spending import BudgetSpent, Price, spend_at_most, spent_so_far, what_more
 from pytest_induction.statistics import FIRST_LOOK, Mean, look_sizes
 
 ICL = "icl_score"
@@ -94,7 +94,13 @@ def judge_preserved(
         max_lost,
         problem=UNREAD if unread else few,
         few_rows=bool(few) and not unread,
-        absent="" if matches else UNREAD if unread else "no head before is in a role" if wanted else "heads are not compared",
+        absent=""
+        if matches
+        else UNREAD
+        if unread
+        else "no head of the earlier model is in a role"
+        if wanted
+        else "heads are not compared",
         took_over=_took_over(after, matches),
     )
     estimates = _estimates(before, after, behaviour, matches, rates)
@@ -110,7 +116,7 @@ def _behaves(before: HeadsProfile, margins: Mapping[str, float]) -> bool:
 
 def _nothing(*, unread: bool) -> Preservation:
     why = "no behaviour, and its attention cannot be read" if unread else "neither a head in a role nor behaviour"
-    summary = f"the model before has {why} that could be lost: a comparison with it cannot fail"
+    summary = f"the earlier model has {why} that could be lost: a comparison with it cannot fail"
     return Preservation(Verdict.UNDETERMINED, "nothing_to_preserve", summary)
 
 
@@ -163,7 +169,7 @@ class _Found:
         of_text = [loss for loss in open_ones if loss.rows == ROWS]
         more = [loss.more for loss in (*(match.worst for match in heads), *open_ones) if loss.rows == SEQUENCES]
         in_full = _listed([f"{match.name}, {match.worst}" for match in heads])
-        unclear = f"whether all is kept is not clear: {'; '.join((*map(str, open_ones), *in_full))}"
+        unclear = f"whether everything is kept is not clear: {'; '.join((*map(str, open_ones), *in_full))}"
         return Preservation(
             Verdict.UNDETERMINED,
             "not_comparable" if self.problem else "difference_unclear",
@@ -283,7 +289,7 @@ def price_of_comparison(subject: ModelUnderTest, given: Mapping[str, Any]) -> Pr
 
 
 @user_facing
-@priced(price_of_comparison)
+@priced_claim(price_of_comparison)
 def assert_heads_preserved(
     before: ModelLike | HeadsProfile | os.PathLike[str],
     after: ModelLike,
@@ -294,10 +300,11 @@ def assert_heads_preserved(
     max_lost: int = 0,
     max_sequences: int = MAX_SEQUENCES,
     max_rows: int = MAX_ROWS,
+    budget: float | str | None = None,
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that a later model kept what one before could do, and the heads that do it: same function, not same head numbers.
+    """Assert that a later model has kept what an earlier one could do, and the heads that do it, under whatever head numbers.
 
     `after` is a quantised, pruned, fine-tuned or refactored model, or the next checkpoint (anything `load_model` takes). `before`
     is a model too, or what was kept of one: a `HeadsProfile` (`profile_of` makes it), a JSON file with what its `to_dict` gives,
@@ -315,7 +322,8 @@ def assert_heads_preserved(
     beyond: "behaviour_lost", "mechanism_lost" (heads, while behaviour is not shown to be worse) or "both_lost". Up to `max_lost`
     heads may be lost or weakened. Sequences are drawn in rounds until it is clear, at most `max_sequences`, or those that a
     profile has; then the verdict is UNDETERMINED, which fails too and says what would settle it. It also is where the model
-    before has nothing that could be lost. `error_rate` is the most with which either verdict may be wrong.
+    before has nothing that could be lost. `budget` is as for `assert_has_induction_head`, for both models together. `error_rate`
+    is the most with which either verdict may be wrong.
 
     Returns the evidence: `.summary` names heads that were lost, weakened or moved, `.heads` are those after that induction heads
     before were matched with, `.estimates` has losses, above 0 where it got worse, of behaviour by measure and of the ten heads
@@ -328,9 +336,10 @@ def assert_heads_preserved(
     >>> assert_heads_preserved(induction_head(head=0), induction_head(head=3)).summary.partition(";")[0]
     'L1H0 -> L1H3 moved'
     """
+    spend_at_most(budget)
     if not 0 < error_rate < MOST_ERROR:
         raise ArgumentError(f"`error_rate` must lie between 0 and {MOST_ERROR}, got {error_rate}")
-    budget = _Budget(
+    limits = _Limits(
         whole_number("max_lost", max_lost, least=0),
         whole_number("max_sequences", max_sequences, least=1),
         whole_number("max_rows", max_rows, least=2),
@@ -339,12 +348,12 @@ def assert_heads_preserved(
     given = _margins(margins or {}, text)
     given_seed = None if seed is None else whole_number("seed", seed, least=0)
     kept, where = _kept(before, entry)
-    pair = _pair_of(kept, where, load_model(after), text, budget, given_seed)
-    return expect(_held(pair, given, budget).evidence)
+    pair = _pair_of(kept, where, load_model(after), text, limits, given_seed)
+    return expect(_held(pair, given, limits).evidence)
 
 
 @dataclass(frozen=True)
-class _Budget:
+class _Limits:
     max_lost: int = 0
     max_sequences: int = MAX_SEQUENCES
     max_rows: int = MAX_ROWS
@@ -367,15 +376,15 @@ def hold_against(
     before: ModelUnderTest | HeadsProfile, after: ModelUnderTest, *, text: Any = None, seed: int | None = None
 ) -> Held:
     """What `assert_heads_preserved` finds, with its default margins, whatever the verdict is."""
-    budget, where = _Budget(), f"the profile of {before.provenance.model}" if isinstance(before, HeadsProfile) else ""
-    pair = _pair_of(before, where, after, text, budget, seed)
-    return _held(pair, _margins({}, text if pair.texts[1] is not None else None), budget)
+    limits, where = _Limits(), f"the profile of {before.provenance.model}" if isinstance(before, HeadsProfile) else ""
+    pair = _pair_of(before, where, after, text, limits, seed)
+    return _held(pair, _margins({}, text if pair.texts[1] is not None else None), limits)
 
 
-def _pair_of(kept: Any, where: str, later: ModelUnderTest, text: Any, budget: _Budget, seed: int | None) -> _Pair:
+def _pair_of(kept: Any, where: str, later: ModelUnderTest, text: Any, limits: _Limits, seed: int | None) -> _Pair:
     if isinstance(kept, HeadsProfile):
         return _of_profile(kept, where, later, text, seed)
-    return _of_models(load_model(kept), later, text, budget, seed)
+    return _of_models(load_model(kept), later, text, limits, seed)
 
 
 def _margins(given: Mapping[str, float | None], text: Any) -> dict[str, float]:
@@ -442,18 +451,18 @@ class _Pair:
         return self.before.profile(self.texts[0])
 
 
-def _of_models(before: ModelUnderTest, later: ModelUnderTest, text: Any, budget: _Budget, seed: int | None) -> _Pair:
+def _of_models(before: ModelUnderTest, later: ModelUnderTest, text: Any, limits: _Limits, seed: int | None) -> _Pair:
     first = _prober_before(before, before.space, seed)
     second = Prober(later, first.space, first.seed)
     if text is None:
         return _Pair(first, second, (None, None))
-    rows = first.rows(text, budget.max_rows)
-    if later.tokenizer is not None and not np.array_equal(second.rows(text, budget.max_rows), rows):
+    rows = first.rows(text, limits.max_rows)
+    if later.tokenizer is not None and not np.array_equal(second.rows(text, limits.max_rows), rows):
         raise ArgumentError(
             f"`text` is not the same tokens for {before.name} and {later.name}: in-context learning scores per token are then "
             "not comparable; compare models of one tokenizer, or leave the text out"
         )
-    return _Pair(first, second, (first.in_context(rows, budget.max_rows), second.in_context(rows, budget.max_rows)))
+    return _Pair(first, second, (first.in_context(rows, limits.max_rows), second.in_context(rows, limits.max_rows)))
 
 
 def _of_profile(kept: HeadsProfile, where: str, later: ModelUnderTest, text: Any, seed: int | None) -> _Pair:
@@ -473,15 +482,23 @@ def _of_profile(kept: HeadsProfile, where: str, later: ModelUnderTest, text: Any
     return _Pair(kept, prober, (kept.text, scores))
 
 
-def _held(pair: _Pair, margins: Mapping[str, float], budget: _Budget) -> Held:
+def _held(pair: _Pair, margins: Mapping[str, float], limits: _Limits) -> Held:
     """Look at ever more sequences until it is clear, or there are no more."""
-    looks = look_sizes(min(budget.max_sequences, pair.most))
-    error_rate = budget.error_rate / len(looks)
-    for size in looks:
-        profile, later = pair.draw(size), pair.after.measured(pair.texts[1])
-        found = judge_preserved(profile, later, margins, max_lost=budget.max_lost, error_rate=error_rate)
+    looks = look_sizes(min(limits.max_sequences, pair.most))
+    error_rate = limits.error_rate / len(looks)
+    begun = spent_so_far()
+    for look in looks:
+        try:
+            drawn, measured = pair.draw(look), pair.after.measured(pair.texts[1])
+        except BudgetSpent:
+            if look == looks[0]:
+                raise
+            break
+        size, profile, later = look, drawn, measured
+        found = judge_preserved(profile, later, margins, max_lost=limits.max_lost, error_rate=error_rate)
         if not found.more_sequences:
             break
+    each = (spent_so_far() - begun) / size
     about = provenance(pair.after.subject, seed=profile.probed.seed, n_sequences=size, probe=later.found.described + pair.of_text)
     notes = about.notes + later.notes + pair.notes + _notes(profile.provenance)
     heads = _heads(later, found, error_rate)
@@ -494,8 +511,8 @@ def _held(pair: _Pair, margins: Mapping[str, float], budget: _Budget) -> Held:
         heads=heads,
         estimates=found.estimates or {},
         thresholds={**margins, "min_prefix_matching": MIN_PREFIX_MATCHING} if heads else margins,
-        confidence=1 - budget.error_rate,
-        next_step=_settle(found, size, is_profile=isinstance(pair.before, HeadsProfile), spent=size < pair.most),
+        confidence=1 - limits.error_rate,
+        next_step=_settle(found, size, each, is_profile=isinstance(pair.before, HeadsProfile), spent=size < pair.most),
         head_map=() if later.scores is None else head_map(later.scores["prefix_matching"]),
         compared=found.compared,
         before=profile.provenance,
@@ -520,7 +537,7 @@ def _heads(later: Measured, found: Preservation, error_rate: float) -> tuple[Hea
     return tuple(head for head in every if HeadId(head.layer, head.head) in kept)
 
 
-def _settle(found: Preservation, size: int, *, is_profile: bool, spent: bool) -> str:
+def _settle(found: Preservation, size: int, each: float, *, is_profile: bool, spent: bool) -> str:
     """What would tell, as an instruction."""
     if found.few_rows:
         return f"give a text of {MIN_ROWS} rows or more"
@@ -529,7 +546,11 @@ def _settle(found: Preservation, size: int, *, is_profile: bool, spent: bool) ->
         return f"compare behaviour alone: margins={{{left_out}}}"
     again = "profile the model before again with " if is_profile else ""
     wanted = []
-    if found.more_sequences:
+    more = found.more_sequences
+    larger = what_more(more * each, f"about {more} more sequences") if more else ""
+    if larger:
+        wanted.append(larger)
+    elif found.more_sequences:
         option = "max_sequences" if spent or not is_profile else "n_sequences"
         where = again if option == "n_sequences" else ""
         wanted.append(f"about {found.more_sequences} more sequences: {where}{option}={size + found.more_sequences}")

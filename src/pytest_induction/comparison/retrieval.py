@@ -58,7 +58,7 @@ def assert_retrieval_preserved(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that a later model retrieves facts as well as the one before, with at most `max_lost` nats of log odds lost.
+    """Assert that a later model retrieves facts as well as an earlier one, with at most `max_lost` nats of log odds lost.
 
     A model may keep its induction heads on random tokens, and lose what finds one fact among others: quantised, pruned or
     fine-tuned on short text, say. Both models get the same rows, with the ids of the tokenizer before, and every difference is
@@ -150,14 +150,14 @@ def judge_kept(found: Found, chance: float, max_lost: float, *, error_rate: floa
         estimates |= {f"accuracy {which}": accuracy[which], f"log odds {which}": mean_in_nats(each["log_odds"], error_rate)}
     own = accuracy[BEFORE]
     seen = (
-        f"the right value is found in {accuracy[AFTER].value:.2f} of rows, before in {own.value:.2f}, by guessing {chance:.2f}; "
-        f"{by.value:.2f} nats of log odds are lost"
+        f"the right value is found in {accuracy[AFTER].value:.2f} of rows, before in {own.value:.2f}, guessing gives "
+        f"{chance:.2f}; {by.value:.2f} nats of log odds are lost"
     )
     if not own.is_above(chance):
         reason, why, more = "accuracy_unclear", "is too close to a guess to tell", more_rows(own, chance, count)
         if own.value < chance + SLACK:
             reason, why, more = "nothing_to_preserve", "does not do the task", max(0, ROWS_OF_GUESSES - count)
-        summary = f"{seen}: the model before {why}"
+        summary = f"{seen}: the earlier model {why}"
         return Judgement(Verdict.UNDETERMINED, reason, summary, estimates=estimates, more_sequences=more)
     if by.is_below(max_lost):
         return Judgement(Verdict.SHOWN, "preserved", seen, estimates=estimates)

@@ -119,7 +119,7 @@ def preference_of(masses: Mapping[str, Array]) -> Array:
 def measure_competing_matches(
     model: ModelLike, *, n_sequences: int = 24, error_rate: float = ERROR_RATE, seed: int | None = None
 ) -> CompetingMatchScores:
-    """Measure which match heads attend to, and the model follows, where three stand in the row: of one token, two and three.
+    """Measure which match heads attend to, and the model follows, if a row has three: of one token, of two, and of three.
 
     Rows have up to 128 random tokens behind the first one. Each of six queries `a` behind `x y` has three earlier matches, `a`,
     `y a` and `x y a`, each followed by a token of its own, in each of their six orders equally often. At six other queries a new
@@ -322,10 +322,10 @@ def judge_model(
     estimates = {"gain": gain, "raised": raised, **_of_heads(known)}
     gained = f"three matching tokens gain {gain.value:.2f} nats over one ({gain.low:.2f}..{gain.high:.2f})"
     if raised.is_below(MIN_ADVANTAGE):
-        summary = f"what followed a match gains {raised.value:.2f} nats, less than {MIN_ADVANTAGE:.2f}: matches are not used"
+        summary = f"the token after a match gains {raised.value:.2f} nats, below {MIN_ADVANTAGE:.2f}: the model uses no matches"
         return Judgement(Verdict.UNDETERMINED, "matches_not_used", summary, estimates=estimates)
     if not raised.is_above(MIN_ADVANTAGE):
-        summary = f"whether matches are used is too close to tell: what followed one gains {raised.value:.2f} nats"
+        summary = f"whether the model uses matches is too close to tell: the token after one gains {raised.value:.2f} nats"
         more = more_needed(raised, MIN_ADVANTAGE, count)
         return Judgement(Verdict.UNDETERMINED, "use_unclear", summary, estimates=estimates, more_sequences=more)
     if gain.is_below(min_gain):
@@ -384,7 +384,7 @@ def assert_prefers_longer_match(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that of several matches the longest wins: what followed the last three tokens, not what followed the last one.
+    """Assert that the longest of several matches wins: the token that followed the last three, not the one after the last.
 
     The rows are those of `measure_competing_matches`. Without `heads` this is about the model: its gain, log p of what followed
     the match of three tokens minus that of what followed the match of one, is above `min_gain` in nats, and some head prefers the

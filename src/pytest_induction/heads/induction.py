@@ -63,12 +63,14 @@ def with_matching_heads(table: HeadTable, estimates: Mapping[str, Estimate], cou
     if advantage.is_above(least):
         return _judgement(table, Verdict.SHOWN, "formed", _heads_in_words(table), estimates)
     if advantage.is_below(-least) and all(head.copy_effect is None for head in table.matching):
-        summary = f"{_score(strongest)}, and the model says no to what is matched: {seen}"
+        summary = f"{_score(strongest)}, but the model makes the matched token less likely: {seen}"
         return _judgement(table, Verdict.REFUTED, "suppresses_what_it_matches", summary, estimates)
     summary = f"{_score(strongest)}, but whether the model uses it is not clear: {seen}" + (f"; {apart}" if apart else "")
     more = more_rows(advantage, least, count)
     if advantage.value < least:
-        summary = f"{_score(strongest)}, but the model does not predict what is matched: {seen}" + (f"; {apart}" if apart else "")
+        summary = f"{_score(strongest)}, but the model does not predict the matched token: {seen}" + (
+            f"; {apart}" if apart else ""
+        )
         return _judgement(table, Verdict.UNDETERMINED, "matches_without_copying", summary, estimates, more)
     return _judgement(table, Verdict.UNDETERMINED, "copying_unclear", summary, estimates, more)
 
@@ -77,11 +79,11 @@ def undecided(table: HeadTable, estimates: Mapping[str, Estimate], count: int) -
     """The verdict where no more is drawn, and a head may match or not."""
     near, threshold = table.undecided[0], table.thresholds.min_prefix_matching
     reach = f" (up to {near.reach} back)" if near.reach is not None else ""
-    seen = f"{_score(near)}{reach}, {near.null:.3f} of it where there is nothing to match"
+    seen = f"{_score(near)}{reach}, {near.null:.3f} where nothing matches"
     reason, summary = "heads_unclear", f"{seen}: too close to {threshold:.3f} to tell"
     if is_shown(near, table.thresholds):
         seen = f"{near} has prefix matching {near.prefix_matching.value:.3f} on periodic rows"
-        summary = f"{seen}, and what of it is left at irregular distances is not clear: {_lengths(near)}"
+        summary = f"{seen}, but how much is left at irregular distances is not clear: {_lengths(near)}"
         reason = "match_length_unclear" if table.thresholds.match_length is not None else "heads_unclear"
     return _judgement(table, Verdict.UNDETERMINED, reason, summary, estimates, table.more_needed(count))
 
@@ -108,7 +110,7 @@ def weak_or_shared(table: HeadTable, estimates: Mapping[str, Estimate], summed: 
         weak = f"no head has more than {at.max_prefix_matching:.3f} beyond chance ({heads[0]} {heads[0].excess.value:.3f}), but"
     summary = (
         f"{weak} the heads of layer {layer} have {total:.2f} together, and the model completes "
-        f"{accuracy.value:.0%} of what is repeated{apart}"
+        f"{accuracy.value:.0%} of the repeated tokens{apart}"
     )
     named = {f"summed prefix matching of layer {layer}": Estimate(total, total, total) for layer, total in enumerate(summed)}
     return _judgement(table, Verdict.UNDETERMINED, "weak_or_shared", summary, {**estimates, **named}, more_sequences)
@@ -147,8 +149,8 @@ def _why_none(table: HeadTable, estimates: Mapping[str, Estimate]) -> tuple[str,
         first = next(head for head in table.ruled_out if head.kind == PERIOD_DETECTOR)
         return PERIOD_DETECTOR, f"{_score(first)} on periodic rows, but it follows the period: {_lengths(first)}"
     if POSITIONAL in kinds or (table.positional and not (copies or kinds & {SUPPRESSES, SILENT})):
-        seen = f"{_score(table.positional[0])}, but goes by position"
-        return "counts_back", f"{seen}: it matches at one period, or has it without repeats"
+        seen = f"{_score(table.positional[0])}, but goes by position, not by tokens"
+        return "counts_back", f"{seen}: it matches at one period only, or scores as high without repeats"
     if copies:
         how = f"the model copies (top-1 accuracy {accuracy.value:.2f} on later copies), but not by a head that matches prefixes"
         return "copies_without_a_head", f"{how}: {apart or f'{best}, no more than chance'}"
@@ -157,7 +159,7 @@ def _why_none(table: HeadTable, estimates: Mapping[str, Estimate]) -> tuple[str,
         first = next(head for head in table.ruled_out if head.kind in (SUPPRESSES, SILENT))
         return reason, f"{_score(first)}, but does not count: {apart}; advantage of the successor {advantage.value:+.2f} nats"
     if table.heads and all(is_dormant(head.first_token) for head in table.heads):
-        return "dormant", "on this data every head rests on the first token"
+        return "dormant", "on this data every head mostly attends to the first token"
     return "no_head_matches", f"no head matches prefixes: {best}, {_excess(table)}"
 
 
@@ -297,7 +299,7 @@ def find_induction_heads(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> HeadList:
-    """List all induction heads of a model: sequences are drawn until every head is told.
+    """List all induction heads of a model: sequences are drawn until every head is decided.
 
     A head is listed where its prefix matching is shown to be above `min_prefix_matching` by the criteria of
     `assert_has_induction_head`, and not shown to be silent or to suppress what it matches. It is `near` where it is shown to lie

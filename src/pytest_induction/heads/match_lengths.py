@@ -22,8 +22,9 @@ from pytest_induction.display import Plotted
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING, excess
+from pytest_induction.heads.generalizing import MIN_EXCESS
 from pytest_induction.heads.prices import price_of_match_length
-from pytest_induction.heads.semantic import MIN_EXCESS, named_heads
+from pytest_induction.heads.semantic import named_heads
 from pytest_induction.interventions.arguments import HeadsLike
 from pytest_induction.measuring.observing import Array, ModelLike, masses_of, plain_scores, provenance
 from pytest_induction.measuring.rounds import price_of_probes, score_irregular
@@ -157,7 +158,7 @@ def judge_match_length(
     if above == len(known) or (above and not is_named):
         return Judgement(Verdict.SHOWN, "matches", seen, estimates=estimates)
     if below == len(known) or (below and is_named):
-        summary = f"{seen}, below {least:.3f}" if is_named else f"no head attends to what followed where {where}: {seen}"
+        summary = f"{seen}, below {least:.3f}" if is_named else f"no head matches where {where}: {seen}"
         return Judgement(Verdict.REFUTED, "no_match_of_that_length", summary, estimates=estimates)
     unclear = [each for _, each in known if not each.is_above(least) and not each.is_below(least)]
     more = [more_needed(each, least, len(beyond)) for each in unclear]
@@ -183,7 +184,7 @@ def assert_match_length(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that heads attend to what followed where `match_length` tokens match: exactly 1, exactly 2, or 3 and more.
+    """Assert that heads attend to the next token where `match_length` tokens match: exactly 1, exactly 2, or 3 and more.
 
     With `heads`, such as "L1H3", each of these, else some head of the model. The rows and masses are those of
     `measure_match_lengths`: what a head has where so many tokens match, without what it has where a match has just ended, must

@@ -53,7 +53,7 @@ class RetrievalPoint:
 
 @dataclass(frozen=True)
 class RetrievalHead:
-    """One head: by how much it writes more of the right value than of rivals, in nats, its `attention` and its `argmax`.
+    """One head: by how much it writes more of the right value than of distractors, in nats, its `attention` and its `argmax`.
 
     The interval of `written`, which is less its null, holds for all heads of the model together.
     """
@@ -106,7 +106,7 @@ class RetrievalScores:
 
     @property
     def excess(self) -> Array:
-        """What each head writes of the right value beyond what it writes of rivals, in nats, (n_layers, n_heads)."""
+        """What each head writes of the right value beyond what it writes of distractors, in nats, (n_layers, n_heads)."""
         return self.written - self.written_null
 
     @property
@@ -150,7 +150,7 @@ def measure_retrieval(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> RetrievalScores:
-    """Measure which heads retrieve: they write the value of the fact that is asked for, and not those of other facts in the row.
+    """Measure which heads retrieve: they write the value of the fact asked for, not those of other facts in the row.
 
     In each row `n_facts` facts ("Anna lives in Rome.") stand between other sentences, and a question names one of them: "Anna
     lives in", or with `wording` "reworded" "The home of Anna is the city of". The others have the same form and stand at each
@@ -168,7 +168,7 @@ def measure_retrieval(
     Raises `TextError` where there is no tokenizer, `ProbeError` where too few words are one token each or rows do not fit,
     `ArgumentError` for what are no facts, `UnsupportedModel` where weights or attention cannot be read. Source: `argmax` is Wu et
     al. 2024 (arXiv 2404.15574), with the answer given instead of generated; `written` follows Gema et al. 2026 (2607.01002), who
-    take the mean over all other keys, where we take rivals, norms folded.
+    take the mean over all other keys, where we take distractors, norms folded.
 
     >>> from pytest_induction.planted import retrieval_head
     >>> model = retrieval_head()
@@ -212,7 +212,7 @@ def measure_retrieval(
 
 def described(n_facts: int, lengths: Sequence[int], wording: str) -> str:
     """What rows are made of, in a few words."""
-    return f"{n_facts} facts between other tokens, {', '.join(map(str, lengths))} positions, asked {wording}"
+    return f"{n_facts} facts between other tokens, {', '.join(map(str, lengths))} positions, {wording} question"
 
 
 def scores_of(subject: ModelUnderTest, rows: NeedleRows) -> dict[str, Array]:

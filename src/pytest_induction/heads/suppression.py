@@ -53,6 +53,7 @@ MOST_ATTENTION = 0.2  # the same of attention
 MAX_ROWS = 16
 NEAREST = 5  # heads that are in the evidence
 CLAIM = "copy_suppression"
+SEEN = ("copy suppression",)  # the key under which a model remembers what was measured of all its heads, for charts
 SUMS = (
     "mass",
     "other_mass",
@@ -278,7 +279,7 @@ KEPT = ("mass", "other_mass", "effect", "other_effect", "direct_effect")
 def measure_copy_suppression(
     model: ModelLike, text: Any, *, max_rows: int = MAX_ROWS, seed: int | None = None
 ) -> SuppressionScores:
-    """Measure whether heads lower what is predicted before them where it stands earlier in the row: copy suppression, on a text.
+    """Measure copy suppression on a text: do heads make predicted tokens less likely that stand earlier in the row?
 
     At 32 queries of each row, in its last three quarters, the token that is *predicted* before a layer is the likeliest one if
     the model ended there (the logit lens: final norm and unembedding of the residual stream that the layer is given). It counts
@@ -310,6 +311,7 @@ def measure_copy_suppression(
     rows = rows_of(subject, text, max_rows)
     with progress("copy suppression", len(rows)):
         found = sums_of(subject, rows, seed, range(subject.n_layers))
+    subject.remember(SEEN, lambda: effects_to_draw(found))
     return _scores(found, provenance(subject, seed=seed, n_sequences=len(rows), probe=described(rows)), rows.shape[1])
 
 
@@ -341,6 +343,14 @@ def _scores(found: Mapping[str, Array], about: Provenance, length: int) -> Suppr
 
 
 TINY = 1e-12  # a variance below it is that of rounding
+
+
+def effects_to_draw(found: Mapping[str, Array]) -> Array:
+    """The mean effect in each row, (rows, n_layers, n_heads), in nats; NaN before layers of too few predictions in all."""
+    predictions = found["predictions"]
+    counted = np.where(predictions.sum(0) >= MIN_PREDICTIONS, predictions, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(counted[..., None] > 0, found["effect"] / counted[..., None], np.nan)
 
 
 @dataclass(frozen=True)
@@ -431,21 +441,21 @@ def judge_suppression(
     against = [each for each in known if each.does_not]
     if suppress and (not is_named or len(suppress) == len(heads)):
         named = ", ".join(map(str, suppress[:NEAREST]))
-        summary = f"what is predicted, and stands earlier in the row, is lowered: {named}"
+        summary = f"a predicted token that stands earlier in the row becomes less likely: {named}"
         return Judgement(Verdict.SHOWN, "suppresses", summary, estimates=estimates)
     if is_named and against:
-        summary = f"{against[-1]} to what is predicted, and stands earlier in the row{_not_beyond(against[-1])}"
+        summary = f"{against[-1]} to a predicted token that stands earlier in the row{_not_beyond(against[-1])}"
         return Judgement(Verdict.REFUTED, "does_not_suppress", summary, estimates=estimates)
     if lacking and (is_named or not known or (waited_for and len(against) == len(known))):
         return _few(predictions, lacking, count, n_queries, estimates)
     if not is_named and len(against) == len(known):
         strongest = known[0]
-        left_out = f"; before {_layers(lacking)} hardly anything is predicted that stands earlier" if lacking else ""
-        summary = f"no head suppresses what is predicted: {strongest}{_not_beyond(strongest)}{left_out}"
+        left_out = f"; before {_layers(lacking)} hardly any predicted token stands earlier" if lacking else ""
+        summary = f"no head suppresses predicted tokens: {strongest}{_not_beyond(strongest)}{left_out}"
         return Judgement(Verdict.REFUTED, "no_head_suppresses", summary, estimates=estimates)
     unclear = [each for each in known if not each.suppresses and not each.does_not]
     more = [each.more_needed(count) for each in unclear]
-    summary = f"whether what is predicted is lowered by {least:.3f} nats is too close to tell: {unclear[0]}"
+    summary = f"whether a predicted token loses {least:.3f} nats is too close to tell: {unclear[0]}"
     wanted = max(more) if is_named else min(more)
     return Judgement(Verdict.UNDETERMINED, "suppression_unclear", summary, estimates=estimates, more_sequences=wanted)
 
@@ -464,7 +474,7 @@ def _few(predictions: Array, lacking: Sequence[int], count: int, n_queries: int,
     most = max(lacking, key=lambda layer: float(predictions[layer]))
     seen = int(predictions[most])
     summary = (
-        f"too little is predicted that stands earlier in the row: before layer {most} at {seen} of {count * n_queries} queries, "
+        f"too few predicted tokens stand earlier in the row: before layer {most} at {seen} of {count * n_queries} queries, "
         f"{MIN_PREDICTIONS} are needed"
     )
     share = seen / (count * n_queries)
@@ -498,7 +508,7 @@ def assert_copy_suppression(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that some head, or each of those named, lowers what is predicted before it where that stands earlier in the row.
+    """Assert that some head, or each named one, makes a token that earlier layers predict less likely if the row has it.
 
     Predictions, and what heads do to them, are those of `measure_copy_suppression`. A head suppresses where three means over rows
     lie beyond their thresholds with their whole intervals: its effect below minus `min_suppression`, in nats; the effect without
@@ -550,7 +560,9 @@ def assert_copy_suppression(
         options: dict[str, Any] = {"is_named": heads is not None, "least": min_suppression, "error_rate": rate}
         return judge_suppression(joined(rounds), asked_for, len(queries_of(rows.shape[1])), **options)
 
-    _, found, _ = until_clear(draw, judge, min(most, len(rows)), error_rate)
+    rounds, found, _ = until_clear(draw, judge, min(most, len(rows)), error_rate)
+    if heads is None:
+        subject.remember(SEEN, lambda: effects_to_draw(joined(rounds)))
     evidence = Evidence(
         claim=CLAIM,
         verdict=found.verdict,

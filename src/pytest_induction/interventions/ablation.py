@@ -219,7 +219,7 @@ def measure_ablations(
     budget: float | str | None = None,
     seed: int | None = None,
 ) -> AblationScores:
-    """Measure by how much the loss on repeated random tokens rises with each head ablated, all heads or those given.
+    """Measure how much the loss on repeated random tokens rises when each head, or each of those given, is ablated.
 
     `how` is what a head gives instead of what it finds: "zero", "mean" (over all rows and positions) or "resample" (what it finds
     on another row of repeated tokens). Everything after the head is computed anew, unless `pattern_preserving`: then all heads

@@ -147,7 +147,7 @@ class ActiveEdits:
     def _install(self, changes: Changes) -> None:
         subject, caller = self.subject, self.subject.caller
         if subject.intervening is not None:
-            raise ModelError(f"an intervention on {subject.name} is in force already: give one `intervene` all of them")
+            raise ModelError(f"an intervention on {subject.name} is already active: give all of them to one `intervene`")
         for part in (caller.module, *([] if caller.base is None else [caller.base])):
             self._put_around(changes, part, caller)
         run_as_written(changes)

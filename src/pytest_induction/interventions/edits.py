@@ -236,7 +236,9 @@ def substitute_pattern(heads: HeadsLike, pattern: str | Any) -> Intervention:
     numbers = tensor("pattern", pattern, "a name, or numbers (positions, positions)")
     numbers = numbers if numbers.is_floating_point() else numbers.float()
     if not torch.isfinite(numbers).all():
-        raise ArgumentError("`pattern` must be finite numbers, got NaN or infinity: what is left after the softmax, not before")
+        raise ArgumentError(
+            "`pattern` must be finite numbers, got NaN or infinity: give the pattern after the softmax, not before"
+        )
     if numbers.ndim not in (2, 3) or numbers.shape[-1] != numbers.shape[-2]:
         raise ArgumentError(f"`pattern` must be (positions, positions) for all rows or for each, got {tuple(numbers.shape)}")
     return Substitution(heads, numbers)

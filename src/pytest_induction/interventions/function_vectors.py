@@ -161,7 +161,7 @@ def measure_function_vectors(
     error_rate: float = ERROR_RATE,
     seed: int | None = None,
 ) -> FunctionVectorScores:
-    """Measure which heads carry a task from its examples to where the answer is asked for: function-vector heads.
+    """Measure function-vector heads: those that carry a task from its examples to the place of the answer.
 
     A prompt has `n_shots` examples, a question and its answer each, and a question. What a head finds at its last position is
     averaged over `n_sequences` prompts of a task, and given by that head alone at the last position of as many other prompts, in

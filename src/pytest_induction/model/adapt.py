@@ -104,9 +104,9 @@ def adapt(
     writes[caller.module] = written
     notes, space = reference.notes, reference.space
     if space.bos_id is None:
-        notes += ("sequences begin with no token of their own: the model names no usable one",)
+        notes += ("sequences have no first token of their own, because the model names no usable one",)
     notes += quantisation_of(module)
-    notes += ("compiled, and measured as it was written",) if is_compiled(module) else ()
+    notes += ("compiled; measured without compilation",) if is_compiled(module) else ()
     notes += backend.notes if backend else ()
     caller.d_vocab = space.d_vocab
     remember_inside(uncompiled(module), caller.module)
@@ -268,7 +268,7 @@ def _check_weights(module: nn.Module, name: str) -> None:
         raise ModelError(f"{name} lies on the meta device and has no weights: load or initialise them")
     lazy = next((path for path, weight in module.named_parameters() if is_lazy(weight)), "")
     if lazy:
-        raise ModelError(f"the weight `{lazy}` of {name} has no values yet, as that of a lazy module: run the model once before")
+        raise ModelError(f"the weight `{lazy}` of {name} has no values yet, because its module is lazy: run the model once first")
     broken = broken_weights(module)
     if broken:
         others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""

@@ -256,7 +256,7 @@ def _check_arrived(model: nn.Module, tensors: Mapping[str, Tensor], spec: str, *
     for key, value in tensors.items():
         now = whole.get(key)
         if now is None or now.shape != value.shape or not _are_same(now, value):
-            raise ModelError(f"`{key}` of {spec} did not arrive in the model: its base, or the version of peft, is another")
+            raise ModelError(f"`{key}` of {spec} was not loaded into the model: its base or the version of peft differs")
 
 
 def _are_same(now: Tensor, stored: Tensor) -> bool:

@@ -107,13 +107,13 @@ def token_space(
     if known is not None and known < d_vocab:
         special |= set(range(known, d_vocab))
         if known <= d_vocab // 2:
-            notes.append(f"ids {known} to {d_vocab - 1} are no tokens of its tokenizer: probes leave them out")
+            notes.append(f"ids {known} to {d_vocab - 1} are not tokens of its tokenizer: probes leave them out")
     if known is not None and known > d_vocab:
         notes.append(f"its tokenizer has {known} ids, and the model {d_vocab}: texts with others cannot be used")
     empty = {token for token in padding if token < d_vocab} - special
     if empty:
         special |= empty
-        notes.append(f"{len(empty)} ids have no row of the token embedding of their own, as padding has: probes leave them out")
+        notes.append(f"{len(empty)} ids have no embedding of their own, like padding: probes leave them out")
     bos = first_of(sources, ("bos_token_id", "bos_id"))
     bos = bos if isinstance(bos, int) and 0 <= bos < d_vocab else None
     excluded = frozenset(token for token in special if 0 <= token < d_vocab)

@@ -29,7 +29,7 @@ def from_factory(place: str, factory: str, spec: str) -> nn.Module | ModelUnderT
     except InductionError:
         raise
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise because_of(ModelError(f"{spec!r} cannot be made: {_said(error, place)}"), error) from error
+        raise because_of(ModelError(f"{spec!r} cannot be made: {_message(error, place)}"), error) from error
     if not isinstance(made, (nn.Module, ModelUnderTest)):
         raise ModelError(f"the factory {spec!r} must return a torch module, it returned `{type(made).__name__}`")
     return made
@@ -45,7 +45,7 @@ def function_named(spec: str) -> Callable[..., Any]:
     except InductionError:
         raise
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise because_of(ModelError(f"{spec!r} cannot be imported: {_said(error, place)}"), error) from error
+        raise because_of(ModelError(f"{spec!r} cannot be imported: {_message(error, place)}"), error) from error
 
 
 def import_place(place: str) -> Any:
@@ -55,10 +55,10 @@ def import_place(place: str) -> Any:
     except InductionError:
         raise
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise because_of(ModelError(f"{place!r} cannot be imported: {_said(error, place)}"), error) from error
+        raise because_of(ModelError(f"{place!r} cannot be imported: {_message(error, place)}"), error) from error
 
 
-def _said(error: BaseException, place: str) -> str:
+def _message(error: BaseException, place: str) -> str:
     """What went wrong, in one line; of a module that is not on Python's path, which file may be meant."""
     text = f"{type(error).__name__}: {first_line(error)}"
     file = f"{place.replace('.', '/')}.py"

@@ -69,7 +69,7 @@ def load_model(
     trust_remote_code: bool = False,
     without_pattern: str | Iterable[str] = (),
 ) -> ModelUnderTest:
-    """Make a model under test of whatever names or is a model.
+    """Make a model under test from a model, or from whatever names one.
 
     `model` is a module that maps token ids (batch, positions) to logits (a Hugging Face model, a `TransformerBridge`, your
     own), what holds one (a pipeline, a `Trainer`, an NNsight model), or a string: a local directory as `save_pretrained` writes

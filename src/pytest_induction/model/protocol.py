@@ -76,7 +76,7 @@ def changed_in(module: nn.Module) -> Intervention | None:
 
 @dataclass(repr=False)
 class ModelUnderTest(Displayed):
-    """A causal transformer as the user runs it, and what a probe needs to know of it.
+    """A causal transformer as the user runs it, and what a probe needs to know about it.
 
     `caller` runs the module that is measured; `given` is the one that was given, which may be around it, and `weights` the
     innermost one that has all weights. `backend` is None where none can read the attention; `tried` then says why, and

@@ -24,7 +24,7 @@ def retrieval_head(
     *,
     layer: int = 1,
     head: int = 1,
-    rivals: bool = False,
+    distractors: bool = False,
     sharpness: float = SHARP,
     strength: float = STRENGTH,
     **sizes: Unpack[Sizes],
@@ -32,9 +32,9 @@ def retrieval_head(
     """A retrieval head that finds the value of the fact that is asked for, beside an induction head that copies repeated tokens.
 
     The model has the facts as `facts`: ids of "names" and "values", and what is "between". The head attends to the value whose
-    name is that of the question and raises it by `strength`; with `rivals` to all other values instead, evenly. It knows names
-    alone, and so matches little in random tokens. Without it (`strength=0`) each value of the row is as likely as any other,
-    and repeated tokens are copied as before. Heads 0 and 1 of the first layer tell which tokens stand one and two before.
+    name is that of the question and raises it by `strength`; with `distractors` to all other values instead, evenly. It knows
+    names alone, and so matches little in random tokens. Without it (`strength=0`) each value of the row is as likely as any
+    other, and repeated tokens are copied as before. Heads 0 and 1 of the first layer tell which tokens stand one and two before.
     """
     plan = Blueprint(sizes, earlier="token")
     if plan.d_vocab < FEWEST_IDS:
@@ -48,8 +48,8 @@ def retrieval_head(
     plan.plant(previous, "previous_token", Attends(back(1)), {"found": 1.0})
     plan.plant(second, "count_back", Attends(back(2)), {"earlier": 1.0}, through=of_names)
     plan.plant(induction, "induction", Attends(after("found")), {"output": STRENGTH})
-    own = Match("found", "earlier", weight=-1.0 if rivals else 1.0)
-    matches = (own, *after("found")) if rivals else (own,)
+    own = Match("found", "earlier", weight=-1.0 if distractors else 1.0)
+    matches = (own, *after("found")) if distractors else (own,)
     writes = {"output": amount("strength", strength)}
     plan.plant(place, "retrieval", Attends(matches, sharpness=sharpness), writes)
     model = plan.build()

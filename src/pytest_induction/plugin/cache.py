@@ -149,7 +149,10 @@ class Entry:
         except FileNotFoundError:
             return None, ""
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            return None, f"{self.path.name} of {OPTION} was of no use ({str(error).partition(chr(10))[0][:120]}): measured anew"
+            return (
+                None,
+                f"{self.path.name} of {OPTION} could not be used ({str(error).partition(chr(10))[0][:120]}): measured anew",
+            )
         return noted(evidence, note), ""
 
     def write(self, evidence: Evidence) -> None:

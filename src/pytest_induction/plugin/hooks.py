@@ -36,22 +36,26 @@ if TYPE_CHECKING:
     from pytest_induction.runs.record import TrainingRun
 
 T = TypeVar("T")
-MARKER_KEYS = (
-    "seed",
-    "max_sequences",
-    "budget",
-    "error_rate",
-    "min_prefix_matching",
-    "max_prefix_matching",
-    "match_length",
-    "min_advantage",
-    "allow_virtual",
-    "min_accuracy",
-    "max_score",
-    "period",
-    "repeats",
-    "n_sequences",
-    SKIP,
+MARKER_KEYS = {
+    "seed": "seed of the random sequences",
+    "max_sequences": "most sequences that a verdict may need",
+    "budget": "most that a measurement may spend, such as '60 passes' or '30 s'",
+    "error_rate": "highest probability of a wrong verdict, between 0 and 1",
+    "min_prefix_matching": "prefix matching from which a head counts as an induction head",
+    "max_prefix_matching": "prefix matching, beyond chance, below which a head counts as none",
+    "match_length": "number of tokens that must match: 1, 2, or 3 for three or more",
+    "min_advantage": "nats that the model must favour the matched token by",
+    "allow_virtual": "whether two heads in a row count as one",
+    "min_accuracy": "least share of right predictions on repeats",
+    "max_score": "in-context learning score, in nats, that the model must stay below; more negative is better",
+    "period": "tokens in a block of `induction_probe`",
+    "repeats": "copies of the block in `induction_probe`",
+    "n_sequences": "rows of `induction_probe`",
+    SKIP: "skip the test if its model, run or text is missing",
+}
+MARKER = (
+    "induction(key=value, ...): change the defaults of the fixtures `induction` and `induction_probe` for a test, a class or a "
+    "module, as in @pytest.mark.induction(seed=7, min_accuracy=0.9). The keys:"
 )
 SESSION: pytest.StashKey[SessionModel] = pytest.StashKey()
 RUNS: pytest.StashKey[SessionRuns] = pytest.StashKey()
@@ -81,9 +85,8 @@ def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> Gen
 
 def pytest_configure(config: pytest.Config) -> None:
     check_keys(config)
-    config.addinivalue_line(
-        "markers", f"induction({', '.join(f'{key}=...' for key in MARKER_KEYS)}): defaults of the induction fixtures"
-    )
+    keys = (f"    {key}: {about}" for key, about in MARKER_KEYS.items())
+    config.addinivalue_line("markers", "\n".join((MARKER, *keys)))
     session_model = config.stash[SESSION] = SessionModel(config)
     report = config.stash[REPORT] = SessionReport(config, session_model)  # before what may be refused, of which it tells
     session_runs = config.stash[RUNS] = SessionRuns(config, session_model)
@@ -99,7 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.induction_benchmark:
         session_model.check_benchmark()
     elif config.option.induction_max_overhead is not None:
-        raise usage_error("--induction-max-overhead is judged by --induction-benchmark, which was not given")
+        raise usage_error("--induction-max-overhead needs --induction-benchmark")
     if session_model.collected is not None:
         session_model.check()
     elif not session_runs.collected:
@@ -209,18 +212,35 @@ def _check_marker(item: pytest.Item, marker: pytest.Mark) -> None:
         raise usage_error(f"{item.nodeid}: the marker `induction` takes keyword arguments only, got {marker.args!r}")
     for key in marker.kwargs:
         if key not in MARKER_KEYS:
-            raise usage_error(f"{item.nodeid}: the marker `induction` has no argument `{key}`{meant(key, MARKER_KEYS)}")
+            raise usage_error(f"{item.nodeid}: the marker `induction` has no argument `{key}`{meant(key, tuple(MARKER_KEYS))}")
 
 
 @pytest.fixture(scope="session")
 def induction_model(request: pytest.FixtureRequest) -> ModelUnderTest:
-    """The model under test, from --induction-model or the ini key; override it to return any model of your own."""
+    """The model under test: the one that --induction-model, or the ini key induction_model, names.
+    A fixture of the same name in conftest.py replaces it:
+    ```python
+    @pytest.fixture(scope="session")
+    def induction_model():
+        return AutoModelForCausalLM.from_pretrained("path/to/model")
+    ```
+    It may return any model that the options could name.
+    """
     return or_refuse(request.config.stash[SESSION].load)
 
 
 @pytest.fixture
 def induction(request: pytest.FixtureRequest, induction_model: Any) -> Induction:
-    """All measures and assertions, bound to the session's model and seed and to the marker's defaults."""
+    """Every measure and assertion about the model under test, as a method. The model and the seed are filled in.
+    ```python
+    @pytest.mark.induction(seed=7, min_prefix_matching=0.5)
+    def test_heads(induction):
+        found = induction.assert_has_induction_head()
+        print(found.summary)
+        assert induction.measure_heads().prefix_matching.max() > 0.5
+    ```
+    The marker changes defaults for the test; `pytest --markers` lists its keys.
+    """
     from pytest_induction.fixture import Induction
 
     register_claims(request.config)
@@ -233,7 +253,14 @@ def induction(request: pytest.FixtureRequest, induction_model: Any) -> Induction
 
 @pytest.fixture(scope="session")
 def induction_run(request: pytest.FixtureRequest) -> TrainingRun:
-    """The training run that --induction-run or the ini key induction_run names; a test runs once for each of several."""
+    """The training run that --induction-run, or the ini key induction_run, names.
+    ```python
+    def test_forms_in_time(induction_run):
+        from pytest_induction import assert_formed
+        assert_formed(induction_run, before_tokens=2e9)
+    ```
+    If several runs are named, the test runs once for each.
+    """
     name = getattr(request, "param", None)
     if name is None:
         or_refuse(_no_run)
@@ -248,13 +275,28 @@ def _no_run() -> NoReturn:
 
 @pytest.fixture
 def induction_probe(induction: Induction) -> Probe:
-    """Rows of repeated random tokens that fit the model; the marker sets period, repeats, n_sequences and seed."""
+    """Rows of repeated random tokens that fit the model, as a `Probe`.
+    ```python
+    @pytest.mark.induction(period=12, repeats=3, n_sequences=4)
+    def test_own_pass(induction, induction_probe):
+        import torch
+        logits = induction.model.logits(torch.from_numpy(induction_probe.tokens))
+        assert len(logits) == 4
+    ```
+    The marker sets the shape and the seed.
+    """
     return or_refuse(induction.default_probe)
 
 
 @pytest.fixture
 def induction_baseline(request: pytest.FixtureRequest) -> InductionBaseline:
-    """Holds what a test measures against what --induction-baseline, or the ini key, has; see docs/baselines.md."""
+    """Compares what a test measures with what is stored in the file that --induction-baseline names.
+    ```python
+    def test_heads_stay(induction, induction_baseline):
+        induction_baseline.check(induction.measure_heads())
+    ```
+    Run it once with --induction-update-baseline to store the values. Later runs fail if a value has moved.
+    """
     return or_refuse(lambda: request.config.stash[BASELINES].fixture(request))
 
 

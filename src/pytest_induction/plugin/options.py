@@ -8,55 +8,61 @@ import pytest
 
 PREFIXES = ("--induction-", "induction_")  # of options, and of ini keys
 SETTINGS = {
-    "model": "model under test: a local directory, hf:NAME[@REVISION], module.path:factory or path/file.py:factory",
-    "text": "text file on which in-context learning is measured",
-    "seed": "seed of the probes (default 0)",
-    "device": "device a named model is loaded on (default cpu); auto: all there are, and the disk, as accelerate places it",
-    "dtype": "floating-point type a named model is loaded in (default: as stored)",
-    "memory": "what a forward pass may take, such as 4GB (default: half of what is free)",
-    "budget": "what each call that draws until it is clear may spend: bare passes such as '60 passes', or seconds such as '30 s'",
-    "max_overhead": "most that the scores may take, in bare forward passes; judged by --induction-benchmark",
+    "model": "the model to test: a local directory, hf:NAME[@REVISION], module.path:factory or path/file.py:factory",
+    "text": "held-out text file, for the claims about in-context learning",
+    "seed": "seed of the random test sequences (default 0)",
+    "device": "device to load the model on, such as cuda (default cpu); auto spreads it over all devices and the disk",
+    "dtype": "floating-point type to load the model in, such as bfloat16 (default: as stored)",
+    "memory": "most memory that one forward pass may use, such as 4GB (default: half of what is free)",
+    "budget": "most that one call may spend, in bare forward passes ('60 passes') or seconds ('30 s')",
+    "max_overhead": "longest time the head scores may take, in bare forward passes; needs --induction-benchmark",
 }
 RUN_SETTINGS = {
-    "run": "training run to gate: a recorded one, a log or checkpoints, here or where fsspec reaches; may be repeated",
-    "reference": "training run than which induction must not form later",
-    "before_tokens": "tokens trained on by which induction must be there, however it came about, such as 2e9",
-    "before_step": "optimiser step by which it must be there",
-    "factory": "what makes the model of the checkpoints that --induction-run names: module.path:factory or path/file.py:factory",
+    "run": "training run to test: a recorded run, a log, or checkpoints, as a path or a URL; may be repeated",
+    "reference": "training run to compare with: induction must not form later than it did there",
+    "before_tokens": "induction must have formed, fast or slowly, by this many training tokens, such as 2e9",
+    "before_step": "induction must have formed, fast or slowly, by this optimiser step",
+    "factory": "function that builds the model for the checkpoints of a run: module.path:factory or path/file.py:factory",
 }
 LOG_SETTINGS = {
-    "column": "column of a log that holds one of our measures: loss=train/ce; tokens_unit=1e9 for a count in billions; may be "
-    "repeated",
-    "where": "rows of a log that count, by what stands in a column, such as run=r0; may be repeated",
+    "column": "which column of a log holds a measure, such as loss=train/ce; tokens_unit=1e9 if tokens are counted in "
+    "billions; may be repeated",
+    "where": "read only the rows of a log that have this value in this column, such as run=r0; may be repeated",
 }
 MODULE_SETTINGS = {
-    "without_pattern": "modules of the model that mix positions and have no attention pattern, such as a recurrence: paths or "
-    "classes, by commas; may be repeated",
+    "without_pattern": "modules that mix positions but have no attention pattern, such as a recurrence; their paths or classes, "
+    "separated by commas; may be repeated",
 }
 REPORT_SETTINGS = {
-    "report": "write a report when the session ends: PATH.html, PATH.json or PATH.md; may be repeated",
-    "charts": "what is measured of each model for the report beside verdicts: all (default), none, or some, by commas",
+    "report": "write a report at the end of the session: PATH.html, PATH.json or PATH.md; may be repeated",
+    "charts": "charts to measure for the report, beside the verdicts: all (default), none, or names separated by commas",
 }
 BASELINE_SETTINGS = {
-    "baseline": "JSON file of measurements with which those of this session are compared",
+    "baseline": "JSON file of stored measurements; this session's measurements are compared with them",
 }
 FLAGS = {
-    "trust_remote_code": "let code run that came with the weights of a named model; the ini file cannot say so",
-    "benchmark": "time the analyses of the model with pytest-benchmark, not gate it",
-    "skip_if_missing": "skip gates and tests whose model, run or text is not there, rather than fail them",
-    "update_baseline": "write what differs from the baseline, or is new, into its file, and fail, so that it is reviewed",
-    "accept_baseline": "write what differs from the baseline, or is new, into its file, and pass",
+    "trust_remote_code": "allow code that comes with the model's weights to run; cannot be set in the ini file",
+    "benchmark": "time the measurements with pytest-benchmark instead of testing the model",
+    "skip_if_missing": "skip gates and tests whose model, run or text is missing, instead of failing them",
+    "update_baseline": "write new and changed measurements into the baseline file, and fail, so that somebody reviews them",
+    "accept_baseline": "write new and changed measurements into the baseline file, and pass",
 }
-CACHE = "keep verdicts of gates on models, and do not measure again what nothing has changed of (default: in pytest's cache)"
-CALIBRATE = "measure so many times, with a seed each, and store tolerances of 2.8 standard deviations of the difference of two"
+CACHE = (
+    "keep the verdicts of gates on models; a gate is measured again only if something it depends on changed "
+    "(default place: pytest's cache)"
+)
+CALIBRATE = (
+    "measure N times with different seeds, and store tolerances in the baseline: 2.8 standard deviations of the difference "
+    "of two measurements"
+)
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """All of them; an ini key feeds the fixtures and collects nothing by itself."""
+    """Add all of them. An ini key feeds the fixtures; it adds no tests by itself."""
     group = parser.getgroup("induction", "mechanistic tests of language models")
     for name, help_text in SETTINGS.items():
         group.addoption(_option(name), dest=f"induction_{name}", metavar=name.upper(), help=help_text)
-        parser.addini(f"induction_{name}", help=f"{help_text}; collects nothing by itself", default=None)
+        parser.addini(f"induction_{name}", help=f"{help_text}; used by fixtures, adds no tests by itself", default=None)
     without = MODULE_SETTINGS["without_pattern"]
     group.addoption(_option("without_pattern"), dest="induction_without_pattern", action="append", metavar="NAME", help=without)
     parser.addini("induction_without_pattern", without, type="args", default=[])
@@ -64,7 +70,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--induction-run", dest="induction_run", action="append", metavar="RUN", help=run)
     group.addoption("--induction-reference", dest="induction_reference", metavar="RUN", help=reference)
     group.addoption("--induction-factory", dest="induction_factory", metavar="FACTORY", help=factory)
-    parser.addini("induction_run", f"{run}; collects nothing by itself", type="linelist", default=[])
+    parser.addini("induction_run", f"{run}; used by fixtures, adds no tests by itself", type="linelist", default=[])
     parser.addini("induction_reference", reference, default=None)
     for name in ("before_tokens", "before_step"):
         group.addoption(_option(name), dest=f"induction_{name}", metavar="N", help=RUN_SETTINGS[name])
@@ -89,7 +95,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def check_options(parser: pytest.Parser, arguments: list[str]) -> None:
-    """Raise a usage error for an option that nobody knows and that begins as ours do, with the one that may be meant."""
+    """Raise a usage error for an unknown option that begins as ours do, and name the one that may be meant."""
     _, unknown = parser.parse_known_and_unknown_args([*arguments])
     for argument in unknown:
         name = argument.partition("=")[0]
@@ -98,7 +104,7 @@ def check_options(parser: pytest.Parser, arguments: list[str]) -> None:
 
 
 def check_keys(config: pytest.Config) -> None:
-    """Raise a usage error for an ini key that nobody knows and that begins as ours do, with the one that may be meant."""
+    """Raise a usage error for an unknown ini key that begins as ours do, and name the one that may be meant."""
     held = vars(config)  # the public name of it is deprecated, and nothing takes its place
     written: Any = held.get("_inicfg", held.get("inicfg", {}))
     overridden = (each.partition("=")[0] for each in config.getoption("override_ini") or ())

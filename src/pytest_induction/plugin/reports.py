@@ -71,7 +71,7 @@ class SessionReport:
         from pytest_induction.report.writing import check_path
 
         if charts is not None and not (self.paths or self._has_html):
-            raise usage_error("--induction-charts are those of a report: give --induction-report")
+            raise usage_error("--induction-charts needs a report: give --induction-report")
         try:
             _ = self.kinds
         except InductionError as error:

@@ -75,7 +75,7 @@ class SessionRuns:
             raise usage_error("--induction-reference: there is no run to compare it with: give --induction-run")
         for name in self.before:
             if getattr(self._config.option, f"induction_{name}") is not None and not self.collected:
-                raise usage_error(f"--induction-{name.replace('_', '-')}: there is no run to ask it of: give --induction-run")
+                raise usage_error(f"--induction-{name.replace('_', '-')}: there is no run to test: give --induction-run")
 
     def open(self, name: str) -> TrainingRun:
         """The run of that name. Raises the same one-line error every time if it cannot be had."""

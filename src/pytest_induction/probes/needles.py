@@ -2,8 +2,8 @@
 
     BOS  filler .  Anna lives in Rome.  filler .  Paul lives in Oslo.  filler .  Anna lives in -> Rome
 
-The other facts are rivals: they have the same form, and stand at each place as often. With a single fact whatever copies a city
-would be right, so there are two at least. Rows are put together of token ids, and never tokenised again.
+The other facts are distractors: they have the same form, and stand at each place as often. With a single fact, whatever copies a
+city would be right, so there are two at least. Rows are put together of token ids, and never tokenised again.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def needle_rows(
     tokens, values, keys, taken = [], [], [], []
     for number in range(n_sequences):
         names = [form.names[each] for each in rng.choice(len(form.names), n_facts, replace=False)]
-        told = [form.values[each] for each in rng.choice(len(form.values), n_facts, replace=False)]
+        stated = [form.values[each] for each in rng.choice(len(form.values), n_facts, replace=False)]
         asked = int(rng.integers(n_facts)) if places is None else int(places[number])
         row, at = list(first), []
         parts = _filler(form, room, rng)
@@ -148,11 +148,11 @@ def needle_rows(
                 if borders[place] == border:
                     row += [names[place], *form.between]
                     at.append(len(row))
-                    row += [told[place], *form.after]
+                    row += [stated[place], *form.after]
             row += parts[border] if border < len(parts) else ()
         tokens.append([*row, *form.before, names[asked], *form.behind])
         order = [asked, *(place for place in range(n_facts) if place != asked)]
-        values.append([told[place] for place in order])
+        values.append([stated[place] for place in order])
         keys.append([at[place] for place in order])
         taken.append(asked)
     return NeedleRows(*(np.array(each, dtype=np.int64) for each in (tokens, values, keys, taken)))
@@ -238,7 +238,8 @@ def _of_ids(space: TokenSpace, names: Sequence[Any], values: Sequence[Any], betw
     for name, ids in (("names", names), ("values", values), ("between", between)):
         found = tuple(whole_number(f"facts[{name!r}]", token, least=0) for token in ids)
         if strange := [token for token in found if token not in usable]:
-            raise ArgumentError(f"`facts[{name!r}]` must be of ids that a probe may use, below {space.d_vocab}, got {strange[0]}")
+            wanted = f"ids that a probe may use, below {space.d_vocab} and not special"
+            raise ArgumentError(f"`facts[{name!r}]` must be of {wanted}, got {strange[0]}")
         if len(set(found)) < len(found):
             raise ArgumentError(f"`facts[{name!r}]` must have each id once")
         sides.append(found)
@@ -263,11 +264,11 @@ def _of_words(
         return tuple(dict.fromkeys(each[0] for each in ids if len(each) == 1 and each[0] in usable))
 
     found = singles(names)
-    told = tuple(token for token in singles(values) if token not in found)
+    usable_values = tuple(token for token in singles(values) if token not in found)
     before, behind = REWORDED if wording == "reworded" else ("", between)
     filler = tuple(tuple(encode(sentence)) for sentence in FILLER)
 
     def piece(text: str) -> tuple[int, ...]:
         return tuple(encode(text)) if text else ()
 
-    return Form(found, told, piece(between), piece(AFTER), piece(before), piece(behind), filler)
+    return Form(found, usable_values, piece(between), piece(AFTER), piece(before), piece(behind), filler)

@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], list[Chart]]]] = 
     "heads": ("Every head", "", head_map),
     "attention": (
         "Attention on a probe",
-        "Rows are tokens, columns what they attend to. Where tokens repeat, a head that matches prefixes lights diagonals.",
+        "Rows are tokens, columns the tokens they attend to. Where tokens repeat, a head that matches prefixes shows diagonals.",
         attention,
     ),
     "repeats": (
@@ -53,10 +53,14 @@ KINDS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], list[Chart]]]] = 
     "text": ("Loss over text", "How much better tokens are predicted late in the context than early.", losses_of_text),
     "ablations": (
         "Without heads",
-        "What the loss rises by when heads are ablated, against random sets of other heads.",
+        "How much the loss rises when heads are ablated, against random sets of other heads.",
         ablations,
     ),
-    "composition": ("Composition", "What previous-token heads write, and later heads look for with their keys.", composition),
+    "composition": (
+        "Composition",
+        "How much later heads read, with their keys, of what previous-token heads write.",
+        composition,
+    ),
 }
 """What is drawn, in the order in which it is shown: heading, what there is to see, and what draws them."""
 GRIDS = ("heads", "attention")  # charts that stand beside each other

@@ -81,7 +81,7 @@ def measure_attributions(
     max_rows: int = TEXT_ROWS,
     seed: int | None = None,
 ) -> HeadAttributions:
-    """Measure what each head, ablated alone, is worth to in-context learning on a text, and to a phase change.
+    """Measure how much each head, ablated alone, contributes to in-context learning on a text and to a phase change.
 
     `losses_start` and `losses_end` are the token losses of a training at two snapshots, before and after its change, as
     `run.token_losses()` gives them; `model` is that of the second one, or of the snapshot that `losses_here` are of. `text` and

@@ -71,7 +71,7 @@ def check_property(
     steps: Iterable[int] | None = None,
     **options: Any,
 ) -> PropertyCheck | PropertyOverTraining:
-    """Assert that a property holds on every probe sequence that hypothesis comes up with.
+    """Assert that a property holds on every probe sequence that hypothesis generates.
 
     `property` is a ready one by its name or as the function, or a function of your own: given an `Outcome`, or as many of them in
     a tuple as there are sequences in an example, it raises an assertion error, returns False, or returns a negative number
@@ -136,7 +136,7 @@ def find_counterexample(
     steps: Iterable[int] | None = None,
     **options: Any,
 ) -> Any:
-    """Hunt for a probe sequence on which the property fails: the smallest there is, or None if `budget` of them all hold.
+    """Search for a probe sequence on which the property fails. Returns the smallest, or None if it holds on `budget` of them.
 
     Arguments as in `check_property`. Where the property returns by how much it holds, as the ready ones do, the search climbs
     towards failure. Returns a `ProbeSequence`, or a tuple of them where the probes are pairs. Of a training it returns a

@@ -172,7 +172,7 @@ def assert_formed(
     min_advantage: float = MIN_ADVANTAGE,
     error_rate: float = ERROR_RATE,
 ) -> Evidence:
-    """Assert that a training has an induction head by then, and at its end, however fast that came about.
+    """Assert that a training has an induction head by a given time, and at its end, however fast it formed.
 
     By `before_tokens` tokens trained on, by `before_step` optimiser steps, by both, or, with neither, at the end. What counts is
     the last snapshot until then, by the thresholds of `assert_final_has_induction_head`: few checkpoints, as of public models,
@@ -252,8 +252,8 @@ class _Formed:
             return replace(
                 self.evidence,
                 reason="tokens_not_known",
-                summary="how many tokens its snapshots were trained on is not known",
-                next_step="give the run its `tokens_per_step`, or ask with `before_step`",
+                summary="the number of tokens that its snapshots were trained on is not known",
+                next_step="give the run its `tokens_per_step`, or give `before_step` instead",
             )
         until = [place for place in index if amounts[place] <= bound]
         after = [place for place in index if amounts[place] > bound]
@@ -305,7 +305,7 @@ AT_THE_END = 3  # snapshots whose mean stands for the end of a run
 
 @user_facing
 def assert_log_is_sane(run: RunLike) -> Evidence:
-    """Assert that a run can be judged: enough snapshots, every loss a number, and no loss that has diverged.
+    """Assert that a run can be judged: it has enough snapshots, and every loss is a finite number that has not diverged.
 
     A loss has diverged if at the end (the mean of three snapshots) it has given back half of what it had fallen, or was ever as
     far above where it began as it fell below; a rise of six times the scatter of single losses or less is none. Lines that could
@@ -396,7 +396,7 @@ def assert_final_has_induction_head(
     min_advantage: float = MIN_ADVANTAGE,
     error_rate: float = ERROR_RATE,
 ) -> Evidence:
-    """Assert that the last snapshot has an induction head, by what was recorded of it: no model is loaded.
+    """Assert that the last snapshot has an induction head, from what was recorded: no model is loaded.
 
     A head counts by the thresholds of `assert_has_induction_head`: prefix matching above `min_prefix_matching`, more than half of
     that left without its own chance, in a model that gives the successor `min_advantage` nats more than the tokens after it.

@@ -36,7 +36,7 @@ def load_run(
     columns: Mapping[str, Any] | None = None,
     where: Mapping[str, Any] | None = None,
 ) -> TrainingRun:
-    """The training run that lies in a file or a directory, here or wherever fsspec reaches.
+    """Load the training run in a file or a directory, on this machine or at a URL that fsspec can read.
 
     Args:
         path: the directory of a recorded or swept run; or a log: Hugging Face's `trainer_state.json` and other JSON, JSON lines,

@@ -108,7 +108,7 @@ def _one_appears(induction: Moved, learning: Moved, text: str, max_lag: float) -
     """One of the two changes in the treated runs only, the other in the controls as well: later there, but it does."""
     appears, comes = (induction, learning) if induction.absent else (learning, induction)
     if comes.shift is not None and comes.shift.high + max_lag < appears.least:
-        return Perturbed(Verdict.REFUTED, "moves_apart", f"in the controls {comes.words} changes without the other: {text}")
+        return Perturbed(Verdict.REFUTED, "moves_apart", f"in the controls, {comes.words} changes without the other: {text}")
     settle = "train the controls further, until both change or one is shown not to follow the other"
     return Perturbed(Verdict.UNDETERMINED, "control_too_short", f"whether both move by as much is not clear: {text}", settle)
 
@@ -165,7 +165,7 @@ def assert_coperturbation(
     min_change: Mapping[str, float] | None = None,
     error_rate: float = ERROR_RATE,
 ) -> Evidence:
-    """Assert that what makes induction form earlier, or at all, moves in-context learning with it.
+    """Assert that a change that makes induction form earlier, or at all, moves in-context learning with it.
 
     `control` and `treated` are training runs that differ in one thing, such as smeared keys: each one run, or several (seeds).
     SHOWN if in the treated runs induction forms abruptly and in-context learning changes with it (midpoints at most `max_lag`

@@ -124,7 +124,7 @@ def assert_property_holds(
     max_examples: int = MAX_EXAMPLES,
     seed: int | None = None,
 ) -> Evidence:
-    """Assert that a property holds on every sequence that hypothesis comes up with: `check_property` as a claim, for gates too.
+    """Assert that a property holds on every sequence that hypothesis generates: `check_property` as a claim, for gates too.
 
     `property` is a ready one by its name, a function, or what names one (`path/file.py:function`), with the keyword arguments
     `options`; `probes` the name of one of `pytest_induction.probes.strategies`, needed where the property is your own, and
@@ -173,7 +173,7 @@ def assert_property_holds_from(
     seed: int | None = None,
     bisect: bool = True,
 ) -> Evidence:
-    """Assert that from some snapshot of a training on a property holds on generated sequences, up to the last one.
+    """Assert that a property holds on generated sequences from some snapshot of a training on, up to the last one.
 
     `run` is a training whose weights are there, or in which a recorder hunted this property (see `check_property`). With
     `before_tokens` or `before_step` that snapshot must come by then. The property begins to hold somewhere after the last
@@ -316,7 +316,7 @@ def _too_late(history: PropertyOverTraining, bounds: Mapping[str, float]) -> Jud
         unit = "tokens" if name == "before_tokens" else "steps"
         onset = estimates.get(f"{ONSET}{unit}")
         if onset is None:
-            seen = f"{_holding(history, history.holds_from or 0)}; how many tokens that is, is not known"
+            seen = f"{_holding(history, history.holds_from or 0)}; the number of tokens is not known"
             return (
                 Verdict.UNDETERMINED,
                 "tokens_not_known",

@@ -62,7 +62,7 @@ WAY_OUT = 'on_unmeasurable="loss_only"'
 
 
 class InductionRecorder(Keeping):
-    """Called in every step of a training, it measures the model now and then and writes what it finds to a run at `path`.
+    """Measures a model while it trains: called in every step, it writes a snapshot to the run at `path` now and then.
 
     `text` is held-out text for the in-context learning score: a string, a `Path` or token ids; a string needs a `tokenizer`, or
     a model that has one. `stop_when` is one rule or several (see `runs.stopping`), asked after each snapshot. `token_losses` says

@@ -27,9 +27,8 @@ from pytest_induction.runs.record import (
     Snapshot,
     TrainingRun,
     Window,
-    in_order,
-    without_falling_tokens,
 )
+from pytest_induction.runs.sequence import in_order, without_falling_tokens
 from pytest_induction.schema import Unfit, parsed, read, shown
 
 SCHEMA = 1

@@ -62,7 +62,7 @@ def sweep(
     tokens_per_step: float | None = None,
     attach: Attach | Sequence[Attach] = (),
 ) -> TrainingRun:
-    """Measure every checkpoint of a training, write what is found to a run at `out`, and return that.
+    """Measure every checkpoint of a training, write the results to a run at `out`, and return that run.
 
     A sweep that was broken off goes on where it was: a checkpoint is measured once, as long as its content stays the same,
     wherever it lies and whatever it is called. One that cannot be measured is a snapshot with a `problem`, and is tried again the

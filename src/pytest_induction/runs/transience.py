@@ -43,7 +43,7 @@ class Drop:
 def assert_no_transience(
     run: RunLike, *, series: str = "advantage", max_drop: float | None = None, error_rate: float = ERROR_RATE
 ) -> Evidence:
-    """Assert that what a training has learned is still there at its end: a series is not below its peak by more than `max_drop`.
+    """Assert that a training keeps what it has learned: at the end a series is at most `max_drop` below its peak.
 
     `series` is one of those that have a `min_change` (see `find_phase_changes`): by default the advantage of the successor on
     repeated tokens, in nats; `rare_advantage` is the same on ids that are rare in the training data. `max_drop` is in the

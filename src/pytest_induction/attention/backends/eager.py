@@ -30,7 +30,7 @@ class EagerBackend(AttentionBackend):
 
     name = "eager output_attentions"
     reads = "the patterns that the model returns"
-    models = "Hugging Face models with attention code of their own"
+    models = "Hugging Face models with their own attention code"
     makes_patterns = True
     can_isolate = True
     edits_outside = True

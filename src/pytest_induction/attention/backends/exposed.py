@@ -94,7 +94,7 @@ class ExposedBackend(InterceptingBackend):
 
     name = "expose_attention"
     reads = "what the model, or a hook on it, shows by itself"
-    models = "those that nothing else can read"
+    models = "models that no other backend can read"
     makes_patterns = True
     can_isolate = False  # what only shows its attention cannot be made to attend otherwise
     edits_outside = True

@@ -31,7 +31,7 @@ class FlexBackend(CallsBackend):
 
     name = "flex_attention"
     reads = "calls of `torch.nn.attention.flex_attention.flex_attention`, compiled or not, and `sdpa` calls beside them"
-    models = 'training code of today, Hugging Face models loaded with `attn_implementation="flex_attention"`'
+    models = 'current training code, Hugging Face models loaded with `attn_implementation="flex_attention"`'
     makes_patterns = True
     can_isolate = True
     edits_outside = False

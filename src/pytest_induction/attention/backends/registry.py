@@ -35,7 +35,7 @@ class RegistryBackend(CallsBackend):
     """Reads what passes through transformers' attention interface."""
 
     name = "transformers attention interface"
-    reads = "what each layer looks up there: the pattern if the function returns it, else queries and keys"
+    reads = "what each layer looks up there: the pattern if the function returns it, otherwise queries and keys"
     models = "Hugging Face models that run eagerly, with soft caps or sinks"
     makes_patterns = True
     can_isolate = True

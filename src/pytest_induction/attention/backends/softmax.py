@@ -51,7 +51,7 @@ class SoftmaxBackend(InterceptingBackend):
 
     name = "softmax"
     reads = (
-        "every softmax over (positions x positions) that weighs something unchanged, in any order of its axes, and "
+        "every softmax over (positions x positions) that weighs something unchanged, with its axes in any order, and "
         "`sdpa` and `flex_attention` calls beside it"
     )
     models = "attention written by hand"

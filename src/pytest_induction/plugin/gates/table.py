@@ -160,7 +160,9 @@ def _check_used(gate: Gate, expectations: Iterable[Expectation]) -> None:
         of_checkpoints = key == "text" and isinstance(gate.subject, RunNamed)
         used = any(each.problem or key in each.arguments for each in expectations)
         if key in gate.settings and not (used or of_checkpoints):
-            raise ArgumentError(f"nothing that it expects takes its `{key}`: leave it out, or expect what does")
+            raise ArgumentError(
+                f"none of the claims it expects takes `{key}`: leave `{key}` out, or expect a claim that takes it"
+            )
 
 
 def _names_only(table: Any) -> list[str]:

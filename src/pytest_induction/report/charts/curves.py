@@ -34,7 +34,7 @@ def curves(data: Mapping[str, Any]) -> list[Chart]:
     ends = (places[0], places[-1]) if places[0] < places[-1] else (places[0] - 0.5, places[0] + 0.5)
     values = [value for each in series for key in ("y", "low", "high") for value in known(each.get(key) or ())]
     plot = Plot(LEFT, TOP, WIDTH - LEFT - KEYS, HEIGHT, ends, span(values, least=0.0 if min(values, default=0.0) >= 0 else None))
-    label = f"{data['y']} by {data['x']}: {', '.join(_said(each) for each in series)}"
+    label = f"{data['y']} by {data['x']}: {', '.join(_label(each) for each in series)}"
     parts = [*heights(plot), *bottom(plot, data["x"], _ticks(places, plot))]
     for place, each in enumerate(series):
         colour = LINES[place % len(LINES)]
@@ -46,7 +46,7 @@ def curves(data: Mapping[str, Any]) -> list[Chart]:
     return [Chart(data["y"], label, picture(parts, WIDTH, plot.bottom + 44, label), data.get("note", ""), WIDTH)]
 
 
-def _said(series: Mapping[str, Any]) -> str:
+def _label(series: Mapping[str, Any]) -> str:
     there = known(series["y"])
     return f"{series['name']} {number(there[0])} to {number(there[-1])}" if there else f"{series['name']} not known"
 
@@ -81,10 +81,10 @@ def _estimates(name: str, unit: str, rows: Sequence[Mapping[str, Any]]) -> Chart
     words = [
         around(row["value"], row["low"], row["high"], unit) if known([row["low"]]) else number(row["value"], unit) for row in rows
     ]
-    label = "; ".join(f"{row['name']} {said}" for row, said in zip(rows, words, strict=True))
+    label = "; ".join(f"{row['name']} {shown}" for row, shown in zip(rows, words, strict=True))
     parts = bottom(plot, "" if unit == "share" else unit, round_ticks(ends, 4))
     parts += [rule(x, plot.top, x, plot.bottom, AXIS) for x in [plot.at(0.0, 0)[0]] if ends[0] < 0]
-    for place, (row, said) in enumerate(zip(rows, words, strict=True)):
+    for place, (row, shown) in enumerate(zip(rows, words, strict=True)):
         y = plot.top + ROW * (place + 0.5)
         low, at, high = (plot.at(row[key] if math.isfinite(row[key]) else row["value"], 0)[0] for key in ("low", "value", "high"))
         parts += [text(plot.left - 12, y + 4, row["name"], anchor="end"), rule(plot.left, y, plot.right, y)]
@@ -93,7 +93,7 @@ def _estimates(name: str, unit: str, rows: Sequence[Mapping[str, Any]]) -> Chart
             for x in (plot.at(each, 0)[0] for each in row["thresholds"])
         ]
         parts += [rule(low, y, max(high, low + 0.5), y, LINES[0], 4), mark(at, y, 9, LINES[0], "circle")]
-        parts.append(text(plot.right + 12, y + 4, said, "faint"))
+        parts.append(text(plot.right + 12, y + 4, shown, "faint"))
     note = "dashed: what it was held against" if any(row["thresholds"] for row in rows) else ""
     note += f"; {left_out} more are not drawn" if left_out > 0 else ""
     title = name + ("" if unit in ("share", "") else f" ({unit})")

@@ -22,8 +22,10 @@ NOTES = {
     "three_or_more": "at irregular distances, where three or more match",
     "first_token": "to the first token: at rest",
     "retrieval": "written of the fact that is asked for, beyond other facts",
+    "suppression": "added to the logit of what is predicted, from where it stood",
     "copy_effect": "added to the logit of what it matches",
 }
+LOWEST = frozenset({"suppression"})  # scores that are looked at for how low they are
 KINDS = {
     "matches": "matches",
     "suppresses": "matches and suppresses",
@@ -77,7 +79,7 @@ def ends_of(score: Mapping[str, Any]) -> tuple[float, float]:
 
 def _map(score: Mapping[str, Any], kinds: Matrix) -> Chart:
     values, unit = score["value"], score["unit"]
-    label = f"{score['words']} of {sum(len(known(row)) for row in values)} heads; {_highest(score)}"
+    label = f"{score['words']} of {sum(len(known(row)) for row in values)} heads; {_foremost(score)}"
     title = score["words"] + (f" ({unit})" if unit != "share" else "")
     return Chart(title, label, _drawn(score, kinds, label), NOTES.get(score["name"], ""), least_width(_width(values)))
 
@@ -110,7 +112,7 @@ def _at(matrix: Matrix, layer: int, head: int) -> Any:
     return matrix[layer][head]
 
 
-def _highest(score: Mapping[str, Any]) -> str:
+def _foremost(score: Mapping[str, Any]) -> str:
     ranked = [
         (value, f"L{layer}H{head}")
         for layer, row in enumerate(score["value"])
@@ -119,8 +121,9 @@ def _highest(score: Mapping[str, Any]) -> str:
     ]
     if not ranked:
         return "none is known"
-    value, name = max(ranked)
-    return f"the highest is {name} with {number(value, score['unit'])}"
+    is_low = score["name"] in LOWEST
+    value, name = min(ranked) if is_low else max(ranked)
+    return f"the {'lowest' if is_low else 'highest'} is {name} with {number(value, score['unit'])}"
 
 
 def _drawn(score: Mapping[str, Any], kinds: Matrix, label: str) -> str:

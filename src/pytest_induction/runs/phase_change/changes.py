@@ -60,7 +60,7 @@ def judge_change(run: TrainingRun, axis: Axis, series: Series, rule: Rule) -> Ch
             Verdict.UNDETERMINED,
             "few_snapshots",
             f"{words} is known at {len(series.x)} snapshots; at least {FEWEST} are needed",
-            next_step=f"record {words} at {FEWEST - len(series.x)} more snapshots at least",
+            next_step=f"record {words} at {FEWEST - len(series.x)} or more further snapshots",
         )
     kept = _until_lost(series)
     levels = _Levels.of(run, kept)
@@ -158,7 +158,7 @@ class _Seen:
             "width_unclear": f"{how}, with an interval of {width.low:.2f} to {width.high:.2f}: abrupt or gradual is not clear",
             "share_unclear": f"{how}, {self.share:.0%} of all that it changes: whether that is most of it is not clear",
             "bend": f"{how}, and a line with one bend fits as well",
-            "two_steps": f"{how}, and by as much as {_number(self._other_step)} elsewhere in as short a time: two steps",
+            "two_steps": f"{how}, and elsewhere by {_number(self._other_step)} in as short a time: two steps",
             "steps_unclear": f"{how}, and perhaps by {_number(self._other_step)} elsewhere: one step or two is not clear",
             "not_over": f"{how}, and may not be over at the last snapshot",
             "began_before": f"{how}, and may have begun before the first snapshots",

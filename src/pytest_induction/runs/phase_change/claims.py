@@ -46,7 +46,7 @@ def icl_cooccurs(evidence: Evidence, found: PhaseChange, max_lag: float = MAX_LA
             verdict=Verdict.UNDETERMINED,
             reason="icl_not_recorded",
             summary=f"{evidence.summary}; in-context learning was not recorded",
-            next_step="record or sweep with a held-out text (`text=`, --text), or ask without (`co_occurring=False`)",
+            next_step="record or sweep with a held-out text (`text=`, --text), or leave it out (`co_occurring=False`)",
         )
     if not (change.verdict is Verdict.SHOWN or is_narrow(change, found.thresholds["max_width"])) or lag is None:
         reason = f"icl_{change.reason}"
@@ -77,7 +77,7 @@ def turn_cooccurs(evidence: Evidence, found: PhaseChange, max_lag: float) -> Evi
             verdict=Verdict.UNDETERMINED,
             reason="turn_not_recorded",
             summary=f"{evidence.summary}; the turn of the path of token losses was not recorded",
-            next_step="record or sweep with a held-out text (`text=`, --text), or ask without (`turn=False`)",
+            next_step="record or sweep with a held-out text (`text=`, --text), or leave it out (`turn=False`)",
         )
     if change.verdict is not Verdict.SHOWN or lag is None:
         summary = f"{evidence.summary}; but {change.summary}"
@@ -138,7 +138,7 @@ def over_runs(
         if judged.verdict is Verdict.SHOWN:
             summary = f"{judged.summary}; the path of token losses turns {in_words(turn_lag)} after"
             judged = _within(judged, turn_lag, max_lag, summary, _about_turn)
-    return replace(judged, next_step="more runs: the interval is that of a mean over them" if judged.next_step else "")
+    return replace(judged, next_step="add more runs: the interval is that of their mean" if judged.next_step else "")
 
 
 def _mean_lag(lags: Sequence[Estimate | None], error_rate: float) -> Estimate:
@@ -251,7 +251,7 @@ def assert_onset_not_later(
     min_change: Mapping[str, float] | None = None,
     error_rate: float = ERROR_RATE,
 ) -> Evidence:
-    """Assert that induction begins to form no later than in a reference run: by less than `max_lag` decades, its whole interval.
+    """Assert that induction begins to form less than `max_lag` decades after a reference run; the whole interval counts.
 
     In tokens, which both runs must know: steps of trainings with batches of another size are not the same. With `in_steps` they
     are compared all the same, and the summary says so. Onsets vary with the seed of a training: one run against one reference
@@ -344,8 +344,8 @@ def _in_time(evidence: Evidence, change: Change | None, name: str, bound: float)
             evidence,
             verdict=Verdict.UNDETERMINED,
             reason="tokens_not_known",
-            summary=f"{evidence.summary}; how many tokens that is, is not known",
-            next_step="give the run its `tokens_per_step`, or ask with `before_step`",
+            summary=f"{evidence.summary}; the number of tokens is not known",
+            next_step="give the run its `tokens_per_step`, or give `before_step` instead",
             thresholds=thresholds,
         )
     evidence = replace(evidence, thresholds=thresholds, estimates={**evidence.estimates, f"end_{unit}": end})
@@ -378,8 +378,8 @@ def _not_later(
             evidence,
             verdict=Verdict.UNDETERMINED,
             reason="tokens_not_known",
-            summary=f"at how many tokens induction forms is not known of both, and steps of {name} may have another size",
-            next_step="give both runs their tokens (a column of the log, `tokens_per_step`), or ask for steps: `in_steps=True`",
+            summary=f"the tokens at which induction forms are not known for both runs, and steps of {name} may differ in size",
+            next_step="give both runs their tokens (a column of the log, `tokens_per_step`), or compare steps: `in_steps=True`",
             thresholds=thresholds,
         )
     lag = lag_between(before, after)
