@@ -14,7 +14,8 @@
 # # Induction heads in a notebook
 #
 # Open this file in Jupyter with jupytext, or run it cell by cell in VS Code. It uses a small model and two recorded trainings
-# that come with the project, and takes less than a minute. Run it from the top folder of the repository.
+# that come with the project, and takes less than a minute. Run it from the top folder of a clone of the repository; a model of
+# yours goes in place of the path.
 
 # %%
 import pytest_induction as pi

@@ -171,8 +171,10 @@ class Call:
         return most
 
     def announced(self) -> str:
-        about = f"{self.name} on {self.subject.name}: at most {in_passes(self.most)} bare passes"
-        return f"{about} (about {duration(self.most * self.seconds_per_token)})"
+        """What it takes where it is clear at the first look, and at most: the most alone reads as if it took that."""
+        price = Price(min(self.price.least if self.price else 0, self.most), self.most)
+        least, most = (duration(tokens * self.seconds_per_token) for tokens in (price.least, price.most))
+        return f"{self.name} on {self.subject.name}: {price} (about {most if least == most else f'{least} to {most}'})"
 
     def so_far(self) -> str:
         of = f" of at most {in_passes(self.most)}" if self.most else ""
