@@ -32,6 +32,7 @@ NUMBERS = {getattr(criteria, name) for name in NAMES} - {criteria.MIN_PERIODS} |
 # Numbers of the package that are the same by chance, and say nothing of what a head is.
 OTHERS = {
     ("heads/suppression.py", "HIGH_MASS"),  # of attention, at which the effect is shown beside
+    ("heads/suppression.py", "MIN_SHARE"),
     ("heads/suppression.py", "MIN_SUPPRESSION"),  # nats
     ("behaviour/recall.py", "ABOVE_CHANCE"),  # of accuracy
     ("deciding.py", "MAX_IN_CONTEXT_LEARNING"),

@@ -64,7 +64,12 @@ factory = "mine.py:make"
 expect = ["onset_not_later", "formation_order"]
 """,
     )
-    assert (small.name, small.line, small.marks, small.subject) == ("small", 1, ("slow",), ModelNamed(str(place / "model")))
+    assert (small.name, small.line, [each.name for each in small.marks], small.subject) == (
+        "small",
+        1,
+        ["slow"],
+        ModelNamed(str(place / "model")),
+    )
     assert small.settings == {"text": place / "text.txt", "seed": 7}
     assert {each.name: each.arguments for each in small.expectations} == {
         "has_induction_head-0": {},
@@ -106,7 +111,7 @@ GATES = {
     "two subjects": ('model = "model"\nrun = "run"', "a gate is about one `model` or one `run`, this has both"),
     "a key of runs": ('model = "model"\nfactory = "mine.py:make"', "`factory` is for a `run`, this is about a `model`"),
     "no such model": ('model = "nope"', "`model`: no model at '.*nope': expected .*; to download it from the hub write hf:nope$"),
-    "no such file": ('model = "nope.py:make"', "`model`: no file .*nope.py: the model '.*' is to come from a factory in it"),
+    "no such file": ('model = "nope.py:make"', "`model`: no file .*nope.py.*: the model '.*' is to come from a factory in it"),
     "an empty model": ('model = ""', "`model`: no model is named: expected a local directory"),
     "a model that is no string": ("model = 3", "`model` must be a string, got 3"),
     "no such run": ('run = "nope"', "`run`: there is no run at '.*nope': expected a run, a log or a directory of checkpoints"),
