@@ -61,7 +61,9 @@ expect = ["no_induction_head"]
 run = "run"
 reference = "s3://bucket/run"
 factory = "mine.py:make"
-expect = ["onset_not_later", "formation_order"]
+[run.expect]
+onset_not_later = {}
+formation_order = { at_onsets = true }
 """,
     )
     assert (small.name, small.line, [each.name for each in small.marks], small.subject) == (
@@ -85,7 +87,7 @@ expect = ["onset_not_later", "formation_order"]
     }
     assert other.subject == ModelNamed(f"{place / 'mine.py'}:make")
     assert run.line == 15
-    assert [each.arguments for each in run.expectations] == [{"reference": RunNamed("s3://bucket/run")}, {"gate": True}]
+    assert [each.arguments for each in run.expectations] == [{"reference": RunNamed("s3://bucket/run")}, {"at_onsets": True}]
     assert not [each.problem for gate in (small, other, run) for each in gate.expectations if each.problem]
 
 

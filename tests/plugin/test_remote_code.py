@@ -60,6 +60,9 @@ def test_the_ini_file_cannot_say_so(pytester, brings_code, ini):
     if "addopts" in ini:
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines([f"*{OPTION} must be given on the command line: the ini file may not say it"])
+    elif ini.startswith("induction_"):
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(["*induction_trust_remote_code*"])
     else:
         assert result.ret == pytest.ExitCode.TESTS_FAILED
         result.stdout.fnmatch_lines([REFUSED])

@@ -233,7 +233,7 @@ def test_a_curve_says_as_much_as_it_has_points_and_a_map_as_it_has_cells(recorde
                 assert len(words[0]["values"]) == len(words[0]["rows"])
                 assert max(map(len, words[0]["values"])) == len(words[0]["columns"])
                 maps += 1
-    assert (curves, maps) == (4 + 1 + 2 + 8 + 5, 6 + 2 + 1 + 1)
+    assert (curves, maps) == (4 + 1 + 2 + 9 + 5, 6 + 2 + 1 + 1)
 
 
 def charts_of(records: SessionRecords) -> list[Chart]:
@@ -247,13 +247,14 @@ def test_a_run_is_drawn_with_its_window_and_how_sure_it_is(recorded):
     assert names == [
         "loss",
         "in-context learning score",
+        "advantage on repeated tokens",
         "prefix matching of every head",
         "loss by token number",
         "slope of the loss along the context, blue where it falls",
     ]
     gold = [each for each in drawn(panels.svg).iter("rect") if each.get("fill") == GOLD]
     narrow, wide = ([each for each in gold if each.get("fill-opacity") == opacity] for opacity in ("0.28", "0.14"))
-    assert len(narrow) == len(wide) == 4
+    assert len(narrow) == len(wide) == 5
     ends = [(float(each.get("x")), float(each.get("x")) + float(each.get("width"))) for each in (wide[0], narrow[0])]
     assert ends[0][0] < ends[1][0] < ends[1][1] < ends[0][1]
     assert "460k to 525k tokens" in panels.note and "the turn is at" in path.note

@@ -201,7 +201,7 @@ def test_properties_and_families_of_recorded_runs(forbid):
     (forbid.place / "test_hunted.py").write_text(HUNTED)
     (forbid.place / "hunted.gates.toml").write_text(HUNTED_GATES)
     out = forbid("pytest", *REPORTS)
-    assert "15 passed" in out
+    assert "17 passed" in out
 
 
 def test_gate_files_fixtures_and_baselines_of_runs(forbid):

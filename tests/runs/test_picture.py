@@ -69,7 +69,7 @@ def test_it_shows_every_part_with_the_window_and_the_turn(picture):
         assert words in shown
     assert sum("turn, at" in words for words in shown) == 1
     gold = sum(each.get("fill") == GOLD for each in drawn(picture).iter(f"{SHAPES}rect"))
-    assert gold == 9  # the window and what it may reach in four plots, and the legend
+    assert gold == 11  # the window and what it may reach in five plots, and the legend
     assert any("lighter: what it may reach" in words for words in shown)
     assert sum(each.get("stroke") == GOLD for each in drawn(picture).iter(f"{SHAPES}path")) == 3  # the map's edges, the path
     assert picture["missing"] == []

@@ -59,7 +59,11 @@ class FileGate(pytest.Collector):
 
     def collect(self) -> Iterator[pytest.Item]:
         unmarked = self._mark()
-        problems = dict.fromkeys(unmarked or each.problem for each in self._gate.expectations if not each.is_missing)
+        skips = bool(self._gate.settings.get(SKIP))
+        allowed = skips or self.config.option.induction_skip_if_missing
+        problems = dict.fromkeys(
+            unmarked or each.problem for each in self._gate.expectations if not (each.is_missing and allowed)
+        )
         problems.pop("", None)
         if problems and self.config.option.collectonly:
             raise self.CollectError("\n".join(map(as_message, problems)))
@@ -70,7 +74,7 @@ class FileGate(pytest.Collector):
                 name=each.name,
                 bind=partial(_refuse, problem, is_missing=each.is_missing) if problem else partial(self._load, each.name),
                 kept=partial(self._kept, each),
-                skip_if_missing=bool(self._gate.settings.get(SKIP)) or each.is_missing,
+                skip_if_missing=skips,
                 check=partial(self._assert, each),
                 line=self._gate.line,
                 title=f"{self.name}::{each.name}",

@@ -148,9 +148,10 @@ def _gate(path: Path, name: str, table: Any, line: int) -> Gate:
         expectations = tuple(_expectations(table, gate, path.parent, where))
         _check_used(gate, expectations)
     except InductionError as error:
-        problem, may_be = f"{where}: {error}", error.is_missing and table.get(SKIP) is True
-        broken = tuple(Expectation(each, problem=problem, is_missing=may_be) for each in _names_only(table))
-        return Gate(shown_name, line, expectations=broken)
+        problem = f"{where}: {error}"
+        broken = tuple(Expectation(each, problem=problem, is_missing=error.is_missing) for each in _names_only(table))
+        skips = isinstance(table, dict) and table.get(SKIP) is True
+        return Gate(shown_name, line, settings={SKIP: skips}, expectations=broken)
     return Gate(name, line, gate.subject, gate.settings, gate.marks, expectations)
 
 
@@ -301,7 +302,7 @@ def _expectations(table: Mapping[str, Any], gate: Gate, place: Path, where: str)
             signature = _signature(written.removeprefix(PREFIX), MODEL if MODEL in table else RUN)
             yield Expectation(name, signature, _arguments(signature, arguments, gate, place))
         except InductionError as error:
-            yield Expectation(name, problem=f"{where}, {name}: {error}", is_missing=error.is_missing and table.get(SKIP) is True)
+            yield Expectation(name, problem=f"{where}, {name}: {error}", is_missing=error.is_missing)
 
 
 def _calls(expect: Any) -> list[tuple[str, str, Any]]:

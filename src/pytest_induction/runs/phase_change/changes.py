@@ -60,7 +60,7 @@ def judge_change(run: TrainingRun, axis: Axis, series: Series, rule: Rule) -> Ch
             Verdict.UNDETERMINED,
             "few_snapshots",
             f"{words} is known at {len(series.x)} snapshots; at least {FEWEST} are needed",
-            next_step=f"record {words} at {FEWEST - len(series.x)} or more further snapshots",
+            next_step=f"record {words} in at least {FEWEST - len(series.x)} more snapshots",
         )
     kept = _until_lost(series)
     levels = _Levels.of(run, kept)
