@@ -329,7 +329,7 @@ def test_a_run_without_a_change_differs_in_kind_and_runs_that_all_lack_one_do_no
             "one len",
         ),
         ({"icl_windows": None}, "the tokens it compares in other are not on record", "rows of one length, or leave it out"),
-        ({"tokens_per_step": None}, "how many tokens other trained on is not known", "give it its `tokens_per_step`"),
+        ({"tokens_per_step": None}, "the number of tokens other trained on is not known", "give it its `tokens_per_step`"),
         ({"errors": {}}, "other has no record of it with a standard error", "record or sweep it again"),
         ({"icl_rows": None}, "other has no rows of it on record", "record or sweep it with a held-out text"),
     ],

@@ -269,7 +269,7 @@ def test_the_text_of_the_control_is_five_lines(shipped):
         and " sequences, periods " in measured
         and measured.endswith("--induction-seed=0")
     )
-    assert following.startswith("  next: if you expect heads: train further")
+    assert following.startswith("  next: if you expect heads, train further")
 
 
 def test_thresholds_are_those_that_the_documentation_states():
