@@ -144,7 +144,7 @@ def test_a_first_token_outside_the_vocabulary_is_not_used():
     model.config.bos_token_id = 50256
     subject = load_model(model)
     assert subject.space.bos_id is None
-    assert "no token of their own" in subject.notes[0]
+    assert "no first token of their own" in subject.notes[0]
     assert measure_heads(subject).provenance.n_sequences == 24
 
 

@@ -210,6 +210,7 @@ def test_no_call_leaves_it_to_transformers_whether_code_may_run():
         call
         for path in source.rglob("*.py")
         for call in re.findall(r"(?:Auto\w+|loader)\.from_pretrained\([^)]*\)", path.read_text())
+        if "path/to" not in call  # what a docstring shows
     ]
     assert len(calls) == 4
     assert all("trust_remote_code" in call or "**wanted" in call for call in calls)
