@@ -4,6 +4,14 @@ import torch
 from torch import nn
 
 STRENGTH = 12.0
+TINY = {  # what every config of transformers takes
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
 
 
 class Binding(nn.Module):

@@ -13,7 +13,7 @@ from pytest_induction.interventions.mixers import other_memory, recorded, residu
 from pytest_induction.planted import induction_head, uniform_head
 from pytest_induction.probes.recall import RecallShape, recall_contrasts
 from pytest_induction.records import TokenSpace
-from tests.known_mixers import KnownRecall
+from tests.known_mixers import TINY, KnownRecall
 
 PAIRS = 6
 
@@ -254,17 +254,9 @@ def test_the_memory_of_the_row_itself_changes_nothing():
     """Also on models of transformers, with attention, states and convolutions: what is exchanged is all that changes."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "bos_token_id": 0,
-        "eos_token_id": None,
-        "pad_token_id": None,
-    }
     jamba = transformers.JambaForCausalLM(
         transformers.JambaConfig(
-            **sizes, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, num_experts=1, num_experts_per_tok=1,
+            **TINY, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, num_experts=1, num_experts_per_tok=1,
             attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4, mamba_dt_rank=2,
         )
     )  # fmt: skip

@@ -10,7 +10,7 @@ from pytest_induction import load_model
 from pytest_induction.errors import ArgumentError, UnsupportedModel
 from pytest_induction.interventions import ablate, cut_taps, intervene, run_with
 from pytest_induction.interventions.taps import taps_of
-from tests.known_mixers import KnownRecall
+from tests.known_mixers import TINY, KnownRecall
 
 TOKENS = torch.arange(1, 13)[None]
 
@@ -62,18 +62,10 @@ def test_a_cut_tap_is_a_convolution_without_it(dilation, groups, back):
 def tiny(kind):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "bos_token_id": 0,
-        "eos_token_id": None,
-        "pad_token_id": None,
-    }
     if kind == "mamba":
-        return transformers.MambaForCausalLM(transformers.MambaConfig(**sizes, state_size=4, initializer_range=0.5))
+        return transformers.MambaForCausalLM(transformers.MambaConfig(**TINY, state_size=4, initializer_range=0.5))
     own = {"attention_hidden_size": 16, "intermediate_size": 32, "context_length": 32}
-    return transformers.RwkvForCausalLM(transformers.RwkvConfig(**sizes, **own)).apply(spread)
+    return transformers.RwkvForCausalLM(transformers.RwkvConfig(**TINY, **own)).apply(spread)
 
 
 def spread(part):
