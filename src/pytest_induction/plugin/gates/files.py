@@ -16,9 +16,10 @@ from pytest_induction.files import is_file
 from pytest_induction.formatting import as_message, as_node
 from pytest_induction.model.specs import IfThere, module_names
 from pytest_induction.plugin.cache import CACHE, Entry, VerdictCache
+from pytest_induction.plugin.failures import SKIP
 from pytest_induction.plugin.gates.items import GateItem
 from pytest_induction.plugin.gates.sweeping import kept_at, opened
-from pytest_induction.plugin.gates.table import SKIP, Expectation, Gate, read_gates, shown
+from pytest_induction.plugin.gates.table import Expectation, Gate, read_gates, shown
 from pytest_induction.plugin.gates.values import ModelNamed, RunNamed
 
 CHOICE = {"column": "columns", "where": "where"}  # key of a gate that is about a log -> argument of `load_run`

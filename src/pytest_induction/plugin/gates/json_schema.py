@@ -11,9 +11,10 @@ from typing import Any
 
 from pytest_induction.claims import MODEL, PREFIX, RUN
 from pytest_induction.model.specs import DTYPES
+from pytest_induction.plugin.failures import SKIP
 from pytest_induction.plugin.gates import signatures, values
 from pytest_induction.plugin.gates.signatures import Parameter, Signature
-from pytest_induction.plugin.gates.table import FOR_RUNS, KEYS, NAME, NEEDED, SKIP
+from pytest_induction.plugin.gates.table import FOR_RUNS, KEYS, NAME, NEEDED
 
 Schema = dict[str, Any]
 DRAFT = "http://json-schema.org/draft-07/schema#"  # what editors know best

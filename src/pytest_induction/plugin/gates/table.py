@@ -18,6 +18,7 @@ from pytest_induction.claims import MODEL, PREFIX, RUN
 from pytest_induction.errors import ArgumentError, InductionError, meant
 from pytest_induction.files import SETTINGS, read_text
 from pytest_induction.model.specs import check_device, check_dtype, memory_size, module_names
+from pytest_induction.plugin.failures import SKIP
 from pytest_induction.plugin.gates import signatures, values
 from pytest_induction.plugin.gates.signatures import Signature
 from pytest_induction.plugin.gates.values import ModelNamed, RunNamed
@@ -29,7 +30,6 @@ MISSPELT = "pytest-induction"
 FOR_LOGS = ("column", "where")
 FOR_RUNS = ("reference", "factory", *FOR_LOGS)
 LOADING = ("device", "dtype", "memory", "trust_remote_code", "without_pattern")
-SKIP = "skip_if_missing"
 KEYS = (MODEL, RUN, "text", "seed", "budget", *LOADING, *FOR_RUNS, SKIP, "marks", "expect")
 NAME = re.compile(r"\w[\w.+-]*")  # what pytest can select by node id
 NEEDED = {"text": 'text = "PATH"', "reference": 'reference = "RUN"'}  # what a gate can give all that it expects
