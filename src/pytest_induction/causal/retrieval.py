@@ -17,7 +17,15 @@ from pytest_induction.deciding import ERROR_RATE, Judgement, priced_claim, until
 from pytest_induction.errors import user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.criteria import MIN_PREFIX_MATCHING
-from pytest_induction.heads.retrieval import N_SEQUENCES, SEEN, described, scores_of
+from pytest_induction.heads.retrieval import (
+    MOST,
+    N_SEQUENCES,
+    SEEN,
+    bounded_log_odds,
+    described,
+    not_better_than_guessing,
+    scores_of,
+)
 from pytest_induction.heads.semantic import literal_scores
 from pytest_induction.interventions.arguments import all_heads, number
 from pytest_induction.interventions.function_vectors import encoder, ranked
@@ -35,10 +43,7 @@ TOP_SHARE = 0.02  # of all heads, that are chosen
 MIN_WRITTEN = 0.1  # nats, that a head must write more of the right value than of distractors
 MIN_LOST = 0.1  # nats of log odds, that the model must lose without the heads
 MAX_SEQUENCES = 96  # rows that decide
-MOST = 2.0  # nats of log odds, for which one row counts
 MOST_WRITTEN = 1.0  # nats written, likewise
-SLACK = 1e-6  # of a mean of shares, by rounding in single precision
-ROWS_OF_GUESSES = 24  # in which a model that is no better than a guess is taken for one that guesses
 FEWEST_CONTROLS = 9  # sets of random heads: fewer may all do less by chance
 NAMED = 3  # heads that are named one by one
 
@@ -154,19 +159,15 @@ def judge_retrieval(found: Effects, heads: Sequence[HeadId], thresholds: Mapping
     excess = found.scores["written"] - found.scores["written_null"]
     written = dict(zip(heads, _written(_columns(excess, heads), error_rate / len(heads), error_rate), strict=True))
     best = max(written, key=lambda head: written[head].low)
-    lost = _bounded(found.lost[:, None], error_rate, error_rate)[0]
+    lost = bounded_log_odds(found.lost, error_rate)
     estimates = {"accuracy": accuracy, "lost": lost, f"written {best}": written[best], **_reported(found, best, error_rate)}
     seen = f"the model finds the right value in {accuracy.value:.2f} of rows, guessing gives {chance:.2f}"
     common: dict[str, Any] = {"estimates": estimates}
     if not accuracy.is_above(chance):
-        reason, more = "accuracy_unclear", more_rows(accuracy, chance, count)
-        if accuracy.value < chance + SLACK:
-            reason, more = "does_not_retrieve", max(0, ROWS_OF_GUESSES - count)
-        why = (
-            "it does not do the task, and nothing is said of its heads"
-            if reason == "does_not_retrieve"
-            else "too close to a guess to tell"
-        )
+        guesses, more = not_better_than_guessing(accuracy, chance, count)
+        reason, why = "accuracy_unclear", "too close to a guess to tell"
+        if guesses:
+            reason, why = "does_not_retrieve", "it does not do the task, and nothing is said of its heads"
         return Judgement(Verdict.UNDETERMINED, reason, f"{seen}: {why}", more_sequences=more, **common)
     seen += f"; {best} writes {written[best].value:.2f} nats more of it than of distractors"
     if written[best].is_below(min_written) and all(each.is_below(min_written) for each in _of_all(excess, error_rate)):
@@ -192,7 +193,7 @@ def judge_controls(found: Effects, lost: Estimate, min_lost: float, error_rate: 
     sets = len(found.controls)
     if not sets:
         return Judgement(Verdict.UNDETERMINED, "no_controls", "the model has too few other heads to compare with")
-    beyond = _bounded((found.lost - found.usual)[:, None], error_rate, error_rate)[0]
+    beyond = bounded_log_odds(found.lost - found.usual, error_rate)
     differences = mean_differences(found.controls, found.lost)
     ablated, as_much = int(np.isfinite(differences).sum()), int((differences >= 0).sum())
     rank = (1 + as_much) / (1 + ablated)
@@ -239,13 +240,8 @@ def _columns(values: Array, heads: Sequence[HeadId]) -> Array:
     return values[:, [head.layer for head in heads], [head.head for head in heads]]
 
 
-def _bounded(values: Array, below: float, above: float) -> list[Estimate]:
-    """Means of columns in nats, each row counted as `MOST` at most."""
-    return bounded_intervals(np.clip(values, -MOST, MOST), below, above, lowest=-MOST, highest=MOST, unit="nats")
-
-
 def _written(values: Array, below: float, above: float) -> list[Estimate]:
-    """The same of what heads write, each row counted as `MOST_WRITTEN` at most."""
+    """Means of columns in nats, of what heads write, each row counted as `MOST_WRITTEN` at most."""
     within = np.clip(values, -MOST_WRITTEN, MOST_WRITTEN)
     return bounded_intervals(within, below, above, lowest=-MOST_WRITTEN, highest=MOST_WRITTEN, unit="nats")
 

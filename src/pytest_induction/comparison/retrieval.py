@@ -12,7 +12,7 @@ from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, pric
 from pytest_induction.errors import ModelError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.prices import needle_lengths
-from pytest_induction.heads.retrieval import behaviour_of, described
+from pytest_induction.heads.retrieval import MOST, behaviour_of, bounded_log_odds, described, not_better_than_guessing
 from pytest_induction.interventions.arguments import number
 from pytest_induction.interventions.function_vectors import encoder
 from pytest_induction.measuring.observing import Array, ModelLike, joined, provenance
@@ -26,9 +26,6 @@ from pytest_induction.statistics import FIRST_LOOK, SHARE, bounded_intervals, me
 
 CLAIM = "retrieval_preserved"
 MAX_LOST = 0.25  # nats of log odds, that may be lost
-MOST = 2.0  # nats, for which one row counts
-SLACK = 1e-6  # of a mean of shares, by rounding in single precision
-ROWS_OF_GUESSES = 24  # in which a model that is no better than a guess is taken for one that guesses
 BETWEEN = 0.01, MOST - 0.01  # what may be lost: beyond, no row could tell
 BEFORE, AFTER = "before", "after"
 Found = Mapping[str, Mapping[str, Array]]
@@ -139,8 +136,7 @@ def judge_kept(found: Found, chance: float, max_lost: float, *, error_rate: floa
     """SHOWN where what is lost is below `max_lost`, REFUTED where above, if the model before is shown to do the task."""
     lost = found[BEFORE]["log_odds"] - found[AFTER]["log_odds"]
     count = len(lost)
-    clipped = np.clip(lost, -MOST, MOST)[:, None]
-    by = bounded_intervals(clipped, error_rate, error_rate, lowest=-MOST, highest=MOST, unit="nats")[0]
+    by = bounded_log_odds(lost, error_rate)
     accuracy = {
         which: bounded_intervals(each["accuracy"][:, None], error_rate, error_rate, unit=SHARE)[0]
         for which, each in found.items()
@@ -154,9 +150,10 @@ def judge_kept(found: Found, chance: float, max_lost: float, *, error_rate: floa
         f"{chance:.2f}; {by.value:.2f} nats of log odds are lost"
     )
     if not own.is_above(chance):
-        reason, why, more = "accuracy_unclear", "is too close to a guess to tell", more_rows(own, chance, count)
-        if own.value < chance + SLACK:
-            reason, why, more = "nothing_to_preserve", "does not do the task", max(0, ROWS_OF_GUESSES - count)
+        guesses, more = not_better_than_guessing(own, chance, count)
+        reason, why = "accuracy_unclear", "is too close to a guess to tell"
+        if guesses:
+            reason, why = "nothing_to_preserve", "does not do the task"
         summary = f"{seen}: the earlier model {why}"
         return Judgement(Verdict.UNDETERMINED, reason, summary, estimates=estimates, more_sequences=more)
     if by.is_below(max_lost):

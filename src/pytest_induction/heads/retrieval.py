@@ -27,13 +27,16 @@ from pytest_induction.probes.needles import N_FACTS, NeedleRows, form_of, length
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Estimate, HeadId, Provenance
 from pytest_induction.spending import priced
-from pytest_induction.statistics import mean_in_nats, mean_interval, mean_of_shares
+from pytest_induction.statistics import bounded_intervals, mean_in_nats, mean_interval, mean_of_shares, more_rows
 
 N_SEQUENCES = 24  # rows of each length
 KINDS = ("written", "written_null", "attention", "argmax", "argmax_null")
 BEHAVIOUR = ("accuracy", "log_odds")
 NAMED = 5  # heads that are named one by one
 SEEN = ("retrieval",)  # the key under which a model remembers what a verdict has measured, for charts
+MOST = 2.0  # nats of log odds, for which one row counts
+SLACK = 1e-6  # of a mean of shares, by rounding in single precision
+ROWS_OF_GUESSES = 24  # in which a model that is no better than a guess is taken for one that guesses
 SAME_MASS = 1e-6  # masses that differ by less share the first place: rounding
 
 
@@ -315,3 +318,16 @@ def strongest(found: Mapping[str, Array], error_rate: float) -> tuple[RetrievalH
         )
         for head, written in list(zip(places, mean_interval(columns, error_rate, "nats"), strict=True))[:NAMED]
     )
+
+
+def bounded_log_odds(values: Array, error_rate: float) -> Estimate:
+    """The mean of differences of log odds, (rows,), each row counted as `MOST` at most: an interval that holds at every look."""
+    within = np.clip(values, -MOST, MOST)[:, None]
+    return bounded_intervals(within, error_rate, error_rate, lowest=-MOST, highest=MOST, unit="nats")[0]
+
+
+def not_better_than_guessing(accuracy: Estimate, chance: float, count: int) -> tuple[bool, int]:
+    """Of a model that is not shown to beat a guess in so many rows: whether it seems to guess, and how many more would tell."""
+    if accuracy.value < chance + SLACK:
+        return True, max(0, ROWS_OF_GUESSES - count)
+    return False, more_rows(accuracy, chance, count)
