@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from pytest_induction.behaviour.judging import MIN_ACCURACY, judge_copying, judge_in_context_learning
@@ -14,17 +15,20 @@ from pytest_induction.deciding import (
     MAX_TEXT_ROWS,
     Judgement,
     checked_sampling,
+    extend,
     in_rounds,
     priced_claim,
 )
 from pytest_induction.errors import user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
-from pytest_induction.measuring.observing import ModelLike, provenance
+from pytest_induction.measuring.observing import Array, ModelLike, provenance
 from pytest_induction.measuring.rounds import MAX_SEQUENCES, Round, price_of_rounds, probe_round, round_size, rounds_within
 from pytest_induction.model.load import load_model
+from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import Ids
 from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, Verdict
-from pytest_induction.spending import BudgetSpent, spend_at_most, spent_so_far, what_more
+from pytest_induction.spending import spend_at_most, spent_so_far, what_more
 
 
 @user_facing
@@ -114,16 +118,11 @@ def assert_learns_in_context(
     rows = rows_of(subject, text, whole_number("max_sequences", max_sequences, least=2))
     first_token, windows = windows_of(subject, rows)
     strides = strides_of(rows)
-    begun = spent_so_far()
+    begun, looks = spent_so_far(), list[Look]()
     for stride in strides:
-        try:
-            found = losses_at(subject, rows, stride)
-            cut = late_tokens_cut(subject, rows, stride) if paired else None
-        except BudgetSpent:
-            if stride == strides[0]:
-                raise
+        if not extend(looks, partial(_look, subject, rows, stride, paired=paired)):
             break
-        losses = found
+        losses, cut = looks[-1]
         judgement = judge_in_context_learning(
             losses,
             windows,
@@ -153,3 +152,13 @@ def assert_learns_in_context(
         next_step=settle,
     )
     return expect(evidence)
+
+
+Look = tuple[
+    Array, Array | None
+]  # losses (rows, tokens), and those of late tokens with their context cut short (rows,), if asked
+
+
+def _look(subject: ModelUnderTest, rows: Ids, stride: int, *, paired: bool) -> Look:
+    """What every `stride`-th row of a text costs."""
+    return losses_at(subject, rows, stride), late_tokens_cut(subject, rows, stride) if paired else None

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pytest_induction.comparison.margins import ROWS, SEQUENCES
 from pytest_induction.comparison.matching import HIGHER_IS_WORSE, MEASURES, Loss, Match, Rates, match_heads
 from pytest_induction.comparison.preservation import MAX_ROWS, N_SEQUENCES, Measured, Prober, check_same, chosen, in_role
 from pytest_induction.comparison.profiles import ROLES, HeadsProfile, TextScores, read_profile
-from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, priced_claim
+from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, Judgement, extend, priced_claim
 from pytest_induction.errors import ArgumentError, BaselineError, user_facing, whole_number
 from pytest_induction.expectations import expect
 from pytest_induction.files import expanded, is_file
@@ -33,7 +34,7 @@ from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.model.specs import GGUF
 from pytest_induction.records import Compared, Estimate, Evidence, HeadEvidence, HeadId, Provenance, TokenSpace, Verdict
-from pytest_induction.spending import BudgetSpent, Price, spend_at_most, spent_so_far, what_more
+from pytest_induction.spending import Price, spend_at_most, spent_so_far, what_more
 from pytest_induction.statistics import FIRST_LOOK, Mean, look_sizes
 
 ICL = "icl_score"
@@ -442,13 +443,15 @@ class _Pair:
         scores = self.texts[1]
         return "" if scores is None else f"; {len(scores.late_loss)} rows of {scores.n_positions} positions of text"
 
-    def draw(self, size: int) -> HeadsProfile:
-        """Draw up to `size` sequences; what is kept of the model before on them."""
+    def draw(self, size: int) -> tuple[HeadsProfile, Measured]:
+        """Draw up to `size` sequences; what is kept of the model before on them, and what the later one does there."""
         self.after.draw(size)
         if isinstance(self.before, HeadsProfile):
-            return self.before.first(size)
-        self.before.draw(size)
-        return self.before.profile(self.texts[0])
+            profile = self.before.first(size)
+        else:
+            self.before.draw(size)
+            profile = self.before.profile(self.texts[0])
+        return profile, self.after.measured(self.texts[1])
 
 
 def _of_models(before: ModelUnderTest, later: ModelUnderTest, text: Any, limits: _Limits, seed: int | None) -> _Pair:
@@ -486,15 +489,11 @@ def _held(pair: _Pair, margins: Mapping[str, float], limits: _Limits) -> Held:
     """Look at ever more sequences until it is clear, or there are no more."""
     looks = look_sizes(min(limits.max_sequences, pair.most))
     error_rate = limits.error_rate / len(looks)
-    begun = spent_so_far()
+    begun, seen = spent_so_far(), list[tuple[HeadsProfile, Measured]]()
     for look in looks:
-        try:
-            drawn, measured = pair.draw(look), pair.after.measured(pair.texts[1])
-        except BudgetSpent:
-            if look == looks[0]:
-                raise
+        if not extend(seen, partial(pair.draw, look)):
             break
-        size, profile, later = look, drawn, measured
+        size, (profile, later) = look, seen[-1]
         found = judge_preserved(profile, later, margins, max_lost=limits.max_lost, error_rate=error_rate)
         if not found.more_sequences:
             break
