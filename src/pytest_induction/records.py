@@ -258,7 +258,7 @@ class Provenance:
 
     `layers` are the paths of the modules whose attention was read; head L3H1 is head 1 of `layers[3]`. Of a training run
     (`is_run`) `model` is its name, `fingerprint` stands for its snapshots, `probe` says how many there are, and `place` where it
-    was read from.
+    was read from. `cached_from` is when it was measured (UTC, ISO 8601), if the verdict came from `--induction-cache`; else "".
     """
 
     model: str
@@ -276,6 +276,7 @@ class Provenance:
     is_run: bool = False
     place: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    cached_from: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain strings, numbers and lists."""
@@ -375,8 +376,8 @@ class Evidence(Plotted):
 
     @property
     def words(self) -> str:
-        """The verdict and its outcome, as they are read: "SHOWN, passed"."""
-        return ", ".join(filter(None, (self.verdict, self.outcome)))
+        """The verdict and its outcome, as they are read: "SHOWN, passed", or "SHOWN, passed, cached"."""
+        return ", ".join(filter(None, (self.verdict, self.outcome, "cached" if self.provenance.cached_from else "")))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts, with the version of this layout under `schema`."""

@@ -3,6 +3,8 @@
 import json
 import shutil
 import threading
+from datetime import datetime
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -75,6 +77,54 @@ def test_a_second_session_loads_nothing_until_a_byte_changes(place, pytester, lo
     third.assert_outcomes(passed=1, failed=1)
     third.stdout.no_fnmatch_line("*kept by --induction-cache*")
     assert loads == ["model", "model"]
+
+
+REPORTS = ("junit.xml", "--induction-report=r.json", "--induction-report=r.html", "--induction-report=r.md")
+
+
+def reported(pytester, *more):
+    """What a session with the cache says of itself: properties, records, page, Markdown, and the last lines where it is quiet."""
+    run = pytester.runpytest_inprocess("--induction-cache=kept", f"--junitxml={REPORTS[0]}", *REPORTS[1:], *more)
+    cases = ET.parse(pytester.path / REPORTS[0]).iter("testcase")
+    found = {name: (pytester.path / f"r.{name}").read_text() for name in ("json", "html", "md")}
+    properties = [{each.get("name"): each.get("value") for each in case.iter("property")} for case in cases]
+    return properties, json.loads(found["json"]), found["html"], found["md"], run.stdout.str()
+
+
+def test_every_report_says_that_a_verdict_came_from_the_cache(place, pytester):
+    """JUnit, the records, the page, Markdown and the terminal; where charts are is said in one line, not in one for each."""
+    (place / "a.gates.toml").write_text(GATE)
+    properties, records, page, markdown, said = reported(pytester, "-q", "--induction-charts=heads,repeats")
+    (of_test,) = records["tests"]
+    assert "induction.copies_repeats.cached_from" not in properties[0]
+    assert of_test["evidence"][0]["provenance"]["cached_from"] == ""
+    assert not any("cached" in text or "the cache" in text for text in (markdown, said.replace("--induction-cache", "")))
+    assert [(chart["kind"], chart["missing"]) for chart in records["charts"]] == [("heads", ""), ("repeats", "")]
+
+    properties, records, page, markdown, said = reported(pytester, "-q", "--induction-charts=heads,repeats")
+    (of_test,) = records["tests"]
+    measured = of_test["evidence"][0]["provenance"]["cached_from"]
+    assert datetime.fromisoformat(measured).tzinfo is not None
+    assert properties[0]["induction.copies_repeats.cached_from"] == measured
+    assert properties[0]["induction.copies_repeats.verdict"] == "SHOWN"
+    assert "induction: 1 SHOWN, 0 REFUTED, 0 UNDETERMINED, 1 from the cache" in said
+    assert "SHOWN, passed, cached" in page and "SHOWN, passed, cached" in markdown
+    assert "1 verdict: 1 SHOWN, 1 from the cache" in markdown
+    why = f"the verdict is from --induction-cache, measured on {measured[:10]}; run without --induction-cache to draw it"
+    assert [(chart["kind"], chart["missing"]) for chart in records["charts"]] == [("heads", why), ("repeats", why)]
+    assert (page.count(why), markdown.count(why)) == (1, 1)
+
+
+def test_charts_are_missing_only_where_they_were_asked_for_and_nothing_loaded_the_model(place, pytester):
+    """Whichever of its gates came first; and only the verdict that was kept is said to be."""
+    (place / "a.gates.toml").write_text(GATE)
+    pytester.runpytest_inprocess("--induction-cache=kept").assert_outcomes(passed=1)
+    assert reported(pytester, "--induction-charts=none")[1]["charts"] == []
+    assert {chart["kind"] for chart in reported(pytester, "--induction-charts=text,repeats")[1]["charts"]} == {"repeats"}
+    (place / "a.gates.toml").write_text(f"{GATE}expect.has_induction_head = true\n")
+    properties, records, *_ = reported(pytester, "--induction-charts=heads,repeats")
+    assert sorted(any(name.endswith("cached_from") for name in each) for each in properties) == [False, True]
+    assert {chart["kind"]: chart["missing"] for chart in records["charts"]} == {"heads": "", "repeats": ""}
 
 
 def test_nothing_is_kept_unless_it_is_asked_for(place, pytester):

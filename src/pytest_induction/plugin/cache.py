@@ -145,7 +145,7 @@ class Entry:
             found = parse_json(read_bytes(self.path, LARGEST))
             _check(found, self.key)
             evidence = Evidence.from_dict(found["evidence"])
-            note = f"kept by {OPTION}: measured on {str(found['measured']).partition('T')[0][:20]}"
+            measured = datetime.fromisoformat(found["measured"])
         except FileNotFoundError:
             return None, ""
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -153,7 +153,8 @@ class Entry:
                 None,
                 f"{self.path.name} of {OPTION} could not be used ({str(error).partition(chr(10))[0][:120]}): measured anew",
             )
-        return noted(evidence, note), ""
+        dated = replace(evidence.provenance, cached_from=measured.isoformat(timespec="seconds"))
+        return noted(replace(evidence, provenance=dated), f"kept by {OPTION}: measured on {measured.date()}"), ""
 
     def write(self, evidence: Evidence) -> None:
         """Keep a verdict, where the model's files did not change while it was measured. What cannot be written is not kept."""

@@ -39,7 +39,8 @@ RERUN = "rerun"  # the outcome that pytest-rerunfailures gives an attempt after 
 def properties(evidence: Evidence) -> list[tuple[str, object]]:
     """A verdict as properties `induction.CLAIM.NAME`: what it is and why, of which weights, every estimate with its interval.
 
-    `outcome` is passed or failed; a verdict that is only reported has none.
+    `outcome` is passed or failed; a verdict that is only reported has none. `cached_from` is there only if the verdict came from
+    `--induction-cache`: when it was measured.
     Of two models side by side the ten rows that a reader looks at first are `compared.HEAD.MEASURE`, with `before`, `after` and
     `status`. `prefix_matching` is that of the strongest head, also where it is below the threshold; so are what it has at each
     match length, its effects in nats and how far back it matches, where these are known.
@@ -55,6 +56,8 @@ def properties(evidence: Evidence) -> list[tuple[str, object]]:
     ]
     if evidence.outcome:
         found.append((f"{prefix}.outcome", evidence.outcome))
+    if evidence.provenance.cached_from:
+        found.append((f"{prefix}.cached_from", evidence.provenance.cached_from))
     if evidence.provenance.seed is not None:
         found.append((f"{prefix}.seed", evidence.provenance.seed))
     if evidence.confidence is not None:

@@ -370,6 +370,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
 
             with attaching(item.config.stash[SESSION].attach), showing_on(lambda: open_terminal(item.config), says(item.config)):
                 item.config.stash[REPORT].measure_charts(item, named)
+        item.config.stash[REPORT].note_undrawn(item, verdicts)
     finally:
         named.clear()  # or the item would keep the models
         done = yield

@@ -34,6 +34,7 @@ SUBTEST = "subtest "
 USAGE_ERROR = int(pytest.ExitCode.USAGE_ERROR)
 NAMING = ("induction_model", "induction_run")  # settings that name what is to be tested
 LISTED = ("failed", "error")  # outcomes for which every test without anything of ours is listed, and not only counted
+UNDRAWN = "the verdict is from --induction-cache, measured on {day}; run without --induction-cache to draw it"
 MOST_NOT_RUN = 50  # of them are listed though they are not known to be ours
 DISTRIBUTIONS = ("pytest", "pytest-induction", "torch", "transformers", "transformer-lens", "hypothesis", "numpy")
 
@@ -52,6 +53,7 @@ class SessionReport:
         self._github = SessionGithub(config.rootpath)
         self._has_told_collected = False
         self._shown: set[tuple[str, str, str, str]] = set()  # models and runs, and which charts this process has measured of them
+        self._undrawn: set[tuple[str, str, str, str]] = set()  # the same of charts that a verdict from the cache has not
         self.lines: list[tuple[str, dict[str, bool]]] = []
 
     @property
@@ -95,6 +97,20 @@ class SessionReport:
     def _has_html(self) -> bool:
         """Whether pytest-html writes a page, which takes pictures."""
         return bool(getattr(self._config.option, "htmlpath", None)) and self._config.pluginmanager.hasplugin("html")
+
+    def note_undrawn(self, item: pytest.Item, verdicts: Iterable[dict[str, Any]]) -> None:
+        """Say of each model whose verdict came from the cache which charts are not drawn, once: it was not loaded for them."""
+        from pytest_induction.records import ChartData
+
+        for about in (each["provenance"] for each in verdicts if each["provenance"]["cached_from"]):
+            key, day = (about["model"], about["fingerprint"], about["place"]), about["cached_from"].partition("T")[0]
+            has_text = getattr(item.parent, "text", None) or self._model.text
+            for kind in self.kinds:
+                if kind == RUN or (kind == "text" and not has_text) or (*key, kind) in self._shown | self._undrawn:
+                    continue
+                self._undrawn.add((*key, kind))
+                chart = ChartData(kind, key[0], key[1], missing=UNDRAWN.format(day=day), place=key[2])
+                item.stash.setdefault(CHARTS, []).append(chart.to_dict())
 
     def measure_charts(self, item: pytest.Item, named: Iterable[Named]) -> None:
         """Measure what is drawn of these models and runs, each chart once."""
@@ -244,7 +260,7 @@ class SessionReport:
                 for data in getattr(report, "induction_charts", ()):
                     chart = ChartData(**data)
                     key = (chart.model, chart.fingerprint, chart.place, chart.kind)
-                    charts[key] = chart if key not in charts else _with_hunts(charts[key], chart)
+                    charts[key] = chart if key not in charts else _better_of(charts[key], chart)
         every, shown = told_apart((each for test in tests for each in test.evidence), charts.values())
         named = iter(every)
         return SessionRecords(
@@ -318,6 +334,13 @@ class SessionReport:
 def _hunts_of(run: Any) -> str:
     """What was hunted in a run, in a word that is no kind of chart."""
     return f"hunts: {sorted({name for each in run.snapshots for name in each.hunts})}"
+
+
+def _better_of(one: ChartData, other: ChartData) -> ChartData:
+    """Of two charts of the same the one that was drawn: another process may have taken its verdict from the cache."""
+    if not (one.data and other.data):
+        return one if one.data or not other.data else other
+    return _with_hunts(one, other)
 
 
 def _with_hunts(one: ChartData, other: ChartData) -> ChartData:

@@ -13,7 +13,7 @@ from pytest_induction.formatting import printable
 from pytest_induction.records import Evidence
 from pytest_induction.report.session_records import SessionRecords, TestRecord, counts, reasons, result, unlisted
 from pytest_induction.report.terminal import head_map_lines
-from pytest_induction.report.view import CHANGE_COLUMNS, ModelView, by_model, tally, views, without_empty
+from pytest_induction.report.view import CHANGE_COLUMNS, ModelView, by_model, from_cache, tally, views, without_empty
 
 ICONS = {"passed": "✅", "xfailed": "✅", "failed": "❌", "error": "❌", "xpassed": "⚠️", "skipped": "⏭️", "not run": "⏹️"}
 RESULTS = {"passed": "✅", "empty": "⏭️"}  # and red where it is neither
@@ -71,7 +71,7 @@ def _head(records: SessionRecords) -> Iterator[Part]:
         yield Part(tuple(f"- **The session is red:** {text(each)}" for each in why))
     count = sum(1 for _ in records.evidence)
     if count:
-        yield Part((f"{count} verdict{'s' if count != 1 else ''}: {tally(records.evidence)}",))
+        yield Part((f"{count} verdict{'s' if count != 1 else ''}: {tally(records.evidence)}{from_cache(records.evidence)}",))
     if records.others:
         yield Part((text(unlisted(records)),))
 
@@ -109,11 +109,11 @@ def _model(group: list[Evidence], records: SessionRecords) -> Iterator[Part]:
     head_map = head_map_lines(view.head_map, width=WIDTH, shows=view.mapped)
     if head_map:
         yield Part(tuple(_fenced("\n".join(head_map), "text")))
-    missing = [
-        f"{chart.kind}: {chart.missing}"
-        for chart in records.charts
-        if chart.missing and (chart.model, chart.fingerprint) == (about.model, about.fingerprint)
-    ]
+    undrawn: dict[str, list[str]] = {}  # why -> which kinds
+    for chart in records.charts:
+        if chart.missing and (chart.model, chart.fingerprint) == (about.model, about.fingerprint):
+            undrawn.setdefault(chart.missing, []).append(chart.kind)
+    missing = [f"{', '.join(kinds)}: {why}" for why, kinds in undrawn.items()]
     notes = {"note": view.notes, "pair": view.pairs, "near miss": view.near, "not drawn": missing}
     lines = [view.title, *(f"{name}: {line}" for name, lines in notes.items() for line in lines), *view.measured]
     yield Part(tuple(f"- {text(line)}" for line in lines))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -139,13 +139,16 @@ def _change(row: ChangeRow) -> tuple[str, ...]:
 
 def _panels(anchor: str, evidence: Sequence[Evidence], charts: Sequence[ChartData]) -> list[Panel]:
     by_kind = {each.kind: each for each in charts}
-    panels = []
+    panels: dict[str, Panel] = {}  # by anchor, or why there is nothing: charts that lack for one reason share a line
     for kind in KINDS:
         if kind in by_kind:
-            panels.append(panel_of(f"{anchor}-{kind}", by_kind[kind]))
+            panel = panel_of(f"{anchor}-{kind}", by_kind[kind])
+            before = panels.get(panel.missing)
+            title = panel.title if before is None else f"{before.title}, {panel.title}"
+            panels[panel.missing or panel.anchor] = replace(before or panel, title=title)
         if kind == "heads" and (kind not in by_kind or by_kind[kind].missing):
-            panels += _of_verdicts(f"{anchor}-verdicts", evidence)
-    return panels
+            panels |= {each.anchor: each for each in _of_verdicts(f"{anchor}-verdicts", evidence)}
+    return list(panels.values())
 
 
 def panel_of(anchor: str, measured: ChartData) -> Panel:

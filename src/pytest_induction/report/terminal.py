@@ -18,6 +18,7 @@ from pytest_induction.report.view import (
     ComparedTable,
     HeadRow,
     ModelView,
+    from_cache,
     views,
     without_empty,
 )
@@ -155,7 +156,7 @@ def one_line(evidence: Iterable[Evidence]) -> str:
     """The session in a line: how many verdicts of each kind, and which claims are not shown."""
     every = list(evidence)
     counts = (_counted([each for each in every if each.verdict is verdict], verdict) for verdict in Verdict)
-    return f"induction: {', '.join(counts)}"
+    return f"induction: {', '.join(counts)}{from_cache(every)}"
 
 
 def _counted(found: Sequence[Evidence], verdict: Verdict) -> str:

@@ -189,6 +189,12 @@ def tally(evidence: Iterable[Evidence]) -> str:
     return ", ".join(f"{times[verdict]} {verdict}" for verdict in Verdict if times[verdict])
 
 
+def from_cache(evidence: Iterable[Evidence]) -> str:
+    """How many verdicts came from `--induction-cache`, as the end of a line: ", 2 from the cache"; "" if none did."""
+    count = sum(bool(record.provenance.cached_from) for record in evidence)
+    return f", {count} from the cache" if count else ""
+
+
 def _order(record: Evidence) -> tuple[str, str, int, str, int, str, str]:
     about = record.provenance
     return about.model, about.fingerprint, place_of(record.claim), record.claim, about.seed or 0, record.summary, record.words
