@@ -13,9 +13,13 @@
 # %% [markdown]
 # # Induction heads in a notebook
 #
-# Open this file in Jupyter with jupytext, or run it cell by cell in VS Code. It uses a small model and two recorded trainings
-# that come with the project, and takes less than a minute. Run it from the top folder of a clone of the repository; a model of
-# yours goes in place of the path.
+# An induction head finds an earlier copy of the current token, and predicts the token that followed it. This notebook shows
+# how to find such heads in a model, and when they formed in a training.
+#
+# Start Jupyter or VS Code in the top folder of a clone of the repository. VS Code runs this file cell by cell. Jupyter opens it
+# with jupytext. The model and the training run come with the repository. All cells together take less than a minute.
+#
+# To test your own model, replace the path in the next cell.
 
 # %%
 import pytest_induction as pi
@@ -24,26 +28,27 @@ from pytest_induction.comparison import profile_of
 model = pi.load_model("fixtures/models/llama-2l")
 
 # %% [markdown]
-# ## Which heads match prefixes?
+# ## Which heads look at the right token?
 #
-# A record at the end of a cell shows its strongest heads and a map of all of them: layers from top to bottom, heads from left to
-# right.
+# The prefix-matching score is the share of its attention that a head gives to the token after the earlier copy. It is 1 for a
+# perfect head and near 0 for most others. The output below lists the strongest heads. In the map, each row is a layer and each
+# column is a head.
 
 # %%
 scores = pi.measure_heads(model, seed=0)
 scores
 
 # %% [markdown]
-# `plot` draws the map of every score. `save` writes a picture (.svg) or a page (.html) that needs nothing else.
+# `plot` draws one map for each score. To keep them, call `scores.plot().save("scores.svg")`. The name may also end in `.html`.
 
 # %%
 scores.plot()
 
 # %% [markdown]
-# ## Is that an induction head?
+# ## Is there an induction head?
 #
-# Four scores are numbers, not an answer. The assertion measures until the answer is clear, and returns what it rests on. Where
-# the claim does not hold, it raises `ExpectationFailed`, which has the same record as `evidence`.
+# A score is not yet an answer. An assertion measures until the answer is clear, and returns the evidence. The verdict is SHOWN,
+# REFUTED or UNDETERMINED.
 
 # %%
 evidence = pi.assert_has_induction_head(model, seed=0)
@@ -52,6 +57,9 @@ evidence
 # %%
 assert evidence.verdict is pi.Verdict.SHOWN
 evidence.plot()
+
+# %% [markdown]
+# If a claim does not hold, the assertion raises `ExpectationFailed`. The error has the evidence too.
 
 # %%
 try:
@@ -63,50 +71,65 @@ refuted.verdict, refuted.reason
 # %% [markdown]
 # ## What does the model lose without a head?
 #
-# Each head is ablated alone: by how much does the loss on repeated tokens rise?
+# Here each head is switched off (ablated), one at a time. The effect is how much the loss on repeated tokens rises, in nats. The
+# larger the effect, the more the model needs the head.
 
 # %%
 ablations = pi.measure_ablations(model, seed=0)
 ablations
 
 # %% [markdown]
-# ## How did a training come to it?
+# ## When did the heads form?
 #
-# A recorded run shows its curves. Where induction formed is gold.
+# This is a recorded training run. The curves show it step by step. Gold marks the steps in which induction formed.
 
 # %%
 run = pi.load_run("fixtures/runs/two-layers")
 run
+
+# %% [markdown]
+# The table has one row for each curve. `midpoint_step` is the step at which half of the change is done. `width` is how long the
+# change took, in decades of tokens: 0.1 means that the number of tokens grew by a quarter meanwhile.
 
 # %%
 formed = pi.assert_phase_change(run)
 formed.to_dataframe("changes")[["series", "verdict", "midpoint_step", "width"]]
 
 # %% [markdown]
-# ## Is a later model as good as an earlier one?
+# ## Did a new model keep the heads of the old one?
 #
-# Keep a profile of the one, and hold the other against it. Here it is the same model on other sequences: everything is kept.
+# Make a profile of the old model. It has the scores of its induction heads and previous-token heads, and says how well the model
+# copies repeated tokens.
 
 # %%
 profile = profile_of(model, seed=0)
 profile
+
+# %% [markdown]
+# Then compare the new model with the profile. Here both are the same model, so every head is kept.
 
 # %%
 kept = pi.assert_heads_preserved(profile, model)
 kept.to_dataframe("compared")[["measure", "role", "head", "status", "before", "after"]]
 
 # %% [markdown]
-# ## Numbers for pandas, Arrow and JSON
+# ## How do I get the numbers?
 #
-# `to_columns` gives plain lists; `to_dataframe` the same as a DataFrame, where pandas is installed. A record with several tables
-# lists their names under `tables`.
+# `to_dataframe` gives a pandas DataFrame. `to_columns` gives plain lists and does not need pandas. Some records have several
+# tables; `tables` has their names.
 
 # %%
 evidence.tables
 
+# %% [markdown]
+# The three heads with the highest prefix-matching score:
+
 # %%
 heads = scores.to_dataframe()
 heads.sort_values("prefix_matching", ascending=False).head(3)
+
+# %% [markdown]
+# And a question for pandas: do heads with high scores also matter more? These are rank correlations over all heads.
 
 # %%
 both = heads.merge(ablations.to_dataframe(), on=["layer", "head"])

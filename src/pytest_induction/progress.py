@@ -1,7 +1,7 @@
-"""How far a measurement is and what it takes, said only where it lasts. Standard library, and tqdm where a bar is drawn.
+"""How far a measurement is and what it takes, said only where it lasts. Standard library, and tqdm at a terminal.
 
-At a terminal, and in a notebook with ipywidgets, a bar is drawn after two seconds. Elsewhere, as in CI, a line is written to
-standard error after 10 and 30 seconds, and then each minute. `PYTEST_INDUCTION_PROGRESS=0` in the environment switches all off.
+At a terminal and in a notebook, a bar is drawn after two seconds. Elsewhere, as in CI, a line is written to standard error
+after 10 and 30 seconds, and then each minute. `PYTEST_INDUCTION_PROGRESS=0` in the environment switches all off.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Protocol, TextIO
 
-from pytest_induction.formatting import printable
+from pytest_induction.formatting import in_markup, printable
 
 DELAY = 2.0  # seconds before a bar is drawn
 LINES, EVERY = (10.0, 30.0), 60.0  # seconds after which a line is written where no bar can be drawn, and then from line to line
+REDRAWN = 0.25  # seconds after which the bar of a notebook is drawn again
 ANNOUNCED = 10.0  # seconds that a call must be known to take at least, to be announced at its beginning
 SWITCH = "PYTEST_INDUCTION_PROGRESS"  # environment variable: 0 for silence
 NAME = "pytest-induction"
@@ -136,6 +136,7 @@ class Watch:
         self._is_announced = cost is None
         self._terminal: Any = None  # where bars are drawn
         self._bar: Any = None
+        self._cell: NotebookBar | None = None  # where there is no terminal but a notebook
         self._due = DELAY  # when it is found out where to, and then when the next line is written
 
     def tick(self) -> None:
@@ -145,9 +146,11 @@ class Watch:
         elapsed = clock() - self._begun
         if not self._is_announced:
             self._announce()
-        if elapsed >= self._due and self._terminal is None and self._due == DELAY:
+        if elapsed >= self._due == DELAY and self._terminal is None and self._cell is None:
             self._open()
-        if self._terminal is not None:
+        if self._cell is not None:
+            self._cell.show(self.block, self._line())
+        elif self._terminal is not None:
             self._draw()
         elif elapsed >= self._due and not self._is_silent:
             self._say(self._line())
@@ -164,6 +167,8 @@ class Watch:
     def close(self) -> None:
         """Nothing is said any more."""
         self.end_block()
+        if self._cell is not None:
+            self._cell.close()
         if self._terminal is not None and self._output is not None:
             self._terminal.close()
 
@@ -185,10 +190,12 @@ class Watch:
         self._due = LINES[0]
         if stream is None:
             self._is_silent = True
-        elif stream.isatty() or in_notebook():
+        elif stream.isatty():
             self._terminal = stream
-        elif self._output is not None:
-            stream.close()
+        else:
+            self._cell = NotebookBar() if in_notebook() else None
+            if self._output is not None:
+                stream.close()
 
     def _draw(self) -> None:
         if self.block is None:
@@ -238,21 +245,45 @@ class Watch:
 
 def _bar(block: Block, beside: str | None, terminal: Any, *, is_fresh: bool) -> Any:
     """A bar for the rest of a block, with what stands beside it."""
-    about: dict[str, Any] = {"total": block.total, "initial": block.done, "desc": printable(block.about), "unit": block.unit}
-    about |= {"postfix": beside, "leave": False}
-    if in_notebook():
-        from tqdm.notebook import tqdm as drawn
-    else:
-        from tqdm import tqdm as drawn
+    from tqdm import tqdm
 
-        about |= {"file": terminal if is_fresh else FreshLine(terminal), "ncols": _columns(terminal)}
-    return drawn(**about)
+    stream = terminal if is_fresh else FreshLine(terminal)
+    about: dict[str, Any] = {"total": block.total, "initial": block.done, "desc": printable(block.about), "unit": block.unit}
+    return tqdm(**about, postfix=beside, leave=False, file=stream, ncols=_columns(terminal))
 
 
 def in_notebook() -> bool:
-    """Whether this runs in a notebook that can show a bar."""
+    """Whether this runs in a notebook, Colab's kernel included, which derives from Jupyter's."""
     get = getattr(sys.modules.get("IPython"), "get_ipython", None)
-    return get is not None and type(get()).__name__ == "ZMQInteractiveShell" and find_spec("ipywidgets") is not None
+    return get is not None and any(each.__name__ == "ZMQInteractiveShell" for each in type(get()).__mro__)
+
+
+class NotebookBar:
+    """A bar below the cell that runs, and then nothing. It is plain HTML that changes in place, so no widgets are needed."""
+
+    def __init__(self) -> None:
+        from IPython.display import DisplayHandle
+
+        made: Any = DisplayHandle  # which has no types
+        self._handle = made()
+        self._due: float | None = None  # when it is drawn again; None before the first time
+
+    def show(self, block: Block | None, words: str) -> None:
+        """Draw it, if it was not drawn just now."""
+        if not words or (self._due is not None and clock() < self._due):
+            return
+        done, total = (0, 1) if block is None else (block.done, max(1, block.total))
+        drawn = f'<progress value="{done}" max="{total}" style="width:20em"></progress> <span>{in_markup(words)}</span>'
+        self._put({"text/html": f"<div>{drawn}</div>", "text/plain": printable(words)})
+        self._due = clock() + REDRAWN
+
+    def close(self) -> None:
+        """Take it away."""
+        if self._due is not None:
+            self._put({"text/html": "", "text/plain": ""})
+
+    def _put(self, bundle: dict[str, str]) -> None:
+        (self._handle.display if self._due is None else self._handle.update)(bundle, raw=True)
 
 
 @contextmanager

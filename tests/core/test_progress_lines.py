@@ -194,30 +194,71 @@ def test_more_than_was_foreseen_is_not_more_than_all(clock):
     assert lines(stream)[0].endswith("ablations: 151 of 151 rows (0 s left)")
 
 
-def test_a_notebook_gets_a_bar_only_with_ipywidgets(monkeypatch):
-    class ZMQInteractiveShell:
-        pass
-
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=ZMQInteractiveShell))
-    monkeypatch.setattr(shown, "find_spec", lambda name: None)
-    assert not shown.in_notebook()
-    monkeypatch.setattr(shown, "find_spec", lambda name: name)
-    assert shown.in_notebook()
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))
-    assert not shown.in_notebook()
+class ZMQInteractiveShell:
+    """The shell of a notebook, by its name."""
 
 
-def test_the_bar_in_a_notebook_is_that_of_notebooks(monkeypatch):
-    """It is a widget: no stream, and no width of a terminal."""
-    made = []
-    monkeypatch.setitem(sys.modules, "tqdm.notebook", types.SimpleNamespace(tqdm=lambda **about: made.append(about)))
-    block = shown.Block("probing", 8, "seq", begun=0.0, done=3)
-    monkeypatch.setattr(shown, "in_notebook", lambda: True)
-    shown._bar(block, "2 passes", None, is_fresh=True)
-    assert made == [{"total": 8, "initial": 3, "desc": "probing", "unit": "seq", "postfix": "2 passes", "leave": False}]
-    monkeypatch.setattr(shown, "in_notebook", lambda: False)
-    shown._bar(block, "2 passes", Stream(), is_fresh=True).close()
-    assert len(made) == 1
+class Shell(ZMQInteractiveShell):
+    """That of Colab."""
+
+
+class Terminal:
+    """Another shell of IPython."""
+
+
+@pytest.mark.parametrize(("shell", "expected"), [(ZMQInteractiveShell, True), (Shell, True), (Terminal, False), (None, False)])
+def test_a_notebook_is_known_by_its_shell(shell, expected, monkeypatch):
+    get = types.SimpleNamespace() if shell is None else types.SimpleNamespace(get_ipython=shell)
+    monkeypatch.setitem(sys.modules, "IPython", get)
+    assert shown.in_notebook() is expected
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """What is displayed below the cell of a notebook, as it changes."""
+    seen = []
+
+    class Handle:
+        def display(self, bundle, *, raw):
+            seen.append(("display", bundle["text/html"], bundle["text/plain"]))
+
+        def update(self, bundle, *, raw):
+            seen.append(("update", bundle["text/html"], bundle["text/plain"]))
+
+    module = types.SimpleNamespace(get_ipython=ZMQInteractiveShell, display=types.SimpleNamespace(DisplayHandle=Handle))
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    monkeypatch.setitem(sys.modules, "IPython.display", module.display)
+    return seen
+
+
+def test_a_notebook_has_one_bar_that_changes_in_place_and_is_gone(clock, cell):
+    """Also where a call has several parts; and nothing is written beside it."""
+    stream = Stream()
+    with showing_on(lambda: stream), shown.watching():
+        for about in ("losses <of> a text", "probing"):
+            with progress(about, 8):
+                clock.now += 3.0
+                advance(2)
+                advance(1)  # at once: it is not drawn again
+                clock.now += 1.0
+                advance(1)
+    assert [kind for kind, *_ in cell] == ["display", *["update"] * (len(cell) - 1)]
+    assert [text for *_, text in cell] == [
+        "losses <of> a text: 2 of 8 rows (9 s left)",
+        "losses <of> a text: 4 of 8 rows (4 s left)",
+        "probing: 2 of 8 rows (9 s left)",
+        "probing: 4 of 8 rows (4 s left)",
+        "",
+    ]
+    assert '<progress value="2" max="8"' in cell[0][1] and "losses &lt;of&gt; a text: 2 of 8" in cell[0][1]
+    assert cell[-1][1] == stream.getvalue() == ""
+
+
+def test_a_short_call_in_a_notebook_shows_nothing(clock, cell):
+    with showing_on(Stream), progress("probing", 8):
+        clock.now += 1.9
+        advance(8)
+    assert cell == []
 
 
 def test_a_call_within_another_counts_for_both_and_is_shown_as_a_part(clock):
