@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo gallery release test test-all test-exhaustive test-times lint types style wheel docs bench check-gpu compare-libraries study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper field clean
+.PHONY: demo gallery release test test-all test-exhaustive test-times lint types style wheel docs docs-version bench check-gpu compare-libraries study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper field clean
 
 demo: $(SMALL)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
@@ -60,6 +60,9 @@ release: $(STAMP)  ## build sdist and wheel, check them, install each in an empt
 
 docs: $(STAMP)  ## build the documentation site into site/; open site/index.html, or serve it with `python -m http.server -d site`
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-version: $(STAMP)  ## build the site of this version into the local branch docs-versions, beside other versions. VERSION_OF="--alias dev": not as the latest
+	$(BIN)/python docs/theme/versions.py $(VERSION_OF)
 
 gallery: $(STAMP)  ## draw the pictures of docs/gallery.md again; needs a Chromium
 	$(BIN)/python benchmarks/gallery.py

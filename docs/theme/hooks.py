@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import tomllib
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path, PurePosixPath
@@ -21,8 +22,21 @@ NAME = re.compile(r"`([A-Za-z_]\w*)`")
 PRINTED = re.compile(r"<pre\b.*?</pre>", re.DOTALL)
 VERDICT = re.compile(r"(?<![\w.])(REFUTED|SHOWN|UNDETERMINED)\b")
 GENERATED = re.compile(r"^<!-- generated: (\w+)(?: (\w+))? -->$", re.MULTILINE)
+VERSIONED = "MIKE_DOCS_VERSION"  # set by mike while it builds
 FOUND_LAST = "---\nsearch:\n  boost: 0.2\n---\n\n"  # the changelog names everything
 ROOT_PAGES = {"CHANGELOG.md": "changelog.md", "README.md": "index.md"}
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Show the version in the header: by a selector where several are built side by side, else after the name.
+
+    A selector asks for a list of versions, which a site that is read from disk has not.
+    """
+    if VERSIONED in os.environ:
+        config.extra["version"] = {"provider": "mike"}
+        return
+    root = Path(config.docs_dir).parent
+    config.site_name += f" {tomllib.loads((root / 'pyproject.toml').read_text(encoding='utf-8'))['project']['version']}"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -38,9 +52,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def outside(text: str, page: str) -> list[str]:
-    """Paths from the root of the repository that a page links to and that are not below docs/."""
+    """Paths from the root of the repository that a page links to and that the site has not by itself."""
     found = [from_root(link[2], page) for link in LINK.finditer(text)]
-    return [path for path in found if not path.startswith("docs/")]
+    return [path for path in found if not is_of_site(path)]
+
+
+def is_of_site(path: str) -> bool:
+    """Whether the site has a file by itself: all of docs/, but for the code there."""
+    return path.startswith("docs/") and not path.endswith(".py")
 
 
 def from_root(target: str, page: str) -> str:
@@ -62,9 +81,9 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def moved(target: str, page: str) -> str:
-    """Where the site has what lies outside of docs/."""
+    """Where the site has what it has not by itself."""
     path = from_root(target, page)
-    if path.startswith("docs/"):
+    if is_of_site(path):
         return target
     return relpath(ROOT_PAGES.get(path, f"files/{path}.txt"), PurePosixPath(page).parent.as_posix())
 

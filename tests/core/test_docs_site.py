@@ -1,11 +1,13 @@
 """The documentation site: every page has its place, every public name its entry, and nothing on it comes from elsewhere."""
 
+import json
 import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,7 @@ def test_what_is_generated_is_there(site):
     assert "--induction-model MODEL" in page
     assert "python -m pytest_induction sweep" in re.sub(r"<[^>]+>", "", page)
     assert "<h1" in (site / "changelog.html").read_text(encoding="utf-8")
+    assert (site / "files" / "docs" / "notebooks" / "tutorial.py.txt").is_file()
     assert "W<sub>V</sub>" in (site / "metrics.html").read_text(encoding="utf-8")
     assert not list(site.rglob("*.py"))
 
@@ -160,4 +163,51 @@ def test_links_out_of_docs_lead_to_the_site():
     assert hooks["moved"]("../../README.md", "how-to/gate-in-ci.md") == "../index.md"
     assert hooks["moved"]("../examples/gates.toml", "gates.md") == "files/examples/gates.toml.txt"
     assert hooks["moved"]("../runs.md", "how-to/gate-in-ci.md") == "../runs.md"
+    assert hooks["moved"]("../notebooks/tutorial.py", "how-to/notebooks.md") == "../files/docs/notebooks/tutorial.py.txt"
     assert hooks["typeset"]("W_V of `W_V` and Σ_{k in S} x") == "W<sub>V</sub> of `W_V` and Σ<sub>k in S</sub> x"
+
+
+def test_the_header_says_which_version_it_is(site):
+    """And asks for no list of others, which is not there where the site is read from disk."""
+    page = (site / "index.html").read_text(encoding="utf-8")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    header = page[page.index("<header") : page.index("</header>")]
+    assert f"pytest-induction {version}" in header
+    assert '"provider"' not in page
+
+
+@pytest.mark.exhaustive  # it builds two versions in a repository of its own
+def test_versions_stand_side_by_side_with_a_selector(tmp_path):
+    """Each in its folder, as it was; the last one is the one that opens, and there is nowhere to push to."""
+    for needed in ("material", "mike"):
+        pytest.importorskip(needed)
+
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    def deploy(version, *more):
+        (tmp_path / "pyproject.toml").write_text(f'[project]\nversion = "{version}"\n')
+        (tmp_path / "docs" / "index.md").write_text(f"# This is {version}\n")
+        script = [sys.executable, str(ROOT / "docs" / "theme" / "versions.py"), *more]
+        built = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stderr
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n")
+    hooks = (ROOT / "docs" / "theme" / "hooks.py").as_posix()
+    (tmp_path / "mkdocs.yml").write_text(f"site_name: name\nuse_directory_urls: false\ntheme: material\nhooks: [{hooks}]\n")
+    git("init", "--quiet")
+    git("config", "user.name", "A")
+    git("config", "user.email", "a@example.org")
+    git("commit", "--quiet", "--allow-empty", "--message", "Begin")
+    deploy("0.1.0")
+    deploy("0.2.0")
+    deploy("0.3.0", "--alias", "dev")
+    there = json.loads(git("show", "docs-versions:versions.json"))
+    assert {each["version"]: each["aliases"] for each in there} == {"0.3.0": ["dev"], "0.2.0": ["latest"], "0.1.0": []}
+    for version in ("0.1.0", "0.2.0", "0.3.0"):
+        page = git("show", f"docs-versions:{version}/index.html")
+        assert f"This is {version}" in page and '"provider": "mike"' in page.replace('":"', '": "')
+    assert "../0.2.0/" in git("show", "docs-versions:latest/index.html")
+    assert "latest" in git("show", "docs-versions:index.html")
+    assert git("remote") == "" and git("status", "--porcelain", "--untracked-files=no") == ""
