@@ -1,4 +1,4 @@
-"""`make docs-version`: build the site of this version into a local branch, beside those of other versions. Nothing is pushed."""  # noqa: INP001
+"""`make docs-version`: build the site of this version into a local branch, beside those of other versions. Nothing is pushed."""
 
 import argparse
 import os

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pytest_induction.model.protocol import ModelUnderTest
     from pytest_induction.runs.record import TrainingRun
 
+ABOUT = "Commands around the tests: look at a model, measure checkpoints, watch and draw a training run, compare two of them."
+MORE = "`python -m pytest_induction COMMAND --help` lists the options of a command. The tests themselves run with pytest."
 OF_BEHAVIOUR = ("assert_copies_repeats", "assert_learns_in_context")  # calls that read no attention
 WIDEST = 120  # characters of a frame of `watch`
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _done(arguments: Sequence[str] | None) -> int:
-    parser = Parser(prog="python -m pytest_induction", description=__doc__)
+    parser = Parser(prog="python -m pytest_induction", description=ABOUT, epilog=MORE)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     about = "describe a model: how its attention is read, what can be measured on it, what each call costs, what to change"
     doctor = commands.add_parser("doctor", help=about, description=about)
@@ -58,9 +60,9 @@ def _done(arguments: Sequence[str] | None) -> int:
     draw.set_defaults(command=_draw)
     about = "show the curves and changes of a run while it trains; refreshes as the run grows, ends when it is closed"
     watch = commands.add_parser("watch", help=about, description=about)
-    watch.add_argument("run", metavar="RUN", help="a run that is being recorded or swept, or a log: whatever `load_run` accepts")
+    watch.add_argument("run", metavar="RUN", help="a run that still grows, or a log: anything that `load_run` accepts")
     watch.add_argument("--html", metavar="PAGE", help="write a page that reloads itself, instead of drawing in the terminal")
-    watch.add_argument("--every", metavar="SECONDS", type=float, default=2.0, help="seconds between two looks (default 2)")
+    watch.add_argument("--every", metavar="SECONDS", type=float, default=2.0, help="seconds between two updates (default 2)")
     watch.add_argument("--once", action="store_true", help="show the run as it is now, then exit")
     watch.add_argument("--wait", action="store_true", help="wait for a run that has not begun yet")
     _add_choice(watch)
@@ -82,7 +84,7 @@ def _done(arguments: Sequence[str] | None) -> int:
 
 
 def _add_schema(commands: Any) -> None:
-    about = "write the JSON schema of gate files, with which editors complete and check them; needs neither torch nor a model"
+    about = "write the JSON schema of gate files, which editors use to complete and check them; needs neither torch nor a model"
     schema = commands.add_parser("schema", help=about, description=about)
     schema.add_argument("-o", "--out", metavar="FILE", help="file to write (default: standard output)")
     command.add_claims(schema)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NoReturn
 
 from pytest_induction.claims import register_installed
@@ -34,8 +35,20 @@ class OutputFailed(Exception):
         self.why = why
 
 
+class Help(argparse.HelpFormatter):
+    """Help whose texts keep their line ends; lines of a list are indented where they go on."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = text.strip().splitlines()
+        more = {line: indent + ("  " if line.startswith("- ") else "") for line in lines}
+        return "\n".join(fill(line, width, initial_indent=indent, subsequent_indent=more[line]) for line in lines)
+
+
 class Parser(argparse.ArgumentParser):
     """One that quotes what it was given printable, and whose help may be cut off by its reader."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": Help, **options})
 
     def _print_message(self, message: str, file: Any = None) -> None:
         lines = message.removesuffix("\n").split("\n")
@@ -97,12 +110,14 @@ def ended(command: Callable[[], int]) -> int:
         return 2
 
 
+REFUSED = " (must be converted first; the message says how)"
 ABOUT = "measure every checkpoint of a training and write a run for tests; an interrupted sweep continues where it stopped"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command, and at the end of its help the layouts that are known."""
-    parser.epilog = "Checkpoints may be " + "; ".join(f"{layout.looks_like} ({layout.name})" for layout in LAYOUTS) + "."
+    known = (f"- {each.name}{REFUSED if each.refusal else ''}: {each.looks_like}" for each in LAYOUTS)
+    parser.epilog = "\n".join(["Checkpoints may be of these kinds:", *known])
     parser.add_argument(
         "checkpoints",
         metavar="CHECKPOINTS",

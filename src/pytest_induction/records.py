@@ -411,11 +411,11 @@ Checked = Annotated[Evidence, _estimates_fit]
 class HeadList(Plotted):
     """All induction heads of a model, as far as they can be told.
 
-    `heads` are shown to match prefixes above the threshold, and to write something that does not lower what they match, strongest
-    first. `near` lie within `band` of the threshold, on whichever side: shown, and more sequences would not tell much more.
-    `undecided` are those of which neither is shown, with `more_sequences` as what might. `ruled_out` match, and are silent,
-    suppress what they match, or only follow a period (`kind` says which). All intervals hold together, at `confidence`.
-    `estimates` has the model's behaviour on repeated tokens.
+    `heads` are shown to match prefixes above the threshold, and to write something that does not lower what they match,
+    strongest first. `near` are shown to lie within `band` of the threshold, above or below: more sequences would not tell much
+    more. `undecided` are all others that may be above it; `more_sequences` is how many more might decide. `ruled_out` match,
+    and are silent, suppress what they match, or only follow a period (`kind` says which). All intervals hold together, at
+    `confidence`. `estimates` has the model's behaviour on repeated tokens.
     """
 
     heads: tuple[HeadEvidence, ...]

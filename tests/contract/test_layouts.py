@@ -123,6 +123,7 @@ def test_the_help_of_the_command_and_the_documentation_name_every_layout(capsys)
     said, page = " ".join(capsys.readouterr().out.split()), DOCS.read_text()
     for layout in LAYOUTS:
         assert " ".join(layout.looks_like.split()) in said
+        assert (f"{layout.name} (must be converted first" in said) is bool(layout.refusal)
         assert layout.name.removeprefix("Hugging Face ").removesuffix(" adapters").partition(" (")[0] in page
 
 

@@ -183,7 +183,7 @@ def assert_follows_rule(
     The rows are those of `measure_rules`. Behind the examples stand four lines that decide: in each the right token must be
     likelier than the other one of the line, for a share above `min_accuracy`, under both rules. One rule alone tells
     nothing: a model that likes to repeat the last word has ABB perfectly, and one that likes the first has ABA. A head
-    that copies what followed an equal token has neither: no token stood before but the separators.
+    that copies what followed an equal token has neither: no token occurred earlier but the separators.
 
     Where one rule holds and the other is shown not to, the evidence says which. `budget` is as for `assert_has_induction_head`.
     Returns the evidence, with accuracy and margin in nats of both rules; raises as that does, and `ProbeError` where

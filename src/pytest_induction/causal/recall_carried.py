@@ -91,7 +91,7 @@ def assert_recall_carried_by(
     may bind what a state keeps.
 
     SHOWN: of what the model recalls above a guess more than `min_share` is lost without the part (without some lag), and that
-    much more than with a control. REFUTED: less is lost, whichever lag is cut ("carries_too_little"). UNDETERMINED where the
+    much more than with a control. REFUTED: less is lost, for every lag that is cut ("carries_too_little"). UNDETERMINED where the
     model does not recall, where controls cost as much ("no_more_than_controls"), or there are none ("no_controls"). Rows are
     compared with themselves, and the error rate is shared out among lags.
 

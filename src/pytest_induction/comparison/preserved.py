@@ -59,7 +59,7 @@ class Preservation(Judgement):
 
     @property
     def compared(self) -> tuple[Compared, ...]:
-        """Both models side by side, what was lost first; of alike ones that of which most was lost, in margins."""
+        """Both models side by side, what was lost first, and among those what lost most, in margins."""
         heads = [(match.compared, match.worst.size) for match in self.matches]
         behaviour = [
             (Compared(loss.name, loss.status, *loss.means, loss.difference, loss.margin), loss.size) for loss in self.behaviour
@@ -309,7 +309,7 @@ def assert_heads_preserved(
 
     `after` is a quantised, pruned, fine-tuned or refactored model, or the next checkpoint (anything `load_model` takes). `before`
     is a model too, or what was kept of one: a `HeadsProfile` (`profile_of` makes it), a JSON file with what its `to_dict` gives,
-    or a baseline file, of which `entry` names the entry if it has several. Both are measured on the same token ids, drawn from
+    or a baseline file; `entry` names the entry if the file has several. Both are measured on the same token ids, drawn from
     the vocabulary of the model before, and every difference is paired by sequence.
 
     Each head before that matches prefixes (and does not suppress), attends to the previous token or to duplicates is matched

@@ -209,7 +209,7 @@ class CopyingScores(Plotted):
 
     Shares are those of heads that attend to one token; one that copies k tokens evenly has 1 / k. Effects are those of heads that
     attend to the right token and raise or lower what they attend to by s; V is the size of the vocabulary. A head that writes
-    nothing, or rests on the first token and writes nothing there, has nothing of which a share could be taken: NaN, which meets
+    nothing, or rests on the first token and writes nothing there, has no share: NaN, which meets
     no threshold.
 
     `per_sequence` has the shares and effects before the mean, (n_sequences, n_layers, n_heads), and under

@@ -305,7 +305,7 @@ def find_induction_heads(
     `assert_has_induction_head`, and not shown to be silent or to suppress what it matches. It is `near` where it is shown to lie
     within `band` of the threshold, and `undecided` where the `max_sequences` did not tell: `more_sequences` says what might.
     All intervals hold together, but for `error_rate`, over all heads and rounds. A `budget`, as of `assert_has_induction_head`,
-    ends it too; heads of which it is not known whether they write anything are `undecided` then.
+    ends it too; heads are `undecided` then if it is not known yet whether they write anything.
 
     Heads are named, nothing is asserted: whether the model uses what they match is in `.estimates`. Raises `ModelError` for a
     model whose attention cannot be read, `ProbeError` where no probe fits it, `ArgumentError` for an argument out of its range.

@@ -92,8 +92,8 @@ def price_of_match_lengths(subject: ModelUnderTest, given: Mapping[str, Any]) ->
 def measure_match_lengths(model: ModelLike, *, n_sequences: int = 26, seed: int | None = None) -> MatchLengthScores:
     """Measure prefix matching of every head where exactly one, exactly two, and three or four tokens match.
 
-    The rows have segments of four random tokens, each of which stands twice, at distances that differ from each other; all
-    other tokens stand once. At the i-th token of a second occurrence exactly i tokens match, and the right key is the position
+    The rows have segments of four random tokens. Each segment occurs twice, at distances that differ from each other; all
+    other tokens occur once. At the i-th token of a second occurrence exactly i tokens match, and the right key is the position
     after the first occurrence of that token. What follows a segment is another token each time: there nothing matches, and the
     key that would come next at the same distance, `after_breaks`, tells heads that match from heads that go on counting. Rows
     have as many positions as the longest periodic probe, 100 and the first token; fewer where the context is shorter or the

@@ -401,8 +401,8 @@ def suppressing(
     """Each of the heads with its intervals, the strongest suppression first.
 
     `found` has "effect", "other_effect", "mass" and "other_mass" (rows, n_layers, n_heads), sums over the "predictions" (rows,
-    n_layers), of which each of these heads has some. Means are those of rows, of which each counts once, and for four times
-    `least` at most: so their intervals hold whatever rows are distributed like. `rates` are those at which an end that may show
+    n_layers); each of these heads has some. Means are over rows. Each row counts once, and with four times `least` at most: so
+    their intervals hold for any distribution of rows. `rates` are those at which an end that may show
     suppression is wrong, and an end that may rule it out.
     """
     if not heads:

@@ -74,9 +74,9 @@ class Rates:
 class HeadTable:
     """All heads, strongest first, and what is shown of each.
 
-    `heads` are those of which nothing is known that rules them out; `ruled_out` those that write nothing, suppress what they
-    match or follow a period: what such a head has of prefix matching tells nothing about whether there is an induction head.
-    Of those `untold` it is not known whether they write anything, as others are known to and one is enough.
+    `heads` are those that nothing rules out. `ruled_out` are those that write nothing, suppress what they match or follow a
+    period: the prefix matching of such a head does not tell whether there is an induction head. For those `untold`, it was not
+    found out whether they write anything: others do, and one is enough.
     """
 
     heads: tuple[HeadEvidence, ...]

@@ -273,10 +273,10 @@ def measure_virtual_heads(model: ModelLike, *, n_sequences: int = 24, seed: int 
     """Measure the virtual prefix-matching score of every head after every head of an earlier layer.
 
     The model is probed with `n_sequences` rows of repeated random tokens of varied period, the same as those of `measure_heads`
-    at that seed, and with as many unrepeated ones. Two heads of which one attends to where the other gathered the successor have
-    1; two uniform causal heads 0.5 to 0.9 of 1 / period, as on unrepeated rows; a head that rests on the first token 0 with any
-    other. A high score says where information may come from, not that the values carry it, and two heads that count back by a
-    fixed distance have a high one at a single period.
+    at that seed, and with as many unrepeated ones. If one head attends to the place where the other has gathered the successor,
+    the pair has 1. Two uniform causal heads have 0.5 to 0.9 of 1 / period, as on unrepeated rows. A head that rests on the
+    first token has 0 with any other. A high score says where information may come from, not that the values carry it, and two
+    heads that count back by a fixed distance have a high one at a single period.
 
     Raises `ModelError` for a model with fewer than two attention layers or whose attention cannot be read, `ProbeError` where
     no probe fits it, `ArgumentError` for a number that is out of range. Source: Elhage et al. 2021, virtual attention heads.

@@ -1,4 +1,4 @@
-"""Losses of rows of which each has sets of heads of its own ablated, by several kinds, after one clean pass over a few rows."""
+"""Losses of rows with sets of heads ablated, other sets in each row, by several kinds, after one clean pass over a few rows."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def read_answers(logits: Tensor, tokens: Tensor, queries: Tensor) -> Tensor:
 
 
 def passes_over(subject: ModelUnderTest, rows: Tensor) -> Passes:
-    """Passes over prompts (rows, positions) that end with their answers, of which `read_answers` is read."""
+    """Passes over prompts (rows, positions) that end with their answers; `read_answers` reads them."""
     return Passes(subject, rows.to(subject.device), torch.tensor([rows.shape[1] - 2]), read=read_answers)
 
 

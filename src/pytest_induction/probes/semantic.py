@@ -279,7 +279,7 @@ LINE = 4  # tokens of a line without its end: two words, the colon, the label
 
 @dataclass(frozen=True)
 class ByPattern:
-    """Classes of words, of which each row has two for its first words and two for its second ones.
+    """Classes of words. Each row takes its first words from two of them, and its second words from two others.
 
     The colon and four labels are drawn from `spare` where they are not given, or where that is too little from the classes that a
     row does not have. `ends` comes after each label.

@@ -152,7 +152,7 @@ class Pairs(NamedTuple):
 
 
 class Words:
-    """The listed words of which each is one token, with a space before it where that makes more of them so.
+    """The listed words that are one token each, with a space before them where that makes more of them one token.
 
     An id that two spellings share, such as that of unknown words, stands for neither.
     """

@@ -60,8 +60,8 @@ def completes_repeats(outcome: Outcome, *, min_accuracy: float = 1.0, max_loss: 
 
     Foretold by the last `max_order` tokens: 1 is what an induction head does, more is asked by `nested_repeats` and
     `conflicting_ngrams`. With `min_accuracy` below 1 that share of the positions of each sequence is enough; with `max_loss`
-    (nats) the loss of each of these tokens must not be above it, whichever is likeliest. Returns the margin: in nats to the
-    likeliest other token, or to `max_loss`, at the worst position, or of the accuracy.
+    (nats) the loss of each of these tokens must not be above it, even if another token is likelier. Returns the margin: in nats
+    to the likeliest other token, or to `max_loss`, at the worst position, or of the accuracy.
     """
     __tracebackhide__ = True
     for name, value in (("min_accuracy", min_accuracy), ("max_loss", max_loss)):
@@ -89,9 +89,9 @@ def completes_repeats(outcome: Outcome, *, min_accuracy: float = 1.0, max_loss: 
 def attends_to_successor(outcome: Outcome, *, heads: Heads, min_mass: float = MIN_MASS, max_lured: float = MIN_MASS) -> float:
     """Each of the heads looks to what followed the earlier occurrences of a token, and is not lured by mere places.
 
-    Mean mass over the queries whose token stood before is at least `min_mass`, and that on the lures of the sequence, if it has
-    any (`near_misses`, `unrepeated_sequences`), at most `max_lured`. Heads are named "L5H1", `HeadId(5, 1)` or (5, 1). Returns
-    the least margin.
+    Mean mass over the queries whose token occurred earlier is at least `min_mass`, and that on the lures of the sequence, if it
+    has any (`near_misses`, `unrepeated_sequences`), at most `max_lured`. Heads are named "L5H1", `HeadId(5, 1)` or (5, 1).
+    Returns the least margin.
     """
     __tracebackhide__ = True
     margins: list[tuple[float, str]] = []

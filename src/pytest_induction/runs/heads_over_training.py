@@ -354,7 +354,7 @@ def _bump_of(run: TrainingRun) -> tuple[Change, ...]:
 @user_facing
 def assert_heads_kept(run: RunLike, *, min_share: float = KEPT, min_prefix_matching: float = MIN_PREFIX_MATCHING) -> Evidence:
     """Assert that the induction heads of a run are there to its end: the best head's prefix matching above `min_prefix_matching`,
-    and at least `min_share` of the highest that it was, by whichever head.
+    and at least `min_share` of the highest that any head had.
 
     Heads may take over from one another, so it is the best head at each snapshot that counts. Levels are means of three
     snapshots, give or take 2.8 standard errors.

@@ -1,4 +1,4 @@
-"""What is done with one checkpoint of a sweep, in whichever process: load it, measure it, and say what came of it."""
+"""What is done with one checkpoint of a sweep, in any process: load it, measure it, and say what came of it."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ def _filled(module: nn.Module, stored: _Stored) -> nn.Module:
 
 
 def _checked(subject: ModelUnderTest, name: str) -> ModelUnderTest:
-    """The same model with other weights. Raises `ModelError` for such as are no numbers, as `adapt` does."""
+    """The same model with other weights. Raises `ModelError` for weights that are not numbers, as `adapt` does."""
     subject.name = name
     broken = broken_weights(subject.module)
     if broken:

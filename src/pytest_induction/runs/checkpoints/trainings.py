@@ -1,4 +1,4 @@
-"""A training of which the weights are there: a model for each of its snapshots, loaded one at a time."""
+"""A training whose weights are there: a model for each of its snapshots, loaded one at a time."""
 
 from __future__ import annotations
 

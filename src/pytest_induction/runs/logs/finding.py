@@ -1,4 +1,4 @@
-"""Where a log lies, and of which format it is."""
+"""Where a log lies, and which format it has."""
 
 from __future__ import annotations
 

@@ -172,8 +172,8 @@ def assert_phase_change(
     snapshots; `co_occurring` asks that of in-context learning, too, and is on where that was recorded. The summary says which
     series decided.
 
-    UNDETERMINED fails too, and says what would settle it: a change of which too few snapshots tell, that is not over, or that may
-    be gradual. Returns the evidence: `.changes` has the onset, midpoint, end and width of each series, in steps and tokens.
+    UNDETERMINED fails too, and says what would settle it: too few snapshots show the change, or it is not over, or it may be
+    gradual. Returns the evidence: `.changes` has the onset, midpoint, end and width of each series, in steps and tokens.
     Raises `ExpectationFailed`, which carries it, or `RunError` for a run that cannot be read.
 
     >>> found = assert_phase_change("fixtures/runs/two-layers", before_step=400)       # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""One file that `torch.save` wrote, of whichever trainer."""
+"""One file that `torch.save` wrote, from any trainer."""
 
 from __future__ import annotations
 
