@@ -39,7 +39,7 @@ class Layout:
         return range(self.period, self.n_positions - self.start, self.period)
 
     def repeated(self, mass: Tensor) -> Tensor:
-        """The mean of a mass (..., queries) over the queries whose token stood before: (...)."""
+        """The mean of a mass (..., queries) over the queries whose token occurred earlier: (...)."""
         return mass[..., self.start + self.period :].mean(-1)
 
 

@@ -12,6 +12,8 @@ from pytest_induction import assert_copies_repeats, load_model
 from pytest_induction.claims import claim_named
 from pytest_induction.plugin import cache as module
 from pytest_induction.plugin.cache import MARK, VerdictCache
+from pytest_induction.plugin.reports import _better_of
+from pytest_induction.records import ChartData
 from tests.conftest import FIXTURES
 
 LLAMA = FIXTURES / "models" / "llama-2l"
@@ -125,6 +127,16 @@ def test_charts_are_missing_only_where_they_were_asked_for_and_nothing_loaded_th
     properties, records, *_ = reported(pytester, "--induction-charts=heads,repeats")
     assert sorted(any(name.endswith("cached_from") for name in each) for each in properties) == [False, True]
     assert {chart["kind"]: chart["missing"] for chart in records["charts"]} == {"heads": "", "repeats": ""}
+
+
+@pytest.mark.parametrize("is_drawn_first", [True, False])
+def test_a_chart_that_another_process_drew_is_the_one(is_drawn_first):
+    """In either order."""
+    drawn = ChartData("heads", "model", "0", {"scores": []})
+    undrawn = ChartData("heads", "model", "0", missing="why")
+    pair = (drawn, undrawn) if is_drawn_first else (undrawn, drawn)
+    assert _better_of(*pair) is drawn
+    assert _better_of(undrawn, ChartData("heads", "model", "0", missing="another")) is undrawn
 
 
 def test_nothing_is_kept_unless_it_is_asked_for(place, pytester):

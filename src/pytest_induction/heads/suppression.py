@@ -44,7 +44,7 @@ from pytest_induction.spending import priced, spend_at_most, spent_so_far
 from pytest_induction.statistics import FIRST_LOOK, bounded_intervals, more_rows
 
 N_QUERIES = 32  # of a row, evenly spaced: at each the whole vocabulary is looked at before every layer
-FIRST_QUERY = 4  # queries stand in the last three quarters of a row, where something stood before
+FIRST_QUERY = 4  # queries are in the last three quarters of a row, so that something comes before them
 HIGH_MASS = 0.1  # on what is predicted: a head that has it there attends to it
 MIN_SUPPRESSION = 0.1  # nats
 MIN_PREDICTIONS = 50  # before a layer: of fewer no mean is judged

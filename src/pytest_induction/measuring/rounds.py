@@ -121,7 +121,7 @@ def measure_heads(
 
     Without `tokens` the model is probed with `n_sequences` rows of repeated random tokens, of varied period unless `period`
     is given. `tokens` (sequences, positions) are your own ids instead, taken as they are: the answer key of each row follows
-    from where its tokens stood before. `attention_mask`, same shape, marks padding with 0.
+    from where its tokens occurred earlier. `attention_mask`, same shape, marks padding with 0.
 
     A perfect induction head has prefix matching 1, a uniform causal head about 1 / period, a head that rests on the first
     token 0. See docs/metrics.md for each definition. Raises `ModelError` for a model whose attention cannot be read,

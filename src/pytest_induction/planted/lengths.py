@@ -1,6 +1,6 @@
 """Planted heads that go by how many tokens match before the query: such as need several, and such as prefer the longest match.
 
-Heads 0, 1 and 2 of an earlier layer tell each position the three tokens before it. So a key knows what stood before it, the query
+Heads 0, 1 and 2 of an earlier layer tell each position the three tokens before it. So a key knows what came before it, the query
 what stands before itself, and a head that reads both compares as many tokens as there are pairs of them.
 """
 

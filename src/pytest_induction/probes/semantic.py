@@ -71,7 +71,7 @@ class Family(Protocol):
 
 
 def followers(tokens: Sequence[int], meaning: Mapping[int, int]) -> tuple[dict[int, tuple[int, ...]], dict[int, tuple[int, ...]]]:
-    """Where each query's token stood before, one position on, and where others of its meaning did: literal and semantic matches.
+    """Where each query's token occurred earlier, one position on, and where others of its meaning did.
 
     `meaning` says which tokens mean alike; a token that is not in it means nothing. Queries without a match are left out.
     """

@@ -37,7 +37,7 @@ class ProbeSequence:
     `breaks` are the positions at which a new part begins, for reading only. `first` says that the first id is the model's
     first token. `lures` are pairs (query, key) that the places in the block suggest and the tokens do not: an ideal induction
     head does not follow them. `period` is 0 where nothing repeats. `asked` are the entries of
-    its answers, ascending, where they do not follow from what stood before: a rule's, or those of keys without their values.
+    its answers, ascending, where they do not follow from earlier tokens: a rule's, or those of keys without their values.
 
     >>> ProbeSequence((0, 5, 6, 7, 5, 6, 7), period=3, repeats=2, breaks=(1, 4), first=True)
     BOS | 5 6 7 | 5 6 7
@@ -98,7 +98,7 @@ class ProbeSequence:
 
     @cached_property
     def successors(self) -> dict[int, tuple[int, ...]]:
-        """Each query whose token stood before -> the positions after the earlier occurrences: where an induction head looks."""
+        """Each query whose token occurred earlier -> the positions after these: where an induction head looks."""
         return {query: tuple([place + 1 for place in places]) for query, places in self._earlier.items()}
 
     @cached_property
@@ -107,7 +107,7 @@ class ProbeSequence:
 
     @cached_property
     def _earlier(self) -> dict[int, tuple[int, ...]]:
-        """Each query whose token stood before -> where it did."""
+        """Each query whose token occurred earlier -> where it did."""
         seen: dict[int, tuple[int, ...]] = {}
         found = {}
         for query, token in enumerate(self.tokens):

@@ -295,7 +295,7 @@ def near_misses(
 ) -> Sequences:
     """A block and its copy with `changes` ids replaced by new ones, not at its end: `BOS | 5 6 7 8 | 5 9 7 8`.
 
-    A replaced id never stood before, so nothing is to be matched there. Its lure is where the copied one would have looked:
+    A replaced id has not occurred earlier, so nothing is to be matched there. Its lure is where the copied one would have looked:
     who follows it goes by the place in the block, and not by the token.
     """
     material = Material.of(model, bos, exclude)
