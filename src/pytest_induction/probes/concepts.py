@@ -86,17 +86,23 @@ def word_rows(words: Words, space: TokenSpace, n_sequences: int, rng: np.random.
     repeated = LENGTH - MOST_PIECES
     for number in order[:n_sequences]:
         word, mixed = words.words[number], words.mixed(number, rng)
-        drawn = rng.choice(words.others, repeated + 3 * LENGTH)
-        again, filler, *unrelated = np.split(drawn, [repeated, repeated + LENGTH, repeated + 2 * LENGTH])
+        again, filler = np.split(_drawn(words.others, LENGTH, rng), [repeated])
         lines = {
             "words": (*filler[: MOST_PIECES - len(word)], *again, *word),
             "mixed": (*filler[: MOST_PIECES - len(mixed)], *again, *mixed),
-            **dict(zip(("corrupt", "other"), unrelated, strict=True)),
+            "corrupt": _drawn(words.others, LENGTH, rng),
+            "other": _drawn(words.others, LENGTH, rng),
         }
         for name, line in lines.items():
             end = mixed[:2] if name == "mixed" else word[:2]
             found[name].append(begun(space, np.array([*line, *words.separator, *again, *end])))
     return WordRows(**{name: np.array(rows, dtype=np.int64) for name, rows in found.items()})
+
+
+def _drawn(ids: Sequence[int], count: int, rng: np.random.Generator) -> Ids:
+    """So many ids in random order, none twice where there are enough."""
+    drawn: Ids = rng.choice(ids, count, replace=len(ids) < count)
+    return drawn
 
 
 def positions_of(words: Words, space: TokenSpace) -> int:
