@@ -34,6 +34,7 @@ N_SEQUENCES = 12  # rows that choose heads, and as many that test them together
 TOP_SHARE = 0.02  # of all heads, that are patched together
 KINDS = ("concept", "meaningless", "null", "token")
 NAMED = 5  # heads that are named one by one
+SEEN = ("concepts",)  # the key under which a model remembers what a verdict has measured, for charts
 N_READ = 2  # tokens of a word that are asked for
 Given = Mapping[str, Any]
 
@@ -251,7 +252,7 @@ def measure_concept_copying(
     for name, value in (("top_share", top_share), ("error_rate", error_rate)):
         check_share(name, value)
     task = task_of(model, words, tokenizer, seed)
-    with progress("concept copying", 2 * n_sequences):
+    with progress("concept copying", 6 * n_sequences):
         chosen = chosen_by(task, n_sequences)
         values = by_head(task.subject, chosen)
         means = {kind: each.mean(0) for kind, each in values.items()}

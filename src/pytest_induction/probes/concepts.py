@@ -78,13 +78,10 @@ class WordRows(Rows):
 
 
 def word_rows(words: Words, space: TokenSpace, n_sequences: int, rng: np.random.Generator) -> WordRows:
-    """So many rows, each of other random ids; every word comes once before one comes again."""
+    """So many rows, each of other random ids and of a word that is drawn anew, so that rows are alike and independent."""
     found: dict[str, list[tuple[int, ...]]] = {name: [] for name in ("words", "mixed", "corrupt", "other")}
-    order: list[int] = []
-    while len(order) < n_sequences:
-        order += rng.permutation(len(words.words)).tolist()
     repeated = LENGTH - MOST_PIECES
-    for number in order[:n_sequences]:
+    for number in rng.integers(len(words.words), size=n_sequences).tolist():
         word, mixed = words.words[number], words.mixed(number, rng)
         again, filler = np.split(_drawn(words.others, LENGTH, rng), [repeated])
         lines = {
