@@ -270,6 +270,22 @@ MODELS = (
         more="field.md#retrieval-heads",
     ),
     Claim(
+        name="concept_heads",
+        asserts="a few heads carry the meaning of a word of several tokens to where it comes again",
+        assertion="pytest_induction.causal.concept_heads:assert_concept_heads",
+        decided_by=("restored",),
+        held_against={"beyond meaningless": "min_restored", "beyond null": "min_restored"},
+        next_steps={
+            "does_not_copy": "see how well it does with `measure_concept_copying(model)`; try other words with `words=`",
+            "not_carried": "see every head with `measure_concept_copying(model)`; the threshold is `min_restored=`",
+            "copy_tokens": "see every head with `measure_concept_copying(model)`: compare `concept` with `meaningless`",
+            "spread": "patch more heads with a higher `top_share=`; the threshold is `min_restored=`",
+        },
+        chart="heads",
+        needs=("asking",),
+        more="field.md#concept-heads",
+    ),
+    Claim(
         name="recall_carried_by",
         asserts="the model recalls through a given part: attention, states, or the convolutions that bind key and value",
         assertion="pytest_induction.causal.recall_carried:assert_recall_carried_by",

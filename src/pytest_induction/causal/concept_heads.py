@@ -73,8 +73,8 @@ def assert_concept_heads(
     seen in so many rows.
 
     `words` and `tokenizer` are those of `measure_concept_copying`. Rows are drawn in rounds of 12, 24, ..., at most
-    `max_sequences`. A row counts for 1 nat restored and 4 nats of the task at most, so that the intervals hold whatever values are
-    distributed like, and at every look: SHOWN takes 15 rows or more, REFUTED about 80. `budget` is as for
+    `max_sequences`. A row counts for 1 nat restored and 4 nats of the task at most, so that the intervals hold whatever values
+    are distributed like, and at every look: SHOWN takes 17 rows or more, REFUTED 83. `budget` is as for
     `assert_has_induction_head`. `error_rate` is that of either verdict, for all rounds together.
 
     Returns the evidence. `.estimates`, in nats: "restored", "beyond meaningless" and "beyond null" of the heads together, the
@@ -135,9 +135,7 @@ def judge_concepts(found: Restored, heads: Sequence[HeadId], min_restored: float
     `error_rate`; one count is enough against a set, so that the three share it there, and both sets must fall.
     """
     count = len(found.gain)
-    (gain,) = bounded_intervals(
-        np.clip(found.gain, -MOST_GAIN, MOST_GAIN)[:, None], error_rate, error_rate, lowest=-MOST_GAIN, highest=MOST_GAIN, unit="nats"
-    )
+    (gain,) = _bounded(found.gain[:, None], MOST_GAIN, error_rate, error_rate)
     own, every = (_counts(found.scores, number, error_rate) for number in (CHOSEN, ALL))
     behaviour = behaviour_of([found])
     estimates = {
@@ -157,8 +155,8 @@ def judge_concepts(found: Restored, heads: Sequence[HeadId], min_restored: float
         return Judgement(Verdict.UNDETERMINED, reason, f"{seen}: {why}", more_sequences=more, **common)
     restored, meaningless, null = own.values()
     seen += (
-        f"; with {named(heads)} patched {restored.value:.2f} nats come back, {restored.value - meaningless.value:.2f} of meaningless "
-        f"strings and {restored.value - null.value:.2f} where there was no word, with all heads {every['restored'].value:.2f}"
+        f"; with {named(heads)} patched {restored.value:.2f} nats come back, {restored.value - meaningless.value:.2f} of "
+        f"meaningless strings and {restored.value - null.value:.2f} where there was no word, with all heads {every['restored'].value:.2f}"
     )
     if all(each.is_above(min_restored) for each in own.values()):
         return Judgement(Verdict.SHOWN, "carry_meaning", seen, **common)
@@ -172,7 +170,9 @@ def judge_concepts(found: Restored, heads: Sequence[HeadId], min_restored: float
     open_ones = [each for counts in (own, every) for each in counts.values() if not each.is_above(min_restored)]
     smallest = max(each.value - each.low for each in own.values())
     more = min((more_rows(each, min_restored, count) for each in open_ones if not each.is_below(min_restored)), default=count)
-    summary = f"{seen}: too close to {min_restored:.2f} to tell, as {count} rows tell effects of {smallest:.2f} and more from none"
+    summary = (
+        f"{seen}: too close to {min_restored:.2f} to tell, as {count} rows tell effects of {smallest:.2f} and more from none"
+    )
     return Judgement(Verdict.UNDETERMINED, "restored_unclear", summary, more_sequences=more, **common)
 
 
@@ -180,8 +180,10 @@ def _counts(scores: Mapping[str, Array], number: int, error_rate: float) -> dict
     """What a set restores of words, by itself and beyond either kind that is no word: a row counts for so much at most."""
     concept = scores["concept"][:, number]
     values = {"restored": concept, **{name: concept - scores[kind][:, number] for kind, name in BEYOND.items()}}
-    within = np.clip(np.stack(list(values.values()), axis=1), -MOST_RESTORED, MOST_RESTORED)
-    ends = bounded_intervals(
-        within, error_rate, error_rate / len(values), lowest=-MOST_RESTORED, highest=MOST_RESTORED, unit="nats"
-    )
-    return dict(zip(values, ends, strict=True))
+    columns = np.stack(list(values.values()), axis=1)
+    return dict(zip(values, _bounded(columns, MOST_RESTORED, error_rate, error_rate / len(values)), strict=True))
+
+
+def _bounded(values: Array, most: float, below: float, above: float) -> list[Estimate]:
+    """Means of columns in nats, each row counted as `most` at most."""
+    return bounded_intervals(np.clip(values, -most, most), below, above, lowest=-most, highest=most, unit="nats")

@@ -25,6 +25,7 @@ from pytest_induction.model.batching import in_batches
 from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.concepts import LENGTH, WordRows, Words, positions_of, word_rows, words_of
+from pytest_induction.probes.sequences import Ids
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Estimate, HeadId, Provenance
 from pytest_induction.spending import Price, priced
@@ -75,7 +76,7 @@ class WordTask:
 
     def restored(self, rows: WordRows, sets: Sequence[HeadSet]) -> Restored:
         """What each set of heads restores, all of a set at once. Raises `ModelError` for numbers that are not finite."""
-        clean, found = self._seen(rows.words)
+        clean, found = self._seen(rows.tokens)
         clean_of_mixed, found_in_mixed = self._seen(rows.mixed)
         _, found_in_other = self._seen(rows.other)
         patches, every = Patches(self.subject), [(), *sets]  # the empty set: rows as they are, by the same way
@@ -90,7 +91,7 @@ class WordTask:
             clean[:, 1],
         )
 
-    def _seen(self, rows: Array) -> tuple[Array, Values]:
+    def _seen(self, rows: Ids) -> tuple[Array, Values]:
         """Log probabilities (rows, 2) of the first two tokens of a word, and what heads find where the first is asked for."""
         tokens = torch.from_numpy(rows).to(self.subject.device)
         at = tokens.shape[1] - 1 - N_READ
@@ -144,8 +145,8 @@ class ConceptScores(Plotted):
     | that attends evenly, or to the first token | about 0 | about 0 | about 0 | about 0 |
 
     `heads` are those with most `concept` beyond `meaningless` and `null`, and `together` the first of them, which were patched at
-    once in as many other rows. `estimates`, in nats: "log_p", "gain" and "gain_meaningless" of the model over all rows, and of these other rows
-    "concept", "meaningless" and "null" of the heads together, and "concept_all", with all heads of the model at once.
+    once in as many other rows. `estimates`, in nats: "log_p", "gain" and "gain_meaningless" of the model over all rows; of the
+    other rows "concept", "meaningless" and "null" of the heads together, and "concept_all", with all heads of the model at once.
     `per_sequence` has each score of the rows that chose, (n_rows, n_layers, n_heads).
     """
 
@@ -233,8 +234,8 @@ def measure_concept_copying(
     the clean row is given by it there in the corrupt one. Scores are by how much the log probability of the word's second token
     rises then, one position on; in nats, as in probability small effects of single heads do not show.
 
-    `words` are texts, or token ids of each word (which need no tokenizer), of two to five tokens; 50 English ones unless given, of
-    which those with so many tokens are taken. `tokenizer` is for models that have none. `n_sequences` rows rank the heads, and in
+    `words` are texts, or token ids of each word (which need no tokenizer), of two to five tokens; unless given, those of 50
+    English words that have so many. `tokenizer` is for models that have none. `n_sequences` rows rank the heads, and in
     as many others the first `top_share` of all, one at least, are patched together. Patched heads of a row share passes over two
     tokens each where the model takes a prefix back, as those of transformers do; else each takes a pass begun at its layer.
 

@@ -159,7 +159,7 @@ class Patches:
     def of_sets(self, rows: Tensor, values: Sequence[Values], sets: Sequence[HeadSet], *, n_read: int = 1) -> Array:
         """Log probabilities of the last `n_read` tokens, (values, sets, rows, n_read), where all heads of a set give a value.
 
-        They give it at the position at which the first of these tokens is asked for. Raises `ModelError` where they are not finite.
+        They give it where the first of these tokens is asked for. Raises `ModelError` where log probabilities are not finite.
         """
         rows = rows.to(self.subject.device)
         found = (self._by_prefix if self.by_prefix else self._by_passes)(rows, values, sets, n_read)

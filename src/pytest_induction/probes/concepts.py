@@ -54,19 +54,14 @@ class Words:
 class WordRows(Rows):
     """Rows of which all four kinds end with the same random ids, the first token of a word, and the token that comes next.
 
-    `words` and `mixed` (n_sequences, n_positions) are clean rows of words and of meaningless strings, `corrupt` and `other` have
+    `tokens` and `mixed` (n_sequences, n_positions) are clean rows of words and of meaningless strings, `corrupt` and `other` have
     neither: two draws of random ids, both with the second token of the word at the end. `mixed` ends with that of the string.
     """
 
-    words: Ids
+    tokens: Ids
     mixed: Ids
     corrupt: Ids
     other: Ids
-
-    @property
-    def tokens(self) -> Ids:
-        """The clean rows of words."""
-        return self.words
 
     @property
     def corrupt_of_mixed(self) -> Ids:
@@ -79,13 +74,13 @@ class WordRows(Rows):
 
 def word_rows(words: Words, space: TokenSpace, n_sequences: int, rng: np.random.Generator) -> WordRows:
     """So many rows, each of other random ids and of a word that is drawn anew, so that rows are alike and independent."""
-    found: dict[str, list[tuple[int, ...]]] = {name: [] for name in ("words", "mixed", "corrupt", "other")}
+    found: dict[str, list[tuple[int, ...]]] = {name: [] for name in ("tokens", "mixed", "corrupt", "other")}
     repeated = LENGTH - MOST_PIECES
     for number in rng.integers(len(words.words), size=n_sequences).tolist():
         word, mixed = words.words[number], words.mixed(number, rng)
         again, filler = np.split(_drawn(words.others, LENGTH, rng), [repeated])
         lines = {
-            "words": (*filler[: MOST_PIECES - len(word)], *again, *word),
+            "tokens": (*filler[: MOST_PIECES - len(word)], *again, *word),
             "mixed": (*filler[: MOST_PIECES - len(mixed)], *again, *mixed),
             "corrupt": _drawn(words.others, LENGTH, rng),
             "other": _drawn(words.others, LENGTH, rng),
@@ -118,7 +113,11 @@ def words_of(space: TokenSpace, encode: Encode | None, words: Any = None) -> Wor
     if are_texts and encode is None:
         raise TextError("the words are texts, and there is no tokenizer: give it `tokenizer=`, or `words=` as token ids")
     usable = set(usable_ids(space).tolist())
-    pieces = [tuple(encode(f" {word}")) if are_texts and encode is not None else _ids(word, usable) for word in given]
+    separator: tuple[int, ...] = ()
+    if are_texts and encode is not None:
+        pieces, separator = [tuple(encode(f" {word}")) for word in given], tuple(encode(SEPARATOR))
+    else:
+        pieces = [_ids(word, usable) for word in given]
     fitting = [each for each in dict.fromkeys(pieces) if FEWEST_PIECES <= len(each) <= MOST_PIECES and usable >= set(each)]
     if len(fitting) < FEWEST_WORDS:
         wanted = f"{FEWEST_WORDS} words of {FEWEST_PIECES} to {MOST_PIECES} tokens each are needed"
@@ -126,7 +125,9 @@ def words_of(space: TokenSpace, encode: Encode | None, words: Any = None) -> Wor
     if any(all(one[0] == other[0] or one[1] == other[1] for other in fitting) for one in fitting):
         raise ProbeError("each word needs another one with other first and second tokens, to mix with it")
     taken = {token for word in fitting for token in word}
-    found = Words(tuple(fitting), tuple(encode(SEPARATOR)) if are_texts and encode is not None else (), tuple(sorted(usable - taken)))
+    found = Words(
+        tuple(fitting), tuple(encode(SEPARATOR)) if are_texts and encode is not None else (), tuple(sorted(usable - taken))
+    )
     if not found.others:
         raise ProbeError("no token id is left for the random ids around words")
     if space.n_ctx is not None and positions_of(found, space) > space.n_ctx:
