@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -156,7 +156,8 @@ def judge_concepts(found: Restored, heads: Sequence[HeadId], min_restored: float
     restored, meaningless, null = own.values()
     seen += (
         f"; with {named(heads)} patched {restored.value:.2f} nats come back, {restored.value - meaningless.value:.2f} of "
-        f"meaningless strings and {restored.value - null.value:.2f} where there was no word, with all heads {every['restored'].value:.2f}"
+        f"meaningless strings and {restored.value - null.value:.2f} where there was no word; with all heads "
+        f"{every['restored'].value:.2f}"
     )
     if all(each.is_above(min_restored) for each in own.values()):
         return Judgement(Verdict.SHOWN, "carry_meaning", seen, **common)
@@ -167,13 +168,19 @@ def judge_concepts(found: Restored, heads: Sequence[HeadId], min_restored: float
         return Judgement(Verdict.REFUTED, reason, f"{seen}: {why}", **common)
     if any(each.is_below(min_restored) for each in own.values()) and all(each.is_above(min_restored) for each in every.values()):
         return Judgement(Verdict.UNDETERMINED, "spread", f"{seen}: many heads carry it together, and these few do not", **common)
-    open_ones = [each for counts in (own, every) for each in counts.values() if not each.is_above(min_restored)]
     smallest = max(each.value - each.low for each in own.values())
-    more = min((more_rows(each, min_restored, count) for each in open_ones if not each.is_below(min_restored)), default=count)
-    summary = (
-        f"{seen}: too close to {min_restored:.2f} to tell, as {count} rows tell effects of {smallest:.2f} and more from none"
-    )
+    more = max(1, *(_more(counts.values(), min_restored, count) for counts in (own, every)))
+    summary = f"{seen}: too close to {min_restored:.2f} to tell; {count} rows tell effects of {smallest:.2f} and more from none"
     return Judgement(Verdict.UNDETERMINED, "restored_unclear", summary, more_sequences=more, **common)
+
+
+def _more(counts: Iterable[Estimate], threshold: float, n_rows: int) -> int:
+    """How many rows would settle what a set restores: all counts above the threshold, or one of them below."""
+    open_ones = [each for each in counts if not each.is_above(threshold)]
+    if any(each.is_below(threshold) for each in open_ones):
+        return 0
+    below = [more_rows(each, threshold, n_rows) for each in open_ones if each.value <= threshold]
+    return min(below) if below else max((more_rows(each, threshold, n_rows) for each in open_ones), default=0)
 
 
 def _counts(scores: Mapping[str, Array], number: int, error_rate: float) -> dict[str, Estimate]:

@@ -125,9 +125,7 @@ def words_of(space: TokenSpace, encode: Encode | None, words: Any = None) -> Wor
     if any(all(one[0] == other[0] or one[1] == other[1] for other in fitting) for one in fitting):
         raise ProbeError("each word needs another one with other first and second tokens, to mix with it")
     taken = {token for word in fitting for token in word}
-    found = Words(
-        tuple(fitting), tuple(encode(SEPARATOR)) if are_texts and encode is not None else (), tuple(sorted(usable - taken))
-    )
+    found = Words(tuple(fitting), separator, tuple(sorted(usable - taken)))
     if not found.others:
         raise ProbeError("no token id is left for the random ids around words")
     if space.n_ctx is not None and positions_of(found, space) > space.n_ctx:
