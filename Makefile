@@ -25,12 +25,14 @@ test: $(STAMP)  ## lint, types, import directions, and the quick tests against t
 test-all: test  ## the same, and then the slow tests too: what every change must pass
 	$(WHEEL)/bin/python -m pytest -q -n auto --maxprocesses 4 -m slow
 
-test-exhaustive: $(STAMP)  ## tests that take minutes: an interrupt at every line of every measurement, all that xdist may do; eleven minutes
+test-exhaustive: $(STAMP)  ## tests that take minutes: an interrupt at every line of every measurement, all that xdist may do, and cases that repeat another; half an hour
 	$(BIN)/python -m pytest -q -m exhaustive
 
-test-times: $(STAMP)  ## time every test, and list the slow ones in tests/slow.txt
+test-times: $(STAMP)  ## time every test; list the slow ones in tests/slow.txt, and cases that repeat another in tests/repeats.txt
+	rm tests/repeats.txt
 	$(BIN)/python -m pytest -q -n 2 -m "not exhaustive" --junitxml=report/times.xml || true
 	$(BIN)/python benchmarks/slow_tests.py report/times.xml > tests/slow.txt
+	$(BIN)/python benchmarks/slow_tests.py report/times.xml --repeats > tests/repeats.txt
 
 lint: types style
 

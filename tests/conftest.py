@@ -24,6 +24,8 @@ if find_spec("transformers") is None:  # modules whose tests are all about its m
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SLOW = frozenset(Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").split())
+REPEATS = Path(__file__).with_name("repeats.txt")  # absent while all tests are timed
+REPEATED = frozenset(REPEATS.read_text(encoding="utf-8").splitlines() if REPEATS.is_file() else ())
 SHIPPED = {
     "one-layer": f"{FIXTURES}/attention_only.py:one_layer",
     "one-layer-smeared": f"{FIXTURES}/attention_only.py:one_layer_smeared",
@@ -36,8 +38,10 @@ SHIPPED = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what was measured to be slow: `make test` leaves it out, `make test-all` runs it."""
+    """Mark what was measured to be slow (`make test` leaves it out, `make test-all` runs it), and slow cases that repeat another."""
     for item in items:
+        if item.nodeid in REPEATED:
+            item.add_marker("exhaustive")
         if item.nodeid.partition("[")[0] in SLOW and item.get_closest_marker("exhaustive") is None:
             item.add_marker("slow")
 

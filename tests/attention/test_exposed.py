@@ -184,6 +184,7 @@ def test_what_attaches_wrongly_is_named(broken, message):
         load_model(Reading(), attach=broken)
 
 
+@pytest.mark.exhaustive
 def test_a_conftest_brings_a_backend(pytester):
     """The hook `pytest_induction_attach` serves gates, fixtures and direct calls alike."""
     pytester.makeconftest(

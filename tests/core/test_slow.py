@@ -1,12 +1,13 @@
-"""The list of slow tests names tests that there are."""
+"""The lists of slow tests, and of their cases that repeat another, name tests that there are."""
 
 import ast
 from functools import cache
 from pathlib import Path
 
 import pytest
+from benchmarks.slow_tests import left_out, repeats
 
-from tests.conftest import SLOW
+from tests.conftest import REPEATED, SLOW
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +32,30 @@ def missing(listed, root=ROOT):
 
 
 def test_every_slow_test_exists():
-    assert missing(SLOW) == set(), "gone or renamed: `make test-times` lists the slow tests anew"
+    listed = SLOW | {case.partition("[")[0] for case in REPEATED}
+    assert missing(listed) == set(), "gone or renamed: `make test-times` lists the slow tests anew"
+
+
+@pytest.mark.parametrize("number", [*range(1, 20), 48])
+def test_a_third_of_the_cases_stands_for_all(number):
+    """The first and the last among it; of three none is left out."""
+    cases = [f"case {at}" for at in range(number)]
+    kept = [case for case in cases if case not in left_out(cases)]
+    assert kept[0] == cases[0]
+    assert kept[-1] == cases[-1]
+    assert len(kept) == (number if number <= 3 else -(-number // 3))
+
+
+def test_cases_are_left_out_where_a_test_takes_long_and_none_is_of_another_assertion(tmp_path):
+    """Ids may hold brackets and points."""
+    times = {"tests.core.test_slow": 3.0, "tests.core.test_words": 0.3, "tests.core.test_messages": 3.0}
+    cases = [
+        f'<testcase classname="{module}" name="test_it[{at}.5[x]]" time="{each}"/>'
+        for module, each in times.items()
+        for at in range(6)
+    ]
+    (tmp_path / "times.xml").write_text(f"<testsuite>{''.join(cases)}</testsuite>")
+    assert repeats(tmp_path / "times.xml") == [f"tests/core/test_slow.py::test_it[{at}.5[x]]" for at in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize(

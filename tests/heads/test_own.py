@@ -322,6 +322,7 @@ def test_what_follows_from_the_example(pytester):
     assert any("L0H0.predecessor" in entry["fields"] for entry in kept.values())
 
 
+@pytest.mark.exhaustive
 def test_every_process_of_a_sweep_measures_it(tmp_path):
     """The file that has the score is read there too, and by `doctor`; what no other process can read is refused in one line."""
     place = tmp_path / "checkpoints"

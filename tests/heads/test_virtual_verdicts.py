@@ -120,6 +120,7 @@ def test_an_interval_that_holds_the_threshold_is_undetermined_and_says_how_many_
     assert caught.value.evidence.reason == "pairs_unclear" and "pairs: L1H0 after L0H3" in str(caught.value)
 
 
+@pytest.mark.exhaustive
 def test_a_virtual_head_beside_a_real_one_does_not_hide_it():
     """Its key head attends to wrong places all the time; each head is held against its own chance only."""
     model = planted.virtual_induction_head(distance=1, layer=1, head=2, value_head=2, key_head=3, **LARGE)

@@ -346,6 +346,7 @@ def test_what_is_measured_is_of_its_time(how):
         assert matching(changed) > 0.99
 
 
+@pytest.mark.exhaustive
 def test_a_verdict_is_of_its_time():
     """What was found out before is not remembered inside, nor what was found out in another block."""
     subject = load_model(induction_head())

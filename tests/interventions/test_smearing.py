@@ -255,6 +255,7 @@ class TestTrains:
                     alpha[head] -= sign * step
             assert float(alpha.grad[head]) == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-4)
 
+    @pytest.mark.exhaustive
     def test_one_layer_learns_induction(self):
         """The fixtures' recipe for 130 steps: the same training without smeared keys never gets above 0.1."""
         batches = function_named(f"{FIXTURES / 'corpora.py'}:Repetitive")().batches(32, 0)

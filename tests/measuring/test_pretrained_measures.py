@@ -74,6 +74,7 @@ def test_listed_heads_have_what_they_match_by_length(measures, subject):
         assert lengths != pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_a_study_measures_each_seed_anew_and_goes_on_where_it_was(modules, tmp_path, monkeypatch, capsys):
     """Another seed gives other scores, the same seed the same; what is there is not measured again."""
     study, measures = modules

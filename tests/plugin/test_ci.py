@@ -53,6 +53,7 @@ def cases(path):
     ]
 
 
+@pytest.mark.exhaustive
 def test_two_processes_tell_a_ci_the_same_as_one(run, pytester, monkeypatch):
     """Section, short summary, JUnit cases with their properties and one-line messages; what is rerun counts once in either."""
     pytest.importorskip("xdist")

@@ -168,6 +168,7 @@ def test_a_test_that_fails_in_one_of_the_workers_that_run_it(run, pytester, plac
     "how",
     ["loadgroup", *(pytest.param(how, marks=pytest.mark.exhaustive) for how in ("load", "loadscope", "loadfile", "worksteal"))],
 )
+@pytest.mark.exhaustive
 def test_however_tests_are_shared_out(run, pytester, how):
     """The ids that pytest-xdist adds a group to are those of one test, too."""
     pytest.importorskip("xdist")

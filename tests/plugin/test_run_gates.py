@@ -243,6 +243,7 @@ def test_checkpoints_without_a_factory_say_what_is_missing(pytester):
     result.stdout.fnmatch_lines(["*holds weights alone: name what makes the model*--induction-factory*"])
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_of_which_no_checkpoint_could_be_loaded_says_so_once(pytester):
     """The other gates name the one that says it. None gives advice on the training, of which it knows nothing."""
     broken = pytester.mkdir("broken")

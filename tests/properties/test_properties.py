@@ -110,6 +110,7 @@ def breaks_above(period):
     return short
 
 
+@pytest.mark.exhaustive
 def test_the_smallest_counterexample_is_that_of_a_plain_hypothesis_test():
     """Same property, one forward pass for each example under `given`: the same smallest sequence."""
     subject = loaded("counts back")
@@ -165,6 +166,7 @@ def test_the_same_seed_makes_the_same_search():
     assert seen["a"] == seen["b"] != seen["c"]
 
 
+@pytest.mark.exhaustive
 def test_the_hunt_climbs_towards_failure():
     """A property that fails on few sequences, and says how near each is to that: found where chance would rarely do."""
     subject = loaded("uniform")

@@ -88,6 +88,7 @@ def test_what_is_as_it_must_be_is_read(whole):
     assert {chart["kind"] for chart in whole["charts"]} == set(KINDS)
 
 
+@pytest.mark.exhaustive
 def test_every_single_replacement_is_read_or_refused_in_one_line(whole):
     """Each value in turn, each of some nasty ones in its place; all that is read is drawn."""
     seen = {"read": 0, "refused": 0}

@@ -225,6 +225,7 @@ class TestCooccurrence:
         assert evidence_of(assert_cooccurrence, coarse()).verdict is UNDETERMINED
         assert evidence_of(assert_cooccurrence, made(icl_score=None)).reason == "icl_not_recorded"
 
+    @pytest.mark.exhaustive
     def test_several_runs_are_judged_by_the_mean_of_their_distances(self):
         """One by one 0.14 and -0.1 might pass or fail; together the mean is near 0."""
         places = [2.3, 2.34, 2.4, 2.42, 2.46, 2.5]
