@@ -50,7 +50,7 @@ BEYOND = {"meaningless": "beyond meaningless", "null": "beyond null"}
 def assert_concept_heads(
     model: ModelLike,
     *,
-    words: Any = None,
+    words: Iterable[str] | Iterable[Iterable[int]] | None = None,
     tokenizer: Any = None,
     top_share: float = TOP_SHARE,
     min_restored: float = MIN_RESTORED,

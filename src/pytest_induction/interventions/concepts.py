@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,7 +220,7 @@ def _positions(subject: ModelUnderTest, given: Given) -> int:
 def measure_concept_copying(
     model: ModelLike,
     *,
-    words: Any = None,
+    words: Iterable[str] | Iterable[Iterable[int]] | None = None,
     tokenizer: Any = None,
     top_share: float = TOP_SHARE,
     n_sequences: int = N_SEQUENCES,
