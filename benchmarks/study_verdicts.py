@@ -21,6 +21,8 @@
 | few-shot heads, rows | no model: rows of three distributions whose means lie at the threshold, 1000 seeds | SHOWN or REFUTED |
 | retrieval heads, planted and random | 40: needed, silent, at distractors, random weights | against what is known |
 | retrieval heads, rows | no model: rows whose mean lies at one of three thresholds, 1000 seeds | SHOWN or REFUTED |
+| concept heads, planted and random | 40: of meaning, of tokens, none, random weights | against what is known |
+| concept heads, rows | no model: rows whose mean lies at a threshold, of either verdict, 1000 seeds | SHOWN or REFUTED |
 | real heads moved | rows of eight real heads, moved so that their mean is a threshold; 100 seeds of each | SHOWN or REFUTED |
 | longer matches, random | 60 as in the first row, by `assert_prefers_longer_match` | SHOWN |
 | longer matches, planted | 100 named heads of varied preference, sharpness and size | against what is known |
@@ -63,6 +65,7 @@ from tests.heads.random_models import random_models  # noqa: E402
 from tests.measuring import slow  # noqa: E402
 
 import competing  # noqa: E402
+import concepts  # noqa: E402
 import make as fixtures  # noqa: E402
 import skewed  # noqa: E402
 import suppressing  # noqa: E402
@@ -548,6 +551,8 @@ def main() -> int:
     table.row("few-shot heads, rows", few_shot_rows(1000 // share, seed=7))
     table.row("retrieval heads, planted and random", retrieval_models(some(40), seed=8))
     table.row("retrieval heads, rows", retrieval_rows(1000 // share, seed=9))
+    table.row("concept heads, planted and random", concepts.planted_and_random(some(40), seed=10))
+    table.row("concept heads, rows", concepts.rows_at_the_threshold(1000 // share, seed=11))
     for shape in skewed.SHAPES:
         count = OF_ADVANTAGE if shape.name.startswith("advantage") else SKEWED_SEEDS
         table.row(shape.name, skewed_rows([shape], count // share), always=shape.always)

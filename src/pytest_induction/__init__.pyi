@@ -8,6 +8,7 @@ from pytest_induction.behaviour.recall import measure_recall as measure_recall
 from pytest_induction.behaviour.rules import assert_follows_rule as assert_follows_rule
 from pytest_induction.behaviour.rules import measure_rules as measure_rules
 from pytest_induction.causal.circuit import assert_induction_circuit as assert_induction_circuit
+from pytest_induction.causal.concept_heads import assert_concept_heads as assert_concept_heads
 from pytest_induction.causal.icl_heads import assert_icl_heads as assert_icl_heads
 from pytest_induction.causal.in_context import assert_ablation_removes_icl as assert_ablation_removes_icl
 from pytest_induction.causal.in_text import assert_icl_is_induction as assert_icl_is_induction
@@ -41,6 +42,7 @@ from pytest_induction.heads.suppression import assert_copy_suppression as assert
 from pytest_induction.heads.suppression import measure_copy_suppression as measure_copy_suppression
 from pytest_induction.heads.virtual import measure_virtual_heads as measure_virtual_heads
 from pytest_induction.interventions.ablation import measure_ablations as measure_ablations
+from pytest_induction.interventions.concepts import measure_concept_copying as measure_concept_copying
 from pytest_induction.interventions.function_vectors import measure_function_vectors as measure_function_vectors
 from pytest_induction.measuring.observing import ModelLike as ModelLike
 from pytest_induction.measuring.rounds import measure_heads as measure_heads

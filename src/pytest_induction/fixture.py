@@ -16,7 +16,16 @@ import numpy as np
 
 from pytest_induction.behaviour import claims as behaviour
 from pytest_induction.behaviour import matches, recall, rules
-from pytest_induction.causal import circuit, icl_heads, in_context, in_text, recall_carried, recall_paths, retrieval
+from pytest_induction.causal import (
+    circuit,
+    concept_heads,
+    icl_heads,
+    in_context,
+    in_text,
+    recall_carried,
+    recall_paths,
+    retrieval,
+)
 from pytest_induction.claims import MODEL, PREFIX, Claim, claim_named, claims
 from pytest_induction.comparison import preserved
 from pytest_induction.comparison import retrieval as retrieval_kept
@@ -34,7 +43,7 @@ from pytest_induction.heads import (
 )
 from pytest_induction.heads import induction as kinds
 from pytest_induction.heads import retrieval as heads_retrieval
-from pytest_induction.interventions import ablation, function_vectors
+from pytest_induction.interventions import ablation, concepts, function_vectors
 from pytest_induction.measuring import rounds
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import COPIES, Probe, fitting_shape, repeated_sequences
@@ -136,6 +145,7 @@ class Induction:
     assert_ablation_removes_icl = OfModel(in_context.assert_ablation_removes_icl)
     assert_icl_is_induction = OfModelAndText(in_text.assert_icl_is_induction)
     assert_icl_heads = OfModel(icl_heads.assert_icl_heads)
+    assert_concept_heads = OfModel(concept_heads.assert_concept_heads)
     assert_retrieval_heads = OfModel(retrieval.assert_retrieval_heads)
     assert_recall_carried_by = OfModel(recall_carried.assert_recall_carried_by)
     assert_induction_circuit = OfModel(circuit.assert_induction_circuit)
@@ -162,6 +172,7 @@ class Induction:
     measure_ablations = OfModel(ablation.measure_ablations)
     measure_loss_by_match = OfModelAndText(matches.measure_loss_by_match)
     measure_function_vectors = OfModel(function_vectors.measure_function_vectors)
+    measure_concept_copying = OfModel(concepts.measure_concept_copying)
     measure_retrieval = OfModel(heads_retrieval.measure_retrieval)
     measure_attributions = OfModelAndText(attribution.measure_attributions)
     find_induction_heads = OfModel(kinds.find_induction_heads)

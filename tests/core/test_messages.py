@@ -13,7 +13,7 @@ import pytest_induction
 from pytest_induction.errors import ExpectationFailed, PropertyFailed
 from pytest_induction.expectations import failure_text, next_step
 from pytest_induction.formatting import MOST_LINES, WIDEST, fitted
-from pytest_induction.planted import few_shot_head, induction_head, retrieval_head, uniform_head
+from pytest_induction.planted import concept_head, few_shot_head, induction_head, retrieval_head, uniform_head
 from pytest_induction.records import Estimate, Evidence, HeadEvidence, Provenance, Verdict
 from tests.conftest import FIXTURES
 
@@ -104,6 +104,7 @@ FAILING = {  # an assertion -> what makes it fail
     "assert_heads_preserved": lambda check: check(matching(), uniform()),
     "assert_icl_is_induction": lambda check: check(uniform(), np.arange(4000) % 17 + 1),
     "assert_icl_heads": lambda check: check(uniform(), tasks=few_shot_head().tasks),
+    "assert_concept_heads": lambda check: check(uniform(), words=concept_head().words),
     "assert_retrieval_heads": lambda check: check(uniform(), facts=retrieval_head().facts, length=40),
     "assert_retrieval_preserved": lambda check: check(uniform(), uniform(), facts=retrieval_head().facts, length=40),
     "assert_induction_circuit": lambda check: check(uniform()),

@@ -40,6 +40,10 @@ def _retrieval(given: Any) -> Any:
     return pi.measure_retrieval(given, facts=given.facts, lengths=40, n_sequences=12, seed=0)
 
 
+def _concepts(given: Any) -> Any:
+    return pi.measure_concept_copying(given, words=given.words, n_sequences=2, seed=0)
+
+
 MADE: dict[str, Any] = {
     "ModelUnderTest": model,
     "Evidence": lambda: pi.assert_has_induction_head(model(), seed=0),
@@ -61,6 +65,7 @@ MADE: dict[str, Any] = {
     "RecallCurve": lambda: pi.measure_recall(model(), pairs=[2, 4], n_sequences=8, seed=0),
     "RecallPaths": lambda: pi.measure_recall_paths(model(), pairs=4, n_sequences=4, seed=0),
     "SuppressionScores": lambda: pi.measure_copy_suppression(model(), ROWS, seed=0),
+    "ConceptScores": lambda: _concepts(planted.concept_head(n_heads=3, d_vocab=32, n_ctx=64)),
     "RetrievalScores": lambda: _retrieval(planted.retrieval_head(n_heads=3)),
     "RuleCurve": lambda: pi.measure_rules(model(), n_sequences=8, seed=0),
     "LossByMatch": lambda: pi.measure_loss_by_match(model(), ROWS),

@@ -28,7 +28,7 @@ NO_RECORD = {"check_property", "expose_attention", "given_probes"}  # what they 
 PLOTTED = (
     *("Evidence", "HeadList", "HeadScores", "CopyingScores", "MatchLengthScores", "CompetingMatchScores", "DistanceScores"),
     *("AblationScores", "RecallCurve", "RuleCurve", "LossByMatch", "TrainingRun", "SideBySide"),
-    *("GeneralityScores", "FunctionVectorScores", "HeadAttributions", "SuppressionScores", "RetrievalScores"),
+    *("GeneralityScores", "FunctionVectorScores", "HeadAttributions", "SuppressionScores", "RetrievalScores", "ConceptScores"),
 )
 VOID = {"img", "br", "meta", "hr", "link", "input"}
 

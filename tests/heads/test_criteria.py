@@ -89,6 +89,8 @@ OTHERS = {
     ("causal/specificity.py", "MIN_GAP"),
     ("causal/icl_heads.py", "MIN_DIFFERENCE"),  # nats
     ("causal/icl_heads.py", "TOP_SHARE"),  # of all heads
+    ("causal/concept_heads.py", "MIN_RESTORED"),  # nats
+    ("interventions/concepts.py", "TOP_SHARE"),  # of all heads
     ("causal/retrieval.py", "MIN_WRITTEN"),  # nats
     ("causal/retrieval.py", "MIN_LOST"),
     ("causal/retrieval.py", "TOP_SHARE"),  # of all heads

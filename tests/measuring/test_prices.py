@@ -10,7 +10,14 @@ from pytest_induction.deciding import Judgement, until_clear
 from pytest_induction.errors import ArgumentError, ExpectationFailed
 from pytest_induction.fixture import Induction
 from pytest_induction.model.load import load_model
-from pytest_induction.planted import class_induction_head, few_shot_head, induction_head, retrieval_head, uniform_head
+from pytest_induction.planted import (
+    class_induction_head,
+    concept_head,
+    few_shot_head,
+    induction_head,
+    retrieval_head,
+    uniform_head,
+)
 from pytest_induction.progress import showing_on
 from pytest_induction.records import Verdict
 from pytest_induction.spending import BARE_PASS, PRICES, Budget, Call, Price, calling, charge, price_in, usual_prices
@@ -23,6 +30,7 @@ def small(**sizes):
 
 
 FEW_SHOT = {"tasks": few_shot_head(d_vocab=33, n_ctx=32).tasks, "n_shots": 3}
+WORDS = {"words": concept_head().words}
 NEEDLES = {"facts": retrieval_head().facts, "length": 40, "max_sequences": 24}
 TEXT = np.random.default_rng(0).integers(1, 40, size=8000)
 REPEATING = repeating_rows(40)
@@ -36,6 +44,8 @@ ARGUMENTS = {
     "assert_copy_suppression": ((REPEATING,), {}),
     "measure_copy_suppression": ((TEXT,), {}),
     "assert_icl_heads": ((), FEW_SHOT),
+    "assert_concept_heads": ((), {**WORDS, "max_sequences": 12}),
+    "measure_concept_copying": ((), {**WORDS, "n_sequences": 4}),
     "assert_retrieval_heads": ((), NEEDLES),
     "assert_retrieval_preserved": ((small(),), NEEDLES),
     "measure_retrieval": ((), {"facts": NEEDLES["facts"], "lengths": [32, 48], "n_sequences": 8}),
@@ -48,6 +58,7 @@ ARGUMENTS = {
 CALLS = sorted(PRICES.keys() - {"assert_head_score"})  # its claim is the user's
 WITH_BUDGET = (
     "assert_ablation_removes_icl",
+    "assert_concept_heads",
     "assert_copies_repeats",
     "assert_copy_suppression",
     "assert_follows_rule",

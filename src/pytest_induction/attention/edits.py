@@ -165,14 +165,17 @@ def _beside_sinks(entries: Tensor, pattern: Tensor) -> Tensor:
 class Replace(Edit):
     """Some heads give other `values` (broadcast to rows, heads, positions, d_head) than what they found; None is zero.
 
-    `heads` is boolean, (rows or 1, n_heads).
+    `heads` is boolean, (rows or 1, n_heads). They do so at every position, or at the position `at` alone.
     """
 
     heads: Tensor
     values: Tensor | None = None
+    at: int | None = None
 
     def on_output(self, output: Tensor, call: AttentionCall | None, part: LayerPart) -> Tensor:
         chosen = self.heads[:, part.heads, None, None].to(output.device)
+        if self.at is not None:
+            chosen = chosen & (torch.arange(output.shape[2], device=output.device) == self.at)[:, None]
         if self.values is None:
             return output.masked_fill(chosen, 0)
         return torch.where(chosen, _of_part(self.values, part.heads).to(output), output)

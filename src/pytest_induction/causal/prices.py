@@ -13,6 +13,8 @@ from pytest_induction.deciding import MAX_SEQUENCES, MAX_TEXT_ROWS
 from pytest_induction.heads.prices import needle_lengths, price_of_list, price_of_verdict
 from pytest_induction.heads.retrieval import N_SEQUENCES as NEEDLE_ROWS
 from pytest_induction.heads.search import is_small
+from pytest_induction.interventions.concepts import N_SEQUENCES as WORD_ROWS
+from pytest_induction.interventions.concepts import price_of_choice, row_price
 from pytest_induction.interventions.function_vectors import N_SEQUENCES, asked, price_of_scores
 from pytest_induction.interventions.passes import tried_out
 from pytest_induction.measuring.rounds import MAX_SEQUENCES as MOST_FOR_HEADS
@@ -99,3 +101,9 @@ def price_of_retrieval_heads(subject: ModelUnderTest, given: Given) -> Price:
     least = NEEDLE_ROWS * length
     each = length + (2 + SETS_IN_A_ROW + MOST_SUSPECTS) * whole
     return Price(least, 2 * least + given["max_sequences"] * each + matching + tried_out(subject))
+
+
+def price_of_concept_heads(subject: ModelUnderTest, given: Given) -> Price:
+    """Of `assert_concept_heads`: rows in which every head is patched, and each other row with two sets of heads."""
+    chosen = price_of_choice(subject, given, WORD_ROWS)
+    return Price(chosen.least, chosen.most + given["max_sequences"] * row_price(subject, given, 2))

@@ -20,6 +20,7 @@ from pytest_induction.heads.induction import list_of_heads, search_for_all
 from pytest_induction.heads.retrieval import SEEN as RETRIEVED
 from pytest_induction.heads.suppression import SEEN as SUPPRESSED
 from pytest_induction.heads.table import Thresholds, head_evidence
+from pytest_induction.interventions.concepts import SEEN as COPIED
 from pytest_induction.measuring.observing import Array, numbers
 from pytest_induction.measuring.rounds import MAX_SEQUENCES, Round
 from pytest_induction.model.protocol import ModelUnderTest
@@ -29,6 +30,7 @@ from pytest_induction.statistics import SHARE, bounded_intervals, mean_interval
 
 N_EFFECTS = 24  # sequences on which copy effects are measured, where the list of heads needs none
 COPY_EFFECT = ("copy_effect", "copy effect", "nats")
+CONCEPTS = ("concepts", "concept copying", "nats")
 RETRIEVAL = ("retrieval", "retrieval of facts", "nats")
 SUPPRESSION = ("suppression", "copy suppression", "nats")
 MATCH_LENGTHS = {
@@ -108,7 +110,7 @@ def heads_data(subject: ModelUnderTest) -> dict[str, Any]:
     ]
     of_claims = [score.name for score in head_scores() if score.name in found.scores]
     measures += [((name, name.replace("_", " "), SHARE), found.scores[name], SHARE) for name in of_claims]
-    seen_before = ((RETRIEVAL, RETRIEVED), (SUPPRESSION, SUPPRESSED))  # where a verdict has asked for them
+    seen_before = ((RETRIEVAL, RETRIEVED), (SUPPRESSION, SUPPRESSED), (CONCEPTS, COPIED))  # where a verdict has asked for them
     measures += [(names, values, "nats") for names, key in seen_before if (values := subject.remembered(key)) is not None]
     if seen.effects is not None:
         measures.append((COPY_EFFECT, seen.effects, "nats"))

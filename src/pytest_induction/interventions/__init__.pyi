@@ -1,4 +1,6 @@
 from pytest_induction.interventions.ablation import AblationScores as AblationScores
+from pytest_induction.interventions.concepts import ConceptHead as ConceptHead
+from pytest_induction.interventions.concepts import ConceptScores as ConceptScores
 from pytest_induction.interventions.edits import Intervention as Intervention
 from pytest_induction.interventions.edits import ablate as ablate
 from pytest_induction.interventions.edits import freeze_patterns as freeze_patterns

@@ -13,8 +13,8 @@ from torch import Tensor
 from pytest_induction.attention.edits import Edit, Replace
 from pytest_induction.errors import ModelError, UnsupportedModel
 from pytest_induction.interventions.active import apply_edits_to_outputs
-from pytest_induction.interventions.arguments import all_heads
-from pytest_induction.interventions.passes import Kept, Passes, blocks_of, losses_at
+from pytest_induction.interventions.arguments import all_heads, table_of
+from pytest_induction.interventions.passes import HeadSet, Passes, blocks_of, losses_at
 from pytest_induction.measuring.observing import Array, numbers
 from pytest_induction.model.batching import batch_size, in_batches
 from pytest_induction.model.circuits import circuits_of
@@ -22,10 +22,9 @@ from pytest_induction.model.head_weights import Circuits
 from pytest_induction.model.prefix import Prefix, continues
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.few_shot import Prompts, Task
-from pytest_induction.records import HeadId
 
 Values = Mapping[int, Tensor]
-"""Of each layer what its heads give instead of what they find, (1, heads, 1, d_head)."""
+"""Of each layer what its heads give instead of what they find, (1 or rows, heads, 1, d_head)."""
 MIN_ACCURACY = 0.5  # of the answers, for a task that a model does
 MOST_LEFT = 0.5  # of the probability of the answer, with shuffled labels: more is known of the question alone
 
@@ -128,10 +127,10 @@ def answers_in(subject: ModelUnderTest, read: Array) -> Answers:
 
 
 class Patches:
-    """Prompts in which one head at a time gives something else at the last position, where the answer is asked for.
+    """Prompts in which some heads at a time give something else at one of the last positions.
 
-    Nothing before that position changes. Where the model takes a prefix back, each head costs one token; else a pass over the
-    prompt, begun at the head's layer.
+    Nothing before that position changes. Where the model takes a prefix back, each set of heads costs the tokens from there on;
+    else a pass over the prompt, begun at the first layer of the set.
     """
 
     def __init__(self, subject: ModelUnderTest, *, by_prefix: bool | None = None) -> None:
@@ -141,7 +140,7 @@ class Patches:
 
     @cached_property
     def _circuits(self) -> Circuits | None:
-        """Where what heads found can be changed in a pass over one token; None where it cannot."""
+        """Where what heads found can be changed in a pass over a few tokens; None where it cannot."""
         if not continues(self.subject):
             return None
         try:
@@ -155,66 +154,64 @@ class Patches:
 
         `rows` (rows, positions) end with their answers. Raises `ModelError` where they are not finite.
         """
+        return self.of_sets(rows, values, [[head] for head in self.heads])[..., 0].transpose(0, 2, 1)
+
+    def of_sets(self, rows: Tensor, values: Sequence[Values], sets: Sequence[HeadSet], *, n_read: int = 1) -> Array:
+        """Log probabilities of the last `n_read` tokens, (values, sets, rows, n_read), where all heads of a set give a value.
+
+        They give it where the first of these tokens is asked for. Raises `ModelError` where log probabilities are not finite.
+        """
         rows = rows.to(self.subject.device)
-        found = self._by_prefix(rows, values) if self.by_prefix else self._by_passes(rows, values)
+        found = (self._by_prefix if self.by_prefix else self._by_passes)(rows, values, sets, n_read)
         if not np.isfinite(found).all():
             raise ModelError(f"the logits of {self.subject.name} are not finite (NaN or infinity) with a head patched")
         return found
 
-    def _by_prefix(self, rows: Tensor, values: Sequence[Values]) -> Array:
+    def _by_prefix(self, rows: Tensor, values: Sequence[Values], sets: Sequence[HeadSet], n_read: int) -> Array:
         subject, circuits = self.subject, self._circuits
         if circuits is None:
             raise UnsupportedModel(f"passes of {subject.name} cannot begin after a prefix")
-        prefix, blocks = Prefix(subject, rows[:, :-2]), blocks_of(subject)
+        ends, queries = rows[:, -1 - n_read :], torch.arange(n_read)
+        prefix, blocks = Prefix(subject, rows[:, : -1 - n_read]), blocks_of(subject)
         with blocks.kept() as gave:
-            prefix.logits(torch.arange(len(rows)), rows[:, -2:-1])
-        found = np.empty((len(values), len(self.heads), len(rows)))
-        pairs = [(head, row) for head in range(len(self.heads)) for row in range(len(rows))]
+            prefix.logits(torch.arange(len(rows)), ends[:, :-1])
+        found = np.empty((len(values), len(sets), len(rows), n_read))
+        table = table_of(subject, sets)
+        pairs = [(chosen, row) for chosen in range(len(sets)) for row in range(len(rows))]
         size = batch_size(subject, rows.shape[1], logits=False)
         for number, value in enumerate(values):
             for start in range(0, len(pairs), size):
-                heads, of_row = (list(each) for each in zip(*pairs[start : start + size], strict=True))
-                chosen, places = [self.heads[head] for head in heads], torch.tensor(of_row)
-                tokens = rows[places.to(rows.device)][:, -2:]
-                edits = _edits(chosen, circuits, value)
-                first = min(edits) if blocks.any else 0
+                of_set, of_row = (list(each) for each in zip(*pairs[start : start + size], strict=True))
+                places = torch.tensor(of_row)
+                tokens = ends[places.to(rows.device)]
+                edits = _edits(table[of_set], circuits, {layer: _of_rows(each, places) for layer, each in value.items()})
+                first = min(edits, default=0) if blocks.any else 0
                 begun = blocks.begun_at(first, gave, places)
-                with begun, apply_edits_to_outputs(subject, circuits, tokens[:, :1], edits):
-                    logits = prefix.logits(places, tokens[:, :1], first=first)
-                found[number, heads, of_row] = numbers(-losses_at(logits, tokens, torch.tensor([0]))[:, 0])
-        return found.transpose(0, 2, 1)
+                with begun, apply_edits_to_outputs(subject, circuits, tokens[:, :-1], edits):
+                    logits = prefix.logits(places, tokens[:, :-1], first=first)
+                found[number, of_set, of_row] = -numbers(losses_at(logits, tokens, queries))
+        return found
 
-    def _by_passes(self, rows: Tensor, values: Sequence[Values]) -> Array:
-        passes, last = replace(passes_over(self.subject, rows), read=losses_at), rows.shape[1] - 2
+    def _by_passes(self, rows: Tensor, values: Sequence[Values], sets: Sequence[HeadSet], n_read: int) -> Array:
+        at = rows.shape[1] - 1 - n_read
+        passes = Passes(self.subject, rows, torch.arange(at, at + n_read))
 
         def measured(batch: Tensor, part: slice) -> Array:
-            kept, _ = passes.clean(batch, part, range(self.subject.n_layers))
-            sets = [[head] for head in self.heads]
-            return np.stack([-passes.ablated(batch, _at_last(kept, value, last), sets)[..., 0] for value in values])
+            kept, _ = passes.clean(batch, part)
+            numbered = torch.arange(len(rows))[part]
+            given = [{layer: _of_rows(each, numbered) for layer, each in value.items()} for value in values]
+            return np.stack([-passes.ablated(batch, replace(kept, values=each, at=at), sets) for each in given])
 
         most = 1 if self.subject.mixes_rows else None
-        parts = in_batches(self.subject, rows, measured, logits=True, most=most)  # values, heads, rows
-        return np.concatenate(parts, axis=2).transpose(0, 2, 1)
+        return np.concatenate(in_batches(self.subject, rows, measured, logits=True, most=most), axis=2)
 
 
-def _edits(heads: Sequence[HeadId], circuits: Circuits, value: Values) -> dict[int, list[Edit]]:
-    """What is done in a pass in which each row has one head that gives another value."""
-    layers = sorted({head.layer for head in heads})
-    return {layer: [Replace(_flags(heads, layer, circuits.layers[layer].n_heads), value[layer])] for layer in layers}
+def _of_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """What heads give in rows of these numbers, where it is not the same in all."""
+    return values if len(values) == 1 else values[rows.to(values.device)]
 
 
-def _flags(heads: Sequence[HeadId], layer: int, n_heads: int) -> Tensor:
-    """Which head of a layer each is, (rows, n_heads)."""
-    flags = torch.zeros(len(heads), n_heads, dtype=torch.bool)
-    for row, head in enumerate(heads):
-        if head.layer == layer:
-            flags[row, head.head] = True
-    return flags
-
-
-def _at_last(kept: Kept, value: Values, last: int) -> Kept:
-    """What heads give instead: what they found, but for one position."""
-    values = {layer: found.clone() for layer, found in kept.found.items()}
-    for layer, found in values.items():
-        found[:, :, last : last + 1] = value[layer].to(found)
-    return replace(kept, values=values)
+def _edits(table: Tensor, circuits: Circuits, value: Values) -> dict[int, list[Edit]]:
+    """What is done in a pass in which each row has heads that give another value at its first position, (rows, layers, heads)."""
+    layers = table.any(2).any(0).nonzero().flatten().tolist()
+    return {layer: [Replace(table[:, layer, : circuits.layers[layer].n_heads], value[layer], at=0)] for layer in layers}

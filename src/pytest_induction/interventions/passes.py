@@ -260,20 +260,22 @@ class Ablating:
 class Kept:
     """What is kept of a clean pass over some rows: what each block gave, queries and keys, and what heads give instead.
 
-    `found` is what heads of some layers found in that pass, (rows, heads, positions, d_head).
+    `found` is what heads of some layers found in that pass, (rows, heads, positions, d_head). With `at` heads give something else
+    at that position alone.
     """
 
     gave: list[Any]
     frozen: dict[int, Edit]
     values: dict[int, Tensor]
     found: dict[int, Tensor] = field(default_factory=dict)
+    at: int | None = None
 
     def of_row(self, row: int) -> Kept:
         """The same of one of the rows."""
         part = slice(row, row + 1)
         gave = [_like(each, _stream(each)[part]) for each in self.gave]
         frozen = {layer: _with_tensors(edit, lambda value: value[part]) for layer, edit in self.frozen.items()}
-        return Kept(gave, frozen, self.values, {layer: found[part] for layer, found in self.found.items()})
+        return Kept(gave, frozen, self.values, {layer: found[part] for layer, found in self.found.items()}, self.at)
 
 
 @dataclass
@@ -408,7 +410,7 @@ class Passes:
             values = kept.values.get(layer)
             values = values if values is None or len(values) == 1 else values[of_row.to(values.device)]
             heads = self.subject.reading.heads[layer]
-            edits[layer] = [Replace(chosen[:, layer, :heads], values)]
+            edits[layer] = [Replace(chosen[:, layer, :heads], values, kept.at)]
         for layer, edit in kept.frozen.items():
             if layer >= first:
                 edits.setdefault(layer, []).append(repeated(edit, count))

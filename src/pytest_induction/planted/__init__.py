@@ -51,6 +51,7 @@ from pytest_induction.planted.blueprint import (
     amount,
     back,
 )
+from pytest_induction.planted.concepts import concept_head
 from pytest_induction.planted.few_shot import few_shot_head
 from pytest_induction.planted.lengths import longest_match_head, ngram_head
 from pytest_induction.planted.meaning import class_induction_head, pattern_head, translation_head
@@ -62,6 +63,7 @@ __all__ = [
     "PlantedLayer",
     "PlantedModel",
     "class_induction_head",
+    "concept_head",
     "copy_suppression_head",
     "copying_head",
     "count_back_head",

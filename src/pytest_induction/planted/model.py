@@ -34,6 +34,10 @@ Kind = Literal[
     "label_check",
     "own_token",
     "retrieval",
+    "concept",
+    "lookahead",
+    "word_end",
+    "carrying",
 ]
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # of a layer: queries, keys, values, outputs
 
@@ -68,12 +72,13 @@ class PlantedModel(nn.Module):
     d_model), `W_pos` (n_ctx, d_model), `layers` of `PlantedLayer`, `W_U` (d_model, d_vocab). `answers` says what each planted
     head is, by its `HeadId`; every other head rests on the first position and writes nothing. Sequences begin with
     `bos_token_id`, which nothing matches and which copies as nothing. `tasks` are the few-shot tasks that it does,
-    `facts` those that it can retrieve.
+    `facts` those that it can retrieve, `words` those whose meaning it copies.
     """
 
     bos_token_id = 0
     tasks: Mapping[str, Sequence[tuple[int, int]]] = MappingProxyType({})
     facts: Mapping[str, Sequence[int]] = MappingProxyType({})
+    words: Sequence[tuple[int, ...]] = ()
 
     def __init__(
         self, embed: Tensor, places: Tensor, layers: Sequence[Weights], unembed: Tensor, answers: Mapping[HeadId, Kind]

@@ -22,6 +22,7 @@ NOTES = {
     "three_or_more": "at irregular distances, where three or more match",
     "first_token": "to the first token: at rest",
     "retrieval": "written of the fact that is asked for, beyond other facts",
+    "concepts": "restored of a word that is not there, beyond meaningless strings",
     "suppression": "added to the logit of what is predicted, from where it stood",
     "copy_effect": "added to the logit of what it matches",
 }
