@@ -172,9 +172,13 @@ class Call:
 
     def announced(self) -> str:
         """What it takes where it is clear at the first look, and at most: the most alone reads as if it took that."""
-        price = Price(min(self.price.least if self.price else 0, self.most), self.most)
-        least, most = (duration(tokens * self.seconds_per_token) for tokens in (price.least, price.most))
-        return f"{self.name} on {self.subject.name}: {price} (about {most if least == most else f'{least} to {most}'})"
+        least = min(self.price.least if self.price else 0, self.most)
+        first, all_of_it = (
+            f"{in_passes(tokens)}{unit} ({about}{duration(tokens * self.seconds_per_token)})"
+            for tokens, unit, about in ((least, " bare passes", "about "), (self.most, "", ""))
+        )
+        clear = first if least == self.most else f"{first} if the first look is clear, at most {all_of_it}"
+        return f"{self.name} on {self.subject.name}: {clear}"
 
     def so_far(self) -> str:
         of = f" of at most {in_passes(self.most)}" if self.most else ""

@@ -130,7 +130,8 @@ def test_a_call_that_is_known_to_last_is_announced_before_it_does(clock, tty):
         run()
         assert stream.getvalue() == ""
         run()
-        announced = ["pytest-induction: ablation_removes_icl on SmolLM2: 12 to 60 bare passes (about 12 s to 60 s)"]
+        call = "pytest-induction: ablation_removes_icl on SmolLM2"
+        announced = [f"{call}: 12 bare passes (about 12 s) if the first look is clear, at most 60 (60 s)"]
         assert lines(stream) == announced
         run()
         assert lines(stream) == announced
@@ -143,7 +144,7 @@ def test_the_second_call_on_a_model_is_announced_at_once(clock):
     stream = Stream()
     with measuring(clock, stream=stream, least=12, subject=subject):
         charge(subject, BARE_PASS)
-        assert "12 to 60 bare passes" in stream.getvalue()
+        assert "12 bare passes (about 12 s) if the first look is clear, at most 60 (60 s)" in stream.getvalue()
 
 
 def test_a_call_that_may_be_over_soon_is_not_announced(clock):
