@@ -177,8 +177,9 @@ class Call:
             f"{in_passes(tokens)}{unit} ({about}{duration(tokens * self.seconds_per_token)})"
             for tokens, unit, about in ((least, " bare passes", "about "), (self.most, "", ""))
         )
-        clear = first if least == self.most else f"{first} if the first look is clear, at most {all_of_it}"
-        return f"{self.name} on {self.subject.name}: {clear}"
+        where_clear = "" if self.name.startswith("measure_") else " if the first look is clear"
+        cost = first if least == self.most else f"{first}{where_clear or ' or more'}, at most {all_of_it}"
+        return f"{self.name} on {self.subject.name}: {cost}"
 
     def so_far(self) -> str:
         of = f" of at most {in_passes(self.most)}" if self.most else ""

@@ -49,7 +49,7 @@ def model(name="SmolLM2"):
 
 
 @contextmanager
-def measuring(clock, *, stream, passes=60, least=1, seconds=1.0, subject=None):
+def measuring(clock, *, stream, name="ablation_removes_icl", passes=60, least=1, seconds=1.0, subject=None):
     """A call of so many bare passes at most; what runs one pass in it, which takes so many seconds."""
     subject = subject or model()
 
@@ -57,7 +57,7 @@ def measuring(clock, *, stream, passes=60, least=1, seconds=1.0, subject=None):
         charge(subject, BARE_PASS)
         clock.now += seconds
 
-    with showing_on(lambda: stream), calling("ablation_removes_icl", lambda _: Price(least * BARE_PASS, passes * BARE_PASS)):
+    with showing_on(lambda: stream), calling(name, lambda _: Price(least * BARE_PASS, passes * BARE_PASS)):
         yield run
 
 
@@ -135,6 +135,16 @@ def test_a_call_that_is_known_to_last_is_announced_before_it_does(clock, tty):
         assert lines(stream) == announced
         run()
         assert lines(stream) == announced
+
+
+def test_a_measure_has_no_looks_that_may_be_clear(clock):
+    stream = Stream()
+    with measuring(clock, name="measure_retrieval", stream=stream, least=12, seconds=1.0) as run:
+        run()
+        run()
+    assert lines(stream) == [
+        "pytest-induction: measure_retrieval on SmolLM2: 12 bare passes (about 12 s) or more, at most 60 (60 s)"
+    ]
 
 
 def test_the_second_call_on_a_model_is_announced_at_once(clock):
