@@ -135,7 +135,18 @@ def test_bitsandbytes(bits, kind, are_read, tmp_path):
     check(saved(tmp_path, settings, device_map="cpu"), f"weights quantised by bitsandbytes ({kind})", are_read=are_read)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_quanto():
+    pytest.importorskip("optimum.quanto")
+    settings = transformers.QuantoConfig(weights="int8")
+    module = transformers.AutoModelForCausalLM.from_pretrained(
+        SHIPPED["llama"], quantization_config=settings, device_map="cpu", dtype=torch.float32
+    )
+    check(module, "weights quantised by Quanto (int8)", are_read=True)
+
+
 def check(place, note, *, are_read):
+    """Of a model in a directory, or of one that cannot be saved."""
     subject = load_model(place)
     found = assert_heads_preserved(SHIPPED["llama"], subject, margins={"repeat_loss": 1.0, "repeat_accuracy": 0.2})
     assert note in found.provenance.notes
