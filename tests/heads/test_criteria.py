@@ -37,6 +37,7 @@ OTHERS = {
     ("behaviour/recall.py", "ABOVE_CHANCE"),  # of accuracy
     ("deciding.py", "MAX_IN_CONTEXT_LEARNING"),
     ("locks.py", "LOOKS"),  # seconds
+    ("progress.py", "REDRAWN"),  # seconds
     ("runs/schedule.py", "SETTLING"),
     ("attention/verification.py", "ROW_SUMS_HALF"),
     ("runs/recorder.py", "OVERHEAD"),
