@@ -1,6 +1,8 @@
 """Strategies give what they say, within what fits, and shrink to what a person would write down."""
 
-from itertools import pairwise
+import importlib
+from contextlib import nullcontext
+from itertools import count, pairwise
 
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_induction.errors import ArgumentError, ProbeError
 from pytest_induction.probes import ProbeSequence, strategies
+from pytest_induction.probes.strategies import searching
 from pytest_induction.probes.strategies.drawing import MOST_IDS, Material
 from pytest_induction.probes.strategies.searching import Judged, search
 from pytest_induction.records import TokenSpace
@@ -179,3 +182,38 @@ def test_long_sequences_are_drawn_too():
     strategy = strategies.repeated_sequences(50_257, period=(400, 500), repeats=2)
     search(strategy, lambda batch: Judged(seen.extend(batch), None), max_examples=20, seed=0)
     assert len(seen) >= 18 and all(len(probe) >= 800 for probe in seen)
+
+
+THOUSANDS = count(1)
+
+
+def drawn_before_and_after(tmp_path, monkeypatch):
+    """What a search with a seed draws, before and after a local module with many numbers in it is loaded."""
+    name = f"numbers_of_{tmp_path.name}"
+    first = 1000 * next(THOUSANDS)  # what a process has loaded once, it knows
+    (tmp_path / f"{name}.py").write_text(f"NUMBERS = {[*range(first, first + 60)]}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def drawn():
+        found = []
+        eight = st.tuples(*[st.integers(0, 100_000)] * 8)
+        search(eight, lambda batch: found.extend(batch) or Judged(None, None), max_examples=200, seed=0)
+        return found
+
+    before = drawn()
+    assert drawn() == before
+    importlib.import_module(name)
+    return before, drawn()
+
+
+def test_a_search_with_a_seed_draws_the_same_whatever_is_loaded(tmp_path, monkeypatch):
+    before, after = drawn_before_and_after(tmp_path, monkeypatch)
+    assert len(before) >= 200
+    assert after == before
+
+
+def test_hypothesis_by_itself_draws_what_stands_in_loaded_code(tmp_path, monkeypatch):
+    """So the guard is needed; once this fails, it is not."""
+    monkeypatch.setattr(searching, "drawing_from_no_code", nullcontext)
+    before, after = drawn_before_and_after(tmp_path, monkeypatch)
+    assert after != before

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from random import Random
 from threading import Event
 from types import SimpleNamespace
 from typing import Any, Generic, NamedTuple, TypeVar
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, Phase, currently_in_test_context, find, given, settings, target
 from hypothesis import strategies as st
@@ -277,7 +279,7 @@ def _search(
         random = None if each is None else Random(each + 1_000_003 * number)  # noqa: S311 - what hypothesis takes
         chosen = _settings(profile, max_examples, size, full=FULL)
         try:
-            with alarms.getting_through():
+            with alarms.getting_through(), nullcontext() if each is None else drawing_from_no_code():
                 smallest = find(batches(examples, size), fails, settings=chosen, random=random, database_key=key)
         except NoSuchExample:
             if budget.is_spent or budget.n_seen == seen:  # or there are no others
@@ -288,6 +290,26 @@ def _search(
         else:
             return judge(smallest).failed
     return None
+
+
+@contextmanager
+def drawing_from_no_code() -> Iterator[None]:
+    """What is drawn inside the block depends on the seed alone.
+
+    One number in twenty hypothesis takes from the constants in the code of whatever local modules the process has loaded so far:
+    without this, the same seed would find other failures where other tests ran before.
+    """
+    providers: Any = sys.modules.get("hypothesis.internal.conjecture.providers")
+    provider = getattr(providers, "HypothesisProvider", None)
+    if not hasattr(provider, "_local_constants"):  # of an older hypothesis, which takes none
+        yield
+        return
+    with patch.object(provider, "_local_constants", providers.Constants()):
+        providers.CONSTANTS_CACHE.cache.clear()  # of this thread
+        try:
+            yield
+        finally:
+            providers.CONSTANTS_CACHE.cache.clear()
 
 
 def warm_up() -> None:
