@@ -2,6 +2,7 @@
 
 import configparser
 import contextlib
+import io
 import json
 import re
 import runpy
@@ -247,7 +248,11 @@ def test_the_tutorial_goes_as_it_says(pytester, monkeypatch):
         if block.title:
             (pytester.path / block.title).write_text(block.text)
         for line in block.lines if not block.language else ():
-            if line.startswith("python "):
+            if line.startswith("python -m pytest_induction "):
+                with contextlib.redirect_stdout(io.StringIO()) as said:
+                    assert command_line.main(shlex.split(line)[3:]) == 0, line
+                assert set(VERDICT.findall(block.shown)) <= set(VERDICT.findall(said.getvalue())), line
+            elif line.startswith("python "):
                 text = (pytester.path / "train.py").read_text()
                 (pytester.path / "train.py").write_text(re.sub("(STEPS, ROWS = )[0-9]+", rf"\g<1>{steps.pop(line)}", text))
                 run_as_script(shlex.split(line)[1:], monkeypatch)
@@ -255,7 +260,8 @@ def test_the_tutorial_goes_as_it_says(pytester, monkeypatch):
                 result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-Werror", *shlex.split(line)[1:])
                 assert int(result.ret) == bool(re.search("^E ", block.shown, re.MULTILINE)), line
                 assert set(VERDICT.findall(block.shown)) <= set(VERDICT.findall(result.stdout.str())), line
-    assert (pytester.path / "report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+    for page in ("report.html", "compare.html"):
+        assert (pytester.path / page).read_text(encoding="utf-8").lower().startswith("<!doctype html>")
     assert not steps
 
 
