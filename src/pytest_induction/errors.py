@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import operator
-import sysconfig
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -21,7 +20,6 @@ R = TypeVar("R")
 E = TypeVar("E", bound="InductionError")
 PACKAGE = __name__.partition(".")[0]
 BETWEEN = (PACKAGE, "importlib", "contextlib", "torch")  # whose frames may lie between ours and the user's first
-INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 class InductionError(Exception):
@@ -179,7 +177,15 @@ def _is_not_ours(entry: TracebackType) -> bool:
 
 def _is_users(entry: TracebackType) -> bool:
     file = entry.tb_frame.f_code.co_filename
-    return _is_not_ours(entry) and not file.startswith(("<frozen", *INSTALLED))
+    return _is_not_ours(entry) and not file.startswith(("<frozen", *_installed()))
+
+
+@functools.cache
+def _installed() -> tuple[str, ...]:
+    """Where code lies that is no user's own."""
+    import sysconfig  # a fifth of what the plugin may cost at start-up
+
+    return tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def user_facing(function: Callable[P, R]) -> Callable[P, R]:

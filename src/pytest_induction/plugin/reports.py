@@ -100,9 +100,12 @@ class SessionReport:
 
     def note_undrawn(self, item: pytest.Item, verdicts: Iterable[dict[str, Any]]) -> None:
         """Say of each model whose verdict came from the cache which charts are not drawn, once: it was not loaded for them."""
+        cached = [each["provenance"] for each in verdicts if each["provenance"]["cached_from"]]
+        if not cached:  # nothing is loaded for tests that are not about models
+            return
         from pytest_induction.records import ChartData
 
-        for about in (each["provenance"] for each in verdicts if each["provenance"]["cached_from"]):
+        for about in cached:
             key, day = (about["model"], about["fingerprint"], about["place"]), about["cached_from"].partition("T")[0]
             has_text = getattr(item.parent, "text", None) or self._model.text
             for kind in self.kinds:
