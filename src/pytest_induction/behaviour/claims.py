@@ -154,9 +154,8 @@ def assert_learns_in_context(
     return expect(evidence)
 
 
-Look = tuple[
-    Array, Array | None
-]  # losses (rows, tokens), and those of late tokens with their context cut short (rows,), if asked
+Look = tuple[Array, Array | None]
+"""Losses (rows, tokens), and those of late tokens with their context cut short (rows,), if asked."""
 
 
 def _look(subject: ModelUnderTest, rows: Ids, stride: int, *, paired: bool) -> Look:
