@@ -219,6 +219,7 @@ def test_what_is_not_run_is_listed_here():
         ("docs/properties.md", "needs --induction-run=CHECKPOINTS"),
         ("docs/runs.md", "needs an account or a server"),
         ("docs/runs.md", "they stand in somebody else's file"),
+        ("docs/tutorial.md", "it goes on until it is closed"),
         ("docs/tutorial.md", "it needs a network"),
         ("docs/why.md", "`make compare-libraries` runs it"),
     }
