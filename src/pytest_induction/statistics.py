@@ -267,6 +267,11 @@ def bounded_intervals(
     return found
 
 
+def clipped_intervals(values: Values, most: float, below: float, above: float, unit: str = "nats") -> list[Estimate]:
+    """`bounded_intervals` of values (n, columns) of any size, each of which counts as `most` either way at most."""
+    return bounded_intervals(np.clip(values, -most, most), below, above, lowest=-most, highest=most, unit=unit)
+
+
 def mean_of_shares(values: Values, error_rate: float) -> Estimate:
     """`bounded_intervals` of one mean, over rows (n,) of shares, each end missing it at most at half of the rate."""
     return bounded_intervals(values[:, None], error_rate / 2, error_rate / 2, unit=SHARE)[0]

@@ -16,7 +16,7 @@ from pytest_induction.measuring.observing import Array
 from pytest_induction.measuring.rounds import Round
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.records import Estimate, Verdict
-from pytest_induction.statistics import bootstrap_interval, bounded_intervals, mean_in_nats, mean_interval
+from pytest_induction.statistics import bootstrap_interval, clipped_intervals, mean_in_nats, mean_interval
 
 MIN_ACCURACY = 0.5  # top-1, on the later copies
 MIN_ROWS = 16  # of text: fewer cannot be resampled to an interval that holds
@@ -36,9 +36,7 @@ def advantage_interval(values: Array, min_advantage: float, error_rate: float) -
     sides = [values > threshold for threshold in (min_advantage, -min_advantage)]
     if len(values) >= AGREEING and all(side.all() or not side.any() for side in sides):
         return mean_in_nats(values, error_rate)
-    limited = np.clip(values, -FURTHEST, FURTHEST)[:, None]
-    half = error_rate / 2
-    return bounded_intervals(limited, half, half, lowest=-FURTHEST, highest=FURTHEST, unit="nats")[0]
+    return clipped_intervals(values[:, None], FURTHEST, error_rate / 2, error_rate / 2)[0]
 
 
 def judge_copying(found: Round, *, min_accuracy: float, error_rate: float) -> Judgement:

@@ -34,7 +34,7 @@ from pytest_induction.measuring.observing import Array, ModelLike, provenance
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadId, Verdict
 from pytest_induction.spending import spend_at_most
-from pytest_induction.statistics import FIRST_LOOK, bounded_intervals, mean_in_nats, more_rows
+from pytest_induction.statistics import FIRST_LOOK, clipped_intervals, mean_in_nats, more_rows
 
 CLAIM = "concept_heads"
 MIN_RESTORED = 0.1  # nats, that heads must restore
@@ -135,7 +135,7 @@ def judge_concepts(found: Restored, heads: Sequence[HeadId], min_restored: float
     `error_rate`; one count is enough against a set, so that the three share it there, and both sets must fall.
     """
     count = len(found.gain)
-    (gain,) = _bounded(found.gain[:, None], MOST_GAIN, error_rate, error_rate)
+    (gain,) = clipped_intervals(found.gain[:, None], MOST_GAIN, error_rate, error_rate)
     own, every = (_counts(found.scores, number, error_rate) for number in (CHOSEN, ALL))
     behaviour = behaviour_of([found])
     estimates = {
@@ -188,9 +188,4 @@ def _counts(scores: Mapping[str, Array], number: int, error_rate: float) -> dict
     concept = scores["concept"][:, number]
     values = {"restored": concept, **{name: concept - scores[kind][:, number] for kind, name in BEYOND.items()}}
     columns = np.stack(list(values.values()), axis=1)
-    return dict(zip(values, _bounded(columns, MOST_RESTORED, error_rate, error_rate / len(values)), strict=True))
-
-
-def _bounded(values: Array, most: float, below: float, above: float) -> list[Estimate]:
-    """Means of columns in nats, each row counted as `most` at most."""
-    return bounded_intervals(np.clip(values, -most, most), below, above, lowest=-most, highest=most, unit="nats")
+    return dict(zip(values, clipped_intervals(columns, MOST_RESTORED, error_rate, error_rate / len(values)), strict=True))

@@ -36,7 +36,7 @@ from pytest_induction.probes.few_shot import FEWEST_SHOTS, N_SHOTS, tasks_of
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadId, Verdict
 from pytest_induction.spending import spend_at_most, within_budget
-from pytest_induction.statistics import FIRST_LOOK, SHARE, bounded_intervals, mean_in_nats, mean_of_shares, more_rows
+from pytest_induction.statistics import FIRST_LOOK, SHARE, clipped_intervals, mean_in_nats, mean_of_shares, more_rows
 
 CLAIM = "icl_heads"
 TOP_SHARE = 0.02  # of all heads, that are the top of a kind
@@ -172,7 +172,8 @@ def judge_kinds(found: Effects, sets: Sets, lead: str, *, min_difference: float,
     """
     other = KINDS[1 - KINDS.index(lead)]
     lost = found.lost
-    ahead, beyond = (_bounded(lost[lead] - values, error_rate) for values in (lost[other], found.usual))
+    less = np.stack([lost[lead] - values for values in (lost[other], found.usual)], axis=1)
+    ahead, beyond = clipped_intervals(less, MOST, error_rate, error_rate)
     differences = mean_differences(found.controls, lost[lead])
     ablated, as_much = int(np.isfinite(differences).sum()), int((differences >= 0).sum())
     rank = (1 + as_much) / (1 + ablated)
@@ -223,12 +224,6 @@ def _of_repeats(task: FewShot, error_rate: float) -> dict[str, Estimate]:
         named[f"repeats lost {kind}"] = mean_in_nats(values, error_rate)
         named[f"repeats share {kind}"] = share_interval(values, gain, error_rate)
     return named
-
-
-def _bounded(values: Array, error_rate: float) -> Estimate:
-    """The mean of differences in nats, each counted as `MOST` at most; either end misses at `error_rate`."""
-    within = np.clip(values, -MOST, MOST)[:, None]
-    return bounded_intervals(within, error_rate, error_rate, lowest=-MOST, highest=MOST, unit="nats")[0]
 
 
 def _in_words(estimates: Mapping[str, Estimate], sets: Sets, n_controls: int) -> str:

@@ -36,7 +36,15 @@ from pytest_induction.probes.needles import N_FACTS, form_of, lengths_of
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadId, Verdict
 from pytest_induction.spending import spend_at_most, within_budget
-from pytest_induction.statistics import FIRST_LOOK, SHARE, bounded_intervals, mean_in_nats, mean_of_shares, more_rows
+from pytest_induction.statistics import (
+    FIRST_LOOK,
+    SHARE,
+    bounded_intervals,
+    clipped_intervals,
+    mean_in_nats,
+    mean_of_shares,
+    more_rows,
+)
 
 CLAIM = "retrieval_heads"
 TOP_SHARE = 0.02  # of all heads, that are chosen
@@ -157,7 +165,8 @@ def judge_retrieval(found: Effects, heads: Sequence[HeadId], thresholds: Mapping
     count = len(found.lost)
     accuracy = bounded_intervals(found.behaviour["accuracy"][:, None], error_rate, error_rate, unit=SHARE)[0]
     excess = found.scores["written"] - found.scores["written_null"]
-    written = dict(zip(heads, _written(_columns(excess, heads), error_rate / len(heads), error_rate), strict=True))
+    each = clipped_intervals(_columns(excess, heads), MOST_WRITTEN, error_rate / len(heads), error_rate)
+    written = dict(zip(heads, each, strict=True))
     best = max(written, key=lambda head: written[head].low)
     lost = bounded_log_odds(found.lost, error_rate)
     estimates = {"accuracy": accuracy, "lost": lost, f"written {best}": written[best], **_reported(found, best, error_rate)}
@@ -233,17 +242,11 @@ def _reported(found: Effects, best: HeadId, error_rate: float) -> dict[str, Esti
 def _of_all(excess: Array, error_rate: float) -> list[Estimate]:
     """Of every head there is, each by itself: all of them must be below."""
     exists = ~np.isnan(excess[0])
-    return _written(excess[:, exists], error_rate, error_rate)
+    return clipped_intervals(excess[:, exists], MOST_WRITTEN, error_rate, error_rate)
 
 
 def _columns(values: Array, heads: Sequence[HeadId]) -> Array:
     return values[:, [head.layer for head in heads], [head.head for head in heads]]
-
-
-def _written(values: Array, below: float, above: float) -> list[Estimate]:
-    """Means of columns in nats, of what heads write, each row counted as `MOST_WRITTEN` at most."""
-    within = np.clip(values, -MOST_WRITTEN, MOST_WRITTEN)
-    return bounded_intervals(within, below, above, lowest=-MOST_WRITTEN, highest=MOST_WRITTEN, unit="nats")
 
 
 def _matching(task: Retrieving) -> dict[str, Estimate]:

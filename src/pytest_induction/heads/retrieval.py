@@ -27,7 +27,7 @@ from pytest_induction.probes.needles import N_FACTS, NeedleRows, form_of, length
 from pytest_induction.progress import progress
 from pytest_induction.records import SCHEMA_VERSION, Estimate, HeadId, Provenance
 from pytest_induction.spending import priced
-from pytest_induction.statistics import bounded_intervals, mean_in_nats, mean_interval, mean_of_shares, more_rows
+from pytest_induction.statistics import clipped_intervals, mean_in_nats, mean_interval, mean_of_shares, more_rows
 
 N_SEQUENCES = 24  # rows of each length
 KINDS = ("written", "written_null", "attention", "argmax", "argmax_null")
@@ -322,8 +322,7 @@ def strongest(found: Mapping[str, Array], error_rate: float) -> tuple[RetrievalH
 
 def bounded_log_odds(values: Array, error_rate: float) -> Estimate:
     """The mean of differences of log odds, (rows,), each row counted as `MOST` at most: an interval that holds at every look."""
-    within = np.clip(values, -MOST, MOST)[:, None]
-    return bounded_intervals(within, error_rate, error_rate, lowest=-MOST, highest=MOST, unit="nats")[0]
+    return clipped_intervals(values[:, None], MOST, error_rate, error_rate)[0]
 
 
 def not_better_than_guessing(accuracy: Estimate, chance: float, count: int) -> tuple[bool, int]:

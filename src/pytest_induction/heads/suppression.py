@@ -41,7 +41,7 @@ from pytest_induction.probes.sequences import Ids
 from pytest_induction.progress import progress
 from pytest_induction.records import Estimate, Evidence, HeadId, Provenance, Verdict
 from pytest_induction.spending import priced, spend_at_most, spent_so_far
-from pytest_induction.statistics import FIRST_LOOK, bounded_intervals, more_rows
+from pytest_induction.statistics import FIRST_LOOK, clipped_intervals, more_rows
 
 N_QUERIES = 32  # of a row, evenly spaced: at each the whole vocabulary is looked at before every layer
 FIRST_QUERY = 4  # queries are in the last three quarters of a row, so that something comes before them
@@ -413,12 +413,8 @@ def suppressing(
         of_rows = [found[name][:, places[0], places[1]] / found["predictions"][:, places[0]] for name in names]
     effect, other, mass, other_mass = of_rows
     to_show, to_rule_out = rates
-    lowered = [
-        bounded_intervals(np.clip(each, -most, most), to_rule_out, to_show, lowest=-most, highest=most, unit="nats")
-        for each, most in ((effect, MOST_COUNTED * least), (effect - 2 * other, MOST_COUNTED * least))
-    ]
-    looked = np.clip(mass - 2 * other_mass, -MOST_ATTENTION, MOST_ATTENTION)
-    attention = bounded_intervals(looked, to_show, to_rule_out, lowest=-MOST_ATTENTION, highest=MOST_ATTENTION, unit="excess")
+    lowered = [clipped_intervals(each, MOST_COUNTED * least, to_rule_out, to_show) for each in (effect, effect - 2 * other)]
+    attention = clipped_intervals(mass - 2 * other_mass, MOST_ATTENTION, to_show, to_rule_out, unit="excess")
     known = [
         Suppressing(head, of_head, beyond, looks, least)
         for head, of_head, beyond, looks in zip(heads, lowered[0], lowered[1], attention, strict=True)
