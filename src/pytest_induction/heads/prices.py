@@ -9,7 +9,9 @@ from pytest_induction.behaviour.text import row_length
 from pytest_induction.errors import InductionError
 from pytest_induction.heads.absence import MORE_ROWS, MOST_ALTERNATIVES, MOST_LONG_ROWS, ROWS
 from pytest_induction.heads.distances import LONGEST_ROWS
+from pytest_induction.heads.explained import PASSES, PASSES_OF_A_HEAD
 from pytest_induction.heads.search import COPY_ROWS, is_small
+from pytest_induction.interventions.arguments import heads_of
 from pytest_induction.interventions.function_vectors import encoder
 from pytest_induction.interventions.passes import tried_out
 from pytest_induction.measuring.observing import PERIODS_AT_ONCE
@@ -97,8 +99,13 @@ def needle_lengths(subject: ModelUnderTest, given: Given) -> tuple[int, ...]:
 
 
 def price_of_suppression(subject: ModelUnderTest, given: Given) -> Price:
-    """Of `measure_copy_suppression`: one pass over the rows of a text, two at least."""
-    return Price(2 * row_length(subject), given["max_rows"] * row_length(subject) + CIRCUITS)
+    """Of `measure_copy_suppression`: one pass over the rows of a text, two at least; with heads to explain two passes more, and
+    three for each.
+    """
+    heads = () if given["explain"] is None else heads_of(subject, given["explain"])
+    passes = 1 + (PASSES + PASSES_OF_A_HEAD * len(heads) if heads else 0)
+    once = CIRCUITS + (tried_out(subject) if heads else 0)
+    return Price(2 * passes * row_length(subject), given["max_rows"] * passes * row_length(subject) + once)
 
 
 def price_of_suppression_verdict(subject: ModelUnderTest, given: Given) -> Price:

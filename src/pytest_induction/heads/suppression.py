@@ -18,6 +18,7 @@ from pytest_induction.display import Plotted, View, view_of
 from pytest_induction.errors import ArgumentError, ModelError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.heads.copying import projected
+from pytest_induction.heads.explained import ExplainedHead, explained
 from pytest_induction.heads.prices import most_suppression_rows, price_of_suppression, price_of_suppression_verdict
 from pytest_induction.heads.semantic import named_heads
 from pytest_induction.interventions.arguments import HeadsLike
@@ -238,6 +239,7 @@ class SuppressionScores(Plotted):
     `correlation`, in [-1, 1], is that of the mass and the direct effect, NaN where either is always the same.
 
     `predictions` (n_layers,) is how many queries of each layer count, and `predicted_share` which share that is of all.
+    `explained` has the heads of which it was asked how much of their effect suppression explains.
     `per_sequence` has the sums of each row, (n_sequences, n_layers, n_heads), of "mass", "other_mass", "effect", "other_effect"
     and "direct_effect", and under "predictions" (n_sequences, n_layers) over how many.
     """
@@ -252,6 +254,7 @@ class SuppressionScores(Plotted):
     correlation: Array
     predictions: Array
     predicted_share: Array
+    explained: tuple[ExplainedHead, ...]
     per_sequence: Mapping[str, Array]
     provenance: Provenance
 
@@ -261,7 +264,7 @@ class SuppressionScores(Plotted):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, None where there is no number, with the version of this layout under `schema`."""
-        return plain_scores(self, LISTS)
+        return plain_scores(self, LISTS) | {"explained": [head.to_dict() for head in self.explained]}
 
 
 NATS = ("effect", "other_effect", "direct_effect", "attended_effect")
@@ -283,7 +286,7 @@ KEPT = ("mass", "other_mass", "effect", "other_effect", "direct_effect")
 @user_facing
 @priced(price_of_suppression)
 def measure_copy_suppression(
-    model: ModelLike, text: Any, *, max_rows: int = MAX_ROWS, seed: int | None = None
+    model: ModelLike, text: Any, *, explain: HeadsLike | None = None, max_rows: int = MAX_ROWS, seed: int | None = None
 ) -> SuppressionScores:
     """Measure copy suppression on a text: do heads make predicted tokens less likely that stand earlier in the row?
 
@@ -302,9 +305,15 @@ def measure_copy_suppression(
     m is how often the token occurred before the query at position q. `text` is as for `assert_learns_in_context`; of a long one
     `max_rows` rows are taken, spread over all of it. `seed` draws the other tokens.
 
-    Costs one pass over the rows, and beside it the unembedding of 32 positions before every layer. Raises `TextError` for a text
+    `explain` names heads of which it is also measured how much of their effect suppression explains (`.explained`): each is
+    ablated but for what it lowers, where that stands among the 5 % of earlier keys that are predicted most, and the model goes on
+    from there. `recovered` is 1 where this changes nothing and 0 where it changes as much as mean ablation.
+
+    Costs one pass over the rows, and beside it the unembedding of 32 positions before every layer. With `explain` two passes more
+    and three for each head, from its layer on. Raises `TextError` for a text
     that makes fewer than two rows, `UnsupportedModel` where the weights of heads are not known, `ModelError` where what they
-    write is not finite. Source: McDougall et al. 2023 (arXiv 2310.04625); the effect through occurrences and its null are ours.
+    write is not finite. Source: McDougall et al. 2023 (arXiv 2310.04625), whose copy-suppression-preserving ablation `explain` is;
+    the effect through occurrences and both nulls are ours.
 
     >>> scores = measure_copy_suppression(model, "manual.txt")               # doctest: +SKIP
     >>> scores.effect[13, 3], scores.other_effect[13, 3]                     # doctest: +SKIP
@@ -314,11 +323,13 @@ def measure_copy_suppression(
     subject = load_model(model)
     _ = subject.reading  # refuse by name here, before anything is measured
     seed = subject.seed if seed is None else whole_number("seed", seed, least=0)
+    wanted = () if explain is None else named_heads(subject, explain)
     rows = rows_of(subject, text, max_rows)
     with progress("copy suppression", len(rows)):
         found = sums_of(subject, rows, seed, range(subject.n_layers))
     subject.remember(SEEN, lambda: effects_to_draw(found))
-    return _scores(found, provenance(subject, seed=seed, n_sequences=len(rows), probe=described(rows)), rows.shape[1])
+    of_heads = explained(subject, rows, queries_of(rows.shape[1]), wanted, seed) if wanted else ()
+    return _scores(found, of_heads, provenance(subject, seed=seed, n_sequences=len(rows), probe=described(rows)), rows.shape[1])
 
 
 def described(rows: Ids) -> str:
@@ -326,7 +337,9 @@ def described(rows: Ids) -> str:
     return f"rows of {rows.shape[1]} tokens of text, {len(queries_of(rows.shape[1]))} queries each"
 
 
-def _scores(found: Mapping[str, Array], about: Provenance, length: int) -> SuppressionScores:
+def _scores(
+    found: Mapping[str, Array], of_heads: tuple[ExplainedHead, ...], about: Provenance, length: int
+) -> SuppressionScores:
     sums = {name: values.sum(0) for name, values in found.items()}
     predictions = sums.pop("predictions")
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -343,6 +356,7 @@ def _scores(found: Mapping[str, Array], about: Provenance, length: int) -> Suppr
         correlation=np.clip(correlation, -1.0, 1.0),
         predictions=predictions,
         predicted_share=predictions / (len(found["predictions"]) * len(queries_of(length))),
+        explained=of_heads,
         per_sequence={name: found[name] for name in (*KEPT, "predictions")},
         provenance=about,
     )

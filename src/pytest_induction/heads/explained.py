@@ -1,0 +1,315 @@
+"""How much of what a head does copy suppression explains: all else of it is its mean, and the model goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pytest_induction.behaviour.matches import mean_of_tokens
+from pytest_induction.errors import ModelError
+from pytest_induction.forward.changing import add_hooks
+from pytest_induction.interventions.active import apply_edits
+from pytest_induction.interventions.passes import Blocks, blocks_of
+from pytest_induction.measuring.losses import ROWS_AT_ONCE, at_least_float32
+from pytest_induction.measuring.observing import Array, numbers
+from pytest_induction.model.batching import in_batches
+from pytest_induction.model.capture import HeadOutputCapture
+from pytest_induction.model.circuits import circuits_of
+from pytest_induction.model.head_weights import Circuits
+from pytest_induction.model.lens import Lens
+from pytest_induction.model.protocol import ModelUnderTest
+from pytest_induction.probes.sequences import Ids
+from pytest_induction.progress import advance
+from pytest_induction.records import HeadId
+from pytest_induction.undoing import Changes, puts_back
+
+EARLIER_KEYS = 20  # of so many one is kept, one at least
+LEAST_KL = 1e-6  # nats a query: of a head whose mean ablation changes less there is nothing to explain
+PASSES = 2  # over each row: what heads read, and the model as it is
+PASSES_OF_A_HEAD = 3  # mean ablation, what suppression explains, and other keys
+
+
+@dataclass(frozen=True)
+class ExplainedHead:
+    """How much of the effect of one head copy suppression explains, and other keys in place of those predicted: no unit, below 1.
+
+    `recovered` is 1 - KL(model || only suppression kept) / KL(model || mean-ablated), both summed over queries and rows: 1 where
+    suppression is all that the head does, 0 where it does no more than the head's mean, below 0 where less. `others` is the same
+    with as many other earlier keys, drawn at random: the null. The `_error` of each is its standard error over rows.
+    `ablated_kl` is KL(model || mean-ablated) in nats, the mean over queries: where it is below a millionth all else is NaN.
+    """
+
+    layer: int
+    head: int
+    recovered: float
+    recovered_error: float
+    others: float
+    others_error: float
+    ablated_kl: float
+
+    def __str__(self) -> str:
+        return str(HeadId(self.layer, self.head))
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Plain numbers, None where there is none."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: None if np.isnan(value) else value for name, value in values.items()}
+
+
+def n_kept(query: int) -> int:
+    """Of how many keys before a query what the head lowers there is kept: 5 %, rounded up; the first position is none of them."""
+    return -(-max(0, query - 1) // EARLIER_KEYS)
+
+
+@dataclass
+class _Read:
+    """What one head reads of some rows, and how much of it is lowered where.
+
+    `found` is what it found, (rows, positions, d_head), over the scale of the norm behind attention. `amounts` (2, rows,
+    positions, n), 0 or below, are those along the directions of the tokens at `keys`, same shape: of what is predicted most, and
+    of other keys.
+    """
+
+    found: Tensor
+    amounts: Tensor
+    keys: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[_Read]) -> _Read:
+        """The same head on more rows."""
+        found, amounts, keys = ([getattr(part, each.name) for part in parts] for each in fields(cls))
+        return cls(torch.cat(found), torch.cat(amounts, 1), torch.cat(keys, 1))
+
+    def of_rows(self, part: slice) -> _Read:
+        return _Read(self.found[part], self.amounts[:, part], self.keys[:, part])
+
+
+class _Reading:
+    """Some heads in one pass over a batch of rows, as it comes; told as a `Watch` is."""
+
+    def __init__(
+        self, circuits: Circuits, rows: Tensor, heads: Sequence[HeadId], draw: Callable[[int, int], np.random.Generator]
+    ) -> None:
+        self._circuits, self._lens, self._heads, self._draw = circuits, Lens(circuits), heads, draw
+        self._rows, self._directions = rows, circuits.written(rows)
+        self._layers = {head.layer for head in heads}
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+        self._scales: dict[int, Tensor] = {}
+        self.found: dict[HeadId, _Read] = {}
+
+    def enter(self, layer: int, stream: Tensor) -> None:
+        """Choose the keys of each query by what the stream before a layer predicts."""
+        if layer in self._layers:
+            rows = zip(stream, self._rows.cpu().numpy(), strict=True)
+            chosen = [self._chosen(each, row, self._draw(number, layer)) for number, (each, row) in enumerate(rows)]
+            self._keys[layer] = torch.stack(chosen, 1)
+
+    def read(self, layer: int, given: Tensor) -> None:
+        """Note the values of a layer's heads."""
+        if layer in self._layers:
+            self._values[layer] = self._circuits.layers[layer].values_of(given)
+
+    def behind(self, layer: int, scale: Tensor) -> None:
+        """Note by what the norm behind a layer's attention divides."""
+        self._scales[layer] = scale
+
+    def take(self, layer: int, found: Tensor, pattern: Tensor | None) -> None:
+        """Note what the heads of a layer found, and how much of what they write lowers the token that it comes from."""
+        if layer not in self._layers:
+            return
+        if pattern is None:
+            raise TypeError("what copy suppression explains needs the pattern")
+        outs, keys, values = self._circuits.layers[layer].outs, self._keys.pop(layer), self._values.pop(layer)
+        behind = self._scales.pop(layer, None)
+        for head in (head for head in self._heads if head.layer == layer):
+            directions = self._directions.to(outs.device)
+            own = directions @ outs[head.head].to(directions).mT  # batch, keys, d_head
+            along = torch.linalg.vecdot(values[:, :, head.head].to(own), own)
+            along = along / torch.linalg.vecdot(directions, directions).clamp_min(torch.finfo(directions.dtype).tiny)
+            lowered = pattern[:, head.head].to(along) * along.clamp_max(0)[:, None]
+            lowered = lowered if behind is None else lowered / behind.to(along)[..., None]
+            chosen = keys.to(along.device)
+            amounts = lowered.expand(2, *lowered.shape).gather(-1, chosen.clamp_min(0)).masked_fill(chosen < 0, 0)
+            self.found[head] = _Read(found[:, :, head.head].to(along), amounts, chosen.clamp_min(0))
+
+    def _chosen(self, stream: Tensor, row: Ids, rng: np.random.Generator) -> Tensor:
+        """The keys (2, positions, n) whose tokens are predicted most, and others at random; -1 for none.
+
+        Keys that are predicted alike, as those of one token are, are drawn at random too.
+        """
+        ids, places = np.unique(row, return_inverse=True)
+        logits = self._lens.logits(self._circuits.final_norm(stream), ids)[:, torch.from_numpy(places).to(stream.device)]
+        length, device = len(row), logits.device
+        earlier = torch.ones(length, length, dtype=torch.bool, device=device).tril(-1)
+        earlier[:, 0] = False
+        none = torch.arange(n_kept(length - 1), device=device) >= torch.tensor(
+            [[n_kept(query)] for query in range(length)], device=device
+        )
+        order = torch.from_numpy(rng.random((length, length)).argsort(1)).to(device)
+        by_logit = logits.masked_fill(~earlier, -torch.inf).gather(1, order).argsort(dim=1, descending=True, stable=True)
+        keys = order.gather(1, by_logit)[:, : none.shape[1]].masked_fill(none, -1)
+        left = earlier.scatter(1, keys.clamp_min(0), False).gather(1, order)  # noqa: FBT003 - a value like any other
+        first_left = left.byte().argsort(dim=1, descending=True, stable=True)[:, : none.shape[1]]
+        others = order.gather(1, first_left).masked_fill(none | ~left.gather(1, first_left), -1)
+        return torch.stack([keys, others])
+
+
+@dataclass
+class _Head:
+    """One head on all rows: what it reads, and the means, over all positions but the first, of what is not kept of it."""
+
+    id: HeadId
+    read: _Read
+    outs: Tensor  # d_head, d_model
+    means: Tensor  # of all that it writes; without what is lowered of what is predicted most; without that of other keys
+
+    def changes(self, directions: Tensor, part: slice) -> Tensor:
+        """What its layer writes more with each of the three ablations, (3, rows, positions, d_model), on some rows."""
+        written, kept = _written(self.read.of_rows(part), self.outs, directions)
+        made = self.means[:, None, None] + torch.stack([torch.zeros_like(written), *kept]) - written
+        made[:, :, 0] = 0
+        return made
+
+
+def _written(read: _Read, outs: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """What a head writes, (rows, positions, d_model), and what is kept of it, (2, rows, positions, d_model)."""
+    length = directions.shape[1]
+    amounts = read.amounts.new_zeros(*read.amounts.shape[:-1], length).scatter_add(-1, read.keys, read.amounts)
+    return read.found @ outs.to(read.found), amounts @ directions.to(amounts)
+
+
+def explained(
+    subject: ModelUnderTest, rows: Ids, queries: NDArray[np.int64], heads: Sequence[HeadId], seed: int
+) -> tuple[ExplainedHead, ...]:
+    """How much of what each of the heads does to the model's predictions at the `queries` copy suppression explains.
+
+    Of each head, at every position q but the first, it is kept what it writes from the keys before q, the first left out, whose
+    tokens are predicted most at q by the stream before its layer: of each key the part along the logit of the key's own token,
+    where that lowers it. All else that the head writes is its mean over rows and positions, the first left out. It is changed where the layer writes
+    to the residual stream, the scale of a norm behind attention held fixed, and all that comes after is computed anew.
+
+    Raises `ModelError` where logits are not finite.
+    """
+    circuits = circuits_of(subject)
+    tokens = torch.from_numpy(rows)
+    known = [_known(circuits, subject, tokens, head, read) for head, read in _read(subject, circuits, tokens, heads, seed).items()]
+    passes = _Passes(subject, circuits, torch.from_numpy(queries))
+    parts = in_batches(
+        subject,
+        tokens,
+        lambda batch, part: passes.divergences(batch, part, known),
+        logits=True,
+        most=1 if subject.mixes_rows else None,
+    )
+    found = np.concatenate(parts, axis=2)
+    if not np.isfinite(found).all():
+        raise ModelError(f"the logits of {subject.name} are not finite with heads ablated")
+    return tuple(_explained(head.id, each, len(queries)) for head, each in zip(known, found, strict=True))
+
+
+def _read(
+    subject: ModelUnderTest, circuits: Circuits, tokens: Tensor, heads: Sequence[HeadId], seed: int
+) -> dict[HeadId, _Read]:
+    """What each of the heads reads of all rows."""
+    capture = HeadOutputCapture(subject, circuits)
+
+    def measured(batch: Tensor, part: slice) -> dict[HeadId, _Read]:
+        def draw(row: int, layer: int) -> np.random.Generator:
+            return np.random.default_rng([seed, 31, part.start + row, layer])
+
+        one = _Reading(circuits, batch, heads, draw)
+        capture(batch, one.take, patterns=True, watch=one)
+        return one.found
+
+    parts = in_batches(subject, tokens, measured, logits=False)
+    return {head: _Read.join([part[head] for part in parts]) for head in heads}
+
+
+def _known(circuits: Circuits, subject: ModelUnderTest, tokens: Tensor, head: HeadId, read: _Read) -> _Head:
+    """A head with its means over all rows."""
+    outs, sums = circuits.layers[head.layer].outs[head.head], []
+    for number in range(len(tokens)):
+        row = slice(number, number + 1)
+        written, kept = _written(read.of_rows(row), outs, circuits.written(tokens[row]))
+        sums.append(torch.stack([written, *(written - kept)])[:, 0, 1:].double().sum(1))
+    means = torch.stack(sums).sum(0) / (len(tokens) * (tokens.shape[1] - 1))
+    return _Head(head, read, outs, means.to(read.found))
+
+
+@dataclass
+class _Passes:
+    """Passes in which one head at a time writes something else, each begun at its layer."""
+
+    subject: ModelUnderTest
+    circuits: Circuits
+    queries: Tensor
+
+    def __post_init__(self) -> None:
+        self._blocks: Blocks = blocks_of(self.subject)
+
+    @puts_back
+    def divergences(self, rows: Tensor, part: slice, heads: Sequence[_Head]) -> Array:
+        """KL(model || with each of three ablations of each head), (heads, 3, rows), sums over the queries, in nats."""
+        with self._blocks.kept() as gave, apply_edits(self.subject, rows, {}):
+            clean = self.subject.logits(rows, positions=self.queries)
+        directions, found = self.circuits.written(rows), []
+        for head in heads:
+            of_head = [kl(clean, self._logits(rows, head.id.layer, change, gave)) for change in head.changes(directions, part)]
+            found.append(torch.stack(of_head).sum(-1))
+        return numbers(torch.stack(found))
+
+    def _logits(self, rows: Tensor, layer: int, change: Tensor, gave: Sequence[Any]) -> Tensor:
+        first = layer if self._blocks.any else 0
+        begun, needed = self._blocks.begun_at(first, gave), self._blocks.needed_at(self.queries)
+        with begun, needed, self._adding(layer, change), apply_edits(self.subject, rows, {}, first=first):
+            logits = self.subject.logits(rows, positions=self.queries)
+        advance(len(rows))
+        return logits
+
+    @contextmanager
+    def _adding(self, layer: int, change: Tensor) -> Iterator[None]:
+        """In a pass inside the block a layer writes more by that much, (rows, positions, d_model)."""
+        one = self.circuits.layers[layer]
+
+        def more(part: nn.Module, inputs: Any, output: Any) -> Any:
+            made = output[0] if isinstance(output, tuple) else output
+            made = made + (change / one.factor).to(made)
+            return (made, *output[1:]) if isinstance(output, tuple) else made
+
+        gives = one.normed or one.writes or self.subject.module.get_submodule(one.path)
+        with Changes() as changes:
+            add_hooks(changes, [gives], more)
+            yield
+
+
+def kl(wanted: Tensor, found: Tensor) -> Tensor:
+    """KL(wanted || found) of logits (rows, queries, d_vocab), (rows, queries), at least float32, in nats."""
+    pairs = zip(wanted.flatten(0, 1).split(ROWS_AT_ONCE), found.flatten(0, 1).split(ROWS_AT_ONCE), strict=True)
+    parts = [
+        functional.kl_div(of_found.log_softmax(-1), of_wanted.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        for of_wanted, of_found in ((at_least_float32(one), at_least_float32(other)) for one, other in pairs)
+    ]
+    return torch.cat(parts).view(wanted.shape[:2])
+
+
+def _explained(head: HeadId, found: Array, n_queries: int) -> ExplainedHead:
+    """One head by its divergences (3, rows), sums over so many queries: ablated, of suppression, of other keys."""
+    ablated, *others = found.astype(np.float64)
+    changed = float(ablated.mean() / n_queries)
+    values = []
+    for each in others:
+        if changed < LEAST_KL:
+            values += [np.nan, np.nan]
+            continue
+        of_rows = mean_of_tokens(ablated - each, ablated)
+        values += [float(of_rows.mean()), float(of_rows.std(ddof=1) / np.sqrt(len(of_rows)))]
+    return ExplainedHead(head.layer, head.head, *values, changed)
