@@ -103,6 +103,11 @@ CALLS = (
     Row("assert_match_length", 4, lambda _, subject, text: verdict(lambda: assert_match_length(subject))),
     Row("assert_prefers_longer_match", 5, lambda _, subject, text: verdict(lambda: assert_prefers_longer_match(subject))),
     Row("measure_copy_suppression", None, lambda _, subject, text: measure_copy_suppression(subject, text)),
+    Row(
+        "measure_copy_suppression, a head explained",
+        None,
+        lambda _, subject, text: measure_copy_suppression(subject, text, explain=(subject.n_layers - 1, 0)),
+    ),
     Row("assert_copy_suppression", None, lambda _, subject, text: verdict(lambda: assert_copy_suppression(subject, text))),
     Row("measure_function_vectors", None, lambda _, subject, text: measure_function_vectors(subject)),
     Row("assert_icl_heads", None, lambda _, subject, text: verdict(lambda: assert_icl_heads(subject))),

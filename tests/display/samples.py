@@ -64,7 +64,7 @@ MADE: dict[str, Any] = {
     ),
     "RecallCurve": lambda: pi.measure_recall(model(), pairs=[2, 4], n_sequences=8, seed=0),
     "RecallPaths": lambda: pi.measure_recall_paths(model(), pairs=4, n_sequences=4, seed=0),
-    "SuppressionScores": lambda: pi.measure_copy_suppression(model(), ROWS, seed=0),
+    "SuppressionScores": lambda: pi.measure_copy_suppression(model(), ROWS, explain="L1H0", seed=0),
     "ConceptScores": lambda: _concepts(planted.concept_head(n_heads=3, d_vocab=32, n_ctx=64)),
     "RetrievalScores": lambda: _retrieval(planted.retrieval_head(n_heads=3)),
     "RuleCurve": lambda: pi.measure_rules(model(), n_sequences=8, seed=0),

@@ -129,6 +129,15 @@ def test_the_same_where_few_shot_tasks_are_done(name):
     assert 3 * price.least < spent.tokens <= price.most
 
 
+def test_the_same_where_heads_are_explained():
+    subject = load_model(small())
+    given = {"explain": ["L1H0", "L1H1"], "max_rows": 4}
+    price = price_in(*PRICES["measure_copy_suppression"], subject, (subject, TEXT), given)
+    _, spent = called("measure_copy_suppression", subject, **given)
+    alone = stated("measure_copy_suppression", subject)
+    assert price.least <= spent.tokens <= price.most and price.least > 8 * alone.least
+
+
 @pytest.mark.parametrize("name", ["assert_has_induction_head", "measure_ablations", "measure_copying", "measure_virtual_heads"])
 def test_what_is_counted_is_what_goes_through_the_model(name):
     """By a hook that counts for itself; in how the weights of heads are found the model is run a second time, on 18 tokens."""

@@ -2,6 +2,7 @@ from pytest_induction.heads.competing import CompetingMatchScores as CompetingMa
 from pytest_induction.heads.composition import CompositionScores as CompositionScores
 from pytest_induction.heads.copying import CopyingScores as CopyingScores
 from pytest_induction.heads.distances import DistanceScores as DistanceScores
+from pytest_induction.heads.explained import ExplainedHead as ExplainedHead
 from pytest_induction.heads.match_lengths import MatchLengthScores as MatchLengthScores
 from pytest_induction.heads.retrieval import RetrievalHead as RetrievalHead
 from pytest_induction.heads.retrieval import RetrievalPoint as RetrievalPoint

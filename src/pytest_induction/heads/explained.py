@@ -27,7 +27,7 @@ from pytest_induction.model.head_weights import Circuits
 from pytest_induction.model.lens import Lens
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.probes.sequences import Ids
-from pytest_induction.progress import advance
+from pytest_induction.progress import advance, progress
 from pytest_induction.records import HeadId
 from pytest_induction.undoing import Changes, puts_back
 
@@ -74,8 +74,8 @@ class _Read:
     """What one head reads of some rows, and how much of it is lowered where.
 
     `found` is what it found, (rows, positions, d_head), over the scale of the norm behind attention. `amounts` (2, rows,
-    positions, n), 0 or below, are those along the directions of the tokens at `keys`, same shape: of what is predicted most, and
-    of other keys.
+    positions, n), 0 or below, are those along the directions of the tokens at `keys`, same shape, -1 for none: of what is
+    predicted most, and of other keys.
     """
 
     found: Tensor
@@ -139,7 +139,7 @@ class _Reading:
             lowered = lowered if behind is None else lowered / behind.to(along)[..., None]
             chosen = keys.to(along.device)
             amounts = lowered.expand(2, *lowered.shape).gather(-1, chosen.clamp_min(0)).masked_fill(chosen < 0, 0)
-            self.found[head] = _Read(found[:, :, head.head].to(along), amounts, chosen.clamp_min(0))
+            self.found[head] = _Read(found[:, :, head.head].to(along), amounts, chosen)
 
     def _chosen(self, stream: Tensor, row: Ids, rng: np.random.Generator) -> Tensor:
         """The keys (2, positions, n) whose tokens are predicted most, and others at random; -1 for none.
@@ -183,7 +183,7 @@ class _Head:
 def _written(read: _Read, outs: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     """What a head writes, (rows, positions, d_model), and what is kept of it, (2, rows, positions, d_model)."""
     length = directions.shape[1]
-    amounts = read.amounts.new_zeros(*read.amounts.shape[:-1], length).scatter_add(-1, read.keys, read.amounts)
+    amounts = read.amounts.new_zeros(*read.amounts.shape[:-1], length).scatter_add(-1, read.keys.clamp_min(0), read.amounts)
     return read.found @ outs.to(read.found), amounts @ directions.to(amounts)
 
 
@@ -194,29 +194,29 @@ def explained(
 
     Of each head, at every position q but the first, it is kept what it writes from the keys before q, the first left out, whose
     tokens are predicted most at q by the stream before its layer: of each key the part along the logit of the key's own token,
-    where that lowers it. All else that the head writes is its mean over rows and positions, the first left out. It is changed where the layer writes
-    to the residual stream, the scale of a norm behind attention held fixed, and all that comes after is computed anew.
+    where that lowers it. All else that the head writes is its mean over rows and positions, the first left out. It is changed
+    where the layer writes to the residual stream, the scale of a norm behind attention held fixed, and all that comes after is
+    computed anew.
 
     Raises `ModelError` where logits are not finite.
     """
-    circuits = circuits_of(subject)
-    tokens = torch.from_numpy(rows)
-    known = [_known(circuits, subject, tokens, head, read) for head, read in _read(subject, circuits, tokens, heads, seed).items()]
-    passes = _Passes(subject, circuits, torch.from_numpy(queries))
-    parts = in_batches(
-        subject,
-        tokens,
-        lambda batch, part: passes.divergences(batch, part, known),
-        logits=True,
-        most=1 if subject.mixes_rows else None,
-    )
+    circuits, tokens = circuits_of(subject), torch.from_numpy(rows)
+    with progress("what copy suppression explains", len(rows) * (PASSES + PASSES_OF_A_HEAD * len(heads))):
+        read = read_by_heads(subject, circuits, tokens, heads, seed)
+        known = [_known(circuits, tokens, head, each) for head, each in read.items()]
+        passes = ChangedPasses(subject, circuits, torch.from_numpy(queries))
+
+        def measured(batch: Tensor, part: slice) -> Array:
+            return passes.divergences(batch, part, known)
+
+        parts = in_batches(subject, tokens, measured, logits=True, most=1 if subject.mixes_rows else None)
     found = np.concatenate(parts, axis=2)
     if not np.isfinite(found).all():
         raise ModelError(f"the logits of {subject.name} are not finite with heads ablated")
-    return tuple(_explained(head.id, each, len(queries)) for head, each in zip(known, found, strict=True))
+    return tuple(of_head(head.id, each, len(queries)) for head, each in zip(known, found, strict=True))
 
 
-def _read(
+def read_by_heads(
     subject: ModelUnderTest, circuits: Circuits, tokens: Tensor, heads: Sequence[HeadId], seed: int
 ) -> dict[HeadId, _Read]:
     """What each of the heads reads of all rows."""
@@ -234,7 +234,7 @@ def _read(
     return {head: _Read.join([part[head] for part in parts]) for head in heads}
 
 
-def _known(circuits: Circuits, subject: ModelUnderTest, tokens: Tensor, head: HeadId, read: _Read) -> _Head:
+def _known(circuits: Circuits, tokens: Tensor, head: HeadId, read: _Read) -> _Head:
     """A head with its means over all rows."""
     outs, sums = circuits.layers[head.layer].outs[head.head], []
     for number in range(len(tokens)):
@@ -246,7 +246,7 @@ def _known(circuits: Circuits, subject: ModelUnderTest, tokens: Tensor, head: He
 
 
 @dataclass
-class _Passes:
+class ChangedPasses:
     """Passes in which one head at a time writes something else, each begun at its layer."""
 
     subject: ModelUnderTest
@@ -254,22 +254,23 @@ class _Passes:
     queries: Tensor
 
     def __post_init__(self) -> None:
-        self._blocks: Blocks = blocks_of(self.subject)
+        self.blocks: Blocks = blocks_of(self.subject)
 
     @puts_back
     def divergences(self, rows: Tensor, part: slice, heads: Sequence[_Head]) -> Array:
         """KL(model || with each of three ablations of each head), (heads, 3, rows), sums over the queries, in nats."""
-        with self._blocks.kept() as gave, apply_edits(self.subject, rows, {}):
+        with self.blocks.kept() as gave, apply_edits(self.subject, rows, {}):
             clean = self.subject.logits(rows, positions=self.queries)
         directions, found = self.circuits.written(rows), []
         for head in heads:
-            of_head = [kl(clean, self._logits(rows, head.id.layer, change, gave)) for change in head.changes(directions, part)]
+            of_head = [kl(clean, self.logits(rows, head.id.layer, change, gave)) for change in head.changes(directions, part)]
             found.append(torch.stack(of_head).sum(-1))
         return numbers(torch.stack(found))
 
-    def _logits(self, rows: Tensor, layer: int, change: Tensor, gave: Sequence[Any]) -> Tensor:
-        first = layer if self._blocks.any else 0
-        begun, needed = self._blocks.begun_at(first, gave), self._blocks.needed_at(self.queries)
+    def logits(self, rows: Tensor, layer: int, change: Tensor, gave: Sequence[Any]) -> Tensor:
+        """Logits at the queries where a layer writes more by that much; `gave` is what blocks gave in the pass without."""
+        first = layer if self.blocks.any else 0
+        begun, needed = self.blocks.begun_at(first, gave), self.blocks.needed_at(self.queries)
         with begun, needed, self._adding(layer, change), apply_edits(self.subject, rows, {}, first=first):
             logits = self.subject.logits(rows, positions=self.queries)
         advance(len(rows))
@@ -301,15 +302,10 @@ def kl(wanted: Tensor, found: Tensor) -> Tensor:
     return torch.cat(parts).view(wanted.shape[:2])
 
 
-def _explained(head: HeadId, found: Array, n_queries: int) -> ExplainedHead:
+def of_head(head: HeadId, found: Array, n_queries: int) -> ExplainedHead:
     """One head by its divergences (3, rows), sums over so many queries: ablated, of suppression, of other keys."""
-    ablated, *others = found.astype(np.float64)
+    ablated, kept, other = found.astype(np.float64)
     changed = float(ablated.mean() / n_queries)
-    values = []
-    for each in others:
-        if changed < LEAST_KL:
-            values += [np.nan, np.nan]
-            continue
-        of_rows = mean_of_tokens(ablated - each, ablated)
-        values += [float(of_rows.mean()), float(of_rows.std(ddof=1) / np.sqrt(len(of_rows)))]
-    return ExplainedHead(head.layer, head.head, *values, changed)
+    of_rows = [mean_of_tokens(ablated - each, ablated) if changed >= LEAST_KL else np.full(2, np.nan) for each in (kept, other)]
+    (recovered, error), (others, others_error) = ((each.mean(), each.std(ddof=1) / np.sqrt(len(each))) for each in of_rows)
+    return ExplainedHead(head.layer, head.head, float(recovered), float(error), float(others), float(others_error), changed)

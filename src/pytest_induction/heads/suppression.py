@@ -310,10 +310,9 @@ def measure_copy_suppression(
     from there. `recovered` is 1 where this changes nothing and 0 where it changes as much as mean ablation.
 
     Costs one pass over the rows, and beside it the unembedding of 32 positions before every layer. With `explain` two passes more
-    and three for each head, from its layer on. Raises `TextError` for a text
-    that makes fewer than two rows, `UnsupportedModel` where the weights of heads are not known, `ModelError` where what they
-    write is not finite. Source: McDougall et al. 2023 (arXiv 2310.04625), whose copy-suppression-preserving ablation `explain` is;
-    the effect through occurrences and both nulls are ours.
+    and three for each head, from its layer on. Raises `TextError` for a text that makes fewer than two rows, `UnsupportedModel`
+    where the weights of heads are not known, `ModelError` where what they write is not finite. Source: McDougall et al. 2023
+    (arXiv 2310.04625), `explain` too; the effect through occurrences and both nulls are ours.
 
     >>> scores = measure_copy_suppression(model, "manual.txt")               # doctest: +SKIP
     >>> scores.effect[13, 3], scores.other_effect[13, 3]                     # doctest: +SKIP
@@ -337,9 +336,7 @@ def described(rows: Ids) -> str:
     return f"rows of {rows.shape[1]} tokens of text, {len(queries_of(rows.shape[1]))} queries each"
 
 
-def _scores(
-    found: Mapping[str, Array], of_heads: tuple[ExplainedHead, ...], about: Provenance, length: int
-) -> SuppressionScores:
+def _scores(found: Mapping[str, Array], of_heads: tuple[ExplainedHead, ...], about: Provenance, length: int) -> SuppressionScores:
     sums = {name: values.sum(0) for name, values in found.items()}
     predictions = sums.pop("predictions")
     with np.errstate(invalid="ignore", divide="ignore"):
