@@ -31,7 +31,7 @@ from pytest_induction.progress import advance, progress
 from pytest_induction.records import HeadId
 from pytest_induction.undoing import Changes, puts_back
 
-EARLIER_KEYS = 20  # of so many one is kept, one at least
+TOKENS = 20  # that stand before a query: of so many one is kept, one at least
 LEAST_KL = 1e-6  # nats a query: of a head whose mean ablation changes less there is nothing to explain
 PASSES = 2  # over each row: what heads read, and the model as it is
 PASSES_OF_A_HEAD = 3  # mean ablation, what suppression explains, and other keys
@@ -64,32 +64,32 @@ class ExplainedHead:
         return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
-def n_kept(query: int) -> int:
-    """Of how many keys before a query what the head lowers there is kept: 5 %, rounded up; the first position is none of them."""
-    return -(-max(0, query - 1) // EARLIER_KEYS)
+def n_kept(count: int) -> int:
+    """Of how many of so many different tokens before a query it is kept what the head lowers where they stand: 5 %, rounded up."""
+    return -(-count // TOKENS)
 
 
 @dataclass
 class _Read:
     """What one head reads of some rows, and how much of it is lowered where.
 
-    `found` is what it found, (rows, positions, d_head), over the scale of the norm behind attention. `amounts` (2, rows,
-    positions, n), 0 or below, are those along the directions of the tokens at `keys`, same shape, -1 for none: of what is
-    predicted most, and of other keys.
+    `found` is what it found, (rows, positions, d_head), over the scale of the norm behind attention. `lowered` (rows, queries,
+    keys), 0 or below, is how much of what is written from a key lies along the direction of its own token. `kept` (2, rows,
+    queries, keys) says of which keys it is kept: of what is predicted most, and of other keys.
     """
 
     found: Tensor
-    amounts: Tensor
-    keys: Tensor
+    lowered: Tensor
+    kept: Tensor
 
     @classmethod
     def join(cls, parts: Sequence[_Read]) -> _Read:
         """The same head on more rows."""
-        found, amounts, keys = ([getattr(part, each.name) for part in parts] for each in fields(cls))
-        return cls(torch.cat(found), torch.cat(amounts, 1), torch.cat(keys, 1))
+        found, lowered, kept = ([getattr(part, each.name) for part in parts] for each in fields(cls))
+        return cls(torch.cat(found), torch.cat(lowered), torch.cat(kept, 1))
 
     def of_rows(self, part: slice) -> _Read:
-        return _Read(self.found[part], self.amounts[:, part], self.keys[:, part])
+        return _Read(self.found[part], self.lowered[part], self.kept[:, part])
 
 
 class _Reading:
@@ -137,30 +137,33 @@ class _Reading:
             along = along / torch.linalg.vecdot(directions, directions).clamp_min(torch.finfo(directions.dtype).tiny)
             lowered = pattern[:, head.head].to(along) * along.clamp_max(0)[:, None]
             lowered = lowered if behind is None else lowered / behind.to(along)[..., None]
-            chosen = keys.to(along.device)
-            amounts = lowered.expand(2, *lowered.shape).gather(-1, chosen.clamp_min(0)).masked_fill(chosen < 0, 0)
-            self.found[head] = _Read(found[:, :, head.head].to(along), amounts, chosen)
+            self.found[head] = _Read(found[:, :, head.head].to(along), lowered, keys.to(along.device))
 
     def _chosen(self, stream: Tensor, row: Ids, rng: np.random.Generator) -> Tensor:
-        """The keys (2, positions, n) whose tokens are predicted most, and others at random; -1 for none.
+        """Of each query the keys (2, queries, keys) where the tokens stand that are predicted most, and as many at random.
 
-        Keys that are predicted alike, as those of one token are, are drawn at random too.
+        Which of several tokens that are predicted alike is drawn at random too.
         """
         ids, places = np.unique(row, return_inverse=True)
-        logits = self._lens.logits(self._circuits.final_norm(stream), ids)[:, torch.from_numpy(places).to(stream.device)]
-        length, device = len(row), logits.device
+        logits = self._lens.logits(self._circuits.final_norm(stream), ids)
+        length, device, token_at = len(row), logits.device, torch.from_numpy(places).to(logits.device)
         earlier = torch.ones(length, length, dtype=torch.bool, device=device).tril(-1)
         earlier[:, 0] = False
-        none = torch.arange(n_kept(length - 1), device=device) >= torch.tensor(
-            [[n_kept(query)] for query in range(length)], device=device
-        )
-        order = torch.from_numpy(rng.random((length, length)).argsort(1)).to(device)
-        by_logit = logits.masked_fill(~earlier, -torch.inf).gather(1, order).argsort(dim=1, descending=True, stable=True)
-        keys = order.gather(1, by_logit)[:, : none.shape[1]].masked_fill(none, -1)
-        left = earlier.scatter(1, keys.clamp_min(0), False).gather(1, order)  # noqa: FBT003 - a value like any other
-        first_left = left.byte().argsort(dim=1, descending=True, stable=True)[:, : none.shape[1]]
-        others = order.gather(1, first_left).masked_fill(none | ~left.gather(1, first_left), -1)
-        return torch.stack([keys, others])
+        there = torch.zeros(length, len(ids), device=device).index_add_(1, token_at, earlier.float()) > 0  # queries, tokens
+        wanted = torch.tensor([[n_kept(count)] for count in there.sum(1).tolist()], device=device)
+        tokens = _first(logits.masked_fill(~there, -torch.inf), wanted, rng)
+        kept = tokens[:, token_at] & earlier
+        left = earlier & ~kept
+        others = _first(left.float(), kept.sum(1, keepdim=True), rng) & left
+        return torch.stack([kept, others])
+
+
+def _first(values: Tensor, wanted: Tensor, rng: np.random.Generator) -> Tensor:
+    """Which of the values (rows, n) are among the `wanted` (rows, 1) largest of their row, of equal ones some at random."""
+    shuffled = torch.from_numpy(rng.random(values.shape).argsort(1)).to(values.device)
+    order = shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
+    is_first = torch.arange(values.shape[1], device=values.device) < wanted
+    return torch.zeros_like(is_first).scatter(1, order, is_first)
 
 
 @dataclass
@@ -182,9 +185,7 @@ class _Head:
 
 def _written(read: _Read, outs: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     """What a head writes, (rows, positions, d_model), and what is kept of it, (2, rows, positions, d_model)."""
-    length = directions.shape[1]
-    amounts = read.amounts.new_zeros(*read.amounts.shape[:-1], length).scatter_add(-1, read.keys.clamp_min(0), read.amounts)
-    return read.found @ outs.to(read.found), amounts @ directions.to(amounts)
+    return read.found @ outs.to(read.found), (read.lowered * read.kept) @ directions.to(read.lowered)
 
 
 def explained(
@@ -192,9 +193,9 @@ def explained(
 ) -> tuple[ExplainedHead, ...]:
     """How much of what each of the heads does to the model's predictions at the `queries` copy suppression explains.
 
-    Of each head, at every position q but the first, it is kept what it writes from the keys before q, the first left out, whose
-    tokens are predicted most at q by the stream before its layer: of each key the part along the logit of the key's own token,
-    where that lowers it. All else that the head writes is its mean over rows and positions, the first left out. It is changed
+    Of each head, at every position q but the first, it is kept what it writes from the keys before q, the first left out, where
+    the 5 % of tokens stand that the stream before its layer predicts most at q: of each key the part along the logit of the key's
+    own token, where that lowers it. All else that the head writes is its mean over rows and positions, the first left out. It is changed
     where the layer writes to the residual stream, the scale of a norm behind attention held fixed, and all that comes after is
     computed anew.
 
