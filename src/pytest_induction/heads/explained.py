@@ -39,12 +39,12 @@ PASSES_OF_A_HEAD = 3  # mean ablation, what suppression explains, and other keys
 
 @dataclass(frozen=True)
 class ExplainedHead:
-    """How much of the effect of one head copy suppression explains, and other keys in place of those predicted: no unit, below 1.
+    """How much of the effect of one head copy suppression explains, and other keys in place of those predicted.
 
-    `recovered` is 1 - KL(model || only suppression kept) / KL(model || mean-ablated), both summed over queries and rows: 1 where
-    suppression is all that the head does, 0 where it does no more than the head's mean, below 0 where less. `others` is the same
-    with as many other earlier keys, drawn at random: the null. The `_error` of each is its standard error over rows.
-    `ablated_kl` is KL(model || mean-ablated) in nats, the mean over queries: where it is below a millionth all else is NaN.
+    `recovered`, at most 1, is 1 - KL(model || only suppression kept) / KL(model || mean-ablated), both summed over queries and
+    rows: 1 where suppression is all that the head does, 0 where keeping it does no more than the mean, below 0 where less.
+    `others` is the same with as many other earlier keys, drawn at random: the null. The `_error` of each is its standard error
+    over rows. `ablated_kl` is KL(model || mean-ablated) in nats, the mean over queries: below a millionth all else is NaN.
     """
 
     layer: int

@@ -305,9 +305,9 @@ def measure_copy_suppression(
     m is how often the token occurred before the query at position q. `text` is as for `assert_learns_in_context`; of a long one
     `max_rows` rows are taken, spread over all of it. `seed` draws the other tokens.
 
-    `explain` names heads of which it is also measured how much of their effect suppression explains (`.explained`): each is
-    ablated but for what it lowers, where that stands among the 5 % of earlier keys that are predicted most, and the model goes on
-    from there. `recovered` is 1 where this changes nothing and 0 where it changes as much as mean ablation.
+    `explain` names heads of which it is also measured how much of their effect suppression explains (`.explained`). Each writes
+    its mean but for what it lowers where it stands, of the 5 % of earlier tokens that are predicted most, and the model goes on
+    from there: `recovered` is 1 where this changes nothing, and 0 where it changes as much as mean ablation.
 
     Costs one pass over the rows, and beside it the unembedding of 32 positions before every layer. With `explain` two passes more
     and three for each head, from its layer on. Raises `TextError` for a text that makes fewer than two rows, `UnsupportedModel`
