@@ -65,7 +65,7 @@ class ExplainedHead:
 
 
 def n_kept(count: int) -> int:
-    """Of how many of so many different tokens before a query it is kept what the head lowers where they stand: 5 %, rounded up."""
+    """How many are kept of so many different tokens before a query: 5 %, rounded up."""
     return -(-count // TOKENS)
 
 
@@ -193,11 +193,11 @@ def explained(
 ) -> tuple[ExplainedHead, ...]:
     """How much of what each of the heads does to the model's predictions at the `queries` copy suppression explains.
 
-    Of each head, at every position q but the first, it is kept what it writes from the keys before q, the first left out, where
-    the 5 % of tokens stand that the stream before its layer predicts most at q: of each key the part along the logit of the key's
-    own token, where that lowers it. All else that the head writes is its mean over rows and positions, the first left out. It is changed
-    where the layer writes to the residual stream, the scale of a norm behind attention held fixed, and all that comes after is
-    computed anew.
+    At every position q but the first, the keys k with 0 < k < q are looked at where one of the 5 % of tokens stands that the
+    stream before the head's layer predicts most at q. What the head writes from each of them is kept along the logit of the key's
+    own token, where that lowers it. All else that the head writes is its mean over rows and positions, the first left out. It is
+    changed where the layer writes to the residual stream, the scale of a norm behind attention held fixed, and all that comes
+    after is computed anew.
 
     Raises `ModelError` where logits are not finite.
     """
