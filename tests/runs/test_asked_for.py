@@ -10,7 +10,7 @@ from pytest_induction import InductionRecorder, load_model, measure_competing_ma
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.planted import induction_head, longest_match_head, uniform_head
 from pytest_induction.records import TokenSpace
-from pytest_induction.runs.asked_for import AskedFor, ids_by_frequency
+from pytest_induction.runs.asked_for import Asked, AskedFor, ids_by_frequency
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.sweep import sweep
 from tests.runs.training import CONTEXT, D_VOCAB, Tiny
@@ -96,7 +96,7 @@ class TestLongerMatches:
     @pytest.mark.parametrize(("made", "gain", "preference"), [(longest_match_head, 16.0, 1.0), (induction_head, 0.0, 0.0)])
     def test_planted_heads_have_what_they_were_made_for(self, made, gain, preference):
         subject = load_model(made())
-        found = Measuring(longer_matches=True).snapshot(subject, 0)
+        found = Measuring(asked=Asked(longer_matches=True)).snapshot(subject, 0)
         assert found.match_gain == pytest.approx(gain, abs=0.2)
         assert np.nanmax(found.preference) == pytest.approx(preference, abs=0.05)
         assert found.rows["match_gain"].shape == (12,) and found.rows["match_gain"].mean() == pytest.approx(
@@ -106,7 +106,7 @@ class TestLongerMatches:
     def test_it_is_what_the_measure_of_competing_matches_finds(self):
         subject = load_model(longest_match_head())
         scores = measure_competing_matches(subject, n_sequences=12, seed=0)
-        found = Measuring(longer_matches=True, seed=0).snapshot(subject, 0)
+        found = Measuring(seed=0, asked=Asked(longer_matches=True)).snapshot(subject, 0)
         assert found.match_gain == pytest.approx(scores.estimates["gain"].value, abs=1e-5)
         np.testing.assert_allclose(found.preference, scores.preference, atol=1e-6)
 
@@ -116,7 +116,7 @@ class TestLongerMatches:
         assert set(found.rows) == {"advantage"}
 
     def test_a_model_too_small_for_the_rows_has_a_problem_and_all_else(self):
-        found = Measuring(longer_matches=True).snapshot(load_model(induction_head(d_vocab=9)), 0)
+        found = Measuring(asked=Asked(longer_matches=True)).snapshot(load_model(induction_head(d_vocab=9)), 0)
         assert found.match_gain is None and "10 usable token ids" in found.problem and found.advantage is not None
 
 
@@ -131,7 +131,7 @@ class TestByFrequency:
 
     def test_the_advantages_are_those_of_a_slow_reference(self):
         subject = load_model(Forgetful(known=60))
-        asked = AskedFor(subject.space, 6, 0, counts=COUNTS)
+        asked = AskedFor(subject.space, 6, 0, Asked(token_counts=COUNTS))
         rows, heads = asked.measure(subject)
         for name, probe in zip(("common_advantage", "rare_advantage"), asked.by_frequency, strict=True):
             np.testing.assert_allclose(rows[name], slow_advantage(subject, probe), atol=1e-4)
@@ -140,9 +140,9 @@ class TestByFrequency:
         assert common.tokens[:, common.start :].max() < 12 and rare.tokens[:, rare.start :].min() >= 54
 
     def test_a_model_that_knows_common_ids_alone_is_told_from_one_that_knows_all(self):
-        found = Measuring(token_counts=COUNTS).snapshot(load_model(Forgetful()), 0)
+        found = Measuring(asked=Asked(token_counts=COUNTS)).snapshot(load_model(Forgetful()), 0)
         assert found.common_advantage > 5 and abs(found.rare_advantage) < 1e-6
-        whole = Measuring(token_counts=COUNTS).snapshot(load_model(induction_head(d_vocab=64)), 0)
+        whole = Measuring(asked=Asked(token_counts=COUNTS)).snapshot(load_model(induction_head(d_vocab=64)), 0)
         assert whole.common_advantage > 5 and whole.rare_advantage > 5
         assert whole.errors["rare_advantage"] < 1 and whole.rows["rare_advantage"].shape == (12,)
 
@@ -176,11 +176,10 @@ class TestByFrequency:
 
 class TestInARun:
     def test_light_snapshots_are_without(self):
-        asked = Measuring(text=np.zeros((4, CONTEXT), int), longer_matches=True, token_counts=COUNTS)
-        assert [each.longer_matches for each in asked.lighter()] == [True, True, False, False]
-        assert [each.token_counts is None for each in asked.lighter()] == [False, False, True, True]
+        asked = Measuring(text=np.zeros((4, CONTEXT), int), asked=Asked(longer_matches=True, token_counts=COUNTS))
+        assert [bool(each.asked) for each in asked.lighter()] == [True, True, False, False]
         plain = replace(asked, text=None)
-        assert [each.longer_matches for each in plain.lighter()] == [True, True, False]
+        assert [bool(each.asked) for each in plain.lighter()] == [True, True, False]
 
     def test_a_run_keeps_them_row_by_row(self, tmp_path):
         from pytest_induction import load_run
