@@ -45,7 +45,9 @@ class TestRows:
 
     def test_what_the_row_says_comes_before_what_the_weights_say_as_often_as_after(self):
         rows = drawn(n_sequences=200)
-        place = {name: (rows.tokens[:, :, None] == getattr(rows, name)[:, None]).argmax(axis=1) for name in ("in_row", "in_weights")}
+        place = {
+            name: (rows.tokens[:, :, None] == getattr(rows, name)[:, None]).argmax(axis=1) for name in ("in_row", "in_weights")
+        }
         assert np.mean(place["in_row"] < place["in_weights"]) == pytest.approx(0.5, abs=0.05)
 
     def test_tokens_have_a_clear_successor_and_are_the_half_with_the_clearest(self):

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def slow_predictors(rows):
     for states in rows.states.tolist():
         for end in range(len(states) // 2 + 1, len(states) + 1):
             row, k, alpha = states[:end], len(rows.ids), rows.alpha
-            seen, pairs, before = Counter(row), Counter(zip(row, row[1:], strict=False)), Counter(row[:-1])
+            seen, pairs, before = Counter(row), Counter(pairwise(row)), Counter(row[:-1])
             unigrams.append([(seen[b] + alpha) / (len(row) + k * alpha) for b in range(k)])
             bigrams.append([(pairs[row[-1], b] + alpha) / (before[row[-1]] + k * alpha) for b in range(k)])
     return np.array(unigrams), np.array(bigrams)
@@ -104,10 +105,18 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("chains", "space", "why"),
         [
-            (MarkovChains(9), TokenSpace(d_vocab=9, bos_id=0), "chains of 9 states need as many usable token ids, the model has 8"),
+            (
+                MarkovChains(9),
+                TokenSpace(d_vocab=9, bos_id=0),
+                "chains of 9 states need as many usable token ids, the model has 8",
+            ),
             (MarkovChains((1, 2)), SPACE, "the model has no 2 or it is special"),
             (MarkovChains((1, 99)), SPACE, "the model has no 99 or it is special"),
-            (MarkovChains(4), TokenSpace(d_vocab=9, bos_id=0, n_ctx=8), "rows of chains need 9 positions, the model's context has 8"),
+            (
+                MarkovChains(4),
+                TokenSpace(d_vocab=9, bos_id=0, n_ctx=8),
+                "rows of chains need 9 positions, the model's context has 8",
+            ),
         ],
     )
     def test_models_that_are_too_small(self, chains, space, why):

@@ -157,7 +157,7 @@ def conflict_rows(conflicts: Conflicts, *, rng: np.random.Generator, n_sequences
     if groups < 1:
         raise ProbeError(
             f"rows in conflict with the training data need {ROOM + len(first)} positions, {DISTINCT} usable ids and one id with "
-            f"a clear successor (seen {FEWEST_SEEN} times or more): the model has {room + len(first)}, {len(known)} and {len(found)}"
+            f"a clear successor (seen {FEWEST_SEEN} times or more), there are {room + len(first)}, {len(known)} and {len(found)}"
         )
     rows = [_row(known, row, room, rng) for row in drawn]
     tokens = np.array([first + tokens for tokens, _ in rows], dtype=np.int64)

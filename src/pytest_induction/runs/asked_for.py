@@ -189,9 +189,7 @@ def _advantages(subject: ModelUnderTest, common: Probe, rare: Probe) -> Mapping[
     return {"common_advantage": first, "rare_advantage": last}
 
 
-def distances_from_predictors(
-    subject: ModelUnderTest, rows: MarkovRows, unigram: Floats, bigram: Floats
-) -> Mapping[str, Array]:
+def distances_from_predictors(subject: ModelUnderTest, rows: MarkovRows, unigram: Floats, bigram: Floats) -> Mapping[str, Array]:
     """KL(unigram || model) and KL(bigram || model) of each row, in nats, means over the second half of its states.
 
     `unigram` and `bigram` (n_sequences, queries, n_states) are as `MarkovRows` has them. The model's probabilities are those of

@@ -69,11 +69,11 @@ class InductionRecorder(Keeping):
     a step trains on.
 
     `longer_matches` adds what a match of three tokens gains over one of one, in the model and in each head, and `token_counts`
-    (ids,), how often each id stands in the training data, the advantage on common ids and on rare ones. `markov` says of which
-    Markov chains the model is trained on rows (`probes.markov.MarkovChains`), and adds how far it is from their in-context unigram
-    and bigram. `bigram_counts`, an array (ids, ids) or a mapping (a, b) -> how often b follows a in the training data, adds whether
-    it believes the row or the weights where they disagree. Each costs a pass or two of its own, so they are off by default; a
-    budget that is short leaves them out of light snapshots.
+    (ids,), how often each id stands in the training data, the advantage on common ids and on rare ones. `markov` says which
+    Markov chains the rows of the training are from (`probes.markov.MarkovChains`), and adds how far the model is from their
+    in-context unigram and bigram. `bigram_counts`, an array (ids, ids) or a mapping (a, b) -> how often b follows a in the
+    training data, adds whether the row or the weights win where they disagree. Each costs passes of its own, so they are off by
+    default; a budget that is short leaves them out of light snapshots.
 
     A training that goes on from a checkpoint goes on with its run at the same path. `resume` says what is done where one begins
     from the start, or with another model, though a run is there already. True goes on with it, and what is measured replaces

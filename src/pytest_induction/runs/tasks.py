@@ -15,9 +15,9 @@ from pytest_induction.model.factories import import_place
 from pytest_induction.model.protocol import ModelUnderTest, why_unread
 from pytest_induction.observers import tracking_subjects
 from pytest_induction.progress import showing_on
+from pytest_induction.runs.asked_for import NOTHING, Asked
 from pytest_induction.runs.checkpoints.finding import Checkpoint
 from pytest_induction.runs.checkpoints.loading import FactoryError, Loader, Loading
-from pytest_induction.runs.asked_for import NOTHING, Asked
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.options_named import spelt
 from pytest_induction.runs.record import Snapshot
