@@ -97,7 +97,17 @@ Opened = Any  # NamedModel | HeadsProfile | Kept | Recorded | Trained
 
 
 def compare(first: str, second: str, settings: Settings) -> SideBySide:
-    """Both side by side. Raises an error of ours, of one line, where either cannot be opened or measured."""
+    """Both side by side. Raises an error of ours, of one line, where either cannot be opened or measured.
+
+    Two of one name, as runs that were both recorded as `run`, are called as they were given.
+    """
+    found = _compared(first, second, settings)
+    if found.before.name != found.after.name or first == second:
+        return found
+    return replace(found, before=replace(found.before, name=first), after=replace(found.after, name=second))
+
+
+def _compared(first: str, second: str, settings: Settings) -> SideBySide:
     from pytest_induction.comparison.profiles import HeadsProfile
 
     one, other = opened(first), opened(second)

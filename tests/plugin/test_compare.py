@@ -73,6 +73,16 @@ def test_what_was_kept_stands_for_a_model(factories, tmp_path):
     assert compare(str(tmp_path / "report.json"), factories("first"), PLAIN).before.kind == "report on a model"
 
 
+def test_two_of_one_name_are_called_as_they_were_given(tmp_path):
+    """As two runs that were recorded under one name, or two baselines of one model."""
+    given = [str(tmp_path / f"{name}.json") for name in ("one", "other")]
+    for path in given:
+        write_baseline(tmp_path / path, {"numbers": Numbers({"repeat_loss": Field(2.0)}, {})})
+    found = compare(*given, PLAIN)
+    assert [found.before.name, found.after.name] == given
+    assert compare(given[0], given[0], PLAIN).after.name == "numbers"
+
+
 def test_two_runs_have_their_curves_over_each_other(capsys, tmp_path):
     """With their phase changes and the verdict on whether they are alike; snapshots alone have none."""
     out = tmp_path / "runs.json"
