@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from pytest_induction.runs.record import Snapshot, TrainingRun
 
 MAPPED = ("prefix_matching", "previous_token", "duplicate_token", "first_token")
-OF_TRAINING = ("foretold_gap", "match_gain", "common_advantage", "rare_advantage")  # recorded of runs alone
+OF_TRAINING = (  # recorded of runs alone
+    *("foretold_gap", "match_gain", "common_advantage", "rare_advantage"),
+    *("markov_unigram_kl", "markov_bigram_kl", "in_context_preference"),
+)
 BEHAVIOUR = (
     "repeat_accuracy",
     "repeat_loss",

@@ -84,7 +84,8 @@ SCORES: Mapping[str, Range] = {
     **dict.fromkeys(("repeat_accuracy", "repeat_accuracy", "first_accuracy"), SHARE),
     **dict.fromkeys(("first_loss", "repeat_loss", "repeat_loss", "early_loss", "late_loss", "foretold_loss", "other_loss"), LOSS),
     **dict.fromkeys(("token_losses", "index_losses"), LOSS),
-    **dict.fromkeys(("foretold_gap", "match_gain", "common_advantage", "rare_advantage"), NATS),
+    **dict.fromkeys(("foretold_gap", "match_gain", "common_advantage", "rare_advantage", "in_context_preference"), NATS),
+    **dict.fromkeys(("markov_unigram_kl", "markov_bigram_kl"), LOSS),
     "loss": NATS,  # the training's own, whatever it adds to the cross-entropy
     **dict.fromkeys(("advantage", "icl_score", "icl_rows", "icl_score", "copy_effect", "ablation_effect"), NATS),
     **dict.fromkeys(("step", "tokens", "steps"), COUNT),

@@ -58,6 +58,7 @@ OTHERS = {
     ("forward/calling.py", "CLOSE"),
     ("attention/leaks.py", "NOISE"),
     ("planted/blueprint.py", "RESTING"),
+    ("probes/conflicts.py", "MOST_SHARE"),  # of the count of another successor
     ("probes/semantic.py", "rng.random() < 0.5"),
     ("probes/strategies/searching.py", "FULL"),
     ("probes/strategies/searching.py", "LEAST_FULL"),

@@ -1,6 +1,8 @@
-"""What a snapshot has beside heads and repeats: by match in a text, on longer matches, on common and on rare ids."""
+"""What a snapshot has beside heads and repeats: by match in a text, longer matches, common and rare ids, chains, conflicts."""
 
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ import torch
 from pytest_induction import InductionRecorder, load_model, measure_competing_matches
 from pytest_induction.errors import ArgumentError, ModelError
 from pytest_induction.planted import induction_head, longest_match_head, uniform_head
+from pytest_induction.probes.markov import MarkovChains
 from pytest_induction.records import TokenSpace
-from pytest_induction.runs.asked_for import AskedFor, ids_by_frequency
+from pytest_induction.runs.asked_for import Asked, AskedFor, ids_by_frequency
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.sweep import sweep
 from tests.runs.training import CONTEXT, D_VOCAB, Tiny
@@ -96,7 +99,7 @@ class TestLongerMatches:
     @pytest.mark.parametrize(("made", "gain", "preference"), [(longest_match_head, 16.0, 1.0), (induction_head, 0.0, 0.0)])
     def test_planted_heads_have_what_they_were_made_for(self, made, gain, preference):
         subject = load_model(made())
-        found = Measuring(longer_matches=True).snapshot(subject, 0)
+        found = Measuring(asked=Asked(longer_matches=True)).snapshot(subject, 0)
         assert found.match_gain == pytest.approx(gain, abs=0.2)
         assert np.nanmax(found.preference) == pytest.approx(preference, abs=0.05)
         assert found.rows["match_gain"].shape == (12,) and found.rows["match_gain"].mean() == pytest.approx(
@@ -106,7 +109,7 @@ class TestLongerMatches:
     def test_it_is_what_the_measure_of_competing_matches_finds(self):
         subject = load_model(longest_match_head())
         scores = measure_competing_matches(subject, n_sequences=12, seed=0)
-        found = Measuring(longer_matches=True, seed=0).snapshot(subject, 0)
+        found = Measuring(seed=0, asked=Asked(longer_matches=True)).snapshot(subject, 0)
         assert found.match_gain == pytest.approx(scores.estimates["gain"].value, abs=1e-5)
         np.testing.assert_allclose(found.preference, scores.preference, atol=1e-6)
 
@@ -116,7 +119,7 @@ class TestLongerMatches:
         assert set(found.rows) == {"advantage"}
 
     def test_a_model_too_small_for_the_rows_has_a_problem_and_all_else(self):
-        found = Measuring(longer_matches=True).snapshot(load_model(induction_head(d_vocab=9)), 0)
+        found = Measuring(asked=Asked(longer_matches=True)).snapshot(load_model(induction_head(d_vocab=9)), 0)
         assert found.match_gain is None and "10 usable token ids" in found.problem and found.advantage is not None
 
 
@@ -131,7 +134,7 @@ class TestByFrequency:
 
     def test_the_advantages_are_those_of_a_slow_reference(self):
         subject = load_model(Forgetful(known=60))
-        asked = AskedFor(subject.space, 6, 0, counts=COUNTS)
+        asked = AskedFor(subject.space, 6, 0, Asked(token_counts=COUNTS))
         rows, heads = asked.measure(subject)
         for name, probe in zip(("common_advantage", "rare_advantage"), asked.by_frequency, strict=True):
             np.testing.assert_allclose(rows[name], slow_advantage(subject, probe), atol=1e-4)
@@ -140,9 +143,9 @@ class TestByFrequency:
         assert common.tokens[:, common.start :].max() < 12 and rare.tokens[:, rare.start :].min() >= 54
 
     def test_a_model_that_knows_common_ids_alone_is_told_from_one_that_knows_all(self):
-        found = Measuring(token_counts=COUNTS).snapshot(load_model(Forgetful()), 0)
+        found = Measuring(asked=Asked(token_counts=COUNTS)).snapshot(load_model(Forgetful()), 0)
         assert found.common_advantage > 5 and abs(found.rare_advantage) < 1e-6
-        whole = Measuring(token_counts=COUNTS).snapshot(load_model(induction_head(d_vocab=64)), 0)
+        whole = Measuring(asked=Asked(token_counts=COUNTS)).snapshot(load_model(induction_head(d_vocab=64)), 0)
         assert whole.common_advantage > 5 and whole.rare_advantage > 5
         assert whole.errors["rare_advantage"] < 1 and whole.rows["rare_advantage"].shape == (12,)
 
@@ -174,13 +177,197 @@ class TestByFrequency:
             recorder(induction_head(d_vocab=9), 0)
 
 
+CHAINS = MarkovChains(6, alpha=0.4, n_positions=60)
+
+
+class Predictor(torch.nn.Module):
+    """Predicts the next state of a Markov chain of ids 1 to 6 in one way, counted from the row so far by the definition."""
+
+    def __init__(self, kind, alpha=0.4, k=6, share=1.0):
+        super().__init__()
+        self.kind, self.alpha, self.k, self.share, self.n_ctx, self.vocab_size = kind, alpha, k, share, 128, 24
+        self.bos_token_id = 0
+
+    def shares(self, row):
+        """Of the next state, behind states counted from 0."""
+        if self.kind == "uniform" or not row:
+            return [1 / self.k] * self.k
+        seen, total = (
+            (Counter(row), len(row))
+            if self.kind == "unigram"
+            else (Counter(b for a, b in pairwise(row) if a == row[-1]), row[:-1].count(row[-1]))
+        )
+        found = [(seen[b] + self.alpha) / (total + self.k * self.alpha) for b in range(self.k)]
+        return found[1:] + found[:1] if self.kind == "wrong" else found
+
+    def forward(self, tokens):
+        logits = torch.full((*tokens.shape, 24), -3.0)  # nearly half of all goes to ids that are no states
+        for number, row in enumerate(tokens.tolist()):
+            for place in range(len(row)):
+                shares = (
+                    self.shares([token - 1 for token in row[1 : place + 1]]) if max(row[1 : place + 1], default=1) <= 6 else 1
+                )
+                logits[number, place, 1:7] = torch.tensor(shares).log() if shares != 1 else 0.0
+        return logits
+
+
+def slow_kl(of, model):
+    """Mean over the queries of each row of KL(of || model), in nats, both predictors that are known."""
+    asked = AskedFor(TokenSpace(d_vocab=24, bos_id=0), 4, 0, Asked(markov=CHAINS))
+    rows, *_ = asked.markov(CHAINS)
+    return [
+        np.mean(
+            [
+                sum(p * np.log(p / q) for p, q in zip(of.shares(row[:end]), model.shares(row[:end]), strict=True))
+                for end in range(31, 61)
+            ]
+        )
+        for row in rows.states.tolist()
+    ]
+
+
+class TestMarkovChains:
+    @pytest.mark.parametrize("kind", ["uniform", "unigram", "bigram", "wrong"])
+    def test_distances_are_those_of_a_slow_reference(self, kind):
+        model = Predictor(kind)
+        found, heads = AskedFor(TokenSpace(d_vocab=24, bos_id=0), 4, 0, Asked(markov=CHAINS)).measure(load_model(model))
+        assert not heads and set(found) == {"markov_unigram_kl", "markov_bigram_kl"}
+        for name in ("unigram", "bigram"):
+            np.testing.assert_allclose(found[f"markov_{name}_kl"], slow_kl(Predictor(name), model), atol=1e-5)
+
+    @pytest.mark.parametrize(("kind", "nearest"), [("unigram", "markov_unigram_kl"), ("bigram", "markov_bigram_kl")])
+    def test_a_model_that_is_a_predictor_is_at_no_distance_from_it_alone(self, kind, nearest):
+        found = Measuring(n_sequences=4, asked=Asked(markov=CHAINS)).snapshot(load_model(Predictor(kind)), 0)
+        values = {name: getattr(found, name) for name in ("markov_unigram_kl", "markov_bigram_kl")}
+        assert abs(values.pop(nearest)) < 1e-6 and min(values.values()) > 0.2
+        assert found.rows[nearest].shape == (4,) and found.advantage is not None and not found.problem
+
+    def test_one_that_knows_nothing_is_as_far_as_the_predictors_are_from_uniform(self):
+        found = Measuring(n_sequences=4, asked=Asked(markov=CHAINS)).snapshot(load_model(Predictor("uniform")), 0)
+        wrong = Measuring(n_sequences=4, asked=Asked(markov=CHAINS)).snapshot(load_model(Predictor("wrong")), 0)
+        assert wrong.markov_bigram_kl > found.markov_bigram_kl + 0.5 > found.markov_unigram_kl + 0.5 > 0.5
+
+    def test_a_prior_that_is_another_is_seen(self):
+        found = Measuring(n_sequences=4, asked=Asked(markov=CHAINS)).snapshot(load_model(Predictor("bigram", alpha=1.0)), 0)
+        assert 0.01 < found.markov_bigram_kl < 0.2
+
+    def test_states_that_the_model_lacks_are_said_before_the_first_step(self, tmp_path):
+        recorder = InductionRecorder(tmp_path / "run", markov=MarkovChains(D_VOCAB + 1))
+        with pytest.raises(ModelError, match=r"need as many usable token ids, the model has \d+; record without `markov`, or"):
+            recorder(Tiny(), 0)
+        with pytest.raises(ArgumentError, match=r"`markov` must be `MarkovChains` of pytest_induction\.probes\.markov, got 8"):
+            InductionRecorder(tmp_path / "run", markov=8)
+
+
+class Believer(torch.nn.Module):
+    """What follows a token: in the training data, by a fixed table, or in the row, where it stood there before."""
+
+    def __init__(self, table, row, weights):
+        super().__init__()
+        self.table, self.row, self.weights, self.n_ctx, self.vocab_size = torch.tensor(table), row, weights, 128, 64
+        self.bos_token_id = 0
+
+    def forward(self, tokens):
+        logits = torch.nn.functional.one_hot(self.table[tokens], 64).float() * self.weights
+        for number, row in enumerate(tokens.tolist()):
+            for place, token in enumerate(row):
+                for earlier in range(place):
+                    if row[earlier] == token:
+                        logits[number, place, row[earlier + 1]] += self.row
+        return logits
+
+
+class Present(Believer):
+    """Prefers whatever stood in the row, wherever."""
+
+    def forward(self, tokens):
+        logits = torch.zeros((*tokens.shape, 64))
+        for number, row in enumerate(tokens.tolist()):
+            for place in range(len(row)):
+                logits[number, place, row[: place + 1]] = self.row
+        return logits
+
+
+TABLE = np.random.default_rng(5).permutation(64)
+BIGRAMS = np.full((64, 64), 1)
+BIGRAMS[np.arange(64), TABLE] = 50
+
+
+class TestConflicts:
+    @pytest.mark.parametrize(("row", "weights"), [(8.0, 0.0), (0.0, 6.0), (4.0, 4.0), (3.0, 7.5)])
+    def test_a_model_that_believes_so_much_in_each_prefers_the_row_by_the_difference(self, row, weights):
+        found = Measuring(asked=Asked(bigram_counts=bigrams())).snapshot(load_model(Believer(TABLE, row, weights)), 0)
+        assert found.in_context_preference == pytest.approx(row - weights, abs=1e-5)
+        assert found.rows["in_context_preference"].shape == (12,)
+
+    def test_it_is_that_of_a_slow_reference(self):
+        subject = load_model(Tiny())
+        counts = np.ones((D_VOCAB, D_VOCAB), dtype=int)
+        counts[np.arange(D_VOCAB), np.roll(np.arange(D_VOCAB), 3)] = 30
+        asked = AskedFor(
+            subject.space, 6, 0, Asked.of(longer_matches=False, token_counts=None, markov=None, bigram_counts=counts)
+        )
+        rows, _ = asked.measure(subject)
+        drawn, expected = asked.conflicts(asked.asked.bigram_counts), []
+        log_p = subject.logits(torch.from_numpy(drawn.tokens)).double().log_softmax(-1).numpy()
+        for row, of_row, queries in zip(drawn.tokens.tolist(), log_p, drawn.queries.tolist(), strict=True):
+            gaps = []
+            for query in queries:
+                in_row = row[row.index(row[query]) + 1]
+                gaps.append(of_row[query][in_row] - of_row[query][counts[row[query]].argmax()])
+            expected.append(np.mean(gaps))
+        np.testing.assert_allclose(rows["in_context_preference"], expected, atol=1e-5)
+        assert np.abs(expected).max() > 0.01
+
+    def test_what_only_stood_in_the_row_is_not_preferred(self):
+        found = Measuring(asked=Asked(bigram_counts=bigrams())).snapshot(load_model(Present(TABLE, 5.0, 0.0)), 0)
+        assert found.in_context_preference == 0
+
+    def test_a_planted_induction_head_believes_the_row(self):
+        found = Measuring(asked=Asked(bigram_counts=bigrams())).snapshot(load_model(induction_head(d_vocab=64)), 0)
+        none = Measuring(asked=Asked(bigram_counts=bigrams())).snapshot(load_model(uniform_head(d_vocab=64)), 0)
+        assert found.in_context_preference > 5 and abs(none.in_context_preference) < 0.3
+
+    def test_counts_that_cannot_be_used_are_said_at_once(self, tmp_path):
+        with pytest.raises(ArgumentError, match="`bigram_counts` must be whole numbers"):
+            InductionRecorder(tmp_path / "run", bigram_counts=np.ones(3))
+        with pytest.raises(ArgumentError, match="`bigram_counts` must be whole numbers"):
+            sweep(tmp_path, tmp_path / "out", bigram_counts=np.ones(3))
+        recorder = InductionRecorder(tmp_path / "run", bigram_counts=BIGRAMS)
+        with pytest.raises(ModelError, match=f"names id 63, the model has {D_VOCAB} ids; record without `bigram_counts`, or"):
+            recorder(Tiny(), 0)
+
+
+def bigrams():
+    return Asked.of(longer_matches=False, token_counts=None, markov=None, bigram_counts=BIGRAMS).bigram_counts
+
+
+class TestSettings:
+    def test_each_is_told_from_others_of_its_kind(self):
+        def settings(**given):
+            plain = {"longer_matches": False, "token_counts": None, "markov": None, "bigram_counts": None}
+            return Asked.of(**(plain | given)).settings
+
+        assert set(settings().values()) == {None} and not Asked() and Asked(markov=CHAINS)
+        several = [
+            settings(longer_matches=True),
+            settings(token_counts=COUNTS),
+            settings(token_counts=COUNTS + 1),
+            settings(markov=CHAINS),
+            settings(markov=replace(CHAINS, alpha=0.5)),
+            settings(bigram_counts=BIGRAMS),
+            settings(bigram_counts=BIGRAMS + 1),
+        ]
+        assert len({str(each) for each in several}) == len(several)
+        assert settings(bigram_counts=BIGRAMS) == settings(bigram_counts=BIGRAMS.tolist())
+
+
 class TestInARun:
     def test_light_snapshots_are_without(self):
-        asked = Measuring(text=np.zeros((4, CONTEXT), int), longer_matches=True, token_counts=COUNTS)
-        assert [each.longer_matches for each in asked.lighter()] == [True, True, False, False]
-        assert [each.token_counts is None for each in asked.lighter()] == [False, False, True, True]
+        asked = Measuring(text=np.zeros((4, CONTEXT), int), asked=Asked(longer_matches=True, token_counts=COUNTS))
+        assert [bool(each.asked) for each in asked.lighter()] == [True, True, False, False]
         plain = replace(asked, text=None)
-        assert [each.longer_matches for each in plain.lighter()] == [True, True, False]
+        assert [bool(each.asked) for each in plain.lighter()] == [True, True, False]
 
     def test_a_run_keeps_them_row_by_row(self, tmp_path):
         from pytest_induction import load_run

@@ -7,6 +7,7 @@ import pytest
 from pytest_induction.errors import ArgumentError, RunError
 from pytest_induction.records import Verdict
 from pytest_induction.runs.phase_change.order import assert_formation_order
+from pytest_induction.runs.transience import assert_no_transience, assert_transience
 from tests.runs.claims import evidence_of, refusal
 from tests.runs.curves import STEPS, X, formed_series, logistic, noise_of, run_of
 
@@ -101,3 +102,35 @@ def test_other_arguments_that_make_no_sense_are_refused():
 def test_in_the_shipped_run_prefix_matching_is_half_done_first():
     found = evidence_of(assert_formation_order, RUNS / "two-layers", order=TWO)
     assert found.verdict is REFUTED and -0.2 < found.estimates["lag"].high < 0
+
+
+LADDER = ("markov_unigram_kl", "markov_bigram_kl")
+
+
+def learned(unigram, bigram, *, seed=0):
+    """A run on Markov chains that comes near the unigram at one place and leaves it for the bigram at another; None for never."""
+    one, two = (0 * X if place is None else logistic(X, place, 0.3) for place in (unigram, bigram))
+    distances = {"markov_unigram_kl": 0.4 - 0.35 * one + 0.4 * two, "markov_bigram_kl": 0.8 - 0.25 * one - 0.45 * two}
+    return run_of(STEPS, **{name: values + noise_of(len(X), 0.003, seed) for name, values in distances.items()})
+
+
+@pytest.mark.parametrize(
+    ("run", "order", "verdict", "reason"),
+    [
+        (learned(1.4, 2.8), LADDER, SHOWN, "in_order"),
+        (learned(1.4, 2.8), LADDER[::-1], REFUTED, "another_order"),
+        (learned(None, 2.8), LADDER, UNDETERMINED, "no_change_to_place"),  # straight to the bigram
+        (learned(1.4, None), LADDER, UNDETERMINED, "order_unclear"),  # the unigram comes nearer to both
+    ],
+)
+def test_the_ladder_of_in_context_ngrams(run, order, verdict, reason):
+    found = evidence_of(assert_formation_order, run, order=order)
+    assert (found.verdict, found.reason) == (verdict, reason)
+
+
+def test_the_shipped_training_on_markov_chains_climbs_it():
+    found = evidence_of(assert_formation_order, RUNS / "markov", order=LADDER)
+    assert (found.verdict, found.reason) == (SHOWN, "in_order") and found.estimates["lag"].low > 0.5
+    left = evidence_of(assert_transience, RUNS / "markov", series="markov_unigram_kl")
+    assert left.verdict is SHOWN and left.estimates["drop"].low > 0.2
+    assert evidence_of(assert_no_transience, RUNS / "markov", series="markov_bigram_kl").verdict is SHOWN

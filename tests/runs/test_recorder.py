@@ -21,6 +21,7 @@ from torch import nn
 from pytest_induction.behaviour.text import row_losses
 from pytest_induction.errors import ArgumentError, RunError, TextError
 from pytest_induction.model.load import load_model
+from pytest_induction.probes.markov import MarkovChains
 from pytest_induction.progress import showing_on
 from pytest_induction.runs import recorder as recording
 from pytest_induction.runs import store
@@ -35,6 +36,12 @@ from tests.model.plain import Plain, unreadable
 from tests.runs.training import CONTEXT, D_VOCAB, Clock, Tiny, loss_of, rows, train
 
 TEXT = np.random.default_rng(0).integers(0, D_VOCAB, (8, CONTEXT))
+ASKED = {
+    "longer_matches": True,
+    "token_counts": np.arange(D_VOCAB),
+    "markov": MarkovChains(5),
+    "bigram_counts": np.roll(np.eye(D_VOCAB, dtype=int), 3, axis=1) * 9,
+}
 
 
 def read(path):
@@ -168,7 +175,7 @@ class TestLeftAlone:
         optimizer = train(model, 25, each_step)
         return model, optimizer, (torch.rand(3).tolist(), random.random(), np.random.random())
 
-    @pytest.mark.parametrize("asked", [{}, {"longer_matches": True, "token_counts": np.arange(D_VOCAB)}])
+    @pytest.mark.parametrize("asked", [{}, ASKED])
     def test_a_training_is_the_same_to_the_bit_with_and_without_the_recorder(self, path, asked):
         plain, optimizer, drawn = self.trained()
         recorder = InductionRecorder(path, text=TEXT, max_overhead=None, stop_when=NotFinite(), **asked)

@@ -31,8 +31,7 @@ from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.observers import attached
 from pytest_induction.ranges import is_finite
 from pytest_induction.records import Provenance, TokenSpace
-from pytest_induction.runs.asked_for import AskedFor
-from pytest_induction.runs.given_numbers import Counts
+from pytest_induction.runs.asked_for import NOTHING, Asked, AskedFor
 from pytest_induction.runs.record import Snapshot
 from pytest_induction.runs.together import is_spread, least_of, let_go, made_ready, why_not_together
 
@@ -52,8 +51,7 @@ class Measuring:
     loss is kept, for the path of a training in the space of losses: about so many, fixed ones, as many from every row; True for
     one from each row, as in the paper, False or 0 for none. They are kept in half precision (three digits).
 
-    With `longer_matches` rows in which matches of several lengths compete are measured too, with `token_counts` (ids,), how often
-    each id stands in the training data, rows of common ids and of rare ones.
+    `asked` is what is measured only if it is asked for.
     """
 
     n_sequences: int = SEQUENCES
@@ -62,8 +60,7 @@ class Measuring:
     max_rows: int = TEXT_ROWS
     token_losses: int = TOKEN_LOSSES
     most_periods: int = PERIODS_AT_ONCE
-    longer_matches: bool = False
-    token_counts: Counts | None = field(default=None, compare=False)
+    asked: Asked = field(default=NOTHING, compare=False)
     _kept: dict[TokenSpace, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
     _drawn: dict[tuple[TokenSpace, int, int], tuple[Drawn, ...]] = field(default_factory=dict, repr=False, compare=False)
     _foretold: dict[TokenSpace, NDArray[np.bool_]] = field(default_factory=dict, repr=False, compare=False)
@@ -79,7 +76,7 @@ class Measuring:
         """
         count = self.n_sequences // 2
         half = replace(self, n_sequences=count, most_periods=max(1, self.most_periods // 2))
-        plain = replace(self, text=None, longer_matches=False, token_counts=None)
+        plain = replace(self, text=None, asked=NOTHING)
         lightest = replace(plain, n_sequences=min(FEWEST_SEQUENCES, self.n_sequences), most_periods=1)
         without = replace(plain, n_sequences=half.n_sequences, most_periods=half.most_periods)
         halves = [half] if self.text is None else [half, without]
@@ -94,7 +91,7 @@ class Measuring:
 
     def check_asked_for(self, subject: ModelUnderTest) -> None:
         """Raise what keeps that from being measured which is measured only if it is asked for: the model is too small for it."""
-        if self.longer_matches or self.token_counts is not None:
+        if self.asked:
             few = replace(self, n_sequences=min(FEWEST_SEQUENCES, self.n_sequences))
             few.asked_for(subject)
 
@@ -224,12 +221,12 @@ class Measuring:
         return found | {"rows": {"foretold_gap": gaps.astype(np.float32)}}, {"foretold_gap": float(_error(gaps))}
 
     def asked_for(self, subject: ModelUnderTest) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What longer matches gain, and the advantage on common and on rare ids, where these were asked for."""
-        if not self.longer_matches and self.token_counts is None:
+        """What a snapshot has only where it was asked for."""
+        if not self.asked:
             return {}, {}
         key = (subject.space, self.n_sequences)
         if key not in self._asked:
-            self._asked[key] = AskedFor(subject.space, self.n_sequences, self.seed, self.longer_matches, self.token_counts)
+            self._asked[key] = AskedFor(subject.space, self.n_sequences, self.seed, self.asked)
         try:
             rows, heads = self._asked[key].measure(subject)
         except (ArgumentError, ProbeError) as error:

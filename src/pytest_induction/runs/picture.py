@@ -24,6 +24,9 @@ ALSO = (  # drawn where they were recorded, and not missed elsewhere
     ("advantage", "advantage on repeated tokens", "nats"),
     ("common_advantage", "advantage on common ids", "nats"),
     ("rare_advantage", "advantage on rare ids", "nats"),
+    ("markov_unigram_kl", "distance from the in-context unigram", "nats"),
+    ("markov_bigram_kl", "distance from the in-context bigram", "nats"),
+    ("in_context_preference", "preference for the row over the weights", "nats"),
     ("match_gain", "gain of three matching tokens over one", "nats"),
     ("foretold_gap", "tokens foretold by a match cost less by", "nats"),
 )

@@ -48,8 +48,11 @@ MIN_CHANGE = {
     "preference": 0.4,
     "common_advantage": 1.0,
     "rare_advantage": 1.0,
+    "markov_unigram_kl": 0.05,
+    "markov_bigram_kl": 0.05,
+    "in_context_preference": 1.0,
 }
-FALLS = ("repeat_loss", "icl_score", "loss")  # what falls where induction forms
+FALLS = ("repeat_loss", "icl_score", "loss", "markov_unigram_kl", "markov_bigram_kl")  # what falls where induction forms
 OF_HEADS = ("prefix_matching", "previous_token", "preference")
 UNITS = {**dict.fromkeys(("prefix_matching", "previous_token", "repeat_accuracy"), "share"), "preference": "preference"}
 SMOOTHED = 5  # values whose median stands for the one in the middle
@@ -188,10 +191,16 @@ NUMBERS = (
     "match_gain",
     "common_advantage",
     "rare_advantage",
+    "markov_unigram_kl",
+    "markov_bigram_kl",
+    "in_context_preference",
 )
 HEADS = ("prefix_matching", "excess", "previous_token", "duplicate_token", "first_token", "preference")
 ROWS = ("icl_rows", "token_losses", "index_losses")
-BY_ROW = ("advantage", "foretold_gap", "match_gain", "common_advantage", "rare_advantage")
+BY_ROW = (
+    *("advantage", "foretold_gap", "match_gain", "common_advantage", "rare_advantage"),
+    *("markov_unigram_kl", "markov_bigram_kl", "in_context_preference"),
+)
 ARRAYS = (*HEADS, *ROWS)
 PerStep = Annotated[float, SCORES["tokens_per_step"]]
 
@@ -256,6 +265,9 @@ class Snapshot(Displayed):
     what followed a match of three tokens minus that of what followed one of one, and `preference` (n_layers, n_heads), from -1
     to 1, that of each head for the longer match, NaN for heads that match too little. `common_advantage` and `rare_advantage` are
     the advantage on repeated rows of frequent ids, and of ids that are rare in the training data, or never there.
+    `markov_unigram_kl` and `markov_bigram_kl` are KL(predictor || model) on rows of Markov chains, of the in-context unigram and
+    bigram, and `in_context_preference` is log p of what followed a token in its row minus that of what follows it in the training
+    data.
 
     `hunts` has what was hunted for a counterexample: the property as it is written -> what came of it. `added` has scores of
     heads that do not come with the package, (n_layers, n_heads) each, in [0, 1], and their own chance, by name.
@@ -284,6 +296,9 @@ class Snapshot(Displayed):
     match_gain: float | None = None
     common_advantage: float | None = None
     rare_advantage: float | None = None
+    markov_unigram_kl: float | None = None
+    markov_bigram_kl: float | None = None
+    in_context_preference: float | None = None
     preference: Floats | None = None
     icl_rows: Floats | None = None
     token_losses: Floats | None = None

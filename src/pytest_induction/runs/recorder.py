@@ -7,17 +7,13 @@ cannot do ends the training: there is one warning, and `problem` says what is mi
 
 from __future__ import annotations
 
-import atexit
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
-from weakref import WeakSet
 
 from torch import nn
 
@@ -31,7 +27,9 @@ from pytest_induction.model.protocol import ModelUnderTest, why_unread
 from pytest_induction.model.specs import module_names
 from pytest_induction.progress import complain, showing_on
 from pytest_induction.ranges import is_finite
-from pytest_induction.runs.given_numbers import checked_counts, checked_tokens_per_step, one_number
+from pytest_induction.runs.asked_for import Asked
+from pytest_induction.runs.closing import left_open
+from pytest_induction.runs.given_numbers import checked_tokens_per_step, one_number
 from pytest_induction.runs.keeping import CHOICE, Earlier, Keeping, check_is_free
 from pytest_induction.runs.measuring import (
     SEQUENCES,
@@ -53,6 +51,7 @@ from pytest_induction.runs.store import RunWriter, read_run
 from pytest_induction.runs.together import first_says, is_first_process, least_of, meet
 
 if TYPE_CHECKING:
+    from pytest_induction.probes.markov import MarkovChains
     from pytest_induction.runs.callbacks import LanguageModel
     from pytest_induction.runs.hunting import HuntsOfRecorder
 
@@ -70,8 +69,11 @@ class InductionRecorder(Keeping):
     a step trains on.
 
     `longer_matches` adds what a match of three tokens gains over one of one, in the model and in each head, and `token_counts`
-    (ids,), how often each id stands in the training data, the advantage on common ids and on rare ones. Both cost passes of their
-    own, so they are off by default; a budget that is short leaves them out of light snapshots.
+    (ids,), how often each id stands in the training data, the advantage on common ids and on rare ones. `markov` says which
+    Markov chains the rows of the training are from (`probes.markov.MarkovChains`), and adds how far the model is from their
+    in-context unigram and bigram. `bigram_counts`, an array (ids, ids) or a mapping (a, b) -> how often b follows a in the
+    training data, adds whether the row or the weights win where they disagree. Each costs passes of its own, so they are off by
+    default; a budget that is short leaves them out of light snapshots.
 
     A training that goes on from a checkpoint goes on with its run at the same path. `resume` says what is done where one begins
     from the start, or with another model, though a run is there already. True goes on with it, and what is measured replaces
@@ -125,6 +127,8 @@ class InductionRecorder(Keeping):
         token_losses: int = TOKEN_LOSSES,
         longer_matches: bool = False,
         token_counts: Any = None,
+        markov: MarkovChains | None = None,
+        bigram_counts: Any = None,
         tokens_per_step: float | None = None,
         hunt: Any = (),
         name: str = "",
@@ -152,8 +156,9 @@ class InductionRecorder(Keeping):
         self._tokens_per_step = checked_tokens_per_step(tokens_per_step)
         self._name = str(name)
         held_out = read_text(text) if isinstance(text, Path) else text
-        self._measuring = Measuring(n_sequences, seed, held_out, token_losses=token_losses)
-        self._measuring = replace(self._measuring, longer_matches=longer_matches, token_counts=checked_counts(token_counts))
+        given = {"token_counts": token_counts, "markov": markov, "bigram_counts": bigram_counts}
+        asked = Asked.of(longer_matches=longer_matches, **given)
+        self._measuring = Measuring(n_sequences, seed, held_out, token_losses=token_losses, asked=asked)
         self._max_overhead = max_overhead
         self._budget = Budget(max_overhead, clock)
         self.expect(total_steps)
@@ -290,7 +295,7 @@ class InductionRecorder(Keeping):
         if self._unsaid and self._writer is None and not self._is_refused:
             self._opened()
         writer, self._writer = self._writer, None
-        _open.discard(self)
+        left_open.discard(self)
         if writer is None:
             return
         self._budget.skipped += self._is_pending
@@ -340,7 +345,7 @@ class InductionRecorder(Keeping):
         self._subject.forget()
         if what == "what was asked for":
             raise ModelError(
-                f"{in_one_line(failure)}; record without `longer_matches` and `token_counts`, or pass {WAY_OUT}"
+                f"{in_one_line(failure)}; record without {self._measuring.asked.named}, or pass {WAY_OUT}"
             ) from failure
         if what == "the text":
             raise TextError(
@@ -458,7 +463,7 @@ class InductionRecorder(Keeping):
             if self._is_new and self._resume is False:
                 self._begin_anew(self._writer)
             self._is_new, self._described = False, None
-            _open.add(self)
+            left_open.add(self)
             if self._writer.header.get("stopped") and not self._stop_reason:
                 self.say(self._writer, partial(RunWriter.describe, stopped=""))  # it goes on after all
             if self.rules and not self._history:
@@ -582,15 +587,3 @@ def _hunts(hunt: Any, budget: Budget, seed: int) -> HuntsOfRecorder | None:
     from pytest_induction.runs.hunting import HuntsOfRecorder
 
     return HuntsOfRecorder(hunt, budget, seed)
-
-
-def _close_all() -> None:
-    """Close, at the end of the process, the recorders that nobody has closed."""
-    for recorder in [each for each in _open if each.is_writing]:
-        with suppress(Exception), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            recorder.close()
-
-
-_open: WeakSet[InductionRecorder] = WeakSet()
-atexit.register(_close_all)

@@ -20,11 +20,12 @@ from pytest_induction.files import expanded
 from pytest_induction.formatting import as_line
 from pytest_induction.model.factories import function_named
 from pytest_induction.model.specs import AUTO, check_device, check_dtype, memory_size, module_names
+from pytest_induction.probes.markov import MarkovChains
 from pytest_induction.progress import advance, progress
+from pytest_induction.runs.asked_for import Asked
 from pytest_induction.runs.checkpoints.finding import Checkpoint, Found, chosen, look_for
 from pytest_induction.runs.checkpoints.loading import Factory, Loading, config_beside, lacks_factory
 from pytest_induction.runs.checkpoints.reading import check_step, layout_of, on_this_machine, stated_step
-from pytest_induction.runs.given_numbers import checked_counts
 from pytest_induction.runs.logs.beside import logged_at
 from pytest_induction.runs.measuring import SEQUENCES
 from pytest_induction.runs.options_named import spelling
@@ -59,6 +60,8 @@ def sweep(
     seed: int = 0,
     longer_matches: bool = False,
     token_counts: Any = None,
+    markov: MarkovChains | None = None,
+    bigram_counts: Any = None,
     tokens_per_step: float | None = None,
     attach: Attach | Sequence[Attach] = (),
 ) -> TrainingRun:
@@ -93,6 +96,8 @@ def sweep(
         seed: what they are drawn with.
         longer_matches: measure what matches of three tokens gain over those of one, too, as `InductionRecorder` does.
         token_counts: how often each id stands in the training data, (ids,): adds the advantage on common and on rare ids.
+        markov: the chains that the model was trained on: adds how far it is from their in-context unigram and bigram.
+        bigram_counts: how often each id follows another in the training data: adds whether the row or the weights win.
         tokens_per_step: tokens that a step of the training had.
 
     Raises:
@@ -120,7 +125,8 @@ def sweep(
     device = "cuda" if num_gpus is not None and device is None else device
     without = module_names(without_pattern)
     loading = Loading(_named(factory), device, dtype, memory, seed, hooks, trust_remote_code, without, spelling())
-    plan = Plan(loading, n_sequences, seed, text, longer_matches, checked_counts(token_counts), score_files())
+    given = {"token_counts": token_counts, "markov": markov, "bigram_counts": bigram_counts}
+    plan = Plan(loading, n_sequences, seed, text, Asked.of(longer_matches=longer_matches, **given), score_files())
     looked = _found(checkpoints, steps)
     found = looked.checkpoints
     _check_can_be_made(plan.loading.factory, found)
@@ -281,8 +287,7 @@ def _check_settings(writer: RunWriter, plan: Plan) -> None:
         "text": _digest(plan.text),
         "dtype": loading.dtype,
     }
-    settings["longer_matches"] = plan.longer_matches or None
-    settings["token_counts"] = _digest(plan.token_counts)
+    settings |= plan.asked.settings
     settings["trust_remote_code"] = loading.trust_remote_code or None  # what runs may be another model
     settings["without_pattern"] = sorted(loading.without_pattern) or None
     before = writer.header.get("sweep")

@@ -15,9 +15,9 @@ from pytest_induction.model.factories import import_place
 from pytest_induction.model.protocol import ModelUnderTest, why_unread
 from pytest_induction.observers import tracking_subjects
 from pytest_induction.progress import showing_on
+from pytest_induction.runs.asked_for import NOTHING, Asked
 from pytest_induction.runs.checkpoints.finding import Checkpoint
 from pytest_induction.runs.checkpoints.loading import FactoryError, Loader, Loading
-from pytest_induction.runs.given_numbers import Counts
 from pytest_induction.runs.measuring import Measuring
 from pytest_induction.runs.options_named import spelt
 from pytest_induction.runs.record import Snapshot
@@ -31,8 +31,7 @@ class Plan:
     n_sequences: int
     seed: int
     text: Any = None
-    longer_matches: bool = False
-    token_counts: Counts | None = None
+    asked: Asked = NOTHING
     score_files: Mapping[str, str] = field(default_factory=dict)
 
     def register_scores(self) -> None:
@@ -53,8 +52,7 @@ class Plan:
         return [name for name in self.score_files if name not in known]
 
     def measuring(self) -> Measuring:
-        asked = {"longer_matches": self.longer_matches, "token_counts": self.token_counts}
-        return Measuring(n_sequences=self.n_sequences, seed=self.seed, text=self.text, **asked)  # type: ignore[arg-type]
+        return Measuring(n_sequences=self.n_sequences, seed=self.seed, text=self.text, asked=self.asked)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "match_gain": ("match_gain",),
     "common_advantage": ("common_advantage",),
     "rare_advantage": ("rare_advantage",),
+    "markov_unigram_kl": ("markov_unigram_kl",),
+    "markov_bigram_kl": ("markov_bigram_kl",),
+    "in_context_preference": ("in_context_preference",),
     "prefix_matching": ("prefix_matching",),
 }
 MEASURES = (*NUMBERS, "prefix_matching")

@@ -40,6 +40,9 @@ WORDS = {
     "preference": "the preference of the best head for the longer match",
     "common_advantage": "the advantage on common ids",
     "rare_advantage": "the advantage on rare ids",
+    "markov_unigram_kl": "the distance from the in-context unigram",
+    "markov_bigram_kl": "the distance from the in-context bigram",
+    "in_context_preference": "the preference for the row over the weights",
 }
 
 
