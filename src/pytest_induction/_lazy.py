@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import pkgutil
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 @functools.cache
 def homes(package: str) -> dict[str, str]:
     """The public names of a package, each with the module that has it, as its stub lists them."""
+    import pkgutil  # a millisecond, which a run of other tests does not pay
+
     stub = pkgutil.get_data(package, "__init__.pyi") or b""
     return {
         name.asname or name.name: node.module

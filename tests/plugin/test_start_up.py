@@ -61,9 +61,9 @@ ENOUGH, MOST = 6, 36
 
 
 def start_up_cost(place, *plugins, limit, most=MOST):
-    """Processor seconds that these plugins add to a run: the cheapest run with them less the cheapest without.
+    """What these plugins add to a run, as a share of it: the cheapest run with them less the cheapest without, in processor seconds.
 
-    Whatever else the machine does only ever adds, so more runs come closer to the truth: pairs go on until the difference
+    A share, because one machine is slower than another, and than itself. Whatever else the machine does only ever adds, so more runs come closer to the truth: pairs go on until the difference
     is below `limit`, or there are `most` of them.
     """
 
@@ -77,23 +77,23 @@ def start_up_cost(place, *plugins, limit, most=MOST):
     seconds(*loaded)  # writes what is compiled
     with_them: list[float] = []
     without: list[float] = []
-    while len(without) < ENOUGH or (min(with_them) - min(without) >= limit and len(without) < most):
+    while len(without) < ENOUGH or (min(with_them) / min(without) - 1 >= limit and len(without) < most):
         with_them.append(seconds(*loaded))
         without.append(seconds())
-    return min(with_them) - min(without)
+    return min(with_them) / min(without) - 1
 
 
-def test_start_up_costs_less_than_thirty_milliseconds(tmp_path):
+def test_start_up_costs_less_than_15_percent_of_pytest_itself(tmp_path):
     """Against the same run without the plugin, interleaved."""
-    assert start_up_cost(tmp_path, "pytest_induction.plugin.hooks", limit=0.030) < 0.030
+    assert start_up_cost(tmp_path, "pytest_induction.plugin.hooks", limit=0.15) < 0.15
 
 
-def test_a_plugin_that_costs_sixty_milliseconds_would_be_seen(tmp_path, monkeypatch):
+def test_a_plugin_that_costs_a_tenth_of_a_second_would_be_seen(tmp_path, monkeypatch):
     """The measure above can fail."""
-    burn = "import time\nbegun = time.process_time()\nwhile time.process_time() - begun < 0.06:\n    pass\n"
+    burn = "import time\nbegun = time.process_time()\nwhile time.process_time() - begun < 0.1:\n    pass\n"
     (tmp_path / "slow_to_start.py").write_text(burn)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert start_up_cost(tmp_path, "slow_to_start", limit=0.030, most=ENOUGH) > 0.030
+    assert start_up_cost(tmp_path, "slow_to_start", limit=0.15, most=ENOUGH) > 0.15
 
 
 @pytest.mark.parametrize("name", ["nonesuch", "_private"])
