@@ -83,11 +83,13 @@ def start_up_cost(place, *plugins, limit, most=MOST):
     return min(with_them) / min(without) - 1
 
 
+@pytest.mark.exhaustive  # on a machine that others share it fails at times; what is loaded at all is tested above, each time
 def test_start_up_costs_less_than_15_percent_of_pytest_itself(tmp_path):
     """Against the same run without the plugin, interleaved."""
     assert start_up_cost(tmp_path, "pytest_induction.plugin.hooks", limit=0.15) < 0.15
 
 
+@pytest.mark.exhaustive
 def test_a_plugin_that_costs_a_tenth_of_a_second_would_be_seen(tmp_path, monkeypatch):
     """The measure above can fail."""
     burn = "import time\nbegun = time.process_time()\nwhile time.process_time() - begun < 0.1:\n    pass\n"
