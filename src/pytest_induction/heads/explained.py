@@ -21,7 +21,7 @@ from pytest_induction.interventions.passes import Blocks, blocks_of
 from pytest_induction.measuring.losses import ROWS_AT_ONCE, at_least_float32
 from pytest_induction.measuring.observing import Array, numbers
 from pytest_induction.model.batching import in_batches
-from pytest_induction.model.capture import HeadOutputCapture
+from pytest_induction.model.capture import HeadOutputCapture, ReadByLayers
 from pytest_induction.model.circuits import circuits_of
 from pytest_induction.model.head_weights import Circuits
 from pytest_induction.model.lens import Lens
@@ -92,18 +92,16 @@ class _Read:
         return _Read(self.found[part], self.lowered[part], self.kept[:, part])
 
 
-class _Reading:
+class _Reading(ReadByLayers):
     """Some heads in one pass over a batch of rows, as it comes; told as a `Watch` is."""
 
     def __init__(
         self, circuits: Circuits, rows: Tensor, heads: Sequence[HeadId], draw: Callable[[int, int], np.random.Generator]
     ) -> None:
-        self._circuits, self._lens, self._heads, self._draw = circuits, Lens(circuits), heads, draw
+        super().__init__(circuits, {head.layer for head in heads})
+        self._lens, self._heads, self._draw = Lens(circuits), heads, draw
         self._rows, self._directions = rows, circuits.written(rows)
-        self._layers = {head.layer for head in heads}
         self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
-        self._scales: dict[int, Tensor] = {}
         self.found: dict[HeadId, _Read] = {}
 
     def enter(self, layer: int, stream: Tensor) -> None:
@@ -112,15 +110,6 @@ class _Reading:
             rows = zip(stream, self._rows.cpu().numpy(), strict=True)
             chosen = [self._chosen(each, row, self._draw(number, layer)) for number, (each, row) in enumerate(rows)]
             self._keys[layer] = torch.stack(chosen, 1)
-
-    def read(self, layer: int, given: Tensor) -> None:
-        """Note the values of a layer's heads."""
-        if layer in self._layers:
-            self._values[layer] = self._circuits.layers[layer].values_of(given)
-
-    def behind(self, layer: int, scale: Tensor) -> None:
-        """Note by what the norm behind a layer's attention divides."""
-        self._scales[layer] = scale
 
     def take(self, layer: int, found: Tensor, pattern: Tensor | None) -> None:
         """Note what the heads of a layer found, and how much of what they write lowers the token that it comes from."""

@@ -32,7 +32,7 @@ from pytest_induction.measuring.observing import (
     provenance,
 )
 from pytest_induction.model.batching import in_batches
-from pytest_induction.model.capture import HeadOutputCapture, mix
+from pytest_induction.model.capture import HeadOutputCapture, ReadByLayers, mix
 from pytest_induction.model.circuits import circuits_of
 from pytest_induction.model.head_weights import Circuits
 from pytest_induction.model.lens import Lens
@@ -114,7 +114,7 @@ def asked(likeliest: Ids, rows: Ids, queries: NDArray[np.int64], draw: Callable[
     return Asked(predicted, others)
 
 
-class _Measured:
+class _Measured(ReadByLayers):
     """What heads do to predictions in one batch of rows, layer by layer as the pass goes."""
 
     def __init__(
@@ -125,13 +125,12 @@ class _Measured:
         layers: Sequence[int],
         draw: Callable[[int, int], np.random.Generator],
     ) -> None:
-        self._circuits, self._lens, self._layers, self._draw = circuits, lens, frozenset(layers), draw
+        super().__init__(circuits, layers)
+        self._lens, self._draw = lens, draw
         self._rows = rows.cpu().numpy()
         self._queries = queries_of(rows.shape[1])
         self._at = torch.from_numpy(self._queries)
         self._asked: dict[int, Asked] = {}
-        self._values: dict[int, Tensor] = {}
-        self._scales: dict[int, Tensor] = {}
         self.found: dict[int, tuple[Asked, Tensor, Tensor]] = {}
 
     def enter(self, layer: int, stream: Tensor) -> None:
@@ -142,15 +141,6 @@ class _Measured:
         of_rows = zip(stream, self._rows, strict=True)
         likeliest = np.stack([self._lens.likeliest(each[at], row, self._queries) for each, row in of_rows])
         self._asked[layer] = asked(likeliest, self._rows, self._queries, lambda row: self._draw(row, layer))
-
-    def read(self, layer: int, given: Tensor) -> None:
-        """Note the values of a layer's heads."""
-        if layer in self._layers:
-            self._values[layer] = self._circuits.layers[layer].values_of(given)
-
-    def behind(self, layer: int, scale: Tensor) -> None:
-        """Note by what the norm behind a layer's attention divides."""
-        self._scales[layer] = scale
 
     def take(self, layer: int, found: Tensor, pattern: Tensor | None) -> None:
         """What the heads of a layer attend to, (2, rows, queries, heads), and write, (3, rows, queries, heads).

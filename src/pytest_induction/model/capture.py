@@ -360,6 +360,24 @@ class Watch(Protocol):
         """What the norm behind its attention divides by, (batch, positions); not told where none is."""
 
 
+class ReadByLayers:
+    """What a `Watch` notes of some layers: their values, and what the norm behind their attention divides by."""
+
+    def __init__(self, circuits: Circuits, layers: Collection[int]) -> None:
+        self._circuits, self._layers = circuits, frozenset(layers)
+        self._values: dict[int, Tensor] = {}
+        self._scales: dict[int, Tensor] = {}
+
+    def read(self, layer: int, given: Tensor) -> None:
+        """Note the values of a layer's heads."""
+        if layer in self._layers:
+            self._values[layer] = self._circuits.layers[layer].values_of(given)
+
+    def behind(self, layer: int, scale: Tensor) -> None:
+        """Note by what the norm behind a layer's attention divides."""
+        self._scales[layer] = scale
+
+
 class HeadOutputCapture:
     """Captures what heads found in passes of a model whose circuits are known: it is what their output projection is given."""
 
