@@ -214,7 +214,7 @@ class Predictor(torch.nn.Module):
 def slow_kl(of, model):
     """Mean over the queries of each row of KL(of || model), in nats, both predictors that are known."""
     asked = AskedFor(TokenSpace(d_vocab=24, bos_id=0), 4, 0, Asked(markov=CHAINS))
-    rows, *_ = asked.markov(CHAINS)
+    rows, *_ = asked.markov
     return [
         np.mean(
             [
@@ -308,7 +308,7 @@ class TestConflicts:
             subject.space, 6, 0, Asked.of(longer_matches=False, token_counts=None, markov=None, bigram_counts=counts)
         )
         rows, _ = asked.measure(subject)
-        drawn, expected = asked.conflicts(asked.asked.bigram_counts), []
+        drawn, expected = asked.conflicts, []
         log_p = subject.logits(torch.from_numpy(drawn.tokens)).double().log_softmax(-1).numpy()
         for row, of_row, queries in zip(drawn.tokens.tolist(), log_p, drawn.queries.tolist(), strict=True):
             gaps = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -123,7 +123,6 @@ class AskedFor:
     n_sequences: int
     seed: int
     asked: Asked = NOTHING
-    _kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def competing(self) -> CompetingRows:
@@ -141,20 +140,22 @@ class AskedFor:
         common, rare = (repeated_sequences(_only(self.space, each), **shape) for each in ids)
         return common, rare
 
-    def markov(self, chains: MarkovChains) -> tuple[MarkovRows, Floats, Floats]:
-        """Rows of chains, and what the in-context unigram and bigram predict in them; drawn once."""
-        if "markov" not in self._kept:
-            rng = np.random.default_rng([self.seed, 24])
-            rows = markov_rows(self.space, chains, rng=rng, n_sequences=self.n_sequences)
-            self._kept["markov"] = rows, rows.unigram(), rows.bigram()
-        return self._kept["markov"]
+    @cached_property
+    def markov(self) -> tuple[MarkovRows, Floats, Floats] | None:
+        """Rows of the chains, if they are asked for, and what the in-context unigram and bigram predict in them."""
+        if self.asked.markov is None:
+            return None
+        rng = np.random.default_rng([self.seed, 24])
+        rows = markov_rows(self.space, self.asked.markov, rng=rng, n_sequences=self.n_sequences)
+        return rows, rows.unigram(), rows.bigram()
 
-    def conflicts(self, counts: BigramCounts) -> ConflictRows:
-        """Rows that disagree with the training data; drawn once."""
-        if "conflicts" not in self._kept:
-            rng, found = np.random.default_rng([self.seed, 25]), Conflicts(self.space, counts)
-            self._kept["conflicts"] = conflict_rows(found, rng=rng, n_sequences=self.n_sequences)
-        return self._kept["conflicts"]
+    @cached_property
+    def conflicts(self) -> ConflictRows | None:
+        """Rows that disagree with the training data, if they are asked for."""
+        if self.asked.bigram_counts is None:
+            return None
+        rng, found = np.random.default_rng([self.seed, 25]), Conflicts(self.space, self.asked.bigram_counts)
+        return conflict_rows(found, rng=rng, n_sequences=self.n_sequences)
 
     def measure(self, subject: ModelUnderTest) -> tuple[dict[str, Array], dict[str, Array]]:
         """Values of each row by name, (rows,), and scores of heads, (n_layers, n_heads).
@@ -170,10 +171,10 @@ class AskedFor:
                 heads["preference"] = preference_of({name: found[name].mean(axis=0) for name in LISTS})
         if self.asked.token_counts is not None:
             rows |= _advantages(subject, *self.by_frequency)
-        if self.asked.markov is not None:
-            rows |= distances_from_predictors(subject, *self.markov(self.asked.markov))
-        if self.asked.bigram_counts is not None:
-            rows |= {"in_context_preference": in_context_preference(subject, self.conflicts(self.asked.bigram_counts))}
+        if self.markov is not None:
+            rows |= distances_from_predictors(subject, *self.markov)
+        if self.conflicts is not None:
+            rows["in_context_preference"] = in_context_preference(subject, self.conflicts)
         return rows, heads
 
 
