@@ -35,9 +35,8 @@ class Cost(Protocol):
     def least_seconds(self) -> float:
         """What it takes at least; 0 while that is not known."""
 
-    @property
-    def seconds_left(self) -> float | None:
-        """What is left of it at most; None while that is not known."""
+    def left(self) -> str:
+        """What is left of it, in words; empty while that is not known."""
 
     def announced(self) -> str:
         """What it is, and takes at most."""
@@ -214,10 +213,8 @@ class Watch:
             parts.append(self.block.words if left is None else f"{self.block.words} ({left} left)")
         if self._cost is not None:
             parts.append(self._cost.so_far())
-            most = self._cost.seconds_left
-            if left is None and most is not None:
-                parts.append(f"at most {duration(most)} left")
-        return ", ".join(parts)
+            parts.append("" if left else self._cost.left())
+        return ", ".join(filter(None, parts))
 
     def _left_of(self, block: Block) -> str | None:
         """What is left of this part at its pace; of a whole call only the most is known, which few calls come near."""

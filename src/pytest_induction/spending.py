@@ -153,6 +153,21 @@ class Call:
         return max(0, self.most - self.tokens + self.running) * rate if self.most and rate else None
 
     @property
+    def _where_clear(self) -> str:
+        """When a call takes no more than the least; empty where that is not so simple."""
+        return "" if self.name.startswith("measure_") else " if the first look is clear"
+
+    def left(self) -> str:
+        """The most that is left, after what is left if the first look is clear: the most alone reads as if it took that."""
+        most = self.seconds_left
+        if most is None:
+            return ""
+        first = 0 if self.price is None else (self.price.least - self.tokens + self.running) * self.seconds_per_token
+        if first <= 0 or 2 * first > most or not self._where_clear:
+            return f"at most {duration(most)} left"
+        return f"{duration(first)} left{self._where_clear}, at most {duration(most)}"
+
+    @property
     def larger_budget(self) -> str:
         """What to give a call whose budget was spent before anything was known: what it takes at least, or twice as much."""
         least = 0 if self.price is None else self.price.least
@@ -177,8 +192,7 @@ class Call:
             f"{in_passes(tokens)}{unit} ({about}{duration(tokens * self.seconds_per_token)})"
             for tokens, unit, about in ((least, " bare passes", "about "), (self.most, "", ""))
         )
-        where_clear = "" if self.name.startswith("measure_") else " if the first look is clear"
-        cost = first if least == self.most else f"{first}{where_clear or ' or more'}, at most {all_of_it}"
+        cost = first if least == self.most else f"{first}{self._where_clear or ' or more'}, at most {all_of_it}"
         return f"{self.name} on {self.subject.name}: {cost}"
 
     def so_far(self) -> str:

@@ -90,6 +90,23 @@ def test_a_line_says_what_is_done_and_what_is_left(clock):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "least", "left"),
+    [
+        ("has_induction_head", 22, "12 s left if the first look is clear, at most 6 min"),
+        ("has_induction_head", 8, "at most 6 min left"),  # the first look was not clear
+        ("has_induction_head", 300, "at most 6 min left"),  # which is near
+        ("measure_ablations", 22, "at most 6 min left"),  # it has no looks
+    ],
+)
+def test_before_the_first_look_is_done_the_most_does_not_stand_alone(clock, name, least, left):
+    stream = Stream()
+    with measuring(clock, stream=stream, name=name, passes=400, least=least) as run, progress("repeats", 276):
+        for _ in range(11):
+            run()
+    assert lines(stream)[-1].endswith(f"about 10 of at most 400 bare passes, {left}")
+
+
 def test_a_part_that_is_no_call_says_its_own_time(clock):
     stream = Stream()
     with showing_on(lambda: stream, "pytest-induction [gw1]"), progress("sweep", 4, "checkpoint"):
