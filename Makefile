@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 WHEEL := $(VENV)/wheel
 REPORT := report/demo.html
 
-.PHONY: demo gallery release test test-all test-exhaustive test-times lint types style wheel docs docs-version bench check-gpu compare-libraries study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper field clean
+.PHONY: demo gallery release test test-all test-exhaustive test-times lint types style wheel docs docs-version bench prices check-gpu compare-libraries study-verdicts compare-intervals study-phase-change study-architectures study-pretrained fuzz fixtures runs zoo paper field clean
 
 demo: $(SMALL)  ## gate the shipped models and trainings, controls without induction heads among them, and write a report
 	@mkdir -p $(dir $(REPORT))
@@ -45,6 +45,7 @@ style: $(STAMP)
 	$(BIN)/lint-imports --no-cache > $(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
 	$(BIN)/python benchmarks/paper_table.py --check
 	$(BIN)/python benchmarks/field_table.py --check
+	$(BIN)/python benchmarks/prices.py --check
 	$(BIN)/python docs/theme/map.py --check
 	$(BIN)/python docs/theme/claims.py --check
 
@@ -76,6 +77,9 @@ bench: $(STAMP)  ## speed and memory, into docs/performance.md; half an hour. BE
 	@$(BIN)/python -m pytest benchmarks -v -p no:cacheprovider --benchmark-quiet --benchmark-json=$(BENCH_JSON) -k "$(BENCH)"; \
 		status=$$?; $(BIN)/python benchmarks/table.py $(BENCH_JSON) --write docs/performance.md && exit $$status
 
+prices: $(STAMP)  ## what calls take on two real models and a random one of a billion weights, into docs/performance.md; an hour and a half on one core. PRICES="smollm2 --only find": a part
+	$(BIN)/python benchmarks/prices.py $(PRICES)
+
 check-gpu: $(STAMP)  ## backends, kernels, planted heads, time and memory on a CUDA device; under ten minutes. CHECK="--device cpu": try it out
 	$(BIN)/python benchmarks/check_gpu.py $(CHECK)
 
@@ -88,8 +92,8 @@ compare-libraries: $(STAMP)  ## the same work by TransformerLens, nnsight, a not
 	$(COMPARED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt nnsight
 	PYTHONPATH=src $(COMPARED)/bin/python benchmarks/compare_libraries.py $(COMPARE)
 
-study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about an hour on one core
-	$(BIN)/python benchmarks/study_verdicts.py
+study-verdicts: $(STAMP)  ## false positives and negatives of the verdicts; about an hour on one core. VERDICTS="--rows retrieval": a part
+	$(BIN)/python benchmarks/study_verdicts.py $(VERDICTS)
 
 compare-intervals: $(STAMP)  ## intervals of skewed scores: how often they are wrong, and how many rows they take; a few minutes
 	$(BIN)/python benchmarks/compare_intervals.py

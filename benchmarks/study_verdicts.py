@@ -39,7 +39,7 @@ its prefix matching there is above 0.5. What is known of skewed rows follows fro
 the verdict's own code. UNDETERMINED is never wrong, and has a column of its own; only the shape that works up to period 17 must
 be SHOWN for every seed. Bounds are those of Clopper and Pearson, each at 95 %. Exits with 1 if more verdicts of all are wrong
 than the 0.001 that a verdict states, and more than one, or if the lower bound of a single row lies above that. `--quick` runs a
-twentieth of each row, `--most N` at most N models or probe seeds of each row of models.
+twentieth of each row, `--most N` at most N models or probe seeds of each row of models, and `--rows` only rows that are named so.
 """
 
 import argparse
@@ -444,17 +444,27 @@ def retrieval_rows(count: int, seed: int) -> Iterator[Known]:
         yield until_clear(draw, judge, MAX_ROWS_OF_FACTS, STATED)[1], Verdict.UNDETERMINED
 
 
-class Table:
-    """Rows as they are finished, and how many verdicts were wrong of how many."""
+TRAINED = ("one layer, trained again", "two layers, trained again", "copies through pairs, trained")  # which takes minutes
 
-    def __init__(self) -> None:
+
+class Table:
+    """Rows as they are finished, and how many verdicts were wrong of how many; only rows with one of the parts in their names."""
+
+    def __init__(self, parts: Sequence[str] = ()) -> None:
         self.wrong = self.seen = 0
+        self.parts = tuple(parts)
         self.too_often: list[str] = []
         print("| models | n | SHOWN | REFUTED | UNDETERMINED | wrong | at most (95 %) | reasons |")
         print("|---" * 8 + "|")
 
+    def wants(self, name: str) -> bool:
+        """Whether a row is asked for."""
+        return not self.parts or any(part in name for part in self.parts)
+
     def row(self, name: str, verdicts: Iterator[Known], *, always: bool = False) -> None:
         """One row; with `always` a verdict is wrong that is not the one that is so, UNDETERMINED too."""
+        if not self.wants(name):
+            return
         started = time.perf_counter()
         found = list(verdicts)
         counts, reasons = Counter(each.verdict for each, _ in found), Counter(each.reason for each, _ in found)
@@ -469,6 +479,9 @@ class Table:
 
     def pooled(self) -> int:
         """Print all rows together; 1 where the stated rate does not hold, of all or of one row."""
+        if not self.seen:
+            print(f"no row has {' or '.join(self.parts)} in its name; --help lists the rows", file=sys.stderr)
+            return 2
         bound = at_most(self.wrong, self.seen)
         print(f"| all | {self.seen} | | | | {self.wrong} | {bound:.4f} | |")
         print(*self.too_often, sep="\n", end="\n" if self.too_often else "", file=sys.stderr)
@@ -490,6 +503,14 @@ def at_least(wrong: int, seen: int) -> float:
     return 0.0 if wrong == 0 else float(beta.ppf(0.05, wrong, seen - wrong + 1))
 
 
+def all_are(wanted: Verdict, models: Iterable[object], of: Callable[[object], Evidence] = evidence_of) -> Iterator[Known]:
+    for model in models:
+        try:
+            yield of(model), wanted
+        except UnsupportedModel as refusal:  # weights so large that rounding decides what is attended to
+            print(f"refused: {str(refusal).splitlines()[0]}", file=sys.stderr)
+
+
 def longer_matches(table: Table, n_random: int, n_planted: int, seeds: int) -> None:
     """The rows on which of several matches heads prefer."""
     table.row("longer matches, random", competing.random_preferences(random_models(n_random, seed=6)))
@@ -506,25 +527,35 @@ def suppression(table: Table, n_random: int, n_planted: int, seeds: int) -> None
         table.row(f"copy suppression, rows: {shape}", suppressing.rows_at_the_threshold(shape, seeds))
 
 
+def trained(table: Table, seeds: range) -> None:
+    """The rows on models that are trained for them."""
+    one_layer, two_layers, pairs = TRAINED
+    table.row(one_layer, all_are(Verdict.REFUTED, trained_again("attn-only-1l", seeds)))
+    models = list(trained_again("attn-only-2l", seeds))
+    have_one = [best_by_reference(model) > REFERENCE_THRESHOLD for model in models]
+    table.row(two_layers, all_are(Verdict.SHOWN, (model for model, has in zip(models, have_one, strict=True) if has)))
+    rest = [model for model, has in zip(models, have_one, strict=True) if not has]
+    if rest:
+        table.row("of these without head", ((evidence_of(model), None) for model in rest))
+    table.row(pairs, all_are(Verdict.REFUTED, copiers(range(1))))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a twentieth of each row")
     parser.add_argument("--without-training", action="store_true", help="leave out the rows that train models")
     parser.add_argument("--most", type=int, default=1000, help="of each row of models at most so many")
+    parser.add_argument(
+        "--rows", action="append", default=[], metavar="PART", help="only rows whose names have it; may be repeated"
+    )
     options = parser.parse_args()
     share = 20 if options.quick else 1
     torch.set_num_threads(1)
-    table, formed, absent = Table(), Verdict.SHOWN, Verdict.REFUTED
+    table = Table(options.rows)
+    formed, absent = Verdict.SHOWN, Verdict.REFUTED
 
     def some(count: int) -> int:
         return max(1, min(count // share, options.most))
-
-    def all_are(wanted: Verdict, models: Iterable[object], of: Callable[[object], Evidence] = evidence_of) -> Iterator[Known]:
-        for model in models:
-            try:
-                yield of(model), wanted
-            except UnsupportedModel as refusal:  # weights so large that rounding decides what is attended to
-                print(f"refused: {str(refusal).splitlines()[0]}", file=sys.stderr)
 
     table.row("random weights", all_are(absent, random_models(some(200), seed=1)))
     table.row("planted heads", planted_models(some(400), seed=2))
@@ -558,17 +589,8 @@ def main() -> int:
         table.row(shape.name, skewed_rows([shape], count // share), always=shape.always)
     for shapes in skewed.at_the_edge():
         table.row(shapes[0].name, skewed_rows(shapes, OF_REAL_HEADS // share))
-    if options.without_training:
-        return table.pooled()
-    seeds = range(1, 1 + some(10))
-    table.row("one layer, trained again", all_are(absent, trained_again("attn-only-1l", seeds)))
-    models = list(trained_again("attn-only-2l", seeds))
-    have_one = [best_by_reference(model) > REFERENCE_THRESHOLD for model in models]
-    table.row("two layers, trained again", all_are(formed, (model for model, has in zip(models, have_one, strict=True) if has)))
-    rest = [model for model, has in zip(models, have_one, strict=True) if not has]
-    if rest:
-        table.row("of these without head", ((evidence_of(model), None) for model in rest))
-    table.row("copies through pairs, trained", all_are(absent, copiers(range(1))))
+    if not options.without_training and any(map(table.wants, TRAINED)):
+        trained(table, range(1, 1 + some(10)))
     return table.pooled()
 
 

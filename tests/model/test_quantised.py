@@ -183,6 +183,20 @@ def test_packed_weights_are_read_from_products():
     assert is_linear(part) and not is_linear(nn.Sequential(part)) and affine_of(nn.LayerNorm(3)) is None
 
 
+class InHalf(Packed):
+    """Its kernel takes bfloat16 and nothing else, though the scale is kept in float32."""
+
+    def forward(self, given):
+        if given.dtype != torch.bfloat16:
+            raise RuntimeError("only bfloat16")
+        return super().forward(given.float()).bfloat16()
+
+
+def test_a_kernel_is_given_the_type_that_it_takes():
+    part = InHalf(6, 4)
+    torch.testing.assert_close(affine_of(part).weight, (part.bytes.float() * part.scale[:, None]).T, atol=0.02, rtol=0)
+
+
 def test_what_takes_something_else_is_no_linear_map():
     part = Packed(6, 4)
     part.forward = lambda one, other: one + other

@@ -123,19 +123,25 @@ def _packed_width(part: nn.Module) -> int:
 
 @torch.no_grad()
 def _by_products(part: nn.Module) -> Affine | None:
-    """The linear map, by what it makes of zeros and of unit vectors; None where it makes something else of them."""
+    """The linear map, by what it makes of zeros and of unit vectors; None where it makes something else of them.
+
+    These are given in the type of what it holds. Some kernels hold scales in another type than what they take: then in the others.
+    """
     width = _packed_width(part)
     tensors = [*part.parameters(), *part.buffers()]
     if not width or any(each.is_meta for each in tensors):
         return None
-    dtype = next((each.dtype for each in tensors if each.is_floating_point() and each.element_size() > 1), torch.float32)
-    units = torch.eye(width, dtype=dtype, device=next((each.device for each in tensors), None))
-    try:
-        bias, made = (upcast(part.forward(each)) for each in (torch.zeros_like(units[:1]), units))
-    except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError):  # it takes something else
-        return None
-    weight = made - bias
-    return Affine(weight, bias[0] if bool(bias.any()) else None) if weight.ndim == 2 else None
+    own = [each.dtype for each in tensors if each.is_floating_point() and each.element_size() > 1]
+    device = next((each.device for each in tensors), None)
+    for dtype in dict.fromkeys((*own[:1], torch.float32, torch.bfloat16, torch.float16)):
+        units = torch.eye(width, dtype=dtype, device=device)
+        try:
+            bias, made = (upcast(part.forward(each)) for each in (torch.zeros_like(units[:1]), units))
+        except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError, AttributeError):  # it takes something else
+            continue
+        weight = made - bias
+        return Affine(weight, bias[0] if bool(bias.any()) else None) if weight.ndim == 2 else None
+    return None
 
 
 def _plain(weight: object) -> Tensor | None:
