@@ -111,7 +111,21 @@ def _gauss_legendre() -> tuple[Values, Values]:
 def sequences_needed(estimate: Estimate, threshold: float, count: int) -> int:
     """How many sequences would set this mean apart from the threshold, if mean and spread stay as they are."""
     gap = abs(estimate.value - threshold)
-    return math.ceil(count * ((estimate.high - estimate.low) / 2 / max(gap, 1e-3)) ** 2 * 1.1)
+    return math.ceil(count * (towards(estimate, threshold) / max(gap, 1e-3)) ** 2 * 1.1)
+
+
+def towards(estimate: Estimate, threshold: float) -> float:
+    """How far the interval reaches from the mean on the side of the threshold."""
+    return estimate.value - estimate.low if estimate.value > threshold else estimate.high - estimate.value
+
+
+def with_ends(interval: Callable[[float], Estimate], below: float, above: float) -> Estimate:
+    """An interval whose lower end misses at most at one rate, and whose upper end at another.
+
+    `interval` gives the one that misses at a rate, half of it at each end.
+    """
+    low, high = interval(2 * below), interval(2 * above)
+    return Estimate(low.value, low.low, high.high, low.unit)
 
 
 def bootstrap_interval(values: Values, error_rate: float, rng: np.random.Generator, unit: str) -> Estimate:

@@ -1,6 +1,7 @@
 """Whether in-context learning is gone without some heads: planted and trained ones, and the arithmetic of it."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pytest_induction.causal.choosing import chosen_heads
 from pytest_induction.causal.dealing import RANKED, Dealer, may_do_as_much, mean_differences
 from pytest_induction.causal.in_context import assert_ablation_removes_icl
 from pytest_induction.causal.judging import (
+    N_CONTROLS,
     Ablated,
     CausalClaim,
     as_answer,
@@ -37,6 +39,7 @@ from tests.model.plain import Plain
 
 SIZES = {"n_heads": 3, "d_vocab": 40, "n_ctx": 64}
 TEXT = FIXTURES / "models" / "attn-only-3l-text" / "held_out.txt"
+KINDS = ("zero", "mean", "resample")
 LEARNT = math.log(40)  # what a perfect copier of 40 tokens gains
 
 
@@ -275,7 +278,7 @@ def ablated(shares, *, learning=-2.0, n_controls=288, usual=0.0, spread=0.05, ro
     rng = np.random.default_rng(0)
     noise = rng.normal(0, spread, (len(shares), n_controls + 1, rows))
     learnt = np.full(rows, learning) + rng.normal(0, spread, rows)
-    kinds = ("zero", "mean", "resample")[: len(shares)]
+    kinds = KINDS[: len(shares)]
     controls = {kind: usual * 2 + noise[i, 1:] for i, kind in enumerate(kinds)}
     if best is not None:
         for values in controls.values():
@@ -322,13 +325,48 @@ def test_each_case_has_its_verdict_and_a_name(rows, claim, verdict, reason):
     assert as_answer(found).verdict is (Verdict.UNDETERMINED if is_open else verdict)
 
 
-def test_more_kinds_and_controls_are_paid_for():
-    """The interval of the same share is wider among three kinds than alone."""
+def test_more_kinds_are_paid_for_by_what_refutes():
+    """Any kind may refute, so that end of the same share is further out among three kinds than alone; SHOWN needs them all."""
     rows = ablated([0.9] * 3)
     only = ({"zero": each["zero"]} for each in (rows.lost, rows.controls, rows.usual))
     one = Ablated(rows.learning, *only, rows.single)
-    alone, three = (judge_necessity(each, CLAIM, error_rate=1e-3).estimates["share zero"] for each in (one, rows))
-    assert three.low < alone.low < alone.value == three.value < alone.high < three.high
+    alone, three = (judge_necessity(each, CLAIM, error_rate=1e-3).estimates for each in (one, rows))
+    share, of_three = alone["share zero"], three["share zero"]
+    assert of_three.low == share.low < share.value == of_three.value < share.high < of_three.high
+    score, of_three = alone["icl_score"], three["icl_score"]
+    assert of_three.low < score.low < score.value == of_three.value < score.high == of_three.high
+
+
+SIMULATED = 1000
+
+
+@pytest.mark.parametrize(
+    ("shares", "usual", "learning", "wrong"),
+    [
+        ([0.5, 0.5, 0.5], 0.0, -2.0, (Verdict.SHOWN, Verdict.REFUTED)),  # as much as is asked for, by each kind
+        ([0.9, 0.9, 0.5], 0.0, -2.0, (Verdict.SHOWN, Verdict.REFUTED)),
+        ([0.9, 0.9, 0.9], 0.65, -2.0, (Verdict.SHOWN, Verdict.REFUTED)),  # and as much more than controls
+        ([0.9, 0.9, 0.9], 0.0, -0.15, (Verdict.SHOWN, Verdict.REFUTED)),
+    ],
+)
+def test_at_a_threshold_each_verdict_is_wrong_no_more_often_than_stated(shares, usual, learning, wrong):
+    """By the whole rate for SHOWN, and by all that may refute together for REFUTED."""
+    rate, rng = 0.05, np.random.default_rng(11)
+    found = Counter(
+        judge_necessity(skewed_rows(rng, shares, usual, learning), CLAIM, error_rate=rate).verdict for _ in range(SIMULATED)
+    )
+    most = SIMULATED * rate + 3 * math.sqrt(SIMULATED * rate)
+    assert all(found[verdict] <= most for verdict in wrong), found
+    assert found[Verdict.UNDETERMINED] > SIMULATED / 2
+
+
+def skewed_rows(rng, shares, usual, learning, n_rows=24):
+    """Rows of what is lost by each kind, of these means; rows differ in how much there is to lose, and in what of it is lost."""
+    gained = -learning * rng.gamma(4, 0.25, n_rows)
+    lost = {kind: gained * share + rng.normal(0, 0.3, n_rows) for kind, share in zip(KINDS, shares, strict=True)}
+    means = {kind: gained * usual + rng.normal(0, 0.1, n_rows) for kind in lost}
+    controls = {kind: means[kind] - 9.0 + np.zeros((N_CONTROLS, 1)) for kind in lost}
+    return Ablated(-gained, lost, controls, means, lost[KINDS[0]][None])
 
 
 @pytest.mark.parametrize(
@@ -492,10 +530,10 @@ def test_a_share_is_of_all_rows_that_were_read():
 def test_what_would_take_more_rows_than_are_allowed_is_given_up():
     """Not where the mean may still be far enough from the threshold; and nothing else is given up."""
     scores = np.random.default_rng(0).normal(-0.15, 1.0, 96)
-    found = judge_learning(scores, CLAIM, error_rate=1e-5)
+    found = judge_learning(scores, CLAIM, error_rate=1e-5, n_kinds=3)
     assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "learning_unclear")
     assert is_out_of_reach(found, CLAIM, 96, 128) and not is_out_of_reach(found, CLAIM, 96, 100_000)
-    assert judge_learning(scores - 2, CLAIM, error_rate=1e-5) is None
+    assert judge_learning(scores - 2, CLAIM, error_rate=1e-5, n_kinds=3) is None
     unclear = judge_necessity(ablated([0.5]), CLAIM, error_rate=1e-3)
     assert unclear.reason == "effect_unclear"
     assert is_out_of_reach(unclear, CLAIM, 24, 48) and not is_out_of_reach(unclear, CLAIM, 24, 10_000)

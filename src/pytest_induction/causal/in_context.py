@@ -22,7 +22,6 @@ from pytest_induction.causal.judging import (
     judge_learning,
     judge_necessity,
     judge_sufficiency,
-    of_each,
 )
 from pytest_induction.causal.prices import most_rows, price_of_removal
 from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed_in_words, priced_claim, until_clear
@@ -209,7 +208,7 @@ def _read_first(task: Ablations, claim: CausalClaim, max_rows: int, error_rate: 
             if found is None:
                 raise
             break
-        found = judge_learning(scores, claim, error_rate=of_each(error_rate / len(looks), len(task.kinds)))
+        found = judge_learning(scores, claim, error_rate=error_rate / len(looks), n_kinds=len(task.kinds))
         if found is None or found.verdict is not Verdict.UNDETERMINED or is_out_of_reach(found, claim, size, max_rows):
             break
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -13,12 +14,20 @@ from pytest_induction.deciding import MAX_IN_CONTEXT_LEARNING, Judgement, more_n
 from pytest_induction.heads.criteria import EXCESS_SHARE
 from pytest_induction.measuring.observing import Array
 from pytest_induction.records import Estimate, Verdict
-from pytest_induction.statistics import SHARE, SMALLEST_SPREAD, mean_in_nats, mean_interval, student_quantile
+from pytest_induction.statistics import (
+    SHARE,
+    SMALLEST_SPREAD,
+    mean_in_nats,
+    mean_interval,
+    student_quantile,
+    towards,
+    with_ends,
+)
 
 MIN_SHARE = 0.5  # of in-context learning, that must be gone
 N_CONTROLS = max(RANKED)
 NAMED = 3  # heads that are in the evidence one by one
-MAY_WELL_BE = 0.4  # of half an interval at a rate of 1e-5: two standard errors
+MAY_WELL_BE = 0.5  # of the way from a mean to an end of its interval that errs at 1e-5 to 1e-4: two standard errors
 OPEN = ("kinds_disagree", "no_controls")  # clear, and yet no answer
 
 
@@ -142,31 +151,40 @@ def share_interval(part: Array, whole: Array, error_rate: float) -> Estimate:
 def judge_necessity(found: Ablated, claim: CausalClaim, *, error_rate: float) -> Judgement:
     """SHOWN where, in every kind of ablation, enough in-context learning is gone, and more than without the controls.
 
-    The error rate is shared by the score and, of each kind, the share that is gone, what of it is beyond the controls', and which
-    controls do more.
+    SHOWN rests on every statement, and is wrong only where one of them is that is false: each may err at the whole error rate.
+    REFUTED rests on any of them, so they share it: the score and, of each kind, the share that is gone, what of it is beyond the
+    controls', and which controls do more. So the two ends of an interval err at different rates.
     """
-    each = of_each(error_rate, len(found.lost))
-    learning = mean_in_nats(found.learning, each)
+    shared = of_each(error_rate, len(found.lost))
+    learning = _score(found.learning, error_rate, len(found.lost))
     estimates = {"icl_score": learning}
     if not learning.is_below(MAX_IN_CONTEXT_LEARNING):
         return _without_learning(len(found.learning), claim, learning)
-    kinds = {kind: _of_kind(found, kind, claim, each) for kind in found.lost}
+    kinds = {kind: _of_kind(found, kind, claim, (error_rate, shared)) for kind in found.lost}
     estimates |= {f"{name} {kind}": getattr(of, name) for kind, of in kinds.items() for name in ("lost", "control", "share")}
     estimates |= {f"beyond controls {kind}": of.excess for kind, of in kinds.items()}
     estimates |= {f"rank {kind}": Estimate(of.rank, of.rank, of.rank, SHARE) for kind, of in kinds.items()}
-    estimates |= {f"lost without {head} alone": estimate for head, estimate in _strongest(found.single, claim, each)}
+    estimates |= {f"lost without {head} alone": estimate for head, estimate in _strongest(found.single, claim, shared)}
     verdict, reason, summary, more = _weighed(kinds, claim, learning, len(next(iter(found.lost.values()))))
     return Judgement(verdict, reason, summary, estimates=estimates, more_sequences=more)
 
 
 def of_each(error_rate: float, n_kinds: int) -> float:
-    """What each statement may spend of the error rate of a look: one of the score, and three of each kind of ablation."""
+    """What each statement that refutes may spend of a look's error rate: one on the score, three on each kind of ablation."""
     return error_rate / (1 + 3 * n_kinds)
 
 
-def judge_learning(learning: Array, claim: CausalClaim, *, error_rate: float) -> Judgement | None:
-    """The judgement where the model is not shown to learn, by the score of rows (n,) in which nothing is ablated; else None."""
-    score = mean_in_nats(learning, error_rate)
+def _score(learning: Array, error_rate: float, n_kinds: int) -> Estimate:
+    """The in-context learning score: that there is some is needed for SHOWN, that there is none refutes."""
+    return with_ends(partial(mean_in_nats, learning), of_each(error_rate, n_kinds), error_rate)
+
+
+def judge_learning(learning: Array, claim: CausalClaim, *, error_rate: float, n_kinds: int) -> Judgement | None:
+    """The judgement where the model is not shown to learn, by the score of rows (n,) in which nothing is ablated; else None.
+
+    The error rate is that of the look, at which so many kinds of ablation would be judged.
+    """
+    score = _score(learning, error_rate, n_kinds)
     return None if score.is_below(MAX_IN_CONTEXT_LEARNING) else _without_learning(len(learning), claim, score)
 
 
@@ -186,7 +204,7 @@ def is_out_of_reach(judgement: Judgement, claim: CausalClaim, count: int, most: 
 
 def _rows_at_least(estimate: Estimate, threshold: float, count: int) -> float:
     """How many rows it takes at least to set the estimate apart: its mean is moved by a part of the half of its interval."""
-    half = (estimate.high - estimate.low) / 2
+    half = towards(estimate, threshold)
     if not math.isfinite(half):
         return 0.0  # the whole is not clear of 0 yet
     return count * (half / max(1e-9, abs(estimate.value - threshold) + MAY_WELL_BE * half)) ** 2
@@ -208,19 +226,21 @@ def _without_learning(count: int, claim: CausalClaim, learning: Estimate) -> Jud
     return Judgement(Verdict.UNDETERMINED, "learning_unclear", seen, estimates=estimates, more_sequences=more)
 
 
-def _of_kind(found: Ablated, kind: str, claim: CausalClaim, error_rate: float) -> Kind:
+def _of_kind(found: Ablated, kind: str, claim: CausalClaim, rates: tuple[float, float]) -> Kind:
+    """`rates`: of what SHOWN needs, and of each statement that refutes."""
+    whole, shared = rates
     lost, usual, gained = found.lost[kind], found.usual[kind], -found.learning
-    effect, control = mean_interval(np.stack([lost, usual], axis=1), 2 * error_rate, "nats")
+    effect, control = mean_interval(np.stack([lost, usual], axis=1), 2 * shared, "nats")
     differences = mean_differences(found.controls[kind], lost)
     ablated = int(np.isfinite(differences).sum())
-    more = [_is_above(found.controls[kind][number] - lost, error_rate / ablated) for number in np.flatnonzero(differences > 0)]
+    more = [_is_above(found.controls[kind][number] - lost, shared / ablated) for number in np.flatnonzero(differences > 0)]
     is_first = kind == next(iter(found.lost))  # the others confirm, on fewer controls
     enough = min(claim.n_controls, *RANKED) if is_first else 1
     return Kind(
         effect,
         control,
-        share_interval(lost, gained, error_rate),
-        share_interval(lost - usual, gained, error_rate),
+        with_ends(partial(share_interval, lost, gained), whole, shared),
+        with_ends(partial(share_interval, lost - usual, gained), whole, shared),
         n_controls=ablated,
         as_much=int((differences >= 0).sum()),
         more=sum(more),

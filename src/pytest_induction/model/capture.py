@@ -125,7 +125,7 @@ def _packed_width(part: nn.Module) -> int:
 def _by_products(part: nn.Module) -> Affine | None:
     """The linear map, by what it makes of zeros and of unit vectors; None where it makes something else of them.
 
-    These are given in the type of what it holds. Some kernels hold scales in another type than what they take: then in the others.
+    These are given in the type of what it holds. Some kernels hold scales in another type than they take: then in the others.
     """
     width = _packed_width(part)
     tensors = [*part.parameters(), *part.buffers()]
