@@ -360,6 +360,15 @@ def test_at_a_threshold_each_verdict_is_wrong_no_more_often_than_stated(shares, 
     assert found[Verdict.UNDETERMINED] > SIMULATED / 2
 
 
+def test_a_score_that_is_clear_for_one_end_of_a_share_alone_leaves_the_other_open():
+    """Of four rows, the score is clear of 0 at the whole rate and not at the part of it that may refute."""
+    rows = ablated([0.4] * 3, rows=4, spread=0.4)
+    found = judge_necessity(rows, CLAIM, error_rate=1e-3)
+    share = found.estimates["share zero"]
+    assert math.isfinite(share.low) and share.high == math.inf
+    assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "effect_unclear") and found.more_sequences > 0
+
+
 def skewed_rows(rng, shares, usual, learning, n_rows=24):
     """Rows of what is lost by each kind, of these means; rows differ in how much there is to lose, and in what of it is lost."""
     gained = -learning * rng.gamma(4, 0.25, n_rows)

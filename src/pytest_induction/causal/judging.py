@@ -271,7 +271,7 @@ def _weighed(kinds: Mapping[str, Kind], claim: CausalClaim, learning: Estimate, 
     if (failed := _failed(kinds, claim, seen, against)) is not None:
         return Verdict.REFUTED, *failed, 0
     unclear = [
-        more_needed(estimate, threshold, count) if math.isfinite(estimate.low) else count
+        more_needed(estimate, threshold, count) if math.isfinite(towards(estimate, threshold)) else count
         for of in kinds.values()
         for estimate, threshold in ((of.share, claim.min_share), (of.excess, claim.min_excess))
         if not estimate.is_above(threshold)
