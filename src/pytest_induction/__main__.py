@@ -298,7 +298,8 @@ def _probes(subject: ModelUnderTest) -> str:
 
 def _prices(subject: ModelUnderTest) -> tuple[tuple[str, str], ...]:
     """What every call costs on this model, in bare passes and in seconds of this machine, by one pass that is timed."""
-    from pytest_induction import fixture  # noqa: F401 - where all calls are loaded
+    from pytest_induction import fixture  # noqa: F401 - where calls on one model are loaded
+    from pytest_induction.comparison import continuity  # noqa: F401 - and that on several
     from pytest_induction.model.batching import in_batches
     from pytest_induction.progress import duration
     from pytest_induction.spending import BARE_PASS, POSITIONS, ROWS, usual_prices

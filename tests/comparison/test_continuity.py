@@ -115,6 +115,16 @@ def test_a_difference_at_the_margin_is_undetermined_and_says_what_would_settle_i
     assert f"next: {found.next_step}" in str(caught.value) and "accuracy" not in found.summary
 
 
+def test_a_budget_ends_the_rounds_and_what_was_drawn_is_judged(family):
+    """The note stands once, for all members; what would settle it is a larger budget."""
+    members = {"small": family["small"], "dull": sized("middle", 5.0)}
+    gap = evidence(members, max_sequences=24, margins={"prefix_matching": 1e-6}).estimates["prefix_matching"].value
+    found = evidence(members, margins={"prefix_matching": gap}, budget="3 passes")
+    assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "difference_unclear")
+    assert found.next_step.startswith("budget spent: 3 bare passes; about ") and 'budget="' in found.next_step
+    assert [note for note in found.provenance.notes if "budget" in note] == ["budget spent: 3 bare passes"]
+
+
 def test_families_that_lack_the_same_are_alike_and_it_is_said():
     """Nothing to be found is alike too; anyone who reads SHOWN is told that there is nothing."""
     found = assert_continuity([planted.uniform_head(n_heads=2, d_vocab=40, n_ctx=64), planted.uniform_head(d_vocab=40, n_ctx=64)])

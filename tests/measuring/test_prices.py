@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pytest_induction import fixture
+from pytest_induction.comparison import continuity
 from pytest_induction.deciding import Judgement, until_clear
 from pytest_induction.errors import ArgumentError, ExpectationFailed
 from pytest_induction.fixture import Induction
@@ -40,6 +41,7 @@ ARGUMENTS = {
     "assert_recall_carried_by": (("attention",), {}),
     "measure_rules": ((), {"examples": 4}),
     "assert_heads_generalize": (("L1H0",), {"probes": "classes"}),
+    "assert_continuity": (([small(), small(n_layers=3)],), {}),
     "assert_heads_preserved": ((small(),), {}),
     "assert_copy_suppression": ((REPEATING,), {}),
     "measure_copy_suppression": ((TEXT,), {}),
@@ -56,9 +58,11 @@ ARGUMENTS = {
     "measure_function_vectors": ((), FEW_SHOT),
 }
 CALLS = sorted(PRICES.keys() - {"assert_head_score"})  # its claim is the user's
+OF_FAMILIES = (continuity.assert_continuity.__name__,)  # which bring their own models
 WITH_BUDGET = (
     "assert_ablation_removes_icl",
     "assert_concept_heads",
+    "assert_continuity",
     "assert_copies_repeats",
     "assert_copy_suppression",
     "assert_follows_rule",
@@ -92,7 +96,7 @@ def called(name, subject, **options):
     function, _ = PRICES[name]
     with calling("a test", lambda _: None) as spent:
         try:
-            found = function(subject, *args, **given, **options)
+            found = function(*([] if name in OF_FAMILIES else [subject]), *args, **given, **options)
         except ExpectationFailed as failed:
             found = failed.evidence
     return found, spent
@@ -100,7 +104,7 @@ def called(name, subject, **options):
 
 def stated(name, subject):
     args, given = ARGUMENTS.get(name, ((), {}))
-    return price_in(*PRICES[name], subject, (subject, *args), given)
+    return price_in(*PRICES[name], subject, args if name in OF_FAMILIES else (subject, *args), given)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -5,26 +5,43 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pytest_induction import spending
 from pytest_induction.comparison.families import Runs, members_of, unlike
 from pytest_induction.comparison.margins import HEADS, ICL, LATE, OF_MODELS, OF_RUNS, OV, Continuity, Measure, judge_continuity
-from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS
+from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS, extend, priced_claim
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import expect
 from pytest_induction.records import Evidence, Provenance
 from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.phase_change.claims import provenance_of
 from pytest_induction.runs.phase_change.finding import ERROR_RATE as ERROR_RATE_OF_RUNS
-from pytest_induction.statistics import equivalence, look_sizes
+from pytest_induction.spending import Price, spend_at_most, spent_so_far, what_more
+from pytest_induction.statistics import FIRST_LOOK, equivalence, look_sizes
 
 if TYPE_CHECKING:
     from pytest_induction.comparison.families import Family
+    from pytest_induction.model.protocol import ModelUnderTest
 
 CLAIM = "continuity"
+PAIR = 2  # members, where none are given
+
+
+def price_of_family(subject: ModelUnderTest, given: Mapping[str, Any]) -> Price:
+    """Of all members: rounds until it is clear, and the rows of a text. Tokens of each count alike, whatever its size."""
+    from pytest_induction.behaviour.text import row_length
+    from pytest_induction.measuring.rounds import price_of_probes
+
+    members = PAIR if given["family"] is None else len(given["family"])
+    text = 0 if given["text"] is None else given["max_rows"] * row_length(subject)
+    first, rounds = (price_of_probes(subject.space, count) for count in (FIRST_LOOK, given["max_sequences"]))
+    return Price(members * first.least, members * (rounds.most + text))
 
 
 @user_facing
+@priced_claim(price_of_family)
 def assert_continuity(
     family: Family,
     *,
@@ -32,6 +49,7 @@ def assert_continuity(
     margins: Mapping[str, float | None] | None = None,
     max_sequences: int = MAX_SEQUENCES,
     max_rows: int = MAX_TEXT_ROWS,
+    budget: float | str | None = None,
     error_rate: float | None = None,
     seed: int | None = None,
 ) -> Evidence:
@@ -65,6 +83,7 @@ def assert_continuity(
     >>> assert_continuity({"small": induction_head(n_heads=2), "large": induction_head(n_layers=3)}).reason
     'alike'
     """
+    spend_at_most(budget)
     names, members, are_runs = members_of(family)
     given = _margins(margins or {}, OF_RUNS if are_runs else OF_MODELS)
     if error_rate is not None and not 0 < error_rate < 0.5:
@@ -77,13 +96,13 @@ def assert_continuity(
         raise ArgumentError(f"`text` is for the measure {ICL}, which is left out by its margin of None")
     if text is None and (margins or {}).get(ICL) is not None:
         raise ArgumentError(f"`margins` has {ICL}, and {ICL} needs a `text`")
-    budget = Budget(
+    limits = Limits(
         whole_number("max_sequences", max_sequences, least=1),
         whole_number("max_rows", max_rows, least=2),
         ERROR_RATE if error_rate is None else error_rate,
         None if seed is None else whole_number("seed", seed, least=0),
     )
-    return expect(_of_models(names, members, given, text, budget))
+    return expect(_of_models(names, members, given, text, limits))
 
 
 def _margins(given: Mapping[str, float | None], known: Mapping[str, Measure]) -> dict[str, float]:
@@ -101,7 +120,7 @@ def _margins(given: Mapping[str, float | None], known: Mapping[str, Measure]) ->
 
 
 @dataclass(frozen=True)
-class Budget:
+class Limits:
     """What a verdict on models may take: sequences, rows of text, error rate, and the seed, None for that of the first model."""
 
     max_sequences: int
@@ -142,7 +161,8 @@ def _provenance(names: Sequence[str], parts: Sequence[Provenance], probe: str, *
     """Where what is said of a family comes from; what each member is stands in the notes."""
     measured_on = (part.probe if is_run else f"{part.how}, weights {part.fingerprint}" for part in parts)
     members = [f"{name} is {part.model}: {what}" for name, part, what in zip(names, parts, measured_on, strict=True)]
-    notes = [f"{name}: {note}" for name, part in zip(names, parts, strict=True) for note in part.notes]
+    of_all = spending.notes()
+    notes = [f"{name}: {note}" for name, part in zip(names, parts, strict=True) for note in part.notes if note not in of_all]
     return replace(
         parts[0],
         model=", ".join(names),
@@ -154,7 +174,7 @@ def _provenance(names: Sequence[str], parts: Sequence[Provenance], probe: str, *
         device=_each(part.device for part in parts),
         layers=(),
         probe=probe,
-        notes=(*members, *notes),
+        notes=(*members, *notes, *of_all),
     )
 
 
@@ -164,7 +184,7 @@ def _each(texts: Iterable[str]) -> str:
 
 
 def _of_models(
-    names: tuple[str, ...], members: Sequence[Any], margins: Mapping[str, float], text: Any, budget: Budget
+    names: tuple[str, ...], members: Sequence[Any], margins: Mapping[str, float], text: Any, limits: Limits
 ) -> Evidence:
     from pytest_induction.comparison.family_models import Models
     from pytest_induction.measuring.observing import provenance
@@ -175,22 +195,28 @@ def _of_models(
         for subject in subjects:
             _ = subject.reading  # refuse by name here, before anything is measured
     names = names or unlike(subject.name for subject in subjects)
-    seed = subjects[0].seed if budget.seed is None else budget.seed
-    models, looks = Models(subjects, names, seed), look_sizes(budget.max_sequences)
-    error_rate = budget.error_rate / len(looks)
-    fixed = models.in_context(text, budget.max_rows) if text is not None else {}
+    seed = subjects[0].seed if limits.seed is None else limits.seed
+    models, looks = Models(subjects, names, seed), look_sizes(limits.max_sequences)
+    error_rate = limits.error_rate / len(looks)
+    fixed = models.in_context(text, limits.max_rows) if text is not None else {}
     late = fixed.pop(LATE, None)
     eigenvalues, notes = models.eigenvalues() if OV in margins else (None, ())
+    begun, rounds = spent_so_far(), list[None]()
     for size in looks:
-        models.draw(size)
+        if not extend(rounds, partial(models.draw, size)):
+            break
         found = {**models.repeats(margins), **models.copying(eigenvalues), **fixed}
         judgement = judge_continuity(found, margins, names, error_rate=error_rate)
         if not judgement.more_sequences:
             break
+    if judgement.more_sequences:
+        each = (spent_so_far() - begun) / models.n_sequences
+        wanted = what_more(judgement.more_sequences * each, f"about {judgement.more_sequences} more sequences")
+        judgement = replace(judgement, next_step=wanted or judgement.next_step)
     if late is not None:
         largest = equivalence(late.between, math.inf, error_rate).difference
         judgement = replace(judgement, estimates={**(judgement.estimates or {}), LATE: largest})
     parts = [provenance(subject, seed=seed, n_sequences=models.n_sequences) for subject in subjects]
     about = _provenance(names, parts, f"{models.described}{models.of_text}")
     thresholds = {name: margins[name] for name in found}
-    return _evidence(judgement, thresholds, about, (*notes, *models.lacking(margins)), budget.error_rate)
+    return _evidence(judgement, thresholds, about, (*notes, *models.lacking(margins)), limits.error_rate)
