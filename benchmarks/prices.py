@@ -67,6 +67,7 @@ from pytest_induction.charts.data import OF_A_MODEL
 from pytest_induction.charts.model import charts_of_model
 from pytest_induction.measuring.observing import provenance
 from pytest_induction.model.load import load_module
+from pytest_induction.spending import BARE_PASS, calling
 
 ROOT = Path(__file__).parents[1]
 RECORD, PAGE = ROOT / "fixtures" / "prices.json", ROOT / "docs" / "performance.md"
@@ -213,7 +214,9 @@ def priced(module: nn.Module, tokenizer: Any, wanted: Sequence[str]) -> Iterator
 
 
 def price_of(row: Row, module: nn.Module, tokenizer: Any, text: Any, bare: Callable[[], Any]) -> Json:
-    """Bare passes, seconds, and megabytes beyond what was in use; with the verdict, where the call gives one."""
+    """Bare passes by processor time and by tokens that were run, seconds, and megabytes beyond what was in use; with the verdict,
+    where the call gives one.
+    """
     subject: Any = None
     if row.needs_taking:
         subject = load_model(module)
@@ -225,13 +228,14 @@ def price_of(row: Row, module: nn.Module, tokenizer: Any, text: Any, bare: Calla
     before = [processor_seconds(bare)[0] for _ in range(TURNS)]
     peak, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     try:
-        seconds, found = processor_seconds(lambda: row.call(module, subject, text))
+        with calling(row.name, lambda _: None) as run:
+            seconds, found = processor_seconds(lambda: row.call(module, subject, text))
     except InductionError as error:
         return {"error": str(error).partition("\n")[0]}
     took = time.perf_counter() - began
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
     passes = seconds / median([*before, *(processor_seconds(bare)[0] for _ in range(TURNS))])
-    kept = {"passes": round(passes, 2), "seconds": round(took, 1), "memory": round(more)}
+    kept = {"passes": round(passes, 2), "run": round(run.tokens / BARE_PASS, 2), "seconds": round(took, 1), "memory": round(more)}
     said = getattr(found, "verdict", None)
     return kept if said is None else {**kept, "verdict": str(said), "summary": found.summary}
 
@@ -292,7 +296,8 @@ def cell(row: Row, found: Json | None) -> str:
         return "n/a"
     passes = f"{found['passes']:.1f}"
     passes = f"**{passes}**" if row.bound is not None and found["passes"] > row.bound else passes
-    return f"{passes} {found['verdict']}" if "verdict" in found else passes
+    told = f"{passes} ({found['run']:.1f})" if found.get("run") else passes
+    return f"{told} {found['verdict']}" if "verdict" in found else told
 
 
 def table(models: Mapping[str, Json]) -> str:

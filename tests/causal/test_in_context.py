@@ -24,10 +24,11 @@ from pytest_induction.causal.judging import (
     is_out_of_reach,
     judge_learning,
     judge_necessity,
+    judge_removal,
     judge_sufficiency,
     share_interval,
 )
-from pytest_induction.causal.prices import most_rows
+from pytest_induction.causal.prices import most_ablated, most_rows
 from pytest_induction.errors import ArgumentError, TextError
 from pytest_induction.interventions.ablation import matched_controls
 from pytest_induction.interventions.edits import ablate, run_with
@@ -542,7 +543,7 @@ def test_what_would_take_more_rows_than_are_allowed_is_given_up():
     found = judge_learning(scores, CLAIM, error_rate=1e-5, n_kinds=3)
     assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "learning_unclear")
     assert is_out_of_reach(found, CLAIM, 96, 128) and not is_out_of_reach(found, CLAIM, 96, 100_000)
-    assert judge_learning(scores - 2, CLAIM, error_rate=1e-5, n_kinds=3) is None
+    assert judge_learning(scores - 2, CLAIM, error_rate=1e-5, n_kinds=3).verdict is Verdict.SHOWN
     unclear = judge_necessity(ablated([0.5]), CLAIM, error_rate=1e-3)
     assert unclear.reason == "effect_unclear"
     assert is_out_of_reach(unclear, CLAIM, 24, 48) and not is_out_of_reach(unclear, CLAIM, 24, 10_000)
@@ -555,6 +556,48 @@ def test_nothing_is_ablated_in_a_text_of_which_it_is_not_clear_that_it_is_learnt
     found = evidence(three_layers, TEXT, heads="L2H0", how="zero", max_sequences=16)
     assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "learning_unclear")
     assert set(found.estimates) == {"icl_score"} and "more rows of text: max_sequences=" in found.next_step
+
+
+def test_no_control_is_ablated_in_a_text_of_which_too_little_is_gone(three_layers, monkeypatch):
+    """Nor where it is not clear; what tokens lose that a match foretells is told all the same."""
+    monkeypatch.setattr(Ablations, "drawn", lambda *_: pytest.fail("a control is ablated"))
+    found = evidence(three_layers, TEXT, heads="L0H1", how="zero")
+    assert (found.verdict, found.reason) == (Verdict.REFUTED, "removes_too_little")
+    assert {"icl_score", "lost zero", "share zero", "lost foretold zero"} <= set(found.estimates)
+    assert not any("control" in name for name in found.estimates)
+    share = evidence(three_layers, TEXT, heads="L2H0", how="zero", min_share=0.99).estimates["share zero"]
+    found = evidence(three_layers, TEXT, heads="L2H0", how="zero", min_share=share.value)
+    assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, "effect_unclear")
+    assert found.next_step.endswith("; fewer rows tell it by class of token: assert_icl_is_induction")
+
+
+def test_what_is_gone_is_the_same_before_controls_as_beside_them(three_layers):
+    """Rows of the first look and of those after it; a control adds nothing to what is known of the heads."""
+    rows = shuffled_rows(three_layers, TEXT, 24, 0)
+    task = Ablations(three_layers, [HeadId(2, 0), HeadId(2, 3)], KINDS, 0, 100, rows, pattern_preserving=False)
+    task.read(16)
+    alone = [task.without_heads(size) for size in (12, 24)][-1]
+    beside = task.drawn(12, 0)
+    assert len(alone.learning) == len(alone.lost["zero"]) == 24
+    np.testing.assert_allclose(alone.learning[:12], beside.learning, atol=1e-6)
+    for kind in KINDS:
+        np.testing.assert_allclose(alone.lost[kind][:12], beside.lost[kind], atol=1e-6)
+    joined = task.all_of([beside])
+    assert len(joined.lost["mean"]) == 24 and len(joined.usual["mean"]) == 12
+    judged = judge_necessity(joined, task.claim(), error_rate=0.2)
+    share = judge_removal(alone, task.claim(), error_rate=0.2).estimates["share mean"]
+    assert judged.estimates["share mean"] == share
+    own = Ablated(joined.learning, beside.lost, beside.controls, beside.usual, beside.single)
+    excess = judge_necessity(own, task.claim(), error_rate=0.2).estimates["beyond controls mean"]
+    assert judged.estimates["beyond controls mean"].value == pytest.approx(excess.value, abs=1e-6)
+
+
+@pytest.mark.parametrize(("passes", "reason", "said"), [(42, "effect_unclear", "the heads"), (70, "rank_unclear", "controls")])
+def test_a_budget_keeps_what_is_known_before_it_is_spent(three_layers, passes, reason, said):
+    found = evidence(three_layers, TEXT, heads=["L2H0", "L2H3"], how="zero", budget=passes)
+    assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, reason)
+    assert f"the budget is spent before {said} are ablated" in found.summary and "icl_score" in found.estimates
+    assert found.next_step.startswith("budget spent: ")
 
 
 def test_one_clean_pass_serves_all_kinds(three_layers):
@@ -571,6 +614,8 @@ def test_one_clean_pass_serves_all_kinds(three_layers):
 
 
 def test_of_a_text_a_model_that_is_not_small_reads_fewer_rows(three_layers, monkeypatch):
+    assert most_ablated(three_layers) == 512
     assert most_rows(three_layers, is_text=True) == 512 and most_rows(three_layers, is_text=False) == 192
     monkeypatch.setattr("pytest_induction.heads.search.SMALL_MODEL", 1000)
     assert most_rows(three_layers, is_text=True) == 96 and most_rows(three_layers, is_text=False) == 192
+    assert most_ablated(three_layers) == 24

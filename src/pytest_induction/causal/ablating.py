@@ -17,7 +17,7 @@ from pytest_induction.causal.judging import MIN_SHARE, NAMED, Ablated, CausalCla
 from pytest_induction.errors import ArgumentError
 from pytest_induction.interventions.ablation import Controls, matched_controls
 from pytest_induction.interventions.arguments import all_heads
-from pytest_induction.interventions.by_row import Rows
+from pytest_induction.interventions.by_row import RowLosses, Rows
 from pytest_induction.interventions.edits import Replacement
 from pytest_induction.interventions.passes import HeadSet, losses_at
 from pytest_induction.measuring.observing import PERIODS_AT_ONCE, Array, numbers, probes_of
@@ -124,7 +124,9 @@ class Ablations:
         self.batches: list[Batch] = []
         self.rows: list[Row] = []
         self.scores: Array = np.empty(0)  # of the first rows of the text, with nothing ablated
+        self.removed: list[Row] = []  # the first rows of the text, with the heads ablated and nothing else
         self._moved = dict.fromkeys(self.kinds, 0.0)
+        self._first: Batch | None = None  # in which something was ablated
         self._alone = list(range(len(self.heads)))
         self._keeps = bool(self._pool.difference(self.heads)) and not self.controls.relaxed
 
@@ -158,10 +160,34 @@ class Ablations:
         self.scores = np.concatenate([self.scores, *parts])
         return self.scores
 
+    def without_heads(self, n_rows: int) -> Ablated:
+        """What is lost without the heads in the first rows of the text, before any control is ablated: no row twice."""
+        more = n_rows - len(self.removed)
+        with progress("ablation_removes_icl, the heads", more):
+            rows = list(self._of_heads(self._rows_of_text(slice(len(self.removed), n_rows)))) if more > 0 else []
+        self.removed += rows
+        self.scores = np.concatenate([self.scores, [row.learning for row in self.removed[len(self.scores) :]]])
+        return Ablated(self.scores, self._lost(self.removed), {}, {}, np.empty((0, 0)))
+
+    def _of_heads(self, batch: Batch) -> Iterator[Row]:
+        sets: dict[Replacement, list[HeadSet]] = {kind: [frozenset(self.heads)] for kind in self.kinds}
+        for place, found in enumerate(self._of_batch(batch, self._layers).losses(lambda _: sets)):
+            row = Row(float(late_minus_early(found.clean, batch.late)))
+            self._note(row, batch, place, found, {kind: [(HEADS, 0)] for kind in self.kinds})
+            yield row
+
     def all_of(self, rounds: Sequence[Ablated]) -> Ablated:
-        """All rounds as one, with the scores of rows in which nothing was ablated."""
-        found = Ablated.join(rounds)
+        """All rounds as one, with what is known of the rows after them, in which no control was ablated."""
+        found = self._with_scores(Ablated.join(rounds))
+        n_rows = len(next(iter(found.lost.values())))
+        return replace(found, lost=self._lost(self.removed)) if len(self.removed) > n_rows else found
+
+    def _with_scores(self, found: Ablated) -> Ablated:
+        """With the scores of rows in which nothing was ablated."""
         return replace(found, learning=np.concatenate([found.learning, self.scores[len(found.learning) :]]))
+
+    def _lost(self, rows: Sequence[Row]) -> dict[str, Array]:
+        return {kind: self._column(rows, kind, (HEADS, 0)) for kind in self.kinds}
 
     def kept(self) -> Ablated | None:
         """What is lost with all other heads of the same layers ablated, than these or than controls; None where no rows tell.
@@ -175,14 +201,14 @@ class Ablations:
         usual: dict[str, Array] = {kind: self._column(rows, kind, (ALL_BUT_CONTROL, 0)) for kind in self.kinds}
         single = [self._column(rows, self.kinds[0], (ALL_BUT_ONE, number)) for number in range(len(self.heads))]
         learning = np.array([row.learning for row in self.rows])
-        return self.all_of([Ablated(learning, lost, {}, usual, np.array(single))])
+        return self._with_scores(Ablated(learning, lost, {}, usual, np.array(single)))
 
     def lost_by_match(self, error_rate: float) -> dict[str, Estimate]:
         """By how many nats the loss of tokens that a match foretells rises without the heads, and that of all others.
 
         By each kind of ablation: "lost foretold zero", "lost other zero". Of early and late tokens; of a text that has both.
         """
-        rows = [row for row in self.rows if row.tokens is not None]
+        rows = [row for row in max(self.rows, self.removed, key=len) if row.tokens is not None]
         counts = np.array([row.tokens for row in rows]).reshape(-1, 2)
         if len(rows) < FEWEST_KEPT or not counts.sum(0).all():
             return {}
@@ -197,9 +223,9 @@ class Ablations:
     def moves(self) -> bool:
         """Whether ablating the heads, or else every head, moves a loss, by every kind: else the ablation is not seen."""
         kinds = [kind for kind, most in self._moved.items() if most <= LEAST_MOVED]
-        if not kinds or not self.rows:
+        if not kinds or self._first is None:
             return True
-        first = self.batches[0]
+        first = self._first
         every = frozenset(all_heads(self.subject))
         layers = range(self.subject.n_layers) if self._layers else ()
         found = self._of_batch(Batch(first.tokens[:2], first.queries, first.late, 2), layers).losses(
@@ -249,17 +275,23 @@ class Ablations:
         for place, found in enumerate(self._of_batch(batch, self._layers).losses(sets_of)):
             row = self.rows[-1]
             row.learning = float(late_minus_early(found.clean, batch.late))
-            if batch.foretold is not None:
-                halves = np.stack([batch.foretold[place], ~batch.foretold[place]]).astype(np.float64)
-                row.tokens = halves.sum(1)
-                row.lost = {kind: halves @ (found.ablated[kind][0] - found.clean) for kind in self.kinds}
-            for kind, names in asked.items():
-                rises = in_context_attribution(found.clean, found.ablated[kind], batch.late)
-                row.rises[kind] = dict(zip(names, rises.tolist(), strict=True))
-                own = {number: value for (what, number), value in row.rises[kind].items() if what == CONTROL}
-                self._dealer.record(kind, own, row.rises[kind][HEADS, 0])
-                self._moved[kind] = max(self._moved[kind], float(np.abs(found.ablated[kind][0] - found.clean).max()))
+            self._note(row, batch, place, found, asked)
+            for kind, rises in row.rises.items():
+                own = {number: value for (what, number), value in rises.items() if what == CONTROL}
+                self._dealer.record(kind, own, rises[HEADS, 0])
             self._choose()
+
+    def _note(self, row: Row, batch: Batch, place: int, found: RowLosses, asked: Mapping[Replacement, Sequence[Asked]]) -> None:
+        """What was found in a row of a batch, where the heads are the first set of each kind."""
+        self._first = self._first or batch
+        if batch.foretold is not None:
+            halves = np.stack([batch.foretold[place], ~batch.foretold[place]]).astype(np.float64)
+            row.tokens = halves.sum(1)
+            row.lost = {kind: halves @ (found.ablated[kind][0] - found.clean) for kind in self.kinds}
+        for kind, names in asked.items():
+            rises = in_context_attribution(found.clean, found.ablated[kind], batch.late)
+            row.rises[kind] = dict(zip(names, rises.tolist(), strict=True))
+            self._moved[kind] = max(self._moved[kind], float(np.abs(found.ablated[kind][0] - found.clean).max()))
 
     def _of_batch(self, batch: Batch, layers: Iterable[int]) -> Rows:
         return Rows(
@@ -319,10 +351,9 @@ class Ablations:
             kind: np.array([np.mean([row.rises[kind][CONTROL, each] for each in row.fresh[kind]]) for row in rows])
             for kind in self.kinds
         }
-        lost: dict[str, Array] = {kind: self._column(rows, kind, (HEADS, 0)) for kind in self.kinds}
         return Ablated(
             np.array([row.learning for row in rows]),
-            lost,
+            self._lost(rows),
             controls,
             usual,
             np.array([self._column(rows, self.kinds[0], (SINGLE, number)) for number in range(len(self.heads))]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -21,9 +21,10 @@ from pytest_induction.causal.judging import (
     is_out_of_reach,
     judge_learning,
     judge_necessity,
+    judge_removal,
     judge_sufficiency,
 )
-from pytest_induction.causal.prices import most_rows, price_of_removal
+from pytest_induction.causal.prices import most_ablated, most_rows, price_of_removal
 from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed_in_words, priced_claim, until_clear
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
@@ -34,6 +35,8 @@ from pytest_induction.model.load import load_model
 from pytest_induction.records import Estimate, Evidence, Verdict
 from pytest_induction.spending import BudgetSpent, spend_at_most, spent_so_far
 from pytest_induction.statistics import FIRST_LOOK, look_sizes
+
+BY_CLASS = "fewer rows tell it by class of token: assert_icl_is_induction"
 
 
 def before_and_after(start: Any, end: Any, clean: Any, ablated: Any) -> Floats:
@@ -105,9 +108,9 @@ def assert_ablation_removes_icl(
 
     Cost: after the list of heads, of each row a pass, and with three kinds 11 to 23 begun at the first layer of the heads. Rows
     are drawn in rounds of 12, 24, ... until all is clear, or clearly would not be within `max_sequences` (192 sequences; 96 rows
-    of text, 512 for a model of up to 2 million weights), or a `budget` is spent, as in `assert_has_induction_head`. Of a text
-    nothing is ablated before it is clear that the model learns from it. `error_rate` is for choosing heads, for all kinds and
-    rounds together.
+    of text, of which 24 are ablated, 512 for a model of up to 2 million weights), or a `budget` is spent, as in
+    `assert_has_induction_head`. Of a text nothing is ablated before it is clear that the model learns from it, and no control
+    before it is clear that enough is gone. `error_rate` is for choosing heads and for all rounds together.
 
     Returns the evidence. `.estimates`: `icl_score`; of each kind "lost zero", "control zero" (nats), "share zero", "beyond
     controls zero" and "rank zero"; "kept zero" and "kept beyond controls zero" for sufficiency, of as many rows as it took; "lost
@@ -138,41 +141,34 @@ def assert_ablation_removes_icl(
         return expect(evidence)
     preserving = {"pattern_preserving": pattern_preserving}
     task = Ablations(subject, chosen, kinds, seed, n_controls, rows, min_share=min_share, **preserving)
-    return expect(_judged(task, evidence, (most if rows is None else min(most, len(rows)), error_rate)))
+    if rows is not None:
+        most = min(most, len(rows))
+    ablated = min(most, most_ablated(subject)) if rows is not None and max_sequences is None else most
+    return expect(_judged(task, evidence, (most, ablated), error_rate))
 
 
-def _judged(task: Ablations, evidence: Evidence, budget: tuple[int, float]) -> Evidence:
-    """The verdict on whether the heads are necessary and, where they are, on whether they are sufficient."""
-    max_sequences, error_rate = budget
+def _judged(task: Ablations, evidence: Evidence, most: tuple[int, int], error_rate: float) -> Evidence:
+    """The verdict on whether the heads are necessary and, where they are, on whether they are sufficient.
+
+    `most` is how many rows are read, and in how many of them something is ablated, at most.
+    """
     rest, stage = 1 - 2 * SHARE_OF_REST, error_rate * SHARE_OF_REST / (1 if task.text is None else 2)  # of a text: by match too
-    claim, begun = task.claim(), spent_so_far()
     if not task.controls.sets:
-        summary = f"the model has no {len(task.heads)} heads beside {claim.named} to compare them with"
+        summary = f"the model has no {len(task.heads)} heads beside {task.claim().named} to compare them with"
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="no_controls", summary=summary)
-
-    given_up: list[Judgement] = []
-
-    def judge(rounds: list[Ablated], error_rate: float) -> Judgement:
-        found = judge_necessity(task.all_of(rounds), claim, error_rate=error_rate)
-        if is_out_of_reach(found, claim, len(task.rows), max_sequences):
-            given_up.append(found)
-            return replace(found, verdict=Verdict.REFUTED)  # clear that it stays unclear: no more rows are drawn
-        return found
-
-    found = None if task.text is None else _read_first(task, claim, max_sequences, error_rate * rest)
-    if found is None:
-        _, found, _ = until_clear(task.drawn, judge, max_sequences, error_rate * rest)
-        found = given_up[0] if given_up else found
+    found, begun = _necessary(task, most, error_rate * rest)
     if not task.moves():
         summary = "ablating every head changes no loss: the heads do nothing, or their effect is not seen in this model"
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="nothing_moves", summary=summary)
     found = as_answer(found)
     if found.verdict is Verdict.SHOWN and (kept := task.kept()) is not None:
-        found = judge_sufficiency(found, kept, claim, error_rate=stage)
+        found = judge_sufficiency(found, kept, task.claim(), error_rate=stage)
     split = task.lost_by_match(stage)
-    count = len(task.rows) or len(task.scores)
+    count = len(task.rows) or len(task.removed) or len(task.scores)
     of = "sequences" if task.text is None else "rows of text"
     settle = more_needed_in_words(found.more_sequences, count, (spent_so_far() - begun) / max(1, count), of)
+    if task.text is not None and found.reason in ("learning_unclear", "effect_unclear"):
+        settle = "; ".join(filter(None, (settle, BY_CLASS)))
     about = provenance(task.subject, seed=task.seed, n_sequences=max(count, len(task.scores)), probe=task.described)
     about = replace(about, notes=tuple(dict.fromkeys((*about.notes, *evidence.provenance.notes))))
     return replace(
@@ -186,6 +182,32 @@ def _judged(task: Ablations, evidence: Evidence, budget: tuple[int, float]) -> E
     )
 
 
+def _necessary(task: Ablations, most: tuple[int, int], error_rate: float) -> tuple[Judgement, int]:
+    """The judgement on whether the heads are necessary, with what had been spent before the last rows were looked at."""
+    claim, found, max_sequences = task.claim(), None, most[1]
+    if task.text is not None:
+        found, begun = _of_heads_alone(task, claim, most, error_rate)
+        if found.verdict is not Verdict.SHOWN:
+            return found, begun
+    given_up: list[Judgement] = []
+
+    def judge(rounds: list[Ablated], error_rate: float) -> Judgement:
+        found = judge_necessity(task.all_of(rounds), claim, error_rate=error_rate)
+        if is_out_of_reach(found, claim, len(task.rows), max_sequences):
+            given_up.append(found)
+            return replace(found, verdict=Verdict.REFUTED)  # clear that it stays unclear: no more rows are drawn
+        return found
+
+    begun = spent_so_far()
+    try:
+        _, judged, _ = until_clear(task.drawn, judge, max_sequences, error_rate)
+    except BudgetSpent:
+        if found is None:
+            raise
+        return _unfinished(found, "rank_unclear", "controls"), begun
+    return given_up[0] if given_up else judged, begun
+
+
 def _said_of(split: Mapping[str, Estimate]) -> str:
     """What is said of tokens that a match foretells, and of all others: by the first kind of ablation."""
     values = [estimate.value for estimate in split.values()][:2]
@@ -194,24 +216,54 @@ def _said_of(split: Mapping[str, Estimate]) -> str:
     return f"; tokens that a match foretells lose {values[0]:.2f} nats, all others {values[1]:.2f}"
 
 
-def _read_first(task: Ablations, claim: CausalClaim, max_rows: int, error_rate: float) -> Judgement | None:
-    """The judgement where the model does not learn from the text, or that is not clear; None where it does.
+def _of_heads_alone(task: Ablations, claim: CausalClaim, most: tuple[int, int], error_rate: float) -> tuple[Judgement, int]:
+    """The judgement on a text before any control is ablated: SHOWN where enough is gone without the heads.
 
-    A pass over a row of text is dear, and one for each set of heads is dearer: nothing is ablated before that is clear.
+    With what had been spent before the last rows were looked at.
+
+    A pass over a row of text is dear, and one for each set of heads is dearer. So nothing is ablated before it is clear that the
+    model learns from the text, and no control before it is clear that enough is gone.
     """
-    looks = look_sizes(max_rows)
+    looks, fewer = map(look_sizes, most)
+
+    def read(size: int) -> Judgement:
+        return judge_learning(task.read(size), claim, error_rate=error_rate / len(looks), n_kinds=len(task.kinds))
+
+    def ablate(size: int) -> Judgement:
+        return judge_removal(task.without_heads(size), claim, error_rate=error_rate / len(fewer))
+
+    begun = spent_so_far()
+    learns = _looked(read, looks, claim)
+    if learns.verdict is not Verdict.SHOWN:
+        return learns, begun
+    begun = spent_so_far()
+    try:
+        return _looked(ablate, fewer, claim), begun
+    except BudgetSpent:
+        return _unfinished(learns, "effect_unclear", "the heads"), begun
+
+
+def _looked(look: Callable[[int], Judgement], looks: Sequence[int], claim: CausalClaim) -> Judgement:
+    """The judgement at the first look at which it is clear, or clearly will not be; else at the last one within the budget."""
     found: Judgement | None = None
     for size in looks:
         try:
-            scores = task.read(size)
+            found = look(size)
         except BudgetSpent:
             if found is None:
                 raise
-            break
-        found = judge_learning(scores, claim, error_rate=error_rate / len(looks), n_kinds=len(task.kinds))
-        if found is None or found.verdict is not Verdict.UNDETERMINED or is_out_of_reach(found, claim, size, max_rows):
-            break
+            return found
+        if found.verdict is not Verdict.UNDETERMINED or is_out_of_reach(found, claim, size, looks[-1]):
+            return found
+    if found is None:
+        raise ValueError("there is nothing to look at")
     return found
+
+
+def _unfinished(found: Judgement, reason: str, what: str) -> Judgement:
+    """What is known where there is nothing against the claim, and the budget has no room for what would be ablated next."""
+    summary = f"{found.summary}; the budget is spent before {what} are ablated"
+    return replace(found, verdict=Verdict.UNDETERMINED, reason=reason, summary=summary, more_sequences=FIRST_LOOK)
 
 
 def _kinds(how: str | Iterable[str]) -> tuple[Replacement, ...]:

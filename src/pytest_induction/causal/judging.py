@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,6 +28,7 @@ MIN_SHARE = 0.5  # of in-context learning, that must be gone
 N_CONTROLS = max(RANKED)
 NAMED = 3  # heads that are in the evidence one by one
 MAY_WELL_BE = 0.5  # of the way from a mean to an end of its interval that errs at 1e-5 to 1e-4: two standard errors
+Estimates = Mapping[str, Estimate]  # by kind of ablation
 OPEN = ("kinds_disagree", "no_controls")  # clear, and yet no answer
 
 
@@ -35,10 +36,10 @@ OPEN = ("kinds_disagree", "no_controls")  # clear, and yet no answer
 class Ablated:
     """What ablations do, row by row, in nats; kinds of ablation by name.
 
-    `learning` (rows,) is the in-context learning score of the model as it is, negative where it learns, of these rows and of any
-    after them in which nothing was ablated; `lost` (rows,) by how much it rises without the heads, `controls` (n_sets, rows)
-    without each control set, NaN in rows that it was not dealt to, and `usual` (rows,) the mean over those sets that were new in
-    a row. `single` (n_heads, rows) is without each of the heads alone, by the first kind of ablation, NaN where it was not
+    `learning` (rows,) is the in-context learning score of the model as it is, negative where it learns; `lost` by how much it
+    rises without the heads, in the first of these rows or in all; `controls` (n_sets, rows) without each control set, NaN in rows
+    that it was not dealt to, and `usual` (rows,) the mean over those sets that were new in a row: in the first rows of `lost`, or
+    in all. `single` (n_heads, rows) is without each of the heads alone, by the first kind of ablation, NaN where it was not
     measured.
     """
 
@@ -165,8 +166,32 @@ def judge_necessity(found: Ablated, claim: CausalClaim, *, error_rate: float) ->
     estimates |= {f"beyond controls {kind}": of.excess for kind, of in kinds.items()}
     estimates |= {f"rank {kind}": Estimate(of.rank, of.rank, of.rank, SHARE) for kind, of in kinds.items()}
     estimates |= {f"lost without {head} alone": estimate for head, estimate in _strongest(found.single, claim, shared)}
-    verdict, reason, summary, more = _weighed(kinds, claim, learning, len(next(iter(found.lost.values()))))
+    verdict, reason, summary, more = _weighed(kinds, claim, learning, len(next(iter(found.usual.values()))))
     return Judgement(verdict, reason, summary, estimates=estimates, more_sequences=more)
+
+
+def judge_removal(found: Ablated, claim: CausalClaim, *, error_rate: float) -> Judgement:
+    """Whether enough is gone without the heads by every kind, before any control is ablated.
+
+    Its statements are some of those of `judge_necessity`, at the same rates.
+    """
+    shared = of_each(error_rate, len(found.lost))
+    learning, count = _score(found.learning, error_rate, len(found.lost)), len(next(iter(found.lost.values())))
+    if not learning.is_below(MAX_IN_CONTEXT_LEARNING):
+        return _without_learning(len(found.learning), claim, learning)
+    losses = {kind: mean_in_nats(lost, shared) for kind, lost in found.lost.items()}
+    shares = {
+        kind: with_ends(partial(share_interval, lost, -found.learning), error_rate, shared) for kind, lost in found.lost.items()
+    }
+    estimates = {"icl_score": learning}
+    estimates |= {f"{name} {kind}": of[kind] for kind in losses for name, of in (("lost", losses), ("share", shares))}
+    seen = _gone(shares, claim, learning)
+    if (failed := _too_little(losses, shares, claim, seen)) is not None:
+        return Judgement(Verdict.REFUTED, *failed, estimates=estimates)
+    if not (unclear := _unclear(shares.values(), claim.min_share, count)):
+        return Judgement(Verdict.SHOWN, "removes", seen, estimates=estimates)
+    summary = f"{seen}: too close to {claim.min_share:.2f} to tell"
+    return Judgement(Verdict.UNDETERMINED, "effect_unclear", summary, estimates=estimates, more_sequences=max(unclear))
 
 
 def of_each(error_rate: float, n_kinds: int) -> float:
@@ -179,13 +204,16 @@ def _score(learning: Array, error_rate: float, n_kinds: int) -> Estimate:
     return with_ends(partial(mean_in_nats, learning), of_each(error_rate, n_kinds), error_rate)
 
 
-def judge_learning(learning: Array, claim: CausalClaim, *, error_rate: float, n_kinds: int) -> Judgement | None:
-    """The judgement where the model is not shown to learn, by the score of rows (n,) in which nothing is ablated; else None.
+def judge_learning(learning: Array, claim: CausalClaim, *, error_rate: float, n_kinds: int) -> Judgement:
+    """Whether the model learns in context, by the score of rows (n,) in which nothing is ablated.
 
     The error rate is that of the look, at which so many kinds of ablation would be judged.
     """
     score = _score(learning, error_rate, n_kinds)
-    return None if score.is_below(MAX_IN_CONTEXT_LEARNING) else _without_learning(len(learning), claim, score)
+    if not score.is_below(MAX_IN_CONTEXT_LEARNING):
+        return _without_learning(len(learning), claim, score)
+    seen = f"{claim.about} is {-score.value:.3f} nats"
+    return Judgement(Verdict.SHOWN, "learns", seen, estimates={"icl_score": score})
 
 
 def is_out_of_reach(judgement: Judgement, claim: CausalClaim, count: int, most: int) -> bool:
@@ -230,17 +258,17 @@ def _of_kind(found: Ablated, kind: str, claim: CausalClaim, rates: tuple[float, 
     """`rates`: of what SHOWN needs, and of each statement that refutes."""
     whole, shared = rates
     lost, usual, gained = found.lost[kind], found.usual[kind], -found.learning
-    effect, control = mean_interval(np.stack([lost, usual], axis=1), 2 * shared, "nats")
-    differences = mean_differences(found.controls[kind], lost)
+    dealt = lost[: len(usual)]  # of those rows in which controls were ablated too
+    differences = mean_differences(found.controls[kind], dealt)
     ablated = int(np.isfinite(differences).sum())
-    more = [_is_above(found.controls[kind][number] - lost, shared / ablated) for number in np.flatnonzero(differences > 0)]
+    more = [_is_above(found.controls[kind][number] - dealt, shared / ablated) for number in np.flatnonzero(differences > 0)]
     is_first = kind == next(iter(found.lost))  # the others confirm, on fewer controls
     enough = min(claim.n_controls, *RANKED) if is_first else 1
     return Kind(
-        effect,
-        control,
+        mean_in_nats(lost, shared),
+        mean_in_nats(usual, shared),
         with_ends(partial(share_interval, lost, gained), whole, shared),
-        with_ends(partial(share_interval, lost - usual, gained), whole, shared),
+        with_ends(partial(share_interval, dealt - usual, gained), whole, shared),
         n_controls=ablated,
         as_much=int((differences >= 0).sum()),
         more=sum(more),
@@ -266,16 +294,12 @@ def _strongest(single: Array, claim: CausalClaim, error_rate: float) -> list[tup
 
 def _weighed(kinds: Mapping[str, Kind], claim: CausalClaim, learning: Estimate, count: int) -> tuple[Verdict, str, str, int]:
     """The verdict, its reason and summary, and how many more rows it would take."""
-    seen = f"without {claim.named} {_span(kinds, 'share')} of {claim.about} ({-learning.value:.2f} nats) is gone"
-    against = f"without {_controls(kinds, claim)} {_span(kinds, 'usual')} is"
+    seen = _gone({kind: of.share for kind, of in kinds.items()}, claim, learning)
+    against = f"without {_controls(kinds, claim)} {_span([of.usual for of in kinds.values()])} is"
     if (failed := _failed(kinds, claim, seen, against)) is not None:
         return Verdict.REFUTED, *failed, 0
-    unclear = [
-        more_needed(estimate, threshold, count) if math.isfinite(towards(estimate, threshold)) else count
-        for of in kinds.values()
-        for estimate, threshold in ((of.share, claim.min_share), (of.excess, claim.min_excess))
-        if not estimate.is_above(threshold)
-    ]
+    shares, excesses = ([getattr(of, name) for of in kinds.values()] for name in ("share", "excess"))
+    unclear = [*_unclear(shares, claim.min_share, count), *_unclear(excesses, claim.min_excess, count)]
     if unclear:
         both = f"{claim.min_share:.2f}, or {claim.min_excess:.2f} apart,"
         return Verdict.UNDETERMINED, "effect_unclear", f"{seen}, {against}: too close to {both} to tell", max(unclear)
@@ -288,13 +312,11 @@ def _weighed(kinds: Mapping[str, Kind], claim: CausalClaim, learning: Estimate, 
 
 def _failed(kinds: Mapping[str, Kind], claim: CausalClaim, seen: str, against: str) -> tuple[str, str] | None:
     """Reason and summary where it is clear that more rows would not make the heads necessary; else None."""
-    if any(of.lost.is_above(0) for of in kinds.values()) and any(of.lost.is_below(0) for of in kinds.values()):
-        losses = ", ".join(f"{of.lost.value:+.2f} nats by {kind}" for kind, of in kinds.items())
-        return "kinds_disagree", f"the kinds of ablation disagree: without {claim.named} {losses} are lost"
-    if any(of.share.is_below(claim.min_share) for of in kinds.values()):
-        return "removes_too_little", f"{seen}, less than {claim.min_share:.2f} by {_lowest(kinds, 'share')}"
-    if any(of.excess.is_below(claim.min_excess) for of in kinds.values()):
-        reason, summary = "no_more_than_controls", f"less than {claim.min_excess:.2f} apart by {_lowest(kinds, 'excess')}"
+    shares, excesses = ({kind: getattr(of, name) for kind, of in kinds.items()} for name in ("share", "excess"))
+    if (failed := _too_little({kind: of.lost for kind, of in kinds.items()}, shares, claim, seen)) is not None:
+        return failed
+    if any(of.is_below(claim.min_excess) for of in excesses.values()):
+        reason, summary = "no_more_than_controls", f"less than {claim.min_excess:.2f} apart by {_lowest(excesses)}"
     elif any(not of.is_ranked and (claim.relaxed or of.is_outranked) for of in kinds.values()):
         reason, summary = "no_more_than_controls", f"too many of them do as much: {_ranks(kinds)}"
     else:
@@ -306,10 +328,33 @@ def _failed(kinds: Mapping[str, Kind], claim: CausalClaim, seen: str, against: s
     return "no_controls", f"{seen}, but {few} too few other heads to compare with, and {against}: {summary}"
 
 
-def _span(kinds: Mapping[str, Kind], name: str) -> str:
+def _too_little(losses: Estimates, shares: Estimates, claim: CausalClaim, seen: str) -> tuple[str, str] | None:
+    """The same by what is gone without the heads alone, whatever controls do."""
+    if any(of.is_above(0) for of in losses.values()) and any(of.is_below(0) for of in losses.values()):
+        told = ", ".join(f"{of.value:+.2f} nats by {kind}" for kind, of in losses.items())
+        return "kinds_disagree", f"the kinds of ablation disagree: without {claim.named} {told} are lost"
+    if any(of.is_below(claim.min_share) for of in shares.values()):
+        return "removes_too_little", f"{seen}, less than {claim.min_share:.2f} by {_lowest(shares)}"
+    return None
+
+
+def _unclear(estimates: Iterable[Estimate], threshold: float, count: int) -> list[int]:
+    """How many more rows each estimate would take that is not shown to be above the threshold."""
+    return [
+        more_needed(estimate, threshold, count) if math.isfinite(towards(estimate, threshold)) else count
+        for estimate in estimates
+        if not estimate.is_above(threshold)
+    ]
+
+
+def _gone(shares: Estimates, claim: CausalClaim, learning: Estimate) -> str:
+    span = _span([share.value for share in shares.values()])
+    return f"without {claim.named} {span} of {claim.about} ({-learning.value:.2f} nats) is gone"
+
+
+def _span(values: Sequence[float]) -> str:
     """From the lowest to the highest share over kinds of ablation, in percent."""
-    values = sorted(of.usual if name == "usual" else of.share.value for of in kinds.values())
-    return _percent(values[0], values[-1])
+    return _percent(min(values), max(values))
 
 
 def _ranks(kinds: Mapping[str, Kind]) -> str:
@@ -328,9 +373,9 @@ def _controls(kinds: Mapping[str, Kind], claim: CausalClaim) -> str:
     return f"{count} set{'s' if count != 1 else ''} of as many others{aside}"
 
 
-def _lowest(kinds: Mapping[str, Kind], name: str) -> str:
+def _lowest(estimates: Estimates) -> str:
     """The kind of ablation that does least, with its interval."""
-    kind, estimate = min(((kind, getattr(of, name)) for kind, of in kinds.items()), key=lambda one: one[1].value)
+    kind, estimate = min(estimates.items(), key=lambda one: one[1].value)
     return f"{kind} ({estimate.low:.2f}..{estimate.high:.2f})"
 
 

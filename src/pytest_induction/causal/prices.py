@@ -25,7 +25,11 @@ from pytest_induction.spending import Price
 from pytest_induction.statistics import FIRST_LOOK
 
 SETS = 24  # of heads, the empty one among them, that are ablated in a row at the most
+BEFORE_CONTROLS = (
+    4  # passes over a row of a text in which no control is ablated yet: as it is, and without the heads by each kind
+)
 DEAR_TEXT_ROWS = 96  # of a model that is not small: to read them takes about 35 passes over 12 rows of 101 tokens
+DEAR_ABLATED_ROWS = 24  # of these; without the heads about 24 such passes
 ROWS_BY_CLASS = {True: 192, False: 48}  # at most, of a model that is small or not
 MEAN_ROWS = 4  # of the text, over which is the mean of what heads find
 SETS_BY_CLASS = 1 + 6 + 4  # the heads, new controls and those that do nearly as much
@@ -37,15 +41,19 @@ Given = Mapping[str, Any]
 
 
 def price_of_removal(subject: ModelUnderTest, given: Given) -> Price:
-    """Of `assert_ablation_removes_icl`: the list of heads, each row of a text once, and of each row that is looked at further a
-    pass and one for each set of heads.
+    """Of `assert_ablation_removes_icl`: the list of heads, each row of a text once, some of them again and without the heads, and
+    of each row that is looked at further a pass and one for each set of heads.
     """
     is_text = given["text"] is not None
     positions = row_length(subject) if is_text else usual_length(subject.space)
     most = given["max_sequences"] or most_rows(subject, is_text=is_text)
     shortest = positions if is_text else price_of_probes(subject.space, 1).least
     listed = _listed(subject) if given["heads"] == "induction" else Price(0, 0)
-    return listed + Price(FIRST_LOOK * shortest, (most + 2) * (SETS + int(is_text)) * positions + tried_out(subject))
+    if not is_text:
+        return listed + Price(FIRST_LOOK * shortest, (most + 2) * SETS * positions + tried_out(subject))
+    ablated = given["max_sequences"] or min(most, most_ablated(subject))
+    passes = most + (ablated + 2) * (SETS + BEFORE_CONTROLS)
+    return listed + Price(FIRST_LOOK * shortest, passes * positions + tried_out(subject))
 
 
 def most_rows(subject: ModelUnderTest, *, is_text: bool) -> int:
@@ -53,6 +61,11 @@ def most_rows(subject: ModelUnderTest, *, is_text: bool) -> int:
     if not is_text:
         return MAX_SEQUENCES
     return MAX_TEXT_ROWS if is_small(subject) else DEAR_TEXT_ROWS
+
+
+def most_ablated(subject: ModelUnderTest) -> int:
+    """In how many rows of a text something is ablated at most where that is not said: to tell a share takes hundreds."""
+    return MAX_TEXT_ROWS if is_small(subject) else DEAR_ABLATED_ROWS
 
 
 def most_rows_by_class(subject: ModelUnderTest) -> int:
