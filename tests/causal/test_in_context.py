@@ -617,5 +617,5 @@ def test_of_a_text_a_model_that_is_not_small_reads_fewer_rows(three_layers, monk
     assert most_ablated(three_layers) == 512
     assert most_rows(three_layers, is_text=True) == 512 and most_rows(three_layers, is_text=False) == 192
     monkeypatch.setattr("pytest_induction.heads.search.SMALL_MODEL", 1000)
-    assert most_rows(three_layers, is_text=True) == 96 and most_rows(three_layers, is_text=False) == 192
+    assert most_rows(three_layers, is_text=True) == 80 and most_rows(three_layers, is_text=False) == 192
     assert most_ablated(three_layers) == 24

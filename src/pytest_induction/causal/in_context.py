@@ -107,7 +107,7 @@ def assert_ablation_removes_icl(
     where there is nothing to compare with, or where ablating every head moves no loss.
 
     Cost: after the list of heads, of each row a pass, and with three kinds 11 to 23 begun at the first layer of the heads. Rows
-    are drawn in rounds of 12, 24, ... until all is clear, or clearly would not be within `max_sequences` (192 sequences; 96 rows
+    are drawn in rounds of 12, 24, ... until all is clear, or clearly would not be within `max_sequences` (192 sequences; 80 rows
     of text, of which 24 are ablated, 512 for a model of up to 2 million weights), or a `budget` is spent, as in
     `assert_has_induction_head`. Of a text nothing is ablated before it is clear that the model learns from it, and no control
     before it is clear that enough is gone. `error_rate` is for choosing heads and for all rounds together.

@@ -28,7 +28,7 @@ SETS = 24  # of heads, the empty one among them, that are ablated in a row at th
 BEFORE_CONTROLS = (
     4  # passes over a row of a text in which no control is ablated yet: as it is, and without the heads by each kind
 )
-DEAR_TEXT_ROWS = 96  # of a model that is not small: to read them takes about 35 passes over 12 rows of 101 tokens
+DEAR_TEXT_ROWS = 80  # of a model that is not small: to read them takes about 34 passes over 12 rows of 101 tokens
 DEAR_ABLATED_ROWS = 24  # of these; without the heads about 24 such passes
 ROWS_BY_CLASS = {True: 192, False: 48}  # at most, of a model that is small or not
 MEAN_ROWS = 4  # of the text, over which is the mean of what heads find
