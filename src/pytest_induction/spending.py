@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -207,6 +207,7 @@ class Call:
             call = call.outer
 
 
+NOTE = "budget "  # how a note begins
 _call: ContextVar[Call | None] = ContextVar("induction_call", default=None)
 _rates: WeakKeyDictionary[Any, float] = WeakKeyDictionary()  # seconds a token, of the last call on a module
 
@@ -287,8 +288,13 @@ def notes() -> tuple[str, ...]:
     found = []
     for call in budgets():
         by_clock = ": what it lets be measured depends on the machine" if call.budget and call.budget.unit == SECONDS else ""
-        found.append(f"budget {'spent' if call.is_spent else 'given'}: {call.budget}{by_clock}")
+        found.append(f"{NOTE}{'spent' if call.is_spent else 'given'}: {call.budget}{by_clock}")
     return tuple(found)
+
+
+def joined_notes(later: Iterable[str], earlier: Iterable[str]) -> tuple[str, ...]:
+    """Notes of two measurements in one call, each once; what was said of the budget before does not hold any more."""
+    return tuple(dict.fromkeys((*later, *(note for note in earlier if not note.startswith(NOTE)))))
 
 
 def what_more(tokens: float, what: str) -> str:

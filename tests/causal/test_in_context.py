@@ -598,6 +598,7 @@ def test_a_budget_keeps_what_is_known_before_it_is_spent(three_layers, passes, r
     assert (found.verdict, found.reason) == (Verdict.UNDETERMINED, reason)
     assert f"the budget is spent before {said} are ablated" in found.summary and "icl_score" in found.estimates
     assert found.next_step.startswith("budget spent: ")
+    assert [note for note in found.provenance.notes if "budget" in note] == [f"budget spent: {passes} bare passes"]
 
 
 def test_one_clean_pass_serves_all_kinds(three_layers):

@@ -33,7 +33,7 @@ from pytest_induction.interventions.edits import HOW, Replacement
 from pytest_induction.measuring.observing import ModelLike, provenance
 from pytest_induction.model.load import load_model
 from pytest_induction.records import Estimate, Evidence, Verdict
-from pytest_induction.spending import BudgetSpent, spend_at_most, spent_so_far
+from pytest_induction.spending import BudgetSpent, joined_notes, spend_at_most, spent_so_far
 from pytest_induction.statistics import FIRST_LOOK, look_sizes
 
 BY_CLASS = "fewer rows tell it by class of token: assert_icl_is_induction"
@@ -170,7 +170,7 @@ def _judged(task: Ablations, evidence: Evidence, most: tuple[int, int], error_ra
     if task.text is not None and found.reason in ("learning_unclear", "effect_unclear"):
         settle = "; ".join(filter(None, (settle, BY_CLASS)))
     about = provenance(task.subject, seed=task.seed, n_sequences=max(count, len(task.scores)), probe=task.described)
-    about = replace(about, notes=tuple(dict.fromkeys((*about.notes, *evidence.provenance.notes))))
+    about = replace(about, notes=joined_notes(about.notes, evidence.provenance.notes))
     return replace(
         evidence,
         verdict=found.verdict,

@@ -39,7 +39,7 @@ from pytest_induction.model.load import load_model
 from pytest_induction.model.protocol import ModelUnderTest
 from pytest_induction.progress import progress
 from pytest_induction.records import Evidence, HeadId, Verdict
-from pytest_induction.spending import spend_at_most, spent_so_far
+from pytest_induction.spending import joined_notes, spend_at_most, spent_so_far
 from pytest_induction.statistics import FIRST_LOOK
 
 CLAIM = "icl_is_induction"
@@ -226,7 +226,7 @@ def _judged(task: ByClass, evidence: Evidence, sampling: tuple[int, float], min_
         summary = "ablating every head changes no loss: the heads do nothing, or their effect is not seen in this model"
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="nothing_moves", summary=summary)
     about = provenance(task.subject, seed=task.seed, n_sequences=count, probe=task.described)
-    about = replace(about, notes=tuple(dict.fromkeys((*about.notes, *evidence.provenance.notes))))
+    about = replace(about, notes=joined_notes(about.notes, evidence.provenance.notes))
     return replace(
         evidence,
         verdict=found.verdict,
