@@ -29,6 +29,7 @@ N_CONTROLS = max(RANKED)
 NAMED = 3  # heads that are in the evidence one by one
 MAY_WELL_BE = 0.5  # of the way from a mean to an end of its interval that errs at 1e-5 to 1e-4: two standard errors
 Estimates = Mapping[str, Estimate]  # by kind of ablation
+SO_FAR = ""  # the reason of what is shown of a part of the claim, and is no verdict yet
 OPEN = ("kinds_disagree", "no_controls")  # clear, and yet no answer
 
 
@@ -189,7 +190,7 @@ def judge_removal(found: Ablated, claim: CausalClaim, *, error_rate: float) -> J
     if (failed := _too_little(losses, shares, claim, seen)) is not None:
         return Judgement(Verdict.REFUTED, *failed, estimates=estimates)
     if not (unclear := _unclear(shares.values(), claim.min_share, count)):
-        return Judgement(Verdict.SHOWN, "removes", seen, estimates=estimates)
+        return Judgement(Verdict.SHOWN, SO_FAR, seen, estimates=estimates)
     summary = f"{seen}: too close to {claim.min_share:.2f} to tell"
     return Judgement(Verdict.UNDETERMINED, "effect_unclear", summary, estimates=estimates, more_sequences=max(unclear))
 
@@ -213,7 +214,7 @@ def judge_learning(learning: Array, claim: CausalClaim, *, error_rate: float, n_
     if not score.is_below(MAX_IN_CONTEXT_LEARNING):
         return _without_learning(len(learning), claim, score)
     seen = f"{claim.about} is {-score.value:.3f} nats"
-    return Judgement(Verdict.SHOWN, "learns", seen, estimates={"icl_score": score})
+    return Judgement(Verdict.SHOWN, SO_FAR, seen, estimates={"icl_score": score})
 
 
 def is_out_of_reach(judgement: Judgement, claim: CausalClaim, count: int, most: int) -> bool:
