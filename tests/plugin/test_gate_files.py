@@ -269,6 +269,7 @@ def test_a_model_that_cannot_be_loaded_is_told_once(write, run):
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
+@pytest.mark.exhaustive
 def test_checkpoints_are_swept_with_what_the_gate_says(write, pytester):
     """The factory of the gate; kept for the next session, as for --induction-run."""
     checkpoints = pytester.mkdir("checkpoints")

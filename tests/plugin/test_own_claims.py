@@ -63,6 +63,7 @@ def test_one_that_fails_says_what_to_do(run):
     result.stdout.fnmatch_lines(["pytest --induction-model=* -k attends_back"])
 
 
+@pytest.mark.exhaustive
 def test_its_gates_are_collected_by_workers(run):
     """A worker has registered it for itself, and the section is the same."""
     pytest.importorskip("xdist")

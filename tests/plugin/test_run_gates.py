@@ -404,6 +404,7 @@ class TestNames:
         result.stdout.fnmatch_lines(["mine: 88 snapshots, *"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="such a death is of Unix")
 def test_a_checkpoint_that_kills_its_reader_costs_itself_and_not_the_session(pytester):
     checkpoints = pytester.mkdir("checkpoints")

@@ -219,6 +219,7 @@ def test_the_command_that_repeats_a_test_declares_it_too(run, mine, pytester):
     result.stdout.fnmatch_lines([f"pytest {OPTION}=OwnLinear,OwnScan a.gates.toml::mine::has_induction_head"])
 
 
+@pytest.mark.exhaustive
 def test_checkpoints_are_swept_with_it(mine, pytester):
     """Those of --induction-run and of a gate; what was swept without it is not taken for it."""
     import mine as module
