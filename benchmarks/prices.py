@@ -158,7 +158,7 @@ CALLS = (
 def strongest(subject: ModelUnderTest) -> str:
     """The head of the list that matches most, found before the call; any head where there is none."""
     heads = find_induction_heads(subject).heads
-    return str(max(heads, key=lambda head: head.estimates["prefix_matching"].value)) if heads else f"L{subject.n_layers // 2}H0"
+    return str(max(heads, key=lambda head: head.prefix_matching.value)) if heads else f"L{subject.n_layers // 2}H0"
 
 
 def random_model(n_layers: int, n_heads: int) -> nn.Module:
