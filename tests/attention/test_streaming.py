@@ -54,14 +54,20 @@ def test_together_is_the_same_as_alone(monkeypatch, kind, held, small):
         torch.testing.assert_close(one, SCORES(reader), atol=1e-6, rtol=0)
 
 
-def test_the_two_ways_of_making_products_agree(monkeypatch):
-    """All at once for short sequences, line by line for long ones."""
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 2), (3, 3), (4, 1)])
+def test_the_ways_of_making_products_agree(monkeypatch, heads, key_heads):
+    """All at once for short sequences, line by line for long ones, and head by head for those that no cache holds."""
     found = []
-    for most in (0, 10**9):
-        monkeypatch.setattr("pytest_induction.attention.pattern.SMALL_ENTRIES", most)
-        found.append(layer(0, heads=4, key_heads=2, masked=True).diagonals([0, 1, 5, 24, 40], first=True))
-    torch.testing.assert_close(*found, atol=1e-6, rtol=0)
-    assert not found[0][:, :, 4].any()
+    for small, cache in ((10**9, 10**9), (0, 10**9), (0, 0)):
+        monkeypatch.setattr("pytest_induction.attention.pattern.SMALL_ENTRIES", small)
+        monkeypatch.setattr("pytest_induction.attention.pattern.HELD_PRODUCTS", small)
+        monkeypatch.setattr("pytest_induction.attention.pattern.IN_CACHE", cache)
+        reader = layer(0, heads=heads, key_heads=key_heads, masked=True)
+        found.append(reader.diagonals([0, 1, 5, 24, 40], first=True))
+        assert reader._is_large == (cache == 0)
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(found[1], found[2], atol=1e-6, rtol=0)
+    assert not found[0][:, :, 4].any() and found[0][:, :, -1].any()
 
 
 def test_more_layers_than_were_announced_are_taken_too():

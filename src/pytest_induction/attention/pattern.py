@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property, lru_cache
@@ -200,6 +201,7 @@ BLOCK_ENTRIES = 4_000_000  # scores held at a time where the log-sum-exp is comp
 SMALL_ENTRIES = 65_536  # up to so many products of queries and keys, all of them at once are cheaper than line by line
 POSITIONS_A_LINE = 8  # up to so many for each line that is read, likewise, as far as they may lie in memory:
 HELD_PRODUCTS = 2**22  # 16 MB
+IN_CACHE = 2**20  # numbers of queries and keys of a row: of more, heads are read one by one, and lines find them in the cache
 PAIR_ENTRIES = 4_000_000  # numbers gathered at a time for scattered entries
 
 NOTHING = -1e30  # below it a log-sum-exp is that of a row in which everything is masked
@@ -296,16 +298,23 @@ class LogSumExpReader:
         return 1.0
 
     def _write_lines(self, offsets: Sequence[int], out: Tensor, first: bool) -> None:
-        dot, positions = torch.linalg.vecdot, out.shape[-1]
-        query, key, lines = _upcast(self.query), _upcast(self.key), out.unbind(2)
-        if query.shape[1] != key.shape[1]:
-            query, key, lines = self._query, self._key, out.unflatten(1, (key.shape[1], -1)).unbind(3)
-        for line, offset in zip(lines, offsets, strict=not first):
-            width = positions - offset
-            if width > 0:
-                line.narrow(-1, offset, width).copy_(dot(query.narrow(-2, offset, width), key.narrow(-2, 0, width)))
-        if first:
-            lines[-1].copy_(dot(query, key.narrow(-2, 0, 1)))
+        key_heads = self.key.shape[1]
+        if key_heads == out.shape[1] and not self._is_large:
+            _write(_upcast(self.query), _upcast(self.key), offsets, out.unbind(2), first)
+            return
+        query, key, own = self._query, self._key, out.unflatten(1, (key_heads, -1))
+        if not self._is_large:
+            _write(query, key, offsets, own.unbind(3), first)
+            return
+        for row, head, place in itertools.product(*map(range, query.shape[:3])):
+            of_key = key[row if len(key) > 1 else 0, head, 0]
+            _write(query[row, head, place], of_key, offsets, own[row, head, place].unbind(0), first)
+
+    @property
+    def _is_large(self) -> bool:
+        """Whether a row's queries and keys do not fit into the cache of a processor."""
+        numbers = self.query[0].numel() + self.key[0].numel()
+        return self.query.device.type == "cpu" and numbers > IN_CACHE
 
     def columns(self, keys: Tensor) -> Tensor:
         rows = torch.arange(len(keys), device=self.key.device)
@@ -339,6 +348,17 @@ class LogSumExpReader:
     def pattern_of(self, queries: range) -> Tensor:
         scores = rows_of_scores(self.query, self.key, self.scale, self.mask, self.causal, queries)
         return scores.sub_(self.log_sum_exp[:, :, queries.start : queries.stop, None].to(scores.dtype)).exp_()
+
+
+def _write(query: Tensor, key: Tensor, offsets: Sequence[int], lines: Sequence[Tensor], first: bool) -> None:
+    """Products of queries and keys (..., positions, d_head) into lines (..., positions), of keys so far before the queries."""
+    dot, positions = torch.linalg.vecdot, query.shape[-2]
+    for line, offset in zip(lines, offsets, strict=not first):
+        width = positions - offset
+        if width > 0:
+            line.narrow(-1, offset, width).copy_(dot(query.narrow(-2, offset, width), key.narrow(-2, 0, width)))
+    if first:
+        lines[-1].copy_(dot(query, key.narrow(-2, 0, 1)))
 
 
 class Scored(NamedTuple):
