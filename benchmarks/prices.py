@@ -145,7 +145,7 @@ CALLS = (
     Row("assert_icl_heads", None, lambda _, subject, text: verdict(lambda: assert_icl_heads(subject)), words=True),
     Row("measure_concept_copying", None, lambda _, subject, text: measure_concept_copying(subject), words=True),
     Row("assert_concept_heads", None, lambda _, subject, text: verdict(lambda: assert_concept_heads(subject)), words=True),
-    Row("measure_retrieval", 3, lambda _, subject, text: measure_retrieval(subject), words=True),
+    Row("measure_retrieval", 6, lambda _, subject, text: measure_retrieval(subject), words=True),
     Row("assert_retrieval_heads", None, lambda _, subject, text: verdict(lambda: assert_retrieval_heads(subject)), words=True),
     Row(
         "assert_heads_generalize",
