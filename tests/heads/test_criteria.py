@@ -43,6 +43,7 @@ OTHERS = {
     ("runs/recorder.py", "OVERHEAD"),
     ("causal/circuit.py", "LEAST_EFFECT"),
     ("causal/dealing.py", "SUSPECT"),  # of what is lost
+    ("causal/judging.py", "MAY_WELL_BE"),  # of half an interval
     ("causal/circuit.py", "MIN_SHARE"),  # of prefix matching, that is lost
     ("comparison/continuity.py", "0 < error_rate < 0.5"),
     ("runs/perturbation.py", "MIN_SHIFT"),

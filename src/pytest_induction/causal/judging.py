@@ -332,8 +332,8 @@ def _failed(kinds: Mapping[str, Kind], claim: CausalClaim, seen: str, against: s
 def _too_little(losses: Estimates, shares: Estimates, claim: CausalClaim, seen: str) -> tuple[str, str] | None:
     """The same by what is gone without the heads alone, whatever controls do."""
     if any(of.is_above(0) for of in losses.values()) and any(of.is_below(0) for of in losses.values()):
-        told = ", ".join(f"{of.value:+.2f} nats by {kind}" for kind, of in losses.items())
-        return "kinds_disagree", f"the kinds of ablation disagree: without {claim.named} {told} are lost"
+        text = ", ".join(f"{of.value:+.2f} nats by {kind}" for kind, of in losses.items())
+        return "kinds_disagree", f"the kinds of ablation disagree: without {claim.named} {text} are lost"
     if any(of.is_below(claim.min_share) for of in shares.values()):
         return "removes_too_little", f"{seen}, less than {claim.min_share:.2f} by {_lowest(shares)}"
     return None
