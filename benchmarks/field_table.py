@@ -117,9 +117,9 @@ def of_the_zoo(kind: str, seed: int) -> Iterator[dict[str, Any]]:
     """A model of the zoo, trained again, with the loss of its run at the end beside that of this training."""
     from pytest_induction import load_run
     from trainings import held_out_of, train
-    from zoo import MODELS_OF_THE_ZOO, ZOO
+    from zoo import ZOO, training_of
 
-    training, losses = MODELS_OF_THE_ZOO[kind], []
+    training, losses = training_of(kind), list[float]()
     model = train(training, seed, on_step=lambda _, step, loss: losses.append(loss)).eval()
     found = measured(model, held_out_of(training), PROBE_SEEDS[0])
     of_the_run = float(load_run(ZOO / f"{kind}-s{seed}").column("loss")[-1])
@@ -129,12 +129,14 @@ def of_the_zoo(kind: str, seed: int) -> Iterator[dict[str, Any]]:
 def measurements() -> dict[str, Any]:
     """What measures each model, by its name: `llama-2l`, `zoo 2l-s0`."""
     sys.path.insert(0, str(FIXTURES))
-    from zoo import MODELS_OF_THE_ZOO, SEEDS
+    from zoo import MODELS_OF_THE_ZOO, SEEDS, ZOO
 
     every = {
         each: partial(shipped, each) for each in sorted(card.parent.name for card in (FIXTURES / "models").glob("*/card.json"))
     }
-    return every | {f"zoo {kind}-s{seed}": partial(of_the_zoo, kind, seed) for seed in SEEDS for kind in MODELS_OF_THE_ZOO}
+    of_text = [place.parent.name.rpartition("-s")[::2] for place in sorted(ZOO.glob("text-*/causes.json"))]  # which take minutes
+    runs = [*((kind, seed) for seed in SEEDS for kind in MODELS_OF_THE_ZOO), *((kind, int(seed)) for kind, seed in of_text)]
+    return every | {f"zoo {kind}-s{seed}": partial(of_the_zoo, kind, seed) for kind, seed in runs}
 
 
 def kept() -> dict[str, Runs]:
