@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pytest_induction.attention import scores as streaming
-from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, row_log_sum_exp
+from pytest_induction.attention.pattern import LogSumExpReader, PatternReader, _blocks, masses, row_log_sum_exp
 from pytest_induction.attention.scores import PairScores, PeriodicScores, Streamed
 
 T = 25
@@ -56,7 +56,7 @@ def test_together_is_the_same_as_alone(monkeypatch, kind, held, small):
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 2), (3, 3), (4, 1)])
 def test_the_ways_of_making_products_agree(monkeypatch, heads, key_heads):
-    """All at once for short sequences, line by line for long ones, and head by head for those that no cache holds."""
+    """All at once for short sequences, line by line for long ones, and in blocks those that no cache holds."""
     found = []
     for small, cache in ((10**9, 10**9), (0, 10**9), (0, 0)):
         monkeypatch.setattr("pytest_induction.attention.pattern.SMALL_ENTRIES", small)
@@ -64,7 +64,7 @@ def test_the_ways_of_making_products_agree(monkeypatch, heads, key_heads):
         monkeypatch.setattr("pytest_induction.attention.pattern.IN_CACHE", cache)
         reader = layer(0, heads=heads, key_heads=key_heads, masked=True)
         found.append(reader.diagonals([0, 1, 5, 24, 40], first=True))
-        assert reader._is_large == (cache == 0)
+        assert len(list(_blocks(reader.query))) == (2 * T if cache == 0 else 1)
     torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
     torch.testing.assert_close(found[1], found[2], atol=1e-6, rtol=0)
     assert not found[0][:, :, 4].any() and found[0][:, :, -1].any()
@@ -98,3 +98,24 @@ def test_autocast_rounds_nothing():
         rounded = layers_of(found)[0]
     torch.testing.assert_close(rounded, layers_of(wanted)[0], atol=1e-3, rtol=0)
     assert rounded.dtype is torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_sum_exps_are_those_of_torch_also_of_rows_in_which_all_is_masked(dtype):
+    generator = torch.Generator().manual_seed(0)
+    query, key = (20 * torch.randn(2, 3, T, 8, generator=generator, dtype=dtype) for _ in range(2))
+    mask = torch.ones(T, T, dtype=torch.bool).tril()
+    mask[4] = False
+    found = row_log_sum_exp(query, key, 0.5, mask, causal=False)
+    wanted = (query @ key.mT * 0.5).masked_fill(~mask, -torch.inf).logsumexp(-1)
+    assert (found[:, :, 4] == -torch.inf).all() and found[:, :, 5:].isfinite().all()
+    torch.testing.assert_close(found, wanted)
+
+
+def test_masses_are_exponentials_and_exactly_nothing_where_masked():
+    scores = torch.linspace(-200, 0, 401, dtype=torch.float32).masked_fill(torch.arange(401) % 3 == 0, -torch.inf)
+    wanted = (scores.double() - 0.5).exp()
+    found = masses(scores.clone(), torch.full((401,), 0.5))
+    assert (found[scores == -torch.inf] == 0).all()
+    torch.testing.assert_close(found.double(), wanted, atol=1e-37, rtol=2e-5)
+    assert float((found - wanted).abs().max()) < 2e-7

@@ -18,7 +18,7 @@ from pytest_induction.attention.capture import Capture, measuring
 from pytest_induction.attention.edits import MASKED, EditingCapture
 from pytest_induction.attention.errors import BackendUnavailable
 from pytest_induction.attention.kernels import CHECKED_ROWS, AttentionCall, is_close
-from pytest_induction.attention.pattern import NOTHING, PAIR_ENTRIES, LogSumExpReader, rows_of_scores
+from pytest_induction.attention.pattern import NOTHING, PAIR_ENTRIES, LogSumExpReader, masses, rows_of_scores
 from pytest_induction.forward.calling import FLEX, full_precision
 from pytest_induction.forward.changing import beneath, enter_mode, take_over
 from pytest_induction.undoing import Changes
@@ -142,7 +142,7 @@ class FlexReader(LogSumExpReader):
         chosen = self._key[rows, :, 0, keys]  # batch, key heads, d_head
         scores = torch.einsum("bkgqd,bkd->bkgq", self._query, chosen).flatten(1, 2) * self.scale
         scores = self.mods.scores(scores[..., None], self._all[None], keys[:, None, None])[..., 0]
-        return scores.sub_(self.log_sum_exp.to(scores.dtype)).exp_()
+        return masses(scores, self.log_sum_exp)
 
     def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         _, heads, positions, width = self.query.shape
@@ -165,13 +165,13 @@ class FlexReader(LogSumExpReader):
         placed[row, :, place, 0] = scores
         of_queries, of_keys = (rows.new_zeros(shape).index_put((row, place), each) for each in (queries, keys))
         changed = self.mods.scores(placed, of_queries, of_keys[..., None], present)[row, :, place, 0]
-        return changed.sub_(self.log_sum_exp[rows, :, queries].to(changed.dtype)).exp_()
+        return masses(changed, self.log_sum_exp[rows, :, queries])
 
     def pattern_of(self, queries: range) -> Tensor:
         chosen = self._all[queries.start : queries.stop]
         scores = rows_of_scores(self.query, self.key, self.scale, None, False, queries)  # noqa: FBT003 - neither mask nor causal
         scores = self.mods.scores(scores, chosen[None], self._all[None, None])
-        return scores.sub_(self.log_sum_exp[:, :, queries.start : queries.stop, None].to(scores.dtype)).exp_()
+        return masses(scores, self.log_sum_exp[:, :, queries.start : queries.stop, None])
 
     @cached_property
     def _all(self) -> Tensor:

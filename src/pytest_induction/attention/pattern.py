@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -201,9 +201,10 @@ BLOCK_ENTRIES = 4_000_000  # scores held at a time where the log-sum-exp is comp
 SMALL_ENTRIES = 65_536  # up to so many products of queries and keys, all of them at once are cheaper than line by line
 POSITIONS_A_LINE = 8  # up to so many for each line that is read, likewise, as far as they may lie in memory:
 HELD_PRODUCTS = 2**22  # 16 MB
-IN_CACHE = 2**20  # numbers of queries and keys of a row: of more, heads are read one by one, and lines find them in the cache
+IN_CACHE = 2**17  # numbers of queries that are read at a time, with their keys and products, by each thread: a second-level cache
 PAIR_ENTRIES = 4_000_000  # numbers gathered at a time for scattered entries
 
+LOG2_E = math.log2(math.e)
 NOTHING = -1e30  # below it a log-sum-exp is that of a row in which everything is masked
 
 
@@ -271,7 +272,7 @@ class LogSumExpReader:
         dtype = torch.promote_types(self.query.dtype, torch.float32)
         scores = self.query.new_full((batch, heads, len(offsets) + first, positions), -torch.inf, dtype=dtype)
         left = self.write_scores(offsets, scores, first=first)
-        return scores.mul_(left).sub_(self.log_sum_exp[:, :, None].to(dtype)).exp_()
+        return masses(scores.mul_(left), self.log_sum_exp[:, :, None])
 
     def write_scores(self, offsets: Sequence[int], out: Tensor, *, first: bool) -> float:
         """The scores before softmax into `out` (batch, heads, lines, positions), but for a factor, which is returned.
@@ -299,22 +300,14 @@ class LogSumExpReader:
 
     def _write_lines(self, offsets: Sequence[int], out: Tensor, first: bool) -> None:
         key_heads = self.key.shape[1]
-        if key_heads == out.shape[1] and not self._is_large:
-            _write(_upcast(self.query), _upcast(self.key), offsets, out.unbind(2), first)
-            return
-        query, key, own = self._query, self._key, out.unflatten(1, (key_heads, -1))
-        if not self._is_large:
-            _write(query, key, offsets, own.unbind(3), first)
-            return
-        for row, head, place in itertools.product(*map(range, query.shape[:3])):
-            of_key = key[row if len(key) > 1 else 0, head, 0]
-            _write(query[row, head, place], of_key, offsets, own[row, head, place].unbind(0), first)
-
-    @property
-    def _is_large(self) -> bool:
-        """Whether a row's queries and keys do not fit into the cache of a processor."""
-        numbers = self.query[0].numel() + self.key[0].numel()
-        return self.query.device.type == "cpu" and numbers > IN_CACHE
+        if key_heads == out.shape[1]:
+            query, key, lines = _upcast(self.query), _upcast(self.key), out
+        else:
+            query, key, lines = self._query, self._key, out.unflatten(1, (key_heads, -1))
+        if len(key) < len(query):
+            key = key.expand(len(query), *key.shape[1:])
+        for rows, queries in _blocks(query):
+            _write(query[rows], key[rows], offsets, lines[rows].unbind(-2), queries, first)
 
     def columns(self, keys: Tensor) -> Tensor:
         rows = torch.arange(len(keys), device=self.key.device)
@@ -326,7 +319,7 @@ class LogSumExpReader:
             scores += _as_added(mask[rows, :, :, keys], scores.dtype)
         if self.causal:
             scores.masked_fill_((torch.arange(positions, device=keys.device) < keys[:, None])[:, None], -torch.inf)
-        return scores.sub_(self.log_sum_exp.to(scores.dtype)).exp_()
+        return masses(scores, self.log_sum_exp)
 
     def pairs(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         at_once = max(1, PAIR_ENTRIES // (self.query.shape[1] * self.query.shape[3]))
@@ -343,22 +336,34 @@ class LogSumExpReader:
             scores += _as_added(mask, scores.dtype)
         if self.causal:
             scores.masked_fill_((keys > queries)[:, None], -torch.inf)
-        return scores.sub_(self.log_sum_exp[rows, :, queries].to(scores.dtype)).exp_()
+        return masses(scores, self.log_sum_exp[rows, :, queries])
 
     def pattern_of(self, queries: range) -> Tensor:
         scores = rows_of_scores(self.query, self.key, self.scale, self.mask, self.causal, queries)
-        return scores.sub_(self.log_sum_exp[:, :, queries.start : queries.stop, None].to(scores.dtype)).exp_()
+        return masses(scores, self.log_sum_exp[:, :, queries.start : queries.stop, None])
 
 
-def _write(query: Tensor, key: Tensor, offsets: Sequence[int], lines: Sequence[Tensor], first: bool) -> None:
-    """Products of queries and keys (..., positions, d_head) into lines (..., positions), of keys so far before the queries."""
-    dot, positions = torch.linalg.vecdot, query.shape[-2]
+def _blocks(query: Tensor) -> Iterator[tuple[slice, range]]:
+    """Some rows and some positions of queries (batch, ..., positions, d_head) at a time, as many as a cache holds on a CPU."""
+    (batch, positions), numbers = (query.shape[0], query.shape[-2]), query[0].numel()
+    most = IN_CACHE * torch.get_num_threads() if query.device.type == "cpu" else batch * numbers
+    rows, width = max(1, most // numbers), max(1, most * positions // numbers)
+    for row in range(0, batch, rows):
+        for start in range(0, positions, width):
+            yield slice(row, row + rows), range(start, min(positions, start + width))
+
+
+def _write(query: Tensor, key: Tensor, offsets: Sequence[int], lines: Sequence[Tensor], queries: range, first: bool) -> None:
+    """Products of some queries and keys (..., positions, d_head) into lines (..., positions), of keys so far before them."""
+    dot = torch.linalg.vecdot
     for line, offset in zip(lines, offsets, strict=not first):
-        width = positions - offset
+        start = max(offset, queries.start)
+        width = queries.stop - start
         if width > 0:
-            line.narrow(-1, offset, width).copy_(dot(query.narrow(-2, offset, width), key.narrow(-2, 0, width)))
+            line.narrow(-1, start, width).copy_(dot(query.narrow(-2, start, width), key.narrow(-2, start - offset, width)))
     if first:
-        lines[-1].copy_(dot(query, key.narrow(-2, 0, 1)))
+        own = queries.start, len(queries)
+        lines[-1].narrow(-1, *own).copy_(dot(query.narrow(-2, *own), key.narrow(-2, 0, 1)))
 
 
 class Scored(NamedTuple):
@@ -472,7 +477,22 @@ def row_log_sum_exp(
     at_once = max(1, min(len(rows), BLOCK_ENTRIES // (batch * heads * positions)))
     starts = rows[::at_once]
     blocks = (range(start, min(start + at_once, rows.stop)) for start in starts)
-    return torch.cat([rows_of_scores(query, key, scale, mask, causal, block).logsumexp(-1) for block in blocks], dim=-1)
+    return torch.cat([_log_sum_exp(rows_of_scores(query, key, scale, mask, causal, block)) for block in blocks], dim=-1)
+
+
+def _log_sum_exp(scores: Tensor) -> Tensor:
+    """Over the last axis; -inf where all are. The scores are written to."""
+    top = scores.amax(-1)
+    top.masked_fill_(top.isinf(), 0)
+    return masses(scores, top[..., None]).sum(-1).log_().add_(top)
+
+
+def masses(scores: Tensor, log_sum_exp: Tensor) -> Tensor:
+    """exp(scores - log_sum_exp), in place of the scores; 0 where these are -inf.
+
+    As powers of two: the exponential of torch's library on some processors takes nearly a hundred times as long for every -inf.
+    """
+    return scores.sub_(log_sum_exp.to(scores.dtype)).mul_(LOG2_E).exp2_()
 
 
 def rows_of_scores(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, causal: bool, rows: range) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pytest_induction.attention.pattern import masses
 from pytest_induction.errors import ArgumentError
 
 SCORES = ("prefix_matching", "previous_token", "duplicate_token", "first_token")
@@ -489,8 +490,7 @@ class Streamed:
         factor = factors.pop() if len(factors) == 1 else held.new_tensor([each for each, _ in self._waiting]).view(-1, 1, 1, 1, 1)
         log_sum_exps = torch.stack([each for _, each in self._waiting])[:, :, :, None]
         with torch.autocast(held.device.type, enabled=False):  # this may be called where the user has it on
-            mass = held.mul_(factor).sub_(log_sum_exps.to(held.dtype)).exp_()
-            found = self._scores.reduced(mass)
+            found = self._scores.reduced(masses(held.mul_(factor), log_sum_exps))
         self._done.append(found.movedim(-1, 1))
         self._buffer, self._waiting = torch.empty(0), []
 
