@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import resource
 import sys
 import textwrap
 import time
@@ -79,7 +78,6 @@ KEPT = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma 3 270M", "22x32": "
 TURNS = 3  # bare passes before and after each call
 ROW_OF_TEXT = 512  # bytes, of a model without a tokenizer
 WIDTH = 165  # of a line of the page
-Text = Path | np.ndarray
 Json = dict[str, Any]
 
 
@@ -214,9 +212,7 @@ def priced(module: nn.Module, tokenizer: Any, wanted: Sequence[str]) -> Iterator
 
 
 def price_of(row: Row, module: nn.Module, tokenizer: Any, text: Any, bare: Callable[[], Any]) -> Json:
-    """Bare passes by processor time and by tokens that were run, seconds, and megabytes beyond what was in use; with the verdict,
-    where the call gives one.
-    """
+    """Bare passes by processor time and by tokens that were run, and seconds; with the verdict, where the call gives one."""
     subject: Any = None
     if row.needs_taking:
         subject = load_model(module)
@@ -226,16 +222,15 @@ def price_of(row: Row, module: nn.Module, tokenizer: Any, text: Any, bare: Calla
         else:
             subject._known.clear()
     before = [processor_seconds(bare)[0] for _ in range(TURNS)]
-    peak, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    began = time.perf_counter()
     try:
         with calling(row.name, lambda _: None) as run:
             seconds, found = processor_seconds(lambda: row.call(module, subject, text))
     except InductionError as error:
         return {"error": str(error).partition("\n")[0]}
     took = time.perf_counter() - began
-    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
     passes = seconds / median([*before, *(processor_seconds(bare)[0] for _ in range(TURNS))])
-    kept = {"passes": round(passes, 2), "run": round(run.tokens / BARE_PASS, 2), "seconds": round(took, 1), "memory": round(more)}
+    kept = {"passes": round(passes, 2), "run": round(run.tokens / BARE_PASS, 2), "seconds": round(took, 1)}
     said = getattr(found, "verdict", None)
     return kept if said is None else {**kept, "verdict": str(said), "summary": found.summary}
 
@@ -244,9 +239,7 @@ def line(name: str, found: Json) -> str:
     if "error" in found:
         return f"{name:<44} {found['error']}"
     bound = next(row.bound for row in CALLS if row.name == name)
-    figures = (
-        f"{found['passes']:>8.2f} {'' if bound is None else f'{bound:g}':>7} {found['seconds']:>8.1f} {found['memory']:>6} MB"
-    )
+    figures = f"{found['passes']:>8.2f} {'' if bound is None else f'{bound:g}':>7} {found['seconds']:>8.1f}"
     return f"{name:<44} {figures}  {found.get('verdict', '')}"
 
 
@@ -323,16 +316,16 @@ def table(models: Mapping[str, Json]) -> str:
 def measure(name: str, only: Sequence[str]) -> list[str]:
     """Measure a model, print what comes, keep it where the model has a column; what took more than is promised."""
     module, tokenizer = loaded(name)
-    print(f"{name:<44} {'passes':>8} {'at most':>7} {'seconds':>8} {'memory':>9}", flush=True)
+    print(f"{name:<44} {'passes':>8} {'at most':>7} {'seconds':>8}", flush=True)
     rows: Json = {}
+    where = about()
     for call, found in priced(module, tokenizer, only):
         rows[call] = found
         print(line(call, found), flush=True)
         if name in KEPT:
             models = kept()
-            known = models.get(name, {"rows": {}})["rows"]
-            order = [row.name for row in CALLS if row.name == call or row.name in known]
-            models[name] = {"about": about(), "rows": {each: {**known, call: found}[each] for each in order}}
+            known = {**models.get(name, {"rows": {}})["rows"], call: found}
+            models[name] = {"about": where, "rows": {row.name: known[row.name] for row in CALLS if row.name in known}}
             keep(models)
     return [f"{name}: {call}" for call in missed(rows)]
 

@@ -1,6 +1,7 @@
 """Whether in-context learning is gone without some heads: planted and trained ones, and the arithmetic of it."""
 
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -599,6 +600,10 @@ def test_a_budget_keeps_what_is_known_before_it_is_spent(three_layers, passes, r
     assert f"the budget is spent before {said} are ablated" in found.summary and "icl_score" in found.estimates
     assert found.next_step.startswith("budget spent: ")
     assert [note for note in found.provenance.notes if "budget" in note] == [f"budget spent: {passes} bare passes"]
+    wanted = int(re.search(r'budget="(\d+) passes"', found.next_step)[1])
+    assert wanted > passes
+    more = evidence(three_layers, TEXT, heads=["L2H0", "L2H3"], how="zero", budget=wanted)
+    assert "are ablated" not in more.summary, more.summary
 
 
 def test_one_clean_pass_serves_all_kinds(three_layers):

@@ -30,11 +30,11 @@ def of_rows(**rows):
 
 
 def test_the_page_has_each_call_with_its_bound_and_bold_where_it_is_missed(prices):
-    verdict = {"passes": 9.04, "seconds": 1.0, "memory": 0, "verdict": "SHOWN", "summary": "yes"}
+    verdict = {"passes": 9.04, "seconds": 1.0, "verdict": "SHOWN", "summary": "yes"}
     prices.keep(
         {
-            "gemma3": of_rows(find_induction_heads={"passes": 12.0, "seconds": 1.0, "memory": 0}, assert_recalls=verdict),
-            "smollm2": of_rows(find_induction_heads={"passes": 12.1, "seconds": 1.0, "memory": 0}),
+            "gemma3": of_rows(find_induction_heads={"passes": 12.0, "seconds": 1.0}, assert_recalls=verdict),
+            "smollm2": of_rows(find_induction_heads={"passes": 12.1, "seconds": 1.0}),
         }
     )
     page = prices.table(prices.kept())
@@ -46,7 +46,7 @@ def test_the_page_has_each_call_with_its_bound_and_bold_where_it_is_missed(price
 
 
 def test_an_old_page_is_noticed(prices, capsys):
-    prices.keep({"smollm2": of_rows(find_induction_heads={"passes": 3.0, "seconds": 1.0, "memory": 0})})
+    prices.keep({"smollm2": of_rows(find_induction_heads={"passes": 3.0, "seconds": 1.0})})
     assert prices.main(["--check"]) == 1
     assert prices.main(["--draw"]) == 0
     assert prices.main(["--check"]) == 0
@@ -59,7 +59,7 @@ def test_an_old_page_is_noticed(prices, capsys):
 
 def test_a_model_is_measured_and_a_part_is_kept_beside_the_rest(prices, monkeypatch, capsys):
     monkeypatch.setattr(prices, "KEPT", {"1x2": "a small one"})
-    prices.keep({"1x2": of_rows(assert_recalls={"passes": 1.0, "seconds": 1.0, "memory": 0})})
+    prices.keep({"1x2": of_rows(assert_recalls={"passes": 1.0, "seconds": 1.0})})
     status = prices.main(["1x2", "--only", "take a model,measure_retrieval"])
     rows = prices.kept()["1x2"]["rows"]
     assert list(rows) == ["take a model in", "assert_recalls"]  # in the order of the calls; retrieval asks for words

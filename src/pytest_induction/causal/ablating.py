@@ -126,7 +126,6 @@ class Ablations:
         self.scores: Array = np.empty(0)  # of the first rows of the text, with nothing ablated
         self.removed: list[Row] = []  # the first rows of the text, with the heads ablated and nothing else
         self._moved = dict.fromkeys(self.kinds, 0.0)
-        self._first: Batch | None = None  # in which something was ablated
         self._alone = list(range(len(self.heads)))
         self._keeps = bool(self._pool.difference(self.heads)) and not self.controls.relaxed
 
@@ -163,9 +162,8 @@ class Ablations:
     def without_heads(self, n_rows: int) -> Ablated:
         """What is lost without the heads in the first rows of the text, before any control is ablated: no row twice."""
         more = n_rows - len(self.removed)
-        with progress("ablation_removes_icl, the heads", more):
-            rows = list(self._of_heads(self._rows_of_text(slice(len(self.removed), n_rows)))) if more > 0 else []
-        self.removed += rows
+        with progress("ablation_removes_icl, the heads", more * (1 + len(self.kinds))):
+            self.removed += list(self._of_heads(self._rows_of_text(slice(len(self.removed), n_rows))))
         self.scores = np.concatenate([self.scores, [row.learning for row in self.removed[len(self.scores) :]]])
         return Ablated(self.scores, self._lost(self.removed), {}, {}, np.empty((0, 0)))
 
@@ -223,9 +221,9 @@ class Ablations:
     def moves(self) -> bool:
         """Whether ablating the heads, or else every head, moves a loss, by every kind: else the ablation is not seen."""
         kinds = [kind for kind, most in self._moved.items() if most <= LEAST_MOVED]
-        if not kinds or self._first is None:
+        if not kinds or not (self.rows or self.removed):
             return True
-        first = self._first
+        first = self.batches[0] if self.batches else self._rows_of_text(slice(0, 2))
         every = frozenset(all_heads(self.subject))
         layers = range(self.subject.n_layers) if self._layers else ()
         found = self._of_batch(Batch(first.tokens[:2], first.queries, first.late, 2), layers).losses(
@@ -248,10 +246,15 @@ class Ablations:
         )
 
     @property
+    def tokens_a_row(self) -> int:
+        """Of the text; 0 where there is none."""
+        return 0 if self.text is None else self.text.shape[1]
+
+    @property
     def described(self) -> str:
         """The rows, in a few words."""
         if self.text is not None:
-            return f"rows of {self.text.shape[1]} tokens of text"
+            return f"rows of {self.tokens_a_row} tokens of text"
         periods = sorted({int(np.count_nonzero(~batch.late)) + 1 for batch in self.batches})
         return f"periods {periods[0]} to {periods[-1]}" if periods else "repeated tokens"
 
@@ -283,7 +286,6 @@ class Ablations:
 
     def _note(self, row: Row, batch: Batch, place: int, found: RowLosses, asked: Mapping[Replacement, Sequence[Asked]]) -> None:
         """What was found in a row of a batch, where the heads are the first set of each kind."""
-        self._first = self._first or batch
         if batch.foretold is not None:
             halves = np.stack([batch.foretold[place], ~batch.foretold[place]]).astype(np.float64)
             row.tokens = halves.sum(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -24,7 +24,7 @@ from pytest_induction.causal.judging import (
     judge_removal,
     judge_sufficiency,
 )
-from pytest_induction.causal.prices import most_ablated, most_rows, price_of_removal
+from pytest_induction.causal.prices import SETS, most_ablated, most_rows, price_of_removal
 from pytest_induction.deciding import ERROR_RATE, Judgement, more_needed_in_words, priced_claim, until_clear
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
@@ -156,7 +156,7 @@ def _judged(task: Ablations, evidence: Evidence, most: tuple[int, int], error_ra
     if not task.controls.sets:
         summary = f"the model has no {len(task.heads)} heads beside {task.claim().named} to compare them with"
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="no_controls", summary=summary)
-    found, begun = _necessary(task, most, error_rate * rest)
+    found, each = _necessary(task, most, error_rate * rest)
     if not task.moves():
         summary = "ablating every head changes no loss: the heads do nothing, or their effect is not seen in this model"
         return replace(evidence, verdict=Verdict.UNDETERMINED, reason="nothing_moves", summary=summary)
@@ -166,7 +166,7 @@ def _judged(task: Ablations, evidence: Evidence, most: tuple[int, int], error_ra
     split = task.lost_by_match(stage)
     count = len(task.rows) or len(task.removed) or len(task.scores)
     of = "sequences" if task.text is None else "rows of text"
-    settle = more_needed_in_words(found.more_sequences, count, (spent_so_far() - begun) / max(1, count), of)
+    settle = more_needed_in_words(found.more_sequences, count, each, of)
     if task.text is not None and found.reason in ("learning_unclear", "effect_unclear"):
         settle = "; ".join(filter(None, (settle, BY_CLASS)))
     about = provenance(task.subject, seed=task.seed, n_sequences=max(count, len(task.scores)), probe=task.described)
@@ -182,13 +182,13 @@ def _judged(task: Ablations, evidence: Evidence, most: tuple[int, int], error_ra
     )
 
 
-def _necessary(task: Ablations, most: tuple[int, int], error_rate: float) -> tuple[Judgement, int]:
-    """The judgement on whether the heads are necessary, with what had been spent before the last rows were looked at."""
+def _necessary(task: Ablations, most: tuple[int, int], error_rate: float) -> tuple[Judgement, float]:
+    """The judgement on whether the heads are necessary, and how many tokens a row of the last step takes."""
     claim, found, max_sequences = task.claim(), None, most[1]
     if task.text is not None:
-        found, begun = _of_heads_alone(task, claim, most, error_rate)
+        found, each = _of_heads_alone(task, claim, most, error_rate)
         if found.verdict is not Verdict.SHOWN:
-            return found, begun
+            return found, each
     given_up: list[Judgement] = []
 
     def judge(rounds: list[Ablated], error_rate: float) -> Judgement:
@@ -204,8 +204,13 @@ def _necessary(task: Ablations, most: tuple[int, int], error_rate: float) -> tup
     except BudgetSpent:
         if found is None:
             raise
-        return _unfinished(found, "rank_unclear", "controls"), begun
-    return given_up[0] if given_up else judged, begun
+        return _unfinished(found, "rank_unclear", "controls"), task.tokens_a_row * SETS
+    return given_up[0] if given_up else judged, _of_each(task.rows, begun)
+
+
+def _of_each(rows: Sized, begun: int) -> float:
+    """How many tokens each of the rows took since so many had been spent."""
+    return (spent_so_far() - begun) / max(1, len(rows))
 
 
 def _said_of(split: Mapping[str, Estimate]) -> str:
@@ -216,10 +221,10 @@ def _said_of(split: Mapping[str, Estimate]) -> str:
     return f"; tokens that a match foretells lose {values[0]:.2f} nats, all others {values[1]:.2f}"
 
 
-def _of_heads_alone(task: Ablations, claim: CausalClaim, most: tuple[int, int], error_rate: float) -> tuple[Judgement, int]:
+def _of_heads_alone(task: Ablations, claim: CausalClaim, most: tuple[int, int], error_rate: float) -> tuple[Judgement, float]:
     """The judgement on a text before any control is ablated: SHOWN where enough is gone without the heads.
 
-    With what had been spent before the last rows were looked at.
+    With how many tokens a row of the last step takes.
 
     A pass over a row of text is dear, and one for each set of heads is dearer. So nothing is ablated before it is clear that the
     model learns from the text, and no control before it is clear that enough is gone.
@@ -235,12 +240,12 @@ def _of_heads_alone(task: Ablations, claim: CausalClaim, most: tuple[int, int], 
     begun = spent_so_far()
     learns = _looked(read, looks, claim)
     if learns.verdict is not Verdict.SHOWN:
-        return learns, begun
+        return learns, _of_each(task.scores, begun)
     begun = spent_so_far()
     try:
-        return _looked(ablate, fewer, claim), begun
+        return _looked(ablate, fewer, claim), _of_each(task.removed, begun)
     except BudgetSpent:
-        return _unfinished(learns, "effect_unclear", "the heads"), begun
+        return _unfinished(learns, "effect_unclear", "the heads"), task.tokens_a_row * (1 + len(task.kinds))
 
 
 def _looked(look: Callable[[int], Judgement], looks: Sequence[int], claim: CausalClaim) -> Judgement:
