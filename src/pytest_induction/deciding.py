@@ -87,14 +87,19 @@ BUDGET_SPENT = "budget_spent"
 
 
 def until_clear(
-    draw: Callable[[int, int], R], judge: Callable[[list[R], float], Judgement], max_sequences: int, error_rate: float
+    draw: Callable[[int, int], R],
+    judge: Callable[[list[R], float], Judgement],
+    max_sequences: int,
+    error_rate: float,
+    gives_up: Callable[[Judgement, int], bool] = lambda judgement, drawn: False,
 ) -> tuple[list[R], Judgement, str]:
     """Draw rounds until the judgement on all of them is clear, more would not make it so, or a budget is spent.
 
     Returns these, the judgement, and what would settle it.
 
     `draw` is given how many sequences and the round's number, `judge` the rounds and what a look may spend of the error rate. A
-    round is as large as its look asks for, or as what is left of `budget=` allows.
+    round is as large as its look asks for, or as what is left of `budget=` allows. `gives_up` is asked of a judgement that is not
+    clear, and of how many sequences it is: whether all that may be drawn would not make it so.
     """
     looks, begun = look_sizes(max_sequences), spent_so_far()
     rounds: list[R] = []
@@ -106,7 +111,7 @@ def until_clear(
         drawn += more
         each = (spent_so_far() - begun) / drawn
         judgement = judge(rounds, error_rate / len(looks))
-        if judgement.verdict is not Verdict.UNDETERMINED or not judgement.more_sequences:
+        if judgement.verdict is not Verdict.UNDETERMINED or not judgement.more_sequences or gives_up(judgement, drawn):
             return rounds, judgement, ""
     return rounds, judgement, more_needed_in_words(judgement.more_sequences, drawn, each)
 

@@ -577,7 +577,7 @@ def test_what_is_gone_is_the_same_before_controls_as_beside_them(three_layers):
     rows = shuffled_rows(three_layers, TEXT, 24, 0)
     task = Ablations(three_layers, [HeadId(2, 0), HeadId(2, 3)], KINDS, 0, 100, rows, pattern_preserving=False)
     task.read(16)
-    alone = [task.without_heads(size) for size in (12, 24)][-1]
+    alone = [task.without_heads(more) for more in (12, 12)][-1]
     beside = task.drawn(12, 0)
     assert len(alone.learning) == len(alone.lost["zero"]) == 24
     np.testing.assert_allclose(alone.learning[:12], beside.learning, atol=1e-6)

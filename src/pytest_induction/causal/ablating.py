@@ -144,9 +144,9 @@ class Ablations:
                 raise
         return self._ablated(self.rows[begun:])
 
-    def read(self, n_rows: int) -> Array:
-        """The in-context learning score of the first rows of the text as the model is, (rows,): no row twice."""
-        batch = self._rows_of_text(slice(len(self.scores), n_rows))
+    def read(self, more: int) -> Array:
+        """The in-context learning score of so many rows of the text more, as the model is, and of those before, (rows,)."""
+        batch = self._rows_of_text(slice(len(self.scores), len(self.scores) + more))
         queries = torch.from_numpy(batch.queries)
 
         def measured(rows: Tensor, _: slice) -> Array:
@@ -159,11 +159,11 @@ class Ablations:
         self.scores = np.concatenate([self.scores, *parts])
         return self.scores
 
-    def without_heads(self, n_rows: int) -> Ablated:
-        """What is lost without the heads in the first rows of the text, before any control is ablated: no row twice."""
-        more = n_rows - len(self.removed)
+    def without_heads(self, more: int) -> Ablated:
+        """What is lost without the heads in so many rows of the text more, and in those before: no control is ablated yet."""
+        begun = len(self.removed)
         with progress("ablation_removes_icl, the heads", more * (1 + len(self.kinds))):
-            self.removed += list(self._of_heads(self._rows_of_text(slice(len(self.removed), n_rows))))
+            self.removed += list(self._of_heads(self._rows_of_text(slice(begun, begun + more))))
         self.scores = np.concatenate([self.scores, [row.learning for row in self.removed[len(self.scores) :]]])
         return Ablated(self.scores, self._lost(self.removed), {}, {}, np.empty((0, 0)))
 

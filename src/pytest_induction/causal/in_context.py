@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
@@ -30,12 +30,13 @@ from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import check_share, expect
 from pytest_induction.interventions.arguments import HeadsLike
 from pytest_induction.interventions.edits import HOW, Replacement
-from pytest_induction.measuring.observing import ModelLike, provenance
+from pytest_induction.measuring.observing import Array, ModelLike, provenance
 from pytest_induction.model.load import load_model
 from pytest_induction.records import Estimate, Evidence, Verdict
 from pytest_induction.spending import BudgetSpent, joined_notes, spend_at_most, spent_so_far
-from pytest_induction.statistics import FIRST_LOOK, look_sizes
+from pytest_induction.statistics import FIRST_LOOK
 
+R = TypeVar("R")
 BY_CLASS = "fewer rows tell it by class of token: assert_icl_is_induction"
 
 
@@ -184,28 +185,30 @@ def _judged(task: Ablations, evidence: Evidence, most: tuple[int, int], error_ra
 
 def _necessary(task: Ablations, most: tuple[int, int], error_rate: float) -> tuple[Judgement, float]:
     """The judgement on whether the heads are necessary, and how many tokens a row of the last step takes."""
-    claim, found, max_sequences = task.claim(), None, most[1]
+    claim, found = task.claim(), None
     if task.text is not None:
         found, each = _of_heads_alone(task, claim, most, error_rate)
         if found.verdict is not Verdict.SHOWN:
             return found, each
-    given_up: list[Judgement] = []
 
     def judge(rounds: list[Ablated], error_rate: float) -> Judgement:
-        found = judge_necessity(task.all_of(rounds), claim, error_rate=error_rate)
-        if is_out_of_reach(found, claim, len(task.rows), max_sequences):
-            given_up.append(found)
-            return replace(found, verdict=Verdict.REFUTED)  # clear that it stays unclear: no more rows are drawn
-        return found
+        return judge_necessity(task.all_of(rounds), claim, error_rate=error_rate)
 
     begun = spent_so_far()
     try:
-        _, judged, _ = until_clear(task.drawn, judge, max_sequences, error_rate)
+        judged = _cleared(task.drawn, judge, claim, most[1], error_rate)
     except BudgetSpent:
         if found is None:
             raise
         return _unfinished(found, "rank_unclear", "controls"), task.tokens_a_row * SETS
-    return given_up[0] if given_up else judged, _of_each(task.rows, begun)
+    return judged, _of_each(task.rows, begun)
+
+
+def _cleared(
+    draw: Callable[[int, int], R], judge: Callable[[list[R], float], Judgement], claim: CausalClaim, most: int, error_rate: float
+) -> Judgement:
+    """The judgement at the first look at which it is clear, or clearly will not be after `most` rows; else at the last one."""
+    return until_clear(draw, judge, most, error_rate, lambda found, count: is_out_of_reach(found, claim, count, most))[1]
 
 
 def _of_each(rows: Sized, begun: int) -> float:
@@ -229,40 +232,23 @@ def _of_heads_alone(task: Ablations, claim: CausalClaim, most: tuple[int, int], 
     A pass over a row of text is dear, and one for each set of heads is dearer. So nothing is ablated before it is clear that the
     model learns from the text, and no control before it is clear that enough is gone.
     """
-    looks, fewer = map(look_sizes, most)
 
-    def read(size: int) -> Judgement:
-        return judge_learning(task.read(size), claim, error_rate=error_rate / len(looks), n_kinds=len(task.kinds))
+    def read(rounds: list[Array], error_rate: float) -> Judgement:
+        return judge_learning(rounds[-1], claim, error_rate=error_rate, n_kinds=len(task.kinds))
 
-    def ablate(size: int) -> Judgement:
-        return judge_removal(task.without_heads(size), claim, error_rate=error_rate / len(fewer))
+    def ablated(rounds: list[Ablated], error_rate: float) -> Judgement:
+        return judge_removal(rounds[-1], claim, error_rate=error_rate)
 
     begun = spent_so_far()
-    learns = _looked(read, looks, claim)
+    learns = _cleared(lambda more, _: task.read(more), read, claim, most[0], error_rate)
     if learns.verdict is not Verdict.SHOWN:
         return learns, _of_each(task.scores, begun)
     begun = spent_so_far()
     try:
-        return _looked(ablate, fewer, claim), _of_each(task.removed, begun)
+        removed = _cleared(lambda more, _: task.without_heads(more), ablated, claim, most[1], error_rate)
     except BudgetSpent:
         return _unfinished(learns, "effect_unclear", "the heads"), task.tokens_a_row * (1 + len(task.kinds))
-
-
-def _looked(look: Callable[[int], Judgement], looks: Sequence[int], claim: CausalClaim) -> Judgement:
-    """The judgement at the first look at which it is clear, or clearly will not be; else at the last one within the budget."""
-    found: Judgement | None = None
-    for size in looks:
-        try:
-            found = look(size)
-        except BudgetSpent:
-            if found is None:
-                raise
-            return found
-        if found.verdict is not Verdict.UNDETERMINED or is_out_of_reach(found, claim, size, looks[-1]):
-            return found
-    if found is None:
-        raise ValueError("there is nothing to look at")
-    return found
+    return removed, _of_each(task.removed, begun)
 
 
 def _unfinished(found: Judgement, reason: str, what: str) -> Judgement:

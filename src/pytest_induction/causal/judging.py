@@ -159,9 +159,9 @@ def judge_necessity(found: Ablated, claim: CausalClaim, *, error_rate: float) ->
     """
     shared = of_each(error_rate, len(found.lost))
     learning = _score(found.learning, error_rate, len(found.lost))
-    estimates = {"icl_score": learning}
     if not learning.is_below(MAX_IN_CONTEXT_LEARNING):
         return _without_learning(len(found.learning), claim, learning)
+    estimates = {"icl_score": learning}
     kinds = {kind: _of_kind(found, kind, claim, (error_rate, shared)) for kind in found.lost}
     estimates |= {f"{name} {kind}": getattr(of, name) for kind, of in kinds.items() for name in ("lost", "control", "share")}
     estimates |= {f"beyond controls {kind}": of.excess for kind, of in kinds.items()}
@@ -180,10 +180,8 @@ def judge_removal(found: Ablated, claim: CausalClaim, *, error_rate: float) -> J
     learning, count = _score(found.learning, error_rate, len(found.lost)), len(next(iter(found.lost.values())))
     if not learning.is_below(MAX_IN_CONTEXT_LEARNING):
         return _without_learning(len(found.learning), claim, learning)
-    losses = {kind: mean_in_nats(lost, shared) for kind, lost in found.lost.items()}
-    shares = {
-        kind: with_ends(partial(share_interval, lost, -found.learning), error_rate, shared) for kind, lost in found.lost.items()
-    }
+    gone = {kind: _gone_without(found, kind, (error_rate, shared)) for kind in found.lost}
+    losses, shares = ({kind: both[at] for kind, both in gone.items()} for at in (0, 1))
     estimates = {"icl_score": learning}
     estimates |= {f"{name} {kind}": of[kind] for kind in losses for name, of in (("lost", losses), ("share", shares))}
     seen = _gone(shares, claim, learning)
@@ -255,21 +253,29 @@ def _without_learning(count: int, claim: CausalClaim, learning: Estimate) -> Jud
     return Judgement(Verdict.UNDETERMINED, "learning_unclear", seen, estimates=estimates, more_sequences=more)
 
 
+def _gone_without(found: Ablated, kind: str, rates: tuple[float, float]) -> tuple[Estimate, Estimate]:
+    """What is lost without the heads, and which share of what the model learns that is; rates as those of `_of_kind`."""
+    whole, shared = rates
+    lost = found.lost[kind]
+    return mean_in_nats(lost, shared), with_ends(partial(share_interval, lost, -found.learning), whole, shared)
+
+
 def _of_kind(found: Ablated, kind: str, claim: CausalClaim, rates: tuple[float, float]) -> Kind:
     """`rates`: of what SHOWN needs, and of each statement that refutes."""
     whole, shared = rates
-    lost, usual, gained = found.lost[kind], found.usual[kind], -found.learning
-    dealt = lost[: len(usual)]  # of those rows in which controls were ablated too
+    usual = found.usual[kind]
+    dealt = found.lost[kind][: len(usual)]  # of those rows in which controls were ablated too
     differences = mean_differences(found.controls[kind], dealt)
     ablated = int(np.isfinite(differences).sum())
     more = [_is_above(found.controls[kind][number] - dealt, shared / ablated) for number in np.flatnonzero(differences > 0)]
+    lost, share = _gone_without(found, kind, rates)
     is_first = kind == next(iter(found.lost))  # the others confirm, on fewer controls
     enough = min(claim.n_controls, *RANKED) if is_first else 1
     return Kind(
-        mean_in_nats(lost, shared),
+        lost,
         mean_in_nats(usual, shared),
-        with_ends(partial(share_interval, lost, gained), whole, shared),
-        with_ends(partial(share_interval, dealt - usual, gained), whole, shared),
+        share,
+        with_ends(partial(share_interval, dealt - usual, -found.learning), whole, shared),
         n_controls=ablated,
         as_much=int((differences >= 0).sum()),
         more=sum(more),
