@@ -1,5 +1,7 @@
 """The scores of a pass taken layer by layer are those of each layer taken alone, however layers differ."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -37,13 +39,24 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("small", [True, False], ids=["all products", "line by line"])
+WAYS = {"all products": (10**9, 0), "lines of arrays": (0, 10**9), "lines of tensors": (0, 0)}
+
+
+def go(monkeypatch, way):
+    """Make products in this way."""
+    products, threads = WAYS[way]
+    for name in ("SMALL_ENTRIES", "HELD_PRODUCTS"):
+        monkeypatch.setattr(f"pytest_induction.attention.pattern.{name}", products)
+    monkeypatch.setattr("pytest_induction.attention.pattern.FEW_THREADS", threads)
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("held", [1, 3000, 10**9])
 @pytest.mark.parametrize("kind", MODELS)
-def test_together_is_the_same_as_alone(monkeypatch, kind, held, small):
+def test_together_is_the_same_as_alone(monkeypatch, kind, held, way):
     """Whatever waits for how long, and whichever way the products are made."""
     monkeypatch.setattr(streaming, "HELD_ENTRIES", held)
-    monkeypatch.setattr("pytest_induction.attention.pattern.SMALL_ENTRIES", 10**9 if small else 0)
+    go(monkeypatch, way)
     layers = MODELS[kind]()
     stream = Streamed(SCORES, len(layers))
     for index, reader in enumerate(layers):
@@ -58,15 +71,13 @@ def test_together_is_the_same_as_alone(monkeypatch, kind, held, small):
 def test_the_ways_of_making_products_agree(monkeypatch, heads, key_heads):
     """All at once for short sequences, line by line for long ones, and in blocks those that no cache holds."""
     found = []
-    for small, cache in ((10**9, 10**9), (0, 10**9), (0, 0)):
-        monkeypatch.setattr("pytest_induction.attention.pattern.SMALL_ENTRIES", small)
-        monkeypatch.setattr("pytest_induction.attention.pattern.HELD_PRODUCTS", small)
+    for way, cache in itertools.product(WAYS, (10**9, 0)):
+        go(monkeypatch, way)
         monkeypatch.setattr("pytest_induction.attention.pattern.IN_CACHE", cache)
         reader = layer(0, heads=heads, key_heads=key_heads, masked=True)
         found.append(reader.diagonals([0, 1, 5, 24, 40], first=True))
         assert len(list(_blocks(reader.query))) == (2 * T if cache == 0 else 1)
-    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
-    torch.testing.assert_close(found[1], found[2], atol=1e-6, rtol=0)
+        torch.testing.assert_close(found[-1], found[0], atol=1e-6, rtol=0)
     assert not found[0][:, :, 4].any() and found[0][:, :, -1].any()
 
 
@@ -89,15 +100,14 @@ def test_scattered_scores_are_taken_at_once():
 
 
 def test_autocast_rounds_nothing():
-    """Wherever the user has it on."""
+    """The rest of the layers may be asked for where the user has it on; each layer is handed over where it is off."""
     wanted = Streamed(SCORES, 1)
     wanted.add(0, layer(0))
     found = Streamed(SCORES, 1)
+    found.add(0, layer(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found.add(0, layer(0))
-        rounded = layers_of(found)[0]
-    torch.testing.assert_close(rounded, layers_of(wanted)[0], atol=1e-3, rtol=0)
-    assert rounded.dtype is torch.float32
+        under_autocast = layers_of(found)[0]
+    assert torch.equal(under_autocast, layers_of(wanted)[0]) and under_autocast.dtype is torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

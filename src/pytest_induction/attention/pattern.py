@@ -6,10 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Array = NDArray[Any]
+Some = TypeVar("Some", Tensor, Array)
 
 
 @dataclass
@@ -198,10 +203,11 @@ def _copied(value: Any) -> Any:
 
 
 BLOCK_ENTRIES = 4_000_000  # scores held at a time where the log-sum-exp is computed in blocks of rows
-SMALL_ENTRIES = 65_536  # up to so many products of queries and keys, all of them at once are cheaper than line by line
-POSITIONS_A_LINE = 8  # up to so many for each line that is read, likewise, as far as they may lie in memory:
-HELD_PRODUCTS = 2**22  # 16 MB
-IN_CACHE = 2**17  # numbers of queries that are read at a time, with their keys and products, by each thread: a second-level cache
+POSITIONS_A_LINE = 8  # up to so many for each line that is read, all products of queries and keys are cheaper than line by line
+SMALL_ENTRIES = 65_536  # as far as they are so few; several threads, or a GPU, take so many at any number of lines, and with
+HELD_PRODUCTS = 2**22  # many lines so many: 16 MB
+IN_CACHE = 2**17  # numbers of queries that are read at a time, with their keys, by each thread: a second-level cache
+FEW_THREADS = 4  # up to so many of torch, one of numpy reads lines as fast
 PAIR_ENTRIES = 4_000_000  # numbers gathered at a time for scattered entries
 
 LOG2_E = math.log2(math.e)
@@ -272,7 +278,7 @@ class LogSumExpReader:
         dtype = torch.promote_types(self.query.dtype, torch.float32)
         scores = self.query.new_full((batch, heads, len(offsets) + first, positions), -torch.inf, dtype=dtype)
         left = self.write_scores(offsets, scores, first=first)
-        return masses(scores.mul_(left), self.log_sum_exp[:, :, None])
+        return masses(scores, self.log_sum_exp[:, :, None], left)
 
     def write_scores(self, offsets: Sequence[int], out: Tensor, *, first: bool) -> float:
         """The scores before softmax into `out` (batch, heads, lines, positions), but for a factor, which is returned.
@@ -281,8 +287,7 @@ class LogSumExpReader:
         arithmetic of a short sequence: hence the sparing ones.
         """
         batch, heads, positions = self.log_sum_exp.shape
-        few = HELD_PRODUCTS if positions <= POSITIONS_A_LINE * len(offsets) else SMALL_ENTRIES
-        if batch * heads * positions**2 <= few:
+        if batch * heads * positions**2 <= _most_products(self.device, positions, len(offsets)):
             query, key = (self.query, self.key) if self.key.shape[1] == heads else (self._query, self._key)
             products = (_upcast(query) @ _upcast(key).transpose(-1, -2)).view(batch, heads, -1)
             places, outside = _places(tuple(offsets), first, positions, products.device)
@@ -299,15 +304,18 @@ class LogSumExpReader:
         return 1.0
 
     def _write_lines(self, offsets: Sequence[int], out: Tensor, first: bool) -> None:
-        key_heads = self.key.shape[1]
-        if key_heads == out.shape[1]:
-            query, key, lines = _upcast(self.query), _upcast(self.key), out
-        else:
-            query, key, lines = self._query, self._key, out.unflatten(1, (key_heads, -1))
+        query, key, key_heads = self.query, _upcast(self.key), self.key.shape[1]
+        if key_heads < out.shape[1]:
+            query, key, out = query.unflatten(1, (key_heads, -1)), key[:, :, None], out.unflatten(1, (key_heads, -1))
         if len(key) < len(query):
             key = key.expand(len(query), *key.shape[1:])
+        by_arrays = _is_for_arrays(query)
         for rows, queries in _blocks(query):
-            _write(query[rows], key[rows], offsets, lines[rows].unbind(-2), queries, first)
+            some, all_keys, lines = _upcast(query[rows].narrow(-2, queries.start, len(queries))), key[rows], out[rows]
+            if by_arrays:
+                _write(_array(some), _array(all_keys), offsets, _array(lines), queries, first, _dot_of_arrays)
+            else:
+                _write(some, all_keys, offsets, lines, queries, first, _dot_of_tensors)
 
     def columns(self, keys: Tensor) -> Tensor:
         rows = torch.arange(len(keys), device=self.key.device)
@@ -343,6 +351,23 @@ class LogSumExpReader:
         return masses(scores, self.log_sum_exp[:, :, queries.start : queries.stop, None])
 
 
+def _most_products(device: torch.device, positions: int, lines: int) -> int:
+    """How many products of queries and keys are made all at once, in place of those of the lines that are read."""
+    many_lines = positions <= POSITIONS_A_LINE * lines
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return SMALL_ENTRIES if many_lines else 0
+    return HELD_PRODUCTS if many_lines else SMALL_ENTRIES
+
+
+def _is_for_arrays(query: Tensor) -> bool:
+    """Whether one thread of numpy, which holds no products, reads lines faster than all threads of torch, which does."""
+    return query.device.type == "cpu" and torch.get_num_threads() <= FEW_THREADS
+
+
+def _array(values: Tensor) -> Array:
+    return values.detach().numpy()
+
+
 def _blocks(query: Tensor) -> Iterator[tuple[slice, range]]:
     """Some rows and some positions of queries (batch, ..., positions, d_head) at a time, as many as a cache holds on a CPU."""
     (batch, positions), numbers = (query.shape[0], query.shape[-2]), query[0].numel()
@@ -353,17 +378,32 @@ def _blocks(query: Tensor) -> Iterator[tuple[slice, range]]:
             yield slice(row, row + rows), range(start, min(positions, start + width))
 
 
-def _write(query: Tensor, key: Tensor, offsets: Sequence[int], lines: Sequence[Tensor], queries: range, first: bool) -> None:
-    """Products of some queries and keys (..., positions, d_head) into lines (..., positions), of keys so far before them."""
-    dot = torch.linalg.vecdot
-    for line, offset in zip(lines, offsets, strict=not first):
+def _write(
+    query: Some,
+    key: Some,
+    offsets: Sequence[int],
+    out: Some,
+    queries: range,
+    first: bool,
+    dot: Callable[[Some, Some, Some], object],
+) -> None:
+    """Products of some queries and all keys (..., positions, d_head) into `out` (..., lines, positions)."""
+    end = queries.stop
+    for line, offset in enumerate(offsets):
         start = max(offset, queries.start)
-        width = queries.stop - start
-        if width > 0:
-            line.narrow(-1, start, width).copy_(dot(query.narrow(-2, start, width), key.narrow(-2, start - offset, width)))
+        if start < end:
+            keys = key[..., start - offset : end - offset, :]
+            dot(query[..., start - queries.start :, :], keys, out[..., line, start:end])
     if first:
-        own = queries.start, len(queries)
-        lines[-1].narrow(-1, *own).copy_(dot(query.narrow(-2, *own), key.narrow(-2, 0, 1)))
+        dot(query, key[..., :1, :], out[..., -1, queries.start : end])
+
+
+def _dot_of_tensors(query: Tensor, key: Tensor, out: Tensor) -> None:
+    out.copy_(torch.linalg.vecdot(query, key))
+
+
+def _dot_of_arrays(query: Array, key: Array, out: Array) -> None:
+    np.einsum("...d,...d->...", query, key, out=out)
 
 
 class Scored(NamedTuple):
@@ -487,12 +527,13 @@ def _log_sum_exp(scores: Tensor) -> Tensor:
     return masses(scores, top[..., None]).sum(-1).log_().add_(top)
 
 
-def masses(scores: Tensor, log_sum_exp: Tensor) -> Tensor:
-    """exp(scores - log_sum_exp), in place of the scores; 0 where these are -inf.
+def masses(scores: Tensor, log_sum_exp: Tensor, factor: float = 1.0) -> Tensor:
+    """exp(factor * scores - log_sum_exp), in place of the scores; 0 where these are -inf.
 
     As powers of two: the exponential of torch's library on some processors takes nearly a hundred times as long for every -inf.
     """
-    return scores.sub_(log_sum_exp.to(scores.dtype)).mul_(LOG2_E).exp2_()
+    shift = log_sum_exp.to(scores.dtype) * -LOG2_E
+    return torch.add(shift, scores, alpha=factor * LOG2_E, out=scores).exp2_()
 
 
 def rows_of_scores(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, causal: bool, rows: range) -> Tensor:
@@ -516,4 +557,6 @@ def _as_added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _upcast(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    """At least float32; what is converted lies head by head, which is read faster than heads side by side."""
+    exact = torch.promote_types(values.dtype, torch.float32)
+    return values if values.dtype == exact else values.to(exact, memory_format=torch.contiguous_format)
