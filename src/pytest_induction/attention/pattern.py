@@ -309,13 +309,13 @@ class LogSumExpReader:
             query, key, out = query.unflatten(1, (key_heads, -1)), key[:, :, None], out.unflatten(1, (key_heads, -1))
         if len(key) < len(query):
             key = key.expand(len(query), *key.shape[1:])
-        by_arrays = _is_for_arrays(query)
+        taken: Callable[[Tensor], Any]
+        dot: Callable[[Any, Any, Any], None]
+        taken, dot = (_array, _dot_of_arrays) if _is_for_arrays(query) else (_itself, _dot_of_tensors)
+        keys, lines = taken(key), taken(out)
         for rows, queries in _blocks(query):
-            some, all_keys, lines = _upcast(query[rows].narrow(-2, queries.start, len(queries))), key[rows], out[rows]
-            if by_arrays:
-                _write(_array(some), _array(all_keys), offsets, _array(lines), queries, first, _dot_of_arrays)
-            else:
-                _write(some, all_keys, offsets, lines, queries, first, _dot_of_tensors)
+            some = taken(_upcast(query[rows, ..., queries.start : queries.stop, :]))
+            _write(some, keys[rows], offsets, lines[rows], queries, first, dot)
 
     def columns(self, keys: Tensor) -> Tensor:
         rows = torch.arange(len(keys), device=self.key.device)
@@ -365,7 +365,11 @@ def _is_for_arrays(query: Tensor) -> bool:
 
 
 def _array(values: Tensor) -> Array:
-    return values.detach().numpy()
+    return (values.detach() if values.requires_grad else values).numpy()
+
+
+def _itself(values: Tensor) -> Tensor:
+    return values
 
 
 def _blocks(query: Tensor) -> Iterator[tuple[slice, range]]:
@@ -385,7 +389,7 @@ def _write(
     out: Some,
     queries: range,
     first: bool,
-    dot: Callable[[Some, Some, Some], object],
+    dot: Callable[[Some, Some, Some], None],
 ) -> None:
     """Products of some queries and all keys (..., positions, d_head) into `out` (..., lines, positions)."""
     end = queries.stop
