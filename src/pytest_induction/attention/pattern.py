@@ -207,7 +207,7 @@ POSITIONS_A_LINE = 8  # up to so many for each line that is read, all products o
 SMALL_ENTRIES = 65_536  # as far as they are so few; several threads, or a GPU, take so many at any number of lines, and with
 HELD_PRODUCTS = 2**22  # many lines so many: 16 MB
 IN_CACHE = 2**17  # numbers of queries that are read at a time, with their keys, by each thread: a second-level cache
-FEW_THREADS = 4  # up to so many of torch, one of numpy reads lines as fast
+FEW_THREADS = 4  # up to so many of torch, one of numpy is faster at lines
 PAIR_ENTRIES = 4_000_000  # numbers gathered at a time for scattered entries
 
 LOG2_E = math.log2(math.e)
@@ -309,9 +309,7 @@ class LogSumExpReader:
             query, key, out = query.unflatten(1, (key_heads, -1)), key[:, :, None], out.unflatten(1, (key_heads, -1))
         if len(key) < len(query):
             key = key.expand(len(query), *key.shape[1:])
-        taken: Callable[[Tensor], Any]
-        dot: Callable[[Any, Any, Any], None]
-        taken, dot = (_array, _dot_of_arrays) if _is_for_arrays(query) else (_itself, _dot_of_tensors)
+        taken, dot = _kind_and_dot(query)
         keys, lines = taken(key), taken(out)
         for rows, queries in _blocks(query):
             some = taken(_upcast(query[rows, ..., queries.start : queries.stop, :]))
@@ -359,9 +357,13 @@ def _most_products(device: torch.device, positions: int, lines: int) -> int:
     return HELD_PRODUCTS if many_lines else SMALL_ENTRIES
 
 
-def _is_for_arrays(query: Tensor) -> bool:
-    """Whether one thread of numpy, which holds no products, reads lines faster than all threads of torch, which does."""
-    return query.device.type == "cpu" and torch.get_num_threads() <= FEW_THREADS
+def _kind_and_dot(query: Tensor) -> tuple[Callable[[Tensor], Any], Callable[[Any, Any, Any], None]]:
+    """What lines are read as, arrays or tensors, and what makes their products.
+
+    One thread of numpy, which holds no products, is faster than a few threads of torch, which does.
+    """
+    few = query.device.type == "cpu" and torch.get_num_threads() <= FEW_THREADS
+    return (_array, _dot_of_arrays) if few else (_itself, _dot_of_tensors)
 
 
 def _array(values: Tensor) -> Array:
