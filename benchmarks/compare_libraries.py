@@ -26,6 +26,7 @@ from typing import Any
 
 from libraries_page import rendered
 from libraries_ways import KNOWN, LISTS, PACKAGES, PLACE, SAME_SCORE, TIMED, WAYS
+from machine import processor
 from pages import drawn
 from pretrained_fetch import SOURCES, cache_directory, plain_directory
 from study_pretrained import Unfinished
@@ -99,10 +100,7 @@ def _least(runs: Sequence[Json], reference: list[list[float]] | None) -> Json:
 
 
 def about() -> Json:
-    processor = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
-    )
-    return {"processor": processor, "python": sys.version.split()[0], "versions": {name: version(name) for name in PACKAGES}}
+    return {"processor": processor(), "python": sys.version.split()[0], "versions": {name: version(name) for name in PACKAGES}}
 
 
 def measure(only: str | None, directory: Path | None) -> None:

@@ -211,9 +211,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             models = {each: models[each] for each in every if each in models}
             keep(models)
     page = filled(PAGE.read_text(encoding="utf-8"), BEGIN, END, table(models))
-    if page is None:
-        print(f"{PAGE.name} must have the lines {BEGIN!r} and {END!r}")
-        return 1
     return drawn(PAGE, page, check=given.check, source=f"{RECORD.name} gives; `make field FIELD=--draw` writes it")
 
 

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 
-def filled(page: str, begin: str, end: str, content: str) -> str | None:
-    """The page with this between its markers, or None where they are missing."""
+def filled(page: str, begin: str, end: str, content: str) -> str:
+    """The page with this between its markers; ends with a line on these where they are missing."""
     before, first, rest = page.partition(begin)
     _, last, after = rest.partition(end)
-    return f"{before}{begin}\n\n{content}{end}{after}" if first and last else None
+    if not first or not last:
+        raise SystemExit(f"the page must have the lines {begin!r} and {end!r}")
+    return f"{before}{begin}\n\n{content}{end}{after}"
 
 
 def drawn(page: Path, wanted: str, *, check: bool, source: str) -> int:

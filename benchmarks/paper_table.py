@@ -186,8 +186,6 @@ def written(page: Path) -> str:
 def stale(picture: str, text: str) -> str:
     """What is not as the measurements give it, or ""."""
     page = filled(written(PAGE), BEGIN, END, f"{text}\n")
-    if page is None:
-        return f"{PAGE.name} must have the lines {BEGIN!r} and {END!r}"
     names = [each.name for each, wanted in ((PICTURE, picture), (PAGE, page)) if written(each) != wanted]
     return f"not what the measurements of the zoo give: {' and '.join(names)}; run `make paper`" if names else ""
 
@@ -204,11 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(bool(found))
     print(text)
     PICTURE.write_text(picture, encoding="utf-8")
-    page = filled(written(PAGE), BEGIN, END, f"{text}\n")
-    if page is None:
-        print(f"{PAGE.name} is left alone: it must have the lines {BEGIN!r} and {END!r}")
-    else:
-        PAGE.write_text(page, encoding="utf-8")
+    PAGE.write_text(filled(written(PAGE), BEGIN, END, f"{text}\n"), encoding="utf-8")
     return 0
 
 

@@ -1,7 +1,6 @@
 """What `make study-pretrained` measures of a pretrained model: its heads, a check by eager attention, lists over seeds, cost."""
 
 import gc
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from tests.measuring import slow
 from torch import Tensor, nn
 
 from bare import verdict
+from machine import processor
 from pytest_induction import (
     Evidence,
     assert_has_induction_head,
@@ -80,16 +80,10 @@ def about(subject: ModelUnderTest) -> Json:
         "context": subject.space.n_ctx,
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "backend": subject.reading.name,
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **installed(("torch", "transformers"))},
     }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{named[0] if named else platform.machine()} ({os.cpu_count()} cores)"
 
 
 def described(head: HeadEvidence, lengths: Sequence[float] | None) -> Json:

@@ -12,7 +12,6 @@ exits with 1 where the page is not what the record gives.
 
 import argparse
 import json
-import os
 import re
 import sys
 import textwrap
@@ -28,6 +27,7 @@ import torch
 from torch import nn
 
 from bare import bare_pass, processor_seconds, verdict
+from machine import processor
 from pages import drawn, filled
 from pretrained_causes import texts
 from pretrained_fetch import SOURCES, FetchError, cache_directory, plain_directory
@@ -271,11 +271,8 @@ def about() -> Json:
     """Where it is measured."""
     import transformers
 
-    with open("/proc/cpuinfo", encoding="utf-8") as lines:
-        names = [each.partition(":")[2].strip() for each in lines if each.startswith("model name")]
-    processor = f"{names[0] if names else 'unknown'} ({os.cpu_count()} cores)"
     return {
-        "processor": processor,
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -351,9 +348,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not KEPT.keys() & set(given.models or KEPT):
             return int(bool(over))
     page = filled(PAGE.read_text(encoding="utf-8"), BEGIN, END, table(kept()))
-    if page is None:
-        print(f"{PAGE.name} must have the lines {BEGIN!r} and {END!r}")
-        return 1
     source = f"{RECORD.name} gives; `make prices PRICES=--draw` writes it"
     return drawn(PAGE, page, check=given.check, source=source) or int(bool(over))
 

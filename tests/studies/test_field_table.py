@@ -100,10 +100,10 @@ def test_a_page_that_is_not_what_is_kept_fails(kept, capsys):
     assert "not what field.json gives" in capsys.readouterr().out
 
 
-def test_a_page_without_markers_fails(kept, capsys):
+def test_a_page_without_markers_fails(kept):
     kept.PAGE.write_text("nothing\n")
-    assert kept.main(["--check"]) == 1
-    assert "must have the lines" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="must have the lines"):
+        kept.main(["--check"])
 
 
 @pytest.mark.parametrize(
