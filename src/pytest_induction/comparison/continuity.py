@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_induction import spending
 from pytest_induction.comparison.families import Runs, members_of, unlike
-from pytest_induction.comparison.margins import HEADS, ICL, LATE, OF_MODELS, OF_RUNS, OV, Continuity, Measure, judge_continuity
-from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS, extend, priced_claim
+from pytest_induction.comparison.margins import HEADS, ICL, LATE, OF_MODELS, OF_RUNS, OV, Measure, judge_continuity
+from pytest_induction.deciding import ERROR_RATE, MAX_SEQUENCES, MAX_TEXT_ROWS, Judgement, extend, priced_claim
 from pytest_induction.errors import ArgumentError, user_facing, whole_number
 from pytest_induction.expectations import expect
 from pytest_induction.records import Evidence, Provenance
@@ -19,6 +18,7 @@ from pytest_induction.runs.opening import load_run
 from pytest_induction.runs.phase_change.claims import provenance_of
 from pytest_induction.runs.phase_change.finding import ERROR_RATE as ERROR_RATE_OF_RUNS
 from pytest_induction.spending import Price, spend_at_most, spent_so_far, what_more
+from pytest_induction.spending import notes as budget_notes
 from pytest_induction.statistics import FIRST_LOOK, equivalence, look_sizes
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _of_runs(names: tuple[str, ...], members: Sequence[Any], margins: Mapping[st
 
 
 def _evidence(
-    judgement: Continuity, thresholds: Mapping[str, float], about: Provenance, notes: tuple[str, ...], error_rate: float
+    judgement: Judgement, thresholds: Mapping[str, float], about: Provenance, notes: tuple[str, ...], error_rate: float
 ) -> Evidence:
     return Evidence(
         CLAIM,
@@ -161,7 +161,7 @@ def _provenance(names: Sequence[str], parts: Sequence[Provenance], probe: str, *
     """Where what is said of a family comes from; what each member is stands in the notes."""
     measured_on = (part.probe if is_run else f"{part.how}, weights {part.fingerprint}" for part in parts)
     members = [f"{name} is {part.model}: {what}" for name, part, what in zip(names, parts, measured_on, strict=True)]
-    of_all = spending.notes()
+    of_all = budget_notes()
     notes = [f"{name}: {note}" for name, part in zip(names, parts, strict=True) for note in part.notes if note not in of_all]
     return replace(
         parts[0],

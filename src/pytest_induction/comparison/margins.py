@@ -62,13 +62,6 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Continuity(Judgement):
-    """A judgement with what would settle it."""
-
-    next_step: str = ""
-
-
-@dataclass(frozen=True)
 class _Compared:
     """One measure with what is shown of it; None where there are no numbers to compare."""
 
@@ -121,7 +114,7 @@ class _Compared:
 
 def judge_continuity(
     found: Mapping[str, Measured], margins: Mapping[str, float], names: Sequence[str], *, error_rate: float
-) -> Continuity:
+) -> Judgement:
     """SHOWN where every measure is shown to be alike in all of the family, REFUTED where some measure is shown to differ.
 
     `found` and `margins` are by the names of measures, `names` those of the members. `statistics.equivalence` says what is shown
@@ -138,22 +131,20 @@ def judge_continuity(
     unclear = [each for each in compared.values() if not each.is_alike]
     if different:
         text = "; ".join(each.largest_difference for each in different)
-        return Continuity(Verdict.REFUTED, "differs", f"they are not all alike: {text}", estimates=estimates)
+        return Judgement(Verdict.REFUTED, "differs", f"they are not all alike: {text}", estimates=estimates)
     if unclear or not compared:
         return _not_clear(unclear, estimates)
     text = ", ".join(each.in_short for each in compared.values())
-    return Continuity(
-        Verdict.SHOWN, "alike", f"all {len(names)} are alike: the largest difference is {text}", estimates=estimates
-    )
+    return Judgement(Verdict.SHOWN, "alike", f"all {len(names)} are alike: the largest difference is {text}", estimates=estimates)
 
 
-def _not_clear(unclear: Sequence[_Compared], estimates: Mapping[str, Estimate]) -> Continuity:
+def _not_clear(unclear: Sequence[_Compared], estimates: Mapping[str, Estimate]) -> Judgement:
     if not unclear:
-        return Continuity(Verdict.UNDETERMINED, "nothing_measured", "there is nothing to compare", next_step=NOTHING)
+        return Judgement(Verdict.UNDETERMINED, "nothing_measured", "there is nothing to compare", next_step=NOTHING)
     text = "; ".join(each.largest_difference for each in unclear)
     reason = "difference_unclear" if any(each.shown is not None for each in unclear) else "not_comparable"
     more = max((each.more for each in unclear if each.found.rows == SEQUENCES), default=0)
-    return Continuity(
+    return Judgement(
         Verdict.UNDETERMINED,
         reason,
         f"whether all are alike is not clear: {text}",
