@@ -210,6 +210,7 @@ IN_CACHE = 2**17  # numbers of queries that are read at a time, with their keys,
 FEW_THREADS = 4  # up to so many of torch, one of numpy is faster at lines
 PAIR_ENTRIES = 4_000_000  # numbers gathered at a time for scattered entries
 
+EXACT = (torch.float32, torch.float64)
 LOG2_E = math.log2(math.e)
 NOTHING = -1e30  # below it a log-sum-exp is that of a row in which everything is masked
 
@@ -409,7 +410,10 @@ def _dot_of_tensors(query: Tensor, key: Tensor, out: Tensor) -> None:
 
 
 def _dot_of_arrays(query: Array, key: Array, out: Array) -> None:
-    np.einsum("...d,...d->...", query, key, out=out)
+    if hasattr(np, "vecdot"):
+        np.vecdot(query, key, out=out)
+    else:  # numpy 1
+        np.einsum("...d,...d->...", query, key, out=out)
 
 
 class Scored(NamedTuple):
@@ -564,5 +568,6 @@ def _as_added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _upcast(values: Tensor) -> Tensor:
     """At least float32; what is converted lies head by head, which is read faster than heads side by side."""
-    exact = torch.promote_types(values.dtype, torch.float32)
-    return values if values.dtype == exact else values.to(exact, memory_format=torch.contiguous_format)
+    if values.dtype in EXACT:
+        return values
+    return values.to(torch.promote_types(values.dtype, torch.float32), memory_format=torch.contiguous_format)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pytest_induction.attention.pattern import masses
 from pytest_induction.errors import ArgumentError
+from pytest_induction.forward.calling import full_precision
 
 SCORES = ("prefix_matching", "previous_token", "duplicate_token", "first_token")
 WRONG_SHIFT = "wrong_shift"
@@ -492,7 +493,7 @@ class Streamed:
             held.mul_(held.new_tensor(factors).view(-1, 1, 1, 1, 1))
             factor = 1.0
         log_sum_exps = torch.stack([each for _, each in self._waiting])[:, :, :, None]
-        with torch.autocast(held.device.type, enabled=False):  # this may be called where the user has it on
+        with full_precision(held.device.type):  # this may be called where the user has autocast on
             found = self._scores.reduced(masses(held, log_sum_exps, factor))
         self._done.append(found.movedim(-1, 1))
         self._buffer, self._waiting = torch.empty(0), []
