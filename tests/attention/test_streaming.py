@@ -129,3 +129,10 @@ def test_masses_are_exponentials_and_exactly_nothing_where_masked():
     assert (found[scores == -torch.inf] == 0).all()
     torch.testing.assert_close(found.double(), wanted, atol=1e-37, rtol=2e-5)
     assert float((found - wanted).abs().max()) < 2e-7
+
+
+def test_masses_of_scores_in_the_thousands_are_as_near_as_the_scores():
+    """Nothing is made of either before the difference, so that their size is no matter."""
+    scores = torch.tensor([7.0, 912.0, 7598.0, 50021.0])
+    assert torch.equal(masses(scores.clone(), scores), torch.ones(4))
+    assert torch.equal(masses(scores.clone(), scores + 1), masses(torch.zeros(4), torch.ones(4)))

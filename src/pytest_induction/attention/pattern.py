@@ -203,9 +203,9 @@ def _copied(value: Any) -> Any:
 
 
 BLOCK_ENTRIES = 4_000_000  # scores held at a time where the log-sum-exp is computed in blocks of rows
-POSITIONS_A_LINE = 8  # up to so many for each line that is read, all products of queries and keys are cheaper than line by line
-SMALL_ENTRIES = 65_536  # as far as they are so few; several threads, or a GPU, take so many at any number of lines, and with
-HELD_PRODUCTS = 2**22  # many lines so many: 16 MB
+SMALL_ENTRIES = 65_536  # up to so many products of queries and keys, all of them at once cost no more than line by line
+POSITIONS_A_LINE = 8  # up to so many for each line that is read, several threads or a GPU are faster at all at once, up to
+HELD_PRODUCTS = 2**22  # so many: 16 MB
 IN_CACHE = 2**17  # numbers of queries that are read at a time, with their keys, by each thread: a second-level cache
 FEW_THREADS = 4  # up to so many of torch, one of numpy is faster at lines
 PAIR_ENTRIES = 4_000_000  # numbers gathered at a time for scattered entries
@@ -279,7 +279,7 @@ class LogSumExpReader:
         dtype = torch.promote_types(self.query.dtype, torch.float32)
         scores = self.query.new_full((batch, heads, len(offsets) + first, positions), -torch.inf, dtype=dtype)
         left = self.write_scores(offsets, scores, first=first)
-        return masses(scores, self.log_sum_exp[:, :, None], left)
+        return masses(scores.mul_(left), self.log_sum_exp[:, :, None])
 
     def write_scores(self, offsets: Sequence[int], out: Tensor, *, first: bool) -> float:
         """The scores before softmax into `out` (batch, heads, lines, positions), but for a factor, which is returned.
@@ -352,10 +352,8 @@ class LogSumExpReader:
 
 def _most_products(device: torch.device, positions: int, lines: int) -> int:
     """How many products of queries and keys are made all at once, in place of those of the lines that are read."""
-    many_lines = positions <= POSITIONS_A_LINE * lines
-    if device.type == "cpu" and torch.get_num_threads() == 1:
-        return SMALL_ENTRIES if many_lines else 0
-    return HELD_PRODUCTS if many_lines else SMALL_ENTRIES
+    shared = device.type != "cpu" or torch.get_num_threads() > 1
+    return HELD_PRODUCTS if shared and positions <= POSITIONS_A_LINE * lines else SMALL_ENTRIES
 
 
 def _kind_and_dot(query: Tensor) -> tuple[Callable[[Tensor], Any], Callable[[Any, Any, Any], None]]:
@@ -537,13 +535,13 @@ def _log_sum_exp(scores: Tensor) -> Tensor:
     return masses(scores, top[..., None]).sum(-1).log_().add_(top)
 
 
-def masses(scores: Tensor, log_sum_exp: Tensor, factor: float = 1.0) -> Tensor:
-    """exp(factor * scores - log_sum_exp), in place of the scores; 0 where these are -inf.
+def masses(scores: Tensor, log_sum_exp: Tensor) -> Tensor:
+    """exp(scores - log_sum_exp), in place of the scores; 0 where these are -inf.
 
     As powers of two: the exponential of torch's library on some processors takes nearly a hundred times as long for every -inf.
+    The difference is taken first: of scores in the thousands, a product with anything is off by more than it may be.
     """
-    shift = log_sum_exp.to(scores.dtype) * -LOG2_E
-    return torch.add(shift, scores, alpha=factor * LOG2_E, out=scores).exp2_()
+    return scores.sub_(log_sum_exp.to(scores.dtype)).mul_(LOG2_E).exp2_()
 
 
 def rows_of_scores(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, causal: bool, rows: range) -> Tensor:

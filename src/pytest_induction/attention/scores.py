@@ -487,14 +487,11 @@ class Streamed:
         if not self._waiting or not _is_of_lines(self._scores):
             return
         held = self._buffer[: len(self._waiting)]
-        factors = [factor for factor, _ in self._waiting]
-        factor = factors[0]
-        if len({*factors}) > 1:
-            held.mul_(held.new_tensor(factors).view(-1, 1, 1, 1, 1))
-            factor = 1.0
+        factors = {factor for factor, _ in self._waiting}
+        factor = factors.pop() if len(factors) == 1 else held.new_tensor([each for each, _ in self._waiting]).view(-1, 1, 1, 1, 1)
         log_sum_exps = torch.stack([each for _, each in self._waiting])[:, :, :, None]
         with full_precision(held.device.type):  # this may be called where the user has autocast on
-            found = self._scores.reduced(masses(held, log_sum_exps, factor))
+            found = self._scores.reduced(masses(held.mul_(factor), log_sum_exps))
         self._done.append(found.movedim(-1, 1))
         self._buffer, self._waiting = torch.empty(0), []
 
