@@ -100,11 +100,22 @@ def test_scattered_scores_are_taken_at_once():
 
 
 def test_autocast_rounds_nothing():
-    """The rest of the layers may be asked for where the user has it on; each layer is handed over where it is off."""
+    """Wherever the user has it on."""
     wanted = Streamed(SCORES, 1)
     wanted.add(0, layer(0))
     found = Streamed(SCORES, 1)
-    found.add(0, layer(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found.add(0, layer(0))
+        rounded = layers_of(found)[0]
+    torch.testing.assert_close(rounded, layers_of(wanted)[0], atol=1e-3, rtol=0)
+    assert rounded.dtype is torch.float32
+
+
+def test_scores_that_are_asked_for_under_autocast_are_the_same_to_the_bit():
+    """Each layer is handed over where it is off; what waits may be turned into scores where the user has it on."""
+    wanted, found = Streamed(SCORES, 1), Streamed(SCORES, 1)
+    for stream in (wanted, found):
+        stream.add(0, layer(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under_autocast = layers_of(found)[0]
     assert torch.equal(under_autocast, layers_of(wanted)[0]) and under_autocast.dtype is torch.float32

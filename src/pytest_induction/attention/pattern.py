@@ -58,7 +58,7 @@ class ChunkedReader:
         return torch.cat([self._diagonals(chunk, offsets, first) for chunk in self.chunks], dim=-1)
 
     def _diagonals(self, chunk: QueryChunk, offsets: Sequence[int], first: bool) -> Tensor:
-        rows = _exact(chunk.rows())
+        rows = _upcast(chunk.rows())
         mass = rows.new_zeros(*rows.shape[:2], len(offsets) + first, len(chunk.queries))
         for index, offset in enumerate(offsets):
             shift = chunk.queries.start - offset - chunk.keys.start
@@ -73,7 +73,7 @@ class ChunkedReader:
         batch = torch.arange(len(keys), device=keys.device)
         found = []
         for chunk in self.chunks:
-            rows, places = _exact(chunk.rows()), keys - chunk.keys.start
+            rows, places = _upcast(chunk.rows()), keys - chunk.keys.start
             inside = (places >= 0) & (places < len(chunk.keys))
             column = rows[batch, :, :, places.clamp(0, len(chunk.keys) - 1)]
             found.append(column.masked_fill(~inside[:, None, None], 0))
@@ -85,7 +85,7 @@ class ChunkedReader:
             inside = (queries >= chunk.queries.start) & (queries < chunk.queries.stop)
             inside &= (keys >= chunk.keys.start) & (keys < chunk.keys.stop)
             places = (rows[inside], slice(None), queries[inside] - chunk.queries.start, keys[inside] - chunk.keys.start)
-            found[inside] = _exact(chunk.rows())[places].to(found.dtype)
+            found[inside] = _upcast(chunk.rows())[places].to(found.dtype)
         return found
 
     def pattern_of(self, queries: range) -> Tensor:
@@ -96,15 +96,10 @@ class ChunkedReader:
         start, stop = max(queries.start, chunk.queries.start), min(queries.stop, chunk.queries.stop)
         if start >= stop:
             return None
-        rows = _exact(chunk.rows())[:, :, start - chunk.queries.start : stop - chunk.queries.start]
+        rows = _upcast(chunk.rows())[:, :, start - chunk.queries.start : stop - chunk.queries.start]
         whole = rows.new_zeros(*rows.shape[:3], self._positions)
         whole[..., chunk.keys.start : chunk.keys.stop] = rows
         return whole
-
-
-def _exact(pattern: Tensor) -> Tensor:
-    """A pattern in what its entries are summed in."""
-    return pattern.to(torch.promote_types(pattern.dtype, torch.float32))
 
 
 @dataclass
